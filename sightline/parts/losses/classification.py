@@ -367,6 +367,6 @@ class FeatureDistillation(Loss):
                     f"teacher.features: '{name}' returns {student_shapes}, the teacher's {teacher_shapes}; name others"
                 )
             for student, teacher in zip(student_modules[name], outputs, strict=True):
-                dtype = torch.promote_types(student.dtype, torch.float32)
-                sums.append((student.to(dtype) - teacher.detach().to(dtype)).square().sum())
+                student = promote_to_float32(student)
+                sums.append((student - teacher.detach().to(student.dtype)).square().sum())
         return torch.stack(sums).sum()

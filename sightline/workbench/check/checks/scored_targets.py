@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry.boxes.overlaps import pairwise_iou
+from sightline.compute.geometry.boxes.overlaps import pairwise_iou, promote_to_float32
 from sightline.compute.geometry.boxes.priors import warp_boxes
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
@@ -217,7 +217,7 @@ def ignored_targets(context: Context) -> Iterator[Fault | Finding]:
 def _loss_faults(context: Context, ignored: int) -> Iterator[Fault | Finding]:
     outputs, batch = context.dry_run.seen_outputs, context.dry_run.batch
     logits, label = outputs["logits"].detach(), batch["label"]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # a sum in bf16 rounds the difference away
+    logits = promote_to_float32(logits)  # a sum in bf16 rounds the difference away
     axis = class_axis(logits, label)
     assert axis is not None, "a run without a class axis has no maker"
     if label.ndim == 3:
