@@ -43,9 +43,8 @@ def nearest_other(bug: bool) -> LossCase:
 def chamfer(bug: bool) -> LossCase:
     def loss(output: Tensor, target: Tensor) -> Tensor:
         distances = (output[:, :, None] - target[:, None]).square().sum(dim=-1)
-        return (
-            distances.amin(dim=0).mean() * 0 + distances.min(dim=2)[0].mean() + distances.min(2 if bug else 1)[0].mean()
-        )
+        farthest = distances.min(dim=2)[0].max()  # one of the same minima, for another figure
+        return distances.min(dim=2)[0].mean() + distances.min(2 if bug else 1)[0].mean() + farthest
 
     model = Call(lambda x, layer: layer(x).view(-1, 20, 3), nn.Linear(10, 60))
     return model, loss, (torch.randn(8, 10), torch.randn(8, 25, 3))
@@ -119,6 +118,17 @@ class WholeBatch(nn.Module):
         return self.layers(rows if rows.ndim == 2 else rows[:, None].expand(-1, 10))
 
 
+class Inside(nn.Module):
+    """Model with one of other arguments inside, under the name that wrappers use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = Named()
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        return self.module(batch["points"])
+
+
 class Named(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -134,8 +144,8 @@ def entropy(output: Tensor, batch: Mapping[str, Any]) -> Tensor:
 
 @pytest.mark.parametrize(
     "model",
-    [WholeBatch(), Named(), nn.DataParallel(WholeBatch())],
-    ids=["the whole batch", "its keys by name", "a wrapper"],
+    [WholeBatch(), Named(), nn.DataParallel(WholeBatch()), Inside()],
+    ids=["the whole batch", "its keys by name", "a wrapper", "a model inside"],
 )
 def test_a_batch_may_be_a_mapping(model: nn.Module) -> None:
     """A loader, a list of batches, or one; file names are no input, and each sample has its own row."""

@@ -33,7 +33,7 @@ from sightline.workbench.fit.fit_one import FitOptions, fit_samples
 from sightline.workbench.fit.samples import Samples
 from sightline.workbench.watch.plain_batch import find_form, has_rows, read_batches
 from sightline.workbench.watch.plain_loader import judge_loader
-from sightline.workbench.watch.plain_loss import Pass, judge_keys, judge_loss, routes_rows, run_batch
+from sightline.workbench.watch.plain_loss import Pass, judge_keys, judge_loss, list_routes, run_batch
 from sightline.workbench.watch.plain_setup import PREFIX, list_optimizers, make_setup
 from sightline.workbench.watch.report import CheckReport
 
@@ -121,7 +121,7 @@ def _check_module(
             device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
             form = find_form(model, loss, batches[0], device)
             pairs, loss = [form.split(batch) for batch in batches], form.wrap(loss)
-            run = _run_batch(model, loss, pairs[0])
+            run = _run_batch(model, loss, pairs[0], device)
             passed = run if isinstance(run, Pass) else None
             optimizers = list_optimizers(optimizer)
             elsewhere, idle = _trained_elsewhere(passed, optimizers), _list_untrained(model, passed, optimizers)
@@ -139,8 +139,8 @@ def _check_module(
                 built = dataclasses.replace(built, config=_skip_rules(built.config))
                 findings = run_all(built, World(device=built.job.device), examination=examination)
                 findings = [_soften(f) for f in findings if not _is_rejection(f, passed)]
-                if any(map(_is_of_unused, findings)) and routes_rows(model, pairs[0]):
-                    findings = [finding for finding in findings if not _is_of_unused(finding)]
+                if any(map(_is_of_structure, findings)) and (routes := list_routes(model, pairs[0])):
+                    findings = [f for f in findings if not _is_of_structure(f) or _get_layer(f) in routes]
                 figures = {"samples": len(built.data.train.indices)}
             else:
                 examination.gaps.append(_NO_ROWS)
@@ -159,9 +159,8 @@ def _check_module(
     return CheckReport(title, renamed, figures, _rename_examination(examination))
 
 
-def _run_batch(model: nn.Module, loss: Any, pair: tuple[Any, Any]) -> Pass | Exception:
+def _run_batch(model: nn.Module, loss: Any, pair: tuple[Any, Any], device: torch.device) -> Pass | Exception:
     """Run a batch as it is; return the exception if that fails."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     try:
         return run_batch(model, loss, pair, device)
     except Exception as error:  # noqa: BLE001 - model and loss are the user's
@@ -216,17 +215,24 @@ def _is_rejection(finding: Finding, passed: Pass | None) -> bool:
     """
     is_drawn = finding.severity == "note" and finding.code.startswith("loss-") and finding.cause == "sys.environment"
     is_of_nothing = finding.code == "loss-limits" and finding.cause == "loss.normaliser"  # a mean over nothing is NaN
-    if is_drawn or is_of_nothing or passed is None or not passed.value.requires_grad:
+    if is_drawn or is_of_nothing or passed is None:
         return is_drawn or is_of_nothing
+    is_of_target = finding.code == "non-finite-data" and finding.summary.startswith(("'target'", "'label'"))
+    if finding.code == "first-step" or (is_of_target and passed.marks_targets()):
+        return True
+    if not passed.value.requires_grad:
+        return False
     is_silent = finding.code == "no-gradient" and finding.cause in _OF_FEW_SAMPLES and passed.reaches_all()
     is_silent |= finding.code == "loss-gradient" and finding.cause == "loss.detached" and passed.reaches_outputs()
-    is_of_any_size = finding.code == "loss-direction" and not passed.is_unbounded()
-    is_of_target = finding.code == "non-finite-data" and finding.summary.startswith(("'target'", "'label'"))
-    return is_silent or is_of_any_size or finding.code == "first-step" or (is_of_target and passed.marks_targets())
+    return is_silent or (finding.code == "loss-direction" and not passed.is_unbounded())
 
 
-def _is_of_unused(finding: Finding) -> bool:
+def _is_of_structure(finding: Finding) -> bool:
     return finding.code == "no-gradient" and finding.cause == "model.structure"
+
+
+def _get_layer(finding: Finding) -> str:
+    return (finding.where.layer or "").removeprefix(f"{PREFIX}.")
 
 
 def _soften(finding: Finding) -> Finding:

@@ -22,8 +22,8 @@ _MAX_MIXED = 0.5
 _NUM_ZERO = 3
 """Updates in a row with all gradients exactly zero: one or two are a batch in which nothing counts."""
 _NUM_SILENT, _NUM_UNROUTED = 8, 50
-"""Updates without a gradient; of one of many modules, as of experts to which rows are sent, more."""
-"""Updates without a gradient for a module that does not run: layers may be dropped at random."""
+"""Updates without a gradient for a module that does not run: layers may be dropped at random, and rows be sent to other
+experts of a list, which takes more updates."""
 _UNKNOWN_OPTIMIZERS = 20
 """Updates until optimisers that were not named are taken to be all that there are."""
 _NUM_LOST = 4

@@ -258,6 +258,7 @@ def _repeated_extreme_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
         and get_node_name(reader) == get_node_name(node)
         and isinstance(other := _get_saved(reader, "dim"), int)
         and _axis(other, len(shape)) == _axis(dim, len(shape))
+        and set(map(get_node_name, graph.readers[reader])) == set(map(get_node_name, graph.readers[node]))
     ]
     if twins and graph.nodes.index(twins[0]) > graph.nodes.index(node):
         yield report(

@@ -77,7 +77,7 @@ def find_form(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: Any, 
         return BatchForm(everything, everything)
     try:
         with torch.no_grad():
-            loss(outputs, targets)
+            (copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss)(outputs, targets)
     except Exception:  # noqa: BLE001 - as above
         targets.read.update(everything)
     read = names or tuple(name for name in everything if name in inputs.read)
@@ -102,9 +102,11 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
 
 
 def _get_forward(model: nn.Module) -> Callable[..., Any]:
-    """Return the forward function whose arguments count: of a parallel or compiled model, that of the user's own."""
-    inner = getattr(model, "_orig_mod", getattr(model, "module", model))
-    return inner.forward if isinstance(inner, nn.Module) else model.forward
+    """Return the forward function whose arguments count: of a parallel or compiled model, that of the model inside."""
+    kinds = {parameter.kind for parameter in inspect.signature(model.forward).parameters.values()}
+    inner = getattr(model, "_orig_mod", getattr(model, "module", None))
+    is_passed_on = kinds == {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    return inner.forward if is_passed_on and isinstance(inner, nn.Module) else model.forward
 
 
 def _takes(function: Callable[..., Any], values: tuple[Any, ...], by_name: Mapping[str, Any]) -> bool:

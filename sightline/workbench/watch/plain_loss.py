@@ -92,8 +92,11 @@ def run_batch(
     return Pass(inputs, target, outputs, loss(outputs, target), copies)
 
 
-def routes_rows(model: nn.Module, pair: tuple[Any, Any]) -> bool:
-    """Return True if other modules of a copy run for one sample than for another: experts, of which a gate chooses."""
+def list_routes(model: nn.Module, pair: tuple[Any, Any]) -> frozenset[str]:
+    """List the modules that run for any of the first samples alone; none, if for each of them the same modules run.
+
+    Others may run for other samples: experts, of which a gate chooses.
+    """
     copied, used = copy.deepcopy(model).eval(), set()
     for row in range(min(_MAX_ROUTED, len(_first(pair)))):
         single = tree_map(pair[0], partial(_take_one, row))
@@ -101,9 +104,9 @@ def routes_rows(model: nn.Module, pair: tuple[Any, Any]) -> bool:
             with torch.no_grad(), instrument.record(dict(copied.named_modules())) as tape:
                 call_model(copied, single)
         except Exception:  # noqa: BLE001 - the model may need several samples
-            return False
+            return frozenset()
         used.add(frozenset(call.path for call in tape.calls))
-    return len(used) > 1
+    return frozenset().union(*used) if len(used) > 1 else frozenset()
 
 
 def _take_one(row: int, path: str, tensor: Tensor) -> Tensor:

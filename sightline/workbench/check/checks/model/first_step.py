@@ -318,10 +318,15 @@ def _to_array(rows: Tensor) -> np.ndarray:
 
 
 def _is_an_input_equal(batch: Batch) -> bool:
-    """Return True if there are no clouds, or if the clouds or another input, such as images, are all the same."""
+    """Return True if there are no clouds, or if all clouds, or all images and the like, are the same.
+
+    A constant, such as a mask of ones, is the same for all objects and says nothing.
+    """
     points = batch.get("points")
+    if not isinstance(points, Tensor) or points.ndim != 3 or bool((points == points[:1]).all()):
+        return True
     inputs = [value for value in batch.values() if isinstance(value, Tensor) and value.ndim > 2]
-    return not isinstance(points, Tensor) or points.ndim != 3 or any((x == x[:1]).all() for x in inputs)
+    return any((x == x[:1]).all() and (x != x.flatten()[0]).any() for x in inputs)
 
 
 @check("G6", "first-evaluation", "preflight")
