@@ -11,6 +11,7 @@ from sightline.compute.layers.quantisation.parametrised import quantised_weights
 from sightline.contract.members import TaskMembers
 from sightline.parts.tasks.distillation import DistillationTask, unwrap_distillation
 from sightline.workbench.check.context import Context
+from sightline.workbench.check.core.model_probe import find_cloud
 from sightline.workbench.check.core.sample_statistics import distinct_parts, parts_by_category
 from sightline.workbench.check.core.transform_steps import find_plugin_transforms
 
@@ -64,7 +65,7 @@ NEEDS: dict[str, RuleNeed] = {
     "pretraining-mismatch": RuleNeed("run to start from", lambda c: c.built.lineage is not None),
     "augmentation-mismatch": RuleNeed("transforms", _has_transforms),
     "dataset-mismatch": _need_keys("points", "points"),
-    "point-order": RuleNeed("points", lambda c: "points" in c.dry_run.inputs),
+    "point-order": RuleNeed("points", lambda c: find_cloud(c.built.job.model, c.dry_run.inputs)),
     "mismatched-image": _need_keys("pictures of clouds", "image", "points"),
     "mismatched-views": _need_keys("pairs of views", "points", "other_points"),
     "misplaced-heatmap": _need_keys("heat maps", "heatmaps", "joints"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from sightline.config.run_config import Evaluate, Train
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import UserError
 from sightline.contract.loss import Loss
+from sightline.contract.members import ModelMembers
 from sightline.contract.pytree import tree_leaves, tree_map
 from sightline.contract.types import ComponentConfig, DataInfo, Field, SampleKey
 from sightline.engine.batch_stream import BatchSampler, BatchStream
@@ -33,6 +35,8 @@ PREFIX = "your_model"
 """Name of the user's module inside of its adapter; findings are printed without it."""
 _FACTS: Mapping[str, Any] = {}
 _RATE = 1e-3
+_CLOUDS = frozenset("point pt pc pcd cloud xyz point_cloud pointcloud".split())
+"""Names of sets of points, without the s of a plural."""
 
 
 class PlainModel(nn.Module):
@@ -43,10 +47,32 @@ class PlainModel(nn.Module):
         self.your_model = model
         self.output = output
         self.output_keys = frozenset({output})
+        self.reads_order = ModelMembers.reads_order.get(model)
 
     def forward(self, *, inputs: Any) -> dict[str, Any]:
         """Return the output of the module under its name."""
         return {self.output: call_model(self.your_model, inputs)}
+
+    def find_cloud(self, inputs: Mapping[str, Any]) -> str | None:
+        """Return the path of the input (B, N, C) that is a set of points by its name; None without one.
+
+        None, too, if it has neighbours, or other integers for each point.
+        """
+        names = [*inspect.signature(self.your_model.forward).parameters]
+        value = inputs["inputs"]
+        if isinstance(value, list | tuple):
+            named = {f"inputs.{index}": name for index, name in enumerate(names[: len(value)])}
+        else:
+            named = {f"inputs.{key}": key for key in value} if isinstance(value, Mapping) else {"inputs": names[0]}
+        tensors = dict(tree_leaves(inputs))
+        for path, name in named.items():
+            points = tensors.get(path)
+            if points is None or points.ndim != 3 or name.lower().rstrip("s") not in _CLOUDS:
+                continue
+            beside = [t for p, t in tensors.items() if p != path and t.shape[:2] == points.shape[:2]]
+            is_alone = all(tensor.is_floating_point() for tensor in (points, *beside))
+            return path if is_alone and 3 <= points.shape[2] < points.shape[1] else None
+        return None
 
 
 class PlainLoss(Loss):

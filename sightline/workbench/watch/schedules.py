@@ -17,6 +17,7 @@ _LOW_RATE, _MAX_SLICE = 0.01, 256
 _MIN_LOW = 50
 _TINY_RATE, _MIN_TINY, _MAX_TINY_SHARE = 1e-6, 5, 0.05
 """Learning rate at which no update counts; the end of a cosine is there for a thousandth of its length."""
+_MIN_RISES, _MAX_RISES, _UPDATES_A_RISE, _LOW_RISE = 3, 1000, 8, 0.3
 _NUM_MOVED = 5
 _NUM_IDLE = 20
 """Updates after which an average must have moved, and a loop must have stepped its scheduler at its end."""
@@ -33,6 +34,8 @@ class ScheduleMonitor(Monitor):
         self._num_low: dict[int, int] = {}
         self._num_tiny: dict[int, int] = {}
         self._fresh: dict[int, OptimizerTrack] = {}
+        self._rises: dict[int, list[float]] = {}
+        """Learning rates in turn, while each is above the last."""
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if track.num_updates == 0 and not track.optimizer.state:
@@ -41,6 +44,9 @@ class ScheduleMonitor(Monitor):
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         key, lr = id(track), track.lr
+        rates = self._rises.setdefault(key, [lr])
+        if rates and lr != rates[-1]:
+            self._rises[key] = [*rates, lr] if lr > rates[-1] and len(rates) <= _MAX_RISES else []
         highest = self._highest[key] = max(lr, self._highest.get(key, 0.0))
         if lr > _LOW_RATE * highest:
             self._num_high[key] = self._num_high.get(key, 0) + 1
@@ -76,6 +82,17 @@ class ScheduleMonitor(Monitor):
                     "scheduler",
                     expected="a factor of 1 at some time: LambdaLR multiplies the rate of the optimiser",
                     action="return a factor from the function of LambdaLR, and not a learning rate",
+                )
+            rates = self._rises.get(key, [])
+            is_slow = len(rates) > _MIN_RISES and _UPDATES_A_RISE * len(rates) <= track.num_updates
+            if is_slow and rates[-1] < _LOW_RISE * base:
+                yield report(
+                    "schedule",
+                    f"the warm-up of {track.name} does not end: its learning rate ends at {rates[-1] / base:.1g} of that "
+                    "which it was made with",
+                    measured=f"{len(rates) - 1} rises in {track.num_updates} updates, to {rates[-1]:.3g} of {base:.3g}",
+                    expected="a warm-up that is over early in the run",
+                    action="a warm-up that counts updates needs scheduler.step() after each update",
                 )
         for scheduler, first in zip(self._schedulers, self._first_steps, strict=True):
             if loop.step >= _NUM_IDLE and _count(scheduler) == first:

@@ -193,6 +193,7 @@ def _differs(tensor: Tensor, other: Tensor) -> bool:
 
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 _MAX_Z = 6.0
 _MAX_Z_CERTAIN = 3.0
 _MAX_RATIO = 3.0
@@ -266,6 +267,58 @@ def initial_weights(context: Context) -> Iterator[Fault]:
             action="initialise them by N(0, 2/fan_in) before a ReLU, or as in the paper",
             evidence={"layers": [weight.name for weight in large[:10]], "num_layers": len(large)},
         )
+
+
+@check(
+    "G11",
+    "untrained-frozen",
+    "preflight",
+    severity="warning",
+    causes=("ckpt.key_mismatch", "model.frozen_unintended", "model.init"),
+    config_path="model",
+)
+def untrained_frozen(context: Context) -> Fault | None:
+    """Layers that no optimiser trains hold trained weights: their norms are not those that a layer is made with.
+
+    Finds: A frozen backbone or teacher whose weights were never loaded, as by load_state_dict with strict=False.
+
+    Frozen random features, which have no norms, and averages that begin as a copy of trained layers are none.
+    """
+    frozen = {
+        name: module
+        for name, module in context.built.job.model.named_modules()
+        if (own := list(module.parameters(recurse=False))) and not any(p.requires_grad for p in own)
+    }
+    norms = {name: module for name, module in frozen.items() if isinstance(module, _NORMS)}
+    layers = {n: m for n, m in frozen.items() if isinstance(m, _LAYERS) and m.weight.numel() >= _MIN_SIZE}
+    if not norms or not layers or not all(map(_is_as_made, norms.values())):
+        return None
+    trained = {_hash(p) for p in context.built.job.model.parameters() if p.requires_grad}
+    if all(_hash(module.weight) in trained for module in layers.values()):
+        return None
+    weights = [find_scheme(name, module.weight.detach()) for name, module in layers.items()]
+    if any(weight.scheme is None for weight in weights):
+        return None
+    name = next(iter(frozen))
+    return Fault(
+        f"frozen layers were never trained: '{name}' and {len(frozen) - 1} more are as they were made",
+        layer=name,
+        measured=f"{len(norms)} norms with weights of 1, biases and means of 0; the spread of {len(layers)} weights is "
+        "that of an initialisation",
+        expected="weights that were loaded, or a layer that trains",
+        action="compare the names in the checkpoint with the model's ('module.', 'backbone.'), and load with strict=True",
+    )
+
+
+def _hash(tensor: Tensor) -> int:
+    return hash((tuple(tensor.shape), tensor.detach().cpu().float().numpy().tobytes()))
+
+
+def _is_as_made(norm: nn.Module) -> bool:
+    """Return True for a norm that has seen no data, and no step."""
+    wanted = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+    tensors = {name: getattr(norm, name, None) for name in wanted}
+    return all(bool((tensor == wanted[name]).all()) for name, tensor in tensors.items() if isinstance(tensor, Tensor))
 
 
 def find_scheme(name: str, weight: Tensor, *, is_transposed: bool = False) -> InitialWeight:

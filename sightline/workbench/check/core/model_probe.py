@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -142,6 +142,17 @@ def float_tensors(inputs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     for name, value in inputs.items():
         if is_float(value) and value.numel():
             yield name, value
+
+
+def find_cloud(model: nn.Module, inputs: Mapping[str, Any]) -> str | None:
+    """Return the path of the input (B, N, C) or (M, C) that is a set of points; None without one.
+
+    It is `points`; the adapter of a plain module, which does not call it so, has a method of this name.
+    """
+    if "points" in inputs:
+        return "points"
+    find: Callable[[Mapping[str, Any]], str | None] = getattr(model, "find_cloud", lambda inputs: None)
+    return find(inputs)
 
 
 def differing(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from sightline.contract.members import ModelMembers
+from sightline.contract.pytree import tree_leaves, tree_map
 from sightline.workbench.check.context import Context, step_check
 from sightline.workbench.check.core.dry_run import DryRun
 from sightline.workbench.check.core.finding import Fault
-from sightline.workbench.check.core.model_probe import ModelProbe, ProjectedRows, float_tensors, project
+from sightline.workbench.check.core.model_probe import ModelProbe, ProjectedRows, find_cloud, float_tensors, project
 
 _NEAR = 1e-9  # of the largest value, for equal rows in float64
 _ALL, _NONE = 0.95, 0.05
@@ -70,20 +71,23 @@ def point_order(context: Context, step: DryRun) -> Fault | None:
 
     Finds: `view` for a transpose in a network of clouds, pooling over a wrong axis, outputs in another order.
 
-    Networks for which the order of points matters declare it by `reads_order = True`.
+    Networks for which the order of points matters declare it by `reads_order = True`. A plain module is one of clouds
+    if the name of what it reads says so.
     """
-    probe = context.probe(_NUM_PASSES, is_double=True) if "points" in step.inputs else None
-    return None if probe is None else judge_points(probe)
+    path = find_cloud(context.built.job.model, step.inputs)
+    probe = None if path is None else context.probe(_NUM_PASSES, is_double=True)
+    return None if probe is None or path is None else judge_points(probe, path)
 
 
-def judge_points(probe: ModelProbe) -> Fault | None:
+def judge_points(probe: ModelProbe, path: str = "points") -> Fault | None:
     """Permute the points of a probe in float64, and find the first layer whose rows do not follow."""
-    points = probe.inputs.get("points")
+    points = dict(tree_leaves(probe.inputs)).get(path)
     order = None if ModelMembers.reads_order.get(probe.source) else _draw_order(points, probe.inputs.get("offsets"))
     if not isinstance(points, Tensor) or order is None or not probe.is_steady():
         return None
     first, outputs = probe.projected_rows({})
-    permuted = {n: _permute(v, points, order) for n, v in probe.inputs.items() if n not in _GRIDS}
+    rows = {name: value for name, value in probe.inputs.items() if name not in _GRIDS}
+    permuted = tree_map(rows, lambda _, tensor: _permute(tensor, points, order))
     second, others = probe.projected_rows(permuted)
     if [row.text for row in first] != [row.text for row in second]:
         return None
@@ -139,10 +143,10 @@ def _draw_order(points: Any, offsets: Any) -> Tensor | None:
     )
 
 
-def _permute(value: Any, points: Tensor, order: Tensor) -> Any:
+def _permute(value: Tensor, points: Tensor, order: Tensor) -> Tensor:
     """Permute a tensor that has a row for each point; others stay."""
     axis = points.ndim - 2
-    if not isinstance(value, Tensor) or value.shape[: axis + 1] != points.shape[: axis + 1]:
+    if value.shape[: axis + 1] != points.shape[: axis + 1]:
         return value
     return value.index_select(axis, order.to(value.device))
 
@@ -168,9 +172,10 @@ def _loses_row(probe: ModelProbe, name: str, points: Tensor) -> bool:
     if points.ndim != 3:
         return True
     axes = points.shape[:2]
-    fewer = {n: v[:, :-1] for n, v in probe.inputs.items() if isinstance(v, Tensor) and v.shape[:2] == axes}
+    rows = {name: value for name, value in probe.inputs.items() if name not in _GRIDS}
+    fewer = tree_map(rows, lambda _, tensor: tensor[:, :-1] if tensor.shape[:2] == axes else tensor)
     try:
-        return probe.outputs({n: v for n, v in fewer.items() if n not in _GRIDS})[name].shape[:2] != axes
+        return probe.outputs(fewer)[name].shape[:2] != axes
     except Exception:  # noqa: BLE001 - a network may be made for one number of points
         return True
 
@@ -235,17 +240,20 @@ def pixel_order(context: Context, step: DryRun) -> Fault | None:
 
 def judge_pixels(probe: ModelProbe) -> Fault | None:
     """Shift noise in the place of a probe's images, and find the first layer whose maps do not move with it."""
-    grids = {name: value for name, value in float_tensors(probe.inputs) if value.ndim in (4, 5) and _is_large(value)}
+    floats = float_tensors(dict(tree_leaves(probe.inputs)))
+    grids = {path: value for path, value in floats if value.ndim in (4, 5) and _is_large(value)}
     if not grids or len({value.ndim for value in grids.values()}) > 1:
         return None
     if ModelMembers.reads_order.get(probe.source) or not probe.is_steady():
         return None
-    noise = {name: _make_noise(value) for name, value in grids.items()}
+    noise = {path: _make_noise(value) for path, value in grids.items()}
     sides = next(iter(grids.values())).shape[2:]
     shift = _choose_shift(sides)
-    rolled = {name: _roll(value, sides, shift) for name, value in noise.items()}
+    rolled = {path: _roll(value, sides, shift) for path, value in noise.items()}
     try:
-        passes = [probe.projected_rows(changed) for changed in (noise, rolled)]
+        passes = [
+            probe.projected_rows(tree_map(probe.inputs, partial(_replace, changed))) for changed in (noise, rolled)
+        ]
     except Exception:  # noqa: BLE001 - a network may reject noise
         return None
     maps = [[*rows, *_project_outputs(outputs, sides)] for rows, outputs in passes]
@@ -267,6 +275,10 @@ def judge_pixels(probe: ModelProbe) -> Fault | None:
         action="look for view or reshape where permute is meant, for exchanged axes and for flip; a network for "
         "which the place matters declares reads_order = True",
     )
+
+
+def _replace(changed: Mapping[str, Tensor], path: str, tensor: Tensor) -> Tensor:
+    return changed.get(path, tensor)
 
 
 def _is_large(value: Tensor) -> bool:

@@ -1,0 +1,194 @@
+"""Indices that a network computes: cells of a grid that fall together, and the farthest points for the nearest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sightline.contract.pytree import tree_leaves
+from sightline.instrument import ModuleCall, record
+from sightline.workbench.check.context import Context, step_check
+from sightline.workbench.check.core.dry_run import DryRun
+from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.model_probe import ModelProbe
+
+_INTEGERS = (torch.int32, torch.int64)
+_READERS = frozenset(
+    "index index_put index_select index_add index_copy gather scatter scatter_add scatter_reduce take embedding".split()
+)
+"""Operators that take a value, or places, and then indices."""
+_OTHER_NUMBERS = frozenset("remainder fmod div floor_divide sub bitwise_and bitwise_xor bitwise_right_shift".split())
+"""Operators after which integers are no longer the flat indices of before: hashes, and the axes again."""
+_DISTANCES = frozenset(("_euclidean_dist", "_cdist_forward", "cdist"))
+_MIN_MERGED = 0.02
+_MIN_POINTS, _NUM_TESTED, _MIN_SPREAD, _SLACK = 12, 48, 0.25, 5e-3
+
+
+@step_check("G24", "indices", severity="warning", causes=("model.structure", "data.layout"))
+def indices(context: Context, step: DryRun) -> Iterator[Fault]:
+    """A flat index has a number for each cell, and neighbours are the nearest points.
+
+    Finds: A flat index whose stride is the size of another axis; the farthest points where the nearest are meant.
+
+    The operators of a pass in evaluation mode are followed from products, sums and choices to where they index.
+    """
+    probe = context.probe(1)
+    if probe is not None:
+        yield from judge_indices(probe)
+
+
+def judge_indices(probe: ModelProbe) -> list[Fault]:
+    """List what is wrong with the indices of a pass of a probe; nothing, if the pass fails."""
+    observer = IndexObserver()
+    try:
+        with record(probe.model, operators=observer.note):
+            probe.outputs()
+    except Exception:  # noqa: BLE001 - the first step reports it
+        return []
+    return observer.faults
+
+
+class _Index(NamedTuple):
+    """Integers of a pass: the largest known number that divides them all, and what is wrong with them as indices."""
+
+    values: Tensor
+    stride: int = 1
+    fault: Fault | None = None
+
+
+class IndexObserver:
+    """Observer of the operators of a pass, which follows integers to where they are used as indices."""
+
+    def __init__(self) -> None:
+        self.faults: list[Fault] = []
+        self._indices: dict[int, _Index] = {}
+        self._distances: dict[int, Tensor] = {}
+        self._sorted: dict[int, tuple[Tensor, Tensor, bool]] = {}
+
+    def note(self, call: ModuleCall | None, operator: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Note a call of an operator: what it is given, and what it returns."""
+        name = operator.name().removeprefix("aten::").partition(".")[0].rstrip("_")
+        tensors = [tensor for _, tensor in tree_leaves((args, kwargs))]
+        if name in _READERS or name == "bincount":
+            self._report(tensors[name != "bincount" :], "" if call is None else call.path)
+        if name in _DISTANCES or (tensors and id(tensors[0]) in self._distances and name in ("view", "expand", "sqrt")):
+            self._distances[id(result)] = result
+        elif name == "topk":
+            values, k, *rest = args
+            self._choose(result[1], values, k, *rest[:1], is_largest=rest[1] if len(rest) > 1 else True)
+        elif name == "sort":
+            is_descending = kwargs.get("descending", args[2] if len(args) > 2 else False)
+            self._sorted[id(result[1])] = result[1], args[0], is_descending
+        elif name == "slice" and id(args[0]) in self._sorted:
+            _, values, is_descending = self._sorted[id(args[0])]
+            self._choose(result, values, result.shape[-1], is_largest=is_descending)
+        else:
+            self._follow(name, args, tensors, result)
+
+    def _report(self, tensors: list[Tensor], layer: str) -> None:
+        for tensor in tensors:
+            index = self._indices.get(id(tensor))
+            fault = None if index is None else index.fault
+            if fault is not None and all(fault.summary != known.summary for known in self.faults):
+                self.faults.append(replace(fault, layer=layer or None))
+
+    def _choose(self, chosen: Tensor, values: Tensor, k: int, dim: int = -1, *, is_largest: bool) -> None:
+        """Note the indices of the largest or least of some values."""
+        is_distance = is_largest and id(values) in self._distances
+        fault = _judge_choice(values, k, dim, is_largest=is_largest, is_distance=is_distance)
+        self._indices[id(chosen)] = _Index(chosen, fault=fault)
+
+    def _follow(self, name: str, args: Any, tensors: list[Tensor], result: Any) -> None:
+        """Note the integers that follow from integers."""
+        results = [t for t in (result if isinstance(result, list | tuple) else (result,)) if isinstance(t, Tensor)]
+        if not results or results[0].dtype not in _INTEGERS or name in _OTHER_NUMBERS:
+            return
+        known = [self._indices.get(id(tensor), _Index(tensor)) for tensor in tensors if tensor.dtype in _INTEGERS]
+        fault = next((index.fault for index in known if index.fault is not None), None)
+        stride = known[0].stride if len(known) == 1 else 1
+        if name == "mul" and (factor := _find_factor(args)) is not None and known:
+            stride = max(known, key=lambda index: index.values.numel()).stride * factor
+        elif name == "add" and len(known) == 2:
+            stride = math.gcd(known[0].stride, known[1].stride)
+            fault = fault or _judge_sum(known[0], known[1], results[0])
+        if stride > 1 or fault is not None:
+            self._indices |= {id(tensor): _Index(tensor, stride, fault) for tensor in results}
+
+
+def _find_factor(args: Any) -> int | None:
+    """Return the number of at least 2 with which a tensor is multiplied; None without one."""
+    for factor in args[:2]:
+        number = factor.item() if isinstance(factor, Tensor) and factor.numel() == 1 else factor
+        if isinstance(number, int) and number >= 2:
+            return number
+    return None
+
+
+def _judge_sum(first: _Index, second: _Index, total: Tensor) -> Fault | None:
+    """Judge the sum of multiples and of numbers that are to lie between them; pairs that fall together are counted.
+
+    The windows of a convolution overlap on purpose: their offsets are the same for each, in a tensor of fewer axes.
+    """
+    for high, low in ((first, second), (second, first)):
+        if high.stride > 1 and (not low.values.numel() or int(low.values.max()) < high.stride):
+            return None
+    high, low = sorted((first, second), key=lambda index: index.stride, reverse=True)
+    if high.stride < 2 or low.values.shape != total.shape or int(low.values.min()) < 0:
+        return None
+    pairs = torch.stack([high.values.expand(total.shape).flatten(), low.values.flatten()], dim=1)
+    num_pairs, num_sums = len(pairs.unique(dim=0)), len(total.unique())
+    if num_sums > (1 - _MIN_MERGED) * num_pairs:
+        return None
+    return Fault(
+        f"different cells get one flat index: the stride is {high.stride}, and what is added goes to "
+        f"{int(low.values.max())}",
+        measured=f"{num_pairs} different pairs become {num_sums} indices",
+        expected=f"a stride of {int(low.values.max()) + 1} or more: the size of the axis that is added",
+        action="multiply by the size of the other axis: y * width + x for a grid of (height, width)",
+    )
+
+
+def _judge_choice(values: Tensor, k: int, dim: int, *, is_largest: bool, is_distance: bool) -> Fault | None:
+    """Judge a choice among distances: from each point, or of all points from all."""
+    size = values.shape[-1] if values.ndim else 0
+    if values.ndim < 2 or size < _MIN_POINTS or k > size // 2 or dim % values.ndim < values.ndim - 2:
+        return None
+    if not is_distance and not _is_of_distances(values if is_largest else -values):
+        return None
+    return Fault(
+        f"the {k} farthest of {size} points are taken as neighbours, not the nearest",
+        measured=f"the {'largest' if is_largest else 'least'} of {tuple(values.shape)} "
+        + ("distances" if is_largest else "negative distances"),
+        expected="the least distances, or the largest negative ones",
+        action="topk(largest=False) of distances; a negative squared distance is 2 x y - x x - y y",
+    )
+
+
+def _is_of_distances(values: Tensor) -> bool:
+    """Return True for distances, or their squares, of all points from all: their diagonal is 0, and such points exist.
+
+    Such points exist if the centred matrix has no negative eigenvalue; similarities, of which the diagonal is masked,
+    have some (Schoenberg 1935; Young and Householder 1938).
+    """
+    if values.ndim < 3 or values.shape[-1] != values.shape[-2] or not values.is_floating_point():
+        return False
+    matrix = values.reshape(-1, *values.shape[-2:])[0].double()
+    step = max(1, len(matrix) // _NUM_TESTED)
+    matrix = matrix[::step, ::step]
+    num = len(matrix)
+    others = matrix[~torch.eye(num, dtype=torch.bool, device=matrix.device)]
+    if not bool(matrix.isfinite().all()) or float(others.min()) < 0 or not float(others.max()) > 0:
+        return False
+    largest = float(others.max())
+    is_diagonal_zero = float(matrix.diagonal().abs().max()) <= _SLACK * float(others.median())
+    is_symmetric = float((matrix - matrix.T).abs().max()) <= _SLACK * largest
+    if not is_diagonal_zero or not is_symmetric or float(others.std()) < _MIN_SPREAD * float(others.mean()):
+        return False
+    centred = matrix - matrix.mean(dim=0) - matrix.mean(dim=1, keepdim=True) + matrix.mean()
+    eigenvalues = torch.linalg.eigvalsh(-centred / 2)
+    return bool(eigenvalues[0] >= -_SLACK * eigenvalues[-1])
