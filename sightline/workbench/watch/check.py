@@ -34,6 +34,7 @@ from sightline.workbench.fit.samples import Samples
 from sightline.workbench.watch.plain_batch import find_form, has_rows, read_batches
 from sightline.workbench.watch.plain_loader import judge_loader
 from sightline.workbench.watch.plain_loss import Pass, judge_keys, judge_loss, list_routes, run_batch
+from sightline.workbench.watch.plain_places import judge_places
 from sightline.workbench.watch.plain_setup import PREFIX, list_optimizers, make_setup
 from sightline.workbench.watch.report import CheckReport
 
@@ -182,7 +183,7 @@ def _build_failure(error: Exception) -> Finding:
 
 
 def _judge_plainly(passed: Pass, model: nn.Module, loss: Any, pairs: Sequence[tuple[Any, Any]]) -> list[Finding]:
-    found = judge_loss(passed, model, loss, pairs)
+    found = [*judge_loss(passed, model, loss, pairs), *judge_places(passed, loss)]
     return [rule.build_outside(fault, FindingLocation()) for rule, fault in found]
 
 

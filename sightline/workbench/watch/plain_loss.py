@@ -38,13 +38,14 @@ _MAX_ROUTED = 16
 
 
 class Pass(NamedTuple):
-    """Forward pass of a batch: `outputs` with their history, and the value of the loss."""
+    """Forward pass of a batch: `outputs` with their history, which begins at `begun`, and the value of the loss."""
 
     inputs: Any
     target: Any
     outputs: Any
     value: Tensor
     parameters: Mapping[int, Tensor]
+    begun: Any
 
     def list_reached(self) -> set[int]:
         """List the parameters of the user's model to which the loss gives a gradient, by identity."""
@@ -87,9 +88,10 @@ def run_batch(
     """Compute the loss of a batch with a copy of the model in training mode; the graph begins at the inputs."""
     inputs, target = tree_map(pair, lambda _, tensor: tensor.to(device))
     copied = copy.deepcopy(model).train()
-    outputs = call_model(copied, tree_map(inputs, _begin_graph))
+    begun = tree_map(inputs, _begin_graph)
+    outputs = call_model(copied, begun)
     copies = dict(zip(map(id, model.parameters()), copied.parameters(), strict=True))
-    return Pass(inputs, target, outputs, loss(outputs, target), copies)
+    return Pass(inputs, target, outputs, loss(outputs, target), copies, begun)
 
 
 def list_routes(model: nn.Module, pair: tuple[Any, Any]) -> frozenset[str]:

@@ -88,8 +88,8 @@ class ScheduleMonitor(Monitor):
             if is_slow and rates[-1] < _LOW_RISE * base:
                 yield report(
                     "schedule",
-                    f"the warm-up of {track.name} does not end: its learning rate ends at {rates[-1] / base:.1g} of that "
-                    "which it was made with",
+                    f"the warm-up of {track.name} does not end: the learning rate gets to {rates[-1] / base:.1g} of "
+                    "that at the start",
                     measured=f"{len(rates) - 1} rises in {track.num_updates} updates, to {rates[-1]:.3g} of {base:.3g}",
                     expected="a warm-up that is over early in the run",
                     action="a warm-up that counts updates needs scheduler.step() after each update",

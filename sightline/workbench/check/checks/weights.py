@@ -306,7 +306,7 @@ def untrained_frozen(context: Context) -> Fault | None:
         measured=f"{len(norms)} norms with weights of 1, biases and means of 0; the spread of {len(layers)} weights is "
         "that of an initialisation",
         expected="weights that were loaded, or a layer that trains",
-        action="compare the names in the checkpoint with the model's ('module.', 'backbone.'), and load with strict=True",
+        action="compare the names in the checkpoint with the model's ('module.', 'backbone.'); load with strict=True",
     )
 
 

@@ -1,0 +1,233 @@
+"""Places of outputs: where a loss looks for them, which of them a model cannot see, and which rows are pairs."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.contract.pytree import tree_leaves, tree_map
+from sightline.workbench.check.runtime_rules import report
+from sightline.workbench.watch.loop import Found
+from sightline.workbench.watch.plain_loss import Pass
+
+logger = logging.getLogger(__name__)
+
+_MIN_SAMPLES, _MIN_PLACES = 8, 16
+_ALIKE, _UNLIKE, _MIN_T = 0.25, 0.4, 6.0
+"""Least mean correlation in another order, its share up to which that in the own order is none, and Student's t."""
+_MIN_SHARE = 0.2
+_SAME = 1e-5
+
+
+def judge_places(passed: Pass, loss: Callable[[Any, Any], Tensor]) -> Iterator[Found]:
+    """Yield what is out of place in a batch that has been run."""
+    for judge in (_judge_order, _judge_hidden, partial(_judge_views, loss)):
+        try:
+            yield from judge(passed)
+        except Exception:
+            logger.debug("a relation of places does not apply to this batch", exc_info=True)
+
+
+def _list_outputs(passed: Pass) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over the outputs that the loss moves, with their gradients."""
+    outputs = [tensor for _, tensor in tree_leaves(passed.outputs) if tensor.requires_grad and tensor.ndim > 1]
+    gradients = torch.autograd.grad(passed.value, outputs, retain_graph=True, allow_unused=True)
+    for output, gradient in zip(outputs, gradients, strict=True):
+        if gradient is not None:
+            yield output, gradient
+
+
+def _judge_order(passed: Pass) -> Iterator[Found]:
+    """Outputs and targets of images are in one order: where an image is unlike others, so is the loss's gradient.
+
+    Both are compared in the order of the outputs, and with the gradient mirrored or with exchanged axes; which pixels
+    an output depends on shows that the outputs are in the order of the image.
+    """
+    images = [t for _, t in tree_leaves(passed.begun) if t.ndim == 4 and t.requires_grad]
+    if len(images) != 1 or len(images[0]) < _MIN_SAMPLES:
+        return
+    image = images[0]
+    for output, gradient in _list_outputs(passed):
+        sides = _find_sides(output, image)
+        if sides is None or math.prod(sides) < _MIN_PLACES:
+            continue
+        shrunk = nn.functional.adaptive_avg_pool2d(image.detach(), sides)
+        content, pulls = _contrast(shrunk.movedim(1, -1)), _contrast(_to_maps(gradient, sides))
+        orders = {name: _correlate(content, turn(pulls)) for name, turn in _list_orders(sides).items()}
+        own = orders.pop("")
+        name = max(orders, key=lambda each: float(orders[each].mean()))
+        other, gain = orders[name], orders[name] - own
+        t = float(gain.mean() / gain.std().clamp(min=1e-9)) * math.sqrt(len(gain))
+        is_other = float(other.mean()) >= _ALIKE and float(own.mean()) <= _UNLIKE * float(other.mean()) and t >= _MIN_T
+        if is_other and _reads_own_places(_to_maps(output, sides), image):
+            yield report(
+                "exchanged-axes",
+                f"the loss looks for what is in an image at another place of the outputs {tuple(output.shape)}: {name}",
+                causes=("data.layout", "data.pairing", "data.augment_target_mismatch"),
+                measured="where images are unlike one another, and where the gradients at the outputs are: correlation "
+                f"{float(own.mean()):.2f}, and {float(other.mean()):.2f} {name}; {len(gain)} samples",
+                expected="the largest correlation in the order of the outputs",
+                action="look at meshgrid (indexing='ij' for rows first), at x and y of places, and at flips of targets",
+            )
+            return
+
+
+def _reads_own_places(maps: Tensor, image: Tensor) -> bool:
+    """Return True if the outputs (B, h, w, K) at three corners depend on the pixels nearest to their own corner."""
+    corners = [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)]
+    for corner in corners[:3]:
+        row, column = (int(part * (size - 1)) for part, size in zip(corner, maps.shape[1:3], strict=True))
+        (gradient,) = torch.autograd.grad(maps[:, row, column].sum(), image, retain_graph=True)
+        weights = gradient.abs().sum(dim=(0, 1))
+        weights = weights / weights.sum()
+        centre = [
+            float((weights.sum(dim=1 - axis) * torch.linspace(0, 1, size, device=weights.device)).sum())
+            for axis, size in enumerate(weights.shape)
+        ]
+        if min(corners, key=lambda each: math.dist(each, centre)) != corner:
+            return False
+    return True
+
+
+def _find_sides(output: Tensor, image: Tensor) -> tuple[int, int] | None:
+    """Return the sides of maps (B, K, h, w), (B, h, w), (B, h w, K) or (B, h w) in the shape of an image."""
+    height, width = image.shape[2:]
+    if len(output) != len(image) or output.ndim > 4:
+        return None
+    if output.ndim == 4 or (output.ndim == 3 and output.shape[1] * width == output.shape[2] * height):
+        return output.shape[-2], output.shape[-1]
+    rows = math.isqrt(output.shape[1] * height // width)
+    columns = output.shape[1] // max(1, rows)
+    return (rows, columns) if rows * columns == output.shape[1] and rows * width == columns * height else None
+
+
+def _to_maps(values: Tensor, sides: tuple[int, int]) -> Tensor:
+    """Return (B, h, w, K) of maps (B, K, h, w) or (B, h, w), or of rows (B, h w, K) or (B, h w)."""
+    return values.movedim(1, -1) if values.ndim == 4 else values.reshape(len(values), *sides, -1)
+
+
+def _contrast(maps: Tensor) -> Tensor:
+    """Return (B, h, w): how far each place is from the mean of the samples, less its means over samples and places."""
+    sizes = (maps - maps.mean(dim=0)).abs().sum(dim=-1).double()
+    return sizes - sizes.mean(dim=0) - sizes.mean(dim=(1, 2), keepdim=True) + sizes.mean()
+
+
+def _correlate(first: Tensor, second: Tensor) -> Tensor:
+    """Compute the correlation of each sample's maps (B, h, w)."""
+    one, other = (nn.functional.normalize(maps.flatten(1), dim=1) for maps in (first, second))
+    return (one * other).sum(dim=1)
+
+
+def _list_orders(sides: tuple[int, int]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """List orders of maps by what has been exchanged; that of the maps themselves has no name."""
+    return {
+        "": lambda maps: maps,
+        "with rows and columns exchanged": lambda maps: maps.reshape(len(maps), *sides[::-1]).transpose(1, 2),
+        "upside down": lambda maps: maps.flip(1),
+        "mirrored": lambda maps: maps.flip(2),
+        "turned by 180 degrees": lambda maps: maps.flip(1, 2),
+    }
+
+
+def _judge_hidden(passed: Pass) -> Iterator[Found]:
+    """What a masked autoencoder is to predict are places that it does not see.
+
+    A place is hidden if no output depends on the input there, and counted if its output has a gradient. An autoencoder
+    hides none, and one that counts all places counts the hidden ones, too.
+    """
+    inputs = [tensor for _, tensor in tree_leaves(passed.begun) if tensor.is_floating_point() and tensor.ndim > 2]
+    sizes = [t.numel() for _, t in tree_leaves(passed.target) if t.is_floating_point()]
+    if len(inputs) != 1 or inputs[0].numel() not in sizes:
+        return
+    for output, gradient in _list_outputs(passed):
+        if output.ndim < 3:
+            continue
+        ways = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+        (seen,) = torch.autograd.grad((output * ways).sum(), inputs, retain_graph=True)
+        is_hidden, is_counted = _find_places(seen == 0, output), ~_find_places(gradient == 0, output)
+        if is_hidden.shape != is_counted.shape:
+            continue
+        num_hidden, num_counted = int(is_hidden.sum()), int(is_counted.sum())
+        missed, told = int((is_hidden & ~is_counted).sum()), int((~is_hidden & is_counted).sum())
+        if missed > _MIN_SHARE * num_hidden and told > _MIN_SHARE * num_counted and 0 < num_hidden < is_hidden.numel():
+            yield report(
+                "loss-form",
+                "the loss counts places that the model has seen, and not all that are hidden from it",
+                causes=("loss.form", "data.ignore_handling", "model.structure"),
+                measured=f"{told} of {num_counted} places that count are inputs of the model; {missed} of {num_hidden} "
+                "hidden ones do not count",
+                expected="a loss of what is hidden: the mask is 1 where a patch was removed",
+                action="look at the sense of the mask (1 - mask), and at the order in which it is put back: "
+                "argsort(ids_shuffle), not ids_shuffle",
+            )
+            return
+
+
+def _find_places(is_zero: Tensor, output: Tensor) -> Tensor:
+    """Reduce (B, N, C) to (B, N), (B, C, H, W) to (B, H, W), or to patches (B, N) for an output (B, N, P): all True."""
+    if is_zero.ndim == 3:
+        return is_zero.all(dim=-1)
+    pixels = is_zero.all(dim=1)
+    if output.ndim == 4:
+        return pixels
+    side = math.isqrt(output.shape[2] // is_zero.shape[1])
+    height, width = (size // side for size in pixels.shape[1:])
+    return pixels.reshape(len(pixels), height, side, width, side).all(dim=4).all(dim=2).flatten(1)
+
+
+def _judge_views(loss: Callable[[Any, Any], Tensor], passed: Pass) -> Iterator[Found]:
+    """Two views of each of B samples are rows i and B + i, or 2 i and 2 i + 1: in the batch, and in the loss.
+
+    A loss of pairs does not change if the samples come in another order; which rows are alike shows the pairs.
+    """
+    rows, outputs = _find_first(passed.inputs), _find_first(passed.outputs).detach()
+    size = len(rows) // 2
+    if len(rows) % 2 or size < _MIN_SAMPLES or outputs.ndim != 2 or len(outputs) != len(rows):
+        return
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(0)).to(outputs.device)
+    layouts = {
+        "i and B + i": (torch.stack([order, size + order]).flatten(), torch.arange(2 * size).reshape(2, -1).T),
+        "2 i and 2 i + 1": (
+            torch.stack([2 * order, 2 * order + 1], dim=1).flatten(),
+            torch.arange(2 * size).reshape(-1, 2),
+        ),
+    }
+    in_loss = [name for name, (rank, _) in layouts.items() if _keeps_loss(loss, outputs, passed.target, rank, order)]
+    in_batch = [name for name, (_, pairs) in layouts.items() if _measure_alike(rows, pairs.to(rows.device)) > _MIN_T]
+    if len(in_loss) == len(in_batch) == 1 and in_loss != in_batch:
+        yield report(
+            "loss-form",
+            f"the loss takes rows {in_loss[0]} for the views of a sample; in the batch they are {in_batch[0]}",
+            severity="error",
+            causes=("loss.negatives", "data.pairing", "data.layout"),
+            measured=f"{2 * size} rows: those of {in_batch[0]} are alike; the loss changes if these pairs come in "
+            "another order",
+            expected="one layout of views in the batch and in the loss",
+            action="rows of torch.cat(views) are (2, B, D), those of torch.stack(views, dim=1).flatten(0, 1) (B, 2, D)",
+        )
+
+
+def _find_first(tree: Any) -> Tensor:
+    return next(tensor for _, tensor in tree_leaves(tree))
+
+
+def _keeps_loss(loss: Callable[[Any, Any], Tensor], outputs: Tensor, target: Any, rank: Tensor, order: Tensor) -> bool:
+    """Return True if a loss stays with rows in the order of `rank`, targets in that of rows, or of samples, alone."""
+    ranks = {len(rank): rank, len(order): order}
+    moved = tree_map(target, lambda _, tensor: tensor[ranks[len(tensor)]] if len(tensor) in ranks else tensor)
+    before, after = float(loss(outputs, target)), float(loss(outputs[rank], moved))
+    return abs(after - before) <= _SAME * abs(before)
+
+
+def _measure_alike(rows: Tensor, pairs: Tensor) -> float:
+    """Compute Student's t of how much nearer the rows of pairs (B, 2) are than rows of other pairs."""
+    flat = rows.flatten(1).double()
+    first, second = flat[pairs[:, 0]], flat[pairs[:, 1]]
+    gain = (first - second.roll(1, dims=0)).square().sum(dim=1) - (first - second).square().sum(dim=1)
+    return float(gain.mean() / gain.std().clamp(min=1e-12)) * math.sqrt(len(gain))
