@@ -22,12 +22,13 @@ _MIN_SAMPLES, _MIN_PLACES = 8, 16
 _ALIKE, _UNLIKE, _MIN_T = 0.25, 0.4, 6.0
 """Least mean correlation in another order, its share up to which that in the own order is none, and Student's t."""
 _MIN_SHARE = 0.2
+_MIN_GRAPHS = 4
 _SAME = 1e-5
 
 
 def judge_places(passed: Pass, loss: Callable[[Any, Any], Tensor]) -> Iterator[Found]:
     """Yield what is out of place in a batch that has been run."""
-    for judge in (_judge_order, _judge_hidden, partial(_judge_views, loss)):
+    for judge in (_judge_order, _judge_hidden, _judge_edges, partial(_judge_views, loss)):
         try:
             yield from judge(passed)
         except Exception:
@@ -179,6 +180,31 @@ def _find_places(is_zero: Tensor, output: Tensor) -> Tensor:
     side = math.isqrt(output.shape[2] // is_zero.shape[1])
     height, width = (size // side for size in pixels.shape[1:])
     return pixels.reshape(len(pixels), height, side, width, side).all(dim=4).all(dim=2).flatten(1)
+
+
+def _judge_edges(passed: Pass) -> Iterator[Found]:
+    """Edges (2, E) of a batch of graphs join nodes of one graph, and each graph has some; (N,) says whose a node is."""
+    integers = [t for _, t in tree_leaves(passed.inputs) if t.numel() and not t.is_floating_point()]
+    owners = [
+        t for t in integers if t.ndim == 1 and t[0] == 0 and bool(((step := t.diff()) >= 0).all() and step.max() == 1)
+    ]
+    for edges in (t for t in integers if t.ndim == 2 and len(t) == 2):
+        for owner in (t for t in owners if int(t[-1]) >= _MIN_GRAPHS - 1 and int(edges.max()) < len(t)):
+            num_graphs, joined = int(owner[-1]) + 1, owner[edges]
+            with_edges = len(joined.unique())
+            num_between = int((joined[0] != joined[1]).sum())
+            if edges.shape[1] >= num_graphs and with_edges <= num_graphs // 3:
+                yield report(
+                    "exchanged-axes",
+                    f"the edges of {num_graphs} graphs join nodes of {with_edges} of them: their indices are not moved",
+                    severity="error",
+                    causes=("data.layout", "data.pairing"),
+                    measured=f"{edges.shape[1]} edges of nodes up to {int(edges.max())} of {len(owner)}; {num_between} "
+                    "of them between two graphs",
+                    expected="edges within each graph",
+                    action="add to the edges of a graph the number of nodes before it, when graphs are collated",
+                )
+                return
 
 
 def _judge_views(loss: Callable[[Any, Any], Tensor], passed: Pass) -> Iterator[Found]:

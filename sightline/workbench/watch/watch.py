@@ -141,6 +141,11 @@ class Watch:
         self._loop.is_over = True
         self._judge("on_end")
         self._finish_search()
+        self._loop.call = None
+        for (
+            model
+        ) in self._loop.models.values():  # the best weights are restored after the loop: the next load is judged
+            hang_on_load(model, _Hook(self._before_load, is_once=True))
 
     def _follow_ranks(self) -> None:
         place = self._loop.place()
@@ -279,16 +284,19 @@ class Watch:
 
 
 class _Hook:
-    """Hook of a watched model; its copies, and those that are saved with a model, do nothing."""
+    """Hook of a watched model, for one call or for all; its copies, and those saved with a model, do nothing."""
 
-    def __init__(self, run: Callable[..., None] | None) -> None:
+    def __init__(self, run: Callable[..., None] | None, *, is_once: bool = False) -> None:
         self._run = run
+        self._is_once = is_once
 
     def __call__(self, *arguments: Any) -> None:
-        if self._run is None:
+        run = self._run
+        if run is None:
             return
+        self._run = None if self._is_once else run
         try:
-            self._run(*arguments)
+            run(*arguments)
         except Exception:
             logger.warning("watch-failed: forward passes are not watched from here on", exc_info=True)
             self._run = None
