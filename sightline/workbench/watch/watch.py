@@ -128,7 +128,7 @@ class Watch:
         self._stack.enter_context(observe_backward(self._before_backward, self._after_backward))
         self._stack.enter_context(observe_unscaling(self._before_unscaling))
         for average in self._averages:
-            for handle in hang(average, None, _Hook(lambda model, *_: self._judge("on_average", model))):
+            for handle in hang(average, None, _Hook(self._after_average)):
                 self._stack.callback(handle.remove)
         self._stack.enter_context(observe_updates(self._before_update, self._after_update))
         if self.compares_ranks:
@@ -142,10 +142,10 @@ class Watch:
         self._judge("on_end")
         self._finish_search()
         self._loop.call = None
-        for (
-            model
-        ) in self._loop.models.values():  # the best weights are restored after the loop: the next load is judged
+        for model in self._loop.models.values():  # after the loop the best weights are restored, averages evaluated
             hang_on_load(model, _Hook(self._before_load, is_once=True))
+        for average in self._averages:
+            hang(average, None, _Hook(self._after_average, is_once=True))
 
     def _follow_ranks(self) -> None:
         place = self._loop.place()
@@ -188,6 +188,11 @@ class Watch:
         if has_gradient:
             self._loop.call = call
         self._judge("on_forward", call)
+
+    def _after_average(self, average: nn.Module, *_: Any) -> None:
+        self._judge("on_average", average)
+        if self._loop.is_over:
+            self._take(self._loop.reader.poll(waits=True))
 
     def _before_load(self, model: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
         if not prefix:
