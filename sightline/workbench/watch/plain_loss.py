@@ -31,6 +31,8 @@ _MAX_NODES = 3000
 _MIN_ROWS, _MAX_UNORDERED = 16, 0.2
 _MIN_ANGLES, _EDGE = 64, 0.03
 _MIN_WEIGHT_RATIO = 3.0
+_DEVIATIONS, _MAX_SLACK = 4.0, 1.3
+"""Standard deviations that counts of a few batches are off, and the largest factor by which class weights may be."""
 _BYTE = 255
 _MIN_PADDED = 0.1
 _HIGH = 0.6
@@ -393,6 +395,27 @@ def _judge_weights(loss: Any, pairs: Sequence[tuple[Any, Any]], passed: Pass) ->
             expected="weights that fall with the number of samples",
             action="invert them: 1 / count, not count",
         )
+        return
+    counted = counts.double()
+    for power in (1.0, 0.5) if len(counts) > 2 and bool((counts > 0).all() and (weight > 0).all()) else ():
+        slack = 1 + _DEVIATIONS * power * float(counted.min()) ** -0.5
+        given, own = weight.double().to(counts.device), counted**-power
+        spread, sorted_spread = (_measure_spread(a / b) for a, b in ((given, own), (given.sort()[0], own.sort()[0])))
+        if slack < _MAX_SLACK and sorted_spread < slack and spread > 2 * slack:
+            yield loss_weights.with_fault(
+                "class weights are those of other classes: in another order they are 1 / count"
+                + ("" if power == 1 else " to the power of 0.5"),
+                severity="warning",
+                causes=("loss.weights", "data.label_mapping"),
+                measured=f"weight times count differs by a factor of {spread:.3g}; sorted, by {sorted_spread:.3g}",
+                expected="the weight of class c at place c",
+                action="count by class: torch.bincount(labels, minlength=C); Counter.most_common() sorts by count",
+            )
+            return
+
+
+def _measure_spread(values: Tensor) -> float:
+    return float(values.max() / values.min())
 
 
 def _judge_angles(loss: Any, pairs: Sequence[tuple[Any, Any]], passed: Pass) -> Iterator[Found]:
