@@ -104,6 +104,7 @@ class Watch:
         }
         self._stack = ExitStack()
         self._calls = ExitStack()
+        self._later = ExitStack()
         self._seen: set[object] = set()
         self._findings: list[Finding] = []
         self._search: Search | None = None
@@ -122,6 +123,7 @@ class Watch:
 
     def __enter__(self) -> Self:
         self._loop.is_over = False
+        self._later.close()
         for optimizer in self._optimizers:
             self._loop.track(optimizer, is_named=True)
         self._hang(self._loop.models.values())
@@ -142,10 +144,15 @@ class Watch:
         self._judge("on_end")
         self._finish_search()
         self._loop.call = None
-        for model in self._loop.models.values():  # after the loop the best weights are restored, averages evaluated
-            hang_on_load(model, _Hook(self._before_load, is_once=True))
+        self._hang_once()
+
+    def _hang_once(self) -> None:
+        """Judge the next load of each model, and the next pass of each average: most loops end before these."""
+        for model in self._loop.models.values():
+            self._later.callback(hang_on_load(model, _Hook(self._before_load, is_once=True)).remove)
         for average in self._averages:
-            hang(average, None, _Hook(self._after_average, is_once=True))
+            for handle in hang(average, None, _Hook(self._after_average, is_once=True)):
+                self._later.callback(handle.remove)
 
     def _follow_ranks(self) -> None:
         place = self._loop.place()
