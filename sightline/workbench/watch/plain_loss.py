@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from sightline import instrument
 from sightline.contract.pytree import tree_leaves, tree_map
-from sightline.workbench.check.checks.data.images import input_statistics
 from sightline.workbench.check.checks.data.label_leak import label_input
 from sightline.workbench.check.checks.data.point_labels import padded_points
 from sightline.workbench.check.checks.loss_values import loss_weights
@@ -24,6 +23,7 @@ from sightline.workbench.watch.custom_backward import judge_functions
 from sightline.workbench.watch.loop import Found
 from sightline.workbench.watch.loss_graph import UNBOUNDED, LossGraph, get_shape, list_variables
 from sightline.workbench.watch.plain_batch import BatchForm, call_model
+from sightline.workbench.watch.plain_bytes import judge_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,6 @@ _MIN_ANGLES, _EDGE = 64, 0.03
 _MIN_WEIGHT_RATIO = 3.0
 _DEVIATIONS, _MAX_SLACK = 4.0, 1.3
 """Standard deviations that counts of a few batches are off, and the largest factor by which class weights may be."""
-_BYTE = 255
 _MIN_PADDED = 0.1
 _HIGH = 0.6
 _MAX_ROUTED = 16
@@ -134,7 +133,7 @@ def judge_loss(
         _judge_empty_boxes,
         _judge_peaks,
         _judge_sample_weights,
-        _judge_bytes,
+        lambda passed: judge_bytes(_first(passed.inputs).detach()),
         partial(_judge_weights, loss, pairs),
         partial(_judge_angles, loss, pairs),
         partial(_judge_order, model),
@@ -309,29 +308,6 @@ def _judge_sample_weights(passed: Pass) -> Iterator[Found]:
 
 def _is_ordered(boxes: Tensor) -> Tensor:
     return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-
-
-def _judge_bytes(passed: Pass) -> Iterator[Found]:
-    """Images are not k / 255 / 255: bytes are divided once."""
-    images = _first(passed.inputs)
-    if images.ndim != 4 or not images.is_floating_point() or 0 not in (images.shape[1] % 3, images.shape[1] // 2):
-        return
-    levels = images * _BYTE * _BYTE
-    is_whole = bool(((levels - levels.round()).abs() < 1e-2).all())
-    if (
-        is_whole
-        and float(images.min()) >= 0
-        and len(levels.round().unique()) > 8
-        and float(levels.max()) <= _BYTE + 0.5
-    ):
-        yield input_statistics.with_fault(
-            "images are divided by 255 twice: their values end at 1 / 255",
-            severity="error",
-            causes=("data.normalisation",),
-            measured=f"values 0 .. {float(images.max()):.4g}, whole multiples of 1 / 65025",
-            expected="values up to 1",
-            action="divide once: ToTensor and the like do it for uint8",
-        )
 
 
 def _judge_order(model: nn.Module, passed: Pass) -> Iterator[Found]:
