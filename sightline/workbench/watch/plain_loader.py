@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,17 +26,17 @@ from sightline.workbench.check.core.object_graph import find_generators, iter_re
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
 from sightline.workbench.watch.plain_batch import BatchForm
+from sightline.workbench.watch.plain_flips import judge_flips
+from sightline.workbench.watch.plain_samples import SEEDS, Item, list_indices, list_leaves, read, to_bytes
 
 logger = logging.getLogger(__name__)
 
 _NUM_ITEMS, _NUM_READS, _NUM_LABELS = 6, 10, 64
 _MAX_DRAWN, _MIN_DRAWN, _MIN_DISTINCT = 20_000, 200, 0.05
 _MIN_COMMON, _MAX_CONFLICTS = 8, 0.05
-_MIN_LIKENESS, _MAX_LIKENESS = 0.98, 0.9
 _MAX_CLASSES = 64
 _MAX_READING_S, _MAX_STORED = 0.25, 2**24
 _MODES = frozenset(("linear", "bilinear", "bicubic", "trilinear", "area"))
-_SEEDS = (11, 12)
 
 
 def judge_loader(loader: Any, form: BatchForm, gaps: list[str]) -> Iterator[Found]:
@@ -62,43 +62,10 @@ def judge_loader(loader: Any, form: BatchForm, gaps: list[str]) -> Iterator[Foun
 def _is_fast(loader: DataLoader[Any]) -> bool:
     started = time.perf_counter()
     try:
-        _read(loader, 0, _SEEDS[0])
+        read(loader, 0, SEEDS[0])
     except Exception:  # noqa: BLE001 - the data set is the user's
         return False
     return time.perf_counter() - started < _MAX_READING_S
-
-
-class Item(NamedTuple):
-    """Sample of a data set, with its inputs and target."""
-
-    inputs: Any
-    target: Any
-
-
-def _read(loader: DataLoader[Any], index: int, seed: int) -> Any:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    return loader.dataset[index]
-
-
-def _list_indices(loader: DataLoader[Any], count: int) -> list[int]:
-    size = len(loader.dataset)  # type: ignore[arg-type]
-    return sorted({round(i * (size - 1) / max(1, count - 1)) for i in range(min(count, size))})
-
-
-def _to_bytes(tree: Any) -> list[bytes]:
-    leaves = [torch.as_tensor(leaf) for leaf in _list_leaves(tree)]
-    return [leaf.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() for leaf in leaves]
-
-
-def _list_leaves(tree: Any) -> list[Any]:
-    if isinstance(tree, np.ndarray | int | float | np.generic):
-        return [tree]
-    if isinstance(tree, list | tuple | Mapping):
-        parts = tree.values() if isinstance(tree, Mapping) else tree
-        return [leaf for part in parts for leaf in _list_leaves(part)]
-    return [tensor for _, tensor in tree_leaves(tree)]
 
 
 def _judge_sampler(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
@@ -126,9 +93,9 @@ def _judge_sampler(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
 
 def _judge_reads(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
     """Reading an item leaves what is stored as it is: with the same random numbers it is the same again."""
-    for index in _list_indices(loader, _NUM_ITEMS):
+    for index in list_indices(loader, _NUM_ITEMS):
         stored = _mark_stored(loader.dataset)
-        reads = [_to_bytes(_read(loader, index, _SEEDS[0])) for _ in range(3)]
+        reads = [to_bytes(read(loader, index, SEEDS[0])) for _ in range(3)]
         after = _mark_stored(loader.dataset)
         changed = [path for path, mark in stored.items() if after.get(path, mark) != mark]
         if changed and reads[0] != reads[1] and reads[1] != reads[2]:
@@ -156,8 +123,8 @@ def _mark_stored(dataset: Any) -> dict[str, Any]:
 def _judge_reseeding(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
     """Reading an item does not set a global generator: what follows depends on the state before."""
     followed: dict[str, set[Any]] = {}
-    for index, seed in itertools.product(_list_indices(loader, 3), _SEEDS):
-        _read(loader, index, seed)
+    for index, seed in itertools.product(list_indices(loader, 3), SEEDS):
+        read(loader, index, seed)
         for name, draw in _GENERATORS.items():
             followed.setdefault(name, set()).add(draw())
     reset = [name for name, draws in followed.items() if len(draws) == 1]
@@ -179,9 +146,9 @@ _GENERATORS: dict[str, Callable[[], float]] = {
 
 
 def _judge_pairs(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
-    """Targets move with their inputs: labels with their rows of points, masks with their images."""
-    num_moved = num_left = num_common = num_conflicts = 0
-    for index in _list_indices(loader, 3):
+    """Labels move with their rows of points, and labels of maps are not interpolated."""
+    num_common = num_conflicts = 0
+    for index in list_indices(loader, 3):
         with_tape: list[Any] = []
         items = [Item(*form.split(_read_taped(loader, index, seed, with_tape))) for seed in range(_NUM_READS)]
         if any(isinstance(target, Tensor) and id(target) in map(id, with_tape) for _, target in items):
@@ -196,16 +163,6 @@ def _judge_pairs(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
         for first, second in itertools.pairwise(items):
             common, conflicts = _compare_rows(first, second)
             num_common, num_conflicts = num_common + common, num_conflicts + conflicts
-            moved, left = _compare_flips(first, second)
-            num_moved, num_left = num_moved + moved, num_left + left
-    if num_left >= 2 and not num_moved:
-        yield augmentation_mismatch.with_fault(
-            "images are mirrored, their masks are not",
-            causes=("data.augment_target_mismatch", "data.pairing"),
-            measured=f"in {num_left} pairs of reads of a sample the image is mirrored and the mask the same",
-            expected="the mask mirrored with its image",
-            action="flip both, by one random number",
-        )
     if num_common >= _MIN_COMMON and num_conflicts > _MAX_CONFLICTS * num_common:
         yield augmentation_mismatch.with_fault(
             "labels do not stay with their points: the same point has another label when it is read again",
@@ -227,7 +184,7 @@ def _read_taped(loader: DataLoader[Any], index: int, seed: int, interpolated: li
             interpolated.append(result)
 
     with instrument.record({}, functions=observe):
-        return _read(loader, index, seed)
+        return read(loader, index, seed)
 
 
 def _holds_classes(values: Tensor) -> bool:
@@ -244,7 +201,7 @@ def _compare_rows(first: Item, second: Item) -> tuple[int, int]:
 
 def _list_rows(item: Item) -> Iterator[tuple[bytes, bytes]]:
     """Yield the bits of each row that is there once, and of its label."""
-    points, labels = (torch.as_tensor(leaves[0]) if (leaves := _list_leaves(part)) else None for part in item)
+    points, labels = (torch.as_tensor(leaves[0]) if (leaves := list_leaves(part)) else None for part in item)
     if points is None or labels is None or points.ndim != 2 or labels.ndim != 1 or len(points) != len(labels):
         return
     if not points.is_floating_point() or labels.is_floating_point():
@@ -258,34 +215,15 @@ def _list_rows(item: Item) -> Iterator[tuple[bytes, bytes]]:
             yield row, label.tobytes()
 
 
-def _compare_flips(first: Item, second: Item) -> tuple[int, int]:
-    """Return whether the mask is mirrored with its image (1, 0), or is left (0, 1); (0, 0): neither can be seen."""
-    images, masks = ([torch.as_tensor(_list_leaves(item[part])[0]) for item in (first, second)] for part in (0, 1))
-    size = images[0].shape[-2:]
-    if images[0].ndim < 2 or masks[0].shape[-2:] != size or masks[0].ndim < 2 or images[0].shape != images[1].shape:
-        return 0, 0
-    for axis in (-1, -2):
-        flipped = images[1].flip(axis)
-        if _likeness(images[0], flipped) > _MIN_LIKENESS and _likeness(*images) < _MAX_LIKENESS:
-            is_left, is_moved = torch.equal(*masks), torch.equal(masks[0], masks[1].flip(axis))
-            return int(is_moved and not is_left), int(is_left and not is_moved)
-    return 0, 0
-
-
-def _likeness(first: Tensor, second: Tensor) -> float:
-    pair = torch.stack([first.float().flatten(), second.float().flatten()])
-    return float(torch.corrcoef(pair)[0, 1])
-
-
 def _judge_collate(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
     """A batch holds the same pairs of inputs and targets in any order of its samples."""
     collate = loader.collate_fn
     if collate is None or loader.batch_size is None:
         return
-    samples = [_read(loader, index, _SEEDS[0]) for index in _list_indices(loader, 2 * _NUM_ITEMS)]
+    samples = [read(loader, index, SEEDS[0]) for index in list_indices(loader, 2 * _NUM_ITEMS)]
     pairs = []
     for order in (samples, samples[::-1], [*samples[5:], *samples[:5]]):
-        torch.manual_seed(_SEEDS[0])
+        torch.manual_seed(SEEDS[0])
         pairs.append(_list_pairs(Item(*form.split(collate(copy.deepcopy(order)))), len(samples)))
     common = set.intersection(*(set(each) for each in pairs))
     exchanged = [row for row in common if len({tuple(each[row]) for each in pairs}) > 1]
@@ -304,13 +242,13 @@ def _list_pairs(batch: Item, size: int) -> dict[tuple[bytes, ...], list[bytes]]:
     """Map the bits of each sample's inputs to those of its target; samples with equal inputs are left out."""
     rows: dict[tuple[bytes, ...], list[bytes]] = {}
     repeated = set()
-    parts = [[torch.as_tensor(leaf) for leaf in _list_leaves(part)] for part in batch]
+    parts = [[torch.as_tensor(leaf) for leaf in list_leaves(part)] for part in batch]
     if not all(parts) or any(not leaf.ndim or len(leaf) != size for part in parts for leaf in part):
         return {}
     for index in range(size):
-        key = tuple(_to_bytes([leaf[index] for leaf in parts[0]]))
+        key = tuple(to_bytes([leaf[index] for leaf in parts[0]]))
         repeated |= {key} & rows.keys()
-        rows[key] = _to_bytes([leaf[index] for leaf in parts[1]])
+        rows[key] = to_bytes([leaf[index] for leaf in parts[1]])
     return {key: value for key, value in rows.items() if key not in repeated}
 
 
@@ -318,7 +256,7 @@ def _judge_order(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
     """Samples that are read in the order of the set are not sorted by their class."""
     if not isinstance(loader.sampler, SequentialSampler):
         return
-    labels = [_read_label(loader, form, index) for index in _list_indices(loader, _NUM_LABELS)]
+    labels = [_read_label(loader, form, index) for index in list_indices(loader, _NUM_LABELS)]
     distinct = set(labels)
     if None in distinct or len(labels) < _NUM_LABELS or not 2 < len(distinct) <= _NUM_LABELS // 4:
         return
@@ -334,7 +272,7 @@ def _judge_order(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
 
 
 def _read_label(loader: DataLoader[Any], form: BatchForm, index: int) -> int | None:
-    _, label = form.split(_read(loader, index, _SEEDS[0]))
+    _, label = form.split(read(loader, index, SEEDS[0]))
     is_number = isinstance(label, int | np.integer) or (isinstance(label, Tensor) and label.numel() == 1)
     return int(label) if is_number and float(label) == int(label) else None
 
@@ -343,5 +281,5 @@ def _is_monotonic(labels: Sequence[Any]) -> bool:
     return list(labels) in (sorted(labels), sorted(labels, reverse=True))
 
 
-_READING = (_judge_reads, _judge_reseeding, _judge_pairs, _judge_collate, _judge_order)
+_READING = (_judge_reads, _judge_reseeding, _judge_pairs, judge_flips, _judge_collate, _judge_order)
 """Relations that read samples."""

@@ -78,7 +78,7 @@ def preserve_generators(generators: Sequence[Any]) -> Iterator[None]:
         yield
     finally:
         for generator, state in zip(generators, states, strict=True):
-            _set_state(generator, state)
+            set_state(generator, state)
 
 
 def _iter_members(value: object, path: str) -> Iterator[tuple[str, object]]:
@@ -134,7 +134,8 @@ def get_state(generator: Any) -> Any:
     return generator.getstate()
 
 
-def _set_state(generator: Any, state: Any) -> None:
+def set_state(generator: Any, state: Any) -> None:
+    """Set a random generator to a state that `get_state` has returned."""
     if isinstance(generator, np.random.Generator):
         generator.bit_generator.state = state
     elif isinstance(generator, np.random.RandomState | torch.Generator):

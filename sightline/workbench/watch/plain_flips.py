@@ -1,0 +1,329 @@
+"""Reads of a data set that mirror its images or clouds: masks, boxes and numbers of the target follow them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sightline.compute.numba_kernels import compute_seconds
+from sightline.workbench.check.checks.data.augmentation_mismatch import augmentation_mismatch
+from sightline.workbench.check.core.object_graph import (
+    find_generators,
+    find_read_values,
+    get_state,
+    preserve_generators,
+    set_state,
+)
+from sightline.workbench.watch.loop import Found
+from sightline.workbench.watch.plain_batch import BatchForm
+from sightline.workbench.watch.plain_mirrors import MirroredSamples, find_correction
+from sightline.workbench.watch.plain_samples import SEEDS, Item, list_indices, list_leaves, read, to_bytes
+
+_NUM_DRAWS = 8
+_MAX_CPU_S, _MIN_READ_PAIRS = 0.4, 4
+_NUM_PAIRS, _NUM_FITTED_PAIRS, _MIN_FITTED_PAIRS = 24, 300, 80
+_MIN_LIKENESS, _MAX_LIKENESS = 0.98, 0.9
+_MAX_POINT_ERROR = 0.02
+"""Largest distance of a mirrored point from its place, in standard deviations of the cloud."""
+_MAX_POINT_COLUMNS, _MIN_POINTS, _MIN_PIXELS = 8, 16, 4
+_MAX_NUMBERS = 64
+_MAX_ROUNDING = 1e-4
+_MIN_BOXES, _MAX_BOX_COLUMNS = 12, 6
+
+
+class Draw(NamedTuple):
+    """Random numbers of a read: a seed of the global generators, and the states of the data set's own."""
+
+    seed: int
+    states: tuple[Any, ...]
+
+
+class Carrier(NamedTuple):
+    """Leaf of the inputs that a read mirrors: an image along axis -1 or -2, or one coordinate of a cloud."""
+
+    leaf: int
+    axis: int
+
+    @property
+    def is_image(self) -> bool:
+        """True for an image."""
+        return self.axis < 0
+
+    def get(self, item: Item) -> Tensor:
+        """Return the image (C, H, W) or the cloud (N, D) of a sample."""
+        leaf = torch.as_tensor(list_leaves(item.inputs)[self.leaf])
+        found = _to_image(leaf) if self.is_image else _to_cloud(leaf)
+        assert found is not None
+        return found
+
+    def __str__(self) -> str:
+        if self.is_image:
+            return "images are mirrored left to right" if self.axis == -1 else "images are turned upside down"
+        return f"clouds are mirrored along {'xyz'[self.axis]}"
+
+
+class Flip(NamedTuple):
+    """Two reads of a sample, of which one is the mirror image of the other."""
+
+    first: Item
+    second: Item
+
+
+def judge_flips(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
+    """Targets move with their inputs where reads mirror them: masks, boxes, and numbers that the inputs determine.
+
+    Nothing is said of data sets in which reads with the same random numbers differ, or do not all decide alike.
+    """
+    reader = _Reader(loader, form)
+    with preserve_generators(reader.generators):
+        leaves = [torch.as_tensor(leaf) for leaf in list_leaves(form.split(read(loader, 0, SEEDS[0]))[1])]
+        has_numbers = any(leaf.is_floating_point() and leaf.numel() <= _MAX_NUMBERS for leaf in leaves)
+        if not has_numbers and not any(leaf.ndim for leaf in leaves):
+            return
+        flips = _read_flips(reader, list_indices(loader, _NUM_FITTED_PAIRS if has_numbers else _NUM_PAIRS))
+    for carrier, pairs in flips.items():
+        yield from _judge_masks(carrier, pairs)
+        yield from _judge_boxes(carrier, pairs) or _judge_numbers(carrier, pairs)
+
+
+# --- reads ------------------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Reads of a data set by an index and a draw: both decide what is returned."""
+
+    def __init__(self, loader: DataLoader[Any], form: BatchForm) -> None:
+        self._loader, self._form = loader, form
+        self.generators = find_generators(loader, dict(find_read_values(type(loader.dataset).__getitem__)))
+
+    def read(self, index: int, draw: Draw) -> Item:
+        """Read a sample with the random numbers of a draw."""
+        for generator, state in zip(self.generators, draw.states, strict=True):
+            set_state(generator, state)
+        return Item(*self._form.split(read(self._loader, index, draw.seed)))
+
+    def list_draws(self, index: int) -> Iterator[tuple[Draw, Item]]:
+        """Read a sample again and again; each time the data set's own generators have gone on."""
+        for seed in range(_NUM_DRAWS):
+            draw = Draw(seed, tuple(map(get_state, self.generators)))
+            yield draw, self.read(index, draw)
+
+
+def _read_flips(reader: _Reader, indices: Sequence[int]) -> dict[Carrier, list[Flip]]:
+    """Read samples with two draws of which one mirrors what the other reads, for each way of mirroring that occurs."""
+    started, pairs = compute_seconds(), dict[Carrier, tuple[Draw, Draw]]()
+    for index in (indices[0], indices[len(indices) // 2]):
+        if pairs or compute_seconds() - started > _MAX_CPU_S:
+            break
+        reads = list(reader.list_draws(index))
+        if to_bytes(reader.read(index, reads[0][0])) != to_bytes(reads[0][1]):
+            return {}
+        for (first, item), (second, other) in itertools.combinations(reads, 2):
+            if (carrier := _find_carrier(Flip(item, other))) is not None:
+                pairs.setdefault(carrier, (first, second))
+    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0)).tolist()
+    flips: dict[Carrier, list[Flip]] = {carrier: [] for carrier in pairs}
+    for carrier, draws in pairs.items():
+        started = compute_seconds()
+        for number, place in enumerate(order):
+            if number >= _MIN_READ_PAIRS and compute_seconds() - started > _MAX_CPU_S / len(pairs):
+                break
+            flip = Flip(*(reader.read(indices[place], draw) for draw in draws))
+            if _find_carrier(flip) == carrier:
+                flips[carrier].append(flip)
+    return flips
+
+
+def _find_carrier(flip: Flip) -> Carrier | None:
+    """Find the leaf of the inputs that is mirrored between two reads."""
+    leaves = [[torch.as_tensor(leaf) for leaf in list_leaves(item.inputs)] for item in flip]
+    for place, (first, second) in enumerate(zip(*leaves, strict=True)):
+        if first.shape != second.shape or first.ndim < 2 or torch.equal(first, second):
+            continue
+        is_cloud = _to_cloud(first) is not None
+        axis = (_find_mirrored_axis if is_cloud else _find_flipped_axis)(first, second)
+        if axis is not None:
+            return Carrier(place, axis)
+    return None
+
+
+def _to_cloud(leaf: Tensor) -> Tensor | None:
+    """Return a leaf as a cloud (N, D), None for others; (D, N) is transposed."""
+    if leaf.ndim != 2 or not leaf.is_floating_point() or not 2 <= min(leaf.shape) <= _MAX_POINT_COLUMNS:
+        return None
+    rows = leaf if leaf.shape[0] >= leaf.shape[1] else leaf.T
+    return rows if len(rows) >= _MIN_POINTS else None
+
+
+def _to_image(leaf: Tensor) -> Tensor | None:
+    """Return a leaf as an image (C, H, W), None for others; (H, W, C) is moved, leading axes are channels."""
+    is_last = leaf.ndim == 3 and leaf.shape[-1] in (1, 3, 4) and leaf.shape[0] > 4
+    moved = leaf.movedim(-1, 0) if is_last else leaf
+    if moved.ndim < 2 or min(moved.shape[-2:]) < _MIN_PIXELS:
+        return None
+    return moved.reshape(-1, *moved.shape[-2:]).float()
+
+
+def _find_mirrored_axis(one: Tensor, other: Tensor) -> int | None:
+    """Return the coordinate that is c - x in the other cloud, if the other coordinates are equal."""
+    first, second = (cloud[:, :3] for leaf in (one, other) if (cloud := _to_cloud(leaf)) is not None)
+    limit = _MAX_POINT_ERROR * first.std(dim=0).clamp(min=1e-6)
+    is_equal = (first - second).abs().amax(dim=0) <= limit
+    total = first + second
+    is_mirrored = ((total - total.mean(dim=0)).abs().amax(dim=0) <= limit) & ~is_equal
+    return int(is_mirrored.nonzero()) if int(is_mirrored.sum()) == 1 == int((~is_equal).sum()) else None
+
+
+def _find_flipped_axis(one: Tensor, other: Tensor) -> int | None:
+    first, second = map(_to_image, (one, other))
+    if first is None or second is None:
+        return None
+    exact = next((axis for axis in (-1, -2) if torch.equal(first, second.flip(axis))), None)
+    if exact is not None or _likeness(first, second) >= _MAX_LIKENESS:
+        return exact
+    return next((axis for axis in (-1, -2) if _likeness(first, second.flip(axis)) > _MIN_LIKENESS), None)
+
+
+def _likeness(first: Tensor, second: Tensor) -> float:
+    pair = torch.stack([first.flatten(), second.flatten()])
+    return float(torch.corrcoef(pair)[0, 1])
+
+
+# --- targets ----------------------------------------------------------------------------------------------------------
+
+
+class Leaf(NamedTuple):
+    """Leaf of the target in both reads of all flips, if it has one shape in both reads of each."""
+
+    name: str
+    first: list[Tensor]
+    second: list[Tensor]
+
+
+def _list_leaves_of_targets(flips: Sequence[Flip]) -> Iterator[Leaf]:
+    names = _name_leaves(flips[0].first.target) if flips else []
+    targets = [[[torch.as_tensor(leaf) for leaf in list_leaves(item.target)] for item in flip] for flip in flips]
+    if any(len(leaves) != len(names) for pair in targets for leaves in pair):
+        return
+    for place, name in enumerate(names):
+        first, second = ([pair[k][place] for pair in targets] for k in (0, 1))
+        if all(a.shape == b.shape for a, b in zip(first, second, strict=True)):
+            yield Leaf(name, first, second)
+
+
+def _name_leaves(target: Any) -> list[str]:
+    """Name the leaves of a target: a mapping of one for each key by its keys."""
+    count = len(list_leaves(target))
+    if isinstance(target, Mapping) and len(target) == count:
+        return [str(key) for key in target]
+    return ["target"] if count == 1 else [f"target {place}" for place in range(count)]
+
+
+def _judge_masks(carrier: Carrier, flips: Sequence[Flip]) -> Iterator[Found]:
+    """Masks of the image's size are mirrored with it."""
+    for leaf in _list_leaves_of_targets(flips) if carrier.is_image else ():
+        size = carrier.get(flips[0].first).shape[-2:]
+        if leaf.first[0].shape[-2:] != size:
+            continue
+        pairs = list(zip(leaf.first, leaf.second, strict=True))
+        is_left = [torch.equal(a, b) for a, b in pairs]
+        is_moved = [torch.equal(a, b.flip(carrier.axis)) for a, b in pairs]
+        num_left = sum(left and not moved for left, moved in zip(is_left, is_moved, strict=True))
+        if num_left >= 2 and not any(moved and not left for left, moved in zip(is_left, is_moved, strict=True)):
+            yield augmentation_mismatch.with_fault(
+                "images are mirrored, their masks are not",
+                causes=("data.augment_target_mismatch", "data.pairing"),
+                measured=f"in {num_left} pairs of reads of a sample the image is mirrored and the mask the same",
+                expected="the mask mirrored with its image",
+                action="flip both, by one random number",
+            )
+            return
+
+
+def _judge_boxes(carrier: Carrier, flips: Sequence[Flip]) -> list[Found]:
+    """Boxes (left, top, right, bottom) have their left before their right, and top before bottom, in a mirror too."""
+    for leaf in _list_leaves_of_targets(flips) if carrier.is_image else ():
+        is_box = all(a.ndim in (1, 2) and 4 <= a.shape[-1] <= _MAX_BOX_COLUMNS for a in leaf.first)
+        num_boxes = _count_inside_out(leaf, carrier.axis) if is_box else 0
+        if num_boxes < _MIN_BOXES:
+            continue
+        low, name, (start, end) = (0, "x", ("left", "right")) if carrier.axis == -1 else (1, "y", ("top", "bottom"))
+        return [
+            augmentation_mismatch.with_fault(
+                f"mirrored boxes are inside out: their {start} lies beyond their {end}",
+                severity="error",
+                causes=("data.augment_target_mismatch", "data.target_encoding", "assign.box_format"),
+                measured=f"{carrier}, and of two reads one has {leaf.name}[{low}] < {leaf.name}[{low + 2}], and the "
+                f"other the reverse, with the same gap, in {num_boxes} of {num_boxes} boxes",
+                expected=f"{leaf.name}[{low}] < {leaf.name}[{low + 2}] in both reads",
+                action=f"exchange both ends where you mirror them: {name}0, {name}1 = size - {name}1, size - {name}0",
+            )
+        ]
+    return []
+
+
+def _count_inside_out(leaf: Leaf, axis: int) -> int:
+    """Count the boxes if, in one of the reads, all are inside out along an axis, and nothing else has changed."""
+    along, across = ([0, 2], [1, 3]) if axis == -1 else ([1, 3], [0, 2])
+    rows = [torch.cat([each.reshape(-1, each.shape[-1])[:, :4].double() for each in reads]) for reads in leaf[1:]]
+    is_box = (rows[0] != rows[0].roll(2, dims=1)).any(dim=1)  # rows that fill up have no size
+    first, second = (each[is_box] for each in rows)
+    if not len(first):
+        return 0
+    gaps, sums = [boxes[:, along].diff(dim=1) for boxes in (first, second)], (first + second)[:, along]
+    is_reversed = any(bool((a > 0).all() and (b < 0).all()) for a, b in (gaps, gaps[::-1]))
+    is_upright = torch.equal(first[:, across], second[:, across]) and bool((first[:, across].diff(dim=1) > 0).all())
+    is_mirrored = float((sums - sums.mean()).abs().max()) <= _MAX_ROUNDING * float(first.abs().max())
+    return len(first) if is_reversed and is_upright and is_mirrored else 0
+
+
+def _judge_numbers(carrier: Carrier, flips: Sequence[Flip]) -> list[Found]:
+    """Numbers of the target follow inputs that are mirrored, as those of plain reads do."""
+    leaves = [leaf for leaf in _list_leaves_of_targets(flips) if _holds_numbers(leaf)]
+    if len(flips) < _MIN_FITTED_PAIRS or not leaves:
+        return []
+    targets = [
+        torch.cat([torch.stack(reads).double().reshape(len(flips), -1) for reads in side], dim=1)
+        for side in ([leaf.first for leaf in leaves], [leaf.second for leaf in leaves])
+    ]
+    plain_inputs, mirrored_inputs = ([carrier.get(item) for item in items] for items in zip(*flips, strict=True))
+    samples = MirroredSamples(plain_inputs, mirrored_inputs, *targets)
+    correction = find_correction(samples) if targets[0].shape[1] <= _MAX_NUMBERS else None
+    if correction is None:
+        return []
+    rows, numbers = ([name for leaf in leaves for name in _name_numbers(leaf, whole=whole)] for whole in (True, False))
+    pairs = dict.fromkeys(f"{rows[first]} with {rows[second]}" for first, second in correction.exchanged)
+    words = [f"exchange {', '.join(pairs)}"] if pairs else []
+    words += [f"mirror {', '.join(numbers[place] for place in correction.mirrored)}"] if correction.mirrored else []
+    what = "a target does not follow" if correction.mirrored else "its two sides are not exchanged in the target"
+    return [
+        augmentation_mismatch.with_fault(
+            f"{carrier}, and {what}: {' and '.join(words)}",
+            severity="warning",
+            causes=("data.augment_target_mismatch", "data.target_encoding", "data.pairing"),
+            measured=f"a linear fit to plain reads has an R2 of {correction.plain:.2f} in other plain reads and of "
+            f"{correction.given:.2f} in mirrored ones, {correction.corrected:.2f} with the correction ({len(flips)} "
+            "samples; the mirrored inputs look like plain ones)",
+            expected="targets that follow from mirrored inputs as they do from plain ones",
+            action=f"where the inputs are mirrored, {' and '.join(words)}, or do not mirror them",
+        )
+    ]
+
+
+def _holds_numbers(leaf: Leaf) -> bool:
+    shape = leaf.first[0].shape
+    is_one = all(each.shape == shape and each.is_floating_point() for each in (*leaf.first, *leaf.second))
+    return is_one and 0 < shape.numel() <= _MAX_NUMBERS
+
+
+def _name_numbers(leaf: Leaf, *, whole: bool) -> Iterator[str]:
+    """Name each number of a leaf by its indices; the `whole` of a row (K, 2) by the first index."""
+    shape = leaf.first[0].shape
+    for indices in itertools.product(*map(range, shape)):
+        shown = indices[:1] if whole else indices
+        yield f"{leaf.name}[{', '.join(map(str, shown))}]" if shown else leaf.name

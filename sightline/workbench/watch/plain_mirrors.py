@@ -1,0 +1,221 @@
+"""Targets that contradict mirrored inputs: a fit to plain samples is asked for the mirrored ones, on other samples.
+
+No pair of samples tells whether a number is to follow: a size rightly stays. But where mirrored inputs are like plain
+ones, a number that plain inputs determine is the same function of the mirrored ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_MIN_PLAIN, _MIN_GAIN, _MAX_LACK, _MIN_CORRECTED = 0.5, 0.35, 0.25, 0.3
+"""Shares of variance: what a fit explains of plain samples, what it explains less of mirrored ones as they are given,
+what corrected ones may lack on average, and what it explains of each of them."""
+_MAX_TOLD = 0.8
+"""Share of pairs in which a fit tells the mirrored inputs from the plain ones; 1 if all objects look to one side."""
+_PENALTY = 0.02
+"""What an exchange, and a sign, must explain more than the number itself."""
+_MIN_DISTINCT = 16
+_MIN_DEVIATION = 0.1
+"""Least scale of a feature, as a share of the root mean square of all deviations: dark corners say nothing."""
+_POOLED, _CONVOLVED, _GRID = 6, 24, 3
+_NUM_FILTERS, _NUM_DIRECTIONS, _FILTER, _MAX_CHANNELS = 16, 64, 5, 4
+
+
+class MirroredSamples(NamedTuple):
+    """Inputs of samples, images (C, H, W) or clouds (N, D), plain and mirrored, and both targets (S, K) in float64."""
+
+    plain_inputs: Sequence[Tensor]
+    mirrored_inputs: Sequence[Tensor]
+    plain: Tensor
+    mirrored: Tensor
+
+
+class Correction(NamedTuple):
+    """Change of mirrored targets after which they follow from their inputs, and shares of variance that are explained.
+
+    `exchanged` are pairs of numbers of the target, `mirrored` those in whose place c - y is right.
+    """
+
+    exchanged: tuple[tuple[int, int], ...]
+    mirrored: tuple[int, ...]
+    plain: float
+    given: float
+    corrected: float
+
+
+def find_correction(samples: MirroredSamples) -> Correction | None:
+    """Find a correction of the mirrored targets, None if they need none or the samples do not prove one.
+
+    A fit to half of the plain samples has to explain a number in the other half. It does not explain the number that is
+    given with the mirrored inputs, and explains the corrected one; the correction is chosen in the first half, and all
+    shares are those of the other. Mirrored inputs have to be like plain ones, and a fit to both has to explain the
+    corrected targets better than the given ones: a network can learn both sides of an animal, if they differ.
+    """
+    if not bool(samples.plain.isfinite().all() and samples.mirrored.isfinite().all()):
+        return None
+    plain_features, mirrored_features = features = _describe_all(samples)
+    spread = samples.plain.var(dim=0)
+    fit = fit_ridge(_known(plain_features), _known(samples.plain))
+    predicted = fit(mirrored_features)
+    plain = _explain(fit(_held_out(plain_features)), _held_out(samples.plain), spread)
+    given = _explain(_held_out(predicted), _held_out(samples.mirrored), spread)
+    is_varied = torch.tensor([len(column.unique()) >= _MIN_DISTINCT for column in samples.plain.T])
+    is_wrong = is_varied & (plain >= _MIN_PLAIN) & (given < plain - _MIN_GAIN)
+    if not bool(is_wrong.any()):
+        return None
+    source, sign = _choose(_known(predicted), _known(samples.mirrored), spread, is_wrong)
+    corrected = samples.mirrored[:, source] * sign
+    corrected += torch.where(sign < 0, _known(predicted - corrected).mean(dim=0), 0.0)
+    restored = _explain(_held_out(predicted), _held_out(corrected), spread)
+    is_better = (restored >= given + _MIN_GAIN) & (restored >= _MIN_CORRECTED)
+    is_harmless = restored >= given - _PENALTY  # the other one of a pair may not be explained before or after
+    is_pair = source[source] == torch.arange(len(source))
+    if not bool((is_pair & torch.where(is_wrong, is_better, is_harmless)).all()):
+        return None
+    if float((plain - restored)[is_wrong].mean()) > _MAX_LACK or _tell_apart(samples, features) > _MAX_TOLD:
+        return None
+    both = [_explain_both(samples.plain, targets, features)[is_wrong] for targets in (samples.mirrored, corrected)]
+    if float((both[1] - both[0]).mean()) < _MIN_GAIN:
+        return None
+    pairs = ((place, int(other)) for place, other in enumerate(source) if place < int(other))
+    mirrored = tuple(place for place, factor in enumerate(sign) if float(factor) < 0)
+    return Correction(tuple(pairs), mirrored, *(float(each[is_wrong].mean()) for each in (plain, given, restored)))
+
+
+def _known(values: Tensor) -> Tensor:
+    return values[::2]
+
+
+def _held_out(values: Tensor) -> Tensor:
+    return values[1::2]
+
+
+def _explain(predicted: Tensor, target: Tensor, spread: Tensor) -> Tensor:
+    """Compute the share of the plain targets' variance that predictions explain, for each number."""
+    return 1 - (predicted - target).square().mean(dim=0) / spread.clamp(min=1e-12)
+
+
+def _choose(predicted: Tensor, target: Tensor, spread: Tensor, is_wrong: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose for each wrong number that of the target which the predictions explain best, and its sign.
+
+    What is exchanged with a number that is not wrong is exchanged there, too.
+    """
+    turned = (_centre(predicted)[:, :, None] + _centre(target)[:, None]).square().mean(dim=0)
+    same = (predicted[:, :, None] - target[:, None]).square().mean(dim=0)
+    scores = 1 - torch.stack([same, turned]) / spread.clamp(min=1e-12)[:, None]
+    scores[1] -= _PENALTY
+    scores -= _PENALTY * (1 - torch.eye(len(spread)))
+    best = scores.movedim(0, -1).flatten(1).argmax(dim=1)
+    source, sign = torch.arange(len(spread)), torch.ones_like(spread)
+    for place in is_wrong.nonzero().flatten().tolist():
+        other = int(best[place]) // 2
+        source[place], sign[place] = other, 1 - 2 * (best[place] % 2)
+        if not is_wrong[other]:
+            source[other], sign[other] = place, sign[place]
+    return source, sign
+
+
+def _centre(values: Tensor) -> Tensor:
+    return values - values.mean(dim=0)
+
+
+def _tell_apart(samples: MirroredSamples, features: Sequence[Tensor]) -> float:
+    """Compute the share of held-out pairs in which a fit tells which inputs are mirrored; chance is 0.5."""
+    plain, mirrored = (
+        torch.cat([each, _describe_texture(inputs)], dim=1) if inputs[0].ndim == 3 else each
+        for each, inputs in zip(features, samples[:2], strict=True)
+    )
+    sides = torch.ones(len(_known(plain)), 1, dtype=plain.dtype)
+    tell = fit_ridge(torch.cat([_known(plain), _known(mirrored)]), torch.cat([sides, -sides]))
+    return float((tell(_held_out(plain)) > tell(_held_out(mirrored))).double().mean())
+
+
+def _explain_both(plain: Tensor, mirrored: Tensor, features: Sequence[Tensor]) -> Tensor:
+    """Compute the share that a fit to plain and mirrored samples explains in others of both."""
+    rows, targets = torch.cat([*features], dim=1).view(2 * len(plain), -1), torch.stack([plain, mirrored], dim=1)
+    rows, targets = (each.view(len(plain), 2, -1) for each in (rows, targets))
+    fit = fit_ridge(_known(rows).flatten(0, 1), _known(targets).flatten(0, 1))
+    return _explain(fit(_held_out(rows).flatten(0, 1)), _held_out(targets).flatten(0, 1), plain.var(dim=0))
+
+
+def fit_ridge(features: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+    """Fit targets (S, K) linearly to features (S, P), with the penalty of the best generalised cross-validation."""
+    mean, deviation = features.mean(dim=0), features.std(dim=0)
+    scale = deviation.clamp(min=_MIN_DEVIATION * float(deviation.square().mean().sqrt()) + 1e-12)
+    middle, size = targets.mean(dim=0), targets.std(dim=0).clamp(min=1e-12)
+    rows, wanted = (features - mean) / scale, (targets - middle) / size
+    left, values, right = torch.linalg.svd(rows, full_matrices=False)
+    along = left.T @ wanted
+    rest = wanted.square().sum() - along.square().sum()
+    least, weights = torch.inf, torch.zeros(rows.shape[1], targets.shape[1], dtype=rows.dtype)
+    for penalty in torch.logspace(-4, 1, 11, dtype=rows.dtype) * len(rows):
+        kept = values.square() / (values.square() + penalty)
+        error = (rest + ((1 - kept)[:, None] * along).square().sum()) / (1 - kept.sum() / len(rows)).square()
+        if float(error) < least:
+            least, weights = float(error), right.T @ ((kept / values.clamp(min=1e-12))[:, None] * along)
+    return lambda others: (others - mean) / scale @ weights * size + middle
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+
+def _describe_all(samples: MirroredSamples) -> tuple[Tensor, Tensor]:
+    if samples.plain_inputs[0].ndim == 3:
+        plain, mirrored = (
+            torch.cat([_pool(i, _POOLED).flatten(1), _convolve(_pool(i, _CONVOLVED))], dim=1) for i in samples[:2]
+        )
+        return plain.double(), mirrored.double()
+    plain, mirrored = (torch.stack([_describe_cloud(cloud) for cloud in inputs]) for inputs in samples[:2])
+    deviation = plain.std(dim=0)  # moments have units of their own
+    deviation = deviation.clamp(min=1e-6 * float(deviation.max()) + 1e-12)
+    return plain / deviation, mirrored / deviation
+
+
+def _pool(images: Sequence[Tensor], side: int) -> Tensor:
+    """Return images of at most this side and four channels."""
+    return torch.stack([F.adaptive_avg_pool2d(each[:_MAX_CHANNELS], _limit(each, side)) for each in images])
+
+
+def _limit(image: Tensor, side: int) -> tuple[int, int]:
+    return min(side, image.shape[1]), min(side, image.shape[2])
+
+
+def _convolve(images: Tensor, *, stride: int = 1) -> Tensor:
+    """Return means of random convolutions on a coarse grid, which tell left from right at any place."""
+    weight = _draw_weights(_NUM_FILTERS, images.shape[1], _FILTER, _FILTER)
+    padded = F.pad(images, [max(0, _FILTER - size) for size in images.shape[:1:-1] for _ in range(2)])
+    maps = F.conv2d((padded - images.mean()) / images.std().clamp(min=1e-12), weight, stride=stride).relu()
+    return F.adaptive_avg_pool2d(maps, _GRID).flatten(1).double()
+
+
+def _describe_texture(images: Sequence[Tensor]) -> Tensor:
+    """Convolve images as they are, at a part of their places: what is lost in smaller ones may tell left from right."""
+    smallest = [min(image.shape[axis] for image in images) for axis in (1, 2)]
+    cut = torch.stack([image[:_MAX_CHANNELS, : smallest[0], : smallest[1]] for image in images])
+    return _convolve(cut, stride=max(1, min(smallest) // _CONVOLVED))
+
+
+def _describe_cloud(cloud: Tensor) -> Tensor:
+    """Return the moments of a cloud up to the third, and means and extremes along random directions."""
+    points = cloud[:, :3].double()
+    mean = points.mean(dim=0)
+    centred = points - mean
+    products = [
+        centred[:, list(axes)].prod(dim=1).mean()
+        for order in (2, 3)
+        for axes in itertools.combinations_with_replacement(range(points.shape[1]), order)
+    ]
+    along = points @ _draw_weights(points.shape[1], _NUM_DIRECTIONS).double()
+    return torch.cat([mean, torch.stack(products), along.relu().mean(dim=0), along.amax(dim=0)])
+
+
+def _draw_weights(*shape: int) -> Tensor:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return weight / weight[0].norm()
