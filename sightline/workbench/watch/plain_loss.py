@@ -1,10 +1,9 @@
-"""Relations of a user's loss with the outputs and targets of real batches: graph, padding, weights, boxes, angles."""
+"""Relations of a user's loss with the outputs and targets of real batches: graph, padding, weights, boxes."""
 
 from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,12 +23,12 @@ from sightline.workbench.watch.loop import Found
 from sightline.workbench.watch.loss_graph import UNBOUNDED, LossGraph, get_shape, list_variables
 from sightline.workbench.watch.plain_batch import BatchForm, call_model
 from sightline.workbench.watch.plain_bytes import judge_bytes
+from sightline.workbench.watch.plain_rotations import judge_angles
 
 logger = logging.getLogger(__name__)
 
 _MAX_NODES = 3000
 _MIN_ROWS, _MAX_UNORDERED = 16, 0.2
-_MIN_ANGLES, _EDGE = 64, 0.03
 _MIN_WEIGHT_RATIO = 3.0
 _DEVIATIONS, _MAX_SLACK = 4.0, 1.3
 """Standard deviations that counts of a few batches are off, and the largest factor by which class weights may be."""
@@ -125,7 +124,7 @@ def judge_loss(
     passed: Pass, model: nn.Module, loss: Callable[[Any, Any], Tensor], pairs: Sequence[tuple[Any, Any]]
 ) -> Iterator[Found]:
     """Yield what no loss, and no batch, may do, of a batch that has been run, and of others."""
-    device = passed.value.device
+    device, targets = passed.value.device, [target for _, target in pairs]
     for judge in (
         _judge_graph,
         _judge_padding,
@@ -135,7 +134,7 @@ def judge_loss(
         _judge_sample_weights,
         lambda passed: judge_bytes(_first(passed.inputs).detach()),
         partial(_judge_weights, loss, pairs),
-        partial(_judge_angles, loss, pairs),
+        lambda passed: judge_angles(loss, passed.outputs, passed.target, torch.cat([*map(_first, targets)])),
         partial(_judge_order, model),
         lambda passed: judge_functions(passed.value, lambda: run_batch(model, loss, pairs[0], device)),
     ):
@@ -392,57 +391,3 @@ def _judge_weights(loss: Any, pairs: Sequence[tuple[Any, Any]], passed: Pass) ->
 
 def _measure_spread(values: Tensor) -> float:
     return float(values.max() / values.min())
-
-
-def _judge_angles(loss: Any, pairs: Sequence[tuple[Any, Any]], passed: Pass) -> Iterator[Found]:
-    """Targets that fill -pi .. pi, or 0 .. 2 pi, are angles: a whole turn of an output changes no loss."""
-    target = torch.cat([_first(target) for _, target in pairs])
-    if not target.is_floating_point() or target.ndim > 2:
-        return
-    is_encoded = passed.outputs.shape != passed.target.shape  # such as sine and cosine of the target
-    columns = target.reshape(len(target), -1)
-    for index, column in enumerate(columns.T):
-        low, high = float(column.min()), float(column.max())
-        turns = [
-            half
-            for half in (math.pi, 180.0)
-            if len(column) >= _MIN_ANGLES and any(_fills(low, high, start, half) for start in (-half, 0.0))
-        ]
-        if not turns:
-            continue
-        outputs = passed.outputs.detach()
-        turned = (passed.target if is_encoded else outputs).clone()
-        turned.reshape(len(turned), -1)[:, index] += 2 * turns[0]
-        before = float(loss(outputs, passed.target))
-        after = float(loss(outputs, turned) if is_encoded else loss(turned, passed.target))
-        if is_encoded and abs(after - before) > 1e-2 * (1 + abs(before)):
-            yield report(
-                "loss-form",
-                "the targets fill a whole turn as angles do, and a turn more of them changes the loss: degrees are "
-                "read as radians, or differences are not wrapped",
-                causes=("data.target_encoding", "loss.form"),
-                measured=f"targets {low:.4g} .. {high:.4g}; the loss of targets a whole turn further is {after:.3g} "
-                f"for {before:.3g}",
-                expected="the same loss after a whole turn",
-                action="convert to radians before sin and cos (torch.deg2rad), or wrap the difference",
-            )
-            return
-        if not is_encoded and abs(after - before) > 1e-3 * (1 + abs(before)):
-            yield report(
-                "loss-form",
-                "the targets fill a whole turn as angles do, and the loss does not know that its ends are one: "
-                "differences are not wrapped",
-                severity="warning",
-                causes=("loss.form", "data.target_encoding"),
-                measured=f"targets {low:.4g} .. {high:.4g}; the loss of outputs a whole turn further is "
-                f"{after:.3g} for {before:.3g}",
-                expected="the same loss after a whole turn",
-                action="wrap the difference, atan2(sin(d), cos(d)), or predict sine and cosine",
-            )
-            return
-
-
-def _fills(low: float, high: float, start: float, half: float) -> bool:
-    slack = 1e-4 * half
-    is_inside = low >= start - slack and high <= start + 2 * half + slack
-    return is_inside and low < start + _EDGE * half and high > start + (2 - _EDGE) * half
