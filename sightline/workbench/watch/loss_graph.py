@@ -88,7 +88,7 @@ def _is_weighted_zero(node: Any) -> bool:
     """Return True for the product of a number without axes, the term, and a constant number 0."""
     if get_node_name(node) != "Mul" or get_shape(node) or len(list_parents(node)) != 1:
         return False
-    factors = [_get_saved(node, name) for name in ("self", "other")]
+    factors = [get_saved(node, name) for name in ("self", "other")]
     return any(isinstance(f, Tensor) and not f.requires_grad and not f.ndim and float(f) == 0 for f in factors)
 
 
@@ -132,12 +132,12 @@ def get_shape(node: Any) -> tuple[int, ...]:
     return tuple(metadata[0].shape) if metadata else ()
 
 
-def _get_saved(node: Any, name: str) -> Any:
+def get_saved(node: Any, name: str) -> Any:
     return getattr(node, f"_saved_{name}", None)
 
 
 def _view_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
-    before, after = _get_saved(node, "self_sym_sizes") or (), get_shape(node)
+    before, after = get_saved(node, "self_sym_sizes") or (), get_shape(node)
     if (len(before) == len(after) and is_reordered(before, after)) or is_misread(before, after):
         yield describe_reordered(before, after)
 
@@ -146,8 +146,8 @@ def _broadcast_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     """(B, 1) against (B,): each output is compared with the targets of all samples, and the mean hides it."""
     shape, name = get_shape(node), get_node_name(node)
     if name in _PAIRED_LOSSES:
-        shape = tuple(getattr(_get_saved(node, "self"), "shape", ()))
-        is_mean = _get_saved(node, "reduction") != 0
+        shape = tuple(getattr(get_saved(node, "self"), "shape", ()))
+        is_mean = get_saved(node, "reduction") != 0
     else:
         is_mean = name == "Sub" and any(
             get_node_name(reader) in ("Mean", "Sum") and not get_shape(reader) for reader in _follow_each(graph, node)
@@ -155,9 +155,7 @@ def _broadcast_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     parents = list_parents(node)
     if not is_mean or len(parents) != 1 or len(shape) < 2 or shape[0] < 2 or shape[0] != shape[1]:
         return
-    before = (
-        _get_saved(parents[0], "self_sym_sizes") if get_node_name(parents[0]) == "Expand" else get_shape(parents[0])
-    )
+    before = get_saved(parents[0], "self_sym_sizes") if get_node_name(parents[0]) == "Expand" else get_shape(parents[0])
     if tuple(before or ()) in ((shape[0], 1, *shape[2:]), shape[1:]):
         yield report(
             "loss-form",
@@ -174,7 +172,7 @@ def _follow_each(graph: LossGraph, node: Any) -> Iterator[Any]:
         yield reader
         if len(set(list_parents(reader))) > 1 and reader is not node:
             return
-        others = (_get_saved(reader, name) for name in ("self", "other"))
+        others = (get_saved(reader, name) for name in ("self", "other"))
         is_alone = len(list_parents(reader)) == 2 or all(not isinstance(o, Tensor) or o.ndim == 0 for o in others)
         if get_node_name(reader) in ("Mul", "Div") and not is_alone:
             return
@@ -182,8 +180,8 @@ def _follow_each(graph: LossGraph, node: Any) -> Iterator[Any]:
 
 def _focal_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     """exp(-mean) times the mean: one factor for the whole batch, where focal loss has one for each element."""
-    scores = _get_saved(node, "self")
-    if not isinstance(scores, Tensor) or get_shape(node) or not _get_saved(node, "reduction") or len(scores) < 2:
+    scores = get_saved(node, "self")
+    if not isinstance(scores, Tensor) or get_shape(node) or not get_saved(node, "reduction") or len(scores) < 2:
         return
     readers = graph.readers[node]
     exponentials = [e for n in readers if get_node_name(n) == "Neg" for e in graph.readers[n]]
@@ -193,7 +191,7 @@ def _focal_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
             "the focal factor is that of the mean cross entropy: hard and easy samples get the same weight",
             causes=("loss.form", "loss.weights"),
             measured="exp(-x) of one number x, the mean over "
-            f"{tuple(_get_saved(node, 'target').shape)}, weights that mean",
+            f"{tuple(get_saved(node, 'target').shape)}, weights that mean",
             expected="a factor (1 - p)^gamma for each element",
             action="compute the cross entropy with reduction='none', weigh each element, and then take the mean",
         )
@@ -208,7 +206,7 @@ def _pair_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
         product = list_parents(product)[0]
     if get_node_name(product) != "Mm":
         return
-    left, right = _get_saved(product, "self"), _get_saved(product, "mat2")
+    left, right = get_saved(product, "self"), get_saved(product, "mat2")
     is_same = isinstance(left, Tensor) and isinstance(right, Tensor) and left.data_ptr() == right.data_ptr()
     if is_same and left.shape == right.shape[::-1] and len(left) > 2 and left.stride() == right.stride()[::-1]:
         yield report(
@@ -223,15 +221,15 @@ def _pair_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
 
 def _masked_extreme_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     """The least of values times a mask is a real one: the zeros of what is masked are no values."""
-    product, dim, indices = node.next_functions[0][0], _get_saved(node, "dim"), _get_saved(node, "indices")
+    product, dim, indices = node.next_functions[0][0], get_saved(node, "dim"), get_saved(node, "indices")
     if get_node_name(product) != "Mul" or dim is None or not isinstance(indices, Tensor):
         return
     shape = get_shape(product)
-    factors = [f for f in (_get_saved(product, "self"), _get_saved(product, "other")) if isinstance(f, Tensor)]
+    factors = [f for f in (get_saved(product, "self"), get_saved(product, "other")) if isinstance(f, Tensor)]
     masks = [f for f in factors if f.ndim and bool(((f == 0) | (f == 1)).all())]
     if len(masks) != 1 or not shape:
         return
-    axis = _axis(dim, len(shape))
+    axis = get_axis(dim, len(shape))
     mask = masks[0].expand(shape) != 0
     chosen = mask.gather(axis, indices if indices.ndim == len(shape) else indices.unsqueeze(axis))
     if bool(mask.any(dim=axis).all()) and not bool(chosen.any()):
@@ -248,7 +246,7 @@ def _masked_extreme_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
 
 def _repeated_extreme_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     """Two minima of one matrix of distances are over its two axes: rows to columns, and columns to rows."""
-    distances, dim = node.next_functions[0][0], _get_saved(node, "dim")
+    distances, dim = node.next_functions[0][0], get_saved(node, "dim")
     if distances is None or dim is None or len(shape := get_shape(distances)) < 2:
         return
     twins = [
@@ -256,14 +254,15 @@ def _repeated_extreme_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
         for reader in graph.readers.get(distances, ())
         if reader is not node
         and get_node_name(reader) == get_node_name(node)
-        and isinstance(other := _get_saved(reader, "dim"), int)
-        and _axis(other, len(shape)) == _axis(dim, len(shape))
+        and isinstance(other := get_saved(reader, "dim"), int)
+        and get_axis(other, len(shape)) == get_axis(dim, len(shape))
         and set(map(get_node_name, graph.readers[reader])) == set(map(get_node_name, graph.readers[node]))
     ]
     if twins and graph.nodes.index(twins[0]) > graph.nodes.index(node):
         yield report(
             "loss-form",
-            f"the same minimum of {shape} over axis {_axis(dim, len(shape))} is taken twice: one direction is missing",
+            f"the same minimum of {shape} over axis {get_axis(dim, len(shape))} is taken twice: "
+            "one direction is missing",
             causes=("loss.form",),
             measured="two minima of one tensor over one axis, both in the loss",
             expected="the nearest of each row, and the nearest of each column, as in the Chamfer distance",
@@ -273,7 +272,7 @@ def _repeated_extreme_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
 
 def _probability_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     """Targets of a binary cross entropy are 0 to 1: beyond, the loss has no least value."""
-    target = _get_saved(node, "target")
+    target = get_saved(node, "target")
     if not isinstance(target, Tensor) or not target.numel():
         return
     low, high = float(target.min()), float(target.max())
@@ -347,11 +346,11 @@ def _divergence_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     scores = list_parents(product)
     softmax = skip_shape_operations(scores[0]) if len(scores) == 1 else None
     constant = next(
-        (c for c in (_get_saved(product, "self"), _get_saved(product, "other")) if isinstance(c, Tensor)), None
+        (c for c in (get_saved(product, "self"), get_saved(product, "other")) if isinstance(c, Tensor)), None
     )
     if get_node_name(softmax) != "Softmax" or constant is None or constant.shape != get_shape(node):
         return
-    axis = _axis(_get_saved(softmax, "dim"), constant.ndim)
+    axis = get_axis(get_saved(softmax, "dim"), constant.ndim)
     is_soft = constant.amax(dim=axis).min() < 0.999  # not the labels of one class each
     is_distribution = ((constant.sum(dim=axis) - 1).abs() < 1e-3).all() & (constant >= 0).all() & is_soft
     if bool(is_distribution) and any(get_node_name(reader) in ("Sum", "Mean") for reader in graph.readers[node]):
@@ -367,7 +366,7 @@ def _divergence_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
 def _attention_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     """Weights of attention sum to 1 along the axis over which the product with the values adds."""
     shape = get_shape(node)
-    if len(shape) < 2 or _axis(_get_saved(node, "dim"), len(shape)) == len(shape) - 1:
+    if len(shape) < 2 or get_axis(get_saved(node, "dim"), len(shape)) == len(shape) - 1:
         return
     scores = node
     for _ in range(_MAX_CHAIN):
@@ -384,7 +383,7 @@ def _attention_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     if is_score and len(list_parents(product)) == 2 and is_weight:
         yield report(
             "attention",
-            f"the softmax of an attention runs over axis {_axis(_get_saved(node, 'dim'), len(shape))} of {shape}, "
+            f"the softmax of an attention runs over axis {get_axis(get_saved(node, 'dim'), len(shape))} of {shape}, "
             "the queries, and not over the keys",
             measured="the weights with which a query adds values do not sum to 1",
             expected="softmax over the last axis of the scores, along which values are added",
@@ -392,7 +391,7 @@ def _attention_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
         )
 
 
-def _axis(dim: int, ndim: int) -> int:
+def get_axis(dim: int, ndim: int) -> int:
     return (dim - 2**64 if dim >= 2**63 else dim) % ndim
 
 

@@ -21,6 +21,7 @@ from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.custom_backward import judge_functions
 from sightline.workbench.watch.loop import Found
 from sightline.workbench.watch.loss_graph import UNBOUNDED, LossGraph, get_shape, list_variables
+from sightline.workbench.watch.overlaps import judge_overlaps
 from sightline.workbench.watch.plain_batch import BatchForm, call_model
 from sightline.workbench.watch.plain_bytes import judge_bytes
 from sightline.workbench.watch.plain_rotations import judge_angles
@@ -172,6 +173,7 @@ def _first(tree: Any) -> Tensor:
 def _judge_graph(passed: Pass) -> Iterator[Found]:
     if passed.value.grad_fn is not None:
         yield from LossGraph(passed.value.grad_fn, _MAX_NODES).find_faults()
+        yield from judge_overlaps(passed.value, _MAX_NODES)
 
 
 def _judge_padding(passed: Pass) -> Iterator[Found]:

@@ -30,6 +30,7 @@ from sightline.workbench.watch.bisection import Search, prepare_search
 from sightline.workbench.watch.gradients import LeakMonitor, LostMonitor, OrderMonitor, ReachMonitor, UnitMonitor
 from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, PollMonitor
 from sightline.workbench.watch.numbers import ClipMonitor, FiniteMonitor, UpdateMonitor, locate_non_finite
+from sightline.workbench.watch.overlaps import OverlapMonitor
 from sightline.workbench.watch.passes import LossMonitor, ModeMonitor, OutputMonitor, PartMonitor, SplitMonitor
 from sightline.workbench.watch.ranks import start_monitor
 from sightline.workbench.watch.report import CheckReport
@@ -85,6 +86,7 @@ class Watch:
             FiniteMonitor(self._explain_non_finite),
             ReachMonitor(knows_optimizers=bool(optimizers)),
             LossMonitor(),
+            OverlapMonitor(),
             ModeMonitor(),
             PartMonitor(),
             OutputMonitor(),

@@ -1,0 +1,113 @@
+"""Overlaps of boxes in the graph of a loss: two negative extents, of boxes that do not meet, make a positive area."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from sightline.instrument import watch_gradient
+from sightline.workbench.check.core.object_graph import get_node_name, skip_shape_operations
+from sightline.workbench.check.runtime_rules import report
+from sightline.workbench.watch.loop import Found, Loop, Monitor
+from sightline.workbench.watch.loss_graph import LossGraph, get_axis, get_saved, list_parents
+
+_PARTS = frozenset(("Unbind", "Split", "SplitWithSizes"))
+_NUM_GRAPHS, _MAX_NODES = 3, 300
+"""Graphs of losses that `watch` reads for overlaps, and the nodes of each: overlaps stand near its end."""
+
+
+def judge_overlaps(value: Tensor, limit: int) -> Iterator[Found]:
+    """Yield a fault for a loss to which the product of two negative extents gives a gradient; the graph is kept."""
+    for node, is_apart in list_products(LossGraph(value.grad_fn, limit)):
+        (gradient,) = torch.autograd.grad(value, (GradientEdge(node, 0),), retain_graph=True, allow_unused=True)
+        num = 0 if gradient is None else int(_count(gradient, is_apart))
+        if num:
+            yield _describe(num, is_apart.numel())
+            return
+
+
+class OverlapMonitor(Monitor):
+    """Products of extents in the first losses; their gradients are read in the backward pass of the loop."""
+
+    def __init__(self) -> None:
+        self._num_graphs = 0
+        self._counts: list[tuple[Tensor, int]] = []
+
+    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+        self._counts.clear()
+        if self._num_graphs < _NUM_GRAPHS and root.grad_fn is not None:
+            self._num_graphs += 1
+            for node, is_apart in list_products(LossGraph(root.grad_fn, _MAX_NODES)):
+                self._follow(node, is_apart)
+        yield from ()
+
+    def _follow(self, node: Any, is_apart: Tensor) -> None:
+        def receive(_: Any, gradients: tuple[Tensor | None, ...]) -> None:
+            if gradients[0] is not None:
+                self._counts.append((_count(gradients[0], is_apart), is_apart.numel()))
+
+        watch_gradient(node, receive)
+
+    def after_backward(self, loop: Loop) -> Iterator[Found]:
+        for count, size in self._counts:
+
+            def judge(num: float, size: int = size) -> Iterator[Found]:
+                if num:
+                    yield _describe(int(num), size)
+
+            yield from loop.reader.read(count, judge)
+        self._counts.clear()
+
+
+def list_products(graph: LossGraph) -> Iterator[tuple[Any, Tensor]]:
+    """Iterate over the products of extents in a graph, each with True where an even number of them is below zero.
+
+    An extent is a minimum of two tensors minus a maximum of two, as the overlap of two boxes along an axis. One that is
+    clamped is none.
+    """
+    for node in graph.nodes:
+        name, edges = get_node_name(node), node.next_functions
+        if name not in ("Mul", "Prod") or not all(_is_extent(parent) for parent, _ in edges):
+            continue
+        if name == "Mul" and edges[0] != edges[1]:
+            yield node, (get_saved(node, "self") < 0) & (get_saved(node, "other") < 0)
+        elif name == "Prod" and (dim := get_saved(node, "dim")) is not None:
+            extents = get_saved(node, "self")
+            num_below = (extents < 0).sum(get_axis(dim, extents.ndim), keepdim=get_saved(node, "keepdim"))
+            yield node, (num_below > 0) & (num_below % 2 == 0)
+
+
+def _is_extent(node: Any) -> bool:
+    sides = list_parents(difference) if get_node_name(difference := _skip_parts(node)) == "Sub" else ()
+    ends = [*map(_skip_parts, sides)]
+    if [*map(get_node_name, ends)] != ["Minimum", "Maximum"]:
+        return False
+    right, left = ({edge for edge in end.next_functions if edge[0] is not None} for end in ends)
+    return not right & left  # of the same tensors it is a distance, below zero
+
+
+def _skip_parts(node: Any) -> Any:
+    """Return the first node that changes values, past those that take columns apart."""
+    while get_node_name(node := skip_shape_operations(node)) in _PARTS:
+        node = node.next_functions[0][0]
+    return node
+
+
+def _count(gradient: Tensor, is_apart: Tensor) -> Tensor:
+    return ((gradient != 0) & is_apart).sum()
+
+
+def _describe(num: int, size: int) -> Found:
+    return report(
+        "loss-form",
+        "boxes that do not meet have an overlap above zero: the extents of intersections are not clamped",
+        causes=("loss.form",),
+        measured=f"in {num} of {size} overlaps both extents, the least right side minus the greatest left side, are "
+        "below zero; their product is positive, and the loss pulls at it",
+        expected="an overlap of 0 for boxes that do not meet",
+        action="clamp the extents before they are multiplied: (right - left).clamp(min=0)",
+    )
