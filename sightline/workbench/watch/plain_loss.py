@@ -24,7 +24,7 @@ from sightline.workbench.watch.loss_graph import UNBOUNDED, LossGraph, get_shape
 from sightline.workbench.watch.overlaps import judge_overlaps
 from sightline.workbench.watch.plain_batch import BatchForm, call_model
 from sightline.workbench.watch.plain_bytes import judge_bytes
-from sightline.workbench.watch.plain_rotations import judge_angles
+from sightline.workbench.watch.plain_rotations import judge_angles, judge_quaternions
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +136,7 @@ def judge_loss(
         lambda passed: judge_bytes(_first(passed.inputs).detach()),
         partial(_judge_weights, loss, pairs),
         lambda passed: judge_angles(loss, passed.outputs, passed.target, torch.cat([*map(_first, targets)])),
+        lambda passed: judge_quaternions(loss, passed.outputs, passed.target, targets),
         partial(_judge_order, model),
         lambda passed: judge_functions(passed.value, lambda: run_batch(model, loss, pairs[0], device)),
     ):

@@ -1,18 +1,23 @@
-"""Targets that are angles, of which different numbers mean the same."""
+"""Targets that are rotations, angles or quaternions, of which different numbers mean the same."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from sightline.contract.pytree import tree_leaves, tree_map
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
 
 Loss = Callable[[Any, Any], Tensor]
 _MIN_ANGLES, _EDGE = 64, 0.03
+_MIN_QUATERNIONS, _MAX_WIDTH = 24, 8
+_MAX_ERROR, _MIN_AGAINST, _NUM_TURNS = 1e-3, 0.1, 200
+"""Error of the length 1; share of quaternions on the other side of any plane, if both signs occur; planes tried."""
 
 
 def judge_angles(loss: Loss, outputs: Tensor, target: Tensor, targets: Tensor) -> Iterator[Found]:
@@ -69,3 +74,60 @@ def _fills(low: float, high: float, start: float, half: float) -> bool:
     slack = 1e-4 * half
     is_inside = low >= start - slack and high <= start + 2 * half + slack
     return is_inside and low < start + _EDGE * half and high > start + (2 - _EDGE) * half
+
+
+def judge_quaternions(loss: Loss, outputs: Any, target: Any, targets: Sequence[Any]) -> Iterator[Found]:
+    """Rows of four numbers of length 1, of both signs, are rotations of which q and -q are one: the loss is equal.
+
+    `targets` are those of all batches, `outputs` and `target` of one.
+    """
+    for path, wanted in tree_leaves(target):
+        matched = [name for name, output in tree_leaves(outputs) if output.shape == wanted.shape]
+        if wanted.ndim != 2 or not wanted.is_floating_point() or len(matched) != 1 or wanted.shape[1] > _MAX_WIDTH:
+            continue
+        rows = torch.cat([dict(tree_leaves(each))[path] for each in targets]).to(wanted)
+        for start in range(wanted.shape[1] - 3):
+            share = measure_signs(rows[:, start : start + 4])
+            if share < _MIN_AGAINST:
+                continue
+            negated = wanted.clone()
+            negated[:, start : start + 4].neg_()
+            values = [
+                float(loss(tree_map(outputs, lambda name, own: given if name == matched[0] else own.detach()), target))  # noqa: B023
+                for given in (wanted.clone(), negated)
+            ]
+            if values[1] - values[0] > 1e-2 * (1 + abs(values[0])):
+                yield _describe(len(rows), share, *values)
+                return
+
+
+def measure_signs(rows: Tensor) -> float:
+    """Return the least share of quaternions on the far side of a plane, of those that are tried; 0 for other rows.
+
+    Quaternions of one sign each, such as w >= 0, lie on one side of a plane. So do rotations up to half a turn.
+    """
+    is_unit = bool(((rows.norm(dim=1) - 1).abs() < _MAX_ERROR).all())
+    if not is_unit or len(torch.unique(rows, dim=0)) < _MIN_QUATERNIONS:
+        return 0.0
+    normals = [*torch.eye(4).to(rows), normal := rows.sum(dim=0)]
+    for _ in range(_NUM_TURNS):  # towards the row that lies farthest on the wrong side
+        heights = rows @ normal
+        normal = normal + rows[heights.argmin()]
+        normals.append(normal)
+    heights = rows @ torch.stack(normals).T
+    against = torch.minimum((heights < -_MAX_ERROR).float().mean(dim=0), (heights > _MAX_ERROR).float().mean(dim=0))
+    return float(against.min())
+
+
+def _describe(num: int, share: float, before: float, after: float) -> Found:
+    return report(
+        "loss-form",
+        "the targets are unit rows of four, as quaternions, of both signs, and the loss tells q from -q: these are the "
+        "same rotation",
+        severity="warning",
+        causes=("loss.form", "data.target_encoding"),
+        measured=f"{num} rows of length 1, at least {share:.0%} of them on the far side of every plane tried; the loss "
+        f"of outputs equal to the targets is {before:.3g}, of the same with the other sign {after:.3g}",
+        expected="the same loss for q and -q",
+        action="take the lesser loss of both signs, or 1 - |<q, t>|; or give all targets one sign (w >= 0)",
+    )
