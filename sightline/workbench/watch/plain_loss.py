@@ -20,6 +20,7 @@ from sightline.workbench.check.core.object_graph import get_node_name, iter_node
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.custom_backward import judge_functions
 from sightline.workbench.watch.loop import Found
+from sightline.workbench.watch.loss_calls import judge_calls
 from sightline.workbench.watch.loss_graph import UNBOUNDED, LossGraph, get_shape, list_variables
 from sightline.workbench.watch.overlaps import judge_overlaps
 from sightline.workbench.watch.plain_batch import BatchForm, call_model
@@ -36,6 +37,7 @@ _DEVIATIONS, _MAX_SLACK = 4.0, 1.3
 _MIN_PADDED = 0.1
 _HIGH = 0.6
 _MAX_ROUTED = 16
+_FORMAT = "assign.box_format"
 
 
 class Pass(NamedTuple):
@@ -125,7 +127,7 @@ def judge_loss(
     passed: Pass, model: nn.Module, loss: Callable[[Any, Any], Tensor], pairs: Sequence[tuple[Any, Any]]
 ) -> Iterator[Found]:
     """Yield what no loss, and no batch, may do, of a batch that has been run, and of others."""
-    device, targets = passed.value.device, [target for _, target in pairs]
+    device, targets, has_format = passed.value.device, [target for _, target in pairs], False
     for judge in (
         _judge_graph,
         _judge_padding,
@@ -139,9 +141,13 @@ def judge_loss(
         lambda passed: judge_quaternions(loss, passed.outputs, passed.target, targets),
         partial(_judge_order, model),
         lambda passed: judge_functions(passed.value, lambda: run_batch(model, loss, pairs[0], device)),
+        lambda passed: judge_calls(loss, lambda noted: run_batch(model, noted, pairs[0], device).value),
     ):
         try:
-            yield from judge(passed)
+            for rule, fault in judge(passed):
+                if not has_format or _FORMAT not in fault.causes:  # two relations may see one pair of formats
+                    yield rule, fault
+                has_format = has_format or _FORMAT in fault.causes
         except Exception:
             logger.debug("a relation of the loss does not apply to this batch", exc_info=True)
 
@@ -216,7 +222,7 @@ def _judge_boxes(passed: Pass) -> Iterator[Found]:
         yield report(
             "loss-form",
             "the model's boxes are corners, the targets are not: (x, y, w, h) where (x1, y1, x2, y2) is meant",
-            causes=("assign.box_format", "data.target_encoding"),
+            causes=(_FORMAT, "data.target_encoding"),
             measured=f"left < right and top < bottom in {len(predicted)} of {len(predicted)} predicted boxes, and in "
             f"{int(wanted.sum())} of {len(wanted)} targets",
             expected="one format on both sides of the loss",
