@@ -27,6 +27,7 @@ from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
 from sightline.workbench.watch.plain_batch import BatchForm
 from sightline.workbench.watch.plain_flips import judge_flips
+from sightline.workbench.watch.plain_padding import judge_padded
 from sightline.workbench.watch.plain_samples import SEEDS, Item, list_indices, list_leaves, read, to_bytes
 
 logger = logging.getLogger(__name__)
@@ -281,5 +282,5 @@ def _is_monotonic(labels: Sequence[Any]) -> bool:
     return list(labels) in (sorted(labels), sorted(labels, reverse=True))
 
 
-_READING = (_judge_reads, _judge_reseeding, _judge_pairs, judge_flips, _judge_collate, _judge_order)
+_READING = (_judge_reads, _judge_reseeding, _judge_pairs, judge_flips, judge_padded, _judge_collate, _judge_order)
 """Relations that read samples."""

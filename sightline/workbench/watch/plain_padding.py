@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from sightline.compute.numba_kernels import compute_seconds
 from sightline.workbench.check.checks.data.augmentation_mismatch import augmentation_mismatch
 from sightline.workbench.watch.loop import Found
+from sightline.workbench.watch.plain_batch import BatchForm
+from sightline.workbench.watch.plain_samples import SEEDS, list_indices, list_leaves, read
 
 _MIN_BAND = 0.06
+_NUM_IMAGES, _MAX_CPU_S = 32, 0.4
 _MIN_IMAGES, _MIN_SHARE, _MAX_LEFT = 6, 0.25, 0.05
 _MARGIN = 1.5  # pixels: rounding, and the blur of a resized border
 
@@ -23,6 +28,20 @@ class Content(NamedTuple):
     inside: tuple[int, int, int, int]
     width: int
     height: int
+
+
+def judge_padded(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
+    """Yield what `judge_padding` says of samples of a loader's data set, if these are images with boxes."""
+    samples = []
+    started = compute_seconds()
+    for index in list_indices(loader, _NUM_IMAGES):
+        inputs, target = form.split(read(loader, index, SEEDS[0]))
+        images = [t for t in map(torch.as_tensor, list_leaves(inputs)) if t.ndim == 3 and t.shape[0] in (1, 3, 4)]
+        boxes = [t for t in map(torch.as_tensor, list_leaves(target)) if t.is_floating_point() and t.shape[-1:] == (4,)]
+        if len(images) != 1 or len(boxes) != 1 or compute_seconds() - started > _MAX_CPU_S:
+            break
+        samples += [(images[0], boxes[0].reshape(-1, 4))] if boxes[0].numel() else []
+    yield from judge_padding(samples)
 
 
 def judge_padding(samples: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Found]:
