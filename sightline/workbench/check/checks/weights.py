@@ -282,8 +282,11 @@ def untrained_frozen(context: Context) -> Fault | None:
 
     Finds: A frozen backbone or teacher whose weights were never loaded, as by load_state_dict with strict=False.
 
-    Frozen random features, which have no norms, and averages that begin as a copy of trained layers are none.
+    Frozen random features, which have no norms, averages that begin as a copy of trained layers, and modules that
+    `optimizer.frozen` declares are none.
     """
+    if "frozen" in context.config.optimizer.arguments:
+        return None
     frozen = {
         name: module
         for name, module in context.built.job.model.named_modules()
