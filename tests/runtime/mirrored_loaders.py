@@ -257,6 +257,28 @@ def animals(seed: int, *, kind: str, side: int = SIDE) -> DataLoader[Any]:
     return load(samples, COINS["torch"](seed), flip(-1), lambda t: turn_points(t, size=side))
 
 
+def vehicles(seed: int, *, slope: float, side: int = 2 * SIDE) -> DataLoader[Any]:
+    """Both ends of vehicles that all drive to the right, before clutter: a bonnet that slopes tells the front."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = []
+    for _ in range(300):
+        half, height, right, down = (
+            float(uniform(generator, *ends, 1)) for ends in ((10, 17), (6, 12), (-3, 3), (-3, 3))
+        )
+        across, along = (
+            torch.arange(side).float()[:, None] - 22 - down,
+            torch.arange(side).float() - side / 2 + 0.5 - right,
+        )
+        roof = -height / 2 - (along.abs() < half / 2) * height / 2 + slope * height * along.clamp(min=0) / half
+        is_body = (along.abs() < half) & (across > roof) & (across < height / 2)
+        clutter = 0.2 * torch.randn(3, side // 4, side // 4, generator=generator)
+        image = F.interpolate(clutter[None], scale_factor=4)[0]
+        image = torch.where(is_body, uniform(generator, 0.5, 2, 3, 1, 1), image)
+        ends = torch.tensor([[half, 0.0], [-half, 0.0]]) + torch.tensor([side / 2 - 0.5 + right, 22 + down])
+        samples.append((image + 0.05 * torch.randn(image.shape, generator=generator), ends))
+    return load(samples, COINS["own numpy"](seed), flip(-1), lambda t: turn_points(t, size=side))
+
+
 def few_scenes(seed: int) -> DataLoader[Any]:
     """Fifty frames each of six scenes, with twelve numbers: what one frame says, the next one repeats."""
     generator = torch.Generator().manual_seed(seed)
@@ -352,6 +374,8 @@ HEALTHY: dict[str, Callable[[int], DataLoader[Any]]] = {
     **{f"{name}, right": partial(make, coin=coin, bug=False) for name, (make, coin, _) in PLANTED.items()},
     **{f"animals by {kind}": partial(animals, kind=kind) for kind in ("height", "size", "colour", "texture", "faint")},
     "animals by fine texture": partial(animals, kind="texture", side=3 * SIDE),
+    "vehicles with a bonnet": partial(vehicles, slope=0.8),
+    "vehicles with a low bonnet": partial(vehicles, slope=0.3),
     "few scenes": few_scenes,
     "sizes": sizes,
     "on one side": on_one_side,
