@@ -67,7 +67,7 @@ class Carrier(NamedTuple):
         return f"clouds are mirrored along {'xyz'[self.axis]}"
 
 
-class Flip(NamedTuple):
+class MirroredPair(NamedTuple):
     """Two reads of a sample, of which one is the mirror image of the other."""
 
     first: Item
@@ -114,7 +114,7 @@ class _Reader:
             yield draw, self.read(index, draw)
 
 
-def _read_flips(reader: _Reader, indices: Sequence[int]) -> dict[Carrier, list[Flip]]:
+def _read_flips(reader: _Reader, indices: Sequence[int]) -> dict[Carrier, list[MirroredPair]]:
     """Read samples with two draws of which one mirrors what the other reads, for each way of mirroring that occurs."""
     started, pairs = compute_seconds(), dict[Carrier, tuple[Draw, Draw]]()
     for index in (indices[0], indices[len(indices) // 2]):
@@ -124,22 +124,22 @@ def _read_flips(reader: _Reader, indices: Sequence[int]) -> dict[Carrier, list[F
         if to_bytes(reader.read(index, reads[0][0])) != to_bytes(reads[0][1]):
             return {}
         for (first, item), (second, other) in itertools.combinations(reads, 2):
-            if (carrier := _find_carrier(Flip(item, other))) is not None:
+            if (carrier := _find_carrier(MirroredPair(item, other))) is not None:
                 pairs.setdefault(carrier, (first, second))
     order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0)).tolist()
-    flips: dict[Carrier, list[Flip]] = {carrier: [] for carrier in pairs}
+    flips: dict[Carrier, list[MirroredPair]] = {carrier: [] for carrier in pairs}
     for carrier, draws in pairs.items():
         started = compute_seconds()
         for number, place in enumerate(order):
             if number >= _MIN_READ_PAIRS and compute_seconds() - started > _MAX_CPU_S / len(pairs):
                 break
-            flip = Flip(*(reader.read(indices[place], draw) for draw in draws))
+            flip = MirroredPair(*(reader.read(indices[place], draw) for draw in draws))
             if _find_carrier(flip) == carrier:
                 flips[carrier].append(flip)
     return flips
 
 
-def _find_carrier(flip: Flip) -> Carrier | None:
+def _find_carrier(flip: MirroredPair) -> Carrier | None:
     """Find the leaf of the inputs that is mirrored between two reads."""
     leaves = [[torch.as_tensor(leaf) for leaf in list_leaves(item.inputs)] for item in flip]
     for place, (first, second) in enumerate(zip(*leaves, strict=True)):
@@ -205,7 +205,7 @@ class Leaf(NamedTuple):
     second: list[Tensor]
 
 
-def _list_leaves_of_targets(flips: Sequence[Flip]) -> Iterator[Leaf]:
+def _list_leaves_of_targets(flips: Sequence[MirroredPair]) -> Iterator[Leaf]:
     names = _name_leaves(flips[0].first.target) if flips else []
     targets = [[[torch.as_tensor(leaf) for leaf in list_leaves(item.target)] for item in flip] for flip in flips]
     if any(len(leaves) != len(names) for pair in targets for leaves in pair):
@@ -224,7 +224,7 @@ def _name_leaves(target: Any) -> list[str]:
     return ["target"] if count == 1 else [f"target {place}" for place in range(count)]
 
 
-def _judge_masks(carrier: Carrier, flips: Sequence[Flip]) -> Iterator[Found]:
+def _judge_masks(carrier: Carrier, flips: Sequence[MirroredPair]) -> Iterator[Found]:
     """Masks of the image's size are mirrored with it."""
     for leaf in _list_leaves_of_targets(flips) if carrier.is_image else ():
         size = carrier.get(flips[0].first).shape[-2:]
@@ -245,7 +245,7 @@ def _judge_masks(carrier: Carrier, flips: Sequence[Flip]) -> Iterator[Found]:
             return
 
 
-def _judge_boxes(carrier: Carrier, flips: Sequence[Flip]) -> list[Found]:
+def _judge_boxes(carrier: Carrier, flips: Sequence[MirroredPair]) -> list[Found]:
     """Boxes (left, top, right, bottom) have their left before their right, and top before bottom, in a mirror too."""
     for leaf in _list_leaves_of_targets(flips) if carrier.is_image else ():
         is_box = all(a.ndim in (1, 2) and 4 <= a.shape[-1] <= _MAX_BOX_COLUMNS for a in leaf.first)
@@ -282,7 +282,7 @@ def _count_inside_out(leaf: Leaf, axis: int) -> int:
     return len(first) if is_reversed and is_upright and is_mirrored else 0
 
 
-def _judge_numbers(carrier: Carrier, flips: Sequence[Flip]) -> list[Found]:
+def _judge_numbers(carrier: Carrier, flips: Sequence[MirroredPair]) -> list[Found]:
     """Numbers of the target follow inputs that are mirrored, as those of plain reads do."""
     leaves = [leaf for leaf in _list_leaves_of_targets(flips) if _holds_numbers(leaf)]
     if len(flips) < _MIN_FITTED_PAIRS or not leaves:

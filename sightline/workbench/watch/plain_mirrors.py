@@ -21,7 +21,7 @@ _MAX_TOLD = 0.6
 """Share of pairs in which a fit tells the mirrored inputs from the plain ones: 3.5 deviations above the chance of 300
 pairs, and 1 if all objects look to one side."""
 _PENALTY = 0.02
-"""What an exchange, and a sign, must explain more than the number itself."""
+"""Share of variance that an exchange, and a sign, must explain more than the number itself."""
 _MIN_DISTINCT = 16
 _MIN_DEVIATION = 0.1
 """Least scale of a feature, as a share of the root mean square of all deviations: dark corners say nothing."""
@@ -63,18 +63,18 @@ def find_correction(samples: MirroredSamples) -> Correction | None:
         return None
     plain_features, mirrored_features = features = _describe_all(samples)
     spread = samples.plain.var(dim=0)
-    fit = fit_ridge(_known(plain_features), _known(samples.plain))
+    fit = fit_ridge(_take_fitted(plain_features), _take_fitted(samples.plain))
     predicted = fit(mirrored_features)
-    plain = _explain(fit(_held_out(plain_features)), _held_out(samples.plain), spread)
-    given = _explain(_held_out(predicted), _held_out(samples.mirrored), spread)
+    plain = _explain(fit(_take_held_out(plain_features)), _take_held_out(samples.plain), spread)
+    given = _explain(_take_held_out(predicted), _take_held_out(samples.mirrored), spread)
     is_varied = torch.tensor([len(column.unique()) >= _MIN_DISTINCT for column in samples.plain.T])
     is_wrong = is_varied & (plain >= _MIN_PLAIN) & (given < plain - _MIN_GAIN)
     if not bool(is_wrong.any()):
         return None
-    source, sign = _choose(_known(predicted), _known(samples.mirrored), spread, is_wrong)
+    source, sign = _choose(_take_fitted(predicted), _take_fitted(samples.mirrored), spread, is_wrong)
     corrected = samples.mirrored[:, source] * sign
-    corrected += torch.where(sign < 0, _known(predicted - corrected).mean(dim=0), 0.0)
-    restored = _explain(_held_out(predicted), _held_out(corrected), spread)
+    corrected += torch.where(sign < 0, _take_fitted(predicted - corrected).mean(dim=0), 0.0)
+    restored = _explain(_take_held_out(predicted), _take_held_out(corrected), spread)
     is_better = (restored >= given + _MIN_GAIN) & (restored >= _MIN_CORRECTED)
     is_harmless = restored >= given - _PENALTY  # the other one of a pair may not be explained before or after
     is_pair = source[source] == torch.arange(len(source))
@@ -90,11 +90,11 @@ def find_correction(samples: MirroredSamples) -> Correction | None:
     return Correction(tuple(pairs), mirrored, *(float(each[is_wrong].mean()) for each in (plain, given, restored)))
 
 
-def _known(values: Tensor) -> Tensor:
+def _take_fitted(values: Tensor) -> Tensor:
     return values[::2]
 
 
-def _held_out(values: Tensor) -> Tensor:
+def _take_held_out(values: Tensor) -> Tensor:
     return values[1::2]
 
 
@@ -138,7 +138,7 @@ def _tell_apart(samples: MirroredSamples, features: Sequence[Tensor]) -> float:
     gaps, sides = plain - mirrored, torch.ones(len(plain), 1, dtype=plain.dtype)
     shares = [
         (fit_ridge(torch.cat([seen(gaps), -seen(gaps)]), torch.cat([seen(sides), -seen(sides)]))(other(gaps)) > 0)
-        for seen, other in ((_known, _held_out), (_held_out, _known))
+        for seen, other in ((_take_fitted, _take_held_out), (_take_held_out, _take_fitted))
     ]
     return float(torch.cat(shares).double().mean())
 
@@ -147,8 +147,8 @@ def _explain_both(plain: Tensor, mirrored: Tensor, features: Sequence[Tensor]) -
     """Compute the share that a fit to plain and mirrored samples explains in others of both."""
     rows, targets = torch.cat([*features], dim=1).view(2 * len(plain), -1), torch.stack([plain, mirrored], dim=1)
     rows, targets = (each.view(len(plain), 2, -1) for each in (rows, targets))
-    fit = fit_ridge(_known(rows).flatten(0, 1), _known(targets).flatten(0, 1))
-    return _explain(fit(_held_out(rows).flatten(0, 1)), _held_out(targets).flatten(0, 1), plain.var(dim=0))
+    fit = fit_ridge(_take_fitted(rows).flatten(0, 1), _take_fitted(targets).flatten(0, 1))
+    return _explain(fit(_take_held_out(rows).flatten(0, 1)), _take_held_out(targets).flatten(0, 1), plain.var(dim=0))
 
 
 def fit_ridge(features: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:

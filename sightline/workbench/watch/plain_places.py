@@ -137,7 +137,7 @@ def _list_orders(sides: tuple[int, int]) -> dict[str, Callable[[Tensor], Tensor]
 
 
 def _judge_hidden(passed: Pass) -> Iterator[Found]:
-    """What a masked autoencoder is to predict are places that it does not see.
+    """A masked autoencoder is to predict what it does not see.
 
     A place is hidden if no output depends on the input there, and counted if its output has a gradient. An autoencoder
     hides none, and one that counts all places counts the hidden ones, too.
