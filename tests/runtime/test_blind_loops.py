@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import DataLoader
 
 import sightline
-from sightline.workbench.watch.plain_batch import BatchForm
-from sightline.workbench.watch.plain_loader import judge_loader
-from sightline.workbench.watch.plain_loss import judge_loss, run_batch
+from sightline.workbench.watch.plain.batch import BatchForm
+from sightline.workbench.watch.plain.loader import judge_loader
+from sightline.workbench.watch.plain.loss import judge_loss, run_batch
 from tests.runtime.blind_loaders import HEALTHY_LOADERS, LOADERS
 from tests.runtime.blind_loops import HEALTHY_LOOPS, LOOPS
 from tests.runtime.blind_losses import HEALTHY_LOSSES, LOSSES, LossCase
@@ -60,7 +60,7 @@ def test_a_correct_loader_that_looks_alike_raises_nothing(make: Callable[[], Dat
 
 
 def test_a_set_that_is_too_slow_to_read_is_named_as_not_covered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sightline.workbench.watch.plain_loader._MAX_READING_S", 0.0)
+    monkeypatch.setattr("sightline.workbench.watch.plain.loader._MAX_READING_S", 0.0)
     gaps: list[str] = []
     assert list(judge_loader(next(iter(HEALTHY_LOADERS))(), BatchForm(), gaps)) == []
     assert [gap.partition(":")[0] for gap in gaps] == ["the samples of the data set"]

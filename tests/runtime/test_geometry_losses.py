@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import sightline
-from sightline.workbench.watch.plain_rotations import measure_signs
+from sightline.workbench.watch.plain.rotations import measure_signs
 from tests.runtime.blind_losses import LossCase
 from tests.runtime.geometry_losses import (
     CORRECT,

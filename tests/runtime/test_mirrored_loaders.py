@@ -11,10 +11,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from sightline.workbench.check.core.object_graph import get_state
-from sightline.workbench.watch.plain_batch import BatchForm
-from sightline.workbench.watch.plain_bytes import judge_bytes
-from sightline.workbench.watch.plain_flips import judge_flips
-from sightline.workbench.watch.plain_mirrors import fit_ridge
+from sightline.workbench.watch.plain.batch import BatchForm
+from sightline.workbench.watch.plain.byte_images import judge_bytes
+from sightline.workbench.watch.plain.flips import judge_flips
+from sightline.workbench.watch.plain.mirrors import fit_ridge
 from tests.marks import long_but
 from tests.runtime.blind_loaders import Items
 from tests.runtime.mirrored_loaders import COINS, HEALTHY, PLANTED, face

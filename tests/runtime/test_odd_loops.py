@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sightline.workbench.watch.loss_graph import is_misread
-from sightline.workbench.watch.plain_loss import judge_loss, run_batch
+from sightline.workbench.watch.plain.loss import judge_loss, run_batch
 from tests.runtime import odd_healthy_loops as loops
 
 _SLOW = (loops.slots_that_start_at_random, loops.a_mixture_of_probabilities_and_their_logarithm)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sightline.workbench.watch.plain_padding import find_content, judge_padding
+from sightline.workbench.watch.plain.padding import find_content, judge_padding
 
 SIDE = 48
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sightline
-from sightline.workbench.watch.plain_loss import judge_loss, run_batch
+from sightline.workbench.watch.plain.loss import judge_loss, run_batch
 from tests.marks import long_but
 from tests.runtime.odd_healthy_loops import batches, classes, mlp
 

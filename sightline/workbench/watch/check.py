@@ -31,11 +31,11 @@ from sightline.workbench.check.suite import check_path, run_all
 from sightline.workbench.fit.fit_attempt import FitSetup
 from sightline.workbench.fit.fit_one import FitOptions, fit_samples
 from sightline.workbench.fit.samples import Samples
-from sightline.workbench.watch.plain_batch import find_form, has_rows, read_batches
-from sightline.workbench.watch.plain_loader import judge_loader
-from sightline.workbench.watch.plain_loss import Pass, judge_keys, judge_loss, list_routes, run_batch
-from sightline.workbench.watch.plain_places import judge_places
-from sightline.workbench.watch.plain_setup import PREFIX, list_optimizers, make_setup
+from sightline.workbench.watch.plain.batch import find_form, has_rows, read_batches
+from sightline.workbench.watch.plain.loader import judge_loader
+from sightline.workbench.watch.plain.loss import Pass, judge_keys, judge_loss, list_routes, run_batch
+from sightline.workbench.watch.plain.places import judge_places
+from sightline.workbench.watch.plain.setup import PREFIX, list_optimizers, make_setup
 from sightline.workbench.watch.report import CheckReport
 
 _SKIPPED = ("class-balance", "untrained-class", "class-names", "loss-sum", "unused-format")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sightline.contract.pytree import tree_leaves, tree_map
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
-from sightline.workbench.watch.plain_loss import Pass
+from sightline.workbench.watch.plain.loss import Pass
 
 logger = logging.getLogger(__name__)
 

@@ -18,14 +18,14 @@ from sightline.workbench.check.checks.data.point_labels import padded_points
 from sightline.workbench.check.checks.loss_values import loss_weights
 from sightline.workbench.check.core.object_graph import get_node_name, iter_nodes, skip_shape_operations
 from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.custom_backward import judge_functions
 from sightline.workbench.watch.loop import Found
-from sightline.workbench.watch.loss_calls import judge_calls
 from sightline.workbench.watch.loss_graph import UNBOUNDED, LossGraph, get_shape, list_variables
 from sightline.workbench.watch.overlaps import judge_overlaps
-from sightline.workbench.watch.plain_batch import BatchForm, call_model
-from sightline.workbench.watch.plain_bytes import judge_bytes
-from sightline.workbench.watch.plain_rotations import judge_angles, judge_quaternions
+from sightline.workbench.watch.plain.batch import BatchForm, call_model
+from sightline.workbench.watch.plain.byte_images import judge_bytes
+from sightline.workbench.watch.plain.custom_backward import judge_functions
+from sightline.workbench.watch.plain.loss_calls import judge_calls
+from sightline.workbench.watch.plain.rotations import judge_angles, judge_quaternions
 
 logger = logging.getLogger(__name__)
 

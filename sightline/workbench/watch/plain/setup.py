@@ -29,7 +29,7 @@ from sightline.parts.tasks.supervised import Supervised
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.check.core.sample_statistics import class_axis
 from sightline.workbench.fit.optimizer_grid import build_optimizer
-from sightline.workbench.watch.plain_batch import call_model, describe
+from sightline.workbench.watch.plain.batch import call_model, describe
 
 PREFIX = "your_model"
 """Name of the user's module inside of its adapter; findings are printed without it."""

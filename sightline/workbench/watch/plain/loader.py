@@ -25,10 +25,10 @@ from sightline.workbench.check.checks.data.sample_keys import exchanged_rows, ow
 from sightline.workbench.check.core.object_graph import find_generators, iter_reachable, preserve_generators
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
-from sightline.workbench.watch.plain_batch import BatchForm
-from sightline.workbench.watch.plain_flips import judge_flips
-from sightline.workbench.watch.plain_padding import judge_padded
-from sightline.workbench.watch.plain_samples import SEEDS, Item, list_indices, list_leaves, read, to_bytes
+from sightline.workbench.watch.plain.batch import BatchForm
+from sightline.workbench.watch.plain.flips import judge_flips
+from sightline.workbench.watch.plain.padding import judge_padded
+from sightline.workbench.watch.plain.samples import SEEDS, Item, list_indices, list_leaves, read, to_bytes
 
 logger = logging.getLogger(__name__)
 

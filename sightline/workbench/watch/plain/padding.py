@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from sightline.compute.numba_kernels import compute_seconds
 from sightline.workbench.check.checks.data.augmentation_mismatch import augmentation_mismatch
 from sightline.workbench.watch.loop import Found
-from sightline.workbench.watch.plain_batch import BatchForm
-from sightline.workbench.watch.plain_samples import SEEDS, list_indices, list_leaves, read
+from sightline.workbench.watch.plain.batch import BatchForm
+from sightline.workbench.watch.plain.samples import SEEDS, list_indices, list_leaves, read
 
 _MIN_BAND = 0.06
 _NUM_IMAGES, _MAX_CPU_S = 32, 0.4

@@ -20,9 +20,9 @@ from sightline.workbench.check.core.object_graph import (
     set_state,
 )
 from sightline.workbench.watch.loop import Found
-from sightline.workbench.watch.plain_batch import BatchForm
-from sightline.workbench.watch.plain_mirrors import MirroredSamples, find_correction
-from sightline.workbench.watch.plain_samples import SEEDS, Item, list_indices, list_leaves, read, to_bytes
+from sightline.workbench.watch.plain.batch import BatchForm
+from sightline.workbench.watch.plain.mirrors import MirroredSamples, find_correction
+from sightline.workbench.watch.plain.samples import SEEDS, Item, list_indices, list_leaves, read, to_bytes
 
 _NUM_DRAWS = 8
 _MAX_CPU_S, _MIN_READ_PAIRS = 0.4, 4
