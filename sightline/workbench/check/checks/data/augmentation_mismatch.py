@@ -211,11 +211,11 @@ def _measure_angle(first: Tensor, second: Tensor) -> float:
 
 def _judge_labels(name: str, before: Tensor, after: Tensor) -> Verdict:
     """Compare labels with the best map of classes; it may send classes to others, not points of one class apart."""
-    pairs, counts = torch.stack([before.long(), after.long()]).unique(dim=1, return_counts=True)
-    best: dict[int, int] = defaultdict(int)
-    for source, count in zip(pairs[0].tolist(), counts.tolist(), strict=True):
-        best[source] = max(best[source], count)
-    stray = 1 - sum(best.values()) / max(1, len(before))
+    sources, source = before.long().unique(return_inverse=True)
+    targets, target = after.long().unique(return_inverse=True)
+    pairs, counts = (source * len(targets) + target).unique(return_counts=True)  # of two rows: ten times as slow
+    best = counts.new_zeros(len(sources)).scatter_reduce(0, pairs // max(1, len(targets)), counts, "amax")
+    stray = 1 - int(best.sum()) / max(1, len(before))
     measured = f"{stray:.1%} of the points have the value of another point"
     return Verdict(name, "points", stray > _MAX_STRAY, measured, "values that stay with their points")
 
