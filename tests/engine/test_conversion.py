@@ -72,8 +72,9 @@ OF_POINTS = [
 LARGE = {
     *("pct_menghao_sjtu", "pt_sjtu_cls_full", "pt_sjtu_partseg_full", "pointbert_cls_full", "pointbert_partseg"),
     *("pointnet2_ssg_cls_normal", "pointnet2_msg_cls"),
+    *("pointnet_cls_normal", "pct_cls_posenc", "pointnet2_ssg_semseg"),
 }
-"""Take seconds each, and their networks have tests of their own in tests/models."""
+"""Take up to seconds each, and their networks have tests of their own in tests/models."""
 PARTS_OF_CATEGORY = (4, 2, 2, 4, 4, 3, 3, 2, 4, 2, 6, 2, 3, 3, 3, 3)
 """Of ShapeNetPart, 50 in all."""
 

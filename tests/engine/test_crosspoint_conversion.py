@@ -90,8 +90,8 @@ def image_classifier(encoder: str, **arguments: Any) -> torch.nn.Module:
     ("name", "layout", "parameters"),
     [
         ("crosspoint_cls", "crosspoint_cls", 2_980_480),
-        ("crosspoint_ddp_cls", "crosspoint_cls", 2_980_480),
-        ("crosspoint_seg_pretrain", "crosspoint_seg", 2_341_001 - 1_408),
+        pytest.param("crosspoint_ddp_cls", "crosspoint_cls", 2_980_480, marks=pytest.mark.long),
+        pytest.param("crosspoint_seg_pretrain", "crosspoint_seg", 2_341_001 - 1_408, marks=pytest.mark.long),
         ("crosspoint_ddp_seg_pretrain", "crosspoint_seg", 2_341_001 - 1_408),
     ],
 )

@@ -13,7 +13,7 @@ from sightline.areas.scans.models.rangenet import RangeImageNetwork
 from sightline.contract import registry
 from sightline.contract.types import ComponentConfig
 
-__all__ = ["FACTS", "INPUTS", "make_inputs", "small_model"]
+__all__ = ["FACTS", "INPUTS", "LARGER", "make_inputs", "small_model"]
 
 FACTS = {
     "num_classes": 5,
@@ -31,6 +31,8 @@ INPUTS: dict[str, Callable[[int], Tensor]] = {
     "volume": lambda batch: (torch.rand(batch, 1, 16, 16, 16) > 0.9).double(),
 }
 """How to make a batch of each input that a model may need; a model with a new kind of input adds its line here."""
+LARGER = frozenset({"rangenet53", "v2v"})
+"""More of the blocks that `rangenet21` and `v2v_small` are made of; what every model is asked takes them longest."""
 _DGCNN = {"name": "dgcnn", "num_neighbours": 8, "embedding": 32}
 _VIT = {"name": "vit", "size_px": 16, "width": 24, "depth": 2}
 ARGUMENTS: dict[str, dict[str, Any]] = {

@@ -220,6 +220,7 @@ GOLDEN = {
         PROPAGATED_SCENES | LAST_GROUP,
         {"deepest": COARSEST},
         plain_alone=tuple(LAST_GROUP),
+        long=(True,),
     ),
     "pt_sjtu_cls_small": Case(
         DensePointTransformer,

@@ -14,11 +14,12 @@ from sightline.contract.binding import model_output_keys
 from sightline.contract.schema import get_block_marker, signature_parameters
 from sightline.engine.learnt_losses import flatten_gradients, set_gradients
 from sightline.engine.optimizers import SGD
+from tests.marks import long_but
 from tests.memory_order import ORDERS
-from tests.models.small_models import make_inputs, small_model
+from tests.models.small_models import LARGER, make_inputs, small_model
 
 
-@pytest.fixture(params=registry.models.names())
+@pytest.fixture(params=long_but({*registry.models.names()} - LARGER, registry.models.names()))
 def model(request: pytest.FixtureRequest) -> nn.Module:
     return small_model(request.param)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
 from pathlib import Path
@@ -40,6 +41,7 @@ from tests.command import run_here
 from tests.conftest import ROOT
 from tests.doctor.detecting import BUGS, READ, SMALL, edited, findings_of, make_crowds, planted, quick
 from tests.doctor.planting import assert_complete
+from tests.marks import long_but
 
 
 @pytest.mark.parametrize("name", {(bug.code, bug.case.cause): name for name, bug in BUGS.items()}.values())
@@ -54,8 +56,10 @@ def test_planted_bugs_are_found_when_a_training_starts(name: str) -> None:
     assert any(bug.case.cause in (each.cause, *each.alternatives) for each in found), list(map(str, found))
 
 
-@pytest.mark.parametrize("assigner", ["own", "atss"])
-@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+@pytest.mark.parametrize(
+    ("name", "assigner"),
+    long_but([("retinanet", "own"), ("fcos", "atss")], itertools.product(["retinanet", "fcos"], ["own", "atss"])),
+)
 def test_healthy_detectors_are_not_flagged(name: str, assigner: str) -> None:
     """On ten seeds, as they are shipped: tests/long/test_healthy_detectors.py."""
     words = () if assigner == "own" else (f"task.assigner.name={assigner}",)
