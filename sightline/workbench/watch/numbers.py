@@ -22,6 +22,8 @@ _MAX_SKIPPED = 25
 _NUM_STILL = 10
 """Updates at a learning rate of 0 in a row: a warm-up from 0 has one."""
 _MAX_RATIO, _LOW_RATE = 1.0, 0.01
+_LEAST_RMS = 2e-3
+"""Root mean square of numbers that begin near zero, as tables of features: a first update is larger than they are."""
 _MAX_SLICE = 4096
 _MAX_ROUNDED, _NUM_ROUNDED = 0.5, 4
 _NUM_CLIPPED, _MIN_CLIPPING = 3, 1e-3
@@ -185,7 +187,8 @@ class UpdateMonitor(Monitor):
                 for n in names
             ]
         )
-        ratio = torch.where(size > 0, change / size, 0.0).median()
+        least = size.new_tensor([_LEAST_RMS * math.sqrt(values.numel()) for values in now])
+        ratio = torch.where(size > least, change / size, 0.0).median()  # tables of features begin near zero
         causes: tuple[str, ...] = ("optim.lr", "optim.state", "model.numerics")
         if track.lr < _LOW_RATE * self._highest[id(track)]:
             causes = ("optim.scheduler", *causes)

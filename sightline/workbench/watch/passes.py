@@ -375,6 +375,13 @@ def list_row_digests(rows: Tensor) -> list[int]:
     return [hash(row.tobytes()) for row in kept.view(torch.uint8).numpy()]
 
 
+def _is_one_class(labels: Tensor, ignored: int) -> Tensor:
+    """Return 1 (0-d) if enough labels are not ignored, and those are one class; the graph's number is unsigned."""
+    is_kept = labels != (ignored + 2**63) % 2**64 - 2**63
+    largest = torch.where(is_kept, labels, labels.amin()).amax()
+    return (((labels == largest) | ~is_kept).all() & (is_kept.sum() >= _MIN_LABELS)).float()
+
+
 class LossMonitor(Monitor):
     """Graph of the loss: activations that the loss applies itself; labels that are all the same."""
 
@@ -403,7 +410,7 @@ class LossMonitor(Monitor):
             if name.startswith("NllLoss"):
                 labels = node._saved_target
                 if labels.numel() >= _MIN_LABELS and not is_of_pairs(node):
-                    yield from loop.reader.read((labels == labels.flatten()[0]).all().float(), self._judge_labels)
+                    yield from loop.reader.read(_is_one_class(labels, node._saved_ignore_index), self._judge_labels)
 
     def _judge_labels(self, value: float) -> Iterator[Found]:
         self._num_same = self._num_same + 1 if value else 0

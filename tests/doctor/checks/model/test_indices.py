@@ -164,6 +164,54 @@ def test_flat_indices_that_merge_cells_are_found(name: str, seed: int) -> None:
     assert judge(twin, seed) == []
 
 
+def add_in_place(points: Tensor, flat: Tensor) -> Tensor:
+    grid = torch.zeros(WIDTH, 3)
+    grid[flat] += points.reshape(-1, 3)
+    return grid
+
+
+def add_and_write(points: Tensor, flat: Tensor) -> Tensor:
+    rows = points.reshape(-1, 3)
+    grid = torch.zeros(WIDTH, 2)
+    grid[flat, 0] = grid[flat, 0] - rows[:, 0]
+    return grid
+
+
+def add_by_index(points: Tensor, flat: Tensor) -> Tensor:
+    return torch.zeros(WIDTH, 3).index_add_(0, flat, points.reshape(-1, 3))
+
+
+def accumulate(points: Tensor, flat: Tensor) -> Tensor:
+    return torch.zeros(WIDTH, 3).index_put_((flat,), points.reshape(-1, 3), accumulate=True)
+
+
+def write_last(points: Tensor, flat: Tensor) -> Tensor:
+    """The last point of a cell is kept on purpose: it is written, not added."""
+    grid = torch.zeros(WIDTH, 3)
+    grid[flat] = points.reshape(-1, 3)
+    return grid
+
+
+def add_to_a_part(points: Tensor, flat: Tensor) -> Tensor:
+    grid, rows = torch.zeros(len(flat), 3), points.reshape(-1, 3)
+    grid[flat > WIDTH // 2] += rows[flat > WIDTH // 2]
+    grid[torch.arange(len(flat))] += rows
+    return grid
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("add", [add_in_place, add_and_write])
+def test_sums_at_repeated_indices_are_found(add: Callable[[Tensor, Tensor], Tensor], seed: int) -> None:
+    (summary,) = judge(lambda points: add(points, (points.reshape(-1, 3)[:, 0] * WIDTH).long()), seed)
+    assert "sums at indices that repeat are lost" in summary
+
+
+@pytest.mark.parametrize("add", [add_by_index, accumulate, write_last, add_to_a_part])
+def test_other_sums_and_writes_are_right(add: Callable[[Tensor, Tensor], Tensor]) -> None:
+    for seed in range(3):
+        assert judge(lambda points: add(points, (points.reshape(-1, 3)[:, 0] * WIDTH).long()), seed) == []
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", CHOICES)
 def test_farthest_points_for_the_nearest_are_found(name: str, seed: int) -> None:

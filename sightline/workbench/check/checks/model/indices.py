@@ -31,9 +31,9 @@ _MIN_POINTS, _NUM_TESTED, _MIN_SPREAD, _SLACK = 12, 48, 0.25, 5e-3
 
 @step_check("G24", "indices", severity="warning", causes=("model.structure", "data.layout"))
 def indices(context: Context, step: DryRun) -> Iterator[Fault]:
-    """A flat index has a number for each cell, and neighbours are the nearest points.
+    """A flat index has a number for each cell, sums count all its values, and neighbours are the nearest points.
 
-    Finds: A flat index whose stride is the size of another axis; the farthest points where the nearest are meant.
+    Finds: Flat indices with the stride of another axis, farthest points for nearest, x[i] += v with repeated i.
 
     The operators of a pass in evaluation mode are followed from products, sums and choices to where they index.
     """
@@ -69,11 +69,20 @@ class IndexObserver:
         self._indices: dict[int, _Index] = {}
         self._distances: dict[int, Tensor] = {}
         self._sorted: dict[int, tuple[Tensor, Tensor, bool]] = {}
+        self._rows: dict[int, tuple[Tensor, Tensor, Any]] = {}
+        """Rows of a tensor at indices, or sums of them and others, with the tensor and the indices."""
 
     def note(self, call: ModuleCall | None, operator: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Note a call of an operator: what it is given, and what it returns."""
         name = operator.name().removeprefix("aten::").partition(".")[0].rstrip("_")
         tensors = [tensor for _, tensor in tree_leaves((args, kwargs))]
+        if name == "index":
+            self._rows[id(result)] = result, args[0], args[1]
+        elif name in ("add", "sub") and isinstance(result, Tensor):
+            taken = next((self._rows[id(tensor)] for tensor in tensors if id(tensor) in self._rows), None)
+            self._rows |= {} if taken is None else {id(result): (result, *taken[1:])}
+        elif name == "index_put" and not (len(args) > 3 and args[3]):
+            self._judge_sums(*args[:3], layer="" if call is None else call.path)
         if name in _READERS or name == "bincount":
             self._report(tensors[name != "bincount" :], "" if call is None else call.path)
         if name in _DISTANCES or (tensors and id(tensors[0]) in self._distances and name in ("view", "expand", "sqrt")):
@@ -97,6 +106,31 @@ class IndexObserver:
             if fault is not None and all(fault.summary != known.summary for known in self.faults):
                 self.faults.append(replace(fault, layer=layer or None))
 
+    def _judge_sums(self, target: Tensor, indices: Any, values: Tensor, *, layer: str) -> None:
+        """Judge sums that are written to the rows that they come from: of equal indices one sum remains."""
+        _, source, taken = self._rows.get(id(values), (values, None, ()))
+        same = [one is other for one, other in zip(indices, taken, strict=False)]
+        places = [index.expand(values.shape[: index.ndim]).flatten() for index in indices if index is not None]
+        if (
+            source is None
+            or not _is_same_view(source, target)
+            or not all(same)
+            or len(places) != len(indices)
+            or places[0].dtype == torch.bool
+        ):
+            return
+        num, num_distinct = len(places[0]), len(torch.stack(places).unique(dim=1).T)
+        if num_distinct < num:
+            fault = Fault(
+                f"sums at indices that repeat are lost: x[i] += v adds one value for each of {num_distinct} indices",
+                severity="error",
+                measured=f"{num} values at {num_distinct} different indices",
+                expected="all values of an index in its sum",
+                action="use x.index_add_(0, i, v), scatter_add_ or index_put_(accumulate=True)",
+                layer=layer or None,
+            )
+            self.faults += [fault] if all(fault.summary != known.summary for known in self.faults) else []
+
     def _choose(self, chosen: Tensor, values: Tensor, k: int, dim: int = -1, *, is_largest: bool) -> None:
         """Note the indices of the largest or least of some values."""
         is_distance = is_largest and id(values) in self._distances
@@ -118,6 +152,11 @@ class IndexObserver:
             fault = fault or _judge_sum(known[0], known[1], results[0])
         if stride > 1 or fault is not None:
             self._indices |= {id(tensor): _Index(tensor, stride, fault) for tensor in results}
+
+
+def _is_same_view(first: Tensor, second: Tensor) -> bool:
+    is_same_memory = first.data_ptr() == second.data_ptr()
+    return is_same_memory and first.shape == second.shape and first.stride() == second.stride()
 
 
 def _find_factor(args: Any) -> int | None:

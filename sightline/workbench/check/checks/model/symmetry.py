@@ -106,6 +106,8 @@ def judge_points(probe: ModelProbe, path: str = "points") -> Fault | None:
     if found is None:
         return None
     place, before = found
+    if path != "points" and _is_flattened(probe, place, points):
+        return None
     return Fault(
         f"the network mixes unrelated points: {place.text} does not follow its points"
         if place.is_many
@@ -118,6 +120,15 @@ def judge_points(probe: ModelProbe, path: str = "points") -> Fault | None:
         "index; a network of ordered points declares reads_order = True",
         causes=("data.layout", "model.structure") if place.is_many else ("model.structure", "data.layout"),
     )
+
+
+def _is_flattened(probe: ModelProbe, place: Place, points: Tensor) -> bool:
+    """Return True for a layer that reads several channels of each point side by side: registered points have an order.
+
+    A cloud that is pooled over its channels has one number for each point.
+    """
+    width = getattr(probe.model.get_submodule(place.layer), "in_features", 0) if place.layer else 0
+    return not place.is_many and width > points.shape[1] and width % points.shape[1] == 0
 
 
 def _draw_order(points: Any, offsets: Any) -> Tensor | None:
@@ -231,8 +242,8 @@ def pixel_order(context: Context, step: DryRun) -> Fault | None:
 
     Finds: `view` for a transpose in a network of images or volumes, exchanged axes, outputs upside down.
 
-    The network gets noise, so that neighbours are not alike. Networks for which the place in the image matters declare
-    it by `reads_order = True`.
+    The network gets noise, so that neighbours are not alike. Of a layer that is called again, as on a mirrored image,
+    the first call counts. Networks for which the place in the image matters declare it by `reads_order = True`.
     """
     probe = context.probe(_NUM_PASSES)
     return None if probe is None else judge_pixels(probe)
@@ -260,7 +271,7 @@ def judge_pixels(probe: ModelProbe) -> Fault | None:
     places = [
         Place(one.text, one.layer, _correlate(one.values, other.values, sides, shift), is_of_layer=one.is_result)
         for one, other in zip(*maps, strict=False)
-        if one.text == other.text and one.values.ndim == 1 + len(sides)
+        if one.text == other.text and one.values.ndim == 1 + len(sides) and "(call " not in one.text
     ]
     found = _find_break(places, high=_SIMILAR, low=_UNLIKE)
     if found is None:
@@ -286,14 +297,14 @@ def _is_large(value: Tensor) -> bool:
 
 
 def _make_noise(value: Tensor) -> Tensor:
-    """Make noise in the place of images: normal with each channel's mean and deviation; zeros and ones stay such."""
+    """Make noise in the place of images, with each channel's mean and deviation; one of zeros and ones has such."""
     generator = torch.Generator().manual_seed(0)
     axes = [axis for axis in range(value.ndim) if axis != 1]
     mean, deviation = value.mean(dim=axes, keepdim=True), value.std(dim=axes, keepdim=True)
     uniform = torch.rand(value.shape, generator=generator).to(value)
-    if bool(((value == 0) | (value == 1)).all()):
-        return (uniform < mean.clamp(0.1, 0.9)).to(value.dtype)
-    return mean + (uniform - 0.5) * 12**0.5 * deviation
+    is_mask = ((value == 0) | (value == 1)).movedim(1, 0).flatten(1).all(dim=1).view(1, -1, *(1,) * (value.ndim - 2))
+    marks = (uniform < mean.clamp(0.1, 0.9)).to(value.dtype)
+    return torch.where(is_mask, marks, mean + (uniform - 0.5) * 12**0.5 * deviation)
 
 
 def _roll(value: Tensor, sides: Sequence[int], shift: Sequence[int]) -> Tensor:
