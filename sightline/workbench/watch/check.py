@@ -32,6 +32,7 @@ from sightline.workbench.fit.fit_attempt import FitSetup
 from sightline.workbench.fit.fit_one import FitOptions, fit_samples
 from sightline.workbench.fit.samples import Samples
 from sightline.workbench.watch.plain.batch import find_form, has_rows, read_batches
+from sightline.workbench.watch.plain.counted import judge_counted
 from sightline.workbench.watch.plain.loader import judge_loader
 from sightline.workbench.watch.plain.loss import Pass, judge_keys, judge_loss, list_routes, run_batch
 from sightline.workbench.watch.plain.places import judge_places
@@ -183,7 +184,7 @@ def _build_failure(error: Exception) -> Finding:
 
 
 def _judge_plainly(passed: Pass, model: nn.Module, loss: Any, pairs: Sequence[tuple[Any, Any]]) -> list[Finding]:
-    found = [*judge_loss(passed, model, loss, pairs), *judge_places(passed, loss)]
+    found = [*judge_loss(passed, model, loss, pairs), *judge_places(passed, loss), *judge_counted(passed, loss)]
     return [rule.build_outside(fault, FindingLocation()) for rule, fault in found]
 
 

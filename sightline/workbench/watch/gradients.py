@@ -212,6 +212,7 @@ class ReachMonitor(Monitor):
         self._knows_optimizers = knows_optimizers
         self._silent: dict[int, dict[str, int]] = {}
         self._is_covered = False
+        self._num_trained = 0
         self._num_zero: dict[int, int] = {}
         self._old_marks: dict[int, tuple[int, int]] | None = None
 
@@ -231,6 +232,10 @@ class ReachMonitor(Monitor):
             yield from self._silent_faults(loop, track)
         if not self._is_covered and (self._knows_optimizers or loop.step >= _UNKNOWN_OPTIMIZERS):
             self._is_covered = True
+            self._num_trained = _count_trained(loop)
+            yield from _coverage_faults(loop, self._old_marks or {})
+        elif self._is_covered and track.is_sampled(loop.every) and _count_trained(loop) > self._num_trained:
+            self._num_trained = _count_trained(loop)  # what was frozen is not any more
             yield from _coverage_faults(loop, self._old_marks or {})
         if track.is_sampled(loop.every):
             yield from self._zero_faults(loop, track)
@@ -326,6 +331,10 @@ def _frozen_faults(loop: Loop) -> Iterator[Found]:
         param=frozen[0],
         layer=mixed[0] or None,
     )
+
+
+def _count_trained(loop: Loop) -> int:
+    return sum(parameter.requires_grad for parameter in loop.parameters().values())
 
 
 def _coverage_faults(loop: Loop, old_marks: Mapping[int, tuple[int, int]]) -> Iterator[Found]:

@@ -32,6 +32,8 @@ _MAX_POINT_ERROR = 0.02
 """Largest distance of a mirrored point from its place, in standard deviations of the cloud."""
 _MAX_POINT_COLUMNS, _MIN_POINTS, _MIN_PIXELS = 8, 16, 4
 _MAX_NUMBERS = 64
+_MAX_PEAK = 0.2
+"""Largest share of a heat map that is above half of its highest number."""
 _MAX_ROUNDING = 1e-4
 _MIN_BOXES, _MAX_BOX_COLUMNS = 12, 6
 
@@ -82,7 +84,10 @@ def judge_flips(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
     reader = _Reader(loader, form)
     with preserve_generators(reader.generators):
         leaves = [torch.as_tensor(leaf) for leaf in list_leaves(form.split(read(loader, 0, SEEDS[0]))[1])]
-        has_numbers = any(leaf.is_floating_point() and leaf.numel() <= _MAX_NUMBERS for leaf in leaves)
+        has_numbers = any(
+            leaf.is_floating_point() and (leaf.numel() <= _MAX_NUMBERS or _find_peaks(leaf) is not None)
+            for leaf in leaves
+        )
         if not has_numbers and not any(leaf.ndim for leaf in leaves):
             return
         flips = _read_flips(reader, list_indices(loader, _NUM_FITTED_PAIRS if has_numbers else _NUM_PAIRS))
@@ -284,7 +289,7 @@ def _count_inside_out(leaf: Leaf, axis: int) -> int:
 
 def _judge_numbers(carrier: Carrier, flips: Sequence[MirroredPair]) -> list[Found]:
     """Numbers of the target follow inputs that are mirrored, as those of plain reads do."""
-    leaves = [leaf for leaf in _list_leaves_of_targets(flips) if _holds_numbers(leaf)]
+    leaves = [leaf for each in _list_leaves_of_targets(flips) if _holds_numbers(leaf := _to_numbers(each))]
     if len(flips) < _MIN_FITTED_PAIRS or not leaves:
         return []
     targets = [
@@ -313,6 +318,28 @@ def _judge_numbers(carrier: Carrier, flips: Sequence[MirroredPair]) -> list[Foun
             action=f"where the inputs are mirrored, {' and '.join(words)}, or do not mirror them",
         )
     ]
+
+
+def _to_numbers(leaf: Leaf) -> Leaf:
+    """Return the places (J, 2) of the peaks of heat maps (J, h, w), if all are such; other leaves as they are."""
+    sides = [[_find_peaks(each) for each in side] for side in (leaf.first, leaf.second)]
+    first, second = ([places for places in side if places is not None] for side in sides)
+    is_all = len(first) == len(leaf.first) and len(second) == len(leaf.second)
+    return Leaf(leaf.name, first, second) if is_all else leaf
+
+
+def _find_peaks(maps: Tensor) -> Tensor | None:
+    """Find the places (J, 2), x and y, of one peak in each of some maps (J, h, w); None for other tensors."""
+    if maps.ndim != 3 or not maps.is_floating_point() or len(maps) < 2 or min(maps.shape[1:]) < _MIN_PIXELS:
+        return None
+    highest = maps.amax(dim=(1, 2), keepdim=True)
+    weights = torch.where(maps > highest / 2, maps, 0.0)
+    is_peak = (weights > 0).double().mean(dim=(1, 2)) < _MAX_PEAK
+    if float(maps.min()) < 0 or not bool((highest > 0).all()) or not bool(is_peak.all()):
+        return None
+    weights = weights / weights.sum(dim=(1, 2), keepdim=True)
+    rows, columns = (torch.arange(size, dtype=maps.dtype) for size in maps.shape[1:])
+    return torch.stack([(weights.sum(dim=1) * columns).sum(dim=1), (weights.sum(dim=2) * rows).sum(dim=1)], dim=1)
 
 
 def _holds_numbers(leaf: Leaf) -> bool:

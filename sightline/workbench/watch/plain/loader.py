@@ -8,6 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
 from sightline.workbench.watch.plain.batch import BatchForm
 from sightline.workbench.watch.plain.flips import judge_flips
+from sightline.workbench.watch.plain.loss_calls import judge_reads
 from sightline.workbench.watch.plain.padding import judge_padded
 from sightline.workbench.watch.plain.samples import SEEDS, Item, list_indices, list_leaves, read, to_bytes
 
@@ -174,6 +176,11 @@ def _judge_pairs(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
         )
 
 
+def _judge_calls(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
+    """Anchors that a data set assigns to boxes are compared with corners."""
+    yield from judge_reads(partial(read, loader, index, SEEDS[0]) for index in list_indices(loader, _NUM_READS))
+
+
 def _read_taped(loader: DataLoader[Any], index: int, seed: int, interpolated: list[Any]) -> Any:
     """Read an item; `interpolated` gets the tensors that follow from an interpolation of few different integers."""
 
@@ -282,5 +289,14 @@ def _is_monotonic(labels: Sequence[Any]) -> bool:
     return list(labels) in (sorted(labels), sorted(labels, reverse=True))
 
 
-_READING = (_judge_reads, _judge_reseeding, _judge_pairs, judge_flips, judge_padded, _judge_collate, _judge_order)
+_READING = (
+    _judge_reads,
+    _judge_reseeding,
+    _judge_pairs,
+    _judge_calls,
+    judge_flips,
+    judge_padded,
+    _judge_collate,
+    _judge_order,
+)
 """Relations that read samples."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -158,16 +158,33 @@ def judge_calls(loss: Loss, run: Callable[[Loss], Tensor]) -> Iterator[Found]:
         return value
 
     value = run(observe)
-    yield from _judge_boxes(noted[0].boxes)
+    yield from _judge_sides(_group_sides(noted[0].boxes))
     yield from _judge_logarithms(value, noted[0].logarithms)
 
 
-def _judge_boxes(boxes: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Found]:
-    """Boxes that an intersection reads as corners have no right side left of the left one."""
+def judge_reads(reads: Iterable[Callable[[], Any]]) -> Iterator[Found]:
+    """Yield what the calls of some reads of a data set show, which may assign boxes to anchors: each gives a sample."""
+    parts: dict[int, list[Tensor]] = {}
+    for read in reads:
+        calls = LossCalls((), ())
+        with InterceptedFunctions(calls.run):
+            read()
+        for place, sides in enumerate(_group_sides(calls.boxes)):
+            parts.setdefault(place, []).extend(sides)
+    yield from _judge_sides(parts.values())
+
+
+def _group_sides(boxes: Sequence[tuple[Tensor, Tensor]]) -> Collection[list[Tensor]]:
+    """Group sides, (2, N) each, by the tensor that they are columns of: they may come one by one."""
     by_place: dict[int, list[Tensor]] = {}
-    for starts, ends in boxes:  # columns of one tensor may come one by one
+    for starts, ends in boxes:
         by_place.setdefault(_get_place(starts), []).append(torch.stack([starts.flatten(), ends.flatten()]))
-    for parts in by_place.values():
+    return by_place.values()
+
+
+def _judge_sides(groups: Iterable[list[Tensor]]) -> Iterator[Found]:
+    """Boxes that an intersection reads as corners have no right side left of the left one."""
+    for parts in groups:
         starts, ends = torch.cat(parts, dim=1)
         is_unordered = ends < starts
         num, size = int(is_unordered.sum()), len(starts)

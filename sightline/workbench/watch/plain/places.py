@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import tree_leaves, tree_map
+from sightline.workbench.check.checks.data.images import mismatched_views
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
 from sightline.workbench.watch.plain.loss import Pass
@@ -22,13 +23,14 @@ _MIN_SAMPLES, _MIN_PLACES = 8, 16
 _ALIKE, _UNLIKE, _MIN_T = 0.25, 0.4, 6.0
 """Least mean correlation in another order, its share up to which that in the own order is none, and Student's t."""
 _MIN_SHARE = 0.2
-_MIN_GRAPHS = 4
+_MIN_GRAPHS, _MIN_IMAGES = 4, 4
 _SAME = 1e-5
 
 
 def judge_places(passed: Pass, loss: Callable[[Any, Any], Tensor]) -> Iterator[Found]:
     """Yield what is out of place in a batch that has been run."""
-    for judge in (_judge_order, _judge_hidden, _judge_edges, partial(_judge_views, loss)):
+    judges = (_judge_order, _judge_hidden, _judge_edges, _judge_owners, _judge_equal_views, partial(_judge_views, loss))
+    for judge in judges:
         try:
             yield from judge(passed)
         except Exception:
@@ -205,6 +207,43 @@ def _judge_edges(passed: Pass) -> Iterator[Found]:
                     action="add to the edges of a graph the number of nodes before it, when graphs are collated",
                 )
                 return
+
+
+def _judge_owners(passed: Pass) -> Iterator[Found]:
+    """Rows (image, class, x, y, w, h) of the boxes of a batch say whose they are: not all are of the first image."""
+    size = len(_find_first(passed.inputs))
+    for table in (t for _, t in tree_leaves(passed.target) if t.ndim == 2 and t.is_floating_point()):
+        if table.shape[1] != 6 or size < _MIN_IMAGES or len(table) < size or bool(table[:, 0].any()):
+            continue
+        is_class = bool((table[:, 1] == table[:, 1].round()).all()) and float(table[:, 1].min()) >= 0
+        if is_class and float(table[:, 2:].min()) >= 0 and float(table[:, 2:].max()) <= 1 and bool(table[:, 4:].all()):
+            yield report(
+                "exchanged-axes",
+                f"all boxes of a batch belong to image 0: the first column of the {len(table)} rows is 0",
+                severity="error",
+                causes=("data.pairing", "data.layout", "assign.box_format"),
+                measured=f"{len(table)} rows (image, class, x, y, w, h) of {size} images",
+                expected=f"the number of the image in the batch, 0 to {size - 1}, as first column",
+                action="write it where samples are collated: for i, rows in enumerate(boxes): rows[:, 0] = i",
+            )
+            return
+
+
+def _judge_equal_views(passed: Pass) -> Iterator[Found]:
+    """Two views of a sample differ: equal ones have nothing to learn from."""
+    inputs = [tensor for _, tensor in tree_leaves(passed.inputs) if tensor.is_floating_point() and tensor.ndim > 2]
+    pairs = [(a, b) for place, a in enumerate(inputs) for b in inputs[place + 1 :] if a.shape == b.shape]
+    pairs += [(tensor[:, 0], tensor[:, 1]) for tensor in inputs if tensor.shape[1] == 2 and tensor.ndim > 3]
+    for first, second in pairs:
+        if len(first) > 1 and torch.equal(first, second) and bool((first != first.flatten()[0]).any()):
+            yield mismatched_views.with_fault(
+                "both views of a sample are the same: they were drawn with the same random numbers",
+                causes=("data.duplicate_randomness", "data.pairing"),
+                measured=f"equal bits in all {len(first)} samples of a batch, {tuple(first.shape[1:])} each",
+                expected="two views that differ",
+                action="draw both views from one generator that goes on, or from two seeds",
+            )
+            return
 
 
 def _judge_views(loss: Callable[[Any, Any], Tensor], passed: Pass) -> Iterator[Found]:

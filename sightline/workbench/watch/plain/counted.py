@@ -1,0 +1,99 @@
+"""Places that count in a loss: a class, or the near half of a depth map, that is left out with what has no target."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.contract.pytree import tree_leaves
+from sightline.workbench.check.core.sample_statistics import class_axis
+from sightline.workbench.check.runtime_rules import report
+from sightline.workbench.watch.loop import Found
+from sightline.workbench.watch.plain.loss import Pass
+
+logger = logging.getLogger(__name__)
+
+_MIN_PLACES, _MIN_DISTINCT = 64, 50
+_MIN_LEFT_OUT, _MAX_LEFT_OUT = 0.2, 0.9
+_MAX_GAP = 0.05
+"""Largest gap between the targets that count and those that do not, as a share of their whole range."""
+
+
+def judge_counted(passed: Pass, loss: Callable[[Any, Any], Tensor]) -> Iterator[Found]:
+    """Yield what a loss leaves out that it should not, by the gradients at the outputs of a batch."""
+    for judge in (_judge_classes, _judge_threshold):
+        try:
+            yield from judge(passed, loss)
+        except Exception:
+            logger.debug("a relation of what counts does not apply to this batch", exc_info=True)
+
+
+def _list_pulled(passed: Pass) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over the outputs with True at each number that gets a gradient."""
+    outputs = [tensor for _, tensor in tree_leaves(passed.outputs) if tensor.requires_grad]
+    gradients = torch.autograd.grad(passed.value, outputs, retain_graph=True, allow_unused=True)
+    for output, gradient in zip(outputs, gradients, strict=True):
+        if gradient is not None:
+            yield output.detach(), gradient != 0
+
+
+def _judge_classes(passed: Pass, loss: Callable[[Any, Any], Tensor]) -> Iterator[Found]:
+    """Labels that are no class do not count; where they do not, a class that does not count either is a slip."""
+    weight = getattr(loss, "weight", None)
+    labels = [tensor for _, tensor in tree_leaves(passed.target) if tensor.dtype == torch.int64 and tensor.ndim > 0]
+    for output, is_pulled in _list_pulled(passed) if len(labels) == 1 else ():
+        axis = class_axis(output, labels[0])
+        if axis is None or labels[0].numel() < _MIN_PLACES:
+            continue
+        counts, number = is_pulled.any(dim=axis), output.shape[axis]
+        classes = labels[0].unique().tolist()
+        silent = [label for label in classes if not bool(counts[labels[0] == label].any())]
+        outside = [label for label in silent if not 0 <= label < number]
+        inside = [label for label in silent if 0 <= label < number]
+        if isinstance(weight, Tensor):
+            inside = [label for label in inside if float(weight[label]) != 0]
+        if outside and inside and len(silent) < len(classes):
+            num = int((labels[0] == inside[0]).sum())
+            yield report(
+                "loss-form",
+                f"class {inside[0]} does not count in the loss, and {outside[0]}, which is no class, does not either",
+                severity="error",
+                causes=("data.ignore_handling", "data.label_mapping", "loss.form"),
+                measured=f"no gradient at all {num} places of class {inside[0]}, of {number} classes, and at all "
+                f"{int((labels[0] == outside[0]).sum())} of label {outside[0]}",
+                expected="one ignored label, outside of the classes",
+                action=f"give ignore_index={outside[0]} to the loss, and do not clamp or move the labels before it",
+            )
+            return
+
+
+def _judge_threshold(passed: Pass, loss: Callable[[Any, Any], Tensor]) -> Iterator[Found]:
+    """A mask of what has a target lies at a gap of the targets, as between 0 and the nearest depth."""
+    for output, is_pulled in _list_pulled(passed):
+        targets = [t for _, t in tree_leaves(passed.target) if t.shape == output.shape and t.is_floating_point()]
+        if len(targets) != 1 or output.ndim < 3:
+            continue
+        counts, values = is_pulled.flatten(), targets[0].flatten()
+        values, counts = values[values.isfinite()], counts[values.isfinite()]
+        values, counts = values[values != 0], counts[values != 0]  # 0 marks a hole
+        left_out = float((~counts).double().mean()) if len(counts) else 0.0
+        if not _MIN_LEFT_OUT < left_out < _MAX_LEFT_OUT or len(values.unique()) < _MIN_DISTINCT:
+            continue
+        highest, lowest = float(values[~counts].max()), float(values[counts].min())
+        span = float(values.max() - values.min())
+        if highest <= lowest <= highest + _MAX_GAP * span:
+            yield report(
+                "loss-form",
+                f"targets below {lowest:.3g} do not count in the loss, though they are no holes",
+                severity="warning",
+                causes=("data.ignore_handling", "data.normalisation", "loss.form"),
+                measured=f"{left_out:.0%} of the targets that are not 0 give no gradient: all up to {highest:.4g}; all "
+                f"from {lowest:.4g} on do",
+                expected="a mask of what has a target, at a gap of the targets",
+                action="take the mask (target > 0) before the target is standardised",
+            )
+            return
