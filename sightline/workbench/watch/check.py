@@ -184,7 +184,11 @@ def _build_failure(error: Exception) -> Finding:
 
 
 def _judge_plainly(passed: Pass, model: nn.Module, loss: Any, pairs: Sequence[tuple[Any, Any]]) -> list[Finding]:
-    found = [*judge_loss(passed, model, loss, pairs), *judge_places(passed, loss), *judge_counted(passed, loss)]
+    def rerun(place: int) -> Pass | None:
+        run = _run_batch(model, loss, pairs[place], passed.value.device) if place < len(pairs) else None
+        return run if isinstance(run, Pass) else None
+
+    found = [*judge_loss(passed, model, loss, pairs), *judge_places(passed, loss, rerun), *judge_counted(passed, loss)]
     return [rule.build_outside(fault, FindingLocation()) for rule, fault in found]
 
 

@@ -157,7 +157,7 @@ class AverageMonitor(Monitor):
     """Moving averages of weights (EMA) that the loop keeps: something writes to them as the model trains."""
 
     def __init__(self, averages: Sequence[nn.Module]) -> None:
-        self._averages = [(average, _take_slices(average)) for average in averages]
+        self._averages = [(average, take_slices(average)) for average in averages]
         self._buffers = {id(average): _copy_statistics(average) for average in averages}
 
     def on_average(self, loop: Loop, average: nn.Module) -> Iterator[Found]:
@@ -183,7 +183,7 @@ class AverageMonitor(Monitor):
 
     def _judge_moves(self, loop: Loop, averages: Sequence[tuple[nn.Module, Sequence[Tensor]]]) -> Iterator[Found]:
         for average, first in averages:
-            change = [(now != before).any() for now, before in zip(_take_slices(average), first, strict=True)]
+            change = [(now != before).any() for now, before in zip(take_slices(average), first, strict=True)]
             if change:
                 yield from loop.reader.read(torch.stack(change).any().float(), _judge_average)
 
@@ -248,5 +248,5 @@ def _judge_average(value: float) -> Iterator[Found]:
         )
 
 
-def _take_slices(average: nn.Module) -> list[Tensor]:
+def take_slices(average: nn.Module) -> list[Tensor]:
     return [parameter.detach().flatten()[:_MAX_SLICE].clone() for parameter in average.parameters()]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, WeightedRandomSampler
 
 from sightline import instrument
+from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.pytree import tree_leaves
 from sightline.workbench.check.checks.data.augmentation_mismatch import augmentation_mismatch
 from sightline.workbench.check.checks.data.channel_contract import label_range
@@ -38,6 +39,7 @@ _NUM_ITEMS, _NUM_READS, _NUM_LABELS = 6, 10, 64
 _MAX_DRAWN, _MIN_DRAWN, _MIN_DISTINCT = 20_000, 200, 0.05
 _MIN_COMMON, _MAX_CONFLICTS = 8, 0.05
 _MAX_CLASSES = 64
+_NUM_WEIGHED, _MIN_WEIGHED, _MAX_WEIGHING_S, _MAX_BALANCE = 400, 200, 0.4, 1.5
 _MAX_READING_S, _MAX_STORED = 0.25, 2**24
 _MODES = frozenset(("linear", "bilinear", "bicubic", "trilinear", "area"))
 
@@ -91,6 +93,43 @@ def _judge_sampler(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
             measured=f"{len(drawn)} draws",
             expected="draws from the whole data set",
             action="look at the indices that the sampler yields",
+        )
+
+
+def _judge_sampled_classes(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
+    """Weights of samples that balance as many groups as there are classes balance the classes.
+
+    Such weights, times how often each occurs, are one number.
+    """
+    sampler, size = loader.sampler, len(loader.dataset)  # type: ignore[arg-type]
+    if not isinstance(sampler, WeightedRandomSampler) or len(sampler.weights) != size:
+        return
+    values, groups, counts = sampler.weights.double().unique(return_inverse=True, return_counts=True)
+    balance = values * counts
+    if not 2 < len(values) <= _MAX_CLASSES or float(balance.max()) > _MAX_BALANCE * float(balance.min()):
+        return
+    labels, started = dict[int, int](), compute_seconds()
+    for index in list_indices(loader, _NUM_WEIGHED):
+        label = _read_label(loader, form, index)
+        if label is None or compute_seconds() - started > _MAX_WEIGHING_S:
+            break
+        labels[index] = label
+    classes = sorted(set(labels.values()))
+    table = torch.zeros(len(values), len(classes), dtype=torch.float64)
+    for index, label in labels.items():
+        table[groups[index], classes.index(label)] += 1
+    expected = table.sum(dim=1, keepdim=True) * table.sum(dim=0) / max(1, len(labels))
+    surprise = float(((table - expected).square() / expected.clamp(min=1e-9)).sum())
+    degrees = (len(values) - 1) * (len(classes) - 1)
+    if len(classes) == len(values) and len(labels) >= _MIN_WEIGHED and surprise < degrees + 3 * (2 * degrees) ** 0.5:
+        yield empty_loader.with_fault(
+            f"the sampler's weights are {len(values)} numbers, as of classes, and have nothing to do with the labels",
+            severity="warning",
+            causes=("data.pairing", "data.sampling", "data.imbalance"),
+            measured=f"chi squared {surprise:.1f} of weights and labels of {len(labels)} samples; {degrees} by chance",
+            expected="one weight for all samples of a class",
+            action="take the labels of the samples in the order of the set that is loaded, also of a Subset: "
+            "labels[subset.indices]",
         )
 
 

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +22,25 @@ logger = logging.getLogger(__name__)
 _MIN_SAMPLES, _MIN_PLACES = 8, 16
 _ALIKE, _UNLIKE, _MIN_T = 0.25, 0.4, 6.0
 """Least mean correlation in another order, its share up to which that in the own order is none, and Student's t."""
+_WEAK_T, _SURE_T, _LEAST_ALIKE, _MAX_PASSES = 3.0, 7.0, 0.05, 4
+"""Student's t that asks for more batches, t and correlation that are sure with these, and how many there are."""
 _MIN_SHARE = 0.2
 _MIN_GRAPHS, _MIN_IMAGES = 4, 4
 _SAME = 1e-5
 
 
-def judge_places(passed: Pass, loss: Callable[[Any, Any], Tensor]) -> Iterator[Found]:
-    """Yield what is out of place in a batch that has been run."""
-    judges = (_judge_order, _judge_hidden, _judge_edges, _judge_owners, _judge_equal_views, partial(_judge_views, loss))
+def judge_places(
+    passed: Pass, loss: Callable[[Any, Any], Tensor], rerun: Callable[[int], Pass | None]
+) -> Iterator[Found]:
+    """Yield what is out of place in a batch that has been run; `rerun(i)` runs batch i, None if there is none."""
+    judges = (
+        partial(_judge_order, rerun),
+        _judge_hidden,
+        _judge_edges,
+        _judge_owners,
+        _judge_equal_views,
+        partial(_judge_views, loss),
+    )
     for judge in judges:
         try:
             yield from judge(passed)
@@ -46,39 +57,72 @@ def _list_outputs(passed: Pass) -> Iterator[tuple[Tensor, Tensor]]:
             yield output, gradient
 
 
-def _judge_order(passed: Pass) -> Iterator[Found]:
+class Comparison(NamedTuple):
+    """Correlation, for each sample, of where images and where the gradients at an output are unlike others.
+
+    `orders` has it by what is exchanged in the gradients; that of the order of the output has no name.
+    """
+
+    image: Tensor
+    output: Tensor
+    sides: tuple[int, int]
+    orders: dict[str, Tensor]
+
+    def judge(self) -> tuple[str, float]:
+        """Return the best other order, and Student's t of how much better it is; 0 if the own one is as good."""
+        own = self.orders[""]
+        name = max((n for n in self.orders if n), key=lambda each: float(self.orders[each].mean()))
+        gain = self.orders[name] - own
+        t = float(gain.mean() / gain.std().clamp(min=1e-9)) * math.sqrt(len(gain))
+        return name, t if float(own.mean()) <= _UNLIKE * float(self.orders[name].mean()) else 0.0
+
+
+def _judge_order(rerun: Callable[[int], Pass | None], passed: Pass) -> Iterator[Found]:
     """Outputs and targets of images are in one order: where an image is unlike others, so is the loss's gradient.
 
     Both are compared in the order of the outputs, and with the gradient mirrored or with exchanged axes; which pixels
-    an output depends on shows that the outputs are in the order of the image.
+    an output depends on shows that the outputs are in the order of the image. `rerun` runs further batches, if the
+    first is not sure.
     """
-    images = [t for _, t in tree_leaves(passed.begun) if t.ndim == 4 and t.requires_grad]
-    if len(images) != 1 or len(images[0]) < _MIN_SAMPLES:
-        return
-    image = images[0]
-    for output, gradient in _list_outputs(passed):
-        sides = _find_sides(output, image)
-        if sides is None or math.prod(sides) < _MIN_PLACES:
-            continue
-        shrunk = nn.functional.adaptive_avg_pool2d(image.detach(), sides)
-        content, pulls = _contrast(shrunk.movedim(1, -1)), _contrast(_to_maps(gradient, sides))
-        orders = {name: _correlate(content, turn(pulls)) for name, turn in _list_orders(sides).items()}
-        own = orders.pop("")
-        name = max(orders, key=lambda each: float(orders[each].mean()))
-        other, gain = orders[name], orders[name] - own
-        t = float(gain.mean() / gain.std().clamp(min=1e-9)) * math.sqrt(len(gain))
-        is_other = float(other.mean()) >= _ALIKE and float(own.mean()) <= _UNLIKE * float(other.mean()) and t >= _MIN_T
-        if is_other and _reads_own_places(_to_maps(output, sides), image):
+    for place, found in enumerate(_compare_orders(passed)):
+        name, t = found.judge()
+        if t >= _WEAK_T and (t < _MIN_T or float(found.orders[name].mean()) < _ALIKE):
+            others = [more for i in range(1, _MAX_PASSES) if (again := rerun(i)) for more in _compare_orders(again)]
+            others = others[place :: max(1, len(list(_compare_orders(passed))))]
+            orders = {
+                n: torch.cat([values, *(each.orders[n] for each in others)]) for n, values in found.orders.items()
+            }
+            found = found._replace(orders=orders)
+            name, t = found.judge()
+        own, other = (float(found.orders[each].mean()) for each in ("", name))
+        is_sure = t >= _MIN_T if other >= _ALIKE else t >= _SURE_T and other >= _LEAST_ALIKE
+        if is_sure and _reads_own_places(_to_maps(found.output, found.sides), found.image):
             yield report(
                 "exchanged-axes",
-                f"the loss looks for what is in an image at another place of the outputs {tuple(output.shape)}: {name}",
+                "the loss looks for what is in an image at another place of the outputs "
+                f"{tuple(found.output.shape)}: {name}",
                 causes=("data.layout", "data.pairing", "data.augment_target_mismatch"),
                 measured="where images are unlike one another, and where the gradients at the outputs are: correlation "
-                f"{float(own.mean()):.2f}, and {float(other.mean()):.2f} {name}; {len(gain)} samples",
+                f"{own:.2f}, and {other:.2f} {name}; {len(found.orders[name])} samples",
                 expected="the largest correlation in the order of the outputs",
                 action="look at meshgrid (indexing='ij' for rows first), at x and y of places, and at flips of targets",
             )
             return
+
+
+def _compare_orders(passed: Pass) -> Iterator[Comparison]:
+    """Compare images with the gradients at the outputs that are maps of them."""
+    images = [t for _, t in tree_leaves(passed.begun) if t.ndim == 4 and t.requires_grad]
+    if len(images) != 1 or len(images[0]) < _MIN_SAMPLES:
+        return
+    for output, gradient in _list_outputs(passed):
+        sides = _find_sides(output, images[0])
+        if sides is None or math.prod(sides) < _MIN_PLACES:
+            continue
+        shrunk = nn.functional.adaptive_avg_pool2d(images[0].detach(), sides)
+        content, pulls = _contrast(shrunk.movedim(1, -1)), _contrast(_to_maps(gradient, sides))
+        orders = {name: _correlate(content, turn(pulls)) for name, turn in _list_orders(sides).items()}
+        yield Comparison(images[0], output, sides, orders)
 
 
 def _reads_own_places(maps: Tensor, image: Tensor) -> bool:

@@ -1,0 +1,93 @@
+"""Weights that a loop is to keep: teachers that follow a student, and zeros of pruned layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from sightline.workbench.check.checks.weights import find_scheme
+from sightline.workbench.check.runtime_rules import report
+from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
+from sightline.workbench.watch.schedules import take_slices
+
+_NUM_COPY, _MIN_COPIED, _MIN_WEIGHTS = 300, 2, 64
+"""Updates after which a copy must have moved; its least parameters; numbers of a weight that tells its start."""
+_FEW_ZEROS, _MANY_ZEROS, _MAX_PRUNED = 0.05, 0.3, 4096
+
+
+class CopyMonitor(Monitor):
+    """Frozen copies of untrained layers, as the teachers of a mean teacher: something writes to them in the end."""
+
+    def __init__(self) -> None:
+        self._copies: list[tuple[str, nn.Module, list[Tensor]]] = []
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        if loop.step == loop.first_step and track.num_updates == 0:
+            for model in loop.models.values():
+                self._copies += [(name, copy, take_slices(copy)) for name, copy in _list_copies(model)]
+        yield from ()
+
+    def on_end(self, loop: Loop) -> Iterator[Found]:
+        for name, copy, first in self._copies if loop.step >= _NUM_COPY else ():
+            change = [(now != before).any() for now, before in zip(take_slices(copy), first, strict=True)]
+            yield from loop.reader.read(torch.stack(change).any().float(), partial(_judge_copy, name, loop.step))
+
+
+def _list_copies(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Iterate over the outermost frozen modules whose weights are those of a trained one, and as they were made."""
+    modules = {name: module for name, module in model.named_modules() if name}
+    trained = [m for m in modules.values() if all(p.requires_grad for p in m.parameters())]
+    found: list[str] = []
+    for name, module in modules.items():
+        parameters = list(module.parameters())
+        is_inside = any(name.startswith(f"{outer}.") for outer in found)
+        if is_inside or len(parameters) < _MIN_COPIED or any(p.requires_grad for p in parameters):
+            continue
+        twins = (list(m.parameters()) for m in trained if type(m) is type(module))
+        is_copy = any(len(twin) == len(parameters) and all(map(torch.equal, twin, parameters)) for twin in twins)
+        weights = [p for p in parameters if p.ndim > 1 and p.numel() >= _MIN_WEIGHTS]
+        if is_copy and weights and all(find_scheme("", p.detach()).scheme for p in weights):
+            found.append(name)
+            yield name, module
+
+
+def _judge_copy(name: str, num_updates: int, value: float) -> Iterator[Found]:
+    if value == 0:
+        yield report(
+            "ema",
+            f"'{name}', a frozen copy of layers that were not trained, never moves",
+            severity="warning",
+            measured=f"no parameter of it has changed in {num_updates} updates",
+            layer=name,
+        )
+
+
+class PruneMonitor(Monitor):
+    """Weights that the loop sets to zero, as pruning does: they are zero again at the next updates."""
+
+    def __init__(self) -> None:
+        self._share: dict[int, float] = {}
+        self._pruned: set[int] = set()
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        weights = [p for p in track.parameters.values() if p.ndim > 1]
+        largest = max(weights, key=Tensor.numel, default=None)
+        if largest is not None and largest.device.type == "cpu":  # elsewhere the number would have to be waited for
+            yield from self._judge(track, float((largest.detach().flatten()[:_MAX_PRUNED] == 0).double().mean()))
+
+    def _judge(self, track: OptimizerTrack, share: float) -> Iterator[Found]:
+        key = id(track)
+        before = self._share.get(key)
+        self._share[key] = share
+        if before is not None and before < _FEW_ZEROS and _MANY_ZEROS < share < 1:
+            self._pruned.add(key)
+        elif key in self._pruned and share < _FEW_ZEROS and before is not None and before > _MANY_ZEROS:
+            self._pruned.discard(key)
+            yield report(
+                "regrown-weights",
+                f"weights that were set to zero are changed by the next update of {track.name}",
+                measured=f"{before:.0%} of a weight matrix were zero before an update, {share:.0%} before the next",
+            )
