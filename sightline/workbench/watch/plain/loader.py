@@ -329,6 +329,7 @@ def _is_monotonic(labels: Sequence[Any]) -> bool:
 
 
 _READING = (
+    _judge_sampled_classes,
     _judge_reads,
     _judge_reseeding,
     _judge_pairs,
