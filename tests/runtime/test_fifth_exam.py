@@ -15,13 +15,9 @@ from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
 import sightline
 from tests.runtime.odd_healthy_loops import batches, classes, mlp
+from tests.runtime.plain_judges import judge
 
 SIDE = 16
-
-
-def list_summaries(model: nn.Module, loss: Any, data: Any) -> list[str]:
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    return [f.summary for f in sightline.check(model, loss, data, optimizer=optimizer).findings if f.severity != "note"]
 
 
 # --- what counts -----------------------------------------------------------------------------------------------------
@@ -53,7 +49,7 @@ def test_a_class_beside_an_ignored_label_counts(name: str) -> None:
     low, loss, words = LOSSES[name]
     for seed in range(2):
         torch.manual_seed(seed)
-        found = list_summaries(nn.Conv2d(3, 4, 3, padding=1), loss, draw_map(low))
+        found = judge(nn.Conv2d(3, 4, 3, padding=1), loss, draw_map(low))
         assert [text for text in found if "does not count" in text] == [
             text for text in found if words and words in text
         ]
@@ -80,7 +76,7 @@ def test_a_mask_lies_at_a_gap_of_the_targets(name: str) -> None:
         torch.manual_seed(seed)
         depth = 1 + 4 * torch.rand(8, 1, SIDE, SIDE)
         depth = torch.where(torch.rand(depth.shape) < 0.2, 0.0, depth)
-        found = list_summaries(nn.Conv2d(3, 1, 3, padding=1), loss, (torch.randn(8, 3, SIDE, SIDE), depth))
+        found = judge(nn.Conv2d(3, 1, 3, padding=1), loss, (torch.randn(8, 3, SIDE, SIDE), depth))
         assert any("though they are no holes" in text for text in found) == is_bug
 
 
@@ -106,7 +102,7 @@ def test_rows_of_boxes_have_the_number_of_their_image(owned: bool) -> None:
     torch.manual_seed(0)
     rows = torch.cat([torch.zeros(20, 1), torch.randint(0, 3, (20, 1)), 0.1 + 0.8 * torch.rand(20, 4)], dim=1)
     rows[:, 0] = torch.arange(20) % 8 if owned else 0
-    found = list_summaries(Grid(), compare_rows, (torch.randn(8, 3, SIDE, SIDE), rows))
+    found = judge(Grid(), compare_rows, (torch.randn(8, 3, SIDE, SIDE), rows))
     assert any("all boxes of a batch belong to image 0" in text for text in found) != owned
 
 
@@ -132,7 +128,7 @@ def test_two_views_differ(same: bool, stacked: bool) -> None:
     cloud = torch.randn(16, 10, 3)
     views = (cloud, cloud.clone() if same else cloud + 0.1 * torch.randn(cloud.shape))
     inputs = torch.stack(views, dim=1) if stacked else views
-    found = list_summaries(OfViews(), contrast, (inputs, torch.arange(16)))
+    found = judge(OfViews(), contrast, (inputs, torch.arange(16)))
     assert any("both views of a sample are the same" in text for text in found) == same
 
 
@@ -163,7 +159,7 @@ class Assigned(Dataset):  # type: ignore[type-arg]
 def test_boxes_that_a_data_set_assigns_are_corners(corners: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 1, 8, 8), nn.Flatten())
-    found = list_summaries(model, nn.MSELoss(), DataLoader(Assigned(corners), 8))
+    found = judge(model, nn.MSELoss(), DataLoader(Assigned(corners), 8))
     assert any("an intersection of boxes reads corners" in text for text in found) != corners
 
 
@@ -194,7 +190,7 @@ class Figures(Dataset):  # type: ignore[type-arg]
 def test_joints_of_heat_maps_are_exchanged_by_a_flip(swaps: bool) -> None:
     torch.manual_seed(0)
     layers = nn.Conv2d(1, 4, 5, padding=2)
-    found = list_summaries(layers, nn.MSELoss(), DataLoader(Figures(swaps), 8, shuffle=True))
+    found = judge(layers, nn.MSELoss(), DataLoader(Figures(swaps), 8, shuffle=True))
     assert any("its two sides are not exchanged" in text for text in found) != swaps
 
 
@@ -210,7 +206,7 @@ def test_weights_of_samples_balance_the_classes(form: str) -> None:
     weights = (1 / torch.bincount(weighed).double())[weighed]
     data = [(torch.randn(6), int(each)) for each in label]
     loader = DataLoader(data, 32, sampler=WeightedRandomSampler(weights, 1500))  # type: ignore[arg-type]
-    found = list_summaries(mlp(6, 16, 3), nn.CrossEntropyLoss(), loader)
+    found = judge(mlp(6, 16, 3), nn.CrossEntropyLoss(), loader)
     assert any("have nothing to do with the labels" in text for text in found) == (form == "of others")
 
 
