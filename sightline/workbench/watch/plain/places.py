@@ -57,7 +57,7 @@ def _list_outputs(passed: Pass) -> Iterator[tuple[Tensor, Tensor]]:
             yield output, gradient
 
 
-class Comparison(NamedTuple):
+class ComparedOrders(NamedTuple):
     """Correlation, for each sample, of where images and where the gradients at an output are unlike others.
 
     `orders` has it by what is exchanged in the gradients; that of the order of the output has no name.
@@ -110,7 +110,7 @@ def _judge_order(rerun: Callable[[int], Pass | None], passed: Pass) -> Iterator[
             return
 
 
-def _compare_orders(passed: Pass) -> Iterator[Comparison]:
+def _compare_orders(passed: Pass) -> Iterator[ComparedOrders]:
     """Compare images with the gradients at the outputs that are maps of them."""
     images = [t for _, t in tree_leaves(passed.begun) if t.ndim == 4 and t.requires_grad]
     if len(images) != 1 or len(images[0]) < _MIN_SAMPLES:
@@ -122,7 +122,7 @@ def _compare_orders(passed: Pass) -> Iterator[Comparison]:
         shrunk = nn.functional.adaptive_avg_pool2d(images[0].detach(), sides)
         content, pulls = _contrast(shrunk.movedim(1, -1)), _contrast(_to_maps(gradient, sides))
         orders = {name: _correlate(content, turn(pulls)) for name, turn in _list_orders(sides).items()}
-        yield Comparison(images[0], output, sides, orders)
+        yield ComparedOrders(images[0], output, sides, orders)
 
 
 def _reads_own_places(maps: Tensor, image: Tensor) -> bool:
