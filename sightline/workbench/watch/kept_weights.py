@@ -69,14 +69,20 @@ class PruneMonitor(Monitor):
     """Weights that the loop sets to zero, as pruning does: they are zero again at the next updates."""
 
     def __init__(self) -> None:
+        self._largest: dict[int, Tensor | None] = {}
         self._share: dict[int, float] = {}
         self._pruned: set[int] = set()
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
-        weights = [p for p in track.parameters.values() if p.ndim > 1]
-        largest = max(weights, key=Tensor.numel, default=None)
+        if id(track) not in self._largest:
+            weights = [p for p in track.parameters.values() if p.ndim > 1]
+            self._largest[id(track)] = max(weights, key=Tensor.numel, default=None)
+        largest = self._largest[id(track)]
         if largest is not None and largest.device.type == "cpu":  # elsewhere the number would have to be waited for
-            yield from self._judge(track, float((largest.detach().flatten()[:_MAX_PRUNED] == 0).double().mean()))
+            yield from self._judge(
+                track,
+                1 - float(largest.detach().flatten()[:_MAX_PRUNED].count_nonzero()) / min(largest.numel(), _MAX_PRUNED),
+            )
 
     def _judge(self, track: OptimizerTrack, share: float) -> Iterator[Found]:
         key = id(track)
