@@ -117,6 +117,13 @@ def affinity(points: Tensor) -> Tensor:
     return points[:, weights.topk(K, dim=-1)[1][0]]
 
 
+def far_beside_near(points: Tensor) -> Tensor:
+    """The farthest points tell a layer how large the whole is; the nearest are its neighbours."""
+    distances = torch.cdist(points, points)
+    far, near = (points[:, distances.topk(K, dim=-1, largest=largest)[1][0]] for largest in (True, False))
+    return torch.cat([far, near], dim=2)
+
+
 def masked(points: Tensor) -> Tensor:
     products = points @ points.transpose(1, 2)
     products = products.masked_fill(torch.eye(points.shape[1], dtype=torch.bool), -torch.inf)
@@ -151,7 +158,7 @@ CHOICES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
     ),
 }
 HEALTHY: dict[str, Callable[[Tensor], Tensor]] = {
-    f.__name__: f for f in (farthest_sampling, windows, hashed, reached, affinity, masked)
+    f.__name__: f for f in (farthest_sampling, windows, hashed, reached, affinity, masked, far_beside_near)
 }
 
 

@@ -25,6 +25,7 @@ _READERS = frozenset(
 _OTHER_NUMBERS = frozenset("remainder fmod div floor_divide sub bitwise_and bitwise_xor bitwise_right_shift".split())
 """Operators after which integers are no longer the flat indices of before: hashes, and the axes again."""
 _DISTANCES = frozenset(("_euclidean_dist", "_cdist_forward", "cdist"))
+_FARTHEST = "are taken as neighbours, not the nearest"
 _MIN_MERGED = 0.02
 _MIN_POINTS, _NUM_TESTED, _MIN_SPREAD, _SLACK = 12, 48, 0.25, 5e-3
 
@@ -50,7 +51,7 @@ def judge_indices(probe: ModelProbe) -> list[Fault]:
             probe.outputs()
     except Exception:  # noqa: BLE001 - the first step reports it
         return []
-    return observer.faults
+    return observer.list_faults()
 
 
 class _Index(NamedTuple):
@@ -65,12 +66,17 @@ class IndexObserver:
     """Observer of the operators of a pass, which follows integers to where they are used as indices."""
 
     def __init__(self) -> None:
-        self.faults: list[Fault] = []
+        self._faults: list[Fault] = []
+        self._has_nearest = False
         self._indices: dict[int, _Index] = {}
         self._distances: dict[int, Tensor] = {}
         self._sorted: dict[int, tuple[Tensor, Tensor, bool]] = {}
         self._rows: dict[int, tuple[Tensor, Tensor, Any]] = {}
         """Rows of a tensor at indices, or sums of them and others, with the tensor and the indices."""
+
+    def list_faults(self) -> list[Fault]:
+        """List what is wrong; farthest points beside the nearest are taken on purpose, as context of the whole."""
+        return [fault for fault in self._faults if not (self._has_nearest and fault.summary.endswith(_FARTHEST))]
 
     def note(self, call: ModuleCall | None, operator: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Note a call of an operator: what it is given, and what it returns."""
@@ -103,8 +109,8 @@ class IndexObserver:
         for tensor in tensors:
             index = self._indices.get(id(tensor))
             fault = None if index is None else index.fault
-            if fault is not None and all(fault.summary != known.summary for known in self.faults):
-                self.faults.append(replace(fault, layer=layer or None))
+            if fault is not None and all(fault.summary != known.summary for known in self._faults):
+                self._faults.append(replace(fault, layer=layer or None))
 
     def _judge_sums(self, target: Tensor, indices: Any, values: Tensor, *, layer: str) -> None:
         """Judge sums that are written to the rows that they come from: of equal indices one sum remains."""
@@ -129,13 +135,15 @@ class IndexObserver:
                 action="use x.index_add_(0, i, v), scatter_add_ or index_put_(accumulate=True)",
                 layer=layer or None,
             )
-            self.faults += [fault] if all(fault.summary != known.summary for known in self.faults) else []
+            self._faults += [fault] if all(fault.summary != known.summary for known in self._faults) else []
 
     def _choose(self, chosen: Tensor, values: Tensor, k: int, dim: int = -1, *, is_largest: bool) -> None:
         """Note the indices of the largest or least of some values."""
         is_distance = is_largest and id(values) in self._distances
         fault = _judge_choice(values, k, dim, is_largest=is_largest, is_distance=is_distance)
         self._indices[id(chosen)] = _Index(chosen, fault=fault)
+        if fault is None and k <= values.shape[-1] // 2 and not self._has_nearest:
+            self._has_nearest = _is_of_distances(-values if is_largest else values)
 
     def _follow(self, name: str, args: Any, tensors: list[Tensor], result: Any) -> None:
         """Note the integers that follow from integers."""
@@ -200,7 +208,7 @@ def _judge_choice(values: Tensor, k: int, dim: int, *, is_largest: bool, is_dist
     if not is_distance and not _is_of_distances(values if is_largest else -values):
         return None
     return Fault(
-        f"the {k} farthest of {size} points are taken as neighbours, not the nearest",
+        f"the {k} farthest of {size} points {_FARTHEST}",
         measured=f"the {'largest' if is_largest else 'least'} of {tuple(values.shape)} "
         + ("distances" if is_largest else "negative distances"),
         expected="the least distances, or the largest negative ones",
