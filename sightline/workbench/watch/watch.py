@@ -148,7 +148,7 @@ class Watch:
         self._loop.is_over = True
         self._judge("on_end")
         self._finish_search()
-        self._loop.call = None
+        self._loop.call, self._loop.model_inputs = None, []
         self._hang_once()
 
     def _hang_once(self) -> None:

@@ -63,7 +63,10 @@ class PlainModel(nn.Module):
         if isinstance(value, list | tuple):
             named = {f"inputs.{index}": name for index, name in enumerate(names[: len(value)])}
         else:
-            named = {f"inputs.{key}": key for key in value} if isinstance(value, Mapping) else {"inputs": names[0]}
+            is_mapping = isinstance(value, Mapping)
+            named = (
+                {f"inputs.{key}": str(key) for key in value} if is_mapping else {"inputs": names[0] if names else ""}
+            )
         tensors = dict(tree_leaves(inputs))
         for path, name in named.items():
             points = tensors.get(path)
