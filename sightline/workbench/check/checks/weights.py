@@ -273,7 +273,7 @@ def initial_weights(context: Context) -> Iterator[Fault]:
     "G11",
     "untrained-frozen",
     "preflight",
-    severity="warning",
+    severity="note",
     causes=("ckpt.key_mismatch", "model.frozen_unintended", "model.init"),
     config_path="model",
 )
