@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from tests.marks import list_long_cases
 from tests.processes import skip_sync
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +37,15 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
         gc.set_threshold(*_GARBAGE)
         gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of tests/long_cases.txt as long, before those that are not asked for are left out."""
+    long = list_long_cases()
+    for item in items:
+        if item.nodeid.removeprefix("tests/") in long:
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.hookimpl(trylast=True)

@@ -20,6 +20,7 @@ from sightline.contract.catalogue import load_members
 from sightline.contract.registry import REGISTRIES
 from sightline.workbench.check.suite import all_checks
 from tests.cases import run_each
+from tests.marks import list_long_cases
 from tests.processes import run_program
 from tools import structure, walk, words
 
@@ -348,6 +349,13 @@ def test_only_one_module_opens_hdf5_files() -> None:
     """HDF5 makes up zeros and reads other files on request: array_files.py alone opens it, and refuses both."""
     importing = {str(p.relative_to(PACKAGE)) for p in FILES if re.search(r"(import|from) h5py", p.read_text())}
     assert importing == {"store/files/array_files.py"}
+
+
+def test_long_cases_are_tests_and_say_what_still_runs() -> None:
+    for name, reason in list_long_cases().items():
+        path, _, test = name.partition("::")
+        assert f"def {test.partition('[')[0]}(" in (PACKAGE.parent / "tests" / path).read_text(), name
+        assert reason.strip(), name
 
 
 def test_nothing_forbidden() -> None:

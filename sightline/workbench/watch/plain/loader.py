@@ -270,7 +270,7 @@ def _judge_collate(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
     samples = [read(loader, index, SEEDS[0]) for index in list_indices(loader, 2 * _NUM_ITEMS)]
     pairs = []
     for order in (samples, samples[::-1], [*samples[5:], *samples[:5]]):
-        torch.manual_seed(SEEDS[0])
+        torch.default_generator.manual_seed(SEEDS[0])
         pairs.append(_list_pairs(Item(*form.split(collate(copy.deepcopy(order)))), len(samples)))
     common = set.intersection(*(set(each) for each in pairs))
     exchanged = [row for row in common if len({tuple(each[row]) for each in pairs}) > 1]

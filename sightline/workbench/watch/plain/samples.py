@@ -27,7 +27,7 @@ def read(loader: DataLoader[Any], index: int, seed: int) -> Any:
     """Read a sample of the loader's data set after the global random generators have been seeded."""
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # the generators of GPUs are the loop's
     return loader.dataset[index]
 
 

@@ -136,7 +136,7 @@ def _find_rebuilt(context: Context, part: DataSubset, keys: Sequence[SampleKey])
     with preserve_rng_state():
         random.seed(1)
         np.random.seed(1)
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         data = build_data(context.config)
     other = next(each for each in (data.train, data.selection, data.test) if each.split == part.split)
     if not _is_alike(part, other):
