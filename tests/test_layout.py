@@ -10,6 +10,7 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -349,6 +350,13 @@ def test_only_one_module_opens_hdf5_files() -> None:
     """HDF5 makes up zeros and reads other files on request: array_files.py alone opens it, and refuses both."""
     importing = {str(p.relative_to(PACKAGE)) for p in FILES if re.search(r"(import|from) h5py", p.read_text())}
     assert importing == {"store/files/array_files.py"}
+
+
+def test_long_tests_can_be_imported() -> None:
+    """`make test` does not collect them: a name that moved would be missed."""
+    for path in sorted((PACKAGE.parent / "tests" / "long").glob("test_*.py")):
+        with suppress(pytest.skip.Exception):  # a library that is not installed
+            importlib.import_module(f"tests.long.{path.stem}")
 
 
 def test_long_cases_are_tests_and_say_what_still_runs() -> None:

@@ -6,18 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import test_detection_recipes as detection
-from tests.runs import test_segmentation_recipes as segmentation
+from tests.runs import test_recipes as recipes
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return detection.prepared(tmp_path_factory.mktemp("photos"))
+    return recipes.prepare_detection(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return segmentation.prepared(tmp_path_factory.mktemp("parts"))
+    return recipes.prepared(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.mark.parametrize(
@@ -31,11 +30,11 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_published_detector_is_checked_and_trained(photos: Path, tmp_path: Path, config: str) -> None:
-    detection.assert_checked_and_trained(photos, tmp_path, config)
+    recipes.assert_checked_and_trained(photos, tmp_path, config)
 
 
 @pytest.mark.parametrize(
-    ("layout", "config"), [pair for pair in segmentation.PAIRS if pair not in segmentation.IN_THE_SUITE]
+    ("layout", "config"), [pair for pair in recipes.PAIRS if pair not in recipes.IN_THE_SUITE]
 )
 def test_a_recipe_for_parts_is_trained(parts: Path, layout: str, config: str) -> None:
-    segmentation.assert_parts_are_trained(parts, layout, config)
+    recipes.assert_parts_are_trained(parts, layout, config)

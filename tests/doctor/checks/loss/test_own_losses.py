@@ -66,10 +66,23 @@ def test_a_faulty_loss_is_named_by_its_cause(tmp_path: Path, name: str) -> None:
         assert found[0].where.config_path == "losses.0", told
 
 
-@pytest.mark.parametrize("name", long_but([*quick(HEALTHY), "segment: smoothed with class weights"], HEALTHY))
+COUPLED = "segment: the hardest half of a batch"
+"""A loss as it is meant, whose points are chosen among those of all samples: divided batches choose others."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    long_but([*quick(HEALTHY), "segment: smoothed with class weights"], [name for name in HEALTHY if name != COUPLED]),
+)
 def test_a_healthy_loss_of_a_users_is_left_alone(tmp_path: Path, name: str) -> None:
     found = findings_with(HEALTHY[name], tmp_path, judge=judge_losses)
     assert found == [], "\n".join(map(str, found))
+
+
+@pytest.mark.long
+def test_a_loss_that_depends_on_how_a_batch_is_divided_gets_that_warning_alone(tmp_path: Path) -> None:
+    [found] = findings_with(HEALTHY[COUPLED], tmp_path, judge=judge_losses)
+    assert (found.code, found.severity, found.evidence["diagnosis"]) == ("loss-sum", "warning", "coupled")
 
 
 @pytest.mark.parametrize("name", long_but(WHOLE[:1], WHOLE))
