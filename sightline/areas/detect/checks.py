@@ -24,12 +24,14 @@ from sightline.workbench.check.oracles.loss_case import LossCase
 _CPU = torch.device("cpu")
 _BEYOND_PX = 1.0
 _SHARES, _MAX_SHARES_PX, _MIN_BOXES = "shares of the image's sides", 1.5, 5
+_FROM_CENTRE = "centre, centre + width and height"
 _MAX_OUTSIDE, _MAX_GAIN = 0.05, 0.15
 _MIN_EXPLAINED, _MAX_LEFT, _MIN_IMAGES, _MIN_IMAGES_OF_FORMAT = 0.05, 0.33, 16, 4
 """Another reading is likely right if it brings 5 % of all boxes into the images and leaves at most a third outside.
 
 Fewer images are not judged if corners are in order: the feet of one crowd may all be cut off, which exchanged axes may
-explain. Another format of boxes would explain them only if most boxes began near the origin: four images are enough.
+explain. Another format of boxes would explain them only if most boxes began near the origin: four images are enough. Not
+for corners that are centres: read so every box shrinks to its upper left, and feet that are cut off are inside.
 """
 
 
@@ -77,7 +79,7 @@ def _iter_readings(
         ("assign.box_format", "left, top, width, height", (first, first + last), limit),
         ("assign.box_format", "centre, width and height", (first - last / 2, first + last / 2), limit),
         ("assign.box_format", "corners that were read as left, top, width, height", (first, last - first), limit),
-        ("assign.box_format", "centre, centre + width and height", (1.5 * first - last / 2, (first + last) / 2), limit),
+        ("assign.box_format", _FROM_CENTRE, (1.5 * first - last / 2, (first + last) / 2), limit),
         ("assign.box_format", "right, bottom, left, top", (last, first), limit),
         ("cfg.axis_swap", "top, left, bottom, right", (first.flip(1), last.flip(1)), limit),
         ("cfg.axis_swap", "boxes of images with width and height exchanged", (first, last), limit[:, [1, 0, 3, 2]]),
@@ -94,7 +96,8 @@ def _box_faults(survey: PartStatistics, boxes: Tensor, limit: Tensor) -> Iterato
     num_outside = _count_outside(boxes, limit) - num_reversed
     is_outside = is_explained or is_significantly_above(num_outside, count, _MAX_OUTSIDE)
     causes = [likely.cause] if is_explained else ["data.corrupt_sample", "assign.box_format"]
-    min_images = _MIN_IMAGES_OF_FORMAT if causes == ["assign.box_format"] else _MIN_IMAGES
+    is_format = causes == ["assign.box_format"] and likely.text != _FROM_CENTRE
+    min_images = _MIN_IMAGES_OF_FORMAT if is_format else _MIN_IMAGES
     if num_reversed or is_shares or (is_outside and len(survey.boxed) >= min_images):
         yield Fault(
             f"boxes look like {likely.text}"
