@@ -30,8 +30,8 @@ _MIN_EXPLAINED, _MAX_LEFT, _MIN_IMAGES, _MIN_IMAGES_OF_FORMAT = 0.05, 0.33, 16, 
 """Another reading is likely right if it brings 5 % of all boxes into the images and leaves at most a third outside.
 
 Fewer images are not judged if corners are in order: the feet of one crowd may all be cut off, which exchanged axes may
-explain. Another format of boxes would explain them only if most boxes began near the origin: four images are enough. Not
-for corners that are centres: read so every box shrinks to its upper left, and feet that are cut off are inside.
+explain. Another format of boxes would explain them only if most boxes began near the origin: four images are enough.
+Not for corners that are centres: read so every box shrinks to its upper left, and feet that are cut off are inside.
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from sightline.workbench.check.checks.model.first_step import explain_failure, f
 from sightline.workbench.check.core.dry_run import error_location, isolated_copy
 from sightline.workbench.check.core.examination import Examination
 from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, finding_from_dict, merge_findings
+from sightline.workbench.check.core.object_graph import preserve_generators
 from sightline.workbench.check.suite import check_path, run_all
 from sightline.workbench.fit.fit_attempt import FitSetup
 from sightline.workbench.fit.fit_one import FitOptions, fit_samples
@@ -36,6 +38,7 @@ from sightline.workbench.watch.plain.counted import judge_counted
 from sightline.workbench.watch.plain.loader import judge_loader
 from sightline.workbench.watch.plain.loss import Pass, judge_keys, judge_loss, list_routes, run_batch
 from sightline.workbench.watch.plain.places import judge_places
+from sightline.workbench.watch.plain.samples import find_read_generators
 from sightline.workbench.watch.plain.setup import PREFIX, list_optimizers, make_setup
 from sightline.workbench.watch.report import CheckReport
 
@@ -117,7 +120,9 @@ def _check_module(
     flags = {module: module.training for module in model.modules()}
     untrained: list[nn.Parameter] = []
     examination = Examination()
-    with preserve_rng_state(), torch.enable_grad():
+    generators = find_read_generators(batch_or_loader)
+    with preserve_rng_state(), preserve_generators(generators), warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore", UserWarning)  # what torch says of shapes that relations try
         try:
             batches = read_batches(_list_batches(batch_or_loader))
             device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

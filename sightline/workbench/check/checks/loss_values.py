@@ -48,7 +48,7 @@ _INSIDE = 2.0
 """Score at which a loss is finite, unless its outputs are shares or cosines, which are bounded."""
 _MIN_FLOOR = 0.25
 """Share of the loss of equal scores that true scores may keep when they are certain."""
-_MIN_SHARE = 0.02
+_MIN_SHARE, _NUM_SIDES = 0.02, 4
 """Share of the sizes of gradients that their sum must have to be a direction."""
 _MAX_AWAY = -0.2
 """Correlation of a step with the way to the target below which it leads away."""
@@ -261,14 +261,22 @@ def _score_goals(case: LossCase) -> tuple[LossCase, list[Goal]]:
     """Return the case with heat maps that are 1 at their highest and 0 elsewhere, and all goals as those of scores."""
     values, goals = dict(case.values), []
     for goal in case.goals:
-        is_share = bool(((goal.wanted >= 0) & (goal.wanted <= 1)).all()) and bool((goal.wanted > 0.5).any())
-        if not goal.is_of_classes and is_share and not _is_reached(case, goal):
+        if not goal.is_of_classes and _is_of_scores(goal.wanted) and not _is_reached(case, goal):
             rows = goal.wanted.flatten(1)
             highest = F.one_hot(rows.argmax(dim=1), rows.shape[1]).view(goal.wanted.shape).to(goal.wanted)
             values[goal.target_key] = highest
             goal = dataclasses.replace(goal, wanted=highest, is_of_classes=True)
         goals += [goal] if goal.is_of_classes and goal.key in case.keys else []
     return dataclasses.replace(case, values=values, memo={}), goals
+
+
+def _is_of_scores(wanted: Tensor) -> bool:
+    """Return True for maps and shares between 0 and 1; (N, K) may be boxes, too, which neither sum to 1 nor repeat."""
+    if not bool(((wanted >= 0) & (wanted <= 1)).all()) or not bool((wanted > 0.5).any()):
+        return False
+    rows = wanted.flatten(1)
+    is_row = wanted.ndim < 3 or wanted.shape[-1] == _NUM_SIDES
+    return not is_row or len(rows.unique()) <= 2 or bool((rows.sum(dim=1) - 1).abs().amax() < 1e-3)
 
 
 def _is_reached(case: LossCase, goal: Goal) -> bool:

@@ -18,7 +18,7 @@ from sightline.workbench.watch.plain.loss import Pass
 logger = logging.getLogger(__name__)
 
 _MIN_PLACES, _MIN_DISTINCT = 64, 50
-_MIN_LEFT_OUT, _MAX_LEFT_OUT = 0.2, 0.9
+_MIN_LEFT_OUT, _MAX_LEFT_OUT, _MIN_COUNTED, _MAX_WEIGHT = 0.2, 0.9, 0.99, 1.2
 _MAX_GAP = 0.05
 """Largest gap between the targets that count and those that do not, as a share of their whole range."""
 
@@ -32,31 +32,32 @@ def judge_counted(passed: Pass, loss: Callable[[Any, Any], Tensor]) -> Iterator[
             logger.debug("a relation of what counts does not apply to this batch", exc_info=True)
 
 
-def _list_pulled(passed: Pass) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over the outputs with True at each number that gets a gradient."""
+def _list_pulls(passed: Pass) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over the outputs with their gradients."""
     outputs = [tensor for _, tensor in tree_leaves(passed.outputs) if tensor.requires_grad]
     gradients = torch.autograd.grad(passed.value, outputs, retain_graph=True, allow_unused=True)
     for output, gradient in zip(outputs, gradients, strict=True):
         if gradient is not None:
-            yield output.detach(), gradient != 0
+            yield output.detach(), gradient
 
 
 def _judge_classes(passed: Pass, loss: Callable[[Any, Any], Tensor]) -> Iterator[Found]:
     """Labels that are no class do not count; where they do not, a class that does not count either is a slip."""
     weight = getattr(loss, "weight", None)
     labels = [tensor for _, tensor in tree_leaves(passed.target) if tensor.dtype == torch.int64 and tensor.ndim > 0]
-    for output, is_pulled in _list_pulled(passed) if len(labels) == 1 else ():
+    for output, gradient in _list_pulls(passed) if len(labels) == 1 else ():
         axis = class_axis(output, labels[0])
         if axis is None or labels[0].numel() < _MIN_PLACES:
             continue
-        counts, number = is_pulled.any(dim=axis), output.shape[axis]
+        sizes, number = gradient.abs().sum(dim=axis), output.shape[axis]
+        counts = sizes > 0
         classes = labels[0].unique().tolist()
         silent = [label for label in classes if not bool(counts[labels[0] == label].any())]
         outside = [label for label in silent if not 0 <= label < number]
         inside = [label for label in silent if 0 <= label < number]
         if isinstance(weight, Tensor):
             inside = [label for label in inside if float(weight[label]) != 0]
-        if outside and inside and len(silent) < len(classes):
+        if outside and inside and _counts_alike(labels[0], sizes, [label for label in classes if label not in silent]):
             num = int((labels[0] == inside[0]).sum())
             yield report(
                 "loss-form",
@@ -71,18 +72,25 @@ def _judge_classes(passed: Pass, loss: Callable[[Any, Any], Tensor]) -> Iterator
             return
 
 
+def _counts_alike(labels: Tensor, sizes: Tensor, classes: list[int]) -> bool:
+    """Return True if all places of these classes count, and about as much: no hardest places, no weights of classes."""
+    shares = torch.stack([(sizes[labels == label] > 0).double().mean() for label in classes])
+    means = torch.stack([sizes[labels == label].mean() for label in classes])
+    return len(classes) > 0 and float(shares.min()) >= _MIN_COUNTED and float(means.max() / means.min()) < _MAX_WEIGHT
+
+
 def _judge_threshold(passed: Pass, loss: Callable[[Any, Any], Tensor]) -> Iterator[Found]:
     """A mask of what has a target lies at a gap of the targets, as between 0 and the nearest depth."""
-    for output, is_pulled in _list_pulled(passed):
+    for output, gradient in _list_pulls(passed):
         targets = [t for _, t in tree_leaves(passed.target) if t.shape == output.shape and t.is_floating_point()]
         if len(targets) != 1 or output.ndim < 3:
             continue
-        counts, values = is_pulled.flatten(), targets[0].flatten()
+        counts, values = (gradient != 0).flatten(), targets[0].flatten()
         values, counts = values[values.isfinite()], counts[values.isfinite()]
         values, counts = values[values != 0], counts[values != 0]  # 0 marks a hole
         left_out = float((~counts).double().mean()) if len(counts) else 0.0
-        if not _MIN_LEFT_OUT < left_out < _MAX_LEFT_OUT or len(values.unique()) < _MIN_DISTINCT:
-            continue
+        if not _MIN_LEFT_OUT < left_out < _MAX_LEFT_OUT or len(values[~counts].unique()) < _MIN_DISTINCT:
+            continue  # one number that is left out marks holes
         highest, lowest = float(values[~counts].max()), float(values[counts].min())
         span = float(values.max() - values.min())
         if highest <= lowest <= highest + _MAX_GAP * span:

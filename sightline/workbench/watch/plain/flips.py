@@ -13,8 +13,6 @@ from torch.utils.data import DataLoader
 from sightline.compute.numba_kernels import compute_seconds
 from sightline.workbench.check.checks.data.augmentation_mismatch import augmentation_mismatch
 from sightline.workbench.check.core.object_graph import (
-    find_generators,
-    find_read_values,
     get_state,
     preserve_generators,
     set_state,
@@ -22,7 +20,15 @@ from sightline.workbench.check.core.object_graph import (
 from sightline.workbench.watch.loop import Found
 from sightline.workbench.watch.plain.batch import BatchForm
 from sightline.workbench.watch.plain.mirrors import MirroredSamples, find_correction
-from sightline.workbench.watch.plain.samples import SEEDS, Item, list_indices, list_leaves, read, to_bytes
+from sightline.workbench.watch.plain.samples import (
+    SEEDS,
+    Item,
+    find_read_generators,
+    list_indices,
+    list_leaves,
+    read,
+    to_bytes,
+)
 
 _NUM_DRAWS = 8
 _MAX_CPU_S, _MIN_READ_PAIRS = 0.4, 4
@@ -104,7 +110,7 @@ class _Reader:
 
     def __init__(self, loader: DataLoader[Any], form: BatchForm) -> None:
         self._loader, self._form = loader, form
-        self.generators = find_generators(loader, dict(find_read_values(type(loader.dataset).__getitem__)))
+        self.generators = find_read_generators(loader)
 
     def read(self, index: int, draw: Draw) -> Item:
         """Read a sample with the random numbers of a draw."""
@@ -153,7 +159,8 @@ def _find_carrier(flip: MirroredPair) -> Carrier | None:
         is_cloud = _to_cloud(first) is not None
         axis = (_find_mirrored_axis if is_cloud else _find_flipped_axis)(first, second)
         if axis is not None:
-            return Carrier(place, axis)
+            others = [torch.equal(a, b) for other, (a, b) in enumerate(zip(*leaves, strict=True)) if other != place]
+            return Carrier(place, axis) if all(others) else None  # a model may be told that it sees a mirror image
     return None
 
 
@@ -235,7 +242,10 @@ def _judge_masks(carrier: Carrier, flips: Sequence[MirroredPair]) -> Iterator[Fo
         size = carrier.get(flips[0].first).shape[-2:]
         if leaf.first[0].shape[-2:] != size:
             continue
-        pairs = list(zip(leaf.first, leaf.second, strict=True))
+        images = [carrier.get(item) for item in itertools.chain(*flips)]
+        if all(_is_view(image, each) for image, each in zip(images, itertools.chain(*_pair_up(leaf)), strict=True)):
+            continue
+        pairs = _pair_up(leaf)
         is_left = [torch.equal(a, b) for a, b in pairs]
         is_moved = [torch.equal(a, b.flip(carrier.axis)) for a, b in pairs]
         num_left = sum(left and not moved for left, moved in zip(is_left, is_moved, strict=True))
@@ -248,6 +258,17 @@ def _judge_masks(carrier: Carrier, flips: Sequence[MirroredPair]) -> Iterator[Fo
                 action="flip both, by one random number",
             )
             return
+
+
+def _pair_up(leaf: Leaf) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(leaf.first, leaf.second, strict=True))
+
+
+def _is_view(image: Tensor, target: Tensor) -> bool:
+    """Return True for a target that is the image itself or its mirror image: a second view of it, and no mask."""
+    if image.shape != target.shape:
+        return False
+    return any(torch.equal(image, each) for each in (target, target.flip(-1), target.flip(-2)))
 
 
 def _judge_boxes(carrier: Carrier, flips: Sequence[MirroredPair]) -> list[Found]:

@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    WeightedRandomSampler,
+)
 
 from sightline import instrument
 from sightline.compute.numba_kernels import compute_seconds
@@ -24,23 +31,35 @@ from sightline.workbench.check.checks.data.channel_contract import label_range
 from sightline.workbench.check.checks.data.data_mutation import data_mutation
 from sightline.workbench.check.checks.data.empty_loader import empty_loader
 from sightline.workbench.check.checks.data.sample_keys import exchanged_rows, own_generator
-from sightline.workbench.check.core.object_graph import find_generators, iter_reachable, preserve_generators
+from sightline.workbench.check.core.object_graph import iter_reachable, preserve_generators
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
 from sightline.workbench.watch.plain.batch import BatchForm
 from sightline.workbench.watch.plain.flips import judge_flips
 from sightline.workbench.watch.plain.loss_calls import judge_reads
 from sightline.workbench.watch.plain.padding import judge_padded
-from sightline.workbench.watch.plain.samples import SEEDS, Item, list_indices, list_leaves, read, to_bytes
+from sightline.workbench.watch.plain.samples import (
+    SEEDS,
+    Item,
+    OutOfReadingTimeError,
+    find_read_generators,
+    limit_reading,
+    list_indices,
+    list_leaves,
+    read,
+    seed_globally,
+    to_bytes,
+)
 
 logger = logging.getLogger(__name__)
 
 _NUM_ITEMS, _NUM_READS, _NUM_LABELS = 6, 10, 64
 _MAX_DRAWN, _MIN_DRAWN, _MIN_DISTINCT = 20_000, 200, 0.05
-_MIN_COMMON, _MAX_CONFLICTS = 8, 0.05
+_MIN_COMMON, _MAX_CONFLICTS, _MAX_OTHER_SHARE = 8, 0.05, 0.1
 _MAX_CLASSES = 64
 _NUM_WEIGHED, _MIN_WEIGHED, _MAX_WEIGHING_S, _MAX_BALANCE = 400, 200, 0.4, 1.5
-_MAX_READING_S, _MAX_STORED = 0.25, 2**24
+_MAX_READING_S, _MAX_ALL_READING_S, _MAX_STORED = 0.25, 10.0, 2**24
+_TORCHS = (SequentialSampler, RandomSampler, WeightedRandomSampler)
 _MODES = frozenset(("linear", "bilinear", "bicubic", "trilinear", "area"))
 
 
@@ -49,19 +68,26 @@ def judge_loader(loader: Any, form: BatchForm, gaps: list[str]) -> Iterator[Foun
 
     `form` divides a sample, and a batch, into inputs and target.
     The generators of the loader are put back; the global random states are left as the last read has left them. A set
-    whose samples take more than a quarter of a second to read is not read, which is added to `gaps`.
+    whose samples take more than a quarter of a second to read is not read, and none for more than ten seconds in all,
+    which is added to `gaps`.
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return
-    with preserve_generators(find_generators(loader)):
+    with preserve_generators(find_read_generators(loader)):
         is_fast = _is_fast(loader)
         if not is_fast:
             gaps.append(f"the samples of the data set: one takes over {_MAX_READING_S:g} s to read, or cannot be read")
-        for judge in (_judge_sampler, *(_READING if is_fast else ())):
-            try:
-                yield from judge(loader, form)
-            except Exception:
-                logger.debug("a relation of the loader does not apply to its samples", exc_info=True)
+        with limit_reading(_MAX_ALL_READING_S):
+            for judge in (_judge_sampler, *(_READING if is_fast else ())):
+                try:
+                    yield from judge(loader, form)
+                except OutOfReadingTimeError:
+                    gaps.append(
+                        f"some relations of the data set: its samples took over {_MAX_ALL_READING_S:g} s to read"
+                    )
+                    return
+                except Exception:
+                    logger.debug("a relation of the loader does not apply to its samples", exc_info=True)
 
 
 def _is_fast(loader: DataLoader[Any]) -> bool:
@@ -85,10 +111,13 @@ def _judge_sampler(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
             action="give the weight of each sample's class: weights[labels]",
         )
         return
-    drawn = list(itertools.islice(copy.deepcopy(sampler), _MAX_DRAWN))
-    if len(drawn) >= _MIN_DRAWN and len(set(drawn)) < _MIN_DISTINCT * min(len(drawn), size):
+    sources = (loader.dataset, getattr(sampler, "data_source", None))  # not copied: they may fill the memory
+    drawn = list(itertools.islice(copy.deepcopy(sampler, {id(source): source for source in sources}), _MAX_DRAWN))
+    chosen = int((sampler.weights > 0).sum()) if isinstance(sampler, WeightedRandomSampler) else size
+    if len(drawn) >= _MIN_DRAWN and len(set(drawn)) < _MIN_DISTINCT * min(len(drawn), chosen):
         yield empty_loader.with_fault(
             f"an epoch draws {len(set(drawn))} of {size} samples, again and again",
+            severity="error" if isinstance(sampler, _TORCHS) else "warning",  # a user's own may be a curriculum
             causes=("data.sampling",),
             measured=f"{len(drawn)} draws",
             expected="draws from the whole data set",
@@ -121,7 +150,9 @@ def _judge_sampled_classes(loader: DataLoader[Any], form: BatchForm) -> Iterator
     expected = table.sum(dim=1, keepdim=True) * table.sum(dim=0) / max(1, len(labels))
     surprise = float(((table - expected).square() / expected.clamp(min=1e-9)).sum())
     degrees = (len(values) - 1) * (len(classes) - 1)
-    if len(classes) == len(values) and len(labels) >= _MIN_WEIGHED and surprise < degrees + 3 * (2 * degrees) ** 0.5:
+    if len(classes) != len(values) or len(labels) < _MIN_WEIGHED or not _is_like_classes(counts, table):
+        return  # of groups that are no classes, such as the places where samples come from
+    if surprise < degrees + 3 * (2 * degrees) ** 0.5:
         yield empty_loader.with_fault(
             f"the sampler's weights are {len(values)} numbers, as of classes, and have nothing to do with the labels",
             severity="warning",
@@ -133,11 +164,21 @@ def _judge_sampled_classes(loader: DataLoader[Any], form: BatchForm) -> Iterator
         )
 
 
+def _is_like_classes(counts: Tensor, table: Tensor) -> bool:
+    """Return True if groups of samples are as large as the classes of those that were read (groups, classes)."""
+    shares = [(sizes / sizes.sum()).sort().values for sizes in (counts.double(), table.sum(dim=0))]
+    return float((shares[0] - shares[1]).abs().max()) < _MAX_OTHER_SHARE
+
+
 def _judge_reads(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
     """Reading an item leaves what is stored as it is: with the same random numbers it is the same again."""
+    generators = find_read_generators(loader)
     for index in list_indices(loader, _NUM_ITEMS):
-        stored = _mark_stored(loader.dataset)
-        reads = [to_bytes(read(loader, index, SEEDS[0])) for _ in range(3)]
+        read(loader, index, SEEDS[0])  # the first read may fill a cache
+        stored, reads = _mark_stored(loader.dataset), []
+        for _ in range(3):
+            with preserve_generators(generators):
+                reads.append(to_bytes(read(loader, index, SEEDS[0])))
         after = _mark_stored(loader.dataset)
         changed = [path for path, mark in stored.items() if after.get(path, mark) != mark]
         if changed and reads[0] != reads[1] and reads[1] != reads[2]:
@@ -152,12 +193,14 @@ def _judge_reads(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
 
 
 def _mark_stored(dataset: Any) -> dict[str, Any]:
-    """Mark the stored tensors by their versions, and arrays of up to 16 MiB by their bytes."""
+    """Mark the stored tensors by their versions, and arrays by their bytes, up to 16 MiB in all."""
     marks: dict[str, Any] = {}
     for path, tensor in iter_reachable(dataset, Tensor):
         marks[path] = tensor._version
+    bytes_left = _MAX_STORED
     for path, array in iter_reachable(dataset, np.ndarray):
-        if array.nbytes <= _MAX_STORED:
+        if array.nbytes <= bytes_left:
+            bytes_left -= array.nbytes
             marks[path] = hash(array.tobytes())
     return marks
 
@@ -165,6 +208,8 @@ def _mark_stored(dataset: Any) -> dict[str, Any]:
 def _judge_reseeding(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
     """Reading an item does not set a global generator: what follows depends on the state before."""
     followed: dict[str, set[Any]] = {}
+    if len(loader.dataset) < 2:  # type: ignore[arg-type]
+        return  # a seed that depends on the index
     for index, seed in itertools.product(list_indices(loader, 3), SEEDS):
         read(loader, index, seed)
         for name, draw in _GENERATORS.items():
@@ -193,7 +238,8 @@ def _judge_pairs(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
     for index in list_indices(loader, 3):
         with_tape: list[Any] = []
         items = [Item(*form.split(_read_taped(loader, index, seed, with_tape))) for seed in range(_NUM_READS)]
-        if any(isinstance(target, Tensor) and id(target) in map(id, with_tape) for _, target in items):
+        derived = {id(tensor) for tensor in with_tape if not tensor.is_floating_point()}
+        if any(id(target) in derived for _, target in items):
             yield label_range.with_fault(
                 "labels are interpolated: between two classes there are pixels of a third",
                 causes=("data.target_encoding", "data.label_mapping"),
@@ -240,20 +286,38 @@ def _holds_classes(values: Tensor) -> bool:
 
 
 def _compare_rows(first: Item, second: Item) -> tuple[int, int]:
-    """Count the rows of inputs that two reads share, and those among them with another label."""
+    """Count the rows of inputs that two reads share, and those among them with another label.
+
+    Labels that are numbered anew are the same: each stands for one of the other read. Those of reads that differ in
+    what is no row, such as a chosen point, may depend on it.
+    """
     labels = [dict(_list_rows(item)) for item in (first, second)]
     common = labels[0].keys() & labels[1].keys()
-    return len(common), sum(labels[0][row] != labels[1][row] for row in common)
+    pairs = [(labels[0][row], labels[1][row]) for row in common]
+    is_renumbered = len(set(pairs)) == len({one for one, _ in pairs}) == len({other for _, other in pairs})
+    others = [
+        to_bytes([leaf for leaf in list_leaves(item.inputs) if not _is_row(leaf, item)]) for item in (first, second)
+    ]
+    if is_renumbered or others[0] != others[1]:
+        return len(common), 0
+    return len(common), sum(one != other for one, other in pairs)
+
+
+def _is_row(leaf: Any, item: Item) -> bool:
+    """Return True for inputs with an entry for each label."""
+    leaf, labels = torch.as_tensor(leaf), torch.as_tensor(list_leaves(item.target)[0])
+    return leaf.ndim > 0 and labels.ndim > 0 and len(leaf) == len(labels)
 
 
 def _list_rows(item: Item) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the bits of each row that is there once, and of its label."""
+    """Yield the bits of each row of the inputs that is there once, and of its label."""
     points, labels = (torch.as_tensor(leaves[0]) if (leaves := list_leaves(part)) else None for part in item)
     if points is None or labels is None or points.ndim != 2 or labels.ndim != 1 or len(points) != len(labels):
         return
     if not points.is_floating_point() or labels.is_floating_point():
         return
-    rows = [row.tobytes() for row in points.detach().contiguous().numpy()]
+    columns = [torch.as_tensor(leaf).detach().contiguous() for leaf in list_leaves(item.inputs) if _is_row(leaf, item)]
+    rows = [b"".join(column[i].numpy().tobytes() for column in columns) for i in range(len(labels))]
     counts: dict[bytes, int] = {}
     for row in rows:
         counts[row] = counts.get(row, 0) + 1
@@ -269,9 +333,11 @@ def _judge_collate(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
         return
     samples = [read(loader, index, SEEDS[0]) for index in list_indices(loader, 2 * _NUM_ITEMS)]
     pairs = []
-    for order in (samples, samples[::-1], [*samples[5:], *samples[:5]]):
-        torch.default_generator.manual_seed(SEEDS[0])
+    for order, seed in ((samples, 0), (samples, 1), (samples[::-1], 1), ([*samples[5:], *samples[:5]], 1)):
+        seed_globally(SEEDS[seed])
         pairs.append(_list_pairs(Item(*form.split(collate(copy.deepcopy(order)))), len(samples)))
+    if pairs[0] != pairs[1]:
+        return  # targets that are drawn where samples are collated, such as negatives
     common = set.intersection(*(set(each) for each in pairs))
     exchanged = [row for row in common if len({tuple(each[row]) for each in pairs}) > 1]
     if exchanged:
@@ -292,17 +358,20 @@ def _list_pairs(batch: Item, size: int) -> dict[tuple[bytes, ...], list[bytes]]:
     parts = [[torch.as_tensor(leaf) for leaf in list_leaves(part)] for part in batch]
     if not all(parts) or any(not leaf.ndim or len(leaf) != size for part in parts for leaf in part):
         return {}
+    targets = [leaf.reshape(size, -1) for leaf in parts[1]]
+    targets = [leaf[:, ~(leaf == torch.arange(size)[:, None]).all(dim=0)] for leaf in targets]  # numbers of the rows
     for index in range(size):
         key = tuple(to_bytes([leaf[index] for leaf in parts[0]]))
         repeated |= {key} & rows.keys()
-        rows[key] = to_bytes([leaf[index] for leaf in parts[1]])
+        rows[key] = to_bytes([leaf[index] for leaf in targets])
     return {key: value for key, value in rows.items() if key not in repeated}
 
 
 def _judge_order(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
     """Samples that are read in the order of the set are not sorted by their class."""
-    if not isinstance(loader.sampler, SequentialSampler):
-        return
+    is_batched = loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler
+    if not isinstance(loader.sampler, SequentialSampler) or is_batched:
+        return  # a sampler of batches has an order of its own
     labels = [_read_label(loader, form, index) for index in list_indices(loader, _NUM_LABELS)]
     distinct = set(labels)
     if None in distinct or len(labels) < _NUM_LABELS or not 2 < len(distinct) <= _NUM_LABELS // 4:

@@ -35,7 +35,7 @@ _MIN_WEIGHT_RATIO = 3.0
 _DEVIATIONS, _MAX_SLACK = 4.0, 1.3
 """Standard deviations that counts of a few batches are off, and the largest factor by which class weights may be."""
 _MIN_PADDED = 0.1
-_HIGH = 0.6
+_HIGH, _BELOW = 0.6, 20.0
 _MAX_ROUTED = 16
 _FORMAT = "assign.box_format"
 
@@ -133,7 +133,7 @@ def judge_loss(
         _judge_padding,
         _judge_boxes,
         _judge_empty_boxes,
-        _judge_peaks,
+        partial(_judge_peaks, loss),
         _judge_sample_weights,
         lambda passed: judge_bytes(_first(passed.inputs).detach()),
         partial(_judge_weights, loss, pairs),
@@ -217,6 +217,8 @@ def _judge_boxes(passed: Pass) -> Iterator[Found]:
     outputs, target = _first(passed.outputs), _first(passed.target)
     if outputs.shape != target.shape or outputs.shape[-1] != 4 or not target.is_floating_point():
         return
+    if passed.is_unbounded() or not bool((target[..., 2:] > 0).all()):
+        return  # the corners of a plain layer are in order by chance, and boxes have sides: shares of classes may be 0
     predicted, wanted = (_is_ordered(boxes.detach().reshape(-1, 4)) for boxes in (outputs, target))
     if len(predicted) >= _MIN_ROWS and bool(predicted.all()) and float(wanted.float().mean()) < 1 - _MAX_UNORDERED:
         yield report(
@@ -269,15 +271,19 @@ def _judge_empty_boxes(passed: Pass) -> Iterator[Found]:
             )
 
 
-def _judge_peaks(passed: Pass) -> Iterator[Found]:
-    """A loss pushes outputs up where a target map is highest and they are lower."""
+def _judge_peaks(loss: Callable[[Any, Any], Tensor], passed: Pass) -> Iterator[Found]:
+    """A loss pushes outputs up where a target map is highest and they are lower, if not here, from far below."""
     for output, target, gradient in _list_matched(passed):
         if target.ndim < 3 or not bool(((target >= 0) & (target <= 1)).all()):
             continue
         is_share = bool(((output >= 0) & (output <= 1)).all())
         scores = output if is_share else output.sigmoid()
         is_peak = (target >= target.amax(dim=(-2, -1), keepdim=True)) & (target > _HIGH) & (scores < target)
-        if int(is_peak.sum()) > 2 and bool((gradient > 0).any()) and not bool((gradient[is_peak] < 0).any()):
+        if int(is_peak.sum()) <= 2 or not bool((gradient > 0).any()) or bool((gradient[is_peak] < 0).any()):
+            continue
+        if not _is_pulled_up(
+            loss, passed, torch.where(is_peak, output * 1e-4 if is_share else output - _BELOW, output)
+        ):
             yield report(
                 "loss-form",
                 "nothing pushes the highest places of the target maps up: no place counts as an object",
@@ -288,6 +294,14 @@ def _judge_peaks(passed: Pass) -> Iterator[Found]:
                 action="a focal loss of heat maps counts places where the target is exactly 1: round centres to places "
                 "before drawing, or compare with >= 0.99",
             )
+
+
+def _is_pulled_up(loss: Callable[[Any, Any], Tensor], passed: Pass, lowered: Tensor) -> bool:
+    """Return True if the loss pushes lowered outputs up: they may be logarithms of the target, or its other scale."""
+    lowered = lowered.requires_grad_()
+    outputs = tree_map(passed.outputs, lambda _, each: lowered if each.shape == lowered.shape else each)
+    (gradient,) = torch.autograd.grad(loss(outputs, passed.target), lowered)
+    return bool((gradient < 0).any())
 
 
 def _judge_sample_weights(passed: Pass) -> Iterator[Found]:

@@ -29,6 +29,12 @@ class Content(NamedTuple):
     width: int
     height: int
 
+    def is_padded(self) -> bool:
+        """Return True for bands at two sides alone, as of a letterbox; a plain background is on all sides."""
+        left, top, right, bottom = self.inside
+        is_whole = (left, right) == (0, self.width) or (top, bottom) == (0, self.height)
+        return is_whole and max(left, top) > _MIN_BAND * min(self.width, self.height)
+
 
 def judge_padded(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
     """Yield what `judge_padding` says of samples of a loader's data set, if these are images with boxes."""
@@ -52,7 +58,7 @@ def judge_padding(samples: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Found]:
     """
     contents = [find_content(image) for image, _ in samples]
     boxes = [_to_corners(given, content) for (_, given), content in zip(samples, contents, strict=True)]
-    padded = [(c, b) for c, b in zip(contents, boxes, strict=True) if max(c.inside[:2]) > _MIN_BAND * min(c[1:])]
+    padded = [(c, b) for c, b in zip(contents, boxes, strict=True) if c.is_padded()]
     if len(padded) < _MIN_IMAGES or not all(bool((b[:, 2:] > b[:, :2]).all()) for _, b in padded):
         return
     left_as_given = np.mean([_measure_outside(content, corners) for content, corners in padded])

@@ -38,7 +38,7 @@ def judge_places(
         _judge_hidden,
         _judge_edges,
         _judge_owners,
-        _judge_equal_views,
+        partial(_judge_equal_views, loss),
         partial(_judge_views, loss),
     )
     for judge in judges:
@@ -186,7 +186,8 @@ def _judge_hidden(passed: Pass) -> Iterator[Found]:
     """A masked autoencoder is to predict what it does not see.
 
     A place is hidden if no output depends on the input there, and counted if its output has a gradient. An autoencoder
-    hides none, and one that counts all places counts the hidden ones, too.
+    hides none, and one that counts all places counts the hidden ones, too. Padding and holes, which have one number,
+    have nothing to predict.
     """
     inputs = [tensor for _, tensor in tree_leaves(passed.begun) if tensor.is_floating_point() and tensor.ndim > 2]
     sizes = [t.numel() for _, t in tree_leaves(passed.target) if t.is_floating_point()]
@@ -197,7 +198,9 @@ def _judge_hidden(passed: Pass) -> Iterator[Found]:
             continue
         ways = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
         (seen,) = torch.autograd.grad((output * ways).sum(), inputs, retain_graph=True)
-        is_hidden, is_counted = _find_places(seen == 0, output), ~_find_places(gradient == 0, output)
+        fill = inputs[0].detach()[seen == 0].mode().values if bool((seen == 0).any()) else 0  # of padding, or of holes
+        is_hidden = _find_places((seen == 0) & (inputs[0] != fill), output)
+        is_counted = ~_find_places(gradient == 0, output)
         if is_hidden.shape != is_counted.shape:
             continue
         num_hidden, num_counted = int(is_hidden.sum()), int(is_counted.sum())
@@ -257,7 +260,7 @@ def _judge_owners(passed: Pass) -> Iterator[Found]:
     """Rows (image, class, x, y, w, h) of the boxes of a batch say whose they are: not all are of the first image."""
     size = len(_find_first(passed.inputs))
     for table in (t for _, t in tree_leaves(passed.target) if t.ndim == 2 and t.is_floating_point()):
-        if table.shape[1] != 6 or size < _MIN_IMAGES or len(table) < size or bool(table[:, 0].any()):
+        if table.shape[1] != 6 or size < _MIN_IMAGES or len(table) <= size or bool(table[:, 0].any()):
             continue
         is_class = bool((table[:, 1] == table[:, 1].round()).all()) and float(table[:, 1].min()) >= 0
         if is_class and float(table[:, 2:].min()) >= 0 and float(table[:, 2:].max()) <= 1 and bool(table[:, 4:].all()):
@@ -273,13 +276,14 @@ def _judge_owners(passed: Pass) -> Iterator[Found]:
             return
 
 
-def _judge_equal_views(passed: Pass) -> Iterator[Found]:
-    """Two views of a sample differ: equal ones have nothing to learn from."""
+def _judge_equal_views(loss: Callable[[Any, Any], Tensor], passed: Pass) -> Iterator[Found]:
+    """Two views of a sample differ: equal ones have nothing to learn from, unless there is a target."""
     inputs = [tensor for _, tensor in tree_leaves(passed.inputs) if tensor.is_floating_point() and tensor.ndim > 2]
     pairs = [(a, b) for place, a in enumerate(inputs) for b in inputs[place + 1 :] if a.shape == b.shape]
     pairs += [(tensor[:, 0], tensor[:, 1]) for tensor in inputs if tensor.shape[1] == 2 and tensor.ndim > 3]
     for first, second in pairs:
-        if len(first) > 1 and torch.equal(first, second) and bool((first != first.flatten()[0]).any()):
+        is_equal = len(first) > 1 and torch.equal(first, second) and bool((first != first.flatten()[0]).any())
+        if is_equal and not _reads_target(loss, passed):
             yield mismatched_views.with_fault(
                 "both views of a sample are the same: they were drawn with the same random numbers",
                 causes=("data.duplicate_randomness", "data.pairing"),
@@ -288,6 +292,13 @@ def _judge_equal_views(passed: Pass) -> Iterator[Found]:
                 action="draw both views from one generator that goes on, or from two seeds",
             )
             return
+
+
+def _reads_target(loss: Callable[[Any, Any], Tensor], passed: Pass) -> bool:
+    """Return True if a loss changes with targets that are those of other samples."""
+    outputs = tree_map(passed.outputs, lambda _, tensor: tensor.detach())
+    moved = tree_map(passed.target, lambda _, tensor: tensor.roll(1, dims=0) if tensor.ndim else tensor)
+    return float(loss(outputs, moved)) != float(loss(outputs, passed.target))
 
 
 def _judge_views(loss: Callable[[Any, Any], Tensor], passed: Pass) -> Iterator[Found]:

@@ -14,7 +14,7 @@ from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
 
 Loss = Callable[[Any, Any], Tensor]
-_MIN_ANGLES, _EDGE = 64, 0.03
+_MIN_ANGLES, _EDGE, _NEAR, _MIN_NEAR = 64, 0.03, 0.25, 0.04
 _MIN_QUATERNIONS, _MAX_WIDTH = 24, 8
 _MAX_ERROR, _MIN_AGAINST, _NUM_TURNS = 1e-3, 0.1, 200
 """Error of the length 1; share of quaternions on the other side of any plane, if both signs occur; planes tried."""
@@ -29,12 +29,14 @@ def judge_angles(loss: Loss, outputs: Tensor, target: Tensor, targets: Tensor) -
         return
     is_encoded = outputs.shape != target.shape  # such as sine and cosine of the target
     columns = targets.reshape(len(targets), -1)
+    if columns.shape[1] == 2 and float(columns.min()) >= 0 and float(columns.max()) > 2 * math.pi + _EDGE:
+        return  # a place in pixels: images are 360 high, too
     for index, column in enumerate(columns.T):
         low, high = float(column.min()), float(column.max())
         turns = [
             half
             for half in (math.pi, 180.0)
-            if len(column) >= _MIN_ANGLES and any(_fills(low, high, start, half) for start in (-half, 0.0))
+            if len(column) >= _MIN_ANGLES and any(_fills(column, start, half) for start in (-half, 0.0))
         ]
         if not turns:
             continue
@@ -70,10 +72,13 @@ def judge_angles(loss: Loss, outputs: Tensor, target: Tensor, targets: Tensor) -
             return
 
 
-def _fills(low: float, high: float, start: float, half: float) -> bool:
-    slack = 1e-4 * half
+def _fills(column: Tensor, start: float, half: float) -> bool:
+    """Return True for numbers from end to end of a turn, of which some are near both: few normal numbers are."""
+    low, high, slack = float(column.min()), float(column.max()), 1e-4 * half
     is_inside = low >= start - slack and high <= start + 2 * half + slack
-    return is_inside and low < start + _EDGE * half and high > start + (2 - _EDGE) * half
+    is_near = (column < start + _NEAR * half), (column > start + (2 - _NEAR) * half)
+    share = min(float(each.double().mean()) for each in is_near)
+    return is_inside and low < start + _EDGE * half and high > start + (2 - _EDGE) * half and share > _MIN_NEAR
 
 
 def judge_quaternions(loss: Loss, outputs: Any, target: Any, targets: Sequence[Any]) -> Iterator[Found]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +14,27 @@ import torch
 from torch.utils.data import DataLoader
 
 from sightline.contract.pytree import tree_leaves
+from sightline.workbench.check.core.object_graph import find_generators, find_read_values
 
 SEEDS = (11, 12)
 """Seeds of reads whose random numbers are to be the same, or others."""
+
+
+_deadline: ContextVar[float] = ContextVar("deadline", default=float("inf"))
+
+
+class OutOfReadingTimeError(Exception):
+    """The samples of a data set have been read for as long as they may be."""
+
+
+@contextmanager
+def limit_reading(seconds: float) -> Iterator[None]:
+    """Context in which `read` raises OutOfReadingTimeError after so many seconds, waiting included."""
+    token = _deadline.set(time.perf_counter() + seconds)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
 
 
 class Item(NamedTuple):
@@ -23,11 +44,24 @@ class Item(NamedTuple):
     target: Any
 
 
-def read(loader: DataLoader[Any], index: int, seed: int) -> Any:
-    """Read a sample of the loader's data set after the global random generators have been seeded."""
+def find_read_generators(loader: Any) -> list[Any]:
+    """Return the random generators of a loader, its sampler and data set, and those that the set's code reads."""
+    method = getattr(type(getattr(loader, "dataset", None)), "__getitem__", None)
+    return find_generators(loader, dict(find_read_values(method)))
+
+
+def seed_globally(seed: int) -> None:
+    """Seed the global random generators of Python, NumPy and torch's CPU; those of GPUs are the loop's."""
     random.seed(seed)
     np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # the generators of GPUs are the loop's
+    torch.default_generator.manual_seed(seed)
+
+
+def read(loader: DataLoader[Any], index: int, seed: int) -> Any:
+    """Read a sample of the loader's data set after the global random generators have been seeded."""
+    if time.perf_counter() > _deadline.get():
+        raise OutOfReadingTimeError
+    seed_globally(seed)
     return loader.dataset[index]
 
 
