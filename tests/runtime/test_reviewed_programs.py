@@ -426,7 +426,24 @@ def logarithms_of_maps_below_one() -> Program:
     return maps_to(1), loss, DataLoader(Read(read), 8, shuffle=True)
 
 
-SLOW = ("padding_that", "places_in", "labels_of", "minus_one")
+@program
+def instances_that_are_numbered_anew_after_a_crop() -> Program:
+    centres, owner = 4 * torch.rand(100, 6, 3), torch.randint(0, 6, (100, 256))
+    points = centres.gather(1, owner[..., None].expand(-1, -1, 3)) + 0.1 * torch.randn(100, 256, 3)
+
+    def read(index: int) -> Any:
+        near = (points[index, :, 0] - 4 * torch.rand(())).abs().topk(64, largest=False).indices
+        return points[index, near], owner[index, near].unique(return_inverse=True)[1]
+
+    def loss(outputs: Tensor, instance: Tensor) -> Tensor:
+        is_same, distance = instance[:, :, None] == instance[:, None], torch.cdist(outputs, outputs + 1e-4)
+        return (distance * is_same).mean() + (F.relu(1 - distance) * ~is_same).mean()
+
+    model = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 8))
+    return model, loss, DataLoader(Read(read, 100), 16, shuffle=True)
+
+
+SLOW = ("instances_that", "padding_that", "places_in", "labels_of", "minus_one")
 KEPT = [name for place, name in enumerate(PROGRAMS) if place % 2 == 0 and not name.startswith(SLOW)]
 
 

@@ -53,6 +53,8 @@ def find_lowered(bench: FitSetup, precision: str) -> Lowered | None:
 
 _MIN_GRADIENT_RATIO = 1e-3
 """Ratio of gradient to finite differences below which the gradient is zero or has the wrong sign."""
+_MIN_DIFFERENCE = 1e-3
+"""Least share by which outputs that favour the label must be worse: of instances both are equal, to rounding."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def loss_cause(probe: LossProbe, built: TrainingSetup) -> Fault | None:
             f"the loss falls without bound: no size of outputs is large enough; from {probe.start:.4g} to "
             f"{probe.lowest:.4g} and on"
         )
-    elif probe.truth is not None and probe.truth[0] > probe.truth[1]:
+    elif probe.truth is not None and probe.truth[0] > probe.truth[1] + _MIN_DIFFERENCE * abs(probe.truth[1]):
         favouring, opposing = probe.truth
         measured = f"{favouring:.4g} for outputs that favour the label, {opposing:.4g} for outputs that oppose it"
     if not measured:

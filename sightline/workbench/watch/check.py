@@ -145,7 +145,7 @@ def _check_module(
                 built = make_setup(model, loss, pairs, optimizer=optimizer, trained_elsewhere=elsewhere)
                 built = dataclasses.replace(built, config=_skip_rules(built.config))
                 findings = run_all(built, World(device=built.job.device), examination=examination)
-                findings = [_soften(f) for f in findings if not _is_rejection(f, passed)]
+                findings = [_soften(f) for f in findings if not _is_rejection(f, passed, loss)]
                 if any(map(_is_of_structure, findings)) and (routes := list_routes(model, pairs[0])):
                     findings = [f for f in findings if not _is_of_structure(f) or _get_layer(f) in routes]
                 figures = {"samples": len(built.data.train.indices)}
@@ -217,7 +217,7 @@ def _list_untrained(model: nn.Module, passed: Pass | None, optimizers: Sequence[
     return {id(p) for p in model.parameters() if p.requires_grad} - held - passed.list_reached()
 
 
-def _is_rejection(finding: Finding, passed: Pass | None) -> bool:
+def _is_rejection(finding: Finding, passed: Pass | None, loss: Callable[[Any, Any], Tensor]) -> bool:
     """Return True for what says that model or loss do not take what a check makes: they need not.
 
     These are outputs that a check draws, batches in which nothing counts, samples in an order other than that of a
@@ -235,7 +235,8 @@ def _is_rejection(finding: Finding, passed: Pass | None) -> bool:
         return False
     is_silent = finding.code == "no-gradient" and finding.cause in _OF_FEW_SAMPLES and passed.reaches_all()
     is_silent |= finding.code == "loss-gradient" and finding.cause == "loss.detached" and passed.reaches_outputs()
-    return is_silent or (finding.code == "loss-direction" and not passed.is_unbounded())
+    is_of_names = finding.code in ("loss-direction", "loss-limits") and passed.ignores_names(loss)
+    return is_silent or is_of_names or (finding.code == "loss-direction" and not passed.is_unbounded())
 
 
 def _is_of_structure(finding: Finding) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -76,9 +77,19 @@ class Pass(NamedTuple):
         nodes = [skip_shape_operations(t.grad_fn) for _, t in tree_leaves(self.outputs) if t.grad_fn is not None]
         return any(get_node_name(node) in UNBOUNDED for node in nodes)
 
+    def ignores_names(self, loss: Callable[[Any, Any], Tensor]) -> bool:
+        """Return True if classes may be renamed: labels say which places belong together, as those of instances."""
+        outputs = tree_map(self.outputs, lambda _, tensor: tensor.detach())
+        renamed = tree_map(self.target, lambda _, t: t if t.is_floating_point() else _rename_classes(t))
+        return math.isclose(float(loss(outputs, renamed)), float(self.value.detach()), rel_tol=1e-6)
+
     def list_read_by_loss(self) -> set[int]:
         """List the user's own parameters that the loss reads itself, and not from the outputs of the copy."""
         return list_variables(iter_nodes([self.value.grad_fn])) & set(self.parameters)
+
+
+def _rename_classes(labels: Tensor) -> Tensor:
+    return torch.where(labels >= 0, (labels + 1) % (labels.max() + 1).clamp(min=1), labels)
 
 
 def _is_some(gradient: Tensor | None) -> bool:
