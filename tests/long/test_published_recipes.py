@@ -33,8 +33,6 @@ def test_a_published_detector_is_checked_and_trained(photos: Path, tmp_path: Pat
     recipes.assert_checked_and_trained(photos, tmp_path, config)
 
 
-@pytest.mark.parametrize(
-    ("layout", "config"), [pair for pair in recipes.PAIRS if pair not in recipes.IN_THE_SUITE]
-)
+@pytest.mark.parametrize(("layout", "config"), [pair for pair in recipes.PAIRS if pair not in recipes.IN_THE_SUITE])
 def test_a_recipe_for_parts_is_trained(parts: Path, layout: str, config: str) -> None:
     recipes.assert_parts_are_trained(parts, layout, config)

@@ -501,3 +501,122 @@ def test_reading_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     data = TensorDataset(torch.randn(300, 8), torch.randint(0, 2, (300,)))
     report = sightline.check(nn.Linear(8, 2), nn.CrossEntropyLoss(), DataLoader(data, 16, shuffle=True))
     assert "its samples took over 0 s to read" in str(report)
+
+
+class Centred(nn.Module):
+    """A loss with a running centre, a counter and a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(4))
+        self.weight, self.calls, self.mean = nn.Parameter(torch.zeros(())), 0, torch.tensor(0.0)
+
+    def forward(self, outputs: Tensor, target: Tensor) -> Tensor:
+        self.calls += 1
+        self.centre.mul_(0.9).add_(outputs.detach().mean(0), alpha=0.1)
+        self.mean = 0.9 * self.mean + 0.1 * target.mean()
+        return F.mse_loss(outputs - self.centre, target) * (-self.weight).exp() + self.weight
+
+
+def test_a_loss_keeps_its_state() -> None:
+    loss, model = Centred(), nn.Linear(8, 4)
+    optimizer = torch.optim.Adam([*model.parameters(), *loss.parameters()])
+    sightline.check(model, loss, (torch.randn(16, 8), torch.rand(16, 4)), optimizer=optimizer)
+    assert loss.calls == 0
+    assert loss.weight.grad is None
+    assert not loss.centre.any()
+    assert loss.mean == 0
+
+
+# --- loops -----------------------------------------------------------------------------------------------------------
+
+
+def _watch(updates: int, *, schedule: Callable[[Any], Any] | None = None, every: int = 1) -> list[str]:
+    """Train classes with a schedule that is stepped after so many updates; return what is found."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    scheduler = schedule(optimizer) if schedule else None
+    with sightline.watch(model, optimizer=optimizer, scheduler=scheduler) as watch:
+        for step in range(updates):
+            inputs = torch.randn(32, 8)
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), inputs[:, :4].argmax(1)).backward()
+            optimizer.step()
+            if scheduler is not None and (step + 1) % every == 0:
+                scheduler.step()
+    return [each.summary for each in watch.findings if each.severity != "note"]
+
+
+def test_the_start_of_a_long_warm_up_raises_nothing() -> None:
+    schedules = torch.optim.lr_scheduler
+    assert _watch(60, schedule=lambda own: schedules.LambdaLR(own, lambda k: min(1.0, (k + 1) / 10_000))) == []
+    of_epochs = lambda own: schedules.LinearLR(own, start_factor=1e-3, total_iters=20)  # noqa: E731
+    assert _watch(100, schedule=of_epochs, every=20) == []
+
+
+def test_places_of_one_class_and_ignored_ones_are_no_fault_of_the_sampler() -> None:
+    """Few images show a defect."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    optimizer = torch.optim.Adam(model.parameters())
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for step in range(40):
+            label = torch.zeros(2, 16, 16, dtype=torch.long)
+            label[:, :2] = 255
+            label[0, 5:8, 5:8] = int(step % 8 == 7)
+            optimizer.zero_grad()
+            F.cross_entropy(model(torch.randn(2, 3, 16, 16)), label, ignore_index=255).backward()
+            optimizer.step()
+    assert [each.code for each in watch.findings if each.severity != "note"] == []
+
+
+def test_layers_may_get_an_optimiser_of_their_own_when_they_are_unfrozen() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    model[0].requires_grad_(False)
+    optimizers = [torch.optim.SGD(model[2].parameters(), lr=0.05)]
+    with sightline.watch(model, optimizer=optimizers[0]) as watch:
+        for step in range(160):
+            if step == 100:
+                model[0].requires_grad_(True)
+                optimizers.append(torch.optim.SGD(model[0].parameters(), lr=0.01))
+            inputs = torch.randn(32, 8)
+            model.zero_grad()
+            F.cross_entropy(model(inputs), inputs[:, :4].argmax(1)).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    assert [each.code for each in watch.findings if each.severity != "note"] == []
+
+
+def test_weights_that_were_zero_for_some_updates_may_grow_again() -> None:
+    """Dense, sparse, dense (Han et al. 2017)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for step in range(60):
+            if step == 20:
+                mask = model[0].weight.abs() > model[0].weight.abs().median()
+            inputs = torch.randn(32, 8)
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), inputs[:, :4].argmax(1)).backward()
+            optimizer.step()
+            if 20 <= step < 40:
+                with torch.no_grad():
+                    model[0].weight *= mask
+    assert [each.code for each in watch.findings if each.severity != "note"] == []
+
+
+def test_gradients_of_tables_may_be_sparse() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50, 8, sparse=True), nn.Flatten(), nn.Linear(24, 4))
+    optimizers = [torch.optim.SparseAdam(model[0].parameters()), torch.optim.Adam(model[2].parameters())]
+    with sightline.watch(model, optimizer=optimizers) as watch:
+        for _ in range(20):
+            words = torch.randint(0, 50, (32, 3))
+            model.zero_grad()
+            F.cross_entropy(model(words), words[:, 0] % 4).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    assert [each.code for each in watch.findings if each.severity != "note"] == []

@@ -35,6 +35,7 @@ from sightline.workbench.fit.fit_one import FitOptions, fit_samples
 from sightline.workbench.fit.samples import Samples
 from sightline.workbench.watch.plain.batch import find_form, has_rows, read_batches
 from sightline.workbench.watch.plain.counted import judge_counted
+from sightline.workbench.watch.plain.kept import preserve_module
 from sightline.workbench.watch.plain.loader import judge_loader
 from sightline.workbench.watch.plain.loss import Pass, judge_keys, judge_loss, list_routes, run_batch
 from sightline.workbench.watch.plain.places import judge_places
@@ -121,7 +122,13 @@ def _check_module(
     untrained: list[nn.Parameter] = []
     examination = Examination()
     generators = find_read_generators(batch_or_loader)
-    with preserve_rng_state(), preserve_generators(generators), warnings.catch_warnings(), torch.enable_grad():
+    with (
+        preserve_rng_state(),
+        preserve_generators(generators),
+        preserve_module(loss),
+        warnings.catch_warnings(),
+        torch.enable_grad(),
+    ):
         warnings.simplefilter("ignore", UserWarning)  # what torch says of shapes that relations try
         try:
             batches = read_batches(_list_batches(batch_or_loader))
@@ -235,6 +242,9 @@ def _is_rejection(finding: Finding, passed: Pass | None, loss: Callable[[Any, An
         return False
     is_silent = finding.code == "no-gradient" and finding.cause in _OF_FEW_SAMPLES and passed.reaches_all()
     is_silent |= finding.code == "loss-gradient" and finding.cause == "loss.detached" and passed.reaches_outputs()
+    is_left_out = finding.code == "loss-weights" and finding.cause == "data.ignore_handling"
+    if is_left_out and any(bool((weight == 0).any()) for weight in passed.list_class_weights()):
+        return True  # a class that has no weight
     is_of_names = finding.code in ("loss-direction", "loss-limits") and passed.ignores_names(loss)
     return is_silent or is_of_names or (finding.code == "loss-direction" and not passed.is_unbounded())
 

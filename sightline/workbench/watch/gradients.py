@@ -211,7 +211,7 @@ class ReachMonitor(Monitor):
     def __init__(self, *, knows_optimizers: bool) -> None:
         self._knows_optimizers = knows_optimizers
         self._silent: dict[int, dict[str, int]] = {}
-        self._is_covered = False
+        self._is_covered = self._is_unfrozen = False
         self._num_trained = 0
         self._num_zero: dict[int, int] = {}
         self._old_marks: dict[int, tuple[int, int]] | None = None
@@ -234,14 +234,16 @@ class ReachMonitor(Monitor):
             self._is_covered = True
             self._num_trained = _count_trained(loop)
             yield from _coverage_faults(loop, self._old_marks or {})
-        elif self._is_covered and track.is_sampled(loop.every) and _count_trained(loop) > self._num_trained:
-            self._num_trained = _count_trained(loop)  # what was frozen is not any more
-            yield from _coverage_faults(loop, self._old_marks or {})
+        elif self._is_covered and track.is_sampled(loop.every):
+            if self._is_unfrozen:
+                yield from _coverage_faults(loop, self._old_marks or {})
+            self._is_unfrozen = _count_trained(loop) > self._num_trained  # an optimiser of their own may come next
+            self._num_trained = _count_trained(loop)
         if track.is_sampled(loop.every):
             yield from self._zero_faults(loop, track)
 
     def on_end(self, loop: Loop) -> Iterator[Found]:
-        if not self._is_covered and loop.tracks:
+        if (self._is_unfrozen or not self._is_covered) and loop.tracks:
             yield from _coverage_faults(loop, self._old_marks or {})
 
     def _silent_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:

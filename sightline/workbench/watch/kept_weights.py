@@ -13,6 +13,8 @@ from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 from sightline.workbench.watch.schedules import take_slices
 
+_AVERAGES = ("ema", "teacher", "momentum", "mean", "avg", "average", "slow", "key")
+"""Parts of the names of averages; others, such as a target network, are copied now and then."""
 _NUM_COPY, _MIN_COPIED, _MIN_WEIGHTS = 300, 2, 64
 """Updates after which a copy must have moved; its least parameters; numbers of a weight that tells its start."""
 _FEW_ZEROS, _MANY_ZEROS, _MAX_PRUNED = 0.05, 0.3, 4096
@@ -59,7 +61,7 @@ def _judge_copy(name: str, num_updates: int, value: float) -> Iterator[Found]:
         yield report(
             "ema",
             f"'{name}', a frozen copy of layers that were not trained, never moves",
-            severity="warning",
+            severity="warning" if any(word in name.lower() for word in _AVERAGES) else "note",
             measured=f"no parameter of it has changed in {num_updates} updates",
             layer=name,
         )
@@ -79,10 +81,8 @@ class PruneMonitor(Monitor):
             self._largest[id(track)] = max(weights, key=Tensor.numel, default=None)
         largest = self._largest[id(track)]
         if largest is not None and largest.device.type == "cpu":  # elsewhere the number would have to be waited for
-            yield from self._judge(
-                track,
-                1 - float(largest.detach().flatten()[:_MAX_PRUNED].count_nonzero()) / min(largest.numel(), _MAX_PRUNED),
-            )
+            some = _take_some(largest.detach())
+            yield from self._judge(track, 1 - float(some.count_nonzero()) / some.numel())
 
     def _judge(self, track: OptimizerTrack, share: float) -> Iterator[Found]:
         key = id(track)
@@ -90,10 +90,19 @@ class PruneMonitor(Monitor):
         self._share[key] = share
         if before is not None and before < _FEW_ZEROS and _MANY_ZEROS < share < 1:
             self._pruned.add(key)
-        elif key in self._pruned and share < _FEW_ZEROS and before is not None and before > _MANY_ZEROS:
-            self._pruned.discard(key)
+        elif key in self._pruned:
+            self._pruned.discard(key)  # zeros that outlast an update may be released on purpose
+            if share >= _FEW_ZEROS:
+                return
             yield report(
                 "regrown-weights",
                 f"weights that were set to zero are changed by the next update of {track.name}",
                 measured=f"{before:.0%} of a weight matrix were zero before an update, {share:.0%} before the next",
             )
+
+
+def _take_some(weight: Tensor) -> Tensor:
+    """Return a view of some 4096 numbers of a weight: leading rows, in any format of memory."""
+    while weight.ndim > 1 and weight[0].numel() > _MAX_PRUNED:
+        weight = weight[0]
+    return weight[: max(1, _MAX_PRUNED // weight[0].numel())]

@@ -181,7 +181,7 @@ class UpdateMonitor(Monitor):
         size = torch.stack([n.float() for n in torch._foreach_norm(list(before.values()))])
         gradient = torch.stack(
             [
-                p.grad.float().abs().max()
+                _values(p.grad).float().abs().max()
                 if (p := track.parameters[n]).grad is not None and p.grad.numel()
                 else size[0] * 0
                 for n in names
@@ -244,3 +244,8 @@ class UpdateMonitor(Monitor):
 
 def _take_slice(parameter: Tensor) -> Tensor:
     return parameter.detach().flatten()[:_MAX_SLICE]
+
+
+def _values(gradient: Tensor) -> Tensor:
+    """Return the numbers of a gradient, of a sparse one those that are stored."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient

@@ -29,7 +29,7 @@ _NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
 _NUM_EVALUATED = 3
 _NUM_MOVED = 8
-_NUM_SAME, _MAX_INPUTS = 5, 4
+_NUM_SAME, _NUM_SAME_OF_PLACES, _MAX_INPUTS = 5, 20, 4
 _NUM_REPEATED = 6
 """Different batches in a row that came in this order before."""
 _NUM_CONSTANT = 4
@@ -376,10 +376,13 @@ def list_row_digests(rows: Tensor) -> list[int]:
 
 
 def _is_one_class(labels: Tensor, ignored: int) -> Tensor:
-    """Return 1 (0-d) if enough labels are not ignored, and those are one class; the graph's number is unsigned."""
+    """Return 1 (0-d) if enough labels are not ignored, and those are one class, and 2 if others are ignored.
+
+    The graph's number is unsigned.
+    """
     is_kept = labels != (ignored + 2**63) % 2**64 - 2**63
     largest = torch.where(is_kept, labels, labels.amin()).amax()
-    return (((labels == largest) | ~is_kept).all() & (is_kept.sum() >= _MIN_LABELS)).float()
+    return (((labels == largest) | ~is_kept).all() & (is_kept.sum() >= _MIN_LABELS)) * (2.0 - is_kept.all().float())
 
 
 class LossMonitor(Monitor):
@@ -414,9 +417,10 @@ class LossMonitor(Monitor):
 
     def _judge_labels(self, value: float) -> Iterator[Found]:
         self._num_same = self._num_same + 1 if value else 0
-        if self._num_same == _NUM_SAME:
+        number = _NUM_SAME if value == 1 else _NUM_SAME_OF_PLACES  # with ignored ones: of pixels, or of words
+        if self._num_same == number:
             yield report(
                 "same-label",
-                "all labels of a batch are the same class, at each of five batches",
-                measured="one label in each of 5 batches",
+                f"all labels of a batch are the same class, at each of {number} batches",
+                measured=f"one label in each of {number} batches",
             )

@@ -18,7 +18,7 @@ _MIN_LOW = 50
 _TINY_RATE, _MIN_TINY, _MAX_TINY_SHARE = 1e-6, 5, 0.05
 """Learning rate at which no update counts; the end of a cosine is there for a thousandth of its length."""
 _MIN_RISES, _MAX_RISES, _UPDATES_A_RISE, _LOW_RISE = 3, 1000, 8, 0.3
-_NUM_MOVED = 5
+_NUM_MOVED, _MANY = 5, 10
 _NUM_IDLE = 20
 """Updates after which an average must have moved, and a loop must have stepped its scheduler at its end."""
 
@@ -34,6 +34,7 @@ class ScheduleMonitor(Monitor):
         self._num_low: dict[int, int] = {}
         self._num_tiny: dict[int, int] = {}
         self._fresh: dict[int, OptimizerTrack] = {}
+        self._last_rise: dict[int, int] = {}
         self._rises: dict[int, list[float]] = {}
         """Learning rates in turn, while each is above the last."""
 
@@ -47,6 +48,7 @@ class ScheduleMonitor(Monitor):
         rates = self._rises.setdefault(key, [lr])
         if rates and lr != rates[-1]:
             self._rises[key] = [*rates, lr] if lr > rates[-1] and len(rates) <= _MAX_RISES else []
+            self._last_rise[key] = track.num_updates
         highest = self._highest[key] = max(lr, self._highest.get(key, 0.0))
         if lr > _LOW_RATE * highest:
             self._num_high[key] = self._num_high.get(key, 0) + 1
@@ -73,7 +75,8 @@ class ScheduleMonitor(Monitor):
     def on_end(self, loop: Loop) -> Iterator[Found]:
         for key, track in self._fresh.items():
             base = max((float(group.get("initial_lr", 0.0)) for group in track.optimizer.param_groups), default=0.0)
-            if track.num_updates >= _MIN_LOW and 0 < self._highest.get(key, 0.0) < _LOW_RATE * base:
+            is_low = track.num_updates >= _MIN_LOW and 0 < self._highest.get(key, 0.0) < _LOW_RATE * base
+            if is_low and not self._still_rises(key, track):
                 yield report(
                     "schedule",
                     f"the learning rate of {track.name} is never above {self._highest[key] / base:.1g} of the one that "
@@ -85,6 +88,7 @@ class ScheduleMonitor(Monitor):
                 )
             rates = self._rises.get(key, [])
             is_slow = len(rates) > _MIN_RISES and _UPDATES_A_RISE * len(rates) <= track.num_updates
+            is_slow &= all(getattr(each, "total_iters", math.inf) > _MANY * _count(each) for each in self._schedulers)
             if is_slow and rates[-1] < _LOW_RISE * base:
                 yield report(
                     "schedule",
@@ -103,6 +107,12 @@ class ScheduleMonitor(Monitor):
                     expected="scheduler.step() after each epoch, or after each update",
                     action="call scheduler.step()",
                 )
+
+    def _still_rises(self, key: int, track: OptimizerTrack) -> bool:
+        """Return True in a warm-up: the last rise is no longer ago than two rises take."""
+        num_rises = len(self._rises.get(key, [])) - 1
+        since = track.num_updates - self._last_rise.get(key, 0)
+        return num_rises > _MIN_RISES and since * num_rises <= 2 * track.num_updates
 
 
 def _length_faults(scheduler: Any, track: OptimizerTrack) -> Iterator[Found]:

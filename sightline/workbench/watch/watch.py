@@ -109,7 +109,6 @@ class Watch:
         }
         self._stack = ExitStack()
         self._calls = ExitStack()
-        self._later = ExitStack()
         self._seen: set[object] = set()
         self._findings: list[Finding] = []
         self._search: Search | None = None
@@ -128,7 +127,6 @@ class Watch:
 
     def __enter__(self) -> Self:
         self._loop.is_over = False
-        self._later.close()
         for optimizer in self._optimizers:
             self._loop.track(optimizer, is_named=True)
         self._hang(self._loop.models.values())
@@ -149,15 +147,6 @@ class Watch:
         self._judge("on_end")
         self._finish_search()
         self._loop.call, self._loop.model_inputs = None, []
-        self._hang_once()
-
-    def _hang_once(self) -> None:
-        """Judge the next load of each model, and the next pass of each average: most loops end before these."""
-        for model in self._loop.models.values():
-            self._later.callback(hang_on_load(model, _Hook(self._before_load, is_once=True)).remove)
-        for average in self._averages:
-            for handle in hang(average, None, _Hook(self._after_average, is_once=True)):
-                self._later.callback(handle.remove)
 
     def _follow_ranks(self) -> None:
         place = self._loop.place()
@@ -203,8 +192,6 @@ class Watch:
 
     def _after_average(self, average: nn.Module, *_: Any) -> None:
         self._judge("on_average", average)
-        if self._loop.is_over:
-            self._take(self._loop.reader.poll(waits=True))
 
     def _before_load(self, model: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
         if not prefix:
@@ -301,19 +288,16 @@ class Watch:
 
 
 class _Hook:
-    """Hook of a watched model, for one call or for all; its copies, and those saved with a model, do nothing."""
+    """Hook of a watched model; its copies, and those saved with a model, do nothing."""
 
-    def __init__(self, run: Callable[..., None] | None, *, is_once: bool = False) -> None:
+    def __init__(self, run: Callable[..., None] | None) -> None:
         self._run = run
-        self._is_once = is_once
 
     def __call__(self, *arguments: Any) -> None:
-        run = self._run
-        if run is None:
+        if self._run is None:
             return
-        self._run = None if self._is_once else run
         try:
-            run(*arguments)
+            self._run(*arguments)
         except Exception:
             logger.warning("watch-failed: forward passes are not watched from here on", exc_info=True)
             self._run = None

@@ -15,7 +15,7 @@ _BYTE = 255
 _TWICE = _BYTE * _BYTE
 _MIN_LEVELS, _MAX_WHOLE_ERROR = 8, 1e-2
 _MIN_MEAN, _MAX_MEAN = 0.02, 0.98
-_MIN_DEVIATION, _MAX_DEVIATION = 0.05, 0.6
+_MIN_DEVIATION, _MAX_DEVIATION = 0.1, 0.6
 """Means and deviations that a normalisation of images in 0 .. 1 subtracts and divides by."""
 _MAX_STEP_ERROR = 0.05
 """Distance of a value from its level, as a share of the step: float32 leaves 1 % at a mean of 0.5."""

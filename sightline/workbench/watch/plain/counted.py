@@ -43,7 +43,7 @@ def _list_pulls(passed: Pass) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _judge_classes(passed: Pass, loss: Callable[[Any, Any], Tensor]) -> Iterator[Found]:
     """Labels that are no class do not count; where they do not, a class that does not count either is a slip."""
-    weight = getattr(loss, "weight", None)
+    weights = [getattr(loss, "weight", None), *passed.list_class_weights()]
     labels = [tensor for _, tensor in tree_leaves(passed.target) if tensor.dtype == torch.int64 and tensor.ndim > 0]
     for output, gradient in _list_pulls(passed) if len(labels) == 1 else ():
         axis = class_axis(output, labels[0])
@@ -55,7 +55,7 @@ def _judge_classes(passed: Pass, loss: Callable[[Any, Any], Tensor]) -> Iterator
         silent = [label for label in classes if not bool(counts[labels[0] == label].any())]
         outside = [label for label in silent if not 0 <= label < number]
         inside = [label for label in silent if 0 <= label < number]
-        if isinstance(weight, Tensor):
+        for weight in (weight for weight in weights if isinstance(weight, Tensor) and weight.numel() == number):
             inside = [label for label in inside if float(weight[label]) != 0]
         if outside and inside and _counts_alike(labels[0], sizes, [label for label in classes if label not in silent]):
             num = int((labels[0] == inside[0]).sum())

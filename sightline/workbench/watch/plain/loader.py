@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 _NUM_ITEMS, _NUM_READS, _NUM_LABELS = 6, 10, 64
 _MAX_DRAWN, _MIN_DRAWN, _MIN_DISTINCT = 20_000, 200, 0.05
 _MIN_COMMON, _MAX_CONFLICTS, _MAX_OTHER_SHARE = 8, 0.05, 0.1
-_MAX_CLASSES = 64
+_MAX_CLASSES, _IGNORED = 64, 255
 _NUM_WEIGHED, _MIN_WEIGHED, _MAX_WEIGHING_S, _MAX_BALANCE = 400, 200, 0.4, 1.5
 _MAX_READING_S, _MAX_ALL_READING_S, _MAX_STORED = 0.25, 10.0, 2**24
 _TORCHS = (SequentialSampler, RandomSampler, WeightedRandomSampler)
@@ -294,6 +294,7 @@ def _compare_rows(first: Item, second: Item) -> tuple[int, int]:
     labels = [dict(_list_rows(item)) for item in (first, second)]
     common = labels[0].keys() & labels[1].keys()
     pairs = [(labels[0][row], labels[1][row]) for row in common]
+    pairs = [(one, other) for one, other in pairs if min(one, other) >= 0 and _IGNORED not in (one, other)]
     is_renumbered = len(set(pairs)) == len({one for one, _ in pairs}) == len({other for _, other in pairs})
     others = [
         to_bytes([leaf for leaf in list_leaves(item.inputs) if not _is_row(leaf, item)]) for item in (first, second)
@@ -309,8 +310,8 @@ def _is_row(leaf: Any, item: Item) -> bool:
     return leaf.ndim > 0 and labels.ndim > 0 and len(leaf) == len(labels)
 
 
-def _list_rows(item: Item) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the bits of each row of the inputs that is there once, and of its label."""
+def _list_rows(item: Item) -> Iterator[tuple[bytes, int]]:
+    """Yield the bits of each row of the inputs that is there once, and its label."""
     points, labels = (torch.as_tensor(leaves[0]) if (leaves := list_leaves(part)) else None for part in item)
     if points is None or labels is None or points.ndim != 2 or labels.ndim != 1 or len(points) != len(labels):
         return
@@ -321,9 +322,9 @@ def _list_rows(item: Item) -> Iterator[tuple[bytes, bytes]]:
     counts: dict[bytes, int] = {}
     for row in rows:
         counts[row] = counts.get(row, 0) + 1
-    for row, label in zip(rows, labels.numpy(), strict=True):
+    for row, label in zip(rows, labels.tolist(), strict=True):
         if counts[row] == 1:
-            yield row, label.tobytes()
+            yield row, int(label)
 
 
 def _judge_collate(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:

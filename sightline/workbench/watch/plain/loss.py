@@ -83,6 +83,11 @@ class Pass(NamedTuple):
         renamed = tree_map(self.target, lambda _, t: t if t.is_floating_point() else _rename_classes(t))
         return math.isclose(float(loss(outputs, renamed)), float(self.value.detach()), rel_tol=1e-6)
 
+    def list_class_weights(self) -> list[Tensor]:
+        """List the weights of classes that cross entropies of the loss have."""
+        nodes = [node for node in iter_nodes([self.value.grad_fn]) if get_node_name(node).startswith("NllLoss")]
+        return [weight for node in nodes if (weight := node._saved_weight) is not None]
+
     def list_read_by_loss(self) -> set[int]:
         """List the user's own parameters that the loss reads itself, and not from the outputs of the copy."""
         return list_variables(iter_nodes([self.value.grad_fn])) & set(self.parameters)

@@ -25,6 +25,7 @@ _EXPORTS = frozenset(("numpy", "tolist", "array"))
 _MIN_SIDES, _MAX_UNORDERED = 16, 0.2
 _MIN_HOLES, _MIN_SHARE = 8, 0.01
 _MIN_OF_MEDIAN, _MAX_OF_LEAST = 0.05, 0.1
+_MAX_ADDED = 0.05
 """Least number of a map beside its holes, as a share of its median; a hole inside of a logarithm, as a share of it."""
 
 
@@ -234,7 +235,8 @@ def _find_holes(values: Tensor) -> Tensor | None:
         return None
     next_least = float(others.min())
     is_far = next_least > max(0.0, _MIN_OF_MEDIAN * float(others.median()))
-    return is_hole.detach() if is_far and float(least) <= _MAX_OF_LEAST * next_least else None
+    is_small = float(least) <= min(_MAX_ADDED, _MAX_OF_LEAST * next_least)  # log(1 + t) has no holes
+    return is_hole.detach() if is_far and is_small else None
 
 
 def _pair_sides(starts: tuple[Tensor, Tensor], ends: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -37,7 +37,7 @@ def judge_places(
         partial(_judge_order, rerun),
         _judge_hidden,
         _judge_edges,
-        _judge_owners,
+        partial(_judge_owners, rerun),
         partial(_judge_equal_views, loss),
         partial(_judge_views, loss),
     )
@@ -238,7 +238,7 @@ def _judge_edges(passed: Pass) -> Iterator[Found]:
         t for t in integers if t.ndim == 1 and t[0] == 0 and bool(((step := t.diff()) >= 0).all() and step.max() == 1)
     ]
     for edges in (t for t in integers if t.ndim == 2 and len(t) == 2):
-        for owner in (t for t in owners if int(t[-1]) >= _MIN_GRAPHS - 1 and int(edges.max()) < len(t)):
+        for owner in (t for t in owners if _MIN_GRAPHS <= int(t[-1]) + 1 < len(t) > int(edges.max())):
             num_graphs, joined = int(owner[-1]) + 1, owner[edges]
             with_edges = len(joined.unique())
             num_between = int((joined[0] != joined[1]).sum())
@@ -256,11 +256,14 @@ def _judge_edges(passed: Pass) -> Iterator[Found]:
                 return
 
 
-def _judge_owners(passed: Pass) -> Iterator[Found]:
+def _judge_owners(rerun: Callable[[int], Pass | None], passed: Pass) -> Iterator[Found]:
     """Rows (image, class, x, y, w, h) of the boxes of a batch say whose they are: not all are of the first image."""
     size = len(_find_first(passed.inputs))
     for table in (t for _, t in tree_leaves(passed.target) if t.ndim == 2 and t.is_floating_point()):
         if table.shape[1] != 6 or size < _MIN_IMAGES or len(table) <= size or bool(table[:, 0].any()):
+            continue
+        others = [t for i in range(1, _MAX_PASSES) if (again := rerun(i)) for _, t in tree_leaves(again.target)]
+        if any(bool(t[:, 0].any()) for t in others if t.ndim == 2 and t.shape[1] == 6 and len(t)):
             continue
         is_class = bool((table[:, 1] == table[:, 1].round()).all()) and float(table[:, 1].min()) >= 0
         if is_class and float(table[:, 2:].min()) >= 0 and float(table[:, 2:].max()) <= 1 and bool(table[:, 4:].all()):

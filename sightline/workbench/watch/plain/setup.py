@@ -35,7 +35,7 @@ PREFIX = "your_model"
 """Name of the user's module inside of its adapter; findings are printed without it."""
 _FACTS: Mapping[str, Any] = {}
 _RATE = 1e-3
-_CLOUDS = frozenset("point pt pc pcd cloud xyz point_cloud pointcloud".split())
+_CLOUDS = frozenset("point pt pc pcd cloud point_cloud pointcloud".split())
 """Names of sets of points, without the s of a plural."""
 
 
