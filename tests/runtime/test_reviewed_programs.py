@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, WeightedRandomSampler
 
 import sightline
+from sightline.contract.errors import UserError
 from tests.marks import long_but
 
 Program = tuple[nn.Module, Any, DataLoader[Any]]
@@ -526,6 +527,21 @@ def test_a_loss_keeps_its_state() -> None:
     assert loss.weight.grad is None
     assert not loss.centre.any()
     assert loss.mean == 0
+
+
+def test_a_finding_about_a_module_can_be_declared() -> None:
+    images = torch.rand(64, 3, 32, 32)
+    program = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
+    program(images)
+    data = ((images * 255).round() / 65025, torch.arange(64) % 2)
+    assert [each.code for each in sightline.check(program, nn.CrossEntropyLoss(), data).findings][:1] == [
+        "input-statistics"
+    ]
+    report = sightline.check(program, nn.CrossEntropyLoss(), data, declared=("input-statistics",))
+    assert all(each.code != "input-statistics" for each in report.findings)
+    assert "what is declared: input-statistics" in str(report)
+    with pytest.raises(UserError, match=r"no finding has the code 'input-statistic'; did you mean 'input-statistics'"):
+        sightline.check(program, nn.CrossEntropyLoss(), data, declared=("input-statistic",))
 
 
 # --- loops -----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from sightline.config import RunConfig, read_config
 from sightline.config.run_config import Checks
 from sightline.contract.errors import UserError, summarise_error
 from sightline.contract.plugins import load_plugins
+from sightline.contract.schema import suggest
 from sightline.contract.types import SampleKey
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
@@ -29,7 +30,8 @@ from sightline.workbench.check.core.dry_run import error_location, isolated_copy
 from sightline.workbench.check.core.examination import Examination
 from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, finding_from_dict, merge_findings
 from sightline.workbench.check.core.object_graph import preserve_generators
-from sightline.workbench.check.suite import check_path, run_all
+from sightline.workbench.check.runtime_rules import RUNTIME_RULES
+from sightline.workbench.check.suite import all_checks, check_path, run_all
 from sightline.workbench.fit.fit_attempt import FitSetup
 from sightline.workbench.fit.fit_one import FitOptions, fit_samples
 from sightline.workbench.fit.samples import Samples
@@ -79,6 +81,7 @@ def check(
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     overrides: Sequence[str] = (),
     plugins: Sequence[str | Path] = (),
+    declared: Sequence[str] = (),
 ) -> CheckReport:
     """Check a config (a path, or a mapping as in a file), a run directory, or a module; nothing of it changes.
 
@@ -88,16 +91,17 @@ def check(
     mapping goes to the model whole, or by the keys that `forward` names, and to `loss(outputs, batch)`. The rules
     about models, losses and optimisers are applied, and a few samples are fitted on copies. Samples of a DataLoader's
     data set are read several times, by this process: a set that edits what it stores when it is read does so here,
-    too. Raises UserError or ConfigError for a subject that cannot be read.
+    too. `declared` names codes of findings about a module that are intended; a config has `checks.skip`. Raises
+    UserError or ConfigError for a subject that cannot be read.
 
     >>> import sightline
     >>> sightline.check("configs/classify/synthetic_shapes_pointnet.yaml")
     CheckReport(synthetic_shapes_pointnet: 0 errors, 0 warnings)
     """
     if isinstance(subject, nn.Module):
-        return _check_module(subject, loss, batch_or_loader, optimizer)
-    if loss is not None or batch_or_loader is not None or optimizer is not None:
-        raise UserError("check: loss, batch and optimizer belong to a module; a config names its own")
+        return _check_module(subject, loss, batch_or_loader, optimizer, frozenset(declared))
+    if loss is not None or batch_or_loader is not None or optimizer is not None or declared:
+        raise UserError("check: loss, batch, optimizer and declared belong to a module; a config names its own")
     loaded = load_plugins([Path(plugin) for plugin in plugins])
     source = Path(subject) if isinstance(subject, str) else subject
     path = source if isinstance(source, Path) else Path("dict")
@@ -115,7 +119,12 @@ def _check_module(
     loss: Any,
     batch_or_loader: Any,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None,
+    declared: frozenset[str],
 ) -> CheckReport:
+    codes = {rule.code for rule in (*all_checks(), *RUNTIME_RULES)} | {"fit-one"}
+    for unknown in sorted(declared - codes):
+        hint = suggest(unknown, codes, otherwise="; these are the words in brackets of a finding")
+        raise UserError(f"check: declared: no finding has the code '{unknown}'{hint}")
     if loss is None or batch_or_loader is None:
         raise UserError("check: a module needs its loss and a batch: check(model, loss, (inputs, target))")
     flags = {module: module.training for module in model.modules()}
@@ -160,10 +169,12 @@ def _check_module(
                 examination.gaps.append(_NO_ROWS)
             if isinstance(run, Exception) and all(finding.code != "first-step" for finding in findings):
                 plain.append(_build_failure(run))
-            findings = merge_findings([*plain, *findings])
+            findings = [finding for finding in merge_findings([*plain, *findings]) if finding.code not in declared]
+            examination.gaps += [f"what is declared: {', '.join(sorted(declared))}"] * bool(declared)
             if figures["samples"] and not any(finding.severity == "error" for finding in findings):
                 fitted, text = _fit(built, passed, {finding.cause for finding in findings})
-                findings, figures = [*findings, *fitted], {**figures, "fit": text}
+                findings += [finding for finding in fitted if finding.code not in declared]
+                figures = {**figures, "fit": text}
         finally:
             for module, flag in flags.items():
                 module.training = flag
