@@ -636,3 +636,51 @@ def test_gradients_of_tables_may_be_sparse() -> None:
             for optimizer in optimizers:
                 optimizer.step()
     assert [each.code for each in watch.findings if each.severity != "note"] == []
+
+
+def test_ctc_is_asked_for_no_labels_that_are_none(capfd: pytest.CaptureFixture[str]) -> None:
+    """torch reads and writes beyond its memory for them: the process would be aborted."""
+
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frames, self.classes = nn.GRU(8, 16, batch_first=True), nn.Linear(16, 6)
+
+        def forward(self, frames: Tensor) -> Tensor:
+            return self.classes(self.frames(frames)[0]).log_softmax(-1)
+
+    lowest: list[int] = []
+
+    def loss(outputs: Tensor, label: Tensor) -> Tensor:
+        lowest.append(int(label.min()))
+        lengths = torch.full((len(outputs),), outputs.shape[1]), torch.full((len(outputs),), 5)
+        return F.ctc_loss(outputs.transpose(0, 1), label.clamp(min=0), *lengths, zero_infinity=True)
+
+    sightline.check(Frames(), loss, (torch.randn(8, 20, 8), torch.randint(1, 6, (8, 5))))
+    assert min(lowest) >= 0
+
+
+def test_attention_of_as_many_samples_as_a_head_is_wide_mixes_no_rows() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 32, dropout=0.0)
+    model = nn.Sequential(layer, nn.Linear(32, 3))
+    optimizer = torch.optim.Adam(model.parameters())
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for _ in range(4):
+            inputs = torch.randn(12, 8, 32)  # eight samples, heads of eight numbers
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs)[0], inputs[0, :, :3].argmax(1)).backward()
+            optimizer.step()
+    assert [each.code for each in watch.findings if each.severity != "note"] == []
+
+
+def test_marks_that_do_not_count_are_no_targets_of_a_cross_entropy() -> None:
+    inputs = torch.randn(32, 8)
+    target = torch.where(torch.rand(32, 4) < 0.3, -1.0, (inputs[:, :4] > 0).float())
+
+    def loss(outputs: Tensor, target: Tensor) -> Tensor:
+        each = F.binary_cross_entropy_with_logits(outputs, target, reduction="none")
+        return each[target >= 0].mean()
+
+    report = sightline.check(nn.Linear(8, 4), loss, (inputs, target))
+    assert [each.code for each in report.findings if "-1 to 1" in each.summary] == []

@@ -318,6 +318,12 @@ def _has_used_twin(parameter: str, loop: Loop) -> bool:
     )
 
 
+def _is_fixed(module: nn.Module, key: str) -> bool:
+    """Return True for what is frozen by design: tables of positions, a bias before a norm, the length of a weight."""
+    is_of_torch = type(module).__module__.startswith("torch.nn.modules")
+    return key == "bias" or not is_of_torch
+
+
 def _frozen_faults(loop: Loop) -> Iterator[Found]:
     """Yield a fault for parameters that are frozen in few modules beside others of the same module that train."""
     own = {name: list(module.named_parameters(recurse=False)) for name, module in loop.modules()}
@@ -325,7 +331,15 @@ def _frozen_faults(loop: Loop) -> Iterator[Found]:
     mixed = [name for name, named in own.items() if len({p.requires_grad for _, p in named}) == 2]
     if not mixed or len(mixed) > _MAX_MIXED * len(own) or is_frozen_by_kind(module for _, module in loop.modules()):
         return
-    frozen = [f"{name}.{key}".lstrip(".") for name in mixed for key, p in own[name] if not p.requires_grad]
+    modules = dict(loop.modules())
+    frozen = [
+        f"{name}.{key}".lstrip(".")
+        for name in mixed
+        for key, p in own[name]
+        if not p.requires_grad and not _is_fixed(modules[name], key)
+    ]
+    if not frozen:
+        return
     yield report(
         "frozen",
         f"{len(frozen)} parameter(s) frozen in modules that train: {list_names(frozen)}",

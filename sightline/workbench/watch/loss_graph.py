@@ -138,8 +138,16 @@ def get_saved(node: Any, name: str) -> Any:
 
 def _view_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     before, after = get_saved(node, "self_sym_sizes") or (), get_shape(node)
-    if (len(before) == len(after) and is_reordered(before, after)) or is_misread(before, after):
+    is_exchanged = len(before) == len(after) and is_reordered(before, after) and not _is_of_heads(graph, node)
+    if is_exchanged or is_misread(before, after):
         yield describe_reordered(before, after)
+
+
+def _is_of_heads(graph: LossGraph, node: Any) -> bool:
+    """Return True for (T, B, E) read as (T, B * heads, E / heads) and then transposed, as torch's attention does."""
+    users = [user for user in graph.nodes if any(parent is node for parent in list_parents(user))]
+    dims = ({get_saved(user, "dim0"), get_saved(user, "dim1")} for user in users if get_node_name(user) == "Transpose")
+    return any(pair == {0, 1} for pair in dims)
 
 
 def _broadcast_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
@@ -276,6 +284,10 @@ def _probability_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     if not isinstance(target, Tensor) or not target.numel():
         return
     low, high = float(target.min()), float(target.max())
+    weight, is_beyond = get_saved(node, "weight"), (target < 0) | (target > 1)
+    is_weighed = isinstance(weight, Tensor) and not bool(weight.expand_as(target)[is_beyond].any())
+    if is_weighed or get_saved(node, "reduction") == 0:
+        return  # marks of what is not known, which do not count, or are left out afterwards
     if low < 0 or high > 1:
         yield report(
             "loss-form",

@@ -181,7 +181,7 @@ class UpdateMonitor(Monitor):
         size = torch.stack([n.float() for n in torch._foreach_norm(list(before.values()))])
         gradient = torch.stack(
             [
-                _values(p.grad).float().abs().max()
+                _values(p.grad).abs().float().max()
                 if (p := track.parameters[n]).grad is not None and p.grad.numel()
                 else size[0] * 0
                 for n in names

@@ -19,7 +19,7 @@ _TINY_RATE, _MIN_TINY, _MAX_TINY_SHARE = 1e-6, 5, 0.05
 """Learning rate at which no update counts; the end of a cosine is there for a thousandth of its length."""
 _MIN_RISES, _MAX_RISES, _UPDATES_A_RISE, _LOW_RISE = 3, 1000, 8, 0.3
 _NUM_MOVED, _MANY = 5, 10
-_NUM_IDLE = 20
+_NUM_IDLE, _NUM_IDLE_OF_AVERAGE = 20, 200
 """Updates after which an average must have moved, and a loop must have stepped its scheduler at its end."""
 
 
@@ -50,7 +50,7 @@ class ScheduleMonitor(Monitor):
             self._rises[key] = [*rates, lr] if lr > rates[-1] and len(rates) <= _MAX_RISES else []
             self._last_rise[key] = track.num_updates
         highest = self._highest[key] = max(lr, self._highest.get(key, 0.0))
-        if lr > _LOW_RATE * highest:
+        if lr >= _LOW_RATE * highest * (1 - 1e-6):
             self._num_high[key] = self._num_high.get(key, 0) + 1
             self._num_low[key] = 0
         elif highest > 0:
@@ -76,7 +76,7 @@ class ScheduleMonitor(Monitor):
         for key, track in self._fresh.items():
             base = max((float(group.get("initial_lr", 0.0)) for group in track.optimizer.param_groups), default=0.0)
             is_low = track.num_updates >= _MIN_LOW and 0 < self._highest.get(key, 0.0) < _LOW_RATE * base
-            if is_low and not self._still_rises(key, track):
+            if is_low and base < 1 and not self._still_rises(key, track):  # with 1, the function returns the rate
                 yield report(
                     "schedule",
                     f"the learning rate of {track.name} is never above {self._highest[key] / base:.1g} of the one that "
@@ -99,7 +99,7 @@ class ScheduleMonitor(Monitor):
                     action="a warm-up that counts updates needs scheduler.step() after each update",
                 )
         for scheduler, first in zip(self._schedulers, self._first_steps, strict=True):
-            if loop.step >= _NUM_IDLE and _count(scheduler) == first:
+            if loop.step >= _NUM_IDLE and _count(scheduler) == first and hasattr(scheduler, "last_epoch"):
                 yield report(
                     "schedule",
                     f"{type(scheduler).__name__} never steps: the learning rate stays as it was",
@@ -118,7 +118,8 @@ class ScheduleMonitor(Monitor):
 def _length_faults(scheduler: Any, track: OptimizerTrack) -> Iterator[Found]:
     """Yield a fault for a cosine that is stepped past its end, after which the learning rate rises again."""
     length = getattr(scheduler, "T_max", None)
-    if scheduler.optimizer is track.optimizer and length is not None and _count(scheduler) > length + 1:
+    is_its_own = getattr(scheduler, "optimizer", None) is track.optimizer
+    if is_its_own and length is not None and _count(scheduler) > length + 1:
         is_each = track.num_updates <= _count(scheduler) + 1
         yield report(
             "schedule",
@@ -182,7 +183,7 @@ class AverageMonitor(Monitor):
         yield from loop.reader.read((is_still & has_moved).float(), partial(_judge_statistics, common))
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
-        if loop.step == _NUM_IDLE:
+        if loop.step == _NUM_IDLE_OF_AVERAGE:  # some are updated after each epoch, or begin after a warm-up
             begun = [pair for pair in self._averages if getattr(pair[0], "n_averaged", 1) != 0]  # SWA begins late
             self._averages = [pair for pair in self._averages if pair not in begun]
             yield from self._judge_moves(loop, begun)
@@ -254,7 +255,7 @@ def _judge_average(value: float) -> Iterator[Found]:
         yield report(
             "ema",
             "the moving average of the weights never moves",
-            measured=f"no parameter of it has changed in {_NUM_IDLE} updates",
+            measured="no parameter of it has changed in all updates so far",
         )
 
 

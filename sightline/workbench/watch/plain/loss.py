@@ -83,6 +83,10 @@ class Pass(NamedTuple):
         renamed = tree_map(self.target, lambda _, t: t if t.is_floating_point() else _rename_classes(t))
         return math.isclose(float(loss(outputs, renamed)), float(self.value.detach()), rel_tol=1e-6)
 
+    def uses(self, name: str) -> bool:
+        """Return True if an operator whose name begins so is among those of the loss."""
+        return any(get_node_name(node).startswith(name) for node in iter_nodes([self.value.grad_fn]))
+
     def list_class_weights(self) -> list[Tensor]:
         """List the weights of classes that cross entropies of the loss have."""
         nodes = [node for node in iter_nodes([self.value.grad_fn]) if get_node_name(node).startswith("NllLoss")]
@@ -399,7 +403,11 @@ def _judge_weights(loss: Any, pairs: Sequence[tuple[Any, Any]], passed: Pass) ->
     counts = torch.bincount(labels, minlength=len(weight))
     order = counts.argsort()[-int((counts > 0).sum()) :]
     rising = weight.to(counts.device)[order]
-    if len(order) > 2 and bool((rising.diff() > 0).all()) and float(rising[-1]) > _MIN_WEIGHT_RATIO * float(rising[0]):
+    present = counts[order].double()
+    surprise = float(((present - present.mean()).square() / present.mean()).sum())  # chi squared of equal frequencies
+    is_uneven = surprise > len(order) + _DEVIATIONS * (2 * len(order)) ** 0.5
+    is_rising = len(order) > 2 and bool((rising.diff() > 0).all())
+    if is_rising and is_uneven and float(rising[-1]) > _MIN_WEIGHT_RATIO * float(rising[0]):
         yield loss_weights.with_fault(
             "class weights are those of frequent classes: the more samples a class has, the more each of them counts",
             severity="error",
