@@ -8,6 +8,7 @@ the recorded gradient is that of this call alone, even if other modules read the
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -272,14 +273,17 @@ def replace_function(owner: Any, name: str, run: Callable[..., Any]) -> Iterator
 
 @contextmanager
 def observe_backward(before: Callable[[list[Tensor]], None], after: Callable[[], None]) -> Iterator[None]:
-    """Call `before` with the roots of every backward pass of the process, and `after` when it ends.
+    """Call `before` with the roots of every backward pass that this thread begins, and `after` when it ends.
 
-    A pass inside of another, of a checkpoint, is a part of it.
+    A pass inside of another, of a checkpoint, is a part of it. Other threads may train at the same time.
     """
-    depth = 0
+    depth, thread = 0, threading.get_ident()
 
     def run(original: Any, tensors: Any, *args: Any, **kwargs: Any) -> None:
         nonlocal depth
+        if threading.get_ident() != thread:
+            original(tensors, *args, **kwargs)
+            return
         depth += 1
         try:
             if depth == 1:

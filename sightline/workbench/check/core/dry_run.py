@@ -199,11 +199,20 @@ def _run_forward_only(job: TrainState, device: torch.device, deadline: float) ->
 
 def isolated_copy(model: nn.Module) -> nn.Module:
     """Deep-copy a model; the copy issues no collectives."""
-    copied = copy.deepcopy(model, _copy_empty_members(model))
+    copied = copy_module(model)
     for module in copied.modules():
         if isinstance(module, SynchronisedBatchNorm):
             module._all_reduce_sum = _return_unchanged  # as in a world of one process; there is no public way
     return copied
+
+
+def copy_module(model: nn.Module) -> nn.Module:
+    """Deep-copy a model, and as numbers the results of earlier passes that it keeps: torch refuses to copy these."""
+    members = [member for module in model.modules() for member in vars(module).values()]
+    inside = [item for member in members if isinstance(member, list | tuple) for item in member]
+    inside += [item for member in members if isinstance(member, dict) for item in member.values()]
+    results = [t for t in (*members, *inside) if isinstance(t, Tensor) and t.grad_fn is not None]
+    return copy.deepcopy(model, {**_copy_empty_members(model), **{id(t): t.detach().clone() for t in results}})
 
 
 def _copy_empty_members(model: nn.Module) -> dict[int, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_leaves, tree_map
-from sightline.workbench.check.core.dry_run import ReadTrackingDict
+from sightline.workbench.check.core.dry_run import ReadTrackingDict, copy_module
 
 _MAX_BATCHES = 4
 
@@ -71,7 +71,7 @@ def find_form(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: Any, 
     inputs, targets = ReadTrackingDict(moved), ReadTrackingDict(moved)
     try:
         with torch.no_grad():
-            copied = copy.deepcopy(model).train()
+            copied = copy_module(model).train()
             outputs = copied(**{name: moved[name] for name in names}) if names else copied(inputs)
     except Exception:  # noqa: BLE001 - the first step reports it
         return BatchForm(everything, everything)

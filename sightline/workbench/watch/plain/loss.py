@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from sightline.contract.pytree import tree_leaves, tree_map
 from sightline.workbench.check.checks.data.label_leak import label_input
 from sightline.workbench.check.checks.data.point_labels import padded_points
 from sightline.workbench.check.checks.loss_values import loss_weights
+from sightline.workbench.check.core.dry_run import copy_module
 from sightline.workbench.check.core.object_graph import get_node_name, iter_nodes, skip_shape_operations
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
@@ -110,7 +110,7 @@ def run_batch(
 ) -> Pass:
     """Compute the loss of a batch with a copy of the model in training mode; the graph begins at the inputs."""
     inputs, target = tree_map(pair, lambda _, tensor: tensor.to(device))
-    copied = copy.deepcopy(model).train()
+    copied = copy_module(model).train()
     begun = tree_map(inputs, _begin_graph)
     outputs = call_model(copied, begun)
     copies = dict(zip(map(id, model.parameters()), copied.parameters(), strict=True))
@@ -122,7 +122,7 @@ def list_routes(model: nn.Module, pair: tuple[Any, Any]) -> frozenset[str]:
 
     Others may run for other samples: experts, of which a gate chooses.
     """
-    copied, used = copy.deepcopy(model).eval(), set()
+    copied, used = copy_module(model).eval(), set()
     for row in range(min(_MAX_ROUTED, len(_first(pair)))):
         single = tree_map(pair[0], partial(_take_one, row))
         try:
@@ -178,7 +178,7 @@ def judge_keys(model: nn.Module, form: BatchForm, pair: tuple[Any, Any]) -> Iter
     names = [name for name in form.targets if name in form.inputs]
     if names != list(form.targets) or len(names) != 1 or not isinstance(target, Tensor) or target.is_floating_point():
         return
-    copied = copy.deepcopy(model).eval()
+    copied = copy_module(model).eval()
     try:
         with torch.no_grad():
             outputs = [
@@ -367,7 +367,7 @@ def _judge_order(model: nn.Module, passed: Pass) -> Iterator[Found]:
     is_other = (changed[:, -1] != tokens[:, -1]) & is_counted[:, -1]
     if not is_next or not bool(is_other.any()) or bool((tokens[:, 1:] == tokens[:, :-1]).all()):
         return
-    copied = copy.deepcopy(model).eval()
+    copied = copy_module(model).eval()
     with torch.no_grad():
         before, after = (_by_token(_first(call_model(copied, words)), tokens) for words in (tokens, changed))
     if before is None or after is None:

@@ -27,6 +27,7 @@ from sightline.engine.optimizers import FrozenModules
 from sightline.engine.train import TrainState
 from sightline.parts.tasks.supervised import Supervised
 from sightline.store.loading.batch_reader import BatchReader
+from sightline.workbench.check.core.dry_run import copy_module
 from sightline.workbench.check.core.sample_statistics import class_axis
 from sightline.workbench.fit.optimizer_grid import build_optimizer
 from sightline.workbench.watch.plain.batch import call_model, describe
@@ -274,7 +275,7 @@ def _has_labels(model: nn.Module, pair: tuple[Any, Any]) -> bool:
     inputs, label = pair
     if not isinstance(label, Tensor) or label.dtype != torch.int64:
         return False
-    copied = copy.deepcopy(model)
+    copied = copy_module(model)
     with torch.no_grad():
         output = call_model(copied, inputs)
     return isinstance(output, Tensor) and class_axis(output, label) is not None
