@@ -50,7 +50,8 @@ class ScheduleMonitor(Monitor):
             self._rises[key] = [*rates, lr] if lr > rates[-1] and len(rates) <= _MAX_RISES else []
             self._last_rise[key] = track.num_updates
         highest = self._highest[key] = max(lr, self._highest.get(key, 0.0))
-        if lr >= _LOW_RATE * highest * (1 - 1e-6):
+        is_by_hand = not self._schedulers and lr >= _LOW_RATE * highest * (1 - 1e-6)  # as for a fine-tuning
+        if lr > _LOW_RATE * highest or is_by_hand:
             self._num_high[key] = self._num_high.get(key, 0) + 1
             self._num_low[key] = 0
         elif highest > 0:
