@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
-from sightline.contract.pytree import tree_leaves
 from sightline.workbench.check.checks.model.gradients import LAYERS, make_dead_fault
 from sightline.workbench.check.checks.model.no_gradient import is_frozen_by_kind, registration_faults
 from sightline.workbench.check.runtime_rules import find_rule, report
@@ -26,8 +25,8 @@ _NUM_SILENT, _NUM_UNROUTED = 8, 50
 experts of a list, which takes more updates."""
 _UNKNOWN_OPTIMIZERS = 20
 """Updates until optimisers that were not named are taken to be all that there are."""
-_NUM_LOST = 4
-"""Updates in a row before which the same number of backward passes was for nothing."""
+NUM_LOST = 4
+"""Updates in a row before which the same backward passes were for nothing, or for too much."""
 _MAX_DEAD, _MIN_UNITS, _NUM_DEAD = 0.75, 8, 5
 
 
@@ -97,50 +96,6 @@ class OrderMonitor(Monitor):
         yield from ()
 
 
-class LostMonitor(Monitor):
-    """Backward passes, each of a batch of its own, whose gradients are cleared before any update uses them.
-
-    Not those of inputs (adversarial examples), nor between which weights change (SAM).
-    """
-
-    def __init__(self) -> None:
-        self._last: tuple[int, int, list[int]] | None = None
-        self._needs_inputs = False
-        self._num_lost = self._num_passes = 0
-        self._history: list[tuple[int, int]] = []
-
-    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
-        tracks = [track for track in loop.tracks.values() if track.num_backward]
-        is_new = self._last is not None and self._last[1] != loop.num_forwards
-        is_same = self._last is not None and self._last[::2] == (loop.step, _list_versions(loop))
-        if tracks and is_new and is_same and not self._needs_inputs and all(map(_is_cleared, tracks)):
-            self._num_lost += 1
-        yield from ()
-
-    def after_backward(self, loop: Loop) -> Iterator[Found]:
-        tracks = loop.tracks.values()
-        if tracks and all(track.marks() == track.before_backward for track in tracks):
-            return  # such as the pass of a generator through a frozen critic
-        self._num_passes += 1
-        self._last = loop.step, loop.num_forwards, _list_versions(loop)
-        inputs = () if loop.call is None else loop.call.inputs
-        self._needs_inputs = any(tensor.requires_grad for _, tensor in tree_leaves(inputs))
-        yield from ()
-
-    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
-        lost, total = self._num_lost, self._num_passes
-        self._history = [*self._history[1 - _NUM_LOST :], (lost, total)]
-        self._num_lost = self._num_passes = 0
-        if len(self._history) == _NUM_LOST and lost and set(self._history) == {(lost, total)}:
-            yield report(
-                "gradients-cleared",
-                f"the gradients of {lost} of {total} backward passes are cleared before {track.name}.step() uses them",
-                causes=("optim.grad_accumulation", "optim.step_order"),
-                measured=f"the same at {_NUM_LOST} updates in a row; each pass had a batch of its own",
-                action="for accumulation call zero_grad() once per update: after step(), not before each backward()",
-            )
-
-
 class LeakMonitor(Monitor):
     """Gradients that a loss left in an optimiser, as a generator's in its critic, are cleared before the next loss."""
 
@@ -152,7 +107,7 @@ class LeakMonitor(Monitor):
 
     def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
         for key, track in loop.tracks.items():
-            if self._passes.get(key) and (_is_cleared(track) or track.marks() != track.after_backward):
+            if self._passes.get(key) and (is_cleared(track) or track.marks() != track.after_backward):
                 self._passes[key] = []
             elif self._passes.get(key):  # `grad.data.zero_()` leaves no mark
                 gradients = [p.grad.detach().any() for p in track.probes if p.grad is not None]
@@ -175,7 +130,7 @@ class LeakMonitor(Monitor):
         *earlier, last = self._passes.get(key) or [set()]
         is_leak = last == {key} and any((passed - {key}) & self._updated.get(key, set()) for passed in earlier)
         number = self._num_leaks[key] = self._num_leaks.get(key, 0) + 1 if is_leak else 0
-        if number == _NUM_LOST:
+        if number == NUM_LOST:
             found = report(
                 "gradients-kept",
                 f"gradients of a loss that another optimiser has used are still in those of {track.name}",
@@ -195,11 +150,7 @@ class LeakMonitor(Monitor):
         yield from ()
 
 
-def _list_versions(loop: Loop) -> list[int]:
-    return [probe._version for track in loop.tracks.values() for probe in track.probes]
-
-
-def _is_cleared(track: OptimizerTrack) -> bool:
+def is_cleared(track: OptimizerTrack) -> bool:
     """Return True if the gradients of the last backward pass are None, or (on a CPU, where it is known) all zero."""
     had = [p for p, mark in zip(track.probes, track.after_backward, strict=True) if mark is not None]
     return bool(had) and all(p.grad is None or (p.grad.device.type == "cpu" and not bool(p.grad.any())) for p in had)

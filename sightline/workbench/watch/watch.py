@@ -27,9 +27,10 @@ from sightline.instrument import (
 from sightline.workbench.check.checks.optimiser.non_finite import non_finite
 from sightline.workbench.check.core.finding import Fault, Finding, merge_findings
 from sightline.workbench.watch.bisection import Search, prepare_search
-from sightline.workbench.watch.gradients import LeakMonitor, LostMonitor, OrderMonitor, ReachMonitor, UnitMonitor
+from sightline.workbench.watch.gradients import LeakMonitor, OrderMonitor, ReachMonitor, UnitMonitor
 from sightline.workbench.watch.kept_weights import CopyMonitor, PruneMonitor
 from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, PollMonitor
+from sightline.workbench.watch.lost_gradients import LostMonitor
 from sightline.workbench.watch.numbers import ClipMonitor, FiniteMonitor, UpdateMonitor, locate_non_finite
 from sightline.workbench.watch.overlaps import OverlapMonitor
 from sightline.workbench.watch.passes import LossMonitor, ModeMonitor, OutputMonitor, PartMonitor, SplitMonitor
