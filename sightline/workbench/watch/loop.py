@@ -24,6 +24,9 @@ Judge = Callable[[float], Iterable[Found]]
 Mark = tuple[int, int] | None
 """Identity and version of a parameter's gradient: equal marks mean that nothing has written to it."""
 
+CallSite = tuple[tuple[int, int], ...]
+"""Calls that lead to a line, by their code and the place in it: one line of a loop is reached by the same calls."""
+
 _PACKAGE = Path(__file__).resolve().parents[2]
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
 _NUM_PROBES, _MAX_SMALL = 16, 16_384
@@ -125,7 +128,7 @@ class Loop:
     """Facts of the loop: `step` counts updates, `forwards` training passes, `loss` is the last root's value.
 
     `model_inputs` are the tensors that the last recorded training pass began with, `executed` the names of modules that
-    ran in a training pass while calls were recorded.
+    ran in a training pass while calls were recorded, `call_site` the calls that lead to the last backward pass.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], *, every: int, first_step: int = 0) -> None:
@@ -138,6 +141,7 @@ class Loop:
         self.is_over = False
         self.num_forwards = 0
         self.call: ForwardCall | None = None
+        self.call_site: CallSite = ()
         self.model_inputs: list[Tensor] = []
         self.loss: Tensor | None = None
         self.executed: set[str] = set()

@@ -17,8 +17,6 @@ from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 
 _diagnose = functools.partial(diagnose, __file__)
-_MAX_SKIPPED = 25
-"""Backward passes that are thrown away in a row: 2^16 halves to 1 in 16 of them."""
 _NUM_STILL = 10
 """Updates at a learning rate of 0 in a row: a warm-up from 0 has one."""
 _MAX_RATIO, _LOW_RATE = 1.0, 0.01
@@ -34,26 +32,13 @@ class FiniteMonitor(Monitor):
 
     def __init__(self, explain: Any) -> None:
         self._explain = explain
-        self._num_thrown = 0
         self._is_found = False
 
     def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
         loop.loss = root.detach()
-        if any(
-            last is not None and mark != last
-            for t in loop.tracks.values()
-            for mark, last in zip(t.marks(), t.after_backward, strict=True)
-        ):
-            self._num_thrown += 1
-        if self._num_thrown == _MAX_SKIPPED:
-            yield report(
-                "skipped-updates",
-                f"{_MAX_SKIPPED} backward passes in a row are cleared without an update",
-                measured=f"loss {float(loop.loss.double().sum()):.4g}, {_describe_gradients(loop)}",
-            )
+        yield from ()
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
-        self._num_thrown = 0
         if self._is_found or getattr(track.optimizer, "found_inf", None) is not None:  # the scaler judges it
             return
         if track.is_sampled(loop.every):
@@ -141,12 +126,6 @@ def locate_non_finite(loop: Loop, track: OptimizerTrack) -> Fault:
         layer=(last or "").rpartition(".")[0] or None,
         evidence={"stage": "backward"},
     )
-
-
-def _describe_gradients(loop: Loop) -> str:
-    gradients = [g for track in loop.tracks.values() for g in track.gradients.values()]
-    num_bad = sum(not bool(gradient.isfinite().all()) for gradient in gradients)
-    return f"{num_bad} of {len(gradients)} gradients of the last one are not finite"
 
 
 class UpdateMonitor(Monitor):

@@ -30,7 +30,7 @@ from sightline.workbench.watch.bisection import Search, prepare_search
 from sightline.workbench.watch.gradients import LeakMonitor, OrderMonitor, ReachMonitor, UnitMonitor
 from sightline.workbench.watch.kept_weights import CopyMonitor, PruneMonitor
 from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, PollMonitor
-from sightline.workbench.watch.lost_gradients import LostMonitor
+from sightline.workbench.watch.lost_gradients import LostMonitor, SkipMonitor, trace_calls
 from sightline.workbench.watch.numbers import ClipMonitor, FiniteMonitor, UpdateMonitor, locate_non_finite
 from sightline.workbench.watch.overlaps import OverlapMonitor
 from sightline.workbench.watch.passes import LossMonitor, ModeMonitor, OutputMonitor, PartMonitor, SplitMonitor
@@ -84,6 +84,7 @@ class Watch:
             PollMonitor(),
             OrderMonitor(),
             LostMonitor(),
+            SkipMonitor(),
             LeakMonitor(),
             FiniteMonitor(self._explain_non_finite),
             ReachMonitor(knows_optimizers=bool(optimizers)),
@@ -199,6 +200,7 @@ class Watch:
             self._judge("on_load", model, state)
 
     def _before_backward(self, roots: list[Tensor]) -> None:
+        self._loop.call_site = trace_calls()
         for root in roots[:1]:
             self._judge("before_backward", root)
 
