@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -257,3 +258,129 @@ def test_a_loop_without_updates_is_named(first: int, last: int) -> None:
             if step < first:
                 optimizer.step()
     assert list_codes(watch) == ["skipped-updates"]
+
+
+# --- restarts --------------------------------------------------------------------------------------------------------
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, updates: int, rate: float | None = None) -> None:
+    """Train; with `rate`, the learning rate rises to it by equal factors from a millionth of it."""
+    for step in range(updates):
+        for group in optimizer.param_groups if rate else ():
+            group["lr"] = rate * 1e-6 ** (1 - step / updates)
+        optimizer.zero_grad()
+        lose(model).backward()
+        optimizer.step()
+
+
+def a_search_for_a_rate(*, sets_back: bool = True) -> Watch:
+    model, optimizer = make(8, 16, 4)
+    states = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        train(model, optimizer, 80, rate=1.0)
+        if sets_back:
+            model.load_state_dict(states[0])
+            optimizer.load_state_dict(states[1])
+        optimizer.param_groups[0]["lr"] = 1e-3
+        train(model, optimizer, 100)
+    return watch
+
+
+def a_search_that_sets_nothing_back() -> Watch:
+    return a_search_for_a_rate(sets_back=False)
+
+
+def a_search_before_a_schedule() -> Watch:
+    model = mlp(8, 16, 4)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    states = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    with sightline.watch(model, optimizer=optimizer, scheduler=(scheduler := make_cosine(optimizer))) as watch:
+        train(model, optimizer, 60, rate=3.0)
+        model.load_state_dict(states[0])
+        optimizer.load_state_dict(states[1])
+        for _ in range(70):
+            train(model, optimizer, 1)
+            scheduler.step()
+    return watch
+
+
+def make_cosine(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 70, eta_min=1e-3)
+
+
+def folds(*, draws: bool = True, clears: bool = True) -> Watch:
+    """Each fold begins with other weights, or (a bug) with those of the last one."""
+    model, optimizer = make(8, 16, 4)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for _ in range(3):
+            for layer in model.children() if draws else ():
+                if isinstance(layer, nn.Linear):
+                    layer.reset_parameters()
+            if clears:
+                optimizer.state.clear()
+            train(model, optimizer, 20)
+    return watch
+
+
+def weights_that_are_rewound() -> Watch:
+    """The lottery ticket: what is not pruned goes back to its first values, by `data`."""
+    model, optimizer = make(8, 32, 4)
+    first = copy.deepcopy(model.state_dict())
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for _ in range(3):
+            train(model, optimizer, 20)
+            mask = model[0].weight.abs() > model[0].weight.abs().quantile(0.2)
+            for name, parameter in model.named_parameters():
+                parameter.data = first[name].clone()
+            model[0].weight.data *= mask
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": {}})
+    return watch
+
+
+RESTARTS: list[Method] = [
+    a_search_for_a_rate,
+    a_search_that_sets_nothing_back,
+    a_search_before_a_schedule,
+    folds,
+    weights_that_are_rewound,
+]
+
+
+@pytest.mark.parametrize("method", RESTARTS, ids=lambda method: method.__name__)
+def test_a_loop_may_begin_anew(method: Method) -> None:
+    torch.manual_seed(0)
+    assert list_codes(method()) == []
+
+
+def test_a_state_that_is_lost_alone_is_named() -> None:
+    torch.manual_seed(0)
+    assert list_codes(folds(draws=False)) == ["lost-state"]
+
+
+@pytest.mark.parametrize("loads", ["the same weights", "clipped weights"])
+def test_a_state_that_is_lost_at_a_resume_is_named(loads: str) -> None:
+    torch.manual_seed(0)
+    model, optimizer = make(8, 16, 4)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for _ in range(3):
+            train(model, optimizer, 20)
+            if loads == "the same weights":
+                model.load_state_dict(copy.deepcopy(model.state_dict()))
+            else:
+                nn.init.trunc_normal_(model[0].bias, std=1e-3)
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": {}})
+    assert list_codes(watch) == ["lost-state"]
+
+
+def test_a_fall_of_the_rate_is_named_after_a_restart() -> None:
+    torch.manual_seed(0)
+    model, optimizer = make(8, 16, 4)
+    first = copy.deepcopy(model.state_dict())
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        train(model, optimizer, 20)
+        model.load_state_dict(first)
+        optimizer.state.clear()
+        for _ in range(12):
+            train(model, optimizer, 10)
+            optimizer.param_groups[0]["lr"] *= 0.3
+    assert list_codes(watch) == ["schedule"]

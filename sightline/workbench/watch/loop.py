@@ -38,7 +38,8 @@ class OptimizerTrack:
     """Optimiser seen in the loop: `parameters` by name, `probes` a few of them, whose gradients are marked each step.
 
     `small` are a few small parameters, of early layers: what is not finite in a backward pass arrives there.
-    `is_kept` is True for a probe whose gradient nothing has cleared or replaced since the last update.
+    `is_kept` is True for a probe whose gradient nothing has cleared or replaced since the last update, `is_restarted`
+    if the loop has begun anew before the current update.
     """
 
     optimizer: torch.optim.Optimizer
@@ -53,6 +54,7 @@ class OptimizerTrack:
     kept_values: Tensor | None = None
     norm: Tensor | None = None
     norm_after_backward: Tensor | None = None
+    is_restarted: bool = False
 
     def __post_init__(self) -> None:
         names = list(self.parameters)

@@ -41,11 +41,21 @@ class ScheduleMonitor(Monitor):
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if track.num_updates == 0 and not track.optimizer.state:
             self._fresh[id(track)] = track
+        if track.is_restarted:
+            self._forget(id(track))
         yield from ()
+
+    def _forget(self, key: int) -> None:
+        """Forget the learning rates so far: another schedule begins."""
+        for records in (self._highest, self._num_high, self._num_low, self._num_tiny, self._last_rise, self._rises):
+            records.pop(key, None)  # type: ignore[attr-defined]
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         key, lr = id(track), track.lr
         rates = self._rises.setdefault(key, [lr])
+        if not self._schedulers and len(rates) > _MIN_RISES and lr < _LOW_RATE * rates[-1]:
+            self._forget(key)  # a search for a rate rises, and ends at once
+            rates = self._rises.setdefault(key, [lr])
         if rates and lr != rates[-1]:
             self._rises[key] = [*rates, lr] if lr > rates[-1] and len(rates) <= _MAX_RISES else []
             self._last_rise[key] = track.num_updates
@@ -136,7 +146,10 @@ def _count(scheduler: Any) -> int:
 
 
 class StateMonitor(Monitor):
-    """States of optimisers: those that the last update left are there at the next, also after a resume."""
+    """States of optimisers: those that the last update left are there at the next, also after a resume.
+
+    But for a restart, which sets the weights back, too.
+    """
 
     def __init__(self) -> None:
         self._sizes: dict[int, int] = {}
@@ -145,7 +158,7 @@ class StateMonitor(Monitor):
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         size, key = len(track.optimizer.state), id(track)
         before = self._sizes.get(key, 0)
-        if before > 0 and size == 0:
+        if before > 0 and size == 0 and not track.is_restarted:
             yield report(
                 "lost-state",
                 f"{track.name} has lost its state: momenta begin at zero again",

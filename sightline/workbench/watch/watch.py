@@ -36,6 +36,7 @@ from sightline.workbench.watch.overlaps import OverlapMonitor
 from sightline.workbench.watch.passes import LossMonitor, ModeMonitor, OutputMonitor, PartMonitor, SplitMonitor
 from sightline.workbench.watch.ranks import start_monitor
 from sightline.workbench.watch.report import CheckReport
+from sightline.workbench.watch.restarts import RestartMonitor
 from sightline.workbench.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor, StateMonitor
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ class Watch:
         self._receive = receive
         self._monitors: list[Monitor] = [
             PollMonitor(),
+            RestartMonitor(),
             OrderMonitor(),
             LostMonitor(),
             SkipMonitor(),
