@@ -384,3 +384,54 @@ def test_a_fall_of_the_rate_is_named_after_a_restart() -> None:
             train(model, optimizer, 10)
             optimizer.param_groups[0]["lr"] *= 0.3
     assert list_codes(watch) == ["schedule"]
+
+
+# --- schedules and averages ------------------------------------------------------------------------------------------
+
+
+def follow(*, warms: int, updates: int, steps_plateau: bool = True) -> Watch:
+    """Warm up by `warms` updates, and lower the rate after epochs whose loss has not fallen."""
+    model, optimizer = make(8, 16, 4)
+    schedulers = torch.optim.lr_scheduler
+    warm_up = schedulers.LinearLR(optimizer, 0.01, total_iters=warms)
+    plateau = schedulers.ReduceLROnPlateau(optimizer, patience=1)
+    with sightline.watch(model, optimizer=optimizer, scheduler=[warm_up, plateau]) as watch:
+        for step in range(updates):
+            train(model, optimizer, 1)
+            if step < warms:
+                warm_up.step()
+            elif step % 20 == 19 and steps_plateau:
+                plateau.step(1.0)
+    return watch
+
+
+def test_a_second_scheduler_takes_over_after_the_warm_up() -> None:
+    torch.manual_seed(0)
+    assert list_codes(follow(warms=40, updates=120)) == []
+    assert list_codes(follow(warms=100, updates=80)) == []
+    assert list_codes(follow(warms=40, updates=120, steps_plateau=False)) == ["schedule"]
+
+
+def average(*, begins: int, updates: int, copies_buffers: bool = True) -> Watch:
+    """Average weights from an update on, by hand, and evaluate the average after each twenty updates."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
+    mean, optimizer = copy.deepcopy(model), torch.optim.SGD(model.parameters(), 0.05)
+    with sightline.watch(model, optimizer=optimizer, ema=mean) as watch:
+        for step in range(updates):
+            train(model, optimizer, 1)
+            with torch.no_grad():
+                for own, value in zip(mean.parameters(), model.parameters(), strict=True) if step >= begins else ():
+                    own.lerp_(value, 0.1)
+                for own, value in zip(mean.buffers(), model.buffers(), strict=True) if step >= begins else ():
+                    own.copy_(value if copies_buffers else own)
+                if step % 20 == 19:
+                    mean.eval()(draw()[0])
+    return watch
+
+
+def test_an_average_may_be_evaluated_before_it_begins() -> None:
+    torch.manual_seed(0)
+    assert list_codes(average(begins=60, updates=100)) == []
+    assert list_codes(average(begins=210, updates=230)) == []
+    assert list_codes(average(begins=60, updates=100, copies_buffers=False)) == ["ema"]
+    assert list_codes(average(begins=60, updates=40)) == ["ema"]

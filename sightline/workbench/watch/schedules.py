@@ -19,7 +19,7 @@ _TINY_RATE, _MIN_TINY, _MAX_TINY_SHARE = 1e-6, 5, 0.05
 """Learning rate at which no update counts; the end of a cosine is there for a thousandth of its length."""
 _MIN_RISES, _MAX_RISES, _UPDATES_A_RISE, _LOW_RISE = 3, 1000, 8, 0.3
 _NUM_MOVED, _MANY = 5, 10
-_NUM_IDLE, _NUM_IDLE_OF_AVERAGE = 20, 200
+_NUM_IDLE, _NUM_IDLE_OF_AVERAGE = 20, 2000
 """Updates after which an average must have moved, and a loop must have stepped its scheduler at its end."""
 
 
@@ -110,7 +110,8 @@ class ScheduleMonitor(Monitor):
                     action="a warm-up that counts updates needs scheduler.step() after each update",
                 )
         for scheduler, first in zip(self._schedulers, self._first_steps, strict=True):
-            if loop.step >= _NUM_IDLE and _count(scheduler) == first and hasattr(scheduler, "last_epoch"):
+            is_idle = loop.step >= _NUM_IDLE and _count(scheduler) == first and hasattr(scheduler, "last_epoch")
+            if is_idle and not self._is_later(scheduler):
                 yield report(
                     "schedule",
                     f"{type(scheduler).__name__} never steps: the learning rate stays as it was",
@@ -118,6 +119,14 @@ class ScheduleMonitor(Monitor):
                     expected="scheduler.step() after each epoch, or after each update",
                     action="call scheduler.step()",
                 )
+
+    def _is_later(self, scheduler: Any) -> bool:
+        """Return True if another scheduler of its optimiser has been stepped, and not to its end, as in a warm-up."""
+        return any(
+            first < _count(other) < _find_length(other)
+            for other, first in zip(self._schedulers, self._first_steps, strict=True)
+            if getattr(other, "optimizer", None) is getattr(scheduler, "optimizer", None)
+        )
 
     def _still_rises(self, key: int, track: OptimizerTrack) -> bool:
         """Return True in a warm-up: the last rise is no longer ago than two rises take."""
@@ -139,6 +148,12 @@ def _length_faults(scheduler: Any, track: OptimizerTrack) -> Iterator[Found]:
             measured=f"{_count(scheduler)} steps, T_max {length}"
             + (", one after each update: T_max is probably in epochs" if is_each else ""),
         )
+
+
+def _find_length(scheduler: Any) -> float:
+    """Return the number of steps after which a scheduler is at its end; infinity if it says none."""
+    lengths = (getattr(scheduler, name, None) for name in ("total_iters", "T_max", "total_steps"))
+    return next((float(length) for length in lengths if length is not None), math.inf)
 
 
 def _count(scheduler: Any) -> int:
@@ -183,10 +198,14 @@ class AverageMonitor(Monitor):
 
     def __init__(self, averages: Sequence[nn.Module]) -> None:
         self._averages = [(average, take_slices(average)) for average in averages]
+        self._weights = {id(average): weights for average, weights in self._averages}
         self._buffers = {id(average): _copy_statistics(average) for average in averages}
 
     def on_average(self, loop: Loop, average: nn.Module) -> Iterator[Found]:
-        """Judge the running statistics of an average that is evaluated: those of its start fit no weights but those."""
+        """Judge the running statistics of an average that is evaluated: those of its start fit no weights but those.
+
+        An average that has not begun has the weights of its start, too.
+        """
         first, now = self._buffers[id(average)], _copy_statistics(average)
         own = {name: buffer for model in loop.models.values() for name, buffer in _copy_statistics(model).items()}
         common = [name for name in first if name in own and own[name].shape == first[name].shape]
@@ -194,7 +213,9 @@ class AverageMonitor(Monitor):
             return
         is_still = torch.stack([(now[name] == first[name]).all() for name in common]).all()
         has_moved = torch.stack([(own[name] != first[name]).any() for name in common]).any()
-        yield from loop.reader.read((is_still & has_moved).float(), partial(_judge_statistics, common))
+        weights = zip(take_slices(average), self._weights[id(average)], strict=True)
+        has_begun = torch.stack([(own != first).any() for own, first in weights]).any()
+        yield from loop.reader.read((is_still & has_moved & has_begun).float(), partial(_judge_statistics, common))
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if loop.step == _NUM_IDLE_OF_AVERAGE:  # some are updated after each epoch, or begin after a warm-up
