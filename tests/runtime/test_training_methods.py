@@ -435,3 +435,32 @@ def test_an_average_may_be_evaluated_before_it_begins() -> None:
     assert list_codes(average(begins=210, updates=230)) == []
     assert list_codes(average(begins=60, updates=100, copies_buffers=False)) == ["ema"]
     assert list_codes(average(begins=60, updates=40)) == ["ema"]
+
+
+# --- weights that are loaded -----------------------------------------------------------------------------------------
+
+
+def load(*, edits: bool, clips: bool = False) -> Watch:
+    """Load a state that the loop has just taken and edited in its place, or one that it took too early, uncopied."""
+    model, optimizer = make(8, 16, 4)
+    state: dict[str, Tensor] = {}
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for step in range(30):
+            train(model, optimizer, 1)
+            if clips:
+                with torch.no_grad():
+                    torch._foreach_clamp_max_(list(model.parameters()), 0.1)
+            if step % 10 == 9:
+                state = model.state_dict() if edits or not state else state
+                if edits:
+                    state["2.weight"] *= 0.9
+                model.load_state_dict(state)
+    return watch
+
+
+def test_a_state_may_be_edited_in_its_place() -> None:
+    torch.manual_seed(0)
+    assert list_codes(load(edits=True)) == []
+    assert list_codes(load(edits=True, clips=True)) == []
+    assert list_codes(load(edits=False)) == ["aliased-weights"]
+    assert list_codes(load(edits=False, clips=True)) == ["aliased-weights"]

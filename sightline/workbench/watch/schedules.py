@@ -235,7 +235,27 @@ class AverageMonitor(Monitor):
 
 
 class LoadMonitor(Monitor):
-    """Weights that the loop loads after it has trained: they are other tensors than the model's own."""
+    """Weights that the loop loads after it has trained: they are other tensors than the model's own.
+
+    Those of a state that has just been taken, and edited in its place, are the model's own on purpose: the edit has
+    written to the weights since the last update, and more often than the loop writes to them between updates.
+    """
+
+    def __init__(self) -> None:
+        self._versions: dict[int, int] = {}
+        self._num_writes: dict[int, int] = {}
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        self._num_writes[id(track)] = self._count_writes(track)
+        yield from ()
+
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        self._versions[id(track)] = _sum_versions(track)
+        yield from ()
+
+    def _count_writes(self, track: OptimizerTrack) -> int:
+        now = _sum_versions(track)
+        return now - self._versions.get(id(track), now)
 
     def on_load(self, loop: Loop, model: nn.Module, state: Mapping[str, Any]) -> Iterator[Found]:
         names = model.state_dict(keep_vars=True).keys()
@@ -249,7 +269,10 @@ class LoadMonitor(Monitor):
         own = {name: parameter for name, parameter in model.named_parameters() if parameter.numel()}
         shared = [name for name, value in own.items() if _is_same_memory(state.get(name), value)]
         num_updates = sum(track.num_updates for track in loop.tracks.values())
-        if own and len(shared) == len(own) and num_updates:
+        is_edited = any(
+            self._count_writes(track) > self._num_writes.get(id(track), 0) for track in loop.tracks.values()
+        )
+        if own and len(shared) == len(own) and num_updates and not is_edited:
             yield report(
                 "aliased-weights",
                 "load_state_dict gets the model's own tensors: nothing is restored",
@@ -257,6 +280,10 @@ class LoadMonitor(Monitor):
                 measured=f"{len(shared)} of {len(own)} parameters share their memory with the model, after "
                 f"{num_updates} updates",
             )
+
+
+def _sum_versions(track: OptimizerTrack) -> int:
+    return sum(parameter._version for parameter in track.parameters.values())
 
 
 def _is_same_memory(value: Any, own: Tensor) -> bool:
