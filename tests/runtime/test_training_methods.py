@@ -464,3 +464,55 @@ def test_a_state_may_be_edited_in_its_place() -> None:
     assert list_codes(load(edits=True, clips=True)) == []
     assert list_codes(load(edits=False)) == ["aliased-weights"]
     assert list_codes(load(edits=False, clips=True)) == ["aliased-weights"]
+
+
+# --- updates ---------------------------------------------------------------------------------------------------------
+
+
+class Words(nn.Module):
+    """A large table, of which the upper half of the rows is used, and a bias."""
+
+    def __init__(self, *, sparse: bool) -> None:
+        super().__init__()
+        self.table, self.bias = nn.Embedding(20_000, 16, sparse=sparse), nn.Parameter(torch.zeros(4))
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.table(words).mean(dim=1)[:, :4] + self.bias
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("form", ["float32", "bfloat16", "too low a rate"])
+def test_tables_are_compared_where_they_train(sparse: bool, form: str) -> None:
+    torch.manual_seed(0)
+    model = Words(sparse=sparse)
+    kind = torch.optim.SparseAdam if sparse and form == "float32" else torch.optim.SGD
+    model = model.bfloat16() if form != "float32" else model
+    optimizers = [kind(model.table.parameters(), 1e-9 if form == "too low a rate" else 0.5)]
+    optimizers.append(torch.optim.SGD([model.bias], 0.5))
+    with sightline.watch(model, optimizer=optimizers) as watch:
+        for _ in range(4):
+            words = torch.randint(10_000, 20_000, (16, 3))
+            model.zero_grad()
+            (8 * F.cross_entropy(model(words), words[:, 0] % 4)).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    assert ("no-update" in list_codes(watch)) == (form == "too low a rate")
+
+
+def test_a_line_search_ends_where_the_loss_is_lowest() -> None:
+    torch.manual_seed(0)
+    model, points = nn.Linear(8, 1), torch.randn(64, 8)
+    nn.init.normal_(model.weight)
+    wanted = points @ torch.randn(8, 1) + 0.1 * torch.randn(64, 1)
+    optimizer = torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.mse_loss(model(points), wanted)
+        loss.backward()
+        return loss
+
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for _ in range(8):
+            optimizer.step(closure)
+    assert list_codes(watch) == []
