@@ -516,3 +516,102 @@ def test_a_line_search_ends_where_the_loss_is_lowest() -> None:
         for _ in range(8):
             optimizer.step(closure)
     assert list_codes(watch) == []
+
+
+# --- layers that join later, and what else is trained -----------------------------------------------------------------
+
+
+class Growing(nn.Module):
+    """A network that begins with one stage and grows, with an output for each size; stages by numbers or in a list."""
+
+    def __init__(self, *, listed: bool) -> None:
+        super().__init__()
+        self.enter, self.size = nn.Linear(8, 16), 0
+        stages = [(nn.Linear(16, 16), nn.Linear(16, 4)) for _ in range(3)]
+        if listed:
+            self.stages, self.heads = nn.ModuleList(), nn.ModuleList()
+            for stage, head in stages:
+                self.stages.append(stage)
+                self.heads.append(head)
+        else:
+            for number, (stage, head) in enumerate(stages):
+                setattr(self, f"stage{number}", stage)
+                setattr(self, f"head_{number}", head)
+        self.listed = listed
+
+    def forward(self, points: Tensor) -> Tensor:
+        hidden = self.enter(points)
+        for number in range(self.size + 1):
+            hidden = (self.stages[number] if self.listed else getattr(self, f"stage{number}"))(hidden.relu())
+        return (self.heads[self.size] if self.listed else getattr(self, f"head_{self.size}"))(hidden)
+
+
+def grow(*, listed: bool, grows: bool = True) -> Watch:
+    model = Growing(listed=listed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for _ in range(3):
+            train(model, optimizer, 60)
+            model.size += grows
+    return watch
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_network_may_grow(listed: bool) -> None:
+    torch.manual_seed(0)
+    assert list_codes(grow(listed=listed)) == []
+    assert list_codes(grow(listed=listed, grows=False)) == ["no-gradient"]
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.label, self.rest = mlp(8, 16), nn.Linear(16, 4), nn.Linear(16, 8)
+        self.is_second = False
+
+    def forward(self, points: Tensor) -> Tensor:
+        hidden = self.body(points).relu()
+        return torch.cat([self.label(hidden), *([self.rest(hidden)] if self.is_second else ())], dim=1)
+
+
+@pytest.mark.parametrize("joins", [30, 10_000])
+def test_a_second_head_may_join(joins: int) -> None:
+    torch.manual_seed(0)
+    model = Two()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for step in range(60):
+            model.is_second = step >= joins
+            train(model, optimizer, 1)
+    assert list_codes(watch) == ([] if joins == 30 else ["no-gradient"])
+
+
+def test_gradients_of_a_layer_may_be_cancelled_at_first() -> None:
+    """DINO cancels those of its last layer in the first epoch."""
+    torch.manual_seed(0)
+    model, optimizer = make(8, 16, 4)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for step in range(30):
+            optimizer.zero_grad()
+            lose(model).backward()
+            if step < 10:
+                model[2].weight.grad = None
+            optimizer.step()
+    assert list_codes(watch) == []
+
+
+@pytest.mark.parametrize("form", ["latent", "prompt", "image", "head alone"])
+def test_what_goes_into_a_model_may_be_trained(form: str) -> None:
+    """Nobody need freeze a generator that is in no optimiser; a body that a head is trained on is left out."""
+    torch.manual_seed(0)
+    model, head = mlp(8, 16, 4), nn.Linear(4, 4)
+    latent = torch.zeros(32 if form == "image" else 1, 8, requires_grad=True)
+    optimizer = torch.optim.Adam(head.parameters() if form == "head alone" else [latent], lr=0.01)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for _ in range(30):
+            points, label = draw()
+            inputs = {"prompt": points + latent, "head alone": points}.get(form, latent.expand(32, 8))
+            optimizer.zero_grad()
+            F.cross_entropy(head(model(inputs)), label).backward()
+            optimizer.step()
+    assert list_codes(watch) == (["not-optimised"] if form == "head alone" else [])

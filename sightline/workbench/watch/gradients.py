@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
+from sightline.contract.pytree import tree_leaves
 from sightline.workbench.check.checks.model.gradients import LAYERS, make_dead_fault
 from sightline.workbench.check.checks.model.no_gradient import is_frozen_by_kind, registration_faults
 from sightline.workbench.check.runtime_rules import find_rule, report
@@ -20,9 +23,11 @@ _MAX_MIXED = 0.5
 """Share of modules up to which frozen parameters beside others are a slip: some methods train all biases alone."""
 _NUM_ZERO = 3
 """Updates in a row with all gradients exactly zero: one or two are a batch in which nothing counts."""
-_NUM_SILENT, _NUM_UNROUTED = 8, 50
-"""Updates without a gradient for a module that does not run: layers may be dropped at random, and rows be sent to other
-experts of a list, which takes more updates."""
+_NUM_SILENT, _NUM_UNROUTED, _NUM_JOINED = 8, 50, 1000
+"""Updates without a gradient for a module that does not run: layers may be dropped at random, rows be sent to other
+experts of a list, which takes more updates, and heads join later; or all updates, if the loop is shorter than that."""
+_NUM_FIRST_PASSES = 100
+_NUMBER = re.compile(r"\d+")
 _UNKNOWN_OPTIMIZERS = 20
 """Updates until optimisers that were not named are taken to be all that there are."""
 NUM_LOST = 4
@@ -162,6 +167,8 @@ class ReachMonitor(Monitor):
     def __init__(self, *, knows_optimizers: bool) -> None:
         self._knows_optimizers = knows_optimizers
         self._silent: dict[int, dict[str, int]] = {}
+        """Versions of parameters that no update has written to, by optimiser: they have had no gradient."""
+        self._reached: set[int] = set()
         self._is_covered = self._is_unfrozen = False
         self._num_trained = 0
         self._num_zero: dict[int, int] = {}
@@ -174,13 +181,24 @@ class ReachMonitor(Monitor):
             }
         yield from ()
 
+    def after_backward(self, loop: Loop) -> Iterator[Found]:
+        """Note what a first update could use: some methods cancel gradients of a layer, on purpose."""
+        for track in loop.tracks.values():
+            if track.num_updates == 0 and track.num_backward < _NUM_FIRST_PASSES:
+                self._reached |= {id(p) for p in track.parameters.values() if p.grad is not None}
+        yield from ()
+
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if track.num_updates == 0:
             for model in loop.models.values():
                 yield from ((find_rule("unregistered"), fault) for fault in registration_faults(model))
             yield from _frozen_faults(loop)
-        if track.num_updates < _NUM_UNROUTED and track.num_backward:
-            yield from self._silent_faults(loop, track)
+        if track.num_updates == 0 and track.num_backward:
+            yield from self._cut_faults(loop, track)
+        if track.num_updates < _NUM_SILENT and track.num_backward:
+            self._note_silent(loop, track)
+        if track.num_updates == _NUM_JOINED:
+            yield from self._idle_faults(loop, track)
         if not self._is_covered and (self._knows_optimizers or loop.step >= _UNKNOWN_OPTIMIZERS):
             self._is_covered = True
             self._num_trained = _count_trained(loop)
@@ -196,42 +214,46 @@ class ReachMonitor(Monitor):
     def on_end(self, loop: Loop) -> Iterator[Found]:
         if (self._is_unfrozen or not self._is_covered) and loop.tracks:
             yield from _coverage_faults(loop, self._old_marks or {})
+        for track in loop.tracks.values():
+            yield from self._idle_faults(loop, track, is_over=True)
 
-    def _silent_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
-        silent = [name for name, p in track.parameters.items() if p.requires_grad and p.grad is None]
-        if not silent:
-            return
-        if len(silent) == len(track.parameters):
-            if track.num_updates == 0 and not any(track.after_backward):
-                yield report(
-                    "no-gradient",
-                    f"no parameter of {track.name} gets a gradient: the loss does not depend on the model",
-                    severity="error",
-                    causes=("loss.detached", "model.frozen_unintended"),
-                    measured="every gradient is None after backward()",
-                    action="look for detach(), no_grad, .data, numpy() or argmax between the model and the loss",
-                )
-            return
-        before = self._silent.get(id(track), {})
-        counts = self._silent[id(track)] = {name: before.get(name, 0) + 1 for name in silent}
-        ran = [n for n in silent if _get_owner(n) in loop.executed and track.num_updates == 0]
-        unused = [n for n in counts if counts[n] in (_NUM_SILENT, _NUM_UNROUTED) and _get_owner(n) not in loop.executed]
-        patience = {n: _NUM_UNROUTED if _has_used_twin(n, loop) else _NUM_SILENT for n in unused}
-        idle = [n for n in unused if counts[n] == patience[n]]
-        for names, detail in (
-            (ran, "their modules run, but the loss does not depend on them"),
-            (idle, "their modules never run"),
-        ):
-            if names:
-                yield report(
-                    "no-gradient",
-                    f"{len(names)} parameter(s) get no gradient: {list_names(names)}",
-                    severity="warning",
-                    measured=f"None after backward(): {detail}",
-                    causes=("model.structure",) if names is idle else (),
-                    param=names[0],
-                    layer=names[0].rpartition(".")[0] or None,
-                )
+    def _cut_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        """Yield a fault for parameters that have run and have no gradient at the first update."""
+        silent = [n for n, p in track.parameters.items() if p.requires_grad and p.grad is None]
+        if silent and len(silent) == len(track.parameters) and not any(track.after_backward):
+            yield report(
+                "no-gradient",
+                f"no parameter of {track.name} gets a gradient: the loss does not depend on the model",
+                severity="error",
+                causes=("loss.detached", "model.frozen_unintended"),
+                measured="every gradient is None after backward()",
+                action="look for detach(), no_grad, .data, numpy() or argmax between the model and the loss",
+            )
+        ran = [n for n in silent if id(track.parameters[n]) not in self._reached and _get_owner(n) in loop.executed]
+        if ran and len(silent) < len(track.parameters):
+            yield _report_silent(ran, "their modules run, but the loss does not depend on them")
+
+    def _note_silent(self, loop: Loop, track: OptimizerTrack) -> None:
+        """Note which parameters of modules that do not run have had no gradient at the first updates."""
+        silent = {
+            name: p._version
+            for name, p in track.parameters.items()
+            if p.requires_grad and p.grad is None and _get_owner(name) not in loop.executed
+        }
+        before = self._silent.get(id(track), silent)
+        is_all = len(silent) == len(track.parameters)
+        self._silent[id(track)] = {} if is_all else {n: v for n, v in silent.items() if before.get(n) == v}
+
+    def _idle_faults(self, loop: Loop, track: OptimizerTrack, *, is_over: bool = False) -> Iterator[Found]:
+        """Yield a fault for parameters whose modules have never run; for those of a kind that has, at the end alone."""
+        noted = self._silent.get(id(track), {}) if track.num_updates >= _NUM_SILENT else {}
+        silent = [
+            n for n, version in noted.items() if (p := track.parameters[n])._version == version and p.grad is None
+        ]
+        patience = _NUM_UNROUTED if is_over else math.inf
+        idle = [n for n in silent if not _has_used_twin(n, loop) or track.num_updates >= patience]
+        if idle:
+            yield _report_silent(idle, "their modules never run", "model.structure")
 
     def _zero_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if track.norm is None:
@@ -254,19 +276,31 @@ class ReachMonitor(Monitor):
         yield from loop.reader.read(track.norm, judge)
 
 
+def _report_silent(names: Sequence[str], detail: str, *causes: str) -> Found:
+    return report(
+        "no-gradient",
+        f"{len(names)} parameter(s) get no gradient: {list_names(names)}",
+        severity="warning",
+        measured=f"None after backward(): {detail}",
+        causes=causes,
+        param=names[0],
+        layer=names[0].rpartition(".")[0] or None,
+    )
+
+
 def _get_owner(parameter: str) -> str:
     return parameter.rpartition(".")[0]
 
 
 def _has_used_twin(parameter: str, loop: Loop) -> bool:
-    """Return True if a module beside that of a parameter in a list has run: `experts.1` for `experts.0.weight`."""
-    parts = parameter.split(".")
-    beside = [".".join(parts[:place]) for place, part in enumerate(parts) if part.isdigit() and place]
-    return any(
-        name.startswith(f"{one}.") and name.removeprefix(f"{one}.").partition(".")[0].isdigit()
-        for one in beside
-        for name in loop.executed
-    )
+    """Return True if a module has run whose name differs by numbers alone: `stage1` for that of `stage2.conv.weight`.
+
+    Experts of a list, stages of a network that grows, heads of tasks.
+    """
+    parts = _get_owner(parameter).split(".")
+    around = {".".join(parts[:end]) for end in range(1, len(parts) + 1)} - loop.executed
+    used = {_NUMBER.sub("0", name) for name in loop.executed}
+    return any(_NUMBER.search(name) and _NUMBER.sub("0", name) in used for name in around)
 
 
 def _is_fixed(module: nn.Module, key: str) -> bool:
@@ -329,6 +363,8 @@ def _coverage_faults(loop: Loop, old_marks: Mapping[int, tuple[int, int]]) -> It
         return
     shapes = [p.shape for p in foreign]
     is_replaced = bool(foreign) and all(p.shape in shapes for p in left_out.values())
+    if not is_replaced and not held & own and needs_inputs(loop):
+        return  # of a latent, an image or a prompt that is trained through the model
     names = list(left_out)
     yield report(
         "not-optimised",
@@ -340,6 +376,12 @@ def _coverage_faults(loop: Loop, old_marks: Mapping[int, tuple[int, int]]) -> It
         + (f"; {len(foreign)} in groups are not the model's, with the same shapes" if is_replaced else ""),
         param=names[0],
     )
+
+
+def needs_inputs(loop: Loop) -> bool:
+    """Return True if gradients of the inputs of the last forward pass are asked for."""
+    inputs = () if loop.call is None else loop.call.inputs
+    return any(tensor.requires_grad for _, tensor in tree_leaves(inputs))
 
 
 class UnitMonitor(Monitor):

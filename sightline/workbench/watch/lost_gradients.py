@@ -13,9 +13,8 @@ from types import CodeType
 import torch
 from torch import Tensor
 
-from sightline.contract.pytree import tree_leaves
 from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.gradients import NUM_LOST, is_cleared
+from sightline.workbench.watch.gradients import NUM_LOST, is_cleared, needs_inputs
 from sightline.workbench.watch.loop import CallSite, Found, Loop, Monitor, OptimizerTrack
 
 _MAX_SKIPPED, _MAX_UNUSED = 25, 1000
@@ -67,8 +66,7 @@ class LostMonitor(Monitor):
         self._site = loop.call_site
         if self._site not in self._reads:
             self._reads[self._site] = any(map(_is_of_gradients, list_running_names()))
-        inputs = () if loop.call is None else loop.call.inputs
-        self._needs_inputs = any(tensor.requires_grad for _, tensor in tree_leaves(inputs))
+        self._needs_inputs = needs_inputs(loop)
         self._left = {}
         for track in tracks if self._lost_sites else ():
             self._left |= {id(p): _take_gradient(p).clone() for p in _list_dense(track)}
