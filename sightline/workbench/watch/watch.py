@@ -27,7 +27,7 @@ from sightline.instrument import (
 from sightline.workbench.check.checks.optimiser.non_finite import non_finite
 from sightline.workbench.check.core.finding import Fault, Finding, merge_findings
 from sightline.workbench.watch.bisection import Search, prepare_search
-from sightline.workbench.watch.gradients import LeakMonitor, OrderMonitor, ReachMonitor, UnitMonitor
+from sightline.workbench.watch.gradients import LeakMonitor, OrderMonitor, ReachMonitor
 from sightline.workbench.watch.kept_weights import CopyMonitor, PruneMonitor
 from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, PollMonitor
 from sightline.workbench.watch.lost_gradients import LostMonitor, SkipMonitor, trace_calls
@@ -38,6 +38,7 @@ from sightline.workbench.watch.ranks import start_monitor
 from sightline.workbench.watch.report import CheckReport
 from sightline.workbench.watch.restarts import RestartMonitor
 from sightline.workbench.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor, StateMonitor
+from sightline.workbench.watch.units import UnitMonitor
 
 logger = logging.getLogger(__name__)
 
