@@ -615,3 +615,44 @@ def test_what_goes_into_a_model_may_be_trained(form: str) -> None:
             F.cross_entropy(head(model(inputs)), label).backward()
             optimizer.step()
     assert list_codes(watch) == (["not-optimised"] if form == "head alone" else [])
+
+
+# --- units and pruned weights ----------------------------------------------------------------------------------------
+
+CHOICES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gathered": lambda values, action: values.gather(1, action[:, None])[:, 0],
+    "indexed": lambda values, action: values[torch.arange(len(values)), action],
+    "masked": lambda values, action: (values * F.one_hot(action, values.shape[1])).sum(dim=1),
+    "the largest": lambda values, action: values.max(dim=1).values,
+    "boxes of a class": lambda values, action: values.view(len(values), -1, 4)[torch.arange(len(values)), action].sum(
+        1
+    ),
+}
+
+
+def play(choose: Callable[[Tensor, Tensor], Tensor], *, dies: bool, ends_in_relu: bool = False) -> Watch:
+    """Learn values of a few of many actions; `dies`: a bias turns most hidden units off."""
+    model, optimizer = make(8, 32, 64)
+    if dies:
+        nn.init.constant_(model[0].bias[:28], -100.0)
+    if ends_in_relu:
+        model.append(nn.ReLU())
+        nn.init.constant_(model[2].bias, -100.0)
+        nn.init.constant_(model[2].bias[:8], 1.0)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for _ in range(30):
+            points, action = draw(8)
+            optimizer.zero_grad()
+            F.smooth_l1_loss(choose(model(points), action), points[:, 0]).backward()
+            optimizer.step()
+    return watch
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_outputs_that_a_loss_does_not_take_are_not_dead(name: str) -> None:
+    torch.manual_seed(0)
+    assert list_codes(play(CHOICES[name], dies=False)) == []
+    assert [(f.code, f.where.layer) for f in play(CHOICES[name], dies=True).findings] == [("dead-units", "0")]
+    if name == "gathered":
+        watch = play(CHOICES[name], dies=False, ends_in_relu=True)
+        assert [(f.code, f.where.layer) for f in watch.findings] == [("dead-units", "2")]
