@@ -656,3 +656,27 @@ def test_outputs_that_a_loss_does_not_take_are_not_dead(name: str) -> None:
     if name == "gathered":
         watch = play(CHOICES[name], dies=False, ends_in_relu=True)
         assert [(f.code, f.where.layer) for f in watch.findings] == [("dead-units", "2")]
+
+
+def prune(*, last: int, masks: bool = False) -> Watch:
+    """Set half of a weight to zero after some epochs of six, up to the `last`; `masks`: and after each update."""
+    model, optimizer = make(8, 64, 64, 4)
+    mask = torch.ones(64, 64)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for epoch in range(6):
+            for _ in range(10):
+                train(model, optimizer, 1)
+                if masks:
+                    model[2].weight.data *= mask
+            if 2 <= epoch <= last:
+                mask = model[2].weight.abs() > model[2].weight.abs().median()
+                model[2].weight.data *= mask
+    return watch
+
+
+def test_softly_pruned_weights_are_zero_at_last() -> None:
+    torch.manual_seed(0)
+    assert list_codes(prune(last=5)) == []
+    assert list_codes(prune(last=2, masks=True)) == []
+    (finding,) = prune(last=4).findings
+    assert (finding.code, finding.where.step) == ("regrown-weights", 31)
