@@ -680,3 +680,49 @@ def test_softly_pruned_weights_are_zero_at_last() -> None:
     assert list_codes(prune(last=2, masks=True)) == []
     (finding,) = prune(last=4).findings
     assert (finding.code, finding.where.step) == ("regrown-weights", 31)
+
+
+# --- gradients that the loop writes ----------------------------------------------------------------------------------
+
+
+def test_gradients_may_be_written_in_place_of_the_last_ones() -> None:
+    """Reptile, and MAML of the first order: a copy of the model is trained, and its gradients are copied."""
+    torch.manual_seed(0)
+    model, optimizer = make(8, 16, 4)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for _ in range(8):
+            other = copy.deepcopy(model)
+            train(other, torch.optim.SGD(other.parameters(), 0.05), 3)
+            for parameter, moved in zip(model.parameters(), other.parameters(), strict=True):
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad.copy_(parameter.data - moved.data)
+            optimizer.step()
+    assert list_codes(watch) == []
+
+
+@pytest.mark.parametrize("is_guarded", [True, False])
+def test_gradients_that_are_not_finite_may_be_cleared(is_guarded: bool) -> None:
+    torch.manual_seed(0)
+    model, optimizer = make(8, 16, 4)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for step in range(20):
+            optimizer.zero_grad()
+            (lose(model) * (float("nan") if step == 7 else 1.0)).backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            if is_guarded and not norm.isfinite():
+                optimizer.zero_grad()
+            optimizer.step()
+    assert list_codes(watch)[:1] == ([] if is_guarded else ["non-finite"])
+
+
+def test_gradients_that_are_cleared_from_some_update_on_are_named() -> None:
+    torch.manual_seed(0)
+    model, optimizer = make(8, 16, 4)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for step in range(20):
+            optimizer.zero_grad()
+            lose(model).backward()
+            if step > 10:
+                optimizer.zero_grad()
+            optimizer.step()
+    assert list_codes(watch) == ["gradients-cleared"]

@@ -37,7 +37,13 @@ def list_names(names: Sequence[str]) -> str:
 
 
 class OrderMonitor(Monitor):
-    """Order of clearing, backward pass and update, exactly: by identity and version of each probe's gradient."""
+    """Order of clearing, backward pass and update, exactly: by identity and version of each probe's gradient.
+
+    A loop that has used gradients before may clear those of one update: they were not finite.
+    """
+
+    def __init__(self) -> None:
+        self._num_cleared: dict[int, int] = {}
 
     def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
         for track in loop.tracks.values():
@@ -55,6 +61,12 @@ class OrderMonitor(Monitor):
         for track in loop.tracks.values():
             track.after_backward = track.marks()
             track.num_backward += 1
+            track.is_added_to = [
+                added or (kept and mark != before)
+                for added, kept, mark, before in zip(
+                    track.is_added_to, track.is_kept, track.after_backward, track.before_backward, strict=True
+                )
+            ]
             gradients = [g for p in track.small if (g := p.grad) is not None and not g.is_sparse]
             if gradients and track.is_sampled(loop.every):
                 track.norm_after_backward = torch.stack([n.float() for n in torch._foreach_norm(gradients)]).max()
@@ -63,7 +75,9 @@ class OrderMonitor(Monitor):
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         marks = track.marks()
         had = [name for name, mark in zip(track.names, track.after_backward, strict=True) if mark is not None]
-        if track.num_backward and had and not any(marks):
+        is_gone = bool(track.num_backward and had and not any(marks))
+        number = self._num_cleared[id(track)] = self._num_cleared.get(id(track), 0) + 1 if is_gone else 0
+        if is_gone and (number > 1 or track.num_updates == 0):
             yield report(
                 "gradients-cleared",
                 f"the gradients are cleared between backward() and {track.name}.step(): the update does nothing",
@@ -71,8 +85,8 @@ class OrderMonitor(Monitor):
             )
         kept = [
             name
-            for name, is_kept, mark, last in zip(track.names, track.is_kept, marks, track.after_update, strict=True)
-            if is_kept and mark != last
+            for name, is_kept, is_added_to in zip(track.names, track.is_kept, track.is_added_to, strict=True)
+            if is_kept and is_added_to
         ]
         if kept and track.num_backward and track.kept_values is not None:
             found = report(
@@ -93,6 +107,7 @@ class OrderMonitor(Monitor):
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         track.after_update = track.after_backward = track.marks()
         track.is_kept = [mark is not None for mark in track.after_update]
+        track.is_added_to = [False] * len(track.probes)
         track.num_backward = 0
         yield from ()
 

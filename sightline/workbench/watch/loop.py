@@ -38,8 +38,8 @@ class OptimizerTrack:
     """Optimiser seen in the loop: `parameters` by name, `probes` a few of them, whose gradients are marked each step.
 
     `small` are a few small parameters, of early layers: what is not finite in a backward pass arrives there.
-    `is_kept` is True for a probe whose gradient nothing has cleared or replaced since the last update, `is_restarted`
-    if the loop has begun anew before the current update.
+    `is_kept` is True for a probe whose gradient nothing has cleared or replaced since the last update, `is_added_to`
+    for one that a backward pass has then added to; `is_restarted` if the loop has begun anew before the current update.
     """
 
     optimizer: torch.optim.Optimizer
@@ -51,6 +51,7 @@ class OptimizerTrack:
     after_backward: list[Mark] = field(default_factory=list)
     before_backward: list[Mark] = field(default_factory=list)
     is_kept: list[bool] = field(default_factory=list)
+    is_added_to: list[bool] = field(default_factory=list)
     kept_values: Tensor | None = None
     norm: Tensor | None = None
     norm_after_backward: Tensor | None = None
@@ -66,6 +67,7 @@ class OptimizerTrack:
         self.small = by_size[:_NUM_PROBES]
         self.after_update = self.after_backward = self.before_backward = self.marks()
         self.is_kept = [False] * len(self.probes)
+        self.is_added_to = [False] * len(self.probes)
 
     def marks(self) -> list[Mark]:
         """Mark the gradients of the probes."""

@@ -41,6 +41,8 @@ class FiniteMonitor(Monitor):
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if self._is_found or getattr(track.optimizer, "found_inf", None) is not None:  # the scaler judges it
             return
+        if all(parameter.grad is None for parameter in track.parameters.values()):  # cleared: nothing is used
+            return
         if track.is_sampled(loop.every):
             gradients = [g for g in track.gradients.values() if not g.is_sparse]
         else:
