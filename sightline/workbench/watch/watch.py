@@ -114,6 +114,7 @@ class Watch:
         }
         self._stack = ExitStack()
         self._calls = ExitStack()
+        self._recorded: set[nn.Module] = set()
         self._seen: set[object] = set()
         self._findings: list[Finding] = []
         self._search: Search | None = None
@@ -146,7 +147,7 @@ class Watch:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._calls.close()
+        self._stop_recording()
         self._stack.__exit__(*error)
         self._loop.is_over = True
         self._judge("on_end")
@@ -172,7 +173,9 @@ class Watch:
     # --- events ------------------------------------------------------------------------------------------------------
 
     def _begin_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._calls.close()
+        if model in self._recorded:  # a part of the pass that is recorded, whose hooks torch is calling
+            return
+        self._stop_recording()
         if not torch.is_grad_enabled():
             return
         self._loop.call = None  # releases the inputs and outputs of the last pass
@@ -181,13 +184,20 @@ class Watch:
             modules = {name: module for name, module in self._loop.modules() if name and module is not model}
             self._loop.model_inputs = [tensor for _, tensor in tree_leaves((args, kwargs))]
             self._calls.enter_context(record(modules, enter=self._begin_part))
+            self._recorded = set(modules.values())
+
+    def _stop_recording(self) -> None:
+        self._calls.close()
+        self._recorded.clear()
 
     def _begin_part(self, call: ModuleCall, module: nn.Module, inputs: Inputs) -> None:
         self._loop.executed.add(call.path)
         self._judge("on_module", call.path, module, inputs)
 
     def _end_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        self._calls.close()
+        if model in self._recorded:
+            return
+        self._stop_recording()
         has_gradient = torch.is_grad_enabled()
         leaves = {path: tensor.detach() for path, tensor in tree_leaves(outputs)}
         call = ForwardCall(model, (args, kwargs), leaves, has_gradient)
