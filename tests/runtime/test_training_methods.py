@@ -247,6 +247,45 @@ def test_gradients_that_no_code_reads_are_lost(options: dict[str, bool]) -> None
     assert list_codes(accumulate(**options)) == ["gradients-cleared"]
 
 
+def oppose(*, clears_twice: bool) -> Watch:
+    """Train a generator and its critic; with `clears_twice`, the gradients of true samples are cleared."""
+    parts = nn.ModuleDict({"generator": mlp(4, 16, 8), "critic": mlp(8, 16, 1)})
+    first, second = (torch.optim.Adam(part.parameters(), 1e-3) for part in parts.values())
+    with sightline.watch(parts, optimizer=[first, second]) as watch:
+        for _ in range(8):
+            second.zero_grad()
+            F.softplus(-parts["critic"](torch.randn(16, 8))).mean().backward()
+            if clears_twice:
+                second.zero_grad()
+            F.softplus(parts["critic"](parts["generator"](torch.randn(16, 4)).detach())).mean().backward()
+            second.step()
+            first.zero_grad()
+            F.softplus(-parts["critic"](parts["generator"](torch.randn(16, 4)))).mean().backward()
+            first.step()
+    return watch
+
+
+def accumulate_for_two(*, clears_each: bool) -> Watch:
+    parts = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    optimizers = [torch.optim.SGD(part.parameters(), 0.05) for part in (parts[0], parts[2])]
+    with sightline.watch(parts, optimizer=optimizers) as watch:
+        for step in range(24):
+            if clears_each or step % 3 == 0:
+                parts.zero_grad()
+            lose(parts).backward()
+            for optimizer in optimizers if step % 3 == 2 else ():
+                optimizer.step()
+    return watch
+
+
+def test_gradients_are_lost_beside_another_optimiser() -> None:
+    torch.manual_seed(0)
+    assert list_codes(oppose(clears_twice=False)) == []
+    assert list_codes(oppose(clears_twice=True)) == ["gradients-cleared"]
+    assert list_codes(accumulate_for_two(clears_each=False)) == []
+    assert list_codes(accumulate_for_two(clears_each=True)) == ["gradients-cleared"]
+
+
 @pytest.mark.parametrize(("first", "last"), [(0, 40), (20, 80)], ids=["never", "no more"])
 def test_a_loop_without_updates_is_named(first: int, last: int) -> None:
     torch.manual_seed(0)

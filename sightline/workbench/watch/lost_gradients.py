@@ -47,20 +47,23 @@ class LostMonitor(Monitor):
         self._reads: dict[CallSite, bool] = {}
         self._left: dict[int, Tensor] = {}
         self._is_written: Tensor | None = None
-        self._history: list[tuple[int, int]] = []
+        self._reached: list[OptimizerTrack] = []
+        self._histories: dict[int, list[tuple[int, int]]] = {}
+        """Lost and all passes before the last updates of each optimiser."""
 
     def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
-        tracks = [track for track in loop.tracks.values() if track.num_backward]
         is_new = self._last is not None and self._last[1] != loop.num_forwards
         is_same = self._last is not None and self._last[::2] == (loop.step, _list_versions(loop))
-        if tracks and is_new and is_same and not self._needs_inputs and all(map(is_cleared, tracks)):
+        if self._reached and is_new and is_same and not self._needs_inputs and all(map(is_cleared, self._reached)):
             self._lost_sites.append(self._site)
         yield from ()
 
     def after_backward(self, loop: Loop) -> Iterator[Found]:
         tracks = loop.tracks.values()
-        if tracks and all(track.marks() == track.before_backward for track in tracks):
+        reached = [track for track in tracks if track.marks() != track.before_backward]
+        if tracks and not reached:
             return  # such as the pass of a generator through a frozen critic
+        self._reached = reached
         self._num_passes += 1
         self._last = loop.step, loop.num_forwards, _list_versions(loop)
         self._site = loop.call_site
@@ -84,9 +87,11 @@ class LostMonitor(Monitor):
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         lost = sum(site == self._site or not self._reads[site] for site in self._lost_sites)
         total = self._num_passes
-        self._history = [*self._history[1 - NUM_LOST :], (lost, total)]
         self._lost_sites, self._num_passes = [], 0
-        if len(self._history) == NUM_LOST and lost and set(self._history) == {(lost, total)}:
+        if not total:  # the update of another optimiser has used the same passes
+            return
+        history = self._histories[id(track)] = [*self._histories.get(id(track), [])[1 - NUM_LOST :], (lost, total)]
+        if len(history) == NUM_LOST and lost and set(history) == {(lost, total)}:
             found = report(
                 "gradients-cleared",
                 f"the gradients of {lost} of {total} backward passes are cleared before {track.name}.step() uses them",
