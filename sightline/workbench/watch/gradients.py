@@ -1,8 +1,9 @@
-"""Order of backward passes, updates and clearing; parameters without gradients or optimiser; dead units."""
+"""Order of backward passes, updates and clearing; parameters without gradients or optimiser."""
 
 from __future__ import annotations
 
-import dataclasses
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -10,25 +11,24 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import tree_leaves
-from sightline.workbench.check.checks.model.gradients import LAYERS, make_dead_fault
 from sightline.workbench.check.checks.model.no_gradient import is_frozen_by_kind, registration_faults
 from sightline.workbench.check.runtime_rules import find_rule, report
-from sightline.workbench.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack
-from sightline.workbench.watch.loss_graph import list_counted
+from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 
 _MAX_NAMES = 5
 _MAX_MIXED = 0.5
 """Share of modules up to which frozen parameters beside others are a slip: some methods train all biases alone."""
 _NUM_ZERO = 3
 """Updates in a row with all gradients exactly zero: one or two are a batch in which nothing counts."""
-_NUM_SILENT, _NUM_UNROUTED = 8, 50
-"""Updates without a gradient for a module that does not run: layers may be dropped at random, and rows be sent to other
-experts of a list, which takes more updates."""
+_NUM_SILENT, _NUM_UNROUTED, _NUM_JOINED = 8, 50, 1000
+"""Updates without a gradient for a module that does not run: layers may be dropped at random, rows be sent to other
+experts of a list, which takes more updates, and heads join later; or all updates, if the loop is shorter than that."""
+_NUM_FIRST_PASSES = 100
+_NUMBER = re.compile(r"\d+")
 _UNKNOWN_OPTIMIZERS = 20
 """Updates until optimisers that were not named are taken to be all that there are."""
-_NUM_LOST = 4
-"""Updates in a row before which the same number of backward passes was for nothing."""
-_MAX_DEAD, _MIN_UNITS, _NUM_DEAD = 0.75, 8, 5
+NUM_LOST = 4
+"""Updates in a row before which the same backward passes were for nothing, or for too much."""
 
 
 def list_names(names: Sequence[str]) -> str:
@@ -37,7 +37,13 @@ def list_names(names: Sequence[str]) -> str:
 
 
 class OrderMonitor(Monitor):
-    """Order of clearing, backward pass and update, exactly: by identity and version of each probe's gradient."""
+    """Order of clearing, backward pass and update, exactly: by identity and version of each probe's gradient.
+
+    A loop that has used gradients before may clear those of one update: they were not finite.
+    """
+
+    def __init__(self) -> None:
+        self._num_cleared: dict[int, int] = {}
 
     def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
         for track in loop.tracks.values():
@@ -55,6 +61,12 @@ class OrderMonitor(Monitor):
         for track in loop.tracks.values():
             track.after_backward = track.marks()
             track.num_backward += 1
+            track.is_added_to = [
+                added or (kept and mark != before)
+                for added, kept, mark, before in zip(
+                    track.is_added_to, track.is_kept, track.after_backward, track.before_backward, strict=True
+                )
+            ]
             gradients = [g for p in track.small if (g := p.grad) is not None and not g.is_sparse]
             if gradients and track.is_sampled(loop.every):
                 track.norm_after_backward = torch.stack([n.float() for n in torch._foreach_norm(gradients)]).max()
@@ -63,7 +75,9 @@ class OrderMonitor(Monitor):
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         marks = track.marks()
         had = [name for name, mark in zip(track.names, track.after_backward, strict=True) if mark is not None]
-        if track.num_backward and had and not any(marks):
+        is_gone = bool(track.num_backward and had and not any(marks))
+        number = self._num_cleared[id(track)] = self._num_cleared.get(id(track), 0) + 1 if is_gone else 0
+        if is_gone and (number > 1 or track.num_updates == 0):
             yield report(
                 "gradients-cleared",
                 f"the gradients are cleared between backward() and {track.name}.step(): the update does nothing",
@@ -71,8 +85,8 @@ class OrderMonitor(Monitor):
             )
         kept = [
             name
-            for name, is_kept, mark, last in zip(track.names, track.is_kept, marks, track.after_update, strict=True)
-            if is_kept and mark != last
+            for name, is_kept, is_added_to in zip(track.names, track.is_kept, track.is_added_to, strict=True)
+            if is_kept and is_added_to
         ]
         if kept and track.num_backward and track.kept_values is not None:
             found = report(
@@ -93,52 +107,9 @@ class OrderMonitor(Monitor):
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         track.after_update = track.after_backward = track.marks()
         track.is_kept = [mark is not None for mark in track.after_update]
+        track.is_added_to = [False] * len(track.probes)
         track.num_backward = 0
         yield from ()
-
-
-class LostMonitor(Monitor):
-    """Backward passes, each of a batch of its own, whose gradients are cleared before any update uses them.
-
-    Not those of inputs (adversarial examples), nor between which weights change (SAM).
-    """
-
-    def __init__(self) -> None:
-        self._last: tuple[int, int, list[int]] | None = None
-        self._needs_inputs = False
-        self._num_lost = self._num_passes = 0
-        self._history: list[tuple[int, int]] = []
-
-    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
-        tracks = [track for track in loop.tracks.values() if track.num_backward]
-        is_new = self._last is not None and self._last[1] != loop.num_forwards
-        is_same = self._last is not None and self._last[::2] == (loop.step, _list_versions(loop))
-        if tracks and is_new and is_same and not self._needs_inputs and all(map(_is_cleared, tracks)):
-            self._num_lost += 1
-        yield from ()
-
-    def after_backward(self, loop: Loop) -> Iterator[Found]:
-        tracks = loop.tracks.values()
-        if tracks and all(track.marks() == track.before_backward for track in tracks):
-            return  # such as the pass of a generator through a frozen critic
-        self._num_passes += 1
-        self._last = loop.step, loop.num_forwards, _list_versions(loop)
-        inputs = () if loop.call is None else loop.call.inputs
-        self._needs_inputs = any(tensor.requires_grad for _, tensor in tree_leaves(inputs))
-        yield from ()
-
-    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
-        lost, total = self._num_lost, self._num_passes
-        self._history = [*self._history[1 - _NUM_LOST :], (lost, total)]
-        self._num_lost = self._num_passes = 0
-        if len(self._history) == _NUM_LOST and lost and set(self._history) == {(lost, total)}:
-            yield report(
-                "gradients-cleared",
-                f"the gradients of {lost} of {total} backward passes are cleared before {track.name}.step() uses them",
-                causes=("optim.grad_accumulation", "optim.step_order"),
-                measured=f"the same at {_NUM_LOST} updates in a row; each pass had a batch of its own",
-                action="for accumulation call zero_grad() once per update: after step(), not before each backward()",
-            )
 
 
 class LeakMonitor(Monitor):
@@ -152,7 +123,7 @@ class LeakMonitor(Monitor):
 
     def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
         for key, track in loop.tracks.items():
-            if self._passes.get(key) and (_is_cleared(track) or track.marks() != track.after_backward):
+            if self._passes.get(key) and (is_cleared(track) or track.marks() != track.after_backward):
                 self._passes[key] = []
             elif self._passes.get(key):  # `grad.data.zero_()` leaves no mark
                 gradients = [p.grad.detach().any() for p in track.probes if p.grad is not None]
@@ -175,7 +146,7 @@ class LeakMonitor(Monitor):
         *earlier, last = self._passes.get(key) or [set()]
         is_leak = last == {key} and any((passed - {key}) & self._updated.get(key, set()) for passed in earlier)
         number = self._num_leaks[key] = self._num_leaks.get(key, 0) + 1 if is_leak else 0
-        if number == _NUM_LOST:
+        if number == NUM_LOST:
             found = report(
                 "gradients-kept",
                 f"gradients of a loss that another optimiser has used are still in those of {track.name}",
@@ -195,11 +166,7 @@ class LeakMonitor(Monitor):
         yield from ()
 
 
-def _list_versions(loop: Loop) -> list[int]:
-    return [probe._version for track in loop.tracks.values() for probe in track.probes]
-
-
-def _is_cleared(track: OptimizerTrack) -> bool:
+def is_cleared(track: OptimizerTrack) -> bool:
     """Return True if the gradients of the last backward pass are None, or (on a CPU, where it is known) all zero."""
     had = [p for p, mark in zip(track.probes, track.after_backward, strict=True) if mark is not None]
     return bool(had) and all(p.grad is None or (p.grad.device.type == "cpu" and not bool(p.grad.any())) for p in had)
@@ -211,6 +178,8 @@ class ReachMonitor(Monitor):
     def __init__(self, *, knows_optimizers: bool) -> None:
         self._knows_optimizers = knows_optimizers
         self._silent: dict[int, dict[str, int]] = {}
+        """Versions of parameters that no update has written to, by optimiser: they have had no gradient."""
+        self._reached: set[int] = set()
         self._is_covered = self._is_unfrozen = False
         self._num_trained = 0
         self._num_zero: dict[int, int] = {}
@@ -223,13 +192,24 @@ class ReachMonitor(Monitor):
             }
         yield from ()
 
+    def after_backward(self, loop: Loop) -> Iterator[Found]:
+        """Note what a first update could use: some methods cancel gradients of a layer, on purpose."""
+        for track in loop.tracks.values():
+            if track.num_updates == 0 and track.num_backward < _NUM_FIRST_PASSES:
+                self._reached |= {id(p) for p in track.parameters.values() if p.grad is not None}
+        yield from ()
+
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if track.num_updates == 0:
             for model in loop.models.values():
                 yield from ((find_rule("unregistered"), fault) for fault in registration_faults(model))
             yield from _frozen_faults(loop)
-        if track.num_updates < _NUM_UNROUTED and track.num_backward:
-            yield from self._silent_faults(loop, track)
+        if track.num_updates == 0 and track.num_backward:
+            yield from self._cut_faults(loop, track)
+        if track.num_updates < _NUM_SILENT and track.num_backward:
+            self._note_silent(loop, track)
+        if track.num_updates == _NUM_JOINED:
+            yield from self._idle_faults(loop, track)
         if not self._is_covered and (self._knows_optimizers or loop.step >= _UNKNOWN_OPTIMIZERS):
             self._is_covered = True
             self._num_trained = _count_trained(loop)
@@ -245,42 +225,46 @@ class ReachMonitor(Monitor):
     def on_end(self, loop: Loop) -> Iterator[Found]:
         if (self._is_unfrozen or not self._is_covered) and loop.tracks:
             yield from _coverage_faults(loop, self._old_marks or {})
+        for track in loop.tracks.values():
+            yield from self._idle_faults(loop, track, is_over=True)
 
-    def _silent_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
-        silent = [name for name, p in track.parameters.items() if p.requires_grad and p.grad is None]
-        if not silent:
-            return
-        if len(silent) == len(track.parameters):
-            if track.num_updates == 0 and not any(track.after_backward):
-                yield report(
-                    "no-gradient",
-                    f"no parameter of {track.name} gets a gradient: the loss does not depend on the model",
-                    severity="error",
-                    causes=("loss.detached", "model.frozen_unintended"),
-                    measured="every gradient is None after backward()",
-                    action="look for detach(), no_grad, .data, numpy() or argmax between the model and the loss",
-                )
-            return
-        before = self._silent.get(id(track), {})
-        counts = self._silent[id(track)] = {name: before.get(name, 0) + 1 for name in silent}
-        ran = [n for n in silent if _get_owner(n) in loop.executed and track.num_updates == 0]
-        unused = [n for n in counts if counts[n] in (_NUM_SILENT, _NUM_UNROUTED) and _get_owner(n) not in loop.executed]
-        patience = {n: _NUM_UNROUTED if _has_used_twin(n, loop) else _NUM_SILENT for n in unused}
-        idle = [n for n in unused if counts[n] == patience[n]]
-        for names, detail in (
-            (ran, "their modules run, but the loss does not depend on them"),
-            (idle, "their modules never run"),
-        ):
-            if names:
-                yield report(
-                    "no-gradient",
-                    f"{len(names)} parameter(s) get no gradient: {list_names(names)}",
-                    severity="warning",
-                    measured=f"None after backward(): {detail}",
-                    causes=("model.structure",) if names is idle else (),
-                    param=names[0],
-                    layer=names[0].rpartition(".")[0] or None,
-                )
+    def _cut_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        """Yield a fault for parameters that have run and have no gradient at the first update."""
+        silent = [n for n, p in track.parameters.items() if p.requires_grad and p.grad is None]
+        if silent and len(silent) == len(track.parameters) and not any(track.after_backward):
+            yield report(
+                "no-gradient",
+                f"no parameter of {track.name} gets a gradient: the loss does not depend on the model",
+                severity="error",
+                causes=("loss.detached", "model.frozen_unintended"),
+                measured="every gradient is None after backward()",
+                action="look for detach(), no_grad, .data, numpy() or argmax between the model and the loss",
+            )
+        ran = [n for n in silent if id(track.parameters[n]) not in self._reached and _get_owner(n) in loop.executed]
+        if ran and len(silent) < len(track.parameters):
+            yield _report_silent(ran, "their modules run, but the loss does not depend on them")
+
+    def _note_silent(self, loop: Loop, track: OptimizerTrack) -> None:
+        """Note which parameters of modules that do not run have had no gradient at the first updates."""
+        silent = {
+            name: p._version
+            for name, p in track.parameters.items()
+            if p.requires_grad and p.grad is None and _get_owner(name) not in loop.executed
+        }
+        before = self._silent.get(id(track), silent)
+        is_all = len(silent) == len(track.parameters)
+        self._silent[id(track)] = {} if is_all else {n: v for n, v in silent.items() if before.get(n) == v}
+
+    def _idle_faults(self, loop: Loop, track: OptimizerTrack, *, is_over: bool = False) -> Iterator[Found]:
+        """Yield a fault for parameters whose modules have never run; for those of a kind that has, at the end alone."""
+        noted = self._silent.get(id(track), {}) if track.num_updates >= _NUM_SILENT else {}
+        silent = [
+            n for n, version in noted.items() if (p := track.parameters[n])._version == version and p.grad is None
+        ]
+        patience = _NUM_UNROUTED if is_over else math.inf
+        idle = [n for n in silent if not _has_used_twin(n, loop) or track.num_updates >= patience]
+        if idle:
+            yield _report_silent(idle, "their modules never run", "model.structure")
 
     def _zero_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if track.norm is None:
@@ -303,19 +287,31 @@ class ReachMonitor(Monitor):
         yield from loop.reader.read(track.norm, judge)
 
 
+def _report_silent(names: Sequence[str], detail: str, *causes: str) -> Found:
+    return report(
+        "no-gradient",
+        f"{len(names)} parameter(s) get no gradient: {list_names(names)}",
+        severity="warning",
+        measured=f"None after backward(): {detail}",
+        causes=causes,
+        param=names[0],
+        layer=names[0].rpartition(".")[0] or None,
+    )
+
+
 def _get_owner(parameter: str) -> str:
     return parameter.rpartition(".")[0]
 
 
 def _has_used_twin(parameter: str, loop: Loop) -> bool:
-    """Return True if a module beside that of a parameter in a list has run: `experts.1` for `experts.0.weight`."""
-    parts = parameter.split(".")
-    beside = [".".join(parts[:place]) for place, part in enumerate(parts) if part.isdigit() and place]
-    return any(
-        name.startswith(f"{one}.") and name.removeprefix(f"{one}.").partition(".")[0].isdigit()
-        for one in beside
-        for name in loop.executed
-    )
+    """Return True if a module has run whose name differs by numbers alone: `stage1` for that of `stage2.conv.weight`.
+
+    Experts of a list, stages of a network that grows, heads of tasks.
+    """
+    parts = _get_owner(parameter).split(".")
+    around = {".".join(parts[:end]) for end in range(1, len(parts) + 1)} - loop.executed
+    used = {_NUMBER.sub("0", name) for name in loop.executed}
+    return any(_NUMBER.search(name) and _NUMBER.sub("0", name) in used for name in around)
 
 
 def _is_fixed(module: nn.Module, key: str) -> bool:
@@ -378,6 +374,8 @@ def _coverage_faults(loop: Loop, old_marks: Mapping[int, tuple[int, int]]) -> It
         return
     shapes = [p.shape for p in foreign]
     is_replaced = bool(foreign) and all(p.shape in shapes for p in left_out.values())
+    if not is_replaced and not held & own and needs_inputs(loop):
+        return  # of a latent, an image or a prompt that is trained through the model
     names = list(left_out)
     yield report(
         "not-optimised",
@@ -391,48 +389,7 @@ def _coverage_faults(loop: Loop, old_marks: Mapping[int, tuple[int, int]]) -> It
     )
 
 
-class UnitMonitor(Monitor):
-    """Units of linear layers and convolutions that no sample gives a gradient, over several sampled updates."""
-
-    def __init__(self) -> None:
-        self._is_alive: dict[str, Tensor] = {}
-        self._num_seen = 0
-        self._counted: set[int] | None = None
-
-    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
-        if loop.is_sampled and root.grad_fn is not None:
-            self._counted = list_counted(root.grad_fn)
-        yield from ()
-
-    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
-        if not track.is_sampled(loop.every):
-            return
-        for name, module in loop.modules():
-            if (
-                isinstance(module, LAYERS)
-                and isinstance(module.weight.grad, Tensor)
-                and f"{name}.weight" in track.parameters
-                and (self._counted is None or id(module.weight) in self._counted)
-            ):
-                gradient = module.weight.grad
-                by_unit = gradient.transpose(0, 1) if isinstance(module, nn.modules.conv._ConvTransposeNd) else gradient
-                alive = by_unit.flatten(1).any(dim=1)
-                self._is_alive[name] = alive | self._is_alive[name] if name in self._is_alive else alive
-        self._num_seen += 1
-        if self._num_seen % _NUM_DEAD == 0:
-            judged, self._is_alive = self._is_alive, {}
-            for name, alive in judged.items():
-                if len(alive) >= _MIN_UNITS:
-                    yield from loop.reader.read(1 - alive.float().mean(), _make_judge(name, len(alive)))
-
-
-def _make_judge(name: str, num_units: int) -> Judge:
-    def judge(share: float) -> Iterator[Found]:
-        if share > _MAX_DEAD:
-            expected = f"at most {_MAX_DEAD:.0%} at {_NUM_DEAD} sampled updates"
-            yield (
-                find_rule("dead-units"),
-                dataclasses.replace(make_dead_fault(name, share, num_units), expected=expected),
-            )
-
-    return judge
+def needs_inputs(loop: Loop) -> bool:
+    """Return True if gradients of the inputs of the last forward pass are asked for."""
+    inputs = () if loop.call is None else loop.call.inputs
+    return any(tensor.requires_grad for _, tensor in tree_leaves(inputs))

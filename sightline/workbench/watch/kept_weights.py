@@ -68,23 +68,41 @@ def _judge_copy(name: str, num_updates: int, value: float) -> Iterator[Found]:
 
 
 class PruneMonitor(Monitor):
-    """Weights that the loop sets to zero, as pruning does: they are zero again at the next updates."""
+    """Weights that the loop sets to zero, as pruning does: they are zero again at the next updates, or at its end.
+
+    Soft pruning (He et al. 2018) lets them grow again on purpose, and sets them to zero at last.
+    """
 
     def __init__(self) -> None:
         self._largest: dict[int, Tensor | None] = {}
         self._share: dict[int, float] = {}
         self._pruned: set[int] = set()
+        self._regrown: dict[int, Found] = {}
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if id(track) not in self._largest:
             weights = [p for p in track.parameters.values() if p.ndim > 1]
             self._largest[id(track)] = max(weights, key=Tensor.numel, default=None)
-        largest = self._largest[id(track)]
-        if largest is not None and largest.device.type == "cpu":  # elsewhere the number would have to be waited for
-            some = _take_some(largest.detach())
-            yield from self._judge(track, 1 - float(some.count_nonzero()) / some.numel())
+        share = self._measure_zeros(id(track))
+        if share is not None:
+            self._compare(loop, track, share)
+        yield from ()
 
-    def _judge(self, track: OptimizerTrack, share: float) -> Iterator[Found]:
+    def on_end(self, loop: Loop) -> Iterator[Found]:
+        for key, found in self._regrown.items():
+            share = self._measure_zeros(key)
+            if share is not None and share < _FEW_ZEROS:
+                yield found
+
+    def _measure_zeros(self, key: int) -> float | None:
+        """Measure the share of zeros in the largest weight; None on a GPU, where one would have to wait for it."""
+        largest = self._largest[key]
+        if largest is None or largest.device.type != "cpu":
+            return None
+        some = _take_some(largest.detach())
+        return 1 - float(some.count_nonzero()) / some.numel()
+
+    def _compare(self, loop: Loop, track: OptimizerTrack, share: float) -> None:
         key = id(track)
         before = self._share.get(key)
         self._share[key] = share
@@ -92,13 +110,13 @@ class PruneMonitor(Monitor):
             self._pruned.add(key)
         elif key in self._pruned:
             self._pruned.discard(key)  # zeros that outlast an update may be released on purpose
-            if share >= _FEW_ZEROS:
-                return
-            yield report(
-                "regrown-weights",
-                f"weights that were set to zero are changed by the next update of {track.name}",
-                measured=f"{before:.0%} of a weight matrix were zero before an update, {share:.0%} before the next",
-            )
+            if share < _FEW_ZEROS and key not in self._regrown:
+                self._regrown[key] = report(
+                    "regrown-weights",
+                    f"weights that were set to zero are changed by the next update of {track.name}",
+                    measured=f"{before:.0%} of a weight matrix were zero before an update, {share:.0%} before the next",
+                    step=loop.step,
+                )
 
 
 def _take_some(weight: Tensor) -> Tensor:

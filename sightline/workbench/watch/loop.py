@@ -24,6 +24,9 @@ Judge = Callable[[float], Iterable[Found]]
 Mark = tuple[int, int] | None
 """Identity and version of a parameter's gradient: equal marks mean that nothing has written to it."""
 
+CallSite = tuple[tuple[int, int], ...]
+"""Calls that lead to a line, by their code and the place in it: one line of a loop is reached by the same calls."""
+
 _PACKAGE = Path(__file__).resolve().parents[2]
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
 _NUM_PROBES, _MAX_SMALL = 16, 16_384
@@ -35,7 +38,8 @@ class OptimizerTrack:
     """Optimiser seen in the loop: `parameters` by name, `probes` a few of them, whose gradients are marked each step.
 
     `small` are a few small parameters, of early layers: what is not finite in a backward pass arrives there.
-    `is_kept` is True for a probe whose gradient nothing has cleared or replaced since the last update.
+    `is_kept` is True for a probe whose gradient nothing has cleared or replaced since the last update, `is_added_to`
+    for one that a backward pass has then added to; `is_restarted` if the loop has begun anew before the current update.
     """
 
     optimizer: torch.optim.Optimizer
@@ -47,9 +51,11 @@ class OptimizerTrack:
     after_backward: list[Mark] = field(default_factory=list)
     before_backward: list[Mark] = field(default_factory=list)
     is_kept: list[bool] = field(default_factory=list)
+    is_added_to: list[bool] = field(default_factory=list)
     kept_values: Tensor | None = None
     norm: Tensor | None = None
     norm_after_backward: Tensor | None = None
+    is_restarted: bool = False
 
     def __post_init__(self) -> None:
         names = list(self.parameters)
@@ -61,6 +67,7 @@ class OptimizerTrack:
         self.small = by_size[:_NUM_PROBES]
         self.after_update = self.after_backward = self.before_backward = self.marks()
         self.is_kept = [False] * len(self.probes)
+        self.is_added_to = [False] * len(self.probes)
 
     def marks(self) -> list[Mark]:
         """Mark the gradients of the probes."""
@@ -125,7 +132,7 @@ class Loop:
     """Facts of the loop: `step` counts updates, `forwards` training passes, `loss` is the last root's value.
 
     `model_inputs` are the tensors that the last recorded training pass began with, `executed` the names of modules that
-    ran in a training pass while calls were recorded.
+    ran in a training pass while calls were recorded, `call_site` the calls that lead to the last backward pass.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], *, every: int, first_step: int = 0) -> None:
@@ -138,6 +145,7 @@ class Loop:
         self.is_over = False
         self.num_forwards = 0
         self.call: ForwardCall | None = None
+        self.call_site: CallSite = ()
         self.model_inputs: list[Tensor] = []
         self.loss: Tensor | None = None
         self.executed: set[str] = set()

@@ -17,8 +17,6 @@ from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 
 _diagnose = functools.partial(diagnose, __file__)
-_MAX_SKIPPED = 25
-"""Backward passes that are thrown away in a row: 2^16 halves to 1 in 16 of them."""
 _NUM_STILL = 10
 """Updates at a learning rate of 0 in a row: a warm-up from 0 has one."""
 _MAX_RATIO, _LOW_RATE = 1.0, 0.01
@@ -34,27 +32,16 @@ class FiniteMonitor(Monitor):
 
     def __init__(self, explain: Any) -> None:
         self._explain = explain
-        self._num_thrown = 0
         self._is_found = False
 
     def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
         loop.loss = root.detach()
-        if any(
-            last is not None and mark != last
-            for t in loop.tracks.values()
-            for mark, last in zip(t.marks(), t.after_backward, strict=True)
-        ):
-            self._num_thrown += 1
-        if self._num_thrown == _MAX_SKIPPED:
-            yield report(
-                "skipped-updates",
-                f"{_MAX_SKIPPED} backward passes in a row are cleared without an update",
-                measured=f"loss {float(loop.loss.double().sum()):.4g}, {_describe_gradients(loop)}",
-            )
+        yield from ()
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
-        self._num_thrown = 0
         if self._is_found or getattr(track.optimizer, "found_inf", None) is not None:  # the scaler judges it
+            return
+        if all(parameter.grad is None for parameter in track.parameters.values()):  # cleared: nothing is used
             return
         if track.is_sampled(loop.every):
             gradients = [g for g in track.gradients.values() if not g.is_sparse]
@@ -143,17 +130,16 @@ def locate_non_finite(loop: Loop, track: OptimizerTrack) -> Fault:
     )
 
 
-def _describe_gradients(loop: Loop) -> str:
-    gradients = [g for track in loop.tracks.values() for g in track.gradients.values()]
-    num_bad = sum(not bool(gradient.isfinite().all()) for gradient in gradients)
-    return f"{num_bad} of {len(gradients)} gradients of the last one are not finite"
-
-
 class UpdateMonitor(Monitor):
-    """Updates move parameters, and by less than their own size: the first values of each parameter are compared."""
+    """Updates move parameters, and by less than their own size: some rows with gradients are compared.
+
+    Of a table most rows have none. An optimiser that has tolerances (L-BFGS) takes many steps in one, and ends by
+    itself where the loss is lowest.
+    """
 
     def __init__(self) -> None:
         self._before: dict[str, Tensor] = {}
+        self._rows: dict[str, Tensor | None] = {}
         self._num_still: dict[int, int] = {}
         self._highest: dict[int, float] = {}
         self._num_rounded = 0
@@ -167,16 +153,19 @@ class UpdateMonitor(Monitor):
                 f"{number} updates of {track.name} in a row have a learning rate of 0",
                 measured=f"0 in each of {len(track.optimizer.param_groups)} groups",
             )
-        if track.is_sampled(loop.every) and track.lr > 0 and not self._before:  # a closure runs several times
+        if (
+            track.is_sampled(loop.every) and track.lr > 0 and not self._before and not _has_search(track.optimizer)
+        ):  # a closure runs several times
             names = [name for name, p in track.parameters.items() if p.grad is not None and p.ndim > 1]
-            self._before = {name: _take_slice(track.parameters[name]).clone() for name in names}
+            self._rows = {name: _choose_rows(track.parameters[name]) for name in names}
+            self._before = {name: self._take(name, track.parameters[name]).clone() for name in names}
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         before, self._before = self._before, {}
         if not before:
             return
         names = list(before)
-        now = [_take_slice(track.parameters[name]) for name in names]
+        now = [self._take(name, track.parameters[name]) for name in names]
         change = torch.stack([n.float() for n in torch._foreach_norm(torch._foreach_sub(now, list(before.values())))])
         size = torch.stack([n.float() for n in torch._foreach_norm(list(before.values()))])
         gradient = torch.stack(
@@ -229,11 +218,8 @@ class UpdateMonitor(Monitor):
 
         if now[0].dtype in (torch.bfloat16, torch.float16):
             slices = [
-                (
-                    (_take_slice(track.parameters[name]) == before[name]) & (_take_slice(g) != 0),
-                    _take_slice(g) != 0,
-                )
-                for name in names
+                ((value == before[name]) & (self._take(name, g) != 0), self._take(name, g) != 0)
+                for name, value in zip(names, now, strict=True)
                 if (g := track.parameters[name].grad) is not None
             ]
             kept, total = (torch.stack([pair[i].float().sum() for pair in slices]).sum() for i in range(2))
@@ -241,9 +227,27 @@ class UpdateMonitor(Monitor):
         yield from loop.reader.read(torch.where(gradient.max() > 0, change.max(), 1.0), judge_still)
         yield from loop.reader.read(ratio, judge_large)
 
+    def _take(self, name: str, values: Tensor) -> Tensor:
+        """Take up to 4096 numbers of a parameter or its gradient, of the rows that were chosen."""
+        rows = self._rows[name]
+        some = values.detach() if rows is None else values.detach().index_select(0, rows)
+        return (some.to_dense() if some.is_sparse else some).flatten()[:_MAX_SLICE]
 
-def _take_slice(parameter: Tensor) -> Tensor:
-    return parameter.detach().flatten()[:_MAX_SLICE]
+
+def _choose_rows(parameter: Tensor) -> Tensor | None:
+    """Return the numbers of rows of a large parameter that have gradients; None for one that is taken whole."""
+    gradient = parameter.grad
+    if gradient is None or parameter.numel() <= _MAX_SLICE:
+        return None
+    number = math.ceil(_MAX_SLICE / parameter[0].numel())
+    if gradient.is_sparse:
+        return gradient._indices()[0, :number]
+    size = torch.linalg.vector_norm(gradient.detach().flatten(1), math.inf, dim=1)
+    return (size != 0).float().topk(min(number, len(size))).indices
+
+
+def _has_search(optimizer: torch.optim.Optimizer) -> bool:
+    return "tolerance_change" in getattr(optimizer, "defaults", ())
 
 
 def _values(gradient: Tensor) -> Tensor:

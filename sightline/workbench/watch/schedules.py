@@ -19,7 +19,7 @@ _TINY_RATE, _MIN_TINY, _MAX_TINY_SHARE = 1e-6, 5, 0.05
 """Learning rate at which no update counts; the end of a cosine is there for a thousandth of its length."""
 _MIN_RISES, _MAX_RISES, _UPDATES_A_RISE, _LOW_RISE = 3, 1000, 8, 0.3
 _NUM_MOVED, _MANY = 5, 10
-_NUM_IDLE, _NUM_IDLE_OF_AVERAGE = 20, 200
+_NUM_IDLE, _NUM_IDLE_OF_AVERAGE = 20, 2000
 """Updates after which an average must have moved, and a loop must have stepped its scheduler at its end."""
 
 
@@ -41,11 +41,21 @@ class ScheduleMonitor(Monitor):
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if track.num_updates == 0 and not track.optimizer.state:
             self._fresh[id(track)] = track
+        if track.is_restarted:
+            self._forget(id(track))
         yield from ()
+
+    def _forget(self, key: int) -> None:
+        """Forget the learning rates so far: another schedule begins."""
+        for records in (self._highest, self._num_high, self._num_low, self._num_tiny, self._last_rise, self._rises):
+            records.pop(key, None)  # type: ignore[attr-defined]
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         key, lr = id(track), track.lr
         rates = self._rises.setdefault(key, [lr])
+        if not self._schedulers and len(rates) > _MIN_RISES and lr < _LOW_RATE * rates[-1]:
+            self._forget(key)  # a search for a rate rises, and ends at once
+            rates = self._rises.setdefault(key, [lr])
         if rates and lr != rates[-1]:
             self._rises[key] = [*rates, lr] if lr > rates[-1] and len(rates) <= _MAX_RISES else []
             self._last_rise[key] = track.num_updates
@@ -100,7 +110,8 @@ class ScheduleMonitor(Monitor):
                     action="a warm-up that counts updates needs scheduler.step() after each update",
                 )
         for scheduler, first in zip(self._schedulers, self._first_steps, strict=True):
-            if loop.step >= _NUM_IDLE and _count(scheduler) == first and hasattr(scheduler, "last_epoch"):
+            is_idle = loop.step >= _NUM_IDLE and _count(scheduler) == first and hasattr(scheduler, "last_epoch")
+            if is_idle and not self._is_later(scheduler):
                 yield report(
                     "schedule",
                     f"{type(scheduler).__name__} never steps: the learning rate stays as it was",
@@ -108,6 +119,14 @@ class ScheduleMonitor(Monitor):
                     expected="scheduler.step() after each epoch, or after each update",
                     action="call scheduler.step()",
                 )
+
+    def _is_later(self, scheduler: Any) -> bool:
+        """Return True if another scheduler of its optimiser has been stepped, and not to its end, as in a warm-up."""
+        return any(
+            first < _count(other) < _find_length(other)
+            for other, first in zip(self._schedulers, self._first_steps, strict=True)
+            if getattr(other, "optimizer", None) is getattr(scheduler, "optimizer", None)
+        )
 
     def _still_rises(self, key: int, track: OptimizerTrack) -> bool:
         """Return True in a warm-up: the last rise is no longer ago than two rises take."""
@@ -131,12 +150,21 @@ def _length_faults(scheduler: Any, track: OptimizerTrack) -> Iterator[Found]:
         )
 
 
+def _find_length(scheduler: Any) -> float:
+    """Return the number of steps after which a scheduler is at its end; infinity if it says none."""
+    lengths = (getattr(scheduler, name, None) for name in ("total_iters", "T_max", "total_steps"))
+    return next((float(length) for length in lengths if length is not None), math.inf)
+
+
 def _count(scheduler: Any) -> int:
     return int(getattr(scheduler, "last_epoch", 0))
 
 
 class StateMonitor(Monitor):
-    """States of optimisers: those that the last update left are there at the next, also after a resume."""
+    """States of optimisers: those that the last update left are there at the next, also after a resume.
+
+    But for a restart, which sets the weights back, too.
+    """
 
     def __init__(self) -> None:
         self._sizes: dict[int, int] = {}
@@ -145,7 +173,7 @@ class StateMonitor(Monitor):
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         size, key = len(track.optimizer.state), id(track)
         before = self._sizes.get(key, 0)
-        if before > 0 and size == 0:
+        if before > 0 and size == 0 and not track.is_restarted:
             yield report(
                 "lost-state",
                 f"{track.name} has lost its state: momenta begin at zero again",
@@ -170,10 +198,14 @@ class AverageMonitor(Monitor):
 
     def __init__(self, averages: Sequence[nn.Module]) -> None:
         self._averages = [(average, take_slices(average)) for average in averages]
+        self._weights = {id(average): weights for average, weights in self._averages}
         self._buffers = {id(average): _copy_statistics(average) for average in averages}
 
     def on_average(self, loop: Loop, average: nn.Module) -> Iterator[Found]:
-        """Judge the running statistics of an average that is evaluated: those of its start fit no weights but those."""
+        """Judge the running statistics of an average that is evaluated: those of its start fit no weights but those.
+
+        An average that has not begun has the weights of its start, too.
+        """
         first, now = self._buffers[id(average)], _copy_statistics(average)
         own = {name: buffer for model in loop.models.values() for name, buffer in _copy_statistics(model).items()}
         common = [name for name in first if name in own and own[name].shape == first[name].shape]
@@ -181,7 +213,9 @@ class AverageMonitor(Monitor):
             return
         is_still = torch.stack([(now[name] == first[name]).all() for name in common]).all()
         has_moved = torch.stack([(own[name] != first[name]).any() for name in common]).any()
-        yield from loop.reader.read((is_still & has_moved).float(), partial(_judge_statistics, common))
+        weights = zip(take_slices(average), self._weights[id(average)], strict=True)
+        has_begun = torch.stack([(own != first).any() for own, first in weights]).any()
+        yield from loop.reader.read((is_still & has_moved & has_begun).float(), partial(_judge_statistics, common))
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if loop.step == _NUM_IDLE_OF_AVERAGE:  # some are updated after each epoch, or begin after a warm-up
@@ -201,7 +235,27 @@ class AverageMonitor(Monitor):
 
 
 class LoadMonitor(Monitor):
-    """Weights that the loop loads after it has trained: they are other tensors than the model's own."""
+    """Weights that the loop loads after it has trained: they are other tensors than the model's own.
+
+    Those of a state that has just been taken, and edited in its place, are the model's own on purpose: the edit has
+    written to the weights since the last update, and more often than the loop writes to them between updates.
+    """
+
+    def __init__(self) -> None:
+        self._versions: dict[int, int] = {}
+        self._num_writes: dict[int, int] = {}
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        self._num_writes[id(track)] = self._count_writes(track)
+        yield from ()
+
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        self._versions[id(track)] = _sum_versions(track)
+        yield from ()
+
+    def _count_writes(self, track: OptimizerTrack) -> int:
+        now = _sum_versions(track)
+        return now - self._versions.get(id(track), now)
 
     def on_load(self, loop: Loop, model: nn.Module, state: Mapping[str, Any]) -> Iterator[Found]:
         names = model.state_dict(keep_vars=True).keys()
@@ -215,7 +269,10 @@ class LoadMonitor(Monitor):
         own = {name: parameter for name, parameter in model.named_parameters() if parameter.numel()}
         shared = [name for name, value in own.items() if _is_same_memory(state.get(name), value)]
         num_updates = sum(track.num_updates for track in loop.tracks.values())
-        if own and len(shared) == len(own) and num_updates:
+        is_edited = any(
+            self._count_writes(track) > self._num_writes.get(id(track), 0) for track in loop.tracks.values()
+        )
+        if own and len(shared) == len(own) and num_updates and not is_edited:
             yield report(
                 "aliased-weights",
                 "load_state_dict gets the model's own tensors: nothing is restored",
@@ -223,6 +280,10 @@ class LoadMonitor(Monitor):
                 measured=f"{len(shared)} of {len(own)} parameters share their memory with the model, after "
                 f"{num_updates} updates",
             )
+
+
+def _sum_versions(track: OptimizerTrack) -> int:
+    return sum(parameter._version for parameter in track.parameters.values())
 
 
 def _is_same_memory(value: Any, own: Tensor) -> bool:

@@ -27,15 +27,18 @@ from sightline.instrument import (
 from sightline.workbench.check.checks.optimiser.non_finite import non_finite
 from sightline.workbench.check.core.finding import Fault, Finding, merge_findings
 from sightline.workbench.watch.bisection import Search, prepare_search
-from sightline.workbench.watch.gradients import LeakMonitor, LostMonitor, OrderMonitor, ReachMonitor, UnitMonitor
+from sightline.workbench.watch.gradients import LeakMonitor, OrderMonitor, ReachMonitor
 from sightline.workbench.watch.kept_weights import CopyMonitor, PruneMonitor
 from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, PollMonitor
+from sightline.workbench.watch.lost_gradients import LostMonitor, SkipMonitor, trace_calls
 from sightline.workbench.watch.numbers import ClipMonitor, FiniteMonitor, UpdateMonitor, locate_non_finite
 from sightline.workbench.watch.overlaps import OverlapMonitor
 from sightline.workbench.watch.passes import LossMonitor, ModeMonitor, OutputMonitor, PartMonitor, SplitMonitor
 from sightline.workbench.watch.ranks import start_monitor
 from sightline.workbench.watch.report import CheckReport
+from sightline.workbench.watch.restarts import RestartMonitor
 from sightline.workbench.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor, StateMonitor
+from sightline.workbench.watch.units import UnitMonitor
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +84,10 @@ class Watch:
         self._receive = receive
         self._monitors: list[Monitor] = [
             PollMonitor(),
+            RestartMonitor(),
             OrderMonitor(),
             LostMonitor(),
+            SkipMonitor(),
             LeakMonitor(),
             FiniteMonitor(self._explain_non_finite),
             ReachMonitor(knows_optimizers=bool(optimizers)),
@@ -198,6 +203,7 @@ class Watch:
             self._judge("on_load", model, state)
 
     def _before_backward(self, roots: list[Tensor]) -> None:
+        self._loop.call_site = trace_calls()
         for root in roots[:1]:
             self._judge("before_backward", root)
 

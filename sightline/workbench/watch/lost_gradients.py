@@ -1,0 +1,208 @@
+"""Backward passes whose gradients no update uses, and code that reads gradients itself."""
+
+from __future__ import annotations
+
+import re
+import sys
+import sysconfig
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import CodeType
+
+import torch
+from torch import Tensor
+
+from sightline.workbench.check.runtime_rules import report
+from sightline.workbench.watch.gradients import NUM_LOST, is_cleared, needs_inputs
+from sightline.workbench.watch.loop import CallSite, Found, Loop, Monitor, OptimizerTrack
+
+_MAX_SKIPPED, _MAX_UNUSED = 25, 1000
+"""Backward passes in a row whose gradients are thrown away: 2^16 halves to 1 in 16 of them; before a first update."""
+_MAX_GROWTH = 2
+"""Times as many of them as ever before: the samples of a batch, one by one, do not vary so much in number."""
+_NUM_COMPARED = 256
+_LIBRARIES = ("<frozen", sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+_IGNORED_CODE = (str(Path(__file__).resolve().parents[2]), str(Path(torch.__file__).parent))
+_NOT_READING = re.compile(
+    r"(zero|no|enable|requires|is|set|clip|unscale|retain)_grad|retain_graph|scaler|accum|checkpoint|(^|_)graph", re.I
+)
+
+
+class LostMonitor(Monitor):
+    """Backward passes, each of a batch of its own, whose gradients are cleared before updates use or code reads them.
+
+    Not those of inputs (adversarial examples), nor between which weights change (SAM). Nobody can ask a tensor whether
+    it was read. Two facts show it: the update uses other gradients than the last pass has left, apart from a factor and
+    bounds, so that the loop computes its own (PCGrad, A-GEM, clipping of each sample); and, of passes from another line
+    than those that updates use (a saliency map, the norm of a small batch), code that runs then has names of gradients.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[int, int, list[int]] | None = None
+        self._needs_inputs = False
+        self._num_passes = 0
+        self._site: CallSite = ()
+        self._lost_sites: list[CallSite] = []
+        self._reads: dict[CallSite, bool] = {}
+        self._left: dict[int, Tensor] = {}
+        self._is_written: Tensor | None = None
+        self._history: list[tuple[int, int]] = []
+
+    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+        tracks = [track for track in loop.tracks.values() if track.num_backward]
+        is_new = self._last is not None and self._last[1] != loop.num_forwards
+        is_same = self._last is not None and self._last[::2] == (loop.step, _list_versions(loop))
+        if tracks and is_new and is_same and not self._needs_inputs and all(map(is_cleared, tracks)):
+            self._lost_sites.append(self._site)
+        yield from ()
+
+    def after_backward(self, loop: Loop) -> Iterator[Found]:
+        tracks = loop.tracks.values()
+        if tracks and all(track.marks() == track.before_backward for track in tracks):
+            return  # such as the pass of a generator through a frozen critic
+        self._num_passes += 1
+        self._last = loop.step, loop.num_forwards, _list_versions(loop)
+        self._site = loop.call_site
+        if self._site not in self._reads:
+            self._reads[self._site] = any(map(_is_of_gradients, list_running_names()))
+        self._needs_inputs = needs_inputs(loop)
+        self._left = {}
+        for track in tracks if self._lost_sites else ():
+            self._left |= {id(p): _take_gradient(p).clone() for p in _list_dense(track)}
+        yield from ()
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        pairs = [(self._left[id(p)], _take_gradient(p)) for p in _list_dense(track) if id(p) in self._left]
+        pairs = [(left, now) for left, now in pairs if left.shape == now.shape and left.device == pairs[0][0].device]
+        if pairs:
+            before, now = (torch.cat([pair[i] for pair in pairs]).sign() for i in range(2))
+            is_other = ((before * now < 0) | ((before == 0) & (now != 0))).any()
+            self._is_written = is_other if self._is_written is None else self._is_written.to(is_other.device) | is_other
+        yield from ()
+
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        lost = sum(site == self._site or not self._reads[site] for site in self._lost_sites)
+        total = self._num_passes
+        self._history = [*self._history[1 - NUM_LOST :], (lost, total)]
+        self._lost_sites, self._num_passes = [], 0
+        if len(self._history) == NUM_LOST and lost and set(self._history) == {(lost, total)}:
+            found = report(
+                "gradients-cleared",
+                f"the gradients of {lost} of {total} backward passes are cleared before {track.name}.step() uses them",
+                causes=("optim.grad_accumulation", "optim.step_order"),
+                measured=f"the same at {NUM_LOST} updates in a row; each pass had a batch of its own",
+                action="for accumulation call zero_grad() once per update: after step(), not before each backward()",
+            )
+            is_written = torch.zeros(()) if self._is_written is None else self._is_written.float()
+            yield from loop.reader.read(is_written, lambda value: [] if value else [found])
+
+
+class SkipMonitor(Monitor):
+    """Backward passes in a row without an update: a GradScaler that skips each of them, or a loop that calls no step.
+
+    Gradients that are finite may be computed for others than the optimiser: the information of weights about a task
+    (EWC), maps of saliency, each sample's gradient. Such passes come from another line than those that updates use, or
+    are as many before each update; before the first update, a model in training mode and the end of the loop decide.
+    """
+
+    def __init__(self) -> None:
+        self._skipped: Counter[CallSite] = Counter()
+        self._most: Counter[CallSite] = Counter()
+        self._used: set[CallSite] = set()
+        self._site: CallSite = ()
+
+    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+        if any(
+            last is not None and mark != last
+            for track in loop.tracks.values()
+            for mark, last in zip(track.marks(), track.after_backward, strict=True)
+        ):
+            self._skipped[self._site] += 1
+        yield from ()
+
+    def after_backward(self, loop: Loop) -> Iterator[Found]:
+        site = self._site = loop.call_site
+        number, total = self._skipped[site], self._skipped.total()
+        if total and total % _MAX_SKIPPED == 0:
+            yield from self._judge_values(loop, total)
+        if site in self._used and number >= max(_MAX_SKIPPED, _MAX_GROWTH * self._most[site] + 1):
+            yield _report_skipped(number, "earlier updates use the gradients of this line; these are finite, too")
+        if not self._used and total >= _MAX_UNUSED and _is_training(loop):
+            yield _report_skipped(total, "no update at all")
+
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        self._used.add(self._site)
+        self._most |= self._skipped
+        self._skipped.clear()
+        yield from ()
+
+    def on_end(self, loop: Loop) -> Iterator[Found]:
+        if not self._used and self._skipped.total() >= _MAX_SKIPPED and _is_training(loop):
+            yield _report_skipped(self._skipped.total(), "no update at all")
+
+    def _judge_values(self, loop: Loop, number: int) -> Iterable[Found]:
+        small = [p.grad for track in loop.tracks.values() for p in track.small if p.grad is not None]
+        dense = [gradient for gradient in small if not gradient.is_sparse]
+        if not dense:
+            return ()
+        norms = torch._foreach_norm(dense)
+        is_finite = torch.stack([norm.float().to(norms[0].device) for norm in norms]).isfinite().all()
+        found = _report_skipped(number, "gradients of the last one are not finite")
+        return loop.reader.read(is_finite.float(), lambda value: [] if value else [found])
+
+
+def _report_skipped(number: int, measured: str) -> Found:
+    return report(
+        "skipped-updates", f"{number} backward passes in a row are cleared without an update", measured=measured
+    )
+
+
+def _is_training(loop: Loop) -> bool:
+    return loop.call is None or loop.call.model.training
+
+
+def trace_calls() -> CallSite:
+    """Trace the calls that lead to the caller."""
+    frame, calls = sys._getframe(1), list[tuple[int, int]]()
+    while frame is not None:
+        calls.append((id(frame.f_code), frame.f_lasti))
+        frame = frame.f_back  # type: ignore[assignment]
+    return tuple(calls)
+
+
+def list_running_names() -> set[str]:
+    """List the names in the user's functions that run now, and in those of a library that they call."""
+    frame, names, is_called = sys._getframe(1), set[str](), True
+    while frame is not None:
+        path = frame.f_code.co_filename
+        is_library = path.startswith(_LIBRARIES) or "site-packages" in path
+        is_called = is_called and is_library
+        if not path.startswith(_IGNORED_CODE) and (is_called or not is_library):
+            names |= _list_names(frame.f_code)
+        frame = frame.f_back  # type: ignore[assignment]
+    return names
+
+
+def _list_names(code: CodeType) -> set[str]:
+    inner = (_list_names(value) for value in code.co_consts if isinstance(value, CodeType))
+    return {*code.co_names, *code.co_varnames, *code.co_freevars}.union(*inner)
+
+
+def _is_of_gradients(name: str) -> bool:
+    """Return True for a name by which gradients are read, as `grad`, `store_gradients`, `register_forward_hook`."""
+    return "hook" in name or ("grad" in name.lower() and not _NOT_READING.search(name))
+
+
+def _list_dense(track: OptimizerTrack) -> list[Tensor]:
+    """List the probes of an optimiser that have a gradient in the common form."""
+    return [p for p in track.probes if p.grad is not None and p.grad.layout == torch.strided]
+
+
+def _take_gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad.detach().flatten()[:_NUM_COMPARED].float()
+
+
+def _list_versions(loop: Loop) -> list[int]:
+    return [probe._version for track in loop.tracks.values() for probe in track.probes]
