@@ -250,25 +250,55 @@ def observe_updates(
             handle.remove()
 
 
+class _ObservedFunction:
+    """Function that torch has no hook for: `call` stands in its place as long as it has observers.
+
+    Each observer is called with the next one, at last with the function itself, as first argument.
+    """
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.original = original = getattr(owner, name)
+        self.observers: tuple[Callable[..., Any], ...] = ()
+
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling():  # else torch would trace the observers
+                return original(*args, **kwargs)
+            run = original
+            for observer in self.observers:
+                run = partial(observer, run)
+            return run(*args, **kwargs)
+
+        self.call = call
+
+
+_OBSERVED: dict[tuple[int, str], _ObservedFunction] = {}
+_OBSERVED_LOCK = threading.Lock()
+"""Functions with observers, by the owner's identity and name: they are the process's, as what they replace is."""
+
+
 @contextmanager
 def replace_function(owner: Any, name: str, run: Callable[..., Any]) -> Iterator[None]:
-    """Replace a function that torch has no hook for by `run(original, *args, **kwargs)`, in a context."""
-    original = getattr(owner, name)
+    """Replace a function that torch has no hook for by `run(original, *args, **kwargs)`, in a context.
 
-    @functools.wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if is_active and not torch.compiler.is_compiling():  # else torch would trace the observer
-            return run(original, *args, **kwargs)
-        return original(*args, **kwargs)
-
-    is_active = True
-    setattr(owner, name, call)
+    Contexts of one function may end in any order, and in any thread: with the last the function itself is back.
+    """
+    observer, key = partial(run), (id(owner), name)  # a partial function equals itself alone
+    with _OBSERVED_LOCK:
+        if key not in _OBSERVED:
+            _OBSERVED[key] = _ObservedFunction(owner, name)
+            setattr(owner, name, _OBSERVED[key].call)
+        observed = _OBSERVED[key]
+        observed.observers += (observer,)
     try:
         yield
     finally:
-        is_active = False
-        if getattr(owner, name) is call:  # else another observer has replaced it since, and calls this one
-            setattr(owner, name, original)
+        with _OBSERVED_LOCK:
+            observed.observers = tuple(other for other in observed.observers if other is not observer)
+            if not observed.observers:
+                del _OBSERVED[key]
+                if getattr(owner, name) is observed.call:  # else another library has replaced it, and calls this one
+                    setattr(owner, name, observed.original)
 
 
 @contextmanager
