@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sightline.workbench.check.checks.weights import find_scheme
 from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
+from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack, has_slices, take_local
 from sightline.workbench.watch.schedules import take_slices
 
 _AVERAGES = ("ema", "teacher", "momentum", "mean", "avg", "average", "slow", "key")
@@ -77,12 +77,13 @@ class PruneMonitor(Monitor):
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if id(track) not in self._largest:
-            weights = [p for p in track.parameters.values() if p.ndim > 1]
+            weights = [p for p in track.parameters.values() if p.ndim > 1 and has_slices(p)]
             self._largest[id(track)] = max(weights, key=Tensor.numel, default=None)
         largest = self._largest[id(track)]
         if largest is not None and largest.device.type == "cpu":  # elsewhere the number would have to be waited for
-            some = _take_some(largest.detach())
-            yield from self._judge(track, 1 - float(some.count_nonzero()) / some.numel())
+            some = _take_some(take_local(largest.detach()))
+            share = 1 - float(some.count_nonzero()) / some.numel() if some.numel() else 0.0
+            yield from self._judge(track, share)
 
     def _judge(self, track: OptimizerTrack, share: float) -> Iterator[Found]:
         key = id(track)
@@ -103,6 +104,8 @@ class PruneMonitor(Monitor):
 
 def _take_some(weight: Tensor) -> Tensor:
     """Return a view of some 4096 numbers of a weight: leading rows, in any format of memory."""
-    while weight.ndim > 1 and weight[0].numel() > _MAX_PRUNED:
+    while weight.ndim > 1 and len(weight) and weight[0].numel() > _MAX_PRUNED:
         weight = weight[0]
+    if not weight.numel():
+        return weight
     return weight[: max(1, _MAX_PRUNED // weight[0].numel())]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.pytree import is_dense
 from sightline.instrument import Inputs
 from sightline.workbench.check.context import FindingBuilder
 from sightline.workbench.check.core.finding import Fault, FindingLocation
@@ -85,9 +86,23 @@ class OptimizerTrack:
         return self.num_updates < _NUM_FIRST or self.num_updates % every == 0
 
 
+def take_local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds: all of it, unless it is spread over several."""
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local
+
+
+def has_slices(parameter: Tensor) -> bool:
+    """Return True for a parameter of which a part can be read: not a sparse one, nor that of a lazy module."""
+    return parameter.layout is torch.strided and is_dense(take_local(parameter))
+
+
 @dataclass(frozen=True)
 class ForwardCall:
-    """Forward pass of a watched model; `outputs` are detached, by path; `has_gradient`: it is recorded for backward."""
+    """Forward pass of a watched model; `outputs` are detached, by path, those whose numbers can be read.
+
+    `has_gradient` is True for a pass that is recorded for backward.
+    """
 
     model: nn.Module
     inputs: Inputs

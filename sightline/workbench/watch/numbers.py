@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.contract.pytree import tree_leaves
+from sightline.contract.pytree import dense_leaves
 from sightline.workbench.check.checks.optimiser.non_finite import non_finite
 from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
+from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack, has_slices, take_local
 
 _diagnose = functools.partial(diagnose, __file__)
 _MAX_SKIPPED = 25
@@ -57,9 +57,9 @@ class FiniteMonitor(Monitor):
         if self._is_found or getattr(track.optimizer, "found_inf", None) is not None:  # the scaler judges it
             return
         if track.is_sampled(loop.every):
-            gradients = [g for g in track.gradients.values() if not g.is_sparse]
+            gradients = [g for g in track.gradients.values() if g.layout is torch.strided]
         else:
-            gradients = [g for p in track.small if (g := p.grad) is not None and not g.is_sparse]
+            gradients = [g for p in track.small if (g := p.grad) is not None and g.layout is torch.strided]
         values = [norm.float() for norm in torch._foreach_norm(gradients)] if gradients else []
         track.norm = torch.stack(values).max() if values else None
         if loop.loss is not None and loop.loss.is_floating_point():
@@ -87,7 +87,7 @@ class ClipMonitor(Monitor):
         is_written = track.marks() != track.after_backward
         if before is None or not is_written or not track.is_sampled(loop.every):
             return
-        gradients = [g for p in track.small if (g := p.grad) is not None and not g.is_sparse]
+        gradients = [g for p in track.small if (g := p.grad) is not None and g.layout is torch.strided]
         after = torch.stack([n.float() for n in torch._foreach_norm(gradients)]).max()
         yield from loop.reader.read(after / before, self._judge)
 
@@ -113,7 +113,7 @@ def locate_non_finite(loop: Loop, track: OptimizerTrack) -> Fault:
         ("input", None if call is None else call.inputs),
         ("output", None if call is None else call.outputs),
     ):
-        for path, tensor in tree_leaves(tree):
+        for path, tensor in dense_leaves(tree):
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 rows = (
                     (~tensor.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist() if tensor.ndim > 1 else []
@@ -168,8 +168,8 @@ class UpdateMonitor(Monitor):
                 measured=f"0 in each of {len(track.optimizer.param_groups)} groups",
             )
         if track.is_sampled(loop.every) and track.lr > 0 and not self._before:  # a closure runs several times
-            names = [name for name, p in track.parameters.items() if p.grad is not None and p.ndim > 1]
-            self._before = {name: _take_slice(track.parameters[name]).clone() for name in names}
+            moving = {name: p for name, p in track.parameters.items() if p.grad is not None and p.ndim > 1}
+            self._before = {name: _take_slice(p).clone() for name, p in moving.items() if has_slices(p)}
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         before, self._before = self._before, {}
@@ -181,10 +181,8 @@ class UpdateMonitor(Monitor):
         size = torch.stack([n.float() for n in torch._foreach_norm(list(before.values()))])
         gradient = torch.stack(
             [
-                _values(p.grad).abs().float().max()
-                if (p := track.parameters[n]).grad is not None and p.grad.numel()
-                else size[0] * 0
-                for n in names
+                values.abs().float().max() if values is not None and values.numel() else size[0] * 0
+                for values in (_values(track.parameters[name].grad) for name in names)
             ]
         )
         least = size.new_tensor([_LEAST_RMS * math.sqrt(values.numel()) for values in now])
@@ -243,9 +241,11 @@ class UpdateMonitor(Monitor):
 
 
 def _take_slice(parameter: Tensor) -> Tensor:
-    return parameter.detach().flatten()[:_MAX_SLICE]
+    return take_local(parameter.detach()).flatten()[:_MAX_SLICE]
 
 
-def _values(gradient: Tensor) -> Tensor:
-    """Return the numbers of a gradient, of a sparse one those that are stored."""
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
+def _values(gradient: Tensor | None) -> Tensor | None:
+    """Return the numbers of a gradient in this process, of a sparse one those that are stored."""
+    if gradient is None or gradient.layout is torch.strided:
+        return None if gradient is None else take_local(gradient)
+    return gradient.coalesce().values() if gradient.is_sparse else gradient.values()

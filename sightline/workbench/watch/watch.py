@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
-from sightline.contract.pytree import tree_leaves
+from sightline.contract.pytree import dense_leaves
 from sightline.instrument import (
     Inputs,
     ModuleCall,
@@ -174,7 +174,7 @@ class Watch:
         self._loop.num_forwards += 1
         if self._loop.num_forwards <= 2 and "_orig_mod" not in model._modules:
             modules = {name: module for name, module in self._loop.modules() if name and module is not model}
-            self._loop.model_inputs = [tensor for _, tensor in tree_leaves((args, kwargs))]
+            self._loop.model_inputs = [tensor for _, tensor in dense_leaves((args, kwargs))]
             self._calls.enter_context(record(modules, enter=self._begin_part))
 
     def _begin_part(self, call: ModuleCall, module: nn.Module, inputs: Inputs) -> None:
@@ -184,7 +184,7 @@ class Watch:
     def _end_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         self._calls.close()
         has_gradient = torch.is_grad_enabled()
-        leaves = {path: tensor.detach() for path, tensor in tree_leaves(outputs)}
+        leaves = {path: tensor.detach() for path, tensor in dense_leaves(outputs)}
         call = ForwardCall(model, (args, kwargs), leaves, has_gradient)
         if has_gradient:
             self._loop.call = call
