@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
@@ -34,7 +34,7 @@ def is_dense(tensor: Tensor) -> bool:
     of torch.func, and of subclasses that wrap others, as a tensor that is spread over processes.
     """
     return (
-        not isinstance(tensor, UninitializedTensorMixin)
+        not is_lazy(tensor)
         and not is_functorch_wrapped_tensor(tensor)
         and tensor.layout is torch.strided
         and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)

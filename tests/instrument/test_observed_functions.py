@@ -77,12 +77,15 @@ def test_a_library_that_replaces_the_function_meanwhile_keeps_its_own() -> None:
 
 def test_contexts_of_several_threads_leave_the_functions_of_torch() -> None:
     """Both are in the function when the first of them ends."""
-    originals, barrier, heard = _list_observable(), threading.Barrier(2), list[str]()
+    originals, barrier, heard = _list_observable(), threading.Barrier(2), list[tuple[str, str]]()
+
+    def note(name: str) -> None:
+        heard.append((name, threading.current_thread().name))
 
     def train(name: str, *, is_first: bool) -> None:
         weight = torch.zeros(2, requires_grad=True)
         with ExitStack() as stack:
-            stack.enter_context(observe_backward(lambda roots: heard.append(name), lambda: None))
+            stack.enter_context(observe_backward(lambda roots: note(name), lambda: note(name)))
             stack.enter_context(observe_saves(lambda file: None))
             barrier.wait()
             weight.sum().backward()
@@ -93,12 +96,15 @@ def test_contexts_of_several_threads_leave_the_functions_of_torch() -> None:
         if is_first:
             barrier.wait()
 
-    threads = [threading.Thread(target=train, args=(name,), kwargs={"is_first": name == "a"}) for name in "ab"]
+    threads = [
+        threading.Thread(target=train, args=(name,), kwargs={"is_first": name == "a"}, name=name) for name in "ab"
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(heard) == ["a", "b", "b"]
+    both = [(name, thread) for name in "ab" for thread in "ab"]
+    assert sorted(heard) == sorted([*both, *both, ("b", "b"), ("b", "b")])
     assert _list_observable() == originals
 
 

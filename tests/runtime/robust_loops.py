@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -278,3 +279,93 @@ def one_number_before_the_rows() -> LoopProgram:
         return (torch.rand(()) + 1, inputs), target
 
     return train_with(Scaled(), draw)
+
+
+# --- models that torch runs itself, and threads -----------------------------------------------------------------------
+
+
+@loop
+def a_scripted_model() -> LoopProgram:
+    return train_with(torch.jit.script(network()), rows)
+
+
+@loop
+def a_scripted_part() -> LoopProgram:
+    return train_with(nn.Sequential(nn.Linear(8, 8), torch.jit.script(network())), rows)
+
+
+@loop
+def a_traced_model() -> LoopProgram:
+    return train_with(torch.jit.trace(network(), torch.randn(2, 8)), rows)
+
+
+@loop
+def a_compiled_part() -> LoopProgram:
+    return train_with(nn.Sequential(nn.Linear(8, 8), torch.compile(network(), backend="eager")), rows)
+
+
+@loop
+def a_compiled_step() -> LoopProgram:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    @torch.compile(backend="eager")
+    def step(inputs: Tensor, target: Tensor) -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), target).backward()
+        optimizer.step()
+
+    def train() -> None:
+        for _ in range(NUM_UPDATES):
+            step(*rows())
+
+    return LoopProgram([model], [optimizer], train)
+
+
+@loop
+def another_thread_trains() -> LoopProgram:
+    program = train_with(network(), rows)
+
+    def train() -> None:
+        thread = threading.Thread(target=program.train)
+        thread.start()
+        thread.join()
+
+    return program._replace(train=train)
+
+
+@loop
+def another_thread_evaluates_meanwhile() -> LoopProgram:
+    program, is_over = train_with(network(), rows), threading.Event()
+
+    def evaluate() -> None:
+        with torch.no_grad():
+            while not is_over.is_set():
+                program.models[0](torch.ones(4, 8))
+
+    def train() -> None:
+        thread = threading.Thread(target=evaluate)
+        thread.start()
+        program.train()
+        is_over.set()
+        thread.join()
+
+    return program._replace(train=train)
+
+
+@loop
+def two_threads_in_turn_train_one_model() -> LoopProgram:
+    program, turn = train_with(network(), rows), threading.Lock()
+
+    def train_in_turn() -> None:
+        with turn:
+            program.train()
+
+    def train() -> None:
+        threads = [threading.Thread(target=train_in_turn) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return program._replace(train=train)

@@ -140,7 +140,7 @@ class Loop:
     """Facts of the loop: `step` counts updates, `forwards` training passes, `loss` is the last root's value.
 
     `model_inputs` are the tensors that the last recorded training pass began with, `executed` the names of modules that
-    ran in a training pass while calls were recorded.
+    ran in a training pass while calls were recorded. `thread` is that of the loop.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], *, every: int, first_step: int = 0) -> None:
@@ -150,7 +150,7 @@ class Loop:
         self.tracks: dict[int, OptimizerTrack] = {}
         self.step = self.first_step = first_step
         self.thread = threading.get_ident()
-        self.is_over = False
+        self.is_over = self.is_in_backward = False
         self.num_forwards = 0
         self.call: ForwardCall | None = None
         self.model_inputs: list[Tensor] = []
@@ -180,6 +180,11 @@ class Loop:
                 return None
             self.tracks[id(optimizer)] = OptimizerTrack(optimizer, own, foreign=len(held) - len(own))
         return self.tracks[id(optimizer)]
+
+    @property
+    def runs_here(self) -> bool:
+        """True in the thread of the loop: others may train, or evaluate, at the same time."""
+        return threading.get_ident() == self.thread
 
     @property
     def is_sampled(self) -> bool:
