@@ -127,9 +127,10 @@ def describe_reordered(before: Iterable[int], after: Iterable[int], layer: str |
 
 
 def get_shape(node: Any) -> tuple[int, ...]:
-    """Return the shape of what a node of the graph has computed; () if it is not known."""
+    """Return the shape of what a node of the graph has computed; () if it is not known, or that of a nested tensor."""
     metadata = getattr(node, "_input_metadata", ())
-    return tuple(metadata[0].shape) if metadata else ()
+    shape = tuple(metadata[0].shape) if metadata and not metadata[0].is_nested_tensor else ()
+    return shape if all(isinstance(size, int) for size in shape) else ()
 
 
 def get_saved(node: Any, name: str) -> Any:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from sightline.contract.pytree import tree_leaves
+from sightline.contract.pytree import dense_leaves, is_dense, tree_leaves
 from sightline.instrument import Inputs
 from sightline.workbench.check.core.object_graph import get_node_name, skip_shape_operations
 from sightline.workbench.check.runtime_rules import report
@@ -194,11 +194,17 @@ class OutputMonitor(Monitor):
         if not call.has_gradient or loop.step == self._last_step:
             return
         self._last_step = loop.step
-        inputs = [tensor for _, tensor in tree_leaves(call.inputs) if tensor.numel() > 1]
+        inputs = [tensor for _, tensor in dense_leaves(call.inputs) if tensor.numel() > 1]
         if not inputs:
             return
         self._note_state(call)
-        digest = [take_sample(tensor) for tensor in inputs[:_MAX_INPUTS]]
+        if all(is_dense(tensor) for _, tensor in tree_leaves(call.inputs)):  # else others may differ
+            yield from self._repetition_faults(loop, call, inputs[:_MAX_INPUTS])
+        if loop.is_sampled:
+            yield from self._constant_faults(loop, call, inputs[0])
+
+    def _repetition_faults(self, loop: Loop, call: ForwardCall, inputs: Sequence[Tensor]) -> Iterator[Found]:
+        digest = [take_sample(tensor) for tensor in inputs]
         last = self._digests.get(id(call.model))
         self._digests[id(call.model)] = digest
         if last is not None and [t.shape for t in last] == [t.shape for t in digest] and self._num_same < _NUM_SAME:
@@ -209,14 +215,12 @@ class OutputMonitor(Monitor):
             digest[0].device.type == "cpu" and not self._is_recurrent
         ):  # elsewhere the numbers would have to be waited for
             yield from self._order.add(digest[0])
-        if loop.is_sampled:
-            yield from self._constant_faults(loop, call, inputs[0])
 
     def _note_state(self, call: ForwardCall) -> None:
         """Note a pass that goes on from an output of the last one, as chunks of a sequence do: their order counts."""
-        own = {StorageWeakRef(tensor.untyped_storage()).cdata for _, tensor in tree_leaves(call.inputs)}
+        own = {StorageWeakRef(tensor.untyped_storage()).cdata for _, tensor in dense_leaves(call.inputs)}
         self._is_recurrent = self._is_recurrent or any(last.cdata in own for last in self._last_outputs)
-        self._last_outputs = [StorageWeakRef(tensor.untyped_storage()) for _, tensor in tree_leaves(call.outputs)]
+        self._last_outputs = [StorageWeakRef(tensor.untyped_storage()) for _, tensor in dense_leaves(call.outputs)]
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if isinstance(track.optimizer, torch.optim.LBFGS):  # its line search needs one function: the whole set
@@ -233,10 +237,10 @@ class OutputMonitor(Monitor):
             )
 
     def _constant_faults(self, loop: Loop, call: ForwardCall, first_input: Tensor) -> Iterator[Found]:
-        outputs = [t for _, t in tree_leaves(call.outputs) if t.is_floating_point() and t.ndim > 1]
+        outputs = [t for _, t in dense_leaves(call.outputs) if t.is_floating_point() and t.ndim > 1]
         if not outputs or len(outputs[0]) < 2 or len(first_input) != len(outputs[0]):
             return
-        output, rows = outputs[0], first_input.flatten(1)
+        output, rows = outputs[0], first_input.reshape(len(first_input), -1)
         is_constant = (output == output[:1]).all() & ~(rows == rows[:1]).all()
 
         def judge(value: float) -> Iterator[Found]:
@@ -283,7 +287,7 @@ class PartMonitor(Monitor):
     """Calls of the parts of a model: inputs read as of other axes, and masks that leave padding alone."""
 
     def on_module(self, loop: Loop, path: str, module: nn.Module, inputs: Inputs) -> Iterator[Found]:
-        for _, tensor in tree_leaves(inputs):
+        for _, tensor in dense_leaves(inputs):
             for source in loop.model_inputs:
                 if (
                     tensor.data_ptr() == source.data_ptr()
@@ -294,7 +298,7 @@ class PartMonitor(Monitor):
                 ):
                     yield describe_reordered(source.shape, tensor.shape, layer=path)
         keys, is_ignored = _find_mask(module, *inputs)
-        if isinstance(keys, Tensor) and isinstance(is_ignored, Tensor):
+        if len(dict(dense_leaves((keys, is_ignored)))) == 2:
             is_ignored = is_ignored if is_ignored.dtype == torch.bool else is_ignored == -math.inf
             keys = keys if getattr(module, "batch_first", True) else keys.transpose(0, 1)
             if keys.ndim == 3 and is_ignored.shape == keys.shape[:2]:
@@ -336,7 +340,7 @@ class SplitMonitor(Monitor):
         is_full = len(self._num_trained) >= _MAX_ROWS
         if (is_full and call.has_gradient) or call.has_gradient != call.model.training:
             return
-        rows = next((t for _, t in tree_leaves(call.inputs) if t.is_floating_point() and t.ndim > 1), None)
+        rows = next((t for _, t in dense_leaves(call.inputs) if t.is_floating_point() and t.ndim > 1), None)
         if rows is None or rows.device.type != "cpu" or not len(rows) or rows[0].numel() < _MIN_NUMBERS:
             return
         digests = list_row_digests(rows)
