@@ -87,12 +87,16 @@ class OptimizerTrack:
 
 @dataclass(frozen=True)
 class ForwardCall:
-    """Forward pass of a watched model; `outputs` are detached, by path; `has_gradient`: it is recorded for backward."""
+    """Forward pass of a watched model; `outputs` are detached, by path; `has_gradient`: it is recorded for backward.
+
+    `computed` are the paths of outputs with a history: weights have part in them.
+    """
 
     model: nn.Module
     inputs: Inputs
-    outputs: Any
+    outputs: Mapping[str, Tensor]
     has_gradient: bool
+    computed: frozenset[str] = frozenset()
 
 
 class Reader:
