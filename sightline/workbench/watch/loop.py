@@ -108,13 +108,15 @@ def has_slices(parameter: Tensor) -> bool:
 class ForwardCall:
     """Forward pass of a watched model; `outputs` are detached, by path, those whose numbers can be read.
 
-    `has_gradient` is True for a pass that is recorded for backward.
+    `has_gradient` is True for a pass that is recorded for backward; `computed` are the paths of outputs with a history:
+    weights have part in them.
     """
 
     model: nn.Module
     inputs: Inputs
-    outputs: Any
+    outputs: Mapping[str, Tensor]
     has_gradient: bool
+    computed: frozenset[str] = frozenset()
 
 
 class Reader:

@@ -198,7 +198,8 @@ class Watch:
         self._calls.close()
         has_gradient = torch.is_grad_enabled()
         leaves = {path: tensor.detach() for path, tensor in dense_leaves(outputs)}
-        call = ForwardCall(model, (args, kwargs), leaves, has_gradient)
+        computed = frozenset(path for path, tensor in dense_leaves(outputs) if tensor.requires_grad)
+        call = ForwardCall(model, (args, kwargs), leaves, has_gradient, computed)
         if has_gradient:
             self._loop.call = call
         self._judge("on_forward", call)

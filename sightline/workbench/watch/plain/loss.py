@@ -20,7 +20,7 @@ from sightline.workbench.check.core.dry_run import copy_module
 from sightline.workbench.check.core.object_graph import get_node_name, iter_nodes, skip_shape_operations
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
-from sightline.workbench.watch.loss_graph import UNBOUNDED, LossGraph, get_shape, list_variables
+from sightline.workbench.watch.loss_graph import UNBOUNDED, LossGraph, get_shape, is_of_all_pairs, list_variables
 from sightline.workbench.watch.overlaps import judge_overlaps
 from sightline.workbench.watch.plain.batch import BatchForm, call_model
 from sightline.workbench.watch.plain.byte_images import judge_bytes
@@ -329,7 +329,7 @@ def _judge_sample_weights(passed: Pass) -> Iterator[Found]:
     given = [t for _, t in tree_leaves(passed.target) if t.ndim == 1 and len(t) > 1]
     for node in LossGraph(passed.value.grad_fn, _MAX_NODES).nodes if given else ():
         shape = get_shape(node)
-        if get_node_name(node) != "Mul" or len(shape) != 2 or shape[0] != shape[1]:
+        if get_node_name(node) != "Mul" or len(shape) != 2 or shape[0] != shape[1] or is_of_all_pairs(node):
             continue
         factors = [getattr(node, f"_saved_{name}", None) for name in ("self", "other")]
         if any(
