@@ -171,7 +171,13 @@ def to_raw_scan(
         raise DataError(f"{path}: has no column {' or '.join(_RING_NAMES)}, it has {available}; {advice.no_ring}")
     with np.errstate(invalid="ignore"):  # a ring that is not finite differs from every whole number
         ring = rings.astype(np.int64)
-    if ((ring != rings) | (ring < 0) | (ring >= num_beams)).any():
+    if (is_part := ring != rings).any():
+        index = int(is_part.argmax())
+        raise DataError(
+            f"{path}: the ring of point {index} is {rings[index]:g}, not a whole number"
+            f"{count_others(is_part, 'so are')}; {advice.axes}"
+        )
+    if ((ring < 0) | (ring >= num_beams)).any():
         raise DataError(
             f"{path}: rings run from {rings.min():g} to {rings.max():g}, and the sensor has {num_beams} beams, 0 to "
             f"{num_beams - 1}; {advice.num_beams}"
