@@ -129,6 +129,12 @@ def has_remission(cloud: PointCloud) -> bool:
     return any(name in cloud.channels for name in _REMISSION_NAMES)
 
 
+def skip_unread(columns: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns with `_` for those that `to_raw_scan` does not read, such as labels."""
+    read = {"x", "y", "z", *_REMISSION_NAMES, *_RING_NAMES}
+    return tuple(name if name in read else "_" for name in columns)
+
+
 def ring_column(cloud: PointCloud) -> np.ndarray | None:
     """Return the column of rings (N,) as stored in the file, or None."""
     return next((cloud.channels[name] for name in _RING_NAMES if name in cloud.channels), None)
