@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sightline.contract.call_arguments import to_path
 from sightline.contract.errors import UserError
 from sightline.contract.regular_files import check_regular_file, parse_json, read_regular_file
 from sightline.runs.atomic_files import disk_failure
@@ -73,7 +74,7 @@ def list_runs(folder: str | Path = "runs") -> list[RunSummary]:
 
     Weights are not read. Raises UserError for a folder that does not exist.
     """
-    root = Path(folder)
+    root = to_path(folder, name="list_runs", what="a folder with runs")
     if not root.is_dir():
         raise UserError(f"{root}: is not a folder; give the one that holds your runs")
     return sort_runs([_summarise(path) for path in _find_runs(root)], "when")

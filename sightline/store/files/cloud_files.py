@@ -156,6 +156,8 @@ def list_skipped_files(folder: Path, *, suffixes: Sequence[str] | None = None) -
 
 def check_columns(columns: Sequence[str]) -> tuple[str, ...]:
     """Return the names in lower case. Raises ConfigError for a missing coordinate or a repeated name."""
+    if isinstance(columns, str):
+        raise ConfigError(f"columns: found the text {columns!r}, allowed is a list of names: {columns.split(',')}")
     names = tuple(name.strip().lower() for name in columns)
     twice = sorted({name for name in names if names.count(name) > 1 and name != _SKIPPED})
     missing = [name for name in _POINTS if name not in names]
