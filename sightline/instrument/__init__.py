@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
@@ -270,13 +271,14 @@ class _Depth(threading.local):
 
 
 class _ObservedFunction:
-    """Function that torch has no hook for: `call` stands in its place as long as it has observers.
+    """Function that torch has no hook for, in whose place another one stands as long as it has observers.
 
     Each observer is called with the next one, at last with the function itself, as first argument.
     """
 
     def __init__(self, owner: Any, name: str) -> None:
-        self.original = original = getattr(owner, name)
+        self._owner, self._name, self._is_own = owner, name, name in vars(owner)
+        self._original = original = getattr(owner, name)
         self.observers: tuple[Callable[..., Any], ...] = ()
 
         @functools.wraps(original)
@@ -288,7 +290,17 @@ class _ObservedFunction:
                 run = partial(observer, run)
             return run(*args, **kwargs)
 
-        self.call = call
+        self._call = call
+        setattr(owner, name, call)
+
+    def restore(self) -> None:
+        """Put the function back, unless another library has replaced `call` since: it goes on calling it."""
+        if getattr(self._owner, self._name) is not self._call:
+            return
+        if self._is_own:
+            setattr(self._owner, self._name, self._original)
+        else:  # of a base class
+            delattr(self._owner, self._name)
 
 
 _OBSERVED: dict[tuple[int, str], _ObservedFunction] = {}
@@ -306,7 +318,6 @@ def replace_function(owner: Any, name: str, run: Callable[..., Any]) -> Iterator
     with _OBSERVED_LOCK:
         if key not in _OBSERVED:
             _OBSERVED[key] = _ObservedFunction(owner, name)
-            setattr(owner, name, _OBSERVED[key].call)
         observed = _OBSERVED[key]
         observed.observers += (observer,)
     try:
@@ -315,9 +326,7 @@ def replace_function(owner: Any, name: str, run: Callable[..., Any]) -> Iterator
         with _OBSERVED_LOCK:
             observed.observers = tuple(other for other in observed.observers if other is not observer)
             if not observed.observers:
-                del _OBSERVED[key]
-                if getattr(owner, name) is observed.call:  # else another library has replaced it, and calls this one
-                    setattr(owner, name, observed.original)
+                _OBSERVED.pop(key).restore()
 
 
 @contextmanager
@@ -365,6 +374,20 @@ def observe_saves(receive: Callable[[Any], None]) -> Iterator[None]:
         original(obj, f, *args, **kwargs)
 
     with replace_function(torch, "save", run):
+        yield
+
+
+@contextmanager
+def leave_out_checkpoints() -> Iterator[None]:
+    """Compute what reentrant checkpoints of activations hold at once, as part of the graph around them.
+
+    Without, no rule sees into them, and torch gives no gradients by `torch.autograd.grad`.
+    """
+
+    def run(original: Any, function: Any, preserves_state: bool, *args: Any) -> Any:
+        return function(*args)
+
+    with replace_function(torch.utils.checkpoint.CheckpointFunction, "apply", run):
         yield
 
 

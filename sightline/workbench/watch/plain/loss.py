@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline import instrument
-from sightline.contract.pytree import tree_leaves, tree_map
+from sightline.contract.pytree import is_dense, tree_leaves, tree_map
 from sightline.workbench.check.checks.data.label_leak import label_input
 from sightline.workbench.check.checks.data.point_labels import padded_points
 from sightline.workbench.check.checks.loss_values import loss_weights
@@ -140,7 +140,8 @@ def _take_one(row: int, path: str, tensor: Tensor) -> Tensor:
 
 def _begin_graph(path: str, tensor: Tensor) -> Tensor:
     """Return a tensor whose views have a history, and that may be written to."""
-    return tensor.detach().clone().requires_grad_() + 0 if tensor.is_floating_point() else tensor
+    is_number = tensor.is_floating_point() and is_dense(tensor)
+    return tensor.detach().clone().requires_grad_() + 0 if is_number else tensor
 
 
 def judge_loss(
