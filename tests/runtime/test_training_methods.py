@@ -726,3 +726,33 @@ def test_gradients_that_are_cleared_from_some_update_on_are_named() -> None:
                 optimizer.zero_grad()
             optimizer.step()
     assert list_codes(watch) == ["gradients-cleared"]
+
+
+class Calling(nn.Module):
+    """A module of two parts, of which one calls the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), self.head)
+
+    def forward(self, points: Tensor) -> Tensor:
+        return self.body(points)
+
+
+@pytest.mark.parametrize("called", ["the model", "a part", "a part that fails"])
+def test_a_first_update_may_come_before_a_first_pass(called: str) -> None:
+    """Gradients by hand: parts of the model are watched from then on, until it is called as a whole."""
+    torch.manual_seed(0)
+    model = Calling()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        if called == "a part that fails":
+            with pytest.raises(RuntimeError):
+                model.body(torch.randn(4, 3))
+        train(model if called == "the model" else model.body, optimizer, 20)
+    assert list_codes(watch) == []
+    assert watch._loop.num_forwards >= 20

@@ -112,6 +112,7 @@ class Watch:
         }
         self._stack = ExitStack()
         self._calls = ExitStack()
+        self._recorded: set[nn.Module] = set()
         self._seen: set[object] = set()
         self._findings: list[Finding] = []
         self._search: Search | None = None
@@ -144,7 +145,7 @@ class Watch:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._calls.close()
+        self._stop_recording()
         self._stack.__exit__(*error)
         self._loop.is_over = True
         self._judge("on_end")
@@ -173,9 +174,9 @@ class Watch:
     def _begin_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._loop.num_forwards == 0 and torch.is_grad_enabled() and model.training:
             self._loop.thread = threading.get_ident()
-        if not self._loop.runs_here:
+        if not self._loop.runs_here or model in self._recorded:  # torch is calling the hooks of a part of a pass
             return
-        self._calls.close()
+        self._stop_recording()
         if not torch.is_grad_enabled():
             return
         self._loop.call = None  # releases the inputs and outputs of the last pass
@@ -183,9 +184,14 @@ class Watch:
         if self._loop.num_forwards <= 2 and "_orig_mod" not in model._modules:
             modules = {name: module for name, module in self._loop.modules() if name and module is not model}
             self._loop.model_inputs = [tensor for _, tensor in dense_leaves((args, kwargs))]
+            self._recorded = set(modules.values())
             for path, module in modules.items():
                 for handle in hang(module, _Hook(partial(self._begin_part, path))):
                     self._calls.callback(handle.remove)
+
+    def _stop_recording(self) -> None:
+        self._calls.close()
+        self._recorded.clear()
 
     def _begin_part(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._loop.runs_here:
@@ -193,9 +199,9 @@ class Watch:
             self._judge("on_module", path, module, (args, kwargs))
 
     def _end_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        if not self._loop.runs_here:
+        if not self._loop.runs_here or model in self._recorded:
             return
-        self._calls.close()
+        self._stop_recording()
         has_gradient = torch.is_grad_enabled()
         leaves = {path: tensor.detach() for path, tensor in dense_leaves(outputs)}
         computed = frozenset(path for path, tensor in dense_leaves(outputs) if tensor.requires_grad)
