@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sightline.contract.call_arguments import to_path, to_paths, to_texts
+from sightline.contract.call_arguments import to_count, to_path, to_paths, to_texts
 from sightline.engine.distributed import start_world
 from sightline.engine.run_loading import TrainedRun
 from sightline.engine.run_loading import build_model as build_named_model
@@ -52,10 +52,13 @@ class LoadedRun(TrainedRun):
         every cloud; for runs on points, `category` is the category of all files if the run segments parts, and
         `with_probabilities` keeps the probabilities of every class; for depth images, `frames` (an `OwnFrames`) states
         how they are read, and the region of the image in which joints are predicted.
-        Raises UserError for a device that this machine lacks, ConfigError for an option that the predictor lacks.
+        Raises UserError for `paths` that are not a list of paths and a device that this machine lacks, ConfigError for
+        an option that the predictor lacks.
         """
+        files = to_paths(paths, name="predict", what="a file or folder to predict")
+        if batch_size is not None:
+            to_count(batch_size, name="predict: batch_size", least=1)
         with start_world(device=device) as world:
-            files = [Path(path) for path in paths]
             return predict_files(self, files, world=world, batch_size=batch_size, **options)
 
 

@@ -108,6 +108,7 @@ def make_command(record: type[Command], **settings: Any) -> Callable[..., int]:
 
     def call(**values: Any) -> int:
         options = record.from_words(values)
+        _assert_written_alone(options)
         for variable, value in record.environment.items():
             os.environ.setdefault(variable, value)
         code: int = _import_verb(options.function())(options, **settings)
@@ -171,16 +172,31 @@ def _make_parameter(name: str, hint: Any, parameter: CommandParameter) -> inspec
 
 
 def _check_writable(flag: str) -> Callable[[Path | None], Path | None]:
-    """Make an option's callback that refuses a file that cannot be written, before any work is done."""
+    """Make an option's callback that refuses a file that cannot or must not be written, before any work is done."""
 
     def check(path: Path | None) -> Path | None:
         if path is not None:
             from sightline.runs.run_directory import assert_writable
+            from sightline.runs.run_folders import assert_replaceable
 
             assert_writable(path, option=flag)
+            assert_replaceable(path, option=flag)
         return path
 
     return check
+
+
+def _assert_written_alone(options: Command) -> None:
+    """Raise UserError for a file to write that is also another file or folder of the command."""
+    given = [(parameter, getattr(options, name)) for name, parameter in options.parameters()]
+    for written, path in given:
+        if not written.is_written or path is None:
+            continue
+        for other, value in given:
+            paths = [each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, Path)]
+            if other is not written and os.path.realpath(path) in map(os.path.realpath, paths):
+                what = f"the file of {other.flag}" if other.flag else "what the command reads"
+                raise UserError(f"{written.flag} {path}: is also {what}; give another")
 
 
 for _record in (record for records in SECTIONS.values() for record in records):

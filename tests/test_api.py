@@ -54,6 +54,36 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@run_each(
+    "paths, options, said",
+    [
+        ("c.npy", {}, r"predict: found the text 'c\.npy', allowed is a list: \['c\.npy'\]"),
+        (Path("c.npy"), {}, r"predict: found a PosixPath, allowed is a list: \['c\.npy'\]"),
+        (None, {}, "predict: found null, allowed is a list"),
+        ([np.zeros((3, 3))], {}, "predict: found a ndarray, allowed is the path of a file or folder to predict"),
+        (["c\0.npy"], {}, "has the character U"),
+        (["c.npy"], {"batch_size": 0}, "predict: batch_size: found 0, allowed is a whole number from 1 on"),
+        (["c.npy"], {"batch_size": "8"}, "predict: batch_size: found '8', allowed is a whole number"),
+        (
+            ["c.npy"],
+            {"columns": "x,y,z"},
+            r"columns: found the text 'x,y,z', allowed is a list of names: \['x', 'y', 'z",
+        ),
+    ],
+)
+def test_what_is_not_a_list_of_files_is_not_predicted(paths: object, options: dict, said: str, run: Path) -> None:
+    """A text would be taken letter by letter, and its full stop for the working folder."""
+    loaded = sightline.load_run(run)
+    with pytest.raises(UserError, match=said):
+        loaded.predict(paths, **options)  # type: ignore[arg-type]
+
+
+def test_runs_are_listed_below_a_path() -> None:
+    for folder, said in {None: "found null", 1: "found 1", "": "found the text ''"}.items():
+        with pytest.raises(UserError, match=f"list_runs: {said}, allowed is the path of a folder with runs"):
+            sightline.list_runs(folder)  # type: ignore[arg-type]
+
+
 def test_import_is_lazy_and_quick() -> None:
     told = python(
         "import sys, time; start = time.process_time(); import sightline\n"

@@ -314,6 +314,7 @@ class CompressReportOptions(
     compression.json and compression.md into --out after every row.
     """
 
+    ratio: float | None = option("--ratio", "R", "budget, as a ratio of the bytes in float32 [0.1, without --bytes]")
     on: str = option(
         "--on",
         "file|codebook|weights",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import keyword
+import os
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,11 +113,16 @@ def make_project(name: str, task: str, to: Path) -> list[Path]:
     sources = sorted(path for folder in (shared, folders[task]) for path in folder.iterdir() if path.is_file())
     files = {target / path.name.replace(_PROJECT_NAME, name): path.read_text(encoding="utf-8") for path in sources}
     try:
-        target.mkdir(parents=True)
-        for path, text in files.items():
-            path.write_text(text.replace(_PROJECT_NAME, name), encoding="utf-8")
+        to.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=to) as part:  # the project is whole, or not there
+            work = Path(part, name)
+            work.mkdir()
+            for path, text in files.items():
+                (work / path.name).write_text(text.replace(_PROJECT_NAME, name), encoding="utf-8")
+            work.rename(target)
     except OSError as error:
-        raise UserError(f"init: {target}: cannot be written: {error.strerror}; give another place by --to") from error
+        reason = os.strerror(errno.ENOTDIR) if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"init: {target}: cannot be written: {reason}; give another place by --to") from error
     return list(files)
 
 

@@ -1,4 +1,4 @@
-"""Arguments of calls from Python that are paths or lists of texts: refused in one line if they are anything else."""
+"""Arguments of calls from Python that are paths, lists of texts or counts: refused in one line if they are not."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ def to_path(value: object, *, name: str, what: str) -> Path:
     if not isinstance(value, str | os.PathLike) or not str(value):
         raise UserError(f"{name}: found {_describe(value)}, allowed is the path of {what}")
     path = Path(value)
+    if "\0" in str(path):
+        raise UserError(f"{name}: {path}: has the character U+0000, which no path has; check the path")
     try:
         path.exists()  # a missing one is reported by those who read it
     except (OSError, ValueError) as error:
@@ -47,6 +49,13 @@ def to_texts(values: object, *, name: str) -> list[str]:
             raise UserError(f"{name}: found {_describe(value)}, allowed are texts, as 'train.epochs=10'")
         texts.append(value)
     return texts
+
+
+def to_count(value: object, *, name: str, least: int) -> int:
+    """Return an argument that is a whole number of at least `least`. Raises UserError for anything else."""
+    if not isinstance(value, int) or value < least:
+        raise UserError(f"{name}: found {value!r}, allowed is a whole number from {least} on")
+    return value
 
 
 def _describe(value: object) -> str:

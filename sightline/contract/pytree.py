@@ -8,6 +8,9 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def tree_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -17,6 +20,26 @@ def tree_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
         return
     for name, item in tree_children(value):
         yield from tree_leaves(item, join_path(path, name))
+
+
+def dense_leaves(value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Iterate over the tensors of a tree whose numbers can be read, each with its path, as `is_dense` tells them."""
+    return ((path, tensor) for path, tensor in tree_leaves(value) if is_dense(tensor))
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Return True for a tensor with a number in memory for each of its places.
+
+    Sparse, nested and quantised tensors have none, nor those of lazy modules, of the meta device, inside of a transform
+    of torch.func, and of subclasses that wrap others, as a tensor that is spread over processes.
+    """
+    return (
+        not is_lazy(tensor)
+        and not is_functorch_wrapped_tensor(tensor)
+        and tensor.layout is torch.strided
+        and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)
+        and not is_traceable_wrapper_subclass(tensor)
+    )
 
 
 def tree_map(value: Any, function: Callable[[str, Tensor], Any], path: str = "") -> Any:

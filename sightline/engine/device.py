@@ -56,7 +56,7 @@ def to_device(
         items = [to_device(v, device, float_dtype=float_dtype, path=f"{path}[{i}]") for i, v in enumerate(value)]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [f.name for f in dataclasses.fields(value)]
+        names = [f.name for f in dataclasses.fields(value) if f.init]
         moved = {n: to_device(getattr(value, n), device, float_dtype=float_dtype, path=f"{path}.{n}") for n in names}
         return dataclasses.replace(value, **moved)
     raise TypeError(

@@ -385,7 +385,7 @@ def observe_collectives(enter: Callable[[str, str], None]) -> Iterator[None]:
                     form = f"{_name} of {_format_shape(tensor)}"
                 else:
                     form = _name
-                enter(form, format_user_frame(sys._getframe(2)))
+                enter(form, format_user_frame(sys._getframe()))
                 return original(*args, **kwargs)
 
             stack.enter_context(replace_function(dist, name, run))

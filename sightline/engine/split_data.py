@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args, overload
 
 from sightline.config import RunConfig, locate_errors
+from sightline.contract.call_arguments import to_count
 from sightline.contract.errors import UserError
 from sightline.contract.schema import suggest
 from sightline.contract.types import Batch, Field, Sample, SampleKey
@@ -83,9 +84,8 @@ class SplitData:
         size = (
             (train.batch_size if self.split == "train" else evaluate.batch_size) if batch_size is None else batch_size
         )
-        for name, number, least in (("batch_size", size, 1), ("workers", workers, 0)):
-            if not isinstance(number, int) or number < least:
-                raise UserError(f"loader: {name}: found {number!r}, allowed is a whole number from {least} on")
+        to_count(size, name="loader: batch_size", least=1)
+        to_count(workers, name="loader: workers", least=0)
         return EpochLoader(self, batch_size=size, shuffle=is_shuffled, workers=workers, drop_last=drop_last)
 
     def _key(self, index: int) -> SampleKey:

@@ -132,7 +132,9 @@ def _is_running(pid: int) -> bool:
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-_COLLECTIVE_FILES = tuple(str(Path(__file__).with_name(name)) for name in ("watchdog.py", "distributed.py"))
+_COLLECTIVE_FILES = tuple(
+    str(Path(_PACKAGE) / name) for name in ("engine/watchdog.py", "engine/distributed.py", "instrument/__init__.py")
+)
 _GRACE_S = 2.0
 """Seconds for the main thread to end with its own message, once another process is known to have failed."""
 

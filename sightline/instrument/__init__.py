@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
@@ -165,9 +166,17 @@ def record(
         yield tape
 
 
-def hang_on_load(module: nn.Module, before: Callable[..., Any]) -> RemovableHandle:
-    """Hang `before(module, state_dict, prefix, ...)` on a module, for each `load_state_dict` of it or around it."""
-    return module.register_load_state_dict_pre_hook(before)
+def hang_on_load(module: nn.Module, before: Callable[..., Any]) -> list[RemovableHandle]:
+    """Hang `before(module, state_dict, prefix, ...)` on a module, for each `load_state_dict` of it or around it.
+
+    Scripted modules take no hooks.
+    """
+    return [] if is_scripted(module) else [module.register_load_state_dict_pre_hook(before)]
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Return True for a module that torch runs without Python: it takes no hooks, and no code sees its parts."""
+    return isinstance(module, torch.jit.RecursiveScriptModule)
 
 
 def hang(
@@ -175,9 +184,11 @@ def hang(
 ) -> list[RemovableHandle]:
     """Hang `before(module, args, kwargs)` and `after(module, args, kwargs, outputs)` on a module and its later copies.
 
-    A value other than None that either returns replaces the arguments, or the outputs.
+    A value other than None that either returns replaces the arguments, or the outputs. Scripted modules take no hooks.
     """
-    handles = []
+    handles: list[RemovableHandle] = []
+    if is_scripted(module):
+        return handles
     if before is not None:
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
     if after is not None:
@@ -211,9 +222,10 @@ def observe_updates(
     """Call `before` and `after` around the update of every optimiser of the process, by torch's global hooks.
 
     The closure of a step, which computes its gradients, runs earlier than `before`. A step inside of another step, of
-    an optimiser that wraps one, is a part of it.
+    an optimiser that wraps one, is a part of it. Other threads may update at the same time. Compiled steps, in which
+    torch would trace both, are left alone.
     """
-    depth = 0
+    depth = _Depth()
 
     def with_closure(optimizer: torch.optim.Optimizer, closure: Closure) -> Closure:
         def run() -> Any:
@@ -224,9 +236,10 @@ def observe_updates(
         return run
 
     def begin(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        nonlocal depth
-        depth += 1
-        if depth > 1:
+        if torch.compiler.is_compiling():
+            return None
+        depth.number += 1
+        if depth.number > 1:
             return None
         positional = len(args) > 1 and callable(args[1])
         if positional:
@@ -237,9 +250,10 @@ def observe_updates(
         return None
 
     def end(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        nonlocal depth
-        depth = max(depth - 1, 0)  # the hooks may have been hung inside of a step
-        if depth == 0:
+        if torch.compiler.is_compiling():
+            return
+        depth.number = max(depth.number - 1, 0)  # the hooks may have been hung inside of a step
+        if depth.number == 0:
             after(optimizer)
 
     handles = [register_optimizer_step_pre_hook(begin), register_optimizer_step_post_hook(end)]
@@ -250,50 +264,90 @@ def observe_updates(
             handle.remove()
 
 
+class _Depth(threading.local):
+    """Number of calls inside of one another, of each thread."""
+
+    number = 0
+
+
+class _ObservedFunction:
+    """Function that torch has no hook for, in whose place another one stands as long as it has observers.
+
+    Each observer is called with the next one, at last with the function itself, as first argument.
+    """
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self._owner, self._name, self._is_own = owner, name, name in vars(owner)
+        self._original = original = getattr(owner, name)
+        self.observers: tuple[Callable[..., Any], ...] = ()
+
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling():  # else torch would trace the observers
+                return original(*args, **kwargs)
+            run = original
+            for observer in self.observers:
+                run = partial(observer, run)
+            return run(*args, **kwargs)
+
+        self._call = call
+        setattr(owner, name, call)
+
+    def restore(self) -> None:
+        """Put the function back, unless another library has replaced `call` since: it goes on calling it."""
+        if getattr(self._owner, self._name) is not self._call:
+            return
+        if self._is_own:
+            setattr(self._owner, self._name, self._original)
+        else:  # of a base class
+            delattr(self._owner, self._name)
+
+
+_OBSERVED: dict[tuple[int, str], _ObservedFunction] = {}
+_OBSERVED_LOCK = threading.Lock()
+"""Functions with observers, by the owner's identity and name: they are the process's, as what they replace is."""
+
+
 @contextmanager
 def replace_function(owner: Any, name: str, run: Callable[..., Any]) -> Iterator[None]:
-    """Replace a function that torch has no hook for by `run(original, *args, **kwargs)`, in a context."""
-    original = getattr(owner, name)
+    """Replace a function that torch has no hook for by `run(original, *args, **kwargs)`, in a context.
 
-    @functools.wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if is_active and not torch.compiler.is_compiling():  # else torch would trace the observer
-            return run(original, *args, **kwargs)
-        return original(*args, **kwargs)
-
-    is_active = True
-    setattr(owner, name, call)
+    Contexts of one function may end in any order, and in any thread: with the last the function itself is back.
+    """
+    observer, key = partial(run), (id(owner), name)  # a partial function equals itself alone
+    with _OBSERVED_LOCK:
+        if key not in _OBSERVED:
+            _OBSERVED[key] = _ObservedFunction(owner, name)
+        observed = _OBSERVED[key]
+        observed.observers += (observer,)
     try:
         yield
     finally:
-        is_active = False
-        if getattr(owner, name) is call:  # else another observer has replaced it since, and calls this one
-            setattr(owner, name, original)
+        with _OBSERVED_LOCK:
+            observed.observers = tuple(other for other in observed.observers if other is not observer)
+            if not observed.observers:
+                _OBSERVED.pop(key).restore()
 
 
 @contextmanager
 def observe_backward(before: Callable[[list[Tensor]], None], after: Callable[[], None]) -> Iterator[None]:
-    """Call `before` with the roots of every backward pass that this thread begins, and `after` when it ends.
+    """Call `before` with the roots of every backward pass, and `after` when it ends, in the thread that begins it.
 
     A pass inside of another, of a checkpoint, is a part of it. Other threads may train at the same time.
     """
-    depth, thread = 0, threading.get_ident()
+    depth = _Depth()
 
     def run(original: Any, tensors: Any, *args: Any, **kwargs: Any) -> None:
-        nonlocal depth
-        if threading.get_ident() != thread:
-            original(tensors, *args, **kwargs)
-            return
-        depth += 1
+        depth.number += 1
         try:
-            if depth == 1:
+            if depth.number == 1:
                 roots = [tensors] if isinstance(tensors, Tensor) else tensors
                 before([root for root in roots if isinstance(root, Tensor)])
             original(tensors, *args, **kwargs)
-            if depth == 1:
+            if depth.number == 1:
                 after()
         finally:
-            depth -= 1
+            depth.number -= 1
 
     with replace_function(torch.autograd, "backward", run):
         yield
@@ -320,6 +374,20 @@ def observe_saves(receive: Callable[[Any], None]) -> Iterator[None]:
         original(obj, f, *args, **kwargs)
 
     with replace_function(torch, "save", run):
+        yield
+
+
+@contextmanager
+def leave_out_checkpoints() -> Iterator[None]:
+    """Compute what reentrant checkpoints of activations hold at once, as part of the graph around them.
+
+    Without, no rule sees into them, and torch gives no gradients by `torch.autograd.grad`.
+    """
+
+    def run(original: Any, function: Any, preserves_state: bool, *args: Any) -> Any:
+        return function(*args)
+
+    with replace_function(torch.utils.checkpoint.CheckpointFunction, "apply", run):
         yield
 
 

@@ -33,6 +33,7 @@ from sightline.runs.atomic_files import assert_appendable, disk_failure, make_be
 LOCK = ".lock"
 _MAX_LINE_BYTES = 1 << 24
 _MAX_LOCK_BYTES = 1 << 16
+_GET_AGAIN = "get it again, or repeat the command that wrote it"
 _MISSING_ERRORS = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
 _PACKAGES = (
     "sightline",
@@ -461,11 +462,11 @@ def load_document(path: Path) -> dict[str, Any]:
     try:
         document = parse_json(read_regular_file(path))
     except FileNotFoundError:
-        raise UserError(f"{path}: is missing; the run directory is incomplete: get it again") from None
+        raise UserError(f"{path}: is missing; the run directory is incomplete: {_GET_AGAIN}") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {_format_reason(error)}") from None
+        raise UserError(f"{path}: cannot be read: {_format_reason(error)}; {_GET_AGAIN}") from None
     if not isinstance(document, dict):
-        raise UserError(f"{path}: does not hold a mapping")
+        raise UserError(f"{path}: does not hold a mapping; {_GET_AGAIN}")
     return document
 
 

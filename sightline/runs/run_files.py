@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, final
 
 from sightline.config import RunConfig, read_config
-from sightline.contract.errors import UserError
+from sightline.contract.errors import UserError, join_some
 from sightline.contract.plugins import Plugin, check_recorded
 from sightline.contract.types import DataInfo
 from sightline.runs.lineage import describe_lineage, read_inputs, read_lineage
 from sightline.runs.run_directory import assert_own_files, load_document, read_facts
+from sightline.runs.run_folders import is_own_run
+
+_MAX_LISTED = 3
 
 
 def is_run(path: Path) -> bool:
@@ -25,6 +28,18 @@ def config_path_of_run(path: Path) -> Path:
     return path / "config.yaml" if is_run(path) else path
 
 
+def _describe_runs_below(path: Path) -> str:
+    """Describe the runs in a folder and in its folders, as `runs/NAME/1`, for a message; empty if there are none."""
+    try:
+        folders = [path] if path.is_dir() else []
+        for _ in range(2):
+            folders += [inner for folder in folders for inner in sorted(folder.iterdir()) if inner.is_dir()]
+    except OSError:
+        return ""
+    runs = list(dict.fromkeys(str(folder) for folder in folders if is_own_run(folder)))
+    return f", as {join_some(runs, most=_MAX_LISTED)}" if runs else ""
+
+
 @final
 class RunFiles:
     """Files of a run directory, verified when they are opened; each is read on first use, then cached."""
@@ -34,6 +49,7 @@ class RunFiles:
         if not is_run(path):
             raise UserError(
                 f"{path}: is not a run directory (no config.yaml in it); give the folder that a training wrote"
+                f"{_describe_runs_below(path)}"
             )
         assert_own_files(path)
         self.path = path

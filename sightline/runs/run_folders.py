@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sightline.contract.call_arguments import to_path
 from sightline.contract.errors import UserError
 from sightline.contract.regular_files import check_regular_file, parse_json, read_regular_file
 from sightline.runs.atomic_files import disk_failure
@@ -26,12 +27,17 @@ _MAX_CONFIG_BYTES = 200_000
 _TAIL_BYTES = 1 << 16
 _SECTION = re.compile(r"(\w+):")
 _CHILD = re.compile(r"  (name|metric|mode): (.*)")
+_RECORDS = (
+    r"config\.yaml|(environment|facts|inputs|lineage|findings|checks|final|policy|search|published|compression|fit_one"
+    r"|conversion)\.json|(sessions|metrics|evaluations)\.jsonl|train\.log|model\.slq"
+)
 _WRITTEN = re.compile(
-    r"\.lock|\..*\.partial|config\.yaml|(environment|facts|inputs|lineage|findings|checks|final|policy|search|published"
-    r"|compression|fit_one|conversion)\.json|(sessions|metrics|evaluations)\.jsonl|train\.log|checkpoints|predictions|features"
-    r"|plugins|errors|work|wandb|model\.slq|report\.html|results\.png|[\w.-]*\.svg|compression\.md|events\.out\.tfevents\..*"
+    rf"\.lock|\..*\.partial|{_RECORDS}|checkpoints|predictions|features|plugins|errors|work|wandb|report\.html"
+    r"|results\.png|[\w.-]*\.svg|compression\.md|events\.out\.tfevents\..*"
 )
 """Names at the top of a run's folder that commands write; a folder that holds others is not deleted."""
+_RESULT_ENDINGS = {"--json": ".json", "--csv": ".csv", "--svg": ".svg", "--html": ".html", "--write": ".md"}
+_NETWORK_ENDINGS = (".onnx", ".pt2", ".torchscript")
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def list_runs(folder: str | Path = "runs") -> list[RunSummary]:
 
     Weights are not read. Raises UserError for a folder that does not exist.
     """
-    root = Path(folder)
+    root = to_path(folder, name="list_runs", what="a folder with runs")
     if not root.is_dir():
         raise UserError(f"{root}: is not a folder; give the one that holds your runs")
     return sort_runs([_summarise(path) for path in _find_runs(root)], "when")
@@ -77,6 +83,30 @@ def list_runs(folder: str | Path = "runs") -> list[RunSummary]:
 def is_own_run(path: Path) -> bool:
     """Return True if a folder has the files that every training and conversion of ours writes."""
     return all((path / name).is_file() for name in _MARKS)
+
+
+def assert_replaceable(path: Path, *, option: str) -> None:
+    """Raise UserError if the result of an option would replace a file of another kind, or a record.
+
+    A record is a file that a run, a prepared set or an exported network needs.
+    """
+    if path == Path("-"):
+        raise UserError(f"{option} -: results are written into a file; give its name")
+    ending = _RESULT_ENDINGS.get(option)
+    if ending is None or not path.is_file() or not path.stat().st_size:
+        return
+    network = path.with_suffix("")
+    reason = ""
+    if path.suffix.lower() != ending:
+        reason = f"does not end in {ending}"
+    elif is_own_run(path.parent) and re.fullmatch(_RECORDS, path.name):
+        reason = f"is a file of the run {path.parent}"
+    elif path.name == "manifest.json":
+        reason = f"is the record of what {path.parent} holds"
+    elif network.suffix in _NETWORK_ENDINGS and network.exists():
+        reason = f"is the description of {network.name}"
+    if reason:
+        raise UserError(f"{option} {path}: {reason}, and would be replaced; give the name of a new file")
 
 
 def _find_runs(root: Path) -> Iterator[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import sys
@@ -63,6 +64,8 @@ from sightline.workbench.study.study_runs import UnfinishedError
 POLICY = "policy.json"
 MAX_DRAWN_RATIO = 1.2
 """Largest size of a drawn policy, relative to the budget; larger ones mostly quantise a single layer."""
+REPORTED_RATIO = 0.1
+"""Budget of a report that is given none."""
 RECORD = "evaluations.jsonl"
 STEPS = ("search", "report")
 EVERY_S = 10.0
@@ -359,6 +362,8 @@ def _show_sizes(options: CompressOptions) -> int:
 
 def report(options: CompressReportOptions) -> int:
     """Compute the missing rows and print the table; return 0, or the exit code of a fine-tuning that was stopped."""
+    if options.ratio is None and options.num_bytes is None:
+        options = dataclasses.replace(options, ratio=REPORTED_RATIO)
     compression, fine_tuning = _parse_budget(options), _parse_fine_tuning(options)
     assert_no_run(options.out)
     with start_world(device=options.device) as world, contextlib.ExitStack() as stack:

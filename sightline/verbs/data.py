@@ -128,7 +128,7 @@ def info(options: InfoOptions) -> int:
     elif name in registry.data.names():
         card = DataMembers.card.get(_builder(name))
         document = {"summary": registry.data.get_entry(name).summary} if card is None else card()
-    elif folder.is_dir():
+    elif name and folder.is_dir():
         raise UserError(
             f"{name}: is a folder that is not prepared; see its files by `sightline data info SET --from {name}`, "
             f"prepare it with `sightline data prepare SET --from {name} --to DIR`"
@@ -146,7 +146,10 @@ def _survey(name: str, options: Sequence[str], source: Path) -> dict[str, Any]:
     """Survey files of a data set that are not prepared. A proposed label map is printed as YAML, to be edited."""
     surveyed = {n for n in registry.data.names() if hasattr(registry.data.get_entry(n).builder, "survey")}
     if name not in surveyed:
-        raise UserError(f"data info: --from reads files of {', '.join(sorted(surveyed))}{suggest(name, surveyed)}")
+        advice = suggest(name, surveyed, otherwise=f", not of '{name}'")
+        if name in list_preparable():
+            advice = f"; those of {name} are read by: sightline data prepare {name} --from {source} --to DIR"
+        raise UserError(f"data info: --from reads files of {', '.join(sorted(surveyed))}{advice}")
     arguments = read_key_values(name, _builder(name).survey, options, command="data info", exclude=("source",))
     document: dict[str, Any] = _builder(name).survey(source, **arguments)
     if "label_map" in document:

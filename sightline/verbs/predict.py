@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,9 @@ def _predict_files(
     if the disk cannot be written.
     """
     files, refused = collect_files(options.paths, suffixes=predictor.suffixes)
+    for flag, result in (("--json", options.json), ("--csv", options.csv)):
+        if result is not None and os.path.realpath(result) in map(os.path.realpath, files):
+            raise UserError(f"{flag} {result}: is a file to predict and would be overwritten; give another")
     names = {} if options.out is None else predictor.output_names(files, options.out)
     documents: dict[Path, dict[str, Any]] = {}
     refusals: dict[Path, Refusal] = {}
@@ -107,8 +111,6 @@ def _parse_flags(options: PredictOptions) -> dict[str, Any]:
         flags["columns"] = check_columns(flags["columns"].split(","))
     if not options.paths:
         raise UserError("predict: no file is given; sightline predict RUN PATH... [KEY=VALUE]...")
-    if options.json is not None and options.csv is not None and options.json.resolve() == options.csv.resolve():
-        raise UserError(f"--csv {options.csv}: is also the file of --json; give another")
     return flags
 
 

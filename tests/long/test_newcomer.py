@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -73,6 +74,55 @@ def test_a_folder_of_scans(folder: Path, shared: Path) -> None:
     ]
     assert "give a YAML file" in refused("check", "scans")[0]
     assert "give a YAML file" in refused("describe", "scans")[0]
+
+
+def write_room(path: Path, generator: np.random.Generator, *, is_labelled: bool) -> None:
+    """A floor, a wall and a box in metres, with colours of 0 to 255 and, if asked, labels as the last column."""
+    sizes, width = (500, 300, 200), generator.uniform(3, 5)
+    floor = generator.uniform(0, width, (sizes[0], 3)) * [1, 1, 0]
+    wall = generator.uniform(0, width, (sizes[1], 3)) * [0, 1, 0.5]
+    box = generator.uniform(1, 2, (sizes[2], 3)) * [1, 1, 0.4]
+    colours = np.repeat([[120, 90, 60], [220, 220, 220], [30, 60, 200]], sizes, axis=0)
+    table = np.column_stack([np.concatenate([floor, wall, box]), colours, np.repeat([0, 1, 2], sizes)])
+    np.savetxt(path, table if is_labelled else table[:, :6], fmt="%.4f")
+
+
+def test_a_folder_of_rooms(folder: Path) -> None:
+    """As docs/tasks/segment.md has it, with a smaller network; rooms to predict have no labels yet."""
+    generator = np.random.default_rng(0)
+    for split, names in {"train": ODD, "test": ("kitchen é", "hall")}.items():
+        (folder / "scans" / split).mkdir(parents=True)
+        for name in names:
+            write_room(folder / f"scans/{split}/{name}.txt", generator, is_labelled=True)
+    (folder / "scans/classes.txt").write_bytes(b"floor\r\nwall\r\nbox\r\n")
+    assert "classes.txt" in done("data", "info", "scene_folder").out
+    told = refused("data", "info", "scene_folder", "--from", "scans")[0]
+    assert "sightline data prepare scene_folder --from scans --to DIR" in told
+    columns = "columns=[x, y, z, r, g, b, label]"
+    done("data", "prepare", "scene_folder", "--from", "scans", "--to", "prepared", "up_axis=z", "unit=m", columns)
+    told = done("data", "info", "prepared").out
+    assert "scenes: train 4, test 2" in told
+    assert "train: floor 2000, wall 1200, box 800" in told
+    config = ("configs/segment/own_rooms.yaml", "data.root=prepared", "data.colours=true", "evaluate.select=test")
+    small = ("model.widths=[8, 16, 16, 16]", "model.num_neighbours=[4, 4, 4, 4]", "transforms.train.3.max_points=256")
+    done("check", *config, *small)
+    done("train", *config, *small, "train.steps=2", "--no-check", "--out", "runs/own")
+    assert "floor" in done("evaluate", "runs/own").out
+    (folder / "more_scans").mkdir()
+    write_room(folder / "more_scans/office.txt", generator, is_labelled=False)
+    write_room(folder / "more_scans/labelled.txt", generator, is_labelled=True)
+    (folder / "more_scans/cut.txt").write_text("1 2 3 4 5 6\n1 2 3\n")
+    (line,) = refused("predict", "runs/own", "more_scans", "--out", "answers")
+    assert line.startswith("refused: more_scans/cut.txt:2: 3 columns, 6 are needed")
+    for name in ("office", "labelled"):
+        labels = np.load(folder / f"answers/{name}.labels.npy")
+        assert labels.shape == (1000,)
+        assert set(labels) <= {0, 1, 2}
+        assert (folder / f"answers/{name}.ply").is_file()
+    done("report", "runs/own")
+    assert "own_rooms" in (folder / "runs/own/report.html").read_text()
+    done("view", "runs/own", "--num", "1", "--out", "seen")
+    assert "own_rooms" in done("runs", "runs").out
 
 
 def test_a_folder_of_photos(folder: Path, shared: Path) -> None:

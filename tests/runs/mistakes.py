@@ -113,11 +113,15 @@ def _of_files() -> list[Mistake]:
         _file("a.npy", np.ones((9, 3)), r"all \d+ points coincide", "leave the file out"),
         _file("a.csv", "1,2,3\n1,nan,3\n", ":2: nan is not a finite number", "mend the line"),
         _file("a.csv", "1,2,3\n1,2\n", ":2: 2 columns, 3 are needed"),
+        _file("a.csv", "1,2,3\n".encode("utf-16"), "is UTF-16 text, two bytes a character; save it as UTF-8"),
         _file("a.csv", "x;y;z\n1;2;3\n", ":1: '1;2;3' has semicolons|:1: 'x;y;z'", "commas or blanks"),
         _file("a.txt", "1 2 three\n", ":1: 'three' is not a number"),
         Mistake("no up axis", PREPARE[:-1], ("up_axis: is required", "one of 'x', 'y', 'z'")),
         Mistake("source", (*PREPARE[:4], "scnas", *PREPARE[5:]), ("scnas: there is no such", "with clouds: CLASS")),
         Mistake("set", ("data", "prepare", "cloudfolder", *PREPARE[3:]), ("did you mean 'cloud_folder'",)),
+        Mistake(
+            "home of nobody", (*PREPARE[:4], "~nobody_here/x", *PREPARE[5:]), ("the home of ~nobody_here is not known",)
+        ),
         Mistake("within", (*PREPARE[:6], "scans/new", "up_axis=z"), (r"scans/new: lies in \S+scans,", "outside of it")),
         Mistake("columns", (*PREPARE, "columns=[x, y]"), ("columns: .*lacks z", r"as in \[x, y, z")),
         Mistake("class", PREPARE, ("cone: is taken for a class", "CLASS/FILE"), lambda: Path("scans/cone").mkdir()),
@@ -163,7 +167,18 @@ def _of_runs() -> list[Mistake]:
             ("has no checkpoint yet", "sightline train run --resume auto"),
             lambda: shutil.rmtree("run/checkpoints"),
         ),
-        Mistake("data moved", ("evaluate", "run"), ("data.root: prepared",), lambda: os.rename("prepared", "moved")),
+        Mistake(
+            "data moved",
+            ("evaluate", "run"),
+            (r"data\.root: prepared: there is no such folder; looked in /\S+; if the set is elsewhere",),
+            lambda: os.rename("prepared", "moved"),
+        ),
+        Mistake(
+            "data moved before an export",
+            ("export", "run"),
+            (r"not at hand \(run/config\.yaml:\d+: data\.root: prepared: there is no such folder\); give files",),
+            lambda: os.rename("prepared", "moved"),
+        ),
         Mistake("no such cloud", ("predict", "run", "a.ply"), (r"a\.ply: there is no such file", "check the path")),
         Mistake(
             "photo", ("predict", "run", "a.jpg"), (r"a\.jpg: files of this kind are not read",), _write("a.jpg", "")

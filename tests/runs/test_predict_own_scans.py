@@ -283,3 +283,26 @@ def test_rings_by_the_order_of_a_file_that_holds_one_laser_after_another(tmp_pat
     table[order].tofile(tmp_path / "b.bin")
     with pytest.raises(DataError, match="rings=order finds no rings that fall from the highest laser"):
         read_scan_sample(tmp_path / "b.bin", info, fields, columns=columns, rings="order")
+
+
+def test_a_scan_to_predict_may_lack_the_column_of_labels(tmp_path: Path) -> None:
+    """At the end of its rows; a column that is read may not be missing."""
+    (tmp_path / "own").mkdir()
+    for number in range(2):
+        scan = own_scan(number)
+        table = np.column_stack([scan.points, scan.remission, scan.ring, scan.ids])
+        np.save(tmp_path / f"own/{number}.npy", table)
+    words = ("--from", tmp_path / "own", "--to", tmp_path / "set", "num_beams=16")
+    command("data", "prepare", "scan_folder", *words, f"columns=[{', '.join(COLUMNS)}, label]")
+    info = ScanFolder(split="test", root=tmp_path / "set", sensor=OWN).info
+    fields = {name: info.fields[name] for name in ("points", "remission", "ring")}
+    np.save(tmp_path / "labelled.npy", table)
+    np.save(tmp_path / "plain.npy", table[:, :5])
+    np.save(tmp_path / "short.npy", table[:, :4])
+    read = {
+        name: read_scan_sample(tmp_path / name, info, fields, columns=None) for name in ("labelled.npy", "plain.npy")
+    }
+    for name in fields:
+        assert np.array_equal(read["plain.npy"].fields[name], read["labelled.npy"].fields[name])
+    with pytest.raises(DataError, match=r"short\.npy: has 4 columns, 6 are named \(x, y, z, intensity, ring, _\)"):
+        read_scan_sample(tmp_path / "short.npy", info, fields, columns=None)

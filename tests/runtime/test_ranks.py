@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -158,3 +159,14 @@ def test_a_single_process_has_no_board_and_its_functions_come_back() -> None:
     with observe_collectives(lambda form, line: None):
         assert torch.distributed.all_reduce is not reduce
     assert torch.distributed.all_reduce is reduce
+
+
+def test_each_of_several_observers_gets_the_line_of_the_loop() -> None:
+    lines: list[str] = []
+    with ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(observe_collectives(lambda form, line: lines.append(line)))
+        with suppress(ValueError):  # no group of processes
+            torch.distributed.barrier()
+    assert len(lines) == 3
+    assert all(line.startswith(f"{__file__}:") for line in lines)

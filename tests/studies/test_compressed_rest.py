@@ -255,6 +255,16 @@ def test_a_report_refuses_a_budget_before_any_row(floats: Path, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_report_without_a_budget_takes_a_tenth(floats: Path, tmp_path: Path) -> None:
+    """Of 512 + 4,096 + 4,096 + 768 weights in float32, 37,888 bytes; 8 bits are a quarter, and are refused."""
+    done = reported(floats, tmp_path / "out", "--bits", "8")
+    assert (done.code, "budget: 3,788 bytes are too few" in done.err) == (2, True), done.err
+    done = reported(floats, tmp_path / "out", "--bits", "8", "--bytes", "3000")
+    assert (done.code, "budget: 3,000 bytes are too few" in done.err) == (2, True), done.err
+    done = reported(floats, tmp_path / "out", "--ratio", "0.1", "--bytes", "3000")
+    assert (done.code, "give either --ratio or --bytes" in done.err) == (2, True), done.err
+
+
 def test_a_report_leaves_out_rows_with_their_reason_and_keeps_others_at_another_ratio(
     floats: Path, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ LOAD_DATA = [
         ("kein Lauf 日本.yaml", r"kein Lauf 日本\.yaml: no such file; give a YAML file"),
         (LONG, "config: n+: File name too long; check the path"),
         ("", "config: found the text '', allowed is the path of a YAML file or a run directory"),
+        ("a\0.yaml", r"config: a\\x00\.yaml: has the character U\+0000, which no path has; check the path"),
         (None, "config: found a NoneType, allowed is a path, a dict or a RunConfig"),
         ([CONFIG], "config: found a list, allowed is a path, a dict or a RunConfig"),
         ({}, "dict: data: is required and missing; give a block of"),

@@ -14,7 +14,7 @@ import pytest
 
 from sightline.verbs.data import list_options, list_preparable
 from sightline.verbs.output import print_note, show_evaluation, show_table
-from tests.command import run_here, succeed
+from tests.command import refuse, run_here, succeed
 
 # --- what `data prepare` and `data info` print: counts by name, no hashes, nothing that has no answer ----------------
 
@@ -86,6 +86,15 @@ def test_a_limit_on_the_size_of_a_file_is_one_line_and_the_same_command_goes_on(
     assert line.startswith(f"error: {tmp_path / 'set.partial'}: cannot write: File too large; raise the limit")
     assert "Traceback" not in err
     succeed(*words)
+
+
+def test_files_that_info_does_not_read_are_sent_to_prepare(tmp_path: Path) -> None:
+    """Not to another data set whose name is alike; an empty name is not the working folder."""
+    told = refuse("data", "info", "scene_folder", "--from", tmp_path)
+    assert f"those of scene_folder are read by: sightline data prepare scene_folder --from {tmp_path} --to DIR" in told
+    assert "did you mean" not in told
+    assert "did you mean 'scan_folder'" in refuse("data", "info", "scan_foldr", "--from", tmp_path)
+    assert "'' is neither a data set nor a prepared folder" in refuse("data", "info", "")
 
 
 def test_the_help_of_prepare_lists_the_options_of_the_set() -> None:

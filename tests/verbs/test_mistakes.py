@@ -27,23 +27,31 @@ NUM_MISTAKES = 20
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as it is after an hour: runs, one of them without weights, and files of all kinds."""
     folder = tmp_path_factory.mktemp("mistakes")
-    for name in ("run", "bare", "cut", "damaged", "my run é"):
+    for name in ("run", "bare", "cut", "damaged", "unfinished", "my run é"):
         shutil.copytree(OLD_RUNS / "classify", folder / name, symlinks=True)
     shutil.copytree(OLD_RUNS / "detect", folder / "detect", symlinks=True)
     shutil.rmtree(folder / "bare" / "checkpoints")
     (folder / "cut" / "config.yaml").write_text("model: [\n")
     weights = folder / "damaged" / "checkpoints" / "step_00000008" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
+    for name in ("two/a/1", "two/a/2"):
+        shutil.copytree(folder / "bare", folder / name)
+    (folder / "unfinished" / "facts.json").write_bytes(b"")
     (folder / "link").symlink_to("run")
     shutil.copy(folder / "run" / "config.yaml", folder)
     for name in ("empty", "dir.onnx"):
         (folder / name).mkdir()
     for name, text in {"file.txt": "notes\n", "empty.yaml": "", "list.yaml": "- a\n", "cut.json": "{"}.items():
         (folder / name).write_text(text)
+    (folder / "torn.journal").write_text('{"op_code": 0, "worker_id": "a", "study_n')
+    (folder / "bad.journal").write_text('{"op_code": 0}\n{"op_code": 0, "worker_id"{"op_code": 1}\n{"op_code": 2}\n')
     (folder / "list.json").write_text("[1]")
     (folder / "nan.json").write_text('[{"image_id": 1, "category_id": 1, "bbox": [NaN, 0, 1, 1], "score": 2}]')
     for name, content in {"net.onnx": b"junk" * 99, "lone.onnx": b"", "net.pt2": b"", "photo.png": b"no"}.items():
         (folder / name).write_bytes(content)
+    (folder / "huge.onnx").touch()
+    with open(folder / "huge.onnx.json", "wb") as file:
+        file.truncate(2**40)
     (folder / "bytes.yaml").write_bytes(bytes(range(256)))
     np.save(folder / "few.npy", np.eye(4, 3))
     np.save(folder / "nan.npy", np.full((99, 3), np.nan))

@@ -26,12 +26,13 @@ _BEYOND_PX = 1.0
 _SHARES, _MAX_SHARES_PX, _MIN_BOXES = "shares of the image's sides", 1.5, 5
 _FROM_CENTRE = "centre, centre + width and height"
 _MAX_OUTSIDE, _MAX_GAIN = 0.05, 0.15
-_MIN_EXPLAINED, _MAX_LEFT, _MIN_IMAGES, _MIN_IMAGES_OF_FORMAT = 0.05, 0.33, 16, 4
+_MIN_EXPLAINED, _MAX_LEFT, _MIN_IMAGES, _FEW_IMAGES, _MAX_OUTSIDE_OF_FEW = 0.05, 0.33, 16, 4, 0.5
 """Another reading is likely right if it brings 5 % of all boxes into the images and leaves at most a third outside.
 
 Fewer images are not judged if corners are in order: the feet of one crowd may all be cut off, which exchanged axes may
-explain. Another format of boxes would explain them only if most boxes began near the origin: four images are enough.
-Not for corners that are centres: read so every box shrinks to its upper left, and feet that are cut off are inside.
+explain. Four images are enough if half of the boxes are mostly outside, where feet that are cut off leave no box. They
+are for another format of boxes, too, which would explain cut feet only if most boxes began near the origin. Not for
+corners that are centres: read so every box shrinks to its upper left, and feet that are cut off are inside.
 """
 
 
@@ -97,7 +98,7 @@ def _box_faults(survey: PartStatistics, boxes: Tensor, limit: Tensor) -> Iterato
     is_outside = is_explained or is_significantly_above(num_outside, count, _MAX_OUTSIDE)
     causes = [likely.cause] if is_explained else ["data.corrupt_sample", "assign.box_format"]
     is_format = causes == ["assign.box_format"] and likely.text != _FROM_CENTRE
-    min_images = _MIN_IMAGES_OF_FORMAT if is_format else _MIN_IMAGES
+    min_images = _FEW_IMAGES if is_format or num_outside > _MAX_OUTSIDE_OF_FEW * count else _MIN_IMAGES
     if num_reversed or is_shares or (is_outside and len(survey.boxed) >= min_images):
         yield Fault(
             f"boxes look like {likely.text}"

@@ -68,11 +68,11 @@ class PointCloud:
 def read_cloud(path: Path, *, columns: Sequence[str] | None = None, keeps_no_returns: bool = False) -> PointCloud:
     """Read the whole cloud of a file; the suffix decides the format (`CLOUD_SUFFIXES`).
 
-    `columns` names the columns of a file without names, in order, `_` for one to skip; by default three columns are x,
-    y, z. For a file with names it selects columns; by default all are taken. x, y, z are the points, nx, ny, nz the
-    normals, all others channels; case does not matter. With `keeps_no_returns` points whose x, y and z are all NaN are
-    kept; without it those of PCD, whose format defines them, are dropped. Raises DataError with file and line, byte or
-    entry; ConfigError for `columns` without a cloud.
+    `columns` names the columns of a file without names, in order, `_` for one to skip, which may be missing at the end
+    of the rows; by default three columns are x, y, z. For a file with names it selects columns; by default all are
+    taken. x, y, z are the points, nx, ny, nz the normals, all others channels; case does not matter. With
+    `keeps_no_returns` points whose x, y and z are all NaN are kept; without it those of PCD, whose format defines them,
+    are dropped. Raises DataError with file and line, byte or entry; ConfigError for `columns` without a cloud.
     """
     wanted = None if columns is None else check_columns(columns)
     assert_regular(path)
@@ -156,6 +156,8 @@ def list_skipped_files(folder: Path, *, suffixes: Sequence[str] | None = None) -
 
 def check_columns(columns: Sequence[str]) -> tuple[str, ...]:
     """Return the names in lower case. Raises ConfigError for a missing coordinate or a repeated name."""
+    if isinstance(columns, str):
+        raise ConfigError(f"columns: found the text {columns!r}, allowed is a list of names: {columns.split(',')}")
     names = tuple(name.strip().lower() for name in columns)
     twice = sorted({name for name in names if names.count(name) > 1 and name != _SKIPPED})
     missing = [name for name in _POINTS if name not in names]
@@ -258,6 +260,8 @@ def _make_from_table(path: Path, table: np.ndarray, columns: tuple[str, ...] | N
             f"{path}: has {width} columns and no names; name them, in order, _ for one to leave out: "
             "'columns=[x, y, z, ...]' when preparing, --columns x,y,z,... when predicting"
         )
+    if 0 < width < len(names) and set(names[width:]) == {_SKIPPED}:
+        names = names[:width]
     if len(names) != width:
         raise DataError(
             f"{path}: has {width} columns, {len(names)} are named ({', '.join(names)}); name all, _ for none"

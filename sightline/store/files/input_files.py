@@ -31,6 +31,14 @@ class BoundedFile(io.BufferedReader):
         return super().read(-1 if size is None or size > self._num_bytes else size)
 
 
+def expand_home(path: str | Path) -> Path:
+    """Replace `~` and `~USER` at the start of a path. Raises DataError for a user that this machine does not know."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{path}: the home of {Path(path).parts[0]} is not known here; give the path itself") from error
+
+
 def assert_regular(path: Path) -> None:
     """Raise DataError unless the path is a regular file, which opening and reading cannot block."""
     try:

@@ -129,6 +129,12 @@ def has_remission(cloud: PointCloud) -> bool:
     return any(name in cloud.channels for name in _REMISSION_NAMES)
 
 
+def skip_unread(columns: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns with `_` for those that `to_raw_scan` does not read, such as labels."""
+    read = {"x", "y", "z", *_REMISSION_NAMES, *_RING_NAMES}
+    return tuple(name if name in read else "_" for name in columns)
+
+
 def ring_column(cloud: PointCloud) -> np.ndarray | None:
     """Return the column of rings (N,) as stored in the file, or None."""
     return next((cloud.channels[name] for name in _RING_NAMES if name in cloud.channels), None)
@@ -171,7 +177,13 @@ def to_raw_scan(
         raise DataError(f"{path}: has no column {' or '.join(_RING_NAMES)}, it has {available}; {advice.no_ring}")
     with np.errstate(invalid="ignore"):  # a ring that is not finite differs from every whole number
         ring = rings.astype(np.int64)
-    if ((ring != rings) | (ring < 0) | (ring >= num_beams)).any():
+    if (is_part := ring != rings).any():
+        index = int(is_part.argmax())
+        raise DataError(
+            f"{path}: the ring of point {index} is {rings[index]:g}, not a whole number"
+            f"{count_others(is_part, 'so are')}; {advice.axes}"
+        )
+    if ((ring < 0) | (ring >= num_beams)).any():
         raise DataError(
             f"{path}: rings run from {rings.min():g} to {rings.max():g}, and the sensor has {num_beams} beams, 0 to "
             f"{num_beams - 1}; {advice.num_beams}"

@@ -79,7 +79,10 @@ def read_rows(path: Path, *, announces_rows: bool = False) -> tuple[tuple[str, .
 
 def _read_lines(path: Path) -> list[str]:
     """Read the lines of a text file without the empty ones at its end."""
-    lines = read_text(path).removeprefix("\xef\xbb\xbf").replace("\r\n", "\n").split("\n")
+    text = read_text(path)
+    if text.startswith(("\xff\xfe", "\xfe\xff")):
+        raise DataError(f"{path}: is UTF-16 text, two bytes a character; save it as UTF-8")
+    lines = text.removeprefix("\xef\xbb\xbf").replace("\r\n", "\n").split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
     return lines

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sightline.contract.errors import DataError, RunError
+from sightline.store.files.input_files import expand_home
 
 OFFSETS = "offsets"
 """File name part, in place of a column's name, of the row starts (and the last end) of the ragged columns."""
@@ -251,8 +252,8 @@ def _open_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
 def prepared_root(root: str | None, set_name: str) -> Path:
     """Return the folder of a prepared set: `root`, else `set_name` in $SIGHTLINE_DATA (default `data`)."""
     if root is not None:
-        return Path(root).expanduser()
-    return Path(os.environ.get("SIGHTLINE_DATA", "data")).expanduser() / set_name
+        return expand_home(root)
+    return expand_home(os.environ.get("SIGHTLINE_DATA", "data")) / set_name
 
 
 DEPTH_TYPES = ("uint16", "float16", "float32")

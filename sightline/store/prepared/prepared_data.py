@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from sightline.contract.errors import DataError
+from sightline.store.files.input_files import expand_home
 from sightline.store.prepared.columns import prepared_root
 from sightline.store.prepared.prepared_set import (
     LISTED,
@@ -45,7 +46,7 @@ class SetSpec:
 
     def find(self, source: Path) -> Path:
         """Find the source, resolved. Raises DataError that names what it looked for."""
-        root = source.expanduser().resolve()
+        root = expand_home(source).resolve()
         if not self.what:
             return root
         is_there = {"file": root.is_file, "folder": root.is_dir, "file or folder": root.exists}[self.kind]

@@ -12,6 +12,7 @@ the user keeps in it are followed, since large sets are spread over disks that w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -228,8 +229,8 @@ def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "") ->
     """
     if not root.is_dir():
         raise MissingDataError(
-            f"{root}: there is no such folder{_describe_unfinished(root)}; {_ELSEWHERE}; to make it: "
-            f"{prepare_command(set_names[0], str(root), options)}"
+            f"{root}: there is no such folder{_describe_unfinished(root)}; {_describe_start(root)}{_ELSEWHERE}; "
+            f"to make it: {prepare_command(set_names[0], str(root), options)}"
         )
     command = prepare_command(set_names[0], "DIR", options)
     if not (root / MANIFEST).is_file():
@@ -244,6 +245,15 @@ def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "") ->
         )
     check_sizes(root, manifest)
     return PreparedSet(root, manifest)
+
+
+def _describe_start(root: Path) -> str:
+    """Describe the folder from which a relative path was looked up: runs remember it as it was typed."""
+    if root.is_absolute():
+        return ""
+    with contextlib.suppress(OSError):  # the working folder was deleted
+        return f"looked in {Path.cwd()}; "
+    return ""
 
 
 def prepare_command(set_name: str, target: str, options: str = "") -> str:

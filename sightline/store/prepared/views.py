@@ -12,6 +12,7 @@ import numpy as np
 from sightline.compute.geometry.rendering import Background, on_background
 from sightline.contract.errors import ConfigError, DataError, MissingDataError, join_some
 from sightline.contract.types import Field, SampleKey
+from sightline.store.files.input_files import expand_home
 from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, check_sizes, read_manifest
 
 VIEWS_SET = "views"
@@ -45,7 +46,7 @@ class Views:
         Raises MissingDataError with the command that makes one if there is none; DataError for another kind of folder,
         a damaged manifest or a file of another size.
         """
-        folder = Path(root).expanduser()
+        folder = expand_home(root)
         if not (folder / MANIFEST).is_file():
             partial = folder.with_name(folder.name + ".partial")
             unfinished = (

@@ -20,6 +20,7 @@ from sightline.config import RunConfig
 from sightline.config.run_config import Init
 from sightline.contract.errors import CheckpointError, summarise_error
 from sightline.contract.members import TaskMembers
+from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch
 from sightline.engine.build import DataSubset, TrainingSetup, build
 from sightline.engine.device import to_device
@@ -155,7 +156,7 @@ class Context:
         rehearsal, losses = self.dry_run, {}
         if not rehearsal.is_sound:
             return {}
-        batch, outputs = to_device(rehearsal.batch, _CPU), to_device(dict(rehearsal.seen_outputs), _CPU)
+        batch, outputs = to_device(rehearsal.batch, _CPU), _to_cpu(rehearsal.seen_outputs)
         if not self.is_thorough:
             needed = range(math.ceil(_ENOUGH_OUTPUTS * rehearsal.num_samples / max(1, _count_numbers(outputs))))
             if len(needed) < rehearsal.num_samples:
@@ -190,7 +191,7 @@ class Context:
         rehearsal = self.dry_run
         if not rehearsal.is_sound:
             return []
-        batch, outputs = to_device(rehearsal.batch, _CPU), to_device(dict(rehearsal.seen_outputs), _CPU)
+        batch, outputs = to_device(rehearsal.batch, _CPU), _to_cpu(rehearsal.seen_outputs)
         return examine(self.built.job, self.config, self.built.data.facts, batch, outputs)
 
     @share("weights")
@@ -288,6 +289,12 @@ class Context:
     def loss_path(self, name: str) -> str:
         """Return the dotted config path of the loss of this name."""
         return get_loss_path(self.config, name)
+
+
+def _to_cpu(outputs: Outputs) -> Outputs:
+    """Return outputs with their tensors as those of batches: float32 on the CPU; other values of any kind stay."""
+    moved: Outputs = tree_map(dict(outputs), lambda _, tensor: to_device(tensor, _CPU))
+    return moved
 
 
 def _count_numbers(outputs: Outputs) -> int:

@@ -20,8 +20,8 @@ from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.members import TaskMembers
 from sightline.contract.regular_files import parse_json, read_regular_file
-from sightline.runs.atomic_files import replace_atomic
 from sightline.runs.lineage import inputs_document
+from sightline.runs.run_directory import write_file
 
 if TYPE_CHECKING:
     from sightline.engine.run_loading import TrainedRun
@@ -98,8 +98,8 @@ def _copy_documents(run: TrainedRun) -> dict[str, str]:
     """Copy the documents of a run directory that state what its network takes."""
     folder = run.path
     return {
-        "config.yaml": (folder / "config.yaml").read_text(),
-        "facts.json": (folder / "facts.json").read_text(),
+        "config.yaml": (folder / "config.yaml").read_text(encoding="utf-8"),
+        "facts.json": (folder / "facts.json").read_text(encoding="utf-8"),
         "inputs.json": json.dumps(inputs_document(run.files.inputs)),
         "environment.json": json.dumps({"plugins": run.files.environment.get("plugins", [])}),
     }
@@ -113,7 +113,7 @@ def description_path(path: Path) -> Path:
 def write_description(path: Path, document: Mapping[str, Any]) -> Path:
     """Write the description beside a file; return its path."""
     beside = description_path(path)
-    replace_atomic(beside, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+    write_file(beside, json.dumps(document, indent=1, allow_nan=False) + "\n")
     return beside
 
 
@@ -127,7 +127,8 @@ def read_description(path: Path) -> dict[str, Any]:
             f"{path}: has no description beside it ({beside.name}); copy the one that `sightline export` wrote"
         ) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{beside}: cannot be read ({' '.join(str(error).split())}); export the run again") from None
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"{beside}: cannot be read ({reason}); export the run again") from None
     try:
         run, inputs = document["run"], document["inputs"]
         texts = [run["path"], document["sha256"], *(run["documents"][name] for name in DOCUMENTS)]

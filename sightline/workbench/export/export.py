@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from sightline.contract import registry
-from sightline.contract.errors import DataError, RunError, UserError, summarise_error
+from sightline.contract.errors import DataError, RunError, UserError
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun, open_run
-from sightline.runs.atomic_files import replace_atomic
-from sightline.runs.run_directory import assert_writable
+from sightline.runs.run_directory import assert_writable, write_file
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.export.checking import NUM_CHECKED, ExportCheck, check_file
 from sightline.workbench.export.description import describe_export, write_description
@@ -92,8 +91,7 @@ def export_run(
     document = describe_export(
         run, examples.task, split, network, to=to, content=content, free_axes=free_axes, values=inputs[0], check=check
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_atomic(path, content)
+    write_file(path, content)
     description_path = write_description(path, document)
     shapes = {entry["name"]: entry["shape"] for entry in document["inputs"]}
     return ExportResult(path, description_path, len(content), shapes, check)
@@ -132,9 +130,9 @@ def read_examples(run: TrainedRun, split: SplitTransforms, files: Sequence[Path]
                 indices = part.evenly_spaced_indices(missing)
                 batches.append(reader(evaluation_keys(indices, missing, epoch=0, seed=run.config.seed)[0]))
     except (UserError, RunError) as error:
+        reason = " ".join(str(error).split()).partition("; ")[0]  # its remedies are options of other commands
         raise UserError(
-            f"{run.path}: the data to check the file with is not at hand ({summarise_error(error, max_length=200)}); "
-            "give files with --inputs"
+            f"{run.path}: the data to check the file with is not at hand ({reason}); give files with --inputs"
         ) from error
     info = replace(data.test.dataset.info, fields=dict(reader.fields))
     source = f"the {data.test.split} split" + (", then the train split" if len(batches) > 1 else "")

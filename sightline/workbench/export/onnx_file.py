@@ -103,7 +103,7 @@ def _restore_files(path: Path, description: Any) -> RunFiles:
     """Restore the documents of the run as `RunFiles`, which names the file in its messages."""
     with tempfile.TemporaryDirectory(prefix="sightline-") as folder:
         for name in DOCUMENTS:
-            Path(folder, name).write_text(description["run"]["documents"][name])
+            Path(folder, name).write_text(description["run"]["documents"][name], encoding="utf-8")
         files = RunFiles(Path(folder))
         try:
             files.config, files.facts, files.inputs, files.lineage, files.environment  # noqa: B018 - read here, then kept

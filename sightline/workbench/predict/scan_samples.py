@@ -15,7 +15,15 @@ from sightline.config import RunConfig
 from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo, Field, ScanInputSpec
 from sightline.store.files.range_images import read_range_image
-from sightline.store.files.scan_reading import PREDICTING, NoReturn, has_remission, read_scan, ring_column, to_raw_scan
+from sightline.store.files.scan_reading import (
+    PREDICTING,
+    NoReturn,
+    has_remission,
+    read_scan,
+    ring_column,
+    skip_unread,
+    to_raw_scan,
+)
 from sightline.store.files.scan_samples import RawScan, check_scan, count_others
 from sightline.workbench.predict.cloud_samples import (
     FileSample,
@@ -126,7 +134,9 @@ def _read_raw_scan(
     """Read a scan with the columns, rings and returns of the run's set."""
     if path.suffix.lower() == ".npy" and form.image_px is not None and columns is None:
         return check_scan(read_range_image(path, height=form.image_px[0], width=form.image_px[1]), where=str(path))
-    names = form.columns if columns is None and path.suffix.lower() in _NAMELESS else columns
+    names = columns
+    if columns is None and form.columns is not None and path.suffix.lower() in _NAMELESS:
+        names = skip_unread(form.columns)
     hint = "; without a column of rings give rings=order, too" if needs_ring and rings is None else ""
     advice = PREDICTING._replace(columns=PREDICTING.columns + hint)
     cloud = read_scan(path, columns=names, no_return=form.no_return, advice=advice)

@@ -104,6 +104,10 @@ def read_space(words: Sequence[str]) -> list[SearchDimension]:
 
 def _read_word(word: str, faults: ConfigFaults) -> list[tuple[str, LocatedValue]]:
     key, equals, text = word.partition("=")
+    if not key.strip():
+        found = f"found {format_value(word)}, allowed is a YAML file or KEY=A,B, as optimizer.lr=0.1,0.2"
+        faults.add(SourceLocation(f"{COMMAND_LINE}, --space"), found)
+        return []
     if not equals or os.path.exists(word):
         tree = read_yaml(Path(word), faults)
         assert isinstance(tree.value, dict), "read_yaml returns a mapping"

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sightline.compute.numba_kernels import compute_seconds
 from sightline.config import RunConfig, read_config
@@ -23,10 +24,10 @@ from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.step import compute_batch_losses
-from sightline.instrument import record
+from sightline.instrument import leave_out_checkpoints, record
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
 from sightline.workbench.check.checks.model.first_step import explain_failure, first_step
-from sightline.workbench.check.core.dry_run import error_location, isolated_copy
+from sightline.workbench.check.core.dry_run import copy_module, error_location, isolated_copy
 from sightline.workbench.check.core.examination import Examination
 from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, finding_from_dict, merge_findings
 from sightline.workbench.check.core.object_graph import preserve_generators
@@ -42,7 +43,7 @@ from sightline.workbench.watch.plain.loader import judge_loader
 from sightline.workbench.watch.plain.loss import Pass, judge_keys, judge_loss, list_routes, run_batch
 from sightline.workbench.watch.plain.places import judge_places
 from sightline.workbench.watch.plain.samples import find_read_generators
-from sightline.workbench.watch.plain.setup import PREFIX, list_optimizers, make_setup
+from sightline.workbench.watch.plain.setup import PREFIX, list_optimizers, list_scripted, make_setup
 from sightline.workbench.watch.report import CheckReport
 
 _SKIPPED = ("class-balance", "untrained-class", "class-names", "loss-sum", "unused-format")
@@ -50,7 +51,10 @@ _SKIPPED = ("class-balance", "untrained-class", "class-names", "loss-sum", "unus
 about keys of a config."""
 _OF_FEW_SAMPLES = ("model.activation", "model.structure", "dist.unused_params", "loss.detached")
 """Causes of gradients that are missing, of which a few samples may be the reason: no pairs, or no sample of a part."""
-_NO_ROWS = "single samples: the tensors of a batch do not all have a row for each (graphs, lists of any length)"
+_NO_ROWS = (
+    "single samples: the tensors of a batch do not all have a row for each (graphs, sparse or nested tensors, "
+    "arrays of NumPy, lists of any length), or have none"
+)
 _NUM_FITTED, _STEPS, _MIN_STEPS = 8, 100, 30
 _FIT_S, _NUM_ATTEMPTS = 20.0, 3
 """Processor time for the fit of a few samples, which tries up to three learning rates."""
@@ -127,14 +131,17 @@ def _check_module(
         raise UserError(f"check: declared: no finding has the code '{unknown}'{hint}")
     if loss is None or batch_or_loader is None:
         raise UserError("check: a module needs its loss and a batch: check(model, loss, (inputs, target))")
+    _assert_copied(model)
     flags = {module: module.training for module in model.modules()}
     untrained: list[nn.Parameter] = []
     examination = Examination()
+    examination.gaps += list_scripted(model)
     generators = find_read_generators(batch_or_loader)
     with (
         preserve_rng_state(),
         preserve_generators(generators),
         preserve_module(loss),
+        leave_out_checkpoints(),
         warnings.catch_warnings(),
         torch.enable_grad(),
     ):
@@ -182,6 +189,20 @@ def _check_module(
                 parameter.requires_grad_()
     title, renamed = type(model).__name__, [_rename(finding) for finding in findings]
     return CheckReport(title, renamed, figures, _rename_examination(examination))
+
+
+def _assert_copied(model: nn.Module) -> None:
+    """Raise UserError for a model that has no size yet, or of which there is no copy: checks change copies alone."""
+    lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
+    if lazy is not None:
+        raise UserError(f"check: '{lazy}' has no size yet; call the model with a batch first, then make its optimizer")
+    try:
+        copy_module(model)
+    except Exception as error:
+        raise UserError(
+            f"check: the model cannot be copied, which its checks need: {summarise_error(error)}; check it before "
+            "it is wrapped, or without what cannot be copied"
+        ) from error
 
 
 def _run_batch(model: nn.Module, loss: Any, pair: tuple[Any, Any], device: torch.device) -> Pass | Exception:
@@ -298,6 +319,8 @@ def _fit(built: TrainingSetup, passed: Pass | None, causes: Collection[str]) -> 
 
     Outputs of a bounded form, such as boxes from a sigmoid, do not reach the outputs for which a loss has no floor.
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in built.job.model.modules()):
+        return (), "skipped, torch.jit runs the model"
     reader = built.data.train.reader
     keys = tuple(SampleKey(int(index), 0, 0) for index in built.data.train.indices[:_NUM_FITTED])
     batch = reader(keys)

@@ -67,7 +67,7 @@ class OrderMonitor(Monitor):
                     track.is_added_to, track.is_kept, track.after_backward, track.before_backward, strict=True
                 )
             ]
-            gradients = [g for p in track.small if (g := p.grad) is not None and not g.is_sparse]
+            gradients = [g for p in track.small if (g := p.grad) is not None and g.layout is torch.strided]
             if gradients and track.is_sampled(loop.every):
                 track.norm_after_backward = torch.stack([n.float() for n in torch._foreach_norm(gradients)]).max()
         yield from ()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sightline.workbench.check.checks.weights import find_scheme
 from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
+from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack, has_slices, take_local
 from sightline.workbench.watch.schedules import take_slices
 
 _AVERAGES = ("ema", "teacher", "momentum", "mean", "avg", "average", "slow", "key")
@@ -81,7 +81,7 @@ class PruneMonitor(Monitor):
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if id(track) not in self._largest:
-            weights = [p for p in track.parameters.values() if p.ndim > 1]
+            weights = [p for p in track.parameters.values() if p.ndim > 1 and has_slices(p)]
             self._largest[id(track)] = max(weights, key=Tensor.numel, default=None)
         share = self._measure_zeros(id(track))
         if share is not None:
@@ -99,8 +99,8 @@ class PruneMonitor(Monitor):
         largest = self._largest[key]
         if largest is None or largest.device.type != "cpu":
             return None
-        some = _take_some(largest.detach())
-        return 1 - float(some.count_nonzero()) / some.numel()
+        some = _take_some(take_local(largest.detach()))
+        return 1 - float(some.count_nonzero()) / some.numel() if some.numel() else 0.0
 
     def _compare(self, loop: Loop, track: OptimizerTrack, share: float) -> None:
         key = id(track)
@@ -121,6 +121,8 @@ class PruneMonitor(Monitor):
 
 def _take_some(weight: Tensor) -> Tensor:
     """Return a view of some 4096 numbers of a weight: leading rows, in any format of memory."""
-    while weight.ndim > 1 and weight[0].numel() > _MAX_PRUNED:
+    while weight.ndim > 1 and len(weight) and weight[0].numel() > _MAX_PRUNED:
         weight = weight[0]
+    if not weight.numel():
+        return weight
     return weight[: max(1, _MAX_PRUNED // weight[0].numel())]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.pytree import is_dense
 from sightline.instrument import Inputs
 from sightline.workbench.check.context import FindingBuilder
 from sightline.workbench.check.core.finding import Fault, FindingLocation
@@ -92,14 +93,30 @@ class OptimizerTrack:
         return self.num_updates < _NUM_FIRST or self.num_updates % every == 0
 
 
+def take_local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds: all of it, unless it is spread over several."""
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local
+
+
+def has_slices(parameter: Tensor) -> bool:
+    """Return True for a parameter of which a part can be read: not a sparse one, nor that of a lazy module."""
+    return parameter.layout is torch.strided and is_dense(take_local(parameter))
+
+
 @dataclass(frozen=True)
 class ForwardCall:
-    """Forward pass of a watched model; `outputs` are detached, by path; `has_gradient`: it is recorded for backward."""
+    """Forward pass of a watched model; `outputs` are detached, by path, those whose numbers can be read.
+
+    `has_gradient` is True for a pass that is recorded for backward; `computed` are the paths of outputs with a history:
+    weights have part in them.
+    """
 
     model: nn.Module
     inputs: Inputs
-    outputs: Any
+    outputs: Mapping[str, Tensor]
     has_gradient: bool
+    computed: frozenset[str] = frozenset()
 
 
 class Reader:
@@ -133,6 +150,7 @@ class Loop:
 
     `model_inputs` are the tensors that the last recorded training pass began with, `executed` the names of modules that
     ran in a training pass while calls were recorded, `call_site` the calls that lead to the last backward pass.
+    `thread` is that of the loop.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], *, every: int, first_step: int = 0) -> None:
@@ -142,7 +160,7 @@ class Loop:
         self.tracks: dict[int, OptimizerTrack] = {}
         self.step = self.first_step = first_step
         self.thread = threading.get_ident()
-        self.is_over = False
+        self.is_over = self.is_in_backward = False
         self.num_forwards = 0
         self.call: ForwardCall | None = None
         self.call_site: CallSite = ()
@@ -173,6 +191,11 @@ class Loop:
                 return None
             self.tracks[id(optimizer)] = OptimizerTrack(optimizer, own, foreign=len(held) - len(own))
         return self.tracks[id(optimizer)]
+
+    @property
+    def runs_here(self) -> bool:
+        """True in the thread of the loop: others may train, or evaluate, at the same time."""
+        return threading.get_ident() == self.thread
 
     @property
     def is_sampled(self) -> bool:

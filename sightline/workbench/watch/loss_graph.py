@@ -24,6 +24,9 @@ _OF_EACH = frozenset(
 _TO_WEIGHTS = _VIEWS | frozenset(("Expand", "NativeDropout", "Mul", "Clone", "ToCopy"))
 _SCORING = _VIEWS | frozenset(("Div", "Mul", "Add", "Sub", "MaskedFill", "Where", "Clone", "ToCopy", "Expand"))
 _MATRIX_PRODUCTS = frozenset(("Mm", "Bmm", "Baddbmm"))
+_LINEAR = frozenset(("Addmm", "Mm", "Linear"))
+_EVEN, _ODD = frozenset(("Abs", "Pow")), frozenset(("Neg", "Mul", "Div"))
+"""Operations of a distance, and those that may stand between it and a difference."""
 _MAX_CHAIN, _MAX_TERMS = 12, 64
 
 
@@ -127,9 +130,10 @@ def describe_reordered(before: Iterable[int], after: Iterable[int], layer: str |
 
 
 def get_shape(node: Any) -> tuple[int, ...]:
-    """Return the shape of what a node of the graph has computed; () if it is not known."""
+    """Return the shape of what a node of the graph has computed; () if it is not known, or that of a nested tensor."""
     metadata = getattr(node, "_input_metadata", ())
-    return tuple(metadata[0].shape) if metadata else ()
+    shape = tuple(metadata[0].shape) if metadata and not metadata[0].is_nested_tensor else ()
+    return shape if all(isinstance(size, int) for size in shape) else ()
 
 
 def get_saved(node: Any, name: str) -> Any:
@@ -151,20 +155,25 @@ def _is_of_heads(graph: LossGraph, node: Any) -> bool:
 
 
 def _broadcast_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
-    """(B, 1) against (B,): each output is compared with the targets of all samples, and the mean hides it."""
+    """(B, 1) against (B,): each output is compared with the targets of all samples, and the mean hides it.
+
+    A ranking compares scores on purpose, by a hinge or a logistic function of differences, and so does a distance of
+    two distributions, which has the differences of the outputs among themselves, too.
+    """
     shape, name = get_shape(node), get_node_name(node)
     if name in _PAIRED_LOSSES:
         shape = tuple(getattr(get_saved(node, "self"), "shape", ()))
         is_mean = get_saved(node, "reduction") != 0
     else:
-        is_mean = name == "Sub" and any(
-            get_node_name(reader) in ("Mean", "Sum") and not get_shape(reader) for reader in _follow_each(graph, node)
+        chain = [*_follow_each(graph, node)] if name == "Sub" else []
+        is_mean = _is_distance(chain) and any(
+            get_node_name(reader) in ("Mean", "Sum") and not get_shape(reader) for reader in chain
         )
     parents = list_parents(node)
     if not is_mean or len(parents) != 1 or len(shape) < 2 or shape[0] < 2 or shape[0] != shape[1]:
         return
     before = get_saved(parents[0], "self_sym_sizes") if get_node_name(parents[0]) == "Expand" else get_shape(parents[0])
-    if tuple(before or ()) in ((shape[0], 1, *shape[2:]), shape[1:]):
+    if tuple(before or ()) in ((shape[0], 1, *shape[2:]), shape[1:]) and not _is_compared_with_itself(graph, node):
         yield report(
             "loss-form",
             f"outputs {tuple(before)} and targets are broadcast to {shape}: each output meets all targets",
@@ -173,6 +182,41 @@ def _broadcast_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
             expected="outputs and targets of one shape",
             action="take the axis of size 1 off (squeeze), or give the target that axis (unsqueeze)",
         )
+
+
+def _is_distance(chain: Sequence[Any]) -> bool:
+    """Return True if a difference enters an even function first, an absolute value or a square: it is to be zero."""
+    names = [*map(get_node_name, chain[1:])]
+    place = next((place for place, name in enumerate(names) if name not in _ODD or _is_square(chain[place + 1])), 0)
+    return bool(names) and (names[place] in _EVEN or _is_square(chain[place + 1]))
+
+
+def _is_square(node: Any) -> bool:
+    parents = list_parents(node)
+    return get_node_name(node) == "Mul" and len(parents) == 2 and parents[0] is parents[1]
+
+
+def _is_compared_with_itself(graph: LossGraph, node: Any) -> bool:
+    """Return True if the loss has the differences of all pairs of the outputs, beside those of `node` with others."""
+    output = skip_shape_operations(list_parents(node)[0])
+    return any(
+        get_node_name(other) == "Sub"
+        and get_shape(other) == get_shape(node)
+        and [skip_shape_operations(parent) for parent in list_parents(other)] == [output, output]
+        for other in graph.nodes
+    )
+
+
+def is_of_all_pairs(node: Any) -> bool:
+    """Return True if (B, B) comes from a column and a row that are broadcast, both of them outputs."""
+    waiting, shape = [node], get_shape(node)
+    for node in waiting:  # grows while it is read
+        parents = list_parents(node)
+        inside = [parent for parent in parents if get_shape(parent) == shape]
+        if len(parents) == 2 and not inside:
+            return get_node_name(node) not in _MATRIX_PRODUCTS
+        waiting += inside[: max(0, _MAX_TERMS - len(waiting))]
+    return False
 
 
 def _follow_each(graph: LossGraph, node: Any) -> Iterator[Any]:
@@ -303,13 +347,17 @@ def _probability_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
 def is_of_pairs(node: Any) -> bool:
     """Return True for a cross entropy of similarities, whose classes are places in a list and have no weights.
 
-    InfoNCE with a queue has its positive first: the label is always 0.
+    InfoNCE with a queue has its positive first, as a reranker may: the label is always 0.
     """
     scores = skip_shape_operations(next(iter(list_parents(node)), None))
     while get_node_name(scores) in ("LogSoftmax", "Div", "Mul") and len(list_parents(scores)) == 1:
         scores = skip_shape_operations(list_parents(scores)[0])
-    if get_node_name(scores) == "Cat":
+    is_single = get_node_name(scores) in _LINEAR and get_shape(scores)[-1:] == (1,)  # of the same weights for all
+    if get_node_name(scores) == "Cat" or (is_single and get_saved(node, "self").shape[1] > 1):
         return True
+    if get_node_name(scores) == "Sum":
+        scores = skip_shape_operations(next(iter(list_parents(scores)), None))
+        return get_node_name(scores) == "Mul" and len(list_parents(scores)) == 2
     is_product = get_node_name(scores) in _MATRIX_PRODUCTS
     return is_product and all(get_node_name(skip_shape_operations(p)) != "AccumulateGrad" for p in list_parents(scores))
 

@@ -148,7 +148,7 @@ class SkipMonitor(Monitor):
 
     def _judge_values(self, loop: Loop, number: int) -> Iterable[Found]:
         small = [p.grad for track in loop.tracks.values() for p in track.small if p.grad is not None]
-        dense = [gradient for gradient in small if not gradient.is_sparse]
+        dense = [gradient for gradient in small if gradient.layout is torch.strided]
         if not dense:
             return ()
         norms = torch._foreach_norm(dense)

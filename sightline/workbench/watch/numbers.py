@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.contract.pytree import tree_leaves
+from sightline.contract.pytree import dense_leaves
 from sightline.workbench.check.checks.optimiser.non_finite import non_finite
 from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
+from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack, has_slices, take_local
 
 _diagnose = functools.partial(diagnose, __file__)
 _NUM_STILL = 10
@@ -44,9 +44,9 @@ class FiniteMonitor(Monitor):
         if all(parameter.grad is None for parameter in track.parameters.values()):  # cleared: nothing is used
             return
         if track.is_sampled(loop.every):
-            gradients = [g for g in track.gradients.values() if not g.is_sparse]
+            gradients = [g for g in track.gradients.values() if g.layout is torch.strided]
         else:
-            gradients = [g for p in track.small if (g := p.grad) is not None and not g.is_sparse]
+            gradients = [g for p in track.small if (g := p.grad) is not None and g.layout is torch.strided]
         values = [norm.float() for norm in torch._foreach_norm(gradients)] if gradients else []
         track.norm = torch.stack(values).max() if values else None
         if loop.loss is not None and loop.loss.is_floating_point():
@@ -74,7 +74,7 @@ class ClipMonitor(Monitor):
         is_written = track.marks() != track.after_backward
         if before is None or not is_written or not track.is_sampled(loop.every):
             return
-        gradients = [g for p in track.small if (g := p.grad) is not None and not g.is_sparse]
+        gradients = [g for p in track.small if (g := p.grad) is not None and g.layout is torch.strided]
         after = torch.stack([n.float() for n in torch._foreach_norm(gradients)]).max()
         yield from loop.reader.read(after / before, self._judge)
 
@@ -100,7 +100,7 @@ def locate_non_finite(loop: Loop, track: OptimizerTrack) -> Fault:
         ("input", None if call is None else call.inputs),
         ("output", None if call is None else call.outputs),
     ):
-        for path, tensor in tree_leaves(tree):
+        for path, tensor in dense_leaves(tree):
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 rows = (
                     (~tensor.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist() if tensor.ndim > 1 else []
@@ -153,12 +153,12 @@ class UpdateMonitor(Monitor):
                 f"{number} updates of {track.name} in a row have a learning rate of 0",
                 measured=f"0 in each of {len(track.optimizer.param_groups)} groups",
             )
-        if (
-            track.is_sampled(loop.every) and track.lr > 0 and not self._before and not _has_search(track.optimizer)
-        ):  # a closure runs several times
-            names = [name for name, p in track.parameters.items() if p.grad is not None and p.ndim > 1]
-            self._rows = {name: _choose_rows(track.parameters[name]) for name in names}
-            self._before = {name: self._take(name, track.parameters[name]).clone() for name in names}
+        is_measured = track.is_sampled(loop.every) and track.lr > 0 and not _has_search(track.optimizer)
+        if is_measured and not self._before:  # a closure runs several times
+            moving = {name: p for name, p in track.parameters.items() if p.grad is not None and p.ndim > 1}
+            moving = {name: p for name, p in moving.items() if has_slices(p)}
+            self._rows = {name: _choose_rows(p) for name, p in moving.items()}
+            self._before = {name: self._take(name, p).clone() for name, p in moving.items()}
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         before, self._before = self._before, {}
@@ -170,10 +170,8 @@ class UpdateMonitor(Monitor):
         size = torch.stack([n.float() for n in torch._foreach_norm(list(before.values()))])
         gradient = torch.stack(
             [
-                _values(p.grad).abs().float().max()
-                if (p := track.parameters[n]).grad is not None and p.grad.numel()
-                else size[0] * 0
-                for n in names
+                values.abs().float().max() if values is not None and values.numel() else size[0] * 0
+                for values in (_values(track.parameters[name].grad) for name in names)
             ]
         )
         least = size.new_tensor([_LEAST_RMS * math.sqrt(values.numel()) for values in now])
@@ -229,20 +227,20 @@ class UpdateMonitor(Monitor):
 
     def _take(self, name: str, values: Tensor) -> Tensor:
         """Take up to 4096 numbers of a parameter or its gradient, of the rows that were chosen."""
-        rows = self._rows[name]
-        some = values.detach() if rows is None else values.detach().index_select(0, rows)
+        rows, values = self._rows[name], take_local(values.detach())
+        some = values if rows is None else values.index_select(0, rows)
         return (some.to_dense() if some.is_sparse else some).flatten()[:_MAX_SLICE]
 
 
 def _choose_rows(parameter: Tensor) -> Tensor | None:
     """Return the numbers of rows of a large parameter that have gradients; None for one that is taken whole."""
-    gradient = parameter.grad
-    if gradient is None or parameter.numel() <= _MAX_SLICE:
+    values = take_local(parameter.detach())
+    if parameter.grad is None or values.numel() <= _MAX_SLICE:
         return None
-    number = math.ceil(_MAX_SLICE / parameter[0].numel())
+    gradient, number = take_local(parameter.grad.detach()), math.ceil(_MAX_SLICE / values[0].numel())
     if gradient.is_sparse:
         return gradient._indices()[0, :number]
-    size = torch.linalg.vector_norm(gradient.detach().flatten(1), math.inf, dim=1)
+    size = torch.linalg.vector_norm(gradient.flatten(1), math.inf, dim=1)
     return (size != 0).float().topk(min(number, len(size))).indices
 
 
@@ -250,6 +248,8 @@ def _has_search(optimizer: torch.optim.Optimizer) -> bool:
     return "tolerance_change" in getattr(optimizer, "defaults", ())
 
 
-def _values(gradient: Tensor) -> Tensor:
-    """Return the numbers of a gradient, of a sparse one those that are stored."""
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
+def _values(gradient: Tensor | None) -> Tensor | None:
+    """Return the numbers of a gradient in this process, of a sparse one those that are stored."""
+    if gradient is None or gradient.layout is torch.strided:
+        return None if gradient is None else take_local(gradient)
+    return gradient.coalesce().values() if gradient.is_sparse else gradient.values()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from sightline.contract.pytree import tree_leaves
+from sightline.contract.pytree import dense_leaves, is_dense, tree_leaves
 from sightline.instrument import Inputs
 from sightline.workbench.check.core.object_graph import get_node_name, skip_shape_operations
 from sightline.workbench.check.runtime_rules import report
@@ -61,15 +63,42 @@ _CAUSES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+class _Passes:
+    """Passes of a model in training mode without gradients, between two updates.
+
+    They are intended if the same inputs come again and again, as draws of dropout to be averaged do, or if they adapt
+    the statistics of batch norms that an evaluation then uses.
+    """
+
+    def __init__(self) -> None:
+        self.number = self.step = self._num_inputs = 0
+        self.is_intended, self.layer = False, ""
+        self._last: weakref.ref[Tensor] | None = None
+        self._times: dict[int, int] = {}
+
+    def add(self, call: ForwardCall, step: int) -> None:
+        """Note a pass: on a CPU, inputs of the same numbers are the same, elsewhere those of one tensor in a row."""
+        inputs = [tensor for _, tensor in dense_leaves(call.inputs) if tensor.numel()][:_MAX_INPUTS]
+        self.number, self.step = self.number + 1, self.step or step
+        if not inputs:
+            return
+        if self._last is None or self._last() is not inputs[0]:
+            self._last, self._num_inputs = weakref.ref(inputs[0]), self._num_inputs + 1
+        is_read = all(tensor.device.type == "cpu" for tensor in inputs)
+        key = _hash_numbers(map(take_sample, inputs)) if is_read else self._num_inputs
+        self._times[key] = self._times.get(key, 0) + 1
+        self.is_intended = self.is_intended or self._times[key] == _NUM_EVALUATED
+
+
 class ModeMonitor(Monitor):
     """Training flags of a model and of its batch norms and dropouts, against what the loop does with them."""
 
     def __init__(self) -> None:
         self._has_trained: dict[int, bool] = {}
-        self._num_evaluated: dict[int, int] = {}
         self._modules: dict[int, list[tuple[str, nn.Module]]] = {}
         self._held: dict[str, tuple[Any, int, int, Any]] = {}
         self._has_learned: dict[int, Tensor] = {}
+        self._evaluations: dict[int, _Passes] = {}
 
     def on_forward(self, loop: Loop, call: ForwardCall) -> Iterator[Found]:
         key, model = id(call.model), call.model
@@ -87,34 +116,44 @@ class ModeMonitor(Monitor):
                 if (count := m.num_batches_tracked) is not None
             }
             self._has_learned |= {
-                id(m): count > 1
+                id(m): ((m.running_mean != 0) | (m.running_var != 1)).any()
                 for _, m in modules
-                if not m.training and isinstance(m, _NORMS) and (count := m.num_batches_tracked) is not None
+                if not m.training and isinstance(m, _NORMS) and m.running_mean is not None
             }
         if not modules:
             return
         if call.has_gradient:
-            self._num_evaluated[key] = 0
+            yield from self._end_evaluations()
             self._has_trained[key] = self._has_trained.get(key, False) or model.training
             if model.training:
                 yield from _norm_faults(modules, self._has_learned)
             return
+        passes = self._evaluations.setdefault(key, _Passes())
         if model.training:
-            number = self._num_evaluated[key] = self._num_evaluated.get(key, 0) + 1
+            passes.add(call, loop.step + 1)
             is_reset = any(getattr(m, "momentum", 0.1) is None for _, m in modules)  # as `update_bn` of torch does
-            if number == _NUM_EVALUATED and not is_reset:
+            passes.is_intended = passes.is_intended or is_reset
+            passes.layer = modules[0][0]
+        elif any(isinstance(m, _NORMS) for _, m in modules):
+            passes.is_intended = True  # statistics were adapted, and evaluation begins now
+
+    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+        yield from self._end_evaluations()
+
+    def _end_evaluations(self) -> Iterator[Found]:
+        """Judge the passes without gradients since the last update."""
+        for passes in self._evaluations.values():
+            if passes.number >= _NUM_EVALUATED and not passes.is_intended:
                 yield report(
                     "mode",
                     "the model is evaluated in training mode: dropouts draw, batch norms use the batch",
                     causes=("eval.mode", "model.norm_mode"),
-                    measured=f"{number} forward passes in a row without gradients, with training=True",
-                    layer=modules[0][0],
+                    measured=f"{passes.number} forward passes in a row without gradients, with training=True",
+                    layer=passes.layer,
+                    step=passes.step,
                     evidence={"mode": "training"},
                 )
-
-    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
-        self._num_evaluated.clear()
-        yield from ()
+        self._evaluations.clear()
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         call = loop.call
@@ -137,6 +176,7 @@ class ModeMonitor(Monitor):
 
     def on_end(self, loop: Loop) -> Iterator[Found]:
         """Judge learnt statistics: those of a batch norm whose weights never change stay as they are, too."""
+        yield from self._end_evaluations()
         moved = [
             name
             for name, (module, weight, count, is_learned) in self._held.items()
@@ -184,7 +224,7 @@ class OutputMonitor(Monitor):
     def __init__(self) -> None:
         self._digests: dict[int, list[Tensor]] = {}
         self._num_same = 0
-        self._num_constant = 0
+        self._num_constant = [0, 0]
         self._last_step = -1
         self._order = _BatchOrder()
         self._last_outputs: list[StorageWeakRef] = []
@@ -194,29 +234,32 @@ class OutputMonitor(Monitor):
         if not call.has_gradient or loop.step == self._last_step:
             return
         self._last_step = loop.step
-        inputs = [tensor for _, tensor in tree_leaves(call.inputs) if tensor.numel() > 1]
+        inputs = [tensor for _, tensor in dense_leaves(call.inputs) if tensor.numel() > 1]
         if not inputs:
             return
         self._note_state(call)
-        digest = [take_sample(tensor) for tensor in inputs[:_MAX_INPUTS]]
+        if all(is_dense(tensor) for _, tensor in tree_leaves(call.inputs)):  # else others may differ
+            yield from self._repetition_faults(loop, call, inputs[:_MAX_INPUTS])
+        if loop.is_sampled:
+            yield from self._constant_faults(loop, call, inputs[0])
+
+    def _repetition_faults(self, loop: Loop, call: ForwardCall, inputs: Sequence[Tensor]) -> Iterator[Found]:
+        digest = [take_sample(tensor) for tensor in inputs]
         last = self._digests.get(id(call.model))
         self._digests[id(call.model)] = digest
         if last is not None and [t.shape for t in last] == [t.shape for t in digest] and self._num_same < _NUM_SAME:
             same = torch.stack([(a == b).all() for a, b in zip(last, digest, strict=True)]).all()
             is_telling = torch.stack([(a != a[0]).any() for a in digest]).any()  # a sparse volume may look empty twice
             yield from loop.reader.read((same & is_telling).float(), self._judge_same)
-        if (
-            digest[0].device.type == "cpu" and not self._is_recurrent
-        ):  # elsewhere the numbers would have to be waited for
-            yield from self._order.add(digest[0])
-        if loop.is_sampled:
-            yield from self._constant_faults(loop, call, inputs[0])
+        is_read = all(part.device.type == "cpu" for part in digest)  # elsewhere the numbers would have to be waited for
+        if is_read and not self._is_recurrent:
+            yield from self._order.add(_hash_numbers(digest))
 
     def _note_state(self, call: ForwardCall) -> None:
         """Note a pass that goes on from an output of the last one, as chunks of a sequence do: their order counts."""
-        own = {StorageWeakRef(tensor.untyped_storage()).cdata for _, tensor in tree_leaves(call.inputs)}
+        own = {StorageWeakRef(tensor.untyped_storage()).cdata for _, tensor in dense_leaves(call.inputs)}
         self._is_recurrent = self._is_recurrent or any(last.cdata in own for last in self._last_outputs)
-        self._last_outputs = [StorageWeakRef(tensor.untyped_storage()) for _, tensor in tree_leaves(call.outputs)]
+        self._last_outputs = [StorageWeakRef(tensor.untyped_storage()) for _, tensor in dense_leaves(call.outputs)]
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if isinstance(track.optimizer, torch.optim.LBFGS):  # its line search needs one function: the whole set
@@ -233,22 +276,35 @@ class OutputMonitor(Monitor):
             )
 
     def _constant_faults(self, loop: Loop, call: ForwardCall, first_input: Tensor) -> Iterator[Found]:
-        outputs = [t for _, t in tree_leaves(call.outputs) if t.is_floating_point() and t.ndim > 1]
-        if not outputs or len(outputs[0]) < 2 or len(first_input) != len(outputs[0]):
+        """Judge outputs with a row for each sample that are computed by weights: anchors are not, and need not differ.
+
+        One that is constant beside others that are not may be of learnt anchors: it is noted.
+        """
+        size = len(first_input) if first_input.ndim else 0
+        of_samples = {p: t for p, t in call.outputs.items() if t.is_floating_point() and t.ndim > 1 and len(t) == size}
+        outputs = [t for path, t in of_samples.items() if path in call.computed] or [*of_samples.values()]
+        if not outputs or size < 2:
             return
-        output, rows = outputs[0], first_input.flatten(1)
-        is_constant = (output == output[:1]).all() & ~(rows == rows[:1]).all()
+        first, rows = outputs[0], first_input.reshape(size, -1)
+        is_constant = torch.stack([(output == output[:1]).all() for output in outputs])
+        is_varied = ~(rows == rows[:1]).all()
 
         def judge(value: float) -> Iterator[Found]:
-            self._num_constant = self._num_constant + 1 if value else 0
-            if self._num_constant == _NUM_CONSTANT:
+            is_all, is_first = value == 2, value == 1
+            self._num_constant = [
+                count + 1 if is_now else 0 for count, is_now in zip(self._num_constant, (is_all, is_first), strict=True)
+            ]
+            if _NUM_CONSTANT in self._num_constant:
                 yield report(
                     "constant-output",
-                    "the model returns the same for every sample of a batch",
-                    measured=f"{len(output)} rows of {tuple(output.shape)} with equal bits, of different inputs",
+                    "the model returns the same for every sample of a batch"
+                    + ("" if is_all else " in its first output: as of anchors, or of a part that no sample reaches"),
+                    severity=None if is_all else "note",
+                    measured=f"{len(first)} rows of {tuple(first.shape)} with equal bits, of different inputs",
+                    evidence={} if is_all else {"mode": "first"},
                 )
 
-        yield from loop.reader.read(is_constant.float(), judge)
+        yield from loop.reader.read((is_varied * (is_constant[0].float() + is_constant.all())).float(), judge)
 
 
 class _BatchOrder:
@@ -258,9 +314,9 @@ class _BatchOrder:
         self._places: dict[int, int] = {}
         self._num_batches = self._last_place = self._num_repeated = 0
 
-    def add(self, digest: Tensor) -> Iterator[Found]:
-        """Judge the next batch by a sample of its numbers."""
-        place = self._places.setdefault(hash(digest.view(torch.uint8).numpy().tobytes()), self._num_batches)
+    def add(self, digest: int) -> Iterator[Found]:
+        """Judge the next batch by a digest of all its inputs: a user, or a time step, may come again with others."""
+        place = self._places.setdefault(digest, self._num_batches)
         is_next = place == self._last_place + 1 and place < self._num_batches
         self._num_repeated = self._num_repeated + 1 if is_next else int(place < self._num_batches)
         self._last_place, self._num_batches = place, self._num_batches + 1
@@ -279,11 +335,15 @@ def take_sample(values: Tensor) -> Tensor:
     return flat[:: max(1, math.ceil(flat.numel() / _SAMPLE_SIZE)) | 1].clone()
 
 
+def _hash_numbers(parts: Iterable[Tensor]) -> int:
+    return hash(b"".join(part.contiguous().view(torch.uint8).numpy().tobytes() for part in parts))
+
+
 class PartMonitor(Monitor):
     """Calls of the parts of a model: inputs read as of other axes, and masks that leave padding alone."""
 
     def on_module(self, loop: Loop, path: str, module: nn.Module, inputs: Inputs) -> Iterator[Found]:
-        for _, tensor in tree_leaves(inputs):
+        for _, tensor in dense_leaves(inputs):
             for source in loop.model_inputs:
                 if (
                     tensor.data_ptr() == source.data_ptr()
@@ -294,7 +354,7 @@ class PartMonitor(Monitor):
                 ):
                     yield describe_reordered(source.shape, tensor.shape, layer=path)
         keys, is_ignored = _find_mask(module, *inputs)
-        if isinstance(keys, Tensor) and isinstance(is_ignored, Tensor):
+        if len(dict(dense_leaves((keys, is_ignored)))) == 2:
             is_ignored = is_ignored if is_ignored.dtype == torch.bool else is_ignored == -math.inf
             keys = keys if getattr(module, "batch_first", True) else keys.transpose(0, 1)
             if keys.ndim == 3 and is_ignored.shape == keys.shape[:2]:
@@ -336,10 +396,11 @@ class SplitMonitor(Monitor):
         is_full = len(self._num_trained) >= _MAX_ROWS
         if (is_full and call.has_gradient) or call.has_gradient != call.model.training:
             return
-        rows = next((t for _, t in tree_leaves(call.inputs) if t.is_floating_point() and t.ndim > 1), None)
-        if rows is None or rows.device.type != "cpu" or not len(rows) or rows[0].numel() < _MIN_NUMBERS:
+        inputs = [t for _, t in dense_leaves(call.inputs) if t.ndim and t.numel() and t.device.type == "cpu"]
+        rows = next((t for t in inputs if t.is_floating_point() and t.ndim > 1), None)
+        if rows is None or rows[0].numel() < _MIN_NUMBERS:
             return
-        digests = list_row_digests(rows)
+        digests = list_row_digests(rows, [t for t in inputs if t is not rows and len(t) == len(rows)])
         if call.has_gradient:
             for digest in digests:
                 self._num_trained[digest] = self._num_trained.get(digest, 0) + 1
@@ -367,29 +428,41 @@ class SplitMonitor(Monitor):
         )
 
 
-def list_row_digests(rows: Tensor) -> list[int]:
-    """List a digest of each row, of evenly spaced numbers of it; rows of one number alone have none."""
-    flat = rows.detach().flatten(1)
-    flat = flat[:, :: max(1, flat.shape[1] // _NUM_DIGESTED) | 1].contiguous()
-    kept = flat[(flat != flat[:, :1]).any(dim=1)]
-    return [hash(row.tobytes()) for row in kept.view(torch.uint8).numpy()]
+def list_row_digests(rows: Tensor, others: Sequence[Tensor] = ()) -> list[int]:
+    """List a digest of each sample, of evenly spaced numbers of all its inputs; rows of one number alone have none.
+
+    The features of a user alone are no sample: `others` tell which item they are paired with.
+    """
+    parts = [tensor.detach().reshape(len(rows), -1) for tensor in (rows, *others)]
+    parts = [part[:, :: max(1, part.shape[1] // _NUM_DIGESTED) | 1].contiguous() for part in parts]
+    is_kept = (parts[0] != parts[0][:, :1]).any(dim=1)
+    numbers = torch.cat([part.view(torch.uint8) for part in parts], dim=1)[is_kept]
+    return [hash(row.tobytes()) for row in numbers.numpy()]
 
 
-def _is_one_class(labels: Tensor, ignored: int) -> Tensor:
-    """Return 1 (0-d) if enough labels are not ignored, and those are one class, and 2 if others are ignored.
+def _find_one_class(labels: Tensor, ignored: int) -> Tensor:
+    """Return 1 + c (0-d) if enough labels are not ignored, and those are class c, and -1 - c if others are ignored.
 
-    The graph's number is unsigned.
+    Else 0. The graph's number is unsigned.
     """
     is_kept = labels != (ignored + 2**63) % 2**64 - 2**63
     largest = torch.where(is_kept, labels, labels.amin()).amax()
-    return (((labels == largest) | ~is_kept).all() & (is_kept.sum() >= _MIN_LABELS)) * (2.0 - is_kept.all().float())
+    is_one = ((labels == largest) | ~is_kept).all() & (is_kept.sum() >= _MIN_LABELS)
+    return is_one * (1.0 + largest.float()) * (2.0 * is_kept.all() - 1)
+
+
+def _take_turns(classes: Sequence[float]) -> bool:
+    """Return True if batches of two classes come in turns, as real and generated ones do: no set is sorted so."""
+    return len(set(classes)) == 2 and sum(one != other for one, other in itertools.pairwise(classes)) > 1
 
 
 class LossMonitor(Monitor):
     """Graph of the loss: activations that the loss applies itself; labels that are all the same."""
 
     def __init__(self) -> None:
-        self._num_same = self._num_graphs = 0
+        self._num_graphs = 0
+        self._classes: deque[float] = deque(maxlen=_NUM_SAME_OF_PLACES)
+        self._in_turns: set[float] = set()
 
     def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
         if not loop.is_sampled or root.grad_fn is None:
@@ -413,12 +486,18 @@ class LossMonitor(Monitor):
             if name.startswith("NllLoss"):
                 labels = node._saved_target
                 if labels.numel() >= _MIN_LABELS and not is_of_pairs(node):
-                    yield from loop.reader.read(_is_one_class(labels, node._saved_ignore_index), self._judge_labels)
+                    yield from loop.reader.read(_find_one_class(labels, node._saved_ignore_index), self._judge_labels)
 
     def _judge_labels(self, value: float) -> Iterator[Found]:
-        self._num_same = self._num_same + 1 if value else 0
-        number = _NUM_SAME if value == 1 else _NUM_SAME_OF_PLACES  # with ignored ones: of pixels, or of words
-        if self._num_same == number:
+        if not value:
+            self._classes.clear()
+            return
+        self._classes.append(abs(value))
+        number = _NUM_SAME if value > 0 else _NUM_SAME_OF_PLACES  # with ignored ones: of pixels, or of words
+        classes = [*self._classes][-number:]
+        if len(self._classes) >= number and _take_turns(classes):
+            self._in_turns.update(classes)
+        elif len(self._classes) >= number and not self._in_turns.issuperset(classes):
             yield report(
                 "same-label",
                 f"all labels of a batch are the same class, at each of {number} batches",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.contract.pytree import tree_leaves
+from sightline.contract.pytree import dense_leaves
 from sightline.engine.distributed import RankBoard, observe_collectives, open_board
 from sightline.instrument import observe_saves
 from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor
@@ -72,7 +72,7 @@ class RankMonitor(Monitor):
     def on_forward(self, loop: Loop, call: ForwardCall) -> Iterable[Found]:
         step = loop.step - loop.first_step + 1
         if call.has_gradient and _is_power_of_two(step) and step not in self._samples:
-            inputs = [tensor for _, tensor in tree_leaves(call.inputs) if tensor.numel() > 1][:_MAX_INPUTS]
+            inputs = [tensor for _, tensor in dense_leaves(call.inputs) if tensor.numel() > 1][:_MAX_INPUTS]
             samples = [take_sample(tensor).to("cpu", non_blocking=True) for tensor in inputs]
             on_device = next((tensor.device for tensor in inputs if tensor.device.type != "cpu"), None)
             arrival = None if on_device is None else torch.Event(on_device)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
+from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack, has_slices, take_local
 
 _NUM_WEIGHTS, _NUM_VALUES = 4, 16
 _MAX_SAME = 0.5
@@ -27,7 +27,7 @@ class _Weights:
     state_size: int = 0
 
     def take_values(self) -> Tensor:
-        values = [weight.detach().flatten()[:_NUM_VALUES].float() for weight in self.some]
+        values = [take_local(weight.detach()).flatten()[:_NUM_VALUES].float() for weight in self.some]
         return torch.cat([value.to(values[0].device) for value in values])
 
     def list_versions(self) -> list[int]:
@@ -49,7 +49,8 @@ class RestartMonitor(Monitor):
         track.is_restarted = False
         weights = self._weights.get(id(track))
         if weights is None:
-            some: list[Tensor] = [p for p in track.small if p.requires_grad and p.numel()][:_NUM_WEIGHTS]
+            some: list[Tensor] = [p for p in track.small if p.requires_grad and has_slices(p) and p.numel()]
+            some = some[:_NUM_WEIGHTS]
             if some:
                 weights = self._weights[id(track)] = _Weights(some, empty := torch.empty(0), empty, [])
                 weights.first, weights.versions = weights.take_values(), weights.list_versions()

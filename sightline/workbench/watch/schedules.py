@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
+from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack, has_slices, take_local
 
 _LOW_RATE, _MAX_SLICE = 0.01, 256
 _MIN_LOW = 50
@@ -322,4 +322,5 @@ def _judge_average(value: float) -> Iterator[Found]:
 
 
 def take_slices(average: nn.Module) -> list[Tensor]:
-    return [parameter.detach().flatten()[:_MAX_SLICE].clone() for parameter in average.parameters()]
+    parameters = [parameter.detach() for parameter in average.parameters() if has_slices(parameter)]
+    return [take_local(parameter).flatten()[:_MAX_SLICE].clone() for parameter in parameters]

@@ -7,22 +7,20 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
-from sightline.contract.pytree import tree_leaves
+from sightline.contract.pytree import dense_leaves
 from sightline.instrument import (
-    Inputs,
-    ModuleCall,
     hang,
     hang_on_load,
     observe_backward,
     observe_unscaling,
     observe_updates,
-    record,
 )
 from sightline.workbench.check.checks.optimiser.non_finite import non_finite
 from sightline.workbench.check.core.finding import Fault, Finding, merge_findings
@@ -57,8 +55,8 @@ class Watch:
     Each finding is logged at the step at which it is true, once. Weights, random states and results of the loop are
     unchanged to the bit. Statistics of outputs and updates are taken in the first steps and in each `every`-th; the
     order of backward passes and updates, losses, modes and learning rates are judged at each step. On a GPU nothing is
-    waited for. `declared` names codes that are intended. With `compares_ranks`, a loop in several processes is compared
-    with theirs. Made by `watch`.
+    waited for. The loop is that of one thread: the one in which a model trains first. `declared` names codes that are
+    intended. With `compares_ranks`, a loop in several processes is compared with theirs. Made by `watch`.
     """
 
     def __init__(
@@ -168,12 +166,15 @@ class Watch:
             for handle in hang(model, _Hook(self._begin_forward), _Hook(self._end_forward)):
                 self._stack.callback(handle.remove)
         for module in (module for model in models for module in model.modules()):
-            self._stack.callback(hang_on_load(module, _Hook(self._before_load)).remove)
+            for handle in hang_on_load(module, _Hook(self._before_load)):
+                self._stack.callback(handle.remove)
 
     # --- events ------------------------------------------------------------------------------------------------------
 
     def _begin_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if model in self._recorded:  # a part of the pass that is recorded, whose hooks torch is calling
+        if self._loop.num_forwards == 0 and torch.is_grad_enabled() and model.training:
+            self._loop.thread = threading.get_ident()
+        if not self._loop.runs_here or model in self._recorded:  # torch is calling the hooks of a part of a pass
             return
         self._stop_recording()
         if not torch.is_grad_enabled():
@@ -182,25 +183,29 @@ class Watch:
         self._loop.num_forwards += 1
         if self._loop.num_forwards <= 2 and "_orig_mod" not in model._modules:
             modules = {name: module for name, module in self._loop.modules() if name and module is not model}
-            self._loop.model_inputs = [tensor for _, tensor in tree_leaves((args, kwargs))]
-            self._calls.enter_context(record(modules, enter=self._begin_part))
+            self._loop.model_inputs = [tensor for _, tensor in dense_leaves((args, kwargs))]
             self._recorded = set(modules.values())
+            for path, module in modules.items():
+                for handle in hang(module, _Hook(partial(self._begin_part, path))):
+                    self._calls.callback(handle.remove)
 
     def _stop_recording(self) -> None:
         self._calls.close()
         self._recorded.clear()
 
-    def _begin_part(self, call: ModuleCall, module: nn.Module, inputs: Inputs) -> None:
-        self._loop.executed.add(call.path)
-        self._judge("on_module", call.path, module, inputs)
+    def _begin_part(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._loop.runs_here:
+            self._loop.executed.add(path)
+            self._judge("on_module", path, module, (args, kwargs))
 
     def _end_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        if model in self._recorded:
+        if not self._loop.runs_here or model in self._recorded:
             return
         self._stop_recording()
         has_gradient = torch.is_grad_enabled()
-        leaves = {path: tensor.detach() for path, tensor in tree_leaves(outputs)}
-        call = ForwardCall(model, (args, kwargs), leaves, has_gradient)
+        leaves = {path: tensor.detach() for path, tensor in dense_leaves(outputs)}
+        computed = frozenset(path for path, tensor in dense_leaves(outputs) if tensor.requires_grad)
+        call = ForwardCall(model, (args, kwargs), leaves, has_gradient, computed)
         if has_gradient:
             self._loop.call = call
         self._judge("on_forward", call)
@@ -213,20 +218,31 @@ class Watch:
             self._judge("on_load", model, state)
 
     def _before_backward(self, roots: list[Tensor]) -> None:
-        self._loop.call_site = trace_calls()
-        for root in roots[:1]:
-            self._judge("before_backward", root)
+        if self._loop.runs_here:
+            self._loop.is_in_backward = True
+            self._loop.call_site = trace_calls()
+            for root in roots[:1]:
+                self._judge("before_backward", root)
 
     def _after_backward(self) -> None:
-        self._judge("after_backward")
+        if self._loop.runs_here:
+            self._loop.is_in_backward = False
+            self._judge("after_backward")
+
+    def _get_track(self, optimizer: torch.optim.Optimizer) -> OptimizerTrack | None:
+        """Return the track of an optimiser; None if it is not of the loop, or another thread uses it.
+
+        Hooks of a backward pass, in which optimisers may step, run in threads of torch.
+        """
+        return self._loop.track(optimizer) if self._loop.runs_here or self._loop.is_in_backward else None
 
     def _before_unscaling(self, optimizer: torch.optim.Optimizer) -> None:
-        track = self._loop.track(optimizer)
+        track = self._get_track(optimizer)
         if track is not None:
             self._judge("before_unscaling", track)
 
     def _before_update(self, optimizer: torch.optim.Optimizer) -> None:
-        track = self._loop.track(optimizer)
+        track = self._get_track(optimizer)
         if track is not None:
             if self._loop.num_forwards == 0 and self._loop.step == self._loop.first_step:
                 # Lightning's `training_step` need not call the module itself, but parts of it.
@@ -235,7 +251,7 @@ class Watch:
             self._judge("before_update", track)
 
     def _after_update(self, optimizer: torch.optim.Optimizer) -> None:
-        track = self._loop.track(optimizer)
+        track = self._get_track(optimizer)
         if track is not None:
             self._judge("after_update", track)
             track.num_updates += 1
@@ -310,7 +326,7 @@ class _Hook:
         self._run = run
 
     def __call__(self, *arguments: Any) -> None:
-        if self._run is None:
+        if self._run is None or torch.compiler.is_compiling():  # torch would trace what is called here
             return
         try:
             self._run(*arguments)

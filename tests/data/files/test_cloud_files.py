@@ -77,6 +77,10 @@ def test_columns_without_names_are_named(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_array_equal(cloud.channels["ring"], table[:, 6])
     refused(tmp_path / f"a{suffix}", "7 columns and no names", r"'columns=\[x, y, z", "--columns x,y,z")
     refused(tmp_path / f"a{suffix}", "7 columns, 3 are named", columns=("x", "y", "z"))
+    names = ("x", "y", "z", "intensity", "a", "b", "c")
+    assert tuple(read_cloud(tmp_path / f"a{suffix}", columns=(*names, "_", "_")).channels) == names[3:]
+    refused(tmp_path / f"a{suffix}", "7 columns, 9 are named", columns=(*names, "_", "ring"))
+    refused(tmp_path / f"a{suffix}", "7 columns, 8 are named", columns=("_", *names))
 
 
 @pytest.mark.parametrize(

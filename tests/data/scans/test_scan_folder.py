@@ -147,6 +147,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
         prepare(tmp_path / "own", tmp_path / "set", columns=("x", "y", "intensity", "ring"))
     with pytest.raises(DataError, match=r"rings run from 0 to 15, and the sensor has 8 beams, 0 to 7; set num_beams"):
         prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS, num_beams=8)
+    swapped = ("x", "y", "ring", "intensity", "z")
+    with pytest.raises(DataError, match=r"the ring of point \d+ is \S+, not a whole number.*; name the columns"):
+        prepare(tmp_path / "own", tmp_path / "set", columns=swapped, num_beams=16)
     prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS, num_beams=16)
     with pytest.raises(ConfigError, match=r"num_beams is 64, .* was prepared with 16"):
         opened(tmp_path / "set", sensor={"preset": "hdl64"})

@@ -222,6 +222,13 @@ def test_wrong_sources_are_named(tmp_path: Path) -> None:
     (source / "classes.txt").write_text("ground\nhouse\nground\n")
     with pytest.raises(DataError, match=r"classes.txt:3: names 'ground' a second time"):
         prepare(source, tmp_path / "set")
+    for content, said in {
+        b"": "is empty; write one",
+        "gr\xfcn\n".encode("latin-1"): "UTF-8 text; save it as UTF-8",
+    }.items():
+        (source / "classes.txt").write_bytes(content)
+        with pytest.raises(DataError, match=rf"classes\.txt: .*{said}"):
+            prepare(source, tmp_path / "set")
     (source / "classes.txt").write_text("ground\nhouse\n")
     with pytest.raises(DataError, match=r"label\[2\] is 2, classes are 0 to 1; .*complete classes.txt"):
         prepare(source, tmp_path / "set")

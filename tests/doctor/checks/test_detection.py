@@ -309,6 +309,15 @@ def test_boxes_of_a_few_photos_in_another_format_are_found(num_images: int) -> N
     assert all("corners that were read as left, top, width, height" in each.summary for each in found)
 
 
+@pytest.mark.parametrize("num_images", [3, 4])
+def test_boxes_that_are_mostly_outside_of_a_few_photos_are_found(num_images: int) -> None:
+    """On a slow processor, a start reads no more than four images."""
+    with Planter() as planter:
+        BUGS["boxes of images twice as large"].case.plant_into(planter)
+        found = findings_of(quick(few_crowds(num_images, seed=3)), ("broken-boxes",))
+    assert bool(found) == (num_images > 3), list(map(str, found))
+
+
 def test_few_healthy_photos_are_not_taken_for_another_format() -> None:
     for seed in range(12):
         found = findings_of(quick(few_crowds(4 + seed, seed=seed)), ("broken-boxes",))

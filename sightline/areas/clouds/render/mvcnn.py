@@ -19,7 +19,7 @@ from sightline.contract.arguments import Count
 from sightline.contract.errors import DataError, join_some
 from sightline.parts.transforms.images import resize_images
 from sightline.store.files.image_files import composite_over
-from sightline.store.files.input_files import BoundedFile, natural_sort_key
+from sightline.store.files.input_files import BoundedFile, expand_home, natural_sort_key
 from sightline.store.prepared.prepared_set import PreparedSet, read_manifest, summarise_folder
 from sightline.store.prepared.prepared_writer import (
     ColumnSpec,
@@ -92,7 +92,7 @@ def import_views(
     to `size_px`, or with None keep their size, which must then be equal. Raises DataError for pictures that are
     unreadable, not square or of another size, and if no shape remains.
     """
-    root = source.expanduser().resolve()
+    root = expand_home(source).resolve()
     shapes = list_pictures(root)
     clouds = None if clouds is None else Path(clouds)
     cloud_names = None if clouds is None else _list_cloud_names(clouds)

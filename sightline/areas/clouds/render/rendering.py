@@ -31,6 +31,7 @@ from sightline.contract.members import DataMembers
 from sightline.contract.schema import suggest
 from sightline.contract.types import SampleKey
 from sightline.store.files.cloud_files import CLOUD_SUFFIXES, is_cloud_file, read_cloud
+from sightline.store.files.input_files import expand_home
 from sightline.store.prepared.columns import prepared_root
 from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, check_sizes, read_manifest, summarise_folder
 from sightline.store.prepared.prepared_writer import (
@@ -395,7 +396,7 @@ def render_views(options: RenderOptions, *, progress: Progress) -> dict[str, Any
 def _find_objects(options: RenderOptions) -> RenderSource:
     """Find the objects to render: of a folder, of a prepared data set by its name, or the synthetic shapes."""
 
-    folder, names = Path(options.source).expanduser(), registry.data.names()
+    folder, names = expand_home(options.source), registry.data.names()
     if options.source == "synthetic_shapes":
         if options.up_axis not in (None, "z"):
             raise UserError(f"data render: --up {options.up_axis}, but z is up in synthetic_shapes; leave it out")

@@ -39,7 +39,7 @@ from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo
 from sightline.store.box_fields import BOX_FIELDS
-from sightline.store.files.input_files import list_folders, parse_json_content, read_file
+from sightline.store.files.input_files import expand_home, list_folders, parse_json_content, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
@@ -129,7 +129,7 @@ def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | 
     folder without such files, for a file in another format, for an id of two images, and for splits whose categories
     differ.
     """
-    root = source.expanduser().resolve()
+    root = expand_home(source).resolve()
     if root.is_file():
         root, annotations = root.parent, annotations or (root.name,)
     documents = find_annotation_files(root, annotations)

@@ -15,6 +15,7 @@ from sightline.areas.detect.sets.layout_writing import LAYOUTS, Job, Layout, Pla
 from sightline.contract.errors import DataError, UserError
 from sightline.store.files.atomic_write import whole_folder
 from sightline.store.files.image_files import IMAGE_SUFFIXES, read_header
+from sightline.store.files.input_files import expand_home
 
 _REPORT_FILE = "conversion.json"
 _MAX_EXAMPLES = 3
@@ -89,7 +90,7 @@ def _check_target(target: Path, source: Path) -> None:
     """Raise UserError for a target that is not empty, or that is in the folder from which labels are read."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"data convert: {target} is there and not empty; give another folder by --to")
-    root = source.expanduser().resolve()
+    root = expand_home(source).resolve()
     if root.is_dir() and target.resolve().is_relative_to(root):
         raise UserError(
             f"data convert: {target} is in {root}, whose files would then be read with what is written; give a folder "

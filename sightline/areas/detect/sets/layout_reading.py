@@ -40,7 +40,7 @@ from sightline.areas.detect.sets.image_listing import (
 from sightline.areas.detect.sets.yolo_txt import find_yolo, list_images
 from sightline.contract.errors import DataError
 from sightline.store.files.image_files import read_header
-from sightline.store.files.input_files import read_file
+from sightline.store.files.input_files import expand_home, read_file
 from sightline.store.prepared.prepared_set import describe_contents
 
 KITTI_TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc", "DontCare")
@@ -63,7 +63,7 @@ def read_lines(source: Path) -> LabelledSet:
     Ids count the sorted names of a file from 1. Raises DataError for a folder without such files, for a file in another
     format, and for a name that two images below it have.
     """
-    root = source.expanduser().resolve()
+    root = expand_home(source).resolve()
     files = [root] if root.is_file() else sorted([*root.glob("*.odgt"), *root.glob("annotations/*.odgt")])
     root = root.parent if root.is_file() else root
     if not files:
@@ -116,7 +116,7 @@ def _parse_xywh(box: Any) -> BoxCorners:
 def read_coco(source: Path) -> LabelledSet:
     """Read COCO instances with all their other values. Raises DataError as `find_coco`."""
     listed_set = find_coco(source, annotations=None, images=None)
-    root = source.expanduser().resolve()
+    root = expand_home(source).resolve()
     names = (root.name,) if root.is_file() else None
     faults, images = AnnotationFaults(), []
     for path, document in find_annotation_files(listed_set.root, names).items():
@@ -188,7 +188,7 @@ def read_kitti(source: Path) -> LabelledSet:
 
     Raises DataError for a folder without labels, and with the line number for a line without 15 or 16 columns.
     """
-    root = source.expanduser().resolve()
+    root = expand_home(source).resolve()
     folders = [path for form in ("label_2", "*/label_2") for path in sorted(root.glob(form))]
     files = [file for folder in folders for file in sorted(folder.glob("*.txt"))]
     if not files:

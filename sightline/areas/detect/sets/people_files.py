@@ -21,7 +21,7 @@ from sightline.areas.detect.sets.image_listing import (
 from sightline.areas.detect.sets.yolo_txt import list_images
 from sightline.contract.errors import DataError
 from sightline.store.files.array_files import read_mat
-from sightline.store.files.input_files import parse_json_content, read_file
+from sightline.store.files.input_files import expand_home, parse_json_content, read_file
 from sightline.store.files.text_tables import parse_count
 from sightline.store.prepared.prepared_set import describe_contents
 
@@ -76,7 +76,7 @@ def read_widerperson(source: Path) -> LabelledSet:
     Images of test.txt without annotations are left out; the published test split has none. Raises DataError for a
     folder without such lists, and with the line for a damaged annotation file.
     """
-    root = source.expanduser().resolve()
+    root = expand_home(source).resolve()
     lists = [path for name in ("train", "val", "test") if (path := root / f"{name}.txt").is_file()]
     if not lists or not (root / "Annotations").is_dir():
         raise _layout_error(root, "train.txt and val.txt with Annotations/ and Images/", "WiderPerson")
@@ -130,7 +130,7 @@ def read_citypersons(source: Path) -> LabelledSet:
     The images are below leftImg8bit. Raises DataError for a folder without such files, and with the number of a damaged
     cell.
     """
-    root = source.expanduser().resolve()
+    root = expand_home(source).resolve()
     files = sorted({*root.glob("anno_*.mat"), *root.glob("annotations/anno_*.mat"), *root.glob("*/*/anno_*.mat")})
     if not files:
         raise _layout_error(root, "anno_train.mat and anno_val.mat beside leftImg8bit/", "CityPersons")
@@ -196,7 +196,7 @@ def read_ecp(source: Path) -> LabelledSet:
     Vehicles are not people and are left out. Ids count the frames of a split from 1, in the order of their paths.
     Raises DataError for a folder without labels, and for a file that is not a frame.
     """
-    root = source.expanduser().resolve()
+    root = expand_home(source).resolve()
     folders = [path for form in ("labels", "*/labels", "*/*/labels") for path in sorted(root.glob(form))]
     files = [(folder, file) for folder in folders for file in sorted(folder.rglob("*.json"))]
     if not files:

@@ -30,7 +30,7 @@ from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.files.image_files import IMAGE_SUFFIXES
-from sightline.store.files.input_files import parsed_yaml, read_file
+from sightline.store.files.input_files import expand_home, parsed_yaml, read_file
 from sightline.store.files.text_tables import parse_count
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import describe_contents
@@ -47,7 +47,7 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
 
     Raises DataError for a folder without images or without any text file of theirs, and for classes without names.
     """
-    root = source.expanduser().resolve()
+    root = expand_home(source).resolve()
     paths = list_images(root)
     config_path, config = _read_config(root)
     classes = _read_classes(root, names, config_path, config)

@@ -14,6 +14,7 @@ from sightline.compute.geometry.pinhole import depth_points
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat
 from sightline.contract.errors import ConfigError, DataError
+from sightline.store.files.input_files import expand_home
 from sightline.store.files.text_tables import read_text
 
 Passes = Annotated[int, Ge(0), Le(1000)]
@@ -168,7 +169,7 @@ class ReferencePointFile:
         if "{" in path:
             valid = ", ".join(f"{{{word}}}" for word in order.path_placeholders)
             raise ConfigError(f"path: {path} has a word in braces that is not one of {order.title}; these are {valid}")
-        return _StoredPoints(Path(path).expanduser(), self.unit, order)
+        return _StoredPoints(expand_home(path), self.unit, order)
 
 
 def _cube_mask(axes: np.ndarray, centre: np.ndarray, half_mm: float) -> np.ndarray:

@@ -29,7 +29,7 @@ from sightline.compute.geometry.scans.boxes3d import Calibration, points_in_box
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
 from sightline.contract.errors import DataError
-from sightline.store.files.input_files import BoundedFile, assert_regular, read_file
+from sightline.store.files.input_files import BoundedFile, assert_regular, expand_home, read_file
 from sightline.store.files.scan_files import check_pose, read_bin, read_matrices
 from sightline.store.files.scan_samples import RawScan, SensorBlock, make_sensor
 from sightline.store.prepared.columns import ColumnSpec
@@ -298,7 +298,7 @@ class KittiObject(LabelledScans):
 
         Frames without an image are assumed to have 1242 x 375 pixels.
         """
-        root = source.expanduser().resolve()
+        root = expand_home(source).resolve()
         frames, _ = _find_complete_frames(_find_frame_folder(root), needs_image=False)
         scans = [_list_scan("", name, paths, (1242, 375), PointsInBoxRule()) for name, paths in frames.items()]
         readers = {

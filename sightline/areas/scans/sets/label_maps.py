@@ -10,7 +10,7 @@ import numpy as np
 
 from sightline.contract.errors import DataError, join_some
 from sightline.contract.regular_files import read_regular_file
-from sightline.store.files.input_files import parsed_yaml
+from sightline.store.files.input_files import expand_home, parsed_yaml
 from sightline.store.files.scan_files import MAX_ID
 from sightline.store.files.text_tables import parse_count
 
@@ -119,7 +119,7 @@ def read_label_map(name: str, builtin: Mapping[str, str]) -> LabelMap:
 
     Raises DataError with file and entry for an incomplete map.
     """
-    path = Path(__file__).with_name(builtin[name]) if name in builtin else Path(name).expanduser()
+    path = Path(__file__).with_name(builtin[name]) if name in builtin else expand_home(name)
     try:
         content = read_regular_file(path)
     except OSError as error:

@@ -19,6 +19,7 @@ from sightline.contract.arguments import FractionBelowOne
 from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo, Folds, ScanInputSpec
 from sightline.store.files.cloud_files import PointCloud
+from sightline.store.files.input_files import expand_home
 from sightline.store.files.scan_files import read_bin, read_label_ids, velodyne_poses
 from sightline.store.files.scan_reading import NoReturn, to_raw_scan
 from sightline.store.files.scan_samples import FEATURES, RawScan, SensorBlock, make_sensor, scan_fields
@@ -117,7 +118,7 @@ class SemanticKitti(LabelledScans):
     @classmethod
     def survey(cls, source: Path, *, no_return: NoReturn | None = None) -> dict[str, Any]:
         """Survey ids and sensor, and compare them with the label map and an HDL-64E. Raises as `plan`."""
-        root = source.expanduser().resolve()
+        root = expand_home(source).resolve()
         readers = {
             scan.files[0]: scan.read for path in _list_sequences(root)[1] for scan in _list_scans(path, no_return)
         }

@@ -99,8 +99,10 @@ def read_class_names(root: Path) -> tuple[str, ...] | None:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text; write one class name a line") from error
+        raise DataError(f"{path}: is not UTF-8 text; save it as UTF-8, one class name a line") from error
     names = [line.strip() for line in lines]
+    if not names:
+        raise DataError(f"{path}: is empty; write one class name a line, that of label 0 first, or delete the file")
     for number, name in enumerate(names, start=1):
         if not name or name in names[: number - 1]:
             fault = "is empty" if not name else f"names '{name}' a second time"

@@ -8,6 +8,7 @@ NSGA-II of Optuna over (loss, bytes), whose storage several machines may share.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +18,12 @@ import numpy as np
 from sightline.contract import registry
 from sightline.contract.arguments import Count, Seed
 from sightline.contract.errors import ConfigError, UserError, assert_installed, summarise_error
+from sightline.contract.regular_files import parse_json
 from sightline.workbench.compress.policy import Policy, actions_to_levels
 from sightline.workbench.compress.search.base import MaxEvaluations, PolicyEvaluator, Problem, Search
+
+_NUM_LOOKS, _PAUSE_S = 10, 0.1
+"""Looks at a journal whose last line is cut, and the time between them."""
 
 
 @registry.searches.add("uniform_protected")
@@ -81,6 +86,8 @@ def open_study(
         raise UserError(
             f"{needed_by}: {storage}: is not a journal of Optuna, which would write into it; give another file or URL"
         )
+    if is_file and (fault := _find_damage(Path(str(storage)))):  # Optuna would append to it before it read it
+        raise UserError(f"{needed_by}: {storage}: {fault}give another file or URL")
     with explain_storage(storage, needed_by=needed_by):
         opened: Any = storage
         if storage is not None and is_file:
@@ -99,6 +106,32 @@ def _is_journal(path: Path) -> bool:
     return not start or start.startswith(b'{"op_code"')
 
 
+def _find_damage(path: Path) -> str:
+    """Describe the first line of a journal that is not whole, also after the time in which another worker writes it.
+
+    Empty for a sound journal, and without one.
+    """
+    for _ in range(_NUM_LOOKS):
+        try:
+            lines = path.read_bytes().splitlines(keepends=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
+        number = next((number for number, line in enumerate(lines, start=1) if not _is_record(line)), 0)
+        if number == 0:
+            return ""
+        if number < len(lines):
+            return f"line {number} is damaged; "
+        time.sleep(_PAUSE_S)
+    return "its last line is cut, as by a full disk; delete that line, then go on, or "
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and isinstance(parse_json(line), dict)
+    except ValueError:
+        return False
+
+
 @contextlib.contextmanager
 def explain_storage(storage: str | None, *, needed_by: str) -> Iterator[None]:
     """Convert errors of a storage of Optuna to UserError, in one line."""
@@ -110,7 +143,8 @@ def explain_storage(storage: str | None, *, needed_by: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, ImportError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-        advice = "give another file or URL, or install the driver of this database"
+        driver = ", or install the driver of this database" if "://" in str(storage) else ""
+        advice = f"give another file or URL{driver}"
         raise UserError(f"{needed_by}: {storage}: {summarise_error(error, max_length=200)}; {advice}") from None
 
 

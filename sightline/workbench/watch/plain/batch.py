@@ -9,12 +9,14 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
-from sightline.contract.pytree import tree_leaves, tree_map
+from sightline.contract.pytree import dense_leaves, is_dense, tree_leaves, tree_map
 from sightline.workbench.check.core.dry_run import ReadTrackingDict, copy_module
+from sightline.workbench.watch.plain.samples import list_leaves
 
 _MAX_BATCHES = 4
 
@@ -50,11 +52,17 @@ class BatchForm:
 
 
 def read_batches(batches: Iterable[Any]) -> list[Any]:
-    """Read the first four batches. Raises UserError if there is none."""
+    """Read the first four batches, of which those without samples are left out. Raises UserError if there is none."""
     first = list(itertools.islice(batches, _MAX_BATCHES))
     if not first:
         raise UserError("check: the loader has no batch")
-    return first
+    return [batch for batch in first if not _is_empty(batch)] or first
+
+
+def _is_empty(batch: Any) -> bool:
+    """Return True for a batch of no samples: none of its tensors has a row."""
+    tensors = [tensor for _, tensor in dense_leaves(batch)]
+    return bool(tensors) and not any(map(_count_rows, tensors))
 
 
 def find_form(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: Any, device: torch.device) -> BatchForm:
@@ -85,8 +93,18 @@ def find_form(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: Any, 
 
 
 def has_rows(pair: tuple[Any, Any]) -> bool:
-    """Return True if all tensors of a batch have a row for each sample: not for graphs, nor for lists of any length."""
-    return len({len(tensor) if tensor.ndim else -1 for _, tensor in tree_leaves(pair)}) == 1
+    """Return True if a batch has samples, and each of its tensors a row for each.
+
+    Not for graphs, lists of any length, sparse and nested tensors, nor for arrays of NumPy, which have no rows here.
+    """
+    if any(isinstance(leaf, np.ndarray) for leaf in list_leaves(pair)):
+        return False
+    tensors = [tensor for _, tensor in tree_leaves(pair)]
+    return all(map(is_dense, tensors)) and len({_count_rows(t) for t in tensors}) == 1 and _count_rows(tensors[0]) > 0
+
+
+def _count_rows(tensor: Tensor) -> int:
+    return len(tensor) if tensor.ndim else -1
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
@@ -103,15 +121,24 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
 
 def _get_forward(model: nn.Module) -> Callable[..., Any]:
     """Return the forward function whose arguments count: of a parallel or compiled model, that of the model inside."""
-    kinds = {parameter.kind for parameter in inspect.signature(model.forward).parameters.values()}
+    kinds = {parameter.kind for parameter in get_signature(model.forward).parameters.values()}
     inner = getattr(model, "_orig_mod", getattr(model, "module", None))
     is_passed_on = kinds == {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
     return inner.forward if is_passed_on and isinstance(inner, nn.Module) else model.forward
 
 
+def get_signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a function; that of a traced one is in its schema."""
+    schema = getattr(function, "schema", None)
+    if schema is None:
+        return inspect.signature(function)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Signature([inspect.Parameter(argument.name, kind) for argument in schema.arguments[1:]])
+
+
 def _takes(function: Callable[..., Any], values: tuple[Any, ...], by_name: Mapping[str, Any]) -> bool:
     try:
-        inspect.signature(function).bind(*values, **by_name)
+        get_signature(function).bind(*values, **by_name)
     except TypeError:
         return False
     return True
@@ -119,7 +146,7 @@ def _takes(function: Callable[..., Any], values: tuple[Any, ...], by_name: Mappi
 
 def _list_named(function: Callable[..., Any], keys: tuple[str, ...]) -> tuple[str, ...]:
     """List the keys that are names of a function's arguments, if it can be called with them alone."""
-    parameters = inspect.signature(function).parameters
+    parameters = get_signature(function).parameters
     takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     named = keys if takes_all else tuple(name for name in keys if name in parameters)
     return named if named and _takes(function, (), dict.fromkeys(named)) else ()

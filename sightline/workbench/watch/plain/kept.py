@@ -15,7 +15,7 @@ from torch import nn
 def preserve_module(module: Any) -> Iterator[None]:
     """Context after which a module has the tensors, their numbers and gradients, and the attributes that it had.
 
-    Anything but a module is left alone.
+    Anything but a module is left alone, and so are the attributes of a scripted one, which are not Python's.
     """
     if not isinstance(module, nn.Module):
         yield
@@ -23,8 +23,9 @@ def preserve_module(module: Any) -> Iterator[None]:
     tensors = [*module.parameters(), *module.buffers()]
     numbers = [tensor.detach().clone() for tensor in tensors]
     gradients = [tensor.grad for tensor in tensors]
-    attributes = {each: copy.copy(vars(each)) for each in module.modules()}
-    buffers = {each: dict(each._buffers) for each in module.modules()}
+    plain = [each for each in module.modules() if not isinstance(each, torch.jit.ScriptModule)]
+    attributes = {each: copy.copy(vars(each)) for each in plain}
+    buffers = {each: dict(each._buffers) for each in plain}
     try:
         yield
     finally:

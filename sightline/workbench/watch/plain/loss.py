@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline import instrument
-from sightline.contract.pytree import tree_leaves, tree_map
+from sightline.contract.pytree import is_dense, tree_leaves, tree_map
 from sightline.workbench.check.checks.data.label_leak import label_input
 from sightline.workbench.check.checks.data.point_labels import padded_points
 from sightline.workbench.check.checks.loss_values import loss_weights
@@ -20,7 +20,7 @@ from sightline.workbench.check.core.dry_run import copy_module
 from sightline.workbench.check.core.object_graph import get_node_name, iter_nodes, skip_shape_operations
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
-from sightline.workbench.watch.loss_graph import UNBOUNDED, LossGraph, get_shape, list_variables
+from sightline.workbench.watch.loss_graph import UNBOUNDED, LossGraph, get_shape, is_of_all_pairs, list_variables
 from sightline.workbench.watch.overlaps import judge_overlaps
 from sightline.workbench.watch.plain.batch import BatchForm, call_model
 from sightline.workbench.watch.plain.byte_images import judge_bytes
@@ -140,7 +140,8 @@ def _take_one(row: int, path: str, tensor: Tensor) -> Tensor:
 
 def _begin_graph(path: str, tensor: Tensor) -> Tensor:
     """Return a tensor whose views have a history, and that may be written to."""
-    return tensor.detach().clone().requires_grad_() + 0 if tensor.is_floating_point() else tensor
+    is_number = tensor.is_floating_point() and is_dense(tensor)
+    return tensor.detach().clone().requires_grad_() + 0 if is_number else tensor
 
 
 def judge_loss(
@@ -329,7 +330,7 @@ def _judge_sample_weights(passed: Pass) -> Iterator[Found]:
     given = [t for _, t in tree_leaves(passed.target) if t.ndim == 1 and len(t) > 1]
     for node in LossGraph(passed.value.grad_fn, _MAX_NODES).nodes if given else ():
         shape = get_shape(node)
-        if get_node_name(node) != "Mul" or len(shape) != 2 or shape[0] != shape[1]:
+        if get_node_name(node) != "Mul" or len(shape) != 2 or shape[0] != shape[1] or is_of_all_pairs(node):
             continue
         factors = [getattr(node, f"_saved_{name}", None) for name in ("self", "other")]
         if any(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from sightline.config import RunConfig
 from sightline.config.run_config import Evaluate, Train
 from sightline.contract.binding import AvailableKeys
-from sightline.contract.errors import UserError
+from sightline.contract.errors import UserError, join_some
 from sightline.contract.loss import Loss
 from sightline.contract.members import ModelMembers
 from sightline.contract.pytree import tree_leaves, tree_map
@@ -30,12 +29,13 @@ from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.check.core.dry_run import copy_module
 from sightline.workbench.check.core.sample_statistics import class_axis
 from sightline.workbench.fit.optimizer_grid import build_optimizer
-from sightline.workbench.watch.plain.batch import call_model, describe
+from sightline.workbench.watch.plain.batch import call_model, describe, get_signature
 
 PREFIX = "your_model"
 """Name of the user's module inside of its adapter; findings are printed without it."""
 _FACTS: Mapping[str, Any] = {}
 _RATE = 1e-3
+_MAX_NAMES = 3
 _CLOUDS = frozenset("point pt pc pcd cloud point_cloud pointcloud".split())
 """Names of sets of points, without the s of a plural."""
 
@@ -59,7 +59,7 @@ class PlainModel(nn.Module):
 
         None, too, if it has neighbours, or other integers for each point.
         """
-        names = [*inspect.signature(self.your_model.forward).parameters]
+        names = [*get_signature(self.your_model.forward).parameters]
         value = inputs["inputs"]
         if isinstance(value, list | tuple):
             named = {f"inputs.{index}": name for index, name in enumerate(names[: len(value)])}
@@ -244,6 +244,16 @@ def _copy_optimizer(optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.
 def list_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:
     """List the optimisers that are given: none, one, or a list."""
     return [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+
+
+def list_scripted(model: nn.Module) -> list[str]:
+    """Say in one sentence which parts of a model torch.jit runs, whose layers no check sees; nothing without any."""
+    scripted = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if not scripted:
+        return []
+    outermost = [n for n in scripted if not any(n != outer and f"{n}.".startswith(f"{outer}.") for outer in scripted)]
+    what = "the model" if "" in scripted else join_some([f"'{name}'" for name in outermost], most=_MAX_NAMES)
+    return [f"layers of {what}: torch.jit runs them without hooks; check the model before it is scripted or traced"]
 
 
 def _make_field(tree: Any) -> Field:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.engine.build import TrainingSetup
+from sightline.config import read_config
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.workbench.check.checks.data.point_labels import padded_points, scattered_labels
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.sample_statistics import count_padding
+from tests.conftest import ROOT
 from tests.doctor.planting import Wrapped, assert_complete, caught, make, with_data
 from tests.doctor.segmenting import make_parts, make_rooms
 from tests.marks import long_but
@@ -59,6 +61,15 @@ def test_labels_in_order(tmp_path: Path, seed: int) -> None:
     assert scattered_labels(Context(make_parts(tmp_path, f"seed={seed}", f"data.data_seed={seed}"), World())) == []
     assert scattered_labels(Context(make_rooms(tmp_path), World())) == []
     assert scattered_labels(Context(make(tmp_path), World())) == []
+
+
+def test_labels_that_nothing_reads_may_be_left_behind() -> None:
+    """Two views of a cloud are learnt from without labels; where they drop points, the first one is repeated."""
+    words = ("data.train_size=96", "data.test_size=48", "data.num_points=128", "train.batch_size=16")
+    config = read_config(ROOT / "configs/contrast/synthetic_shapes_intrapoint_parts.yaml", words)
+    context = Context(build(config, World()), World(), forward_s=1.5)
+    assert "label" in context.dry_run.batch
+    assert scattered_labels(context) == []
 
 
 def test_clouds_of_one_part_say_nothing(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.contract.members import TransformMembers
 from sightline.engine.build import DataSubset
+from sightline.workbench.check.checks.data.batches import is_read
 from sightline.workbench.check.checks.data.painted_images import judge_boxes, judge_joints, judge_maps
 from sightline.workbench.check.checks.data.point_labels import compare_nearest
 from sightline.workbench.check.context import Context, check, splits
@@ -22,7 +22,6 @@ from sightline.workbench.check.core.transform_steps import (
     TransformStep,
     Verdict,
     find_plugin_transforms,
-    get_transform,
     iter_steps,
 )
 
@@ -65,20 +64,10 @@ def augmentation_mismatch(context: Context, part: DataSubset) -> Iterator[Fault]
     for (_, field, _), rows in verdicts.items():
         broken = [row for row in rows if row[1].is_broken]
         is_fault = any(verdict.is_proof for _, verdict in broken) or len(broken) > len(rows) / 2 + 1
-        if is_fault and _is_read(context, field):
+        if is_fault and is_read(context, field):
             step, verdict = next((row for row in broken if row[1].is_proof), broken[0])
             yield _make_fault(part, step, verdict, f"moves '{verdict.carrier}' and '{verdict.field}' differently")
             return
-
-
-def _is_read(context: Context, field: str) -> bool:
-    """Return True if the first step, a metric or a transform that adds fields reads a field, or if no step succeeds."""
-    dry_run, train = context.dry_run, context.built.data.train
-    read = dry_run.batch_reads | {n for meter in context.built.selection_evaluator.metrics for n in meter.update.names}
-    is_feature = "features" in read and field in train.dataset.info.features
-    makers = [bound for bound in train.reader.transforms.functions if TransformMembers.adds.get(get_transform(bound))]
-    is_taken = any(field in bound.names for bound in makers)  # others take a field only to move it along
-    return not dry_run.is_sound or field in read or is_feature or is_taken
 
 
 def _make_fault(part: DataSubset, step: TransformStep, verdict: Verdict, text: str, **fields: Any) -> Fault:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.contract.members import DataMembers, TaskMembers
+from sightline.contract.members import DataMembers, TaskMembers, TransformMembers
 from sightline.contract.schema import suggest
 from sightline.contract.types import Batch, Dataset, Field, SampleKey
 from sightline.engine.batch_stream import BatchLoader
@@ -20,6 +20,7 @@ from sightline.workbench.check.context import Context, check, splits
 from sightline.workbench.check.core.dry_run import NUM_SAMPLES, step_keys
 from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.core.sample_statistics import broken_field, read_samples
+from sightline.workbench.check.core.transform_steps import get_transform
 
 _diagnose = functools.partial(diagnose, __file__)
 _NOT_READ_BY_NAME = ("sample_index", "offsets")
@@ -74,6 +75,16 @@ def _unread_faults(context: Context) -> Iterator[Fault]:
     ]
     if unread:
         yield _diagnose("unread", names=", ".join(map(repr, unread)), read=", ".join(sorted(reads)))
+
+
+def is_read(context: Context, field: str) -> bool:
+    """Return True if the first step, a metric or a transform that adds fields reads a field, or if no step succeeds."""
+    dry_run, train = context.dry_run, context.built.data.train
+    read = dry_run.batch_reads | {n for meter in context.built.selection_evaluator.metrics for n in meter.update.names}
+    is_feature = "features" in read and field in train.dataset.info.features
+    makers = [bound for bound in train.reader.transforms.functions if TransformMembers.adds.get(get_transform(bound))]
+    is_taken = any(field in bound.names for bound in makers)  # others take a field only to move it along
+    return not dry_run.is_sound or field in read or is_feature or is_taken
 
 
 _MAX_SHOWN = 8

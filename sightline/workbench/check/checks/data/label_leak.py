@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sightline.contract.pytree import tree_leaves
 from sightline.contract.types import Batch
 from sightline.workbench.check.context import Context, step_check
 from sightline.workbench.check.core.dry_run import DryRun, read_batch
@@ -168,7 +169,7 @@ def idle_input(context: Context, step: DryRun) -> Iterator[Fault]:
     Parameters of 0, such as those of a last layer that starts at 0, are drawn at random on the copy.
     """
     inputs = dict(float_tensors(step.inputs))
-    if not inputs:
+    if not inputs or not dict(tree_leaves(step.seen_outputs)):
         return
     if all(bool((value == value.flatten()[0]).all()) for value in inputs.values()):
         name, value = next(iter(inputs.items()))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.types import Batch, SampleKey
+from sightline.workbench.check.checks.data.batches import is_read
 from sightline.workbench.check.checks.data.projection_coverage import PartImages, images_by_part
 from sightline.workbench.check.context import Context, check, surveys
 from sightline.workbench.check.core.finding import Fault
@@ -38,9 +39,13 @@ def scattered_labels(context: Context) -> Fault | None:
     """Points next to one another have the same label more often than by chance, by 20 % of what is possible.
 
     Finds: Labels of points in another order than the points, or of another cloud.
+
+    Labels that nothing reads may be left behind, as by views of clouds that are learnt from without labels.
     """
     batch = context.dry_run.batch
-    clouds = list(_split_clouds(batch, context.built.data.facts.get("ignore_index"))) if batch else []
+    if not batch or not is_read(context, "label"):
+        return None
+    clouds = list(_split_clouds(batch, context.built.data.facts.get("ignore_index")))
     pairs = [_count_agreement(points, label) for points, label in clouds]
     total = torch.tensor([pair for pair in pairs if pair[1] > 0], dtype=torch.float64)
     if len(total) < _MIN_CLOUDS or float(total[:, 2].sum()) < _MIN_PAIRS:
