@@ -48,7 +48,7 @@ class ScheduleMonitor(Monitor):
     def _forget(self, key: int) -> None:
         """Forget the learning rates so far: another schedule begins."""
         for records in (self._highest, self._num_high, self._num_low, self._num_tiny, self._last_rise, self._rises):
-            records.pop(key, None)  # type: ignore[attr-defined]
+            records.pop(key, None)
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         key, lr = id(track), track.lr
