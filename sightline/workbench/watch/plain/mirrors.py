@@ -59,7 +59,8 @@ class InputReducer:
             self._mean, self._deviation = float(image.mean()), float(image.std())
         stride = max(1, min(image.shape[1:]) // _CONVOLVED)
         details = _convolve(image[None], self._mean, self._deviation, stride=stride)[0]
-        return ReducedImage(*(_pool(image, side) for side in (_POOLED, _CONVOLVED, _CONVOLVED // 2)), details)
+        coarse, middle, small = (_pool(image, side) for side in (_POOLED, _CONVOLVED, _CONVOLVED // 2))
+        return ReducedImage(coarse, middle, small, details)
 
 
 class MirroredSamples(NamedTuple):
