@@ -167,6 +167,8 @@ class UpdateMonitor(Monitor):
                 f"{number} updates of {track.name} in a row have a learning rate of 0",
                 measured=f"0 in each of {len(track.optimizer.param_groups)} groups",
             )
+        if isinstance(track.optimizer, torch.optim.LBFGS):
+            return  # a step is many updates, and none where its tolerance is met
         if track.is_sampled(loop.every) and track.lr > 0 and not self._before:  # a closure runs several times
             moving = {name: p for name, p in track.parameters.items() if p.grad is not None and p.ndim > 1}
             self._before = {name: _take_slice(p).clone() for name, p in moving.items() if has_slices(p)}
