@@ -369,3 +369,25 @@ def two_threads_in_turn_train_one_model() -> LoopProgram:
             thread.join()
 
     return program._replace(train=train)
+
+
+# --- optimisers -------------------------------------------------------------------------------------------------------
+
+
+@loop
+def steps_of_many_updates() -> LoopProgram:
+    """L-BFGS on a whole set, which it fits in a few steps."""
+    model, (inputs, target) = network(), rows()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=10)
+
+    def compute() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs), target)
+        loss.backward()
+        return loss
+
+    def train() -> None:
+        for _ in range(8):
+            optimizer.step(compute)
+
+    return LoopProgram([model], [optimizer], train)

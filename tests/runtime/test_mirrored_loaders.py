@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import resource
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from sightline.workbench.check.core.object_graph import get_state
 from sightline.workbench.watch.plain.batch import BatchForm
@@ -16,6 +17,7 @@ from sightline.workbench.watch.plain.byte_images import judge_bytes
 from sightline.workbench.watch.plain.flips import judge_flips
 from sightline.workbench.watch.plain.mirrors import fit_ridge
 from tests.marks import long_but
+from tests.processes import run_program
 from tests.runtime.blind_loaders import Items
 from tests.runtime.mirrored_loaders import COINS, HEALTHY, PLANTED, face
 
@@ -116,3 +118,46 @@ def test_bytes_that_are_divided_twice_are_named(name: str) -> None:
         torch.manual_seed(seed)
         found = [fault.severity for _, fault in judge_bytes(change(torch.randint(256, (8, 3, 12, 12)).float()))]
         assert found == ([severity] if severity else [])
+
+
+class Squares(Dataset[Any]):
+    """Large images of a square, mirrored half of the time, with its place and with a mask of it."""
+
+    def __init__(self, *, bug: bool, side: int = 320) -> None:
+        self.bug, self.side = bug, side
+
+    def __len__(self) -> int:
+        return 400
+
+    def __getitem__(self, index: int) -> Any:
+        column, row = (torch.rand(2, generator=torch.Generator().manual_seed(index)) * 0.5 + 0.2).tolist()
+        image = torch.zeros(3, self.side, self.side)
+        left, top = int(column * self.side), int(row * self.side)
+        image[:, top : top + 20, left : left + 20] = 1
+        if torch.rand(()) < 0.5:
+            image, column = image.flip(-1), column if self.bug else 1 - column - 20 / self.side
+        return image, (torch.tensor([column, row]), image[0].clone())
+
+
+MEASURED = """
+import resource
+from tests.runtime.test_mirrored_loaders import Squares, judge, read_peak_mb
+from torch.utils.data import DataLoader
+import sightline.workbench.watch.plain.mirrored_reads as reads
+reads._MAX_CPU_S = 60.0  # all 300 pairs, also on a slow machine
+judge(DataLoader(Squares(bug=False, side=32)))
+before = read_peak_mb()
+found = judge(DataLoader(Squares(bug=True)))
+assert [summary for *_, summary in found if "mirror target" in summary], found
+print(read_peak_mb() - before)
+"""
+
+
+def read_peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+@pytest.mark.long
+def test_large_images_and_maps_are_not_kept() -> None:
+    """300 pairs of reads are 740 MB of images, and 250 MB of masks."""
+    assert float(run_program(MEASURED).stdout) < 100

@@ -15,7 +15,13 @@ from sightline.workbench.check.core.object_graph import preserve_generators
 from sightline.workbench.watch.loop import Found
 from sightline.workbench.watch.plain.batch import BatchForm
 from sightline.workbench.watch.plain.mirrored_reads import MIN_PIXELS, Carrier, ItemReader, MirroredPair, read_flips
-from sightline.workbench.watch.plain.mirrors import MirroredSamples, find_correction
+from sightline.workbench.watch.plain.mirrors import (
+    InputReducer,
+    MirroredSamples,
+    ReducedCloud,
+    ReducedImage,
+    find_correction,
+)
 from sightline.workbench.watch.plain.samples import SEEDS, list_indices, list_leaves, read
 
 _NUM_PAIRS, _NUM_FITTED_PAIRS, _MIN_FITTED_PAIRS = 24, 300, 80
@@ -40,10 +46,84 @@ def judge_flips(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
         )
         if not has_numbers and not any(leaf.ndim for leaf in leaves):
             return
-        flips = read_flips(reader, list_indices(loader, _NUM_FITTED_PAIRS if has_numbers else _NUM_PAIRS))
+        indices = list_indices(loader, _NUM_FITTED_PAIRS if has_numbers else _NUM_PAIRS)
+        flips = read_flips(reader, indices, PairComparer(has_numbers=has_numbers).compare)
     for carrier, pairs in flips.items():
         yield from _judge_masks(carrier, pairs)
         yield from _judge_boxes(carrier, pairs) or _judge_numbers(carrier, pairs)
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+class LeafPair(NamedTuple):
+    """Leaf of the target in both reads of a pair; of one with many numbers, that are no boxes, the shape alone.
+
+    `peaks` are those of heat maps in both reads, None for other leaves. For one of the size of the image: `is_view` is
+    True if it is the image itself, `is_left` if it stays when the image is mirrored, `is_moved` if it is mirrored, too.
+    """
+
+    first: Tensor
+    second: Tensor
+    peaks: tuple[Tensor, Tensor] | None
+    has_size: bool
+    is_view: bool = False
+    is_left: bool = False
+    is_moved: bool = False
+
+
+class ComparedPair(NamedTuple):
+    """What is judged of a mirrored pair: both inputs, reduced, and the leaves of the target by name.
+
+    `leaves` is None if the reads have other numbers of them.
+    """
+
+    inputs: tuple[ReducedImage | ReducedCloud, ...]
+    names: list[str]
+    leaves: list[LeafPair] | None
+
+
+class PairComparer:
+    """Comparer of the reads of a pair, for `read_flips`; inputs are reduced if numbers of the target are fitted."""
+
+    def __init__(self, *, has_numbers: bool) -> None:
+        self._has_numbers = has_numbers
+        self._reducers: dict[Carrier, InputReducer] = {}
+
+    def compare(self, carrier: Carrier, flip: MirroredPair) -> ComparedPair:
+        """Compare two reads of which one mirrors the other."""
+        inputs = [carrier.get(item) for item in flip]
+        targets = [[torch.as_tensor(leaf) for leaf in list_leaves(item.target)] for item in flip]
+        is_alike = len(targets[0]) == len(targets[1])
+        reducer = self._reducers.setdefault(carrier, InputReducer())
+        return ComparedPair(
+            tuple(map(reducer.reduce, inputs)) if self._has_numbers else (),
+            _name_leaves(flip.first.target),
+            [self._compare_leaf(carrier, inputs, pair) for pair in zip(*targets, strict=True)] if is_alike else None,
+        )
+
+    def _compare_leaf(self, carrier: Carrier, inputs: Sequence[Tensor], pair: tuple[Tensor, Tensor]) -> LeafPair:
+        peaks = _find_both_peaks(*pair) if self._has_numbers else None
+        first, second = map(_keep_few, pair)
+        if not carrier.is_image or pair[0].shape[-2:] != inputs[0].shape[-2:]:
+            return LeafPair(first, second, peaks, has_size=False)
+        is_view = all(_is_view(image, leaf) for image, leaf in zip(inputs, pair, strict=True))
+        is_moved = pair[1].ndim > 1 and torch.equal(pair[0], pair[1].flip(carrier.axis))
+        return LeafPair(first, second, peaks, True, is_view, torch.equal(*pair), is_moved)
+
+
+def _name_leaves(target: Any) -> list[str]:
+    """Name the leaves of a target: a mapping of one for each key by its keys."""
+    count = len(list_leaves(target))
+    if isinstance(target, Mapping) and len(target) == count:
+        return [str(key) for key in target]
+    return ["target"] if count == 1 else [f"target {place}" for place in range(count)]
+
+
+def _keep_few(leaf: Tensor) -> Tensor:
+    """Return numbers that are few, or boxes, and the shape alone of others, as a tensor without memory."""
+    is_few = leaf.numel() <= _MAX_NUMBERS or (leaf.ndim < 3 and leaf.shape[-1] <= _MAX_BOX_COLUMNS)
+    return leaf.clone() if is_few else leaf.to("meta")
 
 
 # --- targets ----------------------------------------------------------------------------------------------------------
@@ -55,41 +135,27 @@ class Leaf(NamedTuple):
     name: str
     first: list[Tensor]
     second: list[Tensor]
+    pairs: list[LeafPair]
 
 
-def _list_leaves_of_targets(flips: Sequence[MirroredPair]) -> Iterator[Leaf]:
-    names = _name_leaves(flips[0].first.target) if flips else []
-    targets = [[[torch.as_tensor(leaf) for leaf in list_leaves(item.target)] for item in flip] for flip in flips]
-    if any(len(leaves) != len(names) for pair in targets for leaves in pair):
+def _list_leaves_of_targets(flips: Sequence[ComparedPair]) -> Iterator[Leaf]:
+    names = flips[0].names if flips else []
+    targets = [flip.leaves for flip in flips if flip.leaves is not None and len(flip.leaves) == len(names)]
+    if len(targets) < len(flips):
         return
     for place, name in enumerate(names):
-        first, second = ([pair[k][place] for pair in targets] for k in (0, 1))
-        if all(a.shape == b.shape for a, b in zip(first, second, strict=True)):
-            yield Leaf(name, first, second)
+        pairs = [leaves[place] for leaves in targets]
+        if all(pair.first.shape == pair.second.shape for pair in pairs):
+            yield Leaf(name, [pair.first for pair in pairs], [pair.second for pair in pairs], pairs)
 
 
-def _name_leaves(target: Any) -> list[str]:
-    """Name the leaves of a target: a mapping of one for each key by its keys."""
-    count = len(list_leaves(target))
-    if isinstance(target, Mapping) and len(target) == count:
-        return [str(key) for key in target]
-    return ["target"] if count == 1 else [f"target {place}" for place in range(count)]
-
-
-def _judge_masks(carrier: Carrier, flips: Sequence[MirroredPair]) -> Iterator[Found]:
+def _judge_masks(carrier: Carrier, flips: Sequence[ComparedPair]) -> Iterator[Found]:
     """Masks of the image's size are mirrored with it."""
     for leaf in _list_leaves_of_targets(flips) if carrier.is_image else ():
-        size = carrier.get(flips[0].first).shape[-2:]
-        if leaf.first[0].shape[-2:] != size:
+        if not leaf.pairs[0].has_size or all(pair.is_view for pair in leaf.pairs):
             continue
-        images = [carrier.get(item) for item in itertools.chain(*flips)]
-        if all(_is_view(image, each) for image, each in zip(images, itertools.chain(*_pair_up(leaf)), strict=True)):
-            continue
-        pairs = _pair_up(leaf)
-        is_left = [torch.equal(a, b) for a, b in pairs]
-        is_moved = [torch.equal(a, b.flip(carrier.axis)) for a, b in pairs]
-        num_left = sum(left and not moved for left, moved in zip(is_left, is_moved, strict=True))
-        if num_left >= 2 and not any(moved and not left for left, moved in zip(is_left, is_moved, strict=True)):
+        num_left = sum(pair.is_left and not pair.is_moved for pair in leaf.pairs)
+        if num_left >= 2 and not any(pair.is_moved and not pair.is_left for pair in leaf.pairs):
             yield augmentation_mismatch.with_fault(
                 "images are mirrored, their masks are not",
                 causes=("data.augment_target_mismatch", "data.pairing"),
@@ -100,10 +166,6 @@ def _judge_masks(carrier: Carrier, flips: Sequence[MirroredPair]) -> Iterator[Fo
             return
 
 
-def _pair_up(leaf: Leaf) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(leaf.first, leaf.second, strict=True))
-
-
 def _is_view(image: Tensor, target: Tensor) -> bool:
     """Return True for a target that is the image itself or its mirror image: a second view of it, and no mask."""
     if image.shape != target.shape:
@@ -111,7 +173,7 @@ def _is_view(image: Tensor, target: Tensor) -> bool:
     return any(torch.equal(image, each) for each in (target, target.flip(-1), target.flip(-2)))
 
 
-def _judge_boxes(carrier: Carrier, flips: Sequence[MirroredPair]) -> list[Found]:
+def _judge_boxes(carrier: Carrier, flips: Sequence[ComparedPair]) -> list[Found]:
     """Boxes (left, top, right, bottom) have their left before their right, and top before bottom, in a mirror too."""
     for leaf in _list_leaves_of_targets(flips) if carrier.is_image else ():
         is_box = all(a.ndim in (1, 2) and 4 <= a.shape[-1] <= _MAX_BOX_COLUMNS for a in leaf.first)
@@ -136,7 +198,7 @@ def _judge_boxes(carrier: Carrier, flips: Sequence[MirroredPair]) -> list[Found]
 def _count_inside_out(leaf: Leaf, axis: int) -> int:
     """Count the boxes if, in one of the reads, all are inside out along an axis, and nothing else has changed."""
     along, across = ([0, 2], [1, 3]) if axis == -1 else ([1, 3], [0, 2])
-    rows = [torch.cat([each.reshape(-1, each.shape[-1])[:, :4].double() for each in reads]) for reads in leaf[1:]]
+    rows = [torch.cat([each.reshape(-1, each.shape[-1])[:, :4].double() for each in reads]) for reads in leaf[1:3]]
     is_box = (rows[0] != rows[0].roll(2, dims=1)).any(dim=1)  # rows that fill up have no size
     first, second = (each[is_box] for each in rows)
     if not len(first):
@@ -148,7 +210,7 @@ def _count_inside_out(leaf: Leaf, axis: int) -> int:
     return len(first) if is_reversed and is_upright and is_mirrored else 0
 
 
-def _judge_numbers(carrier: Carrier, flips: Sequence[MirroredPair]) -> list[Found]:
+def _judge_numbers(carrier: Carrier, flips: Sequence[ComparedPair]) -> list[Found]:
     """Numbers of the target follow inputs that are mirrored, as those of plain reads do."""
     leaves = [leaf for each in _list_leaves_of_targets(flips) if _holds_numbers(leaf := _to_numbers(each))]
     if len(flips) < _MIN_FITTED_PAIRS or not leaves:
@@ -157,7 +219,7 @@ def _judge_numbers(carrier: Carrier, flips: Sequence[MirroredPair]) -> list[Foun
         torch.cat([torch.stack(reads).double().reshape(len(flips), -1) for reads in side], dim=1)
         for side in ([leaf.first for leaf in leaves], [leaf.second for leaf in leaves])
     ]
-    plain_inputs, mirrored_inputs = ([carrier.get(item) for item in items] for items in zip(*flips, strict=True))
+    plain_inputs, mirrored_inputs = zip(*(flip.inputs for flip in flips), strict=True)
     samples = MirroredSamples(plain_inputs, mirrored_inputs, *targets)
     correction = find_correction(samples) if targets[0].shape[1] <= _MAX_NUMBERS else None
     if correction is None:
@@ -183,10 +245,15 @@ def _judge_numbers(carrier: Carrier, flips: Sequence[MirroredPair]) -> list[Foun
 
 def _to_numbers(leaf: Leaf) -> Leaf:
     """Return the places (J, 2) of the peaks of heat maps (J, h, w), if all are such; other leaves as they are."""
-    sides = [[_find_peaks(each) for each in side] for side in (leaf.first, leaf.second)]
-    first, second = ([places for places in side if places is not None] for side in sides)
-    is_all = len(first) == len(leaf.first) and len(second) == len(leaf.second)
-    return Leaf(leaf.name, first, second) if is_all else leaf
+    peaks = [pair.peaks for pair in leaf.pairs if pair.peaks is not None]
+    first, second = ([places[side] for places in peaks] for side in (0, 1))
+    return leaf._replace(first=first, second=second) if len(peaks) == len(leaf.pairs) else leaf
+
+
+def _find_both_peaks(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor] | None:
+    places = _find_peaks(first)
+    others = None if places is None else _find_peaks(second)
+    return None if places is None or others is None else (places, others)
 
 
 def _find_peaks(maps: Tensor) -> Tensor | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from sightline.compute.numba_kernels import compute_seconds
 from sightline.workbench.check.core.object_graph import get_state, set_state
 from sightline.workbench.watch.plain.batch import BatchForm
 from sightline.workbench.watch.plain.samples import Item, find_read_generators, list_leaves, read, to_bytes
+
+Compared = TypeVar("Compared")
 
 _NUM_DRAWS = 8
 _MAX_CPU_S, _MIN_READ_PAIRS = 0.4, 4
@@ -82,8 +84,13 @@ class ItemReader:
             yield draw, self.read(index, draw)
 
 
-def read_flips(reader: ItemReader, indices: Sequence[int]) -> dict[Carrier, list[MirroredPair]]:
-    """Read samples with two draws of which one mirrors what the other reads, for each way of mirroring that occurs."""
+def read_flips(
+    reader: ItemReader, indices: Sequence[int], compare: Callable[[Carrier, MirroredPair], Compared]
+) -> dict[Carrier, list[Compared]]:
+    """Read samples with two draws of which one mirrors what the other reads, for each way of mirroring that occurs.
+
+    Of each pair is kept what `compare` returns: images and maps of hundreds of samples would fill the memory.
+    """
     started, pairs = compute_seconds(), dict[Carrier, tuple[Draw, Draw]]()
     for index in (indices[0], indices[len(indices) // 2]):
         if pairs or compute_seconds() - started > _MAX_CPU_S:
@@ -95,15 +102,18 @@ def read_flips(reader: ItemReader, indices: Sequence[int]) -> dict[Carrier, list
             if (carrier := _find_carrier(MirroredPair(item, other))) is not None:
                 pairs.setdefault(carrier, (first, second))
     order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0)).tolist()
-    flips: dict[Carrier, list[MirroredPair]] = {carrier: [] for carrier in pairs}
+    flips: dict[Carrier, list[Compared]] = {carrier: [] for carrier in pairs}
     for carrier, draws in pairs.items():
-        started = compute_seconds()
+        spent_s = 0.0
         for number, place in enumerate(order):
-            if number >= _MIN_READ_PAIRS and compute_seconds() - started > _MAX_CPU_S / len(pairs):
+            if number >= _MIN_READ_PAIRS and spent_s > _MAX_CPU_S / len(pairs):
                 break
+            started = compute_seconds()
             flip = MirroredPair(*(reader.read(indices[place], draw) for draw in draws))
-            if _find_carrier(flip) == carrier:
-                flips[carrier].append(flip)
+            is_flip = _find_carrier(flip) == carrier
+            spent_s += compute_seconds() - started
+            if is_flip:
+                flips[carrier].append(compare(carrier, flip))
     return flips
 
 

@@ -29,11 +29,45 @@ _POOLED, _CONVOLVED, _GRID = 6, 24, 3
 _NUM_FILTERS, _NUM_DIRECTIONS, _FILTER, _MAX_CHANNELS = 16, 64, 5, 4
 
 
-class MirroredSamples(NamedTuple):
-    """Inputs of samples, images (C, H, W) or clouds (N, D), plain and mirrored, and both targets (S, K) in float64."""
+class ReducedImage(NamedTuple):
+    """Numbers of an image: it at up to 6, 24 and 12 pixels a side, and what tells left from right as it is."""
 
-    plain_inputs: Sequence[Tensor]
-    mirrored_inputs: Sequence[Tensor]
+    coarse: Tensor
+    middle: Tensor
+    small: Tensor
+    details: Tensor
+
+
+class ReducedCloud(NamedTuple):
+    """Numbers of a cloud: moments, means and extremes."""
+
+    moments: Tensor
+
+
+class InputReducer:
+    """Reducer of images (C, H, W) and clouds (N, D) to few numbers each: hundreds are compared."""
+
+    def __init__(self) -> None:
+        self._mean = self._deviation = 0.0
+
+    def reduce(self, inputs: Tensor) -> ReducedImage | ReducedCloud:
+        """Return what is compared of an image or a cloud; mean and deviation are those of the first image with any."""
+        if inputs.ndim == 2:
+            return ReducedCloud(_describe_cloud(inputs))
+        image = inputs[:_MAX_CHANNELS]
+        if not self._deviation:
+            self._mean, self._deviation = float(image.mean()), float(image.std())
+        stride = max(1, min(image.shape[1:]) // _CONVOLVED)
+        details = _convolve(image[None], self._mean, self._deviation, stride=stride)[0]
+        coarse, middle, small = (_pool(image, side) for side in (_POOLED, _CONVOLVED, _CONVOLVED // 2))
+        return ReducedImage(coarse, middle, small, details)
+
+
+class MirroredSamples(NamedTuple):
+    """Reduced inputs of samples, plain and mirrored, and both targets (S, K) in float64."""
+
+    plain_inputs: Sequence[ReducedImage | ReducedCloud]
+    mirrored_inputs: Sequence[ReducedImage | ReducedCloud]
     plain: Tensor
     mirrored: Tensor
 
@@ -173,41 +207,48 @@ def fit_ridge(features: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _describe_all(samples: MirroredSamples) -> tuple[Tensor, Tensor]:
-    if samples.plain_inputs[0].ndim == 3:
-        plain, mirrored = (
-            torch.cat([_pool(i, _POOLED).flatten(1), _convolve(_pool(i, _CONVOLVED))], dim=1) for i in samples[:2]
-        )
-        return plain.double(), mirrored.double()
-    plain, mirrored = (torch.stack([_describe_cloud(cloud) for cloud in inputs]) for inputs in samples[:2])
+    plain, mirrored = map(_describe, samples[:2])
+    if isinstance(samples.plain_inputs[0], ReducedImage):
+        return plain, mirrored
     deviation = plain.std(dim=0)  # moments have units of their own
     deviation = deviation.clamp(min=1e-6 * float(deviation.max()) + 1e-12)
     return plain / deviation, mirrored / deviation
 
 
-def _pool(images: Sequence[Tensor], side: int) -> Tensor:
-    """Return images of at most this side and four channels."""
-    return torch.stack([F.adaptive_avg_pool2d(each[:_MAX_CHANNELS], _limit(each, side)) for each in images])
+def _describe(inputs: Sequence[ReducedImage | ReducedCloud]) -> Tensor:
+    images = [each for each in inputs if isinstance(each, ReducedImage)]
+    if not images:
+        return torch.stack([each.moments for each in inputs if isinstance(each, ReducedCloud)])
+    coarse, middle = (torch.stack([image[place] for image in images]) for place in (0, 1))
+    return torch.cat([coarse.flatten(1).double(), _convolve_alike(middle)], dim=1)
 
 
-def _limit(image: Tensor, side: int) -> tuple[int, int]:
-    return min(side, image.shape[1]), min(side, image.shape[2])
+def _describe_details(inputs: Sequence[ReducedImage | ReducedCloud]) -> list[Tensor]:
+    """Describe images at half the size, and as they are at a part of their places: what may tell left from right."""
+    images = [each for each in inputs if isinstance(each, ReducedImage)]
+    if not images:
+        return []
+    small, details = (torch.stack([image[place] for image in images]) for place in (2, 3))
+    return [_convolve_alike(small), details]
 
 
-def _convolve(images: Tensor, *, stride: int = 1) -> Tensor:
+def _pool(image: Tensor, side: int) -> Tensor:
+    """Return an image of at most this side."""
+    return F.adaptive_avg_pool2d(image, (min(side, image.shape[1]), min(side, image.shape[2])))
+
+
+def _convolve_alike(images: Tensor) -> Tensor:
+    return _convolve(images, float(images.mean()), float(images.std()))
+
+
+def _convolve(images: Tensor, mean: float, deviation: float, *, stride: int = 1) -> Tensor:
     """Return means of random convolutions on a coarse grid, which tell left from right at any place."""
     weight = _draw_weights(_NUM_FILTERS, images.shape[1], _FILTER, _FILTER)
-    padded = F.pad(images, [max(0, _FILTER - size) for size in images.shape[:1:-1] for _ in range(2)])
-    maps = F.conv2d((padded - images.mean()) / images.std().clamp(min=1e-12), weight, stride=stride).relu()
+    weight = weight / max(deviation, 1e-12)
+    if min(images.shape[2:]) < _FILTER:
+        images = F.pad(images, [max(0, _FILTER - size) for size in images.shape[:1:-1] for _ in range(2)])
+    maps = F.conv2d(images, weight, -mean * weight.sum(dim=(1, 2, 3)), stride=stride).relu()  # of (images - mean)
     return F.adaptive_avg_pool2d(maps, _GRID).flatten(1).double()
-
-
-def _describe_details(inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Describe images at half the size, and as they are at a part of their places: what may tell left from right."""
-    if inputs[0].ndim == 2:
-        return []
-    height, width = (min(each.shape[axis] for each in inputs) for axis in (1, 2))
-    cut = torch.stack([each[:_MAX_CHANNELS, :height, :width] for each in inputs])
-    return [_convolve(_pool(inputs, _CONVOLVED // 2)), _convolve(cut, stride=max(1, min(height, width) // _CONVOLVED))]
 
 
 def _describe_cloud(cloud: Tensor) -> Tensor:
