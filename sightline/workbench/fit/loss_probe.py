@@ -19,6 +19,7 @@ from sightline.engine.step import compute_batch_losses, divide_by_count, weighte
 from sightline.engine.train import TrainState
 from sightline.workbench.check.core.dry_run import ReadTrackingDict
 from sightline.workbench.check.core.sample_statistics import class_axis
+from sightline.workbench.check.oracles.loss_case import is_ordinal
 from sightline.workbench.check.oracles.results import FixedOutputs
 from sightline.workbench.fit.fit_attempt import FitSetup, forward_once, prepare_model
 
@@ -28,6 +29,8 @@ _STEP = 1e-4
 """Step of finite differences, in standard deviations of an output: float64 leaves eight digits of the difference."""
 _UNBOUNDED_FACTOR = 1e3
 """A loss this many times its initial size below zero, and still falling in proportion, has no floor."""
+_FAR, _SLACK = 30.0, 1e-5
+"""Distance of classes that a sample is not of, and rounding, as a share of the largest output."""
 _LABEL_SHIFT = 1.0
 """Change of the label's logit, up and down: small, so that it also lowers the loss of smoothed targets."""
 
@@ -90,6 +93,8 @@ def probe_loss(bench: FitSetup) -> LossProbe:
     total = _TotalLoss(job, outputs, batch)
     start = float(total(free).detach())
     floor, lowest = _minimise(total, free, start)
+    if floor is None and min(map(_find_least, free.values())) >= 0:  # distances do not fall below 0
+        floor, lowest = _minimise(lambda own: total({n: v.abs() for n, v in own.items()}), free, start)
     return LossProbe(
         start=start,
         floor=floor,
@@ -240,7 +245,10 @@ def _losses_along(
 def _label_losses(
     total: Callable[[Mapping[str, Tensor]], Tensor], outputs: Mapping[str, Tensor], batch: Batch
 ) -> tuple[float, float] | None:
-    """Compute the loss of logits that favour the label, and of logits that oppose it; other outputs are unchanged."""
+    """Compute the loss of logits that favour the label, and of logits that oppose it; other outputs are unchanged.
+
+    None for outputs that are no scores of classes: distances, levels of an order, and features.
+    """
     logits, label = outputs.get("logits"), batch.get("label")
     if logits is None or not isinstance(label, Tensor) or label.is_floating_point():
         return None
@@ -250,6 +258,44 @@ def _label_losses(
     classes = logits.shape[axis]
     is_class = (label >= 0) & (label < classes)
     one_hot = torch.nn.functional.one_hot(torch.where(is_class, label, 0), classes).movedim(-1, axis).double()
-    with torch.no_grad():
-        favouring, opposing = (float(total({**outputs, "logits": sign * _LABEL_SHIFT * one_hot})) for sign in (1, -1))
+
+    def compute(scores: Tensor) -> float:
+        with torch.no_grad():
+            return float(total({**outputs, "logits": scores}))
+
+    if _find_least(logits) >= 0 and compute(_FAR * (1 - one_hot)) < compute(0 * one_hot):
+        return None
+    if not _are_scores(
+        lambda scores: _compute_gradient(total, {**outputs, "logits": scores})["logits"], label, axis, one_hot
+    ):
+        return None
+    favouring, opposing = (compute(sign * _LABEL_SHIFT * one_hot) for sign in (1, -1))
     return favouring, opposing
+
+
+def _find_least(outputs: Tensor) -> float:
+    """Return the least output, and 0 for one that is below by rounding alone."""
+    least, largest = float(outputs.min()), float(outputs.abs().max())
+    return 0.0 if -_SLACK * largest <= least < 0 else least
+
+
+def _are_scores(compute_pull: Callable[[Tensor], Tensor], label: Tensor, axis: int, one_hot: Tensor) -> bool:
+    """Return True if a loss treats all classes but the label's alike, as it does with scores of classes.
+
+    It raises all of them, or lowers them, one of them aside; levels of an order are raised below the label's, and
+    features of a sample in any direction.
+    """
+    classes, num_levels = label.unique(), one_hot.shape[axis]
+
+    def compare(scores: Tensor) -> tuple[Tensor, Tensor]:
+        rows = compute_pull(scores).movedim(axis, -1)
+        means = torch.stack([rows[label == c].mean(dim=0) for c in classes])
+        return means < 0, means > 0
+
+    shape = [num_levels if place == axis % one_hot.ndim else 1 for place in range(one_hot.ndim)]
+    steps = torch.linspace(-2, 2, num_levels, dtype=one_hot.dtype, device=one_hot.device).view(shape)
+    if any(is_ordinal(*compare((sign * steps).expand_as(one_hot).contiguous())) for sign in (-1, 1)):
+        return False
+    is_own = classes[:, None] == torch.arange(num_levels, device=label.device)
+    counts = torch.stack([(side & ~is_own).sum(dim=1) for side in compare(torch.zeros_like(one_hot))])
+    return 2 * int((counts.amin(dim=0) > 1).sum()) <= len(classes)

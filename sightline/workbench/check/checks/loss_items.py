@@ -26,7 +26,7 @@ from sightline.workbench.check.core.finding import (
     make_fault,
     read_diagnoses,
 )
-from sightline.workbench.check.oracles.loss_case import Goal, LossCase, draw
+from sightline.workbench.check.oracles.loss_case import Goal, LossCase, draw, is_ordinal
 
 Relation = Callable[[LossCase], Fault | None]
 """Relation that a loss must hold: the fault if it does not."""
@@ -34,6 +34,8 @@ Relation = Callable[[LossCase], Fault | None]
 _DIAGNOSES = Path(__file__).with_name("losses.json")
 _MIN_OWN = 0.99
 """Rise of a label's own class, as a share of the largest."""
+_MIN_DISTANCES, _FAR, _SLACK = 8, (0.0, 100.0, 1000.0), 1e-5
+"""Outputs, at least, that are distances; how far other classes are; rounding of a floor."""
 _MIN_MAPPED_SHARE = 0.75
 """Share of what a target raises that goes to another class than its own."""
 
@@ -327,6 +329,42 @@ def class_gradients(case: LossCase, goal: Goal) -> Tensor:
         case.memo[key] = total / torch.bincount(label, minlength=goal.num_classes).clamp(min=1)[:, None]
     found: Tensor = case.memo[key]
     return found
+
+
+def has_other_outputs(case: LossCase) -> bool:
+    """Return True if the outputs beside labels are no scores of classes, but levels of an order, or distances."""
+    if "other outputs" not in case.memo:
+        goals = [goal for goal in case.goals if goal.num_classes]
+        case.memo["other outputs"] = any(_is_of_levels(case, goal) or _is_of_distances(case, goal) for goal in goals)
+    found: bool = case.memo["other outputs"]
+    return found
+
+
+def _is_of_levels(case: LossCase, goal: Goal) -> bool:
+    """Return True for levels of ordinal regression, asked at scores that fall, or rise, from one to the next."""
+    full, is_target = with_every_class(case, goal)
+    label = full.values[goal.target_key][is_target].long()
+    shape = [1] * full.values[goal.key].ndim
+    shape[goal.class_axis] = -1
+    for end in (-2.0, 2.0):
+        scores = torch.linspace(-end, end, goal.num_classes).view(shape).expand_as(full.values[goal.key])
+        pull_NC = full.gradient({goal.key: scores.to(full.values[goal.key])})[goal.key].movedim(goal.class_axis, -1)
+        classes = label.unique()
+        raised, lowered = (
+            torch.stack([(sign * pull_NC[is_target][label == c] < 0).any(dim=0) for c in classes]) for sign in (1, -1)
+        )
+        if is_ordinal(raised, lowered):
+            return True
+    return False
+
+
+def _is_of_distances(case: LossCase, goal: Goal) -> bool:
+    """Return True for outputs of at least 0 whose loss has its floor where the true class has 0, and others are far."""
+    output = case.values[goal.key]
+    if output.numel() < _MIN_DISTANCES or float(output.min()) < -_SLACK * float(output.abs().max()):
+        return False
+    near, far, farther = (case.value(case.at(0.0, others=others, goals=[goal])) for others in _FAR)
+    return far < near and math.isclose(far, farther, abs_tol=_SLACK * abs(near))
 
 
 def is_remapped(case: LossCase) -> Fault | None:

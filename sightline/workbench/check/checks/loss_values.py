@@ -23,6 +23,7 @@ from sightline.workbench.check.checks.loss_items import (
     class_gradients,
     diagnose,
     find,
+    has_other_outputs,
     is_constant,
     is_edited,
     is_misdivided,
@@ -74,8 +75,10 @@ def loss_direction(context: Context, case: LossCase) -> Fault | None:
     Finds: Losses with a wrong sign, swapped arguments, a missing logarithm, or another target than the batch's.
 
     Scores are judged where all are equal: true classes rise, and the others fall. Numbers are judged at their targets,
-    or their logarithms, against several steps away from them.
+    or their logarithms, against several steps away from them. Distances and levels of an order are no scores.
     """
+    if has_other_outputs(case):
+        return None
     return (
         find(case, is_remapped, *_ITEMS)
         or find(case, is_misdirected, *_STRUCTURE)
@@ -216,7 +219,7 @@ def loss_limits(context: Context, case: LossCase) -> Fault | None:
     Finds: Losses that apply a softmax or sigmoid twice, that have no least value, or that are not finite.
     """
     return (
-        find(case, is_limited, *_STRUCTURE, is_misdirected)
+        (None if has_other_outputs(case) else find(case, is_limited, *_STRUCTURE, is_misdirected))
         or find(case, is_not_finite, *_STRUCTURE)
         or find(case, is_nothing, is_silent, is_misdivided)
     )
@@ -331,7 +334,8 @@ def loss_weights(context: Context, case: LossCase) -> Fault | None:
 
     Finds: Losses whose class weights are shifted, reversed or those of frequent classes, or that leave a class out.
     """
-    if any(find(case, relation) is not None for relation in (*_STRUCTURE, is_misdirected, is_outranked)):
+    causes = (*_STRUCTURE, is_misdirected, is_outranked)
+    if has_other_outputs(case) or any(find(case, relation) is not None for relation in causes):
         return None
     faults = (fault for goal in class_goals(case) for fault in _judge_weights(context, case, goal))
     fault = next(faults, None)

@@ -296,6 +296,23 @@ def _goal_of_labels(case: LossCase, key: str, label: Tensor, name: str) -> Goal 
     return Goal(key, wanted, is_valid, name, axis, is_of_classes=True)
 
 
+def is_ordinal(raised: Tensor, lowered: Tensor) -> bool:
+    """Return True if a class raises levels up to its own, and lowers those beyond, as in ordinal regression.
+
+    Both are masks (classes, levels). Source: Cao et al. 2020, CORAL. Scores of classes never do: one is raised, and
+    those on both sides of it are lowered.
+    """
+    size = raised.shape[1]
+    for up, down in ((raised, lowered), (lowered, raised)):
+        least = [int(row.nonzero()[-1]) + 1 if row.any() else 0 for row in up]
+        most = [int(row.nonzero()[0]) if row.any() else size for row in down]
+        reached = torch.tensor(least).cummax(dim=0).values
+        moves = any(most[first] < max(least[first + 1 :]) for first in range(len(least) - 1))
+        if moves and bool((reached <= torch.tensor(most)).all()):
+            return True
+    return False
+
+
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
