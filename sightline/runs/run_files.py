@@ -13,7 +13,7 @@ from sightline.contract.plugins import Plugin, check_recorded
 from sightline.contract.types import DataInfo
 from sightline.runs.lineage import describe_lineage, read_inputs, read_lineage
 from sightline.runs.run_directory import assert_own_files, load_document, read_facts
-from sightline.runs.run_folders import is_own_run
+from sightline.runs.run_folders import NETWORK_ENDINGS, is_own_run
 
 _MAX_LISTED = 3
 
@@ -28,8 +28,10 @@ def config_path_of_run(path: Path) -> Path:
     return path / "config.yaml" if is_run(path) else path
 
 
-def _describe_runs_below(path: Path) -> str:
-    """Describe the runs in a folder and in its folders, as `runs/NAME/1`, for a message; empty if there are none."""
+def _describe_otherwise(path: Path) -> str:
+    """Describe what is there in place of a run: an exported file, or runs in a folder (`runs/NAME/1`); else nothing."""
+    if path.suffix.lower() in NETWORK_ENDINGS and path.is_file():
+        return "; exported files are read by predict and serve"
     try:
         folders = [path] if path.is_dir() else []
         for _ in range(2):
@@ -49,7 +51,7 @@ class RunFiles:
         if not is_run(path):
             raise UserError(
                 f"{path}: is not a run directory (no config.yaml in it); give the folder that a training wrote"
-                f"{_describe_runs_below(path)}"
+                f"{_describe_otherwise(path)}"
             )
         assert_own_files(path)
         self.path = path

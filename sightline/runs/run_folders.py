@@ -37,7 +37,7 @@ _WRITTEN = re.compile(
 )
 """Names at the top of a run's folder that commands write; a folder that holds others is not deleted."""
 _RESULT_ENDINGS = {"--json": ".json", "--csv": ".csv", "--svg": ".svg", "--html": ".html", "--write": ".md"}
-_NETWORK_ENDINGS = (".onnx", ".pt2", ".torchscript")
+NETWORK_ENDINGS = (".onnx", ".pt2", ".torchscript")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def assert_replaceable(path: Path, *, option: str) -> None:
         reason = f"is a file of the run {path.parent}"
     elif path.name == "manifest.json":
         reason = f"is the record of what {path.parent} holds"
-    elif network.suffix in _NETWORK_ENDINGS and network.exists():
+    elif network.suffix in NETWORK_ENDINGS and network.exists():
         reason = f"is the description of {network.name}"
     if reason:
         raise UserError(f"{option} {path}: {reason}, and would be replaced; give the name of a new file")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -299,8 +301,15 @@ def test_what_is_no_file_of_ours_is_refused(exported: Any, tmp_path: Path) -> No
     description = json.loads(sound.with_name("net.onnx.json").read_text())
     beside.write_text(json.dumps({**description, "run": {"documents": {}}}))
     assert "is not a description" in refuse("predict", copy, cloud)
+    documents = {**description["run"]["documents"], "facts.json": "{}"}
+    beside.write_text(json.dumps({**description, "run": {**description["run"], "documents": documents}}))
+    told = refuse("predict", copy, cloud)
+    assert re.search(r"net\.onnx: its description: run/config\.yaml:\d+: model: .* needs num_classes", told), told
     beside.write_text(json.dumps(description))
     assert succeed("predict", copy, cloud).code == 0
+    for path in (copy, beside):
+        shutil.copy(path, tmp_path / path.name.replace("net.onnx", "NET.ONNX"))
+    assert succeed("predict", tmp_path / "NET.ONNX", cloud).code == 0
     copy.write_bytes(sound.read_bytes()[:-7])
     assert "is not a file of ONNX" in refuse("predict", copy, cloud)
     model = onnx.load_model_from_string(sound.read_bytes())

@@ -86,7 +86,7 @@ def _of_export() -> Iterator[VerbMistake]:
         (): "Missing argument 'RUN'",
         ("runs/nothing",): f"runs/nothing: {NO_RUN}",
         ("config.yaml",): rf"config\.yaml: {NO_RUN}",
-        ("net.onnx",): rf"net\.onnx: {NO_RUN}",
+        ("net.onnx",): rf"net\.onnx: {NO_RUN}; exported files are read by predict and serve$",
         ("two",): f"two: {NO_RUN}, as two/a/1, two/a/2$",
         ("kein Lauf 日本",): f"kein Lauf 日本: {NO_RUN}",
         (LONG,): "File name too long; check the path",

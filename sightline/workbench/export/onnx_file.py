@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from sightline.contract import registry
 from sightline.contract.binding import model_output_keys
-from sightline.contract.errors import UserError, assert_installed, summarise_error
+from sightline.contract.errors import ConfigError, UserError, assert_installed, summarise_error
 from sightline.contract.members import TaskMembers
 from sightline.contract.regular_files import read_regular_file
 from sightline.engine.records import preserve_rng_state
@@ -32,11 +33,12 @@ def open_run_or_file(path: Path, *, checkpoint: str = "last", plugins: Sequence[
 
     Raises UserError for other formats, which are written and never read, and as `open_trained` and `open_onnx`.
     """
-    if path.suffix == ENDINGS["onnx"] and not path.is_dir():
+    suffix = path.suffix.lower()
+    if suffix == ENDINGS["onnx"] and not path.is_dir():
         if checkpoint != "last":
             raise UserError(f"--checkpoint {checkpoint}: {path} holds the weights of one checkpoint; leave it out")
         return open_onnx(path, plugins=plugins)
-    if path.suffix in ENDINGS.values() and not path.is_dir():
+    if suffix in ENDINGS.values() and not path.is_dir():
         raise UserError(f"{path}: files of this kind can hold programs and are not read; export the run to ONNX")
     return open_trained(path, checkpoint=checkpoint, plugins=plugins)
 
@@ -52,7 +54,15 @@ def open_onnx(path: Path, *, plugins: Sequence[str | Path] = ()) -> TrainedRun:
     if hashlib.sha256(content).hexdigest() != description["sha256"]:
         raise UserError(f"{path}: is not the file that its description is about (SHA-256); export the run again")
     session = OnnxSession(path, content)
-    files = _restore_files(path, description)
+    with tempfile.TemporaryDirectory(prefix="sightline-") as folder, _name_description(path, folder):
+        files = _restore_files(path, description, Path(folder))
+        return _make_run(path, files, session, description, plugins)
+
+
+def _make_run(
+    path: Path, files: RunFiles, session: OnnxSession, description: Any, plugins: Sequence[str | Path]
+) -> TrainedRun:
+    """Build the run of an exported file, with the transforms that are outside of it."""
     with preserve_rng_state():
         run = open_run(files, plugins=[Path(plugin) for plugin in plugins])
         split = split_transforms(run.transforms)
@@ -72,7 +82,7 @@ def _read_content(path: Path) -> bytes:
     try:
         content = read_regular_file(path, max_bytes=MAX_ONNX_BYTES)
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
+        raise UserError(f"{path}: there is no such file; check the path") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     import onnx
@@ -99,16 +109,27 @@ def _list_tensors(graph: Any) -> Iterator[Any]:
                 yield from _list_tensors(inner) if inner.node or inner.initializer else ()
 
 
-def _restore_files(path: Path, description: Any) -> RunFiles:
-    """Restore the documents of the run as `RunFiles`, which names the file in its messages."""
-    with tempfile.TemporaryDirectory(prefix="sightline-") as folder:
-        for name in DOCUMENTS:
-            Path(folder, name).write_text(description["run"]["documents"][name], encoding="utf-8")
-        files = RunFiles(Path(folder))
-        try:
-            files.config, files.facts, files.inputs, files.lineage, files.environment  # noqa: B018 - read here, then kept
-        except UserError as error:
-            raise UserError(f"{path}: its description: {str(error).replace(folder, 'run')}") from None
+@contextlib.contextmanager
+def _name_description(path: Path, folder: str) -> Iterator[None]:
+    """Name the exported file in the errors of its documents, in place of the folder that they are read from."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(
+            *(f"{path}: its description: {fault.replace(folder, 'run')}" for fault in error.faults)
+        ) from None
+    except UserError as error:
+        if folder not in str(error):
+            raise
+        raise UserError(f"{path}: its description: {str(error).replace(folder, 'run')}") from None
+
+
+def _restore_files(path: Path, description: Any, folder: Path) -> RunFiles:
+    """Restore the documents of the run in a folder, and read them; afterwards the folder is not needed any more."""
+    for name in DOCUMENTS:
+        (folder / name).write_text(description["run"]["documents"][name], encoding="utf-8")
+    files = RunFiles(folder)
+    files.config, files.facts, files.inputs, files.lineage, files.environment  # noqa: B018 - read here, then kept
     files.path = path
     return files
 
