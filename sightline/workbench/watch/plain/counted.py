@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 _MIN_PLACES, _MIN_DISTINCT = 64, 50
 _MIN_LEFT_OUT, _MAX_LEFT_OUT, _MIN_COUNTED, _MAX_WEIGHT = 0.2, 0.9, 0.99, 1.2
+_MAX_OFF = 0.25
+"""Largest distance of the mean of a batch from that of the set, in standard deviations."""
 _MAX_GAP = 0.05
 """Largest gap between the targets that count and those that do not, as a share of their whole range."""
 
@@ -80,7 +82,10 @@ def _counts_alike(labels: Tensor, sizes: Tensor, classes: list[int]) -> bool:
 
 
 def _judge_threshold(passed: Pass, loss: Callable[[Any, Any], Tensor]) -> Iterator[Found]:
-    """A mask of what has a target lies at a gap of the targets, as between 0 and the nearest depth."""
+    """A mask of what has a target lies at a gap of the targets, as between 0 and the nearest depth.
+
+    One at 0, or at the mean, was taken after the target had been standardised; elsewhere it may be of a range.
+    """
     for output, gradient in _list_pulls(passed):
         targets = [t for _, t in tree_leaves(passed.target) if t.shape == output.shape and t.is_floating_point()]
         if len(targets) != 1 or output.ndim < 3:
@@ -94,10 +99,12 @@ def _judge_threshold(passed: Pass, loss: Callable[[Any, Any], Tensor]) -> Iterat
         highest, lowest = float(values[~counts].max()), float(values[counts].min())
         span = float(values.max() - values.min())
         if highest <= lowest <= highest + _MAX_GAP * span:
+            middle, slack = float(values.mean()), _MAX_OFF * float(values.std())
+            is_standardised = highest <= 0 <= lowest or highest - slack <= middle <= lowest + slack
             yield report(
                 "loss-form",
                 f"targets below {lowest:.3g} do not count in the loss, though they are no holes",
-                severity="warning",
+                severity="warning" if is_standardised else "note",  # a range may be asked for
                 causes=("data.ignore_handling", "data.normalisation", "loss.form"),
                 measured=f"{left_out:.0%} of the targets that are not 0 give no gradient: all up to {highest:.4g}; all "
                 f"from {lowest:.4g} on do",

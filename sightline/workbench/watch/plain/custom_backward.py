@@ -23,7 +23,8 @@ def judge_functions(value: Tensor, run: Callable[[], Any]) -> Iterator[Found]:
     """Yield the functions of the graph of `value` whose backward pass is not the derivative; `run` calls them again.
 
     Not judged: functions that are declared surrogates, that return their input (gradient reversal), that are constant
-    in steps, or whose backward pass hands the gradient on as it is (straight-through).
+    in steps, or whose backward pass hands the gradient on as it is (straight-through). Where a function of each element
+    is constant, as beyond a bound, a gradient leads back into its range, and is not judged either.
     """
     declared = find_surrogates([value])
     for kind in _list_classes(value)[:_MAX_CLASSES]:
@@ -92,7 +93,7 @@ def _find_error(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[fl
             (function(*leaves) * ways).sum(), [leaves[place] for place in places], allow_unused=True
         )
         for place, gradient in zip(places, gradients, strict=True):
-            line = draw(doubled[place])
+            line = _follow_moving(function, doubled, place, draw(doubled[place]))
             slopes = [_measure_slope(function, doubled, place, line * step, ways) / step for step in _STEPS]
             if abs(slopes[0]) < _MIN_CHANGE or (gradient is not None and torch.equal(gradient, ways)):
                 return None  # constant in steps, or straight-through
@@ -102,6 +103,14 @@ def _find_error(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[fl
             if abs(slope - slopes[0]) > _MAX_ERROR * max(abs(slope), abs(slopes[0])):
                 errors[place].append((slope, slopes[0]))
     return next((found[0] for found in errors.values() if len(found) == _NUM_DRAWS), None)
+
+
+def _follow_moving(function: Callable[..., Any], args: list[Any], place: int, line: Tensor) -> Tensor:
+    """Return a line without the elements at which an output of the same shape stays the same."""
+    ends = [function(*[a + step * line if at == place else a for at, a in enumerate(args)]) for step in (0.0, *_STEPS)]
+    if ends[0].shape != line.shape:
+        return line
+    return line * ((ends[1] != ends[0]) | (ends[2] != ends[0]))
 
 
 def _measure_slope(function: Callable[..., Any], args: list[Any], place: int, step: Tensor, ways: Tensor) -> float:

@@ -158,7 +158,9 @@ def judge_loss(
         _judge_sample_weights,
         lambda passed: judge_bytes(_first(passed.inputs).detach()),
         partial(_judge_weights, loss, pairs),
-        lambda passed: judge_angles(loss, passed.outputs, passed.target, torch.cat([*map(_first, targets)])),
+        lambda passed: judge_angles(
+            loss, passed.outputs, passed.target, *(torch.cat([_first(p[side]) for p in pairs]) for side in (1, 0))
+        ),
         lambda passed: judge_quaternions(loss, passed.outputs, passed.target, targets),
         partial(_judge_order, model),
         lambda passed: judge_functions(passed.value, lambda: run_batch(model, loss, pairs[0], device)),

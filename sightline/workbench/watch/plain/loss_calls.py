@@ -235,6 +235,7 @@ def _find_holes(values: Tensor) -> Tensor | None:
         return None
     next_least = float(others.min())
     is_far = next_least > max(0.0, _MIN_OF_MEDIAN * float(others.median()))
+    is_far = is_far and next_least**2 > float(least) * float(others.max())  # log(0.01 + rain) is among the others
     is_small = float(least) <= min(_MAX_ADDED, _MAX_OF_LEAST * next_least)  # log(1 + t) has no holes
     return is_hole.detach() if is_far and is_small else None
 

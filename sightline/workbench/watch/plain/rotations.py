@@ -15,15 +15,20 @@ from sightline.workbench.watch.loop import Found
 
 Loss = Callable[[Any, Any], Tensor]
 _MIN_ANGLES, _EDGE, _NEAR, _MIN_NEAR = 64, 0.03, 0.25, 0.04
+_MIN_APART = 2.0
+"""Squared distance of the ends of a scale, in those from its middle: 4 along a line."""
 _MIN_QUATERNIONS, _MAX_WIDTH = 24, 8
 _MAX_ERROR, _MIN_AGAINST, _NUM_TURNS = 1e-3, 0.1, 200
 """Error of the length 1; share of quaternions on the other side of any plane, if both signs occur; planes tried."""
 
 
-def judge_angles(loss: Loss, outputs: Tensor, target: Tensor, targets: Tensor) -> Iterator[Found]:
+def judge_angles(
+    loss: Loss, outputs: Tensor, target: Tensor, targets: Tensor, inputs: Tensor | None = None
+) -> Iterator[Found]:
     """Targets that fill -pi .. pi, or 0 .. 2 pi, are angles: a whole turn of an output changes no loss.
 
-    `targets` are those of all batches, `outputs` and `target` of one.
+    `inputs` and `targets` are those of all batches, `outputs` and `target` of one. Numbers with bounds, of which the
+    inputs of the lowest and the highest ones are least alike, are none: those of angles of -180 and 180 degrees are.
     """
     if not targets.is_floating_point() or targets.ndim > 2:
         return
@@ -38,7 +43,7 @@ def judge_angles(loss: Loss, outputs: Tensor, target: Tensor, targets: Tensor) -
             for half in (math.pi, 180.0)
             if len(column) >= _MIN_ANGLES and any(_fills(column, start, half) for start in (-half, 0.0))
         ]
-        if not turns:
+        if not turns or (inputs is not None and _has_two_ends(inputs, column)):
             continue
         outputs = outputs.detach()
         turned = (target if is_encoded else outputs).clone()
@@ -70,6 +75,18 @@ def judge_angles(loss: Loss, outputs: Tensor, target: Tensor, targets: Tensor) -
                 action="wrap the difference, atan2(sin(d), cos(d)), or predict sine and cosine",
             )
             return
+
+
+def _has_two_ends(inputs: Tensor, column: Tensor) -> bool:
+    """Return True if the mean inputs of the lowest and the highest targets are farther apart than from the middle."""
+    if len(inputs) != len(column) or not inputs.is_floating_point():
+        return False
+    rows, order = inputs.flatten(1).double(), column.argsort()
+    size = len(order) // 8
+    parts = (order[:size], order[(len(order) - size) // 2 :][:size], order[-size:])
+    low, middle, high = (rows[part].mean(dim=0) for part in parts)
+    apart, *halves = (float((a - b).square().sum()) for a, b in ((low, high), (low, middle), (middle, high)))
+    return apart > _MIN_APART * max(halves)
 
 
 def _fills(column: Tensor, start: float, half: float) -> bool:

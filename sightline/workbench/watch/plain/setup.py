@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ class PlainModel(nn.Module):
     def find_cloud(self, inputs: Mapping[str, Any]) -> str | None:
         """Return the path of the input (B, N, C) that is a set of points by its name; None without one.
 
-        None, too, if it has neighbours, or other integers for each point.
+        None, too, if it has neighbours, or other integers for each point, or edges: points of a graph have numbers.
         """
         names = [*get_signature(self.your_model.forward).parameters]
         value = inputs["inputs"]
@@ -73,10 +73,22 @@ class PlainModel(nn.Module):
             points = tensors.get(path)
             if points is None or points.ndim != 3 or name.lower().rstrip("s") not in _CLOUDS:
                 continue
-            beside = [t for p, t in tensors.items() if p != path and t.shape[:2] == points.shape[:2]]
+            others = [t for p, t in tensors.items() if p != path]
+            beside = [t for t in others if t.shape[:2] == points.shape[:2]]
             is_alone = all(tensor.is_floating_point() for tensor in (points, *beside))
+            is_alone = is_alone and not _has_edges(points.shape[1], [*others, *self.your_model.buffers()])
             return path if is_alone and 3 <= points.shape[2] < points.shape[1] else None
         return None
+
+
+def _has_edges(num_points: int, tensors: Iterable[Tensor]) -> bool:
+    """Return True if one of the tensors is a matrix of all pairs of points, or pairs of their indices, (2, E)."""
+    for tensor in tensors:
+        is_matrix = tensor.shape[-2:] == (num_points, num_points)
+        is_list = tensor.ndim > 1 and 2 in tensor.shape[-2:] and tensor.dtype in (torch.int32, torch.int64)
+        if is_matrix or (is_list and tensor.numel() and 0 <= int(tensor.min()) <= int(tensor.max()) < num_points):
+            return True
+    return False
 
 
 class PlainLoss(Loss):

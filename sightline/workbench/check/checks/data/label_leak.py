@@ -17,12 +17,12 @@ from sightline.workbench.check.context import Context, step_check
 from sightline.workbench.check.core.dry_run import DryRun, read_batch
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.model_probe import ModelProbe, float_tensors
-from sightline.workbench.check.core.sample_statistics import evenly_spaced_keys
+from sightline.workbench.check.core.sample_statistics import class_axis, evenly_spaced_keys
 from sightline.workbench.check.oracles.results import loss_sums
 
 _MIN_REPEATS = 6
 """Minimum number of labels that repeat another one: fewer prove no function."""
-_NUM_SAMPLES = 64
+_NUM_SAMPLES, _NUM_PLACES = 64, 3
 _TARGETS = frozenset(("label", "part", "boxes"))
 _NOT_TARGETS = ("category", "sample_index")
 
@@ -95,7 +95,8 @@ def label_channel(context: Context, step: DryRun) -> Iterator[Fault]:
     Finds: A label among the channels of the inputs, as it is, scaled, or as a one-hot code.
 
     The channel must have a single value for each class, and different values for two of them; labels that are ignored
-    do not count.
+    do not count. An autoregressive network may be given its labels: its output at a place does not depend on the input
+    there.
     """
     label = step.batch.get("label")
     inputs = {name: value for name, value in float_tensors(step.inputs) if name in step.batch and value.ndim > 1}
@@ -111,13 +112,33 @@ def label_channel(context: Context, step: DryRun) -> Iterator[Fault]:
         ignored = context.built.data.facts.get("ignore_index")
         is_counted = labels != (-1 if ignored is None else ignored)
         found = _find_function(values[is_counted], labels[is_counted])
-        if found is not None:
+        if found is not None and not _is_hidden(context, step, name, found[0]):
             channel, texts = found
             yield Fault(
                 f"channel {channel} of '{name}' holds the label",
                 measured=f"one value for each class in {int(is_counted.sum())} labels: {texts}",
                 evidence={"field": name, "channel": channel},
             )
+
+
+def _is_hidden(context: Context, step: DryRun, name: str, channel: int) -> bool:
+    """Return True if outputs at a few places stay the same with another value of a channel of the input there."""
+    label, value = step.batch["label"], step.inputs.get(name)
+    probe = context.probe(1 + _NUM_PLACES)
+    if label.ndim < 2 or not isinstance(value, Tensor) or probe is None:
+        return False
+    before = probe.outputs()
+    of_places = {key: axis for key, out in before.items() if (axis := class_axis(out, label)) is not None}
+    for place in range(1, 1 + _NUM_PLACES):
+        at = (slice(None), *(place * size // (1 + _NUM_PLACES) for size in label.shape[1:]))
+        changed = value.clone()
+        (changed.movedim(1, -1) if value.ndim >= 4 else changed)[(*at, ..., channel)] += 1 + value.abs().amax()
+        after = probe.outputs({name: changed})
+        if any(
+            not torch.equal(before[k].movedim(a, -1)[at], after[k].movedim(a, -1)[at]) for k, a in of_places.items()
+        ):
+            return False
+    return bool(of_places)
 
 
 def _read_batches(context: Context) -> list[Batch]:

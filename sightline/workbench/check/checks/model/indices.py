@@ -90,7 +90,8 @@ class IndexObserver:
         elif name == "index_put" and not (len(args) > 3 and args[3]):
             self._judge_sums(*args[:3], layer="" if call is None else call.path)
         if name in _READERS or name == "bincount":
-            self._report(tensors[name != "bincount" :], "" if call is None else call.path)
+            for tensor in tensors[name != "bincount" :]:
+                self._report(tensor, _find_size(name, args, tensor), "" if call is None else call.path)
         if name in _DISTANCES or (tensors and id(tensors[0]) in self._distances and name in ("view", "expand", "sqrt")):
             self._distances[id(result)] = result
         elif name == "topk":
@@ -105,12 +106,14 @@ class IndexObserver:
         else:
             self._follow(name, args, tensors, result)
 
-    def _report(self, tensors: list[Tensor], layer: str) -> None:
-        for tensor in tensors:
-            index = self._indices.get(id(tensor))
-            fault = None if index is None else index.fault
-            if fault is not None and all(fault.summary != known.summary for known in self._faults):
-                self._faults.append(replace(fault, layer=layer or None))
+    def _report(self, tensor: Tensor, size: int | None, layer: str) -> None:
+        """Report the fault of an index of an axis of some size; without room for all pairs, they overlap on purpose."""
+        index = self._indices.get(id(tensor))
+        fault = None if index is None else index.fault
+        if fault is None or (size is not None and size < fault.evidence.get("pairs", 0)):
+            return
+        if all(fault.summary != known.summary for known in self._faults):
+            self._faults.append(replace(fault, layer=layer or None))
 
     def _judge_sums(self, target: Tensor, indices: Any, values: Tensor, *, layer: str) -> None:
         """Judge sums that are written to the rows that they come from: of equal indices one sum remains."""
@@ -163,6 +166,16 @@ class IndexObserver:
             self._indices |= {id(tensor): _Index(tensor, stride, fault) for tensor in results}
 
 
+def _find_size(name: str, args: Any, index: Tensor) -> int | None:
+    """Return the size of the axis that an operator reads, or writes to, at an index; None if it is not known."""
+    value = args[0]
+    if name in ("index", "index_put"):
+        return next((value.shape[axis] for axis, own in enumerate(args[1]) if own is index), None)
+    if name in ("take", "embedding"):
+        return value.numel() if name == "take" else len(value)
+    return value.shape[args[1]] if name != "bincount" and len(args) > 2 and isinstance(args[1], int) else None
+
+
 def _is_same_view(first: Tensor, second: Tensor) -> bool:
     is_same_memory = first.data_ptr() == second.data_ptr()
     return is_same_memory and first.shape == second.shape and first.stride() == second.stride()
@@ -180,6 +193,7 @@ def _find_factor(args: Any) -> int | None:
 def _judge_sum(first: _Index, second: _Index, total: Tensor) -> Fault | None:
     """Judge the sum of multiples and of numbers that are to lie between them; pairs that fall together are counted.
 
+    Overlapping frames of a signal fall together on purpose: `_report` knows how long it is.
     The windows of a convolution overlap on purpose: their offsets are the same for each, in a tensor of fewer axes.
     """
     for high, low in ((first, second), (second, first)):
@@ -198,6 +212,7 @@ def _judge_sum(first: _Index, second: _Index, total: Tensor) -> Fault | None:
         measured=f"{num_pairs} different pairs become {num_sums} indices",
         expected=f"a stride of {int(low.values.max()) + 1} or more: the size of the axis that is added",
         action="multiply by the size of the other axis: y * width + x for a grid of (height, width)",
+        evidence={"pairs": num_pairs},
     )
 
 

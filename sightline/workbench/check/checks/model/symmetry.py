@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sightline.contract.members import ModelMembers
 from sightline.contract.pytree import tree_leaves, tree_map
+from sightline.instrument import record
 from sightline.workbench.check.context import Context, step_check
 from sightline.workbench.check.core.dry_run import DryRun
 from sightline.workbench.check.core.finding import Fault
@@ -27,6 +28,7 @@ _ALL, _NONE = 0.95, 0.05
 _SIMILAR, _UNLIKE = 0.6, 0.2
 """The same for the correlation of shifted maps, which borders lower a little at each layer."""
 _NUM_PASSES = 3
+_TRANSFORMS = ("_fft_", "grid_sampler", "cudnn_grid_sampler")
 _MIN_PLACES = 32
 _PADDING_SHARE = 1e-4  # of an output's largest value: far above float32's rounding
 _GRIDS = ("image", "volume", "crop", "depth")
@@ -243,7 +245,8 @@ def pixel_order(context: Context, step: DryRun) -> Fault | None:
     Finds: `view` for a transpose in a network of images or volumes, exchanged axes, outputs upside down.
 
     The network gets noise, so that neighbours are not alike. Of a layer that is called again, as on a mirrored image,
-    the first call counts. Networks for which the place in the image matters declare it by `reads_order = True`.
+    the first call counts. Networks for which the place in the image matters declare it by `reads_order = True`; those
+    that transform it to other coordinates, frequencies, angles or a sampled grid, do not move with it.
     """
     probe = context.probe(_NUM_PASSES)
     return None if probe is None else judge_pixels(probe)
@@ -274,7 +277,7 @@ def judge_pixels(probe: ModelProbe) -> Fault | None:
         if one.text == other.text and one.values.ndim == 1 + len(sides) and "(call " not in one.text
     ]
     found = _find_break(places, high=_SIMILAR, low=_UNLIKE)
-    if found is None:
+    if found is None or _changes_coordinates(probe):
         return None
     place, before = found
     return Fault(
@@ -286,6 +289,14 @@ def judge_pixels(probe: ModelProbe) -> Fault | None:
         action="look for view or reshape where permute is meant, for exchanged axes and for flip; a network for "
         "which the place matters declares reads_order = True",
     )
+
+
+def _changes_coordinates(probe: ModelProbe) -> bool:
+    """Return True if a pass has a Fourier transform, or samples a map at computed places: nothing moves as before."""
+    names: set[str] = set()
+    with record(probe.model, operators=lambda call, operator, *_: names.add(operator.name().removeprefix("aten::"))):
+        probe.outputs()
+    return any(name.startswith(_TRANSFORMS) for name in names)
 
 
 def _replace(changed: Mapping[str, Tensor], path: str, tensor: Tensor) -> Tensor:

@@ -1,0 +1,233 @@
+"""Modules, losses and targets that do on purpose what is a bug elsewhere: each beside a twin with the bug."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import sightline
+from tests.runtime.plain_judges import judge
+
+
+@pytest.fixture(autouse=True)
+def without_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the fit out: the rules are asked alone."""
+    monkeypatch.setattr("sightline.workbench.watch.check._fit", lambda *_: ((), "left out"))
+
+
+def find(code: str, model: nn.Module, loss: Any, batch: Any) -> bool:
+    torch.manual_seed(0)
+    found = sightline.check(model, loss, batch).findings
+    return any(each.code == code and each.severity != "note" for each in found)
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+class Masked(nn.Conv2d):
+    """Convolution of the pixels before each, with or without its own (van den Oord et al. 2016)."""
+
+    def __init__(self, channels: int, outputs: int, *, sees_own: bool) -> None:
+        super().__init__(channels, outputs, 3, padding=1)
+        rows = torch.ones(3, 3).tril(-1)
+        rows[0], rows[1], rows[2] = 1, torch.tensor([1.0, sees_own, 0.0]), 0
+        self.mask = nn.Buffer(rows)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self._conv_forward(maps, self.weight * self.mask, self.bias)
+
+
+@pytest.mark.parametrize("is_bug", [False, True])
+def test_pixels_that_come_before_may_be_the_label_of_the_next(is_bug: bool) -> None:
+    torch.manual_seed(0)
+    level = torch.randint(0, 4, (16, 12, 12))
+    layers = Masked(1, 8, sees_own=is_bug), nn.ReLU(), Masked(8, 8, sees_own=True), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    batch = ((level / 3)[:, None], level)
+    assert find("label-channel", nn.Sequential(*layers), nn.CrossEntropyLoss(), batch) == is_bug
+
+
+class Transformed(nn.Module):
+    """Maps of a spectrum, of polar coordinates, or with rows and columns of memory exchanged."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.first, self.last = form, nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.form == "spectrum":
+            spectrum = torch.fft.ifft2(torch.complex(image[:, 0], image[:, 1]), norm="ortho")
+            image = torch.stack([spectrum.real, spectrum.imag], dim=1)
+        elif self.form == "polar":
+            radius, angle = torch.linspace(0, 1, 32)[:, None], torch.linspace(0, 2 * math.pi, 32)
+            grid = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).to(image)
+            image = F.grid_sample(image, grid.expand(len(image), -1, -1, -1), align_corners=False)
+        elif self.form == "bug":
+            image = image.permute(0, 2, 3, 1).reshape(image.shape)
+        return self.last(self.first(image).relu())
+
+
+@pytest.mark.parametrize("form", ["spectrum", "polar", "bug"])
+def test_a_spectrum_does_not_move_with_its_image(form: str) -> None:
+    batch = (torch.rand(8, 2, 32, 32), torch.rand(8, 1, 32, 32))
+    assert find("pixel-order", Transformed(form), nn.MSELoss(), batch) == (form == "bug")
+
+
+class Frames(nn.Module):
+    """Overlapping frames that are added up again, or cells of a grid with the stride of the other axis."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.layer = size, nn.Linear(16, 16)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        start, place = torch.meshgrid(torch.arange(9), torch.arange(16), indexing="ij")
+        index = start * 8 + place
+        frames = self.layer(rows[:, index])
+        return torch.zeros(len(rows), self.size).to(rows).index_add(1, index.flatten(), frames.flatten(1))
+
+
+@pytest.mark.parametrize(("size", "is_bug"), [(80, False), (144, True)])
+def test_frames_of_a_signal_may_overlap(size: int, is_bug: bool) -> None:
+    rows = torch.randn(8, size)
+    assert find("indices", Frames(size), nn.MSELoss(), (rows, rows)) == is_bug
+
+
+class Skeleton(nn.Module):
+    """Graph convolution of joints, or layers of points that a view mixes up."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form, self.first, self.last = form, nn.Linear(3, 16), nn.Linear(16, 3)
+        self.neighbours = nn.Buffer(torch.rand(24, 24) if form == "graph" else torch.zeros(()))
+
+    def forward(self, pts: Tensor) -> Tensor:
+        rows = self.first(pts).relu()
+        rows = self.neighbours @ rows if self.form == "graph" else rows.mT.reshape(rows.shape)
+        return self.last(rows.relu()).mean(dim=1)
+
+
+@pytest.mark.parametrize("form", ["graph", "bug"])
+def test_joints_of_a_graph_have_numbers(form: str) -> None:
+    batch = (torch.randn(16, 24, 3), torch.randint(0, 3, (16,)))
+    assert find("point-order", Skeleton(form), nn.CrossEntropyLoss(), batch) == (form == "bug")
+
+
+class WithEdges(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 16), nn.Linear(16, 3)
+
+    def forward(self, pts: Tensor, edges: Tensor) -> Tensor:
+        rows = self.first(pts).relu()
+        sources, ends = edges[:, :, :, None].expand(-1, -1, -1, 16).unbind(1)
+        return self.last(rows.scatter_add(1, ends, rows.gather(1, sources)).relu()).mean(dim=1)
+
+
+def test_points_with_edges_have_numbers() -> None:
+    batch = ((torch.randn(16, 24, 3), torch.randint(0, 24, (16, 2, 60))), torch.randint(0, 3, (16,)))
+    assert not find("point-order", WithEdges(), nn.CrossEntropyLoss(), batch)
+
+
+# --- backward passes --------------------------------------------------------------------------------------------------
+
+
+class LowerBound(torch.autograd.Function):
+    """Bound that a gradient may lead back from (Ballé et al. 2018)."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(values)
+        return values.clamp(min=0.1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (values,) = ctx.saved_tensors
+        return gradient * ((values >= 0.1) | (gradient < 0))
+
+
+class Straight(LowerBound):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(values)
+        return values.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (values,) = ctx.saved_tensors
+        return gradient * ((values > -0.5) & (values < 1.5))
+
+
+class Doubled(LowerBound):
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return 2 * gradient * (ctx.saved_tensors[0] >= 0.1)
+
+
+class Own(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function, self.layer = function, nn.Linear(8, 8)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.layer(self.function.apply(self.layer(rows)))
+
+
+@pytest.mark.parametrize(("function", "is_bug"), [(LowerBound, False), (Straight, False), (Doubled, True)])
+def test_a_gradient_may_lead_back_from_beyond_a_bound(function: Any, is_bug: bool) -> None:
+    rows = torch.randn(32, 8)
+    assert find("layer-gradient", Own(function), nn.MSELoss(), (rows, rows)) == is_bug
+
+
+# --- targets ----------------------------------------------------------------------------------------------------------
+
+
+def draw_maps(seed: int) -> Tensor:
+    low = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(low, size=(32, 32), mode="bilinear")
+
+
+def test_the_logarithm_of_no_rain_is_a_target() -> None:
+    torch.manual_seed(0)
+    field = draw_maps(0)
+    rain = torch.where(field > 0.5, (10 * (6 * (field - 0.5) * 3).exp()).round() / 100, 0.0)
+    depth = torch.where(torch.rand(field.shape) < 0.3, 0.0, 4 + 6 * field)
+    model = nn.Conv2d(1, 1, 3, padding=1)
+    for target, is_bug in ((rain, False), (depth, True)):
+        found = judge(model, lambda outputs, wanted: F.mse_loss(outputs, (wanted + 0.01).log()), (field, target))
+        assert any("zeros of the target enter a logarithm" in text for text in found) == is_bug
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [(25.0, "note"), (None, "warning")])
+def test_a_range_of_targets_may_be_asked_for(threshold: float | None, expected: str) -> None:
+    torch.manual_seed(0)
+    depth = 1 + 75 * draw_maps(0)
+
+    def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
+        is_kept = wanted > (wanted.mean() if threshold is None else threshold)
+        return (outputs - wanted)[is_kept].abs().mean()
+
+    report = sightline.check(nn.Conv2d(1, 1, 3, padding=1), loss, (depth / 80, depth))
+    assert [each.severity for each in report.findings if "do not count in the loss" in each.summary] == [expected]
+
+
+def of_two_ends(rows: Tensor) -> Tensor:
+    return (80 * rows[:, :1]).clamp(-180, 180)
+
+
+def of_a_turn(rows: Tensor) -> Tensor:
+    return torch.rad2deg(torch.atan2(rows[:, 1:2], rows[:, :1]))
+
+
+@pytest.mark.parametrize(("measure", "is_bug"), [(of_two_ends, False), (of_a_turn, True)])
+def test_numbers_between_two_ends_are_no_angles(measure: Callable[[Tensor], Tensor], is_bug: bool) -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        rows = 1.2 * torch.randn(256, 8)
+        found = judge(nn.Linear(8, 1), nn.SmoothL1Loss(), (rows, measure(rows)))
+        assert any("differences are not wrapped" in text for text in found) == is_bug
