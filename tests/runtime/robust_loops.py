@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, spectral_norm
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 NUM_UPDATES = 24
@@ -369,6 +370,21 @@ def two_threads_in_turn_train_one_model() -> LoopProgram:
             thread.join()
 
     return program._replace(train=train)
+
+
+# --- weights that are computed ----------------------------------------------------------------------------------------
+
+
+@loop
+def weights_of_a_norm() -> LoopProgram:
+    """A spectral norm takes a step of its power iteration whenever its weight is read in training."""
+    model = nn.Sequential(
+        nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)
+    )
+    parametrizations.spectral_norm(model[0])
+    parametrizations.weight_norm(model[3])
+    spectral_norm(model[5])
+    return train_with(model, rows)
 
 
 # --- optimisers -------------------------------------------------------------------------------------------------------

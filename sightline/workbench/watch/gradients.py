@@ -408,13 +408,10 @@ class UnitMonitor(Monitor):
         if not track.is_sampled(loop.every):
             return
         for name, module in loop.modules():
-            if (
-                isinstance(module, LAYERS)
-                and isinstance(module.weight.grad, Tensor)
-                and f"{name}.weight" in track.parameters
-                and (self._counted is None or id(module.weight) in self._counted)
-            ):
-                gradient = module.weight.grad
+            weight = track.parameters.get(f"{name}.weight")  # an attribute may compute, as a spectral norm does
+            gradient = None if weight is None else weight.grad
+            is_counted = self._counted is None or id(weight) in self._counted
+            if isinstance(module, LAYERS) and gradient is not None and is_counted:
                 by_unit = gradient.transpose(0, 1) if isinstance(module, nn.modules.conv._ConvTransposeNd) else gradient
                 alive = by_unit.flatten(1).any(dim=1)
                 self._is_alive[name] = alive | self._is_alive[name] if name in self._is_alive else alive

@@ -81,9 +81,9 @@ class ModeMonitor(Monitor):
                 if isinstance(m, _NORMS) or (isinstance(m, _DROPOUTS) and m.p > 0)
             ]
             self._held |= {
-                name: (m, m.weight._version, count._version, count > 1)
+                name: (m, weight._version, count._version, count > 1)
                 for name, m in modules
-                if isinstance(m, _NORMS) and m.affine and not m.weight.requires_grad
+                if isinstance(m, _NORMS) and (weight := _get_weight(m)) is not None and not weight.requires_grad
                 if (count := m.num_batches_tracked) is not None
             }
             self._has_learned |= {
@@ -140,7 +140,7 @@ class ModeMonitor(Monitor):
         moved = [
             name
             for name, (module, weight, count, is_learned) in self._held.items()
-            if module.weight._version == weight and not module.weight.requires_grad
+            if (own := _get_weight(module)) is not None and own._version == weight and not own.requires_grad
             if module.num_batches_tracked._version - count >= _NUM_MOVED and bool(is_learned)
         ]
         if moved:
@@ -155,6 +155,11 @@ class ModeMonitor(Monitor):
             )
 
 
+def _get_weight(module: nn.Module) -> nn.Parameter | None:
+    """Return the weight of a batch norm; None for others, and for one that is computed from other parameters."""
+    return module._parameters.get("weight") if isinstance(module, _NORMS) else None
+
+
 def _norm_faults(modules: list[tuple[str, nn.Module]], has_learned: Mapping[int, Tensor]) -> Iterator[Found]:
     """Yield a fault for batch norms in evaluation mode whose weights train, in a model in training mode.
 
@@ -163,7 +168,7 @@ def _norm_faults(modules: list[tuple[str, nn.Module]], has_learned: Mapping[int,
     held = [
         name
         for name, m in modules
-        if not m.training and isinstance(m, _NORMS) and m.affine and m.weight.requires_grad
+        if not m.training and (weight := _get_weight(m)) is not None and weight.requires_grad
         if not bool(has_learned.get(id(m), False))
     ]
     if held:
