@@ -141,6 +141,27 @@ def a_target_of_numpy() -> Program:
     return network(), lambda outputs, label: F.cross_entropy(outputs, torch.as_tensor(label)), (inputs, label.numpy())
 
 
+@dataclasses.dataclass
+class Inputs:
+    rows: Tensor
+    scale: float = 2.0
+
+
+class OfObject(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = network()
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        return self.layers(inputs.rows) * inputs.scale
+
+
+@program
+def inputs_in_an_object() -> Program:
+    inputs, label = rows()
+    return OfObject(), F.cross_entropy, (Inputs(inputs), label)
+
+
 # --- models that torch runs itself ------------------------------------------------------------------------------------
 
 

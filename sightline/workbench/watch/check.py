@@ -52,8 +52,8 @@ about keys of a config."""
 _OF_FEW_SAMPLES = ("model.activation", "model.structure", "dist.unused_params", "loss.detached")
 """Causes of gradients that are missing, of which a few samples may be the reason: no pairs, or no sample of a part."""
 _NO_ROWS = (
-    "single samples: the tensors of a batch do not all have a row for each (graphs, sparse or nested tensors, "
-    "arrays of NumPy, lists of any length), or have none"
+    "single samples: the tensors of a batch do not all have a row for each (graphs, sparse or nested tensors, lists of "
+    "any length), have none, or are not all that it holds"
 )
 _NUM_FITTED, _STEPS, _MIN_STEPS = 8, 100, 30
 _FIT_S, _NUM_ATTEMPTS = 20.0, 3

@@ -112,7 +112,7 @@ class ModeMonitor(Monitor):
             self._held |= {
                 name: (m, weight._version, count._version, count > 1)
                 for name, m in modules
-                if (weight := _get_weight(m)) is not None and not weight.requires_grad
+                if isinstance(m, _NORMS) and (weight := _get_weight(m)) is not None and not weight.requires_grad
                 if (count := m.num_batches_tracked) is not None
             }
             self._has_learned |= {

@@ -6,17 +6,16 @@ import copy
 import dataclasses
 import inspect
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves, is_dense, tree_leaves, tree_map
 from sightline.workbench.check.core.dry_run import ReadTrackingDict, copy_module
-from sightline.workbench.watch.plain.samples import list_leaves
 
 _MAX_BATCHES = 4
 
@@ -95,12 +94,19 @@ def find_form(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: Any, 
 def has_rows(pair: tuple[Any, Any]) -> bool:
     """Return True if a batch has samples, and each of its tensors a row for each.
 
-    Not for graphs, lists of any length, sparse and nested tensors, nor for arrays of NumPy, which have no rows here.
+    Not for graphs, lists of any length, sparse and nested tensors, nor for arrays of NumPy and objects of other kinds.
     """
-    if any(isinstance(leaf, np.ndarray) for leaf in list_leaves(pair)):
+    if not all(map(_is_divisible, pair)):
         return False
     tensors = [tensor for _, tensor in tree_leaves(pair)]
     return all(map(is_dense, tensors)) and len({_count_rows(t) for t in tensors}) == 1 and _count_rows(tensors[0]) > 0
+
+
+def _is_divisible(value: Any) -> bool:
+    """Return True for tensors, numbers and text, and plain containers of them: samples can be taken and stacked."""
+    if type(value) in (dict, OrderedDict, list, tuple):
+        return all(map(_is_divisible, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, Tensor | int | float | str)
 
 
 def _count_rows(tensor: Tensor) -> int:
