@@ -286,9 +286,9 @@ class OutputMonitor(Monitor):
         is_varied = ~(rows == rows[:1]).all()
 
         def judge(value: float) -> Iterator[Found]:
-            is_all, is_first = value == 2, value == 1
+            is_all, is_alone = value == 2, value == 1
             self._num_constant = [
-                count + 1 if is_now else 0 for count, is_now in zip(self._num_constant, (is_all, is_first), strict=True)
+                count + 1 if is_now else 0 for count, is_now in zip(self._num_constant, (is_all, is_alone), strict=True)
             ]
             if _NUM_CONSTANT in self._num_constant:
                 yield report(
