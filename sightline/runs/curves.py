@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ RESULTS_PICTURE = "results.png"
 
 def name_runs(runs: Sequence[Path], *, verb: str) -> list[str]:
     """Name runs by their folders, or by their paths where these are alike. Raises UserError for a run given twice."""
-    for names in ([run.resolve().name for run in runs], [str(run) for run in runs]):
+    for names in ([os.path.basename(os.path.realpath(run)) for run in runs], [str(run) for run in runs]):
         if len(set(names)) == len(names):
             return names
     raise UserError(f"{verb}: a run is given twice; name every run once")

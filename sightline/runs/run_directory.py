@@ -510,7 +510,7 @@ def assert_writable(path: Path, *, option: str = "--json") -> None:
             raise UserError(f"{option} {path}: is a folder; give a file in it")
         if path.exists() and not path.is_file():
             raise UserError(f"{option} {path}: is not a regular file; give another")
-        folder = next(above for above in path.absolute().parents if above.exists())
+        folder = next(above for above in path.absolute().parents if os.path.lexists(above))
         if not folder.is_dir():
             raise UserError(f"{option} {path}: {folder} is not a folder; give another place")
         with tempfile.TemporaryFile(dir=folder):

@@ -129,6 +129,9 @@ def test_own_rooms(tmp_path: Path) -> None:
     assert "miou" in _train(
         "segment/own_rooms.yaml", tmp_path / "run", f"data.root={tmp_path / 'own'}", "train.batch_size=2"
     )
+    np.savetxt(tmp_path / "office.txt", floor[:, :3], fmt="%.4f")
+    _succeed("predict", tmp_path / "run", tmp_path / "office.txt", "--out", tmp_path / "answers")
+    assert np.load(tmp_path / "answers/office.labels.npy").shape == (600,)
 
 
 def test_own_scans(tmp_path: Path) -> None:

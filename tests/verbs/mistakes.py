@@ -27,6 +27,8 @@ def _of_report() -> Iterator[VerbMistake]:
         ("config.yaml",): rf"config\.yaml: {NO_RUN}",
         ("empty",): f"empty: {NO_RUN}",
         ("kein Lauf 日本",): f"kein Lauf 日本: {NO_RUN}",
+        ("loop",): f"loop: {NO_RUN}",
+        ("run", "--out", "loop/page.html"): "loop is not a folder; give another place",
         ("score=0.5",): f"score=0.5: {NO_RUN}",
         (LONG,): "File name too long; check the path",
         ("run", "run"): "a run is given twice; name every run once",

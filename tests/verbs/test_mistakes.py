@@ -38,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(folder / "bare", folder / name)
     (folder / "unfinished" / "facts.json").write_bytes(b"")
     (folder / "link").symlink_to("run")
+    (folder / "loop").symlink_to("loop")
     shutil.copy(folder / "run" / "config.yaml", folder)
     for name in ("empty", "dir.onnx"):
         (folder / name).mkdir()
