@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import to_plain
+from sightline.contract.types import Batch
 from sightline.engine.build import build
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
@@ -119,17 +120,20 @@ def small_recipe(recipe: str, folder: Path, *overrides: str) -> RunConfig:
 class SmallStep:
     """A recipe's training on small data, its first micro-batches, and steps on them."""
 
-    def __init__(self, recipe: str, folder: Path, *overrides: str) -> None:
+    def __init__(self, recipe: str, folder: Path, *overrides: str, device: str = "cpu") -> None:
         torch.manual_seed(0)
-        self.job = build(small_recipe(recipe, folder, *overrides), World()).job
+        self.world = World(device=torch.device(device))
+        self.job = build(small_recipe(recipe, folder, *overrides), self.world).job
         with contextlib.closing(self.job.stream.iterate(0, 1)) as steps:
             self.micro_batches = next(steps)
 
-    def run(self) -> StepTotals:
+    def send(self) -> list[Batch]:
         dtype = self.job.precision.parameter_dtype
-        sent = [to_device(batch, torch.device("cpu"), float_dtype=dtype) for batch in self.micro_batches]
+        return [to_device(batch, self.world.device, float_dtype=dtype) for batch in self.micro_batches]
+
+    def run(self, sent: list[Batch] | None = None) -> StepTotals:
         timer = StepTimer(self.job.task, remainder="loss")
-        return train_step(self.job, self.job.model, sent, World(), timer)
+        return train_step(self.job, self.job.model, sent or self.send(), self.world, timer)
 
     def numbers(self) -> dict[str, Tensor]:
         """Gradients, weights and buffers."""

@@ -303,11 +303,13 @@ def _build_unchanged_model(config: RunConfig, facts: Mapping[str, Any], world: W
 
 
 def build_losses(config: RunConfig, facts: Mapping[str, Any], world: World) -> dict[str, Loss]:
-    """Build the losses by name; losses with parameters are on the run's device, in its number format."""
+    """Build the losses by name, on the run's device; those with parameters are in its number format."""
     losses: dict[str, Loss] = {
         component.name: registry.losses.build(component, facts=facts) for component in config.losses
     }
-    LearntLosses(losses).to(world.device, Precision(config.train.precision).parameter_dtype)
+    for loss in losses.values():
+        loss.to(world.device)
+    LearntLosses(losses).to(dtype=Precision(config.train.precision).parameter_dtype)
     return losses
 
 

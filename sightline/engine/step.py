@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import profiler
 
+from sightline.compute.waits import send
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
 from sightline.engine.device import Precision
@@ -146,7 +147,7 @@ def compute_batch_losses(
 
 def divide_by_count(total: Tensor, count: Tensor) -> Tensor:
     """Divide a total by its count, or by 1 if the count is 0."""
-    divisor = count.to(total.device)
+    divisor = send(count, total.device)
     return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor)).to(total.dtype)
 
 

@@ -504,7 +504,8 @@ def _largest_change(perturbed: Tensor, answer: Tensor) -> float:
     """Return the largest change of the entries that stay finite; 0 if the shape changes."""
     if perturbed.shape != answer.shape or not answer.numel():
         return 0.0
-    return float((perturbed.double() - answer.double()).abs().nan_to_num(0.0, 0.0, 0.0).max())
+    change = perturbed.double() - answer.to(perturbed.device).double()
+    return float(change.abs().nan_to_num(0.0, 0.0, 0.0).max())
 
 
 def max_abs_difference(first: Tensor, second: Tensor) -> float:

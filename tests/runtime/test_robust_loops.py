@@ -146,7 +146,10 @@ def test_a_bug_in_a_thread_of_its_own_is_found(clears: bool) -> None:
 
 
 def test_two_threads_that_train_at_once_are_watched_apart() -> None:
-    """Both are in the step of their optimiser at the same time; one of them never clears its gradients."""
+    """Both are in the step of their optimiser at the same time; one of them never clears its gradients.
+
+    A watch begins and ends while no other thread is in a step: torch reads its hooks of all optimisers without a lock.
+    """
     torch.manual_seed(0)
     barrier, codes = threading.Barrier(2), dict[bool, set[str]]()
 
@@ -159,12 +162,14 @@ def test_two_threads_that_train_at_once_are_watched_apart() -> None:
         model = network()
         optimizer = Meeting(model.parameters(), lr=0.01)
         with sightline.watch(model, optimizer=optimizer) as watch:
+            barrier.wait()  # torch's list of hooks must not change while another thread's step reads it
             for _ in range(12):
                 if clears:
                     optimizer.zero_grad()
                 inputs, target = rows()
                 F.cross_entropy(model(inputs), target).backward()
                 optimizer.step()
+            barrier.wait()
         codes[clears] = {each.code for each in watch.findings if each.severity != "note"}
         assert watch.report.figures == {"updates": 12}
 

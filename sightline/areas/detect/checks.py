@@ -21,7 +21,6 @@ from sightline.workbench.check.core.finding import Explanation, Fault, Hypothesi
 from sightline.workbench.check.core.sample_statistics import PartStatistics
 from sightline.workbench.check.oracles.loss_case import LossCase
 
-_CPU = torch.device("cpu")
 _BEYOND_PX = 1.0
 _SHARES, _MAX_SHARES_PX, _MIN_BOXES = "shares of the image's sides", 1.5, 5
 _FROM_CENTRE = "centre, centre + width and height"
@@ -382,7 +381,7 @@ def decoded_boxes(context: Context, case: LossCase) -> Fault | None:
         scores = torch.where(has_box[image], _CERTAIN, -_CERTAIN)
         outputs = {"logits": scores[None, :, None], "codes": goal.wanted[image : image + 1]}
         outputs |= {name: scores[None] for name in ("objectness", "centreness") if name in context.dry_run.seen_outputs}
-        priors = task.get_priors(to_device(batch["image"], _CPU))
+        priors = task.get_priors(batch["image"].to(boxes.device))
         decoded = task.selection.decode(outputs, 0, priors)
         is_wanted = has_box[image, decoded.proposal]  # a `min_score` of 0 selects the others, too
         index = decoded.proposal[is_wanted]

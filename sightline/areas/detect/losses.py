@@ -126,13 +126,15 @@ def earth_mover(
     """
     logits, codes = promote_to_float32(logits), promote_to_float32(codes)
 
-    def cost(order: list[int]) -> Tensor:
-        of_class = focal_losses(logits, is_target[:, order], alpha=alpha, gamma=gamma).sum(dim=2) * is_counted[:, order]
-        wanted = true_codes[:, order].to(codes.dtype)
+    def cost(*targets: Tensor) -> Tensor:
+        is_target, true_codes, has_box, is_counted = targets
+        of_class = focal_losses(logits, is_target, alpha=alpha, gamma=gamma).sum(dim=2) * is_counted
+        wanted = true_codes.to(codes.dtype)
         of_box = functional.smooth_l1_loss(codes, wanted, reduction="none", beta=beta).sum(dim=2)
-        return (of_class + torch.where(has_box[:, order], of_box, 0)).sum(dim=1)
+        return (of_class + torch.where(has_box, of_box, 0)).sum(dim=1)
 
-    straight, crossed = cost([0, 1]), cost([1, 0])
+    targets = is_target, true_codes, has_box, is_counted
+    straight, crossed = cost(*targets), cost(*(target.flip(1) for target in targets))
     return torch.where(straight <= crossed, straight, crossed).sum()
 
 

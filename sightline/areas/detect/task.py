@@ -404,8 +404,9 @@ def _compute_densities(boxes: Tensor, is_ignored: Tensor) -> Tensor:
 
 def _concatenate_detections(detections: Sequence[Tensor]) -> dict[str, Tensor]:
     """Concatenate the detections (D_b, 6) of each image: `detections` (D, 6), `detection_offsets` (B + 1,)."""
-    offsets = torch.tensor([0, *(len(rows) for rows in detections)]).cumsum(0)
-    return {"detections": torch.cat(list(detections)), "detection_offsets": offsets}
+    rows = torch.cat(list(detections))
+    offsets = torch.tensor([0, *(len(rows_of_image) for rows_of_image in detections)], device=rows.device).cumsum(0)
+    return {"detections": rows, "detection_offsets": offsets}
 
 
 def _image_slices(offsets: Tensor) -> list[slice]:

@@ -30,7 +30,7 @@ def paired_squared_distances(queries: Tensor, points: Tensor) -> Tensor:
 
     Summed as above.
     """
-    squared = torch.zeros(torch.broadcast_shapes(queries.shape, points.shape)[:-1]).to(points)
+    squared = points.new_zeros(torch.broadcast_shapes(queries.shape, points.shape)[:-1])
     for query, point in zip(queries.unbind(-1), points.unbind(-1), strict=True):
         difference = query - point
         squared += difference.mul_(difference)

@@ -65,14 +65,19 @@ class ClassLoss(Loss):
         )
         self.register_buffer("class_weights", weights, persistent=False)
 
+    def get_weights(self, like: Tensor) -> Tensor:
+        """Return the class weights (C,) on the device of `like`; a run builds them there, so that nothing is copied."""
+        assert self.class_weights is not None
+        return self.class_weights.to(like.device)
+
     def label_weight(self, label: Tensor) -> Tensor:
         """Return the number of labels (...) that are not ignored (int64), or their summed class weights (float64)."""
         is_counted = self.is_counted(label)
         if self.class_weights is None:
             return is_counted.sum()
         if is_free_to_read(label):
-            return self.class_weights[label[is_counted]].sum()
-        return torch.where(is_counted, self.class_weights[torch.where(is_counted, label, 0)], 0.0).sum()
+            return self.get_weights(label)[label[is_counted]].sum()
+        return torch.where(is_counted, self.get_weights(label)[torch.where(is_counted, label, 0)], 0.0).sum()
 
     def is_counted(self, label: Tensor) -> Tensor:
         """Return a mask (...) of the labels (...) that are not ignored."""
@@ -182,7 +187,7 @@ class CrossEntropy(ClassLoss):
         target = torch.where(is_counted, label, 0)[..., None]
         negative = -F.log_softmax(promote_to_float32(logits), dim=-1)
         if self.class_weights is not None:
-            negative = negative * self.class_weights.to(negative.dtype)
+            negative = negative * self.get_weights(negative).to(negative.dtype)
         loss = self.extra_on_label * negative.gather(-1, target).squeeze(-1)
         if self.share > 0:
             loss = loss + self.share * negative.sum(dim=-1)
@@ -229,7 +234,7 @@ class FocalCrossEntropy(ClassLoss):
         log_p = F.log_softmax(promote_to_float32(logits), dim=-1).gather(-1, target[..., None]).squeeze(-1)
         loss = -((1 - log_p.exp()) ** self.gamma) * log_p
         if self.class_weights is not None:
-            loss = loss * self.class_weights.to(loss.dtype)[target]
+            loss = loss * self.get_weights(loss).to(loss.dtype)[target]
         return torch.where(is_counted, loss, 0.0).sum()
 
 

@@ -53,7 +53,8 @@ class RestartMonitor(Monitor):
             some = some[:_NUM_WEIGHTS]
             if some:
                 weights = self._weights[id(track)] = _Weights(some, empty := torch.empty(0), empty, [])
-                weights.first, weights.versions = weights.take_values(), weights.list_versions()
+                weights.first = weights.last = weights.take_values()
+                weights.versions = weights.list_versions()
             return
         is_lost = weights.state_size > 0 and not track.optimizer.state
         is_written = weights.versions != weights.list_versions()

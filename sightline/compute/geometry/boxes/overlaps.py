@@ -42,7 +42,13 @@ def box_centres(boxes: Tensor) -> Tensor:
 
 def box_areas(boxes: Tensor) -> Tensor:
     """Return the areas (...) of boxes (..., 4), in square pixels."""
-    return box_sizes(boxes).prod(dim=-1)
+    return _multiply_sides(box_sizes(boxes))
+
+
+def _multiply_sides(sizes: Tensor) -> Tensor:
+    """Multiply the two sides (..., 2); the gradient of `prod` would wait for a GPU, to look for zeros."""
+    width, height = sizes.unbind(dim=-1)
+    return width * height
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
@@ -62,7 +68,7 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     Source: Rezatofighi et al. 2019.
     """
     overlap, union = _iou_and_union(a, b)
-    enclosing = _enclosing(a, b).prod(dim=-1)
+    enclosing = _multiply_sides(_enclosing(a, b))
     return overlap - _ratio(enclosing - union, enclosing)
 
 
@@ -96,7 +102,7 @@ def siou(a: Tensor, b: Tensor) -> Tensor:
     """
     offset = (box_centres(a) - box_centres(b)).abs()
     # 1 - 2 sin^2(asin x - pi / 4) is 2 x sqrt(1 - x^2), and x is the smaller side of the offset over its length.
-    angle = 2 * _ratio(offset.prod(dim=-1), offset.square().sum(dim=-1))
+    angle = 2 * _ratio(_multiply_sides(offset), offset.square().sum(dim=-1))
     relative = _ratio(offset, _enclosing(a, b)).square()
     distance = (1 - torch.exp((angle - 2)[..., None] * relative)).sum(dim=-1)
     sizes_a, sizes_b = box_sizes(a), box_sizes(b)
@@ -156,7 +162,7 @@ def _ratio(part: Tensor, total: Tensor) -> Tensor:
 def _intersection(a: Tensor, b: Tensor) -> Tensor:
     a, b = promote_to_float32(a), promote_to_float32(b)
     first, last = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
-    return (last - first).clamp(min=0).prod(dim=-1)
+    return _multiply_sides((last - first).clamp(min=0))
 
 
 def _iou_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,7 +255,7 @@ def centreness(distances: Tensor) -> Tensor:
     """
     distances = promote_to_float32(distances).clamp(min=0)
     smaller, larger = torch.aminmax(torch.stack([distances[..., :2], distances[..., 2:]]), dim=0)
-    return (smaller / larger.clamp(min=torch.finfo(larger.dtype).tiny)).prod(dim=-1).sqrt()
+    return _multiply_sides(smaller / larger.clamp(min=torch.finfo(larger.dtype).tiny)).sqrt()
 
 
 def _positive_sizes(boxes: Tensor) -> Tensor:

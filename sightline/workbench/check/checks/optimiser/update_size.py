@@ -132,16 +132,19 @@ class _Update:
         if clips and self.clip_norm is not None and self.norm > self.clip_norm:
             scale = self.clip_norm / self.norm
         optimizer, copies = copy.copy(self.optimizer), {}
-        groups = []
+        groups, state = [], defaultdict[Any, Any](dict)
+        states = {id(p): made for p, made in self.optimizer.state.items() if not made.get("step", 1)}  # of Adagrad
         for group in self.groups:
             for key in (id(p) for p in group["params"] if id(p) in self.weights):
                 weight, gradient = self.weights[key]
                 copies[key] = nn.Parameter(weight.clone())
                 copies[key].grad = change(gradient) * scale
+                if made := states.get(key):
+                    state[copies[key]] = copy.deepcopy(made)
             own = [copies[id(p)] for p in group["params"] if id(p) in self.weights]
             if own:
                 groups.append({**group, "params": own, "lr": group.get("base_lr", group["lr"]) * self.factor})
-        optimizer.param_groups, optimizer.state = groups, defaultdict(dict)
+        optimizer.param_groups, optimizer.state = groups, state
         type(optimizer).step(optimizer)
         return [(copies[key].detach() - weight).double() for key, (weight, _) in self.weights.items()]
 

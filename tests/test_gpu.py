@@ -1,0 +1,105 @@
+"""Every shipped recipe on a GPU: the step of a CPU, and how often the host waits for it. Without a GPU nothing runs.
+
+python -m tests.test_gpu      prints the differences and the waits of each recipe
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+from tests.recipe_steps import RECIPES, SmallStep
+
+_MAX_DIFFERENCE = 2e-3
+"""Of a mean loss in float32: a GPU adds in another order, and a maximum of nearly equal numbers may be another."""
+_MAX_WAITS = 2
+
+
+class GpuStep(NamedTuple):
+    """Loss means of a first step on a CPU and on a GPU; waits of the second step there, by place."""
+
+    on_cpu: dict[str, float]
+    on_gpu: dict[str, float]
+    waits: Counter[str]
+
+    @property
+    def difference(self) -> float:
+        """Largest difference of a loss, as a share of it, or of 1 for one below that."""
+        pairs = [(self.on_cpu[name], self.on_gpu[name]) for name in self.on_cpu]
+        return max(abs(here - there) / max(1.0, abs(here)) for here, there in pairs)
+
+
+def run_steps(recipe: str, folder: Path) -> GpuStep:
+    """Run a step of a small form of a recipe, in float32, on a CPU and on a GPU, and a second one on the GPU."""
+    backend = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [each.fp32_precision for each in backend]
+    try:
+        for each in backend:
+            each.fp32_precision = "ieee"
+        means = []
+        for device in ("cpu", "cuda"):
+            (folder / device).mkdir()
+            step = SmallStep(recipe, folder / device, "train.precision=float32", device=device)
+            stop_draws(step.job.model)
+            means.append(dict(step.run().losses))
+        step.run()
+        return GpuStep(*means, count_waits(step))
+    finally:
+        for each, value in zip(backend, before, strict=True):
+            each.fp32_precision = value
+
+
+def stop_draws(model: nn.Module) -> None:
+    """Turn off dropout and stochastic depth: a GPU draws other numbers than a CPU."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+
+
+def count_waits(step: SmallStep) -> Counter[str]:
+    """Count the places at which torch reports that the host waits for the GPU in a step; inputs are sent before."""
+    sent = step.send()
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step.run(sent)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    places = [f"{Path(each.filename).name}:{each.lineno}" for each in caught if "synchroniz" in str(each.message)]
+    return Counter(places)
+
+
+@pytest.mark.parametrize("recipe", RECIPES if torch.cuda.is_available() else [])
+def test_a_step_is_that_of_a_cpu_and_hardly_waits(recipe: str, tmp_path: Path) -> None:
+    step = run_steps(recipe, tmp_path)
+    assert step.on_cpu.keys() == step.on_gpu.keys()
+    assert all(map(math.isfinite, step.on_gpu.values()))
+    assert step.difference <= _MAX_DIFFERENCE, step
+    assert step.waits.total() <= _MAX_WAITS, step.waits
+
+
+def main() -> None:
+    for recipe in RECIPES:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                step = run_steps(recipe, Path(folder))
+            except Exception as error:  # noqa: BLE001 - the table names what fails
+                print(f"{recipe}: {type(error).__name__}: {error}", flush=True)  # noqa: T201
+                continue
+        waits = ", ".join(f"{place} x {count}" for place, count in step.waits.items())
+        print(f"{recipe}: difference {step.difference:.1e}, waits {step.waits.total()}: {waits}", flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())
