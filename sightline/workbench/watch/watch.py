@@ -29,9 +29,10 @@ from sightline.workbench.watch.gradients import LeakMonitor, OrderMonitor, Reach
 from sightline.workbench.watch.kept_weights import CopyMonitor, PruneMonitor
 from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, PollMonitor
 from sightline.workbench.watch.lost_gradients import LostMonitor, SkipMonitor, trace_calls
+from sightline.workbench.watch.modes import ModeMonitor
 from sightline.workbench.watch.numbers import ClipMonitor, FiniteMonitor, UpdateMonitor, locate_non_finite
 from sightline.workbench.watch.overlaps import OverlapMonitor
-from sightline.workbench.watch.passes import LossMonitor, ModeMonitor, OutputMonitor, PartMonitor, SplitMonitor
+from sightline.workbench.watch.passes import LossMonitor, OutputMonitor, PartMonitor, SplitMonitor
 from sightline.workbench.watch.ranks import start_monitor
 from sightline.workbench.watch.report import CheckReport
 from sightline.workbench.watch.restarts import RestartMonitor
