@@ -55,7 +55,7 @@ class LoadedRun(TrainedRun):
         Raises UserError for `paths` that are not a list of paths and a device that this machine lacks, ConfigError for
         an option that the predictor lacks.
         """
-        files = to_paths(paths, name="predict", what="a file or folder to predict")
+        files = to_paths(paths, name="predict", what="a file or folder to predict", asks=False)
         if batch_size is not None:
             to_count(batch_size, name="predict: batch_size", least=1)
         with start_world(device=device) as world:

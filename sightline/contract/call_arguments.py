@@ -10,10 +10,11 @@ from sightline.contract.errors import UserError
 from sightline.contract.schema import format_value
 
 
-def to_path(value: object, *, name: str, what: str) -> Path:
+def to_path(value: object, *, name: str, what: str, asks: bool = True) -> Path:
     """Convert an argument to a path. Raises UserError for another type, an empty text, and a path that cannot be.
 
-    `what` describes the right argument, "a run directory".
+    `what` describes the right argument, "a run directory". If it `asks` no system whether such a path can be, one of
+    too long a name is left to those who read it.
     """
     if not isinstance(value, str | os.PathLike) or not str(value):
         raise UserError(f"{name}: found {_describe(value)}, allowed is the path of {what}")
@@ -21,7 +22,7 @@ def to_path(value: object, *, name: str, what: str) -> Path:
     if "\0" in str(path):
         raise UserError(f"{name}: {path}: has the character U+0000, which no path has; check the path")
     try:
-        path.exists()  # a missing one is reported by those who read it
+        _ = asks and path.exists()  # a missing one is reported by those who read it
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: {path}: {getattr(error, 'strerror', None) or error}; check the path") from None
     return path
@@ -36,9 +37,9 @@ def to_list(values: object, *, name: str) -> list[object]:
     return list(values)
 
 
-def to_paths(values: object, *, name: str, what: str) -> list[Path]:
+def to_paths(values: object, *, name: str, what: str, asks: bool = True) -> list[Path]:
     """Convert an argument to a list of paths. Raises UserError as `to_list` and `to_path`."""
-    return [to_path(value, name=name, what=what) for value in to_list(values, name=name)]
+    return [to_path(value, name=name, what=what, asks=asks) for value in to_list(values, name=name)]
 
 
 def to_texts(values: object, *, name: str) -> list[str]:

@@ -310,8 +310,9 @@ def test_the_default_root(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("SIGHTLINE_DATA", raising=False)
     command = "sightline data prepare modelnet40 --from PATH --to data/modelnet40"
     elsewhere = "if the set is elsewhere, give data.root=FOLDER, or without it SIGHTLINE_DATA=FOLDER around all sets"
+    place = f"looked in {prepared.parent}"
     with pytest.raises(
-        DataError, match=f"^data/modelnet40: there is no such folder; {elsewhere}; to make it: {command}$"
+        DataError, match=f"^data/modelnet40: there is no such folder; {place}; {elsewhere}; to make it: {command}$"
     ):
         ModelNet40(split="train")
     monkeypatch.setenv("SIGHTLINE_DATA", str(prepared.parent))

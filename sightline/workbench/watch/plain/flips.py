@@ -73,7 +73,7 @@ class LeafPair(NamedTuple):
 
 
 class ComparedPair(NamedTuple):
-    """What is judged of a mirrored pair: both inputs, reduced, and the leaves of the target by name.
+    """Mirrored pair as it is judged: both inputs, reduced, and the leaves of the target by name.
 
     `leaves` is None if the reads have other numbers of them.
     """

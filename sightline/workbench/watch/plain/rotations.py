@@ -15,8 +15,8 @@ from sightline.workbench.watch.loop import Found
 
 Loss = Callable[[Any, Any], Tensor]
 _MIN_ANGLES, _EDGE, _NEAR, _MIN_NEAR = 64, 0.03, 0.25, 0.04
-_MIN_APART = 2.0
-"""Squared distance of the ends of a scale, in those from its middle: 4 along a line."""
+_MIN_APART, _MIN_SIGNAL = 2.0, 4.0
+"""Squared distance of the ends of a scale, in those from its middle: 4 along a line; and in those of chance."""
 _MIN_QUATERNIONS, _MAX_WIDTH = 24, 8
 _MAX_ERROR, _MIN_AGAINST, _NUM_TURNS = 1e-3, 0.1, 200
 """Error of the length 1; share of quaternions on the other side of any plane, if both signs occur; planes tried."""
@@ -78,7 +78,10 @@ def judge_angles(
 
 
 def _has_two_ends(inputs: Tensor, column: Tensor) -> bool:
-    """Return True if the mean inputs of the lowest and the highest targets are farther apart than from the middle."""
+    """Return True if the mean inputs of the lowest and the highest targets are farther apart than from the middle.
+
+    Chance alone moves two means apart, by the variance of the inputs: it must be more.
+    """
     if len(inputs) != len(column) or not inputs.is_floating_point():
         return False
     rows, order = inputs.flatten(1).double(), column.argsort()
@@ -86,7 +89,8 @@ def _has_two_ends(inputs: Tensor, column: Tensor) -> bool:
     parts = (order[:size], order[(len(order) - size) // 2 :][:size], order[-size:])
     low, middle, high = (rows[part].mean(dim=0) for part in parts)
     apart, *halves = (float((a - b).square().sum()) for a, b in ((low, high), (low, middle), (middle, high)))
-    return apart > _MIN_APART * max(halves)
+    chance = 2 * float(rows.var(dim=0).sum()) / max(1, size)
+    return apart > max(_MIN_APART * max(halves), _MIN_SIGNAL * chance)
 
 
 def _fills(column: Tensor, start: float, half: float) -> bool:
