@@ -88,12 +88,14 @@ def test_import_is_lazy_and_quick() -> None:
     told = python(
         "import sys, time; start = time.process_time(); import sightline\n"
         "heavy = [m for m in ('torch', 'numpy', 'pydantic', 'rich') if m in sys.modules]\n"
+        "ours = time.process_time() - start; import torch; torch_s = time.process_time() - start - ours\n"
+        "start = time.process_time()\n"
         "sightline.metrics, sightline.geometry, sightline.build_model, sightline.load_run\n"
-        "print(heavy, time.process_time() - start)"
+        "print(heavy, (ours + time.process_time() - start) / torch_s)"
     )
-    heavy, seconds = told.rsplit(maxsplit=1)
+    heavy, ratio = told.rsplit(maxsplit=1)
     assert heavy == "[]"
-    assert float(seconds) < 2.0 * 1.5, "2 s of processor time; half as much again where other tests share the caches"
+    assert float(ratio) < 0.7, "processor time beside that of importing torch; 0.22 where it is quiet"
 
 
 def test_importing_leaves_random_states_threads_and_loggers_alone() -> None:
