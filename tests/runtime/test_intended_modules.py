@@ -231,3 +231,34 @@ def test_numbers_between_two_ends_are_no_angles(measure: Callable[[Tensor], Tens
         rows = 1.2 * torch.randn(256, 8)
         found = judge(nn.Linear(8, 1), nn.SmoothL1Loss(), (rows, measure(rows)))
         assert any("differences are not wrapped" in text for text in found) == is_bug
+
+
+class Experts(nn.Module):
+    """Linear layers of which each row runs one; the last is never chosen."""
+
+    def __init__(self, chooses: bool) -> None:
+        super().__init__()
+        self.experts, self.chooses = nn.ModuleList(nn.Linear(4, 2) for _ in range(5)), chooses
+
+    def forward(self, rows: Tensor) -> Tensor:
+        chosen = torch.randint(4, (len(rows),)) if self.chooses else torch.arange(len(rows)) % 4
+        outputs = rows.new_zeros(len(rows), 2)
+        for index in chosen.unique().tolist():
+            own = (chosen == index).nonzero()[:, 0]
+            outputs = outputs.index_add(0, own, self.experts[index](rows[own]))
+        return outputs
+
+
+@pytest.mark.parametrize(("chooses", "severity"), [(True, "note"), (False, "warning")])
+def test_an_expert_that_no_row_chooses_is_a_note(chooses: bool, severity: str) -> None:
+    """Where all others run at each update, the last of a list was forgotten; an expert may have no rows."""
+    torch.manual_seed(0)
+    model = Experts(chooses)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for _ in range(60):
+            optimizer.zero_grad()
+            model(torch.randn(6, 4)).square().mean().backward()
+            optimizer.step()
+    found = [finding for finding in watch.findings if finding.code == "no-gradient"]
+    assert [(finding.severity, finding.where.param) for finding in found] == [(severity, "experts.4.weight")]

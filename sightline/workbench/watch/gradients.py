@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import tree_leaves
 from sightline.workbench.check.checks.model.no_gradient import is_frozen_by_kind, registration_faults
+from sightline.workbench.check.core.finding import Severity
 from sightline.workbench.check.runtime_rules import find_rule, report
 from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 
@@ -179,6 +180,9 @@ class ReachMonitor(Monitor):
         self._knows_optimizers = knows_optimizers
         self._silent: dict[int, dict[str, int]] = {}
         """Versions of parameters that no update has written to, by optimiser: they have had no gradient."""
+        self._had_gradients: set[str] = set()
+        self._chosen_kinds: set[str] = set()
+        """Parameters, without their numbers, that have a gradient at some updates and none at others: experts."""
         self._reached: set[int] = set()
         self._is_covered = self._is_unfrozen = False
         self._num_trained = 0
@@ -246,11 +250,10 @@ class ReachMonitor(Monitor):
 
     def _note_silent(self, loop: Loop, track: OptimizerTrack) -> None:
         """Note which parameters of modules that do not run have had no gradient at the first updates."""
-        silent = {
-            name: p._version
-            for name, p in track.parameters.items()
-            if p.requires_grad and p.grad is None and _get_owner(name) not in loop.executed
-        }
+        lacking = {name: p._version for name, p in track.parameters.items() if p.requires_grad and p.grad is None}
+        silent = {name: version for name, version in lacking.items() if _get_owner(name) not in loop.executed}
+        self._chosen_kinds |= {_get_kind(name) for name in lacking.keys() & self._had_gradients}
+        self._had_gradients |= track.parameters.keys() - lacking
         before = self._silent.get(id(track), silent)
         is_all = len(silent) == len(track.parameters)
         self._silent[id(track)] = {} if is_all else {n: v for n, v in silent.items() if before.get(n) == v}
@@ -263,8 +266,12 @@ class ReachMonitor(Monitor):
         ]
         patience = _NUM_UNROUTED if is_over else math.inf
         idle = [n for n in silent if not _has_used_twin(n, loop) or track.num_updates >= patience]
-        if idle:
-            yield _report_silent(idle, "their modules never run", "model.structure")
+        unchosen = [n for n in idle if _get_kind(n) in self._chosen_kinds]
+        if unchosen:
+            detail = "their modules never run; others of their kind run at some updates"
+            yield _report_silent(unchosen, detail, "model.structure", severity="note")
+        if len(idle) > len(unchosen):
+            yield _report_silent([n for n in idle if n not in unchosen], "their modules never run", "model.structure")
 
     def _zero_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if track.norm is None:
@@ -287,11 +294,11 @@ class ReachMonitor(Monitor):
         yield from loop.reader.read(track.norm, judge)
 
 
-def _report_silent(names: Sequence[str], detail: str, *causes: str) -> Found:
+def _report_silent(names: Sequence[str], detail: str, *causes: str, severity: Severity = "warning") -> Found:
     return report(
         "no-gradient",
         f"{len(names)} parameter(s) get no gradient: {list_names(names)}",
-        severity="warning",
+        severity=severity,
         measured=f"None after backward(): {detail}",
         causes=causes,
         param=names[0],
@@ -301,6 +308,11 @@ def _report_silent(names: Sequence[str], detail: str, *causes: str) -> Found:
 
 def _get_owner(parameter: str) -> str:
     return parameter.rpartition(".")[0]
+
+
+def _get_kind(parameter: str) -> str:
+    """Return the name of a parameter without its numbers: that of each expert of a list."""
+    return _NUMBER.sub("0", parameter)
 
 
 def _has_used_twin(parameter: str, loop: Loop) -> bool:
