@@ -31,11 +31,11 @@ def run(*words: object) -> None:
 
 
 def shrink(folder: Path, name: str, width: int, share: float = 1.0) -> None:
-    """Write the first picture of a folder of `view` in 128 colours."""
+    """Write the first picture of a folder of `view` in 256 colours, rare ones, as those of legends, among them."""
     image = Image.open(next(iter(sorted(folder.glob("*.png"))))).convert("RGB")
     image = image.crop((0, 0, image.width, round(image.height * share)))
     small = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
-    small.quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+    small.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE).save(
         Path(__file__).with_name(f"task_{name}.png"), optimize=True
     )
 

@@ -140,7 +140,7 @@ def render_clouds(
     columns = min(columns or math.ceil(math.sqrt(1.6 * len(clouds))), len(clouds))
     gap_px = max(4, tile_px // 22)
     strip_px = round(0.14 * tile_px) if any(captions) else 0
-    card = _make_card(tile_px, tile_px + strip_px)
+    card = _make_card(tile_px, tile_px + strip_px, tile_px)
     view = _make_view_axes(azimuth_deg, elevation_deg)
     rows = math.ceil(len(clouds) / columns)
     step_px = np.array([tile_px + strip_px + gap_px, tile_px + gap_px])
@@ -151,7 +151,7 @@ def render_clouds(
         top_px, left_px = gap_px + step_px * divmod(index, columns)
         tile = card.copy()
         if cloud.ndim == 3:
-            _put_picture(tile[:tile_px], cloud)
+            _put_picture(tile[:tile_px], cloud, 0.1 * tile_px)
         else:
             given_color = None if colors is None else colors[index]
             points, color = _keep_finite(
@@ -169,6 +169,26 @@ def render_clouds(
             verdict = is_right[index] if is_right else None
             _write_caption(tile, captions[index], verdict, strip_px)
         sheet[top_px : top_px + tile.shape[0], left_px : left_px + tile_px] = tile
+    return sheet
+
+
+def render_strips(strips: Sequence[tuple[np.ndarray, str]], *, width: int, tile_px: int = 220) -> np.ndarray:
+    """Render wide pictures (H, W, 3) uint8, each with its caption on a card of its own: a sheet (H, `width`, 3) uint8.
+
+    Margins and captions are as large as those of `render_clouds` with the same `tile_px`.
+    """
+    gap_px, strip_px, margin_px = max(4, tile_px // 22), round(0.14 * tile_px), 0.1 * tile_px
+    room_px = width - 2 * gap_px
+    faces_px = [round((room_px - margin_px) * len(pixels) / pixels.shape[1] + margin_px) for pixels, _ in strips]
+    sheet = np.full((sum(faces_px) + len(faces_px) * (strip_px + gap_px) + gap_px, width, 3), PAGE, dtype=np.uint8)
+    top_px = gap_px
+    for (picture, caption), face_px in zip(strips, faces_px, strict=True):
+        tile = _make_card(room_px, face_px + strip_px, tile_px).copy()
+        _put_picture(tile[:face_px], picture, margin_px)
+        tile = tile.round().astype(np.uint8)
+        _write_caption(tile, caption, None, strip_px)
+        sheet[top_px : top_px + len(tile), gap_px : gap_px + room_px] = tile
+        top_px += len(tile) + gap_px
     return sheet
 
 
@@ -211,7 +231,7 @@ def _draw_cloud(
     if len(seen_N3):
         seen_N3 = (seen_N3 - middle) / half
         shaded = card * (1 - _draw_shadow(seen_N3, view, size)[..., None])
-        radius = float(np.clip(0.62 / math.sqrt(len(seen_N3)), 0.008, 0.035))
+        radius = float(np.clip(0.62 / math.sqrt(len(seen_N3)), 0.003, 0.035))
         color, cover = _draw_points(seen_N3, color_N3, radius, 2 * size)
         card = color + (1 - cover[..., None]) * shaded
     return _draw_lines(card, [((ends - middle) / half, color) for ends, color in lines])
@@ -237,16 +257,15 @@ def _draw_lines(card: np.ndarray, lines: Sequence[Lines]) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=np.float32)
 
 
-def _put_picture(face: np.ndarray, picture: np.ndarray) -> None:
-    """Put a picture into the middle of a card's face (T, T, 3), as large as fits with a margin."""
+def _put_picture(face: np.ndarray, picture: np.ndarray, margin: float) -> None:
+    """Put a picture into the middle of a card's face (H, W, 3), as large as fits; `margin` is of both sides."""
     from PIL import Image
 
-    room = round(0.9 * len(face))
-    scale = room / max(picture.shape[:2])
+    scale = min(round(side - margin) / length for side, length in zip(face.shape[:2], picture.shape[:2], strict=True))
     resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
     width, height = (max(1, round(scale * length)) for length in picture.shape[1::-1])
     fitted = np.asarray(Image.fromarray(picture).resize((width, height), resampling))
-    top_px, left_px = (len(face) - height) // 2, (len(face) - width) // 2
+    top_px, left_px = ((side - length) // 2 for side, length in zip(face.shape[:2], (height, width), strict=True))
     face[top_px : top_px + height, left_px : left_px + width] = fitted
 
 
@@ -336,12 +355,12 @@ def _edge_darkening(depth: np.ndarray, hit: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=16)
-def _make_card(width: int, height: int) -> np.ndarray:
-    """Draw an empty card (H, W, 3) float32: rounded corners on the page's colour, a faint rim, a soft gradient."""
+def _make_card(width: int, height: int, tile_px: int) -> np.ndarray:
+    """Draw an empty card (H, W, 3) float32 on the page's colour: a soft gradient, and the round corners of a tile."""
     from PIL import Image, ImageDraw
 
     mask = Image.new("L", (4 * width, 4 * height), 0)
-    ImageDraw.Draw(mask).rounded_rectangle((0, 0, 4 * width - 1, 4 * height - 1), radius=4 * width // 18, fill=255)
+    ImageDraw.Draw(mask).rounded_rectangle((0, 0, 4 * width - 1, 4 * height - 1), radius=4 * tile_px // 18, fill=255)
     inside = np.asarray(mask.resize((width, height), Image.Resampling.BOX), dtype=np.float32)[..., None] / 255
     slope = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     face = (1 - slope) * np.array(_CARD_TOP, np.float32) + slope * np.array(_CARD_BOTTOM, np.float32)

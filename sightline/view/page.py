@@ -8,13 +8,13 @@ from __future__ import annotations
 import base64
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sightline.draw.page import PageClouds, encode_picture, render_page
-from sightline.draw.pictures import INK, PAGE, Lines, draw_legend, fit_text, render_clouds
+from sightline.draw.pictures import INK, PAGE, Lines, draw_legend, fit_text, render_clouds, render_strips
 from sightline.view.panels import ImagePanel, Volume
 from sightline.view.stages import ClassColoring, Coloring, RgbColoring, Stage, ViewedSample
 
@@ -66,9 +66,10 @@ def make_tiles(subject: ViewedSample) -> list[Tile]:
 def draw_sheet(subject: ViewedSample, *, hidden: Sequence[str] = (), tile_px: int = 300) -> np.ndarray:
     """Draw the sheet of a sample, (H, W, 3) uint8, without the points of `hidden` classes, which it notes.
 
-    Clouds above `MAX_DRAWN` points are subsampled to that many, evenly and the same each time.
+    Clouds above `MAX_DRAWN` points are subsampled to that many, evenly and the same each time. Wide pictures, such as
+    range images, take the whole width, below the clouds.
     """
-    tiles = make_tiles(subject)
+    tiles, strips = _split_strips(make_tiles(subject))
     columns = max(min(4, len(tiles)), *(len(group) for group in _group_by_stage(tiles)))
     card_inputs = [_make_card(tile, hidden) for tile in _arrange_rows(tiles, columns)]
     cards = render_clouds(
@@ -83,12 +84,22 @@ def draw_sheet(subject: ViewedSample, *, hidden: Sequence[str] = (), tile_px: in
     )
     width = max(cards.shape[1], 2 * tile_px)
     title = _draw_text(_title_lines(subject, tiles, hidden), width)
+    wide = [render_strips(strips, width=width, tile_px=tile_px)] if strips else []
     legend = draw_legend([(f"{name}  {count:,}", color) for name, color, count in _list_classes(tiles)], width)
-    page = np.full((len(title) + len(cards) + len(legend), width, 3), PAGE, dtype=np.uint8)
-    page[: len(title)] = title
-    page[len(title) : len(title) + len(cards), : cards.shape[1]] = cards
-    page[len(title) + len(cards) :] = legend
+    parts = [title, cards, *wide, legend]
+    page = np.full((sum(map(len, parts)), width, 3), PAGE, dtype=np.uint8)
+    for top, part in zip(accumulate(map(len, parts), initial=0), parts, strict=False):
+        page[top : top + len(part), : part.shape[1]] = part
     return page
+
+
+def _split_strips(tiles: list[Tile]) -> tuple[list[Tile], list[tuple[np.ndarray, str]]]:
+    """Split wide pictures, with their captions, from the other tiles of a sheet that has clouds."""
+    if all(tile.panel for tile in tiles):
+        return tiles, []
+    strips = [(tile, tile.panel) for tile in tiles if tile.panel and _is_strip(tile.panel.pixels)]
+    others = [tile for tile in tiles if not any(tile is strip for strip, _ in strips)]
+    return others, [(panel.pixels, f"{strip.cloud.stage}, {panel.name}") for strip, panel in strips]
 
 
 class _Card(NamedTuple):

@@ -6,6 +6,7 @@ import numpy as np
 
 from sightline.draw.pictures import PALETTE
 from sightline.view.page import draw_sheet, make_tiles, subsample
+from sightline.view.panels import ImagePanel
 from sightline.view.stages import ClassColoring, RgbColoring, Stage, ViewedSample, error_coloring, height_coloring
 
 NAMES = ("floor", "wall")
@@ -97,3 +98,22 @@ def test_thinning_takes_so_many_in_their_order_and_the_same_of_as_many() -> None
     assert np.array_equal(some, subsample(rows, 50))
     assert np.array_equal(subsample(rows + 1000, 50), some + 1000)
     assert subsample(rows, 1000) is rows
+
+
+def test_a_wide_picture_takes_the_width_of_the_sheet() -> None:
+    """A black range image of 8:1, with white columns in its middle."""
+    points, labels = parted()
+    picture = np.zeros((16, 128, 3), dtype=np.uint8)
+    picture[:, 63:65] = 255
+    colorings = (ClassColoring.from_labels("ground truth", labels, NAMES),)
+    stage = Stage("train 1: project", points, colorings, panels=(ImagePanel("range", picture),))
+    sheet = draw_sheet(ViewedSample("street", (stage,)), tile_px=120)
+    black = (sheet == 0).all(axis=-1)
+    rows = np.flatnonzero(black.sum(axis=1) > sheet.shape[1] / 2)
+    assert len(rows) == rows[-1] - rows[0] + 1
+    columns = np.flatnonzero(black[rows[0]])
+    assert abs(columns[0] + columns[-1] - (sheet.shape[1] - 1)) <= 1, "in the middle of the sheet"
+    assert columns[-1] - columns[0] + 1 >= 0.9 * sheet.shape[1]
+    assert abs((columns[-1] - columns[0] + 1) / len(rows) - 8) < 0.3, "its shape is kept"
+    gap = np.flatnonzero(~black[rows[0], columns[0] : columns[-1]])
+    assert abs(gap.mean() + columns[0] - (sheet.shape[1] - 1) / 2) <= 1, "the white columns are in the middle"
