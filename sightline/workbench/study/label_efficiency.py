@@ -54,11 +54,11 @@ class LabelRun:
 class LabelRow:
     """Row of the table: a fraction of the labels, its number of samples, the metrics of both starts, and a comparison.
 
-    Metrics are in the order of the seeds; a run whose metric counted nothing has NaN, which
-    counts in no mean, spread or pair. A spread is the largest value minus the smallest, NaN for a single run. `is_beyond`: the improvement of the mean,
-    pre-trained minus scratch (or the reverse if lower is better), exceeds the larger of both spreads; None if there is
-    none. Two runs of one seed share labels and the order of samples, and form a pair: in `num_ahead` of `num_pairs` the
-    pre-trained run is strictly better.
+    Metrics are in the order of the seeds; a run whose metric counted nothing has NaN, which no mean, spread or pair
+    includes. A spread is the largest value minus the smallest, NaN for a single run. `is_beyond`: the improvement of
+    the mean, pre-trained minus scratch (or the reverse if lower is better), exceeds the larger of both spreads; None if
+    there is none. Two runs of one seed share labels and the order of samples, and form a pair: in `num_ahead` of
+    `num_pairs` the pre-trained run is strictly better.
     """
 
     fraction: float
