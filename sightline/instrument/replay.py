@@ -94,7 +94,7 @@ class LayerUnit:
             tensors = (self.call.inputs, self.call.outputs, [(inner.inputs, inner.outputs) for inner in self.inner])
             sizes = [tensor.numel() for _, tensor in tree_leaves(tensors)]
             shapes = {parameter_name: p.shape for parameter_name, p in self.owner.named_parameters(prefix=self.prefix)}
-            return max([1, *sizes]) // max(1, *shapes[name.removeprefix("to parameter.")][:1])
+            return max([1, *sizes]) // max([1, *shapes[name.removeprefix("to parameter.")][:1]])
         weight = getattr(self.owner, "weight", None)
         is_product = computes_as(self.owner, PRODUCTS)
         if not is_product or not isinstance(weight, Tensor) or not name.startswith(("out.", "to given.")):
