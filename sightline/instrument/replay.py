@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import tree_leaves, tree_map
-from sightline.instrument import InterceptedOperators, ModuleCall, record, watch_gradient
+from sightline.instrument import InterceptedOperators, ModuleCall, preserve_buffers, record, watch_gradient
 from sightline.instrument.float64 import Float32Draws, Float64Convolutions
 from sightline.instrument.formats import FORMATS, Format, coarser, result_format
 
@@ -378,21 +378,20 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 @contextlib.contextmanager
 def _preserve_buffers(unit: LayerUnit) -> Iterator[dict[str, Tensor]]:
     """Set buffers as before the variant's call; yield those that change inside, and restore them afterwards."""
-    buffers = dict(unit.owner.named_buffers(prefix=unit.prefix))
+    buffers = dict(unit.owner.named_buffers(prefix=unit.prefix, remove_duplicate=False))
     changed: dict[str, Tensor] = {}
     with torch.no_grad():
         for name, (initial, _) in unit.call.buffers.items():
             if name in buffers:
                 buffers[name].copy_(initial)
     snapshot = {name: buffer.detach().clone() for name, buffer in buffers.items()}
-    try:
-        yield changed
-    finally:
-        with torch.no_grad():
-            for name, buffer in buffers.items():
-                if not torch.equal(buffer, snapshot[name]):
+    with preserve_buffers(unit.owner):
+        try:
+            yield changed
+        finally:
+            for name, buffer in unit.owner.named_buffers(prefix=unit.prefix):
+                if name in snapshot and not torch.equal(buffer, snapshot[name]):
                     changed[name] = buffer.detach().clone()
-                    buffer.copy_(snapshot[name])
 
 
 def _perturb_submodules(
