@@ -301,8 +301,8 @@ def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
 
 def _duplicate_note(group: Sequence[str]) -> str:
     """Describe one group of identical clouds (`split/class/file` each); the most serious fault decides."""
-    labels = {name.split("/")[1] for name in group}
-    splits = {name.split("/")[0] for name in group}
+    splits, clouds = ({name.partition("/")[place] for name in group} for place in (0, 2))
+    labels = {cloud.rpartition("/")[0] for cloud in clouds}  # the class of a list may have slashes
     if len(labels) > 1:
         fault = f"the same cloud in the classes {', '.join(sorted(labels))}: at most one label is right"
     elif len(splits) > 1:
