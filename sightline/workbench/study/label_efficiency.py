@@ -69,7 +69,7 @@ class LabelRow:
 
     @property
     def is_complete(self) -> bool:
-        return bool(_known(self.scratch) and _known(self.pretrained))
+        return bool(_drop_nan(self.scratch) and _drop_nan(self.pretrained))
 
     @property
     def spread(self) -> float:
@@ -98,7 +98,7 @@ class LabelRow:
     @property
     def _pairs(self) -> list[tuple[float, float]]:
         pairs = zip(self.scratch, self.pretrained, strict=False)  # an interrupted study ends in half a pair
-        return [pair for pair in pairs if len(_known(pair)) == 2]
+        return [pair for pair in pairs if len(_drop_nan(pair)) == 2]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; NaN or None for those that are not known yet."""
@@ -132,23 +132,23 @@ def label_rows(
     return [row for row in rows if row.scratch or row.pretrained]
 
 
-def _known(values: Sequence[float]) -> list[float]:
+def _drop_nan(values: Sequence[float]) -> list[float]:
     """Return the values that are not NaN."""
     return [value for value in values if not math.isnan(value)]
 
 
 def _mean(values: Sequence[float]) -> float:
-    known = _known(values)
+    known = _drop_nan(values)
     return statistics.fmean(known) if known else math.nan
 
 
 def _spread(values: Sequence[float]) -> float:
-    known = _known(values)
+    known = _drop_nan(values)
     return max(known) - min(known) if len(known) > 1 else math.nan
 
 
 def _statistics(values: Sequence[float]) -> dict[str, Any]:
-    known = _known(values)
+    known = _drop_nan(values)
     return {
         "values": list(values),
         "mean": _mean(values),
@@ -175,7 +175,7 @@ def label_panel(rows: Sequence[LabelRow], *, title: str) -> ChartPanel:
     """Plot both starts over the fraction of labels: means, and the range from minimum to maximum over the seeds."""
     series = []
     for start, name in zip(STARTS, ("from scratch", "pre-trained"), strict=True):
-        figures = [(row.fraction, known) for row in rows if (known := _known(getattr(row, start)))]
+        figures = [(row.fraction, known) for row in rows if (known := _drop_nan(getattr(row, start)))]
         points = tuple((100 * fraction, statistics.fmean(values)) for fraction, values in figures)
         series.append(Series(name, points, tuple((min(values), max(values)) for _, values in figures)))
     return ChartPanel(title, "labels, %", tuple(series), y_scale="linear")
