@@ -308,8 +308,10 @@ def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
     """Update the EMA: average <- decay * average + (1 - decay) * model for parameters; buffers are copied."""
     for ema_parameter, parameter in zip(average.parameters(), model.parameters(), strict=True):
         ema_parameter.lerp_(parameter.detach(), 1.0 - decay)
-    for ema_buffer, buffer in zip(average.buffers(), model.buffers(), strict=True):
-        ema_buffer.copy_(buffer)
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    for name, ema_buffer in average.named_buffers(remove_duplicate=False):
+        if name in buffers:  # a buffer that is made at a module's first call is not yet in both
+            ema_buffer.copy_(buffers[name])
 
 
 def _record(

@@ -391,6 +391,24 @@ def leave_out_checkpoints() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def preserve_buffers(module: nn.Module) -> Iterator[None]:
+    """Context that restores a module's buffers, also those that it replaces by other tensors; new ones stay."""
+    saved = [
+        (owner, name, buffer, buffer.detach().clone())
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for owner, name, buffer, values in saved:
+                buffer.copy_(values)
+                owner._buffers[name] = buffer
+
+
 def _make_tap(gradients: dict[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
     """Return a function that replaces a tensor by a view and stores the view's gradient in `gradients`, by path."""
 

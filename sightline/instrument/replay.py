@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import tree_leaves, tree_map
-from sightline.instrument import InterceptedOperators, ModuleCall, record, watch_gradient
+from sightline.instrument import InterceptedOperators, ModuleCall, preserve_buffers, record, watch_gradient
 from sightline.instrument.float64 import Float32Draws, Float64Convolutions
 from sightline.instrument.formats import FORMATS, Format, coarser, result_format
 
@@ -94,7 +94,7 @@ class LayerUnit:
             tensors = (self.call.inputs, self.call.outputs, [(inner.inputs, inner.outputs) for inner in self.inner])
             sizes = [tensor.numel() for _, tensor in tree_leaves(tensors)]
             shapes = {parameter_name: p.shape for parameter_name, p in self.owner.named_parameters(prefix=self.prefix)}
-            return max([1, *sizes]) // max(1, *shapes[name.removeprefix("to parameter.")][:1])
+            return max([1, *sizes]) // max([1, *shapes[name.removeprefix("to parameter.")][:1]])
         weight = getattr(self.owner, "weight", None)
         is_product = computes_as(self.owner, PRODUCTS)
         if not is_product or not isinstance(weight, Tensor) or not name.startswith(("out.", "to given.")):
@@ -378,21 +378,20 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 @contextlib.contextmanager
 def _preserve_buffers(unit: LayerUnit) -> Iterator[dict[str, Tensor]]:
     """Set buffers as before the variant's call; yield those that change inside, and restore them afterwards."""
-    buffers = dict(unit.owner.named_buffers(prefix=unit.prefix))
+    buffers = dict(unit.owner.named_buffers(prefix=unit.prefix, remove_duplicate=False))
     changed: dict[str, Tensor] = {}
     with torch.no_grad():
         for name, (initial, _) in unit.call.buffers.items():
             if name in buffers:
                 buffers[name].copy_(initial)
     snapshot = {name: buffer.detach().clone() for name, buffer in buffers.items()}
-    try:
-        yield changed
-    finally:
-        with torch.no_grad():
-            for name, buffer in buffers.items():
-                if not torch.equal(buffer, snapshot[name]):
+    with preserve_buffers(unit.owner):
+        try:
+            yield changed
+        finally:
+            for name, buffer in unit.owner.named_buffers(prefix=unit.prefix):
+                if name in snapshot and not torch.equal(buffer, snapshot[name]):
                     changed[name] = buffer.detach().clone()
-                    buffer.copy_(snapshot[name])
 
 
 def _perturb_submodules(

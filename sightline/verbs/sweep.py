@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sightline.commands.look import SweepOptions
@@ -42,13 +43,13 @@ def sweep(options: SweepOptions) -> int:
     for line in planned.notes:
         print_note(f"warning: {line}")
     document, code = planned()
-    _show(document)
+    _show(document, options.plugins)
     print_note(f"written: {options.out / NAME}.json")
     write_document(options.json, document)
     return code
 
 
-def _show(document: Mapping[str, Any]) -> None:
+def _show(document: Mapping[str, Any], plugins: Sequence[Path]) -> None:
     part = "test part: test-selected" if document["part"] == "test" else "validation part"
     title = f"{document['metric']} on the {part} ({document['mode']} is better), {document['num_trials']} trials asked"
     keys = list(document["space"])
@@ -67,9 +68,10 @@ def _show(document: Mapping[str, Any]) -> None:
     print_note(f"best: trial {best['trial']}, {figure}; its values, to paste:")
     sys.stdout.write(f"{shlex.join(best['overrides'])}\n")
     words = [document["config"], *document["overrides"]]
-    print_note(f"train it again: {shlex.join(['sightline', 'train', *words, *best['overrides']])}")
-    arms = ["--arm", "config=", "--arm", f"best={shlex.join(best['overrides'])}"]
-    print_note(f"is it better? {shlex.join(['sightline', 'study', *words, *arms, '--out', 'DIR'])}")
+    flags = [word for plugin in plugins for word in ("--plugin", str(plugin))]
+    print_note(f"train it again: {shlex.join(['sightline', 'train', *words, *best['overrides'], *flags])}")
+    arms = ["--arm", "config=", "--arm", f"best={' '.join(best['overrides'])}"]  # read as YAML, not by a shell
+    print_note(f"is it better? {shlex.join(['sightline', 'study', *words, *arms, *flags, '--out', 'DIR'])}")
 
 
 def _list_values(row: Mapping[str, Any], keys: Sequence[str]) -> list[str]:

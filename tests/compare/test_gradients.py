@@ -31,6 +31,25 @@ class _Doubled(nn.Linear):
         return nn.functional.linear(input, weight, self.bias)
 
 
+class _Scaled(nn.Module):
+    """A layer and a factor that is one number without axes, as a temperature of logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, points: Tensor) -> Tensor:
+        return self.layer(points) * self.scale
+
+
+def test_a_parameter_without_axes_is_compared() -> None:
+    net = _Scaled()
+    rows = compared(net, net, {"points": torch.randn(4, 6)})
+    assert guilty(rows) == []
+    assert "gradient of scale" in [row.what for row in rows]
+
+
 def test_tied_weights_have_one_gradient() -> None:
     net = Tied()
     assert guilty(compared(net, net, {"points": torch.randn(4, 6)})) == []

@@ -265,6 +265,10 @@ def test_nsga2_shares_its_storage_and_needs_the_extra(tmp_path: Path, monkeypatc
         assert second.loss == first.loss
         assert asked
         assert len(asked_there) <= 20  # the best of all, the float model, and filling up; the first drew without a seed
+        for another in (replace(problem, subject="other weights"), replace(problem, choices=problem.choices[:2])):
+            separate, asked_there = counted(loss_of)
+            run_search("nsga2", built("nsga2", storage=storage), another, separate, base_bytes=base_of(problem))
+            assert len(asked_there) > 20, "the trials of another run or other bits are none of this search"
     with pytest.raises(UserError, match="search 'nsga2': storage: nosuch://x: "):
         run_search("nsga2", built("nsga2", storage="nosuch://x"), problem, evaluations, base_bytes=base_of(problem))
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)

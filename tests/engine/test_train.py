@@ -191,6 +191,18 @@ def test_the_average_follows_its_formula() -> None:
     assert torch.allclose(kept.weight, expected, atol=1e-7)
 
 
+def test_the_average_takes_buffers_by_name_where_one_is_made_at_the_first_call() -> None:
+    kept = torch.nn.BatchNorm1d(1)
+    new = copy.deepcopy(kept)
+    new.register_buffer("table", torch.ones(1))
+    new.running_mean += 2.0
+    update_ema(kept, new, 0.9)
+    assert torch.equal(kept.running_mean, new.running_mean)
+    kept.register_buffer("scratch", torch.zeros(1))  # made in an evaluation, which sees the average alone
+    update_ema(kept, new, 0.9)
+    assert torch.equal(kept.running_mean, new.running_mean)
+
+
 def test_the_average_starts_from_the_first_weights_and_is_what_counts() -> None:
     """A tenth of them is left after one step, by hand: (1 + 0) / (10 + 0)."""
     _, job = run("train.ema_decay=0.9999999999", num_steps=1)

@@ -20,7 +20,7 @@ from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.runs import checkpoint
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.workbench.study.label_efficiency import STARTS, LabelRow, LabelRun, label_rows, table_cells
+from sightline.workbench.study.label_efficiency import STARTS, LabelRow, LabelRun, label_panel, label_rows, table_cells
 from sightline.workbench.study.study_runs import StudyRun
 from tests.command import Outcome, refuse, run_here, succeed
 from tests.processes import ROOT
@@ -344,6 +344,21 @@ def test_pairs_of_a_seed_by_hand() -> None:
     assert (begun.num_ahead, begun.num_pairs) == (1, 1)
     assert table_cells(begun)[-1] == "1 of 1"
     assert LabelRow(0.1, 10, (), (0.6,)).num_pairs == 0
+
+
+def test_a_run_without_a_figure_counts_in_nothing_and_its_seed_is_no_pair() -> None:
+    """Of three seeds, the first has no figure from scratch: means 0.5 and 0.6, and two pairs, both better by seed."""
+    values = {"scratch": (math.nan, 0.4, 0.6), "pretrained": (0.3, 0.7, 0.8)}
+    cells = [cell(0.1, start, seed, value) for start in STARTS for seed, value in enumerate(values[start])]
+    (row,) = label_rows(cells, {0.1: 10})
+    assert (row.num_ahead, row.num_pairs) == (2, 2)
+    assert row.difference == pytest.approx(0.6 - 0.5)
+    assert row.spread == pytest.approx(0.5)
+    assert row.to_dict()["scratch"]["std"] == pytest.approx(statistics.stdev((0.4, 0.6)))
+    assert label_panel([row], title="").series[0].ranges == ((0.4, 0.6),)
+    (nothing,) = label_rows([cell(0.1, "scratch", 0, math.nan)], {0.1: 10})
+    assert not any(series.points for series in label_panel([nothing], title="").series)
+    assert table_cells(nothing)[3:] == [None, None, None, None, None, "nothing to compare", "0 of 0"]
 
 
 # --- the recipe of a frozen extractor: only its head learns, nothing else moves, and the checks are silen ------------

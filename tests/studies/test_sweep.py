@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from sightline.training.train_run import Reporter, TrainResult
 from sightline.verbs.train import SeriesReporter
 from sightline.workbench.compress.search.baselines import open_study
 from sightline.workbench.study import sweep as sweep_module
+from sightline.workbench.study.grid import parse_factors
 from sightline.workbench.study.search_space import check_space, list_grid, read_space
 from sightline.workbench.study.sweep import Sweep, SweepSettings, TrialObserver
 from tests.command import refuse, run_here, succeed
@@ -411,6 +413,25 @@ def test_a_sweep_trains_prints_its_table_and_the_words_to_paste(tmp_path: Path) 
     config = read_config(Path(best["run"]) / "config.yaml")
     assert f"optimizer.lr={config.optimizer.arguments['lr']!r}" in best["overrides"]
     assert f"train.batch_size={config.train.batch_size}" in best["overrides"]
+
+
+def test_the_printed_commands_name_the_plugin_and_read_texts_as_the_sweep_does(
+    trainer: Trainer, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("")
+    words = ("--space", "train.tail=keep,drop", "--space", SIZES, "--trials", "1", "--plugin", plugin)
+    done = succeed("sweep", CONFIG, *OVERRIDES, *words, "--out", tmp_path / "out", "--device", "cpu")
+    best = json.loads((tmp_path / "out" / "sweep.json").read_text())["best"]["overrides"]
+    train, study = (
+        shlex.split(line.partition(": " if "train it" in line else "? ")[2])
+        for line in done.err.splitlines()
+        if "train it again" in line or "is it better" in line
+    )
+    assert train == ["sightline", "train", str(CONFIG), *OVERRIDES, *best, "--plugin", str(plugin)]
+    assert study[-4:] == ["--plugin", str(plugin), "--out", "DIR"]
+    arms = [study[index + 1] for index, word in enumerate(study) if word == "--arm"]
+    assert list(parse_factors([CONFIG], [], arms)["arm"]["best"].overrides) == best
 
 
 @pytest.mark.long

@@ -76,6 +76,19 @@ def test_the_extra_pass_of_micro_batches_leaves_running_averages_alone() -> None
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
+def test_the_extra_pass_takes_a_buffer_that_is_made_in_it() -> None:
+    class Lazy(Net):
+        def forward(self, *, points: Tensor, other_points: Tensor) -> Two:
+            if not hasattr(self, "table"):
+                self.register_buffer("table", torch.ones(3, dtype=points.dtype), persistent=False)
+            return super().forward(points=points + self.table, other_points=other_points + self.table)
+
+    model = Lazy(0.0).double()
+    counts, _ = task_of(model).prepare(model, [batch(4), batch(4, seed=1)], World())
+    assert int(counts["intra_modal"]) == 8
+    assert torch.equal(model.get_buffer("table"), torch.ones(3, dtype=torch.float64))
+
+
 def test_dropout_is_refused_where_rows_are_embedded_twice() -> None:
     losses = {"intra_modal": IntraModal()}
     Contrast(model=net(dropout=0.3), losses=losses, batch_keys=KEYS, output_keys=OUTPUTS)

@@ -16,6 +16,7 @@ from sightline.contract.binding import AvailableKeys, BoundFunction, bind
 from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss, cast_forward, learns
 from sightline.contract.types import Batch
+from sightline.instrument import preserve_buffers
 from sightline.parts.losses.embeddings import CHANCE_SUFFIX, PairLoss, chance_level
 from sightline.parts.tasks.supervised import AllReduce
 
@@ -97,7 +98,7 @@ class Contrast:
         counts = dict.fromkeys(self._terms, total)
         if len(micro_batches) == 1:
             return counts, [_MicroBatchContext(world)]
-        with torch.no_grad(), _buffers_preserved(model):
+        with torch.no_grad(), preserve_buffers(model):  # the pass will be repeated
             outputs = [self._compute_outputs(model, batch) for batch in micro_batches]
         local_outputs = {name: torch.cat([part[name] for part in outputs]) for name in self._compared}
         gathered, start = self._gather_rows(local_outputs, world)
@@ -200,14 +201,3 @@ def _assert_repeatable(model: nn.Module) -> None:
                 f"train.micro_batches: {name} drops out at random, so a pair's rows would differ between the two "
                 "passes that several micro-batches need; set its dropout to 0, or micro_batches to 1"
             )
-
-
-@contextmanager
-def _buffers_preserved(model: nn.Module) -> Iterator[None]:
-    """Context that restores the model's buffers, as its pass will be repeated."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    try:
-        yield
-    finally:
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])

@@ -24,7 +24,7 @@ from sightline.contract.errors import RunError, UserError, join_some
 from sightline.contract.plugins import Plugin, run_file
 from sightline.contract.pytree import tree_cast, tree_leaves, tree_map
 from sightline.contract.schema import suggest
-from sightline.instrument import ModuleCall, record
+from sightline.instrument import ModuleCall, preserve_buffers, record
 from sightline.workbench.compare.recording import StepRecording
 
 _MAX_SHOWN = 4
@@ -365,17 +365,13 @@ def translate_recording(
 
 def _record_calls(foreign: ExternalModel, root: ModuleCall) -> tuple[list[ModuleCall], str]:
     """Record the calls of their network on our inputs; if it fails, the calls until then, and a note."""
-    initial = {name: buffer.clone() for name, buffer in foreign.named_buffers()}
     args, kwargs = tree_cast(root.inputs, torch.float64)
     note = ""
     try:
-        with record(foreign, keep=("inputs", "outputs")) as tape:
+        with preserve_buffers(foreign), record(foreign, keep=("inputs", "outputs")) as tape:
             foreign(*args, **kwargs)
     except Exception as error:  # noqa: BLE001 - the calls before any failure can be compared
         note = f"the reference alone fails: {type(error).__name__}: {' '.join(str(error).split())}"
-    finally:
-        for name, buffer in foreign.named_buffers():
-            buffer.copy_(initial[name])
     return tape.calls, note
 
 

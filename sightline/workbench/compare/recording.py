@@ -74,7 +74,8 @@ class Recorder:
         self._tape = Tape()
         self._modules = {path: m for path, m in model.named_modules() if hooked is None or path in hooked}
         self._recorded: list[tuple[Tensor, int]] = []
-        self._buffers = {path: (b, b.detach().clone()) for path, b in model.named_buffers()}
+        named = model.named_buffers(remove_duplicate=False)  # layers may share one
+        self._buffers = {path: buffer.detach().clone() for path, buffer in named}
 
     @property
     def calls(self) -> list[ModuleCall]:
@@ -109,13 +110,13 @@ class Recorder:
         call.format, call.random_state = self._base, torch.get_rng_state()
 
     def _note_buffers(self, call: ModuleCall, module: nn.Module, *_: Any) -> None:
-        for name, _buffer in module.named_buffers():
+        for name, buffer in module.named_buffers():
             full_name = join_path(call.path, name)
-            buffer, previous = self._buffers[full_name]
-            if not torch.equal(buffer, previous):  # torch's batch norm writes without counting a version
+            previous = self._buffers.get(full_name)  # None for a table that a layer makes at its first call
+            if previous is not None and not torch.equal(buffer, previous):  # batch norm writes without counting
                 current = buffer.detach().clone()
                 call.buffers[full_name] = (previous, current)
-                self._buffers[full_name] = (buffer, current)
+                self._buffers[full_name] = current
 
     def _note_format(self, innermost: ModuleCall | None, operator: Any, args: Any, kwargs: Any, result: Any) -> None:
         format_ = result_format(operator, result)

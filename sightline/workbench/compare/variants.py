@@ -19,6 +19,7 @@ from sightline.engine.optimizers import apply_freezing
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.step import Step, single_batch_step, weighted_sum, with_prepare
 from sightline.engine.train import TrainState
+from sightline.instrument import preserve_buffers
 from sightline.instrument.formats import Format, get_format
 from sightline.workbench.compare.recording import OverwrittenError, Recorder, StepRecording
 
@@ -100,24 +101,19 @@ def record_step(
 def _record(
     job: TrainState, variant: ModelVariant, batch: Batch, hooked: Sequence[str] | None, *, copies: bool
 ) -> StepRecording:
-    initial = {name: buffer.clone() for name, buffer in variant.model.named_buffers()}
     variant.model.zero_grad(set_to_none=True)
     recorder = Recorder(
         variant.model, base=variant.format, watches_formats=variant.is_lowered, copies=copies, hooked=hooked
     )
-    try:
-        with backend_settings(variant):
-            step = variant_step(job, variant, batch)
-            prepared = tree_map(prepared_values(step), lambda _, tensor: tensor.detach().clone())
-            with recorder.recording():
-                losses = mean_losses(job, variant, batch, step=step)
-            recorder.assert_whole()
-            if losses["total"].requires_grad:
-                losses["total"].backward()
-            recorder.assert_whole()
-    finally:
-        for name, buffer in variant.model.named_buffers():
-            buffer.copy_(initial[name])
+    with preserve_buffers(variant.model), backend_settings(variant):
+        step = variant_step(job, variant, batch)
+        prepared = tree_map(prepared_values(step), lambda _, tensor: tensor.detach().clone())
+        with recorder.recording():
+            losses = mean_losses(job, variant, batch, step=step)
+        recorder.assert_whole()
+        if losses["total"].requires_grad:
+            losses["total"].backward()
+        recorder.assert_whole()
     gradients = {name: p.grad for name, p in variant.model.named_parameters() if p.grad is not None}
     variant.model.zero_grad(set_to_none=True)
     values = {name: value.detach() for name, value in losses.items()}

@@ -247,7 +247,11 @@ class RunProblem:
         unused = unused_weights(self.simulated, step, self.weights, self._loss)
         self.unused = tuple(name for name in unused if name not in problem.protected)
         self.problem = dataclasses.replace(
-            problem, layers=self.layers, curvature=self._build_curvature, unused=frozenset(self.unused)
+            problem,
+            layers=self.layers,
+            curvature=self._build_curvature,
+            unused=frozenset(self.unused),
+            subject=self.subject,
         )
 
     @property

@@ -54,10 +54,11 @@ class LabelRun:
 class LabelRow:
     """Row of the table: a fraction of the labels, its number of samples, the metrics of both starts, and a comparison.
 
-    A spread is the largest value minus the smallest, NaN for a single run. `is_beyond`: the improvement of the mean,
-    pre-trained minus scratch (or the reverse if lower is better), exceeds the larger of both spreads; None if there is
-    none. Two runs of one seed share labels and the order of samples, and form a pair: in `num_ahead` of `num_pairs` the
-    pre-trained run is strictly better.
+    Metrics are in the order of the seeds; a run whose metric counted nothing has NaN, which no mean, spread or pair
+    includes. A spread is the largest value minus the smallest, NaN for a single run. `is_beyond`: the improvement of
+    the mean, pre-trained minus scratch (or the reverse if lower is better), exceeds the larger of both spreads; None if
+    there is none. Two runs of one seed share labels and the order of samples, and form a pair: in `num_ahead` of
+    `num_pairs` the pre-trained run is strictly better.
     """
 
     fraction: float
@@ -68,7 +69,7 @@ class LabelRow:
 
     @property
     def is_complete(self) -> bool:
-        return bool(self.scratch and self.pretrained)
+        return bool(_drop_nan(self.scratch) and _drop_nan(self.pretrained))
 
     @property
     def spread(self) -> float:
@@ -76,7 +77,7 @@ class LabelRow:
 
     @property
     def difference(self) -> float:
-        return statistics.fmean(self.pretrained) - statistics.fmean(self.scratch) if self.is_complete else math.nan
+        return _mean(self.pretrained) - _mean(self.scratch)
 
     @property
     def is_beyond(self) -> bool | None:
@@ -86,14 +87,18 @@ class LabelRow:
 
     @property
     def num_pairs(self) -> int:
-        return min(len(self.scratch), len(self.pretrained))
+        return len(self._pairs)
 
     @property
     def num_ahead(self) -> int:
-        pairs = zip(self.scratch, self.pretrained, strict=False)  # an interrupted study ends in half a pair
         return sum(
-            pretrained < scratch if self.is_low_better else pretrained > scratch for scratch, pretrained in pairs
+            pretrained < scratch if self.is_low_better else pretrained > scratch for scratch, pretrained in self._pairs
         )
+
+    @property
+    def _pairs(self) -> list[tuple[float, float]]:
+        pairs = zip(self.scratch, self.pretrained, strict=False)  # an interrupted study ends in half a pair
+        return [pair for pair in pairs if len(_drop_nan(pair)) == 2]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; NaN or None for those that are not known yet."""
@@ -127,15 +132,27 @@ def label_rows(
     return [row for row in rows if row.scratch or row.pretrained]
 
 
+def _drop_nan(values: Sequence[float]) -> list[float]:
+    """Return the values that are not NaN."""
+    return [value for value in values if not math.isnan(value)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = _drop_nan(values)
+    return statistics.fmean(known) if known else math.nan
+
+
 def _spread(values: Sequence[float]) -> float:
-    return max(values) - min(values) if len(values) > 1 else math.nan
+    known = _drop_nan(values)
+    return max(known) - min(known) if len(known) > 1 else math.nan
 
 
 def _statistics(values: Sequence[float]) -> dict[str, Any]:
+    known = _drop_nan(values)
     return {
         "values": list(values),
-        "mean": statistics.fmean(values) if values else math.nan,
-        "std": statistics.stdev(values) if len(values) > 1 else math.nan,
+        "mean": _mean(values),
+        "std": statistics.stdev(known) if len(known) > 1 else math.nan,
         "spread": _spread(values),
     }
 
@@ -158,7 +175,7 @@ def label_panel(rows: Sequence[LabelRow], *, title: str) -> ChartPanel:
     """Plot both starts over the fraction of labels: means, and the range from minimum to maximum over the seeds."""
     series = []
     for start, name in zip(STARTS, ("from scratch", "pre-trained"), strict=True):
-        figures = [(row.fraction, getattr(row, start)) for row in rows if getattr(row, start)]
+        figures = [(row.fraction, known) for row in rows if (known := _drop_nan(getattr(row, start)))]
         points = tuple((100 * fraction, statistics.fmean(values)) for fraction, values in figures)
         series.append(Series(name, points, tuple((min(values), max(values)) for _, values in figures)))
     return ChartPanel(title, "labels, %", tuple(series), y_scale="linear")
@@ -291,7 +308,8 @@ class LabelStudy:
         rows = self._rows(done)
         write_document(self._out / f"{NAME}.json", self._document(rows, done))
         panel = label_panel(rows, title=f"{self._config.evaluate.metric}, {self._config.data.name}")
-        write_file(self._out / f"{NAME}.svg", render_svg([[panel]]))
+        if any(series.points for series in panel.series):
+            write_file(self._out / f"{NAME}.svg", render_svg([[panel]]))
 
 
 def _assert_no_study_keys(overrides: Sequence[str]) -> None:

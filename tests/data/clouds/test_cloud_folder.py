@@ -277,6 +277,33 @@ def test_clouds_whose_points_are_repeated_are_counted(tmp_path: Path) -> None:
     assert prepare_folder(tmp_path / "in", tmp_path / "other", num_points=50)["differences"] == []
 
 
+def test_a_cloud_in_two_classes_is_told_where_their_names_have_slashes(tmp_path: Path) -> None:
+    rows = ["path,label,split"]
+    for kind in ("ball", "rod"):
+        for number, split in enumerate(("train", "test")):
+            cloud = solid("ball", 0) if split == "train" else solid(kind, 1)
+            write_ply(tmp_path / f"{kind}_{number}.ply", dict(zip("xyz", cloud.T, strict=True)))
+            rows.append(f"{kind}_{number}.ply,toys/{kind},{split}")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    (note,) = prepare_folder(tmp_path / "list.csv", tmp_path / "set", num_points=100)["differences"]
+    assert note.startswith("the same cloud in the classes toys/ball, toys/rod: at most one label is right")
+
+
+def test_files_of_one_name_in_several_folders_are_all_counted(tmp_path: Path) -> None:
+    """A list may name scan_0/cloud.ply and scan_1/cloud.ply of one class, of which the first is the smallest."""
+    rows = ["path,label"]
+    for kind in ("ball", "rod"):
+        for number in range(4):
+            (tmp_path / kind / f"scan_{number}").mkdir(parents=True)
+            cloud = solid(kind, number, num_points=50 if number == 0 else 200)
+            write_ply(tmp_path / kind / f"scan_{number}" / "cloud.ply", dict(zip("xyz", cloud.T, strict=True)))
+            rows.append(f"{kind}/scan_{number}/cloud.ply,{kind}")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    manifest = prepare_folder(tmp_path / "list.csv", tmp_path / "set", num_points=120)
+    assert manifest["fewest_points"] == 50
+    assert manifest["differences"][0].startswith("2 of 8 clouds have fewer different points than num_points=120")
+
+
 def test_clouds_in_two_units_are_reported_where_size_means_something(tmp_path: Path) -> None:
     for kind in ("ball", "rod"):
         (tmp_path / "in" / kind).mkdir(parents=True)

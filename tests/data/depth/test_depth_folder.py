@@ -120,6 +120,27 @@ def test_splits_and_unlabelled_joints_of_the_labels_count(tmp_path: Path) -> Non
     assert (facts["cube_mm"], facts["centre_joint"]) == (250.0, 0)
 
 
+def test_stated_validation_frames_choose_the_checkpoint_and_none_of_them_trains(tmp_path: Path) -> None:
+    write_own_frames(tmp_path / "frames", 6)
+    path = tmp_path / "frames" / "joints.csv"
+    splits = ("train", "validation", "validation", "train", "test", "test")
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([f"{header},split", *(f"{a},{b}" for a, b in zip(lines, splits, strict=True))]))
+    manifest = prepare_set("depth_folder", tmp_path / "frames", tmp_path / "own")
+    assert manifest["split"] == "as the labels state"
+    numbers = np.arange(4.0)[:, None] + 1000  # lines of train, then of validation, as `predict --data` writes them
+    np.savetxt(tmp_path / "train.txt", numbers.repeat(3, axis=1))
+    reference = {"name": "file", "path": str(tmp_path / "{split}.txt")}
+    for split, names, lines_read in (
+        ("train", ["000", "003"], [1000, 1001]),
+        ("validation", ["001", "002"], [1002, 1003]),
+    ):
+        data = _open(tmp_path / "own", split, reference=reference, split_seed=3)
+        assert [Path(data.sample_name(i)).stem for i in range(len(data))] == names
+        assert [data[SampleKey(i, 0, 0)]["reference"][0].item() for i in range(len(data))] == lines_read
+    assert _open(tmp_path / "own", "test").info.split_sizes == {"train": 2, "validation": 2, "test": 2}
+
+
 def test_joints_upside_down_are_noted_and_images_without_a_label_are_counted(tmp_path: Path) -> None:
     root = tmp_path / "frames"
     write_own_frames(root, 12)

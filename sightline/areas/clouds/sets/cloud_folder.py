@@ -277,12 +277,9 @@ def _digest(clouds: Sequence[ListedCloud]) -> str:
 def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
     """Manifest entries computed from the written arrays."""
     duplicates, notes = find_duplicates(prepared, "points"), [passed_over] if passed_over else []
-    clouds = {
-        f"{split}/{name}": points
-        for split in prepared.splits
-        for name, points in zip(prepared.names(split), prepared.array(split, "points"), strict=True)
-    }
-    distinct = np.array([len(np.unique(points, axis=0)) for points in clouds.values()])
+    names = [f"{split}/{name}" for split in prepared.splits for name in prepared.names(split)]  # a list may repeat some
+    clouds = [points for split in prepared.splits for points in prepared.array(split, "points")]
+    distinct = np.array([len(np.unique(points, axis=0)) for points in clouds])
     sizes: dict[str, Any] = {"fewest_points": int(distinct.min())}
     num_points = prepared.manifest["preparation"]["num_points"]
     if num_repeated := int((distinct < num_points).sum()):
@@ -291,9 +288,9 @@ def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
             f"smallest {distinct.min()}: points are repeated; num_points={distinct.min()} repeats none"
         )
     if prepared.manifest["normalisation"] == "none":
-        radii = [cloud_radius(points) for points in clouds.values()]
+        radii = [cloud_radius(points) for points in clouds]
         sizes["radii"] = [min(radii), max(radii)]
-        notes += note_mixed_units(list(clouds), radii, "clouds")
+        notes += note_mixed_units(names, radii, "clouds")
     return {
         "splits": count_labels(prepared, len(prepared.manifest["class_names"])),
         "duplicates": duplicates,
@@ -304,8 +301,8 @@ def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
 
 def _duplicate_note(group: Sequence[str]) -> str:
     """Describe one group of identical clouds (`split/class/file` each); the most serious fault decides."""
-    labels = {name.split("/")[1] for name in group}
-    splits = {name.split("/")[0] for name in group}
+    splits, clouds = ({name.partition("/")[place] for name in group} for place in (0, 2))
+    labels = {cloud.rpartition("/")[0] for cloud in clouds}  # the class of a list may have slashes
     if len(labels) > 1:
         fault = f"the same cloud in the classes {', '.join(sorted(labels))}: at most one label is right"
     elif len(splits) > 1:

@@ -21,6 +21,7 @@ from sightline.areas.pose.sets.depth_sets import (
     SourceFrame,
     StoredFrames,
     check_joint_range,
+    choose_frames,
     plan_depth_set,
     train_and_test,
 )
@@ -43,7 +44,7 @@ from sightline.store.files.input_files import file_size, natural_sort_key
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, Shard
-from sightline.store.prepared.splits import SPLITS, order_by_hash
+from sightline.store.prepared.splits import order_by_hash
 
 _MM_PER = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
 _FRAMES_PER_SHARD = 200
@@ -61,7 +62,8 @@ class DepthFolder(PreparedFrames):
     """The user's own depth frames with joints in mm, prepared by `sightline data prepare depth_folder`.
 
     The default `reference` is the centre of mass of the figure. `validation_share` of the training recordings, by
-    `split_seed`, choose the checkpoint; a recording is a folder of frames, or of few folders a stretch of frames.
+    `split_seed`, choose the checkpoint, unless the labels state validation frames; a recording is a folder of frames,
+    or of few folders a stretch of frames.
     Source: the user's files.
     """
 
@@ -93,9 +95,8 @@ class DepthFolder(PreparedFrames):
             about["centre"],
             about["cube_mm"],
         )
-        is_stated = "validation" in prepared.splits
-        choose = _choose_stated if is_stated else partial(train_and_test, share=validation_share, seed=split_seed)
-        frames, part = choose(prepared, split)
+        choose = _choose_stated if "validation" in prepared.splits else train_and_test
+        frames, part = choose(prepared, split, share=validation_share, seed=split_seed)
         super().__init__(frames=frames, part=part, reference=reference, joints=joints)
 
     @classmethod
@@ -174,14 +175,15 @@ class DepthFolder(PreparedFrames):
         }
 
 
-def _choose_stated(prepared: PreparedSet, split: str) -> tuple[StoredFrames, FrameSplit]:
-    """Choose the frames of a split where the labels state the validation frames, too."""
-    stored = {name: StoredFrames(prepared, (name,)) for name in SPLITS}
-    if split not in stored:
-        raise DataError(f"{prepared.root}: has no part '{split}'; it has {', '.join(SPLITS)}")
-    indices = {name: np.flatnonzero(frames.usable_mask()) for name, frames in stored.items()}
-    sizes = {name: len(frames) for name, frames in indices.items()}
-    return stored[split], FrameSplit(split, split, indices[split], int(stored[split].starts()[-1]), sizes)
+def _choose_stated(prepared: PreparedSet, split: str, *, share: float, seed: int) -> tuple[StoredFrames, FrameSplit]:
+    """Choose the frames of a split where the labels state the validation frames, too; nothing is drawn.
+
+    They follow those of train in the order of the training frames, as in every set whose validation frames are dealt.
+    """
+    training, testing = StoredFrames(prepared, ("train", "validation")), StoredFrames(prepared, ("test",))
+    _, first, total = training.starts()
+    is_held = np.arange(total) >= first
+    return choose_frames(split, training, testing, is_held, share=share, seed=seed, is_held=is_held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,8 +337,9 @@ def _assign_splits(frames: Sequence[FrameLabel], test_share: float, seed: int) -
         recordings = _cut_stretches([label.frame for label in frames], recordings)
     names, groups = np.unique(recordings, return_inverse=True)
     if frames[0].split:
-        splits = ["test" if label.split == "test" else "train" for label in frames]
-        return splits, groups, f"as the labels state; {kind} of train are held out for validation"
+        splits = [label.split for label in frames]
+        held_out = "" if "validation" in splits else f"; {kind} of train are held out for validation"
+        return splits, groups, f"as the labels state{held_out}"
     num_test = min(max(1, round(test_share * len(names))), len(names) - 1)
     if num_test < 1:
         raise DataError(f"{frames[0].where}: is the only frame; label more frames, or state their splits")

@@ -158,10 +158,12 @@ def choose_frames(
     share: float,
     seed: int,
     left_out: np.ndarray | None = None,
+    is_held: np.ndarray | None = None,
 ) -> tuple[StoredFrames, FrameSplit]:
     """Choose the frames of a split; whole groups of training frames (`share` of them) are held out for validation.
 
-    Frames marked in `left_out`, and unusable frames, do not train. Every valid frame is tested; a test split without
+    `is_held` marks the held-out frames where the set states them: then none are drawn. Frames marked in `left_out`, and
+    unusable frames, do not train. Every valid frame is tested; a test split without
     labels can be read, but is missing from `sizes`, so that nothing is scored on it. Raises DataError for an unknown
     split.
     """
@@ -170,9 +172,10 @@ def choose_frames(
         raise DataError(f"{root}: has no part '{split}'; it has {', '.join(SPLITS[:-1])} and {SPLITS[-1]}")
     if split == "test" and not testing.splits:
         raise DataError(f"{root}: holds no test frames, the source that it was prepared from had none")
-    names, group = np.unique(groups, return_inverse=True)
-    held_out = stratified_split(len(names), None, share=share, seed=seed)[1] if share else np.zeros(0, dtype=np.int64)
-    is_held = np.isin(group, held_out)
+    if is_held is None:
+        names, group = np.unique(groups, return_inverse=True)
+        drawn = stratified_split(len(names), None, share=share, seed=seed)[1] if share else np.zeros(0, dtype=np.int64)
+        is_held = np.isin(group, drawn)
     usable = training.usable_mask() if left_out is None else training.usable_mask() & ~left_out
     indices = {
         "train": np.flatnonzero(usable & ~is_held),

@@ -54,7 +54,8 @@ class Problem:
     """Search problem: formats of layers (`choices`, fewest bits first) within `budget_bytes` by `bytes_of(policy)`.
 
     Policies contain every layer: `protected` layers with their given format, other `unused` layers with the first
-    choice. Fewer bits must never need more bytes. `curvature` is called by searches that need it.
+    choice. Fewer bits must never need more bytes. `curvature` is called by searches that need it. `subject` identifies
+    the weights and samples of the losses.
     """
 
     layers: tuple[LayerCost, ...]
@@ -64,6 +65,7 @@ class Problem:
     protected: Mapping[str, WeightFormat] = field(default_factory=dict)
     curvature: Callable[[], Curvature] | None = None
     unused: frozenset[str] = frozenset()
+    subject: str = ""
 
     def __post_init__(self) -> None:
         bits = self.bits

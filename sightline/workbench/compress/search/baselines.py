@@ -8,6 +8,7 @@ NSGA-II of Optuna over (loss, bytes), whose storage several machines may share.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -153,7 +154,8 @@ class NSGA2(Search):
     """NSGA-II: evolutionary search of two objectives, loss and bytes; policies are lowered to the budget, as in HAQ.
 
     The first policy has uniform bits. With `storage`, a database URL or a file, trials are shared with all machines
-    that use the same storage, and `max_evaluations` counts all of them; draws then differ from run to run.
+    that use the same storage for the same search of a run, and `max_evaluations` counts all of them; draws then differ
+    from run to run.
     Source: Deb et al. 2002 (NSGA-II), in Optuna.
     """
 
@@ -190,7 +192,10 @@ class NSGA2(Search):
     def _open_study(self, problem: Problem) -> Any:
         import optuna
 
-        name = f"{len(problem.searched_layers)} layers in {problem.budget_bytes} bytes"
+        layers, lowest = [layer.name for layer in problem.searched_layers], problem.policy(problem.lowest)
+        # a storage may hold searches of other runs, whose losses and levels mean something else
+        identity = hashlib.sha256(repr((problem.subject, layers, problem.choices, lowest)).encode()).hexdigest()[:12]
+        name = f"{len(layers)} layers in {problem.budget_bytes} bytes, {identity}"
         study = open_study(
             self.storage, name=name, directions=["minimize", "minimize"], needed_by="search 'nsga2': storage"
         )

@@ -94,7 +94,16 @@ class Tied(CloudNet):
         return self.second(self.second(rows)) + nn.functional.linear(rows, self.second.linear.weight)
 
 
-@pytest.mark.parametrize("model", [Ordered, Nearest, Tied])
+class Lazy(CloudNet):
+    """A table that is made at the first call, of the points' dtype and device."""
+
+    def between(self, rows: Tensor) -> Tensor:
+        if not hasattr(self, "table"):
+            self.register_buffer("table", torch.linspace(0.5, 1.5, rows.shape[-1]).to(rows), persistent=False)
+        return rows * self.table
+
+
+@pytest.mark.parametrize("model", [Ordered, Nearest, Tied, Lazy])
 def test_unusual_networks_are_healthy(model: type[nn.Module]) -> None:
     findings = findings_of("classify", model)
     assert [f for f in findings if f.severity != "note"] == [], "\n".join(map(str, findings))

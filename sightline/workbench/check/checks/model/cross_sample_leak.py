@@ -302,7 +302,11 @@ def _judge_memory(group: _Group) -> Fault | None:
         model = isolated_copy(group.model)
         initial_buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         group.outputs(model, first)
-        changed = [name for name, buffer in model.named_buffers() if not torch.equal(initial_buffers[name], buffer)]
+        changed = [
+            name
+            for name, buffer in model.named_buffers()
+            if name not in initial_buffers or not torch.equal(initial_buffers[name], buffer)
+        ]
         return group.outputs(model, sample.batch), changed
 
     after_itself, _ = run_after(sample.batch)

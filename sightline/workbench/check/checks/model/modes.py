@@ -37,8 +37,11 @@ def still_statistics(context: Context, step: DryRun) -> Fault | None:
 
     Running statistics are the buffers with `running`, `moving` or `ema` in their names.
     """
-    initial = dict(context.built.job.model.named_buffers())
-    moved = {name: not torch.equal(buffer, initial[name]) for name, buffer in step.model.named_buffers()}
+    initial = dict(context.built.job.model.named_buffers(remove_duplicate=False))
+    moved = {
+        name: name not in initial or not torch.equal(buffer, initial[name])
+        for name, buffer in step.model.named_buffers(remove_duplicate=False)
+    }
     still = [
         name
         for name, module in step.model.named_modules()
