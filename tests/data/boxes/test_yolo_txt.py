@@ -161,6 +161,38 @@ def test_splits_are_those_of_the_file_of_names(tmp_path: Path, listed: bool) -> 
     ]
 
 
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("images/train/test_01.png", "train"),
+        ("images/train/valley.png", "train"),
+        ("images/val2017/train_03.png", "test"),
+        ("train/images/testing_ground/a.png", "train"),
+        ("mytest/my_train_images/val.png", "train"),
+        ("images/test.png", "all"),
+    ],
+)
+def test_words_in_names_of_images_move_none_to_another_part(tmp_path: Path, path: str, split: str) -> None:
+    """A photograph of a train in the folder of validation was trained on."""
+    write_image(tmp_path / "in" / path, pattern(10, 20))
+    (tmp_path / "in" / path).with_suffix(".txt").write_text("0 .5 .5 .5 .5")
+    assert YoloTxt.plan(tmp_path / "in", target=tmp_path / "set", progress=quiet, names=("a",)).shards[0].split == split
+
+
+@pytest.mark.parametrize(
+    "line", ["a.png\n\n  \nb.png\n\n", "../images/a.png\n./../images/b.png", "{link}/a.png\n{root}/images/b.png"]
+)
+def test_lists_name_images_with_blank_lines_from_other_folders_and_through_links(tmp_path: Path, line: str) -> None:
+    """They were refused as missing images, a blank line as that of the folder itself."""
+    root, link = tmp_path / "in", tmp_path / "link"
+    for name in ("a", "b"):
+        write_image(root / "images" / f"{name}.png", pattern(10, 20)).with_suffix(".txt").write_text("0 .5 .5 .5 .5")
+    os.symlink(root / "images", link)
+    (root / "images" / "list.txt").write_text(line.format(link=link, root=root))
+    (root / "data.yaml").write_text("train: images/list.txt\nnames: [person]\n")
+    assert prepare(root, tmp_path / "set")["statistics"]["images"] == {"train": 2}
+
+
 def test_folders_that_are_stated_and_not_there_are_named(tmp_path: Path) -> None:
     """A path that YAML reads as a number is the text of it, as Ultralytics' loader takes it."""
     root = tmp_path / "in"

@@ -6,6 +6,7 @@ Reader of YOLO text files: one row per box, in relative coordinates, next to the
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -38,6 +39,7 @@ from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 
 _NAME_LISTS = ("classes.txt", "obj.names", "names.txt")
 _SPLIT_KEYS = {"train": "train", "test": "test", "val": "validation"}
+_SPLIT_FOLDER = re.compile(r"(?:train|val|test)(?:ing|id|idation)?[0-9]*")
 _MARGIN = 0.01
 """Tolerance of relative coordinates outside 0 to 1: annotation tools round. Source: ultralytics, data/utils.py."""
 
@@ -57,7 +59,7 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
     images: list[ListedImage] = []
     unlabelled: list[Path] = []
     for path, labels in label_paths.items():
-        split = guess_split(path.relative_to(root)) if split_by is None else split_by.get(path)
+        split = _guess_image_split(path.relative_to(root).parent) if split_by is None else split_by.get(path)
         if split is None:
             continue  # in none of the splits that the file of names states
         unlabelled += [path] if labels is None else []
@@ -96,6 +98,12 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
     for text in _find_unused_label_files(label_paths):
         faults.add("text files without an image", str(text))
     return ListedImageSet(root, "yolo_txt", classes, images, COLUMNS, "boxes", faults, notes, "middle, size")
+
+
+def _guess_image_split(folder: Path) -> str:
+    """Guess the split of a folder's images, from folders that are named after a split, else from the words in names."""
+    named = [part for part in folder.parts if _SPLIT_FOLDER.fullmatch(part.lower())]
+    return guess_split(Path(*named) if named else folder)
 
 
 def _assign_image_ids(paths: Sequence[Path]) -> dict[Path, int]:
@@ -208,7 +216,15 @@ def _list_stated_images(root: Path, base: str, stated: str) -> list[Path] | None
     if path.is_dir():
         return list_images(path)
     lines = read_file(path).decode("utf-8-sig", "replace").splitlines()
-    return [path.parent / line.strip().removeprefix("./") for line in lines]
+    return [_find_stated_image(root, path.parent / line.strip()) for line in lines if line.strip()]
+
+
+def _find_stated_image(root: Path, path: Path) -> Path:
+    """Return the path of an image in a list without `..`; one outside of `root` may lead into it by a link."""
+    plain = Path(os.path.normpath(path))
+    if plain.is_relative_to(root) or "\0" in str(plain):
+        return plain
+    return Path(os.path.realpath(plain.parent), plain.name)
 
 
 def _find_label_file(root: Path, path: Path) -> Path | None:
