@@ -298,6 +298,16 @@ def test_no_label_is_lost_whatever_images_are_called(tmp_path: Path, layout: str
     assert widths(layout, tmp_path / "together") == Counter(range(1, len(names) + 1))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_backslashes_in_names_of_coco_divide_folders(tmp_path: Path, layout: str) -> None:
+    """As `data prepare` reads them: the conversion called such an image missing, and its labels `k\\a.txt`."""
+    source = written_coco(tmp_path / "in", ("k/a.png", "k/b.png"))
+    text = (source / "instances_some.json").read_text()
+    (source / "instances_some.json").write_text(text.replace("k/", r"k\\"))
+    convert_annotations(source, "coco", tmp_path / "out", layout)
+    assert widths(layout, tmp_path / "out") == {1: 1, 2: 1}
+
+
 @pytest.mark.parametrize(
     ("layout", "names"),
     [
