@@ -108,7 +108,8 @@ def _first(is_faulty: Tensor, owner: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _confusion(answer: Tensor, target: Tensor, num_parts: int) -> Tensor:
-    return torch.bincount(target * num_parts + answer, minlength=num_parts**2).view(num_parts, num_parts)
+    cells = target.long() * num_parts + answer  # labels of 8 bits would overflow
+    return torch.bincount(cells, minlength=num_parts**2).view(num_parts, num_parts)
 
 
 @numba_kernel
@@ -252,7 +253,7 @@ class PartIoU:
         for name, count in (("labelled", counts.labelled), ("answered", counts.predicted), ("common", counts.common)):
             state[name][sample_index] += count
         state["confusion"] += counts.confusion
-        state["category"][sample_index] = category
+        state["category"][sample_index] = category.to(state["category"].dtype)
         state["seen"][sample_index] += 1
 
     def compute(self, state: State) -> dict[str, float]:
