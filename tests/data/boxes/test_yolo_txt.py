@@ -274,6 +274,15 @@ def test_rows_that_cannot_be_meant_are_named_or_left_out(tmp_path: Path, row: st
     assert all_of(tmp_path / "set").record(0).boxes[1].tolist() == [2, 2, 10, 4]  # about a polygon's corners
 
 
+def test_key_points_after_a_box_are_no_corners(tmp_path: Path) -> None:
+    """Of an even number of values the box was that about all of them, as of the corners of a polygon."""
+    write_image(tmp_path / "in" / "a.png", pattern(10, 20))
+    (tmp_path / "in" / "a.txt").write_text("0 .5 .5 .2 .4 .9 .1 2 .1 .9 0\n0 .5 .5 .2 .4\n0 .5 .5 .2 .4 .9 .1 .1 .9\n")
+    (tmp_path / "in" / "data.yaml").write_text("kpt_shape: [2, 3]\nnames: [tiger]\n")
+    prepare(tmp_path / "in", tmp_path / "set")
+    assert all_of(tmp_path / "set").record(0).boxes.tolist() == [[8, 3, 12, 7]] * 3
+
+
 def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such folder, no image"):
         prepare(tmp_path / "in", tmp_path / "set")

@@ -53,6 +53,7 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
     paths = list_images(root)
     config_path, config = _read_config(root)
     classes = _read_classes(root, names, config_path, config)
+    make_columns = partial(_make_columns, classes=classes, has_key_points=config.get("kpt_shape") is not None)
     split_by, shared, missing = _read_splits(root, config_path, config)
     label_paths = {path: _find_label_file(root, path) for path in paths}
     numbers = _assign_image_ids(paths)
@@ -65,9 +66,7 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
         unlabelled += [path] if labels is None else []
         files = tuple(file for file in (labels, config_path) if file is not None)
         name = path.relative_to(root).as_posix()
-        images.append(
-            ListedImage(split, name, path, partial(_make_columns, labels, classes, name), numbers[path], None, files)
-        )
+        images.append(ListedImage(split, name, path, partial(make_columns, labels), numbers[path], None, files))
     if not images:
         raise DataError(f"{config_path}: the splits that it states hold none of the {len(paths)} images below {root}")
     if len(unlabelled) == len(images):
@@ -244,7 +243,12 @@ def _find_unused_label_files(label_paths: Mapping[Path, Path | None]) -> list[Pa
 
 
 def _make_columns(
-    path: Path | None, classes: CategoryIds, name: str, size_px: tuple[int, int], faults: AnnotationFaults
+    path: Path | None,
+    size_px: tuple[int, int],
+    faults: AnnotationFaults,
+    *,
+    classes: CategoryIds,
+    has_key_points: bool,
 ) -> Values:
     """Read the boxes of a text file as columns, in pixels of an image with `size_px` (height, width)."""
     text = "" if path is None else read_file(path).decode("utf-8-sig", "replace")
@@ -255,7 +259,7 @@ def _make_columns(
         if not line.split():
             continue
         try:
-            label, box = _parse_row(line)
+            label, box = _parse_row(line, has_key_points=has_key_points)
             if label not in label_by_class:
                 raise ValueError(f"class {label} of {len(label_by_class)}")
         except ValueError as error:
@@ -269,10 +273,13 @@ def _make_columns(
     return {"boxes": corners, "label": np.array(labels, dtype=np.int64), "area": area, "is_ignored": is_ignored}
 
 
-def _parse_row(line: str) -> tuple[int, np.ndarray]:
-    """Parse a row into class and relative box (4,) xyxy: from centre and size, or from the corners of a polygon."""
+def _parse_row(line: str, *, has_key_points: bool) -> tuple[int, np.ndarray]:
+    """Parse a row into class and relative box (4,) xyxy: from centre and size, or from the corners of a polygon.
+
+    With key points, centre and size come first, and the rest is left out.
+    """
     values = np.array(line.split(), dtype=np.float64)
-    numbers = values[1:]
+    numbers = values[1:5] if has_key_points else values[1:]
     if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
         raise ValueError("class, centre x, centre y, width and height, or class and corners, are needed")
     if not np.isfinite(values).all() or values[0] != int(values[0]):
