@@ -189,8 +189,11 @@ def test_lists_name_images_with_blank_lines_from_other_folders_and_through_links
         write_image(root / "images" / f"{name}.png", pattern(10, 20)).with_suffix(".txt").write_text("0 .5 .5 .5 .5")
     os.symlink(root / "images", link)
     (root / "images" / "list.txt").write_text(line.format(link=link, root=root))
-    (root / "data.yaml").write_text("train: images/list.txt\nnames: [person]\n")
-    assert prepare(root, tmp_path / "set")["statistics"]["images"] == {"train": 2}
+    (root / "data.yaml").write_text(f"train: images/list.txt\ntest: {link}/more\nnames: [person]\n")
+    write_image(root / "images" / "more" / "c.png", pattern(10, 20))
+    manifest = prepare(root, tmp_path / "set")
+    assert manifest["statistics"]["images"] == {"train": 2, "test": 1}
+    assert manifest["differences"] == ["1 images have no text file and count as empty, first: images/more/c.png"]
 
 
 def test_folders_that_are_stated_and_not_there_are_named(tmp_path: Path) -> None:

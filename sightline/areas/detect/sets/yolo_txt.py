@@ -208,18 +208,19 @@ def _list_stated_images(root: Path, base: str, stated: str) -> list[Path] | None
     entry = stated
     while entry.startswith(("../", "./")):
         entry = entry.partition("/")[2]
-    candidates = (path for path in (root / base / entry, root / entry) if path.is_relative_to(root))
-    path = next(filter(os.path.exists, candidates), None)  # os.path.exists accepts names too long for the file system
+    candidates = (_place_below(root, path) for path in (root / base / entry, root / entry))
+    below = (path for path in candidates if path.is_relative_to(root))
+    path = next(filter(os.path.exists, below), None)  # os.path.exists accepts names too long for the file system
     if path is None:
         return None
     if path.is_dir():
         return list_images(path)
     lines = read_file(path).decode("utf-8-sig", "replace").splitlines()
-    return [_find_stated_image(root, path.parent / line.strip()) for line in lines if line.strip()]
+    return [_place_below(root, path.parent / line.strip()) for line in lines if line.strip()]
 
 
-def _find_stated_image(root: Path, path: Path) -> Path:
-    """Return the path of an image in a list without `..`; one outside of `root` may lead into it by a link."""
+def _place_below(root: Path, path: Path) -> Path:
+    """Return a stated path without `..`; one outside of `root` may lead into it by a link."""
     plain = Path(os.path.normpath(path))
     if plain.is_relative_to(root) or "\0" in str(plain):
         return plain
