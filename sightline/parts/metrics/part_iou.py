@@ -52,7 +52,7 @@ def count_parts(
     counts = np.zeros((num_shapes, 5, num_parts), dtype=np.int64)
     faults = np.full((num_shapes, 2), -1, dtype=np.int64)
     prediction = np.zeros(len(probabilities), dtype=np.int64)
-    inputs = (probabilities.detach(), target, cloud_offsets, category)
+    inputs = (probabilities.detach(), target.long(), cloud_offsets.long(), category.long())  # one form to compile
     arrays = (tensor.contiguous().numpy() for tensor in inputs)
     run_parallel(_count, num_shapes, *arrays, parts, counts, faults, prediction)
     point_counts, first_faults = torch.from_numpy(counts), torch.from_numpy(faults)
