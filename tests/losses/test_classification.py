@@ -211,9 +211,11 @@ def test_with_gamma_zero_it_is_cross_entropy() -> None:
     assert focal(logits=logits, label=label).item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_gradients_agree_with_finite_differences_also_at_certainty() -> None:
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_gradients_agree_with_finite_differences_also_at_certainty(gamma: float) -> None:
+    """Below 1 the power has an infinite slope at 0: the gradient of a sure and right prediction was NaN."""
     logits, label = made()
-    loss = FocalCrossEntropy(num_classes=4, class_weights=WEIGHTS)
+    loss = FocalCrossEntropy(num_classes=4, gamma=gamma, class_weights=WEIGHTS)
     assert torch.autograd.gradcheck(lambda values: loss(logits=values, label=label), logits.requires_grad_())
     sure = torch.tensor([[100.0, 0.0, 0.0, 0.0]], requires_grad=True)
     loss(logits=sure, label=torch.tensor([0])).backward()

@@ -469,3 +469,23 @@ def test_no_shapes_and_points_apart_in_memory_are_taken() -> None:
     given = (torch.rand(50, 80).T, torch.full((80,), 4), torch.tensor([0, 80]), torch.tensor([BAG]), PARTS)
     for found, expected in zip(count_parts(*given), count_parts_reference(*given), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_few_bits_are_counted_as_those_of_many(dtype: torch.dtype) -> None:
+    """Of the fifty parts those from 6 on had other rows in the confusion matrix: 6 x 50 does not fit into 8 bits."""
+    parts = torch.tensor([6, 7, 6, 4, 5])
+    states = []
+    for labels in (parts, parts.to(dtype)):
+        states.append(make_state(published_metric(), num_samples=2))
+        published_metric().update(
+            states[-1],
+            probabilities=sure_of([7, 7, 6, 5, 5]),
+            target=labels,
+            cloud_offsets=torch.tensor([0, 3, 5]),
+            category=torch.tensor([CAP, BAG]).to(labels.dtype),
+            sample_index=torch.tensor([0, 1]),
+        )
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert int(states[1]["confusion"][6, 7]) == 1

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.areas.detect.metrics.box_ap import BoxAp
+from sightline.areas.detect.metrics.crowds import MissRate
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.areas.detect.task import Detect
 from sightline.areas.detect.transforms import FitImage, ScaleSteps
@@ -18,6 +19,7 @@ from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, RunError
+from sightline.contract.metric import Meter
 from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.engine.step import compute_batch_losses
 from sightline.parts.transforms.images import FlipImage, NormalizeImage
@@ -107,6 +109,27 @@ def test_perfect_outputs_find_every_box_in_the_pixels_of_the_file(head: str, bat
     figures = metric.compute(state)
     found = figures["ar"]
     assert found == pytest.approx(1.0) if head == "retina" else found > 0.9, "FCOS has no point for the smallest"
+
+
+@pytest.mark.parametrize("head", ["retina", "fcos"])
+def test_scores_that_are_nan_are_no_empty_image(head: str, batch: dict[str, Any]) -> None:
+    """No score was above the least: a broken network had an AP of 0, and predicted that nothing is there."""
+    task, model = detect(head)
+    model.answers = perfect(task, head, batch)
+    model.answers["logits"][0] = torch.nan
+    predictions = task.predict(model, batch)
+    first, second = predictions["detection_offsets"][1:3].tolist()
+    assert predictions["detections"][:first, 4].isnan().all()
+    assert 0 < first < second
+    assert predictions["detections"][first:].isfinite().all()
+    given = {name: predictions[name] for name in ("detections", "detection_offsets")}
+    given |= {name: batch[name] for name in ("truth", "truth_offsets", "sample_index")}
+    more = {name: batch[name] for name in ("truth_visible", "file_px")}
+    told = rf"the scores of {first} of \d+ are NaN; find where with `sightline check`"
+    with pytest.raises(ValueError, match=told):
+        Meter(BoxAp(class_names=("person",))).update(**given)
+    with pytest.raises(ValueError, match=told):
+        Meter(MissRate(class_names=("person",))).update(**given, **more)
 
 
 @pytest.mark.parametrize("head", ["retina", "fcos"])

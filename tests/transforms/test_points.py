@@ -27,6 +27,7 @@ from sightline.parts.transforms.point_selection import (
     index_after_drop,
 )
 from sightline.parts.transforms.points import (
+    Elastic,
     Flip,
     Jitter,
     NormalizeUnitSphere,
@@ -492,8 +493,8 @@ def test_flip_agrees_with_the_reference(shared: Path) -> None:
     golden.assert_equal(torch.cat((flipped, colours), -1))
 
 
-@pytest.mark.parametrize("transform", [Translate(max_shift=2.0), Jitter(std=0.5, clip=1.0)])
-def test_points_of_scans_without_a_return_stay_at_the_origin(transform: Translate | Jitter) -> None:
+@pytest.mark.parametrize("transform", [Translate(max_shift=2.0), Jitter(std=0.5, clip=1.0), Elastic(probability=1.0)])
+def test_points_of_scans_without_a_return_stay_at_the_origin(transform: Translate | Jitter | Elastic) -> None:
     """Moved, each would be the nearest return of its pixel. Of a cloud the origin is a point like any other."""
     points = torch.randn(1, 9, 3)
     points[0, ::4] = 0

@@ -45,7 +45,7 @@ class DetectionFilter:
     Predictions of a class with a probability above `min_score`, the `max_per_level` highest-scoring of each level; of
     these the `max_detections` highest-scoring after `suppression`. With objectness, the probability is its product with
     that of the class. With centre-ness the score is the root of its product with the probability. Several predictions
-    of one prior have the same `proposal`.
+    of one prior have the same `proposal`. Scores that are NaN are kept, and then nothing else.
     """
 
     suppression: Suppression
@@ -100,6 +100,8 @@ class DetectionFilter:
     def suppress(self, unsuppressed: UnsuppressedDetections) -> Tensor:
         """Suppress overlapping detections: (N, 6) to (D, 6), by falling score."""
         rows, *more = unsuppressed
+        if (is_nan := rows[:, 4].isnan()).any():
+            return rows[is_nan][: self.max_detections]  # whoever reads them reports it
         names = dict(zip(("proposal", "density"), more, strict=True))
         survivors = self.suppression(rows[:, :4], rows[:, 4], rows[:, 5].long(), **names)
         chosen = rows[survivors.indices[: self.max_detections]]
@@ -107,7 +109,7 @@ class DetectionFilter:
 
     def _select_top(self, probabilities: Tensor, scores: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return index, class and score of a level's highest-scoring predictions; ties in the order of priors."""
-        prior, label = (probabilities > self.min_score).nonzero(as_tuple=True)
+        prior, label = (~(probabilities <= self.min_score)).nonzero(as_tuple=True)  # NaN, too
         score = scores[prior, label]
         order = score.argsort(descending=True, stable=True)[: self.max_per_level]
         return prior[order] + start, label[order], score[order]

@@ -162,12 +162,26 @@ class BoxRows:
         file_px: Tensor,
         sample_index: Tensor,
     ) -> None:
-        """Add a batch: detections (D, 6), truth (G, 7), truth_visible (G,), offsets (B+1,), file_px (B, 2)."""
+        """Add a batch: detections (D, 6), truth (G, 7), truth_visible (G,), offsets (B+1,), file_px (B, 2).
+
+        Raises ValueError for scores that are NaN.
+        """
+        assert_scored(detections)
         append_rows(state, "detections", sample_index.repeat_interleave(detection_offsets.diff()), detections)
         columns = truth_visible.double()[:, None] if truth_visible.ndim == 1 else truth_visible
         labels = torch.cat([truth.double(), columns], dim=1)
         append_rows(state, "labels", sample_index.repeat_interleave(truth_offsets.diff()), labels)
         append_rows(state, "images", sample_index, file_px)
+
+
+def assert_scored(detections: Tensor) -> None:
+    """Raise ValueError if scores of detections (D, 6) are NaN."""
+    is_nan = detections[:, 4].isnan()
+    if bool(is_nan.any()):
+        raise ValueError(
+            f"detections: the scores of {int(is_nan.sum())} of {len(detections)} are NaN; find where with "
+            "`sightline check`"
+        )
 
 
 class GroupMatches(NamedTuple):

@@ -52,7 +52,7 @@ def count_parts(
     counts = np.zeros((num_shapes, 5, num_parts), dtype=np.int64)
     faults = np.full((num_shapes, 2), -1, dtype=np.int64)
     prediction = np.zeros(len(probabilities), dtype=np.int64)
-    inputs = (probabilities.detach(), target, cloud_offsets, category)
+    inputs = (probabilities.detach(), target.long(), cloud_offsets.long(), category.long())  # one form to compile
     arrays = (tensor.contiguous().numpy() for tensor in inputs)
     run_parallel(_count, num_shapes, *arrays, parts, counts, faults, prediction)
     point_counts, first_faults = torch.from_numpy(counts), torch.from_numpy(faults)
@@ -108,7 +108,8 @@ def _first(is_faulty: Tensor, owner: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _confusion(answer: Tensor, target: Tensor, num_parts: int) -> Tensor:
-    return torch.bincount(target * num_parts + answer, minlength=num_parts**2).view(num_parts, num_parts)
+    cells = target.long() * num_parts + answer  # labels of 8 bits would overflow
+    return torch.bincount(cells, minlength=num_parts**2).view(num_parts, num_parts)
 
 
 @numba_kernel
@@ -252,7 +253,7 @@ class PartIoU:
         for name, count in (("labelled", counts.labelled), ("answered", counts.predicted), ("common", counts.common)):
             state[name][sample_index] += count
         state["confusion"] += counts.confusion
-        state["category"][sample_index] = category
+        state["category"][sample_index] = category.to(state["category"].dtype)
         state["seen"][sample_index] += 1
 
     def compute(self, state: State) -> dict[str, float]:

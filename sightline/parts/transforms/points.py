@@ -274,8 +274,8 @@ class Elastic:
 
     At each scale normal noise on a grid of `granularities` is smoothed by two passes of a moving mean of three nodes
     along every axis, interpolated between the nodes, and multiplied by `magnitudes`, both in the unit of the points.
-    Normals are unchanged. Source: Choy et al. 2019 (Minkowski networks), training code (0.2 and 0.8 m,
-    0.4 and 1.6 m), after Simard et al. 2003.
+    Normals are unchanged. Points of LiDAR scans without a return stay at the origin, as with `jitter`. Source: Choy et
+    al. 2019 (Minkowski networks), training code (0.2 and 0.8 m, 0.4 and 1.6 m), after Simard et al. 2003.
     """
 
     def __init__(
@@ -294,13 +294,13 @@ class Elastic:
         self.magnitudes = magnitudes
         self.probability = probability
 
-    def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
+    def __call__(self, draws: Draws, *, points: Tensor, remission: Tensor | None = None) -> dict[str, Tensor]:
         is_changed = draws.uniform(1, 1) < self.probability
         bent = points
         for level, (granularity, magnitude) in enumerate(zip(self.granularities, self.magnitudes, strict=True)):
             # a stream of its own: how many numbers one scale takes depends on the cloud, and must not move the next
             bent = _bend_clouds(bent, draws.stream(f"scale {level}"), granularity, magnitude)
-        return {"points": torch.where(is_changed, bent, points)}
+        return {"points": torch.where(is_changed, _keep_missing(points, bent, remission), points)}
 
 
 def _bend_clouds(points: Tensor, draws: Draws, granularity: float, magnitude: float) -> Tensor:

@@ -205,6 +205,17 @@ def test_what_a_layout_cannot_state_is_counted(tmp_path: Path) -> None:
     assert head["dropped"] == {}
 
 
+def test_boxes_of_a_pixel_keep_an_extent_in_whole_pixels(tmp_path: Path) -> None:
+    """11.5 and 12.5 are both rounded to 12: what was written was refused as an impossible box."""
+    boxes = [[11.5, 5, 1, 1], [10.1, 5, 0.3, 9], [2, 3, 4, 0.2], [4, 4, 2.6, 2.4]]
+    write_image(tmp_path / "in/a.png", pattern(32, 64))
+    rows = [{"image_id": 1, "category_id": 3, "bbox": box} for box in boxes]
+    write_coco(tmp_path / "in/instances_some.json", [(1, "a.png", 64, 32)], rows)
+    convert_annotations(tmp_path / "in", "coco", tmp_path / "out", "widerperson")
+    [image] = LAYOUTS["widerperson"].read(tmp_path / "out").images
+    assert [box.boxes["full"] for box in image.boxes] == [(12, 5, 1, 1), (10, 5, 1, 9), (2, 3, 4, 1), (4, 4, 3, 2)]
+
+
 def test_what_cannot_be_converted_is_named(tmp_path: Path) -> None:
     source = write_set(tmp_path / "in", train={"a": [CROWD[3]]})
     with pytest.raises(DataError, match=r"a.png: person at 0, 0, 32, 3: has no head box; choose another by box="):
@@ -296,6 +307,16 @@ def test_no_label_is_lost_whatever_images_are_called(tmp_path: Path, layout: str
     names = tuple(name for name in taken if Path(name).stem not in ("g", "h", "im0", "m"))
     convert_annotations(written_coco(tmp_path / "all", names), "coco", tmp_path / "together", layout)
     assert widths(layout, tmp_path / "together") == Counter(range(1, len(names) + 1))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_backslashes_in_names_of_coco_divide_folders(tmp_path: Path, layout: str) -> None:
+    """As `data prepare` reads them: the conversion called such an image missing, and its labels `k\\a.txt`."""
+    source = written_coco(tmp_path / "in", ("k/a.png", "k/b.png"))
+    text = (source / "instances_some.json").read_text()
+    (source / "instances_some.json").write_text(text.replace("k/", r"k\\"))
+    convert_annotations(source, "coco", tmp_path / "out", layout)
+    assert widths(layout, tmp_path / "out") == {1: 1, 2: 1}
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,41 @@ def test_splits_are_those_of_the_file_of_names(tmp_path: Path, listed: bool) -> 
     ]
 
 
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("images/train/test_01.png", "train"),
+        ("images/train/valley.png", "train"),
+        ("images/val2017/train_03.png", "test"),
+        ("train/images/testing_ground/a.png", "train"),
+        ("mytest/my_train_images/val.png", "train"),
+        ("images/test.png", "all"),
+    ],
+)
+def test_words_in_names_of_images_move_none_to_another_part(tmp_path: Path, path: str, split: str) -> None:
+    """A photograph of a train in the folder of validation was trained on."""
+    write_image(tmp_path / "in" / path, pattern(10, 20))
+    (tmp_path / "in" / path).with_suffix(".txt").write_text("0 .5 .5 .5 .5")
+    assert YoloTxt.plan(tmp_path / "in", target=tmp_path / "set", progress=quiet, names=("a",)).shards[0].split == split
+
+
+@pytest.mark.parametrize(
+    "line", ["a.png\n\n  \nb.png\n\n", "../images/a.png\n./../images/b.png", "{link}/a.png\n{root}/images/b.png"]
+)
+def test_lists_name_images_with_blank_lines_from_other_folders_and_through_links(tmp_path: Path, line: str) -> None:
+    """They were refused as missing images, a blank line as that of the folder itself."""
+    root, link = tmp_path / "in", tmp_path / "link"
+    for name in ("a", "b"):
+        write_image(root / "images" / f"{name}.png", pattern(10, 20)).with_suffix(".txt").write_text("0 .5 .5 .5 .5")
+    os.symlink(root / "images", link)
+    (root / "images" / "list.txt").write_text(line.format(link=link, root=root))
+    (root / "data.yaml").write_text(f"train: images/list.txt\ntest: {link}/more\nnames: [person]\n")
+    write_image(root / "images" / "more" / "c.png", pattern(10, 20))
+    manifest = prepare(root, tmp_path / "set")
+    assert manifest["statistics"]["images"] == {"train": 2, "test": 1}
+    assert manifest["differences"] == ["1 images have no text file and count as empty, first: images/more/c.png"]
+
+
 def test_folders_that_are_stated_and_not_there_are_named(tmp_path: Path) -> None:
     """A path that YAML reads as a number is the text of it, as Ultralytics' loader takes it."""
     root = tmp_path / "in"
@@ -240,6 +275,15 @@ def test_rows_that_cannot_be_meant_are_named_or_left_out(tmp_path: Path, row: st
         prepare(tmp_path / "in", tmp_path / "set", names=("person",))
     prepare(tmp_path / "in", tmp_path / "set", names=("person",), faulty="leave_out")
     assert all_of(tmp_path / "set").record(0).boxes[1].tolist() == [2, 2, 10, 4]  # about a polygon's corners
+
+
+def test_key_points_after_a_box_are_no_corners(tmp_path: Path) -> None:
+    """Of an even number of values the box was that about all of them, as of the corners of a polygon."""
+    write_image(tmp_path / "in" / "a.png", pattern(10, 20))
+    (tmp_path / "in" / "a.txt").write_text("0 .5 .5 .2 .4 .9 .1 2 .1 .9 0\n0 .5 .5 .2 .4\n0 .5 .5 .2 .4 .9 .1 .1 .9\n")
+    (tmp_path / "in" / "data.yaml").write_text("kpt_shape: [2, 3]\nnames: [tiger]\n")
+    prepare(tmp_path / "in", tmp_path / "set")
+    assert all_of(tmp_path / "set").record(0).boxes.tolist() == [[8, 3, 12, 7]] * 3
 
 
 def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -137,6 +137,29 @@ def test_parts_are_folders_lists_or_the_order_of_names(tmp_path: Path) -> None:
     assert opened(tmp_path / "other", "test").sample_name(0) == "000.bin"
 
 
+def test_a_folder_called_val_holds_the_scans_of_validation(tmp_path: Path) -> None:
+    """They were in no part, without a word."""
+    for split, count in (("train", 3), ("val", 2), ("test", 1)):
+        write_own(tmp_path / f"own/{split}", count)
+    prepare(tmp_path / "own", tmp_path / "set", columns=(*COLUMNS[:4], "_"))
+    part = opened(tmp_path / "set", "validation")
+    assert [part.sample_name(index) for index in range(len(part))] == ["val/000.bin", "val/001.bin"]
+    assert part.info.split_sizes == {"train": 3, "validation": 2, "test": 1}
+
+
+def test_lists_have_a_name_a_line(tmp_path: Path) -> None:
+    """A name with a space was two others, and the first of a file of Windows, with its mark, was left out."""
+    write_own(tmp_path / "own", 3)
+    for number in range(3):
+        for suffix in (".bin", ".label"):
+            (tmp_path / f"own/00{number}{suffix}").rename(tmp_path / f"own/scan {number}{suffix}")
+    (tmp_path / "own/train.txt").write_bytes("\ufeffscan 0\r\n\r\nscan 2 \r\n".encode())
+    (tmp_path / "own/val.txt").write_text("scan 1")
+    listed = prepare(tmp_path / "own", tmp_path / "set", columns=(*COLUMNS[:4], "_"))
+    assert listed["differences"] == []
+    assert opened(tmp_path / "set", "test").sample_name(0) == "scan 1.bin"
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     write_own(tmp_path / "own", 2)
     with pytest.raises(DataError, match=r"000\.bin: its \d+ bytes .*the file does not state which; state them"):

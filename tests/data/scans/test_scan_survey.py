@@ -119,6 +119,14 @@ def test_of_a_sensor_that_nobody_knows(ahead: Path) -> None:
     assert all(each["ceiling_knn"] > 0.5 for each in found["projected"].values())
 
 
+@pytest.mark.parametrize(("high", "scale"), [(1.0, 1), (200.0, 255), (4000.0, 65535), (70000.5, 70001)])
+def test_the_proposed_scale_of_remissions_holds_them(tmp_path: Path, high: float, scale: int) -> None:
+    """Of remissions of 16 bits 255 was proposed, which the data set then refused."""
+    [scan] = write_own(tmp_path, 1)
+    write_bin(tmp_path / "000.bin", scan._replace(remission=scan.remission / scan.remission.max() * np.float32(high)))
+    assert f"remission_max: {scale}}}" in ScanFolder.survey(tmp_path, columns=PLAIN)["proposed"]
+
+
 def test_the_narrowest_width_that_shows_the_points_is_proposed(tmp_path: Path) -> None:
     write_own(tmp_path, 2, num_columns=60)
     assert "width: 128} shows 100%" in ScanFolder.survey(tmp_path, columns=COLUMNS)["proposed_projection"]

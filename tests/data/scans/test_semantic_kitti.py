@@ -102,6 +102,15 @@ def test_parts_are_sequences(prepared: Path) -> None:
         opened(prepared, test_sequences=(0, 3, 8))
 
 
+def test_sequences_may_be_called_by_numbers_without_zeros(tmp_path: Path) -> None:
+    """Sequence 8 could not be tested on, as 08 was looked for; and one named twice was scored twice."""
+    write_semantic_kitti(tmp_path / "kitti", {"0": 2, "8": 1, "101": 1})
+    prepare(tmp_path / "kitti", tmp_path / "set")
+    part = opened(tmp_path / "set", "test", test_sequences=(8, 8))
+    assert [part.sample_name(index) for index in range(len(part))] == ["8/000000"]
+    assert part.info.split_sizes == {"train": 2, "validation": 1, "test": 1}
+
+
 def test_two_sequences_are_enough(tmp_path: Path) -> None:
     write_semantic_kitti(tmp_path / "kitti", {"00": 2, "01": 1})
     prepare(tmp_path / "kitti", tmp_path / "set")

@@ -19,6 +19,7 @@ from sightline.parts.metrics.box_groups import (
     GroupMatches,
     LabelColumn,
     Matches,
+    assert_scored,
     group_boxes,
     iou_or_ioa,
     precision_and_recall,
@@ -116,7 +117,11 @@ class BoxAp:
         truth_offsets: Tensor,
         sample_index: Tensor,
     ) -> None:
-        """Add the images of a batch: detections (D, 6), truth (G, 7), their offsets (B+1,), sample_index (B,)."""
+        """Add the images of a batch: detections (D, 6), truth (G, 7), their offsets (B+1,), sample_index (B,).
+
+        Raises ValueError for scores that are NaN.
+        """
+        assert_scored(detections)
         for name, rows, offsets in (("detections", detections, detection_offsets), ("labels", truth, truth_offsets)):
             append_rows(state, name, sample_index.repeat_interleave(offsets.diff()), rows)
 

@@ -117,12 +117,13 @@ def read_coco(source: Path) -> LabelledSet:
     """Read COCO instances with all their other values. Raises DataError as `find_coco`."""
     listed_set = find_coco(source, annotations=None, images=None)
     root = expand_home(source).resolve()
-    names = (root.name,) if root.is_file() else None
+    given = (root.name,) if root.is_file() else None
     faults, images = AnnotationFaults(), []
-    for path, document in find_annotation_files(listed_set.root, names).items():
+    for path, document in find_annotation_files(listed_set.root, given).items():
         label_by_category = {number: name for name, number in zip(*read_categories(document, path), strict=True)}
         entries = images_by_id(document, path)
-        folder = find_image_folder(listed_set.root, path, [str(entry["file_name"]) for entry in entries.values()])
+        names = {key: str(entry["file_name"]).replace("\\", "/") for key, entry in entries.items()}
+        folder = find_image_folder(listed_set.root, path, names.values())
         boxes: defaultdict[int, list[LabelledBox]] = defaultdict(list)
         for annotation in document["annotations"]:
             try:
@@ -133,11 +134,11 @@ def read_coco(source: Path) -> LabelledSet:
             except (ArithmeticError, LookupError, TypeError, ValueError) as error:
                 faults.add("impossible boxes", f"{path}: {str(annotation)[:120]} ({error!r})")
         for key, entry in entries.items():
-            image_path = resolve_unicode_name(folder, str(entry["file_name"]))
+            image_path = resolve_unicode_name(folder, names[key])
             size_px = (entry["height"], entry["width"]) if entry.get("height") and entry.get("width") else None
             extra = {name: value for name, value in entry.items() if name not in _COCO_IMAGE_KEYS}
             exists = os.path.isfile(image_path) and image_path.is_relative_to(listed_set.root)
-            name = image_path.relative_to(listed_set.root).as_posix() if exists else str(entry["file_name"])
+            name = image_path.relative_to(listed_set.root).as_posix() if exists else names[key]
             split = guess_split(path.relative_to(listed_set.root))
             file = image_path if exists else None
             images.append(LabelledImage(name, split, tuple(boxes[key]), file, key, size_px, extra, (path,)))

@@ -227,6 +227,8 @@ def _write_widerperson(split: str, placed: Sequence[Placed], job: Job) -> Files:
                 continue
             left, top, width, height = job.select_box(box)
             corners = [round(number) for number in (left, top, left + width, top + height)]
+            for side in (2, 3) if width > 0 and height > 0 else ():
+                corners[side] = max(corners[side], corners[side - 2] + 1)  # readers refuse a box without an extent
             if any(a != b for a, b in zip((left, top, left + width, top + height), corners, strict=True)):
                 job.lost["fractions of a pixel"].append(image.name)
             rows.append(" ".join(map(str, [code, *corners])))

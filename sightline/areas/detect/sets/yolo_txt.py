@@ -6,6 +6,7 @@ Reader of YOLO text files: one row per box, in relative coordinates, next to the
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -38,6 +39,7 @@ from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 
 _NAME_LISTS = ("classes.txt", "obj.names", "names.txt")
 _SPLIT_KEYS = {"train": "train", "test": "test", "val": "validation"}
+_SPLIT_FOLDER = re.compile(r"(?:train|val|test)(?:ing|id|idation)?[0-9]*")
 _MARGIN = 0.01
 """Tolerance of relative coordinates outside 0 to 1: annotation tools round. Source: ultralytics, data/utils.py."""
 
@@ -51,21 +53,20 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
     paths = list_images(root)
     config_path, config = _read_config(root)
     classes = _read_classes(root, names, config_path, config)
+    make_columns = partial(_make_columns, classes=classes, has_key_points=config.get("kpt_shape") is not None)
     split_by, shared, missing = _read_splits(root, config_path, config)
     label_paths = {path: _find_label_file(root, path) for path in paths}
     numbers = _assign_image_ids(paths)
     images: list[ListedImage] = []
     unlabelled: list[Path] = []
     for path, labels in label_paths.items():
-        split = guess_split(path.relative_to(root)) if split_by is None else split_by.get(path)
+        split = _guess_image_split(path.relative_to(root).parent) if split_by is None else split_by.get(path)
         if split is None:
             continue  # in none of the splits that the file of names states
         unlabelled += [path] if labels is None else []
         files = tuple(file for file in (labels, config_path) if file is not None)
         name = path.relative_to(root).as_posix()
-        images.append(
-            ListedImage(split, name, path, partial(_make_columns, labels, classes, name), numbers[path], None, files)
-        )
+        images.append(ListedImage(split, name, path, partial(make_columns, labels), numbers[path], None, files))
     if not images:
         raise DataError(f"{config_path}: the splits that it states hold none of the {len(paths)} images below {root}")
     if len(unlabelled) == len(images):
@@ -96,6 +97,12 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
     for text in _find_unused_label_files(label_paths):
         faults.add("text files without an image", str(text))
     return ListedImageSet(root, "yolo_txt", classes, images, COLUMNS, "boxes", faults, notes, "middle, size")
+
+
+def _guess_image_split(folder: Path) -> str:
+    """Guess the split of a folder's images, from folders that are named after a split, else from the words in names."""
+    named = [part for part in folder.parts if _SPLIT_FOLDER.fullmatch(part.lower())]
+    return guess_split(Path(*named) if named else folder)
 
 
 def _assign_image_ids(paths: Sequence[Path]) -> dict[Path, int]:
@@ -201,14 +208,23 @@ def _list_stated_images(root: Path, base: str, stated: str) -> list[Path] | None
     entry = stated
     while entry.startswith(("../", "./")):
         entry = entry.partition("/")[2]
-    candidates = (path for path in (root / base / entry, root / entry) if path.is_relative_to(root))
-    path = next(filter(os.path.exists, candidates), None)  # os.path.exists accepts names too long for the file system
+    candidates = (_place_below(root, path) for path in (root / base / entry, root / entry))
+    below = (path for path in candidates if path.is_relative_to(root))
+    path = next(filter(os.path.exists, below), None)  # os.path.exists accepts names too long for the file system
     if path is None:
         return None
     if path.is_dir():
         return list_images(path)
     lines = read_file(path).decode("utf-8-sig", "replace").splitlines()
-    return [path.parent / line.strip().removeprefix("./") for line in lines]
+    return [_place_below(root, path.parent / line.strip()) for line in lines if line.strip()]
+
+
+def _place_below(root: Path, path: Path) -> Path:
+    """Return a stated path without `..`; one outside of `root` may lead into it by a link."""
+    plain = Path(os.path.normpath(path))
+    if plain.is_relative_to(root) or "\0" in str(plain):
+        return plain
+    return Path(os.path.realpath(plain.parent), plain.name)
 
 
 def _find_label_file(root: Path, path: Path) -> Path | None:
@@ -228,7 +244,12 @@ def _find_unused_label_files(label_paths: Mapping[Path, Path | None]) -> list[Pa
 
 
 def _make_columns(
-    path: Path | None, classes: CategoryIds, name: str, size_px: tuple[int, int], faults: AnnotationFaults
+    path: Path | None,
+    size_px: tuple[int, int],
+    faults: AnnotationFaults,
+    *,
+    classes: CategoryIds,
+    has_key_points: bool,
 ) -> Values:
     """Read the boxes of a text file as columns, in pixels of an image with `size_px` (height, width)."""
     text = "" if path is None else read_file(path).decode("utf-8-sig", "replace")
@@ -239,7 +260,7 @@ def _make_columns(
         if not line.split():
             continue
         try:
-            label, box = _parse_row(line)
+            label, box = _parse_row(line, has_key_points=has_key_points)
             if label not in label_by_class:
                 raise ValueError(f"class {label} of {len(label_by_class)}")
         except ValueError as error:
@@ -253,10 +274,13 @@ def _make_columns(
     return {"boxes": corners, "label": np.array(labels, dtype=np.int64), "area": area, "is_ignored": is_ignored}
 
 
-def _parse_row(line: str) -> tuple[int, np.ndarray]:
-    """Parse a row into class and relative box (4,) xyxy: from centre and size, or from the corners of a polygon."""
+def _parse_row(line: str, *, has_key_points: bool) -> tuple[int, np.ndarray]:
+    """Parse a row into class and relative box (4,) xyxy: from centre and size, or from the corners of a polygon.
+
+    With key points, centre and size come first, and the rest is left out.
+    """
     values = np.array(line.split(), dtype=np.float64)
-    numbers = values[1:]
+    numbers = values[1:5] if has_key_points else values[1:]
     if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
         raise ValueError("class, centre x, centre y, width and height, or class and corners, are needed")
     if not np.isfinite(values).all() or values[0] != int(values[0]):

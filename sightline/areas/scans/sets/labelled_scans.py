@@ -15,7 +15,7 @@ import torch
 
 from sightline.aliases import keep_old_members
 from sightline.areas.scans.sets.label_maps import LabelMap
-from sightline.areas.scans.sets.scan_preparation import id_counts
+from sightline.areas.scans.sets.scan_preparation import guess_remission_max, id_counts
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import DataInfo, Sample, SampleKey, ScanInputSpec
 from sightline.store.files.scan_samples import FEATURES, RawScan, Sensor, mean_and_std, scan_fields
@@ -198,10 +198,9 @@ def _check_remission(prepared: PreparedSet, sensor: Sensor) -> None:
     """Raise DataError if the remissions of the files do not fit the sensor's scale."""
     high, stated = float(prepared.manifest["remission_high"]), sensor.remission_max
     if high > stated * (1 + 1e-6) or (stated > 1 and 0 < high <= 1):
-        scale = 1 if high <= 1 else 255 if high <= 255 else 65535
         raise DataError(
             f"{prepared.root}: remissions of the files run to {high:g}, and sensor.remission_max is {stated:g}; set "
-            f"sensor.remission_max={scale} if that is their scale"
+            f"sensor.remission_max={guess_remission_max(high)} if that is their scale"
         )
 
 

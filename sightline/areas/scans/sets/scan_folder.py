@@ -41,7 +41,10 @@ from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan
-from sightline.store.prepared.splits import SPLITS, make_splits
+from sightline.store.prepared.splits import make_splits
+
+_FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+"""Folders of each split."""
 
 
 @registry.data.add("scan_folder")
@@ -220,7 +223,10 @@ def _add_label_file(path: Path) -> tuple[Path, ...]:
 
 def _list_splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """List the scans of every split, and notes; one split `all` if neither folders nor lists divide the scans."""
-    folders = {split: _list_scans(root / split) for split in SPLITS if (root / split).is_dir()}
+    found = {split: [root / name for name in names if (root / name).is_dir()] for split, names in _FOLDERS.items()}
+    folders = {
+        split: [path for folder in each for path in _list_scans(folder)] for split, each in found.items() if each
+    }
     if folders:
         empty = [split for split in ("train", "test") if not folders.get(split)]
         if empty:

@@ -6,6 +6,7 @@ Survey of unprepared scans: label map, sensor estimate, and differences to an ex
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -147,7 +148,10 @@ def read_name_lists(folder: Path, names: Sequence[str]) -> tuple[dict[str, list[
     }
     if not all(list_paths.values()):
         return {"all": list(names)}, []
-    names_by_list = {part: read_file(files[0]).decode("utf-8", "replace").split() for part, files in list_paths.items()}
+    texts = {part: read_file(files[0]).decode("utf-8-sig", "replace") for part, files in list_paths.items()}
+    names_by_list = {
+        part: [name for line in text.splitlines() if (name := line.strip())] for part, text in texts.items()
+    }
     shared = sorted(set(names_by_list["train"]) & set(names_by_list["test"]))
     if shared:
         more = f", and {len(shared) - 1} more" if len(shared) > 1 else ""
@@ -316,7 +320,7 @@ def survey_scans(
     )
     if sensor is None:
         block = f"fov_deg: {list(view.fov_deg)}, azimuth_deg: {list(view.azimuth_deg)}, num_beams: {view.num_beams}"
-        document["proposed"] = f"sensor: {{{block}, remission_max: {1 if statistics.high <= 1 else 255}}}"
+        document["proposed"] = f"sensor: {{{block}, remission_max: {guess_remission_max(statistics.high)}}}"
         if doubts:
             document["doubts"] = doubts
     else:
@@ -336,6 +340,11 @@ def survey_scans(
         f"{{name: project, height: {view.num_beams}, width: {fit}}} shows {figures[fit]['points_shown']:.0%} of points"
     )
     return document
+
+
+def guess_remission_max(high: float) -> int:
+    """Return the end of the usual scale that contains the highest remission: 1, 8 bits, 16 bits, or beyond them."""
+    return next((limit for limit in (1, 2**8 - 1, 2**16 - 1) if high <= limit), math.ceil(high))
 
 
 def _choose_evenly(count: int, max_chosen: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -70,7 +70,7 @@ class SemanticKitti(LabelledScans):
         super().__init__(
             prepared=prepared,
             split=split,
-            parts=_make_splits(prepared, [f"{number:02d}" for number in test_sequences], validation_share),
+            parts=_make_splits(prepared, test_sequences, validation_share),
             label_map=read_label_map(label_map, LABEL_MAPS),
             sensor=make_sensor(sensor, preset="hdl64", owner=self.set_name),
             frames=ScanSampling(min_labelled, balanced),
@@ -151,7 +151,7 @@ def _read_scan(points_path: Path, labels_path: Path, *, no_return: NoReturn | No
 def _list_sequences(root: Path) -> tuple[list[Path], list[Path]]:
     """List the sequences of a tree, and those with labels. Raises DataError if no sequence has labels."""
     folder = _find_sequences_folder(root)
-    sequences = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
+    sequences = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
     labelled = [path for path in sequences if (path / "labels").is_dir()]
     if not labelled:
         raise DataError(f"{folder}: no sequence has a folder 'labels'; a set to train on needs some")
@@ -221,8 +221,10 @@ def _note_pose_mismatch(sequence: Path) -> str:
     return f"{path}: has {num_poses} poses for {num_scans} scans; none of them is taken"
 
 
-def _make_splits(prepared: PreparedSet, tested: list[str], validation_share: float) -> SplitRows:
+def _make_splits(prepared: PreparedSet, test_sequences: Sequence[int], validation_share: float) -> SplitRows:
     """Divide the scans into splits by test sequences. Raises DataError for a missing test sequence."""
+    name_by_number = {int(name): name for name in prepared.splits}  # a folder may be called 8 or 08
+    tested = [name_by_number.get(number, f"{number:02d}") for number in dict.fromkeys(test_sequences)]
     missing = [name for name in tested if name not in prepared.splits]
     if missing:
         raise DataError(
