@@ -95,6 +95,14 @@ def test_one_file_given_twice_runs_once(tmp_path: Path) -> None:
         del sys.counted  # type: ignore[attr-defined]
 
 
+def test_a_file_of_windows_runs_as_python_runs_it(tmp_path: Path) -> None:
+    """With the mark of UTF-8 in front, which `python FILE` reads past, and line ends of two characters."""
+    path = model(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    load_plugins([path])
+    assert find_plugin(registry.models.get_entry("mine").builder) == path
+
+
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     said = refused(model(tmp_path / "a", name="one"), model(tmp_path / "b", name="two"))
     assert f"{tmp_path / 'a' / 'parts.py'} and {tmp_path / 'b' / 'parts.py'} have one name" in said

@@ -27,7 +27,7 @@ class Plugin:
         self.path = path
         self.option = option
         try:
-            self.text = read_regular_file(path).decode("utf-8")
+            self.text = read_regular_file(path).decode("utf-8-sig")
         except FileNotFoundError:
             raise PluginError(f"{option} {path}: no such file; check the path") from None
         except UnicodeDecodeError as error:

@@ -216,6 +216,8 @@ def test_what_is_no_run_or_edited_is_named_and_a_cut_last_line_left_out(tmp_path
         read_lines(file)
     file.write_text('{"step": 1}\n{"step": 2, "sp')
     assert read_lines(file) == [{"step": 1}]
+    file.write_text('{"directory": "a\u2028b\x85c"}\n')  # JSON leaves these as they are, and Python ends lines there
+    assert read_lines(file) == [{"directory": "a\u2028b\x85c"}]
     file.write_text('{"step": 1, "s\n{"step": 2}\n')
     with pytest.raises(DataError, match=r"metrics\.jsonl:1: is not JSON"):
         read_lines(file)

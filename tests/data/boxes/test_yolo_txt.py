@@ -150,7 +150,7 @@ def test_splits_are_those_of_the_file_of_names(tmp_path: Path, listed: bool) -> 
         write_image(root / "images" / folder / f"{name}.png", pattern(10, 20))
     (root / "labels" / "one").mkdir(parents=True)
     (root / "labels" / "one" / "a.txt").write_text("0 .5 .5 .5 .5")
-    (root / "list.txt").write_text("./images/two/b.png\n")
+    (root / "list.txt").write_bytes(b"./images/two/b.png\r\n\r\n")
     test = "list.txt" if listed else "images/two"
     (root / "data.yaml").write_text(f"path: ../datasets/mine\ntrain: ../images/one\ntest: {test}\nnames: [person]\n")
     manifest = prepare(root, tmp_path / "set")

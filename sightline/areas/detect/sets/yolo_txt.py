@@ -208,7 +208,7 @@ def _list_stated_images(root: Path, base: str, stated: str) -> list[Path] | None
     if path.is_dir():
         return list_images(path)
     lines = read_file(path).decode("utf-8-sig", "replace").splitlines()
-    return [path.parent / line.strip().removeprefix("./") for line in lines]
+    return [path.parent / line.strip().removeprefix("./") for line in lines if line.strip()]
 
 
 def _find_label_file(root: Path, path: Path) -> Path | None:

@@ -147,7 +147,8 @@ def read_name_lists(folder: Path, names: Sequence[str]) -> tuple[dict[str, list[
     }
     if not all(list_paths.values()):
         return {"all": list(names)}, []
-    names_by_list = {part: read_file(files[0]).decode("utf-8", "replace").split() for part, files in list_paths.items()}
+    texts = {part: read_file(files[0]).decode("utf-8-sig", "replace") for part, files in list_paths.items()}
+    names_by_list = {part: text.split() for part, text in texts.items()}
     shared = sorted(set(names_by_list["train"]) & set(names_by_list["test"]))
     if shared:
         more = f", and {len(shared) - 1} more" if len(shared) > 1 else ""
