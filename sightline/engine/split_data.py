@@ -84,8 +84,8 @@ class SplitData:
         size = (
             (train.batch_size if self.split == "train" else evaluate.batch_size) if batch_size is None else batch_size
         )
-        to_count(size, name="loader: batch_size", least=1)
-        to_count(workers, name="loader: workers", least=0)
+        size = to_count(size, name="loader: batch_size", least=1)
+        workers = to_count(workers, name="loader: workers", least=0)
         return EpochLoader(self, batch_size=size, shuffle=is_shuffled, workers=workers, drop_last=drop_last)
 
     def _key(self, index: int) -> SampleKey:
