@@ -164,8 +164,8 @@ def test_plugins_of_a_run_missing_and_changed_are_named(tmp_path: Path) -> None:
         check_recorded(recorded, [], run=tmp_path)
     assert str(error.value) == f"{tmp_path}: was made with the plugin {path}; give it again: --plugin {path}"
     with pytest.raises(PluginError) as both:
-        check_recorded([{"name": name, "path": name, "sha256": "0"} for name in ("a.py", "b.py")], [], run=tmp_path)
-    assert str(both.value).endswith("with the plugins a.py, b.py; give them again: --plugin a.py --plugin b.py")
+        check_recorded([{"name": name, "path": name, "sha256": "0"} for name in ("a.py", "b b.py")], [], run=tmp_path)
+    assert str(both.value).endswith("with the plugins a.py, b b.py; give them again: --plugin a.py --plugin 'b b.py'")
     path.rename(path.with_suffix(".gone"))  # the run is on another machine now
     copy = write(tmp_path / "plugins" / "parts.py", "")
     with pytest.raises(PluginError, match=f"give it again: --plugin {copy}$"):

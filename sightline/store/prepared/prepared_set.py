@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -260,7 +261,7 @@ def _describe_start(root: Path) -> str:
 
 def prepare_command(set_name: str, target: str, options: str = "") -> str:
     """Format the command that prepares a set; `options` are `key=value`."""
-    return f"sightline data prepare {set_name} --from PATH --to {target} {options}".rstrip()
+    return f"sightline data prepare {set_name} --from PATH --to {shlex.quote(target)} {options}".rstrip()
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
