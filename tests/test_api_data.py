@@ -93,6 +93,15 @@ def test_samples_have_integer_indices_slices_and_epochs(config) -> None:
         data.loader(batch_size=True)
 
 
+def test_a_sample_has_the_features_of_its_batch(config) -> None:
+    """`fields` names them, and models take them: only batches had them, and none of a `DataLoader`."""
+    data = sightline.load_data(config, overrides=["data.normals=file"])
+    assert set(data.fields) <= set(data[3])
+    assert torch.equal(data[3]["features"], data[2:5]["features"][1])
+    loaded = next(iter(torch.utils.data.DataLoader(data, batch_size=4)))
+    assert torch.equal(loaded["features"], data[:4]["features"])
+
+
 def test_transforms_are_those_of_training_of_evaluation_or_none(config) -> None:
     plain = sightline.load_data(config, transforms="none")
     evaluated = sightline.load_data(config, transforms="evaluate")

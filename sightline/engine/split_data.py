@@ -43,8 +43,7 @@ class SplitData:
     def __getitem__(self, index: int | slice) -> Sample | Batch:
         if isinstance(index, slice):
             return self.part.reader([self._key(row) for row in range(*index.indices(len(self)))])
-        *_, (_, sample) = self.part.reader.sample_stages(self._key(operator.index(index)))
-        return sample
+        return self.part.reader.read_sample(self._key(operator.index(index)))
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
