@@ -191,6 +191,22 @@ def test_lists_of_another_machine_are_refused(tmp_path: Path) -> None:
         prepare(root, tmp_path / "set")
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_paths_that_lead_to_the_folder_by_a_link_are_below_it(tmp_path: Path, listed: bool) -> None:
+    """As on a machine where /data is a link to a disk: the file of names states its folder as users know it."""
+    root, link = tmp_path / "disk" / "in", tmp_path / "data"
+    for split in ("train", "test"):
+        write_image(root / "images" / split / "a.png", pattern(10, 20))
+        (root / "images" / split / "a.txt").write_text("0 .5 .5 .5 .5")
+        (root / f"{split}.txt").write_text(f"{link}/in/images/{split}/a.png\n")
+    link.symlink_to(tmp_path / "disk")
+    train, test = ("train.txt", "test.txt") if listed else (link / "in/images/train", link / "in/images/test")
+    (root / "data.yaml").write_text(f"train: {train}\ntest: {test}\nnames: [person]\n")
+    manifest = prepare(link / "in", tmp_path / "set")
+    assert manifest["statistics"]["images"] == {"train": 1, "test": 1}
+    assert "passed over" not in "".join(manifest["differences"])
+
+
 def test_one_folder_for_two_splits_is_never_tested_on(tmp_path: Path) -> None:
     """As in the published coco128.yaml, whose val is its train."""
     root = tmp_path / "in"

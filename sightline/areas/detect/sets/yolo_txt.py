@@ -201,14 +201,23 @@ def _list_stated_images(root: Path, base: str, stated: str) -> list[Path] | None
     entry = stated
     while entry.startswith(("../", "./")):
         entry = entry.partition("/")[2]
-    candidates = (path for path in (root / base / entry, root / entry) if path.is_relative_to(root))
+    stated_paths = (_place_below(root, path) for path in (root / base / entry, root / entry))
+    candidates = (path for path in stated_paths if path.is_relative_to(root))
     path = next(filter(os.path.exists, candidates), None)  # os.path.exists accepts names too long for the file system
     if path is None:
         return None
     if path.is_dir():
         return list_images(path)
     lines = read_file(path).decode("utf-8-sig", "replace").splitlines()
-    return [path.parent / line.strip().removeprefix("./") for line in lines if line.strip()]
+    return [_place_below(root, path.parent / line.strip().removeprefix("./")) for line in lines if line.strip()]
+
+
+def _place_below(root: Path, path: Path) -> Path:
+    """Return the path of a file below `root`, which has no links, even if it leads there by a link to `root`."""
+    if path.is_relative_to(root):
+        return path
+    link = next((folder for folder in path.parents if os.path.realpath(folder) == str(root)), None)
+    return path if link is None else root / path.relative_to(link)
 
 
 def _find_label_file(root: Path, path: Path) -> Path | None:
