@@ -57,7 +57,7 @@ class LoadedRun(TrainedRun):
         """
         files = to_paths(paths, name="predict", what="a file or folder to predict", asks=False)
         if batch_size is not None:
-            to_count(batch_size, name="predict: batch_size", least=1)
+            batch_size = to_count(batch_size, name="predict: batch_size", least=1)
         with start_world(device=device) as world:
             return predict_files(self, files, world=world, batch_size=batch_size, **options)
 
@@ -226,10 +226,13 @@ def compare(
 
     read = read_source(config, overrides, plugins).config
     path = Path(config) if isinstance(config, str | Path) else Path(read.name)
+    map_path = None if keys is None else to_path(keys, name="keys", what="a JSON map of names of weights")
+    samples = None if samples is None else to_count(samples, name="compare: samples", least=1)
+    steps = None if steps is None else to_count(steps, name="compare: steps", least=0)
     with start_world(device=device) as world:
         opened = open_run(path, config=read, world=world)
         subject, num_steps = make_subject(opened, samples, steps, note=logger.info)
-        return compare_networks(subject, str(against), keys=None if keys is None else Path(keys), num_steps=num_steps)
+        return compare_networks(subject, str(against), keys=map_path, num_steps=num_steps)
 
 
 def export(
@@ -294,8 +297,8 @@ def train_run(
     return train(
         read.config,
         plugins=read.plugins,
-        out=None if out is None else Path(out),
-        resume=None if resume is None else str(resume),
+        out=None if out is None else to_path(out, name="out", what="the run's folder"),
+        resume=None if resume is None else str(to_path(resume, name="resume", what="a run or checkpoint, or auto")),
         checks=checks,
         device=device,
         reporter=reporter,

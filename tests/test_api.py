@@ -214,6 +214,20 @@ def test_transform_gives_the_bits_of_evaluation_and_leaves_its_input_alone(run: 
         loaded.transform({"voxels": points})
 
 
+def test_a_loaded_run_stays_the_same_where_the_program_changes_its_folder(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `%cd` in a notebook does: files that are read on first use were looked up in the new folder."""
+    monkeypatch.chdir(run.parent)
+    loaded = sightline.load_run(run.name)
+    monkeypatch.chdir(tmp_path)
+    np.save("ball.npy", torch.nn.functional.normalize(torch.randn(32, 3), dim=1).numpy())
+    assert len(loaded.predict(["ball.npy"]).predicted) == 1
+    exported = sightline.export(loaded, to="torchscript", inputs=["ball.npy"])
+    documents = json.loads(exported.description_path.read_text())["run"]["documents"]
+    assert documents["config.yaml"] == (run / "config.yaml").read_text()
+
+
 @pytest.mark.parametrize("form", ["run", "onnx"])
 def test_loading_leaves_random_states_alone(form: str, run: Path, tmp_path: Path) -> None:
     """Whatever the network draws to be made, and a plugin at import."""

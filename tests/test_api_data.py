@@ -12,6 +12,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,6 +88,18 @@ def test_samples_have_integer_indices_slices_and_epochs(config) -> None:
     assert not torch.equal(data[3]["points"], sample["points"]), "another epoch is augmented otherwise"
     with pytest.raises(IndexError, match="sample 48 of 48"):
         data[48]
+    assert len(data.loader(batch_size=np.int64(5), workers=np.int8(0))) == 10
+    with pytest.raises(UserError, match="loader: batch_size: found True, allowed is a whole number from 1 on"):
+        data.loader(batch_size=True)
+
+
+def test_a_sample_has_the_features_of_its_batch(config) -> None:
+    """`fields` names them, and models take them: only batches had them, and none of a `DataLoader`."""
+    data = sightline.load_data(config, overrides=["data.normals=file"])
+    assert set(data.fields) <= set(data[3])
+    assert torch.equal(data[3]["features"], data[2:5]["features"][1])
+    loaded = next(iter(torch.utils.data.DataLoader(data, batch_size=4)))
+    assert torch.equal(loaded["features"], data[:4]["features"])
 
 
 def test_transforms_are_those_of_training_of_evaluation_or_none(config) -> None:
@@ -127,6 +140,25 @@ def test_a_wrong_dict_is_refused_like_a_file(source, told: str) -> None:
         with pytest.raises(ConfigError) as caught:
             function(source)
         assert told in str(caught.value)
+
+
+@run_each(
+    "function, arguments, told",
+    [
+        ("train_run", {"out": ""}, "out: found the text '', allowed is the path of the run's folder"),
+        ("train_run", {"out": 5}, "out: found 5, allowed is the path of the run's folder"),
+        ("train_run", {"resume": 5}, "resume: found 5, allowed is the path of a run or checkpoint, or auto"),
+        ("compare", {"samples": 0}, "compare: samples: found 0, allowed is a whole number from 1 on"),
+        ("compare", {"samples": "2"}, "compare: samples: found '2', allowed is a whole number from 1 on"),
+        ("compare", {"steps": -1}, "compare: steps: found -1, allowed is a whole number from 0 on"),
+        ("compare", {"keys": 5}, "keys: found 5, allowed is the path of a JSON map of names of weights"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_any_work(function: str, arguments: dict, told: str) -> None:
+    """As the command refuses its options; 0 samples were as many as the default, and -1 steps none."""
+    with pytest.raises(UserError) as caught:
+        getattr(sightline, function)(str(RECIPE), **arguments)
+    assert str(caught.value) == told
 
 
 def test_a_split_that_there_is_not_is_named(config) -> None:

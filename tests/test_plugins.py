@@ -95,6 +95,14 @@ def test_one_file_given_twice_runs_once(tmp_path: Path) -> None:
         del sys.counted  # type: ignore[attr-defined]
 
 
+def test_a_file_of_windows_runs_as_python_runs_it(tmp_path: Path) -> None:
+    """With the mark of UTF-8 in front, which `python FILE` reads past, and line ends of two characters."""
+    path = model(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    load_plugins([path])
+    assert find_plugin(registry.models.get_entry("mine").builder) == path
+
+
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     said = refused(model(tmp_path / "a", name="one"), model(tmp_path / "b", name="two"))
     assert f"{tmp_path / 'a' / 'parts.py'} and {tmp_path / 'b' / 'parts.py'} have one name" in said
@@ -156,8 +164,8 @@ def test_plugins_of_a_run_missing_and_changed_are_named(tmp_path: Path) -> None:
         check_recorded(recorded, [], run=tmp_path)
     assert str(error.value) == f"{tmp_path}: was made with the plugin {path}; give it again: --plugin {path}"
     with pytest.raises(PluginError) as both:
-        check_recorded([{"name": name, "path": name, "sha256": "0"} for name in ("a.py", "b.py")], [], run=tmp_path)
-    assert str(both.value).endswith("with the plugins a.py, b.py; give them again: --plugin a.py --plugin b.py")
+        check_recorded([{"name": name, "path": name, "sha256": "0"} for name in ("a.py", "b b.py")], [], run=tmp_path)
+    assert str(both.value).endswith("with the plugins a.py, b b.py; give them again: --plugin a.py --plugin 'b b.py'")
     path.rename(path.with_suffix(".gone"))  # the run is on another machine now
     copy = write(tmp_path / "plugins" / "parts.py", "")
     with pytest.raises(PluginError, match=f"give it again: --plugin {copy}$"):

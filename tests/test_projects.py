@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,12 @@ def test_the_tests_of_a_new_project_pass(task: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 passed" in done.stdout or "5 passed" in done.stdout, done.stdout
+
+
+def test_the_next_commands_can_be_pasted(tmp_path: Path) -> None:
+    made = run_here("init", "river", "--to", tmp_path / "my work")
+    assert made.code == 0, made.err
+    assert shlex.split(made.err.partition("next: ")[2])[:3] == ["cd", str(tmp_path / "my work" / "river"), "&&"]
 
 
 @run_each(

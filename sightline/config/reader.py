@@ -135,7 +135,7 @@ def read_config(source: Path | Mapping[str, Any] | RunConfig, overrides: Sequenc
     file_or_mapping: Path | Mapping[str, Any] = to_plain(source) if isinstance(source, RunConfig) else source
     faults = ConfigFaults()
     tree = _insert_policy(apply_overrides(_read_with_bases(file_or_mapping, faults), overrides, faults), faults)
-    _resolve_teacher_path(tree)
+    _resolve_run_paths(tree)
     assert isinstance(tree.value, dict)
     name = source.stem if isinstance(source, Path) else _name_components(tree)
     tree.value.setdefault("name", LocatedValue(name, SourceLocation(DEFAULT, path="name")))
@@ -214,13 +214,18 @@ def _insert_policy(tree: LocatedValue, faults: ConfigFaults) -> LocatedValue:
     return tree
 
 
-def _resolve_teacher_path(tree: LocatedValue) -> None:
-    """Make the path of `teacher.from` absolute (relative to the working directory), for later processes."""
-    section = tree.value.get("teacher") if isinstance(tree.value, dict) else None
-    if section is not None and isinstance(section.value, dict):
-        source = section.value.get("from")
+def _resolve_run_paths(tree: LocatedValue) -> None:
+    """Replace `~` at the start of `init.from` and `teacher.from`, as data sets do in `data.root`.
+
+    The path of the teacher becomes absolute (relative to the working directory), for later processes.
+    """
+    for name in ("init", "teacher"):
+        section = tree.value.get(name) if isinstance(tree.value, dict) else None
+        entries = section.value if section is not None and isinstance(section.value, dict) else {}
+        source = entries.get("from")
         if source is not None and isinstance(source.value, str):
-            section.value["from"] = LocatedValue(os.path.abspath(source.value), source.where)
+            path = os.path.expanduser(source.value)
+            entries["from"] = LocatedValue(os.path.abspath(path) if name == "teacher" else path, source.where)
 
 
 def _read_base(path: Path, base: LocatedValue | None, faults: ConfigFaults) -> LocatedValue:

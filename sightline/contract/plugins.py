@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ class Plugin:
         self.path = path
         self.option = option
         try:
-            self.text = read_regular_file(path).decode("utf-8")
+            self.text = read_regular_file(path).decode("utf-8-sig")
         except FileNotFoundError:
             raise PluginError(f"{option} {path}: no such file; check the path") from None
         except UnicodeDecodeError as error:
@@ -149,7 +150,7 @@ def check_recorded(recorded: Sequence[Mapping[str, str]], loaded: Sequence[Plugi
         named, again = ("the plugin", "it") if len(lost) == 1 else ("the plugins", "them")
         raise PluginError(
             f"{run}: was made with {named} {', '.join(lost)}; give {again} again: "
-            + " ".join(f"--plugin {path}" for path in lost)
+            + " ".join(f"--plugin {shlex.quote(path)}" for path in lost)
         )
     for entry in recorded:
         plugin = by_name[entry["name"]]

@@ -23,6 +23,8 @@ _SMALL_FONT_SIZE = 10
 _LETTER = 0.65
 """Width of a letter of a tick at most, of the size of its font."""
 _LEAST_SHORTENED = 10_000
+_LEAST_SPAN = 1e-9
+"""Smallest span of a linear axis, of its largest value: ticks of twelve digits could not divide a smaller one."""
 MAX_DOTS = 24
 """Maximal number of points of a curve that is drawn with dots, and of ticks at each of its points."""
 
@@ -243,7 +245,9 @@ def _make_axis(
 def _make_even_ticks(values: Sequence[float]) -> list[float]:
     """List multiples of 1, 2 or 5 times a power of ten around the values, three to seven of them."""
     low, high = min(values), max(values)
-    rough = (high - low or abs(high) or 1.0) / 5
+    largest = max(abs(low), abs(high))
+    is_one_value = high - low <= _LEAST_SPAN * largest  # but for rounding, as 0.3 and 0.1 + 0.2
+    rough = ((largest if is_one_value else high - low) or 1.0) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -281,7 +282,7 @@ def _find_checkpoint(run: Path, name: str) -> Path:
     if not available:
         raise UserError(
             f"checkpoint {name}: the run {run} has no checkpoint yet (interrupted before the first one?); "
-            f"go on with: sightline train {run} --resume auto --out {run}"
+            f"go on with: {shlex.join(['sightline', 'train', str(run), '--resume', 'auto', '--out', str(run)])}"
         )
     advice = "" if is_link else "; give last, best or a path"
     suggestion = suggest(name, ("last", "best"), otherwise="")

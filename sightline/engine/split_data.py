@@ -43,8 +43,7 @@ class SplitData:
     def __getitem__(self, index: int | slice) -> Sample | Batch:
         if isinstance(index, slice):
             return self.part.reader([self._key(row) for row in range(*index.indices(len(self)))])
-        *_, (_, sample) = self.part.reader.sample_stages(self._key(operator.index(index)))
-        return sample
+        return self.part.reader.read_sample(self._key(operator.index(index)))
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -84,8 +83,8 @@ class SplitData:
         size = (
             (train.batch_size if self.split == "train" else evaluate.batch_size) if batch_size is None else batch_size
         )
-        to_count(size, name="loader: batch_size", least=1)
-        to_count(workers, name="loader: workers", least=0)
+        size = to_count(size, name="loader: batch_size", least=1)
+        workers = to_count(workers, name="loader: workers", least=0)
         return EpochLoader(self, batch_size=size, shuffle=is_shuffled, workers=workers, drop_last=drop_last)
 
     def _key(self, index: int) -> SampleKey:

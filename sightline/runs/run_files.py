@@ -44,7 +44,10 @@ def _describe_otherwise(path: Path) -> str:
 
 @final
 class RunFiles:
-    """Files of a run directory, verified when they are opened; each is read on first use, then cached."""
+    """Files of a run directory, verified when they are opened; each is read on first use, then cached.
+
+    `path` is as it was given, `folder` the same where a program changes its working directory.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raise UserError for a folder that is not a run, and for one with a link that leads out of it."""
@@ -55,6 +58,7 @@ class RunFiles:
             )
         assert_own_files(path)
         self.path = path
+        self.folder = path.absolute()
 
     @cached_property
     def config(self) -> RunConfig:
@@ -64,17 +68,17 @@ class RunFiles:
     @cached_property
     def facts(self) -> Mapping[str, Any]:
         """The facts of the data that the run was trained on."""
-        return read_facts(self.path)
+        return read_facts(self.folder)
 
     @cached_property
     def inputs(self) -> DataInfo:
         """The info of the data that the run was trained on."""
-        return read_inputs(self.path, self.config, self.facts)
+        return read_inputs(self.folder, self.config, self.facts)
 
     @cached_property
     def lineage(self) -> dict[str, Any] | None:
         """The lineage of the run's initial weights; None for random ones."""
-        return read_lineage(self.path)
+        return read_lineage(self.folder)
 
     def list_lineage_notes(self) -> list[str]:
         """Return the line on the source of the run's initial weights; no line for random ones."""
@@ -83,7 +87,7 @@ class RunFiles:
     @cached_property
     def environment(self) -> dict[str, Any]:
         """The record of the run's first session: command, versions, machine, plugins."""
-        return load_document(self.path / "environment.json")
+        return load_document(self.folder / "environment.json")
 
     def check_plugins(self, loaded: Sequence[Plugin]) -> list[str]:
         """List notes on plugins that changed since the run was made. Raises PluginError for one that is missing."""

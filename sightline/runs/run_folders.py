@@ -139,9 +139,8 @@ def _read_summary(summary: RunSummary) -> RunSummary:
     path = summary.path
     stated = _scan_config(path / "config.yaml")
     metric = stated.get("evaluate.metric", "")
-    lines = _read_tail(path / "metrics.jsonl")
-    evaluations = [line for line in lines if line["split"] != "train" and metric in line]
-    figure, split = (evaluations[-1][metric], evaluations[-1]["split"]) if evaluations else (None, "")
+    lines, evaluation = _read_tail(path / "metrics.jsonl", metric)
+    figure, split = (None, "") if evaluation is None else (evaluation[metric], evaluation["split"])
     holder = find_holder(path)
     state = "running" if holder else "stopped"
     if (path / "final.json").exists():
@@ -191,15 +190,25 @@ def _parse_scalar(text: str) -> str:
         return text.strip('"')
 
 
-def _read_tail(path: Path) -> list[Mapping[str, Any]]:
-    """Read the whole lines in the last bytes of a file of metrics; none if it is missing."""
-    if not path.exists():
-        return []
-    start = max(0, check_regular_file(path) - _TAIL_BYTES)
-    with open(path, "rb") as file:
-        file.seek(start)
-        lines = file.read(_TAIL_BYTES).split(b"\n")
-    return [parse_json(line) for line in (lines[1:-1] if start else lines[:-1])]
+def _read_tail(path: Path, metric: str) -> tuple[list[Mapping[str, Any]], Mapping[str, Any] | None]:
+    """Read the whole lines at the end of a file of metrics, and the last with a figure `metric` of an evaluation.
+
+    As many are read as lead to an evaluation, all if there is none: training may log thousands in between. If the file
+    is missing, there are none.
+    """
+    size = check_regular_file(path) if path.exists() else 0
+    num_bytes = _TAIL_BYTES
+    while size:
+        start = max(0, size - num_bytes)
+        with open(path, "rb") as file:
+            file.seek(start)
+            texts = file.read(size - start).split(b"\n")
+        lines = [parse_json(text) for text in (texts[1:-1] if start else texts[:-1])]
+        found = next((line for line in reversed(lines) if line["split"] != "train" and metric in line), None)
+        if found is not None or not start:
+            return lines, found
+        num_bytes *= 8
+    return [], None
 
 
 def measure_bytes(folder: Path) -> int:

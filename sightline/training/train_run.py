@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -353,7 +354,7 @@ class _TrainRun:
         key, value = ("epochs", length.epochs) if length.steps is None else ("steps", length.steps)
         self._reporter.note(
             f"{path}: this run is finished; nothing to do. Figures: {final}. To train it longer, name a later end: "
-            f"sightline train {path} --resume auto train.{key}={2 * value} (now {value})"
+            f"sightline train {shlex.quote(str(path))} --resume auto train.{key}={2 * value} (now {value})"
         )
         document = load_document(final)
         self._reporter.final_document(document)
@@ -419,7 +420,8 @@ class _TrainRun:
         findings = (*findings, *watch.findings) if watch is not None else findings
         if document is None:
             done = f"{job.step} of {job.num_steps}"
-            self._note(f"stopped after step {done}, state saved; go on with --resume auto --out {path}")
+            out = shlex.quote(str(path))
+            self._note(f"stopped after step {done}, state saved; go on with --resume auto --out {out}")
             return TrainResult(path, findings, stopped_by=self._stop.signal or signal.SIGTERM)
         reported, later = self._world.rank_zero_only(self._report)(session, document) or (None, ())
         return TrainResult(path, (*findings, *later), reported)
@@ -482,7 +484,8 @@ class _TrainRun:
         findings = self._check_after_training(session) if self._has_checks else ()
         directory.assert_lock_held()
         reporter.final_document(document)
-        reporter.note(f"a page with its curves, tables and pictures: sightline report {directory.path}")
+        command = shlex.join(["sightline", "report", str(directory.path)])
+        reporter.note(f"a page with its curves, tables and pictures: {command}")
         reporter.note(f"run directory: {directory.path}")
         return document, findings
 

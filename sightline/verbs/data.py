@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -130,8 +131,8 @@ def info(options: InfoOptions) -> int:
         document = {"summary": registry.data.get_entry(name).summary} if card is None else card()
     elif name and folder.is_dir():
         raise UserError(
-            f"{name}: is a folder that is not prepared; see its files by `sightline data info SET --from {name}`, "
-            f"prepare it with `sightline data prepare SET --from {name} --to DIR`"
+            f"{name}: is a folder that is not prepared; see its files by `sightline data info SET --from "
+            f"{shlex.quote(name)}`, prepare it with `sightline data prepare SET --from {shlex.quote(name)} --to DIR`"
         )
     else:
         raise UserError(
@@ -148,7 +149,8 @@ def _survey(name: str, options: Sequence[str], source: Path) -> dict[str, Any]:
     if name not in surveyed:
         advice = suggest(name, surveyed, otherwise=f", not of '{name}'")
         if name in list_preparable():
-            advice = f"; those of {name} are read by: sightline data prepare {name} --from {source} --to DIR"
+            command = shlex.join(["sightline", "data", "prepare", name, "--from", str(source), "--to", "DIR"])
+            advice = f"; those of {name} are read by: {command}"
         raise UserError(f"data info: --from reads files of {', '.join(sorted(surveyed))}{advice}")
     arguments = read_key_values(name, _builder(name).survey, options, command="data info", exclude=("source",))
     document: dict[str, Any] = _builder(name).survey(source, **arguments)

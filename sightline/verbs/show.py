@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 import textwrap
 from pathlib import Path
@@ -243,7 +244,7 @@ def init_project(options: InitOptions) -> int:
     paths = make_project(options.project, options.task, options.to)
     for path in paths:
         sys.stdout.write(f"{path}\n")
-    folder, name = paths[0].parent, options.project
+    folder, name = shlex.quote(str(paths[0].parent)), options.project
     print_note(f"next: cd {folder} && pytest && sightline train {name}.yaml --plugin {name}.py --out runs/first")
     write_document(options.json, {"written": [str(path) for path in paths], "task": options.task})
     return 0

@@ -45,6 +45,8 @@ def list_hardest_samples(run: ReportedRun, *, most: int) -> list[str]:
         return [str(row["index"]) for value, row in values[:most] if value < 1]
 
     manifest = load_document(path)
+    if "samples" not in manifest:  # boxes are in one file, and scored together
+        raise UserError(f"--samples hardest: {path} states no figure for each sample; give names, or numbers as 0,5")
     if not (names := read_part(run, find)):
         raise UserError(f"--samples hardest: {path} has no sample with an error; give the names of samples")
     return names

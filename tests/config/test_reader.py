@@ -123,6 +123,15 @@ def test_a_base_is_found_from_the_config_that_names_it(write: Write, monkeypatch
     assert read_config(path).seed == 3
 
 
+def test_paths_of_other_runs_may_begin_at_home(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As data.root may; a teacher was looked for in a folder called ~ of the working directory."""
+    monkeypatch.setenv("HOME", "/home/me")
+    config = read_config(write("init: {from: ~/runs/a}\nteacher: {from: ~/runs/b}\n"), ["init.from=~/runs/c"])
+    assert config.init is not None
+    assert config.teacher is not None
+    assert (config.init.source, config.teacher.source) == ("/home/me/runs/c", "/home/me/runs/b")
+
+
 def test_bases_end(write: Write) -> None:
     paths = [write("seed: 0\n", "0.yaml")]  # itself on the healthy one: two files
     for number in range(1, MAX_BASES):

@@ -59,6 +59,11 @@ def test_functions_of_a_confusion_matrix_stand_alone() -> None:
     assert (overall_accuracy(confusion), mean_class_accuracy(confusion)) == (0.9, 0.9)
 
 
+def test_one_prediction_is_not_taken_for_that_of_every_label() -> None:
+    with pytest.raises(ValueError, match=r"prediction: found the shape \(1,\), labels have \(3,\)"):
+        confusion_matrix(torch.tensor([0]), torch.tensor([0, 1, 1]), num_classes=2)
+
+
 def test_facts_come_from_the_data_set() -> None:
     metric = registry.metrics.build(ComponentConfig("accuracy"), facts={"num_classes": 2, "class_names": ["x", "y"]})
     assert list(metric.per_class(metric.new_state())) == ["x", "y"]

@@ -284,9 +284,10 @@ def test_samples_are_on_the_page_of_a_run_whose_data_are_at_hand(task: str, tmp_
         assert told["pictures"] or task == "classify"
 
 
-def save_manifest(run: Path, samples: object) -> None:
+def save_manifest(run: Path, samples: object = None, **others: object) -> None:
     (run / "predictions" / "test").mkdir(parents=True)
-    (run / "predictions" / "test" / "manifest.json").write_text(json.dumps({"samples": samples}))
+    document = others or {"samples": samples}
+    (run / "predictions" / "test" / "manifest.json").write_text(json.dumps(document))
 
 
 def test_the_hardest_samples_are_those_of_saved_predictions(run: Path, tmp_path: Path) -> None:
@@ -320,6 +321,7 @@ SAMPLE_MISTAKES = {
     "no errors": (lambda run: save_manifest(run, [{"index": 0, "iou": 1.0}]), "hardest", "no sample with an error"),
     "other predictions": (lambda run: save_manifest(run, 3), "hardest", "not of the form"),
     "no names": (lambda run: save_manifest(run, [{"iou": 0.5}]), "hardest", "KeyError"),
+    "boxes": (lambda run: save_manifest(run, boxes=3), "hardest", "states no figure for each sample; give names, or"),
     "no such sample": (lambda run: None, "99999", "found '99999', which is not a sample of the test part"),
 }
 

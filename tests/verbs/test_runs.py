@@ -68,6 +68,17 @@ def test_a_run_is_summarised_by_what_its_files_state(folder: Path) -> None:
     assert unfinished.split == "validation"
 
 
+def test_the_last_evaluation_counts_however_long_ago_it_was(folder: Path) -> None:
+    """Of an epoch of many steps more is logged than is read at first, and the table had no figure."""
+    file = folder / "shapes" / "2" / "metrics.jsonl"
+    before = by_path(folder)["shapes/2"]
+    line = json.dumps({"step": 9, "epoch": 2, "split": "train", "time_s": 1.0, "loss/total": 0.5})
+    with file.open("a") as lines:
+        lines.write(f"{line}\n" * (2 * run_folders._TAIL_BYTES // len(line)))
+    after = by_path(folder)["shapes/2"]
+    assert (after.figure, after.split, after.steps) == (before.figure, "validation", 9)
+
+
 def test_the_summaries_agree_with_the_config_reader() -> None:
     from sightline.runs.run_records import read_reported_run
 

@@ -375,6 +375,8 @@ def test_photos_and_depth_images_of_ones_own_are_drawn(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"frame.png.png", "photo.jpg.png", "view.html"}
     succeed("view", folder, "--out", tmp_path / "all", "--json", tmp_path / "told.json")
     assert len(json.loads((tmp_path / "told.json").read_text())["samples"]) == 2
+    Image.fromarray(depth).save(tmp_path / "microscope.tif")  # depth images are PNG files
+    succeed("view", tmp_path / "microscope.tif", "--out", tmp_path / "tif")
     (folder / "cloud.xyz").write_text("0 0 0\n1 1 1\n")
     done = succeed("view", folder, "--out", tmp_path / "clouds", "--json", tmp_path / "told.json")
     [cloud] = json.loads((tmp_path / "told.json").read_text())["samples"]

@@ -172,6 +172,14 @@ def test_a_single_value_has_an_axis_too(value: float) -> None:
     assert "inf" not in svg
 
 
+@pytest.mark.parametrize("values", [(0.3, 0.1 + 0.2), (1.0, 1.0 + 1e-13), (1e16, 1e16 + 2), (-0.7, -0.7 - 1e-16)])
+def test_values_that_differ_by_rounding_are_drawn_as_one(values: tuple[float, ...]) -> None:
+    """As an accuracy that two evaluations sum in another order: a run with `log.curves` ended without final.json."""
+    points = tuple((float(step), value) for step, value in enumerate(values))
+    svg = render_svg([[ChartPanel("flat", "step", (Series("a", points),), x_scale="linear", y_scale="linear")]])
+    assert heights(svg, "flat")[0] == pytest.approx(values, rel=1e-2)
+
+
 def test_names_that_do_not_fit_beside_one_another_stand_below() -> None:
     panels = [ChartPanel("p", "x", tuple(Series(f"a long name {i}", ((1, 2), (2, 3))) for i in range(4)))]
     tree = ET.fromstring(render_svg([panels]))
@@ -208,6 +216,8 @@ def test_what_is_no_run_or_edited_is_named_and_a_cut_last_line_left_out(tmp_path
         read_lines(file)
     file.write_text('{"step": 1}\n{"step": 2, "sp')
     assert read_lines(file) == [{"step": 1}]
+    file.write_text('{"directory": "a\u2028b\x85c"}\n')  # JSON leaves these as they are, and Python ends lines there
+    assert read_lines(file) == [{"directory": "a\u2028b\x85c"}]
     file.write_text('{"step": 1, "s\n{"step": 2}\n')
     with pytest.raises(DataError, match=r"metrics\.jsonl:1: is not JSON"):
         read_lines(file)

@@ -16,7 +16,7 @@ def view_photo(path: Path, *, name: str) -> ViewedSample | None:
     Raises DataError for a damaged one.
     """
     header = read_header(path) if path.suffix.lower() in IMAGE_SUFFIXES else None
-    if header is None or header.mode in DEPTH_MODES:
+    if header is None or (header.mode in DEPTH_MODES and path.suffix.lower() == ".png"):
         return None
     pixels = read_image(path, orientation=header.orientation)
     height, width = pixels.shape[:2]

@@ -38,8 +38,10 @@ def confusion_matrix(
 
     `prediction` and `label` have the same shape (...), integers 0 .. C-1; targets of `ignore_index` are not counted.
     With a `group` (...) of each target, 0 .. G-1, there is a matrix for each: (G, C, C).
-    Raises ValueError for a label or a prediction outside the classes.
+    Raises ValueError for a label or a prediction outside the classes, and for shapes that differ.
     """
+    if prediction.shape != label.shape:
+        raise ValueError(f"prediction: found the shape {tuple(prediction.shape)}, labels have {tuple(label.shape)}")
     if not (_is_within(prediction, num_classes) and _is_within(label, num_classes)):
         if ignore_index is not None:
             is_counted = label != ignore_index

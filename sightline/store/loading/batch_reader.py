@@ -295,6 +295,11 @@ class BatchReader:
             return self._check_keys({**indices, **combine(samples)})
         return collate(samples, keys, self._fields)
 
+    def read_sample(self, key: SampleKey) -> Sample:
+        """Read one sample after all transforms, with the key `features` if there are any, as batches have it."""
+        *_, (_, batch) = self.batch_stages(key)
+        return _lower(self._with_features(batch))
+
     def sample_stages(self, key: SampleKey) -> Iterator[tuple[str, Sample]]:
         """Yield a sample as the data set returns it, with an empty name, and after each transform, with its name.
 

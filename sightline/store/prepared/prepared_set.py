@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -121,17 +122,19 @@ _ENTRIES = {"format", "set", "source", "columns", "splits", "files", "digest"}
 class PreparedSet:
     """Prepared folder with a checked manifest and file sizes. Arrays are mapped on first use, read-only.
 
-    Pickling carries the path and the manifest only, so that a worker process maps the files itself.
+    Pickling carries the path and the manifest only, so that a worker process maps the files itself. The folder stays
+    the same where a program changes its working directory; `root` is its path as it was given.
     """
 
     def __init__(self, root: Path, manifest: Mapping[str, Any]) -> None:
         self.root = root
+        self._folder = root.absolute()
         self.manifest = manifest
         self._arrays: dict[str, np.ndarray] = {}
         self._listings: dict[str, FileListing] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "manifest": self.manifest, "_arrays": {}, "_listings": {}}
+        return {**vars(self), "_arrays": {}, "_listings": {}}
 
     @property
     def splits(self) -> list[str]:
@@ -182,7 +185,7 @@ class PreparedSet:
 
     def names(self, split: str) -> list[str]:
         """Read the name of every row of a split."""
-        path = self.root / f"{split}.name.json"
+        path = self._folder / f"{split}.name.json"
         names = _read_json(path)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise DataError(f"{path}: is not a list of names; prepare the set again")
@@ -196,7 +199,7 @@ class PreparedSet:
         A set without listed files has no such document.
         """
         if split not in self._listings:
-            document = self.root / f"{split}.{LISTED}.json"
+            document = self._folder / f"{split}.{LISTED}.json"
             listing = FileListing(Path(self.manifest[LISTED]["root"]), _read_json(document), where=document)
             if len(listing) != self._num_rows(split):
                 raise DataError(
@@ -214,7 +217,7 @@ class PreparedSet:
     def _get_array(self, file_name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         """Map an array file on first use; shape and dtype must match."""
         if file_name not in self._arrays:
-            self._arrays[file_name] = _map_array(self.root / file_name, shape, np.dtype(dtype))
+            self._arrays[file_name] = _map_array(self._folder / file_name, shape, np.dtype(dtype))
         return self._arrays[file_name]
 
 
@@ -258,7 +261,7 @@ def _describe_start(root: Path) -> str:
 
 def prepare_command(set_name: str, target: str, options: str = "") -> str:
     """Format the command that prepares a set; `options` are `key=value`."""
-    return f"sightline data prepare {set_name} --from PATH --to {target} {options}".rstrip()
+    return f"sightline data prepare {set_name} --from PATH --to {shlex.quote(target)} {options}".rstrip()
 
 
 def read_manifest(root: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -229,4 +230,4 @@ def _range_text(counts: np.ndarray) -> str:
 
 
 def _command(source: str, target: str | Path) -> str:
-    return f"sightline data render {source} --to {target}"
+    return shlex.join(["sightline", "data", "render", source, "--to", str(target)])

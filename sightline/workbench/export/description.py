@@ -96,7 +96,7 @@ def _describe_transform(name: str, blocks: Mapping[str, Any]) -> dict[str, Any]:
 
 def _copy_documents(run: TrainedRun) -> dict[str, str]:
     """Copy the documents of a run directory that state what its network takes."""
-    folder = run.path
+    folder = run.files.folder
     return {
         "config.yaml": (folder / "config.yaml").read_text(encoding="utf-8"),
         "facts.json": (folder / "facts.json").read_text(encoding="utf-8"),

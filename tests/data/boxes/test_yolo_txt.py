@@ -150,7 +150,7 @@ def test_splits_are_those_of_the_file_of_names(tmp_path: Path, listed: bool) -> 
         write_image(root / "images" / folder / f"{name}.png", pattern(10, 20))
     (root / "labels" / "one").mkdir(parents=True)
     (root / "labels" / "one" / "a.txt").write_text("0 .5 .5 .5 .5")
-    (root / "list.txt").write_text("./images/two/b.png\n")
+    (root / "list.txt").write_bytes(b"./images/two/b.png\r\n\r\n")
     test = "list.txt" if listed else "images/two"
     (root / "data.yaml").write_text(f"path: ../datasets/mine\ntrain: ../images/one\ntest: {test}\nnames: [person]\n")
     manifest = prepare(root, tmp_path / "set")
@@ -224,6 +224,22 @@ def test_lists_of_another_machine_are_refused(tmp_path: Path) -> None:
         DataError, match=r"1 images that are missing or damaged, first: /home/me/a\.png, which .*states"
     ):
         prepare(root, tmp_path / "set")
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_paths_that_lead_to_the_folder_by_a_link_are_below_it(tmp_path: Path, listed: bool) -> None:
+    """As on a machine where /data is a link to a disk: the file of names states its folder as users know it."""
+    root, link = tmp_path / "disk" / "in", tmp_path / "data"
+    for split in ("train", "test"):
+        write_image(root / "images" / split / "a.png", pattern(10, 20))
+        (root / "images" / split / "a.txt").write_text("0 .5 .5 .5 .5")
+        (root / f"{split}.txt").write_text(f"{link}/in/images/{split}/a.png\n")
+    link.symlink_to(tmp_path / "disk")
+    train, test = ("train.txt", "test.txt") if listed else (link / "in/images/train", link / "in/images/test")
+    (root / "data.yaml").write_text(f"train: {train}\ntest: {test}\nnames: [person]\n")
+    manifest = prepare(link / "in", tmp_path / "set")
+    assert manifest["statistics"]["images"] == {"train": 1, "test": 1}
+    assert "passed over" not in "".join(manifest["differences"])
 
 
 def test_one_folder_for_two_splits_is_never_tested_on(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_parts_are_folders_lists_or_the_order_of_names(tmp_path: Path) -> None:
     assert part.info.split_sizes == {"train": 2, "validation": 1, "test": 1}
     assert "ring" not in part.info.fields  # without num_beams rings are not read
     write_own(tmp_path / "listed", 3)
-    (tmp_path / "listed/train.txt").write_text("002\n")
+    (tmp_path / "listed/train.txt").write_text("\ufeff002\n")  # as Windows' Notepad begins a file
     (tmp_path / "listed/val.txt").write_text("000\n")
     listed = prepare(tmp_path / "listed", tmp_path / "other", columns=(*COLUMNS[:4], "_"))
     assert listed["differences"] == ["1 scans in none of the lists of listed, left out"]

@@ -103,7 +103,7 @@ def test_names_of_classes_and_points_without_one(tmp_path: Path) -> None:
         rows = table(number)
         rows[:5, 6] = -1
         write(source / f"scan_{number}.txt", rows)
-    (source / "classes.txt").write_text("ground\nhouse\ntree\ncar\nboat\n")
+    (source / "classes.txt").write_text("\ufeffground\nhouse\ntree\ncar\nboat\n")  # as Windows' Notepad begins a file
     manifest = prepare(source, tmp_path / "set", unlabelled=-1)
     assert manifest["class_names"] == ["ground", "house", "tree", "car", "boat"]
     assert manifest["num_ignored"] == 30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sightline.areas.clouds.sets.modelnet import ModelNet40
 from sightline.areas.scans.sets.semantic_kitti import SemanticKitti
@@ -417,6 +419,18 @@ def test_a_listing_that_leads_out_of_its_folder_is_refused(listed_set: Path, pat
     for read in (verify, lambda root: SemanticKitti(split="train", root=str(root))[SampleKey(0, 0, 0)]):
         with pytest.raises(DataError, match=r"00\.listed\.json: lists '.*', which is not below .*kitti"):
             read(listed_set)
+
+
+def test_an_opened_set_stays_the_same_where_the_program_changes_its_folder(
+    listed_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its arrays are mapped on first use, also by worker processes; the advice was to prepare the set again."""
+    monkeypatch.chdir(listed_set.parent)
+    scans = SemanticKitti(split="test", root=listed_set.name)
+    monkeypatch.chdir("/")
+    expected = SemanticKitti(split="test", root=str(listed_set))[SampleKey(0, 0, 0)]
+    for opened in (pickle.loads(pickle.dumps(scans)), scans):
+        assert torch.equal(opened[SampleKey(0, 0, 0)]["points"], expected["points"])
 
 
 @pytest.mark.parametrize("listing", [[], {"a": 1}, 3, [[["x"]], [["y"]]], [[[1, 2, 3, 4]], []], [1, 2]])

@@ -220,11 +220,12 @@ def _list_stated_images(root: Path, base: str, stated: str) -> list[Path] | None
 
 
 def _place_below(root: Path, path: Path) -> Path:
-    """Return a stated path without `..`; one outside of `root` may lead into it by a link."""
+    """Return a stated path without `..`; one outside of `root` may lead to it, or into it, by a link."""
     plain = Path(os.path.normpath(path))
     if plain.is_relative_to(root) or "\0" in str(plain):
         return plain
-    return Path(os.path.realpath(plain.parent), plain.name)
+    link = next((folder for folder in plain.parents if os.path.realpath(folder) == str(root)), None)
+    return root / plain.relative_to(link) if link else Path(os.path.realpath(plain.parent), plain.name)
 
 
 def _find_label_file(root: Path, path: Path) -> Path | None:
