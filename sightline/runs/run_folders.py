@@ -139,8 +139,8 @@ def _read_summary(summary: RunSummary) -> RunSummary:
     path = summary.path
     stated = _scan_config(path / "config.yaml")
     metric = stated.get("evaluate.metric", "")
-    lines = _read_tail(path / "metrics.jsonl")
-    evaluations = [line for line in lines if line["split"] != "train" and metric in line]
+    lines = _read_tail(path / "metrics.jsonl", metric)
+    evaluations = _list_evaluations(lines, metric)
     figure, split = (evaluations[-1][metric], evaluations[-1]["split"]) if evaluations else (None, "")
     holder = find_holder(path)
     state = "running" if holder else "stopped"
@@ -191,15 +191,27 @@ def _parse_scalar(text: str) -> str:
         return text.strip('"')
 
 
-def _read_tail(path: Path) -> list[Mapping[str, Any]]:
-    """Read the whole lines in the last bytes of a file of metrics; none if it is missing."""
+def _read_tail(path: Path, metric: str) -> list[Mapping[str, Any]]:
+    """Read the whole lines in the last bytes of a file of metrics; none if it is missing.
+
+    So many bytes that an evaluation with this metric is among them: an epoch may have thousands of training lines.
+    """
     if not path.exists():
         return []
-    start = max(0, check_regular_file(path) - _TAIL_BYTES)
-    with open(path, "rb") as file:
-        file.seek(start)
-        lines = file.read(_TAIL_BYTES).split(b"\n")
-    return [parse_json(line) for line in (lines[1:-1] if start else lines[:-1])]
+    size, num_bytes = check_regular_file(path), _TAIL_BYTES
+    while True:
+        start = max(0, size - num_bytes)
+        with open(path, "rb") as file:
+            file.seek(start)
+            texts = file.read(num_bytes).split(b"\n")
+        lines = [parse_json(text) for text in (texts[1:-1] if start else texts[:-1])]
+        if not start or _list_evaluations(lines, metric):
+            return lines
+        num_bytes *= 8
+
+
+def _list_evaluations(lines: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping[str, Any]]:
+    return [line for line in lines if line["split"] != "train" and metric in line]
 
 
 def measure_bytes(folder: Path) -> int:

@@ -68,6 +68,18 @@ def test_a_run_is_summarised_by_what_its_files_state(folder: Path) -> None:
     assert unfinished.split == "validation"
 
 
+def test_an_evaluation_before_many_training_lines_is_the_last_one(folder: Path) -> None:
+    """As with `log.gradients`, or `log.every=1` in a long epoch."""
+    path, before = folder / "shapes" / "2" / "metrics.jsonl", by_path(folder)["shapes/2"]
+    line = json.dumps({"step": 9, "epoch": 1, "split": "train", **{f"gradient/{i}": 0.5 for i in range(100)}})
+    with path.open("a") as file:
+        file.writelines(f"{line}\n" for _ in range(500))
+    assert path.stat().st_size > 10 * run_folders._TAIL_BYTES
+    after = by_path(folder)["shapes/2"]
+    assert before.figure is not None
+    assert (after.figure, after.split, after.steps) == (before.figure, "validation", 9)
+
+
 def test_the_summaries_agree_with_the_config_reader() -> None:
     from sightline.runs.run_records import read_reported_run
 
