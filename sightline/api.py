@@ -57,7 +57,7 @@ class LoadedRun(TrainedRun):
         """
         files = to_paths(paths, name="predict", what="a file or folder to predict", asks=False)
         if batch_size is not None:
-            to_count(batch_size, name="predict: batch_size", least=1)
+            batch_size = to_count(batch_size, name="predict: batch_size", least=1)
         with start_world(device=device) as world:
             return predict_files(self, files, world=world, batch_size=batch_size, **options)
 

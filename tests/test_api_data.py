@@ -12,6 +12,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -72,7 +73,10 @@ def test_a_loader_gives_the_batches_of_evaluation_in_order_and_every_time(config
     assert [len(batch["label"]) for batch in first] == [6, 6, 6, 2]
     assert torch.equal(torch.cat([batch["sample_index"] for batch in first]), torch.arange(20))
     assert all(torch.equal(a["points"], b["points"]) for a, b in zip(first, second, strict=True))
-    assert [len(batch["label"]) for batch in data.loader(batch_size=6, drop_last=True)] == [6, 6, 6]
+    assert [len(batch["label"]) for batch in data.loader(batch_size=np.int64(6), drop_last=True)] == [6, 6, 6]
+    for is_shuffled in (False, True):
+        beyond = data.loader(batch_size=21, drop_last=True, shuffle=is_shuffled)
+        assert (len(beyond), list(beyond)) == (0, []), "as a loader of torch"
 
 
 def test_samples_have_integer_indices_slices_and_epochs(config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from numbers import Integral
 from pathlib import Path
 
 from sightline.contract.errors import UserError
@@ -53,10 +54,10 @@ def to_texts(values: object, *, name: str) -> list[str]:
 
 
 def to_count(value: object, *, name: str, least: int) -> int:
-    """Return an argument that is a whole number of at least `least`. Raises UserError for anything else."""
-    if not isinstance(value, int) or value < least:
+    """Convert an argument that is a whole number of at least `least`, also of NumPy. Raises UserError for others."""
+    if not isinstance(value, Integral) or value < least:
         raise UserError(f"{name}: found {value!r}, allowed is a whole number from {least} on")
-    return value
+    return int(value)
 
 
 def _describe(value: object) -> str:

@@ -84,8 +84,8 @@ class SplitData:
         size = (
             (train.batch_size if self.split == "train" else evaluate.batch_size) if batch_size is None else batch_size
         )
-        to_count(size, name="loader: batch_size", least=1)
-        to_count(workers, name="loader: workers", least=0)
+        size = to_count(size, name="loader: batch_size", least=1)
+        workers = to_count(workers, name="loader: workers", least=0)
         return EpochLoader(self, batch_size=size, shuffle=is_shuffled, workers=workers, drop_last=drop_last)
 
     def _key(self, index: int) -> SampleKey:
@@ -100,6 +100,8 @@ class SplitData:
         if not shuffle:
             keys = evaluation_keys(indices, batch_size, epoch=epoch, seed=seed)
             return [batch for batch in keys if len(batch) == batch_size or not drop_last]
+        if drop_last and len(indices) < batch_size:
+            return []
         plan = BatchSampler(indices=indices, batch_size=batch_size, seed=seed, tail="drop" if drop_last else "keep")
         first = epoch * plan.steps_per_epoch
         return [plan.step_keys(step)[0][0] for step in range(first, first + plan.steps_per_epoch)]
