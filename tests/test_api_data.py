@@ -249,7 +249,8 @@ def test_a_model_of_a_script_is_recorded_without_the_script_s_own_training(tmp_p
     """The script is also its plugin: what it runs is left out of the record."""
     script, out = tmp_path / "mine.py", tmp_path / "run"
     definitions = [cell.strip() for cell in CELLS.split("'''")[1::2]]
-    script.write_text("\n".join(["import sightline", *definitions, TRAIN.format(recipe=str(RECIPE), out=str(out))]))
+    parts = ["import sightline", *definitions, TRAIN.format(recipe=str(RECIPE), out=str(out))]
+    script.write_text("\n\f\n".join(parts))  # the page breaks of some editors end no line
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
