@@ -45,7 +45,7 @@ from sightline.runs import checkpoint
 from sightline.runs.checkpoint import assert_sha256
 from sightline.runs.lineage import record_teacher, trace_lineage
 from sightline.runs.run_files import RunFiles
-from sightline.runs.weights import WeightLoadReport, load_weights
+from sightline.runs.weights import WeightLoadReport, load_weights, plain_state
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform, stratified_split
 from sightline.store.prepared.columns import prepared_root
 
@@ -475,6 +475,10 @@ def _build_job(
     num_steps = train.epochs * plan.steps_per_epoch
     if train.steps is not None:
         num_steps = min(num_steps, train.steps)
+    try:
+        plain_state(model)  # what checkpoints will hold
+    except CheckpointError as error:
+        raise ConfigError(f"{config.model.location}: {error}") from None
     with registry.locate_errors(config.optimizer):
         optimizer = recipe.build(model, losses)
     schedule = registry.schedules.build(
