@@ -309,7 +309,7 @@ def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
     for ema_parameter, parameter in zip(average.parameters(), model.parameters(), strict=True):
         ema_parameter.lerp_(parameter.detach(), 1.0 - decay)
     for ema_buffer, buffer in zip(average.buffers(), model.buffers(), strict=True):
-        ema_buffer.copy_(buffer)
+        ema_buffer.resize_(buffer.shape).copy_(buffer)  # a cache may have grown with its batch
 
 
 def _record(
