@@ -203,7 +203,14 @@ def log_linked_data_folder(config: RunConfig, world: World) -> None:
 
 
 def _load_initial_weights(model: nn.Module, config: RunConfig) -> WeightLoadReport | None:
-    """Load the weights that `init` names: the EMA of a run's weights, if it has one."""
+    """Load the weights that `init` names: the EMA of a run's weights, if it has one.
+
+    Raises ConfigError for a model of which checkpoints would lose a tensor.
+    """
+    try:
+        plain_state(model)
+    except CheckpointError as error:
+        raise ConfigError(f"{config.model.location}: {error}") from None
     if config.init is None:
         return None
     try:
@@ -475,10 +482,6 @@ def _build_job(
     num_steps = train.epochs * plan.steps_per_epoch
     if train.steps is not None:
         num_steps = min(num_steps, train.steps)
-    try:
-        plain_state(model)  # what checkpoints will hold
-    except CheckpointError as error:
-        raise ConfigError(f"{config.model.location}: {error}") from None
     with registry.locate_errors(config.optimizer):
         optimizer = recipe.build(model, losses)
     schedule = registry.schedules.build(
