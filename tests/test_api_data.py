@@ -73,7 +73,10 @@ def test_a_loader_gives_the_batches_of_evaluation_in_order_and_every_time(config
     assert [len(batch["label"]) for batch in first] == [6, 6, 6, 2]
     assert torch.equal(torch.cat([batch["sample_index"] for batch in first]), torch.arange(20))
     assert all(torch.equal(a["points"], b["points"]) for a, b in zip(first, second, strict=True))
-    assert [len(batch["label"]) for batch in data.loader(batch_size=6, drop_last=True)] == [6, 6, 6]
+    assert [len(batch["label"]) for batch in data.loader(batch_size=np.int64(6), drop_last=True)] == [6, 6, 6]
+    for is_shuffled in (False, True):
+        beyond = data.loader(batch_size=21, drop_last=True, shuffle=is_shuffled)
+        assert (len(beyond), list(beyond)) == (0, []), "as a loader of torch"
 
 
 def test_samples_have_integer_indices_slices_and_epochs(config) -> None:
@@ -277,7 +280,8 @@ def test_a_model_of_a_script_is_recorded_without_the_script_s_own_training(tmp_p
     """The script is also its plugin: what it runs is left out of the record."""
     script, out = tmp_path / "mine.py", tmp_path / "run"
     definitions = [cell.strip() for cell in CELLS.split("'''")[1::2]]
-    script.write_text("\n".join(["import sightline", *definitions, TRAIN.format(recipe=str(RECIPE), out=str(out))]))
+    parts = ["import sightline", *definitions, TRAIN.format(recipe=str(RECIPE), out=str(out))]
+    script.write_text("\n\f\n".join(parts))  # the page breaks of some editors end no line
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

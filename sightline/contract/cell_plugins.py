@@ -112,7 +112,7 @@ class _Sources:
 
     def text(self, statement: ast.ClassDef | ast.FunctionDef) -> str:
         """Return the lines of a definition, with its decorators."""
-        lines = self._definitions[statement.name][1].splitlines()
+        lines = self._definitions[statement.name][1].split("\n")  # Python's lines: a form feed ends none
         first = min([statement.lineno, *(decorator.lineno for decorator in statement.decorator_list)])
         return "\n" + "\n".join(lines[first - 1 : statement.end_lineno]) + "\n"
 

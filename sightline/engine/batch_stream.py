@@ -138,7 +138,8 @@ def read_batches(
     An error of a worker is raised here as it would have been without workers.
     """
     if workers == 0:
-        yield from map(reader, keys)
+        for batch_keys in keys:  # not by `map`, which a StopIteration of the reader would end like the last batch
+            yield reader(batch_keys)
         return
     _warn_of_cores(workers)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # until a worker has installed its handler

@@ -45,7 +45,7 @@ from sightline.runs import checkpoint
 from sightline.runs.checkpoint import assert_sha256
 from sightline.runs.lineage import record_teacher, trace_lineage
 from sightline.runs.run_files import RunFiles
-from sightline.runs.weights import WeightLoadReport, load_weights
+from sightline.runs.weights import WeightLoadReport, load_weights, plain_state
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform, stratified_split
 from sightline.store.prepared.columns import prepared_root
 
@@ -203,7 +203,14 @@ def log_linked_data_folder(config: RunConfig, world: World) -> None:
 
 
 def _load_initial_weights(model: nn.Module, config: RunConfig) -> WeightLoadReport | None:
-    """Load the weights that `init` names: the EMA of a run's weights, if it has one."""
+    """Load the weights that `init` names: the EMA of a run's weights, if it has one.
+
+    Raises ConfigError for a model of which checkpoints would lose a tensor.
+    """
+    try:
+        plain_state(model)
+    except CheckpointError as error:
+        raise ConfigError(f"{config.model.location}: {error}") from None
     if config.init is None:
         return None
     try:

@@ -406,15 +406,15 @@ def join_plain_group(*, timeout_s: float) -> Iterator[World]:
 
 
 @contextlib.contextmanager
-def start_world(*, device: str = "auto", timeout_s: float = 600.0) -> Iterator[World]:
+def start_world(*, device: str | torch.device = "auto", timeout_s: float = 600.0) -> Iterator[World]:
     """Join the processes that the launcher's environment describes, or be a world of one.
 
-    With several processes only the first shows warnings. A process that fails notifies the others, which then end, too.
-    Raises UserError for an incomplete environment or a device that this machine lacks, RunError if the processes do not
-    connect.
+    From Python, `device` may also be one of torch. With several processes only the first shows warnings. A process that
+    fails notifies the others, which then end, too. Raises UserError for an incomplete environment or a device that this
+    machine lacks, RunError if the processes do not connect.
     """
     rank_info = rank_info_from_environment()
-    chosen = _select_device(device, rank_info.local_rank)
+    chosen = _select_device(str(device), rank_info.local_rank)
     if chosen.type == "cpu":
         keep_freed_memory()
     if rank_info.size == 1:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, NotRequired
 import torch
 from pydantic import ConfigDict
 from torch import nn
+from torch.nn.parameter import is_lazy
 from typing_extensions import TypedDict
 
 from sightline.aliases import old_names
@@ -357,8 +358,10 @@ def RMSprop(  # noqa: N802
 def _fill_gaps(name: str, parameter: nn.Parameter) -> None:
     """Copy a parameter with memory gaps to contiguous memory, as torch's fused steps and batch norms require.
 
-    Raises ConfigError where elements share memory: no optimiser can update them one by one.
+    Raises ConfigError where elements share memory: no optimiser can update them one by one; and for a lazy parameter.
     """
+    if is_lazy(parameter):
+        raise ConfigError(f"model: parameter '{name}' has no size yet; give its module all sizes, as Linear has them")
     if any(size > 1 and stride == 0 for size, stride in zip(parameter.shape, parameter.stride(), strict=True)):
         raise ConfigError(
             f"model: parameter '{name}' of shape {list(parameter.shape)} is an expanded view, so its elements share "

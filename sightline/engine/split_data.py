@@ -99,6 +99,8 @@ class SplitData:
         if not shuffle:
             keys = evaluation_keys(indices, batch_size, epoch=epoch, seed=seed)
             return [batch for batch in keys if len(batch) == batch_size or not drop_last]
+        if drop_last and len(indices) < batch_size:
+            return []
         plan = BatchSampler(indices=indices, batch_size=batch_size, seed=seed, tail="drop" if drop_last else "keep")
         first = epoch * plan.steps_per_epoch
         return [plan.step_keys(step)[0][0] for step in range(first, first + plan.steps_per_epoch)]

@@ -311,7 +311,7 @@ def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
     buffers = dict(model.named_buffers(remove_duplicate=False))
     for name, ema_buffer in average.named_buffers(remove_duplicate=False):
         if name in buffers:  # a buffer that is made at a module's first call is not yet in both
-            ema_buffer.copy_(buffers[name])
+            ema_buffer.resize_(buffers[name].shape).copy_(buffers[name])  # a cache may have grown with its batch
 
 
 def _record(

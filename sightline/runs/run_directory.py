@@ -476,7 +476,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises UserError if the file is missing, DataError for any other line that is not a mapping.
     """
     try:
-        texts = read_regular_file(path).decode("utf-8").removesuffix("\n").split("\n")
+        texts = read_regular_file(path).decode("utf-8").removesuffix("\n").split("\n")  # text in them may hold U+2028
     except FileNotFoundError:
         raise UserError(f"{path}: is missing; training writes it; give a run directory") from None
     except (OSError, ValueError) as error:

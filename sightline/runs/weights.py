@@ -60,21 +60,26 @@ class WeightLoadReport:
 def plain_name(name: str) -> str:
     """Remove the parts of a tensor's name that data-parallel and compiled wrappers, and quantisation, insert.
 
-    The original of a quantised `weight` is called `weight`, its labels `weight.labels`.
+    The original of a quantised `weight` is called `weight`, its labels `weight.labels`; a parametrisation with several
+    originals, as torch's weight norm, has `weight.original0` and `weight.original1`.
     """
     parts = [part for part in name.split(".") if part != "_orig_mod"]
     while len(parts) > 1 and parts[0] in _WRAPPERS:
         parts = parts[1:]
     if "parametrizations" in parts[:-2]:
         index = parts.index("parametrizations")
-        attribute, _, *inner = parts[index + 1 :]  # between them `original`, or the number of a parametrisation
-        parts = [*parts[:index], attribute, *inner]
+        attribute, place, *inner = parts[index + 1 :]  # `original`, `original0`, or the number of a parametrisation
+        is_one_of_several = place.startswith("original") and place != "original"
+        parts = [*parts[:index], attribute, *([place] if is_one_of_several else []), *inner]
     return ".".join(parts)
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state of a model by plain names; the tensors are not copied."""
-    return {plain_name(name): value for name, value in model.state_dict().items()}
+    """Return the state of a model by plain names; the tensors are not copied. Extra states, no tensors, are left out.
+
+    Raises CheckpointError for two tensors of one plain name: a checkpoint would lose one of them.
+    """
+    return _by_plain_name(model.state_dict(), "the model", None)
 
 
 def load_weights(
@@ -153,7 +158,8 @@ def _by_plain_name(tensors: Mapping[str, object], owner: str, modules: str | Non
                 continue
             raise CheckpointError(f"{name}: is a {type(tensor).__name__} in {owner}, not a tensor")
         if short in plain:
-            raise CheckpointError(f"{short}: {owner} contain it twice, with and without a wrapper's prefix")
+            verb = "contains" if owner == "the model" else "contain"
+            raise CheckpointError(f"{short}: {owner} {verb} it twice, with and without a wrapper's prefix; rename one")
         plain[short] = tensor
     return plain
 

@@ -235,7 +235,7 @@ def train_run(
     with contextlib.ExitStack() as stack:
         if stop is None and is_main:
             stack.enter_context(restore_signal_handlers())
-        stop_request = stop or StopRequest()
+        stop_request = StopRequest() if stop is None else stop  # one that is not requested yet is false
         world = stack.enter_context(start_world(device=device, timeout_s=config.distributed.timeout_s))
         if is_main:  # not before: a signal ends a process that still waits for the others
             stop_request.install_handlers(is_acknowledged=shows_progress and world.size == 1)

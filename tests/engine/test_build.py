@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,20 @@ def test_init_below_a_full_match_is_refused_and_can_be_declared(tmp_path: Path) 
 def test_what_does_not_fit_is_named(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         small_run(*overrides)
+
+
+def test_a_model_whose_checkpoint_would_lose_a_tensor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`module.` is what wrappers insert: a part of that name, with a part like another one's, has no name left."""
+    build_model = build_module._build_unchanged_model
+
+    def with_twin(*arguments: Any) -> torch.nn.Module:
+        model = build_model(*arguments)
+        model.module = torch.nn.ModuleDict({"head": model.head})
+        return model
+
+    monkeypatch.setattr(build_module, "_build_unchanged_model", with_twin)
+    with pytest.raises(ConfigError, match=r"model: head.*: the model contains it twice"):
+        small_run()
 
 
 # --- A run opened from its directory: only what is asked for is built; weights that are missing or damage ------------

@@ -264,6 +264,8 @@ def test_an_unknown_device_is_refused() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="--device cuda: torch sees no CUDA device"), start_world(device="cuda"):
             pass
+    with start_world(device=torch.device("cpu")) as world:
+        assert world.device == torch.device("cpu"), "as a call from Python may give it"
 
 
 def test_compiling_synchronised_batch_norm_is_refused() -> None:

@@ -293,9 +293,11 @@ def test_a_gradient_that_a_hook_lays_out_otherwise_is_paired_by_index(name: str)
     torch.testing.assert_close(stepped(lambda x: x, RECIPES[name], hook=turn), expected, rtol=1e-14, atol=1e-14)
 
 
-def test_a_parameter_whose_elements_share_memory_is_refused() -> None:
+def test_a_parameter_whose_elements_share_memory_or_are_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"parameter 'weight' of shape \[6, 4\] is an expanded view"):
         Adam(lr=0.1).build(_expanded())
+    with pytest.raises(ConfigError, match=r"parameter '1\.weight' has no size yet"):
+        Adam(lr=0.1).build(nn.Sequential(nn.Linear(2, 3), nn.LazyLinear(4)))
 
 
 def _expanded() -> nn.Module:

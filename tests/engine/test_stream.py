@@ -114,6 +114,13 @@ def test_an_error_of_a_worker_is_the_same_one_line_as_without(workers: int) -> N
         list(stream.iterate(0, 5))
 
 
+def test_a_stray_stop_iteration_does_not_end_an_epoch_early() -> None:
+    """As of `next` on an iterator that is empty, in a transform of a user's own."""
+    batches = read_batches(lambda keys: next(iter([])), iter([[SampleKey(0, 0, 0)]]), workers=0)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(batches)
+
+
 def test_a_workers_crash_carries_its_own_traceback() -> None:
     stream = BatchStream(BatchSampler(np.arange(20), 4, seed=0), crashes, workers=1)
     with pytest.raises(RunError, match=r"(?s)worker.*in crashes.*ZeroDivisionError: in a plugin"):

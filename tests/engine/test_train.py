@@ -203,6 +203,18 @@ def test_the_average_takes_buffers_by_name_where_one_is_made_at_the_first_call()
     assert torch.equal(kept.running_mean, new.running_mean)
 
 
+def test_the_average_takes_buffers_of_any_size_over() -> None:
+    """As of a cache of priors or positions, which the network makes anew for each size of its input."""
+    model, average = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    for module, size in ((model, 5), (average, 3)):
+        module.register_buffer("cache", torch.arange(size), persistent=False)
+    update_ema(average, model, 0.9)
+    assert torch.equal(average.cache, torch.arange(5))
+    model.cache = torch.arange(2)[:, None]
+    update_ema(average, model, 0.9)
+    assert torch.equal(average.cache, torch.arange(2)[:, None])
+
+
 def test_the_average_starts_from_the_first_weights_and_is_what_counts() -> None:
     """A tenth of them is left after one step, by hand: (1 + 0) / (10 + 0)."""
     _, job = run("train.ema_decay=0.9999999999", num_steps=1)

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from sightline.contract.errors import DataError, RunError, UserError
-from sightline.runs.run_directory import RunDirectory, collect_environment, create_numbered_folder
+from sightline.runs.run_directory import RunDirectory, collect_environment, create_numbered_folder, read_lines
 
 
 @pytest.fixture
@@ -271,7 +271,7 @@ def test_lines_are_appended_at_once_and_read_back(run: RunDirectory) -> None:
     lines = [{"step": 1, "loss": 0.1, "text": "a\u2028b\r\n\x85"}, {"step": 2, "loss": None}]
     for number, line in enumerate(lines, start=1):
         run.append_line("metrics.jsonl", line)
-        assert lines_of(run) == lines[:number]
+        assert lines_of(run) == read_lines(run.path / "metrics.jsonl") == lines[:number]
     run.append_line("metrics.jsonl", {"step": 3, "loss": math.nan, "other": [math.inf]})
     assert lines_of(run)[-1] == {"step": 3, "loss": None, "other": [None]}
     assert (run.path / "metrics.jsonl").read_bytes().count(b"\n") == 3

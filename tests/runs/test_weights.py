@@ -7,9 +7,11 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from sightline.contract.errors import CheckpointError
-from sightline.runs.weights import load_weights, plain_name
+from sightline.runs.checkpoint import optimizer_tensors
+from sightline.runs.weights import load_weights, plain_name, plain_state
 
 
 class Net(nn.Module):
@@ -76,6 +78,44 @@ def test_a_compiled_part_is_found_within_a_name() -> None:
     assert plain_name("encoder._orig_mod.0.weight") == "encoder.0.weight"
     assert plain_name("encoder.module.weight") == "encoder.module.weight"
     assert plain_name("module") == "module"
+
+
+@pytest.mark.parametrize(
+    ("normalise", "names"),
+    [
+        (parametrizations.weight_norm, ["weight.original0", "weight.original1"]),
+        (parametrizations.spectral_norm, ["weight", "weight._u", "weight._v"]),
+        (parametrizations.orthogonal, ["weight", "weight.base"]),
+    ],
+)
+def test_every_tensor_of_a_parametrised_weight_has_a_name_of_its_own(normalise, names: list[str]) -> None:
+    """Weight norm has two parameters, magnitude and direction: a checkpoint that lacks one cannot be loaded."""
+    model, other = normalise(nn.Linear(3, 2)), normalise(nn.Linear(3, 2))
+    assert sorted(plain_state(model)) == sorted(["bias", *names])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(4, 3)).sum().backward()
+    optimizer.step()
+    assert len(optimizer_tensors(model, optimizer)) == len(list(model.parameters()))
+    load_weights(other, plain_state(model))
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in other.state_dict().items())
+
+
+def test_a_state_that_would_lose_a_tensor_is_refused() -> None:
+    model = nn.Module()
+    model.head, model.module = nn.Linear(2, 2), nn.ModuleDict({"head": nn.Linear(2, 2)})
+    with pytest.raises(CheckpointError, match=r"^head\.(weight|bias): the model contains it twice"):
+        plain_state(model)
+
+
+def test_an_extra_state_is_no_tensor() -> None:
+    class Counted(Net):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"calls": 3}
+
+        def set_extra_state(self, state: dict[str, int]) -> None: ...
+
+    assert plain_state(Counted()).keys() == Net().state_dict().keys()
+    load_weights(Counted(), plain_state(Counted()))
 
 
 def test_both_spellings_at_once_are_refused() -> None:

@@ -16,11 +16,13 @@ import pytest
 import torch
 
 import sightline
+from sightline.config import read_config
 from sightline.contract.errors import UserError
 from sightline.engine.observers import MetricsLog
-from sightline.engine.records import StepRecord
+from sightline.engine.records import EvaluationRecord, StepRecord
+from sightline.engine.session import StopRequest
 from sightline.training import published_results
-from sightline.training.train_run import Reporter, TrainResult, restore_signal_handlers, sample_counts
+from sightline.training.train_run import Reporter, TrainResult, restore_signal_handlers, sample_counts, train_run
 from sightline.workbench.check import suite
 from sightline.workbench.check.core.finding import Finding, FindingLocation
 from tests.command import succeed
@@ -123,6 +125,27 @@ def test_a_run_that_a_signal_stopped_is_resumed(
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert sightline.train_run(config, [SHORT], out=tmp_path / "run", device="cpu", resume="auto").is_finished
     assert differences(unbroken, tmp_path / "run") == []
+
+
+def test_a_stop_of_the_caller_ends_the_run(config: Path, unbroken: Path, tmp_path: Path) -> None:
+    """As a sweep ends a trial that it gives up: by the stop that it has passed, which is false until then."""
+    stop = StopRequest()
+
+    class Pruner:
+        def on_step(self, record: StepRecord) -> None:
+            if record.step == 3:
+                stop.request()
+
+        def on_evaluation(self, record: EvaluationRecord) -> None: ...
+
+        def on_end(self, reason: str) -> None: ...
+
+    out, words = tmp_path / "run", read_config(config, [SHORT])
+    with restore_signal_handlers():
+        stopped = train_run(words, out=out, device="cpu", stop=stop, observers=[Pruner()])
+    assert (stopped.stopped_by, last_step(out)) == (signal.SIGTERM, 4)
+    assert train_run(words, out=out, device="cpu", resume="auto").is_finished
+    assert differences(unbroken, out) == []
 
 
 @pytest.mark.processes

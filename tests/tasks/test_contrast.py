@@ -6,6 +6,7 @@ import copy
 import math
 from typing import TypedDict
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from sightline.areas.contrast.task import Contrast
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import ConfigError
+from sightline.engine.batch_stream import BatchSampler
 from sightline.engine.distributed import World
 from sightline.parts.losses.classification import CrossEntropy
 from sightline.parts.losses.embeddings import IntraModal, nt_xent
@@ -37,9 +39,15 @@ KEYS = AvailableKeys("the data", ("points", "other_points", "sample_index"))
 OUTPUTS = AvailableKeys("the model", ("first", "second"))
 
 
-def task_of(model: nn.Module, negatives: str = "gathered") -> Contrast:
-    losses = {"intra_modal": IntraModal()}
-    return Contrast(model=model, losses=losses, batch_keys=KEYS, output_keys=OUTPUTS, negatives=negatives)  # type: ignore[arg-type]
+def task_of(model: nn.Module, negatives: str = "gathered", micro_batches: int = 1) -> Contrast:
+    return Contrast(
+        model=model,
+        losses={"intra_modal": IntraModal()},
+        batch_keys=KEYS,
+        output_keys=OUTPUTS,
+        micro_batches=micro_batches,
+        negatives=negatives,  # type: ignore[arg-type]
+    )
 
 
 def batch(count: int, seed: int = 0) -> dict[str, Tensor]:
@@ -135,6 +143,17 @@ def test_gauges_of_uneven_processes_are_means_over_the_pairs() -> None:
     told = task_of(net(), "process").step_metrics({}, num_samples=11, num_processes=2)
     assert told["negatives"] == pytest.approx((6 * 10 + 5 * 8) / 11)
     assert told["chance"] == pytest.approx((6 * math.log(11) + 5 * math.log(9)) / 11)
+
+
+@pytest.mark.parametrize(("size", "micro_batches", "num_processes"), [(6, 2, 2), (10, 4, 2), (11, 3, 3), (3, 4, 2)])
+def test_gauges_of_micro_batches_are_those_of_the_streams_division(
+    size: int, micro_batches: int, num_processes: int
+) -> None:
+    """Six pairs in two micro-batches of three are two and one twice: four on the first process, two on the other."""
+    plan = BatchSampler(np.arange(size), size, 0, micro_batches=micro_batches, num_processes=num_processes)
+    sizes = [sum(len(part[rank]) for part in plan.step_keys(0)) for rank in range(num_processes)]
+    told = task_of(net(), "process", micro_batches).step_metrics({}, num_samples=size, num_processes=num_processes)
+    assert told["negatives"] == pytest.approx(sum(own * (2 * own - 2) for own in sizes) / size)
 
 
 def test_features_that_the_model_would_not_compare_are_refused() -> None:

@@ -72,6 +72,7 @@ class Contrast:
                     f"losses.{name}: the task 'contrast' takes losses between rows, such as intra_modal and cross_modal"
                 )
         self.negatives = negatives
+        self.micro_batches = micro_batches
         if "features" in batch_keys.keys and "features" not in inspect.signature(model.forward).parameters:
             raise ConfigError(
                 f"data: {batch_keys.source} gives points features in addition to coordinates (normals, colours), "
@@ -126,13 +127,14 @@ class Contrast:
         They are means over the step's pairs if processes compare within themselves and have different numbers of pairs.
         """
         sizes = [num_samples]
-        if self.negatives == "process":  # as the stream divides a step: evenly, the remainder to the first processes
-            base_size, remainder = divmod(num_samples, num_processes)
-            sizes = [base_size + (rank < remainder) for rank in range(num_processes)]
+        if self.negatives == "process":  # as the stream divides a step: into micro-batches first
+            parts = _split_evenly(num_samples, max(1, min(self.micro_batches, num_samples // num_processes)))
+            shares = [_split_evenly(part, num_processes) for part in parts]
+            sizes = [sum(rank_shares) for rank_shares in zip(*shares, strict=True)]
         chance = sum(size * chance_level(size) for size in sizes if size) / num_samples
         negatives = sum(size * (2 * size - 2) for size in sizes) / num_samples
-        shares = {f"{name}{CHANCE_SUFFIX}": loss / chance for name, loss in losses.items() if chance > 0}
-        return {"negatives": negatives, "chance": chance, **shares}
+        of_chance = {f"{name}{CHANCE_SUFFIX}": loss / chance for name, loss in losses.items() if chance > 0}
+        return {"negatives": negatives, "chance": chance, **of_chance}
 
     def _compute_outputs(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = model(**self._forward.select(batch))
@@ -169,6 +171,12 @@ class Contrast:
         own_sum = term(fixed)[own_rows].sum()
         with _parameters_constant(self._learnt[name]):
             return _sum_own_pairs(term(rows), own_rows) - own_sum.detach() + own_sum
+
+
+def _split_evenly(size: int, count: int) -> list[int]:
+    """Split a size into `count` parts that differ by at most one, the larger ones first."""
+    base, remainder = divmod(size, count)
+    return [base + (index < remainder) for index in range(count)]
 
 
 def _sum_own_pairs(values: Tensor, own_rows: slice) -> Tensor:

@@ -398,9 +398,13 @@ def _assert_pixels_move_together(transforms: Sequence[NamedTransform], fields: M
 
 
 def _as_tensors(value: Any) -> Any:
-    """Convert NumPy arrays in a nested dict to tensors; a read-only array is copied."""
+    """Convert NumPy arrays in a nested dict to tensors; one that torch does not share is copied.
+
+    Those are read-only arrays, flipped ones (negative strides), and those of the other byte order.
+    """
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(value if value.flags.writeable else value.copy())
+        is_shared = value.flags.writeable and value.dtype.isnative and min(value.strides, default=0) >= 0
+        return torch.from_numpy(value if is_shared else value.astype(value.dtype.newbyteorder("="), order="C"))
     if isinstance(value, dict):
         return {name: _as_tensors(item) for name, item in value.items()}
     return value

@@ -253,7 +253,7 @@ def prepared_root(root: str | None, set_name: str) -> Path:
     """Return the folder of a prepared set: `root`, else `set_name` in $SIGHTLINE_DATA (default `data`)."""
     if root is not None:
         return expand_home(root)
-    return expand_home(os.environ.get("SIGHTLINE_DATA", "data")) / set_name
+    return expand_home(os.environ.get("SIGHTLINE_DATA") or "data") / set_name
 
 
 DEPTH_TYPES = ("uint16", "float16", "float32")

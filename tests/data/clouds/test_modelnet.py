@@ -315,6 +315,9 @@ def test_the_default_root(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> No
         DataError, match=f"^data/modelnet40: there is no such folder; {place}; {elsewhere}; to make it: {command}$"
     ):
         ModelNet40(split="train")
+    monkeypatch.setenv("SIGHTLINE_DATA", "")
+    with pytest.raises(DataError, match=r"^data/modelnet40: "):
+        ModelNet40(split="train")
     monkeypatch.setenv("SIGHTLINE_DATA", str(prepared.parent))
     shutil.copytree(prepared, prepared.parent / "modelnet40")
     assert len(ModelNet40(split="train")) == 6

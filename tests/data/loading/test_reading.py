@@ -128,6 +128,30 @@ def test_arrays_are_transformed_like_tensors(shapes: SyntheticShapes) -> None:
     assert torch.equal(batch["points"], expected["points"])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda points: points[::-1],
+        lambda points: points[:, ::-1],
+        lambda points: points.astype(">f4"),
+        lambda points: np.broadcast_to(points[:1], points.shape),
+        np.asfortranarray,
+    ],
+)
+def test_an_array_of_any_layout_is_read_as_numpy_reads_it(change: Any, shapes: SyntheticShapes) -> None:
+    """Flipping a cloud or an image gives negative strides, which torch refuses; so it does a foreign byte order."""
+    expected = []
+
+    class Changed(OneByOne):
+        def __getitem__(self, key: SampleKey) -> dict:
+            points = change(self.dataset[key]["points"].numpy().copy())
+            expected.append(points.astype(np.float32))
+            return {**self.dataset[key], "points": points}
+
+    read = BatchReader(Changed(shapes))(KEYS)["points"].numpy()
+    assert np.array_equal(read, np.stack(expected))
+
+
 def test_whatever_reading_fails_of_names_the_sample(shapes: SyntheticShapes) -> None:
     with pytest.raises(DataError, match=r"Stored: sample 7: FileNotFoundError: cloud_7\.npy"):
         BatchReader(Stored(shapes))(KEYS)
