@@ -63,7 +63,10 @@ def quality_focal(logits: Tensor, target: Tensor, *, gamma: float = 2.0, weight:
     logits = promote_to_float32(logits)
     target = target.to(logits.dtype)
     losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return _weighted_sum(losses * (target - logits.sigmoid()).abs().pow(gamma), weight)
+    distance = (target - logits.sigmoid()).abs()
+    if 0 < gamma < 1:  # the power has no finite derivative at 0
+        distance = distance.clamp(min=torch.finfo(distance.dtype).tiny)
+    return _weighted_sum(losses * distance.pow(gamma), weight)
 
 
 def smooth_l1(predicted: Tensor, target: Tensor, *, beta: float, weight: Tensor | None = None) -> Tensor:

@@ -232,7 +232,10 @@ class FocalCrossEntropy(ClassLoss):
         is_counted = self.is_counted(label)
         target = torch.where(is_counted, label, 0)
         log_p = F.log_softmax(promote_to_float32(logits), dim=-1).gather(-1, target[..., None]).squeeze(-1)
-        loss = -((1 - log_p.exp()) ** self.gamma) * log_p
+        rest = 1 - log_p.exp()
+        if 0 < self.gamma < 1:  # the power has no finite derivative at 0, which p = 1 rounds to
+            rest = rest.clamp(min=torch.finfo(rest.dtype).tiny)
+        loss = -(rest**self.gamma) * log_p
         if self.class_weights is not None:
             loss = loss * self.get_weights(loss).to(loss.dtype)[target]
         return torch.where(is_counted, loss, 0.0).sum()
@@ -279,6 +282,8 @@ def lovasz_of_image(probabilities: Tensor, label: Tensor) -> Tensor:
         return probabilities.sum()
     losses = []
     for number in label.unique():
+        if number < 0:  # as an index it would be the last class
+            raise ValueError(f"label: found class {int(number)}; the lowest is 0, or give the ignore index")
         is_class = (label == number).to(probabilities.dtype)
         errors = (is_class - probabilities[:, number]).abs()
         ordered, order = errors.sort(descending=True, stable=True)
