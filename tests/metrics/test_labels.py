@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract import registry
-from sightline.contract.metric import State, make_state
+from sightline.contract.metric import Meter, State, make_state
 from sightline.contract.types import ComponentConfig
 from sightline.parts.metrics import Accuracy, IoU, PartIoU, confusion_matrix, mean_class_accuracy, overall_accuracy
 from sightline.parts.metrics.labels import DistanceIoU, PixelIoU, predict_labels
@@ -193,6 +193,23 @@ def test_nan_and_foreign_labels_are_refused() -> None:
         metric.update(state, probabilities=torch.eye(3)[:2], target=torch.tensor([1, 3]), **given_to)
     with pytest.raises(ValueError, match=r"probabilities: found the shape \(3, 3\) for 2 labels"):
         metric.update(state, probabilities=torch.eye(3), target=torch.tensor([1, 1]), **given_to)
+
+
+def test_predictions_and_offsets_that_do_not_fit_are_refused() -> None:
+    label = torch.tensor([[0, 1, 2], [0, 1, 1]])
+    for prediction in (label[0], label[0, 0], label[:, :1]):  # which broadcast
+        with pytest.raises(ValueError, match=r"prediction: found the shape \(.*\) for labels \(2, 3\)"):
+            confusion_matrix(prediction, label, num_classes=3)
+    parts = PartIoU(
+        num_classes=3, parts_of_category=((0, 1, 2),), class_names=("a", "b", "c"), category_names=("thing",)
+    )
+    for metric, more in ((IoU(num_classes=3), {}), (parts, {"category": torch.tensor([0, 0])})):
+        for bounds in ([0, 1, 2], [1, 3], [0, 2, 9], [0, 3], [0, 3, 2, 3]):
+            batch = {"cloud_offsets": torch.tensor(bounds), "sample_index": torch.tensor([0, 1]), **more}
+            with pytest.raises(
+                ValueError, match=r"cloud_offsets: found \[.*\] for 3 points in 2 clouds; they start at"
+            ):
+                Meter(metric).update(probabilities=torch.eye(3), target=label[0], **batch)
 
 
 # --- the evaluator of SemanticKITTI ----------------------------------------------------------------------------------
@@ -426,6 +443,26 @@ def test_labels_answers_and_categories_out_of_place_are_named() -> None:
         unknown[1, part] = torch.nan
         with pytest.raises(ValueError, match="probabilities: 1 of 2 points are NaN, first in sample 0; find where"):
             part_figures([(unknown, torch.tensor([4, 5]), BAG)])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_and_categories_may_be_of_any_whole_numbers(dtype: torch.dtype) -> None:
+    """A product of a uint8 label and the number of parts overflows."""
+    metric = PartIoU(
+        num_classes=50,
+        parts_of_category=PARTS,
+        class_names=tuple(map(str, range(50))),
+        category_names=tuple(map(str, range(16))),
+    )
+    target, category = torch.tensor([4, 5, 5, 49]), torch.tensor([BAG, 15])
+    others = {"cloud_offsets": torch.tensor([0, 3, 4]), "sample_index": torch.tensor([0, 1])}
+    meters = Meter(metric), Meter(metric)
+    for meter, kind in zip(meters, (dtype, torch.int64), strict=True):
+        meter.update(
+            probabilities=torch.eye(50)[[4, 5, 4, 48]], target=target.to(kind), category=category.to(kind), **others
+        )
+    for name, counts in meters[1].state.items():
+        assert torch.equal(meters[0].state[name], counts), name
 
 
 # --- the compiled counts ----------------------------------------------------------------------------------------------
