@@ -47,6 +47,13 @@ def test_batch_of_one_is_the_same_as_in_company(model: nn.Module) -> None:
         torch.testing.assert_close(value, together[name][:1], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", [name for name in registry.models.names() if name.endswith(("_parts", "_scenes"))])
+def test_no_clouds_have_no_logits(name: str) -> None:
+    model = small_model(name)
+    inputs = {name: value[:0] for name, value in make_inputs(model, 1).items()}
+    assert call(model, inputs)["logits"].shape == (0, 32, 5)
+
+
 def test_a_sample_a_million_times_as_large_changes_nothing_for_another(model: nn.Module) -> None:
     """Shifts and sums over a batch would take the digits of the small sample."""
     inputs = make_inputs(model, 2)
