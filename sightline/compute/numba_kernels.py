@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler
 
+from sightline.compute.waits import is_transformed
+
 _ENTRIES_AT_ONCE = 2**18
 """Numbers of a widened part: 1 MB in float32."""
 
@@ -185,10 +187,11 @@ def cpu_autocast_dtype() -> torch.dtype | None:
 def can_use_numba(*tensors: Tensor, extra_dtype: torch.dtype | None = None) -> bool:
     """Return True if kernels can take these tensors: numba is installed, and all are on the CPU, of float32 or float64.
 
-    Tensors of `extra_dtype`, which the caller widens, may be mixed with float32. Under torch.compile
-    and torch.export, and while TorchScript records, the result is False: kernels are opaque to them.
+    Tensors of `extra_dtype`, which the caller widens, may be mixed with float32. Under torch.compile,
+    torch.export and the transforms of torch.func, and while TorchScript records, the result is False: kernels are
+    opaque to them.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not _has_numba():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed() or not _has_numba():
         return False
     dtypes = {tensor.dtype for tensor in tensors}
     if extra_dtype is not None and torch.float32 in dtypes:

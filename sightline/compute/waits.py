@@ -39,6 +39,11 @@ def is_recording() -> bool:
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
+def is_transformed() -> bool:
+    """Return True inside of a transform of torch.func, such as `grad`, whose tensors have no memory of their own."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None
+
+
 def require(holds: Tensor, make_error: Callable[[], Exception]) -> None:
     """Raise the error of `make_error` unless all of `holds` (...) are True: now, or in `deferred_checks` at its end.
 

@@ -164,9 +164,11 @@ class Meter:
 
     @property
     def state(self) -> State:
-        """The state on the CPU with rows in the order of samples, as `per_class` and other members take it."""
+        """A copy of the state on the CPU, rows in the order of samples, as `per_class` and other members take it."""
         ragged = row_states(self.metric)
-        return {name: sorted_rows(t.cpu()) if name in ragged else t.cpu() for name, t in self._state.items()}
+        return {
+            name: sorted_rows(t.cpu()) if name in ragged else t.to("cpu", copy=True) for name, t in self._state.items()
+        }
 
 
 def is_higher_better(metric: Metric | Callable[..., Metric], figure: str) -> bool | None:

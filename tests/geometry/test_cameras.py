@@ -134,6 +134,12 @@ def test_axis_rotation_agrees_with_scipy(axis: str) -> None:
     assert np.abs(axis_rotation(axis, angles).numpy() - expected).max() < BOUND
 
 
+def test_a_rotation_is_where_its_angle_is_and_takes_whole_angles() -> None:
+    assert axis_rotation("z", torch.zeros(2, device="meta")).device.type == "meta"
+    assert torch.equal(axis_rotation("y", torch.tensor([2])), axis_rotation("y", torch.tensor([2.0])))
+    assert torch.equal(euler_matrix(torch.tensor([[1, 2, 3]])), euler_matrix(torch.tensor([[1.0, 2.0, 3.0]])))
+
+
 def test_a_quarter_turn_about_z_takes_x_to_y() -> None:
     turned = rotate_points(torch.tensor([[[1.0, 0, 0]]]), axis_rotation("z", torch.tensor([math.pi / 2])))
     assert torch.allclose(turned, torch.tensor([[[0.0, 1.0, 0.0]]]), atol=1e-7)

@@ -89,6 +89,22 @@ def test_each_segment_is_grouped_and_interpolated_as_it_is_alone(ragged: tuple[T
         assert torch.equal(spread[begin:end], carried)
 
 
+def test_features_are_those_of_the_points_and_may_be_whole_numbers(ragged: tuple[Tensor, Tensor]) -> None:
+    points, offsets = ragged
+    colours = torch.randint(0, 256, (len(points), 3), dtype=torch.uint8)
+    packed = {"points": points, "offsets": offsets, "queries": points + 0.01, "query_offsets": offsets}
+    dense = {"points": points[None], "queries": points[None] + 0.01}
+    for given in (colours, colours > 99, colours.long()):
+        assert torch.equal(packed_interpolate(given, **packed), packed_interpolate(given.float(), **packed))
+        assert torch.equal(interpolate(given[None], **dense), interpolate(given[None].float(), **dense))
+    for others in (colours[:-1], colours.repeat(2, 1)):
+        with pytest.raises(ValueError, match=r"features \(\d+, 3\) do not go with points \(543, 3\)"):
+            packed_interpolate(others.float(), **packed)
+    twice = {name: rows.expand(2, -1, -1) for name, rows in dense.items()}
+    with pytest.raises(ValueError, match=r"features \(1, 543, 3\) do not go with points \(2, 543, 3\)"):
+        interpolate(colours[None].float(), **twice)  # the features of one cloud would be taken for both
+
+
 def test_gradients_of_interpolation_stay_within_their_segment(ragged: tuple[Tensor, Tensor]) -> None:
     points, offsets = ragged
     points, features = points.double(), torch.randn(sum(COUNTS), 2, dtype=torch.float64, requires_grad=True)
@@ -160,6 +176,11 @@ def test_padded_clouds_become_packed_ones_and_come_back() -> None:
     assert torch.equal(again_mask, mask)
 
 
+def test_no_segments_are_padded_to_nothing() -> None:
+    padded, mask = unpack(torch.zeros(0, 3), offsets=torch.tensor([0]))
+    assert (padded.shape, mask.shape) == ((0, 0, 3), (0, 0))
+
+
 @pytest.mark.parametrize("offsets", [[4, 10], [0, 4], [0, 12], [0, 7, 4, 10], []])
 def test_offsets_that_do_not_fit(offsets: list[int]) -> None:
     with pytest.raises(ValueError, match=r"offsets \[.*\] of 10 rows; they start at 0"):
@@ -174,6 +195,8 @@ def test_what_cannot_be_done_names_the_segment() -> None:
         )
     with pytest.raises(ValueError, match="segment 1: 1 samples asked for in 0 points"):
         packed_farthest_point_sample(points, offsets=offsets, num_samples=torch.tensor([1, 1]))
+    with pytest.raises(ValueError, match="segment 0: -2 samples asked for; num_samples is at least 0"):
+        packed_farthest_point_sample(points, offsets=offsets, num_samples=torch.tensor([-2, 0]))
     with pytest.raises(ValueError, match="2 segments of points, 1 of queries"):
         packed_nearest_neighbours(
             points, offsets=offsets, num_neighbours=1, queries=points, query_offsets=torch.tensor([0, 6])

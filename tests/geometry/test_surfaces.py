@@ -178,3 +178,8 @@ def test_points_on_a_line_have_no_normal() -> None:
 
 def test_no_clouds_have_no_normals() -> None:
     assert estimate_normals(torch.zeros(0, 20, 3)).shape == (0, 20, 3)
+
+
+def test_normals_of_whole_coordinates_are_those_of_the_same_numbers() -> None:
+    points = torch.randint(0, 1000, (1, 60, 3))
+    assert torch.equal(estimate_normals(points), estimate_normals(points.double()))

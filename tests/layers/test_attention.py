@@ -532,3 +532,11 @@ def test_a_point_that_nobody_looks_at_gives_numbers_in_float16() -> None:
             attention = layer.attention(values)
     # Every column of the paper's matrix is divided by its sum, which float32 can hold.
     assert attention.isfinite().all()
+
+
+def test_offset_attention_takes_a_network_in_half_precision() -> None:
+    torch.manual_seed(0)
+    layer, values = OffsetAttention(channels=16).eval(), torch.randn(2, 10, 16)
+    found = copy.deepcopy(layer).half()(values.half())
+    assert found.dtype == torch.float16
+    assert (found.float() - layer(values)).abs().max() < 20 * 2**-11 * values.abs().max()

@@ -217,9 +217,11 @@ def test_gradients_agree_with_finite_differences_also_at_certainty(gamma: float)
     logits, label = made()
     loss = FocalCrossEntropy(num_classes=4, gamma=gamma, class_weights=WEIGHTS)
     assert torch.autograd.gradcheck(lambda values: loss(logits=values, label=label), logits.requires_grad_())
-    sure = torch.tensor([[100.0, 0.0, 0.0, 0.0]], requires_grad=True)
-    loss(logits=sure, label=torch.tensor([0])).backward()
-    assert bool(sure.grad.isfinite().all())
+    for gamma in (0.0, 0.5, 1.0, 2.0):
+        sure = torch.tensor([[100.0, 0.0, 0.0, 0.0]], requires_grad=True)
+        FocalCrossEntropy(num_classes=4, gamma=gamma)(logits=sure, label=torch.tensor([0])).backward()
+        assert sure.grad is not None
+        assert sure.grad.abs().max() < 1e-10
 
 
 def test_focal_of_ignored_labels_is_zero_with_zero_gradients() -> None:
@@ -403,6 +405,11 @@ def test_it_is_the_lovasz_extension_of_its_set_function() -> None:
             total += (high - low) * (1 - (is_class & predicted).sum() / max(1, (is_class | predicted).sum()))
         expected.append(total)
     assert lovasz_of_image(probabilities, label).item() == pytest.approx(np.mean(expected), abs=1e-12)
+
+
+def test_a_label_below_the_classes_is_not_the_last_of_them() -> None:
+    with pytest.raises(ValueError, match="label: found class -1; the lowest is 0, or give the ignore index"):
+        LovaszSoftmax(num_classes=3)(logits=torch.randn(1, 4, 3), label=torch.tensor([[0, 1, 2, -1]]))
 
 
 def test_gradients_of_lovasz_agree_with_finite_differences() -> None:

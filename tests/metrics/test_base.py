@@ -12,9 +12,10 @@ from torch import Tensor
 
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
-from sightline.contract.metric import append_rows, find_state_fault, pool_states, sorted_rows
+from sightline.contract.metric import Meter, append_rows, find_state_fault, pool_states, sorted_rows
 from sightline.contract.registry import RegistryEntry
 from sightline.contract.schema import signature_parameters
+from sightline.parts.metrics import Accuracy
 from tests.doctor.planting import make
 
 State = dict[str, Tensor]
@@ -79,6 +80,15 @@ def test_a_state_that_does_not_add_up_is_refused(metric: Any, told: str) -> None
 )
 def test_counts_and_slots_are_sound(metric: Any) -> None:
     assert find_state_fault(metric) is None
+
+
+def test_a_state_that_was_read_stays_as_it_was() -> None:
+    meter = Meter(Accuracy(num_classes=2))
+    batch = {"probabilities": torch.eye(2), "label": torch.tensor([0, 1])}
+    meter.update(**batch)
+    early = meter.state
+    meter.update(**batch)
+    assert (int(early["confusion"].sum()), int(meter.state["confusion"].sum())) == (2, 4)
 
 
 def test_rows_of_several_evaluations_are_numbered_on() -> None:

@@ -145,6 +145,24 @@ def test_an_ignored_region_absorbs_its_class_or_all(region_class: int, ap50: tup
     assert (scored_boxes["num_boxes"], scored_boxes["num_ignored"]) == (2, 1)
 
 
+@pytest.mark.parametrize(("name", "row"), [("detections", [0, 0, 9, 9, 0.5, 2]), ("truth", [0, 0, 9, 9, 2, 81, 0])])
+def test_a_class_that_there_is_not_is_refused(name: str, row: list[float]) -> None:
+    """Labels that are counted from 1 would lose the last class."""
+    batch = {
+        "detections": torch.tensor([[0, 0, 9, 9, 0.5, 1]]),
+        "detection_offsets": torch.tensor([0, 1]),
+        "truth": torch.tensor([[0, 0, 9, 9, 1, 81, 0.0]]),
+        "truth_offsets": torch.tensor([0, 1]),
+        "sample_index": torch.tensor([0]),
+    }
+    meter = Meter(BoxAp(class_names=("a", "b")))
+    meter.update(**batch)
+    assert meter.compute()["ap"] == pytest.approx(1)
+    meter.update(**batch | {name: torch.tensor([row]), "sample_index": torch.tensor([1])})
+    with pytest.raises(ValueError, match=rf"{name}: found class 2, there are 2 \(0 .. 1\)"):
+        meter.compute()
+
+
 def test_confusions_of_boxes_by_hand() -> None:
     """Rows are labels, the last row and column background; a detection below 0.3 counts nowhere."""
     truth = [

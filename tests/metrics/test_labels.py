@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract import registry
-from sightline.contract.metric import State, make_state
+from sightline.contract.metric import Meter, State, make_state
 from sightline.contract.types import ComponentConfig
 from sightline.parts.metrics import Accuracy, IoU, PartIoU, confusion_matrix, mean_class_accuracy, overall_accuracy
 from sightline.parts.metrics.labels import DistanceIoU, PixelIoU, predict_labels
@@ -198,6 +198,23 @@ def test_nan_and_foreign_labels_are_refused() -> None:
         metric.update(state, probabilities=torch.eye(3)[:2], target=torch.tensor([1, 3]), **given_to)
     with pytest.raises(ValueError, match=r"probabilities: found the shape \(3, 3\) for 2 labels"):
         metric.update(state, probabilities=torch.eye(3), target=torch.tensor([1, 1]), **given_to)
+
+
+def test_predictions_and_offsets_that_do_not_fit_are_refused() -> None:
+    label = torch.tensor([[0, 1, 2], [0, 1, 1]])
+    for prediction in (label[0], label[0, 0], label[:, :1]):  # which broadcast
+        with pytest.raises(ValueError, match=r"prediction: found the shape \(.*\), labels have \(2, 3\)"):
+            confusion_matrix(prediction, label, num_classes=3)
+    parts = PartIoU(
+        num_classes=3, parts_of_category=((0, 1, 2),), class_names=("a", "b", "c"), category_names=("thing",)
+    )
+    for metric, more in ((IoU(num_classes=3), {}), (parts, {"category": torch.tensor([0, 0])})):
+        for bounds in ([0, 1, 2], [1, 3], [0, 2, 9], [0, 3], [0, 3, 2, 3]):
+            batch = {"cloud_offsets": torch.tensor(bounds), "sample_index": torch.tensor([0, 1]), **more}
+            with pytest.raises(
+                ValueError, match=r"cloud_offsets: found \[.*\] for 3 points in 2 clouds; they start at"
+            ):
+                Meter(metric).update(probabilities=torch.eye(3), target=label[0], **batch)
 
 
 # --- the evaluator of SemanticKITTI ----------------------------------------------------------------------------------

@@ -47,6 +47,13 @@ def test_batch_of_one_is_the_same_as_in_company(model: nn.Module) -> None:
         torch.testing.assert_close(value, together[name][:1], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", [name for name in registry.models.names() if name.endswith(("_parts", "_scenes"))])
+def test_no_clouds_have_no_logits(name: str) -> None:
+    model = small_model(name)
+    inputs = {name: value[:0] for name, value in make_inputs(model, 1).items()}
+    assert call(model, inputs)["logits"].shape == (0, 32, 5)
+
+
 def test_a_sample_a_million_times_as_large_changes_nothing_for_another(model: nn.Module) -> None:
     """Shifts and sums over a batch would take the digits of the small sample."""
     inputs = make_inputs(model, 2)
@@ -91,6 +98,23 @@ def test_gradient_reaches_every_parameter(model: nn.Module) -> None:
         assert parameter.grad.isfinite().all(), f"{name}: gradient not finite"
         # A vector may rightly get zero (a bias in front of a batch norm); a matrix of a used layer does not.
         assert parameter.ndim < 2 or parameter.grad.any(), f"{name}: gradient is zero everywhere"
+
+
+@pytest.mark.parametrize("name", ["dgcnn", "pct", "point_transformer_dense", "pointnet_plain", "point_transformer"])
+def test_gradients_by_torch_func_are_those_of_backward(name: str) -> None:
+    model = small_model(name)
+    inputs, weights = make_inputs(model, 2), dict(model.named_parameters())
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        logits: Tensor = torch.func.functional_call(model, weights, (), inputs)["logits"]
+        return logits.square().sum()
+
+    found = torch.func.grad(loss)({name: weight.detach() for name, weight in weights.items()})
+    loss(weights).backward()
+    for name, weight in weights.items():
+        assert weight.grad is not None
+        # Plain and fused forms add in another order.
+        torch.testing.assert_close(found[name], weight.grad, rtol=1e-9, atol=1e-9, msg=name)
 
 
 def trained(model: nn.Module, order: str) -> dict[str, Tensor]:

@@ -333,17 +333,28 @@ def interpolate(
 ) -> Tensor:
     """Interpolate features at the queries: the mean of the nearest points, weighted by 1/(d^2 + 1e-8) or 1/(d + 1e-8).
 
-    `features` (B, N, F) at `points` (B, N, C), `queries` (B, M, C) -> (B, M, F). Differentiable in `features` alone.
+    `features` (B, N, F) at `points` (B, N, C), `queries` (B, M, C) -> (B, M, F). Differentiable in `features` alone;
+    the mean of whole numbers has the precision of the points.
     Where there are fewer than `num_neighbours` = K points, all of them are taken. Wherever the points stand, rounding
     moves a value by at most (C + K + 6) eps times the largest feature (C + 2 roundings in a squared distance, K + 3 in
     the weights' sum and quotient, twice, and K in the mean); of points that are equally far to rounding, either counts.
-    Raises ValueError for values that are not finite, naming the sample.
+    Raises ValueError for features of other points, and for values that are not finite, naming the sample.
     Source: Qi et al. 2017 (PointNet++), equation 2 with p = 2 and k = 3 (`inverse_square`); Zhao et al. 2021 (Point
     Transformer), in their code, weigh by the distance itself (`inverse`).
     """
+    if features.shape[:-1] != points.shape[:-1]:
+        raise ValueError(
+            f"features {tuple(features.shape)} do not go with points {tuple(points.shape)}; give a row for each point"
+        )
     index = nearest_neighbours(points, num_neighbours=min(num_neighbours, points.shape[1]), queries=queries)
-    weights = inverse_distance_weights(points, queries, index, weighting)
-    return (gather_points(features, index) * weights[..., None].to(features.dtype)).sum(dim=2)
+    return weighted_mean(features, index, inverse_distance_weights(points, queries, index, weighting))
+
+
+def weighted_mean(features: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """Sum the rows `index` (B, M, K) of `features` (B, N, F) times `weights` (B, M, K): (B, M, F)."""
+    if features.is_floating_point():
+        weights = weights.to(features.dtype)
+    return (gather_points(features, index) * weights[..., None]).sum(dim=2)
 
 
 @torch.no_grad()

@@ -23,9 +23,9 @@ from torch import Tensor
 from sightline.compute.geometry.neighbours import (
     Weighting,
     ball_query,
-    gather_points,
     inverse_distance_weights,
     nearest_neighbours,
+    weighted_mean,
 )
 from sightline.compute.geometry.sampling import farthest_point_sample
 from sightline.compute.waits import read_list, require, send_list
@@ -62,7 +62,8 @@ def unpack(rows: Tensor, *, offsets: Tensor) -> tuple[Tensor, Tensor]:
     (S, N, ...), and the mask (S, N) of actual rows.
     """
     counts = offsets.diff()
-    mask = torch.arange(int(counts.max()), device=rows.device) < counts[:, None]
+    longest = int(counts.max()) if len(counts) else 0
+    mask = torch.arange(longest, device=rows.device) < counts[:, None]
     padded = rows.new_zeros((*mask.shape, *rows.shape[1:]))
     padded[mask] = rows
     return padded, mask
@@ -139,6 +140,8 @@ def packed_farthest_point_sample(
     chosen = [torch.empty(0, dtype=torch.int64, device=points.device)]
     point_slices, sample_slices = _slices(points, offsets, "offsets"), _pairs(new_offsets)
     for segment, (point_rows, sample_rows) in enumerate(zip(point_slices, sample_slices, strict=True)):
+        if sample_rows.start > sample_rows.stop:
+            raise ValueError(f"segment {segment}: {counts[segment]} samples asked for; num_samples is at least 0")
         if sample_rows.stop - sample_rows.start > point_rows.stop - point_rows.start:
             raise ValueError(
                 f"segment {segment}: {sample_rows.stop - sample_rows.start} samples asked for in "
@@ -171,16 +174,19 @@ def packed_interpolate(
 ) -> Tensor:
     """Interpolate within each segment: `features` (N, F) at `points` (N, C), `queries` (M, C) -> (M, F).
 
-    Raises ValueError as `packed_nearest_neighbours`. Source: as `interpolate`.
+    Raises ValueError as `packed_nearest_neighbours` and `interpolate`. Source: as `interpolate`.
     """
+    if features.shape[0] != points.shape[0]:
+        raise ValueError(
+            f"features {tuple(features.shape)} do not go with points {tuple(points.shape)}; give a row for each point"
+        )
     neighbours = packed_nearest_neighbours(
         points, offsets=offsets, num_neighbours=num_neighbours, queries=queries, query_offsets=query_offsets
     )
     weights = inverse_distance_weights(
         points[None], queries[None], neighbours.index[None], weighting, is_valid=neighbours.is_valid[None]
     )
-    gathered = gather_points(features[None], neighbours.index[None])
-    return (gathered * weights[..., None].to(features.dtype)).sum(dim=2)[0]
+    return weighted_mean(features[None], neighbours.index[None], weights)[0]
 
 
 def _queries_or_points(

@@ -29,7 +29,7 @@ def axis_rotation(axis: Literal["x", "y", "z"], angle_rad: Tensor) -> Tensor:
     cosine, sine = _cosine_and_sine(angle_rad)
     along = _AXES.index(axis)
     first, second = (along + 1) % 3, (along + 2) % 3
-    matrix = torch.zeros(*angle_rad.shape, 3, 3, dtype=angle_rad.dtype)
+    matrix = cosine.new_zeros((*angle_rad.shape, 3, 3))
     matrix[..., along, along] = 1
     matrix[..., first, first] = cosine
     matrix[..., second, second] = cosine
@@ -92,4 +92,5 @@ def quaternion_matrix(quaternion: Tensor) -> Tensor:
 def _cosine_and_sine(angle_rad: Tensor) -> tuple[Tensor, Tensor]:
     """Compute cosine and sine (...) in float64, rounded once, so that the bits are the same in any batch."""
     angle = angle_rad.double()
-    return torch.cos(angle).to(angle_rad.dtype), torch.sin(angle).to(angle_rad.dtype)
+    dtype = angle_rad.dtype if angle_rad.is_floating_point() else torch.get_default_dtype()
+    return torch.cos(angle).to(dtype), torch.sin(angle).to(dtype)

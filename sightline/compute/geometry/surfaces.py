@@ -339,9 +339,9 @@ _ENTRIES_AT_ONCE = 2**20
 def estimate_normals(points: Tensor, *, num_neighbours: int = 16) -> Tensor:
     """Estimate normals: the direction of least spread of a point's neighbours, pointing away from the cloud's centroid.
 
-    `points` (B, N, 3) -> unit normals (B, N, 3) in the points' precision, computed in float64. Where the normal is at
-    right angles to the way from the centroid, to rounding, the first of its components in z, y, x that is not 0 is
-    positive. Points seen from inside (a room) get normals that point out of it.
+    `points` (B, N, 3) -> unit normals (B, N, 3) in the points' precision (float64 for whole numbers), computed in
+    float64. Where the normal is at right angles to the way from the centroid, to rounding, the first of its components
+    in z, y, x that is not 0 is positive. Points seen from inside (a room) get normals that point out of it.
     Raises ValueError naming the sample and the point where the nearest points lie on one line or in one place: they
     have no normal. Otherwise as `nearest_neighbours`.
     Source: Hoppe et al. 1992, section 3.2; the sign is a rule of this project.
@@ -351,7 +351,8 @@ def estimate_normals(points: Tensor, *, num_neighbours: int = 16) -> Tensor:
     chunk = max(1, _ENTRIES_AT_ONCE // max(1, len(points) * num_neighbours * 3))
     parts = [_smallest_axis(wide, part, first * chunk) for first, part in enumerate(index.split(chunk, dim=1))]
     normals = torch.cat(parts, dim=1)
-    return _orient_outwards(normals, wide - wide.mean(dim=1, keepdim=True)).to(points.dtype)
+    oriented = _orient_outwards(normals, wide - wide.mean(dim=1, keepdim=True))
+    return oriented.to(points.dtype) if points.is_floating_point() else oriented
 
 
 def _smallest_axis(points: Tensor, index: Tensor, first: int) -> Tensor:

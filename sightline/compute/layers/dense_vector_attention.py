@@ -33,7 +33,7 @@ from sightline.compute.geometry.neighbours import assert_rows
 from sightline.compute.layers.edge_conv import map_edges, map_gradient, map_points
 from sightline.compute.layers.mlp import LinearNorm
 from sightline.compute.layers.set_abstraction import PlainPlaceGroup, RelativeGroup, gather_rows
-from sightline.compute.waits import is_recording
+from sightline.compute.waits import is_recording, is_transformed
 
 _ENTRIES_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}
 """Numbers of one tensor of edges in a chunk: on the CPU 2 MB in float32, which fit into the cache."""
@@ -238,7 +238,8 @@ class DenseVectorAttention(PlainDenseVectorAttention):
     """
 
     def _attend(self, points: Tensor, entered: Tensor, index: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or is_recording():  # neither looks into a function with a backward of its own
+        # None of these looks into a function with a backward of its own.
+        if torch.compiler.is_compiling() or is_recording() or is_transformed():
             return super()._attend(points, entered, index)
         assert_rows(index, points, num_queries=points.shape[1])
         first, last = cast(nn.Linear, self.place[0]), cast(nn.Linear, self.place[2])

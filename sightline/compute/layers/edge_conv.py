@@ -40,7 +40,7 @@ from sightline.compute.layers.edge_kernels import edge_extremes_and_sums, edge_g
 from sightline.compute.layers.mlp import LinearNorm
 from sightline.compute.layers.set_abstraction import GroupedMLP, PlainGroupedMLP
 from sightline.compute.numba_kernels import can_use_numba
-from sightline.compute.waits import is_recording
+from sightline.compute.waits import is_recording, is_transformed
 
 
 def graph_features(features: Tensor, index: Tensor) -> Tensor:
@@ -84,7 +84,8 @@ class EdgeConv(PlainEdgeConv):
 
     def forward(self, features: Tensor, index: Tensor) -> Tensor:
         """Map features (B, N, in_channels), index (B, N, K) -> (B, N, out_channels)."""
-        if torch.compiler.is_compiling() or is_recording():  # neither looks into a function with a backward of its own
+        # None of these looks into a function with a backward of its own.
+        if torch.compiler.is_compiling() or is_recording() or is_transformed():
             return super().forward(features, index)
         neighbour_weight, centre_weight = self.edge.linear.weight.chunk(2, dim=1)
         # Any origin gives the same edges. Near the middle of the cloud the two parts of an edge do not cancel.

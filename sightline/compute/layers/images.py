@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sightline.compute.layers.range_image import column_padding
-from sightline.compute.waits import is_recording
+from sightline.compute.waits import is_recording, is_transformed
 
 
 class ConvBlock(nn.Module):
@@ -107,7 +107,8 @@ def join_channels(parts: Sequence[Tensor]) -> Tensor:
     norm has no fast path on the CPU.
     """
     is_last = all(part.is_contiguous(memory_format=torch.channels_last) for part in parts)
-    if is_last and not is_recording():  # which holds no function with a backward of its own
+    is_plain = is_recording() or is_transformed()  # which hold no function with a backward of its own
+    if is_last and not is_plain:
         return cast(Tensor, _JoinedChannels.apply(*parts))
     return torch.cat([*parts], dim=1)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.compute.waits import is_recording
+from sightline.compute.waits import is_recording, is_transformed
 
 _BILINEAR = (0.25, 0.75, 0.75, 0.25)
 """Weights of a transposed convolution of four columns and stride two that interpolates between columns."""
@@ -35,7 +35,7 @@ class CircularPad(nn.Module):
         width = image.shape[-1]
         if self.columns > width:  # of a strongly dilated kernel, on a small image: several turns
             return image[..., torch.arange(-self.columns, width + self.columns, device=image.device) % width]
-        if is_recording():  # which holds no function with a backward of its own
+        if is_recording() or is_transformed():  # which hold no function with a backward of its own
             return _wrap(image, self.columns)
         return cast(Tensor, _WrappedColumns.apply(image, self.columns))
 

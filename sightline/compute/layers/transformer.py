@@ -258,10 +258,10 @@ class OffsetAttention(SelfAttention):
     def attention(self, values: Tensor) -> Tensor:
         """Return the attention weights (B, M, N) of each point m over the points n; their sum over n is 1."""
         likeness = self._likeness(values)
-        if likeness.dtype == torch.float16:  # whose smallest number is above the guard: 0 / 0 for an idle point
-            likeness = likeness.float()
-        given_BNM = torch.softmax(likeness, dim=-1)
-        return (given_BNM / (1e-9 + given_BNM.sum(dim=1, keepdim=True))).mT
+        is_half = likeness.dtype == torch.float16  # whose smallest number is above the guard: 0 / 0 for an idle point
+        given_BNM = torch.softmax(likeness.float() if is_half else likeness, dim=-1)
+        attention_BMN = (given_BNM / (1e-9 + given_BNM.sum(dim=1, keepdim=True))).mT
+        return attention_BMN.to(values.dtype) if is_half else attention_BMN
 
 
 class AttentionStack(nn.Module):

@@ -281,6 +281,8 @@ def lovasz_of_image(probabilities: Tensor, label: Tensor) -> Tensor:
         return probabilities.sum()
     losses = []
     for number in label.unique():
+        if number < 0:  # as an index it would be the last class
+            raise ValueError(f"label: found class {int(number)}; the lowest is 0, or give the ignore index")
         is_class = (label == number).to(probabilities.dtype)
         errors = (is_class - probabilities[:, number]).abs()
         ordered, order = errors.sort(descending=True, stable=True)

@@ -263,8 +263,18 @@ def group_boxes(detections: Tensor, labels: Tensor, num_classes: int, *, last_is
     """Group the rows of metric states: detections (D, 7), labels (G, 8 or more), in the order of samples.
 
     Of labels that a detection overlaps equally the last is matched, with `last_is_first` the first of the data set.
+    Raises ValueError for a class outside 0 .. C-1, but for that of a label of no class, -1.
     """
     boxes, rows = (array.cpu().numpy() for array in (detections, labels))
+    for name, classes, lowest in (
+        ("detections", boxes[:, DetectionColumn.CLASS], 0),
+        ("truth", rows[:, LabelColumn.CLASS], -1),
+    ):
+        is_outside = ~((classes >= lowest) & (classes < num_classes))
+        if is_outside.any():
+            raise ValueError(
+                f"{name}: found class {classes[is_outside][0]:g}, there are {num_classes} (0 .. {num_classes - 1})"
+            )
     has_class = rows[:, LabelColumn.CLASS] >= 0
     copies = np.repeat(rows[~has_class], num_classes, axis=0)
     copies[:, LabelColumn.CLASS] = np.tile(np.arange(num_classes), int((~has_class).sum()))

@@ -104,6 +104,16 @@ def _predict_classes(probabilities: Tensor, label: Tensor, num_classes: int, nou
     return probabilities.argmax(dim=-1)  # torch promises the first of equal maxima
 
 
+def assert_offsets(cloud_offsets: Tensor, *, num_points: int, num_clouds: int) -> None:
+    """Raise ValueError unless `cloud_offsets` (B+1,) divide all points of a batch among its clouds."""
+    bounds = cloud_offsets.tolist()
+    if len(bounds) != num_clouds + 1 or bounds[0] != 0 or bounds[-1] != num_points or bounds != sorted(bounds):
+        raise ValueError(
+            f"cloud_offsets: found {bounds[:8]} for {num_points} points in {num_clouds} clouds; they start at 0, never "
+            "fall, and end at the number of points"
+        )
+
+
 class _LabelMetric:
     """Base of metrics with a state `confusion`, the confusion matrix of all labels."""
 
@@ -223,7 +233,7 @@ class IoU(_LabelMetric):
         """Add a batch of packed clouds.
 
         `probabilities` (P, C), `target` (P,), `cloud_offsets` (B+1,), `sample_index` (B,).
-        Raises ValueError for NaN and for labels outside the classes.
+        Raises ValueError for NaN, for labels outside the classes, and for offsets that do not fit.
         """
         answer = _predict_classes(probabilities, target, self.num_classes, "points")
         self.update_labels(state, labels=answer, target=target, cloud_offsets=cloud_offsets, sample_index=sample_index)
@@ -232,6 +242,7 @@ class IoU(_LabelMetric):
         self, state: State, *, labels: Tensor, target: Tensor, cloud_offsets: Tensor, sample_index: Tensor
     ) -> None:
         """Update the state with predicted `labels` (P,) instead of probabilities."""
+        assert_offsets(cloud_offsets, num_points=len(target), num_clouds=len(sample_index))
         for sample, (start, end) in zip(sample_index.tolist(), pairwise(cloud_offsets.tolist()), strict=True):
             counts = confusion_matrix(
                 labels[start:end], target[start:end], num_classes=self.num_classes, ignore_index=self.ignore_index

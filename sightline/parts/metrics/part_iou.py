@@ -15,6 +15,7 @@ from torch import Tensor
 from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.contract import registry
 from sightline.contract.metric import State
+from sightline.parts.metrics.labels import assert_offsets
 
 
 class PartCounts(NamedTuple):
@@ -244,10 +245,11 @@ class PartIoU:
     ) -> None:
         """Add a batch of packed clouds: `probabilities` (P, C), `target` (P,), `cloud_offsets` (B+1,).
 
-        `category` and `sample_index` are (B,). Raises ValueError for NaN and for labels outside the parts of the
-        cloud's category.
+        `category` and `sample_index` are (B,). Raises ValueError for NaN, for labels outside the parts of the cloud's
+        category, and for offsets that do not fit.
         """
         self._assert_shapes(probabilities, target, category)
+        assert_offsets(cloud_offsets, num_points=len(target), num_clouds=len(category))
         counts = count_parts(probabilities, target, cloud_offsets, category, self.parts_of_category)
         self._assert_sound(counts.faults, probabilities, target, category, sample_index)
         for name, count in (("labelled", counts.labelled), ("answered", counts.predicted), ("common", counts.common)):

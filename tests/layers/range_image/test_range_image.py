@@ -181,3 +181,14 @@ def test_joined_channels_have_the_bits_of_a_concatenation(layout: torch.memory_f
     assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True))
     assert all(part.is_contiguous(memory_format=layout) for part in found) == own
     assert torch.autograd.gradgradcheck(lambda *values: join_channels(values) ** 2, parts)
+
+
+def test_torch_func_passes_through_padding_and_joined_channels() -> None:
+    image = torch.randn(1, 2, 3, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+
+    def total(values: Tensor) -> Tensor:
+        return (CircularPad(2)(join_channels([values, 2 * values])) ** 2).sum()
+
+    leaf = image.clone().requires_grad_()
+    total(leaf).backward()
+    torch.testing.assert_close(torch.func.grad(total)(image), leaf.grad)

@@ -293,7 +293,7 @@ class DGCNNParts(DGCNNPartsEncoder):
         chosen = one_hot_category(category, like=channels_BNC, num_categories=self.num_categories)
         global_feature, point_features = self._read(channels_BNC)
         logits = self.head(self.join(torch.cat([global_feature, self.category(chosen)], dim=-1), point_features))
-        return {"logits": logits.view(*points.shape[:-1], -1)}
+        return {"logits": logits.view(*points.shape[:-1], logits.shape[-1])}
 
 
 @registry.models.add("dgcnn_scenes")
@@ -345,7 +345,7 @@ class DGCNNScenes(nn.Module):
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
         near_BN3 = channels_BNC[..., -3:] if self.first_graph == "place" else channels_BNC[..., :3]
         logits = self.head(self.join(*self.levels(channels_BNC, near_BN3)))
-        return {"logits": logits.view(*points.shape[:-1], -1)}
+        return {"logits": logits.view(*points.shape[:-1], logits.shape[-1])}
 
 
 def _leaky() -> nn.Module:

@@ -246,7 +246,7 @@ class PCTParts(nn.Module):
         each_BNC = self.fuse(self.attend(self.embed(channels_BNC), channels_BNC[..., :3]))
         global_features = torch.cat([each_BNC.max(dim=1).values, each_BNC.mean(dim=1), self.category(chosen)], dim=-1)
         logits = self.head(self.join(global_features, each_BNC))
-        return {"logits": logits.view(*points.shape[:-1], -1)}
+        return {"logits": logits.view(*points.shape[:-1], logits.shape[-1])}
 
 
 def _head(num_classes: int, activation: HeadActivation, dropout: float) -> nn.Sequential:

@@ -209,7 +209,7 @@ class PointBERTParts(nn.Module):
         repeated_BNK = chosen[:, None].expand(-1, channels_BNC.shape[1], -1)
         own_BNC = torch.cat([repeated_BNK, channels_BNC], dim=-1)
         logits = self.head(to_all(all_points, own_BNC, fine, fine_features))
-        return {"logits": logits.view(*points.shape[:-1], -1)}
+        return {"logits": logits.view(*points.shape[:-1], logits.shape[-1])}
 
     def _group_features(self, points: Tensor, channels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the centres of the groups, and their features (B, num_groups, width) at each tapped depth."""

@@ -179,7 +179,8 @@ class DensePointTransformer(_WithLevels):
         if self.decoder is None:
             return {"logits": self.head(self.encode(points=points, features=features, offsets=offsets))}
         levels = self._levels(points, features, offsets, category)
-        return {"logits": self.head(self.decoder(levels)).view(*points.shape[:-1], -1)}
+        logits = self.head(self.decoder(levels))
+        return {"logits": logits.view(*points.shape[:-1], logits.shape[-1])}
 
 
 class _Encoder(nn.Module):

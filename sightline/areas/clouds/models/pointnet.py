@@ -239,7 +239,7 @@ class PointNetParts(nn.Module):
             levels.append(values)
         global_features = torch.cat([values.max(dim=1).values, chosen], dim=-1)
         logits = self.head(self.join(global_features, torch.cat(levels, dim=-1)))
-        return {"logits": logits.view(*points.shape[:-1], -1), "feature_transform": feature_transform}
+        return {"logits": logits.view(*points.shape[:-1], logits.shape[-1]), "feature_transform": feature_transform}
 
 
 @registry.models.add("pointnet_scenes")
@@ -283,7 +283,7 @@ class PointNetScenes(nn.Module):
         feature_transform = self.feature_alignment(embedded_BNC)
         each_BNC = embedded_BNC @ feature_transform
         logits = self.head(self.join(self.encode(each_BNC), each_BNC))
-        return {"logits": logits.view(*points.shape[:-1], -1), "feature_transform": feature_transform}
+        return {"logits": logits.view(*points.shape[:-1], logits.shape[-1]), "feature_transform": feature_transform}
 
 
 def _align(channels: Tensor, alignment: TNet) -> Tensor:

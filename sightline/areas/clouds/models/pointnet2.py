@@ -246,7 +246,7 @@ class PointNet2Parts(nn.Module):
         repeated_BNK = chosen[:, None].expand(-1, channels_BNC.shape[1], -1)
         levels[0] = torch.cat([repeated_BNK, level_points[0], channels_BNC], dim=-1)
         logits = self.head(_apply_propagations(self.propagations, level_points, levels))
-        return {"logits": logits.view(*points.shape[:-1], -1)}
+        return {"logits": logits.view(*points.shape[:-1], logits.shape[-1])}
 
 
 @registry.models.add("pointnet2_scenes")
@@ -297,7 +297,7 @@ class PointNet2Scenes(nn.Module):
         channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
         level_points, levels = _apply_abstractions(self.abstractions, channels_BNC)
         logits = self.head(_apply_propagations(self.propagations, level_points, [None, *levels[1:]]))
-        return {"logits": logits.view(*points.shape[:-1], -1)}
+        return {"logits": logits.view(*points.shape[:-1], logits.shape[-1])}
 
 
 def _abstractions(
