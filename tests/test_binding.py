@@ -109,6 +109,16 @@ def test_a_forward_that_does_not_say_what_it_returns_is_refused() -> None:
             declared_outputs(function, owner="model 'mine'")
 
 
+def test_an_annotation_of_a_class_inside_of_a_function_is_refused_in_one_line() -> None:
+    class Local(TypedDict):
+        logits: int
+
+    def forward(*, points: int) -> Local: ...  # type: ignore[empty-body]
+
+    with pytest.raises(ConfigError, match=r"model 'mine': an annotation of '.*forward' cannot be read: name 'Local'"):
+        declared_outputs(forward, owner="model 'mine'")
+
+
 # --- Optional members of components: one record, which the package reads and which refuses misspelt names ---
 
 

@@ -13,6 +13,7 @@ from sightline.config import read_config
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, PluginError
 from sightline.contract.plugins import Plugin, check_recorded, find_plugin, load_plugins
+from sightline.workbench.check.context import CHECKS, check
 from tests.command import run_here
 
 HEALTHY = Path(__file__).parent / "broken_configs" / "_healthy.yaml"
@@ -144,6 +145,70 @@ def test_what_fails_in_a_plugin_is_named_by_its_own_line(tmp_path: Path, text: s
     assert said.startswith(f"--plugin {tmp_path}")
     assert expected in said
     assert "\n" not in said
+
+
+def test_annotations_may_name_a_class_inside_of_a_function(tmp_path: Path) -> None:
+    """A file that Python imports as it is: none of our own compiler flags is passed on to it."""
+    text = """
+from typing import TypedDict
+from sightline import registry
+
+def make(name):
+    class Width(TypedDict):
+        size: int
+
+    def build(*, width: Width) -> None:
+        pass
+
+    registry.models.add(name)(build)
+
+make("local")
+"""
+    load_plugins([write(tmp_path / "local.py", text)])
+    assert list(registry.models.get_entry("local").arguments) == ["width"]
+
+
+def test_annotations_may_name_a_class_further_down(tmp_path: Path) -> None:
+    """No file that Python imports as it is, but earlier versions took it, and runs were made with such files."""
+    text = MODEL.format(name="early", width=1) + "def unused() -> Later: ...\nclass Later: pass\n"
+    load_plugins([write(tmp_path / "later.py", text)])
+    assert "early" in registry.models.names()
+
+
+CHECK = """
+from sightline.workbench.check.context import check
+@check("Z1", "{code}", "{moment}", severity="{severity}", causes=("{cause}",))
+def own(context):
+    return None
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"moment": "later"}, "moment='later'; allowed: static, preflight, deep, offline"),
+        ({"severity": "fatal"}, "severity='fatal'; allowed: error, warning, note"),
+        ({"cause": "data.bad"}, "there are no causes data.bad"),
+    ],
+)
+def test_a_check_with_unknown_words_is_refused_by_its_line(
+    tmp_path: Path, given: dict[str, str], expected: str
+) -> None:
+    words = {"code": "own-words", "moment": "static", "severity": "error", "cause": "data.split"} | given
+    said = refused(write(tmp_path / "own.py", CHECK.format(**words)))
+    assert "own.py:3: check 'own-words': " in said
+    assert expected in said
+
+
+def test_a_check_with_the_code_of_a_shipped_one_is_refused(tmp_path: Path) -> None:
+    """Shipped checks are imported after the plugins, when the first check runs: the plugin is to blame even so."""
+    words = {"moment": "static", "severity": "error", "cause": "data.split"}
+    load_plugins([write(tmp_path / "own.py", CHECK.format(code="own-clash", **words))])
+    try:
+        with pytest.raises(PluginError, match=r"own.py: sightline has a check 'own-clash', too; take another code"):
+            check("Z2", "own-clash", "static", causes=("data.split",))(lambda context: None)
+    finally:
+        CHECKS.pop("own-clash")
 
 
 def test_files_that_are_no_plugin(tmp_path: Path) -> None:

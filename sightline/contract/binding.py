@@ -73,7 +73,13 @@ def bind(
 
 def declared_outputs(function: Callable[..., Any], *, owner: str) -> frozenset[str]:
     """Return the output keys of a forward function, read from its TypedDict return annotation."""
-    annotation = typing.get_type_hints(function).get("return")
+    try:
+        annotation = typing.get_type_hints(function).get("return")
+    except NameError as error:  # a class inside of a function, or one that only type checkers import
+        raise ConfigError(
+            f"{owner}: an annotation of '{function.__qualname__}' cannot be read: {error}; define what it names at the "
+            "top of the file"
+        ) from error
     if annotation is None or not typing.is_typeddict(annotation):
         raise ConfigError(
             f"{owner}: annotate the return value of '{function.__qualname__}' with a TypedDict that names its outputs"

@@ -117,7 +117,7 @@ def run_file(plugin: Plugin) -> ModuleType:
     setattr(module, _PLUGIN_ATTRIBUTE, plugin)
     sys.modules[plugin.module_name] = module
     try:
-        exec(compile(plugin.text, str(plugin.path), "exec"), module.__dict__)
+        _execute(plugin, module)
     except SyntaxError as error:
         raise PluginError(f"{plugin.option} {error.filename or plugin.path}:{error.lineno}: {error.msg}") from None
     except SystemExit as error:
@@ -129,6 +129,18 @@ def run_file(plugin: Plugin) -> ModuleType:
         kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "  # a message of the registry
         raise PluginError(f"{plugin.option} {_locate_error(plugin, error)}: {kind}{what}") from error
     return module
+
+
+def _execute(plugin: Plugin, module: ModuleType) -> None:
+    """Run a plugin's text as Python runs a file, whose annotations may name classes inside of a function.
+
+    Annotations of classes that follow further down are allowed, too, as text: earlier versions took all of them so.
+    """
+    try:
+        exec(compile(plugin.text, str(plugin.path), "exec", dont_inherit=True), module.__dict__)
+    except NameError:
+        flags = annotations.compiler_flag
+        exec(compile(plugin.text, str(plugin.path), "exec", flags, dont_inherit=True), module.__dict__)
 
 
 def _locate_error(plugin: Plugin, error: BaseException) -> str:

@@ -411,14 +411,17 @@ def start_world(*, device: str | torch.device = "auto", timeout_s: float = 600.0
 
     From Python, `device` may also be one of torch. With several processes only the first shows warnings. A process that
     fails notifies the others, which then end, too. Raises UserError for an incomplete environment or a device that this
-    machine lacks, RunError if the processes do not connect.
+    machine lacks, RunError if the processes do not connect, or if code calls sys.exit.
     """
     rank_info = rank_info_from_environment()
     chosen = _select_device(str(device), rank_info.local_rank)
     if chosen.type == "cpu":
         keep_freed_memory()
     if rank_info.size == 1:
-        yield World(device=chosen)
+        try:
+            yield World(device=chosen)
+        except SystemExit as error:  # its code may be 0: nothing would say that the work is not done
+            raise RunError(f"code called sys.exit({error.code}) at {_format_origin(error)}, before the end") from error
         return
     with _quiet_unless(rank_info.rank == 0):
         store, watchdog = _meet_processes(rank_info, timeout_s)
@@ -546,7 +549,8 @@ def _convert_error(what: str, error: RuntimeError) -> RunError:
 
 
 def _format_origin(error: BaseException) -> str:
-    frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
+    frames = list(traceback.walk_tb(error.__traceback__))
+    frame, line = next(each for each in reversed(frames) if each[0].f_globals["__name__"] != "_sitebuiltins")  # exit()
     return f"{frame.f_code.co_filename}:{line}"
 
 

@@ -168,9 +168,15 @@ def resolve_mode(config: RunConfig, metrics: Sequence[Metric], *, is_resumed: bo
     """
     figure, configured_mode = config.evaluate.metric, config.evaluate.mode
     where = config.origins.get("evaluate.metric", "evaluate.metric")
-    computing = [index for index, metric in enumerate(metrics) if figure in metric.compute(make_state(metric))]
+    computed = [metric.compute(make_state(metric)) for metric in metrics]
+    for figures, block in zip(computed, config.metrics, strict=False):
+        if not isinstance(figures, Mapping) or not all(isinstance(name, str) for name in figures):
+            raise ConfigError(
+                f"{block.location}: compute of '{block.name}' returned {figures!r:.60}; return a dict, name: number"
+            )
+    computing = [index for index, figures in enumerate(computed) if figure in figures]
     if not computing:
-        names = {block.name: list(m.compute(make_state(m))) for block, m in zip(config.metrics, metrics, strict=True)}
+        names = {block.name: list(figures) for block, figures in zip(config.metrics, computed, strict=True)}
         hint = schema.suggest(figure, [name for figures in names.values() for name in figures])
         component = f" The component '{figure}' of metrics computes {', '.join(names.get(figure, ()))}" * (
             figure in names

@@ -7,9 +7,11 @@ the recorded gradient is that of this call alone, even if other modules read the
 
 from __future__ import annotations
 
+import copy
 import functools
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -407,6 +409,52 @@ def preserve_buffers(module: nn.Module) -> Iterator[None]:
             for owner, name, buffer, values in saved:
                 buffer.copy_(values)
                 owner._buffers[name] = buffer
+
+
+_CONTAINERS = (dict, OrderedDict, set)
+
+
+def copy_module(model: nn.Module) -> nn.Module:
+    """Deep-copy a model, and as numbers the results of earlier passes that it keeps: torch refuses to copy these.
+
+    The copy shares what nobody can copy, such as a lock or an open file.
+    """
+    members = [member for module in model.modules() for member in vars(module).values()]
+    inside = [item for member in members if isinstance(member, list | tuple) for item in member]
+    inside += [item for member in members if isinstance(member, dict) for item in member.values()]
+    results = [t for t in (*members, *inside) if isinstance(t, Tensor) and t.grad_fn is not None]
+    memo = {id(t): t.detach().clone() for t in results}
+    try:
+        return copy.deepcopy(model, {**_copy_empty_members(model), **memo})
+    except TypeError:
+        modules = {id(module): module for module in model.modules()}
+        memo |= _share_uncopyable([*inside, *members], {**memo, **modules})
+        return copy.deepcopy(model, {**_copy_empty_members(model), **memo})
+
+
+def copy_metric(metric: Any) -> Any:
+    """Deep-copy a metric; the copy shares what nobody can copy, such as a lock."""
+    try:
+        return copy.deepcopy(metric)
+    except TypeError:
+        return copy.deepcopy(metric, _share_uncopyable([*vars(metric).values()], {id(metric): metric}))
+
+
+def _share_uncopyable(members: Sequence[Any], memo: Mapping[int, Any]) -> dict[int, Any]:
+    """Return the members that cannot be copied, for the memory of a deep copy."""
+    shared: dict[int, Any] = {}
+    for member in members:
+        try:
+            copy.deepcopy(member, {**memo, **shared})
+        except TypeError:
+            shared[id(member)] = member
+    return shared
+
+
+def _copy_empty_members(model: nn.Module) -> dict[int, Any]:
+    """Copy the empty containers of all modules, for the memory of a deep copy: half of its time is theirs."""
+    members = [member for module in model.modules() for member in vars(module).values()]
+    return {id(member): type(member)() for member in members if type(member) in _CONTAINERS and not member}
 
 
 def _make_tap(gradients: dict[str, Tensor]) -> Callable[[str, Tensor], Tensor]:

@@ -50,7 +50,7 @@ def check(options: CheckOptions) -> int:
     errors = sum(finding.severity == "error" for finding in findings)
     warnings = sum(finding.severity == "warning" for finding in findings)
     for finding in findings:
-        if (table := finding.evidence.get("table")) is not None:
+        if isinstance(table := finding.evidence.get("table"), Mapping) and {"title", "columns", "rows"} <= set(table):
             show_table(table["title"], table["columns"], table["rows"], unbroken="first")
     show_findings(findings, is_verbose=options.verbose)
     print_note("\n".join(describe_examination(document, is_verbose=options.verbose)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from typing import Any
 
 import pytest
@@ -51,6 +52,17 @@ def test_rounding_explains_float32(subject: ComparisonSubject) -> None:
     assert found.losses != found.expected
     assert list(found.tolerated) == sorted(found.tolerated), "what rounding did once, it goes on doing"
     assert all(torch.equal(tensor, before[name]) for name, tensor in subject.built.job.model.state_dict().items())
+
+
+def test_a_model_that_keeps_a_lock_and_its_last_result_is_compared() -> None:
+    """Neither of them can be copied; a module that keeps its attention for a picture has such a result."""
+    built = small_run(*PLAIN)
+    model = built.job.model
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    model.register_forward_hook(lambda module, inputs, outputs: setattr(module, "last", outputs["logits"]))
+    recipe = registry.optimizers.build(built.config.optimizer, facts=built.data.facts)
+    subject = ComparisonSubject(built, recipe, tuple(first_samples(built.job, 4)), CPU)
+    assert run(subject, variant(subject, "float32"), variant(subject, "float64")).first_diverging_step is None
 
 
 def test_a_wrong_gradient_parts_the_losses_at_the_next_step(subject: ComparisonSubject) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,16 @@ def test_an_address_that_cannot_be_a_hosts_is_named_at_once(monkeypatch: pytest.
     _launch_as(monkeypatch, "1", "a" * 64 + ".org", free_port())
     with pytest.raises(UserError, match=r"^MASTER_ADDR: 'a{64}\.org' is not a valid host"), start_world(timeout_s=60):
         pass
+
+
+@pytest.mark.parametrize("leave", [sys.exit, exit])
+def test_code_that_ends_the_program_is_named(leave: Any) -> None:
+    """Its code is 0: else a command would end as if all were well, without a word."""
+    with (
+        pytest.raises(RunError, match=rf"code called sys.exit\(0\) at {__file__}:\d+, before the end"),
+        start_world(),
+    ):
+        leave(0)
 
 
 def _launch_as(monkeypatch: pytest.MonkeyPatch, rank: str, address: str, port: int) -> None:

@@ -255,6 +255,13 @@ def test_neither_is_an_error_that_says_how_to_state_it(tmp_path: Path, add: Add,
     assert f"test_evaluate.{metric.__name__}.higher_is_better" in told
 
 
+@pytest.mark.parametrize("returned", [0.5, None, {1: 0.5}])
+def test_a_metric_that_computes_no_dict_is_named(tmp_path: Path, add: Add, returned: Any) -> None:
+    own = type("Own", (MissRate,), {"compute": lambda self, state: returned})
+    with pytest.raises(ConfigError, match=r"metrics.1: compute of 'own' returned .*; return a dict, name: number"):
+        make(tmp_path, *add(own))
+
+
 def test_both_contrary_is_an_error_that_names_both_places(tmp_path: Path, add: Add) -> None:
     overrides = add(MissRate)
     path = tmp_path / "small.yaml"

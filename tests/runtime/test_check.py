@@ -167,6 +167,20 @@ def test_arguments_that_do_not_fit_are_refused(arguments: tuple[Any, ...], messa
         sightline.check(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("subject", "more", "message"),
+    [
+        (CONFIG, {"plugins": "mine.py"}, r"plugins: found the text 'mine.py', allowed is a list: \['mine.py'\]"),
+        (CONFIG, {"overrides": "seed=1"}, r"overrides: found the text 'seed=1', allowed is a list: \['seed=1'\]"),
+        (net(), {"declared": "idle"}, r"declared: found the text 'idle', allowed is a list: \['idle'\]"),
+        (None, {}, "subject: found null, allowed is the path of a YAML file or a run directory, a dict, or a module"),
+    ],
+)
+def test_arguments_of_another_type_are_named(subject: Any, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        sightline.check(subject, **more)
+
+
 @pytest.mark.parametrize("num_fitting", [0, 14])
 def test_a_label_out_of_range_is_found_in_the_whole_batch_and_names_no_file_of_the_package(num_fitting: int) -> None:
     """The few samples that are tried first may all fit the outputs."""

@@ -24,6 +24,7 @@ from sightline.compute.geometry.pinhole import CropPlacement, from_crop_coordina
 from sightline.compute.geometry.volumes import CubePlacement, Decoding, decode, peaks, permute_axes, to_camera
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, BoundFunction, bind
+from sightline.contract.errors import UserError
 from sightline.contract.loss import Loss, cast_forward
 from sightline.contract.types import Batch
 from sightline.draw.pictures import Axis, Picture, label_colors, pad_to_3d, render_clouds, with_legend
@@ -83,7 +84,9 @@ class Supervised:
         with torch.no_grad():
             contexts = [self.context(model, batch) for batch in micro_batches]
         counts = {
-            name: _sum_counts([count(*pair) for pair in zip(micro_batches, contexts, strict=True)])
+            name: _sum_counts(
+                [_assert_scalar(name, "count", count(*pair)) for pair in zip(micro_batches, contexts, strict=True)]
+            )
             for name, count in self._counts.items()
         }
         return world.all_reduce_sum(counts, operation="loss counts"), contexts
@@ -135,7 +138,16 @@ class Supervised:
         return copied
 
     def _sums(self, batch: Batch, outputs: dict[str, Any], context: Mapping[str, Any]) -> dict[str, Tensor]:
-        return {name: term(batch, outputs, context) for name, term in self._terms.items()}
+        terms = self._terms.items()
+        return {name: _assert_scalar(name, "forward", term(batch, outputs, context)) for name, term in terms}
+
+
+def _assert_scalar(name: str, method: str, returned: Any) -> Tensor:
+    """Return what a loss returned. Raises UserError if that is no tensor of one number."""
+    if isinstance(returned, Tensor) and returned.numel() == 1:
+        return returned
+    found = f"a tensor {tuple(returned.shape)}" if isinstance(returned, Tensor) else type(returned).__name__
+    raise UserError(f"losses.{name}: {method} returned {found}; return one number, a tensor ()")
 
 
 def _sum_counts(counts: list[Tensor]) -> Tensor:

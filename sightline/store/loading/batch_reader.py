@@ -211,7 +211,12 @@ class TransformPipeline:
         stream, bound, until_epoch, mixes = self._transforms[index]
         transform_draws = (draws or Draws.for_samples(keys)).stream(stream)
         mixing = {"others": self._others(transform_draws, keys, index, until_epoch)} if mixes else {}
-        return {**batch, **bound.function(transform_draws, **mixing, **bound.select(batch))}
+        changed = bound.function(transform_draws, **mixing, **bound.select(batch))
+        if not isinstance(changed, Mapping):
+            raise UserError(
+                f"the transform '{self.names[index]}' returned a {type(changed).__name__}; return a dict of fields"
+            )
+        return {**batch, **changed}
 
     def _others(self, draws: Draws, keys: Sequence[SampleKey], index: int, until_epoch: int | None) -> _Others | None:
         """Return a reader of random training samples for a mixing transform, or None after its `until_epoch`."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -18,8 +18,9 @@ from torch import nn
 from sightline.aliases import keep_old_keywords, keep_old_members, old_names
 from sightline.config import RunConfig
 from sightline.config.run_config import Init
-from sightline.contract.errors import CheckpointError, summarise_error
+from sightline.contract.errors import CheckpointError, PluginError, summarise_error
 from sightline.contract.members import TaskMembers
+from sightline.contract.plugins import find_plugin
 from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch
 from sightline.engine.build import DataSubset, TrainingSetup, build
@@ -40,7 +41,7 @@ from sightline.workbench.check.core.dry_run import (
     isolated_copy,
 )
 from sightline.workbench.check.core.examination import Examination, find_subject
-from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, Severity
+from sightline.workbench.check.core.finding import CAUSES, SEVERITIES, Fault, Finding, FindingLocation, Severity
 from sightline.workbench.check.core.model_probe import QUICK_S, ModelProbe
 from sightline.workbench.check.core.sample_statistics import (
     ClassCounts,
@@ -56,6 +57,7 @@ from sightline.workbench.check.oracles.loss_case import LossCase, make_cases, ta
 from sightline.workbench.check.oracles.results import OracleResult
 
 Moment = Literal["static", "preflight", "deep", "offline"]
+MOMENTS: tuple[str, ...] = get_args(Moment)
 T = TypeVar("T")
 
 TO_END = "every check of this run to finish"
@@ -349,7 +351,9 @@ class FindingBuilder:
 
     def build(self, fault: Fault, context: Context | None = None, *, at: str = "", split: str = "") -> Finding:
         """Build the finding of a fault; a config path and a split are those of its subject."""
-        cause, *alternatives = dict.fromkeys(fault.causes or self.causes)
+        causes = fault.causes or self.causes
+        assert causes, f"check '{self.code}' gives a finding no cause; give `causes` to its Fault or to @check"
+        cause, *alternatives = dict.fromkeys(causes)
         return Finding(
             guard=self.guard,
             code=self.code,
@@ -417,13 +421,16 @@ class Rule(FindingBuilder):
 
     def judge(self, context: Context, subject: Any, faults: Faults) -> Iterator[Finding]:
         """Yield the findings of a subject's faults; a split, and a config path, are taken from the subject."""
-        faults = [] if faults is None else [faults] if isinstance(faults, Fault | Finding) else faults
+        is_several = isinstance(faults, Iterable) and not isinstance(faults, str)
+        found: Any = () if faults is None else faults if is_several else [faults]
         part, path = getattr(subject, "part", subject), getattr(subject, "path", "")
-        for fault in faults:
+        for fault in found:
             if isinstance(fault, Fault):
                 yield self.build(fault, context, at=path, split=getattr(part, "split", ""))
-            else:
+            elif isinstance(fault, Finding):
                 yield fault
+            else:
+                raise TypeError(f"{self.run.__name__} returned {fault!r:.60}; return a Fault, several, or None")
 
 
 Faults = Fault | Finding | Iterable[Fault | Finding] | None
@@ -470,9 +477,15 @@ def check(
 
     def register(function: Callable[..., Faults]) -> Rule:
         registered = CHECKS.get(code)
-        assert registered is None or registered.run.__module__ == function.__module__, (
-            f"check '{code}' is registered twice"
-        )
+        is_new = registered is None or registered.run.__module__ == function.__module__
+        if registered is not None and not is_new and (plugin := find_plugin(registered.run)) is not None:
+            owner = "another plugin" if find_plugin(function) else "sightline"
+            raise PluginError(f"--plugin {plugin}: {owner} has a check '{code}', too; take another code")
+        assert is_new, f"check '{code}' is registered twice; take another code"
+        assert moment in MOMENTS, f"check '{code}': moment={moment!r}; allowed: {', '.join(MOMENTS)}"
+        assert severity in SEVERITIES, f"check '{code}': severity={severity!r}; allowed: {', '.join(SEVERITIES)}"
+        unknown = sorted(set(causes) - CAUSES)
+        assert not unknown, f"check '{code}': there are no causes {', '.join(unknown)}; CAUSES lists all"
 
         @functools.wraps(function)
         def run(context: Context) -> list[Finding]:

@@ -7,7 +7,6 @@ import importlib
 import logging
 import pkgutil
 import time
-import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World, start_world
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import open_run
-from sightline.workbench.check.context import CHECKS, TO_END, Context, FindingBuilder, Moment, Rule
+from sightline.workbench.check.context import CHECKS, MOMENTS, TO_END, Context, FindingBuilder, Rule
 from sightline.workbench.check.core.examination import Examination
 from sightline.workbench.check.core.finding import Finding, gather_findings, merge_findings
 from sightline.workbench.check.core.object_graph import find_generators, preserve_generators
@@ -44,7 +43,6 @@ _SKIPPED = FindingBuilder(
 
 _FORWARD_S = 1.5  # for the forward pass of the quick checks' one step, which keeps all quick checks below ten seconds
 _CHECKS_PACKAGE = "sightline.workbench.check.checks"
-_MOMENTS = typing.get_args(Moment)
 
 
 def all_checks() -> list[Rule]:
@@ -53,7 +51,7 @@ def all_checks() -> list[Rule]:
     own_modules = [module.name for module in pkgutil.walk_packages(package.__path__, f"{_CHECKS_PACKAGE}.")]
     for module in {*own_modules, *find_modules("checks").values()}:
         importlib.import_module(module)
-    return sorted(CHECKS.values(), key=lambda check: (_MOMENTS.index(check.moment), check.code))
+    return sorted(CHECKS.values(), key=lambda check: (MOMENTS.index(check.moment), check.code))
 
 
 def run_quick(built: TrainingSetup, world: World, *, examination: Examination | None = None) -> list[Finding]:

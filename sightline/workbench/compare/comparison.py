@@ -7,7 +7,6 @@ Comparison of a compiled network with the eager one: as a whole, and by bisectio
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,7 @@ from sightline.engine.build import TrainingSetup
 from sightline.engine.device import Precision
 from sightline.engine.optimizers import OptimizerSpec
 from sightline.engine.train import TrainState
-from sightline.instrument import ModuleCall
+from sightline.instrument import ModuleCall, copy_module
 from sightline.instrument.formats import FORMATS, TF32, Format
 from sightline.instrument.judge import Deviation, max_abs_difference
 from sightline.store.loading.batch_reader import BatchReader
@@ -308,7 +307,7 @@ def compare_record(subject: ComparisonSubject, had: Record, *, name: str) -> Var
     built = subject.built
     samples = [SampleKey(*numbers) for numbers in had.about.get("samples", [])]
     rows = compare_stages(had.stages, record_stages(built.data.train.reader, samples)) if had.stages else []
-    model = copy.deepcopy(built.job.model)
+    model = copy_module(built.job.model)
     mapping = match_keys(had.weights, model.state_dict(), None)
     load_matched_weights(model, had.weights, mapping.pairs)
     reference = _make_reference(subject, model, torch.device("cpu"))

@@ -18,7 +18,6 @@ runs compute their batch norms that way (`instrument/judge.py`), if the earlier 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable
@@ -35,7 +34,7 @@ from sightline.engine.distributed import World
 from sightline.engine.optimizers import OptimizerSpec
 from sightline.engine.step import with_prepare
 from sightline.engine.train import NonFiniteGradientError, TrainState, train_step
-from sightline.instrument import record
+from sightline.instrument import copy_module, record
 from sightline.instrument.float64 import Float32Draws, Float64Convolutions
 from sightline.instrument.formats import Format, get_format
 from sightline.instrument.judge import MAX_ROUNDING_UNITS, use_sequential_batch_norm
@@ -146,7 +145,7 @@ def losses_over_steps(
 
     The variant's weights are not changed. Training ends at a gradient that is not finite; later losses are NaN.
     """
-    model = copy.deepcopy(variant.model)
+    model = copy_module(variant.model)
     replica = model if variant.on is None else variant.on(model)
     if noise is not None and noise.sums_in_order:
         use_sequential_batch_norm(getattr(replica, "network", model))

@@ -19,7 +19,7 @@ from sightline.engine.optimizers import apply_freezing
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.step import Step, single_batch_step, weighted_sum, with_prepare
 from sightline.engine.train import TrainState
-from sightline.instrument import preserve_buffers
+from sightline.instrument import copy_module, preserve_buffers
 from sightline.instrument.formats import Format, get_format
 from sightline.workbench.compare.recording import OverwrittenError, Recorder, StepRecording
 
@@ -62,7 +62,7 @@ def deterministic_copy(model: nn.Module, *, dtype: torch.dtype, device: torch.de
 
     Dropout and stochastic depth would draw other numbers in another variant: they are off.
     """
-    copied = copy.deepcopy(model).to(device, dtype)
+    copied = copy_module(model).to(device, dtype)
     for module in copied.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):  # stochastic depth is one
             module.p = 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import gc
 import weakref
@@ -22,7 +21,7 @@ from sightline.engine.build import TrainingSetup
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.train import TrainState, train_step
-from sightline.instrument import record
+from sightline.instrument import copy_module, record
 from sightline.workbench.describe.trace import preserve_all_rng_states
 
 _BATCH_SIZES = (3, 6)
@@ -198,7 +197,7 @@ class _StepMemory(NamedTuple):
 
 def _copy_job(built: TrainingSetup) -> TrainState:
     """Copy the run's job, with a copy of its model and a new optimiser."""
-    model = copy.deepcopy(built.job.model)
+    model = copy_module(built.job.model)
     recipe = registry.optimizers.build(built.config.optimizer, facts=built.data.facts)
     losses = built.job.losses
     return dataclasses.replace(built.job, model=model, optimizer=recipe.build(model, losses), ema=None)

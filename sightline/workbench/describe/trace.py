@@ -7,7 +7,6 @@ Multiply-accumulates (MACs) of operators, from the shapes of their arguments.
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import math
@@ -24,7 +23,7 @@ from sightline.compute.layers.quantisation.parametrised import weight_sizes
 from sightline.contract.errors import RunError
 from sightline.contract.pytree import tree_leaves
 from sightline.engine.records import preserve_rng_state
-from sightline.instrument import Inputs, ModuleCall, record
+from sightline.instrument import Inputs, ModuleCall, copy_module, record
 
 Sources = dict[int, tuple[str, ...]]
 """Source nodes of a tensor, and for each the notable functions that were applied since."""
@@ -252,7 +251,7 @@ def trace(model: nn.Module, forward: Callable[[nn.Module], object], *, num_sampl
     The model, its buffers and the global random states do not change. Raises RunError if the forward pass fails, naming
     the module and the shapes of its inputs.
     """
-    copied = copy.deepcopy(model)
+    copied = copy_module(model)
     tracer = _Tracer(copied)
     with preserve_all_rng_states(), tracer.watching():
         try:

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from sightline.compute.numba_kernels import compute_seconds
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import Checks
+from sightline.contract.call_arguments import to_path, to_paths, to_texts
 from sightline.contract.errors import UserError, summarise_error
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import suggest
@@ -24,10 +25,10 @@ from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.step import compute_batch_losses
-from sightline.instrument import leave_out_checkpoints, record
+from sightline.instrument import copy_module, leave_out_checkpoints, record
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
 from sightline.workbench.check.checks.model.first_step import explain_failure, first_step
-from sightline.workbench.check.core.dry_run import copy_module, error_location, isolated_copy
+from sightline.workbench.check.core.dry_run import error_location, isolated_copy
 from sightline.workbench.check.core.examination import Examination
 from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, finding_from_dict, merge_findings
 from sightline.workbench.check.core.object_graph import preserve_generators
@@ -103,11 +104,17 @@ def check(
     CheckReport(synthetic_shapes_pointnet: 0 errors, 0 warnings)
     """
     if isinstance(subject, nn.Module):
-        return _check_module(subject, loss, batch_or_loader, optimizer, frozenset(declared))
+        codes = frozenset(to_texts(declared, name="declared"))
+        return _check_module(subject, loss, batch_or_loader, optimizer, codes)
     if loss is not None or batch_or_loader is not None or optimizer is not None or declared:
         raise UserError("check: loss, batch, optimizer and declared belong to a module; a config names its own")
-    loaded = load_plugins([Path(plugin) for plugin in plugins])
-    source = Path(subject) if isinstance(subject, str) else subject
+    source: Path | Mapping[str, Any] | RunConfig
+    if isinstance(subject, Mapping | RunConfig):
+        source = subject
+    else:
+        source = to_path(subject, name="subject", what="a YAML file or a run directory, a dict, or a module")
+    overrides = to_texts(overrides, name="overrides")
+    loaded = load_plugins(to_paths(plugins, name="plugins", what="a Python file"))
     path = source if isinstance(source, Path) else Path("dict")
     if isinstance(source, Path) and is_run(source):
         RunFiles(source).check_plugins(loaded)

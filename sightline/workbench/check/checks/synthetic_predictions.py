@@ -5,7 +5,6 @@ Labels are synthetic as well, in the form of a training batch, so that neither d
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from sightline.contract.members import DataMembers, TaskMembers
 from sightline.contract.metric import Meter
 from sightline.contract.types import Batch
 from sightline.engine.evaluate import BoundMetric
+from sightline.instrument import copy_metric
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.dry_run import read_batch, step_keys
 from sightline.workbench.check.core.sample_statistics import class_axis, parts_by_category
@@ -146,7 +146,7 @@ def metric_values(meter: BoundMetric, batches: Sequence[Predicted]) -> MetricVal
 
     Errors of the metric pass through.
     """
-    metric, other = copy.deepcopy(meter.metric), copy.deepcopy(meter.metric)
+    metric, other = copy_metric(meter.metric), copy_metric(meter.metric)
     used = Meter(metric, num_samples=1 + max(int(batch["sample_index"].max()) for batch, _ in batches))
     for batch, predictions in batches:
         used.update(**meter.update.select(batch, predictions))

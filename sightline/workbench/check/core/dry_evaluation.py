@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import json
@@ -27,6 +26,7 @@ from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluation, Evaluator
 from sightline.engine.observers import MetricsLog
 from sightline.engine.records import EvaluationRecord
+from sightline.instrument import copy_metric
 from sightline.workbench.check.core.dry_run import (
     NUM_SAMPLES,
     DryRun,
@@ -190,7 +190,7 @@ def _wrap_evaluator(built: TrainingSetup, result: DryEvaluation) -> Evaluator:
     names = [component.name for component in config.metrics] + ["?"] * len(result.evaluator.metrics)
     metrics = [
         BoundMetric(
-            _ProgressProxy(copy.deepcopy(metric.metric), result, f"the metric '{name}'", f"metrics.{index}"),
+            _ProgressProxy(copy_metric(metric.metric), result, f"the metric '{name}'", f"metrics.{index}"),
             metric.update,
         )
         for index, (metric, name) in enumerate(zip(result.evaluator.metrics, names, strict=False))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import math
 import traceback
@@ -26,7 +25,7 @@ from sightline.engine.distributed import World
 from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import compute_batch_losses, prepare_step, weighted_sum
 from sightline.engine.train import TrainState
-from sightline.instrument import Inputs, ModuleCall, record
+from sightline.instrument import Inputs, ModuleCall, copy_module, record
 from sightline.workbench.check.core.neighbour_sums import NeighbourSum, NeighbourSums
 from sightline.workbench.check.core.object_graph import hidden_outputs, last_node, last_operation
 
@@ -44,8 +43,6 @@ _MAX_SECONDS = 3.0
 _FIRST_SAMPLES = 16
 _MANY_TARGETS = 256  # of one sample; images have fewer boxes, of which the checks of assignments need all that they get
 _FORWARD_S = 0.6  # maximum expected time of a larger forward pass
-
-_CONTAINERS = (dict, OrderedDict, set)
 
 Gradient = Literal["none", "zero", "some", "not finite"]
 Outputs = Mapping[str, Any]
@@ -97,7 +94,8 @@ class DryRun:
     `model` is the copy after the backward pass, with gradients, before any update; `inputs` are those of its first
     call, by parameter. `ends` is the last operation of each output, `makers` the module that computes it, `hidden` the
     outputs from which others are computed. `forward_s` is the processor time of the model's first call, with what is
-    recorded of it. `skipped` is the reason if there was no time for a step.
+    recorded of it. `skipped` is the reason if there was no time for a step. `returned` is the type of what the model
+    returned, if that is no mapping.
     """
 
     model: nn.Module
@@ -106,6 +104,7 @@ class DryRun:
     failure: StepFailure | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
     outputs: Outputs | None = None
+    returned: str = ""
     ends: Mapping[str, str] = field(default_factory=dict)
     makers: Mapping[str, str] = field(default_factory=dict)
     hidden: frozenset[str] = frozenset()
@@ -174,7 +173,7 @@ def _run_step(job: TrainState, device: torch.device, num_samples: int, deadline:
     finally:
         result.outputs, result.output_reads, result.ends = watcher.outputs, watcher.output_reads, watcher.ends
         result.hidden, result.inputs, result.makers = watcher.hidden, watcher.inputs, watcher.makers
-        result.forward_s = watcher.forward_s
+        result.forward_s, result.returned = watcher.forward_s, watcher.returned
         watcher.remove()
     result.seconds = compute_seconds() - start_seconds
     return result
@@ -204,21 +203,6 @@ def isolated_copy(model: nn.Module) -> nn.Module:
         if isinstance(module, SynchronisedBatchNorm):
             module._all_reduce_sum = _return_unchanged  # as in a world of one process; there is no public way
     return copied
-
-
-def copy_module(model: nn.Module) -> nn.Module:
-    """Deep-copy a model, and as numbers the results of earlier passes that it keeps: torch refuses to copy these."""
-    members = [member for module in model.modules() for member in vars(module).values()]
-    inside = [item for member in members if isinstance(member, list | tuple) for item in member]
-    inside += [item for member in members if isinstance(member, dict) for item in member.values()]
-    results = [t for t in (*members, *inside) if isinstance(t, Tensor) and t.grad_fn is not None]
-    return copy.deepcopy(model, {**_copy_empty_members(model), **{id(t): t.detach().clone() for t in results}})
-
-
-def _copy_empty_members(model: nn.Module) -> dict[int, Any]:
-    """Copy the empty containers of all modules, for the memory of a deep copy: half of its time is theirs."""
-    members = [member for module in model.modules() for member in vars(module).values()]
-    return {id(member): type(member)() for member in members if type(member) in _CONTAINERS and not member}
 
 
 def step_keys(job: TrainState, *, step: int) -> list[SampleKey]:
@@ -358,6 +342,7 @@ class ForwardWatcher:
         self.forward_s = 0.0
         self.inputs: dict[str, Any] = {}
         self.outputs: Outputs | None = None
+        self.returned = ""
         self.ends: dict[str, str] = {}
         self.makers: dict[str, str] = {}
         self._nodes: dict[Any, str] = {}  # last node of each result in the autograd graph -> the module that made it
@@ -400,7 +385,10 @@ class ForwardWatcher:
     def _leave(self, call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> Any:
         if call.path and self.outputs is None and isinstance(outputs, Tensor):
             self._nodes.setdefault(last_node(outputs), call.path)
-        if call.path or not isinstance(outputs, dict):
+        if call.path:
+            return None
+        if not isinstance(outputs, Mapping):
+            self.returned = self.returned or f"a {type(outputs).__name__}"
             return None
         recorded = ReadTrackingDict(outputs)
         recorded.read = self.output_reads
@@ -412,4 +400,7 @@ class ForwardWatcher:
             self.ends = {name: last_operation(value) for name, value in tensors.items()}
             self.makers = {name: self._nodes.get(last_node(value), "") for name, value in tensors.items()}
             self._nodes.clear()
+        if type(outputs) not in (dict, OrderedDict):  # a class of its own may have attributes, which a task reads
+            self.output_reads.update(outputs)
+            return None
         return recorded

@@ -16,12 +16,16 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from torch import Tensor
 
 from sightline.contract.errors import escape_to_one_line
 from sightline.engine.distributed import World
 
 Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[str, ...] = get_args(Severity)
 
 # Controlled vocabulary of causes, by stage in the order in which faults arise; scripts compare the first cause.
 CAUSES = frozenset(
@@ -44,6 +48,20 @@ CAUSES = frozenset(
 )
 
 
+def make_plain(value: Any) -> Any:
+    """Convert what a finding states to what JSON can represent: tensors and arrays to numbers, other objects to text.
+
+    Numbers of NumPy and torch come from checks of plugins.
+    """
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str | int) else str(key): make_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(map(make_plain, value)) if type(value) is tuple else [*map(make_plain, value)]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return value.tolist() if isinstance(value, Tensor | np.ndarray | np.generic) else str(value)
+
+
 @dataclass(frozen=True)
 class FindingLocation:
     """Location of a finding; only the fields that apply are set."""
@@ -57,6 +75,10 @@ class FindingLocation:
     rank: int | None = None
     step: int | None = None
     config_path: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, make_plain(value))
 
     def __str__(self) -> str:
         parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -97,6 +119,11 @@ class Finding:
     def __post_init__(self) -> None:
         unknown = {self.cause, *self.alternatives} - CAUSES
         assert not unknown, f"check '{self.code}' names causes outside the vocabulary: {sorted(unknown)}"
+        assert self.severity in SEVERITIES, (
+            f"check '{self.code}' gives a finding the severity {self.severity!r}; allowed: {', '.join(SEVERITIES)}"
+        )
+        for name in ("evidence", "value", "bound", "sureness"):
+            object.__setattr__(self, name, make_plain(getattr(self, name)))
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON; `where` and the numbers contain only the fields that are set."""
@@ -255,7 +282,6 @@ def is_within_factor(factor: float) -> Callable[[float, float], float]:
     return lambda found, predicted: float(predicted / factor < found < predicted * factor)
 
 
-_SEVERITIES = ("error", "warning", "note")
 _SET_COMPARISONS = ("dataset-mismatch",)
 """Codes that compare two splits; they are listed after findings that name the faulty split."""
 
@@ -290,7 +316,7 @@ def merge_findings(findings: Iterable[Finding]) -> list[Finding]:
             )
     return sorted(
         [*merged, *remaining],
-        key=lambda finding: (_SEVERITIES.index(finding.severity), finding.code in _SET_COMPARISONS),
+        key=lambda finding: (SEVERITIES.index(finding.severity), finding.code in _SET_COMPARISONS),
     )
 
 

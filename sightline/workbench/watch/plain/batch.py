@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves, is_dense, tree_leaves, tree_map
-from sightline.workbench.check.core.dry_run import ReadTrackingDict, copy_module
+from sightline.instrument import copy_module
+from sightline.workbench.check.core.dry_run import ReadTrackingDict
 
 _MAX_BATCHES = 4
 

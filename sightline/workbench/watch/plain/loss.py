@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from sightline import instrument
 from sightline.contract.pytree import is_dense, tree_leaves, tree_map
+from sightline.instrument import copy_module
 from sightline.workbench.check.checks.data.label_leak import label_input
 from sightline.workbench.check.checks.data.point_labels import padded_points
 from sightline.workbench.check.checks.loss_values import loss_weights
-from sightline.workbench.check.core.dry_run import copy_module
 from sightline.workbench.check.core.object_graph import get_node_name, iter_nodes, skip_shape_operations
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found

@@ -24,9 +24,9 @@ from sightline.engine.evaluate import Evaluator
 from sightline.engine.learnt_losses import LearntLosses, combine_modules
 from sightline.engine.optimizers import FrozenModules
 from sightline.engine.train import TrainState
+from sightline.instrument import copy_module
 from sightline.parts.tasks.supervised import Supervised
 from sightline.store.loading.batch_reader import BatchReader
-from sightline.workbench.check.core.dry_run import copy_module
 from sightline.workbench.check.core.sample_statistics import class_axis
 from sightline.workbench.fit.optimizer_grid import build_optimizer
 from sightline.workbench.watch.plain.batch import call_model, describe, get_signature

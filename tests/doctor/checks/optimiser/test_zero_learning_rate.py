@@ -50,6 +50,12 @@ def test_a_warm_up_that_is_most_of_the_run(tmp_path: Path) -> None:
     assert "first 21 of 28" in finding.summary
 
 
+def test_a_schedule_that_fails(tmp_path: Path) -> None:
+    finding = caught(scheduled(make(tmp_path), lambda step: 1 / (5 - step)), "zero-learning-rate", "optim.scheduler")
+    assert (finding.summary, finding.where.step) == ("the schedule fails at step 5", 5)
+    assert "ZeroDivisionError" in finding.measured
+
+
 @pytest.mark.parametrize(
     ("value", "told"),
     [(-0.5, "-0.05"), (float("nan"), "nan"), pytest.param(float("inf"), "inf", marks=pytest.mark.long)],

@@ -115,10 +115,21 @@ def _describe_tail(context: Context) -> str:
 
 def _make_step_fault(context: Context, failure: StepFailure, *, step: int) -> Fault:
     causes, action = explain_failure(failure.error)
+    if _is_ours(failure.file) and (misfit := _describe_misfit(context)):
+        return Fault(
+            f"step {step} cannot be taken: {misfit}",
+            at="model",
+            causes=("cfg.contract", "model.structure"),
+            measured=summarise_error(failure.error),
+            expected="the model's forward returns a dict with the keys that its return annotation names",
+            action="make forward return them, or correct its annotation",
+        )
     advice = _get_advice(failure.error)
     is_from_transform = advice is not None and _is_transform_error(failure.error)
     path = "model" if advice is None else _find_argument_path(context, advice)
     path = "transforms.train" if is_from_transform else path
+    if named_loss := re.match(r"losses\.(\S+): ", str(failure.error)):
+        path = context.loss_path(named_loss[1])
     fallback = context.place(path)
     is_config = failure.file is None or (advice is not None and _is_ours(failure.file))
     return Fault(
@@ -129,7 +140,7 @@ def _make_step_fault(context: Context, failure: StepFailure, *, step: int) -> Fa
             layer=failure.layer,
             step=step,
             dataset=f"{context.config.data.name}/train",
-            config_path=path if advice is None or is_from_transform else f"transforms or {path}",
+            config_path=path if advice is None or is_from_transform or named_loss else f"transforms or {path}",
         ),
         causes=("cfg.contract", "data.sampling") if is_from_transform else causes,
         measured=summarise_error(failure.error)
@@ -138,6 +149,16 @@ def _make_step_fault(context: Context, failure: StepFailure, *, step: int) -> Fa
         action=advice or action,
         evidence={"batch": _describe_shapes(context.dry_run.batch)},
     )
+
+
+def _describe_misfit(context: Context) -> str:
+    """Describe what the model returned in the first step, if that is not what it declares; else an empty text."""
+    rehearsal = context.dry_run
+    declared = model_output_keys(context.built.job.model, owner="the model")
+    missing, returned = sorted(declared - rehearsal.seen_outputs.keys()), rehearsal.returned
+    if rehearsal.outputs is not None and missing:
+        returned = f"a dict with {', '.join(map(repr, rehearsal.outputs)) or 'no keys'}"
+    return f"the model returns {returned}, and declares {', '.join(map(repr, missing))}" if returned else ""
 
 
 def _is_ours(file: str | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.errors import summarise_error
+from sightline.engine.train import TrainState
 from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.finding import Fault, diagnose
 
@@ -33,7 +36,9 @@ def zero_learning_rate(context: Context) -> Iterator[Fault]:
 
 def _rate_faults(context: Context, steps: np.ndarray, rates: np.ndarray) -> Iterator[Fault]:
     wrong, job = np.flatnonzero(~np.isfinite(rates) | (rates < 0)), context.built.job
-    if len(wrong):
+    if len(wrong) and (error := _find_error(job, int(steps[wrong[0]]))) is not None:
+        yield _diagnose("no schedule", summarise_error(error), step=int(steps[wrong[0]]))
+    elif len(wrong):
         yield _diagnose("no rate", step=int(steps[wrong[0]]), rate=float(rates[wrong[0]]))
     elif not rates.any():
         base_rates = [group["base_lr"] for group in job.optimizer.param_groups]
@@ -45,12 +50,28 @@ def _rate_faults(context: Context, steps: np.ndarray, rates: np.ndarray) -> Iter
 
 
 def compute_rates(context: Context) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the largest learning rate of all groups at up to 20,000 evenly spaced steps: steps (S,), rates (S,)."""
+    """Compute the largest learning rate of all groups at up to 20,000 evenly spaced steps: steps (S,), rates (S,).
+
+    From a step on at which the schedule fails, rates are NaN.
+    """
     job = context.built.job
     count = min(job.num_steps, _MAX_STEPS)
     steps = np.unique(np.linspace(0, job.num_steps - 1, count).astype(np.int64))
     highest = max((group["base_lr"] for group in job.optimizer.param_groups), default=0.0)
-    return steps, np.array([highest * job.schedule(int(step)) for step in steps], dtype=np.float64)
+    rates = np.full(len(steps), np.nan)
+    with contextlib.suppress(Exception):
+        for index, step in enumerate(steps):
+            rates[index] = highest * job.schedule(int(step))
+    return steps, rates
+
+
+def _find_error(job: TrainState, step: int) -> Exception | None:
+    """Return the error of the schedule at a step; None if it gives a number there."""
+    try:
+        float(job.schedule(step))
+    except Exception as error:  # noqa: BLE001 - a plugin's schedule may fail in any way
+        return error
+    return None
 
 
 def _share_faults(steps: np.ndarray, rates: np.ndarray, num_steps: int) -> Iterator[Fault]:
