@@ -32,6 +32,7 @@ from sightline.workbench.check.checks.data.data_mutation import data_mutation
 from sightline.workbench.check.checks.loss_terms import loss_normaliser
 from sightline.workbench.check.checks.model.first_step import first_step
 from sightline.workbench.check.checks.model.outputs import level_order
+from sightline.workbench.check.checks.scored_targets import box_protocol
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.assigned_boxes import is_significantly_above
 from sightline.workbench.check.core.finding import Finding
@@ -74,6 +75,21 @@ def test_the_shipped_recipe_on_photos_is_not_flagged(shared: Path, tmp_path: Pat
     words = (f"data.root={tmp_path / 'coco128'}", "model.backbone.width=8", "model.neck.width=32")
     built = build(read_config(ROOT / "configs/detect/yolo_txt_retinanet_coco128.yaml", words), World())
     assert findings_of(quick(built)) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("task.suppression={name: set}", "task.assigner={name: max_iou, boxes_per_prior: 2}",
+         "model.head={name: retina_emd}", "losses=[{name: earth_mover}]"),
+        ("task.suppression={name: adaptive}", "model.head={name: retina, density: true}",
+         "losses=[{name: sigmoid_focal}, {name: box_smooth_l1}, {name: box_density}]"),
+    ],
+)  # fmt: skip
+def test_a_suppression_that_reads_more_than_boxes_is_judged(words: tuple[str, ...]) -> None:
+    """Its protocol is, not if classes suppress one another: proposals and densities of labels are not known."""
+    context = Context(make_crowds("task.most=1", *words), World())
+    assert [finding.where.config_path for finding in box_protocol(context)] == ["task.most"]
 
 
 def test_a_bug_is_reported_once_with_the_gravest_first() -> None:
