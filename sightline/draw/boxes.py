@@ -21,6 +21,8 @@ _MIN_SIDE_PX = 360
 """Minimal longer side: smaller images are enlarged by a whole number, so that lines and captions hide less."""
 _LINE_WIDTHS_PER_SIDE = 240
 """Longer side of a picture in line widths, so that lines are visible when it is shown small."""
+_MAX_REACH = 10
+"""Largest distance of drawn corners from the origin, in longer sides of the picture: Pillow draws every pixel."""
 _DARK = (20, 20, 20)
 COLORS = {
     "truth": (0, 190, 140),
@@ -62,7 +64,8 @@ def draw_boxes(
     """Draw boxes and marks in order on an image (H, W, 3) uint8, enlarged if it is small; the first are lowest.
 
     `hatched` boxes are filled with slanted lines: regions that do not count; `crossed` ones are dashed, with diagonals.
-    Every line has a dark rim, so that it is visible on any ground. A legend of colours is drawn below.
+    Every line has a dark rim, so that it is visible on any ground. A legend of colours is drawn below. Boxes with a
+    corner of NaN, which a diverged network predicts, are not drawn.
     """
     from PIL import Image, ImageDraw
 
@@ -70,8 +73,12 @@ def draw_boxes(
     canvas = Image.fromarray(image).resize((image.shape[1] * factor, image.shape[0] * factor), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(canvas)
     width = max(1, round(max(canvas.size) / _LINE_WIDTHS_PER_SIDE))
+    reach = _MAX_REACH * max(image.shape[:2])
     for box in boxes:
-        left_px, top_px, right_px, bottom_px = (round(corner * factor) for corner in box.corners)
+        if np.isnan(box.corners).any():
+            continue
+        corners = np.clip(box.corners, -reach, reach).tolist()
+        left_px, top_px, right_px, bottom_px = (round(corner * factor) for corner in corners)
         right_px, bottom_px = max(right_px - 1, left_px), max(bottom_px - 1, top_px)
         if box.style == "hatched":
             _draw_hatching(canvas, (left_px, top_px, right_px, bottom_px), box.color, 7 * width + 2)

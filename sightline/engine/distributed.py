@@ -356,9 +356,14 @@ class RankBoard:
         }
 
 
+def is_one_of_several() -> bool:
+    """Return True if torch joins this process with others."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def open_board(name: str) -> RankBoard | None:
     """Open the board of a name on the default process group, a new one at each call; None for a single process."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2:
+    if not is_one_of_several():
         return None
     rank = dist.get_rank()
     own_connection = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]

@@ -120,6 +120,8 @@ def _assert_empty_or_absent(target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         state = "is not empty" if target.is_dir() else "is a file"
         raise UserError(f"--to {target}: {state}; give another folder, or remove it first")
+    if not target.name:
+        raise UserError(f"--to {target}: is the folder that you are in, which the run would replace; name a new one")
 
 
 def _read_layout(name: str) -> PublishedLayout:

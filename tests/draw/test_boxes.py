@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import pytest
 import torch
 
 from sightline.areas.detect.pictures import COLORS, show_detections
-from sightline.draw.boxes import DrawnBox, draw_boxes
+from sightline.draw.boxes import DrawnBox, Style, draw_boxes
 
 RED = (250, 0, 0)
 
@@ -40,6 +43,15 @@ def test_boxes_beyond_the_image_and_of_no_size_are_no_fault() -> None:
         DrawnBox((-9, -9, -5, -5), RED, "far"),
     ]
     assert draw_boxes(black(), boxes).shape == (400, 500, 3)
+
+
+@pytest.mark.parametrize("style", ["solid", "dashed", "hatched", "crossed"])
+def test_boxes_of_a_diverged_network_are_no_fault(style: Style) -> None:
+    """Pillow visits every pixel of a line: one of 1e12 pixels took minutes. Only a corner of NaN has no place."""
+    half = draw_boxes(black(), [DrawnBox((-1e12, 200, math.inf, 1e30), RED, style=style)])
+    assert (half == RED).all(axis=2)[195:205].any()
+    assert not half[:195].any()
+    assert not draw_boxes(black(), [DrawnBox((math.nan, 0, 9, 9), RED, style=style)]).any()
 
 
 def test_small_images_are_enlarged_with_their_boxes() -> None:

@@ -295,6 +295,18 @@ def test_a_head_of_other_classes_is_left_out_and_told(tmp_path: Path, has_head: 
     assert report.matched == report.total == len(own)
 
 
+def test_a_file_older_than_the_counts_of_batch_norms_is_converted(tmp_path: Path) -> None:
+    """torchvision's ResNets were saved before torch 0.4.1, whose batch norms were the first to count batches."""
+    state = published_state("torchvision_resnet18", image_classifier("resnet18"))
+    old = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    assert len(old) == len(state) - 20
+    file = saved(tmp_path / "a.pth", old)
+    convert_published_weights(file, layout="torchvision_resnet18", target=tmp_path / "run", data_name="thousand")
+    norm = sightline.load_run(tmp_path / "run").model.images.stem.norm
+    assert torch.equal(norm.running_var, state["bn1.running_var"].to(norm.running_var))
+    assert norm.num_batches_tracked == 0
+
+
 def test_a_renamed_tensor_of_an_image_network_is_named(tmp_path: Path) -> None:
     state = published_state("torchvision_resnet18", image_classifier("resnet18"))
     state["layer1.0.conv9.weight"] = state.pop("layer1.0.conv1.weight")

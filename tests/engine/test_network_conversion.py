@@ -417,6 +417,14 @@ def test_a_config_that_contradicts_the_weights_is_refused(
     assert str(tmp_path / "run") not in [str(path) for path in tmp_path.iterdir()]
 
 
+def test_the_current_folder_is_no_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = saved(tmp_path / "a.pth", small_state())
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"--to \.: is the folder that you are in, .* name a new one"):
+        convert_published_weights(file, layout="wangyueft_pointnet", target=Path("."))
+
+
 def test_a_target_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     file, target = saved(tmp_path / "a.pth", small_state()), tmp_path / "run"
     target.mkdir()

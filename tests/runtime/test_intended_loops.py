@@ -57,6 +57,29 @@ def test_anchors_before_the_boxes_are_no_constant_output(grid: str, expected: li
     assert find("constant-output", watch) == expected
 
 
+# --- passes without gradients -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kept", "expected"), [(3, []), (1, ["warning"]), (0, ["warning"])])
+def test_parts_of_a_batch_whose_rows_are_needed_first_are_no_evaluation(kept: int, expected: list[str]) -> None:
+    """As a contrastive loss needs them: each part of a step passes once without gradients, then once with them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for _ in range(4):
+            first = [torch.randn(8, 3) for _ in range(3)]
+            parts = [*first[:kept], *(torch.randn(8, 3) for _ in range(3 - kept))]
+            with torch.no_grad():
+                rows = [model(part) for part in first]
+            optimizer.zero_grad()
+            for index, part in enumerate(parts):
+                others = torch.cat(rows[:index] + rows[index + 1 :])
+                (model(part) @ others.T).logsumexp(dim=1).mean().backward()
+            optimizer.step()
+    assert find("mode", watch) == expected
+
+
 # --- samples that come again ------------------------------------------------------------------------------------------
 
 

@@ -22,15 +22,17 @@ _NUM_MOVED = 8
 class _Passes:
     """Passes of a model in training mode without gradients, between two updates.
 
-    They are intended if the same inputs come again and again, as draws of dropout to be averaged do, or if they adapt
-    the statistics of batch norms that an evaluation then uses.
+    They are intended if the same inputs come again and again, as draws of dropout to be averaged do, if they adapt the
+    statistics of batch norms that an evaluation then uses, or if all of their inputs come with gradients before the
+    next update, as where a loss compares the rows of several parts of a batch.
     """
 
     def __init__(self) -> None:
         self.number = self.step = self._num_inputs = 0
-        self.is_intended, self.layer = False, ""
+        self.is_intended, self.is_repeated, self.layer = False, False, ""
         self._last: weakref.ref[Tensor] | None = None
         self._times: dict[int, int] = {}
+        self._awaited: list[weakref.ref[Tensor]] = []
 
     def add(self, call: ForwardCall, step: int) -> None:
         """Note a pass: on a CPU, inputs of the same numbers are the same, elsewhere those of one tensor in a row."""
@@ -40,10 +42,19 @@ class _Passes:
             return
         if self._last is None or self._last() is not inputs[0]:
             self._last, self._num_inputs = weakref.ref(inputs[0]), self._num_inputs + 1
+            self._awaited.append(self._last)
         is_read = all(tensor.device.type == "cpu" for tensor in inputs)
         key = hash_numbers(map(take_sample, inputs)) if is_read else self._num_inputs
         self._times[key] = self._times.get(key, 0) + 1
         self.is_intended = self.is_intended or self._times[key] == _NUM_EVALUATED
+
+    def repeat(self, call: ForwardCall) -> None:
+        """Note a pass with gradients, which may be one of these once more."""
+        first = next((tensor for _, tensor in dense_leaves(call.inputs) if tensor.numel()), None)
+        left = [awaited for awaited in self._awaited if awaited() is not first or first is None]
+        self.is_repeated = self.is_repeated or len(left) < len(self._awaited)
+        self.is_intended = self.is_intended or (self.is_repeated and not left)
+        self._awaited = left
 
 
 class ModeMonitor(Monitor):
@@ -79,6 +90,8 @@ class ModeMonitor(Monitor):
         if not modules:
             return
         if call.has_gradient:
+            for passes in self._evaluations.values():
+                passes.repeat(call)
             yield from self._end_evaluations()
             self._has_trained[key] = self._has_trained.get(key, False) or model.training
             if model.training:
@@ -96,9 +109,11 @@ class ModeMonitor(Monitor):
     def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
         yield from self._end_evaluations()
 
-    def _end_evaluations(self) -> Iterator[Found]:
-        """Judge the passes without gradients since the last update."""
-        for passes in self._evaluations.values():
+    def _end_evaluations(self, *, is_update: bool = False) -> Iterator[Found]:
+        """Judge the passes without gradients since the last update; those that are being repeated, at the next one."""
+        ended = {key: passes for key, passes in self._evaluations.items() if is_update or not passes.is_repeated}
+        for key, passes in ended.items():
+            del self._evaluations[key]
             if passes.number >= _NUM_EVALUATED and not passes.is_intended:
                 yield report(
                     "mode",
@@ -109,9 +124,9 @@ class ModeMonitor(Monitor):
                     step=passes.step,
                     evidence={"mode": "training"},
                 )
-        self._evaluations.clear()
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        yield from self._end_evaluations(is_update=True)
         call = loop.call
         if call is None or call.model.training or not self._modules.get(id(call.model)):
             return
@@ -132,7 +147,7 @@ class ModeMonitor(Monitor):
 
     def on_end(self, loop: Loop) -> Iterator[Found]:
         """Judge learnt statistics: those of a batch norm whose weights never change stay as they are, too."""
-        yield from self._end_evaluations()
+        yield from self._end_evaluations(is_update=True)
         moved = [
             name
             for name, (module, weight, count, is_learned) in self._held.items()

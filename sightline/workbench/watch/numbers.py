@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves
+from sightline.engine.distributed import is_one_of_several
 from sightline.workbench.check.checks.optimiser.non_finite import non_finite
 from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.runtime_rules import report
@@ -73,6 +74,8 @@ class ClipMonitor(Monitor):
         before = track.norm_after_backward
         is_written = track.marks() != track.after_backward
         if before is None or not is_written or not track.is_sampled(loop.every):
+            return
+        if is_one_of_several():  # a loop without DDP, as our own, sums its gradients over the processes here
             return
         gradients = [g for p in track.small if (g := p.grad) is not None and g.layout is torch.strided]
         after = torch.stack([n.float() for n in torch._foreach_norm(gradients)]).max()

@@ -23,7 +23,7 @@ from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.config import read_config
 from sightline.contract import registry
 from sightline.contract.plugins import load_plugins
-from sightline.contract.types import Sample
+from sightline.contract.types import Sample, SampleKey
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.workbench.check.checks.data.channel_contract import label_range
@@ -32,7 +32,8 @@ from sightline.workbench.check.checks.data.data_mutation import data_mutation
 from sightline.workbench.check.checks.loss_terms import loss_normaliser
 from sightline.workbench.check.checks.model.first_step import first_step
 from sightline.workbench.check.checks.model.outputs import level_order
-from sightline.workbench.check.context import Context
+from sightline.workbench.check.checks.scored_targets import box_protocol
+from sightline.workbench.check.context import CHECKS, Context
 from sightline.workbench.check.core.assigned_boxes import is_significantly_above
 from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import run_quick
@@ -74,6 +75,37 @@ def test_the_shipped_recipe_on_photos_is_not_flagged(shared: Path, tmp_path: Pat
     words = (f"data.root={tmp_path / 'coco128'}", "model.backbone.width=8", "model.neck.width=32")
     built = build(read_config(ROOT / "configs/detect/yolo_txt_retinanet_coco128.yaml", words), World())
     assert findings_of(quick(built)) == []
+
+
+def test_losses_of_boxes_are_judged_where_there_are_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first images of a step may be background alone: nothing in them counts, and nothing has a gradient."""
+    first = quick(make_crowds()).dry_run.batch["sample_index"][:2].tolist()
+
+    def without_boxes(dataset: SyntheticCrowds, key: SampleKey) -> Sample:
+        sample = READ(dataset, key)
+        empty = {name: sample[name][:0] for name in ("boxes", "label", "is_ignored")}
+        return {**sample, **empty} if key.index in first else sample
+
+    monkeypatch.setattr(SyntheticCrowds, "__getitem__", without_boxes)
+    context = quick(make_crowds())
+    assert not context.dry_run.batch["box_offsets"][2]
+    assert [case.count() > 0 for case in context.loss_cases] == [True, True]
+    assert CHECKS["loss-gradient"](context) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("task.suppression={name: set}", "task.assigner={name: max_iou, boxes_per_prior: 2}",
+         "model.head={name: retina_emd}", "losses=[{name: earth_mover}]"),
+        ("task.suppression={name: adaptive}", "model.head={name: retina, density: true}",
+         "losses=[{name: sigmoid_focal}, {name: box_smooth_l1}, {name: box_density}]"),
+    ],
+)  # fmt: skip
+def test_a_suppression_that_reads_more_than_boxes_is_judged(words: tuple[str, ...]) -> None:
+    """Its protocol is, not if classes suppress one another: proposals and densities of labels are not known."""
+    context = Context(make_crowds("task.most=1", *words), World())
+    assert [finding.where.config_path for finding in box_protocol(context)] == ["task.most"]
 
 
 def test_a_bug_is_reported_once_with_the_gravest_first() -> None:

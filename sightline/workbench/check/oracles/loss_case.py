@@ -230,7 +230,7 @@ def make_cases(
 def _prepare(case: LossCase, max_samples: int) -> LossCase | None:
     """Take few samples, float64 if the loss accepts it, and divide the outputs by whether they have a gradient."""
     if case.num_samples > max_samples:
-        case = case.samples(range(max_samples))
+        case = case.samples(_choose_samples(case, max_samples))
     for dtype in (torch.float64, torch.float32):
         candidate = case.cast(dtype)
         try:
@@ -240,6 +240,14 @@ def _prepare(case: LossCase, max_samples: int) -> LossCase | None:
         keys = tuple(key for key, value in gradient.items() if bool((value != 0).any()))
         return dataclasses.replace(candidate, keys=keys, idle=tuple(set(case.keys) - set(keys)), memo={})
     return None
+
+
+def _choose_samples(case: LossCase, number: int) -> list[int]:
+    """Choose the first samples; if nothing in them counts, as in images without boxes, the first in which it does."""
+    first = [*range(number)]
+    if case.samples(first).count() > 0:
+        return first
+    return [row for row in range(case.num_samples) if case.samples([row]).count() > 0][:number] or first
 
 
 def draw(like: Tensor) -> Tensor:
