@@ -406,7 +406,7 @@ def join_plain_group(*, timeout_s: float) -> Iterator[World]:
 
 
 @contextlib.contextmanager
-def start_world(*, device: str = "auto", timeout_s: float = 600.0) -> Iterator[World]:
+def start_world(*, device: str | torch.device = "auto", timeout_s: float = 600.0) -> Iterator[World]:
     """Join the processes that the launcher's environment describes, or be a world of one.
 
     With several processes only the first shows warnings. A process that fails notifies the others, which then end, too.
@@ -414,7 +414,7 @@ def start_world(*, device: str = "auto", timeout_s: float = 600.0) -> Iterator[W
     connect.
     """
     rank_info = rank_info_from_environment()
-    chosen = _select_device(device, rank_info.local_rank)
+    chosen = _select_device(str(device), rank_info.local_rank)
     if chosen.type == "cpu":
         keep_freed_memory()
     if rank_info.size == 1:

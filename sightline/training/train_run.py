@@ -216,7 +216,7 @@ def train_run(
     out: Path | None = None,
     resume: str | None = None,
     checks: bool = True,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     reporter: Reporter | None = None,
     stop: StopRequest | None = None,
     observers: Sequence[Observer] = (),
