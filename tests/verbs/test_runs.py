@@ -235,6 +235,9 @@ def test_a_slim_run_evaluates_as_before_and_is_not_resumed(folder: Path) -> None
         text = refuse("train", run, *words, "--out", run, "train.epochs=3", "--device", "cpu")
         assert "has no optimiser state, which 'sightline runs --slim' removed" in text
         assert f"init.from={run}" in text
+    told = succeed("train", run, "--resume", "auto", "--device", "cpu").err
+    assert "this run is finished; nothing to do" in told
+    assert "To train it longer" not in told, "that would be refused"
     assert " 0 bytes saved" in succeed("runs", folder, "--slim", run).err, "a second time there is nothing to do"
 
 
