@@ -17,6 +17,7 @@ from sightline.workbench.export.onnx_file import open_run_or_file
 from sightline.workbench.predict.prediction import Predictions, predict_files
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from sightline.engine.split_data import Augmentation, SplitData
@@ -41,7 +42,12 @@ class LoadedRun(TrainedRun):
         return f"LoadedRun({self.path}, checkpoint {self.checkpoint.name}: {described})"
 
     def predict(
-        self, paths: Sequence[str | Path], *, device: str = "cpu", batch_size: int | None = None, **options: Any
+        self,
+        paths: Sequence[str | Path],
+        *,
+        device: str | torch.device = "cpu",
+        batch_size: int | None = None,
+        **options: Any,
     ) -> Predictions[Any]:
         """Predict files, or the files of folders, as `sightline predict` does.
 
@@ -150,7 +156,7 @@ def evaluate(
     data: ConfigSource | None = None,
     overrides: Sequence[str] = (),
     plugins: Sequence[str | Path] = (),
-    device: str = "auto",
+    device: str | torch.device = "auto",
 ) -> RunEvaluation:
     """Evaluate a run on its test split, as `sightline evaluate` does: `metrics`, `per_class`, `document`.
 
@@ -208,7 +214,7 @@ def compare(
     steps: int | None = None,
     overrides: Sequence[str] = (),
     plugins: Sequence[str | Path] = (),
-    device: str = "auto",
+    device: str | torch.device = "auto",
 ) -> VariantComparison:
     """Compare the network of a config or a run with a variant of itself or a reference, layer by layer.
 
@@ -266,7 +272,7 @@ def train_run(
     resume: str | Path | None = None,
     plugins: Sequence[str | Path] = (),
     checks: bool = True,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     reporter: Reporter | None = None,
     progress: bool | None = None,
 ) -> TrainResult:

@@ -130,6 +130,12 @@ def test_build_model_takes_facts_and_arguments_alike() -> None:
     assert model.head[1].p == 0.1
 
 
+def test_build_model_takes_numbers_that_were_counted_in_an_array() -> None:
+    num_classes = np.array([0, 3, 1]).max() + 1
+    model = sightline.build_model("pointnet_plain", num_classes=num_classes, in_channels=3, dropout=np.float64(0.1))
+    assert (model.head[-1].out_features, model.head[1].p) == (4, 0.1)
+
+
 @run_each(
     "name, arguments, told",
     [
@@ -212,6 +218,14 @@ def test_transform_gives_the_bits_of_evaluation_and_leaves_its_input_alone(run: 
     assert torch.equal(points, before)
     with pytest.raises(ConfigError, match=r"sample_points.* needs 'points'; the batch offers voxels"):
         loaded.transform({"voxels": points})
+    for wrong, found in (({}, "an empty batch"), (points, "a Tensor"), (None, "a NoneType")):
+        with pytest.raises(UserError, match=f"transform: found {found}, allowed is a batch: "):
+            loaded.transform(wrong)
+
+
+def test_a_device_of_torch_is_one_by_its_name(run: Path) -> None:
+    final = json.loads((run / "final.json").read_text())
+    assert sightline.evaluate(run, device=torch.device("cpu")).metrics == final["metrics"]
 
 
 def test_a_loaded_run_stays_the_same_where_the_program_changes_its_folder(

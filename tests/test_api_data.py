@@ -21,6 +21,7 @@ from sightline.config import read_config
 from sightline.contract.errors import ConfigError, UserError
 from sightline.engine.build import build
 from sightline.engine.distributed import World
+from sightline.training.train_run import read_source
 from tests.cases import run_each
 from tests.command import run_here
 from tests.processes import run_program
@@ -143,6 +144,15 @@ def test_a_wrong_dict_is_refused_like_a_file(source, told: str) -> None:
         with pytest.raises(ConfigError) as caught:
             function(source)
         assert told in str(caught.value)
+
+
+def test_a_dict_may_hold_numpy_scalars() -> None:
+    """As of a loop over `numpy.logspace`; 0.001 was refused, as not among finite numbers."""
+    given = {"optimizer": {"lr": np.float64(0.001)}, "data": {"num_points": np.int64(16)}, "name": np.str_("mine")}
+    config = read_source({"base": str(RECIPE), **given, "log": {"curves": np.bool_(True)}}).config
+    values = (config.optimizer.arguments["lr"], config.data.arguments["num_points"], config.name, config.log.curves)
+    assert values == (0.001, 16, "mine", True)
+    assert [type(value) for value in values] == [float, int, str, bool]
 
 
 @run_each(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import yaml
 
 from sightline.config.shipped import shipped_path
@@ -131,7 +132,8 @@ def read_yaml(path: Path, faults: ConfigFaults) -> LocatedValue:
 
 
 def read_mapping(mapping: Mapping[str, Any], faults: ConfigFaults, *, origin: str = "dict") -> LocatedValue:
-    """Read the tree of a mapping in memory by the rules of a file; paths become text, tuples lists.
+    """Read the tree of a mapping in memory by the rules of a file; paths become text, tuples lists, NumPy
+    scalars those of Python.
 
     Raises ConfigError for a value that no file can hold, with its dotted path.
     """
@@ -150,6 +152,8 @@ def _to_json(value: Any, origin: str, path: str) -> Any:
         return [_to_json(item, origin, f"{path}.{index}") for index, item in enumerate(value)]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, np.generic):
+        value = value.item()
     is_finite = not isinstance(value, float) or math.isfinite(value)
     if value is None or (type(value) in (bool, int, float, str) and is_finite):
         return value

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NotRequired
 
+import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
@@ -102,7 +103,14 @@ def _validate(annotation: Any, value: object) -> Any:
         adapter = _get_adapter(annotation)
     except TypeError:  # an annotation that cannot be hashed
         adapter = TypeAdapter(annotation)
-    return adapter.validate_json(json.dumps(value, allow_nan=False), strict=True)
+    return adapter.validate_json(json.dumps(value, allow_nan=False, default=_to_python_scalar), strict=True)
+
+
+def _to_python_scalar(value: object) -> object:
+    """Convert a NumPy scalar, such as a number that was counted in an array. Raises TypeError for anything else."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(type(value).__name__)
 
 
 @lru_cache(maxsize=1024)

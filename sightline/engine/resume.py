@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.config import RunConfig
-from sightline.config.run_config import Log, PrecisionName, to_plain
+from sightline.config.run_config import Log, PrecisionName, format_inline, to_plain
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import Plugin
 from sightline.engine.distributed import World
@@ -157,7 +157,7 @@ def _assert_loggers_installed(log: Log) -> None:
 
 def _format_value(values: Mapping[str, Any], key: str) -> str:
     value = values.get(key, "absent")
-    return "null" if value is None else str(value)
+    return value if isinstance(value, str) else format_inline(value)
 
 
 def _describe_length(recorded: RunConfig) -> str:
@@ -227,7 +227,9 @@ def _find_newest_run(base: Path) -> Path | None:
 
 
 def _flatten(tree: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict | list) and tree:
+    """Flatten a config to its leaves by their dotted keys; a list of plain values is a leaf, as the user wrote it."""
+    is_block = isinstance(tree, list) and any(isinstance(item, dict | list) for item in tree)
+    if is_block or (isinstance(tree, dict) and tree):
         items = tree.items() if isinstance(tree, dict) else enumerate(tree)
         return {k: v for key, value in items for k, v in _flatten(value, f"{path}.{key}".lstrip(".")).items()}
     return {path: tree}

@@ -181,8 +181,12 @@ class TrainedRun:
         """Apply the evaluation `transforms` of this run to a batch.
 
         Samples draw by their `sample_index`, counted from 0 where the batch holds none: a batch of the run's own data
-        gets the bits that `sightline evaluate` gives it. Raises ConfigError where a transform needs another field.
+        gets the bits that `sightline evaluate` gives it. Raises UserError for what is not a batch, ConfigError where a
+        transform needs another field.
         """
+        if not isinstance(batch, Mapping) or not batch:
+            found = "an empty batch" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+            raise UserError(f"transform: found {found}, allowed is a batch: {{'points': a tensor of all samples}}")
         size = len(next(iter(batch.values())))
         indices = batch["sample_index"].tolist() if "sample_index" in batch else range(size)
         keys = [SampleKey(index, 0, self.config.seed) for index in indices]

@@ -421,6 +421,15 @@ def _checkpoint_folder(directory: Path) -> Path:
     return directory / _FOLDER if (directory / _FOLDER).is_dir() else directory
 
 
+def is_resumable(path: Path) -> bool:
+    """Return True if there is a checkpoint at a user's path, and it was not slimmed."""
+    try:
+        assert_resumable(path)
+    except CheckpointError:
+        return False
+    return True
+
+
 def resolve(path: Path, remedy: str = _REMEDY) -> Path:
     """Resolve a user's path to a checkpoint folder. Raises CheckpointError if it leads to none."""
     folder = _checkpoint_folder(path)

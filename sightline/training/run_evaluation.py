@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,6 +38,9 @@ from sightline.workbench.check.checks.data.dataset_mismatch import (
 )
 from sightline.workbench.check.core.finding import Finding, FindingLocation
 from sightline.workbench.evaluate.scoring import ScoredFiles, find_scoring
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +90,7 @@ def evaluate_run(
     data: ConfigSource | None,
     overrides: Sequence[str],
     plugins: Sequence[Path],
-    device: str,
+    device: str | torch.device,
 ) -> RunEvaluation:
     """Evaluate a checkpoint of a run on its test split, or on that of another config.
 

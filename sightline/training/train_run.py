@@ -44,6 +44,7 @@ from sightline.engine.resume import RunLocation, assert_empty, create_run_folder
 from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.train import NonFiniteGradientError
 from sightline.engine.watchdog import exit_process
+from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory, collect_environment, load_document
 from sightline.runs.run_files import config_path_of_run, is_run
 from sightline.training.published_results import compare_with_published
@@ -216,7 +217,7 @@ def train_run(
     out: Path | None = None,
     resume: str | None = None,
     checks: bool = True,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     reporter: Reporter | None = None,
     stop: StopRequest | None = None,
     observers: Sequence[Observer] = (),
@@ -352,10 +353,9 @@ class _TrainRun:
         final = path / "final.json"
         length = self._config.train
         key, value = ("epochs", length.epochs) if length.steps is None else ("steps", length.steps)
-        self._reporter.note(
-            f"{path}: this run is finished; nothing to do. Figures: {final}. To train it longer, name a later end: "
-            f"sightline train {shlex.quote(str(path))} --resume auto train.{key}={2 * value} (now {value})"
-        )
+        longer = f"sightline train {shlex.quote(str(path))} --resume auto train.{key}={2 * value} (now {value})"
+        advice = f" To train it longer, name a later end: {longer}" if checkpoint.is_resumable(path) else ""
+        self._reporter.note(f"{path}: this run is finished; nothing to do. Figures: {final}.{advice}")
         document = load_document(final)
         self._reporter.final_document(document)
         return document

@@ -26,6 +26,7 @@ from sightline.workbench.describe.profiling import (
     NUM_WARM,
     Setting,
     SettingTrial,
+    mean_num_samples,
     measure_processes,
     name_setting,
     name_setting_in_errors,
@@ -192,6 +193,7 @@ def profile(options: ProfileOptions) -> int:
             "device": str(world.device),
             "threads": torch.get_num_threads(),
             "batch_size": config.train.batch_size,
+            "num_samples": mean_num_samples(plain[NUM_WARM:]),
             "untraced_step_s": (plain[-1].wall_s - plain[NUM_WARM - 1].wall_s) / options.steps,
             **measure_processes(plain[NUM_WARM:], world),
             **profile_document(profile_steps(built.job, world, num_steps=options.steps, trace=trace)),
@@ -281,7 +283,7 @@ def _show_profile(document: Mapping[str, Any], top: int) -> None:
         _format_bytes(document["resident_bytes"]),
     )
     title = (
-        f"a step of {document['batch_size']} samples on {document['device']}, {document['threads']} thread(s): "
+        f"a step of {document['num_samples']:g} samples on {document['device']}, {document['threads']} thread(s): "
         f"{_format_ms(document['untraced_step_s'])} ms; "
         f"traced, as below, {_format_ms(step)} ms (mean of {document['num_steps']})"
     )
@@ -328,7 +330,7 @@ def _show_settings(tried: Sequence[Mapping[str, Any]]) -> None:
             *(
                 row["name"],
                 _format_ms(row["step_s"]),
-                f"{row['batch_size'] / row['step_s']:.1f}",
+                f"{row['num_samples'] / row['step_s']:.1f}",
                 f"{row['data_share']:.0%}",
             ),
             f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})",

@@ -31,11 +31,16 @@ _COLUMNS = ("run", "name", "task", "data", "steps", "figure", "when", "size", "s
 def runs(options: RunsOptions) -> int:
     """Print the table of runs, or do the one thing that is asked with some of them."""
     actions: dict[str, Callable[[RunsOptions], int]] = {"--diff": _show_diff, "--slim": _slim, "--delete": _delete}
-    asked = [flag for flag in options.list_flags(RunsOptions) if flag in actions]
+    given = options.list_flags(RunsOptions)
+    asked = [flag for flag in given if flag in actions]
     if len(asked) > 1:
         raise UserError(f"{asked[1]}: is given with {asked[0]}; give one of them")
     if options.yes and not {*asked} & {"--slim", "--delete"}:
         raise UserError("--yes: answers --delete and --slim; give the runs of one of them, or leave it out")
+    if asked and (unread := [flag for flag in given if flag in ("--sort", "--filter", "--best")]):
+        raise UserError(
+            f"{unread[0]}: chooses rows of the table, and {asked[0]} takes the runs that it names; leave it out"
+        )
     return actions[asked[0]](options) if asked else _list(options)
 
 
@@ -110,7 +115,7 @@ def _slim(options: RunsOptions) -> int:
         with RunDirectory(path, is_writer=True).lock():
             return checkpoint.slim(path)
 
-    paths = [find_run(name, options.folder) for name in options.slim]
+    paths = _find_once(options.slim, options.folder)
     unfinished = [path for path in paths if not (path / "final.json").exists()]
     if unfinished:
         _confirm(f"slim {_join(unfinished)}, whose training is not finished and could not go on", options)
@@ -118,11 +123,16 @@ def _slim(options: RunsOptions) -> int:
 
 
 def _delete(options: RunsOptions) -> int:
-    paths = [find_run(name, options.folder) for name in options.delete]
+    paths = _find_once(options.delete, options.folder)
     for path in paths:
         assert_deletable(path)
     _confirm(f"delete {_join(paths)} ({_format_size(sum(map(measure_bytes, paths)))})", options)
     return _apply(paths, delete_run, "deleted", options)
+
+
+def _find_once(names: Sequence[Path], folder: Path) -> list[Path]:
+    """Find runs, each once even if it is named twice."""
+    return list({path.resolve(): path for path in (find_run(name, folder) for name in names)}.values())
 
 
 def _apply(paths: Sequence[Path], change: Callable[[Path], int], done: str, options: RunsOptions) -> int:

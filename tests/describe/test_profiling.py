@@ -195,9 +195,25 @@ def test_settings_take_the_same_steps_in_turn() -> None:
         assert len(row["seconds"]) == 2
 
 
+def test_samples_of_a_step_are_those_that_it_read() -> None:
+    """Of a part with fewer samples than the batch size, twice the batch size is no step of twice the samples."""
+    small = ("data.num_points=32", "data.train_size=24", "data.test_size=12", "model={name: pointnet_plain}")
+    trials = []
+    for size in (50, 100):
+        words = (f"train.batch_size={size}", "losses=[{name: cross_entropy}]", *small)
+        built = build(read_config(CONFIGS / "classify/synthetic_shapes_dgcnn.yaml", words), World())
+        trials.append(SettingTrial(Setting(str(size)), built))
+    rows = try_settings(trials, World(), num_steps=1, num_rounds=1, note=lambda text: None)
+    assert [row["num_samples"] for row in rows] == [12, 12], "and 12 are held out"
+    step_s = [row["step_s"] for row in rows]
+    assert rows[1]["ratio"] == step_s[0] / step_s[1]
+
+
 def test_ratios_are_of_rounds_beside_each_other() -> None:
-    def compared(first: list[float], row: list[float], shares: list[float], *, batch_size: int = 4) -> dict[str, Any]:
-        return _compare_rounds({"seconds": first, "batch_size": 4}, {"seconds": row, "batch_size": batch_size}, shares)
+    def compared(first: list[float], row: list[float], shares: list[float], *, num_samples: int = 4) -> dict[str, Any]:
+        return _compare_rounds(
+            {"seconds": first, "num_samples": 4}, {"seconds": row, "num_samples": num_samples}, shares
+        )
 
     found = compared([2.0, 6.0, 6.0], [1.0, 2.0, 4.0], [0.5, 0.1, 0.3])
     assert found == {
@@ -211,7 +227,7 @@ def test_ratios_are_of_rounds_beside_each_other() -> None:
     assert compared([2.0, 6.0], [1.0, 2.0], [0.0, 0.0])["verdict"] == "no clear difference"
     assert compared([1.0, 1.0, 1.0], [1.1, 2.0, 0.9], [0.0] * 3)["verdict"] == "no clear difference"
     assert compared([1.0, 1.0, 1.0], [1.1, 2.0, 1.2], [0.0] * 3)["verdict"] == "slower"
-    twice_the_samples = compared([1.0, 1.0, 1.0], [2.0, 2.0, 1.0], [0.0] * 3, batch_size=8)
+    twice_the_samples = compared([1.0, 1.0, 1.0], [2.0, 2.0, 1.0], [0.0] * 3, num_samples=8)
     assert (twice_the_samples["low"], twice_the_samples["high"]) == (1.0, 2.0), "samples per second, not steps"
 
 

@@ -575,6 +575,11 @@ def test_skipped_checks_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_unknown_codes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no check 'missing-batch-key'; did you mean 'missing-batch-keys'"):
         run_quick(make(tmp_path, "checks.skip=[missing-batch-key]"), World())
+    with pytest.raises(ConfigError, match="there is no check 'nonsense'; allowed: ") as caught:
+        run_quick(make(tmp_path, "checks.skip=[nonsense]"), World())
+    listed = str(caught.value).partition("allowed: ")[2].split(", ")
+    assert listed == sorted({*listed}), "each code once, without the numbers of guards"
+    assert not [code for code in listed if " " in code]
 
 
 # --- causes before symptoms -------------------------------------------------------------------------------------------

@@ -295,6 +295,12 @@ def test_only_what_changes_no_number_may_differ(config: RunConfig, tmp_path: Pat
         UserError, match=r"\(2 keys differ\): seed: 0 there, 5 here; train\.epochs: 2 there, 1 here; give"
     ):
         assert_same_run(run, small_config("seed=5", "train.epochs=1"), [])
+    for override, difference in {
+        "checks.skip=[G10, G4]": r"\(1 key differs\): checks\.skip: \[\] there, \[\"G10\", \"G4\"\] here",
+        "distributed.sync_batch_norm=true": r"distributed\.sync_batch_norm: false there, true here",
+    }.items():
+        with pytest.raises(UserError, match=difference):  # values are as a config has them, to be given
+            assert_same_run(run, small_config(override), [])
     assert assert_same_run(run, small_config("train.epochs=3"), [])
     assert not assert_same_run(run, small_config(), [])
     with pytest.raises(

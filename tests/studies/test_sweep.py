@@ -120,6 +120,7 @@ FAULTS = {
     "a: {low: 1, high: 9, step: 0}": "step: found 0, a number above 0 is needed",
     "a: {low: 1, high: 9, step: 0.5}": "step: found 0.5, must be a whole number",
     "a: {low: 1, high: 9, step: 2, log: true}": "step: found 2, cannot be given with log",
+    "a: {low: 0.1, high: 0.2, step: 0.5}": "step: found 0.5, must be at most high less low",
     "a: [1, 1]": "1: a: lists a value twice",
     "a: []": "1: a: found [], allowed is a list of values",
     "a: 3": "1: a: found 3, allowed is a list of values",

@@ -205,6 +205,12 @@ def test_a_deleted_run_takes_nothing_else_along(folder: Path, tmp_path_factory: 
     assert set(by_path(folder)) == {"shapes/2", "shapes/3", "crowds/1"}
 
 
+def test_a_run_that_is_named_twice_is_slimmed_and_deleted_once(folder: Path) -> None:
+    run = folder / "shapes" / "1"
+    for action in ("--slim", "--delete"):
+        assert succeed("runs", folder, action, run, action, "shapes/1", "--yes").err.count("bytes saved") == 1
+
+
 def test_every_file_of_the_page_on_runs_may_be_deleted_with_its_run(folder: Path) -> None:
     """The page lists what commands write; a trained run holds `checks.json` as well."""
     page = (ROOT / "docs" / "reference" / "run_files.md").read_text().partition("## ")[0]
@@ -229,6 +235,9 @@ def test_a_slim_run_evaluates_as_before_and_is_not_resumed(folder: Path) -> None
         text = refuse("train", run, *words, "--out", run, "train.epochs=3", "--device", "cpu")
         assert "has no optimiser state, which 'sightline runs --slim' removed" in text
         assert f"init.from={run}" in text
+    told = succeed("train", run, "--resume", "auto", "--device", "cpu").err
+    assert "this run is finished; nothing to do" in told
+    assert "To train it longer" not in told, "that would be refused"
     assert " 0 bytes saved" in succeed("runs", folder, "--slim", run).err, "a second time there is nothing to do"
 
 
@@ -249,6 +258,10 @@ def test_mistakes_are_one_line(folder: Path) -> None:
     assert "nowhere: is not a folder" in refuse("runs", folder / "nowhere")
     assert "--sort colour: give one of name, task" in refuse("runs", folder, "--sort", "colour")
     assert "is given with --slim" in refuse("runs", folder, "--slim", "shapes/1", "--delete", "shapes/1")
+    for words in (("--best",), ("--filter", "state=stopped"), ("--sort", "size")):
+        told = refuse("runs", folder, *words, "--delete", "shapes/1", "--yes")
+        assert f"{words[0]}: chooses rows of the table, and --delete takes the runs that it names" in told
+    assert (folder / "shapes" / "1").is_dir(), "a filter that does not fit its run deletes nothing"
     assert "a run is given twice" in refuse("runs", folder, "--diff", "shapes/1", "shapes/1")
     assert "requires 2 arguments" in refuse("runs", folder, "--diff", "shapes/1")
     assert "is not a run directory" in refuse("runs", folder, "--diff", "shapes/1", "shapes/9")

@@ -191,13 +191,15 @@ def _short_time_findings(context: Context) -> list[Finding]:
 
 def assert_known(config: RunConfig) -> None:
     """Raise a ConfigError if `checks.skip` contains a name that is neither a check nor a guard."""
-    valid_names = [name for check in (*all_checks(), *RUNTIME_RULES, _SKIPPED) for name in check.names]
+    checks = (*all_checks(), *RUNTIME_RULES, _SKIPPED)
+    valid_names = {name for check in checks for name in check.names}
+    codes = f"; allowed: {', '.join(sorted({check.code for check in checks if check.code}))}"
     for code in config.checks.skip:
         location = config.origins.get("checks.skip", "checks.skip")
         if code in RENAMED_CHECKS:
             raise ConfigError(f"{location}: the check '{code}' is called '{RENAMED_CHECKS[code]}'; write that")
         if code not in valid_names:
-            raise ConfigError(f"{location}: there is no check '{code}'{suggest(code, valid_names)}")
+            raise ConfigError(f"{location}: there is no check '{code}'{suggest(code, valid_names, otherwise=codes)}")
 
 
 @contextmanager

@@ -110,6 +110,11 @@ def run_steps(job: TrainState, world: World, count: int, after: Callable[[StepRe
     return records
 
 
+def mean_num_samples(records: Sequence[StepRecord]) -> float:
+    """Return the mean number of samples of a step: that of the batch size, and less if the end of an epoch is read."""
+    return statistics.fmean(record.num_samples for record in records)
+
+
 def format_source_location(kind: type) -> str:
     """Format the file and line of a class: relative to its package if it has one, else the full path."""
     file, line = source_location(kind)
@@ -289,7 +294,8 @@ def try_settings(
     """Run the same steps under every setting, in rounds A B C, C B A; return a row each, compared with the first.
 
     `seconds` of a row are the medians of its rounds, `step_s` their median, `ratio` the speed-up over the first setting
-    in the same round (`low` to `high`), `data_share` the share of time waiting for data, `loss` that of the last step.
+    in the same round (`low` to `high`), `data_share` the share of time waiting for data, `num_samples` the mean of a
+    step, `loss` that of the last step.
     The first step of a round, in which workers start, is not counted. `peak_bytes` is that of a traced step. Raises
     RunError naming the setting if a step fails.
     """
@@ -312,6 +318,7 @@ def try_settings(
             row = rows[trial.setting.name]
             row["seconds"].append(statistics.median(times))
             row["shares"].append(sum(record.seconds["data"] for record in records[1:]) / sum(times))
+            row["num_samples"] = mean_num_samples(records[1:])
             row["loss"] = records[-1].losses["total"]
     first = rows[trials[0].setting.name]
     return [row | _compare_rounds(first, row, row.pop("shares")) for row in rows.values()]
@@ -320,9 +327,9 @@ def try_settings(
 def _compare_rounds(first: Mapping[str, Any], row: Mapping[str, Any], shares: Sequence[float]) -> dict[str, Any]:
     """Compare the rounds of a setting with those of the first; a verdict needs at least three rounds that all agree.
 
-    If the batch size differs, the time per sample is compared.
+    If the number of samples of a step differs, the time per sample is compared.
     """
-    seconds, samples = row["seconds"], row["batch_size"] / first["batch_size"]
+    seconds, samples = row["seconds"], row["num_samples"] / first["num_samples"]
     ratios = sorted(
         samples * baseline_s / setting_s for baseline_s, setting_s in zip(first["seconds"], seconds, strict=True)
     )

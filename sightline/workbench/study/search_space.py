@@ -161,6 +161,7 @@ def _parse_range(
         ("low", lambda: not is_log or low > 0, "must be above 0 with log"),  # type: ignore[operator]
         ("step", lambda: step is None or (is_number(step) and step > 0), "a number above 0 is needed"),  # type: ignore[operator]
         ("step", lambda: step is None or not is_log, "cannot be given with log"),
+        ("step", lambda: step is None or step <= high - low, "must be at most high less low"),  # type: ignore[operator]
         (
             "step",
             lambda: not (isinstance(low, int) and isinstance(high, int)) or step is None or isinstance(step, int),
