@@ -336,10 +336,15 @@ def test_what_torch_runs_itself_is_named_once() -> None:
 
 
 def test_a_model_that_cannot_be_copied_is_named() -> None:
+    class Single(nn.Linear):
+        def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
+            raise RuntimeError("there is one of these")
+
+    with pytest.raises(UserError, match=r"the model cannot be copied.*there is one of these"):
+        sightline.check(nn.Sequential(network(), Single(4, 4)), F.cross_entropy, rows())
     model = network()
-    model.lock = threading.Lock()
-    with pytest.raises(UserError, match=r"the model cannot be copied.*cannot pickle '_thread.lock' object"):
-        sightline.check(model, F.cross_entropy, rows())
+    model.lock = threading.Lock()  # the copy shares it
+    assert _list_errors(model, rows()) == _list_errors(network(), rows())
     lazy = nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(4))
     with pytest.raises(UserError, match=r"'0.weight' has no size yet; call the model with a batch first"):
         sightline.check(lazy, F.cross_entropy, rows())
