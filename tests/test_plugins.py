@@ -148,7 +148,7 @@ def test_what_fails_in_a_plugin_is_named_by_its_own_line(tmp_path: Path, text: s
 
 
 def test_annotations_may_name_a_class_inside_of_a_function(tmp_path: Path) -> None:
-    """A file that Python imports as it is: none of our own compiler flags is passed on to it."""
+    """Which only Python itself, as it comes to them, can evaluate."""
     text = """
 from typing import TypedDict
 from sightline import registry
@@ -173,6 +173,12 @@ def test_annotations_may_name_a_class_further_down(tmp_path: Path) -> None:
     text = MODEL.format(name="early", width=1) + "def unused() -> Later: ...\nclass Later: pass\n"
     load_plugins([write(tmp_path / "later.py", text)])
     assert "early" in registry.models.names()
+
+
+def test_a_plugin_runs_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(PluginError, match="NameError: name 'missing' is not defined"):
+        load_plugins([write(tmp_path / "typo.py", "print('here')\nmissing\n")])
+    assert capsys.readouterr().out == "here\n"
 
 
 CHECK = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import shlex
@@ -9,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from sightline.contract.errors import PluginError
@@ -117,7 +118,7 @@ def run_file(plugin: Plugin) -> ModuleType:
     setattr(module, _PLUGIN_ATTRIBUTE, plugin)
     sys.modules[plugin.module_name] = module
     try:
-        _execute(plugin, module)
+        exec(_compile(plugin), module.__dict__)
     except SyntaxError as error:
         raise PluginError(f"{plugin.option} {error.filename or plugin.path}:{error.lineno}: {error.msg}") from None
     except SystemExit as error:
@@ -131,16 +132,19 @@ def run_file(plugin: Plugin) -> ModuleType:
     return module
 
 
-def _execute(plugin: Plugin, module: ModuleType) -> None:
-    """Run a plugin's text as Python runs a file, whose annotations may name classes inside of a function.
+def _compile(plugin: Plugin) -> CodeType:
+    """Compile a plugin; its annotations are text, as those of this file, and may name classes that follow further down.
 
-    Annotations of classes that follow further down are allowed, too, as text: earlier versions took all of them so.
+    Where one names a class inside of a function, Python evaluates them all as it comes to them: nobody could later.
     """
-    try:
-        exec(compile(plugin.text, str(plugin.path), "exec", dont_inherit=True), module.__dict__)
-    except NameError:
-        flags = annotations.compiler_flag
-        exec(compile(plugin.text, str(plugin.path), "exec", flags, dont_inherit=True), module.__dict__)
+    tree = ast.parse(plugin.text, str(plugin.path))
+    nodes = [*ast.walk(tree)]
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    local = {node.name for function in functions for node in ast.walk(function) if isinstance(node, ast.ClassDef)}
+    written = [getattr(node, name, None) for node in nodes for name in ("annotation", "returns")]
+    named = {node.id for part in written if part is not None for node in ast.walk(part) if isinstance(node, ast.Name)}
+    flags = 0 if local & named else annotations.compiler_flag
+    return compile(tree, str(plugin.path), "exec", flags, dont_inherit=True)
 
 
 def _locate_error(plugin: Plugin, error: BaseException) -> str:
