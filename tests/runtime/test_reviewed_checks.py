@@ -55,7 +55,7 @@ def test_a_set_in_memory_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_reading_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiting counts, and what was not read is told."""
+    """Waiting counts, and what was not read is reported."""
     from sightline.workbench.watch.plain import loader as module
 
     monkeypatch.setattr(module, "_MAX_ALL_READING_S", 0.0)

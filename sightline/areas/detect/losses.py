@@ -27,12 +27,11 @@ from sightline.compute.waits import find_positive
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, Probability
 from sightline.contract.loss import Loss
+from sightline.parts.losses.classification import MIN_FOCAL_BASE
 
 _MIN_OVERLAP = 1e-7
 """Lower bound of the overlap inside the logarithm: disjoint boxes have a loss of 16 without a gradient."""
 _MIN_REMAINDER = 1e-12
-_MIN_DIFFERENCE = 1e-30
-"""Lower bound of a base whose power below 1 has an infinite slope at 0; the gradient of the bound is 0."""
 
 
 def sigmoid_focal(
@@ -65,7 +64,7 @@ def quality_focal(logits: Tensor, target: Tensor, *, gamma: float = 2.0, weight:
     logits = promote_to_float32(logits)
     target = target.to(logits.dtype)
     losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return _weighted_sum(losses * (target - logits.sigmoid()).abs().clamp(min=_MIN_DIFFERENCE).pow(gamma), weight)
+    return _weighted_sum(losses * (target - logits.sigmoid()).abs().clamp(min=MIN_FOCAL_BASE).pow(gamma), weight)
 
 
 def smooth_l1(predicted: Tensor, target: Tensor, *, beta: float, weight: Tensor | None = None) -> Tensor:

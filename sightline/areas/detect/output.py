@@ -101,7 +101,7 @@ class DetectionFilter:
         """Suppress overlapping detections: (N, 6) to (D, 6), by falling score."""
         rows, *more = unsuppressed
         if (is_nan := rows[:, 4].isnan()).any():
-            return rows[is_nan][: self.max_detections]  # whoever reads them reports it
+            return rows[is_nan][: self.max_detections]  # `predict` and metrics report it
         names = dict(zip(("proposal", "density"), more, strict=True))
         survivors = self.suppression(rows[:, :4], rows[:, 4], rows[:, 5].long(), **names)
         chosen = rows[survivors.indices[: self.max_detections]]

@@ -41,8 +41,8 @@ ClassWeights = Literal["inverse", "inverse_log"] | tuple[NonNegativeFloat, ...] 
 III-B; Paszke et al. 2016 (ENet), section 5.2.
 """
 _MIN_SHARE, _MIN_LOG_ARGUMENT = 0.001, 1.02
-_MIN_REMAINDER = 1e-30
-"""Lower bound of a base whose power below 1 has an infinite slope at 0; the gradient of the bound is 0."""
+MIN_FOCAL_BASE = 1e-30
+"""Lower bound of what focal losses raise to gamma: below 1 it has an infinite slope at 0. The bound has no gradient."""
 
 
 class ClassLoss(Loss):
@@ -234,7 +234,7 @@ class FocalCrossEntropy(ClassLoss):
         is_counted = self.is_counted(label)
         target = torch.where(is_counted, label, 0)
         log_p = F.log_softmax(promote_to_float32(logits), dim=-1).gather(-1, target[..., None]).squeeze(-1)
-        loss = -((1 - log_p.exp()).clamp(min=_MIN_REMAINDER) ** self.gamma) * log_p
+        loss = -((1 - log_p.exp()).clamp(min=MIN_FOCAL_BASE) ** self.gamma) * log_p
         if self.class_weights is not None:
             loss = loss * self.get_weights(loss).to(loss.dtype)[target]
         return torch.where(is_counted, loss, 0.0).sum()

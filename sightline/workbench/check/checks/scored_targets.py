@@ -67,7 +67,7 @@ def box_protocol(context: Context) -> Iterator[Fault]:
     for path, (max_detections, count) in maxima.items():
         if max_detections < count:
             yield _diagnose("too few detections", at=path, most=max_detections, count=count, enough=max(500, count))
-    if not selection.suppression.reads:  # what else it reads of a detection, labels do not tell
+    if not selection.suppression.reads:  # labels lack what else it reads of a detection
         yield from _suppression_faults(task, valid_truths)
 
 
