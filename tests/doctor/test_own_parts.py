@@ -1,0 +1,176 @@
+"""Parts of users in the checks: wrong returns are named; locks, and outputs of own classes, are taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sightline.contract.loss import Loss
+from sightline.contract.types import ComponentConfig
+from sightline.engine.distributed import World
+from sightline.instrument import copy_module
+from sightline.workbench.check import suite
+from sightline.workbench.check.context import CHECKS, Context, Rule, check
+from sightline.workbench.check.core.dry_run import dry_run
+from sightline.workbench.check.core.finding import (
+    Fault,
+)
+from sightline.workbench.check.suite import run_all, run_quick
+from tests.doctor.planting import make, with_losses, with_model
+
+
+@pytest.mark.parametrize("returned", ["the angles are bad", ["the angles are bad"], True, {"bad": 1}])
+def test_a_check_of_a_plugin_that_returns_no_fault_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returned: Any
+) -> None:
+    monkeypatch.setattr(suite.logger, "warning", lambda *words, **more: None)
+    monkeypatch.setattr(suite, "all_checks", lambda: [own_check(lambda context: returned)])
+    (finding,) = run_all(make(tmp_path), World())
+    assert (finding.code, finding.severity) == ("own-x", "warning")
+    assert "own returned" in finding.measured
+    assert "return a Fault" in finding.measured
+
+
+def test_numbers_of_numpy_and_torch_in_a_finding_are_written_as_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = make(tmp_path).data.train
+    evidence = {
+        "a": torch.ones(2, requires_grad=True) * 2,
+        "b": np.arange(2),
+        np.int64(3): {"c": (np.float32(1), part)},
+    }
+    fault = Fault("bad", value=torch.tensor(3.0), bound=2, sample=part.indices[1], evidence=evidence)  # type: ignore[arg-type]
+    monkeypatch.setattr(suite, "all_checks", lambda: [own_check(lambda context: fault)])
+    (finding,) = run_all(make(tmp_path), World())
+    document = json.loads(json.dumps(finding.to_dict()))
+    assert (document["value"], document["bound"], document["where"]["sample"]) == (3.0, 2, int(part.indices[1]))
+    assert document["evidence"] == {"a": [2, 2], "b": [0, 1], "3": {"c": [1.0, str(part)]}}
+
+
+def own_check(function: Callable[[Context], Any]) -> Rule:
+    """A rule as a plugin registers it, but known to the caller alone."""
+
+    def own(context: Context) -> Any:
+        return function(context)
+
+    rule = check("Z1", "own-x", "preflight", causes=("data.split",))(own)
+    CHECKS.pop("own-x")
+    return rule
+
+
+def test_a_model_that_holds_a_lock_is_checked(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    built.job.model.lock = threading.Lock()  # type: ignore[assignment]
+    built.job.model.files = [open(tmp_path / "small.yaml"), ["own"]]  # type: ignore[assignment]  # noqa: SIM115
+    copied: Any = copy_module(built.job.model)
+    assert copied.lock is built.job.model.lock
+    assert copied.files[0] is built.job.model.files[0]  # type: ignore[index]
+    assert copied.files[1] is not built.job.model.files[1]  # type: ignore[index]
+    findings = run_quick(built, World())
+    copied.files[0].close()
+    assert [finding for finding in findings if finding.severity != "note"] == []
+
+
+def test_a_metric_that_holds_a_lock_is_checked(tmp_path: Path) -> None:
+    """It is evaluated without a copy: that it cannot be copied says nothing about a training."""
+    built = make(tmp_path)
+    for meter in built.selection_evaluator.metrics:
+        meter.metric.lock = threading.Lock()  # type: ignore[attr-defined]
+    assert [finding for finding in run_quick(built, World()) if finding.severity != "note"] == []
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (lambda loss: {"loss": loss}, "losses.own: forward returned dict; return one number, a tensor ()"),
+        (lambda loss: loss.item(), "losses.own: forward returned float; return one number, a tensor ()"),
+        (lambda loss: loss.expand(4), r"losses.own: forward returned a tensor (4,); return one number, a tensor ()"),
+    ],
+)
+def test_a_loss_that_returns_other_than_a_number_is_named(
+    tmp_path: Path, edit: Callable[[Tensor], Any], expected: str
+) -> None:
+    built = make(tmp_path)
+
+    class Own(Loss):
+        def count(self, *, label: Tensor) -> Tensor:
+            return torch.tensor(label.numel())
+
+        def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+            returned: Tensor = edit(nn.functional.cross_entropy(logits, label, reduction="sum"))
+            return returned
+
+    config = dataclasses.replace(built.config, losses=(ComponentConfig("own"),))
+    built = with_losses(dataclasses.replace(built, config=config), {"own": Own()})
+    (finding,) = [finding for finding in run_quick(built, World()) if finding.code == "first-step"]
+    assert finding.measured == f"UserError: {expected}"
+    assert finding.where.config_path == "losses.0"
+
+
+class Attributed(dict[str, Tensor]):
+    """Outputs as of other libraries: a mapping with attributes."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        return self[name]
+
+
+class Logits(TypedDict):
+    logits: Tensor
+
+
+class Returning(nn.Module):
+    """Makes `give` of its logits."""
+
+    def __init__(self, num_classes: int, give: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.last, self.give = nn.Linear(3, num_classes), give
+
+    def forward(self, points: Tensor) -> Logits:
+        returned: Logits = self.give(self.last(points.amax(dim=1)))
+        return returned
+
+
+@pytest.mark.parametrize(
+    ("give", "expected"),
+    [
+        (lambda logits: (logits,), "the model returns a tuple, and declares 'logits'"),
+        (lambda logits: logits, "the model returns a Tensor, and declares 'logits'"),
+        (lambda logits: {"logit": logits}, "the model returns a dict with 'logit', and declares 'logits'"),
+    ],
+)
+def test_a_model_that_returns_other_than_it_declares_is_told(
+    tmp_path: Path, give: Callable[[Tensor], Any], expected: str
+) -> None:
+    built = make(tmp_path)
+    built = with_model(built, Returning(len(built.data.facts["class_names"]), give))
+    (finding,) = [finding for finding in run_quick(built, World()) if finding.code == "first-step"]
+    assert finding.summary == f"step 0 cannot be taken: {expected}"
+    assert finding.where.config_path == "model"
+
+
+def test_outputs_of_a_class_of_their_own_stay_what_they_are(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    model = Returning(len(built.data.facts["class_names"]), lambda logits: Attributed(logits=logits))
+    seen: list[type] = []
+    built = with_model(built, model)
+    losses = built.job.task.losses
+
+    def note(model: nn.Module, batch: Any, context: Any) -> Any:
+        seen.append(type(model(batch["points"])))
+        return losses(model, batch, context)
+
+    built.job.task.losses = note  # type: ignore[method-assign]
+    found = dry_run(built.job, torch.device("cpu"))
+    assert found.is_sound
+    assert seen[0] is Attributed
+    assert set(found.seen_outputs) == found.output_reads == {"logits"}
