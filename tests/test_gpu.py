@@ -17,6 +17,8 @@ import pytest
 import torch
 from torch import nn
 
+from sightline.compute.layers.range_image import MeanPool2d
+from sightline.compute.waits import send
 from tests.recipe_steps import RECIPES, SmallStep
 
 _MAX_DIFFERENCE = 2e-3
@@ -87,6 +89,31 @@ def test_a_step_is_that_of_a_cpu_and_hardly_waits(recipe: str, tmp_path: Path) -
     assert all(map(math.isfinite, step.on_gpu.values()))
     assert step.difference <= _MAX_DIFFERENCE, step
     assert step.waits.total() <= _MAX_WAITS, step.waits
+
+
+@pytest.mark.parametrize("padding", [0, 1, (1, 0)] if torch.cuda.is_available() else [])
+def test_mean_pooling_has_the_gradient_of_a_cpu(padding: int | tuple[int, int]) -> None:
+    """With channels last: torch's own layer has another one (issue 188344 of torch)."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = []
+    values = torch.randn(2, 5, 8, 12, dtype=torch.float64, generator=generator)
+    for device in ("cpu", "cuda"):
+        image = values.to(device).contiguous(memory_format=torch.channels_last).requires_grad_()
+        pooled = MeanPool2d(3, 2, padding)(image)
+        (pooled * torch.arange(pooled.numel(), device=device).view(pooled.shape)).sum().backward()
+        assert image.grad is not None
+        gradients.append(image.grad.cpu())
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("size", [4096] if torch.cuda.is_available() else [])
+def test_values_have_arrived_when_the_host_has_them(size: int) -> None:
+    """Those of a queue that is long at work."""
+    factor = torch.eye(size, device="cuda")
+    product = factor * 3
+    for _ in range(50):
+        product = product @ factor
+    assert torch.equal(send(product, torch.device("cpu")), 3 * torch.eye(size))
 
 
 def main() -> None:

@@ -71,8 +71,23 @@ def column_padding(reach: int, *, circular: bool) -> tuple[CircularPad | None, t
     return (CircularPad(reach), (reach, 0)) if circular and reach > 0 else (None, (reach, reach))
 
 
+class MeanPool2d(nn.AvgPool2d):
+    """Mean pooling whose border counts as zeros, with a right gradient on every GPU.
+
+    On a GPU, the gradient that torch computes with padding is wrong if the channels come last (issue 188344 of torch):
+    there, the border is added beforehand.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Pool an image (S, C, H, W) with the arguments of torch's layer."""
+        if not image.is_cuda:
+            return super().forward(image)
+        rows, columns = self.padding if isinstance(self.padding, tuple) else (self.padding, self.padding)
+        return F.avg_pool2d(F.pad(image, (columns, columns, rows, rows)), self.kernel_size, self.stride)
+
+
 def build_pool(
-    kind: type[nn.MaxPool2d | nn.AvgPool2d], *, size: int, stride: int | tuple[int, int], circular: bool
+    kind: type[nn.MaxPool2d | MeanPool2d], *, size: int, stride: int | tuple[int, int], circular: bool
 ) -> nn.Module:
     """Build a pooling layer of `size` rows and columns; in a mean, the border counts as zeros."""
     wrap, padding = column_padding(size // 2, circular=circular)

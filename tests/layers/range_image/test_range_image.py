@@ -13,6 +13,7 @@ from sightline.compute.layers.images import ConvBlock, join_channels
 from sightline.compute.layers.range_image import (
     CircularPad,
     Compat,
+    MeanPool2d,
     RangeImageCRF,
     UpsampleColumns,
     build_pool,
@@ -56,6 +57,27 @@ def test_pools_turn_with_the_image(kind: type[nn.MaxPool2d | nn.AvgPool2d]) -> N
     torch.testing.assert_close(pool(IMAGE.roll(2, -1)), pool(IMAGE).roll(1, -1))
     plain = build_pool(kind, size=3, stride=(1, 2), circular=False)
     torch.testing.assert_close(plain(IMAGE)[..., 1:], pool(IMAGE)[..., 1:], msg="only the border differs")
+
+
+@pytest.mark.parametrize("padding", [0, 1, (1, 0)])
+def test_on_a_gpu_the_border_of_a_mean_is_added_beforehand(
+    padding: int | tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's own gradient is wrong there if channels come last; `tests/test_gpu.py` compares it on a GPU."""
+    image = IMAGE.clone(memory_format=torch.channels_last).requires_grad_()
+    expected = nn.AvgPool2d(3, 2, padding)(image)
+    layer = MeanPool2d(3, 2, padding)
+    assert torch.equal(layer(image), expected)
+    monkeypatch.setattr(Tensor, "is_cuda", True, raising=False)
+    pads = []
+    pool = nn.functional.avg_pool2d
+    monkeypatch.setattr(nn.functional, "avg_pool2d", lambda *given: pads.append(given[3:]) or pool(*given))
+    pooled = layer(image)
+    assert torch.equal(pooled, expected)
+    assert pads == [()]
+    ways = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(1))
+    ours, theirs = (torch.autograd.grad((result * ways).sum(), image)[0] for result in (pooled, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_doubled_columns_turn_with_the_image() -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sightline.areas.scans.models.rangenet import RangeImageNetwork
 from sightline.compute.layers.images import ConvBlock, join_channels
-from sightline.compute.layers.range_image import build_pool
+from sightline.compute.layers.range_image import MeanPool2d, build_pool
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
 
@@ -77,7 +77,7 @@ class _Down(nn.Module):
         self.shortcut = _shortcut(in_channels, out_channels)
         self.fields = _Fields(in_channels=in_channels, out_channels=out_channels, circular=circular)
         self.dropout = nn.Dropout2d(dropout)
-        self.pool = build_pool(nn.AvgPool2d, size=3, stride=2, circular=circular) if halves else nn.Identity()
+        self.pool = build_pool(MeanPool2d, size=3, stride=2, circular=circular) if halves else nn.Identity()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         values = self.shortcut(image) + self.fields(image)
