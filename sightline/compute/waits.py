@@ -34,9 +34,17 @@ def is_free_to_read(values: Tensor) -> bool:
     return values.device.type in _FREE_DEVICES
 
 
+def is_exporting() -> bool:
+    """Return True while torch.export records operations.
+
+    `torch.compiler.is_exporting` of torch 2.6 to 2.12 is also True while torch.compile does (issue 176347 of torch).
+    """
+    return torch.compiler._is_exporting_flag
+
+
 def is_recording() -> bool:
     """Return True while torch.export or TorchScript records operations: a graph has no values to read."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return is_exporting() or torch.jit.is_tracing()
 
 
 def is_transformed() -> bool:

@@ -183,6 +183,21 @@ def test_what_cannot_be_sampled_is_named() -> None:
         farthest_point_sample(points, num_samples=2)
 
 
+def test_a_compiled_graph_has_one_operator_for_all_turns() -> None:
+    graphs = []
+
+    def compile_nothing(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    points = torch.rand(2, 40, 3, generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(lambda given: farthest_point_sample(given, num_samples=9) + 0, backend=compile_nothing)
+    assert torch.equal(compiled(points), farthest_point_sample(points, num_samples=9))
+    called = [node.target for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
+    assert called.count(torch.ops.sightline.farthest_point_sample.default) == 1
+    assert not any("argmax" in str(target) for target in called)
+
+
 def test_points_without_coordinates_are_all_alike(form: str) -> None:
     assert farthest_point_sample(torch.zeros(1, 100, 0), num_samples=3, start=7).tolist() == [[7, 0, 0]]
 

@@ -25,7 +25,7 @@ from sightline.compute.geometry.distances import (
 )
 from sightline.compute.geometry.neighbour_kernels import ball_query_by_tree, neighbours_by_product, neighbours_by_tree
 from sightline.compute.numba_kernels import can_use_numba
-from sightline.compute.waits import expect, is_free_to_read, is_recording, require
+from sightline.compute.waits import expect, is_exporting, is_free_to_read, is_recording, require
 from sightline.contract.errors import ConfigError
 
 _SPARE = 16
@@ -149,7 +149,7 @@ def _find_in_graph(points: Tensor, queries: Tensor, num_neighbours: int) -> Tens
     centre = points.mean(dim=1, keepdim=True)
     points, queries = points - centre, queries - centre
     scores = torch.baddbmm(points.square().sum(-1)[:, None], queries, points.mT, alpha=-2)
-    smaller = torch.sym_min if torch.compiler.is_exporting() else min  # the first keeps the number of points free
+    smaller = torch.sym_min if is_exporting() else min  # the first keeps the number of points free
     count = smaller(num_neighbours + _SPARE, points.shape[1])
     candidates = scores.topk(count, largest=False, sorted=False).indices.sort(dim=-1).values
     sample = torch.arange(points.shape[0], device=points.device)[:, None, None]

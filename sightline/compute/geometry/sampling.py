@@ -12,7 +12,7 @@ from torch import Tensor
 from sightline.compute.geometry.distances import assert_finite, paired_squared_distances, upcast_for_comparison
 from sightline.compute.geometry.trees import LEAF_SIZE, build_curve_trees
 from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
-from sightline.compute.waits import require
+from sightline.compute.waits import is_exporting, require
 
 FAN = 16
 """Nodes whose bounds are computed at once: four levels of a tree below a node, which are adjacent in memory."""
@@ -207,10 +207,11 @@ def farthest_point_sample(
     if min_squared_norm is not None:
         is_barred = paired_squared_distances(points, torch.zeros_like(points)) <= min_squared_norm
         nearest_BN.masked_fill_(is_barred, -1)  # below every distance, and stays so
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return _sample_in_graph(points, nearest=nearest_BN, first=first, num_samples=num_samples)
-    sample = sample_by_trees if can_use_numba(points) and points.numel() else _sample_reference
-    return sample(points, nearest=nearest_BN, first=first, num_samples=num_samples)
+    if torch.compiler.is_compiling():
+        return _sample_as_operator(points, nearest_BN, first, num_samples)
+    return _sample_eagerly(points, nearest=nearest_BN, first=first, num_samples=num_samples)
 
 
 def _first_index(start: int | Tensor, points: Tensor) -> Tensor:
@@ -229,6 +230,26 @@ def _first_index(start: int | Tensor, points: Tensor) -> Tensor:
 
     require(is_inside, make_error)
     return first
+
+
+def _sample_eagerly(points: Tensor, *, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
+    sample = sample_by_trees if can_use_numba(points) and points.numel() else _sample_reference
+    return sample(points, nearest=nearest, first=first, num_samples=num_samples)
+
+
+@torch.library.custom_op(
+    "sightline::farthest_point_sample",
+    mutates_args=(),
+    schema="(Tensor points, Tensor nearest, Tensor first, int num_samples) -> Tensor",
+)
+def _sample_as_operator(points: Tensor, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
+    """Sample in one operator of a compiled graph: torch.compile would write the loop out, turn by turn."""
+    return _sample_eagerly(points, nearest=nearest, first=first, num_samples=num_samples)
+
+
+@_sample_as_operator.register_fake
+def _(points: Tensor, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
+    return first.new_empty((len(points), num_samples))
 
 
 def _sample_in_graph(points: Tensor, *, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
