@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sightline.compute import numba_kernels
 from sightline.compute.waits import (
@@ -162,6 +165,24 @@ def test_what_is_on_the_device_already_is_not_read() -> None:
     sent = send(torch.empty(3, dtype=torch.int64, device="meta"), torch.device("meta"))
     with pytest.raises((NotImplementedError, RuntimeError)):
         read_list(sent)
+
+
+@pytest.mark.parametrize(("origin", "target", "is_free"), [("cpu", "cpu", True), ("cuda", "cpu", False)])
+def test_the_host_waits_for_what_it_is_sent(origin: str, target: str, is_free: bool) -> None:
+    """Values that a device still copies are not yet those of the host: nothing would tell it when they are."""
+    sent = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            sent.append((function, kwargs or {}))
+            return function(*args, **(kwargs or {}))
+
+    with FakeTensorMode():  # which has devices that the machine lacks
+        values = torch.ones(3, device=origin)
+        with Recorder():
+            send(values, torch.device(target), torch.float64)
+    copies = [kwargs for function, kwargs in sent if function is torch.ops.aten._to_copy.default]
+    assert [kwargs.get("non_blocking", False) for kwargs in copies] == [is_free]
 
 
 def test_a_call_on_the_host_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,11 +92,14 @@ def deferred_checks() -> Iterator[list[DeviceCheck]]:
 
 
 def send(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Copy values (...) of the host to `device` as `dtype`, without waiting; `read_list` knows a few whole numbers."""
+    """Copy values (...) to `device` as `dtype`, the host's without waiting; `read_list` knows a few whole numbers of it.
+
+    Values of another device have arrived when this returns: nothing else would tell the host.
+    """
     is_of_host = values.device.type == "cpu"
     if device.type == "cuda" and is_of_host:
         values = values.pin_memory()  # from pageable memory the copy would wait for the device
-    sent = values.to(device, dtype or values.dtype, non_blocking=True)
+    sent = values.to(device, dtype or values.dtype, non_blocking=is_of_host)
     is_known = is_of_host and not values.is_floating_point() and values.numel() <= _MAX_KNOWN
     if is_known and not is_free_to_read(sent) and not is_recording():
         sent._host_values = _version(sent), values.tolist()  # type: ignore[attr-defined]
