@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import profile
 
 from sightline.config import read_config
 from sightline.contract.errors import RunError, UserError
@@ -236,3 +237,17 @@ def test_a_step_that_fails_names_its_setting(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(type(built.job.task), "losses", lambda *_: 1 / 0)
     with pytest.raises(RunError, match="--try odd: a training step failed: ZeroDivisionError"):
         try_settings([SettingTrial(Setting("odd"), built)], World(), num_steps=1, num_rounds=1, note=print)
+
+
+def test_a_step_that_fails_before_the_trace_ends_the_profiler_unheard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To stop in the warm-up would begin a trace, with which a GPU's profiler crashes; the next profile is whole."""
+    started = []
+    monkeypatch.setattr(profile, "start_trace", lambda self: started.append(self))
+    with monkeypatch.context() as patch:
+        built = built_of()
+        patch.setattr(type(built.job.task), "losses", lambda *_: 1 / 0)
+        with pytest.raises(RunError, match="a training step failed: ZeroDivisionError"):
+            profile_steps(built.job, World(), num_steps=1)
+    assert not started
+    monkeypatch.undo()
+    assert len(profile_steps(built_of().job, World(), num_steps=1).records) == NUM_WARM + 1

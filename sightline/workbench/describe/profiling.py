@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile, record_function, schedule
+from torch.profiler import ProfilerAction, ProfilerActivity, profile, record_function, schedule
 
 from sightline.config import RunConfig
 from sightline.config.overrides import split_values
@@ -77,8 +77,9 @@ def profile_steps(job: TrainState, world: World, *, num_steps: int, trace: Path 
         with nullcontext() if job.compile else _record_spans(job.model):
             records = run_steps(job, world, NUM_WARM + num_steps, after)
     finally:
-        with _without_native_lines():
-            profiler.stop()
+        if profiler.current_action is not ProfilerAction.WARMUP:  # to stop there would record first: a GPU's crashes
+            with _without_native_lines():
+                profiler.stop()
     text, events = _read_trace(profiler)
     world.rank_zero_only(write_file)(trace, gzip.compress(text, mtime=0))
     costs = compute_step_costs(events, resident_bytes=resident[NUM_WARM - 1])
