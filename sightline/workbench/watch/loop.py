@@ -7,7 +7,7 @@ import sys
 import sysconfig
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.compute.waits import send
 from sightline.contract.pytree import is_dense
 from sightline.instrument import Inputs
 from sightline.workbench.check.context import FindingBuilder
@@ -102,6 +103,15 @@ def take_local(tensor: Tensor) -> Tensor:
 def has_slices(parameter: Tensor) -> bool:
     """Return True for a parameter of which a part can be read: not a sparse one, nor that of a lazy module."""
     return parameter.layout is torch.strided and is_dense(take_local(parameter))
+
+
+def stack_numbers(values: Sequence[Tensor]) -> Tensor:
+    """Stack numbers (0-d) on one device, on a GPU if one of them is there; nothing is waited for.
+
+    A model may be spread over GPUs, and lengths of sequences stay on the host.
+    """
+    device = next((value.device for value in values if value.device.type != "cpu"), torch.device("cpu"))
+    return torch.stack([send(value, device) for value in values])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,110 @@
+"""Loops whose numbers are on a GPU, or on several devices. The meta device stands in for a GPU: it mixes with no other
+device, and a number of it cannot be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import sightline
+from sightline.contract import pytree
+from sightline.workbench.watch import loop, passes
+
+_GPU, _NUM_STEPS = "meta", 12
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take tensors of the meta device as those of a GPU, whose numbers never arrive."""
+    read = loop.Reader.read
+
+    def read_on_host(reader: loop.Reader, value: Tensor, judge: loop.Judge) -> Iterable[loop.Found]:
+        return read(reader, value, judge) if value.device.type == "cpu" else ()
+
+    for module in (pytree, loop, passes):
+        monkeypatch.setattr(module, "is_dense", lambda tensor: tensor.layout is torch.strided)
+    monkeypatch.setattr(loop.Reader, "read", read_on_host)
+
+
+def net(device: str) -> nn.Sequential:
+    with torch.device(device):
+        return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def train(
+    model: nn.Module, compute: Callable[[], list[Tensor]], *, dtype: torch.dtype = torch.float32, ema: Any = None
+) -> None:
+    """Train with the losses that `compute` returns, and an average that is evaluated after each update."""
+    model.to(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with sightline.watch(model, optimizer=optimizer, ema=ema):
+        for _ in range(_NUM_STEPS):
+            optimizer.zero_grad()
+            torch.autograd.backward(compute())
+            optimizer.step()
+            if ema is not None:
+                with torch.no_grad():
+                    ema.eval()(torch.randn(32, 8))
+
+
+class TwoParts(nn.Module):
+    """A part on each of two devices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near, self.far = net("cpu"), net(_GPU)
+
+    def forward(self, values: Tensor, far_values: Tensor) -> tuple[Tensor, Tensor]:
+        return self.near(values), self.far(far_values)
+
+
+class OfLengths(nn.Module):
+    """Sequences on a GPU whose lengths stay on the host, as torch's packed sequences need them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = net(_GPU)
+
+    def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
+        return self.layers(values)
+
+
+def compute_loss(model: nn.Module, *others: Tensor) -> list[Tensor]:
+    values, labels = torch.randn(32, 8, device=_GPU), torch.randint(0, 4, (32,), device=_GPU)
+    return [F.cross_entropy(model(values, *others), labels)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_spread_over_devices_is_watched(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    model = TwoParts()
+
+    def compute() -> list[Tensor]:
+        outputs = model(*(torch.randn(32, 8, dtype=dtype, device=device) for device in ("cpu", _GPU)))
+        return [output.square().mean() for output in outputs]
+
+    train(model, compute, dtype=dtype)
+    assert caplog.messages == []
+
+
+def test_lengths_stay_on_the_host(caplog: pytest.LogCaptureFixture) -> None:
+    model = OfLengths()
+    train(model, lambda: compute_loss(model, torch.randint(1, 9, (32,))))
+    assert caplog.messages == []
+
+
+def test_a_teacher_is_kept_on_the_host(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.ModuleDict({"student": net(_GPU), "teacher": net("cpu").requires_grad_(False)})
+    train(model, lambda: compute_loss(model["student"]))
+    assert caplog.messages == []
+
+
+def test_an_average_is_kept_on_the_host(caplog: pytest.LogCaptureFixture) -> None:
+    model = net(_GPU)
+    train(model, lambda: compute_loss(model), ema=net("cpu"))
+    assert caplog.messages == []
