@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import sightline
 from sightline.contract import pytree
 from sightline.workbench.watch import loop, passes
+from tests.waits import counted_waits
 
 _GPU, _NUM_STEPS = "meta", 12
 
@@ -108,3 +109,23 @@ def test_an_average_is_kept_on_the_host(caplog: pytest.LogCaptureFixture) -> Non
     model = net(_GPU)
     train(model, lambda: compute_loss(model), ema=net("cpu"))
     assert caplog.messages == []
+
+
+def test_the_scale_of_a_loss_is_not_read(caplog: pytest.LogCaptureFixture) -> None:
+    """A GradScaler's is a number on the GPU."""
+    model, scale = net(_GPU), torch.ones((), device=_GPU)
+    train(model, lambda: [loss * scale for loss in compute_loss(model)])
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_updates_are_measured_without_a_wait(is_held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a batch norm that keeps what it has learned, the statistics are read once: at the first pass."""
+    monkeypatch.setattr(loop.Reader, "read", lambda *_: ())
+    model = net("cpu")
+    model(torch.randn(32, 8))
+    model[1].train(not is_held)
+    with counted_waits(monkeypatch) as waits:
+        train(model, lambda: [model(torch.randn(32, 8)).square().mean()])
+    judged = {place: waits[place] for place in waits if place.endswith(("watch/modes.py", "watch/numbers.py"))}
+    assert sum(judged.values()) == is_held, judged

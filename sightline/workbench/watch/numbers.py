@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sightline.compute.waits import send_list
 from sightline.contract.pytree import dense_leaves
 from sightline.engine.distributed import is_one_of_several
 from sightline.workbench.check.checks.optimiser.non_finite import non_finite
@@ -184,7 +185,7 @@ class UpdateMonitor(Monitor):
                 for values in (_values(track.parameters[name].grad) for name in names)
             ]
         )
-        least = size.new_tensor([_LEAST_RMS * math.sqrt(values.numel()) for values in now])
+        least = send_list([_LEAST_RMS * math.sqrt(values.numel()) for values in now], size.device, size.dtype)
         ratio = torch.where(size > least, change / size, 0.0).median()  # tables of features begin near zero
         causes: tuple[str, ...] = ("optim.lr", "optim.state", "model.numerics")
         if track.lr < _LOW_RATE * self._highest[id(track)]:
