@@ -5,22 +5,55 @@ device, and a number of it cannot be read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import sightline
 from sightline.contract import pytree
-from sightline.workbench.watch import loop, passes
+from sightline.workbench.watch import loop, passes, ranks
 from tests.waits import counted_waits
 
 _GPU, _NUM_STEPS = "meta", 12
 
 
-@pytest.fixture(autouse=True)
+class Event:
+    """Event of torch that has not come; `marked` are the streams that one was recorded on."""
+
+    marked: ClassVar[list[Any]] = []
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def record(self, stream: Any = None) -> None:
+        self.marked.append(stream)
+
+    def query(self) -> bool:
+        return False
+
+
+def test_numbers_of_a_gpu_are_read_once_its_own_queue_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may keep the first GPU as the current one, and train on the second."""
+    Event.marked.clear()
+    monkeypatch.setattr(torch, "Event", Event)
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: device)
+    monkeypatch.setattr(ranks, "take_sample", torch.clone)
+    state = loop.Loop({}, every=1)
+    board: Any = SimpleNamespace(rank=0)
+    with FakeTensorMode():  # which has devices that the machine lacks
+        values = torch.ones(3, device="cuda:1")
+        loop.Reader(state).read(values.sum(), lambda value: ())
+        call = loop.ForwardCall(nn.Identity(), ((values,), {}), {}, has_gradient=True)
+        ranks.RankMonitor(state, board, lambda found: None).on_forward(state, call)
+    assert Event.marked == [torch.device("cuda:1")] * 2
+
+
+@pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take tensors of the meta device as those of a GPU, whose numbers never arrive."""
     read = loop.Reader.read
@@ -81,6 +114,7 @@ def compute_loss(model: nn.Module, *others: Tensor) -> list[Tensor]:
     return [F.cross_entropy(model(values, *others), labels)]
 
 
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_spread_over_devices_is_watched(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
     model = TwoParts()
@@ -93,24 +127,28 @@ def test_a_model_spread_over_devices_is_watched(dtype: torch.dtype, caplog: pyte
     assert caplog.messages == []
 
 
+@pytest.mark.usefixtures("gpu")
 def test_lengths_stay_on_the_host(caplog: pytest.LogCaptureFixture) -> None:
     model = OfLengths()
     train(model, lambda: compute_loss(model, torch.randint(1, 9, (32,))))
     assert caplog.messages == []
 
 
+@pytest.mark.usefixtures("gpu")
 def test_a_teacher_is_kept_on_the_host(caplog: pytest.LogCaptureFixture) -> None:
     model = nn.ModuleDict({"student": net(_GPU), "teacher": net("cpu").requires_grad_(False)})
     train(model, lambda: compute_loss(model["student"]))
     assert caplog.messages == []
 
 
+@pytest.mark.usefixtures("gpu")
 def test_an_average_is_kept_on_the_host(caplog: pytest.LogCaptureFixture) -> None:
     model = net(_GPU)
     train(model, lambda: compute_loss(model), ema=net("cpu"))
     assert caplog.messages == []
 
 
+@pytest.mark.usefixtures("gpu")
 def test_the_scale_of_a_loss_is_not_read(caplog: pytest.LogCaptureFixture) -> None:
     """A GradScaler's is a number on the GPU."""
     model, scale = net(_GPU), torch.ones((), device=_GPU)

@@ -142,9 +142,7 @@ class Reader:
         if value.device.type == "cpu":
             return judge(float(value))
         copied = value.to("cpu", non_blocking=True)
-        event = torch.Event(value.device)
-        event.record()
-        self._waiting.append((copied, event, judge, self._loop.step + 1))
+        self._waiting.append((copied, record_event(value.device), judge, self._loop.step + 1))
         return ()
 
     def poll(self, *, waits: bool = False) -> Iterator[Found]:
@@ -153,6 +151,13 @@ class Reader:
             copied, event, judge, step = self._waiting.popleft()
             event.synchronize()
             yield from ((rule, dataclasses.replace(fault, step=step)) for rule, fault in judge(float(copied)))
+
+
+def record_event(device: torch.device) -> torch.Event:
+    """Return an event that has come when a device has done what is queued; torch's default is the current device."""
+    event = torch.Event(device)
+    event.record(torch.accelerator.current_stream(device))
+    return event
 
 
 class Loop:
