@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sightline.compute.waits import send_list
 from sightline.contract.errors import CheckpointError, ConfigError
 from sightline.contract.loss import Loss, learns
 from sightline.runs.weights import load_weights, plain_state
@@ -148,7 +149,7 @@ def make_buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]
 def flatten_gradients(bucket: Sequence[nn.Parameter]) -> Tensor:
     """Concatenate the gradients of a bucket (zeros for None), followed by a 0/1 flag per parameter: (elements + P,)."""
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
-    has_gradient = gradients[0].new_tensor([p.grad is not None for p in bucket])
+    has_gradient = send_list([p.grad is not None for p in bucket], gradients[0].device, gradients[0].dtype)
     return torch.cat([*(gradient.detach().reshape(-1) for gradient in gradients), has_gradient])
 
 
