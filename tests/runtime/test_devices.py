@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import pytest
 import torch
@@ -167,3 +167,19 @@ def test_updates_are_measured_without_a_wait(is_held: bool, monkeypatch: pytest.
         train(model, lambda: [model(torch.randn(32, 8)).square().mean()])
     judged = {place: waits[place] for place in waits if place.endswith(("watch/modes.py", "watch/numbers.py"))}
     assert sum(judged.values()) == is_held, judged
+
+
+def test_after_a_failed_kernel_the_loop_alone_speaks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the monitors still ask of the GPU fails the same way."""
+    error = RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later")
+
+    def fail(*_: Any, waits: bool = False) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(loop.Reader, "poll", fail)
+    model = net("cpu")
+    with pytest.raises(RuntimeError, match="device-side assert"), sightline.watch(model):
+        fail()
+    assert caplog.messages == []
