@@ -167,8 +167,11 @@ def set_gradients(bucket: Sequence[nn.Parameter], flat: Tensor) -> None:
             parameter.grad = match_memory_format(parameter, part.view(parameter.shape))
 
 
-def module_gradient_norms(model: nn.Module) -> dict[str, float]:
-    """Compute the norm of the gradient of each module's direct parameters, by module path; others are left out."""
+def module_gradient_norms(model: nn.Module) -> dict[str, Tensor]:
+    """Compute the norm (0-d, float64) of the gradient of each module's direct parameters, by module path.
+
+    Modules without such a gradient are left out.
+    """
     norms: dict[str, Tensor] = {}
     for path, module in model.named_modules():
         gradients = [
@@ -176,7 +179,7 @@ def module_gradient_norms(model: nn.Module) -> dict[str, float]:
         ]
         if gradients:
             norms[path or "(model)"] = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).double())
-    return dict(zip(norms, torch.stack([*norms.values()]).tolist(), strict=True)) if norms else {}
+    return norms
 
 
 def has_memory_gaps(tensor: Tensor) -> bool:
