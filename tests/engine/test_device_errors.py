@@ -11,13 +11,14 @@ import torch
 from sightline.contract.errors import RunError
 from sightline.engine import session
 from sightline.engine.distributed import World
+from sightline.engine.evaluate import Evaluator
 from sightline.verbs.terminal import format_error
 from tests.command import run_here
 from tests.doctor.planting import CONFIG
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB")
 REFUSED = RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later")
-TEXTS = {
+TEXTS: dict[Exception, str] = {
     FULL: "the GPU's memory is full; raise train.micro_batches",
     REFUSED: "the GPU refused a number, most often an index or a label out of range; --device cpu names it",
 }
@@ -34,6 +35,20 @@ def test_a_training_names_the_step(error: Exception, tmp_path: Path, monkeypatch
     assert done.code == 1
     assert done.err.splitlines()[-1].startswith(f"error: step 0: {TEXTS[error]}")
     assert "Traceback" not in done.err
+
+
+def test_an_evaluation_names_its_own_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More micro-batches would not help it."""
+
+    def fail(*_: Any, pictures: bool) -> NoReturn:
+        raise FULL
+
+    monkeypatch.setattr(Evaluator, "__call__", fail)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    words = ("--no-check", "--device", "cpu", "--out", tmp_path / "run", "train.steps=1")
+    done = run_here("train", tmp_path / "config.yaml", *words)
+    line = "error: step 1: the GPU's memory is full in an evaluation; lower evaluate.batch_size"
+    assert (done.code, done.err.splitlines()[-1]) == (1, line)
 
 
 @pytest.mark.parametrize("error", TEXTS)
