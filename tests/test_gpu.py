@@ -19,6 +19,7 @@ from torch import nn
 
 from sightline.compute.layers.range_image import MeanPool2d
 from sightline.compute.waits import send
+from sightline.engine.records import preserve_rng_state
 from tests.recipe_steps import RECIPES, SmallStep
 
 _MAX_DIFFERENCE = 2e-3
@@ -114,6 +115,16 @@ def test_values_have_arrived_when_the_host_has_them(size: int) -> None:
     for _ in range(50):
         product = product @ factor
     assert torch.equal(send(product, torch.device("cpu")), 3 * torch.eye(size))
+
+
+@pytest.mark.parametrize("size", [16] if torch.cuda.is_available() else [])
+def test_the_random_state_of_a_gpu_is_put_back(size: int) -> None:
+    drawn = []
+    torch.cuda.manual_seed(0)
+    for _ in range(2):
+        with preserve_rng_state():
+            drawn.append(torch.rand(size, device="cuda"))
+    assert torch.equal(*drawn)
 
 
 def main() -> None:

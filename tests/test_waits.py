@@ -60,6 +60,15 @@ def test_a_step_waits_as_often_as_the_table_says(recipe: str, tmp_path: Path, mo
     assert sum(waits.values()) <= MAX_WAITS
 
 
+def test_norms_of_the_layers_come_with_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`log.gradients` costs no wait of its own, before the next batch is read."""
+    step = SmallStep("classify/cloud_folder_pointnet", tmp_path, "log.gradients=true")
+    with counted_waits(monkeypatch) as waits:
+        totals = step.run()
+    assert totals.gradient_norms
+    assert sum(waits.values()) == 1, waits
+
+
 def table() -> dict[str, int]:
     """The table of docs/run/speed.md: a row for each number, with the recipes that have it."""
     text = (ROOT / "docs" / "run" / "speed.md").read_text()

@@ -30,7 +30,14 @@ from sightline.contract.errors import RunError, UserError
 from sightline.engine.device import keep_freed_memory
 from sightline.engine.gradient_sums import GradientReduction
 from sightline.engine.launcher import RankInfo, rank_info_from_environment, rendezvous_address
-from sightline.engine.watchdog import PeerLostError, Watchdog, exit_process, format_user_frame, report_failure
+from sightline.engine.watchdog import (
+    PeerLostError,
+    Watchdog,
+    describe_failed_kernel,
+    exit_process,
+    format_user_frame,
+    report_failure,
+)
 from sightline.instrument import receive_gradients, replace_function
 from sightline.runs.run_directory import RunDirectory
 
@@ -240,9 +247,11 @@ class World:
         with self._watch(operation):
             try:
                 yield
-            except RunError:
+            except (RunError, torch.OutOfMemoryError):
                 raise
             except RuntimeError as error:
+                if describe_failed_kernel(error) is not None:  # of an earlier operation: it came to light here
+                    raise
                 raise _convert_error(operation, error) from error
 
     def _watch(self, operation: str) -> AbstractContextManager[None]:

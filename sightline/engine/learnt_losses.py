@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sightline.compute.waits import send_list
 from sightline.contract.errors import CheckpointError, ConfigError
 from sightline.contract.loss import Loss, learns
 from sightline.runs.weights import load_weights, plain_state
@@ -148,7 +149,7 @@ def make_buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]
 def flatten_gradients(bucket: Sequence[nn.Parameter]) -> Tensor:
     """Concatenate the gradients of a bucket (zeros for None), followed by a 0/1 flag per parameter: (elements + P,)."""
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
-    has_gradient = gradients[0].new_tensor([p.grad is not None for p in bucket])
+    has_gradient = send_list([p.grad is not None for p in bucket], gradients[0].device, gradients[0].dtype)
     return torch.cat([*(gradient.detach().reshape(-1) for gradient in gradients), has_gradient])
 
 
@@ -166,8 +167,11 @@ def set_gradients(bucket: Sequence[nn.Parameter], flat: Tensor) -> None:
             parameter.grad = match_memory_format(parameter, part.view(parameter.shape))
 
 
-def module_gradient_norms(model: nn.Module) -> dict[str, float]:
-    """Compute the norm of the gradient of each module's direct parameters, by module path; others are left out."""
+def module_gradient_norms(model: nn.Module) -> dict[str, Tensor]:
+    """Compute the norm (0-d, float64) of the gradient of each module's direct parameters, by module path.
+
+    Modules without such a gradient are left out.
+    """
     norms: dict[str, Tensor] = {}
     for path, module in model.named_modules():
         gradients = [
@@ -175,7 +179,7 @@ def module_gradient_norms(model: nn.Module) -> dict[str, float]:
         ]
         if gradients:
             norms[path or "(model)"] = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).double())
-    return dict(zip(norms, torch.stack([*norms.values()]).tolist(), strict=True)) if norms else {}
+    return norms
 
 
 def has_memory_gaps(tensor: Tensor) -> bool:

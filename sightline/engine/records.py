@@ -142,18 +142,20 @@ class Observers:
 
 @contextmanager
 def preserve_rng_state() -> Iterator[None]:
-    """Put the global random states of Python, NumPy and PyTorch's CPU back as they were."""
+    """Put the global random states of Python, NumPy and PyTorch back, those of GPUs if this process uses them."""
     states: tuple[Any, dict[str, Any], torch.Tensor] = (
         random.getstate(),
         np.random.get_state(legacy=False),
         torch.get_rng_state(),
     )
+    of_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+        torch.cuda.set_rng_state_all(of_gpus)
 
 
 Mode = Literal["max", "min"]

@@ -23,7 +23,7 @@ from torch import nn
 from sightline.config import RunConfig, read_config, render_config
 from sightline.config.run_config import to_plain
 from sightline.contract import registry
-from sightline.contract.errors import CheckpointError
+from sightline.contract.errors import CheckpointError, RunError
 from sightline.draw.charts import rasterise
 from sightline.draw.pictures import encode_png
 from sightline.engine.build import DataSubset, TrainingSetup
@@ -359,7 +359,12 @@ class TrainingSession:
         self.world.broadcast_buffers(job.evaluation_model)
         self.world.broadcast_buffers(job.losses)
         with job.losses.evaluation_mode(job.losses_ema):
-            yield
+            try:
+                yield
+            except torch.OutOfMemoryError as error:
+                raise RunError(
+                    f"step {job.step}: the GPU's memory is full in an evaluation; lower evaluate.batch_size"
+                ) from error
 
     def _save(self, *, is_evaluation_due: bool = False) -> None:
         """Save a checkpoint; if its evaluation is due, it is saved again afterwards, with the result.

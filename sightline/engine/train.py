@@ -27,7 +27,7 @@ from sightline.engine.step import StepTimer, Task, divide_by_count, prepare_step
 
 _SAMPLES, _STOP, _RARE, _COUNT_PREFIX = "(samples)", "(stop)", "(rare cases)", "(tally) "
 """Keys of further sums in the collective of the losses; no loss can have such a name."""
-_NORM, _MEAN_PREFIX = "(norm)", "(mean) "
+_NORM, _MEAN_PREFIX, _GRADIENT_PREFIX = "(norm)", "(mean) ", "(gradient) "
 """Keys of the numbers that a step reads besides these sums."""
 
 
@@ -225,7 +225,12 @@ def _compute_step(
     )
     means = {name: divide_by_count(totals[name], step.counts[name]) for name in sums}
     numbers = _read_numbers(
-        {**totals, **{_MEAN_PREFIX + n: m for n, m in means.items()}, _NORM: grad_norm},
+        {
+            **totals,
+            **{_MEAN_PREFIX + n: m for n, m in means.items()},
+            **{_GRADIENT_PREFIX + path: norm for path, norm in gradients.items()},
+            _NORM: grad_norm,
+        },
         [check for check in checks or () if check.make_error is not RepeatStepError],
     )
     if numbers.get(_RARE):
@@ -248,7 +253,7 @@ def _compute_step(
         num_samples=int(numbers[_SAMPLES]),
         stop_requested=numbers[_STOP] > 0,
         counts={name: numbers[_COUNT_PREFIX + name] for name in counts},
-        gradient_norms=gradients,
+        gradient_norms={path: numbers[_GRADIENT_PREFIX + path] for path in gradients},
     )
 
 

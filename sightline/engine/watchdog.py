@@ -91,6 +91,16 @@ def worker_exit_message(error: Exception) -> str:
     return f"a worker that reads data ended (out of memory?): {why}; set loader.workers lower: 0 reads without any"
 
 
+def describe_failed_kernel(error: RuntimeError) -> RunError | None:
+    """Convert torch's error after a failed assertion on a GPU, raised wherever the host next waits; None for others."""
+    if "device-side assert" not in str(error):
+        return None
+    return RunError(
+        "the GPU refused a number, most often an index or a label out of range; --device cpu names it, and "
+        "CUDA_LAUNCH_BLOCKING=1 with --traceback shows the line"
+    )
+
+
 def read_failure(path: Path) -> Failure | None:
     """Read the failure that a process reported, or None if it ended without a report."""
     try:

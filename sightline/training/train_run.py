@@ -43,7 +43,7 @@ from sightline.engine.records import Observer
 from sightline.engine.resume import RunLocation, assert_empty, create_run_folder, resolve_run_location
 from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.train import NonFiniteGradientError
-from sightline.engine.watchdog import exit_process
+from sightline.engine.watchdog import describe_failed_kernel, exit_process
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory, collect_environment, load_document
 from sightline.runs.run_files import config_path_of_run, is_run
@@ -464,7 +464,8 @@ class _TrainRun:
                 f"step {step}: the GPU's memory is full; raise train.micro_batches, which keeps the results"
             ) from error
         except RuntimeError as error:
-            named = describe_nondeterminism(error)
+            failed = describe_failed_kernel(error)
+            named = describe_nondeterminism(error) if failed is None else RunError(f"step {session.job.step}: {failed}")
             if named is None:
                 raise
             raise named from error

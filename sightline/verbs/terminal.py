@@ -11,7 +11,7 @@ import traceback
 from typing import Any, TextIO, get_type_hints
 
 from sightline.contract.errors import RunError, UserError, escape_to_one_line
-from sightline.engine.watchdog import report_failure, worker_exit_message
+from sightline.engine.watchdog import describe_failed_kernel, report_failure, worker_exit_message
 
 _READER_GONE = frozenset({errno.EPIPE, errno.EIO, errno.ECONNRESET})
 """Errors of a pipe that was closed, as `head` does, or of a closed terminal."""
@@ -129,6 +129,11 @@ def format_error(error: Exception) -> int:
         return fail(str(error), 1, error)
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # raised wherever training is
         return fail(worker_exit_message(error), 1, error)
+    if isinstance(error, RuntimeError) and type(error).__name__ == "OutOfMemoryError":  # torch's
+        advice = "raise train.micro_batches, lower evaluate.batch_size, or take --device cpu"
+        return fail(f"the GPU's memory is full; {advice}", 1, error, names_rank=True)
+    if isinstance(error, RuntimeError) and (failed := describe_failed_kernel(error)) is not None:
+        return fail(str(failed), 1, error, names_rank=True)
     if isinstance(error, ValueError):
         return fail(f"{error} (--traceback shows where it was raised)", 1, error, names_rank=True)
     return fail("".join(traceback.format_exception(error)).strip(), 1, None, names_rank=True)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from sightline.engine.device import Precision
+from sightline.engine.learnt_losses import LearntLosses
 from sightline.workbench.compare.layerwise import LayerComparison, compare_layerwise
 from sightline.workbench.compare.recording import StepRecording
 from sightline.workbench.compare.variants import ModelVariant, deterministic_copy, record_step
 
-__all__ = ["compared", "guilty", "step_of", "variant"]
+__all__ = ["CPU", "compared", "guilty", "step_of", "variant"]
 
 CPU = torch.device("cpu")
 
@@ -36,7 +37,11 @@ class _Weighted:
 
 def step_of() -> Any:
     """The job of a step without a config."""
-    return SimpleNamespace(task=_Weighted(), frozen=(), epoch=0, step=0, loss_weights_at=lambda step: {"weighted": 1.0})
+    weights = {"weighted": 1.0}
+    losses, device = LearntLosses(), CPU
+    return SimpleNamespace(
+        task=_Weighted(), losses=losses, device=device, frozen=(), epoch=0, step=0, loss_weights_at=lambda step: weights
+    )
 
 
 def variant(model: nn.Module, precision: str = "float32") -> ModelVariant:

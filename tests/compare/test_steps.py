@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from typing import Any
@@ -13,10 +14,11 @@ from torch import Tensor
 from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.engine.device import Precision
+from sightline.engine.learnt_losses import LearntLosses
 from sightline.workbench.compare.comparison import ComparisonSubject, bisect_layers, compare_networks
 from sightline.workbench.compare.report import MatrixCell, cells, run_cell
 from sightline.workbench.compare.steps import LossTrace, losses_over_steps, trace_losses
-from sightline.workbench.compare.variants import ModelVariant, deterministic_copy
+from sightline.workbench.compare.variants import ModelVariant, backend_settings, deterministic_copy
 from sightline.workbench.describe.memory import first_samples
 from tests.cases import run_each
 from tests.runs.small import small_run
@@ -133,3 +135,16 @@ def test_a_record_needs_no_optimiser_step(subject: ComparisonSubject) -> None:
         == ()
     )
     assert dataclasses.is_dataclass(subject)
+
+
+def test_losses_that_learn_go_to_the_device_of_a_variant_and_back(
+    subject: ComparisonSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, moves = torch.device("cuda"), list[torch.device]()
+    monkeypatch.setattr(LearntLosses, "to", lambda losses, device: moves.append(device))
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
+    on_gpu = dataclasses.replace(variant(subject, "float32"), device=gpu)
+    with contextlib.suppress(ZeroDivisionError), backend_settings(on_gpu, subject.built.job):
+        assert moves == [gpu]
+        raise ZeroDivisionError
+    assert moves == [gpu, CPU]

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sightline.engine.learnt_losses import LearntLosses
 from sightline.workbench.compare.layerwise import LOSS, TARGETS, LayerComparison, compare_layerwise
 from sightline.workbench.compare.variants import record_step
 from tests.command import run_here
-from tests.compare.steps import variant
+from tests.compare.steps import CPU, variant
 from tests.processes import ROOT
 
 RATIOS = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64)
@@ -52,7 +53,13 @@ def rows_of(seed: int, own: Assigning | None = None, reference: Assigning | None
     batch = {"boxes": torch.cat([sizes[:2], 4 * sizes[2:]]), "input": torch.randn(4, 4)}
     jobs = [
         SimpleNamespace(
-            task=task or Assigning(), frozen=(), epoch=0, step=0, loss_weights_at=lambda step: {"near": 1.0}
+            task=task or Assigning(),
+            losses=LearntLosses(),
+            device=CPU,
+            frozen=(),
+            epoch=0,
+            step=0,
+            loss_weights_at=lambda step: {"near": 1.0},
         )
         for task in (own, reference)
     ]

@@ -22,7 +22,7 @@ from sightline.contract.plugins import load_plugins
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.engine.learnt_losses import LearntLosses, combine_modules
+from sightline.engine.learnt_losses import LearntLosses, combine_modules, flatten_gradients
 from sightline.engine.optimizers import SGD, apply_freezing
 from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.step import StepTimer
@@ -32,6 +32,7 @@ from sightline.runs.run_directory import RunDirectory
 from sightline.workbench.check.suite import run_quick
 from tests.command import run_here, succeed
 from tests.doctor.planting import CONFIG, make
+from tests.waits import counted_waits
 
 PLUGIN = '''\
 """A network that shows what it knows of a cloud, and a loss that draws it to a centre for each class."""
@@ -372,3 +373,14 @@ def test_describe_shows_the_loss(tmp_path: Path) -> None:
     (row,) = document["losses"]
     assert (row["path"], row["class"], row["parameters"], row["trainable"]) == ("losses.centre", "Centre", 72, 72)
     assert document["memory"]["parameters_bytes"] == 4 * (document["parameters"] + 72)
+
+
+def test_gradients_are_sent_while_a_gpu_computes_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flags of a bucket, which say whose gradients there are, need no wait."""
+    layer = nn.Linear(2, 3)
+    layer(torch.ones(1, 2)).sum().backward()
+    layer.bias.grad = None
+    with counted_waits(monkeypatch) as waits:
+        flat = flatten_gradients([*layer.parameters()])
+    assert flat.tolist() == [1.0] * 6 + [0.0] * 3 + [1.0, 0.0]
+    assert not waits

@@ -103,6 +103,17 @@ def test_random_states_are_put_back() -> None:
     assert random_states() == before
 
 
+def test_random_states_of_gpus_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = [torch.tensor([number], dtype=torch.uint8) for number in range(2)]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [*states])
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda kept: states.__setitem__(slice(None), kept))
+    with contextlib.suppress(ZeroDivisionError), preserve_rng_state():
+        states[:] = [torch.tensor([9], dtype=torch.uint8)] * 2  # as dropout on both would
+        raise ZeroDivisionError
+    assert [state.tolist() for state in states] == [[0], [1]]
+
+
 @pytest.mark.parametrize("is_live", [False, True])
 def test_the_default_set_leaves_random_states_alone_at_every_call(tmp_path: Path, is_live: bool) -> None:
     stream = io.StringIO()

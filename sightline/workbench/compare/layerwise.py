@@ -77,7 +77,7 @@ def compare_layerwise(
     losses read the variant's targets. A record on disk does not contain them: then the losses read the targets that the
     reference computes in the record's format.
     """
-    with backend_settings(reference):
+    with backend_settings(reference, job):
         narrow = prepare_in_format(job, recording.format)
         step = variant_step(narrow if recording.prepared is None else job, reference, batch)
 

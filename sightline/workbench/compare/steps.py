@@ -164,7 +164,7 @@ def losses_over_steps(
     if noise is not None and noise.decides:
         batch = tree_map(batch, noise.move)
     with (
-        backend_settings(variant),
+        backend_settings(variant, job),
         job.losses.preserve_state(),
         Float32Draws(),
         Float64Convolutions(),

@@ -105,7 +105,7 @@ def _record(
     recorder = Recorder(
         variant.model, base=variant.format, watches_formats=variant.is_lowered, copies=copies, hooked=hooked
     )
-    with preserve_buffers(variant.model), backend_settings(variant):
+    with preserve_buffers(variant.model), backend_settings(variant, job):
         step = variant_step(job, variant, batch)
         prepared = tree_map(prepared_values(step), lambda _, tensor: tensor.detach().clone())
         with recorder.recording():
@@ -121,11 +121,18 @@ def _record(
 
 
 @contextlib.contextmanager
-def backend_settings(variant: ModelVariant) -> Iterator[None]:
-    """Set the backend switches of the variant; random states are restored afterwards."""
+def backend_settings(variant: ModelVariant, job: TrainState) -> Iterator[None]:
+    """Set the backend switches of the variant, and take losses that learn to its device.
+
+    Random states are restored afterwards, and the losses go back.
+    """
     devices = [variant.device] if variant.device.type == "cuda" else []
     with preserve_rng_state(), torch.random.fork_rng(devices), cudnn_enabled(variant.cudnn), torch.enable_grad():
-        yield
+        job.losses.to(variant.device)
+        try:
+            yield
+        finally:
+            job.losses.to(job.device)
 
 
 def prepare_in_format(job: TrainState, format_: Format) -> TrainState:

@@ -14,7 +14,7 @@ from sightline.contract.pytree import tree_leaves
 from sightline.workbench.check.checks.model.no_gradient import is_frozen_by_kind, registration_faults
 from sightline.workbench.check.core.finding import Severity
 from sightline.workbench.check.runtime_rules import find_rule, report
-from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
+from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack, stack_numbers
 
 _MAX_NAMES = 5
 _MAX_MIXED = 0.5
@@ -70,7 +70,7 @@ class OrderMonitor(Monitor):
             ]
             gradients = [g for p in track.small if (g := p.grad) is not None and g.layout is torch.strided]
             if gradients and track.is_sampled(loop.every):
-                track.norm_after_backward = torch.stack([n.float() for n in torch._foreach_norm(gradients)]).max()
+                track.norm_after_backward = stack_numbers([n.float() for n in torch._foreach_norm(gradients)]).max()
         yield from ()
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
@@ -128,7 +128,7 @@ class LeakMonitor(Monitor):
                 self._passes[key] = []
             elif self._passes.get(key):  # `grad.data.zero_()` leaves no mark
                 gradients = [p.grad.detach().any() for p in track.probes if p.grad is not None]
-                self._has_values[key] = torch.stack(gradients).any().float()
+                self._has_values[key] = stack_numbers(gradients).any().float()
         yield from ()
 
     def after_backward(self, loop: Loop) -> Iterator[Found]:

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from sightline.workbench.check.checks.weights import find_scheme
 from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack, has_slices, take_local
+from sightline.workbench.watch.loop import (
+    Found,
+    Loop,
+    Monitor,
+    OptimizerTrack,
+    has_slices,
+    stack_numbers,
+    take_local,
+)
 from sightline.workbench.watch.schedules import take_slices
 
 _AVERAGES = ("ema", "teacher", "momentum", "mean", "avg", "average", "slow", "key")
@@ -35,7 +43,7 @@ class CopyMonitor(Monitor):
     def on_end(self, loop: Loop) -> Iterator[Found]:
         for name, copy, first in self._copies if loop.step >= _NUM_COPY else ():
             change = [(now != before).any() for now, before in zip(take_slices(copy), first, strict=True)]
-            yield from loop.reader.read(torch.stack(change).any().float(), partial(_judge_copy, name, loop.step))
+            yield from loop.reader.read(stack_numbers(change).any().float(), partial(_judge_copy, name, loop.step))
 
 
 def _list_copies(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -49,11 +57,15 @@ def _list_copies(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if is_inside or len(parameters) < _MIN_COPIED or any(p.requires_grad for p in parameters):
             continue
         twins = (list(m.parameters()) for m in trained if type(m) is type(module))
-        is_copy = any(len(twin) == len(parameters) and all(map(torch.equal, twin, parameters)) for twin in twins)
+        is_copy = any(len(twin) == len(parameters) and all(map(_are_equal, twin, parameters)) for twin in twins)
         weights = [p for p in parameters if p.ndim > 1 and p.numel() >= _MIN_WEIGHTS]
         if is_copy and weights and all(find_scheme("", p.detach()).scheme for p in weights):
             found.append(name)
             yield name, module
+
+
+def _are_equal(weight: Tensor, other: Tensor) -> bool:
+    return weight.device == other.device and torch.equal(weight, other)
 
 
 def _judge_copy(name: str, num_updates: int, value: float) -> Iterator[Found]:

@@ -7,7 +7,7 @@ import sys
 import sysconfig
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.compute.waits import send
 from sightline.contract.pytree import is_dense
 from sightline.instrument import Inputs
 from sightline.workbench.check.context import FindingBuilder
@@ -104,6 +105,15 @@ def has_slices(parameter: Tensor) -> bool:
     return parameter.layout is torch.strided and is_dense(take_local(parameter))
 
 
+def stack_numbers(values: Sequence[Tensor]) -> Tensor:
+    """Stack numbers (0-d) on one device, on a GPU if one of them is there; nothing is waited for.
+
+    A model may be spread over GPUs, and lengths of sequences stay on the host.
+    """
+    device = next((value.device for value in values if value.device.type != "cpu"), torch.device("cpu"))
+    return torch.stack([send(value, device) for value in values])
+
+
 @dataclass(frozen=True)
 class ForwardCall:
     """Forward pass of a watched model; `outputs` are detached, by path, those whose numbers can be read.
@@ -132,9 +142,7 @@ class Reader:
         if value.device.type == "cpu":
             return judge(float(value))
         copied = value.to("cpu", non_blocking=True)
-        event = torch.Event(value.device)
-        event.record()
-        self._waiting.append((copied, event, judge, self._loop.step + 1))
+        self._waiting.append((copied, record_event(value.device), judge, self._loop.step + 1))
         return ()
 
     def poll(self, *, waits: bool = False) -> Iterator[Found]:
@@ -143,6 +151,13 @@ class Reader:
             copied, event, judge, step = self._waiting.popleft()
             event.synchronize()
             yield from ((rule, dataclasses.replace(fault, step=step)) for rule, fault in judge(float(copied)))
+
+
+def record_event(device: torch.device) -> torch.Event:
+    """Return an event that has come when a device has done what is queued; torch's default is the current device."""
+    event = torch.Event(device)
+    event.record(torch.accelerator.current_stream(device))
+    return event
 
 
 class Loop:

@@ -88,11 +88,15 @@ def list_variables(nodes: Iterable[Any]) -> set[int]:
 
 
 def _is_weighted_zero(node: Any) -> bool:
-    """Return True for the product of a number without axes, the term, and a constant number 0."""
+    """Return True for the product of a number without axes, the term, and a constant number 0.
+
+    Numbers of Python are on the host; one on a GPU, such as the scale of a GradScaler, would have to be waited for.
+    """
     if get_node_name(node) != "Mul" or get_shape(node) or len(list_parents(node)) != 1:
         return False
     factors = [get_saved(node, name) for name in ("self", "other")]
-    return any(isinstance(f, Tensor) and not f.requires_grad and not f.ndim and float(f) == 0 for f in factors)
+    constants = [f for f in factors if isinstance(f, Tensor) and not f.requires_grad and not f.ndim]
+    return any(constant.device.type == "cpu" and float(constant) == 0 for constant in constants)
 
 
 def is_reordered(before: Iterable[int], after: Iterable[int]) -> bool:

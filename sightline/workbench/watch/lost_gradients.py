@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.gradients import NUM_LOST, is_cleared, needs_inputs
-from sightline.workbench.watch.loop import CallSite, Found, Loop, Monitor, OptimizerTrack
+from sightline.workbench.watch.loop import CallSite, Found, Loop, Monitor, OptimizerTrack, stack_numbers
 
 _MAX_SKIPPED, _MAX_UNUSED = 25, 1000
 """Backward passes in a row whose gradients are thrown away: 2^16 halves to 1 in 16 of them; before a first update."""
@@ -152,7 +152,7 @@ class SkipMonitor(Monitor):
         if not dense:
             return ()
         norms = torch._foreach_norm(dense)
-        is_finite = torch.stack([norm.float().to(norms[0].device) for norm in norms]).isfinite().all()
+        is_finite = stack_numbers([norm.float() for norm in norms]).isfinite().all()
         found = _report_skipped(number, "gradients of the last one are not finite")
         return loop.reader.read(is_finite.float(), lambda value: [] if value else [found])
 

@@ -64,7 +64,7 @@ class ModeMonitor(Monitor):
         self._has_trained: dict[int, bool] = {}
         self._modules: dict[int, list[tuple[str, nn.Module]]] = {}
         self._held: dict[str, tuple[Any, int, int, Any]] = {}
-        self._has_learned: dict[int, Tensor] = {}
+        self._has_learned: dict[int, bool] = {}
         self._evaluations: dict[int, _Passes] = {}
 
     def on_forward(self, loop: Loop, call: ForwardCall) -> Iterator[Found]:
@@ -83,7 +83,7 @@ class ModeMonitor(Monitor):
                 if (count := m.num_batches_tracked) is not None
             }
             self._has_learned |= {
-                id(m): ((m.running_mean != 0) | (m.running_var != 1)).any()
+                id(m): bool(((m.running_mean != 0) | (m.running_var != 1)).any())  # read once, not at each pass
                 for _, m in modules
                 if not m.training and isinstance(m, _NORMS) and m.running_mean is not None
             }
@@ -171,7 +171,7 @@ def _get_weight(module: nn.Module) -> nn.Parameter | None:
     return module._parameters.get("weight") if isinstance(module, _NORMS) else None
 
 
-def _norm_faults(modules: list[tuple[str, nn.Module]], has_learned: Mapping[int, Tensor]) -> Iterator[Found]:
+def _norm_faults(modules: list[tuple[str, nn.Module]], has_learned: Mapping[int, bool]) -> Iterator[Found]:
     """Yield a fault for batch norms in evaluation mode whose weights train, in a model in training mode.
 
     Not for those that were so from the start with statistics that they had learned: a fine-tuning keeps them.
@@ -180,7 +180,7 @@ def _norm_faults(modules: list[tuple[str, nn.Module]], has_learned: Mapping[int,
         name
         for name, m in modules
         if not m.training and (weight := _get_weight(m)) is not None and weight.requires_grad
-        if not bool(has_learned.get(id(m), False))
+        if not has_learned.get(id(m), False)
     ]
     if held:
         yield report(

@@ -10,12 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sightline.compute.waits import send_list
 from sightline.contract.pytree import dense_leaves
 from sightline.engine.distributed import is_one_of_several
 from sightline.workbench.check.checks.optimiser.non_finite import non_finite
 from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack, has_slices, take_local
+from sightline.workbench.watch.loop import (
+    Found,
+    Loop,
+    Monitor,
+    OptimizerTrack,
+    has_slices,
+    stack_numbers,
+    take_local,
+)
 
 _diagnose = functools.partial(diagnose, __file__)
 _NUM_STILL = 10
@@ -49,7 +58,7 @@ class FiniteMonitor(Monitor):
         else:
             gradients = [g for p in track.small if (g := p.grad) is not None and g.layout is torch.strided]
         values = [norm.float() for norm in torch._foreach_norm(gradients)] if gradients else []
-        track.norm = torch.stack(values).max() if values else None
+        track.norm = stack_numbers(values).max() if values else None
         if loop.loss is not None and loop.loss.is_floating_point():
             values.append(loop.loss.float().sum().nan_to_num(math.nan, 0.0, 0.0))  # a scaled loss may be infinite
         if not values:
@@ -60,8 +69,7 @@ class FiniteMonitor(Monitor):
                 self._is_found = True
                 yield non_finite, self._explain(loop, track)
 
-        device = values[0].device
-        yield from loop.reader.read(torch.stack([value.to(device) for value in values]).sum(), judge)
+        yield from loop.reader.read(stack_numbers(values).sum(), judge)
 
 
 class ClipMonitor(Monitor):
@@ -78,7 +86,7 @@ class ClipMonitor(Monitor):
         if is_one_of_several():  # a loop without DDP, as our own, sums its gradients over the processes here
             return
         gradients = [g for p in track.small if (g := p.grad) is not None and g.layout is torch.strided]
-        after = torch.stack([n.float() for n in torch._foreach_norm(gradients)]).max()
+        after = stack_numbers([n.float() for n in torch._foreach_norm(gradients)]).max()
         yield from loop.reader.read(after / before, self._judge)
 
     def _judge(self, factor: float) -> Iterator[Found]:
@@ -169,15 +177,15 @@ class UpdateMonitor(Monitor):
             return
         names = list(before)
         now = [self._take(name, track.parameters[name]) for name in names]
-        change = torch.stack([n.float() for n in torch._foreach_norm(torch._foreach_sub(now, list(before.values())))])
-        size = torch.stack([n.float() for n in torch._foreach_norm(list(before.values()))])
-        gradient = torch.stack(
+        change = stack_numbers([n.float() for n in torch._foreach_norm(torch._foreach_sub(now, list(before.values())))])
+        size = stack_numbers([n.float() for n in torch._foreach_norm(list(before.values()))])
+        gradient = stack_numbers(
             [
                 values.abs().float().max() if values is not None and values.numel() else size[0] * 0
                 for values in (_values(track.parameters[name].grad) for name in names)
             ]
         )
-        least = size.new_tensor([_LEAST_RMS * math.sqrt(values.numel()) for values in now])
+        least = send_list([_LEAST_RMS * math.sqrt(values.numel()) for values in now], size.device, size.dtype)
         ratio = torch.where(size > least, change / size, 0.0).median()  # tables of features begin near zero
         causes: tuple[str, ...] = ("optim.lr", "optim.state", "model.numerics")
         if track.lr < _LOW_RATE * self._highest[id(track)]:
@@ -223,7 +231,7 @@ class UpdateMonitor(Monitor):
                 for name, value in zip(names, now, strict=True)
                 if (g := track.parameters[name].grad) is not None
             ]
-            kept, total = (torch.stack([pair[i].float().sum() for pair in slices]).sum() for i in range(2))
+            kept, total = (stack_numbers([pair[i].float().sum() for pair in slices]).sum() for i in range(2))
             yield from loop.reader.read(kept / total.clamp(min=1), judge_rounded)
         yield from loop.reader.read(torch.where(gradient.max() > 0, change.max(), 1.0), judge_still)
         yield from loop.reader.read(ratio, judge_large)

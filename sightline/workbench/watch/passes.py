@@ -16,7 +16,7 @@ from sightline.contract.pytree import dense_leaves, is_dense, tree_leaves
 from sightline.instrument import Inputs
 from sightline.workbench.check.core.object_graph import get_node_name, skip_shape_operations
 from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
+from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, stack_numbers
 from sightline.workbench.watch.loss_graph import (
     LossGraph,
     describe_reordered,
@@ -88,9 +88,9 @@ class OutputMonitor(Monitor):
         last = self._digests.get(id(call.model))
         self._digests[id(call.model)] = digest
         if last is not None and [t.shape for t in last] == [t.shape for t in digest] and self._num_same < _NUM_SAME:
-            same = torch.stack([(a == b).all() for a, b in zip(last, digest, strict=True)]).all()
-            is_telling = torch.stack([(a != a[0]).any() for a in digest]).any()  # a sparse volume may look empty twice
-            yield from loop.reader.read((same & is_telling).float(), self._judge_same)
+            same = stack_numbers([(a == b).all() for a, b in zip(last, digest, strict=True)]).all()
+            is_varied = stack_numbers([(a != a[0]).any() for a in digest]).any()  # a sparse volume may look empty twice
+            yield from loop.reader.read((same & is_varied).float(), self._judge_same)
         is_read = all(part.device.type == "cpu" for part in digest)  # elsewhere the numbers would have to be waited for
         if is_read and not self._is_recurrent:
             yield from self._order.add(hash_numbers(digest))
@@ -126,8 +126,9 @@ class OutputMonitor(Monitor):
         if not outputs or size < 2:
             return
         first, rows = outputs[0], first_input.reshape(size, -1)
-        is_constant = torch.stack([(output == output[:1]).all() for output in outputs])
-        is_varied = ~(rows == rows[:1]).all()
+        is_varied, *is_constant = stack_numbers(
+            [~(rows == rows[:1]).all(), *((output == output[:1]).all() for output in outputs)]
+        )
 
         def judge(value: float) -> Iterator[Found]:
             is_all, is_first_alone = value == 2, value == 1
@@ -145,7 +146,8 @@ class OutputMonitor(Monitor):
                     evidence={} if is_all else {"mode": "first"},
                 )
 
-        yield from loop.reader.read((is_varied * (is_constant[0].float() + is_constant.all())).float(), judge)
+        number = is_constant[0].float() + torch.stack(is_constant).all()
+        yield from loop.reader.read((is_varied * number).float(), judge)
 
 
 class _BatchOrder:

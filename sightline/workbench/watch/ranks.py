@@ -19,7 +19,7 @@ from torch import Tensor
 from sightline.contract.pytree import dense_leaves
 from sightline.engine.distributed import RankBoard, observe_collectives, open_board
 from sightline.instrument import observe_saves
-from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor
+from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, record_event
 from sightline.workbench.watch.passes import take_sample
 from sightline.workbench.watch.rank_records import CollectiveCall, RankJudge, RankRecord
 
@@ -48,7 +48,7 @@ class RankMonitor(Monitor):
         self._receive = receive
         self._record = RankRecord(socket.gethostname())
         self._judge = RankJudge(board.rank)
-        self._samples: dict[int, tuple[list[Tensor], torch.Event | None]] = {}
+        self._samples: dict[int, tuple[list[Tensor], list[torch.Event]]] = {}
         self._num_entered: dict[str, int] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -74,11 +74,8 @@ class RankMonitor(Monitor):
         if call.has_gradient and _is_power_of_two(step) and step not in self._samples:
             inputs = [tensor for _, tensor in dense_leaves(call.inputs) if tensor.numel() > 1][:_MAX_INPUTS]
             samples = [take_sample(tensor).to("cpu", non_blocking=True) for tensor in inputs]
-            on_device = next((tensor.device for tensor in inputs if tensor.device.type != "cpu"), None)
-            arrival = None if on_device is None else torch.Event(on_device)
-            if arrival is not None:
-                arrival.record()
-            self._samples[step] = samples, arrival
+            devices = {tensor.device for tensor in inputs if tensor.device.type != "cpu"}
+            self._samples[step] = samples, [record_event(device) for device in devices]
         return ()
 
     # --- events ------------------------------------------------------------------------------------------------------
@@ -147,12 +144,12 @@ class RankMonitor(Monitor):
 
     def _update_progress(self) -> None:
         self._record.step, self._record.passes = self._loop.step - self._loop.first_step, self._loop.num_forwards
-        for step, (samples, arrival) in list(self._samples.items()):
-            if str(step) not in self._record.batches and (arrival is None or arrival.query()):
+        for step, (samples, arrivals) in list(self._samples.items()):
+            if str(step) not in self._record.batches and all(arrival.query() for arrival in arrivals):
                 if any(bool((sample != sample[0]).any()) for sample in samples):  # a sparse volume may look empty
                     data = b"".join(sample.view(torch.uint8).numpy().tobytes() for sample in samples)
                     self._record.batches = {**self._record.batches, str(step): hashlib.sha256(data).hexdigest()[:16]}
-                self._samples[step] = [], arrival
+                self._samples[step] = [], arrivals
 
     def _exchange(self, *, writes: bool = True) -> tuple[dict[int, RankRecord], bool]:
         """Write the own record, read those of the others, and judge; return them, and True if a fault was found."""

@@ -7,11 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from sightline.compute.waits import send
 from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack, has_slices, take_local
+from sightline.workbench.watch.loop import (
+    Found,
+    Loop,
+    Monitor,
+    OptimizerTrack,
+    has_slices,
+    stack_numbers,
+    take_local,
+)
 
 _LOW_RATE, _MAX_SLICE = 0.01, 256
 _MIN_LOW = 50
@@ -211,11 +219,13 @@ class AverageMonitor(Monitor):
         common = [name for name in first if name in own and own[name].shape == first[name].shape]
         if average.training or not common or loop.step < _NUM_MOVED:
             return
-        is_still = torch.stack([(now[name] == first[name]).all() for name in common]).all()
-        has_moved = torch.stack([(own[name] != first[name]).any() for name in common]).any()
+        is_still = stack_numbers([(now[name] == first[name]).all() for name in common]).all()
+        moves = [(own[name] != send(first[name], own[name].device)).any() for name in common]
+        has_moved = stack_numbers(moves).any()
         weights = zip(take_slices(average), self._weights[id(average)], strict=True)
-        has_begun = torch.stack([(own != first).any() for own, first in weights]).any()
-        yield from loop.reader.read((is_still & has_moved & has_begun).float(), partial(_judge_statistics, common))
+        has_begun = stack_numbers([(own != first).any() for own, first in weights]).any()
+        is_stale = stack_numbers([is_still, has_moved, has_begun]).all()
+        yield from loop.reader.read(is_stale.float(), partial(_judge_statistics, common))
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if loop.step == _NUM_IDLE_OF_AVERAGE:  # some are updated after each epoch, or begin after a warm-up
@@ -231,7 +241,7 @@ class AverageMonitor(Monitor):
         for average, first in averages:
             change = [(now != before).any() for now, before in zip(take_slices(average), first, strict=True)]
             if change:
-                yield from loop.reader.read(torch.stack(change).any().float(), _judge_average)
+                yield from loop.reader.read(stack_numbers(change).any().float(), _judge_average)
 
 
 class LoadMonitor(Monitor):

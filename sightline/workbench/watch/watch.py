@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves
+from sightline.engine.watchdog import describe_failed_kernel
 from sightline.instrument import (
     hang,
     hang_on_load,
@@ -263,14 +264,18 @@ class Watch:
             for judge in tuple(self._by_event[event]):
                 try:
                     self._take(judge(self._loop, *subject))
-                except Exception:  # noqa: BLE001 - the loop is the user's, and must not end by an observer
-                    self._switch_off(judge.__self__)
+                except Exception as error:  # noqa: BLE001 - the loop is the user's, and must not end by an observer
+                    self._switch_off(judge.__self__, error)
 
-    def _switch_off(self, monitor: Monitor) -> None:
-        """Go on without a monitor that fails: the loop is the user's, and must not end by it."""
-        name = type(monitor).__name__
-        logger.warning(
-            "watch-failed: %s failed, and is switched off", name, exc_info=True, extra={"code": "watch-failed"}
+    def _switch_off(self, monitor: Monitor, error: Exception) -> None:
+        """Go on without a monitor that fails: the loop is the user's, and must not end by it.
+
+        After a failed kernel every use of the GPU fails, that of the loop, too, which ends by the error itself.
+        """
+        is_lost = isinstance(error, RuntimeError) and describe_failed_kernel(error) is not None
+        name, level = type(monitor).__name__, logging.DEBUG if is_lost else logging.WARNING
+        logger.log(
+            level, "watch-failed: %s failed, and is switched off", name, exc_info=True, extra={"code": "watch-failed"}
         )
         for judges in self._by_event.values():
             judges[:] = [judge for judge in judges if judge.__self__ is not monitor]
