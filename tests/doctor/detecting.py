@@ -34,6 +34,7 @@ NEW = (
 SMALL = (
     *("data.train_size=24", "data.validation_size=2", "data.test_size=2"),
     *("model.backbone.width=8", "model.neck.width=32"),
+    *("train.precision=float32", "model.channels_last=false"),  # on every machine
 )
 Patch = pytest.MonkeyPatch
 READ = SyntheticCrowds.__getitem__
