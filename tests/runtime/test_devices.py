@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import sightline
 from sightline.contract import pytree
 from sightline.workbench.watch import loop, passes, ranks
+from tests.runtime import planted_loops
 from tests.waits import counted_waits
 
 _GPU, _NUM_STEPS = "meta", 12
@@ -51,6 +52,44 @@ def test_numbers_of_a_gpu_are_read_once_its_own_queue_is_done(monkeypatch: pytes
         call = loop.ForwardCall(nn.Identity(), ((values,), {}), {}, has_gradient=True)
         ranks.RankMonitor(state, board, lambda found: None).on_forward(state, call)
     assert Event.marked == [torch.device("cuda:1")] * 2
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers arrive when the next update begins, as those of a GPU do."""
+    monkeypatch.setattr(torch, "Event", Arrived)
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: device)
+    monkeypatch.setattr(loop.Reader, "is_late", lambda reader, value: True)
+
+
+class Arrived(Event):
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
+
+
+_READ = {"non-finite", "constant-output", "large-update", "no-update", "dead-units", "ema", "skipped-updates"}
+
+
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize("name", [name for name, plant in planted_loops.PLANTS.items() if plant.code in _READ])
+def test_a_bug_whose_numbers_arrive_late_has_the_same_cause(name: str) -> None:
+    """By then weights may be NaN, which a later pass would be blamed for, and the loop may have ended."""
+    torch.manual_seed(0)
+    plant = planted_loops.PLANTS[name]
+    findings = plant.run().findings
+    assert [(each.code, each.cause) for each in findings[:1]] == [(plant.code, plant.cause)]
+    assert (findings[0].where.step or 0) <= plant.step or plant.step == 0
+
+
+@pytest.mark.usefixtures("late")
+def test_a_layer_is_not_searched_with_weights_that_a_late_number_has_spoilt() -> None:
+    torch.manual_seed(0)
+    finding = planted_loops.train(planted_loops.Overflow(), bisect=True).findings[0]
+    assert finding.evidence["stage"] == "forward"
+    assert "layer" not in finding.evidence
 
 
 @pytest.fixture

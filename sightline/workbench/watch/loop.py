@@ -136,10 +136,14 @@ class Reader:
         self._loop = loop
         self._waiting: deque[tuple[Tensor, Any, Judge, int]] = deque()
 
+    def is_late(self, value: Tensor) -> bool:
+        """Return True if a number arrives after this step: that of a GPU."""
+        return value.device.type != "cpu"
+
     def read(self, value: Tensor, judge: Judge) -> Iterable[Found]:
         """Judge a number (0-d) now, or let `poll` do it later."""
         value = value.detach()
-        if value.device.type == "cpu":
+        if not self.is_late(value):
             return judge(float(value))
         copied = value.to("cpu", non_blocking=True)
         self._waiting.append((copied, record_event(value.device), judge, self._loop.step + 1))
@@ -287,3 +291,10 @@ class PollMonitor(Monitor):
 
     def on_end(self, loop: Loop) -> Iterable[Found]:
         return loop.reader.poll(waits=True)
+
+
+class LastPollMonitor(Monitor):
+    """Numbers that other monitors ask a device for at the end, after the last step."""
+
+    def on_end(self, loop: Loop) -> Iterable[Found]:
+        return ((rule, dataclasses.replace(fault, step=None)) for rule, fault in loop.reader.poll(waits=True))

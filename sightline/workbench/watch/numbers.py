@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sightline.compute.waits import send_list
 from sightline.contract.pytree import dense_leaves
@@ -17,6 +18,7 @@ from sightline.workbench.check.checks.optimiser.non_finite import non_finite
 from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import (
+    ForwardCall,
     Found,
     Loop,
     Monitor,
@@ -37,8 +39,21 @@ _MAX_ROUNDED, _NUM_ROUNDED = 0.5, 4
 _NUM_CLIPPED, _MIN_CLIPPING = 3, 1e-3
 
 
+@dataclass(frozen=True)
+class UpdateNumbers:
+    """What an update has seen, until its numbers are read: on a GPU, the next pass has begun by then.
+
+    `gradients` are the parameters whose `norms` (n,) are kept; None where the gradients are still those of the update.
+    """
+
+    call: ForwardCall | None
+    loss: Tensor | None
+    gradients: Sequence[nn.Parameter] | None = None
+    norms: Tensor | None = None
+
+
 class FiniteMonitor(Monitor):
-    """Loss, and gradients that an update uses, are finite; `keep` is called with the step that is not."""
+    """Loss, and gradients that an update uses, are finite; `explain` is called with the update that is not."""
 
     def __init__(self, explain: Any) -> None:
         self._explain = explain
@@ -53,23 +68,27 @@ class FiniteMonitor(Monitor):
             return
         if all(parameter.grad is None for parameter in track.parameters.values()):  # cleared: nothing is used
             return
-        if track.is_sampled(loop.every):
-            gradients = [g for g in track.gradients.values() if g.layout is torch.strided]
-        else:
-            gradients = [g for p in track.small if (g := p.grad) is not None and g.layout is torch.strided]
+        read = track.parameters.values() if track.is_sampled(loop.every) else track.small
+        judged = [p for p in read if p.grad is not None and p.grad.layout is torch.strided]
+        gradients = [g for p in judged if (g := p.grad) is not None]
         values = [norm.float() for norm in torch._foreach_norm(gradients)] if gradients else []
-        track.norm = stack_numbers(values).max() if values else None
+        norms = stack_numbers(values) if values else None
+        track.norm = None if norms is None else norms.max()
         if loop.loss is not None and loop.loss.is_floating_point():
             values.append(loop.loss.float().sum().nan_to_num(math.nan, 0.0, 0.0))  # a scaled loss may be infinite
         if not values:
             return
 
+        total = stack_numbers(values).sum()
+        late = (judged, norms) if loop.reader.is_late(total) else ()
+        numbers = UpdateNumbers(loop.call, loop.loss, *late)
+
         def judge(value: float) -> Iterator[Found]:
             if not math.isfinite(value) and not self._is_found:
                 self._is_found = True
-                yield non_finite, self._explain(loop, track)
+                yield non_finite, self._explain(track, numbers)
 
-        yield from loop.reader.read(stack_numbers(values).sum(), judge)
+        yield from loop.reader.read(total, judge)
 
 
 class ClipMonitor(Monitor):
@@ -103,10 +122,10 @@ class ClipMonitor(Monitor):
             )
 
 
-def locate_non_finite(loop: Loop, track: OptimizerTrack) -> Fault:
+def locate_non_finite(track: OptimizerTrack, numbers: UpdateNumbers) -> Fault:
     """Say from what the step has left where its first number that is not finite is: inputs, outputs, loss, gradient."""
-    loss = math.nan if loop.loss is None else float(loop.loss.double().sum())
-    call = loop.call
+    loss = math.nan if numbers.loss is None else float(numbers.loss.double().sum())
+    call = numbers.call
     for kind, tree in (
         ("input", None if call is None else call.inputs),
         ("output", None if call is None else call.outputs),
@@ -127,14 +146,19 @@ def locate_non_finite(loop: Loop, track: OptimizerTrack) -> Fault:
                 )
     if not math.isfinite(loss):
         return _diagnose("loss", loss=loss, evidence={"stage": "loss"})
-    affected = [name for name, g in track.gradients.items() if not bool(g.isfinite().all())]
+    if numbers.gradients is None or numbers.norms is None:
+        affected, total = [n for n, g in track.gradients.items() if not bool(g.isfinite().all())], len(track.gradients)
+    else:
+        names = {id(parameter): name for name, parameter in track.parameters.items()}
+        pairs = zip(numbers.gradients, numbers.norms.isfinite().tolist(), strict=True)
+        affected, total = [names[id(p)] for p, is_finite in pairs if not is_finite], len(numbers.gradients)
     last = affected[-1] if affected else None
     return _diagnose(
         "gradient",
         place=f", last in '{last}' in the order of the layers" if last else "",
         loss=loss,
         bad=len(affected),
-        total=len(track.gradients),
+        total=total,
         param=last,
         layer=(last or "").rpartition(".")[0] or None,
         evidence={"stage": "backward"},

@@ -28,10 +28,24 @@ from sightline.workbench.check.core.finding import Fault, Finding, merge_finding
 from sightline.workbench.watch.bisection import Search, prepare_search
 from sightline.workbench.watch.gradients import LeakMonitor, OrderMonitor, ReachMonitor
 from sightline.workbench.watch.kept_weights import CopyMonitor, PruneMonitor
-from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, PollMonitor
+from sightline.workbench.watch.loop import (
+    ForwardCall,
+    Found,
+    LastPollMonitor,
+    Loop,
+    Monitor,
+    OptimizerTrack,
+    PollMonitor,
+)
 from sightline.workbench.watch.lost_gradients import LostMonitor, SkipMonitor, trace_calls
 from sightline.workbench.watch.modes import ModeMonitor
-from sightline.workbench.watch.numbers import ClipMonitor, FiniteMonitor, UpdateMonitor, locate_non_finite
+from sightline.workbench.watch.numbers import (
+    ClipMonitor,
+    FiniteMonitor,
+    UpdateMonitor,
+    UpdateNumbers,
+    locate_non_finite,
+)
 from sightline.workbench.watch.overlaps import OverlapMonitor
 from sightline.workbench.watch.passes import LossMonitor, OutputMonitor, PartMonitor, SplitMonitor
 from sightline.workbench.watch.ranks import start_monitor
@@ -106,6 +120,7 @@ class Watch:
             AverageMonitor(averages),
             CopyMonitor(),
             PruneMonitor(),
+            LastPollMonitor(),
         ]
         self._by_event = {
             event: [getattr(monitor, event) for monitor in self._monitors if event in vars(type(monitor))]
@@ -297,11 +312,15 @@ class Watch:
         if self._receive is not None:
             self._receive(finding)
 
-    def _explain_non_finite(self, loop: Loop, track: OptimizerTrack) -> Fault:
-        """Locate a number that is not finite; of a forward pass, search its layer now, or at the end."""
-        fault = locate_non_finite(loop, track)
-        if fault.evidence["stage"] == "forward" and loop.call is not None:
-            search = prepare_search(loop.call)
+    def _explain_non_finite(self, track: OptimizerTrack, numbers: UpdateNumbers) -> Fault:
+        """Locate a number that is not finite; of a forward pass, search its layer now, or at the end.
+
+        Weights that are no longer finite, as those of a GPU may be, lead to no layer.
+        """
+        fault = locate_non_finite(track, numbers)
+        is_whole = all(bool(p.isfinite().all()) for p in track.parameters.values())
+        if fault.evidence["stage"] == "forward" and numbers.call is not None and is_whole:
+            search = prepare_search(numbers.call)
             if self._bisects:
                 return search() or fault
             self._search = search
