@@ -17,8 +17,10 @@ import pytest
 import torch
 from torch import nn
 
+from sightline.compute.geometry.neighbours import nearest_neighbours
 from sightline.compute.layers.range_image import MeanPool2d
 from sightline.compute.waits import send
+from tests.devices import rounded_to
 from tests.recipe_steps import RECIPES, SmallStep
 
 _MAX_DIFFERENCE = 2e-3
@@ -114,6 +116,14 @@ def test_values_have_arrived_when_the_host_has_them(size: int) -> None:
     for _ in range(50):
         product = product @ factor
     assert torch.equal(send(product, torch.device("cpu")), 3 * torch.eye(size))
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"] if torch.cuda.is_available() else [])
+def test_neighbours_are_those_of_a_cpu_whatever_is_rounded(precision: str) -> None:
+    points = torch.randn(2, 500, 32, generator=torch.Generator().manual_seed(0))
+    with rounded_to(precision, torch.backends.cuda.matmul):
+        found = nearest_neighbours(points.cuda(), num_neighbours=9)
+    assert torch.equal(found.cpu(), nearest_neighbours(points, num_neighbours=9))
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.instrument.float64 import Float32Draws
-from sightline.instrument.formats import FORMATS
+from sightline.instrument.formats import FORMATS, is_tf32_allowed
 from tests.compare.steps import compared, guilty
+from tests.devices import rounded_to
 
 
 def generator() -> torch.Generator:
@@ -36,6 +39,14 @@ def test_zero_stays_zero_and_signs_are_drawn() -> None:
 def test_the_unit_of_the_largest() -> None:
     assert FORMATS[torch.float32].unit_of_largest(torch.tensor([0.5, -6.0, torch.inf])) == np.spacing(np.float32(6.0))
     assert FORMATS[torch.bfloat16].unit_of_largest(torch.tensor([1.0])) == 2.0**-7
+
+
+@pytest.mark.parametrize(("backend", "operators"), [(torch.backends.cudnn, "conv"), (torch.backends.cuda, "matmul")])
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_tf32_is_known_by_the_newer_switch(backend: Any, operators: str, precision: str) -> None:
+    """Once it is set, torch refuses to read the older one."""
+    with rounded_to(precision, getattr(backend, operators, None)):
+        assert is_tf32_allowed(backend, operators) is (precision == "tf32")
 
 
 class Noisy(nn.Module):
