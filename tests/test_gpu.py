@@ -22,6 +22,7 @@ from sightline.compute.layers.range_image import MeanPool2d
 from sightline.compute.waits import send
 from tests.devices import rounded_to
 from tests.recipe_steps import RECIPES, SmallStep
+from tests.test_devices import CALLS
 
 _MAX_DIFFERENCE = 2e-3
 """Of a mean loss in float32: a GPU adds in another order, and a maximum of nearly equal numbers may be another."""
@@ -116,6 +117,14 @@ def test_values_have_arrived_when_the_host_has_them(size: int) -> None:
     for _ in range(50):
         product = product @ factor
     assert torch.equal(send(product, torch.device("cpu")), 3 * torch.eye(size))
+
+
+@pytest.mark.parametrize("name", CALLS if torch.cuda.is_available() else [])
+def test_numbers_are_those_of_a_cpu(name: str) -> None:
+    function, inputs = CALLS[name]
+    found = function(*(tensor.cuda() for tensor in inputs))
+    assert found.is_cuda
+    torch.testing.assert_close(found.cpu(), function(*inputs))
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"] if torch.cuda.is_available() else [])
