@@ -73,6 +73,29 @@ def test_a_network_that_draws_equals_itself() -> None:
         assert guilty(compared(model, broken, batch)) != []
 
 
+def test_a_network_that_draws_on_a_gpu_equals_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its generator is stood in for by a number, which every draw raises."""
+    drawn = [0]
+    stand_ins = {
+        "is_initialized": lambda: True,
+        "current_device": lambda: 0,
+        "get_rng_state": lambda *device: torch.tensor(drawn[0]),
+        "set_rng_state": lambda state, *device: drawn.__setitem__(0, int(state)),
+    }
+
+    class Drawing(nn.Linear):
+        def forward(self, points: Tensor) -> Tensor:
+            drawn[0] += 1
+            return super().forward(points) * drawn[0]
+
+    for name, function in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    model = Drawing(3, 8)
+    rows = compared(model, model, {"points": torch.randn(4, 3)})
+    assert guilty(rows) == []
+    assert [row.deviation.undefined for row in rows] == [0] * len(rows), "each draw is repeated, so all is judged"
+
+
 def test_float64_draws_what_float32_draws() -> None:
     for draw in (torch.randn_like, torch.rand_like, lambda values: values.clone().normal_(), torch.bernoulli):
         given = torch.full((5, 40), 0.5)
