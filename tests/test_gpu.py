@@ -17,10 +17,13 @@ import pytest
 import torch
 from torch import nn
 
+from sightline.compute.geometry.neighbours import nearest_neighbours
 from sightline.compute.layers.range_image import MeanPool2d
 from sightline.compute.waits import send
 from sightline.engine.records import preserve_rng_state
+from tests.devices import rounded_to
 from tests.recipe_steps import RECIPES, SmallStep
+from tests.test_devices import CALLS
 
 _MAX_DIFFERENCE = 2e-3
 """Of a mean loss in float32: a GPU adds in another order, and a maximum of nearly equal numbers may be another."""
@@ -125,6 +128,22 @@ def test_the_random_state_of_a_gpu_is_put_back(size: int) -> None:
         with preserve_rng_state():
             drawn.append(torch.rand(size, device="cuda"))
     assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("name", CALLS if torch.cuda.is_available() else [])
+def test_numbers_are_those_of_a_cpu(name: str) -> None:
+    function, inputs = CALLS[name]
+    found = function(*(tensor.cuda() for tensor in inputs))
+    assert found.is_cuda
+    torch.testing.assert_close(found.cpu(), function(*inputs))
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"] if torch.cuda.is_available() else [])
+def test_neighbours_are_those_of_a_cpu_whatever_is_rounded(precision: str) -> None:
+    points = torch.randn(2, 500, 32, generator=torch.Generator().manual_seed(0))
+    with rounded_to(precision, torch.backends.cuda.matmul):
+        found = nearest_neighbours(points.cuda(), num_neighbours=9)
+    assert torch.equal(found.cpu(), nearest_neighbours(points, num_neighbours=9))
 
 
 def main() -> None:

@@ -38,7 +38,8 @@ class ModuleCall:
 
     `inputs` are `(args, kwargs)`; the gradients are those of the tensors of inputs and outputs by path, from this call
     alone. `began` and `ended` are ticks of one clock over all calls. To replay the call: `buffers` are the changed
-    buffers, before and after, `random_state` is that before the call, `format` is the coarsest number format inside.
+    buffers, before and after, `random_state` is that before the call, of the host and of the GPU if one is in use,
+    `format` is the coarsest number format inside.
     `shown` is the name to print if `path` belongs to another network's module.
     """
 
@@ -54,7 +55,7 @@ class ModuleCall:
     ended: int = 0
     format: Format = FORMATS[torch.float64]
     buffers: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    random_state: Tensor | None = None
+    random_state: tuple[Tensor, ...] | None = None
     shown: str = ""
 
     @property

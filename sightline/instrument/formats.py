@@ -72,5 +72,12 @@ def result_format(operator: Any, result: Any) -> Format | None:
 
 def _may_be_tf32(name: str) -> bool:
     if "conv" in name:
-        return bool(torch.backends.cudnn.allow_tf32)
-    return name in ("mm", "addmm", "bmm", "baddbmm") and bool(torch.backends.cuda.matmul.allow_tf32)
+        return is_tf32_allowed(torch.backends.cudnn, "conv")
+    return name in ("mm", "addmm", "bmm", "baddbmm") and is_tf32_allowed(torch.backends.cuda, "matmul")
+
+
+def is_tf32_allowed(backend: Any, operators: str) -> bool:
+    """Return True if a GPU may round factors of these operators to TF32, by whichever switch the user chose."""
+    switch = getattr(backend, operators, backend)
+    precision = getattr(switch, "fp32_precision", None)  # None: torch before 2.9, which has the other switch alone
+    return bool(switch.allow_tf32) if precision is None else precision == "tf32"

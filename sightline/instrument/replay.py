@@ -422,6 +422,9 @@ def _restore_random_state(call: ModuleCall) -> Iterator[None]:
     if call.random_state is None:
         yield
         return
-    with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(call.random_state)
+    of_host, *of_gpu = call.random_state
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if of_gpu else []):
+        torch.set_rng_state(of_host)
+        for state in of_gpu:
+            torch.cuda.set_rng_state(state)
         yield

@@ -16,11 +16,12 @@ from sightline.contract.errors import UserError
 from sightline.engine.device import Precision
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.workbench.compare.comparison import ComparisonSubject, bisect_layers, compare_networks
-from sightline.workbench.compare.report import MatrixCell, cells, run_cell
+from sightline.workbench.compare.report import MatrixCell, _set_tf32, cells, run_cell
 from sightline.workbench.compare.steps import LossTrace, losses_over_steps, trace_losses
 from sightline.workbench.compare.variants import ModelVariant, backend_settings, deterministic_copy
 from sightline.workbench.describe.memory import first_samples
 from tests.cases import run_each
+from tests.devices import rounded_to
 from tests.runs.small import small_run
 
 CPU = torch.device("cpu")
@@ -100,6 +101,17 @@ def test_a_cell_of_the_matrix(subject: ComparisonSubject) -> None:
     assert outcome.losses == dict(enumerate(losses))
     assert outcome.peak_bytes == 5
     assert outcome.to_dict()["status"] == "ran"
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_a_cell_leaves_the_users_switches(precision: str) -> None:
+    """The newer ones of TF32: once they are set, torch refuses to read the older ones."""
+    switches = torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None)
+    with rounded_to(precision, *switches):
+        for is_on, inside in ((True, "tf32"), (False, "ieee"), (None, precision)):
+            with _set_tf32(is_on):
+                assert [switch.fp32_precision for switch in switches] == [inside, inside]
+            assert [switch.fp32_precision for switch in switches] == [precision, precision]
 
 
 def test_a_cell_that_cannot_be_run_is_not_passed(subject: ComparisonSubject) -> None:

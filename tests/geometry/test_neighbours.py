@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from sightline.compute.geometry import neighbour_kernels, neighbours
-from sightline.compute.geometry.distances import paired_squared_distances, squared_distances
+from sightline.compute.geometry.distances import distance_scores, paired_squared_distances, squared_distances
 from sightline.compute.geometry.neighbour_kernels import neighbours_by_product, neighbours_by_tree
 from sightline.compute.geometry.neighbours import (
     gather_points,
@@ -21,6 +21,7 @@ from sightline.compute.geometry.neighbours import (
     scale_num_neighbours,
 )
 from tests.cases import run_each
+from tests.devices import OTHER, other_device, rounded_to
 from tests.geometry.threads import with_one_and_two_threads
 from tests.golden_parity import load_golden
 
@@ -270,6 +271,14 @@ def test_products_in_reduced_precision_are_not_relied_on(monkeypatch: pytest.Mon
         np.testing.assert_array_equal(nearest_neighbours(points, num_neighbours=9), by_numpy(points, points, 9))
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(("precision", "is_relied_on"), [("ieee", True), ("tf32", False)])
+def test_products_that_a_gpu_rounds_are_not_relied_on(precision: str, is_relied_on: bool) -> None:
+    """By the newer switch; once it is set, torch refuses to read the older ones."""
+    with rounded_to(precision, torch.backends.cuda.matmul), other_device():
+        points = torch.randn(1, 100, 32).to(OTHER)
+        assert (distance_scores(points, points) is not None) is is_relied_on
 
 
 @pytest.mark.parametrize("num_channels", [3, 16])

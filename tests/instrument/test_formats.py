@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.instrument.float64 import Float32Draws
-from sightline.instrument.formats import FORMATS
+from sightline.instrument.formats import FORMATS, is_tf32_allowed
 from tests.compare.steps import compared, guilty
+from tests.devices import rounded_to
 
 
 def generator() -> torch.Generator:
@@ -38,6 +41,14 @@ def test_the_unit_of_the_largest() -> None:
     assert FORMATS[torch.bfloat16].unit_of_largest(torch.tensor([1.0])) == 2.0**-7
 
 
+@pytest.mark.parametrize(("backend", "operators"), [(torch.backends.cudnn, "conv"), (torch.backends.cuda, "matmul")])
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_tf32_is_known_by_the_newer_switch(backend: Any, operators: str, precision: str) -> None:
+    """Once it is set, torch refuses to read the older one."""
+    with rounded_to(precision, getattr(backend, operators, None)):
+        assert is_tf32_allowed(backend, operators) is (precision == "tf32")
+
+
 class Noisy(nn.Module):
     """Draws in training, in ways that dropout's switch does not reach."""
 
@@ -60,6 +71,29 @@ def test_a_network_that_draws_equals_itself() -> None:
         batch = {"points": torch.randn(4, 3)}
         assert guilty(compared(model, model, batch)) == []
         assert guilty(compared(model, broken, batch)) != []
+
+
+def test_a_network_that_draws_on_a_gpu_equals_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its generator is stood in for by a number, which every draw raises."""
+    drawn = [0]
+    stand_ins = {
+        "is_initialized": lambda: True,
+        "current_device": lambda: 0,
+        "get_rng_state": lambda *device: torch.tensor(drawn[0]),
+        "set_rng_state": lambda state, *device: drawn.__setitem__(0, int(state)),
+    }
+
+    class Drawing(nn.Linear):
+        def forward(self, points: Tensor) -> Tensor:
+            drawn[0] += 1
+            return super().forward(points) * drawn[0]
+
+    for name, function in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    model = Drawing(3, 8)
+    rows = compared(model, model, {"points": torch.randn(4, 3)})
+    assert guilty(rows) == []
+    assert [row.deviation.undefined for row in rows] == [0] * len(rows), "each draw is repeated, so all is judged"
 
 
 def test_float64_draws_what_float32_draws() -> None:

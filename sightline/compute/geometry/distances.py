@@ -83,12 +83,11 @@ def _score_slack(reach: Tensor, num_channels: int) -> Tensor | None:
 
 def _products_are_exact(points: Tensor) -> bool:
     """Return True if matrix products use the full precision of their dtype: users may allow TF32 for float32."""
-    if points.device.type != "cpu":
-        return torch.get_float32_matmul_precision() == "highest" and not torch.backends.cuda.matmul.allow_tf32
-    matmul = getattr(torch.backends.mkldnn, "matmul", None)
-    if matmul is None:  # torch before 2.9
+    backend = torch.backends.mkldnn if points.device.type == "cpu" else torch.backends.cuda
+    precision = getattr(getattr(backend, "matmul", None), "fp32_precision", None)
+    if precision is None:  # torch before 2.9
         return torch.get_float32_matmul_precision() == "highest"
-    return matmul.fp32_precision in ("none", "ieee")
+    return precision in ("none", "ieee")
 
 
 def upcast_for_comparison(values: Tensor) -> Tensor:

@@ -303,7 +303,7 @@ def _query_balls_in_graph(points: Tensor, centres: Tensor, radius: float, num_ne
     """Query balls in operations that a graph can record for any number of points."""
     squared_distances_BMN = squared_distances(centres.permute(2, 0, 1), points.permute(2, 0, 1))
     num_points = points.shape[1]
-    place = torch.where(squared_distances_BMN <= radius * radius, torch.arange(num_points), num_points)
+    place = torch.arange(num_points, device=points.device).where(squared_distances_BMN <= radius * radius, num_points)
     filled = torch.nn.functional.pad(place, (0, num_neighbours), value=num_points)  # there may be fewer
     index = filled.topk(num_neighbours, dim=-1, largest=False, sorted=True).values
     return torch.where(index == num_points, index[..., :1], index)

@@ -196,7 +196,7 @@ def crop_depth(depth_mm: Tensor, placement: CropPlacement, *, size: int) -> Tens
     of the side: -1 if it is in front of the cube, 1 if it is behind, unmeasured or outside.
     """
     reference, half = placement.reference_mm, placement.side_mm[:, None, None] / 2
-    steps = (torch.arange(size, dtype=torch.float64) + 0.5) / size * 2 - 1
+    steps = (torch.arange(size, dtype=torch.float64, device=depth_mm.device) + 0.5) / size * 2 - 1
     middle = project_points(reference, placement.camera)
     along, down = torch.meshgrid(steps, steps, indexing="xy")
     wide, high = (half * placement.camera[:, axis, None, None].abs() / reference[:, 2, None, None] for axis in (0, 1))

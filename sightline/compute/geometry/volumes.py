@@ -56,7 +56,7 @@ def gaussian_heatmaps(
 
 def gaussian_heatmaps_reference(joints: Tensor, *, cells: int, sigma: float = 1.7, middle: float = 0.5) -> Tensor:
     """Reference of `gaussian_heatmaps`: joints (B, J, 3) -> (B, J, V, V, V) float64, one exponential per cell."""
-    centres = torch.arange(cells, dtype=torch.float64) + middle
+    centres = torch.arange(cells, dtype=torch.float64, device=joints.device) + middle
     grid = torch.stack(torch.meshgrid(centres, centres, centres, indexing="ij"), dim=-1)
     squared = ((grid - joints.double()[:, :, None, None, None]) ** 2).sum(dim=-1)
     return torch.exp(-squared / (2 * sigma**2))
@@ -69,7 +69,7 @@ def one_hot_heatmaps(joints: Tensor, *, cells: int) -> Tensor:
     variant of the PyTorch port of V2V-PoseNet, after Sun et al. 2018, Integral human pose regression.
     """
     clipped = joints.double().clamp(0, cells - 2)
-    offset = torch.arange(cells, dtype=torch.float64) - clipped[..., None]
+    offset = torch.arange(cells, dtype=torch.float64, device=joints.device) - clipped[..., None]
     x, y, z = (1 - offset.abs()).clamp_min(0).unbind(2)
     return (x[..., :, None, None] * y[..., None, :, None] * z[..., None, None, :]).float()
 
@@ -107,7 +107,7 @@ def peaks(heatmaps: Tensor) -> Tensor:
 
 def _axis_factors(joints: Tensor, cells: int, sigma: float, middle: float) -> Tensor:
     """Compute the Gaussian factor of each axis: (B, J, 3, V) float64."""
-    centres = torch.arange(cells, dtype=torch.float64) + middle
+    centres = torch.arange(cells, dtype=torch.float64, device=joints.device) + middle
     return torch.exp(-((centres - joints.double()[..., None]) ** 2) / (2 * sigma**2))
 
 
@@ -293,8 +293,8 @@ class CubePlacement:
     def identity(cls, reference_mm: Tensor, *, cube_mm: float, size: int, original: int | None = None) -> CubePlacement:
         """Build placements without augmentation around `reference_mm` (B, 3), in float64."""
         original = original_size(size) if original is None else original
-        ones = torch.ones(len(reference_mm), dtype=torch.float64)
-        shift = torch.full((len(reference_mm), 3), (original - size) / 2, dtype=torch.float64)
+        ones = torch.ones(len(reference_mm), dtype=torch.float64, device=reference_mm.device)
+        shift = torch.full((len(reference_mm), 3), (original - size) / 2, dtype=torch.float64, device=ones.device)
         return cls(reference_mm.double(), ones, torch.zeros_like(ones), shift, float(cube_mm), size, original)
 
     @classmethod
@@ -376,7 +376,7 @@ def occupancy_reference(voxels: Tensor, is_point: Tensor, placement: CubePlaceme
     is_inside = is_point & (voxel >= 0).all(dim=-1) & (voxel < size).all(dim=-1)
     x, y, z = voxel[is_inside].long().unbind(-1)
     sample = is_inside.nonzero()[:, 0]
-    volume = torch.zeros(len(voxels), size, size, size)
+    volume = torch.zeros(len(voxels), size, size, size, device=voxels.device)
     volume[sample, x, y, z] = 1.0
     return permute_axes(volume, placement.axes)[:, None]
 
@@ -405,7 +405,7 @@ def permute_axes(volumes: Tensor, axes: Axes) -> Tensor:
 
 def _pixel_points(depth: Tensor, camera: Tensor, placement: CubePlacement) -> tuple[Tensor, Tensor]:
     """Return voxel coordinates (B, P, 3) of every pixel, and a mask (B, P) of measured pixels."""
-    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in depth.shape[1:]), indexing="ij")
+    rows, columns = torch.meshgrid(*(torch.arange(n).to(depth) for n in depth.shape[1:]), indexing="ij")
     fx, fy, u0, v0 = camera.double()[:, :, None, None].unbind(1)
     points = torch.stack([(columns - u0) / fx * depth, (rows - v0) / fy * depth, depth], dim=-1).flatten(1, 2)
     return to_voxels(points, placement), (depth > 0).flatten(1)

@@ -27,7 +27,7 @@ from sightline.engine.device import Precision
 from sightline.engine.optimizers import OptimizerSpec
 from sightline.engine.train import TrainState
 from sightline.instrument import ModuleCall, copy_module
-from sightline.instrument.formats import FORMATS, TF32, Format
+from sightline.instrument.formats import FORMATS, TF32, Format, is_tf32_allowed
 from sightline.instrument.judge import Deviation, max_abs_difference
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.compare.external_model import (
@@ -444,7 +444,7 @@ def _coarsest_format(variant: ModelVariant) -> Format:
     """Return the coarsest number format that a variant computes in."""
     lowered = {"bf16": FORMATS[torch.bfloat16], "fp16": FORMATS[torch.float16]}.get(variant.precision.name)
     if lowered is None and variant.device.type == "cuda" and variant.format.name == "float32":
-        switches = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+        switches = (is_tf32_allowed(torch.backends.cudnn, "conv"), is_tf32_allowed(torch.backends.cuda, "matmul"))
         return TF32 if any(switches) else variant.format
     return lowered or variant.format
 

@@ -107,7 +107,8 @@ class Recorder:
         return detached
 
     def _note_state(self, call: ModuleCall, *_: Any) -> None:
-        call.format, call.random_state = self._base, torch.get_rng_state()
+        of_gpu = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
+        call.format, call.random_state = self._base, (torch.get_rng_state(), *of_gpu)
 
     def _note_buffers(self, call: ModuleCall, module: nn.Module, *_: Any) -> None:
         for name, buffer in module.named_buffers():

@@ -220,10 +220,17 @@ def _measure_peak(run: Callable[[], None], device: torch.device, peak: Peak | No
 @contextlib.contextmanager
 def _set_tf32(is_on: bool | None) -> Iterator[None]:
     """Set the TF32 switches, and restore them afterwards; None leaves them unchanged."""
-    previous = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    if is_on is not None:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = is_on
+    backends: Any = torch.backends
+    matmul, cudnn = backends.cuda.matmul, backends.cudnn
+    older: Any = ([matmul, cudnn], "allow_tf32", is_on)
+    switches, name, value = older
+    if hasattr(matmul, "fp32_precision"):  # from torch 2.9 on: it refuses to read the older once a user set these
+        switches, name, value = [matmul, cudnn.conv, cudnn.rnn], "fp32_precision", "tf32" if is_on else "ieee"
+    previous = [getattr(switch, name) for switch in switches]
     try:
+        for switch in switches if is_on is not None else ():
+            setattr(switch, name, value)
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = previous
+        for switch, before in zip(switches, previous, strict=True):
+            setattr(switch, name, before)

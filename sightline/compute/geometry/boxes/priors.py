@@ -317,7 +317,7 @@ def _first_shapes(sizes: Tensor, count: int, generator: torch.Generator) -> Tens
     chosen = [int(torch.randint(len(sizes), (1,), generator=generator))]
     while len(chosen) < count:
         distance = (1 - shape_overlaps(sizes, sizes[chosen]).amax(dim=1)).clamp(min=0).square()
-        chosen.append(int(torch.multinomial(distance, 1, generator=generator)))
+        chosen.append(int(torch.multinomial(distance.cpu(), 1, generator=generator)))
     return sizes[chosen]
 
 

@@ -240,8 +240,8 @@ def soft_nms_reference(
     boxes: Tensor, scores: Tensor, labels: Tensor, *, limit: float | Tensor, is_linear: bool, min_score: float
 ) -> SuppressionResult:
     """Reference of `soft_nms`, boxes (N, 4) -> indices and scores (K,): a loop over the kept boxes."""
-    scores, remaining, limits = scores.clone(), torch.arange(len(scores)), _expand_limit(limit, boxes)
-    indices, kept_scores = [], []
+    remaining, limits = torch.arange(len(scores), device=scores.device), _expand_limit(limit, boxes)
+    scores, indices, kept_scores = scores.clone(), [], []
     while len(remaining):
         first = scores[remaining].argmax()
         best = remaining[first]
@@ -263,7 +263,7 @@ def soft_nms_reference(
 
 def _expand_limit(limit: float | Tensor, boxes: Tensor) -> Tensor:
     """Expand a limit to each of the boxes (N,), in their dtype."""
-    return torch.as_tensor(limit, dtype=boxes.dtype).expand(len(boxes)).contiguous()
+    return torch.as_tensor(limit, dtype=boxes.dtype, device=boxes.device).expand(len(boxes)).contiguous()
 
 
 __getattr__ = old_names(__name__)
