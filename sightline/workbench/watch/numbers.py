@@ -41,7 +41,7 @@ _NUM_CLIPPED, _MIN_CLIPPING = 3, 1e-3
 
 @dataclass(frozen=True)
 class UpdateNumbers:
-    """What an update has seen, until its numbers are read: on a GPU, the next pass has begun by then.
+    """Pass, loss and gradients of an update, until its numbers are read: on a GPU, the next pass has begun by then.
 
     `gradients` are the parameters whose `norms` (n,) are kept; None where the gradients are still those of the update.
     """
