@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import sightline
 from sightline.contract.errors import UserError
@@ -135,6 +136,15 @@ def test_a_layer_is_searched_at_the_end_where_it_is_not_asked_for() -> None:
     (finding,) = watch.findings
     assert (finding.where.layer, finding.where.sample, finding.where.step) == ("middle", 5, 4)
     assert "float64" in finding.measured
+
+
+def test_weights_that_are_not_finite_from_the_start_lead_to_their_layer() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 4))
+    with torch.no_grad():
+        model[2].weight[1, 3] = torch.nan
+    (finding,) = (each for each in train(model).findings if each.code == "non-finite")
+    assert finding.where.layer == "2"
 
 
 def test_a_finding_names_the_line_of_the_loop(caplog: pytest.LogCaptureFixture) -> None:

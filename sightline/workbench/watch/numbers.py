@@ -51,6 +51,11 @@ class UpdateNumbers:
     gradients: Sequence[nn.Parameter] | None = None
     norms: Tensor | None = None
 
+    @property
+    def is_late(self) -> bool:
+        """True if they are read after the update."""
+        return self.gradients is not None
+
 
 class FiniteMonitor(Monitor):
     """Loss, and gradients that an update uses, are finite; `explain` is called with the update that is not."""

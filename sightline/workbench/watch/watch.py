@@ -315,11 +315,12 @@ class Watch:
     def _explain_non_finite(self, track: OptimizerTrack, numbers: UpdateNumbers) -> Fault:
         """Locate a number that is not finite; of a forward pass, search its layer now, or at the end.
 
-        Weights that are no longer finite, as those of a GPU may be, lead to no layer.
+        A number that arrived late may have spoilt the weights: they no longer lead to the layer.
         """
         fault = locate_non_finite(track, numbers)
-        is_whole = all(bool(p.isfinite().all()) for p in track.parameters.values())
-        if fault.evidence["stage"] == "forward" and numbers.call is not None and is_whole:
+        if numbers.is_late and not all(bool(p.isfinite().all()) for p in track.parameters.values()):
+            return fault
+        if fault.evidence["stage"] == "forward" and numbers.call is not None:
             search = prepare_search(numbers.call)
             if self._bisects:
                 return search() or fault
