@@ -78,6 +78,9 @@ class MeanPool2d(nn.AvgPool2d):
     there, the border is added beforehand.
     """
 
+    def __init__(self, size: int, stride: int | tuple[int, int], padding: int | tuple[int, int]) -> None:
+        super().__init__(size, stride, padding)
+
     def forward(self, image: Tensor) -> Tensor:
         """Pool an image (S, C, H, W) with the arguments of torch's layer."""
         if not image.is_cuda:

@@ -222,10 +222,9 @@ def _set_tf32(is_on: bool | None) -> Iterator[None]:
     """Set the TF32 switches, and restore them afterwards; None leaves them unchanged."""
     backends: Any = torch.backends
     matmul, cudnn = backends.cuda.matmul, backends.cudnn
-    older: Any = ([matmul, cudnn], "allow_tf32", is_on)
-    switches, name, value = older
-    if hasattr(matmul, "fp32_precision"):  # from torch 2.9 on: it refuses to read the older once a user set these
-        switches, name, value = [matmul, cudnn.conv, cudnn.rnn], "fp32_precision", "tf32" if is_on else "ieee"
+    is_newer = hasattr(matmul, "fp32_precision")  # from torch 2.9 on; once set, it refuses to read the older
+    switches = [matmul, cudnn.conv, cudnn.rnn] if is_newer else [matmul, cudnn]
+    name, value = ("fp32_precision", "tf32" if is_on else "ieee") if is_newer else ("allow_tf32", is_on)
     previous = [getattr(switch, name) for switch in switches]
     try:
         for switch in switches if is_on is not None else ():
