@@ -139,7 +139,7 @@ def test_numbers_are_those_of_a_cpu(name: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["ieee", "tf32"] if torch.cuda.is_available() else [])
-def test_neighbours_are_those_of_a_cpu_whatever_is_rounded(precision: str) -> None:
+def test_neighbours_are_those_of_a_cpu_with_rounded_products(precision: str) -> None:
     points = torch.randn(2, 500, 32, generator=torch.Generator().manual_seed(0))
     with rounded_to(precision, torch.backends.cuda.matmul):
         found = nearest_neighbours(points.cuda(), num_neighbours=9)

@@ -178,7 +178,7 @@ def test_what_is_on_the_device_already_is_not_read() -> None:
 
 @pytest.mark.parametrize(("origin", "target", "is_free"), [("cpu", "cpu", True), ("cuda", "cpu", False)])
 def test_the_host_waits_for_what_it_is_sent(origin: str, target: str, is_free: bool) -> None:
-    """Values that a device still copies are not yet those of the host: nothing would tell it when they are."""
+    """Values that a device still copies cannot be read, and the host does not learn when they can."""
     sent = []
 
     class Recorder(TorchDispatchMode):

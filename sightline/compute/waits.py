@@ -94,7 +94,7 @@ def deferred_checks() -> Iterator[list[DeviceCheck]]:
 def send(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """Copy values (...) to `device` as `dtype`; those of the host without waiting, and `read_list` knows a few of them.
 
-    Values of another device have arrived when this returns: nothing else would tell the host.
+    Values of another device have arrived when this returns.
     """
     is_of_host = values.device.type == "cpu"
     if device.type == "cuda" and is_of_host:
