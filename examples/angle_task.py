@@ -215,7 +215,7 @@ class AnglePredictor(Predictor[AnglePrediction]):
         return {"upright": path}
 
 
-@check("G38", "one-sided-angles", "preflight", each=surveys, severity="warning", causes=("data.sampling", "data.split"))
+@check("one-sided-angles", "preflight", each=surveys, severity="warning", causes=("data.sampling", "data.split"))
 def one_sided_angles(context: Context, statistics: PartStatistics) -> Fault | None:
     """Angles of a split do not all lie on one side: their mean direction is short.
 

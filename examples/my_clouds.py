@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from sightline import registry
 from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, count_labels
+from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.files.array_files import npz_array
 from sightline.store.prepared.columns import ColumnSpec, SampleRow

@@ -14,11 +14,7 @@ imported before its first use: `import sightline` alone does not even import tor
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-from sightline import aliases
 
 if TYPE_CHECKING:
     from sightline.api import LoadedRun, build_model, compare, evaluate, export, load_data, load_run, score, train_run
@@ -49,7 +45,6 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
-aliases.install()
 
 _API = ("LoadedRun", "build_model", "compare", "evaluate", "export", "load_data", "load_run", "score", "train_run")
 _MODULE_BY_NAME = {name: "sightline.api" for name in _API}
@@ -57,17 +52,6 @@ _MODULE_BY_NAME |= {"check": "sightline.workbench.watch.check", "watch": "sightl
 _MODULE_BY_NAME["list_runs"] = "sightline.runs.run_folders"
 _MODULE_BY_NAME["surrogate_gradient"] = "sightline.compute.surrogates"
 _FACES = {"geometry": "sightline.compute.geometry", "metrics": "sightline.parts.metrics"}
-
-
-class _Package(ModuleType):
-    """This package, whose public functions stay when an old path such as `sightline.compare.steps` is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (isinstance(value, ModuleType) and name in _MODULE_BY_NAME):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

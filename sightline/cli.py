@@ -22,7 +22,7 @@ from sightline.commands.prove import PROVE_COMMANDS
 from sightline.commands.run import COMPRESS_COMMANDS, RUN_COMMANDS
 from sightline.contract.errors import UserError
 from sightline.contract.gc_pause import gc_paused
-from sightline.verbs.terminal import MOVED, describe_move, guard_streams, stdout_failure
+from sightline.verbs.terminal import guard_streams, stdout_failure
 
 SECTIONS = {
     "Run": (*RUN_COMMANDS, *COMPRESS_COMMANDS),
@@ -38,15 +38,9 @@ class _Group(TyperGroup):
     """Group whose help lists commands by section, with whole summaries; `compress RUN` means `compress run RUN`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        is_named = not args or args[0] in (*self.commands, "--help") or f"{self.name} {args[0]}" in MOVED
+        is_named = not args or args[0] in (*self.commands, "--help")
         is_named |= "run" not in self.commands
         return super().parse_args(ctx, args if is_named else ["run", *args])
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return the command of this name. Raises UserError for one of an earlier version, naming the new one."""
-        if message := describe_move(f"{ctx.info_name} {cmd_name}" if ctx.parent is not None else cmd_name):
-            raise UserError(message)
-        return super().get_command(ctx, cmd_name)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the commands by section; those of a group as one table, in which the group alone is called RUN."""

@@ -262,7 +262,7 @@ def test_members_are_found_wherever_a_class_defines_them() -> None:
 
 
 PLUGIN = """\
-from sightline import registry
+from sightline.contract import registry
 
 
 @registry.{kind}.add("mine")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import ast
 import gc
 import importlib
-import json
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -15,15 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from sightline.aliases import MODULES as MODULES_BY_OLD_PATH
-from sightline.aliases import NAMES
 from sightline.contract.catalogue import load_members
 from sightline.contract.registry import REGISTRIES
 from sightline.workbench.check.suite import all_checks
 from tests.cases import run_each
 from tests.marks import list_long_cases
 from tests.processes import run_program
-from tools import structure, walk, words
 
 PACKAGE = Path(__file__).resolve().parents[1] / "sightline"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -32,7 +27,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # floor, where no room imports another. Nothing outside `areas` imports an area
 # (but the planted faults): registries find their parts by name.
 FLOORS = """
-aliases contract commands compute.numba_kernels compute.surrogates compute.waits config instrument
+contract commands compute.numba_kernels compute.surrogates compute.waits config instrument
 compute.geometry draw
 compute.layers
 parts.losses parts.metrics parts.models parts.transforms
@@ -109,9 +104,6 @@ OTHER_KINDS = {
 }
 """Kinds of parts without a registry, which verbs and tools find by name."""
 NUM_CHECKS = 97
-FIRST_STRICT_COMMIT = "de59d13c"
-"""The house's rule holds for the subjects of the commits after this one."""
-MAX_SUBJECT = 65
 MAX_FILE_LINES = 600
 MAX_BODY_LINES = 80
 
@@ -121,7 +113,11 @@ def module_of(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
-PLAN = walk.Floors(FLOORS)
+def room_of(module: str) -> str:
+    """The room of a module: its longest beginning that stands on a floor."""
+    parts = module.split(".")
+    beginnings = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((beginning for beginning in beginnings if beginning in FLOOR_OF), parts[0])
 
 
 MODULES = {module_of(path): path for path in FILES}
@@ -146,7 +142,7 @@ def imports(trees: dict[Path, ast.Module]) -> dict[str, dict[str, int]]:
 def imports_of(tree: ast.Module) -> dict[str, int]:
     """Every module of the package that a file imports, also inside functions and for types alone, and the line."""
     found: dict[str, int] = {}
-    for node in words.list_nodes(tree):
+    for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sightline":
             names = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -162,7 +158,7 @@ def imports_of(tree: ast.Module) -> dict[str, int]:
 
 
 def test_imports_point_downward(imports: dict[str, dict[str, int]]) -> None:
-    rooms = {module: PLAN.room(module) for module in imports}
+    rooms = {module: room_of(module) for module in imports}
     unknown = set(rooms.values()) - FLOOR_OF.keys() - FOLDERS_OF_ROOMS
     assert not unknown, f"rooms without a floor: {unknown}"
     ground = 0
@@ -178,30 +174,10 @@ def test_imports_point_downward(imports: dict[str, dict[str, int]]) -> None:
     assert not list(upward.values())
 
 
-@run_each("old", MODULES_BY_OLD_PATH)
-def test_modules_are_found_by_their_old_paths(old: str) -> None:
-    module = importlib.import_module(MODULES_BY_OLD_PATH[old])
-    assert importlib.import_module(old) is module
-    assert module.__spec__ is not None
-    assert module.__spec__.name == module.__name__ == MODULES_BY_OLD_PATH[old]
-
-
-def test_the_package_uses_no_old_name(trees: dict[Path, ast.Module]) -> None:
-    old = set(MODULES_BY_OLD_PATH) | {f"{module}.{name}" for module, names in NAMES.items() for name in names}
-    imported = {
-        f"{node.module}.{alias.name}"
-        for tree in trees.values()
-        for node in words.list_nodes(tree)
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    assert not [name for name in imported if name in old or name.rpartition(".")[0] in old]
-
-
 def test_the_package_imports_nothing_of_the_checkout(trees: dict[Path, ast.Module]) -> None:
     """Textbook forms, tools and tests are not in a wheel."""
     outside = {"benchmarks", "tests", "tools"}
-    nodes = [(path, node) for path, tree in trees.items() for node in words.list_nodes(tree)]
+    nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
     imported = [(path, alias.name) for path, node in nodes if isinstance(node, ast.Import) for alias in node.names]
     imported += [(path, node.module or "") for path, node in nodes if isinstance(node, ast.ImportFrom)]
     assert not [(str(path), name) for path, name in imported if name.split(".")[0] in outside]
@@ -241,20 +217,12 @@ def test_folders_files_and_functions_stay_small(trees: dict[Path, ast.Module]) -
         text = path.read_text()
         if text.count("\n") > MAX_FILE_LINES:
             large[str(path)] = text.count("\n")
-        for node in words.list_nodes(trees[path]):
+        for node in ast.walk(trees[path]):
             if isinstance(node, ast.FunctionDef):
                 first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
                 if (node.end_lineno or 0) - first.lineno >= MAX_BODY_LINES:
                     large[f"{path}: {node.name}"] = (node.end_lineno or 0) - first.lineno
     assert not large
-
-
-def test_the_rules_hold_for_the_benchmarks_too() -> None:
-    """They are outside the package, as tests and tools are, and their words and files are the package's."""
-    benchmarks = words.parse_folder(PACKAGE.parent / "benchmarks")
-    offenders = [offender for name in words.LINTS for offender in words.LINTS[name](benchmarks)]
-    assert not offenders
-    assert max(path.read_text().count("\n") for path in benchmarks) <= MAX_FILE_LINES
 
 
 @run_each("kind", COMPONENTS)
@@ -295,9 +263,9 @@ def test_no_check_vanishes() -> None:
 
 def test_the_engine_knows_no_task(imports: dict[str, dict[str, int]]) -> None:
     """Tasks and what wraps them, such as distillation, come from registries."""
-    files = {module: names for module, names in imports.items() if PLAN.room(module) == "engine"}
+    files = {module: names for module, names in imports.items() if room_of(module) == "engine"}
     assert files
-    assert not [module for module, names in files.items() if "parts.tasks" in map(PLAN.room, names)]
+    assert not [module for module, names in files.items() if "parts.tasks" in map(room_of, names)]
 
 
 def test_only_one_module_knows_processes() -> None:
@@ -315,7 +283,7 @@ def test_only_one_module_knows_which_process_is_first() -> None:
 
 def forwards_of(tree: ast.Module) -> list[int]:
     """The lines that run a part of a task's forward pass: `task.prepare(`, `.losses(` or `.assess(`."""
-    calls = [node for node in words.list_nodes(tree) if isinstance(node, ast.Call)]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return [
         call.lineno
         for call in calls
@@ -384,38 +352,3 @@ def test_published_weights_are_read_without_running_them() -> None:
     calls = re.findall(r"torch\.load\([^)]*\)", text)
     assert len(calls) == 1
     assert "weights_only=True" in calls[0]
-
-
-def test_structure_only_gets_simpler(trees: dict[Path, ast.Module]) -> None:
-    """Lines, files, climbs, hooks and refused words may only fall: `python tools/structure.py --accept` records it."""
-    source = structure.Source(PACKAGE, trees, walk.Floors(FLOORS))
-    accepted = json.loads(structure.RECORD.read_text())["figures"]
-    now = structure.count_structure(source)
-    assert not structure.list_rises(accepted, now), "\n".join(structure.describe_rises(accepted, now, source))
-
-
-def test_subjects_of_commits_are_short() -> None:
-    """A clone that lacks the first commit, or whose history was squashed, has nothing to look at."""
-    git = ["git", "-C", str(PACKAGE.parent)]
-    try:
-        known = subprocess.run([*git, "merge-base", "--is-ancestor", FIRST_STRICT_COMMIT, "HEAD"], capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("git is not installed")
-    if known.returncode != 0:
-        pytest.skip(f"no git history since {FIRST_STRICT_COMMIT}")
-    log = [*git, "log", "--no-merges", "--format=%h %s", f"{FIRST_STRICT_COMMIT}..HEAD"]
-    lines = subprocess.run(log, check=True, capture_output=True, text=True).stdout.splitlines()
-    assert not [line for line in lines if is_refused_subject(line.partition(" ")[2])]
-
-
-def is_refused_subject(subject: str) -> bool:
-    """Return True if a subject is too long, but for the number of a squashed pull request, or is work in progress."""
-    title = re.sub(r" \(#\d+\)$", "", subject)
-    return len(title) > MAX_SUBJECT or re.search(r"\bwip\b", title, re.IGNORECASE) is not None
-
-
-def test_refused_subjects_are_found() -> None:
-    assert [is_refused_subject("x" * length) for length in (MAX_SUBJECT, MAX_SUBJECT + 1)] == [False, True]
-    assert not is_refused_subject("x" * MAX_SUBJECT + " (#1234)")
-    assert not is_refused_subject("Wipe what a broken run left")
-    assert is_refused_subject("WIP: boxes")

@@ -17,7 +17,7 @@ from sightline.workbench.check.context import CHECKS, check
 from tests.command import run_here
 
 HEALTHY = Path(__file__).parent / "broken_configs" / "_healthy.yaml"
-MODEL = '''from sightline import registry
+MODEL = '''from sightline.contract import registry
 
 
 @registry.models.add("{name}")
@@ -151,7 +151,7 @@ def test_annotations_may_name_a_class_inside_of_a_function(tmp_path: Path) -> No
     """Which only Python itself, as it comes to them, can evaluate."""
     text = """
 from typing import TypedDict
-from sightline import registry
+from sightline.contract import registry
 
 def make(name):
     class Width(TypedDict):

@@ -16,7 +16,7 @@ from tests.runs.poses import train_pose
 from tests.runs.segments import make_parts, make_scenes
 from tests.runs.small import SMALL
 
-__all__ = ["DETECT", "RUNS", "copy_run"]
+__all__ = ["DETECT", "RUNS", "break_off", "copy_run", "trained_run"]
 
 CONFIGS = ROOT / "configs"
 DETECT = (
@@ -33,6 +33,25 @@ def train_classify(folder: Path) -> Path:
     words = ("train.epochs=1", "transforms.evaluate=[{name: sample_points, num_points: 24, order: first}]")
     succeed("train", CONFIGS / "classify/synthetic_shapes_pointnet.yaml", *cuts, *words, *_NO_CHECK, folder / "run")
     return folder / "run"
+
+
+def train_plain(folder: Path) -> Path:
+    """PointNet without the networks that align, after two epochs of four steps, with a checkpoint of each."""
+    sizes = ("data.train_size=48", "data.test_size=24", "data.num_points=64", "train.batch_size=8", "train.epochs=2")
+    model = ("model={name: pointnet_plain, embedding: 16}", "losses=[{name: cross_entropy}]")
+    steps = ("optimizer={name: sgd, lr: 0.05}", "train.tail=drop", "evaluate.every=1")
+    saved = ("checkpoint.every=1", "checkpoint.keep_last=2", "log.tensorboard=false")
+    config = CONFIGS / "classify/synthetic_shapes_pointnet.yaml"
+    succeed("train", config, *sizes, *model, *steps, *saved, *_NO_CHECK, folder / "run")
+    return folder / "run"
+
+
+def pack_plain(folder: Path) -> Path:
+    """The run `plain`, searched, trained further with the float one as teacher, and packed."""
+    search = ("--ratio", 0.2, "--calibration", 8, "--bits", "2,4,8", "--method", "uniform", "--device", "cpu")
+    tuning = ("--epochs", 1, "train.steps=2", "checkpoint.keep_last=1", "--batch-norm", 2)
+    succeed("compress", copy_run("plain", folder / "float"), *search, *tuning, "--out", folder / "packed")
+    return folder / "packed"
 
 
 def train_detect(folder: Path) -> Path:
@@ -64,15 +83,17 @@ RUNS: dict[str, Callable[[Path], Path]] = {
     "contrast": train_thin,
     "detect": train_detect,
     "lidar": train_lidar,
+    "packed": pack_plain,
     "parts": make_parts,
+    "plain": train_plain,
     "pose": lambda folder: train_pose(folder / "run"),
     "scenes": make_scenes,
 }
 """Makes a run and what it needs, a plugin for example, in an empty folder; returns the run."""
 
 
-def copy_run(name: str, to: Path) -> Path:
-    """Copy a run, with what is beside it, into a folder; returns the copy of the run."""
+def trained_run(name: str) -> Path:
+    """The run itself, which all tests of a session share: to be read alone."""
     folder = Path(os.environ["SIGHTLINE_TRAINED_RUNS"])  # set by tests/conftest.py
     folder.mkdir(exist_ok=True)
     made = folder / name
@@ -83,5 +104,22 @@ def copy_run(name: str, to: Path) -> Path:
             run = RUNS[name](part)
             (part / "name").write_text(run.name)
             os.rename(part, made)
-    shutil.copytree(made, to, symlinks=True, dirs_exist_ok=True)
-    return to / (to / "name").read_text()
+    return made / (made / "name").read_text()
+
+
+def copy_run(name: str, to: Path) -> Path:
+    """Copy a run, with what is beside it, into a folder; returns the copy of the run."""
+    run = trained_run(name)
+    shutil.copytree(run.parent, to, symlinks=True, dirs_exist_ok=True)
+    return to / run.name
+
+
+def break_off(run: Path) -> None:
+    """Leave a run as it was after its checkpoint before the last."""
+    first, last = sorted((run / "checkpoints").glob("step_*"))
+    shutil.rmtree(last)
+    for link in (run / "checkpoints").glob("*"):
+        if link.is_symlink():
+            link.unlink()
+            link.symlink_to(first.name)
+    (run / "final.json").unlink()

@@ -56,48 +56,19 @@ def parse_component(
     return dataclasses.replace(component, arguments=arguments)
 
 
-RENAMED_CHECKS = {
-    "foreign-hooks": "leftover-hooks",
-    "foreign-image": "mismatched-image",
-    "half-checked": "unverified-layers",
-    "misaligned-views": "mismatched-views",
-    "set-agreement": "dataset-mismatch",
-    "stage-agreement": "pretraining-mismatch",
-}
-"""Old code of a check -> its code, for `checks.skip`."""
-DATA_BEFORE: Mapping[str, Any] = {"split_rule": "sorted"}
-"""Later arguments of data sets, with the value that reproduces the earlier behaviour."""
-
-
 def is_recorded(path: Path) -> bool:
     """Return True if a config file is the recorded one of a run directory."""
     return path.name == "config.yaml" and (path.parent / "facts.json").exists()
 
 
-def apply_renames(config: RunConfig) -> RunConfig:
-    """Convert a recorded config to today's names, with the defaults of its time."""
-    skip = tuple(RENAMED_CHECKS.get(code, code) for code in config.checks.skip)
-    data = restore_data(config.data, config.origins)
-    return dataclasses.replace(config, checks=dataclasses.replace(config.checks, skip=skip), data=data)
-
-
-def restore_data(data: ComponentConfig, origins: Mapping[str, SourceLocation]) -> ComponentConfig:
-    """Restore earlier defaults of a data set, and of data sets in it, for arguments that the config lacks.
-
-    A config that is recorded today has every argument.
-    """
-    arguments = {}
-    for name, value in data.arguments.items():
-        where = origins.get(f"{data.location.path}.{name}")
-        is_left_out = where is not None and where.source == DEFAULT
-        arguments[name] = DATA_BEFORE[name] if is_left_out and name in DATA_BEFORE else _restore_within(value, origins)
-    return dataclasses.replace(data, arguments=arguments)
-
-
-def _restore_within(value: Any, origins: Mapping[str, SourceLocation]) -> Any:
-    if isinstance(value, ComponentConfig):
-        return restore_data(value, origins)
-    return tuple(_restore_within(item, origins) for item in value) if isinstance(value, tuple) else value
+def assert_recorded_whole(source: object, origins: Mapping[str, SourceLocation]) -> None:
+    """Raise ConfigError if `source` is the recorded config of a run, which states every argument, and lacks one."""
+    missing = sorted(where.path for where in origins.values() if where.source == DEFAULT)
+    if missing and isinstance(source, Path) and is_recorded(source):
+        raise ConfigError(
+            f"{source}: lacks {missing[0]}, which this version of sightline records; read the run with the version "
+            "that made it (environment.json), or train it again"
+        )
 
 
 MAX_BASES = 8
@@ -144,7 +115,8 @@ def read_config(source: Path | Mapping[str, Any] | RunConfig, overrides: Sequenc
     check_consistency(values, reading.origins, faults)
     faults.raise_any()
     config = RunConfig(**values, origins=reading.origins)
-    return apply_renames(config) if isinstance(source, Path) and is_recorded(source) else config
+    assert_recorded_whole(source, config.origins)
+    return config
 
 
 def _name_components(tree: LocatedValue) -> str:
@@ -168,8 +140,7 @@ def read_sections(
     reading = _SectionReader(faults)
     values = reading.section(RunConfig, LocatedValue(selected, tree.where), "", names)
     faults.raise_any()
-    if "data" in names and isinstance(source, Path) and is_recorded(source):
-        values["data"] = restore_data(values["data"], reading.origins)
+    assert_recorded_whole(source, reading.origins)
     return {name: values[name] for name in names}
 
 
@@ -351,7 +322,9 @@ class _SectionReader:
 
     def _read_weight(self, block: dict[str, LocatedValue], path: str) -> float | LinearRamp | None:
         """Read the weight of a loss, its reserved key: a number, or the mapping of a ramp."""
-        located = block.pop("weight", LocatedValue(1.0, SourceLocation(DEFAULT, path=f"{path}.weight")))
+        located = block.pop("weight", None)
+        if located is None:
+            return 1.0
         self.origins[f"{path}.weight"] = located.where
         if not isinstance(located.value, dict):
             weight, misfits = schema.check_value(NonNegativeFloat, located.plain())

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, NotRequired, TypeAlias
 from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import TypedDict
 
-from sightline.aliases import old_names
 from sightline.contract.schema import Block
 
 Count = Annotated[int, Ge(1), Le(2**31 - 1)]
@@ -72,6 +71,3 @@ class WeightQuantisation(TypedDict):
     bits: NotRequired[Annotated[int, Ge(1), Le(8)]]
     per_channel: NotRequired[bool]
     activation: NotRequired[QuantisedActivation]
-
-
-__getattr__ = old_names(__name__)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sightline.aliases import old_names
 from sightline.contract.errors import ConfigError
 from sightline.contract.members import ModelMembers
 
@@ -91,6 +90,3 @@ def model_output_keys(model: Any, *, owner: str) -> frozenset[str]:
     """Return the output keys of a model: those that it states itself, else those of its `forward`."""
     stated = ModelMembers.output_keys.get(model)
     return declared_outputs(model.forward, owner=owner) if stated is None else stated
-
-
-__getattr__ = old_names(__name__)

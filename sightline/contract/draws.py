@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.aliases import keep_old_members
 from sightline.contract.types import SampleKey
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -17,7 +16,6 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
-@keep_old_members(of_step="shared_by_step")
 class Draws:
     """Random streams, one independent one per sample, drawn for all samples of a batch at once.
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 
-from sightline.aliases import keep_old_keywords, old_names
-
 
 def escape_to_one_line(text: str) -> str:
     """Escape characters that are not printable (line breaks as `\\n`) and bytes that are not UTF-8."""
@@ -19,7 +17,6 @@ _SPACES = "\u00a0\u2009\u202f\u3000"
 """Characters that Python calls not printable, but that are harmless."""
 
 
-@keep_old_keywords(most="max_length")
 def summarise_error(error: BaseException, *, max_length: int = 400) -> str:
     """Format the type of an exception and at most `max_length` characters of its message, in one line."""
     message = " ".join(str(error).split())[:max_length]
@@ -111,6 +108,3 @@ class RunError(RuntimeError):
 
 class LostFolderError(RunError):
     """Run folder that was moved, deleted or taken by another run while this one wrote to it."""
-
-
-__getattr__ = old_names(__name__)

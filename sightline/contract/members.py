@@ -24,19 +24,15 @@ class Member(Generic[T]):
 
     name: str
 
-    def __init__(self, meaning: str, *, absent: T, old_name: str | None = None) -> None:
+    def __init__(self, meaning: str, *, absent: T) -> None:
         self.meaning = meaning
         self.absent = absent
-        self.old_name = old_name
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
     def get(self, component: object) -> T:
         """Return the member of a component, or of a class; `absent` if it has none."""
-        if self.old_name is not None and not hasattr(component, self.name):
-            former: T = getattr(component, self.old_name, self.absent)
-            return former
         member: T = getattr(component, self.name, self.absent)
         return member
 
@@ -49,18 +45,14 @@ class DataMembers:
 
     get_batch: Member[Function] = Member("`get_batch(keys)`: a whole batch at once, of a set in memory", absent=None)
     collate: Member[Function] = Member("`collate(samples)`: the batch, with every key of `info.fields`", absent=None)
-    sample_name: Member[Function] = Member(
-        "`sample_name(index)`: the name of a sample in reports", absent=None, old_name="name_of"
-    )
+    sample_name: Member[Function] = Member("`sample_name(index)`: the name of a sample in reports", absent=None)
     strata: Member[Any] = Member("one class per sample (an array), for stratified splits", absent=None)
     fingerprint: Member[str | None] = Member(
         "text that changes whenever the same arguments and keys may give other samples; features are cached by it",
         absent=None,
     )
     baselines: Member[Mapping[str, Mapping[str, float]]] = Member(
-        "metric → {simple prediction: its figure}, shown next to the metrics of a run",
-        absent=MappingProxyType({}),
-        old_name="yardsticks",
+        "metric → {simple prediction: its figure}, shown next to the metrics of a run", absent=MappingProxyType({})
     )
     duplicates: Member[tuple[tuple[str, ...], ...]] = Member("groups of names whose clouds are equal", absent=())
     pictures: Member[Any] = Member("the rendered views that `image` comes from", absent=None)
@@ -71,9 +63,7 @@ class DataMembers:
     label_map: Member[Any] = Member("of a set of scans: from the ids of label files to its classes", absent=None)
     card: Member[Function] = Member("`card()`, of the class: what `sightline data info` prints", absent=None)
     expected_info: Member[Function] = Member(
-        "`expected_info(*, ...)`, of the class: the `info` of a set that is not prepared yet",
-        absent=None,
-        old_name="promise",
+        "`expected_info(*, ...)`, of the class: the `info` of a set that is not prepared yet", absent=None
     )
 
 
@@ -107,9 +97,7 @@ class AssignerMembers:
     """Optional members of an assigner."""
 
     needs_predictions: Member[bool] = Member(
-        "True if `match` also reads `labels` and the network's predictions, a `PriorPredictions`",
-        absent=False,
-        old_name="needs",
+        "True if `match` also reads `labels` and the network's predictions, a `PriorPredictions`", absent=False
     )
     boxes_per_prior: Member[int] = Member("number of boxes that it assigns to each prior, 1 or 2", absent=1)
     excludes: Member[Collection[str]] = Member(
@@ -122,14 +110,10 @@ class TaskMembers:
 
     predicts: Member[frozenset[str]] = Member("the keys of its predictions, for metrics", absent=frozenset())
     extra_batch_keys: Member[frozenset[str]] = Member(
-        "batch keys that it reads itself, in addition to those of model, losses and metrics",
-        absent=frozenset(),
-        old_name="reads",
+        "batch keys that it reads itself, in addition to those of model, losses and metrics", absent=frozenset()
     )
     context_keys: Member[frozenset[str]] = Member(
-        "the keys that `prepare` computes once per batch, for losses and metrics",
-        absent=frozenset(),
-        old_name="offers",
+        "the keys that `prepare` computes once per batch, for losses and metrics", absent=frozenset()
     )
     vote: Member[Function] = Member("`vote(passes)`: several predictions of one batch as one", absent=None)
     get_priors: Member[Function] = Member(
@@ -149,9 +133,7 @@ class TaskMembers:
         absent=None,
     )
     on_phase_end: Member[Function] = Member(
-        "`on_phase_end(part)`: called after `forward` and `loss`, set by the timer of a step",
-        absent=None,
-        old_name="lap",
+        "`on_phase_end(part)`: called after `forward` and `loss`, set by the timer of a step", absent=None
     )
     evaluation_arguments: Member[frozenset[str]] = Member(
         "constructor arguments that change evaluation alone, so that `evaluate RUN task.NAME=` may", absent=frozenset()
@@ -168,14 +150,11 @@ class TaskMembers:
         "what whoever runs an exported file has to do with its outputs, a sentence each", absent=()
     )
     step_metrics: Member[Function] = Member(
-        "`step_metrics(losses, num_samples, num_processes)`: further numbers of a training step",
-        absent=None,
-        old_name="gauges",
+        "`step_metrics(losses, num_samples, num_processes)`: further numbers of a training step", absent=None
     )
     step_counts: Member[Function] = Member(
         "`step_counts(contexts)`: name → count (0-d tensor) over the contexts of `prepare`, logged with each step",
         absent=None,
-        old_name="tallies",
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sightline.aliases import old_names
 from sightline.contract.errors import summarise_error
 from sightline.contract.members import MetricMembers
 
@@ -185,6 +184,3 @@ def is_higher_better(metric: Metric | Callable[..., Metric], figure: str) -> boo
 
 def _slots(metric: Metric) -> frozenset[str]:
     return frozenset(MetricMembers.slots.get(metric))
-
-
-__getattr__ = old_names(__name__)

@@ -8,8 +8,6 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from sightline.aliases import keep_old_members, old_names
-
 Sample: TypeAlias = dict[str, Any]
 """One sample: names -> tensors, numbers, text, or nested dicts, lists, tuples and dataclasses of these."""
 Batch: TypeAlias = dict[str, Any]
@@ -164,7 +162,6 @@ class Dataset(Protocol):
     def __getitem__(self, key: SampleKey) -> Sample: ...
 
 
-@keep_old_members(origin="source")
 @dataclass(frozen=True, slots=True)
 class SourceLocation:
     """Source of a value: a line of a file, the command line, a default, or a fact of the data set."""
@@ -182,7 +179,6 @@ Value: TypeAlias = Any
 """Value of a config: bool, int, float, text, null, lists and mappings of these."""
 
 
-@keep_old_members(at="value_at")
 @dataclass(frozen=True, slots=True)
 class LinearRamp:
     """Number that moves linearly from `start`, at a run's first step, to `end` after `epochs`, and stays there."""
@@ -199,7 +195,6 @@ class LinearRamp:
         return self.start + (self.end - self.start) * (step / num_steps)
 
 
-@keep_old_members(where="location")
 @dataclass(frozen=True, slots=True)
 class ComponentConfig:
     """Component block: a registered name, its arguments, and the location of each of them.
@@ -231,6 +226,3 @@ class PrintedTable(NamedTuple):
     title: str
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
-
-
-__getattr__ = old_names(__name__)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from sightline.aliases import old_names
 from sightline.contract.errors import escape_to_one_line
 
 if TYPE_CHECKING:
@@ -446,6 +445,3 @@ def fit_text(
     while len(text) > 1 and draw.textlength(text, font) > width:
         text = text.rstrip(".")[:-1].rstrip() + "..."
     return text, font
-
-
-__getattr__ = old_names(__name__)

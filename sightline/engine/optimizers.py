@@ -16,7 +16,6 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from typing_extensions import TypedDict
 
-from sightline.aliases import old_names
 from sightline.compute.layers.quantisation.parametrised import Codebook, quantised_weights
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, PositiveFraction, Probability
@@ -391,6 +390,3 @@ def apply_freezing(model: nn.Module, frozen: Sequence[FrozenModules], epoch: int
                 if is_in_module(name, entry["modules"]):
                     module.eval()
     return frozen_parameters
-
-
-__getattr__ = old_names(__name__)

@@ -15,7 +15,6 @@ from torch import nn
 
 from sightline.compute.layers.quantisation.parametrised import weight_sizes
 from sightline.config import RunConfig, read_config
-from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.types import CloudInputSpec, DataInfo, Dealing, Field, Folds, ScanInputSpec
 from sightline.runs import checkpoint
@@ -39,20 +38,18 @@ def inputs_document(info: DataInfo) -> dict[str, Any]:
     }
 
 
-def read_inputs(run: Path, config: RunConfig, facts: Mapping[str, Any]) -> DataInfo:
+def read_inputs(run: Path, facts: Mapping[str, Any]) -> DataInfo:
     """Read the info of a run's training data, whose `facts` are read, from the run directory alone.
 
-    For a run of an older sightline, without this file, the data set is built. Raises UserError if neither can be read.
+    Raises UserError for a document that a run of this version does not write.
     """
-    if not (run / INPUTS_FILE).exists():
-        return _build_from_config(run, config)
     document = load_document(run / INPUTS_FILE)
     try:
         fields = {name: Field(**values) for name, values in document["fields"].items()}
         form = None if document["clouds"] is None else CloudInputSpec(**document["clouds"])
-        stated_folds = document.get("folds")
+        stated_folds = document["folds"]
         folds = None if stated_folds is None else Folds(tuple(stated_folds["names"]), tuple(stated_folds["tested"]))
-        stated_scans = document.get("scans")
+        stated_scans = document["scans"]
         scans = (
             None
             if stated_scans is None
@@ -80,17 +77,6 @@ def _field_to_plain(field: Field) -> dict[str, Any]:
     """Convert a field to values for JSON, with bounds as floats."""
     bounds = {name: None if (bound := getattr(field, name)) is None else float(bound) for name in ("low", "high")}
     return {**dataclasses.asdict(field), **bounds}
-
-
-def _build_from_config(run: Path, config: RunConfig) -> DataInfo:
-    try:
-        info: DataInfo = registry.data.build(config.data, facts={"split": "train"}).info
-    except UserError as error:
-        raise UserError(
-            f"{run / INPUTS_FILE}: is missing, an older sightline made the run, and its data set cannot be "
-            f"read: {error}"
-        ) from error
-    return info
 
 
 LINEAGE_FILE = "lineage.json"
@@ -209,7 +195,7 @@ def _read_signature(run: Path | None) -> tuple[dict[str, Any] | None, str | None
     try:
         text = (run / "config.yaml").read_bytes()
         config = read_config(run / "config.yaml")
-        stage = preprocessing_signature(config, read_inputs(run, config, read_facts(run)))
+        stage = preprocessing_signature(config, read_inputs(run, read_facts(run)))
     except (OSError, UserError) as error:
         return None, str(error)
     return stage | {"config_sha256": hashlib.sha256(text).hexdigest()}, None

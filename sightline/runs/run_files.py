@@ -73,7 +73,7 @@ class RunFiles:
     @cached_property
     def inputs(self) -> DataInfo:
         """The info of the data that the run was trained on."""
-        return read_inputs(self.folder, self.config, self.facts)
+        return read_inputs(self.folder, self.facts)
 
     @cached_property
     def lineage(self) -> dict[str, Any] | None:

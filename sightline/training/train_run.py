@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import torch
 from torch import nn
 
-from sightline.aliases import keep_old_members
 from sightline.commands.run import TrainOptions
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import to_plain
@@ -153,7 +152,6 @@ def probe_metrics(
 logger = logging.getLogger(__name__)
 
 
-@keep_old_members(finished="final_document")
 class Reporter:
     """Base class of reporters, which receive the progress of a run on the first process; it ignores all of it."""
 

@@ -8,7 +8,7 @@ import io
 import os
 import sys
 import traceback
-from typing import Any, TextIO, get_type_hints
+from typing import TextIO, get_type_hints
 
 from sightline.contract.errors import RunError, UserError, escape_to_one_line
 from sightline.engine.watchdog import describe_failed_kernel, report_failure, worker_exit_message
@@ -73,34 +73,6 @@ def _guard(stream: TextIO | None, original: TextIO | None) -> TextIO:
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-MOVED = {
-    "curves": "view RUN... --out DIR",
-    "compress apply": "compress RUN --policy FILE --epochs 0 --out DIR",
-    "compress finetune": "compress RUN --policy FILE --stop-after finetune --out DIR",
-    "compress pack": "compress RUN --out DIR",
-    "compress size": "compress RUN --stop-after size",
-    "data centres": "predict RUN --data CONFIG split=test --out FILE",
-    "data import-views": "data prepare views --from DIR --to DIR [clouds=DIR]",
-    "label-efficiency": "study CONFIG --preset labels --out DIR [from=RUN fractions=F,F,... seeds=N epochs=N]",
-    "probe --suite": "study RUN... --preset probes --out DIR [data=CONFIG finetune=CONFIG]",
-    "probe --finetune": "study RUN... --preset probes --out DIR finetune=CONFIG",
-    "predict --probabilities": "predict RUN PATH... --out DIR probabilities=float16",
-    "predict --category": "predict RUN PATH... category=NAME",
-    "predict --refiner": "predict RUN PATH... refiner=RUN",
-    "predict --score": "predict RUN PATH... score=S",
-    "predict --reference": "predict RUN PATH... reference=previous",
-    "predict --centres": "predict RUN PATH... centres=FILE",
-    "view --score": "view RUN --out DIR score=S",
-    "evaluate --predictions": "score PREDICTIONS --data CONFIG",
-}
-"""Commands and options of earlier versions, with what is typed now."""
-
-
-def describe_move(words: str) -> str:
-    """Describe the command that replaced an earlier command or option; empty for others."""
-    return f"{words}: is now 'sightline {MOVED[words]}'" if words in MOVED else ""
-
-
 def format_error(error: Exception) -> int:
     """Print an error and return its exit code: one line for errors of users or files, a traceback for bugs.
 
@@ -112,10 +84,7 @@ def format_error(error: Exception) -> int:
             sys.stderr.write(message.rstrip() + "\n")
             return 2
         if (option := getattr(error, "option_name", None)) is not None:
-            context: Any = getattr(error, "ctx", None)
-            message = (
-                describe_move(f"{getattr(context, 'info_name', '')} {option}") or _suggest_override(option) or message
-            )
+            message = _suggest_override(option) or message
         message = message.replace("Value error, ", "")  # pydantic's mark of a check that Typer makes
         if message.startswith("Missing option"):
             message = f"{message.rstrip('.')}: {getattr(getattr(error, 'param', None), 'help', '')}"

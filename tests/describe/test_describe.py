@@ -29,7 +29,7 @@ FAILING = '''
 from typing import TypedDict
 import torch
 from torch import Tensor, nn
-from sightline import registry
+from sightline.contract import registry
 
 
 class Output(TypedDict):

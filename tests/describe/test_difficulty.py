@@ -55,7 +55,7 @@ from typing import TypedDict
 
 from torch import Tensor, nn
 
-from sightline import registry
+from sightline.contract import registry
 
 
 class Output(TypedDict):

@@ -33,13 +33,13 @@ def _examine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -
     """Examine a run by two checks of a plugin's own, of which one has no subject."""
     monkeypatch.setattr("sightline.workbench.check.context.CHECKS", {})
 
-    @check("G99", "slow", "static", causes=("data.split",))
+    @check("slow", "static", causes=("data.split",))
     def slow(context: Context) -> Fault:
         assert len(context.statistics)  # measured here, in the time of the data
         _burn(0.05)
         return Fault("it is slow", at="data", measured="1", expected="0", action="do")
 
-    @check("G99", "absent", "static", each=lambda context: [])
+    @check("absent", "static", each=lambda context: [])
     def absent(context: Context, subject: object) -> None:
         raise AssertionError("there is no subject")
 
@@ -84,7 +84,7 @@ def test_of_nested_times_each_counts_once() -> None:
 
 def test_samples_that_were_not_read_are_not_covered(tmp_path: Path) -> None:
     examination = Examination()
-    suite.run_quick(make(tmp_path, "data.train_size=600", "checks.skip=[G3, G10]"), World(), examination=examination)
+    suite.run_quick(make(tmp_path, "data.train_size=600", "checks.skip=[idle-input, no-gradient]"), World(), examination=examination)
     document = examination.to_dict()
     (gap,) = [gap for gap in document["not_covered"] if "samples of the train part" in gap]
     unread, total = (int(word) for word in gap.split()[:3] if word.isdigit())
@@ -107,7 +107,7 @@ def test_deep_checks_that_share_measurements_find_the_same(tmp_path: Path) -> No
 
 def _finding(summary: str, place: str, severity: Any = "warning", measured: str = "1") -> Finding:
     where, cause = FindingLocation(layer=place), "model.init"
-    return Finding("G99", "odd", severity, summary, cause, where, measured, "less", "repair it")
+    return Finding("odd", severity, summary, cause, where, measured, "less", "repair it")
 
 
 def test_findings_that_say_the_same_are_printed_once_and_notes_last() -> None:

@@ -31,9 +31,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
 
 
 def test_a_rule_of_numbers_needs_no_texts(context: Context) -> None:
-    @check(
-        "G99", "small-split", "static", each=splits, causes=("data.split", "data.path"), config_path="data", action="do"
-    )
+    @check("small-split", "static", each=splits, causes=("data.split", "data.path"), config_path="data", action="do")
     def small_split(context: Context, part: DataSubset) -> Fault | None:
         size = len(part.indices)
         return Fault("a split is small", value=size, bound=10_000, sureness=0.9) if size < 10_000 else None
@@ -55,7 +53,7 @@ def test_a_rule_of_numbers_needs_no_texts(context: Context) -> None:
 
 
 def test_a_rule_without_subjects_does_not_apply(context: Context) -> None:
-    @check("G99", "nothing", "static", each=lambda context: [])
+    @check("nothing", "static", each=lambda context: [])
     def nothing(context: Context, subject: object) -> Fault:
         raise AssertionError("there is no subject")
 
@@ -63,7 +61,7 @@ def test_a_rule_without_subjects_does_not_apply(context: Context) -> None:
 
 
 def test_a_rule_may_break_in_several_ways_and_takes_the_path_of_its_subject(context: Context) -> None:
-    @check("G99", "metric-names", "static", each=metrics, causes=("eval.protocol",))
+    @check("metric-names", "static", each=metrics, causes=("eval.protocol",))
     def metric_names(context: Context, metric: object) -> Iterator[Fault]:
         yield Fault("one", measured="1", expected="2")
         yield Fault("two", measured="1", expected="2", at="model", severity="note", causes=("cfg.contract",))

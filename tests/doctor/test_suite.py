@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
@@ -16,8 +15,6 @@ from torch import Tensor, nn
 
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.compute import numba_kernels
-from sightline.config import read_config
-from sightline.config.reader import RENAMED_CHECKS
 from sightline.contract.errors import ConfigError
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
@@ -38,13 +35,11 @@ from tests.doctor.detecting import make_crowds
 from tests.doctor.pairing import STRONG, make_pairs
 from tests.doctor.planting import CONFIG, assert_complete, make, with_model
 from tests.doctor.segmenting import make_parts, make_rooms
-from tests.old_runs.make import HERE
 from tests.processes import run_ranks
 
 
 def told(code: str, severity: str = "error", **evidence: object) -> Finding:
     return Finding(
-        guard="G1",
         code=code,
         severity=severity,  # type: ignore[arg-type]
         summary=f"about {code}",
@@ -371,20 +366,14 @@ def test_a_check_that_dies_is_counted_and_told(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(suite, "all_checks", lambda: every)
     (finding,) = [each for each in run_all(make(tmp_path), World()) if each.severity != "note"]
     assert (finding.code, finding.severity, finding.cause) == ("label-range", "warning", "sys.environment")
-    assert finding.guard == "G4"
     assert finding.summary.startswith("check could not run: KeyError: ")
     assert_complete(finding)
-
-
-def test_every_check_names_its_guard() -> None:
-    assert all(re.fullmatch(r"G[1-9]\d?", each.guard) for each in all_checks())
-    assert {each.guard for each in all_checks()} >= {"G1", "G4", "G20"}
 
 
 def test_a_finding_has_what_its_check_declares_and_prints_its_code(tmp_path: Path) -> None:
     context = Context(make(tmp_path), World())
     defaults = {"severity": "warning", "causes": ("loss.form", "loss.sign"), "at": "losses", "action": "do"}
-    reporter = FindingBuilder(guard="G6", code="first-step", **defaults)  # type: ignore[arg-type]
+    reporter = FindingBuilder(code="first-step", **defaults)  # type: ignore[arg-type]
     declared = reporter.finding(context, "about", measured="1", expected="2", split="train", sample=3)
     assert str(declared).splitlines()[0] == "[first-step warning loss.form] about"
     assert (declared.cause, declared.alternatives, declared.action) == ("loss.form", ("loss.sign",), "do")
@@ -411,19 +400,6 @@ def test_notes_take_one_line_unless_asked_for_in_full(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == f"{note}\n"
 
 
-def test_a_code_of_before_is_refused_in_a_config_and_translated_in_a_run(tmp_path: Path) -> None:
-    """Every code that a recorded config may skip is that of a check today."""
-    assert set(RENAMED_CHECKS.values()) <= {each.code for each in all_checks()}
-    with pytest.raises(ConfigError, match="the check 'foreign-hooks' is called 'leftover-hooks'; write that"):
-        run_quick(make(tmp_path, "checks.skip=[foreign-hooks]"), World())
-    recorded = HERE / "classify" / "config.yaml"
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "facts.json").write_text("{}")
-    (run / "config.yaml").write_text(recorded.read_text().replace("skip: []", "skip: [foreign-hooks, class-balance]"))
-    assert read_config(run / "config.yaml").checks.skip == ("leftover-hooks", "class-balance")
-
-
 def test_skipped_checks_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SyntheticShapes, "__module__", "mine")
     built = make(tmp_path, "checks.skip=[missing-batch-keys]")
@@ -436,25 +412,19 @@ def test_unknown_codes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no check 'nonsense'; allowed: ") as caught:
         run_quick(make(tmp_path, "checks.skip=[nonsense]"), World())
     listed = str(caught.value).partition("allowed: ")[2].split(", ")
-    assert listed == sorted({*listed}), "each code once, without the numbers of guards"
+    assert listed == sorted({*listed}), "each code once"
     assert not [code for code in listed if " " in code]
 
 
 # --- causes before symptoms -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "skip",
-    ["[missing-batch-keys]", pytest.param("[G6]", marks=pytest.mark.long), "['G6 missing-batch-keys']", "[G38, G6]"],
-)
-def test_a_check_is_skipped_by_its_code_or_guard_and_by_both_as_printed(
-    tmp_path: Path, skip: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_check_is_skipped_by_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands in the brackets of a finding is what `checks.skip` takes."""
     monkeypatch.setattr(SyntheticShapes, "__module__", "mine")  # of a set of one's own, unread keys are reported
     (note,) = [each for each in run_quick(make(tmp_path), World()) if each.code == "missing-batch-keys"]
     assert str(note).startswith("[missing-batch-keys note")
-    assert run_quick(make(tmp_path, f"checks.skip={skip}"), World()) == []
+    assert run_quick(make(tmp_path, "checks.skip=[missing-batch-keys]"), World()) == []
 
 
 def test_the_warning_of_skipped_checks_can_be_skipped_itself(tmp_path: Path, monkeypatch: Any) -> None:
@@ -463,8 +433,8 @@ def test_the_warning_of_skipped_checks_can_be_skipped_itself(tmp_path: Path, mon
     assert "check-skipped" not in {
         each.code for each in run_quick(make(tmp_path, "checks.skip=[check-skipped]"), World())
     }
-    with pytest.raises(ConfigError, match="there is no check 'G99'"):
-        run_quick(make(tmp_path, "checks.skip=[G99]"), World())
+    with pytest.raises(ConfigError, match="there is no check 'nothing'"):
+        run_quick(make(tmp_path, "checks.skip=[nothing]"), World())
 
 
 def test_a_symptom_is_told_under_its_cause() -> None:

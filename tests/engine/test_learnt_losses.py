@@ -42,7 +42,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
+from sightline.contract import registry
 from sightline.contract.loss import Loss
 
 

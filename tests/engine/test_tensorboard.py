@@ -151,7 +151,7 @@ SMALL = ("data.train_size=24", "data.test_size=12", "data.num_points=32", "train
 PLUGIN = '''
 import numpy as np
 from torch import Tensor
-from sightline import registry
+from sightline.contract import registry
 from sightline.parts.metrics.labels import Accuracy
 from sightline.contract.metric import State
 from sightline.draw.pictures import Picture

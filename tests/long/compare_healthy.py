@@ -18,7 +18,7 @@ from tests.command import run_here
 from tests.compare.steps import compared, guilty
 from tests.models.small_models import make_inputs, small_model
 from tests.processes import ROOT
-from tools.before_after_rows import recipes
+from tests.recipes import recipes
 
 SEEDS = range(10)
 KEPT = ROOT / "docs/results/compare_healthy.jsonl"

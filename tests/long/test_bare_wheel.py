@@ -21,9 +21,9 @@ from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.scans.sets.synthetic_lidar import SyntheticLidar
 from sightline.contract.types import SampleKey
 from tests.bare import write_bare_site
+from tests.published_weights import write_weights
 from tests.runs.poses import hands, write_frames
 from tests.test_wheel import clone, installed, wheels  # noqa: F401  fixtures
-from tools.before_after_sources import write_weights
 
 SMALL = ("train.steps=2", "train.batch_size=2", "--device", "cpu", "--out", "run")
 COLUMNS = (("points", 3), ("remission", 1), ("ring", 1))

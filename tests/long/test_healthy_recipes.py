@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.doctor.test_healthy_runs import assert_parts_are_healthy, assert_shipped_is_healthy, assert_small_is_healthy
-from tools.before_after_rows import recipes
+from tests.recipes import recipes
 
 
 @pytest.mark.parametrize("name", recipes())

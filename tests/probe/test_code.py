@@ -23,7 +23,7 @@ from tests.probe.contrast import train_thin
 
 POINTS = "{name: dgcnn, num_neighbours: 8, embedding: 16}"
 MODEL = """\
-from sightline import registry
+from sightline.contract import registry
 from sightline.areas.contrast.crosspoint import IntraPoint
 
 @registry.models.add("scaled_intrapoint")
@@ -32,7 +32,7 @@ class Scaled(IntraPoint):
         return {factor} * super().encode(points=points, features=features)
 """
 TRANSFORM = """\
-from sightline import registry
+from sightline.contract import registry
 
 @registry.transforms.add("stretch_for_probes")
 class Stretch:
@@ -93,7 +93,7 @@ def test_blocks_inside_blocks_and_base_classes_are_looked_at(tmp_path: Path) -> 
     """What was run counts, whatever has become of the file since."""
     plugin = tmp_path / "held_encoder.py"
     plugin.write_text(
-        "from sightline import registry\n"
+        "from sightline.contract import registry\n"
         "from sightline.areas.clouds.models.dgcnn import DGCNNEncoder\n\n"
         '@registry.point_encoders.add("held_dgcnn")\n'
         "class Held(DGCNNEncoder):\n"

@@ -34,7 +34,7 @@ PLUGIN = '''\
 import os
 import time
 
-from sightline import registry
+from sightline.contract import registry
 
 
 @registry.transforms.add("slowed")

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
+from sightline.contract import registry
 from sightline.compute.layers.mlp import as_packed
 from sightline.contract.types import CloudForm, DataInfo, Field, Sample, SampleKey
 

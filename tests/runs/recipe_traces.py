@@ -15,7 +15,7 @@ from sightline.engine.build import build
 from sightline.engine.distributed import World, start_world
 from sightline.engine.train import train
 from tests.processes import ROOT
-from tools.before_after_rows import SMALLER, recipes
+from tests.recipes import SMALLER, recipes
 
 __all__ = ["RECIPES", "trace"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
+from sightline.contract import registry
 from sightline.contract.types import DataInfo, Field, Sample, SampleKey
 
 

@@ -17,7 +17,7 @@ from tests.command import refuse, succeed
 from tests.processes import ROOT
 from tests.runs.broken_off import differences, run_forked
 from tests.runs.small import PLAIN, SMALL, small_config
-from tools.before_after_worker import break_off
+from tests.trained import break_off
 
 CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
 WORDS = (*SMALL, *PLAIN, "checkpoint.keep_last=2", "--device", "cpu", "--no-check")

@@ -19,8 +19,7 @@ from sightline.contract.types import SampleKey
 from sightline.engine.run_loading import open_trained
 from tests.command import Outcome, refuse, run_here, succeed
 from tests.processes import ROOT
-from tests.trained import DETECT, copy_run
-from tools.before_after_worker import break_off
+from tests.trained import DETECT, break_off, copy_run
 
 CONFIG = ROOT / "configs" / "detect" / "synthetic_crowds_retinanet.yaml"
 

@@ -27,7 +27,7 @@ from sightline.runs.run_directory import RunDirectory
 from tests.command import Outcome, refuse, run_here, succeed
 from tests.processes import ROOT
 from tests.runs.small import SMALL, small_config, small_run
-from tools.before_after_worker import break_off
+from tests.trained import break_off
 
 CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
 BOTH = "losses=[{name: cross_entropy, weight: 0.3}, {name: distillation, weight: 0.7, temperature: 3.0}]"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
+from sightline.contract import registry
 from sightline.contract.types import DataInfo, Field, Folds, Sample, SampleKey
 
 AREAS = ("north", "south", "west")

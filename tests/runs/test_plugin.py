@@ -223,7 +223,7 @@ def test_a_fact_that_cannot_be_noted_is_refused_by_name(monkeypatch: pytest.Monk
 def test_a_plugin_that_takes_a_taken_name_is_refused_with_its_line(tmp_path: Path) -> None:
     thief = tmp_path / "thief.py"
     thief.write_text(
-        "from sightline import registry\n\n@registry.models.add('pointnet')\ndef build():\n    return None\n"
+        "from sightline.contract import registry\n\n@registry.models.add('pointnet')\ndef build():\n    return None\n"
     )
     with pytest.raises(
         PluginError,

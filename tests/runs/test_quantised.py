@@ -19,7 +19,7 @@ from sightline.engine.run_loading import open_trained
 from tests.command import refuse, run_here, succeed
 from tests.processes import ROOT
 from tests.runs.small import SMALL
-from tools.before_after_worker import break_off
+from tests.trained import break_off
 
 CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
 WORDS = (*SMALL, "--device", "cpu")

@@ -31,7 +31,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
+from sightline.contract import registry
 from sightline.contract.arguments import Probability
 from sightline.compute.layers.mlp import as_dense, as_packed, one_hot_category
 

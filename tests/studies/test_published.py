@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,9 +29,9 @@ from sightline.training.published_results import (
 from tests.cases import run_each
 from tests.command import run_here, succeed
 from tests.published_layouts import MODELS
+from tests.trained import copy_run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-OLD_RUN = Path(__file__).parents[1] / "old_runs" / "classify"
 
 FIGURES = {
     "ap", "ap50", "ap75", "by_hand_accuracy", "class_miou", "class_miou_all_parts", "crowd_ap", "detection_rate",
@@ -318,7 +317,7 @@ def test_figures_are_printed_in_their_unit() -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(OLD_RUN, tmp_path / "run", symlinks=True))
+    return copy_run("plain", tmp_path)
 
 
 def test_on_synthetic_data_one_line_says_that_nothing_is_published(run: Path, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_an_error_of_the_checks_keeps_a_run_from_starting(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     about = {"cause": "loss.sign", "where": FindingLocation(), "measured": "1", "expected": "0", "action": "mend it"}
-    error = Finding("G0", "planted", "error", "a planted error", **about)
+    error = Finding("planted", "error", "a planted error", **about)
     monkeypatch.setattr(suite, "run_quick", lambda built, world, examination: [error])
     reporter = Recorded()
     result = sightline.train_run(config, [SHORT], out=tmp_path / "run", device="cpu", reporter=reporter)

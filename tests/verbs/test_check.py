@@ -77,7 +77,7 @@ from __future__ import annotations
 from typing import TypedDict
 from torch import Tensor, nn
 from torch.nn import functional as F
-from sightline import registry
+from sightline.contract import registry
 
 class Forgetful(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def test_variants(tmp_path: Path) -> None:
 PLUGIN = """\
 from typing import TypedDict
 from torch import Tensor, nn
-from sightline import registry
+from sightline.contract import registry
 
 class Out(TypedDict):
     logits: Tensor

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import resource
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,16 +14,14 @@ import pytest
 import sightline
 from sightline.contract.errors import RunError
 from tests.command import refuse, run_here, succeed
-from tests.processes import ROOT
-
-RUN = ROOT / "tests/old_runs/classify"
+from tests.trained import copy_run
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run, clouds, a prepared set's record, and a network with its description."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(RUN, tmp_path / "run", symlinks=True)
+    copy_run("plain", tmp_path)
     cloud = np.random.default_rng(0).random((80, 3))
     np.save(tmp_path / "c.npy", cloud)
     (tmp_path / "clouds").mkdir()

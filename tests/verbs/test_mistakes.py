@@ -14,11 +14,10 @@ import pytest
 
 from sightline.contract.errors import UserError
 from tests.command import run_here
-from tests.processes import ROOT
+from tests.trained import trained_run
 from tests.verbs.call_mistakes import CALLS, CallMistake
 from tests.verbs.mistakes import MISTAKES, list_mistakes
 
-OLD_RUNS = ROOT / "tests" / "old_runs"
 CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 NUM_MISTAKES = 20
 
@@ -28,8 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as it is after an hour: runs, one of them without weights, and files of all kinds."""
     folder = tmp_path_factory.mktemp("mistakes")
     for name in ("run", "bare", "cut", "damaged", "unfinished", "my run é"):
-        shutil.copytree(OLD_RUNS / "classify", folder / name, symlinks=True)
-    shutil.copytree(OLD_RUNS / "detect", folder / "detect", symlinks=True)
+        shutil.copytree(trained_run("plain"), folder / name, symlinks=True)
+    shutil.copytree(trained_run("detect"), folder / "detect", symlinks=True)
     shutil.rmtree(folder / "bare" / "checkpoints")
     (folder / "cut" / "config.yaml").write_text("model: [\n")
     weights = folder / "damaged" / "checkpoints" / "step_00000008" / "model.safetensors"

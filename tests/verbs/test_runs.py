@@ -22,16 +22,15 @@ from sightline.runs.run_directory import RunDirectory
 from sightline.runs.run_folders import filter_runs, select_best, sort_runs
 from tests.command import refuse, run_here, succeed
 from tests.processes import ROOT
-
-OLD_RUNS = ROOT / "tests" / "old_runs"
+from tests.trained import trained_run
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Three classifiers of one name and a detector; the second was started later, and is not finished."""
     for number, time_ in enumerate(("2026-01-02T10:00:00+00:00", "2026-03-04T10:00:00+00:00", ""), start=1):
-        copy(OLD_RUNS / "classify", tmp_path / "shapes" / str(number), time=time_)
-    copy(OLD_RUNS / "detect", tmp_path / "crowds" / "1", time="2026-02-03T10:00:00+00:00")
+        copy(trained_run("plain"), tmp_path / "shapes" / str(number), time=time_)
+    copy(trained_run("detect"), tmp_path / "crowds" / "1", time="2026-02-03T10:00:00+00:00")
     (tmp_path / "shapes" / "2" / "final.json").unlink()
     return tmp_path
 
@@ -82,7 +81,7 @@ def test_the_last_evaluation_counts_however_long_ago_it_was(folder: Path) -> Non
 def test_the_summaries_agree_with_the_config_reader() -> None:
     from sightline.runs.run_records import read_reported_run
 
-    for path in (path.parent for path in OLD_RUNS.rglob("facts.json") if "work" not in path.parts):
+    for path in map(trained_run, ("plain", "detect", "lidar", "pose", "packed")):
         (run,) = sightline.list_runs(path)
         config = read_reported_run(path, "run").config
         values = {"name": run.name, "task.name": run.task, "data.name": run.data, "evaluate.metric": run.metric}
@@ -130,7 +129,7 @@ def test_the_best_run_is_the_best_in_the_metrics_direction(folder: Path) -> None
 
 
 def test_links_and_folders_of_others_are_left_alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    elsewhere = copy(OLD_RUNS / "pose", tmp_path_factory.mktemp("elsewhere") / "pose")
+    elsewhere = copy(trained_run("pose"), tmp_path_factory.mktemp("elsewhere") / "pose")
     (folder / "link").symlink_to(elsewhere)
     (folder / "circle").symlink_to(folder)
     (folder / "foreign").mkdir()
@@ -191,7 +190,6 @@ def test_a_deleted_run_takes_nothing_else_along(folder: Path, tmp_path_factory: 
     outside = tmp_path_factory.mktemp("outside")
     (outside / "kept.txt").write_text("kept")
     run = folder / "shapes" / "1"
-    (run / "predictions").mkdir()
     (run / "predictions" / "linked").symlink_to(outside)
     (run / "features").symlink_to(outside)
     before = run_folders.measure_bytes(run)
@@ -244,7 +242,7 @@ def test_a_slim_run_evaluates_as_before_and_is_not_resumed(folder: Path) -> None
 def test_an_unfinished_run_is_slimmed_on_request_alone(folder: Path) -> None:
     assert "is not finished and could not go on" in refuse("runs", folder, "--slim", "shapes/2")
     assert "bytes saved" in succeed("runs", folder, "--slim", "shapes/2", "--yes").err
-    assert " 0 bytes saved" in succeed("runs", OLD_RUNS, "--slim", copy(OLD_RUNS / "packed", folder / "packed")).err
+    assert " 0 bytes saved" in succeed("runs", folder, "--slim", copy(trained_run("packed"), folder / "packed")).err
 
 
 def test_a_damaged_checkpoint_is_not_slimmed(folder: Path) -> None:
@@ -272,7 +270,7 @@ def test_mistakes_are_one_line(folder: Path) -> None:
 def test_many_runs_cost_what_reading_them_does_and_no_torch(tmp_path: Path) -> None:
     """Bound: three times the measured ratio, 2.7, to the plain reading of each run's JSON; torch is never imported."""
     for number in range(200):
-        copy(OLD_RUNS / "classify", tmp_path / str(number // 20) / str(number))
+        copy(trained_run("plain"), tmp_path / str(number // 20) / str(number))
     code = "import sys, sightline; sightline.list_runs(sys.argv[1]); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=ROOT)
     listed, read = [], []
@@ -281,7 +279,7 @@ def test_many_runs_cost_what_reading_them_does_and_no_torch(tmp_path: Path) -> N
         assert len(sightline.list_runs(tmp_path)) == 200
         listed.append(time.process_time() - began)
         began = time.process_time()
-        assert len([json.loads(path.read_bytes()) for path in tmp_path.glob("*/*/*.json")]) == 800
+        assert len([json.loads(path.read_bytes()) for path in tmp_path.glob("*/*/*.json")]) == 1000
         read.append(time.process_time() - began)
     assert min(listed) < 8 * min(read)
     assert run_here("runs", tmp_path).code == 0

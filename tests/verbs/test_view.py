@@ -320,7 +320,7 @@ def test_a_set_without_clouds_frames_or_images_is_refused_in_one_line(pose: Path
 NUMBERS = """
 import torch
 
-from sightline import registry
+from sightline.contract import registry
 from sightline.contract.types import DataInfo, Field
 
 

@@ -36,7 +36,6 @@ corners that are centres: read so every box shrinks to its upper left, and feet 
 
 
 @check(
-    "G31",
     "broken-boxes",
     "preflight",
     each=surveys,
@@ -135,7 +134,6 @@ def _count_unsound(boxes: Tensor, limit: Tensor) -> int:
 
 
 @check(
-    "G32",
     "swapped-canvas",
     "preflight",
     each=assignments,
@@ -175,7 +173,6 @@ _MAX_AVOIDABLE = 0.03
 
 
 @check(
-    "G29",
     "anchor-coverage",
     "preflight",
     each=assignments,
@@ -233,7 +230,6 @@ _MIN_IDLE, _MIN_CROWDED, _MIN_CROWDED_BOXES = 2, 0.5, 20
 
 
 @check(
-    "G30",
     "unmatched-boxes",
     "preflight",
     each=assignments,
@@ -310,7 +306,6 @@ def _find_untrained_levels(context: Context, assigned: AssignedBoxes) -> Iterato
 
 
 @check(
-    "G30",
     "ignored-regions",
     "preflight",
     each=assignments,
@@ -358,7 +353,6 @@ _MIN_DECODED_IOU, _CERTAIN = 0.95, 50.0
 
 
 @check(
-    "G31",
     "decoded-boxes",
     "preflight",
     each=losses,

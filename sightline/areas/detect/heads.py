@@ -20,7 +20,6 @@ from annotated_types import Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.aliases import old_names
 from sightline.compute.geometry.boxes.overlaps import box_sizes, promote_to_float32
 from sightline.compute.geometry.boxes.priors import PriorKind, Priors
 from sightline.compute.layers.images import NORMS, ConvBlock, ConvNorm, NormName, join_channels, make_group_norm
@@ -506,6 +505,3 @@ def _distances(raw: Tensor, stride: int) -> Tensor:
     raw = promote_to_float32(raw)
     shift, half = raw[:, :2] - 0.5, raw[:, 2:].exp() / 2
     return stride * torch.cat([half - shift, half + shift], dim=1)
-
-
-__getattr__ = old_names(__name__)

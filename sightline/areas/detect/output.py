@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.aliases import keep_old_members, old_names
 from sightline.compute.geometry.boxes.overlaps import decode_boxes, promote_to_float32
 from sightline.compute.geometry.boxes.priors import Priors, invert_affine, warp_boxes
 from sightline.compute.geometry.boxes.suppression import Suppression
@@ -37,7 +36,6 @@ class UnsuppressedDetections(NamedTuple):
         return cls(torch.cat(detections), proposal, density)
 
 
-@keep_old_members(candidates="decode", score="min_score", per_level="max_per_level", most="max_detections")
 @dataclass(frozen=True)
 class DetectionFilter:
     """Selection of an image's detections from its predictions.
@@ -130,6 +128,3 @@ def clip_boxes(detections: Tensor, file_px: Tensor) -> Tensor:
     height, width = file_px.tolist()
     boxes = detections[:, :4].clamp(min=0).minimum(detections.new_tensor([width, height, width, height]))
     return torch.cat([boxes, detections[:, 4:]], dim=1)
-
-
-__getattr__ = old_names(__name__)

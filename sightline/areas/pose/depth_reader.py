@@ -8,18 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.aliases import keep_old_members, old_names
 from sightline.areas.pose.depth_files import SizePx, read_depth
 from sightline.areas.pose.sets.depth_frames import DepthCamera
 from sightline.areas.pose.sets.references import CentreOfMass
-from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.engine.run_loading import TrainedRun
 
 DEPTH_SUFFIXES = (".png", ".npy", ".bin")
 
 
-@keep_old_members(follows="tracks_previous")
 @dataclass(frozen=True)
 class DepthFrameOptions:
     """Options for reading depth images, and for the reference point of the figure in them.
@@ -107,21 +104,10 @@ class FrameReader:
 def load_camera(run: TrainedRun) -> DepthCamera:
     """Load the camera of the set that a run was trained on.
 
-    A run older than the recorded camera builds its set again. Raises UserError if neither can be read.
+    Raises UserError if the run does not record it.
     """
     size, intrinsics = run.facts.get("image_size_px"), run.facts.get("camera_px")
-    if intrinsics is None:
-        try:
-            facts = registry.data.build(run.config.data, facts={"split": "train"}).info.facts
-            size, intrinsics = facts["image_size_px"], facts["camera_px"]
-        except (UserError, KeyError) as error:
-            raise UserError(
-                f"{run.path}: does not record its camera, and its data set cannot be read: {error}"
-            ) from error
-    if size is None:
-        raise UserError(f"{run.path}: does not record the size of its images; make the run again")
+    if size is None or intrinsics is None:
+        raise UserError(f"{run.path}: does not record its camera and the size of its images; make the run again")
     fx, fy, u0, v0 = intrinsics
     return DepthCamera(fx, fy, u0, v0, width_px=size[0], height_px=size[1])
-
-
-__getattr__ = old_names(__name__)

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.aliases import keep_old_members
 from sightline.compute.geometry.pinhole import CropPlacement, from_crop_coordinates
 from sightline.compute.geometry.volumes import CubePlacement, Decoding, decode, peaks, permute_axes, to_camera
 from sightline.contract import registry
@@ -39,15 +38,6 @@ class AllReduce(Protocol):
     def all_reduce_sum(self, tensors: Mapping[str, Tensor], *, operation: str = ...) -> dict[str, Tensor]: ...
 
 
-@keep_old_members(
-    assess="losses_and_predictions",
-    gauges="step_metrics",
-    interpret="postprocess",
-    lap="on_phase_end",
-    offers="context_keys",
-    reads="extra_batch_keys",
-    tallies="step_counts",
-)
 class Supervised:
     """Supervised task: calls the model and each loss with the keys that their signatures name.
 

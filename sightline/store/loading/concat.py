@@ -14,7 +14,6 @@ import numpy as np
 from annotated_types import Ge, Le
 from typing_extensions import TypedDict
 
-from sightline.aliases import keep_old_members
 from sightline.compute.geometry.pinhole import Axis, ring_cameras
 from sightline.compute.geometry.rendering import Background, Style, on_background, render_cloud
 from sightline.contract import registry
@@ -25,7 +24,6 @@ from sightline.contract.types import DataInfo, Dealing, Sample, SampleKey
 
 
 @registry.data.add("concat")
-@keep_old_members(name_of="sample_name")
 class Concat:
     """Concatenation of several data sets; every sample is read as from its own set.
 

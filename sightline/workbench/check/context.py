@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 import torch
 from torch import nn
 
-from sightline.aliases import keep_old_keywords, keep_old_members, old_names
 from sightline.config import RunConfig
 from sightline.config.run_config import Init
 from sightline.contract.errors import CheckpointError, PluginError, summarise_error
@@ -86,7 +85,6 @@ def share(subject: str) -> Callable[[Callable[[Context], T]], cached_property[T]
     return decorate
 
 
-@keep_old_members(rehearsal="dry_run")
 @dataclass(frozen=True)
 class Context:
     """Model, data and cached measurements that a check may read, but not change: it must copy what it modifies.
@@ -316,7 +314,6 @@ class FindingBuilder:
     `causes` are of `CAUSES`, the most likely first; `at` is a dotted path of the config.
     """
 
-    guard: str
     code: str
     severity: Severity = "error"
     causes: tuple[str, ...] = ()
@@ -324,14 +321,9 @@ class FindingBuilder:
     expected: str = ""
     action: str = ""
 
-    @property
-    def names(self) -> tuple[str, str, str]:
-        """Names in `checks.skip`: the code, the guard, and both as findings print them."""
-        return self.code, self.guard, f"{self.guard} {self.code}"
-
     def is_skipped(self, config: RunConfig) -> bool:
         """Return True if `checks.skip` of a config names this check."""
-        return not set(self.names).isdisjoint(config.checks.skip)
+        return self.code in config.checks.skip
 
     def with_fault(self, summary: str, **fields: Any) -> tuple[FindingBuilder, Fault]:
         """Pair the builder with a fault of its code; `fields` are those of `Fault`."""
@@ -355,7 +347,6 @@ class FindingBuilder:
         assert causes, f"check '{self.code}' gives a finding no cause; give `causes` to its Fault or to @check"
         cause, *alternatives = dict.fromkeys(causes)
         return Finding(
-            guard=self.guard,
             code=self.code,
             severity=fault.severity or self.severity,
             summary=fault.summary,
@@ -455,9 +446,7 @@ CHECKS: dict[str, Rule] = {}
 """Registered rules of all imported modules, by code."""
 
 
-@keep_old_keywords(at="config_path")
 def check(
-    guard: str,
     code: str,
     moment: Moment,
     *,
@@ -501,7 +490,6 @@ def check(
             ]
 
         rule = CHECKS[code] = Rule(
-            guard=guard,
             code=code,
             severity=severity,
             causes=causes,
@@ -588,6 +576,3 @@ def losses(context: Context) -> list[LossCase]:
 def assignments(context: Context) -> list[AssignedBoxes]:
     """List the assignment of boxes to priors, if the task has one."""
     return [] if context.assignments is None else [context.assignments]
-
-
-__getattr__ = old_names(__name__)

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from sightline.config import RunConfig
-from sightline.config.reader import RENAMED_CHECKS
 from sightline.contract.catalogue import find_modules
 from sightline.contract.errors import ConfigError
 from sightline.contract.schema import suggest
@@ -32,7 +31,6 @@ from sightline.workbench.check.runtime_rules import RUNTIME_RULES
 logger = logging.getLogger(__name__)
 
 _SKIPPED = FindingBuilder(
-    guard="G6",
     code="check-skipped",
     severity="warning",
     causes=("sys.resource",),
@@ -190,14 +188,12 @@ def _short_time_findings(context: Context) -> list[Finding]:
 
 
 def assert_known(config: RunConfig) -> None:
-    """Raise a ConfigError if `checks.skip` contains a name that is neither a check nor a guard."""
+    """Raise a ConfigError if `checks.skip` contains a name that is no check."""
     checks = (*all_checks(), *RUNTIME_RULES, _SKIPPED)
-    valid_names = {name for check in checks for name in check.names}
-    codes = f"; allowed: {', '.join(sorted({check.code for check in checks if check.code}))}"
+    valid_names = {check.code for check in checks}
+    codes = f"; allowed: {', '.join(sorted(valid_names))}"
     for code in config.checks.skip:
         location = config.origins.get("checks.skip", "checks.skip")
-        if code in RENAMED_CHECKS:
-            raise ConfigError(f"{location}: the check '{code}' is called '{RENAMED_CHECKS[code]}'; write that")
         if code not in valid_names:
             raise ConfigError(f"{location}: there is no check '{code}'{suggest(code, valid_names, otherwise=codes)}")
 

@@ -333,9 +333,9 @@ def _describe_recipe(built: TrainingSetup, num_steps: int) -> dict[str, Any]:
 
 
 def _differing_recipes(record: Record, built: TrainingSetup) -> list[str]:
-    """Describe recipe differences that alone may separate the losses; empty for older records."""
-    recorded = record.about.get("recipe")
-    if not record.trace or not isinstance(recorded, dict):
+    """Describe recipe differences that alone may separate the losses."""
+    recorded = record.about["recipe"]
+    if not record.trace:
         return []
     current = _describe_recipe(built, len(record.trace))
     if recorded.get("factor of the learning rate") == current["factor of the learning rate"]:

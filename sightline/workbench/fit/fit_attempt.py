@@ -247,10 +247,10 @@ class _NoClock:
         """Do nothing."""
 
 
-_FIT_ONE = FindingBuilder(guard="G23", code="fit-one")
+_FIT_ONE = FindingBuilder(code="fit-one")
 
 
 def build_findings(built: TrainingSetup, faults: Iterable[Fault]) -> list[Finding]:
-    """Build findings of guard G23 of faults about the training split of a run."""
+    """Build findings of faults about the training split of a run."""
     context = Context(built, World(device=built.job.device))
     return [_FIT_ONE.build(fault, context, split="train") for fault in faults]

@@ -23,7 +23,6 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from sightline.aliases import keep_old_members, old_names
 from sightline.config.overrides import read_key_values
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError, UserError, escape_to_one_line
@@ -192,7 +191,6 @@ class CommandLine(NamedTuple):
     plugins: Sequence[Path] = ()
 
 
-@keep_old_members(kind_of="batch_key", size_of="sample_size")
 class Predictor(Generic[PredictionT]):
     """Base class of predictors. A subclass is registered under the task's name: `@predictors.add("classify")`.
 
@@ -398,6 +396,3 @@ def _format_csv_cell(cell: Any) -> Any:
     if isinstance(cell, float):
         return repr(float(cell))
     return escape_to_one_line(cell) if isinstance(cell, str) else cell
-
-
-__getattr__ = old_names(__name__)

@@ -157,7 +157,7 @@ def _sample_keys(part: DataSubset) -> list[tuple[str, int]]:
 
 
 def _raise_findings(findings: Sequence[Finding]) -> None:
-    """Raise RunError if a guard has findings."""
+    """Raise RunError if a check has findings."""
     if findings:
         raise RunError("\n".join(map(str, findings)))
 

@@ -2,7 +2,7 @@
 
 Table of probed runs and published results, with all differences between their protocols.
 
-Check of a probe's input scale against that of training (guard G39), through `encode` instead of a task.
+Check of a probe's input scale against that of training, through `encode` instead of a task.
 """
 
 from __future__ import annotations

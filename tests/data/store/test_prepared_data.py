@@ -33,7 +33,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from sightline import registry
+from sightline.contract import registry
 from sightline.contract.types import DataInfo
 from sightline.store.prepared.columns import ColumnSpec, SampleRow
 from sightline.store.prepared.prepared_data import PreparedData, SetSpec

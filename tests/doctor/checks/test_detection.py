@@ -135,7 +135,7 @@ PLUGIN = '''"""A focal loss of the user's."""
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline import registry
+from sightline.contract import registry
 from sightline.contract.loss import Loss
 
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sightline.aliases import keep_old_members
 from sightline.compute.geometry.rendering import Background
 from sightline.contract.arguments import Count, PositiveFraction, Seed
 from sightline.contract.errors import DataError
@@ -22,7 +21,6 @@ from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.views import IMAGE, StoredViews, open_views
 
 
-@keep_old_members(name_of="sample_name")
 class LabelledClouds(PreparedData):
     """Prepared clouds with one label each; samples are copies of the first `num_points` stored points.
 

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sightline.aliases import keep_old_members
 from sightline.areas.clouds.sets.shapenet_part_files import (
     CATEGORIES_FILE,
     LISTS_FOLDER,
@@ -50,7 +49,6 @@ def _list_card_entries() -> dict[str, Any]:
 
 
 @registry.data.add("shapenet_part")
-@keep_old_members(name_of="sample_name")
 class ShapeNetPart(PreparedData):
     """ShapeNetPart: 16,881 shapes of 16 categories, one of 50 parts at every point; 2,874 shapes test.
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from annotated_types import Ge, Le
 
-from sightline.aliases import keep_old_members
 from sightline.areas.clouds.sets.synthetic_solids import NUM_PROPORTIONS, SOLIDS, build_solids
 from sightline.compute.geometry.surfaces import sample_patches
 from sightline.contract import registry
@@ -34,7 +33,6 @@ _MAX_CACHE_BYTES = 2**28
 
 
 @registry.data.add("synthetic_shapes")
-@keep_old_members(name_of="sample_name")
 class SyntheticShapes(ComputedSet):
     """Clouds of upright solids from twelve classes with 30 parts, a pure function of (data_seed, split, index).
 

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.aliases import keep_old_members, old_names
 from sightline.compute.geometry.boxes.overlaps import (
     box_centres,
     column_blocks,
@@ -37,7 +36,6 @@ _MAX_COVERED = 0.5
 """Highest share of a background anchor's area inside an ignore region; above it the anchor is ignored."""
 
 
-@keep_old_members(num_candidates="num_claims")
 class Assignment(NamedTuple):
     """Targets of the priors of an image.
 
@@ -75,7 +73,6 @@ ImageBoxes = tuple[Tensor, Tensor, Tensor | None, PriorPredictions | None]
 """Boxes (M, 4) of an image, `is_ignored` (M,), and labels (M,) and predictions for assigners that need them."""
 
 
-@keep_old_members(needs="needs_predictions", takes="prior_kinds")
 class Assigner(ABC):
     """Assigner, called with the priors and the boxes of one image, on one device; no gradient, no random numbers.
 
@@ -290,6 +287,3 @@ def class_costs(of_background: Tensor, of_target: Tensor) -> tuple[Tensor, Tenso
     """Return the cost (P, K) of each class as the only one, and of none (P,), from binary costs per class (P, K)."""
     none = of_background.sum(dim=1)
     return none[:, None] + (of_target - of_background), none
-
-
-__getattr__ = old_names(__name__)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.aliases import old_names
 from sightline.areas.detect.metrics.detection_curves import protocol_header
 from sightline.contract import registry
 from sightline.contract.arguments import Count
@@ -208,6 +207,3 @@ def _mean(values: list[np.ndarray]) -> float:
     flat = np.concatenate([np.ravel(array) for array in values]) if values else np.zeros(0)
     valid = flat[flat > -1]
     return float(valid.mean()) if valid.size else float("nan")
-
-
-__getattr__ = old_names(__name__)

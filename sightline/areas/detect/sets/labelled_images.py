@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sightline.aliases import keep_old_members
 from sightline.areas.detect.sets.detections import ImageRef, SetIndex
 from sightline.areas.detect.sets.image_listing import CategoryIds
 from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
@@ -162,7 +161,6 @@ class BoxColumns:
         return "annotated" if self.scored == "boxes" else self.scored
 
 
-@keep_old_members(name_of="sample_name")
 class LabelledImages(PreparedData):
     """Base of sets of images with boxes; images are decoded at each access, boxes are in pixels of the file.
 

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from sightline.aliases import keep_old_members
 from sightline.areas.detect.sets.detections import ImageRef, SetIndex
 from sightline.areas.detect.sets.image_listing import CategoryIds
 from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
@@ -281,7 +280,6 @@ _MAX_CACHE_BYTES = 2**29
 
 
 @registry.data.add("synthetic_crowds")
-@keep_old_members(name_of="sample_name")
 class SyntheticCrowds(ComputedSet):
     """Images of 1 to 40 people with their full, visible and head boxes, a pure function of (data_seed, split, index).
 

@@ -9,7 +9,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from sightline.aliases import old_names
 from sightline.areas.pose.sets.references import CentreOfMass, DepthFrame, FrameOrder, Reference
 from sightline.areas.pose.sets.skeletons import Skeleton
 from sightline.contract.errors import ConfigError
@@ -197,6 +196,3 @@ def _copy_read_only(array: np.ndarray) -> np.ndarray:
     array = np.array(array)
     array.flags.writeable = False
     return array
-
-
-__getattr__ = old_names(__name__)

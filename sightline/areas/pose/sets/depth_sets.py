@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from sightline.aliases import keep_old_members
 from sightline.areas.pose.depth_files import SizePx, read_colour_png, read_depth_png, read_raw_depth
 from sightline.areas.pose.sets.depth_frames import DepthCamera, DepthFrames, FrameSplit, frames_info
 from sightline.areas.pose.sets.references import DepthFrame, Reference
@@ -57,7 +56,6 @@ class StoredFrames:
         return np.asarray((self.column("is_valid") > 0) & (self.column("num_measured") > 0))
 
 
-@keep_old_members(name_of="sample_name")
 class PreparedFrames(PreparedData, DepthFrames):
     """Base of prepared depth sets; frames are decompressed at access. A subclass sets `camera` and `skeleton`."""
 

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 
-from sightline.aliases import keep_old_members
 from sightline.areas.scans.sets.label_maps import LabelMap
 from sightline.areas.scans.sets.scan_preparation import guess_remission_max, id_counts
 from sightline.contract.errors import ConfigError, DataError
@@ -36,7 +35,6 @@ class ScanSampling(NamedTuple):
     balanced: bool = False
 
 
-@keep_old_members(name_of="sample_name")
 class LabelledScans(PreparedData):
     """Base of sets of LiDAR scans; files are read in place and whole, and labels are mapped while reading.
 

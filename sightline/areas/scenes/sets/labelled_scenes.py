@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sightline.aliases import keep_old_members
 from sightline.contract.arguments import Count
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
@@ -28,7 +27,6 @@ class SceneSplit(NamedTuple):
     sizes: Mapping[str, int]
 
 
-@keep_old_members(name_of="sample_name")
 class LabelledScenes(PreparedData):
     """Base of sets of scenes; prepared files are memory-mapped, a sample is a copy of a whole scene.
 

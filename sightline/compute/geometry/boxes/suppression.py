@@ -8,7 +8,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.aliases import keep_old_members, old_names
 from sightline.compute.geometry.boxes.box_kernels import greedy_nms_kernel, soft_nms_kernel
 from sightline.compute.geometry.boxes.overlaps import iou
 from sightline.compute.numba_kernels import can_use_numba
@@ -16,7 +15,6 @@ from sightline.contract import registry
 from sightline.contract.arguments import PositiveFloat, Probability
 
 
-@keep_old_members(places="indices")
 class SuppressionResult(NamedTuple):
     """Kept detections: `indices` (K,) int64 into the input, and their `scores` (K,), in falling order."""
 
@@ -264,6 +262,3 @@ def soft_nms_reference(
 def _expand_limit(limit: float | Tensor, boxes: Tensor) -> Tensor:
     """Expand a limit to each of the boxes (N,), in their dtype."""
     return torch.as_tensor(limit, dtype=boxes.dtype, device=boxes.device).expand(len(boxes)).contiguous()
-
-
-__getattr__ = old_names(__name__)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.aliases import old_names
 from sightline.compute.layers.quantisation.linear import kl_threshold, list_weights, straight_through
 from sightline.contract.arguments import QuantisedActivation, WeightQuantisation
 from sightline.contract.errors import UserError, join_some
@@ -196,6 +195,3 @@ def choice_faults(choice: Any) -> list[SchemaError]:
     return (
         [] if bits >= _MIN_BITS[kind] else [SchemaError("bits", f"found {bits}, too few for a {kind} grid; {allowed}")]
     )
-
-
-__getattr__ = old_names(__name__)

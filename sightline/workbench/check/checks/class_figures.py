@@ -23,7 +23,6 @@ _MEANS = ("mean", "total", "average")
 
 
 @check(
-    "G40",
     "class-figures",
     "preflight",
     causes=("report.table", "eval.aggregation"),

@@ -28,7 +28,6 @@ _diagnose = functools.partial(diagnose, __file__)
 
 
 @check(
-    "G19",
     "broken-codebook",
     "static",
     causes=("quant.empty_cluster", "quant.policy", "optim.nonfinite"),
@@ -136,7 +135,6 @@ def _join_weights(what: str, faults: Mapping[str, tuple[str, str]], causes: Sequ
 
 
 @check(
-    "G18",
     "quantised-outputs",
     "preflight",
     each=first_steps,
@@ -197,21 +195,18 @@ def _is_flat(rows: Tensor) -> bool:
 _TOLERANCE = 1e-4
 """Relative tolerance of a reported compression ratio; rounding in reports is smaller."""
 _SPLIT = FindingBuilder(
-    guard="G45",
     code="search-split",
     causes=("eval.protocol", "data.split"),
     expected="no sample in common: the policy was chosen on the samples that the search reads",
     action="search on the held-out part of the training set, and report on test",
 )
 _EPISODE = FindingBuilder(
-    guard="G19",
     code="unreset-episode",
     causes=("quant.state_leak", "eval.mode"),
     expected="the trained model, bit by bit, before and after each evaluation of a policy",
     action="quantise a copy in evaluation mode, or reload the whole state, with strict names",
 )
 _SIZE = FindingBuilder(
-    guard="G40",
     code="size-promise",
     causes=("quant.accounting", "report.budget"),
     expected="the bytes on disk, as promised and within the budget, and the ratios of codes, codebooks and file",
@@ -271,7 +266,6 @@ def size_promise(
 
 
 @check(
-    "G28",
     "unfit-teacher",
     "preflight",
     causes=("quant.distill",),
@@ -320,7 +314,6 @@ def teacher_faults(
 
 
 @check(
-    "G19",
     "unquantised-weights",
     "static",
     causes=("quant.no_effect", "quant.policy"),
@@ -372,7 +365,6 @@ def _describe_excess(value: Tensor, choice: Mapping[str, Any]) -> str:
 
 
 @check(
-    "G10",
     "rounding-gradient",
     "static",
     causes=("loss.detached", "quant.policy"),

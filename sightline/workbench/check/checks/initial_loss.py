@@ -83,7 +83,7 @@ class _Case:
         return torch.where(self.is_class, table[self.label.clamp(0, self.num_classes - 1)], self.label)
 
 
-@check("G20", "initial-loss", "preflight", each=first_steps)
+@check("initial-loss", "preflight", each=first_steps)
 def initial_loss(context: Context, step: DryRun) -> Iterator[Fault]:
     """The mean cross entropy over all cyclic shifts of the classes is mean_i[logsumexp(z_i) - mean_c z_ic].
 
@@ -269,7 +269,7 @@ _ROW_SCALE = 3.0
 """Factor of all rows that must not change the loss, which depends on cosines alone."""
 
 
-@check("G20", "initial-contrast", "preflight", each=first_steps)
+@check("initial-contrast", "preflight", each=first_steps)
 def initial_contrast(context: Context, step: DryRun) -> Iterator[Fault]:
     """The first contrastive loss equals an independent float64 NT-Xent of the same rows.
 
@@ -363,7 +363,7 @@ _MAX_DEVIATIONS = 4
 """Standard deviations of a mean of squares that are taken for chance: one is sqrt(2 / N) of the mean."""
 
 
-@check("G20", "initial-squares", "preflight", each=squared_losses, severity="warning")
+@check("initial-squares", "preflight", each=squared_losses, severity="warning")
 def initial_squares(context: Context, loss: SquaredLoss) -> Fault | None:
     """The first mean squared error is E o^2 + E t^2 - 2 E o E t, nearly: fresh outputs do not depend on the targets.
 

@@ -10,9 +10,7 @@ from sightline.workbench.check.core.finding import Fault, FindingLocation
 from sightline.workbench.check.oracles.results import FORWARD, OracleResult
 
 
-@check(
-    "G24", "layer-forward", "deep", expected=f"at most {FORWARD:g}: the same as its definition in NumPy, loop by loop"
-)
+@check("layer-forward", "deep", expected=f"at most {FORWARD:g}: the same as its definition in NumPy, loop by loop")
 def layer_forward(context: Context) -> Iterator[Fault]:
     """The float64 output of a layer, or of a class derived from it, equals its NumPy reference within 1e-10.
 
@@ -57,7 +55,7 @@ def result_location(context: Context, row: OracleResult) -> FindingLocation:
     )
 
 
-@check("G25", "layer-drift", "deep", severity="warning", causes=("model.numerics", "sys.backend"))
+@check("layer-drift", "deep", severity="warning", causes=("model.numerics", "sys.backend"))
 def layer_drift(context: Context) -> Iterator[Fault]:
     """The median float32 error of a layer is at most 1e-5 of its largest output, on inputs exact in both formats.
 
@@ -88,7 +86,6 @@ def _contains(row: OracleResult, other: OracleResult) -> bool:
 
 
 @check(
-    "G24",
     "layer-gradient",
     "deep",
     action="look for a custom backward, for .data, detach() and no_grad, and for in-place edits; an intended "
@@ -127,7 +124,7 @@ def layer_gradient(context: Context) -> Iterator[Fault]:
 _COLUMNS = ("layer", "of them", "first", "NumPy", "gradient", "second", "float32", "verdict")
 
 
-@check("G24", "unverified-layers", "deep", severity="note", causes=("model.structure",), config_path="model")
+@check("unverified-layers", "deep", severity="note", causes=("model.structure",), config_path="model")
 def unverified_layers(context: Context) -> Fault | None:
     """Every kind of layer and every loss agrees with a NumPy reference and with finite differences, as a table shows.
 

@@ -78,7 +78,7 @@ def tolerate(function: Callable[..., Fault | None]) -> Callable[..., Fault | Fin
 # --- gradients --------------------------------------------------------------------------------------------------------
 
 
-@check("G27", "loss-gradient", "preflight", each=losses)
+@check("loss-gradient", "preflight", each=losses)
 @tolerate
 def loss_gradient(context: Context, case: LossCase) -> Fault | None:
     """A loss passes a gradient to an output, and changes neither its arguments nor what its gradient is computed from.
@@ -140,7 +140,7 @@ def _differ(after: Tensor, before: Tensor) -> bool:
     return not bool(is_same.all())
 
 
-@check("G10", "untrained-loss", "preflight", each=losses)
+@check("untrained-loss", "preflight", each=losses)
 @tolerate
 def untrained_loss(context: Context, case: LossCase) -> Fault | None:
     """Each tensor of a loss that gets a gradient is a registered parameter.
@@ -163,7 +163,7 @@ def untrained_loss(context: Context, case: LossCase) -> Fault | None:
 # --- sums over samples ------------------------------------------------------------------------------------------------
 
 
-@check("G20", "loss-sum", "preflight", each=losses)
+@check("loss-sum", "preflight", each=losses)
 @tolerate
 def loss_sum(context: Context, case: LossCase) -> Fault | None:
     """The mean loss of a few samples is that of each alone, weighted by their counts; outputs meet their own targets.

@@ -26,7 +26,7 @@ _VIEWS = {"first", "second"}
 """Outputs of two views of one object, which one network embeds: neither is before the other."""
 
 
-@check("G34", "loss-pairs", "preflight", each=losses)
+@check("loss-pairs", "preflight", each=losses)
 @tolerate
 def loss_pairs(context: Context, case: LossCase) -> Fault | None:
     """A loss of pairs is least for an object's own partner, and bounded; equal rows have the value of the negatives.

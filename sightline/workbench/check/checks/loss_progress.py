@@ -35,7 +35,6 @@ Lines = Sequence[Mapping[str, Any]]
 
 
 @check(
-    "G21",
     "loss-at-chance",
     "offline",
     severity="warning",
@@ -116,7 +115,6 @@ class ConstantBaseline:
 
 _NOTE = partial(
     check,
-    "G21",
     severity="note",
     causes=("model.constant_output",),
     expected="a training loss that goes below all of these",
@@ -220,7 +218,6 @@ _MIN_GAIN = 0.02
 
 
 @check(
-    "G21",
     "trivial-plateau",
     "offline",
     each=logs,
@@ -316,7 +313,6 @@ _CLASS_FACTOR, _SQUARES_FACTOR = 0.98, 1.02  # heat maps that learn have losses 
 
 
 @check(
-    "G21",
     "diverged-loss",
     "offline",
     each=logs,

@@ -32,7 +32,7 @@ _ALWAYS_PER_CLASS = ("class_weights", "class_weight")
 _PER_CLASS_WITH_LOGITS = ("weights", "weight")
 
 
-@check("G5", "class-weight-length", "preflight")
+@check("class-weight-length", "preflight")
 def class_weight_length(context: Context) -> Iterator[Fault]:
     """Class weights, logits, class names and metrics all have `num_classes` entries; weights are finite and >= 0.
 
@@ -129,7 +129,6 @@ _MAX_OTHER_PRIORS = 1000
 
 
 @check(
-    "G20",
     "loss-normaliser",
     "preflight",
     each=assignments,
@@ -254,7 +253,7 @@ _WIDTH = 16
 _NEGATIVES_TOLERANCE = 1e-9  # for float64 sums of a dozen exponentials
 
 
-@check("G34", "negatives", "static")
+@check("negatives", "static")
 def negatives(context: Context) -> Iterator[Fault]:
     """Equal rows have the loss ln(K + 1) of K = 2M - 2 negatives for the M pairs of a step.
 

@@ -67,7 +67,7 @@ _LINKS: dict[str, Callable[[Tensor], Tensor]] = {
 """Outputs that may take the place of a target: itself, the logarithm of a share, and the score before a sigmoid."""
 
 
-@check("G28", "loss-direction", "preflight", each=losses)
+@check("loss-direction", "preflight", each=losses)
 @tolerate
 def loss_direction(context: Context, case: LossCase) -> Fault | None:
     """A step against the gradient moves outputs towards their targets, and the least loss lies there.
@@ -211,7 +211,7 @@ def _place(case: LossCase, goal: Goal, output: Tensor) -> dict[str, Tensor]:
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 
-@check("G35", "loss-limits", "preflight", each=losses)
+@check("loss-limits", "preflight", each=losses)
 @tolerate
 def loss_limits(context: Context, case: LossCase) -> Fault | None:
     """True scores that are certain have a loss near 0; the loss is finite for wrong ones, and where nothing counts.
@@ -327,7 +327,7 @@ _MAX_MORE = 2
 """Entries that a table of class weights may have beyond the classes."""
 
 
-@check("G5", "loss-weights", "preflight", each=losses)
+@check("loss-weights", "preflight", each=losses)
 @tolerate
 def loss_weights(context: Context, case: LossCase) -> Fault | None:
     """Each class weighs in the gradient what the loss's table says, and frequent classes not more than rare ones.

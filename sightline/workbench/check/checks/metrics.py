@@ -42,7 +42,7 @@ _ROUNDING = 1e-6  # the mean of a thousand float32 ones is nearer to 1
 _MAX_BATCHES = 64
 
 
-@check("G16", "absent-class-score", "preflight")
+@check("absent-class-score", "preflight")
 def absent_class_score(context: Context) -> Iterator[Fault]:
     """Values named after an IoU, accuracy, precision, recall, Dice or F1 are 1 (or NaN) for perfect predictions.
 
@@ -144,7 +144,7 @@ _MIN_EVALUATED = 2
 _MIN_SAMPLES = 3  # two samples only split evenly; a step with fewer gives the form of one of them twice
 
 
-@check("G16", "per-batch-metric", "preflight")
+@check("per-batch-metric", "preflight")
 def per_batch_metric(context: Context) -> Iterator[Fault]:
     """Each value is the same for one batch and for two with the same predictions, and follows from the state alone.
 
@@ -294,7 +294,7 @@ _DISTANCE = re.compile(r"(mean|median|max|min|error|distance|epe)[a-z_]*_(mm|cm|
 _OFFSET, _UNIT_TOLERANCE = 10.0, 0.01
 
 
-@check("G42", "metric-unit", "preflight", each=metrics, causes=("eval.coordinate", "eval.protocol"))
+@check("metric-unit", "preflight", each=metrics, causes=("eval.coordinate", "eval.protocol"))
 def metric_unit(context: Context, metric: JudgedMetric) -> Fault | None:
     """Errors that a metric names in a unit are 10 if all predictions are 10 of it off.
 

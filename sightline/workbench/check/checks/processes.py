@@ -20,7 +20,6 @@ _WORDS = frozenset({"get_rank", "get_world_size", "is_initialized", "get_node_lo
 
 
 @check(
-    "G33",
     "remembered-rank",
     "static",
     causes=("dist.device", "dist.logging", "dist.seed"),
@@ -66,7 +65,6 @@ MIN_PAIRS = 16
 
 
 @check(
-    "G34",
     "batch-statistics",
     "static",
     severity="warning",

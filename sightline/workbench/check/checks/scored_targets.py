@@ -39,9 +39,7 @@ _MAX_SCORES = {"crowd_ap": 0.01, "miss_rate": 0.01, "box_ap": 0.05, "box_errors"
 _MAX_LOST, _MIN_BOXES, _MAX_IMAGES = 0.02, 5, 8
 
 
-@check(
-    "G32", "box-protocol", "preflight", severity="warning", causes=("eval.protocol", "eval.decode"), config_path="task"
-)
+@check("box-protocol", "preflight", severity="warning", causes=("eval.protocol", "eval.decode"), config_path="task")
 def box_protocol(context: Context) -> Iterator[Fault]:
     """Detections have the range of scores, the number and the classes that metrics and labels require.
 
@@ -86,7 +84,7 @@ def _suppression_faults(task: Any, truths: list[Tensor]) -> Iterator[Fault]:
         yield _diagnose("classes suppress", lost=num_lost, labels=num_labels, limit=_MAX_LOST)
 
 
-@check("G32", "box-evaluation", "preflight", causes=("eval.coordinate", "eval.protocol"), config_path="task")
+@check("box-evaluation", "preflight", causes=("eval.coordinate", "eval.protocol"), config_path="task")
 def box_evaluation(context: Context) -> Iterator[Fault | Finding]:
     """Boxes are scored in pixels of the files, without ignored boxes, and over all images.
 
@@ -195,7 +193,6 @@ _RELATIVE = 1e-4
 
 
 @check(
-    "G4",
     "ignored-targets",
     "preflight",
     causes=("data.ignore_handling", "loss.form", "eval.protocol"),
@@ -291,7 +288,6 @@ _MAX_SAMPLES = 2
 
 
 @check(
-    "G16",
     "unscored-points",
     "preflight",
     each=evaluations,

@@ -29,7 +29,6 @@ from sightline.workbench.check.core.finding import Fault
 
 
 @check(
-    "G11",
     "checkpoint-match",
     "static",
     each=initialisations,
@@ -104,7 +103,7 @@ def _find_different_tensors(
     ]
 
 
-@check("G3", "pretraining-mismatch", "static", severity="warning", config_path="init.from")
+@check("pretraining-mismatch", "static", severity="warning", config_path="init.from")
 def pretraining_mismatch(context: Context) -> Fault | None:
     """The run that `init` takes weights from and this run evaluate clouds of the same form.
 
@@ -126,7 +125,6 @@ def pretraining_mismatch(context: Context) -> Fault | None:
 
 
 @check(
-    "G11",
     "untrained-init",
     "static",
     each=initialisations,
@@ -222,7 +220,7 @@ class InitialWeight:
     largest: float
 
 
-@check("G20", "initial-weights", "deep", config_path="model")
+@check("initial-weights", "deep", config_path="model")
 def initial_weights(context: Context) -> Iterator[Fault]:
     """The standard deviation of each weight is not far above the largest of the known initialisation schemes.
 
@@ -270,7 +268,6 @@ def initial_weights(context: Context) -> Iterator[Fault]:
 
 
 @check(
-    "G11",
     "untrained-frozen",
     "preflight",
     severity="note",

@@ -32,7 +32,6 @@ class LayerScale(NamedTuple):
 
 
 @check(
-    "G39",
     "feature-scale",
     "preflight",
     each=initialisations,

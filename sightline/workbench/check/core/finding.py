@@ -99,7 +99,6 @@ class Finding:
     `sureness` that this is not chance; rules of another kind have none of these.
     """
 
-    guard: str
     code: str
     severity: Severity
     summary: str

@@ -23,7 +23,6 @@ from annotated_types import Ge, Le
 from torch import Tensor
 from typing_extensions import TypeIs
 
-from sightline.aliases import keep_old_members, old_names
 from sightline.contract.errors import ConfigError, DataError, RunError
 from sightline.runs.run_directory import RunDirectory, read_lines
 from sightline.workbench.compress.policy import (
@@ -48,7 +47,6 @@ class Curvature(NamedTuple):
     error_of: Callable[[str, WeightFormat], float]
 
 
-@keep_old_members(enforced="lower_to_budget", free="searched_layers")
 @dataclass(frozen=True)
 class Problem:
     """Search problem: formats of layers (`choices`, fewest bits first) within `budget_bytes` by `bytes_of(policy)`.
@@ -327,7 +325,6 @@ class PolicyEvaluator:
         return max(0, self.at_most - self.reserve - self.num_asked)
 
 
-@keep_old_members(at_most="max_num_evaluations", fills="fills_budget")
 class Search(ABC):
     """Search method: finds a policy within a problem's budget. The same arguments give the same policy.
 
@@ -397,6 +394,3 @@ def _fill_budget(problem: Problem, evaluator: PolicyEvaluator, policy: Policy) -
                 break
         else:
             return policy, tuple(untried)
-
-
-__getattr__ = old_names(__name__)

@@ -1,4 +1,4 @@
-"""Guard G6: offsets of a ragged batch that are not its clouds' sizes."""
+"""Offsets of a ragged batch that are not its clouds' sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G3: samples that are not what their data set promises."""
+"""Samples that are not what their data set promises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G38: how classes share the targets, and classes that are evaluated and never trained on."""
+"""How classes share the targets, and classes that are evaluated and never trained on."""
 
 from __future__ import annotations
 

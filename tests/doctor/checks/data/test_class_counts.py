@@ -1,4 +1,4 @@
-"""Guard G38: class counts of the facts against those of the samples, and samples of a single class."""
+"""Class counts of the facts against those of the samples, and samples of a single class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G4: names of classes that are not those of the labels."""
+"""Names of classes that are not those of the labels."""
 
 from __future__ import annotations
 

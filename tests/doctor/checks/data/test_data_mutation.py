@@ -1,4 +1,4 @@
-"""Guard G13: samples that change by being read."""
+"""Samples that change by being read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G3: training and evaluation sets that differ in up axis, scale or channels."""
+"""Training and evaluation sets that differ in up axis, scale or channels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G4: the same cloud under two labels, or in training and in test."""
+"""The same cloud under two labels, or in training and in test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G6: clouds without a point, in the data or after a transform."""
+"""Clouds without a point, in the data or after a transform."""
 
 from __future__ import annotations
 

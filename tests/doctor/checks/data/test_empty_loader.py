@@ -1,4 +1,4 @@
-"""Guard G1: parts without samples, and plans that are no partition."""
+"""Parts without samples, and plans that are no partition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G3: channels that hold the label, inputs that change nothing, and what only looks like it."""
+"""Channels that hold the label, inputs that change nothing, and what only looks like it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G4: labels of points that are no part of the object's category."""
+"""Labels of points that are no part of the object's category."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G4: labels that are no class."""
+"""Labels that are no class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G2: images and boxes that were paired by another order."""
+"""Images and boxes that were paired by another order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G2: pictures of other objects than the clouds beside them."""
+"""Pictures of other objects than the clouds beside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G2: views of one row that are of different objects."""
+"""Views of one row that are of different objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guards G41 and G42: joints and volumes of sets that read one of both in another way."""
+"""Joints and volumes of sets that read one of both in another way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G41: voxels and heat maps that disagree with the frame and its joints, each way of it named."""
+"""Voxels and heat maps that disagree with the frame and its joints, each way of it named."""
 
 from __future__ import annotations
 

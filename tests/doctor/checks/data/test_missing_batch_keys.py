@@ -1,4 +1,4 @@
-"""Guard G6: keys that a data set promises and its samples lack."""
+"""Keys that a data set promises and its samples lack."""
 
 from __future__ import annotations
 

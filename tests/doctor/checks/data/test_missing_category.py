@@ -1,4 +1,4 @@
-"""Guard G6: objects with parts whose category is not told, is always the same, or is numbered otherwise."""
+"""Objects with parts whose category is not told, is always the same, or is numbered otherwise."""
 
 from __future__ import annotations
 

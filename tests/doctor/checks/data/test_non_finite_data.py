@@ -1,4 +1,4 @@
-"""Guard G17: NaN or infinity in the data."""
+"""NaN or infinity in the data."""
 
 from __future__ import annotations
 

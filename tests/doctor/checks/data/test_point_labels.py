@@ -1,4 +1,4 @@
-"""Guards G2 and G6: labels in another order than their points, and rows that fill clouds up."""
+"""Labels in another order than their points, and rows that fill clouds up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guards G2 and G3: range images with another scan's labels, with a part of the scan, or with other statistics."""
+"""Range images with another scan's labels, with a part of the scan, or with other statistics."""
 
 from __future__ import annotations
 

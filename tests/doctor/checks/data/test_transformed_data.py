@@ -1,4 +1,4 @@
-"""Guards G2, G4, G26, G42: data after the transforms, with bugs as users plant them, and healthy plugins."""
+"""Data after the transforms, with bugs as users plant them, and healthy plugins."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_generators_stay_as_they_were() -> None:
 PLUGIN = """
 import numpy as np
 import torch
-from sightline import registry
+from sightline.contract import registry
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 
 @registry.data.add("{name}")

@@ -1,4 +1,4 @@
-"""Guards G24 and G25: layers and losses with a wrong forward or backward pass, or that lose precision, are named."""
+"""Layers and losses with a wrong forward or backward pass, or that lose precision, are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G5: class weights, head, metrics and names that do not count the same classes."""
+"""Class weights, head, metrics and names that do not count the same classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G21: runs that end a thousandfold above their start, infinite, or at chance, by metrics.jsonl."""
+"""Runs that end a thousandfold above their start, infinite, or at chance, by metrics.jsonl."""
 
 from __future__ import annotations
 

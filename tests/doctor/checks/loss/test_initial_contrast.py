@@ -1,4 +1,4 @@
-"""Guard G20: the first loss between rows, against its definition and against exchanged partners."""
+"""The first loss between rows, against its definition and against exchanged partners."""
 
 from __future__ import annotations
 

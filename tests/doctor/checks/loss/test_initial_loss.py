@@ -1,4 +1,4 @@
-"""Guard G20: the first loss against its definition, and fresh models that know too much."""
+"""The first loss against its definition, and fresh models that know too much."""
 
 from __future__ import annotations
 

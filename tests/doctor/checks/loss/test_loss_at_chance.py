@@ -1,4 +1,4 @@
-"""Guard G21: a run whose loss between rows never left chance."""
+"""A run whose loss between rows never left chance."""
 
 from __future__ import annotations
 

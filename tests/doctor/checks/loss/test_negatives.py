@@ -1,4 +1,4 @@
-"""Guard G34: the number of negatives, and who is whose partner, told from rows of our own making."""
+"""The number of negatives, and who is whose partner, told from rows of our own making."""
 
 from __future__ import annotations
 

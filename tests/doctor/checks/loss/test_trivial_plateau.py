@@ -1,4 +1,4 @@
-"""Guard G21: a run whose loss stays at that of a constant answer, by its metrics.jsonl and its last weights."""
+"""A run whose loss stays at that of a constant answer, by its metrics.jsonl and its last weights."""
 
 from __future__ import annotations
 

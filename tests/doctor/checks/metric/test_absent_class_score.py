@@ -1,4 +1,4 @@
-"""Guard G16: metrics that do not give perfect answers the best score."""
+"""Metrics that do not give perfect answers the best score."""
 
 from __future__ import annotations
 

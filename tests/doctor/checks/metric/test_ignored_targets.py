@@ -1,4 +1,4 @@
-"""Guards G4 and G16: ignored targets that count in a loss or a metric, and points of scans that are not scored."""
+"""Ignored targets that count in a loss or a metric, and points of scans that are not scored."""
 
 from __future__ import annotations
 

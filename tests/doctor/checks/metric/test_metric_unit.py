@@ -1,4 +1,4 @@
-"""Guard G42: errors in another unit than their names say."""
+"""Errors in another unit than their names say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G16: metrics whose figures depend on how the samples are dealt to batches."""
+"""Metrics whose figures depend on how the samples are dealt to batches."""
 
 from __future__ import annotations
 

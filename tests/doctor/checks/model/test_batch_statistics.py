@@ -1,4 +1,4 @@
-"""Guard G34: batch norms over the few pairs that one process has of a step."""
+"""Batch norms over the few pairs that one process has of a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G3: models that do not hear the category, or count other categories than the data."""
+"""Models that do not hear the category, or count other categories than the data."""
 
 from __future__ import annotations
 

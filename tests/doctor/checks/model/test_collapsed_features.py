@@ -1,4 +1,4 @@
-"""Guard G18: rows that are the same for every object, at the first step and after training."""
+"""Rows that are the same for every object, at the first step and after training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G24: networks that read a sample's neighbours in the batch, over seeds, and networks that only look so."""
+"""Networks that read a sample's neighbours in the batch, over seeds, and networks that only look so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G6: evaluations that cannot be done, reported before the run begins."""
+"""Evaluations that cannot be done, reported before the run begins."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
+from sightline.contract import registry
 from sightline.contract.loss import Loss
 
 

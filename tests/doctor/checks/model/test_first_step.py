@@ -1,4 +1,4 @@
-"""Guard G6: steps that cannot be taken, told before the run begins."""
+"""Steps that cannot be taken, told before the run begins."""
 
 from __future__ import annotations
 

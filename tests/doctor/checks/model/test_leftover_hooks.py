@@ -1,4 +1,4 @@
-"""Guard G37: hooks that loggers and plugins leave on a model."""
+"""Hooks that loggers and plugins leave on a model."""
 
 from __future__ import annotations
 

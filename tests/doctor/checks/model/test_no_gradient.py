@@ -1,4 +1,4 @@
-"""Guard G10: parameters that no gradient reaches, that no optimiser holds, or that are not registered."""
+"""Parameters that no gradient reaches, that no optimiser holds, or that are not registered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G6: zeros that pad clouds of fewer points, pooled or normalised by a network, and networks that mask them."""
+"""Zeros that pad clouds of fewer points, pooled or normalised by a network, and networks that mask them."""
 
 from __future__ import annotations
 

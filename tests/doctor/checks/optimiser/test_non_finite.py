@@ -1,4 +1,4 @@
-"""Guard G17: where a gradient that is not finite began."""
+"""Where a gradient that is not finite began."""
 
 from __future__ import annotations
 

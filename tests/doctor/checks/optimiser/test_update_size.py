@@ -1,4 +1,4 @@
-"""Guard G15: rates, clipping and weight decay that are powers of ten off."""
+"""Rates, clipping and weight decay that are powers of ten off."""
 
 from __future__ import annotations
 

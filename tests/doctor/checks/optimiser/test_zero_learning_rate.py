@@ -1,4 +1,4 @@
-"""Guard G15: learning rates that move nothing."""
+"""Learning rates that move nothing."""
 
 from __future__ import annotations
 

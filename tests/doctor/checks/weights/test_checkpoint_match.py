@@ -1,4 +1,4 @@
-"""Guard G11: weights to start from that do not fit, or that did not get there."""
+"""Weights to start from that do not fit, or that did not get there."""
 
 from __future__ import annotations
 

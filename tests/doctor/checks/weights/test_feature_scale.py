@@ -1,4 +1,4 @@
-"""Guard G39: data of another scale than the loaded weights learned on, told by their own running averages."""
+"""Data of another scale than the loaded weights learned on, told by their own running averages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard G3: stages whose clouds differ are named; alike ones, and runs from random weights, are not."""
+"""Stages whose clouds differ are named; alike ones, and runs from random weights, are not."""
 
 from __future__ import annotations
 

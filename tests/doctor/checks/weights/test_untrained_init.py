@@ -1,4 +1,4 @@
-"""Guard G11: weights to start from that no training has moved."""
+"""Weights to start from that no training has moved."""
 
 from __future__ import annotations
 

@@ -33,7 +33,6 @@ At the start, it is one sample of evaluated splits, whose transforms rarely draw
 
 
 @check(
-    "G2",
     "augmentation-mismatch",
     "preflight",
     each=splits,

@@ -26,7 +26,7 @@ _diagnose = functools.partial(diagnose, __file__)
 _NOT_READ_BY_NAME = ("sample_index", "offsets")
 
 
-@check("G6", "missing-batch-keys", "preflight", config_path="data")
+@check("missing-batch-keys", "preflight", config_path="data")
 def missing_batch_keys(context: Context) -> list[Fault]:
     """Every declared field is in every sample, and every declared key is in the training batches.
 
@@ -91,7 +91,6 @@ _MAX_SHOWN = 8
 
 
 @check(
-    "G6",
     "broken-offsets",
     "preflight",
     each=splits,
@@ -188,7 +187,7 @@ def _compare_with_single_reads(
     return None, None
 
 
-@check("G17", "non-finite-data", "preflight")
+@check("non-finite-data", "preflight")
 def non_finite_data(context: Context) -> list[Fault]:
     """All sampled values are finite, before the transforms and in a training batch after them.
 

@@ -24,7 +24,6 @@ _MIN_SIGMA, _MAX_CHANCE_SIGMA = 6.0, 3.0
 
 
 @check(
-    "G2",
     "mismatched-boxes",
     "preflight",
     is_quick=False,

@@ -19,7 +19,7 @@ from sightline.workbench.check.core.sample_statistics import (
 _MIN_SAMPLES = 8  # 8 samples of one category by chance: 16 ^ -7, with as many shapes in each of ShapeNet's 16
 
 
-@check("G6", "missing-category", "preflight", config_path="data")
+@check("missing-category", "preflight", config_path="data")
 def missing_category(context: Context) -> Iterator[Fault]:
     """Samples of a part set have a `category`, of more than one value, and each category a list of parts.
 
@@ -106,7 +106,7 @@ class _Stray(NamedTuple):
     fits: int | None
 
 
-@check("G4", "label-outside-parts", "preflight", each=surveys, config_path="data")
+@check("label-outside-parts", "preflight", each=surveys, config_path="data")
 def label_outside_parts(context: Context, survey: PartStatistics) -> Fault | None:
     """Each label of a part set is one of the parts of its sample's category, or the ignore index.
 

@@ -27,7 +27,7 @@ COUNTED_BY = {"label": "num_classes", "part": "num_parts", "category": "num_cate
 _USUAL_IGNORES = (-100, -1, 255)
 
 
-@check("G4", "label-range", "preflight", each=surveys)
+@check("label-range", "preflight", each=surveys)
 def label_range(context: Context, survey: PartStatistics) -> Iterator[Fault]:
     """Each label is an integer from 0 to num_classes - 1, or the declared ignore index.
 
@@ -106,7 +106,7 @@ _UNITS = tuple(
 )
 
 
-@check("G3", "channel-contract", "preflight")
+@check("channel-contract", "preflight")
 def channel_contract(context: Context) -> list[Fault]:
     """Shape, type and range of each field are as declared; `in_channels` is the width of the model's input.
 

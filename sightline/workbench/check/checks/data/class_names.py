@@ -28,7 +28,7 @@ _USUALLY_ABOVE = (("bookcase", "sofa"), ("table", "chair"))
 _MAX_UP_SHARE = 0.5  # of the distance along another axis; along the up axis of a room the distance is far larger
 
 
-@check("G4", "class-names", "preflight", config_path="data")
+@check("class-names", "preflight", config_path="data")
 def class_names(context: Context) -> list[Fault]:
     """Class names are unique, all parts number the classes alike, and in rooms the ceiling is above the floor.
 

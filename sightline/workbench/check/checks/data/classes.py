@@ -17,7 +17,6 @@ _BACKGROUND = frozenset({"background", "__background__", "_background_", "bg", "
 
 
 @check(
-    "G38",
     "untrained-class",
     "preflight",
     severity="warning",
@@ -90,7 +89,6 @@ _MIN_IMBALANCE = 1.1
 
 
 @check(
-    "G38",
     "class-balance",
     "preflight",
     is_quick=False,
@@ -177,7 +175,7 @@ _MIN_SIGMA, _MIN_SAMPLES = 6.0, 8
 _MAX_SINGLE = 0.75
 
 
-@check("G38", "class-counts", "preflight", severity="warning", config_path="data")
+@check("class-counts", "preflight", severity="warning", config_path="data")
 def class_counts(context: Context) -> Iterator[Fault]:
     """Training samples have the classes that the facts count, and most samples with labels of points several.
 

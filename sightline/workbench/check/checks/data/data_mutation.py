@@ -54,7 +54,7 @@ class WriteLocation(NamedTuple):
     function: str
 
 
-@check("G13", "data-mutation", "preflight", each=splits)
+@check("data-mutation", "preflight", each=splits)
 def data_mutation(context: Context, part: DataSubset) -> Fault | None:
     """Repeated reads of a key in this process give the same bits (worker processes would hide a change).
 
@@ -253,7 +253,7 @@ def _is_skipped_file(filename: str) -> bool:
 _MAX_LISTED = 3
 
 
-@check("G4", "duplicate-clouds", "preflight", severity="warning", config_path="data")
+@check("duplicate-clouds", "preflight", severity="warning", config_path="data")
 def duplicate_clouds(context: Context) -> Iterator[Fault]:
     """No cloud is in two classes or in two parts, according to the `duplicates` that preparation recorded.
 

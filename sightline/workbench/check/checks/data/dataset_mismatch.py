@@ -57,7 +57,7 @@ class CloudSample(NamedTuple):
     sizes: tuple[float, ...] = ()
 
 
-@check("G3", "dataset-mismatch", "preflight", severity="warning")
+@check("dataset-mismatch", "preflight", severity="warning")
 def dataset_mismatch(context: Context) -> list[Finding]:
     """Evaluated parts of other sets have the up axis, unit and channels of training, as declared and as measured.
 

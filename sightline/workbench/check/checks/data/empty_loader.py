@@ -22,7 +22,7 @@ _MAX_INDICES = 50_000  # of a larger part only the first steps are checked, in a
 _MIN_VISITS = 20  # two permutations of so many are equal once in 2e18 runs
 
 
-@check("G1", "empty-loader", "static", config_path="data")
+@check("empty-loader", "static", config_path="data")
 def empty_loader(context: Context) -> list[Fault]:
     """Every part has batches; each epoch visits every training sample once, on one process, in a new order.
 
@@ -126,7 +126,6 @@ def _plan_fault(plan: BatchSampler, cause: str, diagnosis: str, **words: Any) ->
 
 
 @check(
-    "G6",
     "empty-cloud",
     "preflight",
     expected="at least one point: an empty cloud has no neighbours, no mean and no prediction",

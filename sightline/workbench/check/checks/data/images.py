@@ -32,7 +32,7 @@ _MIN_STRANGE = 0.75
 """Share of clouds that match another object's pictures better: some do within a class, nearly all in a wrong store."""
 
 
-@check("G2", "mismatched-image", "preflight", config_path="data")
+@check("mismatched-image", "preflight", config_path="data")
 def mismatched_image(context: Context) -> Fault | None:
     """A sample's image is, bit for bit, one of the views stored under the name of its cloud.
 
@@ -194,7 +194,7 @@ class _PairedClouds(NamedTuple):
     second: list[np.ndarray]
 
 
-@check("G2", "mismatched-views", "preflight", config_path="transforms.train")
+@check("mismatched-views", "preflight", config_path="transforms.train")
 def mismatched_views(context: Context) -> Fault | None:
     """Both clouds of a row resemble the row's object, and differ from each other.
 
@@ -328,7 +328,6 @@ _MIN_STD, _MAX_STD = 0.02, 10.0
 
 
 @check(
-    "G3",
     "input-statistics",
     "preflight",
     each=images_by_part,

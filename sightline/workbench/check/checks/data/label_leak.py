@@ -28,7 +28,6 @@ _NOT_TARGETS = ("category", "sample_index")
 
 
 @step_check(
-    "G3",
     "label-input",
     causes=("data.label_leak", "model.structure"),
     expected="outputs that do not change: a prediction cannot know its target",
@@ -82,7 +81,6 @@ def _exchange(value: Tensor) -> Tensor:
 
 
 @step_check(
-    "G3",
     "label-channel",
     causes=("data.label_leak", "data.layout"),
     config_path="data",
@@ -181,7 +179,7 @@ def _find_function(values: Tensor, labels: Tensor) -> tuple[int, str] | None:
     return channel, ", ".join(shown)
 
 
-@step_check("G3", "idle-input", expected="outputs that follow from the inputs")
+@step_check("idle-input", expected="outputs that follow from the inputs")
 def idle_input(context: Context, step: DryRun) -> Iterator[Fault]:
     """Each input of numbers changes the outputs, and not all numbers of the inputs are equal.
 

@@ -67,7 +67,7 @@ class _Frames(NamedTuple):
         return float((offsets <= self.cube_mm / 2)[self.visible].double().mean()) if bool(self.visible.any()) else 1.0
 
 
-@check("G42", "misplaced-joints", "preflight", config_path="data")
+@check("misplaced-joints", "preflight", config_path="data")
 def misplaced_joints(context: Context) -> Iterator[Fault]:
     """Joints lie on the figure of their depth image, and most of them in the cube about their reference point.
 

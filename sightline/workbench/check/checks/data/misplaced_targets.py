@@ -38,7 +38,7 @@ _MIN_CENTRE_IOU, _NUM_CENTRE_FITS = 0.5, 6
 """IoU with the voxels about another point, which is found to a tenth of a voxel only, and its corrections."""
 
 
-@check("G41", "misplaced-volume", "preflight", config_path="transforms")
+@check("misplaced-volume", "preflight", config_path="transforms")
 def misplaced_volume(context: Context) -> Iterator[Fault]:
     """Points of a frame, mapped by its placement, occupy exactly the voxels of the network's input.
 
@@ -205,7 +205,7 @@ class _Maps(NamedTuple):
         return bool((distances <= self.bound).double().mean() > _MIN_AGREEING)
 
 
-@check("G41", "misplaced-heatmap", "preflight", config_path="transforms.train")
+@check("misplaced-heatmap", "preflight", config_path="transforms.train")
 def misplaced_heatmap(context: Context) -> Iterator[Fault]:
     """Each target map, decoded like a prediction, gives its joint's position and has the width of the config.
 

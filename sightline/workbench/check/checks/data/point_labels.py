@@ -28,7 +28,6 @@ _MIN_PADDED, _MIN_PADDED_SHARE = 3, 0.02
 
 
 @check(
-    "G2",
     "scattered-labels",
     "preflight",
     severity="warning",
@@ -109,7 +108,6 @@ def compare_nearest(points: Tensor, label: Tensor, *, max_distances: int) -> Ten
 
 
 @check(
-    "G6",
     "padded-points",
     "preflight",
     each=surveys,
@@ -170,7 +168,6 @@ class _Pairs(NamedTuple):
 
 
 @check(
-    "G2",
     "mismatched-labels",
     "preflight",
     each=images_by_part,

@@ -86,7 +86,6 @@ _MIN_FOV_DEG = 2.0
 
 
 @check(
-    "G3",
     "projection-coverage",
     "preflight",
     each=images_by_part,

@@ -33,7 +33,6 @@ _GLOBAL: Mapping[str, Callable[[], Any]] = {
 
 
 @check(
-    "G26",
     "own-generator",
     "preflight",
     each=splits,
@@ -173,7 +172,6 @@ _TOLERANCE = 1e-4  # of the largest value: a library may sum a larger batch in a
 
 
 @check(
-    "G2",
     "exchanged-rows",
     "preflight",
     each=splits,
@@ -261,7 +259,7 @@ _EMPTY_CAUSES = ("data.corrupt_sample", "data.path", "data.missing_modality")
 _INPUTS = ("points", "image", "depth", "volume", "range_image", "features")
 
 
-@check("G4", "repeated-samples", "preflight", each=surveys, config_path="data")
+@check("repeated-samples", "preflight", each=surveys, config_path="data")
 def repeated_samples(context: Context, survey: PartStatistics) -> Iterator[Fault]:
     """Samples differ: no input is the same for all indices, and at most half of them repeat another one.
 

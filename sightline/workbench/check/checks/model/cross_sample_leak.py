@@ -39,7 +39,6 @@ _LARGE_GROUP = 5  # odd, and larger than the batch of the dry evaluation
 
 
 @check(
-    "G24",
     "cross-sample-leak",
     "preflight",
     each=first_steps,

@@ -37,7 +37,7 @@ _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 _LAST_STEP = "the last step of an epoch"
 
 
-@check("G6", "first-step", "preflight")
+@check("first-step", "preflight")
 def first_step(context: Context) -> list[Fault]:
     """Samples can be read, and one training step succeeds, also for a last batch of one sample.
 
@@ -250,7 +250,6 @@ def measure_spread(rows: np.ndarray) -> FeatureSpread:
 
 
 @check(
-    "G18",
     "collapsed-features",
     "preflight",
     each=first_steps,
@@ -278,7 +277,6 @@ def collapsed_features(context: Context, step: DryRun) -> Fault | None:
 
 
 @check(
-    "G18",
     "collapsed-trained-features",
     "offline",
     severity="warning",
@@ -350,7 +348,7 @@ def _is_an_input_equal(batch: Batch) -> bool:
     return any((x == x[:1]).all() and (x != x.flatten()[0]).any() for x in inputs)
 
 
-@check("G6", "first-evaluation", "preflight")
+@check("first-evaluation", "preflight")
 def first_evaluation(context: Context) -> Iterator[Fault]:
     """Four samples of each evaluated split are read, predicted, scored, drawn and logged without an exception.
 

@@ -52,7 +52,7 @@ class LayerGradient:
         return self.gradient / self.weight if self.weight > 0 else float("inf")
 
 
-@check("G10", "gradient-flow", "deep", each=first_steps, config_path="model")
+@check("gradient-flow", "deep", each=first_steps, config_path="model")
 def gradient_flow(context: Context, step: DryRun) -> Iterator[Fault]:
     """Each layer's gradient-to-weight ratio is within 1e-7 to 1e6 of the median, and at most half its units are dead.
 
@@ -198,7 +198,6 @@ _NORM_COLUMNS = ("batch norm", "input variance", "epsilon", "comes out with std"
 
 
 @check(
-    "G20",
     "norm-variance",
     "deep",
     each=first_steps,

@@ -30,7 +30,7 @@ _MIN_MERGED = 0.02
 _MIN_POINTS, _NUM_TESTED, _MIN_SPREAD, _SLACK = 12, 48, 0.25, 5e-3
 
 
-@step_check("G24", "indices", severity="warning", causes=("model.structure", "data.layout"))
+@step_check("indices", severity="warning", causes=("model.structure", "data.layout"))
 def indices(context: Context, step: DryRun) -> Iterator[Fault]:
     """A flat index has a number for each cell, sums count all its values, and neighbours are the nearest points.
 

@@ -53,7 +53,6 @@ class _Hook(NamedTuple):
 
 _FOREIGN = partial(
     check,
-    "G37",
     expected="none: observers receive numbers and no model (log.wandb and log.tensorboard need no `watch`)",
     action="remove the hook's handle before training, or remove the call that registers it",
 )

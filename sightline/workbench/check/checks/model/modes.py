@@ -25,7 +25,6 @@ _MAX_SHOWN = 3
 
 
 @step_check(
-    "G14",
     "still-statistics",
     causes=("model.norm_mode", "model.frozen_unintended"),
     expected="statistics that a training step moves: evaluation normalises by them",
@@ -96,7 +95,6 @@ def _list_names(names: list[str]) -> str:
 
 
 @step_check(
-    "G14",
     "idle-dropout",
     severity="warning",
     causes=("model.structure", "model.norm_mode"),
@@ -124,7 +122,6 @@ def idle_dropout(context: Context, step: DryRun) -> Fault | None:
 
 
 @step_check(
-    "G16",
     "random-evaluation",
     causes=("eval.mode", "sys.nondeterminism"),
     expected="the same bits: two evaluations of one model have the same metrics",
@@ -177,7 +174,6 @@ def place_code(context: Context, layer: str, module: nn.Module) -> FindingLocati
 
 
 @check(
-    "G10",
     "shared-weights",
     "preflight",
     severity="warning",

@@ -28,7 +28,6 @@ _MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
 @check(
-    "G10",
     "no-gradient",
     "preflight",
     causes=("model.frozen_unintended", "loss.detached", "model.structure"),

@@ -33,7 +33,7 @@ _MAX_ZEROS, _MAX_BLOCKED = 0.3, 0.01
 _RECTIFIERS = ("Relu", "Threshold")
 
 
-@check("G22", "final-activation", "preflight", each=first_steps, config_path="model")
+@check("final-activation", "preflight", each=first_steps, config_path="model")
 def final_activation(context: Context, step: DryRun) -> Iterator[Fault]:
     """The range of the last operation includes every target, and outputs at 0 below a target get a gradient.
 
@@ -125,7 +125,7 @@ _MAX_SECONDS_OF_CHECK = 5.0
 _CPU = torch.device("cpu")  # an index out of range makes a GPU unusable for the rest of the process
 
 
-@check("G3", "category-input", "preflight", each=first_steps, config_path="model")
+@check("category-input", "preflight", each=first_steps, config_path="model")
 def category_input(context: Context, step: DryRun) -> Iterator[Fault]:
     """Each category has different outputs, and indices beyond the categories have no distinct outputs.
 
@@ -217,7 +217,6 @@ _LARGER_SCALE = 3
 
 
 @check(
-    "G29",
     "level-order",
     "preflight",
     each=assignments,
@@ -284,7 +283,6 @@ def _iter_corner_shares(
 
 
 @check(
-    "G20",
     "prior-bias",
     "preflight",
     each=assignments,

@@ -26,7 +26,7 @@ _TESTED = ("torch.", "sightline.")
 _TOLERANCE = 1e-9  # of float64 results that are computed in another order
 
 
-@step_check("G24", "derived-layer", causes=("model.structure", "loss.detached", "model.numerics"))
+@step_check("derived-layer", causes=("model.structure", "loss.detached", "model.numerics"))
 def derived_layer(context: Context, step: DryRun) -> Fault | None:
     """A layer derived from torch's that computes the same has the same gradient; no weight is transposed.
 
@@ -116,7 +116,6 @@ _SPREAD, _LARGE = 100.0, 10.0
 
 
 @step_check(
-    "G24",
     "neighbour-weights",
     severity="warning",
     causes=("model.geometry", "model.structure"),

@@ -36,7 +36,7 @@ _GRIDS = ("image", "volume", "crop", "depth")
 _SHIFTS = (3 / 8, 1 / 4, 1 / 8)
 """Shares of the sides by which images and volumes are shifted: unequal, none a half, so that axes and flips show."""
 
-_order_check = partial(step_check, "G24", causes=("data.layout", "model.structure"))
+_order_check = partial(step_check, causes=("data.layout", "model.structure"))
 
 
 class Place(NamedTuple):
@@ -207,7 +207,6 @@ def _compare_output(name: str, value: Tensor, other: Tensor | None, points: Tens
 
 
 @step_check(
-    "G6",
     "padded-rows",
     causes=("data.padding", "model.structure"),
     expected="the same outputs: rows that pad a sample belong to none",

@@ -24,7 +24,7 @@ _NUM_ROUNDS = 3
 _MIN_RATIO = 1.15
 
 
-@check("G22", "unused-format", "preflight", each=first_steps, is_quick=False, causes=("sys.resource",))
+@check("unused-format", "preflight", each=first_steps, is_quick=False, causes=("sys.resource",))
 def unused_format(context: Context, step: DryRun) -> None:
     """A step in bf16, for which this CPU has instructions, is not faster than the step in the float32 of the config.
 

@@ -33,7 +33,6 @@ _NUM_TRIES = 3  # dropout draws differ each time
 
 
 @check(
-    "G17",
     "non-finite",
     "preflight",
     causes=("model.numerics", "optim.lr", "loss.form"),

@@ -30,7 +30,7 @@ _MIN_DEPENDENCE, _MAX_PENALTY = 0.2, 10.0
 Change = Callable[[Tensor], Tensor]
 
 
-@check("G15", "update-size", "preflight", each=first_steps, severity="warning", config_path="optimizer.lr")
+@check("update-size", "preflight", each=first_steps, severity="warning", config_path="optimizer.lr")
 def update_size(context: Context, step: DryRun) -> Iterator[Fault]:
     """An update moves the weights by less than their size, a thousand by a ten-thousandth; gradients decide where to.
 

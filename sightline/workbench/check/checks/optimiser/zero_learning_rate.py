@@ -23,7 +23,7 @@ _WARMUP_SHARE = 0.2
 _TAIL_SHARE = 0.05
 
 
-@check("G15", "zero-learning-rate", "preflight", causes=("optim.scheduler", "optim.lr"), config_path="schedule")
+@check("zero-learning-rate", "preflight", causes=("optim.scheduler", "optim.lr"), config_path="schedule")
 def zero_learning_rate(context: Context) -> Iterator[Fault]:
     """Most steps have a positive learning rate, and two steps at the highest rate change the weights.
 
