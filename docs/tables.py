@@ -72,7 +72,7 @@ MEANING = {
     "log.wandb": "write to Weights & Biases",
     "log.gradients": "also write and draw the norm of each layer's gradient",
     "log.curves": "draw losses and metrics over the steps as `results.png` when the training ends",
-    "checks.skip": "codes of checks, or guards, that this run declares it does not want",
+    "checks.skip": "codes of checks that this run declares it does not want",
     "expect": "what must hold in `fit-one` and in training, see [fit-one](../prove/fit_one.md#expectations)",
     "distributed.sync_batch_norm": "batch statistics over all processes",
     "distributed.timeout_s": "seconds after which a collective that other processes do not join ends the run",
@@ -94,8 +94,8 @@ def check_table() -> str:
     for each in all_checks():
         paragraphs = inspect.cleandoc(each.run.__doc__ or "").split("\n\n")
         faults = next(text for text in paragraphs if text.startswith("Finds: ")).removeprefix("Finds: ")
-        rows.append(f"| `{each.code}` | {each.guard} | {' '.join(faults.split())} |")
-    return "\n".join(["| code | guard | finds |", "|---|---|---|", *rows])
+        rows.append(f"| `{each.code}` | {' '.join(faults.split())} |")
+    return "\n".join(["| code | finds |", "|---|---|", *rows])
 
 
 def member_table() -> str:

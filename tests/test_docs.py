@@ -74,13 +74,6 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
-def test_old_paths_keep_a_pointer() -> None:
-    """Pages were in docs/ itself before they had folders; links from elsewhere lead to those paths."""
-    pointers = [page for page in (ROOT / "docs").glob("*.md") if page.name != "README.md"]
-    assert len(pointers) == 27
-    assert [page.name for page in pointers if not re.fullmatch(r"Moved to \[.+\]\(\S+\)\.\n", page.read_text())] == []
-
-
 def test_every_page_is_linked() -> None:
     pages = [page for page in (ROOT / "docs").rglob("*.md") if page.parent != ROOT / "docs"]
     linked = {
