@@ -16,6 +16,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sightline.contract.errors import assert_workbench_installed
+
 if TYPE_CHECKING:
     from sightline.api import LoadedRun, build_model, compare, evaluate, export, load_data, load_run, score, train_run
     from sightline.compute import geometry
@@ -52,15 +54,20 @@ _MODULE_BY_NAME |= {"check": "sightline.workbench.watch.check", "watch": "sightl
 _MODULE_BY_NAME["list_runs"] = "sightline.runs.run_folders"
 _MODULE_BY_NAME["surrogate_gradient"] = "sightline.compute.surrogates"
 _FACES = {"geometry": "sightline.compute.geometry", "metrics": "sightline.parts.metrics"}
+_NEEDS_TORCH_ALONE = ("geometry", "surrogate_gradient")
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first access; Python calls this for names that are not imported yet."""
-    if name in _MODULE_BY_NAME:
-        return getattr(importlib.import_module(_MODULE_BY_NAME[name]), name)
-    if name in _FACES:
-        return importlib.import_module(_FACES[name])
-    raise AttributeError(f"module 'sightline' has no attribute '{name}'")
+    if name not in _MODULE_BY_NAME and name not in _FACES:
+        raise AttributeError(f"module 'sightline' has no attribute '{name}'")
+    if name not in _NEEDS_TORCH_ALONE:
+        assert_workbench_installed(f"sightline.{name}")
+    return (
+        importlib.import_module(_FACES[name])
+        if name in _FACES
+        else getattr(importlib.import_module(_MODULE_BY_NAME[name]), name)
+    )
 
 
 def __dir__() -> list[str]:

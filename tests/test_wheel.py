@@ -16,7 +16,7 @@ import pytest
 from sightline.config import read_config
 from sightline.config.shipped import copy_shipped, shipped_configs
 from sightline.contract.errors import UserError
-from tests.bare import write_bare_site
+from tests.bare import EXTRAS, WORKBENCH, write_bare_site
 from tests.command import run_here
 from tests.doc_blocks import blocks_of
 
@@ -107,6 +107,36 @@ def test_the_wheel_holds_no_textbook_form(wheels: tuple[Path, Path]) -> None:
     assert not [name for name, text in texts.items() if re.search(r"(?i)\b(class|def|import) \w*textbook", text)]
 
 
+def test_with_torch_and_numpy_alone_it_computes_and_names_the_extra(installed: Path, tmp_path: Path) -> None:
+    site = write_bare_site(tmp_path / "site", EXTRAS + WORKBENCH)
+    environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{site}"}
+    code = (
+        "import sys, sightline, torch\n"
+        "assert 'torch' in sys.modules\n"
+        "cloud = torch.rand(1, 9, 3)\n"
+        "assert sightline.geometry.nearest_neighbours(cloud, num_neighbours=1).flatten().tolist() == [*range(9)]\n"
+        "def told(action):\n"
+        "    try:\n"
+        "        action()\n"
+        "    except ImportError as error:\n"
+        "        (line,) = str(error).splitlines()\n"
+        "        assert line.endswith(\": pip install 'sightline[workbench]'\"), line\n"
+        "        return line.partition(' needs ')[0]\n"
+        "def import_registry():\n"
+        "    from sightline.contract import registry\n"
+        "names = [told(lambda name=name: getattr(sightline, name)) for name in ('load_run', 'check', 'watch')]\n"
+        "assert names == ['sightline.load_run', 'sightline.check', 'sightline.watch'], names\n"
+        "assert told(import_registry) == 'sightline.contract.registry'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for words in (("-m", "sightline"), ("-c", "from sightline.__main__ import main; main()")):
+        done = subprocess.run([sys.executable, *words], env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert done.stderr.startswith("error: the command sightline needs the packages 'pydantic', 'PyYAML', ")
+        assert done.stderr.endswith(": pip install 'sightline[workbench]'\n")
+
+
 def test_it_lists_copies_and_trains_in_an_empty_folder_without_any_extra(installed: Path, tmp_path: Path) -> None:
     """A recipe of each task: tests/long/test_bare_wheel.py."""
     site = write_bare_site(tmp_path / "site")
@@ -136,7 +166,7 @@ def test_it_lists_copies_and_trains_in_an_empty_folder_without_any_extra(install
     assert copied[:-1] == [DEMO, "configs/classify/_pointnet.yaml", "configs/classify/_classify.yaml"]
     assert json.loads((tmp_path / "run" / "final.json").read_text())["data"]["num_samples"] == 12
     assert done.stderr.split("\n$ ")[-1].split("\n", 1)[1] == (
-        "error: log.tensorboard needs the package 'tensorboard'; install it: pip install tensorboard\n"
+        "error: log.tensorboard needs the package 'tensorboard': pip install 'sightline[tensorboard]'\n"
     )
     assert not (tmp_path / "logged").exists()
     *_, told, where = (tmp_path / "watched.txt").read_text().splitlines()

@@ -70,36 +70,48 @@ class PluginError(UserError):
     """Plugin that is missing, changed, or cannot be imported."""
 
 
-class MissingExtraError(UserError):
-    """Missing optional packages; the message names the command that installs all of them. `module` is one more."""
+class MissingExtraError(UserError, ImportError):
+    """Missing optional packages; the message names the command that installs all of them."""
 
-    def __init__(self, *modules: str, needed_by: str, module: str | None = None) -> None:
-        modules = modules if module is None else (*modules, module)
+    def __init__(self, *modules: str, needed_by: str) -> None:
         packages = [_PACKAGES.get(module, module) for module in modules]
         named = f"the package{'s' if len(packages) > 1 else ''} {', '.join(map(repr, packages))}"
-        requirements = " ".join(f"'{package}'" if "[" in package else package for package in packages)
-        what = "them" if len(packages) > 1 else "it"
-        super().__init__(f"{needed_by} needs {named}; install {what}: pip install {requirements}")
+        extras = ",".join(dict.fromkeys(_EXTRAS[module] for module in modules))
+        super().__init__(f"{needed_by} needs {named}: pip install 'sightline[{extras}]'")
 
 
-def assert_installed(*modules: str, needed_by: str, module: str | None = None) -> None:
-    """Raise MissingExtraError if modules of optional packages cannot be found; nothing is imported.
-
-    `module` is one more, by the name that plugins gave when there was one.
-    """
-    modules = modules if module is None else (*modules, module)
+def assert_installed(*modules: str, needed_by: str) -> None:
+    """Raise MissingExtraError if modules of optional packages cannot be found; nothing is imported."""
     if missing := [module for module in modules if importlib.util.find_spec(module) is None]:
         raise MissingExtraError(*missing, needed_by=needed_by)
 
 
+def assert_workbench_installed(needed_by: str) -> None:
+    """Raise MissingExtraError if packages of the extra `workbench` cannot be found."""
+    assert_installed(*_WORKBENCH, needed_by=needed_by)
+
+
+_WORKBENCH = ("pydantic", "yaml", "jinja2", "typer", "rich", "h5py", "PIL", "safetensors", "numba")
+_EXTRAS = {
+    **dict.fromkeys(_WORKBENCH, "workbench"),
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "sklearn": "probe",
+    "scipy": "detect",
+    "optuna": "search",
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
+    **dict.fromkeys(("fastapi", "uvicorn", "python_multipart"), "serve"),
+    "pypcd4": "pcd",
+    **dict.fromkeys(("laspy", "lazrs"), "las"),
+}
+"""Extra of pyproject.toml that brings a module."""
 _PACKAGES = {
     "sklearn": "scikit-learn",
-    "laspy": "laspy[lazrs]",
-    "lazrs": "laspy[lazrs]",
-    "faiss": "faiss-cpu",
     "python_multipart": "python-multipart",
+    "yaml": "PyYAML",
+    "PIL": "pillow",
 }
-"""Name of the package to install, for modules of another name."""
+"""Name of the package that has a module, where it is another."""
 
 
 class RunError(RuntimeError):

@@ -12,9 +12,15 @@ from functools import lru_cache
 from typing import Any, NotRequired
 
 import numpy as np
-from annotated_types import Ge, Gt, Le, Lt
-from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
+
+from sightline.contract.errors import MissingExtraError
+
+try:
+    from annotated_types import Ge, Gt, Le, Lt
+    from pydantic import PydanticUserError, TypeAdapter, ValidationError
+except ModuleNotFoundError:  # the first import of a plugin, in an installation without the workbench
+    raise MissingExtraError("pydantic", needed_by="sightline.contract.registry") from None
 
 _DESCRIPTIONS: dict[Any, str] = {
     bool: "true or false",

@@ -269,7 +269,7 @@ def test_wrong_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"limits_px: found \[64\.0, 32\.0\], expected rising limits"):
         FCOS(limits_px=(64.0, 32.0))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"needs the package 'scipy'; install it: pip install scipy$"):
+    with pytest.raises(MissingExtraError, match=r"needs the package 'scipy': pip install 'sightline\[detect\]'$"):
         MaxIoU()
     MaxIoU(low_quality=None)
 

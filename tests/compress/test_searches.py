@@ -272,7 +272,7 @@ def test_nsga2_shares_its_storage_and_needs_the_extra(tmp_path: Path, monkeypatc
     with pytest.raises(UserError, match="search 'nsga2': storage: nosuch://x: "):
         run_search("nsga2", built("nsga2", storage="nosuch://x"), problem, evaluations, base_bytes=base_of(problem))
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
-    with pytest.raises(MissingExtraError, match="pip install optuna"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'sightline\[search\]'"):
         built("nsga2")
 
 

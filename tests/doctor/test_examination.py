@@ -84,7 +84,9 @@ def test_of_nested_times_each_counts_once() -> None:
 
 def test_samples_that_were_not_read_are_not_covered(tmp_path: Path) -> None:
     examination = Examination()
-    suite.run_quick(make(tmp_path, "data.train_size=600", "checks.skip=[idle-input, no-gradient]"), World(), examination=examination)
+    suite.run_quick(
+        make(tmp_path, "data.train_size=600", "checks.skip=[idle-input, no-gradient]"), World(), examination=examination
+    )
     document = examination.to_dict()
     (gap,) = [gap for gap in document["not_covered"] if "samples of the train part" in gap]
     unread, total = (int(word) for word in gap.split()[:3] if word.isdigit())

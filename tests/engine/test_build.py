@@ -296,7 +296,7 @@ def test_only_what_changes_no_number_may_differ(config: RunConfig, tmp_path: Pat
     ):
         assert_same_run(run, small_config("seed=5", "train.epochs=1"), [])
     for override, difference in {
-        "checks.skip=[no-gradient, label-range]": r"\(1 key differs\): checks\.skip: \[\] there, \[\"no-gradient\", \"label-range\"\] here",
+        "checks.skip=[indices]": r"\(1 key differs\): checks\.skip: \[\] there, \[\"indices\"\] here",
         "distributed.sync_batch_norm=true": r"distributed\.sync_batch_norm: false there, true here",
     }.items():
         with pytest.raises(UserError, match=difference):  # values are as a config has them, to be given

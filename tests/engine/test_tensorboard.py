@@ -76,7 +76,7 @@ def test_a_missing_package_is_named_with_its_remedy(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     build = {"tensorboard": lambda: TensorBoard(tmp_path), "wandb": lambda: Wandb(tmp_path, project="p", name="n")}
-    with pytest.raises(MissingExtraError, match=rf"pip install {package}"):
+    with pytest.raises(MissingExtraError, match=rf"pip install 'sightline\[{package}\]'"):
         build[package]()
     config = read_config(
         ROOT / "configs/classify/synthetic_shapes_pointnet.yaml",

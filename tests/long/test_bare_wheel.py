@@ -145,5 +145,5 @@ def test_what_the_shipped_retinanet_needs_is_named_before_there_is_a_folder(inst
             [sys.executable, "-m", "sightline", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
     assert done.returncode == 2
-    assert done.stderr.endswith("needs the package 'scipy'; install it: pip install scipy\n")
+    assert done.stderr.endswith("needs the package 'scipy': pip install 'sightline[detect]'\n")
     assert not (tmp_path / "run").exists()

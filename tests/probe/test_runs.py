@@ -358,13 +358,13 @@ def test_too_many_samples_leave_the_figure_out_before_anything_is_computed(
 
 def test_without_scikit_learn_probes_say_how_to_get_it(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    command = "pip install scikit-learn"
+    command = "pip install 'sightline[probe]'"
     metrics, told = final_of(copy)
     assert "probe_svm_accuracy" not in metrics
     assert command in told
     code, _, err = run_here("probe", copy, "--device", "cpu")
     assert code == 2
-    assert err == f"error: probe needs the package 'scikit-learn'; install it: {command}\n"
+    assert err == f"error: probe needs the package 'scikit-learn': {command}\n"
 
 
 @pytest.mark.parametrize(

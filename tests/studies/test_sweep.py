@@ -397,7 +397,7 @@ def test_several_processes_and_a_missing_package_are_refused(monkeypatch: pytest
         run_sweep(tmp_path / "out")
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "optuna", None)
-    assert "pip install optuna" in refuse(*words)
+    assert "pip install 'sightline[search]'" in refuse(*words)
     assert not (tmp_path / "out").exists()
 
 

@@ -441,10 +441,10 @@ def test_no_changed_byte_ends_in_anything_but_a_cloud_or_an_error(tmp_path: Path
 def test_without_the_reader_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_las(tmp_path / "a.laz")
     monkeypatch.setattr(laspy.LazBackend, "detect_available", lambda: ())
-    with pytest.raises(MissingExtraError, match=r"pip install 'laspy\[lazrs\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'sightline\[las\]'"):
         read_las(tmp_path / "a.laz")
     monkeypatch.setitem(sys.modules, "laspy", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'laspy\[lazrs\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'sightline\[las\]'"):
         read_las(tmp_path / "a.laz")
 
 
