@@ -1,7 +1,4 @@
-"""Library of the package's benchmark cases, and those of geometry and data, each against its plain form.
-
-Areas add cases of their own (`PARTS["benchmarks"]`).
-"""
+"""Benchmarks of overlaps and suppression of boxes, each against its plain form."""
 
 from __future__ import annotations
 
@@ -11,30 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry.boxes.overlaps import iou, pairwise_iou
-from sightline.compute.geometry.boxes.suppression import greedy_nms, greedy_nms_reference, soft_nms, soft_nms_reference
-from sightline.compute.geometry.pinhole import ring_cameras
-from sightline.compute.geometry.rendering import render_cloud, render_cloud_reference
-from sightline.contract.catalogue import load_members
-from sightline.contract.types import SampleKey
-from sightline.workbench.bench import networks, training
-from sightline.workbench.bench.case import (
+from benchmarks.case import (
     BenchmarkCase,
-    CaseLibrary,
     allclose,
     equal,
     implementation,
 )
+from sightline.compute.geometry.boxes.overlaps import iou, pairwise_iou
+from sightline.compute.geometry.boxes.suppression import greedy_nms, greedy_nms_reference, soft_nms, soft_nms_reference
 
 WIDTH, HEIGHT = 1344, 800
 """Size of an image, in pixels."""
-_CUBE_MM = 200.0
 
 
-# --- boxes -----------------------------------------------------------------------------------------------------------
-
-
-def _list_box_cases() -> list[BenchmarkCase]:
+def cases() -> list[BenchmarkCase]:
     return [
         BenchmarkCase(
             suite="geometry",
@@ -110,53 +97,3 @@ def _make_detections(*, boxes: int, num_classes: int) -> dict[str, Any]:
     scores = torch.rand(boxes, generator=generator)
     people = draw_people(boxes, 20, generator)
     return {"boxes": people, "scores": scores, "labels": torch.randint(0, num_classes, (boxes,), generator=generator)}
-
-
-# --- pictures and volumes --------------------------------------------------------------------------------------------
-
-
-def _list_data_cases() -> list[BenchmarkCase]:
-    return [
-        BenchmarkCase(
-            suite="data",
-            label="render_{clouds}x{points}_{views}x{size_px}px",
-            size={"clouds": 4, "points": 1024, "views": 12, "size_px": 96},
-            quick={"clouds": 1, "points": 64, "views": 2, "size_px": 24},
-            make=_make_clouds,
-            baseline=implementation("plain", _render_reference, equal),
-            variants=(implementation("sightline", _render, equal),),
-        ),
-    ]
-
-
-def _make_clouds(*, clouds: int, points: int, views: int, size_px: int) -> dict[str, Any]:
-    shapes = networks.make_shapes(train_size=clouds, num_points=points)
-    batch = shapes.get_batch([SampleKey(index, 0, 0) for index in range(clouds)])
-    return {"points": batch["points"], "cameras": ring_cameras(views, size_px=size_px)}
-
-
-def _render_reference(inputs: dict[str, Any]) -> Tensor:
-    views = [render_cloud_reference(cloud.numpy(), inputs["cameras"]) for cloud in inputs["points"]]
-    return torch.stack([torch.from_numpy(view) for view in views])
-
-
-def _render(inputs: dict[str, Any]) -> Tensor:
-    views = [render_cloud(cloud.numpy(), inputs["cameras"]) for cloud in inputs["points"]]
-    return torch.stack([torch.from_numpy(view) for view in views])
-
-
-def _list_cases_of_areas(suite: str) -> list[BenchmarkCase]:
-    """List the cases of a suite that areas add."""
-    return [case for list_cases in load_members("benchmarks") for case in list_cases() if case.suite == suite]
-
-
-LIBRARY = CaseLibrary(
-    {
-        "geometry": _list_box_cases,
-        "models": lambda: [*networks.cases(), *training.recipe_cases()],
-        "data": lambda: [*_list_data_cases(), *_list_cases_of_areas("data")],
-        "metrics": lambda: _list_cases_of_areas("metrics"),
-        "train": training.cases,
-        "compress": list,
-    }
-)

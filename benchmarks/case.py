@@ -1,31 +1,21 @@
-"""Benchmark cases and their results, rules that compare results, and libraries of cases by suite.
+"""Benchmark cases and their results, and rules that compare results.
 
-A case has inputs and implementations of one computation; a library has the cases of one package, its home.
+A case has inputs and implementations of one computation.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import importlib.util
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from sightline.contract.errors import UserError
-from sightline.contract.schema import suggest
-from sightline.draw.charts import ChartPanel
-
-HOMES = ("sightline.workbench.bench", "benchmarks")
-"""Packages whose module `suites` holds a `LIBRARY`: this one, and that of a checkout, which has all cases."""
-CHECKOUT = "cases against textbook forms and other packages are in a checkout: python -m benchmarks"
-"""Sentence for users of an installed package."""
 Run = Callable[[], Any]
 """Function that is timed: takes no arguments and returns the result that is compared."""
 Comparator = Callable[[Any, Any, Any], str | None]
@@ -173,7 +163,7 @@ class Quartiles:
 class BenchmarkResult:
     """Result of one variant compared with its case's baseline: median seconds per call, ratios of CPU time.
 
-    `name` is that of `bench --list`; `size` is the actual size, which in a smoke test is smaller than in the name.
+    `name` is that of `--list`; `size` is the actual size, which in a smoke test is smaller than in the name.
     """
 
     name: str
@@ -198,78 +188,3 @@ class BenchmarkResult:
             "peak_bytes": self.peak_bytes,
             "baseline_peak_bytes": self.baseline_peak_bytes,
         }
-
-
-# --- libraries -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class GrowthCase:
-    """Benchmark case of a family at one value along an axis."""
-
-    family: str
-    axis: str
-    value: int
-    case: BenchmarkCase
-
-
-@dataclass(frozen=True)
-class Growth:
-    """Cases along an axis of size, and functions that make panels and rows of their results."""
-
-    list_cases: Callable[..., list[GrowthCase]]
-    make_panels: Callable[[Sequence[GrowthCase], Sequence[BenchmarkResult]], list[list[ChartPanel | None]]]
-    describe: Callable[[Sequence[Sequence[ChartPanel | None]]], list[tuple[str, ...]]]
-
-
-@dataclass(frozen=True)
-class CaseLibrary:
-    """Benchmark cases by suite, and those of `--grow`, which only a checkout has."""
-
-    suites: Mapping[str, Callable[[], list[BenchmarkCase]]]
-    growth: Growth | None = None
-
-    def all_cases(self) -> list[BenchmarkCase]:
-        return [case for make in self.suites.values() for case in make()]
-
-    def grown_cases(self, suites: Sequence[str], axis: str, *, is_quick: bool) -> list[GrowthCase]:
-        """List the cases along an axis. Raises UserError in a library without them."""
-        if self.growth is None:
-            raise UserError(f"bench: --grow has no cases in the package; {CHECKOUT}")
-        return self.growth.list_cases(suites, axis, is_quick=is_quick)
-
-    def find(self, name: str) -> BenchmarkCase:
-        """Return the case of that name."""
-        grown = self.grown_cases((), "all", is_quick=False) if self.growth else []
-        return next(case for case in [*self.all_cases(), *(item.case for item in grown)] if case.name == name)
-
-    def select(self, suites: Sequence[str], pattern: str | None) -> list[BenchmarkCase]:
-        """Select the cases of the named suites (of all for `all` or no name) whose name or last part matches.
-
-        Raises UserError for an unknown suite, one whose cases only a checkout has, and if no case matches.
-        """
-        for name in suites:
-            if name not in self.suites and name != "all":
-                raise UserError(f"bench: there is no suite '{name}'{suggest(name, [*self.suites, 'all'])}")
-        selected = list(self.suites) if not suites or "all" in suites else list(dict.fromkeys(suites))
-        cases = {name: self.suites[name]() for name in selected}
-        if empty := [name for name in suites if name in cases and not cases[name]]:
-            raise UserError(f"bench: no case of {', '.join(empty)} is in the package; {CHECKOUT}")
-        matching = [
-            case for name in selected for case in cases[name] if pattern is None or _matches_pattern(case.name, pattern)
-        ]
-        if not matching:
-            where = f"--list shows their names{'' if self.growth else f'; {CHECKOUT}'}"
-            raise UserError(f"bench: no case of {', '.join(selected)} fits --case {pattern}; {where}")
-        return matching
-
-
-def load_library(home: str) -> CaseLibrary:
-    """Import the cases of one of `HOMES`."""
-    assert home in HOMES, home
-    library: CaseLibrary = importlib.import_module(f"{home}.suites").LIBRARY
-    return library
-
-
-def _matches_pattern(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(name.partition("/")[2], pattern)

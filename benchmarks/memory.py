@@ -1,6 +1,6 @@
 """Peak memory of an implementation, measured in a separate process that has done nothing else.
 
-A server (this module as a program) imports all cases of a home once and forks a child for every measurement, so that no
+A server (this module as a program) imports all cases once and forks a child for every measurement, so that no
 child inherits memory that another implementation has freed. The child runs the implementation at the sizes of a smoke
 test (kernels are compiled or read, pools are made), makes the inputs, returns freed memory to the system, reads its
 resident set, resets the kernel's high-water mark, and runs the implementation once: the peak is the mark minus the
@@ -10,33 +10,25 @@ caches no memory on the CPU, and malloc keeps its default settings.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from benchmarks.suites import find_case, list_cases
 from sightline.contract.errors import RunError
-from sightline.workbench.bench.case import CaseLibrary, load_library
-
-_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+from sightline.instrument.memory import peak_of_run
 
 
 class MemoryMeter:
-    """Client of the server that measures peaks of the cases of a home.
+    """Client of the server that measures peaks; a peak is None on systems other than Linux, which have no such mark."""
 
-    A peak is None on systems other than Linux, which have no such mark.
-    """
-
-    def __init__(self, *, num_threads: int, home: str = "sightline.workbench.bench") -> None:
-        self.is_possible = _CLEAR.exists()
+    def __init__(self, *, num_threads: int) -> None:
+        self.is_possible = sys.platform.startswith("linux")
         self._num_threads = num_threads
-        self._home = home
         self._server: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> MemoryMeter:
@@ -70,7 +62,7 @@ class MemoryMeter:
                 ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self._num_threads)
             )
             self._server = subprocess.Popen(
-                [sys.executable, "-m", "sightline.workbench.bench.memory", self._home],
+                [sys.executable, "-m", "benchmarks.memory"],
                 env=os.environ | threads,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -80,28 +72,11 @@ class MemoryMeter:
         return self._server
 
 
-def peak_of_run(run: Any) -> int:
-    """Measure the largest increase of the resident set, in bytes, during one call of `run`. Linux only."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    initial = _read_status("VmRSS")
-    _CLEAR.write_text("5")
-    answer = run()
-    peak = _read_status("VmHWM") - initial
-    del answer
-    return max(peak, 0)
-
-
-def _read_status(name: str) -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name + ":"))
-    return 1024 * int(line.split()[1])
-
-
 # --- server ----------------------------------------------------------------------------------------------------------
 
 
-def _measure(library: CaseLibrary, case_name: str, variant_name: str, is_quick: bool) -> int:
-    case = library.find(case_name)
+def _measure(case_name: str, variant_name: str, is_quick: bool) -> int:
+    case = find_case(case_name)
     warm = case.smaller()
     form = next(form for form in case.forms if form.name == variant_name)
     with form.open(warm.inputs()) as run:
@@ -110,15 +85,14 @@ def _measure(library: CaseLibrary, case_name: str, variant_name: str, is_quick: 
         return peak_of_run(run)
 
 
-def _serve(home: str) -> None:
+def _serve() -> None:
     """Read JSON lines (case, implementation, is_quick) and write JSON lines (peak, fault)."""
-    library = load_library(home)
-    library.all_cases()  # imports what cases need; nothing is computed, so no thread is lost in a fork
+    list_cases()  # imports what cases need; nothing is computed, so no thread is lost in a fork
     for line in sys.stdin:
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
-            _answer_and_leave(library, writing, json.loads(line))
+            _answer_and_leave(writing, json.loads(line))
         os.close(writing)
         with open(reading) as pipe:
             answer = pipe.read()
@@ -129,10 +103,10 @@ def _serve(home: str) -> None:
         sys.stdout.flush()
 
 
-def _answer_and_leave(library: CaseLibrary, writing: int, question: list[Any]) -> None:
+def _answer_and_leave(writing: int, question: list[Any]) -> None:
     os.dup2(2, 1)  # the output of a package must not mix with the answer
     try:
-        answer: list[Any] = [_measure(library, *question), None]
+        answer: list[Any] = [_measure(*question), None]
     except Exception as error:  # noqa: BLE001 - the parent reports any error
         answer = [None, f"{type(error).__name__}: {error}"]
     os.write(writing, json.dumps(answer).encode())
@@ -140,4 +114,4 @@ def _answer_and_leave(library: CaseLibrary, writing: int, question: list[Any]) -
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve()

@@ -12,11 +12,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.case import BenchmarkCase, BenchmarkResult, Implementation, Quartiles, Run, Seconds
+from benchmarks.memory import MemoryMeter
 from sightline.contract.errors import MissingExtraError
 from sightline.engine.device import keep_freed_memory
 from sightline.runs.run_directory import collect_environment, read_version
-from sightline.workbench.bench.case import BenchmarkCase, BenchmarkResult, Implementation, Quartiles, Run, Seconds
-from sightline.workbench.bench.memory import MemoryMeter
 
 ENOUGH_S = 0.02
 """Minimum duration of a measurement (shorter calls are repeated): more than ten thousand clock ticks."""

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.case import BenchmarkCase, Implementation, Run
 from sightline.areas.scans.sets.label_maps import read_label_map
 from sightline.areas.scans.sets.semantic_kitti import LABEL_MAPS, SemanticKitti
 from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.engine.build import DataSubset
 from sightline.store.files.scan_files import write_label_ids
 from sightline.store.loading.batch_reader import BatchReader
-from sightline.workbench.bench.case import BenchmarkCase, Implementation, Run
 from sightline.workbench.evaluate.saved_predictions import ExternalPredictions, score_labels
 
 _IOU = ComponentConfig("iou", {"absent": "zero"})
@@ -31,8 +31,7 @@ class Scores(NamedTuple):
     miou: float | None = None
 
 
-def list_score_cases() -> list[BenchmarkCase]:
-    """List the cases of scored scans."""
+def cases() -> list[BenchmarkCase]:
     return [
         BenchmarkCase(
             suite="metrics",

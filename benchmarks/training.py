@@ -21,9 +21,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.case import BenchmarkCase, Implementation, Run, allclose
+from sightline.areas.clouds.models.dgcnn import DGCNNEncoder
+from sightline.areas.contrast.crosspoint import CrossPoint
+from sightline.areas.detect.sets.yolo_txt import YoloTxt
 from sightline.config import RunConfig, read_config
 from sightline.config.shipped import copy_shipped
-from sightline.contract import registry
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import Adam
@@ -32,8 +35,8 @@ from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.step import prepare_step, weighted_sum
 from sightline.engine.train import TrainState, train, train_step
 from sightline.instrument import record
+from sightline.parts.models.resnet import ResNet18Encoder
 from sightline.runs.run_directory import RunDirectory
-from sightline.workbench.bench.case import BenchmarkCase, Implementation, Run, allclose
 
 
 def cases() -> list[BenchmarkCase]:
@@ -265,9 +268,7 @@ def _make_parameters(*, embedding: int) -> list[Tensor]:
     """Return the parameters of CrossPoint with DGCNN and ResNet-18, all that an optimiser step needs."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        points = registry.point_encoders.get_entry("dgcnn").builder(in_channels=3, embedding=embedding)
-        images = registry.image_encoders.get_entry("resnet18").builder()
-        model = registry.models.get_entry("crosspoint").builder(points=points, images=images)
+        model = CrossPoint(points=DGCNNEncoder(in_channels=3, embedding=embedding), images=ResNet18Encoder())
     return [parameter.detach() for parameter in model.parameters()]
 
 
@@ -341,8 +342,7 @@ def _make_opener(make: Callable[[TrainState], Run], *overrides: str) -> Callable
         with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
             folder = Path(name)
             _write_photos(folder / "photos", 2 * inputs["images"])
-            yolo_txt: Any = registry.data.get_entry("yolo_txt").builder
-            yolo_txt.prepare(source=folder / "photos", target=folder / "set", name="yolo_txt", progress=lambda *_: None)
+            YoloTxt.prepare(source=folder / "photos", target=folder / "set", name="yolo_txt", progress=lambda *_: None)
             path = folder / "bench.yaml"
             path.write_text(DETECTOR_CONFIG.format(root=folder / "set", **inputs))
             yield make(build(read_config(path, list(overrides)), World()).job)

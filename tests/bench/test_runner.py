@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from sightline.workbench.bench import runner
-from sightline.workbench.bench.case import (
+from benchmarks import runner
+from benchmarks.case import (
     BenchmarkCase,
     BenchmarkResult,
     ExactComparison,
@@ -25,8 +25,8 @@ from sightline.workbench.bench.case import (
     equal,
     implementation,
 )
-from sightline.workbench.bench.memory import MemoryMeter
-from sightline.workbench.bench.runner import BenchmarkReport, Runner, describe_machine
+from benchmarks.memory import MemoryMeter
+from benchmarks.runner import BenchmarkReport, Runner, describe_machine
 from tests.marks import long_but
 
 KEYS = {
@@ -212,7 +212,7 @@ def test_a_peak_is_what_was_held_at_once(mebibytes: int) -> None:
     """
     code = f"""
 import torch
-from sightline.workbench.bench import memory
+from sightline.instrument import memory
 def one_after_the_other(mebibytes):
     for _ in range(2):
         block = torch.ones(mebibytes * 2**20, dtype=torch.uint8)

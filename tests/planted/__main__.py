@@ -1,43 +1,65 @@
-"""`sightline faults`: plant faults in small runs, and measure whether the doctor finds them and names their causes."""
+"""Plant faults in small runs, and measure whether the doctor finds them and names their causes.
+
+Without arguments the cases are listed. A case is run up to the first moment in which the doctor raises an error or a
+warning that the same run without the fault does not raise. Healthy runs that only look odd must raise none. Exit code 0
+if every fault was found and no alarm was false.
+"""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import multiprocessing
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from sightline.commands.prove import FaultsOptions
-from sightline.contract.errors import UserError
 from sightline.contract.schema import suggest
 from sightline.runs.run_directory import collect_environment, write_document, write_file
 from sightline.verbs.output import print_note, show_table
-from sightline.workbench.faults.catalog import FAULTS, HEALTHY, FaultCase, HealthyCase
-from sightline.workbench.faults.scoreboard import HealthyRun, describe_row, make_document, summarise, write_page
-from sightline.workbench.faults.trial import Alarm, Trial, run_healthy, run_trial
+from tests.planted.catalog import FAULTS, HEALTHY, FaultCase, HealthyCase
+from tests.planted.scoreboard import HealthyRun, describe_row, make_document, summarise, write_page
+from tests.planted.trial import Alarm, Trial, run_healthy, run_trial
 
+_CASES: Mapping[str, HealthyCase] = {case.id: case for case in (*FAULTS, *HEALTHY)}
 _HEALTHY_SEEDS = 5
 """Runs of a healthy case for each seed of a fault."""
 
 
-def faults(options: FaultsOptions) -> int:
-    """List the cases, or run some and print what the doctor finds; exit code 1 for a missed fault or a false alarm."""
-    by_id: dict[str, HealthyCase] = {case.id: case for case in (*FAULTS, *HEALTHY)}
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; a wrong word exits with code 2."""
+    parser = argparse.ArgumentParser("python -m tests.planted", description=__doc__)
+    parser.add_argument("cases", metavar="CASE", nargs="*", help="cases to run: O3 O21")
+    parser.add_argument("--all", action="store_true", help="run every case, and the healthy runs")
+    parser.add_argument("--healthy", action="store_true", help="run the healthy runs")
+    parser.add_argument(
+        "--seeds", metavar="N", type=int, default=1, help="seeds of each fault, healthy runs have five times as many"
+    )
+    parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes that run cases side by side")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result as JSON")
+    parser.add_argument("--write", metavar="FILE.md", type=Path, help="write a page with the score and ten stories")
+    options = parser.parse_args(words)
     for word in options.cases:
-        if word not in by_id:
-            raise UserError(f"faults: there is no case '{word}'{suggest(word, by_id)}; `sightline faults` lists them")
-    if not (options.cases or options.all or options.healthy):
-        _list_cases()
-        return 0
-    chosen = [by_id[word] for word in options.cases]
+        if word not in _CASES:
+            parser.error(f"there is no case '{word}'{suggest(word, _CASES)}; without a case they are listed")
+    if min(options.seeds, options.workers) < 1:
+        parser.error("--seeds and --workers must be at least 1")
+    return options
+
+
+def main() -> None:
+    """List the cases, or run some and print what the doctor finds; exit code 1 for a missed fault or a false alarm."""
+    options = parse(sys.argv[1:])
+    chosen = [_CASES[word] for word in options.cases]
     chosen += [*FAULTS, *HEALTHY] if options.all else list(HEALTHY) if options.healthy else []
-    for unwatched in [case for case in chosen if isinstance(case, FaultCase) and case.needs_watch]:
-        print_note(f"{unwatched.id}: needs sightline.watch, which looks into plain PyTorch loops; left out")
-        chosen.remove(unwatched)
+    if not chosen:
+        _list_cases()
+        sys.exit(0)
     trials: list[tuple[FaultCase, Trial]] = []
     runs: list[HealthyRun] = []
     for case, results in _run_cases(chosen, options.seeds, options.workers):
@@ -53,20 +75,17 @@ def faults(options: FaultsOptions) -> int:
     write_document(options.json, document)
     if options.write is not None:
         commit = str(collect_environment().get("commit") or "unknown")[:8]
-        command = " ".join(["sightline", *options.command_line()])
+        command = " ".join(["python -m tests.planted", *sys.argv[1:]])
         write_file(options.write, write_page(document, command=command, commit=commit))
     is_good = document["found"] == document["injected"] and not document["false_errors"] + document["false_warnings"]
-    return 0 if is_good else 1
+    sys.exit(0 if is_good else 1)
 
 
 def _list_cases() -> None:
-    rows = [
-        (case.id, case.bench, case.title, case.cause + (" (needs sightline.watch)" if case.needs_watch else ""))
-        for case in FAULTS
-    ]
+    rows = [(case.id, case.bench, case.title, case.cause) for case in FAULTS]
     show_table("faults", ("case", "bench", "fault", "true cause"), rows, unbroken="case")
     show_table("healthy runs", ("case", "bench", "odd, but legal"), [(c.id, c.bench, c.title) for c in HEALTHY])
-    print_note("sightline faults O3 O21 runs these; --all runs every case, --healthy the healthy runs")
+    print_note("python -m tests.planted O3 O21 runs these; --all runs every case, --healthy the healthy runs")
 
 
 def _run_cases(
@@ -88,7 +107,7 @@ def _run_cases(
 def _run_case(key: tuple[str, int]) -> Trial | tuple[Alarm, ...]:
     """Run a case by its id with a seed: the trial of a fault, or the alarms of a healthy run."""
     name, seed = key
-    case = next(case for case in (*FAULTS, *HEALTHY) if case.id == name)
+    case = _CASES[name]
     return run_trial(case, seed=seed) if isinstance(case, FaultCase) else run_healthy(case, seed=seed)
 
 
@@ -116,3 +135,7 @@ def _show_rows(document: Mapping[str, Any]) -> None:
     columns = ("case", "bench", "fault", "", "moment", "CPU s", "place", "true cause")
     if rows:
         show_table("faults", columns, rows, unbroken="case", droppable=("fault", "true cause"))
+
+
+if __name__ == "__main__":
+    main()

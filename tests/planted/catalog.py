@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from sightline.workbench.check.core.finding import CAUSES
-from sightline.workbench.faults.classify import CLASSIFY_PLANTS
-from sightline.workbench.faults.compress import COMPRESS_PLANTS
-from sightline.workbench.faults.contrast import CONTRAST_PLANTS
-from sightline.workbench.faults.detect import DETECT_PLANTS
-from sightline.workbench.faults.files import FILE_PLANTS
-from sightline.workbench.faults.healthy import HEALTHY_PLANTS
-from sightline.workbench.faults.loops import LOOPS, Loop, find_watch
-from sightline.workbench.faults.planting import Plant, Planter
-from sightline.workbench.faults.pose import POSE_PLANTS
-from sightline.workbench.faults.ranks import RANK_LOOPS
-from sightline.workbench.faults.segment import SEGMENT_PLANTS
+from tests.planted.classify import CLASSIFY_PLANTS
+from tests.planted.compress import COMPRESS_PLANTS
+from tests.planted.contrast import CONTRAST_PLANTS
+from tests.planted.detect import DETECT_PLANTS
+from tests.planted.files import FILE_PLANTS
+from tests.planted.healthy import HEALTHY_PLANTS
+from tests.planted.loops import LOOPS, Loop
+from tests.planted.planting import Plant, Planter
+from tests.planted.pose import POSE_PLANTS
+from tests.planted.ranks import RANK_LOOPS
+from tests.planted.segment import SEGMENT_PLANTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +53,6 @@ class FaultCase(HealthyCase):
 
     def __post_init__(self) -> None:
         assert self.cause in CAUSES, f"case {self.id} has a cause outside the vocabulary: {self.cause}"
-
-    @property
-    def needs_watch(self) -> bool:
-        """True for a plain loop while there is no `sightline.watch`, which looks into such loops."""
-        return self.loop is not None and find_watch() is None
 
 
 _PLANTS = {

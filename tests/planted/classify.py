@@ -18,9 +18,9 @@ from sightline.contract.loss import Loss
 from sightline.contract.types import Batch, Field, SampleKey
 from sightline.engine.build import TrainingSetup
 from sightline.instrument import hang
-from sightline.workbench.faults import networks
-from sightline.workbench.faults.networks import OwnNetwork, change_layers, change_network
-from sightline.workbench.faults.planting import OWN, Plant, Planter, add_class_loss, edit, wrap
+from tests.planted import networks
+from tests.planted.networks import OwnNetwork, change_layers, change_network
+from tests.planted.planting import OWN, Plant, Planter, add_class_loss, edit, wrap
 
 # --- the optimiser ----------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from sightline.parts.tasks.supervised import Supervised
 from sightline.runs import packed
 from sightline.workbench.check.checks.compression import size_promise
 from sightline.workbench.check.core.finding import Finding
-from sightline.workbench.faults.planting import BENCHES, Plant, Planter, edit, join, wrap
+from tests.planted.planting import BENCHES, Plant, Planter, edit, join, wrap
 
 # --- codebooks --------------------------------------------------------------------------------------------------------
 
@@ -229,7 +229,7 @@ def _train_last_layer(built: TrainingSetup) -> nn.Module:
     return teacher
 
 
-def report_bits_alone(watch: Any, seed: int) -> Sequence[Finding]:
+def report_bits_alone(seed: int) -> Sequence[Finding]:
     """Pack the bench's model, and report sizes that are computed from bits: without codebooks and float tensors."""
     config = read_config(BENCHES / "CMP.yaml", (f"seed={seed}", f"data.data_seed={seed}"))
     model = building.build(config, World()).job.model

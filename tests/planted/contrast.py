@@ -14,7 +14,7 @@ from sightline.areas.contrast.crosspoint import CrossPoint
 from sightline.contract.draws import Draws
 from sightline.parts.losses.embeddings import PairLoss, nt_xent
 from sightline.parts.transforms.points import TwoViews
-from sightline.workbench.faults.planting import Plant, change_result, wrap
+from tests.planted.planting import Plant, change_result, wrap
 
 _INTRA = "{name: intra_modal}"
 _CROSS = "{name: cross_modal}"

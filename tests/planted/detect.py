@@ -26,7 +26,7 @@ from sightline.compute.geometry.boxes.priors import Priors
 from sightline.contract.loss import Loss
 from sightline.contract.types import Sample, SampleKey
 from sightline.parts.transforms.images import FlipImage
-from sightline.workbench.faults.planting import Plant, Planter, change_arguments, change_result, join, override, wrap
+from tests.planted.planting import Plant, Planter, change_arguments, change_result, join, override, wrap
 
 # --- data -------------------------------------------------------------------------------------------------------------
 

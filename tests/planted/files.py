@@ -18,8 +18,8 @@ from sightline.contract.loss import Loss
 from sightline.engine.build import TrainingSetup
 from sightline.runs import checkpoint
 from sightline.training.train_run import train_run
-from sightline.workbench.faults.networks import OwnNetwork
-from sightline.workbench.faults.planting import BENCHES, LogitsOutput, Plant, Planter, edit, join
+from tests.planted.networks import OwnNetwork
+from tests.planted.planting import BENCHES, LogitsOutput, Plant, Planter, edit, join
 
 _WEIGHTS = Path("checkpoints", "last", "model.safetensors")
 

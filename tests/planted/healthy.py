@@ -16,13 +16,13 @@ from sightline.areas.scans.sets.synthetic_lidar import SyntheticLidar
 from sightline.contract.types import Sample, SampleKey
 from sightline.engine.batch_stream import BatchSampler
 from sightline.engine.build import TrainingSetup
-from sightline.workbench.faults.classify import NoSchedule, plant_schedule
-from sightline.workbench.faults.contrast import add_intra_loss, compare_pairs
-from sightline.workbench.faults.detect import add_class_loss as add_box_loss
-from sightline.workbench.faults.files import start_from
-from sightline.workbench.faults.networks import change_network
-from sightline.workbench.faults.planting import Plant, Planter, add_class_loss, change_result, edit, wrap
-from sightline.workbench.faults.pose import add_map_loss
+from tests.planted.classify import NoSchedule, plant_schedule
+from tests.planted.contrast import add_intra_loss, compare_pairs
+from tests.planted.detect import add_class_loss as add_box_loss
+from tests.planted.files import start_from
+from tests.planted.networks import change_network
+from tests.planted.planting import Plant, Planter, add_class_loss, change_result, edit, wrap
+from tests.planted.pose import add_map_loss
 
 
 class _WarmUpFromZero(NoSchedule):

@@ -14,20 +14,13 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import sightline
 from sightline.workbench.check.core.finding import Finding
-from sightline.workbench.faults.compress import report_bits_alone
+from tests.planted.compress import report_bits_alone
 
-Watch = Callable[..., Any]
-"""`sightline.watch`: a context to enter around a loop, with its `findings`."""
-Loop = Callable[[Watch, int], Sequence[Finding]]
-"""Plain loop of a seed, which runs inside the context; returns what it found."""
+Loop = Callable[[int], Sequence[Finding]]
+"""Plain loop of a seed, which runs inside `sightline.watch`; returns what it found."""
 PLAIN = "PLAIN"
 """Name of the bench of plain loops."""
 _NUM_STEPS = 24
-
-
-def find_watch() -> Watch | None:
-    """Return `sightline.watch`, or None if this version has none."""
-    return getattr(sightline, "watch", None)
 
 
 class _Network(nn.Module):
@@ -54,7 +47,6 @@ _make_sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 
 
 def train_plainly(
-    watch: Watch,
     seed: int,
     *,
     make_optimizer: Callable[..., Any] = _make_sgd,
@@ -64,12 +56,12 @@ def train_plainly(
     after_step: Callable[[int, nn.Module, Any], object] = lambda step, model, optimizer: None,
     after_training: Callable[[nn.Module, Any], object] = lambda model, optimizer: None,
 ) -> Sequence[Finding]:
-    """Train a small network in a loop as one writes it, inside the context; return its findings."""
+    """Train a small network in a loop as one writes it, and watch it; return the findings."""
     torch.manual_seed(seed)
     model = _Network()
     optimizer = make_optimizer(model.parameters())
     loader = _load(_make_data(16 * _NUM_STEPS, seed), seed) if batches is None else batches
-    with watch(model, optimizer=optimizer) as watched:
+    with sightline.watch(model, optimizer=optimizer) as watched:
         for step, (features, label) in enumerate(loader):
             clear(optimizer)
             F.cross_entropy(model(features), label).backward()
@@ -77,8 +69,7 @@ def train_plainly(
             optimizer.step()
             after_step(step, model, optimizer)
         after_training(model, optimizer)
-    findings: Sequence[Finding] = watched.findings
-    return findings
+    return watched.findings
 
 
 @torch.no_grad()
@@ -87,13 +78,13 @@ def _evaluate_in_training_mode(model: nn.Module, optimizer: Any) -> None:
         model(features)
 
 
-def _repeat_order(watch: Watch, seed: int) -> Sequence[Finding]:
+def _repeat_order(seed: int) -> Sequence[Finding]:
     """Train two epochs whose sampler is never told the epoch: both have one order."""
     data = _make_data(128, seed)
-    return train_plainly(watch, seed, batches=[*_load(data, seed), *_load(data, seed)])
+    return train_plainly(seed, batches=[*_load(data, seed), *_load(data, seed)])
 
 
-def _resume_without_state(watch: Watch, seed: int) -> Sequence[Finding]:
+def _resume_without_state(seed: int) -> Sequence[Finding]:
     """Train on from a checkpoint without the optimiser's state: its momenta begin at zero again."""
 
     def resume(step: int, model: nn.Module, optimizer: Any) -> None:
@@ -102,10 +93,10 @@ def _resume_without_state(watch: Watch, seed: int) -> Sequence[Finding]:
             optimizer.state.clear()
             optimizer.load_state_dict({**saved, "state": {}})
 
-    return train_plainly(watch, seed, make_optimizer=partial(torch.optim.Adam, lr=1e-3), after_step=resume)
+    return train_plainly(seed, make_optimizer=partial(torch.optim.Adam, lr=1e-3), after_step=resume)
 
 
-def _keep_best_without_copy(watch: Watch, seed: int) -> Sequence[Finding]:
+def _keep_best_without_copy(seed: int) -> Sequence[Finding]:
     """Keep the weights of a step as the model's own tensors, which go on learning, and load them at the end."""
     best: dict[str, Tensor] = {}
 
@@ -114,7 +105,6 @@ def _keep_best_without_copy(watch: Watch, seed: int) -> Sequence[Finding]:
             best.update(model.state_dict())
 
     return train_plainly(
-        watch,
         seed,
         make_optimizer=partial(torch.optim.SGD, lr=0.05),
         after_step=keep,
@@ -123,11 +113,11 @@ def _keep_best_without_copy(watch: Watch, seed: int) -> Sequence[Finding]:
 
 
 LOOPS: dict[str, Loop] = {
-    "O1": lambda watch, seed: train_plainly(watch, seed, clear=lambda optimizer: None),
-    "O2": lambda watch, seed: train_plainly(
-        watch, seed, clear=lambda optimizer: None, after_backward=lambda optimizer: optimizer.zero_grad()
+    "O1": lambda seed: train_plainly(seed, clear=lambda optimizer: None),
+    "O2": lambda seed: train_plainly(
+        seed, clear=lambda optimizer: None, after_backward=lambda optimizer: optimizer.zero_grad()
     ),
-    "O11": lambda watch, seed: train_plainly(watch, seed, after_training=_evaluate_in_training_mode),
+    "O11": lambda seed: train_plainly(seed, after_training=_evaluate_in_training_mode),
     "O65": report_bits_alone,
     "O70": _repeat_order,
     "O75": _resume_without_state,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.workbench.faults.planting import OWN, LogitsOutput, Plant
+from tests.planted.planting import OWN, LogitsOutput, Plant
 
 
 class OwnNetwork(nn.Module):

@@ -16,7 +16,7 @@ from sightline.areas.pose.v2v import V2VSmall
 from sightline.compute.geometry.volumes import CubePlacement
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
-from sightline.workbench.faults.planting import Plant, Planter, change_arguments, change_result, wrap
+from tests.planted.planting import Plant, Planter, change_arguments, change_result, wrap
 
 
 def _edit_frames(change: Callable[[Batch], Batch]) -> Plant:

@@ -22,7 +22,7 @@ from sightline.contract.errors import RunError
 from sightline.engine.distributed import World, join_plain_group
 from sightline.engine.launcher import call_in_processes
 from sightline.workbench.check.core.finding import Finding, finding_from_dict
-from sightline.workbench.faults.loops import Loop, Watch
+from tests.planted.loops import Loop
 
 RANKS = "DDP"
 """Name of the bench of plain loops in two processes."""
@@ -33,11 +33,8 @@ _TIMEOUT_S = 10.0
 _SAVES, _SUMS_ALONE, _DRAWS_ALL = "O67", "O68", "O69"
 
 
-def train_in_processes(watch: Watch, seed: int, *, fault: str = "") -> Sequence[Finding]:
-    """Train a loop in two processes; return what they logged, each finding once.
-
-    Each process enters `sightline.watch` itself: `watch` of this process is not entered.
-    """
+def train_in_processes(seed: int, *, fault: str = "") -> Sequence[Finding]:
+    """Train a loop in two processes, each watched; return what they logged, each finding once."""
     with tempfile.TemporaryDirectory() as folder:
         call_in_processes(_train_rank, fault, seed, folder, num_processes=_NUM_PROCESSES)
         lines = [line for path in sorted(Path(folder).glob("*.jsonl")) for line in path.read_text().splitlines()]

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sightline.workbench.faults.catalog import FaultCase, HealthyCase
-from sightline.workbench.faults.trial import Alarm, Trial
+from tests.planted.catalog import FaultCase, HealthyCase
+from tests.planted.trial import Alarm, Trial
 
 NUM_STORIES = 10
 _MAX_STORY_LINES = 12
@@ -152,7 +152,7 @@ def write_page(document: Mapping[str, Any], *, command: str, commit: str) -> str
     lines += ["", *_format_false_alarms(document), "## Ten faults and what the doctor prints", ""]
     for row in choose_stories(document):
         text = "\n".join(row["alarms"][0]["text"].split("\n")[:_MAX_STORY_LINES])
-        command = f"sightline faults {row['id']}"
+        command = f"python -m tests.planted {row['id']}"
         lines += [
             f"**{_escape(row['title'])}** (`{command}`, at the moment `{row['moment']}`):",
             "",

@@ -19,7 +19,7 @@ from sightline.contract.types import Batch, Sample, SampleKey
 from sightline.parts.metrics.labels import class_ious, confusion_matrix
 from sightline.parts.metrics.part_iou import PartIoU
 from sightline.parts.transforms.points import Rotate
-from sightline.workbench.faults.planting import Plant, add_class_loss, change_arguments, change_result, join, wrap
+from tests.planted.planting import Plant, add_class_loss, change_arguments, change_result, join, wrap
 
 # --- metrics ----------------------------------------------------------------------------------------------------------
 

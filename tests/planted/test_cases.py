@@ -1,4 +1,4 @@
-"""Cases of `sightline faults`: rows that fit their plants, plants that leave no trace, and trials of some of them."""
+"""Planted faults: rows that fit their plants, plants that leave no trace, and trials of some of them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ import pytest
 from sightline.contract.registry import REGISTRIES
 from sightline.parts.transforms.points import Rotate
 from sightline.workbench.check.core.finding import CAUSES
-from sightline.workbench.faults import trial as trials
-from sightline.workbench.faults.catalog import FAULTS, HEALTHY, FaultCase
-from sightline.workbench.faults.planting import BENCHES, Planter, override, wrap
-from sightline.workbench.faults.scoreboard import HealthyRun, choose_stories, make_document, write_page
-from sightline.workbench.faults.trial import Alarm, Trial, rank_cause, run_healthy, run_trial
-from tests.command import run_here
+from tests.command import Outcome, run_here
 from tests.conftest import ROOT
+from tests.planted import trial as trials
+from tests.planted.__main__ import main
+from tests.planted.catalog import FAULTS, HEALTHY, FaultCase
+from tests.planted.planting import BENCHES, Planter, override, wrap
+from tests.planted.scoreboard import HealthyRun, choose_stories, make_document, write_page
+from tests.planted.trial import Alarm, Trial, rank_cause, run_healthy, run_trial
 
 BY_ID = {case.id: case for case in FAULTS}
+
+
+def run_planted(*words: object) -> Outcome:
+    """Run `python -m tests.planted <words>`."""
+    return run_here(*words, main=main)
 
 
 # --- the catalogue ----------------------------------------------------------------------------------------------------
@@ -184,7 +190,7 @@ def test_counts_are_of_most_seeds() -> None:
     assert (document["pits_injected"], document["pits_found"]) == (2, 1)
     assert [row["found"] for row in document["cases"]] == [True, True, False, False]
     assert choose_stories(document) == []
-    page = write_page(document, command="sightline faults --all", commit="12345678")
+    page = write_page(document, command="python -m tests.planted --all", commit="12345678")
     assert "| X | a \\| b | CLS | loss.sign | 2 of 3 | start | 1 | 0.5 |" in page
     assert "| H1 | deep | gradient-flow | warning | 1 |" in page
 
@@ -193,25 +199,25 @@ def test_counts_are_of_most_seeds() -> None:
 
 
 def test_the_command_lists_cases() -> None:
-    ran = run_here("faults")
+    ran = run_planted()
     assert ran.code == 0
     assert "the loss is returned with a minus" in ran.out
     assert "the encoder is frozen, as the config says" in ran.out
 
 
 def test_an_unknown_case_is_refused() -> None:
-    ran = run_here("faults", "O799")
+    ran = run_planted("O799")
     assert ran.code == 2
     assert "there is no case 'O799'; did you mean" in ran.err
 
 
 def test_the_command_scores_a_case(tmp_path: Path) -> None:
-    ran = run_here("faults", "O78", "--json", str(tmp_path / "f.json"), "--write", str(tmp_path / "f.md"))
+    ran = run_planted("O78", "--json", str(tmp_path / "f.json"), "--write", str(tmp_path / "f.md"))
     assert ran.code == 0
     assert "found the text 'False', allowed is true or false" in ran.err
     document = json.loads((tmp_path / "f.json").read_text())
     assert (document["injected"], document["found"], document["cause_first"]) == (1, 1, 1)
-    assert "sightline faults O78" in (tmp_path / "f.md").read_text()
+    assert "python -m tests.planted O78" in (tmp_path / "f.md").read_text()
 
 
 def test_workers_score_the_same(tmp_path: Path) -> None:
@@ -219,7 +225,7 @@ def test_workers_score_the_same(tmp_path: Path) -> None:
     scores = []
     for workers in (1, 2):
         path = tmp_path / f"{workers}.json"
-        ran = run_here("faults", "O78", "--seeds", "2", "--workers", str(workers), "--json", path)
+        ran = run_planted("O78", "--seeds", "2", "--workers", str(workers), "--json", path)
         assert ran.code == 0, ran.err
         scores.append([row | {"cpu_seconds": 0} for row in json.loads(path.read_text())["cases"]])
     assert scores[0] == scores[1]

@@ -11,8 +11,8 @@ from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import run_all, run_quick
-from sightline.workbench.faults.catalog import FAULTS
-from sightline.workbench.faults.planting import BENCHES, Planter
+from tests.planted.catalog import FAULTS
+from tests.planted.planting import BENCHES, Planter
 
 
 def _find(name: str, *, is_quick: bool) -> list[Finding]:

@@ -25,10 +25,10 @@ from sightline.training.train_run import Reporter, train_run
 from sightline.workbench.check import suite
 from sightline.workbench.check.core.finding import Finding, finding_from_dict
 from sightline.workbench.check.suite import run_all_then_deep, run_quick
-from sightline.workbench.faults.catalog import FaultCase, HealthyCase
-from sightline.workbench.faults.loops import PLAIN, Loop, find_watch, train_plainly
-from sightline.workbench.faults.planting import BENCHES, Planter
-from sightline.workbench.faults.ranks import RANKS, train_in_processes
+from tests.planted.catalog import FaultCase, HealthyCase
+from tests.planted.loops import PLAIN, Loop, train_plainly
+from tests.planted.planting import BENCHES, Planter
+from tests.planted.ranks import RANKS, train_in_processes
 
 MOMENTS = ("config", "start", "check", "training", "end", "deep")
 """Moments of a run in which a fault can be found: its config is refused; the checks with which `train` starts, those of
@@ -182,11 +182,9 @@ def list_alarms(bench: str, planter: Planter, *, seed: int) -> Iterator[tuple[st
 
 
 def _run_loop(loop: Loop, seed: int) -> Iterator[tuple[str, list[Alarm]]]:
-    """Run a plain loop inside `sightline.watch`; yield the alarms while it trains."""
-    watch = find_watch()
-    assert watch is not None, "a plain loop needs sightline.watch"
+    """Run a plain loop, which is watched; yield the alarms while it trains."""
     with _quiet_log():
-        findings = loop(watch, seed)
+        findings = loop(seed)
     yield "training", _make_alarms("training", findings)
 
 

@@ -1,4 +1,4 @@
-"""Benchmarks of depth images: rendered hands and their heat maps, each against its plain form."""
+"""Benchmarks of rendered clouds and hands, and of heat maps, each against its plain form."""
 
 from __future__ import annotations
 
@@ -10,20 +10,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.case import BenchmarkCase, allclose, equal, implementation
+from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.pose.sets.synthetic_hands import HAND_CAMERA, SyntheticHands
 from sightline.areas.pose.transforms import PlaceCube
 from sightline.compute.geometry.capsules import CapsuleDepth, render_capsules, render_capsules_reference
+from sightline.compute.geometry.pinhole import ring_cameras
+from sightline.compute.geometry.rendering import render_cloud, render_cloud_reference
 from sightline.compute.geometry.volumes import CubePlacement, gaussian_heatmaps, gaussian_heatmaps_reference, to_voxels
 from sightline.contract.draws import Draws
 from sightline.contract.types import SampleKey
-from sightline.workbench.bench.case import BenchmarkCase, allclose, equal, implementation
 
 _CUBE_MM = 200.0
 
 
-def list_hand_cases() -> list[BenchmarkCase]:
-    """List the cases of hands."""
+def cases() -> list[BenchmarkCase]:
     return [
+        BenchmarkCase(
+            suite="data",
+            label="render_{clouds}x{points}_{views}x{size_px}px",
+            size={"clouds": 4, "points": 1024, "views": 12, "size_px": 96},
+            quick={"clouds": 1, "points": 64, "views": 2, "size_px": 24},
+            make=_make_clouds,
+            baseline=implementation("plain", partial(_render_views, render_cloud_reference), equal),
+            variants=(implementation("sightline", partial(_render_views, render_cloud), equal),),
+        ),
         BenchmarkCase(
             suite="data",
             label="capsules_{frames}x24_320x240px",
@@ -43,6 +54,16 @@ def list_hand_cases() -> list[BenchmarkCase]:
             variants=(implementation("sightline", _make_heatmaps, allclose(1e-6)),),
         ),
     ]
+
+
+def _make_clouds(*, clouds: int, points: int, views: int, size_px: int) -> dict[str, Any]:
+    shapes = SyntheticShapes(split="train", train_size=clouds, num_points=points)
+    batch = shapes.get_batch([SampleKey(index, 0, 0) for index in range(clouds)])
+    return {"points": batch["points"], "cameras": ring_cameras(views, size_px=size_px)}
+
+
+def _render_views(render: Callable[..., np.ndarray], inputs: dict[str, Any]) -> Tensor:
+    return torch.stack([torch.from_numpy(render(cloud.numpy(), inputs["cameras"])) for cloud in inputs["points"]])
 
 
 def _make_hands(*, frames: int) -> dict[str, Any]:
