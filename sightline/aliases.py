@@ -96,7 +96,6 @@ _MOVED: Mapping[str, str] = {
     "areas.detect.free_anchor": "areas.detect.free_anchor_losses",
     "arguments": "contract.arguments",
     "assigners": "areas.detect.assigners",
-    "bench": "workbench.bench",
     "binding": "contract.binding",
     "compare": "workbench.compare",
     "compress": "workbench.compress",
