@@ -131,7 +131,7 @@ def _make_transformer_case() -> BenchmarkCase:
         make=make_parts,
         baseline=Implementation("textbook", step_form(TextbookPointTransformer), close_in_float32),
         variants=(
-            Implementation("plain", step_form(build_plain), close_in_float32),
+            Implementation("plain", step_form(_build_plain), close_in_float32),
             Implementation("sightline", step_form(copy.deepcopy), close_in_float32),
         ),
         exactly=IN_FLOAT64,
@@ -150,7 +150,7 @@ def _make_unfused_cases() -> list[BenchmarkCase]:
             size={"batch": 1, "points": 80_000},
             quick={"points": 2048},
             make=make_parts,
-            baseline=Implementation("plain", forward_form(build_plain), close_in_float32),
+            baseline=Implementation("plain", forward_form(_build_plain), close_in_float32),
             variants=(Implementation("sightline", forward_form(copy.deepcopy), close_in_float32),),
             exactly=IN_FLOAT64,
         ),
@@ -260,7 +260,7 @@ def _first_points_in_float64(inputs: dict[str, Any]) -> dict[str, Any]:
 # --- forms -----------------------------------------------------------------------------------------------------------
 
 
-def build_plain(ours: nn.Module) -> nn.Module:
+def _build_plain(ours: PointTransformer) -> nn.Module:
     """Build the model with unfused layers and the same weights."""
     return _copy_weights(
         ours, PointTransformer(num_classes=ours.num_classes, in_channels=ours.in_channels, fused=False)
