@@ -1,1 +1,1 @@
-"""Benchmarks of a checkout: cases against textbook forms and other packages, and scripts of their own."""
+"""Benchmarks: cases against plain forms, textbook forms and other packages, and scripts of their own."""

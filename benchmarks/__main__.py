@@ -1,19 +1,18 @@
-"""`python -m benchmarks`: `sightline bench` with all cases, those against textbook forms and other packages too."""
+"""`python -m benchmarks`: time implementations of the same computation against each other, as ratios."""
 
 from __future__ import annotations
 
-import typer
-
-from sightline import cli
-from sightline.commands.look import BenchOptions
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-app.command()(cli.make_command(BenchOptions, home="benchmarks"))
+import os
+import sys
 
 
 def main() -> None:
     """Run the cases that the command line names."""
-    cli.main(app)
+    # Read when torch is first imported, as in sightline/cli.py (docs/inside/decisions/waiting_threads.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from benchmarks.command import run
+
+    sys.exit(run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.boxes import HEIGHT, WIDTH, draw_people
+from benchmarks.case import BenchmarkCase, Implementation, equal, implementation
 from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED, Assigner, PriorPredictions
 from sightline.areas.detect.assigners.optimal_transport import OTA, SimOTA
 from sightline.areas.detect.assigners.static import ATSS, FCOS, FreeAnchor, MaxIoU
 from sightline.compute.geometry.boxes.overlaps import box_areas, box_centres, box_sizes, encode_distances, iou
 from sightline.compute.geometry.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
-from sightline.workbench.bench.case import BenchmarkCase, Implementation, equal, implementation
-from sightline.workbench.bench.suites import HEIGHT, WIDTH, draw_people
 
 _STRIDES = (8, 16, 32, 64, 128)
 

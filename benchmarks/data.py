@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.case import BenchmarkCase, Implementation, Run, equal, implementation
+from benchmarks.rendering import make_frames
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
-from sightline.areas.pose.benchmarks import make_frames
 from sightline.areas.scenes.sets.s3dis import S3dis
 from sightline.areas.scenes.sets.s3dis_files import list_rooms, read_room
 from sightline.compute.geometry.volumes import CubePlacement, occupancy
@@ -26,7 +27,6 @@ from sightline.parts.transforms.point_selection import ShufflePoints
 from sightline.parts.transforms.points import Scale, Translate
 from sightline.runs.packed import pack_bits
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
-from sightline.workbench.bench.case import BenchmarkCase, Implementation, Run, equal, implementation
 
 BATCH = 32
 SCALE, SHIFT = (2 / 3, 3 / 2), 0.2

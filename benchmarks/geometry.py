@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import textbook
+from benchmarks.case import BenchmarkCase, Implementation, Run, allclose, equal, implementation
 from sightline.compute import geometry
 from sightline.compute.geometry.scans.lift import KNNVote, gaussian_window, lift_knn, lift_knn_reference
 from sightline.compute.geometry.scans.projection import (
@@ -29,7 +30,6 @@ from sightline.compute.geometry.scans.projection import (
     nearest_returns_reference,
     project_scans,
 )
-from sightline.workbench.bench.case import BenchmarkCase, Implementation, Run, allclose, equal, implementation
 
 RADIUS = 0.25
 """Radius of the ball query; a power of two, so that its square is exact."""

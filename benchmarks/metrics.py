@@ -14,12 +14,12 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from benchmarks.case import BenchmarkCase, Implementation, Run, allclose, implementation
 from sightline.areas.clouds.sets.shapenet_part import ShapeNetPart
 from sightline.areas.detect.metrics.box_ap import BoxAp
 from sightline.areas.detect.metrics.crowds import CrowdAp
 from sightline.contract.metric import State
 from sightline.parts.metrics.part_iou import PartIoU
-from sightline.workbench.bench.case import BenchmarkCase, Implementation, Run, allclose, implementation
 
 BATCH = 64
 _RULES = {"": False, "_all_parts": True}

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline.verbs.bench import format_time
+from benchmarks.command import format_time
 
 Row = Mapping[str, Any]
 HEAD = ("case and form", "baseline", "times as fast", "CPU, ours / theirs", "peak MiB, ours / theirs")

@@ -97,15 +97,15 @@ def main_options(
 # --- commands from their records -------------------------------------------------------------------------------------
 
 
-def make_command(record: type[Command], **settings: Any) -> Callable[..., int]:
-    """Make the function of a command that Typer reads; `settings` are more keywords of the verb."""
+def _make_command(record: type[Command]) -> Callable[..., int]:
+    """Make the function of a command that Typer reads."""
 
     def call(**values: Any) -> int:
         options = record.from_words(values)
         _assert_written_alone(options)
         for variable, value in record.environment.items():
             os.environ.setdefault(variable, value)
-        code: int = _import_verb(options.function())(options, **settings)
+        code: int = _import_verb(options.function())(options)
         return code
 
     hints = get_type_hints(record)
@@ -137,7 +137,7 @@ def _add_command(record: type[Command]) -> None:
     """Add a command to its group, with the options and arguments of its record."""
     group, _, name = record.name.rpartition(" ")
     cls = type("Help", (_WordsCommand,), {"help_rows": record.help_rows}) if record.help_rows else None
-    (_GROUPS[group] if group else app).command(name, cls=cls)(make_command(record))
+    (_GROUPS[group] if group else app).command(name, cls=cls)(_make_command(record))
 
 
 def _import_verb(name: str) -> Callable[..., Any]:
@@ -199,7 +199,7 @@ for _name, _group in _GROUPS.items():
     app.add_typer(_group, name=_name)
 
 
-def main(app: typer.Typer = app) -> None:
+def main() -> None:
     """Run a command line; errors of the user exit with one line and code 2, failed work with code 1."""
     guard_streams()
     # Read when torch is first imported: waiting threads sleep instead of spinning, which is 2 to 4 times faster on a
@@ -214,7 +214,7 @@ def main(app: typer.Typer = app) -> None:
         from sightline.engine.launcher import exit_with_parent
 
         exit_with_parent(int(launcher), folder=os.environ.get("SIGHTLINE_LAUNCH_FOLDER"))
-    code = _run(app)
+    code = _run()
     if code == 0 and (reason := stdout_failure()) is not None:
         from sightline.verbs.terminal import fail
 
@@ -229,7 +229,7 @@ def main(app: typer.Typer = app) -> None:
     sys.exit(code)
 
 
-def _run(app: typer.Typer) -> int:
+def _run() -> int:
     try:
         code = app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):

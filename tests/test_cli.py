@@ -35,7 +35,6 @@ VERBS = (
     "view",
     "report",
     "runs",
-    "bench",
     "score",
     "study",
     "sweep",

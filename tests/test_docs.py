@@ -13,13 +13,17 @@ import pytest
 import typer
 
 import sightline
+from benchmarks import command as benchmarks
 from sightline.cli import app
 from sightline.contract.registry import REGISTRIES
 from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.engine.step import average_records, evaluation_scalars
 from tests.command import built_once
+from tests.planted import __main__ as planted
 
 ROOT = Path(__file__).resolve().parents[1]
+PARSERS = {"benchmarks": benchmarks.parse, "tests.planted": planted.parse}
+"""Parsers of the programs of a checkout; a wrong word raises SystemExit."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _REFERENCE_PAGES = sorted((ROOT / "docs" / "reference").glob("[!d]*.md"))  # without the data sets
 REFERENCE = "\n".join(page.read_text() for page in _REFERENCE_PAGES)
@@ -141,8 +145,10 @@ def test_commands_exist(page: Path) -> None:
         words = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
         if words[0] == "make":
             assert words[1] in targets, line
-        elif words[0].split("/")[-1] == "sightline" or words[1:3] == ["-m", "benchmarks"]:
-            parameters = parsed(words[1:] if words[1] != "-m" else ["bench", *words[3:]])
+        elif words[1:2] == ["-m"] and words[2] in PARSERS:
+            PARSERS[words[2]](words[3:])
+        elif words[0].split("/")[-1] == "sightline":
+            parameters = parsed(words[1:])
             files = [parameters.get("config"), *(parameters.get("plugins") or [])]
             missing = [
                 str(f) for f in files if str(f).startswith(("configs/", "examples/")) and not (ROOT / f).exists()

@@ -24,8 +24,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "sightline"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Rooms from the ground up: a room may import from those below it and from itself. What stands in one line is on one
-# floor, where no room imports another. Nothing outside `areas` imports an area
-# (but the planted faults): registries find their parts by name.
+# floor, where no room imports another. Nothing outside `areas` imports an area: registries find their parts by name.
 FLOORS = """
 contract commands compute.numba_kernels compute.surrogates compute.waits config instrument
 compute.geometry draw
@@ -38,7 +37,7 @@ runs
 engine
 published
 workbench.predict workbench.evaluate
-workbench.describe view workbench.probe workbench.bench workbench.compare
+workbench.describe view workbench.probe workbench.compare
 workbench.compress workbench.export
 workbench.check workbench.serve
 workbench.fit
@@ -47,14 +46,11 @@ training
 workbench.study
 areas.clouds
 areas.contrast areas.detect areas.pose areas.scans areas.scenes
-workbench.faults
 verbs
 cli api
 __main__ __init__
 """
 FLOOR_OF = {room: floor for floor, line in enumerate(FLOORS.strip().splitlines()) for room in line.split()}
-PLANTING = "workbench.faults"
-"""Room that plants faults into the shipped parts themselves, so that it imports areas."""
 FOLDERS_OF_ROOMS = {"areas", "compute", "parts", "store", "workbench"}
 """Their own files hold a docstring and a table of names."""
 MAX_FILES = 25
@@ -93,7 +89,6 @@ COMPONENTS = {
     "transforms": 39,
 }
 OTHER_KINDS = {
-    "benchmarks": 2,
     "descriptions": 2,
     "file_views": 2,
     "prediction_writers": 2,
@@ -169,7 +164,7 @@ def test_imports_point_downward(imports: dict[str, dict[str, int]]) -> None:
         if rooms[other] != rooms[module] and {rooms[other], rooms[module]}.isdisjoint(FOLDERS_OF_ROOMS)
         if FLOOR_OF[rooms[other]] > FLOOR_OF[rooms[module]]
         or FLOOR_OF[rooms[other]] == FLOOR_OF[rooms[module]] > ground
-        or (rooms[other].startswith("areas.") and not rooms[module].startswith(("areas.", PLANTING)))
+        or (rooms[other].startswith("areas.") and not rooms[module].startswith("areas."))
     }
     assert not list(upward.values())
 

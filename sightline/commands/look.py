@@ -241,33 +241,6 @@ class SweepOptions(DeviceCommand, name="sweep", run="sweep.sweep"):
     no_prune: bool = switch("--no-prune", "train every trial to its end")
 
 
-class BenchOptions(DocumentCommand, name="bench", run="bench.bench"):
-    """Time implementations against a baseline.
-
-    Prints ratios of CPU time, and peak memory, of implementations of the same computation. Their results are compared
-    first: exit code 1 if one differs from its baseline. Ratios are medians over the rounds, in which all
-    implementations take turns. An interrupted run keeps its finished rows.
-
-    The package has the cases whose baseline it can run by itself; python -m benchmarks, in a checkout, has all.
-    """
-
-    suites: tuple[str, ...] = argument(
-        "[SUITE]...", "geometry, models, data, metrics, train, compress or all [all]", default=()
-    )
-    pattern: str | None = option("--case", "PATTERN", "run only cases whose name matches: knn_*, models/*step*")
-    repeats: int = option("--repeats", "N", "rounds; each round times all implementations", default=5, min=1)
-    threads: int = option("--threads", "N", "threads of every implementation", default=1, min=1)
-    is_quick: bool = switch("--quick", "use tiny sizes, to test that the cases run")
-    grow: str | None = option(
-        "--grow",
-        "points|neighbours|batch|all",
-        "measure how time and memory grow, for geometry and models; python -m benchmarks alone",
-    )
-    svg: Path | None = option("--svg", "FILE", "draw the measurements of --grow", is_written=True)
-    keeps_memory: bool = switch("--keep-memory", "let malloc keep freed memory, as a training run does")
-    lists_only: bool = switch("--list", "list the cases without running them")
-
-
 LOOK_COMMANDS = (
     DescribeOptions,
     ProfileOptions,
@@ -279,4 +252,4 @@ LOOK_COMMANDS = (
     CopyOptions,
     InitOptions,
 )
-STUDY_COMMANDS = (StudyOptions, SweepOptions, BenchOptions)
+STUDY_COMMANDS = (StudyOptions, SweepOptions)

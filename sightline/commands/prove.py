@@ -10,7 +10,6 @@ from sightline.commands.fields import (
     OVERRIDES,
     PROCESSES,
     DeviceCommand,
-    DocumentCommand,
     argument,
     option,
     switch,
@@ -57,24 +56,6 @@ class CompareOptions(DeviceCommand, name="compare", run="compare.compare_variant
     matrix: bool = switch("--matrix", "loss, time and memory in every number format, on every device, with all kernels")
     html: Path | None = option("--html", "FILE", "write a page with a plot", is_written=True)
     repro: Path | None = option("--repro", "DIR", "write a script that reproduces the first diverging layer")
-
-
-class FaultsOptions(DocumentCommand, name="faults", run="faults.faults"):
-    """Plant known bugs in small runs, to see which of them the checks find.
-
-    Without arguments the cases are listed. A case is run up to the first moment in which the checks raise an error or
-    a warning that the same run without the bug does not raise. Healthy runs that only look odd must raise none. Exit
-    code 0 if every bug was found and no alarm was false.
-    """
-
-    cases: tuple[str, ...] = argument("[CASE]...", "cases to run: O3 O21", default=())
-    all: bool = switch("--all", "run every case, and the healthy runs")
-    healthy: bool = switch("--healthy", "run the healthy runs")
-    seeds: int = option("--seeds", "N", "seeds of each bug; healthy runs take five times as many", default=1, min=1)
-    workers: int = option("--workers", "N", "processes that run cases side by side", default=1, min=1)
-    write: Path | None = option(
-        "--write", "FILE.md", "write a page with the scoreboard and ten stories", is_written=True
-    )
 
 
 class FitOneOptions(DeviceCommand, name="fit-one", run="check.fit_one"):
@@ -129,4 +110,4 @@ class ProbeOptions(DeviceCommand, name="probe", run="probe.probe"):
         return self.method or "svm"
 
 
-PROVE_COMMANDS = (CheckOptions, CompareOptions, FaultsOptions, FitOneOptions, ProbeOptions)
+PROVE_COMMANDS = (CheckOptions, CompareOptions, FitOneOptions, ProbeOptions)

@@ -20,9 +20,9 @@ from sightline.engine.device import set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.instrument.judge import INFINITE_RATIO, MAX_ROUNDING_UNITS
+from sightline.instrument.memory import peak_of_run
 from sightline.runs.run_directory import write_document, write_file
 from sightline.verbs.output import load_config, print_note, show_table
-from sightline.workbench.bench.memory import peak_of_run
 from sightline.workbench.compare.comparison import (
     OTHER_KERNELS,
     ComparisonSubject,

@@ -1,4 +1,4 @@
-"""Tools on runs: predict, evaluate, check, fit, compare, describe, probe, compress, study, bench."""
+"""Tools on runs: predict, evaluate, check, fit, compare, describe, probe, compress, study."""
 
 from __future__ import annotations
 

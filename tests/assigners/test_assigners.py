@@ -20,7 +20,7 @@ from sightline.compute.geometry.boxes import overlaps
 from sightline.compute.geometry.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
 from sightline.contract import registry
 from sightline.contract.errors import MissingExtraError
-from sightline.workbench.bench.memory import peak_of_run
+from sightline.instrument.memory import peak_of_run
 from tests.geometry.boxes.crowds import crowd
 from tests.marks import long_but
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from sightline.workbench.bench import runner
-from sightline.workbench.bench.case import (
+from benchmarks import runner
+from benchmarks.case import (
     BenchmarkCase,
     BenchmarkResult,
     ExactComparison,
@@ -25,8 +25,8 @@ from sightline.workbench.bench.case import (
     equal,
     implementation,
 )
-from sightline.workbench.bench.memory import MemoryMeter
-from sightline.workbench.bench.runner import BenchmarkReport, Runner, describe_machine
+from benchmarks.memory import MemoryMeter
+from benchmarks.runner import BenchmarkReport, Runner, describe_machine
 from tests.marks import long_but
 
 KEYS = {
@@ -139,7 +139,7 @@ def test_the_stricter_comparison_comes_first() -> None:
 def test_a_package_that_is_not_there_is_a_line_that_says_how_to_get_it() -> None:
     absent = implementation("other", lambda values: values, equal, needs="no_such_package")
     report, _, told = run(case(RIGHT, absent), case(absent))
-    line = "the row 'other' needs the package 'no_such_package'; install it: pip install no_such_package"
+    line = "the row 'other' needs the package 'no_such_package': pip install '.[peers]' pycocotools"
     assert report.missing == [line], "said once"
     assert line in told
     assert [result.name for result in report.results] == ["test/double_8/fast"]
@@ -148,7 +148,7 @@ def test_a_package_that_is_not_there_is_a_line_that_says_how_to_get_it() -> None
 def test_a_case_whose_baseline_is_not_there_is_left_out() -> None:
     without = dataclasses.replace(case(RIGHT), baseline=implementation("judge", abs, equal, needs="no_such_package"))
     report, meter, told = run(without, case(RIGHT))
-    line = "test/double_8 needs the package 'no_such_package'; install it: pip install no_such_package"
+    line = "test/double_8 needs the package 'no_such_package': pip install '.[peers]' pycocotools"
     assert report.missing == [line]
     assert line in told
     assert {name for _, name, _ in meter.asked} == {"plain", "fast"}, "of the other case alone"
@@ -212,7 +212,7 @@ def test_a_peak_is_what_was_held_at_once(mebibytes: int) -> None:
     """
     code = f"""
 import torch
-from sightline.workbench.bench import memory
+from sightline.instrument import memory
 def one_after_the_other(mebibytes):
     for _ in range(2):
         block = torch.ones(mebibytes * 2**20, dtype=torch.uint8)

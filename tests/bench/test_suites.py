@@ -12,19 +12,19 @@ import torch
 from scipy.spatial import cKDTree
 
 from benchmarks import networks, textbook
-from benchmarks.suites import LIBRARY
+from benchmarks.case import BenchmarkCase
+from benchmarks.growth import growth_cases
+from benchmarks.networks import IN_FLOAT64, make_parts
+from benchmarks.suites import find_case, list_cases, select_cases
 from benchmarks.textbook import TextbookPointTransformer
 from sightline.contract.errors import UserError
-from sightline.workbench.bench import suites as installed
-from sightline.workbench.bench.case import BenchmarkCase
-from sightline.workbench.bench.networks import IN_FLOAT64, make_parts
 from tests.marks import long_but
 
 # --- the shipped cases: their names, what patterns choose, and that their forms agree at the sizes of a s ------------
 
 
-CHEAP = [case for case in LIBRARY.all_cases() if case.suite in ("geometry", "data", "compress")]
-DETECTION = [case for case in LIBRARY.all_cases() if case.name.startswith(("metrics/box_ap", "train/detection"))]
+CHEAP = [case for case in list_cases() if case.suite in ("geometry", "data", "compress")]
+DETECTION = [case for case in list_cases() if case.name.startswith(("metrics/box_ap", "train/detection"))]
 
 
 def names(cases: list[BenchmarkCase]) -> list[str]:
@@ -61,40 +61,28 @@ def test_the_sizes_of_the_bars_are_there() -> None:
         "models/point_transformer_dense_step_2x1024",
         "models/point_transformer_step_16x1024",
         "models/point_transformer_scene_forward_80000",
-    } <= set(names(LIBRARY.all_cases()))
+    } <= set(names(list_cases()))
 
 
 def test_names_are_unique_and_so_are_those_of_forms() -> None:
-    everything = names(LIBRARY.all_cases())
+    everything = names(list_cases())
+    assert len(everything) == 67
     assert len(set(everything)) == len(everything)
-    for case in LIBRARY.all_cases():
+    for case in list_cases():
         forms = [form.name for form in case.forms]
         assert len(set(forms)) == len(forms)
         assert "sightline" in {form.split("_bf16")[0] for form in forms}
 
 
-def test_a_checkout_has_all_cases_and_the_package_those_without_a_textbook() -> None:
-    everything = {case.name: case for case in LIBRARY.all_cases()}
-    assert len(everything) == 67
-    ours = installed.LIBRARY.all_cases()
-    assert len(ours) == 27
-    assert {case.name for case in ours} < everything.keys()
-    assert LIBRARY.suites.keys() == installed.LIBRARY.suites.keys()
-    for case in ours:
-        assert [form.name for form in case.forms] == [form.name for form in everything[case.name].forms]
-        assert not {form.needs for form in case.forms} - {None}
-        assert not case.baseline.name.startswith("textbook")
-
-
 def test_cases_are_chosen_by_suite_and_pattern() -> None:
-    assert names(LIBRARY.select((), None)) == names(LIBRARY.all_cases()) == names(LIBRARY.select(("all",), None))
-    assert {case.suite for case in LIBRARY.select(("data", "geometry", "data"), None)} == {"geometry", "data"}
-    assert names(LIBRARY.select(("all",), "knn_8x1024x64*")) == ["geometry/knn_8x1024x64_k20"]
-    assert names(LIBRARY.select((), "geometry/knn_8x1024x64*")) == ["geometry/knn_8x1024x64_k20"]
+    assert names(select_cases((), None)) == names(list_cases()) == names(select_cases(("all",), None))
+    assert {case.suite for case in select_cases(("data", "geometry", "data"), None)} == {"geometry", "data"}
+    assert names(select_cases(("all",), "knn_8x1024x64*")) == ["geometry/knn_8x1024x64_k20"]
+    assert names(select_cases((), "geometry/knn_8x1024x64*")) == ["geometry/knn_8x1024x64_k20"]
     with pytest.raises(UserError, match=r"there is no suite 'geometri'.*geometry"):
-        LIBRARY.select(("geometri",), None)
+        select_cases(("geometri",), None)
     with pytest.raises(UserError, match="no case of data fits --case knn_"):
-        LIBRARY.select(("data",), "knn_*")
+        select_cases(("data",), "knn_*")
 
 
 _SLOW = ("train/detection_photos_4x320", "compress/kmeans_1000000_to_16")
@@ -128,7 +116,7 @@ def test_a_wrong_answer_is_found(case: BenchmarkCase) -> None:
 
 
 def test_metrics_are_those_of_the_usual_loop_and_a_wrong_one_is_found() -> None:
-    case = LIBRARY.find("metrics/part_iou_2874x2048").smaller()
+    case = find_case("metrics/part_iou_2874x2048").smaller()
     inputs = case.inputs()
     expected, found = (form.open(inputs) for form in case.forms)
     with expected as by_shape, found as by_counts:
@@ -159,16 +147,16 @@ def test_distances_between_rounded_points_are_exact(case: BenchmarkCase) -> None
 
 def test_no_third_point_of_interpolation_ties_with_a_fourth() -> None:
     """Where they tie, either may be taken, and the features of the two have nothing in common."""
-    inputs = LIBRARY.find("geometry/interpolate_32x128_to_512_c256").inputs()
+    inputs = find_case("geometry/interpolate_32x128_to_512_c256").inputs()
     points, queries = inputs["points"].double(), inputs["queries"].double()
     distances = (queries[:, :, None] - points[:, None]).square().sum(-1).topk(4, largest=False).values
     assert (distances[..., 2] < distances[..., 3]).all()
 
 
 def test_growing_cases_are_found_by_name_and_have_no_peers() -> None:
-    for case in [grown.case for grown in LIBRARY.grown_cases((), "all", is_quick=False)]:
+    for case in [grown.case for grown in growth_cases((), "all", is_quick=False)]:
         assert [form.name for form in case.variants] == ["sightline"]
-        assert LIBRARY.find(case.name).size == case.size
+        assert find_case(case.name).size == case.size
 
 
 # --- the usual forms against independent references: they are what speed is told against, so they must be ------------

@@ -11,12 +11,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from benchmarks.case import BenchmarkResult, Quartiles, Seconds, allclose, equal
 from benchmarks.geometry import farthest_each_time, same_neighbours
-from benchmarks.suites import describe_growth, fit_exponent, growth_cases, panels
+from benchmarks.growth import describe_growth, fit_exponent, growth_cases, panels
+from benchmarks.runner import ENOUGH_S, interleave, ratios, read_clocks
 from sightline.contract.errors import UserError
 from sightline.draw.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ChartPanel, Series, render_svg
-from sightline.workbench.bench.case import BenchmarkResult, Quartiles, Seconds, allclose, equal
-from sightline.workbench.bench.runner import ENOUGH_S, interleave, ratios, read_clocks
 
 # --- forms in turn, medians and ratios: numbers worked by hand, with a clock that the test moves ---------------------
 

@@ -25,11 +25,11 @@ from sightline.engine.distributed import World
 from sightline.workbench.check.context import CHECKS, Context
 from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import all_checks
-from sightline.workbench.faults.compress import teach as taught
-from sightline.workbench.faults.planting import Planter
 from tests.conftest import ROOT
 from tests.doctor.planting import CONFIG
 from tests.doctor.power import Bug, case_table, print_alarms, processor_time, table
+from tests.planted.compress import teach as taught
+from tests.planted.planting import Planter
 
 __all__ = ["BUGS", "HEALTHY", "NEW", "findings_of", "floats_of", "make_quantised", "planted", "quick", "taught"]
 
@@ -103,7 +103,7 @@ CODES = {
     "no-gradient": "K21 K22 K35",
     "unfit-teacher": "K23 K24 K25 K26 K36 K27 K28",
 }
-"""The cases of `sightline faults` that each check must find."""
+"""The planted faults that each check must find."""
 BUGS = case_table(CODES)
 
 

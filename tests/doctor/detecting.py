@@ -21,9 +21,9 @@ from sightline.engine.distributed import World
 from sightline.workbench.check.context import CHECKS, Context
 from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import all_checks
-from sightline.workbench.faults.planting import Planter
 from tests.conftest import ROOT
 from tests.doctor.power import Bug, case_table, processor_time, table
+from tests.planted.planting import Planter
 
 __all__ = ["BUGS", "NEW", "edited", "findings_of", "make_crowds", "planted", "quick"]
 
@@ -81,7 +81,7 @@ CODES = {
     "prior-bias": "O59 B36 B37 B38",
     "level-order": "B39 B40 B41 B42 B43",
 }
-"""The cases of `sightline faults` that each check must find."""
+"""The planted faults that each check must find."""
 BUGS = case_table(CODES)
 
 

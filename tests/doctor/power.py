@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from sightline.workbench.check.context import CHECKS, Context
-from sightline.workbench.faults.catalog import FAULTS, FaultCase
+from tests.planted.catalog import FAULTS, FaultCase
 
 __all__ = ["Bug", "case_table", "print_alarms", "processor_time", "table"]
 
 
 class Bug(NamedTuple):
-    """A case of `sightline faults`, and the code of the check that must find it."""
+    """A planted fault, and the code of the check that must find it."""
 
     code: str
     case: FaultCase

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PARTS: Mapping[str, Mapping[str, str]] = {
-    "benchmarks": {"benchmarks": "list_hand_cases"},
     "data": {
         "sets.depth_folder": "depth_folder",
         "sets.hand_sets": "hands2017 icvl_hands nyu_hands",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PARTS: Mapping[str, Mapping[str, str]] = {
-    "benchmarks": {"benchmarks": "list_score_cases"},
     "data": {
         "sets.kitti_object": "kitti_object",
         "sets.scan_folder": "scan_folder",

@@ -37,12 +37,12 @@ from sightline.workbench.check.context import CHECKS, Context
 from sightline.workbench.check.core.assigned_boxes import is_significantly_above
 from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import run_quick
-from sightline.workbench.faults.planting import Planter
 from tests.command import run_here
 from tests.conftest import ROOT
 from tests.doctor.detecting import BUGS, READ, SMALL, edited, findings_of, make_crowds, planted, quick
 from tests.doctor.planting import assert_complete
 from tests.marks import long_but
+from tests.planted.planting import Planter
 
 
 @pytest.mark.parametrize("name", {(bug.code, bug.case.cause): name for name, bug in BUGS.items()}.values())

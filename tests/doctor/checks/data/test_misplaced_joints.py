@@ -10,9 +10,9 @@ from sightline.engine.distributed import World
 from sightline.workbench.check.context import CHECKS, Context
 from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import all_checks
-from sightline.workbench.faults.catalog import FAULTS
-from sightline.workbench.faults.planting import BENCHES, Planter
 from tests.marks import long_but
+from tests.planted.catalog import FAULTS
+from tests.planted.planting import BENCHES, Planter
 
 BY_ID = {case.id: case for case in FAULTS}
 CODES = ("misplaced-joints", "misplaced-volume")

@@ -11,10 +11,10 @@ from sightline.areas.pose.metrics import JointError
 from sightline.engine.distributed import World
 from sightline.workbench.check.checks.metrics import metric_unit
 from sightline.workbench.check.context import Context
-from sightline.workbench.faults.planting import Planter, change_result
 from tests.doctor.planting import assert_complete, make
 from tests.doctor.posing import make_pose
 from tests.marks import long_but
+from tests.planted.planting import Planter, change_result
 
 
 def judge(folder: Path, change: Any, *words: str) -> list[Any]:

@@ -1,0 +1,99 @@
+"""Benchmarks of overlaps and suppression of boxes, each against its plain form."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.case import (
+    BenchmarkCase,
+    allclose,
+    equal,
+    implementation,
+)
+from sightline.compute.geometry.boxes.overlaps import iou, pairwise_iou
+from sightline.compute.geometry.boxes.suppression import greedy_nms, greedy_nms_reference, soft_nms, soft_nms_reference
+
+WIDTH, HEIGHT = 1344, 800
+"""Size of an image, in pixels."""
+
+
+def cases() -> list[BenchmarkCase]:
+    return [
+        BenchmarkCase(
+            suite="geometry",
+            label="box_iou_{boxes}x{others}",
+            size={"boxes": 10_000, "others": 1000},
+            quick={"boxes": 200, "others": 50},
+            make=_make_box_sets,
+            baseline=implementation("plain", lambda sets: iou(sets["boxes"][:, None], sets["others"]), equal),
+            variants=(implementation("sightline", lambda sets: pairwise_iou(sets["boxes"], sets["others"]), equal),),
+        ),
+        *(
+            _suppression_case(name, 10_000, equal, greedy_nms, greedy_nms_reference, num_classes, threshold=0.5)
+            for name, num_classes in (("greedy", 1), ("greedy_20_classes", 20), ("greedy_80_classes", 80))
+        ),
+        *(
+            _suppression_case(
+                f"soft_{name}",
+                1000,
+                allclose(1e-6),
+                lambda **inputs: soft_nms(**inputs)._asdict(),
+                lambda **inputs: soft_nms_reference(**inputs)._asdict(),
+                limit=limit,
+                is_linear=name == "linear",
+                min_score=1e-3,
+            )
+            for name, limit in (("linear", 0.3), ("gaussian", 0.5))
+        ),
+    ]
+
+
+def _suppression_case(
+    name: str, boxes: int, agrees: Any, form: Any, plain: Any, num_classes: int = 1, **limits: Any
+) -> BenchmarkCase:
+    """Make a case of NMS; with classes, a plain loop of each class by itself stands beside the one of all."""
+
+    def run_by_class(inputs: dict[str, Any]) -> Any:
+        rows = [(inputs["labels"] == number).nonzero()[:, 0] for number in range(num_classes)]
+        parts = [row[plain(**{key: value[row] for key, value in inputs.items()}, **limits)] for row in rows]
+        kept = torch.cat(parts).sort().values
+        return kept[inputs["scores"][kept].argsort(descending=True, stable=True)]
+
+    by_class = (implementation("plain_loop_by_class", run_by_class, agrees),) if num_classes > 1 else ()
+    return BenchmarkCase(
+        suite="geometry",
+        label=f"suppress_{name}_{{boxes}}",
+        size={"boxes": boxes},
+        quick={"boxes": 200},
+        make=partial(_make_detections, num_classes=num_classes),
+        baseline=implementation("plain_loop", lambda inputs: plain(**inputs, **limits), agrees),
+        variants=(*by_class, implementation("sightline", lambda inputs: form(**inputs, **limits), agrees)),
+    )
+
+
+def draw_people(num_boxes: int, per_person: int, generator: torch.Generator) -> Tensor:
+    """Draw boxes (N, 4) around standing people of 20 to 245 px in an image of 1344 x 800, several per person."""
+    people = -(-num_boxes // per_person)
+    centres = torch.rand(people, 2, generator=generator) * torch.tensor([WIDTH, HEIGHT])
+    heights = torch.exp(3 + 2.5 * torch.rand(people, 1, generator=generator))
+    sizes = heights * torch.tensor([0.41, 1.0])
+    centres, sizes = (item.repeat_interleave(per_person, dim=0)[:num_boxes] for item in (centres, sizes))
+    centres = centres + 0.1 * sizes * torch.randn(num_boxes, 2, generator=generator)
+    sizes = sizes * torch.exp(0.1 * torch.randn(num_boxes, 2, generator=generator))
+    return torch.cat([centres - sizes / 2, centres + sizes / 2], dim=1)
+
+
+def _make_box_sets(*, boxes: int, others: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    return {"boxes": draw_people(boxes, 20, generator), "others": draw_people(others, 1, generator)}
+
+
+def _make_detections(*, boxes: int, num_classes: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(boxes, generator=generator)
+    people = draw_people(boxes, 20, generator)
+    return {"boxes": people, "scores": scores, "labels": torch.randint(0, num_classes, (boxes,), generator=generator)}

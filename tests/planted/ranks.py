@@ -1,0 +1,120 @@
+"""Faults of plain loops in two processes: samples, collectives and files that the processes do not agree on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler, TensorDataset
+
+import sightline
+from sightline.contract.errors import RunError
+from sightline.engine.distributed import World, join_plain_group
+from sightline.engine.launcher import call_in_processes
+from sightline.workbench.check.core.finding import Finding, finding_from_dict
+from tests.planted.loops import Loop
+
+RANKS = "DDP"
+"""Name of the bench of plain loops in two processes."""
+_NUM_PROCESSES = 2
+_NUM_EPOCHS, _NUM_SAMPLES = 2, 96
+_TIMEOUT_S = 10.0
+"""Seconds after which a collective in which one process is alone fails, if torch does not notice it earlier."""
+_SAVES, _SUMS_ALONE, _DRAWS_ALL = "O67", "O68", "O69"
+
+
+def train_in_processes(seed: int, *, fault: str = "") -> Sequence[Finding]:
+    """Train a loop in two processes, each watched; return what they logged, each finding once."""
+    with tempfile.TemporaryDirectory() as folder:
+        call_in_processes(_train_rank, fault, seed, folder, num_processes=_NUM_PROCESSES)
+        lines = [line for path in sorted(Path(folder).glob("*.jsonl")) for line in path.read_text().splitlines()]
+        num_ended = len(list(Path(folder).glob("*.ended")))
+    findings = [finding_from_dict(json.loads(line)) for line in lines]
+    if not findings and num_ended < _NUM_PROCESSES:
+        raise RunError(f"{_NUM_PROCESSES - num_ended} of {_NUM_PROCESSES} processes ended before their loop did")
+    return list({(finding.code, finding.cause): finding for finding in reversed(findings)}.values())[::-1]
+
+
+def _train_rank(fault: str, seed: int, folder: str) -> None:
+    """Train the loop of a case in this process; each finding is written at once, as torch may abort the process."""
+    torch.set_num_threads(1)
+    with join_plain_group(timeout_s=_TIMEOUT_S) as world, _write_findings(Path(folder) / f"{world.rank}.jsonl"):
+        torch.manual_seed(seed)
+        features = torch.randn(_NUM_SAMPLES, 10)
+        data = TensorDataset(features, (features @ torch.randn(10, 4)).argmax(1))
+        model = DistributedDataParallel(nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 4)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        sampler = _make_sampler(fault, data, world, seed)
+        num_savers = world.size if fault == _SAVES else 1
+        with sightline.watch(model, optimizer=optimizer):
+            for epoch in range(_NUM_EPOCHS):
+                if isinstance(sampler, DistributedSampler):
+                    sampler.set_epoch(epoch)
+                for inputs, label in DataLoader(data, batch_size=8, sampler=sampler):
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(inputs), label).backward()
+                    optimizer.step()
+                _evaluate(fault, model, data, world)
+                if world.rank < num_savers:
+                    torch.save(model.module.state_dict(), Path(folder) / "best.pt")
+        (Path(folder) / f"{world.rank}.ended").touch()
+
+
+def _make_sampler(fault: str, data: TensorDataset, world: World, seed: int) -> Sampler[int]:
+    if fault == _DRAWS_ALL:
+        return RandomSampler(data, generator=torch.Generator().manual_seed(seed))
+    return DistributedSampler(data, world.size, world.rank, seed=seed)
+
+
+@torch.no_grad()
+def _evaluate(fault: str, model: nn.Module, data: TensorDataset, world: World) -> Tensor | None:
+    """Evaluate a part of the data on each process and add up; the fault enters the sum on the first alone."""
+    if fault == _SUMS_ALONE and world.rank > 0:
+        return None
+    features, label = data[world.rank :: world.size]
+    model.eval()
+    num_correct = (model.module(features).argmax(1) == label).sum()  # type: ignore[operator]
+    model.train()
+    return world.all_reduce_sum({"num_correct": num_correct})["num_correct"]
+
+
+RANK_LOOPS: dict[str, Loop] = {
+    fault: partial(train_in_processes, fault=fault) for fault in (_SAVES, _SUMS_ALONE, _DRAWS_ALL)
+}
+"""Loops in two processes by the ids of cases."""
+
+
+@contextlib.contextmanager
+def _write_findings(path: Path) -> Iterator[None]:
+    """Write each finding that is logged to a file at once, a line for each."""
+    logger, writer = logging.getLogger("sightline"), _FindingWriter(path)
+    logger.addHandler(writer)
+    try:
+        yield
+    finally:
+        logger.removeHandler(writer)
+
+
+class _FindingWriter(logging.Handler):
+    def __init__(self, path: Path) -> None:
+        super().__init__(logging.WARNING)
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for argument in record.args or () if isinstance(record.args, tuple) else ():
+            self._write(argument)
+
+    def _write(self, argument: Any) -> None:
+        if isinstance(argument, Finding):
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(argument.to_dict()) + "\n")
