@@ -23,7 +23,7 @@ def test_rows_of_both_settings_are_joined_and_repeated_ones_replaced(
 ) -> None:
     documents = {
         "default": [make_row("geometry/knn/sightline", 3.0), make_row("models/step/sightline", 1.5)],
-        "again": [make_row("models/step/sightline", 2.0, cpu_s=0.0021)],
+        "again": [make_row("models/step/sightline", 2.0)],
         "kept": [make_row("geometry/knn/sightline", 2.5)],
     }
     for name, rows in documents.items():
@@ -31,7 +31,7 @@ def test_rows_of_both_settings_are_joined_and_repeated_ones_replaced(
     main([f"{tmp_path}/default.json+{tmp_path}/again.json", f"{tmp_path}/kept.json"])
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("###")] == ["### geometry", "### models"]
-    assert "| knn/sightline | plain | 3.00 (2.90 to 3.10) | 500 ms / 1.5 s | 1 / ? | 2.50 (2.40 to 2.60) |" in lines
-    assert "| step/sightline | plain | 2.00 (1.90 to 2.10) | 2.1 ms / 1 s | 1 / ? |  |" in lines
+    assert "| knn/sightline/plain | 3.00 | 1/? | 2.50 |" in lines
+    assert "| step/sightline/plain | 2.00 | 1/? |  |" in lines
     main([f"{tmp_path}/kept.json"])
-    assert "| knn/sightline | plain | 2.50 (2.40 to 2.60) | 500 ms / 1.25 s | 1 / ? |" in capsys.readouterr().out
+    assert "| knn/sightline/plain | 2.50 | 1/? |" in capsys.readouterr().out

@@ -42,7 +42,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes that run cases side by side")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the result as JSON")
-    parser.add_argument("--write", metavar="FILE.md", type=Path, help="write a page with the score and ten stories")
+    parser.add_argument("--write", metavar="FILE.md", type=Path, help="write a page with the score by true cause")
     options = parser.parse_args(words)
     for word in options.cases:
         if word not in _CASES:
