@@ -91,7 +91,7 @@ def main_options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version, and exit")
     ] = False,
 ) -> None:
-    pass
+    """Take the options of the command itself."""
 
 
 # --- commands from their records -------------------------------------------------------------------------------------

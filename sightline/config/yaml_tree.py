@@ -132,10 +132,10 @@ def read_yaml(path: Path, faults: ConfigFaults) -> LocatedValue:
 
 
 def read_mapping(mapping: Mapping[str, Any], faults: ConfigFaults, *, origin: str = "dict") -> LocatedValue:
-    """Read the tree of a mapping in memory by the rules of a file; paths become text, tuples lists, NumPy
-    scalars those of Python.
+    """Read the tree of a mapping in memory by the rules of a file.
 
-    Raises ConfigError for a value that no file can hold, with its dotted path.
+    Paths become text, tuples lists, NumPy scalars those of Python. Raises ConfigError for a value that no
+    file can hold, with its dotted path.
     """
     text = json.dumps(_to_json(mapping, origin, ""))
     return _Converter(origin, faults, has_lines=False).parse(text, path="")

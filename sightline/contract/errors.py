@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def escape_to_one_line(text: str) -> str:
-    """Escape characters that are not printable (line breaks as `\\n`) and bytes that are not UTF-8."""
+    r"""Escape characters that are not printable (line breaks as `\n`) and bytes that are not UTF-8."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in _SPACES else c.encode("unicode_escape").decode() for c in text)

@@ -39,10 +39,10 @@ def read_regular_file(path: Path, *, max_bytes: int = MAX_BYTES, allow_link: boo
 
 
 def parse_json(content: str | bytes, **hooks: Any) -> Any:
-    """Parse a JSON text; `hooks` are those of `json.loads`.
+    r"""Parse a JSON text; `hooks` are those of `json.loads`.
 
     Raises ValueError for any other text, for lists and mappings more than `MAX_DEPTH` deep in each other, numbers of
-    thousands of digits, and text with half a character (`\\ud83d` alone), which no file can hold.
+    thousands of digits, and text with half a character (`\ud83d` alone), which no file can hold.
     """
     too_deep = f"lists and mappings are nested more than {MAX_DEPTH} deep"
     try:

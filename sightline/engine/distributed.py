@@ -50,7 +50,7 @@ _MIN_START_S = 60.0
 
 @dataclass(frozen=True)
 class World:
-    """This process among all processes of a run. A world of one makes no collective calls and needs no network.
+    """Process among all processes of a run. A world of one makes no collective calls and needs no network.
 
     A collective that waits too long ends the run through the watchdog; one that breaks raises PeerLostError.
     On the CPU gradients have a group of their own, the only one of `gradient_groups`: they travel beside other

@@ -176,6 +176,7 @@ def collect_transform_facts(config: RunConfig, info: DataInfo) -> dict[str, Any]
 def assert_same_counts(
     counts: Mapping[str, int], facts: Mapping[str, Any], config: RunConfig, published: PublishedLayout, file: Path
 ) -> None:
+    """Raise ConfigError if weights were trained with other counts, by name, than the data set of a config has."""
     for name, count in counts.items():
         stated = facts.get(name)
         if stated != count:

@@ -106,7 +106,7 @@ class RunDirectory:
             self._held.assert_own(self.path)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write or replace a text file, as UTF-8; bytes of file names that are not become `\\udcff`, as in JSON."""
+        r"""Write or replace a text file, as UTF-8; bytes of file names that are not become `\udcff`, as in JSON."""
         self.write_bytes(name, _encode(text))
 
     def write_bytes(self, name: str, data: bytes) -> None:

@@ -168,8 +168,10 @@ def _read_summary(summary: RunSummary) -> RunSummary:
 
 
 def _scan_config(path: Path) -> dict[str, str]:
-    """Scan a recorded config for the names of its parts: as we wrote it, a line holds one value, and a YAML parser
-    takes longer than all other work on a run together."""
+    """Scan a recorded config for the names of its parts.
+
+    As we wrote it, a line holds one value, and a YAML parser takes longer than all other work on a run together.
+    """
     values: dict[str, str] = {}
     section = ""
     for line in read_regular_file(path, max_bytes=_MAX_CONFIG_BYTES).decode().splitlines():

@@ -19,7 +19,7 @@ class ComputedSet:
 
     @classmethod
     def card(cls) -> dict[str, str]:
-        """Description, accepted layouts, download page and licence."""
+        """Return the description, accepted layouts, download page and licence."""
         return {
             "layout": f"no files: every {cls.computed} from data_seed, the split and its index",
             "obtain": "nothing to obtain; it is part of sightline",

@@ -64,6 +64,7 @@ def prepare(options: PrepareOptions) -> int:
 
 
 def list_preparable() -> set[str]:
+    """List the data sets that `data prepare` makes from files."""
     return {n for n in registry.data.names() if DataMembers.prepare.get(_builder(n)) is not None}
 
 

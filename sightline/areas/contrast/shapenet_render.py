@@ -316,7 +316,7 @@ class ShapeNetRender(LabelledClouds):
 
     @classmethod
     def expected_info(cls, *, num_points: int | None = None, background: Background = "black") -> DataInfo:
-        """Expected DataInfo before preparation, without counts."""
+        """Return the DataInfo expected before preparation, without counts."""
         names = [synset_facts["name"] for synset_facts in published_counts()["synsets"].values()]
         form = CloudInputSpec(num_points, _NUM_POINTS, "applied")
         return promised_info(names, up_axis="y", orientation=_FRAME, clouds=form, image=image_field(background))

@@ -72,7 +72,7 @@ class BoxPredictor(Predictor[ImagePrediction]):
         self._numbers: dict[Path, int] = {}
 
     def start(self, files: Sequence[Path]) -> None:
-        """Number the files from 1; the numbers are their image ids."""
+        """Give the files numbers from 1, which are their image ids."""
         self._numbers = {file: number for number, file in enumerate(files, start=1)}
 
     def read(self, path: Path) -> ReadFile:

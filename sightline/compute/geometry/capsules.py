@@ -124,7 +124,7 @@ def render_capsules(capsules: np.ndarray, camera: np.ndarray, *, height_px: int,
 def render_capsules_reference(
     capsules: np.ndarray, camera: np.ndarray, *, height_px: int, width_px: int
 ) -> CapsuleDepth:
-    """Reference of `render_capsules`, capsules (F, N, 7) -> depth, owner (F, H, W).
+    """Compute the reference of `render_capsules`, capsules (F, N, 7) -> depth, owner (F, H, W).
 
     Every capsule in every pixel, in NumPy.
     The bits are the same.

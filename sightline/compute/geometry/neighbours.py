@@ -210,9 +210,10 @@ def assert_rows(index: Tensor, values: Tensor, *, num_queries: int) -> None:
 
 @torch.no_grad()
 def nearest_neighbours_reference(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor:
-    """Reference of `nearest_neighbours`, on any device: points (B, N, C), queries (B, M, C) -> index (B, M, K) int64.
+    """Compute the reference of `nearest_neighbours`, on any device.
 
-    It computes all distances, for a bounded number of queries at a time.
+    Points (B, N, C), queries (B, M, C) -> index (B, M, K) int64. It computes all distances, for a bounded number of
+    queries at a time.
     """
     num_samples, num_points, _ = points.shape
     points_CBN = points.permute(2, 0, 1).contiguous()  # one channel is read at a time: five times faster than strided
@@ -280,7 +281,7 @@ def ball_query(points: Tensor, *, centres: Tensor, radius: float, num_neighbours
 
 @torch.no_grad()
 def ball_query_reference(points: Tensor, centres: Tensor, radius: float, num_neighbours: int) -> Tensor:
-    """Reference of `ball_query`, on any device.
+    """Compute the reference of `ball_query`, on any device.
 
     `points` (B, N, C), `centres` (B, M, C) -> index (B, M, K) int64, ascending.
     Slots without a point contain N.

@@ -136,7 +136,7 @@ def render_cloud(points: np.ndarray, cameras: Cameras, *, style: Style = "shaded
 
 
 def render_cloud_reference(points: np.ndarray, cameras: Cameras, *, style: Style = "shaded") -> np.ndarray:
-    """Reference of `render_cloud`, points (N, 3) -> (V, H, W) uint8.
+    """Compute the reference of `render_cloud`, points (N, 3) -> (V, H, W) uint8.
 
     The same bits by NumPy alone, one disc at a time.
     """

@@ -267,7 +267,7 @@ def _sample_in_graph(points: Tensor, *, nearest: Tensor, first: Tensor, num_samp
 
 
 def _sample_reference(points: Tensor, *, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
-    """Reference of farthest-point sampling, on any device: distances to all points for every chosen one."""
+    """Compute the reference of farthest-point sampling, on any device: distances to all points for every chosen one."""
     rows = torch.arange(len(points), device=points.device)
     index = torch.empty((len(points), num_samples), dtype=torch.int64, device=points.device)
     for sample in range(num_samples):

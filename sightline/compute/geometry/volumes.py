@@ -55,7 +55,7 @@ def gaussian_heatmaps(
 
 
 def gaussian_heatmaps_reference(joints: Tensor, *, cells: int, sigma: float = 1.7, middle: float = 0.5) -> Tensor:
-    """Reference of `gaussian_heatmaps`: joints (B, J, 3) -> (B, J, V, V, V) float64, one exponential per cell."""
+    """Compute the reference of `gaussian_heatmaps`: joints (B, J, 3) -> (B, J, V, V, V) float64."""
     centres = torch.arange(cells, dtype=torch.float64, device=joints.device) + middle
     grid = torch.stack(torch.meshgrid(centres, centres, centres, indexing="ij"), dim=-1)
     squared = ((grid - joints.double()[:, :, None, None, None]) ** 2).sum(dim=-1)
@@ -366,7 +366,7 @@ def to_camera(voxels: Tensor, placement: CubePlacement) -> Tensor:
 
 
 def occupancy_reference(voxels: Tensor, is_point: Tensor, placement: CubePlacement) -> Tensor:
-    """Reference of `occupancy`: (B, 1, S, S, S) float32, 1 if a voxel contains a point, in the order `axes`.
+    """Compute the reference of `occupancy`: (B, 1, S, S, S) float32, 1 if a voxel has a point, in the order `axes`.
 
     `voxels` (B, P, 3); `is_point` (B, P) masks the actual points. A coordinate belongs to the voxel of its floor, so
     that none of (-1, 0) falls into the first one; the release rounds to the nearest whole number.

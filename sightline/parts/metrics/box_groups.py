@@ -311,7 +311,7 @@ def _match_reference(
     reuses: bool,
     result: GroupMatches,
 ) -> None:
-    """Reference of `match_boxes`, group by group through `match_predictions`."""
+    """Compute the reference of `match_boxes`, group by group through `match_predictions`."""
     for detection_rows, label_rows in groups.groups():
         detection_rows = slice(detection_rows.start, min(detection_rows.stop, detection_rows.start + most))
         overlap = iou_or_ioa(

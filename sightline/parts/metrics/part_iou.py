@@ -70,7 +70,7 @@ def count_parts_reference(
     category: Tensor,
     parts_of_category: Sequence[Sequence[int]],
 ) -> PartCounts:
-    """Reference of `count_parts`, on any device: `probabilities` (P, C), `target` (P,), `cloud_offsets` (S + 1,)."""
+    """Compute the reference of `count_parts`: `probabilities` (P, C), `target` (P,), `cloud_offsets` (S + 1,)."""
     num_parts, sizes = probabilities.shape[1], cloud_offsets.diff()
     owner = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
     is_own = torch.zeros(len(parts_of_category), num_parts, dtype=torch.bool, device=target.device)

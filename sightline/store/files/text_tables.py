@@ -303,7 +303,7 @@ def _split_pieces(content: bytes, end: int) -> np.ndarray:
 
 
 def parse_numbers_reference(content: bytes, *, num_columns: int) -> NumberLines:
-    """Reference of `parse_numbers`: token by token with `float`; numbers of any length are parsed."""
+    """Compute the reference of `parse_numbers`: token by token with `float`; numbers of any length are parsed."""
     lines = content.rstrip(b" \t\r\n").split(b"\n") if content.strip() else []
     rows = [_parse_line(line, num_columns) for line in lines]
     table = np.array(rows, dtype=np.float64).reshape(len(rows), num_columns)

@@ -116,7 +116,7 @@ class Context:
 
     @share("data")
     def assignments(self) -> AssignedBoxes | None:
-        """Assignment of boxes in samples of the first step, under `sightline check` also in 64 other samples (cached).
+        """Assign boxes in samples of the first step, under `sightline check` also in 64 other samples (cached).
 
         None for a task without boxes, and if the dry run did not succeed.
         """
@@ -131,7 +131,7 @@ class Context:
 
     @share("metric")
     def dry_evaluations(self) -> list[DryEvaluation]:
-        """Evaluations of a few samples on copies, one per evaluated split with another batch form (cached)."""
+        """Evaluate a few samples on copies, once per evaluated split with another batch form (cached)."""
         is_slow = bool(self.dry_run.skipped)
         return rehearse_evaluations(self.built, self.world.device, forward_s=self.forward_s, is_slow=is_slow)
 

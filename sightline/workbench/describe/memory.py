@@ -184,6 +184,7 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def get_storage_id(tensor: Tensor) -> int:
+    """Return the address of a tensor's storage, which its views share."""
     return int(tensor.untyped_storage()._cdata)
 
 

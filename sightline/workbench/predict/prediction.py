@@ -1,5 +1,6 @@
-"""Predictions for the user's own files: read by the predictor of the run's task, batched by size, transformed as for
-evaluation.
+"""Predictions for the user's own files.
+
+They are read by the predictor of the run's task, batched by size, and transformed as for evaluation.
 
 Collection of the files to predict, from the given files and folders.
 

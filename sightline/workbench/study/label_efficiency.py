@@ -168,6 +168,7 @@ def table_cells(row: LabelRow) -> list[Any]:
 
 
 def percent(fraction: float) -> str:
+    """Format a fraction in percent."""
     return f"{100 * fraction:g} %"
 
 

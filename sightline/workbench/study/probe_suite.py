@@ -242,7 +242,7 @@ class ProbeSuite:
     """Planned suite: its runs are opened and its options checked. A call probes the runs."""
 
     def __init__(self, request: SuiteRequest, reporter: Reporter) -> None:
-        """Raises UserError for runs or configs that cannot be probed or fine-tuned, before anything is computed."""
+        """Raise UserError for runs or configs that cannot be probed or fine-tuned, before anything is computed."""
         self._request = request
         self._reporter = reporter
         self._probes = _build_probes(request.arguments)

@@ -141,6 +141,7 @@ def get_shape(node: Any) -> tuple[int, ...]:
 
 
 def get_saved(node: Any, name: str) -> Any:
+    """Return what a node of autograd saved under a name; None without it."""
     return getattr(node, f"_saved_{name}", None)
 
 
@@ -276,7 +277,10 @@ def _pair_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
 
 
 def _masked_extreme_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
-    """The least of values times a mask is a real one: the zeros of what is masked are no values."""
+    """Yield faults of extremes of masked values.
+
+    The least of values times a mask is a real one: the zeros of what is masked are no values.
+    """
     product, dim, indices = node.next_functions[0][0], get_saved(node, "dim"), get_saved(node, "indices")
     if get_node_name(product) != "Mul" or dim is None or not isinstance(indices, Tensor):
         return
@@ -456,6 +460,7 @@ def _attention_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
 
 
 def get_axis(dim: int, ndim: int) -> int:
+    """Return the axis that a node saved as an unsigned number, counted from 0."""
     return (dim - 2**64 if dim >= 2**63 else dim) % ndim
 
 

@@ -332,5 +332,6 @@ def _judge_average(value: float) -> Iterator[Found]:
 
 
 def take_slices(average: nn.Module) -> list[Tensor]:
+    """Copy the first entries of each parameter that has them on this process."""
     parameters = [parameter.detach() for parameter in average.parameters() if has_slices(parameter)]
     return [take_local(parameter).flatten()[:_MAX_SLICE].clone() for parameter in parameters]

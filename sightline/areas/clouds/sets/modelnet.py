@@ -111,7 +111,7 @@ class _ModelNet(LabelledClouds):
     def expected_info(
         cls, *, num_points: int | None = None, normals: Normals = "none", views: str | None = None
     ) -> DataInfo:
-        """Expected DataInfo before preparation, without counts.
+        """Return the DataInfo expected before preparation, without counts.
 
         That of a set prepared from the HDF5 release. The arguments are those of the set.
         """

@@ -238,7 +238,7 @@ class ScanObjectNN(LabelledClouds):
     def expected_info(
         cls, *, num_points: int | None = None, normals: Literal["none", "estimated"] = "none"
     ) -> DataInfo:
-        """Expected DataInfo before preparation, without counts."""
+        """Return the DataInfo expected before preparation, without counts."""
         form = CloudInputSpec(num_points, _NUM_POINTS, "applied", estimates_normals=normals == "estimated")
         classes = published_counts()["classes"]
         return promised_info(classes, up_axis="y", orientation=_FRAME, clouds=form, has_normals=normals == "estimated")

@@ -105,7 +105,7 @@ class ShapeNetPart(PreparedData):
 
     @classmethod
     def expected_info(cls, *, normals: Normals = "none") -> DataInfo:
-        """Expected DataInfo before preparation, without counts."""
+        """Return the DataInfo expected before preparation, without counts."""
         return _make_info(normals)
 
     @property

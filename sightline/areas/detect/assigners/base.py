@@ -212,7 +212,7 @@ def _too_high_error(returned: str, tensor: Tensor, num_boxes: int) -> ValueError
 
 
 def _among_all(assignment: Assignment, targets: Tensor, is_hidden: Tensor) -> Assignment:
-    """Number boxes as in the image, of which `targets` are to be predicted; background `is_hidden` (P,) is ignored."""
+    """Renumber boxes as in the image, of which `targets` are to be predicted; background `is_hidden` (P,) ignored."""
 
     def renumber(matched: Tensor) -> Tensor:
         rows = matched

@@ -206,6 +206,7 @@ def _check_instances(document: Any, path: Path) -> Mapping[str, Any]:
 
 
 def read_categories(document: Mapping[str, Any], path: Path) -> CategoryIds:
+    """Read the categories of a COCO document. Raises DataError for one without an id or a name, and for two alike."""
     try:
         pairs = [(_parse_id(category["id"]), str(category["name"])) for category in document["categories"]]
     except (KeyError, TypeError, ValueError) as error:
@@ -374,7 +375,7 @@ class Coco(LabelledImages):
 
     @classmethod
     def expected_info(cls, *, classes: tuple[str, ...] = ()) -> DataInfo:
-        """Expected DataInfo before preparation, without counts."""
+        """Return the DataInfo expected before preparation, without counts."""
         published = json.loads(Path(__file__).with_name("coco.json").read_text(encoding="utf-8"))
         return DataInfo(box_facts(classes or tuple(published["classes"].values()), BoxColumns().box_type), BOX_FIELDS)
 

@@ -102,7 +102,7 @@ class CrowdHuman(LabelledImages):
 
     @classmethod
     def expected_info(cls, *, scored_box: BoxType = "full") -> DataInfo:
-        """Expected DataInfo before preparation, without counts."""
+        """Return the DataInfo expected before preparation, without counts."""
         return DataInfo(box_facts(("person",), scored_box), BOX_FIELDS)
 
     @classmethod

@@ -82,7 +82,7 @@ class PreparedFrames(PreparedData, DepthFrames):
 
     @classmethod
     def expected_info(cls, *, joints: tuple[str, ...] = ()) -> DataInfo:
-        """Expected DataInfo before preparation, without counts."""
+        """Return the DataInfo expected before preparation, without counts."""
         return frames_info(cls.camera, cls.skeleton.select_joints(joints), farthest_mm=cls.farthest_mm)
 
     @property

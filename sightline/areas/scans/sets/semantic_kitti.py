@@ -78,7 +78,7 @@ class SemanticKitti(LabelledScans):
 
     @classmethod
     def expected_info(cls, *, label_map: str = "single", sensor: SensorBlock | None = None) -> DataInfo:
-        """Expected DataInfo before preparation, without counts."""
+        """Return the DataInfo expected before preparation, without counts."""
         classes, full_sensor = (
             read_label_map(label_map, LABEL_MAPS),
             make_sensor(sensor, preset="hdl64", owner=cls.set_name),

@@ -248,7 +248,7 @@ class S3dis(LabelledScenes):
 
     @classmethod
     def expected_info(cls, *, colours: bool = True, place: bool = False) -> DataInfo:
-        """Expected DataInfo before preparation, without counts."""
+        """Return the DataInfo expected before preparation, without counts."""
         features = _feature_names(colours=colours, place=place)
         coordinates = Field("points 3", "float32", "m", "scene, z up", collate="concatenate")
         shares = Field("points 3", "float32", "", "", 0.0, 1.0, "concatenate")

@@ -230,10 +230,10 @@ def _split_rows(
 
 
 def _read_line(path: Path, number: int, line: bytes) -> tuple[np.ndarray, list[Repair]]:
-    """Read the numbers of an irregular line: with long numbers, or with stray bytes.
+    r"""Read the numbers of an irregular line: with long numbers, or with stray bytes.
 
-    A stray byte is removed if six numbers remain, as in `103.0\\x100000`, or replaced by a blank if that makes six, as
-    in `185\\x00187`; both are never possible. Raises DataError with the line for anything else.
+    A stray byte is removed if six numbers remain, as in `103.0\x100000`, or replaced by a blank if that makes six, as
+    in `185\x00187`; both are never possible. Raises DataError with the line for anything else.
     """
     stripped = line.strip(b" \t\r")
     if not _STRAY_PATTERN.search(stripped):

@@ -201,7 +201,7 @@ def greedy_nms(
 def greedy_nms_reference(
     boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float | Tensor, proposal: Tensor | None = None
 ) -> Tensor:
-    """Reference of `greedy_nms`, boxes (N, 4) -> indices (K,): a loop over the kept boxes."""
+    """Compute the reference of `greedy_nms`, boxes (N, 4) -> indices (K,): a loop over the kept boxes."""
     remaining, indices, limits = scores.argsort(descending=True, stable=True), [], _expand_limit(threshold, boxes)
     while len(remaining):
         best, remaining = remaining[0], remaining[1:]
@@ -237,7 +237,7 @@ def soft_nms(
 def soft_nms_reference(
     boxes: Tensor, scores: Tensor, labels: Tensor, *, limit: float | Tensor, is_linear: bool, min_score: float
 ) -> SuppressionResult:
-    """Reference of `soft_nms`, boxes (N, 4) -> indices and scores (K,): a loop over the kept boxes."""
+    """Compute the reference of `soft_nms`, boxes (N, 4) -> indices and scores (K,): a loop over the kept boxes."""
     remaining, limits = torch.arange(len(scores), device=scores.device), _expand_limit(limit, boxes)
     scores, indices, kept_scores = scores.clone(), [], []
     while len(remaining):

@@ -204,7 +204,7 @@ def lift_knn_reference(
     offsets: Tensor,
     vote: KNNVote,
 ) -> Tensor:
-    """Reference of `lift_knn`, labels (S, H, W) -> (P,) int64, on any device: whole windows are gathered and sorted."""
+    """Compute the reference of `lift_knn`, labels (S, H, W) -> (P,) int64, from whole sorted windows."""
     windows = _Windows.around(pixel, label, range_image, offsets, vote)
     window_pixels = windows.middle[:, None] + windows.steps
     window_ranges = windows.ranges[window_pixels]

@@ -179,7 +179,7 @@ _NO_RETURN = 0x7F800000 << 32
 
 
 def nearest_returns_reference(ranges: Tensor, *, place: Tensor, num_places: int) -> Tensor:
-    """Reference of `nearest_returns`, ranges (P,) -> (num_places,) int64.
+    """Compute the reference of `nearest_returns`, ranges (P,) -> (num_places,) int64.
 
     Points written from the farthest to the nearest.
     Source: the published code of Milioto et al. 2019, with a stable sort, so that the lowest of equal rows comes last.

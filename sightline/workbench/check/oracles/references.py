@@ -289,7 +289,7 @@ REFERENCES: dict[type[nn.Module], Reference] = {
     **dict.fromkeys((nn.Softmax, nn.LogSoftmax), softmax),
     **{kind: _make_elementwise(rule) for kind, rule in _ELEMENTWISE.items()},
 }
-"""Reference of each known layer type; subclasses are compared with the reference of their base class."""
+"""Compute the reference of each known layer type; subclasses are compared with the reference of their base class."""
 
 
 def find_reference(module: nn.Module) -> tuple[type[nn.Module], Reference] | None:
