@@ -35,7 +35,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def forked(target: Callable[..., None], *arguments: object) -> BaseProcess:
+def forked(target: Callable[..., object], *arguments: object) -> BaseProcess:
     """A process that runs this, forked from one that has imported the package: seconds earlier than a new one."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOADED))

@@ -133,15 +133,6 @@ class Registry:
         """List the names whose classes or functions are of a module that begins with none of these, with these."""
         return [(name, e.builder) for name, e in self._entries.items() if not e.builder.__module__.startswith(modules)]
 
-    @contextmanager
-    def forget_new(self) -> Iterator[None]:
-        """Context that forgets at its end the names that were registered in it."""
-        known = set(self.names())
-        try:
-            yield
-        finally:
-            self._entries = {name: entry for name, entry in self._entries.items() if name in known}
-
     def entry(self, component: ComponentConfig) -> RegistryEntry:
         """Return the entry of a component block. Raises ConfigError with the nearest name."""
         self._load(component.name)

@@ -406,16 +406,6 @@ def observe_collectives(enter: Callable[[str, str], None]) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def join_plain_group(*, timeout_s: float) -> Iterator[World]:
-    """Join the launcher's processes on the CPU as a plain loop does: a world without a watchdog."""
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=timeout_s))
-    try:
-        yield World(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
-
-
 # --- beginning and end ------------------------------------------------------------------------------------------------
 
 

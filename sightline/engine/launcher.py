@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -113,29 +113,8 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
     return 0
 
 
-def call_in_processes(function: Callable[..., None], *arguments: object, num_processes: int) -> None:
-    """Call a function of a module in several processes, which a plain group can join; what they print is dropped.
-
-    It returns when all have ended, however they end: one that fails ends the others.
-    """
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import elastic_launch
-
-    loggers = [logging.getLogger(name) for name in ("torch.distributed", "torch.multiprocessing.spawn")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory(prefix=LAUNCH_FOLDER, ignore_cleanup_errors=True) as folder:
-        try:
-            with contextlib.suppress(ChildFailedError):
-                elastic_launch(_make_settings(num_processes, folder, is_quiet=True), function)(*arguments)
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-def _make_settings(num_processes: int, folder: str, *, is_quiet: bool = False) -> LaunchConfig:
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+def _make_settings(num_processes: int, folder: str) -> LaunchConfig:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
     return LaunchConfig(
@@ -148,7 +127,7 @@ def _make_settings(num_processes: int, folder: str, *, is_quiet: bool = False) -
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.1,
-        logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=Std.ALL if is_quiet else Std.NONE),
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
     )
 
 

@@ -96,17 +96,6 @@ def test_samples_that_were_not_read_are_not_covered(tmp_path: Path) -> None:
     assert sum("do not apply" in line for line in lines) >= 3
 
 
-def test_deep_checks_that_share_measurements_find_the_same(tmp_path: Path) -> None:
-    def list_texts(found: list[Finding]) -> list[str]:
-        return [str(finding) for finding in found]
-
-    overrides = ("transforms.train=[{name: scale, low: 0.001, high: 0.001, isotropic: true}]",)
-    shallow, deep = suite.run_all_then_deep(make(tmp_path, *overrides), World())
-    assert list_texts(shallow) == list_texts(suite.run_all(make(tmp_path, *overrides), World()))
-    assert list_texts(deep) == list_texts(suite.run_all(make(tmp_path, *overrides), World(), deep=True))
-    assert len(deep) > len(shallow) > 0
-
-
 def _finding(summary: str, place: str, severity: Any = "warning", measured: str = "1") -> Finding:
     where, cause = FindingLocation(layer=place), "model.init"
     return Finding("odd", severity, summary, cause, where, measured, "less", "repair it")

@@ -14,7 +14,7 @@ from unittest import mock
 from torch import Tensor, nn
 
 from sightline.contract.loss import Loss
-from sightline.contract.registry import REGISTRIES
+from sightline.contract.registry import REGISTRIES, Registry
 from sightline.engine.build import TrainingSetup
 
 Edit = Callable[[TrainingSetup], TrainingSetup | None]
@@ -39,7 +39,7 @@ class Planter:
 
     def __enter__(self) -> Planter:
         for registry in REGISTRIES.values():
-            self._undo.enter_context(registry.forget_new())
+            self._undo.callback(_keep_names, registry, set(registry.names()))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -104,6 +104,11 @@ class Planter:
         for edit in self.edits:
             built = edit(built) or built
         return built
+
+
+def _keep_names(registry: Registry, names: set[str]) -> None:
+    """Forget all other names of a registry."""
+    registry._entries = {name: entry for name, entry in registry._entries.items() if name in names}
 
 
 Plant = Callable[[Planter], None]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -12,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler, TensorDataset
 
 import sightline
 from sightline.contract.errors import RunError
-from sightline.engine.distributed import World, join_plain_group
-from sightline.engine.launcher import call_in_processes
+from sightline.engine.distributed import World
 from sightline.workbench.check.core.finding import Finding, finding_from_dict
 from tests.planted.loops import Loop
+from tests.processes import free_port
 
 RANKS = "DDP"
 """Name of the bench of plain loops in two processes."""
@@ -36,7 +39,9 @@ _SAVES, _SUMS_ALONE, _DRAWS_ALL = "O67", "O68", "O69"
 def train_in_processes(seed: int, *, fault: str = "") -> Sequence[Finding]:
     """Train a loop in two processes, each watched; return what they logged, each finding once."""
     with tempfile.TemporaryDirectory() as folder:
-        call_in_processes(_train_rank, fault, seed, folder, num_processes=_NUM_PROCESSES)
+        # One that ends badly ends both: what was found before that is in the files.
+        with contextlib.suppress(ProcessExitedException, ProcessRaisedException):
+            torch.multiprocessing.spawn(_train_rank, (free_port(), fault, seed, folder), _NUM_PROCESSES)
         lines = [line for path in sorted(Path(folder).glob("*.jsonl")) for line in path.read_text().splitlines()]
         num_ended = len(list(Path(folder).glob("*.ended")))
     findings = [finding_from_dict(json.loads(line)) for line in lines]
@@ -45,10 +50,14 @@ def train_in_processes(seed: int, *, fault: str = "") -> Sequence[Finding]:
     return list({(finding.code, finding.cause): finding for finding in reversed(findings)}.values())[::-1]
 
 
-def _train_rank(fault: str, seed: int, folder: str) -> None:
+def _train_rank(rank: int, port: int, fault: str, seed: int, folder: str) -> None:
     """Train the loop of a case in this process; each finding is written at once, as torch may abort the process."""
     torch.set_num_threads(1)
-    with join_plain_group(timeout_s=_TIMEOUT_S) as world, _write_findings(Path(folder) / f"{world.rank}.jsonl"):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    world = World(rank, _NUM_PROCESSES)
+    store, timeout = f"tcp://127.0.0.1:{port}", datetime.timedelta(seconds=_TIMEOUT_S)
+    distributed.init_process_group("gloo", init_method=store, timeout=timeout, rank=rank, world_size=world.size)
+    with _write_findings(Path(folder) / f"{rank}.jsonl"):
         torch.manual_seed(seed)
         features = torch.randn(_NUM_SAMPLES, 10)
         data = TensorDataset(features, (features @ torch.randn(10, 4)).argmax(1))
@@ -68,6 +77,7 @@ def _train_rank(fault: str, seed: int, folder: str) -> None:
                 if world.rank < num_savers:
                     torch.save(model.module.state_dict(), Path(folder) / "best.pt")
         (Path(folder) / f"{world.rank}.ended").touch()
+    distributed.destroy_process_group()
 
 
 def _make_sampler(fault: str, data: TensorDataset, world: World, seed: int) -> Sampler[int]:

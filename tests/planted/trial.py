@@ -24,7 +24,7 @@ from sightline.training import train_run as training
 from sightline.training.train_run import Reporter, train_run
 from sightline.workbench.check import suite
 from sightline.workbench.check.core.finding import Finding, finding_from_dict
-from sightline.workbench.check.suite import run_all_then_deep, run_quick
+from sightline.workbench.check.suite import run_all, run_quick
 from tests.planted.catalog import FaultCase, HealthyCase
 from tests.planted.loops import PLAIN, Loop, train_plainly
 from tests.planted.planting import BENCHES, Planter
@@ -173,12 +173,11 @@ def list_alarms(bench: str, planter: Planter, *, seed: int) -> Iterator[tuple[st
         yield "config", _take_logged(log, "config")
         started = run_quick(make(), World())
         yield "start", [*_make_alarms("start", started), *_take_logged(log, "start")]
-        moments = run_all_then_deep(make(), World())
-        yield "check", [*_make_alarms("check", next(moments)), *_take_logged(log, "check")]
+        yield "check", [*_make_alarms("check", run_all(make(), World())), *_take_logged(log, "check")]
         while_training, at_end = _train(config, planter, folder / "run", started)
         yield "training", [*while_training, *_take_logged(log, "training")]
         yield "end", at_end
-        yield "deep", _make_alarms("deep", next(moments))
+        yield "deep", _make_alarms("deep", run_all(make(), World(), deep=True))
 
 
 def _run_loop(loop: Loop, seed: int) -> Iterator[tuple[str, list[Alarm]]]:

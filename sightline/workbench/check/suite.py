@@ -76,15 +76,6 @@ def run_all(
     return _run(chosen, Context(built, world, run=run, examination=examination or Examination()))
 
 
-def run_all_then_deep(built: TrainingSetup, world: World) -> Iterator[list[Finding]]:
-    """Yield the findings of all checks of a run, then those with the deep ones, which share the measurements."""
-    context, found = Context(built, world), list[Finding]()
-    for is_deep in (False, True):
-        chosen = [check for check in all_checks() if check.moment != "offline" and (check.moment == "deep") == is_deep]
-        found += _collect(chosen, context)
-        yield merge_findings(gather_findings([*found, *_short_time_findings(context)], world))
-
-
 def check_path(
     path: Path,
     config: RunConfig,
