@@ -32,7 +32,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # floor, where no room imports another. Nothing outside `areas` imports an area
 # (but the planted faults): registries find their parts by name.
 FLOORS = """
-aliases contract commands compute.numba_kernels compute.surrogates compute.waits config instrument
+aliases contract commands compute.labels compute.numba_kernels compute.surrogates compute.waits config instrument
 compute.geometry draw
 compute.layers
 parts.losses parts.metrics parts.models parts.transforms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from sightline.compute.geometry.boxes.priors import AnchorShapes, Priors, make_a
 from sightline.contract import registry
 from sightline.contract.errors import MissingExtraError
 from sightline.workbench.bench.memory import peak_of_run
+from tests.cases import run_each
 from tests.geometry.boxes.crowds import crowd
 from tests.marks import long_but
 
@@ -80,6 +82,19 @@ def test_an_image_without_boxes_is_background(pair: str) -> None:
     assert found.matched.tolist() == [BACKGROUND] * len(priors)
     assert found.matched.dtype == torch.int64
     assert found.num_claims.sum() == 0
+
+
+@run_each(
+    "assigner, dtype",
+    itertools.product((SimOTA(), OTA()), (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32)),
+)
+def test_labels_of_few_bits_are_assigned_as_those_of_int64(assigner: Assigner, dtype: torch.dtype) -> None:
+    """As an index, torch takes uint8 for a mask."""
+    boxes, label = crowd(1, count=6), torch.tensor([0, 1, 2, 1, 0, 2])
+    arguments = POINTS, boxes, none_ignored(boxes)
+    narrow, wide = (assigner(*arguments, labels, guesses(POINTS)).matched for labels in (label.to(dtype), label))
+    assert torch.equal(narrow, wide)
+    assert (wide >= 0).any()
 
 
 @each_pair

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -384,6 +385,12 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
     _, output, _, priors = LOSSES[name]
     values = given(priors)[output].requires_grad_()
     assert torch.autograd.gradcheck(lambda each: called(name, **{output: each})[0], (values,))
+
+
+@run_each("name, dtype", itertools.product(LOSSES, (torch.int8, torch.int16, torch.int32)))
+def test_targets_of_few_bits_give_the_loss_of_int64(name: str, dtype: torch.dtype) -> None:
+    for narrow, wide in zip(called(name, target=TARGET.to(dtype)), called(name), strict=True):
+        assert torch.equal(narrow, wide)
 
 
 @each_loss

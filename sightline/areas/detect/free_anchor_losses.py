@@ -20,6 +20,7 @@ from sightline.compute.geometry.boxes.overlaps import (
     promote_to_float32,
 )
 from sightline.compute.geometry.boxes.priors import IGNORED, anchor_bags
+from sightline.compute.labels import widen_labels
 from sightline.compute.waits import expect, is_free_to_read, read_list, send_list
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, NonNegativeFloat, PositiveFloat, Probability
@@ -129,7 +130,7 @@ class FreeAnchorNegative(_BoxesLoss):
         The predicted boxes get no gradient.
         """
         _assert_anchors("free_anchor_negative", priors)
-        weight = (target != IGNORED)[..., None].to(logits.dtype).repeat(1, 1, logits.shape[2])
+        weight = (widen_labels(target, "target") != IGNORED)[..., None].to(logits.dtype).repeat(1, 1, logits.shape[2])
         terms = []
         for image, image_boxes, classes in _iterate_images(boxes, label, is_ignored, box_offsets):
             with torch.no_grad():
@@ -189,7 +190,7 @@ def _iterate_images(
     boxes: Tensor, label: Tensor, is_ignored: Tensor, offsets: Tensor
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Iterate over the images with boxes that are not ignored: their boxes and classes."""
-    flags = read_list(is_ignored)
+    flags, label = read_list(is_ignored), widen_labels(label)
     for image, (first, last) in enumerate(pairwise(read_list(offsets))):
         rows = send_list([row for row in range(first, last) if not flags[row]], boxes.device)
         if len(rows):

@@ -23,6 +23,7 @@ from sightline.compute.geometry.boxes.overlaps import (
     promote_to_float32,
 )
 from sightline.compute.geometry.boxes.priors import IGNORED
+from sightline.compute.labels import widen_labels
 from sightline.compute.waits import find_positive
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, Probability
@@ -188,6 +189,7 @@ class SigmoidFocal(_PositivesLoss):
 
     def forward(self, *, logits: Tensor, target: Tensor) -> Tensor:
         """Compute the loss sum from `logits` (B, P, K), before the sigmoid; `target` (B, P)."""
+        target = widen_labels(target, "target")
         weight = (target != IGNORED)[..., None].to(logits.dtype)
         return sigmoid_focal(logits, _is_class(target, logits), alpha=self.alpha, gamma=self.gamma, weight=weight)
 
@@ -207,6 +209,7 @@ class QualityFocal(_PositivesLoss):
         self, *, logits: Tensor, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor
     ) -> Tensor:
         """Compute the loss sum from `logits` (B, P, K), before the sigmoid; the IoU has no gradient."""
+        target = widen_labels(target, "target")
         image, prior = find_positive(target)
         quality = _quality(codes[image, prior], priors[prior], matched_boxes[image, prior])
         wanted = torch.zeros_like(logits, dtype=quality.dtype)
@@ -251,7 +254,7 @@ class Objectness(_PositivesLoss):
 
     def forward(self, *, objectness: Tensor, target: Tensor) -> Tensor:
         """Compute the loss sum from `objectness` (B, P), before the sigmoid."""
-        weight = (target != IGNORED).to(objectness.dtype)
+        weight = (widen_labels(target, "target") != IGNORED).to(objectness.dtype)
         return sigmoid_bce(objectness, target >= 0, weight=weight)
 
 
@@ -381,9 +384,9 @@ class EarthMover(_PositivesLoss):
 
         `second_match` (B, P) is the row of a prior's second box among the batch's `boxes` (G, 4) and `label` (G,).
         """
-        second = second_match
+        second, target = second_match, widen_labels(target, "target")
         if len(label):
-            second = torch.where(second_match >= 0, label[second_match.clamp(min=0)], second_match)
+            second = torch.where(second_match >= 0, widen_labels(label)[second_match.clamp(min=0)], second_match)
         classes = torch.stack([target, second], dim=2)
         differ = (target >= 0) | (target != second)
         image, prior = differ.nonzero(as_tuple=True)
@@ -442,7 +445,7 @@ class BoxIouBce(_PositivesLoss):
 
 def _is_class(target: Tensor, logits: Tensor) -> Tensor:
     """Return a mask (..., K) of the entries of the class `target` (...)."""
-    return target[..., None] == torch.arange(logits.shape[-1], device=logits.device)
+    return widen_labels(target, "target")[..., None] == torch.arange(logits.shape[-1], device=logits.device)
 
 
 def _quality(codes: Tensor, priors: Tensor, boxes: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from sightline.compute.geometry.boxes.overlaps import (
     promote_to_float32,
 )
 from sightline.compute.geometry.boxes.priors import BACKGROUND, IGNORED, PriorKind, Priors
+from sightline.compute.labels import widen_labels
 from sightline.compute.waits import (
     call_on_host,
     find_positive,
@@ -140,7 +141,7 @@ class Assigner(ABC):
                 continue
             arguments: tuple[Any, ...] = ()
             if labels is not None and predicted is not None and self.needs_predictions:
-                arguments = labels[rows], PriorPredictions.from_tensors(*predicted)
+                arguments = widen_labels(labels, "labels")[rows], PriorPredictions.from_tensors(*predicted)
             with torch.autocast(device.type, enabled=False):
                 assignments.append(self.match(priors, boxes, *arguments))
             self._assert_assigned(assignments[-1], len(priors), len(rows))

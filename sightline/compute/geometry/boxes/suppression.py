@@ -11,6 +11,7 @@ from torch import Tensor
 from sightline.aliases import keep_old_members, old_names
 from sightline.compute.geometry.boxes.box_kernels import greedy_nms_kernel, soft_nms_kernel
 from sightline.compute.geometry.boxes.overlaps import iou
+from sightline.compute.labels import widen_labels
 from sightline.compute.numba_kernels import can_use_numba
 from sightline.contract import registry
 from sightline.contract.arguments import PositiveFloat, Probability
@@ -47,7 +48,7 @@ class Suppression(ABC):
         proposal: Tensor | None = None,
         density: Tensor | None = None,
     ) -> SuppressionResult:
-        """Suppress detections: boxes (N, 4), scores (N,), labels (N,) int64 -> indices and scores (K,), same device.
+        """Suppress detections: boxes (N, 4), scores (N,), labels (N,) -> indices and scores (K,), same device.
 
         `proposal` (N,) int64 is the prior that predicts a box, `density` (N,) how much the nearest other object
         overlaps it, 0 to 1. Raises ValueError for other shapes, for scores that are not finite, and for a missing input
@@ -61,7 +62,7 @@ class Suppression(ABC):
         if not scores.isfinite().all():
             raise ValueError(f"{type(self).__name__}: {int((~scores.isfinite()).sum())} scores are not finite numbers")
         dtype = torch.promote_types(torch.promote_types(boxes.dtype, scores.dtype), torch.float32)
-        labels = labels.cpu() if self.per_class else torch.zeros(len(labels), dtype=torch.int64)
+        labels = widen_labels(labels, "labels").cpu() if self.per_class else torch.zeros(len(labels), dtype=torch.int64)
         extra: Any = {"proposal": proposal, "density": density}
         if any(extra[name] is None or extra[name].shape != scores.shape for name in self.reads):
             raise ValueError(f"{type(self).__name__}: needs {' and '.join(sorted(self.reads))} of each detection")
