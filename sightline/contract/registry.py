@@ -17,7 +17,15 @@ from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.facts import BLOCK_FACTS, DATA_FACTS, FACTS, REMEDIES
 from sightline.contract.gc_pause import gc_paused
 from sightline.contract.members import MEMBERS, find_misspelt_members
-from sightline.contract.schema import Parameter, check_value, describe_type, format_value, signature_parameters, suggest
+from sightline.contract.schema import (
+    Parameter,
+    check_value,
+    describe_type,
+    format_value,
+    signature_parameters,
+    suggest,
+    within_bounds,
+)
 from sightline.contract.types import ComponentConfig, SourceLocation
 
 MAX_ARGUMENTS = 10
@@ -101,12 +109,20 @@ class Registry:
         return find_modules(self.kind) if self._given_modules is None else self._given_modules
 
     def add(self, name: str) -> Callable[[BuilderT], BuilderT]:
-        """Register a class or function under `name`; its keyword-only arguments are what a config may give."""
+        """Register a class or function under `name`; its keyword-only arguments are what a config may give.
+
+        Bounds of their annotations hold for calls from Python, too.
+        """
 
         def register(builder: BuilderT) -> BuilderT:
             reserved = ("name", "weight") if self.kind == "losses" else ("name",)
             _assert_signature(builder, name, reserved=reserved, facts=FACTS | self.block_facts)
             self._assert_no_misspelt_members(builder, name)
+            parameters = signature_parameters(builder)
+            if inspect.isclass(builder):
+                builder.__init__ = within_bounds(builder.__init__, parameters)  # type: ignore[misc]
+            else:
+                builder = within_bounds(builder, parameters)
             is_shipped = self.modules.get(name) == builder.__module__
             if not is_shipped:
                 self._load(name)
@@ -115,7 +131,7 @@ class Registry:
                 f"the {self.noun} '{name}' is registered already, by {'.'.join(registered_origin or ())}; "
                 "take another name"
             )
-            self._entries[name] = RegistryEntry(name, builder, signature_parameters(builder), self.block_facts)
+            self._entries[name] = RegistryEntry(name, builder, parameters, self.block_facts)
             if is_shipped:
                 self._shipped[name] = self._entries[name]
             return builder

@@ -28,6 +28,7 @@ from sightline.compute.waits import find_positive
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, Probability
 from sightline.contract.loss import Loss
+from sightline.contract.schema import within_bounds
 from sightline.parts.losses.classification import MIN_FOCAL_BASE
 
 _MIN_OVERLAP = 1e-7
@@ -35,13 +36,20 @@ _MIN_OVERLAP = 1e-7
 _MIN_REMAINDER = 1e-12
 
 
+@within_bounds
 def sigmoid_focal(
-    logits: Tensor, is_target: Tensor, *, alpha: float | None = 0.25, gamma: float = 2.0, weight: Tensor | None = None
+    logits: Tensor,
+    is_target: Tensor,
+    *,
+    alpha: Probability | None = 0.25,
+    gamma: NonNegativeFloat = 2.0,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Compute the focal loss, the sum of -alpha_t (1 - p_t)^gamma log p_t, with a sigmoid per class.
 
     `logits` (..., K) and `is_target` (..., K) bool; an item is an entry. `alpha` weighs targets, 1 - alpha the others;
-    None weighs all 1. Source: Lin et al. 2017, equation 5.
+    None weighs all 1. Raises ValueError for targets of another dtype, and for an `alpha` or a `gamma` out of bounds.
+    Source: Lin et al. 2017, equation 5.
     """
     return _weighted_sum(focal_losses(promote_to_float32(logits), is_target, alpha=alpha, gamma=gamma), weight)
 
@@ -50,12 +58,20 @@ def focal_losses(logits: Tensor, is_target: Tensor | bool, *, alpha: float | Non
     """Compute the terms (..., K) of `sigmoid_focal` from logits (..., K), in their dtype."""
     if not isinstance(is_target, Tensor):
         is_target = torch.full((), is_target, device=logits.device)
+    elif is_target.dtype != torch.bool:
+        raise ValueError(
+            f"is_target: found {is_target.dtype}, expected torch.bool; give target == 1, or take quality_focal for "
+            "targets between 0 and 1"
+        )
     of_truth = torch.where(is_target, logits, -logits)
     losses = -(gamma * functional.logsigmoid(-of_truth)).exp() * functional.logsigmoid(of_truth)
     return losses if alpha is None else losses * torch.where(is_target, alpha, 1 - alpha)
 
 
-def quality_focal(logits: Tensor, target: Tensor, *, gamma: float = 2.0, weight: Tensor | None = None) -> Tensor:
+@within_bounds
+def quality_focal(
+    logits: Tensor, target: Tensor, *, gamma: NonNegativeFloat = 2.0, weight: Tensor | None = None
+) -> Tensor:
     """Compute the quality focal loss: the sum of |target - p|^gamma times the BCE of `logits` (...) and `target` (...).
 
     `target` is from 0 to 1.
@@ -108,6 +124,7 @@ def assert_form(form: str, overlap: str) -> None:
         raise ValueError(f"form: '{form}' is of the IoU alone, found overlap '{overlap}'; take form 'linear' or 'iou'")
 
 
+@within_bounds
 def earth_mover(
     logits: Tensor,
     codes: Tensor,
@@ -116,9 +133,9 @@ def earth_mover(
     true_codes: Tensor,
     is_counted: Tensor,
     has_box: Tensor,
-    alpha: float | None = 0.25,
-    gamma: float = 2.0,
-    beta: float = 0.1,
+    alpha: Probability | None = 0.25,
+    gamma: NonNegativeFloat = 2.0,
+    beta: NonNegativeFloat = 0.1,
 ) -> Tensor:
     """Compute the EMD loss: the sum over priors of focal and smooth L1 losses of two predictions, in the cheaper order.
 
