@@ -7,6 +7,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -82,6 +83,25 @@ def test_an_image_without_boxes_is_background(pair: str) -> None:
     assert found.matched.tolist() == [BACKGROUND] * len(priors)
     assert found.matched.dtype == torch.int64
     assert found.num_claims.sum() == 0
+
+
+@each_pair
+@pytest.mark.parametrize("maps", [((0, 0), (0, 0), (0, 0)), ((4, 4), (2, 2), (0, 0)), ((4, 4), (0, 0), (1, 1))])
+def test_levels_without_priors_take_no_part(pair: str, maps: tuple[tuple[int, int], ...]) -> None:
+    """An image may be smaller than a stride. The others are assigned as if they were all; without any, none is."""
+    assigner, priors = PAIRS[pair]
+    filled = {stride: size for stride, size in zip(STRIDES, maps, strict=True) if size[0]}
+    make = partial(make_anchors, shapes=SQUARES) if priors.kind == "anchors" else make_points
+    crowds = [torch.empty(0, 4), crowd(3, count=4, height=32, width=32), torch.tensor([[4.0, 4, 28, 30]] * 30)]
+    for boxes in crowds:
+        found = assigner(make(maps, STRIDES, dtype=torch.float64), boxes, none_ignored(boxes))
+        assert found.matched.dtype == found.num_claims.dtype == torch.int64
+        if not filled:
+            assert found.matched.shape == found.num_claims.shape == (0,)
+        elif not isinstance(assigner, FCOS):  # whose limits are between levels
+            alone = assigner(make([*filled.values()], [*filled], dtype=torch.float64), boxes, none_ignored(boxes))
+            assert torch.equal(found.matched, alone.matched)
+            assert torch.equal(found.num_claims, alone.num_claims)
 
 
 @run_each(

@@ -416,6 +416,21 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
     assert torch.autograd.gradcheck(lambda each: called(name, **{output: each})[0], (values,))
 
 
+@each_loss
+def test_without_priors_a_loss_is_zero(name: str) -> None:
+    """An image may be smaller than the stride."""
+    make, output, others, priors = LOSSES[name]
+    values = {
+        key: value[:, :0] if value.ndim > 1 and len(value) == 2 else value[:0] for key, value in given(priors).items()
+    }
+    loss, inputs = make(), {key: values[key] for key in (output, *others)}
+    inputs[output] = inputs[output].detach().requires_grad_()
+    total = loss(**inputs)
+    total.backward()
+    assert float(total.detach()) == 0
+    assert inputs[output].grad is not None
+
+
 @run_each("name, dtype", itertools.product(LOSSES, (torch.int8, torch.int16, torch.int32)))
 def test_targets_of_few_bits_give_the_loss_of_int64(name: str, dtype: torch.dtype) -> None:
     for narrow, wide in zip(called(name, target=TARGET.to(dtype)), called(name), strict=True):

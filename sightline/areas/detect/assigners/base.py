@@ -123,6 +123,8 @@ class Assigner(ABC):
                 raise ValueError(
                     f"{type(self).__name__}: needs labels and predictions at {len(priors)} priors, found {count}"
                 )
+        if not len(priors):
+            return [self._assign_nothing(priors) for _ in images]
         if self.needs_predictions and not is_free_to_read(priors.coordinates):
             return self._assign_on_host(priors, images)
         device, assignments = priors.coordinates.device, []
@@ -135,9 +137,7 @@ class Assigner(ABC):
         target_boxes = [boxes[rows] for boxes, rows in zip(wide, targets, strict=True)]
         for rows, boxes, (*_, labels, predicted) in zip(targets, target_boxes, images, strict=True):
             if not len(rows):
-                none = torch.full((len(priors),), BACKGROUND, device=device)
-                second = none if self.boxes_per_prior == 2 else None
-                assignments.append(Assignment(none, torch.zeros_like(none), second))
+                assignments.append(self._assign_nothing(priors))
                 continue
             arguments: tuple[Any, ...] = ()
             if labels is not None and predicted is not None and self.needs_predictions:
@@ -151,6 +151,10 @@ class Assigner(ABC):
                 self.settle(priors, target_boxes, assignments), targets, wide, regions, strict=True
             )
         ]
+
+    def _assign_nothing(self, priors: Priors) -> Assignment:
+        none = torch.full((len(priors),), BACKGROUND, device=priors.coordinates.device)
+        return Assignment(none, torch.zeros_like(none), none if self.boxes_per_prior == 2 else None)
 
     def settle(
         self, priors: Priors, boxes: Sequence[Tensor], assignments: Sequence[Assignment]
@@ -171,7 +175,7 @@ class Assigner(ABC):
 
     @abstractmethod
     def match(self, priors: Priors, boxes: Tensor, *args: Any, **kwargs: Any) -> Assignment:
-        """Match priors to `boxes` (M, 4) of their dtype; M is at least 1, and none of the boxes is an ignore region.
+        """Match priors to `boxes` (M, 4) of their dtype; there is one of both at least, and no box is an ignore region.
 
         If `needs_predictions` is True, `args` are the labels (M,) int64 of the boxes and a `PriorPredictions`.
         """

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sightline.aliases import keep_old_members, old_names
 from sightline.compute.geometry.boxes.box_kernels import greedy_nms_kernel, soft_nms_kernel
-from sightline.compute.geometry.boxes.overlaps import iou
+from sightline.compute.geometry.boxes.overlaps import iou, promote_to_float32
 from sightline.compute.labels import widen_labels
 from sightline.compute.numba_kernels import can_use_numba
 from sightline.contract import registry
@@ -61,7 +61,7 @@ class Suppression(ABC):
             )
         if not scores.isfinite().all():
             raise ValueError(f"{type(self).__name__}: {int((~scores.isfinite()).sum())} scores are not finite numbers")
-        dtype = torch.promote_types(torch.promote_types(boxes.dtype, scores.dtype), torch.float32)
+        dtype = torch.promote_types(promote_to_float32(boxes[:0]).dtype, promote_to_float32(scores[:0]).dtype)
         labels = widen_labels(labels, "labels").cpu() if self.per_class else torch.zeros(len(labels), dtype=torch.int64)
         extra: Any = {"proposal": proposal, "density": density}
         if any(extra[name] is None or extra[name].shape != scores.shape for name in self.reads):
