@@ -37,6 +37,7 @@ class LabelledScenes(PreparedData):
     """
 
     printed = ("layout", "up_axis", "orientation", "unit", "split", "ranges", "differences")
+    unlabelled = IGNORE_INDEX
 
     def __init__(
         self,
