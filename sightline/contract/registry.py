@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
+import operator
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from sightline.contract.binding import UnknownKeyError
 from sightline.contract.catalogue import find_modules
@@ -17,18 +21,12 @@ from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.facts import BLOCK_FACTS, DATA_FACTS, FACTS, REMEDIES
 from sightline.contract.gc_pause import gc_paused
 from sightline.contract.members import MEMBERS, find_misspelt_members
-from sightline.contract.schema import (
-    Parameter,
-    check_value,
-    describe_type,
-    format_value,
-    signature_parameters,
-    suggest,
-    within_bounds,
-)
+from sightline.contract.schema import Parameter, check_value, describe_type, format_value, signature_parameters, suggest
 from sightline.contract.types import ComponentConfig, SourceLocation
 
 MAX_ARGUMENTS = 10
+
+_COMPARISONS = {Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt}
 
 BuilderT = TypeVar("BuilderT", bound=Callable[..., Any])
 
@@ -84,6 +82,44 @@ class RegistryEntry(NamedTuple):
     def parameters_from_blocks(self) -> list[str]:
         """The parameters that come from an earlier block."""
         return [name for name in self.parameters if name in self.block_facts]
+
+
+def within_bounds(function: BuilderT, parameters: Mapping[str, Parameter] | None = None) -> BuilderT:
+    """Wrap a function so that it refuses numbers outside of the bounds of its annotations, as a config does.
+
+    Raises ValueError for keyword-only arguments, numbers or lists of them; other types are the function's own affair.
+    """
+    bounds = [
+        (name, parameter.annotation, comparisons)
+        for name, parameter in (parameters or signature_parameters(function)).items()
+        if (comparisons := _list_comparisons(parameter.annotation))
+    ]
+    if not bounds:
+        return function
+
+    @wraps(function)
+    def call(*args: Any, **arguments: Any) -> Any:
+        for name, annotation, comparisons in bounds:
+            value = arguments.get(name)
+            for number in value if isinstance(value, list | tuple) else (value,):
+                is_number = isinstance(number, int | float)
+                if is_number and not all([compare(number, bound) for compare, bound in comparisons]):
+                    for path, text in check_value(annotation, value)[1]:
+                        subject = f"{function.__qualname__.removesuffix('.__init__')}: {name}"
+                        raise ValueError(f"{'.'.join(filter(None, (subject, path)))}: {text}")
+        return function(*args, **arguments)
+
+    return typing.cast(BuilderT, call)
+
+
+def _list_comparisons(annotation: Any) -> list[tuple[Callable[[Any, Any], Any], Any]]:
+    """Return the comparisons with bounds that any number of an annotation, or of its parts, may have to pass."""
+    own = [
+        (_COMPARISONS[type(mark)], getattr(mark, type(mark).__name__.lower()))
+        for mark in getattr(annotation, "__metadata__", ())
+        if type(mark) in _COMPARISONS
+    ]
+    return own + [pair for part in typing.get_args(annotation) for pair in _list_comparisons(part)]
 
 
 class Registry:

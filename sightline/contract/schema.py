@@ -5,19 +5,16 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-import operator
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import lru_cache, wraps
-from typing import Any, NotRequired, TypeVar
+from functools import lru_cache
+from typing import Any, NotRequired
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
-
-FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 _DESCRIPTIONS: dict[Any, str] = {
     bool: "true or false",
@@ -29,7 +26,6 @@ _DESCRIPTIONS: dict[Any, str] = {
 _LISTS = (list, tuple, Sequence)
 _MAPPINGS = (dict, Mapping)
 _UNIONS = (typing.Union, types.UnionType)
-_COMPARISONS = {Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt}
 _MAX_SHOWN_LENGTH = 60
 _MAX_NAMED_BOUND = 1e9
 """Bound at or above which a maximum only guards against slips; it is named only if it was exceeded."""
@@ -85,49 +81,6 @@ def signature_parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
-
-
-def within_bounds(function: FunctionT, parameters: Mapping[str, Parameter] | None = None) -> FunctionT:
-    """Wrap a function so that it refuses numbers outside of the bounds of its annotations, as a config does.
-
-    Raises ValueError for keyword-only arguments, numbers or lists of them; other types are the function's own affair.
-    """
-    bounds = [
-        (name, parameter.annotation, comparisons)
-        for name, parameter in (signature_parameters(function) if parameters is None else parameters).items()
-        if (comparisons := _list_comparisons(parameter.annotation))
-    ]
-    if not bounds:
-        return function
-
-    @wraps(function)
-    def call(*args: Any, **arguments: Any) -> Any:
-        for name, annotation, comparisons in bounds:
-            value = arguments.get(name)
-            for number in value if isinstance(value, list | tuple) else (value,):
-                if not isinstance(number, int | float):
-                    continue
-                for compare, bound in comparisons:
-                    if not compare(number, bound):
-                        _assert_fit(f"{function.__qualname__.removesuffix('.__init__')}: {name}", annotation, value)
-        return function(*args, **arguments)
-
-    return typing.cast(FunctionT, call)
-
-
-def _list_comparisons(annotation: Any) -> list[tuple[Callable[[Any, Any], Any], Any]]:
-    """Return the comparisons with bounds that any number of an annotation, or of its parts, may have to pass."""
-    own = [
-        (_COMPARISONS[type(mark)], getattr(mark, type(mark).__name__.lower()))
-        for mark in getattr(annotation, "__metadata__", ())
-        if type(mark) in _COMPARISONS
-    ]
-    return own + [pair for part in typing.get_args(annotation) for pair in _list_comparisons(part)]
-
-
-def _assert_fit(subject: str, annotation: Any, value: object) -> None:
-    for misfit in check_value(annotation, value)[1]:
-        raise ValueError(f"{'.'.join(filter(None, (subject, misfit.path)))}: {misfit.text}")
 
 
 def check_value(annotation: Any, value: object) -> tuple[Any, list[SchemaError]]:

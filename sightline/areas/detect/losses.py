@@ -28,7 +28,6 @@ from sightline.compute.waits import find_positive
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, Probability
 from sightline.contract.loss import Loss
-from sightline.contract.schema import within_bounds
 from sightline.parts.losses.classification import MIN_FOCAL_BASE
 
 _MIN_OVERLAP = 1e-7
@@ -36,7 +35,7 @@ _MIN_OVERLAP = 1e-7
 _MIN_REMAINDER = 1e-12
 
 
-@within_bounds
+@registry.within_bounds
 def sigmoid_focal(
     logits: Tensor,
     is_target: Tensor,
@@ -59,16 +58,13 @@ def focal_losses(logits: Tensor, is_target: Tensor | bool, *, alpha: float | Non
     if not isinstance(is_target, Tensor):
         is_target = torch.full((), is_target, device=logits.device)
     elif is_target.dtype != torch.bool:
-        raise ValueError(
-            f"is_target: found {is_target.dtype}, expected torch.bool; give target == 1, or take quality_focal for "
-            "targets between 0 and 1"
-        )
+        raise ValueError(f"is_target: found {is_target.dtype}, expected torch.bool; give target == 1")
     of_truth = torch.where(is_target, logits, -logits)
     losses = -(gamma * functional.logsigmoid(-of_truth)).exp() * functional.logsigmoid(of_truth)
     return losses if alpha is None else losses * torch.where(is_target, alpha, 1 - alpha)
 
 
-@within_bounds
+@registry.within_bounds
 def quality_focal(
     logits: Tensor, target: Tensor, *, gamma: NonNegativeFloat = 2.0, weight: Tensor | None = None
 ) -> Tensor:
@@ -124,7 +120,7 @@ def assert_form(form: str, overlap: str) -> None:
         raise ValueError(f"form: '{form}' is of the IoU alone, found overlap '{overlap}'; take form 'linear' or 'iou'")
 
 
-@within_bounds
+@registry.within_bounds
 def earth_mover(
     logits: Tensor,
     codes: Tensor,

@@ -156,10 +156,10 @@ def describe_foreign_label(prepared: PreparedSet, split: str, unlabelled: int | 
         part = labels[start : start + _LABELS_AT_ONCE]
         is_foreign = ((part < 0) | (part >= len(names))) & (True if unlabelled is None else part != unlabelled)
         if is_foreign.any():
-            noun, row = "element" if prepared.is_ragged("label") else "row", start + int(is_foreign.argmax())
+            row = start + int(is_foreign.argmax())
             return (
-                f"{prepared.root}: the label of {noun} {row} of '{split}' is {labels[row]}, there are {len(names)} "
-                f"classes (0 to {len(names) - 1}); prepare the set again"
+                f"{prepared.root}: label {row} of '{split}' is {labels[row]}, there are {len(names)} classes (0 to "
+                f"{len(names) - 1}); prepare the set again"
             )
     return ""
 

@@ -255,7 +255,7 @@ def test_a_label_without_a_class_is_named(root: Path) -> None:
     labels = np.load(root / "train.label.npy")
     labels[1] = 4119
     np.save(root / "train.label.npy", labels)
-    message = "the label of row 1 of 'train' is 4119, there are 40 classes (0 to 39); prepare the set again"
+    message = "label 1 of 'train' is 4119, there are 40 classes (0 to 39); prepare the set again"
     with pytest.raises(DataError, match=re.escape(message)):
         ModelNet40(root=str(root), split="train")
     done = run_here("data", "info", root)
@@ -275,7 +275,7 @@ def test_labels_of_points_are_classes_or_none(tmp_path: Path) -> None:
         np.save(file, labels)
         done = run_here("data", "info", tmp_path / "set")
         assert done.code == done.err.count("\n") == count
-        assert (f"the label of element {place} of '{file.name.split('.')[0]}' is {label}, " in done.err) == bool(count)
+        assert (f"label {place} of '{file.name.split('.')[0]}' is {label}, " in done.err) == bool(count)
 
 
 @pytest.mark.parametrize("label", [-1, 3])
@@ -288,7 +288,7 @@ def test_labels_of_boxes_are_classes(tmp_path: Path, label: int) -> None:
     np.save(file, np.array([0, 1, label]))
     done = run_here("data", "info", tmp_path / "set")
     assert done.code == 1
-    assert f"the label of element 2 of 'all' is {label}, there are " in done.err
+    assert f"label 2 of 'all' is {label}, there are " in done.err
 
 
 def test_a_header_of_a_gigabyte_is_not_waited_for(root: Path) -> None:

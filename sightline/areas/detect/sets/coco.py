@@ -231,10 +231,8 @@ def _list_images(
 ) -> list[ListedImage]:
     entries = images_by_id(document, path)
     sizes = {key: _stated_size(entry) for key, entry in entries.items()}
-    boxes = _read_boxes(
-        document, {key: str(entry["file_name"]) for key, entry in entries.items()}, sizes, classes, faults
-    )
     names = {key: str(entry["file_name"]).replace("\\", "/") for key, entry in entries.items()}
+    boxes = _read_boxes(document, names, sizes, classes, faults)
     folder = root / images if images is not None else find_image_folder(root, path, names.values())
     split = guess_split(path.relative_to(root))
     listed = []

@@ -212,12 +212,9 @@ def read_ecp(source: Path) -> LabelledSet:
             frame = _find_frame(parse_json_content(read_file(file), where=str(file), advice="get the file again"))
             size_px = int(frame["imageheight"]), int(frame["imagewidth"])
             boxes = tuple(_ecp_boxes(frame["children"], str(file), faults))
-        except DataError as error:
-            faults.add(_BAD_FILE, str(error))
-            continue
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-            needed = "a frame with imagewidth, imageheight and children is needed"
-            faults.add(_BAD_FILE, f"{file}: {needed} ({error!r}); get it again")
+            needed = f"{file}: a frame with imagewidth, imageheight and children is needed ({error!r}); get it again"
+            faults.add(_BAD_FILE, str(error) if isinstance(error, DataError) else needed)
             continue
         num_vehicles += sum(ECP.name_of_code(child["identity"]) is None for child in frame["children"])
         split = next((guess for word in part.parts if (guess := guess_split(Path(word))) != "all"), "all")

@@ -92,9 +92,11 @@ class GreedyNMS(Suppression):
         super().__init__(per_class=per_class)
         self.iou_threshold = iou_threshold
 
-    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> SuppressionResult:
-        """Greedy NMS of boxes (N, 4), scores (N,), labels (N,) -> indices and scores (K,)."""
-        indices = greedy_nms(boxes, scores, labels, threshold=self.iou_threshold)
+    def keep(
+        self, boxes: Tensor, scores: Tensor, labels: Tensor, *, proposal: Tensor | None = None
+    ) -> SuppressionResult:
+        """Greedy NMS of boxes (N, 4), scores (N,), labels (N,), and proposal (N,) -> indices and scores (K,)."""
+        indices = greedy_nms(boxes, scores, labels, threshold=self.iou_threshold, proposal=proposal)
         return SuppressionResult(indices, scores[indices])
 
 
@@ -133,7 +135,7 @@ class SoftGaussian(_Soft):
 
 
 @registry.suppressions.add("set")
-class SetSuppression(Suppression):
+class SetSuppression(GreedyNMS):
     """Set NMS: greedy NMS in which detections of the same proposal never suppress one another.
 
     A proposal may contain two objects. Source: Chu et al. 2020, Detection in Crowded Scenes: One Proposal, Multiple
@@ -141,15 +143,6 @@ class SetSuppression(Suppression):
     """
 
     reads = frozenset({"proposal"})
-
-    def __init__(self, *, iou_threshold: Probability = 0.5, per_class: bool = True) -> None:
-        super().__init__(per_class=per_class)
-        self.iou_threshold = iou_threshold
-
-    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *, proposal: Tensor) -> SuppressionResult:
-        """Set NMS of boxes (N, 4), scores (N,), labels (N,), proposal (N,) -> indices and scores (K,)."""
-        indices = greedy_nms(boxes, scores, labels, threshold=self.iou_threshold, proposal=proposal)
-        return SuppressionResult(indices, scores[indices])
 
 
 @registry.suppressions.add("adaptive")
