@@ -156,7 +156,7 @@ class Registry:
             self._assert_no_misspelt_members(builder, name)
             parameters = signature_parameters(builder)
             if inspect.isclass(builder):
-                builder.__init__ = within_bounds(builder.__init__, parameters)  # type: ignore[misc]
+                builder.__init__ = within_bounds(builder.__init__, parameters)  # type: ignore[method-assign]
             else:
                 builder = within_bounds(builder, parameters)
             is_shipped = self.modules.get(name) == builder.__module__

@@ -469,11 +469,11 @@ def test_check_deep_compares_it_with_an_integral() -> None:
     assert lovasz(*rows, ignore_index=0) == pytest.approx(mean.item(), abs=1e-12)
 
 
-WEIGHTS = tuple(1 + number % 3 for number in range(300))
+MANY_WEIGHTS = tuple(1 + number % 3 for number in range(300))
 OF_LABELS: tuple[Callable[..., ClassLoss], ...] = (
     CrossEntropy,
-    partial(CrossEntropy, label_smoothing=0.2, class_weights=WEIGHTS),
-    partial(FocalCrossEntropy, class_weights=WEIGHTS),
+    partial(CrossEntropy, label_smoothing=0.2, class_weights=MANY_WEIGHTS),
+    partial(FocalCrossEntropy, class_weights=MANY_WEIGHTS),
     LovaszSoftmax,
     Distillation,
 )

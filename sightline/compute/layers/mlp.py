@@ -182,7 +182,7 @@ def one_hot_category(category: Tensor, *, like: Tensor, num_categories: int) -> 
     Raises ValueError for categories that are not one of 0 .. num_categories-1 for each cloud.
     """
     if category.shape != like.shape[:1]:
-        raise ValueError(f"category: found the shape {tuple(category.shape)}, expected ({len(like)},)")
+        raise ValueError(f"category: found the shape {tuple(category.shape)} {category.dtype}, expected ({len(like)},)")
     category = widen_labels(category, "category")
     if category.numel():
         lowest, highest = category.aminmax()

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from sightline.contract.errors import DataError
 from sightline.store.files.input_files import expand_home
 from sightline.store.prepared.columns import prepared_root
@@ -151,7 +153,7 @@ class PreparedData:
 def describe_foreign_label(prepared: PreparedSet, split: str, unlabelled: int | None = None) -> str:
     """Describe the first label of a split that is none of the classes in the manifest; empty if all are."""
     names = prepared.manifest.get("class_names") or prepared.manifest.get("classes", {}).get("names")
-    labels = prepared.array(split, "label") if names and "label" in prepared.manifest["columns"] else ()
+    labels = prepared.array(split, "label") if names and "label" in prepared.manifest["columns"] else np.zeros(0)
     for start in range(0, len(labels), _LABELS_AT_ONCE):
         part = labels[start : start + _LABELS_AT_ONCE]
         is_foreign = ((part < 0) | (part >= len(names))) & (True if unlabelled is None else part != unlabelled)
