@@ -26,7 +26,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from the ground up: a room may import from those below it and from itself. What stands in one line is on one
 # floor, where no room imports another. Nothing outside `areas` imports an area: registries find their parts by name.
 FLOORS = """
-contract commands compute.numba_kernels compute.surrogates compute.waits config instrument
+contract commands compute.labels compute.numba_kernels compute.surrogates compute.waits config instrument
 compute.geometry draw
 compute.layers
 parts.losses parts.metrics parts.models parts.transforms

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, get_args
 
 import pytest
+from annotated_types import Ge, Gt, Le, Lt
 
 from sightline.contract import registry
 from sightline.contract.arguments import PointEncoder, TransformBlock
@@ -275,6 +277,58 @@ def test_built_in_parts_are_found_lazily_and_described(kind: str) -> None:
         entry = REGISTRIES[kind].get_entry(name)
         assert not entry.summary.endswith(","), f"{name}: the first line of the docstring stands by itself"
         assert entry.source or not entry.builder.__module__.startswith("sightline."), f"{name}: names no source"
+
+
+def test_bounds_of_every_component_hold_for_calls_from_python() -> None:
+    """A number beside a bound is refused before anything else, with the argument and its range; null is no number."""
+    num_checked = 0
+    for kind, parts in REGISTRIES.items():
+        for name in parts.names():
+            entry = parts.get_entry(name)
+            for argument, parameter in entry.parameters.items():
+                marks = [
+                    mark for part in (parameter.annotation, *get_args(parameter.annotation)) for mark in marks_of(part)
+                ]
+                for bad in [number for mark in marks for number in beside(mark)]:
+                    subject = f"{kind} {name}.{argument}={bad}"
+                    with pytest.raises(ValueError, match=rf"^\w+: {argument}: found {bad}, allowed is ") as refused:
+                        entry.builder(**{argument: bad})
+                    assert "\n" not in str(refused.value), subject
+                    num_checked += 1
+    assert num_checked > 500
+
+
+def marks_of(annotation: Any) -> tuple[Any, ...]:
+    return getattr(annotation, "__metadata__", ())
+
+
+def beside(mark: Any) -> list[float]:
+    """Numbers just outside of a bound."""
+    match mark:
+        case Ge(bound):
+            return [bound - 1, -math.inf]
+        case Gt(bound):
+            return [bound]
+        case Le(bound):
+            return [bound + 1, math.inf]
+        case Lt(bound):
+            return [bound, math.nan]
+    return []
+
+
+def test_lists_and_defaults_are_held_to_bounds_as_in_a_config(parts: Registry) -> None:
+    @parts.add("edged")
+    def edged(
+        *, edges: tuple[Annotated[float, Gt(0)], ...] | None = None, share: Annotated[float, Ge(0)] = -1.0
+    ) -> Any:
+        return edges, share
+
+    assert edged(edges=(1, 2.5), share=0) == ((1, 2.5), 0)
+    assert edged(edges=None) == (None, -1.0), "a default is the builder's own"
+    assert edged(edges=[1.0, 2.0]) == ([1.0, 2.0], -1.0)
+    assert parts.build(block("edged", edges=[1, 2]), facts={}) == ((1.0, 2.0), -1.0)
+    with pytest.raises(ValueError, match=r"edged: edges\.1: found 0\.0, allowed is a number, above 0"):
+        edged(edges=(1.0, 0.0))
 
 
 def test_facts_are_those_of_the_house_rules() -> None:

@@ -115,7 +115,12 @@ def send_list(values: Sequence[Any], device: torch.device, dtype: torch.dtype = 
 
 
 def read_list(values: Tensor) -> list[Any]:
-    """Read values (...) as a list, nested like them; waits for the device unless `send` sent them unchanged."""
+    """Read values (...) as a list, nested like them; waits for the device unless `send` sent them unchanged.
+
+    Raises ValueError for offsets or numbers that are no tensor.
+    """
+    if not isinstance(values, Tensor):
+        raise ValueError(f"found a {type(values).__name__} of offsets or numbers; give a tensor: torch.tensor(...)")
     version, known = getattr(values, "_host_values", (None, []))
     return known if version == _version(values) else values.tolist()
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
+import operator
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from sightline.contract.binding import UnknownKeyError
 from sightline.contract.catalogue import find_modules
@@ -21,6 +25,8 @@ from sightline.contract.schema import Parameter, check_value, describe_type, for
 from sightline.contract.types import ComponentConfig, SourceLocation
 
 MAX_ARGUMENTS = 10
+
+_COMPARISONS = {Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt}
 
 BuilderT = TypeVar("BuilderT", bound=Callable[..., Any])
 
@@ -78,6 +84,44 @@ class RegistryEntry(NamedTuple):
         return [name for name in self.parameters if name in self.block_facts]
 
 
+def within_bounds(function: BuilderT, parameters: Mapping[str, Parameter] | None = None) -> BuilderT:
+    """Wrap a function so that it refuses numbers outside of the bounds of its annotations, as a config does.
+
+    Raises ValueError for keyword-only arguments, numbers or lists of them; other types are the function's own affair.
+    """
+    bounds = [
+        (name, parameter.annotation, comparisons)
+        for name, parameter in (parameters or signature_parameters(function)).items()
+        if (comparisons := _list_comparisons(parameter.annotation))
+    ]
+    if not bounds:
+        return function
+
+    @wraps(function)
+    def call(*args: Any, **arguments: Any) -> Any:
+        for name, annotation, comparisons in bounds:
+            value = arguments.get(name)
+            for number in value if isinstance(value, list | tuple) else (value,):
+                is_number = isinstance(number, int | float)
+                if is_number and not all([compare(number, bound) for compare, bound in comparisons]):
+                    for path, text in check_value(annotation, value)[1]:
+                        subject = f"{function.__qualname__.removesuffix('.__init__')}: {name}"
+                        raise ValueError(f"{'.'.join(filter(None, (subject, path)))}: {text}")
+        return function(*args, **arguments)
+
+    return typing.cast(BuilderT, call)
+
+
+def _list_comparisons(annotation: Any) -> list[tuple[Callable[[Any, Any], Any], Any]]:
+    """Return the comparisons with bounds that any number of an annotation, or of its parts, may have to pass."""
+    own = [
+        (_COMPARISONS[type(mark)], getattr(mark, type(mark).__name__.lower()))
+        for mark in getattr(annotation, "__metadata__", ())
+        if type(mark) in _COMPARISONS
+    ]
+    return own + [pair for part in typing.get_args(annotation) for pair in _list_comparisons(part)]
+
+
 class Registry:
     """Registry of the components of one kind (`noun`); a component's module is imported on the first use of its name.
 
@@ -101,12 +145,20 @@ class Registry:
         return find_modules(self.kind) if self._given_modules is None else self._given_modules
 
     def add(self, name: str) -> Callable[[BuilderT], BuilderT]:
-        """Register a class or function under `name`; its keyword-only arguments are what a config may give."""
+        """Register a class or function under `name`; its keyword-only arguments are what a config may give.
+
+        Bounds of their annotations hold for calls from Python, too.
+        """
 
         def register(builder: BuilderT) -> BuilderT:
             reserved = ("name", "weight") if self.kind == "losses" else ("name",)
             _assert_signature(builder, name, reserved=reserved, facts=FACTS | self.block_facts)
             self._assert_no_misspelt_members(builder, name)
+            parameters = signature_parameters(builder)
+            if inspect.isclass(builder):
+                builder.__init__ = within_bounds(builder.__init__, parameters)  # type: ignore[method-assign]
+            else:
+                builder = within_bounds(builder, parameters)
             is_shipped = self.modules.get(name) == builder.__module__
             if not is_shipped:
                 self._load(name)
@@ -115,7 +167,7 @@ class Registry:
                 f"the {self.noun} '{name}' is registered already, by {'.'.join(registered_origin or ())}; "
                 "take another name"
             )
-            self._entries[name] = RegistryEntry(name, builder, signature_parameters(builder), self.block_facts)
+            self._entries[name] = RegistryEntry(name, builder, parameters, self.block_facts)
             if is_shipped:
                 self._shipped[name] = self._entries[name]
             return builder

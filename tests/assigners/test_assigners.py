@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from sightline.compute.geometry.boxes.priors import AnchorShapes, Priors, make_a
 from sightline.contract import registry
 from sightline.contract.errors import MissingExtraError
 from sightline.instrument.memory import peak_of_run
+from tests.cases import run_each
 from tests.geometry.boxes.crowds import crowd
 from tests.marks import long_but
 
@@ -80,6 +83,38 @@ def test_an_image_without_boxes_is_background(pair: str) -> None:
     assert found.matched.tolist() == [BACKGROUND] * len(priors)
     assert found.matched.dtype == torch.int64
     assert found.num_claims.sum() == 0
+
+
+@each_pair
+@pytest.mark.parametrize("maps", [((0, 0), (0, 0), (0, 0)), ((4, 4), (2, 2), (0, 0)), ((4, 4), (0, 0), (1, 1))])
+def test_levels_without_priors_take_no_part(pair: str, maps: tuple[tuple[int, int], ...]) -> None:
+    """An image may be smaller than a stride. The others are assigned as if they were all; without any, none is."""
+    assigner, priors = PAIRS[pair]
+    filled = {stride: size for stride, size in zip(STRIDES, maps, strict=True) if size[0]}
+    make = partial(make_anchors, shapes=SQUARES) if priors.kind == "anchors" else make_points
+    crowds = [torch.empty(0, 4), crowd(3, count=4, height=32, width=32), torch.tensor([[4.0, 4, 28, 30]] * 30)]
+    for boxes in crowds:
+        found = assigner(make(maps, STRIDES, dtype=torch.float64), boxes, none_ignored(boxes))
+        assert found.matched.dtype == found.num_claims.dtype == torch.int64
+        if not filled:
+            assert found.matched.shape == found.num_claims.shape == (0,)
+        elif not isinstance(assigner, FCOS):  # whose limits are between levels
+            alone = assigner(make([*filled.values()], [*filled], dtype=torch.float64), boxes, none_ignored(boxes))
+            assert torch.equal(found.matched, alone.matched)
+            assert torch.equal(found.num_claims, alone.num_claims)
+
+
+@run_each(
+    "assigner, dtype",
+    itertools.product((SimOTA(), OTA()), (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32)),
+)
+def test_labels_of_few_bits_are_assigned_as_those_of_int64(assigner: Assigner, dtype: torch.dtype) -> None:
+    """As an index, torch takes uint8 for a mask."""
+    boxes, label = crowd(1, count=6), torch.tensor([0, 1, 2, 1, 0, 2])
+    arguments = POINTS, boxes, none_ignored(boxes)
+    narrow, wide = (assigner(*arguments, labels, guesses(POINTS)).matched for labels in (label.to(dtype), label))
+    assert torch.equal(narrow, wide)
+    assert (wide >= 0).any()
 
 
 @each_pair

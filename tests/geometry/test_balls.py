@@ -8,7 +8,8 @@ import torch
 from scipy.spatial import cKDTree
 
 from sightline.compute.geometry import neighbours
-from sightline.compute.geometry.neighbours import ball_query, gather_points
+from sightline.compute.geometry.neighbours import ball_query, gather_points, nearest_neighbours
+from sightline.compute.geometry.packed import packed_ball_query
 from sightline.compute.geometry.sampling import farthest_point_sample
 from tests.cases import run_each
 from tests.geometry.threads import with_one_and_two_threads
@@ -40,6 +41,32 @@ def test_agrees_with_scipy(num_points: int, radius: float, form: str) -> None:
         for row, inside in zip(index, cKDTree(cloud).query_ball_point(cloud[:30], radius), strict=True):
             kept = sorted(inside)[:16]
             assert row.tolist() == kept + [kept[0]] * (16 - len(kept))
+
+
+@run_each("radius", [-1.0, -1e-30, float("nan"), -float("inf")])
+def test_a_radius_below_zero_is_refused(radius: float) -> None:
+    """Its square is that of a ball: -1 found what 1 does."""
+    points, offsets = torch.rand(1, 8, 3), torch.tensor([0, 8])
+    with pytest.raises(ValueError, match=f"radius: found {radius:g}, expected 0 or more"):
+        ball_query(points, centres=points, radius=radius, num_neighbours=2)
+    packed = {"offsets": offsets, "centres": points[0], "centre_offsets": offsets}
+    with pytest.raises(ValueError, match="radius: found"):
+        packed_ball_query(points[0], **packed, radius=radius, num_neighbours=2)
+    own = ball_query(points, centres=points, radius=0.0, num_neighbours=1)
+    assert own.flatten().tolist() == list(range(8))
+
+
+def test_one_cloud_without_its_batch_is_refused_by_shape() -> None:
+    points = torch.rand(5, 3)
+    for call in (
+        lambda: nearest_neighbours(points, num_neighbours=2),
+        lambda: ball_query(points, centres=points, radius=1.0, num_neighbours=2),
+        lambda: farthest_point_sample(points, num_samples=2),
+    ):
+        with pytest.raises(
+            ValueError, match=r"points: found the shape \(5, 3\), expected \(clouds, points, channels\)"
+        ):
+            call()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -176,6 +176,16 @@ def test_padded_clouds_become_packed_ones_and_come_back() -> None:
     assert torch.equal(again_mask, mask)
 
 
+def test_offsets_and_counts_have_to_be_tensors_that_fit() -> None:
+    points, offsets = torch.rand(6, 3), torch.tensor([0, 2, 6])
+    with pytest.raises(ValueError, match="found a list of offsets or numbers; give a tensor"):
+        packed_farthest_point_sample(points, offsets=offsets, num_samples=[1, 1])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="found a list of offsets or numbers; give a tensor"):
+        unpack(points, offsets=[0, 2, 6])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"offsets .* of 6 rows; they start at 0"):
+        unpack(points, offsets=torch.tensor([0, 2, 4]))
+
+
 def test_no_segments_are_padded_to_nothing() -> None:
     padded, mask = unpack(torch.zeros(0, 3), offsets=torch.tensor([0]))
     assert (padded.shape, mask.shape) == ((0, 0, 3), (0, 0))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sightline.compute.geometry.rotations import euler_matrix, rotate_points
 from sightline.compute.geometry.surfaces import areas_and_normals, estimate_normals, sample_surface
+from tests.cases import run_each
 
 # A step: a 3 by 4 floor of two triangles and a right triangle of legs 3 and 2 standing on its edge y = 0.
 VERTICES = np.array([[0, 0, 0], [3, 0, 0], [3, 4, 0], [0, 4, 0], [3, 0, 2]], dtype=np.float64)
@@ -81,6 +82,33 @@ def test_faces_without_area_are_never_drawn() -> None:
 def test_a_mesh_without_area_is_refused() -> None:
     with pytest.raises(ValueError, match="none of the 2 faces has an area"):
         _draw(faces=np.array([[0, 0, 1], [2, 2, 2]]))
+
+
+@run_each(
+    "vertices, faces, message",
+    [
+        ([[0, 0, 0], [1, 0, 0], [0, 1, math.nan], [0, 0, 1]], [[0, 1, 3], [1, 2, 3]], r"vertices\[2\]: found .*nan"),
+        ([[0, 0, -math.inf], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]], r"vertices\[0\]: found .*expected finite"),
+        ([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2], [0, 1, -1]], r"faces\[1\]: found \[0, 1, -1\], there are 3"),
+        (
+            [[0, 0, 0], [1, 0, 0], [0, 1, 0]],
+            [[0, 1, 3]],
+            r"faces\[0\]: found \[0, 1, 3\], there are 3 vertices \(0 .. 2\)",
+        ),
+        (
+            [[0, 0, 0], [1e200, 0, 0], [0, 1e200, 0]],
+            [[0, 1, 2]],
+            r"faces\[0\]: found \[0, 1, 2\], its area is too large",
+        ),
+    ],
+)
+def test_meshes_that_have_no_areas_to_draw_by_are_refused(
+    vertices: list[list[float]], faces: list[list[int]], message: str
+) -> None:
+    """Each drew all of its points from the other faces, or from others' vertices, or from one face without a normal."""
+    for function in (areas_and_normals, _draw):
+        with pytest.raises(ValueError, match=message):
+            function(np.array(vertices), np.array(faces))
 
 
 def test_the_generator_alone_decides() -> None:
@@ -174,6 +202,11 @@ def test_points_on_a_line_have_no_normal() -> None:
         estimate_normals(torch.ones(1, 20, 3), num_neighbours=8)
     with pytest.raises(ValueError, match="16 neighbours asked for in clouds of 9 points"):
         estimate_normals(torch.randn(1, 9, 3))
+
+
+def test_squares_beyond_float64_have_no_normal() -> None:
+    with pytest.raises(ValueError, match=r"found coordinates up to .*their squares are beyond float64"):
+        estimate_normals(1e200 * torch.rand(1, 20, 3, dtype=torch.float64))
 
 
 def test_no_clouds_have_no_normals() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,35 @@ def test_focal_is_the_published_one(shared: Path, case: int) -> None:
     (gradient,) = torch.autograd.grad(total, logits)
     expected = golden.tensor(f"focal{case}/grad")
     assert (gradient - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+@run_each("alpha, gamma", [(0.25, 2.0), (None, 2.0), (0, 0), (1, 1), (0.7, 0.5)])
+def test_focal_is_torchvisions_formula(alpha: float | None, gamma: float) -> None:
+    """Its code by hand, in which an alpha of -1 means none."""
+    logits, target = torch.randn(4, 3, dtype=torch.float64), torch.randint(0, 2, (4, 3)).double()
+    p = logits.sigmoid()
+    p_t = p * target + (1 - p) * (1 - target)
+    losses = -(p.log() * target + (1 - p).log() * (1 - target)) * (1 - p_t) ** gamma
+    if alpha is not None:
+        losses = losses * (alpha * target + (1 - alpha) * (1 - target))
+    assert float(sigmoid_focal(logits, target == 1, alpha=alpha, gamma=gamma)) == pytest.approx(float(losses.sum()))
+
+
+@run_each(
+    "changed, message",
+    [
+        ({"alpha": -1.0}, "sigmoid_focal: alpha: found -1.0, allowed is a number from 0 to 1 or null"),
+        ({"alpha": 1.5}, "sigmoid_focal: alpha: found 1.5"),
+        ({"gamma": -0.5}, "sigmoid_focal: gamma: found -0.5, allowed is a number, at least 0"),
+        ({"gamma": math.nan}, "sigmoid_focal: gamma: found nan"),
+        ({"is_target": torch.ones(3)}, r"is_target: found torch\.float32, expected torch\.bool; give target == 1"),
+        ({"is_target": torch.ones(3, dtype=torch.uint8)}, r"is_target: found torch\.uint8"),
+    ],
+)
+def test_arguments_of_focal_that_mean_something_else_are_refused(changed: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"logits": torch.zeros(3), "is_target": torch.ones(3, dtype=torch.bool)}
+    with pytest.raises(ValueError, match=message):
+        sigmoid_focal(**arguments | changed)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
@@ -384,6 +414,27 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
     _, output, _, priors = LOSSES[name]
     values = given(priors)[output].requires_grad_()
     assert torch.autograd.gradcheck(lambda each: called(name, **{output: each})[0], (values,))
+
+
+@each_loss
+def test_without_priors_a_loss_is_zero(name: str) -> None:
+    """An image may be smaller than the stride."""
+    make, output, others, priors = LOSSES[name]
+    values = {
+        key: value[:, :0] if value.ndim > 1 and len(value) == 2 else value[:0] for key, value in given(priors).items()
+    }
+    loss, inputs = make(), {key: values[key] for key in (output, *others)}
+    inputs[output] = inputs[output].detach().requires_grad_()
+    total = loss(**inputs)
+    total.backward()
+    assert float(total.detach()) == 0
+    assert inputs[output].grad is not None
+
+
+@run_each("name, dtype", itertools.product(LOSSES, (torch.int8, torch.int16, torch.int32)))
+def test_targets_of_few_bits_give_the_loss_of_int64(name: str, dtype: torch.dtype) -> None:
+    for narrow, wide in zip(called(name, target=TARGET.to(dtype)), called(name), strict=True):
+        assert torch.equal(narrow, wide)
 
 
 @each_loss

@@ -6,6 +6,8 @@ import itertools
 import json
 import logging
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -465,6 +467,51 @@ def test_check_deep_compares_it_with_an_integral() -> None:
     mean = loss(logits=logits, label=label, offsets=offsets) / loss.count(label=label, offsets=offsets)
     rows = [logits[:5].numpy(), logits[5:].numpy()], [label[:5].numpy(), label[5:].numpy()]
     assert lovasz(*rows, ignore_index=0) == pytest.approx(mean.item(), abs=1e-12)
+
+
+MANY_WEIGHTS = tuple(1 + number % 3 for number in range(300))
+OF_LABELS: tuple[Callable[..., ClassLoss], ...] = (
+    CrossEntropy,
+    partial(CrossEntropy, label_smoothing=0.2, class_weights=MANY_WEIGHTS),
+    partial(FocalCrossEntropy, class_weights=MANY_WEIGHTS),
+    LovaszSoftmax,
+    Distillation,
+)
+
+
+@run_each(
+    "make, dtype, ignore_index",
+    itertools.product(
+        OF_LABELS,
+        (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.bool),
+        (None, -1, 1, 255),
+    ),
+)
+def test_labels_of_any_integer_dtype_give_the_loss_of_int64(
+    make: Callable[..., ClassLoss], dtype: torch.dtype, ignore_index: int | None
+) -> None:
+    """To the bit; 255 in 8 bits is the class 255, not -1, which torch takes for equal."""
+    label = torch.randint(0, 300, (2, 30))
+    label[0, :3], label[1, 0] = 255, 1
+    label = label % 2 == 0 if dtype == torch.bool else label.clamp(max=127) if dtype == torch.int8 else label.to(dtype)
+    wide = torch.tensor(label.tolist()).long()
+    loss = make(num_classes=300, ignore_index=ignore_index)
+    outputs = {"logits": torch.randn(2, 30, 300, dtype=torch.float64)}
+    if isinstance(loss, Distillation):
+        outputs["teacher_logits"] = torch.randn(2, 30, 300, dtype=torch.float64)
+    assert torch.equal(loss(**outputs, label=label), loss(**outputs, label=wide))
+    assert torch.equal(loss.count(label=label), loss.count(label=wide))
+    if isinstance(loss, CrossEntropy) and loss.class_weights is None:
+        assert int(loss.count(label=label)) == sum(int(number) != ignore_index for number in wide.flatten().tolist())
+
+
+def test_labels_that_are_no_whole_numbers_are_refused() -> None:
+    logits = torch.randn(3, 5)
+    for make in (CrossEntropy, FocalCrossEntropy, Distillation):
+        loss = make(num_classes=5)
+        outputs = {"logits": logits} | ({"teacher_logits": logits} if make is Distillation else {})
+        with pytest.raises(ValueError, match=r"label: found torch\.float32, expected whole numbers"):
+            loss(**outputs, label=torch.ones(3))
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,18 @@ def test_extremes_and_empty_images_are_finite() -> None:
     torch.autograd.grad(positive, list(values.values()))
 
 
+def test_without_anchors_both_losses_are_zero() -> None:
+    """An image may be smaller than the stride; labels of 8 bits are no mask of the classes."""
+    given = scene(0)
+    narrow = losses({**given, "label": given["label"].to(torch.uint8), "target": given["target"].to(torch.int8)})
+    assert [float(each) for each in narrow] == [float(each) for each in losses(given)]
+    none = {name: given[name][:, :0] for name in ("logits", "codes", "target")} | {"priors": given["priors"][:0]}
+    values = [none[name].requires_grad_() for name in ("logits", "codes")]
+    positive, negative = losses({**given, **none})
+    assert (float(positive.detach()), float(negative.detach())) == (0, 0)
+    torch.autograd.grad(positive, values)
+
+
 def test_bags_have_the_highest_overlaps_and_then_the_nearest() -> None:
     """A box beside all anchors takes the nearest ones; more than there are anchors are all of them."""
     anchors = torch.tensor([[0.0, 0, 8, 8], [8, 0, 16, 8], [16, 0, 24, 8], [40, 0, 48, 8]])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.areas.detect.box_results import pycocotools_figures
 from sightline.areas.detect.metrics.box_ap import BoxAp, _curves
 from sightline.areas.detect.metrics.box_errors import KINDS, BoxErrors, classify_errors
 from sightline.areas.detect.metrics.crowds import CrowdAp, MissRate, _score, jaccard_counts, jaccard_index
@@ -20,6 +21,7 @@ from sightline.areas.detect.metrics.label_bins import BINS
 from sightline.compute import numba_kernels
 from sightline.contract.metric import Meter, State, append_rows, pool_states
 from sightline.parts.metrics.box_groups import match_predictions
+from tests.cases import run_each
 from tests.metrics.box_references import (
     COCO_NAMES,
     Image,
@@ -92,6 +94,26 @@ def assert_same(found: dict[str, float], expected: list[float]) -> None:
     """Twelve numbers to 1e-9; -1 there is NaN here."""
     for name, value in zip(COCO_NAMES, expected, strict=True):
         assert found[name] == pytest.approx(value, abs=1e-9) if value >= 0 else math.isnan(found[name]), name
+
+
+@run_each("most", [1, 2, 5, 10, 12, 100, 500])
+def test_any_limit_of_detections_is_that_of_pycocotools(most: int) -> None:
+    """Also below ten: pycocotools sorts its limits. `ar1` and `ar10` are of one and ten whatever `most` is."""
+    images = [Image(one["truth"], one["detections"]) for one in draw_images(np.random.default_rng(7))]
+    assert max(int((image.detections[:, 5] == 0).sum()) for image in images) > 12
+    images = spread_regions(images, 3)
+    limits = sorted({1, 10, most})
+    result = coco_evaluation(images, 3, maxDets=limits).eval
+    at, expected = limits.index(most), {}
+    for size, name in enumerate(SIZES):
+        expected |= {f"ap{name}": result["precision"][..., size, at], f"ar{name}": result["recall"][..., size, at]}
+    expected |= {"ap50": result["precision"][0, ..., 0, at], "ap75": result["precision"][5, ..., 0, at]}
+    expected |= {f"ar{limit}": result["recall"][..., 0, limits.index(limit)] for limit in (1, 10)}
+    means = {name: float(values[values > -1].mean()) for name, values in expected.items()}
+    metric = BoxAp(class_names=("a", "b", "c"), most=most)
+    state = coco_state(images, 3)
+    assert metric.compute(state) == pytest.approx(means, abs=1e-9)
+    assert pycocotools_figures(metric, state, torch.arange(len(images))) == pytest.approx(means, abs=1e-12)
 
 
 def test_crowds_of_more_than_a_hundred_are_counted_when_asked() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sightline.contract.types import ComponentConfig
 from sightline.parts.metrics import Accuracy, IoU, PartIoU, confusion_matrix, mean_class_accuracy, overall_accuracy
 from sightline.parts.metrics.labels import DistanceIoU, PixelIoU, predict_labels
 from sightline.parts.metrics.part_iou import count_parts, count_parts_reference
+from tests.cases import run_each
 from tests.data.clouds.shapenet_part_writers import CATEGORIES
 from tests.golden_parity import load_golden
 
@@ -52,6 +54,45 @@ def test_hand_worked_with_an_absent_class() -> None:
     assert math.isnan(rows["c"]["accuracy"])
     assert rows["c"]["count"] == 0
     assert metric.confusion(state).tolist() == [[2, 0, 1], [0, 1, 0], [0, 0, 0]]
+
+
+DTYPES = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.bool)
+
+
+def fit_into(labels: Tensor, dtype: torch.dtype) -> Tensor:
+    """The labels as a user would store them in few bits: of those that do not fit, the remainder."""
+    if dtype == torch.bool:
+        return labels % 2 == 0
+    return labels.to(dtype)
+
+
+@run_each("dtype, num_classes, ignore_index", itertools.product(DTYPES, (2, 200, 256, 300), (None, -1, 0, 255)))
+def test_labels_of_any_integer_dtype_are_those_of_int64(
+    dtype: torch.dtype, num_classes: int, ignore_index: int | None
+) -> None:
+    """Counted pair by pair; 255 is not -1, 200 and 256 classes are more than int8 and uint8 have numbers for."""
+    top = min(num_classes, {torch.int8: 128, torch.uint8: 256}.get(dtype, 300))
+    label, answer = (fit_into(torch.randint(0, top, (50,)), dtype) for _ in range(2))
+    expected = np.zeros((num_classes, num_classes), dtype=int)
+    for true, found in zip(map(int, label.tolist()), map(int, answer.tolist()), strict=True):
+        expected[true, found] += true != ignore_index
+    table = confusion_matrix(answer, label, num_classes=num_classes, ignore_index=ignore_index)
+    assert np.array_equal(table.numpy(), expected)
+
+
+@run_each(
+    "label, found",
+    [
+        (torch.tensor([0, 1, 255], dtype=torch.uint8), "class 255"),
+        (torch.tensor([0, 1, 65535], dtype=torch.uint16), "class 65535"),
+        (torch.tensor([0, 1, -2], dtype=torch.int8), "class -2"),
+        (torch.tensor([0.0, 1.0, 1.0]), "torch.float32, expected whole numbers"),
+    ],
+)
+def test_labels_that_are_no_class_are_refused(label: Tensor, found: str) -> None:
+    """255 in 8 bits equals -1 by torch's rules, and was taken for the ignore index."""
+    with pytest.raises(ValueError, match=f"label: found {found}"):
+        confusion_matrix(torch.tensor([0, 1, 1]), label, num_classes=2, ignore_index=-1)
 
 
 def test_functions_of_a_confusion_matrix_stand_alone() -> None:
@@ -347,6 +388,16 @@ def test_a_point_at_an_edge_belongs_to_the_farther_side() -> None:
     }
 
 
+def test_a_point_whose_distance_is_nan_counts_in_no_range() -> None:
+    """By hand, as in SemanticKITTI's evaluator, which compares each range's two ends."""
+    metric = DistanceIoU(num_classes=2, edges_m=(10.0, 20.0))
+    state = metric.new_state()
+    labels, target = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([0, 0, 1, 1, 1])
+    point_range = torch.tensor([1.0, torch.nan, 10.0, torch.inf, torch.nan])
+    metric.update_labels(state, labels=labels, target=target, point_range=point_range)
+    assert state["confusion"].tolist() == [[[1, 0], [0, 0]], [[0, 0], [0, 1]], [[0, 0], [1, 0]]]
+
+
 def test_edges_must_rise() -> None:
     with pytest.raises(ValueError, match="give distances in rising order"):
         DistanceIoU(num_classes=2, edges_m=(10.0, 10.0))
@@ -493,7 +544,7 @@ def test_no_shapes_and_points_apart_in_memory_are_taken() -> None:
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@run_each("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32])
 def test_labels_of_few_bits_are_counted_as_those_of_many(dtype: torch.dtype) -> None:
     """Of the fifty parts those from 6 on had other rows in the confusion matrix: 6 x 50 does not fit into 8 bits."""
     parts = torch.tensor([6, 7, 6, 4, 5])

@@ -139,7 +139,7 @@ def test_nan_is_refused_with_its_place(name: str, key: str) -> None:
         (torch.tensor([0, 3, 1]), r"category: found 0 to 3, there are 3 \(0 \.\. 2\)"),
         (torch.tensor([0, -1, 1]), r"category: found -1 to 1, there are 3"),
         (torch.tensor([0, 1]), r"category: found the shape \(2,\) .*expected \(3,\)"),
-        (torch.tensor([0.0, 1.0, 2.0]), r"category: found the shape \(3,\) torch.float32"),
+        (torch.tensor([0.0, 1.0, 2.0]), r"category: found torch.float32, expected whole"),
     ],
 )
 def test_categories_that_there_are_not_are_refused(name: str, category: Tensor, words: str) -> None:

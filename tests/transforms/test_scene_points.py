@@ -146,6 +146,14 @@ def test_voxels_of_wide_clouds_are_found_in_the_other_way() -> None:
     assert sorted(groups.order.tolist()) == list(range(500))
 
 
+@run_each("bad", [np.nan, np.inf, -np.inf])
+def test_coordinates_that_are_not_finite_are_in_no_voxel(bad: float) -> None:
+    points = np.random.default_rng(0).uniform(0, 1, (50, 3)).astype(np.float32)
+    points[7, 1] = bad
+    with pytest.raises(DataError, match="coordinates that are not finite"):
+        voxel_groups(points, size=0.1)
+
+
 @pytest.mark.parametrize("choice", ["random", "nearest"])
 def test_every_occupied_voxel_keeps_exactly_one_point(choice: str) -> None:
     points = make_scene(5000)["points"]

@@ -203,14 +203,16 @@ def pycocotools_figures(metric: BoxAp, state: State, images: Tensor) -> dict[str
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(detections) if detections else COCO(), "bbox")
-        evaluation.params.maxDets = [1, 10, metric.most]
+        limits = sorted({1, 10, metric.most})  # it sorts them, too, so that no place is that of a limit
+        evaluation.params.maxDets = limits
         evaluation.evaluate()
         evaluation.accumulate()
-    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
-    figures = {"ap50": precision[0, :, :, 0, -1], "ap75": precision[5, :, :, 0, -1]}
-    figures |= {f"ap{size}": precision[..., area, -1] for area, size in enumerate(_SIZES)}
-    figures |= {f"ar{size}": recall[..., area, -1] for area, size in enumerate(_SIZES)}
-    figures |= {"ar1": recall[..., 0, 0], "ar10": recall[..., 0, 1]}
+    recall, most = evaluation.eval["recall"], limits.index(metric.most)
+    precision = evaluation.eval["precision"][..., most]
+    figures = {"ap50": precision[0, :, :, 0], "ap75": precision[5, :, :, 0]}
+    figures |= {f"ap{size}": precision[..., area] for area, size in enumerate(_SIZES)}
+    figures |= {f"ar{size}": recall[..., area, most] for area, size in enumerate(_SIZES)}
+    figures |= {f"ar{fewer}": recall[..., 0, limits.index(fewer)] for fewer in (1, 10)}
     return {name: float(v[v > -1].mean()) if (v > -1).any() else float("nan") for name, v in figures.items()}
 
 

@@ -20,6 +20,7 @@ from sightline.compute.geometry.boxes.overlaps import (
     promote_to_float32,
 )
 from sightline.compute.geometry.boxes.priors import IGNORED, anchor_bags
+from sightline.compute.labels import widen_labels
 from sightline.compute.waits import expect, is_free_to_read, read_list, send_list
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, NonNegativeFloat, PositiveFloat, Probability
@@ -77,7 +78,7 @@ class FreeAnchorPositive(_BoxesLoss):
         """Compute the loss sum from `logits` (B, P, K) before the sigmoid, and `codes` (B, P, 4) as anchor deltas."""
         _assert_anchors("free_anchor_positive", priors)
         total = promote_to_float32(logits[:0]).sum() + promote_to_float32(codes[:0]).sum()
-        for image, image_boxes, classes in _iterate_images(boxes, label, is_ignored, box_offsets):
+        for image, image_boxes, classes in _iterate_images(priors, boxes, label, is_ignored, box_offsets):
             image_boxes, is_member = image_boxes.to(priors.dtype), target[image] >= 0
             if is_free_to_read(target) or not expect(is_member.sum() >= self.bag_size):
                 member = is_member.nonzero().flatten()
@@ -129,9 +130,9 @@ class FreeAnchorNegative(_BoxesLoss):
         The predicted boxes get no gradient.
         """
         _assert_anchors("free_anchor_negative", priors)
-        weight = (target != IGNORED)[..., None].to(logits.dtype).repeat(1, 1, logits.shape[2])
+        weight = (widen_labels(target, "target") != IGNORED)[..., None].to(logits.dtype).repeat(1, 1, logits.shape[2])
         terms = []
-        for image, image_boxes, classes in _iterate_images(boxes, label, is_ignored, box_offsets):
+        for image, image_boxes, classes in _iterate_images(priors, boxes, label, is_ignored, box_offsets):
             with torch.no_grad():
                 predicted = decode_boxes(priors, codes[image])
                 arguments = predicted, image_boxes.to(predicted.dtype), classes
@@ -186,10 +187,12 @@ def _assert_anchors(name: str, priors: Tensor) -> None:
 
 
 def _iterate_images(
-    boxes: Tensor, label: Tensor, is_ignored: Tensor, offsets: Tensor
+    priors: Tensor, boxes: Tensor, label: Tensor, is_ignored: Tensor, offsets: Tensor
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Iterate over the images with boxes that are not ignored: their boxes and classes."""
-    flags = read_list(is_ignored)
+    """Iterate over the images with boxes that are not ignored: their boxes and classes; over none without priors."""
+    if not len(priors):
+        return
+    flags, label = read_list(is_ignored), widen_labels(label)
     for image, (first, last) in enumerate(pairwise(read_list(offsets))):
         rows = send_list([row for row in range(first, last) if not flags[row]], boxes.device)
         if len(rows):

@@ -23,6 +23,7 @@ from sightline.compute.geometry.boxes.overlaps import (
     promote_to_float32,
 )
 from sightline.compute.geometry.boxes.priors import IGNORED
+from sightline.compute.labels import widen_labels
 from sightline.compute.waits import find_positive
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, Probability
@@ -34,13 +35,20 @@ _MIN_OVERLAP = 1e-7
 _MIN_REMAINDER = 1e-12
 
 
+@registry.within_bounds
 def sigmoid_focal(
-    logits: Tensor, is_target: Tensor, *, alpha: float | None = 0.25, gamma: float = 2.0, weight: Tensor | None = None
+    logits: Tensor,
+    is_target: Tensor,
+    *,
+    alpha: Probability | None = 0.25,
+    gamma: NonNegativeFloat = 2.0,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Compute the focal loss, the sum of -alpha_t (1 - p_t)^gamma log p_t, with a sigmoid per class.
 
     `logits` (..., K) and `is_target` (..., K) bool; an item is an entry. `alpha` weighs targets, 1 - alpha the others;
-    None weighs all 1. Source: Lin et al. 2017, equation 5.
+    None weighs all 1. Raises ValueError for targets of another dtype, and for an `alpha` or a `gamma` out of bounds.
+    Source: Lin et al. 2017, equation 5.
     """
     return _weighted_sum(focal_losses(promote_to_float32(logits), is_target, alpha=alpha, gamma=gamma), weight)
 
@@ -49,12 +57,17 @@ def focal_losses(logits: Tensor, is_target: Tensor | bool, *, alpha: float | Non
     """Compute the terms (..., K) of `sigmoid_focal` from logits (..., K), in their dtype."""
     if not isinstance(is_target, Tensor):
         is_target = torch.full((), is_target, device=logits.device)
+    elif is_target.dtype != torch.bool:
+        raise ValueError(f"is_target: found {is_target.dtype}, expected torch.bool; give target == 1")
     of_truth = torch.where(is_target, logits, -logits)
     losses = -(gamma * functional.logsigmoid(-of_truth)).exp() * functional.logsigmoid(of_truth)
     return losses if alpha is None else losses * torch.where(is_target, alpha, 1 - alpha)
 
 
-def quality_focal(logits: Tensor, target: Tensor, *, gamma: float = 2.0, weight: Tensor | None = None) -> Tensor:
+@registry.within_bounds
+def quality_focal(
+    logits: Tensor, target: Tensor, *, gamma: NonNegativeFloat = 2.0, weight: Tensor | None = None
+) -> Tensor:
     """Compute the quality focal loss: the sum of |target - p|^gamma times the BCE of `logits` (...) and `target` (...).
 
     `target` is from 0 to 1.
@@ -107,6 +120,7 @@ def assert_form(form: str, overlap: str) -> None:
         raise ValueError(f"form: '{form}' is of the IoU alone, found overlap '{overlap}'; take form 'linear' or 'iou'")
 
 
+@registry.within_bounds
 def earth_mover(
     logits: Tensor,
     codes: Tensor,
@@ -115,9 +129,9 @@ def earth_mover(
     true_codes: Tensor,
     is_counted: Tensor,
     has_box: Tensor,
-    alpha: float | None = 0.25,
-    gamma: float = 2.0,
-    beta: float = 0.1,
+    alpha: Probability | None = 0.25,
+    gamma: NonNegativeFloat = 2.0,
+    beta: NonNegativeFloat = 0.1,
 ) -> Tensor:
     """Compute the EMD loss: the sum over priors of focal and smooth L1 losses of two predictions, in the cheaper order.
 
@@ -188,6 +202,7 @@ class SigmoidFocal(_PositivesLoss):
 
     def forward(self, *, logits: Tensor, target: Tensor) -> Tensor:
         """Compute the loss sum from `logits` (B, P, K), before the sigmoid; `target` (B, P)."""
+        target = widen_labels(target, "target")
         weight = (target != IGNORED)[..., None].to(logits.dtype)
         return sigmoid_focal(logits, _is_class(target, logits), alpha=self.alpha, gamma=self.gamma, weight=weight)
 
@@ -207,6 +222,7 @@ class QualityFocal(_PositivesLoss):
         self, *, logits: Tensor, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor
     ) -> Tensor:
         """Compute the loss sum from `logits` (B, P, K), before the sigmoid; the IoU has no gradient."""
+        target = widen_labels(target, "target")
         image, prior = find_positive(target)
         quality = _quality(codes[image, prior], priors[prior], matched_boxes[image, prior])
         wanted = torch.zeros_like(logits, dtype=quality.dtype)
@@ -251,7 +267,7 @@ class Objectness(_PositivesLoss):
 
     def forward(self, *, objectness: Tensor, target: Tensor) -> Tensor:
         """Compute the loss sum from `objectness` (B, P), before the sigmoid."""
-        weight = (target != IGNORED).to(objectness.dtype)
+        weight = (widen_labels(target, "target") != IGNORED).to(objectness.dtype)
         return sigmoid_bce(objectness, target >= 0, weight=weight)
 
 
@@ -381,9 +397,9 @@ class EarthMover(_PositivesLoss):
 
         `second_match` (B, P) is the row of a prior's second box among the batch's `boxes` (G, 4) and `label` (G,).
         """
-        second = second_match
+        second, target = second_match, widen_labels(target, "target")
         if len(label):
-            second = torch.where(second_match >= 0, label[second_match.clamp(min=0)], second_match)
+            second = torch.where(second_match >= 0, widen_labels(label)[second_match.clamp(min=0)], second_match)
         classes = torch.stack([target, second], dim=2)
         differ = (target >= 0) | (target != second)
         image, prior = differ.nonzero(as_tuple=True)
@@ -442,7 +458,7 @@ class BoxIouBce(_PositivesLoss):
 
 def _is_class(target: Tensor, logits: Tensor) -> Tensor:
     """Return a mask (..., K) of the entries of the class `target` (...)."""
-    return target[..., None] == torch.arange(logits.shape[-1], device=logits.device)
+    return widen_labels(target, "target")[..., None] == torch.arange(logits.shape[-1], device=logits.device)
 
 
 def _quality(codes: Tensor, priors: Tensor, boxes: Tensor) -> Tensor:

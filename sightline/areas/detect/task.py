@@ -35,6 +35,7 @@ from sightline.compute.geometry.boxes.priors import (
     make_points,
 )
 from sightline.compute.geometry.boxes.suppression import GreedyNMS
+from sightline.compute.labels import widen_labels
 from sightline.compute.waits import get_positive, is_free_to_read, read_list, remember_positive, send_list
 from sightline.contract import registry
 from sightline.contract.arguments import (
@@ -163,7 +164,7 @@ class Detect(Supervised):
         targets, boxes, densities, second = [], [], [], []
         positive: list[tuple[Tensor, ...]] = []
         is_matched = torch.zeros(len(batch["boxes"]) + 1, dtype=torch.bool, device=batch["boxes"].device)
-        slices = _image_slices(batch["box_offsets"])
+        slices, labels = _image_slices(batch["box_offsets"]), widen_labels(batch["label"])
         for rows, (matched, _, other) in zip(slices, self._assign(priors, batch, slices, predictions), strict=True):
             image_boxes = batch["boxes"][rows].to(priors.coordinates)
             # Row -1 is of priors without a box: a row of zeros behind the boxes, and the last flag of `is_matched`.
@@ -171,7 +172,7 @@ class Detect(Supervised):
             is_matched.scatter_(0, torch.where(has_box, matched + rows.start, -1) % len(is_matched), True)
             if (index := get_positive(matched)) is not None:
                 positive.append(index)
-            targets.append(torch.where(has_box, functional.pad(batch["label"][rows], (0, 1))[box_index], matched))
+            targets.append(torch.where(has_box, functional.pad(labels[rows], (0, 1))[box_index], matched))
             boxes.append(functional.pad(image_boxes, (0, 0, 0, 1))[box_index])
             densities.append(
                 functional.pad(_compute_densities(image_boxes, batch["is_ignored"][rows]), (0, 1))[box_index]

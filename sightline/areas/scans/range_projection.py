@@ -16,6 +16,7 @@ from sightline.compute.geometry.scans.projection import (
     project_scans,
     rows_by_file_order,
 )
+from sightline.compute.labels import widen_labels
 from sightline.contract import registry
 from sightline.contract.arguments import Count
 from sightline.contract.draws import Draws
@@ -102,6 +103,7 @@ class Project:
             "point_range": projection.ranges.view(shape),
         }
         if label is not None:
+            label = widen_labels(label)
             fields["label"] = gather_to_image(projection.point_index, label.flatten(), empty=self.ignore_index)
             fields["whole_label"] = label.clone()
         return fields

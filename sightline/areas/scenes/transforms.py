@@ -168,10 +168,14 @@ class VoxelGroups(NamedTuple):
 def voxel_groups(points: np.ndarray, *, size: float) -> VoxelGroups:
     """Group points (N, 3) by cubes of side `size`; cubes start at the lowest coordinates of all.
 
-    Raises DataError if there were more than 2^62 cubes between the first and the last.
+    Raises DataError for coordinates that are not finite, and for more than 2^62 cubes between the first and the last.
     """
-    cells = [np.floor(share).astype(np.int64) for share in _in_cubes(points, size)]
-    shape = [int(cell.max()) + 1 for cell in cells]
+    with np.errstate(invalid="ignore"):
+        shares = _in_cubes(points, size)
+    highest = [float(share.max()) for share in shares]
+    if not np.isfinite(highest).all():
+        raise DataError("voxel_sample: found coordinates that are not finite; remove such points")
+    cells, shape = [np.floor(share).astype(np.int64) for share in shares], [int(share) + 1 for share in highest]
     num_cells = shape[0] * shape[1] * shape[2]
     if num_cells > _MAX_CELLS:
         raise DataError(f"voxel_sample: cubes of {size:g} over {shape} places are too small; raise size_m")

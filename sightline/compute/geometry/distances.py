@@ -98,7 +98,9 @@ def upcast_for_comparison(values: Tensor) -> Tensor:
 
 
 def assert_finite(values: Tensor, *, name: str) -> None:
-    """Raise ValueError naming the sample and point of `values` (B, N, C) that is not finite."""
+    """Raise ValueError unless `values` are (B, N, C), and naming the sample and point that is not finite."""
+    if values.ndim != 3:
+        raise ValueError(f"{name}: found the shape {tuple(values.shape)}, expected (clouds, points, channels)")
     values = values.detach()
     is_finite = torch.isfinite(values).all(dim=-1)
 
@@ -116,6 +118,12 @@ def assert_some(num_neighbours: int) -> None:
     """Raise ValueError if `num_neighbours` is below one: the compiled searches need a last slot."""
     if num_neighbours < 1:
         raise ValueError(f"{num_neighbours} neighbours asked for; num_neighbours is at least 1")
+
+
+def assert_radius(radius: float) -> None:
+    """Raise ValueError for a radius below zero, whose square is that of a ball, and for NaN."""
+    if not radius >= 0:
+        raise ValueError(f"radius: found {radius:g}, expected 0 or more")
 
 
 def assert_same_form(points: Tensor, queries: Tensor, *, name: str) -> None:

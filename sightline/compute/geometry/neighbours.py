@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sightline.compute.geometry.distances import (
     assert_finite,
+    assert_radius,
     assert_same_form,
     assert_some,
     distance_scores,
@@ -92,14 +93,14 @@ def nearest_neighbours(points: Tensor, *, num_neighbours: int, queries: Tensor |
     that are not finite, naming the sample.
     Source: the neighbourhood of Wang et al. 2019, section 3.1.
     """
-    num_points = points.shape[1]
     assert_some(num_neighbours)
+    assert_finite(points, name="points")
+    num_points = points.shape[1]
     if num_neighbours > num_points:
         raise ValueError(
             f"{num_neighbours} neighbours asked for in clouds of {num_points} points; lower num_neighbours or give "
             f"clouds of at least {num_neighbours} points"
         )
-    assert_finite(points, name="points")
     if queries is not None:
         assert_same_form(points, queries, name="queries")
         assert_finite(queries, name="queries")
@@ -257,13 +258,14 @@ def ball_query(points: Tensor, *, centres: Tensor, radius: float, num_neighbours
     `points` (B, N, C), `centres` (B, M, C) -> index (B, M, num_neighbours) int64. A group with fewer points repeats
     its first one in the places that are left. radius^2 is rounded to the points' precision (half is compared in
     float32) before the comparison.
-    Raises ValueError for fewer than one neighbour, for a centre with no point in its ball, and for values that are not
-    finite, naming the sample.
+    Raises ValueError for fewer than one neighbour, a radius that is below 0 or NaN, a centre with no point in its ball,
+    and values that are not finite, naming the sample.
     Source: Qi et al. 2017 (PointNet++), section 3.2; which points and their order follow its PyTorch port by Yan.
     """
     assert_some(num_neighbours)
-    assert_same_form(points, centres, name="centres")
+    assert_radius(radius)
     assert_finite(points, name="points")
+    assert_same_form(points, centres, name="centres")
     assert_finite(centres, name="centres")
     points, centres = upcast_for_comparison(points), upcast_for_comparison(centres)
     if is_recording():

@@ -59,11 +59,10 @@ def pack(padded: Tensor, *, mask: Tensor) -> tuple[Tensor, Tensor]:
 def unpack(rows: Tensor, *, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Pad the segments of `rows` (P, ...) with zeros to the longest.
 
-    (S, N, ...), and the mask (S, N) of actual rows.
+    (S, N, ...), and the mask (S, N) of actual rows. Raises ValueError for offsets that do not fit.
     """
-    counts = offsets.diff()
-    longest = int(counts.max()) if len(counts) else 0
-    mask = torch.arange(longest, device=rows.device) < counts[:, None]
+    longest = max((segment.stop - segment.start for segment in _slices(rows, offsets, "offsets")), default=0)
+    mask = torch.arange(longest, device=rows.device) < offsets.diff()[:, None]
     padded = rows.new_zeros((*mask.shape, *rows.shape[1:]))
     padded[mask] = rows
     return padded, mask

@@ -195,13 +195,13 @@ def farthest_point_sample(
     Raises ValueError for more samples than points, a start outside the cloud, and values that are not finite.
     Source: Gonzalez 1985; Eldar et al. 1997; its use here, Qi et al. 2017 (PointNet++), section 3.2.
     """
+    assert_finite(points, name="points")
     num_points = points.shape[1]
     if num_samples > num_points:
         raise ValueError(
             f"{num_samples} samples asked for in clouds of {num_points} points; lower num_samples or give clouds of at "
             f"least {num_samples} points"
         )
-    assert_finite(points, name="points")
     first, points = _first_index(start, points), upcast_for_comparison(points)
     nearest_BN = torch.full(points.shape[:2], _FAR, dtype=points.dtype, device=points.device)
     if min_squared_norm is not None:

@@ -37,12 +37,27 @@ def areas_and_normals(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarr
     """Compute area (F,) and unit normal (F, 3) of every triangle, float64; a triangle without area has the normal 0.
 
     `vertices` (V, 3), `faces` (F, 3) integer. The normal follows the winding: corners run anticlockwise seen from it.
+    Raises ValueError naming a vertex that is not finite, a face with a corner that is none of the vertices, and one
+    whose area is beyond float64.
     """
-    corner_a, corner_b, corner_c = np.asarray(vertices, dtype=np.float64)[faces].transpose(1, 0, 2)
-    cross_F3 = np.cross(corner_b - corner_a, corner_c - corner_a)
-    double_area_F = np.linalg.norm(cross_F3, axis=1)
+    corners = np.asarray(vertices, dtype=np.float64)
+    _refuse(~np.isfinite(corners).all(axis=1), corners, "vertices", "expected finite coordinates")
+    is_outside = ((faces < 0) | (faces >= len(corners))).any(axis=1)
+    _refuse(is_outside, faces, "faces", f"there are {len(corners)} vertices (0 .. {len(corners) - 1})")
+    corner_a, corner_b, corner_c = corners[faces].transpose(1, 0, 2)
+    with np.errstate(over="ignore", invalid="ignore"):
+        cross_F3 = np.cross(corner_b - corner_a, corner_c - corner_a)
+        double_area_F = np.linalg.norm(cross_F3, axis=1)
+    _refuse(~np.isfinite(double_area_F), faces, "faces", "its area is too large for float64; scale the vertices down")
     safe_F = np.where(double_area_F > 0, double_area_F, 1.0)
     return double_area_F / 2, cross_F3 / safe_F[:, None]
+
+
+def _refuse(is_wrong: np.ndarray, rows: np.ndarray, name: str, reason: str) -> None:
+    """Raise ValueError naming the first of the `rows` (n, 3) that `is_wrong` (n,), if there is one."""
+    if is_wrong.any():
+        index = int(is_wrong.argmax())
+        raise ValueError(f"{name}[{index}]: found {rows[index].tolist()}, {reason}")
 
 
 def sample_surface(
@@ -51,7 +66,7 @@ def sample_surface(
     """Sample (num_points, 3) points independently and uniformly by area; faces without area are never drawn.
 
     `vertices` (V, 3), `faces` (F, 3) integer.
-    Raises ValueError if no face has an area.
+    Raises ValueError if no face has an area, and as `areas_and_normals`.
     Source: Osada et al. 2002, "Shape distributions", eq. 1.
     """
     areas_F, normals_F3 = areas_and_normals(vertices, faces)
@@ -359,7 +374,10 @@ def _smallest_axis(points: Tensor, index: Tensor, first: int) -> Tensor:
     """Return the eigenvector (B, M, 3) of the smallest eigenvalue of each neighbourhood's covariance."""
     near_BMK3 = gather_points(points, index)
     near_BMK3 = near_BMK3 - near_BMK3.mean(dim=2, keepdim=True)
-    values, vectors = torch.linalg.eigh(near_BMK3.mT @ near_BMK3)
+    covariances = near_BMK3.mT @ near_BMK3
+    if not bool(covariances.isfinite().all()):  # `eigh` would not end, or name a matrix of its own
+        raise ValueError(f"points: found coordinates up to {points.abs().max():.4g}, their squares are beyond float64")
+    values, vectors = torch.linalg.eigh(covariances)
     has_none = values[..., 1] <= _FLAT * values[..., 2]
     if bool(has_none.any()):
         sample, point = has_none.nonzero()[0].tolist()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.compute.geometry.distances import assert_finite
+from sightline.compute.labels import widen_labels
 from sightline.compute.waits import read_list, require, send_list
 
 Width = Annotated[int, Ge(1), Le(65_536)]
@@ -176,14 +177,13 @@ def packed_channels(
 
 
 def one_hot_category(category: Tensor, *, like: Tensor, num_categories: int) -> Tensor:
-    """Encode categories one-hot: `category` (B,) int64 -> (B, num_categories) in the dtype of `like` (B, ...).
+    """Encode categories one-hot: `category` (B,) -> (B, num_categories) in the dtype of `like` (B, ...).
 
     Raises ValueError for categories that are not one of 0 .. num_categories-1 for each cloud.
     """
-    if category.shape != like.shape[:1] or category.dtype != torch.int64:
-        raise ValueError(
-            f"category: found the shape {tuple(category.shape)} {category.dtype}, expected ({len(like)},) torch.int64"
-        )
+    if category.shape != like.shape[:1]:
+        raise ValueError(f"category: found the shape {tuple(category.shape)} {category.dtype}, expected ({len(like)},)")
+    category = widen_labels(category, "category")
     if category.numel():
         lowest, highest = category.aminmax()
         require(

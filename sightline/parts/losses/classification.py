@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sightline.compute.geometry.boxes.overlaps import promote_to_float32
+from sightline.compute.labels import widen_labels
 from sightline.compute.waits import is_free_to_read, read_list
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Probability
@@ -74,6 +75,7 @@ class ClassLoss(Loss):
 
     def label_weight(self, label: Tensor) -> Tensor:
         """Return the number of labels (...) that are not ignored (int64), or their summed class weights (float64)."""
+        label = widen_labels(label)
         is_counted = self.is_counted(label)
         if self.class_weights is None:
             return is_counted.sum()
@@ -83,15 +85,17 @@ class ClassLoss(Loss):
 
     def is_counted(self, label: Tensor) -> Tensor:
         """Return a mask (...) of the labels (...) that are not ignored."""
+        label = widen_labels(label)
         return torch.ones_like(label, dtype=torch.bool) if self.ignore_index is None else label != self.ignore_index
 
-    def assert_shapes(self, logits: Tensor, label: Tensor) -> None:
-        """Raise ValueError unless logits are (..., C) for labels (...)."""
+    def check_labels(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Return labels (...) as int64. Raises ValueError unless logits are (..., C) for them."""
         if logits.shape != (*label.shape, self.num_classes):
             raise ValueError(
                 f"logits: found the shape {tuple(logits.shape)} for labels {tuple(label.shape)}, expected "
                 f"{(*label.shape, self.num_classes)}"
             )
+        return widen_labels(label)
 
 
 def resolve_class_weights(
@@ -184,7 +188,7 @@ class CrossEntropy(ClassLoss):
 
         Classes come last; labels are 0 .. C-1 or ignored.
         """
-        self.assert_shapes(logits, label)
+        label = self.check_labels(logits, label)
         is_counted = self.is_counted(label)
         target = torch.where(is_counted, label, 0)[..., None]
         negative = -F.log_softmax(promote_to_float32(logits), dim=-1)
@@ -230,7 +234,7 @@ class FocalCrossEntropy(ClassLoss):
 
     def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
         """Compute the loss sum from `logits` (..., C) with `label` (...): classes last, labels 0 .. C-1 or ignored."""
-        self.assert_shapes(logits, label)
+        label = self.check_labels(logits, label)
         is_counted = self.is_counted(label)
         target = torch.where(is_counted, label, 0)
         log_p = F.log_softmax(promote_to_float32(logits), dim=-1).gather(-1, target[..., None]).squeeze(-1)
@@ -261,7 +265,7 @@ class LovaszSoftmax(ClassLoss):
 
         Classes come last.
         """
-        self.assert_shapes(logits, label)
+        label = self.check_labels(logits, label)
         total = logits[:0].sum()  # 0, with a gradient of 0 where nothing counts
         for image, labels in zip(_images(logits, label, offsets), _images(label, label, offsets), strict=True):
             pixels, labels, is_counted = image.reshape(-1, self.num_classes), labels.flatten(), self.is_counted(labels)
@@ -341,8 +345,8 @@ class Distillation(ClassLoss):
 
     def forward(self, *, logits: Tensor, teacher_logits: Tensor, label: Tensor) -> Tensor:
         """Compute the loss sum from `logits` and `teacher_logits` (..., C); `label` (...) marks the ignored targets."""
-        self.assert_shapes(logits, label)
-        self.assert_shapes(teacher_logits, label)
+        self.check_labels(logits, label)
+        self.check_labels(teacher_logits, label)
         student = F.log_softmax(promote_to_float32(logits) / self.temperature, dim=-1)
         teacher = F.log_softmax(promote_to_float32(teacher_logits.detach()) / self.temperature, dim=-1)
         divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sightline.compute.labels import widen_labels
 from sightline.contract import registry
 from sightline.contract.arguments import PositiveFloat
 from sightline.contract.metric import State
@@ -42,6 +43,7 @@ def confusion_matrix(
     """
     if prediction.shape != label.shape:
         raise ValueError(f"prediction: found the shape {tuple(prediction.shape)}, labels have {tuple(label.shape)}")
+    prediction, label = widen_labels(prediction, "prediction"), widen_labels(label)
     if not (_is_within(prediction, num_classes) and _is_within(label, num_classes)):
         if ignore_index is not None:
             is_counted = label != ignore_index
@@ -309,7 +311,9 @@ def predict_labels(batch: Mapping[str, Any], predictions: Mapping[str, Any], fac
     if parts is None or "category" not in batch:
         answers = probabilities.argmax(dim=1)
     else:
-        answers = _predict_own_parts(probabilities, batch["category"].repeat_interleave(sizes), parts)
+        answers = _predict_own_parts(
+            probabilities, widen_labels(batch["category"], "category").repeat_interleave(sizes), parts
+        )
     return list(answers.split(sizes.tolist()))
 
 
@@ -382,8 +386,9 @@ class DistanceIoU:
     """Mean IoU by distance from the sensor: `miou_0_10m`, ... and `miou_over_50m`.
 
     `edges_m` are the distances in between, in rising order; a point at an edge belongs to the farther side. Rules are
-    those of `iou`, for each range by its own confusion matrix. The table `by_distance` has each class. The evaluator of
-    SemanticKITTI leaves out points exactly at an edge or at the sensor, and those beyond 50 m.
+    those of `iou`, for each range by its own confusion matrix; a point whose distance is NaN is in none. The table
+    `by_distance` has each class. The evaluator of SemanticKITTI leaves out points exactly at an edge or at the sensor,
+    and those beyond 50 m.
 
     >>> import torch
     >>> from sightline.parts.metrics import Meter
@@ -433,14 +438,15 @@ class DistanceIoU:
         stretch = torch.zeros_like(target, dtype=torch.uint8)
         for edge in self.edges_m:  # comparisons of so few edges take a fifth of a search
             stretch += (point_range >= edge).view(torch.uint8)
+        stretch += point_range.isnan().view(torch.uint8) * len(self.stretches)  # a group of their own, which is dropped
         counts = confusion_matrix(
             labels,
             target,
             num_classes=self._iou.num_classes,
             ignore_index=self._iou.ignore_index,
             group=stretch,
-            num_groups=len(self.stretches),
-        )
+            num_groups=len(self.stretches) + 1,
+        )[:-1]
         state["confusion"] += counts.to(state["confusion"].device)
 
     def compute(self, state: State) -> dict[str, float]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.compute.labels import widen_labels
 from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.contract import registry
 from sightline.contract.metric import State
@@ -53,7 +54,7 @@ def count_parts(
     counts = np.zeros((num_shapes, 5, num_parts), dtype=np.int64)
     faults = np.full((num_shapes, 2), -1, dtype=np.int64)
     prediction = np.zeros(len(probabilities), dtype=np.int64)
-    inputs = (probabilities.detach(), target.long(), cloud_offsets.long(), category.long())  # one form to compile
+    inputs = (probabilities.detach(), target, cloud_offsets.long(), category)
     arrays = (tensor.contiguous().numpy() for tensor in inputs)
     run_parallel(_count, num_shapes, *arrays, parts, counts, faults, prediction)
     point_counts, first_faults = torch.from_numpy(counts), torch.from_numpy(faults)
@@ -109,8 +110,7 @@ def _first(is_faulty: Tensor, owner: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _confusion(answer: Tensor, target: Tensor, num_parts: int) -> Tensor:
-    cells = target.long() * num_parts + answer  # labels of 8 bits would overflow
-    return torch.bincount(cells, minlength=num_parts**2).view(num_parts, num_parts)
+    return torch.bincount(target * num_parts + answer, minlength=num_parts**2).view(num_parts, num_parts)
 
 
 @numba_kernel
@@ -248,6 +248,7 @@ class PartIoU:
         `category` and `sample_index` are (B,). Raises ValueError for NaN, for labels outside the parts of the cloud's
         category, and for offsets that do not fit.
         """
+        target, category = widen_labels(target), widen_labels(category, "category")
         self._assert_shapes(probabilities, target, category)
         assert_offsets(cloud_offsets, num_points=len(target), num_clouds=len(category))
         counts = count_parts(probabilities, target, cloud_offsets, category, self.parts_of_category)
@@ -255,7 +256,7 @@ class PartIoU:
         for name, count in (("labelled", counts.labelled), ("answered", counts.predicted), ("common", counts.common)):
             state[name][sample_index] += count
         state["confusion"] += counts.confusion
-        state["category"][sample_index] = category.to(state["category"].dtype)
+        state["category"][sample_index] = category.to(state["category"].device)
         state["seen"][sample_index] += 1
 
     def compute(self, state: State) -> dict[str, float]:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from typing_extensions import TypedDict
 
 from sightline.compute.geometry.scans.lift import KNNVote, lift_knn
+from sightline.compute.labels import widen_labels
 from sightline.compute.layers.mlp import as_packed
 from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFloat
@@ -304,7 +305,9 @@ class Segment(Supervised):
         offsets = _sample_offsets(batch, batch["label"]).tolist()
         spans = [slice(*span) for span in pairwise(offsets[: NUM_SHOWN + 1])]
         points = pad_to_3d(batch["points"].flatten(0, -2).float().cpu().numpy())
-        predicted, label = (labels.flatten().cpu().numpy() for labels in (predictions["seen"], batch["label"]))
+        predicted, label = (
+            labels.flatten().cpu().numpy() for labels in (predictions["seen"], widen_labels(batch["label"]))
+        )
         if self.ignore_index is not None:
             label = np.where(label == self.ignore_index, -1, label)
         wrong = (predicted != label) & (label >= 0)
@@ -375,7 +378,7 @@ class Segment(Supervised):
             else:
                 probabilities = probabilities[batch["nearest"] + offsets[:-1].repeat_interleave(whole_offsets.diff())]
             offsets, label = whole_offsets, batch.get("whole_label")
-        target = {} if label is None else {"target": label.flatten()}
+        target = {} if label is None else {"target": widen_labels(label).flatten()}
         return {"probabilities": probabilities, "cloud_offsets": offsets, "seen": predicted, **target}
 
     def make_decoding(self, example: Batch) -> Decoder:

@@ -140,6 +140,17 @@ def test_masks_stand_in_for_boxes(tmp_path: Path) -> None:
     assert images.record(0).boxes.tolist() == [[0.5, 2, 4.5, 6], [1, 2, 3, 5]]
 
 
+def test_a_mask_states_the_size_of_an_image_that_has_none(tmp_path: Path) -> None:
+    write_image(tmp_path / "in" / "a.png", pattern(6, 8))
+    small = {"image_id": 1, "category_id": 3, "segmentation": {"size": [3, 4], "counts": [5, 2, 5]}}
+    write_coco(tmp_path / "in" / "all.json", ONE, [small])
+    document = json.loads((tmp_path / "in" / "all.json").read_text())
+    document["images"] = [{"id": 1, "file_name": "a.png"}]
+    (tmp_path / "in" / "all.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"a\.png is 8 wide and 6 high, the annotations state 4 and 3"):
+        prepare(tmp_path / "in", tmp_path / "set")
+
+
 def test_boxes_of_masks_agree_with_pycocotools() -> None:
     mask = pytest.importorskip("pycocotools.mask", reason="pycocotools is not installed")
     generator = np.random.default_rng(0)
@@ -286,6 +297,14 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "negative": ({"segmentation": {"size": [6, 8], "counts": [60, -12]}}, "of 6 x 8 pixels do not add up to these"),
     "fractions": ({"segmentation": {"size": [6, 8], "counts": [8.5, 39.5]}}, "of a mask are whole numbers"),
     "one side": ({"segmentation": {"size": [48], "counts": [8, 40]}}, "impossible boxes"),
+    "small mask": (
+        {"segmentation": {"size": [3, 4], "counts": [5, 2, 5]}},
+        "the mask has 3 x 4 pixels, its image 6 x 8",
+    ),
+    "turned mask": (
+        {"segmentation": {"size": [8, 6], "counts": [8, 40]}},
+        "the mask has 8 x 6 pixels, its image 6 x 8",
+    ),
     "no mask": ({"segmentation": {"size": [2**40, 8], "counts": [8, 2**43 - 8]}}, "a mask needs size and counts"),
     "damaged mask": ({"segmentation": {"size": [6, 8], "counts": "8~"}}, "the text of a mask's counts is damaged"),
     "image": (

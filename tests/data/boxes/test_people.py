@@ -188,6 +188,27 @@ def test_broken_files_are_named(tmp_path: Path, name: str, place: str, old: str,
         prepare_set(name, source, tmp_path / "set")
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "old", "new"),
+    [
+        ("widerperson", _WIDER, "5\n", f"{'5' * 5000}\n"),
+        ("widerperson", _WIDER, "5\n", "4\n"),
+        ("widerperson", "train.txt", "000002", "000009"),
+        ("ecp", _ROMA, "{", ""),
+        ("ecp", _ROMA, "frame", "fame"),
+    ],
+)
+def test_an_image_of_a_damaged_file_is_left_out_and_counted(
+    tmp_path: Path, name: str, place: str, old: str, new: str
+) -> None:
+    sound = prepare_set(name, written(name, tmp_path / "sound"), tmp_path / "all")
+    source = broken(name, tmp_path / "in", place, old, new)
+    manifest = prepare_set(name, source, tmp_path / "set", faulty="leave_out")
+    num_images = [sum(split["num_rows"] for split in each["splits"].values()) for each in (sound, manifest)]
+    assert num_images[1] == num_images[0] - 1
+    assert "left out: 1 annotation files that are missing or damaged, first: " in " ".join(manifest["differences"])
+
+
 def test_broken_mats_and_other_layouts_are_named(tmp_path: Path) -> None:
     rows = {"aachen_000000_000019_leftImg8bit.png": [[7, *CITY[0][1:]], CITY[1]]}
     source = write_citypersons(tmp_path / "in", train=rows, val={"ulm_0.png": CITY[:1]})

@@ -25,6 +25,8 @@ from sightline.compute.geometry.boxes.overlaps import (
     pairwise_ioa,
     pairwise_iou,
 )
+from sightline.compute.geometry.boxes.priors import Priors, best_iou_of_boxes, warp_boxes
+from sightline.compute.geometry.boxes.suppression import GreedyNMS
 from tests.cases import run_each
 from tests.geometry.boxes.crowds import aligned_pairs, crowd
 from tests.geometry.threads import with_one_and_two_threads
@@ -59,6 +61,40 @@ def graded(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def test_overlaps_are_those_worked_by_hand(a: tuple[int, ...], b: tuple[int, ...], expected: tuple[float, ...]) -> None:
     found = [float(overlap(torch.tensor(a), torch.tensor(b))) for overlap in OVERLAPS.values()]
     assert found == pytest.approx(expected, abs=1e-6)
+
+
+@run_each("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_boxes_of_whole_numbers_are_exact(dtype: torch.dtype) -> None:
+    """By hand; float32 has no 2^24 + 1, and numbers of few bits would overflow."""
+    offset = {torch.uint8: 240, torch.int16: 32_000}.get(dtype, 2**24 + 1)
+    a = torch.tensor([[offset, 0, offset + 2, 200]]).to(dtype)
+    b = torch.tensor([[offset + 1, 0, offset + 4, 200]]).to(dtype)
+    assert box_areas(a).tolist() == [400]
+    assert iou(a, b).tolist() == [pytest.approx(1 / 4, abs=1e-15)]
+    assert pairwise_iou(a, b).tolist() == [[pytest.approx(1 / 4, abs=1e-15)]]
+    assert ioa(a, b).tolist() == pairwise_ioa(a, b)[0].tolist() == [0.5]
+    assert box_centres(a).tolist() == [[offset + 1, 100]]
+    assert iou(a.float(), b.float()).dtype == torch.float32
+    assert best_iou_of_boxes(one_anchor(offset + 0.5), a).tolist() == [pytest.approx(1.5 / 2.5)]
+    halved = torch.tensor([[0.5, 0, 0], [0, 0.5, 0]])
+    assert warp_boxes(a, halved).tolist() == [[offset / 2, 0, offset / 2 + 1, 100]]
+    kept = GreedyNMS(iou_threshold=0.3)(torch.cat([a, b]), torch.tensor([0.9, 0.8]), torch.zeros(2, dtype=torch.uint8))
+    assert kept.indices.tolist() == [0, 1]
+
+
+def one_anchor(left: float) -> Priors:
+    """Of 2 x 200 pixels."""
+    coordinates = torch.tensor([[left, 0, left + 2, 200]], dtype=torch.float64)
+    return Priors("anchors", coordinates, (8,), ((1, 1),), (1,))
+
+
+@run_each(
+    "a, b", [(torch.rand(3, 5), torch.rand(3, 5)), (torch.rand(4), torch.rand(3, 4)), (torch.rand(3, 4), torch.rand(4))]
+)
+def test_matrices_of_other_shapes_are_refused(a: Tensor, b: Tensor) -> None:
+    for matrix in (pairwise_iou, pairwise_ioa):
+        with pytest.raises(ValueError, match=r"boxes: found the shapes .*, expected \(N, 4\) and \(M, 4\)"):
+            matrix(a, b)
 
 
 def test_iou_counts_pixels() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sightline.compute import numba_kernels
 from sightline.compute.geometry.scans.lift import (
     KNNVote,
     gaussian_window,
@@ -127,6 +129,18 @@ def test_where_none_may_vote_the_pixel_answers(lift: Lift) -> None:
     # class 1 lies too far away, so that the void pixel is not outvoted
     assert lift(**one_window([[9.0, 4.0, 9.0]], [[1, 2, 1]], pixel=1, own=4), vote=vote).tolist() == [2]
     assert lift(**one_window([[4.5, 4.0, 9.0]], [[1, 2, 1]], pixel=1, own=4), vote=vote).tolist() == [1]
+
+
+@run_each("dtype, has_kernels", itertools.product((torch.uint8, torch.int8, torch.uint16, torch.int32), (True, False)))
+def test_labels_of_few_bits_vote_as_those_of_int64(dtype: torch.dtype, has_kernels: bool) -> None:
+    """255 in 8 bits votes, though torch takes it for -1, the class that does not."""
+    vote, given = KNNVote(void=-1), random_images(seed=1)
+    label = given["label"] * (25 if dtype == torch.int8 else 63 if dtype == torch.uint8 else 75)
+    label[label == 252] = 255
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba_kernels, "_has_numba", lambda: has_kernels)
+        found = lift_knn(**given | {"label": label.to(dtype)}, vote=vote)
+        assert torch.equal(found, lift_knn(**given | {"label": label}, vote=vote))
 
 
 def test_the_last_column_lies_beside_the_first(lift: Lift) -> None:

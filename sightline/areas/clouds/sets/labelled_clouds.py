@@ -16,7 +16,7 @@ from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, Sam
 from sightline.store.cloud_preparation import EstimatedNormals, Normals
 from sightline.store.files.array_files import check_array
 from sightline.store.loading.batch_reader import stratified_subset
-from sightline.store.prepared.prepared_data import PreparedData
+from sightline.store.prepared.prepared_data import PreparedData, describe_foreign_label
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.views import IMAGE, StoredViews, open_views
 
@@ -305,14 +305,9 @@ def _select_rows(prepared: PreparedSet, split: str, class_names: Sequence[str]) 
         raise DataError(f"{prepared.root}: has no split '{split}'; it holds {available}")
     stored_names = prepared.manifest["class_names"]
     new_label = np.array([class_names.index(name) if name in class_names else -1 for name in stored_names])
-    stored = prepared.array(split, "label")
-    invalid = np.flatnonzero((stored < 0) | (stored >= len(new_label)))
-    if len(invalid):
-        raise DataError(
-            f"{prepared.root}: the label of row {invalid[0]} of '{split}' is {stored[invalid[0]]}, there are "
-            f"{len(new_label)} classes (0 to {len(new_label) - 1}); prepare the set again"
-        )
-    labels = new_label[stored]
+    if fault := describe_foreign_label(prepared, split):
+        raise DataError(fault)
+    labels = new_label[prepared.array(split, "label")]
     rows = np.flatnonzero(labels >= 0)
     return _make_read_only(rows), _make_read_only(labels[rows])
 

@@ -21,6 +21,7 @@ from sightline.compute.geometry.boxes.overlaps import (
     promote_to_float32,
 )
 from sightline.compute.geometry.boxes.priors import BACKGROUND, IGNORED, PriorKind, Priors
+from sightline.compute.labels import widen_labels
 from sightline.compute.waits import (
     call_on_host,
     find_positive,
@@ -119,6 +120,8 @@ class Assigner(ABC):
                 raise ValueError(
                     f"{type(self).__name__}: needs labels and predictions at {len(priors)} priors, found {count}"
                 )
+        if not len(priors):
+            return [self._assign_nothing(priors) for _ in images]
         if self.needs_predictions and not is_free_to_read(priors.coordinates):
             return self._assign_on_host(priors, images)
         device, assignments = priors.coordinates.device, []
@@ -131,13 +134,11 @@ class Assigner(ABC):
         target_boxes = [boxes[rows] for boxes, rows in zip(wide, targets, strict=True)]
         for rows, boxes, (*_, labels, predicted) in zip(targets, target_boxes, images, strict=True):
             if not len(rows):
-                none = torch.full((len(priors),), BACKGROUND, device=device)
-                second = none if self.boxes_per_prior == 2 else None
-                assignments.append(Assignment(none, torch.zeros_like(none), second))
+                assignments.append(self._assign_nothing(priors))
                 continue
             arguments: tuple[Any, ...] = ()
             if labels is not None and predicted is not None and self.needs_predictions:
-                arguments = labels[rows], PriorPredictions.from_tensors(*predicted)
+                arguments = widen_labels(labels, "labels")[rows], PriorPredictions.from_tensors(*predicted)
             with torch.autocast(device.type, enabled=False):
                 assignments.append(self.match(priors, boxes, *arguments))
             self._assert_assigned(assignments[-1], len(priors), len(rows))
@@ -147,6 +148,10 @@ class Assigner(ABC):
                 self.settle(priors, target_boxes, assignments), targets, wide, regions, strict=True
             )
         ]
+
+    def _assign_nothing(self, priors: Priors) -> Assignment:
+        none = torch.full((len(priors),), BACKGROUND, device=priors.coordinates.device)
+        return Assignment(none, torch.zeros_like(none), none if self.boxes_per_prior == 2 else None)
 
     def settle(
         self, priors: Priors, boxes: Sequence[Tensor], assignments: Sequence[Assignment]
@@ -167,7 +172,7 @@ class Assigner(ABC):
 
     @abstractmethod
     def match(self, priors: Priors, boxes: Tensor, *args: Any, **kwargs: Any) -> Assignment:
-        """Match priors to `boxes` (M, 4) of their dtype; M is at least 1, and none of the boxes is an ignore region.
+        """Match priors to `boxes` (M, 4) of their dtype; there is one of both at least, and no box is an ignore region.
 
         If `needs_predictions` is True, `args` are the labels (M,) int64 of the boxes and a `PriorPredictions`.
         """

@@ -177,9 +177,9 @@ def _with_every_box(matched: Tensor, priors: Priors, boxes: Tensor) -> Tensor:
     still_unmatched = _assign_overlapping(matched, is_free, unmatched_boxes, priors, boxes)
     if still_unmatched:
         areas = box_areas(priors.coordinates)
-        level_areas = [areas[rows].log().mean() for rows in priors.level_slices]
+        levels = [(rows, areas[rows].log().mean()) for rows in priors.level_slices if rows.start < rows.stop]
         for box in sorted(still_unmatched, key=lambda box: boxes[box].tolist()):  # the same for any order of the boxes
-            _assign_nearest(matched, is_free, box, priors, boxes[box], level_areas)
+            _assign_nearest(matched, is_free, box, priors, boxes[box], levels)
     return matched
 
 
@@ -205,17 +205,15 @@ def _assign_overlapping(matched: Tensor, is_free: Tensor, orphans: Tensor, prior
 
 
 def _assign_nearest(
-    matched: Tensor, is_free: Tensor, box: int, priors: Priors, corners: Tensor, level_areas: list[Tensor]
+    matched: Tensor, is_free: Tensor, box: int, priors: Priors, corners: Tensor, levels: list[tuple[slice, Tensor]]
 ) -> None:
     """Assign to `box` the free anchor with the nearest centre, on the level whose anchors are nearest to it in size.
 
-    The next level if that has none. `level_areas` are mean logarithms. Updates `matched` and `is_free`, unless no
-    anchor is free.
+    The next level if that has none. `levels` are slices of anchors, with the mean logarithm of their areas. Updates
+    `matched` and `is_free`, unless no anchor is free.
     """
     area = box_areas(corners).clamp(min=torch.finfo(corners.dtype).tiny).log()
-    size_distance = [float((level - area).abs()) for level in level_areas]
-    for level in sorted(range(len(size_distance)), key=size_distance.__getitem__):
-        rows = priors.level_slices[level]
+    for rows, _ in sorted(levels, key=lambda level: float((level[1] - area).abs())):
         distance = (priors.centres[rows] - box_centres(corners)).square().sum(dim=1)
         distance = torch.where(is_free[rows], distance, torch.inf)
         prior = rows.start + int(distance.argmin())
@@ -260,7 +258,8 @@ class ATSS(Assigner):
         centres, candidates = priors.centres, []
         for rows, per_cell in zip(priors.level_slices, priors.priors_per_cell, strict=True):
             cells = centres[rows][::per_cell]
-            count = min(self.topk, len(cells))
+            if not (count := min(self.topk, len(cells))):  # of an image that is smaller than the level's stride
+                continue
             nearest_cells = nearest_neighbours(cells[None], num_neighbours=count, queries=box_centres(boxes)[None])[0]
             steps = torch.arange(per_cell, device=boxes.device)
             candidates.append((rows.start + nearest_cells[:, :, None] * per_cell + steps).flatten(1))

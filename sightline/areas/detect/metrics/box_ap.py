@@ -194,7 +194,7 @@ def _curves(state: State, most: int, num_classes: int) -> _Curves:
     groups = group_boxes(state["detections"], state["labels"], num_classes)
     area = groups.labels[:, LabelColumn.AREA]
     label_ignored = np.stack([groups.is_ignored | (area < low) | (area > high) for low, high in _AREAS.values()])
-    matched = groups.match(label_ignored, most=most)
+    matched = groups.match(label_ignored, most=max(most, *_FEWER))
     corners = groups.boxes[:, DetectionColumn.BOX]
     sizes = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
     is_other = np.stack([(sizes < low) | (sizes > high) for low, high in _AREAS.values()])

@@ -48,16 +48,19 @@ _MAX_SHIFT = 60
 """Maximum bit offset within one run length: no real file needs more, and unlimited text takes quadratic time."""
 
 
-def mask_to_box(segmentation: Any) -> tuple[float, float, float, float]:
+def mask_to_box(segmentation: Any, size_px: tuple[int, int] | None = None) -> tuple[float, float, float, float]:
     """Compute the bounding box (xyxy) of polygons [[x, y, x, y, ...], ...] or of an RLE mask {size, counts}.
 
-    Raises ValueError or TypeError for anything else, and for an empty mask. Source: pycocotools, maskApi.c.
+    Raises ValueError or TypeError for anything else, for an empty mask, and for one that is not of the height and width
+    `size_px` of its image. Source: pycocotools, maskApi.c.
     """
     if isinstance(segmentation, dict):
         height, width = _parse_integers(segmentation.get("size") or (0, 0))
         counts = segmentation.get("counts")
         if not (1 <= height <= MAX_PX and 1 <= width <= MAX_PX) or counts is None:
             raise ValueError("a mask needs size and counts")
+        if size_px not in (None, (height, width)):
+            raise ValueError(f"the mask has {height} x {width} pixels, its image {size_px[0]} x {size_px[1]}")
         runs = _decode_rle(counts) if isinstance(counts, str) else _parse_integers(counts)
         if min(runs, default=0) < 0 or sum(runs) != height * width:
             raise ValueError(f"the counts of a mask of {height} x {width} pixels do not add up to these")
@@ -228,8 +231,9 @@ def _list_images(
     faults: AnnotationFaults,
 ) -> list[ListedImage]:
     entries = images_by_id(document, path)
-    boxes = _read_boxes(document, {key: str(entry["file_name"]) for key, entry in entries.items()}, classes, faults)
+    sizes = {key: _stated_size(entry) for key, entry in entries.items()}
     names = {key: str(entry["file_name"]).replace("\\", "/") for key, entry in entries.items()}
+    boxes = _read_boxes(document, names, sizes, classes, faults)
     folder = root / images if images is not None else find_image_folder(root, path, names.values())
     split = guess_split(path.relative_to(root))
     listed = []
@@ -238,13 +242,16 @@ def _list_images(
         if not image_path.is_relative_to(root) or ".." in image_path.parts or "\0" in names[key]:
             faults.add("images that are missing or damaged", f"'{entry['file_name']}' is not below {root}")
             continue
-        stated = entry.get("height"), entry.get("width")
-        size_px = None if None in stated else (_parse_id(stated[0]), _parse_id(stated[1]))
         read = partial(_make_columns, tuple(boxes[key]))
         listed.append(
-            ListedImage(split, image_path.relative_to(root).as_posix(), image_path, read, key, size_px, (path,))
+            ListedImage(split, image_path.relative_to(root).as_posix(), image_path, read, key, sizes[key], (path,))
         )
     return listed
+
+
+def _stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    stated = entry.get("height"), entry.get("width")
+    return None if None in stated else (_parse_id(stated[0]), _parse_id(stated[1]))
 
 
 def images_by_id(document: Mapping[str, Any], path: Path) -> dict[int, Mapping[str, Any]]:
@@ -271,9 +278,16 @@ def images_by_id(document: Mapping[str, Any], path: Path) -> dict[int, Mapping[s
 
 
 def _read_boxes(
-    document: Mapping[str, Any], names: Mapping[int, str], classes: CategoryIds, faults: AnnotationFaults
+    document: Mapping[str, Any],
+    names: Mapping[int, str],
+    sizes: dict[int, tuple[int, int] | None],
+    classes: CategoryIds,
+    faults: AnnotationFaults,
 ) -> defaultdict[int, list[_Row]]:
-    """Read the boxes of every image by image id, in the order of the file; unusable ones are added to `faults`."""
+    """Read the boxes of every image by image id, in the order of the file; unusable ones are added to `faults`.
+
+    An image whose size the file does not state has that of its first mask, which is added to `sizes`.
+    """
     label_by_category = {number: label for label, number in enumerate(classes.ids)}
     boxes: defaultdict[int, list[_Row]] = defaultdict(list)
     for annotation in document["annotations"]:
@@ -287,7 +301,10 @@ def _read_boxes(
             faults.add("boxes of unknown categories", f"{where} has the category {annotation.get('category_id')}")
             continue
         try:
-            box = annotation_box(annotation)
+            box = annotation_box(annotation, sizes[image_id])
+            if sizes[image_id] is None and not annotation.get("bbox") and isinstance(annotation["segmentation"], dict):
+                height, width = _parse_integers(annotation["segmentation"]["size"])
+                sizes[image_id] = height, width
             is_ignored = is_marked(annotation)
             stated = annotation.get("area")
             area = (box[2] - box[0]) * (box[3] - box[1]) if stated is None else parse_number(stated)
@@ -307,13 +324,16 @@ def is_marked(annotation: Mapping[str, Any]) -> bool:
     return any([mark is True or parse_number(mark) != 0 for mark in marks])
 
 
-def annotation_box(annotation: Mapping[str, Any]) -> BoxCorners:
-    """Return left, top, right, bottom of the bbox, else of the mask. Raises ValueError, TypeError if both lack."""
+def annotation_box(annotation: Mapping[str, Any], size_px: tuple[int, int] | None) -> BoxCorners:
+    """Return left, top, right, bottom of the bbox, else of the mask, in an image of the height and width `size_px`.
+
+    Raises ValueError, TypeError if both lack, and for a mask of another size.
+    """
     if annotation.get("bbox"):
         return xywh_to_xyxy(annotation["bbox"])
     if not annotation.get("segmentation"):
         raise ValueError("there is neither bbox nor segmentation")
-    return mask_to_box(annotation["segmentation"])
+    return mask_to_box(annotation["segmentation"], size_px)
 
 
 def _make_columns(boxes: Sequence[_Row], size_px: tuple[int, int], faults: AnnotationFaults) -> dict[str, np.ndarray]:

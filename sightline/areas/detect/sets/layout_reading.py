@@ -130,27 +130,30 @@ def read_coco(source: Path) -> LabelledSet:
                 label, image_id = label_by_category[annotation["category_id"]], annotation["image_id"]
                 if image_id not in entries:
                     raise ValueError(f"image {image_id} is not in the file")
-                boxes[image_id].append(_parse_annotation(annotation, label))
+                boxes[image_id].append(_parse_annotation(annotation, label, _stated_size(entries[image_id])))
             except (ArithmeticError, LookupError, TypeError, ValueError) as error:
                 faults.add("impossible boxes", f"{path}: {str(annotation)[:120]} ({error!r})")
         for key, entry in entries.items():
             image_path = resolve_unicode_name(folder, names[key])
-            size_px = (entry["height"], entry["width"]) if entry.get("height") and entry.get("width") else None
             extra = {name: value for name, value in entry.items() if name not in _COCO_IMAGE_KEYS}
             exists = os.path.isfile(image_path) and image_path.is_relative_to(listed_set.root)
             name = image_path.relative_to(listed_set.root).as_posix() if exists else names[key]
             split = guess_split(path.relative_to(listed_set.root))
             file = image_path if exists else None
-            images.append(LabelledImage(name, split, tuple(boxes[key]), file, key, size_px, extra, (path,)))
+            images.append(LabelledImage(name, split, tuple(boxes[key]), file, key, _stated_size(entry), extra, (path,)))
     return LabelledSet(listed_set.root, images, faults, listed_set.notes, listed_set.classes)
 
 
-def _parse_annotation(annotation: Mapping[str, Any], label: str) -> LabelledBox:
+def _stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    return (entry["height"], entry["width"]) if entry.get("height") and entry.get("width") else None
+
+
+def _parse_annotation(annotation: Mapping[str, Any], label: str, size_px: tuple[int, int] | None) -> LabelledBox:
     boxes = {kind: _parse_xywh(annotation[key]) for kind, key in BOX_KEYS.items() if annotation.get(key) is not None}
     if not boxes and annotation.get("bbox"):
         boxes = {"full": _parse_xywh(annotation["bbox"])}
     elif not boxes:
-        left, top, right, bottom = annotation_box(annotation)
+        left, top, right, bottom = annotation_box(annotation, size_px)
         boxes = {"full": (left, top, right - left, bottom - top)}
     extra = {key: value for key, value in annotation.items() if key not in _COCO_KEYS}
     is_box_ignored = is_marked(annotation)

@@ -26,7 +26,7 @@ from sightline.store.files.text_tables import parse_count
 from sightline.store.prepared.prepared_set import describe_contents
 
 _BAD_BOX = "impossible boxes"
-_BAD_IMAGE = "images that are missing or damaged"
+_BAD_IMAGE, _BAD_FILE = "images that are missing or damaged", "annotation files that are missing or damaged"
 _WIDERPERSON_FAULTY = "011765"
 """An image whose published annotation does not fit it."""
 _OCCLUDED_PATTERN = re.compile(r"(?:occluded|truncated)>([0-9]{1,3})")
@@ -73,8 +73,8 @@ _MAX_NAME_LENGTH = 250
 def read_widerperson(source: Path) -> LabelledSet:
     """Read WiderPerson: the images in train.txt, val.txt and test.txt, and Annotations/NAME.jpg.txt.
 
-    Images of test.txt without annotations are left out; the published test split has none. Raises DataError for a
-    folder without such lists, and with the line for a damaged annotation file.
+    Images of test.txt without annotations are left out; the published test split has none. An annotation file that is
+    damaged is a fault. Raises DataError for a folder without such lists.
     """
     root = expand_home(source).resolve()
     lists = [path for name in ("train", "val", "test") if (path := root / f"{name}.txt").is_file()]
@@ -96,9 +96,12 @@ def read_widerperson(source: Path) -> LabelledSet:
             elif file.stem == "test" and not labels.is_file():
                 num_unlabelled += 1
             else:
-                path = root / "Images" / image
-                boxes = tuple(_widerperson_boxes(labels, faults))
-                split = guess_split(Path(file.name))
+                path, split = root / "Images" / image, guess_split(Path(file.name))
+                try:
+                    boxes = tuple(_widerperson_boxes(labels, faults))
+                except DataError as error:
+                    faults.add(_BAD_FILE, str(error))
+                    continue
                 images.append(LabelledImage(f"Images/{image}", split, boxes, path, number, files=(file, labels)))
     notes += [f"{num_unlabelled} images of test.txt have no annotations and are left out"] if num_unlabelled else []
     return LabelledSet(root, images, faults, notes)
@@ -194,7 +197,7 @@ def read_ecp(source: Path) -> LabelledSet:
     """Read EuroCity Persons: frames of labels/SPLIT/CITY/NAME.json with img/SPLIT/CITY/NAME.png, day and night.
 
     Vehicles are not people and are left out. Ids count the frames of a split from 1, in the order of their paths.
-    Raises DataError for a folder without labels, and for a file that is not a frame.
+    A file that is not a frame is a fault. Raises DataError for a folder without labels.
     """
     root = expand_home(source).resolve()
     folders = [path for form in ("labels", "*/labels", "*/*/labels") for path in sorted(root.glob(form))]
@@ -205,15 +208,14 @@ def read_ecp(source: Path) -> LabelledSet:
     numbers: dict[str, int] = {}
     for folder, file in files:
         part = file.relative_to(folder)
-        document = parse_json_content(read_file(file), where=str(file), advice="get the file again")
         try:
-            frame = _find_frame(document)
+            frame = _find_frame(parse_json_content(read_file(file), where=str(file), advice="get the file again"))
             size_px = int(frame["imageheight"]), int(frame["imagewidth"])
             boxes = tuple(_ecp_boxes(frame["children"], str(file), faults))
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{file}: a frame with imagewidth, imageheight and children is needed ({error!r}); get it again"
-            ) from error
+            needed = f"{file}: a frame with imagewidth, imageheight and children is needed ({error!r}); get it again"
+            faults.add(_BAD_FILE, str(error) if isinstance(error, DataError) else needed)
+            continue
         num_vehicles += sum(ECP.name_of_code(child["identity"]) is None for child in frame["children"])
         split = next((guess for word in part.parts if (guess := guess_split(Path(word))) != "all"), "all")
         numbers[split] = numbers.get(split, 0) + 1

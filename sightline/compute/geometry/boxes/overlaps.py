@@ -1,8 +1,8 @@
 """Box overlaps: IoU, GIoU, DIoU, CIoU and SIoU with exact gradients, and matrices of all pairs.
 
 The functions of `OVERLAPS` and `ioa` broadcast: boxes (..., 4) with boxes (..., 4). Aligned rows are `iou(a, b)`, all
-pairs `iou(a[:, None], b)`. Half precision is computed in float32. A box without an area overlaps nothing: its IoU is 0,
-and gradients are finite.
+pairs `iou(a[:, None], b)`. Half precision is computed in float32, whole numbers in float64. A box without an area
+overlaps nothing: its IoU is 0, and gradients are finite.
 
 Box coders: deltas relative to anchors and distances from points, with their inverses.
 """
@@ -24,7 +24,9 @@ _ENTRIES_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
 
 
 def promote_to_float32(values: Tensor) -> Tensor:
-    """Cast integers and half precision to float32, any shape (...); other dtypes are unchanged."""
+    """Cast values (...) to float32 at least: half precision to float32, whole numbers to float64, which holds them."""
+    if not values.is_floating_point():
+        return values.double()
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -144,6 +146,8 @@ def column_blocks(num_rows: int, num_columns: int, device: torch.device) -> Iter
 
 
 def _pairwise(plain: Callable[[Tensor, Tensor], Tensor], kernel: NumbaKernel, a: Tensor, b: Tensor) -> Tensor:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != 4 or b.shape[1] != 4:
+        raise ValueError(f"boxes: found the shapes {tuple(a.shape)} and {tuple(b.shape)}, expected (N, 4) and (M, 4)")
     needs_gradient = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
     if needs_gradient or not can_use_numba(a, b):
         return plain(a[:, None], b)

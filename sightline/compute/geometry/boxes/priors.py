@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry.boxes.overlaps import box_areas, column_blocks, giou, pairwise_iou
+from sightline.compute.geometry.boxes.overlaps import box_areas, column_blocks, giou, pairwise_iou, promote_to_float32
 from sightline.compute.waits import expect
 
 PriorKind = Literal["anchors", "points"]
@@ -214,13 +214,14 @@ def _assert_levels(**levels: Sequence[object]) -> None:
 def warp_boxes(boxes: Tensor, matrix: Tensor) -> Tensor:
     """Return the bounding boxes (..., 4) of the mapped corners of `boxes` (..., 4).
 
-    `matrix` (2, 3), computed in float64.
+    `matrix` (2, 3), computed in float64; those of whole numbers are float64.
     """
     left, top, right, bottom = boxes.double().unbind(-1)
     ones = torch.ones_like(left)
     corners = torch.stack([torch.stack([x, y, ones], -1) for x in (left, right) for y in (top, bottom)], -2)
     mapped = corners @ matrix.double().T
-    return torch.cat([mapped.amin(-2), mapped.amax(-2)], dim=-1).to(boxes.dtype)
+    bounds = torch.cat([mapped.amin(-2), mapped.amax(-2)], dim=-1)
+    return bounds.to(boxes.dtype) if boxes.is_floating_point() else bounds
 
 
 def compose_affine(second: Tensor, first: Tensor) -> Tensor:
@@ -282,6 +283,7 @@ def fit_anchor_shapes(sizes: Tensor, num_shapes: int, *, seed: int = 0, num_roun
 
 def best_iou_of_boxes(priors: Priors, boxes: Tensor) -> Tensor:
     """Return the highest IoU (M,) of each of `boxes` (M, 4) with any anchor of `priors`."""
+    boxes = promote_to_float32(boxes)
     best_iou = boxes.new_zeros(len(boxes))
     for part in column_blocks(len(boxes), len(priors), boxes.device):
         best_iou = torch.maximum(best_iou, pairwise_iou(boxes, priors.coordinates[part].to(boxes)).amax(dim=1))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sightline.compute.geometry.boxes.box_kernels import greedy_nms_kernel, soft_nms_kernel
-from sightline.compute.geometry.boxes.overlaps import iou
+from sightline.compute.geometry.boxes.overlaps import iou, promote_to_float32
+from sightline.compute.labels import widen_labels
 from sightline.compute.numba_kernels import can_use_numba
 from sightline.contract import registry
 from sightline.contract.arguments import PositiveFloat, Probability
@@ -45,7 +46,7 @@ class Suppression(ABC):
         proposal: Tensor | None = None,
         density: Tensor | None = None,
     ) -> SuppressionResult:
-        """Suppress detections: boxes (N, 4), scores (N,), labels (N,) int64 -> indices and scores (K,), same device.
+        """Suppress detections: boxes (N, 4), scores (N,), labels (N,) -> indices and scores (K,), same device.
 
         `proposal` (N,) int64 is the prior that predicts a box, `density` (N,) how much the nearest other object
         overlaps it, 0 to 1. Raises ValueError for other shapes, for scores that are not finite, and for a missing input
@@ -58,8 +59,8 @@ class Suppression(ABC):
             )
         if not scores.isfinite().all():
             raise ValueError(f"{type(self).__name__}: {int((~scores.isfinite()).sum())} scores are not finite numbers")
-        dtype = torch.promote_types(torch.promote_types(boxes.dtype, scores.dtype), torch.float32)
-        labels = labels.cpu() if self.per_class else torch.zeros(len(labels), dtype=torch.int64)
+        dtype = torch.promote_types(promote_to_float32(boxes[:0]).dtype, promote_to_float32(scores[:0]).dtype)
+        labels = widen_labels(labels, "labels").cpu() if self.per_class else torch.zeros(len(labels), dtype=torch.int64)
         extra: Any = {"proposal": proposal, "density": density}
         if any(extra[name] is None or extra[name].shape != scores.shape for name in self.reads):
             raise ValueError(f"{type(self).__name__}: needs {' and '.join(sorted(self.reads))} of each detection")
@@ -89,9 +90,11 @@ class GreedyNMS(Suppression):
         super().__init__(per_class=per_class)
         self.iou_threshold = iou_threshold
 
-    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> SuppressionResult:
-        """Greedy NMS of boxes (N, 4), scores (N,), labels (N,) -> indices and scores (K,)."""
-        indices = greedy_nms(boxes, scores, labels, threshold=self.iou_threshold)
+    def keep(
+        self, boxes: Tensor, scores: Tensor, labels: Tensor, *, proposal: Tensor | None = None
+    ) -> SuppressionResult:
+        """Greedy NMS of boxes (N, 4), scores (N,), labels (N,), and proposal (N,) -> indices and scores (K,)."""
+        indices = greedy_nms(boxes, scores, labels, threshold=self.iou_threshold, proposal=proposal)
         return SuppressionResult(indices, scores[indices])
 
 
@@ -130,7 +133,7 @@ class SoftGaussian(_Soft):
 
 
 @registry.suppressions.add("set")
-class SetSuppression(Suppression):
+class SetSuppression(GreedyNMS):
     """Set NMS: greedy NMS in which detections of the same proposal never suppress one another.
 
     A proposal may contain two objects. Source: Chu et al. 2020, Detection in Crowded Scenes: One Proposal, Multiple
@@ -138,15 +141,6 @@ class SetSuppression(Suppression):
     """
 
     reads = frozenset({"proposal"})
-
-    def __init__(self, *, iou_threshold: Probability = 0.5, per_class: bool = True) -> None:
-        super().__init__(per_class=per_class)
-        self.iou_threshold = iou_threshold
-
-    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *, proposal: Tensor) -> SuppressionResult:
-        """Set NMS of boxes (N, 4), scores (N,), labels (N,), proposal (N,) -> indices and scores (K,)."""
-        indices = greedy_nms(boxes, scores, labels, threshold=self.iou_threshold, proposal=proposal)
-        return SuppressionResult(indices, scores[indices])
 
 
 @registry.suppressions.add("adaptive")

@@ -27,6 +27,7 @@ from sightline.compute.geometry.scans.projection import (
     project_scans,
     scan_index,
 )
+from sightline.compute.labels import widen_labels
 from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
 
 _BLOCK = 64
@@ -176,6 +177,7 @@ def lift_knn(
     row. Source: Milioto et al. 2019 (RangeNet++), section III-D; the published code assigns class 1 if none may vote,
     and takes any of equal distances.
     """
+    label = widen_labels(label)
     if not can_use_numba(range_image, point_range) or range_image.dtype != torch.float32 or len(point_range) == 0:
         return lift_knn_reference(
             label, range_image=range_image, pixel=pixel, point_range=point_range, offsets=offsets, vote=vote
@@ -331,6 +333,7 @@ class ProjectionSummary:
             return
         ignored = self.ignore_index
         num_classes = self.num_classes + 1  # the last is for points whose index is not a class
+        label = widen_labels(label)
         label = torch.where((label < 0) | (label >= self.num_classes), self.num_classes, label)
         void = self.num_classes if ignored is None or ignored >= self.num_classes else ignored
         vote = KNNVote(void=void, is_circular=self.view.is_full_turn)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sightline.compute.labels import widen_labels
 from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.types import Batch
 from sightline.engine.step import compute_batch_losses
@@ -111,6 +112,7 @@ def _make_case(context: Context, name: str, batch: Batch, outputs: Outputs) -> _
     axis = class_axis(logits, label)
     if axis is None or logits.shape[axis] != num_classes or num_classes < 2 or label.is_floating_point():
         return None
+    label = widen_labels(label)
     is_class = (label >= 0) & (label < num_classes)
     if facts.get("ignore_index") is not None:
         is_class &= label != facts["ignore_index"]

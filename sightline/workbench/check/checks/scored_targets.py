@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sightline.compute.geometry.boxes.overlaps import pairwise_iou, promote_to_float32
 from sightline.compute.geometry.boxes.priors import warp_boxes
+from sightline.compute.labels import widen_labels
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
 from sightline.engine.device import to_device
@@ -268,7 +269,7 @@ def _metric_faults(context: Context, maker: PredictionMaker, metric: JudgedMetri
 def _hide_labels(label: Tensor, ignored: int) -> Tensor:
     """Set every third label to the ignore index."""
     is_hidden = torch.arange(label.numel(), device=label.device).view(label.shape) % 3 == 0
-    return label.masked_fill(is_hidden, ignored)
+    return widen_labels(label).masked_fill(is_hidden, ignored)
 
 
 def _roll_classes(logits: Tensor, axis: int, mask: Tensor) -> Tensor:
