@@ -53,17 +53,18 @@ def non_finite(context: Context) -> list[Finding]:
 
 
 def diagnose_non_finite(error: NonFiniteGradientError, world: World) -> Finding:
-    """Locate the origin of a run's non-finite gradient by repeating its step on a copy; one finding for all processes.
+    """Locate the origin of a run's non-finite gradient or loss; one finding for all processes.
 
-    Every process with the error must call this function: the processes exchange findings. The run's model is unchanged.
+    The step is repeated on a copy: the run's model is unchanged. Every process with the error must call this function:
+    the processes exchange findings.
     """
     with preserve_rng_state(), torch.enable_grad(), error.job.losses.preserve_state():
         try:
-            fault = _locate(error.job, error.micro_batches, world.device)
+            fault = _name_loss(error, _locate(error.job, error.micro_batches, world.device))
         except Exception:
             logger.warning("non-finite: the step could not be run again", exc_info=True)
             fault = _diagnose("unknown", "the step could not be run again on a copy")
-    stages = ("data", "parameter", "forward", "loss", "backward", "norm", "unknown")
+    stages = ("data", "parameter", "forward", "loss", "backward", "norm", "unknown loss", "unknown")
     findings = gather_findings([_build(error.job, fault)], world)
     first = min(findings, key=lambda candidate: stages.index(candidate.evidence["stage"]))
     return replace(_blame_learning_rate(error.job, first), phase="runtime")
@@ -140,6 +141,15 @@ def _locate(job: TrainState, micro_batches: Sequence[Batch], device: torch.devic
         for batch in micro_batches:
             fault = fault or _check_step(job, batch, device)
     return fault or _check_norm(job, micro_batches, device)
+
+
+def _name_loss(error: NonFiniteGradientError, fault: Fault) -> Fault:
+    """Name the loss that was not finite in the run's step, if the step is finite when it is run again."""
+    spoiled = [(name, value) for name, value in error.losses.items() if not math.isfinite(value)]
+    if not spoiled or fault.evidence["stage"] != "unknown":
+        return fault
+    (name, value), *_ = spoiled
+    return _diagnose("unknown loss", fault.measured, name=name, value=value, evidence={"loss": name})
 
 
 # --- the stages, in the order in which a fault would arise -----------------------------------------------------------
