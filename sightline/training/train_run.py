@@ -38,6 +38,7 @@ from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.engine.build import Data, TrainingSetup, build
 from sightline.engine.device import describe_nondeterminism, set_backends
 from sightline.engine.distributed import World, start_world
+from sightline.engine.finite_state import NonFiniteStateError
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.records import Observer
 from sightline.engine.resume import RunLocation, assert_empty, create_run_folder, resolve_run_location
@@ -444,7 +445,7 @@ class _TrainRun:
 
             with missing_keys_explained(session.config, session.job.model):
                 raise
-        except NonFiniteGradientError as error:
+        except (NonFiniteGradientError, NonFiniteStateError) as error:
             from sightline.workbench.check.checks.optimiser.non_finite import diagnose_non_finite
 
             finding = diagnose_non_finite(error, self._world)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sightline.contract.types import Batch
 from sightline.engine.distributed import World
+from sightline.engine.finite_state import NonFiniteStateError
 from sightline.engine.learnt_losses import combine_modules
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.train import NonFiniteGradientError, TrainState
@@ -52,12 +53,16 @@ def non_finite(context: Context) -> list[Finding]:
     return [_build(job, _locate(job, [rehearsal.batch], context.world.device))]
 
 
-def diagnose_non_finite(error: NonFiniteGradientError, world: World) -> Finding:
+def diagnose_non_finite(error: NonFiniteGradientError | NonFiniteStateError, world: World) -> Finding:
     """Locate the origin of a run's non-finite gradient or loss; one finding for all processes.
 
     The step is repeated on a copy: the run's model is unchanged. Every process with the error must call this function:
     the processes exchange findings.
     """
+    if isinstance(error, NonFiniteStateError):
+        steps = f"{error.sound_step + 1} to {error.job.step}"
+        fault = _diagnose("state", error.measured, name=error.name, sound_step=error.sound_step, steps=steps)
+        return replace(_blame_learning_rate(error.job, _build(error.job, fault)), phase="runtime")
     with preserve_rng_state(), torch.enable_grad(), error.job.losses.preserve_state():
         try:
             fault = _name_loss(error, _locate(error.job, error.micro_batches, world.device))
