@@ -53,16 +53,11 @@ class FiniteState:
 
 def _named_tensors(job: TrainState) -> dict[str, Tensor]:
     """Return parameters and buffers of model, losses and their averages, by what an error calls them."""
-    owners = {
-        "the model": job.model,
-        "the losses": job.losses,
-        "the model's average": job.ema,
-        "the losses' average": job.losses_ema,
-    }
-    modules = {owner: module for owner, module in owners.items() if module is not None}
+    owners = {"model": job.model, "losses": job.losses, "EMA": job.ema, "losses' EMA": job.losses_ema}
     return {
-        f"the {kind} '{plain_name(name)}' of {owner}": tensor
-        for owner, module in modules.items()
+        f"the {kind} '{plain_name(name)}' of the {owner}": tensor
+        for owner, module in owners.items()
+        if module is not None
         for kind, named in (("buffer", module.named_buffers()), ("parameter", module.named_parameters()))
         for name, tensor in named
         if tensor.numel()

@@ -452,8 +452,11 @@ class _TrainRun:
             session.directory.write_json("findings.json", [finding.to_dict()])
             raise RunError(str(finding)) from error
         except ValueError as error:
+            from sightline.workbench.check.checks.model.first_step import explain_failure
             from sightline.workbench.check.checks.optimiser.non_finite import explain_fault
 
+            if "more than 1 value per channel" in str(error):
+                raise RunError(f"step {session.job.step}: {error}; {explain_failure(error)[1]}") from error
             diagnosis = None if isinstance(error, UserError) else explain_fault(error, session.job)
             if diagnosis is None:
                 raise

@@ -66,7 +66,7 @@ def spoil(module: nn.Module | None, name: str, value: float = INF) -> None:
             lambda job: spoil(job.model, "encode.0.linear.weight", -INF),
             "the parameter 'encode.0.linear.weight' of the model",
         ),
-        (lambda job: spoil(job.ema, "encode.0.norm.running_var"), "'encode.0.norm.running_var' of the model's average"),
+        (lambda job: spoil(job.ema, "encode.0.norm.running_var"), "'encode.0.norm.running_var' of the EMA"),
         (
             lambda job: next(iter(job.optimizer.state.values()))["exp_avg_sq"].fill_(INF),
             "the optimiser's slot 'encode.0",
