@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
+from pathlib import Path
 
 from sightline.contract.errors import ConfigError, DataError, MissingDataError, UserError, escape_to_one_line
+from tests.command import run_here
+from tests.runs.small import PLAIN, ROOT, SMALL
 
 
 def test_a_data_error_is_one_line() -> None:
@@ -20,3 +23,14 @@ def test_a_data_error_is_one_line() -> None:
 def test_a_mistake_is_one_line_and_faults_of_a_config_are_one_each() -> None:
     assert str(UserError("a\nb.yaml: no such file")) == r"a\nb.yaml: no such file"
     assert str(ConfigError("one\x1b", "two")) == "one\\x1b\ntwo"
+
+
+def test_a_batch_norm_with_one_value_is_one_line_of_a_run_without_checks(tmp_path: Path) -> None:
+    """Forty-eight samples of training in batches of 47: the last batch has one."""
+    words = ("train.batch_size=47", "--no-check", "--device", "cpu", "--out", tmp_path)
+    cuts = [cut for cut in SMALL if not cut.startswith("train.batch_size")]
+    done = run_here("train", ROOT / "configs/classify/synthetic_shapes_pointnet.yaml", *cuts, *PLAIN, *words)
+    assert done.code == 1
+    (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: step 1: Expected more than 1 value per channel when training")
+    assert line.endswith("set another train.batch_size, fewer micro_batches, or train.tail: drop")

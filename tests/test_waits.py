@@ -151,6 +151,10 @@ def test_checks_are_immediate_outside_of_a_step(monkeypatch: pytest.MonkeyPatch)
             assert expect(no)
         assert [bool(check.holds) for check in checks] == [False, False]
         assert [check.make_error for check in checks] == [KeyError, RepeatStepError]
+        with deferred_checks(is_repeatable=False) as checks:
+            require(no, KeyError)
+            assert not expect(no)
+        assert [check.make_error for check in checks] == [KeyError]
     with deferred_checks() as checks, pytest.raises(KeyError):
         require(no, KeyError)
     assert not checks

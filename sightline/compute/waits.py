@@ -27,6 +27,7 @@ _FREE_DEVICES = frozenset({"cpu"})
 _MAX_KNOWN = 4096
 """Numbers of a tensor of which the host keeps a list: sizes and offsets, not labels of points."""
 _deferred: list[DeviceCheck] | None = None  # not a context variable: a GPU's backward pass runs in a thread of its own
+_is_repeatable = True
 
 
 def is_free_to_read(values: Tensor) -> bool:
@@ -70,7 +71,7 @@ def expect(holds: Tensor) -> bool:
 
     In `deferred_checks`, a device's values are taken as expected, and `RepeatStepError` is the error if they are not.
     """
-    if _deferred is None or not _is_deferrable(holds):
+    if _deferred is None or not _is_repeatable or not _is_deferrable(holds):
         return bool(holds.all())
     _deferred.append(DeviceCheck(holds.all(), RepeatStepError))
     return True
@@ -81,14 +82,18 @@ def _is_deferrable(values: Tensor) -> bool:
 
 
 @contextmanager
-def deferred_checks() -> Iterator[list[DeviceCheck]]:
-    """Context that collects the checks of values on a device; the caller reads them before it trusts any result."""
-    global _deferred
-    previous, _deferred = _deferred, []
+def deferred_checks(*, is_repeatable: bool = True) -> Iterator[list[DeviceCheck]]:
+    """Context that collects the checks of values on a device; the caller reads them before it trusts any result.
+
+    In work that is not `is_repeatable`, `expect` waits for its values.
+    """
+    global _deferred, _is_repeatable
+    previous = _deferred, _is_repeatable
+    _deferred, _is_repeatable = [], is_repeatable
     try:
         yield _deferred
     finally:
-        _deferred = previous
+        _deferred, _is_repeatable = previous
 
 
 def send(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

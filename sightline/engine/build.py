@@ -394,7 +394,7 @@ def _load_network(
     check_same_facts(files.facts, facts, run)
     with preserve_rng_state():
         model = build_model(files.config, files.facts, World(device=world.device))
-    load_weights(model, checkpoint.load_trained_state(source, remedy=remedy))
+    load_weights(model, checkpoint.load_trained_state(source, remedy=remedy), where=source)
     return model.to(world.device, Precision(precision).parameter_dtype)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,8 @@ from sightline.engine.batch_stream import BatchLoader, evaluation_keys, read_bat
 from sightline.engine.device import Precision, to_device
 from sightline.engine.distributed import World
 from sightline.engine.step import StepTimer, Task, divide_by_count, single_batch_step
+
+logger = logging.getLogger(__name__)
 
 _NUM_HARD = 5
 BatchCallback = Callable[[Batch, Mapping[str, Any]], None]
@@ -240,8 +243,20 @@ class Evaluator:
         )
         metrics, per_class, tables = _compute_figures(measured)
         losses = ledger.mean_losses(totals)
+        world.rank_zero_only(self._warn_of_losses)(losses, totals)
         seconds = time.perf_counter() - started
         return Evaluation(metrics, losses, per_class, tables, len(self.indices), seconds, results=measured)
+
+    def _warn_of_losses(self, losses: Mapping[str, float], totals: Mapping[str, Tensor]) -> None:
+        """Warn of losses that are not finite, with the samples of the first batch where one is not."""
+        for name in (name for name, value in losses.items() if not math.isfinite(value)):
+            number = int(totals[f"loss sums/{name}"].isfinite().int().argmin())
+            samples = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
+            logger.warning(
+                "non-finite-loss: the loss '%s' is %s in this evaluation, first in batch %d (samples %d to %d); look "
+                "there for a logarithm of 0 or an overflow, in the loss or in what the model returns",
+                *(name, losses[name], number, samples[0], samples[-1]),
+            )
 
 
 def _draw_pictures(results: Sequence[MetricResult]) -> list[Picture]:

@@ -63,7 +63,7 @@ class LearntLosses(nn.Module):
                 f"before sightline trained these; start a new run, from its weights by init.from={where}"
             )
         if saved:
-            load_weights(self.losses, saved)
+            load_weights(self.losses, saved, where=where)
 
     @contextmanager
     def evaluation_mode(self, average: LearntLosses | None) -> Iterator[None]:

@@ -269,7 +269,7 @@ def build_model(name: str, /, **arguments: Any) -> nn.Module:
 
 
 def _load_trained(model: nn.Module, path: Path) -> None:
-    load_weights(model, trained_weights.load_trained_state(path, remedy="give it by --checkpoint"))
+    load_weights(model, trained_weights.load_trained_state(path, remedy="give it by --checkpoint"), where=path)
 
 
 def _find_checkpoint(run: Path, name: str) -> Path:

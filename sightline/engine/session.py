@@ -29,6 +29,7 @@ from sightline.draw.pictures import encode_png
 from sightline.engine.build import DataSubset, TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluation
+from sightline.engine.finite_state import FiniteState
 from sightline.engine.loggers import TensorBoard, Wandb
 from sightline.engine.observers import EpochTimes, MetricsLog, Progress, TrainLog
 from sightline.engine.optimizers import format_module_rates
@@ -142,6 +143,7 @@ class TrainingSession:
         self.stop = stop
         self.record = record
         self.best = BestCheckpoint()
+        self._finite_state = FiniteState(built.job)
         self.metrics_log = MetricsLog(directory, every=self.config.log.every)
         self.observers = Observers([])
         self._extra = tuple(extra_observers)
@@ -177,7 +179,7 @@ class TrainingSession:
         job, state = self.job, snapshot.state
         if snapshot.step > job.num_steps:
             raise CheckpointError(f"{path}: is of step {snapshot.step}, after the run's last step {job.num_steps}")
-        load_weights(job.model, snapshot.model)
+        load_weights(job.model, snapshot.model, where=path)
         job.losses.load(snapshot.losses, where=path)
         checkpoint.restore_optimizer(job.trained_module, job.optimizer, snapshot.optimizer)
         for group, saved in zip(job.optimizer.param_groups, state["groups"], strict=True):
@@ -185,10 +187,10 @@ class TrainingSession:
         if job.ema is not None:
             if snapshot.ema is None:
                 raise CheckpointError(f"{path}: contains no EMA of the weights, which train.ema_decay requires")
-            load_weights(job.ema, snapshot.ema)
+            load_weights(job.ema, snapshot.ema, where=path)
         if job.losses_ema is not None:
             job.losses_ema.load(snapshot.losses_ema, where=path)
-        job.step = snapshot.step
+        job.step = self._finite_state.sound_step = snapshot.step
         self._planned_steps = state["num_steps"]
         job.scaler.load_state_dict(state["scaler"])
         self.best = BestCheckpoint(state["best"]["step"], state["best"]["value"])
@@ -370,13 +372,15 @@ class TrainingSession:
         """Save a checkpoint; if its evaluation is due, it is saved again afterwards, with the result.
 
         The second save writes the state alone: files of tensors are the first one's. A run that is killed between them
-        resumes from the first, and evaluates before it trains.
+        resumes from the first, and evaluates before it trains. Raises NonFiniteStateError, on all processes alike,
+        instead of saving what is no longer finite.
         """
         job, world = self.job, self.world
         world.broadcast_buffers(job.model)
         world.broadcast_buffers(job.losses)
         if job.ema is not None:
             world.broadcast_buffers(job.ema)
+        self._finite_state.assert_finite()
         random_states = world.gather_text(json.dumps(checkpoint.get_rng_state()), operation="random states")
         world.rank_zero_only(self._write_checkpoint)(random_states, is_evaluation_due=is_evaluation_due)
         self._is_new_best = False

@@ -148,7 +148,7 @@ def compute_batch_losses(
 def divide_by_count(total: Tensor, count: Tensor) -> Tensor:
     """Divide a total by its count, or by 1 if the count is 0."""
     divisor = send(count, total.device)
-    return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor)).to(total.dtype)
+    return total / torch.where(divisor == 0, torch.ones_like(divisor), divisor).to(total.dtype)
 
 
 def weighted_sum(means: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sightline.compute.waits import DeviceCheck, RepeatStepError, deferred_checks, is_free_to_read, send
 from sightline.contract.errors import RunError
+from sightline.contract.loss import bad_count_error
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch, LinearRamp
 from sightline.engine.batch_stream import BatchStream
@@ -27,7 +28,7 @@ from sightline.engine.step import StepTimer, Task, divide_by_count, prepare_step
 
 _SAMPLES, _STOP, _RARE, _COUNT_PREFIX = "(samples)", "(stop)", "(rare cases)", "(tally) "
 """Keys of further sums in the collective of the losses; no loss can have such a name."""
-_NORM, _MEAN_PREFIX, _GRADIENT_PREFIX = "(norm)", "(mean) ", "(gradient) "
+_NORM, _MEAN_PREFIX, _DIVISOR_PREFIX, _GRADIENT_PREFIX = "(norm)", "(mean) ", "(count) ", "(gradient) "
 """Keys of the numbers that a step reads besides these sums."""
 
 
@@ -112,7 +113,7 @@ class StepCallback(Protocol):
 def train(job: TrainState, world: World, on_step_end: StepCallback, stop: Any = None) -> None:
     """Run optimiser steps from `job.step` to `job.num_steps`, or until `on_step_end` returns true.
 
-    Raises RunError if a gradient is not finite; the weights are then still those of the step before.
+    Raises RunError if a loss or a gradient is not finite; the weights are then still those of the step before.
     """
     replica = world.broadcast_weights(job.model)
     if job.losses:
@@ -151,11 +152,15 @@ def train_step(
     `meanwhile` is called when the step is queued, before the host waits for its numbers.
 
     On a device that the host would have to wait for, the step is computed as if no rare case occurred (`waits.expect`),
-    and again if one did, on all processes and from the same state. fp16 waits, since its scaler cannot repeat a step.
+    and again if one did, on all processes and from the same state. fp16 waits for those cases, since its scaler cannot
+    repeat a step.
     """
     arguments = (job, network, micro_batches, world, clock, stop_requested, meanwhile)
-    if is_free_to_read(torch.empty(0, device=job.device)) or job.scaler.is_enabled():
+    if is_free_to_read(torch.empty(0, device=job.device)):
         return _compute_step(*arguments, checks=None)
+    if job.scaler.is_enabled():
+        with deferred_checks(is_repeatable=False) as checks:
+            return _compute_step(*arguments, checks=checks)
     buffers = [(buffer, buffer.clone()) for buffer in job.trained_module.buffers()]
     cuda = [job.device] if job.device.type == "cuda" else []
     random_states = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in cuda]
@@ -228,6 +233,7 @@ def _compute_step(
         {
             **totals,
             **{_MEAN_PREFIX + n: m for n, m in means.items()},
+            **{_DIVISOR_PREFIX + n: step.counts[n] for n in means},
             **{_GRADIENT_PREFIX + path: norm for path, norm in gradients.items()},
             _NORM: grad_norm,
         },
@@ -235,9 +241,13 @@ def _compute_step(
     )
     if numbers.get(_RARE):
         raise RepeatStepError
+    for name in sums:
+        if not 0 <= numbers[_DIVISOR_PREFIX + name] < math.inf:
+            raise bad_count_error(name, numbers[_DIVISOR_PREFIX + name])
     is_finite = math.isfinite(numbers[_NORM])
-    if not is_finite and not _may_be_skipped(job, [numbers[name] for name in sums]):
-        raise NonFiniteGradientError(job, micro_batches, step.counts, totals, grad_norm)
+    losses = {name: numbers[_MEAN_PREFIX + name] for name in sums}
+    if not (is_finite and all(map(math.isfinite, losses.values()))) and not _may_be_skipped(job, losses.values()):
+        raise NonFiniteGradientError(job, micro_batches, losses, numbers[_NORM])
     job.scaler.step(job.optimizer)
     job.scaler.update()
     if is_finite and job.ema is not None and job.ema_decay is not None:
@@ -247,7 +257,7 @@ def _compute_step(
             update_ema(job.losses_ema, job.losses, decay)
     clock.end_phase("optimise")
     return StepTotals(
-        losses={name: numbers[_MEAN_PREFIX + name] for name in sums},
+        losses=losses,
         grad_norm=numbers[_NORM],
         lr=max(group["lr"] for group in job.optimizer.param_groups),
         num_samples=int(numbers[_SAMPLES]),
@@ -271,31 +281,30 @@ def _read_numbers(scalars: Mapping[str, Tensor], checks: Sequence[DeviceCheck]) 
     return dict(zip(scalars, flat, strict=False))
 
 
-def _may_be_skipped(job: TrainState, sums: Sequence[float]) -> bool:
+def _may_be_skipped(job: TrainState, losses: Iterable[float]) -> bool:
     """Return True if a non-finite gradient only shows that fp16's loss scale is still too large.
 
     The step then changes nothing and the scale is halved; a loss that is not finite itself, or a gradient that stays so
     down to a scale of 1, is not due to the scale. Source: Micikevicius et al. 2018, section 3.2.
     """
-    return job.scaler.is_enabled() and job.scaler.get_scale() > 1.0 and all(map(math.isfinite, sums))
+    return job.scaler.is_enabled() and job.scaler.get_scale() > 1.0 and all(map(math.isfinite, losses))
 
 
 class NonFiniteGradientError(RunError):
-    """Error for a gradient that is not finite: weights are unchanged, and the step can be repeated."""
+    """Error for a gradient or a loss that is not finite: weights are unchanged, and the step can be repeated.
+
+    `losses` are the step's mean losses.
+    """
 
     def __init__(
-        self,
-        job: TrainState,
-        micro_batches: Sequence[Batch],
-        counts: Mapping[str, Tensor],
-        totals: Mapping[str, Tensor],
-        grad_norm: Tensor,
+        self, job: TrainState, micro_batches: Sequence[Batch], losses: Mapping[str, float], grad_norm: float
     ) -> None:
         self.job = job
         self.micro_batches = micro_batches
-        values = ", ".join(f"{name} {divide_by_count(totals[name], counts[name]).item():g}" for name in counts)
+        self.losses = losses
+        values = ", ".join(f"{name} {value:g}" for name, value in losses.items())
         super().__init__(
-            f"step {job.step}: the gradient's norm is {grad_norm.item()} (losses: {values}); the weights are unchanged"
+            f"step {job.step}: the gradient's norm is {grad_norm} (losses: {values}); the weights are unchanged"
         )
 
 

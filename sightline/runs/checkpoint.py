@@ -38,7 +38,7 @@ from sightline.runs.snapshots import (
     write_slim_copy,
     write_snapshot,
 )
-from sightline.runs.weights import plain_name
+from sightline.runs.weights import describe_non_finite, find_non_finite, plain_name
 from sightline.store.files.atomic_write import sync_folder
 from sightline.store.prepared.prepared_set import compute_sha256
 
@@ -66,8 +66,14 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tenso
 def restore_optimizer(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Restore the optimiser's slots, copied to each parameter's device; it changes completely or not at all.
 
-    Raises CheckpointError for a parameter that the optimiser does not train, and for a slot of an unfit shape.
+    Raises CheckpointError for a parameter that the optimiser does not train, for a slot of an unfit shape, and for one
+    that is not finite.
     """
+    for key in find_non_finite(tensors):
+        raise CheckpointError(
+            f"optimizer state '{key}': {describe_non_finite(tensors[key])}, so that its parameter would never move "
+            "again; resume from an earlier checkpoint"
+        )
     trained = set(_iterate_parameters(optimizer))
     named_parameters = ((plain_name(name), p) for name, p in model.named_parameters(remove_duplicate=False))
     parameters = {name: parameter for name, parameter in named_parameters if parameter in trained}

@@ -37,6 +37,7 @@ from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.engine.build import Data, TrainingSetup, build
 from sightline.engine.device import describe_nondeterminism, set_backends
 from sightline.engine.distributed import World, start_world
+from sightline.engine.finite_state import NonFiniteStateError
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.records import Observer
 from sightline.engine.resume import RunLocation, assert_empty, create_run_folder, resolve_run_location
@@ -442,15 +443,18 @@ class _TrainRun:
 
             with missing_keys_explained(session.config, session.job.model):
                 raise
-        except NonFiniteGradientError as error:
+        except (NonFiniteGradientError, NonFiniteStateError) as error:
             from sightline.workbench.check.checks.optimiser.non_finite import diagnose_non_finite
 
             finding = diagnose_non_finite(error, self._world)
             session.directory.write_json("findings.json", [finding.to_dict()])
             raise RunError(str(finding)) from error
         except ValueError as error:
+            from sightline.workbench.check.checks.model.first_step import explain_failure
             from sightline.workbench.check.checks.optimiser.non_finite import explain_fault
 
+            if "more than 1 value per channel" in str(error):
+                raise RunError(f"step {session.job.step}: {error}; {explain_failure(error)[1]}") from error
             diagnosis = None if isinstance(error, UserError) else explain_fault(error, session.job)
             if diagnosis is None:
                 raise

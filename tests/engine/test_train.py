@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
 import math
 from collections import namedtuple
@@ -16,6 +17,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.errors import UserError
+from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
 from sightline.engine.device import Precision, describe_nondeterminism, set_determinism, to_device
 from sightline.engine.distributed import World
@@ -28,12 +31,15 @@ from sightline.engine.step import (
     prepare_step,
     single_batch_step,
     weighted_sum,
+    with_prepare,
 )
 from sightline.engine.train import NonFiniteGradientError, compute_ema_decay, train, train_step, update_ema
 from sightline.runs.curves import encode_curves
 from sightline.runs.run_directory import RunDirectory
+from tests.cases import run_each
+from tests.doctor.planting import with_losses
 from tests.runs.small import small_run
-from tests.waits import counted_waits
+from tests.waits import counted_waits, device_form
 
 # --- the forward pass of a step, on numbers that are worked out by hand ----------------------------------------------
 
@@ -279,6 +285,90 @@ def test_a_non_finite_gradient_never_reaches_the_weights() -> None:
     with pytest.raises(NonFiniteGradientError, match=r"step 0: the gradient's norm is nan .*cross_entropy nan"):
         train(built.job, World(), lambda record, stop: False)
     assert all(torch.equal(a, b) for a, b in zip(before, built.job.model.parameters(), strict=True))
+
+
+class OwnLoss(Loss):
+    """Cross entropy whose counts are given, and to whose sum a number is added, from the call `num_before` on."""
+
+    def __init__(self, *counts: Tensor, added: float = 0.0, num_before: int = 0) -> None:
+        super().__init__()
+        self.counts, self.added, self.num_before = list(counts), added, num_before
+
+    def count(self, *, label: Tensor) -> Tensor:
+        return self.counts.pop(0) if self.counts else torch.tensor(len(label))
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        added, self.num_before = self.added if self.num_before <= 0 else 0.0, self.num_before - 1
+        return nn.functional.cross_entropy(logits, label, reduction="sum") + added
+
+
+@pytest.mark.parametrize("is_device", [False, True])
+@run_each("added, weight", [(math.inf, 1.0), (math.nan, 1.0), (-math.inf, 0.0)])
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(
+    added: float, weight: float, is_device: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gradient is finite: that of the cross entropy. A weight of 0 hides the value from no record."""
+    precision = "fp16" if is_device else "float32"
+    built = with_losses(small_run(f"train.precision={precision}"), {"cross_entropy": OwnLoss(added=added)})
+    built.job.loss_weights = {"cross_entropy": weight}
+    before = copy.deepcopy(list(built.job.model.parameters()))
+    expected = pytest.raises(NonFiniteGradientError, match=rf"norm is \S+ \(losses: cross_entropy {added:g}\)")
+    with device_form(monkeypatch) if is_device else contextlib.nullcontext(), expected:
+        train(built.job, World(), lambda record, stop: False)
+    assert all(torch.equal(a, b) for a, b in zip(before, built.job.model.parameters(), strict=True))
+
+
+BAD_COUNTS = [(-3.0, "-3"), (math.nan, "nan"), (math.inf, "inf"), (-1, "-1")]
+
+
+@run_each("bad, shown", BAD_COUNTS)
+def test_a_count_that_no_sum_can_be_divided_by_is_named(bad: float, shown: str) -> None:
+    """In one of two micro-batches, whose sum is a number like any other."""
+    built = with_losses(small_run(), {"own": OwnLoss(torch.tensor(100.0), torch.tensor(bad))})
+    batch = {"label": torch.zeros(4, dtype=torch.int64)}
+    with pytest.raises(UserError, match=rf"losses.own: its count is {shown}, a finite number of at least 0 is needed"):
+        built.job.task.prepare(built.job.model, [batch, batch], World())
+
+
+@run_each(
+    "returned, expected",
+    [
+        ([torch.tensor(True), torch.tensor(True)], 2),
+        ([torch.tensor(200, dtype=torch.uint8), torch.tensor(100, dtype=torch.uint8)], 300),
+        ([torch.tensor([[2.5]]), torch.tensor([1.0])], 3.5),
+        ([torch.tensor(0), torch.tensor(0)], 0),
+    ],
+)
+def test_counts_of_micro_batches_add_up_in_any_form(returned: list[Tensor], expected: float) -> None:
+    built = with_losses(small_run(), {"own": OwnLoss(*returned)})
+    batch = {"label": torch.zeros(4, dtype=torch.int64)}
+    (count,) = built.job.task.prepare(built.job.model, [batch, batch], World())[0].values()
+    assert (count.shape, count.item()) == ((), expected)
+
+
+@pytest.mark.parametrize("precision", ["cpu", "float32", "fp16"])
+@run_each("bad, shown", BAD_COUNTS)
+def test_no_step_is_taken_with_such_a_count_of_any_task(
+    bad: float, shown: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device, where nothing is read before the step's one transfer, as well."""
+    built = small_run(f"train.precision={precision.replace('cpu', 'float32')}")
+    counts = dict.fromkeys(built.job.loss_weights, torch.tensor(bad))
+    built.job.task = with_prepare(built.job.task, lambda prepare, *words: (counts, prepare(*words)[1]))
+    before = copy.deepcopy(list(built.job.model.parameters()))
+    expected = pytest.raises(UserError, match=rf"losses.\w+: its count is {shown},")
+    with device_form(monkeypatch) if precision != "cpu" else contextlib.nullcontext(), expected:
+        train(built.job, World(), lambda record, stop: False)
+    assert all(torch.equal(a, b) for a, b in zip(before, built.job.model.parameters(), strict=True))
+
+
+def test_an_evaluation_warns_of_a_loss_that_is_not_finite(caplog: pytest.LogCaptureFixture) -> None:
+    built = with_losses(small_run(), {"cross_entropy": OwnLoss(added=math.inf, num_before=1)})
+    evaluator = dataclasses.replace(built.test_evaluator, batch_size=5, loss_names=("cross_entropy",))
+    assert evaluator(built.job.model, World()).losses == {"cross_entropy": math.inf}
+    (message,) = [record.getMessage() for record in caplog.records if "non-finite-loss" in record.getMessage()]
+    first, last = evaluator.indices[5], evaluator.indices[9]
+    assert f"'cross_entropy' is inf in this evaluation, first in batch 1 (samples {first} to {last})" in message
 
 
 def test_fp16_skips_while_its_scale_is_too_large_and_stops_where_that_is_not_the_reason() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,24 @@ def test_a_killed_run_goes_on_to_the_same_bits(run: Path, tmp_path: Path) -> Non
     break_off(broken)
     succeed("train", CONFIG, *words, "train.epochs=2", keep_two, "--out", broken, "--resume", "auto")
     assert (last / "model.safetensors").read_bytes() == expected
+
+
+@pytest.mark.parametrize("kept", ["none", "every second"])
+def test_images_without_boxes_are_trained_on_and_scored(
+    kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a set, or every second one: losses are finite, and nothing is found where nothing is."""
+    scene = SyntheticCrowds.scene
+
+    def emptied(self: SyntheticCrowds, index: int) -> Any:
+        full = scene(self, index)
+        return full if kept != "none" and index % 2 else replace(full, people=[], ignored=[])
+
+    monkeypatch.setattr(SyntheticCrowds, "scene", emptied)
+    config = ROOT / "configs/detect/synthetic_crowds_retinanet.yaml"
+    words = ("train.epochs=1", "train.precision=float32", "model.channels_last=false", "--no-check", "--device", "cpu")
+    succeed("train", config, *DETECT, *words, "--out", tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert all(line["loss/total"] is not None for line in lines if line["split"] == "train")
+    ap = json.loads((tmp_path / "run/final.json").read_text())["metrics"]["ap"]
+    assert (ap is None) == (kept == "none")

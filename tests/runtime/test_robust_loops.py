@@ -179,3 +179,22 @@ def test_two_threads_that_train_at_once_are_watched_apart() -> None:
     for thread in threads:
         thread.join()
     assert codes == {True: set(), False: {"gradients-kept"}}
+
+
+@pytest.mark.parametrize("value", [1.0, 1e25])
+def test_a_running_variance_of_infinity_is_found_at_the_end(value: float) -> None:
+    """Of one batch with a huge number: loss, gradients and weights are finite at every update."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for step in range(8):
+            rows = torch.randn(6, 4)
+            rows[0, 0] = value if step == 5 else 1.0
+            optimizer.zero_grad()
+            F.cross_entropy(model(rows), torch.arange(6) % 3).backward()
+            optimizer.step()
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+    found = [finding for finding in watch.findings if finding.severity != "note"]
+    assert [finding.code for finding in found] == ["non-finite"] * (value > 1), found
+    assert all("'1.running_var' is not finite" in finding.summary for finding in found)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 
 from sightline.compute.geometry.pinhole import CropPlacement, from_crop_coordinates
 from sightline.compute.geometry.volumes import CubePlacement, Decoding, decode, peaks, permute_axes, to_camera
+from sightline.compute.waits import require
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, BoundFunction, bind
 from sightline.contract.errors import UserError
-from sightline.contract.loss import Loss, cast_forward
+from sightline.contract.loss import Loss, bad_count_error, cast_forward
 from sightline.contract.types import Batch
 from sightline.draw.pictures import Axis, Picture, label_colors, pad_to_3d, render_clouds, with_legend
 
@@ -74,9 +76,7 @@ class Supervised:
         with torch.no_grad():
             contexts = [self.context(model, batch) for batch in micro_batches]
         counts = {
-            name: _sum_counts(
-                [_assert_scalar(name, "count", count(*pair)) for pair in zip(micro_batches, contexts, strict=True)]
-            )
+            name: _sum_counts(name, [count(*pair) for pair in zip(micro_batches, contexts, strict=True)])
             for name, count in self._counts.items()
         }
         return world.all_reduce_sum(counts, operation="loss counts"), contexts
@@ -133,18 +133,21 @@ class Supervised:
 
 
 def _assert_scalar(name: str, method: str, returned: Any) -> Tensor:
-    """Return what a loss returned. Raises UserError if that is no tensor of one number."""
+    """Return what a loss returned, as a tensor (). Raises UserError if that is no tensor of one number."""
     if isinstance(returned, Tensor) and returned.numel() == 1:
-        return returned
+        return returned.reshape(()) if returned.ndim else returned
     found = f"a tensor {tuple(returned.shape)}" if isinstance(returned, Tensor) else type(returned).__name__
     raise UserError(f"losses.{name}: {method} returned {found}; return one number, a tensor ()")
 
 
-def _sum_counts(counts: list[Tensor]) -> Tensor:
-    total = counts[0]
-    for count in counts[1:]:
-        total = total + count
-    return total
+def _sum_counts(name: str, returned: list[Any]) -> Tensor:
+    """Sum a loss's counts of micro-batches. Raises UserError for one that is negative or not finite."""
+    counts = []
+    for value in returned:
+        count = _assert_scalar(name, "count", value)
+        counts.append(count if count.is_floating_point() else count.long())  # truths would add up to a truth
+        require((count >= 0) & count.isfinite(), partial(bad_count_error, name, count))
+    return sum(counts[1:], counts[0])
 
 
 NUM_SHOWN = 12

@@ -196,11 +196,17 @@ class Context:
 
     @share("weights")
     def trained_model(self) -> nn.Module | None:
-        """Copy of the model with the weights of the run's last checkpoint, in evaluation mode; None without one."""
+        """Copy of the model with the weights of the run's last checkpoint, in evaluation mode; None without one.
+
+        None, too, for a checkpoint that cannot be used: `unsound-checkpoint` reports it.
+        """
         if self.run is None or not (self.run / "checkpoints" / "last").exists():
             return None
         copied = isolated_copy(self.built.job.model)
-        load_weights(copied, load_trained_state(self.run, remedy="give it by --checkpoint"))
+        try:
+            load_weights(copied, load_trained_state(self.run, remedy="give it by --checkpoint"))
+        except CheckpointError:
+            return None
         return copied.eval()
 
     @share("compression")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sightline.compute.waits import send_list
 from sightline.contract.pytree import dense_leaves
 from sightline.engine.distributed import is_one_of_several
+from sightline.runs.weights import describe_non_finite, find_non_finite
 from sightline.workbench.check.checks.optimiser.non_finite import non_finite
 from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.runtime_rules import report
@@ -94,6 +95,14 @@ class FiniteMonitor(Monitor):
                 yield non_finite, self._explain(track, numbers)
 
         yield from loop.reader.read(total, judge)
+
+    def on_end(self, loop: Loop) -> Iterator[Found]:
+        """Judge running statistics, which training does not read: a huge number's square is infinite in them."""
+        buffers = {f"{start}{name}": b for start, model in loop.models.items() for name, b in model.named_buffers()}
+        statistics = {name: b for name, b in buffers.items() if name.endswith(("running_mean", "running_var"))}
+        for name in find_non_finite(statistics)[: not self._is_found]:
+            measured = describe_non_finite(statistics[name])
+            yield non_finite, _diagnose("statistics", measured, name=name, evidence={"stage": "forward"})
 
 
 class ClipMonitor(Monitor):

@@ -15,17 +15,18 @@ from torch import Tensor, nn
 from sightline.compute.layers.quantisation.parametrised import bake_quantised_weights, dense_state_dict
 from sightline.config import read_config
 from sightline.config.run_config import Init
-from sightline.contract.errors import CheckpointError, UserError
+from sightline.contract.errors import CheckpointError, UserError, join_some
 from sightline.engine.build import build_model
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import open_run
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import load_trained_state
 from sightline.runs.packed import unique_tensors
-from sightline.runs.weights import load_weights
+from sightline.runs.snapshots import Snapshot
+from sightline.runs.weights import describe_non_finite, find_non_finite, find_spoiled, load_weights, plain_state
 from sightline.workbench.check.context import Context, check, initialisations
 from sightline.workbench.check.core.dry_run import isolated_copy
-from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.finding import Fault, FindingLocation
 
 
 @check(
@@ -84,6 +85,44 @@ def checkpoint_match(context: Context, init: Init) -> Fault | None:
         expected="the patterns of may_be_missing name what differs, and nothing else",
         action="nothing, if this is intended",
     )
+
+
+@check(
+    "unsound-checkpoint",
+    "offline",
+    causes=("data.corrupt_sample", "model.numerics", "optim.lr"),
+    expected="files as they were saved, with finite numbers wherever a new model has them",
+    action="evaluate or resume an earlier checkpoint; look for a huge number in the samples, whose square overflows",
+)
+def unsound_checkpoint(context: Context) -> Iterator[Fault]:
+    """Each checkpoint of the run can be read, and its numbers are finite where a new model's are.
+
+    Finds: A checkpoint that is damaged, or has NaN or infinity in weights, running statistics or the optimiser.
+    """
+    if context.run is None or not context.is_thorough:  # a training looks at what it saves
+        return
+    for folder in checkpoint.list_checkpoints(context.run):
+        causes: tuple[str, ...] = ()
+        try:
+            faults = _list_spoiled(context.built.job.model, checkpoint.load(folder))
+        except CheckpointError as error:
+            faults, causes = [str(error)], ("ckpt.corrupt",)
+        if faults:
+            summary = (
+                f"the checkpoint {folder.name} {'cannot be read' if causes else 'has numbers that are not finite'}"
+            )
+            place, named = FindingLocation(file=str(folder)), join_some(faults, most=3, separator="; ")
+            yield Fault(summary, causes=causes, measured=named, where=place)
+
+
+def _list_spoiled(model: nn.Module, saved: Snapshot) -> list[str]:
+    """Describe the tensors of a checkpoint that are not finite where a new model's are."""
+    new, parts = plain_state(model), {"model": saved.model, "EMA": saved.ema or {}, "optimiser": saved.optimizer}
+    return [
+        f"'{name}' of the {part}: {describe_non_finite(tensors[name])}"
+        for part, tensors in parts.items()
+        for name in (find_non_finite(tensors) if part == "optimiser" else find_spoiled(new, tensors))
+    ]
 
 
 def _find_different_tensors(

@@ -63,7 +63,7 @@ def test_a_last_batch_of_one_sample_under_batch_norm(tmp_path: Path) -> None:
     finding = caught(make(tmp_path, "train.batch_size=43"), "first-step", "model.norm_mode")
     assert finding.where.step == 5
     assert "tail: drop" in finding.action
-    assert finding.measured.endswith("216 training samples in batches of 43: a part of the last has one")
+    assert finding.measured.endswith("]); 216 training samples in batches of 43: a part of the last has one")
 
 
 def test_a_share_of_the_data_that_leaves_a_last_batch_of_one_sample(tmp_path: Path) -> None:

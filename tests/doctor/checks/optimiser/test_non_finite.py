@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -228,10 +229,14 @@ def test_a_fault_that_does_not_come_again(tmp_path: Path) -> None:
         built.job,
         to_device(built.job.stream.reader(built.job.stream.plan.step_keys(0)[0][0]), torch.device("cpu")),
     )
-    ones = {"cross_entropy": torch.tensor(1.0)}
-    error = NonFiniteGradientError(job, [batch], ones, ones, torch.tensor(torch.nan))
+    error = NonFiniteGradientError(job, [batch], {"cross_entropy": 1.0}, math.nan)
     finding = diagnose_non_finite(error, World())
     assert finding.cause == "sys.nondeterminism"
+    assert_complete(finding)
+    error = NonFiniteGradientError(job, [batch], {"cross_entropy": math.inf}, 0.5)
+    finding = diagnose_non_finite(error, World())
+    assert finding.summary.startswith("the loss 'cross_entropy' is inf, and a second run")
+    assert (finding.cause, finding.where.step, finding.evidence["loss"]) == ("loss.form", 0, "cross_entropy")
     assert_complete(finding)
 
 
@@ -253,9 +258,8 @@ def test_ragged_rows_lead_to_their_sample(tmp_path: Path) -> None:
         built.job, model=model, stream=stream, task=toy.task(model, reader.keys), loss_weights=toy.weights
     )
     keys = job.stream.plan.step_keys(0)[0][0][:5]
-    ones = {name: torch.tensor(1.0) for name in toy.weights}
     finding = diagnose_non_finite(
-        NonFiniteGradientError(job, [reader(keys)], ones, ones, torch.tensor(torch.nan)), World()
+        NonFiniteGradientError(job, [reader(keys)], dict.fromkeys(toy.weights, 1.0), math.nan), World()
     )
     assert finding.where.layer == "net.1"
     assert finding.where.sample in {key.index for key in keys}

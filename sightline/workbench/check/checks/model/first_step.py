@@ -110,7 +110,7 @@ def _describe_tail(context: Context) -> str:
     config, count = context.config, len(context.built.data.train.indices)
     share = config.data.arguments.get("fraction", 1.0)
     of_share = "" if share == 1.0 else f", which data.fraction={share:g} leaves,"
-    return f"; {count} training samples{of_share} in batches of {config.train.batch_size}: a part of the last has one"
+    return f"{count} training samples{of_share} in batches of {config.train.batch_size}: a part of the last has one"
 
 
 def _make_step_fault(context: Context, failure: StepFailure, *, step: int) -> Fault:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sightline.contract.types import Batch
 from sightline.engine.distributed import World
+from sightline.engine.finite_state import NonFiniteStateError
 from sightline.engine.learnt_losses import combine_modules
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.train import NonFiniteGradientError, TrainState
@@ -51,18 +52,23 @@ def non_finite(context: Context) -> list[Finding]:
     return [_build(job, _locate(job, [rehearsal.batch], context.world.device))]
 
 
-def diagnose_non_finite(error: NonFiniteGradientError, world: World) -> Finding:
-    """Locate the origin of a run's non-finite gradient by repeating its step on a copy; one finding for all processes.
+def diagnose_non_finite(error: NonFiniteGradientError | NonFiniteStateError, world: World) -> Finding:
+    """Locate the origin of a run's non-finite gradient or loss; one finding for all processes.
 
-    Every process with the error must call this function: the processes exchange findings. The run's model is unchanged.
+    The step is repeated on a copy: the run's model is unchanged. Every process with the error must call this function:
+    the processes exchange findings.
     """
+    if isinstance(error, NonFiniteStateError):
+        steps = f"{error.sound_step + 1} to {error.job.step}"
+        fault = _diagnose("state", error.measured, name=error.name, sound_step=error.sound_step, steps=steps)
+        return replace(_blame_learning_rate(error.job, _build(error.job, fault)), phase="runtime")
     with preserve_rng_state(), torch.enable_grad(), error.job.losses.preserve_state():
         try:
-            fault = _locate(error.job, error.micro_batches, world.device)
+            fault = _name_loss(error, _locate(error.job, error.micro_batches, world.device))
         except Exception:
             logger.warning("non-finite: the step could not be run again", exc_info=True)
             fault = _diagnose("unknown", "the step could not be run again on a copy")
-    stages = ("data", "parameter", "forward", "loss", "backward", "norm", "unknown")
+    stages = ("data", "parameter", "forward", "loss", "backward", "norm", "unknown loss", "unknown")
     findings = gather_findings([_build(error.job, fault)], world)
     first = min(findings, key=lambda candidate: stages.index(candidate.evidence["stage"]))
     return replace(_blame_learning_rate(error.job, first), phase="runtime")
@@ -139,6 +145,15 @@ def _locate(job: TrainState, micro_batches: Sequence[Batch], device: torch.devic
         for batch in micro_batches:
             fault = fault or _check_step(job, batch, device)
     return fault or _check_norm(job, micro_batches, device)
+
+
+def _name_loss(error: NonFiniteGradientError, fault: Fault) -> Fault:
+    """Name the loss that was not finite in the run's step, if the step is finite when it is run again."""
+    spoiled = [(name, value) for name, value in error.losses.items() if not math.isfinite(value)]
+    if not spoiled or fault.evidence["stage"] != "unknown":
+        return fault
+    (name, value), *_ = spoiled
+    return _diagnose("unknown loss", fault.measured, name=name, value=value, evidence={"loss": name})
 
 
 # --- the stages, in the order in which a fault would arise -----------------------------------------------------------
