@@ -26,10 +26,7 @@ def serve(options: ServeOptions) -> int:
     flags: dict[str, Any] = {} if options.columns is None else {"columns": check_columns(options.columns.split(","))}
     flags |= {"to_sphere": True} if options.to_sphere else {}
     run = open_run_or_file(
-        options.run_path,
-        checkpoint=options.checkpoint,
-        plugins=options.plugins,
-        max_seconds=options.max_seconds,
+        options.run_path, checkpoint=options.checkpoint, plugins=options.plugins, max_seconds=options.max_seconds
     )
     words = parse_options(predictor_class(run), run, CommandLine(flags, options.words, options.plugins))
     limits = Limits(int(options.max_mb * 1e6), options.max_seconds, options.max_requests)
@@ -46,7 +43,7 @@ def serve(options: ServeOptions) -> int:
         print_note(f"serving {options.run_path} at http://{options.host}:{options.port}; its pages: /docs")
         serve_forever(app, listener)
     print_note(_describe_stop(app))
-    if app.has_work:
+    if app.places:  # a thread that cannot be ended would keep the process
         exit_process(0)
     return 0
 

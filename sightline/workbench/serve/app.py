@@ -22,7 +22,7 @@ from sightline.contract.errors import summarise_error
 from sightline.workbench.serve.address_page import describe_bodies, render_addresses
 from sightline.workbench.serve.batching import MicroBatcher
 from sightline.workbench.serve.exchange import Exchange, Place
-from sightline.workbench.serve.inputs import InputStore, RequestError, StoredInput, estimate_memory
+from sightline.workbench.serve.inputs import InputStore, RequestError, StoredInput, catch_refusal, estimate_memory
 
 logger = logging.getLogger(__name__)
 
@@ -85,11 +85,9 @@ def make_app(
     async def predict(request: Request) -> JSONResponse:
         """Predict one file (form field `file`), or the numbers of a JSON document."""
         place: Place = request.state.place
-        stored = await place.wait_for(
-            storing.submit(await _receive(request, store, place.folder, limits.max_json_memory))
-        )
-        if stored.path is None:
-            return _make_error(stored.status, stored.name)
+        stored = await place.wait_for(storing.submit(catch_refusal, await _receive(request, store, limits)))
+        if isinstance(stored, RequestError):
+            return _make_error(stored.status, str(stored))
         answer = await place.wait_for(batcher.submit(stored.path))
         if answer.document is None:
             return _make_error(422, answer.reason)
@@ -108,11 +106,12 @@ def make_app(
     return LimitedApp(app, limits, folder)
 
 
-async def _receive(request: Request, store: InputStore, folder: Path, max_memory: int) -> Callable[[], StoredInput]:
+async def _receive(request: Request, store: InputStore, limits: Limits) -> Callable[[], StoredInput]:
     """Receive the body; return what stores it. Raises RequestError for one that is neither a form nor JSON."""
+    folder = request.state.place.folder
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        return partial(store.store_json, folder, await _receive_json(request, max_memory=max_memory))
+        return partial(store.store_json, folder, await _receive_json(request, max_memory=limits.max_json_memory))
     if kind != "multipart/form-data":
         raise RequestError(415, "body: send a form with the field 'file', or JSON, and say so in Content-Type")
     async with request.form(max_files=1, max_fields=2, max_part_size=4096) as form:
@@ -142,50 +141,43 @@ def _make_error(status: int, message: str) -> JSONResponse:
 class LimitedApp:
     """Application around another that holds its limits, and answers its failures with one sentence.
 
-    `folder` has the inputs of requests that the server works on. After `begin_stop`, `num_begun` counts the requests
-    that were open then, and `num_failed` those of them that got no answer, or one of 500 and above.
+    `places` are those of requests that threads work for, and `folder` has their inputs. After `begin_stop`, `num_begun`
+    counts the requests that were open then, and `num_failed` those of them that got no answer, or one of 500 and above.
     """
 
     def __init__(self, app: Any, limits: Limits, folder: Path) -> None:
         self.folder = folder
-        self.num_begun = self.num_failed = 0
         self.limits = limits
-        self._app = app
-        self._num_open = 0
-        self._is_stopping = False
-        self._places: set[Place] = set()
-
-    @property
-    def has_work(self) -> bool:
-        """True while a thread works for a request, which may not be open any more."""
-        return bool(self._places)
+        self.places: set[Place] = set()
+        self.num_begun = self.num_failed = 0
+        self._app, self.num_open, self._is_stopping = app, 0, False
 
     def begin_stop(self) -> None:
         """Count from now on what becomes of the open requests."""
-        self._is_stopping, self.num_begun = True, self._num_open
+        self._is_stopping, self.num_begun = True, self.num_open
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         exchange = Exchange(scope, receive, send, max_bytes=self.limits.max_bytes)
-        self._num_open += 1
+        self.num_open += 1
         try:
             error = await self._answer(scope, exchange)
             if error is not None and not exchange.status:
                 await _make_error(*error)(scope, exchange.receive, exchange.send)
             await exchange.finish(seconds=1 if self._is_stopping else 10)
         finally:
-            self._num_open -= 1
+            self.num_open -= 1
             self.num_failed += self._is_stopping and not 0 < exchange.status < 500
 
     async def _answer(self, scope: Any, exchange: Exchange) -> tuple[int, str] | None:
         """Answer a request, or return status and sentence of an error."""
-        if len(self._places) >= self.limits.max_requests:
+        if len(self.places) >= self.limits.max_requests:
             return 503, "the server is busy; try again"
         place = Place(self.folder / secrets.token_hex(16))
         scope.setdefault("state", {})["place"] = place
-        self._places.add(place)
+        self.places.add(place)
         try:
             async with asyncio.timeout(self.limits.max_seconds):
                 await self._app(scope, exchange.receive, exchange.send)
@@ -198,4 +190,4 @@ class LimitedApp:
             logger.error("a request failed: %s", summarise_error(failure))
             return 500, "the server failed; its log has the reason"
         finally:
-            place.leave(self._places)
+            place.leave(self.places)

@@ -72,7 +72,8 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._work: Future[Any] | None = None
+        self._work: Future[Any] = Future()
+        self._work.cancel()
 
     async def wait_for(self, work: Future[T]) -> T:
         """Wait for the work of a thread, which keeps the place until it ends, also if nobody waits any more."""
@@ -86,7 +87,4 @@ class Place:
             shutil.rmtree(self.folder, ignore_errors=True)
             places.discard(self)
 
-        if self._work is None:
-            free(None)
-        else:
-            self._work.add_done_callback(free)
+        self._work.add_done_callback(free)

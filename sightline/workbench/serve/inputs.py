@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import io
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,27 +32,18 @@ class RequestError(UserError):
 
 
 class StoredInput(NamedTuple):
-    """File of one request, and the name by which its answer calls it; without a path, status and sentence of an error.
+    """File of one request, and the name by which its answer calls it."""
 
-    An exception would keep the content in memory: its traceback has the frames of the functions that read it.
-    """
-
-    path: Path | None
+    path: Path
     name: str
-    status: int = 200
 
 
-def _return_refusals(store: Callable[..., StoredInput]) -> Callable[..., StoredInput]:
-    """Return what the function stores, and a RequestError as an input without a path."""
-
-    @wraps(store)
-    def call(*arguments: Any) -> StoredInput:
-        try:
-            return store(*arguments)
-        except RequestError as error:
-            return StoredInput(None, str(error), error.status)
-
-    return call
+def catch_refusal(store: Callable[[], StoredInput]) -> StoredInput | RequestError:
+    """Store an input, or return why it is refused: an error with a traceback would keep the content in memory."""
+    try:
+        return store()
+    except RequestError as error:
+        return RequestError(error.status, str(error))
 
 
 _MEMORY = {b"[": 100, b"{": 200, b",": 64}
@@ -76,9 +66,8 @@ class InputStore:
         self._categories: Sequence[str] = getattr(predictor, "categories", ())
         self.json_key = _find_json_key(predictor)
 
-    @_return_refusals
     def store_upload(self, folder: Path, filename: str, content: bytes, category: str | None) -> StoredInput:
-        """Store an uploaded file. Refuses an ending that the run's predictor does not read."""
+        """Store an uploaded file. Raises RequestError for an ending that the run's predictor does not read."""
         suffix = Path(filename.replace("\0", "")).suffix.lower()
         if suffix not in self._suffixes:
             raise RequestError(415, f"file: its name has to end in one of {' '.join(self._suffixes)}")
@@ -86,9 +75,8 @@ class InputStore:
             raise RequestError(422, "file: is empty; send its content")
         return self._store(folder / f"input{suffix}", content, category, Path(filename).name[:200])
 
-    @_return_refusals
     def store_json(self, folder: Path, text: bytes) -> StoredInput:
-        """Store the numbers of a JSON document. Refuses any other text, and unknown keys."""
+        """Store the numbers of a JSON document. Raises RequestError for any other text and for unknown keys."""
         gc.disable()  # collections would go through a growing document again and again, and hold up other requests
         try:
             document = parse_json(text)
