@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from sightline.contract.errors import summarise_error
 from sightline.workbench.serve.address_page import describe_bodies, render_addresses
 from sightline.workbench.serve.batching import MicroBatcher
-from sightline.workbench.serve.exchange import Exchange, Place
+from sightline.workbench.serve.exchange import Exchange, RequestPlace
 from sightline.workbench.serve.inputs import InputStore, RequestError, StoredInput, catch_refusal, estimate_memory
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def make_app(
     @app.post("/predict", openapi_extra=bodies)
     async def predict(request: Request) -> JSONResponse:
         """Predict one file (form field `file`), or the numbers of a JSON document."""
-        place: Place = request.state.place
+        place: RequestPlace = request.state.place
         stored = await place.wait_for(storing.submit(catch_refusal, await _receive(request, store, limits)))
         if isinstance(stored, RequestError):
             return _make_error(stored.status, str(stored))
@@ -148,7 +148,7 @@ class LimitedApp:
     def __init__(self, app: Any, limits: Limits, folder: Path) -> None:
         self.folder = folder
         self.limits = limits
-        self.places: set[Place] = set()
+        self.places: set[RequestPlace] = set()
         self.num_begun = self.num_failed = 0
         self._app, self.num_open, self._is_stopping = app, 0, False
 
@@ -175,7 +175,7 @@ class LimitedApp:
         """Answer a request, or return status and sentence of an error."""
         if len(self.places) >= self.limits.max_requests:
             return 503, "the server is busy; try again"
-        place = Place(self.folder / secrets.token_hex(16))
+        place = RequestPlace(self.folder / secrets.token_hex(16))
         scope.setdefault("state", {})["place"] = place
         self.places.add(place)
         try:

@@ -8,7 +8,8 @@ import os
 import resource
 import socket
 import time
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 
@@ -67,7 +68,7 @@ class ConnectionServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, *, max_connections: int) -> None:
         super().__init__(config)
         self._max_connections = max_connections
-        self._noted: dict[Any, tuple[Any, float]] = {}
+        self._noted: dict[Any, tuple[float, Any]] = {}
         self._warned_at = -_SECONDS_BETWEEN_WARNINGS
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -80,45 +81,38 @@ class ConnectionServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Close connections that are silent for too long."""
         if counter % 5 == 0:
-            now = time.monotonic()
-            states = {connection: _describe_state(connection) for connection in self.server_state.connections}
-            previous = self._noted
-            self._noted = {
-                connection: previous[connection] if previous.get(connection, (None,))[0] == state else (state, now)
-                for connection, state in states.items()
-                if state is not None
-            }
             for connection in self._list_silent(_SECONDS_OF_SILENCE):
                 connection.transport.abort()
+        if self._accepting.done():
+            self._accepting.result()  # raises what has ended it: without it the server is of no use
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, let begun requests finish, and end those that do not."""
         self._accepting.cancel()
-        self.config.app.begin_stop()
+        await asyncio.wait([self._accepting])
+        app: Any = self.config.app
+        app.begin_stop()
         await super().shutdown(sockets)
         if self.server_state.tasks:  # they were cancelled, and say so to their clients
             await asyncio.wait(self.server_state.tasks, timeout=_SECONDS_TO_SAY)
 
     async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
+        loop, protocol = asyncio.get_running_loop(), cast(Any, self.config.http_protocol_class)
+        make_protocol = partial(
+            protocol, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
         while True:
             try:
                 if len(self.server_state.connections) < self._max_connections:
                     accepted, _ = await loop.sock_accept(listener)
-                    await loop.connect_accepted_socket(self._make_protocol, accepted)
+                    await loop.connect_accepted_socket(make_protocol, accepted)
                 else:
                     await self._make_room(f"all {self._max_connections} connections are in use")
             except ConnectionError:
                 continue  # the client was faster
             except OSError as error:
                 await self._make_room(f"no connection can be accepted ({error.strerror})")
-
-    def _make_protocol(self) -> asyncio.Protocol:
-        protocol: asyncio.Protocol = self.config.http_protocol_class(
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-        )
-        return protocol
 
     async def _make_room(self, reason: str) -> None:
         """Close the connection that has been silent for longest, or wait for one to end."""
@@ -131,16 +125,14 @@ class ConnectionServer(uvicorn.Server):
         await asyncio.sleep(0 if silent else 0.05)
 
     def _list_silent(self, seconds: float) -> list[Any]:
-        """List connections that have been silent for some time, the longest first."""
-        now = time.monotonic()
-        silent = [
-            (since, connection)
-            for connection, (state, since) in self._noted.items()
-            if now - since >= seconds
-            and connection in self.server_state.connections
-            and _describe_state(connection) == state
-        ]
-        return [connection for _, connection in sorted(silent, key=lambda pair: pair[0])]
+        """Note which connections are silent, and list those that have been so for some time, the longest first."""
+        now, previous, self._noted = time.monotonic(), self._noted, {}
+        for connection in self.server_state.connections:
+            if (state := _describe_state(connection)) is not None:
+                since, noted = previous.get(connection, (now, state))
+                self._noted[connection] = (since if noted == state else now, state)
+        longest_first = sorted(self._noted, key=lambda connection: self._noted[connection][0])
+        return [connection for connection in longest_first if now - self._noted[connection][0] >= seconds]
 
 
 def _describe_state(connection: Any) -> Any:

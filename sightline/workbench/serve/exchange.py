@@ -67,8 +67,8 @@ class Exchange:
         return message
 
 
-class Place:
-    """Place of a request among those that the server works on, and the folder of its input."""
+class RequestPlace:
+    """RequestPlace of a request among those that the server works on, and the folder of its input."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -80,7 +80,7 @@ class Place:
         self._work = work
         return await asyncio.wrap_future(work)
 
-    def leave(self, places: set[Place]) -> None:
+    def leave(self, places: set[RequestPlace]) -> None:
         """Free the place, and delete the folder, now or when the work has ended: a thread cannot be cancelled."""
 
         def free(_: Any) -> None:

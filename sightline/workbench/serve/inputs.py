@@ -40,10 +40,13 @@ class StoredInput(NamedTuple):
 
 def catch_refusal(store: Callable[[], StoredInput]) -> StoredInput | RequestError:
     """Store an input, or return why it is refused: an error with a traceback would keep the content in memory."""
+    gc.disable()  # collections would go through a growing document again and again, and hold up other requests
     try:
         return store()
     except RequestError as error:
         return RequestError(error.status, str(error))
+    finally:
+        gc.enable()
 
 
 _MEMORY = {b"[": 100, b"{": 200, b",": 64}
@@ -77,13 +80,10 @@ class InputStore:
 
     def store_json(self, folder: Path, text: bytes) -> StoredInput:
         """Store the numbers of a JSON document. Raises RequestError for any other text and for unknown keys."""
-        gc.disable()  # collections would go through a growing document again and again, and hold up other requests
         try:
             document = parse_json(text)
         except (ValueError, RecursionError) as error:
             raise RequestError(400, f"body: is not JSON ({' '.join(str(error).split())[:200]})") from None
-        finally:
-            gc.enable()
         if not isinstance(document, dict):
             raise RequestError(422, f"body: a mapping with the key '{self.json_key}' is needed")
         unknown = sorted(set(map(str, document)) - {self.json_key, "category"})
