@@ -15,6 +15,8 @@ MAX_BYTES = 1 << 30
 """Maximal size of a document: far above the longest that a run writes."""
 MAX_DEPTH = 200
 """Maximal nesting of mappings and lists: functions that walk a document recurse once per level."""
+_CONTAINERS = (dict, list)
+"""A tuple: `dict | list` would be made anew for each value of a document."""
 _HALF_CHARACTER = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _HALF_IN_TEXT = re.compile("\\\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 _HALF_IN_BYTES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
@@ -56,7 +58,7 @@ def parse_json(content: str | bytes, **hooks: Any) -> Any:
     if _may_contain_halves(content):
         _assert_whole_characters(document)
     level, depth = [document], 0
-    while level := [item for parent in level for item in _list_values(parent) if isinstance(item, dict | list)]:
+    while level := [item for parent in level for item in _list_values(parent) if isinstance(item, _CONTAINERS)]:
         depth += 1
         if depth >= MAX_DEPTH:
             raise ValueError(too_deep)

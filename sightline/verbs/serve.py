@@ -8,6 +8,7 @@ from typing import Any
 from sightline.commands.run import ServeOptions
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import start_world
+from sightline.engine.watchdog import exit_process
 from sightline.store.files.cloud_files import check_columns
 from sightline.verbs.output import print_note
 from sightline.workbench.export.onnx_file import open_run_or_file
@@ -24,7 +25,9 @@ def serve(options: ServeOptions) -> int:
 
     flags: dict[str, Any] = {} if options.columns is None else {"columns": check_columns(options.columns.split(","))}
     flags |= {"to_sphere": True} if options.to_sphere else {}
-    run = open_run_or_file(options.run_path, checkpoint=options.checkpoint, plugins=options.plugins)
+    run = open_run_or_file(
+        options.run_path, checkpoint=options.checkpoint, plugins=options.plugins, max_seconds=options.max_seconds
+    )
     words = parse_options(predictor_class(run), run, CommandLine(flags, options.words, options.plugins))
     limits = Limits(int(options.max_mb * 1e6), options.max_seconds, options.max_requests)
     set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
@@ -39,5 +42,15 @@ def serve(options: ServeOptions) -> int:
             print_note(f"warning: {options.host} may be reached by other machines, and the server knows no passwords")
         print_note(f"serving {options.run_path} at http://{options.host}:{options.port}; its pages: /docs")
         serve_forever(app, listener)
-    print_note("stopped; begun requests were answered")
+    print_note(_describe_stop(app))
+    if app.places:  # a thread that cannot be ended would keep the process
+        exit_process(0)
     return 0
+
+
+def _describe_stop(app: Any) -> str:
+    """Describe what became of the requests that were open when the server was asked to stop."""
+    if not app.num_begun:
+        return "stopped; no request was open"
+    failed = f", {app.num_failed} got an error or nothing: they were not finished in time" if app.num_failed else ""
+    return f"stopped; of {app.num_begun} open requests {app.num_begun - app.num_failed} were answered{failed}"

@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -36,8 +40,11 @@ from sightline.workbench.export.formats import (
     write_torchscript,
 )
 from sightline.workbench.export.graph import MAX_POINTS, GraphNetwork, record_graph
+from sightline.workbench.export.onnx_file import open_run_or_file
+from sightline.workbench.predict.prediction import predict_files
 from tests.cases import run_each
 from tests.command import refuse, succeed
+from tests.endless import write_endless
 from tests.marks import long_but
 from tests.trained import copy_run
 
@@ -323,6 +330,20 @@ def test_what_is_no_file_of_ours_is_refused(exported: Any, tmp_path: Path) -> No
     script.write_bytes(b"x")
     assert "can hold programs and are not read" in refuse("predict", script, cloud)
     assert "holds the weights of one checkpoint" in refuse("predict", copy, cloud, "--checkpoint", "best")
+
+
+def test_a_file_that_does_not_end_is_ended_by_its_limit_and_by_ctrl_c(exported: Any, tmp_path: Path) -> None:
+    cloud, endless = tmp_path / "cloud.npy", tmp_path / "endless.onnx"
+    np.save(cloud, np.random.default_rng(0).random((32, 3)))
+    write_endless(exported("classify").file, endless)
+    with pytest.raises(RunError, match=r"endless\.onnx: computes one batch for more than 0\.3 s, and may never end"):
+        predict_files(open_run_or_file(endless, max_seconds=0.3), [cloud])
+    run = open_run_or_file(endless, max_seconds=60)
+    began = time.monotonic()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(run, [cloud])
+    assert time.monotonic() - began < 30
 
 
 def test_a_file_of_more_than_2_gib_is_refused_unread(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import socket
 import threading
+import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,16 @@ from starlette.testclient import TestClient
 
 import sightline
 from benchmarks.malformed_requests import MALFORMED
+from sightline.contract.regular_files import parse_json
 from sightline.engine.distributed import World
+from sightline.workbench.export.onnx_file import open_run_or_file
+from sightline.workbench.serve import inputs
 from sightline.workbench.serve.app import Limits
+from sightline.workbench.serve.inputs import estimate_memory
 from sightline.workbench.serve.server import open_app
+from tests.cases import run_each
 from tests.command import refuse, succeed
+from tests.endless import write_endless
 from tests.trained import copy_run
 
 CLOUD = (np.random.default_rng(0).random((32, 3)) - 0.5).astype(np.float32)
@@ -141,6 +150,106 @@ def test_limits_of_time_and_number_are_answers(run: Path) -> None:
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
 
+@run_each(
+    "rows",
+    [
+        [["0.1", "0.2", "0.3"]] * 32,
+        [[True, False, True]] * 32,
+        [[0.5, 1, True]] * 32,
+        [[0.5, 1, None]] * 32,
+        [[0.5, 1, 2]] * 31 + [[0.5, 1, "2"]],
+        ["123"] * 32,
+        [{"1": 2}] * 32,
+        "0.5",
+    ],
+)
+def test_only_numbers_are_numbers(rows: Any, client: TestClient) -> None:
+    """NumPy takes texts, true and false for numbers."""
+    answer = client.post("/predict", json={"points": rows})
+    assert answer.status_code == 422
+    assert "numbers" in answer.json()["error"] or "found the shape" in answer.json()["error"]
+
+
+SHAPES_OF_JSON = {
+    "mappings": "{}",
+    "lists": "[]",
+    "one key": '{"a":1}',
+    "another key each": '{"key %06d":1}',
+    "six keys": '{"a":1,"b":2,"c":3,"d":4,"e":5,"f":6}',
+    "fractions": "0.5",
+    "long numbers": "9" * 60,
+    "rows": "[0.5,1.5,2.5]",
+    "one number": "[7000]",
+    "nested": "[[[7000]]]",
+    "texts": '"ab"',
+    "wide texts": '"\U0001f600"',
+    "half wide texts": '"\U0001f600aaaaaaaaaaaaaaaaa"',
+    "escapes": r'"\ud83d\ude00"',
+}
+
+
+@run_each("item", SHAPES_OF_JSON.values())
+def test_the_memory_of_json_is_bounded_before_it_is_parsed(item: str) -> None:
+    text = f"[{','.join(item % index if '%' in item else item for index in range(3_000))}]".encode()
+    tracemalloc.start()
+    try:
+        document = parse_json(text)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(document) == 3_000
+    assert peak <= estimate_memory(text) <= 10 * peak
+
+
+def test_json_that_would_fill_the_memory_is_refused_and_nothing_of_it_is_kept(run: Path) -> None:
+    """Neither of what is refused while it arrives, nor of what is parsed first: an error's frames would hold it."""
+    headers = {"Content-Type": "application/json"}
+    with (
+        open_app(sightline.load_run(run), World(), limits=Limits(max_bytes=4_000_000)) as app,
+        TestClient(app) as client,
+    ):
+        for count, status in ((600_000, 413), (80_000, 422)):
+            body = b'{"points":[' + b",".join([b"{}"] * count) + b"]}"
+            gc.collect()
+            tracemalloc.start()
+            try:
+                for _ in range(3):
+                    assert client.post("/predict", content=body, headers=headers).status_code == status
+                    gc.disable()  # parsing turns it on
+                assert tracemalloc.get_traced_memory()[0] < 1e6, "of 1.8 MB of text, or 6 MB of mappings, each"
+            finally:
+                tracemalloc.stop()
+                gc.enable()
+
+
+def test_a_request_that_timed_out_keeps_its_place_until_its_thread_ends(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the number of requests bounds the work; then good ones are answered again, and no input is left."""
+    held = threading.Event()
+    parse = inputs.parse_json
+
+    def parse_slowly(text: bytes) -> Any:
+        held.wait()
+        return parse(text)
+
+    monkeypatch.setattr(inputs, "parse_json", parse_slowly)
+    limits = Limits(max_seconds=0.2, max_requests=1)
+    with open_app(sightline.load_run(run), World(), limits=limits) as app, TestClient(app) as client:
+        try:
+            for expected in (504, 503, 503):
+                answer = client.post("/predict", json={"points": CLOUD.tolist()})
+                assert answer.status_code == expected
+            assert answer.headers["retry-after"] == "1"
+        finally:
+            held.set()
+        while app.places:
+            time.sleep(0.01)
+        assert not list(store_folder(app).iterdir())
+        app.limits = Limits()
+        assert client.post("/predict", json={"points": CLOUD.tolist()}).status_code == 200
+
+
 def test_inputs_are_deleted_once_answered(run: Path) -> None:
     with open_app(sightline.load_run(run), World()) as app, TestClient(app) as client:
         client.post("/predict", json={"points": CLOUD.tolist()})
@@ -208,11 +317,31 @@ def test_every_task_is_served(name: str, tmp_path: Path) -> None:
             assert "is needed" in client.post("/predict", json={**body, "category": "../.."}).json()["error"]
 
 
+@pytest.fixture(scope="module")
+def net(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("net") / "net.onnx"
+    sightline.export(run, out=file)
+    return file
+
+
+def test_a_file_of_onnx_that_does_not_end_is_ended(net: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The place is free again, and the thread works for others; the log names the file."""
+    write_endless(net, tmp_path / "endless.onnx")
+    endless = open_run_or_file(tmp_path / "endless.onnx", max_seconds=0.5)
+    with open_app(endless, World(), limits=Limits(max_seconds=0.5)) as app, TestClient(app) as client:
+        for _ in range(2):
+            assert client.post("/predict", json={"points": CLOUD.tolist()}).status_code == 504
+        until = time.monotonic() + 30
+        while app.places and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not app.places
+    assert "endless.onnx: computes one batch for more than 0.5 s" in caplog.text
+
+
 def test_a_file_of_onnx_is_served_by_the_command(
-    run: Path, client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    net: Path, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the rounding of float32 it answers as its run does; the run itself is not at hand any more."""
-    sightline.export(run, out=tmp_path / "net.onnx")
     expected = client.post("/predict", json={"points": CLOUD.tolist()}).json()
     found = []
 
@@ -225,8 +354,8 @@ def test_a_file_of_onnx_is_served_by_the_command(
     monkeypatch.setattr("sightline.verbs.serve.serve_forever", ask)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    done = succeed("serve", tmp_path / "net.onnx", "--port", port, "--device", "cpu")
-    assert f"serving {tmp_path / 'net.onnx'} at http://127.0.0.1:{port}" in done.err
+    done = succeed("serve", net, "--port", port, "--device", "cpu")
+    assert f"serving {net} at http://127.0.0.1:{port}" in done.err
     assert found.pop() == {"class": "pointnet", "port": port}
     for answer in found:
         assert answer["class"] == expected["class"]

@@ -149,11 +149,17 @@ def make_session(content: bytes) -> Any:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def run_session(session: Any, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
-    """Compute some outputs of a session, and nothing else."""
+def make_run_options() -> Any:
+    """Make options of one run of a session; another thread ends the run by their `terminate`."""
     import onnxruntime
 
     options = onnxruntime.RunOptions()
     options.only_execute_path_to_fetches = True
-    results: list[Any] = session.run(list(outputs), dict(feeds), options)
+    options.log_severity_level = 4  # errors are raised, and need no line of their own
+    return options
+
+
+def run_session(session: Any, outputs: Sequence[str], feeds: Mapping[str, Any], *, options: Any = None) -> list[Any]:
+    """Compute some outputs of a session, and nothing else."""
+    results: list[Any] = session.run(list(outputs), dict(feeds), options or make_run_options())
     return results

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
 from itertools import pairwise
 from pathlib import Path
@@ -17,19 +18,24 @@ from torch import Tensor
 
 from sightline.contract import registry
 from sightline.contract.binding import model_output_keys
-from sightline.contract.errors import ConfigError, UserError, assert_installed, summarise_error
+from sightline.contract.errors import ConfigError, RunError, UserError, assert_installed, summarise_error
 from sightline.contract.members import TaskMembers
 from sightline.contract.regular_files import read_regular_file
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import OpenRun, TrainedRun, open_run, open_trained
 from sightline.runs.run_files import RunFiles
 from sightline.workbench.export.description import DOCUMENTS, read_description
-from sightline.workbench.export.formats import ENDINGS, MAX_ONNX_BYTES, make_session, run_session
+from sightline.workbench.export.formats import ENDINGS, MAX_ONNX_BYTES, make_run_options, make_session, run_session
 from sightline.workbench.export.graph import split_transforms
 
+_MAX_SECONDS = 300.0
+"""Longest time of one run of a file: far above that of a network, far below forever."""
 
-def open_run_or_file(path: Path, *, checkpoint: str = "last", plugins: Sequence[str | Path] = ()) -> TrainedRun:
-    """Open a run directory, or a file of ONNX that `sightline export` wrote.
+
+def open_run_or_file(
+    path: Path, *, checkpoint: str = "last", plugins: Sequence[str | Path] = (), max_seconds: float = _MAX_SECONDS
+) -> TrainedRun:
+    """Open a run directory, or a file of ONNX that `sightline export` wrote, and ends a batch after `max_seconds`.
 
     Raises UserError for other formats, which are written and never read, and as `open_trained` and `open_onnx`.
     """
@@ -37,13 +43,13 @@ def open_run_or_file(path: Path, *, checkpoint: str = "last", plugins: Sequence[
     if suffix == ENDINGS["onnx"] and not path.is_dir():
         if checkpoint != "last":
             raise UserError(f"--checkpoint {checkpoint}: {path} holds the weights of one checkpoint; leave it out")
-        return open_onnx(path, plugins=plugins)
+        return open_onnx(path, plugins=plugins, max_seconds=max_seconds)
     if suffix in ENDINGS.values() and not path.is_dir():
         raise UserError(f"{path}: files of this kind can hold programs and are not read; export the run to ONNX")
     return open_trained(path, checkpoint=checkpoint, plugins=plugins)
 
 
-def open_onnx(path: Path, *, plugins: Sequence[str | Path] = ()) -> TrainedRun:
+def open_onnx(path: Path, *, plugins: Sequence[str | Path] = (), max_seconds: float = _MAX_SECONDS) -> TrainedRun:
     """Open an exported file as a run whose network is computed by onnxruntime.
 
     Global random states stay as they are. Raises UserError for a file that is too large, holds data in other files or
@@ -53,7 +59,7 @@ def open_onnx(path: Path, *, plugins: Sequence[str | Path] = ()) -> TrainedRun:
     description = read_description(path)
     if hashlib.sha256(content).hexdigest() != description["sha256"]:
         raise UserError(f"{path}: is not the file that its description is about (SHA-256); export the run again")
-    session = OnnxSession(path, content)
+    session = OnnxSession(path, content, max_seconds=max_seconds)
     with tempfile.TemporaryDirectory(prefix="sightline-") as folder, _name_description(path, folder):
         files = _restore_files(path, description, Path(folder))
         return _make_run(path, files, session, description, plugins)
@@ -152,14 +158,19 @@ def _make_model(run: OpenRun, session: OnnxSession) -> torch.nn.Module:
 
 
 class OnnxSession:
-    """Session of onnxruntime that takes the inputs of a network: packed clouds go through it one by one."""
+    """Session of onnxruntime that takes the inputs of a network: packed clouds go through it one by one.
 
-    def __init__(self, path: Path, content: bytes) -> None:
+    A run of it that takes more than `max_seconds` is ended by a RunError.
+    """
+
+    def __init__(self, path: Path, content: bytes, *, max_seconds: float) -> None:
         """Raise UserError, naming the file at `path`, if onnxruntime refuses its content."""
         try:
             self._session = make_session(content)
         except Exception as error:  # noqa: BLE001 - onnxruntime has a class for each of its states
             raise UserError(f"{path}: onnxruntime refuses it: {summarise_error(error, max_length=200)}") from None
+        self._path, self._max_seconds = path, max_seconds
+        self._thread = ThreadPoolExecutor(1, "sightline-onnx")
         self._inputs = {value.name: value for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
 
@@ -193,10 +204,20 @@ class OnnxSession:
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     def _compute(self, feeds: dict[str, Any]) -> dict[str, Tensor]:
+        """Compute in another thread, so that a signal is heard, and a loop that does not end is ended."""
+        options = make_run_options()
+        run = self._thread.submit(run_session, self._session, self._outputs, feeds, options=options)
         try:
-            results = run_session(self._session, self._outputs, feeds)
+            results = run.result(self._max_seconds)
+        except TimeoutError:
+            raise RunError(
+                f"{self._path}: computes one batch for more than {self._max_seconds:g} s, and may never end; give "
+                "--batch-size 1, or export the run again"
+            ) from None
         except Exception as error:  # noqa: BLE001 - onnxruntime has a class for each of its states
             raise ValueError(summarise_error(error, max_length=200)) from None
+        finally:
+            options.terminate = True
         return {name: torch.from_numpy(result) for name, result in zip(self._outputs, results, strict=True)}
 
     def _fixed_batch(self) -> int | None:

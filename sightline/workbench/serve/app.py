@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+import secrets
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,9 @@ from starlette.exceptions import HTTPException
 
 from sightline.contract.errors import summarise_error
 from sightline.workbench.serve.address_page import describe_bodies, render_addresses
-from sightline.workbench.serve.batching import Answer, MicroBatcher
-from sightline.workbench.serve.inputs import InputStore, RequestError, StoredInput
+from sightline.workbench.serve.batching import MicroBatcher
+from sightline.workbench.serve.exchange import Exchange, RequestPlace
+from sightline.workbench.serve.inputs import InputStore, RequestError, StoredInput, catch_refusal, estimate_memory
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +35,23 @@ class Limits:
     max_seconds: float = 30.0
     max_requests: int = 64
 
+    @property
+    def max_json_memory(self) -> int:
+        """Bytes that a document of JSON may need: lists and numbers of Python take many times their text."""
+        return 8 * self.max_bytes
 
-def make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], limits: Limits) -> LimitedApp:
+
+def make_app(
+    batcher: MicroBatcher, store: InputStore, info: dict[str, Any], limits: Limits, folder: Path
+) -> LimitedApp:
     """Make the application; its life begins and ends with that of the batcher's thread."""
+    storing = ThreadPoolExecutor(1, "sightline-store")  # one at a time: a document takes many times its text
 
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncIterator[None]:
         batcher.start()
         yield
+        storing.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(batcher.stop)
 
     app = FastAPI(
@@ -71,14 +84,13 @@ def make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], lim
     @app.post("/predict", openapi_extra=bodies)
     async def predict(request: Request) -> JSONResponse:
         """Predict one file (form field `file`), or the numbers of a JSON document."""
-        stored = await _store(request, store)
-        waiting = batcher.submit(stored.path)
-        try:
-            answer: Answer = await asyncio.wrap_future(waiting)
-        finally:
-            waiting.add_done_callback(lambda _: store.discard(stored))
+        place: RequestPlace = request.state.place
+        stored = await place.wait_for(storing.submit(catch_refusal, await _receive(request, store, limits)))
+        if isinstance(stored, RequestError):
+            return _make_error(stored.status, str(stored))
+        answer = await place.wait_for(batcher.submit(stored.path))
         if answer.document is None:
-            raise RequestError(422, answer.reason)
+            return _make_error(422, answer.reason)
         return JSONResponse({"input": stored.name, **answer.document})
 
     @app.exception_handler(RequestError)
@@ -91,22 +103,34 @@ def make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], lim
         text = {404: "there is no such address", 405: "is not allowed"}.get(error.status_code, "the body is malformed")
         return _make_error(error.status_code, f"{found}: {text}; /docs lists what there is")
 
-    return LimitedApp(app, limits, store.folder)
+    return LimitedApp(app, limits, folder)
 
 
-async def _store(request: Request, store: InputStore) -> StoredInput:
-    """Store the input of a request. Raises RequestError for a body that is neither a form nor JSON."""
+async def _receive(request: Request, store: InputStore, limits: Limits) -> Callable[[], StoredInput]:
+    """Receive the body; return what stores it. Raises RequestError for one that is neither a form nor JSON."""
+    folder = request.state.place.folder
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        return await asyncio.to_thread(store.store_json, await request.body())
+        return partial(store.store_json, folder, await _receive_json(request, max_memory=limits.max_json_memory))
     if kind != "multipart/form-data":
         raise RequestError(415, "body: send a form with the field 'file', or JSON, and say so in Content-Type")
     async with request.form(max_files=1, max_fields=2, max_part_size=4096) as form:
         file, category = form.get("file"), form.get("category")
         if not isinstance(file, UploadFile) or not isinstance(category, str | None):
             raise RequestError(422, "form: the field 'file' with a file is needed")
-        content = await file.read()
-        return await asyncio.to_thread(store.store_upload, file.filename or "", content, category)
+        return partial(store.store_upload, folder, file.filename or "", await file.read(), category)
+
+
+async def _receive_json(request: Request, *, max_memory: int) -> bytes:
+    """Receive a document of JSON. Raises RequestError as soon as it would need more memory than allowed."""
+    content, needed = bytearray(), 0
+    async for part in request.stream():
+        content += part
+        needed += estimate_memory(part)
+        if needed > max_memory:
+            content.clear()  # the error's traceback would keep it
+            raise RequestError(413, f"body: this JSON needs more than {max_memory:,} bytes of memory; send a file")
+    return bytes(content)
 
 
 def _make_error(status: int, message: str) -> JSONResponse:
@@ -117,57 +141,53 @@ def _make_error(status: int, message: str) -> JSONResponse:
 class LimitedApp:
     """Application around another that holds its limits, and answers its failures with one sentence.
 
-    `folder` has the inputs of requests that are not answered yet.
+    `places` are those of requests that threads work for, and `folder` has their inputs. After `begin_stop`, `num_begun`
+    counts the requests that were open then, and `num_failed` those of them that got no answer, or one of 500 and above.
     """
 
     def __init__(self, app: Any, limits: Limits, folder: Path) -> None:
         self.folder = folder
-        self._app, self._limits = app, limits
-        self._num_requests = 0
+        self.limits = limits
+        self.places: set[RequestPlace] = set()
+        self.num_begun = self.num_failed = 0
+        self._app, self.num_open, self._is_stopping = app, 0, False
+
+    def begin_stop(self) -> None:
+        """Count from now on what becomes of the open requests."""
+        self._is_stopping, self.num_begun = True, self.num_open
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        error: tuple[int, str]
-        if self._num_requests >= self._limits.max_requests:
-            await _make_error(503, "the server is busy; try again")(scope, receive, send)
-            return
-        self._num_requests += 1
-        is_started = False
-
-        async def send_noted(message: Any) -> None:
-            nonlocal is_started
-            is_started = is_started or message["type"] == "http.response.start"
-            await send(message)
-
+        exchange = Exchange(scope, receive, send, max_bytes=self.limits.max_bytes)
+        self.num_open += 1
         try:
-            async with asyncio.timeout(self._limits.max_seconds):
-                await self._app(scope, self._count(scope, receive), send_noted)
-            return
+            error = await self._answer(scope, exchange)
+            if error is not None and not exchange.status:
+                await _make_error(*error)(scope, exchange.receive, exchange.send)
+            await exchange.finish(seconds=1 if self._is_stopping else 10)
+        finally:
+            self.num_open -= 1
+            self.num_failed += self._is_stopping and not 0 < exchange.status < 500
+
+    async def _answer(self, scope: Any, exchange: Exchange) -> tuple[int, str] | None:
+        """Answer a request, or return status and sentence of an error."""
+        if len(self.places) >= self.limits.max_requests:
+            return 503, "the server is busy; try again"
+        place = RequestPlace(self.folder / secrets.token_hex(16))
+        scope.setdefault("state", {})["place"] = place
+        self.places.add(place)
+        try:
+            async with asyncio.timeout(self.limits.max_seconds):
+                await self._app(scope, exchange.receive, exchange.send)
+            return None
         except TimeoutError:
-            error = 504, f"the request took more than {self._limits.max_seconds:g} s"
-        except RequestError as refused:
-            error = refused.status, str(refused)
+            return 504, f"the request took more than {self.limits.max_seconds:g} s"
+        except asyncio.CancelledError:
+            return 503, "the server stops, and did not finish the request in time"
         except Exception as failure:  # noqa: BLE001 - the last place: every failure becomes one sentence
             logger.error("a request failed: %s", summarise_error(failure))
-            error = 500, "the server failed; its log has the reason"
+            return 500, "the server failed; its log has the reason"
         finally:
-            self._num_requests -= 1
-        if not is_started:
-            await _make_error(*error)(scope, receive, send)
-
-    def _count(self, scope: Any, receive: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
-        """Return `receive` that raises RequestError once a body is too large."""
-        limit, num_bytes = self._limits.max_bytes, 0
-        stated = dict(scope["headers"]).get(b"content-length", b"0")
-
-        async def receive_counted() -> Any:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > limit or (stated.isdigit() and int(stated[:20]) > limit):
-                raise RequestError(413, f"body: has more than {limit:,} bytes, the limit")
-            return message
-
-        return receive_counted
+            place.leave(self.places)

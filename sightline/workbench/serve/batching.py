@@ -6,18 +6,19 @@ import logging
 import queue
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sightline.contract.errors import escape_to_one_line, summarise_error
 from sightline.engine.distributed import World
-from sightline.workbench.predict.prediction import READER_ERRORS, InferenceStages
+from sightline.workbench.predict.prediction import READER_ERRORS, InferenceStages, SizeBatcher
 from sightline.workbench.predict.predictor import Predictor, ReadFile, Refusal
 
 logger = logging.getLogger(__name__)
+
+_SECONDS_TO_STOP = 5.0
 
 
 class Answer(NamedTuple):
@@ -54,10 +55,11 @@ class MicroBatcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish all jobs and end the thread."""
+        """Finish all jobs that are waited for and end the thread; one that does not end in time is left alone."""
         self._jobs.put(None)
-        self._thread.join()
-        self._predictor.close()
+        self._thread.join(_SECONDS_TO_STOP)
+        if not self._thread.is_alive():
+            self._predictor.close()
 
     def submit(self, path: Path) -> Future[Answer]:
         """Submit a file; the future has its answer."""
@@ -79,40 +81,46 @@ class MicroBatcher:
                     is_last = True
                 else:
                     jobs.append(following)
-            self._answer([job for job in jobs if job.result.set_running_or_notify_cancel()])
+            self._answer(jobs)
             if is_last:
                 return
 
     def _answer(self, jobs: list[_Job]) -> None:
-        groups: dict[Hashable, list[tuple[_Job, ReadFile]]] = defaultdict(list)
+        running: dict[Path, _Job] = {}
+        batcher = SizeBatcher(self._batch_size, kind_of=self._predictor.batch_key, size_of=self._predictor.sample_size)
         for job in jobs:
+            if not job.result.set_running_or_notify_cancel():
+                continue
+            running[job.path] = job
             try:
-                file = self._predictor.read(job.path)
-                groups[self._predictor.batch_key(file)].append((job, file))
+                batches = [*batcher.add(self._predictor.read(job.path))]
             except READER_ERRORS as error:  # among them DataError
                 job.result.set_result(Answer(None, _clean(str(error) or type(error).__name__, job.path)))
             except Exception as error:  # noqa: BLE001 - one request must not end the server
                 _fail(job, error)
-        for group in groups.values():
-            try:
-                self._predict(group)
-            except Exception as error:  # noqa: BLE001 - as above
-                for job, _ in group:
-                    _fail(job, error)
-
-    def _predict(self, group: list[tuple[_Job, ReadFile]]) -> None:
-        self.num_batches += 1
-        self.num_predicted += len(group)
-        outcomes = dict(self._stages.predict([file for _, file in group]))
-        for job, _ in group:
-            outcome = outcomes[job.path]
-            if isinstance(outcome, Refusal):
-                job.result.set_result(Answer(None, _clean(outcome.reason, job.path)))
             else:
-                document = {**self._predictor.full_document(outcome)}
-                document.pop("file", None)
-                job.result.set_result(Answer(document))
-            self._predictor.forget(job.path)
+                for batch in batches:
+                    self._predict(batch, running)
+        for batch in batcher.flush():
+            self._predict(batch, running)
+
+    def _predict(self, batch: list[ReadFile], running: Mapping[Path, _Job]) -> None:
+        self.num_batches += 1
+        self.num_predicted += len(batch)
+        try:
+            for path, outcome in self._stages.predict(batch):
+                if isinstance(outcome, Refusal):
+                    running[path].result.set_result(Answer(None, _clean(outcome.reason, path)))
+                else:
+                    document = {**self._predictor.full_document(outcome)}
+                    document.pop("file", None)
+                    running[path].result.set_result(Answer(document))
+        except Exception as error:  # noqa: BLE001 - one request must not end the server
+            for file in batch:
+                _fail(running[file.path], error)
+        finally:
+            for file in batch:
+                self._predictor.forget(file.path)
 
 
 def _clean(reason: str, path: Path) -> str:

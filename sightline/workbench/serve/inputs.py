@@ -5,9 +5,10 @@ The name of an upload gives nothing but its ending, and no text of a client beco
 
 from __future__ import annotations
 
+import gc
 import io
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,25 +38,47 @@ class StoredInput(NamedTuple):
     name: str
 
 
-class InputStore:
-    """Folder of the server in which inputs are stored, each in a folder of its own, for one predictor."""
+def catch_refusal(store: Callable[[], StoredInput]) -> StoredInput | RequestError:
+    """Store an input, or return why it is refused: an error with a traceback would keep the content in memory."""
+    gc.disable()  # collections would go through a growing document again and again, and hold up other requests
+    try:
+        return store()
+    except RequestError as error:
+        return RequestError(error.status, str(error))
+    finally:
+        gc.enable()
 
-    def __init__(self, folder: Path, predictor: Predictor[Any]) -> None:
-        self.folder = folder
+
+_MEMORY = {b"[": 100, b"{": 200, b",": 64}
+"""Bytes that Python needs at most for what each of these stands for in a document; 8 for any other byte of text."""
+
+
+def estimate_memory(text: bytes) -> int:
+    """Estimate an upper bound of the bytes in memory that a document of JSON needs while it is parsed.
+
+    The estimates of its parts add up to that of the whole.
+    """
+    return 8 * len(text) + sum(text.count(sign) * size for sign, size in _MEMORY.items())
+
+
+class InputStore:
+    """Store of inputs, each in a folder that its request gives, for one predictor."""
+
+    def __init__(self, predictor: Predictor[Any]) -> None:
         self._suffixes = predictor.suffixes
         self._categories: Sequence[str] = getattr(predictor, "categories", ())
         self.json_key = _find_json_key(predictor)
 
-    def store_upload(self, filename: str, content: bytes, category: str | None) -> StoredInput:
+    def store_upload(self, folder: Path, filename: str, content: bytes, category: str | None) -> StoredInput:
         """Store an uploaded file. Raises RequestError for an ending that the run's predictor does not read."""
         suffix = Path(filename.replace("\0", "")).suffix.lower()
         if suffix not in self._suffixes:
             raise RequestError(415, f"file: its name has to end in one of {' '.join(self._suffixes)}")
         if not content:
             raise RequestError(422, "file: is empty; send its content")
-        return self._store(f"input{suffix}", content, category, Path(filename).name[:200])
+        return self._store(folder / f"input{suffix}", content, category, Path(filename).name[:200])
 
-    def store_json(self, text: bytes) -> StoredInput:
+    def store_json(self, folder: Path, text: bytes) -> StoredInput:
         """Store the numbers of a JSON document. Raises RequestError for any other text and for unknown keys."""
         try:
             document = parse_json(text)
@@ -73,23 +96,14 @@ class InputStore:
             raise RequestError(422, "category: a text is needed")
         values = _to_numbers(document[self.json_key], self.json_key)
         if self.json_key == "image":
-            return self._store("input.png", _encode_image(values), category, "image")
+            return self._store(folder / "input.png", _encode_image(values), category, "image")
         content = io.BytesIO()
         np.save(content, values.astype(np.float32 if self.json_key == "depth" else np.float64))
-        return self._store("input.npy", content.getvalue(), category, self.json_key)
+        return self._store(folder / "input.npy", content.getvalue(), category, self.json_key)
 
-    def discard(self, stored: StoredInput) -> None:
-        """Delete the file of an answered request, and its folders."""
-        stored.path.unlink(missing_ok=True)
-        for folder in stored.path.parents:
-            if folder == self.folder:
-                break
-            folder.rmdir()
-
-    def _store(self, name: str, content: bytes, category: str | None, called: str) -> StoredInput:
-        folder = self.folder / secrets.token_hex(16)
+    def _store(self, path: Path, content: bytes, category: str | None, called: str) -> StoredInput:
         inner = self._find_category(category)
-        path = folder / name if inner is None else folder / inner / name
+        path = path if inner is None else path.parent / inner / path.name
         path.parent.mkdir(parents=True)
         path.write_bytes(content)
         return StoredInput(path, called)
@@ -119,6 +133,10 @@ def _to_numbers(value: Any, key: str) -> np.ndarray:
         raise RequestError(422, f"{key}: lists of numbers of equal length are needed") from None
     if numbers.ndim != _KINDS[key] or not numbers.size:
         raise RequestError(422, f"{key}: found the shape {list(numbers.shape)}, {_KINDS[key]} axes are needed")
+    for _ in range(_KINDS[key] - 1):
+        value = chain.from_iterable(value)
+    if not set(map(type, value)) <= {int, float}:  # NumPy takes texts, true and false for numbers
+        raise RequestError(422, f"{key}: numbers are needed, without quotes, and no true or false")
     return numbers
 
 

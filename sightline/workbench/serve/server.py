@@ -18,7 +18,6 @@ from sightline.engine.run_loading import TrainedRun
 from sightline.workbench.predict.prediction import build_predictor
 
 _EXTRA = ("fastapi", "uvicorn", "python_multipart")
-_SECONDS_TO_FINISH = 30
 
 
 def assert_servable() -> None:
@@ -53,7 +52,7 @@ def open_app(
         predictor, world, batch_size=batch_size or min(run.config.evaluate.batch_size, 32), wait_ms=wait_ms
     )
     with tempfile.TemporaryDirectory(prefix="sightline-serve-") as folder:
-        store = InputStore(Path(folder), predictor)
+        store = InputStore(predictor)
         info = {
             "run": run.config.name,
             "task": run.config.task.name,
@@ -62,7 +61,7 @@ def open_app(
             "input": describe_inputs(store, predictor, (options or {}).get("columns")),
             **predictor.about(),
         }
-        yield make_app(batcher, store, info, limits or Limits())
+        yield make_app(batcher, store, info, limits or Limits(), Path(folder))
 
 
 def open_listener(host: str, port: int) -> socket.socket:
@@ -86,21 +85,14 @@ def open_listener(host: str, port: int) -> socket.socket:
 
 
 def serve_forever(app: Any, listener: socket.socket) -> None:
-    """Serve an application until SIGINT or SIGTERM; requests that have begun are finished first."""
-    import uvicorn
+    """Serve an application until SIGINT or SIGTERM; requests that have begun are finished first, within 30 s."""
+    from sightline.workbench.serve.connections import make_server
 
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        server_header=False,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=_SECONDS_TO_FINISH,
-        h11_max_incomplete_event_size=16384,
-    )
+    server = make_server(app)
     # uvicorn sends itself the signal again once it has stopped: it must meet a handler that does not end the process.
     previous = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
