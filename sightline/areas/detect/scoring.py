@@ -26,14 +26,14 @@ from sightline.areas.detect.sets.records import ground_truth_rows
 from sightline.areas.detect.task import Detect
 from sightline.contract.binding import AvailableKeys, bind
 from sightline.contract.types import ComponentConfig, PrintedTable, SampleKey
-from sightline.draw.boxes import COLORS, Color, DrawnBox, draw_boxes
+from sightline.draw.boxes import COLORS, Color, DrawnBox, draw_boxes, name_class
 from sightline.draw.charts import ChartPanel, Series
 from sightline.draw.page import PageChart, PageImage, PageTable, PageText, render_page
 from sightline.draw.pictures import Picture
 from sightline.engine.build import DataSubset
 from sightline.engine.evaluate import BoundMetric, Evaluation, Evaluator
 from sightline.engine.run_loading import OpenRun
-from sightline.parts.metrics.box_groups import NO_LIMIT
+from sightline.parts.metrics.box_groups import NO_LIMIT, DetectionColumn, LabelColumn
 from sightline.workbench.evaluate.scoring import ErrorReport, ScoredFiles, Scoring
 
 _MAX_IMAGES = 12
@@ -121,7 +121,8 @@ class BoxScoring(Scoring):
         for image in find_worst_images(errors, score, most=_MAX_IMAGES):
             index = image if order is None else int(order[image])
             pixels = part.dataset[SampleKey(index, 0, 0)]["image"].numpy()
-            pictures.append(draw_errors(pixels, image, errors, score, name=images.image(index).name))
+            name = images.image(index).name
+            pictures.append(draw_errors(pixels, image, errors, score, name=name, class_names=metric.class_names))
         header, kind = document["scored_boxes_errors"], document["data"].get("box_type", "unnamed")
         counts = f"{header['num_boxes']} to find, {header['num_ignored']} ignored"
         notes = [
@@ -178,8 +179,13 @@ def find_worst_images(errors: DetectionErrors, score: float, *, most: int) -> li
     return [int(number) for number in numbers[np.argsort(-counts, kind="stable")][:most]]
 
 
-def draw_errors(pixels: np.ndarray, image: int, errors: DetectionErrors, score: float, *, name: str) -> Picture:
-    """Draw an image (H, W, 3) uint8 with its detections of at least this score, each with its kind of error."""
+def draw_errors(
+    pixels: np.ndarray, image: int, errors: DetectionErrors, score: float, *, name: str, class_names: Sequence[str]
+) -> Picture:
+    """Draw an image (H, W, 3) uint8 with its detections of at least this score, each in the colour of its error.
+
+    Captions are classes and scores; an error of classification also says which class it is.
+    """
     groups, is_real = errors.groups, ~errors.groups.is_ignored
     labels = np.flatnonzero(groups.labels[:, 0] == image)
     rows = np.flatnonzero((groups.boxes[:, 0] == image) & (groups.boxes[:, 5] >= score))
@@ -188,12 +194,15 @@ def draw_errors(pixels: np.ndarray, image: int, errors: DetectionErrors, score: 
     for row in rows[np.argsort(errors.kind[rows] >= 0, kind="stable")]:  # errors are drawn last, on top
         error_kind = KINDS[errors.kind[row]] if errors.kind[row] >= 0 else ""
         kind = error_kind or ("ignored" if errors.is_ignored[row] else "found")
-        caption = f"{error_kind[:3]} {groups.boxes[row, 5]:.2f}" if error_kind else ""
+        caption = name_class(int(groups.boxes[row, DetectionColumn.CLASS]), class_names, groups.boxes[row, 5])
+        if kind == "classification":
+            caption += f", is {name_class(int(groups.labels[errors.label[row], LabelColumn.CLASS]), class_names)}"
         boxes.append(DrawnBox(tuple(groups.boxes[row, 1:5]), _COLORS[kind], caption))
     lost = labels[(is_real & ~errors.is_label_found)[labels]]
     for row in lost:
         kind = "suppressed" if errors.is_suppressed[row] else "missed"
-        boxes.append(DrawnBox(tuple(groups.labels[row, 1:5]), _COLORS[kind], "", "dashed"))
+        caption = name_class(int(groups.labels[row, LabelColumn.CLASS]), class_names)
+        boxes.append(DrawnBox(tuple(groups.labels[row, 1:5]), _COLORS[kind], caption, "dashed"))
     caption = f"{name}: {len(lost)} not found, {int(_error_mask(errors, score)[rows].sum())} wrong"
     return Picture(name, draw_boxes(pixels, boxes, legend=_COLORS), caption)
 
@@ -214,7 +223,7 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
         ChartPanel("miss rate", "false positives an image", (Series("all classes", misses),)),
     ]
     drawn = [panel if panel.series[0].points else None for panel in panels]
-    images = [PageImage(picture.pixels, picture.caption) for picture in pictures]
+    images = [PageImage(picture.pixels, picture.caption, is_photo=True) for picture in pictures]
     return render_page(
         title,
         [
