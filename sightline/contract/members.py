@@ -143,6 +143,10 @@ class TaskMembers:
         "and the least `score` to draw, where it takes them",
         absent=None,
     )
+    hardness: Member[Function] = Member(
+        "`hardness(batch, predictions)`: (B,), larger for worse predictions; evaluations then draw their worst samples",
+        absent=None,
+    )
     show_targets: Member[Function] = Member(
         "`show_targets(batch)`: for `view`: stage → pictures and figures of the context of `prepare`; it gets `pixels` "
         "as `show` does",

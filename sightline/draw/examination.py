@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sightline.draw.page import PageBlock, PageTable, PageText
@@ -19,17 +20,28 @@ def join_reasons(reasons: Iterable[str], *, most: int | None = None) -> str:
     return ", ".join([*others, *([f"no {', '.join(missing)}"] if missing else [])]) + more
 
 
-def make_examination_blocks(document: Mapping[str, Any]) -> list[PageBlock]:
-    """Make the blocks of a page: a table of the subjects, and what no check covers."""
-    rows = [
-        (
-            row["subject"],
-            str(len(row["ran"])),
-            f"{row['seconds']:.2f}",
-            f"{len(row['not_applicable'])}: {join_reasons(row['not_applicable'].values())}".removesuffix(": "),
-        )
-        for row in document["subjects"]
-    ]
+def make_examination_blocks(documents: Sequence[Mapping[str, Any]]) -> list[PageBlock]:
+    """Make the blocks of a page from examinations: one table of their subjects, and what no check of theirs covers."""
+    subjects: dict[str, _ExaminedSubject] = {}
+    for row in (row for document in documents for row in document["subjects"]):
+        subject = subjects.setdefault(row["subject"], _ExaminedSubject())
+        subject.ran |= set(row["ran"])
+        subject.seconds += row["seconds"]
+        subject.not_applicable |= row["not_applicable"]
+    rows = []
+    for name, subject in subjects.items():
+        reasons = [reason for check, reason in subject.not_applicable.items() if check not in subject.ran]
+        unfit = f"{len(reasons)}: {join_reasons(reasons)}" if reasons else "0"
+        rows.append((name, str(len(subject.ran)), f"{subject.seconds:.2f}", unfit))
     columns = ("subject", "checks that ran", "CPU s", "do not apply")
-    gaps = [f"not covered by a check: {gap}" for gap in document["not_covered"]]
-    return [PageTable(columns, rows, is_numeric=False), PageText("notes", gaps)] if rows else []
+    gaps = dict.fromkeys(f"not covered by a check: {gap}" for document in documents for gap in document["not_covered"])
+    return [PageTable(columns, rows, is_numeric=False), PageText("notes", list(gaps))] if rows else []
+
+
+@dataclass
+class _ExaminedSubject:
+    """Checks of a subject that ran, their time, and the reasons why others do not apply, over all examinations."""
+
+    ran: set[str] = field(default_factory=set)
+    seconds: float = 0.0
+    not_applicable: dict[str, str] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.contract.members import DataMembers
+from sightline.runs.run_records import note_figures
 
 if TYPE_CHECKING:
     from sightline.config import RunConfig
@@ -106,8 +107,7 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         print_note(f"hardest {plural} by {hard['figure']}: {listed}")
     data = document["data"]
     box_lines = ""
-    headers = [document[name] for name in document if name.startswith("scored_boxes")]
-    for scored in headers:
+    for scored in (document[name] for name in document if name.startswith("scored_boxes")):
         kind = f"{data.get('box_type', 'unnamed')} boxes"
         box_lines += f"\n{scored['protocol']}; {kind}: {scored['num_boxes']} to find, {scored['num_ignored']} ignored"
     bins = {name: row for name, row in document.get("crowd_bins", {}).items() if row["count"]}
@@ -120,8 +120,8 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         ["metric", "value", *(["pycocotools"] if external else [])],
         [(name, value, *([external.get(name)] if external else [])) for name, value in document["metrics"].items()],
     )
-    for name, reason in {name: reason for scored in headers for name, reason in scored["undefined"].items()}.items():
-        print_note(f"no figure ({name}): {reason}")
+    for line in note_figures(document):
+        print_note(line)
     for metric, baselines in {**DataMembers.baselines.get(dataset), **document.get("yardsticks", {})}.items():
         listed = ", ".join(f"{value:.3f} for {baseline}" for baseline, value in baselines.items())
         print_note(f"to compare {metric} with: {listed}")

@@ -76,6 +76,24 @@ def test_accuracy_is_what_numpy_counts() -> None:
     assert result.metrics["mean_class_accuracy"] == pytest.approx(np.mean(recalls), rel=1e-12)
 
 
+@pytest.mark.parametrize("size", [5, 23])
+def test_pictures_are_of_the_worst_samples(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the whole split: wrong ones first, then by the probability of the true class; a batch at most, 12 at most."""
+    built = small_run("train.precision=float64")
+    evaluator = dataclasses.replace(built.test_evaluator, batch_size=size)
+    batch = built.data.test.reader([SampleKey(index, epoch=0, seed=0) for index in range(24)])
+    batch = {**batch, "points": batch["points"].double()}
+    with torch.no_grad():
+        probabilities = evaluator.task.predict(built.job.model.eval(), batch)["probabilities"].numpy()
+    labels = batch["label"].numpy()
+    is_right, of_label = probabilities.argmax(1) == labels, probabilities[np.arange(24), labels]
+    shown: list[list[int]] = []
+    monkeypatch.setattr(evaluator.task, "show", lambda batch, _: shown.append(batch["sample_index"].tolist()) or [])
+    evaluator(built.job.model, World(), pictures=True)
+    evaluator(built.job.model, World())
+    assert shown == [np.lexsort([of_label, is_right])[: min(size, 12)].tolist()]
+
+
 def test_a_reader_that_repeats_a_sample_is_caught() -> None:
     built = small_run()
     reader = built.test_evaluator.reader

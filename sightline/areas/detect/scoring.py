@@ -34,6 +34,7 @@ from sightline.engine.build import DataSubset
 from sightline.engine.evaluate import BoundMetric, Evaluation, Evaluator
 from sightline.engine.run_loading import OpenRun
 from sightline.parts.metrics.box_groups import NO_LIMIT, DetectionColumn, LabelColumn
+from sightline.runs.run_records import NOTHING_FOUND
 from sightline.workbench.evaluate.scoring import ErrorReport, ScoredFiles, Scoring
 
 _MAX_IMAGES = 12
@@ -223,6 +224,7 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
         ChartPanel("miss rate", "false positives an image", (Series("all classes", misses),)),
     ]
     drawn = [panel if panel.series[0].points else None for panel in panels]
+    curves = PageText("plain", [NOTHING_FOUND]) if metrics["error_ap50"] == 0 else PageChart([drawn], 420, 280)
     images = [PageImage(picture.pixels, picture.caption, is_photo=True) for picture in pictures]
     return render_page(
         title,
@@ -233,7 +235,7 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
             PageText("heading", ["Labels that were not found"]),
             PageTable(("labels", "all", "not found", "missed", "suppressed"), bins),
             PageText("heading", ["Curves"]),
-            PageChart([drawn], panel_width=420, panel_height=280),
+            curves,
             PageText("heading", ["Worst images"]),
             *images,
         ],
