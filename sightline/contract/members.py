@@ -201,6 +201,10 @@ class MetricMembers:
     )
     per_class: Member[Function] = Member("`per_class(state)`: class → {figure: number}", absent=None)
     per_sample: Member[Function] = Member("`per_sample(state)`: a number for each sample", absent=None)
+    sums: Member[Function] = Member(
+        "`sums(state)`: figure → `SampleSums` that it is made of, for its interval (`sightline.contract.metric`)",
+        absent=None,
+    )
     update_labels: Member[Function] = Member(
         "`update_labels(state, *, labels, ...)`: as `update`, of predicted labels where only these are known",
         absent=None,

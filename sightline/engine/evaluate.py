@@ -93,6 +93,43 @@ class Evaluation:
                 return {"figure": figure, "classes": dict(list(worst.items())[:_NUM_HARD])} if worst else {}
         return {}
 
+    @property
+    def confused_with(self) -> dict[str, dict[str, Any]]:
+        """The most frequent wrong class of each class with errors: `class`, `count`, `share` of its labels.
+
+        From the table `confusion`; columns that have no row per class, such as background, are no class.
+        """
+        confusion = self.tables.get("confusion", {"classes": [], "counts": []})
+        is_class = np.array([name in self.per_class for name in confusion["classes"]])
+        result = {}
+        for index, (name, row) in enumerate(zip(confusion["classes"], confusion["counts"], strict=True)):
+            wrong = np.where(is_class, row, 0)
+            wrong[index] = 0
+            if is_class[index] and wrong.any():
+                other = int(wrong.argmax())
+                share = int(wrong[other]) / sum(row)
+                result[name] = {"class": confusion["classes"][other], "count": int(wrong[other]), "share": share}
+        return result
+
+    def describe(self, headline: str) -> dict[str, Any]:
+        """Return what documents state of metrics: figures, those of classes, tables, the headline's `interval`.
+
+        Figures that are not made of sums over samples, such as an AP, have no interval.
+        """
+        further = {"hard_classes": self.hard_classes, "confused_with": self.confused_with}
+        for result in self.results:
+            sums_of = MetricMembers.sums.get(result.metric.metric)
+            sums = {} if sums_of is None else result.add_suffix(sums_of(result.state))
+            interval = sums[headline].interval() if headline in sums else None
+            if interval is not None and interval.num_samples <= self.num_samples:  # else labels of points were counted
+                further["interval"] = {"figure": headline, **interval.to_dict()}
+        return {
+            "metrics": dict(self.metrics),
+            "per_class": {name: dict(row) for name, row in self.per_class.items()},
+            **{name: value for name, value in further.items() if value},
+            **self.tables,
+        }
+
 
 def pool_evaluations(evaluations: Sequence[Evaluation]) -> Evaluation:
     """Pool evaluations of different samples by the same metrics, from their states; means of losses are left out."""

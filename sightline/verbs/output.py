@@ -95,9 +95,16 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
     noun, plural = ("joint", "joints") if info is not None and "joint_names" in info.facts else ("class", "classes")
     if rows:
         names = [name for name in rows[0][1] if name != "count"]
-        show_table(
-            f"per {noun}", [noun, *names, "count"], [[n, *(r[k] for k in names), r.get("count")] for n, r in rows]
-        )
+        cells = [[name, *(row[key] for key in names), row.get("count")] for name, row in rows]
+        columns = [noun, *names, "count"]
+        if confused := document.get("confused_with"):
+            columns.append("confused with")
+            others = (confused.get(name) for name, _ in rows)
+            cells = [
+                [*row, other and f"{other['class']} {other['share']:.0%}"]
+                for row, other in zip(cells, others, strict=True)
+            ]
+        show_table(f"per {noun}", columns, cells)
     for table in (document[name] for name in document if name.startswith("by_distance")):
         points = ("points", *table["points"])
         classes = [(name, *("" if iou is None else iou for iou in ious)) for name, ious in table["iou"].items()]
@@ -120,6 +127,10 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         ["metric", "value", *(["pycocotools"] if external else [])],
         [(name, value, *([external.get(name)] if external else [])) for name, value in document["metrics"].items()],
     )
+    if interval := document.get("interval"):
+        value, around = document["metrics"][interval["figure"]], f"{interval['low']:.4g} to {interval['high']:.4g}"
+        samples = f"bootstrap over {interval['num_samples']} samples"
+        print_note(f"{interval['figure']} {value:.4g} ({100 * interval['level']:g} % interval {around}, {samples})")
     for line in note_figures(document):
         print_note(line)
     for metric, baselines in {**DataMembers.baselines.get(dataset), **document.get("yardsticks", {})}.items():
@@ -156,7 +167,9 @@ def _show_published(rows: Sequence[Mapping[str, Any]], ours: str) -> None:
 
 def show_difficulty(difficulty: Any) -> None:
     """Print a row per class on why it is hard, then the hardest samples and the correlations with IoU."""
-    columns = ("class", "IoU", "points", f"training {difficulty.unit}", "at boundaries", "taken for")
+    is_of_parts = difficulty.unit == "objects"  # the table of classes does not say what parts are confused with
+    confused = ["taken for"] if is_of_parts else []
+    columns = ("class", "IoU", "points", f"training {difficulty.unit}", "at boundaries", *confused)
     rows = [
         (
             row.name,
@@ -165,7 +178,7 @@ def show_difficulty(difficulty: Any) -> None:
             row.trained_on,
             row.boundary_share,
             ", ".join(f"{label} -> {answer} {share:.0%}" for label, answer, share in row.confusions[:2]),
-        )
+        )[: len(columns)]
         for row in difficulty.rows
     ]
     show_table("why classes are hard", columns, rows, unbroken="class")

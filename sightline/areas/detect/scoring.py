@@ -37,7 +37,8 @@ from sightline.parts.metrics.box_groups import NO_LIMIT, DetectionColumn, LabelC
 from sightline.runs.run_records import NOTHING_FOUND
 from sightline.workbench.evaluate.scoring import ErrorReport, ScoredFiles, Scoring
 
-_MAX_IMAGES = 12
+_MAX_IMAGES, _MAX_CONFUSIONS = 12, 20
+_CONFUSED = ("class", "taken for", "count")
 _READ_KEYS = (
     *("detections", "detection_offsets", "truth", "truth_visible", "truth_offsets", "file_px", "sample_index"),
     *("candidates", "candidate_offsets"),
@@ -115,6 +116,7 @@ class BoxScoring(Scoring):
             (name, *(row[key] for key in names)) for name, row in error_table["labels"].items() if row["labels"]
         ]
         label_rows = PrintedTable("labels that were not found", ("labels", *names[:-1], "of"), not_found)
+        confused = PrintedTable("classes taken for others", _CONFUSED, _list_confusions(error_table))
         errors = classify_errors(result.state, len(metric.class_names), metric.most)
         score = find_best_score(errors)
         images = box_images(part)
@@ -138,7 +140,7 @@ class BoxScoring(Scoring):
             "errors.json": {**error_table, "metrics": gains, **header, "data": document["data"], "worst": worst},
             "errors.html": encode_errors(document, pictures, title="Errors of a detector", notes=notes),
         }
-        return ErrorReport([error_rows, label_rows], files)
+        return ErrorReport([error_rows, *([confused] if confused.rows else []), label_rows], files)
 
 
 def bind_error_metric(part: DataSubset) -> BoundMetric:
@@ -212,6 +214,7 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
     """Encode the page as one self-contained HTML text. `document` has `metrics` of `box_errors` and its table."""
     about, metrics = document["box_errors"], document["metrics"]
     kinds = [(kind, about["counts"][kind], f"{metrics[f'gain_{kind}']:.4f}") for kind in KINDS]
+    confused = _list_confusions(about)
     names = ("labels", "not_found", "missed", "suppressed")
     bins = [(name, *("-" if row[key] is None else row[key] for key in names)) for name, row in about["labels"].items()]
     curve = about["curve"]
@@ -232,6 +235,11 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
             PageText("notes", notes),
             PageText("heading", ["Errors and what each kind costs"]),
             PageTable(("error", "count", "AP50 gained by repair"), kinds),
+            *(
+                [PageText("heading", ["Classes that were taken for others"]), PageTable(_CONFUSED, confused)]
+                if confused
+                else []
+            ),
             PageText("heading", ["Labels that were not found"]),
             PageTable(("labels", "all", "not found", "missed", "suppressed"), bins),
             PageText("heading", ["Curves"]),
@@ -240,6 +248,12 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
             *images,
         ],
     )
+
+
+def _list_confusions(about: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    """List the most frequent errors of classification: the class of the label, the predicted one, their number."""
+    rows = [(row["label"], row["prediction"], row["count"]) for row in about["confusions"]]
+    return rows[:_MAX_CONFUSIONS]
 
 
 def _error_mask(errors: DetectionErrors, score: float) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.contract import registry
-from sightline.contract.metric import State
+from sightline.contract.metric import SampleSums, State
 from sightline.parts.metrics.labels import assert_offsets
 
 
@@ -290,6 +290,20 @@ class PartIoU:
         NaN if unseen.
         """
         return torch.where(state["seen"] > 0, self._shape_ious(state, 0), torch.nan)
+
+    def sums(self, state: State) -> dict[str, SampleSums]:
+        """Return the sums of all figures: means over shapes, means of the categories' means, and shares of points."""
+        is_seen = state["seen"] > 0
+        of_category = state["category"][is_seen, None] == torch.arange(len(self.category_names))
+        num_points = state["labelled"][is_seen].sum(dim=1, keepdim=True)
+        result = {}
+        for rule, suffix in enumerate(_RULES):
+            ious = self._shape_ious(state, rule)[is_seen, None]
+            right = state["common"][is_seen, rule].sum(dim=1, keepdim=True)
+            result[f"instance_miou{suffix}"] = SampleSums(ious, torch.ones_like(ious))
+            result[f"class_miou{suffix}"] = SampleSums(ious * of_category, of_category)
+            result[f"point_accuracy{suffix}"] = SampleSums(right, num_points)
+        return result
 
     def tables(self, state: State) -> dict[str, Any]:
         """Return `confusion` of the parts among those of the shape's category: rows are labels, columns predictions."""

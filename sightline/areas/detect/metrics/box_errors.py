@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,6 +153,10 @@ class BoxErrors(BoxRows):
         names = ("score", "recall", "precision", "false_per_image")
         about = {
             "counts": {**counts, "missed": bins["all"]["missed"]},
+            "confusions": [
+                {"label": self.class_names[label], "prediction": self.class_names[predicted], "count": count}
+                for label, predicted, count in errors.count_confusions()
+            ],
             "labels": bins,
             "curve": {name: each[sampled].tolist() for name, each in zip(names, points, strict=True)},
         }
@@ -180,6 +185,14 @@ class DetectionErrors(NamedTuple):
         """Mask (G,) of unmatched labels that a candidate had matched before suppression."""
         lost: np.ndarray = ~self.is_label_found & ~self.groups.is_ignored & (self.before >= _MATCH_IOU)
         return lost
+
+    def count_confusions(self) -> list[tuple[int, int, int]]:
+        """Count the errors of classification by the label's and the predicted class, the most frequent pair first."""
+        rows = np.flatnonzero(self.kind == KINDS.index("classification"))
+        labels = self.groups.labels[self.label[rows], LabelColumn.CLASS].astype(int)
+        predicted = self.groups.boxes[rows, DetectionColumn.CLASS].astype(int)
+        pairs = Counter(zip(labels.tolist(), predicted.tolist(), strict=True))
+        return sorted(((*pair, count) for pair, count in pairs.items()), key=lambda row: (-row[2], row))
 
 
 def classify_errors(state: State, num_classes: int, most: int) -> DetectionErrors:
