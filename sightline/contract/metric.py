@@ -39,22 +39,6 @@ class Metric(Protocol):
     def compute(self, state: State) -> dict[str, float]: ...
 
 
-@dataclass(frozen=True)
-class Interval:
-    """95 % interval of a figure, from `low` to `high`, by a bootstrap over `num_samples` samples.
-
-    Source: Efron 1979, the percentile interval.
-    """
-
-    low: float
-    high: float
-    num_samples: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {"low": self.low, "high": self.high, "level": _LEVEL, "num_samples": self.num_samples}
-
-
 @dataclass(frozen=True, eq=False)
 class SampleSums:
     """Sums over samples that a figure is made of: it is the mean of K ratios of summed numerators and denominators.
@@ -68,11 +52,11 @@ class SampleSums:
     counts: Tensor | None = None
     empty: float = math.nan
 
-    def interval(self) -> Interval | None:
-        """Compute the interval of the figure; None for fewer than two samples that count.
+    def interval(self) -> dict[str, Any] | None:
+        """Compute the 95 % interval of the figure by a bootstrap over the samples that count; None for fewer than two.
 
         The samples are drawn with a fixed seed, in their order, and summed in float64 by one thread: the interval is
-        the same for batches of any size and any number of processes.
+        the same for batches of any size and any number of processes. Source: Efron 1979, the percentile interval.
         """
         numerators, denominators = self.numerators.double().numpy(), self.denominators.double().numpy()
         counts = np.ones(len(numerators), dtype=np.int64) if self.counts is None else self.counts.numpy()
@@ -88,8 +72,8 @@ class SampleSums:
         ratios = np.where(is_empty, self.empty, sums[:, 0] / np.where(is_empty, 1, sums[:, 1]))
         is_valid = ~np.isnan(ratios)
         figures = np.where(is_valid, ratios, 0).sum(axis=1) / is_valid.sum(axis=1)  # one row at least counts
-        low, high = np.quantile(figures, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-        return Interval(float(low), float(high), len(rows))
+        low, high = np.quantile(figures, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]).tolist()
+        return {"low": low, "high": high, "level": _LEVEL, "num_samples": len(rows)}
 
 
 def make_state(metric: Metric, *, num_samples: int = 0) -> State:

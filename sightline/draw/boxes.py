@@ -118,23 +118,18 @@ def _draw_captions(
     drawn = []
     for box, (left_px, top_px, _, bottom_px) in reversed(captioned):
         text, font = fit_text(draw, box.caption, size[0] - 4, size_px=size_px)
-        _, _, right, lower = draw.textbbox((2, 2), text, font)
-        width, height = math.ceil(right) + 2, math.ceil(lower) + 2
+        width, height = (math.ceil(end) + 2 for end in draw.textbbox((2, 2), text, font)[2:])
         left, highest = max(0, min(left_px, size[0] - width)), max(0, size[1] - height)
         inside = [top_px, bottom_px - height] if bottom_px - top_px > 3 * height else []
         tops = [top for top in (top_px - height, *inside, bottom_px + 1) if 0 <= top <= highest]
         tops = tops or [max(0, min(top_px, highest))]
-        places = [(left, top, left + width, top + height) for top in tops]
-        place = next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
-        taken.append(place)
-        drawn.append((place, text, font, box.color))
-    for place, text, font, color in reversed(drawn):
-        draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=_DARK)
-        draw.text((place[0] + 2, place[1] + 2), text, fill=color, font=font)
-
-
-def _overlap(first: BoxPosition, second: BoxPosition) -> bool:
-    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
+        beside = [(y0, y1) for x0, y0, x1, y1 in taken if left < x1 and x0 < left + width]
+        top = next((top for top in tops if all(top >= y1 or y0 >= top + height for y0, y1 in beside)), tops[0])
+        taken.append((left, top, left + width, top + height))
+        drawn.append((text, font, box.color))
+    for (left, top, right, bottom), (text, font, color) in zip(reversed(taken), reversed(drawn), strict=True):
+        draw.rectangle((left, top, right - 1, bottom - 1), fill=_DARK)
+        draw.text((left + 2, top + 2), text, fill=color, font=font)
 
 
 def _list_edges(

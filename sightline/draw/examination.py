@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from sightline.draw.page import PageBlock, PageTable, PageText
@@ -22,26 +21,16 @@ def join_reasons(reasons: Iterable[str], *, most: int | None = None) -> str:
 
 def make_examination_blocks(documents: Sequence[Mapping[str, Any]]) -> list[PageBlock]:
     """Make the blocks of a page from examinations: one table of their subjects, and what no check of theirs covers."""
-    subjects: dict[str, _ExaminedSubject] = {}
+    rows_of: dict[str, list[Mapping[str, Any]]] = {}
     for row in (row for document in documents for row in document["subjects"]):
-        subject = subjects.setdefault(row["subject"], _ExaminedSubject())
-        subject.ran |= set(row["ran"])
-        subject.seconds += row["seconds"]
-        subject.not_applicable |= row["not_applicable"]
+        rows_of.setdefault(row["subject"], []).append(row)
     rows = []
-    for name, subject in subjects.items():
-        reasons = [reason for check, reason in subject.not_applicable.items() if check not in subject.ran]
-        unfit = f"{len(reasons)}: {join_reasons(reasons)}" if reasons else "0"
-        rows.append((name, str(len(subject.ran)), f"{subject.seconds:.2f}", unfit))
+    for subject, examined in rows_of.items():
+        ran = {code for row in examined for code in row["ran"]}
+        unfit = {code: reason for row in examined for code, reason in row["not_applicable"].items() if code not in ran}
+        seconds = sum(row["seconds"] for row in examined)
+        reasons = f"{len(unfit)}: {join_reasons(unfit.values())}".removesuffix(": ")
+        rows.append((subject, str(len(ran)), f"{seconds:.2f}", reasons))
     columns = ("subject", "checks that ran", "CPU s", "do not apply")
     gaps = dict.fromkeys(f"not covered by a check: {gap}" for document in documents for gap in document["not_covered"])
     return [PageTable(columns, rows, is_numeric=False), PageText("notes", list(gaps))] if rows else []
-
-
-@dataclass
-class _ExaminedSubject:
-    """Checks of a subject that ran, their time, and the reasons why others do not apply, over all examinations."""
-
-    ran: set[str] = field(default_factory=set)
-    seconds: float = 0.0
-    not_applicable: dict[str, str] = field(default_factory=dict)

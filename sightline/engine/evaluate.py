@@ -99,16 +99,13 @@ class Evaluation:
 
         From the table `confusion`; columns that have no row per class, such as background, are no class.
         """
-        confusion = self.tables.get("confusion", {"classes": [], "counts": []})
-        is_class = np.array([name in self.per_class for name in confusion["classes"]])
-        result = {}
-        for index, (name, row) in enumerate(zip(confusion["classes"], confusion["counts"], strict=True)):
-            wrong = np.where(is_class, row, 0)
-            wrong[index] = 0
-            if is_class[index] and wrong.any():
-                other = int(wrong.argmax())
-                share = int(wrong[other]) / sum(row)
-                result[name] = {"class": confusion["classes"][other], "count": int(wrong[other]), "share": share}
+        confusion = self.tables.get("confusion", {})
+        names, counts, result = confusion.get("classes", ()), confusion.get("counts", ()), {}
+        for name, row in ((name, row) for name, row in zip(names, counts, strict=True) if name in self.per_class):
+            wrong = {o: count for o, count in zip(names, row, strict=True) if o != name and o in self.per_class}
+            other = max(wrong, key=wrong.__getitem__, default="")
+            if wrong.get(other):
+                result[name] = {"class": other, "count": wrong[other], "share": wrong[other] / sum(row)}
         return result
 
     def describe(self, headline: str) -> dict[str, Any]:
@@ -121,8 +118,8 @@ class Evaluation:
             sums_of = MetricMembers.sums.get(result.metric.metric)
             sums = {} if sums_of is None else result.add_suffix(sums_of(result.state))
             interval = sums[headline].interval() if headline in sums else None
-            if interval is not None and interval.num_samples <= self.num_samples:  # else labels of points were counted
-                further["interval"] = {"figure": headline, **interval.to_dict()}
+            if interval and interval["num_samples"] <= self.num_samples:  # else labels of points were counted
+                further["interval"] = {"figure": headline, **interval}
         return {
             "metrics": dict(self.metrics),
             "per_class": {name: dict(row) for name, row in self.per_class.items()},
@@ -190,8 +187,8 @@ class Evaluator:
             for meter in self.metrics
         ]
         drawn: tuple[Picture, ...] = ()
-        has_more = len(self.indices) > self._num_drawn
-        hardness_of = TaskMembers.hardness.get(self.task) if pictures and has_more else None
+        show = TaskMembers.show.get(self.task) if pictures else None
+        hardness_of = TaskMembers.hardness.get(self.task) if show and len(self.indices) > self._num_drawn else None
         numbers = range(world.rank, len(plan), world.size)
         batches = read_batches(self.reader, (plan[number] for number in numbers), self.workers)
         with torch.no_grad(), contextlib.closing(batches):
@@ -211,7 +208,7 @@ class Evaluator:
                     on_batch(batch, by_suffix[self._list_suffixes()[-1]])
                 if hardness_of is not None:
                     ledger.note_hardness(batch["sample_index"], hardness_of(batch, predictions))
-                elif number == 0 and pictures and (show := TaskMembers.show.get(self.task)) is not None:
+                elif number == 0 and show is not None:
                     drawn = tuple(show(batch, predictions))
                 clock.end_phase("metrics")
         evaluation = self._reduce(tallies, ledger, world, started)
@@ -235,7 +232,7 @@ class Evaluator:
     def _draw_hardest(self, model: nn.Module, world: World, hardness: Tensor) -> tuple[Picture, ...]:
         """Draw the samples that the task predicts worst, the worst first; they are read and predicted again."""
         worst = torch.sort(hardness[self.indices], descending=True, stable=True).indices[: self._num_drawn]
-        (keys,) = evaluation_keys(self.indices[worst], self._num_drawn, epoch=0, seed=self.seed)
+        (keys,) = evaluation_keys(self.indices[worst.numpy()], self._num_drawn, epoch=0, seed=self.seed)
         batch = self._to_device(self.reader(keys), world)
         with torch.no_grad(), self.precision.autocast(world.device):
             pictures = self.task.show(batch, self.task.predict(model, batch))  # type: ignore[attr-defined]

@@ -130,15 +130,11 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
     if rows:
         names = [name for name in rows[0][1] if name != "count"]
         cells = [[name, *(row[key] for key in names), row.get("count")] for name, row in rows]
-        columns = [noun, *names, "count"]
-        if confused := document.get("confused_with"):
-            columns.append("confused with")
-            others = (confused.get(name) for name, _ in rows)
-            cells = [
-                [*row, other and f"{other['class']} {other['share']:.0%}"]
-                for row, other in zip(cells, others, strict=True)
-            ]
-        show_table(f"per {noun}", columns, cells)
+        confused = document.get("confused_with", {})
+        for row in cells if confused else ():
+            row.append("{class} {share:.0%}".format_map(confused[row[0]]) if row[0] in confused else "")
+        of_classes = [noun, *names, "count", *(["confused with"] if confused else [])]
+        show_table(f"per {noun}", of_classes, cells)
     for table in (document[name] for name in document if name.startswith("by_distance")):
         points = ("points", *table["points"])
         classes = [(name, *("" if iou is None else iou for iou in ious)) for name, ious in table["iou"].items()]

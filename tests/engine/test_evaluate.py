@@ -78,7 +78,7 @@ def test_accuracy_is_what_numpy_counts() -> None:
     assert result.metrics["mean_class_accuracy"] == pytest.approx(np.mean(recalls), rel=1e-12)
 
 
-@pytest.mark.parametrize("size", [5, 23])
+@pytest.mark.parametrize("size", [1, 5, 23])
 def test_pictures_are_of_the_worst_samples(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the whole split: wrong ones first, then by the probability of the true class; a batch at most, 12 at most."""
     built = small_run("train.precision=float64")

@@ -239,7 +239,7 @@ def is_made_of_the_sums_that_it_states(case: Case) -> None:
         assert ratios.nanmean().item() == pytest.approx(figure, rel=1e-12)
         interval = sums.interval()
         assert interval is not None
-        assert interval.low <= figure <= interval.high
+        assert interval["low"] <= figure <= interval["high"]
         assert interval == sums_of(states[1])[name].interval()
 
 

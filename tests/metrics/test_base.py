@@ -140,10 +140,10 @@ def test_the_interval_of_an_accuracy_is_that_of_the_binomial(num_right: int, cou
     confusion = torch.tensor([[num_right, 0], [count - num_right, 0]])
     interval = Accuracy(num_classes=2).sums({"confusion": confusion})["overall_accuracy"].interval()
     assert interval is not None
-    assert interval.num_samples == count
+    assert interval["num_samples"] == count
     spread = math.sqrt(num_right * (count - num_right) / count) / count
     expected = [quantile / count for quantile in binom.ppf([0.025, 0.975], count, num_right / count)]
-    assert [interval.low, interval.high] == pytest.approx(expected, abs=0.2 * spread + 1 / count)
+    assert [interval["low"], interval["high"]] == pytest.approx(expected, abs=0.2 * spread + 1 / count)
 
 
 def test_the_interval_of_ratios_is_that_of_evaluations_of_the_drawn_samples() -> None:
@@ -160,6 +160,6 @@ def test_the_interval_of_ratios_is_that_of_evaluations_of_the_drawn_samples() ->
         figures.append(np.mean([n / d for n, d in pairs if d]))
     interval = SampleSums(torch.from_numpy(numerators), torch.from_numpy(denominators)).interval()
     assert interval is not None
-    assert [interval.low, interval.high] == pytest.approx(np.percentile(figures, [2.5, 97.5]).tolist(), rel=1e-12)
-    assert interval.num_samples == 5
+    assert [interval["low"], interval["high"]] == pytest.approx(np.percentile(figures, [2.5, 97.5]).tolist(), rel=1e-12)
+    assert interval["num_samples"] == 5
     assert SampleSums(torch.ones(1, 1), torch.ones(1, 1)).interval() is None

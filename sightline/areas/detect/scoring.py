@@ -116,7 +116,8 @@ class BoxScoring(Scoring):
             (name, *(row[key] for key in names)) for name, row in error_table["labels"].items() if row["labels"]
         ]
         label_rows = PrintedTable("labels that were not found", ("labels", *names[:-1], "of"), not_found)
-        confused = PrintedTable("classes taken for others", _CONFUSED, _list_confusions(error_table))
+        taken = [tuple(row.values()) for row in error_table["confusions"][:_MAX_CONFUSIONS]]
+        confused = PrintedTable("classes taken for others", _CONFUSED, taken)
         errors = classify_errors(result.state, len(metric.class_names), metric.most)
         score = find_best_score(errors)
         images = box_images(part)
@@ -214,7 +215,8 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
     """Encode the page as one self-contained HTML text. `document` has `metrics` of `box_errors` and its table."""
     about, metrics = document["box_errors"], document["metrics"]
     kinds = [(kind, about["counts"][kind], f"{metrics[f'gain_{kind}']:.4f}") for kind in KINDS]
-    confused = _list_confusions(about)
+    confused = PageTable(_CONFUSED, [tuple(row.values()) for row in about["confusions"][:_MAX_CONFUSIONS]])
+    taken = [PageText("heading", ["Classes taken for others"]), confused] if confused.rows else []
     names = ("labels", "not_found", "missed", "suppressed")
     bins = [(name, *("-" if row[key] is None else row[key] for key in names)) for name, row in about["labels"].items()]
     curve = about["curve"]
@@ -235,11 +237,7 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
             PageText("notes", notes),
             PageText("heading", ["Errors and what each kind costs"]),
             PageTable(("error", "count", "AP50 gained by repair"), kinds),
-            *(
-                [PageText("heading", ["Classes that were taken for others"]), PageTable(_CONFUSED, confused)]
-                if confused
-                else []
-            ),
+            *taken,
             PageText("heading", ["Labels that were not found"]),
             PageTable(("labels", "all", "not found", "missed", "suppressed"), bins),
             PageText("heading", ["Curves"]),
@@ -248,12 +246,6 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
             *images,
         ],
     )
-
-
-def _list_confusions(about: Mapping[str, Any]) -> list[tuple[str, str, int]]:
-    """List the most frequent errors of classification: the class of the label, the predicted one, their number."""
-    rows = [(row["label"], row["prediction"], row["count"]) for row in about["confusions"]]
-    return rows[:_MAX_CONFUSIONS]
 
 
 def _error_mask(errors: DetectionErrors, score: float) -> np.ndarray:

@@ -139,13 +139,9 @@ class JointError(_DistanceMetric):
         return state["distance_mm"].sum(dim=1) / state["labelled"].sum(dim=1)
 
     def sums(self, state: State) -> dict[str, SampleSums]:
-        """Return the sums of `mean_error_mm` and `frames_within`, of each frame."""
-        num_labelled = state["labelled"].sum(dim=1, keepdim=True)
-        is_within = (state["distance_mm"].amax(dim=1, keepdim=True) <= self.threshold_mm) & (num_labelled > 0)
-        return {
-            "mean_error_mm": SampleSums(state["distance_mm"].sum(dim=1, keepdim=True), num_labelled),
-            "frames_within": SampleSums(is_within, num_labelled > 0),
-        }
+        """Return the sums of `mean_error_mm`, of each frame."""
+        distance, labelled = (state[name].sum(dim=1, keepdim=True) for name in ("distance_mm", "labelled"))
+        return {"mean_error_mm": SampleSums(distance, labelled)}
 
     def tables(self, state: State) -> dict[str, Any]:
         """Return `error_curve`: the shares within 0 to 80 mm, of frames by worst and mean joint, and of joints."""
@@ -464,11 +460,8 @@ class CentreError:
         return {name: figure.item() for name, figure in zip(names, figures, strict=True)}
 
     def sums(self, state: State) -> dict[str, SampleSums]:
-        """Return the sums of both means, of each frame."""
-        return {
-            name: SampleSums(state["distance_mm"][:, [column]], state["labelled"][:, [column]])
-            for column, name in enumerate(("centre_error_mm", "reference_error_mm"))
-        }
+        """Return the sums of `centre_error_mm`, of each frame."""
+        return {"centre_error_mm": SampleSums(state["distance_mm"][:, :1], state["labelled"][:, :1])}
 
     def per_sample(self, state: State) -> Tensor:
         """Return the distance (num_samples,) float64 of each frame's refined point.

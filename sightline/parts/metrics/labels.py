@@ -289,15 +289,9 @@ class IoU(_LabelMetric):
         return ious.nanmean(dim=1)
 
     def sums(self, state: State) -> dict[str, SampleSums]:
-        """Return the sums of `miou` and `overall_accuracy`, of each scene."""
+        """Return the sums of `miou`, of each scene."""
         common, union = (state[name][:, ~self._is_ignored] for name in ("common", "union"))
-        right, either = (counts.sum(dim=1, keepdim=True) for counts in (common, union))
-        num_ignored = state["union"][:, self._is_ignored].sum(dim=1, keepdim=True)  # predictions of the ignored class
-        num_points = (either + right - num_ignored) / 2
-        return {
-            "miou": SampleSums(common, union, empty=0.0 if self.scores_absent_zero else torch.nan),
-            "overall_accuracy": SampleSums(right, num_points),
-        }
+        return {"miou": SampleSums(common, union, empty=0.0 if self.scores_absent_zero else torch.nan)}
 
     def _ious(self, confusion: Tensor) -> Tensor:
         """Return the IoU (C,) of each class.

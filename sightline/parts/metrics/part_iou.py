@@ -292,18 +292,14 @@ class PartIoU:
         return torch.where(state["seen"] > 0, self._shape_ious(state, 0), torch.nan)
 
     def sums(self, state: State) -> dict[str, SampleSums]:
-        """Return the sums of all figures: means over shapes, means of the categories' means, and shares of points."""
+        """Return the sums of the means over shapes, and of the means of the categories' means."""
         is_seen = state["seen"] > 0
         of_category = state["category"][is_seen, None] == torch.arange(len(self.category_names))
-        num_points = state["labelled"][is_seen].sum(dim=1, keepdim=True)
-        result = {}
-        for rule, suffix in enumerate(_RULES):
-            ious = self._shape_ious(state, rule)[is_seen, None]
-            right = state["common"][is_seen, rule].sum(dim=1, keepdim=True)
-            result[f"instance_miou{suffix}"] = SampleSums(ious, torch.ones_like(ious))
-            result[f"class_miou{suffix}"] = SampleSums(ious * of_category, of_category)
-            result[f"point_accuracy{suffix}"] = SampleSums(right, num_points)
-        return result
+        ious = {suffix: self._shape_ious(state, rule)[is_seen, None] for rule, suffix in enumerate(_RULES)}
+        instance = {f"instance_miou{name}": SampleSums(iou, torch.ones_like(iou)) for name, iou in ious.items()}
+        return instance | {
+            f"class_miou{name}": SampleSums(iou * of_category, of_category) for name, iou in ious.items()
+        }
 
     def tables(self, state: State) -> dict[str, Any]:
         """Return `confusion` of the parts among those of the shape's category: rows are labels, columns predictions."""

@@ -151,11 +151,14 @@ class BoxErrors(BoxRows):
         sampled = np.unique(np.concatenate(list(spread)).astype(int) - 1)[: len(curve.scores)]
         points = (curve.scores, curve.recall, curve.precision, curve.fppi)
         names = ("score", "recall", "precision", "false_per_image")
+        confused = np.flatnonzero(errors.kind == KINDS.index("classification"))
+        labels, boxes = groups.labels[errors.label[confused]], groups.boxes[confused]
+        pairs = np.column_stack([labels[:, LabelColumn.CLASS], boxes[:, DetectionColumn.CLASS]]).astype(int).tolist()
         about = {
             "counts": {**counts, "missed": bins["all"]["missed"]},
             "confusions": [
                 {"label": self.class_names[label], "prediction": self.class_names[predicted], "count": count}
-                for label, predicted, count in errors.count_confusions()
+                for (label, predicted), count in Counter(sorted(map(tuple, pairs))).most_common()
             ],
             "labels": bins,
             "curve": {name: each[sampled].tolist() for name, each in zip(names, points, strict=True)},
@@ -185,14 +188,6 @@ class DetectionErrors(NamedTuple):
         """Mask (G,) of unmatched labels that a candidate had matched before suppression."""
         lost: np.ndarray = ~self.is_label_found & ~self.groups.is_ignored & (self.before >= _MATCH_IOU)
         return lost
-
-    def count_confusions(self) -> list[tuple[int, int, int]]:
-        """Count the errors of classification by the label's and the predicted class, the most frequent pair first."""
-        rows = np.flatnonzero(self.kind == KINDS.index("classification"))
-        labels = self.groups.labels[self.label[rows], LabelColumn.CLASS].astype(int)
-        predicted = self.groups.boxes[rows, DetectionColumn.CLASS].astype(int)
-        pairs = Counter(zip(labels.tolist(), predicted.tolist(), strict=True))
-        return sorted(((*pair, count) for pair, count in pairs.items()), key=lambda row: (-row[2], row))
 
 
 def classify_errors(state: State, num_classes: int, most: int) -> DetectionErrors:
