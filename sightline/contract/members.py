@@ -127,6 +127,10 @@ class TaskMembers:
         "and the least `score` to draw, where it takes them",
         absent=None,
     )
+    hardness: Member[Function] = Member(
+        "`hardness(batch, predictions)`: (B,), larger for worse predictions; evaluations then draw their worst samples",
+        absent=None,
+    )
     show_targets: Member[Function] = Member(
         "`show_targets(batch)`: for `view`: stage → pictures and figures of the context of `prepare`; it gets `pixels` "
         "as `show` does",
@@ -176,6 +180,10 @@ class MetricMembers:
     )
     per_class: Member[Function] = Member("`per_class(state)`: class → {figure: number}", absent=None)
     per_sample: Member[Function] = Member("`per_sample(state)`: a number for each sample", absent=None)
+    sums: Member[Function] = Member(
+        "`sums(state)`: figure → `SampleSums` that it is made of, for its interval (`sightline.contract.metric`)",
+        absent=None,
+    )
     update_labels: Member[Function] = Member(
         "`update_labels(state, *, labels, ...)`: as `update`, of predicted labels where only these are known",
         absent=None,

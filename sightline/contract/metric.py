@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +17,7 @@ from sightline.contract.members import MetricMembers
 State = dict[str, Tensor]
 
 _NUM_TRIED = 3
+_LEVEL, _NUM_RESAMPLINGS = 0.95, 1000
 
 
 class Metric(Protocol):
@@ -32,6 +36,43 @@ class Metric(Protocol):
     def new_state(self) -> State: ...
 
     def compute(self, state: State) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class SampleSums:
+    """Sums over samples that a figure is made of: it is the mean of K ratios of summed numerators and denominators.
+
+    Both are (S, K): a row per sample or, with `counts` (S,), per kind of sample. A ratio of 0 to 0 is left out of the
+    mean, or is `empty`.
+    """
+
+    numerators: Tensor
+    denominators: Tensor
+    counts: Tensor | None = None
+    empty: float = math.nan
+
+    def interval(self) -> dict[str, Any] | None:
+        """Compute the 95 % interval of the figure by a bootstrap over the samples that count; None for fewer than two.
+
+        The samples are drawn with a fixed seed, in their order, and summed in float64 by one thread: the interval is
+        the same for batches of any size and any number of processes. Source: Efron 1979, the percentile interval.
+        """
+        numerators, denominators = self.numerators.double().numpy(), self.denominators.double().numpy()
+        counts = np.ones(len(numerators), dtype=np.int64) if self.counts is None else self.counts.numpy()
+        rows = np.repeat(np.arange(len(counts)), np.where((denominators != 0).any(axis=1), counts, 0))
+        if len(rows) < 2:
+            return None
+        generator = np.random.Generator(np.random.PCG64(0))
+        sums = np.empty((_NUM_RESAMPLINGS, 2, numerators.shape[1]))
+        for resampled in sums:
+            times = np.bincount(rows[generator.integers(len(rows), size=len(rows))], minlength=len(counts))[:, None]
+            resampled[:] = (times * numerators).sum(axis=0), (times * denominators).sum(axis=0)
+        is_empty = sums[:, 1] == 0
+        ratios = np.where(is_empty, self.empty, sums[:, 0] / np.where(is_empty, 1, sums[:, 1]))
+        is_valid = ~np.isnan(ratios)
+        figures = np.where(is_valid, ratios, 0).sum(axis=1) / is_valid.sum(axis=1)  # one row at least counts
+        low, high = np.quantile(figures, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]).tolist()
+        return {"low": low, "high": high, "level": _LEVEL, "num_samples": len(rows)}
 
 
 def make_state(metric: Metric, *, num_samples: int = 0) -> State:

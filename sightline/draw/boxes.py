@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from sightline.contract.errors import escape_to_one_line
-from sightline.draw.pictures import draw_legend
+from sightline.draw.pictures import draw_legend, fit_text
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Style = Literal["solid", "dashed", "crossed", "hatched"]
 Color = tuple[int, int, int]
 PixelPosition = tuple[int, int]
+BoxPosition = tuple[int, int, int, int]
 _MIN_SIDE_PX = 360
 """Minimal longer side: smaller images are enlarged by a whole number, so that lines and captions hide less."""
 _LINE_WIDTHS_PER_SIDE = 240
@@ -54,6 +55,12 @@ class Mark:
     ring: Color = _DARK
 
 
+def name_class(label: int, class_names: Sequence[str], score: float | None = None) -> str:
+    """Name a class, its number if it has no name, with the score of a detection; empty for a negative label."""
+    name = "" if label < 0 else class_names[label] if label < len(class_names) else str(label)
+    return name if score is None else f"{name} {score:.2f}"
+
+
 def draw_boxes(
     image: np.ndarray,
     boxes: Sequence[DrawnBox],
@@ -64,8 +71,8 @@ def draw_boxes(
     """Draw boxes and marks in order on an image (H, W, 3) uint8, enlarged if it is small; the first are lowest.
 
     `hatched` boxes are filled with slanted lines: regions that do not count; `crossed` ones are dashed, with diagonals.
-    Every line has a dark rim, so that it is visible on any ground. A legend of colours is drawn below. Boxes with a
-    corner of NaN, which a diverged network predicts, are not drawn.
+    Every line has a dark rim, so that it is visible on any ground. Captions are drawn over all boxes, within the image.
+    A legend of colours is drawn below. Boxes with a corner of NaN, which a diverged network predicts, are not drawn.
     """
     from PIL import Image, ImageDraw
 
@@ -74,6 +81,7 @@ def draw_boxes(
     draw = ImageDraw.Draw(canvas)
     width = max(1, round(max(canvas.size) / _LINE_WIDTHS_PER_SIDE))
     reach = _MAX_REACH * max(image.shape[:2])
+    captioned: list[tuple[DrawnBox, BoxPosition]] = []
     for box in boxes:
         if np.isnan(box.corners).any():
             continue
@@ -89,17 +97,39 @@ def draw_boxes(
         else:
             draw.rectangle((left_px, top_px, right_px, bottom_px), outline=box.color, width=width)
         if box.caption:
-            size_px = max(11, 4 * width)
-            position = (left_px + 1, max(top_px - size_px, 0))
-            caption = escape_to_one_line(box.caption)
-            draw.rectangle(draw.textbbox(position, caption, font_size=size_px), fill=_DARK)
-            draw.text(position, caption, fill=box.color, font_size=size_px)
+            captioned.append((box, (left_px, top_px, right_px, bottom_px)))
+    _draw_captions(draw, captioned, canvas.size, max(11, 4 * width))
     for mark in marks:
         x, y = (value * factor for value in mark.place)
         for radius, color in ((mark.radius * width + width / 2, mark.ring), (mark.radius * width, mark.color)):
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
     below = draw_legend([*(legend or {}).items()], canvas.width, line_px=11 * width)
     return np.concatenate([np.asarray(canvas), below])
+
+
+def _draw_captions(
+    draw: ImageDraw.ImageDraw, captioned: Sequence[tuple[DrawnBox, BoxPosition]], size: PixelPosition, size_px: int
+) -> None:
+    """Draw the captions of boxes within the image: above the box or, if there is no room, in it or below.
+
+    The last boxes, which are on top, choose first. Small boxes are not covered by their own caption.
+    """
+    taken: list[BoxPosition] = []
+    drawn = []
+    for box, (left_px, top_px, _, bottom_px) in reversed(captioned):
+        text, font = fit_text(draw, box.caption, size[0] - 4, size_px=size_px)
+        width, height = (math.ceil(end) + 2 for end in draw.textbbox((2, 2), text, font)[2:])
+        left, highest = max(0, min(left_px, size[0] - width)), max(0, size[1] - height)
+        inside = [top_px, bottom_px - height] if bottom_px - top_px > 3 * height else []
+        tops = [top for top in (top_px - height, *inside, bottom_px + 1) if 0 <= top <= highest]
+        tops = tops or [max(0, min(top_px, highest))]
+        beside = [(y0, y1) for x0, y0, x1, y1 in taken if left < x1 and x0 < left + width]
+        top = next((top for top in tops if all(top >= y1 or y0 >= top + height for y0, y1 in beside)), tops[0])
+        taken.append((left, top, left + width, top + height))
+        drawn.append((text, font, box.color))
+    for (left, top, right, bottom), (text, font, color) in zip(reversed(taken), reversed(drawn), strict=True):
+        draw.rectangle((left, top, right - 1, bottom - 1), fill=_DARK)
+        draw.text((left + 2, top + 2), text, fill=color, font=font)
 
 
 def _list_edges(

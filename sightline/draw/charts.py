@@ -243,11 +243,14 @@ def _make_axis(
 
 
 def _make_even_ticks(values: Sequence[float]) -> list[float]:
-    """List multiples of 1, 2 or 5 times a power of ten around the values, three to seven of them."""
+    """List multiples of 1, 2 or 5 times a power of ten around the values, three to seven of them.
+
+    A single value has no span to show, so its axis begins at 0.
+    """
     low, high = min(values), max(values)
-    largest = max(abs(low), abs(high))
-    is_one_value = high - low <= _LEAST_SPAN * largest  # but for rounding, as 0.3 and 0.1 + 0.2
-    rough = ((largest if is_one_value else high - low) or 1.0) / 5
+    if high - low <= _LEAST_SPAN * max(abs(low), abs(high)):  # but for rounding, as 0.3 and 0.1 + 0.2
+        low, high = min(low, 0.0), max(high, 0.0)
+    rough = ((high - low) or 1.0) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -13,7 +13,7 @@ function showFlat(cloud, up) {  // the pictures of the stage, and the slices of 
     for (const panel of cloud.panels) {
       const figure = made("figure", "", element("panels"));
       const image = made("img", "", figure);
-      image.src = panel.png;
+      image.src = panel.picture;
       image.alt = panel.name;
       made("figcaption", panel.name, figure);
     }

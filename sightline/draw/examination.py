@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sightline.draw.page import PageBlock, PageTable, PageText
@@ -19,17 +19,18 @@ def join_reasons(reasons: Iterable[str], *, most: int | None = None) -> str:
     return ", ".join([*others, *([f"no {', '.join(missing)}"] if missing else [])]) + more
 
 
-def make_examination_blocks(document: Mapping[str, Any]) -> list[PageBlock]:
-    """Make the blocks of a page: a table of the subjects, and what no check covers."""
-    rows = [
-        (
-            row["subject"],
-            str(len(row["ran"])),
-            f"{row['seconds']:.2f}",
-            f"{len(row['not_applicable'])}: {join_reasons(row['not_applicable'].values())}".removesuffix(": "),
-        )
-        for row in document["subjects"]
-    ]
+def make_examination_blocks(documents: Sequence[Mapping[str, Any]]) -> list[PageBlock]:
+    """Make the blocks of a page from examinations: one table of their subjects, and what no check of theirs covers."""
+    rows_of: dict[str, list[Mapping[str, Any]]] = {}
+    for row in (row for document in documents for row in document["subjects"]):
+        rows_of.setdefault(row["subject"], []).append(row)
+    rows = []
+    for subject, examined in rows_of.items():
+        ran = {code for row in examined for code in row["ran"]}
+        unfit = {code: reason for row in examined for code, reason in row["not_applicable"].items() if code not in ran}
+        seconds = sum(row["seconds"] for row in examined)
+        reasons = f"{len(unfit)}: {join_reasons(unfit.values())}".removesuffix(": ")
+        rows.append((subject, str(len(ran)), f"{seconds:.2f}", reasons))
     columns = ("subject", "checks that ran", "CPU s", "do not apply")
-    gaps = [f"not covered by a check: {gap}" for gap in document["not_covered"]]
-    return [PageTable(columns, rows, is_numeric=False), PageText("notes", gaps)] if rows else []
+    gaps = dict.fromkeys(f"not covered by a check: {gap}" for document in documents for gap in document["not_covered"])
+    return [PageTable(columns, rows, is_numeric=False), PageText("notes", list(gaps))] if rows else []

@@ -6,6 +6,7 @@ A page needs no network and forbids every request: its style, scripts and pictur
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,10 @@ import numpy as np
 from sightline.contract.errors import escape_to_one_line
 from sightline.draw.charts import HEIGHT, WIDTH, ChartPanel, render_svg
 from sightline.draw.pictures import encode_png
+
+PHOTO_PX = (1280, 960)
+"""Width and height in which a page shows its photos at most."""
+_PHOTO_QUALITY, _MIN_PHOTO_PX = 85, 200
 
 
 class PageBlock:
@@ -56,11 +61,16 @@ class PageTable(PageBlock):
 
 @dataclass(frozen=True, eq=False)
 class PageImage(PageBlock):
-    """Picture (H, W, 3) uint8 with its caption."""
+    """Picture (H, W, 3) uint8 with its caption; photos are shown in `PHOTO_PX`, with small losses."""
 
     kind = "image"
     pixels: np.ndarray
     caption: str
+    is_photo: bool = False
+
+    def encode(self) -> str:
+        """Encode as a data URL."""
+        return encode_picture(self.pixels, photo_px=PHOTO_PX if self.is_photo else None)
 
 
 @dataclass(frozen=True)
@@ -108,12 +118,25 @@ def render_page(title: str, blocks: Sequence[PageBlock]) -> str:
         finalize=lambda value: escape_to_one_line(value) if type(value) is str else value,  # not what is marked safe
     )
     template = environment.from_string(_read_part("page.html"))
-    return template.render(title=title, blocks=blocks, encode_picture=encode_picture, read_part=_read_part)
+    return template.render(title=title, blocks=blocks, read_part=_read_part)
 
 
-def encode_picture(pixels: np.ndarray) -> str:
-    """Encode (H, W, 3) uint8 pixels as a PNG in a data URL."""
-    return f"data:image/png;base64,{base64.b64encode(encode_png(pixels)).decode('ascii')}"
+def encode_picture(pixels: np.ndarray, *, photo_px: tuple[int, int] | None = None) -> str:
+    """Encode (H, W, 3) uint8 pixels in a data URL: as a PNG, or a photo as WebP of at most `photo_px` (width, height).
+
+    WebP of quality 85 needs a fifth of a PNG's bytes for a photo. Masks need the PNG, which is exact, as do photos of
+    so few pixels that each is seen.
+    """
+    from PIL import Image
+
+    if photo_px is None or max(pixels.shape) < _MIN_PHOTO_PX:
+        kind, content = "png", encode_png(pixels)
+    else:
+        image, stream = Image.fromarray(pixels), io.BytesIO()
+        image.thumbnail(photo_px, Image.Resampling.BOX)
+        image.save(stream, format="WEBP", quality=_PHOTO_QUALITY, method=2)  # the default takes twice the time
+        kind, content = "webp", stream.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _read_part(name: str) -> str:

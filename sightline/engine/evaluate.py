@@ -29,6 +29,8 @@ from sightline.engine.step import StepTimer, Task, divide_by_count, single_batch
 logger = logging.getLogger(__name__)
 
 _NUM_HARD = 5
+_NUM_HARDEST = 12
+"""Samples of which pictures are drawn, at most a batch, if the task states how hard each is."""
 BatchCallback = Callable[[Batch, Mapping[str, Any]], None]
 """Callback for each evaluated batch and its predictions."""
 
@@ -94,6 +96,40 @@ class Evaluation:
                 return {"figure": figure, "classes": dict(list(worst.items())[:_NUM_HARD])} if worst else {}
         return {}
 
+    @property
+    def confused_with(self) -> dict[str, dict[str, Any]]:
+        """The most frequent wrong class of each class with errors: `class`, `count`, `share` of its labels.
+
+        From the table `confusion`; columns that have no row per class, such as background, are no class.
+        """
+        confusion = self.tables.get("confusion", {})
+        names, counts, result = confusion.get("classes", ()), confusion.get("counts", ()), {}
+        for name, row in ((name, row) for name, row in zip(names, counts, strict=True) if name in self.per_class):
+            wrong = {o: count for o, count in zip(names, row, strict=True) if o != name and o in self.per_class}
+            other = max(wrong, key=wrong.__getitem__, default="")
+            if wrong.get(other):
+                result[name] = {"class": other, "count": wrong[other], "share": wrong[other] / sum(row)}
+        return result
+
+    def describe(self, headline: str) -> dict[str, Any]:
+        """Return what documents state of metrics: figures, those of classes, tables, the headline's `interval`.
+
+        Figures that are not made of sums over samples, such as an AP, have no interval.
+        """
+        further = {"hard_classes": self.hard_classes, "confused_with": self.confused_with}
+        for result in self.results:
+            sums_of = MetricMembers.sums.get(result.metric.metric)
+            sums = {} if sums_of is None else result.add_suffix(sums_of(result.state))
+            interval = sums[headline].interval() if headline in sums else None
+            if interval and interval["num_samples"] <= self.num_samples:  # else labels of points were counted
+                further["interval"] = {"figure": headline, **interval}
+        return {
+            "metrics": dict(self.metrics),
+            "per_class": {name: dict(row) for name, row in self.per_class.items()},
+            **{name: value for name, value in further.items() if value},
+            **self.tables,
+        }
+
 
 def pool_evaluations(evaluations: Sequence[Evaluation]) -> Evaluation:
     """Pool evaluations of different samples by the same metrics, from their states; means of losses are left out."""
@@ -154,13 +190,14 @@ class Evaluator:
             for meter in self.metrics
         ]
         drawn: tuple[Picture, ...] = ()
+        show = TaskMembers.show.get(self.task) if pictures else None
+        hardness_of = TaskMembers.hardness.get(self.task) if show and len(self.indices) > self._num_drawn else None
         numbers = range(world.rank, len(plan), world.size)
         batches = read_batches(self.reader, (plan[number] for number in numbers), self.workers)
         with torch.no_grad(), contextlib.closing(batches):
             for number, batch in zip(numbers, batches, strict=True):
                 clock.end_phase("data")
-                exact = {name: batch[name].to(world.device) for name in self.exact_keys}
-                batch = {**to_device(batch, world.device, float_dtype=self.precision.parameter_dtype), **exact}
+                batch = self._to_device(batch, world)
                 ledger.add_samples(batch["sample_index"])
                 clock.end_phase("transfer")
                 predictions = self._predict(model, batch, world, ledger, number, clock)
@@ -172,16 +209,37 @@ class Evaluator:
                     tally.update(batch, by_suffix[tally.suffix])
                 if on_batch is not None:
                     on_batch(batch, by_suffix[self._list_suffixes()[-1]])
-                if number == 0 and pictures and (show := TaskMembers.show.get(self.task)) is not None:
+                if hardness_of is not None:
+                    ledger.note_hardness(batch["sample_index"], hardness_of(batch, predictions))
+                elif number == 0 and show is not None:
                     drawn = tuple(show(batch, predictions))
                 clock.end_phase("metrics")
-        model.train(was_training)
         evaluation = self._reduce(tallies, ledger, world, started)
+        if hardness_of is not None:
+            drawn = world.rank_zero_only(self._draw_hardest)(model, world, ledger.hardness) or ()
+        model.train(was_training)
         if pictures:
             drawn += tuple(world.rank_zero_only(_draw_pictures)(evaluation.results) or ())
         evaluation = dataclasses.replace(evaluation, pictures=drawn)
         clock.end_phase("metrics")
         return dataclasses.replace(evaluation, phase_seconds=clock.seconds)
+
+    @property
+    def _num_drawn(self) -> int:
+        return min(_NUM_HARDEST, self.batch_size)
+
+    def _to_device(self, batch: Batch, world: World) -> Batch:
+        exact = {name: batch[name].to(world.device) for name in self.exact_keys}
+        return {**to_device(batch, world.device, float_dtype=self.precision.parameter_dtype), **exact}
+
+    def _draw_hardest(self, model: nn.Module, world: World, hardness: Tensor) -> tuple[Picture, ...]:
+        """Draw the samples that the task predicts worst, the worst first; they are read and predicted again."""
+        worst = torch.sort(hardness[self.indices], descending=True, stable=True).indices[: self._num_drawn]
+        (keys,) = evaluation_keys(self.indices[worst.numpy()], self._num_drawn, epoch=0, seed=self.seed)
+        batch = self._to_device(self.reader(keys), world)
+        with torch.no_grad(), self.precision.autocast(world.device):
+            pictures = self.task.show(batch, self.task.predict(model, batch))  # type: ignore[attr-defined]
+        return tuple(dataclasses.replace(picture, name=f"hardest_{picture.name}") for picture in pictures)
 
     def _list_suffixes(self) -> list[str]:
         """Return the suffixes of metric names: "" (single pass), `_voteN` and `_ensembleN` (N passes averaged)."""
@@ -237,6 +295,7 @@ class Evaluator:
             name: sorted_rows(world.gather_rows(flat[name], operation="rows of metrics")[0]) for name in sorted(ragged)
         }
         ledger.assert_complete(totals)
+        ledger.hardness = totals["hardness"].cpu()
         measured = tuple(
             MetricResult(tally.meter, tally.suffix, {name: totals[f"{number}/{name}"].cpu() for name in tally.state})
             for number, tally in enumerate(tallies)
@@ -312,11 +371,15 @@ class _SampleLedger:
     def __init__(self, *, num_batches: int, indices: np.ndarray, loss_names: Sequence[str]) -> None:
         self.indices = torch.from_numpy(indices.astype(np.int64))
         self.seen = torch.zeros(int(indices.max()) + 1 if len(indices) else 0, dtype=torch.int64)
+        self.hardness = torch.zeros(len(self.seen), dtype=torch.float64)
         self.sums = {name: torch.zeros(num_batches, dtype=torch.float64) for name in loss_names}
         self.counts = {name: torch.zeros(num_batches, dtype=torch.float64) for name in loss_names}
 
     def add_samples(self, sample_index: Tensor) -> None:
         self.seen += torch.bincount(sample_index.cpu(), minlength=len(self.seen))
+
+    def note_hardness(self, sample_index: Tensor, hardness: Tensor) -> None:
+        self.hardness[sample_index.cpu()] = hardness.double().cpu()
 
     def note_losses(self, number: int, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> None:
         for name, total in sums.items():
@@ -324,11 +387,11 @@ class _SampleLedger:
             self.counts[name][number] = float(counts[name])
 
     def get_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors to sum over processes: counts of samples, sums and counts of losses."""
+        """Return the tensors to sum over processes: counts of samples, their hardness, sums and counts of losses."""
         slots = {f"loss sums/{n}": t for n, t in self.sums.items()} | {
             f"loss counts/{n}": t for n, t in self.counts.items()
         }
-        return {"seen": self.seen} | slots
+        return {"seen": self.seen, "hardness": self.hardness} | slots
 
     def assert_complete(self, totals: Mapping[str, Tensor]) -> None:
         times = totals["seen"].cpu()[self.indices]

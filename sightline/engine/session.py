@@ -457,11 +457,8 @@ class TrainingSession:
 def evaluation_document(config: RunConfig, evaluation: Evaluation, part: DataSubset, which: str) -> dict[str, Any]:
     """Build the document of `final.json` and `evaluate --json`."""
     return {
-        "metrics": dict(evaluation.metrics),
+        **evaluation.describe(config.evaluate.metric),
         "losses": dict(evaluation.losses),
-        "per_class": {name: dict(row) for name, row in evaluation.per_class.items()},
-        **({"hard_classes": evaluation.hard_classes} if evaluation.hard_classes else {}),
-        **dict(evaluation.tables),
         "data": describe_data_subset(config.data.name, part, evaluation),
         "checkpoint": which,
         "votes": config.evaluate.votes,

@@ -16,6 +16,7 @@ from sightline.runs.run_files import is_run
 
 NO_FIGURE = "–"
 """Text in place of a figure or a value that a run does not have."""
+NOTHING_FOUND = "no box was found: AP 0, as no detection overlaps a label of its class by an IoU of 0.5 or more"
 Line = Mapping[str, Any]
 Made = TypeVar("Made")
 
@@ -134,6 +135,15 @@ def read_part(run: ReportedRun, make: Callable[[ReportedRun], Made]) -> Made:
             f"predictions/test/manifest.json is not of the form that training and evaluation write ({reason}); "
             "get the run again"
         ) from error
+
+
+def note_figures(document: Mapping[str, Any]) -> list[str]:
+    """List what figures of boxes do not say by themselves: why one is missing, and what an AP of 0 means."""
+    headers = [document[name] for name in document if name.startswith("scored_boxes")]
+    reasons = {name: reason for scored in headers for name, reason in scored["undefined"].items()}
+    notes = [f"no figure ({name}): {reason}" for name, reason in reasons.items()]
+    is_nothing_found = headers and 0 in (document["metrics"].get(name) for name in ("ap", "crowd_ap", "error_ap50"))
+    return [*notes, NOTHING_FOUND] if is_nothing_found else notes
 
 
 def format_fact(value: Any) -> str:

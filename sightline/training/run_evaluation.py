@@ -135,9 +135,7 @@ def score_document(data: ComponentConfig, part: DataSubset, path: Path, scored: 
     """Build the document of `score --json`."""
     evaluation = scored.evaluation
     return {
-        "metrics": dict(evaluation.metrics),
-        "per_class": {name: dict(row) for name, row in evaluation.per_class.items()},
-        **evaluation.tables,
+        **evaluation.describe(next(iter(evaluation.metrics), "")),
         "data": describe_data_subset(data.name, part, evaluation),
         "predictions": str(path),
         "selection": "given",

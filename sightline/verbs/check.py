@@ -17,7 +17,7 @@ from sightline.engine.build import build
 from sightline.engine.distributed import World, start_world
 from sightline.runs.run_directory import assert_writable, write_document, write_file
 from sightline.training.train_run import reread
-from sightline.verbs.output import load_config, print_note, show_findings, show_table
+from sightline.verbs.output import load_config, print_note, show_findings, show_progress, show_table
 from sightline.workbench.check.core.examination import Examination, describe_examination
 from sightline.workbench.check.suite import check_path
 from sightline.workbench.fit.fit_attempt import SHARES, FitCurve
@@ -45,7 +45,8 @@ def check(options: CheckOptions) -> int:
     """Run all checks and show their findings; exit code 1 if any is an error (with `strict`, a warning)."""
     config = load_config(options.config, options.overrides, options.plugins)
     examination = Examination()
-    findings = check_path(options.config, config, device=options.device, deep=options.deep, examination=examination)
+    with show_progress("check", lambda: examination.doing):
+        findings = check_path(options.config, config, device=options.device, deep=options.deep, examination=examination)
     document = examination.to_dict()
     errors = sum(finding.severity == "error" for finding in findings)
     warnings = sum(finding.severity == "warning" for finding in findings)

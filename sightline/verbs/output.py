@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +17,14 @@ from rich.table import Table
 
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.contract.members import DataMembers
+from sightline.engine.observers import wants_live
+from sightline.runs.run_records import note_figures
 
 if TYPE_CHECKING:
     from sightline.config import RunConfig
 
+_QUIET_S, _LIVE_PAUSE_S, _PLAIN_PAUSE_S = 2.0, 0.5, 20.0
+"""Seconds before progress is shown, and between its lines on a terminal and elsewhere."""
 _NARROW_WIDTH = 16
 """Width in characters of a narrowed column: enough for a shape or a class name."""
 
@@ -25,6 +33,33 @@ def print_note(text: str) -> None:
     """Print lines to standard error; characters that are not printable are escaped."""
     sys.stderr.write("".join(f"{escape_to_one_line(line)}\n" for line in text.split("\n")))
     sys.stderr.flush()
+
+
+@contextmanager
+def show_progress(verb: str, describe: Callable[[], str]) -> Iterator[None]:
+    """Print to standard error what is going on, from two seconds on, by a thread that only reads.
+
+    A terminal shows it on one line, which is overwritten and at last removed; other streams get a line now and then.
+    """
+    is_live, started, is_done = wants_live(sys.stderr, os.environ), time.monotonic(), threading.Event()
+
+    def report() -> None:
+        pause_s = _QUIET_S
+        while not is_done.wait(pause_s):
+            text = escape_to_one_line(f"{verb}: {describe()}; {time.monotonic() - started:.0f} s so far")
+            sys.stderr.write(f"\r{text}\x1b[K" if is_live else f"{text}\n")
+            sys.stderr.flush()
+            pause_s = _LIVE_PAUSE_S if is_live else _PLAIN_PAUSE_S
+        if is_live and time.monotonic() - started > _QUIET_S:
+            sys.stderr.write("\r\x1b[K")
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+        thread.join()
 
 
 def load_config(path: Path, overrides: Sequence[str], plugins: Sequence[Path]) -> RunConfig:
@@ -94,9 +129,12 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
     noun, plural = ("joint", "joints") if info is not None and "joint_names" in info.facts else ("class", "classes")
     if rows:
         names = [name for name in rows[0][1] if name != "count"]
-        show_table(
-            f"per {noun}", [noun, *names, "count"], [[n, *(r[k] for k in names), r.get("count")] for n, r in rows]
-        )
+        cells = [[name, *(row[key] for key in names), row.get("count")] for name, row in rows]
+        confused = document.get("confused_with", {})
+        for row in cells if confused else ():
+            row.append("{class} {share:.0%}".format_map(confused[row[0]]) if row[0] in confused else "")
+        of_classes = [noun, *names, "count", *(["confused with"] if confused else [])]
+        show_table(f"per {noun}", of_classes, cells)
     for table in (document[name] for name in document if name.startswith("by_distance")):
         points = ("points", *table["points"])
         classes = [(name, *("" if iou is None else iou for iou in ious)) for name, ious in table["iou"].items()]
@@ -106,8 +144,7 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         print_note(f"hardest {plural} by {hard['figure']}: {listed}")
     data = document["data"]
     box_lines = ""
-    headers = [document[name] for name in document if name.startswith("scored_boxes")]
-    for scored in headers:
+    for scored in (document[name] for name in document if name.startswith("scored_boxes")):
         kind = f"{data.get('box_type', 'unnamed')} boxes"
         box_lines += f"\n{scored['protocol']}; {kind}: {scored['num_boxes']} to find, {scored['num_ignored']} ignored"
     bins = {name: row for name, row in document.get("crowd_bins", {}).items() if row["count"]}
@@ -120,8 +157,12 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         ["metric", "value", *(["pycocotools"] if external else [])],
         [(name, value, *([external.get(name)] if external else [])) for name, value in document["metrics"].items()],
     )
-    for name, reason in {name: reason for scored in headers for name, reason in scored["undefined"].items()}.items():
-        print_note(f"no figure ({name}): {reason}")
+    if interval := document.get("interval"):
+        value, around = document["metrics"][interval["figure"]], f"{interval['low']:.4g} to {interval['high']:.4g}"
+        samples = f"bootstrap over {interval['num_samples']} samples"
+        print_note(f"{interval['figure']} {value:.4g} ({100 * interval['level']:g} % interval {around}, {samples})")
+    for line in note_figures(document):
+        print_note(line)
     for metric, baselines in {**DataMembers.baselines.get(dataset), **document.get("yardsticks", {})}.items():
         listed = ", ".join(f"{value:.3f} for {baseline}" for baseline, value in baselines.items())
         print_note(f"to compare {metric} with: {listed}")
@@ -156,7 +197,9 @@ def _show_published(rows: Sequence[Mapping[str, Any]], ours: str) -> None:
 
 def show_difficulty(difficulty: Any) -> None:
     """Print a row per class on why it is hard, then the hardest samples and the correlations with IoU."""
-    columns = ("class", "IoU", "points", f"training {difficulty.unit}", "at boundaries", "taken for")
+    is_of_parts = difficulty.unit == "objects"  # the table of classes does not say what parts are confused with
+    confused = ["taken for"] if is_of_parts else []
+    columns = ("class", "IoU", "points", f"training {difficulty.unit}", "at boundaries", *confused)
     rows = [
         (
             row.name,
@@ -165,7 +208,7 @@ def show_difficulty(difficulty: Any) -> None:
             row.trained_on,
             row.boundary_share,
             ", ".join(f"{label} -> {answer} {share:.0%}" for label, answer, share in row.confusions[:2]),
-        )
+        )[: len(columns)]
         for row in difficulty.rows
     ]
     show_table("why classes are hard", columns, rows, unbroken="class")

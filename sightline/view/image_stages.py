@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch, DataInfo, Sample
-from sightline.draw.boxes import COLORS, DrawnBox, draw_boxes
+from sightline.draw.boxes import COLORS, DrawnBox, draw_boxes, name_class
 from sightline.draw.pictures import Frame
 from sightline.engine.train import Task
 from sightline.view.panels import ImagePanel
@@ -82,6 +82,7 @@ class ImageStages:
         low = values.min().item() if promise is None or promise.low is None else promise.low
         high = values.max().item() if promise is None or promise.high is None else promise.high
         self._raw_scale = _Scale.between(low, high)
+        self._class_names: Sequence[str] = facts.get("class_names", ())
         self._last: tuple[Tensor, _Scale] = (raw["image"], self._raw_scale)
         self.pixels = self._raw_scale.pixels(_rows_of_colors(raw["image"]))
         """Pixels (H, W, 3) uint8 of the stage that was drawn last, without boxes."""
@@ -110,7 +111,7 @@ class ImageStages:
             if isinstance(predictions.get(name), Tensor) and len(predictions[name]) == predictions[name].numel() == 1
         }
         text = "; ".join([*(f"{name} {value:.4g}" for name, value in figures.items()), *(p.caption for p in pictures)])
-        panels = tuple(ImagePanel(picture.name, picture.pixels) for picture in pictures)
+        panels = tuple(ImagePanel(picture.name, picture.pixels, is_photo=True) for picture in pictures)
         return picture_stage("prediction", text, panels), figures
 
     def _scale_after(self, scale: _Scale, before: Tensor, after: Tensor) -> _Scale:
@@ -128,8 +129,9 @@ class ImageStages:
         pixels = self.pixels
         size = f"{pixels.shape[1]} x {pixels.shape[0]} pixels, {low:.4g} to {high:.4g}"
         if "boxes" in sample:
-            pixels, size = draw_boxes(pixels, _sample_boxes(sample)), f"{size}, {len(sample['boxes'])} boxes"
-        return picture_stage(stage, size, (ImagePanel(stage, pixels),))
+            boxes = _sample_boxes(sample, self._class_names)
+            pixels, size = draw_boxes(pixels, boxes), f"{size}, {len(boxes)} boxes"
+        return picture_stage(stage, size, (ImagePanel(stage, pixels, is_photo=True),))
 
 
 def _rows_of_colors(image: Tensor) -> np.ndarray:
@@ -144,14 +146,16 @@ def _select_arguments(function: Any, arguments: Mapping[str, Any]) -> dict[str, 
     return {name: value for name, value in arguments.items() if name in names}
 
 
-def _sample_boxes(sample: Sample) -> list[DrawnBox]:
-    """Build the drawn boxes of a sample: green, and hatched grey if they are ignored."""
-    ignored = sample["is_ignored"].tolist() if "is_ignored" in sample else [False] * len(sample["boxes"])
-    truth, hidden = DrawnBox((), COLORS["truth"]), DrawnBox((), COLORS["ignored"], style="hatched")
-    corners = map(tuple, sample["boxes"].tolist())
+def _sample_boxes(sample: Sample, class_names: Sequence[str]) -> list[DrawnBox]:
+    """Build the drawn boxes of a sample: green with the name of their class, and hatched grey if they are ignored."""
+    count = len(sample["boxes"])
+    ignored = sample["is_ignored"].tolist() if "is_ignored" in sample else [False] * count
+    labels = sample["label"].tolist() if "label" in sample and sample["label"].shape == (count,) else [-1] * count
     boxes = [
-        replace(hidden if is_ignored else truth, corners=box_corners)
-        for box_corners, is_ignored in zip(corners, ignored, strict=True)
+        DrawnBox(tuple(corners), COLORS["ignored"], style="hatched")
+        if is_ignored
+        else DrawnBox(tuple(corners), COLORS["truth"], name_class(label, class_names))
+        for corners, is_ignored, label in zip(sample["boxes"].tolist(), ignored, labels, strict=True)
     ]
     return sorted(boxes, key=lambda box: box.style)
 
@@ -163,7 +167,7 @@ def target_stages(task: Task, batch: Batch, *, pixels: np.ndarray | None = None)
         return
     optional_arguments = {} if pixels is None else _select_arguments(show_targets, {"pixels": pixels})
     for stage, (pictures, figures) in show_targets(batch, **optional_arguments).items():
-        panels = tuple(ImagePanel(picture.name, picture.pixels) for picture in pictures)
+        panels = tuple(ImagePanel(picture.name, picture.pixels, is_photo=True) for picture in pictures)
         text = "; ".join(f"{picture.name}: {picture.caption}" for picture in pictures)
         yield picture_stage(stage, text, panels, figures)
 

@@ -6,6 +6,7 @@ Sheet of a sample: a grid of cards for its stages, with the numbers above and th
 from __future__ import annotations
 
 import base64
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, groupby
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.draw.page import PageClouds, encode_picture, render_page
+from sightline.draw.page import PHOTO_PX, PageClouds, encode_picture, render_page
 from sightline.draw.pictures import INK, PAGE, Lines, draw_legend, fit_text, render_clouds, render_strips
 from sightline.view.panels import ImagePanel, Volume
 from sightline.view.stages import ClassColoring, Coloring, RgbColoring, Stage, ViewedSample
@@ -287,9 +288,17 @@ def _encode_cloud(cloud: Stage, count: int) -> dict[str, Any]:
         "skeletons": [skeleton.to_dict() for skeleton in cloud.skeletons],
         "isFlat": cloud.is_flat,
         "isStrips": all(_is_strip(panel.pixels) for panel in cloud.panels),
-        "panels": [{"name": panel.name, "png": encode_picture(panel.pixels)} for panel in cloud.panels],
+        "panels": [_encode_panel(panel, len(cloud.panels)) for panel in cloud.panels],
         "volume": None if cloud.volume is None else _encode_volume(cloud.volume),
     }
+
+
+def _encode_panel(panel: ImagePanel, count: int) -> dict[str, Any]:
+    """Encode one of `count` pictures of a stage, which the page shows in as many columns as rows, or one more."""
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    photo_px = (PHOTO_PX[0] // columns, PHOTO_PX[1] // rows) if panel.is_photo else None
+    return {"name": panel.name, "picture": encode_picture(panel.pixels, photo_px=photo_px)}
 
 
 def _encode_coloring(coloring: Coloring, rows: np.ndarray) -> dict[str, Any]:

@@ -161,10 +161,11 @@ Window = tuple[int, int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class ImagePanel:
-    """Picture (H, W, 3) uint8 with its name."""
+    """Picture (H, W, 3) uint8 with its name. Only a photo may lose a little where it is kept in few bytes."""
 
     name: str
     pixels: np.ndarray
+    is_photo: bool = False
 
 
 def depth_panel(

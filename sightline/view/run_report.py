@@ -17,7 +17,7 @@ from sightline.draw.examination import make_examination_blocks
 from sightline.draw.page import PageBlock, PageChart, PageClouds, PageImage, PageTable, PageText, encode_picture
 from sightline.runs.curves import Line, encode_curves, make_curve_panels
 from sightline.runs.run_directory import load_document
-from sightline.runs.run_records import ReportedRun, compare_runs, format_fact, read_part
+from sightline.runs.run_records import ReportedRun, compare_runs, format_fact, note_figures, read_part
 from sightline.store.files.image_files import read_image
 from sightline.view.page import make_clouds
 from sightline.view.stages import ViewedSample
@@ -32,7 +32,10 @@ _NUM_CONFUSIONS = 20
 
 
 def list_hardest_samples(run: ReportedRun, *, most: int) -> list[str]:
-    """List the samples that the run's saved predictions get wrong, lowest IoU first. Raises UserError without any."""
+    """List the samples that the run's saved predictions get wrong: of lowest IoU, or most confident, first.
+
+    Raises UserError without any.
+    """
     path = run.path / "predictions" / "test" / "manifest.json"
     advice = f"write it by: {shlex.join(['sightline', 'evaluate', str(run.path), '--save-predictions'])}, or give names"
     if not path.exists():
@@ -41,7 +44,7 @@ def list_hardest_samples(run: ReportedRun, *, most: int) -> list[str]:
     def find(run: ReportedRun) -> list[str]:
         samples = [row for row in manifest["samples"] if row.get("iou", 0) is not None]  # nothing to find, no IoU
         values = [(float(row["iou"] if "iou" in row else row["answer"] == row["label"]), row) for row in samples]
-        values.sort(key=lambda value: value[0])
+        values.sort(key=lambda value: (value[0], -value[1].get("probability", 0.0)))
         return [str(row["index"]) for value, row in values[:most] if value < 1]
 
     manifest = load_document(path)
@@ -70,6 +73,9 @@ def make_report(runs: Sequence[ReportedRun], samples: PageClouds | None = None) 
     compared = compare_runs(runs)
     names = [run.name for run in runs]
     blocks: list[PageBlock] = [PageTable(["", *names], compared.summary(), is_numeric=False)]
+    for run in runs:
+        if lines := read_part(run, lambda run: note_figures(run.final or {})):
+            blocks.append(PageText("notes", [f"{run.name}: {line}" for line in lines] if len(runs) > 1 else lines))
     if len(runs) > 1:
         differences = PageTable(["key", *names], compared.differences, is_numeric=False)
         blocks += [PageText("heading", ["Differences between the configs"]), differences]
@@ -190,7 +196,7 @@ def _make_findings_table(run: ReportedRun) -> list[PageBlock]:
     rows = [[str(finding.get(name) or "") for name in names] for finding in run.findings]
     marked = [index for index, row in enumerate(rows) if row[0] != "note"]
     table = [PageTable(names, rows, marked, is_numeric=False)] if rows else []
-    examined = [block for document in run.examined.values() for block in make_examination_blocks(document)]
+    examined = make_examination_blocks(list(run.examined.values()))
     return [PageText("plain", [text]), *table, *examined, PageText("notes", [more])]
 
 
@@ -206,7 +212,7 @@ def _make_pictures(run: ReportedRun, *, max_bytes: int) -> list[PageBlock]:
                 f"{len(paths) - number} more pictures are in {run.path / 'predictions'}; the page would be too large."
             )
             return [*blocks, PageText("plain", [left_out])]
-        blocks.append(PageImage(pixels, path.stem))
+        blocks.append(PageImage(pixels, path.stem.replace("_", " ")))
     return blocks
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from sightline.areas.detect.pictures import COLORS, show_detections
-from sightline.draw.boxes import DrawnBox, Style, draw_boxes
+from sightline.draw.boxes import DrawnBox, Style, draw_boxes, name_class
 
 RED = (250, 0, 0)
 
@@ -105,3 +106,28 @@ def test_the_highest_scoring_lies_on_top_and_pixels_are_those_given() -> None:
 def test_a_caption_of_two_lines_is_drawn_with_its_escape() -> None:
     drawn, expected = (draw_boxes(black(), [DrawnBox((20, 30, 60, 90), RED, name)]) for name in ("a\nb", "a\\nb"))
     assert np.array_equal(drawn, expected)
+
+
+def test_captions_lie_within_the_image_and_beside_each_other() -> None:
+    """At the corners, wider than the image, in the place of another one: no letter is cut off, no caption is hidden."""
+    corners = [(0, 0, 30, 30), (470, 0, 500, 30), (0, 370, 30, 400), (470, 370, 500, 400), (100, 0, 300, 390)]
+    alone = [caption_place(DrawnBox(box, RED, "traffic light 0.87")) for box in corners]
+    for left, top, right, bottom in alone:
+        assert (right - left, bottom - top) == (alone[0][2] - alone[0][0], alone[0][3] - alone[0][1])
+    assert caption_place(DrawnBox(corners[0], RED, "a long name " * 30))[2] < 500
+    first, second = (DrawnBox((200, 200, 240, 240), RED, name) for name in ("one", "two"))
+    assert caption_place(first)[3] <= 200
+    assert caption_place(first, second)[1] >= 240
+
+
+def caption_place(box: DrawnBox, *others: DrawnBox) -> tuple[int, int, int, int]:
+    """Return left, top, right, bottom of what the caption adds to the picture of a box, with others on top."""
+    pictures = [draw_boxes(black(), [first, *others]) for first in (box, replace(box, caption=""))]
+    rows, columns = np.nonzero((pictures[0] != pictures[1]).any(axis=2))
+    return int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())
+
+
+def test_a_class_is_called_by_its_name_or_number() -> None:
+    assert name_class(1, ("car", "truck")) == "truck"
+    assert name_class(2, ("car", "truck"), 0.875) == "2 0.88"
+    assert name_class(-1, ("car", "truck")) == ""

@@ -43,6 +43,8 @@ def test_the_batch_size_does_not_matter() -> None:
         dataclasses.replace(built.test_evaluator, batch_size=size)(built.job.model, World()) for size in (1, 7, 24)
     ]
     assert results[0].metrics == results[1].metrics == results[2].metrics
+    [interval] = {str(result.describe("mean_class_accuracy")["interval"]) for result in results}
+    assert "'num_samples': 24" in interval
     for result in results[1:]:
         assert result.losses == pytest.approx(results[0].losses, rel=1e-12)
 
@@ -74,6 +76,24 @@ def test_accuracy_is_what_numpy_counts() -> None:
     assert result.metrics["overall_accuracy"] == np.mean(np.array(guesses) == np.array(labels))
     recalls = [np.mean(np.array(guesses)[np.array(labels) == c] == c) for c in sorted(set(labels))]
     assert result.metrics["mean_class_accuracy"] == pytest.approx(np.mean(recalls), rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 5, 23])
+def test_pictures_are_of_the_worst_samples(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the whole split: wrong ones first, then by the probability of the true class; a batch at most, 12 at most."""
+    built = small_run("train.precision=float64")
+    evaluator = dataclasses.replace(built.test_evaluator, batch_size=size)
+    batch = built.data.test.reader([SampleKey(index, epoch=0, seed=0) for index in range(24)])
+    batch = {**batch, "points": batch["points"].double()}
+    with torch.no_grad():
+        probabilities = evaluator.task.predict(built.job.model.eval(), batch)["probabilities"].numpy()
+    labels = batch["label"].numpy()
+    is_right, of_label = probabilities.argmax(1) == labels, probabilities[np.arange(24), labels]
+    shown: list[list[int]] = []
+    monkeypatch.setattr(evaluator.task, "show", lambda batch, _: shown.append(batch["sample_index"].tolist()) or [])
+    evaluator(built.job.model, World(), pictures=True)
+    evaluator(built.job.model, World())
+    assert shown == [np.lexsort([of_label, is_right])[: min(size, 12)].tolist()]
 
 
 def test_a_reader_that_repeats_a_sample_is_caught() -> None:
@@ -137,6 +157,23 @@ def test_the_least_accurate_classes_come_first_and_those_without_samples_are_lef
     found = evaluated("accuracy", {"confusion": confusion}, num_classes=7, class_names=names).hard_classes
     assert found["figure"] == "accuracy"
     assert list(found["classes"].items()) == [("b", 0.1), ("c", 0.5), ("e", 0.7), ("f", 0.8), ("a", 0.9)]
+
+
+def test_each_class_states_what_it_is_confused_with() -> None:
+    """By hand: 2 of 4 of a are called c; b is always right; c is called a and b alike, of which the first is named."""
+    confusion = torch.tensor([[1, 1, 2], [0, 3, 0], [1, 1, 0]])
+    found = evaluated("accuracy", {"confusion": confusion}, num_classes=3, class_names=("a", "b", "c"))
+    assert found.confused_with == {
+        "a": {"class": "c", "count": 2, "share": 0.5},
+        "c": {"class": "a", "count": 1, "share": 0.5},
+    }
+
+
+def test_labels_of_points_are_no_samples() -> None:
+    """An accuracy of more labels than samples has no interval: points of one cloud are not independent."""
+    found = evaluated("accuracy", {"confusion": torch.tensor([[50, 9], [9, 50]])}, num_classes=2)
+    assert "interval" not in found.describe("overall_accuracy")
+    assert "interval" not in found.describe("other")
 
 
 def test_the_largest_error_is_the_worst() -> None:

@@ -121,6 +121,9 @@ def splits(num_samples: int) -> dict[str, Split]:
     }
 
 
+SPLITS = ("uneven", "shuffled")
+
+
 # --- the exam ---------------------------------------------------------------------------------------------------------
 
 
@@ -221,7 +224,27 @@ def is_used_alone_in_three_lines(case: Case) -> None:
     assert not any(tensor.requires_grad for tensor in meter.state.values())
 
 
+def is_made_of_the_sums_that_it_states(case: Case) -> None:
+    """The mean of the ratios of all sums is the figure, and an interval is the same from any split."""
+    metric, samples = case.build(), case.samples()
+    sums_of = MetricMembers.sums.get(metric)
+    if sums_of is None:
+        return
+    states = [evaluate(metric, case.batches(samples, splits(len(samples))[name]), len(samples)) for name in SPLITS]
+    for name, sums in sums_of(states[0]).items():
+        counts = 1 if sums.counts is None else sums.counts[:, None]
+        ratios = (sums.numerators * counts).sum(dim=0).double() / (sums.denominators * counts).sum(dim=0)
+        ratios = ratios.nan_to_num(nan=sums.empty)
+        figure = metric.compute(states[0])[name]
+        assert ratios.nanmean().item() == pytest.approx(figure, rel=1e-12)
+        interval = sums.interval()
+        assert interval is not None
+        assert interval["low"] <= figure <= interval["high"]
+        assert interval == sums_of(states[1])[name].interval()
+
+
 CHECKS = (
+    is_made_of_the_sums_that_it_states,
     agrees_with_its_reference,
     has_the_same_bits_from_any_split,
     has_the_same_bits_in_any_format,

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 from torch import Tensor
 
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
-from sightline.contract.metric import Meter, append_rows, find_state_fault, pool_states, sorted_rows
+from sightline.contract.metric import Meter, SampleSums, append_rows, find_state_fault, pool_states, sorted_rows
 from sightline.contract.registry import RegistryEntry
 from sightline.contract.schema import signature_parameters
 from sightline.parts.metrics import Accuracy
+from tests.cases import run_each
 from tests.doctor.planting import make
 
 State = dict[str, Tensor]
@@ -125,3 +129,37 @@ def test_the_build_names_metric_state_and_place(tmp_path: Path, monkeypatch: pyt
     given = ("metrics=[{name: surprise}]", "evaluate.metric=mean_surprise")
     with pytest.raises(ConfigError, match=r"command line: metrics.0: metric 'surprise': state 'total' is float64 \(\)"):
         make(tmp_path, *given)
+
+
+# --- intervals --------------------------------------------------------------------------------------------------------
+
+
+@run_each("num_right, count", [(300, 320), (5, 24), (1800, 2468)])
+def test_the_interval_of_an_accuracy_is_that_of_the_binomial(num_right: int, count: int) -> None:
+    """A resampled accuracy is binomial; 1,000 draws leave its quantiles uncertain by a tenth of the spread or so."""
+    confusion = torch.tensor([[num_right, 0], [count - num_right, 0]])
+    interval = Accuracy(num_classes=2).sums({"confusion": confusion})["overall_accuracy"].interval()
+    assert interval is not None
+    assert interval["num_samples"] == count
+    spread = math.sqrt(num_right * (count - num_right) / count) / count
+    expected = [quantile / count for quantile in binom.ppf([0.025, 0.975], count, num_right / count)]
+    assert [interval["low"], interval["high"]] == pytest.approx(expected, abs=0.2 * spread + 1 / count)
+
+
+def test_the_interval_of_ratios_is_that_of_evaluations_of_the_drawn_samples() -> None:
+    """Two ratios over six samples, of which the last counts nowhere, by the definition: draw, sum, divide, average."""
+    random = np.random.default_rng(1)
+    denominators = random.integers((0, 1), 4, (6, 2))
+    denominators[-1] = 0
+    numerators = random.integers(0, 9, (6, 2)) * denominators / 9
+    drawn = np.random.Generator(np.random.PCG64(0))
+    figures = []
+    for _ in range(1000):
+        chosen = drawn.integers(5, size=5)
+        pairs = [(numerators[chosen, k].sum(), denominators[chosen, k].sum()) for k in range(2)]
+        figures.append(np.mean([n / d for n, d in pairs if d]))
+    interval = SampleSums(torch.from_numpy(numerators), torch.from_numpy(denominators)).interval()
+    assert interval is not None
+    assert [interval["low"], interval["high"]] == pytest.approx(np.percentile(figures, [2.5, 97.5]).tolist(), rel=1e-12)
+    assert interval["num_samples"] == 5
+    assert SampleSums(torch.ones(1, 1), torch.ones(1, 1)).interval() is None

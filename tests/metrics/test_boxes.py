@@ -300,6 +300,19 @@ def test_curves_are_those_of_all_detections() -> None:
     }
 
 
+def test_confused_classes_are_counted() -> None:
+    """By hand: of three cars two are called riders and one is found; a rider is called a person, and found at 0.4."""
+    labels = [[image, 0, 0, 20, 20, label, 400, 0] for image, label in enumerate((2, 2, 2, 1))]
+    rows = [(0, 1, 0.9), (1, 1, 0.8), (2, 2, 0.7), (3, 0, 0.9), (3, 1, 0.4)]
+    found = [[image, 0, 0, 20, 20, score, label] for image, label, score in rows]
+    about = ERRORS.tables(error_state(np.array(labels, dtype=float), np.array(found)))["box_errors"]
+    assert about["confusions"] == [
+        {"label": "car", "prediction": "rider", "count": 2},
+        {"label": "rider", "prediction": "person", "count": 1},
+    ]
+    assert about["counts"]["classification"] == 3
+
+
 def test_an_iou_equal_to_a_limit_has_its_kind() -> None:
     """By hand: detections that overlap a label of 20 x 20 by exactly 1/2 or 1/10, each in an image of its own."""
     found = [

@@ -288,7 +288,7 @@ def test_errors_of_a_run_and_of_its_file_are_the_same(run: Path, tmp_path: Path)
     assert ours == theirs | {"data": ours["data"]}
     assert "box_errors" in json.loads((tmp_path / "run.json").read_text())
     page = (tmp_path / "run" / "errors.html").read_text()
-    assert page.count("data:image/png;base64,") == len(ours["worst"]) == 6
+    assert page.count("data:image/webp;base64,") == len(ours["worst"]) == 6
     assert "<svg" in page
     assert "%" not in page.replace("100%", "")
 

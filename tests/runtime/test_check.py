@@ -128,6 +128,7 @@ def test_a_healthy_module_raises_nothing_and_is_unchanged(name: str) -> None:
     assert not [f for f in report.findings if f.severity != "note"], str(report)
     word = {"pixels": "undecided", "frozen backbone": "undecided"}.get(name, "passed")
     assert report.figures["fit"] == ("skipped, the output is not one tensor" if "by name" in name else word)
+    assert report.examination["seconds"] > report.examination["fit_seconds"] > 0
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
     assert torch.equal(random_state, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in model.parameters())

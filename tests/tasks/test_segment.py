@@ -154,6 +154,14 @@ def test_a_picture_shows_errors_in_red() -> None:
     assert reddish(picture.pixels) > 100 > reddish(perfect.pixels) == 0
 
 
+def test_the_hardness_of_a_cloud_is_its_share_of_wrong_points() -> None:
+    """Three clouds: one of two counted points wrong, all right, nothing counted."""
+    label, seen = torch.tensor([1, 2, 0, 1, 0]), torch.tensor([1, 1, 2, 1, 1])
+    batch = {"label": label, "offsets": torch.tensor([0, 3, 4, 5])}
+    task = segment(ignore_index=0, class_names=("nothing", "low", "high"))
+    assert task.hardness(batch, {"seen": seen}).tolist() == [0.5, 0.0, 0.0]
+
+
 def test_ignored_points_are_grey_and_count_neither_way() -> None:
     batch = ragged(40, 60)
     task = segment(ignore_index=0, class_names=("nothing", "low", "high"))

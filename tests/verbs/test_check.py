@@ -3,15 +3,46 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.verbs import output
 from sightline.workbench.check.checks import loss_progress
 from tests.command import run_here, succeed
 from tests.doctor.pairing import CONFIG as PAIRING
 from tests.doctor.planting import CONFIG
+
+# --- progress -------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_check_says_what_it_does(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As if two seconds were 20 ms: lines of a stream, or one line of a terminal that is removed at the end."""
+    monkeypatch.setattr(output, "_QUIET_S", 0.02)
+    monkeypatch.setattr(output, "_PLAIN_PAUSE_S", 60)
+    monkeypatch.setattr(output, "_LIVE_PAUSE_S", 0.01)
+    for is_live in (False, True):
+        monkeypatch.setattr(output, "wants_live", lambda *_, is_live=is_live: is_live)
+        asked = threading.Event()
+        with output.show_progress("check", lambda asked=asked: asked.set() or "a\nb, 2 of 9 checks"):
+            assert asked.wait(30)
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        if is_live:
+            assert shown.err.startswith("\rcheck: a\\nb, 2 of 9 checks; 0 s so far\x1b[K")
+            assert shown.err.endswith("\r\x1b[K")
+            assert "\n" not in shown.err
+        else:
+            assert shown.err == "check: a\\nb, 2 of 9 checks; 0 s so far\n"
+
+
+def test_a_short_check_says_nothing_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with output.show_progress("check", lambda: "a"):
+        pass
+    assert capsys.readouterr() == ("", "")
+
 
 # --- what a training left is looked at when it ends, and by `sightline check RUN` ------------------------------------
 

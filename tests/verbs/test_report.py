@@ -41,7 +41,7 @@ draw();
 const pictures = [...document.querySelectorAll("#panels img")];
 const told = {
   cloud: !data.subjects[0].clouds[chosen.stage].isFlat && screen.pixels.some((pixel) => pixel),
-  pictures: pictures.length > 0 && pictures.every((each) => each.src.startsWith("data:image/png;")),
+  pictures: pictures.length > 0 && pictures.every((each) => each.src.startsWith("data:image/")),
 };
 if (!document.title.startsWith("failed")) document.title = JSON.stringify(told);
 </script>"""
@@ -284,11 +284,12 @@ def save_manifest(run: Path, samples: object = None, **others: object) -> None:
 
 
 def test_the_hardest_samples_are_those_of_saved_predictions(run: Path, tmp_path: Path) -> None:
-    answers = [(4, "a", "a"), (2, "a", "b"), (7, "b", "a"), (1, "b", "b")]
-    save_manifest(run, [{"index": i, "answer": answer, "label": label} for i, answer, label in answers])
+    answers = [(4, "a", "a", 0.5), (2, "a", "b", 0.4), (7, "b", "a", 0.9), (1, "b", "b", 1.0)]
+    names = ("index", "answer", "label", "probability")
+    save_manifest(run, [dict(zip(names, answer, strict=True)) for answer in answers])
     known = read_reported_run(run, "run")
-    assert list_hardest_samples(known, most=9) == ["2", "7"]
-    assert list_hardest_samples(known, most=1) == ["2"]
+    assert list_hardest_samples(known, most=9) == ["7", "2"]  # the more confident one first
+    assert list_hardest_samples(known, most=1) == ["7"]
     shutil.rmtree(run / "predictions" / "test")
     save_manifest(run, [{"index": i, "iou": iou} for i, iou in enumerate((0.5, None, 0.25, 1.0, 0.75))])
     assert list_hardest_samples(known, most=3) == ["2", "0", "4"]
@@ -342,6 +343,31 @@ def test_no_run_is_refused(words: tuple[str, ...], expected: str) -> None:
     done = run_here("report", *words)
     assert done.code == 2
     assert expected in done.err
+
+
+def test_the_checks_before_and_after_the_training_are_one_table(run: Path) -> None:
+    def subject(name: str, *ran: str, **unfit: str) -> dict[str, object]:
+        return {"subject": name, "ran": ran, "seconds": 0.25, "not_applicable": unfit}
+
+    start = {"subjects": [subject("data", "a", "b", c="no boxes"), subject("compression", d="no boxes")]}
+    end = {"subjects": [subject("data", "b", "c", a="no depth", e="no parts")]}
+    gaps = {"not_covered": ["whether labels are true"]}
+    (run / "checks.json").write_text(json.dumps({"start": start | gaps, "end": end | gaps}))
+    assert run_here("report", run).code == 0
+    text = (run / "report.html").read_text()
+    assert "<td>data</td><td>3</td><td>0.50</td><td>1: no parts</td>" in text
+    assert "<td>compression</td><td>0</td><td>0.25</td><td>1: no boxes</td>" in text
+    assert text.count("checks that ran") == text.count("whether labels are true") == 1
+
+
+@run_each("ap, is_noted", [(0.0, True), (0.1, False), (None, False)])
+def test_an_average_precision_of_zero_is_explained(tmp_path: Path, ap: float | None, is_noted: bool) -> None:
+    folder = tmp_path / str(ap)
+    shutil.copytree(OLD_RUNS / "detect", folder)
+    final = json.loads((folder / "final.json").read_text())
+    (folder / "final.json").write_text(json.dumps(final | {"metrics": final["metrics"] | {"ap": ap}}))
+    assert run_here("report", folder).code == 0
+    assert ("no box was found: AP 0" in (folder / "report.html").read_text()) == is_noted
 
 
 def test_a_run_given_twice_is_refused(run: Path) -> None:

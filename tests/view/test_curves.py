@@ -170,6 +170,9 @@ def test_a_single_value_has_an_axis_too(value: float) -> None:
     svg = render_svg([[ChartPanel("flat", "step", (Series("a", ((5, value),)),), x_scale="linear", y_scale="linear")]])
     assert "nan" not in svg
     assert "inf" not in svg
+    texts = [t.text or "" for t in ET.fromstring(svg).iter(f"{SVG}text") if t.text not in ("a", "flat", "step")]
+    assert sum(text == "0" for text in texts) == 2, "both axes begin at 0, or end there"
+    assert "5" in texts
 
 
 @pytest.mark.parametrize("values", [(0.3, 0.1 + 0.2), (1.0, 1.0 + 1e-13), (1e16, 1e16 + 2), (-0.7, -0.7 - 1e-16)])

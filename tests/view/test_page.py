@@ -134,7 +134,7 @@ def test_the_pictures_the_skeleton_and_the_volume_of_a_stage_are_in_the_page() -
     (shown,) = subject["clouds"]
     assert subject["up"] == "camera_y_up"
     assert shown["unit"] == "voxels"
-    kind, _, text = shown["panels"][0]["png"].partition(",")
+    kind, _, text = shown["panels"][0]["picture"].partition(",")
     assert kind == "data:image/png;base64"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))), stage.panels[0].pixels)
     assert shown["skeletons"] == [
@@ -176,3 +176,23 @@ def test_stages_of_pictures_alone_and_strips_are_marked() -> None:
     made = data_of(encode_page([ViewedSample("one", (image, scan, both))], title="t"))["subjects"][0]["clouds"]
     assert [each["isFlat"] for each in made] == [True, False, False]
     assert [each["isStrips"] for each in made] == [False, True, False]
+
+
+def test_photos_are_kept_as_large_as_the_page_shows_them_and_masks_as_they_are() -> None:
+    """A photo of 12 megapixels, alone and as one of four; WebP of quality 85 is some grey levels off."""
+    pixels = np.broadcast_to(np.linspace(0, 255, 4000)[None, :, None], (3000, 4000, 3)).astype(np.uint8)
+    photo, mask = ImagePanel("photo", pixels, is_photo=True), ImagePanel("mask", pixels[:300, :400])
+    tiny = ImagePanel("tiny", pixels[:9, :9], is_photo=True)
+    for panels, size in (((photo,), (1280, 960)), ((photo, mask, tiny, tiny), (640, 480))):
+        stage = Stage("s", np.zeros((0, 3)), (RgbColoring("image", np.zeros((0, 3), np.uint8)),), panels=panels)
+        page = encode_page([ViewedSample("a", (stage,))], title="t")
+        assert len(page) < 200_000
+        shown = [picture_of(panel) for panel in data_of(page)["subjects"][0]["clouds"][0]["panels"]]
+        assert shown[0].size == size
+        assert np.abs(np.asarray(shown[0])[:, :, 0] - np.linspace(0, 255, size[0])).max() < 8
+        for panel, picture in zip(panels[1:], shown[1:], strict=True):
+            assert np.array_equal(np.asarray(picture), panel.pixels)
+
+
+def picture_of(panel: dict[str, str]) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(panel["picture"].partition(",")[2])))

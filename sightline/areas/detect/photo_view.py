@@ -22,7 +22,6 @@ def view_photo(path: Path, *, name: str) -> ViewedSample | None:
     height, width = pixels.shape[:2]
     turned = ", turned as its EXIF orientation says" if header.orientation > 1 else ""
     text = f"{width} x {height} pixels, {header.mode}{turned}"
-    stage = picture_stage(
-        "as read", text, (ImagePanel("photo", pixels),), {"height_px": height, "width_px": width, "mode": header.mode}
-    )
+    panel, figures = ImagePanel("photo", pixels, is_photo=True), {"height_px": height, "width_px": width}
+    stage = picture_stage("as read", text, (panel,), figures | {"mode": header.mode})
     return ViewedSample(name, (stage,), "camera_y_down", {"file": str(path)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +15,7 @@ from sightline.areas.detect.assigners.report import timed_report
 from sightline.compute.geometry.boxes.overlaps import box_areas, ioa, iou
 from sightline.compute.geometry.boxes.priors import Priors, warp_boxes
 from sightline.contract.types import Batch
-from sightline.draw.boxes import COLORS, Color, DrawnBox, Mark, Style, draw_boxes
+from sightline.draw.boxes import COLORS, Color, DrawnBox, Mark, Style, draw_boxes, name_class
 from sightline.draw.pictures import Picture, normalize_to_uint8
 from sightline.parts.metrics.box_groups import match_predictions
 
@@ -39,13 +39,15 @@ def show_detections(
     batch: Batch,
     predictions: Mapping[str, Any],
     *,
+    class_names: Sequence[str] = (),
     least_score: float = MIN_DRAWN_SCORE,
     pixels: np.ndarray | None = None,
 ) -> list[Picture]:
     """Draw the first images of a batch with detections: true positives blue, false ones orange, missed yellow.
 
     A true positive has an IoU of at least 0.5 with a label of its class. Ignored labels, and detections in them, are
-    grey. The highest-scoring are drawn on top. `pixels` as in `get_image_pixels`.
+    grey. The highest-scoring are drawn on top. Captions are the class, and a detection's score. `pixels` as in
+    `get_image_pixels`.
     """
     detections, truth = predictions["detections"], batch["truth"]
     rows = zip(
@@ -58,7 +60,8 @@ def show_detections(
             image_detections[image_detections[:, 4] >= least_score],
             image_detections[image_detections[:, 4] < least_score],
         )
-        drawn, counts = _match_boxes(drawn_detections, truth[begin:end].double().cpu(), batch["to_canvas"][index].cpu())
+        labels, to_canvas = truth[begin:end].double().cpu(), batch["to_canvas"][index].cpu()
+        drawn, counts = _match_boxes(drawn_detections, labels, to_canvas, class_names)
         caption = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         if len(others):
             caption += f"; {len(others)} below the score {least_score:g} not drawn, up to {others[:, 4].max():.2g}"
@@ -68,7 +71,9 @@ def show_detections(
     return pictures
 
 
-def _match_boxes(detections: Tensor, truth: Tensor, to_canvas: Tensor) -> tuple[list[DrawnBox], dict[str, int]]:
+def _match_boxes(
+    detections: Tensor, truth: Tensor, to_canvas: Tensor, class_names: Sequence[str]
+) -> tuple[list[DrawnBox], dict[str, int]]:
     """Match detections (D, 6) with truth (G, 7), both of the file: boxes on the canvas, and their number by kind."""
     is_ignored = truth[:, 6] > 0
     overlap = torch.where(
@@ -97,9 +102,12 @@ def _match_boxes(detections: Tensor, truth: Tensor, to_canvas: Tensor) -> tuple[
 
     boxes = [box(row, "ignored", style="hatched") for row in truth[is_ignored]]
     missed = truth[~is_ignored & ~is_matched]
-    boxes += [box(row, "missed", style="dashed") for row in missed]
+    boxes += [box(row, "missed", name_class(int(row[4]), class_names), "dashed") for row in missed]
     kinds = np.where(is_true_positive, "found", np.where(is_ignored_detection, "ignored", "made up"))
-    drawn = [box(row, str(kind), f"{row[4]:.2f}") for row, kind in zip(detections[order], kinds, strict=True)]
+    drawn = [
+        box(row, str(kind), name_class(int(row[5]), class_names, float(row[4])))
+        for row, kind in zip(detections[order], kinds, strict=True)
+    ]
     boxes += drawn[::-1]  # the first are drawn lowest
     counts = {kind: int((kinds == kind).sum()) for kind in ("found", "made up")} | {"missed": len(missed)}
     return boxes, counts

@@ -14,7 +14,7 @@ import torch
 from sightline.areas.detect.sets.detections import Detections, ImageRef
 from sightline.contract import registry
 from sightline.contract.arguments import Probability
-from sightline.draw.boxes import DrawnBox, draw_boxes
+from sightline.draw.boxes import DrawnBox, draw_boxes, name_class
 from sightline.draw.pictures import PALETTE, encode_png
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.box_fields import BOX_FIELDS
@@ -131,7 +131,7 @@ class BoxPredictor(Predictor[ImagePrediction]):
         boxes = []
         for corners, score, label in zip(detections.boxes.tolist(), detections.scores, detections.label, strict=True):
             red, green, blue = PALETTE[label % len(PALETTE)].tolist()
-            boxes.append(DrawnBox(tuple(corners), (red, green, blue), f"{self.names[label]} {score:.2f}"))
+            boxes.append(DrawnBox(tuple(corners), (red, green, blue), name_class(label, self.names, score)))
         path = name.with_name(name.name + self.endings[0])
         with report_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)

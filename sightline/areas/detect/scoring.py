@@ -26,17 +26,19 @@ from sightline.areas.detect.sets.records import ground_truth_rows
 from sightline.areas.detect.task import Detect
 from sightline.contract.binding import AvailableKeys, bind
 from sightline.contract.types import ComponentConfig, PrintedTable, SampleKey
-from sightline.draw.boxes import COLORS, Color, DrawnBox, draw_boxes
+from sightline.draw.boxes import COLORS, Color, DrawnBox, draw_boxes, name_class
 from sightline.draw.charts import ChartPanel, Series
 from sightline.draw.page import PageChart, PageImage, PageTable, PageText, render_page
 from sightline.draw.pictures import Picture
 from sightline.engine.build import DataSubset
 from sightline.engine.evaluate import BoundMetric, Evaluation, Evaluator
 from sightline.engine.run_loading import OpenRun
-from sightline.parts.metrics.box_groups import NO_LIMIT
+from sightline.parts.metrics.box_groups import NO_LIMIT, DetectionColumn, LabelColumn
+from sightline.runs.run_records import NOTHING_FOUND
 from sightline.workbench.evaluate.scoring import ErrorReport, ScoredFiles, Scoring
 
-_MAX_IMAGES = 12
+_MAX_IMAGES, _MAX_CONFUSIONS = 12, 20
+_CONFUSED = ("class", "taken for", "count")
 _READ_KEYS = (
     *("detections", "detection_offsets", "truth", "truth_visible", "truth_offsets", "file_px", "sample_index"),
     *("candidates", "candidate_offsets"),
@@ -114,6 +116,8 @@ class BoxScoring(Scoring):
             (name, *(row[key] for key in names)) for name, row in error_table["labels"].items() if row["labels"]
         ]
         label_rows = PrintedTable("labels that were not found", ("labels", *names[:-1], "of"), not_found)
+        taken = [tuple(row.values()) for row in error_table["confusions"][:_MAX_CONFUSIONS]]
+        confused = PrintedTable("classes taken for others", _CONFUSED, taken)
         errors = classify_errors(result.state, len(metric.class_names), metric.most)
         score = find_best_score(errors)
         images = box_images(part)
@@ -121,7 +125,8 @@ class BoxScoring(Scoring):
         for image in find_worst_images(errors, score, most=_MAX_IMAGES):
             index = image if order is None else int(order[image])
             pixels = part.dataset[SampleKey(index, 0, 0)]["image"].numpy()
-            pictures.append(draw_errors(pixels, image, errors, score, name=images.image(index).name))
+            name = images.image(index).name
+            pictures.append(draw_errors(pixels, image, errors, score, name=name, class_names=metric.class_names))
         header, kind = document["scored_boxes_errors"], document["data"].get("box_type", "unnamed")
         counts = f"{header['num_boxes']} to find, {header['num_ignored']} ignored"
         notes = [
@@ -136,7 +141,7 @@ class BoxScoring(Scoring):
             "errors.json": {**error_table, "metrics": gains, **header, "data": document["data"], "worst": worst},
             "errors.html": encode_errors(document, pictures, title="Errors of a detector", notes=notes),
         }
-        return ErrorReport([error_rows, label_rows], files)
+        return ErrorReport([error_rows, *([confused] if confused.rows else []), label_rows], files)
 
 
 def bind_error_metric(part: DataSubset) -> BoundMetric:
@@ -178,8 +183,13 @@ def find_worst_images(errors: DetectionErrors, score: float, *, most: int) -> li
     return [int(number) for number in numbers[np.argsort(-counts, kind="stable")][:most]]
 
 
-def draw_errors(pixels: np.ndarray, image: int, errors: DetectionErrors, score: float, *, name: str) -> Picture:
-    """Draw an image (H, W, 3) uint8 with its detections of at least this score, each with its kind of error."""
+def draw_errors(
+    pixels: np.ndarray, image: int, errors: DetectionErrors, score: float, *, name: str, class_names: Sequence[str]
+) -> Picture:
+    """Draw an image (H, W, 3) uint8 with its detections of at least this score, each in the colour of its error.
+
+    Captions are classes and scores; an error of classification also says which class it is.
+    """
     groups, is_real = errors.groups, ~errors.groups.is_ignored
     labels = np.flatnonzero(groups.labels[:, 0] == image)
     rows = np.flatnonzero((groups.boxes[:, 0] == image) & (groups.boxes[:, 5] >= score))
@@ -188,12 +198,15 @@ def draw_errors(pixels: np.ndarray, image: int, errors: DetectionErrors, score: 
     for row in rows[np.argsort(errors.kind[rows] >= 0, kind="stable")]:  # errors are drawn last, on top
         error_kind = KINDS[errors.kind[row]] if errors.kind[row] >= 0 else ""
         kind = error_kind or ("ignored" if errors.is_ignored[row] else "found")
-        caption = f"{error_kind[:3]} {groups.boxes[row, 5]:.2f}" if error_kind else ""
+        caption = name_class(int(groups.boxes[row, DetectionColumn.CLASS]), class_names, groups.boxes[row, 5])
+        if kind == "classification":
+            caption += f", is {name_class(int(groups.labels[errors.label[row], LabelColumn.CLASS]), class_names)}"
         boxes.append(DrawnBox(tuple(groups.boxes[row, 1:5]), _COLORS[kind], caption))
     lost = labels[(is_real & ~errors.is_label_found)[labels]]
     for row in lost:
         kind = "suppressed" if errors.is_suppressed[row] else "missed"
-        boxes.append(DrawnBox(tuple(groups.labels[row, 1:5]), _COLORS[kind], "", "dashed"))
+        caption = name_class(int(groups.labels[row, LabelColumn.CLASS]), class_names)
+        boxes.append(DrawnBox(tuple(groups.labels[row, 1:5]), _COLORS[kind], caption, "dashed"))
     caption = f"{name}: {len(lost)} not found, {int(_error_mask(errors, score)[rows].sum())} wrong"
     return Picture(name, draw_boxes(pixels, boxes, legend=_COLORS), caption)
 
@@ -202,6 +215,8 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
     """Encode the page as one self-contained HTML text. `document` has `metrics` of `box_errors` and its table."""
     about, metrics = document["box_errors"], document["metrics"]
     kinds = [(kind, about["counts"][kind], f"{metrics[f'gain_{kind}']:.4f}") for kind in KINDS]
+    confused = PageTable(_CONFUSED, [tuple(row.values()) for row in about["confusions"][:_MAX_CONFUSIONS]])
+    taken = [PageText("heading", ["Classes taken for others"]), confused] if confused.rows else []
     names = ("labels", "not_found", "missed", "suppressed")
     bins = [(name, *("-" if row[key] is None else row[key] for key in names)) for name, row in about["labels"].items()]
     curve = about["curve"]
@@ -214,17 +229,19 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
         ChartPanel("miss rate", "false positives an image", (Series("all classes", misses),)),
     ]
     drawn = [panel if panel.series[0].points else None for panel in panels]
-    images = [PageImage(picture.pixels, picture.caption) for picture in pictures]
+    curves = PageText("plain", [NOTHING_FOUND]) if metrics["error_ap50"] == 0 else PageChart([drawn], 420, 280)
+    images = [PageImage(picture.pixels, picture.caption, is_photo=True) for picture in pictures]
     return render_page(
         title,
         [
             PageText("notes", notes),
             PageText("heading", ["Errors and what each kind costs"]),
             PageTable(("error", "count", "AP50 gained by repair"), kinds),
+            *taken,
             PageText("heading", ["Labels that were not found"]),
             PageTable(("labels", "all", "not found", "missed", "suppressed"), bins),
             PageText("heading", ["Curves"]),
-            PageChart([drawn], panel_width=420, panel_height=280),
+            curves,
             PageText("heading", ["Worst images"]),
             *images,
         ],

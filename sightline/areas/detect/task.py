@@ -131,6 +131,7 @@ class Detect(Supervised):
         per_level: Count = 1000,
         most: Count = 100,
         clip: bool = True,
+        class_names: tuple[str, ...] = (),
     ) -> None:
         self._head: Any = getattr(model, "head", None)
         if self._head is None:
@@ -147,7 +148,7 @@ class Detect(Supervised):
             suppression = registry.suppressions.get_entry("greedy").builder()
         _assert_offered(suppression, output_keys, self._head)
         self._select = DetectionFilter(suppression, min_score=score, max_per_level=per_level, max_detections=most)
-        self._clip = clip
+        self._clip, self._class_names = clip, class_names
         self._made: dict[tuple[Any, ...], Priors] = {}
 
     @property
@@ -355,7 +356,9 @@ class Detect(Supervised):
         score: float = MIN_DRAWN_SCORE,
     ) -> list[Picture]:
         """Draw the first images with true and false positives and missed labels; `pixels` (H, W, 3) of the first."""
-        return show_detections(batch, predictions, least_score=score, pixels=pixels) if "truth" in batch else []
+        if "truth" not in batch:
+            return []
+        return show_detections(batch, predictions, class_names=self._class_names, least_score=score, pixels=pixels)
 
     def show_targets(
         self, batch: Batch, *, pixels: np.ndarray | None = None

@@ -24,7 +24,7 @@ from torch import Tensor
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat
 from sightline.contract.errors import DataError
-from sightline.contract.metric import State
+from sightline.contract.metric import SampleSums, State
 from sightline.parts.metrics.box_groups import IOU_THRESHOLDS, match_predictions, precision_and_recall
 
 _CURVE_MM = range(81)
@@ -138,6 +138,11 @@ class JointError(_DistanceMetric):
         """Return the mean distance (num_samples,) float64 of each frame; NaN if none of its joints counts."""
         return state["distance_mm"].sum(dim=1) / state["labelled"].sum(dim=1)
 
+    def sums(self, state: State) -> dict[str, SampleSums]:
+        """Return the sums of `mean_error_mm`, of each frame."""
+        distance, labelled = (state[name].sum(dim=1, keepdim=True) for name in ("distance_mm", "labelled"))
+        return {"mean_error_mm": SampleSums(distance, labelled)}
+
     def tables(self, state: State) -> dict[str, Any]:
         """Return `error_curve`: the shares within 0 to 80 mm, of frames by worst and mean joint, and of joints."""
         worst, mean = _frame_distances(state)
@@ -180,10 +185,14 @@ class DetectionRate(_DistanceMetric):
         rates = self._rates(state).tolist()
         return {name: {"detection_rate": rate} for name, rate in zip(self.joint_names, rates, strict=True)}
 
-    def _rates(self, state: State) -> Tensor:
+    def sums(self, state: State) -> dict[str, SampleSums]:
+        """Return the sums of `detection_rate`, of each frame."""
         is_labelled = state["labelled"] > 0
-        is_near = (state["distance_mm"] < self.threshold_mm) & is_labelled
-        return is_near.sum(dim=0).double() / is_labelled.sum(dim=0)
+        return {"detection_rate": SampleSums((state["distance_mm"] < self.threshold_mm) & is_labelled, is_labelled)}
+
+    def _rates(self, state: State) -> Tensor:
+        sums = self.sums(state)["detection_rate"]
+        return sums.numerators.sum(dim=0).double() / sums.denominators.sum(dim=0)
 
 
 def _frame_distances(state: State) -> tuple[Tensor, Tensor]:
@@ -449,6 +458,10 @@ class CentreError:
             return dict.fromkeys(names, torch.nan)
         figures = (refined.mean(), refined.median(), refined.max(), unrefined.mean())
         return {name: figure.item() for name, figure in zip(names, figures, strict=True)}
+
+    def sums(self, state: State) -> dict[str, SampleSums]:
+        """Return the sums of `centre_error_mm`, of each frame."""
+        return {"centre_error_mm": SampleSums(state["distance_mm"][:, :1], state["labelled"][:, :1])}
 
     def per_sample(self, state: State) -> Tensor:
         """Return the distance (num_samples,) float64 of each frame's refined point.

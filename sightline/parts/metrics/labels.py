@@ -23,7 +23,7 @@ from torch import Tensor
 from sightline.compute.labels import widen_labels
 from sightline.contract import registry
 from sightline.contract.arguments import PositiveFloat
-from sightline.contract.metric import State
+from sightline.contract.metric import SampleSums, State
 
 
 def confusion_matrix(
@@ -179,6 +179,16 @@ class Accuracy(_LabelMetric):
             for name, share, count in zip(self.class_names, shares, counts, strict=True)
         }
 
+    def sums(self, state: State) -> dict[str, SampleSums]:
+        """Return the sums of `overall_accuracy` and `mean_class_accuracy`, of right and wrong samples of each class."""
+        right, total = state["confusion"].diagonal(), state["confusion"].sum(dim=1)
+        counts, is_right = torch.cat([right, total - right]), torch.arange(2 * self.num_classes) < self.num_classes
+        of_class = torch.eye(self.num_classes).repeat(2, 1)
+        return {
+            "overall_accuracy": SampleSums(is_right[:, None], torch.ones(len(counts), 1), counts),
+            "mean_class_accuracy": SampleSums(of_class * is_right[:, None], of_class, counts),
+        }
+
     def confusion(self, state: State) -> Tensor:
         """Return the confusion matrix (C, C) int64: rows are labels, columns predictions."""
         return state["confusion"].clone()
@@ -279,6 +289,11 @@ class IoU(_LabelMetric):
         ious = state["common"].double() / state["union"]
         ious[:, self._is_ignored] = torch.nan
         return ious.nanmean(dim=1)
+
+    def sums(self, state: State) -> dict[str, SampleSums]:
+        """Return the sums of `miou`, of each scene."""
+        common, union = (state[name][:, ~self._is_ignored] for name in ("common", "union"))
+        return {"miou": SampleSums(common, union, empty=0.0 if self.scores_absent_zero else torch.nan)}
 
     def _ious(self, confusion: Tensor) -> Tensor:
         """Return the IoU (C,) of each class.

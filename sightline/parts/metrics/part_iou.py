@@ -15,7 +15,7 @@ from torch import Tensor
 from sightline.compute.labels import widen_labels
 from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.contract import registry
-from sightline.contract.metric import State
+from sightline.contract.metric import SampleSums, State
 from sightline.parts.metrics.labels import assert_offsets
 
 
@@ -291,6 +291,16 @@ class PartIoU:
         NaN if unseen.
         """
         return torch.where(state["seen"] > 0, self._shape_ious(state, 0), torch.nan)
+
+    def sums(self, state: State) -> dict[str, SampleSums]:
+        """Return the sums of the means over shapes, and of the means of the categories' means."""
+        is_seen = state["seen"] > 0
+        of_category = state["category"][is_seen, None] == torch.arange(len(self.category_names))
+        ious = {suffix: self._shape_ious(state, rule)[is_seen, None] for rule, suffix in enumerate(_RULES)}
+        instance = {f"instance_miou{name}": SampleSums(iou, torch.ones_like(iou)) for name, iou in ious.items()}
+        return instance | {
+            f"class_miou{name}": SampleSums(iou * of_category, of_category) for name, iou in ious.items()
+        }
 
     def tables(self, state: State) -> dict[str, Any]:
         """Return `confusion` of the parts among those of the shape's category: rows are labels, columns predictions."""

@@ -296,6 +296,16 @@ class Segment(Supervised):
             total += predictions["probabilities"]
         return {**passes[0], "probabilities": total / len(passes)}
 
+    def hardness(self, batch: Batch, predictions: Mapping[str, Any]) -> Tensor:
+        """Return the share of labelled points or pixels of each sample (B,) that are predicted wrongly."""
+        label, seen = batch["label"].flatten(), predictions["seen"].flatten()
+        is_counted = (
+            torch.ones_like(label, dtype=torch.bool) if self.ignore_index is None else label != self.ignore_index
+        )
+        sums = torch.stack([(seen != label) & is_counted, is_counted]).cumsum(dim=1)
+        wrong, counted = F.pad(sums, (1, 0))[:, _sample_offsets(batch, batch["label"])].diff(dim=1).double()
+        return wrong / counted.clamp(min=1)
+
     def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
         """Draw the first clouds of a batch: by true class, by predicted class, and errors in red."""
         if "label" not in batch:

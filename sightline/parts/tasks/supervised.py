@@ -186,6 +186,19 @@ class Classify(Supervised):
         """Average the probabilities (B, C) of several passes over varied input."""
         return {"probabilities": torch.stack([p["probabilities"] for p in passes]).mean(dim=0)}
 
+    def hardness(self, batch: Batch, predictions: Mapping[str, Any]) -> Tensor:
+        """Return 1 minus the probability of the true class (B,), and 1 more where the prediction is wrong.
+
+        It is 0 for a label that is no class, and for several labels a sample.
+        """
+        probabilities, label = predictions["probabilities"], batch["label"]
+        if label.shape != probabilities.shape[:1]:
+            return probabilities.new_zeros(len(probabilities))
+        is_class = (label >= 0) & (label < probabilities.shape[1])
+        true_class = torch.where(is_class, label, 0).long()
+        hardness = 1 - probabilities.gather(1, true_class[:, None])[:, 0] + (probabilities.argmax(dim=1) != label)
+        return hardness * is_class
+
     def show(self, batch: Batch, predictions: Mapping[str, Any]) -> list[Picture]:
         """Draw the first clouds of a batch, coloured by predicted class; captions name a true class that differs."""
         if "points" not in batch:

@@ -116,7 +116,8 @@ def _collect(checks: Sequence[Rule], context: Context) -> list[Finding]:
     assert_known(context.config)
     findings: list[Finding] = []
     with _preserve_run_state(context.built):
-        for check in checks:
+        for number, check in enumerate(checks, start=1):
+            context.examination.doing = f"{check.code}, {number} of {len(checks)} checks"
             if check.is_skipped(context.config):
                 context.examination.add(check.subject, check.code, idle="checks.skip")
                 continue

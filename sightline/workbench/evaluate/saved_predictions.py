@@ -90,7 +90,9 @@ class LabelWriter:
                     with self._writing(entry["label_file"]) as path:
                         write_label_ids(path, self._ids[labels])
             else:
-                entry |= {"answer": int(predicted)} | ({"label": int(batch["label"][row])} if "label" in batch else {})
+                probability = float(predictions["probabilities"][row, predicted])
+                entry |= {"answer": int(predicted), "probability": probability}
+                entry |= {"label": int(batch["label"][row])} if "label" in batch else {}
             self._entries.append(entry)
 
     def finish(self, evaluation: Evaluation, about: Mapping[str, Any]) -> None:

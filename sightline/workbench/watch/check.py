@@ -29,7 +29,7 @@ from sightline.instrument import copy_module, leave_out_checkpoints, record
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
 from sightline.workbench.check.checks.model.first_step import explain_failure, first_step
 from sightline.workbench.check.core.dry_run import error_location, isolated_copy
-from sightline.workbench.check.core.examination import Examination
+from sightline.workbench.check.core.examination import FIT, Examination
 from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, finding_from_dict, merge_findings
 from sightline.workbench.check.core.object_graph import preserve_generators
 from sightline.workbench.check.runtime_rules import RUNTIME_RULES
@@ -165,9 +165,11 @@ def _check_module(
             untrained = [p for p in model.parameters() if id(p) in idle]
             for parameter in untrained:
                 parameter.requires_grad_(False)
-            plain = [] if passed is None else _judge_plainly(passed, model, loss, pairs)
+            with examination.count_time("loss"):
+                plain = [] if passed is None else _judge_plainly(passed, model, loss, pairs)
             plain += [rule.build_outside(fault, FindingLocation()) for rule, fault in judge_keys(model, form, pairs[0])]
-            found = judge_loader(batch_or_loader, form, examination.gaps)
+            with examination.count_time("data"):
+                found = judge_loader(batch_or_loader, form, examination.gaps)
             plain += [rule.build_outside(fault, FindingLocation()) for rule, fault in found]
             findings: list[Finding] = []
             figures: dict[str, Any] = {"samples": 0}
@@ -186,7 +188,8 @@ def _check_module(
             findings = [finding for finding in merge_findings([*plain, *findings]) if finding.code not in declared]
             examination.gaps += [f"what is declared: {', '.join(sorted(declared))}"] * bool(declared)
             if figures["samples"] and not any(finding.severity == "error" for finding in findings):
-                fitted, text = _fit(built, passed, {finding.cause for finding in findings})
+                with examination.count_time(FIT):
+                    fitted, text = _fit(built, passed, {finding.cause for finding in findings})
                 findings += [finding for finding in fitted if finding.code not in declared]
                 figures = {**figures, "fit": text}
         finally:

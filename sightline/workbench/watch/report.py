@@ -83,7 +83,7 @@ class CheckReport:
                 PageText("heading", [f"{finding.severity}: {finding.summary}"]),
                 PageTable((finding.code, ""), [(name, str(value)) for name, value in rows], is_numeric=False),
             ]
-        blocks += make_examination_blocks(self.examination) if self.examination is not None else []
+        blocks += make_examination_blocks([self.examination]) if self.examination is not None else []
         return render_page(self.title, blocks)
 
     def save(self, path: str | Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -150,8 +151,15 @@ class BoxErrors(BoxRows):
         sampled = np.unique(np.concatenate(list(spread)).astype(int) - 1)[: len(curve.scores)]
         points = (curve.scores, curve.recall, curve.precision, curve.fppi)
         names = ("score", "recall", "precision", "false_per_image")
+        confused = np.flatnonzero(errors.kind == KINDS.index("classification"))
+        labels, boxes = groups.labels[errors.label[confused]], groups.boxes[confused]
+        pairs = np.column_stack([labels[:, LabelColumn.CLASS], boxes[:, DetectionColumn.CLASS]]).astype(int).tolist()
         about = {
             "counts": {**counts, "missed": bins["all"]["missed"]},
+            "confusions": [
+                {"label": self.class_names[label], "prediction": self.class_names[predicted], "count": count}
+                for (label, predicted), count in Counter(sorted(map(tuple, pairs))).most_common()
+            ],
             "labels": bins,
             "curve": {name: each[sampled].tolist() for name, each in zip(names, points, strict=True)},
         }
