@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
+import itertools
 import json
+import math
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -27,6 +30,13 @@ _LISTS = (list, tuple, Sequence)
 _MAPPINGS = (dict, Mapping)
 _UNIONS = (typing.Union, types.UnionType)
 _MAX_SHOWN_LENGTH = 60
+_EXAMPLES = (0.001, 0.5, 10, 1)
+_WORDS = (
+    {"none": None, "~": None}
+    | dict.fromkeys(("true", "yes", "on"), True)
+    | dict.fromkeys(("false", "no", "off"), False)
+)
+"""Words that a config reads as text, and what YAML or Python take them for."""
 _MAX_NAMED_BOUND = 1e9
 """Bound at or above which a maximum only guards against slips; it is named only if it was exceeded."""
 
@@ -173,7 +183,51 @@ def _find_key_misfits(annotation: Any, value: Mapping[str, Any], path: str) -> I
 
 def _make_misfit(annotation: Any, value: object, path: str) -> SchemaError:
     allowed = describe_type(annotation, beside=value)
-    return SchemaError(path.lstrip("."), f"found {format_value(value)}, allowed is {allowed}")
+    text = f"found {format_value(value)}, allowed is {allowed}{_suggest_value(annotation, value)}"
+    return SchemaError(path.lstrip("."), text)
+
+
+def _suggest_value(annotation: Any, value: object) -> str:
+    """Suggest the value that one of another form was meant as: `; did you mean 0.1?`; else an example of a number."""
+    meant = [each for each in _list_readings(value) if _is_valid(annotation, each)]
+    if meant:
+        return f"; did you mean {json.dumps(meant[0])}?"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    examples = () if is_number else (each for each in _EXAMPLES if _is_valid(annotation, each))
+    return "".join(f", such as {example}" for example in itertools.islice(examples, 1))
+
+
+def _list_readings(value: object) -> Iterator[object]:
+    """List what a value may have been meant as: text without its quotes, one value for a list of it, a bool for 1."""
+    if isinstance(value, str):
+        word = value.strip().casefold()
+        yield from (_WORDS[word],) if word in _WORDS else ()
+        with contextlib.suppress(ValueError, OverflowError):
+            yield (number := float(word.replace(",", ".")))
+            yield int(number)
+        yield word
+    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        yield from (int(value),) if value == int(value) else ()
+        yield from (bool(value),) if value in (0, 1) else ()
+        yield str(value)
+    yield from value if isinstance(value, list | tuple) and len(value) == 1 else ([value],)
+
+
+def _is_valid(annotation: Any, value: object) -> bool:
+    with contextlib.suppress(ValidationError, PydanticUserError, TypeError, ValueError):
+        _validate(annotation, value)
+        return True
+    return False
+
+
+def suggest_block(value: object, *, is_list: bool) -> str:
+    """Suggest the block of a name without one, or the list of a block, or the block of a list: `{name: adam}`."""
+    item = value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+    name = item.get("name") if isinstance(item, Mapping) else item
+    if not isinstance(name, str):
+        return ""
+    block = f"{{name: {name}{', ...' if isinstance(item, Mapping) and len(item) > 1 else ''}}}"
+    return f"; did you mean {f'[{block}]' if is_list else block}?"
 
 
 def _element_types(annotation: Any, length: int) -> Sequence[Any]:
@@ -281,13 +335,18 @@ def _shorten(text: str) -> str:
 
 def suggest(word: str, choices: Collection[str], *, otherwise: str | None = None) -> str:
     """Format `; did you mean 'x'?` for the closest choice, else `otherwise`, by default a list of all choices."""
-    by_normalised_name = {_normalise(choice): choice for choice in choices}
-    match = difflib.get_close_matches(_normalise(word), by_normalised_name, n=1, cutoff=0.6)
-    if match:
-        return f"; did you mean '{by_normalised_name[match[0]]}'?"
+    if similar := find_similar(word, choices):
+        return f"; did you mean '{similar}'?"
     if otherwise is not None:
         return otherwise
     return f"; allowed: {', '.join(sorted(choices))}" if choices else ""
+
+
+def find_similar(word: str, choices: Collection[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the closest choice, if one is as close as `cutoff`: 1 is the same word."""
+    by_normalised_name = {_normalise(choice): choice for choice in choices}
+    match = difflib.get_close_matches(_normalise(word), by_normalised_name, n=1, cutoff=cutoff)
+    return by_normalised_name[match[0]] if match else None
 
 
 def _normalise(word: str) -> str:
