@@ -321,7 +321,7 @@ class _SectionReader:
 
     def _read_components(self, child: LocatedValue, path: str) -> tuple[ComponentConfig, ...] | None:
         if not isinstance(child.value, list):
-            self._refuse(child, f"a list, each {_A_BLOCK}", schema.suggest_block(child.plain(), is_list=True))
+            self.faults.add(child.where, schema.refuse_block(child.plain(), f"a list, each {_A_BLOCK}"))
             return None
         if not child.value:
             self.origins[path] = child.where
@@ -332,7 +332,7 @@ class _SectionReader:
         """Read a component block, checked against its signature and completed with the signature's defaults."""
         kind = registry.REGISTRIES[_KIND_OF_SECTION[path.split(".")[0]]]
         if not isinstance(tree.value, dict):
-            self._refuse(tree, _A_BLOCK, schema.suggest_block(tree.plain(), is_list=False))
+            self.faults.add(tree.where, schema.refuse_block(tree.plain(), _A_BLOCK))
             return None
         block = dict(tree.value)
         name = block.pop("name", None)
@@ -408,9 +408,8 @@ class _SectionReader:
             self.faults.add(locations.get(part) or _locate_missing(part, locations, located.where), text)
         return None if misfits else value
 
-    def _refuse(self, located: LocatedValue, allowed: str, suggestion: str = "") -> None:
-        found = schema.format_value(located.plain())
-        self.faults.add(located.where, f"found {found}, allowed is {allowed}{suggestion}")
+    def _refuse(self, located: LocatedValue, allowed: str) -> None:
+        self.faults.add(located.where, f"found {schema.format_value(located.plain())}, allowed is {allowed}")
 
 
 def _locate_missing(part: str, locations: dict[str, SourceLocation], block_location: SourceLocation) -> SourceLocation:

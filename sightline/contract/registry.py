@@ -21,15 +21,7 @@ from sightline.contract.facts import BLOCK_FACTS, DATA_FACTS, FACTS, REMEDIES
 from sightline.contract.gc_pause import gc_paused
 from sightline.contract.members import MEMBERS, find_misspelt_members
 from sightline.contract.regular_files import read_regular_file
-from sightline.contract.schema import (
-    Parameter,
-    check_value,
-    describe_type,
-    format_value,
-    signature_parameters,
-    suggest,
-    suggest_block,
-)
+from sightline.contract.schema import Parameter, check_value, describe_type, refuse_block, signature_parameters, suggest
 from sightline.contract.types import ComponentConfig, SourceLocation
 
 MAX_ARGUMENTS = 10
@@ -419,11 +411,11 @@ def _describe_block_misfit(annotation: Any, value: Any) -> str | None:
     is_optional = type(None) in typing.get_args(annotation)
     allowed = describe_type(annotation)
     if isinstance(value, list | tuple) != is_list or (value is None and not is_optional):
-        return f"found {format_value(value)}, allowed is {allowed}{suggest_block(value, is_list=is_list)}"
+        return refuse_block(value, allowed)
     for item in value if is_list else [value]:
         is_mapping = isinstance(item, Mapping) and isinstance(item.get("name"), str)
         if not is_mapping and not isinstance(item, ComponentConfig) and (item is not None or is_list):
-            return f"found {format_value(item)}, allowed is {allowed}{suggest_block(item, is_list=False)}"
+            return refuse_block(item, allowed.removeprefix("a list, each "))
     return None
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
-import itertools
 import json
 import math
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NotRequired
+from typing import Any, NotRequired, TypeGuard
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
@@ -31,11 +30,7 @@ _MAPPINGS = (dict, Mapping)
 _UNIONS = (typing.Union, types.UnionType)
 _MAX_SHOWN_LENGTH = 60
 _EXAMPLES = (0.001, 0.5, 10, 1)
-_WORDS = (
-    {"none": None, "~": None}
-    | dict.fromkeys(("true", "yes", "on"), True)
-    | dict.fromkeys(("false", "no", "off"), False)
-)
+_WORDS = {"none": None, "true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """Words that a config reads as text, and what YAML or Python take them for."""
 _MAX_NAMED_BOUND = 1e9
 """Bound at or above which a maximum only guards against slips; it is named only if it was exceeded."""
@@ -192,25 +187,26 @@ def _suggest_value(annotation: Any, value: object) -> str:
     meant = [each for each in _list_readings(value) if _is_valid(annotation, each)]
     if meant:
         return f"; did you mean {json.dumps(meant[0])}?"
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    examples = () if is_number else (each for each in _EXAMPLES if _is_valid(annotation, each))
-    return "".join(f", such as {example}" for example in itertools.islice(examples, 1))
+    examples = () if _is_number(value) else _EXAMPLES
+    return next((f", such as {each}" for each in examples if _is_valid(annotation, each)), "")
 
 
 def _list_readings(value: object) -> Iterator[object]:
     """List what a value may have been meant as: text without its quotes, one value for a list of it, a bool for 1."""
     if isinstance(value, str):
         word = value.strip().casefold()
-        yield from (_WORDS[word],) if word in _WORDS else ()
         with contextlib.suppress(ValueError, OverflowError):
             yield (number := float(word.replace(",", ".")))
             yield int(number)
-        yield word
-    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        yield from (int(value),) if value == int(value) else ()
-        yield from (bool(value),) if value in (0, 1) else ()
+        yield _WORDS.get(word, word)
+    elif _is_number(value) and math.isfinite(value):
+        yield from (each for each in (int(value), bool(value)) if each == value)
         yield str(value)
     yield from value if isinstance(value, list | tuple) and len(value) == 1 else ([value],)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_valid(annotation: Any, value: object) -> bool:
@@ -220,14 +216,13 @@ def _is_valid(annotation: Any, value: object) -> bool:
     return False
 
 
-def suggest_block(value: object, *, is_list: bool) -> str:
-    """Suggest the block of a name without one, or the list of a block, or the block of a list: `{name: adam}`."""
+def refuse_block(value: object, allowed: str) -> str:
+    """Describe a value where a block, or a list of them, is allowed, with the block that a name was meant as."""
     item = value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
     name = item.get("name") if isinstance(item, Mapping) else item
-    if not isinstance(name, str):
-        return ""
     block = f"{{name: {name}{', ...' if isinstance(item, Mapping) and len(item) > 1 else ''}}}"
-    return f"; did you mean {f'[{block}]' if is_list else block}?"
+    meant = f"; did you mean {f'[{block}]' if allowed.startswith('a list') else block}?"
+    return f"found {format_value(value)}, allowed is {allowed}{meant if isinstance(name, str) else ''}"
 
 
 def _element_types(annotation: Any, length: int) -> Sequence[Any]:
