@@ -131,7 +131,7 @@ def test_a_block_that_states_nothing_is_named_with_what_it_should_state() -> Non
 def test_a_block_that_states_something_else_is_named() -> None:
     assert refused(whole(first="toy_odd")) == [
         "mine.yaml:3: model.second: neck 'toy_middle' takes channels of the backbone 'toy_odd' before it: found 7, "
-        "allowed is a list, each a whole number"
+        "allowed is a list, each a whole number; did you mean [7]?"
     ]
 
 

@@ -78,6 +78,24 @@ def test_without_it_the_name_is_unknown_and_the_option_named() -> None:
         read_config(HEALTHY, ["model={name: zzz}"])
 
 
+def test_without_it_a_file_beside_the_config_that_defines_the_name_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its text is searched: it is not run, not even where it ends the program."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a b.py", "raise SystemExit\n" + MODEL.format(name="zzz", width=1))
+    write(tmp_path / "other.py", "models.add('zz')")
+    config = write(tmp_path / "sub" / "mine.yaml", HEALTHY.read_text().replace("pointnet_plain, embedding: 16", "yyy"))
+    write(tmp_path / "sub" / "net.py", "@models.add( 'yyy' )")
+    write(tmp_path / "sub" / "folder.py" / "x", "")
+    with pytest.raises(ConfigError, match=r"no model is called 'zzz'; a b\.py defines it: give --plugin 'a b\.py'$"):
+        read_config(HEALTHY, ["model={name: zzz}"])
+    with pytest.raises(ConfigError, match=rf"called 'yyy'; {config.parent}/net\.py defines it: give --plugin "):
+        read_config(config)
+    with pytest.raises(ConfigError, match=r"no model is called 'zz\.'; there are"):
+        read_config(HEALTHY, ["model={name: zz.}"])
+
+
 def test_what_runs_is_what_was_hashed_and_nothing_is_written_beside_it(tmp_path: Path) -> None:
     """No compiled copy, which could be stale: two files of one size in one second look alike to Python's cache."""
     load_plugins([model(tmp_path, width=3)])

@@ -44,6 +44,16 @@ def make(*, num_classes: int, width: int = 3, names: tuple[str, ...] = ()) -> di
 
 
 def positional(width: int) -> None: ...
+
+
+class Positional:
+    def __init__(self, width: int, how: str | None = "a") -> None: ...
+
+
+class Starred:
+    def __init__(self, *widths: int) -> None: ...
+
+
 def starred(*, width: int, **rest: int) -> None: ...
 def bare(*, width) -> None: ...  # type: ignore[no-untyped-def]
 def reserved(*, name: str) -> None: ...
@@ -55,8 +65,10 @@ def eleven(
 @pytest.mark.parametrize(
     ("builder", "expected"),
     [
-        (positional, "every argument must be keyword-only and named"),
-        (starred, "every argument must be keyword-only and named"),
+        (positional, r"every argument must be keyword-only and named .*; write `def positional\(\*, width: int\)`$"),
+        (starred, r"every argument must be keyword-only and named .*; write `def starred\(\*, width: int\)`$"),
+        (Positional, r".*; write `def __init__\(self, \*, width: int, how: str \| None = 'a'\)`$"),
+        (Starred, r".*; write `def __init__\(self\)`$"),
         (bare, "annotate the argument 'width'"),
         (reserved, "'name' has a meaning of its own in a config; rename it"),
         (eleven, "11 arguments, at most 10"),
@@ -104,8 +116,8 @@ def test_summary_and_source_come_from_the_docstring(parts: Registry) -> None:
         (
             block("mine", width="3", names=["a", 5]),
             [
-                "4: width: found the text '3', allowed is a whole number",
-                "5: names.1: found 5, allowed is text",
+                "4: width: found the text '3', allowed is a whole number; did you mean 3?",
+                '5: names.1: found 5, allowed is text; did you mean "5"?',
             ],
         ),
         (

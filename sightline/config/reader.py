@@ -226,6 +226,8 @@ class _SectionReader:
     def __init__(self, faults: ConfigFaults) -> None:
         self.faults = faults
         self.origins: dict[str, SourceLocation] = {}
+        self._paths: Mapping[str, str] = {}
+        """Dotted paths by key: those of sections, and of the arguments that the config's components take."""
 
     def section(self, cls: type, tree: LocatedValue, path: str, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Read the constructor arguments of a config section, those of `names` if given.
@@ -238,9 +240,12 @@ class _SectionReader:
         hints = typing.get_type_hints(cls, include_extras=True)
         fields = _section_fields(cls)
         values: dict[str, Any] = {}
+        if not path:
+            self._paths = _list_arguments(tree.value) | _section_keys()
         for key, child in tree.value.items():
             if key not in fields:
-                self.faults.add(child.where, f"unknown key '{key}'{_suggest_key(key, fields, is_top=not path)}")
+                hint = _suggest_key(key, fields, self._paths, is_top=not path)
+                self.faults.add(child.where, f"unknown key '{key}'{hint}")
         for key, field in fields.items():
             if names is not None and key not in names:
                 continue
@@ -287,7 +292,7 @@ class _SectionReader:
 
     def _read_components(self, child: LocatedValue, path: str) -> tuple[ComponentConfig, ...] | None:
         if not isinstance(child.value, list):
-            self._refuse(child, f"a list, each {_A_BLOCK}")
+            self.faults.add(child.where, schema.refuse_block(child.plain(), f"a list, each {_A_BLOCK}"))
             return None
         if not child.value:
             self.origins[path] = child.where
@@ -298,7 +303,7 @@ class _SectionReader:
         """Read a component block, checked against its signature and completed with the signature's defaults."""
         kind = registry.REGISTRIES[_KIND_OF_SECTION[path.split(".")[0]]]
         if not isinstance(tree.value, dict):
-            self._refuse(tree, _A_BLOCK)
+            self.faults.add(tree.where, schema.refuse_block(tree.plain(), _A_BLOCK))
             return None
         block = dict(tree.value)
         name = block.pop("name", None)
@@ -315,7 +320,7 @@ class _SectionReader:
         locations = dict(_iterate_locations(block, ""))
         where = SourceLocation(name.where.source, name.where.line, path)
         component = ComponentConfig(name.value, arguments, 1.0 if weight is None else weight, where, locations)
-        bound = kind.bind(component, elsewhere=_section_keys())
+        bound = kind.bind(component, elsewhere=self._paths)
         for fault in bound.faults:
             self.faults.add(*fault)
         return None if bound.faults or weight is None else self._complete_block(bound, path)
@@ -426,16 +431,31 @@ def _describe_allowed(hint: Any) -> str:
     return schema.describe_type(hint)
 
 
-def _suggest_key(key: str, fields: dict[str, dataclasses.Field], *, is_top: bool) -> str:
+def _suggest_key(key: str, fields: dict[str, dataclasses.Field], elsewhere: Mapping[str, str], *, is_top: bool) -> str:
     """Suggest the meaning of an unknown key: a key of another section, a dotted path, or a similar name."""
     if is_top and key == "base":
         return "; a base is named in the file"
     if "." in key and key.split(".")[0] in fields:
         outer, _, inner = key.partition(".")
         return f"; in a file sections are nested: {outer}: {{{inner}: ...}}"
-    if is_top and key in (paths := _section_keys()):
-        return f"; did you mean '{paths[key]}'?"
-    return schema.suggest(key, fields)
+    similar = key if key in elsewhere else schema.find_similar(key, fields)
+    if similar is None and is_top:
+        similar = schema.find_similar(key, elsewhere, cutoff=0.8)
+    if similar is None:
+        return schema.suggest(key, fields)
+    return f"; did you mean '{similar if similar in fields else elsewhere[similar]}'?"
+
+
+def _list_arguments(sections: Mapping[str, LocatedValue]) -> dict[str, str]:
+    """Map the arguments of the components that sections name to their dotted paths; the optimizer's win."""
+    paths: dict[str, str] = {}
+    for section in ("data", "model", "task", "schedule", "optimizer"):
+        block = sections[section].plain() if section in sections else None
+        name = block.get("name") if isinstance(block, dict) else None
+        kind = registry.REGISTRIES[_KIND_OF_SECTION[section]]
+        if isinstance(name, str) and name in kind.names():
+            paths |= {argument: f"{section}.{argument}" for argument in kind.get_entry(name).arguments}
+    return paths
 
 
 @lru_cache

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sightline.contract.errors import ConfigError
+from sightline.contract.errors import ConfigError, OutputError
 from sightline.contract.members import ModelMembers
 
 
@@ -84,6 +84,36 @@ def declared_outputs(function: Callable[..., Any], *, owner: str) -> frozenset[s
             f"{owner}: annotate the return value of '{function.__qualname__}' with a TypedDict that names its outputs"
         )
     return frozenset(annotation.__annotations__)
+
+
+def locate_output_error(
+    error: Exception, outputs: Any, *, owner: str, reads: Sequence[str], forward: Callable[..., Any]
+) -> Exception:
+    """Return the error of a reader of a model's outputs as one that names the `forward` which returned them.
+
+    If that is not to blame, the error itself: it returned a dict of what is read, and the error names no output.
+    """
+    code = inspect.unwrap(forward).__code__
+    returned_by = f"{forward.__qualname__} ({code.co_filename}:{code.co_firstlineno})"
+    is_dict, named = isinstance(outputs, Mapping), str(error).partition(": ")[0]
+    is_no_tensor = isinstance(error, AttributeError | TypeError)
+    for key in reads:
+        if not is_dict:
+            found = f"a {type(outputs).__name__}"
+        elif key not in outputs:
+            found = f"a dict with {', '.join(map(repr, outputs)) or 'no keys'}"
+        elif is_no_tensor and not hasattr(outputs[key], "requires_grad"):
+            found = f"a {type(outputs[key]).__name__} as '{key}'"
+        else:
+            continue
+        text = (
+            f"{owner} reads '{key}', but {returned_by} returns {found}; make it return a dict with the tensor '{key}'"
+        )
+        return OutputError(text, file=code.co_filename, line=code.co_firstlineno)
+    if named not in reads:
+        return error
+    text = f"{error}; correct the '{named}' that {returned_by} returns"
+    return OutputError(text, file=code.co_filename, line=code.co_firstlineno)
 
 
 def model_output_keys(model: Any, *, owner: str) -> frozenset[str]:

@@ -70,6 +70,14 @@ class PluginError(UserError):
     """Plugin that is missing, changed, or cannot be imported."""
 
 
+class OutputError(UserError):
+    """Output of a model that a loss cannot read; `file` and `line` are those of the model's `forward`."""
+
+    def __init__(self, message: str, *, file: str, line: int) -> None:
+        super().__init__(message)
+        self.file, self.line = file, line
+
+
 class MissingExtraError(UserError, ImportError):
     """Missing optional packages; the message names the command that installs all of them."""
 

@@ -6,10 +6,13 @@ import importlib
 import inspect
 import itertools
 import operator
+import re
+import shlex
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,7 +24,8 @@ from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.facts import BLOCK_FACTS, DATA_FACTS, FACTS, REMEDIES
 from sightline.contract.gc_pause import gc_paused
 from sightline.contract.members import MEMBERS, find_misspelt_members
-from sightline.contract.schema import Parameter, check_value, describe_type, format_value, signature_parameters, suggest
+from sightline.contract.regular_files import read_regular_file
+from sightline.contract.schema import Parameter, check_value, describe_type, refuse_block, signature_parameters, suggest
 from sightline.contract.types import ComponentConfig, SourceLocation
 
 MAX_ARGUMENTS = 10
@@ -251,10 +255,12 @@ class Registry:
             )
 
     def _unknown_name_fault(self, component: ComponentConfig) -> ConfigFault:
-        hint = suggest(component.name, self.names(), otherwise=f"; there are {', '.join(self.names())}")
-        plugin_hint = f"{' P' if hint.endswith('?') else '; p'}arts of your own need --plugin FILE.py"
         where = component.origins.get("name", _locate_key(component.location, "name"))
-        return ConfigFault(where, f"no {self.noun} is called '{component.name}'{hint}{plugin_hint}")
+        hint = suggest(component.name, self.names(), otherwise=f"; there are {', '.join(self.names())}")
+        hint += f"{' P' if hint.endswith('?') else '; p'}arts of your own need --plugin FILE.py"
+        if (plugin := _find_plugin_beside(component)) is not None:
+            hint = f"; {plugin} defines it: give --plugin {shlex.quote(str(plugin))}"
+        return ConfigFault(where, f"no {self.noun} is called '{component.name}'{hint}")
 
     def _load(self, name: str) -> None:
         """Import the module of a shipped component, unless it is registered."""
@@ -379,6 +385,17 @@ def find_mismatch(needs: Iterable[Need]) -> str | None:
     return None
 
 
+def _find_plugin_beside(component: ComponentConfig) -> Path | None:
+    """Return the Python file beside a block's config whose text registers its name; nothing is imported or run."""
+    registers = re.compile(rf"""\.add\(\s*["']{re.escape(component.name)}["']""")
+    folders = {Path(where.source).parent for where in (component.location, *component.origins.values())}
+    for path in (path for folder in sorted(folders) for path in sorted(folder.glob("*.py"))):
+        with suppress(OSError):
+            if registers.search(read_regular_file(path).decode(errors="replace")):
+                return path
+    return None
+
+
 def _nested_blocks(component: ComponentConfig, name: str) -> list[ComponentConfig]:
     """Return the component blocks in an argument: one, several in a list, or none if it is null.
 
@@ -437,11 +454,11 @@ def _describe_block_misfit(annotation: Any, value: Any) -> str | None:
     is_optional = type(None) in typing.get_args(annotation)
     allowed = describe_type(annotation)
     if isinstance(value, list | tuple) != is_list or (value is None and not is_optional):
-        return f"found {format_value(value)}, allowed is {allowed}"
+        return refuse_block(value, allowed)
     for item in value if is_list else [value]:
         is_mapping = isinstance(item, Mapping) and isinstance(item.get("name"), str)
         if not is_mapping and not isinstance(item, ComponentConfig) and (item is not None or is_list):
-            return f"found {format_value(item)}, allowed is {allowed}"
+            return refuse_block(item, allowed.removeprefix("a list, each "))
     return None
 
 
@@ -498,7 +515,8 @@ def _assert_signature(
 ) -> None:
     parameters = inspect.signature(builder).parameters.values()
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters), (
-        f"'{name}': every argument must be keyword-only and named (no *args, no **kwargs)"
+        f"'{name}': every argument must be keyword-only and named (no *args, no **kwargs); write "
+        f"{_write_keyword_only(builder, parameters)}"
     )
     config_parameters = [
         parameter for parameter in parameters if parameter.name not in facts
@@ -513,6 +531,15 @@ def _assert_signature(
         assert parameter.name not in reserved, (
             f"'{name}': '{parameter.name}' has a meaning of its own in a config; rename it"
         )
+
+
+def _write_keyword_only(builder: Callable[..., Any], parameters: Iterable[inspect.Parameter]) -> str:
+    """Write the line that defines a builder as it should be, with every argument keyword-only and named."""
+    named = [p for p in parameters if p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)]
+    texts = [str(p.replace(kind=inspect.Parameter.KEYWORD_ONLY)) for p in named]
+    written = [text.replace(repr(p.annotation), str(p.annotation), 1) for p, text in zip(named, texts, strict=True)]
+    names = ["self"] * inspect.isclass(builder) + ["*", *written] * bool(written)
+    return f"`def {'__init__' if inspect.isclass(builder) else builder.__name__}({', '.join(names)})`"
 
 
 data = Registry("data", "data set")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import json
+import math
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NotRequired
+from typing import Any, NotRequired, TypeGuard
 
 import numpy as np
 from typing_extensions import is_typeddict
@@ -33,6 +35,9 @@ _LISTS = (list, tuple, Sequence)
 _MAPPINGS = (dict, Mapping)
 _UNIONS = (typing.Union, types.UnionType)
 _MAX_SHOWN_LENGTH = 60
+_EXAMPLES = (0.001, 0.5, 10, 1)
+_WORDS = {"none": None, "true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+"""Words that a config reads as text, and what YAML or Python take them for."""
 _MAX_NAMED_BOUND = 1e9
 """Bound at or above which a maximum only guards against slips; it is named only if it was exceeded."""
 
@@ -179,7 +184,51 @@ def _find_key_misfits(annotation: Any, value: Mapping[str, Any], path: str) -> I
 
 def _make_misfit(annotation: Any, value: object, path: str) -> SchemaError:
     allowed = describe_type(annotation, beside=value)
-    return SchemaError(path.lstrip("."), f"found {format_value(value)}, allowed is {allowed}")
+    text = f"found {format_value(value)}, allowed is {allowed}{_suggest_value(annotation, value)}"
+    return SchemaError(path.lstrip("."), text)
+
+
+def _suggest_value(annotation: Any, value: object) -> str:
+    """Suggest the value that one of another form was meant as: `; did you mean 0.1?`; else an example of a number."""
+    meant = [each for each in _list_readings(value) if _is_valid(annotation, each)]
+    if meant:
+        return f"; did you mean {json.dumps(meant[0])}?"
+    examples = () if _is_number(value) else _EXAMPLES
+    return next((f", such as {each}" for each in examples if _is_valid(annotation, each)), "")
+
+
+def _list_readings(value: object) -> Iterator[object]:
+    """List what a value may have been meant as: text without its quotes, one value for a list of it, a bool for 1."""
+    if isinstance(value, str):
+        word = value.strip().casefold()
+        with contextlib.suppress(ValueError, OverflowError):
+            yield (number := float(word.replace(",", ".")))
+            yield int(number)
+        yield _WORDS.get(word, word)
+    elif _is_number(value) and math.isfinite(value):
+        yield from (each for each in (int(value), bool(value)) if each == value)
+        yield str(value)
+    yield from value if isinstance(value, list | tuple) and len(value) == 1 else ([value],)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_valid(annotation: Any, value: object) -> bool:
+    with contextlib.suppress(ValidationError, PydanticUserError, TypeError, ValueError):
+        _validate(annotation, value)
+        return True
+    return False
+
+
+def refuse_block(value: object, allowed: str) -> str:
+    """Describe a value where a block, or a list of them, is allowed, with the block that a name was meant as."""
+    item = value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+    name = item.get("name") if isinstance(item, Mapping) else item
+    block = f"{{name: {name}{', ...' if isinstance(item, Mapping) and len(item) > 1 else ''}}}"
+    meant = f"; did you mean {f'[{block}]' if allowed.startswith('a list') else block}?"
+    return f"found {format_value(value)}, allowed is {allowed}{meant if isinstance(name, str) else ''}"
 
 
 def _element_types(annotation: Any, length: int) -> Sequence[Any]:
@@ -287,13 +336,18 @@ def _shorten(text: str) -> str:
 
 def suggest(word: str, choices: Collection[str], *, otherwise: str | None = None) -> str:
     """Format `; did you mean 'x'?` for the closest choice, else `otherwise`, by default a list of all choices."""
-    by_normalised_name = {_normalise(choice): choice for choice in choices}
-    match = difflib.get_close_matches(_normalise(word), by_normalised_name, n=1, cutoff=0.6)
-    if match:
-        return f"; did you mean '{by_normalised_name[match[0]]}'?"
+    if similar := find_similar(word, choices):
+        return f"; did you mean '{similar}'?"
     if otherwise is not None:
         return otherwise
     return f"; allowed: {', '.join(sorted(choices))}" if choices else ""
+
+
+def find_similar(word: str, choices: Collection[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the closest choice, if one is as close as `cutoff`: 1 is the same word."""
+    by_normalised_name = {_normalise(choice): choice for choice in choices}
+    match = difflib.get_close_matches(_normalise(word), by_normalised_name, n=1, cutoff=cutoff)
+    return by_normalised_name[match[0]] if match else None
 
 
 def _normalise(word: str) -> str:

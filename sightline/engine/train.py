@@ -204,6 +204,11 @@ def _compute_step(
         terms = step.loss_sums(network, index)
         loss = weighted_sum(step.loss_means(terms), weights)
         clock.end_phase("forward")
+        if not loss.requires_grad:
+            raise RunError(
+                f"step {job.step}: no loss ({', '.join(terms)}) depends on weights that train; look for detach(), "
+                "no_grad, argmax or whole numbers in the model's forward and in the losses, or for a frozen model"
+            )
         with world.reduce_gradients(trained, is_last_micro_batch=is_last):
             job.scaler.scale(loss).backward()
             clock.end_phase("backward")

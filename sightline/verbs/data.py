@@ -252,8 +252,9 @@ def _print_tree(tree: Any, indent: int = 0) -> None:
             sys.stdout.write(f"{pad}{escape_to_one_line(str(key))}:\n")
             _print_tree(value, indent + 1)
             continue
+        text = _format_value(value)
         lines = textwrap.wrap(
-            f"{pad}{escape_to_one_line(str(key))}: {_format_value(value)}",
+            f"{pad}{escape_to_one_line(str(key))}: {text.replace(' ', _NO_BREAK) if key.startswith('for_') else text}",
             _WIDTH,
             subsequent_indent=f"{pad}    ",
             break_long_words=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,12 @@ def predict(options: PredictOptions) -> int:
     set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
     with start_world(device=options.device) as world:
         predictor = build_predictor(run, world=world, **predictor_options)
+        if not options.paths:
+            raise UserError(
+                f"predict: no file is given; a run of the task '{run.config.task.name}' reads one {predictor.noun} "
+                f"from each file ({' '.join(predictor.suffixes)}), or folders of them: sightline predict "
+                f"{shlex.quote(str(options.run_path))} {predictor.noun}{predictor.suffixes[0]}"
+            )
         if options.out is not None and not predictor.endings:
             raise UserError(
                 f"--out {options.out}: predictions of the task '{run.config.task.name}' are not written to files; give "
@@ -109,8 +116,6 @@ def _parse_flags(options: PredictOptions) -> dict[str, Any]:
     flags = {name: value for name, value in values.items() if value is not None and value is not False}
     if "columns" in flags:
         flags["columns"] = check_columns(flags["columns"].split(","))
-    if not options.paths:
-        raise UserError("predict: no file is given; sightline predict RUN PATH... [KEY=VALUE]...")
     return flags
 
 

@@ -8,7 +8,7 @@ import io
 import os
 import sys
 import traceback
-from typing import TextIO, get_type_hints
+from typing import Any, TextIO, get_type_hints
 
 from sightline.contract.errors import RunError, UserError, escape_to_one_line
 from sightline.engine.watchdog import describe_failed_kernel, report_failure, worker_exit_message
@@ -86,8 +86,10 @@ def format_error(error: Exception) -> int:
         if (option := getattr(error, "option_name", None)) is not None:
             message = _suggest_override(option) or message
         message = message.replace("Value error, ", "")  # pydantic's mark of a check that Typer makes
-        if message.startswith("Missing option"):
-            message = f"{message.rstrip('.')}: {getattr(getattr(error, 'param', None), 'help', '')}"
+        if message.startswith(("Missing option", "Missing argument")):
+            wrong: Any = error
+            usage = " ".join(wrong.ctx.get_usage().removeprefix("Usage: ").split())
+            message = f"{message.rstrip('.')}: {getattr(wrong.param, 'help', '')}; usage: {usage}"
         return fail(message, 2, error)
     if isinstance(error, UserError):
         return fail(str(error), 2, error)
@@ -114,7 +116,7 @@ def _suggest_override(option: str) -> str:
     from sightline.contract.registry import optimizers
 
     name = option.lstrip("-").replace("-", "_")
-    keys = [name] if name in get_type_hints(RunConfig) else []
+    keys = [name] if name.partition(".")[0] in get_type_hints(RunConfig) else []
     for block, kind in get_type_hints(RunConfig).items():
         if dataclasses.is_dataclass(kind):
             keys += [f"{block}.{field.name}" for field in dataclasses.fields(kind) if field.name == name]

@@ -99,7 +99,12 @@ A_BLOCK = "a block of `name:` and its arguments, of `sightline list point_encode
             "6: model.points.num_neighbors: 'dgcnn' has no such argument; did you mean 'num_neighbours'?",
         ),
         ("dgcnn", "dgcn", f"5: model.points.name: no point encoder is called 'dgcn'; did you mean 'dgcnn'?{PLUGIN}"),
-        ("15", "'15'", "6: model.points.num_neighbours: found the text '15', allowed is a whole number, at least 1"),
+        (
+            "15",
+            "'15'",
+            "6: model.points.num_neighbours: found the text '15', allowed is a whole number, at least 1; "
+            "did you mean 15?",
+        ),
         ("15", "0", "6: model.points.num_neighbours: found 0, allowed is a whole number, at least 1"),
         (
             "num_neighbours: 15",
@@ -119,7 +124,7 @@ A_BLOCK = "a block of `name:` and its arguments, of `sightline list point_encode
         (
             "low: 0.5",
             "low: wide",
-            "11: transforms.train.0.each.1.low: found the text 'wide', allowed is a number, above 0",
+            "11: transforms.train.0.each.1.low: found the text 'wide', allowed is a number, above 0, such as 0.001",
         ),
     ],
 )
@@ -128,20 +133,26 @@ def test_faults_inside_have_line_and_dotted_path(tmp_path: Path, before: str, af
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
+    ("value", "found", "meant"),
     [
-        ("dgcnn", "the text 'dgcnn'"),
-        ("null", "null"),
-        ("5", "5"),
-        ("[{name: dgcnn}]", 'the list [{"name": "dgcnn"}]'),
-        ("{num_neighbours: 5}", "a mapping with num_neighbours"),
-        ("{name: 5}", "a mapping with name"),
+        ("dgcnn", "the text 'dgcnn'", "{name: dgcnn}"),
+        ("null", "null", None),
+        ("5", "5", None),
+        ("[{name: dgcnn}]", 'the list [{"name": "dgcnn"}]', "{name: dgcnn}"),
+        (
+            "[{name: dgcnn, num_neighbours: 5}]",
+            'the list [{"name": "dgcnn", "num_neighbours": 5}]',
+            "{name: dgcnn, ...}",
+        ),
+        ("{num_neighbours: 5}", "a mapping with num_neighbours", None),
+        ("{name: 5}", "a mapping with name", None),
     ],
 )
-def test_what_is_no_block_is_refused_where_it_stands(tmp_path: Path, value: str, found: str) -> None:
+def test_what_is_no_block_is_refused_where_it_stands(tmp_path: Path, value: str, found: str, meant: str | None) -> None:
     before = "  points:\n    name: dgcnn\n    num_neighbours: 15\n"
     path = write(tmp_path, (before, f"  points: {value}\n"))
-    assert refused(path) == [f"4: model.points: found {found}, allowed is {A_BLOCK}"]
+    suggestion = f"; did you mean {meant}?" if meant else ""
+    assert refused(path) == [f"4: model.points: found {found}, allowed is {A_BLOCK}{suggestion}"]
 
 
 def test_a_block_that_is_missing_is_named_with_the_list_of_them(tmp_path: Path) -> None:
@@ -158,6 +169,7 @@ def test_one_block_where_a_list_is_meant_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, ("[{name: jitter, std: 0.02}, {name: scale, low: 0.5}]", "{name: jitter}"))
     (said,) = refused(path)
     assert said.startswith("11: transforms.train.0.each: found a mapping with name, allowed is a list, each a block")
+    assert said.endswith("; did you mean [{name: jitter}]?")
 
 
 def test_all_faults_come_in_one_go(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import threading
 from collections.abc import Callable
@@ -143,9 +144,18 @@ class Returning(nn.Module):
 @pytest.mark.parametrize(
     ("give", "expected"),
     [
-        (lambda logits: (logits,), "the model returns a tuple, and declares 'logits'"),
-        (lambda logits: logits, "the model returns a Tensor, and declares 'logits'"),
-        (lambda logits: {"logit": logits}, "the model returns a dict with 'logit', and declares 'logits'"),
+        (lambda logits: (logits,), "losses.cross_entropy reads 'logits', but {} returns a tuple"),
+        (lambda logits: logits, "losses.cross_entropy reads 'logits', but {} returns a Tensor"),
+        (lambda logits: {"logit": logits}, "losses.cross_entropy reads 'logits', but {} returns a dict with 'logit'"),
+        (lambda logits: {"logits": [logits]}, "losses.cross_entropy reads 'logits', but {} returns a list as 'logits'"),
+        (
+            lambda logits: {"logits": logits.detach().numpy()},
+            "losses.cross_entropy reads 'logits', but {} returns a ndarray as 'logits'",
+        ),
+        (
+            lambda logits: {"logits": logits[:, None]},
+            "logits: found the shape (4, 1, 12) for labels (4,), expected (4, 12)",
+        ),
     ],
 )
 def test_a_model_that_returns_other_than_it_declares_is_told(
@@ -154,8 +164,14 @@ def test_a_model_that_returns_other_than_it_declares_is_told(
     built = make(tmp_path)
     built = with_model(built, Returning(len(built.data.facts["class_names"]), give))
     (finding,) = [finding for finding in run_quick(built, World()) if finding.code == "first-step"]
-    assert finding.summary == f"step 0 cannot be taken: {expected}"
-    assert finding.where.config_path == "model"
+    line = inspect.getsourcelines(Returning.forward)[1]
+    forward = f"Returning.forward ({__file__}:{line})"
+    assert finding.summary == f"step 0 cannot be taken: {expected.format(forward)}"
+    assert (finding.where.file, finding.where.line, finding.where.config_path) == (__file__, line, "model")
+    action = (
+        f"correct the 'logits' that {forward} returns" if "shape" in expected else "make it return a dict with the "
+    )
+    assert finding.action.startswith(action)
 
 
 def test_outputs_of_a_class_of_their_own_stay_what_they_are(tmp_path: Path) -> None:

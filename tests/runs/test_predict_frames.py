@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import struct
 import time
 from collections.abc import Callable
@@ -380,6 +381,11 @@ def test_the_mean_pose_is_no_yardstick_of_a_refiner(run: Path, refiner: Path) ->
 def test_a_refiner_alone_is_told_what_it_is_for(run: Path, refiner: Path, frames: Path) -> None:
     done = refuse("predict", refiner, frames)
     assert f"refines reference points; give it as refiner={refiner} to a run of the task pose" in done
-    assert "predict: no file is given" in run_here("predict", refiner, "camera.fx=1").err
+    assert "refines reference points; give it as" in refuse("predict", refiner)
+    assert "predict: camera.fx: is not an option" in refuse("predict", refiner, "camera.fx=1")
+    given = (
+        rf"no file is given; .* one frame from each file \(\.png \.npy \.bin\), .*: sightline predict {run} frame\.png"
+    )
+    assert re.search(given, refuse("predict", run, "--device", "cpu"))
     with pytest.raises(ConfigError, match="predict of the task 'pose' has no option 'to_sphere'; it takes frames"):
         sightline.load_run(run).predict([frames], to_sphere=True)

@@ -261,7 +261,8 @@ def test_files_without_rings_are_refused_in_the_words_of_predict(runs: Path, tmp
     ]
     reasons.append(run.predict([tmp_path / "four.bin"], columns=COLUMNS[:4]).refused[0].reason)
     assert "they fit 3 and 4 and 6 columns;" in reasons[0]
-    assert "without a column of rings give rings=order, too" in reasons[0]
+    for reason in reasons[:2]:
+        assert reason.endswith("; without a column of rings give rings=order, too")
     assert "it was read as x, y, z, intensity, ring: --columns names others" in reasons[1]
     assert "give rings=order" in reasons[2]
     for reason in reasons:

@@ -22,7 +22,7 @@ class VerbMistake(NamedTuple):
 
 def _of_report() -> Iterator[VerbMistake]:
     for words, said in {
-        (): r"Missing argument 'RUN\.\.\.'",
+        (): r"Missing argument 'RUN\.\.\.': run directories.*; usage: .*report \[OPTIONS\] \{RUN\.\.\.\}",
         ("runs/nothing",): f"runs/nothing: {NO_RUN}",
         ("config.yaml",): rf"config\.yaml: {NO_RUN}",
         ("empty",): f"empty: {NO_RUN}",

@@ -70,6 +70,19 @@ def read_tree(folder: Path) -> dict[str, int]:
     return {str(path): path.lstat().st_size * path.is_file() for path in folder.rglob("*")}
 
 
+def test_predict_without_files_names_those_that_the_run_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    clouds = r"one cloud from each file \(\.npy \.npz .*\), or folders of them: sightline predict"
+    for words, said in {
+        (): r"Missing argument 'RUN\|FILE\.onnx': a run directory, .*; usage: .*predict ",
+        ("run",): rf"no file is given; a run of the task 'classify' reads {clouds} run cloud\.npy$",
+        ("my run é", "--csv", "a.csv"): rf"no file is given; .* {clouds} 'my run é' cloud\.npy$",
+        ("detect",): r"'detect' reads one image from each file \(\.bmp .*: sightline predict detect image\.bmp$",
+    }.items():
+        line = run_here("predict", *words).err.strip().splitlines()[-1]
+        assert re.search(said, line), line
+
+
 @pytest.mark.parametrize("number", range(len(MISTAKES)), ids=[" ".join(each.words)[:50] for each in MISTAKES])
 def test_a_mistake_on_the_command_line_is_one_line(
     number: int, folder: Path, busy_port: int, monkeypatch: pytest.MonkeyPatch

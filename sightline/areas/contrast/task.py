@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract import registry
-from sightline.contract.binding import AvailableKeys, BoundFunction, bind
+from sightline.contract.binding import AvailableKeys, BoundFunction, bind, locate_output_error
 from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss, cast_forward, learns
 from sightline.contract.types import Batch
@@ -138,6 +138,9 @@ class Contrast:
 
     def _compute_outputs(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = model(**self._forward.select(batch))
+        if not isinstance(outputs, Mapping) or not outputs.keys() >= {*self._compared}:
+            reads, forward = self._compared, self._forward.function
+            raise locate_output_error(KeyError(reads), outputs, owner="the task", reads=reads, forward=forward)
         return outputs
 
     def _gather_rows(self, local_rows: Mapping[str, Tensor], world: AllGather) -> tuple[dict[str, Tensor], int]:

@@ -24,7 +24,7 @@ from sightline.compute.geometry.pinhole import CropPlacement, from_crop_coordina
 from sightline.compute.geometry.volumes import CubePlacement, Decoding, decode, peaks, permute_axes, to_camera
 from sightline.compute.waits import require
 from sightline.contract import registry
-from sightline.contract.binding import AvailableKeys, BoundFunction, bind
+from sightline.contract.binding import AvailableKeys, BoundFunction, bind, locate_output_error
 from sightline.contract.errors import UserError
 from sightline.contract.loss import Loss, bad_count_error, cast_forward
 from sightline.contract.types import Batch
@@ -56,6 +56,7 @@ class Supervised:
     def __init__(
         self, *, model: nn.Module, losses: Mapping[str, Loss], batch_keys: AvailableKeys, output_keys: AvailableKeys
     ) -> None:
+        self._output_keys = output_keys.keys
         self._forward = bind(model.forward, batch_keys, owner=f"model '{type(model).__name__}'")
         self._counts: dict[str, BoundFunction] = {}
         self._terms: dict[str, BoundFunction] = {}
@@ -128,8 +129,16 @@ class Supervised:
         return copied
 
     def _sums(self, batch: Batch, outputs: dict[str, Any], context: Mapping[str, Any]) -> dict[str, Tensor]:
-        terms = self._terms.items()
-        return {name: _assert_scalar(name, "forward", term(batch, outputs, context)) for name, term in terms}
+        sums = {}
+        for name, term in self._terms.items():
+            try:
+                sums[name] = _assert_scalar(name, "forward", term(batch, outputs, context))
+            except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+                reads, forward = [key for key in term.names if key in self._output_keys], self._forward.function
+                raise locate_output_error(
+                    error, outputs, owner=f"losses.{name}", reads=reads, forward=forward
+                ) from error
+        return sums
 
 
 def _assert_scalar(name: str, method: str, returned: Any) -> Tensor:

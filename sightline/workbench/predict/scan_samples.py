@@ -93,7 +93,8 @@ def read_scan_sample(
         if path.suffix.lower() != ".bin" or columns is not None or "--columns" in str(error):
             raise
         stated = ", ".join(spec.columns or ())
-        raise DataError(f"{error}; it was read as {stated}: --columns names others") from error
+        hint = _hint_rings(needs_ring="ring" in fields, rings=rings)
+        raise DataError(f"{error}; it was read as {stated}: --columns names others{hint}") from error
     positions = scan.points.astype(np.float64)
     return FileSample(
         sample, _describe_treatment(scan, num_far), PointOrigin(positions, positions, np.arange(len(positions)))
@@ -128,6 +129,10 @@ def _describe_treatment(scan: RawScan, num_far: int) -> str:
     return ", ".join(notes) or "as it is"
 
 
+def _hint_rings(*, needs_ring: bool, rings: Rings | None) -> str:
+    return "; without a column of rings give rings=order, too" if needs_ring and rings is None else ""
+
+
 def _read_raw_scan(
     path: Path, form: ScanInputSpec, columns: Sequence[str] | None, *, needs_ring: bool, rings: Rings | None
 ) -> RawScan:
@@ -137,8 +142,7 @@ def _read_raw_scan(
     names = columns
     if columns is None and form.columns is not None and path.suffix.lower() in _NAMELESS:
         names = skip_unread(form.columns)
-    hint = "; without a column of rings give rings=order, too" if needs_ring and rings is None else ""
-    advice = PREDICTING._replace(columns=PREDICTING.columns + hint)
+    advice = PREDICTING._replace(columns=PREDICTING.columns + _hint_rings(needs_ring=needs_ring, rings=rings))
     cloud = read_scan(path, columns=names, no_return=form.no_return, advice=advice)
     if not len(cloud.points):
         raise DataError(f"{path}: holds no points; leave the file out")

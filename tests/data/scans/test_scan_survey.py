@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import typing
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sightline.areas.scans.sets.kitti_object import KittiObject
 from sightline.areas.scans.sets.scan_folder import ScanFolder
 from sightline.areas.scans.sets.semantic_kitti import SemanticKitti
 from sightline.commands.data import InfoOptions
+from sightline.config import read_config
 from sightline.contract.errors import ConfigError
 from sightline.contract.registry import DATA_FACTS
 from sightline.store.files.scan_samples import SensorBlock, SensorName, make_sensor
@@ -25,6 +27,7 @@ from tests.data.scans.lidar_writers import (
     write_own,
     write_semantic_kitti,
 )
+from tests.runs.small import ROOT
 
 
 def own(**keys: object) -> SensorBlock:
@@ -117,6 +120,8 @@ def test_of_a_sensor_that_nobody_knows(ahead: Path) -> None:
     assert shown == sorted(shown, reverse=True)
     assert found["proposed_projection"] == f"{{name: project, height: 16, width: 576}} shows {shown[0]:.0%} of points"
     assert all(each["ceiling_knn"] > 0.5 for each in found["projected"].values())
+    sizes = (f"transforms.{place}.height=16 transforms.{place}.width=576" for place in ("train.2", "evaluate.0"))
+    assert found["for_configs_segment_own_scans"] == f"'data.sensor={{{block}}}' {' '.join(sizes)}"
 
 
 @pytest.mark.parametrize(("high", "scale"), [(1.0, 1), (200.0, 255), (4000.0, 65535), (70000.5, 70001)])
@@ -193,7 +198,13 @@ def test_real_scans_have_the_measured_shares(shared: Path, tmp_path: Path) -> No
 def test_the_verb_takes_options_for_files_alone(ahead: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = data.info(InfoOptions(dataset="scan_folder", options=("columns=[x, y, z, intensity, ring]",), source=ahead))
     assert done == 0
-    assert "proposed: sensor: {fov_deg: [" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "proposed: sensor: {fov_deg: [" in said
+    (line,) = [line for line in said.splitlines() if line.startswith("    'data.sensor=")]  # not wrapped: to be copied
+    words = shlex.split(line)
+    config = read_config(ROOT / "configs" / "segment" / "own_scans.yaml", words)
+    assert config.data.arguments["sensor"]["num_beams"] == 16
+    assert [config.transforms.evaluate[0].arguments[side] for side in ("height", "width")] == [16, 576]
     with pytest.raises(ConfigError, match="colums"):
         data.info(InfoOptions(dataset="scan_folder", options=("colums=[x, y, z]",), source=ahead))
     with pytest.raises(Exception, match="options need --from PATH"):

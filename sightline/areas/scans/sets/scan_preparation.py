@@ -314,13 +314,14 @@ def survey_scans(
         "input_mean": list(mean),
         "input_std": list(std),
     }
-    num_beams, doubts = statistics.num_beams()
+    (num_beams, doubts), sensor_words = statistics.num_beams(), ""
     view = sensor or Sensor(
         statistics.fov_deg(), statistics.azimuth_deg(), (), num_beams, max(1.0, statistics.high), None, None
     )
     if sensor is None:
         block = f"fov_deg: {list(view.fov_deg)}, azimuth_deg: {list(view.azimuth_deg)}, num_beams: {view.num_beams}"
-        document["proposed"] = f"sensor: {{{block}, remission_max: {guess_remission_max(statistics.high)}}}"
+        block = f"{{{block}, remission_max: {guess_remission_max(statistics.high)}}}"
+        document["proposed"], sensor_words = f"sensor: {block}", f"'data.sensor={block}' "
         if doubts:
             document["doubts"] = doubts
     else:
@@ -336,6 +337,9 @@ def survey_scans(
     figures = {width: _measure_projection(scans, labels, view, width) for width in widths}
     document["projected"] = {f"{view.num_beams} x {width}": shares for width, shares in figures.items()}
     fit = min((w for w in widths if figures[w]["points_shown"] >= _MIN_SHOWN), default=max(widths))
+    size = {"height": view.num_beams, "width": fit}
+    words = (f"transforms.{place}.{side}={px}" for place in ("train.2", "evaluate.0") for side, px in size.items())
+    document["for_configs_segment_own_scans"] = sensor_words + " ".join(words)
     document["proposed_projection"] = (
         f"{{name: project, height: {view.num_beams}, width: {fit}}} shows {figures[fit]['points_shown']:.0%} of points"
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sightline.compute.layers.batch_norm import SynchronisedBatchNorm
 from sightline.compute.numba_kernels import compute_seconds
-from sightline.contract.errors import UserError
+from sightline.contract.errors import OutputError, UserError
 from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.device import to_device
@@ -94,8 +94,7 @@ class DryRun:
     `model` is the copy after the backward pass, with gradients, before any update; `inputs` are those of its first
     call, by parameter. `ends` is the last operation of each output, `makers` the module that computes it, `hidden` the
     outputs from which others are computed. `forward_s` is the processor time of the model's first call, with what is
-    recorded of it. `skipped` is the reason if there was no time for a step. `returned` is the type of what the model
-    returned, if that is no mapping.
+    recorded of it. `skipped` is the reason if there was no time for a step.
     """
 
     model: nn.Module
@@ -104,7 +103,6 @@ class DryRun:
     failure: StepFailure | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
     outputs: Outputs | None = None
-    returned: str = ""
     ends: Mapping[str, str] = field(default_factory=dict)
     makers: Mapping[str, str] = field(default_factory=dict)
     hidden: frozenset[str] = frozenset()
@@ -173,7 +171,7 @@ def _run_step(job: TrainState, device: torch.device, num_samples: int, deadline:
     finally:
         result.outputs, result.output_reads, result.ends = watcher.outputs, watcher.output_reads, watcher.ends
         result.hidden, result.inputs, result.makers = watcher.hidden, watcher.inputs, watcher.makers
-        result.forward_s, result.returned = watcher.forward_s, watcher.returned
+        result.forward_s = watcher.forward_s
         watcher.remove()
     result.seconds = compute_seconds() - start_seconds
     return result
@@ -258,8 +256,10 @@ def first_outputs(
 def error_location(error: BaseException) -> tuple[str | None, int | None]:
     """Return the file and line of an exception's innermost frame outside installed libraries.
 
-    For a UserError with a cause, the frame of the cause is returned.
+    For an OutputError, that is the model's `forward`; for another UserError with a cause, the frame of the cause.
     """
+    if isinstance(error, OutputError):
+        return error.file, error.line
     while isinstance(error, UserError) and error.__cause__ is not None:
         error = error.__cause__
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
@@ -342,7 +342,6 @@ class ForwardWatcher:
         self.forward_s = 0.0
         self.inputs: dict[str, Any] = {}
         self.outputs: Outputs | None = None
-        self.returned = ""
         self.ends: dict[str, str] = {}
         self.makers: dict[str, str] = {}
         self._nodes: dict[Any, str] = {}  # last node of each result in the autograd graph -> the module that made it
@@ -385,10 +384,7 @@ class ForwardWatcher:
     def _leave(self, call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> Any:
         if call.path and self.outputs is None and isinstance(outputs, Tensor):
             self._nodes.setdefault(last_node(outputs), call.path)
-        if call.path:
-            return None
-        if not isinstance(outputs, Mapping):
-            self.returned = self.returned or f"a {type(outputs).__name__}"
+        if call.path or not isinstance(outputs, Mapping):
             return None
         recorded = ReadTrackingDict(outputs)
         recorded.read = self.output_reads

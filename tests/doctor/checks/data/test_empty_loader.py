@@ -53,7 +53,7 @@ def test_healthy_run(tmp_path: Path) -> None:
     assert_healthy(make(tmp_path))
 
 
-@pytest.mark.parametrize("overrides", [("train.tail=drop",), ("train.micro_batches=4",), ("train.batch_size=240",)])
+@pytest.mark.parametrize("overrides", [("train.tail=drop",), ("train.micro_batches=4",), ("train.batch_size=200",)])
 def test_every_way_to_deal_is_a_partition(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     context = Context(make(tmp_path, *overrides), World())
     assert empty_loader(context) == []
@@ -81,6 +81,16 @@ def test_fewer_held_out_samples_than_classes(tmp_path: Path) -> None:
         make(tmp_path, "data.train_size=22", "train.batch_size=4"), "empty-loader", "data.split", "warning"
     )
     assert "10 samples for 12 classes" in finding.summary
+
+
+def test_a_batch_of_more_samples_than_there_are(tmp_path: Path) -> None:
+    built = make(tmp_path, "data.train_size=60", "train.batch_size=500")
+    num_samples = len(built.data.train.indices)
+    finding = caught(built, "empty-loader", "data.sampling", "warning")
+    assert finding.summary.startswith(f"train.batch_size is 500, the training part has {num_samples} samples")
+    assert finding.where.config_path == "train.batch_size"
+    assert f"lower train.batch_size below {num_samples}" in finding.action
+    assert_healthy(make(tmp_path, "data.train_size=60", f"train.batch_size={num_samples}"))
 
 
 def test_processes_that_read_the_same_samples(tmp_path: Path) -> None:

@@ -155,6 +155,14 @@ class TestProjectionCoverage:
         assert "48 of 64 rows" in the_only(built, projection_coverage, "data.projection").summary
         assert found(make_scans(monkeypatch, "data.sensor={preset: vlp16}", *with_rows("pitch", 16))) == []
 
+    def test_of_a_sensor_with_half_as_many_beams_as_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Half of 64 rows are empty, every other one: the arguments that change the height can be appended."""
+        built = make_scans(monkeypatch, "data.sensor={preset: hdl32}", *with_rows("pitch"))
+        finding = the_only(built, projection_coverage, "data.projection")
+        assert finding.summary == "32 of 64 rows of the image are always empty"
+        assert "append transforms.train.2.height=32 transforms.evaluate.0.height=32" in finding.action
+        assert found(make_scans(monkeypatch, "data.sensor={preset: hdl32}", *with_rows("pitch", 32))) == []
+
     @pytest.mark.parametrize("num_columns", [300, 512])
     def test_of_images_too_narrow_for_the_points(self, monkeypatch: pytest.MonkeyPatch, num_columns: int) -> None:
         built = make_scans(monkeypatch, f"data.num_columns={num_columns}")  # images have 128 columns

@@ -59,6 +59,9 @@ def _plan_faults(context: Context) -> Iterator[Fault]:
     if stream.rank != world.rank:
         words = {"rank": world.rank, "read": stream.rank, "size": world.size}
         yield _plan_fault(plan, "dist.sampler", "other rank", **words)
+    if plan.batch_size > len(plan.indices):
+        words = {"size": len(plan.indices), "batch_size": plan.batch_size}
+        yield _plan_fault(plan, "data.sampling", "one step", **words)
     epochs = [_list_visits(plan, epoch) for epoch in (0, 1)]
     for epoch, (visits, is_whole) in enumerate(epochs):
         fault = next(_epoch_faults(context, plan, epoch, visits, is_whole), None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -72,6 +72,8 @@ _MAX_CLAMPED = 0.1
 _MAX_BESIDE = 0.1
 _MAX_EMPTY_ROWS = 0.5
 """Share of the rows; KITTI's camera leaves the lowest 23 of 64 rows empty."""
+_MAX_PITCH_GAPS = 0.25
+"""Share of the rows, by pitch; beams of unequal pitch leave single rows empty, a sensor of half as many beams half."""
 _MAX_INNER_GAPS = 0.1
 """Share of the rows, of one beam each; a beam or two of a sensor may be broken."""
 _MAX_EMPTY_COLUMNS = 0.25
@@ -98,7 +100,7 @@ def projection_coverage(context: Context, images: PartImages) -> Fault | None:
 
     Finds: Range images that scans fill in part: wrong field of view, degrees in radians, exchanged axes or rows.
     """
-    fault = next(_iter_faults(images), None)
+    fault = next(_iter_faults(images, _list_projections(context)), None)
     if fault is None:
         return None
     filled = float((images.range_image >= 0).double().mean())
@@ -106,7 +108,15 @@ def projection_coverage(context: Context, images: PartImages) -> Fault | None:
     return replace(fault, measured=f"{fault.measured} in {images.num_scans} scans", evidence=evidence)
 
 
-def _iter_faults(images: PartImages) -> Iterator[Fault]:
+def _list_projections(context: Context) -> list[str]:
+    """List the paths of the transforms that project, in the config."""
+    stages = {stage: getattr(context.config.transforms, stage) for stage in ("train", "evaluate", "vote")}
+    return [
+        f"transforms.{s}.{i}" for s, parts in stages.items() for i, part in enumerate(parts) if part.name == "project"
+    ]
+
+
+def _iter_faults(images: PartImages, projections: Sequence[str]) -> Iterator[Fault]:
     view = images.view
     row, elevation, beside, clamped, shown = _measure_points(images)
     if len(row) < _MIN_POINTS:
@@ -120,7 +130,7 @@ def _iter_faults(images: PartImages) -> Iterator[Fault]:
         up = _find_up(images.part)
         words = {"up": up, "correlation": correlation, "limit": _MAX_CORRELATION}
         yield _diagnose("other axis" if up else "mixed rows", **words)
-    yield from _iter_empty_faults(images)
+    yield from _iter_empty_faults(images, projections)
     if shown < _MIN_SHOWN:
         wider = view.width * 2 ** math.ceil(math.log2(len(row) / max(1, images.num_scans * view.height * view.width)))
         yield _diagnose("hidden", share=shown, view=view, limit=_MIN_SHOWN, wider=max(wider, 2 * view.width))
@@ -172,14 +182,15 @@ def _make_clamped_fault(view: RangeView, elevation: Tensor, clamped: float) -> F
     return _diagnose(diagnosis, share=clamped, fov=view.fov_deg, **words)
 
 
-def _iter_empty_faults(images: PartImages) -> Iterator[Fault]:
+def _iter_empty_faults(images: PartImages, projections: Sequence[str]) -> Iterator[Fault]:
     is_filled = images.range_image >= 0
     rows, columns = (is_filled.any(dim=0).any(dim=axis) for axis in (1, 0))
-    empty = int((~rows).sum())
-    if empty > _MAX_EMPTY_ROWS * len(rows):
-        yield _diagnose("empty rows", number=empty, total=len(rows), limit=_MAX_EMPTY_ROWS)
-    inner = _count_inner_gaps(rows) if images.view.rows != "pitch" else 0
-    if inner > _MAX_INNER_GAPS * len(rows):
+    empty, inner, is_by_pitch = int((~rows).sum()), _count_inner_gaps(rows), images.view.rows == "pitch"
+    if empty > _MAX_EMPTY_ROWS * len(rows) or (is_by_pitch and inner > _MAX_PITCH_GAPS * len(rows)):
+        limit = _MAX_PITCH_GAPS if empty <= _MAX_EMPTY_ROWS * len(rows) else _MAX_EMPTY_ROWS
+        words = " ".join(f"{path}.height={len(rows) - empty}" for path in projections)
+        yield _diagnose("empty rows", number=empty, total=len(rows), limit=limit, words=words)
+    if not is_by_pitch and inner > _MAX_INNER_GAPS * len(rows):
         yield _diagnose("missing rings", number=inner, total=len(rows), limit=_MAX_INNER_GAPS)
     flat = _count_flat_rows(images, is_filled)
     if flat:

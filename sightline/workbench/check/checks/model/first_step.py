@@ -19,7 +19,7 @@ from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.binding import model_output_keys
 from sightline.contract.catalogue import find_modules
-from sightline.contract.errors import ConfigError, UserError, summarise_error
+from sightline.contract.errors import ConfigError, OutputError, UserError, summarise_error
 from sightline.contract.members import ModelMembers, TaskMembers
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.build import DataSubset
@@ -115,14 +115,15 @@ def _describe_tail(context: Context) -> str:
 
 def _make_step_fault(context: Context, failure: StepFailure, *, step: int) -> Fault:
     causes, action = explain_failure(failure.error)
-    if _is_ours(failure.file) and (misfit := _describe_misfit(context)):
+    if isinstance(failure.error, OutputError):
+        found, _, action = str(failure.error).rpartition("; ")
         return Fault(
-            f"step {step} cannot be taken: {misfit}",
-            at="model",
-            causes=("cfg.contract", "model.structure"),
-            measured=summarise_error(failure.error),
-            expected="the model's forward returns a dict with the keys that its return annotation names",
-            action="make forward return them, or correct its annotation",
+            f"step {step} cannot be taken: {found}",
+            where=FindingLocation(file=failure.file, line=failure.line, step=step, config_path="model"),
+            causes=("cfg.contract", "model.structure", "cfg.class_count"),
+            measured=summarise_error(failure.error.__cause__ or failure.error),
+            expected="the model's forward returns a dict of the tensors that its losses read",
+            action=action,
         )
     advice = _get_advice(failure.error)
     is_from_transform = advice is not None and _is_transform_error(failure.error)
@@ -149,16 +150,6 @@ def _make_step_fault(context: Context, failure: StepFailure, *, step: int) -> Fa
         action=advice or action,
         evidence={"batch": _describe_shapes(context.dry_run.batch)},
     )
-
-
-def _describe_misfit(context: Context) -> str:
-    """Describe what the model returned in the first step, if that is not what it declares; else an empty text."""
-    rehearsal = context.dry_run
-    declared = model_output_keys(context.built.job.model, owner="the model")
-    missing, returned = sorted(declared - rehearsal.seen_outputs.keys()), rehearsal.returned
-    if rehearsal.outputs is not None and missing:
-        returned = f"a dict with {', '.join(map(repr, rehearsal.outputs)) or 'no keys'}"
-    return f"the model returns {returned}, and declares {', '.join(map(repr, missing))}" if returned else ""
 
 
 def _is_ours(file: str | None) -> bool:
