@@ -153,6 +153,7 @@ class TrainingSession:
         self._is_evaluation_due = False
         self._latest: tuple[int, Evaluation] | None = None
         self._planned_steps: int | None = None
+        self._verified_steps: set[int] = set()
 
     # --- before -----------------------------------------------------------------------------------------------------
 
@@ -190,6 +191,7 @@ class TrainingSession:
             job.losses_ema.load(snapshot.losses_ema, where=path)
         job.step = snapshot.step
         self._planned_steps = state["num_steps"]
+        self._verified_steps.add(snapshot.step)
         job.scaler.load_state_dict(state["scaler"])
         self.best = BestCheckpoint(state["best"]["step"], state["best"]["value"])
         self.metrics_log.restore(state["unwritten"])
@@ -409,8 +411,10 @@ class TrainingSession:
             snapshot,
             keep_last=self.config.checkpoint.keep_last,
             is_best=self._is_new_best,
+            verified_steps=self._verified_steps,
             assert_own=self.directory.assert_lock_held,
         )
+        self._verified_steps.add(job.step)
 
     def _are_pictures_read(self) -> bool:
         """Return True if an observer may read the pictures of an evaluation now, or the run keeps them as its last."""

@@ -27,12 +27,20 @@ FORMAT_VERSION = 1
 
 _TENSORS = {part: f"{part}.safetensors" for part in ("model", "optimizer", "ema", "losses", "losses_ema")}
 _STATE, _MANIFEST = "state.json", "manifest.json"
+_SLIMMED = "optimizer.removed"
+"""Empty file beside a manifest: the optimiser's state that this lists was removed to save space."""
 _REQUIRED = frozenset({_TENSORS["model"], _STATE})
 _ALLOWED = _REQUIRED | {*_TENSORS.values()}
+OWN_FILES = _ALLOWED | {_MANIFEST, _SLIMMED}
+"""Names of the files of a checkpoint; any other file in its folder is the user's."""
 _MAX_MANIFEST_BYTES = 1 << 16
 _COMPARED_BYTES = 1 << 20
 _STEP = re.compile(r"step_(\d{8,})(\.replaced)?", re.ASCII)
 _NON_FINITE = "non_finite"
+
+
+class NewerFormatError(CheckpointError):
+    """Checkpoint of a later format: it is sound, and only a newer sightline reads it."""
 
 
 @dataclass(frozen=True)
@@ -79,22 +87,17 @@ def write_snapshot(folder: Path, snapshot: Snapshot, *, best_step: int | None, t
     sync_folder(folder)
 
 
-def write_slim_copy(source: Path, folder: Path) -> int:
-    """Write a verified checkpoint into a new folder, without its optimiser; return the bytes that are saved.
+def remove_optimizer(folder: Path) -> int:
+    """Remove the optimiser's state from a sound checkpoint; return the bytes that are saved.
 
-    Its files are links to the same bytes on the disk where the file system has hard links, else copies. Raises
-    CheckpointError for a damaged checkpoint.
+    No byte is written, so a full disk does not refuse it: an empty file marks the state as removed, before it is.
     """
-    data = _read_verified(source)
-    removed = data.pop(_TENSORS["optimizer"], b"")
-    folder.mkdir()
-    for name, content in data.items():
-        _link_or_create(folder / name, content, twin=source / name)
-    listed = _read_manifest(source / _MANIFEST)
-    files = {name: {"size": listed[name][0], "sha256": listed[name][1]} for name in listed if name in data}
-    create_atomic(folder / _MANIFEST, _render_manifest({"format_version": FORMAT_VERSION, "files": files}))
+    path = folder / _TENSORS["optimizer"]
+    num_bytes = path.stat().st_size
+    (folder / _SLIMMED).touch()
     sync_folder(folder)
-    return len(removed)
+    path.unlink()
+    return num_bytes
 
 
 def _link_or_create(path: Path, data: bytes, *, twin: Path | None) -> None:
@@ -121,14 +124,27 @@ def _is_stored(path: Path, data: bytes) -> bool:
     return True
 
 
+def is_sound(folder: Path) -> bool:
+    """Return True if a checkpoint verifies. Raises NewerFormatError for one of a later format, which is not damaged."""
+    try:
+        assert_sound(folder)
+    except NewerFormatError:
+        raise
+    except CheckpointError:
+        return False
+    return True
+
+
 def assert_sound(folder: Path) -> None:
-    """Raise CheckpointError unless every file of a checkpoint has the bytes that its manifest lists."""
-    _read_verified(folder)
+    """Raise CheckpointError unless a checkpoint has the bytes that its manifest lists, and a state of this format."""
+    for name, data in _iterate_verified(folder):
+        if name == _STATE:
+            _read_state(folder, {name: data})
 
 
 def has_optimizer(folder: Path) -> bool:
     """Return True if a checkpoint lists an optimiser's state. Raises CheckpointError for a damaged manifest."""
-    return _TENSORS["optimizer"] in _read_manifest(folder / _MANIFEST)
+    return _TENSORS["optimizer"] in _read_manifest(folder)
 
 
 def _render_files(snapshot: Snapshot, *, best_step: int | None) -> Iterator[tuple[str, bytes]]:
@@ -220,25 +236,35 @@ def read_steps(folder: Path) -> tuple[int, int | None]:
 
 def _read_verified(folder: Path) -> dict[str, bytes]:
     """Read the bytes of every file but the manifest, and verify them by it."""
-    listed = _read_manifest(folder / _MANIFEST)
+    return dict(_iterate_verified(folder))
+
+
+def _iterate_verified(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield name and bytes of every file but the manifest, each verified by it."""
+    for name, (size, digest) in _list_files(folder).items():
+        data = _read_bytes(folder / name, size)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise CheckpointError(f"{folder / name}: damaged: its SHA-256 is not the one that was saved")
+        yield name, data
+
+
+def _list_files(folder: Path) -> dict[str, tuple[int, str]]:
+    """List size and SHA-256 of each file that a checkpoint has by its manifest; files of a user are no part of it."""
+    listed = _read_manifest(folder)
     try:
-        present = {entry.name for entry in os.scandir(folder)} - {_MANIFEST}
+        present = {entry.name for entry in os.scandir(folder)}
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from error
     for name in sorted(listed.keys() - present):
         raise CheckpointError(f"{folder / name}: is missing")
-    for name in sorted(present - listed.keys()):
+    for name in sorted(present & _ALLOWED - listed.keys()):
         raise CheckpointError(f"{folder / name}: is not part of this checkpoint; move it elsewhere")
-    files = {}
-    for name, (size, digest) in listed.items():
-        files[name] = _read_bytes(folder / name, size)
-        if hashlib.sha256(files[name]).hexdigest() != digest:
-            raise CheckpointError(f"{folder / name}: damaged: its SHA-256 is not the one that was saved")
-    return files
+    return listed
 
 
-def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
-    """Read size and SHA-256 of each file of a checkpoint from its manifest, which is verified first."""
+def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
+    """Read size and SHA-256 of each file from a checkpoint's manifest, verified first; without a removed one."""
+    path = folder / _MANIFEST
     data = _read_bytes(path, None)
     entries = _parse_json(path, data)
     digest = entries.pop("sha256", None)
@@ -251,6 +277,9 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
     for name in sorted(files.keys() ^ _REQUIRED):
         if name not in _ALLOWED or name in _REQUIRED:
             raise CheckpointError(f"{path}: lists no '{name}'" if name in _REQUIRED else f"{path}: lists {name!r}")
+    optimizer = _TENSORS["optimizer"]
+    if os.path.lexists(folder / _SLIMMED) and not os.path.lexists(folder / optimizer):
+        files.pop(optimizer, None)
     return {name: _parse_entry(path, name, entry) for name, entry in files.items()}
 
 
@@ -297,7 +326,7 @@ def _assert_readable_version(path: Path, document: Mapping[str, Any]) -> None:
     if type(version) is not int or version < 1:
         raise CheckpointError(f"{path}: has no format version; it is not a checkpoint of sightline")
     if version > FORMAT_VERSION:
-        raise CheckpointError(
+        raise NewerFormatError(
             f"{path}: written by a newer sightline (format {version}, this one reads up to {FORMAT_VERSION}); update it"
         )
 
