@@ -303,6 +303,16 @@ def test_files_of_a_user_are_no_damage_and_survive_their_checkpoint(tmp_path: Pa
     assert_same(load(tmp_path), replace(snapshot_of(2, attempt=1), optimizer={}))
 
 
+def test_slimming_that_was_cut_short_has_removed_all_or_nothing(folder: Path) -> None:
+    (folder / "optimizer.removed").touch()
+    assert_same(load(folder), snapshot_of(7))
+    size = (folder / "optimizer.safetensors").stat().st_size
+    assert [slim(folder.parent), slim(folder.parent)] == [size, 0]
+    assert_same(load(folder), replace(snapshot_of(7), optimizer={}))
+    (folder / "optimizer.removed").unlink()
+    assert "is missing" in assert_refused(folder, "optimizer.safetensors")
+
+
 def flip(path: Path) -> bytes:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
