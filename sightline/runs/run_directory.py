@@ -475,11 +475,19 @@ def assert_own_files(run: Path) -> None:
 
 
 def read_facts(run: Path) -> dict[str, Any]:
-    """Read the facts of a run's data set, with tuples for JSON lists. Raises UserError for a count that is not one."""
+    """Read the facts of a run's data set, with tuples for JSON lists.
+
+    Raises UserError for counts and lists of names that are none.
+    """
     facts = {name: _lists_to_tuples(value) for name, value in load_document(run / "facts.json").items()}
     for name, value in facts.items():
+        wanted = ""
         if name.startswith(("num_", "in_")) and not (type(value) is int and 0 <= value <= _MAX_COUNT):
-            raise UserError(f"{run / 'facts.json'}: {name} is {value!r:.40}, a count is needed; get the run again")
+            wanted = "a count"
+        if name.endswith("_names") and not (isinstance(value, tuple) and all(isinstance(text, str) for text in value)):
+            wanted = "a list of names"
+        if wanted:
+            raise UserError(f"{run / 'facts.json'}: {name} is {value!r:.40}, {wanted} is needed; get the run again")
     return facts
 
 

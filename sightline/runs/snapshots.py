@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sightline.contract.errors import CheckpointError
-from sightline.contract.regular_files import check_regular_file, parse_json
+from sightline.contract.regular_files import MAX_BYTES, check_regular_file, parse_json, read_regular_file
 from sightline.runs.atomic_files import create_atomic
 from sightline.store.files.atomic_write import sync_folder
 
@@ -35,6 +35,11 @@ OWN_FILES = _ALLOWED | {_MANIFEST, _SLIMMED}
 """Names of the files of a checkpoint; any other file in its folder is the user's."""
 _MAX_MANIFEST_BYTES = 1 << 16
 _COMPARED_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 100_000_000
+"""Limit of the library that reads these files."""
+_MAX_TENSORS = 1 << 16
+_DATA_END = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d{1,19}\s*,\s*(\d{1,19})\s*\]')
+"""Where the bytes of a tensor end, in the header of its file."""
 _STEP = re.compile(r"step_(\d{8,})(\.replaced)?", re.ASCII)
 _NON_FINITE = "non_finite"
 
@@ -179,6 +184,7 @@ def _untie(tensors: Mapping[str, Tensor], part: str) -> tuple[dict[str, Tensor],
             continue
         holders[memory_key] = name
         stored[name] = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
+    assert len(stored) <= _MAX_TENSORS, f"{part}: {len(stored):,} tensors, a checkpoint holds {_MAX_TENSORS:,}"
     return stored, tied
 
 
@@ -299,11 +305,29 @@ def _read_bytes(path: Path, size: int | None) -> bytes:
             raise CheckpointError(f"{path}: damaged: {num_bytes} bytes, {size} were saved")
         if size is None and num_bytes > _MAX_MANIFEST_BYTES:
             raise CheckpointError(f"{path}: {num_bytes} bytes, too large for a manifest")
-        return path.read_bytes()
+        if path.suffix == ".safetensors":
+            _assert_stated_size(path, num_bytes)
+        return read_regular_file(path, max_bytes=max(num_bytes, MAX_BYTES), allow_link=False)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is missing") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _assert_stated_size(path: Path, num_bytes: int) -> None:
+    """Raise CheckpointError unless the header of a tensor file states its size, and no absurd number of tensors.
+
+    Only the header is read: a sparse file would fill the memory, and many empty tensors take seconds.
+    """
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length <= min(num_bytes, _MAX_HEADER_BYTES) else b""
+    ends = [int(end) for end in _DATA_END.findall(header)]
+    if len(ends) > _MAX_TENSORS:
+        raise CheckpointError(f"{path}: holds {len(ends):,} tensors, a checkpoint at most {_MAX_TENSORS:,}")
+    stated = 8 + length + max(ends, default=0)
+    if stated != num_bytes:
+        raise CheckpointError(f"{path}: damaged: {num_bytes:,} bytes, its header states {stated:,}")
 
 
 def _read_state(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import torch
 from sightline.contract.errors import CheckpointError
 from sightline.runs.checkpoint import Snapshot, enclosing_run, load, newest_valid, resolve, rewind, save, slim
 from sightline.runs.snapshots import NewerFormatError
+from tests.cases import run_each
 from tests.engine.snapshots import assert_same, bits, snapshot_of
 
 FILES = ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json", "manifest.json"]
@@ -437,6 +438,9 @@ HARMFUL_TENSORS: dict[str, Callable[[Path], bytes]] = {
     "dtype torch lacks": lambda _: safetensors_bytes(entry("F4", [2], 1), b"1"),
     "shape overflows": lambda _: safetensors_bytes(entry("F32", [2**62, 2**62], 4), b"1234"),
     "negative shape": lambda _: safetensors_bytes(entry("F32", [-1], 4), b"1234"),
+    "tensors without number": lambda _: safetensors_bytes(
+        {str(number): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for number in range(2**16 + 1)}
+    ),
     "offsets outside": lambda _: safetensors_bytes(entry("F32", [2**20], 2**22), b"1234"),
     "offsets backwards": lambda _: safetensors_bytes(
         {"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, b"1234"
@@ -472,6 +476,18 @@ def test_harmful_tensor_files_are_refused_though_the_manifest_vouches(folder: Pa
     (folder / "model.safetensors").write_bytes(HARMFUL_TENSORS[name](tmp_path))
     reseal(folder)
     assert_refused(folder, "model.safetensors")
+
+
+@run_each("is_stated, says", [(False, "damaged: 4,398,046,511,104 bytes, its header states 128"), (True, "the memory")])
+def test_a_sparse_file_is_refused_before_it_fills_the_memory(tmp_path: Path, is_stated: bool, says: str) -> None:
+    """Four TiB that take no disk, though the manifest vouches for the size, and the header may."""
+    folder = save(tmp_path / str(is_stated), snapshot_of(7), keep_last=2, is_best=False)
+    header = json.dumps(entry("F32", [2**40 - 32], 2**42 - 128) if is_stated else {}).ljust(120).encode()
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    reseal(folder, files=files | {"model.safetensors": {"size": 2**42, "sha256": "0" * 64}})
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(folder / "model.safetensors", 2**42)
+    assert says in assert_refused(folder, "model.safetensors")
 
 
 @pytest.mark.usefixtures("harmless")
