@@ -116,18 +116,11 @@ class BestCheckpoint:
 
 
 @dataclass(frozen=True)
-class _SavedGroup:
-    """Part that a resumed run reads of a parameter group."""
-
-    lr: float
-
-
-@dataclass(frozen=True)
 class _SavedState:
     """Part that a resumed run reads of a checkpoint's state; its types are checked first."""
 
     num_steps: int
-    groups: list[_SavedGroup]
+    groups: list[dict[str, Any]]
     best: BestCheckpoint
     random: list[dict[str, str]]
     scaler: dict[str, float]

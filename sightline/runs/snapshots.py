@@ -39,7 +39,7 @@ _MAX_HEADER_BYTES = 100_000_000
 """Limit of the library that reads these files."""
 _MAX_TENSORS = 1 << 16
 _DATA_END = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d{1,19}\s*,\s*(\d{1,19})\s*\]')
-"""Where the bytes of a tensor end, in the header of its file."""
+"""Entry of a tensor in the header of its file, with the end of its bytes."""
 _STEP = re.compile(r"step_(\d{8,})(\.replaced)?", re.ASCII)
 _NON_FINITE = "non_finite"
 
@@ -130,21 +130,14 @@ def _is_stored(path: Path, data: bytes) -> bool:
 
 
 def is_sound(folder: Path) -> bool:
-    """Return True if a checkpoint verifies. Raises NewerFormatError for one of a later format, which is not damaged."""
+    """Return True if a checkpoint is read whole. Raises NewerFormatError for one of a later format."""
     try:
-        assert_sound(folder)
+        read_snapshot(folder)
     except NewerFormatError:
         raise
     except CheckpointError:
         return False
     return True
-
-
-def assert_sound(folder: Path) -> None:
-    """Raise CheckpointError unless a checkpoint has the bytes that its manifest lists, and a state of this format."""
-    for name, data in _iterate_verified(folder):
-        if name == _STATE:
-            _read_state(folder, {name: data})
 
 
 def has_optimizer(folder: Path) -> bool:
@@ -242,20 +235,6 @@ def read_steps(folder: Path) -> tuple[int, int | None]:
 
 def _read_verified(folder: Path) -> dict[str, bytes]:
     """Read the bytes of every file but the manifest, and verify them by it."""
-    return dict(_iterate_verified(folder))
-
-
-def _iterate_verified(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield name and bytes of every file but the manifest, each verified by it."""
-    for name, (size, digest) in _list_files(folder).items():
-        data = _read_bytes(folder / name, size)
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise CheckpointError(f"{folder / name}: damaged: its SHA-256 is not the one that was saved")
-        yield name, data
-
-
-def _list_files(folder: Path) -> dict[str, tuple[int, str]]:
-    """List size and SHA-256 of each file that a checkpoint has by its manifest; files of a user are no part of it."""
     listed = _read_manifest(folder)
     try:
         present = {entry.name for entry in os.scandir(folder)}
@@ -265,7 +244,12 @@ def _list_files(folder: Path) -> dict[str, tuple[int, str]]:
         raise CheckpointError(f"{folder / name}: is missing")
     for name in sorted(present & _ALLOWED - listed.keys()):
         raise CheckpointError(f"{folder / name}: is not part of this checkpoint; move it elsewhere")
-    return listed
+    files = {}
+    for name, (size, digest) in listed.items():
+        files[name] = _read_bytes(folder / name, size)
+        if hashlib.sha256(files[name]).hexdigest() != digest:
+            raise CheckpointError(f"{folder / name}: damaged: its SHA-256 is not the one that was saved")
+    return files
 
 
 def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
@@ -319,7 +303,7 @@ def _assert_stated_size(path: Path, num_bytes: int) -> None:
 
     Only the header is read: a sparse file would fill the memory, and many empty tensors take seconds.
     """
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(length) if length <= min(num_bytes, _MAX_HEADER_BYTES) else b""
     ends = [int(end) for end in _DATA_END.findall(header)]
