@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from sightline.contract import regular_files
 from sightline.contract.regular_files import check_regular_file, parse_json, read_regular_file
 from tests.cases import run_each
 
@@ -52,6 +54,22 @@ def test_anything_else_is_refused_unread(kind: str, tmp_path: Path) -> None:
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_regular_file(tmp_path / "file")
+
+
+def test_a_file_that_the_memory_cannot_hold_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the free memory of the machine, or by a limit of the process, under which Python cannot take it."""
+    path = tmp_path / "sparse"
+    path.touch()
+    os.truncate(path, 2**42)
+    monkeypatch.setattr(Path, "read_bytes", mock.Mock(side_effect=MemoryError))
+    for free in (2**41, 2**43):
+        monkeypatch.setattr(regular_files, "_measure_free_memory", lambda free=free: free)
+        with pytest.raises(OSError, match=r"its content takes 4,398,046,511,104 bytes, more than the memory"):
+            read_regular_file(path, max_bytes=2**43)
+
+
+def test_free_memory_is_that_of_the_machine() -> None:
+    assert 0 < regular_files._measure_free_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @run_each("place", ["value", "key", "list"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import math
 import os
 import re
 import stat
@@ -17,6 +19,14 @@ MAX_DEPTH = 200
 """Maximal nesting of mappings and lists: functions that walk a document recurse once per level."""
 _CONTAINERS = (dict, list)
 """A tuple: `dict | list` would be made anew for each value of a document."""
+_ALWAYS_FITS_BYTES = 1 << 28
+"""Size up to which the free memory is not measured."""
+_MEMORY_SOURCES = (
+    ("/proc/meminfo", r"MemAvailable: +(\d+)", 1024),
+    ("/sys/fs/cgroup/memory.max", r"(\d+)", 1),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", r"(\d+)", 1),
+)
+"""Files of the machine and of its container, the number of bytes in them, and its unit."""
 _HALF_CHARACTER = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _HALF_IN_TEXT = re.compile("\\\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 _HALF_IN_BYTES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
@@ -33,11 +43,37 @@ def check_regular_file(path: Path, *, allow_link: bool = True) -> int:
 
 
 def read_regular_file(path: Path, *, max_bytes: int = MAX_BYTES, allow_link: bool = True) -> bytes:
-    """Read a regular file. Raises OSError as `check_regular_file`, and for a file of more than `max_bytes`, unread."""
+    """Read a regular file.
+
+    Raises OSError as `check_regular_file`, and for a file of more than `max_bytes`, or than memory holds, unread.
+    """
     size = check_regular_file(path, allow_link=allow_link)
     if size > max_bytes:
         raise OSError(errno.EFBIG, f"it has {size:,} bytes, at most {max_bytes:,} are read", str(path))
-    return path.read_bytes()
+    assert_fits_memory(path, size)
+    try:
+        return path.read_bytes()
+    except MemoryError:  # the process has a limit of its own
+        raise _make_memory_error(path, size) from None
+
+
+def assert_fits_memory(path: Path, num_bytes: int) -> None:
+    """Raise OSError if the memory that is free cannot hold so many bytes of a file: a sparse one takes no disk."""
+    if num_bytes > _ALWAYS_FITS_BYTES and num_bytes > _measure_free_memory():
+        raise _make_memory_error(path, num_bytes)
+
+
+def _make_memory_error(path: Path, num_bytes: int) -> OSError:
+    return OSError(errno.ENOMEM, f"its content takes {num_bytes:,} bytes, more than the memory that is free", str(path))
+
+
+def _measure_free_memory() -> float:
+    """Measure the bytes that the machine can still give, or its container as a whole; infinite if neither is known."""
+    limits = [math.inf]
+    for source, pattern, unit in _MEMORY_SOURCES:
+        with contextlib.suppress(OSError):
+            limits += [int(number) * unit for number in re.findall(pattern, Path(source).read_text())]
+    return min(limits)
 
 
 def parse_json(content: str | bytes, **hooks: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sightline.config import RunConfig
 from sightline.config.run_config import Log, PrecisionName, format_inline, to_plain
-from sightline.contract.errors import UserError
+from sightline.contract.errors import RunError, UserError, join_some
 from sightline.contract.plugins import Plugin
 from sightline.engine.distributed import World
 from sightline.engine.loggers import TensorBoard, Wandb
@@ -22,6 +22,7 @@ from sightline.runs.checkpoint import assert_sha256, is_packed
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE
 from sightline.runs.run_directory import create_numbered_folder
 from sightline.runs.run_files import RunFiles
+from sightline.runs.snapshots import NewerFormatError
 
 # None of these changes a number of the run.
 _MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "data.root", "expect", "teacher.from")
@@ -74,8 +75,9 @@ def resolve_run_location(
     """Find the location of a run, the same on every process: the first one reads the disk.
 
     `resume` is `auto`, a run directory, a checkpoint, or None for a new run, whose folder must be empty. Raises
-    UserError for a folder that holds something else, and for a run of another config or of changed plugins;
-    MissingExtraError where a run that is not finished writes logs for which a package is missing.
+    UserError for a folder that holds something else, and for a run of another config or of changed plugins; RunError
+    for a run that has checkpoints, or is finished, and cannot go on from any of them; MissingExtraError where a run
+    that is not finished writes logs for which a package is missing.
     """
 
     def locate() -> str:
@@ -190,12 +192,35 @@ def _locate_run(config: RunConfig, plugins: Sequence[Plugin], *, out: Path | Non
         return new
     is_longer = assert_same_run(path, config, plugins)
     run_files = _list_run_files(path)
-    newest, rejected = checkpoint.newest_valid(path)
-    is_finished = (path / "final.json").exists() and newest is not None and not rejected and not is_longer
+    newest, rejected = _find_newest_checkpoint(path, is_longer=is_longer)
+    is_finished = (path / "final.json").exists() and not is_longer
     if newest is not None and not is_finished:
         checkpoint.assert_resumable(newest)
-    notes = tuple(f"damaged checkpoint passed over: {line}" for line in rejected)
+    notes = tuple(f"damaged checkpoint passed over: {line}; its folder is kept, as .damaged" for line in rejected)
     return RunLocation(str(path), str(newest) if newest else None, is_finished, is_longer, run_files, notes)
+
+
+def _find_newest_checkpoint(run: Path, *, is_longer: bool) -> tuple[Path | None, list[str]]:
+    """Find the checkpoint that a run goes on from, None before its first one; and a line on each damaged newer one.
+
+    Raises RunError where the run would otherwise begin again over checkpoints, or over a finished run.
+    """
+    try:
+        newest, rejected = checkpoint.newest_valid(run)
+    except NewerFormatError as error:
+        raise RunError(f"{error}; to go on without this checkpoint, move its folder out of {run}") from None
+    is_over = (run / "final.json").exists()
+    advice = "put them back from a copy, or start a new run in another --out"
+    if rejected and newest is None:
+        raise RunError(f"{run}: no checkpoint can be resumed: {join_some(rejected, most=3, separator='; ')}; {advice}")
+    if rejected and is_over and not is_longer:
+        raise RunError(
+            f"{run}: is finished, but {join_some(rejected, most=3, separator='; ')}; {advice}; to train its end again "
+            f"from the newest sound one: --resume {newest}"
+        )
+    if is_over and is_longer and newest is None:
+        raise RunError(f"{run}: is finished and has no checkpoint to train longer from; {advice}")
+    return newest, rejected
 
 
 def _locate_named_run(path: Path, config: RunConfig, plugins: Sequence[Plugin], *, out: Path | None) -> RunLocation:
@@ -209,7 +234,8 @@ def _locate_named_run(path: Path, config: RunConfig, plugins: Sequence[Plugin], 
         raise UserError(f"--resume {path}: belongs to {run}, but --out is {out}; a run is resumed in its own folder")
     is_longer = assert_same_run(run, config, plugins)
     is_finished = not is_longer and path.resolve() == run.resolve() and (run / "final.json").exists()
-    is_finished = is_finished and not checkpoint.newest_valid(run)[1]
+    _, rejected = checkpoint.newest_valid(run)
+    is_finished = is_finished and not rejected
     if not is_finished:
         checkpoint.assert_resumable(path)
     return RunLocation(str(run), str(path), is_finished, is_longer, _list_run_files(run))

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from sightline.config import RunConfig, read_config, render_config
 from sightline.config.run_config import to_plain
 from sightline.contract import registry
-from sightline.contract.errors import CheckpointError, RunError
+from sightline.contract.errors import CheckpointError, RunError, summarise_error
 from sightline.draw.charts import rasterise
 from sightline.draw.pictures import encode_png
 from sightline.engine.build import DataSubset, TrainingSetup
@@ -115,6 +116,29 @@ class BestCheckpoint:
         return self.value is None or (value > self.value if mode == "max" else value < self.value)
 
 
+@dataclass(frozen=True)
+class _SavedState:
+    """Part that a resumed run reads of a checkpoint's state; its types are checked first."""
+
+    num_steps: int
+    groups: list[dict[str, Any]]
+    best: BestCheckpoint
+    random: list[dict[str, str]]
+    scaler: dict[str, float]
+    unwritten: list[dict[str, Any]]
+    evaluation_due: bool = False
+
+
+_SAVED_STATE = TypeAdapter(_SavedState)
+
+
+def _describe_misfit(error: Exception) -> str:
+    """Describe in a few words what a state lacks, or has of another type."""
+    if not isinstance(error, ValidationError):
+        return summarise_error(error, max_length=200)
+    return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:3])
+
+
 class TrainingSession:
     """Session that trains into a run directory, from the start or a checkpoint, to the end or to a signal."""
 
@@ -155,6 +179,7 @@ class TrainingSession:
         self._is_evaluation_due = False
         self._latest: tuple[int, Evaluation] | None = None
         self._planned_steps: int | None = None
+        self._verified_steps: set[int] = set()
 
     # --- before -----------------------------------------------------------------------------------------------------
 
@@ -182,8 +207,17 @@ class TrainingSession:
         load_weights(job.model, snapshot.model, where=path)
         job.losses.load(snapshot.losses, where=path)
         checkpoint.restore_optimizer(job.trained_module, job.optimizer, snapshot.optimizer)
-        for group, saved in zip(job.optimizer.param_groups, state["groups"], strict=True):
-            group["lr"] = saved["lr"]  # every step sets it; a save before the next step has to repeat it
+        try:
+            _SAVED_STATE.validate_json(json.dumps(state), strict=True)
+            for group, saved in zip(job.optimizer.param_groups, state["groups"], strict=True):
+                group["lr"] = saved["lr"]  # every step sets it; a save before the next step has to repeat it
+            job.scaler.load_state_dict(state["scaler"])
+            self.metrics_log.restore(state["unwritten"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}/state.json: is not the state of this training: {_describe_misfit(error)}; resume from another "
+                "checkpoint"
+            ) from error
         if job.ema is not None:
             if snapshot.ema is None:
                 raise CheckpointError(f"{path}: contains no EMA of the weights, which train.ema_decay requires")
@@ -192,9 +226,8 @@ class TrainingSession:
             job.losses_ema.load(snapshot.losses_ema, where=path)
         job.step = self._finite_state.sound_step = snapshot.step
         self._planned_steps = state["num_steps"]
-        job.scaler.load_state_dict(state["scaler"])
+        self._verified_steps.add(snapshot.step)
         self.best = BestCheckpoint(state["best"]["step"], state["best"]["value"])
-        self.metrics_log.restore(state["unwritten"])
         if len(state["random"]) == self.world.size:
             checkpoint.set_rng_state(state["random"][self.world.rank])
         else:
@@ -413,8 +446,10 @@ class TrainingSession:
             snapshot,
             keep_last=self.config.checkpoint.keep_last,
             is_best=self._is_new_best,
+            verified_steps=self._verified_steps,
             assert_own=self.directory.assert_lock_held,
         )
+        self._verified_steps.add(job.step)
 
     def _are_pictures_read(self) -> bool:
         """Return True if an observer may read the pictures of an evaluation now, or the run keeps them as its last."""

@@ -6,6 +6,7 @@ Averages of training numbers over intervals of steps, from the steps' records.
 from __future__ import annotations
 
 import copy
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.autograd import profiler
 
@@ -194,8 +196,10 @@ class StepAverager:
         ]
 
     def restore(self, state: Iterable[Mapping[str, Any]]) -> None:
+        """Restore the open interval of a checkpoint. Raises ValueError for records of another form."""
         names = {key: name for name, key in _KEYS.items()}
         records = [{names.get(key, key): value for key, value in record.items()} for record in state]
+        TypeAdapter(list[StepRecord]).validate_json(json.dumps(records), strict=True)
         self._records = [StepRecord(**record) for record in records]
 
 

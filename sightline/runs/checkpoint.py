@@ -15,7 +15,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,13 +29,15 @@ from sightline.contract.regular_files import find_outward_link, parse_json
 from sightline.runs.atomic_files import disk_failure
 from sightline.runs.packed import assert_whole, read_packed
 from sightline.runs.snapshots import (
+    OWN_FILES,
+    NewerFormatError,
     Snapshot,
-    assert_sound,
     has_optimizer,
+    is_sound,
     parse_step,
     read_snapshot,
     read_steps,
-    write_slim_copy,
+    remove_optimizer,
     write_snapshot,
 )
 from sightline.runs.weights import describe_non_finite, find_non_finite, plain_name
@@ -204,14 +206,16 @@ def save(
     *,
     keep_last: int,
     is_best: bool,
+    verified_steps: Collection[int] = (),
     assert_own: Callable[[], None] = _assert_nothing,
 ) -> Path:
     """Add a checkpoint to a run directory; at any moment, the newest complete one is on disk.
 
     `checkpoints/last`, and `best` if `is_best`, link to it; the oldest beyond `keep_last` are removed, except the
     linked ones. An earlier checkpoint of this step is replaced; of its files, those with the same bytes are not written
-    again. `assert_own` raises if the directory is another run's by now, before each step that replaces or
-    removes; with it, the directory must exist.
+    again. A checkpoint that does not verify is kept as `step_<number>.damaged`; those of `verified_steps`, which this
+    process has read or written, are not read for that. `assert_own` raises if the directory is another run's by now,
+    before each step that replaces or removes; with it, the directory must exist.
     Raises RunError if the disk is full or read-only; earlier checkpoints are then intact.
     """
     assert keep_last >= 1, f"keep_last is {keep_last}, must be at least 1"
@@ -223,15 +227,16 @@ def save(
         folder.mkdir(parents=assert_own is _assert_nothing, exist_ok=True)  # a moved directory is not created again
         _clean_up(folder)
         best_step = snapshot.step if is_best else _read_linked_step(folder, "best")
-        write_snapshot(_with_suffix(target, "partial"), snapshot, best_step=best_step, twin=target)
+        partial = _with_suffix(target, "partial")
+        write_snapshot(partial, snapshot, best_step=best_step, twin=target)
         assert_own()
-        _replace_checkpoint(target)
+        _replace_checkpoint(target, partial, is_verified=snapshot.step in verified_steps)
         for link in ("best", "last") if is_best else ("last",):
             assert_own()
             _replace_link(folder, link, target.name)
         for old in _list_removable(folder, keep_last):
             assert_own()
-            _remove(old)
+            _remove(old, is_verified=parse_step(old) in verified_steps)
     except OSError as error:
         with contextlib.suppress(OSError):
             assert_own()
@@ -251,6 +256,8 @@ def load(path: Path, *, remedy: str = _REMEDY) -> Snapshot:
     checkpoint = resolve(path, remedy)
     try:
         return read_snapshot(checkpoint)
+    except NewerFormatError:
+        raise
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {_format_sound_hint(checkpoint, remedy)}") from error
 
@@ -261,11 +268,16 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def newest_valid(directory: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest checkpoint that verifies, and one line for each newer one that does not."""
+    """Find the newest checkpoint that verifies, and one line for each newer one that does not.
+
+    Raises NewerFormatError for a newer one of a later format: it is not damaged.
+    """
     rejected = []
     for folder in reversed(_list_step_folders(_checkpoint_folder(directory))):
         try:
             read_snapshot(folder)
+        except NewerFormatError:
+            raise
         except CheckpointError as error:
             rejected.append(str(error))
         else:
@@ -276,7 +288,8 @@ def newest_valid(directory: Path) -> tuple[Path | None, list[str]]:
 def rewind(directory: Path, *, step: int, assert_own: Callable[[], None] = lambda: None) -> None:
     """Make the checkpoint of `step` the newest: remove later ones, and reset `last` and `best`.
 
-    For a resume from an earlier step: no checkpoint of the abandoned future is ever taken for a newer one.
+    For a resume from an earlier step: no checkpoint of the abandoned future is ever taken for a newer one. Those that
+    do not verify are kept as `step_<number>.damaged`.
     `assert_own` as in `save`. Raises CheckpointError if there is no sound checkpoint of that step.
     """
     folder = _checkpoint_folder(directory)
@@ -300,26 +313,21 @@ def rewind(directory: Path, *, step: int, assert_own: Callable[[], None] = lambd
         raise disk_failure(error, folder) from error
 
 
-def slim(directory: Path, *, assert_own: Callable[[], None] = _assert_nothing) -> int:
+def slim(directory: Path) -> int:
     """Remove the optimiser's state from all checkpoints of a run; return the bytes that are saved.
 
-    Each checkpoint is replaced as `save` does: at any moment a complete one is on disk. Raises CheckpointError before
-    any is replaced if one is damaged, RunError if the disk refuses it.
+    Nothing is written. Raises CheckpointError before any is removed if a checkpoint is damaged, RunError if the disk
+    refuses it.
     """
-    folder, num_bytes = _checkpoint_folder(directory), 0
+    folder = _checkpoint_folder(directory)
     try:
-        assert_own()
         _clean_up(folder)
         targets = [target for target in _list_step_folders(folder) if has_optimizer(target)]
         for target in targets:
-            assert_sound(target)
-        for target in targets:
-            num_bytes += write_slim_copy(target, _with_suffix(target, "partial"))
-            assert_own()
-            _replace_checkpoint(target)
+            read_snapshot(target)
+        return sum(map(remove_optimizer, targets))
     except OSError as error:
         raise disk_failure(error, folder) from error
-    return num_bytes
 
 
 def assert_resumable(path: Path) -> None:
@@ -336,15 +344,16 @@ def assert_resumable(path: Path) -> None:
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def _replace_checkpoint(target: Path) -> None:
-    """Rename the partial folder to `target`; an existing one is set aside first and stays a candidate."""
+def _replace_checkpoint(target: Path, new: Path, *, is_verified: bool = False) -> None:
+    """Rename the folder `new` to `target`; an existing sound one is set aside first and stays a candidate."""
     old = _with_suffix(target, "replaced")
-    if target.exists():
+    if target.exists() and (is_verified or is_sound(target)):
         os.rename(target, old)
-    os.rename(_with_suffix(target, "partial"), target)
+    _keep_damaged(target)
+    os.rename(new, target)
     sync_folder(target.parent)
     if old.exists():
-        _remove(old)
+        _remove(old, is_verified=True)
 
 
 def _clean_up(folder: Path) -> None:
@@ -354,10 +363,13 @@ def _clean_up(folder: Path) -> None:
             leftover.unlink()
         elif _LEFTOVER.fullmatch(leftover.name):
             shutil.rmtree(leftover)
-        elif _is_set_aside(leftover) and leftover.with_suffix("").exists():
-            _remove(leftover)
         elif _is_set_aside(leftover):
-            os.rename(leftover, leftover.with_suffix(""))
+            target = leftover.with_suffix("")
+            if target.exists() and is_sound(target):
+                _remove(leftover)
+            else:
+                _keep_damaged(target)
+                os.rename(leftover, target)
     _restore_links(folder)
 
 
@@ -369,12 +381,12 @@ def _restore_links(folder: Path) -> None:
             continue
         try:
             step, _ = read_steps(copied)
+        except NewerFormatError:
+            raise
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {copied} is a copy instead of a link: remove it") from error
         target = folder / _format_folder_name(step)
-        if target.exists():
-            _remove(target)
-        os.rename(copied, target)
+        _replace_checkpoint(target, copied)
         _replace_link(folder, link, target.name)
 
 
@@ -383,11 +395,37 @@ def _list_removable(folder: Path, keep_last: int) -> list[Path]:
     return [path for path in _list_step_folders(folder)[:-keep_last] if parse_step(path) not in linked_steps]
 
 
-def _remove(folder: Path) -> None:
-    """Delete a checkpoint; it is renamed first, so that one half deleted is never mistaken for a damaged one."""
+def _remove(folder: Path, *, is_verified: bool = False) -> None:
+    """Delete a checkpoint that verifies; files of a user in it move to its replacement, or to a folder `.kept`.
+
+    It is renamed first, so that one half deleted is never mistaken for a damaged one.
+    """
+    if not is_verified and not is_sound(folder):
+        _keep_damaged(folder)
+        return
+    home = folder.with_suffix("") if _is_set_aside(folder) else _with_suffix(folder, "kept")
+    for path in sorted(folder.iterdir()):
+        if path.name not in OWN_FILES:
+            home.mkdir(exist_ok=True)
+            os.rename(path, _find_free(home / path.name))
     doomed = _with_suffix(folder, "removed")
     os.rename(folder, doomed)
     shutil.rmtree(doomed)
+
+
+def _keep_damaged(folder: Path) -> None:
+    """Rename a checkpoint, if it is there, to a name under which nothing looks for one."""
+    if folder.exists():
+        os.rename(folder, _find_free(folder.with_name(f"{folder.name.removesuffix('.replaced')}.damaged")))
+
+
+def _find_free(path: Path) -> Path:
+    """Find a path that does not exist: `path`, else with a number behind it."""
+    free, number = path, 1
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_name(f"{path.name}.{number}")
+    return free
 
 
 def _replace_link(folder: Path, link: str, target: str) -> None:
@@ -462,7 +500,10 @@ def enclosing_run(path: Path) -> Path | None:
 
 
 def _format_sound_hint(damaged: Path, remedy: str) -> str:
-    sound, _ = newest_valid(damaged.parent)
+    try:
+        sound, _ = newest_valid(damaged.parent)
+    except NewerFormatError as error:
+        return f"beside it: {error}"
     return f"the newest sound one is {sound}; {remedy}" if sound else "no other checkpoint in its folder is sound"
 
 

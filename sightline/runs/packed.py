@@ -32,7 +32,7 @@ from sightline.compute.layers.quantisation.parametrised import (
     quantised_weights,
 )
 from sightline.contract.errors import CheckpointError, UserError
-from sightline.contract.regular_files import check_regular_file, parse_json, read_regular_file
+from sightline.contract.regular_files import assert_fits_memory, check_regular_file, parse_json, read_regular_file
 from sightline.runs.atomic_files import disk_failure, replace_atomic
 
 
@@ -126,6 +126,11 @@ class PackedTensorSpec:
         if self.kind in ("kq", "lq"):
             return packed_length(self.count, self.bits)
         return self.count * _PLAIN[self.kind][0].itemsize
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the tensor in the model; codes are float32 there."""
+        return self.count * _PLAIN.get(self.kind, _PLAIN["f32"])[1].itemsize
 
     def line(self, start: int) -> dict[str, Any]:
         """Build the header entry of a tensor whose bytes begin at `start` of the payload."""
@@ -356,6 +361,7 @@ def read_packed(path: Path) -> PackedModel:
     """
     with _faults_reported(path):
         meta, entries, tied, start = _read_head(path)
+        assert_fits_memory(path, sum(entry.state_bytes for entry in entries))
         return _parse(memoryview(read_regular_file(path, max_bytes=_MAX_BYTES)), meta, entries, tied, start)
 
 

@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sightline.contract.errors import DataError, LostFolderError, UserError
 from sightline.contract.regular_files import find_outward_link, parse_json, read_regular_file
@@ -99,6 +99,20 @@ class RunDirectory:
         finally:
             locked_folder, self._held = self._held, None
             locked_folder.release(self.path)
+
+    @contextlib.contextmanager
+    def lock_to_shrink(self) -> Iterator[None]:
+        """Lock an existing folder to remove files from it: no byte is written, so a full disk does not refuse it.
+
+        A run that starts meanwhile waits for the end of it. Raises UserError if another run holds the lock.
+        """
+        path = self.path / LOCK
+        with self._writing(LOCK), _open_lock(path) as file:
+            try:
+                yield
+            finally:
+                if _is_same_file(path, file.fileno()):
+                    path.unlink()
 
     def assert_lock_held(self) -> None:
         """Raise LostFolderError if the folder, or the lock in it, is not the one that `lock` took."""
@@ -308,6 +322,21 @@ def _acquire_lock(path: Path, mine: bytes) -> _LockedFolder:
 
     The kernel's lock on the file is held only for this moment: it settles races, and no orphan can keep it.
     """
+    with _open_lock(path) as file:
+        try:
+            file.truncate(0)
+            file.write(mine)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            path.unlink()  # an empty lock says nothing
+            raise
+        return _LockedFolder(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY), mine)
+
+
+@contextlib.contextmanager
+def _open_lock(path: Path) -> Iterator[BinaryIO]:
+    """Open the lock file under the kernel's lock, unless a running process owns it; it is made if it is missing."""
     while True:
         assert_appendable(path)
         with open(path, "a+b") as file:
@@ -316,11 +345,8 @@ def _acquire_lock(path: Path, mine: bytes) -> _LockedFolder:
                 continue  # removed by the run that held it, between our open and our lock
             file.seek(0)
             _assert_free(path, file.read(_MAX_LOCK_BYTES))
-            file.truncate(0)
-            file.write(mine)
-            file.flush()
-            os.fsync(file.fileno())
-            return _LockedFolder(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY), mine)
+            yield file
+            return
 
 
 def _is_same_file(path: Path, descriptor: int) -> bool:
@@ -449,11 +475,19 @@ def assert_own_files(run: Path) -> None:
 
 
 def read_facts(run: Path) -> dict[str, Any]:
-    """Read the facts of a run's data set, with tuples for JSON lists. Raises UserError for a count that is not one."""
+    """Read the facts of a run's data set, with tuples for JSON lists.
+
+    Raises UserError for counts and lists of names that are none.
+    """
     facts = {name: _lists_to_tuples(value) for name, value in load_document(run / "facts.json").items()}
     for name, value in facts.items():
+        wanted = ""
         if name.startswith(("num_", "in_")) and not (type(value) is int and 0 <= value <= _MAX_COUNT):
-            raise UserError(f"{run / 'facts.json'}: {name} is {value!r:.40}, a count is needed; get the run again")
+            wanted = "a count"
+        if name.endswith("_names") and not (isinstance(value, tuple) and all(isinstance(text, str) for text in value)):
+            wanted = "a list of names"
+        if wanted:
+            raise UserError(f"{run / 'facts.json'}: {name} is {value!r:.40}, {wanted} is needed; get the run again")
     return facts
 
 

@@ -316,7 +316,7 @@ def delete_run(run: Path) -> int:
     find_run(run, run.parent)
     assert_deletable(run)
     num_bytes = measure_bytes(run)
-    with RunDirectory(run, is_writer=True).lock():
+    with RunDirectory(run, is_writer=True).lock_to_shrink():
         try:
             for name in sorted(os.listdir(run), key=lambda name: (name == LOCK, name in _MARKS, name)):
                 path = run / name

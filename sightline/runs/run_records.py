@@ -36,16 +36,19 @@ class ReportedRun:
     has_joints: bool = False
     examined: Mapping[str, Any] = field(default_factory=dict)
 
-    def facts(self) -> dict[str, Any]:
-        """Return what the summary states: task, data, model, length of the training, and the figures."""
+    def training_facts(self) -> dict[str, Any]:
+        """Return what the summary states of the training: task, data, model, and its length by `metrics.jsonl`."""
         steps = [(line["step"], line["epoch"]) for line in self.lines]
         facts = {key: self.config.get(f"{key}.name", NO_FIGURE).strip('"') for key in ("task", "data", "model")}
-        facts |= {"steps": steps[-1][0], "epochs": steps[-1][1] + 1} if steps else {}
+        return facts | ({"steps": steps[-1][0], "epochs": steps[-1][1] + 1} if steps else {})
+
+    def figures(self) -> dict[str, Any]:
+        """Return the figures of `final.json`, and what was evaluated."""
         if self.final is None:
-            return facts | {"evaluated": "no final.json: the training is not finished"}
+            return {"evaluated": "no final.json: the training is not finished"}
         data = self.final["data"]
         what = f"{self.final['checkpoint']} checkpoint on {data['split']}, {data['num_samples']} samples"
-        return facts | {"evaluated": f"{what}, {self.final['selection']}", **self.final["metrics"]}
+        return {"evaluated": f"{what}, {self.final['selection']}", **self.final["metrics"]}
 
 
 def read_reported_run(path: Path, name: str) -> ReportedRun:
@@ -119,11 +122,15 @@ class RunComparison:
 
 def compare_runs(runs: Sequence[ReportedRun]) -> RunComparison:
     """Compare the figures and configs of runs. Raises UserError for files of another form."""
-    return RunComparison([read_part(run, ReportedRun.facts) for run in runs], list_differences(runs))
+    facts = [
+        read_part(run, ReportedRun.training_facts, "metrics.jsonl") | read_part(run, ReportedRun.figures, "final.json")
+        for run in runs
+    ]
+    return RunComparison(facts, list_differences(runs))
 
 
-def read_part(run: ReportedRun, make: Callable[[ReportedRun], Made]) -> Made:
-    """Make a part of a report from a run. Raises UserError if a file of its folder has another form."""
+def read_part(run: ReportedRun, make: Callable[[ReportedRun], Made], file: str) -> Made:
+    """Make a part of a report from a file of a run's folder. Raises UserError if that has another form."""
     try:
         return make(run)
     except UserError:
@@ -131,9 +138,7 @@ def read_part(run: ReportedRun, make: Callable[[ReportedRun], Made]) -> Made:
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{run.path}: final.json, metrics.jsonl, findings.json, checks.json, environment.json or "
-            f"predictions/test/manifest.json is not of the form that training and evaluation write ({reason}); "
-            "get the run again"
+            f"{run.path / file}: is not of the form that training and evaluation write ({reason}); get the run again"
         ) from error
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sightline.contract.errors import CheckpointError
-from sightline.contract.regular_files import check_regular_file, parse_json
+from sightline.contract.regular_files import MAX_BYTES, check_regular_file, parse_json, read_regular_file
 from sightline.runs.atomic_files import create_atomic
 from sightline.store.files.atomic_write import sync_folder
 
@@ -27,12 +27,25 @@ FORMAT_VERSION = 1
 
 _TENSORS = {part: f"{part}.safetensors" for part in ("model", "optimizer", "ema", "losses", "losses_ema")}
 _STATE, _MANIFEST = "state.json", "manifest.json"
+_SLIMMED = "optimizer.removed"
+"""Empty file beside a manifest: the optimiser's state that this lists was removed to save space."""
 _REQUIRED = frozenset({_TENSORS["model"], _STATE})
 _ALLOWED = _REQUIRED | {*_TENSORS.values()}
+OWN_FILES = _ALLOWED | {_MANIFEST, _SLIMMED}
+"""Names of the files of a checkpoint; any other file in its folder is the user's."""
 _MAX_MANIFEST_BYTES = 1 << 16
 _COMPARED_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 100_000_000
+"""Limit of the library that reads these files."""
+_MAX_TENSORS = 1 << 16
+_DATA_END = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d{1,19}\s*,\s*(\d{1,19})\s*\]')
+"""Entry of a tensor in the header of its file, with the end of its bytes."""
 _STEP = re.compile(r"step_(\d{8,})(\.replaced)?", re.ASCII)
 _NON_FINITE = "non_finite"
+
+
+class NewerFormatError(CheckpointError):
+    """Checkpoint of a later format: it is sound, and only a newer sightline reads it."""
 
 
 @dataclass(frozen=True)
@@ -79,22 +92,17 @@ def write_snapshot(folder: Path, snapshot: Snapshot, *, best_step: int | None, t
     sync_folder(folder)
 
 
-def write_slim_copy(source: Path, folder: Path) -> int:
-    """Write a verified checkpoint into a new folder, without its optimiser; return the bytes that are saved.
+def remove_optimizer(folder: Path) -> int:
+    """Remove the optimiser's state from a sound checkpoint; return the bytes that are saved.
 
-    Its files are links to the same bytes on the disk where the file system has hard links, else copies. Raises
-    CheckpointError for a damaged checkpoint.
+    No byte is written, so a full disk does not refuse it: an empty file marks the state as removed, before it is.
     """
-    data = _read_verified(source)
-    removed = data.pop(_TENSORS["optimizer"], b"")
-    folder.mkdir()
-    for name, content in data.items():
-        _link_or_create(folder / name, content, twin=source / name)
-    listed = _read_manifest(source / _MANIFEST)
-    files = {name: {"size": listed[name][0], "sha256": listed[name][1]} for name in listed if name in data}
-    create_atomic(folder / _MANIFEST, _render_manifest({"format_version": FORMAT_VERSION, "files": files}))
+    path = folder / _TENSORS["optimizer"]
+    num_bytes = path.stat().st_size
+    (folder / _SLIMMED).touch()
     sync_folder(folder)
-    return len(removed)
+    path.unlink()
+    return num_bytes
 
 
 def _link_or_create(path: Path, data: bytes, *, twin: Path | None) -> None:
@@ -121,14 +129,20 @@ def _is_stored(path: Path, data: bytes) -> bool:
     return True
 
 
-def assert_sound(folder: Path) -> None:
-    """Raise CheckpointError unless every file of a checkpoint has the bytes that its manifest lists."""
-    _read_verified(folder)
+def is_sound(folder: Path) -> bool:
+    """Return True if a checkpoint is read whole. Raises NewerFormatError for one of a later format."""
+    try:
+        read_snapshot(folder)
+    except NewerFormatError:
+        raise
+    except CheckpointError:
+        return False
+    return True
 
 
 def has_optimizer(folder: Path) -> bool:
     """Return True if a checkpoint lists an optimiser's state. Raises CheckpointError for a damaged manifest."""
-    return _TENSORS["optimizer"] in _read_manifest(folder / _MANIFEST)
+    return _TENSORS["optimizer"] in _read_manifest(folder)
 
 
 def _render_files(snapshot: Snapshot, *, best_step: int | None) -> Iterator[tuple[str, bytes]]:
@@ -163,6 +177,7 @@ def _untie(tensors: Mapping[str, Tensor], part: str) -> tuple[dict[str, Tensor],
             continue
         holders[memory_key] = name
         stored[name] = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
+    assert len(stored) <= _MAX_TENSORS, f"{part}: {len(stored):,} tensors, a checkpoint holds {_MAX_TENSORS:,}"
     return stored, tied
 
 
@@ -220,14 +235,14 @@ def read_steps(folder: Path) -> tuple[int, int | None]:
 
 def _read_verified(folder: Path) -> dict[str, bytes]:
     """Read the bytes of every file but the manifest, and verify them by it."""
-    listed = _read_manifest(folder / _MANIFEST)
+    listed = _read_manifest(folder)
     try:
-        present = {entry.name for entry in os.scandir(folder)} - {_MANIFEST}
+        present = {entry.name for entry in os.scandir(folder)}
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from error
     for name in sorted(listed.keys() - present):
         raise CheckpointError(f"{folder / name}: is missing")
-    for name in sorted(present - listed.keys()):
+    for name in sorted(present & _ALLOWED - listed.keys()):
         raise CheckpointError(f"{folder / name}: is not part of this checkpoint; move it elsewhere")
     files = {}
     for name, (size, digest) in listed.items():
@@ -237,8 +252,9 @@ def _read_verified(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
-    """Read size and SHA-256 of each file of a checkpoint from its manifest, which is verified first."""
+def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
+    """Read size and SHA-256 of each file from a checkpoint's manifest, verified first; without a removed one."""
+    path = folder / _MANIFEST
     data = _read_bytes(path, None)
     entries = _parse_json(path, data)
     digest = entries.pop("sha256", None)
@@ -251,6 +267,9 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
     for name in sorted(files.keys() ^ _REQUIRED):
         if name not in _ALLOWED or name in _REQUIRED:
             raise CheckpointError(f"{path}: lists no '{name}'" if name in _REQUIRED else f"{path}: lists {name!r}")
+    optimizer = _TENSORS["optimizer"]
+    if os.path.lexists(folder / _SLIMMED) and not os.path.lexists(folder / optimizer):
+        files.pop(optimizer, None)
     return {name: _parse_entry(path, name, entry) for name, entry in files.items()}
 
 
@@ -270,11 +289,29 @@ def _read_bytes(path: Path, size: int | None) -> bytes:
             raise CheckpointError(f"{path}: damaged: {num_bytes} bytes, {size} were saved")
         if size is None and num_bytes > _MAX_MANIFEST_BYTES:
             raise CheckpointError(f"{path}: {num_bytes} bytes, too large for a manifest")
-        return path.read_bytes()
+        if path.suffix == ".safetensors":
+            _assert_stated_size(path, num_bytes)
+        return read_regular_file(path, max_bytes=max(num_bytes, MAX_BYTES), allow_link=False)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is missing") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _assert_stated_size(path: Path, num_bytes: int) -> None:
+    """Raise CheckpointError unless the header of a tensor file states its size, and no absurd number of tensors.
+
+    Only the header is read: a sparse file would fill the memory, and many empty tensors take seconds.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length <= min(num_bytes, _MAX_HEADER_BYTES) else b""
+    ends = [int(end) for end in _DATA_END.findall(header)]
+    if len(ends) > _MAX_TENSORS:
+        raise CheckpointError(f"{path}: holds {len(ends):,} tensors, a checkpoint at most {_MAX_TENSORS:,}")
+    stated = 8 + length + max(ends, default=0)
+    if stated != num_bytes:
+        raise CheckpointError(f"{path}: damaged: {num_bytes:,} bytes, its header states {stated:,}")
 
 
 def _read_state(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -297,7 +334,7 @@ def _assert_readable_version(path: Path, document: Mapping[str, Any]) -> None:
     if type(version) is not int or version < 1:
         raise CheckpointError(f"{path}: has no format version; it is not a checkpoint of sightline")
     if version > FORMAT_VERSION:
-        raise CheckpointError(
+        raise NewerFormatError(
             f"{path}: written by a newer sightline (format {version}, this one reads up to {FORMAT_VERSION}); update it"
         )
 

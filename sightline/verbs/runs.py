@@ -112,7 +112,7 @@ def _slim(options: RunsOptions) -> int:
     from sightline.runs import checkpoint
 
     def slim(path: Path) -> int:
-        with RunDirectory(path, is_writer=True).lock():
+        with RunDirectory(path, is_writer=True).lock_to_shrink():
             return checkpoint.slim(path)
 
     paths = _find_once(options.slim, options.folder)

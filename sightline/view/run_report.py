@@ -50,7 +50,7 @@ def list_hardest_samples(run: ReportedRun, *, most: int) -> list[str]:
     manifest = load_document(path)
     if "samples" not in manifest:  # boxes are in one file, and scored together
         raise UserError(f"--samples hardest: {path} states no figure for each sample; give names, or numbers as 0,5")
-    if not (names := read_part(run, find)):
+    if not (names := read_part(run, find, str(path.relative_to(run.path)))):
         raise UserError(f"--samples hardest: {path} has no sample with an error; give the names of samples")
     return names
 
@@ -80,25 +80,25 @@ def make_report(runs: Sequence[ReportedRun], samples: PageClouds | None = None) 
         differences = PageTable(["key", *names], compared.differences, is_numeric=False)
         blocks += [PageText("heading", ["Differences between the configs"]), differences]
     choose = functools.partial(_choose_lines, most=max(50, _MAX_LINES // len(runs)))
-    curves = {run.name if len(runs) > 1 else "": read_part(run, choose) for run in runs}
+    curves = {run.name if len(runs) > 1 else "": read_part(run, choose, "metrics.jsonl") for run in runs}
     if any(curves.values()):
         blocks += [PageText("heading", ["Curves"]), PageChart(make_curve_panels(curves))]
-    classes = [read_part(run, _list_class_figures) for run in runs]
+    classes = [read_part(run, _list_class_figures, "final.json") for run in runs]
     if any(classes):
         title = "Joints" if all(run.has_joints for run in runs) else "Classes"
         blocks += [PageText("heading", [title]), _make_class_table(names, classes)]
     blocks += [PageText("heading", ["Samples"]), samples] if samples else []
     pictures = functools.partial(_make_pictures, max_bytes=MAX_PICTURE_BYTES // len(runs))
-    sections: list[tuple[str, Callable[[ReportedRun], Sequence[PageBlock]]]] = [
-        ("By distance", _make_distance_tables),
-        ("Confusions", _make_confusion_table),
-        ("Published figures", _make_published_table),
-        ("Findings of the checks", _make_findings_table),
-        ("Predictions", pictures),
-        ("How to repeat", _make_environment_table),
+    sections: list[tuple[str, Callable[[ReportedRun], Sequence[PageBlock]], str]] = [
+        ("By distance", _make_distance_tables, "final.json"),
+        ("Confusions", _make_confusion_table, "final.json"),
+        ("Published figures", _make_published_table, "published.json"),
+        ("Findings of the checks", _make_findings_table, "findings.json, or checks.json beside it"),
+        ("Predictions", pictures, "predictions"),
+        ("How to repeat", _make_environment_table, "environment.json"),
     ]
-    for title, make in sections:
-        made = [(run, read_part(run, make)) for run in runs]
+    for title, make, file in sections:
+        made = [(run, read_part(run, make, file)) for run in runs]
         blocks += [PageText("heading", [title])] if any(parts for _, parts in made) else []
         for run, parts in made:
             blocks += [PageText("strong", [run.name]), *parts] if parts and len(runs) > 1 else parts

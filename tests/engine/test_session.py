@@ -6,12 +6,14 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from sightline.contract.errors import CheckpointError
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.session import StopRequest, TrainingSession
@@ -281,3 +283,35 @@ def test_a_run_killed_in_its_evaluation_goes_on_by_resume_auto(tmp_path: Path) -
     assert code == 0, text
     assert f"resumed at step {state['step']}" in text
     assert differences(tmp_path / "killed", tmp_path / "whole") == []
+
+
+FORGED_STATES: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"groups": None}, "groups: Input should be a valid"),
+    ({"groups": []}, "shorter"),
+    ({"groups": [{}]}, "KeyError: 'lr'"),
+    ({"num_steps": "3"}, "num_steps: Input should be a valid integer"),
+    ({"best": {"step": "x", "value": None}}, "best.step: Input should be a valid integer"),
+    ({"random": [{"torch": 5}]}, "random.0.torch: Input should be a valid string"),
+    ({"scaler": None}, "scaler: Input should be"),
+    ({"unwritten": None}, "unwritten: Input should be a valid"),
+    ({"unwritten": [{"step": 1}]}, "0.num_steps: Field required"),
+    ({"evaluation_due": "no"}, "evaluation_due: Input should be a valid boolean"),
+)
+
+
+def test_a_state_that_lacks_something_is_one_line(tmp_path: Path) -> None:
+    """Though the manifest vouches for it: a checkpoint that was made or edited by something else."""
+    session = start(tmp_path / "run")
+    session._save()
+    sound = checkpoint.load(tmp_path / "run")
+    for number, (change, reason) in enumerate([({key: None for key in sound.state}, "Input"), *FORGED_STATES]):
+        forged = replace(sound, state=sound.state | change)
+        path = checkpoint.save(tmp_path / str(number), forged, keep_last=1, is_best=False)
+        with pytest.raises(CheckpointError, match="is not the state of this training") as caught:
+            session.resume(path)
+        assert str(caught.value).startswith(f"{path}/state.json: ")
+        assert reason in str(caught.value)
+        assert "\n" not in str(caught.value)
+    empty = checkpoint.save(tmp_path / "empty", replace(sound, state={}), keep_last=1, is_best=False)
+    with pytest.raises(CheckpointError, match=r"num_steps: Field required; groups: Field required"):
+        session.resume(empty)

@@ -10,6 +10,7 @@ import pickle
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import pytest
 import torch
 
 from sightline.contract.errors import CheckpointError
-from sightline.runs.checkpoint import Snapshot, enclosing_run, load, newest_valid, resolve, rewind, save
+from sightline.runs.checkpoint import Snapshot, enclosing_run, load, newest_valid, resolve, rewind, save, slim
+from sightline.runs.snapshots import NewerFormatError
+from tests.cases import run_each
 from tests.engine.snapshots import assert_same, bits, snapshot_of
 
 FILES = ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json", "manifest.json"]
@@ -261,9 +264,106 @@ def test_every_byte_of_the_manifest_counts(folder: Path) -> None:
     assert_refused(folder, "manifest.json")
 
 
-def test_an_unknown_file_is_refused(folder: Path) -> None:
-    (folder / "weights.pt").write_bytes(b"")
-    assert_refused(folder, "weights.pt")
+def test_a_file_by_a_name_of_ours_that_was_not_saved_is_refused(folder: Path) -> None:
+    (folder / "losses.safetensors").write_bytes(b"")
+    assert "not part of this checkpoint" in assert_refused(folder, "losses.safetensors")
+
+
+# --- files of a user, and checkpoints that do not verify, are never removed ------------------------------------------
+
+
+def put_notes(shelf: Path, *steps: int) -> None:
+    """Write two files and a folder into checkpoints: a user's, and what a file manager leaves."""
+    for step in steps:
+        folder = shelf / f"step_{step:08d}"
+        (folder / "notes.txt").write_text(f"of {step}")
+        (folder / ".DS_Store").write_bytes(b"\x00")
+        (folder / "pictures").mkdir()
+
+
+def test_files_of_a_user_are_no_damage_and_survive_their_checkpoint(tmp_path: Path) -> None:
+    shelf = tmp_path / "checkpoints"
+    for step in (1, 2):
+        save(tmp_path, snapshot_of(step), keep_last=2, is_best=False)
+    put_notes(shelf, 1, 2)
+    assert_same(load(tmp_path), snapshot_of(2))
+    assert newest_valid(tmp_path) == (shelf / "step_00000002", [])
+    save(tmp_path, snapshot_of(2, attempt=1), keep_last=2, is_best=False)
+    assert (shelf / "step_00000002/notes.txt").read_text() == "of 2", "of a checkpoint that was saved again"
+    save(tmp_path, snapshot_of(3), keep_last=2, is_best=False)
+    assert sorted(os.listdir(shelf)) == ["last", "step_00000001.kept", "step_00000002", "step_00000003"]
+    assert sorted(os.listdir(shelf / "step_00000001.kept")) == [".DS_Store", "notes.txt", "pictures"]
+    put_notes(shelf, 3)
+    rewind(tmp_path, step=2)
+    save(tmp_path, snapshot_of(3), keep_last=2, is_best=False)
+    put_notes(shelf, 3)
+    rewind(tmp_path, step=2)
+    assert sorted(os.listdir(shelf / "step_00000003.kept"))[2:4] == ["notes.txt", "notes.txt.2"], "none is replaced"
+    slim(tmp_path)
+    assert (shelf / "step_00000002/notes.txt").read_text() == "of 2"
+    assert_same(load(tmp_path), replace(snapshot_of(2, attempt=1), optimizer={}))
+
+
+def test_slimming_that_was_cut_short_has_removed_all_or_nothing(folder: Path) -> None:
+    (folder / "optimizer.removed").touch()
+    assert_same(load(folder), snapshot_of(7))
+    size = (folder / "optimizer.safetensors").stat().st_size
+    assert [slim(folder.parent), slim(folder.parent)] == [size, 0]
+    assert_same(load(folder), replace(snapshot_of(7), optimizer={}))
+    (folder / "optimizer.removed").unlink()
+    assert "is missing" in assert_refused(folder, "optimizer.safetensors")
+
+
+def flip(path: Path) -> bytes:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    return bytes(data)
+
+
+def test_what_does_not_verify_is_kept_under_a_name_of_its_own(tmp_path: Path) -> None:
+    """By `keep_last`, by a save of the same step, by a rewind, and twice."""
+    shelf = tmp_path / "checkpoints"
+    for step in (1, 2, 3):
+        save(tmp_path, snapshot_of(step), keep_last=3, is_best=False)
+    damaged = [flip(shelf / f"step_0000000{step}/model.safetensors") for step in (1, 3)]
+    rewind(tmp_path, step=2)
+    for step, data in zip((3, 1), reversed(damaged), strict=True):
+        save(tmp_path, snapshot_of(3), keep_last=2, is_best=False)
+        assert (shelf / f"step_0000000{step}.damaged/model.safetensors").read_bytes() == data
+    again = flip(shelf / "step_00000003/model.safetensors")
+    save(tmp_path, snapshot_of(3), keep_last=2, is_best=False)
+    assert (shelf / "step_00000003.damaged.2/model.safetensors").read_bytes() == again
+    assert newest_valid(tmp_path) == (shelf / "step_00000003", [])
+    names = ["last", "step_00000001.damaged", "step_00000002", "step_00000003"]
+    assert sorted(os.listdir(shelf)) == [*names, "step_00000003.damaged", "step_00000003.damaged.2"]
+
+
+def test_a_checkpoint_that_was_set_aside_returns_where_its_replacement_is_damaged(tmp_path: Path) -> None:
+    folder = save(tmp_path, snapshot_of(1), keep_last=1, is_best=False)
+    shutil.copytree(folder, folder.with_name("step_00000001.replaced"))
+    data = flip(folder / "model.safetensors")
+    rewind(tmp_path, step=1)
+    assert_same(load(tmp_path), snapshot_of(1))
+    assert (folder.with_name("step_00000001.damaged") / "model.safetensors").read_bytes() == data
+
+
+def test_a_newer_format_is_never_taken_for_damage(tmp_path: Path) -> None:
+    """Neither in the search for a sound one, nor by what removes checkpoints."""
+    for step in (1, 2):
+        newer = save(tmp_path, snapshot_of(step), keep_last=2, is_best=False)
+    edit_state(newer, format_version=99)
+    for change in (
+        lambda: newest_valid(tmp_path),
+        lambda: rewind(tmp_path, step=1),
+        lambda: save(tmp_path, snapshot_of(2), keep_last=2, is_best=False),
+        lambda: slim(tmp_path),
+    ):
+        with pytest.raises(NewerFormatError, match=r"step_00000002/state.json: written by a newer .*format 99"):
+            change()
+        assert newer.is_dir()
+    flip(newer.parent / "step_00000001/model.safetensors")
+    assert "beside it: " in assert_refused(newer.parent / "step_00000001", "model.safetensors")
 
 
 def test_damaged_last_names_the_newest_sound_one(tmp_path: Path) -> None:
@@ -338,6 +438,9 @@ HARMFUL_TENSORS: dict[str, Callable[[Path], bytes]] = {
     "dtype torch lacks": lambda _: safetensors_bytes(entry("F4", [2], 1), b"1"),
     "shape overflows": lambda _: safetensors_bytes(entry("F32", [2**62, 2**62], 4), b"1234"),
     "negative shape": lambda _: safetensors_bytes(entry("F32", [-1], 4), b"1234"),
+    "tensors without number": lambda _: safetensors_bytes(
+        {str(number): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for number in range(2**16 + 1)}
+    ),
     "offsets outside": lambda _: safetensors_bytes(entry("F32", [2**20], 2**22), b"1234"),
     "offsets backwards": lambda _: safetensors_bytes(
         {"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, b"1234"
@@ -373,6 +476,18 @@ def test_harmful_tensor_files_are_refused_though_the_manifest_vouches(folder: Pa
     (folder / "model.safetensors").write_bytes(HARMFUL_TENSORS[name](tmp_path))
     reseal(folder)
     assert_refused(folder, "model.safetensors")
+
+
+@run_each("is_stated, says", [(False, "damaged: 4,398,046,511,104 bytes, its header states 128"), (True, "the memory")])
+def test_a_sparse_file_is_refused_before_it_fills_the_memory(tmp_path: Path, is_stated: bool, says: str) -> None:
+    """Four TiB that take no disk, though the manifest vouches for the size, and the header may."""
+    folder = save(tmp_path / str(is_stated), snapshot_of(7), keep_last=2, is_best=False)
+    header = json.dumps(entry("F32", [2**40 - 32], 2**42 - 128) if is_stated else {}).ljust(120).encode()
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    reseal(folder, files=files | {"model.safetensors": {"size": 2**42, "sha256": "0" * 64}})
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(folder / "model.safetensors", 2**42)
+    assert says in assert_refused(folder, "model.safetensors")
 
 
 @pytest.mark.usefixtures("harmless")

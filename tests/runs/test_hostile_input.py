@@ -20,6 +20,7 @@ from sightline.engine.records import Observers
 from sightline.runs.checkpoint import resolve
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.run_directory import assert_own_files, load_document, read_facts
+from tests.cases import run_each
 from tests.command import succeed
 from tests.engine.told import evaluation, step
 from tests.marks import long_but
@@ -142,6 +143,14 @@ def test_a_count_of_nothing_among_the_facts_is_one_line(tmp_path: Path, count: A
     (tmp_path / "facts.json").write_text(json.dumps({"num_classes": count}))
     with pytest.raises(UserError, match=r"facts\.json: num_classes is .*, a count is needed"):
         read_facts(tmp_path)
+
+
+@run_each("names", [5, -1, None, float("inf"), "a", {"a": 1}, ["a", 3]])
+def test_names_that_are_none_among_the_facts_are_one_line(tmp_path: Path, names: Any) -> None:
+    for name in ("class_names", "part_names"):
+        (tmp_path / "facts.json").write_text(json.dumps({name: names}))
+        with pytest.raises(UserError, match=rf"facts\.json: {name} is .*, a list of names is needed"):
+            read_facts(tmp_path)
 
 
 PLUGIN = {"name": "a.py", "path": "/a.py", "sha256": "0"}

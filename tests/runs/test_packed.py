@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sightline.compute.layers.quantisation.clustering import cluster_weight
 from sightline.compute.layers.quantisation.linear import quantisable_weights
 from sightline.compute.layers.quantisation.parametrised import apply_policy, dense_state_dict, quantised_weights
+from sightline.contract import regular_files
 from sightline.contract.errors import CheckpointError, UserError
 from sightline.runs.checkpoint import evaluated_sha256
 from sightline.runs.packed import (
@@ -329,6 +330,18 @@ def test_a_sparse_file_is_refused_by_its_header(sound: bytes, tmp_path: Path, he
         read_packed(path)
     with pytest.raises(CheckpointError, match=fault):
         evaluated_sha256(path)
+
+
+def test_codes_whose_numbers_the_memory_cannot_hold_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bit of the file is a float in the model: 2 GiB of holes would be 64 GiB."""
+    path = tmp_path / "model.slq"
+    write_packed(path, net(), {})
+    monkeypatch.setattr(regular_files, "_ALWAYS_FITS_BYTES", 0)
+    monkeypatch.setattr(regular_files, "_measure_free_memory", lambda: path.stat().st_size)
+    with pytest.raises(CheckpointError, match=r"cannot be read: its content takes [\d,]+ bytes, more than the memory"):
+        read_packed(path)
 
 
 def test_codes_without_a_value_are_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from sightline.engine.batch_stream import BatchSampler, BatchStream
+from tests.cases import run_each
 from tests.processes import ROOT
 from tests.runs.broken_off import (
     Bench,
@@ -33,6 +34,7 @@ from tests.runs.broken_off import (
     wait_for,
     with_variable,
 )
+from tests.runs.test_checkpoint import reseal
 
 pytestmark = pytest.mark.processes
 
@@ -272,17 +274,89 @@ def test_a_folder_that_holds_no_run_is_not_taken_for_one(bench: Bench) -> None:
 
 def test_a_damaged_last_falls_back_to_the_newest_sound_one(bench: Bench, copied: Path, unbroken: Unbroken) -> None:
     damaged = copied / "checkpoints/step_00000015/optimizer.safetensors"
-    data = bytearray(damaged.read_bytes())
-    data[len(data) // 2] ^= 1
-    damaged.write_bytes(data)
+    data = spoil(damaged)
     for path in (copied, copied / "checkpoints/last"):
         code, text = again(bench, copied, resume=str(path))
         assert (code, f"{damaged}: damaged" in text) == (2, True), text
+    before = state_of(copied / "checkpoints")
+    code, text = again(bench, copied)
+    assert (code, f"is finished, but {damaged}: damaged" in text) == (1, True), text
+    assert f"to train its end again from the newest sound one: --resume {copied}/checkpoints/step_00000014" in text
+    assert state_of(copied / "checkpoints") == before
+    (copied / "final.json").unlink()
     code, text = again(bench, copied, is_checked=True)
     assert code == 0, text
     assert f"damaged checkpoint passed over: {damaged}" in text
     assert "resumed at step 14" in text
+    assert (copied / "checkpoints/step_00000015.damaged/optimizer.safetensors").read_bytes() == data
     assert differences(copied, unbroken(1)) == []
+
+
+def spoil(path: Path) -> bytes:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return bytes(data)
+
+
+def seal_as_newer(folder: Path) -> None:
+    """Make a checkpoint one of format 99, whose manifest vouches for it."""
+    state = json.loads((folder / "state.json").read_text()) | {"format_version": 99}
+    (folder / "state.json").write_text(json.dumps(state))
+    reseal(folder, format_version=99)
+
+
+NONE_SOUND, NEWER = "no checkpoint can be resumed: ", "written by a newer sightline (format 99"
+
+
+@run_each(
+    "number, reason, first, is_finished",
+    [(0, NONE_SOUND, 0, True), (1, NONE_SOUND, 0, False), (2, NEWER, 0, True), (3, NEWER, -1, False)],
+)
+def test_a_run_is_never_begun_again_over_its_checkpoints(
+    bench: Bench, unbroken: Unbroken, number: int, reason: str, first: int, is_finished: bool
+) -> None:
+    run = Path(shutil.copytree(unbroken(1), bench.folder / f"harmed_{number}", symlinks=True))
+    if not is_finished:
+        (run / "final.json").unlink()
+    for folder in sorted((run / "checkpoints").glob("step_*"))[first:]:
+        if reason is NEWER:
+            seal_as_newer(folder)
+        else:
+            spoil(folder / "state.json")
+    before = state_of(run)
+    for overrides in ((), ("train.epochs=4",)):
+        code, text = again(bench, run, *overrides)
+        assert (code, len(text.strip().splitlines())) == (1, 1), text
+        assert reason in text
+        assert f"{run}/checkpoints/step_00000015/" in text
+    assert state_of(run) == before
+
+
+def test_files_of_a_user_beside_checkpoints_are_no_damage(bench: Bench, copied: Path, unbroken: Unbroken) -> None:
+    for folder in (copied / "checkpoints").iterdir():
+        if not folder.is_symlink():
+            (folder / ".DS_Store").write_bytes(b"\x00")
+    before = state_of(copied)
+    code, text = again(bench, copied)
+    assert (code, "this run is finished" in text) == (0, True), text
+    assert state_of(copied) == before
+    code, text = again(bench, copied, resume=str(copied / "checkpoints/step_00000014"))
+    assert (code, "resumed at step 14" in text) == (0, True), text
+    assert (copied / "checkpoints/step_00000015.kept/.DS_Store").exists()
+    for path in (copied / "checkpoints").glob("step_*/.DS_Store"):
+        path.unlink()
+    assert differences(copied, unbroken(1)) == []
+
+
+def test_a_finished_run_whose_checkpoints_were_deleted_is_left_alone(bench: Bench, copied: Path) -> None:
+    shutil.rmtree(copied / "checkpoints")
+    before = state_of(copied)
+    code, text = again(bench, copied)
+    assert (code, "this run is finished" in text) == (0, True), text
+    code, text = again(bench, copied, "train.epochs=4")
+    assert (code, "is finished and has no checkpoint to train longer from" in text) == (1, True), text
+    assert state_of(copied) == before
 
 
 def test_a_run_that_goes_back_to_an_earlier_checkpoint_is_not_finished(
@@ -313,9 +387,12 @@ def test_a_run_killed_before_its_final_evaluation_only_finishes(bench: Bench, co
     assert state_of(copied / "checkpoints") == checkpoints
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_afresh(bench: Bench, copied: Path, unbroken: Unbroken) -> None:
+def test_a_run_killed_in_its_first_save_starts_afresh(bench: Bench, copied: Path, unbroken: Unbroken) -> None:
     """Lines and events of the lost attempt must not stand beside those of the new one."""
-    shutil.rmtree(copied / "checkpoints")
+    for folder in (copied / "checkpoints").iterdir():
+        folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
+    (copied / "checkpoints/step_00000002.partial").mkdir()
+    (copied / "checkpoints/step_00000002.partial/model.safetensors").write_bytes(b"half of")
     (copied / "final.json").unlink()
     code, text = again(bench, copied)
     assert code == 0, text

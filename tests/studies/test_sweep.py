@@ -27,6 +27,7 @@ from sightline.workbench.study import sweep as sweep_module
 from sightline.workbench.study.grid import parse_factors
 from sightline.workbench.study.search_space import check_space, list_grid, read_space
 from sightline.workbench.study.sweep import Sweep, SweepSettings, TrialObserver
+from tests.cases import run_each
 from tests.command import refuse, run_here, succeed
 from tests.runs.small import ROOT, SMALL
 
@@ -387,6 +388,19 @@ def test_mistakes_are_one_line(name: str, tmp_path: Path) -> None:
     done = run_here("sweep", CONFIG, *SMALL, "--out", tmp_path / "out", *words)
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert expected in done.err
+
+
+@run_each("line", ['{"op_code": 99}', '{"op_code": "x"}', '{"op_code": 4}', '{"op_code": [1]}'])
+def test_a_line_of_a_journal_that_is_not_of_optuna_is_one_line_and_the_file_is_left(tmp_path: Path, line: str) -> None:
+    journal = tmp_path / "sweep.journal"
+    journal.unlink(missing_ok=True)
+    open_study(str(journal), name="a", directions=["minimize"], needed_by="sweep").ask()
+    text = journal.read_text() + line + "\n"
+    journal.write_text(text)
+    with pytest.raises(UserError, match=r"sweep\.journal: ValueError: a line is not one of Optuna") as caught:
+        open_study(str(journal), name="a", directions=["minimize"], needed_by="sweep")
+    assert "\n" not in str(caught.value)
+    assert journal.read_text() == text
 
 
 def test_several_processes_and_a_missing_package_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

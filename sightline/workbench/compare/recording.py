@@ -12,6 +12,8 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,7 @@ from sightline.contract.pytree import join_path
 from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.instrument import ModuleCall, Tape, record
 from sightline.instrument.formats import FORMATS, TF32, Format, coarser, result_format
+from sightline.runs.atomic_files import disk_failure
 from sightline.runs.run_directory import RunDirectory
 
 
@@ -187,8 +190,19 @@ def write_record(path: Path, record: Record) -> None:
         "trace": [loss if math.isfinite(loss) else None for loss in record.trace],
     }
     path.mkdir(parents=True, exist_ok=True)
-    save_file(writer.tensors, path / _TENSORS)
+    write_tensors(path / _TENSORS, writer.tensors)
     RunDirectory(path, is_writer=True).write_text(_DOCUMENT, json.dumps(document, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors into a file. Raises RunError, and leaves no file, if the disk refuses it."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        path.unlink(missing_ok=True)
+        number = re.search(r"os error (\d+)", str(error))
+        refusal = OSError(str(error)) if number is None else OSError(int(number[1]), os.strerror(int(number[1])))
+        raise disk_failure(refusal, path) from error
 
 
 def read_record(path: Path) -> Record:

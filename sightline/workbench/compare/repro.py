@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import sightline.workbench.compare.repro_script as script
@@ -22,7 +21,7 @@ from sightline.contract.pytree import tree_leaves
 from sightline.instrument.formats import FORMATS
 from sightline.workbench.compare.comparison import VariantComparison
 from sightline.workbench.compare.layerwise import LOSS, LayerComparison, find_module
-from sightline.workbench.compare.recording import Writer
+from sightline.workbench.compare.recording import Writer, write_tensors
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def write_repro(folder: Path, comparison: VariantComparison, origin: LayerOrigin
     _copy_origins(folder, layers, origin)
     document = _describe_call(row, writer) | {"variant": layers[0], "reference": layers[1]}
     document["is_training"] = variant.training
-    save_file(writer.tensors, folder / "tensors.safetensors")
+    write_tensors(folder / "tensors.safetensors", writer.tensors)
     (folder / "repro.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     shutil.copyfile(str(script.__file__), folder / "repro.py")
     return f"{row.layer} alone: python {folder / 'repro.py'}"

@@ -93,7 +93,10 @@ def open_study(
         opened: Any = storage
         if storage is not None and is_file:
             Path(storage).parent.mkdir(parents=True, exist_ok=True)
-            opened = JournalStorage(JournalFileBackend(storage))
+            try:
+                opened = JournalStorage(JournalFileBackend(storage))  # reads every line
+            except (AssertionError, LookupError, TypeError) as error:
+                raise ValueError(f"a line is not one of Optuna ({summarise_error(error)})") from None
         return optuna.create_study(storage=opened, study_name=name, directions=directions, load_if_exists=True)
 
 
