@@ -122,7 +122,8 @@ def info(options: InfoOptions) -> int:
     """
     load_plugins(options.plugins)
     name, source = options.dataset, options.source
-    folder, faults = Path(name), []
+    folder = Path(name)
+    faults: list[str] = []
     if options.options and source is None:
         raise UserError(f"data info: {options.options[0]}: options need --from PATH, the files to read")
     if source is not None:

@@ -53,7 +53,7 @@ def areas_and_normals(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarr
     return double_area_F / 2, cross_F3 / safe_F[:, None]
 
 
-def _refuse(is_wrong: np.ndarray, rows: np.ndarray, name: str, reason: str) -> None:
+def _refuse(is_wrong: np.ndarray | np.bool, rows: np.ndarray, name: str, reason: str) -> None:
     """Raise ValueError naming the first of the `rows` (n, 3) that `is_wrong` (n,), if there is one."""
     if is_wrong.any():
         index = int(is_wrong.argmax())
