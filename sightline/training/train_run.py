@@ -46,7 +46,7 @@ from sightline.engine.train import NonFiniteGradientError
 from sightline.engine.watchdog import describe_failed_kernel, exit_process
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory, collect_environment, load_document
-from sightline.runs.run_files import config_path_of_run, is_run
+from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
 from sightline.training.published_results import compare_with_published
 from sightline.workbench.describe.report import pose_baselines
 from sightline.workbench.probe.features import source_sha256
@@ -393,7 +393,7 @@ class _TrainRun:
         if self._examined:
             directory.write_json("checks.json", self._examined)
         if location.checkpoint:
-            self._world.rank_zero_only(self._warn_of_other_data)(session)
+            self._world.rank_zero_only(self._warn_of_changes)(session)
             session.resume(Path(location.checkpoint))
         else:
             session.start()
@@ -403,14 +403,17 @@ class _TrainRun:
         resumed = f", resumed at step {session.job.step}" if location.checkpoint else ""
         self._note(f"run directory: {directory.path}{resumed}")
 
-    def _warn_of_other_data(self, session: TrainingSession) -> None:
-        """Warn if the data differ from the run's first session, by their digest."""
-        began = load_document(session.directory.path / "environment.json").get("data")
-        if began is not None and began != session.record["data"]:
+    def _warn_of_changes(self, session: TrainingSession) -> None:
+        """Warn if the data, or on a CPU the number of threads, differ from the run's first session."""
+        files, now = RunFiles(session.directory.path), session.record
+        if (change := files.check_data(now["data"])) is not None:
+            logger.warning("%s: the run trains on both; if that is not intended, start a new run", change)
+        began = files.environment.get("num_threads")
+        if self._world.device.type == "cpu" and began not in (None, now["num_threads"]):
             logger.warning(
-                "data-changed: data.root holds another set, or one prepared again, than this run began with (%.12s, "
-                "now %.12s): the run trains on both; if that is not intended, start a new run",
-                *(began, session.record["data"]),
+                "resume-other-threads: begun with OMP_NUM_THREADS=%s, resumed with %s: sums are rounded otherwise, so "
+                "that the bits differ from those of a run that was not interrupted",
+                *(began, now["num_threads"]),
             )
 
     def _train(self, session: TrainingSession, findings: tuple[Finding, ...]) -> TrainResult:
