@@ -387,7 +387,8 @@ class _TrainRun:
         directory = session.directory
         session.start_files()
         for plugin in self._plugins:
-            directory.write_text(f"plugins/{plugin.path.name}", plugin.text)
+            for name, content in plugin.files().items():
+                directory.write_bytes(f"plugins/{name}", content)
         directory.append_line("sessions.jsonl", {**session.record, "resumed": location.checkpoint})
         directory.write_json("findings.json", [finding.to_dict() for finding in findings])
         if self._examined:
