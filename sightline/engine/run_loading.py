@@ -108,8 +108,15 @@ class OpenRun:
         return self._task_and_metrics[1]
 
     def evaluator(self, part: build.DataSubset | None = None) -> Evaluator:
-        """Build an evaluator of `part`, by default of the test split."""
+        """Build an evaluator of `part`, by default of the test split; all processes have the same one, and weights."""
         part = self.data.test if part is None else part
+        read_digest = trained_weights.evaluated_sha256
+        self.world.assert_equal(
+            lambda: {
+                "SHA-256 of the weights": read_digest(self.checkpoint_path),
+                **build.describe_data(self.data.facts, part),
+            }
+        )
         return build.build_evaluator(self._config_with_losses, part, self.task, self.metrics)
 
     def model_at(self, checkpoint: Path) -> nn.Module:

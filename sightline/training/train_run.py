@@ -39,6 +39,7 @@ from sightline.engine.build import Data, TrainingSetup, build
 from sightline.engine.device import describe_nondeterminism, set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.launcher import launch, resolve_num_processes
+from sightline.engine.process_inputs import describe_command
 from sightline.engine.records import Observer
 from sightline.engine.resume import RunLocation, assert_empty, create_run_folder, resolve_run_location
 from sightline.engine.session import StopRequest, TrainingSession
@@ -237,7 +238,11 @@ def train_run(
         if stop is None and is_main:
             stack.enter_context(restore_signal_handlers())
         stop_request = StopRequest() if stop is None else stop  # one that is not requested yet is false
-        world = stack.enter_context(start_world(device=device, timeout_s=config.distributed.timeout_s))
+        options = {"resume": resume if resume in (None, "auto") else "PATH", "no-check": not checks}
+        describe = partial(describe_command, "train", config, **options)
+        world = stack.enter_context(
+            start_world(device=device, timeout_s=config.distributed.timeout_s, describe=describe)
+        )
         if is_main:  # not before: a signal ends a process that still waits for the others
             stop_request.install_handlers(is_acknowledged=shows_progress and world.size == 1)
         run = _TrainRun(
