@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import linecache
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ import pytest
 
 from sightline.config import read_config
 from sightline.contract import registry
+from sightline.contract.cell_plugins import describe_modules
 from sightline.contract.errors import ConfigError, PluginError
-from sightline.contract.plugins import Plugin, check_recorded, find_plugin, load_plugins
+from sightline.contract.plugins import Plugin, check_recorded, find_plugin, load_plugins, loaded_sha256
 from sightline.workbench.check.context import CHECKS, check
 from tests.command import run_here
 
@@ -29,13 +31,15 @@ def build(*, num_classes: int, width: int = {width}) -> None:
 @pytest.fixture(autouse=True)
 def _own_parts() -> Iterator[None]:
     """What a test registers is gone after it; plugins of tests before it stay whole."""
-    modules = set(sys.modules)
+    modules, places = set(sys.modules), [*sys.path]
     before = {kind: dict(each._entries) for kind, each in registry.REGISTRIES.items() if each.names()}
     yield
     for kind, entries in before.items():
         registry.REGISTRIES[kind]._entries = entries
     for name in [name for name in sys.modules if name.startswith("sightline_plugin_") and name not in modules]:
         del sys.modules[name]
+    forget_modules()
+    sys.path[:] = places
 
 
 def write(path: Path, text: str) -> Path:
@@ -61,7 +65,7 @@ def test_parts_are_registered_and_known_by_their_file(tmp_path: Path) -> None:
     assert (entry.source, entry.facts) == ("mine 2026, eq. 1.", ["num_classes"])
     assert find_plugin(entry.builder) == path
     assert find_plugin(registry.models.get_entry("dgcnn").builder) is None
-    assert plugin.record() == {"path": str(path), "name": "parts.py", "sha256": plugin.sha256}
+    assert plugin.record() == {"path": str(path), "name": "parts.py", "sha256": plugin.sha256, "modules": {}}
     assert read_config(HEALTHY, ["model={name: mine}"]).model.arguments == {"width": 3}
 
 
@@ -252,8 +256,9 @@ def test_plugins_of_a_run_missing_and_changed_are_named(tmp_path: Path) -> None:
     with pytest.raises(PluginError) as error:
         check_recorded(recorded, [], run=tmp_path)
     assert str(error.value) == f"{tmp_path}: was made with the plugin {path}; give it again: --plugin {path}"
+    entries = [{"name": name, "path": name, "sha256": "0", "modules": {}} for name in ("a.py", "b b.py")]
     with pytest.raises(PluginError) as both:
-        check_recorded([{"name": name, "path": name, "sha256": "0"} for name in ("a.py", "b b.py")], [], run=tmp_path)
+        check_recorded(entries, [], run=tmp_path)
     assert str(both.value).endswith("with the plugins a.py, b b.py; give them again: --plugin a.py --plugin 'b b.py'")
     path.rename(path.with_suffix(".gone"))  # the run is on another machine now
     copy = write(tmp_path / "plugins" / "parts.py", "")
@@ -264,6 +269,119 @@ def test_plugins_of_a_run_missing_and_changed_are_named(tmp_path: Path) -> None:
     assert str(tmp_path / "plugins" / "parts.py") in note
 
 
+# --- modules beside a plugin -----------------------------------------------------------------------------------------
+
+BESIDE = {
+    "parts.py": "import beside\nimport lab.nets\nWIDTH = beside.WIDTH + lab.nets.WIDTH\n",
+    "beside.py": "WIDTH = 1\n",
+    "lab/__init__.py": "",
+    "lab/nets.py": "from .layers import WIDTH\n",
+    "lab/layers.py": "WIDTH = 2\n",
+    "unused.py": "",
+}
+
+
+def beside(folder: Path, **changed: str) -> Path:
+    """Write a plugin and the modules that it imports; return its path."""
+    for name, text in BESIDE.items():
+        write(folder / name, changed.get(Path(name).stem, text))
+    return folder / "parts.py"
+
+
+def width(path: Path) -> int:
+    """Load a plugin; return the number that it computed from those of its modules."""
+    load_plugins([path])
+    total: int = sys.modules["sightline_plugin_parts"].WIDTH
+    return total
+
+
+def test_modules_beside_a_plugin_are_recorded_and_a_change_is_named(tmp_path: Path) -> None:
+    path, run = beside(tmp_path), tmp_path / "run"
+    (plugin,) = load_plugins([path])
+    names = ["beside.py", "lab/__init__.py", "lab/layers.py", "lab/nets.py"]
+    record = json.loads(json.dumps(plugin.record()))
+    assert sorted(record["modules"]) == names
+    assert plugin.files() == {name: BESIDE[name].encode() for name in ("parts.py", *names)}
+    assert check_recorded([record], [plugin], run=run) == []
+    layers = write(tmp_path / "lab" / "layers.py", "WIDTH = 5\n")
+    assert check_recorded([record], [plugin], run=run) == [], "what was imported counts, not the file of today"
+    forget_modules()
+    (plugin,) = load_plugins([path])
+    copy = run / "plugins" / "lab" / "layers.py"
+    note = f"plugin-changed: {layers} is not what {run} was made with (its copy: {copy})"
+    assert check_recorded([record], [plugin], run=run) == [note]
+    for name in ("unused.py", "gone.py"):  # imported later then, in a function
+        late = {**record, "modules": {name: "0"}}
+        (note,) = check_recorded([late], [plugin], run=run)
+        assert note.startswith(f"plugin-changed: {tmp_path / name} is not what"), note
+
+
+def forget_modules() -> None:
+    """Let the next import read the files again, as in another session."""
+    for name in [name for name in sys.modules if name.split(".")[0] in ("beside", "lab")]:
+        del sys.modules[name]
+
+
+def test_a_copy_of_a_plugin_imports_the_copies_of_its_modules(tmp_path: Path) -> None:
+    """Also in a session that has imported those of the plugin, which imports its own again afterwards."""
+    original, copy = beside(tmp_path / "here"), beside(tmp_path / "run" / "plugins")
+    assert width(original) == 3
+    beside(tmp_path / "here", beside="WIDTH = 10\n", layers="WIDTH = 20\n")
+    assert width(copy) == 3
+    assert width(original) == 30
+
+
+def test_a_plugin_inside_of_a_package_and_its_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write(tmp_path / "lab" / "__init__.py", "")
+    write(tmp_path / "lab" / "beside.py", "WIDTH = 4\n")
+    path = write(tmp_path / "lab" / "parts.py", "from lab import beside\nWIDTH = beside.WIDTH\n")
+    (plugin,) = load_plugins([path])
+    assert sorted(plugin.files()) == ["lab/__init__.py", "lab/beside.py", "parts.py"]
+    for name, content in plugin.files().items():
+        write(tmp_path / "run" / "plugins" / name, content.decode())
+    record = plugin.record()
+    write(tmp_path / "lab" / "beside.py", "WIDTH = 5\n")
+    assert width(tmp_path / "run" / "plugins" / "parts.py") == 4
+    (copy,) = load_plugins([tmp_path / "run" / "plugins" / "parts.py"])
+    assert check_recorded([record], [copy], run=tmp_path) == []
+    (plugin,) = load_plugins([path])
+    assert "lab/beside.py is not what" in check_recorded([record], [plugin], run=tmp_path)[0]
+
+
+def test_installed_packages_below_a_plugin_are_not_its_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, prefix in (("env/lib/python3/site-packages", sys.prefix), ("env", str(tmp_path / "env"))):
+        monkeypatch.setattr(sys, "prefix", prefix)
+        monkeypatch.syspath_prepend(str(write(tmp_path / folder / "lab" / "__init__.py", "WIDTH = 1\n").parents[1]))
+        (plugin,) = load_plugins([write(tmp_path / "parts.py", "import lab\n")])
+        assert "lab" in sys.modules
+        assert plugin.modules() == {}
+        forget_modules()
+
+
+def test_two_plugins_with_modules_of_one_name(tmp_path: Path) -> None:
+    """Equal ones are one to the run; of others it could keep only one."""
+    first, second = (beside(tmp_path / name) for name in ("a", "b"))
+    second = second.rename(second.with_name("more.py"))
+    load_plugins([first, second])
+    forget_modules()
+    write(tmp_path / "b" / "beside.py", "WIDTH = 7\n")
+    assert refused(first, second) == (
+        f"--plugin: {tmp_path / 'a' / 'beside.py'} and {tmp_path / 'b' / 'beside.py'} have one name, and a run keeps "
+        "them by name; rename one"
+    )
+
+
+def test_a_part_that_a_module_beside_a_plugin_registers(tmp_path: Path) -> None:
+    """Features are cached by the code that made them, and a run keeps it: nobody has to import it again."""
+    beside(tmp_path, beside=MODEL.format(name="mine", width=3) + "WIDTH = 1\n")
+    (plugin,) = load_plugins([tmp_path / "parts.py"])
+    digests = loaded_sha256(registry.models.get_entry("mine").builder)
+    assert digests == plugin.digests()
+    assert "beside.py" in digests
+    assert describe_modules({"mine"}) == []
+
+
 def test_repeating_a_run_asks_for_its_plugins(tmp_path: Path) -> None:
     """`show RUN` and `train RUN/config.yaml` know what the run was made with."""
     path = model(tmp_path)
@@ -272,7 +390,8 @@ def test_repeating_a_run_asks_for_its_plugins(tmp_path: Path) -> None:
 
     run = tmp_path / "run"
     write(run / "config.yaml", render_config(read_config(HEALTHY, ["model={name: mine}"]), origins=False))
-    write(run / "environment.json", f'{{"plugins": [{{"path": "{path}", "name": "parts.py", "sha256": "0"}}]}}')
+    entry = {"path": str(path), "name": "parts.py", "sha256": "0", "modules": {}}
+    write(run / "environment.json", json.dumps({"plugins": [entry]}))
     for given in (run, run / "config.yaml"):
         code, _, err = run_here("show", given)
         assert (code, err) == (2, f"error: {run}: was made with the plugin {path}; give it again: --plugin {path}\n")

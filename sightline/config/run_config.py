@@ -278,6 +278,15 @@ def to_plain(value: Any) -> Any:
     return value
 
 
+def flatten(tree: Any, path: str = "") -> dict[str, Any]:
+    """Flatten a plain config to its leaves by their dotted keys; a list of plain values is a leaf, as written."""
+    is_block = isinstance(tree, list) and any(isinstance(item, dict | list) for item in tree)
+    if is_block or (isinstance(tree, dict) and tree):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {k: v for key, value in items for k, v in flatten(value, f"{path}.{key}".lstrip(".")).items()}
+    return {path: tree}
+
+
 def format_inline(value: Any) -> str:
     """Format a value on one line, quoted if our reader would otherwise not read it as text."""
     if isinstance(value, str):

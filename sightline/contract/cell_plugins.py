@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from sightline.contract.errors import PluginError
-from sightline.contract.plugins import Plugin, add_session_plugin
+from sightline.contract.plugins import Plugin, add_session_plugin, kept_modules
 from sightline.contract.registry import REGISTRIES
 
 _MAIN = "__main__"
@@ -47,7 +47,7 @@ def record_cells(used_names: Collection[str]) -> list[Plugin]:
 
 def describe_modules(used_names: Collection[str]) -> list[str]:
     """Describe the components of these names that imported modules registered: a run keeps no copy of those."""
-    own = ("sightline.", "sightline_plugin_", _MAIN)
+    own = ("sightline.", "sightline_plugin_", _MAIN, *kept_modules())
     return [
         f"{registry.noun} '{name}' is from the module {builder.__module__}, of which the run keeps no copy: import it "
         "before the run is loaded, or give its file as a plugin"

@@ -20,6 +20,10 @@ from sightline.contract.regular_files import read_regular_file
 _MODULE_PREFIX = "sightline_plugin_"
 _PLUGIN_ATTRIBUTE = "__sightline_plugin__"
 """Attribute of a plugin's module that contains its `Plugin`."""
+_SOURCE_ATTRIBUTE = "__sightline_source__"
+"""Attribute of a module beside a plugin that contains the bytes of its file when it was first seen."""
+_PACKAGE = f"{Path(__file__).resolve().parents[1]}{os.sep}"
+_LIBRARIES = ("site-packages", "dist-packages")
 
 
 class Plugin:
@@ -52,9 +56,64 @@ class Plugin:
     def module_name(self) -> str:
         return f"{_MODULE_PREFIX}{self.path.stem}"
 
-    def record(self) -> dict[str, str]:
-        """Return path, name and SHA-256, as a run records them."""
-        return {"path": str(self.path.resolve()), "name": self.path.name, "sha256": self.sha256}
+    @property
+    def folder(self) -> Path:
+        """The folder from which the plugin imports modules of its own."""
+        return self.path.resolve().parent
+
+    def modules(self) -> dict[str, bytes]:
+        """Return the modules that this process has imported from the plugin's folder, with their bytes.
+
+        Each is named by the path that its import follows (`lab/nets.py` for `lab.nets`). Installed packages, which may
+        be in a virtual environment below the folder, are left out.
+        """
+        return {
+            _module_path(name, module): _read_source(module)
+            for name, module in [*sys.modules.items()]
+            if name != "__main__" and not name.startswith(_MODULE_PREFIX) and self._is_own(module)
+        }
+
+    def files(self) -> dict[str, bytes]:
+        """Return the plugin's own text and its modules, as a run keeps them in `plugins/`."""
+        return self.modules() | {self.path.name: self.text.encode()}
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of each of its `files`."""
+        return {name: hashlib.sha256(content).hexdigest() for name, content in self.files().items()}
+
+    def record(self) -> dict[str, Any]:
+        """Return path, name and SHA-256, and the SHA-256 of its modules, as a run records them."""
+        modules = self.digests()
+        del modules[self.path.name]
+        return {"path": str(self.path.resolve()), "name": self.path.name, "sha256": self.sha256, "modules": modules}
+
+    def find_module(self, name: str) -> Path:
+        """Return the file of a module, by its name in `modules`, whether or not it is imported, or exists."""
+        roots = [self.folder, *self.folder.parents][: name.count("/") + 1]
+        return next((root / name for root in roots if os.path.isfile(root / name)), self.folder / name)
+
+    def list_changes(self, record: Mapping[str, Any]) -> list[tuple[str, Path]]:
+        """List what differs from a record: name and file of the plugin and of each of its recorded modules."""
+        changes = [] if self.sha256 == record["sha256"] else [(self.path.name, self.path)]
+        now = self.digests()
+        for name, digest in record["modules"].items():
+            path = self.find_module(name)
+            if name not in now and os.path.isfile(path):  # imported later, as a function of the plugin runs
+                now[name] = hashlib.sha256(read_regular_file(path)).hexdigest()
+            changes += [] if now.get(name) == digest else [(name, path)]
+        return changes
+
+    def _is_own(self, module: ModuleType) -> bool:
+        """Return True for a module whose Python file is below the plugin's folder, and not in an installed package."""
+        file = getattr(module, "__dict__", {}).get("__file__")
+        if not isinstance(file, str) or not file.endswith(".py") or file.startswith(_PACKAGE):
+            return False
+        for folder in (os.path.abspath(self.path.parent), str(self.folder)):
+            if file.startswith(f"{folder}{os.sep}"):
+                names = (os.path.basename(folder), *file[len(folder) :].split(os.sep))
+                is_environment = sys.prefix.startswith(f"{folder}{os.sep}") and file.startswith(f"{sys.prefix}{os.sep}")
+                return not is_environment and not any(name in _LIBRARIES for name in names)
+        return False
 
 
 def load_plugins(paths: Sequence[Path]) -> list[Plugin]:
@@ -73,10 +132,43 @@ def load_plugins(paths: Sequence[Path]) -> list[Plugin]:
     if plugins:
         for registry in REGISTRIES.values():
             registry.names()  # built-in names first, so that a plugin that reuses one of them is refused
+    kept: dict[str, tuple[Plugin, bytes]] = {}
     for plugin in plugins:
         if plugin.sha256 not in defined_here:
+            _forget_modules_of_other_folders(plugin)
             run_file(plugin)
+        for name, content in plugin.files().items():
+            other, other_content = kept.setdefault(name, (plugin, content))
+            if content != other_content:
+                both = f"{other.find_module(name)} and {plugin.find_module(name)}"
+                raise PluginError(f"--plugin: {both} have one name, and a run keeps them by name; rename one")
     return plugins
+
+
+def _forget_modules_of_other_folders(plugin: Plugin) -> None:
+    """Let a plugin import its own modules again where one before it has imported some of the same name."""
+    for name, module in [*sys.modules.items()]:
+        if _SOURCE_ATTRIBUTE not in getattr(module, "__dict__", {}):
+            continue
+        own = plugin.find_module(_module_path(name, module))
+        if os.path.isfile(own) and os.path.realpath(str(module.__file__)) != str(own):
+            del sys.modules[name]
+            parent, _, child = name.rpartition(".")
+            vars(sys.modules.get(parent, module)).pop(child, None)  # else `from parent import child` finds it there
+
+
+def _module_path(name: str, module: ModuleType) -> str:
+    """Return the path that the import of a module follows, with `/` (`lab/__init__.py` for a package `lab`)."""
+    ending = "/__init__.py" if os.path.basename(str(module.__file__)) == "__init__.py" else ".py"
+    return name.replace(".", "/") + ending
+
+
+def _read_source(module: ModuleType) -> bytes:
+    """Return the bytes of a module's file, as they were when this was first called."""
+    if _SOURCE_ATTRIBUTE not in vars(module):
+        setattr(module, _SOURCE_ATTRIBUTE, read_regular_file(Path(str(module.__file__))))
+    source: bytes = getattr(module, _SOURCE_ATTRIBUTE)
+    return source
 
 
 _SESSION_PLUGINS: dict[str, Plugin] = {}
@@ -97,9 +189,19 @@ def find_plugin(builder: Callable[..., Any]) -> Path | None:
 
 
 def loaded_sha256(builder: Callable[..., Any]) -> dict[str, str]:
-    """Return file name and SHA-256 of a component's plugin, as it was run; empty for a built-in one."""
-    path = find_plugin(builder)
-    return {} if path is None else {path.name: getattr(sys.modules[builder.__module__], _PLUGIN_ATTRIBUTE).sha256}
+    """Return file names and SHA-256 of a component's plugin and its modules, as run; empty for a built-in one."""
+    defining = sys.modules[builder.__module__]
+    plugin = getattr(defining, _PLUGIN_ATTRIBUTE, None)
+    if _SOURCE_ATTRIBUTE in vars(defining):
+        plugin = next(each for each in loaded_plugins() if _module_path(builder.__module__, defining) in each.modules())
+    return {} if plugin is None else plugin.digests()
+
+
+def kept_modules() -> tuple[str, ...]:
+    """Return the names of the modules that runs keep beside the plugins that imported them."""
+    return tuple(
+        name for name, module in [*sys.modules.items()] if _SOURCE_ATTRIBUTE in getattr(module, "__dict__", {})
+    )
 
 
 def loaded_plugins() -> list[Plugin]:
@@ -111,8 +213,12 @@ def loaded_plugins() -> list[Plugin]:
 def run_file(plugin: Plugin) -> ModuleType:
     """Run the text that was hashed, even if the file has changed since; return its module.
 
+    Its imports, also later ones, look in its own folder first: the copies in a run come before the files of today.
+
     Raises PluginError with the file's own line for any failure.
     """
+    folder = str(plugin.folder)
+    sys.path[:] = [folder, *(path for path in sys.path if path != folder)]  # first, as Python does for a script
     module = ModuleType(plugin.module_name)
     module.__file__ = str(plugin.path)
     setattr(module, _PLUGIN_ATTRIBUTE, plugin)
@@ -153,7 +259,7 @@ def _locate_error(plugin: Plugin, error: BaseException) -> str:
     return f"{plugin.path}:{lines[-1]}" if lines else str(plugin.path)
 
 
-def check_recorded(recorded: Sequence[Mapping[str, str]], loaded: Sequence[Plugin], *, run: Path) -> list[str]:
+def check_recorded(recorded: Sequence[Mapping[str, Any]], loaded: Sequence[Plugin], *, run: Path) -> list[str]:
     """List notes on plugins that changed since a run was made. Raises PluginError for one that is missing."""
     if not _is_record(recorded):
         raise PluginError(
@@ -169,14 +275,12 @@ def check_recorded(recorded: Sequence[Mapping[str, str]], loaded: Sequence[Plugi
             + " ".join(f"--plugin {shlex.quote(path)}" for path in lost)
         )
     for entry in recorded:
-        plugin = by_name[entry["name"]]
-        if plugin.sha256 != entry["sha256"]:
-            copy = run / "plugins" / entry["name"]
-            notes.append(f"plugin-changed: {plugin.path} is not what {run} was made with (its copy: {copy})")
+        for name, path in by_name[entry["name"]].list_changes(entry):
+            notes.append(f"plugin-changed: {path} is not what {run} was made with (its copy: {run / 'plugins' / name})")
     return notes
 
 
-def _find_source(entry: Mapping[str, str], run: Path) -> Path:
+def _find_source(entry: Mapping[str, Any], run: Path) -> Path:
     """Return the file that a plugin was read from, or its copy in the run if that file is missing."""
     path, copy = Path(entry["path"]), run / "plugins" / entry["name"]
     is_moved = os.path.isfile(copy) and not os.path.isfile(path)  # which know names that are too long for a disk
@@ -187,5 +291,8 @@ def _is_record(recorded: Any) -> bool:
     """Return True for a list of the names, paths and digests of plugins."""
     keys = ("name", "path", "sha256")
     return isinstance(recorded, list | tuple) and all(
-        isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in keys) for entry in recorded
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(key), str) for key in keys)
+        and isinstance(entry.get("modules"), dict)
+        for entry in recorded
     )

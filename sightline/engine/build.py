@@ -22,7 +22,7 @@ from torch import nn
 from sightline.compute.layers.batch_norm import disable_cudnn_batch_norm
 from sightline.compute.layers.quantisation.parametrised import apply_policy
 from sightline.config import RunConfig, locate_errors
-from sightline.config.run_config import PrecisionName
+from sightline.config.run_config import PrecisionName, to_plain
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind, model_output_keys
 from sightline.contract.errors import CheckpointError, ConfigError, UserError, escape_to_one_line
@@ -115,6 +115,16 @@ class Data:
     facts: Mapping[str, Any]
 
 
+def describe_data(facts: Mapping[str, Any], *parts: DataSubset) -> dict[str, Any]:
+    """Describe data by numbers of samples, facts, and the digests of the data sets that state one; none is read."""
+    digests = dict.fromkeys(str(DataMembers.fingerprint.get(part.dataset)) for part in parts)
+    return {
+        **{f"number of {part.split} samples": len(part.indices) for part in parts},
+        "fingerprint of the data": " + ".join(digests),
+        **{f"fact {name}": to_plain(value) for name, value in facts.items()},
+    }
+
+
 @dataclass(frozen=True)
 class TrainingSetup:
     """All components built from a config; its `evaluate.mode` is set.
@@ -147,6 +157,7 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
     with locate_errors(config.origins):
         if data is None:
             data = build_data(config)
+            world.assert_equal(partial(describe_data, data.facts, data.train, data.selection, data.test))
             log_linked_data_folder(config, world)
         model = _build_unchanged_model(config, data.facts, world)
         report = None if is_resumed else _load_initial_weights(model, config)
@@ -154,6 +165,9 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
         losses = build_losses(config, data.facts, world)
         task, meters = build_task(config, data, model, world, losses=losses)
         config = record_teacher(resolve_mode(config, [meter.metric for meter in meters], is_resumed=is_resumed))
+        if config.teacher is not None:
+            digest = config.teacher.sha256
+            world.assert_equal(lambda: {"SHA-256 of the teacher's weights": digest})
         recipe: OptimizerSpec = registry.optimizers.build(config.optimizer, facts=data.facts)
         job = _build_job(config, data, world, model, task, recipe, LearntLosses(losses))
         selection = build_evaluator(config, data.selection, task, meters)

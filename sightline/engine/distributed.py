@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import inspect
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -30,6 +32,7 @@ from sightline.contract.errors import RunError, UserError
 from sightline.engine.device import keep_freed_memory
 from sightline.engine.gradient_sums import GradientReduction
 from sightline.engine.launcher import RankInfo, rank_info_from_environment, rendezvous_address
+from sightline.engine.process_inputs import ProcessesDifferError, describe_process, find_differences
 from sightline.engine.watchdog import (
     PeerLostError,
     Watchdog,
@@ -46,6 +49,7 @@ T = TypeVar("T")
 
 _MIN_START_S = 60.0
 """Minimal time for all processes to start: a first import from a cold disk is not a hang."""
+_MAX_HANDSHAKE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,16 @@ class World:
         """Return the function itself on the first process; elsewhere one that does nothing and returns None."""
         return function if self.rank == 0 else _do_nothing
 
+    def assert_equal(self, describe: Callable[[], Mapping[str, Any]], *, store: dist.Store | None = None) -> None:
+        """Raise ProcessesDifferError on every process unless all describe the same values, in the group's store."""
+        if self.size == 1:
+            return
+        with self._collective("the comparison of all processes", None):
+            shared = store or dist.distributed_c10d._get_default_store()  # type: ignore[attr-defined]
+            differences = find_differences(shared, rank=self.rank, size=self.size, values=describe())
+        if differences:
+            raise ProcessesDifferError(differences)
+
     def barrier(self, name: str) -> None:
         """Wait for every process; on a time-out, the error names the missing processes and their lines of code."""
         if self.size > 1:
@@ -126,15 +140,12 @@ class World:
     def broadcast_weights(self, model: nn.Module) -> nn.Module:
         """Give every process the first one's weights; return the model to call in training.
 
-        Raises RunError if processes have built different models.
+        Raises ProcessesDifferError if processes have built different models.
         """
         if self.size == 1:
             return model
         entries = [*model.named_parameters(), *model.named_buffers()]
-        texts = self.gather_text(
-            "\n".join(f"{name}: {_format_shape(tensor)}" for name, tensor in entries), operation="model's form"
-        )
-        _assert_same_model(texts)
+        self.assert_equal(lambda: {f"the model's {name}": _format_shape(tensor) for name, tensor in entries})
         self._broadcast([tensor for _, tensor in entries], operation="the model's first weights")
         return model
 
@@ -313,19 +324,6 @@ def _format_shape(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
-def _assert_same_model(texts: Sequence[str]) -> None:
-    for rank, text in enumerate(texts):
-        if text == texts[0]:
-            continue
-        lines = [set(t.split("\n")) for t in (texts[0], text)]
-        actual = sorted(lines[1] - lines[0]) or ["nothing"]
-        expected = sorted(lines[0] - lines[1]) or ["nothing"]
-        raise RunError(
-            f"rank {rank} has built another model than rank 0: it has {actual[0]} where rank 0 has {expected[0]} "
-            f"({len(lines[0] ^ lines[1])} differences); a model must not depend on the process that builds it"
-        )
-
-
 # --- loops of a user's own --------------------------------------------------------------------------------------------
 
 _COLLECTIVES = (
@@ -410,12 +408,15 @@ def observe_collectives(enter: Callable[[str, str], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def start_world(*, device: str | torch.device = "auto", timeout_s: float = 600.0) -> Iterator[World]:
+def start_world(
+    *, device: str | torch.device = "auto", timeout_s: float = 600.0, describe: Callable[[], Mapping[str, Any]] = dict
+) -> Iterator[World]:
     """Join the processes that the launcher's environment describes, or be a world of one.
 
-    From Python, `device` may also be one of torch. With several processes only the first shows warnings. A process that
-    fails notifies the others, which then end, too. Raises UserError for an incomplete environment or a device that this
-    machine lacks, RunError if the processes do not connect, or if code calls sys.exit.
+    From Python, `device` may also be one of torch. Several processes first compare what each describes, and their
+    versions; only the first shows warnings. A process that fails notifies the others, which then end, too. Raises
+    UserError for an incomplete environment, a device that this machine lacks, and processes that differ; RunError if
+    the processes do not connect, or if code calls sys.exit.
     """
     rank_info = rank_info_from_environment()
     chosen = _select_device(str(device), rank_info.local_rank)
@@ -430,9 +431,16 @@ def start_world(*, device: str | torch.device = "auto", timeout_s: float = 600.0
     with _quiet_unless(rank_info.rank == 0):
         store, watchdog = _meet_processes(rank_info, timeout_s)
         try:
-            world = _join_group(rank_info, chosen, store, watchdog, timeout_s)
+            checks_agreement = os.environ.get("SIGHTLINE_DEBUG_COLLECTIVES", "0") not in ("", "0")
+            agreement = _Agreement(rank_info.size) if checks_agreement else None
+            world = World(rank_info.rank, rank_info.size, chosen, watchdog, agreement)
+            world.assert_equal(lambda: {**describe_process(chosen), **describe()}, store=store)
+            _join_group(world, store, timeout_s)
             yield world
             world.close()
+        except ProcessesDifferError:
+            watchdog.stop()
+            raise
         except PeerLostError as error:
             _exit_after_peer(error, watchdog)
         except SystemExit as error:
@@ -465,21 +473,14 @@ def _meet_processes(rank_info: RankInfo, timeout_s: float) -> tuple[dist.Store, 
     return store, watchdog
 
 
-def _join_group(
-    rank_info: RankInfo, device: torch.device, store: dist.Store, watchdog: Watchdog, timeout_s: float
-) -> World:
-    backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
+def _join_group(world: World, store: dist.Store, timeout_s: float) -> None:
+    backend = "cuda:nccl,cpu:gloo" if world.device.type == "cuda" else "gloo"
     # Our watchdog reports a hang at `timeout_s`; torch's own limit only has to come after it.
     limit = datetime.timedelta(seconds=2 * timeout_s + 30)
-    checks_agreement = os.environ.get("SIGHTLINE_DEBUG_COLLECTIVES", "0") not in ("", "0")
-    world = World(
-        rank_info.rank, rank_info.size, device, watchdog, _Agreement(rank_info.size) if checks_agreement else None
-    )
     with world._collective("the joining of all processes", None):
-        dist.init_process_group(backend, store=store, rank=rank_info.rank, world_size=rank_info.size, timeout=limit)
-        if device.type == "cpu":
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=limit)
+        if world.device.type == "cpu":
             world.gradient_groups.append(dist.new_group(timeout=limit))
-    return world
 
 
 def _connect_store(rank_info: RankInfo, timeout_s: float, *, is_second: bool = False) -> dist.Store:
@@ -492,12 +493,14 @@ def _connect_store(rank_info: RankInfo, timeout_s: float, *, is_second: bool = F
         host = "localhost"  # its second connection, like those of other processes, uses MASTER_ADDR
     else:
         _await_listener(host, port, rank_info.rank, patience_s)
-    limit = datetime.timedelta(seconds=patience_s)
+    named = {"is_master": is_host, "timeout": datetime.timedelta(seconds=patience_s), "wait_for_workers": False}
     try:
-        store = dist.TCPStore(host, port, is_master=is_host, timeout=limit, wait_for_workers=False)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"rank {rank_info.rank} cannot connect to the store at {host}:{port}: {reason}") from error
+        with ThreadPool(1) as pool:  # torch itself waits without end for a program that listens and does not respond
+            store = pool.apply_async(dist.TCPStore, (host, port), named).get(_MAX_HANDSHAKE_S)
+    except (RuntimeError, multiprocessing.TimeoutError) as error:
+        reason = str(error).partition("\n")[0] or f"no response in {_MAX_HANDSHAKE_S:g} s"
+        where = f"rank {rank_info.rank} cannot connect to the store at {host}:{port}"
+        raise RunError(f"{where}: {reason}; if another program uses the port, choose another MASTER_PORT") from error
     return dist.PrefixStore(f"sightline/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.config import RunConfig
-from sightline.config.run_config import Log, PrecisionName, format_inline, to_plain
+from sightline.config.run_config import Log, PrecisionName, flatten, format_inline, to_plain
 from sightline.contract.errors import RunError, UserError, join_some
 from sightline.contract.plugins import Plugin
 from sightline.engine.distributed import World
@@ -125,7 +125,7 @@ def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> 
     if notes:
         raise UserError(f"--resume: {notes[0]}; a run is resumed with the same plugins")
     recorded = files.config
-    stored, now = (_flatten(to_plain(c)) for c in (recorded, config))
+    stored, now = (flatten(to_plain(c)) for c in (recorded, config))
     is_longer = _get_length(config) != _get_length(recorded) and all(
         map(ge, _get_length(config), _get_length(recorded))
     )
@@ -250,12 +250,3 @@ def _list_run_files(path: Path) -> tuple[str, ...]:
 def _find_newest_run(base: Path) -> Path | None:
     numbers = sorted((int(p.name) for p in base.iterdir() if p.name.isdecimal()), reverse=True) if base.is_dir() else []
     return base / str(numbers[0]) if numbers else None
-
-
-def _flatten(tree: Any, path: str = "") -> dict[str, Any]:
-    """Flatten a config to its leaves by their dotted keys; a list of plain values is a leaf, as the user wrote it."""
-    is_block = isinstance(tree, list) and any(isinstance(item, dict | list) for item in tree)
-    if is_block or (isinstance(tree, dict) and tree):
-        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        return {k: v for key, value in items for k, v in _flatten(value, f"{path}.{key}".lstrip(".")).items()}
-    return {path: tree}

@@ -17,6 +17,7 @@ from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.loss import Loss, teacher_keys
+from sightline.contract.members import DataMembers
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import check_value, suggest
 from sightline.contract.types import Batch, ComponentConfig, SampleKey, SourceLocation
@@ -80,6 +81,10 @@ class OpenRun:
         build.log_linked_data_folder(self.config, self.world)
         if self.files is not None:
             build.check_same_facts(self.facts, data.facts, self.path)
+            fingerprint = DataMembers.fingerprint.get(data.train.dataset)
+            change = self.files.check_data(fingerprint) if self.config.data == self.files.config.data else None
+            if change is not None:
+                self.world.rank_zero_only(logger.warning)("%s: the figures are of the data as they are now", change)
         return data
 
     @cached_property
@@ -103,8 +108,15 @@ class OpenRun:
         return self._task_and_metrics[1]
 
     def evaluator(self, part: build.DataSubset | None = None) -> Evaluator:
-        """Build an evaluator of `part`, by default of the test split."""
+        """Build an evaluator of `part`, by default of the test split; all processes have the same one, and weights."""
         part = self.data.test if part is None else part
+        read_digest = trained_weights.evaluated_sha256
+        self.world.assert_equal(
+            lambda: {
+                "SHA-256 of the weights": read_digest(self.checkpoint_path),
+                **build.describe_data(self.data.facts, part),
+            }
+        )
         return build.build_evaluator(self._config_with_losses, part, self.task, self.metrics)
 
     def model_at(self, checkpoint: Path) -> nn.Module:

@@ -264,7 +264,8 @@ def _write_run(
         record = {"plugins": [plugin.record() for plugin in plugins], "checked": False, "num_processes": 1}
         directory.write_json("environment.json", collect_environment() | record)
         for plugin in plugins:
-            directory.write_text(f"plugins/{plugin.path.name}", plugin.text)
+            for name, content in plugin.files().items():
+                directory.write_bytes(f"plugins/{name}", content)
         directory.write_json("facts.json", to_plain(dict(facts)))
         directory.write_json(INPUTS_FILE, inputs_document(info))
         directory.write_json(LINEAGE_FILE, lineage)

@@ -92,3 +92,13 @@ class RunFiles:
     def check_plugins(self, loaded: Sequence[Plugin]) -> list[str]:
         """List notes on plugins that changed since the run was made. Raises PluginError for one that is missing."""
         return check_recorded(self.environment.get("plugins", []), loaded, run=self.path)
+
+    def check_data(self, fingerprint: str | None) -> str | None:
+        """Describe how the digest of a data set differs from that of the run's first session; None if it does not."""
+        began = self.environment.get("data")
+        if began is None or began == fingerprint:
+            return None
+        return (
+            "data-changed: data.root holds another set, or one prepared again, than this run began with "
+            f"({str(began)[:12]}, now {str(fingerprint)[:12]})"
+        )

@@ -25,6 +25,7 @@ from sightline.contract.types import ComponentConfig
 from sightline.engine.build import DataSubset, build_part
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import start_world
+from sightline.engine.process_inputs import describe_command
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.engine.session import describe_data_subset, evaluation_document
 from sightline.runs.run_files import RunFiles, config_path_of_run
@@ -102,7 +103,7 @@ def evaluate_run(
     assert_about_evaluation(overrides, files.config.task, verb="evaluate", also=("metrics",))
     source = Path(data) if isinstance(data, str) else data
     config = override_evaluation(files, overrides, source)
-    with start_world(device=device) as world:
+    with start_world(device=device, describe=partial(describe_command, "evaluate", config)) as world:
         run = open_run(files, config=config, checkpoint=checkpoint, world=world)
         set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
         part = run.data.test if data is None else build_part(config, "test")

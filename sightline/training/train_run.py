@@ -39,6 +39,7 @@ from sightline.engine.device import describe_nondeterminism, set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.finite_state import NonFiniteStateError
 from sightline.engine.launcher import launch, resolve_num_processes
+from sightline.engine.process_inputs import describe_command
 from sightline.engine.records import Observer
 from sightline.engine.resume import RunLocation, assert_empty, create_run_folder, resolve_run_location
 from sightline.engine.session import StopRequest, TrainingSession
@@ -46,7 +47,7 @@ from sightline.engine.train import NonFiniteGradientError
 from sightline.engine.watchdog import describe_failed_kernel, exit_process
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory, collect_environment, load_document
-from sightline.runs.run_files import config_path_of_run, is_run
+from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
 from sightline.training.published_results import compare_with_published
 from sightline.workbench.describe.report import pose_baselines
 from sightline.workbench.probe.features import source_sha256
@@ -236,7 +237,11 @@ def train_run(
         if stop is None and is_main:
             stack.enter_context(restore_signal_handlers())
         stop_request = StopRequest() if stop is None else stop  # one that is not requested yet is false
-        world = stack.enter_context(start_world(device=device, timeout_s=config.distributed.timeout_s))
+        options = {"resume": resume if resume in (None, "auto") else "PATH", "no-check": not checks}
+        describe = partial(describe_command, "train", config, **options)
+        world = stack.enter_context(
+            start_world(device=device, timeout_s=config.distributed.timeout_s, describe=describe)
+        )
         if is_main:  # not before: a signal ends a process that still waits for the others
             stop_request.install_handlers(is_acknowledged=shows_progress and world.size == 1)
         run = _TrainRun(
@@ -386,13 +391,14 @@ class _TrainRun:
         directory = session.directory
         session.start_files()
         for plugin in self._plugins:
-            directory.write_text(f"plugins/{plugin.path.name}", plugin.text)
+            for name, content in plugin.files().items():
+                directory.write_bytes(f"plugins/{name}", content)
         directory.append_line("sessions.jsonl", {**session.record, "resumed": location.checkpoint})
         directory.write_json("findings.json", [finding.to_dict() for finding in findings])
         if self._examined:
             directory.write_json("checks.json", self._examined)
         if location.checkpoint:
-            self._world.rank_zero_only(self._warn_of_other_data)(session)
+            self._world.rank_zero_only(self._warn_of_changes)(session)
             session.resume(Path(location.checkpoint))
         else:
             session.start()
@@ -402,14 +408,17 @@ class _TrainRun:
         resumed = f", resumed at step {session.job.step}" if location.checkpoint else ""
         self._note(f"run directory: {directory.path}{resumed}")
 
-    def _warn_of_other_data(self, session: TrainingSession) -> None:
-        """Warn if the data differ from the run's first session, by their digest."""
-        began = load_document(session.directory.path / "environment.json").get("data")
-        if began is not None and began != session.record["data"]:
+    def _warn_of_changes(self, session: TrainingSession) -> None:
+        """Warn if the data, or on a CPU the number of threads, differ from the run's first session."""
+        files, now = RunFiles(session.directory.path), session.record
+        if (change := files.check_data(now["data"])) is not None:
+            logger.warning("%s: the run trains on both; if that is not intended, start a new run", change)
+        began = files.environment.get("num_threads")
+        if self._world.device.type == "cpu" and began not in (None, now["num_threads"]):
             logger.warning(
-                "data-changed: data.root holds another set, or one prepared again, than this run began with (%.12s, "
-                "now %.12s): the run trains on both; if that is not intended, start a new run",
-                *(began, session.record["data"]),
+                "resume-other-threads: begun with OMP_NUM_THREADS=%s, resumed with %s: sums are rounded otherwise, so "
+                "that the bits differ from those of a run that was not interrupted",
+                *(began, now["num_threads"]),
             )
 
     def _train(self, session: TrainingSession, findings: tuple[Finding, ...]) -> TrainResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sightline.engine.build import TrainingSetup, build, find_unused_format
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.launcher import launch, resolve_num_processes
+from sightline.engine.process_inputs import describe_command
 from sightline.engine.run_loading import open_run
 from sightline.runs.run_directory import assert_writable, write_document, write_file
 from sightline.training.train_run import reread
@@ -175,7 +177,8 @@ def profile(options: ProfileOptions) -> int:
     num_processes = resolve_num_processes(options.processes)
     if num_processes > 1:
         return launch(options.command_line(), num_processes)
-    with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
+    inputs = partial(describe_command, "profile", *configs, config, steps=options.steps, rounds=options.rounds)
+    with start_world(device=options.device, timeout_s=config.distributed.timeout_s, describe=inputs) as world:
         set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
         built = _build(config, world, options.steps)
         trials = (

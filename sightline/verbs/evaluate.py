@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sightline.engine.distributed import start_world
 from sightline.engine.evaluate import Evaluation, pool_evaluations
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.observers import describe_shares
+from sightline.engine.process_inputs import describe_command
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.engine.session import evaluation_document
 from sightline.runs.run_directory import assert_writable, write_document
@@ -66,7 +68,10 @@ def evaluate(options: EvaluateOptions) -> int:
     num_processes = resolve_num_processes(options.processes)
     if num_processes > 1:
         return launch(options.command_line(), num_processes)
-    with start_world(device=options.device, timeout_s=configs[0][1].distributed.timeout_s) as world:
+    flags = {"errors": options.errors, "ensemble": options.ensemble, "save-predictions": options.save_predictions}
+    describe = partial(describe_command, "evaluate", *(config for _, config, _ in configs), **flags)
+    timeout_s = configs[0][1].distributed.timeout_s
+    with start_world(device=options.device, timeout_s=timeout_s, describe=describe) as world:
         for line in (line for _, _, notes in configs for line in notes):
             world.rank_zero_only(print_note)(f"warning: {line}")
         if len(options.runs) > 1:

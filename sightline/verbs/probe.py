@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 from sightline.commands.prove import ProbeOptions
@@ -12,6 +13,7 @@ from sightline.contract.plugins import load_plugins
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.launcher import launch, resolve_num_processes
+from sightline.engine.process_inputs import describe_command
 from sightline.runs.run_directory import assert_writable, write_document, write_file
 from sightline.verbs.output import print_note, show_table
 from sightline.workbench.probe.classifiers import Probe, assert_fits, build_probe, split_words
@@ -45,7 +47,9 @@ def probe(options: ProbeOptions) -> int:
     if num_processes > 1:
         return launch(options.command_line(), num_processes)
     set_backends(determinism=probed.config.train.determinism, cudnn=probed.config.train.cudnn)
-    with start_world(device=options.device, timeout_s=probed.config.distributed.timeout_s) as world:
+    describe = partial(describe_command, "probe", probed.config, method=options.method_name, random=options.random)
+    timeout_s = probed.config.distributed.timeout_s
+    with start_world(device=options.device, timeout_s=timeout_s, describe=describe) as world:
         probed = check_input_scale(probed, world)
         for line in probed.notes:
             world.rank_zero_only(print_note)(line)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.contract.errors import RunError
+from sightline.contract.errors import RunError, UserError
 from sightline.engine.distributed import World, start_world
 
 DTYPES = ("uint8", "int16", "int32", "int64", "float32", "float64", "bfloat16")
@@ -126,7 +126,7 @@ def models(world: World) -> dict[str, Any]:
     refusal = ""
     try:
         world.broadcast_weights(nn.Linear(2, 3 + world.rank))
-    except RunError as error:
+    except UserError as error:
         refusal = str(error)
     as_lists = [{name: t.tolist() for name, t in model.state_dict().items()} for model in (equal, replica)]
     return {"equal": as_lists[0], "replica": as_lists[1], "refusal": refusal}

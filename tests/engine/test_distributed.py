@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sightline.contract.errors import ConfigError, RunError, UserError
-from sightline.engine.build import build
+from sightline.engine.build import build, build_data
 from sightline.engine.distributed import World, _select_device, start_world
 from tests.engine.collectives import DTYPES, PARTS, ROWS, TEXTS, Uneven, network, random_numbers, whole_batch
 from tests.processes import free_port, run_ranks
@@ -216,7 +216,7 @@ def test_buffers_and_first_weights_become_those_of_the_first_process(found: Foun
 def test_models_that_differ_between_processes_are_refused_everywhere(found: Found) -> None:
     for refusal in each(found, "models"):
         assert refusal["refusal"].startswith(
-            "rank 1 has built another model than rank 0: it has bias: float32[4] where"
+            "processes differ: the model's weight is float32[3, 2] on rank 0 and float32[4, 2] on rank 1"
         )
 
 
@@ -285,7 +285,7 @@ def test_compiling_synchronised_batch_norm_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"train.compile: torch cannot compile the reductions of distributed.sync_batch"
     ):
-        build(config, World(rank=0, size=2))
+        build(config, World(rank=0, size=2), data=build_data(config))
 
 
 @pytest.mark.parametrize(("environment", "expected"), [({"SLURM_PROCID": "1"}, 0), ({}, None)])

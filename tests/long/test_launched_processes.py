@@ -82,31 +82,47 @@ def test_wandb_changes_no_bit_and_has_one_folder(trained: Trained, folder: Path)
     assert not (folder / "wandb").exists()
 
 
-def test_two_nodes_are_two_processes(trained: Trained, folder: Path) -> None:
-    """Two of torchrun's agents, each with a process of its own, as on two machines: not one bit differs."""
-    local, _ = trained("pointnet", 2)
-    out, port = folder / "nodes", free_port()
-    node = f"--nnodes=2 --nproc-per-node=1 --rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:{port} --local-addr=127.0.0.1"
-    words = words_of("pointnet", out)
+def run_nodes(folder: Path, *words: list[str]) -> list[tuple[int, str]]:
+    """Run a command line on each of torchrun's agents, each with a process of its own, as on as many machines."""
+    node = f"--nnodes={len(words)} --nproc-per-node=1 --rdzv-backend=c10d --local-addr=127.0.0.1"
+    node += f" --rdzv-endpoint=127.0.0.1:{free_port()}"
     agents = [
         subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", *node.split(), "-m", "sightline", *words],
+            [sys.executable, "-m", "torch.distributed.run", *node.split(), "-m", "sightline", *own],
             cwd=folder,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for _ in range(2)
+        for own in words
     ]
     try:
         texts = [agent.communicate(timeout=120)[0] for agent in agents]
     finally:
         for agent in agents:
             agent.kill()
-    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(texts)
+    return [(agent.returncode, text) for agent, text in zip(agents, texts, strict=True)]
+
+
+def test_two_nodes_are_two_processes(trained: Trained, folder: Path) -> None:
+    """Not one bit differs."""
+    local, _ = trained("pointnet", 2)
+    out = folder / "nodes"
+    (first, text), (second, other_text) = run_nodes(folder, *[words_of("pointnet", out)] * 2)
+    assert [first, second] == [0, 0], text + other_text
     assert differences(out, local) == []
-    assert sum(text.count("overall_accuracy") > 0 for text in texts) == 1
+    assert ("overall_accuracy" in text) + ("overall_accuracy" in other_text) == 1
+
+
+def test_a_stale_config_on_one_node_ends_both(folder: Path) -> None:
+    words = words_of("pointnet", folder / "stale")
+    for code, text in run_nodes(folder, words, [*words, "optimizer.lr=5e-3"]):
+        assert code == 1  # of torchrun
+        assert (
+            len(re.findall(r"(?m)^\[rank \d\] error: processes differ: optimizer.lr is .* on rank 1; .*$", text)) == 1
+        )
+        assert re.search(r"exitcode +: 2 ", text), text
 
 
 def test_a_process_that_is_stopped_ends_the_run_and_is_named(folder: Path) -> None:

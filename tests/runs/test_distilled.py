@@ -259,7 +259,7 @@ def test_a_plugin_of_the_teacher_must_be_given(teacher: Path, tmp_path: Path) ->
     theirs = tmp_path / "teacher"
     shutil.copytree(teacher, theirs, symlinks=True)
     record = json.loads((theirs / "environment.json").read_text())
-    plugin = {"name": "no_such_plugin.py", "path": "/somewhere/no_such_plugin.py", "sha256": "0"}
+    plugin = {"name": "no_such_plugin.py", "path": "/somewhere/no_such_plugin.py", "sha256": "0", "modules": {}}
     (theirs / "environment.json").write_text(json.dumps(record | {"plugins": [plugin]}))
     with pytest.raises(ConfigError, match=r"was made with the plugin /somewhere/.*give it again: --plugin /somewhere/"):
         build(small_config(BOTH, f"teacher={{from: {theirs}}}"), World())

@@ -153,10 +153,10 @@ def test_names_that_are_none_among_the_facts_are_one_line(tmp_path: Path, names:
             read_facts(tmp_path)
 
 
-PLUGIN = {"name": "a.py", "path": "/a.py", "sha256": "0"}
+PLUGIN = {"name": "a.py", "path": "/a.py", "sha256": "0", "modules": {}}
 
 
-@pytest.mark.parametrize("listed", [3.5, {"a": 1}, ["a"], [[]], [{**PLUGIN, "name": []}], [{"name": "a.py"}]])
+@pytest.mark.parametrize("listed", [3.5, {"a": 1}, ["a"], [[]], [{**PLUGIN, "name": []}], [{**PLUGIN, "modules": 1}]])
 def test_a_forged_list_of_plugins_is_one_line(tmp_path: Path, listed: Any) -> None:
     with pytest.raises(PluginError, match=r"environment\.json lists plugins in another form"):
         check_recorded(listed, (), run=tmp_path)

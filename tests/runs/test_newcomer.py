@@ -76,10 +76,23 @@ def test_a_run_goes_on_where_its_data_moved_and_warns_of_other_data(
     os.rename("prepared", "moved")
     further = ("train", "run", "--resume", "auto", "--no-check")
     done(*further, "train.epochs=2", "data.root=moved")
+    done("evaluate", "run")
     assert "data-changed" not in caplog.text
     done("data", "prepare", "cloud_folder", "--from", "scans", "--to", "other", "up_axis=y", "num_points=64")
+    os.rename("moved", "before")
+    os.rename("other", "moved")  # made again
+    done("evaluate", "run")
+    assert "data-changed: data.root holds another set" in caplog.text
+    assert "the figures are of the data as they are now" in caplog.text
+    caplog.clear()
+    os.rename("moved", "other")
+    assert "resume-other-threads" not in caplog.text
+    record = json.loads(Path("run/environment.json").read_text())
+    threads = record["num_threads"]
+    Path("run/environment.json").write_text(json.dumps({**record, "num_threads": threads + 1}))
     done(*further, "train.epochs=3", "data.root=other")
     assert "data-changed: data.root holds another set" in caplog.text
+    assert f"resume-other-threads: begun with OMP_NUM_THREADS={threads + 1}, resumed with {threads}: " in caplog.text
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=[each.name for each in MISTAKES])

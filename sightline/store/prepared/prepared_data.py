@@ -105,6 +105,13 @@ class PreparedData:
     plan: ClassVar[Callable[..., PreparationPlan]]
     prepare: ClassVar[Callable[..., dict[str, Any]]]
     card: ClassVar[Callable[[], dict[str, Any]]]
+    _prepared: PreparedSet | None = None
+    """The folder that an instance reads, if its class keeps it."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Digest of the contents of the prepared folder; None if the class does not keep it."""
+        return None if self._prepared is None else self._prepared.content_sha256()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -82,6 +82,10 @@ class FileListing:
                 raise self._changed_error(path, "differs from what it held when the set was prepared (SHA-256)")
         return len(entries)
 
+    def digests(self) -> list[list[tuple[str, str]]]:
+        """Return path and SHA-256 of the files of each row."""
+        return [[(entry.path, entry.sha256) for entry in row] for row in self._rows]
+
     def _check_file(self, entry: ListedFile) -> Path:
         path = self._root / entry.path
         try:
@@ -207,6 +211,17 @@ class PreparedSet:
                 )
             self._listings[split] = listing
         return self._listings[split]
+
+    def content_sha256(self) -> str:
+        """Compute a digest of all that the folder contains and lists, wherever its source is and whenever it was made.
+
+        Files are not read: the manifest and the documents that list files have their digests.
+        """
+        entries = {key: self.manifest[key] for key in self.manifest.keys() - {"digest", "files", "source", LISTED}}
+        files = {name: entry["sha256"] for name, entry in self.manifest["files"].items()}
+        listed = {split: self.listing(split).digests() for split in self.splits if LISTED in self.manifest}
+        contents = [entries, {name: digest for name, digest in files.items() if not name.endswith(f".{LISTED}.json")}]
+        return hashlib.sha256(json.dumps([*contents, listed], sort_keys=True).encode()).hexdigest()
 
     def _num_rows(self, split: str) -> int:
         return int(self.manifest["splits"][split]["num_rows"])

@@ -9,6 +9,7 @@ import pkgutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from sightline.contract.errors import ConfigError
 from sightline.contract.schema import suggest
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World, start_world
+from sightline.engine.process_inputs import describe_command
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import open_run
 from sightline.workbench.check.context import CHECKS, MOMENTS, TO_END, Context, FindingBuilder, Rule
@@ -85,7 +87,8 @@ def check_path(
     examination: Examination | None = None,
 ) -> list[Finding]:
     """Run all checks of the config of a file or of a run directory."""
-    with start_world(device=device, timeout_s=config.distributed.timeout_s) as world:
+    describe = partial(describe_command, "check", config, deep=deep)
+    with start_world(device=device, timeout_s=config.distributed.timeout_s, describe=describe) as world:
         opened = open_run(path, config=config, world=world)
         run = opened.files and opened.path
         return run_all(opened.training_setup, world, run=run, deep=deep, examination=examination)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -188,7 +189,7 @@ class CloudFolder(LabelledClouds):
             tuple(_make_shards(clouds, class_names, names, preparation)),
             about,
             partial(_summary, passed_over=list_skipped_files(root) if root.is_dir() else ""),
-            {**preparation, "columns": columns_list, "up_axis": up_axis, "unit": unit, "clouds": _digest(clouds)},
+            {**preparation, "columns": columns_list, "up_axis": up_axis, "unit": unit, "clouds": _digest(clouds, root)},
         )
 
 
@@ -268,9 +269,9 @@ def _columns(preparation: Mapping[str, Any]) -> dict[str, ColumnSpec]:
     }
 
 
-def _digest(clouds: Sequence[ListedCloud]) -> str:
-    """Return the SHA-256 of the listed paths, classes and splits."""
-    entries = [[str(cloud.path), cloud.label, cloud.split] for cloud in clouds]
+def _digest(clouds: Sequence[ListedCloud], root: Path) -> str:
+    """Return the SHA-256 of the listed paths, relative to `root`, classes and splits."""
+    entries = [[os.path.relpath(cloud.path, root), cloud.label, cloud.split] for cloud in clouds]
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
