@@ -74,7 +74,7 @@ def make_report(runs: Sequence[ReportedRun], samples: PageClouds | None = None) 
     names = [run.name for run in runs]
     blocks: list[PageBlock] = [PageTable(["", *names], compared.summary(), is_numeric=False)]
     for run in runs:
-        if lines := read_part(run, lambda run: note_figures(run.final or {})):
+        if lines := read_part(run, lambda run: note_figures(run.final or {}), "final.json"):
             blocks.append(PageText("notes", [f"{run.name}: {line}" for line in lines] if len(runs) > 1 else lines))
     if len(runs) > 1:
         differences = PageTable(["key", *names], compared.differences, is_numeric=False)

@@ -198,8 +198,8 @@ def _iter_empty_faults(images: PartImages, projections: Sequence[str]) -> Iterat
     gap = _find_longest_gap(columns)
     if gap > _MAX_EMPTY_COLUMNS * len(columns):
         degrees = abs(images.view.azimuth_deg[0] - images.view.azimuth_deg[1]) * gap / len(columns)
-        words = {"number": gap, "total": len(columns), "limit": _MAX_EMPTY_COLUMNS}
-        yield _diagnose("empty columns", degrees=degrees, **words)
+        total, limit = len(columns), _MAX_EMPTY_COLUMNS
+        yield _diagnose("empty columns", degrees=degrees, number=gap, total=total, limit=limit)
 
 
 def _count_inner_gaps(is_filled: Tensor) -> int:
