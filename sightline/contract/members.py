@@ -51,6 +51,10 @@ class DataMembers:
         "text that changes whenever the same arguments and keys may give other samples; features are cached by it",
         absent=None,
     )
+    content_sha256: Member[str | None] = Member(
+        "SHA-256 of all that its files hold, wherever they are; runs and processes compare it, or `fingerprint`",
+        absent=None,
+    )
     baselines: Member[Mapping[str, Mapping[str, float]]] = Member(
         "metric → {simple prediction: its figure}, shown next to the metrics of a run", absent=MappingProxyType({})
     )
@@ -65,6 +69,11 @@ class DataMembers:
     expected_info: Member[Function] = Member(
         "`expected_info(*, ...)`, of the class: the `info` of a set that is not prepared yet", absent=None
     )
+
+
+def get_data_digest(dataset: object) -> str | None:
+    """Return the text that identifies the contents of a data set; None for one that states none."""
+    return DataMembers.content_sha256.get(dataset) or DataMembers.fingerprint.get(dataset)
 
 
 class ModelMembers:

@@ -28,7 +28,7 @@ from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind, mod
 from sightline.contract.errors import CheckpointError, ConfigError, UserError, escape_to_one_line
 from sightline.contract.facts import check_data_facts
 from sightline.contract.loss import Loss
-from sightline.contract.members import DataMembers, TaskMembers, TransformMembers
+from sightline.contract.members import DataMembers, TaskMembers, TransformMembers, get_data_digest
 from sightline.contract.metric import Metric, find_state_fault
 from sightline.contract.plugins import loaded_plugins
 from sightline.contract.types import ComponentConfig, Dataset
@@ -117,7 +117,7 @@ class Data:
 
 def describe_data(facts: Mapping[str, Any], *parts: DataSubset) -> dict[str, Any]:
     """Describe data by numbers of samples, facts, and the digests of the data sets that state one; none is read."""
-    digests = dict.fromkeys(str(DataMembers.fingerprint.get(part.dataset)) for part in parts)
+    digests = dict.fromkeys(str(get_data_digest(part.dataset)) for part in parts)
     return {
         **{f"number of {part.split} samples": len(part.indices) for part in parts},
         "fingerprint of the data": " + ".join(digests),

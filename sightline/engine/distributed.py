@@ -125,7 +125,7 @@ class World:
         if self.size == 1:
             return
         with self._collective("the comparison of all processes", None):
-            shared = store or dist.distributed_c10d._get_default_store()  # type: ignore[attr-defined]
+            shared = store or dist.distributed_c10d._get_default_store()
             differences = find_differences(shared, rank=self.rank, size=self.size, values=describe())
         if differences:
             raise ProcessesDifferError(differences)

@@ -17,7 +17,7 @@ from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.loss import Loss, teacher_keys
-from sightline.contract.members import DataMembers
+from sightline.contract.members import get_data_digest
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import check_value, suggest
 from sightline.contract.types import Batch, ComponentConfig, SampleKey, SourceLocation
@@ -81,7 +81,7 @@ class OpenRun:
         build.log_linked_data_folder(self.config, self.world)
         if self.files is not None:
             build.check_same_facts(self.facts, data.facts, self.path)
-            fingerprint = DataMembers.fingerprint.get(data.train.dataset)
+            fingerprint = get_data_digest(data.train.dataset)
             change = self.files.check_data(fingerprint) if self.config.data == self.files.config.data else None
             if change is not None:
                 self.world.rank_zero_only(logger.warning)("%s: the figures are of the data as they are now", change)

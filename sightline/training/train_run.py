@@ -31,7 +31,7 @@ from sightline.config.run_config import to_plain
 from sightline.contract.call_arguments import to_path, to_paths, to_texts
 from sightline.contract.cell_plugins import describe_modules, record_cells
 from sightline.contract.errors import RunError, UserError
-from sightline.contract.members import DataMembers
+from sightline.contract.members import get_data_digest
 from sightline.contract.plugins import Plugin, check_recorded, load_plugins
 from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.engine.build import Data, TrainingSetup, build
@@ -333,7 +333,7 @@ class _TrainRun:
                 "plugins": [plugin.record() for plugin in self._plugins],
                 "checked": self._has_checks,
                 "num_processes": world.size,
-                "data": DataMembers.fingerprint.get(built.data.train.dataset),
+                "data": get_data_digest(built.data.train.dataset),
             }
             session = TrainingSession(
                 built,

@@ -202,11 +202,14 @@ def test_a_data_folder_that_holds_something_else_on_one_machine_ends_every_proce
         prepare_folder(source, tmp_path / "other", seed=1),
     ]
     first, copied, other = (CloudFolder(split="train", root=manifest["root"]) for manifest in manifests)
-    assert first.fingerprint == copied.fingerprint
+    assert first.content_sha256 == copied.content_sha256
     words = ["train", str(MODELNET), "--no-check", "--device=cpu", "--out", str(tmp_path / "run")]
     folders = [[*words, f"data={{name: cloud_folder, root: {tmp_path / name}}}"] for name in ("first", "other")]
     for code, text in run_pair(tmp_path, *folders):
         assert code == 2, text
-        assert f"fingerprint of the data is {first.fingerprint[:16]}... on rank 0 and {other.fingerprint[:16]}" in text
+        assert (
+            f"fingerprint of the data is {first.content_sha256[:16]}... on rank 0 and {other.content_sha256[:16]}"
+            in text
+        )
         assert text.count("\n") == 1
     assert not (tmp_path / "run").exists()

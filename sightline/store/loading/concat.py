@@ -19,7 +19,7 @@ from sightline.compute.geometry.rendering import Background, Style, on_backgroun
 from sightline.contract import registry
 from sightline.contract.arguments import Count, DataBlock
 from sightline.contract.errors import ConfigError
-from sightline.contract.members import DataMembers
+from sightline.contract.members import DataMembers, get_data_digest
 from sightline.contract.types import DataInfo, Dealing, Sample, SampleKey
 
 
@@ -44,6 +44,8 @@ class Concat:
         self.strata = None if any(data_set is None for data_set in strata) else np.concatenate(strata)
         fingerprints = [DataMembers.fingerprint.get(data_set) for data_set in sets]
         self.fingerprint = None if None in fingerprints else " + ".join(map(str, fingerprints))
+        digests = [get_data_digest(data_set) for data_set in sets]
+        self.content_sha256 = None if None in digests else " + ".join(map(str, digests))
         if "boxes" in self.info.fields:
             self.classes = getattr(sets[0], "classes", None)
 

@@ -105,13 +105,12 @@ class PreparedData:
     plan: ClassVar[Callable[..., PreparationPlan]]
     prepare: ClassVar[Callable[..., dict[str, Any]]]
     card: ClassVar[Callable[[], dict[str, Any]]]
-    _prepared: PreparedSet | None = None
-    """The folder that an instance reads, if its class keeps it."""
+    _prepared: PreparedSet
 
     @property
-    def fingerprint(self) -> str | None:
-        """Digest of the contents of the prepared folder; None if the class does not keep it."""
-        return None if self._prepared is None else self._prepared.content_sha256()
+    def content_sha256(self) -> str | None:
+        """Digest of the contents of the prepared folder; None if the class does not keep it as `_prepared`."""
+        return self._prepared.content_sha256() if "_prepared" in vars(self) else None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

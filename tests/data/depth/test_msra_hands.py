@@ -156,7 +156,7 @@ def test_the_set_is_built_by_its_name(root: str) -> None:
     assert torch.equal(sample["reference"], sample["joints"][5])
     assert frames.info.facts["reference_source"] == "truth (oracle)"
     assert frames.info.facts["cube_mm"] == 200
-    assert frames.fingerprint == frames._prepared.content_sha256()
+    assert frames.fingerprint == frames._prepared.manifest["digest"]
     batch = BatchReader(frames)([SampleKey(0, 0, 0), SampleKey(1, 0, 0)])
     assert torch.equal(batch["depth"][1], sample["depth"])
 

@@ -148,6 +148,11 @@ class LabelledClouds(PreparedData):
             "has_normals": "normals" in manifest["columns"],
         }
 
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the manifest, which contains the hash of every file."""
+        return str(self._prepared.manifest["digest"])
+
     def _select_split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and labels of a split before `fraction` applies, without the shapes that are left out."""
         rows, labels = _select_rows(self._prepared, split, self.class_names)

@@ -108,6 +108,11 @@ class ShapeNetPart(PreparedData):
         """Return the DataInfo expected before preparation, without counts."""
         return _make_info(normals)
 
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the manifest, which contains the hash of every file."""
+        return str(self._prepared.manifest["digest"])
+
     def __len__(self) -> int:
         return len(self._shapes)
 

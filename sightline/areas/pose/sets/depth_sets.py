@@ -85,6 +85,11 @@ class PreparedFrames(PreparedData, DepthFrames):
         """Return the DataInfo expected before preparation, without counts."""
         return frames_info(cls.camera, cls.skeleton.select_joints(joints), farthest_mm=cls.farthest_mm)
 
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the manifest, which contains the hash of every file."""
+        return str(self._prepared.manifest["digest"])
+
     def sample_name(self, index: int) -> str:
         """Name of a sample in reports."""
         split, row = self._locate_row(int(self._frame_indices[index]))
