@@ -365,7 +365,11 @@ def build_task(
     )
     meters = []
     for component, metric in zip(config.metrics, build_metrics(config.metrics, facts), strict=True):
-        update = bind(metric.update, batch, outputs, predictions, owner=f"metrics.{component.name}", exclude=("state",))
+        offers, location = (batch, outputs, predictions), dataclasses.replace(component.location, path="")
+        try:
+            update = bind(metric.update, *offers, owner=f"metrics.{component.name}", exclude=("state",))
+        except UnknownKeyError as error:
+            raise UnknownKeyError(f"{location}: {error}; give another of `sightline list metrics`") from error
         meters.append(BoundMetric(metric, update))
     return task, meters
 

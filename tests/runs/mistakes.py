@@ -75,7 +75,11 @@ def _of_config() -> list[Mistake]:
         Mistake("model", (*TRAIN, "model.name=pointnett"), ("model.name", "did you mean 'pointnet'")),
         Mistake("argument", (*TRAIN, "model.dropuot=0.3"), ("model.dropuot", "did you mean 'dropout'")),
         Mistake("loss", (*TRAIN, "losses=[{name: cross_entropi}]"), ("losses.0.name", "did you mean 'cross_entropy'")),
-        Mistake("metric", (*TRAIN, "metrics=[{name: iou}]"), ("metrics.iou needs 'target'", "offers label")),
+        Mistake(
+            "metric",
+            (*TRAIN, "metrics=[{name: iou}]"),
+            (r"error: .*: metrics\.iou needs 'target'", "offers label", "give another of `sightline list metrics`"),
+        ),
         Mistake(
             "task",
             (*TRAIN[:3], *SMALL, "task.name=segment"),

@@ -1,4 +1,4 @@
-"""Parts without samples, and samples that no step, two steps or two processes train on."""
+"""Parts without samples, samples that no step, two steps or two processes train on, and too large a batch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MIN_VISITS = 20  # two permutations of so many are equal once in 2e18 runs
 def empty_loader(context: Context) -> list[Fault]:
     """Every part has batches; each epoch visits every training sample once, on one process, in a new order.
 
-    Finds: Parts without samples, and samples that no step, two steps or two processes train on.
+    Finds: Parts without samples, samples that no step, two steps or two processes train on, and too large a batch.
     """
     faults = [fault for part in distinct_parts(context.built.data) for fault in _part_faults(context, part)]
     is_broken = any(fault.severity is None for fault in faults)

@@ -188,8 +188,8 @@ def _iter_empty_faults(images: PartImages, projections: Sequence[str]) -> Iterat
     empty, inner, is_by_pitch = int((~rows).sum()), _count_inner_gaps(rows), images.view.rows == "pitch"
     if empty > _MAX_EMPTY_ROWS * len(rows) or (is_by_pitch and inner > _MAX_PITCH_GAPS * len(rows)):
         limit = _MAX_PITCH_GAPS if empty <= _MAX_EMPTY_ROWS * len(rows) else _MAX_EMPTY_ROWS
-        words = " ".join(f"{path}.height={len(rows) - empty}" for path in projections)
-        yield _diagnose("empty rows", number=empty, total=len(rows), limit=limit, words=words)
+        arguments = " ".join(f"{path}.height={len(rows) - empty}" for path in projections)
+        yield _diagnose("empty rows", number=empty, total=len(rows), limit=limit, arguments=arguments)
     if not is_by_pitch and inner > _MAX_INNER_GAPS * len(rows):
         yield _diagnose("missing rings", number=inner, total=len(rows), limit=_MAX_INNER_GAPS)
     flat = _count_flat_rows(images, is_filled)
