@@ -205,7 +205,7 @@ def test_a_plugin_runs_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 CHECK = """
 from sightline.workbench.check.context import check
-@check("Z1", "{code}", "{moment}", severity="{severity}", causes=("{cause}",))
+@check("{code}", "{moment}", severity="{severity}", causes=("{cause}",))
 def own(context):
     return None
 """
@@ -234,7 +234,7 @@ def test_a_check_with_the_code_of_a_shipped_one_is_refused(tmp_path: Path) -> No
     load_plugins([write(tmp_path / "own.py", CHECK.format(code="own-clash", **words))])
     try:
         with pytest.raises(PluginError, match=r"own.py: sightline has a check 'own-clash', too; take another code"):
-            check("Z2", "own-clash", "static", causes=("data.split",))(lambda context: None)
+            check("own-clash", "static", causes=("data.split",))(lambda context: None)
     finally:
         CHECKS.pop("own-clash")
 

@@ -310,7 +310,7 @@ def test_wrong_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_assigners_declare_the_priors_that_they_take() -> None:
-    takes = {name: registry.assigners.get_entry(name).builder.takes for name in registry.assigners.names()}
+    takes = {name: registry.assigners.get_entry(name).builder.prior_kinds for name in registry.assigners.names()}
     points, anchors = {"fcos", "ota", "simota"}, {"free_anchor", "max_iou"}
     expected = {name: {"points"} for name in points} | {name: {"anchors"} for name in anchors}
     assert takes == {**expected, "atss": {"anchors", "points"}}

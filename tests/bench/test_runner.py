@@ -154,12 +154,6 @@ def test_a_case_whose_baseline_is_not_there_is_left_out() -> None:
     assert {name for _, name, _ in meter.asked} == {"plain", "fast"}, "of the other case alone"
 
 
-def test_the_name_to_install_may_differ_from_the_name_to_import(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    report, _, _ = run(case(implementation("trees", lambda values: values, equal, needs="sklearn")))
-    assert "'scikit-learn'" in report.missing[0]
-
-
 def test_quick_rows_keep_the_listed_name_and_carry_the_size_they_were_run_at() -> None:
     """The name tells rows apart in the document; two cases may have the same tiny size."""
     report, meter, _ = run(case(RIGHT), is_quick=True)

@@ -36,7 +36,7 @@ SMALLER = {
         *("data.train_size=24", "data.validation_size=8", "data.test_size=8"),
         *("model.backbone.width=8", "model.neck.width=32"),
     ),
-    "pose/synthetic_hands_scale_net": ("data.train_size=64", "data.test_size=16"),
+    "pose/synthetic_hands_scale_net": ("data.train_size=80", "data.test_size=16"),
     "segment/synthetic_shapes_dgcnn": _FEW_CLOUDS,
 }
 """A few recipes, made smaller where counting the labels of thousands of clouds takes seconds. All of them, as they are

@@ -64,7 +64,7 @@ def own_check(function: Callable[[Context], Any]) -> Rule:
     def own(context: Context) -> Any:
         return function(context)
 
-    rule = check("Z1", "own-x", "preflight", causes=("data.split",))(own)
+    rule = check("own-x", "preflight", causes=("data.split",))(own)
     CHECKS.pop("own-x")
     return rule
 
