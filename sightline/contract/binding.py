@@ -88,12 +88,14 @@ def declared_outputs(function: Callable[..., Any], *, owner: str) -> frozenset[s
 
 def locate_output_error(
     error: Exception, outputs: Any, *, owner: str, reads: Sequence[str], forward: Callable[..., Any]
-) -> Exception:
+) -> OutputError | None:
     """Return the error of a reader of a model's outputs as one that names the `forward` which returned them.
 
-    If that is not to blame, the error itself: it returned a dict of what is read, and the error names no output.
+    None if that is not to blame: it returned a dict of what is read, and the error names no output.
     """
-    code = inspect.unwrap(forward).__code__
+    code = getattr(inspect.unwrap(forward), "__code__", None)
+    if code is None:  # a callable object, which has no line
+        return None
     returned_by = f"{forward.__qualname__} ({code.co_filename}:{code.co_firstlineno})"
     is_dict, named = isinstance(outputs, Mapping), str(error).partition(": ")[0]
     is_no_tensor = isinstance(error, AttributeError | TypeError)
@@ -111,7 +113,7 @@ def locate_output_error(
         )
         return OutputError(text, file=code.co_filename, line=code.co_firstlineno)
     if named not in reads:
-        return error
+        return None
     text = f"{error}; correct the '{named}' that {returned_by} returns"
     return OutputError(text, file=code.co_filename, line=code.co_firstlineno)
 

@@ -140,7 +140,8 @@ class Contrast:
         outputs: dict[str, Tensor] = model(**self._forward.select(batch))
         if not isinstance(outputs, Mapping) or not outputs.keys() >= {*self._compared}:
             reads, forward = self._compared, self._forward.function
-            raise locate_output_error(KeyError(reads), outputs, owner="the task", reads=reads, forward=forward)
+            error = KeyError(*reads)
+            raise locate_output_error(error, outputs, owner="the task", reads=reads, forward=forward) or error
         return outputs
 
     def _gather_rows(self, local_rows: Mapping[str, Tensor], world: AllGather) -> tuple[dict[str, Tensor], int]:

@@ -135,9 +135,10 @@ class Supervised:
                 sums[name] = _assert_scalar(name, "forward", term(batch, outputs, context))
             except (AttributeError, RuntimeError, TypeError, ValueError) as error:
                 reads, forward = [key for key in term.names if key in self._output_keys], self._forward.function
-                raise locate_output_error(
-                    error, outputs, owner=f"losses.{name}", reads=reads, forward=forward
-                ) from error
+                located = locate_output_error(error, outputs, owner=f"losses.{name}", reads=reads, forward=forward)
+                if located is None:
+                    raise
+                raise located from error
         return sums
 
 

@@ -266,7 +266,8 @@ def _name_other_set(name: str, folder: Path) -> Iterator[None]:
         with suppress(DataError):
             if is_prepared and (made_as := read_manifest(folder)["set"]) in others:
                 error = DataError(f"{error}; it opens with data.name={made_as} data.root={shlex.quote(str(folder))}")
-        fitting = [] if is_prepared or _recognises(name, folder) else [n for n in others if _recognises(n, folder)]
+        is_of_another = others and not is_prepared and not _recognises(name, folder)
+        fitting = [other for other in others if is_of_another and _recognises(other, folder)]
         if not fitting:
             raise error from None
         command = prepare_command(fitting[0], "DIR").replace("PATH", shlex.quote(str(folder)))

@@ -110,7 +110,8 @@ def projection_coverage(context: Context, images: PartImages) -> Fault | None:
 
 def _list_projections(context: Context) -> list[str]:
     """List the paths of the transforms that project, in the config."""
-    stages = {stage: getattr(context.config.transforms, stage) for stage in ("train", "evaluate", "vote")}
+    transforms = context.config.transforms
+    stages = {"train": transforms.train, "evaluate": transforms.evaluate, "vote": transforms.vote}
     return [
         f"transforms.{s}.{i}" for s, parts in stages.items() for i, part in enumerate(parts) if part.name == "project"
     ]
