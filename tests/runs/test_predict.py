@@ -308,7 +308,9 @@ def test_votes_are_said_not_to_be_applied(run: Path, clouds: np.ndarray, tmp_pat
     config = (run / "config.yaml").read_text()
     try:
         (run / "config.yaml").write_text(
-            config.replace("votes: 1", "votes: 3").replace("  vote: []", "  vote: [{name: rotate, axis: up, max_angle_rad: 3.1}]")
+            config.replace("votes: 1", "votes: 3").replace(
+                "  vote: []", "  vote: [{name: rotate, axis: up, max_angle_rad: 3.1}]"
+            )
         )
         done = run_here("predict", run, tmp_path / "a.npy", "--device", "cpu")
     finally:

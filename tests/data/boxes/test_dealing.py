@@ -12,6 +12,7 @@ import pytest
 from sightline.areas.detect.sets.coco import Coco
 from sightline.areas.detect.sets.labelled_images import hold_out_images
 from sightline.config import read_config, read_sections, render_config
+from sightline.contract.errors import ConfigError
 from sightline.runs.lineage import inputs_document
 from sightline.store.loading.concat import Concat
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
@@ -137,26 +138,23 @@ def without_rule(text: str) -> str:
     )
 
 
-def test_an_old_run_keeps_its_test_names(root: Path, tmp_path: Path) -> None:
-    """Its own config lacks the rule, and reads as `sorted`; a new config, and a run of today, do not."""
+def test_a_recorded_config_without_the_rule_is_refused(root: Path, tmp_path: Path) -> None:
+    """It never follows today's default; what the command line replaces has it."""
     base = Path(__file__).parents[3] / "configs" / "detect" / "synthetic_crowds_retinanet.yaml"
-    config = tmp_path / "new.yaml"
-    config.write_text(f"base: {base}\ndata: {{name: coco, root: {root}}}\n")
-    run = tmp_path / "run"
+    config, run = tmp_path / "new.yaml", tmp_path / "run"
     run.mkdir()
     (run / "facts.json").write_text("{}")
-    new = read_config(config)
-    assert new.data.arguments["split_rule"] == "seeded"
-    (run / "config.yaml").write_text(render_config(new, origins=False))
-    assert read_config(run / "config.yaml") == new
-    (run / "config.yaml").write_text(without_rule(render_config(new, origins=False)))
-    old = read_config(run / "config.yaml")
-    assert old.data.arguments == {**new.data.arguments, "split_rule": "sorted"}
-    assert read_sections(run / "config.yaml", ("data",))["data"] == old.data
-    assert names_of(Coco(split="test", **old.data.arguments)) == [f"b/{number}.png" for number in range(32, 40)]
-    assert read_config(run / "config.yaml", ["data.split_rule=seeded"]).data == new.data
-    config.write_text(f"base: {base}\ndata: {{name: concat, sets: [{{name: coco, root: {root}}}]}}\n")
-    (run / "config.yaml").write_text(without_rule(render_config(read_config(config), origins=False)))
-    assert both_dealt(root) == [("seeded", 0, ("validation", "test")), ("seeded", 0, ("validation", "test")), None]
-    [within] = read_config(run / "config.yaml").data.arguments["sets"]
-    assert within.arguments == old.data.arguments
+    for data, path in (
+        (f"{{name: coco, root: {root}}}", "data.split_rule"),
+        (f"{{name: concat, sets: [{{name: coco, root: {root}}}]}}", "data.sets.0.split_rule"),
+    ):
+        config.write_text(f"base: {base}\ndata: {data}\n")
+        new = read_config(config)
+        (run / "config.yaml").write_text(render_config(new, origins=False))
+        assert read_config(run / "config.yaml") == new
+        (run / "config.yaml").write_text(without_rule(render_config(new, origins=False)))
+        for read in (read_config, lambda path: read_sections(path, ("data",))):
+            with pytest.raises(ConfigError, match=rf"config\.yaml: lacks {path}, which"):
+                read(run / "config.yaml")
+    assert read_config(run / "config.yaml", [f"data={{name: coco, root: {root}}}"]).data.name == "coco"
+    assert read_config(run / "config.yaml", ["data.name=synthetic_crowds"]).data.name == "synthetic_crowds"
