@@ -97,7 +97,7 @@ def assert_loads(path: Path) -> None:
 BESIDE = '''\
 from beside import FACTOR
 
-from sightline import registry
+from sightline.contract import registry
 
 
 @registry.transforms.add("scaled")
