@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import sightline
+from sightline.contract.errors import CheckpointError, ConfigError, UserError
+from sightline.contract.types import SampleKey
 from sightline.engine.distributed import World
 from sightline.engine.session import StopRequest, TrainingSession
-from sightline.errors import CheckpointError, ConfigError, UserError
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory, collect_environment
-from sightline.types import SampleKey
 from tests.cases import run_each
 from tests.runs.small import small_run
 

@@ -61,7 +61,7 @@ class Assigning(Supervised):
     def context(self, model: nn.Module, batch: dict) -> dict[str, Any]:
         return {"assigned": torch.stack(_assign(batch["boxes"]))}
 
-    def tallies(self, contexts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def step_counts(self, contexts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {"n_pos": (torch.cat([each["assigned"].flatten() for each in contexts]) >= 0).sum()}
 
 

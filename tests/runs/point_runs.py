@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from sightline.contract import registry
 from sightline.compute.layers.mlp import as_packed
-from sightline.contract.types import CloudForm, DataInfo, Field, Sample, SampleKey
+from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
 
 
 class Output(TypedDict):
@@ -86,7 +86,7 @@ class ToyRooms:
         facts = {"num_classes": 3, "class_names": ("floor", "wall", "ceiling"), "in_channels": 6, "up_axis": "z"}
         facts["ignore_index"] = 255
         sizes = {"train": 12, "test": 7}
-        self.info = DataInfo(facts, fields, sizes, features=("colours",), clouds=CloudForm())
+        self.info = DataInfo(facts, fields, sizes, features=("colours",), clouds=CloudInputSpec())
 
     def __len__(self) -> int:
         return self.info.split_sizes[self.split]

@@ -320,17 +320,6 @@ def test_votes_are_said_not_to_be_applied(run: Path, clouds: np.ndarray, tmp_pat
     assert "trained on clouds with z up" in done.err
 
 
-def test_a_run_of_an_older_sightline_asks_its_data_set(run: Path, clouds: np.ndarray, tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", clouds[0])
-    before = predicted(run, tmp_path / "a.npy")["predictions"]
-    kept = (run / "inputs.json").read_bytes()
-    (run / "inputs.json").unlink()
-    try:
-        assert predicted(run, tmp_path / "a.npy")["predictions"] == before
-    finally:
-        (run / "inputs.json").write_bytes(kept)
-
-
 @pytest.mark.parametrize(
     ("words", "told"),
     [

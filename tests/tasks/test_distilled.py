@@ -132,7 +132,7 @@ def test_tallies_are_of_the_parents_contexts() -> None:
         def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
             return {"size": len(batch["teacher_logits"])}
 
-        def tallies(self, contexts: Any) -> dict[str, Tensor]:
+        def step_counts(self, contexts: Any) -> dict[str, Tensor]:
             return {"points": torch.tensor(sum(each["size"] for each in contexts))}
 
     student, teacher = net(0), net(1)

@@ -18,7 +18,7 @@ from sightline.store.files.range_images import read_range_image
 from sightline.workbench.check.checks.data.images import input_statistics
 from sightline.workbench.check.checks.data.point_labels import mismatched_labels
 from sightline.workbench.check.checks.data.projection_coverage import projection_coverage
-from sightline.workbench.check.context import Check, Context
+from sightline.workbench.check.context import Context, Rule
 from sightline.workbench.check.core.finding import Finding
 from tests.doctor.planting import assert_complete
 from tests.doctor.scanning import Edit, labels_of_next, make_scans, with_rows
@@ -33,11 +33,11 @@ def with_width(width: int) -> tuple[str, ...]:
     return tuple(f"transforms.{stage}.width={width}" for stage in ("train.2", "evaluate.0"))
 
 
-def found(built: TrainingSetup, *checks: Check) -> list[Finding]:
+def found(built: TrainingSetup, *checks: Rule) -> list[Finding]:
     return [finding for each in checks or OURS for finding in each(Context(built, World()))]
 
 
-def the_only(built: TrainingSetup, check: Check, cause: str) -> Finding:
+def the_only(built: TrainingSetup, check: Rule, cause: str) -> Finding:
     """The finding on the training part; the evaluated parts have the same."""
     findings = found(built)
     assert {each.code for each in findings} == {check.code}, "\n".join(map(str, findings))

@@ -21,7 +21,7 @@ from sightline.workbench.check.checks.data.classes import class_balance
 from sightline.workbench.check.checks.data.images import input_statistics
 from sightline.workbench.check.checks.loss_terms import class_weight_length
 from sightline.workbench.check.checks.model.first_step import first_step
-from sightline.workbench.check.context import Check, Context
+from sightline.workbench.check.context import Context, Rule
 from sightline.workbench.check.core.finding import merge_findings
 from tests.doctor.planting import with_data
 from tests.doctor.scanning import Edit, make_scans
@@ -48,7 +48,7 @@ def changed(name: str, change) -> Edit:
     ],
     ids=["unmapped", "all ignored", "one label short", "remission to 255", "divided twice", "millimetres", "no z"],
 )
-def test_scans_and_labels(monkeypatch: pytest.MonkeyPatch, check: Check, edit: Edit, cause: str, words: str) -> None:
+def test_scans_and_labels(monkeypatch: pytest.MonkeyPatch, check: Rule, edit: Edit, cause: str, words: str) -> None:
     found = check(Context(make_scans(monkeypatch, edit=edit), World()))
     assert found
     assert found[0].cause == cause or cause in found[0].alternatives
