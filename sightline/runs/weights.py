@@ -87,7 +87,11 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
 def find_non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """List the names of tensors with a number that is not finite; if there is none, one wait for a device."""
     is_wide = {name: t.itemsize > 1 and (t.is_floating_point() or t.is_complex()) for name, t in tensors.items()}
-    floats = {name: tensor.detach() for name, tensor in tensors.items() if is_wide[name] and tensor.numel()}
+    floats = {
+        name: tensor.detach()
+        for name, tensor in tensors.items()
+        if is_wide[name] and tensor.numel() and not tensor.is_meta
+    }
     if not floats:
         return []
     norms = torch._foreach_norm(list(floats.values()))  # a fifth of the time of `isfinite`; of huge numbers, infinite
