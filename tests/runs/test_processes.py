@@ -62,7 +62,8 @@ evaluate: {metric: overall_accuracy, batch_size: 16}
 log: {every: 3, tensorboard: false}
 """
 OWN_LINES = re.compile(
-    r"(checks skipped|task: |run directory: |a page with |samples: |overall_accuracy \S+ \(95 % interval |epoch \d|validation at step |hardest )"
+    r"(checks skipped|task: |run directory: |a page with |samples: |epoch \d|validation at step |hardest )"
+    r"|overall_accuracy \S+ \(95 % interval "
 )
 
 
