@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from sightline.compute.labels import widen_labels
 from sightline.compute.numba_kernels import compute_seconds
+from sightline.contract.errors import UserError
 from sightline.contract.types import Batch
 from sightline.engine.step import compute_batch_losses
 from sightline.parts.losses.embeddings import chance_level
@@ -172,7 +173,10 @@ def _judge_definition(case: _Case) -> Fault | None:
 
 def _measure_class_weights(case: _Case) -> Tensor | None:
     """Measure the class weights (C,), relative to their mean, by counts of one-class batches; None if invalid."""
-    counts = [case.count(torch.where(case.is_class, c, case.label)) for c in range(case.num_classes)]
+    try:
+        counts = [case.count(torch.where(case.is_class, c, case.label)) for c in range(case.num_classes)]
+    except UserError:  # the count of a class with a negative weight, which `class-weight-length` names
+        return None
     weights_C = torch.tensor(counts, dtype=torch.float64, device=case.log_p.device)
     return weights_C / weights_C.mean() if bool(weights_C.isfinite().all()) and float(weights_C.sum()) > 0 else None
 
