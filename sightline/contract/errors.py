@@ -78,6 +78,10 @@ class OutputError(UserError):
         self.file, self.line = file, line
 
 
+class CountError(UserError):
+    """Count of a loss that no sum can be divided by; of several processes, it may occur in one alone."""
+
+
 class MissingExtraError(UserError, ImportError):
     """Missing optional packages; the message names the command that installs all of them."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract import registry
-from sightline.contract.errors import UserError
+from sightline.contract.errors import CountError
 from sightline.contract.types import ComponentConfig
 
 TEACHER_PREFIX = "teacher_"
@@ -47,9 +47,9 @@ class Loss(nn.Module, ABC):
         """Return the sum of the loss over the counted items, as a scalar ()."""
 
 
-def bad_count_error(name: str, count: Tensor | float) -> UserError:
+def bad_count_error(name: str, count: Tensor | float) -> CountError:
     """Make the error of a loss whose count (a scalar) is negative or not finite."""
-    return UserError(
+    return CountError(
         f"losses.{name}: its count is {float(count):g}, a finite number of at least 0 is needed: the loss's sum is "
         "divided by it; mend what 'count' returns (a difference, 0/0, a number format that is too small)"
     )

@@ -360,6 +360,11 @@ def build_task(
         else:
             wrap = registry.task_wrappers.get_entry("teacher").builder
             task = wrap(config=config, facts={**facts, **wiring}, load_network=load_network)
+    if TaskMembers.compares_rows.get(task) and config.train.batch_size == 1:
+        raise ConfigError(
+            f"train.batch_size: the task '{config.task.name}' compares each sample with the others of its step, and 1 "
+            "leaves none, so that the loss would be 0; give at least 2, better tens"
+        )
     predictions = AvailableKeys(
         f"task '{config.task.name}'", TaskMembers.predicts.get(task) | TaskMembers.context_keys.get(task)
     )

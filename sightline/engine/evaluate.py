@@ -307,8 +307,11 @@ class Evaluator:
         return Evaluation(metrics, losses, per_class, tables, len(self.indices), seconds, results=measured)
 
     def _warn_of_losses(self, losses: Mapping[str, float], totals: Mapping[str, Tensor]) -> None:
-        """Warn of losses that are not finite, with the samples of the first batch where one is not."""
+        """Warn of losses that count nothing or are not finite, with the samples of the first batch where one is not."""
         for name in (name for name, value in losses.items() if not math.isfinite(value)):
+            if not totals[f"loss counts/{name}"].any():
+                logger.warning("nothing-counted: the loss '%s' has no figure in this evaluation: its count is 0", name)
+                continue
             number = int(totals[f"loss sums/{name}"].isfinite().int().argmin())
             samples = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
             logger.warning(
@@ -400,8 +403,9 @@ class _SampleLedger:
         )
 
     def mean_losses(self, totals: Mapping[str, Tensor]) -> dict[str, float]:
-        names = [name.removeprefix("loss sums/") for name in totals if name.startswith("loss sums/")]
+        """Compute the mean of each loss; NaN for one that counts nothing."""
+        counts = {name: totals[f"loss counts/{name}"].sum() for name in self.sums}
         return {
-            name: divide_by_count(totals[f"loss sums/{name}"].sum(), totals[f"loss counts/{name}"].sum()).item()
-            for name in names
+            name: divide_by_count(totals[f"loss sums/{name}"].sum(), count).item() if count else math.nan
+            for name, count in counts.items()
         }

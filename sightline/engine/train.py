@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.compute.waits import DeviceCheck, RepeatStepError, deferred_checks, is_free_to_read, send
-from sightline.contract.errors import RunError
+from sightline.contract.errors import RunError, join_some
 from sightline.contract.loss import bad_count_error
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch, LinearRamp
@@ -26,10 +27,13 @@ from sightline.engine.optimizers import FrozenModules, apply_freezing
 from sightline.engine.records import StepRecord
 from sightline.engine.step import StepTimer, Task, divide_by_count, prepare_step, weighted_sum
 
+logger = logging.getLogger(__name__)
+
 _SAMPLES, _STOP, _RARE, _COUNT_PREFIX = "(samples)", "(stop)", "(rare cases)", "(tally) "
 """Keys of further sums in the collective of the losses; no loss can have such a name."""
 _NORM, _MEAN_PREFIX, _DIVISOR_PREFIX, _GRADIENT_PREFIX = "(norm)", "(mean) ", "(count) ", "(gradient) "
 """Keys of the numbers that a step reads besides these sums."""
+_MAX_LISTED = 6
 
 
 @dataclass
@@ -92,7 +96,7 @@ class StepTotals:
     """Results of one optimiser step over all processes.
 
     `losses` are means by name, `counts` sums of the task's `step_counts`, `gradient_norms` norms by module path if they
-    are logged. `stop_requested` is True if any process requested a stop.
+    are logged. `stop_requested` is True if any process requested a stop. `uncounted` are losses whose count is 0.
     """
 
     losses: Mapping[str, float]
@@ -102,6 +106,7 @@ class StepTotals:
     stop_requested: bool
     counts: Mapping[str, float]
     gradient_norms: Mapping[str, float]
+    uncounted: frozenset[str]
 
 
 class StepCallback(Protocol):
@@ -120,7 +125,7 @@ def train(job: TrainState, world: World, on_step_end: StepCallback, stop: Any = 
         world.broadcast_weights(job.losses)
     if job.compile:
         replica = torch.compile(replica)  # type: ignore[assignment]
-    started = time.perf_counter()
+    started, all_counted = time.perf_counter(), set(job.loss_weights)
     with contextlib.closing(job.stream.iterate(job.step, job.num_steps)) as steps:
         copies = CopyStream(world.device) if world.device.type == "cuda" else None
         batches = BatchTransfer(steps, world.device, job.precision.parameter_dtype, copies)
@@ -132,6 +137,9 @@ def train(job: TrainState, world: World, on_step_end: StepCallback, stop: Any = 
                 job, replica, micro_batches, world, clock, stop_requested=bool(stop), meanwhile=batches.read_ahead
             )
             job.step += 1
+            if uncounted := all_counted & totals.uncounted:
+                all_counted -= uncounted
+                world.rank_zero_only(_warn_of_uncounted)(job.step, sorted(uncounted), micro_batches, world.size)
             record = _record(job, totals, epoch, clock, time.perf_counter() - started, world.size)
             if on_step_end(record, totals.stop_requested):
                 return
@@ -187,14 +195,8 @@ def _compute_step(
     *,
     checks: Sequence[DeviceCheck] | None,
 ) -> StepTotals:
-    job.model.train()
-    job.losses.train()
     trained = job.trained_module
-    apply_freezing(trained, job.frozen, job.epoch)
-    factor = job.schedule(job.step)
-    for group in job.optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
-    job.optimizer.zero_grad(set_to_none=True)
+    _begin_step(job, trained)
     step = prepare_step(job.task, job.model, micro_batches, world, job.precision)
     clock.end_phase("prepare")
     weights = job.loss_weights_at(job.step)
@@ -269,6 +271,30 @@ def _compute_step(
         stop_requested=numbers[_STOP] > 0,
         counts={name: numbers[_COUNT_PREFIX + name] for name in counts},
         gradient_norms={path: numbers[_GRADIENT_PREFIX + path] for path in gradients},
+        uncounted=frozenset(name for name in sums if numbers[_DIVISOR_PREFIX + name] == 0),
+    )
+
+
+def _begin_step(job: TrainState, trained: nn.Module) -> None:
+    """Set training mode, freezing and learning rates of a step, and clear the gradients."""
+    job.model.train()
+    job.losses.train()
+    apply_freezing(trained, job.frozen, job.epoch)
+    factor = job.schedule(job.step)
+    for group in job.optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    job.optimizer.zero_grad(set_to_none=True)
+
+
+def _warn_of_uncounted(step: int, losses: Sequence[str], micro_batches: Sequence[Batch], num_processes: int) -> None:
+    samples = [str(index) for batch in micro_batches for index in batch["sample_index"].tolist()]
+    logger.warning(
+        "nothing-counted: the count of %s is 0 at step %d (samples %s%s), so that its sum is divided by 1; a loss that "
+        "labels alone make is 0 there: look for labels that are all ignored, images without boxes, hidden joints, a "
+        "batch of a single pair; further steps are not reported",
+        *(join_some(losses, most=_MAX_LISTED), step, join_some(samples, most=_MAX_LISTED)),
+        f" on the first of {num_processes} processes" if num_processes > 1 else "",
+        extra={"code": "nothing-counted"},
     )
 
 

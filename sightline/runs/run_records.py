@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 
 from sightline.config.run_config import format_inline
 from sightline.config.yaml_tree import ConfigFaults, read_yaml
-from sightline.contract.errors import UserError
+from sightline.contract.errors import UserError, join_some
 from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.runs.run_directory import load_document, read_lines
 from sightline.runs.run_files import is_run
@@ -17,6 +18,7 @@ from sightline.runs.run_files import is_run
 NO_FIGURE = "–"
 """Text in place of a figure or a value that a run does not have."""
 NOTHING_FOUND = "no box was found: AP 0, as no detection overlaps a label of its class by an IoU of 0.5 or more"
+_MAX_MISSING = 6
 Line = Mapping[str, Any]
 Made = TypeVar("Made")
 
@@ -143,9 +145,15 @@ def read_part(run: ReportedRun, make: Callable[[ReportedRun], Made], file: str) 
 
 
 def note_figures(document: Mapping[str, Any]) -> list[str]:
-    """List what figures of boxes do not say by themselves: why one is missing, and what an AP of 0 means."""
+    """List what figures do not say by themselves: why one is missing, and what an AP of 0 means."""
     headers = [document[name] for name in document if name.startswith("scored_boxes")]
     reasons = {name: reason for scored in headers for name, reason in scored["undefined"].items()}
+    metrics = {} if "all" in reasons else document.get("metrics", {})
+    is_missing = {name: value is None or math.isnan(value) for name, value in metrics.items() if name not in reasons}
+    if missing := [name for name in is_missing if is_missing[name]]:
+        reasons[join_some(missing, most=_MAX_MISSING)] = (
+            "no label counts there, as all are ignored, hidden or missing, or predictions are not finite"
+        )
     notes = [f"no figure ({name}): {reason}" for name, reason in reasons.items()]
     is_nothing_found = headers and 0 in (document["metrics"].get(name) for name in ("ap", "crowd_ap", "error_ap50"))
     return [*notes, NOTHING_FOUND] if is_nothing_found else notes

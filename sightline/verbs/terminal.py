@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO, get_type_hints
 
-from sightline.contract.errors import RunError, UserError, escape_to_one_line
+from sightline.contract.errors import CountError, RunError, UserError, escape_to_one_line
 from sightline.engine.watchdog import describe_failed_kernel, report_failure, worker_exit_message
 from sightline.runs.atomic_files import disk_failure
 
@@ -94,7 +94,7 @@ def format_error(error: Exception) -> int:
             message = f"{message.rstrip('.')}: {getattr(wrong.param, 'help', '')}; usage: {usage}"
         return fail(message, 2, error)
     if isinstance(error, UserError):
-        return fail(str(error), 2, error)
+        return fail(str(error), 2, error, names_rank=isinstance(error, CountError))
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES):
         subject = "path and its permissions" if error.errno == errno.EACCES else "path"
         return fail(escape_to_one_line(f"{error.filename}: {error.strerror}; check the {subject}"), 2, error)

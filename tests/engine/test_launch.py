@@ -16,6 +16,7 @@ import pytest
 import torch.distributed as dist
 
 from sightline.contract.errors import UserError
+from sightline.contract.loss import bad_count_error
 from sightline.engine.launcher import (
     RankInfo,
     _report,
@@ -26,6 +27,8 @@ from sightline.engine.launcher import (
 from sightline.engine.session import StopRequest
 from sightline.engine.watchdog import Failure, Watchdog, exit_process, read_failure, report_failure
 from sightline.runs.atomic_files import ProcessIdentity, process_start_time
+from sightline.verbs.terminal import format_error
+from tests.cases import run_each
 from tests.command import run_here
 from tests.processes import ROOT, _slurm
 
@@ -132,6 +135,16 @@ def test_what_one_process_may_have_alone_names_its_rank(
     found = read_failure(error_file)
     assert found is not None
     assert found.message == message
+
+
+@run_each("error, is_named", [(bad_count_error("own", -3), True), (UserError("is in the config of all"), False)])
+def test_a_count_that_cannot_be_used_names_its_rank(
+    error: UserError, is_named: bool, variables: pytest.MonkeyPatch
+) -> None:
+    named: list[bool] = []
+    report = "sightline.verbs.terminal.report_failure"
+    variables.setattr(report, lambda message, *, exit_code, names_rank: named.append(names_rank))
+    assert (format_error(error), named) == (2, [is_named])
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"message": "a text"}', '{"message": {"message": "a"}}'])

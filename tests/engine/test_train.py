@@ -362,6 +362,25 @@ def test_no_step_is_taken_with_such_a_count_of_any_task(
     assert all(torch.equal(a, b) for a, b in zip(before, built.job.model.parameters(), strict=True))
 
 
+def test_a_step_without_a_count_is_reported_once_with_its_samples(caplog: pytest.LogCaptureFixture) -> None:
+    """Its loss is 0 there, which reads like a perfect one: all labels ignored, no boxes, no visible joints."""
+    built = with_losses(small_run(), {"cross_entropy": OwnLoss(*map(torch.tensor, (4, 0, 0, 4)))})
+    built.job.loss_weights = {"cross_entropy": 1.0}
+    train(built.job, World(), lambda record, stop: record.step == 4)
+    (message,) = [record.getMessage() for record in caplog.records if "nothing-counted" in record.getMessage()]
+    samples = [key.index for key in built.job.stream.plan.step_keys(1)[0][0]]
+    listed = ", ".join(map(str, samples[:6])) + (f" and {len(samples) - 6} more" if len(samples) > 6 else "")
+    assert f"the count of cross_entropy is 0 at step 2 (samples {listed})" in message
+
+
+def test_a_loss_that_counts_nothing_in_an_evaluation_has_no_figure(caplog: pytest.LogCaptureFixture) -> None:
+    built = with_losses(small_run(), {"cross_entropy": OwnLoss(*[torch.tensor(0)] * 9)})
+    evaluator = dataclasses.replace(built.test_evaluator, loss_names=("cross_entropy",))
+    assert math.isnan(evaluator(built.job.model, World()).losses["cross_entropy"])
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message == "nothing-counted: the loss 'cross_entropy' has no figure in this evaluation: its count is 0"
+
+
 def test_an_evaluation_warns_of_a_loss_that_is_not_finite(caplog: pytest.LogCaptureFixture) -> None:
     built = with_losses(small_run(), {"cross_entropy": OwnLoss(added=math.inf, num_before=1)})
     evaluator = dataclasses.replace(built.test_evaluator, batch_size=5, loss_names=("cross_entropy",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
@@ -18,6 +19,7 @@ from sightline.engine.batch_stream import BatchSampler
 from sightline.engine.distributed import World
 from sightline.parts.losses.classification import CrossEntropy
 from sightline.parts.losses.embeddings import IntraModal, nt_xent
+from tests.doctor.pairing import make_pairs
 
 
 class Two(TypedDict):
@@ -75,6 +77,17 @@ def test_one_batch_is_the_plain_loss_and_its_gradient() -> None:
     torch.testing.assert_close(total, plain, rtol=1e-12, atol=1e-12)
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_a_pair_without_others_does_not_count(tmp_path: Path) -> None:
+    """Its loss is 0 whatever the network computes, so that it would only make a mean smaller."""
+    with pytest.raises(
+        ConfigError, match=r"train.batch_size: the task 'contrast' compares each sample with the others"
+    ):
+        make_pairs(tmp_path, "train.batch_size=1")
+    task = task_of(net().eval())
+    assert int(task.prepare(net(), [batch(1)], World())[0]["intra_modal"]) == 0
+    assert int(task.prepare(net().eval(), [batch(1), batch(1)], World())[0]["intra_modal"]) == 2
 
 
 def test_the_extra_pass_of_micro_batches_leaves_running_averages_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.runs.run_records import list_differences, read_reported_run
+from sightline.runs.run_records import list_differences, note_figures, read_reported_run
 from sightline.view import run_report
 from sightline.view.panels import ImagePanel
 from sightline.view.run_report import list_hardest_samples, make_report, make_samples
@@ -367,6 +368,23 @@ def test_the_checks_before_and_after_the_training_are_one_table(run: Path) -> No
     assert "<td>data</td><td>3</td><td>0.50</td><td>1: no parts</td>" in text
     assert "<td>compression</td><td>0</td><td>0.25</td><td>1: no boxes</td>" in text
     assert text.count("checks that ran") == text.count("whether labels are true") == 1
+
+
+@run_each(
+    "metrics, undefined, expected",
+    [
+        ({"miou": math.nan, "accuracy": 0.5, "pck": None}, None, ["miou, pck"]),
+        ({"miou": 0.25}, None, []),
+        ({"ap": math.nan, "ar": math.nan}, {"all": "no label counts"}, ["all"]),
+        ({"ap": math.nan, "ap_large": math.nan}, {"ap_large": "no label"}, ["ap_large", "ap"]),
+    ],
+)
+def test_figures_that_are_missing_are_named(
+    metrics: dict[str, float | None], undefined: dict[str, str] | None, expected: list[str]
+) -> None:
+    boxes = {} if undefined is None else {"scored_boxes": {"undefined": undefined}}
+    notes = note_figures({"metrics": metrics, **boxes})
+    assert [note.partition("(")[2].partition(")")[0] for note in notes] == expected
 
 
 @run_each("ap, is_noted", [(0.0, True), (0.1, False), (None, False)])

@@ -96,7 +96,7 @@ class Contrast:
         """Count the step's pairs over all processes; with several micro-batches, also gather all rows."""
         sizes = [len(batch["sample_index"]) for batch in micro_batches]
         total = world.all_reduce_sum({"pairs": torch.tensor(sum(sizes))}, operation="the number of pairs")["pairs"]
-        counts = dict.fromkeys(self._terms, total)
+        counts = dict.fromkeys(self._terms, torch.where(total > 1, total, 0))  # a pair alone has no negatives
         if len(micro_batches) == 1:
             return counts, [_MicroBatchContext(world)]
         with torch.no_grad(), preserve_buffers(model):  # the pass will be repeated

@@ -233,7 +233,7 @@ def pair_losses(
             for name, term in step.loss_sums(model, index).items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + term.double()
     sums = process_group.all_reduce_sum(sums, operation="losses of rows that are known")
-    return {name: float(sums[name]) / float(step.counts[name]) for name in BUILT_IN if name in sums}
+    return {name: float(mean) for name, mean in step.loss_means(sums).items() if name in BUILT_IN}
 
 
 class _FixedRows(nn.Module):

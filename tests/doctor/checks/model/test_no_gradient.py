@@ -285,6 +285,24 @@ def test_a_constant_loss_comes_before_dead_units(tmp_path: Path) -> None:
     assert "gradient-flow" not in [f.code for f in findings if f.severity == "warning"]
 
 
+class AllIgnored(CrossEntropy):
+    """The loss of a step whose labels are all ignored."""
+
+    def count(self, *, label: Tensor) -> Tensor:
+        return torch.zeros(())
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        return logits.sum() * 0
+
+
+def test_a_step_in_which_nothing_counts_is_not_the_loss(tmp_path: Path) -> None:
+    built = with_losses(make(tmp_path), {"cross_entropy": AllIgnored(num_classes=12)})
+    (found,) = no_gradient(Context(built, World()))
+    assert (found.severity, found.cause) == ("warning", "data.ignore_handling")
+    assert "no loss counts anything in the first step" in found.summary
+    assert found.measured == "a count of 0 for cross_entropy in 4 samples"
+
+
 def test_a_network_that_passes_no_gradient_is_not_the_loss(tmp_path: Path) -> None:
     findings = run_all(with_model(make(tmp_path), Rounded()), World())
     found = next(finding for finding in findings if "every gradient is exactly 0" in finding.summary)

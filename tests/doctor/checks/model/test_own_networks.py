@@ -164,6 +164,8 @@ def test_an_output_is_not_of_points_because_it_is_as_large() -> None:
     torch.manual_seed(0)
     points = torch.randn(2, 24, 3).double()
     assert judge_points(ModelProbe(_Square(), {"points": points}, is_double=True)) is None
+    points = torch.randn(1, 4, 3).double()  # logits (1, 4), as many as there are points
+    assert judge_points(ModelProbe(_Square(), {"points": points}, is_double=True)) is None
     points = torch.randn(2, 100, 3).double()
     fault = judge_points(ModelProbe(_Sorted(), {"points": points}, is_double=True))
     assert fault is not None

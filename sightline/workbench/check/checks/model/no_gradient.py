@@ -102,12 +102,12 @@ def _term_faults(context: Context) -> Iterator[Fault]:
 def _zero_faults(context: Context) -> Iterator[Fault]:
     """Yield a fault if every gradient is exactly 0, because of the losses or of the network."""
     rehearsal, job = context.dry_run, context.built.job
-    has_terms = any(term.requires_grad and float(rehearsal.counts[name]) > 0 for name, term in rehearsal.terms.items())
-    if (
-        not has_terms
-        or not set(rehearsal.gradients.values()) <= {"zero", "none"}
-        or "zero" not in rehearsal.gradients.values()
-    ):
+    counted = [name for name in rehearsal.terms if float(rehearsal.counts[name]) > 0]
+    if not set(rehearsal.gradients.values()) <= {"zero", "none"} or "zero" not in rehearsal.gradients.values():
+        return
+    if not counted:
+        yield _make_fault([], "nothing counted", names=", ".join(rehearsal.terms), samples=rehearsal.num_samples)
+    if not any(rehearsal.terms[name].requires_grad for name in counted):
         return
     outputs = {
         name: value.clone().requires_grad_() if is_float(value) else value

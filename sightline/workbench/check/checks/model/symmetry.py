@@ -202,7 +202,7 @@ def _compare_output(name: str, value: Tensor, other: Tensor | None, points: Tens
         value, other = value.transpose(1, 2), other.transpose(1, 2)
     is_of_points = order is not None and value.shape[: axis + 1] == points.shape[: axis + 1]
     is_same = ((value if order is None else _permute(value, points, order)) - other).abs() <= _NEAR * value.abs().max()
-    share = is_same.flatten(axis + 1 if is_of_points else 1).all(dim=-1).double().mean()
+    share = is_same.reshape(*is_same.shape[: axis + 1 if is_of_points else 1], -1).all(dim=-1).double().mean()
     return place._replace(agreement=float(share), is_many=is_of_points)
 
 
