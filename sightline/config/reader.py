@@ -61,21 +61,14 @@ def is_recorded(path: Path) -> bool:
     return path.name == "config.yaml" and (path.parent / "facts.json").exists()
 
 
-def assert_recorded_whole(source: object, overrides: Sequence[str], origins: Mapping[str, SourceLocation]) -> None:
-    """Raise ConfigError if `source` is the recorded config of a run, which states every argument, and lacks one.
-
-    Blocks that overrides replace have today's defaults.
-    """
-    if not (isinstance(source, Path) and is_recorded(source)):
-        return
-    replaced = tuple(f"{word.partition('=')[0].strip().removesuffix('.name')}." for word in overrides)
+def assert_recorded_whole(source: object, origins: Mapping[str, SourceLocation]) -> None:
+    """Raise ConfigError if `source` is the recorded config of a run, which states every argument, and lacks one."""
     missing = sorted(path for path, where in origins.items() if where.source == DEFAULT)
-    for path in missing:
-        if not f"{path}.".startswith(replaced):
-            raise ConfigError(
-                f"{source}: lacks {path}, which this version of sightline records; read the run with the version "
-                "that made it (environment.json), or train it again"
-            )
+    if missing and isinstance(source, Path) and is_recorded(source):
+        raise ConfigError(
+            f"{source}: lacks {missing[0]}, which this version of sightline records; read the run with the version "
+            "that made it (environment.json), or train it again"
+        )
 
 
 MAX_BASES = 8
@@ -122,7 +115,10 @@ def read_config(source: Path | Mapping[str, Any] | RunConfig, overrides: Sequenc
     check_consistency(values, reading.origins, faults)
     faults.raise_any()
     config = RunConfig(**values, origins=reading.origins)
-    assert_recorded_whole(source, overrides, config.origins)
+    if overrides and isinstance(source, Path) and is_recorded(source):
+        read_config(source)  # what overrides replace has today's defaults
+    elif not overrides:
+        assert_recorded_whole(source, config.origins)
     return config
 
 
@@ -147,7 +143,10 @@ def read_sections(
     reading = _SectionReader(faults)
     values = reading.section(RunConfig, LocatedValue(selected, tree.where), "", names)
     faults.raise_any()
-    assert_recorded_whole(source, overrides, reading.origins)
+    if overrides and isinstance(source, Path) and is_recorded(source):
+        read_sections(source, names)  # what overrides replace has today's defaults
+    elif not overrides:
+        assert_recorded_whole(source, reading.origins)
     return {name: values[name] for name in names}
 
 
