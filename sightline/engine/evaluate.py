@@ -307,11 +307,8 @@ class Evaluator:
         return Evaluation(metrics, losses, per_class, tables, len(self.indices), seconds, results=measured)
 
     def _warn_of_losses(self, losses: Mapping[str, float], totals: Mapping[str, Tensor]) -> None:
-        """Warn of losses that count nothing or are not finite, with the samples of the first batch where one is not."""
-        for name in (name for name, value in losses.items() if not math.isfinite(value)):
-            if not totals[f"loss counts/{name}"].any():
-                logger.warning("nothing-counted: the loss '%s' has no figure in this evaluation: its count is 0", name)
-                continue
+        """Warn of losses that count and are not finite, with the samples of the first batch where one is not."""
+        for name in (n for n, value in losses.items() if not math.isfinite(value) and totals[f"loss counts/{n}"].any()):
             number = int(totals[f"loss sums/{name}"].isfinite().int().argmin())
             samples = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
             logger.warning(

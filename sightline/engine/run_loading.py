@@ -300,6 +300,7 @@ def _find_checkpoint(run: Path, name: str) -> Path:
             f"checkpoint {name}: the run {run} has no checkpoint yet (interrupted before the first one?); "
             f"go on with: {shlex.join(['sightline', 'train', str(run), '--resume', 'auto', '--out', str(run)])}"
         )
-    advice = "" if is_link else "; give last, best or a path"
-    suggestion = suggest(name, ("last", "best"), otherwise="")
+    reason = ", as no evaluation gave a figure to choose it by" if name == "best" else ""
+    advice = f"{reason}; give {'' if is_link else 'last, best or '}a path"
+    suggestion = "" if is_link else suggest(name, ("last", "best"), otherwise="")
     raise UserError(f"checkpoint {name}: there is no {path}{advice}; {folder} holds {', '.join(available)}{suggestion}")

@@ -148,8 +148,9 @@ def note_figures(document: Mapping[str, Any]) -> list[str]:
     """List what figures do not say by themselves: why one is missing, and what an AP of 0 means."""
     headers = [document[name] for name in document if name.startswith("scored_boxes")]
     reasons = {name: reason for scored in headers for name, reason in scored["undefined"].items()}
-    metrics = {} if "all" in reasons else document.get("metrics", {})
-    is_missing = {name: value is None or math.isnan(value) for name, value in metrics.items() if name not in reasons}
+    figures = {} if "all" in reasons else dict(document.get("metrics", {}))
+    figures |= {f"loss/{name}": value for name, value in document.get("losses", {}).items()}
+    is_missing = {name: value is None or math.isnan(value) for name, value in figures.items() if name not in reasons}
     if missing := [name for name in is_missing if is_missing[name]]:
         reasons[join_some(missing, most=_MAX_MISSING)] = (
             "no label counts there, as all are ignored, hidden or missing, or predictions are not finite"

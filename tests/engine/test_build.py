@@ -194,6 +194,17 @@ def test_another_word_is_answered_by_what_there_is(tmp_path: Path) -> None:
     )
 
 
+def test_a_run_without_a_best_checkpoint_says_why(tmp_path: Path) -> None:
+    """Each figure was NaN, as no label of the evaluated part counts."""
+    checkpoint.save(tmp_path, snapshot_of(1), keep_last=1, is_best=False)
+    with pytest.raises(UserError) as error:
+        _ = _opened(tmp_path, "best").checkpoint_path
+    assert str(error.value) == (
+        f"checkpoint best: there is no {tmp_path}/checkpoints/best, as no evaluation gave a figure to choose it by; "
+        f"give a path; {tmp_path}/checkpoints holds last, step_00000001"
+    )
+
+
 def test_a_damaged_checkpoint_names_the_option_that_takes_a_sound_one(tmp_path: Path) -> None:
     for step in (1, 2):
         checkpoint.save(tmp_path, snapshot_of(step), keep_last=2, is_best=step == 1)

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -371,20 +372,19 @@ def test_the_checks_before_and_after_the_training_are_one_table(run: Path) -> No
 
 
 @run_each(
-    "metrics, undefined, expected",
+    "metrics, further, expected",
     [
-        ({"miou": math.nan, "accuracy": 0.5, "pck": None}, None, ["miou, pck"]),
-        ({"miou": 0.25}, None, []),
-        ({"ap": math.nan, "ar": math.nan}, {"all": "no label counts"}, ["all"]),
-        ({"ap": math.nan, "ap_large": math.nan}, {"ap_large": "no label"}, ["ap_large", "ap"]),
+        ({"miou": math.nan, "accuracy": 0.5, "pck": None}, {}, ["miou, pck"]),
+        ({"miou": 0.25}, {"losses": {"focal": 0.5, "lovasz": math.nan}}, ["loss/lovasz"]),
+        ({"ap": math.nan, "ar": math.nan}, {"scored_boxes": {"undefined": {"all": "no label counts"}}}, ["all"]),
+        ({"ap": 0.5, "ap_large": None}, {"scored_boxes": {"undefined": {"ap_large": "no label"}}}, ["ap_large"]),
     ],
 )
 def test_figures_that_are_missing_are_named(
-    metrics: dict[str, float | None], undefined: dict[str, str] | None, expected: list[str]
+    metrics: dict[str, float | None], further: dict[str, Any], expected: list[str]
 ) -> None:
-    boxes = {} if undefined is None else {"scored_boxes": {"undefined": undefined}}
-    notes = note_figures({"metrics": metrics, **boxes})
-    assert [note.partition("(")[2].partition(")")[0] for note in notes] == expected
+    notes = note_figures({"metrics": metrics, **further})
+    assert [re.findall(r"^no figure \((.*?)\): ", note) for note in notes] == [[names] for names in expected]
 
 
 @run_each("ap, is_noted", [(0.0, True), (0.1, False), (None, False)])
