@@ -329,13 +329,6 @@ def test_a_model_that_a_run_cannot_record_is_refused_in_one_line(tmp_path: Path)
     assert not (tmp_path / "run").exists()
 
 
-def test_an_old_path_does_not_hide_a_public_function() -> None:
-    """`sightline.compare` was a room once, which plugins may import."""
-    code = "import sightline\nfrom sightline.compare import comparison\nprint(callable(sightline.compare), comparison)"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert told.stdout.startswith("True <module 'sightline.workbench.compare.comparison'"), told.stderr
-
-
 @run_each("name, least", [("plain_pytorch", 0.3), ("scikit_learn", 0.6)])
 def test_the_examples_learn(name: str, least: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve classes: chance is 0.08."""

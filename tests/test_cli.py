@@ -141,34 +141,6 @@ def test_every_layout_is_listed_and_the_list_named_where_none_is_given() -> None
     assert [line.split()[0] for line in run_here("list", "layouts").out.splitlines()] == sorted(MODELS)
 
 
-@pytest.mark.parametrize(
-    ("words", "now"),
-    [
-        (
-            ["compress", "apply", "run"],
-            "compress apply: is now 'sightline compress RUN --policy FILE --epochs 0 --out DIR'",
-        ),
-        (
-            ["label-efficiency", "a.yaml"],
-            "label-efficiency: is now 'sightline study CONFIG --preset labels --out DIR "
-            "[from=RUN fractions=F,F,... seeds=N epochs=N]'",
-        ),
-        (
-            ["probe", "--suite", "a"],
-            "probe --suite: is now 'sightline study RUN... --preset probes --out DIR [data=CONFIG finetune=CONFIG]'",
-        ),
-        (["curves", "runs/a"], "curves: is now 'sightline view RUN... --out DIR'"),
-        (
-            ["evaluate", "--data", "a.yaml", "--predictions", "b"],
-            "evaluate --predictions: is now 'sightline score PREDICTIONS --data CONFIG'",
-        ),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_an_old_command_names_the_new_one(words: list[str], now: str) -> None:
-    assert run_here(*words) == (2, "", f"error: {now}\n")
-
-
 @pytest.mark.parametrize("words", [[], ["data"]])
 def test_nothing_asked_is_answered_with_help(words: list[str]) -> None:
     code, out, err = run_here(*words)
