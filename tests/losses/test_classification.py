@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -167,9 +168,17 @@ def test_wrong_number_of_weights_names_both() -> None:
         registry.losses.build(component, facts={"num_classes": 3})
 
 
-def test_one_class_has_no_others() -> None:
-    with pytest.raises(ConfigError, match="one class has no others"):
-        CrossEntropy(num_classes=1, label_smoothing=0.1)
+@pytest.mark.parametrize("make", [CrossEntropy, FocalCrossEntropy, LovaszSoftmax, Distillation])
+@run_each("num_classes, ignore_index, is_refused", [(1, None, True), (1, 255, True), (2, 0, True), (2, 255, False)])
+def test_one_class_leaves_nothing_to_learn(
+    make: Callable[..., ClassLoss], num_classes: int, ignore_index: int | None, is_refused: bool
+) -> None:
+    """A run of it had the loss 0 and a mean IoU of 1."""
+    refused = pytest.raises(
+        ConfigError, match=r"the data have one class( that is not ignored)?, so that nothing is left"
+    )
+    with refused if is_refused else contextlib.nullcontext():
+        make(num_classes=num_classes, ignore_index=ignore_index)
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (4, 3, 5), (4,)])

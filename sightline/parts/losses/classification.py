@@ -61,6 +61,11 @@ class ClassLoss(Loss):
         class_counts: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        if len({*range(num_classes)} - {ignore_index}) < 2:
+            raise ConfigError(
+                f"{name}: the data have one class{'' if num_classes < 2 else ' that is not ignored'}, so that "
+                "nothing is left to learn: every figure would be perfect; give data with at least two classes"
+            )
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         weights = resolve_class_weights(
@@ -171,10 +176,6 @@ class CrossEntropy(ClassLoss):
             class_weights=class_weights,
             class_counts=class_counts,
         )
-        if label_smoothing > 0 and smoothing_over == "others" and num_classes < 2:
-            raise ConfigError(
-                "cross_entropy.label_smoothing: one class has no others to smooth over; take 0 or smoothing_over: all"
-            )
         num_sharing = num_classes - 1 if smoothing_over == "others" else num_classes
         self.share = label_smoothing / num_sharing if label_smoothing > 0 else 0.0
         self.extra_on_label = 1.0 - label_smoothing - (self.share if smoothing_over == "others" else 0.0)
