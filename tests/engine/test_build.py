@@ -284,6 +284,9 @@ def test_the_newest_sound_checkpoint_goes_on_and_damaged_ones_are_named(config: 
 
     damaged = newest / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    with pytest.raises(RunError, match=rf"is finished, but .*damaged.*--resume {older}"):
+        place(config, run, "auto")
+    (run / "final.json").unlink()
     found = place(config, run, "auto")
     assert (found.checkpoint, found.is_finished) == (str(older), False)
     (line,) = found.notes

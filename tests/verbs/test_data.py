@@ -171,9 +171,9 @@ def test_a_narrow_terminal_drops_the_first_columns_and_breaks_no_name(
     assert "131,584" in text
 
 
-def test_yardsticks_of_a_data_set_stand_below_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_baselines_of_a_data_set_stand_below_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
     class Room:
-        yardsticks: ClassVar = {"miou": {"the majority class": 0.02, "a forest": 0.417}}
+        baselines: ClassVar = {"miou": {"the majority class": 0.02, "a forest": 0.417}}
 
     document = {
         "selection": "validation-selected",
