@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sightline.config import RunConfig, read_config, render_config
-from sightline.contract.errors import CheckpointError, ConfigError, UserError
+from sightline.contract.errors import CheckpointError, ConfigError, RunError, UserError
 from sightline.engine import build as build_module
 from sightline.engine.build import build
 from sightline.engine.distributed import World
