@@ -32,7 +32,7 @@ from sightline.workbench.compress.search.base import (
     run_search,
 )
 from sightline.workbench.compress.search.knapsack import solve_knapsack
-from sightline.workbench.study.compression_report import bits_svg, hyper_volume, pareto_front, pareto_svg, search_rows
+from sightline.workbench.study.compression_report import bits_svg, pareto_front, pareto_svg, search_rows
 from tests.compress.toys import counted, made
 from tests.golden_parity import load_golden
 
@@ -276,7 +276,7 @@ def test_nsga2_shares_its_storage_and_needs_the_extra(tmp_path: Path, monkeypatc
         built("nsga2")
 
 
-def test_rows_fronts_and_volumes() -> None:
+def test_rows_and_fronts() -> None:
     problem, loss_of = made(0, coupled=True)
     found = [searched(name, problem, loss_of) for name in ("uniform", "knapsack", "random")]
     rows = search_rows(found)
@@ -284,8 +284,6 @@ def test_rows_fronts_and_volumes() -> None:
     assert {row["method"] for row in rows} == {"uniform", "knapsack", "random"}
     points = [(3.0, 1.0), (1.0, 4.0), (2.0, 2.0), (2.5, 2.0), (3.0, 1.0), (9.0, 9.0)]
     assert pareto_front(points) == [(1.0, 4.0), (2.0, 2.0), (3.0, 1.0)]
-    assert hyper_volume(points, reference=(4.0, 5.0)) == 1 * 1 + 1 * 3 + 1 * 4
-    assert hyper_volume(points, reference=(1.0, 1.0)) == 0
 
 
 def test_evaluations_are_given_back_from_memory() -> None:

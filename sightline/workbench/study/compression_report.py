@@ -83,16 +83,6 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
     return front
 
 
-def hyper_volume(points: Iterable[Point], *, reference: Point) -> float:
-    """Compute the area between the front and a reference that is worse in both numbers; points beyond it are ignored.
-
-    Source: Zitzler and Thiele 1999.
-    """
-    front = pareto_front(p for p in points if p[0] < reference[0] and p[1] < reference[1])
-    pairs = itertools.pairwise([*front, reference])
-    return sum((following - size) * (reference[1] - loss) for (size, loss), (following, _) in pairs)
-
-
 _FRONT = "Pareto front"
 _MIN_LOG_RATIO = 20.0
 """Ratio of the largest to the smallest loss above which their axis is logarithmic."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sightline.areas.scans.sets.kitti_object import read_calibration
-from sightline.compute.geometry.scans.boxes3d import Calibration, boxes_velodyne, corners_camera, points_in_box
+from sightline.compute.geometry.scans.boxes3d import Calibration, points_in_box
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 
@@ -41,11 +41,6 @@ def test_boxes_hold_the_points_that_the_reference_says(golden: Golden, folder: P
         found = np.flatnonzero(points_in_box(camera, box))
         assert np.array_equal(found, arrays[f"frame_{frame}/box{number}/point_index"])
         assert len(found) == arrays[f"frame_{frame}/count_convex_hull"][number]
-    corners = arrays[f"frame_{frame}/corners_camera"]
-    assert np.abs(corners_camera(boxes) - corners).max() <= 4 * FLOAT32 * np.abs(corners).max()
-    found = boxes_velodyne(boxes, calibration)
-    expected = arrays[f"frame_{frame}/boxes_lidar_xyz_dxdydz_heading"]
-    assert np.abs(found - expected).max() <= 8 * FLOAT32 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("frame", FRAMES)
@@ -83,8 +78,6 @@ def test_faces_belong_to_a_box(golden: Golden, case: int) -> None:
     is_on_a_face = np.min(np.abs(faces), axis=0) < 1e-12
     assert np.array_equal(found[~is_on_a_face], expected[~is_on_a_face])
     assert (found != expected).sum() == 0 or box[6] != 0
-    corners = arrays[f"random{case}/corners"]
-    assert np.abs(corners_camera(box[None])[0] - corners).max() <= 4 * FLOAT32 * np.abs(corners).max()
 
 
 def test_margin_and_bottom_by_hand() -> None:

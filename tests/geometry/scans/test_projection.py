@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from sightline.compute.geometry.scans.lift import ProjectionSummary
 from sightline.compute.geometry.scans.projection import (
     Projection,
     RangeView,
-    border_mask,
     compute_pixels,
     count_coverage,
     gather_to_image,
@@ -316,31 +313,6 @@ def test_wrong_points_and_rings_are_named() -> None:
     points[5, 1] = torch.nan
     with pytest.raises(ValueError, match=r"points\[5\], point 5 of scan 0, is .*remove"):
         project_scans(points, view=RangeView(4, 8), offsets=offsets)
-
-
-# --- Borders of classes: the published code's masks, and SciPy's erosions ---
-
-
-@run_each("case", range(8))
-def test_masks_are_those_of_the_published_code(shared: Path, case: int) -> None:
-    golden = load_golden(shared, "border_mask", area="lidar")
-    info = golden.info["cases"][case]
-    label = torch.from_numpy(golden.arrays[f"case{case}/label"].astype(np.int64))[None]
-    found = border_mask(
-        label, size=info["border_size"], connectivity=info["connectivity"], background=info["background_class"]
-    )
-    assert np.array_equal(found[0], golden.arrays[f"case{case}/border"].astype(bool))
-
-
-@pytest.mark.parametrize("connectivity", [4, 8])
-def test_masks_are_what_erosions_take_away(connectivity: Literal[4, 8]) -> None:
-    label = torch.randint(0, 3, (2, 4, 8), generator=torch.Generator().manual_seed(0))
-    label = label.repeat_interleave(7, dim=1).repeat_interleave(7, dim=2)
-    shape = ndimage.generate_binary_structure(2, 1 if connectivity == 4 else 2)
-    found = border_mask(label, size=2, connectivity=connectivity)
-    for image, mask in zip(label.numpy(), found.numpy(), strict=True):
-        inside = [ndimage.binary_erosion(image == name, shape, iterations=2) for name in range(3)]
-        assert np.array_equal(mask, ~np.any(inside, axis=0))
 
 
 # --- What a projection shows, and the figures of a perfect network: worked by hand ---

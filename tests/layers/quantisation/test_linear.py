@@ -23,9 +23,7 @@ from sightline.compute.layers.quantisation.activations import (
 )
 from sightline.compute.layers.quantisation.linear import (
     affine_grid,
-    fixed_point,
     kl_threshold,
-    percentile_range,
     quantisable_weights,
     straight_through,
     symmetric_grid,
@@ -120,15 +118,6 @@ def test_grids_are_those_of_hawq(hawq: Golden) -> None:
         same([float(grid.step), float(grid.zero)], hawq.arrays[f"asym{at}scale_zero"])
         assert (grid.codes(x).numpy() == hawq.arrays[f"asym{at}q"]).all()
         same(grid(x), hawq.arrays[f"asym{at}dequant"])
-        low, high, *bounds = hawq.arrays[f"pct{at}lo_up_min_max"]
-        same(torch.stack(percentile_range(hawq.tensor(f"pct{at}x"), low=low, high=high)).double(), bounds)
-
-
-@pytest.mark.shared
-def test_factors_as_fixed_point_are_those_of_hawq(hawq: Golden) -> None:
-    mantissa, exponent = fixed_point(hawq.arrays["frexp/x"])
-    assert (mantissa == hawq.arrays["frexp/mantissa31"]).all()
-    assert (exponent == hawq.arrays["frexp/exponent"]).all()
 
 
 def threshold_reference(data: np.ndarray, bits: int) -> float:
@@ -175,15 +164,9 @@ def test_thresholds_are_those_of_plain_loops() -> None:
     assert activation_range(weight, bits=6, is_signed=True, most=1.5) == 1.5
 
 
-def test_percentiles_zeros_of_grids_and_fixed_points_by_hand() -> None:
-    values = torch.arange(101.0)[torch.randperm(101)]
-    assert torch.stack(percentile_range(values, low=10, high=90)).tolist() == [10, 90]  # the 91st from each end
-    assert torch.stack(percentile_range(values, low=0, high=50)).tolist() == [0, 49]  # round(50.5), half to even
+def test_the_zero_of_a_grid_by_hand() -> None:
     grid = affine_grid(torch.tensor(-0.9, dtype=torch.float64), torch.tensor(2.1, dtype=torch.float64), bits=2)
     assert (float(grid.step), float(grid.zero)) == (1.0, 1.0)  # 0.9 of a step is one
-    mantissa, exponent = fixed_point(np.asarray([0.3, -0.3, 3.0]))
-    assert mantissa.tolist() == [1288490189, -1288490189, 1610612736]  # 0.6 and 0.75 of 2^31, halves away from zero
-    assert exponent.tolist() == [32, 32, 29]
 
 
 def test_grids_by_hand() -> None:

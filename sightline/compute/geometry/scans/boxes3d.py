@@ -56,23 +56,6 @@ def _transform(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
         return points.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
 
 
-def corners_camera(boxes: np.ndarray) -> np.ndarray:
-    """Return the corners (M, 8, 3) of boxes (M, 7): the bottom's four, front right first, then the top's."""
-    x, y, z, length, height, width, turn = boxes.T
-    along = np.array([1, 1, -1, -1, 1, 1, -1, -1]) * length[:, None] / 2
-    across = np.array([1, -1, -1, 1, 1, -1, -1, 1]) * width[:, None] / 2
-    up = np.array([0, 0, 0, 0, 1, 1, 1, 1]) * height[:, None]
-    cosine, sine = np.cos(turn)[:, None], np.sin(turn)[:, None]
-    return np.stack(
-        [
-            x[:, None] + cosine * along + sine * across,
-            y[:, None] - up,
-            z[:, None] - sine * along + cosine * across,
-        ],
-        axis=2,
-    )
-
-
 def points_in_box(
     points_camera: np.ndarray, box: np.ndarray, *, margin_m: float = 0.0, bottom_m: float = 0.0
 ) -> np.ndarray:
@@ -88,14 +71,3 @@ def points_in_box(
     is_level = (offset[:, 1] >= -height - margin_m) & (offset[:, 1] <= -bottom_m)
     inside: np.ndarray = is_level & (np.abs(along) <= length / 2 + margin_m) & (np.abs(across) <= width / 2 + margin_m)
     return inside
-
-
-def boxes_velodyne(boxes: np.ndarray, calibration: Calibration) -> np.ndarray:
-    """Convert boxes (M, 7) to middle (x, y, z), length, width, height and heading (x to y) in the scanner's frame.
-
-    The frames are taken to be upright to one another, as everywhere in the field: the tilt of less than a degree
-    between them affects the position of the middle alone.
-    """
-    middle = calibration.to_velodyne(boxes[:, :3])
-    middle[:, 2] += boxes[:, 4] / 2
-    return np.column_stack([middle, boxes[:, [3, 5, 4]], -(boxes[:, 6] + np.pi / 2)])

@@ -24,7 +24,6 @@ from sightline.compute.layers.quantisation.clustering import LEAST_NORMAL, check
 
 _FEW_BITS = 5
 """Number of bits below which clipping pays, and the threshold is searched for (HAQ)."""
-_MANTISSA_BITS = 31
 _OF_ZEROS = 1e-8
 """Threshold of numbers that are all zero."""
 
@@ -108,27 +107,6 @@ def kl_threshold(data: np.ndarray, *, bits: int) -> float:
     if not distances:
         return float(edges[-1])
     return float((num_kept + 1.5 + int(np.argmin(distances))) * (edges[1] - edges[0]))
-
-
-def percentile_range(values: Tensor, *, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """Return the numbers at two percentiles of a flat tensor (N,); the lower is 0 if `low` is 0.
-
-    Source: HAWQ, their code.
-    """
-    upper = torch.kthvalue(values, round(len(values) * high * 0.01)).values
-    if low == 0:
-        return torch.zeros_like(upper), upper
-    return -torch.kthvalue(-values, round(len(values) * (1 - low * 0.01))).values, upper
-
-
-def fixed_point(factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Convert factors (...) to integer mantissas of 31 bits and exponents (...): factor = mantissa / 2^exponent.
-
-    Source: HAWQ-V3 (Yao et al. 2021).
-    """
-    mantissa, exponent = np.frexp(factors)
-    scaled = mantissa * 2.0**_MANTISSA_BITS
-    return (np.sign(scaled) * np.floor(np.abs(scaled) + 0.5)).astype(np.int64), _MANTISSA_BITS - exponent
 
 
 def straight_through(values: Tensor, quantised: Tensor) -> Tensor:
