@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NotRequired, TypeAlias
 
-from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import TypedDict
 
 from sightline.contract.schema import Block
+from sightline.contract.validation import Ge, Gt, Le, Lt
 
 Count = Annotated[int, Ge(1), Le(2**31 - 1)]
 """A number of things, at least one."""

@@ -16,8 +16,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from annotated_types import Ge, Gt, Le, Lt
-
 from sightline.contract.binding import UnknownKeyError
 from sightline.contract.catalogue import find_modules
 from sightline.contract.errors import ConfigError, DataError, UserError
@@ -27,6 +25,7 @@ from sightline.contract.members import MEMBERS, find_misspelt_members
 from sightline.contract.regular_files import read_regular_file
 from sightline.contract.schema import Parameter, check_value, describe_type, refuse_block, signature_parameters, suggest
 from sightline.contract.types import ComponentConfig, SourceLocation
+from sightline.contract.validation import Ge, Gt, Le, Lt
 
 MAX_ARGUMENTS = 10
 

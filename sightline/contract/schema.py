@@ -16,13 +16,7 @@ from typing import Any, NotRequired, TypeGuard
 import numpy as np
 from typing_extensions import is_typeddict
 
-from sightline.contract.errors import MissingExtraError
-
-try:
-    from annotated_types import Ge, Gt, Le, Lt
-    from pydantic import PydanticUserError, TypeAdapter, ValidationError
-except ModuleNotFoundError:  # the first import of a plugin, in an installation without the workbench
-    raise MissingExtraError("pydantic", needed_by="sightline.contract.registry") from None
+from sightline.contract.validation import Ge, Gt, Le, Lt, PydanticUserError, TypeAdapter, ValidationError
 
 _DESCRIPTIONS: dict[Any, str] = {
     bool: "true or false",
