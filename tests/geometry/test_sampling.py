@@ -85,6 +85,13 @@ def test_numbers_of_any_size(scale: float, form: str) -> None:
     assert farthest_point_sample(cloud[None], num_samples=30).tolist() == [expected]
 
 
+def test_at_map_coordinates_the_choice_is_that_of_float64(form: str) -> None:
+    """A grid of eighths at 1e4 m: differences, squares and sums are exact in float32, so all choices are the same."""
+    points = torch.randint(0, 200, (2, 400, 3)).float() / 8 + 1e4
+    single, double = (farthest_point_sample(cloud, num_samples=80) for cloud in (points, points.double()))
+    assert torch.equal(single, double)
+
+
 def test_published_numbers(shared, form: str) -> None:
     golden = load_golden(shared, "fn_pointnet_ops")
     for case in ("case0", "case1", "case2", "case3", "case4", "duplicates", "small_norm"):

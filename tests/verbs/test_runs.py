@@ -244,6 +244,13 @@ def test_an_unfinished_run_is_slimmed_on_request_alone(folder: Path) -> None:
     assert " 0 bytes saved" in succeed("runs", folder, "--slim", copy(trained_run("packed"), folder / "packed")).err
 
 
+def test_a_damaged_checkpoint_is_not_slimmed(folder: Path) -> None:
+    path = next((folder / "shapes" / "1" / "checkpoints").glob("step_*/model.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert f"{path}: damaged" in refuse("runs", folder, "--slim", "shapes/1")
+    assert (path.parent / "optimizer.safetensors").exists()
+
+
 def test_what_chooses_rows_deletes_none(folder: Path) -> None:
     for words in (("--best",), ("--filter", "state=stopped"), ("--sort", "size")):
         told = refuse("runs", folder, *words, "--delete", "shapes/1", "--yes")
