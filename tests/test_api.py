@@ -171,11 +171,6 @@ def test_build_model_takes_encoders_and_the_facts_that_they_need() -> None:
             {"points": {"name": "dgcnn", "num_neighbors": 5}, "in_channels": 3},
             "build_model.points.num_neighbors: 'dgcnn' has no such argument; did you mean 'num_neighbours'?",
         ),
-        (
-            {"points": {"name": "dgcnn"}, "in_channels": 3, "num_classes": 5},
-            "build_model.num_classes: 'intrapoint' has no such argument",
-        ),
-        ({"points": {"name": "dgcnn"}, "in_channels": "3"}, "build_model.in_channels: found the text '3', allowed is"),
     ],
 )
 def test_build_model_names_mistakes_of_encoders(arguments: dict, told: str) -> None:

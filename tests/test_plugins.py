@@ -69,14 +69,6 @@ def test_parts_are_registered_and_known_by_their_file(tmp_path: Path) -> None:
     assert read_config(HEALTHY, ["model={name: mine}"]).model.arguments == {"width": 3}
 
 
-def test_it_gets_the_named_errors_of_built_ins(tmp_path: Path) -> None:
-    load_plugins([model(tmp_path)])
-    with pytest.raises(ConfigError, match=r"model\.widht: 'mine' has no such argument; did you mean 'width'\?"):
-        read_config(HEALTHY, ["model={name: mine, widht: 3}"])
-    with pytest.raises(ConfigError, match=r"model\.num_classes: 'num_classes' is given by the data set"):
-        read_config(HEALTHY, ["model={name: mine, num_classes: 3}"])
-
-
 def test_without_it_the_name_is_unknown_and_the_option_named() -> None:
     with pytest.raises(ConfigError, match=r"no model is called 'zzz'; there are .*; parts of your own need --plugin"):
         read_config(HEALTHY, ["model={name: zzz}"])

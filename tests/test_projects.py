@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from sightline.contract import registry
-from tests.cases import run_each
 from tests.command import run_here
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,26 +50,3 @@ def test_the_next_commands_can_be_pasted(tmp_path: Path) -> None:
     made = run_here("init", "river", "--to", tmp_path / "my work")
     assert made.code == 0, made.err
     assert shlex.split(made.err.partition("next: ")[2])[:3] == ["cd", str(tmp_path / "my work" / "river"), "&&"]
-
-
-@run_each(
-    "words, told",
-    [
-        (("River",), "init: 'River' names a Python file: use small letters, digits and _, a letter first"),
-        (("class",), "init: 'class' names a Python file"),
-        (("../out",), "init: '../out' names a Python file"),
-        (("river", "--task", "segmnt"), "init: --task segmnt: there is no such project; did you mean 'segment'?"),
-    ],
-)
-def test_a_wrong_name_or_task_is_refused(words: tuple[str, ...], told: str, tmp_path: Path) -> None:
-    done = run_here("init", *words, "--to", tmp_path / "here")
-    assert done.code == 2
-    assert told in done.err
-    assert not (tmp_path / "here").exists()
-
-
-def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "river").mkdir()
-    done = run_here("init", "river", "--to", tmp_path)
-    assert (done.code, list((tmp_path / "river").iterdir())) == (2, [])
-    assert "is there already; give another name" in done.err

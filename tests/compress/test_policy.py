@@ -121,22 +121,6 @@ def test_lowering_pairs_of_weight_and_activation_bits_is_the_authors(shared: Pat
         assert cost(after) == pytest.approx(arrays["cost_after"], rel=1e-12)
 
 
-def test_lowering_stops_at_the_first_that_holds() -> None:
-    """Against the plain loop, on 200 random problems."""
-    draws = np.random.default_rng(0)
-    for _ in range(200):
-        levels, sizes = draws.integers(0, 8, 7), draws.integers(1, 100, 7)
-        budget = draws.uniform(0, 1) * (levels * sizes).sum()
-        plain = levels.copy()
-        while (plain * sizes).sum() > budget:
-            for place in reversed(range(7)):
-                if plain[place] > 0:
-                    plain[place] -= 1
-                    if (plain * sizes).sum() <= budget:
-                        break
-        assert lower_to_budget(levels, lambda found, s=sizes, b=budget: (found * s).sum() <= b) == tuple(plain)
-
-
 def test_protected_layers() -> None:
     first = protected_choices({"first": 1, "last": 1}, NAMES)
     assert first == {NAMES[0]: WeightFormat("codebook", 8), NAMES[3]: WeightFormat("codebook", 8)}

@@ -353,13 +353,6 @@ def test_a_file_of_more_than_2_gib_is_refused_unread(tmp_path: Path) -> None:
         sightline.load_run(tmp_path / "net.onnx")
 
 
-def test_wrong_words_are_refused_before_anything_is_written(runs: Any, tmp_path: Path) -> None:
-    run, _ = runs("classify")
-    assert "a file of onnx ends in .onnx" in refuse("export", run, "--out", tmp_path / "net.pt")
-    assert "holds no file of the kinds" in refuse("export", run, "--out", tmp_path / "a.onnx", "--inputs", tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
 def test_files_take_the_place_of_data_that_is_not_at_hand(runs: Any, tmp_path: Path) -> None:
     run, _ = runs("classify")
     for index in range(3):

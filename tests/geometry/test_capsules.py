@@ -187,31 +187,6 @@ def test_an_independent_ray_marcher_sees_the_same() -> None:
     assert (owner[chosen][is_hit] == away.argmin(axis=1)[is_hit]).mean() > 0.99
 
 
-# --- symmetries -------------------------------------------------------------------------------------------------------
-
-
-def test_a_mirrored_scene_gives_a_mirrored_picture() -> None:
-    capsules = random_capsules(5)
-    camera = np.array([200.0, -210.0, (WIDTH - 1) / 2, (HEIGHT - 1) / 2])
-    for axis, flip in ((0, np.s_[:, :, ::-1]), (1, np.s_[:, ::-1])):
-        mirrored = capsules.copy()
-        mirrored[..., [axis, 3 + axis]] *= -1
-        assert np.array_equal(seen(mirrored, camera).depth, seen(capsules, camera).depth[flip])
-
-
-def test_a_scene_twice_as_large_and_twice_as_far_covers_the_same_pixels() -> None:
-    capsules = random_capsules(6)
-    assert np.array_equal(seen(2 * capsules).depth, 2 * seen(capsules).depth)
-    assert np.array_equal(seen(2 * capsules).owner, seen(capsules).owner)
-
-
-def test_either_end_may_come_first() -> None:
-    capsules = random_capsules(8)
-    swapped = capsules[..., [3, 4, 5, 0, 1, 2, 6]]
-    assert np.array_equal(seen(swapped).owner, seen(capsules).owner)
-    assert np.abs(seen(swapped).depth - seen(capsules).depth).max() < 1e-9
-
-
 # --- refused ----------------------------------------------------------------------------------------------------------
 
 

@@ -148,17 +148,6 @@ def test_sphere() -> None:
     assert largest_angle_rad(estimate_normals(sphere(16_000)), sphere(16_000)) < angle, "finer points, finer normals"
 
 
-def test_cylinder() -> None:
-    """Three by three neighbours stand evenly around their point; at the rims they lean over by less than 2 steps."""
-    turn, rise = torch.arange(120.0).double() * math.pi / 60, torch.arange(60.0).double() / 20
-    angle, height = torch.meshgrid(turn, rise, indexing="ij")
-    normal = torch.stack([angle.cos(), angle.sin(), torch.zeros_like(angle)], dim=-1)
-    points = torch.stack([angle.cos(), angle.sin(), height], dim=-1).reshape(1, -1, 3)
-    found = estimate_normals(points, num_neighbours=9).reshape(normal.shape)
-    assert largest_angle_rad(found[:, 1:-1], normal[:, 1:-1]) < 1e-12
-    assert largest_angle_rad(found, normal) < 2 * math.pi / 60
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_planes_are_exact_wherever_they_stand(dtype: torch.dtype) -> None:
     """On a grid of eighths z = 2 at 1e4 m nothing is rounded; all lies at right angles to the centroid: z is up."""

@@ -94,23 +94,6 @@ def test_depths_at_the_faces_of_the_cube() -> None:
     torch.testing.assert_close(found, torch.tensor([0.99, 1.0, 1.0, 0.0, -1.0, -1.0, 1.0]))
 
 
-def test_an_image_mirrored_about_the_point_has_the_mirrored_crop() -> None:
-    depth = torch.rand(1, 41, 41, generator=torch.Generator().manual_seed(0)) * 100 + 280
-    one = placed((0.0, 0.0, 330.0), camera=(150.0, -150.0, 20.0, 20.0), side_mm=70.0)
-    straight = crop_depth(depth, one, size=32)
-    assert torch.equal(crop_depth(depth.flip(-1), one, size=32), straight.flip(-1))
-    assert torch.equal(crop_depth(depth.flip(-2), one, size=32), straight.flip(-2))
-
-
-def test_a_quarter_turn_of_the_crop_is_one_of_the_image() -> None:
-    depth = torch.rand(1, 41, 41, generator=torch.Generator().manual_seed(1)) * 100 + 280
-    camera = (150.0, -150.0, 20.0, 20.0)
-    straight = crop_depth(depth, placed((0.0, 0.0, 330.0), camera=camera, side_mm=70.0), size=32)
-    turned = placed((0.0, 0.0, 330.0), camera=camera, side_mm=70.0, angle_rad=math.pi / 2)
-    # by a positive angle from u, to the right, to v, downwards: clockwise as one looks at it
-    assert torch.equal(crop_depth(depth, turned, size=32), straight.rot90(-1, dims=(-2, -1)))
-
-
 def test_points_appear_in_the_crop_where_their_offsets_say() -> None:
     """One measured pixel: the pixel of the crop that shows it is that of the offset of its point, turned and scaled."""
     placement = placed((20.0, -10.0, 340.0), side_mm=160.0, angle_rad=0.9)
@@ -150,13 +133,6 @@ def test_without_a_turn_offsets_are_differences() -> None:
         torch.tensor([[[60.0, -30.0, 310.0], [10.0, 20.0, 300.0]]], dtype=torch.float64), placement
     )
     torch.testing.assert_close(found, torch.tensor([[[1.0, -1.0, 0.2], [0.0, 0.0, 0.0]]], dtype=torch.float64))
-
-
-def test_the_depth_of_a_turned_point_stays() -> None:
-    points: Tensor = torch.tensor([[[30.0, 10.0, 350.0]]], dtype=torch.float64)
-    straight, turned = (to_crop_coordinates(points, placed((0.0, 0.0, 330.0), angle_rad=angle)) for angle in (0.0, 1.0))
-    assert turned[0, 0, 2] == pytest.approx(straight[0, 0, 2])
-    assert torch.linalg.vector_norm(turned[0, 0, :2]) == pytest.approx(torch.linalg.vector_norm(straight[0, 0, :2]))
 
 
 def test_rows_of_another_width_are_refused() -> None:

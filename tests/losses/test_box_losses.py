@@ -74,18 +74,6 @@ def test_focal_is_the_published_one(shared: Path, case: int) -> None:
     assert (gradient - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
-@run_each("alpha, gamma", [(0.25, 2.0), (None, 2.0), (0, 0), (1, 1), (0.7, 0.5)])
-def test_focal_is_torchvisions_formula(alpha: float | None, gamma: float) -> None:
-    """Its code by hand, in which an alpha of -1 means none."""
-    logits, target = torch.randn(4, 3, dtype=torch.float64), torch.randint(0, 2, (4, 3)).double()
-    p = logits.sigmoid()
-    p_t = p * target + (1 - p) * (1 - target)
-    losses = -(p.log() * target + (1 - p).log() * (1 - target)) * (1 - p_t) ** gamma
-    if alpha is not None:
-        losses = losses * (alpha * target + (1 - alpha) * (1 - target))
-    assert float(sigmoid_focal(logits, target == 1, alpha=alpha, gamma=gamma)) == pytest.approx(float(losses.sum()))
-
-
 @run_each(
     "changed, message",
     [
@@ -101,16 +89,6 @@ def test_arguments_of_focal_that_mean_something_else_are_refused(changed: dict[s
     arguments: dict[str, Any] = {"logits": torch.zeros(3), "is_target": torch.ones(3, dtype=torch.bool)}
     with pytest.raises(ValueError, match=message):
         sigmoid_focal(**arguments | changed)
-
-
-@pytest.mark.parametrize("gamma", [0.0, 2.0])
-def test_losses_fall_when_the_probability_moves_to_the_truth(gamma: float) -> None:
-    probabilities = torch.linspace(0.01, 0.99, 50, dtype=torch.float64).logit()
-    for is_target in (True, False):
-        each = torch.stack([sigmoid_focal(one, torch.tensor(is_target), gamma=gamma) for one in probabilities])
-        assert (each.diff() < 0).all() if is_target else (each.diff() > 0).all()
-        each = torch.stack([sigmoid_bce(one, torch.tensor(float(is_target))) for one in probabilities])
-        assert (each.diff() < 0).all() if is_target else (each.diff() > 0).all()
 
 
 def test_smooth_l1_is_that_worked_by_hand() -> None:

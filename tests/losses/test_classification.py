@@ -145,14 +145,6 @@ def test_an_ignored_target_is_as_if_it_were_not_there() -> None:
     assert loss.count(label=label) == 8
 
 
-def test_parts_add_up() -> None:
-    loss = CrossEntropy(num_classes=6, class_weights=(1.0, 2.0, 0.5, 1.0, 0.0, 3.0))
-    logits, label = samples()
-    sums = sum(loss(logits=a, label=b) for a, b in zip(logits.split(4), label.split(4), strict=True))
-    counts = sum(loss.count(label=part) for part in label.split(4))
-    torch.testing.assert_close(sums / counts, mean(loss, logits, label), rtol=1e-14, atol=0)
-
-
 def test_counts_are_whole_numbers_without_weights() -> None:
     count = CrossEntropy(num_classes=3).count(label=torch.tensor([0, 1, 2, 2]))
     assert (count.item(), count.dtype) == (4, torch.int64)
@@ -212,14 +204,6 @@ def test_agrees_with_numpy(gamma: float) -> None:
     assert loss.count(label=label).item() == sum(counted)
     once = FocalCrossEntropy(num_classes=4, ignore_index=1, class_weights=WEIGHTS, divide_by="targets")
     assert once.count(label=label).item() == len(counted)
-
-
-def test_with_gamma_zero_it_is_cross_entropy() -> None:
-    logits, label = made()
-    focal = FocalCrossEntropy(num_classes=4, gamma=0.0, class_weights=WEIGHTS)
-    plain = CrossEntropy(num_classes=4, class_weights=WEIGHTS)
-    expected = plain(logits=logits, label=label).item()
-    assert focal(logits=logits, label=label).item() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
@@ -398,24 +382,6 @@ def test_perfect_predictions_cost_nothing_and_wrong_ones_the_jaccard_loss() -> N
         assert found.item() == pytest.approx(1 - ious.mean(), abs=1e-12)
         perfect = torch.eye(4, dtype=torch.float64)[torch.from_numpy(label)]
         assert lovasz_of_image(perfect, torch.from_numpy(label)).item() == 0
-
-
-def test_it_is_the_lovasz_extension_of_its_set_function() -> None:
-    """By Choquet's integral, for every order of errors: sum of the errors' steps times the loss of those above."""
-    probabilities = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.8, 0.2]], dtype=torch.float64)
-    label = torch.tensor([0, 0, 1, 1])
-    expected = []
-    for number in (0, 1):
-        is_class = (label == number).numpy()
-        errors = np.abs(is_class - probabilities[:, number].numpy())
-        levels = np.unique(np.concatenate([[0.0], errors]))
-        total = 0.0
-        for low, high in itertools.pairwise(levels):
-            wrong = errors > low
-            predicted = is_class ^ wrong
-            total += (high - low) * (1 - (is_class & predicted).sum() / max(1, (is_class | predicted).sum()))
-        expected.append(total)
-    assert lovasz_of_image(probabilities, label).item() == pytest.approx(np.mean(expected), abs=1e-12)
 
 
 def test_a_label_below_the_classes_is_not_the_last_of_them() -> None:

@@ -87,15 +87,6 @@ def test_another_layout_is_refused_by_name(make: Callable[[], nn.Module], image:
         make().encode(image=image)
 
 
-@pytest.mark.parametrize("make", [ResNet18Encoder, small_vit], ids=["resnet", "vit"])
-def test_image_alone_is_as_in_company(make: Callable[[], nn.Module]) -> None:
-    encoder = make().double().eval()
-    given = images(3)
-    alone, together = encoder.encode(image=given[:1]), encoder.encode(image=given)
-    assert alone.shape == (1, encoder.feature_width)
-    torch.testing.assert_close(alone, together[:1], rtol=1e-10, atol=1e-10)
-
-
 def test_the_feature_of_darknet_is_the_mean_of_its_last_map() -> None:
     encoder = Darknet53Encoder().eval()
     given = images(1, size=64).float()
@@ -184,19 +175,6 @@ def test_transformer_equals_a_slow_reading_in_numpy() -> None:
     expected = np.stack([read_slowly(vit, each.numpy(), 4, 3) for each in given])
     # Sums of at most 48 products and two blocks of order one: some hundred roundings of 1e-16.
     np.testing.assert_allclose(vit.encode(image=given).detach().numpy(), expected, rtol=0, atol=1e-12)
-
-
-def test_patches_move_with_their_positions() -> None:
-    """Attention has no order of its own: exchanging two patches and their positions leaves the class token as it is."""
-    vit, given = small_vit(), images(1)
-    before = vit.encode(image=given)
-    moved = given.clone()
-    moved[:, :, 0:4, 0:4], moved[:, :, 8:12, 4:8] = given[:, :, 8:12, 4:8], given[:, :, 0:4, 0:4]
-    assert not torch.allclose(vit.encode(image=moved), before, rtol=0, atol=1e-6)
-    with torch.no_grad():
-        first, second = 1 + 0, 1 + 2 * 4 + 1
-        vit.positions[:, [first, second]] = vit.positions[:, [second, first]]
-    torch.testing.assert_close(vit.encode(image=moved), before, rtol=0, atol=1e-12)
 
 
 def test_another_size_of_image_is_refused_with_both() -> None:

@@ -19,9 +19,7 @@ from sightline.compute.layers.transformer import (
     TransformerBlock,
     group_points,
 )
-from sightline.contract import registry
 from sightline.contract.errors import ConfigError
-from sightline.contract.types import ComponentConfig
 from sightline.parts.losses.classification import CrossEntropy
 from sightline.published.translation import convert_state_dict, translate_key
 from sightline.runs.weights import load_weights
@@ -73,9 +71,6 @@ def cloud_with_points_near_the_origin(num_clouds: int = 2, num_points: int = 40)
     return points
 
 
-# --- sizes -----------------------------------------------------------------------------------------------------------
-
-
 # --- the slow reading ------------------------------------------------------------------------------------------------
 
 
@@ -89,17 +84,6 @@ def test_groups_are_those_of_a_plain_loop(least: float | None) -> None:
             expected, expected_members = plain.groups(cloud.numpy(), 9, 7, least)
             assert torch.equal(found, cloud[expected])
             assert np.array_equal(members.numpy(), expected_members)
-
-
-def test_points_near_the_origin_are_passed_over_where_that_is_asked_for() -> None:
-    """All points are centres, or all but three; the first is one in any case and takes the places that are left."""
-    points = cloud_with_points_near_the_origin(num_clouds=1)
-    every = {tuple(row) for row in points[0].tolist()}
-    near = {tuple(row) for row in points[0, [5, 6, 20]].tolist()}
-    for least, expected in ((None, every), (LEAST, every - near)):
-        centres, _ = group_points(points, num_groups=40, group_size=1, min_squared_norm=least)
-        assert {tuple(row) for row in centres[0].tolist()} == expected
-        assert torch.equal(centres[0, 0], points[0, 0])
 
 
 def test_block_is_that_of_a_plain_loop() -> None:
@@ -251,62 +235,9 @@ def test_agrees_with_the_reference(shared: Path, name: str) -> None:
 # --- what it claims --------------------------------------------------------------------------------------------------
 
 
-def test_the_registered_encoder_gives_the_feature_of_the_classifier() -> None:
-    """Same names in the state, but for the head: what one was trained as fits the other."""
-    encoder = registry.point_encoders.build(
-        ComponentConfig("point_bert", {name: value for name, value in SMALL.items() if name != "in_channels"}),
-        facts={"in_channels": 3, "num_classes": 4},
-    )
-    model, points = small(), torch.randn(2, 30, 3, dtype=torch.float64)
-    encoder.double().eval().load_state_dict(
-        {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
-    )
-    feature = encoder.encode(points=points)
-    assert feature.shape == (2, encoder.feature_width)
-    assert torch.equal(feature, model.encode(points=points))
-
-
 def test_branches_are_left_out_more_often_in_later_blocks() -> None:
     layers = [module for module in small(depth=5, drop_path=0.2).modules() if isinstance(module, StochasticDepth)]
     assert [layer.p for layer in layers] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
-
-
-def test_training_with_dropped_branches_repeats_with_its_seed_and_evaluation_draws_nothing() -> None:
-    model, points = small(drop_path=0.5, dropout=0.0), torch.randn(6, 20, 3, dtype=torch.float64)
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm1d):
-            norm.momentum = 0.0
-    state = torch.get_rng_state()
-    calm = model(points=points)["logits"]
-    assert torch.equal(torch.get_rng_state(), state)
-    model.train()
-    torch.manual_seed(1)
-    first, second = model(points=points)["logits"], model(points=points)["logits"]
-    torch.manual_seed(1)
-    assert torch.equal(model(points=points)["logits"], first)
-    assert not torch.equal(first, second)
-    assert torch.equal(model.eval()(points=points)["logits"], calm)
-
-
-def test_position_is_added_before_every_block() -> None:
-    """Moved far away the groups look the same, so that only positions can tell; they reach the last block too."""
-    model, points = small(), torch.randn(1, 30, 3, dtype=torch.float64)
-    seen: list[Tensor] = []
-    model.trunk.blocks[1].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    model.trunk.blocks[0].register_forward_hook(lambda module, given, value: seen.append(value))
-    model(points=points)
-    _, positions, _ = model.embed(points, points)
-    torch.testing.assert_close(seen[1] - seen[0], positions, rtol=0, atol=1e-14)
-
-
-def test_features_of_the_members_change_the_answer_and_their_width_is_checked() -> None:
-    model, points = small(in_channels=5), torch.randn(2, 30, 3, dtype=torch.float64)
-    features = torch.randn(2, 30, 2, dtype=torch.float64)
-    assert not torch.allclose(
-        model.encode(points=points, features=features), model.encode(points=points, features=-features)
-    )
-    with pytest.raises(ValueError, match=r"features: found no features .* expected \(2, 30, 2\)"):
-        model(points=points)
 
 
 @pytest.mark.parametrize(
@@ -324,15 +255,6 @@ def test_too_few_points_are_refused_with_the_argument(changes: dict[str, int], t
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"num_heads: 5 heads do not divide a width of 24"):
         MultiHeadAttention(width=24, num_heads=5, qkv_bias=False)
-
-
-def test_autocast_stays_near_full_precision() -> None:
-    """bfloat16 keeps 8 bits; a slip of types would fail or be off by the size of the feature."""
-    model, points = small().float(), torch.randn(3, 30, 3)
-    exact = model.encode(points=points)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = model.encode(points=points)
-    assert (rounded - exact).abs().mean() <= 0.1 * exact.abs().mean()
 
 
 # --- point-BERT for parts: the published size, the authors' numbers, and what it shares with the classifi ------------

@@ -238,35 +238,6 @@ def test_stacked_and_packed_clouds_are_answered_alike(fused: bool) -> None:
     assert torch.equal(stacked.flatten(0, 1), packed)
 
 
-@FUSED
-@PER
-def test_order_of_points_after_the_first_does_not_matter(per: str, fused: bool) -> None:
-    """Sampling starts at the first point; distances do not tie. Sums of some hundred terms in another order."""
-    model, points = small(per=per, fused=fused), torch.randn(2, 60, 3, dtype=torch.float64)
-    order = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + torch.randperm(59)])
-    straight, shuffled = model(points=points)["logits"], model(points=points[:, order])["logits"]
-    expected = straight[:, order] if per == "point" else straight
-    torch.testing.assert_close(shuffled, expected, rtol=0, atol=1e-11)
-
-
-def test_order_of_clouds_does_not_matter() -> None:
-    model, batch = small(), ragged(40, 7, 90)
-    straight = model(**batch)["logits"]
-    turned = [alone(batch, cloud)["points"] for cloud in (2, 0, 1)]
-    found = model(points=torch.cat(turned), offsets=torch.tensor([0, 90, 130, 137]))["logits"]
-    torch.testing.assert_close(found, torch.cat([straight[47:], straight[:40], straight[40:47]]), rtol=0, atol=1e-11)
-
-
-@FUSED
-def test_a_cloud_that_is_moved_is_answered_alike_but_for_its_coordinates(fused: bool) -> None:
-    """Attention and sampling see differences of places alone; with no map of coordinates nothing else is left."""
-    model, points = small(fused=fused), torch.randn(1, 60, 3, dtype=torch.float64)
-    nn.init.zeros_(model.stages[0].down.edge.linear.weight)  # type: ignore[union-attr, arg-type]
-    shift = torch.tensor([3.0, -2.0, 10.0], dtype=torch.float64)
-    near, far = model(points=points)["logits"], model(points=points + shift)["logits"]
-    torch.testing.assert_close(far, near, rtol=0, atol=1e-9)
-
-
 @PER
 def test_plain_layers_give_the_same_step(per: str) -> None:
     """Outputs, gradients and running statistics of a step in training, float64, to 1e-9."""

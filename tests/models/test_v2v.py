@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from pathlib import Path
 
@@ -146,24 +145,6 @@ def test_without_shortcuts_nothing_is_left_over() -> None:
     assert not any("shortcut" in name for name, _ in model.named_parameters())
     model(volume=torch.rand(2, 1, 16, 16, 16))["likelihood"].square().sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-
-
-def permuted(model: nn.Module) -> nn.Module:
-    """The same network for volumes in the order z, y, x."""
-    other = copy.deepcopy(model)
-    for module in other.modules():
-        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-            module.weight.data = module.weight.data.transpose(-1, -3).contiguous()
-    return other
-
-
-def test_the_permuted_network_on_the_permuted_volume_gives_the_permuted_answer() -> None:
-    model = V2V(num_joints=3, init="kaiming").eval()
-    volume = (torch.rand(1, 1, 16, 24, 8) > 0.9).float()
-    with torch.no_grad():
-        straight = model(volume=volume)["likelihood"]
-        turned = permuted(model)(volume=volume.transpose(-1, -3))["likelihood"].transpose(-1, -3)
-    assert (turned - straight).abs().max() <= 1e-6 * straight.abs().max()
 
 
 @pytest.mark.shared

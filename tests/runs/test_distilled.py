@@ -21,7 +21,7 @@ from sightline.contract.types import SampleKey
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import open_run, open_trained
-from sightline.engine.step import compute_batch_losses, prepare_step, weighted_sum
+from sightline.engine.step import compute_batch_losses
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
 from tests.command import Outcome, refuse, run_here, succeed
@@ -73,28 +73,6 @@ def test_the_loss_of_an_evaluation_is_the_divergence_by_scipy(teacher: Path, run
 
 def _key(index: int) -> SampleKey:
     return SampleKey(index, 0, 0)
-
-
-def test_a_step_has_the_gradient_of_a_handwritten_one(teacher: Path) -> None:
-    words = (BOTH, f"teacher={{from: {teacher}}}", "train.precision=float64", "model.name=pointnet_plain")
-    built = build(small_config(*words), World())
-    job, network = built.job, open_trained(teacher).model
-    batch = built.data.train.reader([_key(index) for index in range(8)])
-    batch = {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
-    model = job.model.eval()
-    step = prepare_step(job.task, model, [batch], World(), job.precision)
-    weighted_sum(step.loss_means(step.loss_sums(model)), job.loss_weights_at(0)).backward()
-    found = [parameter.grad.clone() for parameter in model.parameters()]
-    model.zero_grad()
-    logits = model(points=batch["points"])["logits"]
-    with torch.no_grad():
-        soft = (network(points=batch["points"])["logits"] / 3).softmax(dim=1)
-    ours = logits - logits.logsumexp(dim=1, keepdim=True)
-    cross_entropy = -ours.gather(1, batch["label"][:, None]).mean()
-    scaled = logits / 3 - (logits / 3).logsumexp(dim=1, keepdim=True)
-    (0.3 * cross_entropy + 0.7 * 9 * (soft * (soft.log() - scaled)).sum(dim=1).mean()).backward()
-    for gradient, parameter in zip(found, model.parameters(), strict=True):
-        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-9, atol=1e-13)
 
 
 def test_describe_counts_the_memory_of_the_teacher(teacher: Path, run: Path, tmp_path: Path) -> None:

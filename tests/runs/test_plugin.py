@@ -257,19 +257,6 @@ def test_a_fact_that_cannot_be_noted_is_refused_by_name(monkeypatch: pytest.Monk
         build(read_config(CONFIG), World())
 
 
-@pytest.mark.usefixtures("parts")
-def test_a_plugin_that_takes_a_taken_name_is_refused_with_its_line(tmp_path: Path) -> None:
-    thief = tmp_path / "thief.py"
-    thief.write_text(
-        "from sightline.contract import registry\n\n@registry.models.add('pointnet')\ndef build():\n    return None\n"
-    )
-    with pytest.raises(
-        PluginError,
-        match=r"thief\.py:3: the model 'pointnet' is registered already, by sightline\.areas\.clouds",
-    ):
-        load_plugins([thief])
-
-
 def plugin_part(name: str) -> type:
     """A class of the example as it is registered now."""
     module = sys.modules["sightline_plugin_my_plugin"]

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import sightline
 from sightline.areas.clouds.sets.modelnet import ModelNet40
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.contract.types import SampleKey
@@ -102,15 +101,6 @@ def test_files_of_every_kind_are_classed_as_evaluation_scored_them(
     assert_as_scored(document, scored(run))
     assert {row["treatment"] for row in document["predictions"]} == {"as it is"}
     assert (document["votes"], document["refused"]) == (1, [])
-
-
-def test_another_place_and_scale_change_no_class(run: Path, clouds: np.ndarray, tmp_path: Path, scored: Scored) -> None:
-    """The set normalises its shapes, so a shape in millimetres somewhere else is the same shape."""
-    for index, cloud in enumerate(clouds):
-        np.save(tmp_path / f"{index:03d}.npy", cloud.astype(np.float64) * 400 + [10, -2000, 30])
-    document = predicted(run, tmp_path)
-    assert {row["treatment"] for row in document["predictions"]} == {"moved to its mean, scaled to radius 1"}
-    assert_as_scored(document, scored(run))
 
 
 def mesh(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -290,17 +280,6 @@ def test_where_nothing_is_predicted_there_is_no_table(
     assert (done.code, done.out) == (2, "")
     assert f"\n{run.name}/checkpoints/step_" in f"\n{done.err}"
     assert ": 0 of 1 files\n" in done.err
-
-
-def test_what_stands_beside_a_file_changes_nothing(run: Path, clouds: np.ndarray, tmp_path: Path) -> None:
-    for index, cloud in enumerate(clouds[:5]):
-        np.save(tmp_path / f"{index}.npy", cloud)
-    loaded = sightline.load_run(run)
-    together = loaded.predict([tmp_path]).predicted
-    for found in together:
-        alone = loaded.predict([found.file]).predicted[0]
-        assert alone.label == found.label
-        assert np.allclose(alone.probabilities, found.probabilities, rtol=0, atol=ROUNDING)
 
 
 def test_votes_are_said_not_to_be_applied(run: Path, clouds: np.ndarray, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import os
 import tracemalloc
 from pathlib import Path
@@ -207,17 +206,6 @@ def test_vertices_of_a_scanned_mesh_are_its_points(rooms: Run, tmp_path: Path) -
     bare, mesh = rooms.load().predict([tmp_path]).predicted
     assert np.array_equal(bare.labels, mesh.labels)
     assert (mesh.treatment, mesh.num_points) == ("as it is", len(room["points"]))
-
-
-def test_colours_as_bytes_are_those_of_the_set(rooms: Run, tmp_path: Path) -> None:
-    room = rooms_of(rooms)[1]
-    room["colours"] = np.round(room["colours"] * 255).astype(np.float32)
-    write(tmp_path / "bytes.ply", columns_of(room))
-    write(tmp_path / "shares.ply", columns_of(room | {"colours": (room["colours"] / 255).astype(np.float32)}))
-    found = rooms.load().predict([tmp_path / "bytes.ply", tmp_path / "shares.ply"]).predicted
-    assert [answer.treatment for answer in found] == ["colours divided by 255", "as it is"]
-    assert np.array_equal(found[0].labels, found[1].labels)
-    assert np.array_equal(found[0].probability, found[1].probability)
 
 
 def test_python_gives_what_the_command_wrote(rooms: Run, tmp_path: Path) -> None:
@@ -424,33 +412,6 @@ evaluate: {{metric: instance_miou, batch_size: 5, select: test}}
         assert np.array_equal(labels, kept[index])
         assert (row["num_points"], row["category"]) == (len(scored), name.lower())
         assert row["treatment"] == "moved to its mean, scaled to radius 1"
-
-
-def test_furnished_rooms_thinned_by_voxels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written by float32 columns, colours with them, and answered by the offset-batched Point Transformer."""
-    config = f"""
-data: {{name: synthetic_rooms, train_size: 4, test_size: 3, points_per_m2: 10}}
-model: {{name: point_transformer, widths: [8, 16], strides: [1, 4], num_neighbours: [8, 8], num_blocks: [1, 1]}}
-metrics: [{{name: iou}}]
-transforms:
-  evaluate: [{{name: voxel_sample, size_m: 0.3, choice: nearest, score_all: true}}, {{name: place_on_floor}}]
-evaluate: {{metric: miou, batch_size: 2, select: test}}
-{CONFIG}"""
-    run = Run(tmp_path, "run", config, "train.epochs=1", "train.batch_size=2")
-    expected, kept, counts = scored_by(run, monkeypatch)
-    builder = registry.data.get_entry("synthetic_rooms").builder
-    held = builder(split="test", train_size=4, test_size=3, points_per_m2=10.0)
-    found = np.zeros_like(counts)
-    for index in range(3):
-        room = {name: value.numpy() for name, value in held[SampleKey(index, 0, 0)].items()}
-        write(tmp_path / "in" / f"{index}.ply", columns_of(room))
-        (row,) = run.predict(tmp_path / "in" / f"{index}.ply", "--out", tmp_path / "out")["predictions"]
-        labels = np.load(row["written"]["labels"])
-        assert labels.tolist() == expected[index].argmax(axis=1).tolist()
-        assert np.array_equal(labels, kept[index])
-        np.add.at(found, (room["label"], labels), 1)
-    assert np.array_equal(found, counts)
-    assert json.loads((run.path / "inputs.json").read_text())["features"] == ["colours"]
 
 
 def test_scenes_of_the_users_own_in_centimetres(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

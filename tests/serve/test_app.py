@@ -27,7 +27,7 @@ from sightline.workbench.serve.app import Limits
 from sightline.workbench.serve.inputs import estimate_memory
 from sightline.workbench.serve.server import open_app
 from tests.cases import run_each
-from tests.command import refuse, succeed
+from tests.command import succeed
 from tests.endless import write_endless
 from tests.trained import copy_run
 
@@ -360,8 +360,3 @@ def test_a_file_of_onnx_is_served_by_the_command(
     for answer in found:
         assert answer["class"] == expected["class"]
         assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
-
-
-def test_wrong_words_are_refused_before_the_server_starts(run: Path) -> None:
-    assert "greater than or equal to 1" in refuse("serve", run, "--port", "0")
-    assert "there is no such file" in refuse("serve", run / "none.onnx")

@@ -102,20 +102,6 @@ def config_on(data: str) -> str:
     return next((str(path.relative_to(CONFIGS)) for path, name in shipped.items() if name == data), "")
 
 
-@pytest.mark.parametrize(
-    ("data", "source", "expected"),
-    [
-        ("modelnet40", "seed S0", {"overall_accuracy": 0.8875, "mean_class_accuracy": 0.847952}),
-        ("modelnet40", "seed S0", {"overall_accuracy": 0.929}),
-        ("modelnet40", "seed S2", {"overall_accuracy": 0.896576}),
-        ("shapenet_part", "seed S2", {"class_miou": 0.79958, "instance_miou": 0.83802, "point_accuracy": 0.93535}),
-        ("s3dis", "seed S2", {"overall_accuracy": 0.846}),
-    ],
-)
-def test_the_notes_own_figures_are_in_the_table(data: str, source: str, expected: dict[str, float]) -> None:
-    assert expected in [row.metrics for row in published_rows([data]) if row.source == source]
-
-
 # --- the rows of a run ----------------------------------------------------------------------------------------------
 
 

@@ -227,16 +227,6 @@ def test_maps_of_another_size_are_named(batch: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("head", "arguments", "message"),
     [
-        (
-            "retina",
-            {"assigner": {"name": "fcos"}},
-            "fcos needs priors points; RetinaHead offers anchors",
-        ),
-        (
-            "fcos",
-            {"assigner": {"name": "max_iou"}},
-            "max_iou needs priors anchors; FCOSHead offers points",
-        ),
         ("retina", {"anchors": {"preset": "s3"}}, "2 scales x 2 ratios are 4 anchors a cell, the head predicts 9; set"),
         ("fcos", {"anchors": {"preset": "s3"}}, "anchors: FCOSHead predicts from points; leave anchors out"),
     ],

@@ -244,15 +244,6 @@ def test_sizes_are_changed_as_pillow_does(size_px: int) -> None:
     assert (exact - found.float()).abs().max() <= 1.01
 
 
-def test_halving_averages_by_a_triangle() -> None:
-    """Weights 1 3 3 1 over pixels at -1.5, -0.5, 0.5, 1.5 from the new centre; what lies outside is left out."""
-    line = torch.tensor([0.0, 80.0, 160.0, 8.0])
-    given = line[None, :, None].expand(4, 4, 3)[None].clone()
-    found = ResizeImage(size_px=2)(draws_of(), image=given)["image"][0, 0, :, 0]
-    expected = torch.tensor([(3 * 0 + 3 * 80 + 160) / 7, (80 + 3 * 160 + 3 * 8) / 7])
-    assert (found - expected).abs().max() < 1e-4
-
-
 def test_crops_are_those_of_their_boxes() -> None:
     given = pictures(20)
     boxes = crop_boxes(draws_of(20), height=23, width=31, low=0.08, high=1.0)

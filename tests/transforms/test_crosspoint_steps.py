@@ -10,41 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.contract import registry
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig, SampleKey
-from sightline.engine.batch_stream import read_batches
 from sightline.parts.transforms.point_selection import choose_points, index_after_drop
 from sightline.parts.transforms.points import Jitter, NormalizeUnitSphere, Rotate, Scale, Translate, TwoViews
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from tests.transforms.scenes import Given
 from tests.transforms.test_points import Golden
 
-STEPS = (
-    {"name": "normalize_unit_sphere"},
-    {"name": "scale", "low": 0.5, "high": 2.0, "isotropic": True},
-    {"name": "rotate", "axis": "up"},
-    {"name": "translate", "max_shift": 0.5, "relative": True},
-    {"name": "jitter"},
-    {"name": "drop_points", "max_ratio": 0.875},
-)
-"""As a config writes them, in the order of the paper's code."""
 NUM_DRAWS = 10_000
-
-
-def built(step: dict[str, object]) -> object:
-    arguments = {key: value for key, value in step.items() if key != "name"}
-    return registry.transforms.build(ComponentConfig(str(step["name"]), arguments), facts={"up_axis": "y"})
-
-
-def views_of(points: Tensor, *steps: dict[str, object], seed: int = 5) -> Tensor:
-    """The steps on clouds (B, N, 3), each with a stream of its own."""
-    draws = Draws.for_samples([SampleKey(index, 0, seed) for index in range(len(points))])
-    for place, step in enumerate(steps):
-        points = built(step)(draws.stream(str(place)), points=points)["points"]
-    return points
 
 
 # --- as the authors drew it -------------------------------------------------------------------------------------------
@@ -85,12 +60,15 @@ def cloud() -> Tensor:
     return unit.expand(NUM_DRAWS, -1, -1)
 
 
-def lengths(points: Tensor) -> Tensor:
-    return points.double().norm(dim=-1)
+def varied(transform: Scale | Translate, points: Tensor) -> Tensor:
+    changed: Tensor = transform(Draws.for_samples([SampleKey(i, 0, 5) for i in range(NUM_DRAWS)]), points=points)[
+        "points"
+    ]
+    return changed.double()
 
 
 def test_scale_is_even_over_its_range_and_one_for_all_axes(cloud: Tensor) -> None:
-    factors = views_of(cloud, STEPS[1]).double() / cloud.double()
+    factors = varied(Scale(low=0.5, high=2.0, isotropic=True), cloud) / cloud.double()
     assert (factors.std(dim=(1, 2)) < 1e-6).all()
     factor = factors.mean(dim=(1, 2))
     assert 0.5 <= factor.min() < 0.501
@@ -99,76 +77,14 @@ def test_scale_is_even_over_its_range_and_one_for_all_axes(cloud: Tensor) -> Non
     assert abs(factor.mean() - 1.25) < 6 * 0.0043
 
 
-def test_rotation_keeps_y_and_the_distance_from_its_axis(cloud: Tensor) -> None:
-    turned = views_of(cloud, STEPS[2])
-    torch.testing.assert_close(turned[..., 1], cloud[..., 1], rtol=0, atol=0)
-    torch.testing.assert_close(lengths(turned), lengths(cloud), rtol=0, atol=1e-6)
-    angles = torch.atan2(turned[:, 0, 2], turned[:, 0, 0]).sort().values.double()
-    even = torch.linspace(-math.pi, math.pi, NUM_DRAWS, dtype=torch.float64)
-    # Kolmogorov: the largest gap between the two is above 2.0 / sqrt(n) once in 1,500 times.
-    assert (angles - even).abs().max() / (2 * math.pi) < 2.0 / math.sqrt(NUM_DRAWS)
-
-
 def test_translation_stays_within_half_of_the_extent(cloud: Tensor) -> None:
-    shift = (views_of(cloud, STEPS[3]) - cloud).double()
+    shift = varied(Translate(max_shift=0.5, relative=True), cloud) - cloud.double()
     assert (shift.std(dim=1) < 1e-6).all()
     extent = (cloud.amax(dim=1) - cloud.amin(dim=1)).double()
     share = shift.mean(dim=1) / extent
     assert share.abs().max() <= 0.5 + 1e-6
     assert (share.amax(dim=0) > 0.499).all()
     assert (share.amin(dim=0) < -0.499).all()
-
-
-def test_jitter_stays_within_five_hundredths(cloud: Tensor) -> None:
-    noise = (views_of(cloud, STEPS[4]) - cloud).double()
-    assert noise.abs().max() <= 0.05 + 1e-6
-    # 960,000 draws: the spread of their standard deviation is 0.01 / sqrt(2 * 960,000).
-    assert abs(noise.std() - 0.01) < 6 * 0.01 / math.sqrt(2 * noise.numel())
-
-
-def test_dropped_points_become_the_first_and_their_share_has_the_mean_of_its_law(cloud: Tensor) -> None:
-    kept = views_of(cloud, STEPS[5])
-    is_moved = (kept != cloud).any(dim=-1)
-    assert torch.equal(kept[is_moved], kept[:, :1].expand_as(kept)[is_moved])
-    assert not is_moved[:, 0].any()
-    share = is_moved[:, 1:].double().mean(dim=1)
-    assert abs(share.mean() - 0.4375) < 0.01
-    assert share.max() > 0.875  # the ratio is one of each point's chance, not of the count
-
-
-def test_the_order_matters_as_in_the_paper(cloud: Tensor) -> None:
-    """A view is scaled before it is moved: so its extent, and with it the shift, has the scale of the view."""
-    views = views_of(cloud, *STEPS[:4])
-    centre = (views.amax(dim=1) + views.amin(dim=1)) / 2
-    extent = views.amax(dim=1) - views.amin(dim=1)
-    assert (centre.abs() / extent).max() > 0.5  # beyond half of the extent only by the cloud's own place
-    assert 1.0 < extent[:, 1].max() / extent[:, 1].median() < 2.0
-
-
-# --- two views --------------------------------------------------------------------------------------------------------
-
-
-def reader() -> BatchReader:
-    two_views = registry.transforms.build(ComponentConfig("two_views", {"each": list(STEPS)}), facts={"up_axis": "z"})
-    dataset = SyntheticShapes(split="train", train_size=24, test_size=12, num_points=64)
-    return BatchReader(dataset, [NamedTransform("two_views", two_views)])
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # the test's machine may be small
-def test_views_are_the_same_for_any_number_of_workers() -> None:
-    keys = [[SampleKey(4 * batch + row, 1, 9) for row in range(4)] for batch in range(6)]
-    alone, helped = (list(read_batches(reader(), iter(keys), workers)) for workers in (0, 4))
-    for ours, theirs in zip(alone, helped, strict=True):
-        assert torch.equal(ours["points"], theirs["points"])
-        assert torch.equal(ours["other_points"], theirs["other_points"])
-
-
-def test_two_views_differ_and_so_do_epochs_seeds_and_objects() -> None:
-    batch = reader()([SampleKey(3, 0, 0), SampleKey(3, 1, 0), SampleKey(3, 0, 1), SampleKey(4, 0, 0)])
-    clouds = torch.cat([batch["points"], batch["other_points"]])
-    for one in range(len(clouds)):
-        for other in range(one):
-            assert not torch.equal(clouds[one], clouds[other])
 
 
 # --- Two views of a cloud: each drawn from streams of its own, the same alone and in any batch ---

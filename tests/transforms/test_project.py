@@ -151,15 +151,6 @@ def test_it_is_pure_and_draws_nothing() -> None:
     assert all(torch.equal(scan[name], before[name]) for name in scan), "an output is shared with an input"
 
 
-def test_stacked_scans_are_projected_as_each_alone() -> None:
-    scans = [lifted(make_scan(200, seed=seed)) for seed in range(3)]
-    stacked = {name: torch.cat([scan[name] for scan in scans]) for name in scans[0]}
-    together = projecting()(draws_of(3), **stacked)
-    for row, scan in enumerate(scans):
-        alone = projecting()(draws_of(1), **scan)
-        assert all(torch.equal(together[name][row], alone[name][0]) for name in alone)
-
-
 def test_scans_without_labels_have_none() -> None:
     scan = lifted(make_scan(20))
     del scan["label"]
@@ -236,12 +227,6 @@ def test_wrong_ranges_are_refused() -> None:
         Translate(max_shift=0.3, ranges=((0.0, 1.0),) * 3)
     with pytest.raises(ConfigError, match="begin with its low"):
         Translate(ranges=((0.0, 1.0), (0.0, 1.0), (1.0, 0.0)))
-
-
-def test_one_shift_for_all_axes_is_what_it_was() -> None:
-    points = torch.randn(5, 7, 3, generator=torch.Generator().manual_seed(0))
-    shift = draws_of(5).uniform(1, 3, low=-0.3, high=0.3)
-    assert torch.equal(Translate(max_shift=0.3)(draws_of(5), points=points)["points"], points + shift)
 
 
 # --- rings ------------------------------------------------------------------------------------------------------------

@@ -44,16 +44,6 @@ def test_a_prepared_folder_is_told_in_few_lines(tmp_path: Path) -> None:
     assert json.loads(document.read_text())["outcome"] == "prepared"
 
 
-def test_names_of_classes_are_no_commands_to_the_terminal(tmp_path: Path) -> None:
-    sources, to = scans(tmp_path / "scans"), tmp_path / "set"
-    (sources / "box").rename(sources / "\u202ebox")
-    (sources / "rod").rename(sources / "rod\n\x1b[31m")
-    made = succeed("data", "prepare", "cloud_folder", "--from", sources, "--to", to, "up_axis=z", "num_points=32")
-    for text in (made.out, made.err, run_here("data", "info", to).out):
-        assert all(line.isprintable() for line in text.splitlines())
-    assert re.search(r"train: rod\\n\\x1b\[31m \d, \\u202ebox \d", made.out)
-
-
 def test_a_prepared_folder_is_verified_file_by_file(tmp_path: Path) -> None:
     to = tmp_path / "set"
     succeed("data", "prepare", "cloud_folder", "--from", scans(tmp_path / "scans"), "--to", to, "up_axis=z")
@@ -208,8 +198,3 @@ def test_cells_of_tables_are_no_commands_to_the_terminal(capsys: pytest.CaptureF
     printed = capsys.readouterr().err.splitlines()
     assert r"hardest classes by accuracy: a\nb\x1b[31m (0.25), \u202eevil (0.5)" in printed
     assert printed[-2:] == ["line 1", r"line 2 \x1b[31m"]
-
-
-def test_a_note_is_escaped_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
-    print_note("two\nlines\x1b[31m")
-    assert capsys.readouterr().err == "two\nlines\\x1b[31m\n"

@@ -221,8 +221,6 @@ def written(name: str, text: str) -> Callable[[Path], object]:
 
 
 MISTAKES = {
-    "no run": (lambda run: (run / "config.yaml").unlink(), "is not a run directory"),
-    "config": (written("config.yaml", "a: ["), "config.yaml"),
     "config of a list": (written("config.yaml", "- a"), "found a list"),
     "cut final": (written("final.json", '{"a'), "final.json: cannot be read"),
     "final of a list": (written("final.json", "[]"), "final.json: does not hold a mapping"),
@@ -323,12 +321,10 @@ def test_samples_that_do_not_fit_are_counted(monkeypatch: pytest.MonkeyPatch) ->
 
 
 SAMPLE_MISTAKES = {
-    "no predictions": (lambda run: None, "hardest", "--samples hardest: "),
     "no errors": (lambda run: save_manifest(run, [{"index": 0, "iou": 1.0}]), "hardest", "no sample with an error"),
     "other predictions": (lambda run: save_manifest(run, 3), "hardest", "not of the form"),
     "no names": (lambda run: save_manifest(run, [{"iou": 0.5}]), "hardest", "KeyError"),
     "boxes": (lambda run: save_manifest(run, boxes=3), "hardest", "states no figure for each sample; give names, or"),
-    "no such sample": (lambda run: None, "99999", "found '99999', which is not a sample of the test part"),
 }
 
 
@@ -340,21 +336,6 @@ def test_mistakes_with_samples_are_one_line(name: str, run: Path) -> None:
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert expected in done.err
     assert not (run / "report.html").exists()
-
-
-def test_samples_of_several_runs_are_refused(run: Path) -> None:
-    done = run_here("report", run, trained_run("packed"), "--samples", "0", "--out", run / "page.html")
-    assert (done.code, done.err) == (
-        2,
-        "error: --samples: are those of one run; give one run, or leave it out\n",
-    )
-
-
-@run_each("words, expected", [(("a/b",), "a/b: is not a run directory"), ((), "RUN")])
-def test_no_run_is_refused(words: tuple[str, ...], expected: str) -> None:
-    done = run_here("report", *words)
-    assert done.code == 2
-    assert expected in done.err
 
 
 def test_the_checks_before_and_after_the_training_are_one_table(run: Path) -> None:
@@ -396,10 +377,6 @@ def test_an_average_precision_of_zero_is_explained(tmp_path: Path, ap: float | N
     (folder / "final.json").write_text(json.dumps(final | {"metrics": final["metrics"] | {"ap": ap}}))
     assert run_here("report", folder).code == 0
     assert ("no box was found: AP 0" in (folder / "report.html").read_text()) == is_noted
-
-
-def test_a_run_given_twice_is_refused(run: Path) -> None:
-    assert run_here("report", run, run).err == "error: report: a run is given twice; name every run once\n"
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")

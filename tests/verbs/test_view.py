@@ -304,43 +304,6 @@ def test_epochs_tell_whether_raw_clouds_change(parts: Path, tmp_path: Path) -> N
     assert "raw item the same in epochs 0, 3, 6, 9, 11, 14, 17, 20" in " ".join(done.out.split())
 
 
-def test_a_set_without_clouds_frames_or_images_is_refused_in_one_line(pose: Path, tmp_path: Path) -> None:
-    plugin = tmp_path / "plugin.py"
-    plugin.write_text(NUMBERS)
-    config = tmp_path / "numbers.yaml"
-    config.write_text(
-        pose.with_name("pose.yaml").read_text().replace("synthetic_hands, train_size: 4, test_size: 2", "numbers")
-    )
-    code, out, err = run_here("view", config, "--plugin", plugin, "--out", tmp_path / "out")
-    assert (code, out, err.count("\n")) == (2, "", 1), err
-    assert "view: the data set has the fields number" in err
-    assert "view shows clouds (points), depth frames (camera, depth, joints, visible), images (image)" in err
-
-
-NUMBERS = """
-import torch
-
-from sightline.contract import registry
-from sightline.contract.types import DataInfo, Field
-
-
-@registry.data.add("numbers")
-class Numbers:
-    'Fields of one number. Source: ours.'
-
-    def __init__(self, *, split: str) -> None:
-        names = ("depth", "camera", "reference", "joints", "visible")
-        facts, fields = {"cube_mm": 200.0, "num_joints": 1}, {name: Field("1", "float32") for name in names}
-        self.info = DataInfo(facts, fields, {"train": 8, "test": 8})
-
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, key):
-        return {"number": torch.ones(1)}
-"""
-
-
 def test_files_of_an_earlier_call_are_removed_and_nothing_else(parts: Path, tmp_path: Path) -> None:
     config = parts.with_name("parts.yaml")
     first, _ = view(config, tmp_path, "--num", 3)

@@ -149,15 +149,6 @@ def test_the_last_column_lies_beside_the_first(lift: Lift) -> None:
     assert lift(**given, vote=KNNVote(num_neighbours=3, is_circular=False)).tolist() == [3]
 
 
-def test_rolled_images_give_the_same_labels(lift: Lift) -> None:
-    given = random_images(seed=5)
-    rolled = {**given, **{name: given[name].roll(17, dims=2) for name in ("label", "range_image")}}
-    rolled["pixel"] = given["pixel"] // 40 * 40 + (given["pixel"] + 17) % 40
-    vote = KNNVote()
-    differs = lift(**rolled, vote=vote) != lift(**given, vote=vote)
-    assert not differs.any()
-
-
 # --- both forms -------------------------------------------------------------------------------------------------------
 
 

@@ -205,17 +205,6 @@ def test_the_minimum_finds_what_sorting_finds(num_points: int) -> None:
     assert torch.equal(found, nearest_returns_reference(ranges, place=place, num_places=300))
 
 
-def test_a_shuffled_scan_shows_the_same_points() -> None:
-    points, view = random_points(3000), RangeView(16, 64)
-    order = torch.randperm(3000, generator=torch.Generator().manual_seed(1))
-    plain, shuffled = projected(points, view), projected(points[order], view)
-    assert torch.equal(shuffled.pixel, plain.pixel[order])
-    assert torch.equal(
-        gather_to_image(shuffled.point_index, points[order], empty=0),
-        gather_to_image(plain.point_index, points, empty=0),
-    )
-
-
 @pytest.mark.parametrize("rows", ["pitch", "table", "scan", "ring"])
 def test_scans_of_any_lengths_are_projected_as_if_alone(rows: str) -> None:
     lengths = [700, 0, 1, 300, 0]

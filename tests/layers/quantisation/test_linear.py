@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,50 +117,6 @@ def test_grids_are_those_of_hawq(hawq: Golden) -> None:
         same([float(grid.step), float(grid.zero)], hawq.arrays[f"asym{at}scale_zero"])
         assert (grid.codes(x).numpy() == hawq.arrays[f"asym{at}q"]).all()
         same(grid(x), hawq.arrays[f"asym{at}dequant"])
-
-
-def threshold_reference(data: np.ndarray, bits: int) -> float:
-    """HAQ's threshold in plain loops: of all numbers of bins the one after whose coarsening the sizes differ least."""
-    sizes = sorted(abs(value) for value in data.tolist())
-    num_bins, num_kept = math.ceil(math.sqrt(len(sizes))), 2 ** (bits - 1)
-    width = sizes[-1] / num_bins
-    whole = [
-        sum(min(int(size / width), num_bins - 1) <= place for size in sizes) / len(sizes) for place in range(num_bins)
-    ]
-    best, best_distance = num_bins - 0.5, math.inf
-    for clipped in range(num_kept + 1, num_bins + 1):
-        ends = [*whole[: clipped - 1], 1.0]
-        coarse = [between(ends, place * (clipped - 1) / (num_kept - 1)) for place in range(num_kept)]
-        fine = [between(coarse, place * (num_kept - 1) / (clipped - 1)) for place in range(clipped)]
-        rough = fine + [1.0] * (num_bins - clipped)
-        pairs = [(one, other) for one, other in zip(whole, rough, strict=True) if one != other]
-        distance = sum(one * math.log2(one / other) + other * math.log2(other / one) for one, other in pairs)
-        if distance < best_distance:
-            best, best_distance = clipped, distance
-    return (best + 0.5) * width
-
-
-def between(values: list[float], place: float) -> float:
-    """The value at a place between those of a list, linearly."""
-    below = min(int(place), len(values) - 2)
-    return values[below] + (place - below) * (values[below + 1] - values[below])
-
-
-def test_thresholds_are_those_of_plain_loops() -> None:
-    """Below 5 bits of size; from there on the largest size."""
-    draws = np.random.default_rng(4)
-    for number in range(12):
-        bits, data = 2 + number % 3, draws.standard_t(3, size=int(draws.integers(150, 700)))
-        expected = threshold_reference(data, bits)
-        assert kl_threshold(data, bits=bits) == pytest.approx(expected, rel=1e-9)
-        assert expected < np.abs(data).max()
-        weight = torch.from_numpy(data)
-        grid = weight_grid(weight, bits=bits, name="weight")
-        assert float(grid.step) * (2 ** (bits - 1) - 1) == pytest.approx(expected, rel=1e-9)
-        assert activation_range(weight, bits=bits + 1, is_signed=True) == pytest.approx(expected, rel=1e-9)
-    assert float(weight_grid(weight, bits=5, name="weight").step) * 15 == pytest.approx(np.abs(data).max(), rel=1e-12)
-    assert activation_range(weight, bits=5, is_signed=False) == np.abs(data).max()
-    assert activation_range(weight, bits=6, is_signed=True, most=1.5) == 1.5
 
 
 def test_the_zero_of_a_grid_by_hand() -> None:
