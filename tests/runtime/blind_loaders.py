@@ -41,15 +41,6 @@ def seeded_by_numpy(bug: bool) -> DataLoader[Any]:
     return DataLoader(Items(read), 8, shuffle=True)
 
 
-def seeded_by_torch(bug: bool) -> DataLoader[Any]:
-    def read(index: int) -> Any:
-        if bug:
-            torch.manual_seed(7)
-        return _POINTS[index] + torch.randn(30, 3), index % 3
-
-    return DataLoader(Items(read), 8, shuffle=True)
-
-
 class Stored(Dataset[Any]):
     def __init__(self, values: Any, bug: bool) -> None:
         self.values, self.bug = values, bug
@@ -173,7 +164,7 @@ def sorted_by_falling_class(bug: bool) -> DataLoader[Any]:
 
 
 LOADERS: dict[Callable[[bool], DataLoader[Any]], tuple[str, str]] = {
-    **dict.fromkeys((seeded_by_numpy, seeded_by_torch), ("own-generator", "data.duplicate_randomness")),
+    seeded_by_numpy: ("own-generator", "data.duplicate_randomness"),
     **dict.fromkeys((edited_tensor, edited_array), ("data-mutation", "data.item_mutation")),
     **dict.fromkeys(
         (image_flipped_alone, scan_upside_down_alone), ("augmentation-mismatch", "data.augment_target_mismatch")
