@@ -71,14 +71,6 @@ def self_pairs(bug: bool) -> LossCase:
     return nn.Linear(10, 6), loss, (torch.randn(16, 10), torch.zeros(16))
 
 
-def self_pairs_of_long_rows(bug: bool) -> LossCase:
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        products = torch.mm(output, output.t()) / 0.5
-        return F.cross_entropy(products if bug else products - 1e9 * torch.eye(len(output)), target)
-
-    return nn.Linear(10, 6), loss, (torch.randn(16, 10), torch.arange(16).roll(8))
-
-
 def dice_of_logits(bug: bool) -> LossCase:
     def loss(output: Tensor, target: Tensor) -> Tensor:
         scores = output if bug else output.sigmoid()
@@ -86,15 +78,6 @@ def dice_of_logits(bug: bool) -> LossCase:
         return 1 - ((2 * both + 1) / (each + target.sum(dim=(1, 2, 3)) + 1)).mean()
 
     return nn.Conv2d(1, 1, 3, padding=1), loss, (torch.randn(4, 1, 6, 6), torch.randint(2, (4, 1, 6, 6)).float())
-
-
-def jaccard_of_logits(bug: bool) -> LossCase:
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        scores = output if bug else output.sigmoid()
-        both = (scores * target).sum()
-        return 1 - (both + 1e-6) / (scores.sum() + target.sum() - both + 1e-6)
-
-    return nn.Linear(10, 4), loss, (torch.randn(16, 10), torch.randint(2, (16, 4)).float())
 
 
 def divergence_of_heat_maps(bug: bool) -> LossCase:
@@ -253,11 +236,11 @@ LOSSES: dict[Callable[[bool], LossCase], tuple[str, str]] = {
     **dict.fromkeys(
         (
             *(column_against_row, depth_with_an_axis_too_many, focal_factor_of_the_mean, dice_of_logits),
-            *(binary_focal_factor_of_the_mean, jaccard_of_logits, divergence_of_heat_maps, angles_without_wrapping),
+            *(binary_focal_factor_of_the_mean, divergence_of_heat_maps, angles_without_wrapping),
         ),
         ("loss-form", "loss.form"),
     ),
-    **dict.fromkeys((self_pairs, self_pairs_of_long_rows), ("loss-form", "loss.negatives")),
+    self_pairs: ("loss-form", "loss.negatives"),
     boxes_of_two_formats: ("loss-form", "assign.box_format"),
     padding_with_targets: ("padded-points", "data.padding"),
     **dict.fromkeys((weights_of_frequent_classes, weights_of_frequent_pixels), ("loss-weights", "loss.weights")),

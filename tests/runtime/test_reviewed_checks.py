@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -104,30 +103,6 @@ def test_a_finding_about_a_module_can_be_declared() -> None:
 
 
 # --- loops -----------------------------------------------------------------------------------------------------------
-
-
-def _watch(updates: int, *, schedule: Callable[[Any], Any] | None = None, every: int = 1) -> list[str]:
-    """Train classes with a schedule that is stepped after so many updates; return what is found."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    scheduler = schedule(optimizer) if schedule else None
-    with sightline.watch(model, optimizer=optimizer, scheduler=scheduler) as watch:
-        for step in range(updates):
-            inputs = torch.randn(32, 8)
-            optimizer.zero_grad()
-            F.cross_entropy(model(inputs), inputs[:, :4].argmax(1)).backward()
-            optimizer.step()
-            if scheduler is not None and (step + 1) % every == 0:
-                scheduler.step()
-    return [each.summary for each in watch.findings if each.severity != "note"]
-
-
-def test_the_start_of_a_long_warm_up_raises_nothing() -> None:
-    schedules = torch.optim.lr_scheduler
-    assert _watch(60, schedule=lambda own: schedules.LambdaLR(own, lambda k: min(1.0, (k + 1) / 10_000))) == []
-    of_epochs = lambda own: schedules.LinearLR(own, start_factor=1e-3, total_iters=20)  # noqa: E731
-    assert _watch(100, schedule=of_epochs, every=20) == []
 
 
 def test_places_of_one_class_and_ignored_ones_are_no_fault_of_the_sampler() -> None:

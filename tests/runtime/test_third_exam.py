@@ -237,19 +237,6 @@ def from_zero() -> nn.Module:
     return model
 
 
-def heat(output: Tensor, target: Tensor) -> Tensor:
-    """Focal loss of heat maps, of which 1 alone is an object: Zhou et al. 2019, equation 1."""
-    p, is_peak = output.sigmoid().clamp(1e-4, 1 - 1e-4), target == 1
-    loss = torch.where(is_peak, (1 - p) ** 2 * p.log(), (1 - target) ** 4 * p**2 * (1 - p).log())
-    return -loss.sum() / is_peak.sum().clamp(min=1)
-
-
-def heat_maps(count: int = 16) -> Tensor:
-    place = torch.randint(8, (count, 2, 1, 1))
-    far = sum((torch.arange(8).view(shape) - place[:, axis]) ** 2 for axis, shape in enumerate(((8, 1), (1, 8))))
-    return torch.exp(-far / 3)[:, None].reshape(count, 1, 8, 8)
-
-
 def turn(output: Tensor, target: Tensor) -> Tensor:
     return (1 - (output * target).sum(dim=1).abs()).mean()  # q and -q are one rotation
 
@@ -262,7 +249,6 @@ def known_values(output: Tensor, target: Tensor) -> Tensor:
 WEIGHT = torch.randn(3, generator=torch.Generator().manual_seed(0))
 ROWS, LABEL = classes(64)
 ODD: dict[str, Callable[[], tuple[nn.Module, Any, Any]]] = {
-    "heat maps of peaks": lambda: (nn.Conv2d(1, 1, 3, padding=1), heat, (torch.randn(16, 1, 8, 8), heat_maps())),
     "directions of two signs": lambda: (
         Call(lambda x, layer: F.normalize(layer(x), dim=1), nn.Linear(10, 4)),
         turn,
