@@ -224,7 +224,6 @@ def test_a_warm_up_that_is_stepped_once_an_epoch_is_found() -> None:
     [
         (lambda epoch: min(1.0, (epoch + 1) / 5), False),  # epochs, as it says
         (lambda step: min(1.0, (step + 1) / 1000), True),  # a warm-up that is longer than what is watched
-        (lambda epoch: 1e-3 + min(1.0, epoch / 20) * (1 - 1e-3), False),  # `LinearLR`, longer than what is watched
         (lambda epoch: 0.9**epoch, False),
         (lambda epoch: 0.2 * 1.1**epoch, False),
     ],

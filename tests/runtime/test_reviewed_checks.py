@@ -105,6 +105,22 @@ def test_a_finding_about_a_module_can_be_declared() -> None:
 # --- loops -----------------------------------------------------------------------------------------------------------
 
 
+def test_the_start_of_a_long_warm_up_of_epochs_raises_nothing() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1e-3, total_iters=20)
+    with sightline.watch(model, optimizer=optimizer, scheduler=scheduler) as watch:
+        for step in range(100):
+            inputs = torch.randn(32, 8)
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), inputs[:, :4].argmax(1)).backward()
+            optimizer.step()
+            if step % 20 == 19:
+                scheduler.step()
+    assert [each.summary for each in watch.findings if each.severity != "note"] == []
+
+
 def test_places_of_one_class_and_ignored_ones_are_no_fault_of_the_sampler() -> None:
     """Few images show a defect."""
     torch.manual_seed(0)
