@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -250,10 +249,3 @@ def test_what_show_writes_is_what_the_reader_reads(tree: object) -> None:
     back = read(text)
     assert back == tree
     assert repr(back) == repr(tree)
-
-
-def test_the_safe_reader_of_the_library_would_have_differed() -> None:
-    """Why there is a table of our own: what PyYAML's makes of the same text."""
-    stock = yaml.safe_load("[1e-3, 010, 1:30, yes, 2024-01-01]")
-    assert stock[:4] == ["1e-3", 8, 90, True]
-    assert read("[1e-3, 010, 1:30, yes, 2024-01-01]") == [0.001, "010", "1:30", "yes", "2024-01-01"]

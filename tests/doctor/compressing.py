@@ -15,27 +15,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pytest
 from torch import nn
 
 from sightline.compute.layers.quantisation.linear import quantisable_weights
 from sightline.config import read_config
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.workbench.check.context import CHECKS, Context
+from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.finding import Finding
-from sightline.workbench.check.suite import all_checks
 from tests.conftest import ROOT
 from tests.doctor.planting import CONFIG
-from tests.doctor.power import Bug, case_table, print_alarms, processor_time, table
+from tests.doctor.power import Bug, case_table, is_found, list_findings, print_alarms, processor_time, quick, table
 from tests.planted.compress import teach as taught
 from tests.planted.planting import Planter
 
 __all__ = ["BUGS", "HEALTHY", "NEW", "findings_of", "floats_of", "make_quantised", "planted", "quick", "taught"]
 
 NEW = ("broken-codebook", "unquantised-weights", "rounding-gradient", "quantised-outputs", "unfit-teacher")
-Patch = pytest.MonkeyPatch
-QUICK_S = 1.5  # what a step may take at the start of a training
 MIXED = (
     {"kind": "codebook", "bits": 3},
     {"kind": "linear", "bits": 4},
@@ -70,15 +66,9 @@ def make_quantised(
         return build(config, World(), data=plain.data)
 
 
-def quick(built: TrainingSetup) -> Context:
-    """As at the start of a training."""
-    return Context(built, World(), QUICK_S)
-
-
 def findings_of(context: Context, codes: tuple[str, ...] = NEW) -> list[Finding]:
     """What some checks find, without notes."""
-    all_checks()
-    return [each for code in codes for each in CHECKS[code](context) if each.severity != "note"]
+    return list_findings(context, codes)
 
 
 def floats_of(built: TrainingSetup) -> nn.Module:
@@ -133,16 +123,8 @@ def planted(bug: Bug, *, seed: int = 0) -> Iterator[TrainingSetup]:
         yield planter.change(make_quantised(seed=seed, choices=CHOICES.get(bug.case.id, MIXED)))
 
 
-def is_found(bug: Bug, seed: int) -> bool:
-    """Whether the check of a bug finds it at the start of a training, with its cause among those that are named."""
-    with planted(bug, seed=seed) as built:
-        found = findings_of(quick(built), (bug.code,))
-        return any(bug.case.cause in (each.cause, *each.alternatives) for each in found)
-
-
 def seconds(model: str) -> dict[str, float]:
     """The processor time of each check, without the step and the float model that other checks share."""
-    all_checks()
     built = make_quantised(model)
     findings_of(quick(built))  # compiles
     context = quick(built)
@@ -158,7 +140,7 @@ if __name__ == "__main__":
             for (name, (model, choices)), seed in made
         )
     elif sys.argv[1:]:
-        table(BUGS, is_found, int(sys.argv[1]))
+        table(BUGS, lambda bug, seed: is_found(bug, planted(bug, seed=seed)), int(sys.argv[1]))
     else:
         for each in (*MODELS, "scale_net"):
             spent = seconds(each)

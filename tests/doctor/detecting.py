@@ -18,11 +18,10 @@ from sightline.config import read_config
 from sightline.contract.types import Sample
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.workbench.check.context import CHECKS, Context
+from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.finding import Finding
-from sightline.workbench.check.suite import all_checks
 from tests.conftest import ROOT
-from tests.doctor.power import Bug, case_table, processor_time, table
+from tests.doctor.power import Bug, case_table, is_found, list_findings, processor_time, quick, table
 from tests.planted.planting import Planter
 
 __all__ = ["BUGS", "NEW", "edited", "findings_of", "make_crowds", "planted", "quick"]
@@ -39,7 +38,6 @@ SMALL = (
 Patch = pytest.MonkeyPatch
 READ = SyntheticCrowds.__getitem__
 _DRAWN: dict[Any, Any] = {}
-QUICK_S = 1.5  # what a step may take at the start of a training
 
 
 def make_crowds(*overrides: str, name: str = "retinanet", seed: int = 0) -> TrainingSetup:
@@ -55,13 +53,7 @@ def make_crowds(*overrides: str, name: str = "retinanet", seed: int = 0) -> Trai
 
 def findings_of(context: Context, codes: tuple[str, ...] = NEW) -> list[Finding]:
     """What some checks find, without notes."""
-    all_checks()
-    return [each for code in codes for each in CHECKS[code](context) if each.severity != "note"]
-
-
-def quick(built: TrainingSetup) -> Context:
-    """As at the start of a training."""
-    return Context(built, World(), QUICK_S)
+    return list_findings(context, codes)
 
 
 def edited(patch: Patch, edit: Callable[[Sample], Sample]) -> None:
@@ -93,16 +85,8 @@ def planted(bug: Bug, *, seed: int = 0) -> Iterator[TrainingSetup]:
         yield planter.change(make_crowds(*planter.overrides, seed=seed))
 
 
-def is_found(bug: Bug, seed: int) -> bool:
-    """Whether the check of a bug finds it at the start of a training, with its cause among those that are named."""
-    with planted(bug, seed=seed) as built:
-        found = findings_of(quick(built), (bug.code,))
-        return any(bug.case.cause in (each.cause, *each.alternatives) for each in found)
-
-
 def seconds() -> dict[str, float]:
     """The processor time of each check on the shipped recipe, without samples and outputs that other checks share."""
-    all_checks()
     built = build(read_config(ROOT / "configs/detect/synthetic_crowds_retinanet.yaml"), World())
     findings_of(quick(built))  # compiles
     context = quick(built)
@@ -112,7 +96,7 @@ def seconds() -> dict[str, float]:
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        table(BUGS, is_found, int(sys.argv[1]))
+        table(BUGS, lambda bug, seed: is_found(bug, planted(bug, seed=seed)), int(sys.argv[1]))
     else:
         spent = seconds()
         lines = [f"{code} {1000 * each:.0f} ms" for code, each in (*spent.items(), ("all", sum(spent.values())))]

@@ -87,10 +87,6 @@ def _edited_behind_autograd(logits: Tensor, label: Tensor) -> Tensor:
     return -(t * p.log() + (1 - t) * (1 - p).log()).sum()
 
 
-def _weights(logits: Tensor, slope: float = 1.0) -> Tensor:
-    return 1 + slope * torch.arange(logits.shape[1] + 1, dtype=logits.dtype)
-
-
 def _weighted(index: Callable[[Tensor, int], Tensor]) -> Any:
     class Weighted(Loss):
         """Cross entropy times the weight of the label's class, as the table `class_weight` lists them."""

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from tests.doctor.own_networks import (
     HEALTHY,
     CloudNet,
-    Likelihood,
     Logits,
+    MapOutput,
     PartNet,
     RoomNet,
     ScanNet,
@@ -168,7 +168,7 @@ class LabelledParts(PartNet):
 class LabelledVolumes(VolumeNet):
     """The heat maps among the inputs."""
 
-    def forward(self, *, volume: Tensor, heatmaps: Tensor) -> Likelihood:
+    def forward(self, *, volume: Tensor, heatmaps: Tensor) -> MapOutput:
         return {"likelihood": super().forward(volume=volume)["likelihood"] + heatmaps.roll(1, dims=1)}
 
 

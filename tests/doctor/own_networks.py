@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import pytest
 import torch
@@ -21,19 +21,8 @@ from sightline.workbench.check.suite import run_all
 from tests.conftest import ROOT
 from tests.doctor import posing, segmenting
 from tests.doctor.planting import CONFIG
-
-
-class Logits(TypedDict):
-    """What classifiers and segmenting networks return."""
-
-    logits: Tensor
-
-
-class Likelihood(TypedDict):
-    """What networks of joints return."""
-
-    likelihood: Tensor
-
+from tests.doctor.regressing import MapOutput
+from tests.doctor.segmenting import Logits
 
 # --- clouds: one label for a cloud, or one for a point ---
 
@@ -157,7 +146,7 @@ class VolumeNet(nn.Module):
     def leave(self, likelihood: Tensor) -> Tensor:
         return likelihood
 
-    def forward(self, *, volume: Tensor) -> Likelihood:
+    def forward(self, *, volume: Tensor) -> MapOutput:
         maps = self.between(self.norm(self.first(self.enter(volume))).relu())
         return {"likelihood": self.leave(self.last(maps))}
 

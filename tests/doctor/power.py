@@ -5,12 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
+from sightline.engine.build import TrainingSetup
+from sightline.engine.distributed import World
 from sightline.workbench.check.context import CHECKS, Context
+from sightline.workbench.check.core.finding import Finding
+from sightline.workbench.check.suite import all_checks
 from tests.planted.catalog import FAULTS, FaultCase
 
-__all__ = ["Bug", "case_table", "print_alarms", "processor_time", "table"]
+__all__ = ["Bug", "case_table", "is_found", "list_findings", "print_alarms", "processor_time", "quick", "table"]
+
+QUICK_S = 1.5  # what a step may take at the start of a training
 
 
 class Bug(NamedTuple):
@@ -25,6 +32,24 @@ def case_table(codes: Mapping[str, str]) -> dict[str, Bug]:
     by_id = {case.id: case for case in FAULTS}
     bugs = [Bug(code, by_id[name]) for code, names in codes.items() for name in names.split()]
     return {bug.case.title: bug for bug in bugs}
+
+
+def quick(built: TrainingSetup) -> Context:
+    """As at the start of a training."""
+    return Context(built, World(), QUICK_S)
+
+
+def list_findings(context: Context, codes: Iterable[str]) -> list[Finding]:
+    """What some checks find, without notes."""
+    all_checks()
+    return [each for code in codes for each in CHECKS[code](context) if each.severity != "note"]
+
+
+def is_found(bug: Bug, planted: AbstractContextManager[TrainingSetup]) -> bool:
+    """Whether the check of a bug finds it at the start of a training, with its cause among those that are named."""
+    with planted as built:
+        found = list_findings(quick(built), (bug.code,))
+        return any(bug.case.cause in (each.cause, *each.alternatives) for each in found)
 
 
 def processor_time(codes: Iterable[str], context: Context) -> dict[str, float]:

@@ -32,7 +32,7 @@ CLASS_NAMES = ("floor", "wall", "ceiling", "chair")
 
 
 class Logits(TypedDict):
-    """What the models below return."""
+    """What classifiers and segmenting networks return."""
 
     logits: Tensor
 

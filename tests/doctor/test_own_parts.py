@@ -8,7 +8,7 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +27,7 @@ from sightline.workbench.check.core.finding import (
 )
 from sightline.workbench.check.suite import run_all, run_quick
 from tests.doctor.planting import make, with_losses, with_model
+from tests.doctor.segmenting import Logits
 
 
 @pytest.mark.parametrize("returned", ["the angles are bad", ["the angles are bad"], True, {"bad": 1}])
@@ -123,10 +124,6 @@ class Attributed(dict[str, Tensor]):
 
     def __getattr__(self, name: str) -> Tensor:
         return self[name]
-
-
-class Logits(TypedDict):
-    logits: Tensor
 
 
 class Returning(nn.Module):

@@ -32,7 +32,7 @@ def _move_cube(owner: type, change: Callable[[CubePlacement], CubePlacement]) ->
     return change_arguments(owner, "__call__", move)
 
 
-def _undo_augmentation(placement: CubePlacement) -> CubePlacement:
+def undo_augmentation(placement: CubePlacement) -> CubePlacement:
     return dataclasses.replace(
         placement,
         scale=torch.ones_like(placement.scale),
@@ -90,7 +90,7 @@ POSE_PLANTS: dict[str, Plant] = {
     ),
     "O44": _edit_frames(lambda b: {"depth": b["depth"] / 1000}),
     "O45": _edit_frames(_average_all_pixels),
-    "O46": _move_cube(DrawHeatmaps, _undo_augmentation),
+    "O46": _move_cube(DrawHeatmaps, undo_augmentation),
     "O47": wrap(nn.BatchNorm3d, "forward", _round_statistics),
     "O48": change_result(
         JointError,

@@ -30,10 +30,6 @@ from tests.planted.loops import PLAIN, Loop, train_plainly
 from tests.planted.planting import BENCHES, Planter
 from tests.planted.ranks import RANKS, train_in_processes
 
-MOMENTS = ("config", "start", "check", "training", "end", "deep")
-"""Moments of a run in which a fault can be found: its config is refused; the checks with which `train` starts, those of
-`sightline check`; while it trains; the checks of the finished run; `check --deep`, which users run if they suspect
-something."""
 _LOOPS: Mapping[str, Loop] = {PLAIN: train_plainly, RANKS: train_in_processes}
 """Healthy loops of the benches that are not runs of ours."""
 _LOGGED_CODE = re.compile(r"([a-z]+(?:-[a-z]+)+): ")
@@ -158,7 +154,11 @@ def _list_moments(
 
 
 def list_alarms(bench: str, planter: Planter, *, seed: int) -> Iterator[tuple[str, list[Alarm]]]:
-    """Yield each moment of a run with its alarms: warnings and errors. A refused config ends the run."""
+    """Yield each moment of a run with its alarms: warnings and errors.
+
+    Its config is refused, which ends the run; the checks with which `train` starts, those of `sightline check`; while
+    it trains; the checks of the finished run; `check --deep`, which users run if they suspect something.
+    """
     with tempfile.TemporaryDirectory() as name, _quiet_log() as log:
         folder = Path(name)
         try:

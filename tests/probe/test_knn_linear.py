@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
-from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -34,13 +33,6 @@ def test_neighbours_by_definition(k: int) -> None:
     train, test = blobs(120, apart=0.4)
     answers = majority_vote(nearest_labels(train, test.rows, num_neighbours=k))
     assert answers.tolist() == [slow_answer(train, row.astype(np.float64), k) for row in test.rows]
-
-
-def test_one_neighbour_as_scikit_learn() -> None:
-    """With a single neighbour there are no ties to settle."""
-    train, test = blobs(240, apart=0.4)
-    reference = KNeighborsClassifier(1, metric="cosine").fit(train.rows, train.labels).score(test.rows, test.labels)
-    assert KNN(k=(1,))(train, test).metrics["probe_knn_accuracy"] == reference
 
 
 def test_neighbours_do_not_see_the_length_of_features() -> None:

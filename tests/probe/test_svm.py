@@ -105,12 +105,6 @@ def test_nothing_is_said_of_machines_that_came_to_their_end() -> None:
     assert not any("stopped at" in line for line in outcome.warnings)
 
 
-def test_too_many_rows_are_refused() -> None:
-    many = Features(np.zeros((20_001, 1), np.float32), np.zeros(20_001, np.int64))
-    with pytest.raises(DataError, match="20001 samples"):
-        SVM()(many, many)
-
-
 # --- folds and statistics ---------------------------------------------------------------------------------------------
 
 

@@ -41,15 +41,6 @@ def seeded_by_numpy(bug: bool) -> DataLoader[Any]:
     return DataLoader(Items(read), 8, shuffle=True)
 
 
-def seeded_by_torch(bug: bool) -> DataLoader[Any]:
-    def read(index: int) -> Any:
-        if bug:
-            torch.manual_seed(7)
-        return _POINTS[index] + torch.randn(30, 3), index % 3
-
-    return DataLoader(Items(read), 8, shuffle=True)
-
-
 class Stored(Dataset[Any]):
     def __init__(self, values: Any, bug: bool) -> None:
         self.values, self.bug = values, bug
@@ -100,15 +91,6 @@ def two_subsets(bug: bool) -> DataLoader[Any]:
     return DataLoader(Items(read), 8, shuffle=True)
 
 
-def points_shuffled_alone(bug: bool) -> DataLoader[Any]:
-    def read(index: int) -> Any:
-        order = torch.randperm(30)
-        label = (_POINTS[index, :, 1] > 0).long()
-        return _POINTS[index][order].numpy(), label.numpy() if bug else label[order].numpy()
-
-    return DataLoader(Items(read), 8, shuffle=True)
-
-
 def labels_between_classes(bug: bool) -> DataLoader[Any]:
     def read(index: int) -> Any:
         mask = (_IMAGES[index, :1] * 3).round().clamp(0, 4)[None]
@@ -116,17 +98,6 @@ def labels_between_classes(bug: bool) -> DataLoader[Any]:
         return F.interpolate(_IMAGES[index][None], size=(6, 6))[0], F.interpolate(mask, size=(6, 6), **options)[
             0, 0
         ].long()
-
-    return DataLoader(Items(read), 8, shuffle=True)
-
-
-def labels_between_classes_of_ids(bug: bool) -> DataLoader[Any]:
-    ids = torch.tensor([0, 7, 11, 26])
-
-    def read(index: int) -> Any:
-        mask = ids[(_IMAGES[index, 0] > 0).long() + 2 * (_IMAGES[index, 1] > 0).long()].float()[None, None]
-        mask = F.interpolate(mask, (12, 12), mode="bicubic") if bug else F.interpolate(mask, (12, 12))
-        return _IMAGES[index], mask[0, 0].round().to(torch.int64)
 
     return DataLoader(Items(read), 8, shuffle=True)
 
@@ -155,34 +126,21 @@ def inputs_sorted_alone(bug: bool) -> DataLoader[Any]:
     return DataLoader(TensorDataset(_POINTS, torch.arange(48)), 8, shuffle=True, collate_fn=collate)
 
 
-def targets_rolled_by_collate(bug: bool) -> DataLoader[Any]:
-    def collate(samples: list[Any]) -> Any:
-        points, labels = zip(*samples, strict=True)
-        return torch.stack(points), torch.stack(labels).roll(1 if bug else 0, dims=0)
-
-    return DataLoader(TensorDataset(_POINTS, torch.randn(48, 2)), 8, shuffle=True, collate_fn=collate)
-
-
 def sorted_by_class(bug: bool) -> DataLoader[Any]:
     return DataLoader(TensorDataset(torch.randn(160, 5), torch.arange(160) // 40), 8, shuffle=not bug)
 
 
-def sorted_by_falling_class(bug: bool) -> DataLoader[Any]:
-    values = torch.randn(160, 5)
-    return DataLoader(Items(lambda index: (values[index], 4 - index // 32), size=160), 8, shuffle=not bug)
-
-
 LOADERS: dict[Callable[[bool], DataLoader[Any]], tuple[str, str]] = {
-    **dict.fromkeys((seeded_by_numpy, seeded_by_torch), ("own-generator", "data.duplicate_randomness")),
+    seeded_by_numpy: ("own-generator", "data.duplicate_randomness"),
     **dict.fromkeys((edited_tensor, edited_array), ("data-mutation", "data.item_mutation")),
     **dict.fromkeys(
         (image_flipped_alone, scan_upside_down_alone), ("augmentation-mismatch", "data.augment_target_mismatch")
     ),
-    **dict.fromkeys((two_subsets, points_shuffled_alone), ("augmentation-mismatch", "data.pairing")),
-    **dict.fromkeys((labels_between_classes, labels_between_classes_of_ids), ("label-range", "data.target_encoding")),
+    two_subsets: ("augmentation-mismatch", "data.pairing"),
+    labels_between_classes: ("label-range", "data.target_encoding"),
     **dict.fromkeys((weights_of_classes, few_samples_again_and_again), ("empty-loader", "data.sampling")),
-    **dict.fromkeys((inputs_sorted_alone, targets_rolled_by_collate), ("exchanged-rows", "data.pairing")),
-    **dict.fromkeys((sorted_by_class, sorted_by_falling_class), ("same-label", "data.ordering")),
+    inputs_sorted_alone: ("exchanged-rows", "data.pairing"),
+    sorted_by_class: ("same-label", "data.ordering"),
 }
 
 

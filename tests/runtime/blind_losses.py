@@ -37,14 +37,6 @@ def column_against_row(bug: bool) -> LossCase:
     return nn.Linear(10, 1), loss, (torch.randn(12, 10), torch.randn(12))
 
 
-def row_against_column(bug: bool) -> LossCase:
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        difference = output - (target[:, None] if bug else target)
-        return (difference * difference).mean()
-
-    return Call(lambda x, layer: layer(x).squeeze(1), nn.Linear(10, 1)), loss, (torch.randn(12, 10), torch.randn(12))
-
-
 def depth_with_an_axis_too_many(bug: bool) -> LossCase:
     def loss(output: Tensor, target: Tensor) -> Tensor:
         with warnings.catch_warnings(action="ignore"):  # torch warns, and goes on
@@ -79,14 +71,6 @@ def self_pairs(bug: bool) -> LossCase:
     return nn.Linear(10, 6), loss, (torch.randn(16, 10), torch.zeros(16))
 
 
-def self_pairs_of_long_rows(bug: bool) -> LossCase:
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        products = torch.mm(output, output.t()) / 0.5
-        return F.cross_entropy(products if bug else products - 1e9 * torch.eye(len(output)), target)
-
-    return nn.Linear(10, 6), loss, (torch.randn(16, 10), torch.arange(16).roll(8))
-
-
 def dice_of_logits(bug: bool) -> LossCase:
     def loss(output: Tensor, target: Tensor) -> Tensor:
         scores = output if bug else output.sigmoid()
@@ -94,23 +78,6 @@ def dice_of_logits(bug: bool) -> LossCase:
         return 1 - ((2 * both + 1) / (each + target.sum(dim=(1, 2, 3)) + 1)).mean()
 
     return nn.Conv2d(1, 1, 3, padding=1), loss, (torch.randn(4, 1, 6, 6), torch.randint(2, (4, 1, 6, 6)).float())
-
-
-def jaccard_of_logits(bug: bool) -> LossCase:
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        scores = output if bug else output.sigmoid()
-        both = (scores * target).sum()
-        return 1 - (both + 1e-6) / (scores.sum() + target.sum() - both + 1e-6)
-
-    return nn.Linear(10, 4), loss, (torch.randn(16, 10), torch.randint(2, (16, 4)).float())
-
-
-def divergence_of_probabilities(bug: bool) -> LossCase:
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        scores = F.softmax(output, dim=1) if bug else F.log_softmax(output, dim=1)
-        return F.kl_div(scores, target, reduction="batchmean")
-
-    return nn.Linear(10, 4), loss, (torch.randn(16, 10), torch.randn(16, 4).softmax(dim=1))
 
 
 def divergence_of_heat_maps(bug: bool) -> LossCase:
@@ -132,14 +99,6 @@ def angles_without_wrapping(bug: bool) -> LossCase:
     return Call(lambda x, layer: layer(x)[:, 0], nn.Linear(10, 1)), loss, (torch.randn(256, 10), target)
 
 
-def degrees_without_wrapping(bug: bool) -> LossCase:
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        turn = torch.deg2rad(output - target)
-        return turn.square().mean() if bug else (1 - turn.cos()).mean()
-
-    return nn.Linear(10, 1), loss, (torch.randn(256, 10), torch.rand(256, 1) * 360)
-
-
 def boxes_of_two_formats(bug: bool) -> LossCase:
     corners = torch.rand(32, 2).repeat(1, 2) * 0.5 + torch.tensor([0.0, 0.0, 0.3, 0.2])
     target = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1) if bug else corners
@@ -149,13 +108,6 @@ def boxes_of_two_formats(bug: bool) -> LossCase:
 def _corners(inputs: Tensor, layer: nn.Module) -> Tensor:
     center, size = layer(inputs).sigmoid().chunk(2, dim=1)
     return torch.cat([center - size / 2, center + size / 2], dim=1)
-
-
-def padding_with_labels(bug: bool) -> LossCase:
-    points, labels = torch.randn(6, 20, 3), torch.randint(3, (6, 20))
-    for row, length in enumerate((20, 18, 16, 17, 12, 9)):
-        points[row, length:], labels[row, length:] = 0, 0 if bug else -100
-    return nn.Linear(3, 3), lambda o, t: F.cross_entropy(o.transpose(1, 2), t), (points, labels)
 
 
 def padding_with_targets(bug: bool) -> LossCase:
@@ -188,20 +140,6 @@ def images_of_two_divisions(bug: bool) -> LossCase:
     images = torch.randint(256, (8, 3, 6, 6)).float() / 255
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 3))
     return model, F.cross_entropy, (images / 255 if bug else images, torch.randint(3, (8,)))
-
-
-def grey_images_of_two_divisions(bug: bool) -> LossCase:
-    images = torch.randint(40, 180, (8, 1, 6, 6)) / (255.0 * 255.0 if bug else 255.0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), F.cross_entropy, (images, torch.randint(3, (8,)))
-
-
-def points_by_view(bug: bool) -> LossCase:
-    def run(points: Tensor, layer: nn.Module, head: nn.Module) -> Tensor:
-        rows = points.view(len(points), 3, -1) if bug else points.transpose(1, 2)
-        return head(layer(rows).amax(dim=2))
-
-    data = torch.randn(8, 16, 3), torch.randint(4, (8,))
-    return Call(run, nn.Conv1d(3, 8, 1), nn.Linear(8, 4)), F.cross_entropy, data
 
 
 def images_by_view(bug: bool) -> LossCase:
@@ -258,22 +196,6 @@ class WrongSwish(torch.autograd.Function):
         return gradient * share * (1 - share if ctx.bug else 1 + values * (1 - share)), None
 
 
-class WrongScale(torch.autograd.Function):
-    """Its gradient of the scale is a mean where the sum is meant."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, scale: Tensor, bug: bool) -> Tensor:
-        ctx.save_for_backward(values, scale)
-        ctx.bug = bug
-        return values * scale
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        values, scale = ctx.saved_tensors
-        product = gradient * values
-        return gradient * scale, product.mean(dim=0) if ctx.bug else product.sum(dim=0), None
-
-
 class Round(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -310,30 +232,22 @@ def own_backward(bug: bool) -> LossCase:
     return model, F.cross_entropy, next(batches(1))
 
 
-def own_backward_of_a_scale(bug: bool) -> LossCase:
-    model = Call(lambda x, one, two: two(WrongScale.apply(one(x), one.bias, bug)), nn.Linear(10, 8), nn.Linear(8, 4))
-    return model, F.cross_entropy, next(batches(1))
-
-
 LOSSES: dict[Callable[[bool], LossCase], tuple[str, str]] = {
     **dict.fromkeys(
         (
-            *(column_against_row, row_against_column, depth_with_an_axis_too_many, focal_factor_of_the_mean),
-            *(binary_focal_factor_of_the_mean, dice_of_logits, jaccard_of_logits, divergence_of_probabilities),
-            *(divergence_of_heat_maps, angles_without_wrapping, degrees_without_wrapping),
+            *(column_against_row, depth_with_an_axis_too_many, focal_factor_of_the_mean, dice_of_logits),
+            *(binary_focal_factor_of_the_mean, divergence_of_heat_maps, angles_without_wrapping),
         ),
         ("loss-form", "loss.form"),
     ),
-    **dict.fromkeys((self_pairs, self_pairs_of_long_rows), ("loss-form", "loss.negatives")),
+    self_pairs: ("loss-form", "loss.negatives"),
     boxes_of_two_formats: ("loss-form", "assign.box_format"),
-    **dict.fromkeys((padding_with_labels, padding_with_targets), ("padded-points", "data.padding")),
+    padding_with_targets: ("padded-points", "data.padding"),
     **dict.fromkeys((weights_of_frequent_classes, weights_of_frequent_pixels), ("loss-weights", "loss.weights")),
-    **dict.fromkeys(
-        (images_of_two_divisions, grey_images_of_two_divisions), ("input-statistics", "data.normalisation")
-    ),
-    **dict.fromkeys((points_by_view, images_by_view, states_by_view), ("exchanged-axes", "data.layout")),
+    images_of_two_divisions: ("input-statistics", "data.normalisation"),
+    **dict.fromkeys((images_by_view, states_by_view), ("exchanged-axes", "data.layout")),
     **dict.fromkeys((softmax_over_queries, softmax_over_heads), ("attention", "model.structure")),
-    **dict.fromkeys((own_backward, own_backward_of_a_scale), ("layer-gradient", "model.numerics")),
+    own_backward: ("layer-gradient", "model.numerics"),
 }
 """Code and first cause of each."""
 

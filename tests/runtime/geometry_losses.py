@@ -69,30 +69,11 @@ def overlap_with_a_late_clamp() -> LossCase:
     return _with_corners(loss)
 
 
-def pairwise_overlaps() -> LossCase:
-    """All boxes with all others, as for a repulsion of boxes from one another."""
-
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        size = torch.min(output[:, None, 2:], target[:, 2:]) - torch.max(output[:, None, :2], target[:, :2])
-        return (size[..., 0] * size[..., 1]).mean() + F.l1_loss(output, target)
-
-    return _with_corners(loss)
-
-
 def clamped_overlap() -> LossCase:
     def loss(output: Tensor, target: Tensor) -> Tensor:
         size = (torch.min(output[:, 2:], target[:, 2:]) - torch.max(output[:, :2], target[:, :2])).clamp_(min=0)
         both = size[:, 0] * size[:, 1]
         return (1 - both / (_area(output) + _area(target) - both)).mean() + F.l1_loss(output, target)
-
-    return _with_corners(loss)
-
-
-def rectified_extents() -> LossCase:
-    def loss(output: Tensor, target: Tensor) -> Tensor:
-        width = F.relu(torch.min(output[:, 2], target[:, 2]) - torch.max(output[:, 0], target[:, 0]))
-        height = F.relu(torch.min(output[:, 3], target[:, 3]) - torch.max(output[:, 1], target[:, 1]))
-        return -(width * height / (_area(output) + _area(target))).mean() + F.l1_loss(output, target)
 
     return _with_corners(loss)
 
@@ -303,10 +284,6 @@ def quaternions_by_squares() -> LossCase:
     return _rotate(F.mse_loss, _make_quaternions() * _sign())
 
 
-def quaternions_by_products() -> LossCase:
-    return _rotate(lambda o, t: 1 - F.cosine_similarity(o, t).mean(), _make_quaternions(turn=1) * _sign())
-
-
 def poses_by_distances() -> LossCase:
     """(x, y, z) and a quaternion, as in PoseNet."""
 
@@ -392,10 +369,6 @@ def logarithms_of_other_holes() -> LossCase:
     return _see(loss)
 
 
-def logarithm_of_a_ratio() -> LossCase:
-    return _see(lambda o, t: torch.log(o / torch.clamp(t, min=1e-2)).square().mean().sqrt())
-
-
 def logarithms_without_a_gradient() -> LossCase:
     """The target is prepared in its own block, and without its holes nothing is left out."""
 
@@ -405,13 +378,6 @@ def logarithms_without_a_gradient() -> LossCase:
         return F.huber_loss(output, wanted)
 
     return _see(loss)
-
-
-def smooth_logarithms() -> LossCase:
-    """Weights of distance do not leave holes out: theirs is the largest."""
-    return _see(
-        lambda o, t: (torch.exp(-t / 10) * F.smooth_l1_loss(o, t.clamp_min(0.01).log(), reduction="none")).mean()
-    )
 
 
 def logarithms_of_targets() -> LossCase:
@@ -466,23 +432,20 @@ def divergence_by_hand() -> LossCase:
 
 
 PLANTED: dict[Callable[[], LossCase], str] = {
-    **dict.fromkeys((iou_by_columns, iou_of_volumes, overlap_with_a_late_clamp, pairwise_overlaps), "loss.form"),
+    **dict.fromkeys((iou_by_columns, iou_of_volumes, overlap_with_a_late_clamp), "loss.form"),
     **dict.fromkeys(
         (anchors_by_center, targets_by_width, segments_by_length, targets_in_a_giou_loss), "assign.box_format"
     ),
-    **dict.fromkeys((quaternions_by_squares, quaternions_by_products, poses_by_distances), "loss.form"),
+    **dict.fromkeys((quaternions_by_squares, poses_by_distances), "loss.form"),
     **dict.fromkeys(
-        (
-            *(logarithms_of_all, logarithms_of_other_holes, logarithm_of_a_ratio, smooth_logarithms),
-            logarithms_without_a_gradient,
-        ),
+        (logarithms_of_all, logarithms_of_other_holes, logarithms_without_a_gradient),
         "data.ignore_handling",
     ),
 }
 """First cause of each bug."""
 
 CORRECT = [
-    *(clamped_overlap, rectified_extents, overlap_times_a_mask, overlap_where_boxes_meet, overlap_of_those_that_meet),
+    *(clamped_overlap, overlap_times_a_mask, overlap_where_boxes_meet, overlap_of_those_that_meet),
     *(
         hull_of_two_boxes,
         distances_along_two_axes,

@@ -293,26 +293,6 @@ def relative_boxes_and_their_overlap() -> list[Any]:
     return examine(model, loss, batches(wanted * 4 - 2, wanted))
 
 
-def weights_that_climb_before_the_second_pass() -> list[Any]:
-    model = mlp(10, 24, 3)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for rows, label in batches(*classes()):
-            F.cross_entropy(model(rows), label).backward()
-            with torch.no_grad():
-                steps = [0.05 * p.grad / (p.grad.norm() + 1e-12) for p in model.parameters() if p.grad is not None]
-                for parameter, step in zip(model.parameters(), steps, strict=True):
-                    parameter.add_(step)
-            optimizer.zero_grad()
-            F.cross_entropy(model(rows), label).backward()
-            with torch.no_grad():
-                for parameter, step in zip(model.parameters(), steps, strict=True):
-                    parameter.sub_(step)
-            optimizer.step()
-            optimizer.zero_grad()
-    return watch.findings
-
-
 def play(*, clears: bool, steps: int = 30) -> list[Any]:
     """Train a generator and its critic; without `clears`, the critic keeps the gradients of the generator's loss."""
     generator, critic = mlp(4, 16, 2), mlp(2, 16, 1)
@@ -483,7 +463,6 @@ LOOPS: tuple[Callable[[], list[Any]], ...] = (
     a_term_that_is_ramped_up_from_zero,
     a_loss_that_reads_a_parameter_itself,
     relative_boxes_and_their_overlap,
-    weights_that_climb_before_the_second_pass,
     a_critic_that_is_cleared_first,
     an_encoder_with_two_heads_and_three_optimisers,
     a_frozen_trunk_with_its_statistics,

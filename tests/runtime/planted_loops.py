@@ -12,8 +12,6 @@ from torch import Tensor, nn
 import sightline
 from tests.runtime.healthy_loops import STEPS, batches, net, train
 
-Settle = Callable[[int], Any] | None
-
 
 class Plant(NamedTuple):
     """A loop with a bug, what names it, and the last step at which it may be named; 0: at the end."""
@@ -210,10 +208,6 @@ def dead_layer():
     return model
 
 
-def in_bfloat16(points: Tensor) -> Tensor:
-    return points.to(torch.bfloat16)
-
-
 def with_nan(step: int, points: Tensor) -> Tensor:
     if step == 7:
         points[3, 2] = float("nan")
@@ -279,12 +273,6 @@ PLANTS = {
     "features detached": Plant("no-gradient", "model.frozen_unintended", 1, lambda: train(Cut())),
     "a layer that never runs": Plant("no-gradient", "model.structure", 8, lambda: train(Unused())),
     "optimiser before the new head": Plant("not-optimised", "optim.param_coverage", 1, replaced_after_the_optimizer),
-    "optimiser of another model": Plant(
-        "not-optimised",
-        "optim.param_coverage",
-        1,
-        lambda: train(net(), optimizer=torch.optim.SGD(net().parameters(), lr=1e-2)),
-    ),
     "a part in no optimiser": Plant("not-optimised", "optim.param_coverage", 1, left_out),
     "a part in no optimiser, found": Plant("not-optimised", "optim.param_coverage", 21, left_out_and_not_named),
     "NaN in the data": Plant(

@@ -212,16 +212,17 @@ def a_penalty_on_the_jacobian() -> LoopProgram:
     return LoopProgram([model], [optimizer], train)
 
 
+class Dequantised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = network()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layers(inputs.dequantize())
+
+
 @loop
 def quantised_inputs() -> LoopProgram:
-    class Dequantised(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = network()
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            return self.layers(inputs.dequantize())
-
     def draw() -> tuple[Any, Any]:
         inputs, target = rows()
         return torch.quantize_per_tensor(inputs, 0.1, 10, torch.quint8), target

@@ -16,7 +16,7 @@ import sightline
 from sightline.contract.errors import UserError
 from tests.marks import long_but
 from tests.runtime.healthy_loops import batches, net
-from tests.runtime.planted_loops import Cut, InList, Unused
+from tests.runtime.planted_loops import Cut, InList, Unused, frozen_weight
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/classify/synthetic_shapes_pointnet.yaml"
 
@@ -40,12 +40,6 @@ class TwoInputs(nn.Module):
         return {"values": self.body(torch.cat([points, extra], dim=1))}
 
 
-def frozen_in_part() -> nn.Module:
-    model = net()
-    model[0].weight.requires_grad_(False)
-    return model
-
-
 def negative(logits: Tensor, label: Tensor) -> Tensor:
     return -F.cross_entropy(logits, label)
 
@@ -64,7 +58,7 @@ PLANTS: dict[str, tuple[Callable[[], nn.Module], Any, str, str]] = {
     "a layer that never runs": (Unused, F.cross_entropy, "error", "model.structure"),
     "a mean over the batch": (Leaky, F.cross_entropy, "error", "model.cross_sample_leak"),
     "softmax twice": (lambda: nn.Sequential(net(), nn.Softmax(dim=1)), F.cross_entropy, "error", "loss.double_softmax"),
-    "frozen in part": (frozen_in_part, F.cross_entropy, "warning", "model.frozen_unintended"),
+    "frozen in part": (frozen_weight, F.cross_entropy, "warning", "model.frozen_unintended"),
     "wrong sign": (net, negative, "error", "loss.sign"),
     "NLL of logits": (net, F.nll_loss, "error", "loss.form"),
     "loss of classes": (net, of_classes, "error", "loss.detached"),

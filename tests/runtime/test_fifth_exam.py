@@ -223,17 +223,22 @@ def train(model: nn.Module, optimizer: Any, after: Callable[[int], None], epochs
     return [finding.code for finding in watch.findings]
 
 
-@pytest.mark.parametrize("held", [True, False])
-def test_layers_that_are_unfrozen_are_in_an_optimiser(held: bool) -> None:
+@pytest.mark.parametrize("held", ["by the first", "by a second, made then", "by none"])
+def test_layers_that_are_unfrozen_are_in_an_optimiser(held: str) -> None:
     torch.manual_seed(0)
     model = mlp(10, 16, 3)
     model[0].requires_grad_(requires_grad=False)
-    optimizer = torch.optim.SGD(model.parameters() if held else model[2].parameters(), 0.1)
+    optimizer = torch.optim.SGD(model.parameters() if held == "by the first" else model[2].parameters(), 0.1)
+    later: list[torch.optim.Optimizer] = []
 
     def unfreeze(step: int) -> None:
         model[0].requires_grad_(requires_grad=step >= 30)
+        if step == 30 and held == "by a second, made then":
+            later.append(torch.optim.SGD(model[0].parameters(), 0.01))
+        for each in later if step > 30 else ():
+            each.step()
 
-    assert train(model, optimizer, unfreeze, epochs=8) == ([] if held else ["not-optimised"])
+    assert train(model, optimizer, unfreeze, epochs=8) == (["not-optimised"] if held == "by none" else [])
 
 
 class Taught(nn.Module):
@@ -268,8 +273,9 @@ def test_a_teacher_follows_its_student(form: str) -> None:
     assert found == (["ema"] if form == "never" else [])
 
 
-@pytest.mark.parametrize("form", ["once", "each update", "by torch", "from zero", "from an identity"])
+@pytest.mark.parametrize("form", ["once", "for a while", "each update", "by torch", "from zero", "from an identity"])
 def test_pruned_weights_stay_zero(form: str) -> None:
+    """Or grow again after many updates: dense, sparse, dense (Han et al. 2017)."""
     torch.manual_seed(0)
     model = mlp(10, 64, 3)
     if form == "from zero":
@@ -279,7 +285,8 @@ def test_pruned_weights_stay_zero(form: str) -> None:
     mask = (torch.rand(model[0].weight.shape) < 0.2).float()
 
     def prune(step: int) -> None:
-        if (form == "once" and step == 40) or (form == "each update" and step >= 40):
+        until = {"once": 41, "for a while": 70, "each update": 100}.get(form, 0)
+        if 40 <= step < until:
             model[0].weight.data.mul_(mask)
         elif form == "by torch" and step == 40:
             torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.8)

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sightline.workbench.watch.loss_graph import is_misread
 from sightline.workbench.watch.plain.loss import judge_loss, run_batch
 from tests.runtime import odd_healthy_loops as loops
 
@@ -55,24 +54,6 @@ def test_padded_tokens_do_not_count(is_broken: bool) -> None:
 def test_maps_are_not_read_as_rows(is_broken: bool) -> None:
     model, loss, pairs = loops.read_maps(moves=not is_broken)
     assert judge(model, loss, pairs[0]) == (["exchanged-axes"] if is_broken else [])
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "is_wrong"),
-    [
-        ((2, 8, 4, 5), (2, 20, 8), True),
-        ((2, 20, 8), (2, 8, 4, 5), True),
-        ((2, 20, 8), (2, 4, 20, 2), True),
-        ((2, 20, 8), (2, 20, 4, 2), False),
-        ((2, 4, 5, 8), (2, 20, 8), False),
-        ((2, 20, 8), (2, 4, 5, 8), False),
-        ((2, 8, 4, 5), (2, 8, 20), False),
-        ((2, 16, 4, 4), (2, 16, 16), False),
-        ((2, 1, 4, 5), (2, 20, 1), False),
-    ],
-)
-def test_rows_and_maps_in_memory(before: tuple[int, ...], after: tuple[int, ...], is_wrong: bool) -> None:
-    assert is_misread(before, after) == is_wrong
 
 
 @pytest.mark.parametrize("is_broken", [True, False])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import io
 import pickle
@@ -171,29 +170,6 @@ def test_random_features_and_averages_are_frozen_on_purpose() -> None:
 
 
 # --- weights that are restored ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("keeps", ["nothing", "buffers", "own"])
-def test_an_average_is_judged_where_it_is_evaluated(keeps: str) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.BatchNorm1d(10), nn.Linear(10, 3))
-    average = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
-    optimizer, inputs = torch.optim.SGD(model.parameters(), 0.1), classes()[0] + 3
-    with sightline.watch(model, optimizer=optimizer, ema=average) as watch:
-        for rows, label in batches(inputs, classes()[1]):
-            optimizer.zero_grad()
-            F.cross_entropy(model(rows), label).backward()
-            optimizer.step()
-            for mean, weight in zip(average.parameters(), model.parameters(), strict=True):
-                mean.data.lerp_(weight.data, 0.1)
-            for mean, buffer in zip(average.buffers(), model.buffers(), strict=True):
-                mean.copy_(buffer if keeps == "buffers" else mean)
-        if keeps == "own":  # as torch's update_bn does
-            average.train()(inputs)
-        assert watch.findings == []
-        average.eval()(inputs)
-        average(inputs)
-    assert [f.code for f in watch.findings] == (["ema"] if keeps == "nothing" else [])
 
 
 def test_nothing_is_left_in_a_model_after_its_loop() -> None:

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import sightline
 from sightline.contract.errors import UserError
 from tests.marks import long_but
-from tests.runtime.robust_loops import Graph, SparseWords, adjacency, network, rows
+from tests.runtime.robust_loops import Dequantised, Graph, SparseWords, adjacency, network, rows
 
 Program = tuple[nn.Module, Any, Any]
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch deprecates scripts, and calls compressed tensors a prototype
@@ -41,16 +41,6 @@ def _graph(layout: torch.layout) -> Program:
 @program
 def a_sparse_adjacency() -> Program:
     return _graph(torch.sparse_coo)
-
-
-@program
-def an_adjacency_compressed_by_rows() -> Program:
-    return _graph(torch.sparse_csr)
-
-
-@program
-def an_adjacency_compressed_by_columns() -> Program:
-    return _graph(torch.sparse_csc)
 
 
 class OfMapping(nn.Module):
@@ -108,15 +98,6 @@ def a_nested_tensor() -> Program:
 @program
 def quantised_rows() -> Program:
     inputs, label = rows()
-
-    class Dequantised(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = network()
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            return self.layers(inputs.dequantize())
-
     return Dequantised(), F.cross_entropy, (torch.quantize_per_tensor(inputs, 0.1, 10, torch.quint8), label)
 
 
@@ -163,11 +144,6 @@ def inputs_in_an_object() -> Program:
 
 
 # --- models that torch runs itself ------------------------------------------------------------------------------------
-
-
-@program
-def a_scripted_model() -> Program:
-    return torch.jit.script(network()), F.cross_entropy, rows()
 
 
 @program

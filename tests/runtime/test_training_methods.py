@@ -310,7 +310,7 @@ def make_cosine(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LR
     return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 70, eta_min=1e-3)
 
 
-def folds(*, draws: bool = True, clears: bool = True) -> Watch:
+def folds(*, draws: bool = True) -> Watch:
     """Each fold begins with other weights, or (a bug) with those of the last one."""
     model, optimizer = make(8, 16, 4)
     with sightline.watch(model, optimizer=optimizer) as watch:
@@ -318,8 +318,7 @@ def folds(*, draws: bool = True, clears: bool = True) -> Watch:
             for layer in model.children() if draws else ():
                 if isinstance(layer, nn.Linear):
                     layer.reset_parameters()
-            if clears:
-                optimizer.state.clear()
+            optimizer.state.clear()
             train(model, optimizer, 20)
     return watch
 

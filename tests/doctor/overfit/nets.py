@@ -16,12 +16,9 @@ from sightline.contract.loss import Loss
 from sightline.contract.types import Field, SampleKey
 from sightline.engine.build import TrainingSetup
 from tests.doctor.planting import Wrapped, make, with_data, with_losses, with_model
+from tests.doctor.segmenting import Logits
 
 NUM_CLASSES = 12
-
-
-class Logits(TypedDict):
-    logits: Tensor
 
 
 class Map(TypedDict):
@@ -105,11 +102,6 @@ class Regressor(nn.Module):
         return {"heat": heat, "logits": heat.new_zeros(len(heat), NUM_CLASSES)}  # these for the metric of the run alone
 
 
-class PointMap(TypedDict):
-    field: Tensor
-    logits: Tensor
-
-
 class PerPoint(nn.Module):
     """A number for each point."""
 
@@ -117,19 +109,9 @@ class PerPoint(nn.Module):
         super().__init__()
         self.each, self.head = nn.Linear(3, 48), nn.Linear(48, 1)
 
-    def forward(self, *, points: Tensor) -> PointMap:
-        field = self.head(torch.tanh(self.each(points)))[..., 0]
-        return {"field": field, "logits": field.new_zeros(len(field), NUM_CLASSES)}  # for the metric of the run alone
-
-
-class SquaredField(Loss):
-    """The squared distance to a target for each point."""
-
-    def count(self, *, target: Tensor) -> Tensor:
-        return torch.tensor(target.numel())
-
-    def forward(self, *, field: Tensor, target: Tensor) -> Tensor:
-        return (field - target).square().sum()
+    def forward(self, *, points: Tensor) -> Map:
+        heat = self.head(torch.tanh(self.each(points)))[..., 0]
+        return {"heat": heat, "logits": heat.new_zeros(len(heat), NUM_CLASSES)}  # for the metric of the run alone
 
 
 class Squared(Loss):
@@ -226,7 +208,7 @@ def regression(folder: Path, model: nn.Module, *, shift: float = 0.0) -> Trainin
 
 def fields(folder: Path, edit: Any) -> TrainingSetup:
     """A run that fits a number for each point: the `target` that `edit(batch, keys)` gives."""
-    return _on_targets(folder, PerPoint(), SquaredField(), Field("N", "float32"), edit)
+    return _on_targets(folder, PerPoint(), Squared(), Field("N", "float32"), edit)
 
 
 def _on_targets(folder: Path, model: nn.Module, loss: Loss, target: Field, edit: Any) -> TrainingSetup:

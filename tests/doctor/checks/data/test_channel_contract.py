@@ -15,15 +15,11 @@ from sightline.engine.distributed import World
 from sightline.store.loading.batch_reader import NamedTransform
 from sightline.workbench.check.suite import run_all
 from tests.doctor.planting import Wrapped, assert_healthy, caught, make, with_data
-from tests.doctor.segmenting import Edited, PerPoint, make_parts, make_rooms
+from tests.doctor.segmenting import Edited, PerPoint, make_rooms
 
 
 def changed(name: str, change: Any, **info: Any) -> Any:
     return lambda inner: Wrapped(inner, lambda batch, keys: {**batch, name: change(batch[name])}, **info)
-
-
-def test_healthy_run(tmp_path: Path) -> None:
-    assert_healthy(make(tmp_path, "data.noise=0.05"))
 
 
 def test_millimetres_for_metres(tmp_path: Path) -> None:
@@ -117,15 +113,6 @@ def test_a_ragged_set_that_states_other_channels(tmp_path: Path) -> None:
     assert "states in_channels 6, its samples have 4" in finding.summary
     assert "points 3 + grey 1 = 4 channels; the model's first layer 'first' takes 6" in finding.measured
     assert any("first-step" in line for line in finding.evidence["explains"])
-
-
-def test_a_part_set_that_states_other_channels(tmp_path: Path) -> None:
-    built = with_data(
-        make_parts(tmp_path, model=PerPoint(in_channels=3, num_classes=30)),
-        lambda inner: Wrapped(inner, lambda batch, keys: batch, facts={"in_channels": 22}),
-    )
-    finding = caught(built, "channel-contract", "cfg.contract")
-    assert "states in_channels 22, its samples have 3" in finding.summary
 
 
 class Widen:

@@ -19,7 +19,7 @@ from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.sample_statistics import collect_statistics
 from sightline.workbench.check.suite import run_all, run_quick
 from tests.doctor.detecting import make_crowds
-from tests.doctor.planting import assert_complete, assert_healthy, caught, make
+from tests.doctor.planting import assert_complete, caught, make
 from tests.doctor.segmenting import Edited, make_parts, make_rooms
 
 
@@ -109,11 +109,6 @@ def test_classes_that_no_part_shows_are_named(tmp_path: Path) -> None:
 
 def test_no_report_at_the_start_of_a_training(tmp_path: Path) -> None:
     assert not [each for each in run_quick(make_parts(tmp_path), World()) if each.code == "class-balance"]
-
-
-def test_healthy_runs(tmp_path: Path) -> None:
-    assert_healthy(make_parts(tmp_path))
-    assert_healthy(make(tmp_path, "data.imbalance=10"))
 
 
 def test_balanced_classes_are_not_reported(tmp_path: Path) -> None:

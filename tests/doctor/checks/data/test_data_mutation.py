@@ -183,10 +183,6 @@ def test_stored_arrays_are_writable_again(tmp_path: Path) -> None:
     assert built.data.train.dataset.clouds.flags.writeable
 
 
-def test_procedural_sets_with_transforms(tmp_path: Path) -> None:
-    assert_healthy(make(tmp_path, "transforms.train=[{name: rotate}, {name: jitter}, {name: scale}]"))
-
-
 def test_the_changed_values_are_counted(tmp_path: Path) -> None:
     def edit(batch: dict, keys: Any) -> dict:
         edit.calls += 1  # type: ignore[attr-defined]

@@ -78,10 +78,6 @@ def test_healthy_runs_are_not_flagged(tmp_path: Path, seed: int, normals: str) -
     assert dataset_mismatch(Context(built, World())) == []
 
 
-def test_a_whole_healthy_run(tmp_path: Path) -> None:
-    assert_healthy(make(tmp_path, MANY, "data.normals=file"))
-
-
 def test_a_turn_about_up_is_no_fault(tmp_path: Path) -> None:
     """Exchanging x and y of shapes that are turned about z anyway says nothing about a set."""
     built = on_test(make(tmp_path, MANY), turned(1, 0, 2))
@@ -283,11 +279,6 @@ def test_the_sign_test_is_the_binomial_tail() -> None:
 
     for wins, trials in [(20, 20), (0, 7), (70, 120), (200, 256)]:
         assert math.isclose(_upper_tail(wins, trials), binom.sf(wins - 1, trials, 0.5), rel_tol=1e-9)
-
-
-def test_the_config_can_leave_it_out(tmp_path: Path) -> None:
-    built = make(tmp_path, "checks.skip=[dataset-mismatch]")
-    assert_healthy(on_test(built, turned(0, 1, 2, facts={"up_axis": "y"})))
 
 
 # --- sets whose points are labelled -----------------------------------------------------------------------------------

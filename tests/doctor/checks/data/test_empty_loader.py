@@ -49,10 +49,6 @@ def selected(built: TrainingSetup, indices: np.ndarray) -> TrainingSetup:
     return dataclasses.replace(built, data=dataclasses.replace(built.data, selection=part))
 
 
-def test_healthy_run(tmp_path: Path) -> None:
-    assert_healthy(make(tmp_path))
-
-
 @pytest.mark.parametrize("overrides", [("train.tail=drop",), ("train.micro_batches=4",), ("train.batch_size=200",)])
 def test_every_way_to_deal_is_a_partition(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     context = Context(make(tmp_path, *overrides), World())

@@ -17,8 +17,8 @@ from sightline.workbench.check.checks.data.categories import label_outside_parts
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.sample_statistics import collect_statistics
 from sightline.workbench.check.suite import run_all
-from tests.doctor.planting import Wrapped, assert_healthy, caught, with_data
-from tests.doctor.segmenting import make_parts, make_rooms
+from tests.doctor.planting import Wrapped, caught, with_data
+from tests.doctor.segmenting import make_parts
 
 
 def relabelled(change: Callable[[dict[str, Any]], dict[str, Tensor]]) -> Callable[[Any], Any]:
@@ -131,8 +131,3 @@ def test_ignored_points_are_of_any_category(tmp_path: Path) -> None:
 
     built = with_data(make_parts(tmp_path), lambda inner: Wrapped(inner, edit, facts={"ignore_index": -1}))
     assert [f for f in run_all(built, World()) if f.code == "label-outside-parts"] == []
-
-
-def test_healthy_runs(tmp_path: Path) -> None:
-    assert_healthy(make_parts(tmp_path))
-    assert_healthy(make_rooms(tmp_path))

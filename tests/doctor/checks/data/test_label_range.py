@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tests.doctor.planting import Wrapped, assert_healthy, caught, make, with_data
+from tests.doctor.planting import Wrapped, caught, make, with_data
 
 
 def relabelled(change: Any, **info: Any) -> Any:
@@ -88,10 +88,6 @@ def test_everything_ignored(tmp_path: Path) -> None:
     wrap = relabelled(lambda label, index: torch.full_like(label, -1), facts={"ignore_index": -1})
     findings = [f for f in _all(with_data(make(tmp_path), wrap)) if f.code == "label-range"]
     assert {(f.severity, f.cause) for f in findings} == {("warning", "data.ignore_handling")}
-
-
-def test_healthy_run(tmp_path: Path) -> None:
-    assert_healthy(make(tmp_path, "data.imbalance=20"))
 
 
 def _all(built: Any) -> list:

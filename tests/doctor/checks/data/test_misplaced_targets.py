@@ -21,6 +21,7 @@ from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.finding import Finding
 from tests.doctor.planting import assert_complete
 from tests.doctor.posing import make_pose, with_transform
+from tests.planted.pose import undo_augmentation
 
 
 def found(built: TrainingSetup) -> list[Finding]:
@@ -82,22 +83,13 @@ def about_a_moved_centre(placement: CubePlacement) -> CubePlacement:
     return dataclasses.replace(placement, reference_mm=placement.reference_mm + torch.tensor([20.0, 0.0, 0.0]))
 
 
-def unvaried(placement: CubePlacement) -> CubePlacement:
-    return dataclasses.replace(
-        placement,
-        scale=torch.ones_like(placement.scale),
-        angle_rad=torch.zeros_like(placement.angle_rad),
-        shift=torch.full_like(placement.shift, (placement.grid_size - placement.size) / 2),
-    )
-
-
 def inverse_scale(placement: CubePlacement) -> CubePlacement:
     return dataclasses.replace(placement, scale=1 / placement.scale)
 
 
 VOLUMES: dict[str, tuple[dict[str, Any], str, str]] = {
     "axes": ({"after": lambda v: v.transpose(-1, -3)}, "data.layout", "z, y, x"),
-    "not varied": ({"before": unvaried}, "data.augment_target_mismatch", "not augmented"),
+    "not varied": ({"before": undo_augmentation}, "data.augment_target_mismatch", "not augmented"),
     "inverse scale": ({"before": inverse_scale}, "data.augment_target_mismatch", "inverse"),
     "metres": ({"millimetres": 1e-3}, "data.normalisation", "metres"),
 }
@@ -126,7 +118,7 @@ def test_voxels_about_another_centre_are_named(tmp_path: Path) -> None:
 HEATMAPS: dict[str, tuple[dict[str, Any], str, str]] = {
     "axes": ({"after": lambda h: h.transpose(-1, -3)}, "data.layout", "z, y, x"),
     "two axes": ({"after": lambda h: h.transpose(-2, -3)}, "data.layout", "y, x, z"),
-    "not varied": ({"before": unvaried}, "data.augment_target_mismatch", "do not follow"),
+    "not varied": ({"before": undo_augmentation}, "data.augment_target_mismatch", "do not follow"),
     "inverse scale": ({"before": inverse_scale}, "data.augment_target_mismatch", "inverse"),
     "half a cell": (
         {"before": lambda p: dataclasses.replace(p, shift=p.shift - 1.0)},

@@ -9,7 +9,7 @@ from sightline.contract.types import SampleKey
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.workbench.check.suite import run_all
-from tests.doctor.planting import Wrapped, assert_healthy, caught, make, with_data
+from tests.doctor.planting import Wrapped, caught, make, with_data
 
 
 class Singles:
@@ -41,10 +41,6 @@ def test_some_samples_lack_a_modality(tmp_path: Path) -> None:
     built = with_data(make(tmp_path), lambda inner: Singles(inner, {200}))
     finding = caught(built, "missing-batch-keys", "data.missing_modality")
     assert finding.where.sample == 200
-
-
-def test_single_samples_are_healthy(tmp_path: Path) -> None:
-    assert_healthy(with_data(make(tmp_path), lambda inner: Singles(inner, set())))
 
 
 TOLD = {"class-balance", "trivial-predictors"}

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from sightline.areas.scans.models.squeezeseg import SqueezeSeg
 from sightline.areas.scans.range_projection import Project
-from sightline.contract.errors import ConfigError
 from sightline.contract.types import Sample
 from sightline.engine.build import build_transforms
 from sightline.engine.distributed import World
 from sightline.workbench.check.checks.data.batches import broken_offsets
-from sightline.workbench.check.checks.data.channel_contract import channel_contract, label_range
+from sightline.workbench.check.checks.data.channel_contract import channel_contract
 from sightline.workbench.check.checks.data.classes import class_balance
 from sightline.workbench.check.checks.data.images import input_statistics
-from sightline.workbench.check.checks.loss_terms import class_weight_length
 from sightline.workbench.check.checks.model.first_step import first_step
 from sightline.workbench.check.context import Context, Rule
 from sightline.workbench.check.core.finding import merge_findings
@@ -38,15 +33,10 @@ def changed(name: str, change) -> Edit:
 @pytest.mark.parametrize(
     ("check", "edit", "cause", "words"),
     [
-        (label_range, changed("label", lambda x: torch.where(x == 1, 252, x)), "data.label_mapping", "the value 252"),
-        (label_range, changed("label", torch.zeros_like), "data.ignore_handling", "is the ignore index"),
         (first_step, changed("label", lambda x: x[:-1]), "data.corrupt_sample", "'whole_label' has"),
-        (channel_contract, changed("remission", lambda x: x * 255), "data.normalisation", "0..255 for 0..1"),
-        (channel_contract, changed("remission", lambda x: x / 255), "data.normalisation", "another unit"),
-        (channel_contract, changed("points", lambda x: x * 1000), "data.normalisation", "millimetres for metres"),
         (channel_contract, changed("points", lambda x: x[:, :2]), "data.layout", "has the shape"),
     ],
-    ids=["unmapped", "all ignored", "one label short", "remission to 255", "divided twice", "millimetres", "no z"],
+    ids=["one label short", "no z"],
 )
 def test_scans_and_labels(monkeypatch: pytest.MonkeyPatch, check: Rule, edit: Edit, cause: str, words: str) -> None:
     found = check(Context(make_scans(monkeypatch, edit=edit), World()))
@@ -61,25 +51,6 @@ def test_remissions_on_another_scale_are_reported_once(monkeypatch: pytest.Monke
     found = merge_findings([*channel_contract(context), *input_statistics(context)])
     assert [each.code for each in found] == ["channel-contract"]
     assert any("input-statistics" in line for line in found[0].evidence["explains"])
-
-
-def test_class_weights_of_another_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused before any data is read."""
-    with pytest.raises(ConfigError, match=r"4 .*9|9 .*4"):
-        make_scans(monkeypatch, "losses=[{name: cross_entropy, class_weights: [0.067, 1.0, 10.0, 10.0]}]")
-
-
-def test_outputs_for_another_number_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = SqueezeSeg.__init__
-
-    @functools.wraps(made)
-    def with_20(self: nn.Module, **given) -> None:
-        made(self, **{**given, "num_classes": 20})
-
-    monkeypatch.setattr(SqueezeSeg, "__init__", with_20)
-    found = class_weight_length(Context(make_scans(monkeypatch), World()))
-    assert [(each.cause, each.where.config_path) for each in found] == [("cfg.class_count", "model")]
-    assert "outputs of the head: 20 for 9 classes" in found[0].summary
 
 
 def test_scans_of_one_class_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

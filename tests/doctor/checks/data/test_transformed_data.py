@@ -15,7 +15,6 @@ from sightline.engine.build import TrainingSetup
 from sightline.workbench.check.checks.data.augmentation_mismatch import _find_motion
 from sightline.workbench.check.checks.data.painted_images import _compute_explained, _find_change, _paint
 from sightline.workbench.check.core import transform_steps
-from sightline.workbench.check.core.object_graph import find_named_generators
 from tests.command import run_here
 from tests.doctor.planting import assert_complete, caught
 from tests.doctor.transformed import BUGS, HEALTHY, RUNS, SHIPPED, Bug, find
@@ -106,14 +105,6 @@ def test_a_transform_is_located_in_the_config() -> None:
 def test_fields_that_nothing_reads_may_stay() -> None:
     """A classifier that takes points alone is given normals by its set; `rotate` of `two_views` takes points alone."""
     assert find(built_once("pairs", 2), ("augmentation-mismatch",)) == []
-
-
-def test_generators_stay_as_they_were() -> None:
-    built = make(BUGS["noise by numpy"])
-    ((_, generator),) = find_named_generators(built.data.train)[:1]
-    before = generator.bit_generator.state
-    assert find(built, ("own-generator",))
-    assert generator.bit_generator.state == before
 
 
 # --- what is drawn when a set is built --------------------------------------------------------------------------------

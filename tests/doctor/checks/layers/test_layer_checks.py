@@ -19,6 +19,7 @@ from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import run_all
 from tests.doctor.oracles.test_examine import Scaled, SumsInHalf
 from tests.doctor.oracles.test_references import Biased
+from tests.doctor.oracles.test_squares import Divided, Halved
 from tests.doctor.planting import assert_complete, make, with_model
 from tests.doctor.regressing import Maps, MeanSquare, context_of, make_maps
 
@@ -30,16 +31,6 @@ class Shifted(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.conv3d(F.pad(input, (2, 0, 1, 1, 1, 1)), self.weight, self.bias)
-
-
-class Halved(MeanSquare):
-    def forward(self, *, likelihood: Tensor, heatmaps: Tensor) -> Tensor:
-        return 0.5 * super().forward(likelihood=likelihood, heatmaps=heatmaps)
-
-
-class Divided(MeanSquare):
-    def forward(self, *, likelihood: Tensor, heatmaps: Tensor) -> Tensor:
-        return F.mse_loss(likelihood, heatmaps)
 
 
 class CutOff(MeanSquare):

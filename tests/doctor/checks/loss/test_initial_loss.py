@@ -167,12 +167,3 @@ def test_a_model_that_has_learned_is_not_asked(tmp_path: Path) -> None:
     built = with_model(make(tmp_path), model)
     config = dataclasses.replace(built.config, init=Init("runs/other/1"))
     assert initial_loss(Context(dataclasses.replace(built, config=config), World())) == []
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("model", ["pointnet", "pointnet_plain", "dgcnn"])
-def test_fresh_models_know_nothing(tmp_path: Path, model: str, seed: int) -> None:
-    more = ", num_neighbours: 8, embedding: 64" if model == "dgcnn" else ""
-    context = Context(make(tmp_path, f"model={{name: {model}{more}}}", f"seed={seed}"), World())
-
-    assert initial_loss(context) == []

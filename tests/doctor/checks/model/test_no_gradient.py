@@ -21,9 +21,7 @@ from sightline.workbench.check.checks.model.no_gradient import no_gradient
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.suite import run_all
 from tests.doctor.pairing import make_pairs
-from tests.doctor.planting import assert_healthy, caught, losses_of, make, with_losses, with_model
-
-ARGUMENTS = {"num_classes": 12, "in_channels": 3, "embedding": 32, "dropout": 0.0}
+from tests.doctor.planting import assert_healthy, caught, make, with_losses, with_model
 
 
 class TwoHeads(TypedDict):
@@ -133,10 +131,6 @@ class Half(CrossEntropy):
 
     def forward(self, *, logits: Tensor, depth: Tensor, label: Tensor) -> Tensor:
         return super().forward(logits=logits, label=label) + depth.detach().square().sum() * 0
-
-
-def test_healthy_run(tmp_path: Path) -> None:
-    assert_healthy(make(tmp_path))
 
 
 @pytest.mark.parametrize(("model", "attribute"), [(InAList, "hidden"), (InADict, "_scales")])
@@ -252,15 +246,6 @@ def test_parameters_frozen_without_declaration(tmp_path: Path) -> None:
     model.encode[0].requires_grad_(False)
     finding = caught(with_model(built, model), "no-gradient", "model.frozen_unintended", "warning")
     assert finding.where.param == "encode.0.linear.weight"
-
-
-def test_two_losses_are_healthy(tmp_path: Path) -> None:
-    overrides = (
-        "model={name: pointnet}",
-        "losses=[{name: cross_entropy}, {name: feature_transform_penalty, weight: 0.001}]",
-    )
-    built = make(tmp_path, *overrides)
-    assert_healthy(with_losses(built, losses_of(built)))
 
 
 class Constant(CrossEntropy):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 from collections.abc import Callable
@@ -104,15 +103,6 @@ def test_healthy_runs(tmp_path: Path, overrides: tuple[str, ...]) -> None:
 
 def test_a_warm_up_from_exactly_zero(tmp_path: Path) -> None:
     assert_healthy(scheduled(make(tmp_path), lambda step: min(1.0, step / 5)))
-
-
-def test_the_optimiser_of_the_run_is_left_alone(tmp_path: Path) -> None:
-    built = make(tmp_path, "optimizer={name: adam, lr: 1e-3}")
-    before = copy.deepcopy(built.job.optimizer.state_dict())
-    assert_healthy(built)
-    after = built.job.optimizer.state_dict()
-    assert after["state"] == before["state"] == {}
-    assert after["param_groups"] == before["param_groups"]
 
 
 class ClearsFirst(torch.optim.SGD):

@@ -73,12 +73,15 @@ def test_a_damaged_lineage_of_the_source_is_refused_before_a_folder_is_made(tmp_
     assert not (tmp_path / "run").exists()
 
 
-def stage(form: CloudInputSpec | None, *evaluate: str, tmp_path: Path) -> dict[str, object]:
+def signature(tmp_path: Path, word: str, form: CloudInputSpec | None) -> dict[str, object]:
     path = tmp_path / "stage.yaml"
     path.write_text(CONFIG)
-    config = read_config(path, [f"transforms.evaluate=[{', '.join(evaluate)}]"])
     info = DataInfo({"up_axis": "z"}, {"points": Field("points 3", "float32")}, clouds=form)
-    return preprocessing_signature(config, info)
+    return preprocessing_signature(read_config(path, [word]), info)
+
+
+def stage(form: CloudInputSpec | None, *evaluate: str, tmp_path: Path) -> dict[str, object]:
+    return signature(tmp_path, f"transforms.evaluate=[{', '.join(evaluate)}]", form)
 
 
 def test_what_the_set_does_and_what_a_transform_does_is_the_same(tmp_path: Path) -> None:
@@ -106,7 +109,8 @@ def test_views_of_a_method_are_no_transform_of_its_data(tmp_path: Path) -> None:
 def test_training_transforms_are_told_apart_one_by_one(tmp_path: Path) -> None:
     """Of two alike that one stage has, the other's one takes one away; what stands in both is not told."""
     jitter, scale = "{name: jitter, std: 0.5}", "{name: scale}"
-    stages = [trained(blocks, tmp_path) for blocks in ((jitter, scale, jitter), (scale, jitter), (jitter, scale))]
+    orders = (f"{jitter}, {scale}, {jitter}", f"{scale}, {jitter}", f"{jitter}, {scale}")
+    stages = [signature(tmp_path, f"transforms.train=[{blocks}]", None) for blocks in orders]
     (told,) = training_differences(stages[0], stages[1])
     assert told == (
         "training transforms of points: jitter {std: 0.5, clip: 0.05} in stage (synthetic_shapes) alone, none in stage "
@@ -117,55 +121,30 @@ def test_training_transforms_are_told_apart_one_by_one(tmp_path: Path) -> None:
     assert training_differences(stages[1], stages[1]) == []
 
 
-def trained(blocks: tuple[str, ...], tmp_path: Path) -> dict[str, object]:
-    path = tmp_path / "stage.yaml"
-    path.write_text(CONFIG)
-    config = read_config(path, [f"transforms.train=[{', '.join(blocks)}]"])
-    return preprocessing_signature(config, DataInfo({}, {"points": Field("points 3", "float32")}))
-
-
 def test_what_is_not_known_is_no_difference(tmp_path: Path) -> None:
     assert signature_differences(stage(None, tmp_path=tmp_path), stage(CloudInputSpec(64), tmp_path=tmp_path)) == []
 
 
-def of_points(count: int, model: str, tmp_path: Path) -> dict[str, object]:
-    path = tmp_path / "stage.yaml"
-    path.write_text(CONFIG)
-    config = read_config(path, [f"model={model}"])
-    info = DataInfo({"up_axis": "z"}, {"points": Field("points 3", "float32")}, clouds=CloudInputSpec(count))
-    return preprocessing_signature(config, info)
+GRAPH = "{name: dgcnn, num_neighbours: 8}"
+BERT = "{{name: point_bert, num_heads: {}, width: 96, depth: 1}}"
 
 
 @pytest.mark.parametrize(
     ("theirs", "ours", "told"),
     [
         (
-            (64, "{name: dgcnn, num_neighbours: 8}"),
-            (64, "{name: dgcnn, num_neighbours: 4}"),
+            GRAPH,
+            "{name: dgcnn, num_neighbours: 4}",
             "how far the encoder's graph reaches: 8 neighbours of 64 points in there, 4 of 64 in here",
         ),
-        ((64, "{name: dgcnn, num_neighbours: 8}"), (64, "{name: dgcnn, num_neighbours: 8, dropout: 0.1}"), None),
-        (
-            (64, "{name: dgcnn, num_neighbours: 8}"),
-            (64, "{name: intrapoint, points: {name: dgcnn, num_neighbours: 8}}"),
-            None,
-        ),
-        (
-            (64, "{name: dgcnn, num_neighbours: 8}"),
-            (64, "{name: intrapoint, points: {name: dgcnn, num_neighbours: 16, neighbours_at: 128}}"),
-            None,
-        ),
-        (
-            (64, "{name: point_bert, num_heads: 6, width: 96, depth: 1}"),
-            (64, "{name: point_bert, num_heads: 3, width: 96, depth: 1}"),
-            "the encoder's num_heads: 6 in there, 3 in here",
-        ),
-        ((64, "{name: dgcnn}"), (64, "{name: pointnet}"), None),
+        (GRAPH, "{name: dgcnn, num_neighbours: 8, dropout: 0.1}", None),
+        (GRAPH, f"{{name: intrapoint, points: {GRAPH}}}", None),
+        (GRAPH, "{name: intrapoint, points: {name: dgcnn, num_neighbours: 16, neighbours_at: 128}}", None),
+        (BERT.format(6), BERT.format(3), "the encoder's num_heads: 6 in there, 3 in here"),
+        ("{name: dgcnn}", "{name: pointnet}", None),
     ],
 )
-def test_arguments_that_no_tensor_shows(
-    theirs: tuple[int, str], ours: tuple[int, str], told: str | None, tmp_path: Path
-) -> None:
+def test_arguments_that_no_tensor_shows(theirs: str, ours: str, told: str | None, tmp_path: Path) -> None:
     """All of these fit by name and shape; another function is another network."""
-    stages = [of_points(*each, tmp_path) for each in (theirs, ours)]
+    stages = [signature(tmp_path, f"model={model}", CloudInputSpec(64)) for model in (theirs, ours)]
     assert signature_differences(*stages, names=("there", "here")) == ([] if told is None else [told])
