@@ -22,11 +22,11 @@ import torch
 from sightline.contract.schema import suggest
 from sightline.runs.run_directory import collect_environment, write_document, write_file
 from sightline.verbs.output import print_note, show_table
+from tests.planted.cases import CASES, run_case
 from tests.planted.catalog import FAULTS, HEALTHY, FaultCase, HealthyCase
 from tests.planted.scoreboard import HealthyRun, describe_row, make_document, summarise, write_page
-from tests.planted.trial import Alarm, Trial, run_healthy, run_trial
+from tests.planted.trial import Alarm, Trial
 
-_CASES: Mapping[str, HealthyCase] = {case.id: case for case in (*FAULTS, *HEALTHY)}
 _HEALTHY_SEEDS = 5
 """Runs of a healthy case for each seed of a fault."""
 
@@ -45,8 +45,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--write", metavar="FILE.md", type=Path, help="write a page with the score by true cause")
     options = parser.parse_args(words)
     for word in options.cases:
-        if word not in _CASES:
-            parser.error(f"there is no case '{word}'{suggest(word, _CASES)}; without a case they are listed")
+        if word not in CASES:
+            parser.error(f"there is no case '{word}'{suggest(word, CASES)}; without a case they are listed")
     if min(options.seeds, options.workers) < 1:
         parser.error("--seeds and --workers must be at least 1")
     return options
@@ -55,7 +55,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 def main() -> None:
     """List the cases, or run some and print what the doctor finds; exit code 1 for a missed fault or a false alarm."""
     options = parse(sys.argv[1:])
-    chosen = [_CASES[word] for word in options.cases]
+    chosen = [CASES[word] for word in options.cases]
     chosen += [*FAULTS, *HEALTHY] if options.all else list(HEALTHY) if options.healthy else []
     if not chosen:
         _list_cases()
@@ -99,16 +99,9 @@ def _run_cases(
         if num_workers > 1:
             context = multiprocessing.get_context("spawn")
             run = stack.enter_context(ProcessPoolExecutor(num_workers, context, torch.set_num_threads, (1,))).map
-        results = run(_run_case, keys)
+        results = run(run_case, keys)
         for case, count in zip(cases, counts, strict=True):
             yield case, list(itertools.islice(results, count))
-
-
-def _run_case(key: tuple[str, int]) -> Trial | tuple[Alarm, ...]:
-    """Run a case by its id with a seed: the trial of a fault, or the alarms of a healthy run."""
-    name, seed = key
-    case = _CASES[name]
-    return run_trial(case, seed=seed) if isinstance(case, FaultCase) else run_healthy(case, seed=seed)
 
 
 def _print_trials(case: FaultCase, trials: Sequence[Trial], *, is_verbose: bool) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -221,12 +223,13 @@ def test_the_command_scores_a_case(tmp_path: Path) -> None:
 
 
 def test_workers_score_the_same(tmp_path: Path) -> None:
-    """O78 is refused in each process, whichever runs it; its time is its own."""
+    """O78 is refused in each process, whichever runs it; as a command, since a `__main__` is not imported by workers."""
     scores = []
     for workers in (1, 2):
         path = tmp_path / f"{workers}.json"
-        ran = run_planted("O78", "--seeds", "2", "--workers", str(workers), "--json", path)
-        assert ran.code == 0, ran.err
+        words = ("O78", "--seeds", "2", "--workers", str(workers), "--json", str(path))
+        ran = subprocess.run([sys.executable, "-m", "tests.planted", *words], cwd=ROOT, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
         scores.append([row | {"cpu_seconds": 0} for row in json.loads(path.read_text())["cases"]])
     assert scores[0] == scores[1]
     assert [row["seed"] for row in scores[0]] == [0, 1]
