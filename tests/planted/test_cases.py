@@ -223,7 +223,7 @@ def test_the_command_scores_a_case(tmp_path: Path) -> None:
 
 
 def test_workers_score_the_same(tmp_path: Path) -> None:
-    """O78 is refused in each process, whichever runs it; as a command, since a `__main__` is not imported by workers."""
+    """O78 is refused in each process, whichever runs it. As a command: workers cannot import a `__main__`."""
     scores = []
     for workers in (1, 2):
         path = tmp_path / f"{workers}.json"
