@@ -71,11 +71,12 @@ def _list_classes(prepared: PreparedSet, rows: Sequence[tuple[str, int]]) -> tup
 def hold_out_images(
     images: np.ndarray, labels: np.ndarray, folders: Sequence[str], *, count: int, seed: int
 ) -> list[bool]:
-    """Return the hold-out mask of a stratified split: `count` images are True, or more if classes need it.
+    """Return the hold-out mask of a stratified split: `count` images are True.
 
     Images are drawn at even distances from a list that is ordered by the rarest class of each, then by folder, then
-    randomly. A class of two images or more is in both parts, unless another class would be lost by it; a class of a
-    single image is trained on, if there are enough others. Source: systematic sampling, Cochran 1977, chapter 8.
+    randomly. A class of two images or more is in both parts, unless another class would be lost by it, or `count` is
+    too small for all; a class of a single image is trained on, if there are enough others. Source: systematic sampling,
+    Cochran 1977, chapter 8.
     """
     num_images, num_classes = len(folders), int(labels.max(initial=-1)) + 1
     sizes = np.bincount(labels, minlength=num_classes)
@@ -123,17 +124,20 @@ class _Sides:
             self._move(order[self._shows[order]], side=int(side_counts.argmin()), num_moves=1)
 
     def even_out(self, count: int, order: np.ndarray) -> None:
-        """Move images until `count` are held out, or until no image can be moved without losing a class."""
-        surplus = int(self._is_held.sum()) - count
-        self._move(order[self._is_held[order] == (surplus > 0)], side=int(surplus < 0), num_moves=abs(surplus))
+        """Move images until `count` are held out, first those by which no class is lost, then those that lose few."""
+        for max_lost in range(self._counts.shape[1] + 1):
+            if not (surplus := int(self._is_held.sum()) - count):
+                return
+            images = order[self._is_held[order] == (surplus > 0)]
+            self._move(images, side=int(surplus < 0), num_moves=abs(surplus), max_lost=max_lost)
 
-    def _move(self, images: np.ndarray, *, side: int, num_moves: int) -> None:
-        """Move up to `num_moves` of the images, in order, to `side`; skip the last image of a class on its side."""
+    def _move(self, images: np.ndarray, *, side: int, num_moves: int, max_lost: int = 0) -> None:
+        """Move up to `num_moves` of the images, in order, to `side`, but those by which more classes leave theirs."""
         for image in images:
             if not num_moves:
                 return
             labels = self._labels[self._begins[image] : self._begins[image + 1]]
-            if (self._counts[1 - side, labels] > 1).all():
+            if (self._counts[1 - side, labels] <= 1).sum() <= max_lost:
                 self._is_held[image] = bool(side)
                 self._counts[side, labels] += 1
                 self._counts[1 - side, labels] -= 1
