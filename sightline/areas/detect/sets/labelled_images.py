@@ -14,7 +14,13 @@ from typing import Any, Literal
 import numpy as np
 
 from sightline.areas.detect.sets.detections import ImageRef, SetIndex
-from sightline.areas.detect.sets.image_listing import CategoryIds
+from sightline.areas.detect.sets.image_listing import (
+    CategoryIds,
+    FaultPolicy,
+    ListedImageSet,
+    plan_image_set,
+    survey_images,
+)
 from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
 from sightline.contract.arguments import FractionBelowOne, NonNegativeFloat, Seed
 from sightline.contract.draws import Draws
@@ -25,6 +31,7 @@ from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.files.image_files import read_image
 from sightline.store.prepared.prepared_data import PreparedData
 from sightline.store.prepared.prepared_set import PreparedSet
+from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 from sightline.store.prepared.splits import Deal, RowRefs, check_part, count_held, make_splits, split_off_last
 
 SplitRule = Literal["seeded", "sorted"]
@@ -298,6 +305,31 @@ class LabelledImages(PreparedData):
     def _columns_in(self, prepared: PreparedSet) -> BoxColumns:
         """Return the names of the columns to read; sets with several kinds of boxes choose by the config."""
         return BoxColumns()
+
+
+class ListedLabels(LabelledImages):
+    """Base of sets of which `list_images` lists the images and boxes of a source, without options."""
+
+    @classmethod
+    def list_images(cls, source: Path) -> ListedImageSet:
+        """List the images that the labels of a source name. Raises DataError for a folder in another layout."""
+        raise NotImplementedError
+
+    @classmethod
+    def plan(cls, root: Path, *, target: Path, progress: Progress, faulty: FaultPolicy = "refuse") -> PreparationPlan:
+        """Plan to list the images that the labels of a folder name, and to keep their boxes.
+
+        Raises DataError for a folder in another layout, and for images and boxes that cannot be used unless `faulty` is
+        `leave_out`.
+        """
+        return plan_image_set(
+            cls.list_images(root), set_name=cls.set_name, faulty=faulty, options={}, progress=progress, target=target
+        )
+
+    @classmethod
+    def survey(cls, source: Path) -> dict[str, Any]:
+        """Survey images, sizes, boxes and faults of unprepared files. Raises as `plan`."""
+        return survey_images(cls.list_images(source))
 
 
 def _shorter_side(boxes: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,21 +120,27 @@ def list_images(root: Path, *, may_lack: bool = False) -> list[Path]:
 
     Raises DataError if there are none, unless `may_lack`.
     """
-    images: list[Path] = []
+    images = list_files(root, IMAGE_SUFFIXES)
+    if not images and not may_lack:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"{root}: {describe_contents(root)}, no image ({suffixes}); give a folder with images")
+    return images
+
+
+def list_files(root: Path, suffixes: Collection[str]) -> list[Path]:
+    """List all files below a folder with one of the suffixes, in lower case; links are followed, sorted by path."""
+    paths: list[Path] = []
     visited: set[tuple[int, int]] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in visited:  # a link back: the same images once more, or without end
+        if (status.st_dev, status.st_ino) in visited:  # a link back: the same files once more, or without end
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names = (name for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES)
-        images.extend(Path(folder) / name for name in names)
-    if not images and not may_lack:
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"{root}: {describe_contents(root)}, no image ({suffixes}); give a folder with images")
-    return sorted(images)
+        names = (name for name in files if not name.startswith(".") and Path(name).suffix.lower() in suffixes)
+        paths.extend(Path(folder) / name for name in names)
+    return sorted(paths)
 
 
 def _read_config(root: Path) -> tuple[Path | None, dict[str, Any]]:
