@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from sightline.store.files.xml_files import read_xml
 from sightline.store.prepared.prepared_set import verify
 from tests.command import run_here
 from tests.data.boxes.box_writers import pattern, quiet, write_image
+from tests.long.mutations import mutated
 
 Object = tuple[str, tuple[float, ...], bool]
 SIZE = (48, 64)
@@ -357,3 +360,50 @@ def test_no_entity_is_expanded(tmp_path: Path) -> None:
             read_xml(tmp_path / "a.xml")
     (tmp_path / "a.xml").write_bytes(b"<a>" * 100_000 + b"</a>" * 100_000)
     assert read_xml(tmp_path / "a.xml").tag == "a"
+
+
+def write_yolo(root: Path) -> Path:
+    """Key points without `kpt_shape`, a list of another folder, and a stated split that is found by its end."""
+    for folder, name in (("train", "a"), ("train", "b"), ("val", "c")):
+        image = write_image(root / folder / f"{name}.png", pattern(*SIZE))
+        image.with_suffix(".txt").write_text("0 0.5 0.5 0.2 0.4 0.45 0.4 0.55 0.6\n1 .5 .5 .25 .5\n")
+    (root / "train.txt").write_text("data/train/a.png\ndata/train/b.png\n")
+    (root / "data.yaml").write_text("train: train.txt\nval: ../set/val\nnames: [car, dog]\n")
+    return root
+
+
+def write_listed_voc(root: Path) -> Path:
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\nb\n")
+    (root / "ImageSets" / "Main" / "val.txt").write_text("c\n")
+    return write_voc(root)
+
+
+MUTATED = [
+    ("voc", write_listed_voc, "Annotations/a.xml"),
+    ("voc", write_listed_voc, "ImageSets/Main/train.txt"),
+    ("labelme", write_labelme, "labels/a.json"),
+    ("cvat", write_cvat, "annotations.xml"),
+    ("yolo_txt", write_yolo, "train/a.txt"),
+    ("yolo_txt", write_yolo, "train.txt"),
+    ("yolo_txt", write_yolo, "data.yaml"),
+]
+
+
+@pytest.mark.parametrize("num_mutations", [20, pytest.param(400, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("name", "write", "file"), MUTATED)
+def test_damaged_files_are_read_or_refused_in_a_line(
+    name: str, write: Callable[[Path], Path], file: str, num_mutations: int, tmp_path: Path
+) -> None:
+    root = write(tmp_path / "in")
+    sound, builder = (root / file).read_bytes(), registry.data.get_entry(name).builder
+    messages, start = [], time.process_time()
+    for number in range(num_mutations):
+        (root / file).write_bytes(mutated(sound, random.Random(f"{file} {number}")))
+        try:
+            assert builder.survey(root)["images"]
+        except DataError as error:
+            messages.append(str(error))
+    assert all(message.isprintable() for message in messages)
+    assert len(messages) < num_mutations
+    assert time.process_time() - start < 60
