@@ -24,17 +24,12 @@ class XmlElement:
         """Return the elements with this name directly within the element."""
         return [child for child in self.children if child.tag == tag]
 
-    def find(self, *tags: str) -> XmlElement | None:
-        """Return the first element of a path of names; None if there is none."""
-        element: XmlElement | None = self
-        for tag in tags:
-            element = next(iter(element.find_all(tag)), None) if element else None
-        return element
-
     def text(self, *tags: str) -> str:
         """Return the text of the first element of a path of names, without white space around it; "" without one."""
-        element = self.find(*tags)
-        return "" if element is None else element.content.strip()
+        elements = [self]
+        for tag in tags:
+            elements = elements[0].find_all(tag) if elements else []
+        return elements[0].content.strip() if elements else ""
 
 
 def read_xml(path: Path) -> XmlElement:

@@ -189,7 +189,7 @@ def test_voc_counts_pixels_from_1_and_tools_do_not(tmp_path: Path) -> None:
     found = all_of("voc", tmp_path / "set")
     assert [box for _, box, _ in found["a"]] == [[3, 5, 24, 36], [-1, -1, 64, 48]]
     assert [note.partition(", first: ")[0] for note in manifest["differences"]] == [
-        "1 files state another name than that of the image that is called as they are",
+        "1 files state another name than that of the image called as they are",
         "3 files are of the VOC database, which counts pixels from 1: read as from 0",
         "1 objects have parts, which are not read",
     ]

@@ -272,7 +272,7 @@ def test_splits_that_are_stated_elsewhere_are_found_by_the_end_of_their_paths(tm
     notes = [
         f"{root / 'data.yaml'} states {key.replace('valid', 'val')}: {path}; {key}/images is read for it"
         for key in ("train", "test", "valid")
-        if not (path := stated[key]).startswith("../")
+        if not (path := stated[key]).startswith("..") and path != rf"{key}\images"
     ]
     manifest = prepare(root, tmp_path / "set")
     assert manifest["statistics"]["images"] == {"train": 6, "validation": 2, "test": 2}
@@ -317,7 +317,7 @@ def test_lists_of_cvat_and_of_windows_name_images_by_the_end_of_their_rows(tmp_p
     first = f"{rows[0]}; obj_train_data/a.png is read for it"
     assert manifest["differences"] == [
         f"{root / 'data.yaml'} states train: data/train.txt; train.txt is read for it",
-        f"{root / 'train.txt'}: 2 images are stated in other folders, first: {first}",
+        *([f"{root / 'train.txt'}: 2 images are stated in other folders, first: {first}"] if row[0] != "." else []),
     ]
 
 

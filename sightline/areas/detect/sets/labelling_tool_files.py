@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 import unicodedata
 from collections import defaultdict
@@ -77,9 +76,7 @@ class _Reading:
             name = "/".join(parts) or f"{file.stem}.jpg"
             return (file.parent / name).relative_to(self.root).as_posix(), None
         if parts and parts[-1] != fitting[0].name:
-            self.noted["files state another name than that of the image that is called as they are"].append(
-                f"{file}: {stated}"
-            )
+            self.noted["files state another name than that of the image called as they are"].append(f"{file}: {stated}")
         ranks = [
             (_count_equal(path.parts[::-1], (*parts[::-1], subset)), _rank_near(path.parent.parts, file.parent.parts))
             for path in fitting
@@ -110,10 +107,11 @@ class _Reading:
         if not first:
             raise DataError(f"{self.root}: {describe_contents(self.root)}; {needed}: give the folder with them")
         ids = assign_image_ids([Path(name) for name in first])
+        splits = {
+            name: guess_image_split(Path(name).parent) if i.split == "all" else i.split for name, i in first.items()
+        }
         labelled = [
-            replace(image, image_id=ids[Path(name)], split=guess_image_split(Path(name).parent))
-            if image.split == "all"
-            else replace(image, image_id=ids[Path(name)])
+            replace(image, image_id=ids[Path(name)], split=splits[name])
             for name, image in first.items()
             if image.split != _UNLISTED
         ]
@@ -147,7 +145,7 @@ def _rank_near(first: Sequence[str], second: Sequence[str]) -> int:
 def _parse_size(height: Any, width: Any) -> tuple[int, int] | None:
     """Return the stated height and width; None if they are missing or 0. Raises ValueError for no whole numbers."""
     sides = _parse_numbers({"height": height or 0, "width": width or 0})
-    if not all(math.isfinite(side) and side == int(side) for side in sides):
+    if not all(map(float.is_integer, sides)):
         raise ValueError(f"the size {width} x {height} is not one of whole pixels")
     return (int(sides[0]), int(sides[1])) if min(sides) > 0 else None
 
@@ -191,11 +189,8 @@ def read_voc(source: Path) -> LabelledSet:
     Boxes of the VOC database count pixels from 1, those of tools are taken as they are. Difficult objects are ignored.
     Raises DataError for a folder without such files.
     """
-    reading = _Reading(source, ".xml")
-    splits = _read_voc_splits(reading)
-    return reading.read(
-        partial(_read_voc_image, splits=splits), "Pascal VOC has Annotations/NAME.xml and JPEGImages/NAME.jpg"
-    )
+    reading, needed = _Reading(source, ".xml"), "Pascal VOC has Annotations/NAME.xml and JPEGImages/NAME.jpg"
+    return reading.read(partial(_read_voc_image, splits=_read_voc_splits(reading)), needed)
 
 
 def _read_voc_image(reading: _Reading, file: Path, *, splits: Mapping[Path, str]) -> Iterator[LabelledImage]:
@@ -244,7 +239,7 @@ def _voc_boxes(reading: _Reading, document: XmlElement, file: Path, first_pixel:
         if parts := each.find_all("part"):
             reading.noted["objects have parts, which are not read"].append(f"{file}:{parts[0].line}")
         try:
-            if each.find("bndbox") is None:
+            if not each.find_all("bndbox"):
                 raise ValueError(f"it has no bndbox, but {', '.join(child.tag for child in each.children)}")
             texts = {key: each.text("bndbox", key) for key in ("xmin", "ymin", "xmax", "ymax")}
             left, top, right, bottom = _parse_numbers(texts)
@@ -284,9 +279,8 @@ def read_labelme(source: Path) -> LabelledSet:
     Rectangles, polygons, circles and masks become the boxes about them; those with a label and a group_id are one
     object. Raises DataError for a folder without such files.
     """
-    return _Reading(source, ".json").read(
-        _read_labelme_image, "LabelMe has NAME.json with shapes and imagePath beside NAME.jpg"
-    )
+    needed = "LabelMe has NAME.json with shapes and imagePath beside NAME.jpg"
+    return _Reading(source, ".json").read(_read_labelme_image, needed)
 
 
 def _read_labelme_image(reading: _Reading, file: Path) -> Iterator[LabelledImage]:
@@ -399,9 +393,5 @@ def _cvat_boxes(reading: _Reading, image: XmlElement, file: Path) -> Iterator[La
 
 
 _ReadImages = Callable[[_Reading, Path], Iterable[LabelledImage]]
-TOOL_READERS: Mapping[str, Callable[[Path], LabelledSet]] = {
-    "cvat": read_cvat,
-    "labelme": read_labelme,
-    "voc": read_voc,
-}
+TOOL_READERS = {"cvat": read_cvat, "labelme": read_labelme, "voc": read_voc}
 """Data set of a labelling tool -> its reader."""

@@ -79,26 +79,23 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
         raise DataError(
             f"{root}: none of {len(images)} images has a text file in labels/ or beside it; give their folder"
         )
-    if unlabelled:
-        first = unlabelled[0].relative_to(root)
-        notes += [f"{len(unlabelled)} images have no text file and count as empty, first: {first}"]
-    notes += stated.notes
-    if stated.shared:
-        counts = "none" if {*(split_by or {}).values()} == {"all"} else "the first"
-        first = stated.shared[0]
-        notes += [f"{len(stated.shared)} images are stated for two splits and count for {counts}, first: {first}"]
+    counts = "none" if {*(split_by or {}).values()} == {"all"} else "the first"
     users = Counter(text for text in label_paths.values() if text is not None)
     shared_files = [text for text, count in users.items() if count > 1]
-    if shared_files:
-        notes += [
-            f"{len(shared_files)} text files are those of several images, which all have their boxes, "
-            f"first: {shared_files[0]}"
-        ]
+    notes += count_note([path.relative_to(root) for path in unlabelled], "images have no text file and count as empty")
+    notes += stated.notes
+    notes += count_note(stated.shared, f"images are stated for two splits and count for {counts}")
+    notes += count_note(shared_files, "text files are those of several images, which all have their boxes")
     for path in sorted((split_by or {}).keys() - label_paths.keys()):
         faults.add("images that are missing or damaged", f"{path}, which {config_path} states")
     for text in _find_unused_label_files(label_paths):
         faults.add("text files without an image", str(text))
     return ListedImageSet(root, "yolo_txt", classes, images, COLUMNS, "boxes", faults, notes, "middle, size")
+
+
+def count_note(places: Sequence[object], text: str) -> list[str]:
+    """Return a note on the number of places and the first of them; none without places."""
+    return [f"{len(places)} {text}, first: {places[0]}"] if places else []
 
 
 def guess_image_split(folder: Path) -> str:
@@ -225,22 +222,23 @@ def _read_texts(config: dict[str, Any], key: str, path: Path | None) -> list[str
     return [*map(str, texts)]  # a folder may be called 2024
 
 
-def _find_stated_path(root: Path, base: str, stated: str) -> tuple[Path | None, bool]:
-    """Find a stated folder or list file below `root`; None if there is none. True if only the end of the path fits."""
-    entry = stated
-    while entry.startswith(("../", "./")):
-        entry = entry.partition("/")[2]
-    candidates = (_place_below(root, path) for path in (root / base / entry, root / entry))
-    below = (path for path in candidates if path.is_relative_to(root))
-    path = next(filter(os.path.exists, below), None)  # os.path.exists accepts names too long for the file system
-    return (path, False) if path is not None else (_find_end(root, stated, min_parts=1), True)
+def _find_stated_path(root: Path, base: str, stated: str, *, min_parts: int = 1) -> tuple[Path | None, bool]:
+    r"""Find a stated path below `root`, else the longest end of it that is there, of at least `min_parts` parts.
 
-
-def _find_end(root: Path, stated: str, *, min_parts: int) -> Path | None:
-    """Find the longest end of a path of another machine, or of Windows, that exists below `root`; None if none does."""
-    parts = [part for part in stated.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    ends = (root.joinpath(*parts[start:]) for start in range(len(parts) - min_parts + 1))
-    return next((path for path in ends if "\0" not in stated and os.path.exists(path)), None)
+    Returns None if there is none, and True if the stated path has more folders than those of `base`. It may be one of
+    another machine, or of Windows (C:\\set\\images).
+    """
+    path = _place_below(root, root / base / stated)
+    if path.is_relative_to(root) and os.path.exists(path):  # os.path.exists accepts names too long for the file system
+        return path, False
+    folders, parts = (
+        [part for part in text.replace("\\", "/").split("/") if part not in ("", ".", "..")] for text in (base, stated)
+    )
+    for start in range(len(folders) + len(parts) - min_parts + 1):
+        path = root.joinpath(*[*folders, *parts][start:])
+        if os.path.exists(path):
+            return path, start > len(folders)
+    return None, False
 
 
 def _read_list(root: Path, path: Path, notes: list[str]) -> list[Path]:
@@ -249,12 +247,10 @@ def _read_list(root: Path, path: Path, notes: list[str]) -> list[Path]:
     for line in read_file(path).decode("utf-8-sig", "replace").splitlines():
         if not (entry := line.strip()):
             continue
-        image = _place_below(root, path.parent / entry)
-        if not os.path.exists(image) and (end := _find_end(root, entry, min_parts=2)) is not None:
-            moved.append(f"{entry}; {end.relative_to(root)} is read for it")
-            image = end
-        images.append(image)
-    notes += [f"{path}: {len(moved)} images are stated in other folders, first: {moved[0]}"] if moved else []
+        image, is_moved = _find_stated_path(root, str(path.parent), entry, min_parts=2)
+        moved += [f"{entry}; {image.relative_to(root)} is read for it"] if is_moved and image else []
+        images.append(image or _place_below(root, path.parent / entry))
+    notes += [f"{path}: {note}" for note in count_note(moved, "images are stated in other folders")]
     return images
 
 
@@ -362,7 +358,7 @@ def _look_for_key_points(config: Mapping[str, Any], files: Sequence[Path]) -> tu
     num_values = Counter(map(len, rows)).most_common(1)
     for length, count in num_values if num_values and num_values[0][1] >= _MIN_ALIKE * len(rows) else ():
         table = np.array([row for row in rows if len(row) == length])
-        for size in (3, 2):
+        for size in (size for size in (3, 2) if (length - 4) % size == 0):
             is_in_box, is_apart = _compare_with_box(table, size)
             if is_in_box.mean() >= _MIN_ALIKE:
                 shape, text = [(length - 4) // size, size], f"{count} rows of a class and {length} values are read as"
@@ -376,10 +372,7 @@ def _look_for_key_points(config: Mapping[str, Any], files: Sequence[Path]) -> tu
 
 def _compare_with_box(table: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Masks of rows (N, 4 + K * size): all key points lie in the box of the first four values; they are no corners."""
-    num_rows, num_points = len(table), (table.shape[1] - 4) // size
-    if num_points < 1 or num_points * size + 4 != table.shape[1]:
-        return np.zeros(num_rows, dtype=bool), np.zeros(num_rows, dtype=bool)
-    centre, half, points = table[:, :2], table[:, 2:4] / 2, table[:, 4:].reshape(num_rows, num_points, size)
+    centre, half, points = table[:, :2], table[:, 2:4] / 2, table[:, 4:].reshape(len(table), -1, size)
     is_inside = (np.abs(points[:, :, :2] - centre[:, None]) <= half[:, None] + _MARGIN).all(axis=2)
     is_unlabelled = (points[:, :, :2] == 0).all(axis=2)
     fits_image = ((centre - half >= -_MARGIN) & (centre + half <= 1 + _MARGIN) & (half > 0)).all(axis=1)
