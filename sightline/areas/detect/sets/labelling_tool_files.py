@@ -97,15 +97,16 @@ class _Reading:
                 self.faults.add("images that two files are about", f"{other.name}: {other.files[0]}, {image.files[0]}")
             elif image.split == _UNLISTED:
                 self.faults.add("images in none of the lists that state splits", image.name)
+        if not first:
+            self.faults.raise_or_note("refuse", root=self.root)
+            raise DataError(f"{self.root}: {describe_contents(self.root)}; {needed}: give the folder with them")
         named = {image.path for image in first.values()}
         for path in self.images:
             if path not in named and self.is_folder:
                 self.faults.add("images that no annotation file is about", path.relative_to(self.root).as_posix())
         found = sorted({box.label for image in first.values() for box in image.boxes} - {*names})
-        if not first or not (found or names):
+        if not (found or names):
             self.faults.raise_or_note("refuse", root=self.root)
-        if not first:
-            raise DataError(f"{self.root}: {describe_contents(self.root)}; {needed}: give the folder with them")
         ids = assign_image_ids([Path(name) for name in first])
         splits = {
             name: guess_image_split(Path(name).parent) if i.split == "all" else i.split for name, i in first.items()
@@ -216,18 +217,18 @@ def _read_voc_splits(reading: _Reading) -> dict[Path, str]:
     splits: dict[Path, str] = {}
     for folder, file_by_name in named.items():
         path_by_word = {path.stem.lower(): path for path in sorted(folder.glob("*.txt"))}
-        words = ("train", "val", "validation", "test")  # the order in which an image of two lists counts
-        words = words if {"train", "val"} & path_by_word.keys() else ("trainval", *words)
+        words = ["train", "val", "validation", "test"]  # the order in which an image of two lists counts
+        words += [] if {"train", "val"} & path_by_word.keys() else ["trainval"]
         lists = [path_by_word[word] for word in words if word in path_by_word]
         for path in lists:
             split = guess_split(Path(path.name))
             for number, line in enumerate(read_file(path).decode("utf-8-sig", "replace").splitlines(), start=1):
                 row = line.strip().strip('"')
                 stem = row.removesuffix(next((end for end in IMAGE_SUFFIXES if row.lower().endswith(end)), ""))
-                file = next((file_by_name[key] for key in (row, stem, *row.split()[:1]) if key in file_by_name), None)
-                if row and file is None:
+                names = [name for name in (row, stem, *row.split()[:1]) if name in file_by_name]
+                if row and not names:
                     reading.faults.add(_BAD_IMAGE, f"{path}:{number}: '{row[:60]}' has no file in Annotations")
-                elif file is not None and splits.setdefault(file, split) != split:
+                elif row and splits.setdefault(file_by_name[names[0]], split) != split:
                     reading.noted["rows are those of two lists, and count for the first"].append(f"{path}:{number}")
         for file in file_by_name.values() if lists else ():
             splits.setdefault(file, _UNLISTED)
