@@ -16,6 +16,8 @@ from sightline.commands.fields import (
 
 _BOXES = "citypersons, coco, ecp, kitti, odgt, widerperson, yolo_txt"
 """Layouts of box labels, as text: the module that defines them imports NumPy. A test compares the two."""
+_READ_BOXES = "cvat, labelme, voc"
+"""Further layouts, which are read and not written."""
 
 
 class PrepareOptions(PluginCommand, name="data prepare", run="data.prepare", help_rows="data.list_options"):
@@ -92,9 +94,9 @@ class ConvertOptions(DocumentCommand, name="data convert", run="data.convert"):
     """
 
     source: Path = option("--from", "DIR", "folder of the labels, with or without their images", default=MISSING)
-    layout: str = option("--layout", "NAME", f"their layout, one of {_BOXES}", default=MISSING)
+    layout: str = option("--layout", "NAME", f"their layout, one of {_BOXES}, {_READ_BOXES}", default=MISSING)
     target: Path = option("--to", "DIR", "an empty or new folder", default=MISSING)
-    as_layout: str = option("--as", "NAME", "layout to write", default=MISSING)
+    as_layout: str = option("--as", "NAME", f"layout to write, one of {_BOXES}", default=MISSING)
     options: tuple[str, ...] = argument("[KEY=VALUE]...", "box=visible, faulty=leave_out, images=leave", default=())
 
 

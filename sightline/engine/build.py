@@ -159,6 +159,7 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
             data = build_data(config)
             world.assert_equal(partial(describe_data, data.facts, data.train, data.selection, data.test))
             log_linked_data_folder(config, world)
+            log_unused_validation(config, data, world)
         model = _build_unchanged_model(config, data.facts, world)
         report = None if is_resumed else _load_initial_weights(model, config)
         model = apply_model_changes(model, config, world)
@@ -214,6 +215,17 @@ def log_linked_data_folder(config: RunConfig, world: World) -> None:
     if root.is_symlink():
         target = escape_to_one_line(os.path.realpath(root))
         world.rank_zero_only(logger.warning)("data-link: %s leads to %s", escape_to_one_line(str(root)), target)
+
+
+def log_unused_validation(config: RunConfig, data: Data, world: World) -> None:
+    """Log the size of a validation part that a data set holds out and `evaluate.select: test` does not score."""
+    num_unused = data.train.dataset.info.split_sizes.get("validation", 0)
+    if config.evaluate.select == "test" and num_unused and config.data.arguments.get("validation_share"):
+        world.rank_zero_only(logger.warning)(
+            "unused-validation: with evaluate.select=test, the %d samples of the validation part are neither trained "
+            "on nor scored; data.validation_share=0 trains on them, unless the files of the set state that part",
+            num_unused,
+        )
 
 
 def _load_initial_weights(model: nn.Module, config: RunConfig) -> WeightLoadReport | None:

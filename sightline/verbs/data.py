@@ -181,8 +181,9 @@ def verify(options: VerifyOptions) -> int:
 
 def convert(options: ConvertOptions) -> int:
     """Convert box labels to another layout, and print what was dropped."""
-    convert_annotations, layouts = load_member("tools", "convert_annotations"), load_member("tools", "LAYOUTS")
-    for option, name in (("--layout", options.layout), ("--as", options.as_layout)):
+    convert_annotations = load_member("tools", "convert_annotations")
+    readers, writers = load_member("tools", "READERS"), load_member("tools", "LAYOUTS")
+    for option, name, layouts in (("--layout", options.layout, readers), ("--as", options.as_layout, writers)):
         if name not in layouts:
             raise UserError(f"data convert: {option} {name}: no such layout{suggest(name, layouts)}")
     excluded = ("source", "layout", "target", "as_layout")

@@ -252,10 +252,11 @@ def folder_readers(folder: Path) -> Iterator[Reader]:
 
 
 def _annotations(folder: Path) -> Iterator[Reader]:
-    from sightline.areas.detect.sets.convert import convert_annotations
+    from sightline.areas.detect.sets.convert import READERS, convert_annotations
     from sightline.areas.detect.sets.layout_reading import read_coco, read_kitti, read_lines, read_yolo
     from sightline.areas.detect.sets.people_files import read_citypersons, read_ecp, read_widerperson
     from tests.data.boxes.box_writers import pattern, write_coco, write_image
+    from tests.data.boxes.test_labelling_tools import WRITERS
     from tests.data.boxes.test_people import written
 
     source = folder / "coco"
@@ -277,6 +278,10 @@ def _annotations(folder: Path) -> Iterator[Reader]:
             convert_annotations(source, "coco", tree, layout)
         for path in _texts(tree):
             yield Reader(f"boxes {layout} {path.name}", path, lambda read=read, tree=tree: read(tree))
+    for name, write in WRITERS.items():
+        tree = write(folder / name)
+        for path in _texts(tree):
+            yield Reader(f"boxes {name} {path.name}", path, lambda name=name, tree=tree: READERS[name](tree))
     others = {"widerperson": read_widerperson, "citypersons": read_citypersons, "ecp": read_ecp}
     for name, read in others.items():
         tree = written(name, folder / name)

@@ -54,6 +54,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "data": {
         "sets.coco": "coco",
         "sets.crowdhuman": "crowdhuman",
+        "sets.labelling_tools": "cvat labelme voc",
         "sets.people": "citypersons ecp widerperson",
         "sets.synthetic_crowds": "synthetic_crowds",
         "sets.yolo_txt": "yolo_txt",
@@ -80,7 +81,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "predictors": {"predictor": "detect"},
     "scorings": {"scoring": "BoxScoring"},
     "tasks": {"task": "detect"},
-    "tools": {"sets.convert": "LAYOUTS convert_annotations"},
+    "tools": {"sets.convert": "LAYOUTS READERS convert_annotations"},
     "transforms": {"transforms": "cut_image fit_image mix_up mosaic scale_steps turn_image"},
     "view_summaries": {"assigners.report": "summarise_assigners"},
 }

@@ -22,7 +22,9 @@ from sightline.areas.detect.sets.convert import LAYOUTS, convert_annotations
 from sightline.commands.data import _BOXES
 from sightline.contract import registry
 from sightline.contract.errors import DataError, RunError, UserError
+from sightline.contract.types import SampleKey
 from sightline.store.files.atomic_write import whole_folder
+from sightline.store.prepared.prepared_set import verify
 from tests.command import run_here
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
 from tests.data.boxes.people_writers import write_citypersons
@@ -172,6 +174,28 @@ def test_what_is_written_is_prepared(layout: str, shared: Path, tmp_path: Path) 
     assert record.is_ignored.sum() == {"ecp": 3, "citypersons": 3, "yolo_txt": 0}.get(layout, 2)  # riders are, of two
     if layout != "yolo_txt":
         np.testing.assert_allclose(record.boxes, [row[1:] for row in WIDER], atol=1e-9)
+
+
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "kitti"])
+def test_labels_that_change_are_not_as_they_were_prepared(layout: str, tmp_path: Path) -> None:
+    """Only images were compared: `data verify` found all in order, and runs went on with the old boxes."""
+    root, name = source_of(layout, tmp_path / "in", tmp_path), {"odgt": "crowdhuman"}.get(layout, layout)
+    builder = registry.data.get_entry(name).builder
+    builder.prepare(source=root, target=tmp_path / "set", name=name, progress=quiet)
+    unused = {"test.txt", "Annotations/011765.jpg.txt"}  # WiderPerson's, of which no sample is made
+    files = [*({*labels(root)} - unused), *(path.name for path in root.glob("*.yaml"))]
+    assert verify(tmp_path / "set") >= len(files)
+    for path in (root / file for file in files):
+        before, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+        path.write_bytes(before + b" ")
+        with pytest.raises(
+            DataError, match=f"{path.name}: has {len(before) + 1} bytes, {len(before)} when the set was"
+        ):
+            verify(tmp_path / "set")
+        path.write_bytes(before)
+        os.utime(path, ns=times)
+    images = builder(split="train", root=str(tmp_path / "set"), validation_share=0.0)
+    assert images[SampleKey(0, 0, 0)]["boxes"].shape[1] == 4
 
 
 def test_what_a_layout_cannot_state_is_counted(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from sightline.areas.detect.sets.coco import Coco
 from sightline.areas.detect.sets.labelled_images import hold_out_images
 from sightline.config import read_config, read_sections, render_config
 from sightline.contract.errors import ConfigError
+from sightline.engine.build import build_data, log_unused_validation
+from sightline.engine.distributed import World
 from sightline.runs.lineage import inputs_document
 from sightline.store.loading.concat import Concat
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
@@ -28,7 +30,7 @@ def pairs_of(shown: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
 def test_classes_and_folders_are_on_either_side_over_seeds() -> None:
     """Counted one by one, over 200 random sets: the size asked for, every class that may be, folders to one image."""
     rng = np.random.default_rng(5)
-    num_lost = num_larger = 0
+    num_lost = num_full = 0
     for seed in range(200):
         size, num_classes = int(rng.integers(20, 60)), int(rng.integers(1, 7))
         shown = [np.flatnonzero(rng.random(num_classes) < 0.5 / (1 + np.arange(num_classes))) for _ in range(size)]
@@ -38,13 +40,28 @@ def test_classes_and_folders_are_on_either_side_over_seeds() -> None:
         assert held == hold_out_images(*pairs_of(shown), folders, count=count, seed=seed)
         counts = [Counter(label for one, is_held in zip(shown, held, strict=True) for label in one if is_held == side)
                   for side in (False, True)]  # fmt: skip
-        for label in {*counts[0], *counts[1]}:
-            if counts[0][label] + counts[1][label] > 1:
-                num_lost += not (counts[0][label] and counts[1][label])
-        assert count <= sum(held) <= count + num_classes
-        num_larger += sum(held) > count
-    assert num_lost == 0
-    assert num_larger <= 10
+        lost = [label for label in {*counts[0], *counts[1]} if counts[0][label] + counts[1][label] > 1
+                and not (counts[0][label] and counts[1][label])]  # fmt: skip
+        assert all(counts[0][label] for label in lost), "every class is trained on"
+        assert sum(held) == count
+        num_lost += len(lost)
+        num_full += not lost
+    assert num_lost <= 10
+    assert num_full >= 190
+
+
+def test_as_many_are_held_out_as_were_asked_for_however_rare_classes_are() -> None:
+    """A tenth of 128 photos of 71 classes was 34 photos, for every class got one; 13 show the most classes they can."""
+    rng = np.random.default_rng(3)
+    shown = [np.flatnonzero(rng.random(71) < 0.7 / (1 + np.arange(71))) for _ in range(127)] + [np.arange(60, 71)]
+    for seed in range(20):
+        held = np.array(hold_out_images(*pairs_of(shown), [""] * 128, count=13, seed=seed))
+        assert held.sum() == 13
+        trained = {label for labels, is_held in zip(shown, held, strict=True) if not is_held for label in labels}
+        assert trained >= {label for labels in shown[:-1] for label in labels}
+    twice = [[place // 2] for place in range(40)]
+    for count in range(1, 40):
+        assert sum(hold_out_images(*pairs_of(twice), [""] * 40, count=count, seed=count)) == count
 
 
 def test_one_class_is_dealt_over_folders_in_proportion() -> None:
@@ -119,6 +136,19 @@ def test_parts_that_files_do_not_state_are_seeded(root: Path) -> None:
     chosen = Coco(split="test", root=str(root), tested=("b/3",))
     assert names_of(chosen) == [f"b/{number}.png" for number in range(30, 40)]
     assert inputs_document(chosen.info)["split"]["parts"] == ("validation",)
+
+
+@pytest.mark.parametrize(("words", "count"), [((), 0), (("data.validation_share=0",), 0), (("data.split_seed=1",), 1)])
+def test_a_part_that_is_held_out_and_not_scored_is_named(
+    root: Path, caplog: pytest.LogCaptureFixture, words: tuple[str, ...], count: int
+) -> None:
+    base = Path(__file__).parents[3] / "configs" / "detect" / "photos_scratch.yaml"
+    select = ("evaluate.select=test",) * bool(words)
+    config = read_config(base, ["data.name=coco", f"data.root={root}", *select, *words])
+    log_unused_validation(config, build_data(config), World())
+    assert (
+        caplog.text.count("the 3 samples of the validation part are neither trained on nor scored; data.vali") == count
+    )
 
 
 def both_dealt(root: Path) -> list[tuple[object, ...] | None]:

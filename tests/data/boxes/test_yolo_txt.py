@@ -14,6 +14,7 @@ from PIL import Image
 
 from sightline.areas.clouds.sets.modelnet import ModelNet40
 from sightline.areas.detect.sets.coco import Coco
+from sightline.areas.detect.sets.convert import convert_annotations
 from sightline.areas.detect.sets.crowdhuman import CrowdHuman
 from sightline.areas.detect.sets.yolo_txt import YoloTxt
 from sightline.contract.errors import DataError
@@ -182,11 +183,14 @@ def test_splits_are_those_of_the_file_of_names(tmp_path: Path, listed: bool) -> 
     (root / "list.txt").write_bytes(b"./images/two/b.png\r\n\r\n")
     test = "list.txt" if listed else "images/two"
     (root / "data.yaml").write_text(f"path: ../datasets/mine\ntrain: ../images/one\ntest: {test}\nnames: [person]\n")
-    manifest = prepare(root, tmp_path / "set")
+    left_out = f"1 images in none of the splits that {root / 'data.yaml'} states, first: images/three/c.png"
+    with pytest.raises(DataError, match=re.escape(f"{root}: {left_out}; correct them, or prepare with faulty=leave_")):
+        prepare(root, tmp_path / "set")
+    manifest = prepare(root, tmp_path / "set", faulty="leave_out")
     assert manifest["statistics"]["images"] == {"train": 1, "test": 1}
     assert manifest["differences"] == [
         "1 images have no text file and count as empty, first: images/two/b.png",
-        f"1 images are in none of the splits that {root / 'data.yaml'} states, left out",
+        f"left out: {left_out}",
     ]
 
 
@@ -232,11 +236,88 @@ def test_folders_that_are_stated_and_not_there_are_named(tmp_path: Path) -> None
         write_image(root / "2024" / split / f"{name}.png", pattern(10, 20))
         (root / "2024" / split / f"{name}.txt").write_text("0 .5 .5 .5 .5")
     (root / "data.yaml").write_text("path: 2024\ntrain: train\nval: [gone, 2023]\ntest: 7\nnames: [person]\n")
-    manifest = prepare(root, tmp_path / "set")
+    missing = (
+        f"2 stated splits that are not there, first: {root / 'data.yaml'} states test: 7, which is not below {root}"
+    )
+    with pytest.raises(
+        DataError, match=re.escape(f"{root}: {missing}; correct them, or prepare with faulty=leave_out;")
+    ):
+        prepare(root, tmp_path / "set")
+    assert "states val: gone, which" in (tmp_path / "set.faults.txt").read_text()
+    manifest = prepare(root, tmp_path / "set", faulty="leave_out")
     assert manifest["statistics"]["images"] == {"train": 1, "test": 1}, "without test images those of val are tested"
+    assert [line[: len(missing) + 10] for line in manifest["differences"]] == [f"left out: {missing}"]
+
+
+ROBOFLOW = {
+    "its API": ("../{split}/images", "project-name/{split}/images", "project-name/{split}/images"),
+    "another machine": ("/home/me/set/{split}/images",) * 3,
+    "Windows": (r"C:\Users\me\set\{split}\images", r"..\{split}\images", r"{split}\images"),
+    "all right": ("../{split}/images",) * 3,
+}
+
+
+@pytest.mark.parametrize("kind", ROBOFLOW)
+def test_splits_that_are_stated_elsewhere_are_found_by_the_end_of_their_paths(tmp_path: Path, kind: str) -> None:
+    """8 of 10 images were left out with exit code 0, and no part to train on remained."""
+    root, counts = tmp_path / "in", {"test": 2, "train": 6, "valid": 2}
+    for split, count in counts.items():
+        for number in range(count):
+            write_image(root / split / "images" / f"{split}{number}.png", pattern(10, 20))
+            (root / split / "labels").mkdir(exist_ok=True)
+            (root / split / "labels" / f"{split}{number}.txt").write_text("0 .5 .5 .5 .5")
+    stated = {key: path.format(split=key) for key, path in zip(counts, ROBOFLOW[kind], strict=True)}
+    lines = [f"{key.replace('valid', 'val')}: {path}\n" for key, path in stated.items()]
+    (root / "data.yaml").write_text("names: [car]\n" + "".join(lines))
+    notes = [
+        f"{root / 'data.yaml'} states {key.replace('valid', 'val')}: {path}; {key}/images is read for it"
+        for key in ("train", "test", "valid")
+        if not (path := stated[key]).startswith("..") and path != rf"{key}\images"
+    ]
+    manifest = prepare(root, tmp_path / "set")
+    assert manifest["statistics"]["images"] == {"train": 6, "validation": 2, "test": 2}
+    assert manifest["differences"] == notes
+    report = convert_annotations(root, "yolo_txt", tmp_path / "coco", "coco")
+    assert report["images"] == {"train": 6, "validation": 2, "test": 2}
+    assert report["differences"] == notes
+    (root / "data.yaml").write_text("names: [car]\n" + "".join(lines[1:]) + "test: elsewhere/images\n")
+    for read in (
+        lambda: prepare(root, tmp_path / "other"),
+        lambda: convert_annotations(root, "yolo_txt", tmp_path / "other", "coco"),
+    ):
+        with pytest.raises(
+            DataError, match=r"1 stated splits that are not there, .* 2 images in none of the splits that"
+        ):
+            read()
+
+
+def test_one_folder_does_not_stand_for_two_stated_ones(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    write_image(root / "images" / "a.png", pattern(10, 20)).with_suffix(".txt").write_text("0 .5 .5 .5 .5")
+    (root / "data.yaml").write_text("train: /old/one/images\nval: /old/two/images\nnames: [car]\n")
+    with pytest.raises(
+        DataError, match=r"1 stated splits that are not there, first: .* states val: /old/two/images, which"
+    ):
+        prepare(root, tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    "row", ["data/obj_train_data/{name}", r"C:\cvat\obj_train_data\{name}", r".\obj_train_data\{name}"]
+)
+def test_lists_of_cvat_and_of_windows_name_images_by_the_end_of_their_rows(tmp_path: Path, row: str) -> None:
+    root = tmp_path / "in"
+    for name in ("a.png", "b.png"):
+        image = write_image(root / "obj_train_data" / name, pattern(10, 20))
+        image.with_suffix(".txt").write_text("0 .5 .5 .5 .5")
+    rows = [row.format(name=name) for name in ("a.png", "b.png")]
+    (root / "train.txt").write_text("\n".join(rows))
+    (root / "data.yaml").write_text("train: data/train.txt\nnames: [car]\n")
+    manifest = prepare(root, tmp_path / "set")
+    assert manifest["statistics"]["images"] == {"train": 2}
+    first = f"{rows[0]}; obj_train_data/a.png is read for it"
     assert manifest["differences"] == [
-        f"{root / 'data.yaml'} states {each}, which is not below {root}: passed over"
-        for each in ("test: 7", "val: gone")
+        f"{root / 'data.yaml'} states train: data/train.txt; train.txt is read for it",
+        *([f"{root / 'train.txt'}: 2 images are stated in other folders, first: {first}"] if row[0] != "." else []),
     ]
 
 
@@ -329,6 +410,34 @@ def test_key_points_after_a_box_are_no_corners(tmp_path: Path) -> None:
     (tmp_path / "in" / "data.yaml").write_text("kpt_shape: [2, 3]\nnames: [tiger]\n")
     prepare(tmp_path / "in", tmp_path / "set")
     assert all_of(tmp_path / "set").record(0).boxes.tolist() == [[8, 3, 12, 7]] * 3
+
+
+KEY_POINTS = {
+    "two numbers": ("0.45 0.4 0.55 0.4 0.5 0.5 0.45 0.6", True, "a class and 12 values .* kpt_shape is [4, 2]"),
+    "flags": ("0.45 0.4 2 0.55 0.4 1 0 0 0 0.45 0.6 2", True, "a class and 16 values .* kpt_shape is [4, 3]"),
+    "an odd number": ("0.45 0.4 2 0 0 0 0.45 0.6 2", True, "a class and 13 values .* kpt_shape is [3, 3]"),
+    "doubt": ("0.5 0.6 0.6 0.5", False, "as corners; if they are .*, state kpt_shape: [2, 2] in the YAML file"),
+    "corners": ("0.9 0.9 0.1 0.9", False, None),
+}
+
+
+@pytest.mark.parametrize("kind", KEY_POINTS)
+def test_rows_with_key_points_are_told_from_polygons_without_kpt_shape(tmp_path: Path, kind: str) -> None:
+    """The box about everything was 12 pixels high, and stated as 24; a damaged row changes nothing for the others."""
+    points, is_box, note = KEY_POINTS[kind]
+    box = "0.5 0.5 0.55 0.5" if kind == "doubt" else "0.5 0.5 0.2 0.4"
+    for name in "abc":
+        text = write_image(tmp_path / "in" / f"{name}.png", pattern(60, 80)).with_suffix(".txt")
+        text.write_text(f"0 {box} {points}\n" * 4 + "0 0.5 0.5 0.25 0.5\n" + "0 nan 1 1e308 inf 5\n" * (name == "c"))
+    manifest = prepare(tmp_path / "in", tmp_path / "set", names=("cat",), faulty="leave_out")
+    boxes = all_of(tmp_path / "set").record(0).boxes
+    numbers = np.array(f"{box} {points}".split(), dtype=float)
+    x, y = numbers[::2] * 80, numbers[1::2] * 60
+    expected = [32, 18, 48, 42] if is_box else [x.min(), y.min(), x.max(), y.max()]
+    np.testing.assert_allclose(boxes, [expected] * 4 + [[30, 15, 50, 45]], atol=1e-9)
+    told = [line for line in manifest["differences"] if "values are read" in line]
+    assert len(told) == (note is not None)
+    assert not told or re.search(note.replace("[", r"\["), told[0]), told
 
 
 def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:

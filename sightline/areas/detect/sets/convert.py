@@ -11,12 +11,15 @@ from typing import Any, Literal
 
 from sightline.areas.detect.sets.annotations import BoxType, LabelledBox, LabelledImage
 from sightline.areas.detect.sets.image_listing import CategoryIds, FaultPolicy, check_splits
+from sightline.areas.detect.sets.labelling_tool_files import TOOL_READERS
 from sightline.areas.detect.sets.layout_writing import LAYOUTS, Job, Layout, Placed, json_bytes
 from sightline.contract.errors import DataError, UserError
 from sightline.store.files.atomic_write import whole_folder
 from sightline.store.files.image_files import IMAGE_SUFFIXES, read_header
 from sightline.store.files.input_files import expand_home
 
+READERS = {**{name: layout.read for name, layout in LAYOUTS.items()}, **TOOL_READERS}
+"""Layout that labels can be converted from -> its reader; those of `LAYOUTS` can be written, too."""
 _REPORT_FILE = "conversion.json"
 _MAX_EXAMPLES = 3
 
@@ -39,7 +42,7 @@ def convert_annotations(
     distinguish, and for a person without the chosen box; RunError as `whole_folder`.
     """
     _check_target(target, source)
-    writer, labelled = LAYOUTS[as_layout], LAYOUTS[layout].read(source)
+    writer, labelled = LAYOUTS[as_layout], READERS[layout](source)
     notes = [*labelled.notes, *labelled.faults.raise_or_note(faulty, root=labelled.root, target=target)]
     check_splits([(image.split, image.name) for image in labelled.images], root=labelled.root)
     classes = labelled.classes or _collect_classes(labelled.images, with_ignored=as_layout != "yolo_txt")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,16 +12,13 @@ from sightline.areas.detect.sets.annotations import BOX_KEYS, BoxCorners, BoxTyp
 from sightline.areas.detect.sets.image_listing import (
     AnnotationFaults,
     CategoryIds,
-    FaultPolicy,
     ListedImage,
     ListedImageSet,
     Values,
     box_column,
-    plan_image_set,
-    survey_images,
     xywh_to_xyxy,
 )
-from sightline.areas.detect.sets.labelled_images import BoxColumns, LabelledImages, SplitRule
+from sightline.areas.detect.sets.labelled_images import BoxColumns, ListedLabels, SplitRule
 from sightline.areas.detect.sets.layout_reading import read_lines
 from sightline.areas.detect.sets.records import box_facts
 from sightline.contract import registry
@@ -32,7 +28,6 @@ from sightline.contract.types import DataInfo
 from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
-from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 
 _COLUMNS = {
     "full": box_column((4,), "float64"),
@@ -48,7 +43,7 @@ _MISSING_BOX: BoxCorners = (0.0, 0.0, 0.0, 0.0)
 
 
 @registry.data.add("crowdhuman")
-class CrowdHuman(LabelledImages):
+class CrowdHuman(ListedLabels):
     """Images of crowds, prepared by `sightline data prepare crowdhuman`.
 
     `box` are the boxes that are trained on, `scored_box` those that are scored. What is not a person, or is marked so,
@@ -106,20 +101,22 @@ class CrowdHuman(LabelledImages):
         return DataInfo(box_facts(("person",), scored_box), BOX_FIELDS)
 
     @classmethod
-    def plan(cls, root: Path, *, target: Path, progress: Progress, faulty: FaultPolicy = "refuse") -> PreparationPlan:
-        """Plan to list the images that .odgt files of a folder name, and to keep their boxes.
-
-        Raises DataError for a folder without such files, for a file in another format, and for images and boxes that
-        cannot be used unless `faulty` is `leave_out`.
-        """
-        return plan_image_set(
-            _list_images(root), set_name=cls.set_name, faulty=faulty, options={}, progress=progress, target=target
+    def list_images(cls, source: Path) -> ListedImageSet:
+        """List the images that .odgt files of a folder name. Raises DataError as `read_lines`."""
+        labelled = read_lines(source)
+        images = []
+        for image in labelled.images:
+            name = Path(image.name).stem
+            if image.path is None:
+                labelled.faults.add(
+                    "images that are missing or damaged", f"there is no image '{name}' below {labelled.root}"
+                )
+            else:
+                read = partial(_make_columns, image.boxes)
+                images.append(ListedImage(image.split, name, image.path, read, image.image_id, None, image.files))
+        return ListedImageSet(
+            labelled.root, "odgt", CategoryIds(("person",), (1,)), images, _COLUMNS, "full", labelled.faults
         )
-
-    @classmethod
-    def survey(cls, source: Path) -> dict[str, Any]:
-        """Survey images, sizes, boxes and faults of unprepared files. Raises as `plan`."""
-        return survey_images(_list_images(source))
 
 
 def _ignored_column(box: BoxType) -> str:
@@ -136,23 +133,6 @@ def _check_has_boxes(prepared: PreparedSet, box: BoxType) -> None:
                 f"{prepared.root}: {int(is_lacking.sum())} people have no {box} box ({BOX_KEYS[box]}), first in "
                 f"'{prepared.names(split)[row]}'; set box and scored_box to another kind"
             )
-
-
-def _list_images(source: Path) -> ListedImageSet:
-    labelled = read_lines(source)
-    images = []
-    for image in labelled.images:
-        name = Path(image.name).stem
-        if image.path is None:
-            labelled.faults.add(
-                "images that are missing or damaged", f"there is no image '{name}' below {labelled.root}"
-            )
-        else:
-            read = partial(_make_columns, image.boxes)
-            images.append(ListedImage(image.split, name, image.path, read, image.image_id, None, image.files))
-    return ListedImageSet(
-        labelled.root, "odgt", CategoryIds(("person",), (1,)), images, _COLUMNS, "full", labelled.faults
-    )
 
 
 def _make_columns(people: Sequence[LabelledBox], size_px: tuple[int, int], faults: AnnotationFaults) -> Values:

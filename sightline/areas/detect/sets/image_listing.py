@@ -198,16 +198,27 @@ def plan_image_set(
     ]
     shards = []
     order = ("train", "validation", "test", "all")
-    for split, members in itertools.groupby(
-        sorted(checked, key=lambda item: (order.index(item.image.split), item.image.image_id)),
-        key=lambda item: item.image.split,
-    ):
+    ordered = sorted(checked, key=lambda item: (order.index(item.image.split), item.image.image_id))
+    first_use = {
+        file: item.image
+        for item in reversed(ordered)
+        for file in item.image.files
+        if file.is_relative_to(listed.root) and ".." not in file.parts  # else it cannot be listed
+    }
+    for split, members in itertools.groupby(ordered, key=lambda item: item.image.split):
         for shard_items in iterate_batches(members, _IMAGES_PER_SHARD):
             files = {file: None for item in shard_items for file in (item.image.path, *item.image.files)}
             title = f"{shard_items[0].image.name} to {shard_items[-1].image.name}"
             num_boxes = sum(len(item.values["label"]) for item in shard_items)
             shards.append(
-                Shard(split, title, len(shard_items), tuple(files), partial(_iterate_rows, shard_items), num_boxes)
+                Shard(
+                    split,
+                    title,
+                    len(shard_items),
+                    tuple(files),
+                    partial(_iterate_rows, shard_items, first_use),
+                    num_boxes,
+                )
             )
     about = {
         "classes": {"names": list(listed.classes.names), "ids": list(listed.classes.ids)},
@@ -317,10 +328,13 @@ def check_splits(images: Sequence[tuple[str, str]], *, root: Path) -> Counter[st
     return counts
 
 
-def _iterate_rows(part: Sequence[_CheckedImage]) -> Iterator[SampleRow]:
+def _iterate_rows(part: Sequence[_CheckedImage], first_use: Mapping[Path, ListedImage]) -> Iterator[SampleRow]:
+    """Yield the rows of images; each lists its file, and the annotation files that no image before it has."""
     for item in part:
-        image_columns = {"size_px": item.size_px, "orientation": item.orientation, "image_id": item.image.image_id}
-        yield SampleRow(item.image.name, str(item.image.path), {**image_columns, **item.values}, (item.image.path,))
+        image = item.image
+        image_columns = {"size_px": item.size_px, "orientation": item.orientation, "image_id": image.image_id}
+        files = [image.path, *(file for file in image.files if first_use.get(file) is image)]
+        yield SampleRow(image.name, str(image.path), {**image_columns, **item.values}, tuple(files))
 
 
 def _compute_statistics(listed: ListedImageSet, checked: Sequence[_CheckedImage]) -> dict[str, Any]:

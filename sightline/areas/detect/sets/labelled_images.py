@@ -14,7 +14,13 @@ from typing import Any, Literal
 import numpy as np
 
 from sightline.areas.detect.sets.detections import ImageRef, SetIndex
-from sightline.areas.detect.sets.image_listing import CategoryIds
+from sightline.areas.detect.sets.image_listing import (
+    CategoryIds,
+    FaultPolicy,
+    ListedImageSet,
+    plan_image_set,
+    survey_images,
+)
 from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
 from sightline.contract.arguments import FractionBelowOne, NonNegativeFloat, Seed
 from sightline.contract.draws import Draws
@@ -25,6 +31,7 @@ from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.files.image_files import read_image
 from sightline.store.prepared.prepared_data import PreparedData
 from sightline.store.prepared.prepared_set import PreparedSet
+from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 from sightline.store.prepared.splits import Deal, RowRefs, check_part, count_held, make_splits, split_off_last
 
 SplitRule = Literal["seeded", "sorted"]
@@ -71,11 +78,12 @@ def _list_classes(prepared: PreparedSet, rows: Sequence[tuple[str, int]]) -> tup
 def hold_out_images(
     images: np.ndarray, labels: np.ndarray, folders: Sequence[str], *, count: int, seed: int
 ) -> list[bool]:
-    """Return the hold-out mask of a stratified split: `count` images are True, or more if classes need it.
+    """Return the hold-out mask of a stratified split: `count` images are True.
 
     Images are drawn at even distances from a list that is ordered by the rarest class of each, then by folder, then
-    randomly. A class of two images or more is in both parts, unless another class would be lost by it; a class of a
-    single image is trained on, if there are enough others. Source: systematic sampling, Cochran 1977, chapter 8.
+    randomly. A class of two images or more is in both parts, unless another class would be lost by it, or `count` is
+    too small for all; a class of a single image is trained on, if there are enough others. Source: systematic sampling,
+    Cochran 1977, chapter 8.
     """
     num_images, num_classes = len(folders), int(labels.max(initial=-1)) + 1
     sizes = np.bincount(labels, minlength=num_classes)
@@ -123,17 +131,20 @@ class _Sides:
             self._move(order[self._shows[order]], side=int(side_counts.argmin()), num_moves=1)
 
     def even_out(self, count: int, order: np.ndarray) -> None:
-        """Move images until `count` are held out, or until no image can be moved without losing a class."""
-        surplus = int(self._is_held.sum()) - count
-        self._move(order[self._is_held[order] == (surplus > 0)], side=int(surplus < 0), num_moves=abs(surplus))
+        """Move images until `count` are held out, first those by which no class is lost, then those that lose few."""
+        for max_lost in range(self._counts.shape[1] + 1):
+            if not (surplus := int(self._is_held.sum()) - count):
+                return
+            images = order[self._is_held[order] == (surplus > 0)]
+            self._move(images, side=int(surplus < 0), num_moves=abs(surplus), max_lost=max_lost)
 
-    def _move(self, images: np.ndarray, *, side: int, num_moves: int) -> None:
-        """Move up to `num_moves` of the images, in order, to `side`; skip the last image of a class on its side."""
+    def _move(self, images: np.ndarray, *, side: int, num_moves: int, max_lost: int = 0) -> None:
+        """Move up to `num_moves` of the images, in order, to `side`, but those by which more classes leave theirs."""
         for image in images:
             if not num_moves:
                 return
             labels = self._labels[self._begins[image] : self._begins[image + 1]]
-            if (self._counts[1 - side, labels] > 1).all():
+            if (self._counts[1 - side, labels] <= 1).sum() <= max_lost:
                 self._is_held[image] = bool(side)
                 self._counts[side, labels] += 1
                 self._counts[1 - side, labels] -= 1
@@ -294,6 +305,31 @@ class LabelledImages(PreparedData):
     def _columns_in(self, prepared: PreparedSet) -> BoxColumns:
         """Return the names of the columns to read; sets with several kinds of boxes choose by the config."""
         return BoxColumns()
+
+
+class ListedLabels(LabelledImages):
+    """Base of sets of which `list_images` lists the images and boxes of a source, without options."""
+
+    @classmethod
+    def list_images(cls, source: Path) -> ListedImageSet:
+        """List the images that the labels of a source name. Raises DataError for a folder in another layout."""
+        raise NotImplementedError
+
+    @classmethod
+    def plan(cls, root: Path, *, target: Path, progress: Progress, faulty: FaultPolicy = "refuse") -> PreparationPlan:
+        """Plan to list the images that the labels of a folder name, and to keep their boxes.
+
+        Raises DataError for a folder in another layout, and for images and boxes that cannot be used unless `faulty` is
+        `leave_out`.
+        """
+        return plan_image_set(
+            cls.list_images(root), set_name=cls.set_name, faulty=faulty, options={}, progress=progress, target=target
+        )
+
+    @classmethod
+    def survey(cls, source: Path) -> dict[str, Any]:
+        """Survey images, sizes, boxes and faults of unprepared files. Raises as `plan`."""
+        return survey_images(cls.list_images(source))
 
 
 def _shorter_side(boxes: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -14,16 +14,13 @@ from sightline.areas.detect.sets.annotations import LabelledBox, LabelledSet
 from sightline.areas.detect.sets.image_listing import (
     AnnotationFaults,
     CategoryIds,
-    FaultPolicy,
     ListedImage,
     ListedImageSet,
     Values,
     box_column,
-    plan_image_set,
-    survey_images,
     xywh_to_xyxy,
 )
-from sightline.areas.detect.sets.labelled_images import BoxColumns, LabelledImages, SplitRule
+from sightline.areas.detect.sets.labelled_images import BoxColumns, ListedLabels, SplitRule
 from sightline.areas.detect.sets.people_files import (
     CITYPERSONS,
     ECP,
@@ -40,13 +37,12 @@ from sightline.contract.arguments import FractionBelowOne, NonNegativeFloat, See
 from sightline.contract.errors import ConfigError
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
-from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 
 _UNKNOWN = -1.0
 """Stored value of an unknown visible share: prepared columns must be finite."""
 
 
-class _People(LabelledImages):
+class _People(ListedLabels):
     """Base of data sets of people: boxes of the chosen kinds are people, all other kinds are ignored."""
 
     kinds: ClassVar[PersonCategories]
@@ -95,23 +91,7 @@ class _People(LabelledImages):
         return np.where(share < 0, np.nan, share)
 
     @classmethod
-    def plan(cls, root: Path, *, target: Path, progress: Progress, faulty: FaultPolicy = "refuse") -> PreparationPlan:
-        """Plan to list the images that the labels of a folder name, and to keep their boxes.
-
-        Raises DataError for a folder in another layout, and for images and boxes that cannot be used unless `faulty` is
-        `leave_out`.
-        """
-        return plan_image_set(
-            cls._list_images(root), set_name=cls.set_name, faulty=faulty, options={}, progress=progress, target=target
-        )
-
-    @classmethod
-    def survey(cls, source: Path) -> dict[str, Any]:
-        """Survey images, sizes, boxes and faults of unprepared files. Raises as `plan`."""
-        return survey_images(cls._list_images(source))
-
-    @classmethod
-    def _list_images(cls, source: Path) -> ListedImageSet:
+    def list_images(cls, source: Path) -> ListedImageSet:
         labelled = cls.read_labels(source)
         columns = {name: box_column((4,), "float64") for name in ("full", "visible")[: 1 + cls.has_visible]}
         columns |= {"label": box_column((), "int64"), "is_ignored": box_column((), "bool")}

@@ -5,13 +5,14 @@ Reader of YOLO text files: one row per box, in relative coordinates, next to the
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,16 +54,21 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
     paths = list_images(root)
     config_path, config = _read_config(root)
     classes = _read_classes(root, names, config_path, config)
-    make_columns = partial(_make_columns, classes=classes, has_key_points=config.get("kpt_shape") is not None)
-    split_by, shared, missing = _read_splits(root, config_path, config)
+    stated = _read_splits(root, config_path, config)
+    split_by = stated.split_by
     label_paths = {path: _find_label_file(root, path) for path in paths}
-    numbers = _assign_image_ids(paths)
+    has_key_points, notes = _look_for_key_points(config, [*filter(None, label_paths.values())])
+    make_columns = partial(_make_columns, classes=classes, has_key_points=has_key_points)
+    faults, numbers = AnnotationFaults(), assign_image_ids(paths)
+    for entry in stated.missing:
+        faults.add("stated splits that are not there", f"{config_path} states {entry}, which is not below {root}")
     images: list[ListedImage] = []
     unlabelled: list[Path] = []
     for path, labels in label_paths.items():
-        split = _guess_image_split(path.relative_to(root).parent) if split_by is None else split_by.get(path)
+        split = guess_image_split(path.relative_to(root).parent) if split_by is None else split_by.get(path)
         if split is None:
-            continue  # in none of the splits that the file of names states
+            faults.add(f"images in none of the splits that {config_path} states", path.relative_to(root).as_posix())
+            continue
         unlabelled += [path] if labels is None else []
         files = tuple(file for file in (labels, config_path) if file is not None)
         name = path.relative_to(root).as_posix()
@@ -73,25 +79,13 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
         raise DataError(
             f"{root}: none of {len(images)} images has a text file in labels/ or beside it; give their folder"
         )
-    notes = (
-        [f"{len(unlabelled)} images have no text file and count as empty, first: {unlabelled[0].relative_to(root)}"]
-        if unlabelled
-        else []
-    )
-    notes += [f"{config_path} states {entry}, which is not below {root}: passed over" for entry in missing]
-    left_out = len(paths) - len(images)
-    notes += [f"{left_out} images are in none of the splits that {config_path} states, left out"] if left_out else []
-    if shared:
-        counts = "none" if {*(split_by or {}).values()} == {"all"} else "the first"
-        notes += [f"{len(shared)} images are stated for two splits and count for {counts}, first: {shared[0]}"]
+    counts = "none" if {*(split_by or {}).values()} == {"all"} else "the first"
     users = Counter(text for text in label_paths.values() if text is not None)
     shared_files = [text for text, count in users.items() if count > 1]
-    if shared_files:
-        notes += [
-            f"{len(shared_files)} text files are those of several images, which all have their boxes, "
-            f"first: {shared_files[0]}"
-        ]
-    faults = AnnotationFaults()
+    notes += count_note([path.relative_to(root) for path in unlabelled], "images have no text file and count as empty")
+    notes += stated.notes
+    notes += count_note(stated.shared, f"images are stated for two splits and count for {counts}")
+    notes += count_note(shared_files, "text files are those of several images, which all have their boxes")
     for path in sorted((split_by or {}).keys() - label_paths.keys()):
         faults.add("images that are missing or damaged", f"{path}, which {config_path} states")
     for text in _find_unused_label_files(label_paths):
@@ -99,13 +93,18 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
     return ListedImageSet(root, "yolo_txt", classes, images, COLUMNS, "boxes", faults, notes, "middle, size")
 
 
-def _guess_image_split(folder: Path) -> str:
+def count_note(places: Sequence[object], text: str) -> list[str]:
+    """Return a note on the number of places and the first of them; none without places."""
+    return [f"{len(places)} {text}, first: {places[0]}"] if places else []
+
+
+def guess_image_split(folder: Path) -> str:
     """Guess the split of a folder's images, from folders that are named after a split, else from the words in names."""
     named = [part for part in folder.parts if _SPLIT_FOLDER.fullmatch(part.lower())]
     return guess_split(Path(*named) if named else folder)
 
 
-def _assign_image_ids(paths: Sequence[Path]) -> dict[Path, int]:
+def assign_image_ids(paths: Sequence[Path]) -> dict[Path, int]:
     """Return the ids of images in result files: the number in the file name if all have one, else the index from 1."""
     stems = [path.stem for path in paths]
     has_numbers = all(stem.isascii() and stem.isdecimal() and len(stem) < 19 for stem in stems)
@@ -118,21 +117,27 @@ def list_images(root: Path, *, may_lack: bool = False) -> list[Path]:
 
     Raises DataError if there are none, unless `may_lack`.
     """
-    images: list[Path] = []
+    images = list_files(root, IMAGE_SUFFIXES)
+    if not images and not may_lack:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"{root}: {describe_contents(root)}, no image ({suffixes}); give a folder with images")
+    return images
+
+
+def list_files(root: Path, suffixes: Collection[str]) -> list[Path]:
+    """List all files below a folder with one of the suffixes, in lower case; links are followed, sorted by path."""
+    paths: list[Path] = []
     visited: set[tuple[int, int]] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in visited:  # a link back: the same images once more, or without end
+        if (status.st_dev, status.st_ino) in visited:  # a link back: the same files once more, or without end
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names = (name for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES)
-        images.extend(Path(folder) / name for name in names)
-    if not images and not may_lack:
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"{root}: {describe_contents(root)}, no image ({suffixes}); give a folder with images")
-    return sorted(images)
+        names = (name for name in files if not name.startswith(".") and Path(name).suffix.lower() in suffixes)
+        paths.extend(Path(folder) / name for name in names)
+    return sorted(paths)
 
 
 def _read_config(root: Path) -> tuple[Path | None, dict[str, Any]]:
@@ -168,29 +173,43 @@ def _read_classes(root: Path, names: Sequence[str] | None, path: Path | None, co
     )
 
 
-def _read_splits(
-    root: Path, config_path: Path | None, config: dict[str, Any]
-) -> tuple[dict[Path, str] | None, list[str], list[str]]:
-    """Read the splits of images from the folders or lists that the YAML file states; None if no image is stated.
+class _StatedSplits(NamedTuple):
+    """Splits that a YAML file states: image → split, None if no image is stated; `shared` are those of two splits.
 
-    Also returns the images stated for two splits (training images that would be tested), and the missing folders and
-    lists. If all images are in two splits, as with one folder for everything, the folder's name decides the split.
+    `notes` are about paths of which only the end leads below the folder; `missing` are entries that lead nowhere.
+    """
+
+    split_by: dict[Path, str] | None
+    shared: list[str]
+    notes: list[str]
+    missing: list[str]
+
+
+def _read_splits(root: Path, config_path: Path | None, config: dict[str, Any]) -> _StatedSplits:
+    """Read the splits of images from the folders or lists that the YAML file states.
+
+    Images stated for two splits are training images that would be tested. If all images are in two splits, as with one
+    folder for everything, the folder's name decides the split.
     """
     splits: dict[Path, str] = {}
-    shared: list[str] = []
-    missing: list[str] = []
+    stated = _StatedSplits(None, [], [], [])
     base = "".join(_read_texts(config, "path", config_path)[:1])
-    for key, split in _SPLIT_KEYS.items():
-        for entry in _read_texts(config, key, config_path):
-            images = _list_stated_images(root, base, entry)
-            if images is None:
-                missing.append(f"{key}: {entry}")
-            for path in images or ():
-                if splits.setdefault(path, split) != split:
-                    shared.append(str(path))
-    if {*splits} == {*map(Path, shared)} and isinstance(folder := config.get("train"), str):
+    entries = [(key, entry) for key in _SPLIT_KEYS for entry in _read_texts(config, key, config_path)]
+    entry_by_path: dict[Path, str] = {}
+    for key, entry in entries:
+        path, is_moved = _find_stated_path(root, base, entry)
+        if path is None or (is_moved and entry_by_path.setdefault(path, entry) != entry):
+            stated.missing.append(f"{key}: {entry}")
+            continue
+        entry_by_path[path] = entry
+        if is_moved:
+            stated.notes.append(f"{config_path} states {key}: {entry}; {path.relative_to(root)} is read for it")
+        for image in list_images(path) if path.is_dir() else _read_list(root, path, stated.notes):
+            if splits.setdefault(image, _SPLIT_KEYS[key]) != _SPLIT_KEYS[key]:
+                stated.shared.append(str(image))
+    if {*splits} == {*map(Path, stated.shared)} and isinstance(folder := config.get("train"), str):
         splits = dict.fromkeys(splits, guess_split(Path(folder)))
-    return splits or None, shared, missing
+    return stated._replace(split_by=splits or None)
 
 
 def _read_texts(config: dict[str, Any], key: str, path: Path | None) -> list[str]:
@@ -203,20 +222,36 @@ def _read_texts(config: dict[str, Any], key: str, path: Path | None) -> list[str
     return [*map(str, texts)]  # a folder may be called 2024
 
 
-def _list_stated_images(root: Path, base: str, stated: str) -> list[Path] | None:
-    """List the images of a stated folder or list file, resolved below `root`; None if neither exists."""
-    entry = stated
-    while entry.startswith(("../", "./")):
-        entry = entry.partition("/")[2]
-    candidates = (_place_below(root, path) for path in (root / base / entry, root / entry))
-    below = (path for path in candidates if path.is_relative_to(root))
-    path = next(filter(os.path.exists, below), None)  # os.path.exists accepts names too long for the file system
-    if path is None:
-        return None
-    if path.is_dir():
-        return list_images(path)
-    lines = read_file(path).decode("utf-8-sig", "replace").splitlines()
-    return [_place_below(root, path.parent / line.strip()) for line in lines if line.strip()]
+def _find_stated_path(root: Path, base: str, stated: str, *, min_parts: int = 1) -> tuple[Path | None, bool]:
+    r"""Find a stated path below `root`, else the longest end of it that is there, of at least `min_parts` parts.
+
+    Returns None if there is none, and True if the stated path has more folders than those of `base`. It may be one of
+    another machine, or of Windows (C:\\set\\images).
+    """
+    path = _place_below(root, root / base / stated)
+    if path.is_relative_to(root) and os.path.exists(path):  # os.path.exists accepts names too long for the file system
+        return path, False
+    folders, parts = (
+        [part for part in text.replace("\\", "/").split("/") if part not in ("", ".", "..")] for text in (base, stated)
+    )
+    for start in range(len(folders) + len(parts) - min_parts + 1):
+        path = root.joinpath(*[*folders, *parts][start:])
+        if os.path.exists(path):
+            return path, start > len(folders)
+    return None, False
+
+
+def _read_list(root: Path, path: Path, notes: list[str]) -> list[Path]:
+    """Read the images that a list names, resolved below `root`; note those of which only the end of the path fits."""
+    images, moved = [], []
+    for line in read_file(path).decode("utf-8-sig", "replace").splitlines():
+        if not (entry := line.strip()):
+            continue
+        image, is_moved = _find_stated_path(root, str(path.parent), entry, min_parts=2)
+        moved += [f"{entry}; {image.relative_to(root)} is read for it"] if is_moved and image else []
+        images.append(image or _place_below(root, path.parent / entry))
+    notes += [f"{path}: {note}" for note in count_note(moved, "images are stated in other folders")]
+    return images
 
 
 def _place_below(root: Path, path: Path) -> Path:
@@ -283,7 +318,10 @@ def _parse_row(line: str, *, has_key_points: bool) -> tuple[int, np.ndarray]:
     values = np.array(line.split(), dtype=np.float64)
     numbers = values[1:5] if has_key_points else values[1:]
     if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
-        raise ValueError("class, centre x, centre y, width and height, or class and corners, are needed")
+        raise ValueError(
+            "class, centre x, centre y, width and height, or class and corners, are needed; with key points, state "
+            "kpt_shape in the YAML file"
+        )
     if not np.isfinite(values).all() or values[0] != int(values[0]):
         raise ValueError("a whole number and finite shares are needed")
     if numbers.min() < -_MARGIN or numbers.max() > 1 + _MARGIN:
@@ -296,6 +334,51 @@ def _parse_row(line: str, *, has_key_points: bool) -> tuple[int, np.ndarray]:
     if not (box[2:] > box[:2]).all():
         raise ValueError("width and height above 0 are needed")
     return int(values[0]), box
+
+
+_MAX_JUDGED_ROWS = 1000
+_MIN_ALIKE, _MIN_APART = 0.9, 0.5
+
+
+def _look_for_key_points(config: Mapping[str, Any], files: Sequence[Path]) -> tuple[bool, list[str]]:
+    """Return True if rows state a box and key points, not corners; notes on what only the rows show.
+
+    Without `kpt_shape`, rows are taken for key points if 9 of 10 have the same number of values and all points in the
+    box, and the third value of every point is a visibility flag; or, of points of two values, if the second pair lies
+    outside of the box in half of the rows: as a polygon's corner it would lie near the others.
+    """
+    if config.get("kpt_shape") is not None:
+        return True, []
+    rows: list[np.ndarray] = []
+    for path in files:
+        for line in read_file(path).decode("utf-8-sig", "replace").splitlines() if len(rows) < _MAX_JUDGED_ROWS else ():
+            with contextlib.suppress(ValueError):  # such a row is a fault, whatever the others are
+                values = np.array(line.split()[1:], dtype=np.float64)
+                rows += [values] if len(values) > 4 and (abs(values) <= 2).all() else []
+    num_values = Counter(map(len, rows)).most_common(1)
+    for length, count in num_values if num_values and num_values[0][1] >= _MIN_ALIKE * len(rows) else ():
+        table = np.array([row for row in rows if len(row) == length])
+        for size in (size for size in (3, 2) if (length - 4) % size == 0):
+            is_in_box, is_apart = _compare_with_box(table, size)
+            if is_in_box.mean() >= _MIN_ALIKE:
+                shape, text = [(length - 4) // size, size], f"{count} rows of a class and {length} values are read as"
+                if is_apart.mean() >= _MIN_APART:
+                    return True, [f"{text} a box, which is kept, and key points: kpt_shape is {shape}"]
+                return False, [
+                    f"{text} corners; if they are a box and key points, state kpt_shape: {shape} in the YAML file"
+                ]
+    return False, []
+
+
+def _compare_with_box(table: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Masks of rows (N, 4 + K * size): all key points lie in the box of the first four values; they are no corners."""
+    centre, half, points = table[:, :2], table[:, 2:4] / 2, table[:, 4:].reshape(len(table), -1, size)
+    is_inside = (np.abs(points[:, :, :2] - centre[:, None]) <= half[:, None] + _MARGIN).all(axis=2)
+    is_unlabelled = (points[:, :, :2] == 0).all(axis=2)
+    fits_image = ((centre - half >= -_MARGIN) & (centre + half <= 1 + _MARGIN) & (half > 0)).all(axis=1)
+    is_flag = np.isin(points[:, :, 2:], (0, 1, 2)).all(axis=(1, 2))
+    is_apart = (np.abs(table[:, 2:4] - centre) > half + _MARGIN).any(axis=1) | (size == 3)
+    return (is_inside | is_unlabelled).all(axis=1) & fits_image & is_flag, is_apart
 
 
 @registry.data.add("yolo_txt")
