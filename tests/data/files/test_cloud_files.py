@@ -64,9 +64,9 @@ def test_points_come_back_bit_for_bit(tmp_path: Path, suffix: str) -> None:
     assert (cloud.faces is not None) == (suffix == ".off")
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".txt", ".csv", ".pts", ".xyz"])
+@pytest.mark.parametrize("suffix", [".npy", ".txt", ".csv", ".pts", ".xyz", ".asc"])
 def test_columns_without_names_are_named(tmp_path: Path, suffix: str) -> None:
-    table = np.arange(56.0).reshape(8, 7)
+    table = np.arange(56.0).reshape(8, 7) + 0.5
     WRITERS[suffix](tmp_path / f"a{suffix}", table)
     cloud = read_cloud(tmp_path / f"a{suffix}", columns=("nx", "ny", "nz", "_", "X", "y", "z"))
     np.testing.assert_array_equal(cloud.points, table[:, 4:])

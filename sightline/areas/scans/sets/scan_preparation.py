@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from sightline.areas.scans.sets.label_maps import LabelMap, identity_map
 from sightline.compute.geometry.scans.lift import ProjectionSummary
 from sightline.compute.geometry.scans.projection import RangeView, rows_by_file_order
 from sightline.contract.errors import DataError
 from sightline.store.files.cloud_files import note_mixed_units
 from sightline.store.files.input_files import read_file
 from sightline.store.files.scan_samples import RawScan, Sensor, channel_sums, check_scan, mean_and_std
+from sightline.store.label_maps import LabelMap, identity_map
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard, iterate_batches
@@ -107,7 +107,7 @@ def _make_row(scan: ListedScan) -> SampleRow:
         **no_returns,
         **scan.values,
     }
-    return SampleRow(scan.name, where, values, scan.files)
+    return SampleRow(scan.name, where, values, scan.files, raw_scan.notes)
 
 
 def _summary(prepared: PreparedSet, *, notes: tuple[str, ...]) -> dict[str, Any]:
