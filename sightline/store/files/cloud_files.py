@@ -1,4 +1,4 @@
-"""Point cloud reader for one file: NPY, NPZ, HDF5, PLY, PCD, LAS, OFF, or text."""
+"""Point cloud reader for one file: NPY, NPZ, HDF5, PLY, PCD, LAS, OFF, OBJ, STL, or text."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sightline.store.files.array_files import READ_ERRORS, hdf5_names, read_hdf5
 from sightline.store.files.cloud_formats import announces_faces, read_las, read_off, read_pcd
 from sightline.store.files.column_names import COLOURS, NORMALS, POINTS, NamedColumns, has_triple, rename_columns
 from sightline.store.files.input_files import assert_regular
+from sightline.store.files.mesh_formats import read_obj, read_stl
 from sightline.store.files.ply import read_ply
 from sightline.store.files.text_tables import read_rows, split_lines
 
@@ -134,8 +135,8 @@ def has_normals(path: Path, *, by_faces: bool = True) -> bool:
         return bool({"normals", "normal", *(["faces"] if by_faces else [])} & names) or has_triple([*names], NORMALS)
     if suffix in (".las", ".laz"):
         return False
-    if suffix == ".off":
-        return by_faces and announces_faces(path)
+    if suffix in _ANNOUNCE_FACES:
+        return by_faces and _ANNOUNCE_FACES[suffix](path)
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES).decode("latin-1").lower()
     if suffix == ".ply":
@@ -254,31 +255,15 @@ def _read_npy(path: Path) -> _Content:
     return _join_arrays(path, {name: table[name] for name in table.dtype.names})
 
 
-def _read_npz(path: Path) -> _Content:
-    return _join_arrays(path, read_npz_arrays(path))
-
-
-def _read_hdf5(path: Path) -> _Content:
-    return _join_arrays(path, read_hdf5_arrays(path))
-
-
 def _read_off(path: Path) -> _Content:
     mesh = read_off(path, needs_faces=False)
     return _Content(dict(zip(POINTS, mesh.vertices.T, strict=True)), mesh.faces if len(mesh.faces) else None)
-
-
-def _read_ply(path: Path) -> _Content:
-    return _Content(*read_ply(path))
 
 
 def _read_pcd(path: Path) -> _Content:
     fields = read_pcd(path)
     extra = f"{fields.num_extra_bytes} bytes behind the announced points are not read"
     return _Content(fields.named, notes=(extra,) if fields.num_extra_bytes else ())
-
-
-def _read_las(path: Path) -> _Content:
-    return _Content(read_las(path))
 
 
 def _read_text(path: Path) -> _Content:
@@ -433,16 +418,28 @@ def _first_outside(faces: np.ndarray, num_points: int) -> int:
     return int(faces[(faces < 0) | (faces >= num_points)][0])
 
 
+def _has_polygons(path: Path) -> bool:
+    """Return True if an OBJ file has a line of a polygon."""
+    return b"\nf" in path.read_bytes().replace(b"\r", b"\n")
+
+
+_ANNOUNCE_FACES: Mapping[str, Callable[[Path], bool]] = {
+    ".off": announces_faces,
+    ".obj": _has_polygons,
+    ".stl": lambda path: True,
+}
 _READERS: Mapping[str, Callable[[Path], _Content]] = {
     ".npy": _read_npy,
-    ".npz": _read_npz,
-    ".h5": _read_hdf5,
-    ".hdf5": _read_hdf5,
-    ".ply": _read_ply,
+    ".npz": lambda path: _join_arrays(path, read_npz_arrays(path)),
+    ".h5": lambda path: _join_arrays(path, read_hdf5_arrays(path)),
+    ".hdf5": lambda path: _join_arrays(path, read_hdf5_arrays(path)),
+    ".ply": lambda path: _Content(*read_ply(path)),
     ".pcd": _read_pcd,
-    ".las": _read_las,
-    ".laz": _read_las,
+    ".las": lambda path: _Content(read_las(path)),
+    ".laz": lambda path: _Content(read_las(path)),
     ".off": _read_off,
+    ".obj": lambda path: _Content(*read_obj(path)),
+    ".stl": lambda path: _Content(*read_stl(path)),
     ".txt": _read_text,
     ".xyz": _read_text,
     ".csv": _read_text,

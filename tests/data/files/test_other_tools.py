@@ -17,6 +17,7 @@ from sightline.store.files.cloud_files import has_normals, read_cloud
 from tests.cases import run_each
 from tests.command import run_here
 from tests.data.clouds.cloud_writers import solid, write_ply
+from tests.data.files.test_mesh_formats import OBJ, STL, binary_stl
 
 POINTS = solid("ball", 0, 30).astype(np.float32)
 COLOURS = np.random.default_rng(0).integers(0, 256, (30, 3), dtype=np.uint8)
@@ -276,6 +277,9 @@ def write_mutants_of(folder: Path) -> list[Path]:
     paths.append(write_pcd(folder / "b.pcd", named, pypcd4.Encoding.ASCII))
     for name, text in TEXTS.values():
         (folder / name).write_text(text)
+        paths.append(folder / name)
+    for name, content in (("a.obj", OBJ.encode()), ("a.stl", STL.encode()), ("b.stl", binary_stl())):
+        (folder / name).write_bytes(content)
         paths.append(folder / name)
     (folder / "p.laz").write_bytes(zlib.decompress(base64.b64decode(POINTWISE)))
     cloud = laspy.LasData(laspy.LasHeader(version="1.4", point_format=7))
