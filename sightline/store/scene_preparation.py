@@ -92,6 +92,12 @@ def find_colour_max(cloud: PointCloud) -> int:
     return _MAX_16_BITS if is_deep else _MAX_8_BITS
 
 
+def note_colour_max(cloud: PointCloud) -> list[str]:
+    """Return a note on the scale of colours of 16 bits, whose file leaves it open."""
+    is_open = cloud.colour_max == _MAX_16_BITS
+    return [f"colours of 16 bits are read as 0 to {find_colour_max(cloud)}"] if is_open else []
+
+
 def _read_colours(cloud: PointCloud, colour_max: float, where: str) -> np.ndarray:
     missing = [name for name in COLOURS if name not in cloud.channels]
     if missing:

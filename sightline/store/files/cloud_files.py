@@ -388,11 +388,12 @@ def _check_cloud(path: Path, cloud: PointCloud, first_line: int | None, *, keeps
         invalid = np.argwhere((~np.isfinite(values).T & ~is_allowed).T)
         if len(invalid):
             position = tuple(invalid[0].tolist())
-            where = f"{path}: {name}{list(position)} is {values[position]}"
+            where, remedy = f"{path}: {name}{list(position)} is {values[position]}", "take these points out of the file"
             if first_line is not None:
                 where = f"{path}:{first_line + position[0]}: {values[position]} is not a finite number ({name})"
+                remedy = "mend the line, or take these points out"
             more = f", and so are {len(invalid) - 1} more" if len(invalid) > 1 else ""
-            raise DataError(f"{where}{more}; take these points out of the file{_advise_columns(cloud, name)}")
+            raise DataError(f"{where}{more}; {remedy}{_advise_columns(cloud, name)}")
     if cloud.faces is not None and len(cloud.faces) and not _is_within(cloud.faces, len(cloud.points)):
         raise DataError(
             f"{path}: a face names point {_first_outside(cloud.faces, len(cloud.points))}, there are "

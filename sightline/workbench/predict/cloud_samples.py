@@ -23,7 +23,7 @@ from sightline.store.cloud_preparation import (
 from sightline.store.files.cloud_files import PointCloud, read_cloud
 from sightline.store.files.column_names import COLOURS, NORMALS
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
-from sightline.store.scene_preparation import find_colour_max, normalised_position, prepare_scene
+from sightline.store.scene_preparation import find_colour_max, normalised_position, note_colour_max, prepare_scene
 
 _MAX_SHARE_FAR = 0.01
 """Maximum share of points of a scan or scene far beyond the training range; in a wrong unit most are."""
@@ -187,6 +187,8 @@ def _make_scene_sample(
     num_far = int(is_far(fields["points"], info.fields["points"]).sum())
     origin = PointOrigin(cloud.points, cloud.points, np.arange(len(cloud.points)))
     steps = ["prepared as the set was", *describe_far(num_far, len(cloud.points))]
+    if "colours" in prepared and scene["colour_max"] is None:
+        steps += note_colour_max(cloud)
     return FileSample(fields, ", ".join(steps), origin)
 
 

@@ -127,6 +127,8 @@ def _summary(prepared: PreparedSet, *, notes: tuple[str, ...]) -> dict[str, Any]
             f"half of the scans reach {np.median(reaches):.4g} m or more: scans are read as metres; if these are in "
             "millimetres, divide x, y and z by 1000"
         )
+    if 0 < np.median(reaches) < _MIN_REACH_M:
+        units.append(f"half of the scans reach {np.median(reaches):.4g} m or less: scans are read as metres")
     return {
         "splits": {
             split: {**splits[split], "num_points": int(prepared.array(split, "num_points").sum())} for split in names
@@ -179,6 +181,8 @@ def describe_split(parts: Collection[str], source: str, *, otherwise: str = BY_N
 
 _MAX_REACH_M = 1000.0
 """Largest plausible reach of a scan: LiDAR sensors see some 300 m, some of aircraft more."""
+_MIN_REACH_M = 0.5
+"""Smallest plausible reach of a scan."""
 MAX_SCANS = 200
 """Maximum number of surveyed scans, evenly spaced over all."""
 _MAX_PROJECTED = 16

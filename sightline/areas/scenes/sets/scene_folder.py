@@ -46,7 +46,7 @@ from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard
 from sightline.store.prepared.splits import SPLITS, deal_by_hash
-from sightline.store.scene_preparation import find_colour_max, prepare_scene
+from sightline.store.scene_preparation import note_colour_max, prepare_scene
 
 CLASSES_FILE = "classes.txt"
 _LAYOUTS = "files in one folder, or in its folders train and test (and validation)"
@@ -335,9 +335,7 @@ class _SceneReader:
             with_normals=self.has_normals,
             where=where,
         )
-        notes = cloud.notes
-        if self.has_colours and self.colour_max is None and cloud.colour_max == 65535:
-            notes += (f"colours of 16 bits are read as 0 to {find_colour_max(cloud)}",)
+        notes = (*cloud.notes, *(note_colour_max(cloud) if self.has_colours and self.colour_max is None else ()))
         return SampleRow(scene.name, where, {**prepared, **scene_values(label, len(self.classes.names))}, notes=notes)
 
     def _classify(self, values: np.ndarray, where: str) -> np.ndarray:
