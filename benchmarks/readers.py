@@ -86,7 +86,10 @@ def list_pairs(folder: Path) -> dict[str, Pair]:
             lambda: read_off(off).vertices,
             lambda: np.asarray(trimesh.load_mesh(off, process=False).vertices),
         ),
-        "numpy.loadtxt, commas, 100,000 x 6": (lambda: read_rows(table)[1], lambda: np.loadtxt(table, delimiter=",")),
+        "numpy.loadtxt, commas, 100,000 x 6": (
+            lambda: read_rows(table).table,
+            lambda: np.loadtxt(table, delimiter=","),
+        ),
         "numpy.loadtxt, blanks, 100,000 x 6": (
             lambda: parse_numbers(lines.encode(), num_columns=6).table,
             lambda: np.loadtxt(io.StringIO(lines)),

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.case import BenchmarkCase, Implementation, Run
-from sightline.areas.scans.sets.label_maps import read_label_map
 from sightline.areas.scans.sets.semantic_kitti import LABEL_MAPS, SemanticKitti
 from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.engine.build import DataSubset
 from sightline.store.files.scan_files import write_label_ids
+from sightline.store.label_maps import read_label_map
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.evaluate.saved_predictions import ExternalPredictions, score_labels
 

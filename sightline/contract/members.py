@@ -47,6 +47,10 @@ class DataMembers:
     collate: Member[Function] = Member("`collate(samples)`: the batch, with every key of `info.fields`", absent=None)
     sample_name: Member[Function] = Member("`sample_name(index)`: the name of a sample in reports", absent=None)
     strata: Member[Any] = Member("one class per sample (an array), for stratified splits", absent=None)
+    repeats: Member[int] = Member(
+        "how often an epoch visits every sample; all first visits come first, and one part holds all of a sample",
+        absent=1,
+    )
     fingerprint: Member[str | None] = Member(
         "text that changes whenever the same arguments and keys may give other samples; features are cached by it",
         absent=None,

@@ -85,7 +85,7 @@ class CloudInputSpec:
     estimates_normals: bool = False
     fewest_points: int | None = None
     radii: tuple[float, float] | None = None
-    scene: Mapping[str, float] | None = None
+    scene: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

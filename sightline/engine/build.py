@@ -273,10 +273,13 @@ def build_data(config: RunConfig) -> Data:
         selection_set = _build_dataset(config, "validation")
         held_out = np.arange(len(selection_set))
     else:
-        train_indices, held_out = stratified_split(len(train_set), DataMembers.strata.get(train_set), seed=config.seed)
+        repeats = DataMembers.repeats.get(train_set)
+        size = len(train_set) // repeats
+        train_indices, held_out = stratified_split(size, DataMembers.strata.get(train_set), seed=config.seed)
+        train_indices = np.concatenate([train_indices + visit * size for visit in range(repeats)])
         if not len(held_out):
             raise ConfigError(
-                f"evaluate.select: a tenth of {len(train_set)} training samples held out for validation is empty; "
+                f"evaluate.select: a tenth of {size} training samples held out for validation is empty; "
                 "use evaluate.select=test or more data"
             )
     train_reader = BatchReader(

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
 from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.contract.errors import DataError
 from sightline.store.files.cloud_files import PointCloud, check_strays
+from sightline.store.files.column_names import COLOURS
 
-COLOUR_NAMES = (("red", "green", "blue"), ("r", "g", "b"))
-"""Names of the colour channels in files."""
-
+_MAX_8_BITS, _MAX_16_BITS = 2**8 - 1, 2**16 - 1
 _POINTS_PER_ROW = 256
 """Number of points that `_find_lowest_corner` reduces side by side."""
 
@@ -22,21 +19,23 @@ def prepare_scene(
     cloud: PointCloud,
     *,
     scale: float,
-    colour_max: float,
-    colour_names: Sequence[str] | None,
+    colour_max: float | None,
+    with_colours: bool,
     with_normals: bool,
     where: str,
 ) -> dict[str, np.ndarray]:
     """Make the columns `points` (N, 3) float32 and, if requested, `colours` (N, 3) uint8, `normals` (N, 3) float32.
 
     Points are relative to the lowest corner, so that float32 stays exact far from the origin, and multiplied by
-    `scale`. Colours are the channels `colour_names` from 0 to `colour_max`; normals are normalised to length 1. Raises
-    DataError, led by `where`, for a scene without the requested channels, or with colours on another scale.
+    `scale`. Colours are the channels red, green and blue from 0 to `colour_max`, by default to `find_colour_max`;
+    normals are normalised to length 1. Raises DataError, led by `where`, for a scene without the requested channels, or
+    with colours on another scale.
     """
     check_strays(cloud.points, where=where)
     prepared = {"points": from_lowest_corner(cloud.points, scale=scale)[0]}
-    if colour_names is not None:
-        prepared["colours"] = _read_colours(cloud, colour_names, colour_max, where)
+    if with_colours:
+        limit = find_colour_max(cloud) if colour_max is None else colour_max
+        prepared["colours"] = _read_colours(cloud, limit, where)
     if with_normals:
         prepared["normals"] = _normalise_normals(cloud, where)
     return prepared
@@ -84,14 +83,31 @@ def normalised_position(points: np.ndarray) -> np.ndarray:
     return position
 
 
-def _read_colours(cloud: PointCloud, names: Sequence[str], colour_max: float, where: str) -> np.ndarray:
-    missing = [name for name in names if name not in cloud.channels]
+def find_colour_max(cloud: PointCloud) -> int:
+    """Return the largest colour of a cloud by its file: 65535 if colours have 16 bits and one is above 255, else 255.
+
+    Many tools write colours of 8 bits where the format (LAS) has 16.
+    """
+    is_deep = cloud.colour_max == _MAX_16_BITS and any(cloud.channels[name].max() > _MAX_8_BITS for name in COLOURS)
+    return _MAX_16_BITS if is_deep else _MAX_8_BITS
+
+
+def note_colour_max(cloud: PointCloud) -> list[str]:
+    """Return a note on the scale of colours of 16 bits, whose file leaves it open."""
+    is_open = cloud.colour_max == _MAX_16_BITS
+    return [f"colours of 16 bits are read as 0 to {find_colour_max(cloud)}"] if is_open else []
+
+
+def _read_colours(cloud: PointCloud, colour_max: float, where: str) -> np.ndarray:
+    missing = [name for name in COLOURS if name not in cloud.channels]
     if missing:
         raise DataError(f"{where}: has no {', '.join(missing)}, which the first file has; name what all files have")
-    colours = np.stack([cloud.channels[name] for name in names], axis=1)
+    colours = np.stack([cloud.channels[name] for name in COLOURS], axis=1)
     low, high = float(colours.min()), float(colours.max())
     if low < 0 or high > colour_max:
-        raise DataError(f"{where}: colours run from {low:g} to {high:g}, colour_max is {colour_max:g}; set it")
+        fit = next((limit for limit in (_MAX_8_BITS, _MAX_16_BITS) if low >= 0 and high <= limit), None)
+        advice = "correct the file" if fit is None else f"set colour_max={fit}"
+        raise DataError(f"{where}: colours run from {low:g} to {high:g}, colour_max is {colour_max:g}; {advice}")
     if colour_max == 255 and 0 < high <= 1:
         raise DataError(f"{where}: colours run to {high:g}, which is black on a scale to 255; set colour_max=1")
     return np.rint(colours * (255 / colour_max)).astype(np.uint8)

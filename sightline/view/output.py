@@ -21,6 +21,7 @@ from sightline.runs.atomic_files import disk_failure
 from sightline.runs.run_directory import RunDirectory
 from sightline.store.files.array_files import read_npy
 from sightline.store.files.cloud_files import is_no_return
+from sightline.store.files.column_names import COLOURS
 from sightline.store.files.input_files import file_size
 from sightline.store.files.ply import write_ply
 from sightline.store.files.scan_files import read_label_ids
@@ -30,7 +31,6 @@ from sightline.view.panels import Volume
 from sightline.view.stages import ClassColoring, Coloring, RgbColoring, Stage, ViewedSample, height_coloring
 from sightline.workbench.evaluate.saved_predictions import file_stems
 
-_COLORS = (("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue"))
 _SCANS = (".bin", ".pcd")
 _LABELS = frozenset({"label", "labels", "class", "classification", "semantic", "segment", "part", "instance"})
 
@@ -38,7 +38,7 @@ _LABELS = frozenset({"label", "labels", "class", "classification", "semantic", "
 def view_file(path: Path, *, name: str, columns: Sequence[str] | None = None, up_axis: Axis = "z") -> ViewedSample:
     """Read a cloud file (the vertices of a mesh) as `read_scan` does, in its own unit and frame, for viewing.
 
-    Colours are the channels red, green, blue (r, g, b), from 0 to 1, 255 or 65535 by their largest value; labels are
+    Colours are the channels red, green, blue, from 0 to 1, 255 or 65535 by their largest value; labels are
     whole numbers in a channel called label, class, part and the like; any other channel has a colour map. A scan
     (.bin, .pcd) is also coloured by its label file, next to it or in SemanticKITTI's folders, and by labels that
     `predict` wrote. Points that are NaN at x, y and z have no return and are left out, with their labels.
@@ -50,14 +50,14 @@ def view_file(path: Path, *, name: str, columns: Sequence[str] | None = None, up
     if not len(cloud.points):
         raise DataError(f"{path}: every point is NaN at x, y and z; leave the file out")
     num_left_out = len(scan.points) - len(cloud.points)
-    description = f"the vertices of a mesh of {len(cloud.faces):,} triangles" if cloud.faces is not None else ""
-    description = f"{num_left_out:,} points without a return (NaN) left out" if num_left_out else description
+    facts = [f"the vertices of a mesh of {len(cloud.faces):,} triangles"] if cloud.faces is not None else []
+    facts += [f"{num_left_out:,} points without a return (NaN) left out"] if num_left_out else []
     channels = dict(cloud.channels)
     label_colorings = _label_colorings(path, is_shown) if path.suffix.lower() in _SCANS else ()
     colorings = [*label_colorings, *_channel_colorings(channels), height_coloring(cloud.points, up_axis)]
     if cloud.normals is not None:
         colorings.append(RgbColoring("normals", ((cloud.normals + 1) / 2 * 255).clip(0, 255).round().astype(np.uint8)))
-    shown = Stage("as read", cloud.points, tuple(colorings), description=description)
+    shown = Stage("as read", cloud.points, tuple(colorings), description=", ".join((*facts, *scan.notes)))
     return ViewedSample(name, (shown,), up_axis, {"file": str(path), "channels": sorted(cloud.channels)})
 
 
@@ -86,10 +86,8 @@ def _label_colorings(path: Path, is_shown: np.ndarray) -> Iterator[Coloring]:
 
 def _channel_colorings(channels: dict[str, np.ndarray]) -> Iterator[Coloring]:
     """Iterate over colourings by channels, each used once: colours, then labels, then all others."""
-    for names in _COLORS:
-        if set(names) <= channels.keys():
-            yield RgbColoring("colours", _to_uint8(np.stack([channels.pop(name) for name in names], axis=1)))
-            break
+    if set(COLOURS) <= channels.keys():
+        yield RgbColoring("colours", _to_uint8(np.stack([channels.pop(name) for name in COLOURS], axis=1)))
     for name in [name for name in channels if name.removeprefix("scalar_") in _LABELS]:
         if _is_integral(channels[name]):
             yield ClassColoring.from_labels(name, channels.pop(name), ())

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from sightline.api import load_run
-from sightline.areas.scans.sets.label_maps import read_label_map
 from sightline.areas.scans.sets.semantic_kitti import LABEL_MAPS
 from sightline.contract import registry
 from sightline.contract.draws import Draws
 from sightline.contract.types import DataInfo, Field
+from sightline.store.label_maps import read_label_map
 from tests.command import Outcome, run_here, succeed
 from tests.data.scans.lidar_writers import street_scan, write_bin
 from tests.golden_parity import Golden

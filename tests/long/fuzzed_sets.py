@@ -127,7 +127,7 @@ def _box_sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
 
 
 def _scan_sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
-    from sightline.areas.scans.sets.label_maps import read_label_map
+    from sightline.store.label_maps import read_label_map
     from tests.data.scans import lidar_writers, test_scan_folder
 
     options = {"columns": test_scan_folder.COLUMNS, "num_beams": 16}

@@ -13,6 +13,7 @@ from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, SampleKey
 from sightline.store.cloud_preparation import draw_points, estimated_normals
 from sightline.store.files.cloud_files import PointCloud
+from sightline.store.files.column_names import COLOURS
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
 from sightline.workbench.predict.cloud_samples import FileSample, make_sample, read_sample
 from tests.data.clouds.cloud_writers import write_off
@@ -227,20 +228,19 @@ def test_corners_of_a_mesh_are_its_points_where_none_are_drawn(tmp_path: Path) -
     assert found.origin.rows is not None
 
 
-@pytest.mark.parametrize("names", [("red", "green", "blue"), ("r", "g", "b")])
-def test_colours_are_shares_or_bytes(names: tuple[str, ...]) -> None:
+def test_colours_are_shares_or_bytes() -> None:
     stated = info(CloudInputSpec(), "colours", low=None, high=None)
     shares = np.array([[0.0, 0.5, 1.0], [0.25, 1.0, 0.125]])
     for given, expected, told in (
         (shares, shares, "as it is"),
         (np.array([[0.0, 255, 51], [17, 1, 2]]), [[0, 1, 0.2], [1 / 15, 1 / 255, 2 / 255]], "colours divided by 255"),
     ):
-        cloud = PointCloud(TETRAHEDRON[:2], channels=dict(zip(names, given.T, strict=True)))
+        cloud = PointCloud(TETRAHEDRON[:2], channels=dict(zip(COLOURS, given.T, strict=True)))
         found = make_sample(cloud, stated, name="a", where="a.ply")
         assert np.array_equal(found.fields["colours"], np.float32(expected))
         assert found.treatment == told
     for wrong in ([[0.5, 1.5, 0], [0, 0, 0]], [[300.0, 0, 0], [0, 0, 0]]):
-        cloud = PointCloud(TETRAHEDRON[:2], channels=dict(zip(names, np.array(wrong).T, strict=True)))
+        cloud = PointCloud(TETRAHEDRON[:2], channels=dict(zip(COLOURS, np.array(wrong).T, strict=True)))
         with pytest.raises(DataError, match=r"a\.ply: colours run from"):
             make_sample(cloud, stated, name="a", where="a.ply")
     with pytest.raises(DataError, match="has no colours, which the run was trained with; it has points, red;"):
@@ -278,7 +278,7 @@ def test_scenes_are_measured_from_their_lowest_corner() -> None:
     scene = {"scale": 0.01, "colour_max": 1.0}
     stated = info(CloudInputSpec(columns=("x", "y", "z", "r", "g", "b"), scene=scene), "colours", low=None, high=None)
     points = np.array([[100.0, -50, 7e6], [300, -250, 7e6 + 25]])
-    channels = dict(zip("rgb", np.array([[0.0, 0.5, 1.0], [1.0, 0.2, 0.0]]).T, strict=True))
+    channels = dict(zip(COLOURS, np.array([[0.0, 0.5, 1.0], [1.0, 0.2, 0.0]]).T, strict=True))
     found = make_sample(PointCloud(points, channels=channels), stated, name="a", where="a.ply")
     assert np.array_equal(found.fields["points"], np.float32([[0, 2, 0], [2, 0, 0.25]]))
     assert np.array_equal(found.fields["colours"], np.float32([[0, 128, 255], [255, 51, 0]]) / np.float32(255))

@@ -38,7 +38,7 @@ def test_sixty_clouds_become_predictions(tmp_path: Path, monkeypatch: pytest.Mon
     mixed = run_here(*prepare)
     assert (mixed.code, "take the points alone with 'columns=[x, y, z]'" in mixed.err) == (2, True), mixed.err
     printed = done(*prepare, "columns=[x, y, z]")
-    assert f"2 files of other kinds passed over: {CLASS_NAMES[0]}/mesh.obj" in printed.out + printed.err
+    assert f"2 files of other kinds passed over: {CLASS_NAMES[0]}/mesh.gltf" in printed.out + printed.err
     assert "train 42, validation 6, test 12" in done("data", "info", "prepared").out
     done("check", CONFIG, "data.root=prepared", *SMALL)
     done("train", CONFIG, "data.root=prepared", "train.epochs=1", *SMALL, "--no-check", "--out", "run")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import sightline
-from sightline.areas.scans.sets.label_maps import read_label_map
 from sightline.areas.scans.sets.semantic_kitti import LABEL_MAPS
 from sightline.contract.errors import UserError
 from sightline.engine.run_loading import open_trained
+from sightline.store.label_maps import read_label_map
 from sightline.workbench.predict.prediction import build_predictor
 from sightline.workbench.predict.segment import PointPredictor
 from tests.command import Outcome, run_here

@@ -262,7 +262,7 @@ def _read_cloud(path: Path) -> np.ndarray:
         raise DataError(
             f"{path}: its vertices have no {missing[0]}, they have {', '.join(vertex)}; download the file again"
         )
-    points = np.stack([vertex[axis] for axis in "xyz"], axis=1)
+    points = np.stack([vertex[axis] for axis in "xyz"], axis=1, dtype=np.float64)
     if not np.isfinite(points).all():
         row, axis = np.argwhere(~np.isfinite(points))[0]
         raise DataError(f"{path}: vertex {row}: {'xyz'[axis]} is {points[row, axis]}; download the file again")

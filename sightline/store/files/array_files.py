@@ -176,7 +176,7 @@ def _convert_errors(path: Path, key: str, needed: str = "") -> Iterator[None]:
         raise DataError(f"{path}: {key} does not fit into memory, or the file is damaged") from error
 
 
-def summarise_error(error: Exception) -> str:
+def summarise_error(error: BaseException) -> str:
     """Return the message of an error, shortened to fit into one line."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 

@@ -1,23 +1,24 @@
-"""Point cloud reader for one file: NPY, NPZ, HDF5, PLY, PCD, LAS, OFF, or text."""
+"""Point cloud reader for one file: NPY, NPZ, HDF5, PLY, PCD, LAS, OFF, OBJ, STL, or text."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from sightline.contract.errors import ConfigError, DataError, escape_to_one_line, join_some
 from sightline.store.files.array_files import READ_ERRORS, hdf5_names, read_hdf5_arrays, read_npy, read_npz_arrays
 from sightline.store.files.cloud_formats import announces_faces, read_las, read_off, read_pcd
+from sightline.store.files.column_names import COLOURS, NORMALS, POINTS, NamedColumns, has_triple, rename_columns
 from sightline.store.files.input_files import assert_regular
+from sightline.store.files.mesh_formats import read_obj, read_stl
 from sightline.store.files.ply import read_ply
-from sightline.store.files.text_tables import read_rows
+from sightline.store.files.text_tables import read_rows, split_lines
 
-_POINTS = ("x", "y", "z")
-_NORMALS = ("nx", "ny", "nz")
 _SKIPPED = "_"
 _HEAD_BYTES = 65_536
 _MAX_LISTED = 5
@@ -29,7 +30,6 @@ _MIN_UNIT_GAP = 20.0
 """Least factor between neighbouring sizes at which they may be of two units."""
 _MAX_UNIT_ERROR = 4.0
 """Largest factor between the ratio of two groups of sizes and that of two units: the samples differ in size, too."""
-_COLOURS = ("red", "green", "blue")
 _ARRAY_NAMES = {
     "points": "points",
     "xyz": "points",
@@ -38,7 +38,11 @@ _ARRAY_NAMES = {
     "faces": "faces",
     **dict.fromkeys(("colours", "colors", "rgb"), "colours"),
 }
-_ARRAY_COLUMNS = {"points": _POINTS, "normals": _NORMALS, "colours": _COLOURS}
+_ARRAY_COLUMNS = {"points": POINTS, "normals": NORMALS, "colours": COLOURS}
+_PTS_COLUMNS = (*POINTS, "intensity", *COLOURS)
+"""Columns of a .pts file with seven, in the order of Leica's format."""
+_COLOUR_MAX = {"u1": 2**8 - 1, "u2": 2**16 - 1}
+"""Largest colour that columns of a dtype can hold."""
 
 
 @dataclass(frozen=True)
@@ -47,42 +51,69 @@ class PointCloud:
 
     `points` (N, 3) float64; `normals` (N, 3) float64; `faces` (F, 3) int64, triangles as indices of points; `channels`
     by name, each (N,) float64. Points without a return, if they are kept, have NaN as x, y and z, and may have as
-    channels.
+    channels. `column_names` are all columns of the file, also those that were not read. `colour_max` is the largest
+    colour that the file's type can hold, None unless that is 8 or 16 bits. `notes` state how the file was read where
+    that is not plain.
     """
 
     points: np.ndarray
     normals: np.ndarray | None = None
     faces: np.ndarray | None = None
     channels: Mapping[str, np.ndarray] = field(default_factory=dict)
+    column_names: tuple[str, ...] = ()
+    colour_max: int | None = None
+    notes: tuple[str, ...] = ()
 
     def rows(self, chosen: np.ndarray) -> PointCloud:
         """Select points by a mask (N,) bool, without faces; returns the same cloud if all are selected."""
         if chosen.all():
             return self
         normals = None if self.normals is None else self.normals[chosen]
-        return PointCloud(
-            self.points[chosen], normals, None, {name: values[chosen] for name, values in self.channels.items()}
-        )
+        channels = {name: values[chosen] for name, values in self.channels.items()}
+        return replace(self, points=self.points[chosen], normals=normals, faces=None, channels=channels)
 
 
-def read_cloud(path: Path, *, columns: Sequence[str] | None = None, keeps_no_returns: bool = False) -> PointCloud:
+class _Content(NamedTuple):
+    """Content of a file: columns (N,) by name, or a table (N, columns) without names, in the file's dtype.
+
+    `first_line` is the line of the first point in a text file, else None.
+    """
+
+    columns: Mapping[str, np.ndarray] | np.ndarray
+    faces: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+    first_line: int | None = None
+
+
+def read_cloud(
+    path: Path,
+    *,
+    columns: Sequence[str] | None = None,
+    used: Collection[str] | None = None,
+    keeps_no_returns: bool = False,
+) -> PointCloud:
     """Read the whole cloud of a file; the suffix decides the format (`CLOUD_SUFFIXES`).
 
     `columns` names the columns of a file without names, in order, `_` for one to skip, which may be missing at the end
     of the rows; by default three columns are x, y, z. For a file with names it selects columns; by default all are
-    taken. x, y, z are the points, nx, ny, nz the normals, all others channels; case does not matter. With
-    `keeps_no_returns` points whose x, y and z are all NaN are kept; without it those of PCD, whose format defines them,
-    are dropped. Raises DataError with file and line, byte or entry; ConfigError for `columns` without a cloud.
+    taken. x, y, z are the points, nx, ny, nz the normals, all others channels; case does not matter, and other
+    spellings of normals and colours are read as these (`column_names`). Of these, only those in `used` are converted,
+    checked and returned, by default all. With `keeps_no_returns` points whose x, y and z are all NaN are kept; without
+    it those of PCD, whose format defines them, are dropped. Raises DataError with file and line, byte or entry;
+    ConfigError for `columns` without a cloud.
     """
     wanted = None if columns is None else check_columns(columns)
     assert_regular(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: files of this kind are not read; there are {', '.join(CLOUD_SUFFIXES)}")
-    cloud = reader(path, wanted)
+    content = reader(path)
+    if isinstance(content.columns, np.ndarray):
+        content, wanted = _name_columns(path, content, wanted, used)
+    cloud = _make_cloud(path, content, wanted, used)
     if path.suffix.lower() == ".pcd" and not keeps_no_returns:
         cloud = cloud.rows(~is_no_return(cloud))
-    _check_cloud(path, cloud, keeps_no_returns=keeps_no_returns)
+    _check_cloud(path, cloud, content.first_line, keeps_no_returns=keeps_no_returns)
     return cloud
 
 
@@ -99,27 +130,29 @@ def has_normals(path: Path, *, by_faces: bool = True) -> bool:
     """
     assert_regular(path)
     suffix = path.suffix.lower()
-    if suffix in (".npz", ".h5", ".hdf5"):
+    if suffix in (".npy", ".npz", ".h5", ".hdf5"):
         names = {name.lower() for name in _array_names(path)}
-        return bool({"normals", "normal", "nx", *(["faces"] if by_faces else [])} & names)
-    if suffix in (".npy", ".las", ".laz"):
+        return bool({"normals", "normal", *(["faces"] if by_faces else [])} & names) or has_triple([*names], NORMALS)
+    if suffix in (".las", ".laz"):
         return False
-    if suffix == ".off":
-        return by_faces and announces_faces(path)
+    if suffix in _ANNOUNCE_FACES:
+        return by_faces and _ANNOUNCE_FACES[suffix](path)
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES).decode("latin-1").lower()
     if suffix == ".ply":
-        header = head.partition("end_header")[0].split("\n")
+        header = split_lines(head.partition("end_header")[0])
         lines = [line.split() for line in header]
-        return any(fields[:1] == ["property"] and fields[-1:] == ["nx"] for fields in lines) or any(
+        return has_triple([fields[-1] for fields in lines if fields[:1] == ["property"]], NORMALS) or any(
             by_faces and fields[:2] == ["element", "face"] and fields[2:] != ["0"] for fields in lines
         )
-    return "nx" in head.replace(",", " ").replace('"', " ").split()
+    return has_triple(head.replace(",", " ").replace('"', " ").replace("//", " ").split(), NORMALS)
 
 
 def _array_names(path: Path) -> list[str]:
-    """List the array names of an NPZ or HDF5 file; empty if it is damaged."""
+    """List the array names of an NPZ or HDF5 file, or the field names of an NPY file; empty if it is damaged."""
     try:
+        if path.suffix.lower() == ".npy":
+            return list(np.load(path, mmap_mode="r").dtype.names or ())
         if path.suffix.lower() == ".npz":
             with zipfile.ZipFile(path) as archive:
                 return [name.removesuffix(".npy") for name in archive.namelist()]
@@ -155,18 +188,22 @@ def list_skipped_files(folder: Path, *, suffixes: Sequence[str] | None = None) -
 
 
 def check_columns(columns: Sequence[str]) -> tuple[str, ...]:
-    """Return the names in lower case. Raises ConfigError for a missing coordinate or a repeated name."""
+    """Return the names in lower case, normals and colours in one spelling.
+
+    Raises ConfigError for a missing coordinate or a repeated name.
+    """
     if isinstance(columns, str):
         raise ConfigError(f"columns: found the text {columns!r}, allowed is a list of names: {columns.split(',')}")
     names = tuple(name.strip().lower() for name in columns)
     twice = sorted({name for name in names if names.count(name) > 1 and name != _SKIPPED})
-    missing = [name for name in _POINTS if name not in names]
-    if 0 < len(set(_NORMALS) & set(names)) < 3:
-        missing += [name for name in _NORMALS if name not in names]
+    missing = [name for name in POINTS if name not in names]
+    if 0 < len(set(NORMALS) & set(names)) < 3:
+        missing += [name for name in NORMALS if name not in names]
     if twice or missing:
         fault = f"names '{twice[0]}' twice" if twice else f"lacks {', '.join(missing)}"
         raise ConfigError(f"columns: [{', '.join(names)}] {fault}; name every column once, as in [x, y, z, intensity]")
-    return names
+    new_names = {old: new for new, old in rename_columns(list(dict.fromkeys(names))).items()}
+    return tuple(new_names[name] for name in names)
 
 
 def check_strays(points: np.ndarray, *, where: str) -> None:
@@ -211,72 +248,76 @@ def note_mixed_units(names: Sequence[str], sizes: Sequence[float], what: str) ->
     ]
 
 
-def _read_npy(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
-    return _make_from_table(path, read_npy(path), columns)
+def _read_npy(path: Path) -> _Content:
+    table = read_npy(path)
+    if table.dtype.names is None:
+        return _Content(table)
+    return _join_arrays(path, {name: table[name] for name in table.dtype.names})
 
 
-def _read_npz(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
-    return _make_from_arrays(path, read_npz_arrays(path), columns)
-
-
-def _read_hdf5(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
-    return _make_from_arrays(path, read_hdf5_arrays(path), columns)
-
-
-def _read_off(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
+def _read_off(path: Path) -> _Content:
     mesh = read_off(path, needs_faces=False)
-    faces = mesh.faces if len(mesh.faces) else None
-    return _make_from_columns(path, dict(zip(_POINTS, mesh.vertices.T, strict=True)), columns, faces=faces)
+    return _Content(dict(zip(POINTS, mesh.vertices.T, strict=True)), mesh.faces if len(mesh.faces) else None)
 
 
-def _read_ply(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
-    ply = read_ply(path)
-    return _make_from_columns(path, ply.vertex, columns, faces=ply.faces)
+def _read_pcd(path: Path) -> _Content:
+    fields = read_pcd(path)
+    extra = f"{fields.num_extra_bytes} bytes behind the announced points are not read"
+    return _Content(fields.named, notes=(extra,) if fields.num_extra_bytes else ())
 
 
-def _read_pcd(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
-    return _make_from_columns(path, read_pcd(path, keeps_no_returns=True), columns)
+def _read_text(path: Path) -> _Content:
+    rows = read_rows(path)
+    columns = rows.table if rows.names is None else dict(zip(rows.names, rows.table.T, strict=True))
+    notes = (f"line {rows.first_line - 1} is read as the number of points",) if rows.has_count else ()
+    return _Content(columns, None, notes if path.suffix.lower() != ".pts" else (), rows.first_line)
 
 
-def _read_las(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
-    return _make_from_columns(path, read_las(path), columns)
-
-
-def _read_text(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
-    names, table = read_rows(path, announces_rows=path.suffix.lower() == ".pts")
-    if names is None:
-        return _make_from_table(path, table, columns)
-    return _make_from_columns(path, dict(zip(names, table.T, strict=True)), columns)
-
-
-def _make_from_table(path: Path, table: np.ndarray, columns: tuple[str, ...] | None) -> PointCloud:
-    """Make the cloud of a table without column names."""
+def _name_columns(
+    path: Path, content: _Content, columns: tuple[str, ...] | None, used: Collection[str] | None
+) -> tuple[_Content, tuple[str, ...]]:
+    """Name the columns of a table, and return them; rows may lack those at the end that are not used."""
+    table = content.columns
+    assert isinstance(table, np.ndarray)
     if table.ndim != 2 or table.dtype.kind not in "fiu":
         raise DataError(f"{path}: holds {table.dtype} {table.shape}, numbers (points, columns) are needed")
-    width = table.shape[1]
-    names = columns or (_POINTS if width == 3 else None)
+    width, notes = table.shape[1], content.notes
+    names = columns or (POINTS if width == 3 else None)
+    if names is None and path.suffix.lower() == ".pts" and width == len(_PTS_COLUMNS) and _are_bytes(table[:, 4:]):
+        names, notes = _PTS_COLUMNS, (*notes, f"{width} columns are read as {', '.join(_PTS_COLUMNS)}")
     if names is None:
         raise DataError(
             f"{path}: has {width} columns and no names; name them, in order, _ for one to leave out: "
             "'columns=[x, y, z, ...]' when preparing, --columns x,y,z,... when predicting"
         )
-    if 0 < width < len(names) and set(names[width:]) == {_SKIPPED}:
+    if 0 < width < len(names) and not any(is_used(name, used) for name in names[width:]):
         names = names[:width]
     if len(names) != width:
         raise DataError(
             f"{path}: has {width} columns, {len(names)} are named ({', '.join(names)}); name all, _ for none"
         )
-    return _make_from_columns(path, dict(zip(names, table.T, strict=True)), tuple(n for n in names if n != _SKIPPED))
+    named = dict(zip(names, table.T, strict=True))
+    named.pop(_SKIPPED, None)
+    return content._replace(columns=named, notes=notes), tuple(named)
 
 
-def _make_from_arrays(path: Path, arrays: Mapping[str, np.ndarray], columns: tuple[str, ...] | None) -> PointCloud:
-    """Make the cloud of named arrays: `points`, `normals`, `colours` (N, 3), `faces`, else one value per point."""
+def is_used(name: str, used: Collection[str] | None) -> bool:
+    """Return True for a column that is read: x, y, z, and those in `used`, by default all but `_`."""
+    return name != _SKIPPED and (used is None or name in POINTS or name in used)
+
+
+def _are_bytes(values: np.ndarray) -> bool:
+    return bool(((values >= 0) & (values <= 255) & (values == np.floor(values))).all())
+
+
+def _join_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> _Content:
+    """Make columns of named arrays: `points`, `normals`, `colours` (N, 3), `faces`, else one value per point."""
     if len(arrays) == 1 and (table := next(iter(arrays.values()))).ndim == 2:
-        return _make_from_table(path, table, columns)
+        return _Content(table)
     named: dict[str, np.ndarray] = {}
     faces = None
     for name, array in arrays.items():
-        role = _ARRAY_NAMES.get(name.lower())
+        role = _ARRAY_NAMES.get(name.lower()) if array.ndim != 1 else None
         if array.dtype.kind not in "fiu" or array.ndim != (2 if role else 1) or (role and array.shape[1:] != (3,)):
             raise DataError(
                 f"{path}: {name} is {array.dtype} {array.shape}; points, normals and colours are numbers (points, "
@@ -290,42 +331,54 @@ def _make_from_arrays(path: Path, arrays: Mapping[str, np.ndarray], columns: tup
         if repeated:
             raise DataError(f"{path}: {name} contains {repeated[0]} a second time; store it once")
         named |= dict(zip(column_names, array.reshape(len(array), -1).T, strict=True))
-    return _make_from_columns(path, named, columns, faces=faces)
+    return _Content(named, faces)
 
 
-def _make_from_columns(
-    path: Path, named: Mapping[str, np.ndarray], columns: tuple[str, ...] | None, *, faces: np.ndarray | None = None
+def _make_cloud(
+    path: Path, content: _Content, columns: tuple[str, ...] | None, used: Collection[str] | None
 ) -> PointCloud:
-    """Make the cloud of named columns, (N,) each."""
-    wanted = [name for name in (named if columns is None else columns) if name != _SKIPPED]
-    missing = [name for name in (*_POINTS, *wanted) if name not in named]
-    missing += [name for name in _NORMALS if set(_NORMALS) & set(wanted) and name not in named]
+    """Make the cloud of named columns: those of `columns`, if they are stated, that are in `used`."""
+    assert not isinstance(content.columns, np.ndarray)
+    named = NamedColumns(content.columns)
+    wanted = [name for name in (named if columns is None else columns) if is_used(name, used)]
+    missing = [name for name in (*POINTS, *wanted) if name not in named]
+    missing += [name for name in NORMALS if set(NORMALS) & set(wanted) and name not in named]
     if missing:
         raise DataError(
             f"{path}: has no {', '.join(dict.fromkeys(missing))}; it has {', '.join(named)[:200] or 'nothing'}; name "
             "what is there: 'columns=[x, y, z]' when preparing, --columns x,y,z when predicting"
         )
-    lengths = {name: len(named[name]) for name in (*_POINTS, *wanted)}
-    if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+    arrays = {name: named[name] for name in dict.fromkeys((*POINTS, *wanted))}
+    wrong = next((name for name, array in arrays.items() if array.ndim != 1 or array.dtype.kind not in "fiu"), None)
+    if wrong is not None:
+        raise DataError(f"{path}: {wrong} is {arrays[wrong].dtype} {arrays[wrong].shape}, one number a point is needed")
+    if len({len(array) for array in arrays.values()}) > 1:
+        listed = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
         raise DataError(f"{path}: columns of different lengths: {listed}; the file is damaged or in another format")
+    colour_types = {arrays[name].dtype.str[1:] for name in COLOURS if set(COLOURS) <= set(arrays)}
+    faces = content.faces
     return PointCloud(
-        points=_stack_columns(named, _POINTS),
-        normals=_stack_columns(named, _NORMALS) if "nx" in wanted else None,
+        points=_stack_columns(arrays, POINTS),
+        normals=_stack_columns(arrays, NORMALS) if "nx" in arrays else None,
         faces=None if faces is None else np.asarray(faces, dtype=np.int64),
-        channels={
-            name: np.asarray(named[name], dtype=np.float64) for name in wanted if name not in (*_POINTS, *_NORMALS)
-        },
+        channels={name: _as_float64(array) for name, array in arrays.items() if name not in (*POINTS, *NORMALS)},
+        column_names=tuple(named),
+        colour_max=_COLOUR_MAX.get(colour_types.pop()) if len(colour_types) == 1 else None,
+        notes=(*content.notes, *named.notes(arrays)),
     )
+
+
+def _as_float64(values: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # a signalling NaN is refused like any other NaN
+        return np.asarray(values, dtype=np.float64)
 
 
 def _stack_columns(named: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
     """Stack columns (N,) to (N, len(names)) float64."""
-    with np.errstate(invalid="ignore"):  # a signalling NaN is refused like any other NaN
-        return np.stack([np.asarray(named[name], dtype=np.float64) for name in names], axis=1)
+    return np.stack([_as_float64(named[name]) for name in names], axis=1)
 
 
-def _check_cloud(path: Path, cloud: PointCloud, *, keeps_no_returns: bool) -> None:
+def _check_cloud(path: Path, cloud: PointCloud, first_line: int | None, *, keeps_no_returns: bool) -> None:
     """Raise DataError for a cloud without points, a number that is not finite, or a corner that is not a point."""
     if not len(cloud.points):
         raise DataError(f"{path}: holds no points; leave the file out")
@@ -335,15 +388,27 @@ def _check_cloud(path: Path, cloud: PointCloud, *, keeps_no_returns: bool) -> No
         invalid = np.argwhere((~np.isfinite(values).T & ~is_allowed).T)
         if len(invalid):
             position = tuple(invalid[0].tolist())
+            where, remedy = f"{path}: {name}{list(position)} is {values[position]}", "take these points out of the file"
+            if first_line is not None:
+                where = f"{path}:{first_line + position[0]}: {values[position]} is not a finite number ({name})"
+                remedy = "mend the line, or take these points out"
             more = f", and so are {len(invalid) - 1} more" if len(invalid) > 1 else ""
-            raise DataError(
-                f"{path}: {name}{list(position)} is {values[position]}{more}; take these points out of the file"
-            )
+            raise DataError(f"{where}{more}; {remedy}{_advise_columns(cloud, name)}")
     if cloud.faces is not None and len(cloud.faces) and not _is_within(cloud.faces, len(cloud.points)):
         raise DataError(
             f"{path}: a face names point {_first_outside(cloud.faces, len(cloud.points))}, there are "
             f"{len(cloud.points)} (0 to {len(cloud.points) - 1}); the file is damaged or in another format"
         )
+
+
+def _advise_columns(cloud: PointCloud, name: str) -> str:
+    """Return the advice to read a cloud without a channel, or without its normals; empty for its points."""
+    if name == "points":
+        return ""
+    kept = [*POINTS, *(NORMALS if cloud.normals is not None else ()), *cloud.channels]
+    listed = ", ".join(column for column in kept if column != name and (name != "normals" or column not in NORMALS))
+    words = listed.replace(" ", "")
+    return f", or read it without {name}: 'columns=[{listed}]' or --columns {words} (_ skips a column without a name)"
 
 
 def _is_within(faces: np.ndarray, num_points: int) -> bool:
@@ -354,20 +419,33 @@ def _first_outside(faces: np.ndarray, num_points: int) -> int:
     return int(faces[(faces < 0) | (faces >= num_points)][0])
 
 
-_READERS: Mapping[str, Callable[[Path, tuple[str, ...] | None], PointCloud]] = {
+def _has_polygons(path: Path) -> bool:
+    """Return True if an OBJ file has a line of a polygon."""
+    return b"\nf" in path.read_bytes().replace(b"\r", b"\n")
+
+
+_ANNOUNCE_FACES: Mapping[str, Callable[[Path], bool]] = {
+    ".off": announces_faces,
+    ".obj": _has_polygons,
+    ".stl": lambda path: True,
+}
+_READERS: Mapping[str, Callable[[Path], _Content]] = {
     ".npy": _read_npy,
-    ".npz": _read_npz,
-    ".h5": _read_hdf5,
-    ".hdf5": _read_hdf5,
-    ".ply": _read_ply,
+    ".npz": lambda path: _join_arrays(path, read_npz_arrays(path)),
+    ".h5": lambda path: _join_arrays(path, read_hdf5_arrays(path)),
+    ".hdf5": lambda path: _join_arrays(path, read_hdf5_arrays(path)),
+    ".ply": lambda path: _Content(*read_ply(path)),
     ".pcd": _read_pcd,
-    ".las": _read_las,
-    ".laz": _read_las,
+    ".las": lambda path: _Content(read_las(path)),
+    ".laz": lambda path: _Content(read_las(path)),
     ".off": _read_off,
+    ".obj": lambda path: _Content(*read_obj(path)),
+    ".stl": lambda path: _Content(*read_stl(path)),
     ".txt": _read_text,
     ".xyz": _read_text,
     ".csv": _read_text,
     ".pts": _read_text,
+    ".asc": _read_text,
 }
 
 CLOUD_SUFFIXES = tuple(_READERS)

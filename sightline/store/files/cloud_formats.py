@@ -9,19 +9,25 @@ LiDAR point clouds in LAS and LAZ files, read with `laspy`.
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from sightline.contract.errors import DataError, MissingExtraError, assert_installed
 from sightline.store.files.array_files import READ_ERRORS, check_decompressed_size, summarise_error
-from sightline.store.files.input_files import assert_regular, file_size
-from sightline.store.files.text_tables import parse_count, parse_rows, read_text
+from sightline.store.files.input_files import assert_regular, file_size, read_file
+from sightline.store.files.text_tables import parse_count, parse_rows, read_text, split_lines
+
+if TYPE_CHECKING:
+    import laspy
 
 
 class Mesh(NamedTuple):
@@ -77,7 +83,7 @@ def read_off(path: Path, *, needs_faces: bool = True) -> Mesh:
 
 def _read_lines(path: Path) -> _Lines:
     """Read the non-empty lines of a file, without comments."""
-    texts = [line.partition("#")[0].strip() for line in read_text(path).split("\n")]
+    texts = [line.partition("#")[0].strip() for line in split_lines(read_text(path))]
     numbers = [number for number, text in enumerate(texts, start=1) if text]
     if not numbers:
         raise DataError(f"{path}: is empty, an OFF mesh was expected; the file is damaged or in another format")
@@ -196,42 +202,55 @@ _TEXT_BYTES = 2
 """Minimum bytes of a number in text: a digit and a blank."""
 
 
-def read_pcd(path: Path, *, keeps_no_returns: bool = False) -> dict[str, np.ndarray]:
-    """Read the fields of a file by name in lower case, (N,) float64 each; a field of several numbers as `name_0000`.
+class PcdFields(NamedTuple):
+    """Fields of a PCD file by name in lower case, (N,) each in the file's dtype, and the bytes behind the points."""
 
-    Points without a return, whose x, y and z are all NaN by the format's definition, are dropped unless
-    `keeps_no_returns`. Raises DataError for a damaged file or one shorter than its header states; MissingExtraError
-    without `pypcd4`.
+    named: dict[str, np.ndarray]
+    num_extra_bytes: int
+
+
+def read_pcd(path: Path) -> PcdFields:
+    """Read the fields of a file; a field of several numbers as `name_0000`. Points without a return are included.
+
+    Numbers of text may be separated by several blanks or tabs. Raises DataError for a damaged file or one shorter than
+    its header states; MissingExtraError without `pypcd4`.
     """
     assert_regular(path)
     with path.open("rb") as file:
-        num_points = _check_pcd_header(path, file)
+        header = _check_pcd_header(path, file)
     assert_installed("pypcd4", needed_by=f"{path}: reading .pcd files")
     from pypcd4 import PointCloud
 
     try:
-        table = np.atleast_1d(PointCloud.from_path(path).pc_data)
+        content = read_file(path)
+        if header.kind == "ascii":
+            content = b"\n".join(b" ".join(line.split()) for line in content.splitlines())
+        table = np.atleast_1d(PointCloud.from_fileobj(io.BufferedReader(io.BytesIO(content))).pc_data)
     except MemoryError as error:
         raise DataError(f"{path}: does not fit into memory, or the file is damaged") from error
     except (*READ_ERRORS, LookupError, ArithmeticError, AssertionError) as error:
         raise DataError(
             f"{path}: does not read as PCD ({summarise_error(error)}); the file is damaged or in another format"
         ) from error
-    if len(table) != num_points:
+    if len(table) != header.num_points:
         raise DataError(
-            f"{path}: promises {num_points} points and holds {len(table)}; the file is damaged or in another format"
+            f"{path}: promises {header.num_points} points and holds {len(table)}; the file is damaged or in another "
+            "format"
         )
-    names = [name for name in table.dtype.names or () if not name.startswith("_")]
-    with np.errstate(invalid="ignore"):  # a signalling NaN is dropped or refused like any other NaN
-        columns = {name.lower(): table[name].reshape(len(table)).astype(np.float64) for name in names}
-    if keeps_no_returns or not {"x", "y", "z"} <= columns.keys():
-        return columns
-    is_return = ~np.all([np.isnan(columns[axis]) for axis in "xyz"], axis=0)
-    return {name: values[is_return] for name, values in columns.items()}
+    names = [name for name in table.dtype.names or () if not name.startswith(("_", "#"))]
+    return PcdFields({name.lower(): table[name] for name in names}, header.num_extra_bytes)
 
 
-def _check_pcd_header(path: Path, file: IO[bytes]) -> int:
-    """Return the number of points. Raises DataError for a bad header, or points that cannot fit into the file."""
+class _PcdHeader(NamedTuple):
+    """Number of points, value of DATA, and the number of bytes of a binary file behind its points."""
+
+    num_points: int
+    kind: str
+    num_extra_bytes: int
+
+
+def _check_pcd_header(path: Path, file: IO[bytes]) -> _PcdHeader:
+    """Parse the header. Raises DataError for a bad header, or points that cannot fit into the file."""
     entries: dict[str, list[str]] = {}
     num_entries = 0
     for _ in range(_HEADER_LINES):
@@ -246,8 +265,7 @@ def _check_pcd_header(path: Path, file: IO[bytes]) -> int:
         counts = [int(token) for token in entries.get("COUNT", ["1"] * len(sizes))]
         row_bytes = sum(size * count for size, count in zip(sizes, counts, strict=True))
         num_points, kind = int(entries["POINTS"][0]), entries["DATA"][0].lower()
-        is_read = kind in _KINDS and num_entries <= _HEADER_ENTRIES
-        minimum = min(*sizes, *counts, num_points + 1) if is_read else 0
+        minimum = min(*sizes, *counts, num_points + 1) if num_entries <= _HEADER_ENTRIES else 0
     except (KeyError, IndexError, ValueError, TypeError):
         minimum = 0
     if minimum < 1:
@@ -255,10 +273,13 @@ def _check_pcd_header(path: Path, file: IO[bytes]) -> int:
             f"{path}: has no header of a PCD file (FIELDS, SIZE, POINTS, DATA); the file is damaged or in another "
             "format"
         )
+    if kind not in _KINDS:
+        raise DataError(
+            f"{path}: its points are DATA {kind[:40]}, which is not read; save them as {' or '.join(_KINDS)}"
+        )
     available = file_size(path) - file.tell()
     claimed = num_points * {"binary": row_bytes, "ascii": _TEXT_BYTES * sum(counts) - 1}.get(kind, 0)
-    # The last line of text may end without a break; bytes after the binary points are an error.
-    if claimed > available + 1 or (kind == "binary" and claimed != available):
+    if claimed > available + (kind == "ascii"):  # the last line of text may end without a break
         raise DataError(
             f"{path}: promises {num_points} points, at least {claimed} bytes, and {available} follow; it is cut short "
             "or its header is wrong: copy or download the file again"
@@ -271,20 +292,24 @@ def _check_pcd_header(path: Path, file: IO[bytes]) -> int:
                 f"bytes that become {expanded}, and {available} follow; the file is damaged or in another format"
             )
     check_decompressed_size(str(path), num_points * row_bytes, available)
-    return num_points
+    return _PcdHeader(num_points, kind, available - claimed if kind == "binary" else 0)
 
 
 _HEADER_BYTES = 227
 _HEADER_BYTES_1_4 = 255
 _VLR_BYTES = 54
+_LASZIP_RECORD = 22204
+_MAX_CHUNK_BYTES = 2**30
+"""Largest chunk in memory that a file of few points may state; a usual one has 50,000 points."""
 _IS_COMPRESSED = 0x80
 
 
-def read_las(path: Path) -> dict[str, np.ndarray]:
-    """Read the columns of a file by name, (N,) float64 each: x, y, z in the file's unit, and every other dimension.
+def read_las(path: Path) -> Mapping[str, np.ndarray]:
+    """Read the columns of a file by name, (N,) each: x, y, z float64 in the file's unit, and every other dimension.
 
     Names are those of the specification in lower case, such as intensity, classification, return_number, gps_time, red;
-    extra dimensions have their own names, `name_0000` and so on if they have several numbers per point.
+    extra dimensions have their own names, `name_0000` and so on if they have several numbers per point. A dimension is
+    converted from the records when it is looked up.
     Raises DataError for a damaged file or one shorter than its header states; MissingExtraError without `laspy` or, for
     LAZ, without a decompressor. Source: LAS specification 1.4, table 3 (the header).
     """
@@ -296,39 +321,83 @@ def read_las(path: Path) -> dict[str, np.ndarray]:
     logging.getLogger("laspy").setLevel(logging.CRITICAL)  # it also logs the errors that it raises
     if is_compressed and not laspy.LazBackend.detect_available():
         raise MissingExtraError("lazrs", needed_by=f"{path}: reading .laz files")
-    try:
-        cloud = laspy.read(path)
-        columns = {axis: np.asarray(getattr(cloud, axis), dtype=np.float64) for axis in "xyz"}
-        for name in cloud.point_format.dimension_names:
+    with _convert_las_errors(path, silences_rust=is_compressed):
+        return _LasColumns(path, laspy.read(path))
+
+
+class _LasColumns(Mapping[str, np.ndarray]):
+    """Columns of the records of a LAS file, each converted when it is looked up."""
+
+    def __init__(self, path: Path, cloud: laspy.LasData) -> None:
+        self._path, self._cloud = path, cloud
+        self._places: dict[str, tuple[str, int | None]] = {axis: (axis, None) for axis in "xyz"}
+        for dimension in cloud.point_format.dimensions:
+            name, size = dimension.name, dimension.num_elements
             if name not in ("X", "Y", "Z"):
-                columns |= _split_columns(name.lower(), np.asarray(cloud[name]))
+                self._places |= {
+                    name.lower() if size == 1 else f"{name.lower()}_{index:04d}": (name, None if size == 1 else index)
+                    for index in range(size)
+                }
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        dimension, index = self._places[name]
+        with _convert_las_errors(self._path):
+            values = getattr(self._cloud, dimension) if dimension in "xyz" else self._cloud[dimension]
+            return np.asarray(values) if index is None else np.asarray(values)[:, index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+@contextmanager
+def _convert_las_errors(path: Path, *, silences_rust: bool = False) -> Iterator[None]:
+    """Context in which errors of `laspy` and its decompressor become DataError.
+
+    A panic of the decompressor, which is written in Rust, is a BaseException, and Rust prints its trace to the standard
+    error of the process, which `silences_rust` closes meanwhile.
+    """
+    import laspy
+
+    try:
+        with _silenced_stderr() if silences_rust else nullcontext():
+            yield
     except MemoryError as error:
         raise DataError(f"{path}: does not fit into memory, or the file is damaged") from error
-    except (
-        *READ_ERRORS,
-        LookupError,
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        TypeError,
-        RuntimeError,
-    ) as error:
-        raise DataError(
-            f"{path}: does not read as LAS ({summarise_error(error)}); the file is damaged or in another format"
-        ) from error
-    except laspy.errors.LaspyException as error:
-        raise DataError(
-            f"{path}: does not read as LAS ({summarise_error(error)}); the file is damaged or in another format"
-        ) from error
-    return columns
+    except BaseException as error:
+        is_panic = type(error).__module__ == "pyo3_runtime"
+        if not is_panic and not isinstance(error, (*_LAS_ERRORS, laspy.errors.LaspyException)):
+            raise
+        advice = "the file is damaged or in another format"
+        if is_panic:
+            advice = "its decompressor stopped: write the file anew with LAStools or PDAL"
+        raise DataError(f"{path}: does not read as LAS ({summarise_error(error)}); {advice}") from error
 
 
-def _split_columns(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
-    """Split the values of a dimension into columns by name."""
-    table = values.astype(np.float64)
-    if table.ndim == 1:
-        return {name: table}
-    return {f"{name}_{index:04d}": column for index, column in enumerate(table.reshape(len(table), -1).T)}
+_LAS_ERRORS = (
+    *READ_ERRORS,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    TypeError,
+    RuntimeError,
+)
+
+
+@contextmanager
+def _silenced_stderr() -> Iterator[None]:
+    """Context in which what the process writes to file descriptor 2 is dropped."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # the process may have no standard error
+            kept = os.dup(2)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, 2)
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+        yield
 
 
 def _check_header(path: Path) -> bool:
@@ -351,4 +420,41 @@ def _check_header(path: Path) -> bool:
             "it again"
         )
     check_decompressed_size(str(path), num_points * row_bytes, size)
+    if is_compressed:
+        _check_chunks(path, head, num_points, row_bytes)
     return is_compressed
+
+
+def _check_chunks(path: Path, head: bytes, num_points: int, row_bytes: int) -> None:
+    """Raise DataError for a LAZ file whose chunks are more, or larger, than its points.
+
+    The decompressor allocates what the file states, and ends the process if there is no such memory.
+    Source: Isenburg 2013, LASzip; its record has the size of a chunk in points (2^32 - 1: it varies).
+    """
+    header_bytes, start, num_records = struct.unpack_from("<HII", head, 94)
+    size, chunk_points = file_size(path), 0
+    with path.open("rb") as file:
+        (table,) = _unpack_at(file, start, "<q")
+        if table == -1:
+            (table,) = _unpack_at(file, size - 8, "<q")
+        (num_chunks,) = _unpack_at(file, table + 4, "<I") if start < table <= size - 8 else (0,)
+        at = header_bytes
+        for _ in range(num_records):
+            user, number, length = _unpack_at(file, at, "<2x16sHH")
+            if (user.rstrip(b"\0"), number) == (b"laszip encoded", _LASZIP_RECORD):
+                (chunk_points,) = _unpack_at(file, at + _VLR_BYTES + 12, "<I")
+            at += _VLR_BYTES + length
+    is_too_large = chunk_points != 2**32 - 1 and chunk_points * row_bytes > max(
+        _MAX_CHUNK_BYTES, num_points * row_bytes
+    )
+    if num_chunks > num_points + 1 or is_too_large:
+        raise DataError(
+            f"{path}: states {num_chunks} chunks of {chunk_points} points, and has {num_points} points; the file is "
+            "damaged: copy or download it again"
+        )
+
+
+def _unpack_at(file: IO[bytes], at: int, kinds: str) -> tuple[Any, ...]:
+    """Unpack numbers at a byte of a file; beyond its end there are zeros."""
+    file.seek(at)
+    return struct.unpack(kinds, file.read(struct.calcsize(kinds)).ljust(struct.calcsize(kinds), b"\0"))

@@ -18,7 +18,7 @@ import numpy as np
 
 from sightline.contract.errors import DataError
 from sightline.store.files.atomic_write import open_atomic
-from sightline.store.files.text_tables import parse_count, parse_rows, read_text
+from sightline.store.files.text_tables import parse_count, parse_rows, read_text, split_lines
 
 _TYPES = {
     "char": "i1",
@@ -39,7 +39,10 @@ _MAX_HEADER_LINES = 1000
 
 
 class Ply(NamedTuple):
-    """Scalar properties of the vertices, (V,) float64 by name in lower case; triangles (F, 3) int64 or None."""
+    """Scalar properties of the vertices, (V,) by name in lower case, in the file's dtype or, from text, float64.
+
+    `faces` are triangles (F, 3) int64, or None.
+    """
 
     vertex: dict[str, np.ndarray]
     faces: np.ndarray | None
@@ -105,8 +108,9 @@ def _read_header(path: Path, content: str) -> _Header:
     """Parse the header up to `end_header`. Raises DataError with the line."""
     lines: list[str] = []
     start = 0
+    newline = "\r" if content.startswith("ply\r") and not content.startswith("ply\r\n") else "\n"
     while not lines or lines[-1] != "end_header":
-        stop = content.find("\n", start)
+        stop = content.find(newline, start)
         if stop < 0 or len(lines) == _MAX_HEADER_LINES or (not lines and stop > 10):
             fault = (
                 "has no end_header" if content.startswith("ply") else f"starts with {content[:10]!r}, not with 'ply'"
@@ -203,13 +207,8 @@ def _read_plain_rows(content: bytes, position: int, element: _Element, order: st
     """Read rows without lists, all at once."""
     dtype = np.dtype([(item.name, order + item.kind) for item in element.properties])
     table = np.frombuffer(content, dtype=dtype, count=element.size, offset=position)
-    scalars = {item.name: _as_float64(table[item.name]) for item in element.properties}
+    scalars = {item.name: table[item.name] for item in element.properties}
     return _Values(scalars, {}), position + element.size * dtype.itemsize
-
-
-def _as_float64(values: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # a signalling NaN is refused like any other NaN
-        return values.astype(np.float64)
 
 
 def _read_uniform_rows(content: bytes, position: int, element: _Element, order: str) -> tuple[_Values, int] | None:
@@ -233,7 +232,7 @@ def _read_uniform_rows(content: bytes, position: int, element: _Element, order: 
     table = np.frombuffer(content, dtype=dtype, count=element.size, offset=position)
     if any((table[f"number of {name}"] != length).any() for name, length in lengths.items()):
         return None
-    scalars = {item.name: _as_float64(table[item.name]) for item in element.properties if not item.counter}
+    scalars = {item.name: table[item.name] for item in element.properties if not item.counter}
     return _Values(scalars, {name: table[name] for name in lengths}), stop
 
 
@@ -264,7 +263,7 @@ def _make_no_rows(element: _Element) -> _Values:
 
 def _read_ragged_rows(path: Path, content: bytes, position: int, element: _Element, order: str) -> tuple[_Values, int]:
     """Read rows with lists of any lengths, one by one. Raises DataError with the byte if the file is truncated."""
-    scalars = {item.name: np.empty(element.size) for item in element.properties if not item.counter}
+    scalars = {item.name: np.empty(element.size, order + item.kind) for item in element.properties if not item.counter}
     lists: dict[str, list[np.ndarray]] = {item.name: [] for item in element.properties if item.counter}
     for row in range(element.size):
         for item in element.properties:
@@ -295,7 +294,7 @@ def _read_numbers(path: Path, content: bytes, position: int, kind: str, count: i
 
 
 def _read_ascii(path: Path, text: str, header: _Header) -> dict[str, _Values]:
-    lines = text.replace("\r\n", "\n").split("\n")
+    lines = split_lines(text)
     while lines and not lines[-1].strip():
         lines.pop()
     announced = sum(element.size for element in header.elements)
@@ -321,7 +320,7 @@ def _parse_rows(path: Path, rows: Sequence[str], numbers: range, element: _Eleme
     if not rows:
         return _make_no_rows(element)
     if element.is_plain:
-        table = parse_rows(rows, numbers, path=path, num_columns=len(names))
+        table = parse_rows(rows, numbers, path=path, num_columns=len(names), is_finite=False)
         return _Values(dict(zip(names, table.T, strict=True)), {})
     scalars: dict[str, list[float]] = {item.name: [] for item in element.properties if not item.counter}
     lists: dict[str, list[np.ndarray]] = {item.name: [] for item in element.properties if item.counter}

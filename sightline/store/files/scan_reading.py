@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from sightline.contract.errors import DataError
-from sightline.store.files.cloud_files import CLOUD_SUFFIXES, PointCloud, check_columns, is_no_return, read_cloud
+from sightline.store.files.cloud_files import (
+    CLOUD_SUFFIXES,
+    PointCloud,
+    check_columns,
+    is_no_return,
+    is_used,
+    read_cloud,
+)
+from sightline.store.files.column_names import POINTS
 from sightline.store.files.input_files import file_size
 from sightline.store.files.scan_files import MAX_ID, read_bin, read_label_ids
 from sightline.store.files.scan_samples import RawScan, check_scan, count_others
@@ -24,6 +32,8 @@ NoReturn: TypeAlias = Literal["nan"]
 """Mark of points without a return in files: `nan`, x, y and z are all NaN (organised clouds of ROS and Ouster)."""
 _REMISSION_NAMES = ("remission", "intensity", "reflectance", "i")
 _RING_NAMES = ("ring", "laser", "beam")
+SCAN_COLUMNS = (*_REMISSION_NAMES, *_RING_NAMES)
+"""Columns that `to_raw_scan` reads, besides x, y and z."""
 _MIN_FAN_RAD = 1e-3
 """Minimum range of elevations from which the order of beams is checked."""
 
@@ -61,16 +71,21 @@ PREDICTING = Advice(
 
 
 def read_scan(
-    path: Path, *, columns: Sequence[str] | None, no_return: NoReturn | None = None, advice: Advice = PREPARING
+    path: Path,
+    *,
+    columns: Sequence[str] | None,
+    used: Collection[str] | None = None,
+    no_return: NoReturn | None = None,
+    advice: Advice = PREPARING,
 ) -> PointCloud:
     """Read all points of a file in file order. For raw binary (.bin, float32) `columns` must name every column.
 
     Points without a return are included as NaN at x, y and z; in PCD, by the format's rule, only with `no_return`.
     Raises DataError for a .bin without stated columns, with the numbers of columns that fit its size, and for a .bin
-    whose size does not fit the stated columns; else as `read_cloud`.
+    whose size does not fit the stated columns; else as `read_cloud`, which takes `used`, too.
     """
     if path.suffix.lower() != ".bin":
-        cloud = read_cloud(path, columns=columns, keeps_no_returns=True)
+        cloud = read_cloud(path, columns=columns, used=used, keeps_no_returns=True)
         is_left_out = no_return is None and path.suffix.lower() == ".pcd"
         return cloud.rows(~is_no_return(cloud)) if is_left_out else cloud
     names = None if columns is None else check_columns(columns)
@@ -92,9 +107,9 @@ def read_scan(
     column_by_name = dict(zip(names, table.T, strict=True))
     with np.errstate(invalid="ignore"):  # a signalling NaN is left out like any other NaN
         points = np.stack([column_by_name[axis] for axis in "xyz"], axis=1).astype(np.float64)
-    return PointCloud(
-        points, channels={name: column_by_name[name] for name in names if name not in ("x", "y", "z", "_")}
-    )
+    channels = {name: values for name, values in column_by_name.items() if is_used(name, used)}
+    channels = {name: values for name, values in channels.items() if name not in POINTS}
+    return PointCloud(points, channels=channels, column_names=names)
 
 
 def scan_ids(cloud: PointCloud, path: Path, label: str) -> np.ndarray:
@@ -105,7 +120,7 @@ def scan_ids(cloud: PointCloud, path: Path, label: str) -> np.ndarray:
     label_path = path.with_suffix(".label")
     if label not in cloud.channels:
         if not label_path.exists():
-            available = ", ".join(cloud.channels) or "none besides x, y, z"
+            available = _list_columns(cloud)
             raise DataError(
                 f"{path}: has no column '{label}', it has {available}, and there is no {label_path.name}; name the "
                 "column: label=NAME"
@@ -124,15 +139,14 @@ def scan_ids(cloud: PointCloud, path: Path, label: str) -> np.ndarray:
     return values.astype(np.int64)
 
 
+def _list_columns(cloud: PointCloud) -> str:
+    names = [name for name in cloud.column_names or cloud.channels if name not in (*POINTS, "_")]
+    return ", ".join(names) or "none besides x, y, z"
+
+
 def has_remission(cloud: PointCloud) -> bool:
     """Return True if a cloud has a channel that `to_raw_scan` reads as the remission."""
     return any(name in cloud.channels for name in _REMISSION_NAMES)
-
-
-def skip_unread(columns: Sequence[str]) -> tuple[str, ...]:
-    """Return the columns with `_` for those that `to_raw_scan` does not read, such as labels."""
-    read = {"x", "y", "z", *_REMISSION_NAMES, *_RING_NAMES}
-    return tuple(name if name in read else "_" for name in columns)
 
 
 def ring_column(cloud: PointCloud) -> np.ndarray | None:
@@ -168,12 +182,12 @@ def to_raw_scan(
         points, remission = np.where(is_return[:, None], points, 0.0), np.where(is_return, remission, 0.0)
         rings = None if rings is None else np.where(is_return | np.isfinite(rings), rings, 0)
     with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 are refused below, with their index
-        scan = RawScan(points.astype(np.float32), remission.astype(np.float32), ids)
+        scan = RawScan(points.astype(np.float32), remission.astype(np.float32), ids, notes=cloud.notes)
     scan = check_scan(scan, where=str(path))._replace(is_return=None if no_return is None else is_return)
     if num_beams is None:
         return scan
     if rings is None:
-        available = ", ".join(cloud.channels) or "none besides x, y, z"
+        available = _list_columns(cloud)
         raise DataError(f"{path}: has no column {' or '.join(_RING_NAMES)}, it has {available}; {advice.no_ring}")
     with np.errstate(invalid="ignore"):  # a ring that is not finite differs from every whole number
         ring = rings.astype(np.int64)

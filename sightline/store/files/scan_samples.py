@@ -36,7 +36,8 @@ class RawScan(NamedTuple):
 
     `points` (N, 3) float32 metres, x forward, y left, z up; `remission` (N,) float32 on the files' scale; `ids` (N,)
     int64 of a label map; `ring` (N,) int64, 0 the highest beam, and `column` (N,) int64 of the sensor's image, if files
-    have them. `is_return` (N,) bool, if files mark points without a return, which are at the origin.
+    have them. `is_return` (N,) bool, if files mark points without a return, which are at the origin. `notes` state how
+    the file was read where that is not plain.
     """
 
     points: np.ndarray
@@ -45,6 +46,7 @@ class RawScan(NamedTuple):
     ring: np.ndarray | None = None
     column: np.ndarray | None = None
     is_return: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     def returns(self) -> RawScan:
         """Return the scan without points that have no return."""

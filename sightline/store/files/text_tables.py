@@ -24,6 +24,11 @@ def read_text(path: Path) -> str:
     return read_file(path).decode("latin-1")
 
 
+def split_lines(text: str) -> list[str]:
+    """Split text at the line ends of any system."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
 def parse_count(token: str) -> int | None:
     """Parse digits to an integer; None for anything else, and for more than 18 digits."""
     return int(token) if token.isascii() and token.isdecimal() and len(token) < 19 else None
@@ -43,13 +48,26 @@ def read_table(path: Path, *, num_columns: int, delimiter: str | None = None) ->
     return parse_rows(lines, range(1, len(lines) + 1), path=path, num_columns=num_columns, delimiter=delimiter)
 
 
-def read_rows(path: Path, *, announces_rows: bool = False) -> tuple[tuple[str, ...] | None, np.ndarray]:
-    """Read all rows of a text file, (rows, columns) float64, finite, and the names of its columns.
+class TextRows(NamedTuple):
+    """Rows of a text file (rows, columns) float64, the names of its columns, and the line number of the first row.
 
-    Every row has the width of the first. Columns are separated by commas or blanks. Names, in lower case, are read from
-    the line directly above the rows, after `#` or without; None if there are none. Lines of `#` above them are
-    comments. `announces_rows`: the first line may state the number of rows. Raises as `read_table`, and DataError with
-    the line for a wrong number of names or rows.
+    `has_count` is True if the line above the rows announces their number.
+    """
+
+    table: np.ndarray
+    names: tuple[str, ...] | None
+    first_line: int
+    has_count: bool
+
+
+def read_rows(path: Path) -> TextRows:
+    """Read all rows of a text file, which may contain NaN and infinity.
+
+    Every row has the width of the first. Columns are separated by commas or blanks; rows may end with a comma. Names,
+    in lower case, are read from the line directly above the rows, after `#` or `//` or without; None if there are none.
+    Lines of `#` or `//` above them are comments. A single whole number above rows of several columns is their number.
+    Raises DataError with path and line for a row of another width, an empty row, a token that is not a number, and for
+    a wrong number of names or rows.
     """
     lines = _read_lines(path)
     start = next((index for index, line in enumerate(lines) if _is_row(line)), len(lines))
@@ -58,10 +76,14 @@ def read_rows(path: Path, *, announces_rows: bool = False) -> tuple[tuple[str, .
         for line in lines:
             _refuse_semicolons(line, f"{path}:{first}")
     for number, line in enumerate(lines[: max(start - 1, 0)], start=1):
-        if line.strip() and not line.startswith("#"):
+        if line.strip() and not line.startswith(_COMMENTS):
             raise DataError(f"{path}:{number}: {line.strip()[:40]!r} is not a row of numbers; take the line out")
-    head, announced = lines[start - 1] if start else "", None
-    if announces_rows and start < len(lines) and lines[start].strip().isdecimal():
+    head, head_line, announced = lines[start - 1] if start else "", start, None
+    if (
+        start < len(lines)
+        and lines[start].strip().isdecimal()
+        and (start + 1 == len(lines) or _is_row(lines[start + 1]))
+    ):
         announced, start = lines[start].strip(), start + 1
     rows = lines[start:]
     if announced is not None and announced != str(len(rows)):
@@ -72,9 +94,16 @@ def read_rows(path: Path, *, announces_rows: bool = False) -> tuple[tuple[str, .
     if not rows:
         raise DataError(f"{path}: holds no rows of numbers; the file is damaged or in another format")
     delimiter = "," if "," in rows[0] else None
+    if rows[0].rstrip().endswith(","):
+        rows = [row.rstrip().removesuffix(",") for row in rows]
     width = len(rows[0].split(delimiter))
-    table = parse_rows(rows, range(start + 1, len(lines) + 1), path=path, num_columns=width, delimiter=delimiter)
-    return (None if announced else _parse_column_names(head, width, f"{path}:{start}")), table
+    numbers = range(start + 1, len(lines) + 1)
+    table = parse_rows(rows, numbers, path=path, num_columns=width, delimiter=delimiter, is_finite=False)
+    return TextRows(table, _parse_column_names(head, width, f"{path}:{head_line}"), start + 1, announced is not None)
+
+
+_COMMENTS = ("#", "//")
+"""Beginnings of comments: of NumPy, of CloudCompare."""
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -82,7 +111,7 @@ def _read_lines(path: Path) -> list[str]:
     text = read_text(path)
     if text.startswith(("\xff\xfe", "\xfe\xff")):
         raise DataError(f"{path}: is UTF-16 text, two bytes a character; save it as UTF-8")
-    lines = text.removeprefix("\xef\xbb\xbf").replace("\r\n", "\n").split("\n")
+    lines = split_lines(text.removeprefix("\xef\xbb\xbf"))
     while lines and not lines[-1].strip():
         lines.pop()
     return lines
@@ -109,9 +138,9 @@ def _is_row(line: str) -> bool:
 
 def _parse_column_names(line: str, width: int, where: str) -> tuple[str, ...] | None:
     """Parse the names in a line above the rows; None if there are none. Raises DataError if they do not fit."""
-    text = line.strip().removeprefix("#").removeprefix("//").strip()
+    text = line.strip().removeprefix("#").removeprefix("//").strip().removesuffix(",")
     names = tuple(name.strip().strip('"').lower() for name in (text.split(",") if "," in text else text.split()))
-    if not names or (line.startswith("#") and len(names) != width):
+    if not names or (line.startswith(_COMMENTS) and len(names) != width):
         return None
     if len(names) != width or len(set(names)) < width:
         raise DataError(
@@ -121,25 +150,31 @@ def _parse_column_names(line: str, width: int, where: str) -> tuple[str, ...] | 
 
 
 def parse_rows(
-    lines: Sequence[str], line_numbers: Sequence[int], *, path: Path, num_columns: int, delimiter: str | None = None
+    lines: Sequence[str],
+    line_numbers: Sequence[int],
+    *,
+    path: Path,
+    num_columns: int,
+    delimiter: str | None = None,
+    is_finite: bool = True,
 ) -> np.ndarray:
-    """Parse these lines of a file: (len(lines), num_columns) float64, finite. Raises as `read_table`."""
+    """Parse these lines of a file: (len(lines), num_columns) float64, finite if `is_finite`. Raises as `read_table`."""
     # loadtxt skips empty lines and warns if nothing is left, so those are checked first.
     if lines and all(map(str.strip, lines)):
         try:
             table = np.loadtxt(lines, delimiter=delimiter, comments=None, ndmin=2, dtype=np.float64)
         except ValueError:
             table = np.empty((0, 0))
-        if table.shape == (len(lines), num_columns) and np.isfinite(table).all():
+        if table.shape == (len(lines), num_columns) and not (is_finite and not np.isfinite(table).all()):
             return table
     for number, line in zip(line_numbers, lines, strict=True):
-        _refuse(line, f"{path}:{number}", num_columns, delimiter)
+        _refuse(line, f"{path}:{number}", num_columns, delimiter, is_finite=is_finite)
     raise DataError(
         f"{path}: does not read as {len(lines)} rows of {num_columns} numbers; the file is damaged or in another format"
     )
 
 
-def _refuse(line: str, where: str, num_columns: int, delimiter: str | None) -> None:
+def _refuse(line: str, where: str, num_columns: int, delimiter: str | None, *, is_finite: bool) -> None:
     """Raise DataError for the first fault of a line, if there is one."""
     _refuse_semicolons(line, where)
     tokens = line.split(delimiter) if line.strip() else []
@@ -155,7 +190,7 @@ def _refuse(line: str, where: str, num_columns: int, delimiter: str | None) -> N
             raise DataError(
                 f"{where}: {token.strip()[:40]!r} is not a number; the file is damaged or in another format"
             ) from None
-        if not np.isfinite(value):
+        if is_finite and not np.isfinite(value):
             raise DataError(
                 f"{where}: {token.strip()[:40]} is not a finite number; mend the line or leave the file out"
             )

@@ -48,12 +48,16 @@ class ColumnSpec(NamedTuple):
 
 
 class SampleRow(NamedTuple):
-    """One sample to be written: name, location for errors, a value per column, and the files to list in place."""
+    """One sample to be written: name, location for errors, a value per column, and the files to list in place.
+
+    `notes` state how its file was read where that is not plain; they are among the `differences` of the manifest.
+    """
 
     name: str
     where: str
     values: Mapping[str, Any]
     files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class SplitWriter:

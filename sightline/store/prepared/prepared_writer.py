@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -395,10 +395,11 @@ def _is_unmoved(work: Path, status: os.stat_result) -> bool:
 
 
 class _Written(NamedTuple):
-    """Names of written rows, and the files that each row lists."""
+    """Names of written rows, the files that each row lists, and pairs of a note and the file that it is about."""
 
     names: list[str]
     listed: list[list[ListedFile]]
+    notes: list[list[str]]
 
 
 class _Filled(NamedTuple):
@@ -413,7 +414,7 @@ def _fill(work: Path, plan: PreparationPlan, progress: Progress, unusable: Fault
 
     After the first unreadable row the others are only read, to find all unreadable rows.
     """
-    rows = {split: _Written([], []) for split in plan.split_sizes}
+    rows = {split: _Written([], [], []) for split in plan.split_sizes}
     num_done, num_all = 0, sum(plan.split_sizes.values())
     with ExitStack() as stack:
         writers = {
@@ -431,11 +432,13 @@ def _fill(work: Path, plan: PreparationPlan, progress: Progress, unusable: Fault
                 if unusable:
                     continue
                 listed = {LISTED: shard_rows.listed} if plan.lists_files else {}
-                _write_json(note, {**_shard_state(shard), **_shard_result(writer), "names": shard_rows.names, **listed})
+                result = {**_shard_result(writer), "names": shard_rows.names, "notes": shard_rows.notes}
+                _write_json(note, {**_shard_state(shard), **result, **listed})
             else:
                 progress(num_done + shard.num_rows, num_all, f"{shard.title}: kept from the run before")
             rows[shard.split].names.extend(shard_rows.names)
             rows[shard.split].listed.extend(shard_rows.listed)
+            rows[shard.split].notes.extend(shard_rows.notes)
             num_done += shard.num_rows
         unusable.raise_any(num_all)
         return _Filled(rows, {split: writer.finish() for split, writer in writers.items()})
@@ -449,7 +452,7 @@ def _write_rows(
     shard: Shard, writer: SplitWriter, root: Path | None, done: Callable[[int], None], unusable: FaultCollector
 ) -> _Written:
     """Write the rows of a shard; `root` is the folder below which they list files, None if they list none."""
-    written = _Written([], [])
+    written = _Written([], [], [])
     writer.begin()
     for row in unusable.skip_unusable(shard.rows):
         try:
@@ -458,6 +461,7 @@ def _write_rows(
             unusable.add(error)
             continue
         written.names.append(row.name)
+        written.notes.extend([note, row.where] for note in row.notes)
         if root is not None:
             written.listed.append([list_file(path, root) for path in row.files])
         done(len(written.names))
@@ -471,9 +475,10 @@ def _load_kept_rows(note: Path, shard: Shard, writer: SplitWriter) -> _Written |
     """Return the rows of a finished shard if its files, number of rows and column checksums still agree."""
     state = _read_note(note)
     names, lengths, checksums = state.pop("names", None), state.pop("lengths", None), state.pop("crc32", None)
-    listed = state.pop(LISTED, [])
+    listed, notes = state.pop(LISTED, []), state.pop("notes", [])
     is_kept = checksums and state == _shard_state(shard) and writer.keep(shard.num_rows, lengths, checksums)
-    return _Written(names, [[ListedFile(*entry) for entry in row] for row in listed]) if is_kept else None
+    files = [[ListedFile(*entry) for entry in row] for row in listed]
+    return _Written(names, files, notes) if is_kept else None
 
 
 def _shard_state(shard: Shard) -> dict[str, Any]:
@@ -516,6 +521,9 @@ def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, A
         )
     }
     draft |= plan.summarise(prepared)
+    notes = [note for rows in filled.rows.values() for note in rows.notes]
+    if notes:
+        draft["differences"] = [*draft.get("differences", ()), *_group_notes(notes)]
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
     draft["files"] = {path.name: {"bytes": path.stat().st_size, "sha256": compute_sha256(path)} for path in files}
     manifest = add_digest(draft)
@@ -525,6 +533,14 @@ def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, A
             os.fsync(file.fileno())
     _flush_folder(folder)
     return manifest
+
+
+def _group_notes(notes: Sequence[Sequence[str]]) -> list[str]:
+    """List each note once, with the number of its files and the first."""
+    files: defaultdict[str, list[str]] = defaultdict(list)
+    for note, file in notes:
+        files[note].append(file)
+    return [f"{note} ({len(paths)} file{'s' * (len(paths) > 1)}, first: {paths[0]})" for note, paths in files.items()]
 
 
 def _summarise_listed_files(plan: PreparationPlan, filled: _Filled) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from sightline.store.cloud_preparation import (
     prepare_cloud,
 )
 from sightline.store.files.cloud_files import PointCloud, read_cloud
+from sightline.store.files.column_names import COLOURS, NORMALS
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
-from sightline.store.scene_preparation import COLOUR_NAMES, normalised_position, prepare_scene
+from sightline.store.scene_preparation import find_colour_max, normalised_position, note_colour_max, prepare_scene
 
 _MAX_SHARE_FAR = 0.01
 """Maximum share of points of a scan or scene far beyond the training range; in a wrong unit most are."""
@@ -79,12 +80,13 @@ def read_sample(
     Points are sampled from a mesh with the file's name as seed, as in `sightline data prepare`; without `draws_meshes`
     its vertices are the points. Raises DataError naming the file.
     """
-    if columns is None and info.clouds is not None and info.clouds.columns is not None:
-        columns = _mask_columns(info.clouds.columns, info, info.clouds)
-    cloud = read_cloud(path, columns=columns)
+    if columns is None and info.clouds is not None:
+        columns = info.clouds.columns
+    cloud = read_cloud(path, columns=columns, used=_used_columns(info))
     if not draws_meshes:
         cloud = dataclasses.replace(cloud, faces=None)
-    return make_sample(cloud, info, name=path.stem, where=str(path), to_sphere=to_sphere, any_scale=any_scale)
+    sample = make_sample(cloud, info, name=path.stem, where=str(path), to_sphere=to_sphere, any_scale=any_scale)
+    return sample._replace(treatment=", ".join((*cloud.notes, sample.treatment)))
 
 
 def make_sample(
@@ -94,7 +96,7 @@ def make_sample(
 
     A cloud that is already normalised as the prepared ones are is taken bit for bit. `to_sphere` centres others and
     scales them to radius 1 if the set only promises that; `any_scale` skips the bounds, for a run whose transforms
-    normalise. The feature `colours` is made of the channels red, green and blue, or r, g and b; `place` of the points.
+    normalise. The feature `colours` is made of the channels red, green and blue; `place` of the points.
     Raises DataError, beginning with `where`, for a missing field, too few points, and a scale outside the set's bounds;
     ConfigError for `to_sphere` if the set was prepared without normalisation.
     """
@@ -138,18 +140,13 @@ def make_sample(
     return FileSample(fields, ", ".join(notes) or "as it is", origin)
 
 
-def _mask_columns(columns: Sequence[str], info: DataInfo, form: CloudInputSpec) -> list[str]:
-    """Return the columns of the set with `_` for those that the run does not read, so that files may lack them."""
-    if form.scene is not None:
-        selected = {name for names in COLOUR_NAMES for name in names} if "colours" in info.features else set()
-        selected |= {"nx", "ny", "nz"} if "normals" in info.features else set()
-    elif form.preparation is not None:
-        arguments = _feature_arguments(info, form, form.preparation)
-        selected = {*(("nx", "ny", "nz") if arguments["with_normals"] else ()), *arguments["channels"]}
-    else:
-        return list(columns)
-    selected |= {"x", "y", "z"}
-    return [name if name in selected else "_" for name in columns]
+def _used_columns(info: DataInfo) -> set[str]:
+    """Return the names of the columns that the run reads, so that files may lack the others of the set."""
+    form = info.clouds or CloudInputSpec()
+    used = set(info.features)
+    used |= set(COLOURS) if "colours" in used else set()
+    used |= set(NORMALS) if "normals" in used and not form.estimates_normals else set()
+    return used | set(form.preparation["channels"] if form.preparation is not None and "channels" in used else ())
 
 
 def _feature_arguments(info: DataInfo, form: CloudInputSpec, preparation: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,21 +158,20 @@ def _feature_arguments(info: DataInfo, form: CloudInputSpec, preparation: Mappin
 
 
 def _make_scene_sample(
-    cloud: PointCloud, info: DataInfo, scene: Mapping[str, float], where: str, *, any_scale: bool
+    cloud: PointCloud, info: DataInfo, scene: Mapping[str, Any], where: str, *, any_scale: bool
 ) -> FileSample:
     """Make the sample of a set of scenes: every point, with the function that prepared the set."""
-    colour_names = next((names for names in COLOUR_NAMES if set(names) <= set(cloud.channels)), None)
     available = {
         "normals": cloud.normals,
-        "colours": None if colour_names is None else cloud.points,
+        "colours": cloud.points if set(COLOURS) <= set(cloud.channels) else None,
         "place": cloud.points,
     }
-    _assert_features(available, info.features, where)
+    _assert_features(available, info.features, cloud, where)
     prepared = prepare_scene(
         cloud,
         scale=scene["scale"],
         colour_max=scene["colour_max"],
-        colour_names=colour_names if "colours" in info.features else None,
+        with_colours="colours" in info.features,
         with_normals="normals" in info.features,
         where=where,
     )
@@ -191,6 +187,8 @@ def _make_scene_sample(
     num_far = int(is_far(fields["points"], info.fields["points"]).sum())
     origin = PointOrigin(cloud.points, cloud.points, np.arange(len(cloud.points)))
     steps = ["prepared as the set was", *describe_far(num_far, len(cloud.points))]
+    if "colours" in prepared and scene["colour_max"] is None:
+        steps += note_colour_max(cloud)
     return FileSample(fields, ", ".join(steps), origin)
 
 
@@ -207,8 +205,8 @@ def _make_prepared_sample(
     arguments = _feature_arguments(info, form, preparation)
     is_mesh = preparation["faces"] == "sample" and cloud.faces is not None and len(cloud.faces) > 0
     if not is_mesh:
-        offered = {"normals": cloud.normals, **cloud.channels}
-        _assert_features(offered, [*(["normals"] if arguments["with_normals"] else []), *arguments["channels"]], where)
+        features = [*(["normals"] if arguments["with_normals"] else []), *arguments["channels"]]
+        _assert_features({"normals": cloud.normals, **cloud.channels}, features, cloud, where)
     stored = prepare_cloud(cloud, **{**preparation, **arguments}, where=where)
     steps = [] if is_mesh else _describe_repetition(cloud, stored["points"], form, where)
     if form.radii is not None and not any_scale:
@@ -279,33 +277,36 @@ def _extract_features(
         steps = [f"{count} points drawn from the mesh"]
     offered = {"normals": cloud.normals, **cloud.channels}
     if "colours" in info.features and "colours" not in offered:
-        offered["colours"], treatment = _stack_colours(cloud.channels)
+        offered["colours"], treatment = _stack_colours(cloud)
         steps += treatment
     if "place" in info.features:
         with np.errstate(over="ignore", invalid="ignore"):  # points too large for float32 are refused later
             offered["place"] = normalised_position(cloud.points.astype(np.float32))
     features = [name for name in info.features if name != "normals" or not form.estimates_normals]
-    _assert_features(offered, features, where)
+    _assert_features(offered, features, cloud, where)
     rows = {feature: _as_rows(np.asarray(offered[feature])) for feature in features}
     return {"points": cloud.points, **rows}, steps, is_sampled
 
 
-def _stack_colours(channels: Mapping[str, np.ndarray]) -> tuple[np.ndarray | None, list[str]]:
-    """Stack red, green and blue to (N, 3) in 0 to 1; integers with a value above 1 are divided by 255."""
-    names = next((names for names in COLOUR_NAMES if set(names) <= set(channels)), None)
-    if names is None:
+def _stack_colours(cloud: PointCloud) -> tuple[np.ndarray | None, list[str]]:
+    """Stack red, green and blue to (N, 3) in 0 to 1; integers with a value above 1 are divided by the largest."""
+    if not set(COLOURS) <= set(cloud.channels):
         return None, []
-    colours = np.stack([channels[name] for name in names], axis=1)
+    colours = np.stack([cloud.channels[name] for name in COLOURS], axis=1)
     if colours.max() <= 1 or (colours != np.floor(colours)).any():
         return colours, []
-    return colours / 255, ["colours divided by 255"]
+    limit = find_colour_max(cloud)
+    return colours / limit, [f"colours divided by {limit}"]
 
 
-def _assert_features(offered: Mapping[str, np.ndarray | None], features: Sequence[str], where: str) -> None:
+def _assert_features(
+    offered: Mapping[str, np.ndarray | None], features: Sequence[str], cloud: PointCloud, where: str
+) -> None:
     """Raise DataError if the file lacks a feature of the run."""
     missing = [feature for feature in features if offered.get(feature) is None]
     if missing:
-        available = ", ".join(["points", *(key for key, values in offered.items() if values is not None)])
+        names = cloud.column_names or ("points", *(key for key, values in offered.items() if values is not None))
+        available = ", ".join(names)
         raise DataError(
             f"{where}: has no {', '.join(missing)}, which the run was trained with; it has {available}; add the "
             "columns, or name them with --columns where the file has no names"

@@ -17,11 +17,11 @@ from sightline.contract.types import DataInfo, Field, ScanInputSpec
 from sightline.store.files.range_images import read_range_image
 from sightline.store.files.scan_reading import (
     PREDICTING,
+    SCAN_COLUMNS,
     NoReturn,
     has_remission,
     read_scan,
     ring_column,
-    skip_unread,
     to_raw_scan,
 )
 from sightline.store.files.scan_samples import RawScan, check_scan, count_others
@@ -43,7 +43,7 @@ _MAX_RINGS_RATIO = 1.1
 _REMISSION_SLACK = 2**-10
 """Relative tolerance of the maximum remission: the rounding of half precision, in which some are stored."""
 
-_NAMELESS = (".bin", ".npy", ".txt", ".xyz", ".pts")
+_NAMELESS = (".bin", ".npy", ".txt", ".xyz", ".pts", ".asc")
 """Suffixes of files that have the columns of the run's set unless --columns names others."""
 
 
@@ -123,6 +123,7 @@ def _describe_treatment(scan: RawScan, num_far: int) -> str:
     """Describe the points without a return, and those far beyond the set's."""
     num_missing = 0 if scan.is_return is None else int((~scan.is_return).sum())
     notes = [
+        *scan.notes,
         *([f"{num_missing} of {len(scan.points)} points without a return"] if num_missing else []),
         *describe_far(num_far, len(scan.points)),
     ]
@@ -141,13 +142,13 @@ def _read_raw_scan(
         return check_scan(read_range_image(path, height=form.image_px[0], width=form.image_px[1]), where=str(path))
     names = columns
     if columns is None and form.columns is not None and path.suffix.lower() in _NAMELESS:
-        names = skip_unread(form.columns)
+        names = form.columns
     advice = PREDICTING._replace(columns=PREDICTING.columns + _hint_rings(needs_ring=needs_ring, rings=rings))
-    cloud = read_scan(path, columns=names, no_return=form.no_return, advice=advice)
+    cloud = read_scan(path, columns=names, used=SCAN_COLUMNS, no_return=form.no_return, advice=advice)
     if not len(cloud.points):
         raise DataError(f"{path}: holds no points; leave the file out")
     if form.has_remission and not has_remission(cloud):
-        available = ", ".join(("x", "y", "z", *cloud.channels))
+        available = ", ".join(cloud.column_names)
         raise DataError(
             f"{path}: has no remission, which the run was trained with; it has {available}; name the column remission "
             "or intensity with --columns"

@@ -113,6 +113,7 @@ WRITERS: dict[str, Callable[[Path, np.ndarray], None]] = {
     ".xyz": _write_text,
     ".csv": _write_text,
     ".pts": _write_pts,
+    ".asc": _write_text,
 }
 
 

@@ -499,7 +499,7 @@ LISTS: dict[str, tuple[bytes, str]] = {
     "a row too long": (b"path,label\na.txt,b,train\n", ":2: .* is not a row of path,label"),
     "an unknown part": (b"path,label,split\na.txt,b,train\nb.txt,b,tset\n", ":3: 'tset' is not a part"),
     "a file twice": (b"path,label\na.txt,b\n./a.txt,c\n", ":3: a.txt is listed on line 2 already"),
-    "a file of another kind": (b"path,label\na.stl,b\n", ":2: a.stl is not a cloud file"),
+    "a file of another kind": (b"path,label\na.gltf,b\n", ":2: a.gltf is not a cloud file"),
     "an open quote": (b'path,label\na.txt,b\n"b.txt,b\n', ":3: does not read as CSV"),
 }
 
@@ -507,7 +507,7 @@ LISTS: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("case", LISTS)
 def test_lists_that_are_no_set(tmp_path: Path, case: str) -> None:
     content, words = LISTS[case]
-    for name in ("a.txt", "b.txt", "a.stl"):
+    for name in ("a.txt", "b.txt", "a.gltf"):
         touch(tmp_path / name)
     (tmp_path / "list.csv").write_bytes(content)
     with pytest.raises(DataError, match=f"list.csv{words}"):

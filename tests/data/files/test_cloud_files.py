@@ -47,8 +47,8 @@ def refused(path: Path, *words: str, columns: tuple[str, ...] | None = None) -> 
 
 
 def test_every_kind_has_a_writer_here() -> None:
-    """LAS and LAZ hold whole multiples of a step, and more dimensions: test_las.py writes them."""
-    assert {*WRITERS, ".las", ".laz"} == set(CLOUD_SUFFIXES)
+    """LAS holds whole multiples of a step, STL float32: test_cloud_formats.py and test_mesh_formats.py write them."""
+    assert {*WRITERS, ".las", ".laz", ".obj", ".stl"} == set(CLOUD_SUFFIXES)
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
@@ -64,9 +64,9 @@ def test_points_come_back_bit_for_bit(tmp_path: Path, suffix: str) -> None:
     assert (cloud.faces is not None) == (suffix == ".off")
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".txt", ".csv", ".pts", ".xyz"])
+@pytest.mark.parametrize("suffix", [".npy", ".txt", ".csv", ".pts", ".xyz", ".asc"])
 def test_columns_without_names_are_named(tmp_path: Path, suffix: str) -> None:
-    table = np.arange(56.0).reshape(8, 7)
+    table = np.arange(56.0).reshape(8, 7) + 0.5
     WRITERS[suffix](tmp_path / f"a{suffix}", table)
     cloud = read_cloud(tmp_path / f"a{suffix}", columns=("nx", "ny", "nz", "_", "X", "y", "z"))
     np.testing.assert_array_equal(cloud.points, table[:, 4:])
@@ -184,7 +184,7 @@ class Trap:
 
 
 BROKEN: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
-    "unknown kind": ("a.stl", b"solid", ("not read", ".ply")),
+    "unknown kind": ("a.gltf", b"solid", ("not read", ".ply")),
     "empty npy": ("a.npy", b"", ("cannot be read", "the file is damaged")),
     "npy of 1e12 points": ("a.npy", npy_that_claims("(1000000000000, 3)"), ("24000000000000 bytes", "cut short")),
     "npy with a negative size": ("a.npy", npy_that_claims("(-1, -3)"), ("claims to be",)),

@@ -288,7 +288,7 @@ def write_pcd(path: Path, kind: str, rows: list[tuple[float, ...]]) -> Path:
 
 @pytest.mark.parametrize("kind", ["ascii", "binary"])
 def test_files_written_by_hand(tmp_path: Path, kind: str) -> None:
-    found = read_pcd(write_pcd(tmp_path / "a.pcd", kind, ROWS))
+    found = read_pcd(write_pcd(tmp_path / "a.pcd", kind, ROWS)).named
     assert {name: values.tolist() for name, values in found.items()} == {
         name: [row[place] for row in ROWS] for place, name in enumerate(("x", "y", "z", "intensity", "ring"))
     }
@@ -300,14 +300,14 @@ def test_files_written_by_hand(tmp_path: Path, kind: str) -> None:
 def test_compressed_files(tmp_path: Path) -> None:
     points = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32)
     PointCloud.from_xyzi_points(points).save(tmp_path / "a.pcd", encoding=Encoding.BINARY_COMPRESSED)
-    found = read_pcd(tmp_path / "a.pcd")
+    found = read_pcd(tmp_path / "a.pcd").named
     assert np.array_equal(np.stack([found[name] for name in ("x", "y", "z", "intensity")], axis=1), points)
 
 
 def test_points_without_a_return_are_left_out(tmp_path: Path) -> None:
     nan = float("nan")
-    found = read_pcd(write_pcd(tmp_path / "a.pcd", "binary", [ROWS[0], (nan, nan, nan, 0.0, 7), ROWS[1]]))
-    assert found["ring"].tolist() == [3, 15]
+    found = read_cloud(write_pcd(tmp_path / "a.pcd", "binary", [ROWS[0], (nan, nan, nan, 0.0, 7), ROWS[1]]))
+    assert found.channels["ring"].tolist() == [3, 15]
     with pytest.raises(DataError, match=r"points\[0, 1\] is nan"):
         read_cloud(write_pcd(tmp_path / "b.pcd", "binary", [(1.0, nan, 1.0, 0.0, 7)]))
 
@@ -321,7 +321,7 @@ def test_files_that_are_cut_short_are_refused(tmp_path: Path, kind: str, cut: in
     PointCloud.from_xyzi_points(points).save(path, encoding=encoding[kind])
     path.write_bytes(path.read_bytes()[:-cut])
     if kind == "ascii" and cut == 1:
-        assert len(read_pcd(path)["x"]) == 60
+        assert len(read_pcd(path).named["x"]) == 60
         return
     with pytest.raises(DataError, match=r"a\.pcd: (promises 60 points|does not read as PCD|.*60 points)"):
         read_pcd(path)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.areas.scans.sets.label_maps import LabelMap, read_label_map
 from sightline.areas.scans.sets.semantic_kitti import LABEL_MAPS
 from sightline.contract.errors import DataError
+from sightline.store.label_maps import LabelMap, read_label_map
 from tests.golden_parity import load_golden
 
 OWN = """

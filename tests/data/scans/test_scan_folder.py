@@ -206,11 +206,16 @@ def test_scans_in_two_units_are_reported(tmp_path: Path) -> None:
     assert note.startswith("units may be mixed: 1 of 4 scans, first 003.bin, reach about")
 
 
-def test_scans_in_millimetres_are_reported(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [(1000, "if these are in millimetres, divide x, y and z by 1000"), (0.001, "m or less: scans are read as metres")],
+)
+def test_scans_in_another_unit_are_reported(tmp_path: Path, factor: float, words: str) -> None:
     for number, scan in enumerate(write_own(tmp_path / "own", 3)):
-        write_bin(tmp_path / f"own/{number:03d}.bin", scan._replace(points=1000 * scan.points), scan.ring)
+        points = (factor * scan.points).astype(np.float32)
+        write_bin(tmp_path / f"own/{number:03d}.bin", scan._replace(points=points), scan.ring)
     (note,) = prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS, num_beams=16)["differences"]
-    assert note.endswith("if these are in millimetres, divide x, y and z by 1000")
+    assert note.endswith(words)
 
 
 def test_exchanged_axes_are_not_taken_for_another_order_of_rings(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.areas.scans.sets.label_maps import read_label_map
 from sightline.areas.scans.sets.semantic_kitti import LABEL_MAPS, SemanticKitti
 from sightline.commands.data import InfoOptions
 from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.types import SampleKey
+from sightline.store.label_maps import read_label_map
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.prepared import prepared_set
 from sightline.verbs import data

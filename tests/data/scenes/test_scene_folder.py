@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import laspy
 import numpy as np
 import pytest
 import torch
 
 from sightline.areas.scenes.sets.scene_folder import SceneFolder
+from sightline.config import read_config
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
+from sightline.engine.build import build_data
 from sightline.store import scene_preparation
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.scene_preparation import from_lowest_corner
+from sightline.workbench.predict.cloud_samples import read_sample
 from tests.data.clouds.cloud_writers import write_ply
 from tests.data.scenes.scene_writers import no_progress
 
@@ -107,7 +111,7 @@ def test_names_of_classes_and_points_without_one(tmp_path: Path) -> None:
     manifest = prepare(source, tmp_path / "set", unlabelled=-1)
     assert manifest["class_names"] == ["ground", "house", "tree", "car", "boat"]
     assert manifest["num_ignored"] == 30
-    assert "no point of the class 'boat' in the part train" in manifest["differences"]
+    assert manifest["differences"] == ["classes without a point in a part: boat (train, validation, test)"]
     scenes = SceneFolder(split="train", root=str(tmp_path / "set"))
     assert scenes.info.facts["ignore_index"] == 255
     assert scenes.info.facts["num_classes"] == 5
@@ -138,7 +142,7 @@ def test_colours_from_zero_to_one_are_told_apart(tmp_path: Path) -> None:
     prepare(tmp_path / "in", tmp_path / "set", colour_max=1)
     sample = by_name(tmp_path / "set", colours=True)["scan_0.txt"]
     assert np.array_equal(sample["colours"].numpy(), (table(0)[:, 3:6] / 255).astype("f4"))
-    with pytest.raises(DataError, match=r"colours run from \S+ to \S+, colour_max is 1; set it"):
+    with pytest.raises(DataError, match=r"colours run from \S+ to \S+, colour_max is 1; set colour_max=255"):
         prepare(write_folder(tmp_path / "in2"), tmp_path / "set2", colour_max=1)
 
 
@@ -165,7 +169,7 @@ def test_parts_of_the_users_own(tmp_path: Path) -> None:
         write(tmp_path / "in" / split / f"{number}.txt", table(number))
     manifest = prepare(tmp_path / "in", tmp_path / "set")
     assert {name: facts["num_rows"] for name, facts in manifest["splits"].items()} == {"train": 2, "test": 1}
-    assert SceneFolder(split="train", root=str(tmp_path / "set")).info.split_sizes["validation"] == 0
+    assert SceneFolder(split="train", root=str(tmp_path / "set")).info.split_sizes == {"train": 2, "test": 1}
     with pytest.raises(ConfigError, match=r"no scene in the part 'validation'.*set evaluate.select: test"):
         SceneFolder(split="validation", root=str(tmp_path / "set"))
 
@@ -194,8 +198,8 @@ def spoil(**changes: Any) -> np.ndarray:
     ("rows", "words"),
     [
         (spoil(label=(3, 4.5)), r"label\[3\] is 4.5"),
-        (spoil(label=(3, -2)), r"label\[3\] is -2, classes are 0 to \d; .*unlabelled=N"),
-        (spoil(label=(3, 300)), "label runs to 300, 255 classes are possible"),
+        (spoil(label=(3, -2)), r"label\[3\] is -2, classes are 0 to \d by the labels of all files; .*unlabelled=N"),
+        (spoil(label=(3, 70000)), r"label\[3\] is 70000, classes are 0 to 3"),
         (spoil(x=(7, np.nan)), r":9: nan is not a finite number"),
         (spoil(red=(7, 256)), "colours run from .* to 256, colour_max is 255"),
     ],
@@ -230,7 +234,7 @@ def test_wrong_sources_are_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=rf"classes\.txt: .*{said}"):
             prepare(source, tmp_path / "set")
     (source / "classes.txt").write_text("ground\nhouse\n")
-    with pytest.raises(DataError, match=r"label\[2\] is 2, classes are 0 to 1; .*complete classes.txt"):
+    with pytest.raises(DataError, match=r"label\[2\] is 2, classes are 0 to 1 by the lines of classes.txt"):
         prepare(source, tmp_path / "set")
     (source / "classes.txt").unlink()
     write(source / "train" / "a.txt", table(0))
@@ -282,3 +286,143 @@ def test_what_is_too_large_for_float32_becomes_infinite(monkeypatch: pytest.Monk
         monkeypatch.setattr(scene_preparation, "can_use_numba", lambda *tensors: False)
     moved, _ = from_lowest_corner(np.array([[0.0, 0, 0], [1e300, 1, 1]]))
     assert moved[1].tolist() == [np.inf, 1, 1]
+
+
+# --- Scenes of other tools: aerial scans, label maps, files of labels ---
+
+
+def write_las(path: Path, *, labels: tuple[int, ...] = (2, 6), highest: int = 65535) -> np.ndarray:
+    """An aerial scan with colours of 16 bits (N, 3), which are returned; the first is the highest."""
+    cloud = laspy.LasData(laspy.LasHeader(version="1.4", point_format=7))
+    generator = np.random.default_rng(0)
+    cloud.x, cloud.y, cloud.z = generator.uniform(0, 40, (3, 30))
+    colours = generator.integers(0, highest + 1, (30, 3))
+    colours[0] = highest
+    cloud.red, cloud.green, cloud.blue = colours.T
+    cloud.classification = np.resize(labels, 30)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cloud.write(path)
+    return colours
+
+
+def test_colours_of_16_bits_are_told_by_the_format(tmp_path: Path) -> None:
+    deep = write_las(tmp_path / "in" / "train" / "a.laz")
+    shallow = write_las(tmp_path / "in" / "test" / "b.las", highest=250)
+    manifest = prepare(tmp_path / "in", tmp_path / "set", label="classification")
+    assert [note.partition(" (")[0] for note in manifest["differences"]] == [
+        "colours of 16 bits are read as 0 to 65535",
+        "colours of 16 bits are read as 0 to 255",
+    ]
+    for split, colours in (("train", deep / 65535), ("test", shallow / 255)):
+        scene = SceneFolder(split=split, root=str(tmp_path / "set"), colours=True)
+        expected = np.rint(colours * 255).astype("f4") / np.float32(255)
+        assert np.array_equal(scene[SampleKey(0, 0, 0)]["colours"].numpy(), expected)
+        assert np.array_equal(
+            read_sample(tmp_path / "in" / split / f"{'a.laz' if split == 'train' else 'b.las'}", scene.info).fields[
+                "colours"
+            ],
+            expected,
+        )
+    prepare(tmp_path / "in", tmp_path / "stated", label="classification", colour_max=65535)
+    dark = SceneFolder(split="test", root=str(tmp_path / "stated"), colours=True)[SampleKey(0, 0, 0)]
+    assert dark["colours"].max() <= 1 / 255
+
+
+def test_labels_that_occur_are_the_classes(tmp_path: Path) -> None:
+    write_las(tmp_path / "in" / "train" / "a.las", labels=(2, 6))
+    write_las(tmp_path / "in" / "test" / "b.las", labels=(2, 200))
+    manifest = prepare(tmp_path / "in", tmp_path / "set", label="classification")
+    assert manifest["class_names"] == ["class_2", "class_6", "class_200"]
+    assert manifest["class_labels"] == [2, 6, 200]
+    assert manifest["differences"][0] == "classes without a point in a part: class_6 (test), class_200 (train)"
+    scene = SceneFolder(split="test", root=str(tmp_path / "set"))[SampleKey(0, 0, 0)]
+    assert scene["label"].tolist() == [0, 2] * 15
+
+
+MAP = """\
+labels: {0: nothing, 2: ground, 6: house, 64: house of my own}
+learning_map: {0: 0, 2: 1, 6: 2, 64: 2}
+learning_map_inv: {0: 0, 1: 2, 2: 6}
+learning_ignore: {0: true}
+"""
+
+
+def test_labels_by_a_map(tmp_path: Path) -> None:
+    write_las(tmp_path / "in" / "train" / "a.las", labels=(2, 64, 0))
+    write_las(tmp_path / "in" / "test" / "b.las", labels=(6, 2, 7))
+    (tmp_path / "map.yaml").write_text(MAP)
+    options = {"label": "classification", "label_map": str(tmp_path / "map.yaml")}
+    with pytest.raises(
+        DataError, match=r"b\.las: classification\[2\] is 7, classes are 2, 6 by .*map\.yaml; .*unlabelled=N"
+    ):
+        prepare(tmp_path / "in", tmp_path / "set", **options)
+    manifest = prepare(tmp_path / "in", tmp_path / "set", unlabelled=7, **options)
+    assert manifest["class_names"] == ["ground", "house"]
+    for split, labels in (("train", [0, 1, 255]), ("test", [1, 0, 255])):
+        scene = SceneFolder(split=split, root=str(tmp_path / "set"))
+        assert scene[SampleKey(0, 0, 0)]["label"].tolist() == labels * 10
+        assert scene.info.facts["ignore_index"] == 255
+    (tmp_path / "in" / "classes.txt").write_text("ground\n")
+    with pytest.raises(ConfigError, match=r"names the classes, and so does .*classes\.txt; keep one"):
+        prepare(tmp_path / "in", tmp_path / "set2", **options)
+
+
+@pytest.mark.parametrize("suffix", [".labels", ".label"])
+def test_labels_in_a_file_beside_the_scene(tmp_path: Path, suffix: str) -> None:
+    """As Semantic3D (text) and SemanticKITTI (32 bits, the lower half of which is the label) have them."""
+    for number in range(6):
+        rows = table(number)
+        path = _made(tmp_path / "in") / f"scan_{number}.npy"
+        np.save(path, rows[:, :6])
+        labels = 1 + rows[:, 6].astype(int)
+        if suffix == ".labels":
+            path.with_suffix(suffix).write_text("".join(f"{label}\n" for label in labels))
+        else:
+            path.with_suffix(suffix).write_bytes((labels | 7 << 16).astype("<u4").tobytes())
+    options = {"columns": ("x", "y", "z", "r", "g", "b"), "unlabelled": 4}
+    manifest = prepare(tmp_path / "in", tmp_path / "set", **options)
+    assert manifest["class_names"] == ["class_1", "class_2", "class_3"]
+    assert manifest["differences"] == []
+    sample = by_name(tmp_path / "set", colours=True)["scan_3.npy"]
+    assert sample["label"].tolist() == [255 if label == 3 else label for label in table(3)[:, 6]]
+    path.with_suffix(suffix).write_bytes(b"1\n" * 7)
+    with pytest.raises(DataError, match=r"scan_5\.labels?: has"):
+        prepare(tmp_path / "in", tmp_path / "set2", **options)
+
+
+@pytest.mark.parametrize(
+    ("metres", "unit", "words"),
+    [
+        (5, "mm", "extend over 0.006 m or less, read as unit=mm; unit=m would make that 6 m"),
+        (
+            5000,
+            "m",
+            "extend over 6e+03 m or more, read as unit=m; unit=cm would make that 60 m, unit=mm would make that 6 m",
+        ),
+        (5, "m", ""),
+        (500, "cm", ""),
+    ],
+)
+def test_scenes_of_5_mm_or_5_km_are_reported(tmp_path: Path, metres: float, unit: str, words: str) -> None:
+    for number in range(4):
+        rows = table(number)
+        corners = np.array([[0.0, 0, 0], [1, 1, 1]])
+        rows[:, :3] = np.vstack([corners, np.full((len(rows) - 2, 3), 0.5)]) * 1.2 * metres
+        write(tmp_path / "in" / f"{number}.npz", rows)
+    notes = prepare(tmp_path / "in", tmp_path / "set", unit=unit)["differences"]
+    assert [words in note for note in notes] == ([True] if words else [])
+
+
+def test_a_tenth_of_the_scenes_is_held_out_where_the_files_have_no_validation_part(tmp_path: Path) -> None:
+    """Whole scenes: with repeats every scene has several samples, which stay on one side."""
+    for number in range(21):
+        write(tmp_path / "in" / ("test" if number == 20 else "train") / f"{number}.npz", table(number))
+    prepare(tmp_path / "in", tmp_path / "set")
+    config = read_config(
+        Path("configs/segment/own_rooms.yaml"), overrides=[f"data.root={tmp_path / 'set'}", "data.repeats=3"]
+    )
+    data = build_data(config)
+    held_out = {int(index) for index in data.selection.indices}
+    assert len(held_out) == 2
+    assert len(data.train.indices) == 3 * 18
+    assert not {int(index) % 20 for index in data.train.indices} & held_out

@@ -165,7 +165,7 @@ class FileObjects:
         return str(self._files[index])
 
     def read(self, split: str, index: int) -> Surface:
-        cloud = read_cloud(self._files[index])
+        cloud = read_cloud(self._files[index], used=())
         if cloud.faces is None:
             return Surface(normalize_to_unit_sphere(cloud.points, where=self.where(split, index)))
         return Surface(_normalise_mesh(cloud.points, cloud.faces, where=self.where(split, index)), cloud.faces)

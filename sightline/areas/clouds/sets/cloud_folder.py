@@ -30,13 +30,14 @@ from sightline.store.files.cloud_files import (
     note_mixed_units,
     read_cloud,
 )
+from sightline.store.files.column_names import NORMALS, POINTS
 from sightline.store.files.input_files import natural_sort_key
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import ColumnSpec, PreparationPlan, SampleRow, Shard, find_duplicates
 from sightline.store.prepared.splits import SPLITS
 
-_GEOMETRY = ("x", "y", "z", "nx", "ny", "nz", "_")
+_GEOMETRY = (*POINTS, *NORMALS, "_")
 
 
 @registry.data.add("cloud_folder")
@@ -196,8 +197,11 @@ class CloudFolder(LabelledClouds):
 def _read_row(
     columns: tuple[str, ...] | None, preparation: Mapping[str, Any], class_names: Sequence[str], cloud: ListedCloud
 ) -> SampleRow:
-    values = prepare_cloud(read_cloud(cloud.path, columns=columns), **preparation, where=str(cloud.path))
-    return SampleRow(cloud.name, str(cloud.path), {**values, "label": class_names.index(cloud.label)})
+    used = (*preparation["channels"], *(NORMALS if preparation["with_normals"] else ()))
+    points = read_cloud(cloud.path, columns=columns, used=used)
+    values = prepare_cloud(points, **preparation, where=str(cloud.path))
+    label = class_names.index(cloud.label)
+    return SampleRow(cloud.name, str(cloud.path), {**values, "label": label}, notes=points.notes)
 
 
 def _make_shards(
@@ -242,7 +246,7 @@ def _with_normals(clouds: Sequence[ListedCloud], columns: tuple[str, ...] | None
         )
     for cloud in files_with:  # the list of faces may be empty
         with contextlib.suppress(DataError):
-            first = read_cloud(cloud.path)
+            first = read_cloud(cloud.path, used=NORMALS)
             return first.normals is not None or (faces == "sample" and first.faces is not None and len(first.faces) > 0)
     return False
 

@@ -15,7 +15,6 @@ import numpy as np
 from annotated_types import Ge, Le
 from PIL import Image
 
-from sightline.areas.scans.sets.label_maps import read_label_map
 from sightline.areas.scans.sets.labelled_scans import LabelledScans, ScanSampling
 from sightline.areas.scans.sets.scan_preparation import (
     BY_NAME,
@@ -32,6 +31,7 @@ from sightline.contract.errors import DataError
 from sightline.store.files.input_files import BoundedFile, assert_regular, expand_home, read_file
 from sightline.store.files.scan_files import check_pose, read_bin, read_matrices
 from sightline.store.files.scan_samples import RawScan, SensorBlock, make_sensor
+from sightline.store.label_maps import read_label_map
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import describe_contents
@@ -201,7 +201,7 @@ def read_frame(
     return RawScan(table[:, :3], table[:, 3], ids)
 
 
-LABEL_MAPS = {"kitti_object": "kitti_object.yaml"}
+LABEL_MAPS = {"kitti_object": Path(__file__).with_name("kitti_object.yaml")}
 _SUFFIX_BY_FOLDER = {"velodyne": ".bin", "label_2": ".txt", "calib": ".txt", "image_2": ".png"}
 _MAX_NAMED = 10
 Margin = Annotated[float, Ge(0.0), Le(1.0)]

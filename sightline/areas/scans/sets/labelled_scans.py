@@ -13,11 +13,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 
-from sightline.areas.scans.sets.label_maps import LabelMap
 from sightline.areas.scans.sets.scan_preparation import guess_remission_max, id_counts
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import DataInfo, Sample, SampleKey, ScanInputSpec
 from sightline.store.files.scan_samples import FEATURES, RawScan, Sensor, mean_and_std, scan_fields
+from sightline.store.label_maps import LabelMap
 from sightline.store.prepared.prepared_data import PreparedData
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.splits import RowRefs, SplitRows, check_part

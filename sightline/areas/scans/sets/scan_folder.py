@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from sightline.areas.scans.sets.label_maps import LabelMap, identity_map, read_label_map
 from sightline.areas.scans.sets.labelled_scans import LabelledScans, ScanSampling
 from sightline.areas.scans.sets.scan_preparation import (
     NO_RETURNS,
@@ -28,6 +27,7 @@ from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import ScanInputSpec
 from sightline.store.files.cloud_files import check_columns
 from sightline.store.files.scan_reading import (
+    SCAN_COLUMNS,
     SCAN_SUFFIXES,
     NoReturn,
     RingOrder,
@@ -37,6 +37,7 @@ from sightline.store.files.scan_reading import (
     to_raw_scan,
 )
 from sightline.store.files.scan_samples import RawScan, SensorBlock, make_sensor
+from sightline.store.label_maps import LabelMap, identity_map, read_label_map
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
@@ -192,7 +193,8 @@ class _ReaderOptions:
 
     def read(self, path: Path, *, is_survey: bool = False) -> RawScan:
         """Read a scan; a survey accepts files without labels, and infers the number of rings."""
-        cloud = read_scan(path, columns=self.columns, no_return=self.no_return)
+        used = (*SCAN_COLUMNS, self.label)
+        cloud = read_scan(path, columns=self.columns, used=used, no_return=self.no_return)
         is_unlabelled = is_survey and self.label not in cloud.channels and len(_add_label_file(path)) == 1
         ids = np.zeros(len(cloud.points), dtype=np.int64) if is_unlabelled else scan_ids(cloud, path, self.label)
         num_beams, rings = self.num_beams, ring_column(cloud)
@@ -206,7 +208,8 @@ class _ReaderOptions:
 def _note_unused_rings(paths: Sequence[Path], reader: _ReaderOptions) -> list[str]:
     """Return a note if the first scan has a column of rings that is not read."""
     with contextlib.suppress(DataError):  # is reported when all scans are read
-        rings = ring_column(read_scan(paths[0], columns=reader.columns, no_return=reader.no_return))
+        scan = read_scan(paths[0], columns=reader.columns, used=SCAN_COLUMNS, no_return=reader.no_return)
+        rings = ring_column(scan)
         if reader.num_beams is None and rings is not None and len(rings):
             last = int(np.nanmax(rings, initial=0))
             return [

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from sightline.areas.scans.sets.label_maps import LabelMap, identity_map
 from sightline.compute.geometry.scans.lift import ProjectionSummary
 from sightline.compute.geometry.scans.projection import RangeView, rows_by_file_order
 from sightline.contract.errors import DataError
 from sightline.store.files.cloud_files import note_mixed_units
 from sightline.store.files.input_files import read_file
 from sightline.store.files.scan_samples import RawScan, Sensor, channel_sums, check_scan, mean_and_std
+from sightline.store.label_maps import LabelMap, identity_map
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard, iterate_batches
@@ -107,7 +107,7 @@ def _make_row(scan: ListedScan) -> SampleRow:
         **no_returns,
         **scan.values,
     }
-    return SampleRow(scan.name, where, values, scan.files)
+    return SampleRow(scan.name, where, values, scan.files, raw_scan.notes)
 
 
 def _summary(prepared: PreparedSet, *, notes: tuple[str, ...]) -> dict[str, Any]:
@@ -127,6 +127,8 @@ def _summary(prepared: PreparedSet, *, notes: tuple[str, ...]) -> dict[str, Any]
             f"half of the scans reach {np.median(reaches):.4g} m or more: scans are read as metres; if these are in "
             "millimetres, divide x, y and z by 1000"
         )
+    if 0 < np.median(reaches) < _MIN_REACH_M:
+        units.append(f"half of the scans reach {np.median(reaches):.4g} m or less: scans are read as metres")
     return {
         "splits": {
             split: {**splits[split], "num_points": int(prepared.array(split, "num_points").sum())} for split in names
@@ -179,6 +181,8 @@ def describe_split(parts: Collection[str], source: str, *, otherwise: str = BY_N
 
 _MAX_REACH_M = 1000.0
 """Largest plausible reach of a scan: LiDAR sensors see some 300 m, some of aircraft more."""
+_MIN_REACH_M = 0.5
+"""Smallest plausible reach of a scan."""
 MAX_SCANS = 200
 """Maximum number of surveyed scans, evenly spaced over all."""
 _MAX_PROJECTED = 16

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge, Le, Len
 
-from sightline.areas.scans.sets.label_maps import read_label_map
 from sightline.areas.scans.sets.labelled_scans import LabelledScans, ScanSampling, scan_facts
 from sightline.areas.scans.sets.scan_preparation import NO_RETURNS, ListedScan, scan_plan, survey_scans
 from sightline.contract import registry
@@ -23,13 +22,14 @@ from sightline.store.files.input_files import expand_home
 from sightline.store.files.scan_files import read_bin, read_label_ids, velodyne_poses
 from sightline.store.files.scan_reading import NoReturn, to_raw_scan
 from sightline.store.files.scan_samples import FEATURES, RawScan, SensorBlock, make_sensor, scan_fields
+from sightline.store.label_maps import read_label_map
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, describe_contents
 from sightline.store.prepared.prepared_writer import PreparationPlan
 from sightline.store.prepared.splits import SplitRows, split_off_last
 
-LABEL_MAPS = {"single": "semantic_kitti_single.yaml", "multi": "semantic_kitti_multi.yaml"}
+LABEL_MAPS = {name: Path(__file__).with_name(f"semantic_kitti_{name}.yaml") for name in ("single", "multi")}
 """Published label maps: single scans (19 classes and class 0), and with classes of moving objects (25 and class 0)."""
 _MAX_REACH_M = 240.0
 """Twice the range of an HDL-64E: the bound of coordinates before any scan is read."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.areas.scans.sets.label_maps import read_label_map
 from sightline.areas.scans.sets.labelled_scans import LabelledScans, ScanSampling
 from sightline.areas.scans.sets.scan_preparation import ListedScan, describe_split, read_name_lists, scan_plan
 from sightline.contract import registry
@@ -19,12 +18,13 @@ from sightline.contract.types import ScanInputSpec
 from sightline.store.files.array_files import read_npy
 from sightline.store.files.range_images import range_image_shape, read_range_image
 from sightline.store.files.scan_samples import RawScan, SensorBlock, make_sensor
+from sightline.store.label_maps import read_label_map
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import describe_contents
 from sightline.store.prepared.prepared_writer import PreparationPlan
 from sightline.store.prepared.splits import make_splits
 
-LABEL_MAPS = {"squeezeseg": "squeezeseg.yaml"}
+LABEL_MAPS = {"squeezeseg": Path(__file__).with_name("squeezeseg.yaml")}
 
 
 @registry.data.add("squeezeseg_npy")

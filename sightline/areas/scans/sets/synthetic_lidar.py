@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sightline.areas.scans.sets.label_maps import LabelMap
 from sightline.compute.geometry.capsules import GROUND, NOTHING, Obstacles, cast_beams
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, NonNegativeFloat, Seed
@@ -26,6 +25,7 @@ from sightline.store.files.scan_samples import (
     mean_and_std,
     scan_fields,
 )
+from sightline.store.label_maps import LabelMap
 
 SENSOR_HEIGHT_M = 1.73
 NEAREST_M, FARTHEST_M = 0.9, 80.0

@@ -54,7 +54,7 @@ class LabelledScenes(PreparedData):
         self._split = split
         self._scenes = scenes
         self._features = features
-        self._repeats = repeats if split == "train" else 1
+        self.repeats = repeats if split == "train" else 1
         self.info = self._describe()
 
     @property
@@ -63,7 +63,7 @@ class LabelledScenes(PreparedData):
         return tuple(self._prepared.manifest["class_names"])
 
     def __len__(self) -> int:
-        return len(self._scenes.rows) * self._repeats
+        return len(self._scenes.rows) * self.repeats
 
     def __getitem__(self, key: SampleKey) -> Sample:
         """Read one whole scene as new tensors. Raises IndexError for an index out of range."""

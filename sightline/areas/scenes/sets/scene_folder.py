@@ -25,7 +25,7 @@ from sightline.areas.scenes.sets.labelled_scenes import (
 )
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, LengthUnit, PositiveFraction, Seed, UpAxis
-from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.errors import ConfigError, DataError, join_some
 from sightline.contract.types import CloudInputSpec
 from sightline.store.files.cloud_files import (
     CLOUD_SUFFIXES,
@@ -36,13 +36,17 @@ from sightline.store.files.cloud_files import (
     note_mixed_units,
     read_cloud,
 )
+from sightline.store.files.column_names import COLOURS, NORMALS, POINTS
 from sightline.store.files.input_files import file_size, list_folders, natural_sort_key
+from sightline.store.files.scan_files import MAX_ID, read_label_ids
+from sightline.store.files.text_tables import read_table
+from sightline.store.label_maps import read_label_map
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard
 from sightline.store.prepared.splits import SPLITS, deal_by_hash
-from sightline.store.scene_preparation import COLOUR_NAMES, prepare_scene
+from sightline.store.scene_preparation import note_colour_max, prepare_scene
 
 CLASSES_FILE = "classes.txt"
 _LAYOUTS = "files in one folder, or in its folders train and test (and validation)"
@@ -57,6 +61,12 @@ class ListedScene(NamedTuple):
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def label_path(self) -> Path | None:
+        """Path of the file of labels beside the scene, None without one."""
+        paths = (self.path.with_suffix(suffix) for suffix in _LABEL_READERS)
+        return next((path for path in paths if path.is_file()), None)
 
 
 def list_scenes(root: Path, *, test_share: float, validation_share: float, seed: int) -> tuple[str, list[ListedScene]]:
@@ -116,7 +126,20 @@ def _list_files(folder: Path) -> list[Path]:
     return sorted(clouds, key=lambda path: natural_sort_key(path.name))
 
 
+def _read_text_labels(path: Path, *, num_points: int, points_path: Path) -> np.ndarray:
+    """Read the labels (N,) float64 of a file with one number a line (Semantic3D)."""
+    labels = read_table(path, num_columns=1)[:, 0]
+    if len(labels) != num_points:
+        raise DataError(f"{path}: has {len(labels)} lines for the {num_points} points of {points_path}; get it again")
+    return labels
+
+
+_LABEL_READERS = {".labels": _read_text_labels, ".label": read_label_ids}
+"""Readers of the files of labels beside a scene, by suffix: those of Semantic3D and of SemanticKITTI."""
+_PLAUSIBLE_M = (0.2, 2000.0)
+"""Smallest and largest extent of most scenes: a table top, and a tile of an aerial scan."""
 _MAX_CLASSES = 255
+_MAX_NAMED = 8
 _METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 
 
@@ -143,16 +166,17 @@ class SceneFolder(LabelledScenes):
         repeats: Count = 1,
     ) -> None:
         prepared = self.open_root(root)
-        sizes = {name: prepared.manifest["splits"].get(name, {}).get("num_rows", 0) for name in SPLITS}
-        if split not in sizes:
-            raise DataError(f"{prepared.root}: has no part '{split}'; it has {', '.join(SPLITS)}")
+        splits = prepared.manifest["splits"]
+        sizes = {name: splits[name]["num_rows"] for name in SPLITS if name in splits}
+        if split not in SPLITS:
+            raise DataError(f"{prepared.root}: has no part '{split}'; it has {', '.join(sizes)}")
         for name, is_requested in (("colours", colours), ("normals", normals)):
             if is_requested and name not in prepared.manifest["columns"]:
                 raise DataError(
                     f"{prepared.root}: holds no {name}; set data.{name}=false, or prepare it from files that have them"
                 )
         features = tuple(name for name, is_added in (("colours", colours), ("normals", normals)) if is_added)
-        scenes = SceneSplit(tuple((split, row) for row in range(sizes[split])), sizes)
+        scenes = SceneSplit(tuple((split, row) for row in range(sizes.get(split, 0))), sizes)
         super().__init__(prepared=prepared, split=split, scenes=scenes, features=features, repeats=repeats)
 
     @classmethod
@@ -164,7 +188,8 @@ class SceneFolder(LabelledScenes):
         unit: LengthUnit,
         columns: tuple[str, ...] | None = None,
         label: str = "label",
-        colour_max: Literal[1, 255] = 255,
+        label_map: str | None = None,
+        colour_max: Literal[1, 255, 65535] | None = None,
         unlabelled: int | None = None,
         test_share: PositiveFraction = 0.2,
         validation_share: FractionBelowOne = 0.1,
@@ -172,27 +197,29 @@ class SceneFolder(LabelledScenes):
     ) -> PreparationPlan:
         """Plan to write the scenes of a folder in native form, in metres.
 
-        `columns` names the columns of files without column names; `label` is the column of classes: whole numbers from
-        0, which `classes.txt` in the folder may name, or `unlabelled`. Colours (red, green, blue or r, g, b) are from 0
-        to `colour_max`. `seed` draws the splits if the folder has none.
+        `columns` names the columns of files without column names; `label` is the column of labels, whole numbers from
+        0, where there is no file of labels beside a scene. `label_map` is a file that maps them to classes; without it
+        they are the classes that `classes.txt` in the folder names, else every label that occurs is a class.
+        `unlabelled` is one more label of points without a class. Colours are from 0 to `colour_max`, by default to 255,
+        or to 65535 in a file with colours of 16 bits. `seed` draws the splits if the folder has none.
         Raises DataError with file and point for a damaged source; ConfigError for options that do not fit. A killed run
         is continued by the same call.
         """
         names = None if columns is None else check_columns(columns)
-        if names is not None and label not in names:
+        layout, scenes = list_scenes(root, test_share=test_share, validation_share=validation_share, seed=seed)
+        if names is not None and label not in names and not all(scene.label_path for scene in scenes):
             raise ConfigError(f"columns: [{', '.join(names)}] has no '{label}'; name the label's column, or set label=")
         shares = {"test_share": test_share, "validation_share": validation_share, "seed": seed}
-        layout, scenes = list_scenes(root, test_share=test_share, validation_share=validation_share, seed=seed)
-        class_names = read_class_names(root) or _number_classes(scenes, names, label, unlabelled)
-        first = read_cloud(scenes[0].path, columns=names)
+        classes = _find_classes(root, scenes, names, label, label_map, unlabelled)
+        first = read_cloud(scenes[0].path, columns=names, used=(*COLOURS, *NORMALS))
         reader = _SceneReader(
             columns=names,
             label=label,
-            num_classes=len(class_names),
+            classes=classes,
             unlabelled=unlabelled,
             colour_max=colour_max,
             to_metres=_METRES[unit],
-            colour_names=_find_colour_names(first),
+            has_colours=set(COLOURS) <= set(first.channels),
             has_normals=first.normals is not None,
         )
         about = {
@@ -200,28 +227,87 @@ class SceneFolder(LabelledScenes):
             "unit": "m",
             "file_unit": unit,
             "orientation": f"{up_axis} up, as the files have it, from the scene's lowest corner",
-            "class_names": list(class_names),
+            "class_names": list(classes.names),
+            "class_labels": list(classes.labels),
             "source_columns": None if names is None else list(names),
             "split": "as given" if layout == "split_folders" else f"dealt by a hash of the names: {shares}",
         }
         options: dict[str, Any] = {"up_axis": up_axis, "unit": unit, "columns": about["source_columns"], "label": label}
-        options |= {"colour_max": colour_max, "unlabelled": unlabelled, "scenes": _hash_scenes(scenes, class_names)}
+        options |= {"colour_max": colour_max, "unlabelled": unlabelled, "scenes": _hash_scenes(scenes, classes)}
         return PreparationPlan(
             cls.set_name,
             layout,
             root,
-            scene_columns(len(class_names), *_feature_columns(reader)),
+            scene_columns(len(classes.names), *_feature_columns(reader)),
             tuple(_make_shard(scene, reader) for scene in scenes),
             about,
-            partial(_summary, skipped_note=list_skipped_files(root)),
+            partial(_summary, skipped_note=list_skipped_files(root, suffixes=(*CLOUD_SUFFIXES, *_LABEL_READERS))),
             options,
         )
 
     def _input_spec(self) -> CloudInputSpec:
         manifest = self._prepared.manifest
         columns = manifest["source_columns"]
-        scene = {"scale": _METRES[manifest["file_unit"]], "colour_max": float(manifest["options"]["colour_max"])}
+        scene = {"scale": _METRES[manifest["file_unit"]], "colour_max": manifest["options"]["colour_max"]}
         return CloudInputSpec(columns=None if columns is None else tuple(columns), scene=scene)
+
+
+class _Classes(NamedTuple):
+    """Names of the classes, the label of each in the files, and the class (65536,) of each label, -1 for none."""
+
+    names: tuple[str, ...]
+    labels: tuple[int, ...]
+    class_of_label: np.ndarray
+    where: str
+
+
+def _make_classes(names: Sequence[str], labels: Sequence[int], where: str) -> _Classes:
+    class_of_label = np.full(MAX_ID + 1, -1, dtype=np.int64)
+    class_of_label[list(labels)] = np.arange(len(labels))
+    return _Classes(tuple(names), tuple(labels), class_of_label, where)
+
+
+def _find_classes(
+    root: Path,
+    scenes: Sequence[ListedScene],
+    columns: tuple[str, ...] | None,
+    label: str,
+    label_map: str | None,
+    unlabelled: int | None,
+) -> _Classes:
+    """Find the classes of a folder: of a label map, of classes.txt, or else one for each label that occurs.
+
+    Raises DataError for more labels than classes are possible.
+    """
+    names = read_class_names(root)
+    if label_map is not None:
+        if names is not None:
+            raise ConfigError(f"label_map: {label_map} names the classes, and so does {root / CLASSES_FILE}; keep one")
+        return _read_mapped_classes(label_map)
+    if names is not None:
+        return _make_classes(names, range(len(names)), f"the lines of {CLASSES_FILE}")
+    found: set[int] = set()
+    for scene in scenes:
+        values = _read_labels(scene, read_cloud(scene.path, columns=columns, used=(label,)), label)
+        is_label = _is_label(values) & (values != unlabelled)
+        found.update(np.flatnonzero(np.bincount(values[is_label].astype(np.int64))).tolist())
+        if len(found) > _MAX_CLASSES:
+            raise DataError(
+                f"{scene.path}: up to this file {label} has {len(found)} different numbers, {_MAX_CLASSES} classes are "
+                "possible; is that the label's column?"
+            )
+    return _make_classes([f"class_{number}" for number in sorted(found)], sorted(found), "the labels of all files")
+
+
+def _read_mapped_classes(label_map: str) -> _Classes:
+    """Read the classes of a label map; the class 0 that it ignores is none of them."""
+    mapped = read_label_map(label_map, {})
+    first = 1 if mapped.ignore_index == 0 else 0
+    classes = _make_classes(mapped.class_names[first:], mapped.ids_of_classes[first:], label_map)
+    known = [raw for raw in range(MAX_ID + 1) if mapped.has_id(raw)]
+    of_known = mapped.classes(np.array(known), where=label_map)
+    classes.class_of_label[known] = np.where(of_known == mapped.ignore_index, IGNORE_INDEX, of_known - first)
+    return classes
 
 
 @dataclass(frozen=True)
@@ -230,106 +316,114 @@ class _SceneReader:
 
     columns: tuple[str, ...] | None
     label: str
-    num_classes: int
+    classes: _Classes
     unlabelled: int | None
-    colour_max: int
+    colour_max: int | None
     to_metres: float
-    colour_names: tuple[str, ...] | None
+    has_colours: bool
     has_normals: bool
 
     def __call__(self, scene: ListedScene) -> SampleRow:
-        cloud, where = read_cloud(scene.path, columns=self.columns), str(scene.path)
-        label = self._read_labels(cloud, where)
+        used = (self.label, *(COLOURS if self.has_colours else ()), *(NORMALS if self.has_normals else ()))
+        cloud, where = read_cloud(scene.path, columns=self.columns, used=used), str(scene.path)
+        label = self._classify(_read_labels(scene, cloud, self.label), where)
         prepared = prepare_scene(
             cloud,
             scale=self.to_metres,
             colour_max=self.colour_max,
-            colour_names=self.colour_names,
+            with_colours=self.has_colours,
             with_normals=self.has_normals,
             where=where,
         )
-        return SampleRow(scene.name, where, {**prepared, **scene_values(label, self.num_classes)})
+        notes = (*cloud.notes, *(note_colour_max(cloud) if self.has_colours and self.colour_max is None else ()))
+        return SampleRow(scene.name, where, {**prepared, **scene_values(label, len(self.classes.names))}, notes=notes)
 
-    def _read_labels(self, cloud: PointCloud, where: str) -> np.ndarray:
-        """Read the labels (N,) uint8 of a scene. Raises DataError with the first point whose label is invalid."""
-        values = _read_label_column(cloud, self.label, where)
+    def _classify(self, values: np.ndarray, where: str) -> np.ndarray:
+        """Convert labels (N,) to classes uint8. Raises DataError with the first point whose label is invalid."""
+        is_label = _is_label(values)
+        classes = self.classes.class_of_label[np.where(is_label, values, 0).astype(np.int64)]
         is_ignored = values == self.unlabelled if self.unlabelled is not None else np.zeros(len(values), dtype=bool)
-        is_class = (values == np.floor(values)) & (values >= 0) & (values < self.num_classes)
-        wrong = np.flatnonzero(~(is_class | is_ignored))
+        wrong = np.flatnonzero(~((is_label & (classes >= 0)) | is_ignored))
         if len(wrong):
-            raise DataError(
-                f"{where}: {self.label}[{wrong[0]}] is {values[wrong[0]]:g}, classes are 0 to {self.num_classes - 1}; "
-                "correct the file, complete classes.txt, or give the number of points without a class: unlabelled=N"
+            labels = self.classes.labels
+            listed = (
+                f"0 to {len(labels) - 1}"
+                if labels == (*range(len(labels)),)
+                else join_some([*map(str, labels)], most=_MAX_NAMED)
             )
-        return np.where(is_ignored, IGNORE_INDEX, values).astype(np.uint8)
+            raise DataError(
+                f"{where}: {self.label}[{wrong[0]}] is {values[wrong[0]]:.9g}, classes are {listed} by "
+                f"{self.classes.where}; correct the file, complete classes.txt or the label map, or give the number of "
+                "points without a class: unlabelled=N"
+            )
+        return np.where(is_ignored, IGNORE_INDEX, classes).astype(np.uint8)
 
 
 def _make_shard(scene: ListedScene, reader: _SceneReader) -> Shard:
     num_points = file_size(scene.path) // 16
-    rows = partial(map, reader, (scene,))
-    return Shard(scene.split, f"{scene.split}/{scene.name}", 1, (scene.path,), rows, num_points)
+    files = (scene.path, *([scene.label_path] if scene.label_path else []))
+    return Shard(scene.split, f"{scene.split}/{scene.name}", 1, files, partial(map, reader, (scene,)), num_points)
 
 
-def _read_label_column(cloud: PointCloud, label: str, where: str) -> np.ndarray:
-    if label not in cloud.channels:
-        available = ", ".join(cloud.channels) or "none besides points and normals"
-        raise DataError(f"{where}: has no column '{label}', it has {available}; name the label's column: label=NAME")
-    return cloud.channels[label]
+def _read_labels(scene: ListedScene, cloud: PointCloud, label: str) -> np.ndarray:
+    """Read the labels (N,) of a scene: its column `label`, else the file of labels beside it."""
+    if label in cloud.channels:
+        return cloud.channels[label]
+    path = scene.label_path
+    if path is not None:
+        return _LABEL_READERS[path.suffix](path, num_points=len(cloud.points), points_path=scene.path)
+    available = ", ".join(name for name in cloud.column_names if name not in POINTS) or "none besides x, y, z"
+    raise DataError(f"{scene.path}: has no column '{label}', it has {available}; name the label's column: label=NAME")
 
 
-def _find_colour_names(cloud: PointCloud) -> tuple[str, ...] | None:
-    return next((names for names in COLOUR_NAMES if set(names) <= set(cloud.channels)), None)
+def _is_label(values: np.ndarray) -> np.ndarray:
+    is_label: np.ndarray = (values == np.floor(values)) & (values >= 0) & (values <= MAX_ID)
+    return is_label
 
 
 def _feature_columns(reader: _SceneReader) -> list[tuple[str, ColumnSpec]]:
     columns = []
-    if reader.colour_names is not None:
+    if reader.has_colours:
         columns.append(("colours", ColumnSpec((3,), "uint8", is_ragged=True)))
     if reader.has_normals:
         columns.append(("normals", ColumnSpec((3,), "float32", is_ragged=True)))
     return columns
 
 
-def _number_classes(
-    scenes: Sequence[ListedScene], columns: tuple[str, ...] | None, label: str, unlabelled: int | None
-) -> tuple[str, ...]:
-    """Name the classes of a folder without classes.txt by number; every file is read for its highest label.
-
-    Raises DataError for a label beyond the possible classes.
-    """
-    highest = 0
-    for scene in scenes:
-        values = _read_label_column(read_cloud(scene.path, columns=columns), label, str(scene.path))
-        labels = values if unlabelled is None else values[values != unlabelled]
-        if len(labels):
-            highest = max(highest, int(labels.max()))
-        if highest >= _MAX_CLASSES:
-            raise DataError(
-                f"{scene.path}: {label} runs to {highest}, {_MAX_CLASSES} classes are possible; is that the label's "
-                "column? If one number marks points without a class, give unlabelled=N"
-            )
-    return tuple(f"class_{number}" for number in range(highest + 1))
-
-
-def _hash_scenes(scenes: Sequence[ListedScene], class_names: Sequence[str]) -> str:
+def _hash_scenes(scenes: Sequence[ListedScene], classes: _Classes) -> str:
     entries = [[str(scene.path), scene.split] for scene in scenes]
-    return hashlib.sha256(json.dumps([entries, list(class_names)]).encode()).hexdigest()
+    mapped = [entries, classes.names, classes.class_of_label.tolist()]
+    return hashlib.sha256(json.dumps(mapped).encode()).hexdigest()
 
 
 def _summary(prepared: PreparedSet, *, skipped_note: str) -> dict[str, Any]:
     """Manifest entries computed from the written arrays, and notes on skipped files and missing classes."""
     summary = summarise_scenes(prepared)
     names = prepared.manifest["class_names"]
-    missing = [
-        f"no point of the class '{name}' in the part {split}"
-        for split, facts in summary["splits"].items()
-        for name, count in zip(names, facts["class_counts"], strict=True)
-        if not count
-    ]
+    empty = {
+        name: [split for split, facts in summary["splits"].items() if not facts["class_counts"][index]]
+        for index, name in enumerate(names)
+    }
+    listed = [f"{name} ({', '.join(splits)})" for name, splits in empty.items() if splits]
+    missing = [f"classes without a point in a part: {join_some(listed, most=_MAX_NAMED)}"] if listed else []
     reaches = {
         f"{split}/{name}": float(points.max(initial=0.0))
         for split in prepared.splits
         for name, points in zip(prepared.names(split), prepared.rows(split, "points"), strict=True)
     }
     units = note_mixed_units(list(reaches), list(reaches.values()), "scenes")
+    units += _note_unit(np.median([*reaches.values()]), prepared.manifest["file_unit"])
     return {**summary, "differences": [*([skipped_note] if skipped_note else []), *missing, *units]}
+
+
+def _note_unit(extent_m: float, unit: str) -> list[str]:
+    """Return a note if half of the scenes are too small or too large for scenes, with the units that would fit."""
+    low, high = _PLAUSIBLE_M
+    if low <= extent_m <= high:
+        return []
+    others = {name: extent_m / _METRES[unit] * metres for name, metres in _METRES.items()}
+    fitting = [f"unit={name} would make that {size:.3g} m" for name, size in others.items() if low <= size <= high]
+    return [
+        f"half of the scenes extend over {extent_m:.3g} m {'or less' if extent_m < low else 'or more'}, read as "
+        f"unit={unit}; {', '.join(fitting) or 'is that the unit of the files?'}"
+    ]

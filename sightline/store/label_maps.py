@@ -114,12 +114,12 @@ def identity_map(ids: Sequence[int], *, where: str) -> LabelMap:
     return LabelMap(tables, where=where)
 
 
-def read_label_map(name: str, builtin: Mapping[str, str]) -> LabelMap:
+def read_label_map(name: str, builtin: Mapping[str, Path]) -> LabelMap:
     """Read a label map by one of the names in `builtin`, or from the user's YAML or JSON file.
 
     Raises DataError with file and entry for an incomplete map.
     """
-    path = Path(__file__).with_name(builtin[name]) if name in builtin else expand_home(name)
+    path = builtin[name] if name in builtin else expand_home(name)
     try:
         content = read_regular_file(path)
     except OSError as error:
