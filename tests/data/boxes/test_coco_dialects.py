@@ -1,0 +1,102 @@
+"""COCO's form as other tools write it: group categories, images elsewhere, sizes of zero; read alike everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sightline.areas.detect.sets.annotations import LabelledSet
+from sightline.areas.detect.sets.layout_reading import read_coco
+from sightline.contract.errors import DataError
+from tests.data.boxes.box_writers import pattern, write_coco, write_image
+from tests.data.boxes.test_coco import BOX, ONE, prepare
+
+ROOT = {"id": 0, "name": "cars", "supercategory": "none"}
+CAR = {"id": 1, "name": "cars", "supercategory": "cars"}
+TRUCK = {"id": 2, "name": "truck", "supercategory": "cars"}
+
+
+def both(source: Path, target: Path, **options: Any) -> tuple[dict[str, Any], LabelledSet]:
+    """What `data prepare` makes of a source, and what `data convert` reads: they are one reader."""
+    return prepare(source, target, **options), read_coco(source, **options)
+
+
+def test_a_category_that_only_groups_others_is_no_class(tmp_path: Path) -> None:
+    """Roboflow's root category: it was a class without boxes, or refused where a class has its name."""
+    for number, (categories, names, notes) in enumerate(
+        (
+            ([ROOT, CAR, TRUCK], ("cars", "truck"), 1),
+            ([ROOT | {"name": "all"}, CAR | {"supercategory": "all"}], ("cars",), 1),
+            ([CAR, TRUCK], ("cars", "truck"), 0),  # has a box
+            ([{"id": 1, "name": "person", "supercategory": "person"}, TRUCK], ("person", "truck"), 0),
+        )
+    ):
+        for part in ("train", "val"):
+            write_image(tmp_path / f"{number}/{part}/a.png", pattern(6, 8))
+            boxes = [BOX | {"category_id": 1}] if part == "train" else []
+            write_coco(tmp_path / f"{number}/{part}/_annotations.coco.json", ONE, boxes, categories=categories)
+        manifest, labelled = both(tmp_path / f"{number}", tmp_path / f"set{number}")
+        assert tuple(manifest["classes"]["names"]) == names
+        assert labelled.classes == (names, tuple(manifest["classes"]["ids"]))
+        found = [line for line in manifest["differences"] if "is no class: it groups others" in line]
+        assert len(found) == notes
+        assert found == [*labelled.notes]
+    both_used = [BOX | {"category_id": number} for number in (0, 1)]
+    write_coco(tmp_path / "3/train/_annotations.coco.json", ONE, both_used, categories=[ROOT, CAR])
+    with pytest.raises(DataError, match="'cars' is the name of two classes; give every class a name of its own"):
+        prepare(tmp_path / "3/train", tmp_path / "two")
+
+
+PLACES: dict[str, tuple[str, str, str, str]] = {
+    "FiftyOne": ("labels.json", "a.png", "data/a.png", ""),
+    "Label Studio": ("result.json", r"..\..\label-studio\media\upload\4\a.png", "images/a.png", "known by the end"),
+    "Windows": ("x.json", r"C:\Users\me\data\images\a.png", "images/a.png", "known by the end"),
+    "key points": ("annotations/person_keypoints_train.json", "a.png", "images/train/a.png", ""),
+    "no suffix": ("x.json", "a", "photos/a.png", "known by the end"),
+    "up and down": ("x.json", "../in/a.png", "a.png", ""),
+    "same part": ("annotations/instances_val.json", "b/a.png", "val2017/c/a.png", "known by the end"),
+}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_images_are_found_where_other_tools_put_them(tmp_path: Path, kind: str) -> None:
+    file, name, image, note = PLACES[kind]
+    write_image(tmp_path / "in" / image, pattern(6, 8))
+    write_coco(tmp_path / "in" / file, [(1, name, 8, 6)], [BOX])
+    manifest, labelled = both(tmp_path / "in", tmp_path / "set")
+    assert [each.name for each in labelled.images] == [image]
+    assert manifest["differences"] == [*labelled.notes]
+    assert note in "".join(labelled.notes)
+    assert bool(note) == bool(labelled.notes)
+
+
+def test_images_that_fit_two_names_or_none_are_missing(tmp_path: Path) -> None:
+    """No image is taken for another; `images=FOLDER` decides between two."""
+    for name in ("one/a.png", "two/a.png", "test/b.png", "../c.png"):
+        write_image(tmp_path / "in" / name, pattern(6, 8))
+    for file, names, message in (
+        ("x.json", ["k/a.png"], "1 images .* first: 'k/a.png': there is no such file in .*, and 2 images .* fit it"),
+        ("x.json", ["k/b.png", "l/b.png"], "2 images .* first: 'k/b.png'.* and 1 images below .* fit it; get it, or"),
+        ("train.json", ["b.png"], "there is no such file in .*/in; get it, or state the images' folder by images=FOLD"),
+        ("x.json", ["../c.png"], "'../c.png' is not below"),
+        ("x.json", ["k/\0.png"], "there is no such file"),
+    ):
+        write_coco(tmp_path / "in" / file, [(n, name, 8, 6) for n, name in enumerate(names, start=1)], [BOX])
+        with pytest.raises(DataError, match=message):
+            prepare(tmp_path / "in", tmp_path / "set", annotations=(file,))
+        assert not any(each.path for each in read_coco(tmp_path / "in", annotations=(file,)).images)
+    write_coco(tmp_path / "in/x.json", [(1, "k/a.png", 8, 6)], [BOX])
+    _, labelled = both(tmp_path / "in", tmp_path / "set", annotations=("x.json",), images="two")
+    assert [each.name for each in labelled.images] == ["two/a.png"]
+
+
+def test_a_size_of_zero_is_not_stated(tmp_path: Path) -> None:
+    """CVAT writes it where it exports no images; the conversion read it so, and the preparation refused it."""
+    write_image(tmp_path / "in/a.png", pattern(6, 8))
+    for size in ((0, 0), (8, 0), (0, 6)):
+        write_coco(tmp_path / "in/x.json", [(1, "a.png", *size)], [BOX])
+        manifest, labelled = both(tmp_path / "in", tmp_path / f"set{size}")
+        assert manifest["statistics"]["image_sizes"] == {"8x6": 1}
+        assert labelled.images[0].size_px is None
