@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -171,22 +171,21 @@ class NameEnds:
     def __init__(self, names: Iterable[str]) -> None:
         self._names: defaultdict[str, list[str]] = defaultdict(list)
         for name in names:
-            parts = normalize_name(name).split("/")
-            for first in range(len(parts)):
-                end = PurePosixPath(*parts[first:])
-                self._names[str(end)].append(name)
-                if end.suffix.lower() in IMAGE_SUFFIXES:
-                    self._names[str(end.with_suffix(""))].append(name)
+            for end in _list_ends(name):
+                self._names[end].append(name)
+                stem, suffix = os.path.splitext(end)
+                if suffix.lower() in IMAGE_SUFFIXES:
+                    self._names[stem].append(name)
 
     def find(self, name: str) -> list[str]:
         """Return the images that have the longest end in common with a name; [] if none has its last part."""
-        parts = normalize_name(name).split("/")
-        return next((found for first in range(len(parts)) if (found := self._names.get("/".join(parts[first:])))), [])
+        return next((self._names[end] for end in _list_ends(name) if end in self._names), [])
 
 
-def normalize_name(name: str) -> str:
-    """Normalise a file name: forward slashes, no `.` parts, Unicode form NFC."""
-    return unicodedata.normalize("NFC", PurePosixPath(name.replace("\\", "/")).as_posix())
+def _list_ends(name: str) -> list[str]:
+    """List the ends of a path, the longest first: forward slashes, no `.` parts, Unicode form NFC."""
+    parts = [part for part in unicodedata.normalize("NFC", name.replace("\\", "/")).split("/") if part not in ("", ".")]
+    return ["/".join(parts[first:]) for first in range(len(parts))]
 
 
 def guess_split(path: Path) -> str:
