@@ -160,7 +160,7 @@ class JsonEntries:
         return False
 
     def _find_next(self, start: int) -> int:
-        return _SPACE.match(self._content, start).end()  # type: ignore[union-attr] - it matches anywhere
+        return _SPACE.match(self._content, start).end()  # type: ignore[union-attr]  # it matches anywhere
 
 
 def _explain(error: Exception) -> Exception:

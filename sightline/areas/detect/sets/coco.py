@@ -119,9 +119,10 @@ def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | 
     found = read_coco_set(source, annotations=annotations, images=images, has_details=False)
     for fault in found.missing:
         found.faults.add("images that are missing or damaged", fault)
+    num_root = len(os.path.join(found.root, ""))
     listed = [
         ListedImage(
-            *(split, image.path.relative_to(found.root).as_posix(), image.path, partial(_get_values, image.values)),
+            *(split, str(image.path)[num_root:], image.path, partial(_get_values, image.values)),
             *(image.image_id, image.size_px, (path,)),
         )
         for path, split, images_of_file in found.files
@@ -301,9 +302,10 @@ def _find_images(
     """
     listing = _FolderListing()
     folder = root / images if images is not None else _find_folder(root, path, names.values(), listing)
-    found = {key: file for key, name in names.items() if (file := listing.find(str(folder), name)) is not None}
-    missing = [f"'{names[key]}' is not below {root}" for key, file in found.items() if not file.is_relative_to(root)]
-    paths = {key: file for key, file in found.items() if file.is_relative_to(root)}
+    found = {key: file for key, name in names.items() if (file := listing.find(folder, name))}
+    inside = os.path.join(root, "")
+    missing = [f"'{names[key]}' is not below {root}" for key, file in found.items() if not file.startswith(inside)]
+    paths = {key: Path(file) for key, file in found.items() if file.startswith(inside)}
     lost = [key for key in names if key not in found]
     base = folder if images is not None else root
     splits = {split, "all"} if split != "all" and images is None else {*_SPLITS}
@@ -340,7 +342,7 @@ def _find_folder(root: Path, path: Path, names: Iterable[str], listing: _FolderL
     folders += [base / name for base in (path.parent, root) for name in ("images", "data")]
     existing = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
     names = list(names)
-    return max(existing, key=lambda folder: sum(listing.find(str(folder), name) is not None for name in names))
+    return max(existing, key=lambda folder: sum(map(bool, map(partial(listing.find, folder), names))))
 
 
 class _FolderListing:
@@ -349,18 +351,19 @@ class _FolderListing:
     def __init__(self) -> None:
         self._names: dict[str, frozenset[str]] = {}
 
-    def find(self, folder: str, name: str) -> Path | None:
-        """Return the path of an existing file whose name matches in any Unicode form (NFC, NFD), else None."""
+    def find(self, folder: Path, name: str) -> str:
+        """Return the path of an existing file whose name matches in any Unicode form (NFC, NFD), else ""."""
         forms = (name,) if name.isascii() else (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+        start = str(folder)
         for form in forms:
-            path = os.path.join(folder, form)
+            path = os.path.join(start, form)
             parent, last = os.path.split(os.path.normpath(path) if ".." in form else path)
             if parent not in self._names:
                 with contextlib.suppress(OSError, ValueError):  # no folder, or a name that none can have
                     self._names[parent] = frozenset(os.listdir(parent))
             if last in self._names.get(parent, ()):
-                return Path(parent, last)
-        return None
+                return os.path.join(parent, last)
+        return ""
 
 
 def _stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
