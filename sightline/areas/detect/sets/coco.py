@@ -328,7 +328,7 @@ def _find_images(
         f"'{names[key]}' is {file.relative_to(root)}"
         for key, file in [*elsewhere.items()][:1]
     ]
-    return {key: file for key in names if (file := paths.get(key) or elsewhere.get(key))}, missing, notes
+    return {**paths, **elsewhere}, missing, notes
 
 
 def _find_folder(root: Path, path: Path, names: Iterable[str], listing: _FolderListing) -> Path:
