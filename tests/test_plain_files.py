@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
 from sightline.contract import regular_files
-from sightline.contract.regular_files import check_regular_file, parse_json, read_regular_file
+from sightline.contract.regular_files import JsonEntries, check_regular_file, parse_json, read_regular_file
 from tests.cases import run_each
 
 
@@ -94,3 +95,35 @@ def test_numbers_of_thousands_of_digits_are_refused() -> None:
     with pytest.raises(ValueError, match="a number has thousands of digits"):
         parse_json(f"[{'9' * 5000}]")
     assert parse_json(f"[{'9' * 400}, 1e400]") == [10**400 - 1, float("inf")]
+
+
+def _read_entries(text: str) -> dict[str, object]:
+    return {key: list(value) if isinstance(value, Iterator) else value for key, value in JsonEntries(text)}
+
+
+@run_each(
+    "text",
+    [
+        *("{}", ' {\n"a" : [ ] , "b":[1,[2],{"c":"]}"}],"d":{"e":[]},"f":null,"g":-1.5e3 }\n'),
+        *('{"a":[NaN,"\\ud83d\\ude00"]}', "", "[]", "1", "{", '{"a"', '{"a":', '{"a":1', '{"a":[', '{"a":[1'),
+        *('{"a":[1,', '{"a":[1,]}', '{"a":[,1]}', '{"a":1,}', '{"a":[1 2]}', '{"a" 1}', '{"a":1 "b":2}', '{"a":[]} 1'),
+        *("{1:2}", '{"a":[01]}', '{"a":["\\ud800"]}', '{"a":["\\x"]}', '{"a":' + "[" * 300 + "]" * 300 + "}"),
+        *('{"a":[' + "[" * 5000 + "]" * 5000 + "]}", '{"a":[' + "9" * 5000 + "]}"),
+    ],
+)  # fmt: skip
+def test_entries_are_those_of_the_document(text: str) -> None:
+    """Whatever is no JSON is refused, whichever way it is read, for the same reasons."""
+    try:
+        document = parse_json(text)
+        assert isinstance(document, dict)
+    except (AssertionError, ValueError):
+        with pytest.raises(ValueError, match=r"Expecting|digits|deep|half|key|escape|Extra|delimiter"):
+            _read_entries(text)
+    else:
+        assert repr(_read_entries(text)) == repr(document)
+
+
+def test_entries_that_nobody_reads_are_passed_over_and_none_is_there_twice() -> None:
+    assert [key for key, _ in JsonEntries('{"a":[1,2],"b":[3]}')] == ["a", "b"]
+    with pytest.raises(ValueError, match="'a' is not a key, or is one twice"):
+        _read_entries('{"a":[1],"a":[2]}')

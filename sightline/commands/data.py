@@ -97,7 +97,11 @@ class ConvertOptions(DocumentCommand, name="data convert", run="data.convert"):
     layout: str = option("--layout", "NAME", f"their layout, one of {_BOXES}, {_READ_BOXES}", default=MISSING)
     target: Path = option("--to", "DIR", "an empty or new folder", default=MISSING)
     as_layout: str = option("--as", "NAME", f"layout to write, one of {_BOXES}", default=MISSING)
-    options: tuple[str, ...] = argument("[KEY=VALUE]...", "box=visible, faulty=leave_out, images=leave", default=())
+    options: tuple[str, ...] = argument(
+        "[KEY=VALUE]...",
+        "box=visible, faulty=leave_out, images=leave; of coco annotations=[FILE], image_folder=FOLDER",
+        default=(),
+    )
 
 
 class ConvertWeightsOptions(PluginCommand, name="data convert-weights", run="data.convert_weights"):

@@ -70,7 +70,12 @@ class ScoreOptions(PluginCommand, name="score", run="score.score"):
     """
 
     predictions: Path = argument("PREDICTIONS", "a file or folder of labels or boxes")
-    overrides: tuple[str, ...] = OVERRIDES
+    overrides: tuple[str, ...] = argument(
+        "[KEY=VALUE]...",
+        "override values of the config: data.classes='[car]'; of boxes category_offset=1, if their category ids count "
+        "from 1 and those of the data set from 0",
+        default=(),
+    )
     data: Path = option("--data", "CONFIG", "a config or a run: its data and metrics", default=MISSING)
     errors: bool = switch("--errors", "for boxes: kinds of errors, the AP50 that each costs, and the worst images")
     out: Path | None = option("--out", "DIR", "folder for --errors")

@@ -9,7 +9,8 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ _MEMORY_SOURCES = (
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", r"(\d+)", 1),
 )
 """Files of the machine and of its container, the number of bytes in them, and its unit."""
+_TOO_DEEP = f"lists and mappings are nested more than {MAX_DEPTH} deep"
+_SPACE = re.compile("[ \\t\\n\\r]*")
 _HALF_CHARACTER = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _HALF_IN_TEXT = re.compile("\\\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 _HALF_IN_BYTES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
@@ -82,23 +85,97 @@ def parse_json(content: str | bytes, **hooks: Any) -> Any:
     Raises ValueError for any other text, for lists and mappings more than `MAX_DEPTH` deep in each other, numbers of
     thousands of digits, and text with half a character (`\ud83d` alone), which no file can hold.
     """
-    too_deep = f"lists and mappings are nested more than {MAX_DEPTH} deep"
     try:
         document = json.loads(content, **hooks)
-    except RecursionError:
-        raise ValueError(too_deep) from None
-    except ValueError as error:
-        if "integer string conversion" in str(error):
-            raise ValueError("a number has thousands of digits") from None
-        raise
+    except (RecursionError, ValueError) as error:
+        raise _explain(error) from None
     if _may_contain_halves(content):
         _assert_whole_characters(document)
+    _assert_shallow(document)
+    return document
+
+
+class JsonEntries:
+    """Entries of the object in a JSON text, one by one: key and value, of a list an iterator over its items.
+
+    Values are checked as by `parse_json`, but the document is never in memory as a whole. Raises ValueError as it does,
+    for a text that is not an object, and for a key that is there twice.
+    """
+
+    def __init__(self, content: str) -> None:
+        self._content = content
+        self._at = self._find_next(0)
+        self._decode = json.JSONDecoder().raw_decode
+        self._may_contain_halves = _may_contain_halves(content)
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        keys: set[str] = set()
+        self._expect("{")
+        is_last = self._skip("}")
+        while not is_last:
+            key = self._read_value()
+            if not isinstance(key, str) or key in keys:
+                raise ValueError(f"{str(key)[:40]!r} is not a key, or is one twice")
+            keys.add(key)
+            self._expect(":")
+            if self._skip("["):
+                items = self._read_items()
+                yield key, items
+                deque(items, maxlen=0)  # what the caller left
+            else:
+                yield key, self._read_value()
+            is_last = self._skip("}") or self._expect(",")
+        if self._at < len(self._content):
+            raise json.JSONDecodeError("Extra data", self._content, self._at)
+
+    def _read_items(self) -> Iterator[Any]:
+        is_last = self._skip("]")
+        while not is_last:
+            yield self._read_value()
+            is_last = self._skip("]") or self._expect(",")
+
+    def _read_value(self) -> Any:
+        start = self._at
+        try:
+            value, end = self._decode(self._content, start)
+        except (RecursionError, ValueError) as error:
+            raise _explain(error) from None
+        if self._may_contain_halves:
+            _assert_whole_characters(value)
+        if self._content.count("[", start, end) + self._content.count("{", start, end) >= MAX_DEPTH:
+            _assert_shallow(value)
+        self._at = self._find_next(end)
+        return value
+
+    def _skip(self, sign: str) -> bool:
+        """Skip a sign and the space after it, if it is next; return True if it was."""
+        is_next = self._content.startswith(sign, self._at)
+        self._at = self._find_next(self._at + 1) if is_next else self._at
+        return is_next
+
+    def _expect(self, sign: str) -> bool:
+        """Skip a sign and return False. Raises JSONDecodeError if it is not next."""
+        if not self._skip(sign):
+            raise json.JSONDecodeError(f"Expecting {sign!r}", self._content, self._at)
+        return False
+
+    def _find_next(self, start: int) -> int:
+        return _SPACE.match(self._content, start).end()  # type: ignore[union-attr]  # it matches anywhere
+
+
+def _explain(error: Exception) -> Exception:
+    """Return the error of the JSON reader, in other words if a limit is its reason."""
+    if isinstance(error, RecursionError):
+        return ValueError(_TOO_DEEP)
+    return ValueError("a number has thousands of digits") if "integer string conversion" in str(error) else error
+
+
+def _assert_shallow(document: Any) -> None:
     level, depth = [document], 0
     while level := [item for parent in level for item in _list_values(parent) if isinstance(item, _CONTAINERS)]:
         depth += 1
         if depth >= MAX_DEPTH:
-            raise ValueError(too_deep)
-    return document
+            raise ValueError(_TOO_DEEP)
 
 
 def _may_contain_halves(content: str | bytes) -> bool:

@@ -17,7 +17,7 @@ from sightline.runs.run_files import config_path_of_run
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.training.published_results import compare_figures_with_published, explain_no_rows
 from sightline.training.run_evaluation import score_document
-from sightline.verbs.output import print_note, show_evaluation, show_table
+from sightline.verbs.output import print_note, show_evaluation, show_table, split_options
 from sightline.workbench.evaluate.scoring import ErrorReport, find_scoring
 
 
@@ -30,13 +30,17 @@ def score(options: ScoreOptions) -> int:
         )
     errors, predictions = options.out, options.predictions
     load_plugins(options.plugins)
-    sections = read_sections(config_path_of_run(options.data), ("data", "metrics"), options.overrides)
+    values, overrides = split_options(options.overrides, ("category_offset",))
+    offset = _parse_offset(values.get("category_offset", "0"))
+    sections = read_sections(config_path_of_run(options.data), ("data", "metrics"), overrides)
     dataset = registry.data.build(sections["data"], facts={"split": "test"})
     part = DataSubset(dataset, np.arange(len(dataset)), BatchReader(dataset), "test")
     scoring = find_scoring(dataset.info)
     if errors is not None and not scoring.has_errors:
         raise UserError(f"--errors: is about boxes; {sections['data'].name} has none")
-    scored = scoring.score(part, sections["metrics"], predictions, with_errors=errors is not None)
+    scored = scoring.score(
+        part, sections["metrics"], predictions, with_errors=errors is not None, category_offset=offset
+    )
     evaluation = scored.evaluation
     for note in scored.notes:
         print_note(note)
@@ -52,6 +56,15 @@ def score(options: ScoreOptions) -> int:
         show_errors(scoring.report_errors(evaluation, part, document, order=scored.order), errors)
     write_document(options.json, document)
     return 0
+
+
+def _parse_offset(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(
+            f"category_offset={text}: give a whole number, by which the file's category ids exceed those of the set"
+        ) from None
 
 
 def assert_against(against: str | None) -> None:

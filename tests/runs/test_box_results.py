@@ -185,16 +185,20 @@ def test_boxes_written_as_corners_are_named(tmp_path: Path) -> None:
 
 
 def test_joined_sets_are_scored_by_the_names_in_them(made: Path) -> None:
-    """The number of a set and the name there; ids of the files may be those of several images, and are refused."""
+    """The number of a set and the name there; numbers that may be those of several images are refused."""
     rows = results_of(truth_of(made))
     joined = f"data={{name: concat, sets: [{{name: coco, root: {made / 'set'}}}]}}"
     named = [row | {"image_id": f"1/val/{row['image_id']}.png"} for row in rows]
     (alone, figures), (done, ours) = score(made, rows), score(made, named, joined)
     assert (alone.code, done.code) == (0, 0), done.err
     assert ours["metrics"] == figures["metrics"]
-    wrong, _ = score(made, rows, joined)
+    done, numbered = score(made, rows, joined)  # the ids of these files are the numbers in their names
+    assert numbered["metrics"] == figures["metrics"]
+    assert "images are known by parts of their names, first: 17 is '1/val/17.png'" in done.err
+    one = f"{{name: coco, root: {made / 'set'}}}"
+    wrong, _ = score(made, rows, f"data={{name: concat, sets: [{one}, {one}]}}")
     assert wrong.code == 2
-    assert "row 0: the set has no image 17; its first is 1, '1/val/5.png'" in wrong.err
+    assert "row 0 is of one of 2 images with the id 17 (1/val/17.png, 2/val/17.png); give the whole name" in wrong.err
 
 
 def test_lines_of_crowdhuman_are_scored_by_the_kind_of_box(tmp_path: Path) -> None:
@@ -304,3 +308,15 @@ def test_errors_are_of_boxes_and_have_a_place(run: Path, made: Path) -> None:
     ):
         done = refuse(*words)
         assert message in done
+
+
+def test_category_ids_may_count_from_another_number(made: Path) -> None:
+    rows = results_of(truth_of(made))
+    moved = [row | {"category_id": row["category_id"] + 100} for row in rows]
+    (_, figures), (done, ours) = score(made, rows), score(made, moved, "category_offset=100")
+    assert done.code == 0, done.err
+    assert ours["metrics"] == figures["metrics"]
+    wrong, _ = score(made, moved, "category_offset=one")
+    assert wrong.code == 2
+    assert "category_offset=one: give a whole number" in wrong.err
+    assert "category_offset=1, if their category ids count" in " ".join(run_here("score", "--help").out.split())

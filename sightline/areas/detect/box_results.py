@@ -101,16 +101,21 @@ def box_images(part: DataSubset) -> BoxImages:
 
 
 def score_boxes(
-    part: DataSubset, components: Sequence[ComponentConfig], path: Path, *, more: Sequence[BoundMetric] = ()
+    part: DataSubset,
+    components: Sequence[ComponentConfig],
+    path: Path,
+    *,
+    more: Sequence[BoundMetric] = (),
+    category_offset: int = 0,
 ) -> tuple[Evaluation, list[str], DetectionResults]:
     """Compute metrics for a file of detections; also return names of metrics that need more, and the read results.
 
-    `path` is a file, or a folder with one; `more` are further metrics. Images are not decoded. Raises
-    ConfigError if no metric can be computed, DataError for a file that does not fit.
+    `path` is a file, or a folder with one; `more` are further metrics; category ids are `category_offset` too high.
+    Images are not decoded. Raises ConfigError if no metric can be computed, DataError for a file that does not fit.
     """
     started = time.perf_counter()
     images = box_images(part)
-    results = read_results(_find_results_file(path), images)
+    results = read_results(_find_results_file(path), images, category_offset=category_offset)
     order = scoring_order(images)
     records = [images.record(int(index)) for index in order]
     detections_by_image = [results.detections[index] for index in order]
@@ -205,10 +210,18 @@ def pycocotools_figures(metric: BoxAp, state: State, images: Tensor) -> dict[str
         evaluation = COCOeval(truth, truth.loadRes(detections) if detections else COCO(), "bbox")
         limits = sorted({1, 10, metric.most})  # it sorts them, too, so that no place is that of a limit
         evaluation.params.maxDets = limits
-        evaluation.evaluate()
-        evaluation.accumulate()
-    recall, most = evaluation.eval["recall"], limits.index(metric.most)
-    precision = evaluation.eval["precision"][..., most]
+        images_by_class = [set[int]() for _ in range(num_classes)]
+        for row in (*annotations, *detections):
+            images_by_class[row["category_id"]].add(row["image_id"])
+        parts = []
+        for category, images_of_class in enumerate(images_by_class):  # all at once, it looks at each image once a class
+            evaluation.params.catIds, evaluation.params.imgIds = [category], sorted(images_of_class)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            parts.append(evaluation.eval)
+    recall, precision = (np.concatenate([part[name] for part in parts], axis=-3) for name in ("recall", "precision"))
+    most = limits.index(metric.most)
+    precision = precision[..., most]
     figures = {"ap50": precision[0, :, :, 0], "ap75": precision[5, :, :, 0]}
     figures |= {f"ap{size}": precision[..., area] for area, size in enumerate(_SIZES)}
     figures |= {f"ar{size}": recall[..., area, most] for area, size in enumerate(_SIZES)}
@@ -246,11 +259,17 @@ _ORDERS: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
 
 
 def results_faults(
-    results: Sequence[Detections], truths: Sequence[np.ndarray], class_names: Sequence[str], *, most: int
+    results: Sequence[Detections],
+    truths: Sequence[np.ndarray],
+    class_names: Sequence[str],
+    *,
+    most: int,
+    category_offset: int = 0,
 ) -> Iterator[str]:
     """Yield sentences on implausible detections, compared with `truths` (G, 7) by image, and what to do.
 
-    `most` detections per image and class are evaluated by the metrics of the config.
+    `most` detections per image and class are evaluated by the metrics of the config; the file was read with
+    `category_offset`.
     """
     scores = np.concatenate([result.scores for result in results]) if results else np.zeros(0)
     if not len(scores):
@@ -289,7 +308,7 @@ def results_faults(
         )
     yield from _find_box_faults(results, truths)
     if len(class_names) > 1:
-        yield from _find_class_faults(results, truths, class_names)
+        yield from _find_class_faults(results, truths, class_names, category_offset)
 
 
 def _find_box_faults(results: Sequence[Detections], truths: Sequence[np.ndarray]) -> Iterator[str]:
@@ -363,7 +382,7 @@ def _count_matched_labels(
 
 
 def _find_class_faults(
-    results: Sequence[Detections], truths: Sequence[np.ndarray], class_names: Sequence[str]
+    results: Sequence[Detections], truths: Sequence[np.ndarray], class_names: Sequence[str], category_offset: int
 ) -> Iterator[str]:
     """Report if the classes of well-placed boxes match those of the labels after a shift by one."""
     shifts: list[np.ndarray] = []
@@ -381,5 +400,6 @@ def _find_class_faults(
             yield (
                 f"category ids look shifted by {offset}: of {len(shift)} well-placed boxes {num_equal} have the class "
                 f"of their label, and {count} the {'next' if offset > 0 else 'previous'} one "
-                f"('{other[1]}' for '{other[0]}')"
+                f"('{other[1]}' for '{other[0]}'); if they count from another number than the set's, give "
+                f"category_offset={category_offset + offset}"
             )

@@ -53,15 +53,21 @@ class BoxScoring(Scoring):
     has_errors = True
 
     def score(
-        self, part: DataSubset, metrics: Sequence[ComponentConfig], path: Path, *, with_errors: bool
+        self,
+        part: DataSubset,
+        metrics: Sequence[ComponentConfig],
+        path: Path,
+        *,
+        with_errors: bool,
+        category_offset: int = 0,
     ) -> ScoredFiles:
         """Compute the metrics of a file of detections, also those of pycocotools where it is installed."""
         if with_errors:
             metrics = [metric for metric in metrics if metric.name != "box_errors"]
-        evaluation, others, predictions = score_boxes(
-            part, metrics, path, more=[bind_error_metric(part)] if with_errors else []
-        )
-        notes = [
+        more = [bind_error_metric(part)] if with_errors else []
+        evaluation, others, predictions = score_boxes(part, metrics, path, more=more, category_offset=category_offset)
+        notes = [*predictions.notes]
+        notes += [
             f"not scored: {count} boxes of {kind}"
             for count, kind in (
                 (predictions.num_other_images, "images outside the test part"),
@@ -73,8 +79,9 @@ class BoxScoring(Scoring):
         ap_results = [result for result in evaluation.results if isinstance(result.metric.metric, BoxAp)]
         limits = [result.metric.metric.most for result in evaluation.results if isinstance(result.metric.metric, BoxAp)]
         truths = [ground_truth_rows(images.record(index)) for index in range(len(images))]
+        most = min(limits, default=NO_LIMIT)
         faults = results_faults(
-            predictions.detections, truths, images.classes.names, most=min(limits, default=NO_LIMIT)
+            predictions.detections, truths, images.classes.names, most=most, category_offset=category_offset
         )
         notes += [f"warning: {path}: {fault}" for fault in faults]
         document: dict[str, Any] = {}

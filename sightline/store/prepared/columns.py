@@ -218,8 +218,10 @@ class _RaggedFile:
 
 def _check_value(row: SampleRow, name: str, column: ColumnSpec) -> np.ndarray:
     """Convert the value of a column to its dtype. Raises DataError for another shape or a number that is not finite."""
-    with np.errstate(over="ignore"):  # values too large for the column become infinite, and are refused below
-        value = np.asarray(row.values[name]).astype(column.dtype, order="C", copy=False)
+    value = np.asarray(row.values[name])
+    if value.dtype != column.dtype or not value.flags.c_contiguous:
+        with np.errstate(over="ignore"):  # values too large for the column become infinite, and are refused below
+            value = value.astype(column.dtype, order="C", copy=False)
     if column.is_ragged:
         is_empty = len(value) == 0 and not column.can_be_empty
         if value.ndim != 1 + len(column.shape) or value.shape[1:] != column.shape or is_empty:
@@ -233,8 +235,7 @@ def _check_value(row: SampleRow, name: str, column: ColumnSpec) -> np.ndarray:
         raise DataError(
             f"{row.where}: {name} has the shape {value.shape}, {column.shape} is needed as in the first file"
         )
-    is_finite = np.isfinite(value)
-    if not is_finite.all():
+    if value.dtype.kind == "f" and not (is_finite := np.isfinite(value)).all():
         position = tuple(int(i) for i in np.argwhere(~is_finite)[0])
         raise DataError(
             f"{row.where}: {name}{list(position)} is {value[position]}; mend the file or leave the shape out"

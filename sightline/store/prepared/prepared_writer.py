@@ -585,7 +585,7 @@ def _read_note(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
     with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=indent, allow_nan=False)
+        file.write(json.dumps(value, indent=indent, allow_nan=False))  # at once: `dump` encodes in Python
         file.flush()
         os.fsync(file.fileno())
 

@@ -46,9 +46,20 @@ class Scoring:
     has_errors = False
 
     def score(
-        self, part: DataSubset, metrics: Sequence[ComponentConfig], path: Path, *, with_errors: bool
+        self,
+        part: DataSubset,
+        metrics: Sequence[ComponentConfig],
+        path: Path,
+        *,
+        with_errors: bool,
+        category_offset: int = 0,
     ) -> ScoredFiles:
-        """Compute the metrics of predictions in a file or folder; `with_errors` adds those that the report needs."""
+        """Compute the metrics of predictions in a file or folder; `with_errors` adds those that the report needs.
+
+        Category ids in the files are `category_offset` above those of the set; labels of points have none.
+        """
+        if category_offset:
+            raise UserError("score: category_offset= is about category ids of boxes; these are labels of points")
         predictions, notes = ExternalPredictions(path, part), []
         if predictions.surplus:
             examples = ", ".join(map(str, predictions.surplus[:3]))

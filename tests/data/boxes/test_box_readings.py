@@ -10,7 +10,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from sightline.areas.detect.sets.coco import Coco, mask_to_box
+from sightline.areas.detect.sets.coco import Coco
+from sightline.areas.detect.sets.coco_boxes import mask_to_box
 from sightline.areas.detect.sets.convert import LAYOUTS
 from sightline.areas.detect.sets.image_listing import AnnotationFaults
 from sightline.areas.detect.sets.people import WiderPerson

@@ -18,6 +18,7 @@ from sightline.areas.detect.transforms import FitImage
 from sightline.contract.draws import Draws
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
+from tests.cases import run_each
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
 
 IMAGES = [ImageRef("a,1", 7, 480, 640), ImageRef("b,2", 3, 33, 77), ImageRef("c", 4, 5, 5)]
@@ -185,6 +186,67 @@ def test_images_are_known_by_the_file_names_of_their_annotations(tmp_path: Path)
         read(tmp_path / "x.json", [ROW | {"image_id": "png"}], images)
 
 
+NUMBERED = [ImageRef(f"images/val/{name}", number, 9, 9) for number, name in enumerate(("0020.jpg", "im7.jpg"), 20)]
+"""Ids that a set without ids numbers itself: the second image has 21."""
+
+
+@run_each(
+    "keys, expected, note",
+    [
+        ([("im7", "im7.jpg"), (20, "0020.jpg")], [1, 0], "1 images are known by parts of their names, first: 'im7' is"),
+        ([("im7", None), (None, "0020.jpg")], [1, 0], "2 images are known"),
+        ([(20, None), (21, None)], [0, 1], ""),
+        ([(r"C:\\other\\val\\im7.jpg", None), ("/data/0020.jpg", None)], [1, 0], "2 images are known"),
+        ([(20, None), (22, None)], None, "row 1: the set has no image 22; its first is 20"),
+        ([(20, "0020.jpg"), (21, "0020.jpg")], None, "row 1: the set has another image 21 than '0020.jpg'; leave"),
+        ([(20, "other.jpg")], [0], ""),
+        ([(None, None)], None, "row 0 is .* it needs image_id"),
+    ],
+)
+def test_images_are_known_by_id_file_name_or_stem(
+    keys: list[tuple[Any, Any]], expected: list[int] | None, note: str, tmp_path: Path
+) -> None:
+    """Ultralytics writes the stem as image_id, as a number if it is one, and since 2024 also the file_name."""
+    rows = [ROW | {"image_id": number, "file_name": name} for number, name in keys]
+    if expected is None:
+        with pytest.raises(DataError, match=note):
+            read(tmp_path / "x.json", rows, NUMBERED)
+        return
+    given = read(tmp_path / "x.json", rows, NUMBERED)
+    assert [len(each.boxes) for each in given.detections] == [expected.count(index) for index in (0, 1)]
+    assert note in "".join(given.notes)
+    assert bool(note) == bool(given.notes)
+
+
+def test_numbers_are_those_of_file_names_if_all_are(tmp_path: Path) -> None:
+    """Numbers of files that are other images' ids: only together they show what they mean."""
+    images = [ImageRef(f"val/{number:06}.jpg", number + 1, 9, 9) for number in (103, 104, 105)]
+
+    def count(*keys: tuple[int, str | None]) -> list[int]:
+        rows = [ROW | {"image_id": number, "file_name": name} for number, name in keys]
+        return [len(each.boxes) for each in read(tmp_path / "x.json", rows, images).detections]
+
+    assert count((103, None), (104, None), (104, None), (105, None)) == [1, 2, 1]
+    assert count((104, None), (105, None), (105, None), (106, None)) == [1, 2, 1]
+    assert count((103, "000103.jpg"), (104, "000104.jpg")) == [1, 1, 0]  # 104 is the id of 000103.jpg
+    with pytest.raises(DataError, match="row 1: the set has no image 30"):
+        count((104, None), (30, None))
+
+
+def test_categories_that_count_from_another_number(tmp_path: Path) -> None:
+    few = Few()
+    few.classes = CategoryIds(("person", "car", "hat"), (0, 1, 2))
+    few.set_index = lambda: SetIndex(frozenset({7, 3, 4}), frozenset({0, 1, 2}))  # type: ignore[method-assign]
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([ROW | {"category_id": number} for number in (1, 3, 2)]))
+    message = "row 1: the set has no category 3, but 0, 1, 2; ids count from 1, the set's from 0: category_offset=1"
+    with pytest.raises(DataError, match=message):
+        read_results(path, few)
+    assert read_results(path, few, category_offset=1).detections[0].label.tolist() == [0, 2, 1]
+    with pytest.raises(DataError, match=r"the set has no category 1, but 2, 3, 4; .* from 1, .* category_offset=1"):
+        read_results(path, few, category_offset=2)
+
+
 def test_lines_that_do_not_fit_are_named(tmp_path: Path) -> None:
     box = {"box": [1, 2, 3, 4], "score": 0.5, "tag": 3}
     line = {"ID": "c", "dtboxes": [box]}
@@ -212,7 +274,7 @@ def test_other_documents_are_named(tmp_path: Path) -> None:
 def test_ids_that_two_images_have_are_refused(tmp_path: Path) -> None:
     """Two annotation files may both count from 1; a row of a file of results would be of either image."""
     twice = [*IMAGES, ImageRef("d", 7, 9, 9)]
-    with pytest.raises(DataError, match=r"row 0 is of one of 2 images with the id 7 \(a,1, d\); give the name"):
+    with pytest.raises(DataError, match=r"row 0 is of one of 2 images with the id 7 \(a,1, d\); give the whole name"):
         read(tmp_path / "x.json", [ROW], twice)
     given = read(tmp_path / "x.json", [ROW | {"image_id": "d"}, ROW | {"image_id": 3}], twice)
     assert [len(each.boxes) for each in given.detections] == [0, 1, 0, 1]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from sightline.compute.geometry.pinhole import unproject_pixels
 from sightline.contract.errors import DataError
 from sightline.store.files.image_files import check_image, read_header, read_image
 from sightline.store.prepared.columns import pack_depth, unpack_depth
+from tests.cases import run_each
 from tests.data.depth.depth_trees import msra_bytes, png16, png_colour
 from tests.golden_parity import load_golden
 
@@ -211,3 +214,33 @@ def test_packing_loses_nothing(dtype: str) -> None:
         found = unpack_depth(packed, dtype=dtype, width_px=9, height_px=7)
         assert found.dtype == image.dtype
         assert np.array_equal(found, image)
+
+
+@run_each(
+    "mode, options, expected",
+    [
+        ("RGB", {}, (24, 40, "RGB", 1)),
+        ("RGB", {"progressive": True, "comment": b"x" * 300, "restart_marker_blocks": 2}, (24, 40, "RGB", 1)),
+        ("L", {"dpi": (72, 72)}, (24, 40, "L", 1)),
+        ("CMYK", {}, (24, 40, "CMYK", 1)),
+        ("RGB", {"exif": 6}, (24, 40, "RGB", 6)),
+        ("RGB", {"icc_profile": b"abc" * 100}, (24, 40, "RGB", 1)),
+    ],
+)
+def test_headers_of_jpeg_files_are_those_that_pillow_reads(
+    mode: str, options: dict[str, Any], expected: tuple[Any, ...], tmp_path: Path
+) -> None:
+    """Plain ones are read without Pillow; cut anywhere before their pixels, none is another."""
+    if "exif" in options:
+        options = {"exif": Image.Exif()}
+        options["exif"][274] = 6
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (40, 24)).convert(mode).save(path, **options)
+    with Image.open(path) as image:
+        assert (image.height, image.width, image.mode) == expected[:3]
+    assert read_header(path) == expected
+    content = path.read_bytes()
+    for size in range(0, content.index(b"\xff\xda"), 7):
+        path.write_bytes(content[:size])
+        with contextlib.suppress(DataError):  # Pillow reads some that are cut between two segments
+            assert read_header(path) == expected

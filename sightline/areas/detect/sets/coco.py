@@ -1,118 +1,48 @@
 """COCO instances, and every export in that format: images with boxes of classes in a JSON file.
 
-Reader of COCO instances: images, categories and boxes of a JSON file, as any tool exports them.
-
-Bounding boxes of COCO masks: polygons and run-length encodings (RLE).
+Reader of COCO instances, of which sets are prepared and which `data convert` writes in other layouts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from sightline.areas.detect.sets.coco_boxes import CocoBoxes, parse_id
 from sightline.areas.detect.sets.image_listing import (
-    MAX_PX,
     AnnotationFaults,
-    BoxCorners,
     CategoryIds,
     FaultPolicy,
     ListedImage,
     ListedImageSet,
+    NameEnds,
+    Values,
     box_column,
     guess_split,
-    is_valid_box,
-    parse_number,
+    list_images,
     plan_image_set,
     survey_images,
-    xywh_to_xyxy,
 )
 from sightline.areas.detect.sets.labelled_images import BoxColumns, LabelledImages
 from sightline.areas.detect.sets.records import box_facts
 from sightline.contract import registry
 from sightline.contract.errors import DataError
+from sightline.contract.regular_files import JsonEntries, parse_json
 from sightline.contract.types import DataInfo
 from sightline.store.box_fields import BOX_FIELDS
-from sightline.store.files.input_files import expand_home, list_folders, parse_json_content, read_file
+from sightline.store.files.input_files import expand_home, list_folders, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
-
-_MAX_SHIFT = 60
-"""Maximum bit offset within one run length: no real file needs more, and unlimited text takes quadratic time."""
-
-
-def mask_to_box(segmentation: Any, size_px: tuple[int, int] | None = None) -> tuple[float, float, float, float]:
-    """Compute the bounding box (xyxy) of polygons [[x, y, x, y, ...], ...] or of an RLE mask {size, counts}.
-
-    Raises ValueError or TypeError for anything else, for an empty mask, and for one that is not of the height and width
-    `size_px` of its image. Source: pycocotools, maskApi.c.
-    """
-    if isinstance(segmentation, dict):
-        height, width = _parse_integers(segmentation.get("size") or (0, 0))
-        counts = segmentation.get("counts")
-        if not (1 <= height <= MAX_PX and 1 <= width <= MAX_PX) or counts is None:
-            raise ValueError("a mask needs size and counts")
-        if size_px not in (None, (height, width)):
-            raise ValueError(f"the mask has {height} x {width} pixels, its image {size_px[0]} x {size_px[1]}")
-        runs = _decode_rle(counts) if isinstance(counts, str) else _parse_integers(counts)
-        if min(runs, default=0) < 0 or sum(runs) != height * width:
-            raise ValueError(f"the counts of a mask of {height} x {width} pixels do not add up to these")
-        return _rle_to_box(runs, height)
-    tables = [np.array(polygon) for polygon in segmentation]
-    if any(table.dtype.kind not in "iuf" for table in tables):
-        raise TypeError("corners of polygons are numbers")
-    points = np.concatenate([table.astype(np.float64).reshape(-1, 2) for table in tables])
-    low, high = points.min(axis=0), points.max(axis=0)
-    return float(low[0]), float(low[1]), float(high[0]), float(high[1])
-
-
-def _parse_integers(values: Any) -> list[int]:
-    """Convert values to int. Raises ValueError, TypeError or OverflowError for anything but whole numbers."""
-    numbers = [int(value) for value in values]
-    if any(isinstance(value, str) or value != number for value, number in zip(values, numbers, strict=True)):
-        raise ValueError("size and counts of a mask are whole numbers")
-    return numbers
-
-
-def _rle_to_box(counts: list[int], height: int) -> tuple[float, float, float, float]:
-    """Compute the bounding box (xyxy) of an uncompressed COCO RLE mask (column-major)."""
-    ends = np.cumsum(np.array(counts, dtype=np.int64))
-    starts, stops = ends[:-1:2], ends[1::2]
-    starts, stops = starts[stops > starts], stops[stops > starts]
-    if not len(starts):
-        raise ValueError("the mask is empty")
-    left, right = starts // height, (stops - 1) // height
-    is_long = right > left  # runs on in the next column, so it touches bottom and top
-    top = np.where(is_long, 0, starts % height).min()
-    bottom = np.where(is_long, height, (stops - 1) % height + 1).max()
-    return float(left.min()), float(top), float(right.max() + 1), float(bottom)
-
-
-def _decode_rle(text: str) -> list[int]:
-    """Decode COCO's compressed RLE text: 5 bits per character; from the third count on, differences to counts[-2]."""
-    counts: list[int] = []
-    value = shift = 0
-    for letter in text:
-        code = ord(letter) - 48
-        if not 0 <= code < 64 or shift > _MAX_SHIFT:
-            raise ValueError("the text of a mask's counts is damaged")
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            continue
-        if code & 16:
-            value -= 1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
-        value = shift = 0
-    return counts
-
 
 COLUMNS = {
     "boxes": box_column((4,), "float64"),
@@ -121,12 +51,40 @@ COLUMNS = {
     "is_ignored": box_column((), "bool"),
 }
 """Stored columns of a box: left, top, right, bottom; class; area as stated in the file; is ignored."""
-_Row = tuple[BoxCorners, int, float, bool]
 _KEYS = ("images", "annotations", "categories")
+_IMAGE_KEYS = ("id", "file_name", "height", "width")
+_SPLITS = ("train", "validation", "test", "all")
 
 
-def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | None) -> ListedImageSet:
-    """List the images of a JSON file of COCO instances, or of a folder with such files.
+class CocoImage(NamedTuple):
+    """Image of a COCO file: its id, name as stated, path (None if missing), height and width (None if not stated).
+
+    `entry` is its object in the file, and `values` are the columns of its boxes, `annotations` their objects; of these,
+    a set that is read without details has only the four keys that it needs, and none.
+    """
+
+    image_id: int
+    name: str
+    path: Path | None
+    size_px: tuple[int, int] | None
+    entry: Mapping[str, Any]
+    values: Values
+    annotations: Sequence[Mapping[str, Any]]
+
+
+class CocoSet(NamedTuple):
+    """Images of COCO files below `root`, as (file, split, images), with faults, notes, and what is missing by name."""
+
+    root: Path
+    classes: CategoryIds
+    files: Sequence[tuple[Path, str, Sequence[CocoImage]]]
+    faults: AnnotationFaults
+    notes: list[str]
+    missing: list[str]
+
+
+def read_coco_set(source: Path, *, annotations: Sequence[str] | None, images: str | None, has_details: bool) -> CocoSet:
+    """Read a JSON file of COCO instances, or a folder with such files, of which images may be missing.
 
     `annotations` and `images` are the paths of the JSON files and of the images' folder in it. Raises DataError for a
     folder without such files, for a file in another format, for an id of two images, and for splits whose categories
@@ -135,250 +93,283 @@ def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | 
     root = expand_home(source).resolve()
     if root.is_file():
         root, annotations = root.parent, annotations or (root.name,)
-    documents = find_annotation_files(root, annotations)
-    tables = {path: read_categories(document, path) for path, document in documents.items()}
-    (first, classes), *others = tables.items()
-    for path, table in others:
-        if table != classes:
-            raise DataError(f"{path}: its categories are not those of {first}; export both with the same ones")
-    faults, notes = (
-        AnnotationFaults(),
-        [line for path, document in documents.items() for line in _note_twice(document, path)],
-    )
+    documents = _find_documents(root, annotations, has_details=has_details)
+    faults = AnnotationFaults()
+    classes, notes = _read_classes(documents)
+    files: list[tuple[Path, str, Sequence[CocoImage]]] = []
+    missing: list[str] = []
+    for document in documents:
+        entries, path = document.index_images(), document.path
+        names = {key: str(entry["file_name"]).replace("\\", "/") for key, entry in entries.items()}
+        split = guess_split(path.relative_to(root))
+        paths, lost, note = _find_images(root, path, names, split, images)
+        notes += [*document.note_repeated(), *note]
+        missing += lost
+        sizes = {key: _stated_size(entry) for key, entry in entries.items()}
+        boxes = document.boxes.assign(names, sizes, classes, faults)
+        listed = [
+            CocoImage(key, names[key], paths.get(key), sizes[key], entry, *boxes[key]) for key, entry in entries.items()
+        ]
+        files.append((path, split, listed))
+    return CocoSet(root, classes, files, faults, notes, missing)
+
+
+def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | None) -> ListedImageSet:
+    """List the images of a JSON file of COCO instances, or of a folder with such files. Raises as `read_coco_set`."""
+    found = read_coco_set(source, annotations=annotations, images=images, has_details=False)
+    for fault in found.missing:
+        found.faults.add("images that are missing or damaged", fault)
+    num_root = len(os.path.join(found.root, ""))
     listed = [
-        image
-        for path, document in documents.items()
-        for image in _list_images(root, path, document, classes, images, faults)
+        ListedImage(
+            *(split, str(image.path)[num_root:], image.path, partial(_get_values, image.values)),
+            *(image.image_id, image.size_px, (path,)),
+        )
+        for path, split, images_of_file in found.files
+        for image in images_of_file
+        if image.path is not None
     ]
-    layout = "instances_json" if len(documents) == 1 else "instances_jsons"
-    return ListedImageSet(root, layout, classes, listed, COLUMNS, "boxes", faults, notes)
+    layout = "instances_json" if len(found.files) == 1 else "instances_jsons"
+    return ListedImageSet(found.root, layout, found.classes, listed, COLUMNS, "boxes", found.faults, found.notes)
 
 
-def _note_twice(document: Mapping[str, Any], path: Path) -> list[str]:
-    """Return a note on repeated annotation ids, of which pycocotools keeps the last annotation."""
-    ids = [annotation.get("id") for annotation in document["annotations"] if isinstance(annotation, dict)]
-    counts = Counter(number for number in ids if type(number) is int)
-    repeated = [number for number, count in counts.items() if count > 1]
-    num_more = sum(counts[number] - 1 for number in repeated)
-    return [f"{path}: {num_more} annotations have the id of another, first: {repeated[0]}"] if repeated else []
+def _get_values(values: Values, size_px: tuple[int, int], faults: AnnotationFaults) -> Values:
+    return values
 
 
-def find_annotation_files(root: Path, annotations: Sequence[str] | None) -> dict[Path, Mapping[str, Any]]:
-    """Read the JSON files of COCO instances below `root`: path → document.
+class _Document:
+    """Images, categories and boxes of a JSON file, and the names of its entries as `contents`."""
+
+    def __init__(self, path: Path, *, has_details: bool) -> None:
+        self.path = path
+        self.images: list[Any] = []
+        self.categories: list[Any] = []
+        self.boxes = CocoBoxes(has_details=has_details)
+        self.contents: list[str] = []
+        self._has_details = has_details
+        self.is_instances = self._read()
+
+    def _read(self) -> bool:
+        """Read the file; return True if it is one of COCO instances. Raises DataError for a file that is not JSON."""
+        try:
+            text = read_file(self.path).decode("utf-8-sig")
+            if not text.lstrip().startswith("{"):
+                self.contents = [f"a {type(parse_json(text)).__name__}"]
+                return False
+            lists = set()
+            for key, value in JsonEntries(text):
+                self.contents.append(key)
+                if key in _KEYS and isinstance(value, Iterator):
+                    lists.add(key)
+                    self._add(key, value)
+        except ValueError as error:
+            raise DataError(f"{self.path}: does not read as JSON ({error}); export it again") from error
+        return len(lists) == len(_KEYS)
+
+    def _add(self, key: str, values: Iterator[Any]) -> None:
+        if key == "annotations":
+            for annotation in values:
+                self.boxes.add(annotation)
+        elif key == "images" and not self._has_details:
+            self.images = [_select(entry) if isinstance(entry, dict) else entry for entry in values]
+        else:
+            setattr(self, key, list(values))
+
+    def index_images(self) -> dict[int, Mapping[str, Any]]:
+        """Return the images by their id. Raises DataError for an id or a file that occurs twice."""
+        entries: dict[int, Mapping[str, Any]] = {}
+        ids: dict[str, int] = {}
+        for entry in self.images:
+            try:
+                key, name = parse_id(entry["id"]), str(entry["file_name"])
+                _ = [parse_id(entry[side]) for side in ("height", "width") if entry.get(side) is not None]
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"{self.path}: the image {str(entry)[:80]} lacks a file_name, or whole numbers as id, height and "
+                    f"width ({error}); export it again"
+                ) from error
+            if key in entries:
+                raise DataError(
+                    f"{self.path}: '{entries[key]['file_name']}' and '{name}' both have the id {key}; number them anew"
+                )
+            if name in ids:
+                raise DataError(f"{self.path}: '{name}' has the ids {ids[name]} and {key}; keep one of them")
+            entries[key], ids[name] = entry, key
+        return entries
+
+    def read_categories(self) -> dict[int, tuple[str, str]]:
+        """Return name and supercategory by id. Raises DataError for a category without an id or a name."""
+        try:
+            rows = [(parse_id(c["id"]), str(c["name"]), str(c.get("supercategory"))) for c in self.categories]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{self.path}: a category lacks a whole number 'id' or a 'name' ({error}); export it again"
+            ) from error
+        categories = {number: (name, parent) for number, name, parent in rows}
+        if len(categories) < len(rows):
+            raise DataError(f"{self.path}: two categories have one id; export it again")
+        return categories
+
+    def note_repeated(self) -> list[str]:
+        """Return a note on repeated annotation ids, of which pycocotools keeps the last annotation."""
+        ids = np.array(self.boxes.annotation_ids, dtype=np.int64)
+        numbers, first, counts = np.unique(ids[ids >= 0], return_index=True, return_counts=True)
+        repeated = counts > 1
+        if not repeated.any():
+            return []
+        number = numbers[repeated][first[repeated].argmin()]
+        return [f"{self.path}: {(counts - 1).sum()} annotations have the id of another, first: {number}"]
+
+
+def _select(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in _IMAGE_KEYS if key in entry}
+
+
+def _find_documents(root: Path, annotations: Sequence[str] | None, *, has_details: bool) -> list[_Document]:
+    """Read the JSON files of COCO instances below `root`.
 
     These are the files in `annotations`, else those called instances_*.json, else those with the keys of the format.
     """
     if annotations is not None:
-        return {root / name: _check_instances(_read_json(root / name), root / name) for name in annotations}
+        return [_check(_Document(root / name, has_details=has_details)) for name in annotations]
     if not root.is_dir():
         raise DataError(f"{root}: there is no such file or folder; give a JSON file of COCO instances, or its folder")
     folders = [root, *list_folders(root)]
     files = [path for folder in folders for path in sorted(folder.glob("*.json"))]
     named = [path for path in files if path.name.startswith("instances_")]
-    read = {path: _read_json(path) for path in named or files}
-    documents = {path: document for path, document in read.items() if named or _is_instances(document)}
+    read = [_Document(path, has_details=has_details) for path in named or files]
+    documents = [document for document in read if named or document.is_instances]
     if not documents:
         raise DataError(
             f"{root}: holds {summarise_folder(root)}, no JSON file with {', '.join(_KEYS)} in it or in a "
             "folder of it; give the "
             "file itself"
         )
-    splits = [guess_split(path.relative_to(root)) for path in documents]
+    splits = [guess_split(document.path.relative_to(root)) for document in documents]
     if len(set(splits)) < len(splits):
-        names = ", ".join(path.relative_to(root).as_posix() for path in documents)
+        names = ", ".join(document.path.relative_to(root).as_posix() for document in documents)
         raise DataError(
             f"{root}: {names} are not one file for each of train, val and test; choose by annotations=[FILE, FILE]"
         )
-    return {path: _check_instances(document, path) for path, document in documents.items()}
+    return [*map(_check, documents)]
 
 
-def _read_json(path: Path) -> Any:
-    return parse_json_content(read_file(path), where=str(path), advice="export it again")
-
-
-def _is_instances(document: Any) -> bool:
-    return isinstance(document, dict) and all(isinstance(document.get(key), list) for key in _KEYS)
-
-
-def _check_instances(document: Any, path: Path) -> Mapping[str, Any]:
-    if not _is_instances(document):
-        contents = ", ".join(document) if isinstance(document, dict) else f"a {type(document).__name__}"
-        raise DataError(f"{path}: lists of {', '.join(_KEYS)} are needed, it has {contents}; export COCO instances")
-    instances: Mapping[str, Any] = document
-    return instances
-
-
-def read_categories(document: Mapping[str, Any], path: Path) -> CategoryIds:
-    """Read the categories of a COCO document. Raises DataError for one without an id or a name, and for two alike."""
-    try:
-        pairs = [(_parse_id(category["id"]), str(category["name"])) for category in document["categories"]]
-    except (KeyError, TypeError, ValueError) as error:
+def _check(document: _Document) -> _Document:
+    if not document.is_instances:
         raise DataError(
-            f"{path}: a category lacks a whole number 'id' or a 'name' ({error}); export it again"
-        ) from error
-    names = dict(pairs)
-    if len(names) < len(pairs):
-        raise DataError(f"{path}: two categories have one id; export it again")
-    return CategoryIds.from_ids(names, where=str(path))
-
-
-def _list_images(
-    root: Path,
-    path: Path,
-    document: Mapping[str, Any],
-    classes: CategoryIds,
-    images: str | None,
-    faults: AnnotationFaults,
-) -> list[ListedImage]:
-    entries = images_by_id(document, path)
-    sizes = {key: _stated_size(entry) for key, entry in entries.items()}
-    names = {key: str(entry["file_name"]).replace("\\", "/") for key, entry in entries.items()}
-    boxes = _read_boxes(document, names, sizes, classes, faults)
-    folder = root / images if images is not None else find_image_folder(root, path, names.values())
-    split = guess_split(path.relative_to(root))
-    listed = []
-    for key, entry in entries.items():
-        image_path = resolve_unicode_name(folder, names[key])
-        if not image_path.is_relative_to(root) or ".." in image_path.parts or "\0" in names[key]:
-            faults.add("images that are missing or damaged", f"'{entry['file_name']}' is not below {root}")
-            continue
-        read = partial(_make_columns, tuple(boxes[key]))
-        listed.append(
-            ListedImage(split, image_path.relative_to(root).as_posix(), image_path, read, key, sizes[key], (path,))
+            f"{document.path}: lists of {', '.join(_KEYS)} are needed, it has {', '.join(document.contents)}; export "
+            "COCO instances"
         )
-    return listed
+    return document
+
+
+def _read_classes(documents: Sequence[_Document]) -> tuple[CategoryIds, list[str]]:
+    """Read the classes of files, and notes on categories that only group others, as Roboflow's root does.
+
+    Such a category has no annotation, and is the supercategory of another one. Raises DataError for categories of
+    files that differ, and as `CategoryIds.from_ids`.
+    """
+    first, tables = documents[0], [document.read_categories() for document in documents]
+    names = [{number: name for number, (name, _) in table.items()} for table in tables]
+    for document, other in zip(documents, names, strict=True):
+        if other != names[0]:
+            raise DataError(
+                f"{document.path}: its categories are not those of {first.path}; export both with the same ones"
+            )
+    used = {number for document in documents for number in document.boxes.categories}
+    parents = [(number, parent) for table in tables for number, (_, parent) in table.items()]
+    groups = {
+        number: name
+        for number, name in names[0].items()
+        if number not in used and any(parent == name and other != number for other, parent in parents)
+    }
+    groups = {} if len(groups) == len(names[0]) else groups
+    notes = [
+        f"{first.path}: the category {number}, '{name}', is no class: it groups others and has no annotation"
+        for number, name in groups.items()
+    ]
+    classes = {number: name for number, name in names[0].items() if number not in groups}
+    return CategoryIds.from_ids(classes, where=str(first.path)), notes
+
+
+def _find_images(
+    root: Path, path: Path, names: Mapping[int, str], split: str, images: str | None
+) -> tuple[dict[int, Path], list[str], list[str]]:
+    """Find the files of images by id, in the folder `images`, or in the one of the usual folders that has the most.
+
+    An image that is not where its name says is the only one below there whose path ends as its name does. Also returns
+    what is missing, and a note on images that are elsewhere.
+    """
+    listing = _FolderListing()
+    folder = root / images if images is not None else _find_folder(root, path, names.values(), listing)
+    found = {key: file for key, name in names.items() if (file := listing.find(folder, name))}
+    inside = os.path.join(root, "")
+    missing = [f"'{names[key]}' is not below {root}" for key, file in found.items() if not file.startswith(inside)]
+    paths = {key: Path(file) for key, file in found.items() if file.startswith(inside)}
+    lost = [key for key in names if key not in found]
+    base = folder if images is not None else root
+    splits = {split, "all"} if split != "all" and images is None else {*_SPLITS}
+    nearby = {
+        file.relative_to(base).as_posix(): file
+        for file in (list_images(base, may_lack=True) if lost else ())
+        if file.is_relative_to(root) and guess_split(file.relative_to(root)) in splits
+    }
+    ends = NameEnds(nearby)
+    matches = {key: [nearby[name] for name in ends.find(names[key])] for key in lost}
+    claims = Counter([*paths.values(), *(files[0] for files in matches.values() if len(files) == 1)])
+    elsewhere = {key: files[0] for key, files in matches.items() if len(files) == 1 and claims[files[0]] == 1}
+    for key in lost:
+        if key not in elsewhere:
+            fits = f", and {len(matches[key])} images below {base} fit it" if matches[key] else ""
+            advice = "get it, or state the images' folder by images=FOLDER"
+            missing.append(f"'{names[key][:200]}': there is no such file in {folder}{fits}; {advice}")
+    notes = [
+        f"{len(elsewhere)} images are not where {path} says, and are known by the end of their names, first: "
+        f"'{names[key]}' is {file.relative_to(root)}"
+        for key, file in [*elsewhere.items()][:1]
+    ]
+    return {**paths, **elsewhere}, missing, notes
+
+
+def _find_folder(root: Path, path: Path, names: Iterable[str], listing: _FolderListing) -> Path:
+    """Return the folder with most of the images, among the usual ones next to an annotation file.
+
+    Some are called as the file, or as the end of its name: person_keypoints_train2017.json is about train2017.
+    """
+    words = path.stem.split("_")
+    ends = ["_".join(words[first:]) for first in range(len(words))]
+    folders = [path.parent, root, root / "images", *(base / end for end in ends for base in (root, root / "images"))]
+    folders += [base / name for base in (path.parent, root) for name in ("images", "data")]
+    existing = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+    names = list(names)
+    return max(existing, key=lambda folder: sum(map(bool, map(partial(listing.find, folder), names))))
+
+
+class _FolderListing:
+    """Names of the files in folders, each of which is listed once."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, frozenset[str]] = {}
+
+    def find(self, folder: Path, name: str) -> str:
+        """Return the path of an existing file whose name matches in any Unicode form (NFC, NFD), else ""."""
+        forms = (name,) if name.isascii() else (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+        start = str(folder)
+        for form in forms:
+            path = os.path.join(start, form)
+            parent, last = os.path.split(os.path.normpath(path) if ".." in form else path)
+            if parent not in self._names:
+                with contextlib.suppress(OSError, ValueError):  # no folder, or a name that none can have
+                    self._names[parent] = frozenset(os.listdir(parent))
+            if last in self._names.get(parent, ()):
+                return os.path.join(parent, last)
+        return ""
 
 
 def _stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
-    stated = entry.get("height"), entry.get("width")
-    return None if None in stated else (_parse_id(stated[0]), _parse_id(stated[1]))
-
-
-def images_by_id(document: Mapping[str, Any], path: Path) -> dict[int, Mapping[str, Any]]:
-    """Return the images of a document by their id. Raises DataError for an id or a file that occurs twice."""
-    entries: dict[int, Mapping[str, Any]] = {}
-    ids: dict[str, int] = {}
-    for entry in document["images"]:
-        try:
-            key, name = _parse_id(entry["id"]), str(entry["file_name"])
-            _ = [_parse_id(entry[side]) for side in ("height", "width") if entry.get(side) is not None]
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}: the image {str(entry)[:80]} lacks a file_name, or whole numbers as id, height and width "
-                f"({error}); export it again"
-            ) from error
-        if key in entries:
-            raise DataError(
-                f"{path}: '{entries[key]['file_name']}' and '{name}' both have the id {key}; number them anew"
-            )
-        if name in ids:
-            raise DataError(f"{path}: '{name}' has the ids {ids[name]} and {key}; keep one of them")
-        entries[key], ids[name] = entry, key
-    return entries
-
-
-def _read_boxes(
-    document: Mapping[str, Any],
-    names: Mapping[int, str],
-    sizes: dict[int, tuple[int, int] | None],
-    classes: CategoryIds,
-    faults: AnnotationFaults,
-) -> defaultdict[int, list[_Row]]:
-    """Read the boxes of every image by image id, in the order of the file; unusable ones are added to `faults`.
-
-    An image whose size the file does not state has that of its first mask, which is added to `sizes`.
-    """
-    label_by_category = {number: label for label, number in enumerate(classes.ids)}
-    boxes: defaultdict[int, list[_Row]] = defaultdict(list)
-    for annotation in document["annotations"]:
-        image_id = _get_id(annotation, "image_id")
-        if image_id not in names:
-            faults.add("annotations of images that are not in the file", str(annotation)[:80])
-            continue
-        where = f"{names[image_id]}: annotation {annotation.get('id')}"
-        category = _get_id(annotation, "category_id")
-        if category not in label_by_category:
-            faults.add("boxes of unknown categories", f"{where} has the category {annotation.get('category_id')}")
-            continue
-        try:
-            box = annotation_box(annotation, sizes[image_id])
-            if sizes[image_id] is None and not annotation.get("bbox") and isinstance(annotation["segmentation"], dict):
-                height, width = _parse_integers(annotation["segmentation"]["size"])
-                sizes[image_id] = height, width
-            is_ignored = is_marked(annotation)
-            stated = annotation.get("area")
-            area = (box[2] - box[0]) * (box[3] - box[1]) if stated is None else parse_number(stated)
-            if not (is_valid_box(box, is_ignored=is_ignored) and abs(area) <= MAX_PX**2):
-                raise ValueError(f"width and height above 0, and numbers of pixels up to {MAX_PX:,}, are needed")
-        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            stated = annotation.get("bbox", "missing")
-            faults.add("impossible boxes", f"{where}: bbox is {stated} ({error})")
-            continue
-        boxes[image_id].append((box, label_by_category[category], area, is_ignored))
-    return boxes
-
-
-def is_marked(annotation: Mapping[str, Any]) -> bool:
-    """Return True if an annotation is marked as ignored (iscrowd, ignore). Raises TypeError for a mark that is text."""
-    marks = [annotation.get(key) or 0 for key in ("iscrowd", "ignore")]
-    return any([mark is True or parse_number(mark) != 0 for mark in marks])
-
-
-def annotation_box(annotation: Mapping[str, Any], size_px: tuple[int, int] | None) -> BoxCorners:
-    """Return left, top, right, bottom of the bbox, else of the mask, in an image of the height and width `size_px`.
-
-    Raises ValueError, TypeError if both lack, and for a mask of another size.
-    """
-    if annotation.get("bbox"):
-        return xywh_to_xyxy(annotation["bbox"])
-    if not annotation.get("segmentation"):
-        raise ValueError("there is neither bbox nor segmentation")
-    return mask_to_box(annotation["segmentation"], size_px)
-
-
-def _make_columns(boxes: Sequence[_Row], size_px: tuple[int, int], faults: AnnotationFaults) -> dict[str, np.ndarray]:
-    return {
-        name: np.array([row[position] for row in boxes], dtype=column.dtype).reshape(-1, *column.shape)
-        for position, (name, column) in enumerate(COLUMNS.items())
-    }
-
-
-def find_image_folder(root: Path, path: Path, names: Iterable[str]) -> Path:
-    """Return the folder with most of the images, among the usual ones next to an annotation file."""
-    split = path.stem.removeprefix("instances_")
-    folders = (path.parent, root, root / "images", root / split, root / "images" / split, path.parent / "images")
-    names = list(names)
-    return max(
-        dict.fromkeys(folders), key=lambda folder: sum(_exists(resolve_unicode_name(folder, name)) for name in names)
-    )
-
-
-def resolve_unicode_name(folder: Path, name: str) -> Path:
-    """Return the path of an existing file whose name matches in any Unicode form (NFC, NFD), else `folder / name`."""
-    forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
-    return next((path for form in forms if _exists(path := folder / form)), folder / name)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that is too long for any file
-        return False
-
-
-def _get_id(annotation: Any, key: str) -> int:
-    """Return the id under `key` as an integer, or -1, which is never an id, for anything else."""
-    try:
-        return _parse_id(annotation[key])
-    except (LookupError, TypeError, ValueError):
-        return -1
-
-
-def _parse_id(value: Any) -> int:
-    """Return an id as int. Raises ValueError for anything but a whole number from 0 to 2^63."""
-    if isinstance(value, bool | str) or not 0 <= value < 2**63 or int(value) != value:
-        raise ValueError(f"{value!r} is not a whole number")
-    return int(value)
+    """Return the height and width of an image, None if the file does not state both; some tools write 0 for that."""
+    height, width = entry.get("height"), entry.get("width")
+    return (parse_id(height), parse_id(width)) if height and width else None
 
 
 @registry.data.add("coco")

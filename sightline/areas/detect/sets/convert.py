@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from sightline.areas.detect.sets.annotations import BoxType, LabelledBox, LabelledImage
+from sightline.areas.detect.sets.annotations import BoxType, LabelledBox, LabelledImage, LabelledSet
 from sightline.areas.detect.sets.image_listing import CategoryIds, FaultPolicy, check_splits
 from sightline.areas.detect.sets.labelling_tool_files import TOOL_READERS
+from sightline.areas.detect.sets.layout_reading import read_coco
 from sightline.areas.detect.sets.layout_writing import LAYOUTS, Job, Layout, Placed, json_bytes
 from sightline.contract.errors import DataError, UserError
 from sightline.store.files.atomic_write import whole_folder
@@ -33,16 +34,19 @@ def convert_annotations(
     box: BoxType = "full",
     faulty: FaultPolicy = "refuse",
     images: Literal["link", "leave"] = "link",
+    annotations: tuple[str, ...] | None = None,
+    image_folder: str | None = None,
 ) -> dict[str, Any]:
     """Write the labels of a folder in another layout and return the report (conversion.json): written and dropped.
 
     `box` selects the box for layouts that have one box per object. `images` are linked to the paths that the layout
-    demands, or not written. The same labels give the same bytes. Raises UserError for a target that is not empty, and
-    DataError as the readers do, for a missing image whose size the layout needs, for images that the layout cannot
-    distinguish, and for a person without the chosen box; RunError as `whole_folder`.
+    demands, or not written. `annotations` and `image_folder` are, of COCO, the JSON files and the folder of the images
+    in `source`, for other than the usual names. The same labels give the same bytes. Raises UserError for a target that
+    is not empty, and DataError as the readers do, for a missing image whose size the layout needs, for images that the
+    layout cannot distinguish, and for a person without the chosen box; RunError as `whole_folder`.
     """
     _check_target(target, source)
-    writer, labelled = LAYOUTS[as_layout], READERS[layout](source)
+    writer, labelled = LAYOUTS[as_layout], _read(source, layout, annotations, image_folder)
     notes = [*labelled.notes, *labelled.faults.raise_or_note(faulty, root=labelled.root, target=target)]
     check_splits([(image.split, image.name) for image in labelled.images], root=labelled.root)
     classes = labelled.classes or _collect_classes(labelled.images, with_ignored=as_layout != "yolo_txt")
@@ -59,7 +63,8 @@ def convert_annotations(
     _check_distinct(everything, writer)
     missing = [image.name for image, _ in everything if image.path is None or not image.path.is_file()]
     if images == "link" and missing:
-        notes.append(f"{len(missing)} images are missing and not linked, first: {missing[0]}")
+        advice = "; image_folder=FOLDER states their folder" if layout == "coco" else ""
+        notes.append(f"{len(missing)} images are missing and not linked, first: {missing[0]}{advice}")
     unsuffixed = [path for _, path in everything if PurePosixPath(path).suffix.lower() not in IMAGE_SUFFIXES]
     if unsuffixed and as_layout != "coco":
         notes.append(
@@ -87,6 +92,14 @@ def convert_annotations(
         }
         _write(folder, _REPORT_FILE, json_bytes({key: value for key, value in report.items() if key != "root"}))
     return report
+
+
+def _read(source: Path, layout: str, annotations: tuple[str, ...] | None, image_folder: str | None) -> LabelledSet:
+    if annotations is None and image_folder is None:
+        return READERS[layout](source)
+    if layout != "coco":
+        raise UserError(f"data convert: annotations= and image_folder= are about files of coco, not of {layout}")
+    return read_coco(source, annotations=annotations, images=image_folder)
 
 
 def _check_target(target: Path, source: Path) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from sightline.areas.detect.sets.image_listing import MAX_PX, CategoryIds
+from sightline.areas.detect.sets.image_listing import MAX_PX, CategoryIds, NameEnds
 from sightline.areas.detect.sets.records import BoxRecord
 from sightline.contract.errors import DataError
 from sightline.store.files.input_files import parse_json_content, read_file
@@ -99,73 +98,196 @@ class Detections:
 
 
 class DetectionResults(NamedTuple):
-    """Detections per image, in order (possibly none), and the numbers of rows about other images and classes."""
+    """Detections per image, in order (possibly none), the numbers of rows about other images and classes, and notes."""
 
     detections: list[Detections]
     num_other_images: int
     num_other_classes: int
+    notes: Sequence[str] = ()
 
 
-def read_results(path: Path, dataset: BoxImages) -> DetectionResults:
+def read_results(path: Path, dataset: BoxImages, *, category_offset: int = 0) -> DetectionResults:
     """Read the detections of a split's images from a COCO result file, or from CrowdHuman's lines (.odgt).
 
-    A COCO result file is a list of rows of image_id (or the name of the image, or the `file_name` of the annotations),
-    category_id, bbox (left, top, width, height) and score; lines have ID, and dtboxes of box, score and perhaps tag.
-    Raises DataError with the row, counted from 0, or the line, from 1, for an image or a class that the set does not
-    have, an id or a file name that two images of the split have, and an invalid box or score.
+    A COCO result file is a list of rows of image_id or file_name, category_id, bbox (left, top, width, height) and
+    score; lines have ID, and dtboxes of box, score and perhaps tag. Category ids are `category_offset` above those of
+    the set. Images are known as `_ImageKeys` says. Raises DataError with the row, counted from 0, or the line, from 1,
+    for an image or a class that the set does not have, for a key that fits two images of the split, and for an invalid
+    box or score.
     """
     images = [dataset.image(index) for index in range(len(dataset))]
-    index_by_key = {key: index for index, image in enumerate(images) for key in (image.image_id, image.name)}
-    duplicates = duplicate_image_ids(images)
-    ends = _name_ends(image.name for image in images)
-    label_by_category = {number: label for label, number in enumerate(dataset.classes.ids)}
+    rows, name_row = (_read_lines if path.suffix == ".odgt" else _read_rows)(path)
+    columns = _to_columns(rows)
+    if columns is None:
+        index = next(index for index, row in enumerate(rows) if _to_columns([row]) is None)
+        raise DataError(
+            f"{path}: {name_row(index)} is {str(rows[index])[:160]}; it needs image_id, category_id, bbox (left, top, "
+            f"and width and height from 0 on, each up to {MAX_PX:,} pixels) and score, all finite numbers"
+        )
     others = dataset.set_index()
-    other_ends = _name_ends(key for key in others.images if isinstance(key, str))
-    rows: list[list[tuple[float, ...]]] = [[] for _ in images]
-    num_others = [0, 0]
-    for where, row in (_read_lines if path.suffix == ".odgt" else _read_rows)(path):
-        try:
-            key, category = row["image_id" if "image_id" in row else "file_name"], row["category_id"]
-            index, label = index_by_key.get(key), label_by_category.get(category)
-            values = [*row["bbox"], row["score"]]
-            numbers = np.array([] if any(isinstance(value, bool) for value in (key, category, *values)) else values)
-        except (KeyError, TypeError, ValueError):
-            numbers = np.zeros(0)
-        is_number = numbers.shape == (5,) and numbers.dtype.kind in "iuf"
-        is_valid = is_number and np.isfinite(numbers).all() and (numbers[2:4] >= 0).all()
-        if not is_valid or (abs(numbers[:4]) > MAX_PX).any():
-            raise DataError(
-                f"{path}: {where} is {str(row)[:160]}; it needs image_id, category_id, bbox (left, top, and width and "
-                f"height from 0 on, each up to {MAX_PX:,} pixels) and score, all finite numbers"
-            )
-        if key in duplicates:
-            raise DataError(
-                f"{path}: {where} is of one of {duplicates[key]}; give the name of the file as its image_id"
-            )
-        file_name = _normalize_name(key) if index is None and isinstance(key, str) else None
-        matches = ends.get(file_name, [])
-        if len(matches) > 1:
-            raise DataError(
-                f"{path}: {where} is of one of {len(matches)} images called '{key}' ({', '.join(matches[:2])}); give "
-                "the whole name as its image_id"
-            )
-        index = index_by_key[matches[0]] if matches else index
-        if index is None and key not in others.images and file_name not in other_ends:
-            raise DataError(
-                f"{path}: {where}: the set has no image {key!r}; its first is {images[0][1]}, '{images[0][0]}'"
-            )
-        if label is None and category not in others.category_ids:
-            raise DataError(
-                f"{path}: {where}: the set has no category {category!r}, but {', '.join(map(str, label_by_category))}"
-            )
-        if index is None or label is None:
-            num_others[0 if index is None else 1] += 1
+    places, notes = _ImageKeys(images, others).find(columns.keys, path, name_row)
+    image = np.array([places[key] for key in columns.keys], dtype=np.int64)
+    labels = _match_categories(columns.categories, dataset.classes, others, category_offset, path, name_row)
+    label = np.array([labels[number] for number in columns.categories], dtype=np.int64)
+    chosen = np.flatnonzero((image >= 0) & (label >= 0))
+    chosen = chosen[np.argsort(image[chosen], kind="stable")]
+    numbers, label_sorted = columns.numbers[chosen], label[chosen]
+    boxes = np.concatenate([numbers[:, :2], numbers[:, :2] + numbers[:, 2:4]], axis=1)
+    ends = np.searchsorted(image[chosen], np.arange(len(images) + 1)).tolist()
+    detections = [
+        Detections(found, boxes[start:stop], numbers[start:stop, 4], label_sorted[start:stop])
+        for found, start, stop in zip(images, ends[:-1], ends[1:], strict=True)
+    ]
+    return DetectionResults(detections, int((image < 0).sum()), int(((image >= 0) & (label < 0)).sum()), notes)
+
+
+_Key = tuple[int | str | None, str | None]
+"""What names the image of a row: image_id and file_name, None for one that is not there."""
+_OTHER = -1
+"""Stands for images, and classes, of the set that the split, or the config, has not chosen."""
+
+
+class _Columns(NamedTuple):
+    keys: list[_Key]
+    categories: list[int]
+    numbers: np.ndarray
+
+
+def _to_columns(rows: Sequence[Any]) -> _Columns | None:
+    """Return keys, category ids, and boxes with scores (N, 5) of rows; None if one is invalid."""
+    try:
+        keys = [(row.get("image_id"), row.get("file_name")) for row in rows]
+        categories = [row["category_id"] for row in rows]
+        values = [[*row["bbox"], row["score"]] for row in rows]
+        numbers = np.array(values).reshape(-1, 5)
+        kinds = {type(value) for row in values for value in row} | {*map(type, categories)}
+        key_kinds = {(type(number), type(name)) for number, name in keys}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    known = {(number, name) for number in (int, float, str, _NONE) for name in (str, _NONE)} - {(_NONE, _NONE)}
+    if not (kinds <= {int, float} and key_kinds <= known and numbers.dtype.kind in "iuf") or len(numbers) != len(rows):
+        return None
+    table = numbers.astype(np.float64)
+    is_near = bool((np.abs(table[:, :4]) <= MAX_PX).all() and (table[:, 2:4] >= 0).all())
+    return _Columns(keys, categories, table) if is_near and np.isfinite(table).all() else None
+
+
+_NONE = type(None)
+
+
+class _ImageKeys:
+    """Index of the images of a split, and of those of the set beyond it, by all that result files call them.
+
+    The image_id of a row is an id of the set, a name or the end of one, with or without suffix. If some are none of
+    this, the file_name decides; or all numbers are those that are the names of the files: 20 is 0020.jpg.
+    """
+
+    def __init__(self, images: Sequence[ImageRef], others: SetIndex) -> None:
+        self._images, self._others = images, others
+        self._indices: defaultdict[int | str, list[int]] = defaultdict(list)
+        for index, image in enumerate(images):
+            self._indices[image.image_id].append(index)
+            self._indices[image.name].append(index)
+        beyond = sorted(key for key in others.images if isinstance(key, str))
+        self._names = dict.fromkeys([*(image.name for image in images), *beyond])
+
+    @cached_property
+    def _ends(self) -> NameEnds:
+        return NameEnds(self._names)
+
+    @cached_property
+    def _by_number(self) -> Mapping[int, list[int]]:
+        numbers: defaultdict[int, list[int]] = defaultdict(list)
+        for name in self._names:
+            stem = PurePosixPath(name).stem
+            if stem.isascii() and stem.isdecimal() and len(stem) < 19:
+                numbers[int(stem)] += self._indices.get(name, [_OTHER])
+        return numbers
+
+    def find(
+        self, keys: Sequence[_Key], path: Path, name_row: Callable[[int], str]
+    ) -> tuple[dict[_Key, int], Sequence[str]]:
+        """Return the index of the image of each key, `_OTHER` for one beyond the split, and a note on unusual keys."""
+        distinct = dict.fromkeys(keys)
+        found = {key: self._match(key, by_number=False) for key in distinct}
+        if not all(found.values()):
+            by_number = {key: self._match(key, by_number=True) for key in distinct}
+            found = by_number if all(by_number.values()) else found
+        places = {}
+        for key, matches in found.items():
+            inside = [index for index in matches if index != _OTHER]
+            if not matches or len(inside) > 1:
+                raise DataError(f"{path}: {name_row(keys.index(key))}{self._explain(key, inside)}")
+            places[key] = inside[0] if inside else _OTHER
+        unusual = [
+            (image_id or name, self._images[index].name)
+            for (image_id, name), index in places.items()
+            if index != _OTHER and image_id not in (self._images[index].image_id, self._images[index].name)
+        ]
+        notes = [
+            f"{len(unusual)} images are known by parts of their names, first: {key!r} is '{n}'"
+            for key, n in unusual[:1]
+        ]
+        return places, notes
+
+    def _match(self, key: _Key, *, by_number: bool) -> list[int]:
+        """Return the images that fit image_id and file_name, or the one of the two that the set has."""
+        image_id, name = key
+        if by_number and not isinstance(image_id, str | _NONE):
+            if not (by_id := self._by_number.get(image_id, [])):
+                return []
+        elif image_id is None:
+            by_id = []
         else:
-            left, top, width, height, score = numbers.tolist()
-            rows[index].append((left, top, left + width, top + height, score, label))
-    tables = [np.array(image_rows, dtype=np.float64).reshape(-1, 6) for image_rows in rows]
-    detections = [Detections(image, *np.split(t, (4, 5), axis=1)) for image, t in zip(images, tables, strict=True)]
-    return DetectionResults(detections, *num_others)
+            by_id = self._indices.get(image_id) or self._match_name(image_id)
+        by_name = [] if name is None else self._match_name(name)
+        return [index for index in by_id if index in by_name] if by_id and by_name else by_id or by_name
+
+    def _match_name(self, name: int | str) -> list[int]:
+        if name in self._others.images:
+            return self._indices.get(name, [_OTHER])
+        names = self._ends.find(name) if isinstance(name, str) else []
+        return [index for match in names for index in self._indices.get(match, [_OTHER])]
+
+    def _explain(self, key: _Key, inside: Sequence[int]) -> str:
+        image_id, name = key
+        if inside:
+            names = ", ".join(self._images[index].name for index in inside[:2])
+            called = f"called '{image_id or name}'" if isinstance(image_id, str | _NONE) else f"with the id {image_id}"
+            return f" is of one of {len(inside)} images {called} ({names}); give the whole name as its image_id"
+        if self._match((image_id, None), by_number=False) and self._match((None, name), by_number=False):
+            return (
+                f": the set has another image {image_id!r} than '{name}'; leave image_id or file_name out of the rows"
+            )
+        named, first = name if image_id is None else image_id, self._images[0]
+        return f": the set has no image {named!r}; its first is {first.image_id}, '{first.name}'"
+
+
+def _match_categories(
+    categories: Sequence[int],
+    classes: CategoryIds,
+    others: SetIndex,
+    offset: int,
+    path: Path,
+    name_row: Callable[[int], str],
+) -> dict[int, int]:
+    """Return the label of each category id, `_OTHER` for a class that the config does not choose."""
+    labels = {number + offset: label for label, number in enumerate(classes.ids)}
+    known = labels.keys() | {number + offset for number in others.category_ids}
+    distinct = dict.fromkeys(categories)
+    unknown = next((number for number in distinct if number not in known), None)
+    if unknown is not None:
+        steps = [step for step in (1, -1) if all(number - step in known for number in distinct)]
+        first = min(known, default=0) - offset
+        advice = [
+            f"; ids count from {first + offset + step}, the set's from {first}: category_offset={offset + step}"
+            for step in steps
+        ]
+        raise DataError(
+            f"{path}: {name_row(categories.index(unknown))}: the set has no category {unknown!r}, but "
+            f"{', '.join(map(str, labels))}{''.join(advice[:1])}"
+        )
+    return {number: labels.get(number, _OTHER) for number in distinct}
 
 
 def duplicate_image_ids(images: Iterable[ImageRef]) -> dict[int, str]:
@@ -180,34 +302,21 @@ def duplicate_image_ids(images: Iterable[ImageRef]) -> dict[int, str]:
     }
 
 
-def _name_ends(names: Iterable[str]) -> dict[str | None, list[str]]:
-    """Index image names by every path suffix: result files may state a name relative to any folder."""
-    names_by_end: defaultdict[str | None, list[str]] = defaultdict(list)
-    for name in names:
-        parts = _normalize_name(name).split("/")
-        for first in range(len(parts)):
-            names_by_end["/".join(parts[first:])].append(name)
-    return names_by_end
-
-
-def _normalize_name(name: str) -> str:
-    """Normalise a file name: forward slashes, no `.` parts, Unicode form NFC."""
-    return unicodedata.normalize("NFC", PurePosixPath(name.replace("\\", "/")).as_posix())
-
-
-def _read_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def _read_rows(path: Path) -> tuple[list[Any], Callable[[int], str]]:
     rows = _parse_json(read_file(path), where=str(path))
     if not isinstance(rows, list):
         contents = f"an object with {', '.join(rows)}" if isinstance(rows, dict) else f"a {type(rows).__name__}"
         raise DataError(
             f"{path}: a list of rows is needed, found {contents}; write COCO results, with the ids of the set"
         )
-    yield from ((f"row {number}", row) for number, row in enumerate(rows))
+    return rows, "row {}".format
 
 
-def _read_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the boxes of CrowdHuman's lines as rows with COCO's keys; tag k is the category k."""
+def _read_lines(path: Path) -> tuple[list[Any], Callable[[int], str]]:
+    """Return the boxes of CrowdHuman's lines as rows with COCO's keys, and their names; tag k is the category k."""
     names: set[str] = set()
+    found: list[Any] = []
+    places: list[str] = []
     for number, text in enumerate(read_file(path).splitlines(), start=1):
         if not text.strip():
             continue
@@ -222,4 +331,6 @@ def _read_lines(path: Path) -> Iterator[tuple[str, Any]]:
         if name in names:
             raise DataError(f"{path}: line {number}: the image '{name}' appears twice; keep one of the lines")
         names.add(name)
-        yield from ((f"line {number}, box {index}", row) for index, row in enumerate(rows))
+        found += rows
+        places += [f"line {number}, box {index}" for index in range(len(rows))]
+    return found, places.__getitem__

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +18,9 @@ import numpy as np
 
 from sightline.areas.detect.sets.records import BoxForm, ShownBoxes, box_notes, propose_canvas
 from sightline.contract.errors import DataError, escape_to_one_line
-from sightline.store.files.image_files import ImageHeader, check_image, read_header
+from sightline.store.files.image_files import IMAGE_SUFFIXES, ImageHeader, check_image, read_header
 from sightline.store.prepared.columns import ColumnSpec
+from sightline.store.prepared.prepared_set import describe_contents
 from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, iterate_batches
 
 FaultPolicy = Literal["refuse", "leave_out"]
@@ -54,7 +57,7 @@ class CategoryIds(NamedTuple):
         repeated = [name for name, count in counts.items() if count > 1]
         if not ids or repeated:
             fault = f"'{repeated[0]}' is the name of two classes" if repeated else "names no class"
-            raise DataError(f"{where}: {fault}; every class needs a name of its own")
+            raise DataError(f"{where}: {fault}; give every class a name of its own there")
         return cls(tuple(names[number] for number in ids), ids)
 
 
@@ -140,6 +143,57 @@ def box_column(shape: tuple[int, ...], dtype: str) -> ColumnSpec:
     return ColumnSpec(shape, dtype, is_ragged=True, can_be_empty=True)
 
 
+def list_images(root: Path, *, may_lack: bool = False) -> list[Path]:
+    """List all images below a folder, links followed, sorted by path.
+
+    Raises DataError if there are none, unless `may_lack`.
+    """
+    images = list_files(root, IMAGE_SUFFIXES)
+    if not images and not may_lack:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"{root}: {describe_contents(root)}, no image ({suffixes}); give a folder with images")
+    return images
+
+
+def list_files(root: Path, suffixes: Collection[str]) -> list[Path]:
+    """List all files below a folder with one of the suffixes, in lower case; links are followed, sorted by path."""
+    paths: list[Path] = []
+    visited: set[tuple[int, int]] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited:  # a link back: the same files once more, or without end
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names = (name for name in files if not name.startswith(".") and Path(name).suffix.lower() in suffixes)
+        paths.extend(Path(folder) / name for name in names)
+    return sorted(paths)
+
+
+class NameEnds:
+    """Index of images by every end of their paths, with and without suffix: other tools name them from any folder."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names: defaultdict[str, list[str]] = defaultdict(list)
+        for name in names:
+            for end in _list_ends(name):
+                self._names[end].append(name)
+                stem, suffix = os.path.splitext(end)
+                if suffix.lower() in IMAGE_SUFFIXES:
+                    self._names[stem].append(name)
+
+    def find(self, name: str) -> list[str]:
+        """Return the images that have the longest end in common with a name; [] if none has its last part."""
+        return next((self._names[end] for end in _list_ends(name) if end in self._names), [])
+
+
+def _list_ends(name: str) -> list[str]:
+    """List the ends of a path, the longest first: forward slashes, no `.` parts, Unicode form NFC."""
+    parts = [part for part in unicodedata.normalize("NFC", name.replace("\\", "/")).split("/") if part not in ("", ".")]
+    return ["/".join(parts[first:]) for first in range(len(parts))]
+
+
 def guess_split(path: Path) -> str:
     """Guess the split (`train`, `validation`, `test`) from the words in a path, last part first; else `all`."""
     for part in reversed(path.parts):
@@ -155,14 +209,14 @@ def xywh_to_xyxy(bbox: Any) -> BoxCorners:
     """
     left, top, width, height = map(parse_number, bbox)
     corners = left, top, left + width, top + height
-    if not all(abs(corner) <= MAX_PX for corner in corners):
+    if not is_valid_box(corners, is_ignored=True):
         raise ValueError(f"finite numbers, of pixels at most {MAX_PX:,} from the corner, are needed")
     return corners
 
 
 def parse_number(value: Any) -> float:
     """Convert a number to float. Raises TypeError for text and booleans, which `float` would accept."""
-    if isinstance(value, bool | str | bytes):
+    if type(value) is not float and isinstance(value, (bool, str, bytes)):
         raise TypeError(f"{value!r} is not a number")
     return float(value)
 
@@ -170,7 +224,8 @@ def parse_number(value: Any) -> float:
 def is_valid_box(box: BoxCorners, *, is_ignored: bool) -> bool:
     """Return True if a box lies within `MAX_PX` pixels and is not empty; ignored boxes may be empty."""
     left, top, right, bottom = box
-    return all(abs(corner) <= MAX_PX for corner in box) and (is_ignored or (left < right and top < bottom))
+    is_near = -MAX_PX <= left <= MAX_PX and -MAX_PX <= top <= MAX_PX and abs(right) <= MAX_PX and abs(bottom) <= MAX_PX
+    return is_near and (is_ignored or (left < right and top < bottom))
 
 
 def plan_image_set(

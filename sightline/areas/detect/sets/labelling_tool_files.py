@@ -22,10 +22,12 @@ from sightline.areas.detect.sets.image_listing import (
     CategoryIds,
     guess_split,
     is_valid_box,
+    list_files,
+    list_images,
     parse_number,
     xywh_to_xyxy,
 )
-from sightline.areas.detect.sets.yolo_txt import assign_image_ids, guess_image_split, list_files, list_images
+from sightline.areas.detect.sets.yolo_txt import assign_image_ids, guess_image_split
 from sightline.contract.errors import DataError
 from sightline.store.files.image_files import IMAGE_SUFFIXES
 from sightline.store.files.input_files import expand_home, parse_json_content, read_file

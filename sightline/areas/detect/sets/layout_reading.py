@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +18,17 @@ from sightline.areas.detect.sets.annotations import (
     is_ignored,
     read_odgt,
 )
-from sightline.areas.detect.sets.coco import (
-    annotation_box,
-    find_annotation_files,
-    find_coco,
-    find_image_folder,
-    images_by_id,
-    is_marked,
-    read_categories,
-    resolve_unicode_name,
-)
+from sightline.areas.detect.sets.coco import CocoImage, read_coco_set
 from sightline.areas.detect.sets.image_listing import (
     AnnotationFaults,
     CategoryIds,
     ListedImage,
     guess_split,
     is_valid_box,
+    list_images,
     xywh_to_xyxy,
 )
-from sightline.areas.detect.sets.yolo_txt import find_yolo, list_images
+from sightline.areas.detect.sets.yolo_txt import find_yolo
 from sightline.contract.errors import DataError
 from sightline.store.files.image_files import read_header
 from sightline.store.files.input_files import expand_home, read_file
@@ -113,56 +104,41 @@ def _parse_xywh(box: Any) -> BoxCorners:
     return left, top, width, height
 
 
-def read_coco(source: Path) -> LabelledSet:
-    """Read COCO instances with all their other values. Raises DataError as `find_coco`."""
-    listed_set = find_coco(source, annotations=None, images=None)
-    root = expand_home(source).resolve()
-    given = (root.name,) if root.is_file() else None
-    faults, images = AnnotationFaults(), []
-    for path, document in find_annotation_files(listed_set.root, given).items():
-        label_by_category = {number: name for name, number in zip(*read_categories(document, path), strict=True)}
-        entries = images_by_id(document, path)
-        names = {key: str(entry["file_name"]).replace("\\", "/") for key, entry in entries.items()}
-        folder = find_image_folder(listed_set.root, path, names.values())
-        boxes: defaultdict[int, list[LabelledBox]] = defaultdict(list)
-        for annotation in document["annotations"]:
-            try:
-                label, image_id = label_by_category[annotation["category_id"]], annotation["image_id"]
-                if image_id not in entries:
-                    raise ValueError(f"image {image_id} is not in the file")
-                boxes[image_id].append(_parse_annotation(annotation, label, _stated_size(entries[image_id])))
-            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-                faults.add("impossible boxes", f"{path}: {str(annotation)[:120]} ({error!r})")
-        for key, entry in entries.items():
-            image_path = resolve_unicode_name(folder, names[key])
-            extra = {name: value for name, value in entry.items() if name not in _COCO_IMAGE_KEYS}
-            exists = os.path.isfile(image_path) and image_path.is_relative_to(listed_set.root)
-            name = image_path.relative_to(listed_set.root).as_posix() if exists else names[key]
-            split = guess_split(path.relative_to(listed_set.root))
-            file = image_path if exists else None
-            images.append(LabelledImage(name, split, tuple(boxes[key]), file, key, _stated_size(entry), extra, (path,)))
-    return LabelledSet(listed_set.root, images, faults, listed_set.notes, listed_set.classes)
+def read_coco(source: Path, *, annotations: Sequence[str] | None = None, images: str | None = None) -> LabelledSet:
+    """Read COCO instances with all their other values; images may be missing. Raises DataError as `read_coco_set`."""
+    found = read_coco_set(source, annotations=annotations, images=images, has_details=True)
+    labelled = []
+    for path, split, images_of_file in found.files:
+        for image in images_of_file:
+            file = image.path if image.path is not None and image.path.is_file() else None
+            name = image.name if file is None else file.relative_to(found.root).as_posix()
+            extra = {key: value for key, value in image.entry.items() if key not in _COCO_IMAGE_KEYS}
+            boxes = tuple(_coco_boxes(image, found.classes, f"{path}: {image.name}", found.faults))
+            labelled.append(LabelledImage(name, split, boxes, file, image.image_id, image.size_px, extra, (path,)))
+    return LabelledSet(found.root, labelled, found.faults, found.notes, found.classes)
 
 
-def _stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
-    return (entry["height"], entry["width"]) if entry.get("height") and entry.get("width") else None
-
-
-def _parse_annotation(annotation: Mapping[str, Any], label: str, size_px: tuple[int, int] | None) -> LabelledBox:
-    boxes = {kind: _parse_xywh(annotation[key]) for kind, key in BOX_KEYS.items() if annotation.get(key) is not None}
-    if not boxes and annotation.get("bbox"):
-        boxes = {"full": _parse_xywh(annotation["bbox"])}
-    elif not boxes:
-        left, top, right, bottom = annotation_box(annotation, size_px)
-        boxes = {"full": (left, top, right - left, bottom - top)}
-    extra = {key: value for key, value in annotation.items() if key not in _COCO_KEYS}
-    is_box_ignored = is_marked(annotation)
-    width, height = annotation["bbox"][2:] if annotation.get("bbox") else (0, 0)
-    derived = {"area": width * height, "iscrowd": int(is_box_ignored), "ignore": int(is_box_ignored)}
-    extra = {key: value for key, value in extra.items() if key not in derived or value != derived[key]}
-    if "tag" in extra:  # from CrowdHuman: the flags were about the box that was chosen
-        is_box_ignored = is_ignored(annotation, "full")
-    return LabelledBox(label, boxes, is_box_ignored, annotation.get("kind"), extra)
+def _coco_boxes(image: CocoImage, classes: CategoryIds, where: str, faults: AnnotationFaults) -> Iterator[LabelledBox]:
+    values = image.values
+    rows = zip(values["boxes"].tolist(), values["label"].tolist(), values["is_ignored"].tolist(), strict=True)
+    for (corners, label, is_box_ignored), annotation in zip(rows, image.annotations, strict=True):
+        kinds = [kind for kind, key in BOX_KEYS.items() if annotation.get(key) is not None]
+        try:
+            boxes = {kind: _parse_xywh(annotation[BOX_KEYS[kind]]) for kind in kinds}
+        except (ArithmeticError, TypeError, ValueError) as error:
+            faults.add("impossible boxes", f"{where}: {str(annotation)[:120]} ({error!r})")
+            continue
+        if not boxes:
+            left, top, right, bottom = corners
+            bbox = annotation.get("bbox") or (left, top, right - left, bottom - top)
+            boxes = {"full": _parse_xywh(bbox)}
+        extra = {key: value for key, value in annotation.items() if key not in _COCO_KEYS}
+        width, height = annotation["bbox"][2:] if annotation.get("bbox") else (0, 0)
+        derived = {"area": width * height, "iscrowd": int(is_box_ignored), "ignore": int(is_box_ignored)}
+        extra = {key: value for key, value in extra.items() if key not in derived or value != derived[key]}
+        if "tag" in extra:  # from CrowdHuman: the flags were about the box that was chosen
+            is_box_ignored = is_ignored(annotation, "full")
+        yield LabelledBox(classes.names[label], boxes, is_box_ignored, annotation.get("kind"), extra)
 
 
 def read_yolo(source: Path) -> LabelledSet:

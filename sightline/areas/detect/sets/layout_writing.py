@@ -92,13 +92,14 @@ class Layout(NamedTuple):
 
 
 def _write_coco(split: str, placed: Sequence[Placed], job: Job) -> Files:
-    """Yield one JSON file per split; ids count from 1, unless the labels have COCO's ids."""
+    """Yield one JSON file per split; ids count from 1, unless the labels have COCO's ids; no category has the id 0."""
     numbers = [image.extra.get("id") for image, _ in placed]
     if not _are_ids(numbers):
         numbers = [*range(1, len(placed) + 1)]
     box_ids = [box.extra.get("id", 0) for image, _ in placed for box in image.boxes]
     has_box_ids = _are_ids(box_ids, minimum=1)
-    ids = dict(zip(*job.classes, strict=True))
+    first = int(min(job.classes.ids) == 0)  # several readers refuse COCO's files with a category 0
+    ids = {name: category + first for name, category in zip(*job.classes, strict=True)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, (image, path) in zip(numbers, placed, strict=True):

@@ -15,10 +15,10 @@ from sightline.areas.detect.sets.image_listing import (
     AnnotationFaults,
     guess_split,
     is_valid_box,
+    list_images,
     parse_number,
     xywh_to_xyxy,
 )
-from sightline.areas.detect.sets.yolo_txt import list_images
 from sightline.contract.errors import DataError
 from sightline.store.files.array_files import read_mat
 from sightline.store.files.input_files import expand_home, parse_json_content, read_file

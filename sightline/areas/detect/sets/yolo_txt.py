@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,17 +25,16 @@ from sightline.areas.detect.sets.image_listing import (
     ListedImageSet,
     Values,
     guess_split,
+    list_images,
     plan_image_set,
     survey_images,
 )
 from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.contract import registry
 from sightline.contract.errors import DataError
-from sightline.store.files.image_files import IMAGE_SUFFIXES
 from sightline.store.files.input_files import expand_home, parsed_yaml, read_file
 from sightline.store.files.text_tables import parse_count
 from sightline.store.prepared.prepared_data import SetSpec
-from sightline.store.prepared.prepared_set import describe_contents
 from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 
 _NAME_LISTS = ("classes.txt", "obj.names", "names.txt")
@@ -110,34 +109,6 @@ def assign_image_ids(paths: Sequence[Path]) -> dict[Path, int]:
     has_numbers = all(stem.isascii() and stem.isdecimal() and len(stem) < 19 for stem in stems)
     numbers = [*map(int, stems)] if has_numbers else []
     return dict(zip(paths, numbers if len({*numbers}) == len(paths) else range(1, len(paths) + 1), strict=True))
-
-
-def list_images(root: Path, *, may_lack: bool = False) -> list[Path]:
-    """List all images below a folder, links followed, sorted by path.
-
-    Raises DataError if there are none, unless `may_lack`.
-    """
-    images = list_files(root, IMAGE_SUFFIXES)
-    if not images and not may_lack:
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"{root}: {describe_contents(root)}, no image ({suffixes}); give a folder with images")
-    return images
-
-
-def list_files(root: Path, suffixes: Collection[str]) -> list[Path]:
-    """List all files below a folder with one of the suffixes, in lower case; links are followed, sorted by path."""
-    paths: list[Path] = []
-    visited: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in visited:  # a link back: the same files once more, or without end
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names = (name for name in files if not name.startswith(".") and Path(name).suffix.lower() in suffixes)
-        paths.extend(Path(folder) / name for name in names)
-    return sorted(paths)
 
 
 def _read_config(root: Path) -> tuple[Path | None, dict[str, Any]]:
