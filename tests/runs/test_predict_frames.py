@@ -384,7 +384,8 @@ def test_a_refiner_alone_is_told_what_it_is_for(run: Path, refiner: Path, frames
     assert "refines reference points; give it as" in refuse("predict", refiner)
     assert "predict: camera.fx: is not an option" in refuse("predict", refiner, "camera.fx=1")
     given = (
-        rf"no file is given; .* one frame from each file \(\.png \.npy \.bin\), .*: sightline predict {run} frame\.png"
+        rf"no file is given; .* one frame from each file \(\.png \.tif \.tiff \.npy \.bin\), .*: "
+        rf"sightline predict {run} frame\.png"
     )
     assert re.search(given, refuse("predict", run, "--device", "cpu"))
     with pytest.raises(ConfigError, match="predict of the task 'pose' has no option 'to_sphere'; it takes frames"):
