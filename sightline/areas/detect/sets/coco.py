@@ -39,6 +39,7 @@ from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo
 from sightline.store.box_fields import BOX_FIELDS
+from sightline.store.files.image_files import ExifUse
 from sightline.store.files.input_files import expand_home, list_folders, parse_json_content, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import summarise_folder
@@ -409,6 +410,7 @@ class Coco(LabelledImages):
         annotations: tuple[str, ...] | None = None,
         images: str | None = None,
         faulty: FaultPolicy = "refuse",
+        exif: ExifUse | None = None,
     ) -> PreparationPlan:
         """Plan to list the images of a JSON file, or of a folder with some, and to keep their boxes.
 
@@ -418,7 +420,7 @@ class Coco(LabelledImages):
         listed = find_coco(root, annotations=annotations, images=images)
         options = {"annotations": None if annotations is None else list(annotations), "images": images}
         return plan_image_set(
-            listed, set_name=cls.set_name, faulty=faulty, options=options, progress=progress, target=target
+            listed, set_name=cls.set_name, faulty=faulty, options=options, progress=progress, target=target, exif=exif
         )
 
     @classmethod

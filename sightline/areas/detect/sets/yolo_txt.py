@@ -30,7 +30,7 @@ from sightline.areas.detect.sets.image_listing import (
 from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.contract import registry
 from sightline.contract.errors import DataError
-from sightline.store.files.image_files import IMAGE_SUFFIXES
+from sightline.store.files.image_files import IMAGE_SUFFIXES, ExifUse
 from sightline.store.files.input_files import expand_home, parsed_yaml, read_file
 from sightline.store.files.text_tables import parse_count
 from sightline.store.prepared.prepared_data import SetSpec
@@ -319,6 +319,7 @@ class YoloTxt(LabelledImages):
         progress: Progress,
         names: tuple[str, ...] | None = None,
         faulty: FaultPolicy = "refuse",
+        exif: ExifUse | None = None,
     ) -> PreparationPlan:
         """Plan to list the images below a folder, and to keep the boxes of their text files.
 
@@ -328,7 +329,7 @@ class YoloTxt(LabelledImages):
         listed = find_yolo(root, names=names)
         options = {"names": None if names is None else list(names)}
         return plan_image_set(
-            listed, set_name=cls.set_name, faulty=faulty, options=options, progress=progress, target=target
+            listed, set_name=cls.set_name, faulty=faulty, options=options, progress=progress, target=target, exif=exif
         )
 
     @classmethod
