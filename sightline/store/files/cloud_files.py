@@ -1,4 +1,4 @@
-"""Point cloud reader for one file: NPY, NPZ, HDF5, PLY, PCD, LAS, OFF, or text."""
+"""Point cloud reader for one file: NPY, NPZ, HDF5, PLY, PCD, LAS, E57, OFF, or text."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from sightline.contract.errors import ConfigError, DataError, escape_to_one_line, join_some
 from sightline.store.files.array_files import READ_ERRORS, hdf5_names, read_hdf5_arrays, read_npy, read_npz_arrays
 from sightline.store.files.cloud_formats import announces_faces, read_las, read_off, read_pcd
+from sightline.store.files.e57_files import read_e57
 from sightline.store.files.input_files import assert_regular
 from sightline.store.files.ply import read_ply
 from sightline.store.files.text_tables import read_rows
@@ -102,7 +103,7 @@ def has_normals(path: Path, *, by_faces: bool = True) -> bool:
     if suffix in (".npz", ".h5", ".hdf5"):
         names = {name.lower() for name in _array_names(path)}
         return bool({"normals", "normal", "nx", *(["faces"] if by_faces else [])} & names)
-    if suffix in (".npy", ".las", ".laz"):
+    if suffix in (".npy", ".las", ".laz", ".e57"):
         return False
     if suffix == ".off":
         return by_faces and announces_faces(path)
@@ -242,6 +243,10 @@ def _read_las(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
     return _make_from_columns(path, read_las(path), columns)
 
 
+def _read_e57(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
+    return _make_from_columns(path, read_e57(path), columns)
+
+
 def _read_text(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
     names, table = read_rows(path, announces_rows=path.suffix.lower() == ".pts")
     if names is None:
@@ -363,6 +368,7 @@ _READERS: Mapping[str, Callable[[Path, tuple[str, ...] | None], PointCloud]] = {
     ".pcd": _read_pcd,
     ".las": _read_las,
     ".laz": _read_las,
+    ".e57": _read_e57,
     ".off": _read_off,
     ".txt": _read_text,
     ".xyz": _read_text,
