@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 110
 _MAX_LISTED = 40
+_MAX_COUNTS = 100
 _NO_BREAK = "\u00a0"
 """Non-breaking space, used while lines are wrapped."""
 _LABELS = {"boxes_outside": "boxes_wholly_outside_their_image"}
@@ -271,11 +272,15 @@ def _print_tree(tree: Any, indent: int = 0) -> None:
 
 def _format_value(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{escape_to_one_line(name)}{_NO_BREAK}{count}" for name, count in value.items())
+        counts = [f"{escape_to_one_line(name)}{_NO_BREAK}{count}" for name, count in value.items()]
+        return _join(counts, most=_MAX_COUNTS)
     if isinstance(value, list | tuple):
-        more = f", ... ({len(value)} in all)" if len(value) > _MAX_LISTED else ""
-        return ", ".join(map(_format_value, value[:_MAX_LISTED])) + more
+        return _join([*map(_format_value, value)], most=_MAX_LISTED)
     return f"{value:.4g}" if isinstance(value, float) else escape_to_one_line(str(value))
+
+
+def _join(texts: Sequence[str], *, most: int) -> str:
+    return ", ".join(texts[:most]) + (f", ... ({len(texts)} in all)" if len(texts) > most else "")
 
 
 class _ProgressBar:

@@ -115,7 +115,9 @@ def _write_scans(root: Path) -> list[str]:
 
 def _write_photos(root: Path) -> list[str]:
     write_image(root / "a.png", pattern(6, 8))
-    write_coco(root / "all.json", [(1, "a.png", 8, 6)], [{"image_id": 1, "category_id": 3, "bbox": [1, 1, 3, 3]}])
+    categories = [{"id": number, "name": f"kind{number}"} for number in range(200)]
+    boxes = [{"image_id": 1, "category_id": 3, "bbox": [1, 1, 3, 3]}]
+    write_coco(root / "all.json", [(1, "a.png", 8, 6)], boxes, categories=categories)
     return []
 
 
@@ -139,7 +141,7 @@ def _write_frames(root: Path) -> list[str]:
         ),
         ("scene_folder", _write_scenes, ["class_names: class_0, class_1", "assumed: up_axis=z; the files do not"]),
         ("scan_folder", _write_scans, ["scans: 3 of 3 looked at"]),
-        ("coco", _write_photos, ["boxes_per_class: person 1, car 0, hat 0"]),
+        ("coco", _write_photos, ["kind3 1,", "(200 in all)"]),
         ("depth_folder", _write_frames, ["samples: train 10, test 2", "joint_names: palm, tip, wrist"]),
     ],
 )
@@ -147,8 +149,9 @@ def test_info_of_own_files_ends_with_the_command_that_prepares_them(
     name: str, write: Callable[[Path], list[str]], told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = write(tmp_path / "own files")
-    done = run_here("data", "info", name, "--from", tmp_path / "own files", *options)
+    done = run_here("data", "info", name, "--from", tmp_path / "own files", *options, "--json", tmp_path / "told.json")
     assert done.code == 0, done.err
+    assert json.loads((tmp_path / "told.json").read_text())["for_data_prepare"].startswith("sightline data prepare ")
     assert all(line in done.out for line in told), done.out
     [command] = re.findall(r"(?m)^for_data_prepare:\s+(sightline data prepare .*)$", done.out)
     monkeypatch.chdir(tmp_path)
