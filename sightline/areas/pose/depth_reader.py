@@ -10,6 +10,7 @@ import numpy as np
 
 from sightline.areas.pose.depth_files import DEPTH_KINDS, SizePx, read_depth
 from sightline.areas.pose.sets.depth_frames import DepthCamera
+from sightline.areas.pose.sets.joint_depths import TYPE_MAXIMA, find_mark
 from sightline.areas.pose.sets.references import CentreOfMass
 from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.engine.run_loading import TrainedRun
@@ -92,6 +93,12 @@ class FrameReader:
             size = (width, height) if path.stat().st_size == 4 * width * height else None
         options = self._options
         depth = read_depth(path, size_px=size, mm_per_unit=options.mm_per_unit, no_return=options.no_return)
+        for mark in find_mark(depth, options.mm_per_unit):
+            if mark.number in TYPE_MAXIMA:
+                raise DataError(
+                    f"{path}: {mark.share:.0%} of the measured pixels are {mark.number:.9g}, the largest number of "
+                    f"their type, which marks pixels without a measurement; give camera.no_return={mark.number:.9g}"
+                )
         if self._options.intrinsics is None and depth.shape != (height, width):
             raise DataError(
                 f"{path}: the image is {depth.shape[1]} x {depth.shape[0]} pixels, those of the run's camera are "

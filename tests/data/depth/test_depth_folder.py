@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from sightline.areas.detect.photo_view import view_photo
 from sightline.areas.pose.depth_files import read_depth
+from sightline.areas.pose.depth_view import view_depth_file
 from sightline.areas.pose.sets.camera_file import read_camera
 from sightline.areas.pose.sets.joint_labels import read_joint_labels
 from sightline.contract import registry
@@ -375,6 +377,10 @@ def test_tiff_frames_are_read_and_others_named(tmp_path: Path) -> None:
         prepare_set("depth_folder", root, tmp_path / f"own{index}", mm_per_unit=1 / scale)
         depth = _open(tmp_path / f"own{index}", "test")[SampleKey(0, 0, 0)]["depth"]
         assert depth.max().item() == pytest.approx(530.0)
+        assert view_photo(root / "0.tif", name="0") is None
+        viewed = view_depth_file(root / "0.tif", name="0")
+        assert viewed is not None
+        assert viewed.stages[0].figures["farthest_mm"] == pytest.approx(530.0)
     first, second = (Image.fromarray(np.full((9, 9), 500, dtype=np.uint16)) for _ in range(2))
     first.save(tmp_path / "0" / "0.tif", save_all=True, append_images=[second])
     with pytest.raises(DataError, match=r"0.tif: holds 2 images, one is needed"):

@@ -17,7 +17,7 @@ _NUM_COMPARED = 8
 _MAX_PX = 1e6
 _KNOWN_MM = (1000.0, 25.4, 10.0, 1000 / 256, 1.0, 0.25, 0.2, 0.1)
 """Lengths in mm of the units of depth images: metres, inches, cm, KITTI's, mm, RealSense's, TUM's, tenths of mm."""
-_TYPE_MAXIMA = (2.0**15 - 1, 2.0**16 - 1, 2.0**31 - 1, 2.0**32 - 1)
+TYPE_MAXIMA = (2.0**15 - 1, 2.0**16 - 1, 2.0**31 - 1, 2.0**32 - 1)
 _MIN_MARK_SHARE = 0.001
 _MIN_RATIOS = 4
 
@@ -32,11 +32,11 @@ def compare_with_images(
     """
     near, mirrored, outside, total = 0, 0, 0, 0
     found: list[np.ndarray] = []
-    marks: list[_Mark] = []
+    marks: list[Mark] = []
     compared = np.unique(np.linspace(0, len(joints) - 1, _NUM_COMPARED).astype(int)).tolist()
     for index in compared:
         depth = read(index)
-        marks += _find_mark(depth, mm_per_unit)
+        marks += find_mark(depth, mm_per_unit)
         known = joints[index][~np.isnan(joints[index]).any(axis=1)]
         total += len(known)
         at_pixels = _depths_at(depth, known, camera)
@@ -60,7 +60,7 @@ def compare_with_images(
     return [*notes, *_compare_scales(np.concatenate(found, axis=1), mm_per_unit, where)]
 
 
-class _Mark(NamedTuple):
+class Mark(NamedTuple):
     """Number of an image that may mark pixels without a measurement, its share, and the next largest."""
 
     number: float
@@ -68,18 +68,18 @@ class _Mark(NamedTuple):
     next_largest: float
 
 
-def _find_mark(depth: np.ndarray, mm_per_unit: float) -> list[_Mark]:
+def find_mark(depth: np.ndarray, mm_per_unit: float) -> list[Mark]:
     """Find the largest depth of an image if many pixels have it and it is far beyond all others."""
     measured = depth[depth > 0]
     top = measured.max(initial=0)
     others = measured[measured < top]
     share = 1 - len(others) / max(len(measured), 1)
     number = round(float(top) / mm_per_unit, 6)
-    is_far = len(others) and (top > 2 * others.max() or number in _TYPE_MAXIMA)
-    return [_Mark(number, share, float(others.max()) / mm_per_unit)] if is_far and share >= _MIN_MARK_SHARE else []
+    is_far = len(others) and (top > 2 * others.max() or number in TYPE_MAXIMA)
+    return [Mark(number, share, float(others.max()) / mm_per_unit)] if is_far and share >= _MIN_MARK_SHARE else []
 
 
-def _note_marks(marks: Sequence[_Mark], num_compared: int) -> list[str]:
+def _note_marks(marks: Sequence[Mark], num_compared: int) -> list[str]:
     """Return a note on the number that most of the compared images may use as a mark."""
     number, count = Counter(mark.number for mark in marks).most_common(1)[0] if marks else (0.0, 0)
     alike = [mark for mark in marks if mark.number == number]
