@@ -13,13 +13,13 @@ import torch
 
 from sightline.areas.detect.sets.detections import Detections, ImageRef
 from sightline.contract import registry
-from sightline.contract.arguments import Probability
+from sightline.contract.arguments import ExifUse, Probability
 from sightline.draw.boxes import DrawnBox, draw_boxes, name_class
 from sightline.draw.pictures import PALETTE, encode_png
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.files.atomic_write import open_atomic
-from sightline.store.files.image_files import IMAGE_SUFFIXES, ExifUse, read_header, read_image
+from sightline.store.files.image_files import IMAGE_SUFFIXES, read_header, read_image
 from sightline.workbench.predict.predictor import (
     Inference,
     Predictor,

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -102,10 +102,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """Transpositions that make the stored pixels upright. Source: Exif 2.32, tag 274."""
-
-
-ExifUse: TypeAlias = Literal["upright", "stored"]
-"""Pixels that an image stands for: turned as its EXIF orientation says, or as they are stored."""
 
 
 class ImageHeader(NamedTuple):

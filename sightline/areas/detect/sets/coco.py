@@ -36,10 +36,10 @@ from sightline.areas.detect.sets.image_listing import (
 from sightline.areas.detect.sets.labelled_images import BoxColumns, LabelledImages
 from sightline.areas.detect.sets.records import box_facts
 from sightline.contract import registry
+from sightline.contract.arguments import ExifUse
 from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo
 from sightline.store.box_fields import BOX_FIELDS
-from sightline.store.files.image_files import ExifUse
 from sightline.store.files.input_files import expand_home, list_folders, parse_json_content, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import summarise_folder

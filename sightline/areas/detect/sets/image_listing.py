@@ -15,8 +15,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from sightline.areas.detect.sets.records import BoxForm, ShownBoxes, box_notes, propose_canvas
+from sightline.contract.arguments import ExifUse
 from sightline.contract.errors import DataError, escape_to_one_line
-from sightline.store.files.image_files import ExifUse, ImageHeader, check_image, read_header
+from sightline.store.files.image_files import ImageHeader, check_image, read_header
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, iterate_batches
 

@@ -29,8 +29,9 @@ from sightline.areas.detect.sets.image_listing import (
 )
 from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.contract import registry
+from sightline.contract.arguments import ExifUse
 from sightline.contract.errors import DataError
-from sightline.store.files.image_files import IMAGE_SUFFIXES, ExifUse
+from sightline.store.files.image_files import IMAGE_SUFFIXES
 from sightline.store.files.input_files import expand_home, parsed_yaml, read_file
 from sightline.store.files.text_tables import parse_count
 from sightline.store.prepared.prepared_data import SetSpec
