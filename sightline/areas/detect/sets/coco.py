@@ -424,6 +424,13 @@ class Coco(LabelledImages):
         )
 
     @classmethod
-    def survey(cls, source: Path) -> dict[str, Any]:
+    def survey(
+        cls,
+        source: Path,
+        *,
+        annotations: tuple[str, ...] | None = None,
+        images: str | None = None,
+        exif: ExifUse | None = None,
+    ) -> dict[str, Any]:
         """Survey images, sizes, classes and faults of unprepared files. Raises as `find_coco`."""
-        return survey_images(find_coco(source, annotations=None, images=None))
+        return survey_images(find_coco(source, annotations=annotations, images=images), exif=exif)

@@ -225,9 +225,9 @@ def plan_image_set(
     )
 
 
-def survey_images(listed: ListedImageSet) -> dict[str, Any]:
+def survey_images(listed: ListedImageSet, *, exif: ExifUse | None = None) -> dict[str, Any]:
     """Summary of unprepared files for `data info NAME --from PATH`; reads image headers only, refuses nothing."""
-    checked = _read_headers(listed, progress=lambda *_: None)
+    checked = _read_headers(listed, progress=lambda *_: None, exif=exif)
     notes = [
         *listed.notes,
         *listed.faults.raise_or_note("leave_out", root=listed.root),

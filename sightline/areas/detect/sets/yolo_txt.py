@@ -334,6 +334,8 @@ class YoloTxt(LabelledImages):
         )
 
     @classmethod
-    def survey(cls, source: Path) -> dict[str, Any]:
+    def survey(
+        cls, source: Path, *, names: tuple[str, ...] | None = None, exif: ExifUse | None = None
+    ) -> dict[str, Any]:
         """Survey images, sizes, classes and faults of unprepared files. Raises as `find_yolo`."""
-        return survey_images(find_yolo(source, names=None))
+        return survey_images(find_yolo(source, names=names), exif=exif)
