@@ -11,7 +11,19 @@ from pathlib import Path
 __all__ = ["EXTRAS", "list_modules_beside", "write_bare_site"]
 
 EXTRAS = (
-    *("tensorboard", "wandb", "sklearn", "scipy", "optuna", "pypcd4", "laspy", "lazrs", "pycocotools", "faiss"),
+    *(
+        "tensorboard",
+        "wandb",
+        "sklearn",
+        "scipy",
+        "optuna",
+        "pypcd4",
+        "laspy",
+        "lazrs",
+        "pye57",
+        "pycocotools",
+        "faiss",
+    ),
     "fpsample",
 )
 

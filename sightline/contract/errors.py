@@ -115,6 +115,7 @@ _EXTRAS = {
     **dict.fromkeys(("fastapi", "uvicorn", "python_multipart"), "serve"),
     "pypcd4": "pcd",
     **dict.fromkeys(("laspy", "lazrs"), "las"),
+    "pye57": "e57",
 }
 """Extra of pyproject.toml that brings a module."""
 _PACKAGES = {

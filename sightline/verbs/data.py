@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 110
 _MAX_LISTED = 40
+_MAX_COUNTS = 100
 _NO_BREAK = "\u00a0"
 """Non-breaking space, used while lines are wrapped."""
 _LABELS = {"boxes_outside": "boxes_wholly_outside_their_image"}
@@ -151,15 +152,20 @@ def info(options: InfoOptions) -> int:
 
 def _survey(name: str, options: Sequence[str], source: Path) -> dict[str, Any]:
     """Survey files of a data set that are not prepared. A proposed label map is printed as YAML, to be edited."""
-    surveyed = {n for n in registry.data.names() if hasattr(registry.data.get_entry(n).builder, "survey")}
+    surveyed = {n for n in registry.data.names() if hasattr(_builder(n), "survey")}
     if name not in surveyed:
         advice = suggest(name, surveyed, otherwise=f", not of '{name}'")
-        if name in list_preparable():
-            command = shlex.join(["sightline", "data", "prepare", name, "--from", str(source), "--to", "DIR"])
-            advice = f"; those of {name} are read by: {command}"
         raise UserError(f"data info: --from reads files of {', '.join(sorted(surveyed))}{advice}")
-    arguments = read_key_values(name, _builder(name).survey, options, command="data info", exclude=("source",))
-    document: dict[str, Any] = _builder(name).survey(source, **arguments)
+    builder = _builder(name)
+    arguments = read_key_values(name, builder.survey, options, command="data info", exclude=("source",))
+    document: dict[str, Any] = builder.survey(source, **arguments)
+    assumed = [f"{key}={value}" for key, value in document.get("assumed", {}).items()]
+    known = signature_parameters(builder.prepare)
+    given = [word for word in options if word.partition("=")[0].strip() in known]
+    command = ["sightline", "data", "prepare", name, "--from", str(source), "--to", "prepared", *given, *assumed]
+    if assumed:
+        document["assumed"] = f"{', '.join(assumed)}; the files do not state it: correct it where it is wrong"
+    document["for_data_prepare"] = shlex.join(command)
     if "label_map" in document:
         sys.stdout.write("# a label map with all ids; keep it, name and merge classes, and set data.label_map to it\n")
         sys.stdout.write("".join(f"{key}: {_format_table(table)}\n" for key, table in document["label_map"].items()))
@@ -267,11 +273,15 @@ def _print_tree(tree: Any, indent: int = 0) -> None:
 
 def _format_value(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{escape_to_one_line(name)}{_NO_BREAK}{count}" for name, count in value.items())
+        counts = [f"{escape_to_one_line(name)}{_NO_BREAK}{count}" for name, count in value.items()]
+        return _join(counts, most=_MAX_COUNTS)
     if isinstance(value, list | tuple):
-        more = f", ... ({len(value)} in all)" if len(value) > _MAX_LISTED else ""
-        return ", ".join(map(_format_value, value[:_MAX_LISTED])) + more
+        return _join([*map(_format_value, value)], most=_MAX_LISTED)
     return f"{value:.4g}" if isinstance(value, float) else escape_to_one_line(str(value))
+
+
+def _join(texts: Sequence[str], *, most: int) -> str:
+    return ", ".join(texts[:most]) + (f", ... ({len(texts)} in all)" if len(texts) > most else "")
 
 
 class _ProgressBar:

@@ -151,18 +151,23 @@ def test_kinds_of_files_that_hold_the_same_depths_give_the_same_joints(
 ) -> None:
     whole = given["depth"].round()
     write_frames(tmp_path / "npy", whole)
-    for kind in ("png", "raw", "msra", "metres"):
+    for kind in ("png", "raw", "msra", "tif", "marked", "metres"):
         (tmp_path / kind).mkdir()
     for number, depth in enumerate(whole.numpy()):
         name = f"{number:03d}"
         Image.fromarray(depth.astype(np.uint16)).save(tmp_path / "png" / f"{name}.png")
+        Image.fromarray(depth.astype(np.float32)).save(tmp_path / "tif" / f"{name}.tif")
+        np.save(tmp_path / "marked" / f"{name}.npy", np.where(depth > 0, depth, 65535))
         depth.astype("<f4").tofile(tmp_path / "raw" / f"{name}.bin")
         header = struct.pack("<6i", 320, 240, 0, 0, 320, 240)
         (tmp_path / "msra" / f"{name}.bin").write_bytes(header + depth.astype("<f4").tobytes())
         np.save(tmp_path / "metres" / f"{name}.npy", depth.astype(np.float64) / 1000)
     expected = joints_of(told(run, tmp_path / "npy")[0])
-    for kind in ("png", "raw", "msra"):
+    for kind in ("png", "raw", "msra", "tif"):
         assert np.array_equal(joints_of(told(run, tmp_path / kind)[0]), expected), kind
+    assert np.array_equal(joints_of(told(run, tmp_path / "marked", "camera.no_return=65535")[0]), expected)
+    refused, _ = told(run, tmp_path / "marked", expect=2)
+    assert refused["refused"][0]["reason"].endswith("a measurement; give camera.no_return=65535")
     metres = joints_of(told(run, tmp_path / "metres", "camera.mm_per_unit=1000")[0])
     assert np.abs(metres - expected).max() < ROUNDING_MM
 
@@ -384,7 +389,8 @@ def test_a_refiner_alone_is_told_what_it_is_for(run: Path, refiner: Path, frames
     assert "refines reference points; give it as" in refuse("predict", refiner)
     assert "predict: camera.fx: is not an option" in refuse("predict", refiner, "camera.fx=1")
     given = (
-        rf"no file is given; .* one frame from each file \(\.png \.npy \.bin\), .*: sightline predict {run} frame\.png"
+        rf"no file is given; .* one frame from each file \(\.png \.tif \.tiff \.npy \.bin\), .*: "
+        rf"sightline predict {run} frame\.png"
     )
     assert re.search(given, refuse("predict", run, "--device", "cpu"))
     with pytest.raises(ConfigError, match="predict of the task 'pose' has no option 'to_sphere'; it takes frames"):

@@ -6,6 +6,8 @@ import io
 import json
 import re
 import resource
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,6 +17,8 @@ import pytest
 from sightline.verbs.data import list_options, list_preparable
 from sightline.verbs.output import print_note, show_evaluation, show_table
 from tests.command import refuse, run_here, succeed
+from tests.data.boxes.box_writers import pattern, write_coco, write_image
+from tests.data.depth.own_frames import write_disc_frames
 
 # --- what `data prepare` and `data info` print: counts by name, no hashes, nothing that has no answer ----------------
 
@@ -78,11 +82,84 @@ def test_a_limit_on_the_size_of_a_file_is_one_line_and_the_same_command_goes_on(
     succeed(*words)
 
 
-def test_files_that_info_does_not_read_are_sent_to_prepare(tmp_path: Path) -> None:
-    """Not to another data set whose name is alike; an empty name is not the working folder."""
-    told = refuse("data", "info", "scene_folder", "--from", tmp_path)
-    assert f"those of scene_folder are read by: sightline data prepare scene_folder --from {tmp_path} --to DIR" in told
-    assert "did you mean" not in told
+def _write_clouds(root: Path) -> list[str]:
+    (scans(root) / "readme.md").write_text("mine")
+    return ["num_points=32"]
+
+
+def _write_scenes(root: Path) -> list[str]:
+    root.mkdir()
+    for index in range(4):
+        table = np.random.default_rng(index).random((60, 3))
+        np.savetxt(root / f"{index}.txt", np.column_stack([table, np.arange(60) % 2]), header="x y z label")
+    return ["unit=mm"]
+
+
+def _write_scans(root: Path) -> list[str]:
+    root.mkdir()
+    for index in range(3):
+        np.random.default_rng(index).random((64, 4), dtype=np.float32).tofile(root / f"{index}.bin")
+        np.zeros(64, dtype="<u4").tofile(root / f"{index}.label")
+    return ["columns=[x, y, z, intensity]"]
+
+
+def _write_photos(root: Path) -> list[str]:
+    write_image(root / "a.png", pattern(6, 8))
+    categories = [{"id": number, "name": f"kind{number}"} for number in range(200)]
+    boxes = [{"image_id": 1, "category_id": 3, "bbox": [1, 1, 3, 3]}]
+    write_coco(root / "mine" / "boxes.json", [(1, "a.png", 8, 6)], boxes, categories=categories)
+    return ["annotations=[mine/boxes.json]", "images=.", "exif=stored"]
+
+
+def _write_frames(root: Path) -> list[str]:
+    write_disc_frames(root, far=9000)
+    return ["no_return=9000"]
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "told"),
+    [
+        (
+            "cloud_folder",
+            _write_clouds,
+            [
+                "samples: train 6, validation 2, test 2",
+                "files_beside_them: readme.md",
+                "points: 32 x 3, from -0.",
+                "up_axis=z; the",
+            ],
+        ),
+        ("scene_folder", _write_scenes, ["class_names: class_0, class_1", "assumed: up_axis=z; the files do not"]),
+        ("scan_folder", _write_scans, ["scans: 3 of 3 looked at"]),
+        ("coco", _write_photos, ["kind3 1,", "(200 in all)"]),
+        ("depth_folder", _write_frames, ["samples: train 10, test 2", "joint_names: palm, tip, wrist"]),
+    ],
+)
+def test_info_of_own_files_ends_with_the_command_that_prepares_them(
+    name: str, write: Callable[[Path], list[str]], told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = write(tmp_path / "own files")
+    done = run_here("data", "info", name, "--from", tmp_path / "own files", *options, "--json", tmp_path / "told.json")
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / "told.json").read_text())["for_data_prepare"].startswith("sightline data prepare ")
+    assert all(line in done.out for line in told), done.out
+    [command] = re.findall(r"(?m)^for_data_prepare:\s+(sightline data prepare .*)$", done.out)
+    monkeypatch.chdir(tmp_path)
+    prepared = run_here(*shlex.split(command)[1:])
+    assert prepared.code == 0, prepared.err
+    assert (tmp_path / "prepared" / "manifest.json").is_file()
+
+
+def test_a_first_sample_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    options = _write_clouds(tmp_path / "own")
+    for path in (tmp_path / "own").rglob("*.npy"):
+        path.write_bytes(b"damaged")
+    assert "differences: " in run_here("data", "info", "cloud_folder", "--from", tmp_path / "own", *options).out
+
+
+def test_info_of_a_set_without_files_names_those_that_have_some(tmp_path: Path) -> None:
+    """An empty name is not the working folder."""
+    assert "--from reads files of " in refuse("data", "info", "synthetic_shapes", "--from", tmp_path)
     assert "did you mean 'scan_folder'" in refuse("data", "info", "scan_foldr", "--from", tmp_path)
     assert "'' is neither a data set nor a prepared folder" in refuse("data", "info", "")
 

@@ -15,8 +15,9 @@ def view_photo(path: Path, *, name: str) -> ViewedSample | None:
 
     Raises DataError for a damaged one.
     """
-    header = read_header(path) if path.suffix.lower() in IMAGE_SUFFIXES else None
-    if header is None or (header.mode in DEPTH_MODES and path.suffix.lower() == ".png"):
+    suffix = path.suffix.lower()
+    header = read_header(path) if suffix in IMAGE_SUFFIXES else None
+    if header is None or header.mode in DEPTH_MODES.get(suffix, ()):
         return None
     pixels = read_image(path, orientation=header.orientation)
     height, width = pixels.shape[:2]

@@ -1,12 +1,13 @@
-"""Depth image files: 16-bit PNG, NPY, raw float32, and the windows of MSRA; in mm, 0 without a measurement."""
+"""Depth image files: PNG, TIFF, NPY, raw float32, and the windows of MSRA; in mm, 0 without a measurement."""
 
 from __future__ import annotations
 
 import io
 import struct
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -23,26 +24,40 @@ _HEADER = struct.Struct("<6i")
 _MAX_SIZE_PX = 16_384
 MIN_RANGE_MM = 20.0
 """Shortest range of any depth camera: an image whose largest depth is below it is in metres."""
+DEPTH_KINDS: Mapping[str, str] = {
+    ".png": "16 bits",
+    ".tif": "16 bits or float32",
+    ".tiff": "16 bits or float32",
+    ".npy": "numbers",
+    ".bin": "float32",
+}
+"""Suffixes of depth images, and what their pixels are."""
 
 
-def read_depth(path: Path, *, size_px: SizePx | None = None, mm_per_unit: float = 1.0) -> np.ndarray:
+def read_depth(
+    path: Path, *, size_px: SizePx | None = None, mm_per_unit: float = 1.0, no_return: float | None = None
+) -> np.ndarray:
     """Read the depth image (H, W) of a user's file, float32 in mm, 0 without a measurement.
 
-    PNG files have one channel of 16 bits; NPY files numbers of any type (H, W), NaN without a measurement; BIN files
-    either float32 row by row without a header, for which `size_px` (width, height) must be known, or MSRA's header and
-    window. Raises DataError, one line, for other files, for images of another size than `size_px`, and if the numbers
-    cannot be depths in mm.
+    PNG and TIFF files have one channel, TIFF files also of float32; NPY files numbers of any type (H, W), NaN without a
+    measurement; BIN files either float32 row by row without a header, for which `size_px` (width, height) must be
+    known, or MSRA's header and window. `no_return` is a further number of the file that marks pixels without a
+    measurement. Raises DataError, one line, for other files, for images of another size than `size_px`, and if the
+    numbers cannot be depths in mm.
     """
     assert_regular(path)
     suffix = path.suffix.lower()
     if suffix == ".png":
-        image = read_depth_png(path)
+        image = read_depth_png(path, no_return=no_return)
+    elif suffix in (".tif", ".tiff"):
+        image = _check_numbers(_read_tiff(path), path, no_return)
     elif suffix == ".npy":
-        image = _check_npy_depth(read_npy(path), path)
+        image = _check_numbers(read_npy(path), path, no_return)
     elif suffix == ".bin":
-        image = _read_bin(path, size_px)
+        image = _take_out(_read_bin(path, size_px), no_return)
     else:
-        raise DataError(f"{path}: is not a depth image of a known kind; give .png (16 bits), .npy or .bin (float32)")
+        kinds = ", ".join(f"{known} ({numbers})" for known, numbers in DEPTH_KINDS.items())
+        raise DataError(f"{path}: is not a depth image of a known kind; convert it to one of {kinds}")
     _check_size(image, size_px, path)
     with np.errstate(over="ignore"):  # values too large for float32 become infinite
         depth = (image * np.float64(mm_per_unit)).astype(np.float32)
@@ -59,13 +74,29 @@ def read_depth(path: Path, *, size_px: SizePx | None = None, mm_per_unit: float 
     return depth
 
 
-def read_depth_png(path: Path, *, size_px: SizePx | None = None) -> np.ndarray:
-    """Read the pixels (H, W) uint16 of a 16-bit, one-channel PNG file. Raises DataError for any other file."""
-    mode, pixels = _decode_png(path)
-    if mode not in DEPTH_MODES:
+def read_depth_png(path: Path, *, size_px: SizePx | None = None, no_return: float | None = None) -> np.ndarray:
+    """Read the pixels (H, W) uint16 of a 16-bit, one-channel PNG file, 0 where they are `no_return`.
+
+    Raises DataError for any other file.
+    """
+    mode, pixels = _decode(path, "PNG")
+    if mode not in DEPTH_MODES[".png"]:
         raise DataError(f"{path}: has the mode {mode}, one channel of 16 bits is needed, which holds depths in mm")
     _check_size(pixels, size_px, path)
-    return pixels.astype(np.uint16)
+    return _take_out(pixels.astype(np.uint16), no_return)
+
+
+def _read_tiff(path: Path) -> np.ndarray:
+    """Read the numbers (H, W) of a TIFF file with one channel of 16 bits or float32."""
+    mode, pixels = _decode(path, "TIFF")
+    if mode not in DEPTH_MODES[".tif"]:
+        raise DataError(f"{path}: has the mode {mode}, one channel of 16 bits or float32 is needed, which holds depths")
+    return pixels
+
+
+def _take_out(image: np.ndarray, no_return: float | None) -> np.ndarray:
+    """Return the image with 0 where it is `no_return`."""
+    return image if no_return is None else np.where(image == no_return, 0, image).astype(image.dtype, copy=False)
 
 
 def read_colour_png(path: Path, *, size_px: SizePx | None = None) -> np.ndarray:
@@ -73,7 +104,7 @@ def read_colour_png(path: Path, *, size_px: SizePx | None = None) -> np.ndarray:
 
     Source: the reader that comes with the NYU hand data.
     """
-    mode, pixels = _decode_png(path)
+    mode, pixels = _decode(path, "PNG")
     if mode != "RGB":
         raise DataError(f"{path}: has the mode {mode}, RGB is needed, whose green and blue hold the depth")
     _check_size(pixels, size_px, path)
@@ -148,22 +179,25 @@ def _read_bin(path: Path, size_px: SizePx | None) -> np.ndarray:
     return read_raw_depth(path, size_px=size_px)
 
 
-def _decode_png(path: Path) -> tuple[str, np.ndarray]:
-    """Decode a PNG file to its mode and pixels. Raises DataError if it is truncated or damaged."""
+def _decode(path: Path, kind: Literal["PNG", "TIFF"]) -> tuple[str, np.ndarray]:
+    """Decode a file to its mode and pixels. Raises DataError if it is truncated, damaged, or has several images."""
     content = read_file(path)
-    if not content.endswith(PNG_END):
+    if kind == "PNG" and not content.endswith(PNG_END):
         raise DataError(
             f"{path}: does not end as PNG files do, at byte {len(content)}; the file is damaged or in another format"
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings about large images: these are checked below
-            opened = Image.open(io.BytesIO(content), formats=["PNG"])
-        with opened as image:
-            check_decompressed_size(
-                str(path), 8 * image.width * image.height, len(content), free_bytes=FREE_IMAGE_BYTES
-            )
-            return image.mode, np.asarray(image)
+            warnings.simplefilter("ignore")  # warnings about large images, which are checked below, and damaged tags
+            with Image.open(io.BytesIO(content), formats=[kind]) as image:
+                num_images = getattr(image, "n_frames", 1)
+                if num_images > 1:
+                    raise DataError(
+                        f"{path}: holds {num_images} images, one is needed; write each to a file of its own"
+                    )
+                num_bytes = 8 * image.width * image.height
+                check_decompressed_size(str(path), num_bytes, len(content), free_bytes=FREE_IMAGE_BYTES)
+                return image.mode, np.asarray(image)
     except DataError:
         raise
     except DECODE_ERRORS as error:
@@ -171,17 +205,18 @@ def _decode_png(path: Path) -> tuple[str, np.ndarray]:
         raise DataError(f"{path}: cannot be decoded ({reason}); the file is damaged or in another format") from error
 
 
-def _check_npy_depth(array: np.ndarray, path: Path) -> np.ndarray:
-    """Check the depths (H, W) of an NPY file and replace NaN by 0."""
+def _check_numbers(array: np.ndarray, path: Path, no_return: float | None) -> np.ndarray:
+    """Check the depths (H, W) of a file and replace NaN and `no_return` by 0."""
     if array.ndim != 2 or array.dtype.kind not in "uif":
         raise DataError(f"{path}: holds {array.dtype} {array.shape}, numbers (height, width) are needed")
-    depth = np.where(np.isnan(array), 0, array) if array.dtype.kind == "f" else array
+    depth = _take_out(np.where(np.isnan(array), 0, array) if array.dtype.kind == "f" else array, no_return)
     wrong_pixels = np.argwhere(~np.isfinite(depth) | (depth < 0))
     if len(wrong_pixels):
         row, column = (int(index) for index in wrong_pixels[0])
-        raise DataError(
-            f"{path}: the depth in row {row}, column {column} is {array[row, column]}; put 0 where nothing was measured"
-        )
+        found, advice = array[row, column], "put 0 where nothing was measured"
+        if np.isfinite(found):
+            advice += f"; if the number marks that: no_return={found} (camera.no_return={found} when predicting)"
+        raise DataError(f"{path}: the depth in row {row}, column {column} is {found}; {advice}")
     return depth
 
 

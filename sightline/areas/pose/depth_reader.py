@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.areas.pose.depth_files import SizePx, read_depth
+from sightline.areas.pose.depth_files import DEPTH_KINDS, SizePx, read_depth
 from sightline.areas.pose.sets.depth_frames import DepthCamera
+from sightline.areas.pose.sets.joint_depths import TYPE_MAXIMA, find_mark
 from sightline.areas.pose.sets.references import CentreOfMass
 from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.engine.run_loading import TrainedRun
 
-DEPTH_SUFFIXES = (".png", ".npy", ".bin")
+DEPTH_SUFFIXES = tuple(DEPTH_KINDS)
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,17 @@ class DepthFrameOptions:
     """Options for reading depth images, and for the reference point of the figure in them.
 
     `intrinsics` are fx, fy, u0 and v0 in pixels, by default those of the run's own set; the sign of fy sets whether the
-    prediction's Y points down (fy > 0) or up. `size_px`, width and height, is only needed for raw files. The reference
-    point is the centre of mass, computed as `centre_of_mass` states (default: as in the run); or read from a file,
-    `centres`; or, with `tracks_previous`, near the prediction for the previous frame. A `refiner`, a run of the task
-    `centre`, moves the point to the figure's middle joint.
+    prediction's Y points down (fy > 0) or up. `size_px`, width and height, is only needed for raw files; `no_return`
+    is a number that marks pixels without a measurement, as 0 does. The reference point is the centre of mass, computed
+    as `centre_of_mass` states (default: as in the run); or read from a file, `centres`; or, with `tracks_previous`,
+    near the prediction for the previous frame. A `refiner`, a run of the task `centre`, moves the point to the figure's
+    middle joint.
     """
 
     intrinsics: tuple[float, float, float, float] | None = None
     size_px: SizePx | None = None
     mm_per_unit: float = 1.0
+    no_return: float | None = None
     centre_of_mass: CentreOfMass | None = None
     tracks_previous: bool = False
     centres: Path | None = None
@@ -88,7 +91,14 @@ class FrameReader:
         size = self._options.size_px
         if size is None and path.suffix.lower() == ".bin" and path.is_file():
             size = (width, height) if path.stat().st_size == 4 * width * height else None
-        depth = read_depth(path, size_px=size, mm_per_unit=self._options.mm_per_unit)
+        options = self._options
+        depth = read_depth(path, size_px=size, mm_per_unit=options.mm_per_unit, no_return=options.no_return)
+        for mark in find_mark(depth, options.mm_per_unit):
+            if mark.number in TYPE_MAXIMA:
+                raise DataError(
+                    f"{path}: {mark.share:.0%} of the measured pixels are {mark.number:.9g}, the largest number of "
+                    f"their type, which marks pixels without a measurement; give camera.no_return={mark.number:.9g}"
+                )
         if self._options.intrinsics is None and depth.shape != (height, width):
             raise DataError(
                 f"{path}: the image is {depth.shape[1]} x {depth.shape[0]} pixels, those of the run's camera are "

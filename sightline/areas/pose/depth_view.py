@@ -19,17 +19,20 @@ _MM_PER_M = 1000.0
 
 
 def view_depth_file(path: Path, *, name: str) -> ViewedSample | None:
-    """View a depth image: a PNG file of one channel with 16 bits, or an array (height, width) in mm or metres.
+    """View a depth image: PNG or TIFF with one channel of 16 bits or float32, or an array (height, width).
 
     None for a file of another kind. Raises DataError for a damaged one.
     """
     suffix = path.suffix.lower()
     array = read_npy(path) if suffix == ".npy" else None
     is_image = array is not None and array.ndim == 2 and array.shape[1] >= _MIN_COLUMNS
-    if not (is_image or (suffix == ".png" and read_header(path).mode in DEPTH_MODES)):
+    mode = read_header(path).mode if suffix in DEPTH_MODES else ""
+    if not (is_image or mode in DEPTH_MODES.get(suffix, ())):
         return None
-    is_metres = array is not None and 0 < np.nanmax(array, initial=0) < MIN_RANGE_MM
-    depth = read_depth(path, mm_per_unit=_MM_PER_M if is_metres else 1.0)
+    depth, is_metres = read_depth(path, mm_per_unit=_MM_PER_M), False
+    if array is not None or mode == "F":
+        is_metres = 0 < depth.max(initial=0) < MIN_RANGE_MM * _MM_PER_M
+    depth = depth if is_metres else read_depth(path)
     measured = depth[depth > 0]
     figures = {"height_px": depth.shape[0], "width_px": depth.shape[1], "measured": len(measured) / max(depth.size, 1)}
     text = f"{depth.shape[1]} x {depth.shape[0]} pixels, {figures['measured']:.0%} measured"

@@ -407,6 +407,7 @@ def _camera(
     width_px: Count | None = None,
     height_px: Count | None = None,
     mm_per_unit: PositiveFloat = 1.0,
+    no_return: float | None = None,
 ) -> dict[str, Any]:
     """Convert the arguments `camera.*` to those of `DepthFrameOptions`."""
     intrinsics: dict[str, float | None] = {"fx": fx, "fy": fy, "u0": u0, "v0": v0}
@@ -421,4 +422,5 @@ def _camera(
         "intrinsics": None if fx is None else tuple(intrinsics.values()),
         "size_px": None if width_px is None else tuple(size.values()),
         "mm_per_unit": mm_per_unit,
+        "no_return": no_return,
     }

@@ -1,4 +1,4 @@
-"""Point cloud reader for one file: NPY, NPZ, HDF5, PLY, PCD, LAS, OFF, OBJ, STL, or text."""
+"""Point cloud reader for one file: NPY, NPZ, HDF5, PLY, PCD, LAS, E57, OFF, OBJ, STL, or text."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sightline.contract.errors import ConfigError, DataError, escape_to_one_line
 from sightline.store.files.array_files import READ_ERRORS, hdf5_names, read_hdf5_arrays, read_npy, read_npz_arrays
 from sightline.store.files.cloud_formats import announces_faces, read_las, read_off, read_pcd
 from sightline.store.files.column_names import COLOURS, NORMALS, POINTS, NamedColumns, has_triple, rename_columns
+from sightline.store.files.e57_files import read_e57
 from sightline.store.files.input_files import assert_regular
 from sightline.store.files.mesh_formats import read_obj, read_stl
 from sightline.store.files.ply import read_ply
@@ -133,7 +134,7 @@ def has_normals(path: Path, *, by_faces: bool = True) -> bool:
     if suffix in (".npy", ".npz", ".h5", ".hdf5"):
         names = {name.lower() for name in _array_names(path)}
         return bool({"normals", "normal", *(["faces"] if by_faces else [])} & names) or has_triple([*names], NORMALS)
-    if suffix in (".las", ".laz"):
+    if suffix in (".las", ".laz", ".e57"):
         return False
     if suffix in _ANNOUNCE_FACES:
         return by_faces and _ANNOUNCE_FACES[suffix](path)
@@ -438,6 +439,7 @@ _READERS: Mapping[str, Callable[[Path], _Content]] = {
     ".pcd": _read_pcd,
     ".las": lambda path: _Content(read_las(path)),
     ".laz": lambda path: _Content(read_las(path)),
+    ".e57": lambda path: _Content(read_e57(path)),
     ".off": _read_off,
     ".obj": lambda path: _Content(*read_obj(path)),
     ".stl": lambda path: _Content(*read_stl(path)),

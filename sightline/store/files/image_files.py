@@ -26,8 +26,11 @@ from sightline.store.files.input_files import BoundedFile, assert_regular, file_
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""Exceptions of Pillow for files that are damaged, or of an absurd size."""
+DECODE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError),
+    *(TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError),
+)
+"""Exceptions of Pillow for files that are damaged, or of an absurd size; the second line is of TIFF's tags."""
 FREE_IMAGE_BYTES = 2**28
 """Size up to which an image is decoded regardless of its compression: a drawing may have one colour."""
 _MAX_SIZE_PX = 4096
@@ -84,8 +87,9 @@ def composite_over(rgba: np.ndarray, background: Background) -> np.ndarray:
     return ((colours * opacity + background_value * (255 - opacity) + 127) // 255).astype(np.uint8)
 
 
-DEPTH_MODES = ("I;16", "I")
-"""Pillow's modes of images with one channel of 16 bits or more, in which depths are stored."""
+_TIFF_DEPTHS = ("I;16", "I;16B", "I", "F")
+DEPTH_MODES = {".png": ("I;16", "I"), ".tif": _TIFF_DEPTHS, ".tiff": _TIFF_DEPTHS}
+"""Pillow's modes of images with one channel of 16 bits or more, in which depths are stored, by suffix."""
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Suffixes of image files, in lower case."""
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")

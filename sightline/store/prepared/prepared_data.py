@@ -17,7 +17,7 @@ import numpy as np
 
 from sightline.contract import registry
 from sightline.contract.errors import DataError
-from sightline.store.files.input_files import expand_home
+from sightline.store.files.input_files import expand_home, file_size
 from sightline.store.prepared.columns import prepared_root
 from sightline.store.prepared.prepared_set import (
     LISTED,
@@ -29,13 +29,15 @@ from sightline.store.prepared.prepared_set import (
     summarise_folder,
     verify,
 )
-from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, write_prepared_set
+from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, T, write_prepared_set
 
 CARDS = Path(__file__).parents[1] / "cards.json"
 """Cards by set. An entry that is null is computed by the set; `options` are those of the command that prepares it."""
 
 
 _LABELS_AT_ONCE = 2**24
+_ASSUMED = {"up_axis": "z", "unit": "m"}
+"""Values of options that a preparation needs and files do not state, for a survey without them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +91,9 @@ class SetSpec:
 class PreparedData:
     """Base of the data sets that read a prepared folder.
 
-    A class that defines `plan` can be prepared. `plan(root, *, ...)` plans the preparation of the source that `spec`
-    finds at `root`; its keyword arguments are the options of `sightline data prepare`, but `target` and `progress`,
-    which it gets as that command has them.
+    A class that defines `plan` can be prepared, and its source surveyed. `plan(root, *, ...)` plans the preparation of
+    the source that `spec` finds at `root`; its keyword arguments are the options of `sightline data prepare`, but
+    `target` and `progress`, which it gets as that command has them.
     """
 
     spec: ClassVar[SetSpec]
@@ -104,6 +106,7 @@ class PreparedData:
     """Stored label of points without a class, in sets that have such points."""
     plan: ClassVar[Callable[..., PreparationPlan]]
     prepare: ClassVar[Callable[..., dict[str, Any]]]
+    survey: ClassVar[Callable[..., dict[str, Any]]]
     card: ClassVar[Callable[[], dict[str, Any]]]
     _prepared: PreparedSet
 
@@ -118,7 +121,8 @@ class PreparedData:
             cls.set_name, cls.readable_sets = cls.spec.name, (cls.spec.name, *vars(cls).get("readable_sets", ()))
         if "plan" in vars(cls):
             assert isinstance(vars(cls)["plan"], classmethod), f"{cls.__name__}.plan: a class method is needed"
-            members = {"prepare": _make_prepare(vars(cls)["plan"].__func__), "card": _make_card}
+            plan = vars(cls)["plan"].__func__
+            members = {"prepare": _make_prepare(plan), "survey": _make_survey(plan), "card": _make_card}
             for name in members.keys() - vars(cls).keys():
                 setattr(cls, name, classmethod(members[name]))
 
@@ -206,7 +210,6 @@ def find_layout(
 
 def _make_prepare(plan: Callable[..., PreparationPlan]) -> Callable[..., dict[str, Any]]:
     """Make the class method `prepare` of a class method `plan`, with its options as keyword arguments."""
-    named = inspect.signature(plan).parameters
 
     @functools.wraps(plan)
     def prepare(
@@ -218,12 +221,65 @@ def _make_prepare(plan: Callable[..., PreparationPlan]) -> Callable[..., dict[st
         assert planned.set_name == name, f"{cls.__name__}.plan is about '{planned.set_name}', not '{name}'"
         return write_prepared_set(planned, target, progress=progress)
 
-    own = list(inspect.signature(prepare, follow_wrapped=False).parameters.values())[:-1]
-    options = [
-        item for item in named.values() if item.kind is item.KEYWORD_ONLY and item.name not in ("target", "progress")
-    ]
-    prepare.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
-    return prepare
+    return _with_options(prepare, _list_options(plan))
+
+
+def _make_survey(plan: Callable[..., PreparationPlan]) -> Callable[..., dict[str, Any]]:
+    """Make the class method `survey` of a class method `plan`: what its preparation would find, by the same options."""
+    options = _list_options(plan)
+    assumed = {
+        item.name: _ASSUMED[item.name] for item in options if item.default is item.empty and item.name in _ASSUMED
+    }
+
+    @functools.wraps(plan)
+    def survey(cls: type[PreparedData], source: Path, **given: Any) -> dict[str, Any]:
+        root = expand_home(source).resolve()
+        target = root.with_name(f"{root.name}.prepared")
+        planned = _call_plan(cls, source, target=target, progress=lambda *_: None, options={**assumed, **given})
+        added = {key: value for key, value in assumed.items() if key not in given}
+        return {**_describe_plan(planned), **({"assumed": added} if added else {})}
+
+    defaults = [item.replace(default=assumed.get(item.name, item.default)) for item in options]
+    return _with_options(survey, defaults)
+
+
+def _list_options(plan: Callable[..., PreparationPlan]) -> list[inspect.Parameter]:
+    named = inspect.signature(plan).parameters.values()
+    return [item for item in named if item.kind is item.KEYWORD_ONLY and item.name not in ("target", "progress")]
+
+
+def _with_options(function: Callable[..., T], options: Sequence[inspect.Parameter]) -> Callable[..., T]:
+    """Set the signature of a function to its own parameters, without its last, and these options."""
+    own = list(inspect.signature(function, follow_wrapped=False).parameters.values())[:-1]
+    function.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    return function
+
+
+def _describe_plan(plan: PreparationPlan) -> dict[str, Any]:
+    """Describe what a preparation would read: splits, files, and the numbers of the first sample."""
+    files = plan.files
+    values: Mapping[str, Any] = {}
+    faults: list[str] = []
+    others = (path.relative_to(plan.source) for path in {*plan.source.rglob("*")} - files if path.is_file())
+    try:
+        values = next(iter(plan.shards[0].rows())).values
+    except DataError as error:
+        faults = [str(error)]
+    numbers = {name: np.asarray(value) for name, value in values.items()}
+    return {
+        "source": str(plan.source),
+        "layout": plan.layout,
+        "samples": plan.split_sizes,
+        "files": f"{len(files):,}, {sum(map(file_size, files)):,} bytes",
+        "files_beside_them": sorted(path.as_posix() for path in others if not path.name.startswith(".")),
+        **plan.manifest_extra,
+        "first_sample": {
+            name: f"{' x '.join(map(str, array.shape))}, from {array.min():.4g} to {array.max():.4g}"
+            for name, array in numbers.items()
+            if array.dtype.kind == "f" and array.size
+        },
+        "differences": [*plan.manifest_extra.get("differences", ()), *plan.notes, *faults],
+    }
 
 
 def _call_plan(

@@ -166,7 +166,7 @@ class PreparationPlan:
     """Plan of a preparation; `manifest_extra` is copied into the manifest, `summarise` adds entries from the arrays.
 
     `options` are everything that the result depends on beyond its files. With `lists_files` the rows name files below
-    `source` that are listed in place.
+    `source` that are listed in place. `notes` are for those who look at the plan; a manifest gets its own.
     """
 
     set_name: str
@@ -178,6 +178,12 @@ class PreparationPlan:
     summarise: Callable[[PreparedSet], Mapping[str, Any]]
     options: Mapping[str, Any] = field(default_factory=dict)
     lists_files: bool = False
+    notes: Sequence[str] = ()
+
+    @property
+    def files(self) -> set[Path]:
+        """The files that rows are read from."""
+        return {file for shard in self.shards for file in shard.files}
 
     @property
     def split_sizes(self) -> dict[str, int]:
@@ -189,9 +195,8 @@ class PreparationPlan:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the sorted list of source files with their sizes, and their times if they are listed."""
-        files = {file for shard in self.shards for file in shard.files}
-        times = {file: [file.stat().st_mtime_ns] if self.lists_files else [] for file in files}
-        return _digest(sorted([os.path.relpath(file, self.source), file_size(file), *times[file]] for file in files))
+        times = {file: [file.stat().st_mtime_ns] if self.lists_files else [] for file in self.files}
+        return _digest(sorted([os.path.relpath(file, self.source), file_size(file), *times[file]] for file in times))
 
 
 def write_prepared_set(plan: PreparationPlan, target: Path, *, progress: Progress) -> dict[str, Any]:

@@ -541,10 +541,10 @@ def test_some_files_with_normals_are_told_before_any_work(clouds: Path, tmp_path
 
 def test_files_of_other_kinds_are_told(clouds: Path, tmp_path: Path) -> None:
     shutil.copytree(clouds, tmp_path / "in")
-    for name in ("a.e57", "b.e57", "c.e57"):
+    for name in ("a.rcs", "b.rcs", "c.rcs"):
         touch(tmp_path / "in" / "rod" / name)
     told = prepare_folder(tmp_path / "in", tmp_path / "set")["differences"]
-    assert told == ["3 files of other kinds passed over: rod/a.e57, rod/b.e57, rod/c.e57"]
+    assert told == ["3 files of other kinds passed over: rod/a.rcs, rod/b.rcs, rod/c.rcs"]
 
 
 # --- the command line's options ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from PIL import Image
 from sightline.contract import registry
 from sightline.contract.types import ComponentConfig, SampleKey
 
-__all__ = ["CAMERA", "JOINTS", "write_own_frames"]
+__all__ = ["CAMERA", "JOINTS", "write_disc_frames", "write_own_frames"]
 
 JOINTS = ("palm", "thumb_tip", "index_tip", "little_tip")
 CAMERA = {"fx": 241.42, "fy": -241.42, "u0": 160.0, "v0": 120.0}
@@ -49,3 +49,32 @@ def write_own_frames(
         (root / "joints.json").write_text(json.dumps({"joint_names": JOINTS, "bones": bones, "frames": listed}))
     (root / "camera.json").write_text(json.dumps(CAMERA))
     return joints
+
+
+def write_disc_frames(
+    root: Path,
+    *,
+    count: int = 12,
+    far: float = 0,
+    scale: float = 1.0,
+    suffix: str = ".png",
+    dtype: type = np.uint16,
+    folder: str = "",
+    joint_z: tuple[float, ...] = (510.0, 510.0, 510.0),
+) -> None:
+    """Write a disc of radius 20 pixels at 500 to 530 mm before `far`, with three joints on it, all times `scale`."""
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    rows, columns = np.mgrid[:120, :160]
+    disc = np.where(np.hypot(rows - 60, columns - 80) <= 20, 500.0 + (columns - 70).clip(0, 30), far)
+    depth = disc * scale
+    lines = ["frame," + ",".join(f"{name}_{axis}" for name in ("palm", "tip", "wrist") for axis in "xyz")]
+    for index in range(count):
+        name = f"{folder}/{index}{suffix}" if folder else f"{index}{suffix}"
+        if suffix == ".npy":
+            np.save(root / name, depth)
+        else:
+            Image.fromarray(depth.astype(dtype)).save(root / name)
+        joints = [(x * z / 200, 0.0, z) for x, z in zip((0, 5, -5), joint_z, strict=True)]
+        lines.append(f"{name}," + ",".join(f"{number:g}" for joint in joints for number in joint))
+    (root / "joints.csv").write_text("\n".join(lines) + "\n")
+    (root / "camera.json").write_text(json.dumps({"fx": 200.0, "fy": 200.0, "u0": 80.0, "v0": 60.0}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -11,12 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
+from sightline.areas.detect.photo_view import view_photo
+from sightline.areas.pose.depth_files import read_depth
+from sightline.areas.pose.depth_view import view_depth_file
+from sightline.areas.pose.sets.camera_file import read_camera
+from sightline.areas.pose.sets.joint_labels import read_joint_labels
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import ComponentConfig, SampleKey
 from tests.cases import run_each
 from tests.command import run_here
-from tests.data.depth.own_frames import CAMERA, JOINTS, write_own_frames
+from tests.data.depth.own_frames import CAMERA, JOINTS, write_disc_frames, write_own_frames
 from tests.data.preparing import prepare_set
 from tests.runs.small import ROOT
 
@@ -191,7 +197,10 @@ def _repeat(root: Path) -> None:
         (lambda root: (root / "joints.csv").write_text(""), "joints.csv:1: names no joint"),
         (lambda root: (root / "joints.csv").unlink(), "has neither joints.csv nor joints.json; write one"),
         (lambda root: (root / "joints.json").write_text("{}"), "has joints.csv and joints.json; leave one of them out"),
-        (lambda root: (root / "camera.json").write_text('{"fx": "wide"}'), "camera.json: is not a camera; write"),
+        (
+            lambda root: (root / "camera.json").write_text('{"fx": "wide"}'),
+            "camera.json: fx is 'wide', a number of pixels is needed",
+        ),
         (
             lambda root: (root / "camera.json").unlink(),
             "the intrinsics fx, fy, u0, v0 are missing; give fx= fy= u0= v0=",
@@ -239,6 +248,169 @@ def test_json_that_cannot_be_used_is_refused(change, told: str, tmp_path: Path) 
     with pytest.raises(DataError) as caught:
         prepare_set("depth_folder", root, tmp_path / "own")
     assert told in str(caught.value)
+
+
+_BY_ROWS = [475.0, 0, 320.0, 0, 470.0, 240.0, 0, 0, 1]
+_BY_COLUMNS = [475.0, 0, 0, 0, 470.0, 0, 320.0, 240.0, 1]
+
+
+@run_each(
+    "document, places",
+    [
+        ({"fx": 475, "fy": 470, "u0": 320, "v0": 240}, None),
+        ({"fx": 475.0, "fy": 470.0, "ppx": 320.0, "ppy": 240.0, "coeffs": [0, 0, 0]}, "fx, fy, ppx, ppy"),
+        ({"fx": 475.0, "fy": 470.0, "cx": 320.0, "cy": 240.0}, "fx, fy, cx, cy"),
+        ({"intrinsics": {"fx": 475, "fy": 470, "cx": 320, "cy": 240}}, "intrinsics.fx, intrinsics.fy"),
+        ({"width": 640, "height": 480, "intrinsic_matrix": _BY_COLUMNS}, "intrinsic_matrix"),
+        ({"intrinsic": {"intrinsic_matrix": _BY_COLUMNS}, "extrinsic": []}, "intrinsic.intrinsic_matrix"),
+        ({"intrinsic_matrix": _BY_ROWS}, "intrinsic_matrix"),
+        ({"K": _BY_ROWS, "D": [0.0], "R": [1, 0, 0, 0, 1, 0, 0, 0, 1]}, "K"),
+        ({"k": [_BY_ROWS[:3], _BY_ROWS[3:6], _BY_ROWS[6:]]}, "k"),
+        ({"camera_matrix": {"rows": 3, "cols": 3, "data": _BY_ROWS}}, "camera_matrix"),
+        ({"depth": {"fx": 475, "fy": 470, "ppx": 320, "ppy": 240}, "color": {"fx": 9}}, "depth.fx"),
+    ],
+)
+def test_a_camera_is_read_in_the_keys_of_several_tools(document, places: str | None, tmp_path: Path) -> None:
+    (tmp_path / "camera.json").write_text(json.dumps(document))
+    camera = read_camera(tmp_path)
+    assert camera.intrinsics == {"fx": 475.0, "fy": 470.0, "u0": 320.0, "v0": 240.0}
+    assert camera.size_px == ((640, 480) if "width" in document else None)
+    assert (not camera.notes) if places is None else f"read from {places}" in camera.notes[0]
+
+
+@run_each(
+    "document, told",
+    [
+        ({"fx": 475.0, "fy": 470.0, "cx": 320.0}, "camera.json: has no v0 or cy or ppy; it has fx, fy, cx; write"),
+        ([475.0, 470.0], "camera.json: has no fx, no fy, no u0 or cx or ppx, no v0 or cy or ppy; it has no keys"),
+        ({"fx": 9, "fy": 9, "u0": 9, "v0": 9, "cx": 8}, "camera.json: states u0 more than once: u0 9, cx 8; keep"),
+        ({"k": _BY_ROWS, "fx": 10**400}, "camera.json: fx is '1000"),
+        ({"K": [475, 1, 320, 0, 475, 240, 0, 0, 1]}, "camera.json: K: is not fx 0 u0, 0 fy v0, 0 0 1, by rows or by"),
+        ({"K": [475, 475, 320, 240]}, "camera.json: K: is not nine numbers"),
+    ],
+)
+def test_a_camera_in_doubt_is_refused_with_its_key(document, told: str, tmp_path: Path) -> None:
+    (tmp_path / "camera.json").write_text(json.dumps(document))
+    with pytest.raises(DataError) as caught:
+        read_camera(tmp_path)
+    assert told in str(caught.value)
+
+
+def test_a_camera_of_images_of_another_size_is_refused_and_distortion_is_noted(tmp_path: Path) -> None:
+    write_disc_frames(tmp_path / "frames")
+    camera = {"fx": 200, "fy": 200, "ppx": 80, "ppy": 60, "coeffs": [0, 0.1]}
+    (tmp_path / "frames" / "camera.json").write_text(json.dumps({**camera, "width": 640, "height": 480}))
+    with pytest.raises(DataError, match=r"camera.json: is the camera of images of 640 x 480, 0.png has 160 x 120"):
+        prepare_set("depth_folder", tmp_path / "frames", tmp_path / "own")
+    (tmp_path / "frames" / "camera.json").write_text(json.dumps(camera))
+    notes = prepare_set("depth_folder", tmp_path / "frames", tmp_path / "own")["differences"]
+    assert notes[0].endswith("fx 200, fy 200, u0 80, v0 60, read from fx, fy, ppx, ppy")
+    assert notes[1] == "camera.json: coeffs is not 0, and lens distortion is not applied"
+
+
+@run_each("suffix, far", [(".png", 65535), (".tif", 65535), (".npy", 65535), (".npy", -1.0), (".tiff", 9000)])
+def test_a_mark_of_pixels_without_depth_is_named_and_taken_out(suffix: str, far: float, tmp_path: Path) -> None:
+    root, own = tmp_path / f"{suffix}{far}", tmp_path / f"own{suffix}{far}"
+    write_disc_frames(root, far=far, suffix=suffix)
+    if far < 0:
+        with pytest.raises(DataError, match=r"row 0, column 0 is -1.0; put 0 .* marks that: no_return=-1.0 "):
+            prepare_set("depth_folder", root, own / "own")
+    else:
+        notes = prepare_set("depth_folder", root, own / "own")["differences"]
+        assert len(notes) == 1
+        assert f"% of the measured pixels are exactly {far}, all others at most 530 " in notes[0]
+        assert notes[0].endswith(f"if it marks pixels without a measurement, give no_return={far}")
+    manifest = prepare_set("depth_folder", root, own / "clean", no_return=float(far))
+    assert manifest["differences"] == []
+    depth = _open(own / "clean", "test")[SampleKey(0, 0, 0)]["depth"]
+    assert (int((depth == 0).sum()), depth.max().item()) == (160 * 120 - int((depth > 0).sum()), 530.0)
+    assert 1200 < int((depth > 0).sum()) < 1300, "the disc of radius 20"
+
+
+@run_each(
+    "scale, told",
+    [
+        (5.0, "the image has 2550 mm at their pixels, 5 times as much at all of them; the units differ: give "
+         "mm_per_unit=0.2"),
+        (0.1, "give mm_per_unit=10"),
+        (1000.0, "give mm_per_unit=0.001 or joint_unit=m"),
+        (10.0, "give mm_per_unit=0.1 or joint_unit=cm"),
+        (256 / 1000 * 4, None),
+        (25.6, "give mm_per_unit=0.0390625"),
+        (0.001, "nearer than any camera measures; if the file is in metres, set mm_per_unit to 1000"),
+    ],
+)  # fmt: skip
+def test_another_unit_of_depth_is_refused_with_the_option(scale, told, tmp_path: Path) -> None:
+    root, own = tmp_path / f"{scale}", tmp_path / f"own{scale}"
+    write_disc_frames(root, scale=scale, suffix=".npy")
+    if told is None:
+        assert prepare_set("depth_folder", root, own / "own")["differences"] == []
+        return
+    with pytest.raises(DataError) as caught:
+        prepare_set("depth_folder", root, own / "own")
+    assert told in str(caught.value)
+    manifest = prepare_set("depth_folder", root, own / "own", mm_per_unit=1 / scale)
+    assert manifest["differences"] == []
+
+
+def test_joints_at_no_depth_of_their_pixels_are_noted(tmp_path: Path) -> None:
+    write_disc_frames(tmp_path / "frames", joint_z=(300.0, 700.0, 1500.0))
+    notes = prepare_set("depth_folder", tmp_path / "frames", tmp_path / "own")["differences"]
+    assert "no joint lies near the depth at its pixel: the joints are 700 mm from the camera and the image" in notes[0]
+
+
+def test_names_of_windows_are_read_with_slashes(tmp_path: Path) -> None:
+    write_disc_frames(tmp_path / "frames", folder="take_1")
+    path = tmp_path / "frames" / "joints.csv"
+    path.write_text(path.read_text().replace("take_1/", "take_1\\"))
+    notes = prepare_set("depth_folder", tmp_path / "frames", tmp_path / "own")["differences"]
+    assert notes == [r"12 frames are named as on Windows, first take_1\0.png; a backslash is read as a slash"]
+    path.write_text(path.read_text().replace("take_1\\0", "C:\\frames\\0"))
+    with pytest.raises(DataError, match=r"joints.csv:2: 'C:/frames/0.png' is not a path in the folder"):
+        prepare_set("depth_folder", tmp_path / "frames", tmp_path / "other")
+
+
+def test_tiff_frames_are_read_and_others_named(tmp_path: Path) -> None:
+    for index, (dtype, scale) in enumerate(((np.uint16, 1.0), (np.float32, 1.0), (np.float32, 0.001))):
+        root = tmp_path / str(index)
+        write_disc_frames(root, scale=scale, suffix=".tif", dtype=dtype)
+        prepare_set("depth_folder", root, tmp_path / f"own{index}", mm_per_unit=1 / scale)
+        depth = _open(tmp_path / f"own{index}", "test")[SampleKey(0, 0, 0)]["depth"]
+        assert depth.max().item() == pytest.approx(530.0)
+        assert view_photo(root / "0.tif", name="0") is None
+        viewed = view_depth_file(root / "0.tif", name="0")
+        assert viewed is not None
+        assert viewed.stages[0].figures["farthest_mm"] == pytest.approx(530.0)
+    first, second = (Image.fromarray(np.full((9, 9), 500, dtype=np.uint16)) for _ in range(2))
+    first.save(tmp_path / "0" / "0.tif", save_all=True, append_images=[second])
+    with pytest.raises(DataError, match=r"0.tif: holds 2 images, one is needed"):
+        prepare_set("depth_folder", tmp_path / "0", tmp_path / "own")
+    path = tmp_path / "1" / "joints.csv"
+    (tmp_path / "1" / "0.exr").write_bytes(b"v/1")
+    path.write_text(path.read_text().replace("0.tif", "0.exr", 1))
+    with pytest.raises(DataError, match=r"joints.csv:2: 0.exr is none of .png, .tif, .tiff, .npy; convert the image"):
+        prepare_set("depth_folder", tmp_path / "1", tmp_path / "own")
+
+
+def test_damaged_cameras_labels_and_images_are_refused_in_a_line(tmp_path: Path) -> None:
+    """Four hundred changes of bytes of each kind of file: read, or refused in one line."""
+    write_disc_frames(tmp_path, count=1)
+    Image.fromarray(np.full((6, 8), 500, dtype=np.float32)).save(tmp_path / "0.tif")
+    (tmp_path / "camera.json").write_text(json.dumps({"K": [200, 0, 80, 0, 200, 60, 0, 0, 1], "width": 160}))
+    generator = np.random.default_rng(5)
+    readers = {"camera.json": lambda path: read_camera(path.parent), "joints.csv": lambda path: read_joint_labels(
+        path.parent
+    ), "0.tif": read_depth}  # fmt: skip
+    for name, read in readers.items():
+        content = (tmp_path / name).read_bytes()
+        for _ in range(400):
+            changed = bytearray(content)
+            places = generator.integers(0, min(len(content), 400), generator.integers(1, 5))
+            for place in [*places, len(content) - 1 - places[0]]:
+                changed[place] = generator.integers(0, 256)
+            (tmp_path / name).write_bytes(changed[: generator.integers(1, 2 * len(changed))])
+            with contextlib.suppress(DataError):
+                read(tmp_path / name)
 
 
 def test_options_that_do_not_fit_are_named(source, tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ def refused(path: Path, *words: str, columns: tuple[str, ...] | None = None) -> 
 
 
 def test_every_kind_has_a_writer_here() -> None:
-    """LAS holds whole multiples of a step, STL float32: test_cloud_formats.py and test_mesh_formats.py write them."""
-    assert {*WRITERS, ".las", ".laz", ".obj", ".stl"} == set(CLOUD_SUFFIXES)
+    """LAS and E57 hold whole multiples of a step, STL float32: their own tests write them."""
+    assert {*WRITERS, ".las", ".laz", ".e57", ".obj", ".stl"} == set(CLOUD_SUFFIXES)
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
@@ -392,13 +392,13 @@ def test_whether_a_file_has_normals_is_told_by_its_head(tmp_path: Path) -> None:
 def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
     assert list_skipped_files(tmp_path) == ""
     (tmp_path / "in" / ".git").mkdir(parents=True)
-    for name in ("in/a.ply", "in/b.e57", ".hidden", "in/.git/c"):
+    for name in ("in/a.ply", "in/b.rcs", ".hidden", "in/.git/c"):
         (tmp_path / name).write_text("")
-    assert list_skipped_files(tmp_path) == "1 file of another kind passed over: in/b.e57"
+    assert list_skipped_files(tmp_path) == "1 file of another kind passed over: in/b.rcs"
     for number in range(9):
-        (tmp_path / f"{number}.e57").write_text("")
-    assert list_skipped_files(tmp_path).startswith("10 files of other kinds passed over: 0.e57, 1.e57")
-    assert list_skipped_files(tmp_path).endswith("4.e57 and 5 more")
+        (tmp_path / f"{number}.rcs").write_text("")
+    assert list_skipped_files(tmp_path).startswith("10 files of other kinds passed over: 0.rcs, 1.rcs")
+    assert list_skipped_files(tmp_path).endswith("4.rcs and 5 more")
 
 
 def test_an_archive_of_a_later_version_is_refused(tmp_path: Path) -> None:

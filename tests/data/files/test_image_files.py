@@ -173,7 +173,7 @@ def test_what_is_no_depth_image(tmp_path: Path) -> None:
         written(tmp_path / "raw.bin", bytes(24)): "has no header|give its width",
         written(
             tmp_path / "a.jpg", b""
-        ): r"is not a depth image of a known kind; give \.png \(16 bits\), \.npy or \.bin",
+        ): r"is not a depth image of a known kind; convert it to one of \.png \(16 bits\), \.tif ",
         tmp_path / "none.png": "there is no such file",
         tmp_path / "none.npy": "there is no such file",
         tmp_path / "none.bin": "there is no such file",

@@ -322,7 +322,7 @@ def test_a_look_names_what_is_unlike_the_expected_sensor(tree: Path) -> None:
     assert any("remissions run to" in line for line in unlike)
     assert any("the mean remission is" in line for line in unlike)
     with pytest.raises(UserError, match=r"--from reads files of .*semantic_kitti"):
-        data.info(InfoOptions(dataset="s3dis", source=tree))
+        data.info(InfoOptions(dataset="synthetic_lidar", source=tree))
 
 
 # --- which scans an epoch trains on -----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from sightline.areas.detect.sets.records import BoxForm, ShownBoxes, box_notes, propose_canvas
+from sightline.contract.arguments import ExifUse
 from sightline.contract.errors import DataError, escape_to_one_line
 from sightline.store.files.image_files import IMAGE_SUFFIXES, ImageHeader, check_image, read_header
 from sightline.store.prepared.columns import ColumnSpec
@@ -236,14 +237,16 @@ def plan_image_set(
     options: Mapping[str, Any],
     progress: Progress,
     target: Path,
+    exif: ExifUse | None = None,
 ) -> PreparationPlan:
     """Build the preparation plan of a set of images with boxes; every image is decoded once to check it.
 
+    `exif` states which pixels the boxes are about; by default the stated sizes tell, else they are upright.
     Faults of headers and annotations are reported before images are decoded. Raises DataError with the first image
     that is missing, damaged or not of the stated size, the first invalid box, and their counts; they are left out if
     `faulty` is `leave_out`. A file next to `target` lists all.
     """
-    checked = _read_headers(listed, progress=progress)
+    checked = _read_headers(listed, progress=progress, exif=exif)
     listed.faults.raise_or_note(faulty, root=listed.root, target=target)
     checked = _decode(listed, checked, progress=progress)
     notes = [
@@ -282,15 +285,15 @@ def plan_image_set(
         "differences": notes,
     }
     columns = {**_COLUMNS, **listed.columns}
-    options = {**options, "faulty": faulty}
+    options = {**options, "faulty": faulty, **({} if exif is None else {"exif": exif})}
     return PreparationPlan(
         set_name, listed.layout, listed.root, columns, tuple(shards), about, lambda _: {}, options, True
     )
 
 
-def survey_images(listed: ListedImageSet) -> dict[str, Any]:
+def survey_images(listed: ListedImageSet, *, exif: ExifUse | None = None) -> dict[str, Any]:
     """Summary of unprepared files for `data info NAME --from PATH`; reads image headers only, refuses nothing."""
-    checked = _read_headers(listed, progress=lambda *_: None)
+    checked = _read_headers(listed, progress=lambda *_: None, exif=exif)
     notes = [
         *listed.notes,
         *listed.faults.raise_or_note("leave_out", root=listed.root),
@@ -305,7 +308,7 @@ def survey_images(listed: ListedImageSet) -> dict[str, Any]:
     }
 
 
-def _read_headers(listed: ListedImageSet, *, progress: Progress) -> list[_CheckedImage]:
+def _read_headers(listed: ListedImageSet, *, progress: Progress, exif: ExifUse | None = None) -> list[_CheckedImage]:
     """Read the header and the boxes of every image; add faults. Raises DataError if no image is usable."""
     headers: list[tuple[ListedImage, ImageHeader]] = []
     images = _assign_splits(listed)
@@ -320,7 +323,8 @@ def _read_headers(listed: ListedImageSet, *, progress: Progress) -> list[_Checke
     }
     checked = []
     for image, header in headers:
-        is_turned = header.orientation > 1 and _is_upright(image, header, otherwise=True not in stored_px)
+        is_upright = _is_upright(image, header, otherwise=True not in stored_px) if exif is None else exif == "upright"
+        is_turned = header.orientation > 1 and is_upright
         size_px = header.size_px(upright=is_turned)
         if image.size_px in (None, size_px):
             orientation = header.orientation if is_turned else 1
@@ -436,7 +440,7 @@ def _collect_notes(checked: Sequence[_CheckedImage], listed: ListedImageSet) -> 
     modes = ", ".join(f"{count} {mode}" for mode, count in sorted(Counter(i.header.mode for i in non_rgb).items()))
     notes = (
         (non_rgb, f"are not RGB and are converted ({modes})"),
-        (rotated, "are turned as their EXIF orientation says"),
+        (rotated, "are turned as their EXIF orientation says (exif=stored: boxes are about the stored pixels)"),
         (not_rotated, "are not turned as their EXIF orientation says, for the annotations are about the stored pixels"),
         (in_two_splits, "are in two splits"),
         (repeated, "are listed more than once in one split"),

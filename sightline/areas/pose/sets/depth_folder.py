@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from sightline.areas.pose.depth_files import MIN_RANGE_MM, SizePx, read_depth, read_depth_png
+from sightline.areas.pose.depth_files import DEPTH_KINDS, MIN_RANGE_MM, SizePx, read_depth, read_depth_png
+from sightline.areas.pose.sets.camera_file import CAMERA_FILE, CAMERA_FORM, CAMERA_KEYS, StatedCamera, read_camera
 from sightline.areas.pose.sets.depth_frames import DepthCamera, FrameSplit
 from sightline.areas.pose.sets.depth_sets import (
     DepthSource,
@@ -25,17 +26,9 @@ from sightline.areas.pose.sets.depth_sets import (
     plan_depth_set,
     train_and_test,
 )
-from sightline.areas.pose.sets.joint_labels import (
-    CAMERA_FILE,
-    CAMERA_KEYS,
-    LABEL_FILES,
-    FrameLabel,
-    JointLabels,
-    read_camera,
-    read_joint_labels,
-)
+from sightline.areas.pose.sets.joint_depths import MM_PER, compare_with_images
+from sightline.areas.pose.sets.joint_labels import LABEL_FILES, FrameLabel, JointLabels, read_joint_labels
 from sightline.areas.pose.sets.skeletons import Skeleton
-from sightline.compute.geometry.pinhole import project_points
 from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne, PositiveFloat, PositiveFraction, ReferencePoint, Seed
 from sightline.contract.errors import ConfigError, DataError
@@ -46,7 +39,6 @@ from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, Shard
 from sightline.store.prepared.splits import order_by_hash
 
-_MM_PER = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
 _FRAMES_PER_SHARD = 200
 _MIN_RECORDINGS = 5
 """Recordings below which stretches of frames stand for them when splits are made."""
@@ -54,7 +46,8 @@ _STRETCHES = 10
 _MAX_PX = 1e6
 """Largest number of a camera's intrinsics."""
 _CUBE_MARGIN = 1.25
-_NUM_COMPARED = 8
+_KINDS = tuple(suffix for suffix in DEPTH_KINDS if suffix != ".bin")
+"""Suffixes of the frames: those whose files state the size of the image."""
 
 
 @registry.data.add("depth_folder")
@@ -70,7 +63,7 @@ class DepthFolder(PreparedFrames):
     spec = SetSpec(
         name="depth_folder",
         what=f"frames and {' or '.join(LABEL_FILES)}",
-        entries=lambda: {"files": ".png (one channel of 16 bits), .npy"},
+        entries=lambda: {"files": ", ".join(f"{suffix} ({DEPTH_KINDS[suffix]})" for suffix in _KINDS)},
     )
     expected_info: ClassVar[None] = None  # type: ignore[assignment]  # camera and joints are the user's
 
@@ -110,6 +103,7 @@ class DepthFolder(PreparedFrames):
         v0: float | None = None,
         joint_unit: Literal["mm", "cm", "m"] = "mm",
         mm_per_unit: PositiveFloat = 1.0,
+        no_return: float | None = None,
         centre: str | None = None,
         cube_mm: PositiveFloat | None = None,
         test_share: PositiveFraction = 0.2,
@@ -118,21 +112,27 @@ class DepthFolder(PreparedFrames):
         """Plan to write the labelled frames of a folder in native form.
 
         `fx`, `fy`, `u0` and `v0` are the intrinsics, by default those of `camera.json`; fy is negative if Y points up.
-        `mm_per_unit` is the unit of the images' numbers. `centre` names the joint in the middle of the figure, by
+        `mm_per_unit` is the unit of the images' numbers, `no_return` the number of pixels without a measurement beside
+        0 and NaN. `centre` names the joint in the middle of the figure, by
         default the one nearest to all others; `cube_mm` is the side of the cube around it, by default a quarter more
         than the joints need. `test_share` of the recordings are tested, by a hash of `seed` and their names, unless
         the labels state splits. Raises DataError with file and line for labels, and with file and place for images,
         that cannot be used; ConfigError for options that do not fit. A killed run is continued by the same call.
         """
         labels = read_joint_labels(root)
-        joints = np.stack([label.joints for label in labels.frames]) * _MM_PER[joint_unit]
+        joints = np.stack([label.joints for label in labels.frames]) * MM_PER[joint_unit]
         _check_joints(labels, joints, joint_unit)
-        camera = _find_camera(root, dict(zip(CAMERA_KEYS, (fx, fy, u0, v0), strict=True)), labels, mm_per_unit)
-        skeleton = _make_skeleton(labels, joints, centre, cube_mm)
-        notes = [*_note_unlabelled(root, labels), *_compare_with_images(root, labels, joints, camera, mm_per_unit)]
-        splits, groups, split_note = _assign_splits(labels.frames, test_share, seed)
+        given = {key: value for key, value in zip(CAMERA_KEYS, (fx, fy, u0, v0), strict=True) if value is not None}
+        stated = StatedCamera(given) if given else read_camera(root)
         is_png = mm_per_unit == 1.0 and all(label.frame.lower().endswith(".png") for label in labels.frames)
-        reader = _FrameReader(root, labels, joints, groups, camera.size_px, mm_per_unit, is_png)
+        reader = _FrameReader(root, labels, joints, mm_per_unit, no_return, is_png)
+        camera = _find_camera(reader, stated)
+        skeleton = _make_skeleton(labels, joints, centre, cube_mm)
+        reader = replace(reader, size_px=camera.size_px)
+        notes = [*labels.notes, *stated.notes, *_note_unlabelled(root, labels)]
+        notes += compare_with_images(joints, camera, reader.read_mm, mm_per_unit=mm_per_unit, where=str(labels.path))
+        splits, groups, split_note = _assign_splits(labels.frames, test_share, seed)
+        reader = replace(reader, groups=groups)
         content = DepthSource(
             labels.path.name, "uint16" if is_png else "float32", _list_shards(reader, splits), (), notes
         )
@@ -153,6 +153,7 @@ class DepthFolder(PreparedFrames):
             "figure": {**figure, "cube_mm": skeleton.cube_mm},
             "joint_unit": joint_unit,
             "file_mm_per_unit": mm_per_unit,
+            **({} if no_return is None else {"no_return": no_return}),
         }
         listed = json.dumps([[label.frame, split] for label, split in zip(labels.frames, splits, strict=True)])
         options = {**about, "frames": hashlib.sha256(listed.encode()).hexdigest(), "labels": _digest(joints)}
@@ -193,21 +194,26 @@ class _FrameReader:
     root: Path
     labels: JointLabels
     joints: np.ndarray
-    groups: np.ndarray
-    size_px: SizePx
     mm_per_unit: float
+    no_return: float | None
     is_png: bool
+    size_px: SizePx | None = None
+    groups: np.ndarray | None = None
 
     def __call__(self, index: int) -> SourceFrame:
         label, path = self.labels.frames[index], self.root / self.labels.frames[index].frame
         depth = (
-            read_depth_png(path, size_px=self.size_px)
-            if self.is_png
-            else read_depth(path, size_px=self.size_px, mm_per_unit=self.mm_per_unit)
+            read_depth_png(path, size_px=self.size_px, no_return=self.no_return) if self.is_png else self.read_mm(index)
         )
         visible = ~np.isnan(self.joints[index]).any(axis=1)
         joints = np.where(visible[:, None], self.joints[index], 0.0)
-        return SourceFrame(label.frame, str(path), depth, joints, visible, int(self.groups[index]))
+        group = 0 if self.groups is None else int(self.groups[index])
+        return SourceFrame(label.frame, str(path), depth, joints, visible, group)
+
+    def read_mm(self, index: int) -> np.ndarray:
+        """Read the depths (H, W) of a frame, float32 in mm."""
+        path = self.root / self.labels.frames[index].frame
+        return read_depth(path, size_px=self.size_px, mm_per_unit=self.mm_per_unit, no_return=self.no_return)
 
 
 def _list_shards(reader: _FrameReader, splits: Sequence[str]) -> list[Shard[SourceFrame]]:
@@ -224,27 +230,32 @@ def _list_shards(reader: _FrameReader, splits: Sequence[str]) -> list[Shard[Sour
     return shards
 
 
-def _find_camera(root: Path, given: dict[str, float | None], labels: JointLabels, mm_per_unit: float) -> DepthCamera:
+def _find_camera(reader: _FrameReader, stated: StatedCamera) -> DepthCamera:
     """Return the camera of the options, or of `camera.json`, with the size of the first image."""
-    stated = {key: value for key, value in given.items() if value is not None} or read_camera(root)
-    missing = [key for key in CAMERA_KEYS if key not in stated]
+    root, frames, numbers = reader.root, reader.labels.frames, stated.intrinsics
+    missing = [key for key in CAMERA_KEYS if key not in numbers]
     if missing:
         raise ConfigError(
             f"{root}: the intrinsics {', '.join(missing)} are missing; give {' '.join(f'{k}=' for k in missing)} in "
-            f'pixels, or write {CAMERA_FILE}: {{"fx": 475.0, "fy": 475.0, "u0": 320.0, "v0": 240.0}}'
+            f"pixels, or write {CAMERA_FORM}"
         )
-    if stated["fx"] <= 0 or stated["fy"] == 0 or max(map(abs, stated.values())) > _MAX_PX:
+    if numbers["fx"] <= 0 or numbers["fy"] == 0 or max(map(abs, numbers.values())) > _MAX_PX:
         raise ConfigError(
             f"{root}: fx must be positive, fy not 0 (negative: Y points up), and all four at most {_MAX_PX:g} pixels"
         )
-    for label in labels.frames:
+    for label in frames:
         path = root / label.frame
         if not path.is_file():
             raise DataError(f"{label.where}: there is no image {path}; put it there, or take the line out")
-        if path.suffix.lower() not in (".png", ".npy"):
-            raise DataError(f"{label.where}: {label.frame} is neither .png (one channel of 16 bits) nor .npy")
-    height, width = read_depth(root / labels.frames[0].frame, mm_per_unit=mm_per_unit).shape
-    return DepthCamera(stated["fx"], stated["fy"], stated["u0"], stated["v0"], width, height)
+        if path.suffix.lower() not in _KINDS:
+            raise DataError(f"{label.where}: {label.frame} is none of {', '.join(_KINDS)}; convert the image to one")
+    height, width = reader.read_mm(0).shape
+    if stated.size_px not in (None, (width, height)):
+        raise DataError(
+            f"{root / CAMERA_FILE}: is the camera of images of {'{} x {}'.format(*stated.size_px or ())}, "
+            f"{frames[0].frame} has {width} x {height}; give the numbers of this size"
+        )
+    return DepthCamera(numbers["fx"], numbers["fy"], numbers["u0"], numbers["v0"], width, height)
 
 
 def _check_joints(labels: JointLabels, joints: np.ndarray, unit: str) -> None:
@@ -362,51 +373,10 @@ def _cut_stretches(names: Sequence[str], recordings: Sequence[str]) -> list[str]
 def _note_unlabelled(root: Path, labels: JointLabels) -> list[str]:
     """Return a note on images of the folder that no label names."""
     labelled = {label.frame for label in labels.frames}
-    images = (path for path in root.rglob("*") if path.suffix.lower() in (".png", ".npy") and path.is_file())
+    images = (path for path in root.rglob("*") if path.suffix.lower() in _KINDS and path.is_file())
     names = sorted(path.relative_to(root).as_posix() for path in images)
     others = [name for name in names if name not in labelled and not name.startswith(".")]
     return [f"{len(others)} images have no label and are left out; the first is {others[0]}"] if others else []
-
-
-def _compare_with_images(
-    root: Path, labels: JointLabels, joints: np.ndarray, camera: DepthCamera, mm_per_unit: float
-) -> list[str]:
-    """Compare joints with the depths at their pixels in some frames; return a note where Y or the camera is doubtful.
-
-    Raises DataError if most joints lie outside of the image.
-    """
-    near, mirrored, outside, total = 0, 0, 0, 0
-    for index in np.unique(np.linspace(0, len(labels.frames) - 1, _NUM_COMPARED).astype(int)):
-        depth = read_depth(root / labels.frames[index].frame, size_px=camera.size_px, mm_per_unit=mm_per_unit)
-        known = joints[index][~np.isnan(joints[index]).any(axis=1)]
-        total += len(known)
-        is_inside, is_near = _find_near(depth, known, camera)
-        outside, near = outside + int((~is_inside).sum()), near + int(is_near.sum())
-        mirrored += int(_find_near(depth, known * [1, -1, 1], camera)[1].sum())
-    if total and outside > total / 2:
-        raise DataError(
-            f"{labels.path}: {outside} of {total} joints lie outside of the image of {camera.width_px} x "
-            f"{camera.height_px}; fx, fy, u0 and v0, or the unit of the joints, are of something else"
-        )
-    if mirrored > 2 * near and mirrored > total / 4:
-        return [
-            f"joints fit the depths at their pixels better upside down ({mirrored} of {total}, as they are {near}): "
-            "does Y point up? then fy is negative"
-        ]
-    return []
-
-
-def _find_near(depth: np.ndarray, joints: np.ndarray, camera: DepthCamera) -> tuple[np.ndarray, np.ndarray]:
-    """Return masks (J,) of joints inside the image, and of joints within a tenth of the depth at their pixel."""
-    with np.errstate(over="ignore"):  # of a joint a hair's breadth before the camera
-        pixels = project_points(joints, camera.intrinsics)[:, :2]
-    column, row = np.clip(np.round(pixels), -_MAX_PX, _MAX_PX).astype(int).T
-    is_inside = (column >= 0) & (column < camera.width_px) & (row >= 0) & (row < camera.height_px)
-    is_near = is_inside.copy()
-    is_near[is_inside] = (
-        np.abs(depth[row[is_inside], column[is_inside]] - joints[is_inside, 2]) < 0.1 * joints[is_inside, 2]
-    )
-    return is_inside, is_near
 
 
 def _digest(array: np.ndarray) -> str:

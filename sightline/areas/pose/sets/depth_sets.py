@@ -310,6 +310,7 @@ def plan_depth_set(
         },
         summarise=partial(_summarise, spec=spec, content=content, list_differences=list_differences),
         options=options or {},
+        notes=content.notes,
     )
 
 

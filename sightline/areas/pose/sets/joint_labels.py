@@ -1,4 +1,4 @@
-"""Labels of the user's own depth frames: joints and camera, from CSV or JSON files with their lines."""
+"""Labels of the user's own depth frames: joints, from CSV or JSON files with their lines."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,8 @@ from sightline.store.files.input_files import read_file
 from sightline.store.prepared.splits import SPLITS
 
 LABEL_FILES = ("joints.csv", "joints.json")
-CAMERA_FILE = "camera.json"
-CAMERA_KEYS = ("fx", "fy", "u0", "v0")
 _AXES = "xyz"
+_MAX_NUMBER = 1e300
 _FORM = "a CSV file has the columns frame, NAME_x, NAME_y and NAME_z of every joint, and split if you like"
 _JSON_FORM = (
     '{"joint_names": ["palm", ...], "frames": [{"frame": "a.png", "joints": [[x, y, z], ...]}, ...]}, with "split" of '
@@ -49,6 +48,7 @@ class JointLabels:
     joint_names: tuple[str, ...]
     frames: Sequence[FrameLabel]
     bones: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_joint_labels(root: Path) -> JointLabels:
@@ -62,23 +62,23 @@ def read_joint_labels(root: Path) -> JointLabels:
         advice = "leave one of them out" if paths else f"write one: {_FORM}; a JSON file is {_JSON_FORM}"
         raise DataError(f"{root}: has {named}; {advice}")
     labels = _read_csv(paths[0]) if paths[0].suffix == ".csv" else _read_json(paths[0])
+    labels = _with_slashes(labels, root)
     _check_frames(labels)
     return labels
 
 
-def read_camera(root: Path) -> dict[str, float]:
-    """Read fx, fy, u0 and v0 from `camera.json` of a folder; empty without the file.
-
-    Raises DataError for other content.
-    """
-    path = root / CAMERA_FILE
-    if not path.is_file():
-        return {}
-    document = _parse_json(path)
-    numbers = {key: document.get(key) for key in CAMERA_KEYS} if isinstance(document, dict) else {}
-    if not numbers or not all(_is_number(value) for value in numbers.values()):
-        raise DataError(f'{path}: is not a camera; write {{"fx": 475.0, "fy": 475.0, "u0": 320.0, "v0": 240.0}}')
-    return {key: float(value) for key, value in numbers.items()}  # type: ignore[arg-type]
+def _with_slashes(labels: JointLabels, root: Path) -> JointLabels:
+    r"""Return the labels with the names of Windows, as `take_1\000.png`, written with slashes."""
+    is_windows = ["\\" in label.frame and not (root / label.frame).is_file() for label in labels.frames]
+    if not any(is_windows):
+        return labels
+    frames = [
+        replace(label, frame=PureWindowsPath(label.frame).as_posix()) if is_turned else label
+        for label, is_turned in zip(labels.frames, is_windows, strict=True)
+    ]
+    first = labels.frames[is_windows.index(True)].frame
+    note = f"{sum(is_windows)} frames are named as on Windows, first {first}; a backslash is read as a slash"
+    return replace(labels, frames=frames, notes=(*labels.notes, note))
 
 
 def _read_csv(path: Path) -> JointLabels:
@@ -139,7 +139,7 @@ def _parse_joint(where: str, name: str, cells: Sequence[str]) -> list[float]:
 
 
 def _read_json(path: Path) -> JointLabels:
-    document = _parse_json(path)
+    document = parse_json_file(path)
     names: Any = document.get("joint_names") if isinstance(document, dict) else None
     frames: Any = document.get("frames") if isinstance(document, dict) else None
     is_named = isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)
@@ -162,21 +162,23 @@ def _read_json_frame(where: str, frame: Any, num_joints: int) -> FrameLabel:
     for index, row in enumerate(rows):
         if row is None:
             continue
-        if not isinstance(row, list) or len(row) != 3 or not all(map(_is_number, row)):
+        if not isinstance(row, list) or len(row) != 3 or not all(map(is_number, row)):
             raise DataError(f"{where}: joints[{index}] is {str(row)[:40]}, three numbers or null are needed")
         joints[index] = row
     return FrameLabel(frame["frame"], frame.get("split", ""), joints, where)
 
 
-def _parse_json(path: Path) -> Any:
+def parse_json_file(path: Path) -> Any:
+    """Parse a JSON file. Raises DataError for anything else."""
     try:
         return parse_json(read_file(path))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON ({' '.join(str(error).split())[:80]})") from error
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    """Return True for a number of JSON that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MAX_NUMBER
 
 
 def _check_frames(labels: JointLabels) -> None:
@@ -188,8 +190,10 @@ def _check_frames(labels: JointLabels) -> None:
     places: dict[str, str] = {}
     for label in labels.frames:
         path = Path(label.frame)
-        if not label.frame or path.is_absolute() or ".." in path.parts:
-            raise DataError(f"{label.where}: {label.frame[:60]!r} is not a path in the folder")
+        if not label.frame or path.is_absolute() or PureWindowsPath(label.frame).drive or ".." in path.parts:
+            raise DataError(
+                f"{label.where}: {label.frame[:60]!r} is not a path in the folder; name the image from there on"
+            )
         if label.frame in places:
             raise DataError(f"{label.where}: {label.frame} is labelled a second time, first in {places[label.frame]}")
         if label.split not in ("", *SPLITS):
