@@ -422,7 +422,7 @@ def _first_outside(faces: np.ndarray, num_points: int) -> int:
 
 def _has_polygons(path: Path) -> bool:
     """Return True if an OBJ file has a line of a polygon."""
-    return b"\nf" in path.read_bytes().replace(b"\r", b"\n")
+    return b"\nf " in path.read_bytes().replace(b"\r", b"\n")
 
 
 _ANNOUNCE_FACES: Mapping[str, Callable[[Path], bool]] = {

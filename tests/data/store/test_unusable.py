@@ -18,8 +18,8 @@ from sightline.areas.pose.sets.hand_sets import Hands2017
 from sightline.areas.pose.sets.msra_hands import MsraHands
 from sightline.areas.scans.sets.scan_folder import ScanFolder
 from sightline.contract.errors import DataError
+from sightline.store.prepared.faulty_files import FaultCollector
 from sightline.store.prepared.prepared_set import add_digest, read_manifest, verify
-from sightline.store.prepared.prepared_writer import FaultCollector
 from tests.command import run_here
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.data.clouds import scanobjectnn_writers
