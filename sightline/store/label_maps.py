@@ -105,9 +105,12 @@ class LabelMap:
         )
 
 
-def identity_map(ids: Sequence[int], *, where: str) -> LabelMap:
-    """Build a map with one class `id_<n>` per id, in ascending order; id 0, if present, is ignored."""
-    names = {raw: "unlabeled" if raw == 0 else f"id_{raw}" for raw in sorted(ids)}
+def identity_map(ids: Sequence[int], id_names: Mapping[int, str], *, where: str) -> LabelMap:
+    """Build a map with one class per id, in ascending order; id 0, if present, is ignored.
+
+    Ids without a name in `id_names` are called `id_<n>`.
+    """
+    names = {raw: id_names.get(raw, f"id_{raw}" if raw else "unlabeled") for raw in sorted(ids)}
     to_class = {raw: label for label, raw in enumerate(names)}
     to_id = {label: raw for raw, label in to_class.items()}
     tables = {"labels": names, "learning_map": to_class, "learning_map_inv": to_id, "learning_ignore": {0: 0 in names}}

@@ -13,6 +13,8 @@ from sightline.store.files.input_files import read_file
 
 MAX_ID = 2**16 - 1
 """Largest id: files store ids in 16 bits; the upper half of a label is an instance."""
+_LABEL_DTYPES = {".bin": "u1"}
+"""Type of the labels in files of a suffix, if it is not uint32."""
 _MAX_SKEW = 0.01
 """Maximum deviation of an entry of R R^T from the identity; in published files it is at most 1e-5."""
 _MAX_DISTANCE_M = 1e9
@@ -41,17 +43,17 @@ def read_bin(path: Path, *, num_columns: int) -> np.ndarray:
 
 
 def read_label_ids(path: Path, *, num_points: int, points_path: Path) -> np.ndarray:
-    """Read the semantic ids (N,) int64 of a SemanticKITTI label file: the lower 16 bits of its numbers.
+    """Read the semantic ids (N,) int64 of a label file: of SemanticKITTI the lower 16 bits, of nuScenes (.bin) a byte.
 
     The upper bits are instances. Raises DataError unless there is one for each of the `num_points` in `points_path`.
     """
-    content = read_file(path)
-    if len(content) != 4 * num_points:
+    content, dtype = read_file(path), np.dtype(_LABEL_DTYPES.get(path.suffix, "<u4"))
+    if len(content) != dtype.itemsize * num_points:
         raise DataError(
-            f"{path}: has {len(content)} bytes, {4 * num_points} are expected: one uint32 for each of the "
-            f"{num_points} points of {points_path}; one of the files is damaged, or of another scan"
+            f"{path}: has {len(content)} bytes, {dtype.itemsize * num_points} are expected: one {dtype} for each of "
+            f"the {num_points} points of {points_path}; one of the files is damaged, or of another scan"
         )
-    return (np.frombuffer(content, dtype="<u4") & 0xFFFF).astype(np.int64)
+    return np.frombuffer(content, dtype=dtype).astype(np.int64) & 0xFFFF
 
 
 def write_label_ids(path: Path, ids: np.ndarray) -> None:

@@ -112,12 +112,12 @@ def read_scan(
     return PointCloud(points, channels=channels, column_names=names)
 
 
-def scan_ids(cloud: PointCloud, path: Path, label: str) -> np.ndarray:
-    """Read the ids (N,) int64 of a scan from its column `label`, else from a file `<name>.label` next to it.
+def scan_ids(cloud: PointCloud, path: Path, label: str, label_path: Path | None = None) -> np.ndarray:
+    """Read the ids (N,) int64 of a scan from its column `label`, else from `label_path`, by default `<name>.label`.
 
     Raises DataError if there is neither, and for a label that is not a whole number from 0 to 65535.
     """
-    label_path = path.with_suffix(".label")
+    label_path = label_path or path.with_suffix(".label")
     if label not in cloud.channels:
         if not label_path.exists():
             available = _list_columns(cloud)

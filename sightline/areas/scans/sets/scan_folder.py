@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sightline.areas.scans.sets.labelled_scans import LabelledScans, ScanSampling
+from sightline.areas.scans.sets.nuscenes_tables import COLUMNS, find_tables, list_labelled_files
 from sightline.areas.scans.sets.scan_preparation import (
     NO_RETURNS,
     ListedScan,
@@ -109,27 +110,29 @@ class ScanFolder(LabelledScans):
         `columns` names the columns of files without column names, all of them for `.bin`. Labels are in the column
         `label` or in a file `<name>.label` next to the scan. With `num_beams` rings are read from a column `ring`;
         `ring_order` states whether ring 0 is the top. With `no_return=nan` points that are NaN at x, y and z have no
-        return: they keep their index and label in the file, and are ignored. Raises DataError for a folder without
-        scans, and for a file in another format.
+        return: they keep their index and label in the file, and are ignored. Scans and labels of nuScenes lidarseg are
+        paired by its tables. Raises DataError for a folder without scans, and for a file in another format.
         """
-        names = None if columns is None else check_columns(columns)
+        found = _find_scans(root)
+        names = found.columns if columns is None else check_columns(columns)
         reader = _ReaderOptions(names, label, num_beams, ring_order, no_return)
-        parts, notes = _list_splits(root)
-        notes += _note_unused_rings(next(iter(parts.values())), reader)
         scans = [
-            ListedScan(part, path.relative_to(root).as_posix(), _add_label_file(path), partial(reader.read, path))
-            for part, paths in parts.items()
-            for path in paths
+            ListedScan(part, name, files, partial(reader.read, *files))
+            for part, members in found.parts.items()
+            for name, files in members.items()
         ]
         return scan_plan(
             set_name=cls.set_name,
-            layout="split_folders" if "test" in parts else "folder",
-            root=root,
+            layout=found.layout,
+            root=found.root,
             scans=scans,
             columns={} if no_return is None else {NO_RETURNS: ColumnSpec((), "int64")},
-            about={"split": describe_split(parts, "folders" if (root / "test").is_dir() else "lists of names")},
+            about={
+                "split": describe_split(found.parts, "folders" if (root / "test").is_dir() else "lists of names"),
+                **({"id_names": found.id_names} if found.id_names else {}),
+            },
             options=reader.options(),
-            notes=notes,
+            notes=[*found.notes, *_note_unused_rings(scans[0].files[0], reader)],
         )
 
     @classmethod
@@ -150,13 +153,14 @@ class ScanFolder(LabelledScans):
         Options as those of `plan`. Raises as `plan`.
         """
         root = cls.spec.find(source)
-        reader = _ReaderOptions(
-            None if columns is None else check_columns(columns), label, num_beams, ring_order, no_return
-        )
-        paths = [path for part_paths in _list_splits(root)[0].values() for path in part_paths]
+        found = _find_scans(root)
+        names = found.columns if columns is None else check_columns(columns)
+        reader = _ReaderOptions(names, label, num_beams, ring_order, no_return)
+        scans = [files for members in found.parts.values() for files in members.values()]
         return survey_scans(
-            {path: partial(reader.read, path, is_survey=True) for path in paths},
+            {files[0]: partial(reader.read, *files, is_survey=True) for files in scans},
             source=root,
+            id_names=found.id_names,
             label_map=None if label_map is None else read_label_map(label_map, {}),
             sensor=None if sensor is None else make_sensor(sensor, preset=None, owner=cls.set_name),
         )
@@ -173,7 +177,7 @@ class ScanFolder(LabelledScans):
         )
 
     def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
-        return _ReaderOptions(**self._prepared.manifest["options"]).read(files[0])
+        return _ReaderOptions(**self._prepared.manifest["options"]).read(*files)
 
 
 @dataclass(frozen=True)
@@ -191,12 +195,13 @@ class _ReaderOptions:
         entries = {**asdict(self), "columns": None if self.columns is None else list(self.columns)}
         return {name: value for name, value in entries.items() if name != "no_return" or value is not None}
 
-    def read(self, path: Path, *, is_survey: bool = False) -> RawScan:
+    def read(self, path: Path, label_path: Path | None = None, *, is_survey: bool = False) -> RawScan:
         """Read a scan; a survey accepts files without labels, and infers the number of rings."""
         used = (*SCAN_COLUMNS, self.label)
         cloud = read_scan(path, columns=self.columns, used=used, no_return=self.no_return)
-        is_unlabelled = is_survey and self.label not in cloud.channels and len(_add_label_file(path)) == 1
-        ids = np.zeros(len(cloud.points), dtype=np.int64) if is_unlabelled else scan_ids(cloud, path, self.label)
+        is_unlabelled = is_survey and self.label not in cloud.channels and label_path is None
+        num_points = len(cloud.points)
+        ids = np.zeros(num_points, dtype=np.int64) if is_unlabelled else scan_ids(cloud, path, self.label, label_path)
         num_beams, rings = self.num_beams, ring_column(cloud)
         if num_beams is None and is_survey and rings is not None and len(rings):
             num_beams = int(np.nanmax(rings, initial=0)) + 1
@@ -205,15 +210,15 @@ class _ReaderOptions:
         )
 
 
-def _note_unused_rings(paths: Sequence[Path], reader: _ReaderOptions) -> list[str]:
+def _note_unused_rings(path: Path, reader: _ReaderOptions) -> list[str]:
     """Return a note if the first scan has a column of rings that is not read."""
     with contextlib.suppress(DataError):  # is reported when all scans are read
-        scan = read_scan(paths[0], columns=reader.columns, used=SCAN_COLUMNS, no_return=reader.no_return)
+        scan = read_scan(path, columns=reader.columns, used=SCAN_COLUMNS, no_return=reader.no_return)
         rings = ring_column(scan)
         if reader.num_beams is None and rings is not None and len(rings):
             last = int(np.nanmax(rings, initial=0))
             return [
-                f"the column of rings (0 to {last} in {paths[0].name}) is not read, because num_beams is not given: "
+                f"the column of rings (0 to {last} in {path.name}) is not read, because num_beams is not given: "
                 f"rows of range images follow elevations; prepare again with num_beams={last + 1}, or the sensor's"
             ]
     return []
@@ -224,8 +229,36 @@ def _add_label_file(path: Path) -> tuple[Path, ...]:
     return (path, label_path) if label_path.exists() else (path,)
 
 
+class _FoundScans(NamedTuple):
+    """Files of every scan by split and name, and what the layout states; `root` is above all files."""
+
+    root: Path
+    layout: str
+    parts: dict[str, dict[str, tuple[Path, ...]]]
+    notes: list[str]
+    columns: tuple[str, ...] | None
+    id_names: Mapping[int, str]
+
+
+def _find_scans(root: Path) -> _FoundScans:
+    """Find the scans and labels of every split; one split `all` if neither folders nor lists divide the scans."""
+    tables = find_tables(root)
+    if tables is not None:
+        files, id_names, notes = list_labelled_files(tables)
+        named, list_notes = read_name_lists(root, list(files))
+        by_part = {part: {name: files[name] for name in names} for part, names in named.items()}
+        notes += [f"scans and labels are paired by {tables}, and columns read as {', '.join(COLUMNS)}", *list_notes]
+        return _FoundScans(tables.parent, "nuscenes_lidarseg", by_part, notes, COLUMNS, id_names)
+    parts, notes = _list_splits(root)
+    by_part = {
+        part: {path.relative_to(root).as_posix(): _add_label_file(path) for path in paths}
+        for part, paths in parts.items()
+    }
+    return _FoundScans(root, "split_folders" if "test" in parts else "folder", by_part, notes, None, {})
+
+
 def _list_splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """List the scans of every split, and notes; one split `all` if neither folders nor lists divide the scans."""
+    """List the scans of every split, and notes."""
     found = {split: [root / name for name in names if (root / name).is_dir()] for split, names in _FOLDERS.items()}
     folders = {
         split: [path for folder in each for path in _list_scans(folder)] for split, each in found.items() if each
@@ -254,4 +287,5 @@ def _list_scans(folder: Path) -> list[Path]:
 
 def _map_every_id(prepared: PreparedSet) -> LabelMap:
     rows = [(split, row) for split in prepared.splits for row in range(len(prepared.names(split)))]
-    return identity_map(id_counts(prepared, rows)[0].tolist(), where=str(prepared.root))
+    id_names = {int(raw): name for raw, name in prepared.manifest.get("id_names", {}).items()}
+    return identity_map(id_counts(prepared, rows)[0].tolist(), id_names, where=str(prepared.root))

@@ -287,7 +287,12 @@ class _SurveyStatistics:
 
 
 def survey_scans(
-    readers: Mapping[Path, Callable[[], RawScan]], *, source: Path, label_map: LabelMap | None, sensor: Sensor | None
+    readers: Mapping[Path, Callable[[], RawScan]],
+    *,
+    source: Path,
+    label_map: LabelMap | None,
+    sensor: Sensor | None,
+    id_names: Mapping[int, str] | None = None,
 ) -> dict[str, Any]:
     """Survey scans for `data info NAME --from PATH`: ids, sensor, range images, statistics and differences.
 
@@ -303,7 +308,7 @@ def survey_scans(
         statistics.add(scan.returns(), sensor)
     mean, std = mean_and_std(statistics.sums, statistics.num_points)
     ids = np.flatnonzero(statistics.ids).tolist()
-    labels = label_map or identity_map(ids, where=str(source))
+    labels = label_map or identity_map(ids, id_names or {}, where=str(source))
     rings = statistics.num_rings()
     document = {
         "source": str(source),
