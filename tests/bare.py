@@ -21,6 +21,7 @@ EXTRAS = (
         "laspy",
         "lazrs",
         "pye57",
+        "rosbags",
         "pycocotools",
         "faiss",
     ),

@@ -104,6 +104,17 @@ class ConvertOptions(DocumentCommand, name="data convert", run="data.convert"):
     )
 
 
+class UnpackOptions(DocumentCommand, name="data unpack", run="data.unpack"):
+    """Unpack the scans of a ROS bag.
+
+    Every PointCloud2 message becomes a file NUMBER_STAMP.npy with the names of its fields, which all commands read.
+    """
+
+    bag: Path = argument("BAG", "a .bag, .db3 or .mcap file, or a folder of rosbag2")
+    target: Path = option("--to", "DIR", "an empty or new folder", default=MISSING)
+    options: tuple[str, ...] = argument("[KEY=VALUE]...", "topic=/points, where several have scans", default=())
+
+
 class ConvertWeightsOptions(PluginCommand, name="data convert-weights", run="data.convert_weights"):
     """Convert published weights to a run directory.
 
@@ -130,5 +141,6 @@ DATA_COMMANDS = (
     VerifyOptions,
     RenderOptions,
     ConvertOptions,
+    UnpackOptions,
     ConvertWeightsOptions,
 )

@@ -116,6 +116,7 @@ _EXTRAS = {
     "pypcd4": "pcd",
     **dict.fromkeys(("laspy", "lazrs"), "las"),
     "pye57": "e57",
+    "rosbags": "rosbags",
 }
 """Extra of pyproject.toml that brings a module."""
 _PACKAGES = {

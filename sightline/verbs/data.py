@@ -16,6 +16,7 @@ from sightline.commands.data import (
     InfoOptions,
     PrepareOptions,
     RenderOptions,
+    UnpackOptions,
     VerifyOptions,
 )
 from sightline.config.overrides import read_key_values
@@ -26,6 +27,7 @@ from sightline.contract.members import DataMembers
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import Parameter, describe_type, signature_parameters, suggest
 from sightline.runs.run_directory import write_document
+from sightline.store.files.ros_bags import unpack_bag
 from sightline.store.prepared import prepared_set
 from sightline.store.prepared.prepared_data import PreparedData
 from sightline.store.prepared.views import VIEWS_SET, Views
@@ -202,6 +204,19 @@ def convert(options: ConvertOptions) -> int:
         print_note(escape_to_one_line(f"look at this: {line}"))
     for reason, dropped in report["dropped"].items():
         print_note(escape_to_one_line(f"dropped: {reason}, {dropped['count']} times: {'; '.join(dropped['examples'])}"))
+    write_document(options.json, report)
+    return 0
+
+
+def unpack(options: UnpackOptions) -> int:
+    """Unpack the scans of a ROS bag, and print their number, columns and what to look at."""
+    arguments = read_key_values(
+        "unpack", unpack_bag, options.options, command="data unpack", exclude=("source", "target")
+    )
+    report = unpack_bag(options.bag, options.target, **arguments)
+    _print_tree({key: value for key, value in report.items() if key != "differences"})
+    for line in report["differences"]:
+        print_note(escape_to_one_line(f"look at this: {line}"))
     write_document(options.json, report)
     return 0
 

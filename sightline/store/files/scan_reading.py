@@ -30,7 +30,7 @@ RingOrder: TypeAlias = Literal["top_first", "bottom_first"]
 """Numbering of beams in files: ring 0 is the highest or the lowest beam."""
 NoReturn: TypeAlias = Literal["nan"]
 """Mark of points without a return in files: `nan`, x, y and z are all NaN (organised clouds of ROS and Ouster)."""
-_REMISSION_NAMES = ("remission", "intensity", "reflectance", "i")
+_REMISSION_NAMES = ("remission", "intensity", "reflectance", "reflectivity", "i")
 _RING_NAMES = ("ring", "laser", "beam")
 SCAN_COLUMNS = (*_REMISSION_NAMES, *_RING_NAMES)
 """Columns that `to_raw_scan` reads, besides x, y and z."""
