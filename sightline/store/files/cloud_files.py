@@ -12,7 +12,7 @@ import numpy as np
 
 from sightline.contract.errors import ConfigError, DataError, escape_to_one_line, join_some
 from sightline.store.files.array_files import READ_ERRORS, hdf5_names, read_hdf5_arrays, read_npy, read_npz_arrays
-from sightline.store.files.cloud_formats import announces_faces, read_las, read_off, read_pcd
+from sightline.store.files.cloud_formats import announces_faces, las_names, read_las, read_off, read_pcd
 from sightline.store.files.column_names import COLOURS, NORMALS, POINTS, NamedColumns, has_triple, rename_columns
 from sightline.store.files.e57_files import read_e57
 from sightline.store.files.input_files import assert_regular
@@ -131,10 +131,10 @@ def has_normals(path: Path, *, by_faces: bool = True) -> bool:
     """
     assert_regular(path)
     suffix = path.suffix.lower()
-    if suffix in (".npy", ".npz", ".h5", ".hdf5"):
+    if suffix in (".npy", ".npz", ".h5", ".hdf5", ".las", ".laz"):
         names = {name.lower() for name in _array_names(path)}
         return bool({"normals", "normal", *(["faces"] if by_faces else [])} & names) or has_triple([*names], NORMALS)
-    if suffix in (".las", ".laz", ".e57"):
+    if suffix == ".e57":
         return False
     if suffix in _ANNOUNCE_FACES:
         return by_faces and _ANNOUNCE_FACES[suffix](path)
@@ -150,8 +150,10 @@ def has_normals(path: Path, *, by_faces: bool = True) -> bool:
 
 
 def _array_names(path: Path) -> list[str]:
-    """List the array names of an NPZ or HDF5 file, or the field names of an NPY file; empty if it is damaged."""
+    """List the names of arrays (NPZ, HDF5), fields (NPY) or dimensions (LAS) of a file; empty if it is damaged."""
     try:
+        if path.suffix.lower() in (".las", ".laz"):
+            return las_names(path)
         if path.suffix.lower() == ".npy":
             return list(np.load(path, mmap_mode="r").dtype.names or ())
         if path.suffix.lower() == ".npz":
@@ -186,6 +188,19 @@ def list_skipped_files(folder: Path, *, suffixes: Sequence[str] | None = None) -
         return ""
     count = "1 file of another kind" if len(names) == 1 else f"{len(names)} files of other kinds"
     return f"{count} passed over: {join_some(names, most=_MAX_LISTED)}"
+
+
+def check_unlisted(root: Path, listed: Collection[Path], *, others: Collection[str], layout: str) -> None:
+    """Raise DataError for a file below `root` that is not among those listed, and is of a kind of theirs.
+
+    `layout` states where files are found. Files of the names in `others`, and hidden ones, are ignored.
+    """
+    kinds = {path.suffix.lower() for path in listed}
+    known = set(listed)
+    for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in kinds and path.is_file()):
+        is_hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        if path not in known and path.name not in others and not is_hidden:
+            raise DataError(f"{path}: would be left out; lay it out as {layout}, or move it out of {root}")
 
 
 def check_columns(columns: Sequence[str]) -> tuple[str, ...]:

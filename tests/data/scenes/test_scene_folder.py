@@ -174,6 +174,19 @@ def test_parts_of_the_users_own(tmp_path: Path) -> None:
         SceneFolder(split="validation", root=str(tmp_path / "set"))
 
 
+@pytest.mark.parametrize("name", ["train/more/b.npy", "train/b.labels"])
+def test_no_scene_and_no_label_is_left_out_in_silence(tmp_path: Path, name: str) -> None:
+    for split in ("train", "test"):
+        np.save(_made(tmp_path / "in" / split) / "a.npy", table(0)[:, :3])
+        (tmp_path / "in" / split / "a.labels").write_text("1\n" * len(table(0)))
+    (tmp_path / "in" / "classes.txt").write_text("none\nground\n")
+    prepare(tmp_path / "in", tmp_path / "set")
+    _made((tmp_path / "in" / name).parent)
+    (tmp_path / "in" / name).write_text("1\n")
+    with pytest.raises(DataError, match=rf"{name}: would be left out; lay it out as files in one folder"):
+        prepare(tmp_path / "in", tmp_path / "set2")
+
+
 def test_parts_are_dealt_by_names_and_seed(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "in", count=20)
     parts = []
