@@ -37,7 +37,7 @@ _ARRAY_NAMES = {
     "normals": "normals",
     "normal": "normals",
     "faces": "faces",
-    **dict.fromkeys(("colours", "colors", "rgb"), "colours"),
+    **dict.fromkeys(("colours", "colour", "colors", "color", "rgb"), "colours"),
 }
 _ARRAY_COLUMNS = {"points": POINTS, "normals": NORMALS, "colours": COLOURS}
 _PTS_COLUMNS = (*POINTS, "intensity", *COLOURS)
@@ -334,10 +334,9 @@ def _join_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> _Content:
     faces = None
     for name, array in arrays.items():
         role = _ARRAY_NAMES.get(name.lower()) if array.ndim != 1 else None
-        if array.dtype.kind not in "fiu" or array.ndim != (2 if role else 1) or (role and array.shape[1:] != (3,)):
+        if role and (array.dtype.kind not in "fiu" or array.ndim != 2 or array.shape[1] != 3):
             raise DataError(
-                f"{path}: {name} is {array.dtype} {array.shape}; points, normals and colours are numbers (points, "
-                "3), every other array has one number a point"
+                f"{path}: {name} is {array.dtype} {array.shape}; points, normals and colours are numbers (points, 3)"
             )
         if role == "faces":
             faces = array
@@ -346,7 +345,7 @@ def _join_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> _Content:
         repeated = [column_name for column_name in column_names if column_name in named]
         if repeated:
             raise DataError(f"{path}: {name} contains {repeated[0]} a second time; store it once")
-        named |= dict(zip(column_names, array.reshape(len(array), -1).T, strict=True))
+        named |= dict(zip(column_names, array.T if role else [array], strict=True))
     return _Content(named, faces)
 
 
@@ -360,14 +359,20 @@ def _make_cloud(
     missing = [name for name in (*POINTS, *wanted) if name not in named]
     missing += [name for name in NORMALS if set(NORMALS) & set(wanted) and name not in named]
     if missing:
+        advice = "name what is there: 'columns=[x, y, z]' when preparing, --columns x,y,z when predicting"
+        if set(POINTS) & set(missing):
+            advice = "call its coordinates x, y, z in the file"
         raise DataError(
-            f"{path}: has no {', '.join(dict.fromkeys(missing))}; it has {', '.join(named)[:200] or 'nothing'}; name "
-            "what is there: 'columns=[x, y, z]' when preparing, --columns x,y,z when predicting"
+            f"{path}: has no {', '.join(dict.fromkeys(missing))}; it has {', '.join(named)[:200] or 'nothing'}; "
+            f"{advice}"
         )
     arrays = {name: named[name] for name in dict.fromkeys((*POINTS, *wanted))}
     wrong = next((name for name, array in arrays.items() if array.ndim != 1 or array.dtype.kind not in "fiu"), None)
     if wrong is not None:
-        raise DataError(f"{path}: {wrong} is {arrays[wrong].dtype} {arrays[wrong].shape}, one number a point is needed")
+        raise DataError(
+            f"{path}: {wrong} is {arrays[wrong].dtype} {arrays[wrong].shape}, one number a point is "
+            "needed; leave it out: 'columns=[x, y, z]' when preparing, --columns x,y,z for other commands"
+        )
     if len({len(array) for array in arrays.values()}) > 1:
         listed = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
         raise DataError(f"{path}: columns of different lengths: {listed}; the file is damaged or in another format")

@@ -360,6 +360,18 @@ learning_ignore: {0: true}
 """
 
 
+def test_colours_that_only_later_scenes_have_are_reported(tmp_path: Path) -> None:
+    header = "X,Y,Z,R,G,B,Label"
+    for split, width in (("train", 3), ("test", 6)):
+        rows, names = table(0)[:, [*range(width), 6]], header.split(",")
+        path = _made(tmp_path / "in" / split) / "a.csv"
+        np.savetxt(path, rows, delimiter=",", header=",".join([*names[:width], names[6]]), comments="")
+    manifest = prepare(tmp_path / "in", tmp_path / "set", label="Label")
+    assert manifest["differences"] == [f"colours are not stored: the first scene has none (1 file, first: {path})"]
+    columns = ("x", "y", "z", "label")
+    assert prepare(tmp_path / "in", tmp_path / "set2", label="Label", columns=columns)["differences"] == []
+
+
 def test_labels_by_a_map(tmp_path: Path) -> None:
     write_las(tmp_path / "in" / "train" / "a.las", labels=(2, 64, 0))
     write_las(tmp_path / "in" / "test" / "b.las", labels=(6, 2, 7))

@@ -115,7 +115,7 @@ class ScanFolder(LabelledScans):
         scans, and for a file in another format.
         """
         names = None if columns is None else check_columns(columns)
-        reader = _ReaderOptions(names, label, num_beams, ring_order, no_return)
+        reader = _ReaderOptions(names, label.lower(), num_beams, ring_order, no_return)
         parts, notes = _list_splits(root)
         skipped = list_skipped_files(root, suffixes=(*SCAN_SUFFIXES, ".label"))
         notes += [skipped] if skipped else []
@@ -155,7 +155,7 @@ class ScanFolder(LabelledScans):
         """
         root = cls.spec.find(source)
         reader = _ReaderOptions(
-            None if columns is None else check_columns(columns), label, num_beams, ring_order, no_return
+            None if columns is None else check_columns(columns), label.lower(), num_beams, ring_order, no_return
         )
         paths = [path for part_paths in _list_splits(root)[0].values() for path in part_paths]
         return survey_scans(

@@ -211,7 +211,7 @@ class SceneFolder(LabelledScenes):
         Raises DataError with file and point for a damaged source; ConfigError for options that do not fit. A killed run
         is continued by the same call.
         """
-        names = None if columns is None else check_columns(columns)
+        names, label = None if columns is None else check_columns(columns), label.lower()
         layout, scenes = list_scenes(root, test_share=test_share, validation_share=validation_share, seed=seed)
         if names is not None and label not in names and not all(scene.label_path for scene in scenes):
             raise ConfigError(f"columns: [{', '.join(names)}] has no '{label}'; name the label's column, or set label=")
@@ -344,7 +344,15 @@ class _SceneReader:
             where=where,
         )
         notes = (*cloud.notes, *(note_colour_max(cloud) if self.has_colours and self.colour_max is None else ()))
+        notes = (*notes, *self._note_unstored(cloud))
         return SampleRow(scene.name, where, {**prepared, **scene_values(label, len(self.classes.names))}, notes=notes)
+
+    def _note_unstored(self, cloud: PointCloud) -> list[str]:
+        """Return notes on colours and normals of a scene that are not stored, because the first one has none."""
+        stored = {"colours": (self.has_colours, COLOURS), "normals": (self.has_normals, NORMALS)}
+        given = set(cloud.column_names if self.columns is None else ())
+        unstored = [what for what, (is_stored, names) in stored.items() if not is_stored and set(names) <= given]
+        return [f"{what} are not stored: the first scene has none" for what in unstored]
 
     def _classify(self, values: np.ndarray, where: str) -> np.ndarray:
         """Convert labels (N,) to classes uint8. Raises DataError with the first point whose label is invalid."""
