@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -190,16 +190,15 @@ def list_skipped_files(folder: Path, *, suffixes: Sequence[str] | None = None) -
     return f"{count} passed over: {join_some(names, most=_MAX_LISTED)}"
 
 
-def check_unlisted(root: Path, listed: Collection[Path], *, others: Collection[str], layout: str) -> None:
+def check_unlisted(root: Path, listed: Set[Path], *, others: Collection[str], layout: str) -> None:
     """Raise DataError for a file below `root` that is not among those listed, and is of a kind of theirs.
 
     `layout` states where files are found. Files of the names in `others`, and hidden ones, are ignored.
     """
     kinds = {path.suffix.lower() for path in listed}
-    known = set(listed)
     for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in kinds and path.is_file()):
         is_hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if path not in known and path.name not in others and not is_hidden:
+        if path not in listed and path.name not in others and not is_hidden:
             raise DataError(f"{path}: would be left out; lay it out as {layout}, or move it out of {root}")
 
 

@@ -313,7 +313,9 @@ def read_las(path: Path) -> Mapping[str, np.ndarray]:
     Raises DataError for a damaged file or one shorter than its header states; MissingExtraError without `laspy` or, for
     LAZ, without a decompressor. Source: LAS specification 1.4, table 3 (the header).
     """
-    is_compressed = _prepare_laspy(path)
+    assert_regular(path)
+    is_compressed = _check_header(path)
+    assert_installed("laspy", needed_by=f"{path}: reading .las and .laz files")
     import laspy
 
     if is_compressed and not laspy.LazBackend.detect_available():
@@ -324,20 +326,12 @@ def read_las(path: Path) -> Mapping[str, np.ndarray]:
 
 def las_names(path: Path) -> list[str]:
     """Return the names of the columns of a file from its header. Raises as `read_las`."""
-    _prepare_laspy(path)
+    _check_header(path)
+    assert_installed("laspy", needed_by=f"{path}: reading .las and .laz files")
     import laspy
 
     with _convert_las_errors(path), laspy.open(path) as file:
         return [*_find_places(file.header.point_format)]
-
-
-def _prepare_laspy(path: Path) -> bool:
-    """Return True if the points of a file are compressed. Raises DataError for a bad header; MissingExtraError."""
-    assert_regular(path)
-    is_compressed = _check_header(path)
-    assert_installed("laspy", needed_by=f"{path}: reading .las and .laz files")
-    logging.getLogger("laspy").setLevel(logging.CRITICAL)  # it also logs the errors that it raises
-    return is_compressed
 
 
 def _find_places(point_format: laspy.PointFormat) -> dict[str, tuple[str, int | None]]:
@@ -381,6 +375,7 @@ def _convert_las_errors(path: Path, *, silences_rust: bool = False) -> Iterator[
     """
     import laspy
 
+    logging.getLogger("laspy").setLevel(logging.CRITICAL)  # it also logs the errors that it raises
     try:
         with _silenced_stderr() if silences_rust else nullcontext():
             yield

@@ -215,7 +215,7 @@ class SceneFolder(LabelledScenes):
         layout, scenes = list_scenes(root, test_share=test_share, validation_share=validation_share, seed=seed)
         if names is not None and label not in names and not all(scene.label_path for scene in scenes):
             raise ConfigError(f"columns: [{', '.join(names)}] has no '{label}'; name the label's column, or set label=")
-        files = [path for scene in scenes for path in scene.files]
+        files = {path for scene in scenes for path in scene.files}
         check_unlisted(root, files, others=(CLASSES_FILE,), layout=_LAYOUTS)
         shares = {"test_share": test_share, "validation_share": validation_share, "seed": seed}
         classes = _find_classes(root, scenes, names, label, label_map, unlabelled)
