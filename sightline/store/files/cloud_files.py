@@ -179,15 +179,17 @@ def list_skipped_files(folder: Path, *, suffixes: Sequence[str] | None = None) -
     Hidden files, and files in hidden folders, are ignored.
     """
     allowed = CLOUD_SUFFIXES if suffixes is None else suffixes
-    others = (path for path in folder.rglob("*") if path.suffix.lower() not in allowed and path.is_file())
-    inner = (path.relative_to(folder) for path in others)
-    names = sorted(
-        escape_to_one_line(str(path)) for path in inner if not any(part.startswith(".") for part in path.parts)
-    )
+    names = sorted(escape_to_one_line(str(path)) for path in _list_files(folder) if path.suffix.lower() not in allowed)
     if not names:
         return ""
     count = "1 file of another kind" if len(names) == 1 else f"{len(names)} files of other kinds"
     return f"{count} passed over: {join_some(names, most=_MAX_LISTED)}"
+
+
+def _list_files(folder: Path) -> list[Path]:
+    """List the paths, from a folder, of the files in and below it that are not hidden, and not in hidden folders."""
+    inner = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return [path for path in inner if not any(part.startswith(".") for part in path.parts)]
 
 
 def check_unlisted(root: Path, listed: Set[Path], *, others: Collection[str], layout: str) -> None:
@@ -196,9 +198,8 @@ def check_unlisted(root: Path, listed: Set[Path], *, others: Collection[str], la
     `layout` states where files are found. Files of the names in `others`, and hidden ones, are ignored.
     """
     kinds = {path.suffix.lower() for path in listed}
-    for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in kinds and path.is_file()):
-        is_hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if path not in listed and path.name not in others and not is_hidden:
+    for path in sorted(root / inner for inner in _list_files(root) if inner.suffix.lower() in kinds):
+        if path not in listed and path.name not in others:
             raise DataError(f"{path}: would be left out; lay it out as {layout}, or move it out of {root}")
 
 

@@ -117,8 +117,7 @@ class ScanFolder(LabelledScans):
         names = None if columns is None else check_columns(columns)
         reader = _ReaderOptions(names, label.lower(), num_beams, ring_order, no_return)
         parts, notes = _list_splits(root)
-        skipped = list_skipped_files(root, suffixes=(*SCAN_SUFFIXES, ".label"))
-        notes += [skipped] if skipped else []
+        notes += filter(None, [list_skipped_files(root, suffixes=(*SCAN_SUFFIXES, ".label"))])
         notes += _note_unused_rings(next(iter(parts.values())), reader)
         scans = [
             ListedScan(part, path.relative_to(root).as_posix(), _add_label_file(path), partial(reader.read, path))
