@@ -305,5 +305,5 @@ def test_a_scan_to_predict_may_lack_the_column_of_labels(tmp_path: Path) -> None
     }
     for name in fields:
         assert np.array_equal(read["plain.npy"].fields[name], read["labelled.npy"].fields[name])
-    with pytest.raises(DataError, match=r"short\.npy: has 4 columns, 6 are named \(x, y, z, intensity, ring, _\)"):
+    with pytest.raises(DataError, match=r"short\.npy: has 4 columns, 6 are named \(x, y, z, intensity, ring, label\)"):
         read_scan_sample(tmp_path / "short.npy", info, fields, columns=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 
 from sightline.contract.errors import ConfigError, DataError, escape_to_one_line, join_some
 from sightline.store.files.array_files import READ_ERRORS, hdf5_names, read_hdf5_arrays, read_npy, read_npz_arrays
-from sightline.store.files.cloud_formats import announces_faces, read_las, read_off, read_pcd
+from sightline.store.files.cloud_formats import announces_faces, las_names, read_las, read_off, read_pcd
 from sightline.store.files.column_names import COLOURS, NORMALS, POINTS, NamedColumns, has_triple, rename_columns
 from sightline.store.files.e57_files import read_e57
 from sightline.store.files.input_files import assert_regular
@@ -37,7 +37,7 @@ _ARRAY_NAMES = {
     "normals": "normals",
     "normal": "normals",
     "faces": "faces",
-    **dict.fromkeys(("colours", "colors", "rgb"), "colours"),
+    **dict.fromkeys(("colours", "colour", "colors", "color", "rgb"), "colours"),
 }
 _ARRAY_COLUMNS = {"points": POINTS, "normals": NORMALS, "colours": COLOURS}
 _PTS_COLUMNS = (*POINTS, "intensity", *COLOURS)
@@ -131,10 +131,10 @@ def has_normals(path: Path, *, by_faces: bool = True) -> bool:
     """
     assert_regular(path)
     suffix = path.suffix.lower()
-    if suffix in (".npy", ".npz", ".h5", ".hdf5"):
+    if suffix in (".npy", ".npz", ".h5", ".hdf5", ".las", ".laz"):
         names = {name.lower() for name in _array_names(path)}
         return bool({"normals", "normal", *(["faces"] if by_faces else [])} & names) or has_triple([*names], NORMALS)
-    if suffix in (".las", ".laz", ".e57"):
+    if suffix == ".e57":
         return False
     if suffix in _ANNOUNCE_FACES:
         return by_faces and _ANNOUNCE_FACES[suffix](path)
@@ -150,8 +150,10 @@ def has_normals(path: Path, *, by_faces: bool = True) -> bool:
 
 
 def _array_names(path: Path) -> list[str]:
-    """List the array names of an NPZ or HDF5 file, or the field names of an NPY file; empty if it is damaged."""
+    """List the names of arrays (NPZ, HDF5), fields (NPY) or dimensions (LAS) of a file; empty if it is damaged."""
     try:
+        if path.suffix.lower() in (".las", ".laz"):
+            return las_names(path)
         if path.suffix.lower() == ".npy":
             return list(np.load(path, mmap_mode="r").dtype.names or ())
         if path.suffix.lower() == ".npz":
@@ -177,15 +179,28 @@ def list_skipped_files(folder: Path, *, suffixes: Sequence[str] | None = None) -
     Hidden files, and files in hidden folders, are ignored.
     """
     allowed = CLOUD_SUFFIXES if suffixes is None else suffixes
-    others = (path for path in folder.rglob("*") if path.suffix.lower() not in allowed and path.is_file())
-    inner = (path.relative_to(folder) for path in others)
-    names = sorted(
-        escape_to_one_line(str(path)) for path in inner if not any(part.startswith(".") for part in path.parts)
-    )
+    names = sorted(escape_to_one_line(str(path)) for path in _list_files(folder) if path.suffix.lower() not in allowed)
     if not names:
         return ""
     count = "1 file of another kind" if len(names) == 1 else f"{len(names)} files of other kinds"
     return f"{count} passed over: {join_some(names, most=_MAX_LISTED)}"
+
+
+def _list_files(folder: Path) -> list[Path]:
+    """List the paths, from a folder, of the files in and below it that are not hidden, and not in hidden folders."""
+    inner = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return [path for path in inner if not any(part.startswith(".") for part in path.parts)]
+
+
+def check_unlisted(root: Path, listed: Set[Path], *, others: Collection[str], layout: str) -> None:
+    """Raise DataError for a file below `root` that is not among those listed, and is of a kind of theirs.
+
+    `layout` states where files are found. Files of the names in `others`, and hidden ones, are ignored.
+    """
+    kinds = {path.suffix.lower() for path in listed}
+    for path in sorted(root / inner for inner in _list_files(root) if inner.suffix.lower() in kinds):
+        if path not in listed and path.name not in others:
+            raise DataError(f"{path}: would be left out; lay it out as {layout}, or move it out of {root}")
 
 
 def check_columns(columns: Sequence[str]) -> tuple[str, ...]:
@@ -319,10 +334,9 @@ def _join_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> _Content:
     faces = None
     for name, array in arrays.items():
         role = _ARRAY_NAMES.get(name.lower()) if array.ndim != 1 else None
-        if array.dtype.kind not in "fiu" or array.ndim != (2 if role else 1) or (role and array.shape[1:] != (3,)):
+        if role and (array.dtype.kind not in "fiu" or array.ndim != 2 or array.shape[1] != 3):
             raise DataError(
-                f"{path}: {name} is {array.dtype} {array.shape}; points, normals and colours are numbers (points, "
-                "3), every other array has one number a point"
+                f"{path}: {name} is {array.dtype} {array.shape}; points, normals and colours are numbers (points, 3)"
             )
         if role == "faces":
             faces = array
@@ -331,7 +345,7 @@ def _join_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> _Content:
         repeated = [column_name for column_name in column_names if column_name in named]
         if repeated:
             raise DataError(f"{path}: {name} contains {repeated[0]} a second time; store it once")
-        named |= dict(zip(column_names, array.reshape(len(array), -1).T, strict=True))
+        named |= dict(zip(column_names, array.T if role else [array], strict=True))
     return _Content(named, faces)
 
 
@@ -345,14 +359,20 @@ def _make_cloud(
     missing = [name for name in (*POINTS, *wanted) if name not in named]
     missing += [name for name in NORMALS if set(NORMALS) & set(wanted) and name not in named]
     if missing:
+        advice = "name what is there: 'columns=[x, y, z]' when preparing, --columns x,y,z when predicting"
+        if set(POINTS) & set(missing):
+            advice = "call its coordinates x, y, z in the file"
         raise DataError(
-            f"{path}: has no {', '.join(dict.fromkeys(missing))}; it has {', '.join(named)[:200] or 'nothing'}; name "
-            "what is there: 'columns=[x, y, z]' when preparing, --columns x,y,z when predicting"
+            f"{path}: has no {', '.join(dict.fromkeys(missing))}; it has {', '.join(named)[:200] or 'nothing'}; "
+            f"{advice}"
         )
     arrays = {name: named[name] for name in dict.fromkeys((*POINTS, *wanted))}
     wrong = next((name for name, array in arrays.items() if array.ndim != 1 or array.dtype.kind not in "fiu"), None)
     if wrong is not None:
-        raise DataError(f"{path}: {wrong} is {arrays[wrong].dtype} {arrays[wrong].shape}, one number a point is needed")
+        raise DataError(
+            f"{path}: {wrong} is {arrays[wrong].dtype} {arrays[wrong].shape}, one number a point is "
+            "needed; leave it out: 'columns=[x, y, z]' when preparing, --columns x,y,z for other commands"
+        )
     if len({len(array) for array in arrays.values()}) > 1:
         listed = ", ".join(f"{name} {len(array)}" for name, array in arrays.items())
         raise DataError(f"{path}: columns of different lengths: {listed}; the file is damaged or in another format")

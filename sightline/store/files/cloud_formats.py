@@ -318,26 +318,40 @@ def read_las(path: Path) -> Mapping[str, np.ndarray]:
     assert_installed("laspy", needed_by=f"{path}: reading .las and .laz files")
     import laspy
 
-    logging.getLogger("laspy").setLevel(logging.CRITICAL)  # it also logs the errors that it raises
     if is_compressed and not laspy.LazBackend.detect_available():
         raise MissingExtraError("lazrs", needed_by=f"{path}: reading .laz files")
     with _convert_las_errors(path, silences_rust=is_compressed):
         return _LasColumns(path, laspy.read(path))
 
 
+def las_names(path: Path) -> list[str]:
+    """Return the names of the columns of a file from its header. Raises as `read_las`."""
+    _check_header(path)
+    assert_installed("laspy", needed_by=f"{path}: reading .las and .laz files")
+    import laspy
+
+    with _convert_las_errors(path), laspy.open(path) as file:
+        return [*_find_places(file.header.point_format)]
+
+
+def _find_places(point_format: laspy.PointFormat) -> dict[str, tuple[str, int | None]]:
+    """Map the names of columns to dimensions, and to the index in one that has several numbers."""
+    places: dict[str, tuple[str, int | None]] = {axis: (axis, None) for axis in "xyz"}
+    for dimension in point_format.dimensions:
+        name, size = dimension.name, dimension.num_elements
+        if name not in ("X", "Y", "Z"):
+            places |= {
+                name.lower() if size == 1 else f"{name.lower()}_{index:04d}": (name, None if size == 1 else index)
+                for index in range(size)
+            }
+    return places
+
+
 class _LasColumns(Mapping[str, np.ndarray]):
     """Columns of the records of a LAS file, each converted when it is looked up."""
 
     def __init__(self, path: Path, cloud: laspy.LasData) -> None:
-        self._path, self._cloud = path, cloud
-        self._places: dict[str, tuple[str, int | None]] = {axis: (axis, None) for axis in "xyz"}
-        for dimension in cloud.point_format.dimensions:
-            name, size = dimension.name, dimension.num_elements
-            if name not in ("X", "Y", "Z"):
-                self._places |= {
-                    name.lower() if size == 1 else f"{name.lower()}_{index:04d}": (name, None if size == 1 else index)
-                    for index in range(size)
-                }
+        self._path, self._cloud, self._places = path, cloud, _find_places(cloud.point_format)
 
     def __getitem__(self, name: str) -> np.ndarray:
         dimension, index = self._places[name]
@@ -361,6 +375,7 @@ def _convert_las_errors(path: Path, *, silences_rust: bool = False) -> Iterator[
     """
     import laspy
 
+    logging.getLogger("laspy").setLevel(logging.CRITICAL)  # it also logs the errors that it raises
     try:
         with _silenced_stderr() if silences_rust else nullcontext():
             yield

@@ -65,7 +65,7 @@ class NamedColumns(Mapping[str, np.ndarray]):
 
 
 def _is_packed(values: np.ndarray) -> bool:
-    return values.dtype.itemsize == 4 and values.dtype.kind in "fiu"
+    return values.ndim == 1 and values.dtype.itemsize == 4 and values.dtype.kind in "fiu"
 
 
 def _unpack_colours(values: np.ndarray) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,20 +52,32 @@ def write_csv(path: Path, columns: Mapping[str, np.ndarray]) -> Path:
     return path
 
 
+def write_las(path: Path, columns: Mapping[str, np.ndarray]) -> Path:
+    """Write columns beside x, y, z as extra dimensions, as CloudCompare writes normals."""
+    cloud = laspy.LasData(laspy.LasHeader(version="1.4", point_format=6))
+    cloud.x, cloud.y, cloud.z = (columns[axis] for axis in "xyz")
+    for name in (name for name in columns if name not in "xyz"):
+        cloud.add_extra_dim(laspy.ExtraBytesParams(name, np.float32))
+        cloud[name] = columns[name]
+    cloud.write(path)
+    return path
+
+
 NAMED = {".pcd": write_pcd, ".ply": write_ply, ".npy": write_structured, ".csv": write_csv}
+NAMED_ALL = {**NAMED, ".las": write_las, ".laz": write_las}
 NORMALS = (("normal_x", "normal_y", "normal_z"), ("NormalX", "NormalY", "NormalZ"), ("nx", "ny", "nz"))
 
 
-@run_each("suffix, names", [(suffix, names) for suffix in NAMED for names in NORMALS])
+@run_each("suffix, names", [(suffix, names) for suffix in NAMED_ALL for names in NORMALS])
 def test_normals_of_every_spelling(tmp_path: Path, suffix: str, names: tuple[str, str, str]) -> None:
-    path = NAMED[suffix](
+    path = NAMED_ALL[suffix](
         tmp_path / f"a{suffix}", XYZ | dict(zip(names, POINTS.T, strict=True)) | {"curvature": POINTS[:, 0]}
     )
     for columns in (None, ("x", "y", "z", *names)):
         cloud = read_cloud(path, columns=columns)
         assert cloud.normals is not None
         np.testing.assert_allclose(cloud.normals, POINTS, rtol=1e-6)
-        assert list(cloud.channels) == ([] if columns else ["curvature"])
+        assert list(cloud.channels)[-1:] == ([] if columns else ["curvature"])
         lower = ", ".join(names).lower()
         assert cloud.notes == (() if names[0] == "nx" else (f"{lower} are read as nx, ny, nz",))
     assert has_normals(path)
@@ -88,6 +101,31 @@ def test_notes_of_files_that_an_earlier_preparation_read(tmp_path: Path) -> None
     path.write_bytes(whole)
     (note,) = prepare_folder(tmp_path / "in", tmp_path / "set")["differences"]
     assert note.startswith("normal_x, normal_y, normal_z are read as nx, ny, nz (8 files, first: ")
+
+
+@run_each(
+    "arrays, fault",
+    [
+        ({"label": np.int64(3)}, "label is int64 (), one number a point is needed; leave it out: "),
+        ({"name": np.array("chair")}, "name is <U5 (), one number a point"),
+        ({"color": COLOURS, "mask": np.ones(30, dtype=bool)}, "mask is bool (30,), one number a point"),
+        ({"rgba": np.zeros((30, 4), np.float32)}, "rgba is float32 (30, 4), one number a point"),
+    ],
+)
+def test_arrays_that_are_no_columns_are_not_needed(tmp_path: Path, arrays: dict[str, np.ndarray], fault: str) -> None:
+    np.savez(tmp_path / "a.npz", points=POINTS, **arrays)
+    with pytest.raises(DataError, match=re.escape(f"a.npz: {fault}")):
+        read_cloud(tmp_path / "a.npz")
+    for options in ({"columns": ("x", "y", "z")}, {"used": ()}):
+        assert np.array_equal(read_cloud(tmp_path / "a.npz", **options).points, POINTS)
+    if "color" in arrays:
+        assert [*read_cloud(tmp_path / "a.npz", used=("red", "green", "blue")).channels] == ["red", "green", "blue"]
+
+
+def test_coordinates_of_other_names_have_to_be_renamed(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("X [m],Y [m],Z [m]\n1,2,3\n")
+    with pytest.raises(DataError, match=r"has no x, y, z; it has .*; call its coordinates x, y, z in the file$"):
+        read_cloud(tmp_path / "a.csv")
 
 
 def test_two_of_three_normals_keep_their_names(tmp_path: Path) -> None:

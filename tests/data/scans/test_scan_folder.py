@@ -147,6 +147,19 @@ def test_a_folder_called_val_holds_the_scans_of_validation(tmp_path: Path) -> No
     assert part.info.split_sizes == {"train": 3, "validation": 2, "test": 1}
 
 
+@pytest.mark.parametrize("name", ["train/more/009.bin", "more/009.bin", "009.bin", "train/009.label"])
+def test_no_scan_and_no_label_is_left_out_in_silence(tmp_path: Path, name: str) -> None:
+    for split in ("train", "test"):
+        write_own(tmp_path / f"own/{split}", 2)
+    (tmp_path / "own/notes.md").write_text("mine")
+    notes = prepare(tmp_path / "own", tmp_path / "set", columns=(*COLUMNS[:4], "_"))["differences"]
+    assert notes == ["1 file of another kind passed over: notes.md"]
+    (tmp_path / "own" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "own" / name).write_bytes((tmp_path / "own/train/000.bin").read_bytes())
+    with pytest.raises(DataError, match=rf"{name}: would be left out; lay it out as scans in one folder, or in its"):
+        prepare(tmp_path / "own", tmp_path / "set2", columns=(*COLUMNS[:4], "_"))
+
+
 def test_lists_have_a_name_a_line(tmp_path: Path) -> None:
     """A name with a space was two others, and the first of a file of Windows, with its mark, was left out."""
     write_own(tmp_path / "own", 3)

@@ -126,6 +126,9 @@ def test_sequences_without_labels_are_left_to_predict(tree: Path, tmp_path: Path
     report = prepare(tree, tmp_path / "set")
     assert report["differences"] == ["sequences without labels, passed over: 11"]
     assert list(report["splits"]) == ["00", "03", "08"]
+    (tree / "sequences/11").rename(tree / "sequences/08_more")
+    with pytest.raises(DataError, match=r"sequences/08_more: is a sequence without a number; rename it"):
+        prepare(tree, tmp_path / "set2")
 
 
 def test_another_map_needs_no_new_preparation(prepared: Path, tmp_path: Path) -> None:

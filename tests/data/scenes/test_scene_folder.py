@@ -174,6 +174,19 @@ def test_parts_of_the_users_own(tmp_path: Path) -> None:
         SceneFolder(split="validation", root=str(tmp_path / "set"))
 
 
+@pytest.mark.parametrize("name", ["train/more/b.npy", "train/b.labels"])
+def test_no_scene_and_no_label_is_left_out_in_silence(tmp_path: Path, name: str) -> None:
+    for split in ("train", "test"):
+        np.save(_made(tmp_path / "in" / split) / "a.npy", table(0)[:, :3])
+        (tmp_path / "in" / split / "a.labels").write_text("1\n" * len(table(0)))
+    (tmp_path / "in" / "classes.txt").write_text("none\nground\n")
+    prepare(tmp_path / "in", tmp_path / "set")
+    _made((tmp_path / "in" / name).parent)
+    (tmp_path / "in" / name).write_text("1\n")
+    with pytest.raises(DataError, match=rf"{name}: would be left out; lay it out as files in one folder"):
+        prepare(tmp_path / "in", tmp_path / "set2")
+
+
 def test_parts_are_dealt_by_names_and_seed(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "in", count=20)
     parts = []
@@ -345,6 +358,18 @@ learning_map: {0: 0, 2: 1, 6: 2, 64: 2}
 learning_map_inv: {0: 0, 1: 2, 2: 6}
 learning_ignore: {0: true}
 """
+
+
+def test_colours_that_only_later_scenes_have_are_reported(tmp_path: Path) -> None:
+    header = "X,Y,Z,R,G,B,Label"
+    for split, width in (("train", 3), ("test", 6)):
+        rows, names = table(0)[:, [*range(width), 6]], header.split(",")
+        path = _made(tmp_path / "in" / split) / "a.csv"
+        np.savetxt(path, rows, delimiter=",", header=",".join([*names[:width], names[6]]), comments="")
+    manifest = prepare(tmp_path / "in", tmp_path / "set", label="Label")
+    assert manifest["differences"] == [f"colours are not stored: the first scene has none (1 file, first: {path})"]
+    columns = ("x", "y", "z", "label")
+    assert prepare(tmp_path / "in", tmp_path / "set2", label="Label", columns=columns)["differences"] == []
 
 
 def test_labels_by_a_map(tmp_path: Path) -> None:

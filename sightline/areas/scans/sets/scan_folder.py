@@ -26,7 +26,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import ScanInputSpec
-from sightline.store.files.cloud_files import check_columns
+from sightline.store.files.cloud_files import check_columns, check_unlisted, list_skipped_files
 from sightline.store.files.scan_reading import (
     SCAN_COLUMNS,
     SCAN_SUFFIXES,
@@ -47,6 +47,8 @@ from sightline.store.prepared.splits import make_splits
 
 _FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 """Folders of each split."""
+_LISTS = ("train.txt", "val.txt", "test.txt")
+_LAYOUTS = "scans in one folder, or in its folders train, val and test, each file of labels beside its scan"
 
 
 @registry.data.add("scan_folder")
@@ -115,7 +117,7 @@ class ScanFolder(LabelledScans):
         """
         found = _find_scans(root)
         names = found.columns if columns is None else check_columns(columns)
-        reader = _ReaderOptions(names, label, num_beams, ring_order, no_return)
+        reader = _ReaderOptions(names, label.lower(), num_beams, ring_order, no_return)
         scans = [
             ListedScan(part, name, files, partial(reader.read, *files))
             for part, members in found.parts.items()
@@ -155,7 +157,7 @@ class ScanFolder(LabelledScans):
         root = cls.spec.find(source)
         found = _find_scans(root)
         names = found.columns if columns is None else check_columns(columns)
-        reader = _ReaderOptions(names, label, num_beams, ring_order, no_return)
+        reader = _ReaderOptions(names, label.lower(), num_beams, ring_order, no_return)
         scans = [files for members in found.parts.values() for files in members.values()]
         return survey_scans(
             {files[0]: partial(reader.read, *files, is_survey=True) for files in scans},
@@ -250,6 +252,7 @@ def _find_scans(root: Path) -> _FoundScans:
         notes += [f"scans and labels are paired by {tables}, and columns read as {', '.join(COLUMNS)}", *list_notes]
         return _FoundScans(tables.parent, "nuscenes_lidarseg", by_part, notes, COLUMNS, id_names)
     parts, notes = _list_splits(root)
+    notes += filter(None, [list_skipped_files(root, suffixes=(*SCAN_SUFFIXES, ".label"))])
     by_part = {
         part: {path.relative_to(root).as_posix(): _add_label_file(path) for path in paths}
         for part, paths in parts.items()
@@ -267,6 +270,7 @@ def _list_splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
         empty = [split for split in ("train", "test") if not folders.get(split)]
         if empty:
             raise DataError(f"{root}: has no scan in the folder '{empty[0]}'; put scans into train and test")
+        _check_unlisted(root, [path for paths in folders.values() for path in paths])
         return folders, []
     scans = _list_scans(root)
     paths = {path.stem: path for path in scans}
@@ -275,13 +279,19 @@ def _list_splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
         raise DataError(f"{duplicate}: {paths[duplicate.stem].name} has the same name; leave one of them out")
     if not paths:
         raise DataError(f"{root}: holds {summarise_folder(root)}, no scan ({' '.join(SCAN_SUFFIXES)})")
+    _check_unlisted(root, scans)
     parts, notes = read_name_lists(root, list(paths))
     return {part: [paths[name] for name in names] for part, names in parts.items()}, notes
 
 
+def _check_unlisted(root: Path, scans: Sequence[Path]) -> None:
+    """Raise DataError for a scan, or a file of labels, that no split would have."""
+    files = {file for path in scans for file in _add_label_file(path)}
+    check_unlisted(root, files, others=_LISTS, layout=_LAYOUTS)
+
+
 def _list_scans(folder: Path) -> list[Path]:
-    lists = ("train.txt", "val.txt", "test.txt")
-    files = (path for path in folder.iterdir() if path.suffix.lower() in SCAN_SUFFIXES and path.name not in lists)
+    files = (path for path in folder.iterdir() if path.suffix.lower() in SCAN_SUFFIXES and path.name not in _LISTS)
     return sorted(path for path in files if not path.name.startswith("."))
 
 

@@ -151,7 +151,10 @@ def _read_scan(points_path: Path, labels_path: Path, *, no_return: NoReturn | No
 def _list_sequences(root: Path) -> tuple[list[Path], list[Path]]:
     """List the sequences of a tree, and those with labels. Raises DataError if no sequence has labels."""
     folder = _find_sequences_folder(root)
-    sequences = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
+    sequences = sorted(path for path in folder.iterdir() if path.name.isdecimal() or (path / "velodyne").is_dir())
+    unnumbered = next((path for path in sequences if not path.name.isdecimal()), None)
+    if unnumbered is not None:
+        raise DataError(f"{unnumbered}: is a sequence without a number; rename it, or move it out of {folder}")
     labelled = [path for path in sequences if (path / "labels").is_dir()]
     if not labelled:
         raise DataError(f"{folder}: no sequence has a folder 'labels'; a set to train on needs some")

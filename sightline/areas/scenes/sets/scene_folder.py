@@ -31,6 +31,7 @@ from sightline.store.files.cloud_files import (
     CLOUD_SUFFIXES,
     PointCloud,
     check_columns,
+    check_unlisted,
     is_cloud_file,
     list_skipped_files,
     note_mixed_units,
@@ -67,6 +68,11 @@ class ListedScene(NamedTuple):
         """Path of the file of labels beside the scene, None without one."""
         paths = (self.path.with_suffix(suffix) for suffix in _LABEL_READERS)
         return next((path for path in paths if path.is_file()), None)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Path of the scene, and that of its labels if they have a file of their own."""
+        return (self.path,) if self.label_path is None else (self.path, self.label_path)
 
 
 def list_scenes(root: Path, *, test_share: float, validation_share: float, seed: int) -> tuple[str, list[ListedScene]]:
@@ -205,10 +211,12 @@ class SceneFolder(LabelledScenes):
         Raises DataError with file and point for a damaged source; ConfigError for options that do not fit. A killed run
         is continued by the same call.
         """
-        names = None if columns is None else check_columns(columns)
+        names, label = None if columns is None else check_columns(columns), label.lower()
         layout, scenes = list_scenes(root, test_share=test_share, validation_share=validation_share, seed=seed)
         if names is not None and label not in names and not all(scene.label_path for scene in scenes):
             raise ConfigError(f"columns: [{', '.join(names)}] has no '{label}'; name the label's column, or set label=")
+        files = {path for scene in scenes for path in scene.files}
+        check_unlisted(root, files, others=(CLASSES_FILE,), layout=_LAYOUTS)
         shares = {"test_share": test_share, "validation_share": validation_share, "seed": seed}
         classes = _find_classes(root, scenes, names, label, label_map, unlabelled)
         first = read_cloud(scenes[0].path, columns=names, used=(*COLOURS, *NORMALS))
@@ -336,7 +344,15 @@ class _SceneReader:
             where=where,
         )
         notes = (*cloud.notes, *(note_colour_max(cloud) if self.has_colours and self.colour_max is None else ()))
+        notes = (*notes, *self._note_unstored(cloud))
         return SampleRow(scene.name, where, {**prepared, **scene_values(label, len(self.classes.names))}, notes=notes)
+
+    def _note_unstored(self, cloud: PointCloud) -> list[str]:
+        """Return notes on colours and normals of a scene that are not stored, because the first one has none."""
+        stored = {"colours": (self.has_colours, COLOURS), "normals": (self.has_normals, NORMALS)}
+        given = set(cloud.column_names if self.columns is None else ())
+        unstored = [what for what, (is_stored, names) in stored.items() if not is_stored and set(names) <= given]
+        return [f"{what} are not stored: the first scene has none" for what in unstored]
 
     def _classify(self, values: np.ndarray, where: str) -> np.ndarray:
         """Convert labels (N,) to classes uint8. Raises DataError with the first point whose label is invalid."""
@@ -361,8 +377,7 @@ class _SceneReader:
 
 def _make_shard(scene: ListedScene, reader: _SceneReader) -> Shard:
     num_points = file_size(scene.path) // 16
-    files = (scene.path, *([scene.label_path] if scene.label_path else []))
-    return Shard(scene.split, f"{scene.split}/{scene.name}", 1, files, partial(map, reader, (scene,)), num_points)
+    return Shard(scene.split, f"{scene.split}/{scene.name}", 1, scene.files, partial(map, reader, (scene,)), num_points)
 
 
 def _read_labels(scene: ListedScene, cloud: PointCloud, label: str) -> np.ndarray:
