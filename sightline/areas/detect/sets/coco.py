@@ -55,6 +55,8 @@ COLUMNS = {
 _KEYS = ("images", "annotations", "categories")
 _IMAGE_KEYS = ("id", "file_name", "height", "width")
 _SPLITS = ("train", "validation", "test", "all")
+_UNLABELLED = "image_info_"
+"""Beginning of the names of files that list images without annotations: COCO's test images."""
 
 
 class CocoImage(NamedTuple):
@@ -112,6 +114,11 @@ def read_coco_set(source: Path, *, annotations: Sequence[str] | None, images: st
             CocoImage(key, names[key], paths.get(key), sizes[key], entry, *boxes[key]) for key, entry in entries.items()
         ]
         files.append((path, split, listed))
+    if annotations is None:
+        named = {image.path for _, _, listed in files for image in listed}
+        others = [path for path in list_images(root, may_lack=True) if path not in named]
+        text = "images are in no annotation file and are left out, first:"
+        notes += [f"{len(others)} {text} {path.relative_to(root)}" for path in others[:1]]
     return CocoSet(root, classes, files, faults, notes, missing)
 
 
@@ -230,6 +237,7 @@ def _find_documents(root: Path, annotations: Sequence[str] | None, *, has_detail
     """Read the JSON files of COCO instances below `root`.
 
     These are the files in `annotations`, else those called instances_*.json, else those with the keys of the format.
+    Raises DataError if a file with images is none of these, and no other one is about its split.
     """
     if annotations is not None:
         return [_check(_Document(root / name, has_details=has_details)) for name in annotations]
@@ -238,8 +246,8 @@ def _find_documents(root: Path, annotations: Sequence[str] | None, *, has_detail
     folders = [root, *list_folders(root)]
     files = [path for folder in folders for path in sorted(folder.glob("*.json"))]
     named = [path for path in files if path.name.startswith("instances_")]
-    read = [_Document(path, has_details=has_details) for path in named or files]
-    documents = [document for document in read if named or document.is_instances]
+    read = {path: _Document(path, has_details=has_details) for path in named or files}
+    documents = [document for document in read.values() if named or document.is_instances]
     if not documents:
         raise DataError(
             f"{root}: holds {summarise_folder(root)}, no JSON file with {', '.join(_KEYS)} in it or in a "
@@ -252,6 +260,14 @@ def _find_documents(root: Path, annotations: Sequence[str] | None, *, has_detail
         raise DataError(
             f"{root}: {names} are not one file for each of train, val and test; choose by annotations=[FILE, FILE]"
         )
+    for path in files:
+        is_read = guess_split(path.relative_to(root)) in (*splits, "all") or path.name.startswith(_UNLABELLED)
+        contents = [] if is_read else (read.get(path) or _Document(path, has_details=False)).contents
+        if "images" in contents:
+            raise DataError(
+                f"{path}: has {', '.join(contents)}, and no other file is about its part; give it lists of "
+                f"{', '.join(_KEYS)}, or choose the files by annotations=[FILE, FILE]"
+            )
     return [*map(_check, documents)]
 
 
