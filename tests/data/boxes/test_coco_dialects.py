@@ -105,9 +105,9 @@ def test_no_part_and_no_image_is_passed_over_in_silence(tmp_path: Path) -> None:
     """A file of train without its annotations, or beside instances_*.json, was passed over with all of its images."""
     for number, (file, lacking, told) in enumerate(
         (
-            ("train/_annotations.coco.json", "categories", "has images, annotations, and no other"),
-            ("train/_annotations.coco.json", "annotations", "has images, categories, and no other"),
-            ("annotations/train.json", "", "has images, annotations, categories, and no other"),
+            ("train/_annotations.coco.json", "categories", "lists of .* are needed, it has images, annotations;"),
+            ("train/_annotations.coco.json", "annotations", "lists of .* are needed, it has images, categories;"),
+            ("annotations/train.json", "", "others are called instances_.*, and alone are read;"),
         )
     ):
         source = tmp_path / str(number)
@@ -117,7 +117,7 @@ def test_no_part_and_no_image_is_passed_over_in_silence(tmp_path: Path) -> None:
         document = json.loads(write_coco(source / file, ONE, [BOX]).read_text("utf-8"))
         document.pop(lacking, None)
         (source / file).write_text(json.dumps(document), "utf-8")
-        with pytest.raises(DataError, match=f"{file}: {told} file is about its part"):
+        with pytest.raises(DataError, match=f"{file}: {told} no other is about its part"):
             prepare(source, tmp_path / "set")
         alone = prepare(source, tmp_path / f"set{number}", annotations=("annotations/instances_val.json",))
         assert alone["differences"] == []

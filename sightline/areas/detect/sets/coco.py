@@ -262,12 +262,11 @@ def _find_documents(root: Path, annotations: Sequence[str] | None, *, has_detail
         )
     for path in files:
         is_read = guess_split(path.relative_to(root)) in (*splits, "all") or path.name.startswith(_UNLABELLED)
-        contents = [] if is_read else (read.get(path) or _Document(path, has_details=False)).contents
-        if "images" in contents:
-            raise DataError(
-                f"{path}: has {', '.join(contents)}, and no other file is about its part; give it lists of "
-                f"{', '.join(_KEYS)}, or choose the files by annotations=[FILE, FILE]"
-            )
+        document = None if is_read else read.get(path) or _Document(path, has_details=False)
+        if document is not None and "images" in document.contents:
+            lists = f"lists of {', '.join(_KEYS)} are needed, it has {', '.join(document.contents)}"
+            fault = "others are called instances_*.json, and alone are read" if document.is_instances else lists
+            raise DataError(f"{path}: {fault}; no other is about its part: choose some by annotations=[FILE, FILE]")
     return [*map(_check, documents)]
 
 

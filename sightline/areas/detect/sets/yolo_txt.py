@@ -78,7 +78,9 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
         raise DataError(f"{config_path}: the splits that it states hold none of the {len(paths)} images below {root}")
     unused = _find_unused_label_files(root, label_paths)
     if len(unlabelled) == len(images):
-        advice = f"{unused[0]} is in neither place; move them" if unused else "give their folder"
+        advice = (
+            f"{unused[0]} is elsewhere, or called otherwise: move or rename them" if unused else "give their folder"
+        )
         raise DataError(
             f"{root}: none of {len(images)} images has a text file beside it, or in labels/ beside images/; {advice}"
         )
