@@ -178,6 +178,10 @@ def test_the_lists_of_voc_state_splits(tmp_path: Path) -> None:
         (lists / name).unlink()
     (lists / "default.txt").write_text("a\n")
     assert prepare("voc", root, tmp_path / "all")["statistics"]["images"] == {"all": 3}
+    (lists.with_name("Segmentation")).mkdir()
+    (lists.with_name("Segmentation") / "train.txt").write_text("a\n")
+    noted = prepare("voc", root, tmp_path / "other")["differences"]
+    assert "1 lists are not read; put them into ImageSets/Main beside Annotations, first: " in " ".join(noted)
 
 
 def test_voc_counts_pixels_from_1_and_tools_do_not(tmp_path: Path) -> None:

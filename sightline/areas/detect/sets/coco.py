@@ -55,8 +55,6 @@ COLUMNS = {
 _KEYS = ("images", "annotations", "categories")
 _IMAGE_KEYS = ("id", "file_name", "height", "width")
 _SPLITS = ("train", "validation", "test", "all")
-_UNLABELLED = "image_info_"
-"""Beginning of the names of files that list images without annotations: COCO's test images."""
 
 
 class CocoImage(NamedTuple):
@@ -261,8 +259,9 @@ def _find_documents(root: Path, annotations: Sequence[str] | None, *, has_detail
             f"{root}: {names} are not one file for each of train, val and test; choose by annotations=[FILE, FILE]"
         )
     for path in files:
-        is_read = guess_split(path.relative_to(root)) in (*splits, "all") or path.name.startswith(_UNLABELLED)
-        document = None if is_read else read.get(path) or _Document(path, has_details=False)
+        is_covered = guess_split(path.relative_to(root)) in (*splits, "all")
+        is_covered |= path.name.startswith("image_info_")  # COCO's test images, which have no annotations
+        document = None if is_covered else read.get(path) or _Document(path, has_details=False)
         if document is not None and "images" in document.contents:
             lists = f"lists of {', '.join(_KEYS)} are needed, it has {', '.join(document.contents)}"
             fault = "others are called instances_*.json, and alone are read" if document.is_instances else lists

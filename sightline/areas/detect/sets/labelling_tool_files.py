@@ -234,6 +234,9 @@ def _read_voc_splits(reading: _Reading) -> dict[Path, str]:
                     reading.noted["rows are those of two lists, and count for the first"].append(f"{path}:{number}")
         for file in file_by_name.values() if lists else ():
             splits.setdefault(file, _UNLISTED)
+    for path in list_files(reading.root, {".txt"}) if not splits else ():
+        if path.stem in ("train", "val", "trainval", "test"):
+            reading.noted["lists are not read; put them into ImageSets/Main beside Annotations"].append(str(path))
     return splits
 
 
