@@ -124,7 +124,9 @@ def test_no_part_and_no_image_is_passed_over_in_silence(tmp_path: Path) -> None:
         (source / file).unlink()
         write_coco(source / "annotations/image_info_test2017.json", ONE, []).write_text('{"images": []}', "utf-8")
         manifest, labelled = both(source, tmp_path / f"one{number}")
-        left_out = ["1 images are in no annotation file and are left out, first: train/a.png"]
+        left_out = [
+            "1 images are in no annotation file and are left out, first: " + str(source.resolve() / "train/a.png")
+        ]
         assert manifest["differences"] == [*labelled.notes] == left_out
 
 

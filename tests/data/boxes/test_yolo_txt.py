@@ -333,6 +333,14 @@ def test_a_data_file_of_darknet_states_splits(tmp_path: Path) -> None:
     stated = "classes = 1\ntrain = data/a.txt\nvalid = data/b.txt\nnames = data/obj.names\n"
     (tmp_path / "in/obj.data").write_text(stated)
     assert prepare(tmp_path / "in", tmp_path / "set")["statistics"]["images"] == {"train": 1, "test": 1}
+    for name in ("obj.data", "obj.names", "b.txt"):
+        path = tmp_path / "in" / name
+        before, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+        path.write_bytes(before + b" ")
+        with pytest.raises(DataError, match=f"{name}: has {len(before) + 1} bytes, {len(before)} when the set was"):
+            verify(tmp_path / "set")
+        path.write_bytes(before)
+        os.utime(path, ns=times)
     (tmp_path / "in/b.txt").unlink()
     with pytest.raises(DataError, match=r"1 stated splits that are not there, first: .*obj\.data states val: data/b"):
         prepare(tmp_path / "in", tmp_path / "two")

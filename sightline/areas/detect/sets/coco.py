@@ -112,11 +112,9 @@ def read_coco_set(source: Path, *, annotations: Sequence[str] | None, images: st
             CocoImage(key, names[key], paths.get(key), sizes[key], entry, *boxes[key]) for key, entry in entries.items()
         ]
         files.append((path, split, listed))
-    if annotations is None:
-        named = {image.path for _, _, listed in files for image in listed}
-        others = [path for path in list_images(root, may_lack=True) if path not in named]
-        text = "images are in no annotation file and are left out, first:"
-        notes += [f"{len(others)} {text} {path.relative_to(root)}" for path in others[:1]]
+    named = {image.path for _, _, listed in files for image in listed}
+    others = [] if annotations else [path for path in list_images(root, may_lack=True) if path not in named]
+    notes += [f"{len(others)} images are in no annotation file and are left out, first: {others[0]}"] if others else []
     return CocoSet(root, classes, files, faults, notes, missing)
 
 
@@ -336,7 +334,7 @@ def _find_images(
     for key in lost:
         if key not in elsewhere:
             fits = f", and {len(matches[key])} images below {base} fit it" if matches[key] else ""
-            advice = "get it, or state the images' folder by images=FOLDER"
+            advice = "get it, or state the images' folder by images=FOLDER; --from is a folder above it"
             missing.append(f"'{names[key][:200]}': there is no such file in {folder}{fits}; {advice}")
     notes = [
         f"{len(elsewhere)} images are not where {path} says, and are known by the end of their names, first: "

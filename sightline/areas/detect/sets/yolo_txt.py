@@ -63,6 +63,7 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
     faults, numbers = AnnotationFaults(), assign_image_ids(paths)
     for entry in stated.missing:
         faults.add("stated splits that are not there", f"{config_path} states {entry}, which is not below {root}")
+    shared = [path for path in (config_path, *_list_name_files(root), *stated.lists) if path is not None]
     images: list[ListedImage] = []
     unlabelled: list[Path] = []
     for path, labels in label_paths.items():
@@ -71,16 +72,14 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
             faults.add(f"images in none of the splits that {config_path} states", path.relative_to(root).as_posix())
             continue
         unlabelled += [path] if labels is None else []
-        files = tuple(file for file in (labels, config_path) if file is not None)
+        files = tuple(shared if labels is None else [labels, *shared])
         name = path.relative_to(root).as_posix()
         images.append(ListedImage(split, name, path, partial(make_columns, labels), numbers[path], None, files))
     if not images:
         raise DataError(f"{config_path}: the splits that it states hold none of the {len(paths)} images below {root}")
     unused = _find_unused_label_files(root, label_paths)
     if len(unlabelled) == len(images):
-        advice = (
-            f"{unused[0]} is elsewhere, or called otherwise: move or rename them" if unused else "give their folder"
-        )
+        advice = f"{unused[0]} is elsewhere, or named otherwise" if unused else "give their folder"
         raise DataError(
             f"{root}: none of {len(images)} images has a text file beside it, or in labels/ beside images/; {advice}"
         )
@@ -138,6 +137,10 @@ def _read_config(root: Path) -> tuple[Path | None, dict[str, Any]]:
     return found[0] if found else (None, {})
 
 
+def _list_name_files(root: Path) -> list[Path]:
+    return [path for path in (root / part / name for part in ("", "labels") for name in _NAME_LISTS) if path.is_file()]
+
+
 def _read_classes(root: Path, names: Sequence[str] | None, path: Path | None, config: dict[str, Any]) -> CategoryIds:
     if names is not None:
         return CategoryIds.from_ids(dict(enumerate(names)), where="names")
@@ -150,15 +153,12 @@ def _read_classes(root: Path, names: Sequence[str] | None, path: Path | None, co
             raise DataError(f"{path}: names needs a list of names, or a name for each of some whole numbers")
         texts = {number: str(name) for number, name in zip(numbers, pairs.values(), strict=True) if number is not None}
         return CategoryIds.from_ids(texts, where=str(path))
-    for list_path in (folder / file for folder in (root, root / "labels") for file in _NAME_LISTS):
-        if list_path.is_file():
-            try:
-                lines = read_file(list_path).decode("utf-8-sig").splitlines()
-            except UnicodeDecodeError as error:
-                raise DataError(f"{list_path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-            return CategoryIds.from_ids(
-                dict(enumerate(line.strip() for line in lines if line.strip())), where=str(list_path)
-            )
+    for list_path in _list_name_files(root)[:1]:
+        try:
+            lines = read_file(list_path).decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{list_path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        return CategoryIds.from_ids(dict(enumerate(filter(None, map(str.strip, lines)))), where=str(list_path))
     raise DataError(
         f"{root}: nothing names the classes: no YAML file with names, no {', '.join(_NAME_LISTS)}; state 'names=[a, b]'"
     )
@@ -167,13 +167,15 @@ def _read_classes(root: Path, names: Sequence[str] | None, path: Path | None, co
 class _StatedSplits(NamedTuple):
     """Splits that a YAML file states: image → split, None if no image is stated; `shared` are those of two splits.
 
-    `notes` are about paths of which only the end leads below the folder; `missing` are entries that lead nowhere.
+    `notes` are about paths of which only the end leads below the folder; `missing` are entries that lead nowhere;
+    `lists` are files that name images.
     """
 
     split_by: dict[Path, str] | None
     shared: list[str]
     notes: list[str]
     missing: list[str]
+    lists: list[Path]
 
 
 def _read_splits(root: Path, config_path: Path | None, config: dict[str, Any]) -> _StatedSplits:
@@ -183,7 +185,7 @@ def _read_splits(root: Path, config_path: Path | None, config: dict[str, Any]) -
     folder for everything, the folder's name decides the split.
     """
     splits: dict[Path, str] = {}
-    stated = _StatedSplits(None, [], [], [])
+    stated = _StatedSplits(None, [], [], [], [])
     base = "".join(_read_texts(config, "path", config_path)[:1])
     entries = [(key, entry) for key in _SPLIT_KEYS for entry in _read_texts(config, key, config_path)]
     entry_by_path: dict[Path, str] = {}
@@ -195,6 +197,7 @@ def _read_splits(root: Path, config_path: Path | None, config: dict[str, Any]) -
         entry_by_path[path] = entry
         if is_moved:
             stated.notes.append(f"{config_path} states {key}: {entry}; {path.relative_to(root)} is read for it")
+        stated.lists.extend([] if path.is_dir() else [path])
         for image in list_images(path) if path.is_dir() else _read_list(root, path, stated.notes):
             if splits.setdefault(image, _SPLIT_KEYS[key]) != _SPLIT_KEYS[key]:
                 stated.shared.append(str(image))

@@ -43,10 +43,8 @@ _FRAMES_PER_SHARD = 200
 _MIN_RECORDINGS = 5
 """Recordings below which stretches of frames stand for them when splits are made."""
 _STRETCHES = 10
-_MAX_PX = 1e6
-"""Largest number of a camera's intrinsics."""
-_MIN_PX = 4.0
-"""Number that one of them reaches: below it all are shares of the image's sides."""
+_MIN_PX, _MAX_PX = 4.0, 1e6
+"""Range of the largest number of a camera's intrinsics: below it they are shares of the image's sides."""
 _CUBE_MARGIN = 1.25
 _KINDS = tuple(suffix for suffix in DEPTH_KINDS if suffix != ".bin")
 """Suffixes of the frames: those whose files state the size of the image."""
