@@ -89,6 +89,14 @@ def test_few_boxes_are_not_suspected() -> None:
         assert box_notes(found, ["a.png"], "corner, size") == []
 
 
+def test_boxes_of_shares_are_named() -> None:
+    """They were boxes of less than a pixel, without a word."""
+    boxes = random_boxes(np.random.default_rng(0), 80) / [640, 480, 640, 480]
+    for form in ("two corners", "corner, size"):
+        [line] = box_notes(shown_as(boxes, form, form), [f"{number}.png" for number in range(20)], form)
+        assert line.startswith("all 80 boxes lie in the first pixel of their images: shares of their sides?")
+
+
 def coco_of(root: Path, rows: list[dict[str, Any]]) -> Path:
     for number in range(4):
         write_image(root / f"{number}.png", pattern(48, 64))

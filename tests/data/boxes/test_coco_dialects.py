@@ -101,6 +101,47 @@ def test_images_that_fit_two_names_or_none_are_missing(tmp_path: Path) -> None:
     assert [each.name for each in labelled.images] == ["two/a.png"]
 
 
+def test_no_part_and_no_image_is_passed_over_in_silence(tmp_path: Path) -> None:
+    """A file of train without its annotations, or beside instances_*.json, was passed over with all of its images."""
+    for number, (file, lacking, told) in enumerate(
+        (
+            ("train/_annotations.coco.json", "categories", "lists of .* are needed, it has images, annotations;"),
+            ("train/_annotations.coco.json", "annotations", "lists of .* are needed, it has images, categories;"),
+            ("annotations/train.json", "", "others are called instances_.*, and alone are read;"),
+        )
+    ):
+        source = tmp_path / str(number)
+        for part in ("train", "val"):
+            write_image(source / part / "a.png", pattern(6, 8))
+        write_coco(source / "annotations/instances_val.json", [(1, "val/a.png", 8, 6)], [BOX])
+        document = json.loads(write_coco(source / file, ONE, [BOX]).read_text("utf-8"))
+        document.pop(lacking, None)
+        (source / file).write_text(json.dumps(document), "utf-8")
+        with pytest.raises(DataError, match=f"{file}: {told} no other is about its part"):
+            prepare(source, tmp_path / "set")
+        alone = prepare(source, tmp_path / f"set{number}", annotations=("annotations/instances_val.json",))
+        assert alone["differences"] == []
+        (source / file).unlink()
+        write_coco(source / "annotations/image_info_test2017.json", ONE, []).write_text('{"images": []}', "utf-8")
+        manifest, labelled = both(source, tmp_path / f"one{number}")
+        left_out = [
+            "1 images are in no annotation file and are left out, first: " + str(source.resolve() / "train/a.png")
+        ]
+        assert manifest["differences"] == [*labelled.notes] == left_out
+
+
+def test_a_box_that_cvat_states_as_turned_is_a_fault(tmp_path: Path) -> None:
+    """Its bbox is that of the box before it was turned."""
+    write_image(tmp_path / "in/a.png", pattern(6, 8))
+    for degrees in (0.0, 45.0):
+        write_coco(tmp_path / "in/x.json", ONE, [BOX | {"attributes": {"occluded": False, "rotation": degrees}}])
+        if degrees:
+            with pytest.raises(DataError, match=r"1 impossible boxes, first: a.png: .*turned by 45.0 degrees"):
+                prepare(tmp_path / "in", tmp_path / "turned")
+        else:
+            assert prepare(tmp_path / "in", tmp_path / "set")["statistics"]["boxes"] == {"all": 1}
+
+
 def test_a_size_of_zero_is_not_stated(tmp_path: Path) -> None:
     """CVAT writes it where it exports no images; the conversion read it so, and the preparation refused it."""
     write_image(tmp_path / "in/a.png", pattern(6, 8))

@@ -174,10 +174,17 @@ def test_the_lists_of_voc_state_splits(tmp_path: Path) -> None:
     (lists / "val.txt").unlink()
     (lists / "train.txt").unlink()
     assert prepare("voc", root, tmp_path / "both")["statistics"]["images"] == {"train": 2, "test": 1}
+    (lists / "test.txt").write_text("c\n\n")
+    with pytest.raises(DataError, match=r"test\.txt: has 3 bytes, 2 when the set was prepared"):
+        verify(tmp_path / "both")
     for name in ("test.txt", "trainval.txt"):
         (lists / name).unlink()
     (lists / "default.txt").write_text("a\n")
     assert prepare("voc", root, tmp_path / "all")["statistics"]["images"] == {"all": 3}
+    (lists.with_name("Segmentation")).mkdir()
+    (lists.with_name("Segmentation") / "train.txt").write_text("a\n")
+    noted = prepare("voc", root, tmp_path / "other")["differences"]
+    assert "1 lists are not read; put them into ImageSets/Main beside Annotations, first: " in " ".join(noted)
 
 
 def test_voc_counts_pixels_from_1_and_tools_do_not(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from sightline.areas.detect.sets.yolo_txt import YoloTxt
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
 from sightline.store.prepared.prepared_set import verify
+from tests.cases import run_each
 from tests.data.boxes.box_writers import digest_of, pattern, quiet, write_image
 
 
@@ -321,6 +322,47 @@ def test_lists_of_cvat_and_of_windows_name_images_by_the_end_of_their_rows(tmp_p
     ]
 
 
+def test_a_data_file_of_darknet_states_splits(tmp_path: Path) -> None:
+    """As CVAT exports YOLO 1.1: the lists of obj.data were passed over, and no part was tested."""
+    for name in ("a", "b"):
+        write_image(tmp_path / f"in/obj_train_data/{name}.png", pattern(10, 20)).with_suffix(".txt").write_text(
+            "0 .5 .5 1 1"
+        )
+        (tmp_path / f"in/{name}.txt").write_text(f"data/obj_train_data/{name}.png\n")
+    (tmp_path / "in/obj.names").write_text("car\n")
+    stated = "classes = 1\ntrain = data/a.txt\nvalid = data/b.txt\nnames = data/obj.names\n"
+    (tmp_path / "in/obj.data").write_text(stated)
+    assert prepare(tmp_path / "in", tmp_path / "set")["statistics"]["images"] == {"train": 1, "test": 1}
+    for name in ("obj.data", "obj.names", "b.txt"):
+        path = tmp_path / "in" / name
+        before, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+        path.write_bytes(before + b" ")
+        with pytest.raises(DataError, match=f"{name}: has {len(before) + 1} bytes, {len(before)} when the set was"):
+            verify(tmp_path / "set")
+        path.write_bytes(before)
+        os.utime(path, ns=times)
+    (tmp_path / "in/b.txt").unlink()
+    with pytest.raises(DataError, match=r"1 stated splits that are not there, first: .*obj\.data states val: data/b"):
+        prepare(tmp_path / "in", tmp_path / "two")
+
+
+@run_each("text", ["labels/a.TXT", "more/a.txt", "labels/a.png.txt", "images/labels/a.txt"])
+def test_a_text_file_in_another_place_does_not_make_its_image_empty(text: str, tmp_path: Path) -> None:
+    """The image counted as one without boxes, beside others whose text files were found."""
+    root = tmp_path / text.replace("/", "_")
+    for name in ("a", "b"):
+        write_image(root / f"images/{name}.png", pattern(10, 20))
+    for path in (text, "labels/b.txt"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text("0 .5 .5 .5 .5")
+    told = rf"1 text files without an image, first: .*{re.escape(text)}; correct"
+    with pytest.raises(DataError, match=told):
+        prepare(root, tmp_path / "set", names=("car",))
+    (root / "labels/b.txt").unlink()
+    with pytest.raises(DataError, match=rf"none of 2 images has a text file .*; .*/{re.escape(text)} is elsewhere, or"):
+        prepare(root, tmp_path / "set", names=("car",))
+
+
 def test_lists_of_another_machine_are_refused(tmp_path: Path) -> None:
     root = tmp_path / "in"
     write_image(root / "a.png", pattern(10, 20))
@@ -493,6 +535,22 @@ def test_names_are_read_as_they_stand_and_other_files_are_not_looked_at(tmp_path
     (tmp_path / "another.yaml").write_text("services: !include x\n<<: 5\n")
     assert list(YoloTxt.survey(tmp_path)["boxes_per_class"]) == ["no", "010", "\U0001f600", "3"]
     YoloTxt.prepare(source=tmp_path, target=tmp_path.with_name("set"), name="yolo_txt", progress=quiet)
+
+
+def test_two_files_that_differ_and_text_of_another_encoding_are_refused(tmp_path: Path) -> None:
+    """The first by name was read; a file of UTF-16 gave classes of replacement characters."""
+    write_image(tmp_path / "a.png", pattern(8, 8)).with_suffix(".txt").write_text("0 .5 .5 .5 .5")
+    for name, text in (("a.yaml", "names: [dog]"), ("data.yaml", "names: [car]")):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=r"a\.yaml and .*data\.yaml state other names or splits; keep one of them"):
+        YoloTxt.survey(tmp_path)
+    (tmp_path / "a.yaml").write_text("path: elsewhere\nnames: [car]")
+    assert [*YoloTxt.survey(tmp_path)["boxes_per_class"]] == ["car"]
+    for name in ("a.yaml", "data.yaml"):
+        (tmp_path / name).unlink()
+    (tmp_path / "classes.txt").write_bytes("car".encode("utf-16"))
+    with pytest.raises(DataError, match=r"classes\.txt: is not UTF-8 text \(byte 0\); save it as UTF-8"):
+        YoloTxt.survey(tmp_path)
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:

@@ -306,6 +306,12 @@ def test_a_camera_of_images_of_another_size_is_refused_and_distortion_is_noted(t
     notes = prepare_set("depth_folder", tmp_path / "frames", tmp_path / "own")["differences"]
     assert notes[0].endswith("fx 200, fy 200, u0 80, v0 60, read from fx, fy, ppx, ppy")
     assert notes[1] == "camera.json: coeffs is not 0, and lens distortion is not applied"
+    (tmp_path / "frames" / "camera.json").write_text(json.dumps({**camera, "coeffs": [0], "k1": 0.1, "k2": 0}))
+    notes = prepare_set("depth_folder", tmp_path / "frames", tmp_path / "azure")["differences"]
+    assert notes[1] == "camera.json: k1 is not 0, and lens distortion is not applied"
+    (tmp_path / "frames" / "camera.json").write_text('{"fx": 1.25, "fy": 1.6, "cx": 0.5, "cy": 0.5}')
+    with pytest.raises(ConfigError, match=r"one above 4: they are no shares of the image's sides"):
+        prepare_set("depth_folder", tmp_path / "frames", tmp_path / "shares")
 
 
 @run_each("suffix, far", [(".png", 65535), (".tif", 65535), (".npy", 65535), (".npy", -1.0), (".tiff", 9000)])

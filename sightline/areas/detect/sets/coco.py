@@ -112,6 +112,9 @@ def read_coco_set(source: Path, *, annotations: Sequence[str] | None, images: st
             CocoImage(key, names[key], paths.get(key), sizes[key], entry, *boxes[key]) for key, entry in entries.items()
         ]
         files.append((path, split, listed))
+    named = {image.path for _, _, listed in files for image in listed}
+    others = [] if annotations else [path for path in list_images(root, may_lack=True) if path not in named]
+    notes += [f"{len(others)} images are in no annotation file and are left out, first: {others[0]}"] if others else []
     return CocoSet(root, classes, files, faults, notes, missing)
 
 
@@ -230,6 +233,7 @@ def _find_documents(root: Path, annotations: Sequence[str] | None, *, has_detail
     """Read the JSON files of COCO instances below `root`.
 
     These are the files in `annotations`, else those called instances_*.json, else those with the keys of the format.
+    Raises DataError if a file with images is none of these, and no other one is about its split.
     """
     if annotations is not None:
         return [_check(_Document(root / name, has_details=has_details)) for name in annotations]
@@ -238,8 +242,8 @@ def _find_documents(root: Path, annotations: Sequence[str] | None, *, has_detail
     folders = [root, *list_folders(root)]
     files = [path for folder in folders for path in sorted(folder.glob("*.json"))]
     named = [path for path in files if path.name.startswith("instances_")]
-    read = [_Document(path, has_details=has_details) for path in named or files]
-    documents = [document for document in read if named or document.is_instances]
+    read = {path: _Document(path, has_details=has_details) for path in named or files}
+    documents = [document for document in read.values() if named or document.is_instances]
     if not documents:
         raise DataError(
             f"{root}: holds {summarise_folder(root)}, no JSON file with {', '.join(_KEYS)} in it or in a "
@@ -252,6 +256,14 @@ def _find_documents(root: Path, annotations: Sequence[str] | None, *, has_detail
         raise DataError(
             f"{root}: {names} are not one file for each of train, val and test; choose by annotations=[FILE, FILE]"
         )
+    for path in files:
+        is_covered = guess_split(path.relative_to(root)) in (*splits, "all")
+        is_covered |= path.name.startswith("image_info_")  # COCO's test images, which have no annotations
+        document = None if is_covered else read.get(path) or _Document(path, has_details=False)
+        if document is not None and "images" in document.contents:
+            lists = f"lists of {', '.join(_KEYS)} are needed, it has {', '.join(document.contents)}"
+            fault = "others are called instances_*.json, and alone are read" if document.is_instances else lists
+            raise DataError(f"{path}: {fault}; no other is about its part: choose some by annotations=[FILE, FILE]")
     return [*map(_check, documents)]
 
 
@@ -322,7 +334,7 @@ def _find_images(
     for key in lost:
         if key not in elsewhere:
             fits = f", and {len(matches[key])} images below {base} fit it" if matches[key] else ""
-            advice = "get it, or state the images' folder by images=FOLDER"
+            advice = "get it, or state the images' folder by images=FOLDER; --from is a folder above it"
             missing.append(f"'{names[key][:200]}': there is no such file in {folder}{fits}; {advice}")
     notes = [
         f"{len(elsewhere)} images are not where {path} says, and are known by the end of their names, first: "

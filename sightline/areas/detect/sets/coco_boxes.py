@@ -147,8 +147,11 @@ def is_marked(annotation: Mapping[str, Any]) -> bool:
 def _read_box(annotation: Mapping[str, Any]) -> tuple[BoxCorners, tuple[int, int] | None]:
     """Return left, top, right, bottom of the bbox, else of the mask, and height and width of an RLE mask.
 
-    Raises LookupError, ValueError, TypeError if both lack, and for others.
+    Raises LookupError, ValueError, TypeError if both lack, for others, and for a box that CVAT states as turned.
     """
+    turn = attributes.get("rotation") if isinstance(attributes := annotation.get("attributes"), dict) else None
+    if turn and parse_number(turn) % 360:
+        raise ValueError(f"it is turned by {turn} degrees, which is not read")
     if annotation.get("bbox"):
         return xywh_to_xyxy(annotation["bbox"]), None
     mask = annotation.get("segmentation")

@@ -55,6 +55,7 @@ class _Reading:
         self.is_folder = not path.is_file()
         self.root = path if self.is_folder else path.parent
         self.files = list_files(path, {suffix}) if self.is_folder else [path]
+        self.lists: list[Path] = []
         self.faults, self.noted = AnnotationFaults(), defaultdict[str, list[str]](list)
         self.images = [path for path in list_images(self.root, may_lack=True) if _MASK_FOLDERS.isdisjoint(path.parts)]
         self._by_name, self._by_stem = defaultdict[str, list[Path]](list), defaultdict[str, list[Path]](list)
@@ -114,7 +115,7 @@ class _Reading:
             name: guess_image_split(Path(name).parent) if i.split == "all" else i.split for name, i in first.items()
         }
         labelled = [
-            replace(image, image_id=ids[Path(name)], split=splits[name])
+            replace(image, image_id=ids[Path(name)], split=splits[name], files=(*image.files, *self.lists))
             for name, image in first.items()
             if image.split != _UNLISTED
         ]
@@ -222,6 +223,7 @@ def _read_voc_splits(reading: _Reading) -> dict[Path, str]:
         words = ["train", "val", "validation", "test"]  # the order in which an image of two lists counts
         words += [] if {"train", "val"} & path_by_word.keys() else ["trainval"]
         lists = [path_by_word[word] for word in words if word in path_by_word]
+        reading.lists += lists
         for path in lists:
             split = guess_split(Path(path.name))
             for number, line in enumerate(read_file(path).decode("utf-8-sig", "replace").splitlines(), start=1):
@@ -234,6 +236,9 @@ def _read_voc_splits(reading: _Reading) -> dict[Path, str]:
                     reading.noted["rows are those of two lists, and count for the first"].append(f"{path}:{number}")
         for file in file_by_name.values() if lists else ():
             splits.setdefault(file, _UNLISTED)
+    for path in list_files(reading.root, {".txt"}) if not splits else ():
+        if path.stem in ("train", "val", "trainval", "test"):
+            reading.noted["lists are not read; put them into ImageSets/Main beside Annotations"].append(str(path))
     return splits
 
 

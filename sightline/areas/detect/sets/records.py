@@ -112,6 +112,8 @@ def box_notes(shown: ShownBoxes, names: Sequence[str], form: BoxForm) -> list[st
 def _note_misread(shown: ShownBoxes, names: Sequence[str], form: BoxForm) -> Iterator[str]:
     beyond_mask = _beyond_mask(shown.boxes, shown.limits)
     count, beyond = len(beyond_mask), int(beyond_mask.sum())
+    if count and shown.boxes.min() >= 0 and shown.boxes.max() <= 1:
+        yield f"all {count} boxes lie in the first pixel of their images: shares of their sides? export them in pixels"
     remaining = {
         description: int(_beyond_mask(boxes, shown.limits).sum())
         for description, boxes in _iterate_forms(shown.boxes, form)

@@ -25,6 +25,7 @@ from sightline.areas.detect.sets.image_listing import (
     ListedImageSet,
     Values,
     guess_split,
+    list_files,
     list_images,
     plan_image_set,
     survey_images,
@@ -62,6 +63,7 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
     faults, numbers = AnnotationFaults(), assign_image_ids(paths)
     for entry in stated.missing:
         faults.add("stated splits that are not there", f"{config_path} states {entry}, which is not below {root}")
+    shared = [path for path in (config_path, *_list_name_files(root), *stated.lists) if path is not None]
     images: list[ListedImage] = []
     unlabelled: list[Path] = []
     for path, labels in label_paths.items():
@@ -70,14 +72,16 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
             faults.add(f"images in none of the splits that {config_path} states", path.relative_to(root).as_posix())
             continue
         unlabelled += [path] if labels is None else []
-        files = tuple(file for file in (labels, config_path) if file is not None)
+        files = tuple(shared if labels is None else [labels, *shared])
         name = path.relative_to(root).as_posix()
         images.append(ListedImage(split, name, path, partial(make_columns, labels), numbers[path], None, files))
     if not images:
         raise DataError(f"{config_path}: the splits that it states hold none of the {len(paths)} images below {root}")
+    unused = _find_unused_label_files(root, label_paths)
     if len(unlabelled) == len(images):
+        advice = f"{unused[0]} is elsewhere, or named otherwise" if unused else "give their folder"
         raise DataError(
-            f"{root}: none of {len(images)} images has a text file in labels/ or beside it; give their folder"
+            f"{root}: none of {len(images)} images has a text file beside it, or in labels/ beside images/; {advice}"
         )
     counts = "none" if {*(split_by or {}).values()} == {"all"} else "the first"
     users = Counter(text for text in label_paths.values() if text is not None)
@@ -88,7 +92,7 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
     notes += count_note(shared_files, "text files are those of several images, which all have their boxes")
     for path in sorted((split_by or {}).keys() - label_paths.keys()):
         faults.add("images that are missing or damaged", f"{path}, which {config_path} states")
-    for text in _find_unused_label_files(label_paths):
+    for text in unused:
         faults.add("text files without an image", str(text))
     return ListedImageSet(root, "yolo_txt", classes, images, COLUMNS, "boxes", faults, notes, "middle, size")
 
@@ -113,19 +117,34 @@ def assign_image_ids(paths: Sequence[Path]) -> dict[Path, int]:
 
 
 def _read_config(root: Path) -> tuple[Path | None, dict[str, Any]]:
-    """Find the YAML file of a folder that names the classes; return its path and content, or (None, {})."""
+    """Find the YAML file of a folder that names the classes, or Darknet's .data; return its path and content, or None.
+
+    Raises DataError for two YAML files with other names or splits.
+    """
+    found: list[tuple[Path, dict[str, Any]]] = []
     for path in sorted(root.glob("*.y*ml")):
         content = read_file(path)
         document = parsed_yaml(content, path, name="a file of classes") if b"names" in content else None
         if isinstance(document, dict) and "names" in document:
-            return path, document
-    return None, {}
+            found.append((path, document))
+    for path, document in found[1:]:
+        if any(document.get(key) != found[0][1].get(key) for key in ("names", *_SPLIT_KEYS)):
+            raise DataError(f"{found[0][0]} and {path} state other names or splits; keep one of them in the folder")
+    for path in sorted(root.glob("*.data")) if not found else ():
+        rows = [line.split("=", 1) for line in read_file(path).decode("utf-8-sig", "replace").splitlines()]
+        stated = {row[0].strip(): row[1].strip() for row in rows if len(row) == 2}
+        found += [(path, {"train": stated["train"], "val": stated.get("valid")})] if "train" in stated else []
+    return found[0] if found else (None, {})
+
+
+def _list_name_files(root: Path) -> list[Path]:
+    return [path for path in (root / part / name for part in ("", "labels") for name in _NAME_LISTS) if path.is_file()]
 
 
 def _read_classes(root: Path, names: Sequence[str] | None, path: Path | None, config: dict[str, Any]) -> CategoryIds:
     if names is not None:
         return CategoryIds.from_ids(dict(enumerate(names)), where="names")
-    if path is not None:
+    if path is not None and "names" in config:
         table = config["names"]
         pairs = table if isinstance(table, dict) else dict(enumerate(table)) if isinstance(table, list) else {}
         numbers = [parse_count(str(key)) for key in pairs]
@@ -134,12 +153,12 @@ def _read_classes(root: Path, names: Sequence[str] | None, path: Path | None, co
             raise DataError(f"{path}: names needs a list of names, or a name for each of some whole numbers")
         texts = {number: str(name) for number, name in zip(numbers, pairs.values(), strict=True) if number is not None}
         return CategoryIds.from_ids(texts, where=str(path))
-    for list_path in (folder / file for folder in (root, root / "labels") for file in _NAME_LISTS):
-        if list_path.is_file():
-            lines = read_file(list_path).decode("utf-8-sig", "replace").splitlines()
-            return CategoryIds.from_ids(
-                dict(enumerate(line.strip() for line in lines if line.strip())), where=str(list_path)
-            )
+    for list_path in _list_name_files(root)[:1]:
+        try:
+            lines = read_file(list_path).decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{list_path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        return CategoryIds.from_ids(dict(enumerate(filter(None, map(str.strip, lines)))), where=str(list_path))
     raise DataError(
         f"{root}: nothing names the classes: no YAML file with names, no {', '.join(_NAME_LISTS)}; state 'names=[a, b]'"
     )
@@ -148,13 +167,15 @@ def _read_classes(root: Path, names: Sequence[str] | None, path: Path | None, co
 class _StatedSplits(NamedTuple):
     """Splits that a YAML file states: image → split, None if no image is stated; `shared` are those of two splits.
 
-    `notes` are about paths of which only the end leads below the folder; `missing` are entries that lead nowhere.
+    `notes` are about paths of which only the end leads below the folder; `missing` are entries that lead nowhere;
+    `lists` are files that name images.
     """
 
     split_by: dict[Path, str] | None
     shared: list[str]
     notes: list[str]
     missing: list[str]
+    lists: list[Path]
 
 
 def _read_splits(root: Path, config_path: Path | None, config: dict[str, Any]) -> _StatedSplits:
@@ -164,7 +185,7 @@ def _read_splits(root: Path, config_path: Path | None, config: dict[str, Any]) -
     folder for everything, the folder's name decides the split.
     """
     splits: dict[Path, str] = {}
-    stated = _StatedSplits(None, [], [], [])
+    stated = _StatedSplits(None, [], [], [], [])
     base = "".join(_read_texts(config, "path", config_path)[:1])
     entries = [(key, entry) for key in _SPLIT_KEYS for entry in _read_texts(config, key, config_path)]
     entry_by_path: dict[Path, str] = {}
@@ -176,6 +197,7 @@ def _read_splits(root: Path, config_path: Path | None, config: dict[str, Any]) -
         entry_by_path[path] = entry
         if is_moved:
             stated.notes.append(f"{config_path} states {key}: {entry}; {path.relative_to(root)} is read for it")
+        stated.lists.extend([] if path.is_dir() else [path])
         for image in list_images(path) if path.is_dir() else _read_list(root, path, stated.notes):
             if splits.setdefault(image, _SPLIT_KEYS[key]) != _SPLIT_KEYS[key]:
                 stated.shared.append(str(image))
@@ -243,12 +265,13 @@ def _find_label_file(root: Path, path: Path) -> Path | None:
     return next((file for file in (*in_labels, root.joinpath(*parts)) if file.is_file()), None)
 
 
-def _find_unused_label_files(label_paths: Mapping[Path, Path | None]) -> list[Path]:
-    """List the text files in separate folders (`labels`) that belong to no image."""
+def _find_unused_label_files(root: Path, label_paths: Mapping[Path, Path | None]) -> list[Path]:
+    """List text files of no image: in separate folders (`labels`), or called as an image that has no text file."""
     used = {text for text in label_paths.values() if text is not None}
     folders = {text.parent for path, text in label_paths.items() if text is not None and text.parent != path.parent}
-    existing = (text for folder in sorted(folders) for text in sorted(folder.glob("*.txt")))
-    return [text for text in existing if text not in used and text.name not in _NAME_LISTS]
+    names = {name for path, text in label_paths.items() if text is None for name in (path.stem, path.name)}
+    texts = (text for text in list_files(root, {".txt"}) if text.parent in folders or text.stem in names)
+    return [text for text in texts if text not in used and text.name not in _NAME_LISTS]
 
 
 def _make_columns(

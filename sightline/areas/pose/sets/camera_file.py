@@ -31,7 +31,7 @@ _MATRICES = ("k", "camera_matrix", "intrinsic_matrix", "intrinsics", "intrinsic"
 """Keys of the nine numbers of a matrix: by rows (ROS, OpenCV) or by columns (Open3D)."""
 _INNER = ("intrinsics", "intrinsic", "camera", "depth", "depth_intrinsics")
 """Keys of a mapping with the camera's numbers."""
-_DISTORTION = ("d", "coeffs", "distortion", "distortion_coefficients", "dist_coeffs")
+_DISTORTION = ("d", "coeffs", "distortion", "distortion_coefficients", "dist_coeffs", "k1", "k2", "k3", "p1", "p2")
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ def _collect(document: Mapping[str, Any], path: Path, prefix: str, stated: Mappi
     for key, value in document.items():
         name, place = key.lower(), f"{prefix}{key}"
         values = value["data"] if isinstance(value, dict) and "data" in value else value
+        listed = values if isinstance(values, list) else [values]
         if name in _KEYS:
             if not is_number(value):
                 raise DataError(f"{path}: {place} is {str(value)[:40]!r}, a number of pixels is needed")
@@ -88,7 +89,7 @@ def _collect(document: Mapping[str, Any], path: Path, prefix: str, stated: Mappi
                 stated[entry][place] = number
         elif name in _INNER and isinstance(value, dict):
             distorted += _collect(value, path, f"{place}.", stated)
-        elif name in _DISTORTION and isinstance(values, list) and any(is_number(one) and one for one in values):
+        elif name in _DISTORTION and any(is_number(one) and one for one in listed):
             distorted.append(place)
     return distorted
 

@@ -43,8 +43,8 @@ _FRAMES_PER_SHARD = 200
 _MIN_RECORDINGS = 5
 """Recordings below which stretches of frames stand for them when splits are made."""
 _STRETCHES = 10
-_MAX_PX = 1e6
-"""Largest number of a camera's intrinsics."""
+_MIN_PX, _MAX_PX = 4.0, 1e6
+"""Range of the largest number of a camera's intrinsics: below it they are shares of the image's sides."""
 _CUBE_MARGIN = 1.25
 _KINDS = tuple(suffix for suffix in DEPTH_KINDS if suffix != ".bin")
 """Suffixes of the frames: those whose files state the size of the image."""
@@ -239,9 +239,10 @@ def _find_camera(reader: _FrameReader, stated: StatedCamera) -> DepthCamera:
             f"{root}: the intrinsics {', '.join(missing)} are missing; give {' '.join(f'{k}=' for k in missing)} in "
             f"pixels, or write {CAMERA_FORM}"
         )
-    if numbers["fx"] <= 0 or numbers["fy"] == 0 or max(map(abs, numbers.values())) > _MAX_PX:
+    if numbers["fx"] <= 0 or numbers["fy"] == 0 or not _MIN_PX < max(map(abs, numbers.values())) <= _MAX_PX:
         raise ConfigError(
-            f"{root}: fx must be positive, fy not 0 (negative: Y points up), and all four at most {_MAX_PX:g} pixels"
+            f"{root}: fx must be positive, fy not 0 (negative: Y points up), and all four at most {_MAX_PX:g} pixels, "
+            f"one above {_MIN_PX:g}: they are no shares of the image's sides"
         )
     for label in frames:
         path = root / label.frame
