@@ -410,6 +410,8 @@ def test_labels_in_a_file_beside_the_scene(tmp_path: Path, suffix: str) -> None:
     assert manifest["differences"] == []
     sample = by_name(tmp_path / "set", colours=True)["scan_3.npy"]
     assert sample["label"].tolist() == [255 if label == 3 else label for label in table(3)[:, 6]]
+    with pytest.raises(DataError, match=rf"scan_0\{suffix}: is beside a scene with a column 'label'; move it away"):
+        prepare(tmp_path / "in", tmp_path / "set2", columns=(*options["columns"][:5], "label"))
     path.with_suffix(suffix).write_bytes(b"1\n" * 7)
     with pytest.raises(DataError, match=r"scan_5\.labels?: has"):
         prepare(tmp_path / "in", tmp_path / "set2", **options)

@@ -215,8 +215,7 @@ class SceneFolder(LabelledScenes):
         layout, scenes = list_scenes(root, test_share=test_share, validation_share=validation_share, seed=seed)
         if names is not None and label not in names and not all(scene.label_path for scene in scenes):
             raise ConfigError(f"columns: [{', '.join(names)}] has no '{label}'; name the label's column, or set label=")
-        files = {path for scene in scenes for path in scene.files}
-        check_unlisted(root, files, others=(CLASSES_FILE,), layout=_LAYOUTS)
+        check_unlisted(root, {file for item in scenes for file in item.files}, others=(CLASSES_FILE,), layout=_LAYOUTS)
         shares = {"test_share": test_share, "validation_share": validation_share, "seed": seed}
         classes = _find_classes(root, scenes, names, label, label_map, unlabelled)
         first = read_cloud(scenes[0].path, columns=names, used=(*COLOURS, *NORMALS))
@@ -381,10 +380,12 @@ def _make_shard(scene: ListedScene, reader: _SceneReader) -> Shard:
 
 
 def _read_labels(scene: ListedScene, cloud: PointCloud, label: str) -> np.ndarray:
-    """Read the labels (N,) of a scene: its column `label`, else the file of labels beside it."""
+    """Read the labels (N,) of a scene: its column `label`, or the file of labels beside it, but not both."""
+    path = scene.label_path
+    if path is not None and label in cloud.channels:
+        raise DataError(f"{path}: is beside a scene with a column '{label}'; move it away, or name columns without it")
     if label in cloud.channels:
         return cloud.channels[label]
-    path = scene.label_path
     if path is not None:
         return _LABEL_READERS[path.suffix](path, num_points=len(cloud.points), points_path=scene.path)
     available = ", ".join(name for name in cloud.column_names if name not in POINTS) or "none besides x, y, z"
