@@ -9,12 +9,26 @@ import errno
 import io
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sightline.config.yaml_tree import ConfigFaults, read_tables
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.regular_files import check_regular_file, parse_json
+
+
+def _with_advice(advice: str) -> Callable[[str], DataError]:
+    return lambda fault: DataError(f"{fault}{advice}")
+
+
+damaged = _with_advice("; the file is damaged or in another format")
+copy_again = _with_advice(": copy or download it again")
+get_again = _with_advice("; get the file again")
+download_again = _with_advice("; download the file again")
+unpack_again = _with_advice("; unpack the release again")
+prepare_again = _with_advice("; prepare the set again")
+"""Makers of the DataError of a file by its location and fault, with the advice that most faults need."""
 
 
 class BoundedFile(io.BufferedReader):

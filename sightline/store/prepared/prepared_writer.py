@@ -27,7 +27,7 @@ from typing_extensions import TypeVar
 
 from sightline.contract.errors import DataError, RunError
 from sightline.contract.regular_files import parse_json, read_regular_file
-from sightline.store.files.input_files import file_size
+from sightline.store.files.input_files import damaged, download_again, file_size
 from sightline.store.prepared.columns import ColumnSpec, SampleRow, SplitWriter
 from sightline.store.prepared.faulty_files import FaultCollector
 from sightline.store.prepared.prepared_set import (
@@ -167,9 +167,7 @@ def normalize_to_unit_sphere(points: np.ndarray, *, where: str) -> np.ndarray:
         centred = points - points.mean(axis=0, dtype=np.float64)
         radius = np.linalg.norm(centred, axis=1).max()
     if not np.isfinite(radius):
-        raise DataError(
-            f"{where}: a coordinate is {np.abs(points).max():.4g}; the file is damaged or in another format"
-        )
+        raise damaged(f"{where}: a coordinate is {np.abs(points).max():.4g}")
     if not radius > 0:
         raise DataError(f"{where}: all {len(points)} points coincide, so the shape has no extent; leave the file out")
     return (centred / radius).astype(np.float32)
@@ -178,9 +176,7 @@ def normalize_to_unit_sphere(points: np.ndarray, *, where: str) -> np.ndarray:
 def assert_extent(points: np.ndarray, *, where: str) -> None:
     """Raise DataError, beginning with `where`, if all points coincide (as zeros of unwritten data do)."""
     if (points == points[0]).all():
-        raise DataError(
-            f"{where}: all {len(points)} points coincide, so the shape has no extent; download the file again"
-        )
+        raise download_again(f"{where}: all {len(points)} points coincide, so the shape has no extent")
 
 
 def find_duplicates(prepared: PreparedSet, column: str) -> list[list[str]]:

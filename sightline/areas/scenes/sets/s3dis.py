@@ -43,7 +43,7 @@ from sightline.contract.arguments import Count, FractionBelowOne, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Folds
 from sightline.store.files.array_files import check_array, npz_array, read_npy
-from sightline.store.files.input_files import file_size, natural_sort_key, read_file
+from sightline.store.files.input_files import file_size, get_again, natural_sort_key, read_file
 from sightline.store.loading.batch_reader import stratified_split
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
@@ -122,13 +122,12 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
         check_array(arrays[key], where=f"{path}: {key}", kinds=kind, shapes=[shapes[key]], needed=needed)
     outside = np.flatnonzero((arrays["label"] < 0) | (arrays["label"] >= len(arrays["classes"])))
     if len(outside):
-        raise DataError(
-            f"{path}: label[{outside[0]}] is {arrays['label'][outside[0]]}, classes names {len(arrays['classes'])}; "
-            "get the file again"
+        raise get_again(
+            f"{path}: label[{outside[0]}] is {arrays['label'][outside[0]]}, classes names {len(arrays['classes'])}"
         )
     if not np.isfinite(arrays["xyz"]).all():
         row = int(np.flatnonzero(~np.isfinite(arrays["xyz"]).all(axis=1))[0])
-        raise DataError(f"{path}: xyz[{row}] is {arrays['xyz'][row].tolist()}; get the file again")
+        raise get_again(f"{path}: xyz[{row}] is {arrays['xyz'][row].tolist()}")
     return arrays
 
 
@@ -179,7 +178,7 @@ def read_integer_room(room: IntegerRoom, *, order: str) -> RoomPoints:
             row = int(np.flatnonzero(~is_valid)[0])
             value = file_labels[row] if name == "label" else colours[row].tolist()
             limit = f"0 to {len(CLASS_NAMES) - 1}" if name == "label" else "0 to 255"
-            raise DataError(f"{path}: the {name} of point {row} is {value}, {limit} is possible; get the file again")
+            raise get_again(f"{path}: the {name} of point {row} is {value}, {limit} is possible")
     labels_by_order = np.array([CLASS_NAMES.index(class_name) for class_name in ORDERS[order]], dtype=np.uint8)
     return RoomPoints(points, np.rint(colours).astype(np.uint8), labels_by_order[file_labels.astype(np.int64)], ())
 

@@ -19,7 +19,7 @@ import torch
 
 from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.contract.errors import DataError
-from sightline.store.files.input_files import file_size, list_folders, natural_sort_key
+from sightline.store.files.input_files import file_size, get_again, list_folders, natural_sort_key
 from sightline.store.files.text_tables import parse_numbers, parse_numbers_reference, parse_rows, read_line_blocks
 from sightline.store.prepared.prepared_set import summarise_folder
 
@@ -202,9 +202,8 @@ def _split(table: np.ndarray, points: np.ndarray, colours: np.ndarray, *, path: 
     if is_wrong.any():
         wrong = int(np.flatnonzero(is_wrong)[0])
         colour = " ".join(f"{value:g}" for value in table[wrong, 3:])
-        raise DataError(
-            f"{path}:{num_before + wrong + 1}: the colour {colour} is not three whole numbers from 0 to 255; get the "
-            "file again"
+        raise get_again(
+            f"{path}:{num_before + wrong + 1}: the colour {colour} is not three whole numbers from 0 to 255"
         )
 
 
