@@ -179,12 +179,9 @@ def _read_binary(path: Path, content: bytes, header: _Header) -> dict[str, _Valu
                 f"{path}: byte {position}: {element.size} x {element.name} need {needed} bytes, "
                 f"{len(content) - position} are left; the file is cut short or its header is wrong"
             )
-        if element.is_plain:
-            values, position = _read_plain_rows(content, position, element, header.order)
-        else:
-            values, position = _read_uniform_rows(content, position, element, header.order) or _read_ragged_rows(
-                path, content, position, element, header.order
-            )
+        values, position = _read_uniform_rows(content, position, element, header.order) or _read_ragged_rows(
+            path, content, position, element, header.order
+        )
         values_by_element[element.name] = values
     if position != len(content):
         raise copy_again(
@@ -194,19 +191,9 @@ def _read_binary(path: Path, content: bytes, header: _Header) -> dict[str, _Valu
     return values_by_element
 
 
-def _read_plain_rows(content: bytes, position: int, element: _Element, order: str) -> tuple[_Values, int]:
-    """Read rows without lists, all at once."""
-    dtype = np.dtype([(item.name, order + item.kind) for item in element.properties])
-    table = np.frombuffer(content, dtype=dtype, count=element.size, offset=position)
-    scalars = {item.name: table[item.name] for item in element.properties}
-    return _Values(scalars, {}), position + element.size * dtype.itemsize
-
-
 def _read_uniform_rows(content: bytes, position: int, element: _Element, order: str) -> tuple[_Values, int] | None:
-    """Read rows whose lists all have the length in the first row (triangles, usually) at once; else None."""
-    if not element.size:
-        return _make_no_rows(element), position
-    lengths = _read_first_lengths(content, position, element, order)
+    """Read rows without lists, or whose lists all have the length in the first row (triangles), at once; else None."""
+    lengths = _read_first_lengths(content, position, element, order) if element.size else None
     if lengths is None:
         return None
     fields: list[tuple[str, str] | tuple[str, str, tuple[int]]] = []
@@ -243,13 +230,6 @@ def _read_first_lengths(content: bytes, position: int, element: _Element, order:
         if length < 0 or position > len(content):
             return None
     return lengths
-
-
-def _make_no_rows(element: _Element) -> _Values:
-    return _Values(
-        {item.name: np.empty(0) for item in element.properties if not item.counter},
-        {item.name: () for item in element.properties if item.counter},
-    )
 
 
 def _read_ragged_rows(path: Path, content: bytes, position: int, element: _Element, order: str) -> tuple[_Values, int]:
@@ -308,9 +288,7 @@ def _read_ascii(path: Path, text: str, header: _Header) -> dict[str, _Values]:
 def _parse_rows(path: Path, rows: Sequence[str], numbers: range, element: _Element) -> _Values:
     """Parse the rows of one element: at once without lists, else one by one."""
     names = [item.name for item in element.properties]
-    if not rows:
-        return _make_no_rows(element)
-    if element.is_plain:
+    if rows and element.is_plain:
         table = parse_rows(rows, numbers, path=path, num_columns=len(names), is_finite=False)
         return _Values(dict(zip(names, table.T, strict=True)), {})
     scalars: dict[str, list[float]] = {item.name: [] for item in element.properties if not item.counter}
