@@ -27,6 +27,7 @@ from typing_extensions import TypeVar
 
 from sightline.contract.errors import DataError, RunError
 from sightline.contract.regular_files import parse_json, read_regular_file
+from sightline.store.files.atomic_write import sync_folder
 from sightline.store.files.input_files import damaged, download_again, file_size
 from sightline.store.prepared.columns import ColumnSpec, SampleRow, SplitWriter
 from sightline.store.prepared.faulty_files import FaultCollector
@@ -136,7 +137,7 @@ def write_prepared_set(plan: PreparationPlan, target: Path, *, progress: Progres
         raise RunError(
             f"{target}: cannot be put in place ({error.strerror}); the prepared files are in {work / 'set'}"
         ) from error
-    _flush_folder(target.parent)
+    sync_folder(target.parent)
     shutil.rmtree(work)
     return {**manifest, "root": str(target), "outcome": "prepared"}
 
@@ -444,7 +445,7 @@ def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, A
     for path in files:
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    _flush_folder(folder)
+    sync_folder(folder)
     return manifest
 
 
@@ -501,11 +502,3 @@ def _write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
         file.write(json.dumps(value, indent=indent, allow_nan=False))  # at once: `dump` encodes in Python
         file.flush()
         os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
