@@ -174,6 +174,19 @@ def _convert_errors(path: Path, key: str, needed: str = "") -> Iterator[None]:
         raise DataError(f"{path}: {key} does not fit into memory, or the file is damaged") from error
 
 
+@contextmanager
+def convert_errors(path: Path, fault: str, *further: type[Exception]) -> Iterator[None]:
+    """Convert the exceptions of a format's reader, and `further` ones, into a DataError with the path and the fault."""
+    try:
+        yield
+    except DataError:
+        raise
+    except MemoryError as error:
+        raise DataError(f"{path}: does not fit into memory, or the file is damaged") from error
+    except (*READ_ERRORS, LookupError, ArithmeticError, AssertionError, AttributeError, *further) as error:
+        raise damaged(f"{path}: {fault} ({summarise_error(error)})") from error
+
+
 def summarise_error(error: BaseException) -> str:
     """Return the message of an error, shortened to fit into one line."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sightline.contract.errors import DataError, MissingExtraError, assert_installed
-from sightline.store.files.array_files import READ_ERRORS, check_decompressed_size, summarise_error
+from sightline.store.files.array_files import check_decompressed_size, convert_errors, summarise_error
 from sightline.store.files.input_files import assert_regular, copy_again, damaged, file_size, read_file
 from sightline.store.files.text_tables import parse_count, parse_rows, read_text, split_lines
 
@@ -208,15 +208,11 @@ def read_pcd(path: Path) -> PcdFields:
     assert_installed("pypcd4", needed_by=f"{path}: reading .pcd files")
     from pypcd4 import PointCloud
 
-    try:
+    with convert_errors(path, "does not read as PCD"):
         content = read_file(path)
         if header.kind == "ascii":
             content = b"\n".join(b" ".join(line.split()) for line in content.splitlines())
         table = np.atleast_1d(PointCloud.from_fileobj(io.BufferedReader(io.BytesIO(content))).pc_data)
-    except MemoryError as error:
-        raise DataError(f"{path}: does not fit into memory, or the file is damaged") from error
-    except (*READ_ERRORS, LookupError, ArithmeticError, AssertionError) as error:
-        raise damaged(f"{path}: does not read as PCD ({summarise_error(error)})") from error
     if len(table) != header.num_points:
         raise damaged(f"{path}: promises {header.num_points} points and holds {len(table)}")
     names = [name for name in table.dtype.names or () if not name.startswith(("_", "#"))]
@@ -340,30 +336,15 @@ def _convert_las_errors(path: Path, *, silences_rust: bool = False) -> Iterator[
     """
     import laspy
 
+    fault, silence = "does not read as LAS", _silenced_stderr() if silences_rust else nullcontext()
     try:
-        with _silenced_stderr() if silences_rust else nullcontext():
+        with convert_errors(path, fault, laspy.errors.LaspyException), silence:
             yield
-    except MemoryError as error:
-        raise DataError(f"{path}: does not fit into memory, or the file is damaged") from error
     except BaseException as error:
-        is_panic = type(error).__module__ == "pyo3_runtime"
-        if not is_panic and not isinstance(error, (*_LAS_ERRORS, laspy.errors.LaspyException)):
+        if type(error).__module__ != "pyo3_runtime":
             raise
-        advice = "the file is damaged or in another format"
-        if is_panic:
-            advice = "its decompressor stopped: write the file anew with LAStools or PDAL"
-        raise DataError(f"{path}: does not read as LAS ({summarise_error(error)}); {advice}") from error
-
-
-_LAS_ERRORS = (
-    *READ_ERRORS,
-    LookupError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    TypeError,
-    RuntimeError,
-)
+        advice = "its decompressor stopped: write the file anew with LAStools or PDAL"
+        raise DataError(f"{path}: {fault} ({summarise_error(error)}); {advice}") from error
 
 
 @contextmanager

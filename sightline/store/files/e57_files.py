@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sightline.contract.errors import DataError, assert_installed
-from sightline.store.files.array_files import READ_ERRORS, check_decompressed_size, summarise_error
+from sightline.store.files.array_files import check_decompressed_size, convert_errors
 from sightline.store.files.input_files import assert_regular, copy_again, damaged, file_size, get_again
 
 _HEADER = struct.Struct("<8s2I4Q")
@@ -35,7 +35,7 @@ def read_e57(path: Path) -> dict[str, np.ndarray]:
     assert_installed("pye57", needed_by=f"{path}: reading .e57 files")
     import pye57
 
-    try:
+    with convert_errors(path, "does not read as E57", pye57.libe57.E57Exception):
         pye57.libe57.ImageFile(str(path), "r").close()  # its reader hides the reason of a file that does not open
         file = pye57.E57(str(path))
         scans = range(file.scan_count)
@@ -44,12 +44,6 @@ def read_e57(path: Path) -> dict[str, np.ndarray]:
         options = {"intensity": True, "colors": True, "ignore_missing_fields": True}
         parts = [file.read_scan(index, **options) for index in scans]
         file.close()
-    except DataError:
-        raise
-    except MemoryError as error:
-        raise DataError(f"{path}: does not fit into memory, or the file is damaged") from error
-    except (*READ_ERRORS, LookupError, ArithmeticError, AttributeError, pye57.libe57.E57Exception) as error:
-        raise damaged(f"{path}: does not read as E57 ({summarise_error(error)})") from error
     if not parts:
         raise DataError(f"{path}: holds no scan; leave the file out")
     names = [name for name in _COLUMNS if all(name in part for part in parts)]
