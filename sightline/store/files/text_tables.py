@@ -16,7 +16,7 @@ import torch
 
 from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.contract.errors import DataError
-from sightline.store.files.input_files import copy_again, damaged, read_file
+from sightline.store.files.input_files import copy_again, damaged, read_file, unreadable
 
 
 def read_text(path: Path) -> str:
@@ -236,9 +236,7 @@ class LabelLines:
                         self.names.append(fields[0].decode("latin-1"))
                     position += len(line)
         except OSError as error:
-            raise DataError(
-                f"{self.path}: cannot be read ({error.strerror}); check the file and its permissions"
-            ) from error
+            raise unreadable(self.path, error) from error
         if not self.names:
             raise damaged(f"{self.path}: holds no lines")
 
