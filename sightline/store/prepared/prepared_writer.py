@@ -109,7 +109,8 @@ class PreparationPlan:
     def fingerprint(self) -> str:
         """SHA-256 of the sorted list of source files with their sizes, and their times if they are listed."""
         times = {file: [file.stat().st_mtime_ns] if self.lists_files else [] for file in self.files}
-        return _digest(sorted([os.path.relpath(file, self.source), file_size(file), *times[file]] for file in times))
+        entries = ([os.path.relpath(file, self.source), file_size(file), *times[file]] for file in times)
+        return digest_json(sorted(entries))
 
 
 def write_prepared_set(plan: PreparationPlan, target: Path, *, progress: Progress) -> dict[str, Any]:
@@ -346,7 +347,8 @@ def _fill(work: Path, plan: PreparationPlan, progress: Progress, unusable: Fault
                 if unusable:
                     continue
                 listed = {LISTED: shard_rows.listed} if plan.lists_files else {}
-                result = {**_shard_result(writer), "names": shard_rows.names, "notes": shard_rows.notes}
+                lengths = {} if (counts := writer.lengths()) is None else {"lengths": counts}
+                result = {"crc32": writer.checksums(), **lengths, "names": shard_rows.names, "notes": shard_rows.notes}
                 _write_json(note, {**_shard_state(shard), **result, **listed})
             else:
                 progress(num_done + shard.num_rows, num_all, f"{shard.title}: kept from the run before")
@@ -397,12 +399,7 @@ def _load_kept_rows(note: Path, shard: Shard, writer: SplitWriter) -> _Written |
 
 def _shard_state(shard: Shard) -> dict[str, Any]:
     files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in shard.files]
-    return {"files": _digest(files), "num_rows": shard.num_rows}
-
-
-def _shard_result(writer: SplitWriter) -> dict[str, Any]:
-    lengths = writer.lengths()
-    return {"crc32": writer.checksums(), **({} if lengths is None else {"lengths": lengths})}
+    return {"files": digest_json(files), "num_rows": shard.num_rows}
 
 
 def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, Any]:
@@ -425,15 +422,11 @@ def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, A
         **plan.manifest_extra,
     }
     prepared = PreparedSet(folder, draft)
-    draft["ranges"] = {
-        name: [min(low for low, _ in bounds), max(high for _, high in bounds)]
-        for name in plan.columns
-        if (
-            bounds := [
-                _compute_range(array) for split in prepared.splits if (array := prepared.array(split, name)).size
-            ]
-        )
-    }
+    draft["ranges"] = {}
+    for name in plan.columns:
+        arrays = [array for split in prepared.splits if (array := prepared.array(split, name)).size]
+        if arrays:
+            draft["ranges"][name] = [min(float(a.min()) for a in arrays), max(float(a.max()) for a in arrays)]
     draft |= plan.summarise(prepared)
     notes = [note for rows in filled.rows.values() for note in rows.notes]
     if notes:
@@ -463,10 +456,6 @@ def _summarise_listed_files(plan: PreparationPlan, filled: _Filled) -> dict[str,
     return {"root": str(plan.source), "num_files": len(files), "num_bytes": sum(files.values())}
 
 
-def _compute_range(array: np.ndarray) -> tuple[float, float]:
-    return float(array.min()), float(array.max())
-
-
 def _columns_json(plan: PreparationPlan) -> dict[str, Any]:
     return {
         name: {
@@ -485,7 +474,8 @@ def _estimate_bytes(plan: PreparationPlan) -> int:
     return sum(column.num_bytes * (num_elements if column.is_ragged else num_rows) for column in columns)
 
 
-def _digest(value: Any) -> str:
+def digest_json(value: Any) -> str:
+    """Return the SHA-256 of a value as JSON, in hexadecimal."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
