@@ -177,13 +177,14 @@ def _convert_errors(path: Path, key: str, needed: str = "") -> Iterator[None]:
 @contextmanager
 def convert_errors(path: Path, fault: str, *further: type[Exception]) -> Iterator[None]:
     """Convert the exceptions of a format's reader, and `further` ones, into a DataError with the path and the fault."""
+    errors: tuple[type[Exception], ...] = (*READ_ERRORS, LookupError, ArithmeticError, AssertionError, AttributeError)
     try:
         yield
     except DataError:
         raise
     except MemoryError as error:
         raise DataError(f"{path}: does not fit into memory, or the file is damaged") from error
-    except (*READ_ERRORS, LookupError, ArithmeticError, AssertionError, AttributeError, *further) as error:
+    except errors + further as error:
         raise damaged(f"{path}: {fault} ({summarise_error(error)})") from error
 
 

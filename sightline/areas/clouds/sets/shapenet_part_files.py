@@ -316,16 +316,9 @@ def _assert_no_gap(files: list[Path]) -> None:
         )
 
 
-class _Arrays(NamedTuple):
-    data: Any
-    label: Any
-    pid: Any
-
-
-def _read_arrays(path: Path, file: Hdf5File) -> _Arrays:
+def _read_arrays(path: Path, file: Hdf5File) -> list[Any]:
     """Return the three data sets of a file after a check of shapes and types. Raises DataError naming the key."""
-    arrays = _Arrays(*(file.array(key) for key in _KEYS))
-    data, label, pid = arrays
+    data, label, pid = arrays = [file.array(key) for key in _KEYS]
     check_labelled_clouds(data, label, where=str(path))
     needed = f"integers {data.shape[:2]} are needed"
     check_array(pid, where=f"{path}: 'pid'", kinds="iu", shapes=[data.shape[:2]], needed=needed)
@@ -335,9 +328,9 @@ def _read_arrays(path: Path, file: Hdf5File) -> _Arrays:
 def _scan(path: Path, num_categories: int) -> tuple[int, int]:
     """Read the numbers of shapes and points of a file. Raises DataError for wrong keys and labels out of range."""
     with open_hdf5(path, what=_WHAT) as file:
-        arrays = _read_arrays(path, file)
-        check_labels(arrays.label[...].reshape(-1), num_categories, where=f"{path}: label", noun="categories")
-        return arrays.data.shape[:2]
+        data, label, _ = _read_arrays(path, file)
+        check_labels(label[...].reshape(-1), num_categories, where=f"{path}: label", noun="categories")
+        return data.shape[0], data.shape[1]
 
 
 def _iterate_rows(path: Path, known: tuple[Category, ...]) -> Iterator[SampleRow]:
