@@ -18,6 +18,7 @@ from sightline.compute.geometry.sampling import farthest_point_sample
 from sightline.compute.geometry.surfaces import SurfacePoints, estimate_normals, sample_surface
 from sightline.contract.errors import DataError
 from sightline.store.files.cloud_files import PointCloud, check_strays
+from sightline.store.files.input_files import damaged, download_again
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
 
 Normals: TypeAlias = Literal["none", "file", "estimated"]
@@ -82,9 +83,8 @@ def check_labels(labels: np.ndarray, num_classes: int, *, where: str, noun: str 
     """Raise DataError, led by `where`, naming the first label (N,) without a class."""
     invalid = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(invalid):
-        raise DataError(
-            f"{where}[{invalid[0]}] is {labels[invalid[0]]}, there are {num_classes} {noun} (0 to {num_classes - 1}); "
-            "download the file again"
+        raise download_again(
+            f"{where}[{invalid[0]}] is {labels[invalid[0]]}, there are {num_classes} {noun} (0 to {num_classes - 1})"
         )
 
 
@@ -93,7 +93,7 @@ def check_finite(points: np.ndarray, *, where: str) -> None:
     is_finite = np.isfinite(points)
     if not is_finite.all():
         point, axis = np.argwhere(~is_finite)[0]
-        raise DataError(f"{where}[{point}, {axis}] is {points[point, axis]}; download the file again")
+        raise download_again(f"{where}[{point}, {axis}] is {points[point, axis]}")
 
 
 NUM_MESH_POINTS = 2048
@@ -148,9 +148,7 @@ def prepare_cloud(
     Source: Qi et al. 2017 (PointNet), section 5.1; Eldar et al. 1997 (farthest point).
     """
     if np.abs(cloud.points).max() > _MAX_COORDINATE:
-        raise DataError(
-            f"{where}: a coordinate is {np.abs(cloud.points).max():.4g}; the file is damaged or in another format"
-        )
+        raise damaged(f"{where}: a coordinate is {np.abs(cloud.points).max():.4g}")
     if cloud.faces is None or not len(cloud.faces):
         check_strays(cloud.points, where=where)
     if faces == "sample" and cloud.faces is not None and len(cloud.faces):

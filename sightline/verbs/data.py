@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sightline.commands.data import (
     ConvertOptions,
@@ -33,10 +33,6 @@ from sightline.store.prepared.prepared_data import PreparedData
 from sightline.store.prepared.views import VIEWS_SET, Views
 from sightline.verbs.output import print_note
 from sightline.verbs.terminal import fail
-
-if TYPE_CHECKING:
-    pass
-
 
 _WIDTH = 110
 _MAX_LISTED = 40

@@ -23,7 +23,7 @@ from sightline.contract.arguments import Count, PositiveFraction, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, UnitSphere
 from sightline.store.files.image_files import png_fault, read_view
-from sightline.store.files.input_files import open_regular
+from sightline.store.files.input_files import download_again, open_regular
 from sightline.store.files.ply import read_ply
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
@@ -170,9 +170,8 @@ class PairReader:
         """Read the cloud, scaled to the unit sphere, and all views. Raises DataError naming an unreadable file."""
         points = _read_cloud(item.cloud)
         if len(points) != self.num_points:
-            raise DataError(
-                f"{item.cloud}: has {len(points)} points, the first cloud of the set has {self.num_points}; download "
-                "the file again"
+            raise download_again(
+                f"{item.cloud}: has {len(points)} points, the first cloud of the set has {self.num_points}"
             )
         views = [
             read_view(path, size_px=self.size_px, background=self.background) for path in item.views(self.num_views)
@@ -259,13 +258,11 @@ def _read_cloud(path: Path) -> np.ndarray:
     vertex = read_ply(path).vertex
     missing = [axis for axis in "xyz" if axis not in vertex]
     if missing:
-        raise DataError(
-            f"{path}: its vertices have no {missing[0]}, they have {', '.join(vertex)}; download the file again"
-        )
+        raise download_again(f"{path}: its vertices have no {missing[0]}, they have {', '.join(vertex)}")
     points = np.stack([vertex[axis] for axis in "xyz"], axis=1, dtype=np.float64)
     if not np.isfinite(points).all():
         row, axis = np.argwhere(~np.isfinite(points))[0]
-        raise DataError(f"{path}: vertex {row}: {'xyz'[axis]} is {points[row, axis]}; download the file again")
+        raise download_again(f"{path}: vertex {row}: {'xyz'[axis]} is {points[row, axis]}")
     return points
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from sightline.contract.errors import DataError
 from sightline.store.files.array_files import check_decompressed_size, read_npy
 from sightline.store.files.image_files import DECODE_ERRORS, DEPTH_MODES, FREE_IMAGE_BYTES, PNG_END
-from sightline.store.files.input_files import assert_regular, file_size, read_file
+from sightline.store.files.input_files import assert_regular, damaged, file_size, read_file
 
 SizePx: TypeAlias = tuple[int, int]
 """Width and height of an image, in pixels."""
@@ -62,10 +62,7 @@ def read_depth(
     with np.errstate(over="ignore"):  # values too large for float32 become infinite
         depth = (image * np.float64(mm_per_unit)).astype(np.float32)
     if np.isinf(depth).any():
-        raise DataError(
-            f"{path}: the farthest depth is {image.max():.4g}, which cannot be in mm; the file is damaged or in "
-            "another format"
-        )
+        raise damaged(f"{path}: the farthest depth is {image.max():.4g}, which cannot be in mm")
     if 0 < depth.max(initial=0) < MIN_RANGE_MM:
         raise DataError(
             f"{path}: the farthest depth is {depth.max():.4g} mm, nearer than any camera measures; if the file is in "
@@ -132,27 +129,20 @@ def read_windowed_depth(path: Path, *, size_px: SizePx | None = None) -> np.ndar
     """
     content = read_file(path)
     if len(content) < _HEADER.size:
-        raise DataError(
-            f"{path}: has {len(content)} bytes, the header alone has {_HEADER.size}; the file is damaged or in "
-            "another format"
-        )
+        raise damaged(f"{path}: has {len(content)} bytes, the header alone has {_HEADER.size}")
     width, height, left, top, right, bottom = _HEADER.unpack_from(content)
     if size_px not in (None, (width, height)) or not (0 < width <= _MAX_SIZE_PX and 0 < height <= _MAX_SIZE_PX):
         wanted = "{} x {}".format(*size_px) if size_px else f"at most {_MAX_SIZE_PX} a side"
-        raise DataError(
-            f"{path}: byte 0: the image is {width} x {height}, {wanted} is needed; the file is damaged or in another "
-            "format"
-        )
+        raise damaged(f"{path}: byte 0: the image is {width} x {height}, {wanted} is needed")
     if not (0 <= left <= right <= width and 0 <= top <= bottom <= height):
-        raise DataError(
+        raise damaged(
             f"{path}: byte 8: the window from {left}, {top} to {right}, {bottom} is not within the image of {width} x "
-            f"{height}; the file is damaged or in another format"
+            f"{height}"
         )
     expected = _HEADER.size + 4 * (right - left) * (bottom - top)
     if len(content) != expected:
-        raise DataError(
-            f"{path}: has {len(content)} bytes, its window of {right - left} x {bottom - top} asks for {expected}; "
-            "the file is damaged or in another format"
+        raise damaged(
+            f"{path}: has {len(content)} bytes, its window of {right - left} x {bottom - top} asks for {expected}"
         )
     check_decompressed_size(str(path), 4 * width * height, len(content))
     depth = np.zeros((height, width), dtype=np.float32)
@@ -183,9 +173,7 @@ def _decode(path: Path, kind: Literal["PNG", "TIFF"]) -> tuple[str, np.ndarray]:
     """Decode a file to its mode and pixels. Raises DataError if it is truncated, damaged, or has several images."""
     content = read_file(path)
     if kind == "PNG" and not content.endswith(PNG_END):
-        raise DataError(
-            f"{path}: does not end as PNG files do, at byte {len(content)}; the file is damaged or in another format"
-        )
+        raise damaged(f"{path}: does not end as PNG files do, at byte {len(content)}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about large images, which are checked below, and damaged tags
@@ -202,7 +190,7 @@ def _decode(path: Path, kind: Literal["PNG", "TIFF"]) -> tuple[str, np.ndarray]:
         raise
     except DECODE_ERRORS as error:
         reason = " ".join(str(error).partition(" <_io.")[0].split())
-        raise DataError(f"{path}: cannot be decoded ({reason}); the file is damaged or in another format") from error
+        raise damaged(f"{path}: cannot be decoded ({reason})") from error
 
 
 def _check_numbers(array: np.ndarray, path: Path, no_return: float | None) -> np.ndarray:

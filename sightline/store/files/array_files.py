@@ -30,7 +30,7 @@ from typing import IO, Any, Literal, NamedTuple
 import numpy as np
 
 from sightline.contract.errors import DataError, assert_installed
-from sightline.store.files.input_files import assert_regular, file_size, read_file
+from sightline.store.files.input_files import assert_regular, copy_again, damaged, file_size, read_file
 
 _MAX_EXPANSION = 100
 """Maximum ratio of memory to stored size of an entry. Clouds are compressed 2 to 10 times, bombs 1,000 times."""
@@ -169,11 +169,23 @@ def _convert_errors(path: Path, key: str, needed: str = "") -> Iterator[None]:
     except READ_ERRORS as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(
-            f"{path}: {key} cannot be read ({summarise_error(error)}); the file is damaged or in another format"
-        ) from error
+        raise damaged(f"{path}: {key} cannot be read ({summarise_error(error)})") from error
     except MemoryError as error:  # also raised by Python's parser for a header of ten thousand brackets
         raise DataError(f"{path}: {key} does not fit into memory, or the file is damaged") from error
+
+
+@contextmanager
+def convert_errors(path: Path, fault: str, *further: type[Exception]) -> Iterator[None]:
+    """Convert the exceptions of a format's reader, and `further` ones, into a DataError with the path and the fault."""
+    errors: tuple[type[Exception], ...] = (*READ_ERRORS, LookupError, ArithmeticError, AssertionError, AttributeError)
+    try:
+        yield
+    except DataError:
+        raise
+    except MemoryError as error:
+        raise DataError(f"{path}: does not fit into memory, or the file is damaged") from error
+    except errors + further as error:
+        raise damaged(f"{path}: {fault} ({summarise_error(error)})") from error
 
 
 def summarise_error(error: BaseException) -> str:
@@ -207,12 +219,10 @@ def read_mat(path: Path, key: str, *, kinds: str = "fiu") -> np.ndarray:
     except DataError:
         raise
     except (*READ_ERRORS, LookupError, MatReadError, MemoryError) as error:
-        raise DataError(
-            f"{path}: {key} cannot be read ({summarise_error(error)}); the file is damaged or in another format"
-        ) from error
+        raise damaged(f"{path}: {key} cannot be read ({summarise_error(error)})") from error
     if key not in variables or variables[key].dtype.kind not in kinds:
         noun = "cells" if kinds == "O" else "numbers"
-        raise DataError(f"{path}: has no array of {noun} '{key}'; the file is damaged or in another format")
+        raise damaged(f"{path}: has no array of {noun} '{key}'")
     array: np.ndarray = variables[key]
     return array
 
@@ -372,7 +382,7 @@ class Hdf5File:
         dataset = self.root[key]
         if not hasattr(dataset, "shape"):
             description = "a group" if _is_group(dataset) else "a type"
-            raise DataError(f"{where} is {description}, an array is needed; the file is damaged or in another format")
+            raise damaged(f"{where} is {description}, an array is needed")
         _check_kind(where, dataset, kinds)
         _check_stored(where, dataset, self.path.stat().st_size)
         return dataset
@@ -463,9 +473,9 @@ def _check_stored(where: str, dataset: Any, num_bytes: int) -> None:
         is_complete = dataset.id.get_num_chunks() >= num_chunks
         memory_bytes = num_chunks * math.prod(dataset.chunks) * element_bytes
     if stored > num_bytes or not is_complete:
-        raise DataError(
+        raise copy_again(
             f"{where} claims to be {dataset.dtype} {dataset.shape}, {claimed} bytes, and {stored} are stored in a "
-            f"file of {num_bytes}; it was not written to the end: copy or download it again"
+            f"file of {num_bytes}; it was not written to the end"
         )
     check_decompressed_size(
         where, memory_bytes, stored, free_bytes=FREE_BYTES if dataset.dtype.kind == "f" else _MASK_BYTES

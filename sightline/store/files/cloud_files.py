@@ -15,7 +15,7 @@ from sightline.store.files.array_files import READ_ERRORS, hdf5_names, read_hdf5
 from sightline.store.files.cloud_formats import announces_faces, las_names, read_las, read_off, read_pcd
 from sightline.store.files.column_names import COLOURS, NORMALS, POINTS, NamedColumns, has_triple, rename_columns
 from sightline.store.files.e57_files import read_e57
-from sightline.store.files.input_files import assert_regular
+from sightline.store.files.input_files import assert_regular, damaged
 from sightline.store.files.mesh_formats import read_obj, read_stl
 from sightline.store.files.ply import read_ply
 from sightline.store.files.text_tables import read_rows, split_lines
@@ -415,11 +415,9 @@ def _check_cloud(path: Path, cloud: PointCloud, first_line: int | None, *, keeps
                 remedy = "mend the line, or take these points out"
             more = f", and so are {len(invalid) - 1} more" if len(invalid) > 1 else ""
             raise DataError(f"{where}{more}; {remedy}{_advise_columns(cloud, name)}")
-    if cloud.faces is not None and len(cloud.faces) and not _is_within(cloud.faces, len(cloud.points)):
-        raise DataError(
-            f"{path}: a face names point {_first_outside(cloud.faces, len(cloud.points))}, there are "
-            f"{len(cloud.points)} (0 to {len(cloud.points) - 1}); the file is damaged or in another format"
-        )
+    faces, count = np.zeros(0) if cloud.faces is None else cloud.faces, len(cloud.points)
+    if len(outside := faces[(faces < 0) | (faces >= count)]):
+        raise damaged(f"{path}: a face names point {outside[0]}, there are {count} (0 to {count - 1})")
 
 
 def _advise_columns(cloud: PointCloud, name: str) -> str:
@@ -430,14 +428,6 @@ def _advise_columns(cloud: PointCloud, name: str) -> str:
     listed = ", ".join(column for column in kept if column != name and (name != "normals" or column not in NORMALS))
     words = listed.replace(" ", "")
     return f", or read it without {name}: 'columns=[{listed}]' or --columns {words} (_ skips a column without a name)"
-
-
-def _is_within(faces: np.ndarray, num_points: int) -> bool:
-    return bool(faces.min() >= 0 and faces.max() < num_points)
-
-
-def _first_outside(faces: np.ndarray, num_points: int) -> int:
-    return int(faces[(faces < 0) | (faces >= num_points)][0])
 
 
 def _has_polygons(path: Path) -> bool:

@@ -22,8 +22,8 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sightline.contract.errors import DataError, MissingExtraError, assert_installed
-from sightline.store.files.array_files import READ_ERRORS, check_decompressed_size, summarise_error
-from sightline.store.files.input_files import assert_regular, file_size, read_file
+from sightline.store.files.array_files import check_decompressed_size, convert_errors, summarise_error
+from sightline.store.files.input_files import assert_regular, copy_again, damaged, file_size, read_file
 from sightline.store.files.text_tables import parse_count, parse_rows, read_text, split_lines
 
 if TYPE_CHECKING:
@@ -71,10 +71,9 @@ def read_off(path: Path, *, needs_faces: bool = True) -> Mesh:
         _refuse_short(lines, start, num_vertices, num_faces)
     vertices = parse_rows(lines.texts[start:stop], lines.numbers[start:stop], path=path, num_columns=3)
     if len(lines.texts) > stop + num_faces:
-        raise DataError(
+        raise copy_again(
             f"{lines.where(stop + num_faces)}: {len(lines.texts) - stop - num_faces} lines more than the "
-            f"{num_vertices} vertices and {num_faces} faces announced; the file or its header is damaged: copy or "
-            "download it again"
+            f"{num_vertices} vertices and {num_faces} faces announced; the file or its header is damaged"
         )
     if not num_faces and not needs_faces:
         return Mesh(vertices, np.empty((0, 3), dtype=np.int64))
@@ -86,7 +85,7 @@ def _read_lines(path: Path) -> _Lines:
     texts = [line.partition("#")[0].strip() for line in split_lines(read_text(path))]
     numbers = [number for number, text in enumerate(texts, start=1) if text]
     if not numbers:
-        raise DataError(f"{path}: is empty, an OFF mesh was expected; the file is damaged or in another format")
+        raise damaged(f"{path}: is empty, an OFF mesh was expected")
     return _Lines(path, [texts[number - 1] for number in numbers], numbers)
 
 
@@ -98,15 +97,12 @@ def _parse_header(lines: _Lines) -> tuple[int, int, int]:
     is_glued = bool(first[3:].strip())
     index = 0 if is_glued else 1
     if index == len(lines.texts):
-        raise DataError(
-            f"{lines.where(0)}: ends before the numbers of vertices and faces; the file is damaged or in another format"
-        )
+        raise damaged(f"{lines.where(0)}: ends before the numbers of vertices and faces")
     tokens = (first[3:] if is_glued else lines.texts[1]).split()
     counts = [parse_count(token) for token in tokens]
     if len(tokens) not in (2, 3) or counts[0] is None or counts[1] is None or None in counts:
-        raise DataError(
-            f"{lines.where(index)}: needs the numbers of vertices, faces and edges, found {' '.join(tokens)[:40]!r}; "
-            "the file is damaged or in another format"
+        raise damaged(
+            f"{lines.where(index)}: needs the numbers of vertices, faces and edges, found {' '.join(tokens)[:40]!r}"
         )
     return counts[0], counts[1], index + 1
 
@@ -126,9 +122,9 @@ def _refuse_short(lines: _Lines, start: int, num_vertices: int, num_faces: int) 
         if num_remaining < num_vertices
         else ("faces", num_remaining - num_vertices, num_faces)
     )
-    raise DataError(
+    raise copy_again(
         f"{lines.path}: announces {announced} {kind}, the file ends after {num_found} (line {lines.numbers[-1]}); it "
-        "is cut short: copy or download it again"
+        "is cut short"
     )
 
 
@@ -165,14 +161,10 @@ def _parse_polygon(text: str, where: str, num_vertices: int) -> list[int]:
     tokens = text.split()
     num_corners = parse_count(tokens[0]) or 0
     if num_corners < 1:
-        raise DataError(
-            f"{where}: {tokens[0][:40]!r} is not a number of corners; the file is damaged or in another format"
-        )
+        raise damaged(f"{where}: {tokens[0][:40]!r} is not a number of corners")
     corners = tokens[1 : 1 + num_corners]
     if len(corners) < num_corners:
-        raise DataError(
-            f"{where}: a face of {num_corners} corners names {len(corners)}; the file is damaged or in another format"
-        )
+        raise damaged(f"{where}: a face of {num_corners} corners names {len(corners)}")
     return [_parse_vertex(token, where, num_vertices) for token in corners]
 
 
@@ -180,15 +172,10 @@ def _parse_vertex(token: str, where: str, num_vertices: int) -> int:
     """Parse the index of a vertex. Raises DataError for any other token, and for an index out of range."""
     digits = token.removeprefix("-")
     if not digits.isdecimal():
-        raise DataError(
-            f"{where}: {token[:40]!r} is not the index of a vertex; the file is damaged or in another format"
-        )
+        raise damaged(f"{where}: {token[:40]!r} is not the index of a vertex")
     index = parse_count(digits)
     if index is None or index >= num_vertices or (index and digits != token):
-        raise DataError(
-            f"{where}: a face names vertex {token[:40]}, there are {num_vertices} (0 to {num_vertices - 1}); the file "
-            "is damaged or in another format"
-        )
+        raise damaged(f"{where}: a face names vertex {token[:40]}, there are {num_vertices} (0 to {num_vertices - 1})")
     return index
 
 
@@ -221,22 +208,13 @@ def read_pcd(path: Path) -> PcdFields:
     assert_installed("pypcd4", needed_by=f"{path}: reading .pcd files")
     from pypcd4 import PointCloud
 
-    try:
+    with convert_errors(path, "does not read as PCD"):
         content = read_file(path)
         if header.kind == "ascii":
             content = b"\n".join(b" ".join(line.split()) for line in content.splitlines())
         table = np.atleast_1d(PointCloud.from_fileobj(io.BufferedReader(io.BytesIO(content))).pc_data)
-    except MemoryError as error:
-        raise DataError(f"{path}: does not fit into memory, or the file is damaged") from error
-    except (*READ_ERRORS, LookupError, ArithmeticError, AssertionError) as error:
-        raise DataError(
-            f"{path}: does not read as PCD ({summarise_error(error)}); the file is damaged or in another format"
-        ) from error
     if len(table) != header.num_points:
-        raise DataError(
-            f"{path}: promises {header.num_points} points and holds {len(table)}; the file is damaged or in another "
-            "format"
-        )
+        raise damaged(f"{path}: promises {header.num_points} points and holds {len(table)}")
     names = [name for name in table.dtype.names or () if not name.startswith(("_", "#"))]
     return PcdFields({name.lower(): table[name] for name in names}, header.num_extra_bytes)
 
@@ -269,10 +247,7 @@ def _check_pcd_header(path: Path, file: IO[bytes]) -> _PcdHeader:
     except (KeyError, IndexError, ValueError, TypeError):
         minimum = 0
     if minimum < 1:
-        raise DataError(
-            f"{path}: has no header of a PCD file (FIELDS, SIZE, POINTS, DATA); the file is damaged or in another "
-            "format"
-        )
+        raise damaged(f"{path}: has no header of a PCD file (FIELDS, SIZE, POINTS, DATA)")
     if kind not in _KINDS:
         raise DataError(
             f"{path}: its points are DATA {kind[:40]}, which is not read; save them as {' or '.join(_KINDS)}"
@@ -287,9 +262,9 @@ def _check_pcd_header(path: Path, file: IO[bytes]) -> _PcdHeader:
     if kind == "binary_compressed":
         stored, expanded = struct.unpack("<II", file.read(8).ljust(8, b"\0"))
         if available < 8 + stored or expanded != num_points * row_bytes:
-            raise DataError(
+            raise damaged(
                 f"{path}: promises {num_points} points of {row_bytes} bytes, its compressed part states {stored} "
-                f"bytes that become {expanded}, and {available} follow; the file is damaged or in another format"
+                f"bytes that become {expanded}, and {available} follow"
             )
     check_decompressed_size(str(path), num_points * row_bytes, available)
     return _PcdHeader(num_points, kind, available - claimed if kind == "binary" else 0)
@@ -376,30 +351,15 @@ def _convert_las_errors(path: Path, *, silences_rust: bool = False) -> Iterator[
     import laspy
 
     logging.getLogger("laspy").setLevel(logging.CRITICAL)  # it also logs the errors that it raises
+    fault, silence = "does not read as LAS", _silenced_stderr() if silences_rust else nullcontext()
     try:
-        with _silenced_stderr() if silences_rust else nullcontext():
+        with convert_errors(path, fault, laspy.errors.LaspyException), silence:
             yield
-    except MemoryError as error:
-        raise DataError(f"{path}: does not fit into memory, or the file is damaged") from error
     except BaseException as error:
-        is_panic = type(error).__module__ == "pyo3_runtime"
-        if not is_panic and not isinstance(error, (*_LAS_ERRORS, laspy.errors.LaspyException)):
+        if type(error).__module__ != "pyo3_runtime":
             raise
-        advice = "the file is damaged or in another format"
-        if is_panic:
-            advice = "its decompressor stopped: write the file anew with LAStools or PDAL"
-        raise DataError(f"{path}: does not read as LAS ({summarise_error(error)}); {advice}") from error
-
-
-_LAS_ERRORS = (
-    *READ_ERRORS,
-    LookupError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    TypeError,
-    RuntimeError,
-)
+        advice = "its decompressor stopped: write the file anew with LAStools or PDAL"
+        raise DataError(f"{path}: {fault} ({summarise_error(error)}); {advice}") from error
 
 
 @contextmanager
@@ -420,19 +380,16 @@ def _check_header(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(_HEADER_BYTES_1_4)
     if len(head) < _HEADER_BYTES or head[:4] != b"LASF":
-        raise DataError(
-            f"{path}: does not begin with the header of a LAS file; the file is damaged or in another format"
-        )
+        raise damaged(f"{path}: does not begin with the header of a LAS file")
     start, num_records, kind, row_bytes, num_points = struct.unpack_from("<IIBHI", head, 96)
     if (head[24], head[25]) >= (1, 4) and len(head) == _HEADER_BYTES_1_4:
         num_points = max(num_points, *struct.unpack_from("<Q", head, 247))
     size, is_compressed = file_size(path), bool(kind & _IS_COMPRESSED)
     needed = start + (0 if is_compressed else num_points * row_bytes)
     if start < num_records * _VLR_BYTES or needed > size:
-        raise DataError(
+        raise copy_again(
             f"{path}: its header promises {num_points} points of {row_bytes} bytes from byte {start} on, and "
-            f"{num_records} records before; the file has {size} bytes; it is cut short or damaged: copy or download "
-            "it again"
+            f"{num_records} records before; the file has {size} bytes; it is cut short or damaged"
         )
     check_decompressed_size(str(path), num_points * row_bytes, size)
     if is_compressed:
@@ -463,9 +420,9 @@ def _check_chunks(path: Path, head: bytes, num_points: int, row_bytes: int) -> N
         _MAX_CHUNK_BYTES, num_points * row_bytes
     )
     if num_chunks > num_points + 1 or is_too_large:
-        raise DataError(
+        raise copy_again(
             f"{path}: states {num_chunks} chunks of {chunk_points} points, and has {num_points} points; the file is "
-            "damaged: copy or download it again"
+            "damaged"
         )
 
 

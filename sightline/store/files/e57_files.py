@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from sightline.contract.errors import DataError, assert_installed
-from sightline.store.files.array_files import READ_ERRORS, check_decompressed_size, summarise_error
-from sightline.store.files.input_files import assert_regular, file_size
+from sightline.store.files.array_files import check_decompressed_size, convert_errors
+from sightline.store.files.input_files import assert_regular, copy_again, damaged, file_size, get_again
 
 _HEADER = struct.Struct("<8s2I4Q")
 """Magic word, version, length of the file, place and length of its XML section, and length of a page."""
@@ -35,7 +35,7 @@ def read_e57(path: Path) -> dict[str, np.ndarray]:
     assert_installed("pye57", needed_by=f"{path}: reading .e57 files")
     import pye57
 
-    try:
+    with convert_errors(path, "does not read as E57", pye57.libe57.E57Exception):
         pye57.libe57.ImageFile(str(path), "r").close()  # its reader hides the reason of a file that does not open
         file = pye57.E57(str(path))
         scans = range(file.scan_count)
@@ -44,14 +44,6 @@ def read_e57(path: Path) -> dict[str, np.ndarray]:
         options = {"intensity": True, "colors": True, "ignore_missing_fields": True}
         parts = [file.read_scan(index, **options) for index in scans]
         file.close()
-    except DataError:
-        raise
-    except MemoryError as error:
-        raise DataError(f"{path}: does not fit into memory, or the file is damaged") from error
-    except (*READ_ERRORS, LookupError, ArithmeticError, AttributeError, pye57.libe57.E57Exception) as error:
-        raise DataError(
-            f"{path}: does not read as E57 ({summarise_error(error)}); the file is damaged or in another format"
-        ) from error
     if not parts:
         raise DataError(f"{path}: holds no scan; leave the file out")
     names = [name for name in _COLUMNS if all(name in part for part in parts)]
@@ -65,12 +57,12 @@ def _check_xml(path: Path) -> None:
     with path.open("rb") as file:
         head, size = file.read(_HEADER.size), file_size(path)
         if len(head) < _HEADER.size or head[:8] != b"ASTM-E57":
-            raise DataError(f"{path}: does not begin as E57 files do; the file is damaged or in another format")
+            raise damaged(f"{path}: does not begin as E57 files do")
         *_, length, start, num_bytes, page_bytes = _HEADER.unpack(head)
         if length > size or page_bytes != _PAGE_BYTES or start >= size or num_bytes > min(size, _MAX_XML_BYTES):
-            raise DataError(
+            raise copy_again(
                 f"{path}: its header promises {length} bytes with {num_bytes} of XML from byte {start} on; there are "
-                f"{size}; it is cut short or damaged: copy or download it again"
+                f"{size}; it is cut short or damaged"
             )
         file.seek(start - start % _PAGE_BYTES)
         pages = file.read(num_bytes + num_bytes // 64 + 2 * _PAGE_BYTES)
@@ -79,4 +71,4 @@ def _check_xml(path: Path) -> None:
     encoding = re.match(rb"<\?xml[^>]*encoding=.([\w-]*)", xml)
     is_utf8 = xml.startswith(b"<") and b"\0" not in xml and (encoding is None or encoding[1].lower() == b"utf-8")
     if not is_utf8 or re.search(rb"<!(doctype|entity)", xml, re.IGNORECASE):
-        raise DataError(f"{path}: its XML section is no plain UTF-8 without DOCTYPE and ENTITY; get the file again")
+        raise get_again(f"{path}: its XML section is no plain UTF-8 without DOCTYPE and ENTITY")

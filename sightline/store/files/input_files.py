@@ -9,12 +9,26 @@ import errno
 import io
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sightline.config.yaml_tree import ConfigFaults, read_tables
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.regular_files import check_regular_file, parse_json
+
+
+def _with_advice(advice: str) -> Callable[[str], DataError]:
+    return lambda fault: DataError(f"{fault}{advice}")
+
+
+damaged = _with_advice("; the file is damaged or in another format")
+copy_again = _with_advice(": copy or download it again")
+get_again = _with_advice("; get the file again")
+download_again = _with_advice("; download the file again")
+unpack_again = _with_advice("; unpack the release again")
+prepare_again = _with_advice("; prepare the set again")
+"""Makers of the DataError of a file by its location and fault, with the advice that most faults need."""
 
 
 class BoundedFile(io.BufferedReader):
@@ -47,7 +61,7 @@ def assert_regular(path: Path) -> None:
         if error.errno == errno.ENOENT and not os.path.lexists(path):
             raise DataError(f"{path}: there is no such file; check the path") from error
         if error.errno not in (errno.ENOENT, errno.EINVAL, errno.EISDIR, errno.ELOOP):
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
         kinds = "a broken link, a folder, a pipe or a device"
         raise DataError(f"{path}: is not a regular file ({kinds}); take it out") from error
 
@@ -58,7 +72,7 @@ def open_regular(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def read_file(path: Path) -> bytes:
@@ -71,7 +85,7 @@ def read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     except MemoryError as error:
         raise _too_large(path, num_bytes) from error
 
@@ -89,7 +103,7 @@ def file_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def _too_large(path: Path, num_bytes: int) -> DataError:
@@ -98,7 +112,8 @@ def _too_large(path: Path, num_bytes: int) -> DataError:
     )
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
+def unreadable(path: Path, error: OSError) -> DataError:
+    """Return the error of a file that the system does not open or read."""
     return DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions")
 
 

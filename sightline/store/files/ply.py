@@ -18,6 +18,7 @@ import numpy as np
 
 from sightline.contract.errors import DataError
 from sightline.store.files.atomic_write import open_atomic
+from sightline.store.files.input_files import copy_again, damaged
 from sightline.store.files.text_tables import parse_count, parse_rows, read_text, split_lines
 
 _TYPES = {
@@ -115,22 +116,18 @@ def _read_header(path: Path, content: str) -> _Header:
             fault = (
                 "has no end_header" if content.startswith("ply") else f"starts with {content[:10]!r}, not with 'ply'"
             )
-            raise DataError(
-                f"{path}:{len(lines) + 1}: {fault}; it is cut short or not a PLY file: copy or download it again"
-            )
+            raise copy_again(f"{path}:{len(lines) + 1}: {fault}; it is cut short or not a PLY file")
         lines.append(content[start:stop].strip())
         start = stop + 1
     if lines[0] != "ply":
-        raise DataError(
-            f"{path}:1: starts with {lines[0][:10]!r}, not with 'ply'; the file is damaged or in another format"
-        )
+        raise damaged(f"{path}:1: starts with {lines[0][:10]!r}, not with 'ply'")
     order = _parse_byte_order(path, lines[1])
     elements: list[_Element] = []
     for number, line in enumerate(lines[2:-1], start=3):
         _add_header_line(elements, line, f"{path}:{number}")
     bare = next((element.name for element in elements if not element.properties), None)
     if bare is not None:
-        raise DataError(f"{path}: the header gives '{bare}' no properties; the file is damaged or in another format")
+        raise damaged(f"{path}: the header gives '{bare}' no properties")
     vertex = next((element for element in elements if element.name == "vertex"), None)
     if vertex is None or not vertex.size:
         raise DataError(f"{path}: the header names no vertices; there is no cloud in it: leave the file out")
@@ -141,10 +138,7 @@ def _parse_byte_order(path: Path, line: str) -> str:
     """Parse the `format` line to NumPy's byte order, empty for ASCII."""
     fields = line.split()
     if len(fields) != 3 or fields[0] != "format" or fields[1] not in _FORMATS or fields[2] != "1.0":
-        raise DataError(
-            f"{path}:2: {line[:60]!r} is not a known format ({', '.join(_FORMATS)}, 1.0); the file is damaged or in "
-            "another format"
-        )
+        raise damaged(f"{path}:2: {line[:60]!r} is not a known format ({', '.join(_FORMATS)}, 1.0)")
     return _FORMATS[fields[1]]
 
 
@@ -164,16 +158,14 @@ def _add_header_line(elements: list[_Element], line: str, where: str) -> None:
         case ["property", "list", counter, kind, name] if elements and kind in _TYPES and counter in _TYPES:
             new_property = _Property(name.lower(), _TYPES[kind], _TYPES[counter])
         case _:
-            raise DataError(
-                f"{where}: {line[:60]!r} is not a line of a PLY header; the file is damaged or in another format"
-            )
+            raise damaged(f"{where}: {line[:60]!r} is not a line of a PLY header")
     if new_property.counter.startswith("f") or new_property.name in {item.name for item in elements[-1].properties}:
         fault = (
             "counts a list with fractions"
             if new_property.counter.startswith("f")
             else f"names '{new_property.name}' twice"
         )
-        raise DataError(f"{where}: {line[:60]!r} {fault}; the file is damaged or in another format")
+        raise damaged(f"{where}: {line[:60]!r} {fault}")
     elements[-1].properties.append(new_property)
 
 
@@ -183,39 +175,25 @@ def _read_binary(path: Path, content: bytes, header: _Header) -> dict[str, _Valu
     for element in header.elements:
         needed = element.size * element.row_bytes
         if needed > len(content) - position:
-            raise DataError(
+            raise copy_again(
                 f"{path}: byte {position}: {element.size} x {element.name} need {needed} bytes, "
-                f"{len(content) - position} are left; the file is cut short or its header is wrong: copy or download "
-                "it again"
+                f"{len(content) - position} are left; the file is cut short or its header is wrong"
             )
-        if element.is_plain:
-            values, position = _read_plain_rows(content, position, element, header.order)
-        else:
-            values, position = _read_uniform_rows(content, position, element, header.order) or _read_ragged_rows(
-                path, content, position, element, header.order
-            )
+        values, position = _read_uniform_rows(content, position, element, header.order) or _read_ragged_rows(
+            path, content, position, element, header.order
+        )
         values_by_element[element.name] = values
     if position != len(content):
-        raise DataError(
+        raise copy_again(
             f"{path}: byte {position}: {len(content) - position} bytes more than the header announces; the file or "
-            "its header is damaged: copy or download it again"
+            "its header is damaged"
         )
     return values_by_element
 
 
-def _read_plain_rows(content: bytes, position: int, element: _Element, order: str) -> tuple[_Values, int]:
-    """Read rows without lists, all at once."""
-    dtype = np.dtype([(item.name, order + item.kind) for item in element.properties])
-    table = np.frombuffer(content, dtype=dtype, count=element.size, offset=position)
-    scalars = {item.name: table[item.name] for item in element.properties}
-    return _Values(scalars, {}), position + element.size * dtype.itemsize
-
-
 def _read_uniform_rows(content: bytes, position: int, element: _Element, order: str) -> tuple[_Values, int] | None:
-    """Read rows whose lists all have the length in the first row (triangles, usually) at once; else None."""
-    if not element.size:
-        return _make_no_rows(element), position
-    lengths = _read_first_lengths(content, position, element, order)
+    """Read rows without lists, or whose lists all have the length in the first row (triangles), at once; else None."""
+    lengths = _read_first_lengths(content, position, element, order) if element.size else None
     if lengths is None:
         return None
     fields: list[tuple[str, str] | tuple[str, str, tuple[int]]] = []
@@ -254,13 +232,6 @@ def _read_first_lengths(content: bytes, position: int, element: _Element, order:
     return lengths
 
 
-def _make_no_rows(element: _Element) -> _Values:
-    return _Values(
-        {item.name: np.empty(0) for item in element.properties if not item.counter},
-        {item.name: () for item in element.properties if item.counter},
-    )
-
-
 def _read_ragged_rows(path: Path, content: bytes, position: int, element: _Element, order: str) -> tuple[_Values, int]:
     """Read rows with lists of any lengths, one by one. Raises DataError with the byte if the file is truncated."""
     scalars = {item.name: np.empty(element.size, order + item.kind) for item in element.properties if not item.counter}
@@ -286,9 +257,9 @@ def _read_numbers(path: Path, content: bytes, position: int, kind: str, count: i
     """Read `count` numbers at a byte. Raises DataError if the file is truncated."""
     needed = count * np.dtype(kind).itemsize
     if not 0 <= needed <= len(content) - position:
-        raise DataError(
+        raise copy_again(
             f"{path}: byte {position}: {subject} needs {needed} bytes more, {len(content) - position} are left; the "
-            "file is cut short or damaged: copy or download it again"
+            "file is cut short or damaged"
         )
     return np.frombuffer(content, dtype=kind, count=count, offset=position)
 
@@ -300,9 +271,9 @@ def _read_ascii(path: Path, text: str, header: _Header) -> dict[str, _Values]:
     announced = sum(element.size for element in header.elements)
     if len(lines) != announced:
         counts = ", ".join(f"{element.size} x {element.name}" for element in header.elements)
-        raise DataError(
+        raise copy_again(
             f"{path}:{header.num_lines + len(lines)}: {counts} are announced, {len(lines)} lines follow the header; "
-            "the file is cut short or its header is wrong: copy or download it again"
+            "the file is cut short or its header is wrong"
         )
     values_by_element = {}
     start = 0
@@ -317,9 +288,7 @@ def _read_ascii(path: Path, text: str, header: _Header) -> dict[str, _Values]:
 def _parse_rows(path: Path, rows: Sequence[str], numbers: range, element: _Element) -> _Values:
     """Parse the rows of one element: at once without lists, else one by one."""
     names = [item.name for item in element.properties]
-    if not rows:
-        return _make_no_rows(element)
-    if element.is_plain:
+    if rows and element.is_plain:
         table = parse_rows(rows, numbers, path=path, num_columns=len(names), is_finite=False)
         return _Values(dict(zip(names, table.T, strict=True)), {})
     scalars: dict[str, list[float]] = {item.name: [] for item in element.properties if not item.counter}
@@ -355,9 +324,7 @@ def _parse_row(
             raise IndexError
     except (ValueError, IndexError):
         listed = ", ".join(f"list {item.name}" if item.counter else item.name for item in element.properties)
-        raise DataError(
-            f"{where}: {' '.join(tokens)[:60]!r} is not a row of {listed}; the file is damaged or in another format"
-        ) from None
+        raise damaged(f"{where}: {' '.join(tokens)[:60]!r} is not a row of {listed}") from None
 
 
 def _split_into_triangles(path: Path, polygons: np.ndarray | Sequence[np.ndarray], num_points: int) -> np.ndarray:
@@ -370,15 +337,15 @@ def _split_into_triangles(path: Path, polygons: np.ndarray | Sequence[np.ndarray
     else:
         empty = next((index for index, polygon in enumerate(polygons) if not len(polygon)), None)
         if empty is not None:
-            raise DataError(f"{path}: face {empty} has no corners; the file is damaged: copy or download it again")
+            raise copy_again(f"{path}: face {empty} has no corners; the file is damaged")
         fans = [(polygon[0], b, c) for polygon in polygons if len(polygon) > 2 for b, c in pairwise(polygon[1:])]
         corners = np.array(fans).reshape(-1, 3)
     invalid = np.argwhere(~((corners >= 0) & (corners < num_points) & (corners == np.floor(corners))))
     if len(invalid):
         index, corner = invalid[0]
-        raise DataError(
+        raise damaged(
             f"{path}: triangle {index} names vertex {corners[index, corner]:g}, there are {num_points} (0 to "
-            f"{num_points - 1}); the file is damaged or in another format"
+            f"{num_points - 1})"
         )
     return corners.astype(np.int64)
 

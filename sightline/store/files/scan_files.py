@@ -9,7 +9,7 @@ import numpy as np
 
 from sightline.contract.errors import DataError
 from sightline.store.files.atomic_write import open_atomic
-from sightline.store.files.input_files import read_file
+from sightline.store.files.input_files import damaged, read_file
 
 MAX_ID = 2**16 - 1
 """Largest id: files store ids in 16 bits; the upper half of a label is an instance."""
@@ -72,7 +72,7 @@ def read_matrices(path: Path) -> dict[str, MatrixRow]:
     for number, line in _read_numbered_lines(path):
         where, (name, colon, numbers) = f"{path}:{number}", line.partition(":")
         if not colon:
-            raise DataError(f"{where}: is not `name: numbers`; the file is damaged or in another format")
+            raise damaged(f"{where}: is not `name: numbers`")
         if (key := name.strip()) in matrices:
             raise DataError(f"{where}: '{key[:40]}' is there twice, before in {matrices[key].where}; keep one of them")
         matrices[key] = MatrixRow(_parse_numbers(numbers, where), where)
@@ -90,9 +90,9 @@ def check_pose(matrix: np.ndarray, *, where: str) -> None:
             "zeros, scaled or damaged: copy or download the file again"
         )
     if np.linalg.det(rotation) < 0:
-        raise DataError(f"{where}: mirrors space, a rotation does not; the file is damaged or in another format")
+        raise damaged(f"{where}: mirrors space, a rotation does not")
     if not (farthest := float(np.abs(matrix).max())) <= _MAX_DISTANCE_M:
-        raise DataError(f"{where}: is {farthest:.3g} m away; the file is damaged or in another format")
+        raise damaged(f"{where}: is {farthest:.3g} m away")
 
 
 def velodyne_poses(poses_path: Path, calib_path: Path) -> np.ndarray:
@@ -108,7 +108,7 @@ def velodyne_poses(poses_path: Path, calib_path: Path) -> np.ndarray:
     ]
     matrices = read_matrices(calib_path)
     if "Tr" not in matrices:
-        raise DataError(f"{calib_path}: has no row 'Tr'; the file is damaged or in another format")
+        raise damaged(f"{calib_path}: has no row 'Tr'")
     transform = _make_pose(*matrices["Tr"])
     poses: np.ndarray = (np.linalg.inv(transform) @ np.array(rows).reshape(-1, 4, 4) @ transform)[:, :3]
     return poses
@@ -117,9 +117,7 @@ def velodyne_poses(poses_path: Path, calib_path: Path) -> np.ndarray:
 def _make_pose(numbers: np.ndarray, where: str) -> np.ndarray:
     """Build the pose (4, 4) from the twelve numbers of its first three rows."""
     if len(numbers) != 12:
-        raise DataError(
-            f"{where}: has {len(numbers)} numbers, 12 are expected; the file is damaged or in another format"
-        )
+        raise damaged(f"{where}: has {len(numbers)} numbers, 12 are expected")
     check_pose(numbers.reshape(3, 4), where=where)
     return np.vstack([numbers.reshape(3, 4), [0.0, 0.0, 0.0, 1.0]])
 
@@ -128,11 +126,9 @@ def _parse_numbers(text: str, where: str) -> np.ndarray:
     try:
         numbers = np.array([float(token) for token in text.split()])
     except ValueError:
-        raise DataError(
-            f"{where}: holds something else than numbers; the file is damaged or in another format"
-        ) from None
+        raise damaged(f"{where}: holds something else than numbers") from None
     if not np.isfinite(numbers).all():
-        raise DataError(f"{where}: holds a number that is not finite; the file is damaged or in another format")
+        raise damaged(f"{where}: holds a number that is not finite")
     return numbers
 
 
@@ -144,6 +140,4 @@ def _read_lines(path: Path) -> list[str]:
     try:
         return read_file(path).decode("ascii").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: is not text (byte {error.start}); the file is damaged or in another format"
-        ) from error
+        raise damaged(f"{path}: is not text (byte {error.start})") from error

@@ -16,7 +16,7 @@ import torch
 
 from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.contract.errors import DataError
-from sightline.store.files.input_files import read_file
+from sightline.store.files.input_files import copy_again, damaged, read_file, unreadable
 
 
 def read_text(path: Path) -> str:
@@ -42,9 +42,7 @@ def read_table(path: Path, *, num_columns: int, delimiter: str | None = None) ->
     """
     lines = _read_lines(path)
     if not lines:
-        raise DataError(
-            f"{path}: holds no rows, {num_columns} columns are needed; the file is damaged or in another format"
-        )
+        raise damaged(f"{path}: holds no rows, {num_columns} columns are needed")
     return parse_rows(lines, range(1, len(lines) + 1), path=path, num_columns=num_columns, delimiter=delimiter)
 
 
@@ -87,12 +85,12 @@ def read_rows(path: Path) -> TextRows:
         announced, start = lines[start].strip(), start + 1
     rows = lines[start:]
     if announced is not None and announced != str(len(rows)):
-        raise DataError(
+        raise copy_again(
             f"{path}:{start}: announces {announced[:40]} points, {len(rows)} rows follow; the file is cut short or "
-            "its first line is wrong: copy or download it again"
+            "its first line is wrong"
         )
     if not rows:
-        raise DataError(f"{path}: holds no rows of numbers; the file is damaged or in another format")
+        raise damaged(f"{path}: holds no rows of numbers")
     delimiter = "," if "," in rows[0] else None
     if rows[0].rstrip().endswith(","):
         rows = [row.rstrip().removesuffix(",") for row in rows]
@@ -169,9 +167,7 @@ def parse_rows(
             return table
     for number, line in zip(line_numbers, lines, strict=True):
         _refuse(line, f"{path}:{number}", num_columns, delimiter, is_finite=is_finite)
-    raise DataError(
-        f"{path}: does not read as {len(lines)} rows of {num_columns} numbers; the file is damaged or in another format"
-    )
+    raise damaged(f"{path}: does not read as {len(lines)} rows of {num_columns} numbers")
 
 
 def _refuse(line: str, where: str, num_columns: int, delimiter: str | None, *, is_finite: bool) -> None:
@@ -179,17 +175,12 @@ def _refuse(line: str, where: str, num_columns: int, delimiter: str | None, *, i
     _refuse_semicolons(line, where)
     tokens = line.split(delimiter) if line.strip() else []
     if len(tokens) != num_columns:
-        raise DataError(
-            f"{where}: {len(tokens)} columns, {num_columns} are needed; found {line.strip()[:60]!r}; the file is "
-            "damaged or in another format"
-        )
+        raise damaged(f"{where}: {len(tokens)} columns, {num_columns} are needed; found {line.strip()[:60]!r}")
     for token in tokens:
         try:
             value = float(token)
         except ValueError:
-            raise DataError(
-                f"{where}: {token.strip()[:40]!r} is not a number; the file is damaged or in another format"
-            ) from None
+            raise damaged(f"{where}: {token.strip()[:40]!r} is not a number") from None
         if is_finite and not np.isfinite(value):
             raise DataError(
                 f"{where}: {token.strip()[:40]} is not a finite number; mend the line or leave the file out"
@@ -245,11 +236,9 @@ class LabelLines:
                         self.names.append(fields[0].decode("latin-1"))
                     position += len(line)
         except OSError as error:
-            raise DataError(
-                f"{self.path}: cannot be read ({error.strerror}); check the file and its permissions"
-            ) from error
+            raise unreadable(self.path, error) from error
         if not self.names:
-            raise DataError(f"{self.path}: holds no lines; the file is damaged or in another format")
+            raise damaged(f"{self.path}: holds no lines")
 
 
 _NEWLINE, _RETURN, _BLANK, _TAB = 10, 13, 32, 9

@@ -27,7 +27,7 @@ import numpy as np
 from sightline.contract.errors import DataError, MissingDataError, join_some
 from sightline.contract.regular_files import check_regular_file, find_outward_link, parse_json, read_regular_file
 from sightline.store.files.array_files import READ_ERRORS, check_npy, summarise_error
-from sightline.store.files.input_files import read_file
+from sightline.store.files.input_files import prepare_again, read_file
 from sightline.store.prepared.columns import OFFSETS
 
 
@@ -62,9 +62,9 @@ class FileListing:
             self._rows = [[ListedFile(*entry) for entry in row] for row in rows]
             outside = next((entry.path for row in self._rows for entry in row if not _is_below(entry.path)), None)
         except TypeError as error:
-            raise DataError(f"{where}: is not a list of files; prepare the set again") from error
+            raise prepare_again(f"{where}: is not a list of files") from error
         if outside is not None:
-            raise DataError(f"{where}: lists '{outside}', which is not below {root}; prepare the set again")
+            raise prepare_again(f"{where}: lists '{outside}', which is not below {root}")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -170,9 +170,7 @@ class PreparedSet:
         is_wrong = offsets[0] or offsets[-1] != self._num_elements(split)
         if not is_checked and (is_wrong or (np.diff(offsets) < min_length).any()):
             del self._arrays[file_name]
-            raise DataError(
-                f"{self.root / file_name}: does not rise from 0 to {self._num_elements(split)}; prepare the set again"
-            )
+            raise prepare_again(f"{self.root / file_name}: does not rise from 0 to {self._num_elements(split)}")
         return offsets
 
     def row(self, split: str, column: str, index: int) -> np.ndarray:
@@ -192,9 +190,9 @@ class PreparedSet:
         path = self._folder / f"{split}.name.json"
         names = _read_json(path)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise DataError(f"{path}: is not a list of names; prepare the set again")
+            raise prepare_again(f"{path}: is not a list of names")
         if len(names) != self._num_rows(split):
-            raise DataError(f"{path}: names {len(names)} rows of {self._num_rows(split)}; prepare the set again")
+            raise prepare_again(f"{path}: names {len(names)} rows of {self._num_rows(split)}")
         return names
 
     def listing(self, split: str) -> FileListing:
@@ -206,9 +204,7 @@ class PreparedSet:
             document = self._folder / f"{split}.{LISTED}.json"
             listing = FileListing(Path(self.manifest[LISTED]["root"]), _read_json(document), where=document)
             if len(listing) != self._num_rows(split):
-                raise DataError(
-                    f"{document}: lists {len(listing)} rows of {self._num_rows(split)}; prepare the set again"
-                )
+                raise prepare_again(f"{document}: lists {len(listing)} rows of {self._num_rows(split)}")
             self._listings[split] = listing
         return self._listings[split]
 
@@ -247,13 +243,13 @@ def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "") ->
     """
     if not root.is_dir():
         raise MissingDataError(
-            f"{root}: there is no such folder{_describe_unfinished(root)}; {_describe_start(root)}{_ELSEWHERE}; "
+            f"{root}: there is no such folder{describe_unfinished(root)}; {_describe_start(root)}{_ELSEWHERE}; "
             f"to make it: {prepare_command(set_names[0], str(root), options)}"
         )
     command = prepare_command(set_names[0], "DIR", options)
     if not (root / MANIFEST).is_file():
         raise MissingDataError(
-            f"{root}: is not a prepared set, it holds {summarise_folder(root)}{_describe_unfinished(root)}; "
+            f"{root}: is not a prepared set, it holds {summarise_folder(root)}{describe_unfinished(root)}; "
             f"{_ELSEWHERE}; to make one: {command}"
         )
     manifest = read_manifest(root)
@@ -286,17 +282,17 @@ def read_manifest(root: Path) -> dict[str, Any]:
         raise DataError(f"{root}: is not a prepared set, there is no {MANIFEST}; sightline data prepare makes one")
     manifest = _read_json(path)
     if not _is_sealed(manifest):
-        raise DataError(f"{path}: its text was altered after it was written (digest differs); prepare the set again")
+        raise prepare_again(f"{path}: its text was altered after it was written (digest differs)")
     if manifest["format"] != FORMAT_VERSION:
         raise DataError(
             f"{path}: has format version {manifest['format']}, this release reads {FORMAT_VERSION}; prepare it again"
         )
     fault = _form_fault(manifest)
     if fault:
-        raise DataError(f"{path}: {fault}; prepare the set again")
+        raise prepare_again(f"{path}: {fault}")
     outside = next((name for key in ("files", "splits", "columns") for name in manifest[key] if "/" in name), None)
     if outside is not None:
-        raise DataError(f"{path}: names '{outside}', which is not in its own folder; prepare the set again")
+        raise prepare_again(f"{path}: names '{outside}', which is not in its own folder")
     if LISTED in manifest and not Path(manifest[LISTED]["root"]).is_absolute():
         raise DataError(f"{path}: lists files below '{manifest[LISTED]['root']}', no absolute path; prepare it again")
     link = find_outward_link(root, [MANIFEST, *sorted(os.listdir(root))])
@@ -388,11 +384,9 @@ def check_sizes(root: Path, manifest: Mapping[str, Any]) -> None:
     for file_name, promise in manifest["files"].items():
         path = root / file_name
         if not path.is_file():
-            raise DataError(f"{path}: is missing, {MANIFEST} lists it; prepare the set again")
+            raise prepare_again(f"{path}: is missing, {MANIFEST} lists it")
         if path.stat().st_size != promise["bytes"]:
-            raise DataError(
-                f"{path}: has {path.stat().st_size} bytes, {MANIFEST} lists {promise['bytes']}; prepare the set again"
-            )
+            raise prepare_again(f"{path}: has {path.stat().st_size} bytes, {MANIFEST} lists {promise['bytes']}")
 
 
 def verify(root: Path) -> int:
@@ -404,7 +398,7 @@ def verify(root: Path) -> int:
     check_sizes(root, manifest)
     for file_name, promise in manifest["files"].items():
         if compute_sha256(root / file_name) != promise["sha256"]:
-            raise DataError(f"{root / file_name}: differs from what was written (SHA-256); prepare the set again")
+            raise prepare_again(f"{root / file_name}: differs from what was written (SHA-256)")
     prepared = PreparedSet(root, manifest)
     num_listed = sum(prepared.listing(split).verify() for split in prepared.splits) if LISTED in manifest else 0
     return len(manifest["files"]) + num_listed
@@ -451,17 +445,13 @@ def _map_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarra
         with np.errstate(over="ignore"):  # an absurdly large shape overflows, and is refused
             array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
     except (*READ_ERRORS, MemoryError) as error:
-        raise DataError(
-            f"{path}: does not read as an array ({summarise_error(error)}); prepare the set again"
-        ) from error
+        raise prepare_again(f"{path}: does not read as an array ({summarise_error(error)})") from error
     if (array.shape, array.dtype) != (shape, dtype):
-        raise DataError(
-            f"{path}: holds {array.dtype} {array.shape}, the manifest lists {dtype} {shape}; prepare the set again"
-        )
+        raise prepare_again(f"{path}: holds {array.dtype} {array.shape}, the manifest lists {dtype} {shape}")
     return array
 
 
-def _describe_unfinished(root: Path) -> str:
+def describe_unfinished(root: Path) -> str:
     """Describe the partial folder of an unfinished preparation; empty if there is none."""
     work = root.with_name(root.name + ".partial")
     return f" ({work} is unfinished; the command that made it continues it)" if work.is_dir() else ""
@@ -471,11 +461,11 @@ class _Entries(dict[str, Any]):
     """Mapping of a manifest that raises DataError for a missing entry."""
 
     def __missing__(self, key: str) -> Any:
-        raise DataError(f"{MANIFEST}: its entries {_shorten(', '.join(self))} lack '{key}'; prepare the set again")
+        raise prepare_again(f"{MANIFEST}: its entries {_shorten(', '.join(self))} lack '{key}'")
 
 
 def _read_json(path: Path) -> Any:
     try:
         return parse_json(read_regular_file(path), object_hook=_Entries)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: does not read as JSON ({summarise_error(error)}); prepare the set again") from error
+        raise prepare_again(f"{path}: does not read as JSON ({summarise_error(error)})") from error

@@ -27,7 +27,8 @@ from typing_extensions import TypeVar
 
 from sightline.contract.errors import DataError, RunError
 from sightline.contract.regular_files import parse_json, read_regular_file
-from sightline.store.files.input_files import file_size
+from sightline.store.files.atomic_write import sync_folder
+from sightline.store.files.input_files import damaged, download_again, file_size
 from sightline.store.prepared.columns import ColumnSpec, SampleRow, SplitWriter
 from sightline.store.prepared.faulty_files import FaultCollector
 from sightline.store.prepared.prepared_set import (
@@ -108,7 +109,8 @@ class PreparationPlan:
     def fingerprint(self) -> str:
         """SHA-256 of the sorted list of source files with their sizes, and their times if they are listed."""
         times = {file: [file.stat().st_mtime_ns] if self.lists_files else [] for file in self.files}
-        return _digest(sorted([os.path.relpath(file, self.source), file_size(file), *times[file]] for file in times))
+        entries = ([os.path.relpath(file, self.source), file_size(file), *times[file]] for file in times)
+        return digest_json(sorted(entries))
 
 
 def write_prepared_set(plan: PreparationPlan, target: Path, *, progress: Progress) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def write_prepared_set(plan: PreparationPlan, target: Path, *, progress: Progres
         raise RunError(
             f"{target}: cannot be put in place ({error.strerror}); the prepared files are in {work / 'set'}"
         ) from error
-    _flush_folder(target.parent)
+    sync_folder(target.parent)
     shutil.rmtree(work)
     return {**manifest, "root": str(target), "outcome": "prepared"}
 
@@ -167,9 +169,7 @@ def normalize_to_unit_sphere(points: np.ndarray, *, where: str) -> np.ndarray:
         centred = points - points.mean(axis=0, dtype=np.float64)
         radius = np.linalg.norm(centred, axis=1).max()
     if not np.isfinite(radius):
-        raise DataError(
-            f"{where}: a coordinate is {np.abs(points).max():.4g}; the file is damaged or in another format"
-        )
+        raise damaged(f"{where}: a coordinate is {np.abs(points).max():.4g}")
     if not radius > 0:
         raise DataError(f"{where}: all {len(points)} points coincide, so the shape has no extent; leave the file out")
     return (centred / radius).astype(np.float32)
@@ -178,9 +178,7 @@ def normalize_to_unit_sphere(points: np.ndarray, *, where: str) -> np.ndarray:
 def assert_extent(points: np.ndarray, *, where: str) -> None:
     """Raise DataError, beginning with `where`, if all points coincide (as zeros of unwritten data do)."""
     if (points == points[0]).all():
-        raise DataError(
-            f"{where}: all {len(points)} points coincide, so the shape has no extent; download the file again"
-        )
+        raise download_again(f"{where}: all {len(points)} points coincide, so the shape has no extent")
 
 
 def find_duplicates(prepared: PreparedSet, column: str) -> list[list[str]]:
@@ -349,7 +347,8 @@ def _fill(work: Path, plan: PreparationPlan, progress: Progress, unusable: Fault
                 if unusable:
                     continue
                 listed = {LISTED: shard_rows.listed} if plan.lists_files else {}
-                result = {**_shard_result(writer), "names": shard_rows.names, "notes": shard_rows.notes}
+                lengths = {} if (counts := writer.lengths()) is None else {"lengths": counts}
+                result = {"crc32": writer.checksums(), **lengths, "names": shard_rows.names, "notes": shard_rows.notes}
                 _write_json(note, {**_shard_state(shard), **result, **listed})
             else:
                 progress(num_done + shard.num_rows, num_all, f"{shard.title}: kept from the run before")
@@ -400,12 +399,7 @@ def _load_kept_rows(note: Path, shard: Shard, writer: SplitWriter) -> _Written |
 
 def _shard_state(shard: Shard) -> dict[str, Any]:
     files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in shard.files]
-    return {"files": _digest(files), "num_rows": shard.num_rows}
-
-
-def _shard_result(writer: SplitWriter) -> dict[str, Any]:
-    lengths = writer.lengths()
-    return {"crc32": writer.checksums(), **({} if lengths is None else {"lengths": lengths})}
+    return {"files": digest_json(files), "num_rows": shard.num_rows}
 
 
 def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, Any]:
@@ -428,15 +422,11 @@ def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, A
         **plan.manifest_extra,
     }
     prepared = PreparedSet(folder, draft)
-    draft["ranges"] = {
-        name: [min(low for low, _ in bounds), max(high for _, high in bounds)]
-        for name in plan.columns
-        if (
-            bounds := [
-                _compute_range(array) for split in prepared.splits if (array := prepared.array(split, name)).size
-            ]
-        )
-    }
+    draft["ranges"] = {}
+    for name in plan.columns:
+        arrays = [array for split in prepared.splits if (array := prepared.array(split, name)).size]
+        if arrays:
+            draft["ranges"][name] = [min(float(a.min()) for a in arrays), max(float(a.max()) for a in arrays)]
     draft |= plan.summarise(prepared)
     notes = [note for rows in filled.rows.values() for note in rows.notes]
     if notes:
@@ -448,7 +438,7 @@ def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, A
     for path in files:
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    _flush_folder(folder)
+    sync_folder(folder)
     return manifest
 
 
@@ -464,10 +454,6 @@ def _summarise_listed_files(plan: PreparationPlan, filled: _Filled) -> dict[str,
     """Summarise the listed files: root, number and total bytes."""
     files = {file.path: file.num_bytes for rows in filled.rows.values() for row in rows.listed for file in row}
     return {"root": str(plan.source), "num_files": len(files), "num_bytes": sum(files.values())}
-
-
-def _compute_range(array: np.ndarray) -> tuple[float, float]:
-    return float(array.min()), float(array.max())
 
 
 def _columns_json(plan: PreparationPlan) -> dict[str, Any]:
@@ -488,7 +474,8 @@ def _estimate_bytes(plan: PreparationPlan) -> int:
     return sum(column.num_bytes * (num_elements if column.is_ragged else num_rows) for column in columns)
 
 
-def _digest(value: Any) -> str:
+def digest_json(value: Any) -> str:
+    """Return the SHA-256 of a value as JSON, in hexadecimal."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
@@ -505,11 +492,3 @@ def _write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
         file.write(json.dumps(value, indent=indent, allow_nan=False))  # at once: `dump` encodes in Python
         file.flush()
         os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

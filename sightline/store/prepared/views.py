@@ -14,7 +14,7 @@ from sightline.compute.geometry.rendering import Background, on_background
 from sightline.contract.errors import ConfigError, DataError, MissingDataError, join_some
 from sightline.contract.types import Field, SampleKey
 from sightline.store.files.input_files import expand_home
-from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, check_sizes, read_manifest
+from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, check_sizes, describe_unfinished, read_manifest
 
 VIEWS_SET = "views"
 """Name of the set in the manifest of a view store."""
@@ -49,13 +49,9 @@ class Views:
         """
         folder = expand_home(root)
         if not (folder / MANIFEST).is_file():
-            partial = folder.with_name(folder.name + ".partial")
-            unfinished = (
-                f" ({partial} is unfinished; the command that made it continues it)" if partial.is_dir() else ""
-            )
             raise MissingDataError(
-                f"{folder}: is not a view store{unfinished}; if it is elsewhere, give data.views=FOLDER; to make one: "
-                f"{_command('SET', folder)}"
+                f"{folder}: is not a view store{describe_unfinished(folder)}; if it is elsewhere, give "
+                f"data.views=FOLDER; to make one: {_command('SET', folder)}"
             )
         manifest = read_manifest(folder)
         if manifest["set"] != VIEWS_SET:

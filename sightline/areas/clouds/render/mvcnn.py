@@ -19,7 +19,7 @@ from sightline.contract.arguments import Count
 from sightline.contract.errors import DataError, join_some
 from sightline.parts.transforms.images import resize_images
 from sightline.store.files.image_files import composite_over
-from sightline.store.files.input_files import BoundedFile, expand_home, natural_sort_key
+from sightline.store.files.input_files import BoundedFile, damaged, expand_home, natural_sort_key
 from sightline.store.prepared.prepared_set import PreparedSet, read_manifest, summarise_folder
 from sightline.store.prepared.prepared_writer import (
     ColumnSpec,
@@ -131,9 +131,7 @@ def read_picture(path: Path, *, background: Background) -> np.ndarray:
             return composite_over(np.asarray(picture.convert("RGBA")), background)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).split("\n", 1)[0]
-        raise DataError(
-            f"{path}: does not read as a picture ({reason}); the file is damaged or in another format"
-        ) from error
+        raise damaged(f"{path}: does not read as a picture ({reason})") from error
 
 
 def _make_sort_key(root: Path) -> Any:

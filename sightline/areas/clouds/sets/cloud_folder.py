@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -34,7 +32,14 @@ from sightline.store.files.column_names import NORMALS, POINTS
 from sightline.store.files.input_files import natural_sort_key
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
-from sightline.store.prepared.prepared_writer import ColumnSpec, PreparationPlan, SampleRow, Shard, find_duplicates
+from sightline.store.prepared.prepared_writer import (
+    ColumnSpec,
+    PreparationPlan,
+    SampleRow,
+    Shard,
+    digest_json,
+    find_duplicates,
+)
 from sightline.store.prepared.splits import SPLITS
 
 _GEOMETRY = (*POINTS, *NORMALS, "_")
@@ -276,7 +281,7 @@ def _columns(preparation: Mapping[str, Any]) -> dict[str, ColumnSpec]:
 def _digest(clouds: Sequence[ListedCloud], root: Path) -> str:
     """Return the SHA-256 of the listed paths, relative to `root`, classes and splits."""
     entries = [[os.path.relpath(cloud.path, root), cloud.label, cloud.split] for cloud in clouds]
-    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+    return digest_json(entries)
 
 
 def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:

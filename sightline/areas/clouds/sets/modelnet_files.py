@@ -24,7 +24,7 @@ from sightline.contract.schema import suggest
 from sightline.store.cloud_preparation import NUM_MESH_POINTS, draw_points
 from sightline.store.files.array_files import READ_ERRORS, npz_array, npz_header, open_hdf5
 from sightline.store.files.cloud_formats import read_off
-from sightline.store.files.input_files import natural_sort_key
+from sightline.store.files.input_files import download_again, natural_sort_key, unpack_again
 from sightline.store.files.text_tables import read_table, read_text
 from sightline.store.prepared.prepared_writer import (
     ColumnSpec,
@@ -84,9 +84,9 @@ def map_labels(
     """Map the labels of a file (N,) to those of the set, -1 for classes left out. Raises DataError if out of range."""
     invalid = np.flatnonzero((file_labels < 0) | (file_labels >= len(names)))
     if len(invalid):
-        raise DataError(
+        raise download_again(
             f"{where}[{invalid[0]}]: is {file_labels[invalid[0]]}, {names_where} names {len(names)} classes (0 to "
-            f"{len(names) - 1}); download the file again"
+            f"{len(names) - 1})"
         )
     new_labels = [classes.label(name, where=names_where) for name in names]
     return np.array([-1 if label is None else label for label in new_labels], dtype=np.int64)[file_labels]
@@ -102,9 +102,7 @@ def text_contents(root: Path, classes: ClassSubset) -> SourceContents:
     existing = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in {p.parent for p in wanted}}
     missing = [path for path in wanted if path.name not in existing[path.parent]]
     if missing:
-        raise DataError(
-            f"{missing[0]}: is listed but missing, {len(missing)} of {len(wanted)} files are; unpack the release again"
-        )
+        raise unpack_again(f"{missing[0]}: is listed but missing, {len(missing)} of {len(wanted)} files are")
     first = next(iter(wanted), None)
     num_points = len(read_table(first, num_columns=6, delimiter=",")) if first else 1
     parts = []
@@ -120,14 +118,14 @@ def _read_text_list(root: Path, split: str, classes: ClassSubset) -> dict[int, l
     lists = [root / f"{name}_{split}.txt" for name in sets]
     list_path = next((path for path in lists if path.is_file()), None)
     if list_path is None:
-        raise DataError(f"{lists[0]}: is missing, it lists the shapes of the split; unpack the release again")
+        raise unpack_again(f"{lists[0]}: is missing, it lists the shapes of the split")
     by_class: dict[int, list[Path]] = {}
     for number, line in enumerate(read_text(list_path).split("\n"), start=1):
         name = line.strip()
         if not name:
             continue
         if "/" in name:
-            raise DataError(f"{list_path}:{number}: '{name[:80]}' is not the name of a shape; download the file again")
+            raise download_again(f"{list_path}:{number}: '{name[:80]}' is not the name of a shape")
         class_name = name.rpartition("_")[0]
         label = classes.label(class_name, where=f"{list_path}:{number}")
         if label is not None:
@@ -152,9 +150,7 @@ def off_contents(root: Path, classes: ClassSubset) -> SourceContents:
 def _read_text_shape(num_points: int, path: Path) -> dict[str, np.ndarray]:
     table = read_table(path, num_columns=6, delimiter=",")
     if len(table) != num_points:
-        raise DataError(
-            f"{path}: {len(table)} points, the first shape of the release has {num_points}; download the file again"
-        )
+        raise download_again(f"{path}: {len(table)} points, the first shape of the release has {num_points}")
     return {"points": table[:, :3], "normals": table[:, 3:]}
 
 
@@ -188,7 +184,7 @@ def hdf5_contents(root: Path, classes: ClassSubset) -> SourceContents:
     """List the shards of `modelnet40_ply_hdf5_2048`, one per file. Raises DataError naming file and key."""
     names_path = root / "shape_names.txt"
     if not names_path.is_file():
-        raise DataError(f"{names_path}: is missing, so the labels have no names; unpack the release again")
+        raise unpack_again(f"{names_path}: is missing, so the labels have no names")
     names = read_text(names_path).split()
     files = [(split, path) for split in SPLITS for path in _list_hdf5_files(root, split)]
     scans = [_scan_hdf5(path) for _, path in files]
@@ -218,13 +214,9 @@ def _list_hdf5_files(root: Path, split: str) -> list[Path]:
         wanted = {f"ply_data_{split}{number}.h5" for number in range(max(numbers, default=-1) + 1)}
     missing = sorted(wanted - existing, key=natural_sort_key)
     if missing:
-        raise DataError(
-            f"{root / missing[0]}: is missing, {len(missing)} of {len(wanted)} files are; unpack the release again"
-        )
+        raise unpack_again(f"{root / missing[0]}: is missing, {len(missing)} of {len(wanted)} files are")
     if not wanted:
-        raise DataError(
-            f"{root / f'ply_data_{split}0.h5'}: is missing, there is no file of this split; unpack the release again"
-        )
+        raise unpack_again(f"{root / f'ply_data_{split}0.h5'}: is missing, there is no file of this split")
     return [root / name for name in sorted(wanted, key=natural_sort_key)]
 
 

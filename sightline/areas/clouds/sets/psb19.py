@@ -10,8 +10,8 @@ import numpy as np
 
 from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, count_labels
 from sightline.contract import registry
-from sightline.contract.errors import DataError
 from sightline.store.files.array_files import check_array, npz_array
+from sightline.store.files.input_files import download_again
 from sightline.store.loading.batch_reader import stratified_split
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
@@ -70,9 +70,8 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
         needed = f"{shapes[key]} is needed; download the file again"
         check_array(arrays[key], where=f"{path}: {key}", kinds=kinds, shapes=[shapes[key]], needed=needed)
     if arrays["category"].min() < 0 or arrays["category"].max() >= len(arrays["categories"]):
-        raise DataError(
-            f"{path}: category runs to {arrays['category'].max()}, categories names {len(arrays['categories'])}; "
-            "download the file again"
+        raise download_again(
+            f"{path}: category runs to {arrays['category'].max()}, categories names {len(arrays['categories'])}"
         )
     return arrays
 

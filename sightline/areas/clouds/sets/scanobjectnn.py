@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -104,17 +104,17 @@ def find_variant_files(root: Path, variant: VariantName, division: Division) -> 
 def variant_parts(files: dict[str, Path], *, to_sphere: bool) -> tuple[list[Shard], int]:
     """Make one shard per split; return them with the points per object. Raises DataError with file and key."""
     num_classes = len(published_counts()["classes"])
-    scans = {split: _scan(path, num_classes) for split, path in files.items()}
-    if scans["train"].num_points != scans["test"].num_points:
+    (num_train, num_points), (num_test, test_points) = (_scan(files[split], num_classes) for split in SPLITS)
+    if num_points != test_points:
         raise DataError(
-            f"{files['test']}: 'data' has {scans['test'].num_points} points an object, {files['train'].name} has "
-            f"{scans['train'].num_points}; do not mix releases in one folder"
+            f"{files['test']}: 'data' has {test_points} points an object, {files['train'].name} has "
+            f"{num_points}; do not mix releases in one folder"
         )
     parts = [
-        Shard(split, path.name, scans[split].num_objects, (path,), partial(_iterate_rows, path, to_sphere))
-        for split, path in files.items()
+        Shard(split, path.name, num_objects, (path,), partial(_iterate_rows, path, to_sphere))
+        for (split, path), num_objects in zip(files.items(), (num_train, num_test), strict=True)
     ]
-    return parts, scans["train"].num_points
+    return parts, num_points
 
 
 def _check_class_order(folder: Path) -> None:
@@ -138,20 +138,15 @@ def _check_class_order(folder: Path) -> None:
         )
 
 
-class _Scan(NamedTuple):
-    num_objects: int
-    num_points: int
-
-
-def _scan(path: Path, num_classes: int) -> _Scan:
-    """Read and check the sizes of a file. Raises DataError for a missing or wrong key, or a label out of range."""
+def _scan(path: Path, num_classes: int) -> tuple[int, int]:
+    """Read the numbers of objects and points of a file. Raises DataError for a wrong key, or a label out of range."""
     with open_hdf5(path, what="a file of ScanObjectNN") as file:
         data, label, mask = (file.array(key) for key in ("data", "label", "mask"))
         check_labelled_clouds(data, label, where=str(path), noun="objects", label_shape="({},)")
         needed = f"signed numbers {data.shape[:2]} are needed, {_BACKGROUND} for the background"
         check_array(mask, where=f"{path}: 'mask'", kinds="if", shapes=[data.shape[:2]], needed=needed)
         check_labels(label[...].reshape(-1), num_classes, where=f"{path}: label")
-        return _Scan(len(data), data.shape[1])
+        return len(data), data.shape[1]
 
 
 def _iterate_rows(path: Path, to_sphere: bool) -> Iterator[SampleRow]:

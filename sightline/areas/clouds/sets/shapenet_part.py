@@ -81,7 +81,8 @@ class ShapeNetPart(PreparedData):
                 f"{self._prepared.root}: has no split '{split}' with training: {training}; it has {available}"
             )
         self._split = split
-        self._shapes = _list_shapes(self._prepared, ("train", "validation") if self._is_joined(training) else (split,))
+        is_joined = training == "trainval" and split == "train"
+        self._shapes = _list_shapes(self._prepared, ("train", "validation") if is_joined else (split,))
         self.strata = self._read_categories()
         if split == "train" and fraction < 1:
             subset = stratified_subset(self.strata, fraction, seed=fraction_seed)
@@ -176,9 +177,6 @@ class ShapeNetPart(PreparedData):
     @cached_property
     def _names(self) -> dict[str, list[str]]:
         return {split: self._prepared.names(split) for split in self._prepared.splits}
-
-    def _is_joined(self, training: str) -> bool:
-        return training == "trainval" and self._split == "train"
 
     def _read_categories(self) -> np.ndarray:
         """Read the category of every sample (num_samples,) int64, read-only."""

@@ -24,7 +24,7 @@ from sightline.contract.regular_files import parse_json
 from sightline.contract.schema import suggest
 from sightline.store.cloud_preparation import check_finite, check_labels
 from sightline.store.files.array_files import Hdf5File, check_array, open_hdf5
-from sightline.store.files.input_files import file_size, natural_sort_key, read_file
+from sightline.store.files.input_files import download_again, file_size, natural_sort_key, read_file, unpack_again
 from sightline.store.files.text_tables import read_table, read_text
 from sightline.store.prepared.prepared_writer import ColumnSpec, SampleRow, Shard, normalize_to_unit_sphere
 
@@ -94,9 +94,9 @@ def row_values(
     is_foreign = ~np.isin(parts, category.parts)
     if is_foreign.any():
         first = int(np.argmax(is_foreign))
-        raise DataError(
+        raise download_again(
             f"{place_of(first)}: part {parts[first]:g} is none of {category.name}'s ({category.parts[0]} to "
-            f"{category.parts[-1]}); download the file again"
+            f"{category.parts[-1]})"
         )
     values = {"points": normalize_to_unit_sphere(points, where=where), "label": parts, "category": category.label}
     if normals is not None:
@@ -104,7 +104,7 @@ def row_values(
             lengths = np.linalg.norm(normals, axis=1, keepdims=True)
         if not np.isfinite(lengths).all():
             first = int(np.argmin(np.isfinite(lengths)))
-            raise DataError(f"{place_of(first)}: the normal is too long to be one; download the file again")
+            raise download_again(f"{place_of(first)}: the normal is too long to be one")
         values["normals"] = normals / np.where(lengths > 0, lengths, 1.0)
     return values
 
@@ -164,23 +164,23 @@ class _Listed(NamedTuple):
 def _read_categories(path: Path) -> dict[str, Category]:
     """Read synset -> category, as the release names them. Raises DataError for a line in another form."""
     if not path.is_file():
-        raise DataError(f"{path}: is missing, it names the categories; unpack the release again")
+        raise unpack_again(f"{path}: is missing, it names the categories")
     by_synset: dict[str, Category] = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         where, fields = f"{path}:{number}", line.split()
         if len(fields) != 2:
-            raise DataError(f"{where}: {line.strip()[:40]!r} is not a name and a synset; download the file again")
+            raise download_again(f"{where}: {line.strip()[:40]!r} is not a name and a synset")
         name, synset = fields
         category = category_from_name(name)
         if category is None:
             valid_names = [category.name for category in categories()]
             raise DataError(f"{where}: '{name}' is not one of the 16 categories{suggest(name.lower(), valid_names)}")
         if category.synset != synset:
-            raise DataError(f"{where}: gives {synset} for {name}, it is {category.synset}; download the file again")
+            raise download_again(f"{where}: gives {synset} for {name}, it is {category.synset}")
         if synset in by_synset:
-            raise DataError(f"{where}: names {name} a second time; download the file again")
+            raise download_again(f"{where}: names {name} a second time")
         by_synset[synset] = category
     return by_synset
 
@@ -188,12 +188,12 @@ def _read_categories(path: Path) -> dict[str, Category]:
 def _read_list(path: Path, split: str, by_synset: Mapping[str, Category], root: Path) -> list[_Listed]:
     """Read the shapes of an official list, `shape_data/<synset>/<id>` each."""
     if not path.is_file():
-        raise DataError(f"{path}: is missing, it lists the shapes of the {split} split; unpack the release again")
+        raise unpack_again(f"{path}: is missing, it lists the shapes of the {split} split")
     shapes = []
     for number, entry in _read_entries(path):
         where, pieces = f"{path}:{number}", entry.split("/")
         if len(pieces) != 3 or not all(pieces) or ".." in pieces:
-            raise DataError(f"{where}: {entry[:60]!r} is not shape_data/<synset>/<id>; download the file again")
+            raise download_again(f"{where}: {entry[:60]!r} is not shape_data/<synset>/<id>")
         if pieces[1] not in by_synset:
             raise DataError(
                 f"{where}: {entry} is of the synset {pieces[1]}, which {CATEGORIES_FILE} does not name; download both "
@@ -210,13 +210,13 @@ def _read_entries(path: Path) -> Iterator[tuple[int, str]]:
         text = read_file(path).decode()
         entries = parse_json(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: is not JSON ({error.msg}); download the file again") from error
+        raise download_again(f"{path}:{error.lineno}: is not JSON ({error.msg})") from error
     except DataError:
         raise
     except ValueError as error:
-        raise DataError(f"{path}: cannot be read ({error}); download the file again") from error
+        raise download_again(f"{path}: cannot be read ({error})") from error
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries) or not entries:
-        raise DataError(f"{path}:1: is not a list of texts, shape_data/<synset>/<id> each; download the file again")
+        raise download_again(f"{path}:1: is not a list of texts, shape_data/<synset>/<id> each")
     line, position = 1, 0
     for entry, token in zip(entries, re.finditer(r'"(?:[^"\\]|\\.)*"', text), strict=True):
         line += text.count("\n", position, token.start())
@@ -248,9 +248,9 @@ def _check_files(root: Path, shapes: Sequence[_Listed], by_synset: Mapping[str, 
     }
     missing = [shape for shape in shapes if shape.path not in existing]
     if missing:
-        raise DataError(
+        raise unpack_again(
             f"{missing[0].where}: lists {missing[0].path}, which is missing, as are {len(missing)} of {len(shapes)} "
-            "files; unpack the release again"
+            "files"
         )
     unlisted = sorted(existing - {shape.path for shape in shapes})
     if not unlisted:
@@ -293,7 +293,7 @@ def hdf5_parts(root: Path) -> list[Shard]:
     for split in SPLITS:
         files = hdf5_files(root, split)
         if not files:
-            raise DataError(f"{root}: holds no *{SPLITS[split]}*.h5, the {split} split; unpack the release again")
+            raise unpack_again(f"{root}: holds no *{SPLITS[split]}*.h5, the {split} split")
         _assert_no_gap(files)
         for path in files:
             num_shapes, num_points = _scan(path, len(all_categories))
@@ -311,22 +311,14 @@ def _assert_no_gap(files: list[Path]) -> None:
     if numbers != list(range(len(files))):
         gap = next(number for number in range(len(files)) if number not in numbers)
         stem = files[0].name[: matches[0].start(1)] if matches[0] else files[0].stem
-        raise DataError(
-            f"{files[0].parent / f'{stem}{gap}.h5'}: is missing, there are {', '.join(path.name for path in files)}; "
-            "unpack the release again"
+        raise unpack_again(
+            f"{files[0].parent / f'{stem}{gap}.h5'}: is missing, there are {', '.join(path.name for path in files)}"
         )
 
 
-class _Arrays(NamedTuple):
-    data: Any
-    label: Any
-    pid: Any
-
-
-def _read_arrays(path: Path, file: Hdf5File) -> _Arrays:
+def _read_arrays(path: Path, file: Hdf5File) -> list[Any]:
     """Return the three data sets of a file after a check of shapes and types. Raises DataError naming the key."""
-    arrays = _Arrays(*(file.array(key) for key in _KEYS))
-    data, label, pid = arrays
+    data, label, pid = arrays = [file.array(key) for key in _KEYS]
     check_labelled_clouds(data, label, where=str(path))
     needed = f"integers {data.shape[:2]} are needed"
     check_array(pid, where=f"{path}: 'pid'", kinds="iu", shapes=[data.shape[:2]], needed=needed)
@@ -336,9 +328,9 @@ def _read_arrays(path: Path, file: Hdf5File) -> _Arrays:
 def _scan(path: Path, num_categories: int) -> tuple[int, int]:
     """Read the numbers of shapes and points of a file. Raises DataError for wrong keys and labels out of range."""
     with open_hdf5(path, what=_WHAT) as file:
-        arrays = _read_arrays(path, file)
-        check_labels(arrays.label[...].reshape(-1), num_categories, where=f"{path}: label", noun="categories")
-        return arrays.data.shape[:2]
+        data, label, _ = _read_arrays(path, file)
+        check_labels(label[...].reshape(-1), num_categories, where=f"{path}: label", noun="categories")
+        return data.shape[0], data.shape[1]
 
 
 def _iterate_rows(path: Path, known: tuple[Category, ...]) -> Iterator[SampleRow]:

@@ -81,20 +81,12 @@ class Detections:
 
     def to_coco(self, category_ids: Sequence[int]) -> list[dict[str, Any]]:
         """Return the rows of a COCO result file; `category_ids` are the ids of the classes, in order."""
+        boxes = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
+        rows = zip(boxes.tolist(), self.scores.tolist(), self.label.tolist(), strict=True)
         return [
             {"image_id": self.image.image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-            for box, score, label in self._rows()
+            for box, score, label in rows
         ]
-
-    def to_odgt(self) -> dict[str, Any]:
-        """Return a line of a CrowdHuman result file, for `json.dumps`; class k has the tag k + 1."""
-        rows = [{"box": box, "score": score, "tag": label + 1} for box, score, label in self._rows()]
-        return {"ID": self.image.name, "width": self.image.width, "height": self.image.height, "dtboxes": rows}
-
-    def _rows(self) -> Iterable[tuple[list[float], float, int]]:
-        """Iterate over boxes (left, top, width, height), scores and labels."""
-        boxes = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
-        return zip(boxes.tolist(), self.scores.tolist(), self.label.tolist(), strict=True)
 
 
 class DetectionResults(NamedTuple):

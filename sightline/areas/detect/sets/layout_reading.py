@@ -39,8 +39,8 @@ UNSTATED: Mapping[str, Any] = {
     "truncated": -1,
     "occluded": -1,
     "alpha": -10,
-    "dimensions": (-1, -1, -1),
-    "location": (-1000, -1000, -1000),
+    "dimensions": [-1, -1, -1],
+    "location": [-1000, -1000, -1000],
     "rotation_y": -10,
 }
 """Placeholders of KITTI's development kit for values that are not labelled, as in DontCare."""
@@ -203,10 +203,6 @@ def _kitti_boxes(path: Path, faults: AnnotationFaults) -> Iterator[LabelledBox]:
             continue
         extra = {"truncated": values[0], "occluded": int(values[1]), "alpha": values[2], "dimensions": values[7:10]}
         extra |= {"location": values[10:13], "rotation_y": values[13]} | ({"score": values[14]} if values[14:] else {})
-        extra = {key: value for key, value in extra.items() if value != _to_list(UNSTATED.get(key))}
+        extra = {key: value for key, value in extra.items() if value != UNSTATED.get(key)}
         box: dict[BoxType, BoxCorners] = {"full": (left, top, right - left, bottom - top)}
         yield LabelledBox(tokens[0], box, is_box_ignored, extra=extra)
-
-
-def _to_list(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

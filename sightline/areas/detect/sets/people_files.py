@@ -21,7 +21,7 @@ from sightline.areas.detect.sets.image_listing import (
 )
 from sightline.contract.errors import DataError
 from sightline.store.files.array_files import read_mat
-from sightline.store.files.input_files import expand_home, parse_json_content, read_file
+from sightline.store.files.input_files import expand_home, get_again, parse_json_content, read_file
 from sightline.store.files.text_tables import parse_count
 from sightline.store.prepared.prepared_set import describe_contents
 
@@ -87,9 +87,7 @@ def read_widerperson(source: Path) -> LabelledSet:
         for number, name in enumerate(names, start=1):
             image = f"{name.removesuffix('.jpg')}.jpg"
             if len(image) > _MAX_NAME_LENGTH or "/" in image or "\0" in image:
-                raise DataError(
-                    f"{file}: entry {number}: '{name[:40]}' is not the name of an image; get the file again"
-                )
+                raise get_again(f"{file}: entry {number}: '{name[:40]}' is not the name of an image")
             labels = root / "Annotations" / f"{image}.txt"
             if name.removesuffix(".jpg") == _WIDERPERSON_FAULTY:
                 notes.append(f"{labels} is left out: its published annotation does not fit the image")
@@ -113,7 +111,7 @@ def _widerperson_boxes(path: Path, faults: AnnotationFaults) -> Iterator[Labelle
         lines.pop()
     if not lines or parse_count(lines[0].strip()) != len(lines) - 1:
         count = lines[0].strip()[:40] if lines else ""
-        raise DataError(f"{path}:1: states '{count}' boxes, {max(len(lines) - 1, 0)} follow; get the file again")
+        raise get_again(f"{path}:1: states '{count}' boxes, {max(len(lines) - 1, 0)} follow")
     for number, line in enumerate(lines[1:], start=2):
         try:
             code, left, top, right, bottom = map(_parse_number, line.split())
@@ -154,9 +152,7 @@ def read_citypersons(source: Path) -> LabelledSet:
                 if rows.size and (rows.ndim != 2 or rows.shape[1] != 10 or rows.dtype.kind not in "fiu"):
                     raise ValueError(f"bbs has the shape {rows.shape}")
             except (IndexError, KeyError, TypeError, ValueError) as error:
-                raise DataError(
-                    f"{where}: cityname, im_name and bbs of 10 columns are needed ({error}); get the file again"
-                ) from error
+                raise get_again(f"{where}: cityname, im_name and bbs of 10 columns are needed ({error})") from error
             boxes = tuple(_citypersons_boxes(rows.reshape(-1, 10), f"{where}, {name}", faults))
             folders = (file.stem.removeprefix("anno_"), city)
             matches = [path for path in paths[name] if path.parts[-3:-1] == folders] or paths[name]

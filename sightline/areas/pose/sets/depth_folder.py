@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,7 +35,7 @@ from sightline.contract.schema import suggest
 from sightline.store.files.input_files import file_size, natural_sort_key
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
-from sightline.store.prepared.prepared_writer import PreparationPlan, Shard
+from sightline.store.prepared.prepared_writer import PreparationPlan, Shard, digest_json
 from sightline.store.prepared.splits import order_by_hash
 
 _FRAMES_PER_SHARD = 200
@@ -155,8 +154,8 @@ class DepthFolder(PreparedFrames):
             "file_mm_per_unit": mm_per_unit,
             **({} if no_return is None else {"no_return": no_return}),
         }
-        listed = json.dumps([[label.frame, split] for label, split in zip(labels.frames, splits, strict=True)])
-        options = {**about, "frames": hashlib.sha256(listed.encode()).hexdigest(), "labels": _digest(joints)}
+        listed = [[label.frame, split] for label, split in zip(labels.frames, splits, strict=True)]
+        options = {**about, "frames": digest_json(listed), "labels": _digest(joints)}
         return plan_depth_set(spec, content, root, about=about, options=options)
 
     @classmethod

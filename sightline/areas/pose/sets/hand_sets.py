@@ -32,6 +32,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.contract.errors import DataError
 from sightline.store.files.array_files import read_mat
+from sightline.store.files.input_files import get_again
 from sightline.store.files.text_tables import BLOCK_LINES, LabelLines
 
 _TRAINING = "training/Training_Annotation.txt"
@@ -115,7 +116,7 @@ def _hands2017_frames(
 ) -> FrameList:
     for row, name in enumerate(names):
         if not name.endswith(".png") or "/" in name or "\\" in name:
-            raise DataError(f"{files[0]}:{row + 1}: {name[:60]!r} is not the name of a PNG file; get the file again")
+            raise get_again(f"{files[0]}:{row + 1}: {name[:60]!r} is not the name of a PNG file")
     folder = root / ("training" if split == "train" else "frame") / "images"
     images = [folder / name for name in names]
     bins = [image.with_suffix(".bin") for image in images]
@@ -202,7 +203,7 @@ def _list_images(root: Path, split: str, labels: LabelLines) -> list[Path]:
     folder = root / ("Training" if split == "train" else "Testing") / "Depth"
     for row, name in enumerate(labels.names):
         if not name.endswith(".png") or ".." in name or name.startswith("/"):
-            raise DataError(f"{labels.path}:{row + 1}: {name[:60]!r} is not the path of a PNG file; get the file again")
+            raise get_again(f"{labels.path}:{row + 1}: {name[:60]!r} is not the path of a PNG file")
     return [folder / name for name in labels.names]
 
 
@@ -295,9 +296,8 @@ def _read_joints(path: Path) -> np.ndarray:
     """Read the evaluated joints (frames, 14, 3) of view 1, in mm."""
     world, pixels = (read_mat(path, key).astype(np.float64) for key in ("joint_xyz", "joint_uvd"))
     if world.ndim != 4 or world.shape[0] != 3 or world.shape[2:] != (36, 3) or pixels.shape != world.shape:
-        raise DataError(
-            f"{path}: joint_xyz is {world.shape} and joint_uvd {pixels.shape}, (3, frames, 36, 3) are needed; get the "
-            "file again"
+        raise get_again(
+            f"{path}: joint_xyz is {world.shape} and joint_uvd {pixels.shape}, (3, frames, 36, 3) are needed"
         )
     check_joint_range(world[0], f"{path}: joint_xyz[0]")
     distance_px = np.abs(project_points(world[0], NyuHands.spec.camera.intrinsics)[..., :2] - pixels[0, ..., :2]).max(

@@ -27,7 +27,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.contract.errors import DataError
 from sightline.store.files.array_files import TEXT, Hdf5File, open_hdf5
-from sightline.store.files.input_files import file_size
+from sightline.store.files.input_files import file_size, get_again
 from sightline.store.files.text_tables import parse_count
 from sightline.store.prepared.prepared_writer import Shard
 
@@ -133,9 +133,8 @@ def _read_labels(root: Path, files: tuple[str, str]) -> _Labels:
     with open_hdf5(depth_path) as file:
         depth = file.array("data")
         if depth.ndim != 3 or depth.shape[1:] != _SIZE or depth.dtype.name not in ("float16", "float32"):
-            raise DataError(
-                f"{depth_path}: data is {depth.dtype} {depth.shape}, float16 (frames, {_SIZE[0]}, {_SIZE[1]}) is "
-                "needed; get the file again"
+            raise get_again(
+                f"{depth_path}: data is {depth.dtype} {depth.shape}, float16 (frames, {_SIZE[0]}, {_SIZE[1]}) is needed"
             )
         num_frames, depth_type = len(depth), depth.dtype.name
         depth_names = _read_names(file, depth_path, num_frames)
@@ -178,16 +177,14 @@ def _read_names(file: Hdf5File, path: Path, num_frames: int) -> list[str]:
     """Read the names of the frames, `<person>_<frame>`."""
     array = file.array("id", kinds=TEXT)
     if array.shape != (num_frames,):
-        raise DataError(
-            f"{path}: id is {array.shape}, ({num_frames},) is needed as the depth maps have; get the file again"
-        )
+        raise get_again(f"{path}: id is {array.shape}, ({num_frames},) is needed as the depth maps have")
     return [name.decode("latin-1") if isinstance(name, bytes) else str(name) for name in array[...].tolist()]
 
 
 def _read_array(file: Hdf5File, path: Path, key: str, shape: tuple[int, ...]) -> np.ndarray:
     array = file.array(key)
     if array.shape != shape or array.dtype.kind not in "iufb":
-        raise DataError(f"{path}: {key} is {array.dtype} {array.shape}, {shape} is needed; get the file again")
+        raise get_again(f"{path}: {key} is {array.dtype} {array.shape}, {shape} is needed")
     values: np.ndarray = array[...]
     return values
 
@@ -196,7 +193,7 @@ def _parse_people(names: list[str], path: Path) -> np.ndarray:
     people = [parse_count(name.partition("_")[0]) for name in names]
     wrong = next((row for row, person in enumerate(people) if person is None), None)
     if wrong is not None:
-        raise DataError(f"{path}: id[{wrong}] is {names[wrong][:40]!r}, <person>_<frame> is needed; get the file again")
+        raise get_again(f"{path}: id[{wrong}] is {names[wrong][:40]!r}, <person>_<frame> is needed")
     return np.array(people)
 
 
@@ -208,9 +205,9 @@ def _check_joints(path: Path, joints_m: np.ndarray, pixels: np.ndarray, is_valid
     joints = joints_m[rows].astype(np.float64)
     wrong = np.flatnonzero(~(np.isfinite(joints).all(axis=(1, 2)) & (joints[..., 2] > 0).all(axis=1)))
     if len(wrong):
-        raise DataError(
+        raise get_again(
             f"{path}: real_world_coordinates[{rows[wrong[0]]}] has a joint at or behind the camera (z > 0 is needed, "
-            "in metres); get the file again"
+            "in metres)"
         )
     projected = project_points(joints, _CAMERA.intrinsics)[..., :2]
     # Distances of every joint from every label: (joints, labels), medians over the frames.
@@ -267,5 +264,5 @@ def _check_depth(depth: np.ndarray, where: str) -> np.ndarray:
     wrong = np.argwhere(~np.isfinite(depth) | (depth < 0))
     if len(wrong):
         row, column = (int(index) for index in wrong[0])
-        raise DataError(f"{where}: the depth in row {row}, column {column} is {depth[row, column]}; get the file again")
+        raise get_again(f"{where}: the depth in row {row}, column {column} is {depth[row, column]}")
     return depth

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sightline.contract.errors import ConfigError
@@ -89,82 +91,23 @@ def _reindex(joints: tuple[int, int] | None, new_index: Mapping[int, int]) -> tu
     return new_index[joints[0]], new_index[joints[1]]
 
 
-_WRIST = 0.029
-_FINGERS = {
-    "thumb": (0.022, 0.035, 0.037, 0.047),
-    "index": (0.026, 0.025, 0.024, 0.035),
-    "middle": (0.018, 0.024, 0.022, 0.026),
-    "ring": (0.017, 0.021, 0.021, 0.032),
-    "little": (0.020, 0.019, 0.022, 0.031),
-}
-"""OKS deviations from the knuckle to the tip. Source: Jin et al. 2020 (COCO-WholeBody), its evaluation code."""
-_FINGER_JOINTS = ("mcp", "pip", "dip", "tip")
+def _read_skeletons() -> list[Skeleton]:
+    """Read the skeletons of the sets, in the order of the file; a person's right is before the left.
 
-
-def _hand_21() -> Skeleton:
-    """Build the order wrist, then finger by finger, each from the knuckle to the tip."""
-    fingers = ("index", "middle", "ring", "little", "thumb")
-    names = ["wrist", *(f"{finger}_{part}" for finger in fingers for part in _FINGER_JOINTS)]
-    bones = [(0 if level == 0 else 4 * f + level, 4 * f + level + 1) for f in range(5) for level in range(4)]
-    sigmas = [_WRIST, *(sigma for finger in fingers for sigma in _FINGERS[finger])]
-    return Skeleton(tuple(names), tuple(bones), tuple(sigmas), (0, 5), 5, 200.0)
-
-
-def _hand_21_by_level() -> Skeleton:
-    """Build the order wrist, all knuckles (thumb first), then the other joints finger by finger."""
-    fingers = tuple(_FINGERS)
-    names = ["wrist", *(f"{finger}_mcp" for finger in fingers)]
-    names += [f"{finger}_{part}" for finger in fingers for part in _FINGER_JOINTS[1:]]
-    bones = [(0, 1 + f) for f in range(5)]
-    bones += [(1 + f if level == 0 else 5 + 3 * f + level, 6 + 3 * f + level) for f in range(5) for level in range(3)]
-    sigmas = [_WRIST, *(_FINGERS[finger][0] for finger in fingers)]
-    sigmas += [sigma for finger in fingers for sigma in _FINGERS[finger][1:]]
-    return Skeleton(tuple(names), tuple(bones), tuple(sigmas), (0, 3), 3, 250.0)
-
-
-def _hand_16() -> Skeleton:
-    """Build the order palm, then finger by finger: root, middle, tip; palm and roots use wrist and knuckle sigmas."""
-    fingers = tuple(_FINGERS)
-    names = ["palm", *(f"{finger}_{part}" for finger in fingers for part in ("root", "middle", "tip"))]
-    bones = [(0 if level == 0 else 3 * f + level, 3 * f + level + 1) for f in range(5) for level in range(3)]
-    sigmas = [_WRIST, *(_FINGERS[finger][index] for finger in fingers for index in (0, 1, 3))]
-    return Skeleton(tuple(names), tuple(bones), tuple(sigmas), (0, 7), 0, 200.0)
-
-
-def _hand_14() -> Skeleton:
-    """Build the order tips and middles from little finger to thumb, the thumb's root, two wrist points, palm."""
-    fingers = ("little", "ring", "middle", "index", "thumb")
-    names = [f"{finger}_{part}" for finger in fingers for part in ("tip", "middle")]
-    bones = [bone for f in range(4) for bone in ((13, 2 * f + 1), (2 * f + 1, 2 * f))]
-    sigmas = [_FINGERS[finger][level] for finger in fingers[:4] for level in (3, 1)]
-    sigmas += [_FINGERS["thumb"][3], _FINGERS["thumb"][2], _FINGERS["thumb"][0], _WRIST, _WRIST, _WRIST]
-    bones += [(13, 10), (10, 9), (9, 8), (13, 11), (13, 12)]
-    names += ["thumb_root", "wrist_1", "wrist_2", "palm"]
-    return Skeleton(tuple(names), tuple(bones), tuple(sigmas), (11, 13), 13, 250.0)
-
-
-def _body_15() -> Skeleton:
-    """Build ITOP's order; the person's right is before the left.
-
-    COCO has no sigma for neck, torso, hand and foot: shoulder, wrist and ankle replace them, and the ear the head.
+    OKS deviations of hands are those from the knuckle to the tip of Jin et al. 2020 (COCO-WholeBody, its evaluation
+    code); palm and roots have those of wrist and knuckles. COCO has none for neck, torso, hand and foot of a body:
+    shoulder, wrist and ankle replace them, and the ear the head.
     """
-    pairs = ("shoulder", "elbow", "hand")
-    names = ["head", "neck", *(f"{side}_{joint}" for joint in pairs for side in ("right", "left")), "torso"]
-    names += [f"{side}_{joint}" for joint in ("hip", "knee", "foot") for side in ("right", "left")]
-    bones = [(1, 0), (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7), (1, 8)]
-    bones += [(8, 9), (8, 10), (9, 11), (10, 12), (11, 13), (12, 14)]
-    sigmas = [0.035, 0.079, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.079]
-    sigmas += [0.107, 0.107, 0.087, 0.087, 0.089, 0.089]
-    return Skeleton(tuple(names), tuple(bones), tuple(sigmas), (1, 8), 8, 2000.0)
+    rows = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    return [Skeleton(**{key: _to_tuple(value) for key, value in row.items()}) for row in rows.values()]
 
 
-HAND_21 = _hand_21()
-"""Joint order of MSRA."""
-HAND_21_BY_LEVEL = _hand_21_by_level()
-"""Joint order of HANDS 2017."""
-HAND_16 = _hand_16()
-"""Joint order of ICVL."""
-HAND_14 = _hand_14()
-"""Joint order of the 14 evaluated joints of NYU. There are no knuckles: the unit of PCK is wrist to palm."""
-BODY_15 = _body_15()
-"""Joint order of ITOP."""
+def _to_tuple(value: Any) -> Any:
+    return tuple(map(_to_tuple, value)) if isinstance(value, list) else value
+
+
+HAND_21, HAND_21_BY_LEVEL, HAND_16, HAND_14, BODY_15 = _read_skeletons()
+"""Joint orders of MSRA (wrist, then finger by finger), HANDS 2017 (wrist, all knuckles, then finger by finger), ICVL
+(palm, then root, middle and tip of each finger), the 14 evaluated joints of NYU and ITOP. HAND_14 has no knuckles: the
+unit of PCK is wrist to palm.
+"""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -71,7 +71,7 @@ def scan_plan(
         for batch in iterate_batches(members, _SCANS_PER_SHARD):
             files = tuple(file for scan in batch for file in scan.files)
             title = f"{batch[0].name} to {batch[-1].name}"
-            shards.append(Shard(split, title, len(batch), files, partial(_iterate_rows, batch), 32 * len(batch)))
+            shards.append(Shard(split, title, len(batch), files, partial(map, _make_row, batch), 32 * len(batch)))
     summarise = partial(_summary, notes=tuple(notes))
     return PreparationPlan(
         set_name, layout, root, {**_COLUMNS, **columns}, tuple(shards), about, summarise, options, True
@@ -85,10 +85,6 @@ def id_counts(prepared: PreparedSet, rows: Sequence[tuple[str, int]]) -> tuple[n
     counts = np.zeros(len(ids), dtype=np.int64)
     np.add.at(counts, index, pairs[:, 1])
     return ids[counts > 0], counts[counts > 0]
-
-
-def _iterate_rows(scans: Sequence[ListedScan]) -> Iterator[SampleRow]:
-    return map(_make_row, scans)
 
 
 def _make_row(scan: ListedScan) -> SampleRow:

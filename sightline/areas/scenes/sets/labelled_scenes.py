@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,27 +105,12 @@ class LabelledScenes(PreparedData):
         return np.array(self._prepared.row(stored, name, row))
 
     def _describe(self) -> DataInfo:
-        manifest, num_classes = self._prepared.manifest, len(self.class_names)
-        counts = count_points_per_class(self._prepared, self._scenes.rows)
-        facts = {
-            "num_classes": num_classes,
-            "class_names": self.class_names,
-            "class_counts": tuple(counts.tolist()),
-            "in_channels": 3 + 3 * len(self._features),
-            "up_axis": manifest["up_axis"],
-        }
-        if manifest["num_ignored"]:
-            facts["ignore_index"] = IGNORE_INDEX
-        high = IGNORE_INDEX if manifest["num_ignored"] else num_classes - 1
-        label = Field("points", "int64", "class", "", 0, high, "concatenate")
+        manifest = self._prepared.manifest
         fields = {name: self._make_field(name) for name in ("points", *self._features)}
-        return DataInfo(
-            facts=facts,
-            fields={**fields, "label": label},
-            split_sizes={**self._scenes.sizes, self._split: len(self)},
-            features=self._features,
-            clouds=self._input_spec(),
-        )
+        up_axis, num_ignored, clouds = manifest["up_axis"], manifest["num_ignored"], self._input_spec()
+        counts = tuple(count_points_per_class(self._prepared, self._scenes.rows).tolist())
+        info = scene_info(self.class_names, fields, up_axis, num_ignored, clouds, {"class_counts": counts})
+        return replace(info, split_sizes={**self._scenes.sizes, self._split: len(self)})
 
     def _input_spec(self) -> CloudInputSpec:
         """Return the CloudInputSpec with which `predict` must read a file for this set."""
@@ -140,6 +126,24 @@ class LabelledScenes(PreparedData):
         # Twice the stored maximum: another scene may reach a little further, one in another unit far beyond.
         reach = 2 * max(map(abs, self._prepared.manifest["ranges"]["points"]))
         return Field("points 3", "float32", self._prepared.manifest["unit"], frame, -reach, reach, "concatenate")
+
+
+def scene_info(
+    class_names: tuple[str, ...],
+    fields: Mapping[str, Field],
+    up_axis: str,
+    num_ignored: int,
+    clouds: CloudInputSpec,
+    counts: Mapping[str, Any] | None = None,
+) -> DataInfo:
+    """Return the DataInfo of scenes with these classes, fields but `label`, and counts if they are known."""
+    facts = {"num_classes": len(class_names), "class_names": class_names, **(counts or {})}
+    facts |= {"in_channels": 3 * len(fields), "up_axis": up_axis}
+    facts |= {"ignore_index": IGNORE_INDEX} if num_ignored else {}
+    high = IGNORE_INDEX if num_ignored else len(class_names) - 1
+    label = Field("points", "int64", "class", "", 0, high, "concatenate")
+    features = tuple(name for name in fields if name != "points")
+    return DataInfo(facts, {**fields, "label": label}, features=features, clouds=clouds)
 
 
 def scene_columns(num_classes: int, *features: tuple[str, ColumnSpec]) -> dict[str, ColumnSpec]:

@@ -6,6 +6,7 @@ on the side of +y.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -74,6 +75,11 @@ def _scale_measure(b: SolidBuilder, k: int, low: float, high: float) -> float:
     return float(b.share(k, low, high)[0])
 
 
+def _scale_measures(b: SolidBuilder, *ranges: tuple[float, float]) -> Iterator[float]:
+    """Iterate over the first measures, each scaled to its range."""
+    return (_scale_measure(b, k, low, high) for k, (low, high) in enumerate(ranges))
+
+
 def _make_body(width: float, depth: float, height: float, *, at: tuple[float, float, float]) -> Body:
     return Body(np.array(at), np.array([width, depth, height]) / 2, np.eye(3))
 
@@ -84,11 +90,7 @@ def _add_legs(b: SolidBuilder, thick: float, height: float, reach_x: float, reac
 
 
 def _furniture_table(b: SolidBuilder) -> Thing:
-    width, depth, height = (
-        _scale_measure(b, 0, 1.0, 2.0),
-        _scale_measure(b, 1, 0.6, 1.0),
-        _scale_measure(b, 2, 0.68, 0.78),
-    )
+    width, depth, height = _scale_measures(b, (1.0, 2.0), (0.6, 1.0), (0.68, 0.78))
     b.box(0, (width, depth, 0.04), at=(0, 0, height - 0.02))
     if _scale_measure(b, 3, 0, 1) < 0.6:
         _add_legs(b, 0.05, height - 0.04, width / 2 - 0.06, depth / 2 - 0.06)
@@ -99,11 +101,7 @@ def _furniture_table(b: SolidBuilder) -> Thing:
 
 
 def _furniture_chair(b: SolidBuilder) -> Thing:
-    width, seat, top = (
-        _scale_measure(b, 0, 0.40, 0.52),
-        _scale_measure(b, 1, 0.40, 0.50),
-        _scale_measure(b, 2, 0.78, 1.0),
-    )
+    width, seat, top = _scale_measures(b, (0.40, 0.52), (0.40, 0.50), (0.78, 1.0))
     b.box(0, (width, width, 0.06), at=(0, 0, seat))
     b.box(0, (width, 0.05, top - seat - 0.1), at=(0, -width / 2 + 0.03, (top + seat + 0.1) / 2))
     if _scale_measure(b, 3, 0, 1) < 0.5:
@@ -119,8 +117,8 @@ def _furniture_chair(b: SolidBuilder) -> Thing:
 
 
 def _sofa(b: SolidBuilder) -> Thing:
-    width, depth = _scale_measure(b, 0, 1.3, 2.2), _scale_measure(b, 1, 0.75, 0.95)
-    seat, top, arm = _scale_measure(b, 2, 0.36, 0.44), _scale_measure(b, 3, 0.7, 0.85), _scale_measure(b, 4, 0.12, 0.22)
+    ranges = ((1.3, 2.2), (0.75, 0.95), (0.36, 0.44), (0.7, 0.85), (0.12, 0.22))
+    width, depth, seat, top, arm = _scale_measures(b, *ranges)
     middle = depth / 2 + 0.03
     b.box(0, (width, depth, seat), at=(0, middle, seat / 2))
     b.box(0, (width, 0.2, top - seat), at=(0, 0.13, (top + seat) / 2))
@@ -130,11 +128,7 @@ def _sofa(b: SolidBuilder) -> Thing:
 
 
 def _bookcase(b: SolidBuilder) -> Thing:
-    width, depth, height = (
-        _scale_measure(b, 0, 0.8, 1.6),
-        _scale_measure(b, 1, 0.28, 0.42),
-        _scale_measure(b, 2, 1.2, 2.2),
-    )
+    width, depth, height = _scale_measures(b, (0.8, 1.6), (0.28, 0.42), (1.2, 2.2))
     middle, num_shelves = depth / 2 + 0.02, int(_scale_measure(b, 3, 3, 6))
     for side in (-1, 1):
         b.box(0, (0.03, depth, height), at=(side * (width - 0.03) / 2, middle, height / 2))
@@ -166,11 +160,7 @@ def _beam(b: SolidBuilder) -> Thing:
 
 
 def _door(b: SolidBuilder) -> Thing:
-    width, height, recess = (
-        _scale_measure(b, 0, 0.8, 1.1),
-        _scale_measure(b, 1, 2.0, 2.15),
-        _scale_measure(b, 2, 0.03, 0.12),
-    )
+    width, height, recess = _scale_measures(b, (0.8, 1.1), (2.0, 2.15), (0.03, 0.12))
     b.box(0, (width, 0.04, height), at=(0, -recess - 0.02, height / 2))
     for side in (-1, 1):
         b.box(0, (0.07, 0.04 + recess, height), at=(side * width / 2, -recess / 2, height / 2))

@@ -24,6 +24,7 @@ from sightline.areas.scenes.sets.labelled_scenes import (
     LabelledScenes,
     SceneSplit,
     scene_columns,
+    scene_info,
     scene_values,
     summarise_scenes,
 )
@@ -43,7 +44,7 @@ from sightline.contract.arguments import Count, FractionBelowOne, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Folds
 from sightline.store.files.array_files import check_array, npz_array, read_npy
-from sightline.store.files.input_files import file_size, natural_sort_key, read_file
+from sightline.store.files.input_files import file_size, get_again, natural_sort_key, read_file
 from sightline.store.loading.batch_reader import stratified_split
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
@@ -122,13 +123,12 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
         check_array(arrays[key], where=f"{path}: {key}", kinds=kind, shapes=[shapes[key]], needed=needed)
     outside = np.flatnonzero((arrays["label"] < 0) | (arrays["label"] >= len(arrays["classes"])))
     if len(outside):
-        raise DataError(
-            f"{path}: label[{outside[0]}] is {arrays['label'][outside[0]]}, classes names {len(arrays['classes'])}; "
-            "get the file again"
+        raise get_again(
+            f"{path}: label[{outside[0]}] is {arrays['label'][outside[0]]}, classes names {len(arrays['classes'])}"
         )
     if not np.isfinite(arrays["xyz"]).all():
         row = int(np.flatnonzero(~np.isfinite(arrays["xyz"]).all(axis=1))[0])
-        raise DataError(f"{path}: xyz[{row}] is {arrays['xyz'][row].tolist()}; get the file again")
+        raise get_again(f"{path}: xyz[{row}] is {arrays['xyz'][row].tolist()}")
     return arrays
 
 
@@ -141,7 +141,7 @@ class IntegerRoom(NamedTuple):
 
     area: str
     room: str
-    files: tuple[Path, ...]
+    paths: tuple[Path, ...]
 
     @property
     def name(self) -> str:
@@ -170,8 +170,8 @@ def list_integer_rooms(root: Path) -> tuple[str, list[IntegerRoom]]:
 
 def read_integer_room(room: IntegerRoom, *, order: str) -> RoomPoints:
     """Read all points of a room, labels in this project's order. Raises DataError with the file and the row."""
-    path = room.files[-1]
-    points, colours, file_labels = _read_npy_room(path) if len(room.files) == 1 else _read_bin_room(*room.files)
+    path = room.paths[-1]
+    points, colours, file_labels = _read_npy_room(path) if len(room.paths) == 1 else _read_bin_room(*room.paths)
     is_label = (file_labels == np.floor(file_labels)) & (file_labels >= 0) & (file_labels < len(CLASS_NAMES))
     is_colour = ((colours >= 0) & (colours <= 255)).all(axis=1)
     for name, is_valid in (("label", is_label), ("colour", is_colour)):
@@ -179,7 +179,7 @@ def read_integer_room(room: IntegerRoom, *, order: str) -> RoomPoints:
             row = int(np.flatnonzero(~is_valid)[0])
             value = file_labels[row] if name == "label" else colours[row].tolist()
             limit = f"0 to {len(CLASS_NAMES) - 1}" if name == "label" else "0 to 255"
-            raise DataError(f"{path}: the {name} of point {row} is {value}, {limit} is possible; get the file again")
+            raise get_again(f"{path}: the {name} of point {row} is {value}, {limit} is possible")
     labels_by_order = np.array([CLASS_NAMES.index(class_name) for class_name in ORDERS[order]], dtype=np.uint8)
     return RoomPoints(points, np.rint(colours).astype(np.uint8), labels_by_order[file_labels.astype(np.int64)], ())
 
@@ -252,18 +252,8 @@ class S3dis(LabelledScenes):
         features = _feature_names(colours=colours, place=place)
         coordinates = Field("points 3", "float32", "m", "scene, z up", collate="concatenate")
         shares = Field("points 3", "float32", "", "", 0.0, 1.0, "concatenate")
-        label = Field("points", "int64", "class", "", 0, len(CLASS_NAMES) - 1, "concatenate")
-        return DataInfo(
-            facts={
-                "num_classes": len(CLASS_NAMES),
-                "class_names": CLASS_NAMES,
-                "in_channels": 3 + 3 * len(features),
-                "up_axis": "z",
-            },
-            fields={"points": coordinates, **dict.fromkeys(features, shares), "label": label},
-            features=features,
-            clouds=_FORM,
-        )
+        fields = {"points": coordinates, **dict.fromkeys(features, shares)}
+        return scene_info(CLASS_NAMES, fields, "z", 0, _FORM)
 
     @classmethod
     def plan(cls, root: Path, *, order: Literal["A", "B"] | None = None) -> PreparationPlan:
@@ -303,7 +293,7 @@ def _list_any_rooms(root: Path, order: str | None) -> tuple[str, list[Room] | li
     if order is None:
         choices = "; ".join(f"order={key}: {', '.join(names[7:11])} are 7 to 10" for key, names in ORDERS.items())
         raise DataError(
-            f"{integer_rooms[0].files[-1]}: labels are bare integers, and two orders are in use; give one ({choices})"
+            f"{integer_rooms[0].paths[-1]}: labels are bare integers, and two orders are in use; give one ({choices})"
         )
     return layout, integer_rooms
 
@@ -314,7 +304,7 @@ def _feature_names(*, colours: bool, place: bool) -> tuple[str, ...]:
 
 
 def _read_row(order: str | None, room: Room | IntegerRoom) -> SampleRow:
-    room_points = _read_any_room(room, order)
+    room_points = read_room(room) if isinstance(room, Room) else read_integer_room(room, order=order or "")
     points, origin = from_lowest_corner(room_points.points)
     values = {
         "points": points,
@@ -323,24 +313,12 @@ def _read_row(order: str | None, room: Room | IntegerRoom) -> SampleRow:
         "origin_m": origin,
         "num_repairs": len(room_points.repairs),
     }
-    return SampleRow(room.name, str(_list_files(room)[0]), values)
-
-
-def _read_any_room(room: Room | IntegerRoom, order: str | None) -> RoomPoints:
-    if isinstance(room, Room):
-        return read_room(room)
-    assert order is not None
-    return read_integer_room(room, order=order)
-
-
-def _list_files(room: Room | IntegerRoom) -> tuple[Path, ...]:
-    return tuple(path for path, _ in room.files) if isinstance(room, Room) else room.files
+    return SampleRow(room.name, str(room.paths[0]), values)
 
 
 def _make_shard(room: Room | IntegerRoom, order: str | None) -> Shard:
-    files = _list_files(room)
-    num_points = sum(file_size(file) for file in files) // _BYTES_PER_POINT
-    return Shard(room.area, room.name, 1, files, partial(map, partial(_read_row, order), (room,)), num_points)
+    num_points = sum(map(file_size, room.paths)) // _BYTES_PER_POINT
+    return Shard(room.area, room.name, 1, room.paths, partial(map, partial(_read_row, order), (room,)), num_points)
 
 
 def _summary(prepared: PreparedSet, *, rooms: Sequence[Room | IntegerRoom], root: Path) -> dict[str, Any]:

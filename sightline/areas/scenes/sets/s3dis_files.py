@@ -19,7 +19,7 @@ import torch
 
 from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.contract.errors import DataError
-from sightline.store.files.input_files import file_size, list_folders, natural_sort_key
+from sightline.store.files.input_files import file_size, get_again, list_folders, natural_sort_key, unreadable
 from sightline.store.files.text_tables import parse_numbers, parse_numbers_reference, parse_rows, read_line_blocks
 from sightline.store.prepared.prepared_set import summarise_folder
 
@@ -73,6 +73,10 @@ class Room(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.area}/{self.folder.name}"
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(path for path, _ in self.files)
 
 
 class RoomPoints(NamedTuple):
@@ -186,7 +190,7 @@ def _read_tables(path: Path) -> Iterator[tuple[np.ndarray, list[Repair]]]:
                 num_lines += len(table)
                 yield table, repairs
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
+        raise unreadable(path, error) from error
 
 
 def _split(table: np.ndarray, points: np.ndarray, colours: np.ndarray, *, path: Path, num_before: int) -> None:
@@ -202,9 +206,8 @@ def _split(table: np.ndarray, points: np.ndarray, colours: np.ndarray, *, path: 
     if is_wrong.any():
         wrong = int(np.flatnonzero(is_wrong)[0])
         colour = " ".join(f"{value:g}" for value in table[wrong, 3:])
-        raise DataError(
-            f"{path}:{num_before + wrong + 1}: the colour {colour} is not three whole numbers from 0 to 255; get the "
-            "file again"
+        raise get_again(
+            f"{path}:{num_before + wrong + 1}: the colour {colour} is not three whole numbers from 0 to 255"
         )
 
 

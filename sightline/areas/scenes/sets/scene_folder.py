@@ -5,8 +5,6 @@ Listing of the user's own scenes by split: one folder of files, or a folder for 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -45,7 +43,7 @@ from sightline.store.label_maps import read_label_map
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
-from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard
+from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard, digest_json
 from sightline.store.prepared.splits import SPLITS, deal_by_hash
 from sightline.store.scene_preparation import note_colour_max, prepare_scene
 
@@ -408,8 +406,7 @@ def _feature_columns(reader: _SceneReader) -> list[tuple[str, ColumnSpec]]:
 
 def _hash_scenes(scenes: Sequence[ListedScene], classes: _Classes) -> str:
     entries = [[str(scene.path), scene.split] for scene in scenes]
-    mapped = [entries, classes.names, classes.class_of_label.tolist()]
-    return hashlib.sha256(json.dumps(mapped).encode()).hexdigest()
+    return digest_json([entries, classes.names, classes.class_of_label.tolist()])
 
 
 def _summary(prepared: PreparedSet, *, skipped_note: str) -> dict[str, Any]:
