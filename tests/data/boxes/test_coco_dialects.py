@@ -128,6 +128,9 @@ def test_no_part_and_no_image_is_passed_over_in_silence(tmp_path: Path) -> None:
             "1 images are in no annotation file and are left out, first: " + str(source.resolve() / "train/a.png")
         ]
         assert manifest["differences"] == [*labelled.notes] == left_out
+        write_image(source / "val/b.png", pattern(6, 8))
+        with pytest.raises(DataError, match=r"1 images that no annotation file names, first: .*val/b\.png; correct"):
+            prepare(source, tmp_path / f"beside{number}")
 
 
 def test_a_box_that_cvat_states_as_turned_is_a_fault(tmp_path: Path) -> None:

@@ -87,7 +87,8 @@ class CocoSet(NamedTuple):
 def read_coco_set(source: Path, *, annotations: Sequence[str] | None, images: str | None, has_details: bool) -> CocoSet:
     """Read a JSON file of COCO instances, or a folder with such files, of which images may be missing.
 
-    `annotations` and `images` are the paths of the JSON files and of the images' folder in it. Raises DataError for a
+    `annotations` and `images` are the paths of the JSON files and of the images' folder in it. Images that no file
+    names are faults beside those that one names, and noted in other folders. Raises DataError for a
     folder without such files, for a file in another format, for an id of two images, and for splits whose categories
     differ.
     """
@@ -114,6 +115,11 @@ def read_coco_set(source: Path, *, annotations: Sequence[str] | None, images: st
         files.append((path, split, listed))
     named = {image.path for _, _, listed in files for image in listed}
     others = [] if annotations else [path for path in list_images(root, may_lack=True) if path not in named]
+    folders = {path.parent for path in named if path is not None}
+    for path in others:
+        if path.parent in folders:
+            faults.add("images that no annotation file names", str(path))
+    others = [path for path in others if path.parent not in folders]  # of a part without annotations: test2017
     notes += [f"{len(others)} images are in no annotation file and are left out, first: {others[0]}"] if others else []
     return CocoSet(root, classes, files, faults, notes, missing)
 
