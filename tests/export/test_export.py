@@ -340,9 +340,13 @@ def test_a_file_that_does_not_end_is_ended_by_its_limit_and_by_ctrl_c(exported: 
         predict_files(open_run_or_file(endless, max_seconds=0.3), [cloud])
     run = open_run_or_file(endless, max_seconds=60)
     began = time.monotonic()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background inherits none
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        predict_files(run, [cloud])
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            predict_files(run, [cloud])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - began < 30
 
 
