@@ -38,30 +38,30 @@ class NamedColumns(Mapping[str, np.ndarray]):
 
     def __init__(self, stored: Mapping[str, np.ndarray]) -> None:
         self._stored = stored
-        self._old_names = rename_columns(list(stored))
+        self._names_in_file = rename_columns(list(stored))
         self._unpacked: dict[str, np.ndarray] = {}
         packed = next((name for name in _PACKED if name in stored and _is_packed(stored[name])), "")
-        if packed and not set(COLOURS) & set(self._old_names):
+        if packed and not set(COLOURS) & set(self._names_in_file):
             self._unpacked = _unpack_colours(stored[packed])
-            del self._old_names[packed]
+            del self._names_in_file[packed]
             self._packed = packed
 
     def notes(self, used: Collection[str]) -> tuple[str, ...]:
         """Describe which of the `used` columns have other names in the file, or are unpacked."""
-        renamed = {old: new for new, old in self._old_names.items() if old != new and new in used}
+        renamed = {own: new for new, own in self._names_in_file.items() if own != new and new in used}
         notes = [f"{', '.join(renamed)} are read as {', '.join(renamed.values())}"] if renamed else []
         if set(self._unpacked) & set(used):
             notes.append(f"{self._packed} is unpacked to {', '.join(COLOURS)}")
         return tuple(notes)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._unpacked[name] if name in self._unpacked else self._stored[self._old_names[name]]
+        return self._unpacked[name] if name in self._unpacked else self._stored[self._names_in_file[name]]
 
     def __iter__(self) -> Iterator[str]:
-        return iter((*self._old_names, *self._unpacked))
+        return iter((*self._names_in_file, *self._unpacked))
 
     def __len__(self) -> int:
-        return len(self._old_names) + len(self._unpacked)
+        return len(self._names_in_file) + len(self._unpacked)
 
 
 def _is_packed(values: np.ndarray) -> bool:
