@@ -33,11 +33,9 @@ class Calibration(NamedTuple):
 
     def to_camera(self, points_velodyne: np.ndarray) -> np.ndarray:
         """Transform scanner points (N, 3) to the rectified camera's frame, (N, 3) float64."""
-        return _transform(points_velodyne, self.camera_of_velodyne)
-
-    def to_velodyne(self, points_camera: np.ndarray) -> np.ndarray:
-        """Transform camera points (N, 3) to the scanner's frame, (N, 3) float64."""
-        return _transform(points_camera, np.linalg.inv(self.camera_of_velodyne))
+        matrix = self.camera_of_velodyne
+        with np.errstate(invalid="ignore"):  # a point that is not finite stays so; NumPy would warn
+            return points_velodyne.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
 
     def to_image(self, points_camera: np.ndarray) -> np.ndarray:
         """Project camera points (N, 3) to column and row (N, 2) in pixels, centres at integers.
@@ -49,11 +47,6 @@ class Calibration(NamedTuple):
         pixels = np.full((len(points_camera), 2), np.nan)
         pixels[is_ahead] = homogeneous[is_ahead, :2] / homogeneous[is_ahead, 2:]
         return pixels
-
-
-def _transform(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # a point that is not finite stays so; NumPy would warn
-        return points.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
 
 
 def points_in_box(
