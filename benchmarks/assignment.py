@@ -14,8 +14,9 @@ from benchmarks.case import BenchmarkCase, Implementation, equal, implementation
 from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED, Assigner, PriorPredictions
 from sightline.areas.detect.assigners.optimal_transport import OTA, SimOTA
 from sightline.areas.detect.assigners.static import ATSS, FCOS, FreeAnchor, MaxIoU
-from sightline.compute.geometry.boxes.overlaps import box_areas, box_centres, box_sizes, encode_distances, iou
-from sightline.compute.geometry.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
+from sightline.ops.box_codes import encode_distances
+from sightline.ops.box_overlaps import box_areas, box_centres, box_sizes, iou
+from sightline.ops.priors import AnchorShapes, Priors, make_anchors, make_points
 
 _STRIDES = (8, 16, 32, 64, 128)
 

@@ -14,8 +14,8 @@ from benchmarks.case import (
     equal,
     implementation,
 )
-from sightline.compute.geometry.boxes.overlaps import iou, pairwise_iou
-from sightline.compute.geometry.boxes.suppression import greedy_nms, greedy_nms_reference, soft_nms, soft_nms_reference
+from sightline.ops.box_overlaps import iou, pairwise_iou
+from sightline.ops.suppression import greedy_nms, greedy_nms_reference, soft_nms, soft_nms_reference
 
 WIDTH, HEIGHT = 1344, 800
 """Size of an image, in pixels."""

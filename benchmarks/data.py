@@ -20,9 +20,9 @@ from benchmarks.rendering import make_frames
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.scenes.sets.s3dis import S3dis
 from sightline.areas.scenes.sets.s3dis_files import list_rooms, read_room
-from sightline.compute.geometry.volumes import CubePlacement, occupancy
-from sightline.compute.layers.quantisation.clustering import cluster_weight
 from sightline.contract.types import SampleKey
+from sightline.layers.quantisation.clustering import cluster_weight
+from sightline.ops.volumes import CubePlacement, occupancy
 from sightline.parts.transforms.point_selection import ShufflePoints
 from sightline.parts.transforms.points import Scale, Translate
 from sightline.runs.packed import pack_bits

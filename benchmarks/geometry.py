@@ -21,9 +21,9 @@ from torch.nn import functional
 
 from benchmarks import textbook
 from benchmarks.case import BenchmarkCase, Implementation, Run, allclose, equal, implementation
-from sightline.compute import geometry
-from sightline.compute.geometry.scans.lift import KNNVote, gaussian_window, lift_knn, lift_knn_reference
-from sightline.compute.geometry.scans.projection import (
+from sightline import ops
+from sightline.ops.lift import KNNVote, gaussian_window, lift_knn, lift_knn_reference
+from sightline.ops.projection import (
     RangeView,
     compute_pixels,
     gather_to_image,
@@ -164,7 +164,7 @@ def _find_by_topk_in_blocks(inputs: dict[str, Any]) -> Tensor:
 
 
 def _find_neighbours(inputs: dict[str, Any]) -> Tensor:
-    return geometry.nearest_neighbours(inputs["points"], num_neighbours=inputs["num_neighbours"])
+    return ops.nearest_neighbours(inputs["points"], num_neighbours=inputs["num_neighbours"])
 
 
 def _sample_by_masked_loop(inputs: dict[str, Any]) -> Tensor:
@@ -172,7 +172,7 @@ def _sample_by_masked_loop(inputs: dict[str, Any]) -> Tensor:
 
 
 def _sample(inputs: dict[str, Any]) -> Tensor:
-    return geometry.farthest_point_sample(inputs["points"], num_samples=inputs["num_samples"], start=inputs["start"])
+    return ops.farthest_point_sample(inputs["points"], num_samples=inputs["num_samples"], start=inputs["start"])
 
 
 def _query_by_mask_and_sort(inputs: dict[str, Any]) -> Tensor:
@@ -180,7 +180,7 @@ def _query_by_mask_and_sort(inputs: dict[str, Any]) -> Tensor:
 
 
 def _query_balls(inputs: dict[str, Any]) -> Tensor:
-    return geometry.ball_query(
+    return ops.ball_query(
         inputs["points"], centres=inputs["centres"], radius=RADIUS, num_neighbours=inputs["num_neighbours"]
     )
 
@@ -190,7 +190,7 @@ def _interpolate_by_sorting(inputs: dict[str, Any]) -> Tensor:
 
 
 def _interpolate(inputs: dict[str, Any]) -> Tensor:
-    return geometry.interpolate(inputs["features"], points=inputs["points"], queries=inputs["queries"])
+    return ops.interpolate(inputs["features"], points=inputs["points"], queries=inputs["queries"])
 
 
 # --- other packages --------------------------------------------------------------------------------------------------

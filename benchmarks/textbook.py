@@ -18,8 +18,8 @@ from sightline.areas.clouds.models.dgcnn import DGCNN, DGCNNEncoder
 from sightline.areas.clouds.models.pct import PCT
 from sightline.areas.clouds.models.pointnet2 import PointNet2
 from sightline.areas.scenes.point_transformer import PointTransformer
-from sightline.compute.layers.mlp import LinearNorm
-from sightline.compute.layers.transformer import OffsetAttention
+from sightline.layers.mlp import LinearNorm
+from sightline.layers.transformer import OffsetAttention
 
 _CHUNK_SIZE = 1024
 

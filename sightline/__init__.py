@@ -7,7 +7,7 @@
     run = sightline.load_run("runs/modelnet40_pointnet/1")
     logits = run.model(points=run.transform({"points": points})["points"])["logits"]
 
-`sightline.geometry` and `sightline.metrics` contain the functions and states that the package itself uses. Nothing is
+`sightline.ops` and `sightline.metrics` contain the functions and states that the package itself uses. Nothing is
 imported before its first use: `import sightline` alone does not even import torch.
 """
 
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from sightline.contract.errors import assert_workbench_installed
 
 if TYPE_CHECKING:
+    from sightline import ops
     from sightline.api import LoadedRun, build_model, compare, evaluate, export, load_data, load_run, score, train_run
-    from sightline.compute import geometry
-    from sightline.compute.surrogates import surrogate_gradient
+    from sightline.layers.surrogates import surrogate_gradient
     from sightline.parts import metrics
     from sightline.runs.run_folders import list_runs
     from sightline.workbench.watch.check import check
@@ -35,11 +35,11 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
-    "geometry",
     "list_runs",
     "load_data",
     "load_run",
     "metrics",
+    "ops",
     "score",
     "surrogate_gradient",
     "train_run",
@@ -52,9 +52,9 @@ _API = ("LoadedRun", "build_model", "compare", "evaluate", "export", "load_data"
 _MODULE_BY_NAME = {name: "sightline.api" for name in _API}
 _MODULE_BY_NAME |= {"check": "sightline.workbench.watch.check", "watch": "sightline.workbench.watch.watch"}
 _MODULE_BY_NAME["list_runs"] = "sightline.runs.run_folders"
-_MODULE_BY_NAME["surrogate_gradient"] = "sightline.compute.surrogates"
-_FACES = {"geometry": "sightline.compute.geometry", "metrics": "sightline.parts.metrics"}
-_NEEDS_TORCH_ALONE = ("geometry", "surrogate_gradient")
+_MODULE_BY_NAME["surrogate_gradient"] = "sightline.layers.surrogates"
+_FACES = {"ops": "sightline.ops", "metrics": "sightline.parts.metrics"}
+_NEEDS_TORCH_ALONE = ("ops", "surrogate_gradient")
 
 
 def __getattr__(name: str) -> Any:

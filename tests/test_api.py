@@ -90,7 +90,7 @@ def test_import_is_lazy_and_quick() -> None:
         "heavy = [m for m in ('torch', 'numpy', 'pydantic', 'rich') if m in sys.modules]\n"
         "ours = time.process_time() - start; import torch; torch_s = time.process_time() - start - ours\n"
         "start = time.process_time()\n"
-        "sightline.metrics, sightline.geometry, sightline.build_model, sightline.load_run\n"
+        "sightline.metrics, sightline.ops, sightline.build_model, sightline.load_run\n"
         "print(heavy, (ours + time.process_time() - start) / torch_s)"
     )
     heavy, ratio = told.rsplit(maxsplit=1)
@@ -116,7 +116,7 @@ def test_every_public_name_is_there_and_others_are_not() -> None:
     assert set(sightline.__all__) <= set(dir(sightline))
     with pytest.raises(AttributeError, match="module 'sightline' has no attribute 'metric'"):
         _ = sightline.metric
-    for room in (sightline.metrics, sightline.geometry):
+    for room in (sightline.metrics, sightline.ops):
         assert all(getattr(room, name).__doc__ for name in room.__all__ if name != "State")
 
 

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.compute import numba_kernels
-from sightline.compute.numba_kernels import can_use_numba, run_parallel
+from sightline.ops import numba_kernels
+from sightline.ops.numba_kernels import can_use_numba, run_parallel
 from tests.cases import run_each
 from tools import compile_kernels
 
@@ -102,7 +102,7 @@ READ_ONLY = """
 import json, os, sys, tempfile
 import numba
 import numpy as np
-from sightline.compute.numba_kernels import numba_kernel
+from sightline.ops.numba_kernels import numba_kernel
 
 def refused(dir=None, *, make=tempfile.TemporaryFile, **more):
     if any(str(dir).startswith(each) for each in read_only):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry import neighbours
-from sightline.compute.geometry.boxes.priors import fit_anchor_shapes
-from sightline.compute.geometry.boxes.suppression import greedy_nms, soft_nms
-from sightline.compute.geometry.pinhole import CropPlacement, crop_depth
-from sightline.compute.geometry.volumes import (
+from sightline.ops import neighbours
+from sightline.ops.pinhole import CropPlacement, crop_depth
+from sightline.ops.priors import fit_anchor_shapes
+from sightline.ops.suppression import greedy_nms, soft_nms
+from sightline.ops.volumes import (
     CubePlacement,
     gaussian_heatmaps,
     gaussian_heatmaps_reference,

@@ -185,7 +185,7 @@ def test_every_verb_and_option_is_in_the_reference() -> None:
 
 def test_every_kind_and_public_name_is_in_the_reference() -> None:
     public = [f"sightline.{name}" for name in sightline.__all__]
-    rooms = [*sightline.metrics.__all__, *sightline.geometry.__all__]
+    rooms = [*sightline.metrics.__all__, *sightline.ops.__all__]
     missing = [name for name in [*public, *rooms, *REGISTRIES] if not re.search(rf"`{re.escape(name)}\b", REFERENCE)]
     assert missing == []
 

@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.compute.geometry.neighbours import nearest_neighbours
-from sightline.compute.layers.range_image import MeanPool2d
-from sightline.compute.waits import send
 from sightline.engine.records import preserve_rng_state
+from sightline.layers.range_image import MeanPool2d
+from sightline.ops.neighbours import nearest_neighbours
+from sightline.ops.waits import send
 from tests.devices import rounded_to
 from tests.recipe_steps import RECIPES, SmallStep
 from tests.test_devices import CALLS

@@ -26,9 +26,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from the ground up: a room may import from those below it and from itself. What stands in one line is on one
 # floor, where no room imports another. Nothing outside `areas` imports an area: registries find their parts by name.
 FLOORS = """
-contract commands compute.labels compute.numba_kernels compute.surrogates compute.waits config instrument
-compute.geometry draw
-compute.layers
+contract commands ops config instrument
+layers draw
 parts.losses parts.metrics parts.models parts.transforms
 parts.tasks store.files
 store.box_fields store.computed_samples store.prepared store.loading
@@ -51,7 +50,7 @@ cli api
 __main__ __init__
 """
 FLOOR_OF = {room: floor for floor, line in enumerate(FLOORS.strip().splitlines()) for room in line.split()}
-FOLDERS_OF_ROOMS = {"areas", "compute", "parts", "store", "workbench"}
+FOLDERS_OF_ROOMS = {"areas", "parts", "store", "workbench"}
 """Their own files hold a docstring and a table of names."""
 MAX_FILES = 25
 """Of a folder; the aim is 25 (`verbs`, `layers`, `geometry` and `engine` are above it)."""
@@ -267,7 +266,7 @@ def test_only_one_module_knows_processes() -> None:
     """`torch.distributed` belongs to engine/distributed.py; the launcher drives torch's agent from the parent."""
     allowed = {"engine/distributed.py", "engine/launcher.py"}
     knowing = {str(p.relative_to(PACKAGE)) for p in FILES if "torch.distributed" in p.read_text()}
-    assert knowing <= allowed | {"compute/layers/batch_norm.py"}  # which only says in words that it does not import it
+    assert knowing <= allowed | {"layers/batch_norm.py"}  # which only says in words that it does not import it
 
 
 def test_only_one_module_knows_which_process_is_first() -> None:

@@ -12,8 +12,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sightline.compute import numba_kernels
-from sightline.compute.waits import (
+from sightline.engine import train as training
+from sightline.ops import numba_kernels
+from sightline.ops.waits import (
     RepeatStepError,
     call_on_host,
     deferred_checks,
@@ -24,7 +25,6 @@ from sightline.compute.waits import (
     send,
     send_list,
 )
-from sightline.engine import train as training
 from sightline.parts.losses.classification import lovasz_of_image, masked_lovasz_of_image
 from tests.marks import long_but
 from tests.processes import ROOT

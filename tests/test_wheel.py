@@ -113,7 +113,7 @@ def test_with_torch_and_numpy_alone_it_computes_and_names_the_extra(installed: P
         "import sys, sightline, torch\n"
         "assert 'torch' in sys.modules\n"
         "cloud = torch.rand(1, 9, 3)\n"
-        "assert sightline.geometry.nearest_neighbours(cloud, num_neighbours=1).flatten().tolist() == [*range(9)]\n"
+        "assert sightline.ops.nearest_neighbours(cloud, num_neighbours=1).flatten().tolist() == [*range(9)]\n"
         "def told(action):\n"
         "    try:\n"
         "        action()\n"

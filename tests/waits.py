@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sightline.compute import numba_kernels
-from sightline.compute import waits as device_waits
+from sightline.ops import numba_kernels
+from sightline.ops import waits as device_waits
 
 _WAITING = {
     "aten::_local_scalar_dense",
@@ -94,7 +94,7 @@ class _Readings(TorchFunctionMode):
 def _locate(operation: str) -> str:
     """Return the operation with its file; `waits.py` reads for its caller, and what it sends is the host's."""
     frames = [frame for frame in traceback.extract_stack() if "/sightline/" in frame.filename]
-    outside = [frame for frame in frames if not frame.filename.endswith("/sightline/compute/waits.py")]
+    outside = [frame for frame in frames if not frame.filename.endswith("/sightline/ops/waits.py")]
     names = [frame.name for frame in frames]
     is_of_host = "send" in names[-1:] or ("call_on_host" in names and "_fetch" not in names)
     if is_of_host or (outside and outside[-1].filename.endswith("detect/task.py") and outside[-1].name == "outputs"):

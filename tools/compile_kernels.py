@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline.compute.numba_kernels import NumbaKernel
 from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.train import train
+from sightline.ops.numba_kernels import NumbaKernel
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TWO = ("data.train_size=2", "data.test_size=2", "train.batch_size=2", "train.epochs=1", "evaluate.select=test")

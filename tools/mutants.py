@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-ROOMS = ("areas", "compute", "engine", "parts", "workbench/evaluate")
+ROOMS = ("areas", "ops", "layers", "engine", "parts", "workbench/evaluate")
 KINDS = ("bound", "sign", "normaliser", "off_by_one")
 _BOUNDS = {ast.Gt: ">=", ast.GtE: ">", ast.Lt: "<=", ast.LtE: "<"}
 _NOT_NUMBERS = (ast.JoinedStr, ast.List, ast.Tuple, ast.ListComp, ast.Dict)

@@ -11,10 +11,10 @@ from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.pose.sets.depth_frames import DepthFrames
 from sightline.areas.pose.sets.synthetic_hands import SyntheticBodies, SyntheticHands
 from sightline.areas.pose.transforms import DrawHeatmaps, PlaceCube, Voxelize
-from sightline.compute.geometry.pinhole import project_points, ring_cameras
-from sightline.compute.geometry.rendering import Style, on_background, render_cloud
 from sightline.contract.types import SampleKey
 from sightline.draw.pictures import PALETTE, encode_png, label_colors, render_clouds
+from sightline.ops.pinhole import project_points, ring_cameras
+from sightline.ops.rendering import Style, on_background, render_cloud
 from sightline.parts.transforms.point_selection import SamplePoints
 from sightline.parts.transforms.points import Rotate, Scale
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform

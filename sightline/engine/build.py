@@ -19,8 +19,6 @@ import numpy as np
 import yaml
 from torch import nn
 
-from sightline.compute.layers.batch_norm import disable_cudnn_batch_norm
-from sightline.compute.layers.quantisation.parametrised import apply_policy
 from sightline.config import RunConfig, locate_errors
 from sightline.config.run_config import PrecisionName, to_plain
 from sightline.contract import registry
@@ -41,6 +39,8 @@ from sightline.engine.optimizers import ModuleRate, OptimizerSpec
 from sightline.engine.records import preserve_rng_state, resolve_mode
 from sightline.engine.step import Task
 from sightline.engine.train import TrainState
+from sightline.layers.batch_norm import disable_cudnn_batch_norm
+from sightline.layers.quantisation.parametrised import apply_policy
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import assert_sha256
 from sightline.runs.lineage import record_teacher, trace_lineage

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.compute.waits import send
 from sightline.config.run_config import Cudnn
 from sightline.contract.errors import RunError
 from sightline.contract.pytree import tree_leaves
 from sightline.contract.types import Batch
+from sightline.ops.waits import send
 
 
 class PhaseTimer(Protocol):

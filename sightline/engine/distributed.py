@@ -27,7 +27,6 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # before the process group: see World.close
 from torch import Tensor, nn
 
-from sightline.compute.layers.batch_norm import SynchronisedBatchNorm, convert_sync_batchnorm
 from sightline.contract.errors import RunError, UserError
 from sightline.engine.device import keep_freed_memory
 from sightline.engine.gradient_sums import GradientReduction
@@ -42,6 +41,7 @@ from sightline.engine.watchdog import (
     report_failure,
 )
 from sightline.instrument import receive_gradients, replace_function
+from sightline.layers.batch_norm import SynchronisedBatchNorm, convert_sync_batchnorm
 from sightline.runs.run_directory import RunDirectory
 
 P = ParamSpec("P")

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.waits import send_list
 from sightline.contract.errors import CheckpointError, ConfigError
 from sightline.contract.loss import Loss, learns
+from sightline.ops.waits import send_list
 from sightline.runs.weights import load_weights, plain_state
 
 _PREFIX = "losses"

@@ -19,12 +19,12 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.autograd import profiler
 
-from sightline.compute.waits import send
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
 from sightline.engine.device import Precision
 from sightline.engine.distributed import World
 from sightline.engine.records import EvaluationRecord, StepRecord
+from sightline.ops.waits import send
 
 PROFILER_END_PREFIX = "end of "
 """Prefix of a profiler event that marks the end of a phase, before the phase's name."""

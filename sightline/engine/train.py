@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.waits import DeviceCheck, RepeatStepError, deferred_checks, is_free_to_read, send
 from sightline.contract.errors import RunError, join_some
 from sightline.contract.loss import bad_count_error
 from sightline.contract.members import TaskMembers
@@ -26,6 +25,7 @@ from sightline.engine.learnt_losses import LearntLosses, combine_modules, module
 from sightline.engine.optimizers import FrozenModules, apply_freezing
 from sightline.engine.records import StepRecord
 from sightline.engine.step import StepTimer, Task, divide_by_count, prepare_step, weighted_sum
+from sightline.ops.waits import DeviceCheck, RepeatStepError, deferred_checks, is_free_to_read, send
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.geometry.volumes import Axes
 from sightline.config import RunConfig, render_config
 from sightline.config.run_config import to_plain
 from sightline.contract import registry
@@ -27,6 +26,7 @@ from sightline.engine.build import build_model
 from sightline.engine.device import Precision, seed_everything
 from sightline.engine.distributed import World
 from sightline.engine.records import preserve_rng_state
+from sightline.ops.volumes import Axes
 from sightline.published import recipe
 from sightline.published.files import PublishedFile, make_meta_model, read_source
 from sightline.published.rows import FACTS, PublishedLayout, list_names, read_layout

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry.volumes import Axes
 from sightline.contract.errors import CheckpointError
+from sightline.ops.volumes import Axes
 from sightline.published.rows import list_layouts, read_layout
 
 _OUR_EPSILON = 1e-5

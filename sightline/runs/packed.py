@@ -24,15 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.layers.quantisation.parametrised import (
+from sightline.contract.errors import CheckpointError, UserError
+from sightline.contract.regular_files import assert_fits_memory, check_regular_file, parse_json, read_regular_file
+from sightline.layers.quantisation.parametrised import (
     Codebook,
     HalfPrecision,
     UniformQuantiser,
     dense_state_dict,
     quantised_weights,
 )
-from sightline.contract.errors import CheckpointError, UserError
-from sightline.contract.regular_files import assert_fits_memory, check_regular_file, parse_json, read_regular_file
 from sightline.runs.atomic_files import disk_failure, replace_atomic
 
 

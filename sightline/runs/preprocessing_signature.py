@@ -6,12 +6,12 @@ import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from sightline.compute.geometry.neighbours import scale_num_neighbours
 from sightline.config import RunConfig
 from sightline.config.run_config import format_inline, to_plain
 from sightline.contract import registry
 from sightline.contract.members import TransformMembers
 from sightline.contract.types import ComponentConfig, DataInfo
+from sightline.ops.neighbours import scale_num_neighbours
 from sightline.runs.weights import find_neighbour_graph, find_point_encoder
 
 _COMPARED_KEYS = {

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.geometry.neighbours import scale_num_neighbours
-from sightline.compute.waits import send
 from sightline.config.run_config import to_plain
 from sightline.contract import registry
 from sightline.contract.errors import CheckpointError
 from sightline.contract.schema import suggest
 from sightline.contract.types import ComponentConfig
+from sightline.ops.neighbours import scale_num_neighbours
+from sightline.ops.waits import send
 
 _WRAPPERS = ("module", "_orig_mod")
 _MAX_LISTED = 5

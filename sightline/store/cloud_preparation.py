@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 
-from sightline.compute.geometry.sampling import farthest_point_sample
-from sightline.compute.geometry.surfaces import SurfacePoints, estimate_normals, sample_surface
 from sightline.contract.errors import DataError
+from sightline.ops.farthest_points import farthest_point_sample
+from sightline.ops.surfaces import SurfacePoints, estimate_normals, sample_surface
 from sightline.store.files.cloud_files import PointCloud, check_strays
 from sightline.store.files.input_files import damaged, download_again
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere

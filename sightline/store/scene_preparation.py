@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.contract.errors import DataError
+from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.store.files.cloud_files import PointCloud, check_strays
 from sightline.store.files.column_names import COLOURS
 

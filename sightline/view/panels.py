@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sightline.compute.geometry.pinhole import project_points
 from sightline.draw.pictures import PALETTE, Lines, apply_colormap
+from sightline.ops.pinhole import project_points
 
 TRUE, READ = np.array([30, 122, 74], dtype=np.uint8), np.array([214, 69, 65], dtype=np.uint8)
 """Colours: green for labelled joints, red for joints decoded from heat maps."""

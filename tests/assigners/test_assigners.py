@@ -17,15 +17,15 @@ from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED, Assigner,
 from sightline.areas.detect.assigners.optimal_transport import OTA, SimOTA
 from sightline.areas.detect.assigners.report import assignment_report
 from sightline.areas.detect.assigners.static import ATSS, FCOS, FreeAnchor, MaxIoU
-from sightline.compute.geometry import neighbours
-from sightline.compute.geometry.boxes import overlaps
-from sightline.compute.geometry.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
 from sightline.contract import registry
 from sightline.contract.errors import MissingExtraError
 from sightline.instrument.memory import peak_of_run
+from sightline.ops import neighbours
+from sightline.ops.boxes import overlaps
+from sightline.ops.priors import AnchorShapes, Priors, make_anchors, make_points
 from tests.cases import run_each
-from tests.geometry.boxes.crowds import crowd
 from tests.marks import long_but
+from tests.ops.boxes.crowds import crowd
 
 STRIDES = (8, 16, 32)
 MAPS = ((12, 16), (6, 8), (3, 4))

@@ -18,19 +18,9 @@ from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED, Assigner,
 from sightline.areas.detect.assigners.optimal_transport import OTA, SimOTA, _Costs, sinkhorn
 from sightline.areas.detect.assigners.static import ATSS, FCOS, MaxIoU
 from sightline.areas.detect.losses import overlap_loss, sigmoid_bce, sigmoid_focal, smooth_l1
-from sightline.compute.geometry.boxes.overlaps import (
-    OVERLAPS,
-    box_areas,
-    box_sizes,
-    centreness,
-    decode_deltas,
-    decode_distances,
-    encode_deltas,
-    encode_distances,
-    iou,
-    pairwise_iou,
-)
-from sightline.compute.geometry.boxes.priors import Priors, make_points
+from sightline.ops.box_codes import centreness, decode_deltas, decode_distances, encode_deltas, encode_distances
+from sightline.ops.box_overlaps import OVERLAPS, box_areas, box_sizes, iou, pairwise_iou
+from sightline.ops.priors import Priors, make_points
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 

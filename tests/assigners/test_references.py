@@ -11,8 +11,8 @@ from scipy.optimize import linear_sum_assignment
 
 from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED
 from sightline.areas.detect.assigners.static import ATSS, FCOS, MaxIoU
-from sightline.compute.geometry.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
-from tests.geometry.boxes.crowds import crowd
+from sightline.ops.priors import AnchorShapes, Priors, make_anchors, make_points
+from tests.ops.boxes.crowds import crowd
 
 SEEDS = range(200)
 STRIDES = (8, 16, 32)

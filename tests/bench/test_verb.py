@@ -111,7 +111,7 @@ def test_a_quick_run_from_the_command_to_the_document(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_without_memory")
 def test_other_numbers_end_with_code_1(tmp_path: Path) -> None:
     target = tmp_path / "bench.json"
-    with mock.patch("sightline.compute.geometry.nearest_neighbours", return_value=torch.zeros(2, 128, 20).long()):
+    with mock.patch("sightline.ops.nearest_neighbours", return_value=torch.zeros(2, 128, 20).long()):
         code, _, err = run_bench("geometry", "--case", CASE, "--quick", "--repeats", 1, "--json", target)
     assert code == 1
     assert "FAILED geometry/knn_8x1024x64_k20/sightline: other numbers than matmul_topk" in err

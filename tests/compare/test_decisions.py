@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.geometry import farthest_point_sample, gather_points, nearest_neighbours
+from sightline.ops import farthest_point_sample, gather_points, nearest_neighbours
 from tests.compare.steps import compared, guilty
 from tests.models.small_models import small_model
 

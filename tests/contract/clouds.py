@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sightline.areas.scans.range_projection import Project
-from sightline.compute.layers.quantisation.parametrised import apply_policy
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.loss import Loss
+from sightline.layers.quantisation.parametrised import apply_policy
 from sightline.parts.losses.classification import CrossEntropy, Distillation, LovaszSoftmax
 from sightline.parts.metrics.labels import IoU
 from sightline.parts.tasks.distillation import DistillationTask, add_teacher_keys

@@ -73,7 +73,7 @@ def test_every_table_adds_up_and_the_trace_is_a_file_for_viewers(tmp_path: Path)
     assert inside == pytest.approx(clocked, rel=0.1), "the loop's own clock, which runs inside of steps, agrees"
     assert parts.keys() >= {"data", "transfer", "prepare", "forward", "loss", "backward", "optimise", "between steps"}
     edge = next(row for row in document["modules"] if row["path"] == "edges.0")
-    assert (edge["class"], edge["place"].split(":")[0]) == ("EdgeConv", "sightline/compute/layers/edge_conv.py")
+    assert (edge["class"], edge["place"].split(":")[0]) == ("EdgeConv", "sightline/layers/edge_conv.py")
     events = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))["traceEvents"]
     assert {"module: edges.0", "end of data", "ProfilerStep#2"} <= {event["name"] for event in events}
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.areas.detect.losses import sigmoid_focal
-from sightline.compute.geometry.boxes.overlaps import decode_boxes, encode_deltas, iou
 from sightline.config.run_config import Checks
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, declared_outputs
@@ -29,6 +28,8 @@ from sightline.contract.loss import Loss
 from sightline.contract.types import ComponentConfig
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
+from sightline.ops.box_codes import decode_boxes, encode_deltas
+from sightline.ops.box_overlaps import iou
 from sightline.parts.losses.embeddings import PairLoss
 from sightline.parts.tasks.distillation import DistillationTask, add_teacher_keys
 from sightline.parts.tasks.supervised import Classify

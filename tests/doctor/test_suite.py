@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
-from sightline.compute import numba_kernels
 from sightline.contract.errors import ConfigError
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.train import TrainState, train
+from sightline.ops import numba_kernels
 from sightline.verbs.output import show_findings
 from sightline.workbench.check import suite
 from sightline.workbench.check.context import CHECKS, Context, FindingBuilder

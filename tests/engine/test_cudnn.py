@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.compute.layers.batch_norm import disable_cudnn_batch_norm
 from sightline.engine.device import cudnn_enabled, set_backends
+from sightline.layers.batch_norm import disable_cudnn_batch_norm
 from tests.runs.small import small_run
 
 

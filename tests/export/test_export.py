@@ -25,11 +25,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import sightline
-from sightline.compute.layers.images import join_channels
-from sightline.compute.layers.range_image import CircularPad
 from sightline.contract.errors import RunError, UserError
 from sightline.contract.types import SampleKey
 from sightline.engine.run_loading import open_run
+from sightline.layers.images import join_channels
+from sightline.layers.range_image import CircularPad
 from sightline.workbench.export.checking import check_file
 from sightline.workbench.export.formats import (
     ENDINGS,

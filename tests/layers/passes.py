@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.layers.batch_norm import convert_sync_batchnorm
+from sightline.layers.batch_norm import convert_sync_batchnorm
 
 BOUND = 1e-9
 """What is asked of two forms in float64; rounding of 2e-16 over sums of a few thousand terms is a thousandth of it."""

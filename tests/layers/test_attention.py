@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.compute import numba_kernels
-from sightline.compute.geometry import gather_points, nearest_neighbours
-from sightline.compute.geometry.packed import Edges, build_pyramid
-from sightline.compute.layers.dense_vector_attention import (
+from sightline.layers.dense_vector_attention import (
     DenseVectorAttention,
     PlainDenseVectorAttention,
 )
-from sightline.compute.layers.edge_conv import map_edges, map_gradient, map_points
-from sightline.compute.layers.transformer import OffsetAttention, SelfAttention
-from sightline.compute.layers.vector_attention import PlainVectorAttention, VectorAttention
+from sightline.layers.edge_conv import map_edges, map_gradient, map_points
+from sightline.layers.transformer import OffsetAttention, SelfAttention
+from sightline.layers.vector_attention import PlainVectorAttention, VectorAttention
+from sightline.ops import gather_points, nearest_neighbours, numba_kernels
+from sightline.ops.packed import Edges, build_pyramid
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     Golden,
@@ -114,7 +113,7 @@ def test_fused_form_agrees_with_the_plain_one(
 
 def test_edges_in_parts_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven points at a time, and what is left over."""
-    monkeypatch.setattr("sightline.compute.layers.vector_attention._ENTRIES_AT_ONCE", 7 * 6 * 16)
+    monkeypatch.setattr("sightline.layers.vector_attention._ENTRIES_AT_ONCE", 7 * 6 * 16)
     edges = edges_of((30, 23), 6)
     plain, fused = (OnEdges(layer, edges) for layer in pair_of_layers(16))
     given, weight = {"features": torch.randn(53, 16).double()}, torch.randn(53, 16).double()

@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.compute import numba_kernels
-from sightline.compute.geometry.neighbours import nearest_neighbours
-from sightline.compute.layers.edge_conv import (
+from sightline.layers.edge_conv import (
     EdgeConv,
     EdgeMLP,
     EdgePropagation,
@@ -19,7 +17,9 @@ from sightline.compute.layers.edge_conv import (
     PlainEdgeMLP,
     graph_features,
 )
-from sightline.compute.layers.edge_kernels import edge_extremes_and_sums, edge_gradients
+from sightline.layers.edge_kernels import edge_extremes_and_sums, edge_gradients
+from sightline.ops import numba_kernels
+from sightline.ops.neighbours import nearest_neighbours
 from tests.golden_parity import load_golden
 from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, make_pair, run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sightline.compute.layers.lanes import (
+from sightline.ops.lanes import (
     LANES,
     add_lanes,
     load,
@@ -17,7 +17,7 @@ from sightline.compute.layers.lanes import (
     widen,
     zeros_like,
 )
-from sightline.compute.numba_kernels import numba_kernel
+from sightline.ops.numba_kernels import numba_kernel
 
 
 @numba_kernel

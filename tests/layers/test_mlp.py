@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.layers.batch_norm import SynchronisedBatchNorm, convert_sync_batchnorm
-from sightline.compute.layers.mlp import JoinedLinearNorm, LinearNorm, as_packed, concat_channels, dense_channels
-from sightline.compute.layers.transformer import StochasticDepth
+from sightline.layers.batch_norm import SynchronisedBatchNorm, convert_sync_batchnorm
+from sightline.layers.mlp import JoinedLinearNorm, LinearNorm, as_packed, concat_channels, dense_channels
+from sightline.layers.transformer import StochasticDepth
 from tests.cases import run_each
 from tests.layers.passes import BOUND, Ranks, assert_passes_agree, run, unsettle
 

@@ -11,9 +11,8 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
-from sightline.compute import numba_kernels
-from sightline.compute.layers.group_kernels import extremes_and_sums, group_gradients, group_sums
-from sightline.compute.layers.set_abstraction import (
+from sightline.layers.group_kernels import extremes_and_sums, group_gradients, group_sums
+from sightline.layers.set_abstraction import (
     BallGroup,
     BallScale,
     FeaturePropagation,
@@ -25,6 +24,7 @@ from sightline.compute.layers.set_abstraction import (
     SetAbstraction,
     gather_rows,
 )
+from sightline.ops import numba_kernels
 from tests.cases import run_each
 from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, make_pair, run
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from sightline.compute.geometry.boxes.overlaps import pairwise_iou
 from sightline.config import read_config
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.engine.train import train
+from sightline.ops.box_overlaps import pairwise_iou
 from tests.conftest import ROOT
 
 NUM_IMAGES = 8

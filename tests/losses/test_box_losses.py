@@ -19,10 +19,10 @@ from sightline.areas.detect.losses import (
     sigmoid_focal,
     smooth_l1,
 )
-from sightline.compute.geometry.boxes.overlaps import OVERLAPS
+from sightline.ops.box_overlaps import OVERLAPS
 from tests.cases import run_each
-from tests.geometry.boxes.crowds import aligned_pairs
 from tests.golden_parity import load_golden
+from tests.ops.boxes.crowds import aligned_pairs
 
 
 def logit(probability: float) -> Tensor:

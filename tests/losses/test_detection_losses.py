@@ -23,9 +23,9 @@ from sightline.areas.detect.losses import (
     QualityFocal,
     SigmoidFocal,
 )
-from sightline.compute.geometry.boxes.overlaps import encode_deltas, encode_distances
-from sightline.compute.geometry.boxes.priors import BACKGROUND, IGNORED
 from sightline.contract.loss import Loss
+from sightline.ops.box_codes import encode_deltas, encode_distances
+from sightline.ops.priors import BACKGROUND, IGNORED
 from tests.cases import run_each
 
 TARGET = torch.tensor([[0, BACKGROUND, 2, IGNORED, 1], [BACKGROUND, 1, IGNORED, BACKGROUND, 0]])

@@ -13,12 +13,13 @@ from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED
 from sightline.areas.detect.assigners.static import FreeAnchor
 from sightline.areas.detect.free_anchor_losses import FreeAnchorNegative, FreeAnchorPositive
 from sightline.areas.detect.losses import bag_losses
-from sightline.compute.geometry.boxes.overlaps import decode_deltas, encode_deltas, iou
-from sightline.compute.geometry.boxes.priors import Priors, anchor_bags
+from sightline.ops.box_codes import decode_deltas, encode_deltas
+from sightline.ops.box_overlaps import iou
+from sightline.ops.priors import Priors, anchor_bags
 from tests.assigners.test_golden import PLUS_ONE, case_of
 from tests.cases import run_each
-from tests.geometry.boxes.crowds import crowd
 from tests.golden_parity import load_golden
+from tests.ops.boxes.crowds import crowd
 
 WEIGHTS = torch.tensor([10.0, 10.0, 5.0, 5.0], dtype=torch.float64)
 

@@ -18,8 +18,8 @@ from sightline.areas.detect.metrics.box_errors import KINDS, BoxErrors, classify
 from sightline.areas.detect.metrics.crowds import CrowdAp, MissRate, _score, jaccard_counts, jaccard_index
 from sightline.areas.detect.metrics.detection_curves import MISS_RATE_RULES, DetectionCurve
 from sightline.areas.detect.metrics.label_bins import BINS
-from sightline.compute import numba_kernels
 from sightline.contract.metric import Meter, State, append_rows, pool_states
+from sightline.ops import numba_kernels
 from sightline.parts.metrics.box_groups import match_predictions
 from tests.cases import run_each
 from tests.metrics.box_references import (

@@ -16,7 +16,7 @@ from sightline.areas.clouds.models.point_bert import PointBERTParts
 from sightline.areas.clouds.models.point_transformer_dense import DensePointTransformer
 from sightline.areas.clouds.models.pointnet import PointNet, PointNetParts, PointNetPlain, PointNetScenes
 from sightline.areas.clouds.models.pointnet2 import PointNet2, PointNet2MultiScale, PointNet2Parts, PointNet2Scenes
-from sightline.compute.layers.mlp import LinearNorm
+from sightline.layers.mlp import LinearNorm
 from sightline.parts.losses.classification import CrossEntropy
 from sightline.parts.losses.embeddings import FeatureTransformPenalty
 from sightline.published.translation import convert_state_dict, translate_key

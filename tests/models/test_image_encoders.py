@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline.areas.contrast.crosspoint import projection_head
-from sightline.compute.layers.images import ConvNorm
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig
+from sightline.layers.images import ConvNorm
 from sightline.parts.models.darknet import Darknet53Encoder
 from sightline.parts.models.resnet import ResNet18Encoder, ResNet50Encoder
 from sightline.parts.models.vit import ViTEncoder

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from sightline.areas.clouds.models.point_bert import PointBERT, PointBERTParts
-from sightline.compute.layers.transformer import (
+from sightline.contract.errors import ConfigError
+from sightline.layers.transformer import (
     MiniPointNet,
     MultiHeadAttention,
     StochasticDepth,
     TransformerBlock,
     group_points,
 )
-from sightline.contract.errors import ConfigError
 from sightline.parts.losses.classification import CrossEntropy
 from sightline.published.translation import convert_state_dict, translate_key
 from sightline.runs.weights import load_weights

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sightline.areas.pose.losses import HeatmapCrossEntropy, HeatmapMSE
 from sightline.areas.pose.v2v import V2V, ScaleNet, V2VSmall
-from sightline.compute.layers.images import ResidualBlock3d, UpsampleBlock3d
+from sightline.layers.images import ResidualBlock3d, UpsampleBlock3d
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
@@ -181,7 +181,7 @@ def test_the_integral_variant_agrees_with_the_port(shared: Path) -> None:
     model.load_state_dict(convert_state_dict(theirs, LAYOUT))
     target, wanted = golden.tensor("in.target_heat"), golden.tensor("in.target_coord")
     visible = torch.ones(target.shape[:2], dtype=torch.bool)
-    from sightline.compute.geometry.volumes import soft_cells
+    from sightline.ops.volumes import soft_cells
 
     for mode in each_mode(model):
         likelihood = model(volume=golden.tensor("in.x"))["likelihood"]

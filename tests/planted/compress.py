@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.layers.quantisation import parametrised
-from sightline.compute.layers.quantisation.clustering import Clusters
-from sightline.compute.layers.quantisation.parametrised import (
-    Codebook,
-    HalfPrecision,
-    UniformQuantiser,
-    quantised_weights,
-)
 from sightline.config import read_config
 from sightline.contract import registry
 from sightline.engine import build as building
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
+from sightline.layers.quantisation import parametrised
+from sightline.layers.quantisation.clustering import Clusters
+from sightline.layers.quantisation.parametrised import (
+    Codebook,
+    HalfPrecision,
+    UniformQuantiser,
+    quantised_weights,
+)
 from sightline.parts.tasks.distillation import DistillationTask
 from sightline.parts.tasks.supervised import Supervised
 from sightline.runs import packed

@@ -13,9 +13,9 @@ from sightline.areas.pose.metrics import JointError
 from sightline.areas.pose.sets.synthetic_hands import SyntheticHands
 from sightline.areas.pose.transforms import DrawHeatmaps, Voxelize
 from sightline.areas.pose.v2v import V2VSmall
-from sightline.compute.geometry.volumes import CubePlacement
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
+from sightline.ops.volumes import CubePlacement
 from tests.planted.planting import Plant, Planter, change_arguments, change_result, wrap
 
 

@@ -14,8 +14,8 @@ from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.scans import range_projection
 from sightline.areas.scans.models.squeezeseg import SqueezeSeg
 from sightline.areas.scans.sets.synthetic_lidar import SyntheticLidar
-from sightline.compute.geometry import neighbours
 from sightline.contract.types import Batch, Sample, SampleKey
+from sightline.ops import neighbours
 from sightline.parts.metrics.labels import class_ious, confusion_matrix
 from sightline.parts.metrics.part_iou import PartIoU
 from sightline.parts.transforms.points import Rotate

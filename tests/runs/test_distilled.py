@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from sightline.compute.layers.quantisation.linear import quantisable_weights
 from sightline.config import read_config, render_config
 from sightline.config.run_config import to_plain
 from sightline.contract.errors import ConfigError
@@ -22,6 +21,7 @@ from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import open_run, open_trained
 from sightline.engine.step import compute_batch_losses
+from sightline.layers.quantisation.linear import quantisable_weights
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
 from tests.command import Outcome, refuse, run_here, succeed

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sightline.compute.layers.quantisation.linear import quantisable_weights
 from sightline.engine.run_loading import open_trained
+from sightline.layers.quantisation.linear import quantisable_weights
 from tests.command import succeed
 from tests.processes import ROOT
 from tests.runs.broken_off import Forked, differences

@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.layers.quantisation.clustering import cluster_weight
-from sightline.compute.layers.quantisation.linear import quantisable_weights
-from sightline.compute.layers.quantisation.parametrised import apply_policy, dense_state_dict, quantised_weights
 from sightline.contract import regular_files
 from sightline.contract.errors import CheckpointError, UserError
+from sightline.layers.quantisation.clustering import cluster_weight
+from sightline.layers.quantisation.linear import quantisable_weights
+from sightline.layers.quantisation.parametrised import apply_policy, dense_state_dict, quantised_weights
 from sightline.runs.checkpoint import evaluated_sha256
 from sightline.runs.packed import (
     PackedTensorSpec,

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from sightline.contract import registry
 from sightline.contract.arguments import Probability
-from sightline.compute.layers.mlp import as_dense, as_packed, one_hot_category
+from sightline.layers.mlp import as_dense, as_packed, one_hot_category
 
 
 class Output(TypedDict):

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.compute.layers.quantisation.linear import halvable, round_to_half
-from sightline.compute.layers.quantisation.parametrised import apply_policy, dense_state_dict
 from sightline.config import read_config
 from sightline.contract.errors import ConfigError
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
+from sightline.layers.quantisation.linear import halvable, round_to_half
+from sightline.layers.quantisation.parametrised import apply_policy, dense_state_dict
 from sightline.runs.lineage import describe_stage
 from sightline.runs.packed import float_bytes, read_packed
 from sightline.runs.run_directory import RunDirectory

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.compute.layers.quantisation.activations import calibrate_activations, quantise_inputs
-from sightline.compute.layers.quantisation.linear import halvable, quantisable_weights, round_to_half
-from sightline.compute.layers.quantisation.parametrised import apply_policy, dense_state_dict
 from sightline.config import read_config
 from sightline.contract.errors import UserError
 from sightline.engine.build import build_data
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
+from sightline.layers.quantisation.activations import calibrate_activations, quantise_inputs
+from sightline.layers.quantisation.linear import halvable, quantisable_weights, round_to_half
+from sightline.layers.quantisation.parametrised import apply_policy, dense_state_dict
 from sightline.runs import lineage
 from sightline.runs.packed import (
     compression_ratios,

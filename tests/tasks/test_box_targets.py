@@ -12,7 +12,7 @@ from torch import Tensor
 from sightline.areas.detect.assigners.report import assignment_report, compare_assigners, timed_report
 from sightline.areas.detect.assigners.static import FCOS, MaxIoU
 from sightline.areas.detect.pictures import COLORS, LEVEL_COLORS, show_assignments, show_priors
-from sightline.compute.geometry.boxes.priors import PRESETS, make_anchors, make_points
+from sightline.ops.priors import PRESETS, make_anchors, make_points
 
 MAPS, STRIDES = [(48, 64), (24, 32)], [8, 16]
 POINTS = make_points(MAPS, STRIDES)

@@ -14,7 +14,6 @@ from sightline.areas.detect.metrics.crowds import MissRate
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.areas.detect.task import Detect
 from sightline.areas.detect.transforms import FitImage, ScaleSteps
-from sightline.compute.geometry.boxes.overlaps import encode_deltas, encode_distances, pairwise_iou
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.draws import Draws
@@ -22,6 +21,8 @@ from sightline.contract.errors import ConfigError, RunError
 from sightline.contract.metric import Meter
 from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.engine.step import compute_batch_losses
+from sightline.ops.box_codes import encode_deltas, encode_distances
+from sightline.ops.box_overlaps import pairwise_iou
 from sightline.parts.transforms.images import FlipImage, NormalizeImage
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from sightline.areas.detect.output import DetectionFilter
-from sightline.compute.geometry.boxes.overlaps import decode_boxes
-from sightline.compute.geometry.boxes.priors import BACKGROUND, make_anchors, make_points
-from sightline.compute.geometry.boxes.suppression import GreedyNMS, SuppressionResult
+from sightline.areas.detect.suppressions import GreedyNMS
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig
+from sightline.ops.box_codes import decode_boxes
+from sightline.ops.priors import BACKGROUND, make_anchors, make_points
+from sightline.ops.suppression import SuppressionResult
 
 STRIDES, MAPS = (8, 16), ((2, 3), (1, 2))
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from sightline.areas.detect.assigners.base import BACKGROUND, Assigner, Assignment, PriorPredictions
 from sightline.areas.detect.heads import RetinaHead
-from sightline.compute.geometry.boxes.priors import Priors
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, model_output_keys
 from sightline.contract.errors import ConfigError
@@ -18,6 +17,7 @@ from sightline.contract.types import ComponentConfig
 from sightline.engine.device import Precision
 from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step
+from sightline.ops.priors import Priors
 from tests.cases import run_each
 from tests.doctor.detecting import make_crowds
 from tests.tasks.test_detect_heads import FREE, MAPS, STRIDES

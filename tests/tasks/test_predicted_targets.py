@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from sightline.areas.detect.task import Detect
-from sightline.compute.geometry.boxes.overlaps import pairwise_iou
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import ConfigError
@@ -18,6 +17,7 @@ from sightline.contract.types import ComponentConfig
 from sightline.engine.device import Precision
 from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step
+from sightline.ops.box_overlaps import pairwise_iou
 from tests.tasks.test_detect import batch  # noqa: F401 - a fixture
 
 CPU = torch.device("cpu")

@@ -11,11 +11,11 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from sightline.areas.detect.transforms import CutImage, FitImage, ScaleSteps, TurnImage
-from sightline.compute.geometry.boxes.priors import warp_boxes
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.registry import transforms
 from sightline.contract.types import ComponentConfig, DataInfo, Field, SampleKey
+from sightline.ops.priors import warp_boxes
 from sightline.parts.transforms import images
 from sightline.parts.transforms.images import ColorJitter, CropImage, FlipImage, NormalizeImage, ResizeImage, crop_boxes
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform

@@ -13,11 +13,11 @@ import torch
 from scipy.spatial.distance import cdist, pdist
 from torch import Tensor
 
-from sightline.compute.geometry.rotations import axis_rotation, euler_matrix, rotate_points
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.registry import transforms
 from sightline.contract.types import ComponentConfig, SampleKey
+from sightline.ops.rotations import axis_rotation, euler_matrix, rotate_points
 from sightline.parts.transforms.point_selection import (
     DropPoints,
     FarthestPoints,

@@ -24,7 +24,7 @@ from sightline.parts.transforms.point_selection import DropPoints, SamplePoints
 from sightline.parts.transforms.points import Flip, Jitter, Rotate, Scale, Translate
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from tests.cases import run_each
-from tests.geometry.scans.lidar_scene import NAMES, cast_scan
+from tests.ops.scans.lidar_scene import NAMES, cast_scan
 from tests.transforms.scenes import draws_of
 
 MEAN, STD = (12.12, 10.88, 0.23, -1.04, 0.21), (12.32, 11.47, 6.91, 0.86, 0.16)

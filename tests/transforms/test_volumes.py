@@ -12,11 +12,11 @@ from torch import Tensor
 from sightline.areas.pose.losses import CentreMSE
 from sightline.areas.pose.sets.synthetic_hands import SyntheticHands
 from sightline.areas.pose.transforms import DrawHeatmaps, PlaceCube, Voxelize
-from sightline.compute.geometry.pinhole import CropPlacement, from_crop_coordinates
-from sightline.compute.geometry.volumes import CubePlacement, decode, to_camera, to_voxels
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import SampleKey
+from sightline.ops.pinhole import CropPlacement, from_crop_coordinates
+from sightline.ops.volumes import CubePlacement, decode, to_camera, to_voxels
 from sightline.parts.tasks.supervised import decode_joints
 from sightline.parts.transforms.point_selection import CropDepth
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import sightline
-from sightline.compute.geometry.pinhole import CropPlacement
+from sightline.ops.pinhole import CropPlacement
 
 HERE = Path(__file__).parent
 

@@ -4,11 +4,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
-from sightline.compute.geometry.boxes.overlaps import encode_deltas
 from sightline.contract import registry
 from sightline.contract.arguments import Count
 from sightline.contract.loss import Loss
 from sightline.contract.types import DataInfo, Sample, SampleKey
+from sightline.ops.box_codes import encode_deltas
 from sightline.store.box_fields import BOX_FIELDS
 
 CLASSES = ("red", "green")

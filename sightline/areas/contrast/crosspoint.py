@@ -7,9 +7,9 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.layers.mlp import Width
 from sightline.contract import registry
 from sightline.contract.arguments import ImageEncoder, PointEncoder
+from sightline.layers.mlp import Width
 
 _IMAGE_HIDDEN = 512
 

@@ -23,17 +23,17 @@ come with their guarantee, so that their files need not be opened.
    losses of weight x loss / count (1 for a count of 0), adds up the gradients of all micro-batches and processes, and
    updates once: no division of the batch changes the step, but for batch norms.
 4. Priors and targets. `make_points` lays one point on the middle of each cell, `make_anchors` boxes around it, for
-   every level, finest first (`compute.geometry.boxes.priors`); `Priors.level_slices` are the rows of each level. The
+   every level, finest first (`ops.priors`); `Priors.level_slices` are the rows of each level. The
    assigner (`assigners/`) gives each prior the index of its box, -1 for background, -2 to be ignored.
 5. Network, `networks.py`. `Detector` calls backbone, neck and head: one map (B, C, H / stride, W / stride) per level,
    then `logits` (B, P, K) before the sigmoid, `codes` (B, P, 4), and of FCOS `centreness` (B, P), in the order of the
-   priors. `decode_boxes(priors, codes)` (`compute.geometry.boxes.overlaps`) makes boxes: codes are distances in pixels
+   priors. `decode_boxes(priors, codes)` (`ops.box_codes`) makes boxes: codes are distances in pixels
    to the four sides from a point (P, 2), or shifts and logarithms of sizes relative to an anchor (P, 4).
 6. Losses, `losses.py`. `target` (B, P), `matched_boxes` (B, P, 4) and `priors` come from the context.
    `find_positive(target)` returns the image and prior of each target that is not negative. The centre-ness of a point
    in its box is sqrt(min(l, r) / max(l, r) x min(t, b) / max(t, b)); GIoU is IoU - (hull - union) / hull.
 7. Detections. `Detect.postprocess` decodes with `DetectionFilter` (`output.py`), keeps what the `suppression` keeps,
-   and maps boxes back to the file. Greedy suppression (`compute.geometry.boxes.suppression`) keeps a box if no box of
+   and maps boxes back to the file. Greedy suppression (`suppressions`) keeps a box if no box of
    its class (of any class without `per_class`) that was kept and scores higher has an IoU above `iou_threshold` with
    it; equal scores count in the order of priors. Metrics of `metrics/` read `detections` and `truth` of all images,
    of the validation part while training and of the test part, with the last weights, at the end. `predictor.py` does
@@ -80,6 +80,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "prediction_writers": {"box_results": "DetectionWriter"},
     "predictors": {"predictor": "detect"},
     "scorings": {"scoring": "BoxScoring"},
+    "suppressions": {"suppressions": "adaptive greedy set soft_gaussian soft_linear"},
     "tasks": {"task": "detect"},
     "tools": {"sets.convert": "LAYOUTS READERS convert_annotations"},
     "transforms": {"transforms": "cut_image fit_image mix_up mosaic scale_steps turn_image"},

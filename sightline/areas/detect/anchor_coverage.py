@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from sightline.areas.detect.task import Detect
-from sightline.compute.geometry.boxes.overlaps import box_sizes
-from sightline.compute.geometry.boxes.priors import (
+from sightline.contract.types import PrintedTable, SampleKey
+from sightline.engine.build import TrainingSetup
+from sightline.ops.box_overlaps import box_sizes
+from sightline.ops.priors import (
     Priors,
     best_iou_of_boxes,
     fit_anchor_shapes,
@@ -18,8 +20,6 @@ from sightline.compute.geometry.boxes.priors import (
     prior_extent,
     shape_overlaps,
 )
-from sightline.contract.types import PrintedTable, SampleKey
-from sightline.engine.build import TrainingSetup
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.workbench.describe.sources import DataDescription
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry.boxes.overlaps import box_areas, box_sizes, ioa, iou
-from sightline.compute.geometry.boxes.priors import BACKGROUND
 from sightline.contract.types import ComponentConfig
 from sightline.engine.device import to_device
+from sightline.ops.box_overlaps import box_areas, box_sizes, ioa, iou
+from sightline.ops.priors import BACKGROUND
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.workbench.check.checks.loss_items import find
 from sightline.workbench.check.checks.loss_values import is_off_target

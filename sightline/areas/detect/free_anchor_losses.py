@@ -11,20 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from sightline.areas.detect.losses import bag_losses, sigmoid_focal
-from sightline.compute.geometry.boxes.overlaps import (
-    DeltaWeights,
-    column_blocks,
-    decode_boxes,
-    encode_deltas,
-    pairwise_iou,
-    promote_to_float32,
-)
-from sightline.compute.geometry.boxes.priors import IGNORED, anchor_bags
-from sightline.compute.labels import widen_labels
-from sightline.compute.waits import expect, is_free_to_read, read_list, send_list
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.loss import Loss
+from sightline.ops.box_codes import DeltaWeights, decode_boxes, encode_deltas
+from sightline.ops.box_overlaps import column_blocks, pairwise_iou, promote_to_float32
+from sightline.ops.labels import widen_labels
+from sightline.ops.priors import IGNORED, anchor_bags
+from sightline.ops.waits import expect, is_free_to_read, read_list, send_list
 
 _MAX_DENSE = 2**22
 """Predictions of an image up to which all are computed on a device, instead of waiting for those near boxes."""

@@ -20,12 +20,12 @@ from annotated_types import Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.compute.geometry.boxes.overlaps import box_sizes, promote_to_float32
-from sightline.compute.geometry.boxes.priors import PriorKind, Priors
-from sightline.compute.layers.images import NORMS, ConvBlock, ConvNorm, NormName, join_channels, make_group_norm
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat
 from sightline.contract.errors import ConfigError
+from sightline.layers.images import NORMS, ConvBlock, ConvNorm, NormName, join_channels, make_group_norm
+from sightline.ops.box_overlaps import box_sizes, promote_to_float32
+from sightline.ops.priors import PriorKind, Priors
 
 PriorProbability = Annotated[float, Gt(0.0), Lt(1.0)]
 """Probability that is neither 0 nor 1."""

@@ -13,21 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sightline.compute.geometry.boxes.overlaps import (
-    OVERLAPS,
-    centreness,
-    decode_boxes,
-    encode_deltas,
-    encode_distances,
-    iou,
-    promote_to_float32,
-)
-from sightline.compute.geometry.boxes.priors import IGNORED
-from sightline.compute.labels import widen_labels
-from sightline.compute.waits import find_positive
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, Probability
 from sightline.contract.loss import Loss
+from sightline.ops.box_codes import centreness, decode_boxes, encode_deltas, encode_distances
+from sightline.ops.box_overlaps import OVERLAPS, iou, promote_to_float32
+from sightline.ops.labels import widen_labels
+from sightline.ops.priors import IGNORED
+from sightline.ops.waits import find_positive
 from sightline.parts.losses.classification import MIN_FOCAL_BASE
 
 _MIN_OVERLAP = 1e-7

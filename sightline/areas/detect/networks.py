@@ -18,7 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.areas.detect.heads import HeadOutput
-from sightline.compute.layers.images import (
+from sightline.contract import registry
+from sightline.contract.arguments import Backbone, Count, Head, Neck, NonNegativeFloat
+from sightline.contract.binding import model_output_keys
+from sightline.contract.errors import ConfigError
+from sightline.layers.images import (
     ATTENTIONS,
     NORMS,
     AttentionName,
@@ -29,10 +33,6 @@ from sightline.compute.layers.images import (
     freeze_module,
     join_channels,
 )
-from sightline.contract import registry
-from sightline.contract.arguments import Backbone, Count, Head, Neck, NonNegativeFloat
-from sightline.contract.binding import model_output_keys
-from sightline.contract.errors import ConfigError
 from sightline.parts.models.darknet import Darknet
 from sightline.parts.models.resnet import BASIC, BOTTLENECK, RESNET_DEPTHS, ResidualStages
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry.boxes.overlaps import decode_boxes, promote_to_float32
-from sightline.compute.geometry.boxes.priors import Priors, invert_affine, warp_boxes
-from sightline.compute.geometry.boxes.suppression import Suppression
+from sightline.areas.detect.suppressions import Suppression
+from sightline.ops.box_codes import decode_boxes
+from sightline.ops.box_overlaps import promote_to_float32
+from sightline.ops.priors import Priors, invert_affine, warp_boxes
 
 
 class UnsuppressedDetections(NamedTuple):

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from sightline.areas.detect.assigners.base import Assignment
 from sightline.areas.detect.assigners.report import timed_report
-from sightline.compute.geometry.boxes.overlaps import box_areas, ioa, iou
-from sightline.compute.geometry.boxes.priors import Priors, warp_boxes
 from sightline.contract.types import Batch
 from sightline.draw.boxes import COLORS, Color, DrawnBox, Mark, Style, draw_boxes, name_class
 from sightline.draw.pictures import Picture, normalize_to_uint8
+from sightline.ops.box_overlaps import box_areas, ioa, iou
+from sightline.ops.priors import Priors, warp_boxes
 from sightline.parts.metrics.box_groups import match_predictions
 
 _LEGEND = {"found": "found (TP)", "made up": "made up (FP)", "missed": "missed (FN)", "ignored": "ignored"}

@@ -24,19 +24,7 @@ from sightline.areas.detect.pictures import (
     show_detections,
     show_priors,
 )
-from sightline.compute.geometry.boxes.overlaps import decode_boxes, pairwise_iou
-from sightline.compute.geometry.boxes.priors import (
-    IGNORED,
-    PRESETS,
-    AnchorShapes,
-    PriorGrid,
-    Priors,
-    make_anchors,
-    make_points,
-)
-from sightline.compute.geometry.boxes.suppression import GreedyNMS
-from sightline.compute.labels import widen_labels
-from sightline.compute.waits import get_positive, is_free_to_read, read_list, remember_positive, send_list
+from sightline.areas.detect.suppressions import GreedyNMS
 from sightline.contract import registry
 from sightline.contract.arguments import (
     AssignerBlock,
@@ -53,6 +41,19 @@ from sightline.contract.members import AssignerMembers, HeadMembers
 from sightline.contract.registry import Need
 from sightline.contract.types import Batch
 from sightline.draw.pictures import Picture
+from sightline.ops.box_codes import decode_boxes
+from sightline.ops.box_overlaps import pairwise_iou
+from sightline.ops.labels import widen_labels
+from sightline.ops.priors import (
+    IGNORED,
+    PRESETS,
+    AnchorShapes,
+    PriorGrid,
+    Priors,
+    make_anchors,
+    make_points,
+)
+from sightline.ops.waits import get_positive, is_free_to_read, read_list, remember_positive, send_list
 from sightline.parts.tasks.supervised import Decoder, Supervised
 
 _BOXES, _TARGETS = "boxes at each prior:", "targets of"
@@ -60,7 +61,7 @@ _BOXES, _TARGETS = "boxes at each prior:", "targets of"
 
 
 class AnchorBlock(TypedDict, total=False):
-    """Anchors of a cell: a preset of `geometry.boxes.priors`, of which single values may be replaced.
+    """Anchors of a cell: a preset of `ops.priors`, of which single values may be replaced.
 
     `sizes` replace all other values, which may come from a base config: widths and heights in pixels of the anchors
     of a cell, level by level, the finest first. `keeps` is `preserves` of `AnchorShapes`.
@@ -78,7 +79,7 @@ class AnchorBlock(TypedDict, total=False):
 class GridBlock(TypedDict, total=False):
     """Positions of cells: `offset` in steps, 0.5 for their centres; a step is the stride, or image side / cells.
 
-    `offset_px` replaces `offset`, in pixels at every level. See `geometry.boxes.priors.PriorGrid`.
+    `offset_px` replaces `offset`, in pixels at every level. See `ops.priors.PriorGrid`.
     """
 
     offset: FractionBelowOne

@@ -20,8 +20,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sightline.compute.geometry.boxes.overlaps import box_areas
-from sightline.compute.geometry.boxes.priors import compose_affine, invert_affine, warp_boxes
 from sightline.contract import registry
 from sightline.contract.arguments import (
     Count,
@@ -34,6 +32,8 @@ from sightline.contract.arguments import (
 )
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
+from sightline.ops.box_overlaps import box_areas
+from sightline.ops.priors import compose_affine, invert_affine, warp_boxes
 from sightline.parts.transforms.images import is_normalized, resize_images
 
 Fit = Literal["letterbox", "stretch", "short_side"]

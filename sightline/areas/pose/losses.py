@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry.pinhole import CropPlacement, to_crop_coordinates
-from sightline.compute.geometry.volumes import CubePlacement, soft_cells, to_voxels
 from sightline.contract import registry
 from sightline.contract.loss import Loss
+from sightline.ops.pinhole import CropPlacement, to_crop_coordinates
+from sightline.ops.volumes import CubePlacement, soft_cells, to_voxels
 
 
 @registry.losses.add("heatmap_mse")

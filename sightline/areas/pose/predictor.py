@@ -31,7 +31,6 @@ from sightline.areas.pose.frame_centres import (
     without_target_transforms,
 )
 from sightline.areas.pose.sets.references import CentreOfMass
-from sightline.compute.geometry.pinhole import project_points
 from sightline.config.overrides import read_key_values
 from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFloat
@@ -39,6 +38,7 @@ from sightline.contract.errors import ConfigError, UserError
 from sightline.draw.pictures import PALETTE, encode_png
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun, open_trained
+from sightline.ops.pinhole import project_points
 from sightline.store.loading.batch_reader import NamedTransform
 from sightline.workbench.predict.predictor import (
     CommandLine,

@@ -10,7 +10,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sightline.compute.geometry.volumes import (
+from sightline.contract import registry
+from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat
+from sightline.contract.draws import Draws
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import Field
+from sightline.ops.volumes import (
     PLACEMENT_WIDTH,
     Axes,
     Compat,
@@ -23,11 +28,6 @@ from sightline.compute.geometry.volumes import (
     permute_axes,
     to_voxels,
 )
-from sightline.contract import registry
-from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat
-from sightline.contract.draws import Draws
-from sightline.contract.errors import ConfigError
-from sightline.contract.types import Field
 
 HEATMAP_STRIDE = 2
 """Voxels along a side of a cell of a heat map."""

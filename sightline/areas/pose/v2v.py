@@ -11,15 +11,15 @@ from typing import Literal, TypedDict, cast
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.layers.images import (
+from sightline.contract import registry
+from sightline.contract.arguments import Probability
+from sightline.layers.images import (
     ResidualBlock3d,
     UpsampleBlock3d,
     VolumeBlock,
     assert_volumes,
     checkpoint_activations,
 )
-from sightline.contract import registry
-from sightline.contract.arguments import Probability
 
 Init = Literal["v2v", "torch_default", "kaiming"]
 _INIT_STD = 0.001

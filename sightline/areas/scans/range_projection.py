@@ -8,7 +8,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry.scans.projection import (
+from sightline.contract import registry
+from sightline.contract.arguments import Count
+from sightline.contract.draws import Draws
+from sightline.contract.errors import DataError
+from sightline.contract.types import Field
+from sightline.ops.labels import widen_labels
+from sightline.ops.projection import (
     Projection,
     RangeView,
     Rows,
@@ -16,12 +22,6 @@ from sightline.compute.geometry.scans.projection import (
     project_scans,
     rows_by_file_order,
 )
-from sightline.compute.labels import widen_labels
-from sightline.contract import registry
-from sightline.contract.arguments import Count
-from sightline.contract.draws import Draws
-from sightline.contract.errors import DataError
-from sightline.contract.types import Field
 
 Channels = tuple[float, float, float, float, float]
 """One number each for range, x, y, z and remission."""
@@ -35,7 +35,7 @@ class Project:
     (`empty: normalized`: as if all five were 0); `append_mask` adds 1 for filled and 0 for empty pixels as a sixth
     channel. `range_image` (B, H, W) is in metres, -1 where empty, and `label` becomes that of the nearest return,
     `ignore_index` where empty. Of all points there are `whole_label`, `nearest`, the pixel row * W + column of their
-    own image, and `point_range`. `rows` as in `geometry.scans.projection.RangeView`. Draws nothing; transforms that
+    own image, and `point_range`. `rows` as in `ops.projection.RangeView`. Draws nothing; transforms that
     move or drop points come before it.
     Raises DataError for rings outside the image and points that are not finite; ConfigError for a view without area.
     Source: Milioto et al. 2019 (RangeNet++), section III-A; Wu et al. 2018 and 2019 (SqueezeSeg, without zeros; V2,

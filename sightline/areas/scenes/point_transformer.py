@@ -7,21 +7,21 @@ from typing import Literal, TypedDict, cast
 
 from torch import Tensor, nn
 
-from sightline.compute.geometry.packed import Edges, PyramidLevel, assert_finite_rows, build_pyramid
-from sightline.compute.layers.batch_norm import SynchronisedBatchNorm
-from sightline.compute.layers.mlp import LinearNorm, Width, packed_channels
-from sightline.compute.layers.transitions import (
+from sightline.contract import registry
+from sightline.contract.arguments import Count, Probability
+from sightline.contract.errors import ConfigError
+from sightline.layers.batch_norm import SynchronisedBatchNorm
+from sightline.layers.mlp import LinearNorm, Width, packed_channels
+from sightline.layers.transitions import (
     GlobalContext,
     PlainTransitionDown,
     TransitionDown,
     TransitionUp,
     segment_mean,
 )
-from sightline.compute.layers.vector_attention import SHARE_PLANES, PlainVectorAttention, VectorAttention
-from sightline.compute.waits import read_list
-from sightline.contract import registry
-from sightline.contract.arguments import Count, Probability
-from sightline.contract.errors import ConfigError
+from sightline.layers.vector_attention import SHARE_PLANES, PlainVectorAttention, VectorAttention
+from sightline.ops.packed import Edges, PyramidLevel, assert_finite_rows, build_pyramid
+from sightline.ops.waits import read_list
 
 _HEAD_WIDTHS = (256, 128)
 _DROPOUT_OF_CLOUDS = 0.5

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.compute.geometry.boxes.overlaps import promote_to_float32
-from sightline.compute.labels import widen_labels
-from sightline.compute.waits import is_free_to_read, read_list
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
+from sightline.ops.box_overlaps import promote_to_float32
+from sightline.ops.labels import widen_labels
+from sightline.ops.waits import is_free_to_read, read_list
 
 logger = logging.getLogger(__name__)
 

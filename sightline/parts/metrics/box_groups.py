@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.compute.numba_kernels import can_use_numba, run_parallel
 from sightline.contract.metric import State, append_rows
+from sightline.ops.numba_kernels import can_use_numba, run_parallel
 from sightline.parts.metrics.match_kernels import match_boxes
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)

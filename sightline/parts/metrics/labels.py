@@ -20,10 +20,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sightline.compute.labels import widen_labels
 from sightline.contract import registry
 from sightline.contract.arguments import PositiveFloat
 from sightline.contract.metric import SampleSums, State
+from sightline.ops.labels import widen_labels
 
 
 def confusion_matrix(

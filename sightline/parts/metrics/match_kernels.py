@@ -9,7 +9,7 @@ from __future__ import annotations
 # mypy: disable-error-code="no-untyped-def"
 import numpy as np
 
-from sightline.compute.numba_kernels import numba_kernel
+from sightline.ops.numba_kernels import numba_kernel
 
 
 @numba_kernel

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.compute.labels import widen_labels
-from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.contract import registry
 from sightline.contract.metric import SampleSums, State
+from sightline.ops.labels import widen_labels
+from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.parts.metrics.labels import assert_offsets
 
 

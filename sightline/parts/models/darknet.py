@@ -7,9 +7,9 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from sightline.compute.layers.images import ConvNorm, assert_images
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat
+from sightline.layers.images import ConvNorm, assert_images
 
 MakeLayer = Callable[[int], nn.Module]
 """Factory of a norm, or an attention, for a number of channels."""

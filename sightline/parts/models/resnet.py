@@ -10,10 +10,10 @@ from typing import TypedDict, cast
 
 from torch import Tensor, nn
 
-from sightline.compute.layers.images import ConvNorm, assert_images
-from sightline.compute.layers.range_image import build_pool
 from sightline.contract import registry
 from sightline.contract.arguments import ImageEncoder
+from sightline.layers.images import ConvNorm, assert_images
+from sightline.layers.range_image import build_pool
 
 LayerFactory = Callable[[int], nn.Module]
 """Factory of a norm, or an attention, for a number of channels."""

@@ -7,12 +7,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.layers.images import assert_images
-from sightline.compute.layers.mlp import Width
-from sightline.compute.layers.transformer import TransformerBlock, init_trunc_normal
 from sightline.contract import registry
 from sightline.contract.arguments import Count
 from sightline.contract.errors import ConfigError
+from sightline.layers.images import assert_images
+from sightline.layers.mlp import Width
+from sightline.layers.transformer import TransformerBlock, init_trunc_normal
 
 _NORM_EPS = 1e-6
 """Epsilon of the layer norms of published vision transformers; torch's own default is ten times as much."""

@@ -17,9 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import TypedDict
 
-from sightline.compute.geometry.scans.lift import KNNVote, lift_knn
-from sightline.compute.labels import widen_labels
-from sightline.compute.layers.mlp import as_packed
 from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFloat
 from sightline.contract.binding import AvailableKeys
@@ -27,6 +24,9 @@ from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
 from sightline.draw.pictures import UNLABELLED, Axis, Picture, label_colors, pad_to_3d, render_clouds, with_legend
+from sightline.layers.mlp import as_packed
+from sightline.ops.labels import widen_labels
+from sightline.ops.lift import KNNVote, lift_knn
 from sightline.parts.tasks.supervised import Decoder, Supervised
 
 Origin = Literal["kept", "minimum"]

@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.geometry.pinhole import CropPlacement, from_crop_coordinates
-from sightline.compute.geometry.volumes import CubePlacement, Decoding, decode, peaks, permute_axes, to_camera
-from sightline.compute.waits import require
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, BoundFunction, bind, locate_output_error
 from sightline.contract.errors import UserError
 from sightline.contract.loss import Loss, bad_count_error, cast_forward
 from sightline.contract.types import Batch
 from sightline.draw.pictures import Axis, Picture, label_colors, pad_to_3d, render_clouds, with_legend
+from sightline.ops.pinhole import CropPlacement, from_crop_coordinates
+from sightline.ops.volumes import CubePlacement, Decoding, decode, peaks, permute_axes, to_camera
+from sightline.ops.waits import require
 
 Decoder = Callable[[Mapping[str, Tensor], Batch], dict[str, Tensor]]
 """Function from the outputs of a network and its batch to what an exported file predicts beside them."""

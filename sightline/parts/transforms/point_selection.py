@@ -12,14 +12,14 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry.neighbours import nearest_neighbours
-from sightline.compute.geometry.pinhole import CROP_WIDTH, CropPlacement, crop_depth
-from sightline.compute.geometry.sampling import farthest_point_sample
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import Field
+from sightline.ops.farthest_points import farthest_point_sample
+from sightline.ops.neighbours import nearest_neighbours
+from sightline.ops.pinhole import CROP_WIDTH, CropPlacement, crop_depth
 
 
 class PointSelection(NamedTuple):

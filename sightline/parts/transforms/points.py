@@ -19,19 +19,19 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry.rotations import (
+from sightline.contract import registry
+from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Probability, TransformBlock, UpAxis
+from sightline.contract.draws import Draws
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import Field, Transform
+from sightline.ops.rotations import (
     axis_rotation,
     euler_matrix,
     quaternion_matrix,
     rotate_points,
     uniform_quaternion,
 )
-from sightline.compute.waits import is_recording
-from sightline.contract import registry
-from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Probability, TransformBlock, UpAxis
-from sightline.contract.draws import Draws
-from sightline.contract.errors import ConfigError, DataError
-from sightline.contract.types import Field, Transform
+from sightline.ops.waits import is_recording
 
 
 @registry.transforms.add("normalize_unit_sphere")

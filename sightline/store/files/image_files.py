@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 
-from sightline.compute.geometry.rendering import Background
 from sightline.contract.errors import DataError
+from sightline.ops.rendering import Background
 from sightline.parts.transforms.images import resize_images
 from sightline.store.files.array_files import check_decompressed_size
 from sightline.store.files.input_files import BoundedFile, assert_regular, file_size, open_regular, read_file

@@ -14,8 +14,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import torch
 
-from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.contract.errors import DataError
+from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.store.files.input_files import copy_again, damaged, read_file, unreadable
 
 

@@ -14,13 +14,13 @@ import numpy as np
 from annotated_types import Ge, Le
 from typing_extensions import TypedDict
 
-from sightline.compute.geometry.pinhole import Axis, ring_cameras
-from sightline.compute.geometry.rendering import Background, Style, on_background, render_cloud
 from sightline.contract import registry
 from sightline.contract.arguments import Count, DataBlock
 from sightline.contract.errors import ConfigError
 from sightline.contract.members import DataMembers, get_data_digest
 from sightline.contract.types import DataInfo, Dealing, Sample, SampleKey
+from sightline.ops.pinhole import Axis, ring_cameras
+from sightline.ops.rendering import Background, Style, on_background, render_cloud
 
 
 @registry.data.add("concat")

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.layers.batch_norm import disable_cudnn_batch_norm
 from sightline.config.run_config import to_plain
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_leaves
@@ -29,6 +28,7 @@ from sightline.engine.train import TrainState
 from sightline.instrument import ModuleCall, copy_module
 from sightline.instrument.formats import FORMATS, TF32, Format, is_tf32_allowed
 from sightline.instrument.judge import Deviation, max_abs_difference
+from sightline.layers.batch_norm import disable_cudnn_batch_norm
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.compare.external_model import (
     Bridge,

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from sightline.compute.layers.batch_norm import disable_cudnn_batch_norm
 from sightline.config.run_config import Cudnn
 from sightline.draw.charts import ChartPanel, Series
 from sightline.draw.page import PageChart, PageTable, PageText, render_page
 from sightline.engine.device import Precision
 from sightline.instrument.judge import INFINITE_RATIO, MAX_ROUNDING_UNITS
+from sightline.layers.batch_norm import disable_cudnn_batch_norm
 from sightline.workbench.compare.comparison import ComparisonSubject, VariantComparison
 from sightline.workbench.compare.layerwise import LayerComparison
 from sightline.workbench.compare.steps import losses_over_steps

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from typing_extensions import TypedDict
 
-from sightline.compute.layers.quantisation.activations import choice_faults
 from sightline.config.yaml_tree import ConfigFaults, LocatedValue, read_yaml
 from sightline.contract.arguments import Index, QuantisedKind
 from sightline.contract.errors import ConfigError
 from sightline.contract.schema import suggest
 from sightline.contract.types import SourceLocation
+from sightline.layers.quantisation.activations import choice_faults
 from sightline.workbench.describe.trace import Node, Trace
 
 _FLOAT_BITS: Mapping[str, int] = {"fp16": 16, "fp32": 32}

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sightline.compute.layers.quantisation.linear import halvable, round_to_half
-from sightline.compute.layers.quantisation.parametrised import HalfPrecision, quantiser_for
 from sightline.engine.batch_stream import evaluation_keys, read_batches
 from sightline.engine.device import Precision, to_device
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import OpenRun
 from sightline.engine.step import compute_batch_losses
+from sightline.layers.quantisation.linear import halvable, round_to_half
+from sightline.layers.quantisation.parametrised import HalfPrecision, quantiser_for
 from sightline.runs.packed import (
     CompressionRatios,
     PackedTensorSpec,

@@ -21,8 +21,6 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sightline.compute.layers.quantisation.activations import calibrate_activations
-from sightline.compute.layers.quantisation.linear import list_weights
 from sightline.config import RunConfig
 from sightline.config.run_config import to_plain
 from sightline.contract.errors import UserError
@@ -32,6 +30,8 @@ from sightline.engine.build import Data, DataSubset, build_part
 from sightline.engine.device import Precision, to_device
 from sightline.engine.run_loading import OpenRun
 from sightline.engine.step import Step, compute_batch_losses, single_batch_step, weighted_sum
+from sightline.layers.quantisation.activations import calibrate_activations
+from sightline.layers.quantisation.linear import list_weights
 from sightline.runs.checkpoint import evaluated_sha256, is_packed, resolve_weights
 from sightline.workbench.compress.policy import (
     FP32,

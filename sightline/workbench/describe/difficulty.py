@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry.packed import packed_nearest_neighbours
-from sightline.compute.layers.mlp import as_packed
 from sightline.contract.members import DataMembers, MetricMembers
 from sightline.contract.types import SampleKey
 from sightline.engine.build import Data, DataSubset
 from sightline.engine.evaluate import Evaluation, MetricResult
+from sightline.layers.mlp import as_packed
+from sightline.ops.packed import packed_nearest_neighbours
 
 _MAX_SAMPLES = 256
 _NUM_NEIGHBOURS = 8

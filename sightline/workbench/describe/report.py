@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry.scans.projection import RangeView
 from sightline.contract.errors import RunError
 from sightline.contract.members import DataMembers
 from sightline.contract.types import Batch, ComponentConfig, SampleKey
@@ -20,6 +19,7 @@ from sightline.engine.build import Data, DataSubset, TrainingSetup, build_transf
 from sightline.engine.device import to_device
 from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import compute_batch_losses
+from sightline.ops.projection import RangeView
 from sightline.workbench.describe.memory import Memory, first_samples
 from sightline.workbench.describe.sources import DataDescription, DescribedRun
 from sightline.workbench.describe.trace import Node, Shape, Trace, source_location, trace

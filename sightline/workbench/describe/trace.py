@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sightline.compute.layers.quantisation.parametrised import weight_sizes
 from sightline.contract.errors import RunError
 from sightline.contract.pytree import tree_leaves
 from sightline.engine.records import preserve_rng_state
 from sightline.instrument import Inputs, ModuleCall, copy_module, record
+from sightline.layers.quantisation.parametrised import weight_sizes
 
 Sources = dict[int, tuple[str, ...]]
 """Source nodes of a tensor, and for each the notable functions that were applied since."""

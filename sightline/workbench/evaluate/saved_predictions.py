@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry.scans.projection import point_ranges
 from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind
@@ -31,6 +30,7 @@ from sightline.contract.types import Batch, ComponentConfig, Folds, SampleKey
 from sightline.engine.build import DataSubset, build_metrics
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluation, MetricResult, make_evaluation
+from sightline.ops.projection import point_ranges
 from sightline.parts.metrics.labels import predict_labels
 from sightline.runs.atomic_files import disk_failure
 from sightline.runs.run_directory import load_document

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.layers.quantisation.parametrised import weight_sizes
 from sightline.config import RunConfig
 from sightline.config.overrides import split_values
 from sightline.contract.errors import UserError
@@ -32,6 +31,7 @@ from sightline.engine.records import StepRecord
 from sightline.engine.step import compute_batch_losses, prepare_step, weighted_sum
 from sightline.engine.train import NonFiniteGradientError, train
 from sightline.instrument import record
+from sightline.layers.quantisation.parametrised import weight_sizes
 from sightline.workbench.check.core.dry_run import isolated_copy
 from sightline.workbench.check.core.finding import Fault, Finding
 from sightline.workbench.check.core.sample_statistics import class_axis

@@ -10,10 +10,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 
-from sightline.compute.geometry.scans.projection import rows_by_file_order
 from sightline.config import RunConfig
 from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo, Field, ScanInputSpec
+from sightline.ops.projection import rows_by_file_order
 from sightline.store.files.range_images import read_range_image
 from sightline.store.files.scan_reading import (
     PREDICTING,

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry.neighbours import nearest_neighbours
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.schema import suggest
@@ -26,6 +25,7 @@ from sightline.contract.types import Field
 from sightline.draw.pictures import label_colors
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
+from sightline.ops.neighbours import nearest_neighbours
 from sightline.parts.metrics.labels import predict_labels
 from sightline.store.files.atomic_write import open_atomic
 from sightline.store.files.ply import write_ply

@@ -252,7 +252,7 @@ def _to_plain(key: Mapping[str, Any]) -> Any:
 
 
 ROOMS = (
-    *(".", "areas", "compute", "config", "contract", "engine", "instrument", "parts/models", "parts/transforms"),
+    *(".", "areas", "ops", "layers", "config", "contract", "engine", "instrument", "parts/models", "parts/transforms"),
     *("store", "workbench/probe"),
 )
 """Folders of the code from a cloud file to its feature; the package's top-level modules are used by all."""

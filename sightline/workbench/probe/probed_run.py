@@ -17,7 +17,6 @@ from typing import Any
 
 from torch import nn
 
-from sightline.compute.geometry.neighbours import scale_num_neighbours
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import to_plain
 from sightline.contract import registry
@@ -28,6 +27,7 @@ from sightline.engine.build import DataSubset, build_model, build_part
 from sightline.engine.distributed import World
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import open_run
+from sightline.ops.neighbours import scale_num_neighbours
 from sightline.runs.preprocessing_signature import (
     is_for_pairs,
     keep_normalising,

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sightline.compute.numba_kernels import compute_seconds
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import Checks
 from sightline.contract.call_arguments import to_path, to_paths, to_texts
@@ -26,6 +25,7 @@ from sightline.engine.distributed import World
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.step import compute_batch_losses
 from sightline.instrument import copy_module, leave_out_checkpoints, record
+from sightline.ops.numba_kernels import compute_seconds
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
 from sightline.workbench.check.checks.model.first_step import explain_failure, first_step
 from sightline.workbench.check.core.dry_run import error_location, isolated_copy

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.waits import send
 from sightline.contract.pytree import is_dense
 from sightline.instrument import Inputs
+from sightline.ops.waits import send
 from sightline.workbench.check.context import FindingBuilder
 from sightline.workbench.check.core.finding import Fault, FindingLocation
 

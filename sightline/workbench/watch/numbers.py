@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.waits import send_list
 from sightline.contract.pytree import dense_leaves
 from sightline.engine.distributed import is_one_of_several
+from sightline.ops.waits import send_list
 from sightline.runs.weights import describe_non_finite, find_non_finite
 from sightline.workbench.check.checks.optimiser.non_finite import non_finite
 from sightline.workbench.check.core.finding import Fault, diagnose

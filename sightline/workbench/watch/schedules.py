@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sightline.compute.waits import send
+from sightline.ops.waits import send
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import (
     Found,

@@ -11,9 +11,9 @@ import torch
 
 from sightline.areas.clouds.sets.modelnet import ModelNet40
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
-from sightline.compute.geometry.surfaces import estimate_normals
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
+from sightline.ops.surfaces import estimate_normals
 from sightline.store.cloud_preparation import EstimatedNormals, prepare_cloud
 from sightline.store.files.cloud_files import PointCloud
 from sightline.store.loading.batch_reader import stratified_subset

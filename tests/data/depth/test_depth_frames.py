@@ -19,11 +19,11 @@ from sightline.areas.pose.sets.references import (
     TrueJoint,
 )
 from sightline.areas.pose.sets.skeletons import BODY_15, HAND_14, HAND_16, HAND_21, HAND_21_BY_LEVEL, Skeleton
-from sightline.compute.geometry.pinhole import project_points
 from sightline.config import read_config
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import ComponentConfig, SampleKey
+from sightline.ops.pinhole import project_points
 from sightline.store.loading.batch_reader import BatchReader
 from tests.command import run_here
 from tests.data.depth.depth_trees import no_progress, write_msra

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from sightline.areas.pose.depth_files import read_colour_png, read_depth, read_raw_depth, read_windowed_depth
-from sightline.compute.geometry.pinhole import unproject_pixels
 from sightline.contract.errors import DataError
+from sightline.ops.pinhole import unproject_pixels
 from sightline.store.files.image_files import check_image, read_header, read_image
 from sightline.store.prepared.columns import pack_depth, unpack_depth
 from tests.cases import run_each

@@ -24,10 +24,10 @@ from sightline.areas.clouds.render.rendering import (
 )
 from sightline.areas.clouds.sets.modelnet import ModelNet40
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
-from sightline.compute.geometry.pinhole import ring_cameras
-from sightline.compute.geometry.rendering import on_background, render_cloud, render_mesh
 from sightline.contract.errors import ConfigError, DataError, RunError
 from sightline.contract.types import SampleKey
+from sightline.ops.pinhole import ring_cameras
+from sightline.ops.rendering import on_background, render_cloud, render_mesh
 from sightline.store.prepared.prepared_set import verify
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
 from sightline.store.prepared.views import Views

@@ -22,10 +22,10 @@ from sightline.areas.pose.sets.synthetic_hands import (
     default_body,
     default_hand,
 )
-from sightline.compute.geometry.pinhole import depth_points, project_points
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import Batch, ComponentConfig, SampleKey
+from sightline.ops.pinhole import depth_points, project_points
 
 Make = Callable[..., SyntheticFigures]
 

@@ -19,9 +19,9 @@ from sightline.areas.scans.sets.synthetic_lidar import (
     cast_street,
     draw_street,
 )
-from sightline.compute.geometry.capsules import GROUND, Obstacles
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import SampleKey
+from sightline.ops.capsules import GROUND, Obstacles
 from sightline.store.files.scan_samples import SensorBlock, make_sensor
 from sightline.store.loading.batch_reader import BatchReader
 

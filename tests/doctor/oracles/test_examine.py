@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from sightline.compute.layers.edge_conv import EdgeConv
-from sightline.compute.layers.mlp import LinearNorm
-from sightline.compute.layers.range_image import CircularPad
-from sightline.compute.surrogates import note_surrogates, surrogate_gradient
 from sightline.contract import registry
+from sightline.layers.edge_conv import EdgeConv
+from sightline.layers.mlp import LinearNorm
+from sightline.layers.range_image import CircularPad
+from sightline.layers.surrogates import note_surrogates, surrogate_gradient
 from sightline.workbench.check.oracles.examine import distinct_layers, examine_layers
 from sightline.workbench.check.oracles.results import OracleResult
 from tests.marks import long_but

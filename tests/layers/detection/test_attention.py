@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.layers.images import (
+from sightline.layers.images import (
     ATTENTIONS,
     CBAM,
     ECA,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.compute.layers.quantisation import clustering
-from sightline.compute.layers.quantisation.clustering import Clusters, cluster_weight
 from sightline.contract.errors import UserError
+from sightline.layers.quantisation import clustering
+from sightline.layers.quantisation.clustering import Clusters, cluster_weight
 from tests.golden_parity import Golden, load_golden
 from tests.layers.quantisation.drawn_weights import drawn, random_layers
 
@@ -95,7 +95,7 @@ def test_kernels_give_what_their_plain_forms_give(monkeypatch: pytest.MonkeyPatc
     values = np.random.default_rng(0).standard_normal(1500).astype(np.float32)
     compiled = cuts_of(values, 3)
     bits, spare = values.view(np.uint32).copy(), np.empty(len(values), np.uint32)
-    monkeypatch.setattr("sightline.compute.numba_kernels._has_numba", lambda: False)
+    monkeypatch.setattr("sightline.ops.numba_kernels._has_numba", lambda: False)
     assert np.array_equal(cuts_of(values, 3), compiled)
     clustering.sort_bits(bits, spare, np.zeros((3, 2048), np.int64))
     assert np.array_equal(spare.view(np.float32), np.sort(values))

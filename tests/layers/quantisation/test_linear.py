@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.compute.layers.quantisation.activations import (
+from sightline.contract.errors import UserError
+from sightline.engine.run_loading import build_model
+from sightline.layers.quantisation.activations import (
     activation_range,
     calibrate_activations,
     choice_faults,
     quantise_inputs,
     quantised_activation,
 )
-from sightline.compute.layers.quantisation.linear import (
+from sightline.layers.quantisation.linear import (
     affine_grid,
     kl_threshold,
     quantisable_weights,
@@ -28,9 +30,7 @@ from sightline.compute.layers.quantisation.linear import (
     symmetric_grid,
     weight_grid,
 )
-from sightline.compute.layers.quantisation.parametrised import apply_policy, bake_quantised_weights
-from sightline.contract.errors import UserError
-from sightline.engine.run_loading import build_model
+from sightline.layers.quantisation.parametrised import apply_policy, bake_quantised_weights
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.compute.layers.quantisation.clustering import Clusters, cluster_weight
-from sightline.compute.layers.quantisation.linear import list_weights, quantisable_weights
-from sightline.compute.layers.quantisation.parametrised import (
+from sightline.contract.errors import UserError
+from sightline.layers.quantisation.clustering import Clusters, cluster_weight
+from sightline.layers.quantisation.linear import list_weights, quantisable_weights
+from sightline.layers.quantisation.parametrised import (
     Codebook,
     apply_policy,
     bake_quantised_weights,
     dense_state_dict,
     quantised_weights,
 )
-from sightline.contract.errors import UserError
 from tests.golden_parity import load_golden, rule_made_state
 from tests.models.small_models import make_inputs, small_model
 

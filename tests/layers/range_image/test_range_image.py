@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.layers.images import ConvBlock, join_channels
-from sightline.compute.layers.range_image import (
+from sightline.layers.images import ConvBlock, join_channels
+from sightline.layers.range_image import (
     CircularPad,
     Compat,
     MeanPool2d,

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from sightline.areas.detect.assigners.static import MaxIoU
 from sightline.areas.detect.losses import sigmoid_focal, smooth_l1
-from sightline.compute.geometry.boxes.overlaps import decode_deltas, encode_deltas, pairwise_iou
-from sightline.compute.geometry.boxes.priors import IGNORED, Priors
+from sightline.ops.box_codes import decode_deltas, encode_deltas
+from sightline.ops.box_overlaps import pairwise_iou
+from sightline.ops.priors import IGNORED, Priors
 from tests.detect_parity import load_detect_golden, load_theirs, our_name
 from tests.golden_parity import (
     OUTPUT_BOUND,

@@ -12,11 +12,11 @@ from torch import nn
 import sightline
 from sightline.areas.detect.heads import flatten_to_priors
 from sightline.areas.detect.networks import FPN
-from sightline.compute.layers.images import FrozenBatchNorm, SqueezeExcitation
 from sightline.contract import registry
 from sightline.contract.binding import model_output_keys
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig
+from sightline.layers.images import FrozenBatchNorm, SqueezeExcitation
 from tests.cases import run_each
 
 BACKBONES = {

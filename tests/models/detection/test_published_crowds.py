@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import sightline
-from sightline.compute.geometry.boxes.priors import PriorGrid, make_anchors
 from sightline.contract import registry
 from sightline.contract.errors import CheckpointError
 from sightline.contract.types import ComponentConfig
+from sightline.ops.priors import PriorGrid, make_anchors
 from sightline.published.files import darknet_shapes as _tensors
 from sightline.published.files import read_darknet
 from sightline.published.rows import model_arguments as _model_arguments

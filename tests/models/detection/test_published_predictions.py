@@ -20,9 +20,9 @@ from sightline.contract.types import DataInfo
 from sightline.engine.run_loading import open_trained
 from sightline.published.conversion import select_classes as _select_classes
 from tests.command import succeed
-from tests.geometry.boxes.test_priors import STRIDES, maps_of, torchvisions
 from tests.golden_parity import rule_made_state
 from tests.models.detection.test_published_detectors import FCOS, NUM_CLASSES, RETINA, entries, evaluate
+from tests.ops.boxes.test_priors import STRIDES, maps_of, torchvisions
 from tests.processes import ROOT
 from tests.published_layouts import MODELS
 

@@ -10,9 +10,11 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.geometry.neighbours import assert_meant_for, nearest_neighbours, scale_num_neighbours
-from sightline.compute.layers.edge_conv import EdgeConv, EdgeMLP, PlainEdgeConv, PlainEdgeMLP
-from sightline.compute.layers.mlp import (
+from sightline.contract import registry
+from sightline.contract.arguments import Count, Probability
+from sightline.contract.errors import ConfigError
+from sightline.layers.edge_conv import EdgeConv, EdgeMLP, PlainEdgeConv, PlainEdgeMLP
+from sightline.layers.mlp import (
     JoinedLinearNorm,
     LinearNorm,
     Width,
@@ -20,10 +22,8 @@ from sightline.compute.layers.mlp import (
     dense_channels,
     one_hot_category,
 )
-from sightline.compute.layers.pooling import LinearNormMax, LinearNormPool
-from sightline.contract import registry
-from sightline.contract.arguments import Count, Probability
-from sightline.contract.errors import ConfigError
+from sightline.layers.pooling import LinearNormMax, LinearNormPool
+from sightline.ops.neighbours import assert_meant_for, nearest_neighbours, scale_num_neighbours
 
 _EDGE_WIDTHS = (64, 64, 128, 256)
 

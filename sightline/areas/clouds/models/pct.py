@@ -7,13 +7,13 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.geometry.distances import assert_finite
-from sightline.compute.geometry.neighbours import assert_meant_for
-from sightline.compute.layers.mlp import JoinedLinearNorm, LinearNorm, concat_channels, dense_channels, one_hot_category
-from sightline.compute.layers.set_abstraction import PlainNeighbourGroup, SampleAndGroup
-from sightline.compute.layers.transformer import AttentionStack, OffsetAttention, SelfAttention
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, Probability
+from sightline.layers.mlp import JoinedLinearNorm, LinearNorm, concat_channels, dense_channels, one_hot_category
+from sightline.layers.set_abstraction import PlainNeighbourGroup, SampleAndGroup
+from sightline.layers.transformer import AttentionStack, OffsetAttention, SelfAttention
+from sightline.ops.distances import assert_finite
+from sightline.ops.neighbours import assert_meant_for
 
 _NUM_LAYERS = 4
 _EMBEDDING = 1024

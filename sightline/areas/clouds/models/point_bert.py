@@ -10,12 +10,12 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.layers.edge_conv import EdgePropagation
-from sightline.compute.layers.mlp import LinearNorm, Width, concat_channels, dense_channels, one_hot_category
-from sightline.compute.layers.set_abstraction import FeaturePropagation, gather_rows, sample_centres
-from sightline.compute.layers.transformer import PatchEmbedding, TransformerEncoder
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, Probability
+from sightline.layers.edge_conv import EdgePropagation
+from sightline.layers.mlp import LinearNorm, Width, concat_channels, dense_channels, one_hot_category
+from sightline.layers.set_abstraction import FeaturePropagation, gather_rows, sample_centres
+from sightline.layers.transformer import PatchEmbedding, TransformerEncoder
 
 _HEAD_WIDTH = 256
 

@@ -9,16 +9,16 @@ import torch
 from annotated_types import Len
 from torch import Tensor, nn
 
-from sightline.compute.geometry import nearest_neighbours
-from sightline.compute.layers.dense_vector_attention import (
+from sightline.contract import registry
+from sightline.contract.arguments import Count
+from sightline.layers.dense_vector_attention import (
     DenseTransitionDown,
     DenseTransitionUp,
     DenseVectorAttention,
     PlainDenseVectorAttention,
 )
-from sightline.compute.layers.mlp import Width, dense_channels, one_hot_category
-from sightline.contract import registry
-from sightline.contract.arguments import Count
+from sightline.layers.mlp import Width, dense_channels, one_hot_category
+from sightline.ops import nearest_neighbours
 
 _FIRST_CHANNELS = 32
 _BOTTOM_WIDTH = 512

@@ -11,7 +11,9 @@ from typing import TypedDict, cast
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.layers.mlp import (
+from sightline.contract import registry
+from sightline.contract.arguments import Probability
+from sightline.layers.mlp import (
     JoinedLinearNorm,
     LinearNorm,
     Width,
@@ -19,9 +21,7 @@ from sightline.compute.layers.mlp import (
     dense_channels,
     one_hot_category,
 )
-from sightline.compute.layers.pooling import LinearNormMax
-from sightline.contract import registry
-from sightline.contract.arguments import Probability
+from sightline.layers.pooling import LinearNormMax
 
 
 class PointNetOutput(TypedDict):

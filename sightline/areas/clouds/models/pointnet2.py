@@ -10,10 +10,10 @@ from typing import TypedDict, cast
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.layers.mlp import LinearNorm, concat_channels, dense_channels, one_hot_category
-from sightline.compute.layers.set_abstraction import BallScale, FeaturePropagation, SetAbstraction
 from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFloat, Probability
+from sightline.layers.mlp import LinearNorm, concat_channels, dense_channels, one_hot_category
+from sightline.layers.set_abstraction import BallScale, FeaturePropagation, SetAbstraction
 
 
 class PointNet2Output(TypedDict):

@@ -14,9 +14,9 @@ import torch
 from annotated_types import Ge, Le
 from PIL import Image
 
-from sightline.compute.geometry.rendering import Background
 from sightline.contract.arguments import Count
 from sightline.contract.errors import DataError, join_some
+from sightline.ops.rendering import Background
 from sightline.parts.transforms.images import resize_images
 from sightline.store.files.image_files import composite_over
 from sightline.store.files.input_files import BoundedFile, damaged, expand_home, natural_sort_key

@@ -22,14 +22,14 @@ import torch
 
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.commands.data import RenderOptions
-from sightline.compute.geometry.pinhole import Cameras, Projection, ring_cameras
-from sightline.compute.geometry.rendering import Style, render_cloud, render_mesh
 from sightline.config.overrides import read_key_values
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError, RunError, UserError
 from sightline.contract.members import DataMembers
 from sightline.contract.schema import suggest
 from sightline.contract.types import SampleKey
+from sightline.ops.pinhole import Cameras, Projection, ring_cameras
+from sightline.ops.rendering import Style, render_cloud, render_mesh
 from sightline.store.files.cloud_files import CLOUD_SUFFIXES, is_cloud_file, read_cloud
 from sightline.store.files.input_files import expand_home
 from sightline.store.prepared.columns import prepared_root

@@ -14,11 +14,11 @@ import numpy as np
 
 from sightline.areas.clouds.sets.cloud_listing import LAYOUTS, ListedCloud, list_clouds, split_clouds
 from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, count_labels
-from sightline.compute.geometry.rendering import Background
 from sightline.contract import registry
 from sightline.contract.arguments import Count, LengthUnit, PositiveFraction, Seed, UpAxis
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import CloudInputSpec, UnitSphere
+from sightline.ops.rendering import Background
 from sightline.store.cloud_preparation import Normals, cloud_radius, prepare_cloud
 from sightline.store.files.cloud_files import (
     CLOUD_SUFFIXES,

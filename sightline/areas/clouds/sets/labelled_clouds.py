@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sightline.compute.geometry.rendering import Background
 from sightline.contract.arguments import Count, PositiveFraction, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, Sample, SampleKey, UnitSphere
+from sightline.ops.rendering import Background
 from sightline.store.cloud_preparation import EstimatedNormals, Normals
 from sightline.store.files.array_files import check_array
 from sightline.store.loading.batch_reader import stratified_subset

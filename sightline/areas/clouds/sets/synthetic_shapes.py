@@ -11,12 +11,12 @@ import torch
 from annotated_types import Ge, Le
 
 from sightline.areas.clouds.sets.synthetic_solids import NUM_PROPORTIONS, SOLIDS, build_solids
-from sightline.compute.geometry.surfaces import sample_patches
 from sightline.contract import registry
 from sightline.contract.arguments import Index, NonNegativeFloat, PositiveFraction, Seed
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, Sample, SampleKey
+from sightline.ops.surfaces import sample_patches
 from sightline.parts.transforms.points import to_unit_sphere
 from sightline.store.cloud_preparation import EstimatedNormals, Normals
 from sightline.store.computed_samples import ComputedSet, Many
@@ -44,7 +44,7 @@ class SyntheticShapes(ComputedSet):
     point's part is its `label` and the cloud's class its `category`. With `views` (a number, or `count` with `size_px`,
     `style` and `background`) a sample has an `image`, one of `views` views of its own cloud, drawn anew in every epoch;
     else epoch and seed of a key change nothing.
-    Source: made here; sightline/compute/geometry/surfaces.py.
+    Source: made here; sightline/ops/surfaces.py.
     """
 
     computed = "sample is computed"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sightline.compute.geometry.surfaces import (
+from sightline.ops.surfaces import (
     FACING,
     ROW,
     Measure,

@@ -13,16 +13,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry.boxes.overlaps import (
-    box_centres,
-    column_blocks,
-    encode_distances,
-    pairwise_ioa,
-    promote_to_float32,
-)
-from sightline.compute.geometry.boxes.priors import BACKGROUND, IGNORED, PriorKind, Priors
-from sightline.compute.labels import widen_labels
-from sightline.compute.waits import (
+from sightline.ops.box_codes import encode_distances
+from sightline.ops.box_overlaps import box_centres, column_blocks, pairwise_ioa, promote_to_float32
+from sightline.ops.labels import widen_labels
+from sightline.ops.priors import BACKGROUND, IGNORED, PriorKind, Priors
+from sightline.ops.waits import (
     call_on_host,
     find_positive,
     get_positive,

@@ -28,10 +28,10 @@ from sightline.areas.detect.assigners.base import (
     is_within_reach,
 )
 from sightline.areas.detect.losses import focal_losses
-from sightline.compute.geometry.boxes.overlaps import column_blocks, iou, pairwise_iou
-from sightline.compute.geometry.boxes.priors import PriorKind, Priors
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat
+from sightline.ops.box_overlaps import column_blocks, iou, pairwise_iou
+from sightline.ops.priors import PriorKind, Priors
 
 _MIN_SIMOTA_IOU, _MIN_LOG, _FAR = 1e-8, -100.0, 1e6
 

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED, Assignment
-from sightline.compute.geometry.boxes.overlaps import box_areas, iou
-from sightline.compute.geometry.boxes.priors import Priors
 from sightline.contract.types import PrintedTable
+from sightline.ops.box_overlaps import box_areas, iou
+from sightline.ops.priors import Priors
 
 _SIZES_PX = (0.0, 16.0, 32.0, 64.0, 128.0, 256.0, math.inf)
 """Bounds of box sizes (roots of areas) in the report; octaves, as the levels of a pyramid."""

@@ -18,20 +18,14 @@ import torch
 from torch import Tensor
 
 from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment, argmax_by_group
-from sightline.compute.geometry.boxes.overlaps import (
-    box_areas,
-    box_centres,
-    column_blocks,
-    encode_distances,
-    iou,
-    pairwise_iou,
-)
-from sightline.compute.geometry.boxes.priors import PriorKind, Priors, anchor_bags
-from sightline.compute.geometry.neighbours import nearest_neighbours
-from sightline.compute.waits import call_on_host, is_free_to_read, remember_positive
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.errors import assert_installed
+from sightline.ops.box_codes import encode_distances
+from sightline.ops.box_overlaps import box_areas, box_centres, column_blocks, iou, pairwise_iou
+from sightline.ops.neighbours import nearest_neighbours
+from sightline.ops.priors import PriorKind, Priors, anchor_bags
+from sightline.ops.waits import call_on_host, is_free_to_read, remember_positive
 
 _MIN_CANDIDATES = 50
 """Candidates of a box without an anchor; at least as many as there are such boxes, so that each gets one."""

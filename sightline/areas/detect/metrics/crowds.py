@@ -25,10 +25,10 @@ from sightline.areas.detect.metrics.detection_curves import (
     protocol_header,
 )
 from sightline.areas.detect.metrics.label_bins import BINS, Bin, in_bin, label_values
-from sightline.compute.numba_kernels import run_parallel
 from sightline.contract import registry
 from sightline.contract.arguments import Count
 from sightline.contract.metric import State
+from sightline.ops.numba_kernels import run_parallel
 from sightline.parts.metrics.box_groups import (
     BoxColumn,
     BoxGroups,

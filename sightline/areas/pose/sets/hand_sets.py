@@ -27,10 +27,10 @@ from sightline.areas.pose.sets.depth_sets import (
     train_and_test,
 )
 from sightline.areas.pose.sets.skeletons import HAND_14, HAND_16, HAND_21_BY_LEVEL
-from sightline.compute.geometry.pinhole import project_points, unproject_pixels
 from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.contract.errors import DataError
+from sightline.ops.pinhole import project_points, unproject_pixels
 from sightline.store.files.array_files import read_mat
 from sightline.store.files.input_files import get_again
 from sightline.store.files.text_tables import BLOCK_LINES, LabelLines

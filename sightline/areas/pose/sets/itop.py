@@ -22,10 +22,10 @@ from sightline.areas.pose.sets.depth_sets import (
 )
 from sightline.areas.pose.sets.references import DepthFrame
 from sightline.areas.pose.sets.skeletons import BODY_15
-from sightline.compute.geometry.pinhole import project_points
 from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.contract.errors import DataError
+from sightline.ops.pinhole import project_points
 from sightline.store.files.array_files import TEXT, Hdf5File, open_hdf5
 from sightline.store.files.input_files import file_size, get_again
 from sightline.store.files.text_tables import parse_count

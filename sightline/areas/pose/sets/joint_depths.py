@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sightline.areas.pose.sets.depth_frames import DepthCamera
-from sightline.compute.geometry.pinhole import project_points
 from sightline.contract.errors import DataError
+from sightline.ops.pinhole import project_points
 
 MM_PER = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
 _NUM_COMPARED = 8

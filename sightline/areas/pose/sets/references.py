@@ -10,10 +10,10 @@ from typing import Annotated, Literal, Protocol
 import numpy as np
 from annotated_types import Ge, Le
 
-from sightline.compute.geometry.pinhole import depth_points
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat
 from sightline.contract.errors import ConfigError, DataError
+from sightline.ops.pinhole import depth_points
 from sightline.store.files.input_files import expand_home
 from sightline.store.files.text_tables import read_text
 

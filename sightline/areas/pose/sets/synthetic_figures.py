@@ -17,13 +17,13 @@ from annotated_types import Ge, Le
 from sightline.areas.pose.sets.depth_frames import DepthCamera, DepthFrames, FrameSplit
 from sightline.areas.pose.sets.references import CentreOfMass, DepthFrame
 from sightline.areas.pose.sets.skeletons import Skeleton
-from sightline.compute.geometry.capsules import CapsuleDepth, render_capsules
-from sightline.compute.geometry.pinhole import project_points
-from sightline.compute.geometry.rotations import euler_matrix
 from sightline.contract.arguments import NonNegativeFloat, Probability, ReferencePoint
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import SampleKey
+from sightline.ops.capsules import CapsuleDepth, render_capsules
+from sightline.ops.pinhole import project_points
+from sightline.ops.rotations import euler_matrix
 from sightline.store.computed_samples import ComputedSet, SampleCache
 
 Angle = Annotated[float, Ge(0.0), Le(180.0)]

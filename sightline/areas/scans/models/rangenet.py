@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.compute.layers.images import ConvBlock, join_channels
-from sightline.compute.layers.range_image import CircularPad, UpsampleColumns, assert_range_images
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
+from sightline.layers.images import ConvBlock, join_channels
+from sightline.layers.range_image import CircularPad, UpsampleColumns, assert_range_images
 from sightline.parts.models.darknet import DARKNET21, DARKNET53, Darknet, DarknetBlock
 from sightline.parts.models.resnet import ResidualNetwork
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.areas.scans.models.rangenet import RangeImageNetwork
-from sightline.compute.layers.images import ConvBlock, join_channels
-from sightline.compute.layers.range_image import MeanPool2d, build_pool
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
+from sightline.layers.images import ConvBlock, join_channels
+from sightline.layers.range_image import MeanPool2d, build_pool
 
 
 def _unit(*, in_channels: int, out_channels: int, size: int, circular: bool, dilation: int = 1) -> ConvBlock:

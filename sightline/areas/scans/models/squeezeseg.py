@@ -9,10 +9,10 @@ from typing import ClassVar, cast
 from torch import Tensor, nn
 
 from sightline.areas.scans.models.rangenet import RangeImageNetwork
-from sightline.compute.layers.images import ConvBlock, join_channels
-from sightline.compute.layers.range_image import Compat, RangeImageCRF, UpsampleColumns, build_pool
 from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne
+from sightline.layers.images import ConvBlock, join_channels
+from sightline.layers.range_image import Compat, RangeImageCRF, UpsampleColumns, build_pool
 
 _STEM = 64
 _MOMENTUM = 0.01

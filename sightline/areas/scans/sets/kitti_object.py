@@ -24,10 +24,10 @@ from sightline.areas.scans.sets.scan_preparation import (
     scan_plan,
     survey_scans,
 )
-from sightline.compute.geometry.scans.boxes3d import Calibration, points_in_box
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
 from sightline.contract.errors import DataError
+from sightline.ops.boxes3d import Calibration, points_in_box
 from sightline.store.files.input_files import BoundedFile, assert_regular, expand_home, read_file
 from sightline.store.files.scan_files import check_pose, read_bin, read_matrices
 from sightline.store.files.scan_samples import RawScan, SensorBlock, make_sensor

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sightline.compute.geometry.scans.lift import ProjectionSummary
-from sightline.compute.geometry.scans.projection import RangeView, rows_by_file_order
 from sightline.contract.errors import DataError
+from sightline.ops.lift import ProjectionSummary
+from sightline.ops.projection import RangeView, rows_by_file_order
 from sightline.store.files.cloud_files import note_mixed_units
 from sightline.store.files.input_files import read_file
 from sightline.store.files.scan_samples import RawScan, Sensor, channel_sums, check_scan, mean_and_std

@@ -13,7 +13,7 @@ import numpy as np
 
 from sightline.areas.clouds.sets.synthetic_solids import SolidBuilder
 from sightline.areas.scenes.sets.s3dis_files import CLASS_NAMES
-from sightline.compute.geometry.surfaces import ROW
+from sightline.ops.surfaces import ROW
 
 NUM_MEASURES = 8
 """Number of random numbers that a recipe may use."""

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.contract.errors import DataError
+from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.store.files.input_files import file_size, get_again, list_folders, natural_sort_key, unreadable
 from sightline.store.files.text_tables import parse_numbers, parse_numbers_reference, parse_rows, read_line_blocks
 from sightline.store.prepared.prepared_set import summarise_folder

@@ -20,12 +20,12 @@ from sightline.areas.scenes.sets.room_things import (
     transform_thing,
 )
 from sightline.areas.scenes.sets.s3dis_files import CLASS_NAMES
-from sightline.compute.geometry.surfaces import FACING, ROW, rectangle_patch, sample_patches
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Seed
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
+from sightline.ops.surfaces import FACING, ROW, rectangle_patch, sample_patches
 from sightline.store.computed_samples import ComputedSet, Many, SampleCache, array_bytes
 
 _AT_WALLS = ("door", "column", "window", "window", "board", "bookcase", "bookcase", "sofa", "column")

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.compute.labels import widen_labels
-from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.errors import UserError
 from sightline.contract.types import Batch
 from sightline.engine.step import compute_batch_losses
+from sightline.ops.labels import widen_labels
+from sightline.ops.numba_kernels import compute_seconds
 from sightline.parts.losses.embeddings import chance_level
 from sightline.workbench.check.checks.loss_terms import BUILT_IN, OUTPUTS, pair_losses, pairs_task
 from sightline.workbench.check.context import Context, SquaredLoss, check, first_steps, squared_losses

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.geometry.boxes.priors import BACKGROUND, IGNORED
 from sightline.contract.members import TaskMembers
 from sightline.engine.distributed import World
 from sightline.engine.step import compute_batch_losses, divide_by_count, prepare_step
+from sightline.ops.priors import BACKGROUND, IGNORED
 from sightline.parts.losses.embeddings import chance_level
 from sightline.workbench.check.context import Context, assignments, check
 from sightline.workbench.check.core.assigned_boxes import AssignedBoxes

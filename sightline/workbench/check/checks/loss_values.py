@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.compute.geometry.boxes.priors import BACKGROUND
+from sightline.ops.priors import BACKGROUND
 from sightline.workbench.check.checks.loss_items import (
     chooses_hardest,
     class_goals,

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry.boxes.overlaps import pairwise_iou, promote_to_float32
-from sightline.compute.geometry.boxes.priors import warp_boxes
-from sightline.compute.labels import widen_labels
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
 from sightline.engine.device import to_device
 from sightline.engine.step import compute_batch_losses
+from sightline.ops.box_overlaps import pairwise_iou, promote_to_float32
+from sightline.ops.labels import widen_labels
+from sightline.ops.priors import warp_boxes
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.workbench.check.checks.synthetic_predictions import (
     Predicted,

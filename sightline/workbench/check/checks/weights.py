@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.layers.quantisation.parametrised import bake_quantised_weights, dense_state_dict
 from sightline.config import read_config
 from sightline.config.run_config import Init
 from sightline.contract.errors import CheckpointError, UserError, join_some
 from sightline.engine.build import build_model
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import open_run
+from sightline.layers.quantisation.parametrised import bake_quantised_weights, dense_state_dict
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import load_trained_state
 from sightline.runs.packed import unique_tensors

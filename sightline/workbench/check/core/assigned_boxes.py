@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.geometry.boxes.priors import BACKGROUND, Priors, best_iou_of_boxes
 from sightline.contract.types import Batch
+from sightline.ops.priors import BACKGROUND, Priors, best_iou_of_boxes
 
 _SIDE_STRIDES = 8
 """Side, in strides, of the square around a point prior whose IoU with a box is measured."""

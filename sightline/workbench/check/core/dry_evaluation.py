@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.members import MetricMembers
 from sightline.contract.metric import make_state, row_states
 from sightline.contract.pytree import tree_map
@@ -27,6 +26,7 @@ from sightline.engine.evaluate import BoundMetric, Evaluation, Evaluator
 from sightline.engine.observers import MetricsLog
 from sightline.engine.records import EvaluationRecord
 from sightline.instrument import copy_metric
+from sightline.ops.numba_kernels import compute_seconds
 from sightline.workbench.check.core.dry_run import (
     NUM_SAMPLES,
     DryRun,

@@ -15,8 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.layers.batch_norm import SynchronisedBatchNorm
-from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.errors import OutputError, UserError
 from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch, SampleKey
@@ -26,6 +24,8 @@ from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import compute_batch_losses, prepare_step, weighted_sum
 from sightline.engine.train import TrainState
 from sightline.instrument import Inputs, ModuleCall, copy_module, record
+from sightline.layers.batch_norm import SynchronisedBatchNorm
+from sightline.ops.numba_kernels import compute_seconds
 from sightline.workbench.check.core.neighbour_sums import NeighbourSum, NeighbourSums
 from sightline.workbench.check.core.object_graph import hidden_outputs, last_node, last_operation
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.pytree import is_float, tree_cast, tree_leaves, tree_map
 from sightline.engine.device import seed_torch
 from sightline.instrument import ModuleCall, record
 from sightline.instrument.float64 import Float64Convolutions
+from sightline.ops.numba_kernels import compute_seconds
 from sightline.workbench.check.core.dry_run import isolated_copy
 
 QUICK_S = 0.05

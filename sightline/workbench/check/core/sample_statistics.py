@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.members import DataMembers
 from sightline.contract.types import Dataset, Sample, SampleKey
 from sightline.engine.build import Data, DataSubset
+from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.loading.batch_reader import array_leaves, as_bytes
 from sightline.workbench.check.core.finding import Fault, diagnose

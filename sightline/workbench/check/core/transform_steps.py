@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.binding import BoundFunction
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.build import DataSubset
+from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.loading.batch_reader import takes_others
 
 _MAX_SAMPLES = 16

@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.numba_kernels import compute_seconds
-from sightline.compute.surrogates import find_surrogates, note_surrogates
 from sightline.config import RunConfig
 from sightline.contract.errors import summarise_error
 from sightline.contract.types import Batch
@@ -28,6 +26,8 @@ from sightline.engine.train import TrainState
 from sightline.instrument import ModuleCall, record
 from sightline.instrument.float64 import Float32Draws
 from sightline.instrument.replay import computes_as
+from sightline.layers.surrogates import find_surrogates, note_surrogates
+from sightline.ops.numba_kernels import compute_seconds
 from sightline.workbench.check.core.dry_run import isolated_copy
 from sightline.workbench.check.core.sample_statistics import array_leaves
 from sightline.workbench.check.oracles.derivatives import describe_uncompared, gradient_errors, worst_error

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.surrogates import find_surrogates, note_surrogates
 from sightline.contract.types import Batch
 from sightline.engine.device import seed_torch
+from sightline.layers.surrogates import find_surrogates, note_surrogates
 from sightline.workbench.check.oracles.derivatives import gradient_errors, worst_error
 from sightline.workbench.check.oracles.references import (
     batch_norm,

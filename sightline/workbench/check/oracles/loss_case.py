@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.geometry.boxes.overlaps import encode_deltas, encode_distances
-from sightline.compute.geometry.boxes.priors import BACKGROUND, IGNORED
 from sightline.contract.binding import BoundFunction
 from sightline.contract.members import TaskMembers
 from sightline.contract.pytree import is_float
 from sightline.engine.device import seed_torch
 from sightline.engine.step import single_batch_step
 from sightline.engine.train import TrainState
+from sightline.ops.box_codes import encode_deltas, encode_distances
+from sightline.ops.priors import BACKGROUND, IGNORED
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.workbench.check.core.dry_run import DryRun
 from sightline.workbench.check.core.object_graph import iter_reachable

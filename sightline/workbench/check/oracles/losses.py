@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.compute.surrogates import find_surrogates, note_surrogates
 from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.errors import summarise_error
@@ -23,6 +22,7 @@ from sightline.contract.types import Batch, ComponentConfig
 from sightline.engine.device import seed_torch
 from sightline.engine.train import TrainState
 from sightline.instrument.float64 import Float32Draws
+from sightline.layers.surrogates import find_surrogates, note_surrogates
 from sightline.parts.losses.classification import resolve_class_weights
 from sightline.workbench.check.oracles.derivatives import (
     SquaredErrorLoss,

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from sightline.compute.layers.edge_conv import EdgeConv, PlainEdgeConv
-from sightline.compute.layers.mlp import JoinedLinearNorm, LinearNorm
-from sightline.compute.layers.pooling import LinearNormMax, LinearNormPool
-from sightline.compute.layers.range_image import CircularPad
-from sightline.compute.layers.transformer import MultiHeadAttention
+from sightline.layers.edge_conv import EdgeConv, PlainEdgeConv
+from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
+from sightline.layers.pooling import LinearNormMax, LinearNormPool
+from sightline.layers.range_image import CircularPad
+from sightline.layers.transformer import MultiHeadAttention
 
 
 def pooling(module: Any, values: np.ndarray) -> np.ndarray:

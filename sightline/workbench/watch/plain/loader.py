@@ -24,8 +24,8 @@ from torch.utils.data import (
 )
 
 from sightline import instrument
-from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.pytree import tree_leaves
+from sightline.ops.numba_kernels import compute_seconds
 from sightline.workbench.check.checks.data.augmentation_mismatch import augmentation_mismatch
 from sightline.workbench.check.checks.data.channel_contract import label_range
 from sightline.workbench.check.checks.data.data_mutation import data_mutation

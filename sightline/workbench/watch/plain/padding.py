@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sightline.compute.numba_kernels import compute_seconds
+from sightline.ops.numba_kernels import compute_seconds
 from sightline.workbench.check.checks.data.augmentation_mismatch import augmentation_mismatch
 from sightline.workbench.watch.loop import Found
 from sightline.workbench.watch.plain.batch import BatchForm

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.areas.clouds.models.pointnet import PointNetPlainOutput
-from sightline.compute.surrogates import surrogate_gradient
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
+from sightline.layers.surrogates import surrogate_gradient
 from sightline.workbench.check.checks.layers import layer_drift, layer_forward, layer_gradient, unverified_layers
 from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import run_all

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline.areas.clouds.models.pointnet import PointNetPlainOutput
-from sightline.compute.geometry import farthest_point_sample, gather_points, nearest_neighbours
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluator
+from sightline.ops import farthest_point_sample, gather_points, nearest_neighbours
 from sightline.workbench.check.checks.model.cross_sample_leak import cross_sample_leak
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.finding import Finding

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.types import Sample, SampleKey
+from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.box_fields import BOX_FIELDS
 from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.finding import Fault, Hypothesis, explain

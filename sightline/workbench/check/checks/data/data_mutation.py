@@ -17,11 +17,11 @@ import numpy as np
 from torch import Tensor
 
 from sightline import instrument
-from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.members import DataMembers
 from sightline.contract.types import SampleKey
 from sightline.engine.build import DataSubset
 from sightline.engine.records import preserve_rng_state
+from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.loading.batch_reader import array_leaves, as_bytes
 from sightline.workbench.check.context import Context, check, splits
 from sightline.workbench.check.core.finding import Fault

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from sightline.compute.numba_kernels import compute_seconds
 from sightline.config import RunConfig
 from sightline.contract.types import Batch, DataInfo
 from sightline.engine.build import DataSubset, build_transforms
+from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.finding import (

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sightline.compute.geometry.pinhole import Cameras, ring_cameras
-from sightline.compute.geometry.rendering import render_cloud
-from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.errors import DataError
 from sightline.contract.members import DataMembers
 from sightline.contract.types import SampleKey
 from sightline.engine.build import DataSubset
+from sightline.ops.numba_kernels import compute_seconds
+from sightline.ops.pinhole import Cameras, ring_cameras
+from sightline.ops.rendering import render_cloud
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
 from sightline.workbench.check.checks.data.projection_coverage import PartImages, images_by_part
 from sightline.workbench.check.context import Context, check

@@ -12,7 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry.volumes import (
+from sightline.contract import registry
+from sightline.contract.types import Batch, ComponentConfig, SampleKey
+from sightline.engine.build import DataSubset
+from sightline.ops.volumes import (
     CubePlacement,
     decode,
     occupancy,
@@ -21,9 +24,6 @@ from sightline.compute.geometry.volumes import (
     to_camera,
     to_voxels,
 )
-from sightline.contract import registry
-from sightline.contract.types import Batch, ComponentConfig, SampleKey
-from sightline.engine.build import DataSubset
 from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.finding import Fault, Hypothesis, explain
 from sightline.workbench.check.core.sample_statistics import describe_sample

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry.scans.projection import RangeView, compute_pixels
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.build import DataSubset
+from sightline.ops.projection import RangeView, compute_pixels
 from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.core.sample_statistics import distinct_parts, evenly_spaced_keys, read_samples

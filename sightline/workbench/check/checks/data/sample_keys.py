@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.members import DataMembers
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.build import DataSubset, build_data
 from sightline.engine.records import preserve_rng_state
+from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.loading.batch_reader import BatchReader, array_leaves, as_bytes
 from sightline.workbench.check.context import Context, check, splits, surveys
 from sightline.workbench.check.core.finding import Fault

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.layers.batch_norm import uses_batch_statistics
 from sightline.contract.errors import summarise_error
 from sightline.contract.pytree import tree_cast, tree_leaves, tree_map
 from sightline.contract.types import Batch, SampleKey
@@ -20,6 +19,7 @@ from sightline.engine.step import compute_batch_losses
 from sightline.instrument import ModuleCall, record
 from sightline.instrument.float64 import Float64Convolutions
 from sightline.instrument.formats import get_format
+from sightline.layers.batch_norm import uses_batch_statistics
 from sightline.workbench.check.context import Context, check, evaluations, first_steps
 from sightline.workbench.check.core.dry_evaluation import DryEvaluation, keys_to_evaluate
 from sightline.workbench.check.core.dry_run import NUM_SAMPLES, DryRun, isolated_copy

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.compute.numba_kernels import compute_seconds
+from sightline.ops.numba_kernels import compute_seconds
 from sightline.workbench.check.context import Context, assignments, check, first_steps
 from sightline.workbench.check.core.assigned_boxes import AssignedBoxes
 from sightline.workbench.check.core.dry_run import DryRun, isolated_copy, read_batch, step_keys

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.compute.surrogates import find_surrogates, note_surrogates
 from sightline.contract.pytree import tree_leaves, tree_map
 from sightline.instrument import ModuleCall, record
+from sightline.layers.surrogates import find_surrogates, note_surrogates
 from sightline.workbench.check.context import Context, step_check
 from sightline.workbench.check.core.dry_run import DryRun
 from sightline.workbench.check.core.finding import Fault

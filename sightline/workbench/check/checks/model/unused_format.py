@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from torch import nn
 
-from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.errors import summarise_error
 from sightline.engine.build import build_model, find_unused_format
 from sightline.engine.device import Precision
+from sightline.ops.numba_kernels import compute_seconds
 from sightline.workbench.check.context import Context, check, first_steps
 from sightline.workbench.check.core.dry_run import DryRun, forward_backward, isolated_copy
 from sightline.workbench.check.core.examination import FasterSetting

@@ -1,0 +1,297 @@
+"""Edge convolution (EdgeConv): a learned map of every edge of a graph, and the maximum over the edges of a point.
+
+`PlainEdgeConv` writes every edge feature out: the tested reference. `EdgeConv` has the same numbers and gradients
+without edge features: W (x_j - x_i, x_i) = W_1 x_j + (W_2 - W_1) x_i is two linear maps of points; batch norm and
+activation preserve the order of the values of a channel, or reverse it if the norm's weight is negative, so that the
+extreme can be taken first.
+
+Edge convolution with an MLP of several layers per edge, as in the segmentation form of DGCNN.
+
+Linear maps of edges and of points, by the fastest matrix product for their shape.
+
+torch multiplies float32 matrices on the CPU with a library that leaves half of some processors idle (MKL on AMD:
+107 of the 235 thousand million operations a second of its convolutions, measured on one Zen 5 core at 512 channels). A
+linear map is a convolution of size 1, and convolutions of sixteen images or more go to oneDNN, which does not.
+
+Edge-based upsampling of features from a coarse cloud to a finer one. Source: Yu et al. 2022, Point-BERT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
+
+from sightline.layers.batch_norm import (
+    ShiftedSums,
+    batch_statistics_gradients,
+    normalisation_statistics,
+    uses_batch_statistics,
+)
+from sightline.layers.edge_kernels import edge_extremes_and_sums, edge_gradients
+from sightline.layers.mlp import LinearNorm
+from sightline.layers.set_abstraction import GroupedMLP, PlainGroupedMLP
+from sightline.ops import nearest_neighbours
+from sightline.ops.neighbours import gather_points
+from sightline.ops.numba_kernels import can_use_numba
+from sightline.ops.waits import is_recording, is_transformed
+
+
+def graph_features(features: Tensor, index: Tensor) -> Tensor:
+    """Build the edge features (x_j - x_i, x_i), difference first.
+
+    `features` (B, N, C), `index` (B, N, K) the neighbours j of each point i -> (B, N, K, 2C).
+    Source: Wang et al. 2019, equation 7 (the order of the two halves is that of the authors' code).
+    """
+    neighbours_BNKC = gather_points(features, index)
+    centres_BNKC = features[:, :, None, :].expand_as(neighbours_BNKC)
+    return torch.cat([neighbours_BNKC - centres_BNKC, centres_BNKC], dim=-1)
+
+
+class PlainEdgeConv(nn.Module):
+    """EdgeConv, plain form: a learned map of every edge, and the maximum of each channel over the edges of a point.
+
+    `forward(features (B, N, in_channels), index (B, N, K)) -> (B, N, out_channels)`. Stores B*N*K*2*in_channels numbers
+    at once. Source: Wang et al. 2019, equations 5 to 8.
+    """
+
+    def __init__(self, *, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.edge = LinearNorm(
+            in_channels=2 * in_channels, out_channels=out_channels, activation=nn.LeakyReLU(negative_slope=0.2)
+        )
+
+    def forward(self, features: Tensor, index: Tensor) -> Tensor:
+        """Map features (B, N, in_channels), index (B, N, K) -> (B, N, out_channels)."""
+        return self.edge(graph_features(features, index)).max(dim=2).values
+
+
+class EdgeConv(PlainEdgeConv):
+    """Fused `PlainEdgeConv` without edge features: same state, same numbers, same gradients, same running statistics.
+
+    Stores B*N*3*out_channels numbers for backward, on any device, and with synchronised batch norm. Under autocast the
+    linear maps alone are rounded to half precision; under torch.compile it is the plain form. If equal responses
+    tie, or the norm's weight is exactly 0, the gradient goes to the neighbour that comes first in `index`. It has no
+    second derivative: use `PlainEdgeConv` for one.
+    Source: Wang et al. 2019, equations 5 to 8; Ioffe and Szegedy 2015, algorithm 1, for the statistics over all edges.
+    """
+
+    def forward(self, features: Tensor, index: Tensor) -> Tensor:
+        """Map features (B, N, in_channels), index (B, N, K) -> (B, N, out_channels)."""
+        # None of these looks into a function with a backward of its own.
+        if torch.compiler.is_compiling() or is_recording() or is_transformed():
+            return super().forward(features, index)
+        neighbour_weight, centre_weight = self.edge.linear.weight.chunk(2, dim=1)
+        # Any origin gives the same edges. Near the middle of the cloud the two parts of an edge do not cancel.
+        origin_B1C = features.detach().mean(dim=1, keepdim=True)
+        pairs = F.linear(features - origin_B1C, torch.cat([neighbour_weight, centre_weight - neighbour_weight]))
+        offset_B1C = F.linear(origin_B1C, torch.cat([torch.zeros_like(centre_weight), centre_weight]))
+        norm, offset = self.edge.norm, _at_least_float(offset_B1C)
+        if pairs.dtype == torch.bfloat16 and can_use_numba(norm.weight, norm.bias, offset):
+            normed = _NormedExtreme.apply(pairs, offset, index, norm.weight, norm.bias, norm)
+        else:
+            normed = _NormedExtreme.apply(_at_least_float(pairs) + offset, None, index, norm.weight, norm.bias, norm)
+        return self.edge.activation(normed).to(features.dtype)
+
+
+def _at_least_float(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+class _NormedExtreme(Function):
+    """Maximum over j of batch_norm(u_j + v_i), (B, N, C), from `pairs` (B, N, 2C): u and v of every point.
+
+    Pairs in bfloat16 are stored as they are; kernels get them widened, plus `offset` (B, 1, 2C), part by part.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        pairs: Tensor,
+        offset: Tensor | None,
+        index: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        norm: nn.BatchNorm1d,
+    ) -> Tensor:
+        dtype = pairs.dtype if offset is None else offset.dtype
+        near_mean = _mean_over_points(pairs, offset)
+        edges = edge_extremes_and_sums(pairs, index, sign=weight.sign().to(dtype), shift=near_mean, offset=offset)
+        sums = ShiftedSums(near_mean.double(), edges.total, edges.total_of_squares, index.numel())
+        count, mean, inverse_deviation = normalisation_statistics(
+            norm, sums if uses_batch_statistics(norm) else None, dtype
+        )
+        standard, normed = edges.extreme, torch.empty_like(edges.extreme)
+        for part in _cut(standard):  # what is written is read again from the cache
+            centre_terms = pairs[part].chunk(2, dim=-1)[1]
+            if offset is not None:
+                centre_terms = centre_terms + offset[part].chunk(2, dim=-1)[1]
+            standard[part].add_(centre_terms - mean).mul_(inverse_deviation)
+            normed[part] = torch.addcmul(bias, standard[part], weight)
+        ctx.norm, ctx.count = norm, count
+        ctx.save_for_backward(pairs, offset, index, edges.position, standard, weight, inverse_deviation, mean)
+        return normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, Tensor, Tensor, None]:
+        pairs, offset, index, position, standard, weight, inverse_deviation, mean = ctx.saved_tensors
+        to_bias = gradients[0].sum(dim=(0, 1))
+        product = gradients[0] * standard
+        to_weight = product.sum(dim=(0, 1))
+        scale = weight * inverse_deviation
+        constant, slope = batch_statistics_gradients(
+            ctx.norm,
+            ctx.count,
+            grad_bias=to_bias,
+            to_weight=to_weight,
+            scale=scale,
+            inverse_deviation=inverse_deviation,
+        )
+        chosen = torch.mul(gradients[0], scale, out=product)
+        to_pairs = edge_gradients(
+            pairs, index, position, chosen=chosen, constant=constant, slope=slope, shift=mean, offset=offset
+        )
+        to_offset = None if offset is None else to_pairs.sum(dim=1, keepdim=True).to(offset.dtype)
+        return to_pairs, to_offset, None, to_weight, to_bias, None
+
+
+def _cut(values: Tensor) -> Iterator[slice]:
+    """Yield parts of the samples of `values` (B, N, C): on the CPU such that a part stays in the cache."""
+    at_once = max(1, len(values))
+    if values.device.type == "cpu":
+        at_once = max(torch.get_num_threads(), _ENTRIES_AT_ONCE // max(1, values[:1].numel()))
+    return (slice(start, start + at_once) for start in range(0, len(values), at_once))
+
+
+_ENTRIES_AT_ONCE = 2**17
+"""Numbers of a part that is normalised at a time: 512 KB in float32."""
+
+
+def _mean_over_points(pairs: Tensor, offset: Tensor | None) -> Tensor:
+    """Return the mean (C,) of an edge of a point with itself: near the mean of all edges."""
+    if offset is not None:  # some points do, and widening all would write them out
+        pairs = pairs[:, :: max(1, pairs.shape[1] // 16)].to(offset.dtype) + offset
+    total = pairs.sum(dim=(0, 1)) / max(1, pairs.shape[0] * pairs.shape[1])
+    return total[: len(total) // 2] + total[len(total) // 2 :]
+
+
+class PlainEdgeMLP(nn.Module):
+    """EdgeConv with an MLP over every edge (x_j - x_i, x_i), and the maximum over the edges of a point. Plain form.
+
+    `forward(features (B, N, in_channels), index (B, N, K)) -> (B, N, widths[-1])`; at least two layers, without
+    biases, LeakyReLU 0.2. One layer is `PlainEdgeConv`. Source: Wang et al. 2019, equations 5 to 8 and figure 3.
+    """
+
+    network_type: type[PlainGroupedMLP] = PlainGroupedMLP
+
+    def __init__(self, *, in_channels: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.network = self.network_type(in_channels=2 * in_channels, widths=widths, has_bias=False, negative_slope=0.2)
+
+    def forward(self, features: Tensor, index: Tensor) -> Tensor:
+        """Map features (B, N, in_channels), index (B, N, K) -> (B, N, widths[-1])."""
+        return self.network.over_edges(features, features, index)
+
+
+class EdgeMLP(PlainEdgeMLP):
+    """Fused `PlainEdgeMLP` with its first linear map applied to points: same state, same numbers, same gradients.
+
+    Source: as the plain form.
+    """
+
+    network_type = GroupedMLP
+
+
+_MIN_IMAGES = 16
+"""Fewest images for which torch uses oneDNN; below, its own loops are no faster than a product."""
+
+
+def map_edges(edges: Tensor, weight: Tensor) -> Tensor:
+    """Apply a linear map to edges: `edges` (M, K, C), `weight` (D, C) -> (M, K, D), a new tensor."""
+    if not _can_use_convolution(edges):
+        return F.linear(edges, weight)
+    return F.conv2d(_as_images(edges), weight[:, :, None, None]).permute(0, 2, 3, 1).squeeze(1)
+
+
+def map_points(points: Tensor, weight: Tensor) -> Tensor:
+    """Apply a linear map to points: `points` (..., C), `weight` (D, C) -> (..., D), with the gradients of a product."""
+    rows = points.flatten(0, -2)
+    if len(rows) % _MIN_IMAGES:
+        return F.linear(points, weight)
+    mapped = map_edges(rows.view(_MIN_IMAGES, -1, rows.shape[-1]), weight)
+    return mapped.reshape(*points.shape[:-1], len(weight))
+
+
+def map_gradient(edges: Tensor, to_mapped: Tensor) -> Tensor:
+    """Compute the weight's gradient (D, C) of `map_edges` from edges (M, K, C) and its result's (M, K, D)."""
+    if not _can_use_convolution(edges):
+        return to_mapped.flatten(0, 1).mT @ edges.flatten(0, 1)
+    shape = (to_mapped.shape[-1], edges.shape[-1], 1, 1)
+    return conv2d_weight(_as_images(edges), shape, _as_images(to_mapped))[:, :, 0, 0]
+
+
+def _can_use_convolution(edges: Tensor) -> bool:
+    return edges.device.type == "cpu" and edges.dtype == torch.float32 and len(edges) >= _MIN_IMAGES
+
+
+def _as_images(edges: Tensor) -> Tensor:
+    """View edges (M, K, C) as images (M, C, 1, K) in channels-last memory, without a copy."""
+    return edges[:, None].permute(0, 3, 1, 2)
+
+
+_NUM_CHANNEL_GROUPS = 4
+_SLOPE = 0.2
+
+
+class EdgePropagation(nn.Module):
+    """Two EdgeConv steps for upsampling: coarse to fine points, then among fine points.
+
+    (B, M, C) -> (B, N, out_channels). `forward(points (B, N, 3), own (B, N, channels), coarse_points (B, M, 3), coarse
+    (B, M, channels)) -> (B, N, out_channels)`. An edge carries (f_j - f_i, f_i) through a linear map, a group norm over
+    all edges of a cloud and a leaky ReLU, followed by the maximum over each point's edges. The plain form
+    (`fused=False`, the tested reference) writes every edge out; here the linear map is applied to points: W_1 (f_j -
+    f_i) + W_2 f_i = W_1 f_j + (W_2 - W_1) f_i.
+    Raises ValueError for fewer points than `num_neighbours` and for values that are not finite.
+    Source: Yu et al. 2022, Point-BERT, its code for part segmentation; the edges, Wang et al. 2019, equation 8.
+    """
+
+    def __init__(
+        self, *, channels: int, hidden: int, out_channels: int, num_neighbours: int = 4, fused: bool = True
+    ) -> None:
+        super().__init__()
+        self.num_neighbours = num_neighbours
+        self.fused = fused
+        self.linears = nn.ModuleList(
+            nn.Linear(2 * width_in, width_out, bias=False)
+            for width_in, width_out in ((channels, hidden), (hidden, out_channels))
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(_NUM_CHANNEL_GROUPS, width_out) for width_out in (hidden, out_channels))
+
+    def forward(self, points: Tensor, own: Tensor, coarse_points: Tensor, coarse: Tensor) -> Tensor:
+        """Map points (B, N, 3), own (B, N, C), coarse_points (B, M, 3), coarse (B, M, C) -> (B, N, out_channels)."""
+        received = self._over_edges(0, points, own, coarse_points, coarse)
+        return self._over_edges(1, points, received, points, received)
+
+    def _over_edges(
+        self, step: int, points: Tensor, features: Tensor, neighbour_points: Tensor, neighbour_features: Tensor
+    ) -> Tensor:
+        index = nearest_neighbours(neighbour_points, num_neighbours=self.num_neighbours, queries=points)
+        linear = cast(nn.Linear, self.linears[step])
+        mapped_BNKC = self._map_edges(linear, features, neighbour_features, index)
+        normed_BCNK = self.norms[step](mapped_BNKC.permute(0, 3, 1, 2))
+        return F.leaky_relu(normed_BCNK, _SLOPE).max(dim=-1).values.mT
+
+    def _map_edges(self, linear: nn.Linear, features: Tensor, neighbour_features: Tensor, index: Tensor) -> Tensor:
+        if not self.fused:
+            centres_BNKC = features[:, :, None].expand(-1, -1, index.shape[-1], -1)
+            return linear(torch.cat([gather_points(neighbour_features, index) - centres_BNKC, centres_BNKC], dim=-1))
+        difference_weight, centre_weight = linear.weight.chunk(2, dim=1)
+        neighbour_terms = F.linear(neighbour_features, difference_weight)
+        return gather_points(neighbour_terms, index) + F.linear(features, centre_weight - difference_weight)[:, :, None]

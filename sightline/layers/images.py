@@ -1,0 +1,385 @@
+"""Convolution blocks of image networks, and the check of their input images.
+
+Blocks of volumetric networks (V2V): convolution with batch norm, residual block, upsampling block.
+
+Volumes are (B, C, X, Y, Z). Every convolution has a bias, though one before batch norm changes nothing: published
+weights hold them. Source: Moon et al. 2018, V2V-PoseNet, section 5, figure 4.
+
+Activation checkpointing: inner values are recomputed in the backward pass instead of stored.
+
+Normalisation layers of backbones by name, and freezing of parts of a network.
+
+Attention over channels and positions of a feature map: SE, CBAM, ECA and SimAM; each keeps the shape.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from sightline.layers.range_image import column_padding
+from sightline.ops.waits import is_recording, is_transformed
+
+
+class ConvBlock(nn.Module):
+    """Convolution, norm and activation; with `norm_last` the norm comes after the activation. Either may be absent.
+
+    (B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride), rounded up. Zeros surround the image; with
+    `circular` its columns continue on the other side.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int | tuple[int, int] = 1,
+        dilation: int = 1,
+        bias: bool = True,
+        norm: nn.Module | None = None,
+        activation: nn.Module | None = None,
+        norm_last: bool = False,
+        circular: bool = False,
+    ) -> None:
+        super().__init__()
+        reach = dilation * (kernel_size - 1)
+        assert reach % 2 == 0, f"a kernel of {kernel_size} has no middle"
+        self.wrap, padding = column_padding(reach // 2, circular=circular)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=bias)
+        self.norm = norm if norm is not None else nn.Identity()
+        self.activation = activation if activation is not None else nn.Identity()
+        self.norm_last = norm_last
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map an image (B, in_channels, H, W) -> (B, out_channels, H / stride, W / stride), rounded up."""
+        values = self.conv(image if self.wrap is None else self.wrap(image))
+        first, last = (self.activation, self.norm) if self.norm_last else (self.norm, self.activation)
+        return cast(Tensor, last(first(values)))
+
+
+class ConvNorm(ConvBlock):
+    """Convolution without bias, norm and activation: the block of residual networks and of Darknet.
+
+    `norm` makes the norm for a number of channels; without it, it is batch norm of this `momentum`. Initial weights are
+    normally distributed with the variance 2 / (out_channels * size^2).
+    Source: He et al. 2015, Delving Deep into Rectifiers, eq. 14.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int | tuple[int, int] = 1,
+        dilation: int = 1,
+        activation: nn.Module | None = None,
+        momentum: float = 0.1,
+        norm: Callable[[int], nn.Module] | None = None,
+        circular: bool = False,
+    ) -> None:
+        super().__init__(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel_size=kernel_size,
+            stride=stride,
+            dilation=dilation,
+            bias=False,
+            norm=nn.BatchNorm2d(out_channels, momentum=momentum) if norm is None else norm(out_channels),
+            activation=activation,
+            circular=circular,
+        )
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+
+def join_channels(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate feature maps (B, C_i, H, W) along their channels.
+
+    The gradients of parts in channels_last are contiguous. Those of `torch.cat` are views with gaps, for which batch
+    norm has no fast path on the CPU.
+    """
+    is_last = all(part.is_contiguous(memory_format=torch.channels_last) for part in parts)
+    is_plain = is_recording() or is_transformed()  # which hold no function with a backward of its own
+    if is_last and not is_plain:
+        return cast(Tensor, _JoinedChannels.apply(*parts))
+    return torch.cat([*parts], dim=1)
+
+
+class _JoinedChannels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> Tensor:
+        ctx.sizes = [part.shape[1] for part in parts]
+        return torch.cat(parts, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part.contiguous(memory_format=torch.channels_last) for part in gradient.split(ctx.sizes, dim=1))
+
+
+def assert_images(image: Tensor, *, channels: int = 3) -> None:
+    """Raise ValueError, naming the shape found, unless `image` is floating-point (B, channels, H, W).
+
+    An image of three columns is also an error if it has three channels: its layout is ambiguous.
+    """
+    if image.ndim != 4 or image.shape[1] != channels:
+        is_last = image.ndim == 4 and image.shape[-1] == channels
+        hint = "; the channels come second here: end the transforms with normalize_image" if is_last else ""
+        raise ValueError(f"image: found the shape {tuple(image.shape)}, expected (B, {channels}, H, W){hint}")
+    if image.shape[-1] == channels == 3:
+        raise ValueError(
+            f"image: found the shape {tuple(image.shape)}, which may have three columns or three channels last; give "
+            "images of another width, channels second"
+        )
+    if not image.is_floating_point():
+        raise ValueError(
+            f"image: found {image.dtype}, expected normalised floating-point colours; end the transforms with "
+            "normalize_image"
+        )
+
+
+class VolumeBlock(nn.Module):
+    """`relu(norm(conv(volume)))` with an odd kernel and zero padding; the side is unchanged."""
+
+    def __init__(self, *, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__()
+        assert kernel_size % 2 == 1, f"a kernel of {kernel_size} has no middle"
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        self.norm = nn.BatchNorm3d(out_channels)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """Map a volume (B, in_channels, X, Y, Z) -> (B, out_channels, X, Y, Z)."""
+        return torch.relu(self.norm(self.conv(volume)))
+
+
+class ResidualBlock3d(nn.Module):
+    """3D residual block: two 3x3x3 convolutions plus a shortcut, a 1x1x1 convolution if the channels change.
+
+    Without `has_shortcut` nothing is added, to measure the effect of the shortcut.
+    """
+
+    def __init__(self, *, in_channels: int, out_channels: int, has_shortcut: bool = True) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(in_channels, out_channels, 3, padding=1)
+        self.first_norm = nn.BatchNorm3d(out_channels)
+        self.second = nn.Conv3d(out_channels, out_channels, 3, padding=1)
+        self.second_norm = nn.BatchNorm3d(out_channels)
+        self.has_shortcut = has_shortcut
+        self.shortcut: nn.Module = nn.Identity()
+        if has_shortcut and in_channels != out_channels:
+            self.shortcut = nn.Sequential(nn.Conv3d(in_channels, out_channels, 1), nn.BatchNorm3d(out_channels))
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """Map a volume (B, in_channels, X, Y, Z) -> (B, out_channels, X, Y, Z)."""
+        inner = torch.relu(self.first_norm(self.first(volume)))
+        residual = cast(Tensor, self.second_norm(self.second(inner)))
+        return torch.relu(residual + self.shortcut(volume) if self.has_shortcut else residual)
+
+
+class UpsampleBlock3d(nn.Module):
+    """`relu(norm(deconv(volume)))`: each side is doubled."""
+
+    def __init__(self, *, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.deconv = nn.ConvTranspose3d(in_channels, out_channels, 2, stride=2)
+        self.norm = nn.BatchNorm3d(out_channels)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """Map a volume (B, in_channels, X, Y, Z) -> (B, out_channels, 2 X, 2 Y, 2 Z)."""
+        return torch.relu(self.norm(self.deconv(volume)))
+
+
+def assert_volumes(volume: Tensor, *, multiple: int) -> None:
+    """Raise ValueError unless `volume` is (B, 1, X, Y, Z) with sides that are multiples of `multiple`."""
+    if volume.ndim != 5 or volume.shape[1] != 1:
+        raise ValueError(f"volume: found the shape {tuple(volume.shape)}, expected (B, 1, X, Y, Z)")
+    odd = [side for side in volume.shape[2:] if side % multiple]
+    if odd:
+        raise ValueError(
+            f"volume: a side of {odd[0]} voxels is not a multiple of {multiple}, by which this network divides it; set "
+            f"the size of place_cube to {odd[0] // multiple * multiple} or {(odd[0] // multiple + 1) * multiple}"
+        )
+
+
+def checkpoint_activations(layers: nn.Module, values: Tensor) -> Tensor:
+    """Apply `layers` to `values` (any shape) and keep only `values` for the backward pass.
+
+    The second pass leaves running statistics of batch norm as the first one made them; counted twice they would move
+    at almost twice their momentum. Source: Chen et al. 2016, Training deep nets with sublinear memory cost.
+    """
+    contexts = lambda: (contextlib.nullcontext(), _preserve_running_statistics(layers))  # noqa: E731
+    return cast(Tensor, checkpoint(layers, values, use_reentrant=False, context_fn=contexts))
+
+
+@contextlib.contextmanager
+def _preserve_running_statistics(layers: nn.Module) -> Iterator[None]:
+    """Context that restores the running statistics of `layers` on exit."""
+    norms = [m for m in layers.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    saved = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, saved, strict=True):
+            for name, value in buffers.items():
+                getattr(norm, name).copy_(value)
+
+
+NormName = Literal["bn", "frozen_bn", "gn"]
+_GROUPS = 32
+
+
+class FrozenBatchNorm(nn.Module):
+    """Frozen batch norm: running statistics in training too; scale and shift are buffers, so nothing is trained.
+
+    Its state has the keys of `nn.BatchNorm2d`, so that weights are exchangeable. Source: He et al. 2016, Deep Residual
+    Learning, appendix A (fixed batch norms in detection).
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((channels,), value))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Normalise a map by running statistics: (B, C, H, W) -> (B, C, H, W)."""
+        return F.batch_norm(image, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, eps={self.eps}"
+
+
+def make_group_norm(channels: int) -> nn.GroupNorm:
+    """Make a group norm over 32 groups of channels; below 64 channels, over groups of at least two channels.
+
+    On a map of one cell a group of one channel would be zero.
+    """
+    return nn.GroupNorm(math.gcd(_GROUPS, channels, channels // 2), channels)
+
+
+NORMS: Mapping[NormName, Callable[[int], nn.Module] | None] = {
+    "bn": None,
+    "frozen_bn": FrozenBatchNorm,
+    "gn": make_group_norm,
+}
+"""Norm layers by config name: functions of the number of channels; None: the network's own batch norm."""
+
+
+def freeze_module(part: nn.Module) -> None:
+    """Freeze a part of a network: its parameters become buffers, its batch norms frozen ones.
+
+    Names and values of its state are unchanged.
+    """
+    for path, module in list(part.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm(module.num_features, eps=module.eps).to(module.running_mean)
+            frozen.load_state_dict(module.state_dict())
+            part.set_submodule(path, frozen)
+    for module in part.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach())
+
+
+AttentionName = Literal["none", "se", "cbam", "eca", "simam"]
+
+
+class SqueezeExcitation(nn.Module):
+    """Squeeze-and-excitation (SE): x times the sigmoid of an MLP of its mean over the map; (B, C, H, W) -> the same.
+
+    The inner width is C / `reduction`. Source: Hu et al. 2018, Squeeze-and-Excitation Networks, eq. 2 to 4.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16, bias: bool = False) -> None:
+        super().__init__()
+        inner = max(channels // reduction, 1)
+        self.reduce = nn.Linear(channels, inner, bias=bias)
+        self.expand = nn.Linear(inner, channels, bias=bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Scale the channels of a map: (B, C, H, W) -> (B, C, H, W)."""
+        weights = self.expand(self.reduce(image.mean(dim=(2, 3))).relu()).sigmoid()
+        return cast(Tensor, image * weights[:, :, None, None])
+
+
+class CBAM(nn.Module):
+    """CBAM: channel attention from the map's mean and maximum, then spatial attention from those over the channels.
+
+    Source: Woo et al. 2018, CBAM, eq. 2 and 3, without a bias.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16, size: int = 7) -> None:
+        super().__init__()
+        inner = max(channels // reduction, 1)
+        self.channels = nn.Sequential(
+            nn.Linear(channels, inner, bias=False), nn.ReLU(), nn.Linear(inner, channels, bias=False)
+        )
+        self.places = nn.Conv2d(2, 1, size, padding=size // 2, bias=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Scale channels, then positions of a map: (B, C, H, W) -> (B, C, H, W)."""
+        weights = self.channels(image.mean(dim=(2, 3))) + self.channels(image.amax(dim=(2, 3)))
+        image = image * weights.sigmoid()[:, :, None, None]
+        both = torch.cat([image.mean(dim=1, keepdim=True), image.amax(dim=1, keepdim=True)], dim=1)
+        return cast(Tensor, image * self.places(both).sigmoid())
+
+
+class ECA(nn.Module):
+    """ECA: x times the sigmoid of a convolution over the channels of its mean over the map.
+
+    The kernel has t = (log2 C + 1) / 2 taps, rounded down, or one more if that is even.
+    Source: Wang et al. 2020, ECA-Net, eq. 12; layout of BangguWu/ECANet.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        taps = int((math.log2(channels) + 1) / 2)
+        taps += 1 - taps % 2
+        self.conv = nn.Conv1d(1, 1, taps, padding=taps // 2, bias=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Scale the channels of a map: (B, C, H, W) -> (B, C, H, W)."""
+        weights = self.conv(image.mean(dim=(2, 3))[:, None])[:, 0].sigmoid()
+        return cast(Tensor, image * weights[:, :, None, None])
+
+
+class SimAM(nn.Module):
+    """SimAM: x times the sigmoid of its squared distance from the channel's mean, without parameters.
+
+    A map of one pixel has no variance: it is scaled by the sigmoid of 1/2.
+    Source: Yang et al. 2021, SimAM, eq. 5 and figure 3, lambda 1e-4.
+    """
+
+    def __init__(self, channels: int, *, regularisation: float = 1e-4) -> None:
+        super().__init__()
+        self.regularisation = regularisation
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Scale the values of a map: (B, C, H, W) -> (B, C, H, W)."""
+        squares = (image - image.mean(dim=(2, 3), keepdim=True)).square()
+        spread = squares.sum(dim=(2, 3), keepdim=True) / max(image.shape[2] * image.shape[3] - 1, 1)
+        return image * (squares / (4 * (spread + self.regularisation)) + 0.5).sigmoid()
+
+
+ATTENTIONS: Mapping[AttentionName, Callable[[int], nn.Module] | None] = {
+    "none": None,
+    "se": SqueezeExcitation,
+    "cbam": CBAM,
+    "eca": ECA,
+    "simam": SimAM,
+}
+"""Attention layers by config name: functions of the number of channels."""

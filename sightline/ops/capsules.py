@@ -1,0 +1,350 @@
+"""Depth maps of capsules (cylinders with round ends) and spheres before a pinhole camera, exact to float64.
+
+CPU kernel of rays against capsules, with the operations and order of the reference.
+
+LiDAR beams from one point against flat ground, upright boxes and cylinders: the nearest hit, in closed form.
+
+Every thing stands on the ground and has a flat top, so a beam meets it where an interval of horizontal distance, which
+depends on the azimuth alone, overlaps one that depends on the elevation alone.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel
+from sightline.ops.pinhole import pixel_rays
+
+ROW = 18
+"""Row of a capsule: start, end (0:6), radius, axis (7:10), start x axis (10:13), length, columns, rows (14:18)."""
+
+PARALLEL = 1e-24
+"""Squared sine times the squared length of a ray, below which its angle with an axis is lost in rounding."""
+
+
+@numba_kernel
+def cast_capsules(
+    first: int, last: int, rows: np.ndarray, camera: np.ndarray, depth: np.ndarray, owner: np.ndarray
+) -> None:
+    """CPU kernel of `capsules.render_capsules`: rows (F, N, ROW), camera (4,); fills depth and owner (F, H, W).
+
+    `first` and `last` are frames.
+    """
+    height_px, width_px = depth.shape[1], depth.shape[2]
+    for frame in range(first, last):
+        depth[frame] = np.inf
+        owner[frame] = -1
+        for capsule in range(rows.shape[1]):
+            row = rows[frame, capsule]
+            if row[6] > 0:
+                for v in range(max(0, int(row[16])), min(height_px - 1, int(row[17])) + 1):
+                    y = (v - camera[3]) / camera[1]
+                    for u in range(max(0, int(row[14])), min(width_px - 1, int(row[15])) + 1):
+                        distance = _distance_kernel(row, (u - camera[2]) / camera[0], y)
+                        if distance < depth[frame, v, u]:
+                            depth[frame, v, u] = distance
+                            owner[frame, v, u] = capsule
+        for v in range(height_px):
+            for u in range(width_px):
+                if owner[frame, v, u] < 0:
+                    depth[frame, v, u] = 0.0
+
+
+@numba_kernel
+def _distance_kernel(row: np.ndarray, x: float, y: float) -> float:
+    radius, nx, ny, nz, mx, my, mz = row[6], row[7], row[8], row[9], row[10], row[11], row[12]
+    across_x, across_y, across_z = y * nz - ny, nx - x * nz, x * ny - y * nx
+    steepness = across_x * across_x + across_y * across_y + across_z * across_z
+    aside = x * mx + y * my + mz
+    share = steepness * (radius * radius) - aside * aside
+    along = x * nx + y * ny + nz
+    is_low = along > 0
+    if steepness > PARALLEL:
+        if share < 0:
+            return np.inf
+        entry = (across_x * mx + across_y * my + across_z * mz - math.sqrt(share)) / steepness
+        height = entry * along - (row[0] * nx + row[1] * ny + row[2] * nz)
+        if 0 < height < row[13]:
+            return entry
+        is_low = height <= 0
+    return (
+        _sphere_kernel(row[0], row[1], row[2], radius, x, y)
+        if is_low
+        else _sphere_kernel(row[3], row[4], row[5], radius, x, y)
+    )
+
+
+@numba_kernel
+def _sphere_kernel(a: float, b: float, c: float, radius: float, x: float, y: float) -> float:
+    square = x * x + y * y + 1
+    across_x, across_y, across_z = y * c - b, a - x * c, x * b - y * a
+    share = square * (radius * radius) - (across_x * across_x + across_y * across_y + across_z * across_z)
+    return (x * a + y * b + c - math.sqrt(share)) / square if share >= 0 else np.inf
+
+
+_REACH_PX = 2**20
+"""Bound of a window of pixels: far outside of any picture, and still a whole number."""
+
+
+class CapsuleDepth(NamedTuple):
+    """Rendered depth (F, H, W) float64 along the optical axis, 0 without a hit, and the index of the visible capsule.
+
+    `owner` (F, H, W) int64 is -1 without a hit.
+    """
+
+    depth: np.ndarray
+    owner: np.ndarray
+
+
+def render_capsules(capsules: np.ndarray, camera: np.ndarray, *, height_px: int, width_px: int) -> CapsuleDepth:
+    """Render the nearest surface on the ray through every pixel's centre: capsules (F, N, 7) -> depth, owner (F, H, W).
+
+    `capsules` (F, N, 7): of each frame start, end (a sphere where they are one point) and radius, in the camera's frame
+    with z forward; one of radius 0 is left out. `camera` is fx, fy, u0, v0 in pixels, pixel centres at integers: fy is
+    negative where y points up. Of equally near capsules the first is seen. The same bits in any process, on any number
+    of threads, with and without numba.
+    Raises ValueError where a capsule does not lie wholly before the camera, and for values that are no radius or not
+    finite.
+    Source: the quadratic of a ray and a cylinder about the axis n, with the discriminant A r^2 - (d . (a x n))^2 of
+    Lagrange's identity, which does not cancel where rays are nearly parallel to the axis.
+    """
+    rows = _build_rows(capsules, camera)
+    depth, owner = _new_frames(len(rows), height_px, width_px)
+    if can_use_numba(torch.from_numpy(rows)):
+        run_parallel(cast_capsules, len(rows), rows, np.asarray(camera, dtype=np.float64), depth, owner)
+    else:
+        _cast_reference(rows, camera, depth, owner)
+    return CapsuleDepth(depth, owner)
+
+
+def render_capsules_reference(
+    capsules: np.ndarray, camera: np.ndarray, *, height_px: int, width_px: int
+) -> CapsuleDepth:
+    """Compute the reference of `render_capsules`, capsules (F, N, 7) -> depth, owner (F, H, W).
+
+    Every capsule in every pixel, in NumPy.
+    The bits are the same.
+    """
+    rows = _build_rows(capsules, camera)
+    depth, owner = _new_frames(len(rows), height_px, width_px)
+    _cast_reference(rows, camera, depth, owner)
+    return CapsuleDepth(depth, owner)
+
+
+def _new_frames(count: int, height_px: int, width_px: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.empty((count, height_px, width_px)), np.empty((count, height_px, width_px), dtype=np.int64)
+
+
+def _cast_reference(rows: np.ndarray, camera: np.ndarray, depth: np.ndarray, owner: np.ndarray) -> None:
+    rays = pixel_rays(camera, width_px=depth.shape[2], height_px=depth.shape[1])
+    x, y = rays[..., 0], rays[..., 1]
+    depth[:], owner[:] = np.inf, -1
+    for frame, frame_rows in enumerate(rows):
+        for capsule, row in enumerate(frame_rows):
+            if row[6] > 0:
+                distance = _distance(row, x, y)
+                is_nearer = distance < depth[frame]
+                depth[frame] = np.where(is_nearer, distance, depth[frame])
+                owner[frame] = np.where(is_nearer, capsule, owner[frame])
+    depth[owner < 0] = 0
+
+
+def _distance(row: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the ray parameter at which rays (x, y, 1) enter a capsule; inf for rays that miss it."""
+    start, end, radius, (nx, ny, nz), (mx, my, mz), length = row[:3], row[3:6], row[6], row[7:10], row[10:13], row[13]
+    across = y * nz - ny, nx - x * nz, x * ny - y * nx  # the ray x the axis
+    steepness = across[0] * across[0] + across[1] * across[1] + across[2] * across[2]
+    aside = x * mx + y * my + mz
+    share = steepness * (radius * radius) - aside * aside
+    along, begin = x * nx + y * ny + nz, start[0] * nx + start[1] * ny + start[2] * nz
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entry = (across[0] * mx + across[1] * my + across[2] * mz - np.sqrt(share)) / steepness
+        height = entry * along - begin
+    # A ray along the axis enters by the end that it comes to first.
+    is_parallel = steepness <= PARALLEL
+    is_low = np.where(is_parallel, along > 0, height <= 0)
+    at_end = np.where(is_low, _sphere(start, radius, x, y), _sphere(end, radius, x, y))
+    is_side = ~is_parallel & (height > 0) & (height < length)
+    return np.where(is_parallel | (share >= 0), np.where(is_side, entry, at_end), np.inf)
+
+
+def _sphere(centre: np.ndarray, radius: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    a, b, c = centre
+    square = x * x + y * y + 1
+    across = y * c - b, a - x * c, x * b - y * a
+    share = square * (radius * radius) - (across[0] * across[0] + across[1] * across[1] + across[2] * across[2])
+    with np.errstate(invalid="ignore"):
+        return np.where(share >= 0, (x * a + y * b + c - np.sqrt(share)) / square, np.inf)
+
+
+def _build_rows(capsules: np.ndarray, camera: np.ndarray) -> np.ndarray:
+    """Check capsules (F, N, 7) and build the kernel's rows (F, N, ROW): with axis, moment, length and pixel window."""
+    if capsules.ndim != 3 or capsules.shape[2] != 7:
+        raise ValueError(f"capsules are {capsules.shape}, (frames, capsules, 7) are needed: start, end, radius")
+    if not (np.isfinite(capsules).all() and np.isfinite(camera).all()):
+        raise ValueError("capsules and camera must be finite numbers")
+    start, end, radius = capsules[..., 0:3], capsules[..., 3:6], capsules[..., 6]
+    if (radius < 0).any():
+        raise ValueError(f"capsules have radii down to {radius.min():.4g}; 0 leaves one out, less is an error")
+    nearest = np.minimum(start[..., 2], end[..., 2]) - radius
+    behind = np.argwhere((radius > 0) & ~(nearest > 0))
+    if len(behind):
+        frame, capsule = behind[0]
+        raise ValueError(
+            f"capsules[{frame}, {capsule}]: reaches back to z = {nearest[frame, capsule]:.4g}; keep it above 0"
+        )
+    rows = np.zeros((*capsules.shape[:2], ROW))
+    rows[..., :7] = capsules
+    offset = end - start
+    length = np.sqrt(offset[..., 0] ** 2 + offset[..., 1] ** 2 + offset[..., 2] ** 2)
+    axis = offset / np.where(length > 0, length, 1)[..., None]
+    rows[..., 7:10], rows[..., 13] = axis, length
+    rows[..., 10], rows[..., 11], rows[..., 12] = (
+        start[..., i] * axis[..., j] - start[..., j] * axis[..., i] for i, j in ((1, 2), (2, 0), (0, 1))
+    )
+    rows[..., 14:16] = _window(start, end, radius, 0, camera[0], camera[2])
+    rows[..., 16:18] = _window(start, end, radius, 1, camera[1], camera[3])
+    return rows
+
+
+def _window(
+    start: np.ndarray, end: np.ndarray, radius: np.ndarray, axis: int, focal_px: float, centre_px: float
+) -> np.ndarray:
+    """Return the lowest and highest row or column (F, N, 2) that a capsule, the hull of its end spheres, may cover.
+
+    The planes through the pinhole that touch a sphere have the slopes (x z +- r sqrt(x^2 + z^2 - r^2)) / (z^2 - r^2).
+    """
+    slopes = []
+    for centre in (start, end):
+        aside, ahead = centre[..., axis], centre[..., 2]
+        root = radius * np.sqrt(np.maximum(aside * aside + ahead * ahead - radius * radius, 0))
+        slopes += [
+            (aside * ahead + sign * root) / np.where(radius > 0, ahead * ahead - radius * radius, 1) for sign in (1, -1)
+        ]
+    pixels = np.stack(slopes) * focal_px + centre_px
+    # One pixel more on each side than rounding could ever leave out.
+    return np.clip(np.stack([np.floor(pixels.min(0)) - 1, np.ceil(pixels.max(0)) + 1], -1), -_REACH_PX, _REACH_PX)
+
+
+NOTHING, GROUND = -2, -1
+"""`object_id` of a beam that hits nothing, and of one that hits the ground."""
+_FLAT = 1e-12
+"""Slopes below this, and parts of directions, count as zero: nothing within reach depends on them."""
+
+
+class Obstacles(NamedTuple):
+    """Boxes and cylinders in the sensor's frame: metres, x forward, y left, z up.
+
+    `boxes` (A, 6): x, y, half length, half width, yaw (radians, from x to y), height of the top above the sensor.
+    `cylinders` (C, 4): x, y, radius, height of the top. An object's number counts boxes first, then cylinders.
+    """
+
+    boxes: np.ndarray
+    cylinders: np.ndarray
+
+
+class Hits(NamedTuple):
+    """Nearest hit per beam and azimuth (H, W).
+
+    `range_m` float64, infinite without a hit; `object_id` int64, the number of the obstacle, GROUND or NOTHING;
+    `cosine` float64, of the angle between the beam and the surface's normal, 0 to 1.
+    """
+
+    range_m: np.ndarray
+    object_id: np.ndarray
+    cosine: np.ndarray
+
+
+class _Crossing(NamedTuple):
+    """Horizontal distances (W,) in metres at which azimuths enter and leave an outline, and the cosine at the entry.
+
+    Seen from above. `enter` is infinite for azimuths that miss the outline.
+    """
+
+    enter: np.ndarray
+    leave: np.ndarray
+    cosine: np.ndarray
+
+
+def cast_beams(elevations_rad: np.ndarray, azimuths_rad: np.ndarray, things: Obstacles, *, ground_m: float) -> Hits:
+    """Find the nearest hit (H, W) of every beam `elevations_rad` (H,) at every azimuth `azimuths_rad` (W,).
+
+    The ground is flat, at height `ground_m` below the sensor, which must be outside of all obstacles. Of two hits at
+    the same distance the earlier obstacle counts.
+    """
+    assert ground_m < 0, f"the ground at {ground_m} m is not below the sensor"
+    slope_H, level_H = np.tan(elevations_rad), np.cos(elevations_rad)
+    distance = np.broadcast_to(
+        _distance_to_ground(slope_H, ground_m)[:, None], (len(slope_H), len(azimuths_rad))
+    ).copy()
+    what = np.where(np.isfinite(distance), GROUND, NOTHING)
+    cosine = np.broadcast_to(np.abs(np.sin(elevations_rad))[:, None], distance.shape).copy()
+    is_down = slope_H < -_FLAT
+    for number, (outline, top) in enumerate(_outlines(things, azimuths_rad)):
+        columns = np.flatnonzero(np.isfinite(outline.enter))
+        if not len(columns):
+            continue
+        low_H, high_H = _distance_interval(slope_H, top, ground_m)
+        entry = np.maximum(outline.enter[columns], low_H[:, None])
+        nearest = distance[:, columns]
+        is_hit = (entry <= np.minimum(outline.leave[columns], high_H[:, None])) & (entry < nearest)
+        is_top = is_down[:, None] & (low_H[:, None] > outline.enter[columns])
+        facing = np.where(is_top, np.abs(np.sin(elevations_rad))[:, None], outline.cosine[columns] * level_H[:, None])
+        distance[:, columns] = np.where(is_hit, entry, nearest)
+        what[:, columns] = np.where(is_hit, number, what[:, columns])
+        cosine[:, columns] = np.where(is_hit, facing, cosine[:, columns])
+    return Hits(distance / level_H[:, None], what, cosine)
+
+
+def _distance_to_ground(slope_H: np.ndarray, ground_m: float) -> np.ndarray:
+    """Return the horizontal distance (H,) at which beams of slope (H,) reach the ground.
+
+    Infinite for beams that do not.
+    """
+    return np.where(slope_H < -_FLAT, ground_m / np.minimum(slope_H, -_FLAT), np.inf)
+
+
+def _distance_interval(slope_H: np.ndarray, top: float, ground_m: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the horizontal distances (H,), near and far, between which a beam is between ground and `top`.
+
+    near > far for a beam that never is.
+    """
+    is_down, is_up = slope_H < -_FLAT, slope_H > _FLAT
+    below_top = top / np.where(is_down | is_up, slope_H, 1.0)
+    low = np.where(is_down, np.maximum(below_top, 0.0), 0.0)
+    high = np.where(
+        is_down, _distance_to_ground(slope_H, ground_m), np.where(is_up, below_top, np.inf if top > 0 else -1.0)
+    )
+    return low, high
+
+
+def _outlines(things: Obstacles, azimuths_rad: np.ndarray) -> list[tuple[_Crossing, float]]:
+    ahead = np.stack([np.cos(azimuths_rad), np.sin(azimuths_rad)], axis=1)
+    boxes = [(_cross_box(ahead, box), float(box[5])) for box in things.boxes]
+    return boxes + [(_cross_circle(ahead, cylinder), float(cylinder[3])) for cylinder in things.cylinders]
+
+
+def _cross_box(ahead: np.ndarray, box: np.ndarray) -> _Crossing:
+    """Intersect azimuth directions (W, 2) with a box by the slab method. Source: Kay and Kajiya 1986."""
+    x, y, half_length, half_width, yaw, _ = box
+    axes = np.array([[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]])
+    centre, half = axes @ (x, y), np.array([half_length, half_width])
+    along = ahead @ axes.T
+    along = np.where(np.abs(along) < _FLAT, _FLAT, along)
+    first_sides, last_sides = np.sort(np.stack([(centre - half) / along, (centre + half) / along]), axis=0)
+    enter, leave = first_sides.max(axis=1), last_sides.min(axis=1)
+    cosine = np.abs(along[np.arange(len(ahead)), first_sides.argmax(axis=1)])
+    return _Crossing(np.where((enter <= leave) & (enter > 0), enter, np.inf), leave, cosine)
+
+
+def _cross_circle(ahead: np.ndarray, cylinder: np.ndarray) -> _Crossing:
+    x, y, radius, _ = cylinder
+    middle = ahead @ np.array([x, y])
+    off_squared = x * x + y * y - middle**2
+    half = np.sqrt(np.maximum(radius**2 - off_squared, 0.0))
+    is_crossed = (off_squared <= radius**2) & (middle > half)
+    return _Crossing(np.where(is_crossed, middle - half, np.inf), middle + half, half / radius)

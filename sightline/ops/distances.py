@@ -1,0 +1,135 @@
+"""Squared distances with one fixed order of summation, which all functions of this room share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sightline.ops.waits import is_free_to_read, require
+
+
+def squared_distances(queries: Tensor, points: Tensor) -> Tensor:
+    """Compute the squared distance of every query to every point: (C, B, M), (C, B, N) -> (B, M, N).
+
+    The plain sum of (a - b)^2, channel after channel; each product is rounded before it is added. So equal points give
+    equal bits wherever they stand, on every device, and compiled loops can be held to the same bits. The expansion
+    a^2 - 2ab + b^2 would lose the digits that decide between near points far from the origin.
+    """
+    squared_BMN = queries.new_zeros((*queries.shape[1:], points.shape[2]))
+    for query_BM, point_BN in zip(queries, points, strict=True):
+        difference_BMN = query_BM[:, :, None] - point_BN[:, None, :]
+        # Not `addcmul_`: its products may go unrounded into the sum, on some machines and in some lanes.
+        squared_BMN += difference_BMN.mul_(difference_BMN)
+    return squared_BMN
+
+
+def paired_squared_distances(queries: Tensor, points: Tensor) -> Tensor:
+    """Compute squared distances of paired rows, `queries` and `points` (..., C), broadcast -> (...).
+
+    Summed as above.
+    """
+    squared = points.new_zeros(torch.broadcast_shapes(queries.shape, points.shape)[:-1])
+    for query, point in zip(queries.unbind(-1), points.unbind(-1), strict=True):
+        difference = query - point
+        squared += difference.mul_(difference)
+    return squared
+
+
+class DistanceScores(NamedTuple):
+    """Centred factors of the scores |p|^2 - 2 q.p, which order points as squared distances do, up to `slack`.
+
+    `points` (B, N, C), `queries` (B, M, C), `squared_norms` |p|^2 (B, N), `slack` (B, M).
+    """
+
+    points: Tensor
+    queries: Tensor
+    squared_norms: Tensor
+    slack: Tensor
+
+
+def distance_scores(points: Tensor, queries: Tensor) -> DistanceScores | None:
+    """Compute the score factors of points (B, N, C) and queries (B, M, C), with the error bound `slack`.
+
+    If k points have a score of at most T, every point among the nearest k has one of at most T + slack. None if no
+    bound is known: products in reduced precision, and numbers whose squares leave the range.
+    """
+    if not _products_are_exact(points):
+        return None
+    centre = points.mean(dim=1, keepdim=True)
+    centred_points, centred_queries = points - centre, queries - centre
+    squared_norms = centred_points.square().sum(dim=-1)
+    reach = centred_queries.square().sum(dim=-1).sqrt() + squared_norms.amax(dim=1, keepdim=True).sqrt()
+    slack = _score_slack(reach, points.shape[2])
+    return None if slack is None else DistanceScores(centred_points, centred_queries, squared_norms, slack)
+
+
+def _score_slack(reach: Tensor, num_channels: int) -> Tensor | None:
+    """Bound the difference (B, M) between the order of scores |p|^2 - 2 q.p and that of the squared distances.
+
+    `reach` is |q| + R, centred: R is the largest |p|. A score is off by at most E = (C + 8) eps reach^2 from the plain
+    sum less |q|^2: with u = eps / 2, C + 2 roundings in the score and as many in the plain sum, each of at most u
+    reach^2, and 2 in centring. Slack is 2E. If squares leave the range of the dtype it is None, or infinite on a device
+    that would have to be waited for.
+    """
+    limits = torch.finfo(reach.dtype)
+    is_in_range = reach < limits.max**0.5 / 4
+    if is_free_to_read(reach) and not bool(is_in_range.all()):
+        return None
+    slack = 2 * ((num_channels + 8) * limits.eps * reach.square() + 8 * num_channels * limits.tiny)
+    return torch.where(is_in_range, slack, torch.inf)
+
+
+def _products_are_exact(points: Tensor) -> bool:
+    """Return True if matrix products use the full precision of their dtype: users may allow TF32 for float32."""
+    backend = torch.backends.mkldnn if points.device.type == "cpu" else torch.backends.cuda
+    precision = getattr(getattr(backend, "matmul", None), "fp32_precision", None)
+    if precision is None:  # torch before 2.9
+        return torch.get_float32_matmul_precision() == "highest"
+    return precision in ("none", "ieee")
+
+
+def upcast_for_comparison(values: Tensor) -> Tensor:
+    """Detach values of any shape (...) and cast them for comparing distances: half to float32, integers to float64."""
+    if not values.dtype.is_floating_point:
+        return values.detach().double()
+    return values.detach().float() if values.dtype in (torch.float16, torch.bfloat16) else values.detach()
+
+
+def assert_finite(values: Tensor, *, name: str) -> None:
+    """Raise ValueError unless `values` are (B, N, C), and naming the sample and point that is not finite."""
+    if values.ndim != 3:
+        raise ValueError(f"{name}: found the shape {tuple(values.shape)}, expected (clouds, points, channels)")
+    values = values.detach()
+    is_finite = torch.isfinite(values).all(dim=-1)
+
+    def make_error() -> ValueError:
+        sample, point = (~is_finite).nonzero()[0].tolist()
+        return ValueError(
+            f"{name}[{sample}]: point {point} is {values[sample, point].tolist()[:6]}, neighbours need finite numbers; "
+            "check the data with `sightline check`, or the weights if these are features"
+        )
+
+    require(is_finite, make_error)
+
+
+def assert_some(num_neighbours: int) -> None:
+    """Raise ValueError if `num_neighbours` is below one: the compiled searches need a last slot."""
+    if num_neighbours < 1:
+        raise ValueError(f"{num_neighbours} neighbours asked for; num_neighbours is at least 1")
+
+
+def assert_radius(radius: float) -> None:
+    """Raise ValueError for a radius below zero, whose square is that of a ball, and for NaN."""
+    if not radius >= 0:
+        raise ValueError(f"radius: found {radius:g}, expected 0 or more")
+
+
+def assert_same_form(points: Tensor, queries: Tensor, *, name: str) -> None:
+    """Raise ValueError if `queries` (B, M, C) differ from `points` (B, N, C) in B, in C or in dtype."""
+    if points.shape[::2] != queries.shape[::2] or points.dtype != queries.dtype:
+        raise ValueError(
+            f"{name} {tuple(queries.shape)} {queries.dtype} do not go with points {tuple(points.shape)} "
+            f"{points.dtype}; give both (samples, rows, channels) in one precision"
+        )

@@ -1,0 +1,362 @@
+"""Priors: the boxes (anchors) or points that predictions refer to, laid out over a network's feature maps.
+
+Affine maps of image coordinates, as matrices (2, 3) that act on (x, y, 1), applied to boxes.
+
+Anchor fitting by k-means on the boxes of a data set, and the coverage of boxes by priors.
+
+Anchor bags: the anchors with the highest overlap of each box. Source: Zhang et al. 2019, FreeAnchor, section 3.2.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sightline.ops.box_overlaps import box_areas, column_blocks, giou, pairwise_iou, promote_to_float32
+from sightline.ops.waits import expect
+
+PriorKind = Literal["anchors", "points"]
+BACKGROUND = -1
+"""Target of a prior that must predict background."""
+IGNORED = -2
+"""Target of a prior that no loss counts."""
+
+
+@dataclass(frozen=True)
+class PriorGrid:
+    """Prior positions: cell i of a map is i + `offset` steps from the image's corner; 0.5 is the middle of the cell.
+
+    A step is the level's stride. With `image_px` (height, width), it is that side over the number of cells, rounded
+    down: 13 cells of the stride 64 on a side of 800 pixels have steps of 61, as in torchvision's detectors. With
+    `offset_px`, the first cell of every level is that many pixels from the corner, as in CrowdDet.
+    """
+
+    offset: float = 0.5
+    image_px: tuple[int, int] | None = None
+    offset_px: float | None = None
+
+    def centres(self, maps: tuple[int, int], stride: int, device: torch.device | None = None) -> Tensor:
+        """Return x, y (H * W, 2) float64 of the cells of a map of H x W cells, row by row."""
+        steps = (stride, stride)
+        if self.image_px is not None:
+            steps = (self.image_px[0] // maps[0], self.image_px[1] // maps[1])
+        y, x = (
+            torch.arange(count, dtype=torch.float64, device=device) * step
+            + (self.offset * step if self.offset_px is None else self.offset_px)
+            for count, step in zip(maps, steps, strict=True)
+        )
+        return torch.stack([x.expand(maps), y[:, None].expand(maps)], dim=2).flatten(0, 1)
+
+
+_MIDDLES = PriorGrid()
+
+
+@dataclass(frozen=True)
+class Priors:
+    """All priors of an image, level by level, each in the order (H, W, A).
+
+    Rows of cells, then the A priors of one cell. `coordinates` are boxes (P, 4) of `anchors`, or x, y (P, 2) of
+    `points`, in pixels of the network's input. Each level has one entry in `strides` (the nominal pixels from cell to
+    cell), `maps` (height, width in cells) and `priors_per_cell` (A).
+    """
+
+    kind: PriorKind
+    coordinates: Tensor
+    strides: tuple[int, ...]
+    maps: tuple[tuple[int, int], ...]
+    priors_per_cell: tuple[int, ...]
+    grid: PriorGrid = _MIDDLES
+
+    def __len__(self) -> int:
+        return len(self.coordinates)
+
+    @property
+    def num_per_level(self) -> tuple[int, ...]:
+        """Number of priors of each level."""
+        return tuple(h * w * a for (h, w), a in zip(self.maps, self.priors_per_cell, strict=True))
+
+    @property
+    def level_slices(self) -> list[slice]:
+        """Slice of the rows of each level."""
+        ends = itertools.accumulate(self.num_per_level, initial=0)
+        return [slice(first, last) for first, last in itertools.pairwise(ends)]
+
+    @cached_property
+    def on_host(self) -> Priors:
+        """The same priors on the host (cached)."""
+        return replace(self, coordinates=self.coordinates.cpu())
+
+    @cached_property
+    def prior_level(self) -> Tensor:
+        """Level index (P,) int64 of each prior, from 0."""
+        counts = torch.tensor(self.num_per_level, device=self.coordinates.device)
+        return torch.repeat_interleave(counts, output_size=len(self))
+
+    @cached_property
+    def prior_stride(self) -> Tensor:
+        """Stride (P,) of each prior's level, in pixels, in the dtype of the coordinates."""
+        return self.coordinates.new_tensor(self.strides)[self.prior_level]
+
+    @cached_property
+    def centres(self) -> Tensor:
+        """Centres x, y (P, 2) of the priors.
+
+        The points, or the middles of the anchors, which are equal for all of one cell.
+        """
+        if self.kind == "points":
+            return self.coordinates
+        parts = [
+            self.grid.centres(size, stride, self.coordinates.device).repeat_interleave(count, dim=0)
+            for size, stride, count in zip(self.maps, self.strides, self.priors_per_cell, strict=True)
+        ]
+        return torch.cat(parts).to(self.coordinates.dtype)
+
+    def to_boxes(self, side_strides: float) -> Tensor:
+        """Return the anchors (P, 4); for points, squares around them with a side of `side_strides` strides."""
+        if self.kind == "anchors":
+            return self.coordinates
+        half = (self.prior_stride * (side_strides / 2))[:, None]
+        return torch.cat([self.coordinates - half, self.coordinates + half], dim=1)
+
+
+@dataclass(frozen=True)
+class AnchorShapes:
+    """Anchors of one cell: `scales` times `ratios` (height over width), all ratios of the first scale first.
+
+    The base size is `base_strides` strides. `preserves: area`: scale * base is the side of the square of the same area,
+    for every ratio; `preserves: width`: it is the width, and the area rises with the ratio. `whole_px`: scale * base is
+    rounded down to whole pixels, then half of each width and height to the nearest, as in torchvision's detectors.
+    """
+
+    scales: tuple[float, ...]
+    ratios: tuple[float, ...]
+    base_strides: float = 4.0
+    preserves: Literal["area", "width"] = "area"
+    whole_px: bool = False
+
+    def sizes(self, stride: int) -> list[tuple[float, float]]:
+        """Return width and height of each anchor of a cell, in pixels."""
+        sizes = []
+        for scale, ratio in itertools.product(self.scales, self.ratios):
+            side = self.base_strides * stride * scale
+            side = math.floor(side) if self.whole_px else side
+            width = side / math.sqrt(ratio) if self.preserves == "area" else side
+            sides = (width, width * ratio)
+            sizes.append((2.0 * round(sides[0] / 2), 2.0 * round(sides[1] / 2)) if self.whole_px else sides)
+        return sizes
+
+
+_OCTAVES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+PRESETS: Mapping[str, AnchorShapes] = MappingProxyType(
+    {
+        "retinanet": AnchorShapes(_OCTAVES, (0.5, 1.0, 2.0)),
+        "crowddet": AnchorShapes(_OCTAVES, (1.0, 2.0, 3.0)),
+        "s3": AnchorShapes((0.75, 1.0), (2.0, 4.0), preserves="width"),
+    }
+)
+"""Anchors of RetinaNet (Lin et al. 2017), of CrowdDet for standing people (Chu et al. 2020), and of NuayHL/ODTask."""
+
+
+def make_anchors(
+    maps: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    shapes: AnchorShapes | Sequence[Sequence[tuple[float, float]]],
+    *,
+    grid: PriorGrid = _MIDDLES,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Priors:
+    """Lay out anchors (P, 4) around the centres that `grid` gives to the cells.
+
+    `maps` are the heights and widths of the network's actual feature maps. `shapes` are a rule for every stride, or the
+    widths and heights of each level. Raises ValueError if levels are missing.
+    """
+    sizes = [shapes.sizes(stride) for stride in strides] if isinstance(shapes, AnchorShapes) else list(shapes)
+    _assert_levels(maps=maps, strides=strides, shapes=sizes)
+    parts = []
+    for size, stride, level in zip(maps, strides, sizes, strict=True):
+        centres = grid.centres(size, stride, device)[:, None]
+        half = torch.tensor(level, dtype=torch.float64, device=device) / 2
+        parts.append(torch.cat([centres - half, centres + half], dim=2).flatten(0, 1))
+    counts = tuple(len(level) for level in sizes)
+    return Priors("anchors", torch.cat(parts).to(dtype), tuple(strides), tuple(maps), counts, grid)
+
+
+def make_points(
+    maps: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    *,
+    grid: PriorGrid = _MIDDLES,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Priors:
+    """Lay out one point (P, 2) per cell; see `make_anchors`."""
+    _assert_levels(maps=maps, strides=strides)
+    parts = [grid.centres(size, stride, device) for size, stride in zip(maps, strides, strict=True)]
+    return Priors("points", torch.cat(parts).to(dtype), tuple(strides), tuple(maps), (1,) * len(parts), grid)
+
+
+def _assert_levels(**levels: Sequence[object]) -> None:
+    counts = {name: len(values) for name, values in levels.items()}
+    if len(set(counts.values())) > 1 or not min(counts.values()):
+        counts_text = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise ValueError(f"priors: found {counts_text}; expected one of each for every level of the network")
+
+
+def warp_boxes(boxes: Tensor, matrix: Tensor) -> Tensor:
+    """Return the bounding boxes (..., 4) of the mapped corners of `boxes` (..., 4).
+
+    `matrix` (2, 3), computed in float64; those of whole numbers are float64.
+    """
+    left, top, right, bottom = boxes.double().unbind(-1)
+    ones = torch.ones_like(left)
+    corners = torch.stack([torch.stack([x, y, ones], -1) for x in (left, right) for y in (top, bottom)], -2)
+    mapped = corners @ matrix.double().T
+    bounds = torch.cat([mapped.amin(-2), mapped.amax(-2)], dim=-1)
+    return bounds.to(boxes.dtype) if boxes.is_floating_point() else bounds
+
+
+def compose_affine(second: Tensor, first: Tensor) -> Tensor:
+    """Return the map (2, 3) float64 that applies `first` (2, 3), then `second` (2, 3)."""
+    return second.double() @ _square(first)
+
+
+def invert_affine(matrix: Tensor) -> Tensor:
+    """Return the inverse map (2, 3) float64 of `matrix` (2, 3)."""
+    return torch.linalg.inv(_square(matrix))[:2]
+
+
+def _square(matrix: Tensor) -> Tensor:
+    return torch.cat([matrix.double(), matrix.new_tensor([[0, 0, 1]], dtype=torch.float64)])
+
+
+SIZE_BINS: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, math.inf)}
+)
+"""Box areas in square pixels: lower bound inclusive, upper bound exclusive. Source: Lin et al. 2014 (COCO)."""
+
+
+def shape_overlaps(sizes: Tensor, shapes: Tensor) -> Tensor:
+    """Compute the IoU (M, A) of concentric boxes with widths and heights (M, 2) and (A, 2)."""
+    return pairwise_iou(
+        *(
+            torch.cat([-widths_heights / 2, widths_heights / 2], dim=1)
+            for widths_heights in (sizes.double(), shapes.double())
+        )
+    )
+
+
+def fit_anchor_shapes(sizes: Tensor, num_shapes: int, *, seed: int = 0, num_rounds: int = 300) -> Tensor:
+    """Fit widths and heights (K, 2) float64, sorted by area, that maximise the mean best IoU with `sizes` (M, 2).
+
+    k-means with the distance 1 - IoU; the first centres are drawn as k-means++ draws them. The mean of a group need not
+    raise its IoU, so the best round is kept. Raises ValueError for fewer different sizes than shapes, and for sizes
+    that are not positive. Source: Redmon and Farhadi 2017, section 2; Arthur and Vassilvitskii 2007.
+    """
+    sizes = sizes.double()
+    if not (sizes > 0).all() or not sizes.isfinite().all():
+        raise ValueError("sizes: found widths or heights that are not positive and finite; leave out such boxes")
+    num_different = len(sizes.unique(dim=0))
+    if not 1 <= num_shapes <= num_different:
+        raise ValueError(f"num_shapes: found {num_shapes}, the boxes have {num_different} different sizes")
+    shapes = _first_shapes(sizes, num_shapes, torch.Generator().manual_seed(seed))
+    best, best_mean, nearest = shapes, -1.0, None
+    for _ in range(num_rounds):
+        overlap, group = shape_overlaps(sizes, shapes).max(dim=1)
+        if float(overlap.mean()) > best_mean:
+            best, best_mean = shapes, float(overlap.mean())
+        if nearest is not None and torch.equal(group, nearest):
+            break
+        nearest, count = group, group.bincount(minlength=num_shapes)[:, None]
+        sums = torch.zeros_like(shapes).index_add_(0, group, sizes)
+        shapes = torch.where(count > 0, sums / count.clamp(min=1), shapes)
+    return best[best.prod(dim=1).argsort()]
+
+
+def best_iou_of_boxes(priors: Priors, boxes: Tensor) -> Tensor:
+    """Return the highest IoU (M,) of each of `boxes` (M, 4) with any anchor of `priors`."""
+    boxes = promote_to_float32(boxes)
+    best_iou = boxes.new_zeros(len(boxes))
+    for part in column_blocks(len(boxes), len(priors), boxes.device):
+        best_iou = torch.maximum(best_iou, pairwise_iou(boxes, priors.coordinates[part].to(boxes)).amax(dim=1))
+    return best_iou
+
+
+def prior_coverage(overlaps: Tensor, boxes: Tensor) -> dict[str, Any]:
+    """Summarise how well priors cover boxes (M, 4), from the best IoU (M,) of each; overall and by size of box.
+
+    Each summary has the number of boxes, the mean best IoU, and the shares with at least 0.5 and with less than 0.3;
+    None without boxes.
+    """
+    areas = box_areas(boxes)
+    bins = {name: _summary(overlaps[(areas >= low) & (areas < high)]) for name, (low, high) in SIZE_BINS.items()}
+    return {**_summary(overlaps), "bins": bins}
+
+
+def prior_extent(priors: Priors, *, height: int, width: int) -> dict[str, Any]:
+    """Return the range of the prior centres on each level, and if they span the padded input.
+
+    They do if no pixel is more than a stride away from the range of the centres, on any side.
+    """
+    levels = []
+    for stride, rows in zip(priors.strides, priors.level_slices, strict=True):
+        (left, top), (right, bottom) = (corner.tolist() for corner in torch.aminmax(priors.centres[rows], dim=0))
+        gap = max(left, top, width - right, height - bottom)
+        centres = {"x_px": [left, right], "y_px": [top, bottom]}
+        levels.append({"stride": stride, **centres, "is_spanned": gap <= stride})
+    return {"levels": levels, "is_spanned": all(level["is_spanned"] for level in levels)}
+
+
+def _first_shapes(sizes: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    chosen = [int(torch.randint(len(sizes), (1,), generator=generator))]
+    while len(chosen) < count:
+        distance = (1 - shape_overlaps(sizes, sizes[chosen]).amax(dim=1)).clamp(min=0).square()
+        chosen.append(int(torch.multinomial(distance.cpu(), 1, generator=generator)))
+    return sizes[chosen]
+
+
+def _summary(overlaps: Tensor) -> dict[str, Any]:
+    if not len(overlaps):
+        return {"num_boxes": 0, "mean_best_iou": None, "share_half": None, "share_below_0.3": None}
+    return {
+        "num_boxes": len(overlaps),
+        "mean_best_iou": float(overlaps.double().mean()),
+        "share_half": float((overlaps >= 0.5).double().mean()),
+        "share_below_0.3": float((overlaps < 0.3).double().mean()),
+    }
+
+
+_FARTHEST = 3.0
+"""More than GIoUs less 1 are below 0."""
+
+
+def anchor_bags(anchors: Tensor, boxes: Tensor, size: int, is_member: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the `size` anchors (M, size) of highest IoU with each box (M, 4), best first, and these IoUs (M, size).
+
+    If fewer than `size` of the anchors (N, 4) overlap a box, those with the highest GIoU follow; all anchors if N <
+    size. Only anchors `is_member` (N,) are taken, of which there have to be `size`.
+    """
+    size = min(size, len(anchors))
+    bags, overlaps = [boxes.new_zeros((0, size), dtype=torch.int64)], [boxes.new_zeros(0, size)]
+    for part in column_blocks(len(anchors), len(boxes), boxes.device):
+        overlap = pairwise_iou(boxes[part], anchors)
+        if is_member is not None:
+            overlap = torch.where(is_member, overlap, -_FARTHEST)
+        best, bag = overlap.topk(size, dim=1)
+        is_short = (best <= 0).any(dim=1)
+        if not expect(~is_short):
+            short = overlap[is_short]
+            far = giou(boxes[part][is_short, None], anchors) - 1  # below any IoU
+            far = torch.where(short < 0, short, far)
+            bag[is_short] = torch.where(short > 0, short, far).topk(size, dim=1).indices
+        bags.append(bag)
+        overlaps.append(overlap.gather(1, bag))
+    return torch.cat(bags), torch.cat(overlaps)

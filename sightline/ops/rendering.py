@@ -1,0 +1,358 @@
+"""Software rendering of clouds and meshes: discs or triangles, a depth buffer, one light.
+
+Pictures are brightnesses 0..255 in which 0 is background and nothing else, so that it can be coloured later.
+
+CPU kernels of disc and triangle rendering, with the operations and order of the references.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+
+from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel
+from sightline.ops.pinhole import Cameras
+from sightline.ops.surfaces import Surfels, areas_and_normals, fit_surfels
+
+
+@numba_kernel
+def draw_surfels(first: int, last: int, discs: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
+    """CPU kernel of `rendering.draw_surfels_reference`.
+
+    Discs (V, N, 12) into key and shade (V, H, W), views first to last.
+    """
+    size = key.shape[1]
+    nearest = np.empty((size, size))
+    weights = np.empty((size, size))
+    for view in range(first, last):
+        nearest[:] = -np.inf
+        weights[:] = 0
+        key[view] = 0
+        shade[view] = 0
+        _find_nearest(discs[view], nearest)
+        _blend(discs[view], nearest, weights, key[view], shade[view])
+        for row in range(size):
+            for column in range(size):
+                weight = weights[row, column]
+                key[view, row, column] = key[view, row, column] / weight if weight > 0 else -np.inf
+                shade[view, row, column] = shade[view, row, column] / weight if weight > 0 else 0.0
+
+
+@numba_kernel
+def _find_nearest(discs: np.ndarray, nearest: np.ndarray) -> None:
+    size = nearest.shape[0]
+    for disc in range(len(discs)):
+        u, v, key, key_u, key_v, a, b, c, half_u, half_v = discs[disc, :10]
+        for row in range(max(0, math.ceil(v - half_v)), min(size - 1, math.floor(v + half_v)) + 1):
+            dv = row - v
+            for column in range(max(0, math.ceil(u - half_u)), min(size - 1, math.floor(u + half_u)) + 1):
+                du = column - u
+                if a * du * du + b * du * dv + c * dv * dv < 1:
+                    nearest[row, column] = max(nearest[row, column], key + key_u * du + key_v * dv)
+
+
+@numba_kernel
+def _blend(discs: np.ndarray, nearest: np.ndarray, weights: np.ndarray, keys: np.ndarray, shades: np.ndarray) -> None:
+    size = nearest.shape[0]
+    for disc in range(len(discs)):
+        u, v, key, key_u, key_v, a, b, c, half_u, half_v, band, shade = discs[disc]
+        for row in range(max(0, math.ceil(v - half_v)), min(size - 1, math.floor(v + half_v)) + 1):
+            dv = row - v
+            for column in range(max(0, math.ceil(u - half_u)), min(size - 1, math.floor(u + half_u)) + 1):
+                du = column - u
+                share = a * du * du + b * du * dv + c * dv * dv
+                pixel_key = key + key_u * du + key_v * dv
+                if share < 1 and pixel_key >= nearest[row, column] - band:
+                    weight = (1 - share) * (1 - share)
+                    weights[row, column] += weight
+                    keys[row, column] += weight * pixel_key
+                    shades[row, column] += weight * shade
+
+
+@numba_kernel
+def draw_triangles(first: int, last: int, faces: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
+    """CPU kernel of `rendering.draw_triangles_reference`.
+
+    Faces (V, F, 17) into key and shade (V, H, W), views first to last.
+    """
+    size = key.shape[1]
+    for view in range(first, last):
+        key[view] = -np.inf
+        shade[view] = 0
+        for index in range(faces.shape[1]):
+            face = faces[view, index]
+            at_zero, key_u, key_v, brightness = face[9], face[10], face[11], face[12]
+            low_u, high_u, low_v, high_v = face[13], face[14], face[15], face[16]
+            for row in range(max(0, math.ceil(low_v)), min(size - 1, math.floor(high_v)) + 1):
+                for column in range(max(0, math.ceil(low_u)), min(size - 1, math.floor(high_u)) + 1):
+                    pixel_key = at_zero + key_u * column + key_v * row
+                    if (
+                        face[0] + face[1] * column + face[2] * row >= 0
+                        and face[3] + face[4] * column + face[5] * row >= 0
+                        and face[6] + face[7] * column + face[8] * row >= 0
+                        and pixel_key > key[view, row, column]
+                    ):
+                        key[view, row, column] = pixel_key
+                        shade[view, row, column] = brightness
+
+
+Style = Literal["shaded", "depth"]
+Background = Literal["black", "white"]
+
+_BLUR_PX = 0.75
+"""Blur radius of every disc, so that it covers a pixel: the nearest centre is at most 0.71 pixels away."""
+_MIN_COSINE = 0.1
+"""Lowest cosine of a disc; steeper discs are turned to it, so that their depth is defined in every pixel."""
+_BAND = 0.06
+"""Depth behind the foremost disc, in radii of the sphere, within which discs belong to the same surface."""
+_LIGHT = np.array([-0.3, 0.4, 0.85]) / math.sqrt(0.3**2 + 0.4**2 + 0.85**2)  # right, up, towards the viewer
+_AMBIENT = 0.3
+_FAR_BRIGHTNESS = 0.5
+"""Brightness of the far end of the unit sphere over that of its near end, in shaded pictures."""
+_FAR_BRIGHTNESS_DEPTH = 0.15
+"""The same ratio in depth pictures: not 0, which is background."""
+_FACES_AT_ONCE = 2**17
+
+
+def render_cloud(points: np.ndarray, cameras: Cameras, *, style: Style = "shaded") -> np.ndarray:
+    """Render each camera's view of a cloud in the unit sphere: `points` (N, 3) -> (V, H, W) uint8, 0 for background.
+
+    Points become discs (`fit_surfels`) that hide each other and are blended where they meet. `shaded` shows how a
+    surface is turned and, dimmed, how far it is; `depth` the distance alone, near ones bright. The same bits in any
+    process, on any number of threads, with and without numba.
+    Raises ValueError for points that are not finite or (N, 3).
+    Source: Zwicker et al. 2001, "Surface splatting", sections 4 and 5 (blur by a pixel, visibility, blending).
+    """
+    discs = _project_discs(_fit_surfels(points), cameras)
+    key, shade = _new_maps(cameras)
+    if can_use_numba(torch.from_numpy(discs)):
+        run_parallel(draw_surfels, len(cameras), discs, key, shade)
+    else:
+        draw_surfels_reference(discs, key, shade)
+    return _levels(key, shade, cameras, style)
+
+
+def render_cloud_reference(points: np.ndarray, cameras: Cameras, *, style: Style = "shaded") -> np.ndarray:
+    """Compute the reference of `render_cloud`, points (N, 3) -> (V, H, W) uint8.
+
+    The same bits by NumPy alone, one disc at a time.
+    """
+    discs = _project_discs(_fit_surfels(points), cameras)
+    key, shade = _new_maps(cameras)
+    draw_surfels_reference(discs, key, shade)
+    return _levels(key, shade, cameras, style)
+
+
+def render_mesh(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras, *, style: Style = "shaded") -> np.ndarray:
+    """Render each camera's view of a mesh in the unit sphere: (V, H, W) uint8, 0 for background; faces are two-sided.
+
+    `vertices` (N, 3), `faces` (F, 3) integer. A pixel belongs to a face that contains its centre or has it on an edge,
+    of several to the foremost, of equal ones to the first. The same bits in any process, with and without numba.
+    """
+    key, shade = _new_maps(cameras)
+    key[:] = -np.inf
+    shade[:] = 0
+    views_at_once = max(1, _FACES_AT_ONCE // max(1, len(faces)))
+    for start in range(0, len(cameras), views_at_once):
+        part = slice(start, start + views_at_once)
+        part_cameras = Cameras(cameras.rotations[part], cameras.size_px, cameras.scale_px, cameras.distance)
+        projected_faces = _project_faces(vertices, faces, part_cameras)
+        if can_use_numba(torch.from_numpy(projected_faces)):
+            run_parallel(draw_triangles, len(part_cameras), projected_faces, key[part], shade[part])
+        else:
+            draw_triangles_reference(projected_faces, key[part], shade[part])
+    return _levels(key, shade, cameras, style)
+
+
+def on_background(levels: np.ndarray, background: Background) -> np.ndarray:
+    """Convert brightnesses (..., H, W) uint8, 0 for background, to colours (..., H, W, 3) on white or black."""
+    shown = np.where(levels == 0, np.uint8(255), levels) if background == "white" else levels
+    return np.repeat(shown[..., None], 3, axis=-1)
+
+
+def draw_surfels_reference(discs: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
+    """Draw discs (V, N, 12) of `_project_discs` into depth keys and shades (V, H, W); the key is -inf for background.
+
+    First the foremost key of each pixel, then the mean over the discs within the band behind it, weighted by
+    (1 - q)^2, q the squared distance from the centre in radii.
+    """
+    size = key.shape[1]
+    for view, view_discs in enumerate(discs):
+        nearest = np.full((size, size), -np.inf)
+        for disc in view_discs:
+            where, share, keys = _window(disc, size)
+            nearest[where] = np.where(share < 1, np.maximum(nearest[where], keys), nearest[where])
+        sums = np.zeros((3, size, size))
+        for disc in view_discs:
+            where, share, keys = _window(disc, size)
+            is_front = (share < 1) & (keys >= nearest[where] - disc[10])
+            weight = np.where(is_front, (1 - share) * (1 - share), 0)
+            for total, term in zip(sums, (weight, weight * keys, weight * disc[11]), strict=True):
+                total[where] += term
+        is_there = sums[0] > 0
+        safe = np.where(is_there, sums[0], 1)
+        key[view] = np.where(is_there, sums[1] / safe, -np.inf)
+        shade[view] = np.where(is_there, sums[2] / safe, 0)
+
+
+def draw_triangles_reference(faces: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
+    """Draw faces (V, F, 17) of `_project_faces` into depth keys and shades (V, H, W); the background key is -inf."""
+    size = key.shape[1]
+    key[:], shade[:] = -np.inf, 0
+    for view, view_faces in enumerate(faces):
+        for face in view_faces:
+            rows, columns = _pixel_slice(face[15], face[16], size), _pixel_slice(face[13], face[14], size)
+            v, u = np.mgrid[rows, columns]
+            keys = face[9] + face[10] * u + face[11] * v
+            is_inside = (face[:9].reshape(3, 3, 1, 1) * np.stack([np.ones_like(u), u, v])).sum(axis=1) >= 0
+            is_front = is_inside.all(axis=0) & (keys > key[view, rows, columns])
+            key[view, rows, columns] = np.where(is_front, keys, key[view, rows, columns])
+            shade[view, rows, columns] = np.where(is_front, face[12], shade[view, rows, columns])
+
+
+def _fit_surfels(points: np.ndarray) -> Surfels:
+    if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0:
+        raise ValueError(f"points are {points.shape}, (points, 3) with at least one point are needed")
+    return fit_surfels(points)
+
+
+def _window(disc: np.ndarray, size: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
+    """Return the pixels about a disc, their squared distances from its centre in radii, and the disc's keys there."""
+    u, v, key, key_u, key_v, a, b, c, half_u, half_v = disc[:10]
+    where = _pixel_slice(v - half_v, v + half_v, size), _pixel_slice(u - half_u, u + half_u, size)
+    rows, columns = np.mgrid[where]
+    dv, du = rows - v, columns - u
+    return where, a * du * du + b * du * dv + c * dv * dv, key + key_u * du + key_v * dv
+
+
+def _pixel_slice(low: float, high: float, size: int) -> slice:
+    """Return the slice of pixels from `low` to `high`, both included."""
+    first = max(0, math.ceil(low))
+    return slice(first, max(first, min(size - 1, math.floor(high)) + 1))
+
+
+def _new_maps(cameras: Cameras) -> tuple[np.ndarray, np.ndarray]:
+    shape = (len(cameras), cameras.size_px, cameras.size_px)
+    return np.empty(shape), np.empty(shape)
+
+
+def _project_discs(surfels: Surfels, cameras: Cameras) -> np.ndarray:
+    """Compute the drawing parameters (V, N, 12) float64 of each disc in each view.
+
+    Column and row of the centre; its depth key and how the key changes along both; a, b, c of the squared distance
+    a du^2 + b du dv + c dv^2 in radii; half width and height of what is covered; the band; the shade. The key grows
+    towards the viewer and is linear in the picture along a plane: the coordinate towards the viewer in parallel
+    projection, one over the distance from the pinhole's plane else.
+    """
+    x, y, z = cameras.to_view(surfels.centres)
+    normal = np.stack(cameras.to_view(surfels.normals))
+    if cameras.distance is None:
+        sight = np.zeros_like(normal)
+        sight[2] = 1
+    else:
+        sight = np.stack((-x, -y, cameras.distance - z))
+        sight /= np.sqrt(sight[0] * sight[0] + sight[1] * sight[1] + sight[2] * sight[2])
+    cosine = _dot(normal, sight)
+    sign = np.where(cosine < 0, -1.0, 1.0)
+    normal, cosine = normal * sign, cosine * sign
+    shade = _shade(normal)
+    tilted = normal + np.maximum(_MIN_COSINE - cosine, 0) * sight
+    u, v, key, key_u, key_v, along_u, along_v, band = _project_planes(x, y, z, tilted, cameras)
+    a = b = c = np.zeros_like(u)
+    for axis in (0, 1):
+        half = surfels.half_axes[:, axis]
+        length_squared = half[:, 0] * half[:, 0] + half[:, 1] * half[:, 1] + half[:, 2] * half[:, 2]
+        direction = np.stack(cameras.to_view(half / length_squared[:, None]))
+        in_u, in_v = _dot(direction, along_u), _dot(direction, along_v)
+        a, b, c = a + in_u * in_u, b + 2 * in_u * in_v, c + in_v * in_v
+    # The ellipse as a covariance, widened by that of the blur, and back.
+    area = a * c - b * b / 4
+    in_u, both, in_v = c / area + _BLUR_PX**2, b / area / 2, a / area + _BLUR_PX**2
+    area = in_u * in_v - both * both
+    a, b, c = in_v / area, 2 * both / area, in_u / area
+    half_u, half_v = np.sqrt(in_u), np.sqrt(in_v)
+    return np.stack((u, v, key, key_u, key_v, a, b, c, half_u, half_v, band, shade), axis=-1)
+
+
+def _project_planes(
+    x: np.ndarray, y: np.ndarray, z: np.ndarray, normal: np.ndarray, cameras: Cameras
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Project planes through points with these normals into the picture.
+
+    Column, row, depth key, its change along columns and rows, what a step along columns and one along rows is in
+    space (3, V, N), and the band in the key's own unit.
+    """
+    scale, centre = cameras.scale_px, cameras.centre_px
+    zero = np.zeros_like(x)
+    if cameras.distance is None:
+        key_u, key_v = -normal[0] / normal[2] / scale, normal[1] / normal[2] / scale
+        along_u, along_v = np.stack((zero + 1 / scale, zero, key_u)), np.stack((zero, zero - 1 / scale, key_v))
+        return centre + scale * x, centre - scale * y, z, key_u, key_v, along_u, along_v, zero + _BAND
+    depth = cameras.distance - z
+    ray = np.stack((x / depth, y / depth, zero - 1))
+    # n . (t ray) is the same all over the plane, so 1 / t is linear along the picture.
+    level = _dot(normal, ray) * depth
+    key_u, key_v = normal[0] / level / scale, -normal[1] / level / scale
+    along_u = -depth * depth * key_u * ray + np.stack((depth / scale, zero, zero))
+    along_v = -depth * depth * key_v * ray - np.stack((zero, depth / scale, zero))
+    u, v = centre + scale * x / depth, centre - scale * y / depth
+    return u, v, 1 / depth, key_u, key_v, along_u, along_v, _BAND / (depth * depth)
+
+
+def _project_faces(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras) -> np.ndarray:
+    """Compute the drawing parameters (V, F, 17) float64 of each face in each view.
+
+    Three lines through its edges, each c0 + c1 u + c2 v >= 0 on the side of the face; the depth key in the same form;
+    the shade; the first and last column and row that it reaches. A face seen from its edge reaches nothing.
+    """
+    x, y, z = cameras.to_view(np.asarray(vertices, dtype=np.float64))
+    if cameras.distance is None:
+        depth, key = np.ones_like(z), z
+    else:
+        depth = cameras.distance - z
+        key = 1 / depth
+    u, v = cameras.centre_px + cameras.scale_px * x / depth, cameras.centre_px - cameras.scale_px * y / depth
+    u, v, key = u[:, faces], v[:, faces], key[:, faces]  # (V, F, 3 corners)
+    following, previous = [1, 2, 0], [2, 0, 1]
+    along_u, along_v = v[..., following] - v[..., previous], u[..., previous] - u[..., following]
+    at_zero = u[..., following] * v[..., previous] - u[..., previous] * v[..., following]
+    area = at_zero[..., 0] + at_zero[..., 1] + at_zero[..., 2]
+    is_seen = np.abs(area) > 1e-9
+    inverse = np.where(is_seen, 1 / np.where(is_seen, area, 1), 0)[..., None]
+    lines = np.stack((at_zero * inverse, along_u * inverse, along_v * inverse), axis=-1)  # barycentric coordinates
+    plane = (lines * key[..., None]).sum(axis=2)
+    _, normals = areas_and_normals(vertices, faces)
+    normal = np.stack(cameras.to_view(normals))
+    facing = normal[2]
+    if cameras.distance is not None:
+        at = faces[:, 0]
+        facing = normal[2] * (cameras.distance - z[:, at]) - normal[0] * x[:, at] - normal[1] * y[:, at]
+    shade = _shade(normal * np.where(facing < 0, -1.0, 1.0))
+    reach = np.stack((u.min(axis=2), u.max(axis=2), v.min(axis=2), v.max(axis=2)), axis=-1)
+    reach[~is_seen] = (1, 0, 1, 0)
+    return np.concatenate((lines.reshape(*lines.shape[:2], 9), plane, shade[..., None], reach), axis=-1)
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    product: np.ndarray = a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+    return product
+
+
+def _shade(normal: np.ndarray) -> np.ndarray:
+    """Compute the brightness of a matt surface with normals (3, ...) towards the viewer. Source: Lambert's law."""
+    lit = np.maximum(normal[0] * _LIGHT[0] + normal[1] * _LIGHT[1] + normal[2] * _LIGHT[2], 0)
+    return _AMBIENT + (1 - _AMBIENT) * lit
+
+
+def _levels(key: np.ndarray, shade: np.ndarray, cameras: Cameras, style: Style) -> np.ndarray:
+    """Convert depth keys and shades to brightness: 1 to 255 on a surface, 0 for background."""
+    is_there = key > -np.inf
+    finite_key = np.where(is_there, key, 1)
+    towards = finite_key if cameras.distance is None else cameras.distance - 1 / finite_key
+    nearness = np.clip((towards + 1) / 2, 0, 1)
+    farthest = _FAR_BRIGHTNESS if style == "shaded" else _FAR_BRIGHTNESS_DEPTH
+    light = (farthest + (1 - farthest) * nearness) * (shade if style == "shaded" else 1)
+    return np.where(is_there, 1 + np.rint(254 * light), 0).astype(np.uint8)

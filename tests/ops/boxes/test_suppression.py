@@ -1,0 +1,249 @@
+"""Suppression: definitions and published code, both forms, classes, ties, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sightline.areas.detect.suppressions import (
+    Adaptive,
+    GreedyNMS,
+    SetSuppression,
+    SoftGaussian,
+    SoftLinear,
+    Suppression,
+)
+from sightline.contract import registry
+from sightline.ops.box_overlaps import iou, pairwise_iou
+from sightline.ops.suppression import SuppressionResult, greedy_nms, greedy_nms_reference, soft_nms, soft_nms_reference
+from tests.golden_parity import load_golden
+from tests.ops.boxes.crowds import crowd
+
+ALL = {"greedy": GreedyNMS, "soft_linear": SoftLinear, "soft_gaussian": SoftGaussian}
+
+
+def detections(
+    seed: int, *, count: int = 60, has_ties: bool = False, num_classes: int = 3
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(count, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, num_classes, (count,), generator=generator)
+    return crowd(seed, count=count), (scores * 10).round() / 10 if has_ties else scores, labels
+
+
+def soft_linear_in_a_loop(boxes: Tensor, scores: Tensor, threshold: float, *, sorts_again: bool) -> list[int]:
+    """Boxes in the order in which they are kept: each lowers the scores of those left that it overlaps by much.
+
+    Those below 0.05 by then are dropped, of all but the first. Source: Bodla et al. 2017, eq. 3.
+    """
+    values, order = scores.tolist(), sorted(range(len(scores)), key=lambda place: -scores[place].item())
+    kept: list[int] = []
+    while order:
+        if sorts_again:
+            order.sort(key=lambda place: -values[place])
+        first = order.pop(0)
+        if kept and values[first] < 0.05:
+            continue
+        kept.append(first)
+        for other in order:
+            overlap = pairwise_iou(boxes[first][None], boxes[other][None]).item()
+            if overlap > threshold:
+                values[other] *= 1 - overlap
+    return kept
+
+
+def worked(suppression: Suppression, **more: Tensor) -> SuppressionResult:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [4, 0, 14, 10], [20, 0, 30, 10]])
+    return suppression(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.zeros(4, dtype=torch.int64), **more)
+
+
+def test_a_box_at_the_limit_is_weakened() -> None:
+    """Linear decay starts at the limit itself (Bodla et al. 2017, eq. 3): the IoU here is 1/2 exactly."""
+    boxes, labels = torch.tensor([[0.0, 0, 2, 1], [0, 0, 1, 1]]), torch.zeros(2, dtype=torch.int64)
+    for form in (soft_nms, soft_nms_reference):
+        for limit, second in ((0.5, 0.4), (0.51, 0.8)):
+            found = form(boxes, torch.tensor([0.9, 0.8]), labels, limit=limit, is_linear=True, min_score=1e-3)
+            assert found.scores.tolist() == pytest.approx([0.9, second]), (form.__name__, limit)
+
+
+def test_numbers_worked_by_hand() -> None:
+    assert worked(GreedyNMS()).indices.tolist() == [0, 2, 3]
+    linear = worked(SoftLinear())
+    assert linear.indices.tolist() == [0, 3, 2, 1], "sorted once, 2 would come before 3"
+    assert linear.scores.tolist() == pytest.approx([0.9, 0.6, 0.4, 0.067133], abs=1e-6)
+    gaussian = worked(SoftGaussian())
+    assert gaussian.indices.tolist() == [0, 3, 2, 1]
+    assert gaussian.scores.tolist() == pytest.approx([0.9, 0.6, 0.484799, 0.117435], abs=1e-6)
+    assert worked(SetSuppression(iou_threshold=0.4), proposal=torch.tensor([0, 0, 1, 2])).indices.tolist() == [0, 1, 3]
+    density = torch.tensor([0.85, 0.1, 0.1, 0])
+    assert worked(Adaptive(), density=density).indices.tolist() == [0, 1, 3]
+    soft = worked(Adaptive(soft=True), density=density)
+    assert soft.indices.tolist() == [0, 1, 3, 2]
+    assert soft.scores.tolist() == pytest.approx([0.9, 0.8, 0.6, 0.7 * (1 - 0.538462)], abs=1e-6)
+
+
+@pytest.mark.parametrize("case", range(24))
+def test_kept_boxes_are_the_published_ones(shared: Path, case: int) -> None:
+    golden = load_golden(shared, "nms", area="detect")
+    prefix = f"case{case:02d}/"
+    stored = {key.removeprefix(prefix): golden.tensor(key) for key in golden.arrays if key.startswith(prefix)}
+    boxes, scores, classes = stored["boxes"], stored["scores"], stored["classes"]
+    threshold = float(stored["threshold"])
+    found = GreedyNMS(iou_threshold=threshold, per_class=False)(boxes, scores, classes).indices
+    assert torch.equal(found, stored["own_greedy"])
+    per_class = GreedyNMS(iou_threshold=threshold)(boxes, scores, classes).indices
+    assert torch.equal(per_class, stored["own_greedy_per_class"])
+    own = Adaptive(iou_threshold=threshold, per_class=False)(boxes, scores, classes, density=stored["density"])
+    assert torch.equal(own.indices, stored["own_adaptive"])
+    if len(boxes) and len(scores.unique()) == len(scores):
+        form = SetSuppression(iou_threshold=threshold, per_class=False)
+        kept = form(boxes, scores, classes, proposal=stored["proposal"]).indices
+        assert torch.equal(kept.sort().values, stored["crowddet_set_nms_mask"].nonzero().flatten())
+    for name, form in (("linear", SoftLinear(per_class=False)), ("gauss", SoftGaussian(per_class=False))):
+        kept = form(boxes, scores, classes)
+        assert torch.equal(kept.indices, stored[f"own_soft_{name}_keep"])
+        assert (kept.scores - stored[f"own_soft_{name}_scores"]).abs().le(1e-12).all()
+    if len(boxes) and len(scores.unique()) == len(scores):  # their sorts are not stable
+        assert torch.equal(found, stored["crowddet_cpu_nms"])
+        is_first = torch.arange(len(found)) == 0  # the later code of S3 wants a score of 0.05 of all but the best
+        assert torch.equal(found[is_first | (scores[found] >= 0.05)], stored["s3later_nms_keep"])
+        soft = SoftLinear(iou_threshold=threshold, min_score=0.05, per_class=False)(boxes, scores, classes)
+        again, once = (soft_linear_in_a_loop(boxes, scores, threshold, sorts_again=sorts) for sorts in (True, False))
+        assert soft.indices.tolist() == again
+        assert stored["s3later_soft_keep"].tolist() == once, "the later code of S3 does not look at changed scores"
+
+
+@pytest.mark.parametrize("has_ties", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_both_forms_keep_the_same(dtype: torch.dtype, has_ties: bool) -> None:
+    for seed in range(5):
+        boxes, scores, labels = detections(seed, has_ties=has_ties, num_classes=(1, 3, 20, 3, 60)[seed])
+        boxes, scores = boxes.to(dtype), scores.to(dtype)
+        boxes[7] = boxes[7, [2, 3, 0, 1]]  # corners the wrong way round
+        for threshold in (0.0, 0.5, 1.0):
+            arguments: dict[str, Any] = {"threshold": threshold}
+            found = greedy_nms(boxes, scores, labels, **arguments)
+            assert torch.equal(found, greedy_nms_reference(boxes, scores, labels, **arguments))
+        limits = torch.rand(len(boxes), generator=torch.Generator().manual_seed(seed))
+        arguments = {"threshold": limits, "proposal": torch.arange(len(boxes)) // 3}
+        found = greedy_nms(boxes, scores, labels, **arguments)
+        assert torch.equal(found, greedy_nms_reference(boxes, scores, labels, **arguments))
+        for is_linear, limit, lowest in ((True, 0.3, 0.05), (False, 0.5, 0.05), (True, limits, 0.0), (True, 0.3, -1.0)):
+            arguments = {"limit": limit, "is_linear": is_linear, "min_score": lowest}
+            given = scores.clone() if lowest >= 0 else scores - 0.5  # a negative score rises as it decays
+            before = given.clone()
+            found, plain = (form(boxes, given, labels, **arguments) for form in (soft_nms, soft_nms_reference))
+            assert torch.equal(found.indices, plain.indices)
+            assert (found.scores - plain.scores).abs().max() <= 64 * torch.finfo(dtype).eps, "exp may round otherwise"
+            assert torch.equal(given, before), "the scores given are unchanged"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_classes_are_suppressed_as_if_alone(name: str) -> None:
+    boxes, scores, labels = detections(4)
+    together = ALL[name]()(boxes, scores, labels)
+    for label in range(3):
+        rows = (labels == label).nonzero().flatten()
+        alone = ALL[name]()(boxes[rows], scores[rows], labels[rows])
+        mine = labels[together.indices] == label
+        assert torch.equal(together.indices[mine], rows[alone.indices])
+        assert torch.equal(together.scores[mine], alone.scores)
+    far = boxes + 1e4 * labels[:, None]  # the usual trick for classes, as its meaning: no two of them touch
+    apart = ALL[name](per_class=False)(far, scores, labels)
+    assert torch.equal(apart.indices, together.indices)
+
+
+def test_equal_scores_are_taken_by_their_index() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [50, 0, 60, 10]])
+    scores, labels = torch.full((3,), 0.5), torch.zeros(3, dtype=torch.int64)
+    assert GreedyNMS()(boxes, scores, labels).indices.tolist() == [0, 2]
+    assert SoftLinear()(boxes, scores, labels).indices.tolist() == [0, 2]
+    assert SoftGaussian()(boxes, scores, labels).indices.tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_detections_and_half_precision(name: str) -> None:
+    none = ALL[name]()(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64))
+    assert none.indices.tolist() == none.scores.tolist() == []
+    boxes, scores, labels = detections(0)
+    kept = ALL[name]()(boxes.half(), scores.half(), labels)
+    assert kept.scores.dtype == torch.float16
+    single = ALL[name]()(boxes.half().float(), scores.half().float(), labels)
+    assert torch.equal(kept.indices, single.indices)
+
+
+def test_wrong_detections_are_refused() -> None:
+    boxes, scores, labels = detections(0)
+    with pytest.raises(ValueError, match=r"GreedyNMS: found boxes, scores and labels \(60, 4\), \(59,\), \(60,\)"):
+        GreedyNMS()(boxes, scores[1:], labels)
+    scores[3] = torch.nan
+    with pytest.raises(ValueError, match="SoftLinear: 1 scores are not finite"):
+        SoftLinear()(boxes, scores, labels)
+
+
+def test_kinds_are_in_the_registry() -> None:
+    assert {name: registry.suppressions.get_entry(name).builder for name in ALL} == ALL
+
+
+def recall_at(fppi: float, images: list[tuple[Tensor, Tensor, Tensor]]) -> float:
+    """The share of boxes that detections find, at the score where there are so many false ones per image.
+
+    Of each image: what is kept with its scores, and the boxes; each finds the nearest one that is free.
+    """
+    rows = []
+    for detections, scores, truth in images:
+        overlap, is_free = pairwise_iou(detections, truth), torch.ones(len(truth), dtype=torch.bool)
+        for place in scores.argsort(descending=True):
+            best = (overlap[place] * is_free).argmax()
+            is_hit = bool(is_free[best]) and bool(overlap[place, best] > 0.5)
+            is_free[best] &= not is_hit
+            rows.append((float(scores[place]), is_hit))
+    false = 0
+    found = 0
+    for _, is_hit in sorted(rows, reverse=True):
+        found, false = found + is_hit, false + (not is_hit)
+        if false > fppi * len(images):
+            break
+    return found / sum(len(truth) for *_, truth in images)
+
+
+def test_density_and_sets_find_more_of_a_crowd_than_greedy_does() -> None:
+    """Pairs of people of whom one stands before the other, IoU above 0.5; each gets a good detection and a weak one.
+
+    The density is that of the boxes themselves; a set holds the two good detections of a pair.
+    """
+    draw = torch.Generator().manual_seed(0)
+    images: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"greedy": [], "adaptive": [], "set": []}
+    for _ in range(40):
+        first = torch.rand(8, 2, generator=draw) * torch.tensor([1200.0, 600.0])
+        near = first + torch.rand(8, 2, generator=draw) * torch.tensor([10.0, 4.0]) + torch.tensor([2.0, 0.0])
+        truth = torch.cat([first, near]).repeat(1, 2) + torch.tensor([0.0, 0, 41, 100])
+        assert (iou(truth[:8], truth[8:]) > 0.5).all()
+        others = pairwise_iou(truth, truth).fill_diagonal_(0).amax(dim=1)
+        boxes = torch.cat([truth, truth]) + 1.5 * torch.randn(32, 4, generator=draw)
+        scores = torch.cat([0.5 + torch.rand(16, generator=draw) / 2, torch.rand(16, generator=draw) * 0.6])
+        labels, density = torch.zeros(32, dtype=torch.int64), others.repeat(2)
+        proposal = torch.cat([torch.arange(8).repeat(2), 8 + torch.arange(16)])
+        for name, form, more in (
+            ("greedy", GreedyNMS(), {}),
+            ("adaptive", Adaptive(), {"density": density}),
+            ("set", SetSuppression(), {"proposal": proposal}),
+        ):
+            kept = form(boxes, scores, labels, **more)
+            images[name].append((boxes[kept.indices], kept.scores, truth))
+    for fppi in (0.1, 0.5):
+        greedy, adaptive, sets = (recall_at(fppi, images[name]) for name in images)
+        assert adaptive > greedy + 0.1
+        assert sets > greedy + 0.1
+
+
+def test_what_is_needed_and_not_given_is_refused() -> None:
+    for form, name in ((SetSuppression(), "proposal"), (Adaptive(), "density")):
+        with pytest.raises(ValueError, match=f"needs {name} of each detection"):
+            worked(form)
+        with pytest.raises(ValueError, match=f"needs {name} of each detection"):
+            worked(form, **{name: torch.zeros(3)})

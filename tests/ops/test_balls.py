@@ -1,0 +1,126 @@
+"""Ball queries against SciPy, a hand-worked line, the published numbers, and both forms against each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import cKDTree
+
+from sightline.ops import neighbours
+from sightline.ops.farthest_points import farthest_point_sample
+from sightline.ops.neighbours import ball_query, gather_points, nearest_neighbours
+from sightline.ops.packed import packed_ball_query
+from tests.cases import run_each
+from tests.golden_parity import load_golden
+from tests.ops.threads import with_one_and_two_threads
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "plain":
+        monkeypatch.setattr(neighbours, "can_use_numba", lambda *tensors: False)
+    return request.param
+
+
+def test_points_on_a_line_by_hand(form: str) -> None:
+    """At 0, 1, 2, 3, 4: within 1 of the point at 2 are 1, 2 and 3, the rim counts; two places are left over."""
+    points = torch.arange(5.0).reshape(1, 5, 1)
+    found = ball_query(points, centres=points[:, [2, 0]], radius=1.0, num_neighbours=5)
+    assert found.tolist() == [[[1, 2, 3, 1, 1], [0, 1, 0, 0, 0]]]
+    assert ball_query(points, centres=points[:, [4]], radius=10.0, num_neighbours=2).tolist() == [[[0, 1]]]
+    assert ball_query(points[:, :2], centres=points[:, :1], radius=9.0, num_neighbours=4).tolist() == [[[0, 1, 0, 0]]]
+
+
+@run_each("num_points", [40, 700])
+@run_each("radius", [0.15, 0.4, 3.0])
+def test_agrees_with_scipy(num_points: int, radius: float, form: str) -> None:
+    points = torch.rand(2, num_points, 3, dtype=torch.float64)
+    found = ball_query(points, centres=points[:, :30], radius=radius, num_neighbours=16)
+    for cloud, index in zip(points.numpy(), found, strict=True):
+        for row, inside in zip(index, cKDTree(cloud).query_ball_point(cloud[:30], radius), strict=True):
+            kept = sorted(inside)[:16]
+            assert row.tolist() == kept + [kept[0]] * (16 - len(kept))
+
+
+@run_each("radius", [-1.0, -1e-30, float("nan"), -float("inf")])
+def test_a_radius_below_zero_is_refused(radius: float) -> None:
+    """Its square is that of a ball: -1 found what 1 does."""
+    points, offsets = torch.rand(1, 8, 3), torch.tensor([0, 8])
+    with pytest.raises(ValueError, match=f"radius: found {radius:g}, expected 0 or more"):
+        ball_query(points, centres=points, radius=radius, num_neighbours=2)
+    packed = {"offsets": offsets, "centres": points[0], "centre_offsets": offsets}
+    with pytest.raises(ValueError, match="radius: found"):
+        packed_ball_query(points[0], **packed, radius=radius, num_neighbours=2)
+    own = ball_query(points, centres=points, radius=0.0, num_neighbours=1)
+    assert own.flatten().tolist() == list(range(8))
+
+
+def test_one_cloud_without_its_batch_is_refused_by_shape() -> None:
+    points = torch.rand(5, 3)
+    for call in (
+        lambda: nearest_neighbours(points, num_neighbours=2),
+        lambda: ball_query(points, centres=points, radius=1.0, num_neighbours=2),
+        lambda: farthest_point_sample(points, num_samples=2),
+    ):
+        with pytest.raises(
+            ValueError, match=r"points: found the shape \(5, 3\), expected \(clouds, points, channels\)"
+        ):
+            call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_both_forms_agree_on_the_rim(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a grid of step 0.1 many points lie on the rim but for rounding, which has to fall alike."""
+    grid = torch.cartesian_prod(*[torch.arange(9, dtype=dtype)] * 3)[None] / 10
+    grid = grid[:, torch.randperm(729)]
+    compiled = [ball_query(grid, centres=grid, radius=r / 10, num_neighbours=24) for r in (1, 2, 3)]
+    monkeypatch.setattr(neighbours, "can_use_numba", lambda *tensors: False)
+    plain = [ball_query(grid, centres=grid, radius=r / 10, num_neighbours=24) for r in (1, 2, 3)]
+    assert all(torch.equal(*pair) for pair in zip(compiled, plain, strict=True))
+
+
+def test_published_numbers(shared, form: str) -> None:
+    golden = load_golden(shared, "fn_pointnet_ops")
+    for case in range(5):
+        points, expected = golden.tensor(f"case{case}.xyz"), golden.tensor(f"case{case}.ball_idx")
+        centres = gather_points(points, golden.tensor(f"case{case}.fps_idx")[:, None])[:, 0]
+        radius = float(golden.arrays[f"case{case}.radius"])
+        found = ball_query(points, centres=centres, radius=radius, num_neighbours=expected.shape[2])
+        assert torch.equal(found, expected)
+
+
+def test_an_empty_ball_is_reported(shared, form: str) -> None:
+    """The published code leaves an index outside the cloud here."""
+    golden = load_golden(shared, "fn_pointnet_ops")
+    points, centres = golden.tensor("ball_empty.xyz"), golden.tensor("ball_empty.centres")
+    nearest = f"{float((points[0] - centres[0, 0]).norm(dim=1).min()):.6g}"
+    with pytest.raises(
+        ValueError, match=rf"centres\[0\]: centre 0 has no point within 0.5, the nearest one is {nearest} a"
+    ):
+        ball_query(points, centres=centres, radius=0.5, num_neighbours=3)
+    both = torch.cat([points[:, :1], centres], dim=1)
+    with pytest.raises(ValueError, match=r"centres\[0\]: centre 1 has no point"):
+        ball_query(points, centres=both, radius=0.5, num_neighbours=3)
+
+
+def test_one_thread_and_two_give_the_same_bits() -> None:
+    points = torch.rand(3, 300, 3)
+    one, two = with_one_and_two_threads(lambda: ball_query(points, centres=points, radius=0.3, num_neighbours=8))
+    assert torch.equal(one, two)
+
+
+def test_not_finite_names_the_sample() -> None:
+    points = torch.zeros(2, 4, 3)
+    points[1, 2, 0] = np.nan
+    with pytest.raises(ValueError, match=r"points\[1\]: point 2 is \[nan"):
+        ball_query(points, centres=torch.zeros(2, 1, 3), radius=1.0, num_neighbours=2)
+    with pytest.raises(ValueError, match=r"centres\[1\]: point 2 is \[nan"):
+        ball_query(torch.zeros(2, 4, 3), centres=points, radius=1.0, num_neighbours=2)
+    with pytest.raises(ValueError, match=r"centres \(1, 4, 3\) torch.float32 do not go with points \(2, 4, 3\)"):
+        ball_query(torch.zeros(2, 4, 3), centres=torch.zeros(1, 4, 3), radius=1.0, num_neighbours=2)
+
+
+def test_no_neighbours_are_refused(form: str) -> None:
+    with pytest.raises(ValueError, match="0 neighbours asked for"):
+        ball_query(torch.zeros(1, 4, 3), centres=torch.zeros(1, 2, 3), radius=1.0, num_neighbours=0)

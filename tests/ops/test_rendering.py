@@ -1,0 +1,298 @@
+"""Pictures against what a sphere, planes and boxes must look like, and the compiled form against the plain one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sightline.ops import rendering
+from sightline.ops.pinhole import Projection, ring_cameras
+from sightline.ops.rendering import Style, on_background, render_cloud, render_cloud_reference, render_mesh
+from sightline.ops.surfaces import fit_surfels, sample_surface
+from tests.cases import run_each
+
+LIGHT = np.array([-0.3, 0.4, 0.85]) / np.linalg.norm([0.3, 0.4, 0.85])
+CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=np.float64) / 2
+QUADS = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
+CUBE = np.array([corner for a, b, c, d in QUADS for corner in ((a, b, c), (a, c, d))])
+
+
+def even_sphere(num_points: int) -> np.ndarray:
+    """Points spread evenly over the unit sphere: a spiral with the golden angle."""
+    place = np.arange(num_points) + 0.5
+    height, turn = 1 - 2 * place / num_points, np.pi * (1 + 5**0.5) * place
+    rim = np.sqrt(1 - height**2)
+    return np.stack([rim * np.cos(turn), rim * np.sin(turn), height], axis=1)
+
+
+def random_cloud(seed: int, num_points: int = 150) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    vertices = generator.uniform(-0.57, 0.57, size=(12, 3))
+    faces = generator.permuted(np.tile(np.arange(12), (6, 1)), axis=1)[:, :3]
+    points = sample_surface(vertices, faces, num_points=num_points, generator=generator).points
+    return points.astype(np.float32)
+
+
+def pixel_grid(size_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """To the right and up of every pixel's centre, in units of the scene, in parallel projection."""
+    offset = (np.arange(size_px) - (size_px - 1) / 2) / (0.95 * size_px / 2)
+    return np.meshgrid(offset, -offset)
+
+
+# --- the plain form and the fast one ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("projection", ["parallel", "pinhole"])
+@pytest.mark.parametrize("style", ["shaded", "depth"])
+def test_both_forms_draw_the_same_bits(monkeypatch: pytest.MonkeyPatch, projection: Projection, style: Style) -> None:
+    cameras = ring_cameras(3, size_px=33, projection=projection, elevations_deg=(25,))
+    clouds = [random_cloud(seed) for seed in range(3)]
+    fast = [render_cloud(cloud, cameras, style=style) for cloud in clouds]
+    fast_mesh = render_mesh(CORNERS, CUBE, cameras, style=style)
+    for cloud, drawn in zip(clouds, fast, strict=True):
+        assert np.array_equal(render_cloud_reference(cloud, cameras, style=style), drawn)
+    monkeypatch.setattr(rendering, "can_use_numba", lambda *tensors: False)  # as where numba is not
+    assert np.array_equal(render_cloud(clouds[0], cameras, style=style), fast[0])
+    assert np.array_equal(render_mesh(CORNERS, CUBE, cameras, style=style), fast_mesh)
+
+
+@run_each(
+    "points",
+    [
+        np.zeros((1, 3)),
+        np.zeros((40, 3)),
+        np.linspace(-1, 1, 30)[:, None] * [[0.5, 0.6, 0.6]],
+        np.repeat(even_sphere(5), 20, axis=0),
+        even_sphere(3),
+    ],
+)
+@run_each("projection", ["parallel", "pinhole"])
+def test_degenerate_clouds_are_drawn_alike_by_both(points: np.ndarray, projection: Projection) -> None:
+    cameras = ring_cameras(2, size_px=24, projection=projection)
+    drawn = render_cloud(points, cameras)
+    assert (drawn.max(axis=(1, 2)) > 0).all()
+    assert np.array_equal(render_cloud_reference(points, cameras), drawn)
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    cloud, cameras = random_cloud(4), ring_cameras(7, size_px=32)
+    before = render_cloud(cloud, cameras), render_mesh(CORNERS, CUBE, cameras)
+    num_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert np.array_equal(render_cloud(cloud, cameras), before[0])
+        assert np.array_equal(render_mesh(CORNERS, CUBE, cameras), before[1])
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def test_points_may_be_read_only_and_strided() -> None:
+    cloud, cameras = random_cloud(4), ring_cameras(2, size_px=32)
+    locked = np.asfortranarray(cloud)
+    locked.flags.writeable = False
+    assert np.array_equal(render_cloud(locked, cameras), render_cloud(cloud, cameras))
+
+
+def test_a_view_has_the_same_bits_alone_and_among_others() -> None:
+    cloud = random_cloud(3)
+    ring = ring_cameras(6, size_px=32)
+    whole = render_cloud(cloud, ring), render_mesh(CORNERS, CUBE, ring)
+    for view in range(6):
+        alone = rendering.Cameras(ring.rotations[view : view + 1], ring.size_px, ring.scale_px)
+        assert np.array_equal(render_cloud(cloud, alone)[0], whole[0][view])
+        assert np.array_equal(render_mesh(CORNERS, CUBE, alone)[0], whole[1][view])
+
+
+# --- clouds ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_sphere_of_points_is_a_filled_disc() -> None:
+    """Every pixel within the outline is drawn, but for the last one and a half, and none far beyond it.
+
+    Discs have radii of 0.16, 7.4 pixels: their rims are 0.6 pixels outside of the sphere that they touch; seen from the
+    side they are turned by a cosine of 0.1, 0.7 pixels, and blurred by 0.75.
+    """
+    right, up = pixel_grid(96)
+    radius = np.hypot(right, up)
+    one_and_a_half_px, two_and_a_half_px = 1.5 / (0.95 * 48), 2.5 / (0.95 * 48)
+    for view in render_cloud(even_sphere(1024), ring_cameras(4, size_px=96)):
+        assert (view[radius < 1 - one_and_a_half_px] > 0).all()
+        assert (view[radius > 1 + two_and_a_half_px] == 0).all()
+
+
+def test_depth_is_that_of_the_sphere() -> None:
+    """Discs touch the sphere from outside; half a disc's radius off its centre a plane is 0.8 % of the radius off it.
+
+    Radii of discs: 1.3 deviations of 16 points, of which 4 pi / 1024 of the surface belongs to each.
+    """
+    right, up = pixel_grid(96)
+    inside = np.hypot(right, up) < 0.8
+    towards = np.sqrt(1 - right[inside] ** 2 - up[inside] ** 2)
+    expected = 1 + 254 * (0.15 + 0.85 * (towards + 1) / 2)
+    disc = 1.3 * math.sqrt(16 * 4 / 1024) / 2
+    for view in render_cloud(even_sphere(1024), ring_cameras(4, size_px=96), style="depth"):
+        # The plane of a disc is at most disc^2 / 2 above the sphere, and neighbourhoods lie as much below it.
+        assert np.abs(view[inside] - expected).max() < 1 + 254 * 0.85 / 2 * disc**2
+
+
+@pytest.mark.parametrize("size_px", [24, 32])
+def test_depth_is_that_of_a_tilted_plane(size_px: int) -> None:
+    """Forty points fix the plane, so every pixel within them has the plane's own depth, rounded to a level."""
+    across, along = np.random.default_rng(0).uniform(-0.6, 0.6, (2, 40))
+    plane = np.column_stack([0.7 * along, across, along])
+    view = render_cloud(plane, ring_cameras(1, size_px=size_px, elevations_deg=(0,)), style="depth")[0]
+    right, up = pixel_grid(size_px)
+    inside = (np.maximum(np.abs(right), np.abs(up)) < 0.4) & (view > 0)
+    expected = 1 + 254 * (0.15 + 0.85 * (0.7 * up[inside] + 1) / 2)
+    assert inside.sum() > 90
+    assert np.abs(view[inside] - expected).max() < 0.51
+
+
+def test_shades_are_those_of_a_matt_sphere() -> None:
+    right, up = pixel_grid(96)
+    inside = np.hypot(right, up) < 0.7
+    normal = np.stack([right, up, np.sqrt(np.clip(1 - right**2 - up**2, 0, 1))])[:, inside]
+    light = 0.3 + 0.7 * (LIGHT[:, None] * normal).sum(axis=0).clip(0)
+    expected = 1 + 254 * light * (0.5 + 0.5 * (normal[2] + 1) / 2)
+    for view in render_cloud(even_sphere(1024), ring_cameras(4, size_px=96)):
+        assert np.abs(view[inside] - expected).mean() < 3
+        assert np.abs(view[inside] - expected).max() < 15  # a disc of 0.16 radii turns its normal by 0.16 at its rim
+
+
+def test_what_is_in_front_hides_what_is_behind() -> None:
+    """Two square plates facing the camera: the depth of the near one in the middle, of the larger far one around."""
+    generator = np.random.default_rng(0)
+    near = np.column_stack([np.full(300, 0.5), generator.uniform(-0.3, 0.3, (300, 2))])
+    far = np.column_stack([np.full(1200, -0.5), generator.uniform(-0.6, 0.6, (1200, 2))])
+    cameras = ring_cameras(1, size_px=64, elevations_deg=(0,))
+    view = render_cloud(np.concatenate([far, near]), cameras, style="depth")[0]
+    right, up = pixel_grid(64)
+    reach = np.maximum(np.abs(right), np.abs(up))
+    levels = {place: round(1 + 254 * (0.15 + 0.85 * (place + 1) / 2)) for place in (0.5, -0.5)}
+    assert np.abs(view[reach < 0.25].astype(int) - levels[0.5]).max() <= 2
+    around = view[(reach > 0.4) & (reach < 0.55)].astype(int)
+    assert np.abs(around[around > 0] - levels[-0.5]).max() <= 2
+    assert (around == 0).mean() < 0.01  # points at random leave a hole here and there: one place in 900, and at the rim
+
+
+def test_the_order_of_points_does_not_matter() -> None:
+    cloud = random_cloud(6, 400)
+    order = np.random.default_rng(0).permutation(len(cloud))
+    cameras = ring_cameras(3, size_px=48)
+    before, after = render_cloud(cloud, cameras).astype(int), render_cloud(cloud[order], cameras).astype(int)
+    assert (np.abs(before - after) > 2).mean() < 0.005
+
+
+def test_a_rod_stays_as_thin_as_its_points_allow() -> None:
+    """Discs are long along a rod: 60 points on one of 0.02 radii cover no more than 5 pixels across it."""
+    generator = np.random.default_rng(0)
+    rod = np.column_stack([generator.uniform(-0.02, 0.02, (60, 2)), np.linspace(-0.9, 0.9, 60)])
+    view = render_cloud(rod, ring_cameras(1, size_px=96, elevations_deg=(0,)))[0]
+    rows = (view > 0).sum(axis=1)[10:-10]
+    assert rows.min() >= 1
+    assert np.median(rows) <= 5
+
+
+def test_discs_lie_in_the_plane_and_end_where_it_ends() -> None:
+    generator = np.random.default_rng(0)
+    points = np.column_stack([generator.uniform(-1, 1, (2000, 2)), np.zeros(2000)])
+    surfels = fit_surfels(points)
+    assert np.allclose(np.abs(surfels.normals), [0, 0, 1])
+    assert np.abs(surfels.half_axes[..., 2]).max() < 1e-12
+    radii = np.linalg.norm(surfels.half_axes, axis=2)
+    inside = np.abs(points[:, :2]).max(axis=1) < 0.8
+    # Pi r^2 holds 15 points but its own on average, 500 to a unit: 14 scatter by r^2 / 4 along an axis, the farthest by
+    # r^2 / 2, its own by 0; about their mean a sixteenth less.
+    expected = 1.3 * math.sqrt((14 / 4 + 1 / 2) * 15 / 16 / 16 * 15 / 500 / math.pi)
+    assert abs(math.sqrt((radii[inside] ** 2).mean()) / expected - 1) < 0.03
+    at_rim = np.abs(points[:, 0]) > 0.98
+    across, along = (np.linalg.norm(surfels.half_axes[at_rim, :, axis], axis=1).mean() for axis in (0, 1))
+    assert across < 0.7 * along  # half a disc scatters 0.53 as far across its straight side as along it
+
+
+# --- meshes ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_cube_seen_from_the_front_is_a_square_without_a_seam() -> None:
+    cameras = ring_cameras(4, size_px=96, elevations_deg=(0,))
+    right, up = pixel_grid(96)
+    is_in = (np.abs(right) <= 0.5) & (np.abs(up) <= 0.5)
+    shade = 0.3 + 0.7 * LIGHT[2]
+    level = round(1 + 254 * shade * (0.5 + 0.5 * 0.75))
+    for view in render_mesh(CORNERS, CUBE, cameras):
+        assert np.array_equal(view > 0, is_in)
+        assert (view[is_in] == level).all()
+
+
+def test_a_cube_seen_from_a_pinhole_is_as_large_as_its_near_side() -> None:
+    cameras = ring_cameras(1, size_px=96, elevations_deg=(0,), projection="pinhole")
+    view = render_mesh(CORNERS, CUBE, cameras, style="depth")[0]
+    half_px = 0.95 * 48 * math.sqrt(8) * 0.5 / 2.5
+    offset = np.abs(np.arange(96) - 47.5) <= half_px
+    assert np.array_equal(view > 0, offset[:, None] & offset[None, :])
+    assert (view[view > 0] == round(1 + 254 * (0.15 + 0.85 * 0.75))).all()  # the near side is level: one depth
+
+
+@pytest.mark.parametrize("projection", ["parallel", "pinhole"])
+def test_the_depth_of_a_slope_is_exact(projection: Projection) -> None:
+    """A slanted plane, by intersecting each pixel's ray with it."""
+    cameras = ring_cameras(1, size_px=48, elevations_deg=(0,), projection=projection)
+    corners = np.array([[0.5, -0.6, -0.6], [-0.5, 0.6, -0.6], [-0.5, 0.6, 0.6], [0.5, -0.6, 0.6]])
+    view = render_mesh(corners, np.array([[0, 1, 2], [0, 2, 3]]), cameras, style="depth")[0]
+    offset = (np.arange(48) - 23.5) / cameras.scale_px
+    right, _ = np.meshgrid(offset, -offset)
+    # The plane: towards = -right * 5 / 6. From the pinhole at 3, right = offset * (3 - towards).
+    towards = -right * 5 / 6 if projection == "parallel" else -right * 3 * 5 / 6 / (1 - right * 5 / 6)
+    expected = 1 + np.rint(254 * (0.15 + 0.85 * (towards + 1) / 2))
+    drawn = view > 0
+    assert drawn.sum() > 500
+    assert np.abs(view[drawn] - expected[drawn]).max() <= 1  # a half rounds either way
+
+
+def test_the_winding_of_faces_does_not_matter() -> None:
+    cameras = ring_cameras(5, size_px=40)
+    assert np.array_equal(render_mesh(CORNERS, CUBE[:, ::-1], cameras), render_mesh(CORNERS, CUBE, cameras))
+
+
+def test_many_faces_are_drawn_in_parts_with_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    cameras = ring_cameras(5, size_px=40)
+    whole = render_mesh(CORNERS, CUBE, cameras)
+    monkeypatch.setattr(rendering, "_FACES_AT_ONCE", 30)
+    assert np.array_equal(render_mesh(CORNERS, CUBE, cameras), whole)
+
+
+def test_faces_without_an_area_are_not_seen() -> None:
+    flat = np.array([[0, 0, 1], [2, 2, 2]])
+    assert render_mesh(CORNERS, flat, ring_cameras(3, size_px=16)).max() == 0
+
+
+def test_a_cloud_drawn_from_a_cube_looks_like_it() -> None:
+    generator = np.random.default_rng(0)
+    cloud = sample_surface(CORNERS, CUBE, num_points=2048, generator=generator).points
+    cameras = ring_cameras(6, size_px=96)
+    surface, points = render_mesh(CORNERS, CUBE, cameras), render_cloud(cloud, cameras)
+    both, either = ((surface > 0) & (points > 0)).sum(), ((surface > 0) | (points > 0)).sum()
+    assert both / either > 0.9  # outlines within 1.5 pixels, and 200 of these to 2,900 pixels
+    is_both = (surface > 0) & (points > 0)
+    # Within 0.1 of an edge, the reach of 16 points, normals of two sides are mixed: a third of what is seen.
+    assert np.median(np.abs(surface[is_both].astype(int) - points[is_both])) <= 4
+
+
+# --- colours and refusals --------------------------------------------------------------------------------------------
+
+
+def test_background_is_coloured_and_nothing_else() -> None:
+    levels = np.array([[0, 1], [128, 255]], dtype=np.uint8)
+    assert np.array_equal(on_background(levels, "black"), np.repeat(levels[..., None], 3, axis=-1))
+    white = on_background(levels, "white")
+    assert white.dtype == np.uint8
+    assert white[..., 0].tolist() == [[255, 1], [128, 255]]
+
+
+@pytest.mark.parametrize("points", [np.zeros((0, 3)), np.zeros((5, 2)), np.full((20, 3), np.nan)])
+def test_what_is_no_cloud_is_refused(points: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="points"):
+        render_cloud(points, ring_cameras(1, size_px=16))
