@@ -172,7 +172,7 @@ def _sample_by_masked_loop(inputs: dict[str, Any]) -> Tensor:
 
 
 def _sample(inputs: dict[str, Any]) -> Tensor:
-    return ops.farthest_point_sample(inputs["points"], num_samples=inputs["num_samples"], start=inputs["start"])
+    return ops.farthest_points(inputs["points"], num_samples=inputs["num_samples"], start=inputs["start"])
 
 
 def _query_by_mask_and_sort(inputs: dict[str, Any]) -> Tensor:

@@ -53,6 +53,8 @@ FLOOR_OF = {room: floor for floor, line in enumerate(FLOORS.strip().splitlines()
 FOLDERS_OF_ROOMS = {"areas", "parts", "store", "workbench"}
 """Their own files hold a docstring and a table of names."""
 MAX_FILES = 25
+MAX_OPERATORS = 40
+"""Of `ops`, which has a file for each operator."""
 """Of a folder; the aim is 25 (`verbs`, `layers`, `geometry` and `engine` are above it)."""
 
 TORCH_LOAD = r"(?<!safetensors\.)torch\.load\("
@@ -206,7 +208,11 @@ def test_circles_are_found() -> None:
 
 def test_folders_files_and_functions_stay_small(trees: dict[Path, ast.Module]) -> None:
     counts = Counter(path.parent for path in FILES)
-    large = {str(folder): count for folder, count in counts.items() if count > MAX_FILES}
+    large = {
+        str(folder): count
+        for folder, count in counts.items()
+        if count > (MAX_OPERATORS if folder.name == "ops" else MAX_FILES)
+    }
     for path in FILES:
         text = path.read_text()
         if text.count("\n") > MAX_FILE_LINES:

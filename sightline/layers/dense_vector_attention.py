@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from sightline.layers.edge_conv import map_edges, map_gradient, map_points
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.set_abstraction import PlainPlaceGroup, RelativeGroup, gather_rows
-from sightline.ops import farthest_point_sample, gather_points, interpolate
+from sightline.ops import farthest_points, gather_points, interpolate
 from sightline.ops.neighbours import assert_rows
 from sightline.ops.waits import is_recording, is_transformed
 
@@ -289,7 +289,7 @@ class DenseTransitionDown(nn.Module):
 
     def forward(self, points: Tensor, features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Map points (B, N, 3), features (B, N, C), index (B, N, K) -> centres (B, M, 3), features (B, M, D)."""
-        chosen = farthest_point_sample(points, num_samples=max(1, points.shape[1] // _STRIDE))
+        chosen = farthest_points(points, num_samples=max(1, points.shape[1] // _STRIDE))
         centres = gather_rows(points, chosen)
         return centres, self.group.forward_groups(points, features, centres, gather_rows(index, chosen))
 

@@ -40,7 +40,7 @@ from sightline.layers.group_kernels import (
     group_sums,
 )
 from sightline.layers.mlp import LinearNorm
-from sightline.ops import ball_query, farthest_point_sample, gather_points, nearest_neighbours
+from sightline.ops import ball_query, farthest_points, gather_points, nearest_neighbours
 from sightline.ops.distances import assert_same_form
 from sightline.ops.neighbours import assert_rows, interpolate, scale_num_neighbours
 from sightline.ops.numba_kernels import can_use_numba
@@ -255,7 +255,7 @@ def sample_centres(
             f"points: found clouds of {points.shape[1]} points, of which {num_samples} are to be chosen as centres; "
             f"give clouds of at least {num_samples} points or lower {argument}"
         )
-    return farthest_point_sample(points, num_samples=num_samples, min_squared_norm=min_squared_norm)
+    return farthest_points(points, num_samples=num_samples, min_squared_norm=min_squared_norm)
 
 
 class BallScale(NamedTuple):
@@ -376,7 +376,7 @@ class PlainNeighbourGroup(nn.Module):
     `forward(points (B, N, 3), features (B, N, channels)) -> (centres (B, M, 3), features (B, M, widths[-1]))`, M being
     `num_samples`. Sampling starts at the first point, in training too: shuffle the points for a random start.
     `num_neighbours` refers to clouds of `neighbours_at` points and grows in proportion to N; to any if None.
-    `min_squared_norm` as in `farthest_point_sample`.
+    `min_squared_norm` as in `farthest_points`.
     Raises ValueError for clouds of fewer than `num_samples` or `num_neighbours` points and for numbers that are not
     finite. Source: Guo et al. 2021 (PCT), section 3.4 (SG), equations 10 to 12.
     """

@@ -135,7 +135,7 @@ def group_points(
     """Sample centres (B, num_groups, 3) by FPS and return the rows (B, num_groups, group_size) of their nearest points.
 
     The members of a group are in the order of (distance, index), the centre itself among them. Sampling starts at the
-    first point; `min_squared_norm` as in `farthest_point_sample`.
+    first point; `min_squared_norm` as in `farthest_points`.
     Raises ValueError for clouds of fewer points than either number, and for values that are not finite.
     Source: Yu et al. 2022, Point-BERT, section 3.1 (point tokenization).
     """

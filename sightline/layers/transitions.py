@@ -25,9 +25,9 @@ from sightline.layers.batch_norm import (
     uses_batch_statistics,
 )
 from sightline.layers.mlp import LinearNorm
+from sightline.layers.pyramid import Edges, PyramidLevel
 from sightline.ops.neighbours import assert_rows
 from sightline.ops.numba_kernels import can_use_numba, cpu_autocast_dtype, numba_kernel, run_parallel
-from sightline.ops.packed import Edges, PyramidLevel
 from sightline.ops.waits import is_recording
 
 _NUM_SHARES = 8

@@ -31,6 +31,7 @@ from sightline.layers.batch_norm import (
     uses_batch_statistics,
 )
 from sightline.layers.mlp import LinearNorm
+from sightline.layers.pyramid import Edges
 from sightline.layers.vector_attention_kernels import (
     EdgeGradients,
     edge_sums,
@@ -45,7 +46,6 @@ from sightline.layers.vector_attention_kernels import (
 )
 from sightline.ops.neighbours import assert_rows
 from sightline.ops.numba_kernels import can_use_numba, cpu_autocast_dtype
-from sightline.ops.packed import Edges
 
 SHARE_PLANES = 8
 """Channels that share a weight: channel c has the weight c modulo the number of weights."""

@@ -1,19 +1,14 @@
-"""Geometry of points and surfaces: pure functions of tensors, or of arrays where meshes are read."""
+"""Operators on points, boxes and images: exact, the same indices on every device, no compiler needed.
+
+Plain forms in torch run anywhere; numba's kernels on CPUs and Triton's on GPUs take their place where these libraries
+are installed. They work in anybody's module, with autograd, autocast and `torch.compile(fullgraph=True)`.
+"""
 
 from __future__ import annotations
 
-from sightline.ops.farthest_points import farthest_point_sample
+from sightline.ops.farthest_points import farthest_points, packed_farthest_points
 from sightline.ops.neighbours import ball_query, gather_points, interpolate, nearest_neighbours
-from sightline.ops.packed import (
-    Neighbours,
-    PackedSample,
-    pack,
-    packed_ball_query,
-    packed_farthest_point_sample,
-    packed_interpolate,
-    packed_nearest_neighbours,
-    unpack,
-)
+from sightline.ops.packed import Neighbours, packed_ball_query, packed_interpolate, packed_nearest_neighbours
 from sightline.ops.rotations import (
     axis_rotation,
     euler_matrix,
@@ -21,23 +16,25 @@ from sightline.ops.rotations import (
     rotate_points,
     uniform_quaternion,
 )
+from sightline.ops.segments import batch_to_offsets, offsets_to_batch, pack, unpack
 from sightline.ops.surfaces import areas_and_normals, estimate_normals, sample_surface
 
 __all__ = [
     "Neighbours",
-    "PackedSample",
     "areas_and_normals",
     "axis_rotation",
     "ball_query",
+    "batch_to_offsets",
     "estimate_normals",
     "euler_matrix",
-    "farthest_point_sample",
+    "farthest_points",
     "gather_points",
     "interpolate",
     "nearest_neighbours",
+    "offsets_to_batch",
     "pack",
     "packed_ball_query",
-    "packed_farthest_point_sample",
+    "packed_farthest_points",
     "packed_interpolate",
     "packed_nearest_neighbours",
     "quaternion_matrix",

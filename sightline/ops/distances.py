@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -97,17 +98,29 @@ def upcast_for_comparison(values: Tensor) -> Tensor:
     return values.detach().float() if values.dtype in (torch.float16, torch.bfloat16) else values.detach()
 
 
+def assert_clouds(points: Tensor, *, name: str) -> None:
+    """Raise ValueError unless `points` are (clouds, points, channels)."""
+    if points.ndim != 3:
+        raise ValueError(f"{name}: found the shape {tuple(points.shape)}, expected (clouds, points, channels)")
+
+
 def assert_finite(values: Tensor, *, name: str) -> None:
-    """Raise ValueError unless `values` are (B, N, C), and naming the sample and point that is not finite."""
-    if values.ndim != 3:
-        raise ValueError(f"{name}: found the shape {tuple(values.shape)}, expected (clouds, points, channels)")
-    values = values.detach()
-    is_finite = torch.isfinite(values).all(dim=-1)
+    """Raise ValueError naming the cloud and point of `values` (B, N, C) that is not finite."""
+    assert_clouds(values, name=name)
+    num_points = values.shape[1]
+    assert_finite_rows(values.flatten(0, 1), lambda row: divmod(row, num_points), name=name)
+
+
+def assert_finite_rows(rows: Tensor, locate: Callable[[int], tuple[int, int]], *, name: str) -> None:
+    """Raise ValueError for a row of `rows` (P, C) that is not finite; `locate` gives its cloud and place."""
+    rows = rows.detach()
+    is_finite = torch.isfinite(rows).all(dim=-1)
 
     def make_error() -> ValueError:
-        sample, point = (~is_finite).nonzero()[0].tolist()
+        row = int((~is_finite).nonzero()[0])
+        cloud, point = locate(row)
         return ValueError(
-            f"{name}[{sample}]: point {point} is {values[sample, point].tolist()[:6]}, neighbours need finite numbers; "
+            f"{name}[{cloud}]: point {point} is {rows[row].tolist()[:6]}, neighbours need finite numbers; "
             "check the data with `sightline check`, or the weights if these are features"
         )
 

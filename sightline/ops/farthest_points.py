@@ -1,34 +1,216 @@
-"""Exact farthest-point sampling (FPS): the reference loop, and the choice of a faster form that agrees with it.
+"""Exact farthest-point sampling: each chosen point is the farthest from those chosen before it.
 
-CPU kernel of farthest-point sampling: tree nodes whose distances cannot change are skipped.
+Source: Gonzalez 1985; Eldar et al. 1997; its use here, Qi et al. 2017 (PointNet++), section 3.2.
 """
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.ops.distances import assert_finite, paired_squared_distances, upcast_for_comparison
-from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel
+from sightline.ops.distances import (
+    assert_clouds,
+    assert_finite,
+    assert_finite_rows,
+    paired_squared_distances,
+    upcast_for_comparison,
+)
+from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
+from sightline.ops.numba_kernels import numba_kernel, run_parallel
+from sightline.ops.operator import operator
+from sightline.ops.segments import first_rows, list_runs, locate_row, read_sizes
 from sightline.ops.trees import LEAF_SIZE, build_curve_trees
-from sightline.ops.waits import is_exporting, require
+from sightline.ops.waits import read_list, require, send_list
 
 FAN = 16
 """Nodes whose bounds are computed at once: four levels of a tree below a node, which are adjacent in memory."""
 
 
-def sample_by_trees(points: Tensor, *, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
-    """Farthest-point sampling with trees: points (B, N, C) -> index (B, num_samples) int64, equal to the reference.
+@torch.no_grad()
+def farthest_points(
+    points: Tensor,
+    num_samples: int,
+    *,
+    start: int | Tensor = 0,
+    max_distance: float = math.inf,
+    min_squared_norm: float | None = None,
+) -> Tensor:
+    """Sample the points (B, N, C) that are farthest from those chosen before them: index (B, num_samples) int64.
 
-    `nearest` (B, N) are the initial distances and `first` (B,) the first index; neither is changed. Each node keeps the
-    largest distance below it. A chosen point whose bound to the node's box is not below that changes nothing in the
-    node, so that a choice costs the leaves around it and the way to them, however large the cloud.
+    The first is `start`, one index for all clouds or one for each, (B,). The same indices on every device and for any
+    number of threads: squared distances are summed channel after channel, each operation rounded, in the points'
+    precision (half precision in float32), and of equal ones the lowest index is taken. Distances above `max_distance`
+    count as it (published codes: 1e5). With `min_squared_norm`, points whose squared norm is not above it are never
+    chosen after the first; where no other is left, index 0 is (1e-3: the CUDA library that PCT and Point-BERT use).
+    Raises ValueError for another shape, more samples than points, a start outside the cloud, and values that are not
+    finite, naming the cloud.
+    """
+    assert_clouds(points, name="points")
+    if not 0 <= num_samples <= points.shape[1]:
+        raise ValueError(
+            f"{num_samples} samples asked for in clouds of {points.shape[1]} points; lower num_samples or give clouds "
+            f"of at least {num_samples} points"
+        )
+    first = start if isinstance(start, Tensor) else torch.full((), start, dtype=torch.int64, device=points.device)
+    first = first.to(points.device, torch.int64).expand(len(points))
+    barred = -1.0 if min_squared_norm is None else min_squared_norm
+    return _farthest_points(upcast_for_comparison(points), first, num_samples, max_distance, barred)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSample:
+    """Rows (M,) int64 of the sampled points among the packed ones, and the offsets (S+1,) of their segments."""
+
+    index: Tensor
+    offsets: Tensor
+
+
+@torch.no_grad()
+def packed_farthest_points(
+    points: Tensor, num_samples: Tensor, *, offsets: Tensor, start: int | Tensor = 0, max_distance: float = math.inf
+) -> PackedSample:
+    """Sample `num_samples` (S,) points of each segment of `points` (P, C): rows (M,) int64, and their offsets (S+1,).
+
+    `offsets` (S+1,) are those of the segments; `start` counts within the segment: one for all, or (S,). An empty
+    segment takes 0 samples. Otherwise as `farthest_points`. Raises ValueError for offsets that do not fit and for more
+    samples than points, naming the segment. `num_samples` of max(1, n // 4) is the transition of Zhao et al. 2021.
+    """
+    sizes, counts = read_sizes(points, offsets, name="offsets"), read_list(num_samples)
+    for segment, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+        if count < 0:
+            raise ValueError(f"segment {segment}: {count} samples asked for; num_samples is at least 0")
+        if count > size:
+            raise ValueError(f"segment {segment}: {count} samples asked for in {size} points; lower num_samples")
+    sample_offsets = send_list([sum(counts[:segment]) for segment in range(len(counts) + 1)], points.device)
+    first = start if isinstance(start, Tensor) else torch.full((), start, dtype=torch.int64, device=points.device)
+    first = first.to(points.device, torch.int64).expand(len(sizes))
+    points = upcast_for_comparison(points)
+    index = _packed_farthest_points(points, offsets, first, sample_offsets, sizes, counts, max_distance)
+    return PackedSample(index, sample_offsets)
+
+
+def _check(points: Tensor, first: Tensor, num_samples: int, max_distance: float, min_squared_norm: float) -> None:
+    assert_finite(points, name="points")
+    num_points = points.shape[1]
+    is_inside = (first >= 0) & (first < num_points)
+
+    def make_error() -> ValueError:
+        cloud = int((~is_inside).nonzero()[0])
+        return ValueError(
+            f"start[{cloud}]: {int(first[cloud])} is outside 0..{num_points - 1}; give an index of a point"
+        )
+
+    require(is_inside, make_error)
+
+
+@operator(launches=1, check=_check)
+def _farthest_points(
+    points: Tensor, first: Tensor, num_samples: int, max_distance: float, min_squared_norm: float
+) -> Tensor:
+    rows, nearest = torch.arange(len(points), device=points.device), _initial(points, max_distance, min_squared_norm)
+    index = torch.empty((len(points), num_samples), dtype=torch.int64, device=points.device)
+    for sample in range(num_samples):
+        index[:, sample] = first
+        distance_BN = paired_squared_distances(points, points[rows, first][:, None])
+        nearest = torch.minimum(nearest, distance_BN)
+        first = nearest.argmax(dim=1)  # the first of equal ones
+    return index
+
+
+def _initial(points: Tensor, max_distance: float, min_squared_norm: float) -> Tensor:
+    """Return the squared distances (B, N) before the first choice; -1, and so below all others, for barred points."""
+    nearest_BN = torch.full(points.shape[:2], max_distance**2, dtype=points.dtype, device=points.device)
+    if min_squared_norm >= 0:
+        is_barred = paired_squared_distances(points, torch.zeros_like(points)) <= min_squared_norm
+        nearest_BN.masked_fill_(is_barred, -1)
+    return nearest_BN
+
+
+@_farthest_points.fake
+def _(points: Tensor, first: Tensor, num_samples: int, max_distance: float, min_squared_norm: float) -> Tensor:
+    return first.new_empty((len(points), num_samples))
+
+
+def _sample_in_graph(
+    points: Tensor, first: Tensor, num_samples: int, max_distance: float, min_squared_norm: float
+) -> Tensor:
+    """Sample farthest points in a loop that a graph records once, not `num_samples` times."""
+    from torch._higher_order_ops.scan import scan
+
+    if torch.jit.is_tracing():
+        return _farthest_points.plain(points, first, num_samples, max_distance, min_squared_norm)
+
+    def choose(state: tuple[Tensor, Tensor], turn: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        nearest, chosen = state
+        centre = points.gather(1, chosen[:, None, None].expand(-1, 1, points.shape[2]))
+        nearest = torch.minimum(nearest, (points - centre).square().sum(-1))
+        return (nearest, nearest.argmax(dim=1)), chosen.clone()
+
+    nearest = _initial(points, max_distance, min_squared_norm)
+    _, index = scan(choose, (nearest, first.clone()), torch.arange(num_samples, device=points.device))
+    return index.T
+
+
+_farthest_points.graph = _sample_in_graph
+
+
+def _check_packed(points: Tensor, offsets: Tensor, *others: object) -> None:
+    assert_finite_rows(points, lambda row: locate_row(row, offsets), name="points")
+
+
+@operator(launches=1, check=_check_packed)
+def _packed_farthest_points(
+    points: Tensor,
+    offsets: Tensor,
+    first: Tensor,
+    sample_offsets: Tensor,
+    sizes: list[int],
+    counts: list[int],
+    max_distance: float,
+) -> Tensor:
+    parts = [first.new_empty(0)]
+    for run in list_runs(sizes, counts):
+        stacked = points[run.rows].unflatten(0, (run.count, -1))
+        samples = _farthest_points(stacked, first[run.segments], run.other_size, max_distance, -1.0)
+        parts.append((samples + first_rows(run, points.device)[:, None]).flatten())
+    return torch.cat(parts)
+
+
+@_packed_farthest_points.fake
+def _(
+    points: Tensor,
+    offsets: Tensor,
+    first: Tensor,
+    sample_offsets: Tensor,
+    sizes: list[int],
+    counts: list[int],
+    max_distance: float,
+) -> Tensor:
+    return first.new_empty(sum(counts))
+
+
+# --- CPU: nodes of trees whose distances cannot change are skipped ----------------------------------------------------
+
+
+@_farthest_points.cpu_kernel
+def _(points: Tensor, first: Tensor, num_samples: int, max_distance: float, min_squared_norm: float) -> Tensor:
+    """Sample with trees. Each node keeps the largest distance below it.
+
+    A chosen point whose bound to the node's box is not below that changes nothing in the node, so that a choice costs
+    the leaves around it and the way to them, however large the cloud.
     Source: the pruning of Han et al. 2023 (QuickFPS), section III; the bound, `trees`.
     """
-    trees = build_curve_trees(points)
+    if not points.numel():
+        return _farthest_points.plain(points, first, num_samples, max_distance, min_squared_norm)
+    points, first = points.contiguous(), first.contiguous()
     index = np.empty((len(points), num_samples), dtype=np.int64)
-    run_parallel(_sample, len(points), points.contiguous().numpy(), nearest.numpy(), first.numpy(), *trees, index)
+    nearest = _initial(points, max_distance, min_squared_norm).numpy()
+    trees = build_curve_trees(points)
+    run_parallel(_sample, len(points), points.numpy(), nearest, first.numpy(), *trees, index)
     return torch.from_numpy(index)
 
 
@@ -178,101 +360,153 @@ def _approach(centre: np.ndarray, leaf: int, blocks: np.ndarray, measured: np.nd
         distances[leaf, slot] = min(distances[leaf, slot], measured[slot])
 
 
-_FAR = 1e10
+# --- GPU: a program a cloud ------------------------------------------------------------------------------------------
+
+_MAX_BLOCK = 8192
+"""Points whose coordinates and distances stay in registers; of larger clouds they are read anew for each choice."""
 
 
-@torch.no_grad()
-def farthest_point_sample(
-    points: Tensor, *, num_samples: int, start: int | Tensor = 0, min_squared_norm: float | None = None
+def _is_in_space(points: Tensor, *arguments: object) -> bool:
+    return points.shape[-1] == 3
+
+
+@_farthest_points.gpu_kernel(_is_in_space)
+def _(points: Tensor, first: Tensor, num_samples: int, max_distance: float, min_squared_norm: float) -> Tensor:
+    num_clouds, num_points, _ = points.shape
+    samples = first.new_empty((num_clouds, num_samples))
+    limits = (max_distance**2, min_squared_norm)
+    _launch(num_clouds, points, None, first, None, samples, num_points, num_samples, *limits)
+    return samples
+
+
+@_packed_farthest_points.gpu_kernel(_is_in_space)
+def _(
+    points: Tensor,
+    offsets: Tensor,
+    first: Tensor,
+    sample_offsets: Tensor,
+    sizes: list[int],
+    counts: list[int],
+    max_distance: float,
 ) -> Tensor:
-    """Farthest-point sampling: each chosen point is the farthest from those chosen before it.
+    samples = first.new_empty(sum(counts))
+    largest = max(sizes, default=0)
+    _launch(len(sizes), points, offsets, first, sample_offsets, samples, largest, 0, max_distance**2, -1.0)
+    return samples
 
-    Ties go to the lower index.
-    `points` (B, N, C) -> index (B, num_samples) int64, beginning with `start`: one index for all samples, or (B,).
-    Distances above 1e5 count as 1e5, as in the published codes. With `min_squared_norm`, points whose squared norm is
-    not above it are never chosen after the first; where no other is left, index 0 is (1e-3: the CUDA library that PCT
-    and Point-BERT use).
-    Raises ValueError for more samples than points, a start outside the cloud, and values that are not finite.
-    Source: Gonzalez 1985; Eldar et al. 1997; its use here, Qi et al. 2017 (PointNet++), section 3.2.
-    """
-    assert_finite(points, name="points")
-    num_points = points.shape[1]
-    if num_samples > num_points:
-        raise ValueError(
-            f"{num_samples} samples asked for in clouds of {num_points} points; lower num_samples or give clouds of at "
-            f"least {num_samples} points"
+
+def _launch(
+    num_clouds: int,
+    points: Tensor,
+    offsets: Tensor | None,
+    first: Tensor,
+    sample_offsets: Tensor | None,
+    samples: Tensor,
+    num_points: int,
+    num_samples: int,
+    limit: float,
+    min_squared_norm: float,
+) -> None:
+    if not samples.numel():
+        return
+    block = next_power_of_2(max(num_points, 16))
+    tensors = (points.contiguous(), offsets, first.contiguous(), sample_offsets, samples)
+    numbers = (num_points, num_samples, limit, min_squared_norm)
+    if block <= _MAX_BLOCK:
+        num_warps = min(max(block // 256, 1), 16)
+        _sample_in_registers.launch((num_clouds,), *tensors, *numbers, BLOCK=block, num_warps=num_warps)
+    else:
+        nearest = points.new_empty(points.shape[:-1])
+        _sample_in_chunks.launch((num_clouds,), *tensors, nearest, *numbers, BLOCK=4096, num_warps=16)
+
+
+@gpu_kernel
+def _find_cloud(offsets, sample_offsets, num_points, num_samples):  # type: ignore[no-untyped-def]
+    """Return a cloud's first row, its number of points, its first sample and its number of samples."""
+    cloud = tl.program_id(0).to(tl.int64)
+    if offsets is None:
+        row, count, place, num_chosen = cloud * num_points, num_points, cloud * num_samples, num_samples
+    else:
+        row, place = tl.load(offsets + cloud), tl.load(sample_offsets + cloud)
+        count = (tl.load(offsets + cloud + 1) - row).to(tl.int32)
+        num_chosen = (tl.load(sample_offsets + cloud + 1) - place).to(tl.int32)
+    return row, count, place, num_chosen
+
+
+@gpu_kernel
+def _initial_distances(x, y, z, is_point, limit, min_squared_norm):  # type: ignore[no-untyped-def]
+    is_free = (x * x + y * y) + z * z > min_squared_norm
+    return tl.where(is_point & is_free, limit, tl.where(is_point, -1.0, -2.0))
+
+
+@gpu_kernel
+def _sample_in_registers(  # type: ignore[no-untyped-def]
+    points,
+    offsets,
+    first,
+    sample_offsets,
+    samples,
+    num_points,
+    num_samples,
+    limit,
+    min_squared_norm,
+    BLOCK: tl.constexpr,
+):
+    row, count, place, num_chosen = _find_cloud(offsets, sample_offsets, num_points, num_samples)
+    slot = tl.arange(0, BLOCK)
+    base, is_point = points + row * 3, slot < count
+    x = tl.load(base + slot * 3, mask=is_point, other=0.0)
+    y = tl.load(base + slot * 3 + 1, mask=is_point, other=0.0)
+    z = tl.load(base + slot * 3 + 2, mask=is_point, other=0.0)
+    nearest = _initial_distances(x, y, z, is_point, limit, min_squared_norm)
+    chosen = tl.load(first + tl.program_id(0)).to(tl.int32)
+    for sample in range(num_chosen):
+        tl.store(samples + place + sample, chosen.to(tl.int64) + (0 if offsets is None else row))
+        centre = base + chosen * 3
+        to_x, to_y, to_z = x - tl.load(centre), y - tl.load(centre + 1), z - tl.load(centre + 2)
+        nearest = tl.minimum(nearest, (to_x * to_x + to_y * to_y) + to_z * to_z)
+        chosen = tl.argmax(nearest, axis=0, tie_break_left=True)
+
+
+@gpu_kernel
+def _sample_in_chunks(  # type: ignore[no-untyped-def]
+    points,
+    offsets,
+    first,
+    sample_offsets,
+    samples,
+    scratch,
+    num_points,
+    num_samples,
+    limit,
+    min_squared_norm,
+    BLOCK: tl.constexpr,
+):
+    row, count, place, num_chosen = _find_cloud(offsets, sample_offsets, num_points, num_samples)
+    base, scratch = points + row * 3, scratch + row
+    chosen = tl.load(first + tl.program_id(0)).to(tl.int32)
+    for sample in range(num_chosen):
+        tl.store(samples + place + sample, chosen.to(tl.int64) + (0 if offsets is None else row))
+        from_x, from_y, from_z = (
+            tl.load(base + chosen * 3),
+            tl.load(base + chosen * 3 + 1),
+            tl.load(base + chosen * 3 + 2),
         )
-    first, points = _first_index(start, points), upcast_for_comparison(points)
-    nearest_BN = torch.full(points.shape[:2], _FAR, dtype=points.dtype, device=points.device)
-    if min_squared_norm is not None:
-        is_barred = paired_squared_distances(points, torch.zeros_like(points)) <= min_squared_norm
-        nearest_BN.masked_fill_(is_barred, -1)  # below every distance, and stays so
-    if is_exporting():
-        return _sample_in_graph(points, nearest=nearest_BN, first=first, num_samples=num_samples)
-    if torch.compiler.is_compiling():
-        return _sample_as_operator(points, nearest_BN, first, num_samples)
-    return _sample_eagerly(points, nearest=nearest_BN, first=first, num_samples=num_samples)
-
-
-def _first_index(start: int | Tensor, points: Tensor) -> Tensor:
-    """Return `start` as (B,) int64 on the points' device; raise ValueError if it is outside the clouds."""
-    num_samples, num_points, _ = points.shape
-    if not isinstance(start, Tensor):
-        start = torch.full((), start, dtype=torch.int64, device=points.device)
-    first = start.to(points.device, torch.int64).expand(num_samples)
-    is_inside = (first >= 0) & (first < num_points)
-
-    def make_error() -> ValueError:
-        sample = int((~is_inside).nonzero()[0])
-        return ValueError(
-            f"start[{sample}]: {int(first[sample])} is outside 0..{num_points - 1}; give an index of a point"
-        )
-
-    require(is_inside, make_error)
-    return first
-
-
-def _sample_eagerly(points: Tensor, *, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
-    sample = sample_by_trees if can_use_numba(points) and points.numel() else _sample_reference
-    return sample(points, nearest=nearest, first=first, num_samples=num_samples)
-
-
-@torch.library.custom_op(
-    "sightline::farthest_point_sample",
-    mutates_args=(),
-    schema="(Tensor points, Tensor nearest, Tensor first, int num_samples) -> Tensor",
-)
-def _sample_as_operator(points: Tensor, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
-    """Sample in one operator of a compiled graph: torch.compile would write the loop out, turn by turn."""
-    return _sample_eagerly(points, nearest=nearest, first=first, num_samples=num_samples)
-
-
-@_sample_as_operator.register_fake
-def _(points: Tensor, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
-    return first.new_empty((len(points), num_samples))
-
-
-def _sample_in_graph(points: Tensor, *, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
-    """Sample farthest points in a loop that a graph records once, not `num_samples` times."""
-    from torch._higher_order_ops.scan import scan
-
-    def choose(state: tuple[Tensor, Tensor], turn: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        nearest, chosen = state
-        centre = points.gather(1, chosen[:, None, None].expand(-1, 1, points.shape[2]))
-        nearest = torch.minimum(nearest, (points - centre).square().sum(-1))
-        return (nearest, nearest.argmax(dim=1)), chosen.clone()
-
-    _, index = scan(choose, (nearest, first.clone()), torch.arange(num_samples, device=points.device))
-    return index.T
-
-
-def _sample_reference(points: Tensor, *, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
-    """Compute the reference of farthest-point sampling, on any device: distances to all points for every chosen one."""
-    rows = torch.arange(len(points), device=points.device)
-    index = torch.empty((len(points), num_samples), dtype=torch.int64, device=points.device)
-    for sample in range(num_samples):
-        index[:, sample] = first
-        distance_BN = paired_squared_distances(points, points[rows, first][:, None])
-        nearest = torch.minimum(nearest, distance_BN)
-        first = nearest.argmax(dim=1)  # the first of equal ones
-    return index
+        farthest, next_chosen = -3.0, 0
+        for begin in range(0, count, BLOCK):
+            slot = begin + tl.arange(0, BLOCK)
+            is_point = slot < count
+            x = tl.load(base + slot * 3, mask=is_point, other=0.0)
+            y = tl.load(base + slot * 3 + 1, mask=is_point, other=0.0)
+            z = tl.load(base + slot * 3 + 2, mask=is_point, other=0.0)
+            if sample == 0:
+                nearest = _initial_distances(x, y, z, is_point, limit, min_squared_norm)
+            else:  # a thread reads what it wrote
+                nearest = tl.load(scratch + slot, mask=is_point, other=-2.0)
+            to_x, to_y, to_z = x - from_x, y - from_y, z - from_z
+            nearest = tl.minimum(nearest, (to_x * to_x + to_y * to_y) + to_z * to_z)
+            tl.store(scratch + slot, nearest, mask=is_point)
+            best, where = tl.max(nearest, axis=0, return_indices=True, return_indices_tie_break_left=True)
+            next_chosen = tl.where(best > farthest, begin + where, next_chosen)
+            farthest = tl.maximum(farthest, best)
+        chosen = next_chosen

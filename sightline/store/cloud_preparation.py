@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from sightline.contract.errors import DataError
-from sightline.ops.farthest_points import farthest_point_sample
+from sightline.ops.farthest_points import farthest_points
 from sightline.ops.surfaces import SurfacePoints, estimate_normals, sample_surface
 from sightline.store.files.cloud_files import PointCloud, check_strays
 from sightline.store.files.input_files import damaged, download_again
@@ -214,7 +214,7 @@ def _farthest_first(points: np.ndarray, count: int) -> np.ndarray:
     """Compute the farthest-point order from the first point; the duplicates of points follow by index."""
     centred = points - points.mean(axis=0)
     scaled = torch.from_numpy(centred / max(np.abs(centred).max(), np.finfo(np.float64).tiny))
-    index = farthest_point_sample(scaled[None], num_samples=count)[0].numpy()
+    index = farthest_points(scaled[None], num_samples=count)[0].numpy()
     distinct = index[np.sort(np.unique(index, return_index=True)[1])]
     remaining = np.setdiff1d(np.arange(len(points)), distinct)
     return np.concatenate([distinct, remaining])[:count]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.ops import farthest_point_sample, gather_points, nearest_neighbours
+from sightline.ops import farthest_points, gather_points, nearest_neighbours
 from tests.compare.steps import compared, guilty
 from tests.models.small_models import small_model
 
@@ -50,7 +50,7 @@ class Farthest(nn.Module):
         self.layer = nn.Linear(3, 4)
 
     def forward(self, points: Tensor) -> Tensor:
-        chosen = farthest_point_sample(points, num_samples=9, start=self.start)
+        chosen = farthest_points(points, num_samples=9, start=self.start)
         return self.layer(gather_points(points, chosen[:, None])[:, 0])
 
 

@@ -16,10 +16,10 @@ from sightline.layers.dense_vector_attention import (
     PlainDenseVectorAttention,
 )
 from sightline.layers.edge_conv import map_edges, map_gradient, map_points
+from sightline.layers.pyramid import Edges, build_pyramid
 from sightline.layers.transformer import OffsetAttention, SelfAttention
 from sightline.layers.vector_attention import PlainVectorAttention, VectorAttention
 from sightline.ops import gather_points, nearest_neighbours, numba_kernels
-from sightline.ops.packed import Edges, build_pyramid
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     Golden,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.layers.pooling import LinearNormMax, LinearNormPool
+from sightline.layers.pyramid import PyramidLevel, build_pyramid
 from sightline.layers.transitions import (
     GlobalContext,
     PlainTransitionDown,
@@ -22,7 +23,6 @@ from sightline.layers.transitions import (
     segment_mean,
 )
 from sightline.ops import numba_kernels
-from sightline.ops.packed import PyramidLevel, build_pyramid
 from tests.golden_parity import Golden, assert_gradients_and_buffers, assert_outputs, each_mode, load_golden
 from tests.layers.passes import (
     BOUND,
@@ -270,7 +270,7 @@ def test_the_way_up_agrees_with_the_reference_where_it_has_three_points(shared: 
 
 def between(golden: Golden) -> PyramidLevel:
     """The level of given coarse points under given fine ones."""
-    from sightline.ops.packed import Edges, _interpolation_weights
+    from sightline.layers.pyramid import Edges, _interpolation_weights
 
     fine, coarse = golden.tensor("in.coord1"), golden.tensor("in.coord2")
     none = Edges(torch.zeros(0, 1), torch.zeros(0, 1, 3), torch.zeros(0), is_whole=True)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from sightline.areas.scenes import point_transformer
 from sightline.areas.scenes.point_transformer import PointTransformer, PointTransformerBlock
 from sightline.contract.errors import ConfigError
-from sightline.ops.packed import Edges, InterpolationWeights, PyramidLevel, build_pyramid
+from sightline.layers.pyramid import Edges, InterpolationWeights, PyramidLevel, build_pyramid
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     Golden,

@@ -8,7 +8,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from sightline.ops import neighbours
-from sightline.ops.farthest_points import farthest_point_sample
+from sightline.ops.farthest_points import farthest_points
 from sightline.ops.neighbours import ball_query, gather_points, nearest_neighbours
 from sightline.ops.packed import packed_ball_query
 from tests.cases import run_each
@@ -61,7 +61,7 @@ def test_one_cloud_without_its_batch_is_refused_by_shape() -> None:
     for call in (
         lambda: nearest_neighbours(points, num_neighbours=2),
         lambda: ball_query(points, centres=points, radius=1.0, num_neighbours=2),
-        lambda: farthest_point_sample(points, num_samples=2),
+        lambda: farthest_points(points, num_samples=2),
     ):
         with pytest.raises(
             ValueError, match=r"points: found the shape \(5, 3\), expected \(clouds, points, channels\)"

@@ -8,16 +8,11 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from sightline.contract.types import Field, SampleKey
-from sightline.ops import ball_query, farthest_point_sample, interpolate, nearest_neighbours
-from sightline.ops.packed import (
-    build_pyramid,
-    pack,
-    packed_ball_query,
-    packed_farthest_point_sample,
-    packed_interpolate,
-    packed_nearest_neighbours,
-    unpack,
-)
+from sightline.layers.pyramid import build_pyramid
+from sightline.ops import ball_query, farthest_points, interpolate, nearest_neighbours
+from sightline.ops.farthest_points import packed_farthest_points
+from sightline.ops.packed import packed_ball_query, packed_interpolate, packed_nearest_neighbours
+from sightline.ops.segments import pack, unpack
 from sightline.store.loading.batch_reader import collate
 from tests.golden_parity import Golden, load_golden
 
@@ -57,14 +52,14 @@ def test_each_segment_has_the_neighbours_it_has_alone(ragged: tuple[Tensor, Tens
 def test_each_segment_is_sampled_as_it_is_alone(ragged: tuple[Tensor, Tensor]) -> None:
     points, offsets = ragged
     num_samples = torch.where(offsets.diff() > 0, (offsets.diff() // 4).clamp(min=1), 0)
-    chosen = packed_farthest_point_sample(points, offsets=offsets, num_samples=num_samples)
+    chosen = packed_farthest_points(points, offsets=offsets, num_samples=num_samples)
     assert chosen.offsets.tolist() == [0, 9, 10, 10, 135, 136]
     expected = [
-        farthest_point_sample(points[None, begin:end], num_samples=max(1, (end - begin) // 4))[0] + begin
+        farthest_points(points[None, begin:end], num_samples=max(1, (end - begin) // 4))[0] + begin
         for begin, end in segments(offsets)
     ]
     assert torch.equal(chosen.index, torch.cat(expected))
-    started = packed_farthest_point_sample(
+    started = packed_farthest_points(
         points, offsets=offsets, num_samples=num_samples, start=torch.tensor([5, 0, 0, 9, 2])
     )
     assert started.index[started.offsets[torch.tensor([0, 1, 3, 4])]].tolist() == [5, 37, 38 + 9, 538 + 2]
@@ -72,7 +67,7 @@ def test_each_segment_is_sampled_as_it_is_alone(ragged: tuple[Tensor, Tensor]) -
 
 def test_each_segment_is_grouped_and_interpolated_as_it_is_alone(ragged: tuple[Tensor, Tensor]) -> None:
     points, offsets = ragged
-    chosen = packed_farthest_point_sample(points, offsets=offsets, num_samples=(offsets.diff() + 1) // 2)
+    chosen = packed_farthest_points(points, offsets=offsets, num_samples=(offsets.diff() + 1) // 2)
     centres, features = points[chosen.index], torch.randn(len(chosen.index), 6)
     groups = packed_ball_query(
         points, offsets=offsets, centres=centres, centre_offsets=chosen.offsets, radius=0.7, num_neighbours=9
@@ -122,7 +117,7 @@ def test_gradients_of_interpolation_stay_within_their_segment(ragged: tuple[Tens
 def test_published_numbers(case: int, shared) -> None:
     golden = load_golden(shared, "fn_packed_ops")
     points, offsets, new_offsets = golden_case(golden, case)
-    chosen = packed_farthest_point_sample(points, offsets=offsets, num_samples=new_offsets.diff())
+    chosen = packed_farthest_points(points, offsets=offsets, num_samples=new_offsets.diff())
     assert torch.equal(chosen.index, golden.tensor(f"case{case}.fps_idx").long())
     assert torch.equal(chosen.offsets, new_offsets)
     queries, padded = points[chosen.index], golden.tensor(f"case{case}.padded_rows")
@@ -179,7 +174,7 @@ def test_padded_clouds_become_packed_ones_and_come_back() -> None:
 def test_offsets_and_counts_have_to_be_tensors_that_fit() -> None:
     points, offsets = torch.rand(6, 3), torch.tensor([0, 2, 6])
     with pytest.raises(ValueError, match="found a list of offsets or numbers; give a tensor"):
-        packed_farthest_point_sample(points, offsets=offsets, num_samples=[1, 1])  # type: ignore[arg-type]
+        packed_farthest_points(points, offsets=offsets, num_samples=[1, 1])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="found a list of offsets or numbers; give a tensor"):
         unpack(points, offsets=[0, 2, 6])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"offsets .* of 6 rows; they start at 0"):
@@ -204,9 +199,9 @@ def test_what_cannot_be_done_names_the_segment() -> None:
             points, offsets=offsets, num_neighbours=1, queries=points[:2], query_offsets=torch.tensor([0, 0, 2])
         )
     with pytest.raises(ValueError, match="segment 1: 1 samples asked for in 0 points"):
-        packed_farthest_point_sample(points, offsets=offsets, num_samples=torch.tensor([1, 1]))
+        packed_farthest_points(points, offsets=offsets, num_samples=torch.tensor([1, 1]))
     with pytest.raises(ValueError, match="segment 0: -2 samples asked for; num_samples is at least 0"):
-        packed_farthest_point_sample(points, offsets=offsets, num_samples=torch.tensor([-2, 0]))
+        packed_farthest_points(points, offsets=offsets, num_samples=torch.tensor([-2, 0]))
     with pytest.raises(ValueError, match="2 segments of points, 1 of queries"):
         packed_nearest_neighbours(
             points, offsets=offsets, num_neighbours=1, queries=points, query_offsets=torch.tensor([0, 6])
@@ -234,7 +229,7 @@ def test_each_level_keeps_a_share_of_every_cloud_and_at_least_one_point(points: 
     levels = build_pyramid(points, offsets=OFFSETS, strides=(1, 4, 1, 4), num_neighbours=(4, 8, 8, 8))
     sizes = [level.offsets.diff().tolist() for level in levels]
     assert sizes == [[70, 1, 0, 200, 5], [17, 1, 0, 50, 1], [17, 1, 0, 50, 1], [4, 1, 0, 12, 1]]
-    chosen = farthest_point_sample(points[None, 71:271], num_samples=50)[0]
+    chosen = farthest_points(points[None, 71:271], num_samples=50)[0]
     assert torch.equal(levels[1].points[18:68], points[71:271][chosen])
     assert levels[2].points is levels[1].points
     assert levels[2].downsampling is None

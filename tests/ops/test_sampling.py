@@ -8,8 +8,8 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from sightline.ops import farthest_points as sampling
-from sightline.ops.farthest_points import farthest_point_sample
+from sightline.ops import operator
+from sightline.ops.farthest_points import farthest_points
 from sightline.ops.neighbours import Weighting, interpolate, inverse_distance_weights, nearest_neighbours
 from tests.cases import run_each
 from tests.golden_parity import load_golden
@@ -19,14 +19,14 @@ from tests.ops.threads import with_one_and_two_threads
 @pytest.fixture(params=["compiled", "plain"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "plain":
-        monkeypatch.setattr(sampling, "can_use_numba", lambda *tensors: False)
+        monkeypatch.setattr(operator, "can_use_numba", lambda *tensors: False)
     return request.param
 
 
 def by_numpy(cloud: Tensor, num_samples: int, start: int = 0) -> list[int]:
     """The contract for one cloud: products rounded, then added, channel after channel; ties to the lower index."""
     points = cloud.numpy()
-    nearest = np.full(len(points), 1e10, dtype=points.dtype)
+    nearest = np.full(len(points), np.inf, dtype=points.dtype)
     chosen = [start]
     for _ in range(num_samples - 1):
         squared = np.zeros(len(points), dtype=points.dtype)
@@ -41,8 +41,8 @@ def by_numpy(cloud: Tensor, num_samples: int, start: int = 0) -> list[int]:
 def test_points_on_a_line_by_hand(form: str) -> None:
     """At 0, 1, 2, 3, 8: from 0 the farthest is 8, then 3 (3 from 0, 5 from 8); 1 and 2 are 1 away: 1 by its index."""
     points = torch.tensor([[[0.0], [1.0], [2.0], [3.0], [8.0]]])
-    assert farthest_point_sample(points, num_samples=5).tolist() == [[0, 4, 3, 1, 2]]
-    assert farthest_point_sample(points, num_samples=3, start=1).tolist() == [[1, 4, 3]]
+    assert farthest_points(points, num_samples=5).tolist() == [[0, 4, 3, 1, 2]]
+    assert farthest_points(points, num_samples=3, start=1).tolist() == [[1, 4, 3]]
 
 
 @run_each("dtype", [torch.float32, torch.float64])
@@ -55,7 +55,7 @@ def test_every_choice_is_that_of_the_plain_rule(
     grid = torch.randint(0, 4, (num_points, num_channels)).to(dtype) / 10  # ties and duplicates
     points, count = torch.stack([drawn, grid]), min(num_points, 200)
     start = torch.tensor([0, num_points // 2])
-    index = farthest_point_sample(points, num_samples=count, start=start)
+    index = farthest_points(points, num_samples=count, start=start)
     expected = [by_numpy(cloud, count, int(first)) for cloud, first in zip(points, start, strict=True)]
     assert index.tolist() == expected
 
@@ -65,30 +65,30 @@ def test_every_choice_is_that_of_the_plain_rule(
 def test_every_choice_from_clouds_with_several_levels_of_nodes(num_points: int, dtype: torch.dtype) -> None:
     drawn = torch.randn(num_points, 3, dtype=dtype)
     grid = torch.randint(0, 7, (num_points, 3)).to(dtype) / 10  # far more points than places
-    points, count = torch.stack([drawn, grid, drawn * 1e4]), 400  # distances above 1e5 count as 1e5
-    index = farthest_point_sample(points, num_samples=count, start=num_points - 1)
+    points, count = torch.stack([drawn, grid, drawn * 1e4]), 400
+    index = farthest_points(points, num_samples=count, start=num_points - 1)
     assert index.tolist() == [by_numpy(cloud, count, num_points - 1) for cloud in points]
-    barred = farthest_point_sample(points, num_samples=count, min_squared_norm=1.5)
+    barred = farthest_points(points, num_samples=count, min_squared_norm=1.5)
     assert (points[0, barred[0, 1:]].square().sum(dim=1) > 1.5).all()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "can_use_numba", lambda *tensors: False)
-        plain = farthest_point_sample(points, num_samples=count, min_squared_norm=1.5)
+        patch.setattr(operator, "can_use_numba", lambda *tensors: False)
+        plain = farthest_points(points, num_samples=count, min_squared_norm=1.5)
     assert torch.equal(barred, plain)
 
 
 @run_each("scale", [1e-25, 1.0, 3e5, 1e25])
 def test_numbers_of_any_size(scale: float, form: str) -> None:
-    """Squares that vanish tie at 0, and those above 1e10 at 1e10, as in the published codes."""
+    """Squares that vanish tie at 0, and those beyond the range of float32 at infinity."""
     cloud = torch.randn(100, 3) * scale
     with np.errstate(over="ignore", under="ignore"):
         expected = by_numpy(cloud, 30)
-    assert farthest_point_sample(cloud[None], num_samples=30).tolist() == [expected]
+    assert farthest_points(cloud[None], num_samples=30).tolist() == [expected]
 
 
 def test_at_map_coordinates_the_choice_is_that_of_float64(form: str) -> None:
     """A grid of eighths at 1e4 m: differences, squares and sums are exact in float32, so all choices are the same."""
     points = torch.randint(0, 200, (2, 400, 3)).float() / 8 + 1e4
-    single, double = (farthest_point_sample(cloud, num_samples=80) for cloud in (points, points.double()))
+    single, double = (farthest_points(cloud, num_samples=80) for cloud in (points, points.double()))
     assert torch.equal(single, double)
 
 
@@ -96,18 +96,18 @@ def test_published_numbers(shared, form: str) -> None:
     golden = load_golden(shared, "fn_pointnet_ops")
     for case in ("case0", "case1", "case2", "case3", "case4", "duplicates", "small_norm"):
         points, expected = golden.tensor(f"{case}.xyz"), golden.tensor(f"{case}.fps_idx")
-        assert torch.equal(farthest_point_sample(points, num_samples=expected.shape[1]), expected)
+        assert torch.equal(farthest_points(points, num_samples=expected.shape[1]), expected)
         if f"{case}.fps_idx_skip_small" in golden.arrays:
-            skipping = farthest_point_sample(points, num_samples=expected.shape[1], min_squared_norm=1e-3)
+            skipping = farthest_points(points, num_samples=expected.shape[1], min_squared_norm=1e-3)
             assert torch.equal(skipping, golden.tensor(f"{case}.fps_idx_skip_small").long())
 
 
 def test_points_near_the_origin_are_left_out_and_index_0_stands_in(form: str) -> None:
     """At 3, 0, 1, 2 with norms above 1 allowed: 3 first, then 2; none is left, so index 0 comes from then on."""
     points = torch.tensor([[[3.0], [0.0], [1.0], [2.0]]])
-    index = farthest_point_sample(points, num_samples=4, min_squared_norm=1.0)
+    index = farthest_points(points, num_samples=4, min_squared_norm=1.0)
     assert index.tolist() == [[0, 3, 0, 0]]
-    barred = farthest_point_sample(points, num_samples=3, start=1, min_squared_norm=100.0)
+    barred = farthest_points(points, num_samples=3, start=1, min_squared_norm=100.0)
     assert barred.tolist() == [[1, 0, 0]]
 
 
@@ -121,29 +121,29 @@ def test_choice_of_mmdetection3d_on_real_features(shared, form: str) -> None:
     points = vectors * values.clamp(min=0).sqrt()[:, None]
     error = (torch.cdist(points, points).square() - squared).abs().max()
     assert error < 0.1, "the distances, up to 1e4 with float32 noise of 1e-2, are those of points"
-    assert torch.equal(farthest_point_sample(points, num_samples=16), expected)
+    assert torch.equal(farthest_points(points, num_samples=16), expected)
 
 
 def test_one_thread_and_two_give_the_same_bits() -> None:
     points = torch.rand(3, 300, 3)
-    assert torch.equal(*with_one_and_two_threads(lambda: farthest_point_sample(points, num_samples=99)))
+    assert torch.equal(*with_one_and_two_threads(lambda: farthest_points(points, num_samples=99)))
 
 
 def test_half_precision_is_compared_in_float32(form: str) -> None:
     points = torch.randn(1, 50, 3).half()
-    expected = farthest_point_sample(points.float(), num_samples=20)
-    assert torch.equal(farthest_point_sample(points, num_samples=20), expected)
+    expected = farthest_points(points.float(), num_samples=20)
+    assert torch.equal(farthest_points(points, num_samples=20), expected)
 
 
 def test_what_cannot_be_sampled_is_named() -> None:
     with pytest.raises(ValueError, match=r"9 samples asked for in clouds of 8 points"):
-        farthest_point_sample(torch.zeros(1, 8, 3), num_samples=9)
+        farthest_points(torch.zeros(1, 8, 3), num_samples=9)
     with pytest.raises(ValueError, match=r"start\[1\]: 8 is outside 0..7"):
-        farthest_point_sample(torch.zeros(2, 8, 3), num_samples=2, start=torch.tensor([0, 8]))
+        farthest_points(torch.zeros(2, 8, 3), num_samples=2, start=torch.tensor([0, 8]))
     points = torch.zeros(1, 8, 3)
     points[0, 3, 1] = np.nan
     with pytest.raises(ValueError, match=r"points\[0\]: point 3 is \[0.0, nan, 0.0\]"):
-        farthest_point_sample(points, num_samples=2)
+        farthest_points(points, num_samples=2)
 
 
 def test_a_compiled_graph_has_one_operator_for_all_turns() -> None:
@@ -154,15 +154,15 @@ def test_a_compiled_graph_has_one_operator_for_all_turns() -> None:
         return graph
 
     points = torch.rand(2, 40, 3, generator=torch.Generator().manual_seed(0))
-    compiled = torch.compile(lambda given: farthest_point_sample(given, num_samples=9) + 0, backend=compile_nothing)
-    assert torch.equal(compiled(points), farthest_point_sample(points, num_samples=9))
+    compiled = torch.compile(lambda given: farthest_points(given, num_samples=9) + 0, backend=compile_nothing)
+    assert torch.equal(compiled(points), farthest_points(points, num_samples=9))
     called = [node.target for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
-    assert called.count(torch.ops.sightline.farthest_point_sample.default) == 1
+    assert called.count(torch.ops.sightline.farthest_points.default) == 1
     assert not any("argmax" in str(target) for target in called)
 
 
 def test_points_without_coordinates_are_all_alike(form: str) -> None:
-    assert farthest_point_sample(torch.zeros(1, 100, 0), num_samples=3, start=7).tolist() == [[7, 0, 0]]
+    assert farthest_points(torch.zeros(1, 100, 0), num_samples=3, start=7).tolist() == [[7, 0, 0]]
 
 
 # --- Interpolation: by hand, SciPy, the published numbers, float32 against float64 ---

@@ -12,6 +12,7 @@ from sightline.contract.arguments import Count, Probability
 from sightline.contract.errors import ConfigError
 from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.layers.mlp import LinearNorm, Width, packed_channels
+from sightline.layers.pyramid import Edges, PyramidLevel, build_pyramid
 from sightline.layers.transitions import (
     GlobalContext,
     PlainTransitionDown,
@@ -20,7 +21,8 @@ from sightline.layers.transitions import (
     segment_mean,
 )
 from sightline.layers.vector_attention import SHARE_PLANES, PlainVectorAttention, VectorAttention
-from sightline.ops.packed import Edges, PyramidLevel, assert_finite_rows, build_pyramid
+from sightline.ops.distances import assert_finite_rows
+from sightline.ops.segments import locate_row
 from sightline.ops.waits import read_list
 
 _HEAD_WIDTHS = (256, 128)
@@ -134,7 +136,7 @@ class PointTransformerEncoder(nn.Module):
         """Return the features of every level (P, widths[level]), and the levels."""
         packed, values, offsets = packed_channels(points, features, offsets, in_channels=self.in_channels)
         levels = build_pyramid(packed, offsets=offsets, strides=self.strides, num_neighbours=self.num_neighbours)
-        assert_finite_rows(values, offsets=offsets, name="points and features")
+        assert_finite_rows(values, lambda row: locate_row(row, offsets), name="points and features")
         self._assert_statistics(levels)
         level_features = []
         for stage, level in zip(self.stages, levels, strict=True):

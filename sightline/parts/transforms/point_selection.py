@@ -17,7 +17,7 @@ from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat,
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import Field
-from sightline.ops.farthest_points import farthest_point_sample
+from sightline.ops.farthest_points import farthest_points
 from sightline.ops.neighbours import nearest_neighbours
 from sightline.ops.pinhole import CROP_WIDTH, CropPlacement, crop_depth
 
@@ -143,7 +143,7 @@ class FarthestPoints(PointSelector):
                 f"set num_points to at most {points.shape[1]}"
             )
         return PointSelection(
-            farthest_point_sample(points, num_samples=self.num_points, min_squared_norm=self.min_squared_norm)
+            farthest_points(points, num_samples=self.num_points, min_squared_norm=self.min_squared_norm)
         )
 
 

@@ -29,7 +29,7 @@ from sightline.contract.pytree import join_path
 from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.instrument import ModuleCall, Tape, record
 from sightline.instrument.formats import FORMATS, TF32, Format, coarser, result_format
-from sightline.ops import packed as levels
+from sightline.layers import pyramid as levels
 from sightline.runs.atomic_files import disk_failure
 from sightline.runs.run_directory import RunDirectory
 

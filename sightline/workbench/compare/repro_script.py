@@ -127,7 +127,7 @@ def nest(value: Any, tensors: Any, dtype: torch.dtype, sources: Any) -> Any:
     if "tuple" in value:
         return tuple(nest(item, tensors, dtype, sources) for item in value["tuple"])
     if "class" in value:
-        import sightline.ops.packed as levels
+        import sightline.layers.pyramid as levels
 
         fields = {key: nest(item, tensors, dtype, sources) for key, item in value["fields"].items()}
         return getattr(levels, value["class"])(**fields)

@@ -16,7 +16,7 @@ from sightline.areas.clouds.models.pointnet import PointNetPlainOutput
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluator
-from sightline.ops import farthest_point_sample, gather_points, nearest_neighbours
+from sightline.ops import farthest_points, gather_points, nearest_neighbours
 from sightline.workbench.check.checks.model.cross_sample_leak import cross_sample_leak
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.finding import Finding
@@ -281,7 +281,7 @@ def test_a_norm_without_statistics_fails_for_one_sample(small: TrainingSetup) ->
 def within_clouds(model: Mixing, values: Tensor) -> Tensor:
     """Neighbours and samples of each cloud in the space of features: decisions."""
     index = nearest_neighbours(values, num_neighbours=4)
-    chosen = farthest_point_sample(values[..., :3].contiguous(), num_samples=8)
+    chosen = farthest_points(values[..., :3].contiguous(), num_samples=8)
     return gather_points(values, index).mean(dim=2) + gather_points(values, chosen[:, None]).mean(dim=2)
 
 

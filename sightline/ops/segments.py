@@ -1,0 +1,88 @@
+"""Segments of packed rows: clouds of any sizes one after another, with `offsets` (S+1,) int64 from 0 to all rows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sightline.ops.waits import read_list
+
+
+class Run(NamedTuple):
+    """Consecutive segments of one size: `rows` of theirs, and `other_rows` of what belongs to them."""
+
+    segments: slice
+    rows: slice
+    other_rows: slice
+    count: int
+    size: int
+    other_size: int
+
+
+def list_runs(sizes: Sequence[int], other_sizes: Sequence[int]) -> Iterator[Run]:
+    """Iterate over runs of segments of equal sizes, both of rows and of others; those without others are left out.
+
+    Equal clouds, such as a stacked batch, go through dense functions at once.
+    """
+    segment = row = other = 0
+    for (size, other_size), group in itertools.groupby(zip(sizes, other_sizes, strict=True)):
+        count = len(list(group))
+        ends = segment + count, row + count * size, other + count * other_size
+        if other_size:
+            slices = slice(segment, ends[0]), slice(row, ends[1]), slice(other, ends[2])
+            yield Run(*slices, count, size, other_size)
+        segment, row, other = ends
+
+
+def first_rows(run: Run, device: torch.device) -> Tensor:
+    """Return the first row (count,) of each segment of a run."""
+    return run.rows.start + run.size * torch.arange(run.count, device=device)
+
+
+def read_sizes(rows: Tensor, offsets: Tensor, *, name: str) -> list[int]:
+    """Read the sizes of the segments of `rows` (P, ...); raise ValueError for offsets that do not fit."""
+    bounds = read_list(offsets)
+    if bounds[:1] != [0] or bounds[-1] != rows.shape[0] or bounds != sorted(bounds):
+        raise ValueError(
+            f"{name} {bounds[:8]} of {rows.shape[0]} rows; they start at 0, never fall, and end at the number of rows "
+            "(cumulative counts without the leading 0 are another convention)"
+        )
+    return [last - first for first, last in itertools.pairwise(bounds)]
+
+
+def locate_row(row: int, offsets: Tensor) -> tuple[int, int]:
+    """Return the segment of a row, and its place there."""
+    segment = int((offsets <= row).sum()) - 1
+    return segment, row - int(offsets[segment])
+
+
+def pack(padded: Tensor, *, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Pack the rows of `padded` (B, N, ...) selected by `mask` (B, N), in order; returns rows and offsets (B+1,)."""
+    offsets = torch.nn.functional.pad(mask.sum(dim=1).cumsum(0), (1, 0))
+    return padded[mask], offsets
+
+
+def unpack(rows: Tensor, *, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Pad the segments of `rows` (P, ...) with zeros to the longest.
+
+    (S, N, ...), and the mask (S, N) of actual rows. Raises ValueError for offsets that do not fit.
+    """
+    longest = max(read_sizes(rows, offsets, name="offsets"), default=0)
+    mask = torch.arange(longest, device=rows.device) < offsets.diff()[:, None]
+    padded = rows.new_zeros((*mask.shape, *rows.shape[1:]))
+    padded[mask] = rows
+    return padded, mask
+
+
+def batch_to_offsets(batch: Tensor, num_segments: int) -> Tensor:
+    """Convert a batch vector (P,), the segment of each row in rising order, to offsets (num_segments + 1,)."""
+    return torch.searchsorted(batch, torch.arange(num_segments + 1, device=batch.device, dtype=batch.dtype))
+
+
+def offsets_to_batch(offsets: Tensor, num_rows: int) -> Tensor:
+    """Convert offsets (S+1,) to a batch vector (num_rows,), the segment of each row, int64."""
+    return torch.searchsorted(offsets, torch.arange(num_rows, device=offsets.device), right=True) - 1
