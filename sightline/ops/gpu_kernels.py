@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Callable
 from functools import cache, update_wrapper
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
 
 
 class _Language:
@@ -30,7 +30,7 @@ class GpuKernel:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self._jitted: Any = None
-        update_wrapper(self, function)
+        update_wrapper(cast(Any, self), function)
 
     @property
     def jitted(self) -> Any:
