@@ -40,6 +40,7 @@ class Operator(Generic[P, R]):
         self.cpu: Callable[..., R] | None = None
         self.gpu: Callable[..., R] | None = None
         self.launches = launches
+        self._takes: Callable[..., bool] = lambda *arguments: True
         self._check = check or (lambda *arguments: None)
         plain.__annotations__ = get_type_hints(plain)
         schema = infer_schema(plain, mutates_args=())
@@ -82,16 +83,19 @@ class Operator(Generic[P, R]):
         def decorate(function: Callable[..., R]) -> Callable[..., R]:
             def run(*arguments: Any) -> R:
                 self._check(*arguments)
-                floats = [value for value in arguments if isinstance(value, Tensor) and value.is_floating_point()]
-                is_taken = all(value.dtype == torch.float32 for value in floats) and (not takes or takes(*arguments))
-                form: Callable[..., R] = function if is_taken and has_triton() else self.plain
+                form: Callable[..., R] = function if self.takes(*arguments) and has_triton() else self.plain
                 return form(*arguments)
 
-            self.gpu = function
+            self.gpu, self._takes = function, takes or self._takes
             self.definition.register_kernel("cuda")(run)
             return function
 
         return decorate
+
+    def takes(self, *arguments: Any) -> bool:
+        """Return True if the GPU's kernel takes these arguments: numbers in float32, of the form that it states."""
+        floats = [value for value in arguments if isinstance(value, Tensor) and value.is_floating_point()]
+        return all(value.dtype == torch.float32 for value in floats) and self._takes(*arguments)
 
     def gradient(self, setup: Callable[..., None]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorate the backward pass; `setup(ctx, inputs, output)` saves what it needs."""
