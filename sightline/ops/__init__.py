@@ -6,6 +6,7 @@ are installed. They work in anybody's module, with autograd, autocast and `torch
 
 from __future__ import annotations
 
+from sightline.ops.edge_convolution import EdgeSums, edge_extremes, edge_gradients
 from sightline.ops.farthest_points import farthest_points, packed_farthest_points
 from sightline.ops.neighbours import ball_query, gather_points, interpolate, nearest_neighbours
 from sightline.ops.packed import Neighbours, packed_ball_query, packed_interpolate, packed_nearest_neighbours
@@ -20,11 +21,14 @@ from sightline.ops.segments import batch_to_offsets, offsets_to_batch, pack, unp
 from sightline.ops.surfaces import areas_and_normals, estimate_normals, sample_surface
 
 __all__ = [
+    "EdgeSums",
     "Neighbours",
     "areas_and_normals",
     "axis_rotation",
     "ball_query",
     "batch_to_offsets",
+    "edge_extremes",
+    "edge_gradients",
     "estimate_normals",
     "euler_matrix",
     "farthest_points",
