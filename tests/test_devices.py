@@ -10,16 +10,11 @@ import torch
 from torch import Tensor
 
 from sightline.ops import neighbours
+from sightline.ops.heat_maps import gaussian_heatmaps, gaussian_heatmaps_reference, one_hot_heatmaps
 from sightline.ops.pinhole import CropPlacement, crop_depth
 from sightline.ops.priors import fit_anchor_shapes
 from sightline.ops.suppression import greedy_nms, soft_nms
-from sightline.ops.volumes import (
-    CubePlacement,
-    gaussian_heatmaps,
-    gaussian_heatmaps_reference,
-    occupancy,
-    one_hot_heatmaps,
-)
+from sightline.ops.voxels import CubePlacement, occupancy
 from tests.devices import OTHER, other_device
 
 CAMERA = torch.tensor([[50.0, 50, 8, 6]])
