@@ -111,7 +111,7 @@ def _normed_extreme(pairs: Tensor, offset: Tensor | None, index: Tensor, norm: n
         dtype = pairs.dtype if offset is None else offset.dtype
         shift = _mean_over_points(pairs, offset)
         edges = edge_extremes(pairs, index, sign=norm.weight.sign().to(dtype), shift=shift, offset=offset)
-        sums = ShiftedSums(shift.double(), edges.total, edges.total_of_squares, index.numel())
+        sums = ShiftedSums(shift, edges.total, edges.total_of_squares, index.numel())
         statistics = normalisation_statistics(norm, sums if uses_batch_statistics(norm) else None, dtype)
     normed: Tensor = _NormedExtreme.apply(
         pairs, offset, norm.weight, norm.bias, index, edges.extreme, edges.position, *statistics, norm
@@ -132,7 +132,7 @@ class _NormedExtreme(Function):
         index: Tensor,
         extreme: Tensor,
         position: Tensor,
-        count: Tensor | None,
+        count: Tensor | int | None,
         mean: Tensor,
         inverse_deviation: Tensor,
         norm: nn.BatchNorm1d,
@@ -144,21 +144,21 @@ class _NormedExtreme(Function):
                 centre_terms = centre_terms + offset[part].chunk(2, dim=-1)[1]
             standard[part].add_(centre_terms - mean).mul_(inverse_deviation)
             normed[part] = torch.addcmul(bias, standard[part], weight)
-        ctx.norm = norm
-        ctx.save_for_backward(pairs, offset, index, position, standard, weight, count, mean, inverse_deviation)
+        ctx.norm, ctx.count = norm, count
+        ctx.save_for_backward(pairs, offset, index, position, standard, weight, mean, inverse_deviation)
         return normed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        pairs, offset, index, position, standard, weight, count, mean, inverse_deviation = ctx.saved_tensors
+        pairs, offset, index, position, standard, weight, mean, inverse_deviation = ctx.saved_tensors
         to_bias = gradients[0].sum(dim=(0, 1))
         product = gradients[0] * standard
         to_weight = product.sum(dim=(0, 1))
         scale = weight * inverse_deviation
         constant, slope = batch_statistics_gradients(
             ctx.norm,
-            count,
+            ctx.count,
             grad_bias=to_bias,
             to_weight=to_weight,
             scale=scale,

@@ -6,6 +6,7 @@ are installed. They work in anybody's module, with autograd, autocast and `torch
 
 from __future__ import annotations
 
+from sightline.ops.batch_statistics import batch_statistics, statistics_gradients
 from sightline.ops.edge_convolution import EdgeSums, edge_extremes, edge_gradients
 from sightline.ops.farthest_points import farthest_points, packed_farthest_points
 from sightline.ops.neighbours import ball_query, gather_points, interpolate, nearest_neighbours
@@ -26,6 +27,7 @@ __all__ = [
     "areas_and_normals",
     "axis_rotation",
     "ball_query",
+    "batch_statistics",
     "batch_to_offsets",
     "edge_extremes",
     "edge_gradients",
@@ -44,6 +46,7 @@ __all__ = [
     "quaternion_matrix",
     "rotate_points",
     "sample_surface",
+    "statistics_gradients",
     "uniform_quaternion",
     "unpack",
 ]

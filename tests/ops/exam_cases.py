@@ -88,6 +88,18 @@ def _edge_gradients_table(*, is_half: bool) -> tuple[Any, ...]:
     return pairs, index, position, empty(32, 1024, 128), sign, sign, shift, offset
 
 
+def _statistics(dtype: torch.dtype) -> tuple[Any, ...]:
+    values = clouds(torch.float64, 1, 40, 5)[0] + 3
+    origin, running = values[0].to(dtype), clouds(dtype, 1, 2, 5)[0]
+    moved = values - origin
+    return origin, moved.sum(dim=0), moved.square().sum(dim=0), running[0], running[1], 40, 0.1, 1e-5, dtype
+
+
+def _statistics_table() -> tuple[Any, ...]:
+    each, sums = empty(128), empty(128, dtype=torch.float64)
+    return each, sums, sums, each, each, 655360, 0.1, 1e-5, torch.float32
+
+
 CASES = [
     OperatorCase(
         "farthest_points",
@@ -132,5 +144,13 @@ CASES = [
         lambda dtype: _edge_gradients(dtype, is_half=True),
         2**-8,  # sums are rounded to bfloat16
         table=lambda: _edge_gradients_table(is_half=True),
+    ),
+    OperatorCase("batch_statistics", "float", _statistics, 1e-6, table=_statistics_table),
+    OperatorCase(
+        "statistics_gradients",
+        "float",
+        lambda dtype: (*clouds(dtype, 1, 4, 5)[0], 40),
+        1e-6,
+        table=lambda: (*(empty(128) for _ in range(4)), 655360),
     ),
 ]
