@@ -32,7 +32,7 @@ from sightline.layers.edge_conv import map_edges, map_gradient, map_points
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.set_abstraction import PlainPlaceGroup, RelativeGroup, gather_rows
 from sightline.ops import farthest_points, gather_points, interpolate
-from sightline.ops.neighbours import assert_rows
+from sightline.ops.grouping import assert_rows
 from sightline.ops.waits import is_recording, is_transformed
 
 _ENTRIES_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}

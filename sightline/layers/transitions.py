@@ -26,7 +26,7 @@ from sightline.layers.batch_norm import (
 )
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.pyramid import Edges, PyramidLevel
-from sightline.ops.neighbours import assert_rows
+from sightline.ops.grouping import assert_rows
 from sightline.ops.numba_kernels import can_use_numba, cpu_autocast_dtype, numba_kernel, run_parallel
 from sightline.ops.waits import is_recording
 
