@@ -26,7 +26,6 @@ from benchmarks.textbook import (
 )
 from sightline.areas.clouds.models.dgcnn import DGCNN, DGCNNEncoder
 from sightline.areas.clouds.models.pct import PCT
-from sightline.areas.clouds.models.point_transformer_dense import DensePointTransformer
 from sightline.areas.clouds.models.pointnet2 import PointNet2
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.contrast.crosspoint import CrossPoint
@@ -43,8 +42,6 @@ MODELS: dict[str, tuple[type[nn.Module], Callable[[Any], nn.Module]]] = {
 }
 QUICK = {"batch": 4, "points": 512}
 NUM_CLASSES = 40
-_PARTS: dict[str, Any] = {"num_classes": 30, "in_channels": 3, "num_categories": 12}
-"""Facts of `synthetic_shapes` with `target: parts`."""
 
 
 def cases() -> list[BenchmarkCase]:
@@ -139,10 +136,7 @@ def _make_transformer_case() -> BenchmarkCase:
 
 
 def _make_unfused_cases() -> list[BenchmarkCase]:
-    """Make the cases of a scene, whose distances among 80,000 points no textbook form can hold (26 GB), and of a step.
-
-    The step is that of the dense Point Transformer, 512 channels wide.
-    """
+    """Make the case of a scene, whose distances among 80,000 points no textbook form can hold (26 GB)."""
     return [
         BenchmarkCase(
             suite="models",
@@ -153,19 +147,6 @@ def _make_unfused_cases() -> list[BenchmarkCase]:
             baseline=Implementation("plain", forward_form(_build_plain), close_in_float32),
             variants=(Implementation("sightline", forward_form(copy.deepcopy), close_in_float32),),
             exactly=IN_FLOAT64,
-        ),
-        BenchmarkCase(
-            suite="models",
-            label="point_transformer_dense_step_{batch}x{points}",
-            size={"batch": 2, "points": 1024},
-            quick={"batch": 2, "points": 64},
-            make=_make_categorised_parts,
-            baseline=Implementation("plain", step_form(_build_plain_dense), _close_dense),
-            variants=(
-                Implementation("sightline", step_form(copy.deepcopy), _close_dense),
-                Implementation("sightline_bf16", step_form(copy.deepcopy, is_half=True), _close_dense_in_half),
-            ),
-            exactly=ExactComparison(_first_points_in_float64, same_numbers),
         ),
     ]
 
@@ -224,16 +205,6 @@ def make_parts(*, batch: int, points: int) -> dict[str, Any]:
     return {"model": model, "points": clouds["points"], "label": clouds["label"]}
 
 
-def _make_categorised_parts(*, batch: int, points: int) -> dict[str, Any]:
-    """Make solids with their category and part labels of their points, and a dense model with seeded weights."""
-    shapes = SyntheticShapes(split="train", train_size=batch, num_points=points, target="parts")
-    clouds = shapes.get_batch([SampleKey(index, 0, 0) for index in range(batch)])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = DensePointTransformer(**_PARTS)
-    return {"model": model, **{name: clouds[name] for name in ("points", "category", "label")}}
-
-
 def spread_norms(model: nn.Module) -> None:
     """Draw the weights of batch norms, some negative, so that an implementation that assumes positive ones fails."""
     for module in model.modules():
@@ -248,15 +219,6 @@ def _in_float64(inputs: dict[str, Any]) -> dict[str, Any]:
     return {"model": copy.deepcopy(inputs["model"]).double(), **samples}
 
 
-def _first_points_in_float64(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return the first 64 points of every cloud, and the same weights, in float64."""
-    return inputs | {
-        "model": copy.deepcopy(inputs["model"]).double(),
-        "points": inputs["points"][:, :64].double(),
-        "label": inputs["label"][:, :64],
-    }
-
-
 # --- forms -----------------------------------------------------------------------------------------------------------
 
 
@@ -265,10 +227,6 @@ def _build_plain(ours: PointTransformer) -> nn.Module:
     return _copy_weights(
         ours, PointTransformer(num_classes=ours.num_classes, in_channels=ours.in_channels, fused=False)
     )
-
-
-def _build_plain_dense(ours: nn.Module) -> nn.Module:
-    return _copy_weights(ours, DensePointTransformer(**_PARTS, fused=False))
 
 
 def _copy_weights(ours: nn.Module, plain: nn.Module) -> nn.Module:
@@ -285,12 +243,11 @@ def step_form(
     def open_step(inputs: dict[str, Any]) -> Iterator[Run]:
         model = build(inputs["model"]).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-        arguments = {name: inputs[name] for name in ("points", "category") if name in inputs}
 
         def run() -> dict[str, Any]:
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_half):
-                logits = model(**arguments)["logits"]
+                logits = model(points=inputs["points"])["logits"]
                 loss = F.cross_entropy(logits.flatten(0, -2), inputs["label"].flatten())  # autocast takes it in float32
             loss.backward()
             optimizer.step()
@@ -343,10 +300,6 @@ close_in_float32 = _make_rule(0.1)
 Feature graphs differ in the few neighbours that almost tie, a maximum passes the difference on, and the batch norms of
 the head amplify it.
 """
-_close_dense = _make_rule(1e-3)
-"""Rule: logits to 1e-3 of the largest: no neighbour depends on features, so only rounding differs."""
-_close_dense_in_half = _make_rule(0.1)
-"""Rule: logits to 0.1 of the largest: numbers of 8 bits, and batch norms over few points at the last level."""
 IN_FLOAT64 = ExactComparison(_in_float64, same_numbers)
 
 

@@ -11,16 +11,11 @@ from torch import Tensor
 
 from sightline.ops import operator
 from sightline.ops.ball_query import ball_query
+from sightline.ops.heat_maps import gaussian_heatmaps, gaussian_heatmaps_reference, one_hot_heatmaps
 from sightline.ops.pinhole import CropPlacement, crop_depth
 from sightline.ops.priors import fit_anchor_shapes
 from sightline.ops.suppression import greedy_nms, soft_nms
-from sightline.ops.volumes import (
-    CubePlacement,
-    gaussian_heatmaps,
-    gaussian_heatmaps_reference,
-    occupancy,
-    one_hot_heatmaps,
-)
+from sightline.ops.voxels import CubePlacement, occupancy
 from tests.devices import OTHER, other_device
 
 CAMERA = torch.tensor([[50.0, 50, 8, 6]])

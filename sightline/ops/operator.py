@@ -29,8 +29,8 @@ class Operator(Generic[P, R]):
     """Operator `sightline::<name>`, called like its plain form: by position, with tensors and numbers.
 
     `plain` is the definition, `cpu` and `gpu` the kernels, None without one; `launches` the kernels that a call runs on
-    CUDA by Triton. Graphs that are recorded (`torch.export`, TorchScript) and transforms of `torch.func` get the
-    operations of `graph`, by default the plain form's, since they must not depend on this package, or look into it.
+    CUDA by Triton. Graphs that are recorded (`torch.export`, TorchScript) get the operations of `graph`, by default the
+    plain form's, since they must not depend on this package. Transforms of `torch.func` get the plain form.
     """
 
     def __init__(self, plain: Callable[P, R], *, launches: int | None, check: Callable[..., None] | None) -> None:
@@ -49,15 +49,17 @@ class Operator(Generic[P, R]):
 
     def __call__(self, *arguments: P.args, **named: P.kwargs) -> R:
         """Compute by the implementation of the tensors' device."""
-        if is_recording() or is_transformed():
+        if is_recording():
             return self.graph(*arguments, **named)
+        if is_transformed():
+            return self._run_plain(*arguments, **named)
         result: R = self.definition(*arguments, **named)
         return result
 
-    def _run_plain(self, *arguments: Any) -> R:
-        self._check(*arguments)
+    def _run_plain(self, *arguments: Any, **named: Any) -> R:
+        self._check(*arguments, **named)
         plain: Callable[..., R] = self.plain
-        return plain(*arguments)
+        return plain(*arguments, **named)
 
     def fake(self, function: Callable[..., R]) -> Callable[..., R]:
         """Decorate the function that makes results of the right shapes without computing them."""

@@ -56,9 +56,9 @@ def is_transformed() -> bool:
 def require(holds: Tensor, make_error: Callable[[], Exception]) -> None:
     """Raise the error of `make_error` unless all of `holds` (...) are True: now, or in `deferred_checks` at its end.
 
-    A recorded graph does not contain the check.
+    Neither a recorded nor a compiled graph contains the check; those of operators run inside of them.
     """
-    if is_recording():
+    if is_recording() or torch.compiler.is_compiling():
         return
     if _deferred is not None and _is_deferrable(holds):
         _deferred.append(DeviceCheck(holds.all(), make_error))

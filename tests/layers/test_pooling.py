@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,12 +15,10 @@ from sightline.layers.pooling import LinearNormMax, LinearNormPool
 from sightline.layers.pyramid import PyramidLevel, build_pyramid
 from sightline.layers.transitions import (
     GlobalContext,
-    PlainTransitionDown,
     TransitionDown,
     TransitionUp,
     segment_mean,
 )
-from sightline.ops import numba_kernels
 from tests.golden_parity import Golden, assert_gradients_and_buffers, assert_outputs, each_mode, load_golden
 from tests.layers.passes import (
     BOUND,
@@ -181,37 +177,11 @@ def test_a_layer_in_half_precision_takes_the_plain_form(kind: str) -> None:
     assert torch.equal(fused(values), plain(values))
 
 
-# --- Ways down and up between resolutions: the authors' numbers, the fused form against the plain one, worked cases --
-
-
-FORMS = pytest.mark.parametrize("form", [PlainTransitionDown, TransitionDown])
-
-
-class AtLevel(nn.Module):
-    """A way down with the level that it leads to."""
-
-    def __init__(self, down: nn.Module, level: PyramidLevel) -> None:
-        super().__init__()
-        self.down = down
-        self.place = (level,)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.down(features, self.place[0])
+# --- Ways down and up between resolutions: the authors' numbers, worked cases --
 
 
 def with_zero(ends: Tensor) -> Tensor:
     return F.pad(ends.long(), (1, 0))
-
-
-def coarser(sizes: tuple[int, ...], num_neighbours: int = 6) -> PyramidLevel:
-    """A quarter of random clouds, some way off the origin."""
-    points, offsets = torch.randn(sum(sizes), 3, dtype=torch.float64) + 5, with_zero(torch.tensor(sizes).cumsum(0))
-    return build_pyramid(points, offsets=offsets, strides=(1, 4), num_neighbours=(4, num_neighbours))[1]
-
-
-def pair_of_downs(in_channels: int, out_channels: int) -> tuple[PlainTransitionDown, TransitionDown]:
-    sizes: Any = {"in_channels": in_channels, "out_channels": out_channels, "is_strided": True}
-    return make_pair(PlainTransitionDown, TransitionDown, **sizes)
 
 
 def assert_both_modes(golden: Golden, layer: nn.Module, names: dict[str, str], given: list[object]) -> None:
@@ -236,14 +206,13 @@ def assert_both_modes(golden: Golden, layer: nn.Module, names: dict[str, str], g
 
 
 @pytest.mark.shared
-@FORMS
-def test_the_way_down_agrees_with_the_reference(shared: Path, form: type[PlainTransitionDown]) -> None:
+def test_the_way_down_agrees_with_the_reference(shared: Path) -> None:
     golden = load_golden(shared, "pt_korea_down")
     offsets = with_zero(golden.tensor("in.offset"))
     level = build_pyramid(golden.tensor("in.coord"), offsets=offsets, strides=(1, 4), num_neighbours=(8, 8))[1]
     assert torch.equal(level.points, golden.tensor("eval.out.coord"))
     assert torch.equal(level.offsets[1:], golden.tensor("eval.out.offset").long())
-    layer = form(in_channels=32, out_channels=64, is_strided=True).double()
+    layer = TransitionDown(in_channels=32, out_channels=64, is_strided=True).double()
     names = {"linear": "edge.linear", "bn": "edge.norm"}
     assert_both_modes(golden, layer, names, [golden.tensor("in.feat"), level])
 
@@ -287,71 +256,6 @@ def test_the_context_of_clouds_agrees_with_the_reference(shared: Path) -> None:
     assert_both_modes(golden, GlobalContext(channels=64).double(), names, given)
 
 
-@pytest.mark.parametrize("has_numba", [True, False])
-@pytest.mark.parametrize("is_training", [True, False])
-@pytest.mark.parametrize(("in_channels", "out_channels", "sizes"), [(5, 8, (40, 24)), (16, 24, (33, 3, 1))])
-def test_fused_way_down_agrees_with_the_plain_one(
-    in_channels: int,
-    out_channels: int,
-    sizes: tuple[int, ...],
-    is_training: bool,
-    has_numba: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: has_numba)
-    level = coarser(sizes)
-    plain, fused = (AtLevel(down.train(is_training), level) for down in pair_of_downs(in_channels, out_channels))
-    given = {"features": torch.randn(sum(sizes), in_channels, dtype=torch.float64) + 3}
-    weight = torch.randn(len(level.points), out_channels, dtype=torch.float64)
-    assert_passes_agree(run(fused, given, weight), run(plain, given, weight), BOUND)
-
-
-def test_gradients_reach_the_points_on_the_same_way() -> None:
-    found = []
-    points = torch.randn(40, 3, dtype=torch.float64)
-    features = torch.randn(40, 8, dtype=torch.float64)
-    for down in pair_of_downs(8, 16):
-        own = points.clone().requires_grad_()
-        level = build_pyramid(own, offsets=torch.tensor([0, 40]), strides=(1, 4), num_neighbours=(4, 6))[1]
-        found.append(torch.autograd.grad(down(features, level).square().sum(), own)[0])
-    torch.testing.assert_close(found[0], found[1], rtol=BOUND, atol=BOUND)
-
-
-@pytest.mark.parametrize("is_training", [True, False])
-def test_nan_is_not_lost_in_the_maximum(is_training: bool) -> None:
-    level, features = coarser((40,)), torch.randn(40, 8, dtype=torch.float64)
-    assert level.downsampling is not None
-    features[int(level.downsampling.index[3, 2]), 1] = torch.nan
-    plain, fused = (down.train(is_training) for down in pair_of_downs(8, 16))
-    assert torch.equal(fused(features, level).isnan(), plain(features, level).isnan())
-    assert fused(features, level).isnan().any()
-
-
 def test_means_of_clouds_worked_by_hand() -> None:
     features = torch.tensor([[1.0], [3.0], [5.0]])
     assert segment_mean(features, torch.tensor([0, 2, 2, 3])).tolist() == [[2.0], [0.0], [5.0]]
-
-
-class AtLevelOfAnyFormat(AtLevel):
-    """Points follow the layer's weights into float64 and back."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        level, dtype = self.place[0], next(self.parameters()).dtype
-        assert level.downsampling is not None
-        assert level.fine_points is not None
-        down = dataclasses.replace(level.downsampling, relative=level.downsampling.relative.to(dtype))
-        points, finer = level.points.to(dtype), level.fine_points.to(dtype)
-        return self.down(features, dataclasses.replace(level, points=points, fine_points=finer, downsampling=down))
-
-
-@pytest.mark.parametrize("is_training", [True, False])
-@pytest.mark.parametrize(("in_channels", "out_channels", "sizes"), [(5, 8, (40, 24)), (16, 24, (33, 3, 1))])
-def test_bfloat16_errs_no_more_than_the_plain_way_down(
-    in_channels: int, out_channels: int, sizes: tuple[int, ...], is_training: bool
-) -> None:
-    level = coarser(sizes)
-    plain, fused = (
-        AtLevelOfAnyFormat(down.train(is_training), level) for down in pair_of_downs(in_channels, out_channels)
-    )
-    given = {"features": torch.randn(sum(sizes), in_channels)}
-    assert_bf16_errs_no_more(plain, fused, given, torch.randn(len(level.points), out_channels))

@@ -15,7 +15,6 @@ from sightline.layers.mlp import LinearNorm, Width, packed_channels
 from sightline.layers.pyramid import Edges, PyramidLevel, build_pyramid
 from sightline.layers.transitions import (
     GlobalContext,
-    PlainTransitionDown,
     TransitionDown,
     TransitionUp,
     segment_mean,
@@ -58,8 +57,7 @@ class _Stage(nn.Module):
 
     def __init__(self, *, in_channels: int, channels: int, num_blocks: int, is_strided: bool, fused: bool) -> None:
         super().__init__()
-        down = TransitionDown if fused else PlainTransitionDown
-        self.down = down(in_channels=in_channels, out_channels=channels, is_strided=is_strided)
+        self.down = TransitionDown(in_channels=in_channels, out_channels=channels, is_strided=is_strided)
         self.blocks = nn.ModuleList(PointTransformerBlock(channels=channels, fused=fused) for _ in range(num_blocks))
 
     def forward(self, features: Tensor, level: PyramidLevel) -> Tensor:

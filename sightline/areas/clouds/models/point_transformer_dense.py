@@ -15,7 +15,6 @@ from sightline.layers.dense_vector_attention import (
     DenseTransitionDown,
     DenseTransitionUp,
     DenseVectorAttention,
-    PlainDenseVectorAttention,
 )
 from sightline.layers.mlp import Width, dense_channels, one_hot_category
 from sightline.ops import nearest_neighbours
@@ -160,7 +159,7 @@ class DensePointTransformer(_WithLevels):
             fused=fused,
         )
         first, last = self.channels[0], self.channels[-1]
-        self.decoder = _Decoder(channels=self.channels, width=width, fused=fused) if per == "point" else None
+        self.decoder = _Decoder(channels=self.channels, width=width) if per == "point" else None
         self.head = _mlp(first, 64, 64, num_classes) if per == "point" else _mlp(last, 256, 64, num_classes)
 
     def forward(
@@ -204,7 +203,7 @@ class _Encoder(nn.Module):
             for width_in, width_out in pairwise(channels)
         )
         self.levels = nn.ModuleList(
-            nn.ModuleList(_attention(count, width=width, fused=fused) for _ in range(number))
+            nn.ModuleList(DenseVectorAttention(channels=count, width=width) for _ in range(number))
             for count, number in zip(channels, num_blocks, strict=True)
         )
 
@@ -224,16 +223,16 @@ class _Encoder(nn.Module):
 class _Decoder(nn.Module):
     """Decoder from the coarsest level to all points; every level reuses the neighbours of the encoder."""
 
-    def __init__(self, *, channels: list[int], width: int, fused: bool) -> None:
+    def __init__(self, *, channels: list[int], width: int) -> None:
         super().__init__()
         deepest = channels[-1]
         self.bottom = _mlp(deepest, _BOTTOM_WIDTH, _BOTTOM_WIDTH, deepest)
-        self.bottom_attention = _attention(deepest, width=width, fused=fused)
+        self.bottom_attention = DenseVectorAttention(channels=deepest, width=width)
         upward = channels[::-1]
         self.ups = nn.ModuleList(
             DenseTransitionUp(in_channels=width_in, out_channels=width_out) for width_in, width_out in pairwise(upward)
         )
-        self.layers = nn.ModuleList(_attention(count, width=width, fused=fused) for count in upward[1:])
+        self.layers = nn.ModuleList(DenseVectorAttention(channels=count, width=width) for count in upward[1:])
 
     def forward(self, levels: list[DenseLevel]) -> Tensor:
         coarse = levels[-1]
@@ -243,10 +242,6 @@ class _Decoder(nn.Module):
             features = layer(fine.points, features, fine.nearest)
             coarse = fine
         return features
-
-
-def _attention(channels: int, *, width: int, fused: bool) -> nn.Module:
-    return (DenseVectorAttention if fused else PlainDenseVectorAttention)(channels=channels, width=width)
 
 
 def _mlp(*widths: int) -> nn.Sequential:
