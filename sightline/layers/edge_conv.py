@@ -38,7 +38,7 @@ from sightline.layers.edge_kernels import edge_extremes_and_sums, edge_gradients
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.set_abstraction import GroupedMLP, PlainGroupedMLP
 from sightline.ops import nearest_neighbours
-from sightline.ops.neighbours import gather_points
+from sightline.ops.grouping import gather_points
 from sightline.ops.numba_kernels import can_use_numba
 from sightline.ops.waits import is_recording, is_transformed
 

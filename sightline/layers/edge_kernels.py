@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sightline.ops.grouping import assert_rows
 from sightline.ops.lanes import LANES, load, store, store_whole, where_better, widen, zeros_like
-from sightline.ops.neighbours import assert_rows
 from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel, widen_in_parts
 
 _POINTS_AT_ONCE = 1024

@@ -130,6 +130,11 @@ def read_list(values: Tensor) -> list[Any]:
     return known if version == _version(values) else values.tolist()
 
 
+def knows_list(values: Tensor) -> bool:
+    """Return True if `read_list` needs no device: the host sent these values (...), or a graph knows them."""
+    return getattr(values, "_host_values", (None,))[0] == _version(values)
+
+
 def call_on_host(function: Callable[..., Any], *arguments: Any, device: torch.device) -> Any:
     """Call a function with its tensors on the host, fetched in one transfer, and send the tensors that it returns."""
     copies = iter(_fetch([tensor for _, tensor in tree_leaves(arguments)]))
