@@ -32,7 +32,7 @@ from sightline.layers.batch_norm import (
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.pyramid import Edges
 from sightline.ops.attention_scores import attention_scores, mapped_sums, score_gradients
-from sightline.ops.neighbours import assert_rows
+from sightline.ops.grouping import assert_rows
 from sightline.ops.numba_kernels import can_use_numba, cpu_autocast_dtype
 from sightline.ops.vector_attention import (
     SHARE_PLANES,

@@ -6,11 +6,13 @@ are installed. They work in anybody's module, with autograd, autocast and `torch
 
 from __future__ import annotations
 
+from sightline.ops.ball_query import ball_query, packed_ball_query
 from sightline.ops.batch_statistics import batch_statistics, statistics_gradients
 from sightline.ops.edge_convolution import EdgeSums, edge_extremes, edge_gradients
 from sightline.ops.farthest_points import farthest_points, packed_farthest_points
-from sightline.ops.neighbours import ball_query, gather_points, interpolate, nearest_neighbours
-from sightline.ops.packed import Neighbours, packed_ball_query, packed_interpolate, packed_nearest_neighbours
+from sightline.ops.grouping import gather_points
+from sightline.ops.interpolation import interpolate, packed_interpolate
+from sightline.ops.neighbours import Neighbours, nearest_neighbours, packed_nearest_neighbours
 from sightline.ops.rotations import (
     axis_rotation,
     euler_matrix,

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.ops.neighbours import gather_points, nearest_neighbours
+from sightline.ops.grouping import gather_points
+from sightline.ops.neighbours import nearest_neighbours
 
 
 class SurfacePoints(NamedTuple):

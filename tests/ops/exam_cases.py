@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ class OperatorCase:
 
     `tolerance` 0 asks for equal bits; else it is a share of the largest number of a result. `differentiable` are the
     places of arguments with a gradient. `table` makes the arguments of a large case, on the meta device: the launches
-    of its GPU kernel are built for each architecture.
+    of its GPU kernel are built for each architecture. `export` makes arguments without ties for the recorded graph, if
+    the order of equal numbers is left to the runtime there.
     """
 
     operator: str
@@ -27,6 +29,7 @@ class OperatorCase:
     tolerance: float = 0.0
     differentiable: tuple[int, ...] = ()
     table: Callable[[], tuple[Any, ...]] | None = None
+    export: Callable[[torch.dtype], tuple[Any, ...]] | None = None
 
     def __str__(self) -> str:
         return f"{self.operator}-{self.label}"
@@ -58,6 +61,40 @@ def _sample_packed(dtype: torch.dtype) -> tuple[Any, ...]:
     offsets, sample_offsets = (torch.tensor([0, *torch.tensor(each).cumsum(0).tolist()]) for each in (sizes, counts))
     points = clouds(dtype, 2, 87, 3).flatten(0, 1)
     return points, offsets, torch.tensor([3, 0, 69, 0, 0]), sample_offsets, sizes, counts, torch.inf
+
+
+def _search(num_points: int, num_channels: int, num_neighbours: int, num_queries: int | None = None) -> dict[str, Any]:
+    """Neighbours of the points themselves or of other queries, with ties and, for the graph, without."""
+
+    def make(dtype: torch.dtype, *, first: int = 0) -> tuple[Any, ...]:
+        points = clouds(dtype, 3, num_points, num_channels)[first::2]
+        queries = None if num_queries is None else clouds(dtype, 3, num_queries, num_channels, seed=1)[first::2] + 0.125
+        return points, queries, num_neighbours
+
+    return {"make": partial(make, first=1), "export": make}
+
+
+OFFSETS = torch.tensor([0, 37, 37, 38, 80])
+FOUR = torch.arange(5)
+
+
+def _search_packed(dtype: torch.dtype, *, first: int = 0, has_queries: bool = True) -> tuple[Any, ...]:
+    points, queries = clouds(dtype, 3, 40, 3)[first::2].flatten(0, 1), clouds(dtype, 1, 21, 3, seed=1)[0]
+    points = points.repeat(2, 1)[:80] if first else points
+    return points, OFFSETS, *((queries, torch.tensor([0, 9, 9, 9, 21])) if has_queries else (None, None)), 6
+
+
+def _query_balls(num_points: int, num_channels: int, num_neighbours: int, radius: float, *, mark: bool = True) -> Any:
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        points = clouds(dtype, 3, num_points, num_channels)
+        return points, points[:, ::3] + (0.25 if mark else 0), radius, num_neighbours, mark
+
+    return make
+
+
+def _query_packed_balls(dtype: torch.dtype) -> tuple[Any, ...]:
+    points = clouds(dtype, 2, 40, 3).flatten(0, 1)
+    return points, OFFSETS, points[::4] + 0.125, torch.tensor([0, 10, 10, 10, 20]), 0.6, 5, True
 
 
 def _edges(dtype: torch.dtype, num_clouds: int, *, is_half: bool = False) -> tuple[Any, ...]:
@@ -101,6 +138,63 @@ def _statistics_table() -> tuple[Any, ...]:
 
 
 CASES = [
+    OperatorCase("nearest_neighbours", "in space", **_search(70, 3, 20), table=lambda: (empty(32, 1024, 3), None, 20)),
+    OperatorCase(
+        "nearest_neighbours", "all", **_search(37, 2, 37, 9), table=lambda: (empty(4, 4096, 3), empty(4, 1024, 3), 32)
+    ),
+    OperatorCase("nearest_neighbours", "one", **_search(5, 4, 1, 20), table=lambda: (empty(4, 4096, 3), None, 16)),
+    OperatorCase(
+        "nearest_neighbours", "of features", **_search(65, 24, 9), table=lambda: (empty(32, 1024, 64), None, 20)
+    ),
+    OperatorCase(
+        "nearest_neighbours",
+        "of other features",
+        **_search(33, 128, 33, 20),
+        table=lambda: (empty(32, 1024, 128), None, 20),
+    ),
+    OperatorCase(
+        "nearest_neighbours",
+        "many",
+        **_search(140, 3, 130, 3),
+        table=lambda: (empty(4, 4096, 3), None, 200),
+    ),
+    OperatorCase(
+        "packed_nearest_neighbours",
+        "ragged",
+        partial(_search_packed, first=1, has_queries=False),
+        export=partial(_search_packed, has_queries=False),
+        table=lambda: (empty(16384, 3), 4096 * FOUR, None, None, 16),
+    ),
+    OperatorCase(
+        "packed_nearest_neighbours",
+        "of queries",
+        _search_packed,
+        table=lambda: (empty(16384, 3), 4096 * FOUR, empty(4096, 3), 1024 * FOUR, 3),
+    ),
+    OperatorCase(
+        "ball_query",
+        "marked",
+        _query_balls(70, 3, 20, 0.5),
+        table=lambda: (empty(24, 1024, 3), empty(24, 512, 3), 0.2, 32, True),
+    ),
+    OperatorCase(
+        "ball_query",
+        "own centres",
+        _query_balls(37, 3, 50, 0.3, mark=False),
+        table=lambda: (empty(24, 512, 3), empty(24, 128, 3), 0.4, 64, True),
+    ),
+    OperatorCase(
+        "ball_query",
+        "of features",
+        _query_balls(37, 12, 7, 4.5),
+        table=lambda: (empty(24, 512, 64), empty(24, 128, 64), 0.4, 128, True),
+    ),
+    OperatorCase(
+        "packed_ball_query",
+        "ragged",
+        _query_packed_balls,
+        table=lambda: (empty(16384, 3), 4096 * FOUR, empty(4096, 3), 1024 * FOUR, 0.1, 32, True),
+    ),
     OperatorCase(
         "farthest_points",
         "all",
