@@ -76,7 +76,7 @@ class _Normalised(NamedTuple):
     """Statistics of a batch norm in the forward pass: `scale` is the inverse deviation times the weight. All (C,)."""
 
     norm: nn.BatchNorm1d
-    num_values: Tensor | None
+    num_values: Tensor | int | None
     mean: Tensor
     inverse_deviation: Tensor
     scale: Tensor
