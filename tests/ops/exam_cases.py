@@ -149,6 +149,7 @@ CASES = [
         _query_balls(37, 12, 7, 4.5),
         table=lambda: (empty(24, 512, 64), empty(24, 128, 64), 0.4, 128, True),
     ),
+    OperatorCase("estimate_normals", "of a cloud", lambda dtype: (clouds(dtype, 1, 50, 3), 9), tolerance=1e-6),
     OperatorCase(
         "packed_ball_query",
         "ragged",
