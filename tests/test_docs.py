@@ -14,6 +14,7 @@ import typer
 
 import sightline
 from benchmarks import command as benchmarks
+from benchmarks import gpu
 from sightline.cli import app
 from sightline.contract.registry import REGISTRIES
 from sightline.engine.records import EvaluationRecord, StepRecord
@@ -22,7 +23,7 @@ from tests.command import built_once
 from tests.planted import __main__ as planted
 
 ROOT = Path(__file__).resolve().parents[1]
-PARSERS = {"benchmarks": benchmarks.parse, "tests.planted": planted.parse}
+PARSERS = {"benchmarks": benchmarks.parse, "benchmarks.gpu": gpu.parse, "tests.planted": planted.parse}
 """Parsers of the programs of a checkout; a wrong word raises SystemExit."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _REFERENCE_PAGES = sorted((ROOT / "docs" / "reference").glob("[!d]*.md"))  # without the data sets

@@ -7,6 +7,8 @@ are installed. They work in anybody's module, with autograd, autocast and `torch
 from __future__ import annotations
 
 from sightline.ops.ball_query import ball_query, packed_ball_query, radius, radius_graph
+from sightline.ops.batch_statistics import batch_statistics, statistics_gradients
+from sightline.ops.edge_convolution import EdgeSums, edge_extremes, edge_gradients
 from sightline.ops.farthest_points import farthest_points, fps, packed_farthest_points, sample_farthest_points
 from sightline.ops.grouping import gather_points
 from sightline.ops.interpolation import interpolate, packed_interpolate
@@ -32,12 +34,16 @@ from sightline.ops.surfaces import areas_and_normals, estimate_normals, sample_s
 
 __all__ = [
     "KNN",
+    "EdgeSums",
     "Neighbours",
     "areas_and_normals",
     "axis_rotation",
     "ball_query",
+    "batch_statistics",
     "batch_to_offsets",
     "chamfer_distance",
+    "edge_extremes",
+    "edge_gradients",
     "estimate_normals",
     "euler_matrix",
     "farthest_points",
@@ -60,6 +66,7 @@ __all__ = [
     "rotate_points",
     "sample_farthest_points",
     "sample_surface",
+    "statistics_gradients",
     "uniform_quaternion",
     "unpack",
 ]

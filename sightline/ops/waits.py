@@ -61,7 +61,7 @@ def require(holds: Tensor, make_error: Callable[[], Exception]) -> None:
     if is_recording() or torch.compiler.is_compiling():
         return
     if _deferred is not None and _is_deferrable(holds):
-        _deferred.append(DeviceCheck(holds.all() if holds.ndim else holds, make_error))
+        _deferred.append(DeviceCheck(holds if holds.ndim == 0 else holds.all(), make_error))
     elif not bool(holds.all()):
         raise make_error()
 

@@ -187,8 +187,8 @@ def test_assignments_are_the_same_without_kernels(pair: str, monkeypatch: pytest
     boxes = crowd(5, count=30)
     is_ignored = torch.arange(30) % 6 == 5
     compiled = assigner(priors, boxes, is_ignored)
-    monkeypatch.setattr(overlaps, "can_use_numba", lambda *tensors: False)
-    monkeypatch.setattr(operator, "can_use_numba", lambda *tensors: False)
+    monkeypatch.setattr(overlaps, "can_use_numba", lambda *tensors, **named: False)
+    monkeypatch.setattr(operator, "can_use_numba", lambda *tensors, **named: False)
     plain = assigner(priors, boxes, is_ignored)
     assert torch.equal(plain.matched, compiled.matched)
     assert torch.equal(plain.num_claims, compiled.num_claims)

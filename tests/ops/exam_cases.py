@@ -109,6 +109,46 @@ def _weigh(weighting: str, num_channels: int, *, has_mask: bool) -> Any:
     return make
 
 
+def _edges(dtype: torch.dtype, num_clouds: int, *, is_half: bool = False) -> tuple[Any, ...]:
+    """Pairs of 6 channels, index, sign, shift and offset; in bfloat16 with an offset where the rest is float32."""
+    generator = torch.Generator().manual_seed(1)
+    pairs = clouds(dtype, num_clouds, 13, 12)
+    index = torch.randint(0, 13, (num_clouds, 13, 4), generator=generator)
+    sign, shift = torch.tensor([1.0, -1, 0, 1, -1, 1], dtype=dtype), torch.randn(6, generator=generator).to(dtype)
+    offset = torch.randn(num_clouds, 1, 12, generator=generator).to(dtype) if is_half else None
+    return pairs.bfloat16() if is_half and dtype == torch.float32 else pairs, index, sign, shift, offset
+
+
+def _edge_gradients(dtype: torch.dtype, *, is_half: bool = False) -> tuple[Any, ...]:
+    pairs, index, _, shift, offset = _edges(dtype, 2, is_half=is_half)
+    position = (index[:, :, :1] * torch.arange(1, 7) % 4).to(torch.uint8)
+    drawn = clouds(dtype, 3, 2, 13, 6, seed=2)
+    return pairs, index, position, drawn[2], drawn[0, 0, 0], drawn[0, 0, 1], shift, offset
+
+
+def _edge_table(*, is_half: bool) -> tuple[Any, ...]:
+    pairs = empty(32, 1024, 256, dtype=torch.bfloat16 if is_half else torch.float32)
+    return pairs, indices(32, 1024, 20), empty(128), empty(128), empty(32, 1, 256) if is_half else None
+
+
+def _edge_gradients_table(*, is_half: bool) -> tuple[Any, ...]:
+    pairs, index, sign, shift, offset = _edge_table(is_half=is_half)
+    position = empty(32, 1024, 128, dtype=torch.uint8)
+    return pairs, index, position, empty(32, 1024, 128), sign, sign, shift, offset
+
+
+def _statistics(dtype: torch.dtype) -> tuple[Any, ...]:
+    values = clouds(torch.float64, 1, 40, 5)[0] + 3
+    origin, running = values[0].to(dtype), clouds(dtype, 1, 2, 5)[0]
+    moved = values - origin
+    return origin, moved.sum(dim=0), moved.square().sum(dim=0), running[0], running[1], 40, 0.1, 1e-5, dtype
+
+
+def _statistics_table() -> tuple[Any, ...]:
+    each, sums = empty(128), empty(128, dtype=torch.float64)
+    return each, sums, sums, each, each, 655360, 0.1, 1e-5, torch.float32
+
+
 CASES = [
     OperatorCase(
         "inverse_distance_weights",
@@ -208,5 +248,33 @@ CASES = [
         "ragged",
         _sample_packed,
         table=lambda: (*(empty(16384, 3), indices(5), indices(4), indices(5), [4096] * 4, [1024] * 4, torch.inf),),
+    ),
+    OperatorCase("edge_extremes", "one cloud", lambda dtype: _edges(dtype, 1), 1e-6, (0,)),
+    OperatorCase(
+        "edge_extremes", "ties", lambda dtype: _edges(dtype, 3), 1e-6, table=lambda: _edge_table(is_half=False)
+    ),
+    OperatorCase(
+        "edge_extremes",
+        "bfloat16",
+        lambda dtype: _edges(dtype, 1, is_half=True),
+        1e-6,
+        (0, 4),
+        table=lambda: _edge_table(is_half=True),
+    ),
+    OperatorCase("edge_gradients", "float", _edge_gradients, 1e-6, table=lambda: _edge_gradients_table(is_half=False)),
+    OperatorCase(
+        "edge_gradients",
+        "bfloat16",
+        lambda dtype: _edge_gradients(dtype, is_half=True),
+        2**-8,  # sums are rounded to bfloat16
+        table=lambda: _edge_gradients_table(is_half=True),
+    ),
+    OperatorCase("batch_statistics", "float", _statistics, 1e-6, table=_statistics_table),
+    OperatorCase(
+        "statistics_gradients",
+        "float",
+        lambda dtype: (*clouds(dtype, 1, 4, 5)[0], 40),
+        1e-6,
+        table=lambda: (*(empty(128) for _ in range(4)), 655360),
     ),
 ]
