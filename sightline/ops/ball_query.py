@@ -131,8 +131,8 @@ def radius_graph(
 
 def _is_found(index: Tensor) -> Tensor:
     """Mark the places (M, K) of a ball query that do not repeat the first one, and are not marked as empty."""
-    is_first = torch.arange(index.shape[1], device=index.device) == 0
-    return (index >= 0) & (is_first | (index > index[:, :1]))
+    is_leading = torch.arange(index.shape[1], device=index.device) == 0
+    return (index >= 0) & (is_leading | (index > index[:, :1]))
 
 
 def _may_be_empty(empty: Empty) -> bool:
