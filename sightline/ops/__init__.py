@@ -6,13 +6,22 @@ are installed. They work in anybody's module, with autograd, autocast and `torch
 
 from __future__ import annotations
 
-from sightline.ops.ball_query import ball_query, packed_ball_query
+from sightline.ops.ball_query import ball_query, packed_ball_query, radius, radius_graph
 from sightline.ops.batch_statistics import batch_statistics, statistics_gradients
 from sightline.ops.edge_convolution import EdgeSums, edge_extremes, edge_gradients
-from sightline.ops.farthest_points import farthest_points, packed_farthest_points
+from sightline.ops.farthest_points import farthest_points, fps, packed_farthest_points, sample_farthest_points
 from sightline.ops.grouping import gather_points
 from sightline.ops.interpolation import interpolate, packed_interpolate
-from sightline.ops.neighbours import Neighbours, nearest_neighbours, packed_nearest_neighbours
+from sightline.ops.neighbours import (
+    KNN,
+    Neighbours,
+    chamfer_distance,
+    knn,
+    knn_graph,
+    knn_points,
+    nearest_neighbours,
+    packed_nearest_neighbours,
+)
 from sightline.ops.rotations import (
     axis_rotation,
     euler_matrix,
@@ -24,6 +33,7 @@ from sightline.ops.segments import batch_to_offsets, offsets_to_batch, pack, unp
 from sightline.ops.surfaces import areas_and_normals, estimate_normals, sample_surface
 
 __all__ = [
+    "KNN",
     "EdgeSums",
     "Neighbours",
     "areas_and_normals",
@@ -31,13 +41,18 @@ __all__ = [
     "ball_query",
     "batch_statistics",
     "batch_to_offsets",
+    "chamfer_distance",
     "edge_extremes",
     "edge_gradients",
     "estimate_normals",
     "euler_matrix",
     "farthest_points",
+    "fps",
     "gather_points",
     "interpolate",
+    "knn",
+    "knn_graph",
+    "knn_points",
     "nearest_neighbours",
     "offsets_to_batch",
     "pack",
@@ -46,7 +61,10 @@ __all__ = [
     "packed_interpolate",
     "packed_nearest_neighbours",
     "quaternion_matrix",
+    "radius",
+    "radius_graph",
     "rotate_points",
+    "sample_farthest_points",
     "sample_surface",
     "statistics_gradients",
     "uniform_quaternion",
