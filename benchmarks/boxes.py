@@ -14,7 +14,7 @@ from benchmarks.case import (
     equal,
     implementation,
 )
-from sightline.ops.box_overlaps import iou, pairwise_iou
+from sightline.ops.box_overlaps import box_iou, iou
 from sightline.ops.suppression import greedy_nms, greedy_nms_reference, soft_nms, soft_nms_reference
 
 WIDTH, HEIGHT = 1344, 800
@@ -30,7 +30,7 @@ def cases() -> list[BenchmarkCase]:
             quick={"boxes": 200, "others": 50},
             make=_make_box_sets,
             baseline=implementation("plain", lambda sets: iou(sets["boxes"][:, None], sets["others"]), equal),
-            variants=(implementation("sightline", lambda sets: pairwise_iou(sets["boxes"], sets["others"]), equal),),
+            variants=(implementation("sightline", lambda sets: box_iou(sets["boxes"], sets["others"]), equal),),
         ),
         *(
             _suppression_case(name, 10_000, equal, greedy_nms, greedy_nms_reference, num_classes, threshold=0.5)

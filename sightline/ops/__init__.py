@@ -6,6 +6,15 @@ are installed. They work in anybody's module, with autograd, autocast and `torch
 
 from __future__ import annotations
 
+from sightline.ops.box_forms import box_convert, clip_boxes_to_image, masks_to_boxes, remove_small_boxes
+from sightline.ops.box_overlaps import (
+    box_area,
+    box_ioa,
+    box_iou,
+    complete_box_iou,
+    distance_box_iou,
+    generalized_box_iou,
+)
 from sightline.ops.farthest_points import farthest_points, packed_farthest_points
 from sightline.ops.neighbours import ball_query, gather_points, interpolate, nearest_neighbours
 from sightline.ops.packed import Neighbours, packed_ball_query, packed_interpolate, packed_nearest_neighbours
@@ -25,11 +34,20 @@ __all__ = [
     "axis_rotation",
     "ball_query",
     "batch_to_offsets",
+    "box_area",
+    "box_convert",
+    "box_ioa",
+    "box_iou",
+    "clip_boxes_to_image",
+    "complete_box_iou",
+    "distance_box_iou",
     "estimate_normals",
     "euler_matrix",
     "farthest_points",
     "gather_points",
+    "generalized_box_iou",
     "interpolate",
+    "masks_to_boxes",
     "nearest_neighbours",
     "offsets_to_batch",
     "pack",
@@ -38,6 +56,7 @@ __all__ = [
     "packed_interpolate",
     "packed_nearest_neighbours",
     "quaternion_matrix",
+    "remove_small_boxes",
     "rotate_points",
     "sample_surface",
     "uniform_quaternion",

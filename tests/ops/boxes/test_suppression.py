@@ -18,7 +18,7 @@ from sightline.areas.detect.suppressions import (
     Suppression,
 )
 from sightline.contract import registry
-from sightline.ops.box_overlaps import iou, pairwise_iou
+from sightline.ops.box_overlaps import box_iou, iou
 from sightline.ops.suppression import SuppressionResult, greedy_nms, greedy_nms_reference, soft_nms, soft_nms_reference
 from tests.golden_parity import load_golden
 from tests.ops.boxes.crowds import crowd
@@ -50,7 +50,7 @@ def soft_linear_in_a_loop(boxes: Tensor, scores: Tensor, threshold: float, *, so
             continue
         kept.append(first)
         for other in order:
-            overlap = pairwise_iou(boxes[first][None], boxes[other][None]).item()
+            overlap = box_iou(boxes[first][None], boxes[other][None]).item()
             if overlap > threshold:
                 values[other] *= 1 - overlap
     return kept
@@ -196,7 +196,7 @@ def recall_at(fppi: float, images: list[tuple[Tensor, Tensor, Tensor]]) -> float
     """
     rows = []
     for detections, scores, truth in images:
-        overlap, is_free = pairwise_iou(detections, truth), torch.ones(len(truth), dtype=torch.bool)
+        overlap, is_free = box_iou(detections, truth), torch.ones(len(truth), dtype=torch.bool)
         for place in scores.argsort(descending=True):
             best = (overlap[place] * is_free).argmax()
             is_hit = bool(is_free[best]) and bool(overlap[place, best] > 0.5)
@@ -223,7 +223,7 @@ def test_density_and_sets_find_more_of_a_crowd_than_greedy_does() -> None:
         near = first + torch.rand(8, 2, generator=draw) * torch.tensor([10.0, 4.0]) + torch.tensor([2.0, 0.0])
         truth = torch.cat([first, near]).repeat(1, 2) + torch.tensor([0.0, 0, 41, 100])
         assert (iou(truth[:8], truth[8:]) > 0.5).all()
-        others = pairwise_iou(truth, truth).fill_diagonal_(0).amax(dim=1)
+        others = box_iou(truth, truth).fill_diagonal_(0).amax(dim=1)
         boxes = torch.cat([truth, truth]) + 1.5 * torch.randn(32, 4, generator=draw)
         scores = torch.cat([0.5 + torch.rand(16, generator=draw) / 2, torch.rand(16, generator=draw) * 0.6])
         labels, density = torch.zeros(32, dtype=torch.int64), others.repeat(2)
