@@ -26,6 +26,7 @@ from sightline.ops.rotations import (
     uniform_quaternion,
 )
 from sightline.ops.segments import batch_to_offsets, offsets_to_batch, pack, unpack
+from sightline.ops.suppression import batched_nms, nms, soft_nms
 from sightline.ops.surfaces import areas_and_normals, estimate_normals, sample_surface
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "axis_rotation",
     "ball_query",
     "batch_to_offsets",
+    "batched_nms",
     "box_area",
     "box_convert",
     "box_ioa",
@@ -49,6 +51,7 @@ __all__ = [
     "interpolate",
     "masks_to_boxes",
     "nearest_neighbours",
+    "nms",
     "offsets_to_batch",
     "pack",
     "packed_ball_query",
@@ -59,6 +62,7 @@ __all__ = [
     "remove_small_boxes",
     "rotate_points",
     "sample_surface",
+    "soft_nms",
     "uniform_quaternion",
     "unpack",
 ]
