@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sightline.engine import train as training
 from sightline.ops import numba_kernels
+from sightline.ops.losses import lovasz_of_image, masked_lovasz_of_image
 from sightline.ops.waits import (
     RepeatStepError,
     call_on_host,
@@ -25,7 +26,6 @@ from sightline.ops.waits import (
     send,
     send_list,
 )
-from sightline.parts.losses.classification import lovasz_of_image, masked_lovasz_of_image
 from tests.marks import long_but
 from tests.processes import ROOT
 from tests.recipe_steps import RECIPES, SmallStep

@@ -16,6 +16,13 @@ from sightline.ops.box_overlaps import (
     generalized_box_iou,
 )
 from sightline.ops.farthest_points import farthest_points, packed_farthest_points
+from sightline.ops.losses import (
+    complete_box_iou_loss,
+    distance_box_iou_loss,
+    generalized_box_iou_loss,
+    lovasz_softmax,
+    sigmoid_focal_loss,
+)
 from sightline.ops.neighbours import ball_query, gather_points, interpolate, nearest_neighbours
 from sightline.ops.packed import Neighbours, packed_ball_query, packed_interpolate, packed_nearest_neighbours
 from sightline.ops.rotations import (
@@ -42,13 +49,17 @@ __all__ = [
     "box_iou",
     "clip_boxes_to_image",
     "complete_box_iou",
+    "complete_box_iou_loss",
     "distance_box_iou",
+    "distance_box_iou_loss",
     "estimate_normals",
     "euler_matrix",
     "farthest_points",
     "gather_points",
     "generalized_box_iou",
+    "generalized_box_iou_loss",
     "interpolate",
+    "lovasz_softmax",
     "masks_to_boxes",
     "nearest_neighbours",
     "nms",
@@ -62,6 +73,7 @@ __all__ = [
     "remove_small_boxes",
     "rotate_points",
     "sample_surface",
+    "sigmoid_focal_loss",
     "soft_nms",
     "uniform_quaternion",
     "unpack",

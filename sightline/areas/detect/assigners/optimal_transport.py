@@ -27,10 +27,10 @@ from sightline.areas.detect.assigners.base import (
     class_costs,
     is_within_reach,
 )
-from sightline.areas.detect.losses import focal_losses
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat
 from sightline.ops.box_overlaps import box_iou, column_blocks, iou
+from sightline.ops.losses import sigmoid_focal_loss
 from sightline.ops.priors import PriorKind, Priors
 
 _MIN_SIMOTA_IOU, _MIN_LOG, _FAR = 1e-8, -100.0, 1e6
@@ -214,7 +214,8 @@ class OTA(Assigner):
 
     def match(self, priors: Priors, boxes: Tensor, labels: Tensor, predicted: PriorPredictions) -> Assignment:
         """Match points (P) to boxes (M, 4) of labels (M,) by predictions: `matched` and `num_claims` (P,)."""
-        costs = [focal_losses(predicted.logits, is_target) for is_target in (False, True)]
+        nothing = torch.zeros_like(predicted.logits, dtype=torch.bool)
+        costs = [sigmoid_focal_loss(predicted.logits, is_target) for is_target in (nothing, ~nothing)]
         class_cost, background_cost = (tensors.double() for tensors in class_costs(*costs))
         box, prior = candidate_pairs(priors, boxes, self.radius, inside_px=_MIN_INSIDE_PX)
         overlap = iou(predicted.boxes[prior].to(boxes), boxes[box])
