@@ -25,6 +25,7 @@ from sightline.ops.losses import (
 )
 from sightline.ops.neighbours import ball_query, gather_points, interpolate, nearest_neighbours
 from sightline.ops.packed import Neighbours, packed_ball_query, packed_interpolate, packed_nearest_neighbours
+from sightline.ops.roi_align import roi_align
 from sightline.ops.rotations import (
     axis_rotation,
     euler_matrix,
@@ -71,6 +72,7 @@ __all__ = [
     "packed_nearest_neighbours",
     "quaternion_matrix",
     "remove_small_boxes",
+    "roi_align",
     "rotate_points",
     "sample_surface",
     "sigmoid_focal_loss",
