@@ -22,7 +22,7 @@ from sightline.areas.scenes.sets.s3dis import S3dis
 from sightline.areas.scenes.sets.s3dis_files import list_rooms, read_room
 from sightline.contract.types import SampleKey
 from sightline.layers.quantisation.clustering import cluster_weight
-from sightline.ops.volumes import CubePlacement, occupancy
+from sightline.ops.voxels import CubePlacement, occupancy
 from sightline.parts.transforms.point_selection import ShufflePoints
 from sightline.parts.transforms.points import Scale, Translate
 from sightline.runs.packed import pack_bits

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from benchmarks.case import BenchmarkCase, allclose, equal, implementation
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.areas.pose.sets.capsules import CapsuleDepth, render_capsules, render_capsules_reference
 from sightline.areas.pose.sets.synthetic_hands import HAND_CAMERA, SyntheticHands
 from sightline.areas.pose.transforms import PlaceCube
 from sightline.contract.draws import Draws
 from sightline.contract.types import SampleKey
-from sightline.ops.capsules import CapsuleDepth, render_capsules, render_capsules_reference
+from sightline.ops.heat_maps import gaussian_heatmaps, gaussian_heatmaps_reference
 from sightline.ops.pinhole import ring_cameras
 from sightline.ops.rendering import render_cloud, render_cloud_reference
-from sightline.ops.volumes import CubePlacement, gaussian_heatmaps, gaussian_heatmaps_reference, to_voxels
+from sightline.ops.voxels import CubePlacement, to_voxels
 
 _CUBE_MM = 200.0
 

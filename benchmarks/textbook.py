@@ -58,10 +58,10 @@ def masked_farthest_points(points: Tensor, num_samples: int, start: int) -> Tens
     Source: Qi et al. 2017 (PointNet++), section 3.2, as in its PyTorch ports.
     """
     num_clouds, num_points, num_channels = points.shape
-    samples = torch.zeros(num_clouds, num_samples, dtype=torch.long)
-    distance = torch.full((num_clouds, num_points), 1e10, dtype=points.dtype)
-    farthest = torch.full((num_clouds,), start, dtype=torch.long)
-    clouds = torch.arange(num_clouds, dtype=torch.long)
+    samples = torch.zeros(num_clouds, num_samples, dtype=torch.long, device=points.device)
+    distance = torch.full((num_clouds, num_points), 1e10, dtype=points.dtype, device=points.device)
+    farthest = torch.full((num_clouds,), start, dtype=torch.long, device=points.device)
+    clouds = torch.arange(num_clouds, dtype=torch.long, device=points.device)
     for sample in range(num_samples):
         samples[:, sample] = farthest
         centre = points[clouds, farthest, :].view(num_clouds, 1, num_channels)
@@ -78,7 +78,9 @@ def first_in_ball(points: Tensor, centres: Tensor, radius: float, num_neighbours
     Source: Qi et al. 2017 (PointNet++), section 3.2, as in its PyTorch ports.
     """
     num_clouds, num_points, _ = points.shape
-    index = torch.arange(num_points).view(1, 1, num_points).repeat(num_clouds, centres.shape[1], 1)
+    index = (
+        torch.arange(num_points, device=points.device).view(1, 1, num_points).repeat(num_clouds, centres.shape[1], 1)
+    )
     index[expanded_distances(centres, points) > radius**2] = num_points
     index = index.sort(dim=-1)[0][:, :, :num_neighbours]
     first = index[:, :, :1].repeat(1, 1, num_neighbours)
@@ -130,7 +132,8 @@ class TextbookDGCNNEncoder(nn.Module):
         num_clouds, num_channels, num_points = values_BCN.shape
         with torch.no_grad():
             index = neighbours_by_topk(values_BCN, self.num_neighbours)
-        index = (index + torch.arange(num_clouds).view(-1, 1, 1) * num_points).view(-1)
+        first = torch.arange(num_clouds, device=index.device).view(-1, 1, 1) * num_points
+        index = (index + first).view(-1)
         values = values_BCN.transpose(2, 1).contiguous()
         neighbours = values.view(num_clouds * num_points, -1)[index]
         neighbours = neighbours.view(num_clouds, num_points, self.num_neighbours, num_channels)
@@ -238,7 +241,7 @@ class TextbookPointNet2(nn.Module):
 
 def _gather_rows(values: Tensor, index: Tensor) -> Tensor:
     """Gather rows by advanced indexing: `values` (B, N, C), `index` (B, ...) -> (B, ..., C)."""
-    clouds = torch.arange(len(values)).view(-1, *(1,) * (index.ndim - 1))
+    clouds = torch.arange(len(values), device=values.device).view(-1, *(1,) * (index.ndim - 1))
     return values[clouds, index]
 
 

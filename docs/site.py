@@ -1,7 +1,7 @@
 """Hooks of mkdocs.yml: the pages of docs/ as a site of their own, without a repository behind it.
 
 The site opens with the README, and has a page for every source file that a page links to, and one with the docstrings
-of the Python API. The pointers at old paths of pages are left out.
+of the Python API and of operators.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _LANGUAGES = {".py": "python", ".yaml": "yaml", ".md": "markdown", ".toml": "tom
 _MAX_SOURCE_BYTES = 200_000
 _NOT_SEARCHED = "---\nsearch: {exclude: true}\n---\n\n"
 """Sources were three fifths of the index that a reader's browser loads, and came before pages on the same subject."""
-_PUBLIC = sorted(name for name in sightline.__all__ if not name.startswith("_") and name not in {"geometry", "metrics"})
+_PUBLIC = sorted(name for name in sightline.__all__ if not name.startswith("_") and name not in {"ops", "metrics"})
+_PUBLIC += [f"ops.{name}" for name in sorted(sightline.ops.__all__, key=str.lower)]
 _API = "# Python API: classes and functions\n\nExamples are on the page [Python API](python.md).\n\n" + "".join(
     f"::: sightline.{name}\n\n" for name in _PUBLIC
 )
@@ -39,11 +40,11 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Replace the front page and the pointers, and add the pages that have no file."""
+    """Replace the front page, and add the pages that have no file."""
     contents = (DOCS / "README.md").read_text(encoding="utf-8")
     front = (ROOT / "README.md").read_text(encoding="utf-8")
     for file in list(files):
-        if file.is_documentation_page() and Path(file.src_uri).parent == Path("."):
+        if file.src_uri == "README.md":
             files.remove(file)
     pages = {
         "index.md": _resolve_links(front, ROOT, DOCS),

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sightline import ops
 from sightline.config import RunConfig
 from sightline.contract.members import MEMBERS
 from sightline.contract.registry import REGISTRIES
 from sightline.contract.schema import describe_type
 from sightline.contract.types import ComponentConfig
+from sightline.ops.operator import OPERATORS
 from sightline.workbench.check.suite import all_checks
 
 REFERENCE = Path(__file__).with_name("reference")
@@ -109,7 +111,21 @@ def member_table() -> str:
     return "\n".join(["| component | member | meaning |", "|---|---|---|", *lines])
 
 
-TABLES = {"config": config_table, "checks": check_table, "members": member_table}  # each on the page of its name
+def operator_table() -> str:
+    """Every public operator: its arguments, what it does, and how many kernels it launches on CUDA."""
+    rows = []
+    for name in sorted(ops.__all__, key=str.lower):
+        value = getattr(ops, name)
+        text = inspect.cleandoc(value.__doc__ or "").split("\n\n")[0].replace("|", "\\|")
+        arguments = "" if inspect.isclass(value) else f"({', '.join(inspect.signature(value).parameters)})"
+        operator = OPERATORS.get(name)
+        launches = "-" if operator is None or operator.launches is None else operator.launches
+        rows.append(f"| `{name}{arguments}` | {' '.join(text.split()).split('. ')[0].rstrip('.')} | {launches} |")
+    return "\n".join(["| name | what it does | launches |", "|---|---|---|", *rows])
+
+
+TABLES = {"config": config_table, "checks": check_table, "members": member_table, "ops": operator_table}
+PAGES = {name: REFERENCE / f"{name}.md" for name in TABLES} | {"ops": REFERENCE.parent / "ops.md"}
 
 
 def with_table(name: str, text: str) -> str:
@@ -117,7 +133,7 @@ def with_table(name: str, text: str) -> str:
     start, end = f"<!-- {name}: written by docs/tables.py -->\n", f"\n<!-- end of {name} -->"
     before, _, rest = text.partition(start)
     _, _, after = rest.partition(end)
-    assert rest, f"reference/{name}.md lost the mark of its table"
+    assert rest, f"{PAGES[name]} lost the mark of its table"
     return before + start + TABLES[name]() + end + after
 
 
@@ -170,6 +186,5 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 if __name__ == "__main__":
-    for name in TABLES:
-        page = REFERENCE / f"{name}.md"
+    for name, page in PAGES.items():
         page.write_text(with_table(name, page.read_text()))

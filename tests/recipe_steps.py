@@ -117,13 +117,13 @@ def small_recipe(recipe: str, folder: Path, *overrides: str) -> RunConfig:
     return read_config(small, (*few, *overrides))
 
 
-class SmallStep:
-    """A recipe's training on small data, its first micro-batches, and steps on them."""
+class TrainingStep:
+    """A config's training, its first micro-batches, and steps on them."""
 
-    def __init__(self, recipe: str, folder: Path, *overrides: str, device: str = "cpu") -> None:
+    def __init__(self, config: RunConfig, device: str = "cpu") -> None:
         torch.manual_seed(0)
         self.world = World(device=torch.device(device))
-        self.job = build(small_recipe(recipe, folder, *overrides), self.world).job
+        self.job = build(config, self.world).job
         with contextlib.closing(self.job.stream.iterate(0, 1)) as steps:
             self.micro_batches = next(steps)
 
@@ -139,3 +139,10 @@ class SmallStep:
         """Gradients, weights and buffers."""
         gradients = {f"gradient of {n}": p.grad for n, p in self.job.model.named_parameters() if p.grad is not None}
         return gradients | dict(self.job.model.state_dict())
+
+
+class SmallStep(TrainingStep):
+    """A recipe's training on small data."""
+
+    def __init__(self, recipe: str, folder: Path, *overrides: str, device: str = "cpu") -> None:
+        super().__init__(small_recipe(recipe, folder, *overrides), device)

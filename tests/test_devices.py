@@ -9,17 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.ops import neighbours
+from sightline.ops import operator
+from sightline.ops.ball_query import ball_query
+from sightline.ops.heat_maps import gaussian_heatmaps, gaussian_heatmaps_reference, one_hot_heatmaps
 from sightline.ops.pinhole import CropPlacement, crop_depth
 from sightline.ops.priors import fit_anchor_shapes
 from sightline.ops.suppression import batched_nms, soft_nms
-from sightline.ops.volumes import (
-    CubePlacement,
-    gaussian_heatmaps,
-    gaussian_heatmaps_reference,
-    occupancy,
-    one_hot_heatmaps,
-)
+from sightline.ops.voxels import CubePlacement, occupancy
 from tests.devices import OTHER, other_device
 
 CAMERA = torch.tensor([[50.0, 50, 8, 6]])
@@ -69,9 +65,9 @@ def test_the_numbers_on_another_device_are_those_of_the_host(name: str) -> None:
 
 
 def test_a_recorded_graph_of_balls_stays_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    query = partial(neighbours.ball_query, centres=CLOUD[:, :4], radius=0.3, num_neighbours=6)
+    query = partial(ball_query, centres=CLOUD[:, :4], radius=0.3, num_neighbours=6)
     expected = query(CLOUD)
-    monkeypatch.setattr(neighbours, "is_recording", lambda: True)
+    monkeypatch.setattr(operator, "is_recording", lambda: True)
     with other_device():
         found = query(CLOUD.to(OTHER), centres=CLOUD[:, :4].to(OTHER))
         assert torch.equal(found.cpu(), expected)

@@ -14,6 +14,7 @@ import typer
 
 import sightline
 from benchmarks import command as benchmarks
+from benchmarks import gpu
 from sightline.cli import app
 from sightline.contract.registry import REGISTRIES
 from sightline.engine.records import EvaluationRecord, StepRecord
@@ -22,7 +23,7 @@ from tests.command import built_once
 from tests.planted import __main__ as planted
 
 ROOT = Path(__file__).resolve().parents[1]
-PARSERS = {"benchmarks": benchmarks.parse, "tests.planted": planted.parse}
+PARSERS = {"benchmarks": benchmarks.parse, "benchmarks.gpu": gpu.parse, "tests.planted": planted.parse}
 """Parsers of the programs of a checkout; a wrong word raises SystemExit."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _REFERENCE_PAGES = sorted((ROOT / "docs" / "reference").glob("[!d]*.md"))  # without the data sets
@@ -165,9 +166,9 @@ def test_python_of_the_pages_compiles(page: Path) -> None:
 # --- the reference ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["config", "checks", "members"])
+@pytest.mark.parametrize("name", ["config", "checks", "members", "ops"])
 def test_tables_of_the_reference_follow_from_the_code(tables: ModuleType, name: str) -> None:
-    text = (ROOT / "docs" / "reference" / f"{name}.md").read_text()
+    text = tables.PAGES[name].read_text()
     assert tables.with_table(name, text) == text, "run .venv/bin/python docs/tables.py"
 
 
@@ -185,8 +186,8 @@ def test_every_verb_and_option_is_in_the_reference() -> None:
 
 def test_every_kind_and_public_name_is_in_the_reference() -> None:
     public = [f"sightline.{name}" for name in sightline.__all__]
-    rooms = [*sightline.metrics.__all__, *sightline.ops.__all__]
-    missing = [name for name in [*public, *rooms, *REGISTRIES] if not re.search(rf"`{re.escape(name)}\b", REFERENCE)]
+    names = [*public, *sightline.metrics.__all__, *REGISTRIES]
+    missing = [name for name in names if not re.search(rf"`{re.escape(name)}\b", REFERENCE)]
     assert missing == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import sys
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -60,7 +61,20 @@ class _NoDevice(frozenset[str]):
     """No device is free to read, but inside `call_on_host`."""
 
     def __contains__(self, device: object) -> bool:
-        return any(frame.name == "call_on_host" for frame in traceback.extract_stack())
+        return _called_by("call_on_host") is not None
+
+
+def is_on_host() -> bool:
+    """Return True inside of the function that `call_on_host` calls."""
+    return _called_by("call_on_host") not in (None, "_fetch", "tree_map")
+
+
+def _called_by(name: str) -> str | None:
+    """Return the name of the function that the innermost call of `name` is in, None outside of such a call."""
+    inner, frame = "", sys._getframe(1)
+    while frame is not None and frame.f_code.co_name != name:
+        inner, frame = frame.f_code.co_name, frame.f_back  # type: ignore[assignment]
+    return None if frame is None else inner
 
 
 class _Operations(TorchDispatchMode):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import logging
 import math
 import time
@@ -169,19 +170,29 @@ def train_step(
     if job.scaler.is_enabled():
         with deferred_checks(is_repeatable=False) as checks:
             return _compute_step(*arguments, checks=checks)
-    buffers = [(buffer, buffer.clone()) for buffer in job.trained_module.buffers()]
+    buffers = list(job.trained_module.buffers())
+    stored = _clone_all(buffers)
     cuda = [job.device] if job.device.type == "cuda" else []
     random_states = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in cuda]
     try:
         with deferred_checks() as checks:
             return _compute_step(*arguments, checks=checks)
     except RepeatStepError:
-        for buffer, values in buffers:
+        for buffer, values in zip(buffers, stored, strict=True):
             buffer.copy_(values)
         torch.set_rng_state(random_states[0])
         for device, state in zip(cuda, random_states[1], strict=True):
             torch.cuda.set_rng_state(state, device)
     return _compute_step(*arguments, checks=None)
+
+
+def _clone_all(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Clone tensors of any shapes in a few operations of all of one format, not in one for each."""
+    clones = [torch.empty_like(tensor) for tensor in tensors]
+    for dtype in {tensor.dtype for tensor in tensors}:
+        places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        torch._foreach_copy_([clones[place] for place in places], [tensors[place] for place in places])
+    return clones
 
 
 def _compute_step(
@@ -304,12 +315,16 @@ def _read_numbers(scalars: Mapping[str, Tensor], checks: Sequence[DeviceCheck]) 
     Raises the error of the first check that does not hold.
     """
     device = scalars[_NORM].device
-    tensors = [*scalars.values(), *(check.holds.double() for check in checks)]
-    flat = torch.stack([send(scalar.detach(), device, torch.float64) for scalar in tensors]).tolist()
-    for check, holds in zip(checks, flat[len(scalars) :], strict=True):
-        if not holds:
+    tensors = [send(tensor.detach(), device) for tensor in (*scalars.values(), *(check.holds for check in checks))]
+    places: dict[torch.dtype, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        places.setdefault(tensor.dtype, []).append(place)
+    flat = torch.cat([torch.stack([tensors[place] for place in each]).double() for each in places.values()]).tolist()
+    numbers = dict(zip(itertools.chain(*places.values()), flat, strict=True))
+    for place, check in enumerate(checks, start=len(scalars)):
+        if not numbers[place]:
             raise check.make_error()
-    return dict(zip(scalars, flat, strict=False))
+    return {name: numbers[place] for place, name in enumerate(scalars)}
 
 
 def _may_be_skipped(job: TrainState, losses: Iterable[float]) -> bool:
@@ -351,8 +366,9 @@ def compute_ema_decay(decay: float, step: int) -> float:
 @torch.no_grad()
 def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
     """Update the EMA: average <- decay * average + (1 - decay) * model for parameters; buffers are copied."""
-    for ema_parameter, parameter in zip(average.parameters(), model.parameters(), strict=True):
-        ema_parameter.lerp_(parameter.detach(), 1.0 - decay)
+    averaged: list[Tensor] = list(average.parameters())
+    if averaged:
+        torch._foreach_lerp_(averaged, list(model.parameters()), 1.0 - decay)
     buffers = dict(model.named_buffers(remove_duplicate=False))
     for name, ema_buffer in average.named_buffers(remove_duplicate=False):
         if name in buffers:  # a buffer that is made at a module's first call is not yet in both

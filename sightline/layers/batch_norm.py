@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sightline.ops.batch_statistics import batch_statistics, moments_from_sums, statistics_gradients
+
 AllReduceSum = Callable[[Tensor], Tensor]
 """Sum of a tensor over all processes; differentiable: backward sums the gradients over all processes."""
 
@@ -89,7 +91,7 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
 class ShiftedSums(NamedTuple):
     """Shifted sums of one process: sum and sum of squares of (x - origin) per channel, over `num_values` values.
 
-    All are (C,) float64.
+    All are (C,), the sums float64.
     """
 
     origin: Tensor
@@ -105,18 +107,12 @@ def reduce_statistics(norm: nn.modules.batchnorm._BatchNorm, sums: ShiftedSums) 
     For layers that know the sums without computing the values. An origin near the mean keeps the variance exact.
     Raises ValueError for a single value per channel, as batch norm itself does.
     """
-    first = torch.cat([sums.total + sums.num_values * sums.origin, sums.total.new_full((1,), sums.num_values)])
-    totals = all_reduce_sum(norm, first)
-    count = totals[-1]
+    count, mean, variance = moments_from_sums(*sums, lambda each: all_reduce_sum(norm, each))
     if sums.num_values < 2 and count.item() < 2:
         raise ValueError(
             f"batch norm: expected more than 1 value per channel over all processes when training, found "
             f"{int(count.item())}; use a larger batch"
         )
-    mean = totals[:-1] / count
-    moved = mean - sums.origin
-    about_mean = sums.total_of_squares - moved * (2 * sums.total - sums.num_values * moved)
-    variance = all_reduce_sum(norm, about_mean).clamp_min(0) / count
     if norm.track_running_stats:
         _update_running(norm, mean, variance * (count / (count - 1)))
     return count, mean, variance
@@ -127,27 +123,42 @@ def uses_batch_statistics(norm: nn.modules.batchnorm._BatchNorm) -> bool:
     return norm.training or norm.running_mean is None or norm.running_var is None
 
 
+@torch.no_grad()
 def normalisation_statistics(
     norm: nn.modules.batchnorm._BatchNorm, sums: ShiftedSums | None, dtype: torch.dtype
-) -> tuple[Tensor | None, Tensor, Tensor]:
+) -> tuple[Tensor | int | None, Tensor, Tensor]:
     """Return count, mean and inverse deviation (C,), in `dtype`.
 
     Of the batch from its sums, or the running ones for None.
     The count is then None, for `batch_statistics_gradients`.
     """
-    count: Tensor | None = None
-    if sums is not None:
+    mean, variance = norm.running_mean, norm.running_var
+    if sums is None:
+        assert mean is not None
+        assert variance is not None
+        return None, mean.double().to(dtype), (variance.double() + norm.eps).rsqrt().to(dtype)
+    is_plain = norm.track_running_stats and norm.momentum is not None and sums.num_values > 1
+    if isinstance(norm, SynchronisedBatchNorm) or not is_plain:
         count, mean, variance = reduce_statistics(norm, sums)
-    else:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        mean, variance = norm.running_mean.double(), norm.running_var.double()
-    return count, mean.to(dtype), (variance + norm.eps).rsqrt().to(dtype)
+        return count, mean.to(dtype), (variance + norm.eps).rsqrt().to(dtype)
+    assert norm.num_batches_tracked is not None
+    mean, inverse_deviation, *new = batch_statistics(
+        *sums[:3],
+        running_mean=norm.running_mean,
+        running_var=norm.running_var,
+        num_values=sums.num_values,
+        momentum=norm.momentum,
+        eps=norm.eps,
+        dtype=dtype,
+    )
+    norm.num_batches_tracked.add_(1)
+    torch._foreach_copy_([norm.running_mean, norm.running_var], new)
+    return sums.num_values, mean, inverse_deviation
 
 
 def batch_statistics_gradients(
     norm: nn.Module,
-    count: Tensor | None,
+    count: Tensor | int | None,
     *,
     grad_bias: Tensor,
     to_weight: Tensor,
@@ -162,6 +173,8 @@ def batch_statistics_gradients(
     """
     if count is None:
         return torch.zeros_like(grad_bias), torch.zeros_like(grad_bias)
+    if isinstance(count, int):
+        return statistics_gradients(grad_bias, to_weight, scale, inverse_deviation, count)
     shares = all_reduce_sum(norm, torch.cat([grad_bias, to_weight]).double()) / count
     share_of_bias, share_of_weight = shares.to(grad_bias.dtype).chunk(2)
     return scale * share_of_bias, scale * inverse_deviation * share_of_weight

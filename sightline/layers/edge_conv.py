@@ -34,12 +34,11 @@ from sightline.layers.batch_norm import (
     normalisation_statistics,
     uses_batch_statistics,
 )
-from sightline.layers.edge_kernels import edge_extremes_and_sums, edge_gradients
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.set_abstraction import GroupedMLP, PlainGroupedMLP
 from sightline.ops import nearest_neighbours
-from sightline.ops.neighbours import gather_points
-from sightline.ops.numba_kernels import can_use_numba
+from sightline.ops.edge_convolution import edge_extremes, edge_gradients
+from sightline.ops.grouping import gather_points
 from sightline.ops.waits import is_recording, is_transformed
 
 
@@ -76,7 +75,7 @@ class EdgeConv(PlainEdgeConv):
     """Fused `PlainEdgeConv` without edge features: same state, same numbers, same gradients, same running statistics.
 
     Stores B*N*3*out_channels numbers for backward, on any device, and with synchronised batch norm. Under autocast the
-    linear maps alone are rounded to half precision; under torch.compile it is the plain form. If equal responses
+    linear maps alone are rounded to half precision; in recorded graphs it is the plain form. If equal responses
     tie, or the norm's weight is exactly 0, the gradient goes to the neighbour that comes first in `index`. It has no
     second derivative: use `PlainEdgeConv` for one.
     Source: Wang et al. 2019, equations 5 to 8; Ioffe and Szegedy 2015, algorithm 1, for the statistics over all edges.
@@ -84,8 +83,7 @@ class EdgeConv(PlainEdgeConv):
 
     def forward(self, features: Tensor, index: Tensor) -> Tensor:
         """Map features (B, N, in_channels), index (B, N, K) -> (B, N, out_channels)."""
-        # None of these looks into a function with a backward of its own.
-        if torch.compiler.is_compiling() or is_recording() or is_transformed():
+        if is_recording() or is_transformed():  # neither looks into a function with a backward of its own
             return super().forward(features, index)
         neighbour_weight, centre_weight = self.edge.linear.weight.chunk(2, dim=1)
         # Any origin gives the same edges. Near the middle of the cloud the two parts of an edge do not cancel.
@@ -93,10 +91,10 @@ class EdgeConv(PlainEdgeConv):
         pairs = F.linear(features - origin_B1C, torch.cat([neighbour_weight, centre_weight - neighbour_weight]))
         offset_B1C = F.linear(origin_B1C, torch.cat([torch.zeros_like(centre_weight), centre_weight]))
         norm, offset = self.edge.norm, _at_least_float(offset_B1C)
-        if pairs.dtype == torch.bfloat16 and can_use_numba(norm.weight, norm.bias, offset):
-            normed = _NormedExtreme.apply(pairs, offset, index, norm.weight, norm.bias, norm)
+        if pairs.dtype == torch.bfloat16 and norm.weight.dtype == torch.float32:
+            normed = _normed_extreme(pairs, offset, index, norm)
         else:
-            normed = _NormedExtreme.apply(_at_least_float(pairs) + offset, None, index, norm.weight, norm.bias, norm)
+            normed = _normed_extreme(_at_least_float(pairs) + offset, None, index, norm)
         return self.edge.activation(normed).to(features.dtype)
 
 
@@ -104,30 +102,42 @@ def _at_least_float(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-class _NormedExtreme(Function):
-    """Maximum over j of batch_norm(u_j + v_i), (B, N, C), from `pairs` (B, N, 2C): u and v of every point.
+def _normed_extreme(pairs: Tensor, offset: Tensor | None, index: Tensor, norm: nn.BatchNorm1d) -> Tensor:
+    """Compute the maximum over j of batch_norm(u_j + v_i), (B, N, C), from `pairs` (B, N, 2C): u and v of every point.
 
     Pairs in bfloat16 are stored as they are; kernels get them widened, plus `offset` (B, 1, 2C), part by part.
     """
+    with torch.no_grad():
+        dtype = pairs.dtype if offset is None else offset.dtype
+        shift = _mean_over_points(pairs, offset)
+        edges = edge_extremes(pairs, index, sign=norm.weight.sign().to(dtype), shift=shift, offset=offset)
+        sums = ShiftedSums(shift, edges.total, edges.total_of_squares, index.numel())
+        statistics = normalisation_statistics(norm, sums if uses_batch_statistics(norm) else None, dtype)
+    normed: Tensor = _NormedExtreme.apply(
+        pairs, offset, norm.weight, norm.bias, index, edges.extreme, edges.position, *statistics, norm
+    )
+    return normed
+
+
+class _NormedExtreme(Function):
+    """Batch norm of the extremes of edges, (B, N, C), with the statistics of all edges."""
 
     @staticmethod
     def forward(
         ctx: Any,
         pairs: Tensor,
         offset: Tensor | None,
-        index: Tensor,
         weight: Tensor,
         bias: Tensor,
+        index: Tensor,
+        extreme: Tensor,
+        position: Tensor,
+        count: Tensor | int | None,
+        mean: Tensor,
+        inverse_deviation: Tensor,
         norm: nn.BatchNorm1d,
     ) -> Tensor:
-        dtype = pairs.dtype if offset is None else offset.dtype
-        near_mean = _mean_over_points(pairs, offset)
-        edges = edge_extremes_and_sums(pairs, index, sign=weight.sign().to(dtype), shift=near_mean, offset=offset)
-        sums = ShiftedSums(near_mean.double(), edges.total, edges.total_of_squares, index.numel())
-        count, mean, inverse_deviation = normalisation_statistics(
-            norm, sums if uses_batch_statistics(norm) else None, dtype
-        )
-        standard, normed = edges.extreme, torch.empty_like(edges.extreme)
+        standard, normed = extreme, torch.empty_like(extreme)
         for part in _cut(standard):  # what is written is read again from the cache
             centre_terms = pairs[part].chunk(2, dim=-1)[1]
             if offset is not None:
@@ -135,13 +145,13 @@ class _NormedExtreme(Function):
             standard[part].add_(centre_terms - mean).mul_(inverse_deviation)
             normed[part] = torch.addcmul(bias, standard[part], weight)
         ctx.norm, ctx.count = norm, count
-        ctx.save_for_backward(pairs, offset, index, edges.position, standard, weight, inverse_deviation, mean)
+        ctx.save_for_backward(pairs, offset, index, position, standard, weight, mean, inverse_deviation)
         return normed
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, Tensor, Tensor, None]:
-        pairs, offset, index, position, standard, weight, inverse_deviation, mean = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        pairs, offset, index, position, standard, weight, mean, inverse_deviation = ctx.saved_tensors
         to_bias = gradients[0].sum(dim=(0, 1))
         product = gradients[0] * standard
         to_weight = product.sum(dim=(0, 1))
@@ -159,13 +169,13 @@ class _NormedExtreme(Function):
             pairs, index, position, chosen=chosen, constant=constant, slope=slope, shift=mean, offset=offset
         )
         to_offset = None if offset is None else to_pairs.sum(dim=1, keepdim=True).to(offset.dtype)
-        return to_pairs, to_offset, None, to_weight, to_bias, None
+        return to_pairs, to_offset, to_weight, to_bias, *[None] * 7
 
 
 def _cut(values: Tensor) -> Iterator[slice]:
     """Yield parts of the samples of `values` (B, N, C): on the CPU such that a part stays in the cache."""
     at_once = max(1, len(values))
-    if values.device.type == "cpu":
+    if values.device.type == "cpu" and not torch.compiler.is_compiling():
         at_once = max(torch.get_num_threads(), _ENTRIES_AT_ONCE // max(1, values[:1].numel()))
     return (slice(start, start + at_once) for start in range(0, len(values), at_once))
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from sightline.ops.farthest_points import packed_farthest_points
-from sightline.ops.neighbours import inverse_distance_weights
-from sightline.ops.packed import packed_nearest_neighbours
+from sightline.ops.interpolation import inverse_distance_weights
+from sightline.ops.neighbours import packed_nearest_neighbours
 from sightline.ops.waits import read_list, send_list
 
 _NUM_INTERPOLATED = 3

@@ -42,7 +42,8 @@ from sightline.layers.group_kernels import (
 from sightline.layers.mlp import LinearNorm
 from sightline.ops import ball_query, farthest_points, gather_points, nearest_neighbours
 from sightline.ops.distances import assert_same_form
-from sightline.ops.neighbours import assert_rows, interpolate, scale_num_neighbours
+from sightline.ops.grouping import assert_rows, scale_num_neighbours
+from sightline.ops.interpolation import interpolate
 from sightline.ops.numba_kernels import can_use_numba
 
 

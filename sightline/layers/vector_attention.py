@@ -44,7 +44,7 @@ from sightline.layers.vector_attention_kernels import (
     weighted_messages,
     weighted_messages_backward,
 )
-from sightline.ops.neighbours import assert_rows
+from sightline.ops.grouping import assert_rows
 from sightline.ops.numba_kernels import can_use_numba, cpu_autocast_dtype
 
 SHARE_PLANES = 8

@@ -6,6 +6,8 @@ are installed. They work in anybody's module, with autograd, autocast and `torch
 
 from __future__ import annotations
 
+from sightline.ops.ball_query import ball_query, packed_ball_query
+from sightline.ops.batch_statistics import batch_statistics, statistics_gradients
 from sightline.ops.box_forms import box_convert, clip_boxes_to_image, masks_to_boxes, remove_small_boxes
 from sightline.ops.box_overlaps import (
     box_area,
@@ -15,7 +17,10 @@ from sightline.ops.box_overlaps import (
     distance_box_iou,
     generalized_box_iou,
 )
+from sightline.ops.edge_convolution import EdgeSums, edge_extremes, edge_gradients
 from sightline.ops.farthest_points import farthest_points, packed_farthest_points
+from sightline.ops.grouping import gather_points
+from sightline.ops.interpolation import interpolate, packed_interpolate
 from sightline.ops.losses import (
     complete_box_iou_loss,
     distance_box_iou_loss,
@@ -23,8 +28,7 @@ from sightline.ops.losses import (
     lovasz_softmax,
     sigmoid_focal_loss,
 )
-from sightline.ops.neighbours import ball_query, gather_points, interpolate, nearest_neighbours
-from sightline.ops.packed import Neighbours, packed_ball_query, packed_interpolate, packed_nearest_neighbours
+from sightline.ops.neighbours import Neighbours, nearest_neighbours, packed_nearest_neighbours
 from sightline.ops.roi_align import roi_align
 from sightline.ops.rotations import (
     axis_rotation,
@@ -38,10 +42,12 @@ from sightline.ops.suppression import batched_nms, nms, soft_nms
 from sightline.ops.surfaces import areas_and_normals, estimate_normals, sample_surface
 
 __all__ = [
+    "EdgeSums",
     "Neighbours",
     "areas_and_normals",
     "axis_rotation",
     "ball_query",
+    "batch_statistics",
     "batch_to_offsets",
     "batched_nms",
     "box_area",
@@ -53,6 +59,8 @@ __all__ = [
     "complete_box_iou_loss",
     "distance_box_iou",
     "distance_box_iou_loss",
+    "edge_extremes",
+    "edge_gradients",
     "estimate_normals",
     "euler_matrix",
     "farthest_points",
@@ -77,6 +85,7 @@ __all__ = [
     "sample_surface",
     "sigmoid_focal_loss",
     "soft_nms",
+    "statistics_gradients",
     "uniform_quaternion",
     "unpack",
 ]

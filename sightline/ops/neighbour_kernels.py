@@ -40,7 +40,7 @@ def neighbours_by_tree(points: Tensor, queries: Tensor, num_neighbours: int) -> 
 def ball_query_by_tree(points: Tensor, centres: Tensor, radius: float, num_neighbours: int) -> Tensor:
     """Find points within the radius by k-d tree: points (B, N, C), centres (B, M, C) -> index (B, M, K) int64.
 
-    Slots without a point contain N.
+    The first one fills the slots that are left; where there is none, all contain -1.
     """
     num_clouds, num_centres, _ = centres.shape
     squared_radius = torch.tensor(radius * radius, dtype=points.dtype).numpy()
@@ -407,6 +407,11 @@ def _search_balls(
             distances,
             waiting,
         )
+        num_found, found = 0, index[cloud, centre_index]
+        while num_found < len(found) and found[num_found] < order.shape[1]:
+            num_found += 1
+        for slot in range(num_found, len(found)):
+            found[slot] = found[0] if num_found else -1
 
 
 @numba_kernel

@@ -33,13 +33,21 @@ class Operator(Generic[P, R]):
     plain form's, since they must not depend on this package. Transforms of `torch.func` get the plain form.
     """
 
-    def __init__(self, plain: Callable[P, R], *, launches: int | None, check: Callable[..., None] | None) -> None:
+    def __init__(
+        self,
+        plain: Callable[P, R],
+        *,
+        launches: int | None,
+        check: Callable[..., None] | None,
+        extra_dtype: torch.dtype | None,
+    ) -> None:
         self.name = plain.__name__.strip("_")
         self.plain: Callable[P, R] = plain
         self.graph: Callable[P, R] = plain
         self.cpu: Callable[..., R] | None = None
         self.gpu: Callable[..., R] | None = None
         self.launches = launches
+        self._extra_dtype = extra_dtype
         self._takes: Callable[..., bool] = lambda *arguments: True
         self._check = check or (lambda *arguments: None)
         plain.__annotations__ = get_type_hints(plain)
@@ -72,7 +80,8 @@ class Operator(Generic[P, R]):
         def run(*arguments: Any) -> R:
             self._check(*arguments)
             floats = [value for value in arguments if isinstance(value, Tensor) and value.is_floating_point()]
-            form: Callable[..., R] = function if can_use_numba(*floats) else self.plain
+            is_taken = can_use_numba(*floats, extra_dtype=self._extra_dtype)
+            form: Callable[..., R] = function if is_taken else self.plain
             return form(*arguments)
 
         self.cpu = function
@@ -96,8 +105,8 @@ class Operator(Generic[P, R]):
 
     def takes(self, *arguments: Any) -> bool:
         """Return True if the GPU's kernel takes these arguments: numbers in float32, of the form that it states."""
-        floats = [value for value in arguments if isinstance(value, Tensor) and value.is_floating_point()]
-        return all(value.dtype == torch.float32 for value in floats) and self._takes(*arguments)
+        dtypes = {value.dtype for value in arguments if isinstance(value, Tensor) and value.is_floating_point()}
+        return dtypes - {self._extra_dtype} <= {torch.float32} and self._takes(*arguments)
 
     def gradient(self, setup: Callable[..., None]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Decorate the backward pass; `setup(ctx, inputs, output)` saves what it needs."""
@@ -110,10 +119,14 @@ class Operator(Generic[P, R]):
 
 
 def operator(
-    *, launches: int | None = None, check: Callable[..., None] | None = None
+    *,
+    launches: int | None = None,
+    check: Callable[..., None] | None = None,
+    extra_dtype: torch.dtype | None = None,
 ) -> Callable[[Callable[P, R]], Operator[P, R]]:
     """Decorate the plain form of an operator; its name, less underscores, is the operator's.
 
     `check` is called with the arguments before each computation, on values: it raises, or defers to a step's end.
+    The kernels widen tensors of `extra_dtype`, which may be mixed with float32.
     """
-    return lambda plain: Operator(plain, launches=launches, check=check)
+    return lambda plain: Operator(plain, launches=launches, check=check, extra_dtype=extra_dtype)

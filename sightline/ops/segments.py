@@ -55,6 +55,35 @@ def read_sizes(rows: Tensor, offsets: Tensor, *, name: str) -> list[int]:
     return [last - first for first, last in itertools.pairwise(bounds)]
 
 
+def read_both_sizes(
+    points: Tensor, offsets: Tensor, others: Tensor | None, other_offsets: Tensor | None, *, name: str = "query"
+) -> tuple[list[int], list[int]]:
+    """Read the sizes of the segments of points, and of others beside them, by default the points themselves.
+
+    Raises ValueError if they do not go together.
+    """
+    sizes = read_sizes(points, offsets, name="offsets")
+    if others is None or other_offsets is None:
+        return sizes, sizes
+    counts = read_sizes(others, other_offsets, name=f"{name} offsets")
+    if len(sizes) != len(counts):
+        raise ValueError(f"{len(sizes)} segments of points, {len(counts)} of queries; give both the same segments")
+    for segment, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+        if count and not size:
+            raise ValueError(f"segment {segment}: {count} queries and no points; drop the segment")
+    return sizes, counts
+
+
+def assert_packed(rows: Tensor, offsets: Tensor, *, name: str) -> None:
+    """Raise ValueError unless `rows` are (rows, channels) and their offsets a tensor (segments + 1,) of int64."""
+    if rows.ndim != 2:
+        raise ValueError(f"{name}: found the shape {tuple(rows.shape)}, expected (rows, channels) of all clouds")
+    if not isinstance(offsets, Tensor):
+        raise ValueError(f"found a {type(offsets).__name__} of offsets or numbers; give a tensor: torch.tensor(...)")
+    if offsets.ndim != 1:
+        raise ValueError(f"offsets of {name}: found the shape {tuple(offsets.shape)}, expected (clouds + 1,)")
+
+
 def locate_row(row: int, offsets: Tensor) -> tuple[int, int]:
     """Return the segment of a row, and its place there."""
     segment = int((offsets <= row).sum()) - 1

@@ -61,7 +61,7 @@ def require(holds: Tensor, make_error: Callable[[], Exception]) -> None:
     if is_recording() or torch.compiler.is_compiling():
         return
     if _deferred is not None and _is_deferrable(holds):
-        _deferred.append(DeviceCheck(holds.all(), make_error))
+        _deferred.append(DeviceCheck(holds if holds.ndim == 0 else holds.all(), make_error))
     elif not bool(holds.all()):
         raise make_error()
 
@@ -128,6 +128,11 @@ def read_list(values: Tensor) -> list[Any]:
         raise ValueError(f"found a {type(values).__name__} of offsets or numbers; give a tensor: torch.tensor(...)")
     version, known = getattr(values, "_host_values", (None, []))
     return known if version == _version(values) else values.tolist()
+
+
+def knows_list(values: Tensor) -> bool:
+    """Return True if `read_list` needs no device: the host sent these values (...), or a graph knows them."""
+    return getattr(values, "_host_values", (None,))[0] == _version(values)
 
 
 def call_on_host(function: Callable[..., Any], *arguments: Any, device: torch.device) -> Any:

@@ -26,7 +26,7 @@ from sightline.engine.build import build_model
 from sightline.engine.device import Precision, seed_everything
 from sightline.engine.distributed import World
 from sightline.engine.records import preserve_rng_state
-from sightline.ops.volumes import Axes
+from sightline.ops.voxels import Axes
 from sightline.published import recipe
 from sightline.published.files import PublishedFile, make_meta_model, read_source
 from sightline.published.rows import FACTS, PublishedLayout, list_names, read_layout

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.errors import CheckpointError
-from sightline.ops.volumes import Axes
+from sightline.ops.voxels import Axes
 from sightline.published.rows import list_layouts, read_layout
 
 _OUR_EPSILON = 1e-5

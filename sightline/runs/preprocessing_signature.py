@@ -11,7 +11,7 @@ from sightline.config.run_config import format_inline, to_plain
 from sightline.contract import registry
 from sightline.contract.members import TransformMembers
 from sightline.contract.types import ComponentConfig, DataInfo
-from sightline.ops.neighbours import scale_num_neighbours
+from sightline.ops.grouping import scale_num_neighbours
 from sightline.runs.weights import find_neighbour_graph, find_point_encoder
 
 _COMPARED_KEYS = {

@@ -22,7 +22,7 @@ from sightline.contract import registry
 from sightline.contract.errors import CheckpointError
 from sightline.contract.schema import suggest
 from sightline.contract.types import ComponentConfig
-from sightline.ops.neighbours import scale_num_neighbours
+from sightline.ops.grouping import scale_num_neighbours
 from sightline.ops.waits import send
 
 _WRAPPERS = ("module", "_orig_mod")

@@ -162,7 +162,7 @@ def test_a_trace_without_a_step_is_refused() -> None:
         *((f"aten::{name}", "search, gather") for name in ("gather", "index_select", "topk", "scatter_add_", "index")),
         ("aten::index_put_", "search, gather"),
         ("numba::ops.neighbour_kernels._search", "search, gather"),
-        ("numba::layers.edge_kernels._add_up", "fused layers"),
+        ("numba::ops.edge_convolution._reduce_edges", "fused layers"),
         ("numba::parts.metrics.part_counts._count", "other kernels"),
         ("aten::native_batch_norm_backward", "normalisation"),
         ("aten::layer_norm", "normalisation"),

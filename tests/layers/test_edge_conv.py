@@ -17,8 +17,8 @@ from sightline.layers.edge_conv import (
     PlainEdgeMLP,
     graph_features,
 )
-from sightline.layers.edge_kernels import edge_extremes_and_sums, edge_gradients
 from sightline.ops import numba_kernels
+from sightline.ops.edge_convolution import edge_extremes, edge_gradients
 from sightline.ops.neighbours import nearest_neighbours
 from tests.golden_parity import load_golden
 from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, make_pair, run
@@ -137,7 +137,7 @@ def test_the_same_bits_for_any_number_of_threads() -> None:
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            sums = edge_extremes_and_sums(features, index, sign=torch.ones(4), shift=torch.zeros(4))
+            sums = edge_extremes(features, index, sign=torch.ones(4), shift=torch.zeros(4))
             chosen = {"chosen": weight[..., :4].contiguous(), "constant": torch.ones(4), "slope": torch.ones(4)}
             passes.append([*sums, edge_gradients(features, index, sums.position, shift=torch.zeros(4), **chosen)])
     finally:
@@ -157,12 +157,12 @@ def test_kernels_read_bfloat16_as_if_it_were_widened(
     offset, shift, sign = torch.randn(5, 1, 8), torch.randn(4), torch.tensor([1.0, -1.0, 0.0, 1.0])
     given = {"chosen": torch.randn(5, 70, 4), "constant": torch.randn(4), "slope": torch.randn(4), "shift": shift}
     wide = pairs.float() + offset
-    expected = edge_extremes_and_sums(wide, index, sign=sign, shift=shift)
+    expected = edge_extremes(wide, index, sign=sign, shift=shift)
     to_pairs = edge_gradients(wide, index, expected.position, **given).bfloat16()
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(num_threads)
-        found = edge_extremes_and_sums(pairs, index, sign=sign, shift=shift, offset=offset)
+        found = edge_extremes(pairs, index, sign=sign, shift=shift, offset=offset)
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
         assert torch.equal(edge_gradients(pairs, index, found.position, offset=offset, **given), to_pairs)
     finally:

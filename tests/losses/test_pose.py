@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from sightline.areas.pose.losses import CentreMSE, HeatmapCrossEntropy, HeatmapMSE, JointL1
+from sightline.ops.heat_maps import gaussian_heatmaps
 from sightline.ops.pinhole import CropPlacement
-from sightline.ops.volumes import CubePlacement, gaussian_heatmaps
+from sightline.ops.voxels import CubePlacement
 from tests.golden_parity import load_golden
 
 CELLS = 6

@@ -181,7 +181,7 @@ def test_the_integral_variant_agrees_with_the_port(shared: Path) -> None:
     model.load_state_dict(convert_state_dict(theirs, LAYOUT))
     target, wanted = golden.tensor("in.target_heat"), golden.tensor("in.target_coord")
     visible = torch.ones(target.shape[:2], dtype=torch.bool)
-    from sightline.ops.volumes import soft_cells
+    from sightline.ops.heat_maps import soft_cells
 
     for mode in each_mode(model):
         likelihood = model(volume=golden.tensor("in.x"))["likelihood"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ class OperatorCase:
 
     `tolerance` 0 asks for equal bits; else it is a share of the largest number of a result. `differentiable` are the
     places of arguments with a gradient. `table` makes the arguments of a large case, on the meta device: the launches
-    of its GPU kernel are built for each architecture.
+    of its GPU kernel are built for each architecture. `export` makes arguments without ties for the recorded graph, if
+    the order of equal numbers is left to the runtime there.
     """
 
     operator: str
@@ -27,6 +29,7 @@ class OperatorCase:
     tolerance: float = 0.0
     differentiable: tuple[int, ...] = ()
     table: Callable[[], tuple[Any, ...]] | None = None
+    export: Callable[[torch.dtype], tuple[Any, ...]] | None = None
 
     def __str__(self) -> str:
         return f"{self.operator}-{self.label}"
@@ -60,6 +63,80 @@ def _sample_packed(dtype: torch.dtype) -> tuple[Any, ...]:
     return points, offsets, torch.tensor([3, 0, 69, 0, 0]), sample_offsets, sizes, counts, torch.inf
 
 
+def _search(num_points: int, num_channels: int, num_neighbours: int, num_queries: int | None = None) -> dict[str, Any]:
+    """Neighbours of the points themselves or of other queries, with ties and, for the graph, without."""
+
+    def make(dtype: torch.dtype, *, first: int = 0) -> tuple[Any, ...]:
+        points = clouds(dtype, 3, num_points, num_channels)[first::2]
+        queries = None if num_queries is None else clouds(dtype, 3, num_queries, num_channels, seed=1)[first::2] + 0.125
+        return points, queries, num_neighbours
+
+    return {"make": partial(make, first=1), "export": make}
+
+
+OFFSETS = torch.tensor([0, 37, 37, 38, 80])
+FOUR = torch.arange(5)
+
+
+def _search_packed(dtype: torch.dtype, *, first: int = 0, has_queries: bool = True) -> tuple[Any, ...]:
+    points, queries = clouds(dtype, 3, 40, 3)[first::2].flatten(0, 1), clouds(dtype, 1, 21, 3, seed=1)[0]
+    points = points.repeat(2, 1)[:80] if first else points
+    return points, OFFSETS, *((queries, torch.tensor([0, 9, 9, 9, 21])) if has_queries else (None, None)), 6
+
+
+def _query_balls(num_points: int, num_channels: int, num_neighbours: int, radius: float, *, mark: bool = True) -> Any:
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        points = clouds(dtype, 3, num_points, num_channels)
+        return points, points[:, ::3] + (0.25 if mark else 0), radius, num_neighbours, mark
+
+    return make
+
+
+def _query_packed_balls(dtype: torch.dtype) -> tuple[Any, ...]:
+    points = clouds(dtype, 2, 40, 3).flatten(0, 1)
+    return points, OFFSETS, points[::4] + 0.125, torch.tensor([0, 10, 10, 10, 20]), 0.6, 5, True
+
+
+def _edges(dtype: torch.dtype, num_clouds: int, *, is_half: bool = False) -> tuple[Any, ...]:
+    """Pairs of 6 channels, index, sign, shift and offset; in bfloat16 with an offset where the rest is float32."""
+    generator = torch.Generator().manual_seed(1)
+    pairs = clouds(dtype, num_clouds, 13, 12)
+    index = torch.randint(0, 13, (num_clouds, 13, 4), generator=generator)
+    sign, shift = torch.tensor([1.0, -1, 0, 1, -1, 1], dtype=dtype), torch.randn(6, generator=generator).to(dtype)
+    offset = torch.randn(num_clouds, 1, 12, generator=generator).to(dtype) if is_half else None
+    return pairs.bfloat16() if is_half and dtype == torch.float32 else pairs, index, sign, shift, offset
+
+
+def _edge_gradients(dtype: torch.dtype, *, is_half: bool = False) -> tuple[Any, ...]:
+    pairs, index, _, shift, offset = _edges(dtype, 2, is_half=is_half)
+    position = (index[:, :, :1] * torch.arange(1, 7) % 4).to(torch.uint8)
+    drawn = clouds(dtype, 3, 2, 13, 6, seed=2)
+    return pairs, index, position, drawn[2], drawn[0, 0, 0], drawn[0, 0, 1], shift, offset
+
+
+def _edge_table(*, is_half: bool) -> tuple[Any, ...]:
+    pairs = empty(32, 1024, 256, dtype=torch.bfloat16 if is_half else torch.float32)
+    return pairs, indices(32, 1024, 20), empty(128), empty(128), empty(32, 1, 256) if is_half else None
+
+
+def _edge_gradients_table(*, is_half: bool) -> tuple[Any, ...]:
+    pairs, index, sign, shift, offset = _edge_table(is_half=is_half)
+    position = empty(32, 1024, 128, dtype=torch.uint8)
+    return pairs, index, position, empty(32, 1024, 128), sign, sign, shift, offset
+
+
+def _statistics(dtype: torch.dtype) -> tuple[Any, ...]:
+    values = clouds(torch.float64, 1, 40, 5)[0] + 3
+    origin, running = values[0].to(dtype), clouds(dtype, 1, 2, 5)[0]
+    moved = values - origin
+    return origin, moved.sum(dim=0), moved.square().sum(dim=0), running[0], running[1], 40, 0.1, 1e-5, dtype
+
+
+def _statistics_table() -> tuple[Any, ...]:
+    each, sums = empty(128), empty(128, dtype=torch.float64)
+    return each, sums, sums, each, each, 655360, 0.1, 1e-5, torch.float32
+
+
 def boxes(dtype: torch.dtype, count: int, seed: int) -> Tensor:
     """Boxes of which many overlap, some are equal, some have no area and some corners are the wrong way round."""
     corners = (clouds(dtype, 2, count, 4, seed=seed) * 8).flatten(0, 1)[: 2 * count : 2]
@@ -83,6 +160,63 @@ def _weakened(is_linear: bool, limit: float) -> Any:
 
 
 CASES = [
+    OperatorCase("nearest_neighbours", "in space", **_search(70, 3, 20), table=lambda: (empty(32, 1024, 3), None, 20)),
+    OperatorCase(
+        "nearest_neighbours", "all", **_search(37, 2, 37, 9), table=lambda: (empty(4, 4096, 3), empty(4, 1024, 3), 32)
+    ),
+    OperatorCase("nearest_neighbours", "one", **_search(5, 4, 1, 20), table=lambda: (empty(4, 4096, 3), None, 16)),
+    OperatorCase(
+        "nearest_neighbours", "of features", **_search(65, 24, 9), table=lambda: (empty(32, 1024, 64), None, 20)
+    ),
+    OperatorCase(
+        "nearest_neighbours",
+        "of other features",
+        **_search(33, 128, 33, 20),
+        table=lambda: (empty(32, 1024, 128), None, 20),
+    ),
+    OperatorCase(
+        "nearest_neighbours",
+        "many",
+        **_search(140, 3, 130, 3),
+        table=lambda: (empty(4, 4096, 3), None, 200),
+    ),
+    OperatorCase(
+        "packed_nearest_neighbours",
+        "ragged",
+        partial(_search_packed, first=1, has_queries=False),
+        export=partial(_search_packed, has_queries=False),
+        table=lambda: (empty(16384, 3), 4096 * FOUR, None, None, 16),
+    ),
+    OperatorCase(
+        "packed_nearest_neighbours",
+        "of queries",
+        _search_packed,
+        table=lambda: (empty(16384, 3), 4096 * FOUR, empty(4096, 3), 1024 * FOUR, 3),
+    ),
+    OperatorCase(
+        "ball_query",
+        "marked",
+        _query_balls(70, 3, 20, 0.5),
+        table=lambda: (empty(24, 1024, 3), empty(24, 512, 3), 0.2, 32, True),
+    ),
+    OperatorCase(
+        "ball_query",
+        "own centres",
+        _query_balls(37, 3, 50, 0.3, mark=False),
+        table=lambda: (empty(24, 512, 3), empty(24, 128, 3), 0.4, 64, True),
+    ),
+    OperatorCase(
+        "ball_query",
+        "of features",
+        _query_balls(37, 12, 7, 4.5),
+        table=lambda: (empty(24, 512, 64), empty(24, 128, 64), 0.4, 128, True),
+    ),
+    OperatorCase(
+        "packed_ball_query",
+        "ragged",
+        _query_packed_balls,
+        table=lambda: (empty(16384, 3), 4096 * FOUR, empty(4096, 3), 1024 * FOUR, 0.1, 32, True),
+    ),
     OperatorCase(
         "farthest_points",
         "all",
@@ -106,6 +240,34 @@ CASES = [
         "ragged",
         _sample_packed,
         table=lambda: (*(empty(16384, 3), indices(5), indices(4), indices(5), [4096] * 4, [1024] * 4, torch.inf),),
+    ),
+    OperatorCase("edge_extremes", "one cloud", lambda dtype: _edges(dtype, 1), 1e-6, (0,)),
+    OperatorCase(
+        "edge_extremes", "ties", lambda dtype: _edges(dtype, 3), 1e-6, table=lambda: _edge_table(is_half=False)
+    ),
+    OperatorCase(
+        "edge_extremes",
+        "bfloat16",
+        lambda dtype: _edges(dtype, 1, is_half=True),
+        1e-6,
+        (0, 4),
+        table=lambda: _edge_table(is_half=True),
+    ),
+    OperatorCase("edge_gradients", "float", _edge_gradients, 1e-6, table=lambda: _edge_gradients_table(is_half=False)),
+    OperatorCase(
+        "edge_gradients",
+        "bfloat16",
+        lambda dtype: _edge_gradients(dtype, is_half=True),
+        2**-8,  # sums are rounded to bfloat16
+        table=lambda: _edge_gradients_table(is_half=True),
+    ),
+    OperatorCase("batch_statistics", "float", _statistics, 1e-6, table=_statistics_table),
+    OperatorCase(
+        "statistics_gradients",
+        "float",
+        lambda dtype: (*clouds(dtype, 1, 4, 5)[0], 40),
+        1e-6,
+        table=lambda: (*(empty(128) for _ in range(4)), 655360),
     ),
     *(
         OperatorCase(

@@ -7,10 +7,11 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from sightline.ops import neighbours
+from sightline.ops import operator
+from sightline.ops.ball_query import ball_query, packed_ball_query
 from sightline.ops.farthest_points import farthest_points
-from sightline.ops.neighbours import ball_query, gather_points, nearest_neighbours
-from sightline.ops.packed import packed_ball_query
+from sightline.ops.grouping import gather_points
+from sightline.ops.neighbours import nearest_neighbours
 from tests.cases import run_each
 from tests.golden_parity import load_golden
 from tests.ops.threads import with_one_and_two_threads
@@ -19,7 +20,7 @@ from tests.ops.threads import with_one_and_two_threads
 @pytest.fixture(params=["compiled", "plain"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "plain":
-        monkeypatch.setattr(neighbours, "can_use_numba", lambda *tensors: False)
+        monkeypatch.setattr(operator, "can_use_numba", lambda *tensors: False)
     return request.param
 
 
@@ -75,7 +76,7 @@ def test_both_forms_agree_on_the_rim(dtype: torch.dtype, monkeypatch: pytest.Mon
     grid = torch.cartesian_prod(*[torch.arange(9, dtype=dtype)] * 3)[None] / 10
     grid = grid[:, torch.randperm(729)]
     compiled = [ball_query(grid, centres=grid, radius=r / 10, num_neighbours=24) for r in (1, 2, 3)]
-    monkeypatch.setattr(neighbours, "can_use_numba", lambda *tensors: False)
+    monkeypatch.setattr(operator, "can_use_numba", lambda *tensors: False)
     plain = [ball_query(grid, centres=grid, radius=r / 10, num_neighbours=24) for r in (1, 2, 3)]
     assert all(torch.equal(*pair) for pair in zip(compiled, plain, strict=True))
 

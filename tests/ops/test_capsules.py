@@ -8,11 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.contract.draws import Draws
-from sightline.contract.types import SampleKey
-from sightline.ops import capsules as module
-from sightline.ops.capsules import CapsuleDepth, render_capsules, render_capsules_reference
-from sightline.ops.surfaces import (
+from sightline.areas.clouds.sets.patches import (
     FACING,
     PatchSamples,
     cone_patch,
@@ -21,6 +17,10 @@ from sightline.ops.surfaces import (
     sphere_patch,
     torus_patch,
 )
+from sightline.areas.pose.sets import capsules as module
+from sightline.areas.pose.sets.capsules import CapsuleDepth, render_capsules, render_capsules_reference
+from sightline.contract.draws import Draws
+from sightline.contract.types import SampleKey
 from tests.cases import run_each
 
 CAMERA = np.array([200.0, -210.0, 40.0, 30.0])

@@ -10,18 +10,12 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from sightline.ops import neighbour_kernels, neighbours
-from sightline.ops.distances import distance_scores, paired_squared_distances, squared_distances
+from sightline.ops import neighbour_kernels, neighbours, operator
+from sightline.ops.distances import paired_squared_distances, squared_distances
+from sightline.ops.grouping import gather_points, scale_num_neighbours
 from sightline.ops.neighbour_kernels import neighbours_by_product, neighbours_by_tree
-from sightline.ops.neighbours import (
-    gather_points,
-    nearest_neighbours,
-    nearest_neighbours_reference,
-    neighbours_by_candidates,
-    scale_num_neighbours,
-)
+from sightline.ops.neighbours import nearest_neighbours
 from tests.cases import run_each
-from tests.devices import OTHER, other_device, rounded_to
 from tests.golden_parity import load_golden
 from tests.ops.threads import with_one_and_two_threads
 
@@ -50,13 +44,11 @@ def test_distances_far_from_the_origin_lose_nothing() -> None:
 # --- Nearest neighbours in every form against SciPy, sums of NumPy, and exact integers ---
 
 
-@pytest.fixture(params=["compiled", "products", "plain"])
+@pytest.fixture(params=["compiled", "plain"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The compiled loops; the products of a GPU or a machine without numba; and what those are held to."""
-    if request.param != "compiled":
-        monkeypatch.setattr(neighbours, "can_use_numba", lambda *tensors: False)
+    """The compiled loops, and what they are held to."""
     if request.param == "plain":
-        monkeypatch.setattr(neighbours, "_find_by_candidates", lambda *arguments: None)
+        monkeypatch.setattr(operator, "can_use_numba", lambda *tensors: False)
     return request.param
 
 
@@ -155,7 +147,7 @@ def test_numbers_of_any_size(scale: float, num_channels: int, form: str) -> None
     np.testing.assert_array_equal(nearest_neighbours(points, num_neighbours=10), expected)
 
 
-def test_the_product_rules_out_no_neighbour_where_its_digits_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_product_rules_out_no_neighbour_where_its_digits_are_few() -> None:
     """Two clusters 2000 apart, 1e-3 wide: the expansion's error, 2e-1, is larger than all distances within them."""
     points = torch.randn(1, 200, 24) * 1e-3
     points[:, ::2] += 1000
@@ -164,12 +156,6 @@ def test_the_product_rules_out_no_neighbour_where_its_digits_are_few(monkeypatch
     index = neighbours_by_product(points, points, 15)
     assert index is not None
     np.testing.assert_array_equal(index, expected)
-    candidates = neighbours_by_candidates(points, points, 15, entries_at_once=2**20)
-    assert candidates is not None
-    index, is_proven = candidates
-    assert not is_proven.any()  # more candidates lie within the error than are looked at
-    monkeypatch.setattr(neighbours, "can_use_numba", lambda *tensors: False)
-    np.testing.assert_array_equal(nearest_neighbours(points, num_neighbours=15), expected)
 
 
 def test_distances_decide_where_scores_are_too_near() -> None:
@@ -199,34 +185,16 @@ def test_convolutions_in_reduced_precision_are_not_relied_on(monkeypatch: pytest
         conv.fp32_precision = before
 
 
-def test_products_prove_most_neighbours() -> None:
-    """Or else the form for GPUs would always end in the plain one."""
-    points = torch.randn(2, 300, 64)
-    candidates = neighbours_by_candidates(points, points, 20, entries_at_once=2**14)
-    assert candidates is not None
-    assert candidates[1].all()
-    np.testing.assert_array_equal(candidates[0], by_numpy(points, points, 20))
-
-
-def test_products_in_reduced_precision_are_not_relied_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_in_reduced_precision_are_not_relied_on() -> None:
     points = torch.randn(1, 100, 32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         np.testing.assert_array_equal(nearest_neighbours(points, num_neighbours=9), by_numpy(points, points, 9))
     torch.set_float32_matmul_precision("medium")
     try:
         assert neighbours_by_product(points, points, 9) is None
-        assert neighbours_by_candidates(points, points, 9, entries_at_once=2**20) is None
         np.testing.assert_array_equal(nearest_neighbours(points, num_neighbours=9), by_numpy(points, points, 9))
     finally:
         torch.set_float32_matmul_precision("highest")
-
-
-@pytest.mark.parametrize(("precision", "is_relied_on"), [("ieee", True), ("tf32", False)])
-def test_products_that_a_gpu_rounds_are_not_relied_on(precision: str, is_relied_on: bool) -> None:
-    """By the newer switch; once it is set, torch refuses to read the older ones."""
-    with rounded_to(precision, torch.backends.cuda.matmul), other_device():
-        points = torch.randn(1, 100, 32).to(OTHER)
-        assert (distance_scores(points, points) is not None) is is_relied_on
 
 
 @pytest.mark.parametrize("num_channels", [3, 16])
@@ -237,10 +205,11 @@ def test_one_thread_and_two_give_the_same_bits(num_channels: int) -> None:
 
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.randint(0, 5, (2, 50, 4)).float()
-    whole = nearest_neighbours_reference(points, points, 6), neighbours_by_product(points, points, 6)
+    plain = operator.OPERATORS["nearest_neighbours"].plain
+    whole = plain(points, None, 6), neighbours_by_product(points, points, 6)
     monkeypatch.setattr(neighbours, "_ENTRIES_AT_ONCE", {"cpu": 700})  # 7 queries at a time, and a last chunk of 1
     monkeypatch.setattr(neighbour_kernels, "_ENTRIES_AT_ONCE", 350)  # the same, per cloud
-    assert torch.equal(nearest_neighbours_reference(points, points, 6), whole[0])
+    assert torch.equal(plain(points, None, 6), whole[0])
     assert torch.equal(neighbours_by_product(points, points, 6), whole[1])
 
 

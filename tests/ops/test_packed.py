@@ -10,8 +10,10 @@ from torch import Tensor
 from sightline.contract.types import Field, SampleKey
 from sightline.layers.pyramid import build_pyramid
 from sightline.ops import ball_query, farthest_points, interpolate, nearest_neighbours
+from sightline.ops.ball_query import packed_ball_query
 from sightline.ops.farthest_points import packed_farthest_points
-from sightline.ops.packed import packed_ball_query, packed_interpolate, packed_nearest_neighbours
+from sightline.ops.interpolation import packed_interpolate
+from sightline.ops.neighbours import packed_nearest_neighbours
 from sightline.ops.segments import pack, unpack
 from sightline.store.loading.batch_reader import collate
 from tests.golden_parity import Golden, load_golden

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sightline.ops import operator
 from sightline.ops.farthest_points import farthest_points
-from sightline.ops.neighbours import Weighting, interpolate, inverse_distance_weights, nearest_neighbours
+from sightline.ops.interpolation import Weighting, interpolate, inverse_distance_weights
+from sightline.ops.neighbours import nearest_neighbours
 from tests.cases import run_each
 from tests.golden_parity import load_golden
 from tests.ops.threads import with_one_and_two_threads

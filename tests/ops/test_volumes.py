@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.ops import volumes
+from sightline.ops import voxels as volumes
+from sightline.ops.heat_maps import (
+    Decoding,
+    decode,
+    gaussian_heatmaps,
+    gaussian_heatmaps_reference,
+    one_hot_heatmaps,
+    peaks,
+    soft_cells,
+)
 from sightline.ops.pinhole import (
     CropPlacement,
     crop_depth,
@@ -18,20 +27,7 @@ from sightline.ops.pinhole import (
     project_points,
     to_crop_coordinates,
 )
-from sightline.ops.volumes import (
-    CubePlacement,
-    Decoding,
-    decode,
-    gaussian_heatmaps,
-    gaussian_heatmaps_reference,
-    occupancy,
-    occupancy_reference,
-    one_hot_heatmaps,
-    peaks,
-    soft_cells,
-    to_camera,
-    to_voxels,
-)
+from sightline.ops.voxels import CubePlacement, occupancy, occupancy_reference, to_camera, to_voxels
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 

@@ -15,7 +15,7 @@ from sightline.areas.pose.transforms import DrawHeatmaps, Voxelize
 from sightline.areas.pose.v2v import V2VSmall
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
-from sightline.ops.volumes import CubePlacement
+from sightline.ops.voxels import CubePlacement
 from tests.planted.planting import Plant, Planter, change_arguments, change_result, wrap
 
 

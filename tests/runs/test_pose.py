@@ -47,7 +47,7 @@ def test_an_ensemble_is_the_mean_of_the_joints_of_all_checkpoints(run: Path, tmp
     found = []
     for checkpoint in sorted((run / "checkpoints").glob("step_*")):
         loaded = load_run(run, checkpoint=checkpoint)
-        from sightline.ops.volumes import CubePlacement
+        from sightline.ops.voxels import CubePlacement
         from sightline.parts.tasks.supervised import decode_joints
 
         with torch.no_grad():

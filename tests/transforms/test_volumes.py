@@ -15,8 +15,9 @@ from sightline.areas.pose.transforms import DrawHeatmaps, PlaceCube, Voxelize
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import SampleKey
+from sightline.ops.heat_maps import decode
 from sightline.ops.pinhole import CropPlacement, from_crop_coordinates
-from sightline.ops.volumes import CubePlacement, decode, to_camera, to_voxels
+from sightline.ops.voxels import CubePlacement, to_camera, to_voxels
 from sightline.parts.tasks.supervised import decode_joints
 from sightline.parts.transforms.point_selection import CropDepth
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from sightline.contract import registry
 from sightline.contract.loss import Loss
+from sightline.ops.heat_maps import soft_cells
 from sightline.ops.pinhole import CropPlacement, to_crop_coordinates
-from sightline.ops.volumes import CubePlacement, soft_cells, to_voxels
+from sightline.ops.voxels import CubePlacement, to_voxels
 
 
 @registry.losses.add("heatmap_mse")

@@ -19,7 +19,7 @@ from torch import Tensor
 from sightline.contract.types import Batch, DataInfo, Sample
 from sightline.draw.pictures import PALETTE, Frame
 from sightline.ops.pinhole import depth_points, project_points
-from sightline.ops.volumes import CubePlacement, permute_axes, to_camera, to_voxels
+from sightline.ops.voxels import CubePlacement, permute_axes, to_camera, to_voxels
 from sightline.parts.tasks.supervised import decode_joints
 from sightline.view.panels import READ, TRUE, JointFigure, Volume, Window, depth_panel, slices_panel, volume_panels
 from sightline.view.stages import ClassColoring, RgbColoring, SamplePredictor, Stage

@@ -15,15 +15,13 @@ from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import Field
-from sightline.ops.volumes import (
+from sightline.ops.heat_maps import Targets, gaussian_heatmaps, one_hot_heatmaps
+from sightline.ops.voxels import (
     PLACEMENT_WIDTH,
     Axes,
     Compat,
     CubePlacement,
-    Targets,
-    gaussian_heatmaps,
     occupancy,
-    one_hot_heatmaps,
     original_size,
     permute_axes,
     to_voxels,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from sightline.areas.scans.projection_summary import ProjectionSummary
 from sightline.contract.types import PrintedTable, SampleKey
 from sightline.engine.build import TrainingSetup
-from sightline.ops.lift import ProjectionSummary
 from sightline.workbench.describe.report import projection_view
 from sightline.workbench.describe.sources import DataDescription
 

@@ -26,8 +26,9 @@ from sightline.contract.errors import UserError
 from sightline.contract.loss import Loss, bad_count_error, cast_forward
 from sightline.contract.types import Batch
 from sightline.draw.pictures import Axis, Picture, label_colors, pad_to_3d, render_clouds, with_legend
+from sightline.ops.heat_maps import Decoding, decode, peaks
 from sightline.ops.pinhole import CropPlacement, from_crop_coordinates
-from sightline.ops.volumes import CubePlacement, Decoding, decode, peaks, permute_axes, to_camera
+from sightline.ops.voxels import CubePlacement, permute_axes, to_camera
 from sightline.ops.waits import require
 
 Decoder = Callable[[Mapping[str, Tensor], Batch], dict[str, Tensor]]

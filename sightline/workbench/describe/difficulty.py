@@ -15,7 +15,7 @@ from sightline.contract.types import SampleKey
 from sightline.engine.build import Data, DataSubset
 from sightline.engine.evaluate import Evaluation, MetricResult
 from sightline.layers.mlp import as_packed
-from sightline.ops.packed import packed_nearest_neighbours
+from sightline.ops.neighbours import packed_nearest_neighbours
 
 _MAX_SAMPLES = 256
 _NUM_NEIGHBOURS = 8

@@ -22,11 +22,11 @@ HOST = "Python, autograd, dispatch"
 _KINDS = {
     "matrix products, convolutions": r"aten::(_?(add|sparse_)?(b|bad)?mm|addmv|mv|dot|vdot|linear|matmul|einsum|"
     r"_addmm_activation|baddbmm|addbmm|bilinear|.*conv.*|.*scaled_dot_product.*|mkldnn_.*linear.*)",
+    "fused layers": r"numba::(layers\..*|ops\.(edge_convolution|vector_attention).*)",
     "search, gather": r"numba::(ops|store|areas\.\w+\.sets)\..*|"
     r"aten::(gather|index.*|_index_put.*|scatter.*|take.*|embedding.*|"
     r"topk|kthvalue|sort|argsort|nonzero.*|_?unique.*|searchsorted|bucketize|grid_sampler.*|_?cdist.*|masked_select|"
     r"masked_scatter|repeat_interleave|bincount)(_backward)?_?",
-    "fused layers": r"numba::layers\..*",
     "normalisation": r"aten::.*(batch|layer|group|instance|rms)_?norm.*",
     "reductions, pooling": r"aten::(sum|mean|max|min|a(rg)?max|a(rg)?min|std|var|var_mean|prod|any|all|cum.*|norm|"
     r"linalg_vector_norm|_?(log_)?softmax.*|logsumexp|.*pool.*|count_nonzero|nan_to_num)",

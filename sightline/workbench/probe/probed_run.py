@@ -27,7 +27,7 @@ from sightline.engine.build import DataSubset, build_model, build_part
 from sightline.engine.distributed import World
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import open_run
-from sightline.ops.neighbours import scale_num_neighbours
+from sightline.ops.grouping import scale_num_neighbours
 from sightline.runs.preprocessing_signature import (
     is_for_pairs,
     keep_normalising,

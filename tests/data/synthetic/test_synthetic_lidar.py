@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.areas.scans.sets.beams import GROUND, Obstacles
 from sightline.areas.scans.sets.synthetic_lidar import (
     CLASS_IDS,
     CLASS_NAMES,
@@ -21,7 +22,6 @@ from sightline.areas.scans.sets.synthetic_lidar import (
 )
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import SampleKey
-from sightline.ops.capsules import GROUND, Obstacles
 from sightline.store.files.scan_samples import SensorBlock, make_sensor
 from sightline.store.loading.batch_reader import BatchReader
 

@@ -11,16 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sightline.areas.scans.projection_summary import mean_iou, upper_bound_confusions
 from sightline.ops import numba_kernels
-from sightline.ops.lift import (
-    KNNVote,
-    gaussian_window,
-    lift_knn,
-    lift_knn_reference,
-    lift_nearest,
-    mean_iou,
-    upper_bound_confusions,
-)
+from sightline.ops.lift import KNNVote, gaussian_window, lift_knn, lift_knn_reference, lift_nearest
 from sightline.ops.projection import Projection, RangeView, project_scans
 from tests.cases import run_each
 from tests.golden_parity import load_golden

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.ops.lift import ProjectionSummary
+from sightline.areas.scans.projection_summary import ProjectionSummary
 from sightline.ops.projection import (
     Projection,
     RangeView,

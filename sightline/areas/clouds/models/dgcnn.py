@@ -23,7 +23,8 @@ from sightline.layers.mlp import (
     one_hot_category,
 )
 from sightline.layers.pooling import LinearNormMax, LinearNormPool
-from sightline.ops.neighbours import assert_meant_for, nearest_neighbours, scale_num_neighbours
+from sightline.ops.grouping import assert_meant_for, scale_num_neighbours
+from sightline.ops.neighbours import nearest_neighbours
 
 _EDGE_WIDTHS = (64, 64, 128, 256)
 

@@ -13,7 +13,7 @@ from sightline.layers.mlp import JoinedLinearNorm, LinearNorm, concat_channels, 
 from sightline.layers.set_abstraction import PlainNeighbourGroup, SampleAndGroup
 from sightline.layers.transformer import AttentionStack, OffsetAttention, SelfAttention
 from sightline.ops.distances import assert_finite
-from sightline.ops.neighbours import assert_meant_for
+from sightline.ops.grouping import assert_meant_for
 
 _NUM_LAYERS = 4
 _EMBEDDING = 1024

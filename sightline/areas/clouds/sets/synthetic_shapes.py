@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from annotated_types import Ge, Le
 
+from sightline.areas.clouds.sets.patches import sample_patches
 from sightline.areas.clouds.sets.synthetic_solids import NUM_PROPORTIONS, SOLIDS, build_solids
 from sightline.contract import registry
 from sightline.contract.arguments import Index, NonNegativeFloat, PositiveFraction, Seed
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, Sample, SampleKey
-from sightline.ops.surfaces import sample_patches
 from sightline.parts.transforms.points import to_unit_sphere
 from sightline.store.cloud_preparation import EstimatedNormals, Normals
 from sightline.store.computed_samples import ComputedSet, Many

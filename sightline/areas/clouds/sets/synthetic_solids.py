@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sightline.ops.surfaces import (
+from sightline.areas.clouds.sets.patches import (
     FACING,
     ROW,
     Measure,

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from annotated_types import Ge, Le
 
+from sightline.areas.pose.sets.capsules import CapsuleDepth, render_capsules
 from sightline.areas.pose.sets.depth_frames import DepthCamera, DepthFrames, FrameSplit
 from sightline.areas.pose.sets.references import CentreOfMass, DepthFrame
 from sightline.areas.pose.sets.skeletons import Skeleton
@@ -21,7 +22,6 @@ from sightline.contract.arguments import NonNegativeFloat, Probability, Referenc
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import SampleKey
-from sightline.ops.capsules import CapsuleDepth, render_capsules
 from sightline.ops.pinhole import project_points
 from sightline.ops.rotations import euler_matrix
 from sightline.store.computed_samples import ComputedSet, SampleCache

@@ -106,7 +106,7 @@ class SyntheticHands(SyntheticFigures):
     the ranges of poses. `noise_mm` is the range of the standard deviation of depth noise, `missing` that of the share
     of pixels without a depth; `forearm` is the share of hands with a forearm. Poses with a joint outside the cube of
     200 mm about the middle knuckle or the centre of mass, or outside the image, are drawn again.
-    Source: made here; sightline/ops/capsules.py.
+    Source: made here; sightline/areas/pose/sets/capsules.py.
     """
 
     set_name = "synthetic_hands"
@@ -297,7 +297,7 @@ class SyntheticBodies(SyntheticFigures):
     up. `poses` are the ranges of poses. `noise_mm` is the range of the standard deviation of depth noise, `missing`
     that of the share of pixels without a depth. Poses with a joint outside the cube of 2 m about the torso or the
     centre of mass, or outside the image, are drawn again.
-    Source: made here; sightline/ops/capsules.py.
+    Source: made here; sightline/areas/pose/sets/capsules.py.
     """
 
     set_name = "synthetic_bodies"

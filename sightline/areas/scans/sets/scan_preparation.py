@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from sightline.areas.scans.projection_summary import ProjectionSummary
 from sightline.contract.errors import DataError
-from sightline.ops.lift import ProjectionSummary
 from sightline.ops.projection import RangeView, rows_by_file_order
 from sightline.store.files.cloud_files import note_mixed_units
 from sightline.store.files.input_files import read_file

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from sightline.areas.scans.sets.beams import GROUND, NOTHING, Obstacles, cast_beams
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, NonNegativeFloat, Seed
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import DataInfo, Sample, SampleKey, ScanInputSpec
-from sightline.ops.capsules import GROUND, NOTHING, Obstacles, cast_beams
 from sightline.store.computed_samples import ComputedSet, Many, SampleCache, array_bytes
 from sightline.store.files.scan_samples import (
     FEATURES,

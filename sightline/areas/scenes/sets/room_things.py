@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sightline.areas.clouds.sets.patches import ROW
 from sightline.areas.clouds.sets.synthetic_solids import SolidBuilder
 from sightline.areas.scenes.sets.s3dis_files import CLASS_NAMES
-from sightline.ops.surfaces import ROW
 
 NUM_MEASURES = 8
 """Number of random numbers that a recipe may use."""

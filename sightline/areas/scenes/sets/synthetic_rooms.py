@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from sightline.areas.clouds.sets.patches import FACING, ROW, rectangle_patch, sample_patches
 from sightline.areas.scenes.sets.room_things import (
     NUM_MEASURES,
     Body,
@@ -25,7 +26,6 @@ from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Seed
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
-from sightline.ops.surfaces import FACING, ROW, rectangle_patch, sample_patches
 from sightline.store.computed_samples import ComputedSet, Many, SampleCache, array_bytes
 
 _AT_WALLS = ("door", "column", "window", "window", "board", "bookcase", "bookcase", "sofa", "column")

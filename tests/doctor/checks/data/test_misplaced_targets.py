@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.ops.volumes import CubePlacement, gaussian_heatmaps
+from sightline.ops.heat_maps import gaussian_heatmaps
+from sightline.ops.voxels import CubePlacement
 from sightline.workbench.check.checks.data.misplaced_targets import measure_widths, misplaced_heatmap, misplaced_volume
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.finding import Finding

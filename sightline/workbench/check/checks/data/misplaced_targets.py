@@ -15,15 +15,8 @@ from torch import Tensor
 from sightline.contract import registry
 from sightline.contract.types import Batch, ComponentConfig, SampleKey
 from sightline.engine.build import DataSubset
-from sightline.ops.volumes import (
-    CubePlacement,
-    decode,
-    occupancy,
-    peaks,
-    permute_axes,
-    to_camera,
-    to_voxels,
-)
+from sightline.ops.heat_maps import decode, peaks
+from sightline.ops.voxels import CubePlacement, occupancy, permute_axes, to_camera, to_voxels
 from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.finding import Fault, Hypothesis, explain
 from sightline.workbench.check.core.sample_statistics import describe_sample

@@ -1,0 +1,460 @@
+"""Jobs of the GPU's queue, in its order: dearest first within each kind."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import math
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.gpu_steps import RECIPE_STEPS, ROOT, RecipeStep, read_launches
+from benchmarks.networks import make_inputs, make_parts, step_form
+from benchmarks.textbook import TextbookDGCNN, TextbookPCT, TextbookPointNet2, TextbookPointTransformer
+from sightline import ops
+from sightline.areas.clouds.models.dgcnn import DGCNN
+from sightline.areas.clouds.models.pct import PCT
+from sightline.areas.clouds.models.pointnet2 import PointNet2
+from sightline.config import read_config
+from sightline.contract.errors import RunError
+from sightline.contract.pytree import tree_leaves
+from sightline.engine.build import TrainingSetup, build
+from sightline.engine.device import seed_everything, set_backends
+from sightline.engine.distributed import World
+from sightline.engine.records import StepRecord
+from sightline.layers.edge_conv import EdgeConv
+from sightline.ops.operator import OPERATORS
+from sightline.workbench.describe.profiling import run_steps
+
+Figures = Mapping[str, float | int | bool | str | None]
+_LAUNCH = re.compile(r"cu(da)?(LaunchKernel|LaunchCooperativeKernel|GraphLaunch)")
+_TINY = ("train.batch_size=2", "data.train_size=40", "data.test_size=4")
+_NUM_WARM = 3
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The device, whether sizes are tiny, the folder of the results, and when the queue's minutes are over."""
+
+    device: torch.device
+    is_tiny: bool
+    out: Path
+    ends_at: float
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def wait(self) -> None:
+        if self.is_gpu:
+            torch.cuda.synchronize(self.device)
+
+    def require_gpu(self) -> None:
+        if not self.is_gpu:
+            raise RunError("needs a GPU: give --device cuda")
+
+    def ms(self, run: Callable[[], Any], repeats: int = 20) -> float:
+        """Return the median milliseconds of a call: on a GPU by events of its queue, after three calls to warm up."""
+        for _ in range(1 if self.is_tiny else _NUM_WARM):
+            run()
+        times = []
+        for _ in range(2 if self.is_tiny else repeats):
+            if self.is_gpu:
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin.record()
+                run()
+                end.record()
+                end.synchronize()
+                times.append(begin.elapsed_time(end))
+            else:
+                start = time.perf_counter()
+                run()
+                times.append(1e3 * (time.perf_counter() - start))
+        return statistics.median(times)
+
+    def launches(self, run: Callable[[], Any]) -> int | None:
+        """Count the kernels that a call launches, by torch's profiler; None on a CPU."""
+        if not self.is_gpu:
+            return None
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            run()
+            self.wait()
+        return count_launches(profiler)
+
+
+def count_launches(profiler: profile) -> int:
+    return sum(bool(_LAUNCH.match(event.name)) for event in profiler.events())
+
+
+@dataclass(frozen=True)
+class Job:
+    """Job of the queue: `seconds` is what it takes on an H100 at most; `unit` that of its times."""
+
+    name: str
+    seconds: float
+    run: Callable[[Bench], Figures]
+    unit: str = "ms"
+
+
+def list_jobs(is_tiny: bool) -> list[Job]:
+    """List the jobs in their order."""
+    return [
+        Job("host", 15, _measure_host, "us"),
+        *(Job(f"step {step.name}", 60, _recipe_job(step)) for step in _sized(RECIPE_STEPS, is_tiny)),
+        *(Job(f"operator {row.name}", 10, _operator_job(row)) for row in SHAPES if row.has_kernel),
+        *(
+            Job(f"textbook {name}", 30, _textbook_job(*NETWORKS[name]))
+            for name in [*NETWORKS][: 1 if is_tiny else None]
+        ),
+        *(Job(f"waits {recipe}", 20, _waits_job(recipe)) for recipe in _sized(_list_synthetic(), is_tiny)),
+        *(Job(f"strict {step.name}", 40, _strict_job(step)) for step in _sized(RECIPE_STEPS[2:7], is_tiny)),
+        *(Job(f"training {name}", 120, _training_job(name), "s") for name in TRAININGS),
+    ]
+
+
+def _sized(entries: Sequence[Any], is_tiny: bool) -> Sequence[Any]:
+    """Of recipes, the one that takes the least, if all is tiny."""
+    small = "classify/synthetic_shapes_pointnet"
+    return [each for each in entries if getattr(each, "recipe", each) == small] if is_tiny else entries
+
+
+def _measure_host(bench: Bench) -> Figures:
+    """Microseconds that the host needs to queue an operator of torch, and one of ours with its check."""
+    values, points = torch.zeros(8, device=bench.device), torch.rand(1, 64, 3, device=bench.device)
+    figures = {}
+    count = 20 if bench.is_tiny else 2000
+    calls = {"add_": lambda: values.add_(1), "farthest_points": lambda: ops.farthest_points(points, 2)}
+    for name, call in calls.items():
+        for _ in range(count // 10):
+            call()
+        bench.wait()
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        bench.wait()
+        figures[name] = 1e6 * (time.perf_counter() - start) / count
+    return figures
+
+
+# --- operators -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OperatorShape:
+    """Call of an operator at one size: `make(device, share)` makes it, with so small a share of the samples.
+
+    `max_ms` is the bar on an H100. The row exists once an operator of that name has a GPU kernel.
+    """
+
+    operator: str
+    label: str
+    make: Callable[[torch.device, int], Callable[[], Any]]
+    max_ms: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.operator} {self.label}"
+
+    @property
+    def has_kernel(self) -> bool:
+        return self.operator in OPERATORS and OPERATORS[self.operator].gpu is not None
+
+
+def _drawn(device: torch.device, *shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def _rooms(device: torch.device, share: int) -> tuple[Tensor, Tensor]:
+    size = 4096 // share
+    return _drawn(device, 4 * size, 3), torch.arange(5, device=device) * size
+
+
+def _sampling(clouds: int, points: int, samples: int) -> Any:
+    def make(device: torch.device, share: int) -> Callable[[], Any]:
+        drawn = _drawn(device, clouds, points // share, 3)
+        return lambda: ops.farthest_points(drawn, samples // share)
+
+    return make
+
+
+def _packed_sampling(device: torch.device, share: int) -> Callable[[], Any]:
+    points, offsets = _rooms(device, share)
+    counts = torch.full((4,), 1024 // share)
+    return lambda: ops.packed_farthest_points(points, counts, offsets=offsets.cpu()).index
+
+
+def _searching(clouds: int, points: int, channels: int, neighbours: int) -> Any:
+    def make(device: torch.device, share: int) -> Callable[[], Any]:
+        drawn = _drawn(device, clouds, max(points // share, neighbours), channels)
+        return lambda: ops.nearest_neighbours(drawn, num_neighbours=neighbours)
+
+    return make
+
+
+def _packed_searching(neighbours: int) -> Any:
+    def make(device: torch.device, share: int) -> Callable[[], Any]:
+        points, offsets = _rooms(device, share)
+        return lambda: ops.packed_nearest_neighbours(points, offsets=offsets, num_neighbours=neighbours).index
+
+    return make
+
+
+def _balls(clouds: int, points: int, centres: int, radius: float, neighbours: int) -> Any:
+    def make(device: torch.device, share: int) -> Callable[[], Any]:
+        drawn = _drawn(device, clouds, points // share, 3)
+        middle = drawn[:, : centres // share].contiguous()
+        return lambda: ops.ball_query(drawn, centres=middle, radius=radius, num_neighbours=neighbours)
+
+    return make
+
+
+def _edges(channels: int, *, is_trained: bool) -> Any:
+    """An edge convolution of DGCNN, 20 neighbours; with its backward pass, all gradients."""
+
+    def make(device: torch.device, share: int) -> Callable[[], Any]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            layer = EdgeConv(in_channels=64, out_channels=channels).to(device).train()
+        size = 1024 // share
+        features = _drawn(device, 32, size, 64).requires_grad_(is_trained)
+        drawn = torch.randint(size, (32, size, 20), generator=torch.Generator().manual_seed(1)).to(device)
+
+        def run() -> Any:
+            with torch.set_grad_enabled(is_trained):
+                result = layer(features, drawn)
+            if not is_trained:
+                return result
+            return result, torch.autograd.grad(result.sum(), [features, *layer.parameters()])
+
+        return run
+
+    return make
+
+
+SHAPES = [
+    OperatorShape("farthest_points", "24 x 1,024 to 512", _sampling(24, 1024, 512), 2.6),
+    OperatorShape("packed_farthest_points", "4 rooms of 4,096 to 1,024", _packed_sampling),
+    OperatorShape("farthest_points", "8 x 8,192 to 1,024", _sampling(8, 8192, 1024)),
+    OperatorShape("farthest_points", "32 x 1,024 to 256", _sampling(32, 1024, 256)),
+    OperatorShape("edge_extremes", "32 x 1,024 x 128, both passes", _edges(128, is_trained=True), 1.0),
+    OperatorShape("edge_extremes", "32 x 1,024 x 128, forward", _edges(128, is_trained=False)),
+    OperatorShape("edge_extremes", "32 x 1,024 x 64, both passes", _edges(64, is_trained=True)),
+    OperatorShape("nearest_neighbours", "32 x 1,024 x 3, 20 of them", _searching(32, 1024, 3, 20), 0.4),
+    OperatorShape("nearest_neighbours", "32 x 1,024 x 128, 20 of them", _searching(32, 1024, 128, 20), 0.8),
+    OperatorShape("nearest_neighbours", "32 x 1,024 x 64, 20 of them", _searching(32, 1024, 64, 20)),
+    OperatorShape("nearest_neighbours", "4 x 16,384 x 3, 16 of them", _searching(4, 16384, 3, 16)),
+    OperatorShape("packed_nearest_neighbours", "4 rooms of 4,096, 8 of them", _packed_searching(8)),
+    OperatorShape("packed_nearest_neighbours", "4 rooms of 4,096, 16 of them", _packed_searching(16)),
+    OperatorShape("ball_query", "24 x 1,024 at 512, 32 of them", _balls(24, 1024, 512, 0.2, 32)),
+    OperatorShape("ball_query", "24 x 512 at 128, 64 of them", _balls(24, 512, 128, 0.4, 64)),
+]
+
+
+@contextlib.contextmanager
+def plain_forms() -> Iterator[None]:
+    """Compute by the plain forms of all operators: no GPU kernel takes any arguments."""
+    before = {operator: operator._takes for operator in OPERATORS.values()}
+    try:
+        for operator in before:
+            operator._takes = lambda *arguments: False
+        yield
+    finally:
+        for operator, takes in before.items():
+            operator._takes = takes
+
+
+def _operator_job(row: OperatorShape) -> Callable[[Bench], Figures]:
+    def run(bench: Bench) -> Figures:
+        call = row.make(bench.device, 32 if bench.is_tiny else 1)
+        ours, ms, launches = call(), bench.ms(call), bench.launches(call)
+        with plain_forms():
+            plain, plain_ms = call(), bench.ms(call, repeats=5)
+        declared = OPERATORS[row.operator].launches
+        times: Figures = {"ms": ms, "plain_ms": plain_ms, "launches": launches, "declared": declared}
+        return {**times, **compare(ours, plain)}
+
+    return run
+
+
+def compare(ours: Any, theirs: Any) -> Figures:
+    """Compare results: whether all bits are equal, and the largest difference as a share of the largest number."""
+    largest, has_equal_bits = 0.0, True
+    for (_, found), (_, expected) in zip(tree_leaves(ours), tree_leaves(theirs), strict=True):
+        has_equal_bits &= torch.equal(found, expected)
+        if expected.numel():
+            scale = max(float(expected.abs().max()), torch.finfo(torch.float32).tiny)
+            largest = max(largest, float((found.double() - expected.double()).abs().max()) / scale)
+    return {"equal_bits": has_equal_bits, "difference": largest}
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------
+
+
+def _build(step: RecipeStep, bench: Bench, *overrides: str) -> tuple[TrainingSetup, World]:
+    sizes = _TINY if bench.is_tiny else step.overrides
+    words = (*sizes, "train.precision=float32", "train.epochs=50", *overrides)
+    config, world = read_config(step.config, words), World(device=bench.device)
+    set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
+    seed_everything(config.seed, 1)
+    return build(config, world), world
+
+
+def _recipe_job(step: RecipeStep) -> Callable[[Bench], Figures]:
+    """Time steps of the recipe's own loop, its share of waiting for data, and count the launches of a step."""
+
+    def run(bench: Bench) -> Figures:
+        built, world = _build(step, bench, "log.every=50")
+        count = 2 if bench.is_tiny else 20
+        times: dict[int, float] = {}
+
+        def after(record: StepRecord) -> None:
+            if len(times) in (_NUM_WARM - 1, _NUM_WARM + count - 1):
+                bench.wait()
+            times[len(times)] = time.perf_counter()
+
+        records = run_steps(built.job, world, _NUM_WARM + count, after)[_NUM_WARM:]
+        seconds = times[_NUM_WARM + count - 1] - times[_NUM_WARM - 1]
+        return {
+            "ms": 1e3 * seconds / count,
+            "data_share": sum(record.seconds["data"] for record in records) / seconds,
+            "launches": _count_step_launches(built, world, bench),
+            "declared": read_launches().get(step.name),
+            "loss": records[-1].losses["total"],
+        }
+
+    return run
+
+
+def _count_step_launches(built: TrainingSetup, world: World, bench: Bench, count: int = 4) -> float | None:
+    """Count the launches of a step as the mean of a few, traced from the end of one step to that of another."""
+    if not bench.is_gpu:
+        return None
+    profiler, done = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]), itertools.count(1)
+
+    def after(record: StepRecord) -> None:
+        number = next(done)
+        if number == 2:
+            bench.wait()
+            profiler.start()
+        elif number == 2 + count:
+            bench.wait()
+            profiler.stop()
+
+    built.job.step = 0
+    run_steps(built.job, world, 2 + count, after)
+    return count_launches(profiler) / count
+
+
+NETWORKS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[[Any], nn.Module], dict[str, int]]] = {
+    "dgcnn 32 x 1,024": (make_inputs(DGCNN), TextbookDGCNN, {"batch": 32, "points": 1024}),
+    "pointnet2 24 x 1,024": (make_inputs(PointNet2), TextbookPointNet2, {"batch": 24, "points": 1024}),
+    "pct 32 x 1,024": (make_inputs(PCT), TextbookPCT, {"batch": 32, "points": 1024}),
+    "point_transformer 4 x 4,096": (make_parts, TextbookPointTransformer, {"batch": 4, "points": 4096}),
+}
+
+
+def _textbook_job(
+    make: Callable[..., dict[str, Any]], textbook: Any, size: dict[str, int]
+) -> Callable[[Bench], Figures]:
+    """Time a step of a network and of its textbook form, in turn, with the same weights: no data, plain SGD."""
+
+    def run(bench: Bench) -> Figures:
+        made = make(**({"batch": 2, "points": 64} if bench.is_tiny else size))
+        inputs = {name: value.to(bench.device) for name, value in made.items()}
+        figures: dict[str, float | int | None] = {}
+        for name, form in {"ours": copy.deepcopy, "textbook": textbook}.items():
+            with step_form(form)(inputs) as step:
+                figures |= {f"{name}_ms": bench.ms(step, repeats=10), f"{name}_launches": bench.launches(step)}
+        return figures
+
+    return run
+
+
+def _list_synthetic() -> list[str]:
+    """The recipes that need no file; some twenty."""
+    files = sorted((ROOT / "configs").glob("*/synthetic_*.yaml"))
+    return [f"{file.parent.name}/{file.stem}" for file in files if "_from_" not in file.stem]
+
+
+def _waits_job(recipe: str) -> Callable[[Bench], Figures]:
+    """Run 20 steps in which torch raises an error where the host waits for the GPU."""
+
+    def run(bench: Bench) -> Figures:
+        bench.require_gpu()
+        built, world = _build(RecipeStep(recipe), bench, "log.every=1000")
+        done = itertools.count(1)
+
+        def after(record: StepRecord) -> None:
+            if next(done) == _NUM_WARM:
+                torch.cuda.set_sync_debug_mode("error")
+
+        try:
+            run_steps(built.job, world, _NUM_WARM + 20, after)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return {"steps": 20, "waits": 0}
+
+    return run
+
+
+def _strict_job(step: RecipeStep) -> Callable[[Bench], Figures]:
+    """Train a few steps twice under `strict`, and compare every tensor."""
+
+    def run(bench: Bench) -> Figures:
+        bench.require_gpu()
+        states = []
+        for _ in range(2):
+            built, world = _build(step, bench, "train.determinism=strict")
+            run_steps(built.job, world, 5, lambda record: None)
+            states.append({name: values.clone() for name, values in built.job.model.state_dict().items()})
+        return {"steps": 5, "tensors": len(states[0]), **compare(*states)}
+
+    return run
+
+
+# --- published trainings ---------------------------------------------------------------------------------------------
+
+TRAININGS = ("modelnet40_pointnet", "modelnet40_dgcnn", "modelnet40_pointnet2", "modelnet40_pct")
+_ROOM_S = 45
+"""Seconds in which a training that is asked to stop writes its checkpoint."""
+
+
+def _training_job(name: str) -> Callable[[Bench], Figures]:
+    """Train a published recipe for the minutes left, from where the run in the results' folder stopped."""
+
+    def run(bench: Bench) -> Figures:
+        clouds, data, folder = (bench.out / each for each in ("modelnet40_1024.npz", "modelnet40", f"train_{name}"))
+        if not clouds.is_file() and not data.is_dir():
+            raise RunError(f"{clouds} is absent: put the stored clouds of ModelNet40 there")
+        bench.require_gpu()
+        sightline, start = [sys.executable, "-m", "sightline"], time.monotonic()
+        if not data.is_dir():
+            words = ["data", "prepare", "modelnet40", "--from", str(clouds), "--to", str(data)]
+            subprocess.run([*sightline, *words], check=True, cwd=ROOT)
+        config = ROOT / "configs" / "classify" / f"{name}.yaml"
+        words = ["train", str(config), "--out", str(folder), "--resume", "auto", f"data.root={data}"]
+        with subprocess.Popen([*sightline, *words], cwd=ROOT) as training:
+            try:
+                training.wait(max(1.0, bench.ends_at - time.monotonic() - _ROOM_S))
+            except subprocess.TimeoutExpired:
+                training.send_signal(signal.SIGTERM)
+                training.wait()
+                raise RunError(f"stopped when the minutes were over; the next run goes on from {folder}") from None
+        if training.returncode:
+            raise RunError(f"sightline train ended with code {training.returncode}; its lines are above")
+        return {"s": math.floor(time.monotonic() - start)}
+
+    return run

@@ -1,0 +1,80 @@
+"""Tables of docs/results/gpu.md from the lines of docs/results/gpu/results.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from benchmarks.gpu_jobs import NETWORKS, SHAPES, TRAININGS
+from benchmarks.gpu_steps import RECIPE_STEPS, ROOT
+
+RESULTS = ROOT / "docs" / "results" / "gpu" / "results.jsonl"
+PAGE = ROOT / "docs" / "results" / "gpu.md"
+BEGIN, END = "<!-- tables of benchmarks/gpu_page.py -->", "<!-- end of the queue -->"
+NOT_RUN = "not run yet on a GPU"
+
+Line = Mapping[str, Any]
+
+
+def newest_on_gpu(results: Sequence[Line]) -> dict[str, Line]:
+    """Return for each job its last line of a GPU, one without an error where there is one."""
+    found: dict[str, Line] = {}
+    for line in results:
+        if line["card"] != "cpu" and ("error" not in line or "error" in found.get(line["job"], {"error": ""})):
+            found[line["job"]] = line
+    return found
+
+
+def write_page(results: Sequence[Line]) -> None:
+    """Write the tables between the marks of the page."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(before + BEGIN + "\n\n" + "\n".join(list_rows(results)) + "\n\n" + END + rest.split(END)[1])
+
+
+def list_rows(results: Sequence[Line]) -> Iterator[str]:
+    lines = newest_on_gpu(results)
+    yield from ("| step, samples | ms | at most | launches | at most | waits for data |", "|---|---|---|---|---|---|")
+    for step in RECIPE_STEPS:
+        figures = _figures(lines, f"step {step.name}", "ms", "launches", "data_share")
+        yield _row(f"`{step.recipe}`, {step.size}", figures[0], step.max_ms, figures[1], step.max_launches, figures[2])
+    yield from ("", "| operator | ms | at most | plain form, ms | bits |", "|---|---|---|---|---|")
+    for shape in filter(lambda shape: shape.has_kernel, SHAPES):
+        ms, plain, bits = _figures(lines, f"operator {shape.name}", "ms", "plain_ms", "equal_bits")
+        yield _row(f"`{shape.operator}`, {shape.label}", ms, shape.max_ms, plain, bits)
+    yield from ("", "| network, textbook form beside it | ms | textbook, ms |", "|---|---|---|")
+    for name in NETWORKS:
+        yield _row(name, *_figures(lines, f"textbook {name}", "ours_ms", "textbook_ms"))
+    yield from ("", "| other | measured |", "|---|---|")
+    yield _row("host, microseconds an operator", _figures(lines, "host", "add_")[0])
+    yield _row("recipes with 20 steps without a wait", _count(lines, "waits "))
+    yield _row("recipes with the same bits twice, `strict`", _count(lines, "strict "))
+    for name in TRAININGS:
+        yield _row(f"training `classify/{name}`, seconds", _figures(lines, f"training {name}", "s")[0])
+    if lines:
+        places = {f"{line['card']}, {line['commit']}, torch {line['torch']}" for line in lines.values()}
+        yield from ("", "; ".join(sorted(places)))
+
+
+def _figures(lines: Mapping[str, Line], job: str, *names: str) -> list[Any]:
+    line = lines.get(job, {"error": NOT_RUN})
+    return [line["error"], *[None] * (len(names) - 1)] if "error" in line else [line["figures"].get(n) for n in names]
+
+
+def _count(lines: Mapping[str, Line], kind: str) -> str:
+    of_kind = [line for job, line in lines.items() if job.startswith(kind)]
+    good = [line for line in of_kind if line.get("figures", {}).get("equal_bits", "figures" in line)]
+    return f"{len(good)} of {len(of_kind)}" if of_kind else NOT_RUN
+
+
+def _row(*cells: Any) -> str:
+    return "| " + " | ".join(map(_format, cells)) + " |"
+
+
+def _format(cell: Any) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, bool):
+        return "equal" if cell else "differ"
+    if isinstance(cell, str):
+        return cell.replace("|", "/")
+    return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"

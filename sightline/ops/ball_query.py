@@ -1,0 +1,373 @@
+"""Ball query, dense and packed: the first points, by index, within a radius of each centre.
+
+Source: Qi et al. 2017 (PointNet++), section 3.2; which points and their order follow its PyTorch port by Yan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sightline.ops.distances import (
+    assert_clouds,
+    assert_finite,
+    assert_finite_rows,
+    assert_radius,
+    assert_same_form,
+    assert_some,
+    by_channel,
+    find_segment,
+    squared_distances,
+    strides_of_clouds,
+    tile_of_distances,
+    upcast_for_comparison,
+)
+from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
+from sightline.ops.neighbour_kernels import ball_query_by_tree
+from sightline.ops.operator import operator
+from sightline.ops.segments import assert_packed, first_rows, list_runs, locate_row, offsets_to_batch, read_both_sizes
+from sightline.ops.waits import knows_list, require
+
+_ENTRIES_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}
+
+Empty = Literal["refuse", "mark"]
+
+
+@torch.no_grad()
+def ball_query(
+    points: Tensor, *, centres: Tensor, radius: float, num_neighbours: int, empty: Empty = "refuse"
+) -> Tensor:
+    """Return the first `num_neighbours` points, by index, whose squared distance to the centre is at most radius^2.
+
+    `points` (B, N, C), `centres` (B, M, C) -> index (B, M, num_neighbours) int64. A group with fewer points repeats
+    its first one in the places that are left; with `empty="mark"`, one without points is -1 in all of them. radius^2 is
+    rounded to the points' precision (half is compared in float32) before the comparison.
+    Raises ValueError for fewer than one neighbour, a radius that is below 0 or NaN, a centre with no point in its ball
+    unless they are marked, and values that are not finite, naming the sample.
+    """
+    assert_some(num_neighbours)
+    assert_radius(radius)
+    assert_clouds(points, name="points")
+    assert_same_form(points, centres, name="centres")
+    points, centres = upcast_for_comparison(points), upcast_for_comparison(centres)
+    return _ball_query(points, centres, radius, num_neighbours, _may_be_empty(empty))
+
+
+@torch.no_grad()
+def packed_ball_query(
+    points: Tensor,
+    *,
+    offsets: Tensor,
+    centres: Tensor,
+    centre_offsets: Tensor,
+    radius: float,
+    num_neighbours: int,
+    empty: Empty = "refuse",
+) -> Tensor:
+    """Ball query within each segment: rows (M, num_neighbours) of `points` (N, C) for the `centres` (M, C).
+
+    Raises ValueError as `ball_query`, the number of a centre being that within its segment.
+    """
+    assert_some(num_neighbours)
+    assert_radius(radius)
+    assert_packed(points, offsets, name="points")
+    assert_packed(centres, centre_offsets, name="centres")
+    assert_same_form(points, centres, name="centres")
+    points, centres = upcast_for_comparison(points), upcast_for_comparison(centres)
+    return _packed_ball_query(points, offsets, centres, centre_offsets, radius, num_neighbours, _may_be_empty(empty))
+
+
+def _may_be_empty(empty: Empty) -> bool:
+    if empty not in ("refuse", "mark"):
+        raise ValueError(f"empty: found {empty!r}, expected 'refuse' or 'mark'")
+    return empty == "mark"
+
+
+def _check(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, may_be_empty: bool) -> None:
+    assert_finite(points, name="points")
+    assert_finite(centres, name="centres")
+
+
+def _require_points(index: Tensor, radius: float, locate: Callable[[int], tuple[int, int, Tensor, Tensor]]) -> None:
+    """Raise ValueError if a row of `index` (..., K) is marked; `locate` gives its cloud, place, points and centre."""
+
+    def make_error() -> ValueError:
+        sample, place, points, centre = locate(int((index[..., 0] < 0).flatten().nonzero()[0]))
+        nearest = float((points.double() - centre.double()).square().sum(-1).min().sqrt())
+        return ValueError(
+            f"centres[{sample}]: centre {place} has no point within {radius:g}, the nearest one is {nearest:.6g} away; "
+            'take centres from the points themselves, raise the radius, or mark empty balls by empty="mark"'
+        )
+
+    require(index[..., 0] >= 0, make_error)
+
+
+def _require_dense(index: Tensor, points: Tensor, centres: Tensor, radius: float) -> Tensor:
+    def locate(row: int) -> tuple[int, int, Tensor, Tensor]:
+        sample, place = divmod(row, centres.shape[1])
+        return sample, place, points[sample], centres[sample, place]
+
+    _require_points(index, radius, locate)
+    return index
+
+
+def _require_packed(
+    index: Tensor, points: Tensor, offsets: Tensor, centres: Tensor, centre_offsets: Tensor, radius: float
+) -> Tensor:
+    def locate(row: int) -> tuple[int, int, Tensor, Tensor]:
+        segment, place = locate_row(row, centre_offsets)
+        return segment, place, points[int(offsets[segment]) : int(offsets[segment + 1])], centres[row]
+
+    _require_points(index, radius, locate)
+    return index
+
+
+@operator(launches=5, check=_check)
+def _ball_query(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, may_be_empty: bool) -> Tensor:
+    """Compute all distances, for a bounded number of centres at a time."""
+    num_samples, num_points, _ = points.shape
+    points_CBN, centres_CBM = (values.permute(2, 0, 1).contiguous() for values in (points, centres))
+    squared_radius = torch.full((), radius * radius, dtype=points.dtype, device=points.device)
+    at_once = _ENTRIES_AT_ONCE.get(points.device.type, _ENTRIES_AT_ONCE["cpu"])
+    parts = [
+        _first_inside(squared_distances(centres_CBm, points_CBN) <= squared_radius, num_neighbours)
+        for centres_CBm in centres_CBM.split(max(1, at_once // max(1, num_samples * num_points)), dim=2)
+    ]
+    index = torch.cat(parts, dim=1)
+    index = index.masked_fill(index == num_points, -1)
+    return index if may_be_empty else _require_dense(index, points, centres, radius)
+
+
+def _first_inside(is_inside: Tensor, num_neighbours: int) -> Tensor:
+    """Return the first places (..., K) of True in the rows of `is_inside` (..., N), then the first one; or N in all."""
+    num_points = is_inside.shape[-1]
+    place = torch.arange(num_points, device=is_inside.device).where(is_inside, num_points)
+    filled = torch.nn.functional.pad(place, (0, num_neighbours), value=num_points)  # there may be fewer
+    index = filled.topk(num_neighbours, dim=-1, largest=False, sorted=True).values
+    return torch.where(index == num_points, index[..., :1], index)
+
+
+@_ball_query.fake
+def _(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, may_be_empty: bool) -> Tensor:
+    return centres.new_empty((*centres.shape[:2], num_neighbours), dtype=torch.int64)
+
+
+def _query_in_graph(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, may_be_empty: bool) -> Tensor:
+    """Query balls in operations that a graph can record for any number of points; it cannot refuse an empty one."""
+    squared = squared_distances(centres.permute(2, 0, 1), points.permute(2, 0, 1))
+    index = _first_inside(squared <= radius * radius, num_neighbours)
+    return index.masked_fill(index == points.shape[1], -1) if may_be_empty else index
+
+
+_ball_query.graph = _query_in_graph
+
+
+@_ball_query.cpu_kernel
+def _(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, may_be_empty: bool) -> Tensor:
+    if not (points.numel() and centres.numel()):
+        return _ball_query.plain(points, centres, radius, num_neighbours, may_be_empty)
+    index = ball_query_by_tree(points, centres, radius, num_neighbours)
+    return index if may_be_empty else _require_dense(index, points, centres, radius)
+
+
+# --- Packed -----------------------------------------------------------------------------------------------------------
+
+
+def _check_packed(
+    points: Tensor,
+    offsets: Tensor,
+    centres: Tensor,
+    centre_offsets: Tensor,
+    radius: float,
+    num_neighbours: int,
+    may_be_empty: bool,
+) -> None:
+    read_both_sizes(points, offsets, centres, centre_offsets, name="centre")
+    assert_finite_rows(points, lambda row: locate_row(row, offsets), name="points")
+    assert_finite_rows(centres, lambda row: locate_row(row, centre_offsets), name="centres")
+
+
+@operator(launches=5, check=_check_packed)
+def _packed_ball_query(
+    points: Tensor,
+    offsets: Tensor,
+    centres: Tensor,
+    centre_offsets: Tensor,
+    radius: float,
+    num_neighbours: int,
+    may_be_empty: bool,
+) -> Tensor:
+    index = offsets.new_empty((len(centres), num_neighbours), dtype=torch.int64)
+    for run in list_runs(*read_both_sizes(points, offsets, centres, centre_offsets, name="centre")):
+        stacked, own = (rows.unflatten(0, (run.count, -1)) for rows in (points[run.rows], centres[run.other_rows]))
+        near = _ball_query(stacked, own, radius, num_neighbours, True)
+        rows = torch.where(near >= 0, near + first_rows(run, points.device)[:, None, None], -1)
+        index[run.other_rows] = rows.flatten(0, 1)
+    return index if may_be_empty else _require_packed(index, points, offsets, centres, centre_offsets, radius)
+
+
+@_packed_ball_query.fake
+def _(
+    points: Tensor,
+    offsets: Tensor,
+    centres: Tensor,
+    centre_offsets: Tensor,
+    radius: float,
+    num_neighbours: int,
+    may_be_empty: bool,
+) -> Tensor:
+    return centres.new_empty((len(centres), num_neighbours), dtype=torch.int64)
+
+
+def _query_packed_in_graph(
+    points: Tensor,
+    offsets: Tensor,
+    centres: Tensor,
+    centre_offsets: Tensor,
+    radius: float,
+    num_neighbours: int,
+    may_be_empty: bool,
+) -> Tensor:
+    """Query cloud by cloud if the graph knows their sizes, else among all points with a mask."""
+    if knows_list(offsets):
+        return _packed_ball_query.plain(points, offsets, centres, centre_offsets, radius, num_neighbours, may_be_empty)
+    cloud_N, cloud_M = (offsets_to_batch(o, len(rows)) for rows, o in ((points, offsets), (centres, centre_offsets)))
+    is_inside = squared_distances(centres.mT[:, None], points.mT[:, None])[0] <= radius * radius
+    index = _first_inside(is_inside & (cloud_M[:, None] == cloud_N), num_neighbours)
+    return index.masked_fill(index == len(points), -1)
+
+
+_packed_ball_query.graph = _query_packed_in_graph
+
+
+# --- GPU: some threads a centre ---------------------------------------------------------------------------------------
+
+
+@_ball_query.gpu_kernel()
+def _(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, may_be_empty: bool) -> Tensor:
+    num_clouds, num_centres, _ = centres.shape
+    index = centres.new_empty((num_clouds, num_centres, num_neighbours), dtype=torch.int64)
+    _launch(num_clouds, points, None, centres, None, radius, index, num_centres)
+    return index if may_be_empty else _require_dense(index, points, centres, radius)
+
+
+@_packed_ball_query.gpu_kernel()
+def _(
+    points: Tensor,
+    offsets: Tensor,
+    centres: Tensor,
+    centre_offsets: Tensor,
+    radius: float,
+    num_neighbours: int,
+    may_be_empty: bool,
+) -> Tensor:
+    _, counts = read_both_sizes(points, offsets, centres, centre_offsets, name="centre")
+    index = centres.new_empty((len(centres), num_neighbours), dtype=torch.int64)
+    _launch(len(counts), points, offsets, centres, centre_offsets, radius, index, max(counts, default=0))
+    return index if may_be_empty else _require_packed(index, points, offsets, centres, centre_offsets, radius)
+
+
+def _launch(
+    num_clouds: int,
+    points: Tensor,
+    offsets: Tensor | None,
+    centres: Tensor,
+    centre_offsets: Tensor | None,
+    radius: float,
+    index: Tensor,
+    num_centres: int,
+) -> None:
+    points, centres = by_channel(points), by_channel(centres)
+    num_blocks = -(-num_centres // _CENTRES)
+    _find_in_balls.launch(
+        (num_clouds * num_blocks,),
+        points,
+        offsets,
+        centres,
+        centre_offsets,
+        index,
+        num_blocks,
+        points.shape[-2],
+        num_centres,
+        index.shape[-1],
+        radius * radius,
+        *strides_of_clouds(points),
+        *strides_of_clouds(centres),
+        CHANNELS=points.shape[-1],
+        SLOTS=next_power_of_2(index.shape[-1]),
+        CENTRES=_CENTRES,
+        BLOCK=32,
+        num_warps=1,
+    )
+
+
+_CENTRES = 8
+
+
+@gpu_kernel
+def _find_in_balls(  # type: ignore[no-untyped-def]
+    points,
+    offsets,
+    centres,
+    centre_offsets,
+    index,
+    num_blocks,
+    num_points,
+    num_centres,
+    num_neighbours,
+    squared_radius,
+    cloud_step,
+    point_step,
+    channel_step,
+    centre_cloud_step,
+    centre_step,
+    centre_channel_step,
+    CHANNELS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    CENTRES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Write points inside as they come, until each group is full; then the first one into the places left."""
+    cloud = (tl.program_id(0) // num_blocks).to(tl.int64)
+    first_point, count = find_segment(offsets, cloud, num_points)
+    first_centre, num_own = find_segment(centre_offsets, cloud, num_centres)
+    centre = (tl.program_id(0) % num_blocks) * CENTRES + tl.arange(0, CENTRES)
+    is_centre = centre < num_own
+    base, centre_base = points + cloud * cloud_step, centres + cloud * centre_cloud_step
+    if offsets is not None:
+        base += first_point * point_step
+        centre_base += first_centre * centre_step
+    place = index + (first_centre + centre) * num_neighbours
+    found = tl.where(is_centre, 0, num_neighbours)
+    first = tl.full([CENTRES], 0x7FFFFFFF, tl.int32)
+    begin = 0
+    while (begin < count) & (tl.min(found, axis=0) < num_neighbours):
+        point = begin + tl.arange(0, BLOCK)
+        is_point = point < count
+        distances = tile_of_distances(
+            base,
+            point,
+            is_point,
+            point_step,
+            channel_step,
+            centre_base,
+            centre,
+            is_centre,
+            centre_step,
+            centre_channel_step,
+            CHANNELS,
+        )
+        is_inside = (distances <= squared_radius) & is_point[:, None] & is_centre[None, :]
+        rank = found[None, :] + tl.cumsum(is_inside.to(tl.int32), axis=0) - 1
+        row = point[:, None].to(tl.int64) + (0 if offsets is None else first_point)
+        tl.store(place[None, :] + rank, row + tl.zeros_like(rank), mask=is_inside & (rank < num_neighbours))
+        first = tl.minimum(first, tl.min(tl.where(is_inside, point[:, None], 0x7FFFFFFF), axis=0))
+        found += tl.sum(is_inside.to(tl.int32), axis=0)
+        begin += BLOCK
+    first_row = tl.where(found > 0, first.to(tl.int64) + (0 if offsets is None else first_point), -1)
+    slot = tl.arange(0, SLOTS)[:, None]
+    is_left = (slot >= found[None, :]) & (slot < num_neighbours) & is_centre[None, :]
+    tl.store(place[None, :] + slot, first_row[None, :] + tl.zeros_like(slot), mask=is_left)

@@ -1,0 +1,66 @@
+"""Groups of points by index: rows of their neighbours, and checks of such an index."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sightline.contract.errors import ConfigError
+from sightline.ops.waits import is_free_to_read, is_recording, is_transformed, require
+
+
+def scale_num_neighbours(count: int, *, reference_num_points: int | None, num_points: int) -> int:
+    """Scale a number of neighbours from clouds of `reference_num_points` points to clouds of `num_points`.
+
+    A denser sampling has proportionally more points within the same distance. A half is rounded up, and the result is
+    at least one; `count` itself if the reference is None (any cloud).
+    """
+    return (
+        count
+        if reference_num_points is None
+        else max(1, (2 * count * num_points + reference_num_points) // (2 * reference_num_points))
+    )
+
+
+def assert_meant_for(neighbours_at: int | None, *, num_neighbours: int) -> None:
+    """Raise ConfigError if `num_neighbours` exceeds the number of points of the clouds it refers to."""
+    if neighbours_at is not None and neighbours_at < num_neighbours:
+        raise ConfigError(f"neighbours_at: found {neighbours_at}, expected at least num_neighbours={num_neighbours}")
+
+
+def gather_points(values: Tensor, index: Tensor) -> Tensor:
+    """Gather rows by index: `values` (B, N, C), `index` (B, M, K) int64 -> (B, M, K, C).
+
+    Raises ValueError for an index of no row, such as the -1 of an empty ball. It is checked where that takes no wait:
+    on the CPU, not in compiled graphs. On a GPU, -1 would be the last row, and a higher index stops the program.
+    """
+    if is_free_to_read(index) and not (torch.compiler.is_compiling() or is_recording() or is_transformed()):
+        _assert_inside(index, values.shape[1])
+    sample_index = torch.arange(values.shape[0], device=values.device)[:, None, None]
+    return values[sample_index, index]
+
+
+def assert_rows(index: Tensor, values: Tensor, *, num_queries: int) -> None:
+    """Raise ValueError unless `index` (B, num_queries, K) contains rows of `values` (B, N, C).
+
+    For compiled loops, which read and write wherever an index points.
+    """
+    num_samples, num_points = values.shape[:2]
+    if index.shape[:-1] != (num_samples, num_queries) or index.shape[-1] == 0 or index.dtype != torch.int64:
+        raise ValueError(
+            f"index: found the shape {tuple(index.shape)} {index.dtype}, expected ({num_samples}, {num_queries}, K) "
+            "torch.int64 with K >= 1; give the neighbours of every query in every sample"
+        )
+    _assert_inside(index, num_points)
+
+
+def _assert_inside(index: Tensor, num_points: int) -> None:
+    if index.numel():
+        lowest, highest = index.aminmax()
+        require(
+            (lowest >= 0) & (highest < num_points),
+            lambda: ValueError(
+                f"index: rows {int(lowest)}..{int(highest)} named in clouds of {num_points} points; give rows of these "
+                "clouds"
+            ),
+        )

@@ -1,0 +1,96 @@
+"""Inverse-distance interpolation of features from points to queries.
+
+Source: Qi et al. 2017 (PointNet++), equation 2 with p = 2 and k = 3 (`inverse_square`); Zhao et al. 2021 (Point
+Transformer), in their code, weigh by the distance itself (`inverse`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sightline.ops.distances import paired_squared_distances, upcast_for_comparison
+from sightline.ops.grouping import gather_points
+from sightline.ops.neighbours import nearest_neighbours, packed_nearest_neighbours
+
+Weighting = Literal["inverse_square", "inverse"]
+_SOFTENING = 1e-8
+
+
+def interpolate(
+    features: Tensor,
+    *,
+    points: Tensor,
+    queries: Tensor,
+    weighting: Weighting = "inverse_square",
+    num_neighbours: int = 3,
+) -> Tensor:
+    """Interpolate features at the queries: the mean of the nearest points, weighted by 1/(d^2 + 1e-8) or 1/(d + 1e-8).
+
+    `features` (B, N, F) at `points` (B, N, C), `queries` (B, M, C) -> (B, M, F). Differentiable in `features` alone;
+    the mean of whole numbers has the precision of the points.
+    Where there are fewer than `num_neighbours` = K points, all of them are taken. Wherever the points stand, rounding
+    moves a value by at most (C + K + 6) eps times the largest feature (C + 2 roundings in a squared distance, K + 3 in
+    the weights' sum and quotient, twice, and K in the mean); of points that are equally far to rounding, either counts.
+    Raises ValueError for features of other points, and for values that are not finite, naming the sample.
+    """
+    if features.shape[:-1] != points.shape[:-1]:
+        raise ValueError(
+            f"features {tuple(features.shape)} do not go with points {tuple(points.shape)}; give a row for each point"
+        )
+    index = nearest_neighbours(points, num_neighbours=min(num_neighbours, points.shape[1]), queries=queries)
+    return weighted_mean(features, index, inverse_distance_weights(points, queries, index, weighting))
+
+
+def packed_interpolate(
+    features: Tensor,
+    *,
+    points: Tensor,
+    offsets: Tensor,
+    queries: Tensor,
+    query_offsets: Tensor,
+    weighting: Weighting = "inverse_square",
+    num_neighbours: int = 3,
+) -> Tensor:
+    """Interpolate within each segment: `features` (N, F) at `points` (N, C), `queries` (M, C) -> (M, F).
+
+    Raises ValueError as `packed_nearest_neighbours` and `interpolate`.
+    """
+    if features.shape[0] != points.shape[0]:
+        raise ValueError(
+            f"features {tuple(features.shape)} do not go with points {tuple(points.shape)}; give a row for each point"
+        )
+    near = packed_nearest_neighbours(
+        points, offsets=offsets, num_neighbours=num_neighbours, queries=queries, query_offsets=query_offsets
+    )
+    weights = inverse_distance_weights(
+        points[None], queries[None], near.index[None], weighting, is_valid=near.is_valid[None]
+    )
+    return weighted_mean(features[None], near.index[None], weights)[0]
+
+
+def weighted_mean(features: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """Sum the rows `index` (B, M, K) of `features` (B, N, F) times `weights` (B, M, K): (B, M, F)."""
+    if features.is_floating_point():
+        weights = weights.to(features.dtype)
+    return (gather_points(features, index) * weights[..., None]).sum(dim=2)
+
+
+@torch.no_grad()
+def inverse_distance_weights(
+    points: Tensor, queries: Tensor, index: Tensor, weighting: Weighting, *, is_valid: Tensor | None = None
+) -> Tensor:
+    """Compute weights (B, M, K), with sum 1, of the points `index` (B, M, K) at the queries (B, M, C).
+
+    0 if not `is_valid`.
+    """
+    points, queries = upcast_for_comparison(points), upcast_for_comparison(queries)
+    distances = paired_squared_distances(queries[:, :, None], gather_points(points, index))
+    if weighting == "inverse":
+        distances = distances.sqrt()
+    weights = 1 / (distances + _SOFTENING)
+    if is_valid is not None:
+        weights = weights * is_valid
+    return weights / weights.sum(dim=-1, keepdim=True)
