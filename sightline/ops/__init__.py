@@ -29,6 +29,7 @@ from sightline.ops.losses import (
     sigmoid_focal_loss,
 )
 from sightline.ops.neighbours import Neighbours, nearest_neighbours, packed_nearest_neighbours
+from sightline.ops.points_in_boxes import points_in_boxes
 from sightline.ops.roi_align import roi_align
 from sightline.ops.rotations import (
     axis_rotation,
@@ -78,6 +79,7 @@ __all__ = [
     "packed_farthest_points",
     "packed_interpolate",
     "packed_nearest_neighbours",
+    "points_in_boxes",
     "quaternion_matrix",
     "remove_small_boxes",
     "roi_align",

@@ -292,4 +292,10 @@ CASES = [
     ),
     OperatorCase("weaken", "linear", _weakened(True, 0.3)),
     OperatorCase("weaken", "Gaussian", _weakened(False, 0.5), tolerance=1e-6),
+    OperatorCase(
+        "points_in_boxes",
+        "upright",
+        lambda dtype: (clouds(dtype, 2, 90, 3).flatten(0, 1), clouds(dtype, 1, 12, 8, seed=1)[0].abs(), 0.5, 0.1),
+        table=lambda: (empty(120_000, 3), empty(50, 8), 0.1, 0.0),
+    ),
 ]
