@@ -149,6 +149,28 @@ def _statistics_table() -> tuple[Any, ...]:
     return each, sums, sums, each, each, 655360, 0.1, 1e-5, torch.float32
 
 
+def boxes(dtype: torch.dtype, count: int, seed: int) -> Tensor:
+    """Boxes of which many overlap, some are equal, some have no area and some corners are the wrong way round."""
+    corners = (clouds(dtype, 2, count, 4, seed=seed) * 8).flatten(0, 1)[: 2 * count : 2]
+    return torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:] + 6], dim=1)
+
+
+def _detections(num_proposals: int) -> Any:
+    labels, proposals = torch.arange(70) % 3, torch.arange(num_proposals) // 2
+    return lambda dtype: (
+        boxes(dtype, 70, 2),
+        torch.linspace(1, 0, 70, dtype=dtype),
+        labels,
+        torch.full((70,), 0.3, dtype=dtype),
+        proposals,
+    )
+
+
+def _weakened(is_linear: bool, limit: float) -> Any:
+    detections = _detections(0)
+    return lambda dtype: (*detections(dtype)[:3], torch.full((70,), limit, dtype=dtype), is_linear, 0.01)
+
+
 CASES = [
     OperatorCase(
         "inverse_distance_weights",
@@ -276,5 +298,34 @@ CASES = [
         lambda dtype: (*clouds(dtype, 1, 4, 5)[0], 40),
         1e-6,
         table=lambda: (*(empty(128) for _ in range(4)), 655360),
+    ),
+    *(
+        OperatorCase(
+            name,
+            "all pairs",
+            lambda dtype: (boxes(dtype, 37, 0), boxes(dtype, 70, 1)),
+            table=lambda: (empty(10_000, 4), empty(1000, 4)),
+        )
+        for name in ("box_iou", "box_ioa")
+    ),
+    *(
+        OperatorCase(
+            "keep_greedily",
+            f"{num_proposals} proposals",
+            _detections(num_proposals),
+            table=lambda count=num_proposals: (
+                *(empty(30_000, 4), empty(30_000), indices(30_000), empty(30_000)),
+                indices(30_000 if count else 0),
+            ),
+        )
+        for num_proposals in (0, 70)
+    ),
+    OperatorCase("weaken", "linear", _weakened(True, 0.3)),
+    OperatorCase("weaken", "Gaussian", _weakened(False, 0.5), tolerance=1e-6),
+    OperatorCase(
+        "points_in_boxes",
+        "upright",
+        lambda dtype: (clouds(dtype, 2, 90, 3).flatten(0, 1), clouds(dtype, 1, 12, 8, seed=1)[0].abs(), 0.5, 0.1),
+        table=lambda: (empty(120_000, 3), empty(50, 8), 0.1, 0.0),
     ),
 ]
