@@ -366,7 +366,8 @@ def compute_ema_decay(decay: float, step: int) -> float:
 @torch.no_grad()
 def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
     """Update the EMA: average <- decay * average + (1 - decay) * model for parameters; buffers are copied."""
-    if averaged := list(average.parameters()):
+    averaged: list[Tensor] = list(average.parameters())
+    if averaged:
         torch._foreach_lerp_(averaged, list(model.parameters()), 1.0 - decay)
     buffers = dict(model.named_buffers(remove_duplicate=False))
     for name, ema_buffer in average.named_buffers(remove_duplicate=False):

@@ -37,8 +37,8 @@ from sightline.layers.batch_norm import (
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.set_abstraction import GroupedMLP, PlainGroupedMLP
 from sightline.ops import nearest_neighbours
-from sightline.ops.grouping import gather_points
 from sightline.ops.edge_convolution import edge_extremes, edge_gradients
+from sightline.ops.grouping import gather_points
 from sightline.ops.waits import is_recording, is_transformed
 
 

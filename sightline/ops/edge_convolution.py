@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
-from sightline.ops.neighbours import assert_rows, gather_points
+from sightline.ops.grouping import assert_rows, gather_points
 from sightline.ops.numba_kernels import numba_kernel, run_parallel, widen_in_parts
 from sightline.ops.operator import operator
 
