@@ -32,6 +32,7 @@ from benchmarks.gpu_steps import BEGIN, END, PAGE, RECIPE_STEPS, RecipeStep
 from sightline.config import read_config
 from sightline.contract.pytree import tree_leaves
 from sightline.engine.optimizers import OptimizerSpec
+from sightline.layers import edge_conv
 from sightline.ops.operator import Operator
 from tests.recipe_steps import RECIPES, SmallStep, TrainingStep
 from tests.waits import DeviceMode, device_form, is_on_host
@@ -123,6 +124,8 @@ def cuda_form(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch, device_form(monkeypatch):
         patch.setattr(OptimizerSpec, "_fused_option", choose_on_cuda)
         patch.setattr(torch._VF, "dropout", dropout)
+        patch.setattr(edge_conv, "_cut", lambda values: [slice(None)])  # both are choices by `device.type`
+        patch.setattr(edge_conv, "_MIN_IMAGES", sys.maxsize)
         for name in [name for name in sys.modules if name.startswith("sightline.")]:
             for table in vars(sys.modules[name]).values():
                 if isinstance(table, dict) and {"cpu", "cuda"} <= table.keys():  # numbers computed at once
