@@ -37,6 +37,7 @@ from sightline.engine.distributed import World
 from sightline.engine.records import StepRecord
 from sightline.layers.edge_conv import EdgeConv
 from sightline.ops.operator import OPERATORS
+from sightline.ops.waits import deferred_checks, send_list
 from sightline.workbench.describe.profiling import run_steps
 
 Figures = Mapping[str, float | int | bool | str | None]
@@ -68,31 +69,39 @@ class Bench:
 
     def ms(self, run: Callable[[], Any], repeats: int = 20) -> float:
         """Return the median milliseconds of a call: on a GPU by events of its queue, after three calls to warm up."""
-        for _ in range(1 if self.is_tiny else _NUM_WARM):
-            run()
-        times = []
-        for _ in range(2 if self.is_tiny else repeats):
-            if self.is_gpu:
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                begin.record()
-                run()
-                end.record()
-                end.synchronize()
-                times.append(begin.elapsed_time(end))
-            else:
-                start = time.perf_counter()
-                run()
-                times.append(1e3 * (time.perf_counter() - start))
-        return statistics.median(times)
+        num_warm, times = 1 if self.is_tiny else _NUM_WARM, []
+        with checked_later():
+            for _ in range(num_warm + (2 if self.is_tiny else repeats)):
+                if self.is_gpu:
+                    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                    begin.record()
+                    run()
+                    end.record()
+                    end.synchronize()
+                    times.append(begin.elapsed_time(end))
+                else:
+                    start = time.perf_counter()
+                    run()
+                    times.append(1e3 * (time.perf_counter() - start))
+        return statistics.median(times[num_warm:])
 
     def launches(self, run: Callable[[], Any]) -> int | None:
         """Count the kernels that a call launches, by torch's profiler; None on a CPU."""
         if not self.is_gpu:
             return None
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        with checked_later(), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
             run()
             self.wait()
         return count_launches(profiler)
+
+
+@contextlib.contextmanager
+def checked_later() -> Iterator[None]:
+    """Defer checks of values as a training step does, so that no call waits for the device; all must hold."""
+    with deferred_checks() as checks:
+        yield
+    if not all(bool(check.holds) for check in checks):
+        raise RunError("a check of values failed, or a case that a step computes again occurred")
 
 
 def count_launches(profiler: profile) -> int:
@@ -142,9 +151,10 @@ def _measure_host(bench: Bench) -> Figures:
             call()
         bench.wait()
         start = time.perf_counter()
-        for _ in range(count):
-            call()
-        bench.wait()
+        with checked_later():
+            for _ in range(count):
+                call()
+            bench.wait()
         figures[name] = 1e6 * (time.perf_counter() - start) / count
     return figures
 
@@ -177,9 +187,11 @@ def _drawn(device: torch.device, *shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
-def _rooms(device: torch.device, share: int) -> tuple[Tensor, Tensor]:
-    size = 4096 // share
-    return _drawn(device, 4 * size, 3), torch.arange(5, device=device) * size
+def _rooms(device: torch.device, share: int, *sizes: int) -> tuple[Tensor, list[int], Tensor]:
+    """Points of rooms, their numbers, and their offsets, which the host knows as it does in a step."""
+    counts = [size // share for size in sizes or (4096,) * 4]
+    offsets = send_list([0, *itertools.accumulate(counts)], device)
+    return _drawn(device, sum(counts), 3), counts, offsets
 
 
 def _sampling(clouds: int, points: int, samples: int) -> Any:
@@ -190,26 +202,36 @@ def _sampling(clouds: int, points: int, samples: int) -> Any:
     return make
 
 
-def _packed_sampling(device: torch.device, share: int) -> Callable[[], Any]:
-    points, offsets = _rooms(device, share)
-    counts = torch.full((4,), 1024 // share)
-    return lambda: ops.packed_farthest_points(points, counts, offsets=offsets.cpu()).index
+def _packed_sampling(*sizes: int) -> Any:
+    def make(device: torch.device, share: int) -> Callable[[], Any]:
+        points, counts, offsets = _rooms(device, share, *sizes)
+        samples = send_list([count // 4 for count in counts], device)
+        return lambda: ops.packed_farthest_points(points, samples, offsets=offsets).index
+
+    return make
 
 
-def _searching(clouds: int, points: int, channels: int, neighbours: int) -> Any:
+def _searching(clouds: int, points: int, channels: int, neighbours: int, queries: int | None = None) -> Any:
     def make(device: torch.device, share: int) -> Callable[[], Any]:
         drawn = _drawn(device, clouds, max(points // share, neighbours), channels)
-        return lambda: ops.nearest_neighbours(drawn, num_neighbours=neighbours)
+        asked = None if queries is None else drawn[:, : max(queries // share, 1)].contiguous()
+        return lambda: ops.nearest_neighbours(drawn, num_neighbours=neighbours, queries=asked)
 
     return make
 
 
 def _packed_searching(neighbours: int) -> Any:
     def make(device: torch.device, share: int) -> Callable[[], Any]:
-        points, offsets = _rooms(device, share)
+        points, _, offsets = _rooms(device, share)
         return lambda: ops.packed_nearest_neighbours(points, offsets=offsets, num_neighbours=neighbours).index
 
     return make
+
+
+def _packed_balls(device: torch.device, share: int) -> Callable[[], Any]:
+    points, _, offsets = _rooms(device, share)
+    both = {"offsets": offsets, "centres": points, "centre_offsets": offsets}
+    return lambda: ops.packed_ball_query(points, **both, radius=0.2, num_neighbours=32)
 
 
 def _balls(clouds: int, points: int, centres: int, radius: float, neighbours: int) -> Any:
@@ -246,7 +268,11 @@ def _edges(channels: int, *, is_trained: bool) -> Any:
 
 SHAPES = [
     OperatorShape("farthest_points", "24 x 1,024 to 512", _sampling(24, 1024, 512), 2.6),
-    OperatorShape("packed_farthest_points", "4 rooms of 4,096 to 1,024", _packed_sampling),
+    OperatorShape("packed_farthest_points", "4 rooms of 4,096 to 1,024", _packed_sampling()),
+    OperatorShape(
+        "packed_farthest_points", "rooms of 7,000, 4,096, 2,500, 400", _packed_sampling(7000, 4096, 2500, 400)
+    ),
+    OperatorShape("farthest_points", "1 x 65,536 to 4,096", _sampling(1, 65536, 4096)),
     OperatorShape("farthest_points", "8 x 8,192 to 1,024", _sampling(8, 8192, 1024)),
     OperatorShape("farthest_points", "32 x 1,024 to 256", _sampling(32, 1024, 256)),
     OperatorShape("edge_extremes", "32 x 1,024 x 128, both passes", _edges(128, is_trained=True), 1.0),
@@ -256,30 +282,41 @@ SHAPES = [
     OperatorShape("nearest_neighbours", "32 x 1,024 x 128, 20 of them", _searching(32, 1024, 128, 20), 0.8),
     OperatorShape("nearest_neighbours", "32 x 1,024 x 64, 20 of them", _searching(32, 1024, 64, 20)),
     OperatorShape("nearest_neighbours", "4 x 16,384 x 3, 16 of them", _searching(4, 16384, 3, 16)),
+    OperatorShape("nearest_neighbours", "16 x 256 x 3, 16 of them for 128", _searching(16, 256, 3, 16, 128)),
     OperatorShape("packed_nearest_neighbours", "4 rooms of 4,096, 8 of them", _packed_searching(8)),
     OperatorShape("packed_nearest_neighbours", "4 rooms of 4,096, 16 of them", _packed_searching(16)),
     OperatorShape("ball_query", "24 x 1,024 at 512, 32 of them", _balls(24, 1024, 512, 0.2, 32)),
     OperatorShape("ball_query", "24 x 512 at 128, 64 of them", _balls(24, 512, 128, 0.4, 64)),
+    OperatorShape("packed_ball_query", "4 rooms of 4,096, 32 of them", _packed_balls),
+    OperatorShape("ball_query", "16 x 15,000 at 3,750, 32 of them", _balls(16, 15000, 3750, 0.1, 32)),
 ]
 
 
 @contextlib.contextmanager
 def plain_forms() -> Iterator[None]:
     """Compute by the plain forms of all operators: no GPU kernel takes any arguments."""
-    before = {operator: operator._takes for operator in OPERATORS.values()}
+    with _replaced("_takes", lambda *arguments: False):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(name: str, function: Callable[..., Any]) -> Iterator[None]:
+    before = {operator: getattr(operator, name) for operator in OPERATORS.values()}
     try:
         for operator in before:
-            operator._takes = lambda *arguments: False
+            setattr(operator, name, function)
         yield
     finally:
-        for operator, takes in before.items():
-            operator._takes = takes
+        for operator, value in before.items():
+            setattr(operator, name, value)
 
 
 def _operator_job(row: OperatorShape) -> Callable[[Bench], Figures]:
     def run(bench: Bench) -> Figures:
         call = row.make(bench.device, 32 if bench.is_tiny else 1)
-        ours, ms, launches = call(), bench.ms(call), bench.launches(call)
+        ours, ms = call(), bench.ms(call)
+        with _replaced("_check", lambda *arguments: None):
+            launches = bench.launches(call)
         with plain_forms():
             plain, plain_ms = call(), bench.ms(call, repeats=5)
         declared = OPERATORS[row.operator].launches
@@ -293,6 +330,7 @@ def compare(ours: Any, theirs: Any) -> Figures:
     """Compare results: whether all bits are equal, and the largest difference as a share of the largest number."""
     largest, has_equal_bits = 0.0, True
     for (_, found), (_, expected) in zip(tree_leaves(ours), tree_leaves(theirs), strict=True):
+        found, expected = found.detach(), expected.detach()
         has_equal_bits &= torch.equal(found, expected)
         if expected.numel():
             scale = max(float(expected.abs().max()), torch.finfo(torch.float32).tiny)
