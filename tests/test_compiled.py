@@ -24,7 +24,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.areas.clouds.models.dgcnn import DGCNN, DGCNNParts, DGCNNScenes
+from sightline.areas.clouds.models.dgcnn import DGCNNParts, DGCNNScenes
 from sightline.areas.scenes.point_transformer import PointTransformer
 from sightline.ops import numba_kernels
 from sightline.ops.numba_kernels import can_use_numba, run_parallel
@@ -232,7 +232,6 @@ def draw(*shape: int) -> Tensor:
 @pytest.mark.parametrize(
     ("kind", "arguments", "given"),
     [
-        pytest.param(DGCNN, DENSE, {"points": draw(3, 24, 3)}, id="dgcnn"),
         pytest.param(DGCNNScenes, DENSE, {"points": draw(3, 24, 3)}, id="dgcnn_scenes"),
         pytest.param(
             DGCNNParts,
