@@ -242,7 +242,7 @@ def between(golden: Golden) -> PyramidLevel:
     from sightline.layers.pyramid import Edges, _interpolation_weights
 
     fine, coarse = golden.tensor("in.coord1"), golden.tensor("in.coord2")
-    none = Edges(torch.zeros(0, 1), torch.zeros(0, 1, 3), torch.zeros(0), is_whole=True)
+    none = Edges(torch.zeros(0, 1), torch.zeros(0, 1, 3), torch.zeros(0))
     above = PyramidLevel(fine, with_zero(golden.tensor("in.offset1")), none)
     offsets = with_zero(golden.tensor("in.offset2"))
     return PyramidLevel(coarse, offsets, none, fine, None, _interpolation_weights(coarse, offsets, above))
