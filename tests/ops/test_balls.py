@@ -20,7 +20,7 @@ from tests.ops.threads import with_one_and_two_threads
 @pytest.fixture(params=["compiled", "plain"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "plain":
-        monkeypatch.setattr(operator, "can_use_numba", lambda *tensors: False)
+        monkeypatch.setattr(operator, "can_use_numba", lambda *tensors, **named: False)
     return request.param
 
 
@@ -76,7 +76,7 @@ def test_both_forms_agree_on_the_rim(dtype: torch.dtype, monkeypatch: pytest.Mon
     grid = torch.cartesian_prod(*[torch.arange(9, dtype=dtype)] * 3)[None] / 10
     grid = grid[:, torch.randperm(729)]
     compiled = [ball_query(grid, centres=grid, radius=r / 10, num_neighbours=24) for r in (1, 2, 3)]
-    monkeypatch.setattr(operator, "can_use_numba", lambda *tensors: False)
+    monkeypatch.setattr(operator, "can_use_numba", lambda *tensors, **named: False)
     plain = [ball_query(grid, centres=grid, radius=r / 10, num_neighbours=24) for r in (1, 2, 3)]
     assert all(torch.equal(*pair) for pair in zip(compiled, plain, strict=True))
 
