@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import json
 import math
 import re
 import signal
@@ -483,8 +484,9 @@ def _training_job(name: str) -> Callable[[Bench], Figures]:
             words = ["data", "prepare", "modelnet40", "--from", str(clouds), "--to", str(data)]
             subprocess.run([*sightline, *words], check=True, cwd=ROOT)
         config = ROOT / "configs" / "classify" / f"{name}.yaml"
-        words = ["train", str(config), "--out", str(folder), "--resume", "auto", f"data.root={data}"]
-        with subprocess.Popen([*sightline, *words], cwd=ROOT) as training:
+        document = bench.out / f"train_{name}.json"
+        words = ["train", str(config), "--out", str(folder), "--resume", "auto", "--json", str(document)]
+        with subprocess.Popen([*sightline, *words, f"data.root={data}"], cwd=ROOT) as training:
             try:
                 training.wait(max(1.0, bench.ends_at - time.monotonic() - _ROOM_S))
             except subprocess.TimeoutExpired:
@@ -493,6 +495,7 @@ def _training_job(name: str) -> Callable[[Bench], Figures]:
                 raise RunError(f"stopped when the minutes were over; the next run goes on from {folder}") from None
         if training.returncode:
             raise RunError(f"sightline train ended with code {training.returncode}; its lines are above")
-        return {"s": math.floor(time.monotonic() - start)}
+        metrics = json.loads(document.read_text())["metrics"]
+        return {"s": math.floor(time.monotonic() - start), **metrics}
 
     return run
