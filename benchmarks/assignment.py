@@ -15,7 +15,7 @@ from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED, Assigner,
 from sightline.areas.detect.assigners.optimal_transport import OTA, SimOTA
 from sightline.areas.detect.assigners.static import ATSS, FCOS, FreeAnchor, MaxIoU
 from sightline.ops.box_codes import encode_distances
-from sightline.ops.box_overlaps import box_areas, box_centres, box_sizes, iou
+from sightline.ops.box_overlaps import box_area, box_centres, box_sizes, iou
 from sightline.ops.priors import AnchorShapes, Priors, make_anchors, make_points
 
 _STRIDES = (8, 16, 32, 64, 128)
@@ -92,7 +92,7 @@ def _ignore_covered(matched: Tensor, priors: Any, regions: Tensor) -> Tensor:
     else:
         rows = priors.coordinates[:, None]
         first, last = torch.maximum(rows[..., :2], regions[:, :2]), torch.minimum(rows[..., 2:], regions[:, 2:])
-        covered = ((last - first).clamp(min=0).prod(dim=2) / box_areas(priors.coordinates)[:, None] > 0.5).any(dim=1)
+        covered = ((last - first).clamp(min=0).prod(dim=2) / box_area(priors.coordinates)[:, None] > 0.5).any(dim=1)
     return torch.where((matched == BACKGROUND) & covered, IGNORED, matched)
 
 
@@ -125,7 +125,7 @@ def _assign_fcos(inputs: Any) -> Tensor:
     is_claimed &= (farthest >= limits[priors.prior_level][:, None]) & (
         farthest <= limits[priors.prior_level + 1][:, None]
     )
-    area, best = torch.where(is_claimed, box_areas(real), torch.inf).min(dim=1)
+    area, best = torch.where(is_claimed, box_area(real), torch.inf).min(dim=1)
     return _ignore_covered(torch.where(area < torch.inf, targets[best], BACKGROUND), priors, boxes[is_ignored])
 
 

@@ -14,8 +14,9 @@ from benchmarks.case import (
     equal,
     implementation,
 )
-from sightline.ops.box_overlaps import iou, pairwise_iou
-from sightline.ops.suppression import greedy_nms, greedy_nms_reference, soft_nms, soft_nms_reference
+from sightline.ops.box_overlaps import box_iou, iou
+from sightline.ops.operator import OPERATORS
+from sightline.ops.suppression import batched_nms, soft_nms, sort_detections
 
 WIDTH, HEIGHT = 1344, 800
 """Size of an image, in pixels."""
@@ -30,10 +31,10 @@ def cases() -> list[BenchmarkCase]:
             quick={"boxes": 200, "others": 50},
             make=_make_box_sets,
             baseline=implementation("plain", lambda sets: iou(sets["boxes"][:, None], sets["others"]), equal),
-            variants=(implementation("sightline", lambda sets: pairwise_iou(sets["boxes"], sets["others"]), equal),),
+            variants=(implementation("sightline", lambda sets: box_iou(sets["boxes"], sets["others"]), equal),),
         ),
         *(
-            _suppression_case(name, 10_000, equal, greedy_nms, greedy_nms_reference, num_classes, threshold=0.5)
+            _suppression_case(name, 10_000, equal, batched_nms, _suppress_plainly, num_classes, iou_threshold=0.5)
             for name, num_classes in (("greedy", 1), ("greedy_20_classes", 20), ("greedy_80_classes", 80))
         ),
         *(
@@ -42,14 +43,25 @@ def cases() -> list[BenchmarkCase]:
                 1000,
                 allclose(1e-6),
                 lambda **inputs: soft_nms(**inputs)._asdict(),
-                lambda **inputs: soft_nms_reference(**inputs)._asdict(),
-                limit=limit,
-                is_linear=name == "linear",
-                min_score=1e-3,
+                _weaken_plainly,
+                sigma=sigma,
             )
-            for name, limit in (("linear", 0.3), ("gaussian", 0.5))
+            for name, sigma in (("linear", None), ("gaussian", 0.5))
         ),
     ]
+
+
+def _suppress_plainly(boxes: Tensor, scores: Tensor, idxs: Tensor, *, iou_threshold: float) -> Tensor:
+    order, *columns = sort_detections(boxes, scores, idxs, iou_threshold, None)
+    return order[OPERATORS["keep_greedily"].plain(*columns)]
+
+
+def _weaken_plainly(boxes: Tensor, scores: Tensor, idxs: Tensor, *, sigma: float | None) -> dict[str, Tensor]:
+    limits = torch.full_like(scores, sigma or 0.3)
+    weakened = OPERATORS["weaken"].plain(boxes, scores, idxs, limits, sigma is None, 1e-3)
+    order = weakened.argsort(descending=True, stable=True)
+    indices = order[weakened[order] >= 0]
+    return {"indices": indices, "scores": weakened[indices]}
 
 
 def _suppression_case(
@@ -58,7 +70,7 @@ def _suppression_case(
     """Make a case of NMS; with classes, a plain loop of each class by itself stands beside the one of all."""
 
     def run_by_class(inputs: dict[str, Any]) -> Any:
-        rows = [(inputs["labels"] == number).nonzero()[:, 0] for number in range(num_classes)]
+        rows = [(inputs["idxs"] == number).nonzero()[:, 0] for number in range(num_classes)]
         parts = [row[plain(**{key: value[row] for key, value in inputs.items()}, **limits)] for row in rows]
         kept = torch.cat(parts).sort().values
         return kept[inputs["scores"][kept].argsort(descending=True, stable=True)]
@@ -96,4 +108,4 @@ def _make_detections(*, boxes: int, num_classes: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(boxes, generator=generator)
     people = draw_people(boxes, 20, generator)
-    return {"boxes": people, "scores": scores, "labels": torch.randint(0, num_classes, (boxes,), generator=generator)}
+    return {"boxes": people, "scores": scores, "idxs": torch.randint(0, num_classes, (boxes,), generator=generator)}

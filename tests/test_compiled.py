@@ -1,7 +1,11 @@
-"""Kernels in threads: every row once, errors told, and pools that outlive neither a fork nor a change of threads."""
+"""Kernels in threads: every row once, errors told, and pools that outlive neither a fork nor a change of threads.
+
+Networks that `torch.compile` takes as one graph.
+"""
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import json
@@ -13,14 +17,18 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from sightline.areas.clouds.models.dgcnn import DGCNN, DGCNNParts, DGCNNScenes
 from sightline.ops import numba_kernels
 from sightline.ops.numba_kernels import can_use_numba, run_parallel
 from tests.cases import run_each
+from tests.layers.passes import BOUND, assert_passes_agree, run
 from tools import compile_kernels
 
 
@@ -198,3 +206,33 @@ def test_what_kernels_can_take(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not can_use_numba(torch.zeros(1, device="meta"))
     monkeypatch.setattr(numba_kernels, "_has_numba", lambda: False)
     assert not can_use_numba(single)
+
+
+# --- Whole networks in one graph ---
+
+
+DENSE: dict[str, Any] = {"num_classes": 5, "in_channels": 3, "num_neighbours": 4, "embedding": 16, "dropout": 0.0}
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch 2.13 does, and warns
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (DGCNN, DENSE),
+        (DGCNNScenes, DENSE),
+        pytest.param(DGCNNParts, DENSE | {"num_categories": 3}, marks=pytest.mark.long),
+    ],
+    ids=["dgcnn", "dgcnn_scenes", "dgcnn_parts"],
+)
+def test_a_network_is_one_graph(kind: type[nn.Module], arguments: dict[str, Any]) -> None:
+    """Training in float64, without a break, gives the numbers of the same network that runs line by line."""
+    torch.compiler.reset()
+    plain = kind(**arguments).double()
+    whole = copy.deepcopy(plain)
+    whole.compile(fullgraph=True, backend="aot_eager")  # the graph is tested, not the code that a compiler makes of it
+    given = {"points": torch.randn(3, 24, 3, dtype=torch.float64)}
+    if "num_categories" in arguments:
+        given["category"] = torch.tensor([0, 2, 1])
+    weight = torch.randn(plain(**given)["logits"].shape, dtype=torch.float64)
+    whole.load_state_dict(plain.state_dict())
+    assert_passes_agree(run(whole, given, weight), run(plain, given, weight), BOUND)

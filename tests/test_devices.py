@@ -14,7 +14,7 @@ from sightline.ops.ball_query import ball_query
 from sightline.ops.heat_maps import gaussian_heatmaps, gaussian_heatmaps_reference, one_hot_heatmaps
 from sightline.ops.pinhole import CropPlacement, crop_depth
 from sightline.ops.priors import fit_anchor_shapes
-from sightline.ops.suppression import greedy_nms, soft_nms
+from sightline.ops.suppression import batched_nms, soft_nms
 from sightline.ops.voxels import CubePlacement, occupancy
 from tests.devices import OTHER, other_device
 
@@ -39,15 +39,15 @@ def occupy(depth: Tensor, camera: Tensor, reference: Tensor) -> Tensor:
 
 
 def weaken(boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-    return soft_nms(boxes, scores, labels, limit=0.3, is_linear=True, min_score=1e-3).scores
+    return soft_nms(boxes, scores, labels).scores
 
 
 CALLS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
+    "batched_nms": (partial(batched_nms, iou_threshold=0.5), (BOXES, SCORES, LABELS)),
     "crop_depth": (crop, (DEPTH, CENTRE, CAMERA)),
     "fit_anchor_shapes": (partial(fit_anchor_shapes, num_shapes=3), (SIZES,)),
     "gaussian_heatmaps": (partial(gaussian_heatmaps, cells=6), (JOINTS,)),
     "gaussian_heatmaps_reference": (partial(gaussian_heatmaps_reference, cells=6), (JOINTS,)),
-    "greedy_nms": (partial(greedy_nms, threshold=0.5), (BOXES, SCORES, LABELS)),
     "occupancy": (occupy, (DEPTH, CAMERA, CENTRE)),
     "one_hot_heatmaps": (partial(one_hot_heatmaps, cells=6), (JOINTS,)),
     "soft_nms": (weaken, (BOXES, SCORES, LABELS)),

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sightline.areas.clouds.models import dgcnn
 from sightline.engine import train as training
 from sightline.ops import numba_kernels
+from sightline.ops.losses import lovasz_of_image, masked_lovasz_of_image
 from sightline.ops.neighbours import nearest_neighbours
 from sightline.ops.waits import (
     RepeatStepError,
@@ -27,7 +28,6 @@ from sightline.ops.waits import (
     send,
     send_list,
 )
-from sightline.parts.losses.classification import lovasz_of_image, masked_lovasz_of_image
 from tests.marks import long_but
 from tests.processes import ROOT
 from tests.recipe_steps import RECIPES, SmallStep

@@ -23,7 +23,6 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from sightline.layers.attention_score_kernels import attention_scores, mapped_sums, score_gradients
 from sightline.layers.batch_norm import (
     ShiftedSums,
     batch_statistics_gradients,
@@ -32,7 +31,11 @@ from sightline.layers.batch_norm import (
 )
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.pyramid import Edges
-from sightline.layers.vector_attention_kernels import (
+from sightline.ops.attention_scores import attention_scores, mapped_sums, score_gradients
+from sightline.ops.grouping import assert_rows
+from sightline.ops.numba_kernels import can_use_numba, cpu_autocast_dtype
+from sightline.ops.vector_attention import (
+    SHARE_PLANES,
     EdgeGradients,
     edge_sums,
     norm_sums,
@@ -44,11 +47,6 @@ from sightline.layers.vector_attention_kernels import (
     weighted_messages,
     weighted_messages_backward,
 )
-from sightline.ops.grouping import assert_rows
-from sightline.ops.numba_kernels import can_use_numba, cpu_autocast_dtype
-
-SHARE_PLANES = 8
-"""Channels that share a weight: channel c has the weight c modulo the number of weights."""
 
 
 class AttentionWeights(NamedTuple):

@@ -1,8 +1,9 @@
 """Box overlaps: IoU, GIoU, DIoU, CIoU and SIoU with exact gradients, and matrices of all pairs.
 
-The functions of `OVERLAPS` and `ioa` broadcast: boxes (..., 4) with boxes (..., 4). Aligned rows are `iou(a, b)`, all
-pairs `iou(a[:, None], b)`. Half precision is computed in float32, whole numbers in float64. A box without an area
-overlaps nothing: its IoU is 0, and gradients are finite.
+Boxes are x1, y1, x2, y2. The functions of `OVERLAPS` and `ioa` broadcast: boxes (..., 4) with boxes (..., 4), so that
+`iou(a, b)` is of aligned rows; those with `box` in their name are of all pairs. Half precision is computed in float32,
+whole numbers in float64. A box without an area overlaps nothing: its IoU is 0, and gradients are finite, without an
+epsilon.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.ops.numba_kernels import NumbaKernel, can_use_numba, numba_kernel, run_parallel
+from sightline.ops.gpu_kernels import gpu_kernel, tl
+from sightline.ops.numba_kernels import numba_kernel, run_parallel
+from sightline.ops.operator import Operator, operator
 
 _ENTRIES_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
 """Entries of a matrix of boxes and priors in memory at a time: 4 MB on the CPU, which fits into its cache."""
@@ -39,9 +42,33 @@ def box_centres(boxes: Tensor) -> Tensor:
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
-def box_areas(boxes: Tensor) -> Tensor:
-    """Return the areas (...) of boxes (..., 4), in square pixels."""
+def box_area(boxes: Tensor) -> Tensor:
+    """Return the areas (...) of boxes (..., 4), at least 0. Raises ValueError for another shape and for no numbers."""
+    assert_boxes(boxes)
     return _multiply_sides(box_sizes(boxes))
+
+
+def assert_boxes(boxes: Tensor, *, name: str = "boxes", form: str = "(..., 4)") -> None:
+    """Raise ValueError unless `boxes` are numbers of the shape `form`: (..., 4) or (N, 4)."""
+    if not isinstance(boxes, Tensor):
+        raise ValueError(f"{name}: found a {type(boxes).__name__}, expected a tensor {form}; give torch.tensor(...)")
+    if boxes.shape[-1:] != (4,) or (form != "(..., 4)" and boxes.ndim != 2):
+        raise ValueError(f"{name}: found the shape {tuple(boxes.shape)}, expected {form}: x1, y1, x2, y2")
+    if boxes.dtype == torch.bool or boxes.dtype.is_complex:
+        raise ValueError(f"{name}: found {boxes.dtype}, expected numbers such as torch.float32")
+
+
+def assert_box_sets(boxes1: Tensor, boxes2: Tensor, *, is_aligned: bool = False) -> None:
+    """Raise ValueError unless boxes are (N, 4) and (M, 4), or of one shape (..., 4), on one device."""
+    form = "(..., 4)" if is_aligned else "(N, 4)"
+    assert_boxes(boxes1, name="boxes1", form=form)
+    assert_boxes(boxes2, name="boxes2", form=form)
+    if boxes1.device != boxes2.device:
+        raise ValueError(f"boxes2: found on {boxes2.device}, boxes1 on {boxes1.device}; move one to the other's device")
+    if is_aligned and boxes1.shape != boxes2.shape:
+        raise ValueError(
+            f"boxes2: found the shape {tuple(boxes2.shape)}, expected that of boxes1 {tuple(boxes1.shape)}"
+        )
 
 
 def _multiply_sides(sizes: Tensor) -> Tensor:
@@ -57,7 +84,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 def ioa(a: Tensor, b: Tensor) -> Tensor:
     """Compute the share (...) of the area of `a` (..., 4) inside `b` (..., 4), 0 to 1."""
-    return _ratio(_intersection(a, b), box_areas(a))
+    return _ratio(_intersection(a, b), box_area(a))
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
@@ -119,20 +146,56 @@ OVERLAPS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 """Overlap functions by config name; each is 1 for equal boxes."""
 
 
-def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Compute the IoU (N, M) of all pairs of boxes (N, 4) and (M, 4).
+def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Compute the IoU (N, M) of all pairs of boxes (N, 4) and (M, 4), 0 to 1.
 
-    The bits of `iou(a[:, None], b)`, compiled on the CPU.
+    Of finite boxes, the bits of `iou(boxes1[:, None], boxes2)` on every device. Raises ValueError for another shape,
+    dtype or device, as its siblings do.
     """
-    return _pairwise(iou, _pairwise_iou, a, b)
+    return _overlap_all(_box_iou, boxes1, boxes2)
 
 
-def pairwise_ioa(a: Tensor, b: Tensor) -> Tensor:
-    """Compute the share (N, M) of each box of `a` (N, 4) inside each of `b` (M, 4).
+def box_ioa(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Compute the share (N, M) of each box of `boxes1` (N, 4) inside each of `boxes2` (M, 4), 0 to 1.
 
-    The bits of `ioa(a[:, None], b)`.
+    Of finite boxes, the bits of `ioa(boxes1[:, None], boxes2)` on every device. It is COCO's overlap with a crowd.
     """
-    return _pairwise(ioa, _pairwise_ioa, a, b)
+    return _overlap_all(_box_ioa, boxes1, boxes2)
+
+
+def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Compute the GIoU (N, M) of all pairs of boxes (N, 4) and (M, 4), -1 to 1. Source: that of `giou`."""
+    assert_box_sets(boxes1, boxes2)
+    return giou(boxes1[:, None], boxes2)
+
+
+def distance_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Compute the DIoU (N, M) of all pairs of boxes (N, 4) and (M, 4), -1 to 1. Source: that of `diou`."""
+    assert_box_sets(boxes1, boxes2)
+    return diou(boxes1[:, None], boxes2)
+
+
+def complete_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Compute the CIoU (N, M) of all pairs of boxes (N, 4) and (M, 4). Source: that of `ciou`."""
+    assert_box_sets(boxes1, boxes2)
+    return ciou(boxes1[:, None], boxes2)
+
+
+def _overlap_all(overlap: Operator[[Tensor, Tensor], Tensor], boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    assert_box_sets(boxes1, boxes2)
+    boxes1, boxes2 = promote_to_float32(boxes1), promote_to_float32(boxes2)
+    needs_gradient = torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad)
+    return (overlap.plain if needs_gradient else overlap)(boxes1, boxes2)
+
+
+@operator(launches=1)
+def _box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    return iou(boxes1[:, None], boxes2)
+
+
+@operator(launches=1)
+def _box_ioa(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    return ioa(boxes1[:, None], boxes2)
 
 
 def column_blocks(num_rows: int, num_columns: int, device: torch.device) -> Iterator[slice]:
@@ -140,18 +203,6 @@ def column_blocks(num_rows: int, num_columns: int, device: torch.device) -> Iter
     entries = _ENTRIES_AT_ONCE.get(device.type, _ENTRIES_AT_ONCE["cpu"])
     step = max(1, entries // max(1, num_rows))
     yield from (slice(first, first + step) for first in range(0, num_columns, step))
-
-
-def _pairwise(plain: Callable[[Tensor, Tensor], Tensor], kernel: NumbaKernel, a: Tensor, b: Tensor) -> Tensor:
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != 4 or b.shape[1] != 4:
-        raise ValueError(f"boxes: found the shapes {tuple(a.shape)} and {tuple(b.shape)}, expected (N, 4) and (M, 4)")
-    needs_gradient = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
-    if needs_gradient or not can_use_numba(a, b):
-        return plain(a[:, None], b)
-    matrix = a.new_empty(len(a), len(b))
-    columns = b.detach().T.contiguous().numpy()
-    run_parallel(kernel, len(a), a.detach().contiguous().numpy(), columns, matrix.numpy())
-    return matrix
 
 
 def _ratio(part: Tensor, total: Tensor) -> Tensor:
@@ -168,7 +219,7 @@ def _intersection(a: Tensor, b: Tensor) -> Tensor:
 
 def _iou_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     intersection = _intersection(a, b)
-    union = box_areas(a) + box_areas(b) - intersection
+    union = box_area(a) + box_area(b) - intersection
     return _ratio(intersection, union), union
 
 
@@ -191,41 +242,58 @@ def _aspect(boxes: Tensor) -> Tensor:
     return torch.atan(_ratio(width, height))
 
 
+@_box_iou.fake
+def _(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    return _make_matrix(boxes1, boxes2)
+
+
+@_box_ioa.fake
+def _(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    return _make_matrix(boxes1, boxes2)
+
+
+def _make_matrix(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    dtype = torch.promote_types(boxes1.dtype, boxes2.dtype)
+    return boxes1.new_empty((len(boxes1), len(boxes2)), dtype=dtype)
+
+
+# --- CPU: a row of the matrix at a time -------------------------------------------------------------------------------
+
+
+@_box_iou.cpu_kernel
+def _(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    return _overlap_rows(boxes1, boxes2, is_ioa=False)
+
+
+@_box_ioa.cpu_kernel
+def _(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    return _overlap_rows(boxes1, boxes2, is_ioa=True)
+
+
+def _overlap_rows(boxes1: Tensor, boxes2: Tensor, *, is_ioa: bool) -> Tensor:
+    matrix, columns = _make_matrix(boxes1, boxes2), boxes2.detach().T.contiguous().numpy()
+    run_parallel(_overlap, len(boxes1), boxes1.detach().contiguous().numpy(), columns, is_ioa, matrix.numpy())
+    return matrix
+
+
 @numba_kernel
-def _pairwise_iou(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, ious: np.ndarray) -> None:
-    """CPU kernel of `pairwise_iou`: boxes (N, 4), columns (4, M); writes the IoU to `ious` (N, M)."""
+def _overlap(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, is_ioa: bool, overlaps: np.ndarray) -> None:
+    """Write the overlaps (N, M) of boxes (N, 4) with `columns` (4, M): the IoU, or the share of `boxes`."""
     x1, y1, x2, y2 = columns
-    zero, one, tiny = _constants(ious)
-    areas = np.empty(len(x1), dtype=ious.dtype)
+    zero, one, tiny = _constants(overlaps)
+    areas = np.empty(len(x1), dtype=overlaps.dtype)
     for column in range(len(x1)):
         areas[column] = max(x2[column] - x1[column], zero) * max(y2[column] - y1[column], zero)
     for row in range(first, last):
         left, top, right, bottom = boxes[row]
-        area, result = max(right - left, zero) * max(bottom - top, zero), ious[row]
+        area, result = max(right - left, zero) * max(bottom - top, zero), overlaps[row]
         for column in range(len(x1)):
             width = max(min(right, x2[column]) - max(left, x1[column]), zero)
             height = max(min(bottom, y2[column]) - max(top, y1[column]), zero)
             intersection = width * height
-            union = area + areas[column] - intersection
-            ratio = intersection / (union if union >= tiny else one)
-            result[column] = ratio if union >= tiny else zero
-
-
-@numba_kernel
-def _pairwise_ioa(first: int, last: int, boxes: np.ndarray, columns: np.ndarray, ioas: np.ndarray) -> None:
-    """CPU kernel of `pairwise_ioa`: boxes (N, 4), columns (4, M); writes the IoA to `ioas` (N, M)."""
-    x1, y1, x2, y2 = columns
-    zero, one, tiny = _constants(ioas)
-    for row in range(first, last):
-        left, top, right, bottom = boxes[row]
-        area, result = max(right - left, zero) * max(bottom - top, zero), ioas[row]
-        is_some = area >= tiny
-        divisor = area if is_some else one
-        for column in range(len(x1)):
-            width = max(min(right, x2[column]) - max(left, x1[column]), zero)
-            height = max(min(bottom, y2[column]) - max(top, y1[column]), zero)
-            ratio = width * height / divisor
-            result[column] = ratio if is_some else zero
+            total = area if is_ioa else area + areas[column] - intersection
+            ratio = intersection / (total if total >= tiny else one)
+            result[column] = ratio if total >= tiny else zero
 
 
 @numba_kernel
@@ -235,3 +303,71 @@ def _constants(like: np.ndarray) -> tuple[float, float, float]:
     values[1] = 1
     values[2] = 2.0**-126 if like.itemsize == 4 else 2.0**-1022
     return values[0], values[1], values[2]
+
+
+# --- GPU: a tile of the matrix a program ------------------------------------------------------------------------------
+
+_ROWS, _COLUMNS = 16, 64
+
+
+@_box_iou.gpu_kernel()
+def _(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    return _launch(boxes1, boxes2, is_ioa=False)
+
+
+@_box_ioa.gpu_kernel()
+def _(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    return _launch(boxes1, boxes2, is_ioa=True)
+
+
+def _launch(boxes1: Tensor, boxes2: Tensor, *, is_ioa: bool) -> Tensor:
+    matrix, (num_rows, num_columns) = _make_matrix(boxes1, boxes2), (len(boxes1), len(boxes2))
+    grid = (-(-num_rows // _ROWS) * -(-num_columns // _COLUMNS),)
+    tensors = (boxes1.contiguous(), boxes2.contiguous(), matrix)
+    _overlap_tile.launch(grid, *tensors, num_rows, num_columns, IS_IOA=is_ioa, ROWS=_ROWS, COLUMNS=_COLUMNS)
+    return matrix
+
+
+@gpu_kernel
+def load_box(boxes, index, is_box):  # type: ignore[no-untyped-def]
+    """Load the corners and the area of boxes (N, 4) at an index."""
+    place = boxes + index * 4
+    left, top = tl.load(place, mask=is_box, other=0.0), tl.load(place + 1, mask=is_box, other=0.0)
+    right, bottom = tl.load(place + 2, mask=is_box, other=0.0), tl.load(place + 3, mask=is_box, other=0.0)
+    return left, top, right, bottom, tl.maximum(right - left, 0.0) * tl.maximum(bottom - top, 0.0)
+
+
+@gpu_kernel
+def intersect(left, top, right, bottom, x1, y1, x2, y2):  # type: ignore[no-untyped-def]
+    """Return the area that two boxes share."""
+    width = tl.maximum(tl.minimum(right, x2) - tl.maximum(left, x1), 0.0)
+    return width * tl.maximum(tl.minimum(bottom, y2) - tl.maximum(top, y1), 0.0)
+
+
+@gpu_kernel
+def divide(part, total):  # type: ignore[no-untyped-def]
+    """Divide, with 0 where `total` is below the smallest normal number."""
+    is_some = total >= 1.1754943508222875e-38
+    return tl.where(is_some, tl.div_rn(part, tl.where(is_some, total, 1.0)), 0.0)
+
+
+@gpu_kernel
+def _overlap_tile(  # type: ignore[no-untyped-def]
+    boxes1,
+    boxes2,
+    overlaps,
+    num_rows,
+    num_columns,
+    IS_IOA: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    tiles = tl.cdiv(num_columns, COLUMNS)
+    row = (tl.program_id(0) // tiles) * ROWS + tl.arange(0, ROWS)
+    column = (tl.program_id(0) % tiles) * COLUMNS + tl.arange(0, COLUMNS)
+    left, top, right, bottom, area = load_box(boxes1, row[:, None], row[:, None] < num_rows)
+    x1, y1, x2, y2, other_area = load_box(boxes2, column[None, :], column[None, :] < num_columns)
+    intersection = intersect(left, top, right, bottom, x1, y1, x2, y2)
+    total = area + tl.zeros_like(intersection) if IS_IOA else (area + other_area) - intersection
+    place = overlaps + row.to(tl.int64)[:, None] * num_columns + column[None, :]
+    tl.store(place, divide(intersection, total), mask=(row[:, None] < num_rows) & (column[None, :] < num_columns))

@@ -1,4 +1,4 @@
-"""Oriented 3D boxes of KITTI in the camera's frame, and the transforms from scanner to camera to image.
+"""Frames of KITTI's oriented 3D boxes: the transforms from scanner to camera to image.
 
 The rectified camera's frame: metres, x right, y down, z forward. A box is x, y, z of the middle of its bottom, length,
 height, width, and the turn about y: at zero its length lies along x.
@@ -47,20 +47,3 @@ class Calibration(NamedTuple):
         pixels = np.full((len(points_camera), 2), np.nan)
         pixels[is_ahead] = homogeneous[is_ahead, :2] / homogeneous[is_ahead, 2:]
         return pixels
-
-
-def points_in_box(
-    points_camera: np.ndarray, box: np.ndarray, *, margin_m: float = 0.0, bottom_m: float = 0.0
-) -> np.ndarray:
-    """Return a mask (N,) bool of the points (N, 3) inside a box (7,), its faces included.
-
-    `margin_m` widens the box to every side but down; what lies less than `bottom_m` above its bottom is left out, such
-    as the ground it stands on.
-    """
-    x, y, z, length, height, width, turn = box
-    offset = points_camera - (x, y, z)
-    along = np.cos(turn) * offset[:, 0] - np.sin(turn) * offset[:, 2]
-    across = np.sin(turn) * offset[:, 0] + np.cos(turn) * offset[:, 2]
-    is_level = (offset[:, 1] >= -height - margin_m) & (offset[:, 1] <= -bottom_m)
-    inside: np.ndarray = is_level & (np.abs(along) <= length / 2 + margin_m) & (np.abs(across) <= width / 2 + margin_m)
-    return inside

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sightline.ops.box_overlaps import box_areas, column_blocks, giou, pairwise_iou, promote_to_float32
+from sightline.ops.box_overlaps import box_area, box_iou, column_blocks, giou, promote_to_float32
 from sightline.ops.waits import expect
 
 PriorKind = Literal["anchors", "points"]
@@ -246,7 +246,7 @@ SIZE_BINS: Mapping[str, tuple[float, float]] = MappingProxyType(
 
 def shape_overlaps(sizes: Tensor, shapes: Tensor) -> Tensor:
     """Compute the IoU (M, A) of concentric boxes with widths and heights (M, 2) and (A, 2)."""
-    return pairwise_iou(
+    return box_iou(
         *(
             torch.cat([-widths_heights / 2, widths_heights / 2], dim=1)
             for widths_heights in (sizes.double(), shapes.double())
@@ -286,7 +286,7 @@ def best_iou_of_boxes(priors: Priors, boxes: Tensor) -> Tensor:
     boxes = promote_to_float32(boxes)
     best_iou = boxes.new_zeros(len(boxes))
     for part in column_blocks(len(boxes), len(priors), boxes.device):
-        best_iou = torch.maximum(best_iou, pairwise_iou(boxes, priors.coordinates[part].to(boxes)).amax(dim=1))
+        best_iou = torch.maximum(best_iou, box_iou(boxes, priors.coordinates[part].to(boxes)).amax(dim=1))
     return best_iou
 
 
@@ -296,7 +296,7 @@ def prior_coverage(overlaps: Tensor, boxes: Tensor) -> dict[str, Any]:
     Each summary has the number of boxes, the mean best IoU, and the shares with at least 0.5 and with less than 0.3;
     None without boxes.
     """
-    areas = box_areas(boxes)
+    areas = box_area(boxes)
     bins = {name: _summary(overlaps[(areas >= low) & (areas < high)]) for name, (low, high) in SIZE_BINS.items()}
     return {**_summary(overlaps), "bins": bins}
 
@@ -347,7 +347,7 @@ def anchor_bags(anchors: Tensor, boxes: Tensor, size: int, is_member: Tensor | N
     size = min(size, len(anchors))
     bags, overlaps = [boxes.new_zeros((0, size), dtype=torch.int64)], [boxes.new_zeros(0, size)]
     for part in column_blocks(len(anchors), len(boxes), boxes.device):
-        overlap = pairwise_iou(boxes[part], anchors)
+        overlap = box_iou(boxes[part], anchors)
         if is_member is not None:
             overlap = torch.where(is_member, overlap, -_FARTHEST)
         best, bag = overlap.topk(size, dim=1)

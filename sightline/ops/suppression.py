@@ -1,16 +1,26 @@
-"""Non-maximum suppression (NMS) of overlapping detections: greedy and soft, with ties in the order of their indices."""
+"""Non-maximum suppression (NMS) of overlapping detections: greedy and soft, with ties in the order of their indices.
+
+Source: greedy, Felzenszwalb et al. 2010, section 7.2, with the IoU in place of the share that is covered; soft, Bodla
+et al. 2017.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.ops.box_overlaps import iou
-from sightline.ops.numba_kernels import can_use_numba, numba_kernel
+from sightline.ops.box_overlaps import assert_boxes, divide, intersect, iou, load_box, promote_to_float32
+from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
+from sightline.ops.labels import widen_labels
+from sightline.ops.numba_kernels import numba_kernel
+from sightline.ops.operator import operator
+from sightline.ops.waits import call_on_host, require
 
 
 class SuppressionResult(NamedTuple):
@@ -20,90 +30,235 @@ class SuppressionResult(NamedTuple):
     scores: Tensor
 
 
-def greedy_nms(
-    boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float | Tensor, proposal: Tensor | None = None
-) -> Tensor:
-    """Greedy NMS: boxes (N, 4), scores (N,), labels (N,) -> indices (K,) int64 of the kept ones, highest score first.
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Suppress boxes (N, 4) of lower scores (N,): indices (K,) int64 of the kept ones, highest score first.
 
-    `threshold` may be one for each box (N,), which applies to the boxes that it suppresses. Boxes of one `proposal`
-    (N,) int64 never suppress one another.
+    A kept box suppresses those of which the IoU with it is above the threshold. Of equal scores the lower index comes
+    first. The same indices on every device, and as one node in a compiled graph. Raises ValueError for another shape or
+    dtype, a threshold outside of 0 to 1, and scores that are NaN.
     """
-    if not can_use_numba(boxes, scores):
-        return greedy_nms_reference(boxes, scores, labels, threshold=threshold, proposal=proposal)
-    order = scores.argsort(descending=True, stable=True)
-    ranks = labels[order].argsort(stable=True)
-    by_label, kept = order[ranks], torch.empty_like(order)
-    columns = (boxes, labels, order[:0] if proposal is None else proposal, _expand_limit(threshold, boxes))
-    count = _suppress_greedily(
-        *(column[by_label].numpy() if len(column) else column.numpy() for column in columns), kept.numpy()
-    )
-    return order[ranks[kept[:count]].sort().values]
+    return batched_nms(boxes, scores, torch.zeros_like(scores, dtype=torch.int64), iou_threshold)
 
 
-def greedy_nms_reference(
-    boxes: Tensor, scores: Tensor, labels: Tensor, *, threshold: float | Tensor, proposal: Tensor | None = None
+@torch.no_grad()
+def batched_nms(
+    boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float | Tensor, *, proposal: Tensor | None = None
 ) -> Tensor:
-    """Compute the reference of `greedy_nms`, boxes (N, 4) -> indices (K,): a loop over the kept boxes."""
-    remaining, indices, limits = scores.argsort(descending=True, stable=True), [], _expand_limit(threshold, boxes)
+    """Suppress boxes (N, 4) of lower scores (N,) within each class or image `idxs` (N,), as `nms` of each alone.
+
+    Boxes stay where they are, so that the numbers are those of each class alone. `iou_threshold` may be one for each
+    box (N,), which applies to the boxes that it suppresses. Boxes of one `proposal` (N,) int64 never suppress one
+    another. Returns indices (K,) int64 of the kept ones, highest score first.
+    """
+    order, *columns = sort_detections(boxes, scores, idxs, iou_threshold, proposal)
+    return order[_keep_greedily(*columns)]
+
+
+def sort_detections(
+    boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float | Tensor, proposal: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Return the order by falling score (N,), and in it boxes, scores, classes, thresholds and proposals, if any."""
+    boxes, scores, idxs = _read_detections(boxes, scores, idxs)
+    if not isinstance(iou_threshold, Tensor) and not 0 <= iou_threshold <= 1:
+        raise ValueError(f"iou_threshold: found {iou_threshold}, allowed is a number from 0 to 1")
+    order = scores.argsort(descending=True, stable=True)
+    limits = _expand_limit(iou_threshold, boxes)
+    if isinstance(iou_threshold, Tensor):
+        limits = limits[order]
+    columns = boxes.index_select(0, order), scores.index_select(0, order), idxs.index_select(0, order), limits
+    return order, *columns, order[:0] if proposal is None else proposal[order]
+
+
+@torch.no_grad()
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor | None = None,
+    *,
+    iou_threshold: float | Tensor = 0.3,
+    sigma: float | None = None,
+    min_score: float = 1e-3,
+) -> SuppressionResult:
+    """Weaken boxes (N, 4) that overlap those of higher scores (N,), within a class `idxs` (N,) if given.
+
+    The highest of the scores left is kept and lowers the others: times 1 - IoU from `iou_threshold` on, which may be
+    one for each box (N,) and applies to the boxes whose scores it lowers; or, with a `sigma`, times exp(-IoU^2 /
+    sigma). Those below `min_score` are dropped. Indices and new scores (K,), highest first, of equal ones the lower
+    index. Raises ValueError as `nms` does, and for a `sigma` that is not above 0 or a `min_score` below 0.
+    """
+    boxes, scores, idxs = _read_detections(
+        boxes, scores, torch.zeros_like(scores, dtype=torch.int64) if idxs is None else idxs
+    )
+    if not min_score >= 0:
+        raise ValueError(f"min_score: found {min_score}, allowed is 0 or more: scores below 0 would rise")
+    if sigma is not None and not sigma > 0:
+        raise ValueError(f"sigma: found {sigma}, allowed is a number above 0")
+    limits = _expand_limit(iou_threshold if sigma is None else sigma, boxes)
+    weakened = _weaken(boxes, scores, idxs, limits, sigma is None, min_score)
+    order = weakened.argsort(descending=True, stable=True)
+    indices = order[weakened[order] >= 0]
+    return SuppressionResult(indices, weakened[indices])
+
+
+def _read_detections(boxes: Tensor, scores: Tensor, idxs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Check detections; return boxes and scores in one float format, and classes as int64."""
+    assert_boxes(boxes, form="(N, 4)")
+    if scores.shape != boxes.shape[:1] or idxs.shape != scores.shape:
+        raise ValueError(
+            f"scores, idxs: found the shapes {tuple(scores.shape)} and {tuple(idxs.shape)} for {len(boxes)} boxes, "
+            f"expected {(len(boxes),)}"
+        )
+    if scores.is_complex():
+        raise ValueError(f"scores: found {scores.dtype}, expected numbers such as torch.float32")
+    if not boxes.device == scores.device == idxs.device:
+        raise ValueError(f"boxes on {boxes.device}, scores on {scores.device}, idxs on {idxs.device}; give one device")
+    boxes, scores = promote_to_float32(boxes), promote_to_float32(scores)
+    dtype = torch.promote_types(boxes.dtype, scores.dtype)
+    return boxes.detach().to(dtype), scores.detach().to(dtype), widen_labels(idxs, "idxs")
+
+
+def _expand_limit(limit: float | Tensor, boxes: Tensor) -> Tensor:
+    """Expand a limit to each of the boxes (N,), in their dtype."""
+    if isinstance(limit, Tensor):
+        return limit.to(boxes).expand(len(boxes))
+    return boxes.new_full((len(boxes),), limit)
+
+
+# --- the definitions: loops over the kept boxes, on the host ----------------------------------------------------------
+
+
+def _check_scores(boxes: Tensor, scores: Tensor, *others: object) -> None:
+    is_number = ~scores.isnan()
+    require(is_number, lambda: ValueError(f"scores: {int((~is_number).sum())} of {len(scores)} are nan, not a number"))
+
+
+@operator(launches=2, check=_check_scores)
+def _keep_greedily(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, proposals: Tensor) -> Tensor:
+    """Return a mask (N,) of the kept boxes of (N, 4), which are in the order of their scores."""
+    return _on_host(_keep_in_a_loop, boxes, labels, limits, proposals)
+
+
+def _keep_in_a_loop(boxes: Tensor, labels: Tensor, limits: Tensor, proposals: Tensor) -> Tensor:
+    is_kept, remaining = labels.new_zeros(len(boxes), dtype=torch.bool), torch.arange(len(boxes))
     while len(remaining):
         best, remaining = remaining[0], remaining[1:]
-        indices.append(best)
+        is_kept[best] = True
         is_hit = (iou(boxes[best], boxes[remaining]) > limits[best]) & (labels[remaining] == labels[best])
-        if proposal is not None:
-            is_hit &= proposal[remaining] != proposal[best]
+        if len(proposals):
+            is_hit &= proposals[remaining] != proposals[best]
         remaining = remaining[~is_hit]
-    return torch.stack(indices) if indices else remaining
+    return is_kept
 
 
-def soft_nms(
-    boxes: Tensor, scores: Tensor, labels: Tensor, *, limit: float | Tensor, is_linear: bool, min_score: float
-) -> SuppressionResult:
-    """Soft-NMS: boxes (N, 4), scores (N,), labels (N,) -> indices and new scores (K,), highest first.
-
-    `limit` is the IoU at which the linear decay starts, or sigma; it may be one for each box (N,), which applies to the
-    boxes whose scores it lowers.
-    """
-    if not can_use_numba(boxes, scores) or min_score < 0:  # negative scores rise as they decay
-        return soft_nms_reference(boxes, scores, labels, limit=limit, is_linear=is_linear, min_score=min_score)
-    by_label = labels.argsort(stable=True)
-    kept, kept_scores = torch.empty_like(by_label), torch.empty_like(scores)
-    arrays = [column[by_label].numpy() for column in (boxes, scores, labels, _expand_limit(limit, boxes))]
-    count = _suppress_softly(
-        *arrays, boxes.new_tensor([min_score]).numpy(), is_linear, kept.numpy(), kept_scores.numpy()
-    )
-    ranks = by_label[kept[:count]].argsort()  # of equal scores, the lower index comes first
-    ranks = ranks[kept_scores[ranks].argsort(descending=True, stable=True)]
-    return SuppressionResult(by_label[kept[ranks]], kept_scores[ranks])
+@operator(check=_check_scores)
+def _weaken(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, is_linear: bool, min_score: float) -> Tensor:
+    """Return the new scores (N,) of boxes (N, 4), -1 for the dropped ones."""
+    form = partial(_weaken_in_a_loop, is_linear=is_linear, min_score=min_score)
+    return _on_host(form, boxes, scores, labels, limits)
 
 
-def soft_nms_reference(
-    boxes: Tensor, scores: Tensor, labels: Tensor, *, limit: float | Tensor, is_linear: bool, min_score: float
-) -> SuppressionResult:
-    """Compute the reference of `soft_nms`, boxes (N, 4) -> indices and scores (K,): a loop over the kept boxes."""
-    remaining, limits = torch.arange(len(scores), device=scores.device), _expand_limit(limit, boxes)
-    scores, indices, kept_scores = scores.clone(), [], []
+def _weaken_in_a_loop(
+    boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, *, is_linear: bool, min_score: float
+) -> Tensor:
+    remaining, scores, weakened = torch.arange(len(scores)), scores.clone(), torch.full_like(scores, -1)
     while len(remaining):
         first = scores[remaining].argmax()
         best = remaining[first]
         if scores[best] < min_score:
             break
-        indices.append(best)
-        kept_scores.append(scores[best].clone())
+        weakened[best] = scores[best]
         remaining = torch.cat([remaining[:first], remaining[first + 1 :]])
-        overlap = iou(boxes[best], boxes[remaining])
-        low = limits[best]
-        decay = torch.where(overlap >= low, 1 - overlap, 1) if is_linear else (-overlap.square() / low).exp()
-        scores[remaining] *= torch.where(labels[remaining] == labels[best], decay, 1)
-    return (
-        SuppressionResult(torch.stack(indices), torch.stack(kept_scores))
-        if indices
-        else SuppressionResult(remaining[:0], scores[:0])
-    )
+        factor = _decay(iou(boxes[best], boxes[remaining]), limits[best], is_linear)
+        scores[remaining] *= torch.where(labels[remaining] == labels[best], factor, 1)
+    return weakened
 
 
-def _expand_limit(limit: float | Tensor, boxes: Tensor) -> Tensor:
-    """Expand a limit to each of the boxes (N,), in their dtype."""
-    return torch.as_tensor(limit, dtype=boxes.dtype, device=boxes.device).expand(len(boxes)).contiguous()
+def _decay(overlap: Tensor, limit: Tensor, is_linear: bool) -> Tensor:
+    return torch.where(overlap >= limit, 1 - overlap, 1) if is_linear else (-overlap.square() / limit).exp()
+
+
+def _on_host(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Call a function on the host: on a device, its loop would wait for every kept box."""
+    if tensors[0].device.type == "cpu":
+        return function(*tensors)
+    result: Tensor = call_on_host(function, *tensors, device=tensors[0].device)
+    return result
+
+
+@_keep_greedily.fake
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, proposals: Tensor) -> Tensor:
+    return labels.new_empty(len(labels), dtype=torch.bool)
+
+
+@_weaken.fake
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, is_linear: bool, min_score: float) -> Tensor:
+    return torch.empty_like(scores, memory_format=torch.contiguous_format)
+
+
+def _keep_in_graph(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, proposals: Tensor) -> Tensor:
+    """Suppress with all overlaps, a row a turn, in a loop that a graph records once."""
+    is_hit = (iou(boxes[:, None], boxes) > limits[:, None]) & (labels[:, None] == labels)
+    if len(proposals):
+        is_hit = is_hit & (proposals[:, None] != proposals)
+    turn = torch.arange(len(boxes), device=boxes.device)
+    is_hit = is_hit & (turn[:, None] < turn)
+
+    def suppress(is_kept: Tensor, row: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        hits, index = row
+        return is_kept & ~(hits & is_kept.gather(0, index[None])), index.clone()
+
+    return _scan(suppress, torch.ones_like(labels, dtype=torch.bool), (is_hit, turn))
+
+
+def _weaken_in_graph(
+    boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, is_linear: bool, min_score: float
+) -> Tensor:
+    """Weaken with all overlaps; a box that is done has a score of -inf left."""
+    factors = _decay(iou(boxes[:, None], boxes), limits[:, None], is_linear)
+    factors = torch.where(labels[:, None] == labels, factors, 1)
+    places = torch.arange(len(boxes), device=boxes.device)
+
+    def pick(state: tuple[Tensor, Tensor], turn: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        left, weakened = state
+        score, best = left.max(dim=0)
+        is_best = (places == best) & (score >= min_score)
+        factor = torch.where(score >= min_score, factors.index_select(0, best[None])[0], 1)
+        weakened = torch.where(is_best, left, weakened)
+        return (torch.where(is_best, -torch.inf, left * factor), weakened), turn.clone()
+
+    return _scan(pick, (scores.clone(), torch.full_like(scores, -1)), places)[1]
+
+
+def _scan(step: Callable[..., Any], state: Any, rows: Any) -> Any:
+    """Return the last state of a loop over rows, as one operation of an exported graph."""
+    from torch._higher_order_ops.scan import scan
+
+    return scan(step, state, rows)[0]
+
+
+_keep_greedily.graph, _weaken.graph = _keep_in_graph, _weaken_in_graph
+
+
+# --- CPU: boxes of a class next to one another ------------------------------------------------------------------------
+
+
+@_keep_greedily.cpu_kernel
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, proposals: Tensor) -> Tensor:
+    by_label = labels.argsort(stable=True)
+    kept, is_kept = torch.empty_like(by_label), torch.zeros_like(labels, dtype=torch.bool)
+    columns = (c.index_select(0, by_label) if len(c) else c for c in (boxes, labels, proposals, limits))
+    count = _suppress_greedily(*(column.numpy() for column in columns), kept.numpy())
+    return is_kept.index_fill_(0, by_label.index_select(0, kept[:count]), True)
+
+
+@_weaken.cpu_kernel
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, is_linear: bool, min_score: float) -> Tensor:
+    by_label, weakened = labels.argsort(stable=True), torch.full_like(scores, -1)
+    columns = [column[by_label].numpy() for column in (boxes, scores, labels, limits)]
+    new_scores = np.full(len(scores), -1, dtype=columns[1].dtype)
+    _suppress_softly(*columns, boxes.new_tensor([min_score]).numpy(), is_linear, new_scores)
+    weakened[by_label] = torch.from_numpy(new_scores)
+    return weakened
 
 
 _BLOCK = 32
@@ -113,9 +268,9 @@ _BLOCK = 32
 def _suppress_greedily(
     boxes: np.ndarray, labels: np.ndarray, proposals: np.ndarray, limits: np.ndarray, kept_indices: np.ndarray
 ) -> int:
-    """CPU kernel of `greedy_nms`.
+    """Write the indices of kept boxes to `kept_indices` (N,), and return how many there are.
 
-    Writes the indices of kept boxes to `kept_indices` (N,) and returns how many there are. `boxes` (N, 4) are sorted by
+    `boxes` (N, 4) are sorted by
     label, then by falling score. Each box is compared with the boxes of its label kept so far, one block at a time: few
     of many boxes need many comparisons. Without `proposals` every box is a proposal of its own.
     """
@@ -158,10 +313,9 @@ def _suppress_softly(
     limits: np.ndarray,
     min_score: np.ndarray,
     is_linear: bool,
-    kept_indices: np.ndarray,
-    kept_scores: np.ndarray,
-) -> int:
-    """CPU kernel of `soft_nms`: writes kept indices and scores (N,), label by label; returns their number.
+    new_scores: np.ndarray,
+) -> None:
+    """Write the scores of kept boxes to `new_scores` (N,).
 
     `boxes` (N, 4), `scores` and `labels` (N,) are sorted by label; `limits` (N,) are the lowest IoU or the width of the
     Gaussian of each box. `remaining` contains the remaining boxes of a label in order of their indices. `scores` is
@@ -169,7 +323,7 @@ def _suppress_softly(
     """
     (zero, one, tiny), lowest_score = _constants(limits), min_score[0]
     remaining = np.empty(len(boxes), dtype=np.int64)
-    start = count = 0
+    start = 0
     while start < len(boxes):
         best, num_remaining = start, 0
         while start < len(boxes) and labels[start] == labels[best]:
@@ -180,8 +334,7 @@ def _suppress_softly(
             if scores[index] > scores[best]:
                 best = index
         while num_remaining and scores[best] >= lowest_score:
-            kept_indices[count], kept_scores[count] = best, scores[best]
-            count += 1
+            new_scores[best] = scores[best]
             picked, limit, num_still, next_best = best, limits[best], 0, -1
             x1, y1, x2, y2 = boxes[picked]
             area = max(x2 - x1, zero) * max(y2 - y1, zero)
@@ -205,7 +358,6 @@ def _suppress_softly(
                     if next_best < 0 or scores[index] > scores[next_best]:
                         next_best = index
             num_remaining, best = num_still, next_best
-    return count
 
 
 @numba_kernel
@@ -227,3 +379,62 @@ def _constants(like: np.ndarray) -> tuple[float, float, float]:
     values[1] = 1
     values[2] = 2.0**-126 if like.itemsize == 4 else 2.0**-1022
     return values[0], values[1], values[2]
+
+
+# --- GPU: bits of the boxes that each suppresses, then one program that reads them in order ---------------------------
+
+_WORD = 64
+_MAX_BOXES = 32_768
+"""Boxes whose bits are at most 128 MB; more go to the host."""
+
+
+@_keep_greedily.gpu_kernel(lambda boxes, *others: len(boxes) <= _MAX_BOXES)
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, proposals: Tensor) -> Tensor:
+    count, num_words = len(boxes), -(-len(boxes) // _WORD)
+    hits = labels.new_empty((count, num_words))
+    is_kept = labels.new_empty(count, dtype=torch.bool)
+    columns = (labels.contiguous(), limits.contiguous(), proposals.contiguous() if len(proposals) else None)
+    grid = (num_words * num_words,)
+    _mark_hits.launch(grid, boxes.contiguous(), *columns, hits, count, num_words, WORD=_WORD, num_warps=16)
+    words = next_power_of_2(max(num_words, 128))
+    _keep_in_order.launch((min(count, 1),), hits, is_kept, count, num_words, WORD=_WORD, WORDS=words)
+    return is_kept
+
+
+@gpu_kernel
+def _mark_hits(boxes, labels, limits, proposals, hits, count, num_words, WORD: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Write one bit for each later box that a box would suppress; words of earlier boxes alone are left out."""
+    block, word = tl.program_id(0) // num_words, tl.program_id(0) % num_words
+    if word >= block:
+        row, column = block * WORD + tl.arange(0, WORD), word * WORD + tl.arange(0, WORD)
+        is_row, is_column = row < count, column < count
+        left, top, right, bottom, area = load_box(boxes, row[:, None], is_row[:, None])
+        x1, y1, x2, y2, other_area = load_box(boxes, column[None, :], is_column[None, :])
+        shared = intersect(left, top, right, bottom, x1, y1, x2, y2)
+        limit = tl.load(limits + row, mask=is_row, other=0.0)
+        label, other = tl.load(labels + row, mask=is_row, other=0), tl.load(labels + column, mask=is_column, other=0)
+        is_hit = divide(shared, (area + other_area) - shared) > limit[:, None]
+        is_hit &= (label[:, None] == other[None, :]) & (row[:, None] < column[None, :]) & is_column[None, :]
+        if proposals is not None:
+            own = tl.load(proposals + row, mask=is_row, other=0)
+            is_hit &= own[:, None] != tl.load(proposals + column, mask=is_column, other=0)[None, :]
+        bit = tl.full((WORD,), 1, tl.int64) << tl.arange(0, WORD).to(tl.int64)
+        bits = tl.sum(tl.where(is_hit, bit[None, :], 0), axis=1)
+        tl.store(hits + row * num_words + word, bits, mask=is_row)
+
+
+@gpu_kernel
+def _keep_in_order(hits, is_kept, count, num_words, WORD: tl.constexpr, WORDS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Keep each box that no kept one before it suppresses; the bits of the suppressed ones stay in registers."""
+    words = tl.arange(0, WORDS)
+    suppressed = tl.zeros((WORDS,), tl.int64)
+    for block in range(num_words):
+        own = tl.sum(tl.where(words == block, suppressed, 0), axis=0)
+        for place in range(tl.minimum(WORD, count - block * WORD)):
+            index = block * WORD + place
+            is_free = ((own >> place) & 1) == 0
+            tl.store(is_kept + index, is_free)
+            if is_free:
+                base = hits + index * num_words
+                own |= tl.load(base + block)
+                suppressed |= tl.load(base + words, mask=(words >= block) & (words < num_words), other=0)

@@ -20,8 +20,7 @@ from sightline.areas.detect.assigners.static import ATSS, FCOS, FreeAnchor, MaxI
 from sightline.contract import registry
 from sightline.contract.errors import MissingExtraError
 from sightline.instrument.memory import peak_of_run
-from sightline.ops import operator
-from sightline.ops.boxes import overlaps
+from sightline.ops import numba_kernels
 from sightline.ops.priors import AnchorShapes, Priors, make_anchors, make_points
 from tests.cases import run_each
 from tests.marks import long_but
@@ -187,8 +186,7 @@ def test_assignments_are_the_same_without_kernels(pair: str, monkeypatch: pytest
     boxes = crowd(5, count=30)
     is_ignored = torch.arange(30) % 6 == 5
     compiled = assigner(priors, boxes, is_ignored)
-    monkeypatch.setattr(overlaps, "can_use_numba", lambda *tensors: False)
-    monkeypatch.setattr(operator, "can_use_numba", lambda *tensors: False)
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: False)
     plain = assigner(priors, boxes, is_ignored)
     assert torch.equal(plain.matched, compiled.matched)
     assert torch.equal(plain.num_claims, compiled.num_claims)

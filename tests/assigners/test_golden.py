@@ -19,7 +19,7 @@ from sightline.areas.detect.assigners.optimal_transport import OTA, SimOTA, _Cos
 from sightline.areas.detect.assigners.static import ATSS, FCOS, MaxIoU
 from sightline.areas.detect.losses import overlap_loss, sigmoid_bce, sigmoid_focal, smooth_l1
 from sightline.ops.box_codes import centreness, decode_deltas, decode_distances, encode_deltas, encode_distances
-from sightline.ops.box_overlaps import OVERLAPS, box_areas, box_sizes, iou, pairwise_iou
+from sightline.ops.box_overlaps import OVERLAPS, box_area, box_iou, box_sizes, iou
 from sightline.ops.priors import Priors, make_points
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
@@ -74,7 +74,7 @@ def test_max_iou_is_that_of_detectron_and_mmdetection(shared: Path, case: int) -
     stored = case_of(golden, case)
     priors = anchors(shared, golden.tensor("anchors"), 3)
     if len(stored["gt"]):
-        assert torch.equal(pairwise_iou(stored["gt"], priors.coordinates), stored["iou"])
+        assert torch.equal(box_iou(stored["gt"], priors.coordinates), stored["iou"])
         assert (stored["iou"].amax(dim=1) > 0).all(), "theirs would make every anchor of a box without any positive"
     for name, arguments in RULES.items():
         if name in stored:
@@ -91,7 +91,7 @@ def test_max_iou_is_that_of_crowddet_but_for_ties(shared: Path, case: int) -> No
         return
     boxes, priors = stored["gt"] + PLUS_ONE, anchors(shared, golden.tensor("anchors") + PLUS_ONE, 3)
     expected = from_labels(stored["crowddet_plus1_top1_labels"][:, 0])
-    overlap = pairwise_iou(boxes, priors.coordinates)
+    overlap = box_iou(boxes, priors.coordinates)
     is_best = (overlap == overlap.amax(dim=1, keepdim=True)) & (overlap > 0)
     tied = (overlap == overlap.amax(dim=0)).sum(dim=0) > 1
     tied |= (is_best & (is_best.sum(dim=1, keepdim=True) > 1)).any(dim=0)
@@ -119,7 +119,7 @@ def test_second_boxes_are_those_of_crowddet_but_for_ties(shared: Path, case: int
     assigner = MaxIoU(low_quality=None, boxes_per_prior=2)
     found = assigner(priors, boxes, torch.zeros(len(boxes), dtype=torch.bool))
     assert found.second_matched is not None
-    overlap = pairwise_iou(boxes, priors.coordinates).T
+    overlap = box_iou(boxes, priors.coordinates).T
     ranked = overlap.sort(dim=1, descending=True).values
     is_tied = (ranked[:, :2] == ranked[:, 1:3]).any(dim=1) if len(boxes) > 2 else ranked[:, 0] == ranked[:, 1]
     both = torch.stack([found.matched, found.second_matched], dim=1)
@@ -189,7 +189,7 @@ def smoothed(distances: Tensor, targets: Tensor, weight: Tensor, *, kind: str) -
     """The weighted sum of theirs, whose IoU has 1 square pixel more in intersection and union."""
     predicted, wanted = (decode_distances(torch.zeros(2), each) for each in (distances, targets))
     plain = OVERLAPS["iou"](predicted, wanted)
-    union = (box_areas(predicted) + box_areas(wanted)) / (1 + plain)
+    union = (box_area(predicted) + box_area(wanted)) / (1 + plain)
     overlap = (plain * union + 1) / (union + 1)
     if kind == "iou":
         return -(overlap.log() * weight).sum()

@@ -17,7 +17,7 @@ from sightline.config import read_config
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.engine.train import train
-from sightline.ops.box_overlaps import pairwise_iou
+from sightline.ops.box_overlaps import box_iou
 from tests.conftest import ROOT
 
 NUM_IMAGES = 8
@@ -91,7 +91,7 @@ def test_a_pair_learns_eight_crowds_by_heart(name: str, record_property: Callabl
         for (first, last), (begin, end) in zip(*spans, strict=True):
             truth = batch["truth"][begin:end]
             boxes = truth[truth[:, 6] == 0, :4].double()
-            overlap = pairwise_iou(boxes, predictions["detections"][first:last, :4])
+            overlap = box_iou(boxes, predictions["detections"][first:last, :4])
             pairs = linear_sum_assignment((overlap >= 0.5).numpy(), maximize=True)
             found.append((int((overlap[pairs] >= 0.5).sum()), len(boxes)))
 

@@ -23,13 +23,13 @@ from torch.nn import functional as F
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig
+from sightline.ops.losses import lovasz_of_image
 from sightline.parts.losses.classification import (
     ClassLoss,
     CrossEntropy,
     Distillation,
     FocalCrossEntropy,
     LovaszSoftmax,
-    lovasz_of_image,
     resolve_class_weights,
 )
 from sightline.workbench.check.oracles.losses import focal, lovasz

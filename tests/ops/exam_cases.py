@@ -97,6 +97,18 @@ def _query_packed_balls(dtype: torch.dtype) -> tuple[Any, ...]:
     return points, OFFSETS, points[::4] + 0.125, torch.tensor([0, 10, 10, 10, 20]), 0.6, 5, True
 
 
+def _weigh(weighting: str, num_channels: int, *, has_mask: bool) -> Any:
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(2)
+        points, queries = clouds(dtype, 2, 20, num_channels), clouds(dtype, 2, 37, num_channels, seed=1)
+        index = torch.randint(0, 20, (2, 37, 3), generator=generator)
+        is_valid = torch.rand(index.shape, generator=generator) < 0.7
+        is_valid[..., 0] = True
+        return points, queries, index, is_valid if has_mask else None, weighting
+
+    return make
+
+
 def _edges(dtype: torch.dtype, num_clouds: int, *, is_half: bool = False) -> tuple[Any, ...]:
     """Pairs of 6 channels, index, sign, shift and offset; in bfloat16 with an offset where the rest is float32."""
     generator = torch.Generator().manual_seed(1)
@@ -137,7 +149,46 @@ def _statistics_table() -> tuple[Any, ...]:
     return each, sums, sums, each, each, 655360, 0.1, 1e-5, torch.float32
 
 
+def boxes(dtype: torch.dtype, count: int, seed: int) -> Tensor:
+    """Boxes of which many overlap, some are equal, some have no area and some corners are the wrong way round."""
+    corners = (clouds(dtype, 2, count, 4, seed=seed) * 8).flatten(0, 1)[: 2 * count : 2]
+    return torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:] + 6], dim=1)
+
+
+def _detections(num_proposals: int) -> Any:
+    labels, proposals = torch.arange(70) % 3, torch.arange(num_proposals) // 2
+    return lambda dtype: (
+        boxes(dtype, 70, 2),
+        torch.linspace(1, 0, 70, dtype=dtype),
+        labels,
+        torch.full((70,), 0.3, dtype=dtype),
+        proposals,
+    )
+
+
+def _weakened(is_linear: bool, limit: float) -> Any:
+    detections = _detections(0)
+    return lambda dtype: (*detections(dtype)[:3], torch.full((70,), limit, dtype=dtype), is_linear, 0.01)
+
+
 CASES = [
+    OperatorCase(
+        "inverse_distance_weights",
+        "of squares",
+        _weigh("inverse_square", 3, has_mask=False),
+        tolerance=1e-6,
+        table=lambda: (empty(24, 128, 3), empty(24, 512, 3), indices(24, 512, 3), None, "inverse_square"),
+    ),
+    OperatorCase(
+        "inverse_distance_weights",
+        "of distances",
+        _weigh("inverse", 5, has_mask=True),
+        tolerance=1e-6,
+        table=lambda: (
+            *(empty(1, 4096, 3), empty(1, 16384, 3), indices(1, 16384, 3)),
+            *(empty(1, 16384, 3, dtype=torch.bool), "inverse"),
+        ),
+    ),
     OperatorCase("nearest_neighbours", "in space", **_search(70, 3, 20), table=lambda: (empty(32, 1024, 3), None, 20)),
     OperatorCase(
         "nearest_neighbours", "all", **_search(37, 2, 37, 9), table=lambda: (empty(4, 4096, 3), empty(4, 1024, 3), 32)
@@ -189,6 +240,7 @@ CASES = [
         _query_balls(37, 12, 7, 4.5),
         table=lambda: (empty(24, 512, 64), empty(24, 128, 64), 0.4, 128, True),
     ),
+    OperatorCase("estimate_normals", "of a cloud", lambda dtype: (clouds(dtype, 1, 50, 3), 9), tolerance=1e-6),
     OperatorCase(
         "packed_ball_query",
         "ragged",
@@ -246,5 +298,34 @@ CASES = [
         lambda dtype: (*clouds(dtype, 1, 4, 5)[0], 40),
         1e-6,
         table=lambda: (*(empty(128) for _ in range(4)), 655360),
+    ),
+    *(
+        OperatorCase(
+            name,
+            "all pairs",
+            lambda dtype: (boxes(dtype, 37, 0), boxes(dtype, 70, 1)),
+            table=lambda: (empty(10_000, 4), empty(1000, 4)),
+        )
+        for name in ("box_iou", "box_ioa")
+    ),
+    *(
+        OperatorCase(
+            "keep_greedily",
+            f"{num_proposals} proposals",
+            _detections(num_proposals),
+            table=lambda count=num_proposals: (
+                *(empty(30_000, 4), empty(30_000), indices(30_000), empty(30_000)),
+                indices(30_000 if count else 0),
+            ),
+        )
+        for num_proposals in (0, 70)
+    ),
+    OperatorCase("weaken", "linear", _weakened(True, 0.3)),
+    OperatorCase("weaken", "Gaussian", _weakened(False, 0.5), tolerance=1e-6),
+    OperatorCase(
+        "points_in_boxes",
+        "upright",
+        lambda dtype: (clouds(dtype, 2, 90, 3).flatten(0, 1), clouds(dtype, 1, 12, 8, seed=1)[0].abs(), 0.5, 0.1),
+        table=lambda: (empty(120_000, 3), empty(50, 8), 0.1, 0.0),
     ),
 ]

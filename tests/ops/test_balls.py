@@ -20,7 +20,7 @@ from tests.ops.threads import with_one_and_two_threads
 @pytest.fixture(params=["compiled", "plain"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "plain":
-        monkeypatch.setattr(operator, "can_use_numba", lambda *tensors: False)
+        monkeypatch.setattr(operator, "can_use_numba", lambda *tensors, **named: False)
     return request.param
 
 
@@ -76,7 +76,7 @@ def test_both_forms_agree_on_the_rim(dtype: torch.dtype, monkeypatch: pytest.Mon
     grid = torch.cartesian_prod(*[torch.arange(9, dtype=dtype)] * 3)[None] / 10
     grid = grid[:, torch.randperm(729)]
     compiled = [ball_query(grid, centres=grid, radius=r / 10, num_neighbours=24) for r in (1, 2, 3)]
-    monkeypatch.setattr(operator, "can_use_numba", lambda *tensors: False)
+    monkeypatch.setattr(operator, "can_use_numba", lambda *tensors, **named: False)
     plain = [ball_query(grid, centres=grid, radius=r / 10, num_neighbours=24) for r in (1, 2, 3)]
     assert all(torch.equal(*pair) for pair in zip(compiled, plain, strict=True))
 
@@ -125,3 +125,20 @@ def test_not_finite_names_the_sample() -> None:
 def test_no_neighbours_are_refused(form: str) -> None:
     with pytest.raises(ValueError, match="0 neighbours asked for"):
         ball_query(torch.zeros(1, 4, 3), centres=torch.zeros(1, 2, 3), radius=1.0, num_neighbours=0)
+
+
+def test_empty_balls_are_marked_if_asked(form: str) -> None:
+    """Points at 0 and 1 of each cloud; the centres at 0.5 and 9 of the first, 20 of the second."""
+    points = torch.tensor([[[0.0], [1.0]], [[30.0], [31.0]]])
+    centres = torch.tensor([[[0.5], [9.0]], [[20.0], [31.0]]])
+    found = ball_query(points, centres=centres, radius=1.0, num_neighbours=3, empty="mark")
+    assert found.tolist() == [[[0, 1, 0], [-1, -1, -1]], [[-1, -1, -1], [0, 1, 0]]]
+    packed = {"offsets": torch.tensor([0, 2, 4]), "centres": centres.flatten(0, 1), "radius": 1.0, "num_neighbours": 3}
+    rows = packed_ball_query(points.flatten(0, 1), **packed, centre_offsets=torch.tensor([0, 1, 4]), empty="mark")
+    assert rows.tolist() == [[0, 1, 0], [-1, -1, -1], [-1, -1, -1], [2, 3, 2]]
+    with pytest.raises(ValueError, match=r"centres\[1\]: centre 0 has no point within 1, the nearest one is 21 away"):
+        packed_ball_query(points.flatten(0, 1), **packed, centre_offsets=torch.tensor([0, 1, 4]))
+    with pytest.raises(ValueError, match="empty: found 'skip', expected 'refuse' or 'mark'"):
+        ball_query(points, centres=centres, radius=1.0, num_neighbours=3, empty="skip")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"index: rows -1..1 named in clouds of 2 points"):
+        gather_points(points, found)

@@ -48,7 +48,7 @@ def test_distances_far_from_the_origin_lose_nothing() -> None:
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The compiled loops, and what they are held to."""
     if request.param == "plain":
-        monkeypatch.setattr(operator, "can_use_numba", lambda *tensors: False)
+        monkeypatch.setattr(operator, "can_use_numba", lambda *tensors, **named: False)
     return request.param
 
 

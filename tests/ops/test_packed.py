@@ -181,6 +181,12 @@ def test_offsets_and_counts_have_to_be_tensors_that_fit() -> None:
         unpack(points, offsets=[0, 2, 6])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"offsets .* of 6 rows; they start at 0"):
         unpack(points, offsets=torch.tensor([0, 2, 4]))
+    with pytest.raises(ValueError, match="found a list of offsets or numbers; give a tensor"):
+        packed_nearest_neighbours(points, offsets=[0, 2, 6], num_neighbours=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"points: found the shape \(1, 6, 3\), expected \(rows, channels\)"):
+        packed_nearest_neighbours(points[None], offsets=offsets, num_neighbours=1)
+    with pytest.raises(ValueError, match=r"offsets of points: found the shape \(1, 3\), expected \(clouds \+ 1,\)"):
+        packed_nearest_neighbours(points, offsets=offsets[None], num_neighbours=1)
 
 
 def test_no_segments_are_padded_to_nothing() -> None:

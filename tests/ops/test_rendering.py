@@ -54,7 +54,7 @@ def test_both_forms_draw_the_same_bits(monkeypatch: pytest.MonkeyPatch, projecti
     fast_mesh = render_mesh(CORNERS, CUBE, cameras, style=style)
     for cloud, drawn in zip(clouds, fast, strict=True):
         assert np.array_equal(render_cloud_reference(cloud, cameras, style=style), drawn)
-    monkeypatch.setattr(rendering, "can_use_numba", lambda *tensors: False)  # as where numba is not
+    monkeypatch.setattr(rendering, "can_use_numba", lambda *tensors, **named: False)  # as where numba is not
     assert np.array_equal(render_cloud(clouds[0], cameras, style=style), fast[0])
     assert np.array_equal(render_mesh(CORNERS, CUBE, cameras, style=style), fast_mesh)
 

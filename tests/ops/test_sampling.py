@@ -20,7 +20,7 @@ from tests.ops.threads import with_one_and_two_threads
 @pytest.fixture(params=["compiled", "plain"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "plain":
-        monkeypatch.setattr(operator, "can_use_numba", lambda *tensors: False)
+        monkeypatch.setattr(operator, "can_use_numba", lambda *tensors, **named: False)
     return request.param
 
 
@@ -72,7 +72,7 @@ def test_every_choice_from_clouds_with_several_levels_of_nodes(num_points: int, 
     barred = farthest_points(points, num_samples=count, min_squared_norm=1.5)
     assert (points[0, barred[0, 1:]].square().sum(dim=1) > 1.5).all()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operator, "can_use_numba", lambda *tensors: False)
+        patch.setattr(operator, "can_use_numba", lambda *tensors, **named: False)
         plain = farthest_points(points, num_samples=count, min_squared_norm=1.5)
     assert torch.equal(barred, plain)
 

@@ -266,7 +266,7 @@ def test_the_compiled_form_has_the_bits_of_the_plain_one(monkeypatch: pytest.Mon
         *(getattr(drawn, n) for n in CubePlacement.__dataclass_fields__ if n != "axes" and n != "compat"), axes
     )  # type: ignore[arg-type]
     compiled = occupancy(depth, camera, placement)
-    monkeypatch.setattr(volumes, "can_use_numba", lambda *tensors: False)
+    monkeypatch.setattr(volumes, "can_use_numba", lambda *tensors, **named: False)
     assert torch.equal(compiled, occupancy(depth, camera, placement))
 
 

@@ -22,7 +22,7 @@ from sightline.contract.metric import Meter
 from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.engine.step import compute_batch_losses
 from sightline.ops.box_codes import encode_deltas, encode_distances
-from sightline.ops.box_overlaps import pairwise_iou
+from sightline.ops.box_overlaps import box_iou
 from sightline.parts.transforms.images import FlipImage, NormalizeImage
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 
@@ -292,8 +292,8 @@ def test_passes_are_suppressed_together_in_pixels_of_the_file(head: str, batch: 
     for first, last in pairwise(voted["detection_offsets"].tolist()):
         rows = voted["detections"][first:last]
         assert (rows[:, 4].diff() <= 0).all()
-        assert ((pairwise_iou(rows[:, :4], rows[:, :4]) > 0.7).sum(dim=1) == 1).all()
+        assert ((box_iou(rows[:, :4], rows[:, :4]) > 0.7).sum(dim=1) == 1).all()
     both = [row for each in passes for row in each["detections"]]
-    overlaps = pairwise_iou(torch.stack(both)[:, :4], voted["detections"][:, :4]).amax(dim=1)
+    overlaps = box_iou(torch.stack(both)[:, :4], voted["detections"][:, :4]).amax(dim=1)
     assert (overlaps > 0.7).all(), "what a pass finds is there, or what suppresses it"
     assert torch.equal(task.vote([passes[0]])["detection_offsets"], passes[0]["detection_offsets"])

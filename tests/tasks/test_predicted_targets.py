@@ -17,7 +17,7 @@ from sightline.contract.types import ComponentConfig
 from sightline.engine.device import Precision
 from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step
-from sightline.ops.box_overlaps import pairwise_iou
+from sightline.ops.box_overlaps import box_iou
 from tests.tasks.test_detect import batch  # noqa: F401 - a fixture
 
 CPU = torch.device("cpu")
@@ -111,7 +111,7 @@ def test_the_density_of_a_box_is_its_highest_overlap_with_another(batch: dict[st
     for image, (first, last) in enumerate(pairwise(batch["box_offsets"].tolist())):
         kept = ~batch["is_ignored"][first:last]
         boxes = batch["boxes"][first:last][kept]
-        others = pairwise_iou(boxes, boxes) - torch.eye(len(boxes))
+        others = box_iou(boxes, boxes) - torch.eye(len(boxes))
         positive = context["target"][image] >= 0
         for box, found in zip(
             context["matched_boxes"][image][positive], context["matched_density"][image][positive], strict=True

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sightline.contract.types import ComponentConfig
 from sightline.engine.device import to_device
-from sightline.ops.box_overlaps import box_areas, box_sizes, ioa, iou
+from sightline.ops.box_overlaps import box_area, box_sizes, ioa, iou
 from sightline.ops.priors import BACKGROUND
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.workbench.check.checks.loss_items import find
@@ -191,13 +191,13 @@ def anchor_coverage(context: Context, assigned: AssignedBoxes) -> Fault | None:
     """
     if assigned.priors.kind != "anchors":
         return None
-    is_counted = box_areas(assigned.boxes) >= assigned.priors.strides[0] ** 2
+    is_counted = box_area(assigned.boxes) >= assigned.priors.strides[0] ** 2
     missed = assigned.boxes[is_counted & (assigned.best_iou.amax(dim=1) < _MIN_IOU)]
     share = len(missed) / max(1, int(is_counted.sum()))
     if not is_significantly_above(len(missed), int(is_counted.sum()), _MAX_UNCOVERED):
         return None
     width, height = box_sizes(missed).median(dim=0).values.tolist()
-    sides = " to ".join(f"{float(edge):.0f}" for edge in box_areas(assigned.priors.coordinates).sqrt().aminmax())
+    sides = " to ".join(f"{float(edge):.0f}" for edge in box_area(assigned.priors.coordinates).sqrt().aminmax())
     measured = (
         f"best IoU below {_MIN_IOU:g} for {len(missed)} boxes of a cell or more, of median width {width:.0f} "
         f"and height {height:.0f} px, of {assigned.looked_at}; anchors have sides of {sides} px"

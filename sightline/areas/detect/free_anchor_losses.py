@@ -15,7 +15,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.loss import Loss
 from sightline.ops.box_codes import DeltaWeights, decode_boxes, encode_deltas
-from sightline.ops.box_overlaps import column_blocks, pairwise_iou, promote_to_float32
+from sightline.ops.box_overlaps import box_iou, column_blocks, promote_to_float32
 from sightline.ops.labels import widen_labels
 from sightline.ops.priors import IGNORED, anchor_bags
 from sightline.ops.waits import expect, is_free_to_read, read_list, send_list
@@ -152,7 +152,7 @@ class FreeAnchorNegative(_BoxesLoss):
     def _all_detection_probabilities(self, predicted: Tensor, boxes: Tensor, classes: Tensor, count: int) -> Tensor:
         """Return the probability (P, count) that a prior detects a box of each class, without waiting for a device."""
         blocks = column_blocks(len(boxes), len(predicted), boxes.device)
-        overlap = torch.cat([pairwise_iou(boxes, predicted[part]) for part in blocks], dim=1)
+        overlap = torch.cat([box_iou(boxes, predicted[part]) for part in blocks], dim=1)
         p = (overlap - self.least_iou) / (overlap.amax(dim=1, keepdim=True) - self.least_iou)
         p = torch.where(overlap > self.least_iou, p, 0.0)
         return p.new_zeros(count, p.shape[1]).scatter_reduce(0, classes[:, None].expand_as(p), p, "amax").T
@@ -163,7 +163,7 @@ class FreeAnchorNegative(_BoxesLoss):
         """Return priors, classes, and the probability that the prior detects a box of the class, if it is above 0."""
         best, pairs, values = boxes.new_zeros(len(boxes)), [], []
         for part in column_blocks(len(boxes), len(predicted), boxes.device):
-            overlap = pairwise_iou(boxes, predicted[part])
+            overlap = box_iou(boxes, predicted[part])
             best = torch.maximum(best, overlap.amax(dim=1))
             box, prior = (overlap > self.least_iou).nonzero(as_tuple=True)
             pairs.append(torch.stack([box, prior + part.start], dim=1))

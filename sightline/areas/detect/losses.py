@@ -19,9 +19,9 @@ from sightline.contract.loss import Loss
 from sightline.ops.box_codes import centreness, decode_boxes, encode_deltas, encode_distances
 from sightline.ops.box_overlaps import OVERLAPS, iou, promote_to_float32
 from sightline.ops.labels import widen_labels
+from sightline.ops.losses import MIN_FOCAL_BASE, sigmoid_focal_loss
 from sightline.ops.priors import IGNORED
 from sightline.ops.waits import find_positive
-from sightline.parts.losses.classification import MIN_FOCAL_BASE
 
 _MIN_OVERLAP = 1e-7
 """Lower bound of the overlap inside the logarithm: disjoint boxes have a loss of 16 without a gradient."""
@@ -43,18 +43,14 @@ def sigmoid_focal(
     None weighs all 1. Raises ValueError for targets of another dtype, and for an `alpha` or a `gamma` out of bounds.
     Source: Lin et al. 2017, equation 5.
     """
-    return _weighted_sum(focal_losses(promote_to_float32(logits), is_target, alpha=alpha, gamma=gamma), weight)
+    return _weighted_sum(_focal(logits, is_target, alpha=alpha, gamma=gamma), weight)
 
 
-def focal_losses(logits: Tensor, is_target: Tensor | bool, *, alpha: float | None = 0.25, gamma: float = 2.0) -> Tensor:
-    """Compute the terms (..., K) of `sigmoid_focal` from logits (..., K), in their dtype."""
-    if not isinstance(is_target, Tensor):
-        is_target = torch.full((), is_target, device=logits.device)
-    elif is_target.dtype != torch.bool:
+def _focal(logits: Tensor, is_target: Tensor, *, alpha: float | None, gamma: float) -> Tensor:
+    """Compute the terms (..., K) of `sigmoid_focal`."""
+    if is_target.dtype != torch.bool:
         raise ValueError(f"is_target: found {is_target.dtype}, expected torch.bool; give target == 1")
-    of_truth = torch.where(is_target, logits, -logits)
-    losses = -(gamma * functional.logsigmoid(-of_truth)).exp() * functional.logsigmoid(of_truth)
-    return losses if alpha is None else losses * torch.where(is_target, alpha, 1 - alpha)
+    return sigmoid_focal_loss(logits, is_target.expand(logits.shape), alpha=-1 if alpha is None else alpha, gamma=gamma)
 
 
 @registry.within_bounds
@@ -136,7 +132,7 @@ def earth_mover(
 
     def cost(*targets: Tensor) -> Tensor:
         is_target, true_codes, has_box, is_counted = targets
-        of_class = focal_losses(logits, is_target, alpha=alpha, gamma=gamma).sum(dim=2) * is_counted
+        of_class = _focal(logits, is_target, alpha=alpha, gamma=gamma).sum(dim=2) * is_counted
         wanted = true_codes.to(codes.dtype)
         of_box = functional.smooth_l1_loss(codes, wanted, reduction="none", beta=beta).sum(dim=2)
         return (of_class + torch.where(has_box, of_box, 0)).sum(dim=1)

@@ -15,7 +15,7 @@ from sightline.areas.detect.assigners.report import timed_report
 from sightline.contract.types import Batch
 from sightline.draw.boxes import COLORS, Color, DrawnBox, Mark, Style, draw_boxes, name_class
 from sightline.draw.pictures import Picture, normalize_to_uint8
-from sightline.ops.box_overlaps import box_areas, ioa, iou
+from sightline.ops.box_overlaps import box_area, ioa, iou
 from sightline.ops.priors import Priors, warp_boxes
 from sightline.parts.metrics.box_groups import match_predictions
 
@@ -131,7 +131,7 @@ def show_priors(pixels: np.ndarray, priors: Priors, boxes: Tensor) -> list[Pictu
         anchors, points, caption = boxes[:0], priors.coordinates[rows], f"{height} x {width} cells"
         if priors.kind == "anchors":
             anchors, points = priors.coordinates[first : first + count], boxes[:0, :2]
-            sides = box_areas(anchors).sqrt()
+            sides = box_area(anchors).sqrt()
             caption += f", {count} anchors, roots of areas {sides.min():.0f} to {sides.max():.0f} px"
         paper, shift, step = _add_margin(pixels, anchors)
         cell = torch.cat([priors.centres[first] - stride / 2, priors.centres[first] + stride / 2])[None]

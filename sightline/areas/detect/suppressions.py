@@ -12,7 +12,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import PositiveFloat, Probability
 from sightline.ops.box_overlaps import promote_to_float32
 from sightline.ops.labels import widen_labels
-from sightline.ops.suppression import SuppressionResult, greedy_nms, soft_nms
+from sightline.ops.suppression import SuppressionResult, batched_nms, soft_nms
 
 
 class Suppression(ABC):
@@ -86,14 +86,14 @@ class GreedyNMS(Suppression):
         self, boxes: Tensor, scores: Tensor, labels: Tensor, *, proposal: Tensor | None = None
     ) -> SuppressionResult:
         """Greedy NMS of boxes (N, 4), scores (N,), labels (N,), and proposal (N,) -> indices and scores (K,)."""
-        indices = greedy_nms(boxes, scores, labels, threshold=self.iou_threshold, proposal=proposal)
+        indices = batched_nms(boxes, scores, labels, self.iou_threshold, proposal=proposal)
         return SuppressionResult(indices, scores[indices])
 
 
 class _Soft(Suppression):
-    def __init__(self, *, limit: float, is_linear: bool, min_score: float, per_class: bool) -> None:
+    def __init__(self, form: dict[str, float], *, per_class: bool) -> None:
         super().__init__(per_class=per_class)
-        self.form: Any = {"limit": limit, "is_linear": is_linear, "min_score": min_score}
+        self.form: Any = form
 
     def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> SuppressionResult:
         return soft_nms(boxes, scores, labels, **self.form)
@@ -110,7 +110,7 @@ class SoftLinear(_Soft):
     def __init__(
         self, *, iou_threshold: Probability = 0.3, min_score: Probability = 1e-3, per_class: bool = True
     ) -> None:
-        super().__init__(limit=iou_threshold, is_linear=True, min_score=min_score, per_class=per_class)
+        super().__init__({"iou_threshold": iou_threshold, "min_score": min_score}, per_class=per_class)
 
 
 @registry.suppressions.add("soft_gaussian")
@@ -121,7 +121,7 @@ class SoftGaussian(_Soft):
     """
 
     def __init__(self, *, sigma: PositiveFloat = 0.5, min_score: Probability = 1e-3, per_class: bool = True) -> None:
-        super().__init__(limit=sigma, is_linear=False, min_score=min_score, per_class=per_class)
+        super().__init__({"sigma": sigma, "min_score": min_score}, per_class=per_class)
 
 
 @registry.suppressions.add("set")
@@ -159,6 +159,6 @@ class Adaptive(Suppression):
         """Adaptive NMS of boxes (N, 4), scores (N,), labels (N,), density (N,) -> indices and scores (K,)."""
         limits = density.to(boxes).clamp(min=self.iou_threshold)
         if self.soft:
-            return soft_nms(boxes, scores, labels, limit=limits, is_linear=True, min_score=self.min_score)
-        indices = greedy_nms(boxes, scores, labels, threshold=limits)
+            return soft_nms(boxes, scores, labels, iou_threshold=limits, min_score=self.min_score)
+        indices = batched_nms(boxes, scores, labels, limits)
         return SuppressionResult(indices, scores[indices])

@@ -42,7 +42,7 @@ from sightline.contract.registry import Need
 from sightline.contract.types import Batch
 from sightline.draw.pictures import Picture
 from sightline.ops.box_codes import decode_boxes
-from sightline.ops.box_overlaps import pairwise_iou
+from sightline.ops.box_overlaps import box_iou
 from sightline.ops.labels import widen_labels
 from sightline.ops.priors import (
     IGNORED,
@@ -403,7 +403,7 @@ def _buffers_preserved(model: nn.Module) -> Iterator[None]:
 
 def _compute_densities(boxes: Tensor, is_ignored: Tensor) -> Tensor:
     """Compute each box's highest IoU (G,) with another box of (G, 4) that is not ignored."""
-    overlap = torch.where(is_ignored, 0, pairwise_iou(boxes, boxes)).fill_diagonal_(0)
+    overlap = torch.where(is_ignored, 0, box_iou(boxes, boxes)).fill_diagonal_(0)
     return functional.pad(overlap, (0, 1)).amax(dim=1)
 
 

@@ -32,7 +32,7 @@ from sightline.contract.arguments import (
 )
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
-from sightline.ops.box_overlaps import box_areas
+from sightline.ops.box_overlaps import box_area
 from sightline.ops.priors import compose_affine, invert_affine, warp_boxes
 from sightline.parts.transforms.images import is_normalized, resize_images
 
@@ -144,7 +144,7 @@ class BoxCroppingTransform:
         """Select the boxes (1, G, 4) visible in a window of an image, clipped to it with `clip`, and their labels."""
         window = boxes.new_tensor([left, top, left + width, top + height])
         inside = boxes.maximum(window[[0, 1, 0, 1]]).minimum(window[[2, 3, 2, 3]])
-        areas, visible_areas = box_areas(boxes), box_areas(inside)
+        areas, visible_areas = box_area(boxes), box_area(inside)
         is_visible = visible_areas[0] > 0
         is_ignored = is_ignored | (visible_areas < self.min_visible * areas)
         sides = inside[..., 2:] - inside[..., :2]

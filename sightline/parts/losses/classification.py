@@ -31,6 +31,7 @@ from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
 from sightline.ops.box_overlaps import promote_to_float32
 from sightline.ops.labels import widen_labels
+from sightline.ops.losses import MIN_FOCAL_BASE, lovasz_of_image, masked_lovasz_of_image
 from sightline.ops.waits import is_free_to_read, read_list
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,6 @@ ClassWeights = Literal["inverse", "inverse_log"] | tuple[NonNegativeFloat, ...] 
 III-B; Paszke et al. 2016 (ENet), section 5.2.
 """
 _MIN_SHARE, _MIN_LOG_ARGUMENT = 0.001, 1.02
-MIN_FOCAL_BASE = 1e-30
-"""Lower bound of what focal losses raise to gamma: below 1 it has an infinite slope at 0. The bound has no gradient."""
 
 
 class ClassLoss(Loss):
@@ -278,42 +277,6 @@ class LovaszSoftmax(ClassLoss):
             else:
                 total = total + masked_lovasz_of_image(probabilities, labels, is_counted.flatten())
         return total
-
-
-def lovasz_of_image(probabilities: Tensor, label: Tensor) -> Tensor:
-    """Compute the mean Lovász loss over the classes of `label` (P,), for `probabilities` (P, C); 0 for no pixels."""
-    if not len(label):
-        return probabilities.sum()
-    losses = []
-    for number in label.unique():
-        if number < 0:  # as an index it would be the last class
-            raise ValueError(f"label: found class {int(number)}; the lowest is 0, or give the ignore index")
-        is_class = (label == number).to(probabilities.dtype)
-        errors = (is_class - probabilities[:, number]).abs()
-        ordered, order = errors.sort(descending=True, stable=True)
-        losses.append(ordered.dot(_jaccard_gradient(is_class[order])))  # autocast would lower a product by @
-    return torch.stack(losses).mean()
-
-
-def masked_lovasz_of_image(probabilities: Tensor, label: Tensor, is_counted: Tensor) -> Tensor:
-    """Compute `lovasz_of_image` of the pixels `is_counted` (P,) without waiting for a device, all classes at once.
-
-    The others come last and have no error. Equal but for the order of the sum over pixels.
-    """
-    is_class = (label[:, None] == torch.arange(probabilities.shape[1], device=label.device)) & is_counted[:, None]
-    errors = torch.where(is_counted[:, None], (is_class.to(probabilities.dtype) - probabilities).abs(), -1.0)
-    ordered, order = errors.sort(dim=0, descending=True, stable=True)
-    gradient = _jaccard_gradient(is_class.gather(0, order).to(probabilities.dtype))
-    losses, is_present = (ordered.clamp(min=0) * gradient).sum(dim=0), is_class.any(dim=0)
-    return torch.where(is_present, losses, 0.0).sum() / is_present.sum().clamp(min=1)
-
-
-def _jaccard_gradient(is_class: Tensor) -> Tensor:
-    """Return the increase of 1 - IoU with each further error (P, ...), errors in falling order. Source: algorithm 1."""
-    intersection = is_class.sum(dim=0) - is_class.cumsum(0)
-    union = is_class.sum(dim=0) + (1 - is_class).cumsum(0)
-    jaccard = 1 - intersection / union
-    return torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
 
 
 def _images(values: Tensor, label: Tensor, offsets: Tensor | None) -> list[Tensor]:

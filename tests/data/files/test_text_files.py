@@ -97,7 +97,7 @@ def test_pieces_and_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> No
         torch.set_num_threads(threads)
     assert np.array_equal(whole.table, cut.table, equal_nan=True)
     assert whole.unparsed_rows.tolist() == cut.unparsed_rows.tolist() == [500]
-    monkeypatch.setattr(text_tables, "can_use_numba", lambda *tensors: False)
+    monkeypatch.setattr(text_tables, "can_use_numba", lambda *tensors, **named: False)
     without_numba = parse_numbers(content, num_columns=3)
     assert np.array_equal(whole.table, without_numba.table, equal_nan=True)
 

@@ -78,7 +78,7 @@ def use_small_blocks(monkeypatch: pytest.MonkeyPatch, *, is_compiled: bool) -> N
     monkeypatch.setattr(text_tables, "_BLOCK_BYTES", 100)
     if not is_compiled:
         for module in (text_tables, s3dis_files, scene_preparation):
-            monkeypatch.setattr(module, "can_use_numba", lambda *tensors: False)
+            monkeypatch.setattr(module, "can_use_numba", lambda *tensors, **named: False)
 
 
 @pytest.mark.parametrize("is_compiled", [True, False])

@@ -282,7 +282,7 @@ def test_points_are_measured_from_their_lowest_corner(
     monkeypatch: pytest.MonkeyPatch, is_compiled: bool, dtype: str
 ) -> None:
     if not is_compiled:
-        monkeypatch.setattr(scene_preparation, "can_use_numba", lambda *tensors: False)
+        monkeypatch.setattr(scene_preparation, "can_use_numba", lambda *tensors, **named: False)
     far = np.array([5e5, -4e6, 120.0])
     points = (far + np.random.default_rng(0).uniform(0, 30, (500, 3))).astype(dtype)
     moved, corner = from_lowest_corner(points, scale=0.25)
@@ -296,7 +296,7 @@ def test_points_are_measured_from_their_lowest_corner(
 @pytest.mark.parametrize("is_compiled", [True, False])
 def test_what_is_too_large_for_float32_becomes_infinite(monkeypatch: pytest.MonkeyPatch, is_compiled: bool) -> None:
     if not is_compiled:
-        monkeypatch.setattr(scene_preparation, "can_use_numba", lambda *tensors: False)
+        monkeypatch.setattr(scene_preparation, "can_use_numba", lambda *tensors, **named: False)
     moved, _ = from_lowest_corner(np.array([[0.0, 0, 0], [1e300, 1, 1]]))
     assert moved[1].tolist() == [np.inf, 1, 1]
 

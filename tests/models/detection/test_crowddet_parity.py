@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sightline.areas.detect.assigners.static import MaxIoU
 from sightline.areas.detect.losses import sigmoid_focal, smooth_l1
 from sightline.ops.box_codes import decode_deltas, encode_deltas
-from sightline.ops.box_overlaps import pairwise_iou
+from sightline.ops.box_overlaps import box_iou
 from sightline.ops.priors import IGNORED, Priors
 from tests.detect_parity import load_detect_golden, load_theirs, our_name
 from tests.golden_parity import (
@@ -128,7 +128,7 @@ def test_losses_and_gradients_are_those_of_crowddet(forward: Pass) -> None:
     count = int(golden.arrays["in.im_info"][0, 5])
     boxes = golden.tensor("in.gt_boxes")[0, :count, :4] + PLUS_ONE
     found = MaxIoU(low_quality="overwrite")(priors, boxes, torch.zeros(count, dtype=torch.bool)).matched
-    overlap = pairwise_iou(boxes, priors.coordinates)
+    overlap = box_iou(boxes, priors.coordinates)
     assert ((overlap == overlap.amax(dim=1, keepdim=True)).sum(dim=1) == 1).all(), "ties, that theirs breaks at random"
     positive = found >= 0
     normaliser = 0.9 * 100 + 0.1 * max(int(positive.sum()), 1)

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as maskUtils
 from torch import Tensor
 
 from sightline.areas.detect.suppressions import GreedyNMS
 from sightline.ops.box_codes import centreness, decode_deltas, decode_distances, encode_deltas, encode_distances
-from sightline.ops.box_overlaps import OVERLAPS, box_areas, box_centres, box_sizes, ioa, iou, pairwise_ioa, pairwise_iou
+from sightline.ops.box_forms import box_convert
+from sightline.ops.box_overlaps import (
+    OVERLAPS,
+    box_area,
+    box_centres,
+    box_ioa,
+    box_iou,
+    box_sizes,
+    complete_box_iou,
+    distance_box_iou,
+    generalized_box_iou,
+    ioa,
+    iou,
+)
 from sightline.ops.priors import Priors, best_iou_of_boxes, warp_boxes
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 from tests.ops.boxes.crowds import aligned_pairs, crowd
 from tests.ops.threads import with_one_and_two_threads
+
+MATRICES = (box_iou, box_ioa, generalized_box_iou, distance_box_iou, complete_box_iou)
 
 TIES = [40, 43, 44]
 """Equal, touching and nested pairs, where a minimum has more than one gradient."""
@@ -56,10 +73,10 @@ def test_boxes_of_whole_numbers_are_exact(dtype: torch.dtype) -> None:
     offset = {torch.uint8: 240, torch.int16: 32_000}.get(dtype, 2**24 + 1)
     a = torch.tensor([[offset, 0, offset + 2, 200]]).to(dtype)
     b = torch.tensor([[offset + 1, 0, offset + 4, 200]]).to(dtype)
-    assert box_areas(a).tolist() == [400]
+    assert box_area(a).tolist() == [400]
     assert iou(a, b).tolist() == [pytest.approx(1 / 4, abs=1e-15)]
-    assert pairwise_iou(a, b).tolist() == [[pytest.approx(1 / 4, abs=1e-15)]]
-    assert ioa(a, b).tolist() == pairwise_ioa(a, b)[0].tolist() == [0.5]
+    assert box_iou(a, b).tolist() == [[pytest.approx(1 / 4, abs=1e-15)]]
+    assert ioa(a, b).tolist() == box_ioa(a, b)[0].tolist() == [0.5]
     assert box_centres(a).tolist() == [[offset + 1, 100]]
     assert iou(a.float(), b.float()).dtype == torch.float32
     assert best_iou_of_boxes(one_anchor(offset + 0.5), a).tolist() == [pytest.approx(1.5 / 2.5)]
@@ -75,13 +92,58 @@ def one_anchor(left: float) -> Priors:
     return Priors("anchors", coordinates, (8,), ((1, 1),), (1,))
 
 
+BOXES = torch.rand(3, 4)
+
+
 @run_each(
-    "a, b", [(torch.rand(3, 5), torch.rand(3, 5)), (torch.rand(4), torch.rand(3, 4)), (torch.rand(3, 4), torch.rand(4))]
+    "boxes1, boxes2, message",
+    [
+        (torch.rand(3, 5), BOXES, r"boxes1: found the shape \(3, 5\), expected \(N, 4\): x1, y1, x2, y2"),
+        (BOXES, torch.rand(4), r"boxes2: found the shape \(4,\), expected \(N, 4\)"),
+        (torch.rand(2, 3, 4), BOXES, r"boxes1: found the shape \(2, 3, 4\), expected \(N, 4\)"),
+        (BOXES > 0, BOXES, r"boxes1: found torch.bool, expected numbers"),
+        (BOXES, BOXES.to(torch.complex64), r"boxes2: found torch.complex64, expected numbers"),
+        (BOXES.tolist(), BOXES, r"boxes1: found a list, expected a tensor \(N, 4\)"),
+        (BOXES, BOXES.to("meta"), "boxes2: found on meta, boxes1 on cpu; move one"),
+    ],
 )
-def test_matrices_of_other_shapes_are_refused(a: Tensor, b: Tensor) -> None:
-    for matrix in (pairwise_iou, pairwise_ioa):
-        with pytest.raises(ValueError, match=r"boxes: found the shapes .*, expected \(N, 4\) and \(M, 4\)"):
-            matrix(a, b)
+def test_what_is_no_boxes_is_refused(boxes1: Any, boxes2: Any, message: str) -> None:
+    for matrix in MATRICES:
+        with pytest.raises(ValueError, match=message):
+            matrix(boxes1, boxes2)
+
+
+def test_matrices_compile_whole() -> None:
+    """With and without gradients; sizes change without a new graph for each."""
+    a, b = (each.float() for each in aligned_pairs(8))
+    for matrix in MATRICES:
+        compiled = torch.compile(matrix, fullgraph=True, backend="eager")
+        for rows in (8, 5):
+            assert torch.equal(compiled(a[:rows], b), matrix(a[:rows], b))
+    compiled = torch.compile(lambda a: box_iou(a, b).sum(), fullgraph=True, backend="aot_eager")
+    given = a.clone().requires_grad_()
+    (found,) = torch.autograd.grad(compiled(given), given)
+    (expected,) = torch.autograd.grad(box_iou(given, b).sum(), given)
+    assert torch.equal(found, expected)
+
+
+def test_matrices_are_those_of_the_overlaps() -> None:
+    """Row by row: the overlaps have published values."""
+    a, b = aligned_pairs(6)
+    for matrix, overlap in zip(
+        MATRICES, (iou, ioa, *(OVERLAPS[name] for name in ("giou", "diou", "ciou"))), strict=True
+    ):
+        expected = torch.stack([torch.stack([overlap(row, other) for other in b[:4]]) for row in a])
+        assert torch.equal(matrix(a, b[:4]), expected)
+
+
+def test_shares_are_those_of_pycocotools() -> None:
+    """Its boxes are x, y, width, height; with a crowd the overlap is divided by the detection's area."""
+    boxes, others = crowd(2, count=30), crowd(4, count=20)
+    as_coco = [box_convert(each, "xyxy", "xywh").numpy() for each in (boxes, others)]
+    for matrix, is_crowd in ((box_iou, 0), (box_ioa, 1)):
+        expected = maskUtils.iou(*as_coco, [is_crowd] * len(others))
+        assert np.abs(matrix(boxes, others).numpy() - expected).max() < 1e-14
 
 
 def test_iou_counts_pixels() -> None:
@@ -89,11 +151,11 @@ def test_iou_counts_pixels() -> None:
     boxes = crowd(1, height=40, width=40).clamp(0, 40)
     rows, columns = np.mgrid[:40, :40] + 0.5
     masks = [(columns > x1) & (columns < x2) & (rows > y1) & (rows < y2) for x1, y1, x2, y2 in boxes.numpy()]
-    boxes, masks = boxes[box_areas(boxes) > 0], [mask for mask in masks if mask.any()]
+    boxes, masks = boxes[box_area(boxes) > 0], [mask for mask in masks if mask.any()]
     shared_pixels = np.array([[(a & b).sum() for b in masks] for a in masks])
     union = np.array([[(a | b).sum() for b in masks] for a in masks])
-    assert np.array_equal(pairwise_iou(boxes, boxes).numpy(), shared_pixels / union)
-    assert np.array_equal(pairwise_ioa(boxes, boxes).numpy(), shared_pixels / np.array([[a.sum()] for a in masks]))
+    assert np.array_equal(box_iou(boxes, boxes).numpy(), shared_pixels / union)
+    assert np.array_equal(box_ioa(boxes, boxes).numpy(), shared_pixels / np.array([[a.sum()] for a in masks]))
 
 
 @pytest.mark.parametrize("name", OVERLAPS)
@@ -119,9 +181,9 @@ def test_overlaps_and_gradients_are_the_published_ones(shared: Path, name: str) 
 def test_matrices_are_the_published_ones(shared: Path) -> None:
     stored = golden(shared)
     a, b = stored.tensor("a").float()[:30], stored.tensor("b").float()[:25]
-    assert (pairwise_iou(a, b) - stored.tensor("pairwise_iou_float32")).abs().max() < 1e-6
+    assert (box_iou(a, b) - stored.tensor("pairwise_iou_float32")).abs().max() < 1e-6
     expected = stored.tensor("pairwise_ioa_inter_over_second_float32")
-    assert (pairwise_ioa(b, a).T - expected).abs().max() < 1e-6
+    assert (box_ioa(b, a).T - expected).abs().max() < 1e-6
 
 
 # --- properties -------------------------------------------------------------------------------------------------------
@@ -173,24 +235,24 @@ def test_both_forms_of_matrices_have_the_same_bits(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(5)
     a, b = (torch.randn(count, 4, generator=generator, dtype=dtype).cumsum(1) for count in (70, 45))
     a[3], b[4] = 1e-25, torch.tensor([0.0, 0.0, 1e-25, 1e-25])
-    for found in with_one_and_two_threads(lambda: pairwise_iou(a, b)):
+    for found in with_one_and_two_threads(lambda: box_iou(a, b)):
         assert torch.equal(found, iou(a[:, None], b))
-    for found in with_one_and_two_threads(lambda: pairwise_ioa(a, b)):
+    for found in with_one_and_two_threads(lambda: box_ioa(a, b)):
         assert torch.equal(found, ioa(a[:, None], b))
-    assert torch.equal(pairwise_iou(a.T.contiguous().T[::2], b), iou(a[::2, None], b))
+    assert torch.equal(box_iou(a.T.contiguous().T[::2], b), iou(a[::2, None], b))
 
 
 def test_matrices_have_gradients_where_one_is_needed() -> None:
     a, b = (each[:5].requires_grad_() for each in aligned_pairs())
-    assert torch.autograd.gradcheck(pairwise_iou, (a, b))
+    assert torch.autograd.gradcheck(box_iou, (a, b))
     with torch.no_grad():
-        assert not pairwise_iou(a, b).requires_grad
+        assert not box_iou(a, b).requires_grad
 
 
 def test_matrices_of_no_boxes() -> None:
     none, some = torch.empty(0, 4), torch.rand(3, 4)
-    assert pairwise_iou(none, some).shape == (0, 3)
-    assert pairwise_ioa(some, none).shape == (3, 0)
+    assert box_iou(none, some).shape == (0, 3)
+    assert box_ioa(some, none).shape == (3, 0)
 
 
 # --- Codings of boxes: published and hand-worked values, and bounds of what is decoded ---

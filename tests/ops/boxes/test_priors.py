@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.ops.box_overlaps import box_areas, box_centres, box_sizes
+from sightline.ops.box_overlaps import box_area, box_centres, box_sizes
 from sightline.ops.priors import (
     PRESETS,
     AnchorShapes,
@@ -234,7 +234,7 @@ def test_best_overlaps_are_those_of_the_whole_matrix() -> None:
         rows = priors.coordinates.numpy()
         sides = np.minimum(rows[:, 2:], box[2:]) - np.maximum(rows[:, :2], box[:2])
         shared = np.prod(np.maximum(sides, 0), axis=1)
-        areas = box_areas(priors.coordinates).numpy() + np.prod(box[2:] - box[:2])
+        areas = box_area(priors.coordinates).numpy() + np.prod(box[2:] - box[:2])
         expected[row] = (shared / (areas - shared)).max()
     assert np.abs(best_iou_of_boxes(priors, boxes).numpy() - expected).max() < 1e-15
 

@@ -18,8 +18,10 @@ from sightline.areas.detect.suppressions import (
     Suppression,
 )
 from sightline.contract import registry
-from sightline.ops.box_overlaps import iou, pairwise_iou
-from sightline.ops.suppression import SuppressionResult, greedy_nms, greedy_nms_reference, soft_nms, soft_nms_reference
+from sightline.ops import numba_kernels
+from sightline.ops.box_overlaps import box_iou, iou
+from sightline.ops.suppression import SuppressionResult, batched_nms, nms, soft_nms
+from tests.cases import run_each
 from tests.golden_parity import load_golden
 from tests.ops.boxes.crowds import crowd
 
@@ -50,10 +52,18 @@ def soft_linear_in_a_loop(boxes: Tensor, scores: Tensor, threshold: float, *, so
             continue
         kept.append(first)
         for other in order:
-            overlap = pairwise_iou(boxes[first][None], boxes[other][None]).item()
+            overlap = box_iou(boxes[first][None], boxes[other][None]).item()
             if overlap > threshold:
                 values[other] *= 1 - overlap
     return kept
+
+
+def both_forms(function: Any, *arguments: Any, **named: Any) -> tuple[Any, Any]:
+    """What a function gives with kernels, and without numba."""
+    found = function(*arguments, **named)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba_kernels, "_has_numba", lambda: False)
+        return found, function(*arguments, **named)
 
 
 def worked(suppression: Suppression, **more: Tensor) -> SuppressionResult:
@@ -64,10 +74,9 @@ def worked(suppression: Suppression, **more: Tensor) -> SuppressionResult:
 def test_a_box_at_the_limit_is_weakened() -> None:
     """Linear decay starts at the limit itself (Bodla et al. 2017, eq. 3): the IoU here is 1/2 exactly."""
     boxes, labels = torch.tensor([[0.0, 0, 2, 1], [0, 0, 1, 1]]), torch.zeros(2, dtype=torch.int64)
-    for form in (soft_nms, soft_nms_reference):
-        for limit, second in ((0.5, 0.4), (0.51, 0.8)):
-            found = form(boxes, torch.tensor([0.9, 0.8]), labels, limit=limit, is_linear=True, min_score=1e-3)
-            assert found.scores.tolist() == pytest.approx([0.9, second]), (form.__name__, limit)
+    for limit, second in ((0.5, 0.4), (0.51, 0.8)):
+        for found in both_forms(soft_nms, boxes, torch.tensor([0.9, 0.8]), labels, iou_threshold=limit):
+            assert found.scores.tolist() == pytest.approx([0.9, second]), limit
 
 
 def test_numbers_worked_by_hand() -> None:
@@ -125,21 +134,75 @@ def test_both_forms_keep_the_same(dtype: torch.dtype, has_ties: bool) -> None:
         boxes, scores = boxes.to(dtype), scores.to(dtype)
         boxes[7] = boxes[7, [2, 3, 0, 1]]  # corners the wrong way round
         for threshold in (0.0, 0.5, 1.0):
-            arguments: dict[str, Any] = {"threshold": threshold}
-            found = greedy_nms(boxes, scores, labels, **arguments)
-            assert torch.equal(found, greedy_nms_reference(boxes, scores, labels, **arguments))
+            found, plain = both_forms(batched_nms, boxes, scores, labels, threshold)
+            assert torch.equal(found, plain)
         limits = torch.rand(len(boxes), generator=torch.Generator().manual_seed(seed))
-        arguments = {"threshold": limits, "proposal": torch.arange(len(boxes)) // 3}
-        found = greedy_nms(boxes, scores, labels, **arguments)
-        assert torch.equal(found, greedy_nms_reference(boxes, scores, labels, **arguments))
-        for is_linear, limit, lowest in ((True, 0.3, 0.05), (False, 0.5, 0.05), (True, limits, 0.0), (True, 0.3, -1.0)):
-            arguments = {"limit": limit, "is_linear": is_linear, "min_score": lowest}
-            given = scores.clone() if lowest >= 0 else scores - 0.5  # a negative score rises as it decays
-            before = given.clone()
-            found, plain = (form(boxes, given, labels, **arguments) for form in (soft_nms, soft_nms_reference))
+        found, plain = both_forms(batched_nms, boxes, scores, labels, limits, proposal=torch.arange(len(boxes)) // 3)
+        assert torch.equal(found, plain)
+        before = scores.clone()
+        for changed in (
+            {"min_score": 0.05},
+            {"sigma": 0.5, "min_score": 0.05},
+            {"iou_threshold": limits, "min_score": 0},
+        ):
+            found, plain = both_forms(soft_nms, boxes, scores, labels, **changed)
             assert torch.equal(found.indices, plain.indices)
             assert (found.scores - plain.scores).abs().max() <= 64 * torch.finfo(dtype).eps, "exp may round otherwise"
-            assert torch.equal(given, before), "the scores given are unchanged"
+            assert torch.equal(scores, before), "the scores given are unchanged"
+
+
+def suppress_in_a_loop(boxes: Tensor, scores: Tensor, idxs: Tensor, threshold: float) -> list[int]:
+    """The definition in plain numbers: by falling score and rising index, kept where no kept one is in the way."""
+    kept: list[int] = []
+    numbers = boxes.double().tolist()
+
+    def overlap(one: list[float], other: list[float]) -> float:
+        sides = [max(0.0, min(one[2 + k], other[2 + k]) - max(one[k], other[k])) for k in (0, 1)]
+        areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+        return sides[0] * sides[1] / (sum(areas) - sides[0] * sides[1])
+
+    for place in sorted(range(len(scores)), key=lambda place: (-float(scores[place]), place)):
+        rivals = [other for other in kept if idxs[other] == idxs[place]]
+        if all(overlap(numbers[place], numbers[other]) <= threshold for other in rivals):
+            kept.append(place)
+    return kept
+
+
+@pytest.mark.parametrize("has_ties", [False, True])
+def test_kept_boxes_are_those_of_the_definition(has_ties: bool) -> None:
+    for seed in range(4):
+        boxes, scores, idxs = detections(seed, has_ties=has_ties)
+        for threshold in (0.3, 0.5, 0.7):
+            assert batched_nms(boxes, scores, idxs, threshold).tolist() == suppress_in_a_loop(
+                boxes, scores, idxs, threshold
+            )
+            alone = suppress_in_a_loop(boxes, scores, torch.zeros_like(idxs), threshold)
+            assert nms(boxes, scores, threshold).tolist() == alone
+    assert nms(boxes[:0], scores[:0], 0.5).tolist() == []
+    assert nms(boxes.requires_grad_(), scores, 0.7).tolist() == alone
+
+
+def test_suppression_compiles_whole_and_is_recorded() -> None:
+    """The number of kept boxes is the graph's own: it runs for others, too."""
+    boxes, scores, idxs = detections(3, count=20)
+    for function in (
+        lambda *given: batched_nms(*given, 0.5),
+        lambda boxes, scores, idxs: nms(boxes, scores, 0.5),
+        lambda *given: soft_nms(*given, min_score=0.3).indices,
+        lambda *given: soft_nms(*given, sigma=0.4, min_score=0.3).scores,
+    ):
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
+
+        class Suppressing(torch.nn.Module):
+            def forward(self, boxes: Tensor, scores: Tensor, idxs: Tensor) -> Tensor:
+                return function(boxes, scores, idxs)  # noqa: B023 - called in this turn
+
+        program = torch.export.export(Suppressing(), (boxes, scores, idxs))
+        assert "sightline" not in str(program.graph)
+        for seed in (3, 4):
+            given = detections(seed, count=20)
+            assert torch.equal(compiled(*given), function(*given))
+            torch.testing.assert_close(program.module()(*given), function(*given), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -185,6 +248,35 @@ def test_wrong_detections_are_refused() -> None:
         SoftLinear()(boxes, scores, labels)
 
 
+@run_each(
+    "changed, message",
+    [
+        ({"boxes": torch.rand(3, 5)}, r"boxes: found the shape \(3, 5\), expected \(N, 4\)"),
+        ({"boxes": torch.rand(3, 4) > 0}, r"boxes: found torch\.bool"),
+        ({"scores": torch.rand(2)}, r"scores, idxs: found the shapes \(2,\) and \(3,\) for 3 boxes, expected \(3,\)"),
+        ({"scores": torch.tensor([0.1, torch.nan, 0.2])}, "scores: 1 of 3 are nan, not a number"),
+        ({"idxs": torch.rand(3)}, r"idxs: found torch\.float32, expected whole numbers"),
+        ({"idxs": torch.zeros(3, device="meta")}, "idxs on meta; give one device"),
+        ({"iou_threshold": 1.5}, "iou_threshold: found 1.5, allowed is a number from 0 to 1"),
+    ],
+)
+def test_detections_that_mean_something_else_are_refused(changed: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"boxes": torch.rand(3, 4), "scores": torch.rand(3), "idxs": torch.zeros(3).long()}
+    with pytest.raises(ValueError, match=message):
+        batched_nms(**given | {"iou_threshold": 0.5} | changed)
+    if "iou_threshold" not in changed:
+        with pytest.raises(ValueError, match=message):
+            soft_nms(**given | changed)
+
+
+def test_decays_that_mean_something_else_are_refused() -> None:
+    boxes, scores, labels = detections(0)
+    with pytest.raises(ValueError, match=r"min_score: found -1\.0, allowed is 0 or more"):
+        soft_nms(boxes, scores, labels, min_score=-1.0)
+    with pytest.raises(ValueError, match=r"sigma: found 0\.0, allowed is a number above 0"):
+        soft_nms(boxes, scores, labels, sigma=0.0)
+
+
 def test_kinds_are_in_the_registry() -> None:
     assert {name: registry.suppressions.get_entry(name).builder for name in ALL} == ALL
 
@@ -196,7 +288,7 @@ def recall_at(fppi: float, images: list[tuple[Tensor, Tensor, Tensor]]) -> float
     """
     rows = []
     for detections, scores, truth in images:
-        overlap, is_free = pairwise_iou(detections, truth), torch.ones(len(truth), dtype=torch.bool)
+        overlap, is_free = box_iou(detections, truth), torch.ones(len(truth), dtype=torch.bool)
         for place in scores.argsort(descending=True):
             best = (overlap[place] * is_free).argmax()
             is_hit = bool(is_free[best]) and bool(overlap[place, best] > 0.5)
@@ -223,7 +315,7 @@ def test_density_and_sets_find_more_of_a_crowd_than_greedy_does() -> None:
         near = first + torch.rand(8, 2, generator=draw) * torch.tensor([10.0, 4.0]) + torch.tensor([2.0, 0.0])
         truth = torch.cat([first, near]).repeat(1, 2) + torch.tensor([0.0, 0, 41, 100])
         assert (iou(truth[:8], truth[8:]) > 0.5).all()
-        others = pairwise_iou(truth, truth).fill_diagonal_(0).amax(dim=1)
+        others = box_iou(truth, truth).fill_diagonal_(0).amax(dim=1)
         boxes = torch.cat([truth, truth]) + 1.5 * torch.randn(32, 4, generator=draw)
         scores = torch.cat([0.5 + torch.rand(16, generator=draw) / 2, torch.rand(16, generator=draw) * 0.6])
         labels, density = torch.zeros(32, dtype=torch.int64), others.repeat(2)

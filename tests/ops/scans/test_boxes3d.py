@@ -7,14 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sightline.areas.scans.sets.kitti_object import read_calibration
-from sightline.ops.boxes3d import Calibration, points_in_box
+from sightline.ops.boxes3d import Calibration
+from sightline.ops.points_in_boxes import points_in_boxes
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 
 FRAMES = ("000000", "000001", "000003")
 FLOAT32 = float(np.finfo(np.float32).eps)
+
+
+def points_in_box(points: np.ndarray, box: np.ndarray, **rule: float) -> np.ndarray:
+    """Mask of the points in one box."""
+    mask: np.ndarray = points_in_boxes(torch.from_numpy(points), torch.from_numpy(box)[None], **rule).numpy() == 0
+    return mask
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +90,36 @@ def test_margin_and_bottom_by_hand() -> None:
     box = np.array([0.0, 0.0, 10.0, 4.0, 1.5, 2.0, 0.0])
     points = np.array([[2.05, -1, 10], [2.2, -1, 10], [0, 0.05, 10], [0, -0.05, 10], [0, -1.55, 10], [0, -1, 11.05]])
     assert points_in_box(points, box).tolist() == [False, False, False, True, False, False]
-    assert points_in_box(points, box, margin_m=0.1).tolist() == [True, False, False, True, True, True]
-    assert points_in_box(points, box, margin_m=0.1, bottom_m=0.1).tolist() == [True, False, False, False, True, True]
+    assert points_in_box(points, box, margin=0.1).tolist() == [True, False, False, True, True, True]
+    assert points_in_box(points, box, margin=0.1, bottom=0.1).tolist() == [True, False, False, False, True, True]
+
+
+def test_the_first_box_that_holds_a_point_is_found_by_hand() -> None:
+    """Two boxes that share a half, one turned by a quarter; a point that is no number, and formats of fewer digits."""
+    boxes = torch.tensor([[0.0, 0, 0, 4, 2, 2, 0], [1, 0, 0, 4, 2, 2, 0], [9, 0, 0, 4, 2, 1, np.pi / 2]])
+    points = torch.tensor([[-2.0, -1, 0], [1, -1, 1], [3, -2, -1], [9, 0, 1.9], [10.9, 0, 0], [0, 1, 0]])
+    found = points_in_boxes(points, boxes)
+    assert found.tolist() == [0, 0, 1, 2, -1, -1]
+    assert points_in_boxes(points, boxes[:0]).tolist() == [-1] * 6
+    assert points_in_boxes(points[:0], boxes).tolist() == []
+    assert points_in_boxes(points.int(), boxes.half()).tolist() == [0, 0, 1, 2, -1, -1]
+    points[1, 1] = torch.nan
+    assert points_in_boxes(points, boxes).tolist() == [0, -1, 1, 2, -1, -1]
+    assert points_in_boxes(points, boxes, margin=1.5).tolist() == [0, -1, 0, 2, 2, -1]
+
+
+@run_each(
+    "points, boxes, message",
+    [
+        (torch.rand(5, 4), torch.rand(2, 7), r"points: found \(5, 4\) torch\.float32, expected numbers \(N, 3\)"),
+        (torch.rand(5, 3), torch.rand(7), r"boxes: found \(7,\) torch\.float32, expected numbers \(N, 7\)"),
+        (torch.rand(5, 3) > 0, torch.rand(2, 7), r"points: found \(5, 3\) torch\.bool"),
+        (torch.rand(5, 3), torch.rand(2, 7, device="meta"), "boxes: found on meta, points on cpu"),
+    ],
+)
+def test_other_forms_of_points_and_boxes_are_refused(points: torch.Tensor, boxes: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        points_in_boxes(points, boxes)
 
 
 def test_points_behind_the_camera_have_no_pixel() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sightline.ops.box_codes import encode_distances
-from sightline.ops.box_overlaps import box_centres, column_blocks, pairwise_ioa, promote_to_float32
+from sightline.ops.box_overlaps import box_centres, box_ioa, column_blocks, promote_to_float32
 from sightline.ops.labels import widen_labels
 from sightline.ops.priors import BACKGROUND, IGNORED, PriorKind, Priors
 from sightline.ops.waits import (
@@ -251,7 +251,7 @@ def _region_mask(regions: Tensor, priors: Priors) -> Tensor:
     for part in column_blocks(len(regions), len(priors), regions.device):
         rows = promote_to_float32(priors.coordinates[part])
         if priors.kind == "anchors":
-            is_inside[part] = (pairwise_ioa(rows, promote_to_float32(regions)) > _MAX_COVERED).any(dim=1)
+            is_inside[part] = (box_ioa(rows, promote_to_float32(regions)) > _MAX_COVERED).any(dim=1)
         else:
             is_past = (rows[:, None] >= regions[:, :2]) & (rows[:, None] < regions[:, 2:])
             is_inside[part] = is_past.all(dim=2).any(dim=1)

@@ -27,10 +27,10 @@ from sightline.areas.detect.assigners.base import (
     class_costs,
     is_within_reach,
 )
-from sightline.areas.detect.losses import focal_losses
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat
-from sightline.ops.box_overlaps import column_blocks, iou, pairwise_iou
+from sightline.ops.box_overlaps import box_iou, column_blocks, iou
+from sightline.ops.losses import sigmoid_focal_loss
 from sightline.ops.priors import PriorKind, Priors
 
 _MIN_SIMOTA_IOU, _MIN_LOG, _FAR = 1e-8, -100.0, 1e6
@@ -108,7 +108,7 @@ class _Costs:
     def compute(self, rows: slice | Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Return costs and IoUs (R, C) of some boxes and candidates."""
         chosen, boxes = self.candidates[indices], self.boxes[rows]
-        overlap = pairwise_iou(boxes, self.predicted.boxes[chosen].to(boxes.dtype))
+        overlap = box_iou(boxes, self.predicted.boxes[chosen].to(boxes.dtype))
         cost = self._class_cost[indices][:, self.labels[rows]].T + self.iou_weight * -(overlap + _MIN_SIMOTA_IOU).log()
         is_own = is_within_reach(boxes, self.priors.centres[chosen], self.radius * self.priors.prior_stride[chosen])
         return torch.where(is_own, cost, cost + _FAR), overlap
@@ -214,7 +214,8 @@ class OTA(Assigner):
 
     def match(self, priors: Priors, boxes: Tensor, labels: Tensor, predicted: PriorPredictions) -> Assignment:
         """Match points (P) to boxes (M, 4) of labels (M,) by predictions: `matched` and `num_claims` (P,)."""
-        costs = [focal_losses(predicted.logits, is_target) for is_target in (False, True)]
+        nothing = torch.zeros_like(predicted.logits, dtype=torch.bool)
+        costs = [sigmoid_focal_loss(predicted.logits, is_target) for is_target in (nothing, ~nothing)]
         class_cost, background_cost = (tensors.double() for tensors in class_costs(*costs))
         box, prior = candidate_pairs(priors, boxes, self.radius, inside_px=_MIN_INSIDE_PX)
         overlap = iou(predicted.boxes[prior].to(boxes), boxes[box])
@@ -250,7 +251,7 @@ class OTA(Assigner):
         number, pairs = min(self.topk, len(of_none)), []
         for part in column_blocks(len(of_none), len(lonely), lonely.device):
             rows = lonely[part]
-            overlap = pairwise_iou(boxes[rows], predicted.boxes.to(boxes)).double().clamp(min=_MIN_IOU)
+            overlap = box_iou(boxes[rows], predicted.boxes.to(boxes)).double().clamp(min=_MIN_IOU)
             cost = of_class[:, labels[rows]].T - self.iou_weight * overlap.log()
             prior = (cost - of_none).topk(number, largest=False).indices
             pairs.append((rows[:, None].expand_as(prior).flatten(), prior.flatten(), cost.gather(1, prior).flatten()))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED, Assignment
 from sightline.contract.types import PrintedTable
-from sightline.ops.box_overlaps import box_areas, iou
+from sightline.ops.box_overlaps import box_area, iou
 from sightline.ops.priors import Priors
 
 _SIZES_PX = (0.0, 16.0, 32.0, 64.0, 128.0, 256.0, math.inf)
@@ -59,7 +59,7 @@ def timed_report(
     assignment = assigner(priors, boxes, is_ignored)
     cpu_ms = 1000 * (time.process_time() - started)
     report = assignment_report(assignment, priors, boxes, is_ignored)
-    sizes = box_areas(boxes).sqrt().masked_fill(is_ignored, -1).tolist()
+    sizes = box_area(boxes).sqrt().masked_fill(is_ignored, -1).tolist()
     return assignment, {**report, "cpu_ms": cpu_ms, "box_px": sizes}
 
 

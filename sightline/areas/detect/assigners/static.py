@@ -22,7 +22,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.errors import assert_installed
 from sightline.ops.box_codes import encode_distances
-from sightline.ops.box_overlaps import box_areas, box_centres, column_blocks, iou, pairwise_iou
+from sightline.ops.box_overlaps import box_area, box_centres, box_iou, column_blocks, iou
 from sightline.ops.neighbours import nearest_neighbours
 from sightline.ops.priors import PriorKind, Priors, anchor_bags
 from sightline.ops.waits import call_on_host, is_free_to_read, remember_positive
@@ -128,7 +128,7 @@ class MaxIoU(Assigner):
         rank = torch.arange(len(boxes), device=boxes.device) if self.low_quality == "overwrite" else highest
         rank, owners, counts = rank.to(highest.dtype), [], []
         for part in column_blocks(len(boxes), len(priors), boxes.device):
-            overlap = pairwise_iou(boxes, priors.coordinates[part])
+            overlap = box_iou(boxes, priors.coordinates[part])
             is_best = overlap == highest[:, None]
             counts.append(((overlap >= self.positive) | is_best).sum(dim=0))
             if is_free_to_read(boxes):
@@ -147,7 +147,7 @@ def _best_boxes(priors: Priors, boxes: Tensor, besides: Tensor | None = None) ->
     """
     values, indices, highest = [], [], boxes.new_zeros(len(boxes))
     for part in column_blocks(len(boxes), len(priors), boxes.device):
-        overlap = pairwise_iou(boxes, priors.coordinates[part])
+        overlap = box_iou(boxes, priors.coordinates[part])
         if besides is not None:
             overlap.scatter_(0, besides[None, part], -1)
         value, index = overlap.max(dim=0)
@@ -170,7 +170,7 @@ def _with_every_box(matched: Tensor, priors: Priors, boxes: Tensor) -> Tensor:
     matched = matched.clone()
     still_unmatched = _assign_overlapping(matched, is_free, unmatched_boxes, priors, boxes)
     if still_unmatched:
-        areas = box_areas(priors.coordinates)
+        areas = box_area(priors.coordinates)
         levels = [(rows, areas[rows].log().mean()) for rows in priors.level_slices if rows.start < rows.stop]
         for box in sorted(still_unmatched, key=lambda box: boxes[box].tolist()):  # the same for any order of the boxes
             _assign_nearest(matched, is_free, box, priors, boxes[box], levels)
@@ -185,7 +185,7 @@ def _assign_overlapping(matched: Tensor, is_free: Tensor, orphans: Tensor, prior
     """
     from scipy.optimize import linear_sum_assignment
 
-    overlap = pairwise_iou(boxes[orphans], priors.coordinates) * is_free
+    overlap = box_iou(boxes[orphans], priors.coordinates) * is_free
     count = min(max(_MIN_CANDIDATES, len(orphans)), len(priors))
     least = overlap.topk(count, dim=1).values[:, -1:]
     candidates = ((overlap >= least) & (overlap > 0)).any(dim=0).nonzero().flatten()  # all of a tie
@@ -206,7 +206,7 @@ def _assign_nearest(
     The next level if that has none. `levels` are slices of anchors, with the mean logarithm of their areas. Updates
     `matched` and `is_free`, unless no anchor is free.
     """
-    area = box_areas(corners).clamp(min=torch.finfo(corners.dtype).tiny).log()
+    area = box_area(corners).clamp(min=torch.finfo(corners.dtype).tiny).log()
     for rows, _ in sorted(levels, key=lambda level: float((level[1] - area).abs())):
         distance = (priors.centres[rows] - box_centres(corners)).square().sum(dim=1)
         distance = torch.where(is_free[rows], distance, torch.inf)
@@ -287,7 +287,7 @@ class FCOS(Assigner):
         """Match points (P) to boxes (M, 4): `matched` and `num_claims` (P,)."""
         matched = torch.full((len(priors),), BACKGROUND, device=boxes.device)
         num_claims = torch.zeros_like(matched)
-        order = box_areas(boxes).argsort(stable=True)
+        order = box_area(boxes).argsort(stable=True)
         limits = [-1.0, *self._limits(priors), torch.inf]
         for stride, rows, low, high in zip(priors.strides, priors.level_slices, limits[:-1], limits[1:], strict=True):
             region = self._regions(boxes[order], stride)[:, :, None]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from annotated_types import Ge, Le
 from PIL import Image
 
@@ -27,7 +28,8 @@ from sightline.areas.scans.sets.scan_preparation import (
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
 from sightline.contract.errors import DataError
-from sightline.ops.boxes3d import Calibration, points_in_box
+from sightline.ops.boxes3d import Calibration
+from sightline.ops.points_in_boxes import points_in_boxes
 from sightline.store.files.input_files import BoundedFile, assert_regular, expand_home, read_file
 from sightline.store.files.scan_files import check_pose, read_bin, read_matrices
 from sightline.store.files.scan_samples import RawScan, SensorBlock, make_sensor
@@ -58,7 +60,7 @@ class KittiObjects(NamedTuple):
     """Labelled objects of a frame.
 
     `types` (M,) int64 are indices into `TYPES`, `boxes_image_px` (M, 4) left, top, right, bottom, `boxes_camera` (M, 7)
-    as in geometry/scans/boxes3d.py. `boxes_camera` is meaningless for DontCare.
+    as in ops/boxes3d.py. `boxes_camera` is meaningless for DontCare.
     """
 
     types: np.ndarray
@@ -177,9 +179,14 @@ def label_points_by_boxes(
             types[visible_mask & in_region_mask.all(axis=1)] = DONT_CARE
     box_indices = np.flatnonzero(objects.types != DONT_CARE)
     volumes = objects.boxes_camera[box_indices, 3:6].prod(axis=1)
-    for index in box_indices[np.argsort(-volumes, kind="stable")]:
-        box = objects.boxes_camera[index]
-        types[points_in_box(camera, box, margin_m=box_rule.margin_m, bottom_m=box_rule.ground_m)] = objects.types[index]
+    smallest_first = box_indices[np.argsort(-volumes, kind="stable")[::-1]]
+    box = points_in_boxes(
+        torch.from_numpy(camera),
+        torch.from_numpy(objects.boxes_camera[smallest_first]),
+        margin=box_rule.margin_m,
+        bottom=box_rule.ground_m,
+    ).numpy()
+    types[box >= 0] = objects.types[smallest_first[box[box >= 0]]]
     return types
 
 

@@ -14,7 +14,7 @@ from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
 from sightline.engine.device import to_device
 from sightline.engine.step import compute_batch_losses
-from sightline.ops.box_overlaps import pairwise_iou, promote_to_float32
+from sightline.ops.box_overlaps import box_iou, promote_to_float32
 from sightline.ops.labels import widen_labels
 from sightline.ops.priors import warp_boxes
 from sightline.parts.tasks.distillation import unwrap_distillation
@@ -127,7 +127,7 @@ def _pixel_faults(context: Context, task: Any) -> Iterator[Fault]:
             truth_rows, box_rows = (slice(*offsets[image : image + 2]) for offsets in ends)
             truth, boxes = batch["truth"][truth_rows, :4].double(), batch["boxes"][box_rows].double()
             for variant, moved in enumerate((warp_boxes(truth, matrix.double()), truth)):
-                ious[variant] += pairwise_iou(moved, boxes).amax(dim=1).tolist() if len(boxes) else []
+                ious[variant] += box_iou(moved, boxes).amax(dim=1).tolist() if len(boxes) else []
         iou, unmoved = (float(torch.tensor(values).median()) if values else math.nan for values in ious)
         far_px = torch.full_like(batch["file_px"], 2**30)
         shifted = batch["to_canvas"].clone()
