@@ -124,7 +124,7 @@ def list_jobs(is_tiny: bool) -> list[Job]:
     return [
         Job("host", 15, _measure_host, "us"),
         *(Job(f"step {step.name}", 60, _recipe_job(step)) for step in _sized(RECIPE_STEPS, is_tiny)),
-        *(Job(f"operator {row.name}", 10, _operator_job(row)) for row in SHAPES if row.has_kernel),
+        *(Job(f"operator {row.name}", 15, _operator_job(row)) for row in SHAPES if row.has_kernel),
         *(
             Job(f"textbook {name}", 30, _textbook_job(*NETWORKS[name]))
             for name in [*NETWORKS][: 1 if is_tiny else None]
@@ -244,6 +244,36 @@ def _balls(clouds: int, points: int, centres: int, radius: float, neighbours: in
     return make
 
 
+def _interpolating(device: torch.device, share: int) -> Callable[[], Any]:
+    points = _drawn(device, 16, 2048 // share, 3)
+    known = points[:, : 512 // share].contiguous()
+    features = _drawn(device, *known.shape[:2], 128, seed=1)
+    return lambda: ops.interpolate(features, points=known, queries=points)
+
+
+def _boxes(device: torch.device, count: int, seed: int = 0) -> Tensor:
+    """Boxes of 20 to 120 pixels a side in an image of 1,000."""
+    corner, size = torch.rand(2, count, 2, generator=torch.Generator().manual_seed(seed))
+    return torch.cat([1000 * corner, 1000 * corner + 20 + 100 * size], dim=1).to(device)
+
+
+def _overlapping(device: torch.device, share: int) -> Callable[[], Any]:
+    anchors, labels = _boxes(device, 100_000 // share), _boxes(device, 100, seed=1)
+    return lambda: ops.box_iou(anchors, labels)
+
+
+def _suppressing(device: torch.device, share: int) -> Callable[[], Any]:
+    boxes = _boxes(device, 5000 // share)
+    scores = _drawn(device, len(boxes)).sigmoid()
+    return lambda: ops.nms(boxes, scores, 0.5)
+
+
+def _finding_boxes(device: torch.device, share: int) -> Callable[[], Any]:
+    points, boxes = 20 * _drawn(device, 120_000 // share, 3), 20 * _drawn(device, 50, 7, seed=1)
+    boxes[:, 3:6] = boxes[:, 3:6].abs() / 10
+    return lambda: ops.points_in_boxes(points, boxes)
+
+
 def _edges(channels: int, *, is_trained: bool) -> Any:
     """An edge convolution of DGCNN, 20 neighbours; with its backward pass, all gradients."""
 
@@ -289,6 +319,10 @@ SHAPES = [
     OperatorShape("ball_query", "24 x 1,024 at 512, 32 of them", _balls(24, 1024, 512, 0.2, 32)),
     OperatorShape("ball_query", "24 x 512 at 128, 64 of them", _balls(24, 512, 128, 0.4, 64)),
     OperatorShape("packed_ball_query", "4 rooms of 4,096, 32 of them", _packed_balls),
+    OperatorShape("inverse_distance_weights", "16 x 512 x 128 at 2,048, interpolated", _interpolating),
+    OperatorShape("box_iou", "100,000 x 100", _overlapping),
+    OperatorShape("keep_greedily", "5,000 boxes, suppressed", _suppressing),
+    OperatorShape("points_in_boxes", "120,000 in 50", _finding_boxes),
     OperatorShape("ball_query", "16 x 15,000 at 3,750, 32 of them", _balls(16, 15000, 3750, 0.1, 32)),
 ]
 
