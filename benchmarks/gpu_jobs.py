@@ -231,8 +231,9 @@ def _packed_searching(neighbours: int) -> Any:
 
 def _packed_balls(device: torch.device, share: int) -> Callable[[], Any]:
     points, _, offsets = _rooms(device, share)
-    both = {"offsets": offsets, "centres": points, "centre_offsets": offsets}
-    return lambda: ops.packed_ball_query(points, **both, radius=0.2, num_neighbours=32)
+    return lambda: ops.packed_ball_query(
+        points, offsets=offsets, centres=points, centre_offsets=offsets, radius=0.2, num_neighbours=32
+    )
 
 
 def _balls(clouds: int, points: int, centres: int, radius: float, neighbours: int) -> Any:
