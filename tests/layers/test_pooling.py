@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.layers.pooling import LinearNormMax, LinearNormPool
-from sightline.layers.pyramid import PyramidLevel, build_pyramid
-from sightline.layers.transitions import (
+from sightline.areas.scenes.transitions import (
     GlobalContext,
     TransitionDown,
     TransitionUp,
     segment_mean,
 )
+from sightline.layers.pooling import LinearNormMax, LinearNormPool
+from sightline.layers.pyramid import PyramidLevel, build_pyramid
 from tests.golden_parity import Golden, assert_gradients_and_buffers, assert_outputs, each_mode, load_golden
 from tests.layers.passes import (
     BOUND,

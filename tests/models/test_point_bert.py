@@ -11,15 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.areas.clouds.models.point_bert import PointBERT, PointBERTParts
+from sightline.areas.clouds.models.point_bert import MiniPointNet, PointBERT, PointBERTParts, group_points
 from sightline.contract.errors import ConfigError
-from sightline.layers.transformer import (
-    MiniPointNet,
-    MultiHeadAttention,
-    StochasticDepth,
-    TransformerBlock,
-    group_points,
-)
+from sightline.layers.transformer import MultiHeadAttention, StochasticDepth, TransformerBlock
 from sightline.parts.losses.classification import CrossEntropy
 from sightline.published.translation import convert_state_dict, translate_key
 from sightline.runs.weights import load_weights
