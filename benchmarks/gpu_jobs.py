@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import json
 import math
 import re
 import signal
@@ -123,7 +124,7 @@ def list_jobs(is_tiny: bool) -> list[Job]:
     return [
         Job("host", 15, _measure_host, "us"),
         *(Job(f"step {step.name}", 60, _recipe_job(step)) for step in _sized(RECIPE_STEPS, is_tiny)),
-        *(Job(f"operator {row.name}", 10, _operator_job(row)) for row in SHAPES if row.has_kernel),
+        *(Job(f"operator {row.name}", 15, _operator_job(row)) for row in SHAPES if row.has_kernel),
         *(
             Job(f"textbook {name}", 30, _textbook_job(*NETWORKS[name]))
             for name in [*NETWORKS][: 1 if is_tiny else None]
@@ -230,8 +231,9 @@ def _packed_searching(neighbours: int) -> Any:
 
 def _packed_balls(device: torch.device, share: int) -> Callable[[], Any]:
     points, _, offsets = _rooms(device, share)
-    both = {"offsets": offsets, "centres": points, "centre_offsets": offsets}
-    return lambda: ops.packed_ball_query(points, **both, radius=0.2, num_neighbours=32)
+    return lambda: ops.packed_ball_query(
+        points, offsets=offsets, centres=points, centre_offsets=offsets, radius=0.2, num_neighbours=32
+    )
 
 
 def _balls(clouds: int, points: int, centres: int, radius: float, neighbours: int) -> Any:
@@ -241,6 +243,36 @@ def _balls(clouds: int, points: int, centres: int, radius: float, neighbours: in
         return lambda: ops.ball_query(drawn, centres=middle, radius=radius, num_neighbours=neighbours)
 
     return make
+
+
+def _interpolating(device: torch.device, share: int) -> Callable[[], Any]:
+    points = _drawn(device, 16, 2048 // share, 3)
+    known = points[:, : 512 // share].contiguous()
+    features = _drawn(device, *known.shape[:2], 128, seed=1)
+    return lambda: ops.interpolate(features, points=known, queries=points)
+
+
+def _boxes(device: torch.device, count: int, seed: int = 0) -> Tensor:
+    """Boxes of 20 to 120 pixels a side in an image of 1,000."""
+    corner, size = torch.rand(2, count, 2, generator=torch.Generator().manual_seed(seed))
+    return torch.cat([1000 * corner, 1000 * corner + 20 + 100 * size], dim=1).to(device)
+
+
+def _overlapping(device: torch.device, share: int) -> Callable[[], Any]:
+    anchors, labels = _boxes(device, 100_000 // share), _boxes(device, 100, seed=1)
+    return lambda: ops.box_iou(anchors, labels)
+
+
+def _suppressing(device: torch.device, share: int) -> Callable[[], Any]:
+    boxes = _boxes(device, 5000 // share)
+    scores = _drawn(device, len(boxes)).sigmoid()
+    return lambda: ops.nms(boxes, scores, 0.5)
+
+
+def _finding_boxes(device: torch.device, share: int) -> Callable[[], Any]:
+    points, boxes = 20 * _drawn(device, 120_000 // share, 3), 20 * _drawn(device, 50, 7, seed=1)
+    boxes[:, 3:6] = boxes[:, 3:6].abs() / 10
+    return lambda: ops.points_in_boxes(points, boxes)
 
 
 def _edges(channels: int, *, is_trained: bool) -> Any:
@@ -288,6 +320,10 @@ SHAPES = [
     OperatorShape("ball_query", "24 x 1,024 at 512, 32 of them", _balls(24, 1024, 512, 0.2, 32)),
     OperatorShape("ball_query", "24 x 512 at 128, 64 of them", _balls(24, 512, 128, 0.4, 64)),
     OperatorShape("packed_ball_query", "4 rooms of 4,096, 32 of them", _packed_balls),
+    OperatorShape("inverse_distance_weights", "16 x 512 x 128 at 2,048, interpolated", _interpolating),
+    OperatorShape("box_iou", "100,000 x 100", _overlapping),
+    OperatorShape("keep_greedily", "5,000 boxes, suppressed", _suppressing),
+    OperatorShape("points_in_boxes", "120,000 in 50", _finding_boxes),
     OperatorShape("ball_query", "16 x 15,000 at 3,750, 32 of them", _balls(16, 15000, 3750, 0.1, 32)),
 ]
 
@@ -483,8 +519,9 @@ def _training_job(name: str) -> Callable[[Bench], Figures]:
             words = ["data", "prepare", "modelnet40", "--from", str(clouds), "--to", str(data)]
             subprocess.run([*sightline, *words], check=True, cwd=ROOT)
         config = ROOT / "configs" / "classify" / f"{name}.yaml"
-        words = ["train", str(config), "--out", str(folder), "--resume", "auto", f"data.root={data}"]
-        with subprocess.Popen([*sightline, *words], cwd=ROOT) as training:
+        document = bench.out / f"train_{name}.json"
+        words = ["train", str(config), "--out", str(folder), "--resume", "auto", "--json", str(document)]
+        with subprocess.Popen([*sightline, *words, f"data.root={data}"], cwd=ROOT) as training:
             try:
                 training.wait(max(1.0, bench.ends_at - time.monotonic() - _ROOM_S))
             except subprocess.TimeoutExpired:
@@ -493,6 +530,7 @@ def _training_job(name: str) -> Callable[[Bench], Figures]:
                 raise RunError(f"stopped when the minutes were over; the next run goes on from {folder}") from None
         if training.returncode:
             raise RunError(f"sightline train ended with code {training.returncode}; its lines are above")
-        return {"s": math.floor(time.monotonic() - start)}
+        metrics = json.loads(document.read_text())["metrics"]
+        return {"s": math.floor(time.monotonic() - start), **metrics}
 
     return run

@@ -154,7 +154,7 @@ def count_small(recipe: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> C
 def count_real(step: RecipeStep, monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
     """Count those of a recipe's step at its real size."""
     with cuda_form(monkeypatch):
-        config = read_config(step.config, (*step.overrides, PRECISION, "loader.workers=0"))
+        config = read_config(step.config, (*step.overrides, *step.counted, PRECISION, "loader.workers=0"))
         return count_launches(TrainingStep(config))
 
 

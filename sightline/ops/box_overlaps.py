@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -243,15 +244,7 @@ def _aspect(boxes: Tensor) -> Tensor:
 
 
 @_box_iou.fake
-def _(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    return _make_matrix(boxes1, boxes2)
-
-
 @_box_ioa.fake
-def _(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    return _make_matrix(boxes1, boxes2)
-
-
 def _make_matrix(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     dtype = torch.promote_types(boxes1.dtype, boxes2.dtype)
     return boxes1.new_empty((len(boxes1), len(boxes2)), dtype=dtype)
@@ -260,20 +253,14 @@ def _make_matrix(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 # --- CPU: a row of the matrix at a time -------------------------------------------------------------------------------
 
 
-@_box_iou.cpu_kernel
-def _(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    return _overlap_rows(boxes1, boxes2, is_ioa=False)
-
-
-@_box_ioa.cpu_kernel
-def _(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    return _overlap_rows(boxes1, boxes2, is_ioa=True)
-
-
 def _overlap_rows(boxes1: Tensor, boxes2: Tensor, *, is_ioa: bool) -> Tensor:
     matrix, columns = _make_matrix(boxes1, boxes2), boxes2.detach().T.contiguous().numpy()
     run_parallel(_overlap, len(boxes1), boxes1.detach().contiguous().numpy(), columns, is_ioa, matrix.numpy())
     return matrix
+
+
+_box_iou.cpu_kernel(partial(_overlap_rows, is_ioa=False))
+_box_ioa.cpu_kernel(partial(_overlap_rows, is_ioa=True))
 
 
 @numba_kernel
@@ -310,22 +297,16 @@ def _constants(like: np.ndarray) -> tuple[float, float, float]:
 _ROWS, _COLUMNS = 16, 64
 
 
-@_box_iou.gpu_kernel()
-def _(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    return _launch(boxes1, boxes2, is_ioa=False)
-
-
-@_box_ioa.gpu_kernel()
-def _(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    return _launch(boxes1, boxes2, is_ioa=True)
-
-
 def _launch(boxes1: Tensor, boxes2: Tensor, *, is_ioa: bool) -> Tensor:
     matrix, (num_rows, num_columns) = _make_matrix(boxes1, boxes2), (len(boxes1), len(boxes2))
     grid = (-(-num_rows // _ROWS) * -(-num_columns // _COLUMNS),)
     tensors = (boxes1.contiguous(), boxes2.contiguous(), matrix)
     _overlap_tile.launch(grid, *tensors, num_rows, num_columns, IS_IOA=is_ioa, ROWS=_ROWS, COLUMNS=_COLUMNS)
     return matrix
+
+
+_box_iou.gpu_kernel()(partial(_launch, is_ioa=False))
+_box_ioa.gpu_kernel()(partial(_launch, is_ioa=True))
 
 
 @gpu_kernel

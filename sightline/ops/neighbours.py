@@ -398,6 +398,7 @@ def _launch(
         SLOTS=slots,
         QUERIES=in_block,
         BLOCK=16 if points.shape[-1] <= FEW_CHANNELS else 32,
+        STEP=8,
         num_warps=1,
     )
 
@@ -424,10 +425,12 @@ def _find_nearest(  # type: ignore[no-untyped-def]
     SLOTS: tl.constexpr,
     QUERIES: tl.constexpr,
     BLOCK: tl.constexpr,
+    STEP: tl.constexpr,
 ):
     """Keep each query's best keys, (distance, index) in 64 bits, in any order; a nearer one replaces the last of them.
 
     A block of points is looked at as long as one of the queries finds a nearer one in it: seldom after the first ones.
+    One of `STEP` blocks is taken at first: where near points follow one another, that halves these looks.
     """
     largest = 0x7FFFFFFFFFFFFFFF
     cloud = (tl.program_id(0) // num_blocks).to(tl.int64)
@@ -443,7 +446,8 @@ def _find_nearest(  # type: ignore[no-untyped-def]
     # Slots that are empty differ, so that one is replaced at a time; those beyond the neighbours never are.
     best = tl.where((slot < num_neighbours) & is_query[None, :], largest - slot.to(tl.int64), -1)
     worst = tl.max(best, axis=0)
-    for begin in range(0, count, BLOCK):
+    begin, first = 0, 0
+    for _ in range(tl.cdiv(count, BLOCK)):
         point = begin + tl.arange(0, BLOCK)
         is_point = point < count
         distances = tile_of_distances(
@@ -467,6 +471,10 @@ def _find_nearest(  # type: ignore[no-untyped-def]
             worst = tl.max(best, axis=0)
             keys = tl.where(keys == nearest[None, :], largest, keys)
             nearest = tl.min(keys, axis=0)
+        begin += STEP * BLOCK
+        is_over = begin >= count
+        first = tl.where(is_over, first + BLOCK, first)
+        begin = tl.where(is_over, first, begin)
     best = tl.where(slot < num_neighbours, best, largest)
     place = (first_query + query) * num_neighbours
     for rank in range(num_neighbours):

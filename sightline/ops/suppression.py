@@ -224,7 +224,8 @@ def _weaken_in_graph(
         is_best = (places == best) & (score >= min_score)
         factor = torch.where(score >= min_score, factors.index_select(0, best[None])[0], 1)
         weakened = torch.where(is_best, left, weakened)
-        return (torch.where(is_best, -torch.inf, left * factor), weakened), turn.clone()
+        left = torch.where(left > -torch.inf, left * factor, left)  # -inf times 0 is no number
+        return (torch.where(is_best, -torch.inf, left), weakened), turn.clone()
 
     return _scan(pick, (scores.clone(), torch.full_like(scores, -1)), places)[1]
 

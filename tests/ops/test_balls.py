@@ -118,7 +118,7 @@ def test_not_finite_names_the_sample() -> None:
         ball_query(points, centres=torch.zeros(2, 1, 3), radius=1.0, num_neighbours=2)
     with pytest.raises(ValueError, match=r"centres\[1\]: point 2 is \[nan"):
         ball_query(torch.zeros(2, 4, 3), centres=points, radius=1.0, num_neighbours=2)
-    with pytest.raises(ValueError, match=r"centres \(1, 4, 3\) torch.float32 do not go with points \(2, 4, 3\)"):
+    with pytest.raises(ValueError, match=r"centres \(1, 4, 3\) torch.float32 on cpu do not go with points \(2, 4, 3\)"):
         ball_query(torch.zeros(2, 4, 3), centres=torch.zeros(1, 4, 3), radius=1.0, num_neighbours=2)
 
 

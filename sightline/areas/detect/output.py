@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sightline.areas.detect.suppressions import Suppression
 from sightline.ops.box_codes import decode_boxes
+from sightline.ops.box_forms import clip_boxes_to_image
 from sightline.ops.box_overlaps import promote_to_float32
 from sightline.ops.priors import Priors, invert_affine, warp_boxes
 
@@ -127,5 +128,4 @@ def to_file_pixels(detections: Tensor, to_canvas: Tensor, file_px: Tensor, *, cl
 def clip_boxes(detections: Tensor, file_px: Tensor) -> Tensor:
     """Clip the boxes of detections (D, 6) to the border of the file, `file_px` (height, width)."""
     height, width = file_px.tolist()
-    boxes = detections[:, :4].clamp(min=0).minimum(detections.new_tensor([width, height, width, height]))
-    return torch.cat([boxes, detections[:, 4:]], dim=1)
+    return torch.cat([clip_boxes_to_image(detections[:, :4], (height, width)), detections[:, 4:]], dim=1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.types import Sample, SampleKey
+from sightline.ops.box_forms import clip_boxes_to_image, remove_small_boxes
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.box_fields import BOX_FIELDS
 from sightline.workbench.check.context import Context, check
@@ -114,8 +115,8 @@ class _Edges(NamedTuple):
         """Compute the mean edge at the four borders of another image's boxes; 1 is chance, 0 without boxes."""
         height, width = self.down.shape[0] + 1, self.across.shape[1] + 1
         boxes = (other.boxes * torch.tensor([width, height] * 2)).round().long()
-        boxes = boxes.clamp(min=0).minimum(torch.tensor([width, height] * 2))
-        left, top, right, bottom = boxes[((boxes[:, 2:] - boxes[:, :2]) >= _MIN_SIDE_PX).all(dim=1)].T
+        boxes = clip_boxes_to_image(boxes, (height, width))
+        left, top, right, bottom = boxes[remove_small_boxes(boxes, _MIN_SIDE_PX)].T
         sides = [
             *(_find_strongest(self.across.T, x, top, bottom) for x in (left, right)),
             *(_find_strongest(self.down, y, left, right) for y in (top, bottom)),

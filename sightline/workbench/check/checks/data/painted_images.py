@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from sightline.ops.box_forms import clip_boxes_to_image
 from sightline.workbench.check.core.transform_steps import TransformStep, Verdict
 
 _MIN_SIDE_PX, _MAX_SIDE_SHARE = 8, 0.6
@@ -36,8 +37,7 @@ def judge_boxes(step: TransformStep) -> Iterator[Verdict]:
         if drawn is None or not len(moved):
             continue
         is_same = len(moved) == boxes.shape[1]
-        height, width = _get_size(result["image"])
-        clipped = torch.minimum(moved.clamp(min=0), torch.tensor([width, height] * 2, dtype=torch.float64))
+        clipped = clip_boxes_to_image(moved, _get_size(result["image"]))
         distances = (clipped - drawn).abs().amax(dim=1)
         box = clipped[row] if is_same else clipped[distances.argmin()]
         tolerance = _TOLERANCE_PX + _TOLERANCE_SHARE * float((drawn[2:] - drawn[:2]).max())
