@@ -21,8 +21,8 @@ from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.scenes.sets.s3dis import S3dis
 from sightline.areas.scenes.sets.s3dis_files import list_rooms, read_room
 from sightline.contract.types import SampleKey
-from sightline.layers.quantisation.clustering import cluster_weight
 from sightline.ops.voxels import CubePlacement, occupancy
+from sightline.parts.quantisation.clustering import cluster_weight
 from sightline.parts.transforms.point_selection import ShufflePoints
 from sightline.parts.transforms.points import Scale, Translate
 from sightline.runs.packed import pack_bits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import json
 import math
 import re
 import signal
@@ -37,6 +38,7 @@ from sightline.engine.distributed import World
 from sightline.engine.records import StepRecord
 from sightline.layers.edge_conv import EdgeConv
 from sightline.ops.operator import OPERATORS
+from sightline.ops.waits import deferred_checks, send_list
 from sightline.workbench.describe.profiling import run_steps
 
 Figures = Mapping[str, float | int | bool | str | None]
@@ -68,31 +70,39 @@ class Bench:
 
     def ms(self, run: Callable[[], Any], repeats: int = 20) -> float:
         """Return the median milliseconds of a call: on a GPU by events of its queue, after three calls to warm up."""
-        for _ in range(1 if self.is_tiny else _NUM_WARM):
-            run()
-        times = []
-        for _ in range(2 if self.is_tiny else repeats):
-            if self.is_gpu:
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                begin.record()
-                run()
-                end.record()
-                end.synchronize()
-                times.append(begin.elapsed_time(end))
-            else:
-                start = time.perf_counter()
-                run()
-                times.append(1e3 * (time.perf_counter() - start))
-        return statistics.median(times)
+        num_warm, times = 1 if self.is_tiny else _NUM_WARM, []
+        with checked_later():
+            for _ in range(num_warm + (2 if self.is_tiny else repeats)):
+                if self.is_gpu:
+                    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                    begin.record()
+                    run()
+                    end.record()
+                    end.synchronize()
+                    times.append(begin.elapsed_time(end))
+                else:
+                    start = time.perf_counter()
+                    run()
+                    times.append(1e3 * (time.perf_counter() - start))
+        return statistics.median(times[num_warm:])
 
     def launches(self, run: Callable[[], Any]) -> int | None:
         """Count the kernels that a call launches, by torch's profiler; None on a CPU."""
         if not self.is_gpu:
             return None
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        with checked_later(), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
             run()
             self.wait()
         return count_launches(profiler)
+
+
+@contextlib.contextmanager
+def checked_later() -> Iterator[None]:
+    """Defer checks of values as a training step does, so that no call waits for the device; all must hold."""
+    with deferred_checks() as checks:
+        yield
+    if not all(bool(check.holds) for check in checks):
+        raise RunError("a check of values failed, or a case that a step computes again occurred")
 
 
 def count_launches(profiler: profile) -> int:
@@ -114,7 +124,7 @@ def list_jobs(is_tiny: bool) -> list[Job]:
     return [
         Job("host", 15, _measure_host, "us"),
         *(Job(f"step {step.name}", 60, _recipe_job(step)) for step in _sized(RECIPE_STEPS, is_tiny)),
-        *(Job(f"operator {row.name}", 10, _operator_job(row)) for row in SHAPES if row.has_kernel),
+        *(Job(f"operator {row.name}", 15, _operator_job(row)) for row in SHAPES if row.has_kernel),
         *(
             Job(f"textbook {name}", 30, _textbook_job(*NETWORKS[name]))
             for name in [*NETWORKS][: 1 if is_tiny else None]
@@ -142,9 +152,10 @@ def _measure_host(bench: Bench) -> Figures:
             call()
         bench.wait()
         start = time.perf_counter()
-        for _ in range(count):
-            call()
-        bench.wait()
+        with checked_later():
+            for _ in range(count):
+                call()
+            bench.wait()
         figures[name] = 1e6 * (time.perf_counter() - start) / count
     return figures
 
@@ -177,9 +188,11 @@ def _drawn(device: torch.device, *shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
-def _rooms(device: torch.device, share: int) -> tuple[Tensor, Tensor]:
-    size = 4096 // share
-    return _drawn(device, 4 * size, 3), torch.arange(5, device=device) * size
+def _rooms(device: torch.device, share: int, *sizes: int) -> tuple[Tensor, list[int], Tensor]:
+    """Points of rooms, their numbers, and their offsets, which the host knows as it does in a step."""
+    counts = [size // share for size in sizes or (4096,) * 4]
+    offsets = send_list([0, *itertools.accumulate(counts)], device)
+    return _drawn(device, sum(counts), 3), counts, offsets
 
 
 def _sampling(clouds: int, points: int, samples: int) -> Any:
@@ -190,26 +203,37 @@ def _sampling(clouds: int, points: int, samples: int) -> Any:
     return make
 
 
-def _packed_sampling(device: torch.device, share: int) -> Callable[[], Any]:
-    points, offsets = _rooms(device, share)
-    counts = torch.full((4,), 1024 // share)
-    return lambda: ops.packed_farthest_points(points, counts, offsets=offsets.cpu()).index
+def _packed_sampling(*sizes: int) -> Any:
+    def make(device: torch.device, share: int) -> Callable[[], Any]:
+        points, counts, offsets = _rooms(device, share, *sizes)
+        samples = send_list([count // 4 for count in counts], device)
+        return lambda: ops.packed_farthest_points(points, samples, offsets=offsets).index
+
+    return make
 
 
-def _searching(clouds: int, points: int, channels: int, neighbours: int) -> Any:
+def _searching(clouds: int, points: int, channels: int, neighbours: int, queries: int | None = None) -> Any:
     def make(device: torch.device, share: int) -> Callable[[], Any]:
         drawn = _drawn(device, clouds, max(points // share, neighbours), channels)
-        return lambda: ops.nearest_neighbours(drawn, num_neighbours=neighbours)
+        asked = None if queries is None else drawn[:, : max(queries // share, 1)].contiguous()
+        return lambda: ops.nearest_neighbours(drawn, num_neighbours=neighbours, queries=asked)
 
     return make
 
 
 def _packed_searching(neighbours: int) -> Any:
     def make(device: torch.device, share: int) -> Callable[[], Any]:
-        points, offsets = _rooms(device, share)
+        points, _, offsets = _rooms(device, share)
         return lambda: ops.packed_nearest_neighbours(points, offsets=offsets, num_neighbours=neighbours).index
 
     return make
+
+
+def _packed_balls(device: torch.device, share: int) -> Callable[[], Any]:
+    points, _, offsets = _rooms(device, share)
+    return lambda: ops.packed_ball_query(
+        points, offsets=offsets, centres=points, centre_offsets=offsets, radius=0.2, num_neighbours=32
+    )
 
 
 def _balls(clouds: int, points: int, centres: int, radius: float, neighbours: int) -> Any:
@@ -219,6 +243,36 @@ def _balls(clouds: int, points: int, centres: int, radius: float, neighbours: in
         return lambda: ops.ball_query(drawn, centres=middle, radius=radius, num_neighbours=neighbours)
 
     return make
+
+
+def _interpolating(device: torch.device, share: int) -> Callable[[], Any]:
+    points = _drawn(device, 16, 2048 // share, 3)
+    known = points[:, : 512 // share].contiguous()
+    features = _drawn(device, *known.shape[:2], 128, seed=1)
+    return lambda: ops.interpolate(features, points=known, queries=points)
+
+
+def _boxes(device: torch.device, count: int, seed: int = 0) -> Tensor:
+    """Boxes of 20 to 120 pixels a side in an image of 1,000."""
+    corner, size = torch.rand(2, count, 2, generator=torch.Generator().manual_seed(seed))
+    return torch.cat([1000 * corner, 1000 * corner + 20 + 100 * size], dim=1).to(device)
+
+
+def _overlapping(device: torch.device, share: int) -> Callable[[], Any]:
+    anchors, labels = _boxes(device, 100_000 // share), _boxes(device, 100, seed=1)
+    return lambda: ops.box_iou(anchors, labels)
+
+
+def _suppressing(device: torch.device, share: int) -> Callable[[], Any]:
+    boxes = _boxes(device, 5000 // share)
+    scores = _drawn(device, len(boxes)).sigmoid()
+    return lambda: ops.nms(boxes, scores, 0.5)
+
+
+def _finding_boxes(device: torch.device, share: int) -> Callable[[], Any]:
+    points, boxes = 20 * _drawn(device, 120_000 // share, 3), 20 * _drawn(device, 50, 7, seed=1)
+    boxes[:, 3:6] = boxes[:, 3:6].abs() / 10
+    return lambda: ops.points_in_boxes(points, boxes)
 
 
 def _edges(channels: int, *, is_trained: bool) -> Any:
@@ -246,7 +300,11 @@ def _edges(channels: int, *, is_trained: bool) -> Any:
 
 SHAPES = [
     OperatorShape("farthest_points", "24 x 1,024 to 512", _sampling(24, 1024, 512), 2.6),
-    OperatorShape("packed_farthest_points", "4 rooms of 4,096 to 1,024", _packed_sampling),
+    OperatorShape("packed_farthest_points", "4 rooms of 4,096 to 1,024", _packed_sampling()),
+    OperatorShape(
+        "packed_farthest_points", "rooms of 7,000, 4,096, 2,500, 400", _packed_sampling(7000, 4096, 2500, 400)
+    ),
+    OperatorShape("farthest_points", "1 x 65,536 to 4,096", _sampling(1, 65536, 4096)),
     OperatorShape("farthest_points", "8 x 8,192 to 1,024", _sampling(8, 8192, 1024)),
     OperatorShape("farthest_points", "32 x 1,024 to 256", _sampling(32, 1024, 256)),
     OperatorShape("edge_extremes", "32 x 1,024 x 128, both passes", _edges(128, is_trained=True), 1.0),
@@ -256,30 +314,45 @@ SHAPES = [
     OperatorShape("nearest_neighbours", "32 x 1,024 x 128, 20 of them", _searching(32, 1024, 128, 20), 0.8),
     OperatorShape("nearest_neighbours", "32 x 1,024 x 64, 20 of them", _searching(32, 1024, 64, 20)),
     OperatorShape("nearest_neighbours", "4 x 16,384 x 3, 16 of them", _searching(4, 16384, 3, 16)),
+    OperatorShape("nearest_neighbours", "16 x 256 x 3, 16 of them for 128", _searching(16, 256, 3, 16, 128)),
     OperatorShape("packed_nearest_neighbours", "4 rooms of 4,096, 8 of them", _packed_searching(8)),
     OperatorShape("packed_nearest_neighbours", "4 rooms of 4,096, 16 of them", _packed_searching(16)),
     OperatorShape("ball_query", "24 x 1,024 at 512, 32 of them", _balls(24, 1024, 512, 0.2, 32)),
     OperatorShape("ball_query", "24 x 512 at 128, 64 of them", _balls(24, 512, 128, 0.4, 64)),
+    OperatorShape("packed_ball_query", "4 rooms of 4,096, 32 of them", _packed_balls),
+    OperatorShape("inverse_distance_weights", "16 x 512 x 128 at 2,048, interpolated", _interpolating),
+    OperatorShape("box_iou", "100,000 x 100", _overlapping),
+    OperatorShape("keep_greedily", "5,000 boxes, suppressed", _suppressing),
+    OperatorShape("points_in_boxes", "120,000 in 50", _finding_boxes),
+    OperatorShape("ball_query", "16 x 15,000 at 3,750, 32 of them", _balls(16, 15000, 3750, 0.1, 32)),
 ]
 
 
 @contextlib.contextmanager
 def plain_forms() -> Iterator[None]:
     """Compute by the plain forms of all operators: no GPU kernel takes any arguments."""
-    before = {operator: operator._takes for operator in OPERATORS.values()}
+    with _replaced("_takes", lambda *arguments: False):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(name: str, function: Callable[..., Any]) -> Iterator[None]:
+    before = {operator: getattr(operator, name) for operator in OPERATORS.values()}
     try:
         for operator in before:
-            operator._takes = lambda *arguments: False
+            setattr(operator, name, function)
         yield
     finally:
-        for operator, takes in before.items():
-            operator._takes = takes
+        for operator, value in before.items():
+            setattr(operator, name, value)
 
 
 def _operator_job(row: OperatorShape) -> Callable[[Bench], Figures]:
     def run(bench: Bench) -> Figures:
         call = row.make(bench.device, 32 if bench.is_tiny else 1)
-        ours, ms, launches = call(), bench.ms(call), bench.launches(call)
+        ours, ms = call(), bench.ms(call)
+        with _replaced("_check", lambda *arguments: None):
+            launches = bench.launches(call)
         with plain_forms():
             plain, plain_ms = call(), bench.ms(call, repeats=5)
         declared = OPERATORS[row.operator].launches
@@ -293,6 +366,7 @@ def compare(ours: Any, theirs: Any) -> Figures:
     """Compare results: whether all bits are equal, and the largest difference as a share of the largest number."""
     largest, has_equal_bits = 0.0, True
     for (_, found), (_, expected) in zip(tree_leaves(ours), tree_leaves(theirs), strict=True):
+        found, expected = found.detach(), expected.detach()
         has_equal_bits &= torch.equal(found, expected)
         if expected.numel():
             scale = max(float(expected.abs().max()), torch.finfo(torch.float32).tiny)
@@ -445,8 +519,9 @@ def _training_job(name: str) -> Callable[[Bench], Figures]:
             words = ["data", "prepare", "modelnet40", "--from", str(clouds), "--to", str(data)]
             subprocess.run([*sightline, *words], check=True, cwd=ROOT)
         config = ROOT / "configs" / "classify" / f"{name}.yaml"
-        words = ["train", str(config), "--out", str(folder), "--resume", "auto", f"data.root={data}"]
-        with subprocess.Popen([*sightline, *words], cwd=ROOT) as training:
+        document = bench.out / f"train_{name}.json"
+        words = ["train", str(config), "--out", str(folder), "--resume", "auto", "--json", str(document)]
+        with subprocess.Popen([*sightline, *words, f"data.root={data}"], cwd=ROOT) as training:
             try:
                 training.wait(max(1.0, bench.ends_at - time.monotonic() - _ROOM_S))
             except subprocess.TimeoutExpired:
@@ -455,6 +530,7 @@ def _training_job(name: str) -> Callable[[Bench], Figures]:
                 raise RunError(f"stopped when the minutes were over; the next run goes on from {folder}") from None
         if training.returncode:
             raise RunError(f"sightline train ended with code {training.returncode}; its lines are above")
-        return {"s": math.floor(time.monotonic() - start)}
+        metrics = json.loads(document.read_text())["metrics"]
+        return {"s": math.floor(time.monotonic() - start), **metrics}
 
     return run

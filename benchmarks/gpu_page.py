@@ -49,7 +49,7 @@ def list_rows(results: Sequence[Line]) -> Iterator[str]:
     yield _row("recipes with 20 steps without a wait", _count(lines, "waits "))
     yield _row("recipes with the same bits twice, `strict`", _count(lines, "strict "))
     for name in TRAININGS:
-        yield _row(f"training `classify/{name}`, seconds", _figures(lines, f"training {name}", "s")[0])
+        yield _row(f"`classify/{name}`, overall accuracy", _figures(lines, f"training {name}", "overall_accuracy")[0])
     if lines:
         places = {f"{line['card']}, {line['commit']}, torch {line['torch']}" for line in lines.values()}
         yield from ("", "; ".join(sorted(places)))

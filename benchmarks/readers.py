@@ -21,7 +21,7 @@ import numpy as np
 import plyfile
 import trimesh
 
-from sightline.layers.quantisation.clustering import _cluster
+from sightline.parts.quantisation.clustering import _cluster
 from sightline.store.files.cloud_formats import read_off
 from sightline.store.files.ply import read_ply
 from sightline.store.files.text_tables import parse_numbers, read_rows

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline.areas.clouds.models.dgcnn import DGCNN, DGCNNEncoder
-from sightline.areas.clouds.models.pct import PCT
+from sightline.areas.clouds.models.pct import PCT, OffsetAttention
 from sightline.areas.clouds.models.pointnet2 import PointNet2
 from sightline.areas.scenes.point_transformer import PointTransformer
 from sightline.layers.mlp import LinearNorm
-from sightline.layers.transformer import OffsetAttention
 
 _CHUNK_SIZE = 1024
 

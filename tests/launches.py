@@ -21,23 +21,21 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu_steps import BEGIN, END, PAGE, RECIPE_STEPS, RecipeStep
 from sightline.config import read_config
 from sightline.contract.pytree import tree_leaves
 from sightline.engine.optimizers import OptimizerSpec
-from sightline.ops import numba_kernels
-from sightline.ops.numba_kernels import can_use_numba
-from sightline.ops.operator import OPERATORS
+from sightline.layers import edge_conv
+from sightline.ops.operator import Operator
 from tests.recipe_steps import RECIPES, SmallStep, TrainingStep
-from tests.waits import device_form, is_on_host
+from tests.waits import DeviceMode, device_form, is_on_host
 
 PRECISION = "train.precision=float32"
 _NO_LAUNCH = re.compile(
@@ -51,7 +49,7 @@ Source: `MultiTensorApply.cuh` of PyTorch.
 """
 
 
-class Launches(TorchDispatchMode):
+class Launches(DeviceMode):
     """Launches inside the block by operator and place."""
 
     def __init__(self, host_numbers: Sequence[Tensor] = ()) -> None:
@@ -59,28 +57,16 @@ class Launches(TorchDispatchMode):
         self.count: Counter[tuple[str, str]] = Counter()
         self._of_host = {id(number) for number in host_numbers}
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        space, _, name = function.name().split(".")[0].partition("::")
-        if space == "sightline" and not is_on_host():
-            return self._run_operator(name, args)
-        result = function(*args, **(kwargs or {}))
-        if space == "aten" and not function.is_view and not _NO_LAUNCH.match(f"aten::{name}"):
-            number = self._count_launches(f"aten::{name}", args, result)
-            if number and not is_on_host():
-                self.count[name, _locate()] += number
+    def see(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        can_launch = name.startswith("aten::") and not function.is_view and not _NO_LAUNCH.match(name)
+        if can_launch and not is_on_host() and (number := self._count_launches(name, args, result)):
+            self.count[name.partition("::")[2], _locate()] += number
         return result
 
-    def _run_operator(self, name: str, args: Sequence[Any]) -> Any:
-        operator = OPERATORS[name]
-        if operator.launches is None or operator.gpu is None or not operator.takes(*args):
-            with self:  # its operations are not seen from outside
-                return operator._run_plain(*args)
-        with self:
-            operator._check(*args)
-        self.count[name, _locate()] += operator.launches
-        floats = [value for value in args if isinstance(value, Tensor) and value.is_floating_point()]
-        with compiled_kernels():
-            return (operator.cpu if operator.cpu and can_use_numba(*floats) else operator.plain)(*args)
+    def see_kernel(self, operator: Operator[..., Any]) -> None:
+        assert operator.launches is not None
+        self.count[operator.name, _locate()] += operator.launches
 
     def _count_launches(self, name: str, args: Sequence[Any], result: Any) -> int:
         if not _LISTS.match(name):
@@ -112,23 +98,13 @@ def _locate() -> str:
         lines = [line for line in node.metadata.get("traceback_", ()) if "/sightline/" in line]
         match = re.search(r'/sightline/([^"]+)", line (\d+)', lines[-1]) if lines else None
         return f"{match[1]}:{match[2]}, backward" if match else "backward"
-    frame = sys._getframe(1)
-    while frame is not None and "/sightline/" not in frame.f_code.co_filename:
-        frame = frame.f_back  # type: ignore[assignment]
-    return "" if frame is None else f"{frame.f_code.co_filename.rpartition('/sightline/')[2]}:{frame.f_lineno}"
-
-
-_has_numba = numba_kernels._has_numba
-
-
-@contextlib.contextmanager
-def compiled_kernels() -> Iterator[None]:
-    """Compute quickly what is counted already: with the CPU's kernels, whose numbers are those of the GPU's."""
-    before, numba_kernels._has_numba = numba_kernels._has_numba, _has_numba
-    try:
-        yield
-    finally:
-        numba_kernels._has_numba = before
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename.rpartition("/sightline/")[2]
+        if file not in (frame.f_code.co_filename, "ops/operator.py"):
+            return f"{file}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
 
 
 @contextlib.contextmanager
@@ -148,6 +124,8 @@ def cuda_form(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch, device_form(monkeypatch):
         patch.setattr(OptimizerSpec, "_fused_option", choose_on_cuda)
         patch.setattr(torch._VF, "dropout", dropout)
+        patch.setattr(edge_conv, "_cut", lambda values: [slice(None)])  # both are choices by `device.type`
+        patch.setattr(edge_conv, "_MIN_IMAGES", sys.maxsize)
         for name in [name for name in sys.modules if name.startswith("sightline.")]:
             for table in vars(sys.modules[name]).values():
                 if isinstance(table, dict) and {"cpu", "cuda"} <= table.keys():  # numbers computed at once
@@ -176,7 +154,7 @@ def count_small(recipe: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> C
 def count_real(step: RecipeStep, monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
     """Count those of a recipe's step at its real size."""
     with cuda_form(monkeypatch):
-        config = read_config(step.config, (*step.overrides, PRECISION, "loader.workers=0"))
+        config = read_config(step.config, (*step.overrides, *step.counted, PRECISION, "loader.workers=0"))
         return count_launches(TrainingStep(config))
 
 
@@ -196,6 +174,16 @@ def write_tables(found: Mapping[str, int]) -> None:
     PAGE.write_text(before + BEGIN + "\n\n" + "\n".join(lines) + "\n\n" + END + rest.split(END)[1])
 
 
+def list_sources(count: Counter[tuple[str, str]], limit: int = 40) -> Iterator[str]:
+    """Lines of the places with the most launches, each with its operators."""
+    places = Counter[str]()
+    for (_, place), number in count.items():
+        places[place] += number
+    for place, total in places.most_common(limit):
+        operators = ", ".join(f"{number} {name}" for (name, where), number in count.most_common() if where == place)
+        yield f"  {total:6,} at {place}: {operators}"
+
+
 def main(names: Sequence[str]) -> None:
     torch.set_num_threads(1)
     found = {}
@@ -209,8 +197,7 @@ def main(names: Sequence[str]) -> None:
         found[name] = count.total()
         print(f"{name}: {count.total()}", flush=True)  # noqa: T201
         if names:
-            sources = (f"  {number:6,} {operator} at {place}" for (operator, place), number in count.most_common(40))
-            print("\n".join(sources), flush=True)  # noqa: T201
+            print("\n".join(list_sources(count)), flush=True)  # noqa: T201
     if not names:
         write_tables(found)
 

@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sightline.contract.pytree import tree_leaves
 from tests.processes import ROOT
 from tests.recipe_steps import BATCH_SIZE, RECIPES, SmallStep
-from tests.waits import device_form
+from tests.waits import DeviceMode, device_form
 
 PAGE = ROOT / "docs" / "run" / "speed.md"
 NUM_BATCHES = 3
@@ -46,15 +45,15 @@ class Shapes(NamedTuple):
         return _MOST if self.steps == 1 else "the network"
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(DeviceMode):
     """Digest of the operators that were called, with the shapes of what they returned."""
 
     def __init__(self) -> None:
         super().__init__()
         self.digest = hashlib.sha256()
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
+    def see(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
         self.digest.update(f"{function}{_list_shapes(result)}".encode())
         return result
 

@@ -1,7 +1,11 @@
-"""Kernels in threads: every row once, errors told, and pools that outlive neither a fork nor a change of threads."""
+"""Kernels in threads: every row once, errors told, and pools that outlive neither a fork nor a change of threads.
+
+Networks that `torch.compile` takes as one graph.
+"""
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import json
@@ -13,14 +17,20 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
+from sightline.areas.clouds.models.dgcnn import DGCNNParts, DGCNNScenes
+from sightline.areas.scenes.point_transformer import PointTransformer
 from sightline.ops import numba_kernels
 from sightline.ops.numba_kernels import can_use_numba, run_parallel
+from sightline.ops.waits import send_list
 from tests.cases import run_each
+from tests.layers.passes import BOUND, assert_passes_agree, run
 from tools import compile_kernels
 
 
@@ -198,3 +208,53 @@ def test_what_kernels_can_take(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not can_use_numba(torch.zeros(1, device="meta"))
     monkeypatch.setattr(numba_kernels, "_has_numba", lambda: False)
     assert not can_use_numba(single)
+
+
+# --- Whole networks in one graph ---
+
+
+DENSE: dict[str, Any] = {"num_classes": 5, "in_channels": 3, "num_neighbours": 4, "embedding": 16, "dropout": 0.0}
+PACKED: dict[str, Any] = {
+    "num_classes": 5,
+    "in_channels": 3,
+    "widths": (8, 16),
+    "strides": (1, 2),
+    "num_neighbours": (4, 4),
+    "num_blocks": (1, 1),
+}
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch 2.13 does, and warns
+@pytest.mark.parametrize(
+    ("kind", "arguments", "given"),
+    [
+        pytest.param(DGCNNScenes, DENSE, {"points": draw(3, 24, 3)}, id="dgcnn_scenes"),
+        pytest.param(
+            DGCNNParts,
+            DENSE | {"num_categories": 3},
+            {"points": draw(3, 24, 3), "category": torch.tensor([0, 2, 1])},
+            id="dgcnn_parts",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(PointTransformer, PACKED, {"points": draw(3, 24, 3)}, id="point_transformer"),
+        pytest.param(
+            PointTransformer,
+            PACKED,
+            {"points": draw(54, 3), "offsets": send_list([0, 3, 30, 54], torch.device("cpu"))},
+            id="point_transformer of packed clouds",
+        ),
+    ],
+)
+def test_a_network_is_one_graph(kind: type[nn.Module], arguments: dict[str, Any], given: dict[str, Tensor]) -> None:
+    """Training in float64, without a break, gives the numbers of the same network that runs line by line."""
+    torch.compiler.reset()
+    plain = kind(**arguments).double()
+    whole = copy.deepcopy(plain)
+    whole.compile(fullgraph=True, backend="aot_eager")  # the graph is tested, not the code that a compiler makes of it
+    weight = torch.randn(plain(**given)["logits"].shape, dtype=torch.float64)
+    whole.load_state_dict(plain.state_dict())
+    assert_passes_agree(run(whole, given, weight), run(plain, given, weight), BOUND)

@@ -28,7 +28,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = """
 contract commands ops config instrument
 layers draw
-parts.losses parts.metrics parts.models parts.transforms
+parts.losses parts.metrics parts.models parts.quantisation parts.transforms
 parts.tasks store.files
 store.box_fields store.computed_samples store.prepared store.loading
 store.cloud_preparation store.scene_preparation

@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sightline.ops import numba_kernels
 from sightline.ops import waits as device_waits
+from sightline.ops.numba_kernels import can_use_numba
+from sightline.ops.operator import OPERATORS, Operator
 
 _WAITING = {
     "aten::_local_scalar_dense",
@@ -77,19 +79,53 @@ def _called_by(name: str) -> str | None:
     return None if frame is None else inner
 
 
-class _Operations(TorchDispatchMode):
+_has_numba = numba_kernels._has_numba
+
+
+class DeviceMode(TorchDispatchMode):
+    """Sees what a GPU would be given: of an operator of ours its kernel, or the inside where it has none that fits.
+
+    A dispatch mode does not see inside of an operator. One whose kernel takes the arguments is computed by the kernel
+    of the CPU, which has the same numbers.
+    """
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        space, _, name = function.name().split(".")[0].partition("::")
+        if space != "sightline" or is_on_host():
+            return self.see(function, f"{space}::{name}", args, kwargs or {})
+        operator = OPERATORS[name]
+        with self:
+            if operator.gpu is None or operator.launches is None or not operator.takes(*args):
+                return operator._run_plain(*args)
+            operator._check(*args)
+        self.see_kernel(operator)
+        floats = [value for value in args if isinstance(value, Tensor) and value.is_floating_point()]
+        before, numba_kernels._has_numba = numba_kernels._has_numba, _has_numba
+        try:
+            return (operator.cpu if operator.cpu and can_use_numba(*floats) else operator.plain)(*args)
+        finally:
+            numba_kernels._has_numba = before
+
+    def see(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Call an operator of torch and return its result."""
+        return function(*args, **kwargs)
+
+    def see_kernel(self, operator: Operator[..., Any]) -> None:
+        """Take note of a call of an operator's GPU kernel."""
+
+
+class _Operations(DeviceMode):
     def __init__(self, waits: collections.Counter[str]) -> None:
         super().__init__()
         self._waits = waits
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.name().split(".")[0]
+    def see(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
         has_mask = name in _INDEXING and any(isinstance(i, Tensor) and i.dtype == torch.bool for i in args[1])
-        if name == "aten::repeat_interleave" and (kwargs or {}).get("output_size") is not None:
+        if name == "aten::repeat_interleave" and kwargs.get("output_size") is not None:
             name = "of a known size"
         if name in _WAITING or has_mask:
             self._waits[_locate(name)] += 1
-        return function(*args, **(kwargs or {}))
+        return function(*args, **kwargs)
 
 
 class _Readings(TorchFunctionMode):

@@ -40,7 +40,7 @@ from sightline.engine.records import preserve_rng_state, resolve_mode
 from sightline.engine.step import Task
 from sightline.engine.train import TrainState
 from sightline.layers.batch_norm import disable_cudnn_batch_norm
-from sightline.layers.quantisation.parametrised import apply_policy
+from sightline.parts.quantisation.parametrised import apply_policy
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import assert_sha256
 from sightline.runs.lineage import record_teacher, trace_lineage

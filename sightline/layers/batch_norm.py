@@ -132,27 +132,30 @@ def normalisation_statistics(
     Of the batch from its sums, or the running ones for None.
     The count is then None, for `batch_statistics_gradients`.
     """
-    mean, variance = norm.running_mean, norm.running_var
+    running_mean, running_var = norm.running_mean, norm.running_var
     if sums is None:
-        assert mean is not None
-        assert variance is not None
-        return None, mean.double().to(dtype), (variance.double() + norm.eps).rsqrt().to(dtype)
-    is_plain = norm.track_running_stats and norm.momentum is not None and sums.num_values > 1
-    if isinstance(norm, SynchronisedBatchNorm) or not is_plain:
+        assert running_mean is not None
+        assert running_var is not None
+        return None, running_mean.double().to(dtype), (running_var.double() + norm.eps).rsqrt().to(dtype)
+    has_share = norm.track_running_stats and norm.momentum is not None
+    if isinstance(norm, SynchronisedBatchNorm) or not has_share or sums.num_values < 2:
         count, mean, variance = reduce_statistics(norm, sums)
         return count, mean.to(dtype), (variance + norm.eps).rsqrt().to(dtype)
+    assert running_mean is not None
+    assert running_var is not None
     assert norm.num_batches_tracked is not None
+    assert norm.momentum is not None
     mean, inverse_deviation, *new = batch_statistics(
         *sums[:3],
-        running_mean=norm.running_mean,
-        running_var=norm.running_var,
+        running_mean=running_mean,
+        running_var=running_var,
         num_values=sums.num_values,
         momentum=norm.momentum,
         eps=norm.eps,
         dtype=dtype,
     )
     norm.num_batches_tracked.add_(1)
-    torch._foreach_copy_([norm.running_mean, norm.running_var], new)
+    torch._foreach_copy_([running_mean, running_var], new)
     return sums.num_values, mean, inverse_deviation
 
 

@@ -6,27 +6,18 @@ activation preserve the order of the values of a channel, or reverse it if the n
 extreme can be taken first.
 
 Edge convolution with an MLP of several layers per edge, as in the segmentation form of DGCNN.
-
-Linear maps of edges and of points, by the fastest matrix product for their shape.
-
-torch multiplies float32 matrices on the CPU with a library that leaves half of some processors idle (MKL on AMD:
-107 of the 235 thousand million operations a second of its convolutions, measured on one Zen 5 core at 512 channels). A
-linear map is a convolution of size 1, and convolutions of sixteen images or more go to oneDNN, which does not.
-
-Edge-based upsampling of features from a coarse cloud to a finer one. Source: Yu et al. 2022, Point-BERT.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
 
 from sightline.layers.batch_norm import (
     ShiftedSums,
@@ -36,7 +27,6 @@ from sightline.layers.batch_norm import (
 )
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.set_abstraction import GroupedMLP, PlainGroupedMLP
-from sightline.ops import nearest_neighbours
 from sightline.ops.edge_convolution import edge_extremes, edge_gradients
 from sightline.ops.grouping import gather_points
 from sightline.ops.waits import is_recording, is_transformed
@@ -217,91 +207,3 @@ class EdgeMLP(PlainEdgeMLP):
     """
 
     network_type = GroupedMLP
-
-
-_MIN_IMAGES = 16
-"""Fewest images for which torch uses oneDNN; below, its own loops are no faster than a product."""
-
-
-def map_edges(edges: Tensor, weight: Tensor) -> Tensor:
-    """Apply a linear map to edges: `edges` (M, K, C), `weight` (D, C) -> (M, K, D), a new tensor."""
-    if not _can_use_convolution(edges):
-        return F.linear(edges, weight)
-    return F.conv2d(_as_images(edges), weight[:, :, None, None]).permute(0, 2, 3, 1).squeeze(1)
-
-
-def map_points(points: Tensor, weight: Tensor) -> Tensor:
-    """Apply a linear map to points: `points` (..., C), `weight` (D, C) -> (..., D), with the gradients of a product."""
-    rows = points.flatten(0, -2)
-    if len(rows) % _MIN_IMAGES:
-        return F.linear(points, weight)
-    mapped = map_edges(rows.view(_MIN_IMAGES, -1, rows.shape[-1]), weight)
-    return mapped.reshape(*points.shape[:-1], len(weight))
-
-
-def map_gradient(edges: Tensor, to_mapped: Tensor) -> Tensor:
-    """Compute the weight's gradient (D, C) of `map_edges` from edges (M, K, C) and its result's (M, K, D)."""
-    if not _can_use_convolution(edges):
-        return to_mapped.flatten(0, 1).mT @ edges.flatten(0, 1)
-    shape = (to_mapped.shape[-1], edges.shape[-1], 1, 1)
-    return conv2d_weight(_as_images(edges), shape, _as_images(to_mapped))[:, :, 0, 0]
-
-
-def _can_use_convolution(edges: Tensor) -> bool:
-    return edges.device.type == "cpu" and edges.dtype == torch.float32 and len(edges) >= _MIN_IMAGES
-
-
-def _as_images(edges: Tensor) -> Tensor:
-    """View edges (M, K, C) as images (M, C, 1, K) in channels-last memory, without a copy."""
-    return edges[:, None].permute(0, 3, 1, 2)
-
-
-_NUM_CHANNEL_GROUPS = 4
-_SLOPE = 0.2
-
-
-class EdgePropagation(nn.Module):
-    """Two EdgeConv steps for upsampling: coarse to fine points, then among fine points.
-
-    (B, M, C) -> (B, N, out_channels). `forward(points (B, N, 3), own (B, N, channels), coarse_points (B, M, 3), coarse
-    (B, M, channels)) -> (B, N, out_channels)`. An edge carries (f_j - f_i, f_i) through a linear map, a group norm over
-    all edges of a cloud and a leaky ReLU, followed by the maximum over each point's edges. The plain form
-    (`fused=False`, the tested reference) writes every edge out; here the linear map is applied to points: W_1 (f_j -
-    f_i) + W_2 f_i = W_1 f_j + (W_2 - W_1) f_i.
-    Raises ValueError for fewer points than `num_neighbours` and for values that are not finite.
-    Source: Yu et al. 2022, Point-BERT, its code for part segmentation; the edges, Wang et al. 2019, equation 8.
-    """
-
-    def __init__(
-        self, *, channels: int, hidden: int, out_channels: int, num_neighbours: int = 4, fused: bool = True
-    ) -> None:
-        super().__init__()
-        self.num_neighbours = num_neighbours
-        self.fused = fused
-        self.linears = nn.ModuleList(
-            nn.Linear(2 * width_in, width_out, bias=False)
-            for width_in, width_out in ((channels, hidden), (hidden, out_channels))
-        )
-        self.norms = nn.ModuleList(nn.GroupNorm(_NUM_CHANNEL_GROUPS, width_out) for width_out in (hidden, out_channels))
-
-    def forward(self, points: Tensor, own: Tensor, coarse_points: Tensor, coarse: Tensor) -> Tensor:
-        """Map points (B, N, 3), own (B, N, C), coarse_points (B, M, 3), coarse (B, M, C) -> (B, N, out_channels)."""
-        received = self._over_edges(0, points, own, coarse_points, coarse)
-        return self._over_edges(1, points, received, points, received)
-
-    def _over_edges(
-        self, step: int, points: Tensor, features: Tensor, neighbour_points: Tensor, neighbour_features: Tensor
-    ) -> Tensor:
-        index = nearest_neighbours(neighbour_points, num_neighbours=self.num_neighbours, queries=points)
-        linear = cast(nn.Linear, self.linears[step])
-        mapped_BNKC = self._map_edges(linear, features, neighbour_features, index)
-        normed_BCNK = self.norms[step](mapped_BNKC.permute(0, 3, 1, 2))
-        return F.leaky_relu(normed_BCNK, _SLOPE).max(dim=-1).values.mT
-
-    def _map_edges(self, linear: nn.Linear, features: Tensor, neighbour_features: Tensor, index: Tensor) -> Tensor:
-        if not self.fused:
-            centres_BNKC = features[:, :, None].expand(-1, -1, index.shape[-1], -1)
-            return linear(torch.cat([gather_points(neighbour_features, index) - centres_BNKC, centres_BNKC], dim=-1))
-        difference_weight, centre_weight = linear.weight.chunk(2, dim=1)
-        neighbour_terms = F.linear(neighbour_features, difference_weight)
-        return gather_points(neighbour_terms, index) + F.linear(features, centre_weight - difference_weight)[:, :, None]

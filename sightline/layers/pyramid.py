@@ -27,23 +27,23 @@ class Edges:
     """Neighbours of M queries among N points: `index` (M, K) int64, and `relative` (M, K, 3), neighbour - query.
 
     The first `count` (M,) slots of a query are valid, at least one. The others contain the first point of its cloud and
-    the offset 0, and have to be masked. `is_whole` is True if all slots are valid.
+    the offset 0, and have to be masked. `rows` (E,) are the places of the valid ones among all M * K, None if all are.
     """
 
     index: Tensor
     relative: Tensor
     count: Tensor
-    is_whole: bool
+    rows: Tensor | None = None
 
     @property
     def is_valid(self) -> Tensor:
         """Mask (M, K) bool of valid neighbours."""
         return torch.arange(self.index.shape[1], device=self.index.device) < self.count[:, None]
 
-    @cached_property
+    @property
     def num_edges(self) -> int:
-        """Number of valid neighbours (cached). Waits for the device."""
-        return self.index.numel() if self.is_whole else int(self.count.sum())
+        """Number of valid neighbours."""
+        return self.index.numel() if self.rows is None else len(self.rows)
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -51,13 +51,33 @@ class Edges:
         rows = self.relative.detach().double().flatten(0, 1)
         return rows.sum(dim=0) / self.num_edges, rows.mT @ rows / self.num_edges
 
-    def select(self, rows: Tensor, num_neighbours: int, *, is_whole: bool) -> Edges:
-        """Select the nearest `num_neighbours` of the queries `rows` (R,), `is_whole` if all have so many.
+    def list_valid(self, values: Tensor) -> Tensor:
+        """Return the values (M, K, ...) of valid edges, query by query: (E, ...)."""
+        return values.flatten(0, 1) if self.rows is None else values.flatten(0, 1)[self.rows]
+
+    def pad(self, values: Tensor, filling: float) -> Tensor:
+        """Return the values (E, C) of valid edges at their places (M, K, C), with `filling` in the others."""
+        if self.rows is None:
+            return values.unflatten(0, self.index.shape)
+        padded = values.new_full((self.index.numel(), values.shape[1]), filling)
+        return padded.index_copy(0, self.rows, values).unflatten(0, self.index.shape)
+
+    def select(self, queries: Tensor, num_neighbours: int, *, num_edges: int) -> Edges:
+        """Select the nearest `num_neighbours` of `queries` (R,), of which `num_edges` are valid.
 
         The edges that a search for these alone would find.
         """
-        count = self.count[rows].clamp(max=num_neighbours)
-        return Edges(self.index[rows, :num_neighbours], self.relative[rows, :num_neighbours], count, is_whole)
+        count = self.count[queries].clamp(max=num_neighbours)
+        index = self.index[queries, :num_neighbours]
+        return Edges(index, self.relative[queries, :num_neighbours], count, _valid_rows(index, count, num_edges))
+
+
+def _valid_rows(index: Tensor, count: Tensor, num_edges: int) -> Tensor | None:
+    """Return the places of valid edges, without waiting for the device: the host knows their number."""
+    if num_edges == index.numel():
+        return None
+    first = torch.arange(len(count), device=count.device) * index.shape[1] - (count.cumsum(0) - count)
+    return torch.arange(num_edges, device=count.device) + first.repeat_interleave(count, output_size=num_edges)
 
 
 @dataclass(frozen=True)
@@ -107,19 +127,23 @@ def _build_coarser_level(fine: PyramidLevel, stride: int, num_neighbours: int) -
     points, offsets, downsampling = fine.points, fine.offsets, None
     if stride > 1:
         sizes = _read_sizes(fine.offsets)
-        num_samples = send_list([min(size, max(1, size // stride)) for size in sizes], points.device)
-        sample = packed_farthest_points(fine.points, num_samples, offsets=fine.offsets)
+        counts = [min(size, max(1, size // stride)) for size in sizes]
+        sample = packed_farthest_points(fine.points, send_list(counts, points.device), offsets=fine.offsets)
         points, offsets = fine.points[sample.index], sample.offsets
-        num_found = fine.neighbours.index.shape[1]
-        if num_found >= min(num_neighbours, max(sizes)):  # they have been found already
-            is_whole = all(size >= min(num_neighbours, num_found) for size in sizes if size)
-            downsampling = fine.neighbours.select(sample.index, num_neighbours, is_whole=is_whole)
+        wanted = min(num_neighbours, max(sizes))
+        if fine.neighbours.index.shape[1] >= wanted:  # they have been found already
+            num_edges = _count_edges(counts, sizes, wanted)
+            downsampling = fine.neighbours.select(sample.index, wanted, num_edges=num_edges)
         else:
             downsampling = _find_edges(fine.points, fine.offsets, num_neighbours, points, offsets)
     neighbours = _find_edges(points, offsets, num_neighbours)
     return PyramidLevel(
         points, offsets, neighbours, fine.points, downsampling, _interpolation_weights(points, offsets, fine)
     )
+
+
+def _count_edges(num_queries: list[int], sizes: list[int], num_neighbours: int) -> int:
+    return sum(count * min(size, num_neighbours) for count, size in zip(num_queries, sizes, strict=True))
 
 
 def _find_edges(
@@ -139,10 +163,12 @@ def _find_edges(
         queries=None if queries is None else queries.detach(),
         query_offsets=query_offsets,
     )
-    is_whole = all(size >= count for size in sizes if size)  # an empty cloud has no queries
+    num_edges = _count_edges(sizes if query_offsets is None else _read_sizes(query_offsets), sizes, count)
+    counts = neighbours.is_valid.sum(dim=1)
+    rows = _valid_rows(neighbours.index, counts, num_edges)
     relative = points[neighbours.index] - (points if queries is None else queries)[:, None]
-    relative = relative if is_whole else relative * neighbours.is_valid[..., None]
-    return Edges(neighbours.index, relative, neighbours.is_valid.sum(dim=1), is_whole)
+    relative = relative if rows is None else relative * neighbours.is_valid[..., None]
+    return Edges(neighbours.index, relative, counts, rows)
 
 
 def _read_sizes(offsets: Tensor) -> list[int]:

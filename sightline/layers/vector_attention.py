@@ -23,7 +23,6 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from sightline.layers.attention_score_kernels import attention_scores, mapped_sums, score_gradients
 from sightline.layers.batch_norm import (
     ShiftedSums,
     batch_statistics_gradients,
@@ -32,7 +31,11 @@ from sightline.layers.batch_norm import (
 )
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.pyramid import Edges
-from sightline.layers.vector_attention_kernels import (
+from sightline.ops.attention_scores import attention_scores, mapped_sums, score_gradients
+from sightline.ops.grouping import assert_rows
+from sightline.ops.numba_kernels import can_use_numba, cpu_autocast_dtype
+from sightline.ops.vector_attention import (
+    SHARE_PLANES,
     EdgeGradients,
     edge_sums,
     norm_sums,
@@ -44,11 +47,6 @@ from sightline.layers.vector_attention_kernels import (
     weighted_messages,
     weighted_messages_backward,
 )
-from sightline.ops.grouping import assert_rows
-from sightline.ops.numba_kernels import can_use_numba, cpu_autocast_dtype
-
-SHARE_PLANES = 8
-"""Channels that share a weight: channel c has the weight c modulo the number of weights."""
 
 
 class AttentionWeights(NamedTuple):
@@ -78,7 +76,7 @@ class _Normalised(NamedTuple):
     """Statistics of a batch norm in the forward pass: `scale` is the inverse deviation times the weight. All (C,)."""
 
     norm: nn.BatchNorm1d
-    num_values: Tensor | None
+    num_values: Tensor | int | None
     mean: Tensor
     inverse_deviation: Tensor
     scale: Tensor
@@ -291,7 +289,7 @@ def _through_reduction(
     centred = mapped.flatten(1) - _tile(reduced.mean, edges)
     to_mapped = grads.grad_normed.flatten(1).mul_(_tile(reduced.scale, edges))
     to_mapped.sub_(_tile(reduced.scale * constant, edges)).addcmul_(centred, _tile(-reduced.scale * slope, edges))
-    if not edges.is_whole:
+    if edges.rows is not None:
         to_mapped.view(mapped.shape).masked_fill_(~edges.is_valid[..., None], 0.0)
     to_bias = _sum_edges(to_mapped, edges)
     return _ThroughReduction(to_mapped.view(mapped.shape), to_bias, to_scale, grads.to_shift, grads.to_matrix)
@@ -439,33 +437,16 @@ class PlainVectorAttention(nn.Module):
     def forward(self, features: Tensor, edges: Edges) -> Tensor:
         """Map features (P, C) -> (P, C) over the edges (P, K)."""
         query, key, value = self.query(features), self.key(features), self.value(features)
-        is_valid = None if edges.is_whole else edges.is_valid
-        neighbour, query_index, relative = _list_edges(edges, is_valid)  # E edges of all clouds
-        code_EC = self.code(self.position(relative))
-        relation_EC = key[neighbour] - query[query_index] + code_EC
+        num_points, num_slots = edges.index.shape
+        point = torch.arange(num_points, device=features.device)[:, None].expand(-1, num_slots)
+        neighbour, own = edges.list_valid(edges.index), edges.list_valid(point)  # E edges of all clouds
+        code_EC = self.code(self.position(edges.list_valid(edges.relative)))
+        relation_EC = key[neighbour] - query[own] + code_EC
         score_EG = self.score(self.reduce(self.norm(relation_EC).relu()))
-        weight_PKG = _pad_edges(score_EG, edges, is_valid, -torch.inf).softmax(dim=1)
-        message_PKC = _pad_edges(value[neighbour] + code_EC, edges, is_valid, 0.0)
+        weight_PKG = edges.pad(score_EG, -torch.inf).softmax(dim=1)
+        message_PKC = edges.pad(value[neighbour] + code_EC, 0.0)
         shared = message_PKC.unflatten(-1, (SHARE_PLANES, -1)) * weight_PKG[:, :, None]
         return shared.sum(dim=1).flatten(1)
-
-
-def _list_edges(edges: Edges, is_valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return neighbour index, query index and relative position of every valid edge: (E,), (E,), (E, 3)."""
-    num_points, num_slots = edges.index.shape
-    query_index = torch.arange(num_points, device=edges.index.device)[:, None].expand(-1, num_slots)
-    if is_valid is None:
-        return edges.index.flatten(), query_index.flatten(), edges.relative.flatten(0, 1)
-    return edges.index[is_valid], query_index[is_valid], edges.relative[is_valid]
-
-
-def _pad_edges(of_edges: Tensor, edges: Edges, is_valid: Tensor | None, filling: float) -> Tensor:
-    """Pad edges (E, C) to (P, K, C), with `filling` in invalid slots."""
-    if is_valid is None:
-        return of_edges.unflatten(0, edges.index.shape)
-    padded = of_edges.new_full((*edges.index.shape, of_edges.shape[-1]), filling)
-    padded[is_valid] = of_edges
-    return padded
 
 
 class VectorAttention(PlainVectorAttention):

@@ -6,7 +6,7 @@ are installed. They work in anybody's module, with autograd, autocast and `torch
 
 from __future__ import annotations
 
-from sightline.ops.ball_query import ball_query, packed_ball_query
+from sightline.ops.ball_query import ball_query, packed_ball_query, radius, radius_graph
 from sightline.ops.batch_statistics import batch_statistics, statistics_gradients
 from sightline.ops.box_forms import box_convert, clip_boxes_to_image, masks_to_boxes, remove_small_boxes
 from sightline.ops.box_overlaps import (
@@ -18,7 +18,7 @@ from sightline.ops.box_overlaps import (
     generalized_box_iou,
 )
 from sightline.ops.edge_convolution import EdgeSums, edge_extremes, edge_gradients
-from sightline.ops.farthest_points import farthest_points, packed_farthest_points
+from sightline.ops.farthest_points import farthest_points, fps, packed_farthest_points, sample_farthest_points
 from sightline.ops.grouping import gather_points
 from sightline.ops.interpolation import interpolate, packed_interpolate
 from sightline.ops.losses import (
@@ -28,7 +28,16 @@ from sightline.ops.losses import (
     lovasz_softmax,
     sigmoid_focal_loss,
 )
-from sightline.ops.neighbours import Neighbours, nearest_neighbours, packed_nearest_neighbours
+from sightline.ops.neighbours import (
+    KNN,
+    Neighbours,
+    chamfer_distance,
+    knn,
+    knn_graph,
+    knn_points,
+    nearest_neighbours,
+    packed_nearest_neighbours,
+)
 from sightline.ops.points_in_boxes import points_in_boxes
 from sightline.ops.roi_align import roi_align
 from sightline.ops.rotations import (
@@ -43,6 +52,7 @@ from sightline.ops.suppression import batched_nms, nms, soft_nms
 from sightline.ops.surfaces import areas_and_normals, estimate_normals, sample_surface
 
 __all__ = [
+    "KNN",
     "EdgeSums",
     "Neighbours",
     "areas_and_normals",
@@ -55,6 +65,7 @@ __all__ = [
     "box_convert",
     "box_ioa",
     "box_iou",
+    "chamfer_distance",
     "clip_boxes_to_image",
     "complete_box_iou",
     "complete_box_iou_loss",
@@ -65,10 +76,14 @@ __all__ = [
     "estimate_normals",
     "euler_matrix",
     "farthest_points",
+    "fps",
     "gather_points",
     "generalized_box_iou",
     "generalized_box_iou_loss",
     "interpolate",
+    "knn",
+    "knn_graph",
+    "knn_points",
     "lovasz_softmax",
     "masks_to_boxes",
     "nearest_neighbours",
@@ -81,9 +96,12 @@ __all__ = [
     "packed_nearest_neighbours",
     "points_in_boxes",
     "quaternion_matrix",
+    "radius",
+    "radius_graph",
     "remove_small_boxes",
     "roi_align",
     "rotate_points",
+    "sample_farthest_points",
     "sample_surface",
     "sigmoid_focal_loss",
     "soft_nms",

@@ -26,9 +26,18 @@ from sightline.ops.distances import (
     upcast_for_comparison,
 )
 from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
+from sightline.ops.grouping import edges_of_rows, first_others
 from sightline.ops.neighbour_kernels import ball_query_by_tree
 from sightline.ops.operator import operator
-from sightline.ops.segments import assert_packed, first_rows, list_runs, locate_row, offsets_to_batch, read_both_sizes
+from sightline.ops.segments import (
+    assert_packed,
+    first_rows,
+    list_runs,
+    locate_row,
+    offsets_of_batches,
+    offsets_to_batch,
+    read_both_sizes,
+)
 from sightline.ops.waits import knows_list, require
 
 _ENTRIES_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}
@@ -80,6 +89,52 @@ def packed_ball_query(
     return _packed_ball_query(points, offsets, centres, centre_offsets, radius, num_neighbours, _may_be_empty(empty))
 
 
+def radius(
+    x: Tensor,
+    y: Tensor,
+    r: float,
+    batch_x: Tensor | None = None,
+    batch_y: Tensor | None = None,
+    max_num_neighbors: int = 32,
+) -> Tensor:
+    """Find the first rows of `x` (N, C) within `r` of each of `y` (M, C): edges (2, E), rows of y above those of x.
+
+    The rim counts. At most `max_num_neighbors` of each, the first by index; only within a segment of the batch vectors
+    (N,) and (M,), in rising order. `row, column = radius(scan, centres, 0.2)`. As in torch-cluster.
+    """
+    offsets, centre_offsets = offsets_of_batches(x, batch_x, y, batch_y)
+    index = packed_ball_query(
+        x,
+        offsets=offsets,
+        centres=y,
+        centre_offsets=centre_offsets,
+        radius=r,
+        num_neighbours=max_num_neighbors,
+        empty="mark",
+    )
+    return edges_of_rows(index, _is_found(index))
+
+
+def radius_graph(
+    x: Tensor, r: float, batch: Tensor | None = None, loop: bool = False, max_num_neighbors: int = 32
+) -> Tensor:
+    """Connect the rows of `x` (N, C) within `r` of each: edges (2, E), neighbours above the rows they are next to.
+
+    With `loop`, a row is its own neighbour. Otherwise as `radius`: `source, target = radius_graph(points, 0.1)`.
+    """
+    offsets, _ = offsets_of_batches(x, batch, x, batch)
+    count = max_num_neighbors if loop else max_num_neighbors + 1
+    index = packed_ball_query(x, offsets=offsets, centres=x, centre_offsets=offsets, radius=r, num_neighbours=count)
+    is_found = _is_found(index)
+    return edges_of_rows(index, is_found if loop else first_others(index, is_found, max_num_neighbors)).flip(0)
+
+
+def _is_found(index: Tensor) -> Tensor:
+    """Mark the places (M, K) of a ball query that do not repeat the first one, and are not marked as empty."""
+    is_leading = torch.arange(index.shape[1], device=index.device) == 0
+    return (index >= 0) & (is_leading | (index > index[:, :1]))
+
+
 def _may_be_empty(empty: Empty) -> bool:
     if empty not in ("refuse", "mark"):
         raise ValueError(f"empty: found {empty!r}, expected 'refuse' or 'mark'")
@@ -125,7 +180,7 @@ def _require_packed(
     return index
 
 
-@operator(launches=5, check=_check)
+@operator(launches=3, check=_check)
 def _ball_query(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, may_be_empty: bool) -> Tensor:
     """Compute all distances, for a bounded number of centres at a time."""
     num_samples, num_points, _ = points.shape
@@ -190,7 +245,7 @@ def _check_packed(
     assert_finite_rows(centres, lambda row: locate_row(row, centre_offsets), name="centres")
 
 
-@operator(launches=5, check=_check_packed)
+@operator(launches=3, check=_check_packed)
 def _packed_ball_query(
     points: Tensor,
     offsets: Tensor,

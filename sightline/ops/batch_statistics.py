@@ -108,8 +108,8 @@ def _(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    made = (origin.new_empty(origin.shape, dtype=dtype) for _ in range(2))
-    return *made, torch.empty_like(running_mean), torch.empty_like(running_var)
+    mean, inverse_deviation = torch.empty_like(origin, dtype=dtype), torch.empty_like(origin, dtype=dtype)
+    return mean, inverse_deviation, torch.empty_like(running_mean), torch.empty_like(running_var)
 
 
 @_statistics_gradients.fake

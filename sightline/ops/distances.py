@@ -96,7 +96,9 @@ def upcast_for_comparison(values: Tensor) -> Tensor:
 
 
 def assert_clouds(points: Tensor, *, name: str) -> None:
-    """Raise ValueError unless `points` are (clouds, points, channels)."""
+    """Raise ValueError unless `points` are a tensor (clouds, points, channels)."""
+    if not isinstance(points, Tensor):
+        raise ValueError(f"{name}: found a {type(points).__name__}, expected a tensor (clouds, points, channels)")
     if points.ndim != 3:
         raise ValueError(f"{name}: found the shape {tuple(points.shape)}, expected (clouds, points, channels)")
 
@@ -142,12 +144,13 @@ def assert_radius(radius: float) -> None:
 
 
 def assert_same_form(points: Tensor, queries: Tensor, *, name: str) -> None:
-    """Raise ValueError if `queries` (..., M, C) differ from `points` (..., N, C) in other axes than M, or in dtype."""
-    others = (points.shape[:-2], points.shape[-1:]), (queries.shape[:-2], queries.shape[-1:])
-    if queries.ndim != points.ndim or others[0] != others[1] or points.dtype != queries.dtype:
+    """Raise ValueError if `queries` (..., M, C) differ from `points` (..., N, C) in more than M."""
+    forms = [(rows.ndim, rows.shape[:-2], rows.shape[-1:], rows.dtype, rows.device) for rows in (points, queries)]
+    if forms[0] != forms[1]:
         raise ValueError(
-            f"{name} {tuple(queries.shape)} {queries.dtype} do not go with points {tuple(points.shape)} "
-            f"{points.dtype}; give both the same clouds and channels, in one precision"
+            f"{name} {tuple(queries.shape)} {queries.dtype} on {queries.device} do not go with points "
+            f"{tuple(points.shape)} {points.dtype} on {points.device}; give both the same clouds and channels, in one "
+            "precision on one device"
         )
 
 

@@ -22,7 +22,15 @@ from sightline.ops.distances import (
 from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
 from sightline.ops.numba_kernels import numba_kernel, run_parallel
 from sightline.ops.operator import operator
-from sightline.ops.segments import first_rows, list_runs, locate_row, read_sizes
+from sightline.ops.segments import (
+    first_rows,
+    list_runs,
+    locate_row,
+    offsets_of_batches,
+    offsets_to_batch,
+    pack,
+    read_sizes,
+)
 from sightline.ops.trees import LEAF_SIZE, build_curve_trees
 from sightline.ops.waits import read_list, require, send_list
 
@@ -91,6 +99,51 @@ def packed_farthest_points(
     points = upcast_for_comparison(points)
     index = _packed_farthest_points(points, offsets, first, sample_offsets, sizes, counts, max_distance)
     return PackedSample(index, sample_offsets)
+
+
+def fps(
+    x: Tensor,
+    batch: Tensor | None = None,
+    ratio: float = 0.5,
+    random_start: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Sample ceil(ratio * n) farthest rows of each of the segments of `x` (N, C): rows (M,) int64.
+
+    `batch` (N,) is the segment of each row, in rising order. The first sample is a segment's first row, or with
+    `random_start` one drawn by `generator`: `chosen = fps(points, batch, ratio=0.25)`. Otherwise as
+    `packed_farthest_points`. Arguments are those of torch-cluster, which draws the start unless told not to.
+    """
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio: found {ratio:g}, expected a share of 0 to 1")
+    offsets, _ = offsets_of_batches(x, batch, x, batch)
+    sizes = offsets.diff()
+    drawn = torch.rand(len(sizes), generator=generator).to(x.device) if random_start else torch.zeros_like(sizes)
+    num_samples = (ratio * sizes.double()).ceil().long()
+    return packed_farthest_points(x, num_samples, offsets=offsets, start=(drawn * sizes).long()).index
+
+
+def sample_farthest_points(
+    points: Tensor,
+    lengths: Tensor | None = None,
+    K: int = 50,
+) -> tuple[Tensor, Tensor]:
+    """Sample K farthest points of `points` (B, N, C), clouds of `lengths` (B,) points: points (B, K, C), index (B, K).
+
+    A cloud of fewer points gives all; the places left contain 0, and the index -1. Points have gradients:
+    `centres, index = sample_farthest_points(points, K=128)`. Arguments and results are those of PyTorch3D.
+    """
+    assert_clouds(points, name="points")
+    sizes = torch.full((len(points),), points.shape[1], device=points.device) if lengths is None else lengths
+    rows, offsets = pack(points.detach(), mask=torch.arange(points.shape[1], device=points.device) < sizes[:, None])
+    counts = sizes.clamp(max=K)
+    chosen = packed_farthest_points(rows, counts, offsets=offsets).index
+    is_chosen = torch.arange(K, device=points.device) < counts[:, None]
+    index = torch.full_like(is_chosen, -1, dtype=torch.int64)
+    index[is_chosen] = chosen - offsets[offsets_to_batch(offsets, len(rows))[chosen]]
+    cloud = torch.arange(len(points), device=points.device)[:, None]
+    return points[cloud, index.clamp(min=0)] * is_chosen[..., None], index
 
 
 def _check(points: Tensor, first: Tensor, num_samples: int, max_distance: float, min_squared_norm: float) -> None:

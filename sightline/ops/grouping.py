@@ -64,3 +64,15 @@ def _assert_inside(index: Tensor, num_points: int) -> None:
                 "clouds"
             ),
         )
+
+
+def edges_of_rows(index: Tensor, is_valid: Tensor) -> Tensor:
+    """List the valid neighbours `index` (M, K) as edges (2, E): rows 0 .. M - 1 above their neighbours."""
+    row, _ = is_valid.nonzero(as_tuple=True)
+    return torch.stack([row, index[is_valid]])
+
+
+def first_others(index: Tensor, is_valid: Tensor, count: int) -> Tensor:
+    """Mark (M, K) the first `count` valid neighbours `index` of each row that are not the row itself."""
+    is_other = is_valid & (index != torch.arange(len(index), device=index.device)[:, None])
+    return is_other & (is_other.cumsum(dim=1) <= count)

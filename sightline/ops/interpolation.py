@@ -11,9 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sightline.ops.distances import paired_squared_distances, upcast_for_comparison
+from sightline.ops.distances import paired_squared_distances, strides_of_clouds, upcast_for_comparison
+from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
 from sightline.ops.grouping import gather_points
 from sightline.ops.neighbours import nearest_neighbours, packed_nearest_neighbours
+from sightline.ops.operator import operator
 
 Weighting = Literal["inverse_square", "inverse"]
 _SOFTENING = 1e-8
@@ -87,6 +89,13 @@ def inverse_distance_weights(
     0 if not `is_valid`.
     """
     points, queries = upcast_for_comparison(points), upcast_for_comparison(queries)
+    return _inverse_distance_weights(points, queries, index, is_valid, weighting)
+
+
+@operator(launches=1)
+def _inverse_distance_weights(
+    points: Tensor, queries: Tensor, index: Tensor, is_valid: Tensor | None, weighting: str
+) -> Tensor:
     distances = paired_squared_distances(queries[:, :, None], gather_points(points, index))
     if weighting == "inverse":
         distances = distances.sqrt()
@@ -94,3 +103,81 @@ def inverse_distance_weights(
     if is_valid is not None:
         weights = weights * is_valid
     return weights / weights.sum(dim=-1, keepdim=True)
+
+
+@_inverse_distance_weights.fake
+def _(points: Tensor, queries: Tensor, index: Tensor, is_valid: Tensor | None, weighting: str) -> Tensor:
+    return points.new_empty(index.shape)
+
+
+@_inverse_distance_weights.gpu_kernel()
+def _(points: Tensor, queries: Tensor, index: Tensor, is_valid: Tensor | None, weighting: str) -> Tensor:
+    weights, num_neighbours = points.new_empty(index.shape), index.shape[-1]
+    num_queries = index[..., 0].numel()
+    _weigh.launch(
+        (-(-num_queries // _QUERIES),),
+        points,
+        queries,
+        index.contiguous(),
+        is_valid if is_valid is None else is_valid.contiguous(),
+        weights,
+        num_queries,
+        index.shape[1],
+        num_neighbours,
+        *strides_of_clouds(points),
+        *strides_of_clouds(queries),
+        SOFTENING=_SOFTENING,
+        IS_SQUARE=weighting != "inverse",
+        CHANNELS=points.shape[-1],
+        SLOTS=next_power_of_2(num_neighbours),
+        QUERIES=_QUERIES,
+        num_warps=1,
+    )
+    return weights
+
+
+_QUERIES = 32
+
+
+@gpu_kernel
+def _weigh(  # type: ignore[no-untyped-def]
+    points,
+    queries,
+    index,
+    is_valid,
+    weights,
+    num_queries,
+    num_of_cloud,
+    num_neighbours,
+    cloud_step,
+    point_step,
+    channel_step,
+    query_cloud_step,
+    query_step,
+    query_channel_step,
+    SOFTENING: tl.constexpr,
+    IS_SQUARE: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    QUERIES: tl.constexpr,
+):
+    query = tl.program_id(0).to(tl.int64) * QUERIES + tl.arange(0, QUERIES)[:, None]
+    slot = tl.arange(0, SLOTS)[None, :]
+    is_query = query < num_queries
+    is_place = is_query & (slot < num_neighbours)
+    place, cloud, row = query * num_neighbours + slot, query // num_of_cloud, query % num_of_cloud
+    to_points = points + cloud * cloud_step + tl.load(index + place, mask=is_place, other=0) * point_step
+    to_queries = queries + cloud * query_cloud_step + row * query_step
+    distances = tl.zeros([QUERIES, SLOTS], tl.float32)
+    for _ in range(CHANNELS):
+        difference = tl.load(to_queries, mask=is_query, other=0.0) - tl.load(to_points, mask=is_place, other=0.0)
+        distances += difference * difference
+        to_points += channel_step
+        to_queries += query_channel_step
+    if not IS_SQUARE:
+        distances = tl.sqrt_rn(distances)
+    shares = tl.where(is_place, tl.div_rn(tl.full([QUERIES, SLOTS], 1.0, tl.float32), distances + SOFTENING), 0.0)
+    if is_valid is not None:
+        shares = tl.where(tl.load(is_valid + place, mask=is_place, other=0) != 0, shares, 0.0)
+    total = tl.sum(shares, axis=1)[:, None] + tl.zeros_like(shares)
+    tl.store(weights + place, tl.div_rn(shares, total), mask=is_place)

@@ -8,9 +8,11 @@ Source: the neighbourhood of Wang et al. 2019, section 3.1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sightline.ops.distances import (
     FEW_CHANNELS,
@@ -27,6 +29,7 @@ from sightline.ops.distances import (
     upcast_for_comparison,
 )
 from sightline.ops.gpu_kernels import gpu_kernel, next_power_of_2, tl
+from sightline.ops.grouping import edges_of_rows, first_others, gather_points
 from sightline.ops.neighbour_kernels import neighbours_by_product, neighbours_by_tree
 from sightline.ops.operator import operator
 from sightline.ops.segments import (
@@ -34,8 +37,11 @@ from sightline.ops.segments import (
     first_rows,
     list_runs,
     locate_row,
+    offsets_of_batches,
     offsets_to_batch,
+    pack,
     read_both_sizes,
+    unpack,
 )
 from sightline.ops.waits import is_exporting, knows_list
 
@@ -110,6 +116,88 @@ def packed_nearest_neighbours(
         queries = upcast_for_comparison(queries)
     points = upcast_for_comparison(points)
     return Neighbours(*_packed_nearest_neighbours(points, offsets, queries, query_offsets, num_neighbours))
+
+
+# --- By the names of other libraries ----------------------------------------------------------------------------------
+
+
+class KNN(NamedTuple):
+    """Squared distances and indices (B, P1, K), and the neighbours themselves (B, P1, K, C) if they are asked for."""
+
+    dists: Tensor
+    idx: Tensor
+    knn: Tensor | None
+
+
+def knn_points(
+    p1: Tensor,
+    p2: Tensor,
+    lengths1: Tensor | None = None,
+    lengths2: Tensor | None = None,
+    K: int = 1,
+    return_nn: bool = False,
+) -> KNN:
+    """Find the K nearest points of `p2` (B, P2, C) to each of `p1` (B, P1, C), and squared distances with gradients.
+
+    `lengths1` and `lengths2` (B,) are the numbers of points of padded clouds. Places without a point, or beyond the
+    points of a cloud of `p2`, contain 0. `dists, idx, _ = knn_points(scan, mesh_points, K=3)`. Raises ValueError as
+    `nearest_neighbours`. Arguments and results are those of PyTorch3D.
+    """
+    assert_clouds(p1, name="p1")
+    assert_clouds(p2, name="p2")
+    sizes = [
+        torch.full((len(points),), points.shape[1], device=p1.device) if given is None else given
+        for points, given in ((p1, lengths1), (p2, lengths2))
+    ]
+    (queries, query_offsets), (points, offsets) = (
+        pack(each.detach(), mask=torch.arange(each.shape[1], device=p1.device) < own[:, None])
+        for each, own in zip((p1, p2), sizes, strict=True)
+    )
+    near = packed_nearest_neighbours(
+        points, offsets=offsets, num_neighbours=K, queries=queries, query_offsets=query_offsets
+    )
+    cloud = offsets_to_batch(query_offsets, len(queries))
+    index, _ = unpack((near.index - offsets[cloud][:, None]) * near.is_valid, offsets=query_offsets)
+    is_valid, _ = unpack(near.is_valid, offsets=query_offsets)
+    index, is_valid = (F.pad(each, (0, 0, 0, p1.shape[1] - each.shape[1])) for each in (index, is_valid))
+    nearest = gather_points(p2, index)
+    distances = (p1[:, :, None] - nearest).square().sum(dim=-1).masked_fill(~is_valid, 0)
+    return KNN(distances, index, nearest.masked_fill(~is_valid[..., None], 0) if return_nn else None)
+
+
+def chamfer_distance(x: Tensor, y: Tensor, x_lengths: Tensor | None = None, y_lengths: Tensor | None = None) -> Tensor:
+    """Compute the mean squared distance of points `x` (B, P1, C) to the nearest of `y` (B, P2, C), plus that of y to x.
+
+    A mean of each cloud, then over the clouds, with gradients: `chamfer_distance(predicted, scan).backward()`.
+    """
+    there = knn_points(x, y, x_lengths, y_lengths).dists[..., 0].sum(dim=1)
+    back = knn_points(y, x, y_lengths, x_lengths).dists[..., 0].sum(dim=1)
+    counts = x.shape[1] if x_lengths is None else x_lengths, y.shape[1] if y_lengths is None else y_lengths
+    return (there / counts[0] + back / counts[1]).mean()
+
+
+def knn(x: Tensor, y: Tensor, k: int, batch_x: Tensor | None = None, batch_y: Tensor | None = None) -> Tensor:
+    """Find the k nearest rows of `x` (N, C) to each of `y` (M, C): edges (2, E), rows of y above those of x.
+
+    In order of y, then of (distance, index); only within a segment of the batch vectors (N,) and (M,), in rising order.
+    `row, column = knn(scan, centres, 8)`. Raises ValueError as `packed_nearest_neighbours`. As in torch-cluster.
+    """
+    offsets, query_offsets = offsets_of_batches(x, batch_x, y, batch_y)
+    near = packed_nearest_neighbours(x, offsets=offsets, num_neighbours=k, queries=y, query_offsets=query_offsets)
+    return edges_of_rows(near.index, near.is_valid)
+
+
+def knn_graph(x: Tensor, k: int, batch: Tensor | None = None, loop: bool = False) -> Tensor:
+    """Connect the k nearest rows of `x` (N, C) to each: edges (2, E), neighbours above the rows they are next to.
+
+    With `loop`, a row is its own neighbour, one of the k. `source, target = knn_graph(points, 6)`. As in torch-cluster.
+    """
+    offsets, _ = offsets_of_batches(x, batch, x, batch)
+    near = packed_nearest_neighbours(x, offsets=offsets, num_neighbours=k if loop else k + 1)
+    return edges_of_rows(near.index, near.is_valid if loop else first_others(near.index, near.is_valid, k)).flip(0)
+
+
+# --- Dense ------------------------------------------------------------------------------------------------------------
 
 
 def _check(points: Tensor, queries: Tensor | None, num_neighbours: int) -> None:
@@ -236,7 +324,7 @@ def _find_packed_in_graph(
     cloud_N, cloud_M = (offsets_to_batch(o, len(rows)) for rows, o in ((points, offsets), (asking, asking_offsets)))
     distances = squared_distances(asking.mT[:, None], points.mT[:, None])[0]
     distances = distances.masked_fill(cloud_M[:, None] != cloud_N, torch.inf)
-    filled = torch.nn.functional.pad(distances, (0, num_neighbours), value=torch.inf)  # there may be fewer
+    filled = F.pad(distances, (0, num_neighbours), value=torch.inf)  # there may be fewer
     index = filled.topk(num_neighbours, largest=False, sorted=True).indices
     is_valid = torch.arange(num_neighbours, device=points.device) < offsets.diff()[cloud_M][:, None]
     return torch.where(is_valid, index, offsets[cloud_M][:, None]), is_valid
@@ -310,6 +398,7 @@ def _launch(
         SLOTS=slots,
         QUERIES=in_block,
         BLOCK=16 if points.shape[-1] <= FEW_CHANNELS else 32,
+        STEP=8,
         num_warps=1,
     )
 
@@ -336,10 +425,12 @@ def _find_nearest(  # type: ignore[no-untyped-def]
     SLOTS: tl.constexpr,
     QUERIES: tl.constexpr,
     BLOCK: tl.constexpr,
+    STEP: tl.constexpr,
 ):
     """Keep each query's best keys, (distance, index) in 64 bits, in any order; a nearer one replaces the last of them.
 
     A block of points is looked at as long as one of the queries finds a nearer one in it: seldom after the first ones.
+    One of `STEP` blocks is taken at first: where near points follow one another, that halves these looks.
     """
     largest = 0x7FFFFFFFFFFFFFFF
     cloud = (tl.program_id(0) // num_blocks).to(tl.int64)
@@ -355,7 +446,8 @@ def _find_nearest(  # type: ignore[no-untyped-def]
     # Slots that are empty differ, so that one is replaced at a time; those beyond the neighbours never are.
     best = tl.where((slot < num_neighbours) & is_query[None, :], largest - slot.to(tl.int64), -1)
     worst = tl.max(best, axis=0)
-    for begin in range(0, count, BLOCK):
+    begin, first = 0, 0
+    for _ in range(tl.cdiv(count, BLOCK)):
         point = begin + tl.arange(0, BLOCK)
         is_point = point < count
         distances = tile_of_distances(
@@ -379,6 +471,10 @@ def _find_nearest(  # type: ignore[no-untyped-def]
             worst = tl.max(best, axis=0)
             keys = tl.where(keys == nearest[None, :], largest, keys)
             nearest = tl.min(keys, axis=0)
+        begin += STEP * BLOCK
+        is_over = begin >= count
+        first = tl.where(is_over, first + BLOCK, first)
+        begin = tl.where(is_over, first, begin)
     best = tl.where(slot < num_neighbours, best, largest)
     place = (first_query + query) * num_neighbours
     for rank in range(num_neighbours):

@@ -116,3 +116,21 @@ def batch_to_offsets(batch: Tensor, num_segments: int) -> Tensor:
 def offsets_to_batch(offsets: Tensor, num_rows: int) -> Tensor:
     """Convert offsets (S+1,) to a batch vector (num_rows,), the segment of each row, int64."""
     return torch.searchsorted(offsets, torch.arange(num_rows, device=offsets.device), right=True) - 1
+
+
+def offsets_of_batches(
+    rows: Tensor, batch: Tensor | None, others: Tensor, other_batch: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Convert the batch vectors of two sets of rows, None for one segment, to offsets (S+1,) of the same segments.
+
+    Raises ValueError for a vector of other rows, or one that falls. Waits for the device.
+    """
+    batches = [
+        torch.zeros(len(each), dtype=torch.int64, device=rows.device) if given is None else given
+        for each, given in ((rows, batch), (others, other_batch))
+    ]
+    for each, own in zip((rows, others), batches, strict=True):
+        if own.shape != each.shape[:1] or bool((own.diff() < 0).any()):
+            raise ValueError(f"batch {tuple(own.shape)} of {len(each)} rows; give the segment of each, in rising order")
+    num_segments = max((int(own[-1]) + 1 for own in batches if len(own)), default=0)
+    return batch_to_offsets(batches[0], num_segments), batch_to_offsets(batches[1], num_segments)

@@ -13,8 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.ops.distances import assert_clouds
 from sightline.ops.grouping import gather_points
 from sightline.ops.neighbours import nearest_neighbours
+from sightline.ops.operator import operator
+from sightline.ops.waits import is_recording, require
 
 
 class SurfacePoints(NamedTuple):
@@ -161,6 +164,12 @@ def estimate_normals(points: Tensor, *, num_neighbours: int = 16) -> Tensor:
     have no normal. Otherwise as `nearest_neighbours`.
     Source: Hoppe et al. 1992, section 3.2; the sign is a rule of this project.
     """
+    assert_clouds(points, name="points")
+    return _estimate_normals(points.detach(), num_neighbours)
+
+
+@operator()
+def _estimate_normals(points: Tensor, num_neighbours: int) -> Tensor:
     index = nearest_neighbours(points, num_neighbours=num_neighbours)
     wide = points.double()
     chunk = max(1, _ENTRIES_AT_ONCE // max(1, len(points) * num_neighbours * 3))
@@ -170,21 +179,29 @@ def estimate_normals(points: Tensor, *, num_neighbours: int = 16) -> Tensor:
     return oriented.to(points.dtype) if points.is_floating_point() else oriented
 
 
+@_estimate_normals.fake
+def _(points: Tensor, num_neighbours: int) -> Tensor:
+    return points.new_empty(points.shape, dtype=points.dtype if points.is_floating_point() else torch.float64)
+
+
 def _smallest_axis(points: Tensor, index: Tensor, first: int) -> Tensor:
     """Return the eigenvector (B, M, 3) of the smallest eigenvalue of each neighbourhood's covariance."""
     near_BMK3 = gather_points(points, index)
     near_BMK3 = near_BMK3 - near_BMK3.mean(dim=2, keepdim=True)
     covariances = near_BMK3.mT @ near_BMK3
-    if not bool(covariances.isfinite().all()):  # `eigh` would not end, or name a matrix of its own
+    if not (is_recording() or bool(covariances.isfinite().all())):  # `eigh` would not end, or name a matrix of its own
         raise ValueError(f"points: found coordinates up to {points.abs().max():.4g}, their squares are beyond float64")
     values, vectors = torch.linalg.eigh(covariances)
     has_none = values[..., 1] <= _FLAT * values[..., 2]
-    if bool(has_none.any()):
+
+    def make_error() -> ValueError:
         sample, point = has_none.nonzero()[0].tolist()
-        raise ValueError(
+        return ValueError(
             f"points[{sample}]: the {index.shape[2]} points nearest to point {first + point} lie on one line or in "
             "one place and have no normal; raise num_neighbours, or drop duplicate points"
         )
+
+    require(~has_none, make_error)
     return vectors[..., 0]
 
 

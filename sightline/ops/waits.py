@@ -106,7 +106,7 @@ def send(values: Tensor, device: torch.device, dtype: torch.dtype | None = None)
         values = values.pin_memory()  # from pageable memory the copy would wait for the device
     sent = values.to(device, dtype or values.dtype, non_blocking=is_of_host)
     is_known = is_of_host and not values.is_floating_point() and values.numel() <= _MAX_KNOWN
-    if is_known and not is_free_to_read(sent) and not is_recording():
+    if is_known and not (is_free_to_read(sent) or is_recording() or torch.compiler.is_compiling()):
         sent._host_values = _version(sent), values.tolist()  # type: ignore[attr-defined]
     return sent
 
@@ -114,8 +114,7 @@ def send(values: Tensor, device: torch.device, dtype: torch.dtype | None = None)
 def send_list(values: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
     """Copy a list of numbers (n,), or a nested one, to `device` without waiting."""
     sent = send(torch.tensor(values, dtype=dtype), device)
-    if is_recording():  # a graph knows sizes, not values
-        sent._host_values = _version(sent), list(values)  # type: ignore[attr-defined]
+    sent._host_values = _version(sent), list(values)  # type: ignore[attr-defined]  # a graph knows sizes, not values
     return sent
 
 
@@ -126,13 +125,13 @@ def read_list(values: Tensor) -> list[Any]:
     """
     if not isinstance(values, Tensor):
         raise ValueError(f"found a {type(values).__name__} of offsets or numbers; give a tensor: torch.tensor(...)")
-    version, known = getattr(values, "_host_values", (None, []))
-    return known if version == _version(values) else values.tolist()
+    known = _get_known(values, "_host_values")
+    return values.tolist() if known is None else known
 
 
 def knows_list(values: Tensor) -> bool:
     """Return True if `read_list` needs no device: the host sent these values (...), or a graph knows them."""
-    return getattr(values, "_host_values", (None,))[0] == _version(values)
+    return _get_known(values, "_host_values") is not None
 
 
 def call_on_host(function: Callable[..., Any], *arguments: Any, device: torch.device) -> Any:
@@ -162,8 +161,8 @@ def find_positive(values: Tensor) -> tuple[Tensor, ...]:
 
 def get_positive(values: Tensor) -> tuple[Tensor, ...] | None:
     """Return what `find_positive` or `remember_positive` stored for values (...), if they are unchanged."""
-    version, index = getattr(values, "_positive", (None, None))
-    return index if version == _version(values) else None
+    index: tuple[Tensor, ...] | None = _get_known(values, "_positive")
+    return index
 
 
 def remember_positive(values: Tensor, index: tuple[Tensor, ...]) -> None:
@@ -171,5 +170,11 @@ def remember_positive(values: Tensor, index: tuple[Tensor, ...]) -> None:
     values._positive = _version(values), index  # type: ignore[attr-defined]
 
 
+def _get_known(values: Tensor, name: str) -> Any:
+    """Return what was stored with values that are unchanged; what a compiled graph gets is as it was sent."""
+    version, known = getattr(values, name, (None, None))
+    return known if torch.compiler.is_compiling() or version == _version(values) else None
+
+
 def _version(values: Tensor) -> int:
-    return -1 if values.is_inference() else values._version
+    return -1 if torch.compiler.is_compiling() or values.is_inference() else values._version

@@ -16,7 +16,7 @@ from torch import nn
 from sightline.config import RunConfig, read_config
 from sightline.contract.errors import UserError
 from sightline.contract.types import CloudInputSpec, DataInfo, Dealing, Field, Folds, ScanInputSpec
-from sightline.layers.quantisation.parametrised import weight_sizes
+from sightline.parts.quantisation.parametrised import weight_sizes
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import assert_sha256, evaluated_sha256, resolve_weights
 from sightline.runs.preprocessing_signature import preprocessing_signature, signature_differences, training_differences

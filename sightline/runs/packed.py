@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import CheckpointError, UserError
 from sightline.contract.regular_files import assert_fits_memory, check_regular_file, parse_json, read_regular_file
-from sightline.layers.quantisation.parametrised import (
+from sightline.parts.quantisation.parametrised import (
     Codebook,
     HalfPrecision,
     UniformQuantiser,

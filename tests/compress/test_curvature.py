@@ -17,7 +17,7 @@ from sightline.contract.errors import UserError
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.distributed import World
 from sightline.engine.step import Step, prepare_step, single_batch_step
-from sightline.layers.quantisation.linear import quantisable_weights
+from sightline.parts.quantisation.linear import quantisable_weights
 from sightline.workbench.compress.policy import WeightFormat
 from sightline.workbench.compress.policy_simulator import PolicySimulator
 from sightline.workbench.compress.run_problem import build_curvature, hessian_product, hessian_traces

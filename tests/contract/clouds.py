@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from sightline.areas.scans.range_projection import Project
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.loss import Loss
-from sightline.layers.quantisation.parametrised import apply_policy
 from sightline.parts.losses.classification import CrossEntropy, Distillation, LovaszSoftmax
 from sightline.parts.metrics.labels import IoU
+from sightline.parts.quantisation.parametrised import apply_policy
 from sightline.parts.tasks.distillation import DistillationTask, add_teacher_keys
 from sightline.parts.tasks.segment import Segment
 from sightline.parts.tasks.supervised import Classify, Supervised

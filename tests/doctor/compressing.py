@@ -20,7 +20,7 @@ from torch import nn
 from sightline.config import read_config
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.layers.quantisation.linear import quantisable_weights
+from sightline.parts.quantisation.linear import quantisable_weights
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.finding import Finding
 from tests.conftest import ROOT

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import ConfigError
 from sightline.engine.optimizers import SGD, Adam, AdamW, OptimizerSpec, RMSprop, apply_freezing, format_module_rates
-from sightline.layers.quantisation.parametrised import apply_policy, quantised_weights
+from sightline.parts.quantisation.parametrised import apply_policy, quantised_weights
 from tests.cases import run_each
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.layers.dense_vector_attention import (
+from sightline.areas.clouds.models.pct import OffsetAttention, SelfAttention
+from sightline.areas.clouds.models.point_transformer_dense import (
     DenseVectorAttention,
 )
 from sightline.layers.pyramid import Edges, build_pyramid
-from sightline.layers.transformer import OffsetAttention, SelfAttention
 from sightline.layers.vector_attention import PlainVectorAttention, VectorAttention
 from sightline.ops import gather_points, nearest_neighbours, numba_kernels
 from sightline.published.translation import convert_state_dict, translate_key
@@ -83,7 +83,7 @@ def test_agrees_with_the_reference(shared: Path, form: type[PlainVectorAttention
     points, offsets = golden.tensor("in.coord"), F.pad(golden.tensor("in.offset").long(), (1, 0))
     masked = build_pyramid(points, offsets=offsets, strides=(1,), num_neighbours=(8,))[0].neighbours
     index = torch.where(masked.is_valid, masked.index, offsets[:-1].repeat_interleave(offsets.diff())[:, None])
-    padded = Edges(index, points[index] - points[:, None], torch.full((26,), 8), is_whole=True)
+    padded = Edges(index, points[index] - points[:, None], torch.full((26,), 8))
 
     alone = layer.eval()(golden.tensor("in.feat"), masked)[:20]
     assert_near_largest(alone, golden.tensor("eval.out.out")[:20], BOUND, "the cloud that is large enough, masked")
@@ -123,7 +123,7 @@ def test_float32_errs_no_more_than_the_plain_form() -> None:
     edges = edges_of((200,), 16, dtype=torch.float32)
     plain, _ = pair_of_layers(32)
     features, weight = torch.randn(200, 32), torch.randn(200, 32)
-    wide = Edges(edges.index, edges.relative.double(), edges.count, edges.is_whole)
+    wide = Edges(edges.index, edges.relative.double(), edges.count, edges.rows)
     exact = run(OnEdges(plain, wide), {"features": features.double()}, weight.double())
     errors = []
     for layer in pair_of_layers(32):
@@ -139,7 +139,7 @@ class OnEdgesOfAnyFormat(OnEdges):
     def forward(self, features: Tensor) -> Tensor:
         edges = self.clouds[0]
         relative = edges.relative.to(next(self.parameters()).dtype)
-        return self.attention(features, Edges(edges.index, relative, edges.count, edges.is_whole))
+        return self.attention(features, Edges(edges.index, relative, edges.count, edges.rows))
 
 
 @pytest.mark.parametrize("is_training", [True, False])
@@ -201,7 +201,7 @@ def test_what_the_kernels_cannot_take_goes_the_plain_way(changes: dict[str, Any]
     """Half precision, and gradients of the places, which the plain form alone has."""
     edges = edges_of((20,), 6)
     relative = edges.relative.to(changes.get("dtype", torch.float64)).requires_grad_("requires_grad" in changes)
-    edges = Edges(edges.index, relative, edges.count, edges.is_whole)
+    edges = Edges(edges.index, relative, edges.count, edges.rows)
     plain, fused = (layer.to(relative.dtype) for layer in pair_of_layers(16))
     features = torch.randn(20, 16).to(relative.dtype)
     assert torch.equal(fused(features, edges), plain(features, edges))
@@ -223,9 +223,7 @@ def test_rows_that_leave_the_cloud_are_refused() -> None:
     index = edges.index.clone()
     index[3, 2] = 10
     with pytest.raises(ValueError, match=r"rows 0\.\.10 named in clouds of 10 points"):
-        VectorAttention(channels=8).double()(
-            torch.randn(10, 8).double(), Edges(index, edges.relative, edges.count, is_whole=True)
-        )
+        VectorAttention(channels=8).double()(torch.randn(10, 8).double(), Edges(index, edges.relative, edges.count))
 
 
 # --- Dense vector attention: the authors' block ---

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.layers.pooling import LinearNormMax, LinearNormPool
-from sightline.layers.pyramid import PyramidLevel, build_pyramid
-from sightline.layers.transitions import (
+from sightline.areas.scenes.transitions import (
     GlobalContext,
     TransitionDown,
     TransitionUp,
     segment_mean,
 )
+from sightline.layers.pooling import LinearNormMax, LinearNormPool
+from sightline.layers.pyramid import PyramidLevel, build_pyramid
 from tests.golden_parity import Golden, assert_gradients_and_buffers, assert_outputs, each_mode, load_golden
 from tests.layers.passes import (
     BOUND,
@@ -242,7 +242,7 @@ def between(golden: Golden) -> PyramidLevel:
     from sightline.layers.pyramid import Edges, _interpolation_weights
 
     fine, coarse = golden.tensor("in.coord1"), golden.tensor("in.coord2")
-    none = Edges(torch.zeros(0, 1), torch.zeros(0, 1, 3), torch.zeros(0), is_whole=True)
+    none = Edges(torch.zeros(0, 1), torch.zeros(0, 1, 3), torch.zeros(0))
     above = PyramidLevel(fine, with_zero(golden.tensor("in.offset1")), none)
     offsets = with_zero(golden.tensor("in.offset2"))
     return PyramidLevel(coarse, offsets, none, fine, None, _interpolation_weights(coarse, offsets, above))

@@ -117,12 +117,28 @@ def test_gradients_by_torch_func_are_those_of_backward(name: str) -> None:
         torch.testing.assert_close(found[name], weight.grad, rtol=1e-9, atol=1e-9, msg=name)
 
 
-def trained(model: nn.Module, order: str) -> dict[str, Tensor]:
-    """Weights after a step of SGD, gradients passed through the buckets that several processes add up."""
-    model = ORDERS[order](copy.deepcopy(model)).train()
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own tracing does
+@pytest.mark.parametrize("name", ["dgcnn", "pct", "pointnet", "pointnet2", "point_transformer_dense"])
+def test_a_network_compiles_to_one_graph(name: str) -> None:
+    model = without_dropout(small_model(name).train())
+    inputs = make_inputs(model, 3)
+    torch.compiler.reset()
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    found, expected = compiled(**inputs)["logits"], model(**inputs)["logits"]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    found.square().sum().backward()
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0  # masks are drawn in the order of memory
+            module.p = 0.0
+    return model
+
+
+def trained(model: nn.Module, order: str) -> dict[str, Tensor]:
+    """Weights after a step of SGD, gradients passed through the buckets that several processes add up."""
+    model = without_dropout(ORDERS[order](copy.deepcopy(model)).train())  # masks are drawn in the order of memory
     optimizer = SGD(lr=1e-3).build(model)
     parameters = list(model.parameters())
     torch.manual_seed(1)

@@ -66,7 +66,7 @@ def _edges_as_theirs(
     index = first[:, None].repeat(1, num_neighbours)
     index[:, : edges.index.shape[1]] = edges.index
     relative = points[index] - queries[:, None]
-    return Edges(index, relative, torch.full_like(edges.count, num_neighbours), is_whole=True)
+    return Edges(index, relative, torch.full_like(edges.count, num_neighbours))
 
 
 def _spread_as_theirs(level: PyramidLevel, finer: PyramidLevel) -> InterpolationWeights:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.areas.pose.losses import HeatmapCrossEntropy, HeatmapMSE
-from sightline.areas.pose.v2v import V2V, ScaleNet, V2VSmall
-from sightline.layers.images import ResidualBlock3d, UpsampleBlock3d
+from sightline.areas.pose.v2v import V2V, ResidualBlock3d, ScaleNet, UpsampleBlock3d, V2VSmall
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,

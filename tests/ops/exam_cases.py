@@ -97,6 +97,18 @@ def _query_packed_balls(dtype: torch.dtype) -> tuple[Any, ...]:
     return points, OFFSETS, points[::4] + 0.125, torch.tensor([0, 10, 10, 10, 20]), 0.6, 5, True
 
 
+def _weigh(weighting: str, num_channels: int, *, has_mask: bool) -> Any:
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        generator = torch.Generator().manual_seed(2)
+        points, queries = clouds(dtype, 2, 20, num_channels), clouds(dtype, 2, 37, num_channels, seed=1)
+        index = torch.randint(0, 20, (2, 37, 3), generator=generator)
+        is_valid = torch.rand(index.shape, generator=generator) < 0.7
+        is_valid[..., 0] = True
+        return points, queries, index, is_valid if has_mask else None, weighting
+
+    return make
+
+
 def _edges(dtype: torch.dtype, num_clouds: int, *, is_half: bool = False) -> tuple[Any, ...]:
     """Pairs of 6 channels, index, sign, shift and offset; in bfloat16 with an offset where the rest is float32."""
     generator = torch.Generator().manual_seed(1)
@@ -160,6 +172,23 @@ def _weakened(is_linear: bool, limit: float) -> Any:
 
 
 CASES = [
+    OperatorCase(
+        "inverse_distance_weights",
+        "of squares",
+        _weigh("inverse_square", 3, has_mask=False),
+        tolerance=1e-6,
+        table=lambda: (empty(24, 128, 3), empty(24, 512, 3), indices(24, 512, 3), None, "inverse_square"),
+    ),
+    OperatorCase(
+        "inverse_distance_weights",
+        "of distances",
+        _weigh("inverse", 5, has_mask=True),
+        tolerance=1e-6,
+        table=lambda: (
+            *(empty(1, 4096, 3), empty(1, 16384, 3), indices(1, 16384, 3)),
+            *(empty(1, 16384, 3, dtype=torch.bool), "inverse"),
+        ),
+    ),
     OperatorCase("nearest_neighbours", "in space", **_search(70, 3, 20), table=lambda: (empty(32, 1024, 3), None, 20)),
     OperatorCase(
         "nearest_neighbours", "all", **_search(37, 2, 37, 9), table=lambda: (empty(4, 4096, 3), empty(4, 1024, 3), 32)
@@ -211,6 +240,7 @@ CASES = [
         _query_balls(37, 12, 7, 4.5),
         table=lambda: (empty(24, 512, 64), empty(24, 128, 64), 0.4, 128, True),
     ),
+    OperatorCase("estimate_normals", "of a cloud", lambda dtype: (clouds(dtype, 1, 50, 3), 9), tolerance=1e-6),
     OperatorCase(
         "packed_ball_query",
         "ragged",

@@ -118,10 +118,27 @@ def test_not_finite_names_the_sample() -> None:
         ball_query(points, centres=torch.zeros(2, 1, 3), radius=1.0, num_neighbours=2)
     with pytest.raises(ValueError, match=r"centres\[1\]: point 2 is \[nan"):
         ball_query(torch.zeros(2, 4, 3), centres=points, radius=1.0, num_neighbours=2)
-    with pytest.raises(ValueError, match=r"centres \(1, 4, 3\) torch.float32 do not go with points \(2, 4, 3\)"):
+    with pytest.raises(ValueError, match=r"centres \(1, 4, 3\) torch.float32 on cpu do not go with points \(2, 4, 3\)"):
         ball_query(torch.zeros(2, 4, 3), centres=torch.zeros(1, 4, 3), radius=1.0, num_neighbours=2)
 
 
 def test_no_neighbours_are_refused(form: str) -> None:
     with pytest.raises(ValueError, match="0 neighbours asked for"):
         ball_query(torch.zeros(1, 4, 3), centres=torch.zeros(1, 2, 3), radius=1.0, num_neighbours=0)
+
+
+def test_empty_balls_are_marked_if_asked(form: str) -> None:
+    """Points at 0 and 1 of each cloud; the centres at 0.5 and 9 of the first, 20 of the second."""
+    points = torch.tensor([[[0.0], [1.0]], [[30.0], [31.0]]])
+    centres = torch.tensor([[[0.5], [9.0]], [[20.0], [31.0]]])
+    found = ball_query(points, centres=centres, radius=1.0, num_neighbours=3, empty="mark")
+    assert found.tolist() == [[[0, 1, 0], [-1, -1, -1]], [[-1, -1, -1], [0, 1, 0]]]
+    packed = {"offsets": torch.tensor([0, 2, 4]), "centres": centres.flatten(0, 1), "radius": 1.0, "num_neighbours": 3}
+    rows = packed_ball_query(points.flatten(0, 1), **packed, centre_offsets=torch.tensor([0, 1, 4]), empty="mark")
+    assert rows.tolist() == [[0, 1, 0], [-1, -1, -1], [-1, -1, -1], [2, 3, 2]]
+    with pytest.raises(ValueError, match=r"centres\[1\]: centre 0 has no point within 1, the nearest one is 21 away"):
+        packed_ball_query(points.flatten(0, 1), **packed, centre_offsets=torch.tensor([0, 1, 4]))
+    with pytest.raises(ValueError, match="empty: found 'skip', expected 'refuse' or 'mark'"):
+        ball_query(points, centres=centres, radius=1.0, num_neighbours=3, empty="skip")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"index: rows -1..1 named in clouds of 2 points"):
+        gather_points(points, found)

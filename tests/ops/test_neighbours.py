@@ -264,7 +264,9 @@ def test_not_finite_names_the_sample(bad: float) -> None:
 
 @pytest.mark.parametrize("queries", [torch.zeros(1, 4, 3), torch.zeros(2, 4, 2), torch.zeros(2, 4, 3).double()])
 def test_queries_that_do_not_belong_to_the_points(queries: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"queries \(\d, 4, \d\) torch.float\d\d do not go with points \(2, 6, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"queries \(\d, 4, \d\) torch.float\d\d on cpu do not go with points \(2, 6, 3\)"
+    ):
         nearest_neighbours(torch.zeros(2, 6, 3), num_neighbours=2, queries=queries)
 
 
@@ -300,3 +302,10 @@ def test_no_neighbours_are_refused(num_channels: int, form: str) -> None:
 )
 def test_neighbours_in_proportion(count: int, meant_for: int | None, num_points: int, expected: int) -> None:
     assert scale_num_neighbours(count, reference_num_points=meant_for, num_points=num_points) == expected
+
+
+def test_points_that_are_no_tensor_or_lie_elsewhere() -> None:
+    with pytest.raises(ValueError, match=r"points: found a list, expected a tensor \(clouds, points, channels\)"):
+        nearest_neighbours([[[0.0]]], num_neighbours=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"queries .* on meta do not go with points \(1, 4, 3\) torch.float32 on cpu"):
+        nearest_neighbours(torch.zeros(1, 4, 3), num_neighbours=1, queries=torch.zeros(1, 4, 3, device="meta"))

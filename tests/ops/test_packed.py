@@ -181,6 +181,12 @@ def test_offsets_and_counts_have_to_be_tensors_that_fit() -> None:
         unpack(points, offsets=[0, 2, 6])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"offsets .* of 6 rows; they start at 0"):
         unpack(points, offsets=torch.tensor([0, 2, 4]))
+    with pytest.raises(ValueError, match="found a list of offsets or numbers; give a tensor"):
+        packed_nearest_neighbours(points, offsets=[0, 2, 6], num_neighbours=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"points: found the shape \(1, 6, 3\), expected \(rows, channels\)"):
+        packed_nearest_neighbours(points[None], offsets=offsets, num_neighbours=1)
+    with pytest.raises(ValueError, match=r"offsets of points: found the shape \(1, 3\), expected \(clouds \+ 1,\)"):
+        packed_nearest_neighbours(points, offsets=offsets[None], num_neighbours=1)
 
 
 def test_no_segments_are_padded_to_nothing() -> None:
@@ -252,7 +258,9 @@ def test_neighbours_down_are_those_of_a_search(points: Tensor, num_neighbours: t
     assert torch.equal(coarse.downsampling.index[is_valid], found.index[:, :width][is_valid])
     expected = points[coarse.downsampling.index] - coarse.points[:, None]
     assert torch.equal(coarse.downsampling.relative, torch.where(is_valid[..., None], expected, 0))
-    assert fine.neighbours.is_whole == bool(fine.neighbours.is_valid.all())
+    for edges in (fine.neighbours, coarse.downsampling):
+        rows = edges.rows if edges.rows is not None else torch.arange(edges.index.numel())
+        assert torch.equal(rows, edges.is_valid.flatten().nonzero()[:, 0])
 
 
 def test_neighbours_agree_with_scipy(points: Tensor) -> None:

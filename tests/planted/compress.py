@@ -16,9 +16,9 @@ from sightline.contract import registry
 from sightline.engine import build as building
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.layers.quantisation import parametrised
-from sightline.layers.quantisation.clustering import Clusters
-from sightline.layers.quantisation.parametrised import (
+from sightline.parts.quantisation import parametrised
+from sightline.parts.quantisation.clustering import Clusters
+from sightline.parts.quantisation.parametrised import (
     Codebook,
     HalfPrecision,
     UniformQuantiser,

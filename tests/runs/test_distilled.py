@@ -21,7 +21,7 @@ from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import open_run, open_trained
 from sightline.engine.step import compute_batch_losses
-from sightline.layers.quantisation.linear import quantisable_weights
+from sightline.parts.quantisation.linear import quantisable_weights
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
 from tests.command import Outcome, refuse, run_here, succeed

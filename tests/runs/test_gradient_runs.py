@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sightline.engine.run_loading import open_trained
-from sightline.layers.quantisation.linear import quantisable_weights
+from sightline.parts.quantisation.linear import quantisable_weights
 from tests.command import succeed
 from tests.processes import ROOT
 from tests.runs.broken_off import Forked, differences

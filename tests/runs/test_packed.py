@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from sightline.contract import regular_files
 from sightline.contract.errors import CheckpointError, UserError
-from sightline.layers.quantisation.clustering import cluster_weight
-from sightline.layers.quantisation.linear import quantisable_weights
-from sightline.layers.quantisation.parametrised import apply_policy, dense_state_dict, quantised_weights
+from sightline.parts.quantisation.clustering import cluster_weight
+from sightline.parts.quantisation.linear import quantisable_weights
+from sightline.parts.quantisation.parametrised import apply_policy, dense_state_dict, quantised_weights
 from sightline.runs.checkpoint import evaluated_sha256
 from sightline.runs.packed import (
     PackedTensorSpec,

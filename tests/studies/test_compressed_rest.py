@@ -17,8 +17,8 @@ from torch import nn
 from sightline.config import read_config
 from sightline.contract.errors import ConfigError
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
-from sightline.layers.quantisation.linear import halvable, round_to_half
-from sightline.layers.quantisation.parametrised import apply_policy, dense_state_dict
+from sightline.parts.quantisation.linear import halvable, round_to_half
+from sightline.parts.quantisation.parametrised import apply_policy, dense_state_dict
 from sightline.runs.lineage import describe_stage
 from sightline.runs.packed import float_bytes, read_packed
 from sightline.runs.run_directory import RunDirectory

@@ -15,9 +15,9 @@ from sightline.config import read_config
 from sightline.contract.errors import UserError
 from sightline.engine.build import build_data
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
-from sightline.layers.quantisation.activations import calibrate_activations, quantise_inputs
-from sightline.layers.quantisation.linear import halvable, quantisable_weights, round_to_half
-from sightline.layers.quantisation.parametrised import apply_policy, dense_state_dict
+from sightline.parts.quantisation.activations import calibrate_activations, quantise_inputs
+from sightline.parts.quantisation.linear import halvable, quantisable_weights, round_to_half
+from sightline.parts.quantisation.parametrised import apply_policy, dense_state_dict
 from sightline.runs import lineage
 from sightline.runs.packed import (
     compression_ratios,

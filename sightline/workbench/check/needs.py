@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sightline.contract.members import TaskMembers
-from sightline.layers.quantisation.parametrised import quantised_weights
+from sightline.parts.quantisation.parametrised import quantised_weights
 from sightline.parts.tasks.distillation import DistillationTask, unwrap_distillation
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.model_probe import find_cloud

@@ -16,7 +16,7 @@ from sightline.config.run_config import Compress
 from sightline.contract.errors import RunError
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.engine.session import evaluation_document
-from sightline.layers.quantisation.parametrised import dense_state_dict
+from sightline.parts.quantisation.parametrised import dense_state_dict
 from sightline.runs.checkpoint import PACKED_FILE
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE
 from sightline.runs.packed import (

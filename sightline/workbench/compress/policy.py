@@ -21,7 +21,7 @@ from sightline.contract.arguments import Index, QuantisedKind
 from sightline.contract.errors import ConfigError
 from sightline.contract.schema import suggest
 from sightline.contract.types import SourceLocation
-from sightline.layers.quantisation.activations import choice_faults
+from sightline.parts.quantisation.activations import choice_faults
 from sightline.workbench.describe.trace import Node, Trace
 
 _FLOAT_BITS: Mapping[str, int] = {"fp16": 16, "fp32": 32}

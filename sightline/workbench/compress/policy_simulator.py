@@ -20,8 +20,8 @@ from sightline.engine.device import Precision, to_device
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import OpenRun
 from sightline.engine.step import compute_batch_losses
-from sightline.layers.quantisation.linear import halvable, round_to_half
-from sightline.layers.quantisation.parametrised import HalfPrecision, quantiser_for
+from sightline.parts.quantisation.linear import halvable, round_to_half
+from sightline.parts.quantisation.parametrised import HalfPrecision, quantiser_for
 from sightline.runs.packed import (
     CompressionRatios,
     PackedTensorSpec,

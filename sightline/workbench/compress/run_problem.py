@@ -30,8 +30,8 @@ from sightline.engine.build import Data, DataSubset, build_part
 from sightline.engine.device import Precision, to_device
 from sightline.engine.run_loading import OpenRun
 from sightline.engine.step import Step, compute_batch_losses, single_batch_step, weighted_sum
-from sightline.layers.quantisation.activations import calibrate_activations
-from sightline.layers.quantisation.linear import list_weights
+from sightline.parts.quantisation.activations import calibrate_activations
+from sightline.parts.quantisation.linear import list_weights
 from sightline.runs.checkpoint import evaluated_sha256, is_packed, resolve_weights
 from sightline.workbench.compress.policy import (
     FP32,

@@ -23,7 +23,7 @@ from sightline.contract.errors import RunError
 from sightline.contract.pytree import tree_leaves
 from sightline.engine.records import preserve_rng_state
 from sightline.instrument import Inputs, ModuleCall, copy_module, record
-from sightline.layers.quantisation.parametrised import weight_sizes
+from sightline.parts.quantisation.parametrised import weight_sizes
 
 Sources = dict[int, tuple[str, ...]]
 """Source nodes of a tensor, and for each the notable functions that were applied since."""

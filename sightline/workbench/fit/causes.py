@@ -18,7 +18,7 @@ from sightline.contract.pytree import tree_leaves
 from sightline.engine.build import TrainingSetup
 from sightline.engine.device import Precision
 from sightline.instrument import ModuleCall, record
-from sightline.layers.quantisation.parametrised import weight_sizes
+from sightline.parts.quantisation.parametrised import weight_sizes
 from sightline.workbench.check.context import get_loss_path
 from sightline.workbench.check.core.dry_run import forward_backward
 from sightline.workbench.check.core.finding import Fault, Severity

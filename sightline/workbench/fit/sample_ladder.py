@@ -31,7 +31,7 @@ from sightline.engine.records import StepRecord
 from sightline.engine.step import compute_batch_losses, prepare_step, weighted_sum
 from sightline.engine.train import NonFiniteGradientError, train
 from sightline.instrument import record
-from sightline.layers.quantisation.parametrised import weight_sizes
+from sightline.parts.quantisation.parametrised import weight_sizes
 from sightline.workbench.check.core.dry_run import isolated_copy
 from sightline.workbench.check.core.finding import Fault, Finding
 from sightline.workbench.check.core.sample_statistics import class_axis

@@ -25,8 +25,8 @@ from sightline.contract.types import ComponentConfig, LinearRamp
 from sightline.engine.build import DataSubset
 from sightline.engine.resume import assert_empty
 from sightline.engine.run_loading import OpenRun, open_run
-from sightline.layers.quantisation.linear import halvable, quantisable_weights, round_to_half
-from sightline.layers.quantisation.parametrised import apply_policy, bake_quantised_weights, dense_state_dict
+from sightline.parts.quantisation.linear import halvable, quantisable_weights, round_to_half
+from sightline.parts.quantisation.parametrised import apply_policy, bake_quantised_weights, dense_state_dict
 from sightline.runs.checkpoint import PACKED_FILE, evaluated_sha256, is_packed, resolve_weights
 from sightline.runs.packed import tensor_specs
 from sightline.runs.run_directory import LOCK, RunDirectory, assert_writable, load_document, write_document, write_file

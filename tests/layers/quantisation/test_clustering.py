@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sightline.contract.errors import UserError
-from sightline.layers.quantisation import clustering
-from sightline.layers.quantisation.clustering import Clusters, cluster_weight
+from sightline.parts.quantisation import clustering
+from sightline.parts.quantisation.clustering import Clusters, cluster_weight
 from tests.golden_parity import Golden, load_golden
 from tests.layers.quantisation.drawn_weights import drawn, random_layers
 

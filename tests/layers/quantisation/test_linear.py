@@ -15,14 +15,14 @@ from torch.nn import functional as F
 
 from sightline.contract.errors import UserError
 from sightline.engine.run_loading import build_model
-from sightline.layers.quantisation.activations import (
+from sightline.parts.quantisation.activations import (
     activation_range,
     calibrate_activations,
     choice_faults,
     quantise_inputs,
     quantised_activation,
 )
-from sightline.layers.quantisation.linear import (
+from sightline.parts.quantisation.linear import (
     affine_grid,
     kl_threshold,
     quantisable_weights,
@@ -30,7 +30,7 @@ from sightline.layers.quantisation.linear import (
     symmetric_grid,
     weight_grid,
 )
-from sightline.layers.quantisation.parametrised import apply_policy, bake_quantised_weights
+from sightline.parts.quantisation.parametrised import apply_policy, bake_quantised_weights
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 

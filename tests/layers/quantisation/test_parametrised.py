@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.contract.errors import UserError
-from sightline.layers.quantisation.clustering import Clusters, cluster_weight
-from sightline.layers.quantisation.linear import list_weights, quantisable_weights
-from sightline.layers.quantisation.parametrised import (
+from sightline.parts.quantisation.clustering import Clusters, cluster_weight
+from sightline.parts.quantisation.linear import list_weights, quantisable_weights
+from sightline.parts.quantisation.parametrised import (
     Codebook,
     apply_policy,
     bake_quantised_weights,

@@ -9,16 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sightline.areas.scans.models.squeezeseg import Compat, RangeImageCRF
 from sightline.layers.images import ConvBlock, join_channels
-from sightline.layers.range_image import (
-    CircularPad,
-    Compat,
-    MeanPool2d,
-    RangeImageCRF,
-    UpsampleColumns,
-    build_pool,
-    column_padding,
-)
+from sightline.layers.range_image import CircularPad, MeanPool2d, UpsampleColumns, build_pool, column_padding
 from tests.cases import run_each
 
 IMAGE = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))

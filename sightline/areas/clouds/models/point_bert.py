@@ -5,19 +5,111 @@ Point-BERT's point transformer for part segmentation. Source: Yu et al. 2022, Po
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, Probability
-from sightline.layers.edge_conv import EdgePropagation
-from sightline.layers.mlp import LinearNorm, Width, concat_channels, dense_channels, one_hot_category
+from sightline.layers.mlp import JoinedLinearNorm, LinearNorm, Width, concat_channels, dense_channels, one_hot_category
 from sightline.layers.set_abstraction import FeaturePropagation, gather_rows, sample_centres
-from sightline.layers.transformer import PatchEmbedding, TransformerEncoder
+from sightline.layers.transformer import TransformerEncoder, init_trunc_normal
+from sightline.ops import gather_points, nearest_neighbours
 
 _HEAD_WIDTH = 256
+_FIRST, _EACH, _JOINED = 128, 256, 512
+_POSITION_HIDDEN = 128
+
+
+def group_points(
+    points: Tensor, *, num_groups: int, group_size: int, min_squared_norm: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sample centres (B, num_groups, 3) by FPS and return the rows (B, num_groups, group_size) of their nearest points.
+
+    The members of a group are in the order of (distance, index), the centre itself among them. Sampling starts at the
+    first point; `min_squared_norm` as in `farthest_points`.
+    Raises ValueError for clouds of fewer points than either number, and for values that are not finite.
+    Source: Yu et al. 2022, Point-BERT, section 3.1 (point tokenization).
+    """
+    if group_size > points.shape[1]:
+        raise ValueError(
+            f"points: found clouds of {points.shape[1]} points, of which {group_size} are to form a group; give clouds "
+            f"of at least {group_size} points or lower group_size"
+        )
+    chosen = sample_centres(points, num_groups, min_squared_norm=min_squared_norm, argument="num_groups")
+    centres = gather_rows(points, chosen)
+    return centres, nearest_neighbours(points, num_neighbours=group_size, queries=centres)
+
+
+class MiniPointNet(nn.Module):
+    """Mini-PointNet: one vector for each group of points, (M, K, in_channels) -> (M, out_channels).
+
+    An MLP over each member, concatenation with the group's maximum, a second MLP, the maximum.
+    `fused=False` repeats the maximum at every member, the tested reference; else it is mapped once per group: the same
+    numbers. Source: Yu et al. 2022, Point-BERT, section 3.1, after Qi et al. 2017, PointNet.
+    """
+
+    def __init__(self, *, in_channels: int, out_channels: int, fused: bool = True) -> None:
+        super().__init__()
+        self.enter = LinearNorm(in_channels=in_channels, out_channels=_FIRST, has_bias=True, activation=nn.ReLU())
+        self.widen = nn.Linear(_FIRST, _EACH)
+        self.join = JoinedLinearNorm(
+            in_channels=2 * _EACH, out_channels=_JOINED, has_bias=True, activation=nn.ReLU(), first="whole", fused=fused
+        )
+        self.leave = nn.Linear(_JOINED, out_channels)
+
+    def forward(self, groups: Tensor) -> Tensor:
+        """Map groups (M, K, in_channels) -> (M, out_channels)."""
+        each_MKC = self.widen(self.enter(groups))
+        joined_MKC = self.join(each_MKC.max(dim=1).values, each_MKC)
+        return self.leave(joined_MKC).max(dim=1).values
+
+
+class PatchEmbedding(nn.Module):
+    """Patch embedding: a class token and a token for each group of a cloud, with position embeddings.
+
+    `forward(points (B, N, 3), channels (B, N, in_channels)) -> (tokens, positions, centres)`, the first two of shape
+    (B, 1 + num_groups, width), the centres (B, num_groups, 3). A member of a group has its position relative to the
+    centre and its channels after the third. Raises ValueError as `group_points` does.
+    Source: Yu et al. 2022, Point-BERT, section 3.1.
+    """
+
+    def __init__(
+        self, *, in_channels: int, width: int, num_groups: int, group_size: int, min_squared_norm: float | None
+    ) -> None:
+        super().__init__()
+        self.num_groups = num_groups
+        self.group_size = group_size
+        self.min_squared_norm = min_squared_norm
+        patch_width = max(1, 2 * width // 3)
+        self.patches = MiniPointNet(in_channels=in_channels, out_channels=patch_width)
+        self.reduce = nn.Linear(patch_width, width)
+        hidden, out = nn.Linear(3, _POSITION_HIDDEN), nn.Linear(_POSITION_HIDDEN, width)
+        self.position = nn.Sequential(hidden, nn.GELU(), out)
+        self.class_token = nn.Parameter(torch.empty(1, 1, width))
+        self.class_position = nn.Parameter(torch.empty(1, 1, width))
+        for linear in (self.reduce, hidden, out):
+            init_trunc_normal(linear)
+        for parameter in (self.class_token, self.class_position):
+            nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward(self, points: Tensor, channels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map points (B, N, 3), channels (B, N, C) -> tokens and positions (B, 1 + G, width), centres (B, G, 3)."""
+        centres, index = group_points(
+            points,
+            num_groups=self.num_groups,
+            group_size=self.group_size,
+            min_squared_norm=self.min_squared_norm,
+        )
+        members_BGKC = gather_points(channels, index)
+        relative_BGK3 = members_BGKC[..., :3] - centres[:, :, None]
+        groups_BGKC = torch.cat([relative_BGK3, members_BGKC[..., 3:]], dim=-1)
+        patches_BGC = self.patches(groups_BGKC.flatten(0, 1)).unflatten(0, centres.shape[:2])
+        tokens = torch.cat([self.class_token.expand(points.shape[0], -1, -1), self.reduce(patches_BGC)], dim=1)
+        positions = torch.cat([self.class_position.expand(points.shape[0], -1, -1), self.position(centres)], dim=1)
+        return tokens, positions, centres
 
 
 class PointBERTOutput(TypedDict):
@@ -126,6 +218,57 @@ _TAP_BLOCKS = (4, 8, 12)
 """Numbers of blocks after which features are taken."""
 _NUM_HEADS = 6
 _PARTS_HEAD_WIDTH = 128
+
+
+_NUM_CHANNEL_GROUPS = 4
+_SLOPE = 0.2
+
+
+class EdgePropagation(nn.Module):
+    """Two EdgeConv steps for upsampling: coarse to fine points, then among fine points.
+
+    (B, M, C) -> (B, N, out_channels). `forward(points (B, N, 3), own (B, N, channels), coarse_points (B, M, 3), coarse
+    (B, M, channels)) -> (B, N, out_channels)`. An edge carries (f_j - f_i, f_i) through a linear map, a group norm over
+    all edges of a cloud and a leaky ReLU, followed by the maximum over each point's edges. The plain form
+    (`fused=False`, the tested reference) writes every edge out; here the linear map is applied to points: W_1 (f_j -
+    f_i) + W_2 f_i = W_1 f_j + (W_2 - W_1) f_i.
+    Raises ValueError for fewer points than `num_neighbours` and for values that are not finite.
+    Source: Yu et al. 2022, Point-BERT, its code for part segmentation; the edges, Wang et al. 2019, equation 8.
+    """
+
+    def __init__(
+        self, *, channels: int, hidden: int, out_channels: int, num_neighbours: int = 4, fused: bool = True
+    ) -> None:
+        super().__init__()
+        self.num_neighbours = num_neighbours
+        self.fused = fused
+        self.linears = nn.ModuleList(
+            nn.Linear(2 * width_in, width_out, bias=False)
+            for width_in, width_out in ((channels, hidden), (hidden, out_channels))
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(_NUM_CHANNEL_GROUPS, width_out) for width_out in (hidden, out_channels))
+
+    def forward(self, points: Tensor, own: Tensor, coarse_points: Tensor, coarse: Tensor) -> Tensor:
+        """Map points (B, N, 3), own (B, N, C), coarse_points (B, M, 3), coarse (B, M, C) -> (B, N, out_channels)."""
+        received = self._over_edges(0, points, own, coarse_points, coarse)
+        return self._over_edges(1, points, received, points, received)
+
+    def _over_edges(
+        self, step: int, points: Tensor, features: Tensor, neighbour_points: Tensor, neighbour_features: Tensor
+    ) -> Tensor:
+        index = nearest_neighbours(neighbour_points, num_neighbours=self.num_neighbours, queries=points)
+        linear = cast(nn.Linear, self.linears[step])
+        mapped_BNKC = self._map_edges(linear, features, neighbour_features, index)
+        normed_BCNK = self.norms[step](mapped_BNKC.permute(0, 3, 1, 2))
+        return F.leaky_relu(normed_BCNK, _SLOPE).max(dim=-1).values.mT
+
+    def _map_edges(self, linear: nn.Linear, features: Tensor, neighbour_features: Tensor, index: Tensor) -> Tensor:
+        if not self.fused:
+            centres_BNKC = features[:, :, None].expand(-1, -1, index.shape[-1], -1)
+            return linear(torch.cat([gather_points(neighbour_features, index) - centres_BNKC, centres_BNKC], dim=-1))
+        difference_weight, centre_weight = linear.weight.chunk(2, dim=1)
+        neighbour_terms = F.linear(neighbour_features, difference_weight)
+        return gather_points(neighbour_terms, index) + F.linear(features, centre_weight - difference_weight)[:, :, None]
 
 
 class PointBERTPointsOutput(TypedDict):

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.layers.quantisation.clustering import cluster_weight
-from sightline.layers.quantisation.parametrised import Codebook, dense_state_dict, quantised_weights
+from sightline.parts.quantisation.clustering import cluster_weight
+from sightline.parts.quantisation.parametrised import Codebook, dense_state_dict, quantised_weights
 from sightline.parts.tasks.distillation import DistillationTask
 from sightline.runs.packed import compression_ratios
 from sightline.store.loading.batch_reader import array_leaves

@@ -18,7 +18,7 @@ from sightline.contract.errors import CheckpointError, UserError, join_some
 from sightline.engine.build import build_model
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import open_run
-from sightline.layers.quantisation.parametrised import bake_quantised_weights, dense_state_dict
+from sightline.parts.quantisation.parametrised import bake_quantised_weights, dense_state_dict
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import load_trained_state
 from sightline.runs.packed import unique_tensors

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.layers.quantisation.parametrised import (
+from sightline.parts.quantisation.parametrised import (
     apply_policy,
     bake_quantised_weights,
 )

@@ -19,7 +19,7 @@ from sightline.contract.arguments import QuantisedActivation, WeightQuantisation
 from sightline.contract.errors import UserError, join_some
 from sightline.contract.schema import SchemaError, check_value, suggest
 from sightline.instrument import hang, record
-from sightline.layers.quantisation.linear import kl_threshold, list_weights, straight_through
+from sightline.parts.quantisation.linear import kl_threshold, list_weights, straight_through
 
 _FEW_BITS = 5
 """Number of bits below which clipping pays, and the range is searched for (HAQ)."""

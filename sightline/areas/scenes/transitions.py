@@ -30,13 +30,8 @@ class TransitionDown(nn.Module):
             return self.edge(features)
         edges = level.downsampling
         members_PKC = torch.cat([edges.relative.to(features.dtype), features[edges.index]], dim=-1)
-        if edges.is_whole:
-            return self.edge(members_PKC).max(dim=1).values
         # A response is never below zero: places that are not real add nothing to a maximum.
-        response_EC = self.edge(members_PKC[edges.is_valid])
-        padded = response_EC.new_zeros((*edges.index.shape, response_EC.shape[-1]))
-        padded[edges.is_valid] = response_EC
-        return padded.max(dim=1).values
+        return edges.pad(self.edge(edges.list_valid(members_PKC)), 0.0).max(dim=1).values
 
 
 class TransitionUp(nn.Module):

@@ -16,9 +16,9 @@ from torch.nn.utils import parametrize
 
 from sightline.contract.errors import UserError
 from sightline.contract.schema import suggest
-from sightline.layers.quantisation.activations import choice_faults, quantise_inputs
-from sightline.layers.quantisation.clustering import Clusters, check_weight, cluster_weight
-from sightline.layers.quantisation.linear import QuantisationGrid, list_weights, straight_through, weight_grid
+from sightline.parts.quantisation.activations import choice_faults, quantise_inputs
+from sightline.parts.quantisation.clustering import Clusters, check_weight, cluster_weight
+from sightline.parts.quantisation.linear import QuantisationGrid, list_weights, straight_through, weight_grid
 
 
 class _Quantiser(nn.Module):

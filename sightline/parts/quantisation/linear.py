@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from sightline.layers.quantisation.clustering import LEAST_NORMAL, check_weight
+from sightline.parts.quantisation.clustering import LEAST_NORMAL, check_weight
 
 _FEW_BITS = 5
 """Number of bits below which clipping pays, and the threshold is searched for (HAQ)."""
