@@ -170,6 +170,18 @@ def test_imports_point_downward(imports: dict[str, dict[str, int]]) -> None:
     assert not list(upward.values())
 
 
+def test_operators_and_layers_need_nothing_of_the_workbench(imports: dict[str, dict[str, int]]) -> None:
+    allowed = {"ops": {"ops", "contract.errors"}, "layers": {"ops", "layers", "contract.errors"}}
+    outside = [
+        (module, other)
+        for module, imported in imports.items()
+        for other in imported
+        if (room := module.split(".")[0]) in allowed
+        if other not in allowed[room] and other.split(".")[0] not in allowed[room]
+    ]
+    assert not outside
+
+
 def test_the_package_imports_nothing_of_the_checkout(trees: dict[Path, ast.Module]) -> None:
     """Textbook forms, tools and tests are not in a wheel."""
     outside = {"benchmarks", "tests", "tools"}

@@ -110,8 +110,10 @@ def test_with_torch_and_numpy_alone_it_computes_and_names_the_extra(installed: P
     site = write_bare_site(tmp_path / "site", list_modules_beside("torch", "numpy"))
     environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{site}"}
     code = (
-        "import sys, sightline, torch\n"
-        "assert 'torch' in sys.modules\n"
+        "import importlib, pkgutil, sys, sightline, sightline.layers, sightline.ops, torch\n"
+        "for room in (sightline.ops, sightline.layers):\n"
+        "    for module in pkgutil.iter_modules(room.__path__, room.__name__ + '.'):\n"
+        "        importlib.import_module(module.name)\n"
         "cloud = torch.rand(1, 9, 3)\n"
         "assert sightline.ops.nearest_neighbours(cloud, num_neighbours=1).flatten().tolist() == [*range(9)]\n"
         "def told(action):\n"

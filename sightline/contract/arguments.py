@@ -11,6 +11,8 @@ from sightline.contract.validation import Ge, Gt, Le, Lt
 
 Count = Annotated[int, Ge(1), Le(2**31 - 1)]
 """A number of things, at least one."""
+Width = Annotated[int, Ge(1), Le(65_536)]
+"""Channels of a layer."""
 Index = Annotated[int, Ge(0), Le(2**31 - 1)]
 """An index or a number of things, from zero."""
 Seed = Annotated[int, Ge(0), Le(2**63 - 1)]

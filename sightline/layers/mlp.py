@@ -6,19 +6,15 @@ Layouts of clouds, stacked or packed, and the checks of networks on their inputs
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.ops.distances import assert_finite
 from sightline.ops.labels import widen_labels
 from sightline.ops.waits import read_list, require, send_list
-
-Width = Annotated[int, Ge(1), Le(65_536)]
-"""Channels of a layer; more than any model has is a slip, refused before it fills the memory."""
 
 
 class LinearNorm(nn.Module):

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-from sightline.contract.pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
 class DeviceCheck(NamedTuple):
@@ -135,10 +134,15 @@ def knows_list(values: Tensor) -> bool:
 
 
 def call_on_host(function: Callable[..., Any], *arguments: Any, device: torch.device) -> Any:
-    """Call a function with its tensors on the host, fetched in one transfer, and send the tensors that it returns."""
-    copies = iter(_fetch([tensor for _, tensor in tree_leaves(arguments)]))
-    result = function(*tree_map(arguments, lambda path, tensor: next(copies)))
-    return tree_map(result, lambda path, tensor: send(tensor, device))
+    """Call a function with its tensors on the host, fetched in one transfer, and send the tensors that it returns.
+
+    Both may be nested in lists, tuples and mappings.
+    """
+    values, form = tree_flatten(arguments)
+    copies = iter(_fetch([value for value in values if isinstance(value, Tensor)]))
+    result = function(*tree_unflatten([next(copies) if isinstance(v, Tensor) else v for v in values], form))
+    values, form = tree_flatten(result)
+    return tree_unflatten([send(value, device) if isinstance(value, Tensor) else value for value in values], form)
 
 
 def _fetch(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract import registry
-from sightline.contract.arguments import ImageEncoder, PointEncoder
-from sightline.layers.mlp import Width
+from sightline.contract.arguments import ImageEncoder, PointEncoder, Width
 
 _IMAGE_HIDDEN = 512
 

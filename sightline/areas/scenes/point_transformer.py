@@ -14,10 +14,10 @@ from sightline.areas.scenes.transitions import (
     segment_mean,
 )
 from sightline.contract import registry
-from sightline.contract.arguments import Count, Probability
+from sightline.contract.arguments import Count, Probability, Width
 from sightline.contract.errors import ConfigError
 from sightline.layers.batch_norm import SynchronisedBatchNorm
-from sightline.layers.mlp import LinearNorm, Width, packed_channels
+from sightline.layers.mlp import LinearNorm, packed_channels
 from sightline.layers.pyramid import Edges, PyramidLevel, build_pyramid
 from sightline.layers.vector_attention import SHARE_PLANES, PlainVectorAttention, VectorAttention
 from sightline.ops.distances import assert_finite_rows

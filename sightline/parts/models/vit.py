@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract import registry
-from sightline.contract.arguments import Count
+from sightline.contract.arguments import Count, Width
 from sightline.contract.errors import ConfigError
 from sightline.layers.images import assert_images
-from sightline.layers.mlp import Width
 from sightline.layers.transformer import TransformerBlock, init_trunc_normal
 
 _NORM_EPS = 1e-6

@@ -11,17 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract import registry
-from sightline.contract.arguments import Count, Probability
+from sightline.contract.arguments import Count, Probability, Width
 from sightline.contract.errors import ConfigError
 from sightline.layers.edge_conv import EdgeConv, EdgeMLP, PlainEdgeConv, PlainEdgeMLP
-from sightline.layers.mlp import (
-    JoinedLinearNorm,
-    LinearNorm,
-    Width,
-    concat_channels,
-    dense_channels,
-    one_hot_category,
-)
+from sightline.layers.mlp import JoinedLinearNorm, LinearNorm, concat_channels, dense_channels, one_hot_category
 from sightline.layers.pooling import LinearNormMax, LinearNormPool
 from sightline.ops.grouping import assert_meant_for, scale_num_neighbours
 from sightline.ops.neighbours import nearest_neighbours

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.contract import registry
-from sightline.contract.arguments import Count, NonNegativeFloat, Probability
-from sightline.layers.mlp import JoinedLinearNorm, LinearNorm, Width, concat_channels, dense_channels, one_hot_category
+from sightline.contract.arguments import Count, NonNegativeFloat, Probability, Width
+from sightline.layers.mlp import JoinedLinearNorm, LinearNorm, concat_channels, dense_channels, one_hot_category
 from sightline.layers.set_abstraction import FeaturePropagation, gather_rows, sample_centres
 from sightline.layers.transformer import TransformerEncoder, init_trunc_normal
 from sightline.ops import gather_points, nearest_neighbours

@@ -11,8 +11,8 @@ from annotated_types import Len
 from torch import Tensor, nn
 
 from sightline.contract import registry
-from sightline.contract.arguments import Count
-from sightline.layers.mlp import LinearNorm, Width, dense_channels, one_hot_category
+from sightline.contract.arguments import Count, Width
+from sightline.layers.mlp import LinearNorm, dense_channels, one_hot_category
 from sightline.layers.set_abstraction import PlainPlaceGroup, RelativeGroup, gather_rows
 from sightline.ops import farthest_points, gather_points, interpolate, nearest_neighbours
 

@@ -12,15 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract import registry
-from sightline.contract.arguments import Probability
-from sightline.layers.mlp import (
-    JoinedLinearNorm,
-    LinearNorm,
-    Width,
-    concat_channels,
-    dense_channels,
-    one_hot_category,
-)
+from sightline.contract.arguments import Probability, Width
+from sightline.layers.mlp import JoinedLinearNorm, LinearNorm, concat_channels, dense_channels, one_hot_category
 from sightline.layers.pooling import LinearNormMax
 
 
