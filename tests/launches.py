@@ -124,8 +124,7 @@ def cuda_form(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch, device_form(monkeypatch):
         patch.setattr(OptimizerSpec, "_fused_option", choose_on_cuda)
         patch.setattr(torch._VF, "dropout", dropout)
-        patch.setattr(edge_conv, "_cut", lambda values: [slice(None)])  # both are choices by `device.type`
-        patch.setattr(edge_conv, "_MIN_IMAGES", sys.maxsize)
+        patch.setattr(edge_conv, "_cut", lambda values: [slice(None)])  # a choice by `device.type`
         for name in [name for name in sys.modules if name.startswith("sightline.")]:
             for table in vars(sys.modules[name]).values():
                 if isinstance(table, dict) and {"cpu", "cuda"} <= table.keys():  # numbers computed at once

@@ -308,7 +308,12 @@ def _spread_gradients(  # type: ignore[no-untyped-def]
 # --- GPU --------------------------------------------------------------------------------------------------------------
 
 
-@_edge_extremes.gpu_kernel()
+def _is_in_reach(pairs: Tensor, index: Tensor, *others: object) -> bool:
+    """Return True if numbers of 32 bits count the entries of a cloud, and the grid its blocks."""
+    return pairs.shape[1] * pairs.shape[2] < 2**31 and pairs.shape[1] < 2**20 and index.numel() < 2**31
+
+
+@_edge_extremes.gpu_kernel(_is_in_reach)
 def _(
     pairs: Tensor, index: Tensor, sign: Tensor, shift: Tensor, offset: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -330,7 +335,7 @@ def _(
     return extreme, position, partial.sum(dim=1)
 
 
-@_edge_gradients.gpu_kernel(lambda pairs, index, *others: index.numel() < 2**31)
+@_edge_gradients.gpu_kernel(_is_in_reach)
 def _(
     pairs: Tensor,
     index: Tensor,
