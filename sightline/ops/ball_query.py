@@ -62,7 +62,7 @@ def ball_query(
     assert_clouds(points, name="points")
     assert_same_form(points, centres, name="centres")
     points, centres = upcast_for_comparison(points), upcast_for_comparison(centres)
-    return _ball_query(points, centres, radius, num_neighbours, _may_be_empty(empty))
+    return _ball_query(points, centres, radius, num_neighbours, _is_mark(empty))
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def packed_ball_query(
     assert_packed(centres, centre_offsets, name="centres")
     assert_same_form(points, centres, name="centres")
     points, centres = upcast_for_comparison(points), upcast_for_comparison(centres)
-    return _packed_ball_query(points, offsets, centres, centre_offsets, radius, num_neighbours, _may_be_empty(empty))
+    return _packed_ball_query(points, offsets, centres, centre_offsets, radius, num_neighbours, _is_mark(empty))
 
 
 def radius(
@@ -135,13 +135,13 @@ def _is_found(index: Tensor) -> Tensor:
     return (index >= 0) & (is_leading | (index > index[:, :1]))
 
 
-def _may_be_empty(empty: Empty) -> bool:
+def _is_mark(empty: Empty) -> bool:
     if empty not in ("refuse", "mark"):
         raise ValueError(f"empty: found {empty!r}, expected 'refuse' or 'mark'")
     return empty == "mark"
 
 
-def _check(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, may_be_empty: bool) -> None:
+def _check(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, marks: bool) -> None:
     assert_finite(points, name="points")
     assert_finite(centres, name="centres")
 
@@ -181,8 +181,8 @@ def _require_packed(
 
 
 @operator(launches=3, check=_check)
-def _ball_query(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, may_be_empty: bool) -> Tensor:
-    """Compute all distances, for a bounded number of centres at a time."""
+def _ball_query(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, marks: bool) -> Tensor:
+    """Compute all distances, for a bounded number of centres at a time; an empty ball is -1 if `marks`, or an error."""
     num_samples, num_points, _ = points.shape
     points_CBN, centres_CBM = (values.permute(2, 0, 1).contiguous() for values in (points, centres))
     squared_radius = torch.full((), radius * radius, dtype=points.dtype, device=points.device)
@@ -193,7 +193,7 @@ def _ball_query(points: Tensor, centres: Tensor, radius: float, num_neighbours: 
     ]
     index = torch.cat(parts, dim=1)
     index = index.masked_fill(index == num_points, -1)
-    return index if may_be_empty else _require_dense(index, points, centres, radius)
+    return index if marks else _require_dense(index, points, centres, radius)
 
 
 def _first_inside(is_inside: Tensor, num_neighbours: int) -> Tensor:
@@ -206,39 +206,33 @@ def _first_inside(is_inside: Tensor, num_neighbours: int) -> Tensor:
 
 
 @_ball_query.fake
-def _(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, may_be_empty: bool) -> Tensor:
+def _(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, marks: bool) -> Tensor:
     return centres.new_empty((*centres.shape[:2], num_neighbours), dtype=torch.int64)
 
 
-def _query_in_graph(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, may_be_empty: bool) -> Tensor:
+def _query_in_graph(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, marks: bool) -> Tensor:
     """Query balls in operations that a graph can record for any number of points; it cannot refuse an empty one."""
     squared = squared_distances(centres.permute(2, 0, 1), points.permute(2, 0, 1))
     index = _first_inside(squared <= radius * radius, num_neighbours)
-    return index.masked_fill(index == points.shape[1], -1) if may_be_empty else index
+    return index.masked_fill(index == points.shape[1], -1) if marks else index
 
 
 _ball_query.graph = _query_in_graph
 
 
 @_ball_query.cpu_kernel
-def _(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, may_be_empty: bool) -> Tensor:
+def _(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, marks: bool) -> Tensor:
     if not (points.numel() and centres.numel()):
-        return _ball_query.plain(points, centres, radius, num_neighbours, may_be_empty)
+        return _ball_query.plain(points, centres, radius, num_neighbours, marks)
     index = ball_query_by_tree(points, centres, radius, num_neighbours)
-    return index if may_be_empty else _require_dense(index, points, centres, radius)
+    return index if marks else _require_dense(index, points, centres, radius)
 
 
 # --- Packed -----------------------------------------------------------------------------------------------------------
 
 
 def _check_packed(
-    points: Tensor,
-    offsets: Tensor,
-    centres: Tensor,
-    centre_offsets: Tensor,
-    radius: float,
-    num_neighbours: int,
-    may_be_empty: bool,
+    points: Tensor, offsets: Tensor, centres: Tensor, centre_offsets: Tensor, radius: float, count: int, marks: bool
 ) -> None:
     read_both_sizes(points, offsets, centres, centre_offsets, name="centre")
     assert_finite_rows(points, lambda row: locate_row(row, offsets), name="points")
@@ -247,51 +241,33 @@ def _check_packed(
 
 @operator(launches=3, check=_check_packed)
 def _packed_ball_query(
-    points: Tensor,
-    offsets: Tensor,
-    centres: Tensor,
-    centre_offsets: Tensor,
-    radius: float,
-    num_neighbours: int,
-    may_be_empty: bool,
+    points: Tensor, offsets: Tensor, centres: Tensor, centre_offsets: Tensor, radius: float, count: int, marks: bool
 ) -> Tensor:
-    index = offsets.new_empty((len(centres), num_neighbours), dtype=torch.int64)
+    index = offsets.new_empty((len(centres), count), dtype=torch.int64)
     for run in list_runs(*read_both_sizes(points, offsets, centres, centre_offsets, name="centre")):
         stacked, own = (rows.unflatten(0, (run.count, -1)) for rows in (points[run.rows], centres[run.other_rows]))
-        near = _ball_query(stacked, own, radius, num_neighbours, True)
+        near = _ball_query(stacked, own, radius, count, True)
         rows = torch.where(near >= 0, near + first_rows(run, points.device)[:, None, None], -1)
         index[run.other_rows] = rows.flatten(0, 1)
-    return index if may_be_empty else _require_packed(index, points, offsets, centres, centre_offsets, radius)
+    return index if marks else _require_packed(index, points, offsets, centres, centre_offsets, radius)
 
 
 @_packed_ball_query.fake
 def _(
-    points: Tensor,
-    offsets: Tensor,
-    centres: Tensor,
-    centre_offsets: Tensor,
-    radius: float,
-    num_neighbours: int,
-    may_be_empty: bool,
+    points: Tensor, offsets: Tensor, centres: Tensor, centre_offsets: Tensor, radius: float, count: int, marks: bool
 ) -> Tensor:
-    return centres.new_empty((len(centres), num_neighbours), dtype=torch.int64)
+    return centres.new_empty((len(centres), count), dtype=torch.int64)
 
 
 def _query_packed_in_graph(
-    points: Tensor,
-    offsets: Tensor,
-    centres: Tensor,
-    centre_offsets: Tensor,
-    radius: float,
-    num_neighbours: int,
-    may_be_empty: bool,
+    points: Tensor, offsets: Tensor, centres: Tensor, centre_offsets: Tensor, radius: float, count: int, marks: bool
 ) -> Tensor:
     """Query cloud by cloud if the graph knows their sizes, else among all points with a mask."""
     if knows_list(offsets):
-        return _packed_ball_query.plain(points, offsets, centres, centre_offsets, radius, num_neighbours, may_be_empty)
+        return _packed_ball_query.plain(points, offsets, centres, centre_offsets, radius, count, marks)
     cloud_N, cloud_M = (offsets_to_batch(o, len(rows)) for rows, o in ((points, offsets), (centres, centre_offsets)))
     is_inside = squared_distances(centres.mT[:, None], points.mT[:, None])[0] <= radius * radius
-    index = _first_inside(is_inside & (cloud_M[:, None] == cloud_N), num_neighbours)
+    index = _first_inside(is_inside & (cloud_M[:, None] == cloud_N), count)
     return index.masked_fill(index == len(points), -1)
 
 
@@ -302,27 +278,21 @@ _packed_ball_query.graph = _query_packed_in_graph
 
 
 @_ball_query.gpu_kernel()
-def _(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, may_be_empty: bool) -> Tensor:
+def _(points: Tensor, centres: Tensor, radius: float, num_neighbours: int, marks: bool) -> Tensor:
     num_clouds, num_centres, _ = centres.shape
     index = centres.new_empty((num_clouds, num_centres, num_neighbours), dtype=torch.int64)
     _launch(num_clouds, points, None, centres, None, radius, index, num_centres)
-    return index if may_be_empty else _require_dense(index, points, centres, radius)
+    return index if marks else _require_dense(index, points, centres, radius)
 
 
 @_packed_ball_query.gpu_kernel()
 def _(
-    points: Tensor,
-    offsets: Tensor,
-    centres: Tensor,
-    centre_offsets: Tensor,
-    radius: float,
-    num_neighbours: int,
-    may_be_empty: bool,
+    points: Tensor, offsets: Tensor, centres: Tensor, centre_offsets: Tensor, radius: float, count: int, marks: bool
 ) -> Tensor:
     _, counts = read_both_sizes(points, offsets, centres, centre_offsets, name="centre")
-    index = centres.new_empty((len(centres), num_neighbours), dtype=torch.int64)
+    index = centres.new_empty((len(centres), count), dtype=torch.int64)
     _launch(len(counts), points, offsets, centres, centre_offsets, radius, index, max(counts, default=0))
-    return index if may_be_empty else _require_packed(index, points, offsets, centres, centre_offsets, radius)
+    return index if marks else _require_packed(index, points, offsets, centres, centre_offsets, radius)
 
 
 def _launch(
@@ -395,6 +365,7 @@ def _find_in_balls(  # type: ignore[no-untyped-def]
     if offsets is not None:
         base += first_point * point_step
         centre_base += first_centre * centre_step
+    to_centre = centre_base + centre * centre_step
     place = index + (first_centre + centre) * num_neighbours
     found = tl.where(is_centre, 0, num_neighbours)
     first = tl.full([CENTRES], 0x7FFFFFFF, tl.int32)
@@ -403,17 +374,7 @@ def _find_in_balls(  # type: ignore[no-untyped-def]
         point = begin + tl.arange(0, BLOCK)
         is_point = point < count
         distances = tile_of_distances(
-            base,
-            point,
-            is_point,
-            point_step,
-            channel_step,
-            centre_base,
-            centre,
-            is_centre,
-            centre_step,
-            centre_channel_step,
-            CHANNELS,
+            base + point * point_step, is_point, channel_step, to_centre, is_centre, centre_channel_step, CHANNELS
         )
         is_inside = (distances <= squared_radius) & is_point[:, None] & is_centre[None, :]
         rank = found[None, :] + tl.cumsum(is_inside.to(tl.int32), axis=0) - 1

@@ -183,25 +183,14 @@ def find_segment(offsets, cloud, num_rows):  # type: ignore[no-untyped-def]
 
 @gpu_kernel
 def tile_of_distances(  # type: ignore[no-untyped-def]
-    points,
-    point,
-    is_point,
-    point_step,
-    channel_step,
-    queries,
-    query,
-    is_query,
-    query_step,
-    query_channel_step,
-    CHANNELS: tl.constexpr,
+    points, is_point, channel_step, queries, is_query, query_channel_step, CHANNELS: tl.constexpr
 ):
-    """Return the squared distances (points, queries) of a block of points to a block of queries."""
-    squared = tl.zeros([point.shape[0], query.shape[0]], tl.float32)
-    to_points, to_queries = points + point * point_step, queries + query * query_step
+    """Return the squared distances (points, queries) of a block of points to a block of queries, both by pointers."""
+    squared = tl.zeros([is_point.shape[0], is_query.shape[0]], tl.float32)
     for _ in range(CHANNELS):
-        values = tl.load(to_points, mask=is_point, other=0.0)
-        difference = tl.load(to_queries, mask=is_query, other=0.0)[None, :] - values[:, None]
+        values = tl.load(points, mask=is_point, other=0.0)
+        difference = tl.load(queries, mask=is_query, other=0.0)[None, :] - values[:, None]
         squared += difference * difference
-        to_points += channel_step
-        to_queries += query_channel_step
+        points += channel_step
+        queries += query_channel_step
     return squared

@@ -442,6 +442,7 @@ def _find_nearest(  # type: ignore[no-untyped-def]
     if offsets is not None:
         base += first_point * point_step
         query_base += first_query * query_step
+    to_query = query_base + query * query_step
     slot = tl.arange(0, SLOTS)[:, None]
     # Slots that are empty differ, so that one is replaced at a time; those beyond the neighbours never are.
     best = tl.where((slot < num_neighbours) & is_query[None, :], largest - slot.to(tl.int64), -1)
@@ -451,17 +452,7 @@ def _find_nearest(  # type: ignore[no-untyped-def]
         point = begin + tl.arange(0, BLOCK)
         is_point = point < count
         distances = tile_of_distances(
-            base,
-            point,
-            is_point,
-            point_step,
-            channel_step,
-            query_base,
-            query,
-            is_query,
-            query_step,
-            query_channel_step,
-            CHANNELS,
+            base + point * point_step, is_point, channel_step, to_query, is_query, query_channel_step, CHANNELS
         )
         keys = (distances.to(tl.int32, bitcast=True).to(tl.int64) << 32) | point[:, None].to(tl.int64)
         keys = tl.where(is_point[:, None], keys, largest)
