@@ -11,7 +11,7 @@ from benchmarks.gpu_steps import RECIPE_STEPS, ROOT
 RESULTS = ROOT / "docs" / "results" / "gpu" / "results.jsonl"
 PAGE = ROOT / "docs" / "results" / "gpu.md"
 BEGIN, END = "<!-- tables of benchmarks/gpu_page.py -->", "<!-- end of the queue -->"
-NOT_RUN = "not run yet on a GPU"
+NOT_RUN = "not run yet"
 
 Line = Mapping[str, Any]
 
@@ -32,27 +32,44 @@ def write_page(results: Sequence[Line]) -> None:
 
 
 def list_rows(results: Sequence[Line]) -> Iterator[str]:
+    """List the lines of the page: tables of what was measured, and one sentence where nothing was."""
     lines = newest_on_gpu(results)
-    yield from ("| step, samples | ms | at most | launches | at most | waits for data |", "|---|---|---|---|---|---|")
-    for step in RECIPE_STEPS:
-        figures = _figures(lines, f"step {step.name}", "ms", "launches", "data_share")
-        yield _row(f"`{step.recipe}`, {step.size}", figures[0], step.max_ms, figures[1], step.max_launches, figures[2])
-    yield from ("", "| operator | ms | at most | plain form, ms | bits |", "|---|---|---|---|---|")
-    for shape in filter(lambda shape: shape.has_kernel, SHAPES):
-        ms, plain, bits = _figures(lines, f"operator {shape.name}", "ms", "plain_ms", "equal_bits")
-        yield _row(f"`{shape.operator}`, {shape.label}", ms, shape.max_ms, plain, bits)
-    yield from ("", "| network, textbook form beside it | ms | textbook, ms |", "|---|---|---|")
-    for name in NETWORKS:
-        yield _row(name, *_figures(lines, f"textbook {name}", "ours_ms", "textbook_ms"))
-    yield from ("", "| other | measured |", "|---|---|")
-    yield _row("host, microseconds an operator", _figures(lines, "host", "add_")[0])
-    yield _row("recipes with 20 steps without a wait", _count(lines, "waits "))
-    yield _row("recipes with the same bits twice, `strict`", _count(lines, "strict "))
-    for name in TRAININGS:
-        yield _row(f"`classify/{name}`, overall accuracy", _figures(lines, f"training {name}", "overall_accuracy")[0])
+    if not lines:
+        yield "The queue has not run on a GPU yet."
+    for place, (header, rows) in enumerate(_list_tables(lines)):
+        measured = [row for row in rows if NOT_RUN not in row]
+        if measured:
+            yield from ([""] if place else [])
+            yield from (header, "|" + "---|" * (header.count("|") - 1), *measured)
     if lines:
         places = {f"{line['card']}, {line['commit']}, torch {line['torch']}" for line in lines.values()}
         yield from ("", "; ".join(sorted(places)))
+
+
+def _list_tables(lines: Mapping[str, Line]) -> Iterator[tuple[str, list[str]]]:
+    """Iterate over the tables: header and rows."""
+    rows = []
+    for step in RECIPE_STEPS:
+        figures = _figures(lines, f"step {step.name}", "ms", "launches", "data_share")
+        cells = (f"`{step.recipe}`, {step.size}", figures[0], step.max_ms, figures[1], step.max_launches, figures[2])
+        rows.append(_row(*cells))
+    yield "| step, samples | ms | at most | launches | at most | waits for data |", rows
+    rows = []
+    for shape in filter(lambda shape: shape.has_kernel, SHAPES):
+        ms, plain, bits = _figures(lines, f"operator {shape.name}", "ms", "plain_ms", "equal_bits")
+        rows.append(_row(f"`{shape.operator}`, {shape.label}", ms, shape.max_ms, plain, bits))
+    yield "| operator | ms | at most | plain form, ms | bits |", rows
+    rows = [_row(name, *_figures(lines, f"textbook {name}", "ours_ms", "textbook_ms")) for name in NETWORKS]
+    yield "| network, textbook form beside it | ms | textbook, ms |", rows
+    rows = [
+        _row("host, microseconds an operator", _figures(lines, "host", "add_")[0]),
+        _row("recipes with 20 steps without a wait", _count(lines, "waits ")),
+        _row("recipes with the same bits twice, `strict`", _count(lines, "strict ")),
+    ]
+    for name in TRAININGS:
+        figure = _figures(lines, f"training {name}", "overall_accuracy")[0]
+        rows.append(_row(f"`classify/{name}`, overall accuracy", figure))
+    yield "| other | measured |", rows
 
 
 def _figures(lines: Mapping[str, Line], job: str, *names: str) -> list[Any]:

@@ -95,9 +95,9 @@ def soft_nms(
         raise ValueError(f"sigma: found {sigma}, allowed is a number above 0")
     limits = _expand_limit(iou_threshold if sigma is None else sigma, boxes)
     weakened = _weaken(boxes, scores, idxs, limits, sigma is None, min_score)
-    order = weakened.argsort(descending=True, stable=True)
-    indices = order[weakened[order] >= 0]
-    return SuppressionResult(indices, weakened[indices])
+    new_scores, order = weakened.sort(descending=True, stable=True)
+    is_kept = new_scores >= 0
+    return SuppressionResult(order[is_kept], new_scores[is_kept])
 
 
 def _read_detections(boxes: Tensor, scores: Tensor, idxs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -254,12 +254,10 @@ def _(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, proposals: 
 
 @_weaken.cpu_kernel
 def _(boxes: Tensor, scores: Tensor, labels: Tensor, limits: Tensor, is_linear: bool, min_score: float) -> Tensor:
-    by_label, weakened = labels.argsort(stable=True), torch.full_like(scores, -1)
-    columns = [column[by_label].numpy() for column in (boxes, scores, labels, limits)]
-    new_scores = np.full(len(scores), -1, dtype=columns[1].dtype)
-    _suppress_softly(*columns, boxes.new_tensor([min_score]).numpy(), is_linear, new_scores)
-    weakened[by_label] = torch.from_numpy(new_scores)
-    return weakened
+    by_label, new_scores = labels.argsort(stable=True), torch.full_like(scores, -1)
+    columns = (column.index_select(0, by_label).numpy() for column in (boxes, scores, labels, limits))
+    _suppress_softly(*columns, boxes.new_tensor([min_score]).numpy(), is_linear, new_scores.numpy())
+    return torch.empty_like(new_scores).index_copy_(0, by_label, new_scores)
 
 
 _BLOCK = 32
