@@ -133,7 +133,7 @@ class _NormedExtreme(Function):
             if offset is not None:
                 centre_terms = centre_terms + offset[part].chunk(2, dim=-1)[1]
             standard[part].add_(centre_terms - mean).mul_(inverse_deviation)
-            normed[part] = torch.addcmul(bias, standard[part], weight)
+            torch.addcmul(bias, standard[part], weight, out=normed[part])
         ctx.norm, ctx.count = norm, count
         ctx.save_for_backward(pairs, offset, index, position, standard, weight, mean, inverse_deviation)
         return normed
