@@ -554,7 +554,7 @@ def _sample_in_chunks(  # type: ignore[no-untyped-def]
             z = tl.load(base + slot * 3 + 2, mask=is_point, other=0.0)
             if sample == 0:
                 nearest = _initial_distances(x, y, z, is_point, limit, min_squared_norm)
-            else:  # a thread reads what it wrote
+            else:  # written before the barrier of the last maximum
                 nearest = tl.load(scratch + slot, mask=is_point, other=-2.0)
             to_x, to_y, to_z = x - from_x, y - from_y, z - from_z
             nearest = tl.minimum(nearest, (to_x * to_x + to_y * to_y) + to_z * to_z)

@@ -15,7 +15,7 @@ from sightline.areas.scans import range_projection
 from sightline.areas.scans.models.squeezeseg import SqueezeSeg
 from sightline.areas.scans.sets.synthetic_lidar import SyntheticLidar
 from sightline.contract.types import Batch, Sample, SampleKey
-from sightline.ops import neighbours
+from sightline.ops import interpolation
 from sightline.parts.metrics.labels import class_ious, confusion_matrix
 from sightline.parts.metrics.part_iou import PartIoU
 from sightline.parts.transforms.points import Rotate
@@ -144,7 +144,7 @@ SEGMENT_PLANTS: dict[str, Plant] = {
     "O20": _edit_parts(_pad_with_zeros),
     "O22": change_result(Rotate, "__call__", lambda fields: {"points": fields["points"]}),
     "O24": change_result(
-        neighbours, "inverse_distance_weights", lambda weights: weights * 3.0, "model={name: pointnet2_parts}"
+        interpolation, "inverse_distance_weights", lambda weights: weights * 3.0, "model={name: pointnet2_parts}"
     ),
     "O25": add_class_loss(_weigh_next_class),
     "D8": _edit_parts(lambda b: {"label": b["label"].roll(1, 0)}),
