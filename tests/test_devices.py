@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from sightline.areas.detect.anchor_shapes import fit_anchor_shapes
 from sightline.ops import operator
 from sightline.ops.ball_query import ball_query
 from sightline.ops.heat_maps import gaussian_heatmaps, gaussian_heatmaps_reference, one_hot_heatmaps
 from sightline.ops.pinhole import CropPlacement, crop_depth
-from sightline.ops.priors import fit_anchor_shapes
 from sightline.ops.suppression import batched_nms, soft_nms
 from sightline.ops.voxels import CubePlacement, occupancy
 from tests.devices import OTHER, other_device

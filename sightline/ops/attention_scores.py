@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.ops.lanes import LANES, load, store, zeros_like
 from sightline.ops.numba_kernels import numba_kernel, run_parallel
 
 _POINTS_AT_ONCE = 256
@@ -102,7 +103,7 @@ def _add_up(first, last, mapped, origin, count, sums):  # type: ignore[no-untype
                 sums[block, 1, channel] += squares[channel]
 
 
-# A point's edges side by side, (G, K): G may be 2.
+# A point's edges side by side, (G, K): K is padded with zeros to a multiple of eight, and G may be 2.
 
 
 @numba_kernel
@@ -118,7 +119,8 @@ def _rectify(row, mean, scale, shift, heights):  # type: ignore[no-untyped-def]
 @numba_kernel
 def _score(first, last, mapped, matrix, mean, scale, shift, count, result):  # type: ignore[no-untyped-def]
     num_slots, width = mapped.shape[1], mapped.shape[2]
-    heights, scores = np.zeros((width, num_slots), mapped.dtype), np.zeros((width, num_slots), mapped.dtype)
+    padded = -(-num_slots // LANES) * LANES
+    heights, scores = np.zeros((width, padded), mapped.dtype), np.zeros((width, padded), mapped.dtype)
     for point in range(first, last):
         num_edges = count[point]
         _rectify(mapped[point, :num_edges], mean, scale, shift, heights)
@@ -134,12 +136,11 @@ def _score(first, last, mapped, matrix, mean, scale, shift, count, result):  # t
 @numba_kernel
 def _mix(matrix, lines, num_edges, result):  # type: ignore[no-untyped-def]
     for channel in range(len(result)):
-        total = result[channel, :num_edges]
-        total[:] = 0
-        for source in range(len(lines)):
-            line, factor = lines[source], matrix[source, channel]
-            for slot in range(num_edges):
-                total[slot] += line[slot] * factor
+        for slot in range(0, num_edges, LANES):
+            total = zeros_like(lines)
+            for source in range(len(lines)):
+                total = total + load(lines, (source, slot)) * matrix[source, channel]
+            store(total, result, (channel, slot))
 
 
 @numba_kernel
@@ -155,11 +156,11 @@ def _through_softmax(incoming, weights, to_scores):  # type: ignore[no-untyped-d
 @numba_kernel
 def _multiply(to_scores, heights, num_edges, to_matrix):  # type: ignore[no-untyped-def]
     for slot in range(num_edges):
-        row = heights[slot]
-        for source in range(len(to_matrix)):
-            factor, total = to_scores[source, slot], to_matrix[source]
-            for channel in range(len(total)):
-                total[channel] += row[channel] * factor
+        for channel in range(0, to_matrix.shape[1], LANES):
+            values = load(heights, (slot, channel))
+            for source in range(len(to_matrix)):
+                total = load(to_matrix, (source, channel)) + values * to_scores[source, slot]
+                store(total, to_matrix, (source, channel))
 
 
 @numba_kernel
@@ -167,10 +168,11 @@ def _score_back(  # type: ignore[no-untyped-def]
     first, last, to_weight, weight, mapped, matrix, mean, scale, shift, count, result, sums
 ):
     num_slots, width, kind = mapped.shape[1], mapped.shape[2], mapped.dtype.type
-    zero = kind(0)
-    heights, to_scores = np.zeros((width, num_slots), mapped.dtype), np.zeros((width, num_slots), mapped.dtype)
-    to_heights = np.zeros((width, num_slots), mapped.dtype)
-    rows, to_matrix = np.zeros((num_slots, width), mapped.dtype), np.empty((width, width), mapped.dtype)
+    zero, padded = kind(0), -(-num_slots // LANES) * LANES
+    heights, to_scores = np.zeros((width, padded), mapped.dtype), np.zeros((width, padded), mapped.dtype)
+    to_heights = np.zeros((width, padded), mapped.dtype)
+    padded_width = -(-width // LANES) * LANES
+    rows, to_matrix = np.zeros((num_slots, padded_width), mapped.dtype), np.empty((width, padded_width), mapped.dtype)
     for block in range(first, last):
         start = block * _POINTS_AT_ONCE
         to_matrix[:] = 0

@@ -1,6 +1,6 @@
 """Points in upright 3D boxes: for each point the first box that holds it, faces included.
 
-Frame and boxes are those of `boxes3d`: metres, x right, y down, z forward; a box is x, y, z of the middle of its
+The frame is that of a camera: metres, x right, y down, z forward; a box is x, y, z of the middle of its
 bottom, length, height, width, and the turn about y, at zero with its length along x.
 """
 

@@ -18,10 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.ops.lanes import LANES, add_lanes, load, rectify, store, where_positive, widen, zeros_like
 from sightline.ops.numba_kernels import numba_kernel, run_parallel
-
-SHARE_PLANES = 8
-"""Channels that share a weight: channel c has the weight c modulo the number of weights."""
 
 _EDGES_OF_A_SUM = 64
 """Edges added in the input's dtype before the sum goes on in float64: exact enough for any number of edges."""
@@ -29,13 +27,16 @@ _EDGES_OF_A_SUM = 64
 _SUMS_OF_CHANNELS = 32
 """Sums of a row that are added up side by side, where they divide its channels, and one after the other at the end."""
 
+SHARE_PLANES = LANES
+"""Channels that share a weight: channel c has the weight c modulo the number of weights."""
+
 
 def edge_sums(
     near: Tensor, own: Tensor, code: Tensor, place: Tensor, index: Tensor, count: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Compute the sums of the values of valid edges, and of their squares: (C,) and (C,), float64."""
     sums = np.zeros((2, near.shape[1]))
-    run_parallel(_add_up, near.shape[1] // SHARE_PLANES, *_arrays(near, own, code, place, index, count), sums)
+    run_parallel(_add_up, near.shape[1] // LANES, *_arrays(near, own, code, place, index, count), sums)
     return torch.from_numpy(sums[0]), torch.from_numpy(sums[1])
 
 
@@ -88,7 +89,7 @@ def rectified_gradients(
     room = (gradient.numpy(), rectified.numpy())
     point_sums = (into.to_own[points].numpy(), into.of_own[points].numpy())
     neighbour_sums = (into.grad_neighbours.numpy(), into.of_near.numpy(), into.to_code.numpy())
-    run_parallel(_rectify_back, near.shape[1] // SHARE_PLANES, *inputs, *room, *neighbour_sums, *point_sums)
+    run_parallel(_rectify_back, near.shape[1] // LANES, *inputs, *room, *neighbour_sums, *point_sums)
     read = _arrays(gradient, reading, count[points])
     run_parallel(
         _read_places, len(gradient), math.gcd(near.shape[1], _SUMS_OF_CHANNELS), *read, to_place[points].numpy()
@@ -171,7 +172,7 @@ def weighted_messages(
     value: Tensor, code: Tensor, place: Tensor, weight: Tensor, index: Tensor, count: Tensor
 ) -> Tensor:
     """Compute the sum over the edges of a point of weight times (value_j + C h_ij): (P, C)."""
-    result = value.new_empty((len(value), weight.shape[2], SHARE_PLANES))
+    result = value.new_empty((len(value), weight.shape[2], LANES))
     inputs = (_by_weight(value), _by_weight(code), place, weight, index, count)
     run_parallel(_weigh, len(value), *_arrays(*inputs), result.numpy())
     return _by_channel(result)
@@ -194,14 +195,14 @@ def weighted_messages_backward(
 
 def _by_weight(rows: Tensor) -> Tensor:
     """Put the channels of a weight side by side: (M, C) -> (M, G, 8)."""
-    result = rows.new_empty((len(rows), rows.shape[1] // SHARE_PLANES, SHARE_PLANES))
-    run_parallel(_swap, len(rows), *_arrays(rows.unflatten(1, (SHARE_PLANES, -1))), result.numpy())
+    result = rows.new_empty((len(rows), rows.shape[1] // LANES, LANES))
+    run_parallel(_swap, len(rows), *_arrays(rows.unflatten(1, (LANES, -1))), result.numpy())
     return result
 
 
 def _by_channel(rows: Tensor) -> Tensor:
     """Undo `_by_weight`: (M, G, 8) -> (M, C)."""
-    result = rows.new_empty((len(rows), SHARE_PLANES, rows.shape[1]))
+    result = rows.new_empty((len(rows), LANES, rows.shape[1]))
     run_parallel(_swap_back, len(rows), *_arrays(rows), result.numpy())
     return result.flatten(1)
 
@@ -210,90 +211,105 @@ def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 
-# Loops over channels are short: each writes one row, since a compiler that cannot tell whether many rows overlap makes
-# no vectors of them.
+# Points, then blocks of eight channels, then neighbours: what belongs to the point stays in registers.
 
 
 @numba_kernel
-def _carry(near, own, code, x, y, z, carried):  # type: ignore[no-untyped-def]
-    x_code, y_code, z_code = code[0], code[1], code[2]
-    for channel in range(len(carried)):
-        coded = x_code[channel] * x + y_code[channel] * y + z_code[channel] * z
-        carried[channel] = near[channel] + own[channel] + coded
+def _carry(neighbour_terms, point_terms, x_code, y_code, z_code, x, y, z):  # type: ignore[no-untyped-def]
+    return neighbour_terms + point_terms + (x_code * x + y_code * y + z_code * z)
 
 
 @numba_kernel
-def _add_up(first, last, near, own, code, position, index, count, sums):  # type: ignore[no-untyped-def]
-    num_points, low, high = index.shape[0], first * SHARE_PLANES, last * SHARE_PLANES
-    code, sums = code[:, low:high].copy(), sums[:, low:high]
-    carried, rows = np.empty(high - low, near.dtype), np.zeros((2, high - low), near.dtype)
-    total, squares = rows[0], rows[1]
+def _add_up(first, last, neighbour_terms, point_terms, code, position, index, count, sums):  # type: ignore[no-untyped-def]
+    num_points, width = index.shape[0], neighbour_terms.shape[1]
+    rows = np.zeros((2, width), neighbour_terms.dtype)
     num_added = 0
     for point in range(num_points):
-        for slot in range(count[point]):
-            x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
-            _carry(near[index[point, slot], low:high], own[point, low:high], code, x, y, z, carried)
-            for channel in range(len(carried)):
-                value = carried[channel]
-                total[channel] += value
-                squares[channel] += value * value
+        for block in range(first, last):
+            channel = block * LANES
+            own = load(point_terms, (point, channel))
+            x_code, y_code, z_code = load(code, (0, channel)), load(code, (1, channel)), load(code, (2, channel))
+            total, squares = load(rows, (0, channel)), load(rows, (1, channel))
+            for slot in range(count[point]):
+                x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
+                near = load(neighbour_terms, (index[point, slot], channel))
+                carried = _carry(near, own, x_code, y_code, z_code, x, y, z)
+                total = total + carried
+                squares = squares + carried * carried
+            store(total, rows, (0, channel))
+            store(squares, rows, (1, channel))
         num_added += count[point]
         if num_added >= _EDGES_OF_A_SUM or point == num_points - 1:
-            _add_rows(rows, sums)
-            rows[:] = 0
+            for row in range(2):
+                for block in range(first, last):
+                    channel = block * LANES
+                    store(load(sums, (row, channel)) + widen(load(rows, (row, channel))), sums, (row, channel))
+                    store(zeros_like(rows), rows, (row, channel))
             num_added = 0
 
 
 @numba_kernel
-def _rectify(first, last, near, own, code, position, index, count, result):  # type: ignore[no-untyped-def]
-    zero, x_code, y_code, z_code = near.dtype.type(0), code[0], code[1], code[2]
+def _rectify(first, last, neighbour_terms, point_terms, code, position, index, count, result):  # type: ignore[no-untyped-def]
     for point in range(first, last):
-        own_row = own[point]
-        for slot in range(count[point]):
-            x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
-            near_row, row = near[index[point, slot]], result[point, slot]
-            for channel in range(len(row)):
-                coded = x_code[channel] * x + y_code[channel] * y + z_code[channel] * z
-                carried = near_row[channel] + own_row[channel] + coded
-                row[channel] = zero if carried < 0 else carried
-        result[point, count[point] :] = 0
+        for channel in range(0, neighbour_terms.shape[1], LANES):
+            own = load(point_terms, (point, channel))
+            x_code, y_code, z_code = load(code, (0, channel)), load(code, (1, channel)), load(code, (2, channel))
+            for slot in range(count[point]):
+                x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
+                near = load(neighbour_terms, (index[point, slot], channel))
+                carried = _carry(near, own, x_code, y_code, z_code, x, y, z)
+                store(rectify(carried), result, (point, slot, channel))
+            for slot in range(count[point], index.shape[1]):
+                store(zeros_like(result), result, (point, slot, channel))
 
 
 @numba_kernel
 def _rectify_back(  # type: ignore[no-untyped-def]
-    first, last, near, own, code, position, index, count, gradient, rectified, to_near, of_near, to_code, to_own, of_own
+    first,
+    last,
+    neighbour_terms,
+    point_terms,
+    code,
+    position,
+    index,
+    count,
+    gradient,
+    rectified,
+    to_near,
+    of_near,
+    to_code,
+    to_own,
+    of_own,
 ):
-    zero, low, high = near.dtype.type(0), first * SHARE_PLANES, last * SHARE_PLANES
-    code, carried = code[:, low:high].copy(), np.empty(high - low, near.dtype)
     own_to_code = np.zeros(code.shape, code.dtype)
     for point in range(len(index)):
-        for slot in range(count[point]):
-            x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
-            neighbour = index[point, slot]
-            _carry(near[neighbour, low:high], own[point, low:high], code, x, y, z, carried)
-            passed, row = gradient[point, slot, low:high], rectified[point, slot, low:high]
-            for channel in range(len(carried)):
-                passed[channel] = passed[channel] if carried[channel] > 0 else zero
-            for channel in range(len(carried)):
-                row[channel] = carried[channel] if carried[channel] > 0 else zero
-            _add(passed, to_own[point, low:high])
-            _add(carried, of_own[point, low:high])
-            _add(passed, to_near[neighbour, low:high])
-            _add(carried, of_near[neighbour, low:high])
-            to_x, to_y, to_z = own_to_code[0], own_to_code[1], own_to_code[2]
-            for channel in range(len(carried)):
-                to_x[channel] += passed[channel] * x
-                to_y[channel] += passed[channel] * y
-                to_z[channel] += passed[channel] * z
-        gradient[point, count[point] :, low:high] = 0
-        rectified[point, count[point] :, low:high] = 0
-    _add_rows(own_to_code, to_code[:, low:high])
-
-
-@numba_kernel
-def _add(row, total):  # type: ignore[no-untyped-def]
-    for channel in range(len(row)):
-        total[channel] += row[channel]
+        for block in range(first, last):
+            channel = block * LANES
+            own = load(point_terms, (point, channel))
+            x_code, y_code, z_code = load(code, (0, channel)), load(code, (1, channel)), load(code, (2, channel))
+            own_gradient, own_sum = load(to_own, (point, channel)), load(of_own, (point, channel))
+            to_x, to_y = load(own_to_code, (0, channel)), load(own_to_code, (1, channel))
+            to_z = load(own_to_code, (2, channel))
+            for slot in range(count[point]):
+                x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
+                place, edge = (index[point, slot], channel), (point, slot, channel)
+                carried = _carry(load(neighbour_terms, place), own, x_code, y_code, z_code, x, y, z)
+                passed = where_positive(load(gradient, edge), carried)
+                store(where_positive(carried, carried), rectified, edge)
+                own_gradient, own_sum = own_gradient + passed, own_sum + carried
+                store(load(to_near, place) + passed, to_near, place)
+                store(load(of_near, place) + carried, of_near, place)
+                store(passed, gradient, edge)
+                to_x, to_y, to_z = to_x + passed * x, to_y + passed * y, to_z + passed * z
+            for slot in range(count[point], index.shape[1]):
+                store(zeros_like(gradient), gradient, (point, slot, channel))
+                store(zeros_like(gradient), rectified, (point, slot, channel))
+            store(own_gradient, to_own, (point, channel))
+            store(own_sum, of_own, (point, channel))
+            store(to_x, own_to_code, (0, channel))
+            store(to_y, own_to_code, (1, channel))
+            store(to_z, own_to_code, (2, channel))
+    _add_rows(own_to_code[:, first * LANES : last * LANES], to_code[:, first * LANES : last * LANES])
 
 
 @numba_kernel
@@ -305,19 +321,18 @@ def _add_rows(rows, sums):  # type: ignore[no-untyped-def]
 
 @numba_kernel
 def _read_places(first, last, num_sums, gradient, reading, count, to_place):  # type: ignore[no-untyped-def]
-    sums = np.empty(num_sums, gradient.dtype)
     for point in range(first, last):
         for slot in range(count[point]):
-            for axis in range(3):
-                sums[:] = 0
-                for start in range(0, gradient.shape[2], num_sums):
-                    row, factors = gradient[point, slot, start:], reading[axis, start:]
-                    for place in range(num_sums):
-                        sums[place] += row[place] * factors[place]
-                total = to_place[point, slot, axis]
-                for place in range(num_sums):
-                    total += sums[place]
-                to_place[point, slot, axis] = total
+            x, y, z = to_place[point, slot, 0], to_place[point, slot, 1], to_place[point, slot, 2]
+            for start in range(0, num_sums, LANES):
+                x_sums, y_sums, z_sums = zeros_like(gradient), zeros_like(gradient), zeros_like(gradient)
+                for channel in range(start, gradient.shape[2], num_sums):
+                    values = load(gradient, (point, slot, channel))
+                    x_sums = x_sums + values * load(reading, (0, channel))
+                    y_sums = y_sums + values * load(reading, (1, channel))
+                    z_sums = z_sums + values * load(reading, (2, channel))
+                x, y, z = add_lanes(x, x_sums), add_lanes(y, y_sums), add_lanes(z, z_sums)
+            to_place[point, slot, 0], to_place[point, slot, 1], to_place[point, slot, 2] = x, y, z
 
 
 @numba_kernel
@@ -398,7 +413,7 @@ def _sum_place_gradients(  # type: ignore[no-untyped-def]
 def _swap(first, last, rows, result):  # type: ignore[no-untyped-def]
     for row in range(first, last):
         for group in range(rows.shape[2]):
-            for share in range(SHARE_PLANES):
+            for share in range(LANES):
                 result[row, group, share] = rows[row, share, group]
 
 
@@ -406,35 +421,24 @@ def _swap(first, last, rows, result):  # type: ignore[no-untyped-def]
 def _swap_back(first, last, rows, result):  # type: ignore[no-untyped-def]
     for row in range(first, last):
         for group in range(rows.shape[1]):
-            for share in range(SHARE_PLANES):
+            for share in range(LANES):
                 result[row, share, group] = rows[row, group, share]
 
 
 @numba_kernel
 def _weigh(first, last, value, code, position, weight, index, count, result):  # type: ignore[no-untyped-def]
-    zero = value.dtype.type(0)
     for point in range(first, last):
         for group in range(weight.shape[2]):
-            total, x, y, z = result[point, group], zero, zero, zero
-            total[:] = 0
+            total, x, y, z = zeros_like(value), value.dtype.type(0), value.dtype.type(0), value.dtype.type(0)
             for slot in range(count[point]):
-                share, row = weight[point, slot, group], value[index[point, slot], group]
-                for place in range(SHARE_PLANES):
-                    total[place] += row[place] * share
+                share = weight[point, slot, group]
+                total = total + load(value, (index[point, slot], group, 0)) * share
                 x += position[point, slot, 0] * share
                 y += position[point, slot, 1] * share
                 z += position[point, slot, 2] * share
-            x_code, y_code, z_code = code[0, group], code[1, group], code[2, group]
-            for place in range(SHARE_PLANES):
-                total[place] = total[place] + x_code[place] * x + y_code[place] * y + z_code[place] * z
-
-
-@numba_kernel
-def _multiply(start, left, right):  # type: ignore[no-untyped-def]
-    """Add the products of eight numbers to a first one, in order."""
-    for place in range(SHARE_PLANES):
-        start += left[place] * right[place]
-    return start
+            total = total + load(code, (0, group, 0)) * x
+            total = total + load(code, (1, group, 0)) * y
+            store(total + load(code, (2, group, 0)) * z, result, (point, group, 0))
 
 
 @numba_kernel
@@ -446,14 +450,16 @@ def _weigh_back(  # type: ignore[no-untyped-def]
         to_weight[point, count[point] :] = 0
         to_place[point] = 0
         for group in range(weight.shape[2]):
-            incoming = gradient[point, group]
-            x_code, y_code = _multiply(zero, code[0, group], incoming), _multiply(zero, code[1, group], incoming)
-            z_code = _multiply(zero, code[2, group], incoming)
+            incoming = load(gradient, (point, group, 0))
+            x_code = add_lanes(zero, load(code, (0, group, 0)) * incoming)
+            y_code = add_lanes(zero, load(code, (1, group, 0)) * incoming)
+            z_code = add_lanes(zero, load(code, (2, group, 0)) * incoming)
             for slot in range(count[point]):
                 share, place = weight[point, slot, group], to_place[point, slot]
                 x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
                 coded = x_code * x + y_code * y + z_code * z
-                to_weight[point, slot, group] = _multiply(coded, value[index[point, slot], group], incoming)
+                products = load(value, (index[point, slot], group, 0)) * incoming
+                to_weight[point, slot, group] = add_lanes(coded, products)
                 place[0] += x_code * share
                 place[1] += y_code * share
                 place[2] += z_code * share
@@ -467,17 +473,15 @@ def _spread_values(  # type: ignore[no-untyped-def]
     of_code = np.zeros(to_code.shape)  # in float64: the sums of all points
     for point in range(len(index)):
         for group in range(first, last):
-            incoming, x, y, z = gradient[point, group], zero, zero, zero
+            incoming, x, y, z = load(gradient, (point, group, 0)), zero, zero, zero
             for slot in range(count[point]):
-                share, row = weight[point, slot, group], to_value[index[point, slot], group]
-                for place in range(SHARE_PLANES):
-                    row[place] += incoming[place] * share
+                share, place = weight[point, slot, group], (index[point, slot], group, 0)
+                store(load(to_value, place) + incoming * share, to_value, place)
                 x += position[point, slot, 0] * share
                 y += position[point, slot, 1] * share
                 z += position[point, slot, 2] * share
-            for place in range(SHARE_PLANES):
-                of_code[0, group, place] += incoming[place] * x
-                of_code[1, group, place] += incoming[place] * y
-                of_code[2, group, place] += incoming[place] * z
+            store(load(of_code, (0, group, 0)) + widen(incoming * x), of_code, (0, group, 0))
+            store(load(of_code, (1, group, 0)) + widen(incoming * y), of_code, (1, group, 0))
+            store(load(of_code, (2, group, 0)) + widen(incoming * z), of_code, (2, group, 0))
     for axis in range(3):
         _add_rows(of_code[axis, first:last], to_code[axis, first:last])

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from sightline.areas.detect.anchor_bags import anchor_bags
 from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED
 from sightline.areas.detect.assigners.static import FreeAnchor
 from sightline.areas.detect.free_anchor_losses import FreeAnchorNegative, FreeAnchorPositive
 from sightline.areas.detect.losses import bag_losses
 from sightline.ops.box_codes import decode_deltas, encode_deltas
 from sightline.ops.box_overlaps import iou
-from sightline.ops.priors import Priors, anchor_bags
+from sightline.ops.priors import Priors
 from tests.assigners.test_golden import PLUS_ONE, case_of
 from tests.cases import run_each
 from tests.golden_parity import load_golden

@@ -7,19 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sightline.areas.detect.anchor_shapes import fit_anchor_shapes, prior_coverage, prior_extent, shape_overlaps
 from sightline.areas.detect.task import Detect
 from sightline.contract.types import PrintedTable, SampleKey
 from sightline.engine.build import TrainingSetup
 from sightline.ops.box_overlaps import box_sizes
-from sightline.ops.priors import (
-    Priors,
-    best_iou_of_boxes,
-    fit_anchor_shapes,
-    make_anchors,
-    prior_coverage,
-    prior_extent,
-    shape_overlaps,
-)
+from sightline.ops.priors import Priors, best_iou_of_boxes, make_anchors
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.workbench.describe.sources import DataDescription
 

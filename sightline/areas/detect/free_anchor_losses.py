@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sightline.areas.detect.anchor_bags import anchor_bags
 from sightline.areas.detect.losses import bag_losses, sigmoid_focal
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, NonNegativeFloat, PositiveFloat, Probability
@@ -17,7 +18,7 @@ from sightline.contract.loss import Loss
 from sightline.ops.box_codes import DeltaWeights, decode_boxes, encode_deltas
 from sightline.ops.box_overlaps import box_iou, column_blocks, promote_to_float32
 from sightline.ops.labels import widen_labels
-from sightline.ops.priors import IGNORED, anchor_bags
+from sightline.ops.priors import IGNORED
 from sightline.ops.waits import expect, is_free_to_read, read_list, send_list
 
 _MAX_DENSE = 2**22

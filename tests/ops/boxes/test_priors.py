@@ -10,19 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sightline.areas.detect.anchor_shapes import fit_anchor_shapes, prior_coverage, prior_extent, shape_overlaps
 from sightline.ops.box_overlaps import box_area, box_centres, box_sizes
-from sightline.ops.priors import (
-    PRESETS,
-    AnchorShapes,
-    PriorGrid,
-    best_iou_of_boxes,
-    fit_anchor_shapes,
-    make_anchors,
-    make_points,
-    prior_coverage,
-    prior_extent,
-    shape_overlaps,
-)
+from sightline.ops.priors import PRESETS, AnchorShapes, PriorGrid, best_iou_of_boxes, make_anchors, make_points
 from tests.cases import run_each
 from tests.golden_parity import load_golden
 from tests.ops.boxes.crowds import crowd

@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from sightline.areas.detect.anchor_bags import anchor_bags
 from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment, argmax_by_group
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
@@ -24,7 +25,7 @@ from sightline.contract.errors import assert_installed
 from sightline.ops.box_codes import encode_distances
 from sightline.ops.box_overlaps import box_area, box_centres, box_iou, column_blocks, iou
 from sightline.ops.neighbours import nearest_neighbours
-from sightline.ops.priors import PriorKind, Priors, anchor_bags
+from sightline.ops.priors import PriorKind, Priors
 from sightline.ops.waits import call_on_host, is_free_to_read, remember_positive
 
 _MIN_CANDIDATES = 50

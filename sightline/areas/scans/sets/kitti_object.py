@@ -16,6 +16,7 @@ import torch
 from annotated_types import Ge, Le
 from PIL import Image
 
+from sightline.areas.scans.sets.boxes3d import Calibration
 from sightline.areas.scans.sets.labelled_scans import LabelledScans, ScanSampling
 from sightline.areas.scans.sets.scan_preparation import (
     BY_NAME,
@@ -28,7 +29,6 @@ from sightline.areas.scans.sets.scan_preparation import (
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
 from sightline.contract.errors import DataError
-from sightline.ops.boxes3d import Calibration
 from sightline.ops.points_in_boxes import points_in_boxes
 from sightline.store.files.input_files import BoundedFile, assert_regular, expand_home, read_file
 from sightline.store.files.scan_files import check_pose, read_bin, read_matrices
@@ -60,7 +60,7 @@ class KittiObjects(NamedTuple):
     """Labelled objects of a frame.
 
     `types` (M,) int64 are indices into `TYPES`, `boxes_image_px` (M, 4) left, top, right, bottom, `boxes_camera` (M, 7)
-    as in ops/boxes3d.py. `boxes_camera` is meaningless for DontCare.
+    as in boxes3d.py. `boxes_camera` is meaningless for DontCare.
     """
 
     types: np.ndarray
