@@ -58,6 +58,8 @@ def farthest_points(
     finite, naming the cloud.
     """
     assert_clouds(points, name="points")
+    if not max_distance >= 0:
+        raise ValueError(f"max_distance: found {max_distance:g}, expected 0 or more")
     if not 0 <= num_samples <= points.shape[1]:
         raise ValueError(
             f"{num_samples} samples asked for in clouds of {points.shape[1]} points; lower num_samples or give clouds "
@@ -88,6 +90,8 @@ def packed_farthest_points(
     samples than points, naming the segment. `num_samples` of max(1, n // 4) is the transition of Zhao et al. 2021.
     """
     sizes, counts = read_sizes(points, offsets, name="offsets"), read_list(num_samples)
+    if len(counts) != len(sizes):
+        raise ValueError(f"num_samples: found {len(counts)} numbers for {len(sizes)} segments; give one for each")
     for segment, (size, count) in enumerate(zip(sizes, counts, strict=True)):
         if count < 0:
             raise ValueError(f"segment {segment}: {count} samples asked for; num_samples is at least 0")

@@ -210,6 +210,10 @@ def test_what_cannot_be_done_names_the_segment() -> None:
         packed_farthest_points(points, offsets=offsets, num_samples=torch.tensor([1, 1]))
     with pytest.raises(ValueError, match="segment 0: -2 samples asked for; num_samples is at least 0"):
         packed_farthest_points(points, offsets=offsets, num_samples=torch.tensor([-2, 0]))
+    with pytest.raises(ValueError, match="num_samples: found 1 numbers for 2 segments"):
+        packed_farthest_points(points, offsets=offsets, num_samples=torch.tensor([2]))
+    with pytest.raises(ValueError, match="max_distance: found -1, expected 0 or more"):
+        farthest_points(points[None], 2, max_distance=-1.0)
     with pytest.raises(ValueError, match="2 segments of points, 1 of queries"):
         packed_nearest_neighbours(
             points, offsets=offsets, num_neighbours=1, queries=points, query_offsets=torch.tensor([0, 6])
