@@ -27,7 +27,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # floor, where no room imports another. Nothing outside `areas` imports an area: registries find their parts by name.
 FLOORS = """
 contract commands ops config instrument
-layers draw
+layers draw doctor
 parts.losses parts.metrics parts.models parts.quantisation parts.transforms
 parts.tasks store.files
 store.box_fields store.computed_samples store.prepared store.loading
@@ -323,7 +323,7 @@ def test_forward_passes_are_found() -> None:
 def test_only_one_module_builds_findings() -> None:
     """Guard, code and defaults come from `@check`; `merge` reads those of other processes."""
     building = {str(p.relative_to(PACKAGE)) for p in FILES if re.search(r"(?<![\w.])Finding\(", p.read_text())}
-    assert building == {"workbench/check/context.py", "workbench/check/core/finding.py"}
+    assert building == {"doctor/finding.py", "doctor/rules/__init__.py", "workbench/check/context.py"}
 
 
 def test_only_one_module_opens_hdf5_files() -> None:

@@ -22,6 +22,7 @@ from sightline.contract.errors import DataError, UserError
 from sightline.contract.members import TaskMembers
 from sightline.contract.plugins import load_plugins
 from sightline.contract.types import ComponentConfig
+from sightline.doctor.finding import Finding, FindingLocation
 from sightline.engine.build import DataSubset, build_part
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import start_world
@@ -37,7 +38,6 @@ from sightline.workbench.check.checks.data.dataset_mismatch import (
     dataset_mismatch,
     sample_clouds,
 )
-from sightline.workbench.check.core.finding import Finding, FindingLocation
 from sightline.workbench.evaluate.scoring import ScoredFiles, find_scoring
 
 if TYPE_CHECKING:

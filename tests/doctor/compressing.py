@@ -18,11 +18,11 @@ from typing import Any
 from torch import nn
 
 from sightline.config import read_config
+from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.parts.quantisation.linear import quantisable_weights
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.finding import Finding
 from tests.conftest import ROOT
 from tests.doctor.planting import CONFIG
 from tests.doctor.power import Bug, case_table, is_found, list_findings, print_alarms, processor_time, quick, table

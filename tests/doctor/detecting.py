@@ -16,10 +16,10 @@ import pytest
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.config import read_config
 from sightline.contract.types import Sample
+from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.finding import Finding
 from tests.conftest import ROOT
 from tests.doctor.power import Bug, case_table, is_found, list_findings, processor_time, quick, table
 from tests.planted.planting import Planter

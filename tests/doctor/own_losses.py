@@ -26,6 +26,7 @@ from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, declared_outputs
 from sightline.contract.loss import Loss
 from sightline.contract.types import ComponentConfig
+from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.ops.box_codes import decode_boxes, encode_deltas
@@ -34,7 +35,7 @@ from sightline.parts.losses.embeddings import PairLoss
 from sightline.parts.tasks.distillation import DistillationTask, add_teacher_keys
 from sightline.parts.tasks.supervised import Classify
 from sightline.workbench.check.context import CHECKS, Context
-from sightline.workbench.check.core.finding import Finding, merge_findings
+from sightline.workbench.check.core.finding import merge_findings
 from sightline.workbench.check.suite import all_checks, run_all
 from tests.doctor.detecting import make_crowds
 from tests.doctor.own_class_losses import (

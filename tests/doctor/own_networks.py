@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.config import read_config
+from sightline.doctor.finding import Finding
 from sightline.engine import build as building
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import run_all
 from tests.conftest import ROOT
 from tests.doctor import posing, segmenting

@@ -14,11 +14,11 @@ from sightline.config import read_config
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, declared_outputs
 from sightline.contract.types import SampleKey
+from sightline.doctor.finding import CAUSES, Finding
 from sightline.engine.build import DataSubset, TrainingSetup, build, build_transforms
 from sightline.engine.distributed import World
 from sightline.parts.tasks.supervised import Classify
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
-from sightline.workbench.check.core.finding import CAUSES, Finding
 from sightline.workbench.check.suite import run_all
 
 CONFIG = """\

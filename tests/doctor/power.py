@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
+from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.workbench.check.context import CHECKS, Context
-from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import all_checks
 from tests.planted.catalog import FAULTS, FaultCase
 

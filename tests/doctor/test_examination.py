@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sightline.doctor.finding import Finding, FindingLocation
 from sightline.engine.distributed import World
 from sightline.workbench.check import suite
 from sightline.workbench.check.context import CHECKS, Context, check
@@ -19,7 +20,7 @@ from sightline.workbench.check.core.examination import (
     describe_findings,
     find_subject,
 )
-from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation
+from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.needs import NEEDS
 from tests.doctor.planting import make
 

@@ -22,9 +22,7 @@ from sightline.instrument import copy_module
 from sightline.workbench.check import suite
 from sightline.workbench.check.context import CHECKS, Context, Rule, check
 from sightline.workbench.check.core.dry_run import dry_run
-from sightline.workbench.check.core.finding import (
-    Fault,
-)
+from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.suite import run_all, run_quick
 from tests.doctor.planting import make, with_losses, with_model
 from tests.doctor.segmenting import Logits

@@ -10,17 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from sightline.doctor.finding import finding_from_dict
 from sightline.engine.build import DataSubset
 from sightline.engine.distributed import World
 from sightline.workbench.check.context import CHECKS, Context, check, metrics, splits
-from sightline.workbench.check.core.finding import (
-    Fault,
-    Hypothesis,
-    explain,
-    finding_from_dict,
-    is_near,
-    is_within_factor,
-)
+from sightline.workbench.check.core.finding import Fault, Hypothesis, explain, is_near, is_within_factor
 from tests.doctor.planting import make
 
 

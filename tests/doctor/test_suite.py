@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.contract.errors import ConfigError
+from sightline.doctor.finding import Finding, FindingLocation, finding_from_dict
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.train import TrainState, train
@@ -24,13 +25,7 @@ from sightline.verbs.output import show_findings
 from sightline.workbench.check import suite
 from sightline.workbench.check.context import CHECKS, Context, FindingBuilder
 from sightline.workbench.check.core.dry_run import dry_run
-from sightline.workbench.check.core.finding import (
-    Finding,
-    FindingLocation,
-    finding_from_dict,
-    gather_findings,
-    merge_findings,
-)
+from sightline.workbench.check.core.finding import gather_findings, merge_findings
 from sightline.workbench.check.suite import all_checks, run_all, run_quick
 from tests.conftest import ROOT
 from tests.doctor.detecting import make_crowds

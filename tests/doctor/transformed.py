@@ -19,11 +19,11 @@ import torch
 
 from sightline.config import read_config
 from sightline.contract.types import Sample, SampleKey
+from sightline.doctor.finding import Finding
 from sightline.engine.build import DataSubset, TrainingSetup, build, build_transforms
 from sightline.engine.distributed import World
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from sightline.workbench.check.context import CHECKS, Context
-from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import all_checks
 from tests.conftest import ROOT
 from tests.doctor.detecting import make_crowds

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sightline.workbench.check.core.finding import CAUSES
+from sightline.doctor.finding import CAUSES
 from tests.planted.classify import CLASSIFY_PLANTS
 from tests.planted.compress import COMPRESS_PLANTS
 from tests.planted.contrast import CONTRAST_PLANTS

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sightline.config import read_config
 from sightline.contract import registry
+from sightline.doctor.finding import Finding
 from sightline.engine import build as building
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
@@ -28,7 +29,6 @@ from sightline.parts.tasks.distillation import DistillationTask
 from sightline.parts.tasks.supervised import Supervised
 from sightline.runs import packed
 from sightline.workbench.check.checks.compression import size_promise
-from sightline.workbench.check.core.finding import Finding
 from tests.planted.planting import BENCHES, Plant, Planter, edit, join, wrap
 
 # --- codebooks --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import sightline
-from sightline.workbench.check.core.finding import Finding
+from sightline.doctor.finding import Finding
 from tests.planted.compress import report_bits_alone
 
 Loop = Callable[[int], Sequence[Finding]]

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Samp
 
 import sightline
 from sightline.contract.errors import RunError
+from sightline.doctor.finding import Finding, finding_from_dict
 from sightline.engine.distributed import World
-from sightline.workbench.check.core.finding import Finding, finding_from_dict
 from tests.planted.loops import Loop
 from tests.processes import free_port
 

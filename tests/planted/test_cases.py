@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from sightline.contract.registry import REGISTRIES
+from sightline.doctor.finding import CAUSES
 from sightline.parts.transforms.points import Rotate
-from sightline.workbench.check.core.finding import CAUSES
 from tests.command import Outcome, run_here
 from tests.conftest import ROOT
 from tests.planted import trial as trials

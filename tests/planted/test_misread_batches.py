@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from sightline.config import read_config
+from sightline.doctor.finding import Finding
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import run_all, run_quick
 from tests.planted.catalog import FAULTS
 from tests.planted.planting import BENCHES, Planter

@@ -18,12 +18,12 @@ from unittest import mock
 from sightline.config import RunConfig, read_config
 from sightline.contract.errors import UserError
 from sightline.contract.regular_files import parse_json, read_regular_file
+from sightline.doctor.finding import Finding, finding_from_dict
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.training import train_run as training
 from sightline.training.train_run import Reporter, train_run
 from sightline.workbench.check import suite
-from sightline.workbench.check.core.finding import Finding, finding_from_dict
 from sightline.workbench.check.suite import run_all, run_quick
 from tests.planted.catalog import FaultCase, HealthyCase
 from tests.planted.loops import PLAIN, Loop, train_plainly

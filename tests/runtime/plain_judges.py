@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sightline.workbench.watch.plain.batch import find_form
+from sightline.doctor.batches import find_form
 from sightline.workbench.watch.plain.counted import judge_counted
 from sightline.workbench.watch.plain.loader import judge_loader
 from sightline.workbench.watch.plain.loss import judge_loss, run_batch

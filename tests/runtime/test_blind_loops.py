@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import sightline
-from sightline.workbench.watch.plain.batch import BatchForm
+from sightline.doctor.batches import BatchForm
 from sightline.workbench.watch.plain.loader import judge_loader
 from sightline.workbench.watch.plain.loss import judge_loss, run_batch
 from tests.runtime.blind_loaders import HEALTHY_LOADERS, LOADERS

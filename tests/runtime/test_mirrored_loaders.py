@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from sightline.workbench.check.core.object_graph import get_state
-from sightline.workbench.watch.plain.batch import BatchForm
+from sightline.doctor.batches import BatchForm
+from sightline.doctor.objects import get_state
 from sightline.workbench.watch.plain.byte_images import judge_bytes
 from sightline.workbench.watch.plain.flips import judge_flips
 from sightline.workbench.watch.plain.mirrors import fit_ridge

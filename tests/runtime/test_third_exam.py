@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
 import sightline
+from sightline.doctor.batches import BatchForm, find_form
 from sightline.workbench.watch.loss_graph import is_misread
-from sightline.workbench.watch.plain.batch import BatchForm, find_form
 from tests.runtime.blind_losses import Call, LossCase
 from tests.runtime.odd_healthy_loops import batches, classes, mlp
 from tests.runtime.test_blind_loops import judge_case

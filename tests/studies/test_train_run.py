@@ -18,13 +18,13 @@ import torch
 import sightline
 from sightline.config import read_config
 from sightline.contract.errors import UserError
+from sightline.doctor.finding import Finding, FindingLocation
 from sightline.engine.observers import MetricsLog
 from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.engine.session import StopRequest
 from sightline.training import published_results
 from sightline.training.train_run import Reporter, TrainResult, restore_signal_handlers, sample_counts, train_run
 from sightline.workbench.check import suite
-from sightline.workbench.check.core.finding import Finding, FindingLocation
 from tests.command import succeed
 from tests.doctor.planting import make
 from tests.marks import long_but

@@ -22,6 +22,7 @@ from sightline.contract.members import TaskMembers
 from sightline.contract.plugins import find_plugin
 from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch
+from sightline.doctor.finding import CAUSES, SEVERITIES, Finding, FindingLocation, Severity
 from sightline.engine.build import DataSubset, TrainingSetup, build
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
@@ -40,7 +41,7 @@ from sightline.workbench.check.core.dry_run import (
     isolated_copy,
 )
 from sightline.workbench.check.core.examination import Examination, find_subject
-from sightline.workbench.check.core.finding import CAUSES, SEVERITIES, Fault, Finding, FindingLocation, Severity
+from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.model_probe import QUICK_S, ModelProbe
 from sightline.workbench.check.core.sample_statistics import (
     ClassCounts,

@@ -18,6 +18,8 @@ from sightline.config import RunConfig
 from sightline.contract.catalogue import find_modules
 from sightline.contract.errors import ConfigError
 from sightline.contract.schema import suggest
+from sightline.doctor.finding import Finding
+from sightline.doctor.objects import find_generators, preserve_generators
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World, start_world
 from sightline.engine.process_inputs import describe_command
@@ -25,8 +27,7 @@ from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import open_run
 from sightline.workbench.check.context import CHECKS, MOMENTS, TO_END, Context, FindingBuilder, Rule
 from sightline.workbench.check.core.examination import Examination
-from sightline.workbench.check.core.finding import Finding, gather_findings, merge_findings
-from sightline.workbench.check.core.object_graph import find_generators, preserve_generators
+from sightline.workbench.check.core.finding import gather_findings, merge_findings
 from sightline.workbench.check.needs import NEEDS
 from sightline.workbench.check.runtime_rules import RUNTIME_RULES
 

@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 from sightline.contract.pytree import tree_leaves
+from sightline.doctor.finding import Severity
 from sightline.engine.build import TrainingSetup
 from sightline.engine.device import Precision
 from sightline.instrument import ModuleCall, record
 from sightline.parts.quantisation.parametrised import weight_sizes
 from sightline.workbench.check.context import get_loss_path
 from sightline.workbench.check.core.dry_run import forward_backward
-from sightline.workbench.check.core.finding import Fault, Severity
+from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.fit.fit_attempt import FITTED, FitCurve, FitSetup, prepare_model
 from sightline.workbench.fit.loss_probe import GradientCheck, LossProbe
 from sightline.workbench.fit.network import activation_cause, constant_cause, gradient_cause, head_cause

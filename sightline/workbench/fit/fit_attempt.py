@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from sightline.contract.types import Batch
+from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup
 from sightline.engine.device import Precision, seed_everything, to_device
 from sightline.engine.distributed import World
@@ -25,7 +26,7 @@ from sightline.engine.train import NonFiniteGradientError, TrainState, train_ste
 from sightline.instrument import record
 from sightline.workbench.check.context import Context, FindingBuilder
 from sightline.workbench.check.core.dry_run import isolated_copy
-from sightline.workbench.check.core.finding import Fault, Finding
+from sightline.workbench.check.core.finding import Fault
 
 SHARES = (0.5, 0.1, 0.01)
 """Remaining shares of the way from the first loss to the floor: a half, a tenth, a hundredth."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from sightline.contract.errors import summarise_error
 from sightline.contract.types import Batch
+from sightline.doctor.finding import Finding
 from sightline.draw.charts import ChartPanel, Series, render_svg
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
@@ -21,7 +22,7 @@ from sightline.engine.train import TrainState
 from sightline.runs.curves import encode_curves
 from sightline.workbench.check.checks.model.first_step import first_step, missing_keys_explained
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.finding import Fault, Finding
+from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.describe.trace import preserve_all_rng_states
 from sightline.workbench.fit.audit import audit_batch, audit_first_loss, audit_targets
 from sightline.workbench.fit.causes import BisectionStep, FailedFit, bisect, inconsistent_gradients, loss_cause

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from sightline.contract.types import Batch
+from sightline.doctor.batches import ReadTrackingDict
 from sightline.engine.step import compute_batch_losses, divide_by_count, weighted_sum
 from sightline.engine.train import TrainState
-from sightline.workbench.check.core.dry_run import ReadTrackingDict
 from sightline.workbench.check.core.sample_statistics import class_axis
 from sightline.workbench.check.oracles.loss_case import is_ordinal
 from sightline.workbench.check.oracles.results import FixedOutputs

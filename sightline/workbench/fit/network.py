@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.doctor.finding import Severity
 from sightline.instrument import InterceptedFunctions, ModuleCall, record
 from sightline.workbench.check.core.dry_run import forward_backward
-from sightline.workbench.check.core.finding import Fault, Severity
+from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.fit.fit_attempt import FITTED, FitCurve, FitSetup, fit, forward_once, prepare_model
 from sightline.workbench.fit.loss_probe import LossProbe
 from sightline.workbench.fit.optimizer_grid import build_optimizer

@@ -22,6 +22,7 @@ from sightline.config import RunConfig
 from sightline.config.overrides import split_values
 from sightline.contract.errors import UserError
 from sightline.contract.types import Batch
+from sightline.doctor.finding import Finding
 from sightline.engine.batch_stream import BatchSampler, evaluation_keys
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.device import to_device
@@ -33,7 +34,7 @@ from sightline.engine.train import NonFiniteGradientError, train
 from sightline.instrument import record
 from sightline.parts.quantisation.parametrised import weight_sizes
 from sightline.workbench.check.core.dry_run import isolated_copy
-from sightline.workbench.check.core.finding import Fault, Finding
+from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.sample_statistics import class_axis
 from sightline.workbench.describe.trace import preserve_all_rng_states
 from sightline.workbench.fit.fit_attempt import FITTED, build_findings

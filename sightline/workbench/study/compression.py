@@ -22,6 +22,7 @@ from sightline.contract import registry
 from sightline.contract.errors import RunError, UserError
 from sightline.contract.loss import teacher_keys
 from sightline.contract.types import ComponentConfig, LinearRamp
+from sightline.doctor.finding import Finding
 from sightline.engine.build import DataSubset
 from sightline.engine.resume import assert_empty
 from sightline.engine.run_loading import OpenRun, open_run
@@ -34,7 +35,6 @@ from sightline.runs.run_files import is_run
 from sightline.training import train_run
 from sightline.training.train_run import Reporter, reread
 from sightline.workbench.check.checks.compression import search_split, size_promise, unreset_episode
-from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.compress.packing import FILES, packed_layer_sizes, write_evaluation, write_packed_run
 from sightline.workbench.compress.policy import FP32, Policy, policy_to_dict
 from sightline.workbench.compress.policy_simulator import reestimate_batch_norm

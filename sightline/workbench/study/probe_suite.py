@@ -23,6 +23,7 @@ from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, bind
 from sightline.contract.errors import CheckpointError, UserError
 from sightline.contract.types import Batch, ComponentConfig
+from sightline.doctor.finding import FindingLocation
 from sightline.draw.page import PageTable
 from sightline.engine.build import build, build_data
 from sightline.engine.device import Precision, set_backends, to_device
@@ -46,7 +47,6 @@ from sightline.training.published_results import (
 )
 from sightline.training.train_run import Reporter, read_with_plugins, reread
 from sightline.workbench.check.checks.weights_scale import layer_scales, other_scale, sampled_batch
-from sightline.workbench.check.core.finding import FindingLocation
 from sightline.workbench.probe.classifiers import Probe, assert_fits, build_probe
 from sightline.workbench.probe.features import get_encode, share_errors
 from sightline.workbench.probe.few_shot import FewShot

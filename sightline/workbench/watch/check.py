@@ -20,6 +20,9 @@ from sightline.contract.errors import UserError, summarise_error
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import suggest
 from sightline.contract.types import SampleKey
+from sightline.doctor.batches import find_form, has_rows, read_batches
+from sightline.doctor.finding import Finding, FindingLocation, finding_from_dict
+from sightline.doctor.objects import preserve_generators
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.records import preserve_rng_state
@@ -30,14 +33,12 @@ from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
 from sightline.workbench.check.checks.model.first_step import explain_failure, first_step
 from sightline.workbench.check.core.dry_run import error_location, isolated_copy
 from sightline.workbench.check.core.examination import FIT, Examination
-from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, finding_from_dict, merge_findings
-from sightline.workbench.check.core.object_graph import preserve_generators
+from sightline.workbench.check.core.finding import Fault, merge_findings
 from sightline.workbench.check.runtime_rules import RUNTIME_RULES
 from sightline.workbench.check.suite import all_checks, check_path, run_all
 from sightline.workbench.fit.fit_attempt import FitSetup
 from sightline.workbench.fit.fit_one import FitOptions, fit_samples
 from sightline.workbench.fit.samples import Samples
-from sightline.workbench.watch.plain.batch import find_form, has_rows, read_batches
 from sightline.workbench.watch.plain.counted import judge_counted
 from sightline.workbench.watch.plain.kept import preserve_module
 from sightline.workbench.watch.plain.loader import judge_loader

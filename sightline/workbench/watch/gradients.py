@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import tree_leaves
+from sightline.doctor.finding import Severity
 from sightline.workbench.check.checks.model.no_gradient import is_frozen_by_kind, registration_faults
-from sightline.workbench.check.core.finding import Severity
 from sightline.workbench.check.runtime_rules import find_rule, report
 from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack, stack_numbers
 

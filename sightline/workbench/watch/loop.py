@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import is_dense
+from sightline.doctor.finding import FindingLocation
 from sightline.instrument import Inputs
 from sightline.ops.waits import send
 from sightline.workbench.check.context import FindingBuilder
-from sightline.workbench.check.core.finding import Fault, FindingLocation
+from sightline.workbench.check.core.finding import Fault
 
 Found = tuple[FindingBuilder, Fault]
 Judge = Callable[[float], Iterable[Found]]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.workbench.check.core.object_graph import get_node_name, iter_nodes, skip_shape_operations
+from sightline.doctor.autograd_graph import get_node_name, iter_nodes, skip_shape_operations
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from sightline.doctor.autograd_graph import get_node_name, skip_shape_operations
 from sightline.instrument import watch_gradient
-from sightline.workbench.check.core.object_graph import get_node_name, skip_shape_operations
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found, Loop, Monitor
 from sightline.workbench.watch.loss_graph import LossGraph, get_axis, get_saved, list_parents

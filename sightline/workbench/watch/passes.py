@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from sightline.contract.pytree import dense_leaves, is_dense, tree_leaves
+from sightline.doctor.autograd_graph import get_node_name, skip_shape_operations
 from sightline.instrument import Inputs
-from sightline.workbench.check.core.object_graph import get_node_name, skip_shape_operations
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, stack_numbers
 from sightline.workbench.watch.loss_graph import (

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sightline.contract.errors import UserError
+from sightline.doctor.finding import Finding
 from sightline.draw.examination import make_examination_blocks
 from sightline.draw.page import PageBlock, PageTable, PageText, render_page
 from sightline.runs.run_directory import write_document, write_file
 from sightline.workbench.check.core.examination import describe_examination, describe_findings
-from sightline.workbench.check.core.finding import Finding
 
 _ENDINGS = (".json", ".html", ".txt")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sightline.config import RunConfig
+from sightline.doctor.finding import Finding
 from sightline.engine.train import TrainState
-from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.runtime_rules import RUNTIME_RULES
 from sightline.workbench.watch.watch import Watch
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sightline.doctor.autograd_graph import get_node_name, skip_shape_operations
 from sightline.workbench.check.checks.model.gradients import LAYERS, make_dead_fault
-from sightline.workbench.check.core.object_graph import get_node_name, skip_shape_operations
 from sightline.workbench.check.runtime_rules import find_rule
 from sightline.workbench.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack
 from sightline.workbench.watch.loss_graph import (

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves
+from sightline.doctor.finding import Finding
 from sightline.engine.watchdog import describe_failed_kernel
 from sightline.instrument import (
     hang,
@@ -24,7 +25,7 @@ from sightline.instrument import (
     observe_updates,
 )
 from sightline.workbench.check.checks.optimiser.non_finite import non_finite
-from sightline.workbench.check.core.finding import Fault, Finding, merge_findings
+from sightline.workbench.check.core.finding import Fault, merge_findings
 from sightline.workbench.watch.bisection import Search, prepare_search
 from sightline.workbench.watch.gradients import LeakMonitor, OrderMonitor, ReachMonitor
 from sightline.workbench.watch.kept_weights import CopyMonitor, PruneMonitor

@@ -24,6 +24,7 @@ from sightline.config import read_config
 from sightline.contract import registry
 from sightline.contract.plugins import load_plugins
 from sightline.contract.types import Sample, SampleKey
+from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.workbench.check.checks.data.channel_contract import label_range
@@ -35,7 +36,6 @@ from sightline.workbench.check.checks.model.outputs import level_order
 from sightline.workbench.check.checks.scored_targets import box_protocol
 from sightline.workbench.check.context import CHECKS, Context
 from sightline.workbench.check.core.assigned_boxes import is_significantly_above
-from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import run_quick
 from tests.command import run_here
 from tests.conftest import ROOT

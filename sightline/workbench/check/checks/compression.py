@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.doctor.finding import Finding, FindingLocation
 from sightline.parts.quantisation.clustering import cluster_weight
 from sightline.parts.quantisation.parametrised import Codebook, dense_state_dict, quantised_weights
 from sightline.parts.tasks.distillation import DistillationTask
@@ -22,7 +23,7 @@ from sightline.runs.packed import compression_ratios
 from sightline.store.loading.batch_reader import array_leaves
 from sightline.workbench.check.context import Context, FindingBuilder, check, first_steps
 from sightline.workbench.check.core.dry_run import DryRun, isolated_copy
-from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, diagnose
+from sightline.workbench.check.core.finding import Fault, diagnose
 
 _diagnose = functools.partial(diagnose, __file__)
 

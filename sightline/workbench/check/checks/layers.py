@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from sightline.doctor.finding import FindingLocation
 from sightline.workbench.check.context import Context, check
-from sightline.workbench.check.core.finding import Fault, FindingLocation
+from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.oracles.results import FORWARD, OracleResult
 
 

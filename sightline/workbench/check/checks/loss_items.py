@@ -16,16 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.doctor.finding import Finding
 from sightline.workbench.check.context import CHECKS, Context, check, losses
-from sightline.workbench.check.core.finding import (
-    Fault,
-    Finding,
-    Hypothesis,
-    explain,
-    is_near,
-    make_fault,
-    read_diagnoses,
-)
+from sightline.workbench.check.core.finding import Fault, Hypothesis, explain, is_near, make_fault, read_diagnoses
 from sightline.workbench.check.oracles.loss_case import Goal, LossCase, draw, is_ordinal
 
 Relation = Callable[[LossCase], Fault | None]

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.doctor.finding import Finding, FindingLocation
 from sightline.instrument import record
 from sightline.parts.losses.embeddings import CHANCE_SUFFIX
 from sightline.runs.run_directory import read_lines
 from sightline.workbench.check.context import Context, SquaredLoss, check, squared_losses
 from sightline.workbench.check.core.dry_run import read_batch, step_keys
-from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, diagnose
+from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.core.sample_statistics import class_axis
 from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss
 from sightline.workbench.check.oracles.results import loss_counts, loss_sums

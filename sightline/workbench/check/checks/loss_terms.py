@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.members import TaskMembers
+from sightline.doctor.finding import Finding
+from sightline.doctor.objects import iter_reachable
 from sightline.engine.distributed import World
 from sightline.engine.step import compute_batch_losses, divide_by_count, prepare_step
 from sightline.ops.priors import BACKGROUND, IGNORED
@@ -22,8 +24,7 @@ from sightline.parts.losses.embeddings import chance_level
 from sightline.workbench.check.context import Context, assignments, check
 from sightline.workbench.check.core.assigned_boxes import AssignedBoxes
 from sightline.workbench.check.core.dry_run import DryRun
-from sightline.workbench.check.core.finding import Fault, Finding, Hypothesis, diagnose, explain, is_near
-from sightline.workbench.check.core.object_graph import iter_reachable
+from sightline.workbench.check.core.finding import Fault, Hypothesis, diagnose, explain, is_near
 from sightline.workbench.check.core.sample_statistics import class_axis
 from sightline.workbench.check.oracles.results import FixedOutputs
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sightline.doctor.objects import find_read_values
 from sightline.ops.priors import BACKGROUND
 from sightline.workbench.check.checks.loss_items import (
     chooses_hardest,
@@ -36,7 +37,6 @@ from sightline.workbench.check.checks.loss_items import (
 )
 from sightline.workbench.check.context import Context, check, losses
 from sightline.workbench.check.core.finding import Fault
-from sightline.workbench.check.core.object_graph import find_read_values
 from sightline.workbench.check.oracles.loss_case import TEACHER, Goal, LossCase, draw
 
 _ITEMS = (is_edited, is_silent, is_constant, is_mispaired, is_mixed)

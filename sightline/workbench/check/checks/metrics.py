@@ -22,6 +22,7 @@ from sightline.contract.errors import summarise_error
 from sightline.contract.members import MetricMembers
 from sightline.contract.pytree import is_float
 from sightline.contract.types import Batch
+from sightline.doctor.finding import FindingLocation
 from sightline.workbench.check.checks.synthetic_predictions import (
     Predicted,
     PredictionMaker,
@@ -35,7 +36,7 @@ from sightline.workbench.check.checks.synthetic_predictions import (
 )
 from sightline.workbench.check.context import Context, JudgedMetric, check, metrics
 from sightline.workbench.check.core.dry_run import error_location
-from sightline.workbench.check.core.finding import Fault, FindingLocation
+from sightline.workbench.check.core.finding import Fault
 
 _BEST_IS_ONE = re.compile(r"(^|[_\W])(m?iou|accuracy|acc|precision|recall|dice|f1)([_\W]|$)", re.IGNORECASE)
 _ROUNDING = 1e-6  # the mean of a thousand float32 ones is nearer to 1

@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from sightline.doctor.finding import FindingLocation
+from sightline.doctor.objects import find_read_values
 from sightline.engine.optimizers import apply_freezing
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.workbench.check.checks.loss_terms import pairs_task
 from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.dry_run import isolated_copy
-from sightline.workbench.check.core.finding import Fault, FindingLocation
-from sightline.workbench.check.core.object_graph import find_read_values
+from sightline.workbench.check.core.finding import Fault
 
 _WORDS = frozenset({"get_rank", "get_world_size", "is_initialized", "get_node_local_rank", "environ", "getenv"})
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
+from sightline.doctor.finding import Finding
 from sightline.engine.device import to_device
 from sightline.engine.step import compute_batch_losses
 from sightline.ops.box_overlaps import box_iou, promote_to_float32
@@ -30,7 +31,7 @@ from sightline.workbench.check.checks.synthetic_predictions import (
 )
 from sightline.workbench.check.context import Context, JudgedMetric, check, evaluations, metrics
 from sightline.workbench.check.core.dry_evaluation import DryEvaluation
-from sightline.workbench.check.core.finding import Fault, Finding, diagnose
+from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.core.sample_statistics import class_axis, describe_sample, read_samples
 from sightline.workbench.check.oracles.results import FixedOutputs
 

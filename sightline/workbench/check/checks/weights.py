@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sightline.config import read_config
 from sightline.config.run_config import Init
 from sightline.contract.errors import CheckpointError, UserError, join_some
+from sightline.doctor.finding import FindingLocation
 from sightline.engine.build import build_model
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import open_run
@@ -26,7 +27,7 @@ from sightline.runs.snapshots import Snapshot
 from sightline.runs.weights import describe_non_finite, find_non_finite, find_spoiled, load_weights, plain_state
 from sightline.workbench.check.context import Context, check, initialisations
 from sightline.workbench.check.core.dry_run import isolated_copy
-from sightline.workbench.check.core.finding import Fault, FindingLocation
+from sightline.workbench.check.core.finding import Fault
 
 
 @check(

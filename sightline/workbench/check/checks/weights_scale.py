@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from sightline.config.run_config import Init
 from sightline.contract.types import Batch, SampleKey
+from sightline.doctor.finding import Finding, FindingLocation
 from sightline.engine.build import DataSubset
 from sightline.engine.device import to_device
 from sightline.workbench.check.context import Context, check, initialisations
 from sightline.workbench.check.core.dry_run import isolated_copy
-from sightline.workbench.check.core.finding import Finding, FindingLocation
 
 _NUM_SAMPLES = 16
 _MAX_SCALE = 4.0  # augmentation by 0.5 to 2, or another data set in the same unit, stays below 2

@@ -7,7 +7,7 @@ import inspect
 import math
 import traceback
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from sightline.contract.errors import OutputError, UserError
 from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch, SampleKey
+from sightline.doctor.autograd_graph import hidden_outputs, last_node, last_operation
+from sightline.doctor.batches import ReadTrackingDict
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import apply_freezing
@@ -27,7 +29,6 @@ from sightline.instrument import Inputs, ModuleCall, copy_module, record
 from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.workbench.check.core.neighbour_sums import NeighbourSum, NeighbourSums
-from sightline.workbench.check.core.object_graph import hidden_outputs, last_node, last_operation
 
 _PACKAGE = Path(__file__).resolve().parents[3]
 _RUNNERS = (
@@ -46,34 +47,6 @@ _FORWARD_S = 0.6  # maximum expected time of a larger forward pass
 
 Gradient = Literal["none", "zero", "some", "not finite"]
 Outputs = Mapping[str, Any]
-
-
-class ReadTrackingDict(dict[str, Any]):
-    """Dictionary that records which of its keys were read."""
-
-    def __init__(self, items: Mapping[str, Any]) -> None:
-        super().__init__(items)
-        self.read: set[str] = set()
-
-    def __getitem__(self, key: str) -> Any:
-        self.read.add(key)
-        return super().__getitem__(key)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self.read.add(key)
-        return super().get(key, default)
-
-    def __iter__(self) -> Iterator[str]:
-        self.read.update(super().keys())
-        return super().__iter__()
-
-    def items(self) -> Any:
-        self.read.update(super().keys())
-        return super().items()
-
-    def values(self) -> Any:
-        self.read.update(super().keys())
-        return super().values()
 
 
 @dataclass(frozen=True)

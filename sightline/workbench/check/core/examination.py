@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from sightline.doctor.finding import Finding
 from sightline.draw.examination import join_reasons
-from sightline.workbench.check.core.finding import Finding
 
 SUBJECTS = ("data", "model", "loss", "optimiser", "metric", "weights", "compression", "plugin")
 """Subjects of checks, in the order in which they are printed; `plugin` stands for checks of a user's own."""

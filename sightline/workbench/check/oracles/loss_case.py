@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sightline.contract.binding import BoundFunction
 from sightline.contract.members import TaskMembers
 from sightline.contract.pytree import is_float
+from sightline.doctor.objects import iter_reachable
 from sightline.engine.device import seed_torch
 from sightline.engine.step import single_batch_step
 from sightline.engine.train import TrainState
@@ -22,7 +23,6 @@ from sightline.ops.box_codes import encode_deltas, encode_distances
 from sightline.ops.priors import BACKGROUND, IGNORED
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.workbench.check.core.dry_run import DryRun
-from sightline.workbench.check.core.object_graph import iter_reachable
 from sightline.workbench.check.core.sample_statistics import class_axis
 from sightline.workbench.check.oracles.results import FixedOutputs
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sightline.doctor.autograd_graph import iter_nodes
 from sightline.layers.surrogates import find_surrogates
 from sightline.workbench.check.checks.layers import layer_gradient
-from sightline.workbench.check.core.object_graph import iter_nodes
 from sightline.workbench.watch.loop import Found
 
 _MAX_CLASSES, _NUM_DRAWS = 4, 2

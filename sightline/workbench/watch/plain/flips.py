@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sightline.doctor.batches import BatchForm
+from sightline.doctor.objects import preserve_generators
 from sightline.workbench.check.checks.data.augmentation_mismatch import augmentation_mismatch
-from sightline.workbench.check.core.object_graph import preserve_generators
 from sightline.workbench.watch.loop import Found
-from sightline.workbench.watch.plain.batch import BatchForm
 from sightline.workbench.watch.plain.mirrored_reads import MIN_PIXELS, Carrier, ItemReader, MirroredPair, read_flips
 from sightline.workbench.watch.plain.mirrors import (
     InputReducer,

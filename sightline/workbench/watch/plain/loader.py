@@ -25,16 +25,16 @@ from torch.utils.data import (
 
 from sightline import instrument
 from sightline.contract.pytree import tree_leaves
+from sightline.doctor.batches import BatchForm
+from sightline.doctor.objects import iter_reachable, preserve_generators
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.workbench.check.checks.data.augmentation_mismatch import augmentation_mismatch
 from sightline.workbench.check.checks.data.channel_contract import label_range
 from sightline.workbench.check.checks.data.data_mutation import data_mutation
 from sightline.workbench.check.checks.data.empty_loader import empty_loader
 from sightline.workbench.check.checks.data.sample_keys import exchanged_rows, own_generator
-from sightline.workbench.check.core.object_graph import iter_reachable, preserve_generators
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
-from sightline.workbench.watch.plain.batch import BatchForm
 from sightline.workbench.watch.plain.flips import judge_flips
 from sightline.workbench.watch.plain.loss_calls import judge_reads
 from sightline.workbench.watch.plain.padding import judge_padded

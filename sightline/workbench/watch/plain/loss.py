@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from sightline import instrument
 from sightline.contract.pytree import is_dense, tree_leaves, tree_map
+from sightline.doctor.autograd_graph import get_node_name, iter_nodes, skip_shape_operations
+from sightline.doctor.batches import BatchForm, call_model
 from sightline.instrument import copy_module
 from sightline.workbench.check.checks.data.label_leak import label_input
 from sightline.workbench.check.checks.data.point_labels import padded_points
 from sightline.workbench.check.checks.loss_values import loss_weights
-from sightline.workbench.check.core.object_graph import get_node_name, iter_nodes, skip_shape_operations
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
 from sightline.workbench.watch.loss_graph import UNBOUNDED, LossGraph, get_shape, is_of_all_pairs, list_variables
 from sightline.workbench.watch.overlaps import judge_overlaps
-from sightline.workbench.watch.plain.batch import BatchForm, call_model
 from sightline.workbench.watch.plain.byte_images import judge_bytes
 from sightline.workbench.watch.plain.custom_backward import judge_functions
 from sightline.workbench.watch.plain.loss_calls import judge_calls

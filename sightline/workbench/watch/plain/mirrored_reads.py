@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sightline.doctor.batches import BatchForm
+from sightline.doctor.objects import get_state, set_state
 from sightline.ops.numba_kernels import compute_seconds
-from sightline.workbench.check.core.object_graph import get_state, set_state
-from sightline.workbench.watch.plain.batch import BatchForm
 from sightline.workbench.watch.plain.samples import Item, find_read_generators, list_leaves, read, to_bytes
 
 Compared = TypeVar("Compared")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sightline.doctor.batches import BatchForm
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.workbench.check.checks.data.augmentation_mismatch import augmentation_mismatch
 from sightline.workbench.watch.loop import Found
-from sightline.workbench.watch.plain.batch import BatchForm
 from sightline.workbench.watch.plain.samples import SEEDS, list_indices, list_leaves, read
 
 _MIN_BAND = 0.06

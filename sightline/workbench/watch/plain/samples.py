@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from sightline.contract.pytree import tree_leaves
-from sightline.workbench.check.core.object_graph import find_generators, find_read_values
+from sightline.doctor.objects import find_generators, find_read_values
 
 SEEDS = (11, 12)
 """Seeds of reads whose random numbers are to be the same, or others."""

@@ -18,6 +18,7 @@ from sightline.contract.loss import Loss
 from sightline.contract.members import ModelMembers
 from sightline.contract.pytree import tree_leaves, tree_map
 from sightline.contract.types import ComponentConfig, DataInfo, Field, SampleKey
+from sightline.doctor.batches import call_model, describe, get_signature
 from sightline.engine.batch_stream import BatchSampler, BatchStream
 from sightline.engine.build import Data, DataSubset, TrainingSetup
 from sightline.engine.evaluate import Evaluator
@@ -29,7 +30,6 @@ from sightline.parts.tasks.supervised import Supervised
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.check.core.sample_statistics import class_axis
 from sightline.workbench.fit.optimizer_grid import build_optimizer
-from sightline.workbench.watch.plain.batch import call_model, describe, get_signature
 
 PREFIX = "your_model"
 """Name of the user's module inside of its adapter; findings are printed without it."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sightline.contract.types import Sample
+from sightline.doctor.finding import Finding
 from sightline.engine.distributed import World
 from sightline.workbench.check.checks.data.classes import class_counts
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.finding import Finding
 from tests.doctor.scanning import Edit, make_scans
 from tests.marks import long_but
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from sightline.contract.types import Field, Sample
+from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.workbench.check.checks.data.class_names import class_names
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.finding import Finding
 from tests.doctor.planting import assert_complete, assert_healthy, caught, make
 from tests.doctor.segmenting import CLASS_NAMES, Edited, make_parts, make_rooms
 

@@ -10,10 +10,10 @@ import torch
 
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.contract.types import Sample, SampleKey
+from sightline.doctor.finding import Finding
 from sightline.engine.distributed import World
 from sightline.workbench.check.checks.data.boxed_images import mismatched_boxes
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.finding import Finding
 from tests.doctor.detecting import READ, make_crowds
 from tests.doctor.planting import assert_complete
 from tests.marks import long_but

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from sightline.config import read_config
+from sightline.doctor.finding import Finding
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.workbench.check.context import CHECKS, Context
-from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import all_checks
 from tests.marks import long_but
 from tests.planted.catalog import FAULTS

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.ops.heat_maps import gaussian_heatmaps
 from sightline.ops.voxels import CubePlacement
 from sightline.workbench.check.checks.data.misplaced_targets import measure_widths, misplaced_heatmap, misplaced_volume
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.finding import Finding
 from tests.doctor.planting import assert_complete
 from tests.doctor.posing import make_pose, with_transform
 from tests.planted.pose import undo_augmentation

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sightline.areas.scans.sets.kitti_object import PointsInBoxRule, image_size_px, read_frame
 from sightline.contract.types import Sample
+from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.store.files.range_images import read_range_image
@@ -19,7 +20,6 @@ from sightline.workbench.check.checks.data.images import input_statistics
 from sightline.workbench.check.checks.data.point_labels import mismatched_labels
 from sightline.workbench.check.checks.data.projection_coverage import projection_coverage
 from sightline.workbench.check.context import Context, Rule
-from sightline.workbench.check.core.finding import Finding
 from tests.doctor.planting import assert_complete
 from tests.doctor.scanning import Edit, labels_of_next, make_scans, with_rows
 from tests.marks import long_but

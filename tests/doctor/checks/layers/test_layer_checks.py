@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.areas.clouds.models.pointnet import PointNetPlainOutput
+from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.layers.surrogates import surrogate_gradient
 from sightline.workbench.check.checks.layers import layer_drift, layer_forward, layer_gradient, unverified_layers
-from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import run_all
 from tests.doctor.oracles.test_examine import Scaled, SumsInHalf
 from tests.doctor.oracles.test_references import Biased

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from sightline.config import read_config
+from sightline.doctor.finding import Finding
 from sightline.engine.distributed import World
 from sightline.workbench.check.checks.loss_progress import diverged_loss
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.finding import Finding
 from tests.command import run_here
 from tests.doctor.planting import CONFIG, assert_complete, make
 from tests.doctor.regressing import context_of, make_maps

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sightline.contract import registry
+from sightline.doctor.finding import Finding
 from sightline.engine.distributed import World
 from sightline.workbench.check.context import CHECKS, Context
-from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import all_checks
 from tests.doctor.planting import make
 

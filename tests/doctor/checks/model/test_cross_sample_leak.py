@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from sightline.areas.clouds.models.pointnet import PointNetPlainOutput
+from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluator
 from sightline.ops import farthest_points, gather_points, nearest_neighbours
 from sightline.workbench.check.checks.model.cross_sample_leak import cross_sample_leak
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.finding import Finding
 from tests.doctor.planting import assert_complete, assert_healthy, caught, make, with_model
 from tests.doctor.segmenting import Logits, make_rooms
 from tests.marks import long_but

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sightline.config import read_config
 from sightline.contract import registry
 from sightline.contract.plugins import load_plugins
+from sightline.doctor.finding import Finding
 from sightline.draw.pictures import Picture
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
@@ -23,7 +24,6 @@ from sightline.workbench.check import suite
 from sightline.workbench.check.checks.model.first_step import first_evaluation
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.dry_evaluation import rehearse_evaluations
-from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import run_quick
 from tests.command import run_here
 from tests.doctor.pairing import make_pairs

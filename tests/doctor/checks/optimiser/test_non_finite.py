@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainOutput
+from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
@@ -21,7 +22,6 @@ from sightline.engine.train import NonFiniteGradientError, train_step
 from sightline.parts.losses.classification import CrossEntropy
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.check.checks.optimiser.non_finite import diagnose_non_finite, explain_fault
-from sightline.workbench.check.core.finding import Finding
 from tests.doctor.planting import Wrapped, assert_complete, caught, make, with_data, with_losses, with_model
 
 

@@ -19,13 +19,13 @@ from torch import Tensor
 from sightline import instrument
 from sightline.contract.members import DataMembers
 from sightline.contract.types import SampleKey
+from sightline.doctor.objects import find_generators, iter_reachable, preserve_generators
 from sightline.engine.build import DataSubset
 from sightline.engine.records import preserve_rng_state
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.loading.batch_reader import array_leaves, as_bytes
 from sightline.workbench.check.context import Context, check, splits
 from sightline.workbench.check.core.finding import Fault
-from sightline.workbench.check.core.object_graph import find_generators, iter_reachable, preserve_generators
 from sightline.workbench.check.core.sample_statistics import describe_sample
 
 _MAX_SAMPLES = 32

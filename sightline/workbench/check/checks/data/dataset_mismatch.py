@@ -13,18 +13,12 @@ from torch import Tensor
 
 from sightline.config import RunConfig
 from sightline.contract.types import Batch, DataInfo
+from sightline.doctor.finding import Finding, FindingLocation
 from sightline.engine.build import DataSubset, build_transforms
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.check.context import Context, check
-from sightline.workbench.check.core.finding import (
-    Fault,
-    Finding,
-    FindingLocation,
-    Hypothesis,
-    explain,
-    is_within_factor,
-)
+from sightline.workbench.check.core.finding import Fault, Hypothesis, explain, is_within_factor
 from sightline.workbench.check.core.sample_statistics import evenly_spaced_keys
 
 _MAX_SECONDS = 0.5  # CPU time of this thread, for each set

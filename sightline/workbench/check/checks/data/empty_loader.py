@@ -10,11 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from sightline.contract.types import SampleKey
+from sightline.doctor.finding import Severity
 from sightline.engine.batch_stream import BatchSampler, evaluation_keys
 from sightline.engine.build import DataSubset
 from sightline.store.loading.batch_reader import array_leaves
 from sightline.workbench.check.context import Context, check
-from sightline.workbench.check.core.finding import Fault, Severity, diagnose
+from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.core.sample_statistics import broken_field, describe_sample, distinct_parts, read_samples
 
 _diagnose = functools.partial(diagnose, __file__)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from sightline.contract.types import Sample, SampleKey
+from sightline.doctor.finding import Severity
 from sightline.engine.build import DataSubset
 from sightline.workbench.check.checks.data.misplaced_targets import parts_with
 from sightline.workbench.check.context import Context, check
-from sightline.workbench.check.core.finding import Fault, Hypothesis, Severity, explain
+from sightline.workbench.check.core.finding import Fault, Hypothesis, explain
 from sightline.workbench.check.core.sample_statistics import describe_sample, read_samples
 from sightline.workbench.check.core.transform_steps import find_plugin_transforms
 

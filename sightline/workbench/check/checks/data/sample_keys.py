@@ -13,13 +13,13 @@ from torch import Tensor
 
 from sightline.contract.members import DataMembers
 from sightline.contract.types import Batch, SampleKey
+from sightline.doctor.objects import find_named_generators, get_state, preserve_generators
 from sightline.engine.build import DataSubset, build_data
 from sightline.engine.records import preserve_rng_state
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.loading.batch_reader import BatchReader, array_leaves, as_bytes
 from sightline.workbench.check.context import Context, check, splits, surveys
 from sightline.workbench.check.core.finding import Fault
-from sightline.workbench.check.core.object_graph import find_named_generators, get_state, preserve_generators
 from sightline.workbench.check.core.sample_statistics import PartStatistics, describe_sample
 from sightline.workbench.check.core.transform_steps import get_transform, is_plugin
 

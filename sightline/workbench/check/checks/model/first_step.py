@@ -22,6 +22,7 @@ from sightline.contract.catalogue import find_modules
 from sightline.contract.errors import ConfigError, OutputError, UserError, summarise_error
 from sightline.contract.members import ModelMembers, TaskMembers
 from sightline.contract.types import Batch, SampleKey
+from sightline.doctor.finding import FindingLocation
 from sightline.engine.build import DataSubset
 from sightline.engine.device import to_device
 from sightline.engine.step import compute_batch_losses
@@ -29,7 +30,7 @@ from sightline.workbench.check.checks.loss_terms import OUTPUTS
 from sightline.workbench.check.context import Context, check, first_steps
 from sightline.workbench.check.core.dry_evaluation import DryEvaluation
 from sightline.workbench.check.core.dry_run import DryRun, StepFailure, error_location, isolated_copy, read_batch
-from sightline.workbench.check.core.finding import Fault, FindingLocation
+from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.sample_statistics import PartStatistics
 
 _PACKAGE = Path(sightline.__file__).parent

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
+from sightline.doctor.finding import FindingLocation
 from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.dry_run import isolated_copy
-from sightline.workbench.check.core.finding import Fault, FindingLocation
+from sightline.workbench.check.core.finding import Fault
 
 _PASS_HOOKS = {
     "_forward_hooks": "forward hook",

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
+from sightline.doctor.finding import FindingLocation
 from sightline.engine.optimizers import is_in_module
 from sightline.workbench.check.context import Context, check, step_check
 from sightline.workbench.check.core.dry_run import DryRun
-from sightline.workbench.check.core.finding import Fault, FindingLocation
+from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.model_probe import ModelProbe, differing
 from sightline.workbench.check.oracles.results import class_location
 

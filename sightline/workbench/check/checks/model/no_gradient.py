@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import is_float
+from sightline.doctor.objects import iter_reachable
 from sightline.engine.device import seed_torch
 from sightline.engine.step import single_batch_step
 from sightline.instrument import record
@@ -19,7 +20,6 @@ from sightline.store.loading.batch_reader import array_leaves
 from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.dry_run import DryRun, isolated_copy
 from sightline.workbench.check.core.finding import Fault, diagnose
-from sightline.workbench.check.core.object_graph import iter_reachable
 from sightline.workbench.check.oracles.results import loss_sums
 
 _diagnose = functools.partial(diagnose, __file__)

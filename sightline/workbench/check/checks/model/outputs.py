@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sightline.doctor.autograd_graph import output_range
+from sightline.doctor.finding import Finding
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.workbench.check.context import Context, assignments, check, first_steps
 from sightline.workbench.check.core.assigned_boxes import AssignedBoxes
 from sightline.workbench.check.core.dry_run import DryRun, isolated_copy, read_batch, step_keys
-from sightline.workbench.check.core.finding import Fault, Finding, diagnose
-from sightline.workbench.check.core.object_graph import output_range
+from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.core.sample_statistics import class_axis, is_standardised, parts_by_category
 from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss
 from sightline.workbench.check.oracles.results import loss_sums

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.types import Batch
+from sightline.doctor.autograd_graph import iter_nodes
+from sightline.doctor.batches import ReadTrackingDict
+from sightline.doctor.finding import Finding, FindingLocation
 from sightline.engine.distributed import World
 from sightline.engine.finite_state import NonFiniteStateError
 from sightline.engine.learnt_losses import combine_modules
@@ -21,9 +24,8 @@ from sightline.instrument import ModuleCall, record, watch_gradient
 from sightline.store.loading.batch_reader import array_leaves
 from sightline.workbench.check.checks.data.batches import find_non_finite, sample_of_element
 from sightline.workbench.check.context import Context, check
-from sightline.workbench.check.core.dry_run import ReadTrackingDict, forward_backward, isolated_copy
-from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, diagnose, gather_findings
-from sightline.workbench.check.core.object_graph import iter_nodes
+from sightline.workbench.check.core.dry_run import forward_backward, isolated_copy
+from sightline.workbench.check.core.finding import Fault, diagnose, gather_findings
 from sightline.workbench.check.core.sample_statistics import describe_sample
 
 logger = logging.getLogger(__name__)

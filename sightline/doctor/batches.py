@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,9 +16,36 @@ from torch import Tensor, nn
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves, is_dense, tree_leaves, tree_map
 from sightline.instrument import copy_module
-from sightline.workbench.check.core.dry_run import ReadTrackingDict
 
 _MAX_BATCHES = 4
+
+
+class ReadTrackingDict(dict[str, Any]):
+    """Dictionary that records which of its keys were read."""
+
+    def __init__(self, items: Mapping[str, Any]) -> None:
+        super().__init__(items)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+    def __iter__(self) -> Iterator[str]:
+        self.read.update(super().keys())
+        return super().__iter__()
+
+    def items(self) -> Any:
+        self.read.update(super().keys())
+        return super().items()
+
+    def values(self) -> Any:
+        self.read.update(super().keys())
+        return super().values()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +78,10 @@ class BatchForm:
         return lambda outputs, target: loss(outputs, {name: target})
 
 
+PAIRS = BatchForm()
+"""Form of batches that are `(inputs, target)`."""
+
+
 def read_batches(batches: Iterable[Any]) -> list[Any]:
     """Read the first four batches, of which those without samples are left out. Raises UserError if there is none."""
     first = list(itertools.islice(batches, _MAX_BATCHES))
@@ -62,7 +93,7 @@ def read_batches(batches: Iterable[Any]) -> list[Any]:
 def _is_empty(batch: Any) -> bool:
     """Return True for a batch of no samples: none of its tensors has a row."""
     tensors = [tensor for _, tensor in dense_leaves(batch)]
-    return bool(tensors) and not any(map(_count_rows, tensors))
+    return bool(tensors) and not any(map(count_rows, tensors))
 
 
 def find_form(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: Any, device: torch.device) -> BatchForm:
@@ -75,7 +106,7 @@ def find_form(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: Any, 
         return BatchForm()
     moved = tree_map(dict(batch), lambda _, tensor: tensor.to(device))
     everything = tuple(moved)
-    names = _list_named(_get_forward(model), everything)
+    names = _list_named(get_forward(model), everything)
     inputs, targets = ReadTrackingDict(moved), ReadTrackingDict(moved)
     try:
         with torch.no_grad():
@@ -100,7 +131,7 @@ def has_rows(pair: tuple[Any, Any]) -> bool:
     if not all(map(_is_divisible, pair)):
         return False
     tensors = [tensor for _, tensor in tree_leaves(pair)]
-    return all(map(is_dense, tensors)) and len({_count_rows(t) for t in tensors}) == 1 and _count_rows(tensors[0]) > 0
+    return all(map(is_dense, tensors)) and len({count_rows(t) for t in tensors}) == 1 and count_rows(tensors[0]) > 0
 
 
 def _is_divisible(value: Any) -> bool:
@@ -110,7 +141,8 @@ def _is_divisible(value: Any) -> bool:
     return isinstance(value, Tensor | int | float | str)
 
 
-def _count_rows(tensor: Tensor) -> int:
+def count_rows(tensor: Tensor) -> int:
+    """Count the rows of a tensor; -1 for a number without axes."""
     return len(tensor) if tensor.ndim else -1
 
 
@@ -121,12 +153,12 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
     """
     by_name = dict(inputs) if isinstance(inputs, Mapping) else {}
     values = tuple(inputs) if isinstance(inputs, list | tuple) else ()
-    if (by_name or values) and _takes(_get_forward(model), values, by_name):
+    if (by_name or values) and _takes(get_forward(model), values, by_name):
         return model(*values, **by_name)
     return model(inputs)
 
 
-def _get_forward(model: nn.Module) -> Callable[..., Any]:
+def get_forward(model: nn.Module) -> Callable[..., Any]:
     """Return the forward function whose arguments count: of a parallel or compiled model, that of the model inside."""
     kinds = {parameter.kind for parameter in get_signature(model.forward).parameters.values()}
     inner = getattr(model, "_orig_mod", getattr(model, "module", None))

@@ -1,0 +1,105 @@
+"""Check of a module with its loss and batches, before it is trained."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from sightline.contract.errors import UserError, summarise_error
+from sightline.contract.pytree import tree_map
+from sightline.doctor.batches import BatchForm, find_form, read_batches
+from sightline.doctor.evidence import Evidence
+from sightline.doctor.examine import Examination, examine, list_rules
+from sightline.doctor.report import Report, write_verdict
+from sightline.doctor.subject import Batch, Subject
+from sightline.instrument import copy_module, leave_out_checkpoints
+
+BUDGET_S = 4.0
+"""Processor time for the measurements of one check."""
+
+
+def check_module(
+    model: nn.Module,
+    loss: Callable[[Any, Any], Tensor],
+    batch_or_loader: Any,
+    *,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+    evaluation: Any = None,
+    declared: Sequence[str] = (),
+    budget_s: float = BUDGET_S,
+) -> Report:
+    """Judge a module, its loss and its batches by all rules that apply; nothing of them changes.
+
+    `loss(outputs, target)` takes what the module returns for the inputs of a batch `(inputs, target)`; of a loader the
+    first four batches are read. A batch that is a mapping goes to the model whole, or by the keys that `forward` names,
+    and to `loss(outputs, batch)`. `evaluation` is a loader, or batches, of what the model is evaluated on. `declared`
+    names codes of findings that are intended. Raises UserError for what cannot be read.
+    """
+    codes = {rule.code for rule in list_rules()}
+    if unknown := sorted(set(declared) - codes):
+        raise UserError(f"check: declared: no finding has the code '{unknown[0]}'; codes are the words in brackets")
+    evidence = Evidence(make_subject(model, loss, batch_or_loader, optimizer, evaluation), budget_s)
+    with leave_out_checkpoints(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what torch says of shapes that relations try
+        examination = examine(evidence, declared=declared)
+    return make_report(type(model).__name__, examination)
+
+
+def make_report(title: str, examination: Examination) -> Report:
+    """Make the report of an examination."""
+    return Report(title, examination.findings, write_verdict(examination))
+
+
+def make_subject(model: nn.Module, loss: Any, batch_or_loader: Any, optimizer: Any, evaluation: Any) -> Subject:
+    """Read the first batches, and make the subject. Raises UserError for what is no model, loss or batch."""
+    _assert_copied(model)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    batches = read_batches(_list_batches(batch_or_loader))
+    form = find_form(model, loss, batches[0], device)
+    optimizers = [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    return Subject(
+        model,
+        form.wrap(loss),
+        _split(batches, form, device),
+        [] if evaluation is None else _split(read_batches(_list_batches(evaluation)), form, device),
+        optimizers,
+        _get_loader(batch_or_loader),
+        _get_loader(evaluation),
+        form,
+    )
+
+
+def _split(batches: Iterable[Any], form: BatchForm, device: torch.device) -> list[Batch]:
+    moved = [tree_map(batch, lambda _, tensor: tensor.to(device)) for batch in batches]
+    return [Batch(*form.split(batch)) for batch in moved]
+
+
+def _list_batches(value: Any) -> Iterable[Any]:
+    """Return an iterable of batches; one batch is a tuple, a mapping, or a list that begins with inputs."""
+    is_batch = isinstance(value, tuple | Mapping)
+    if isinstance(value, list) and value:
+        is_batch = isinstance(value[0], Tensor | Mapping) and not all(isinstance(each, Mapping) for each in value)
+    return [value] if is_batch else value
+
+
+def _get_loader(value: Any) -> Any:
+    return None if value is None or isinstance(value, list | tuple | Mapping) else value
+
+
+def _assert_copied(model: nn.Module) -> None:
+    """Raise UserError for a model that has no size yet, or of which there is no copy: checks change copies alone."""
+    lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
+    if lazy is not None:
+        raise UserError(f"check: '{lazy}' has no size yet; call the model with a batch first, then make its optimizer")
+    try:
+        copy_module(model)
+    except Exception as error:
+        raise UserError(
+            f"check: the model cannot be copied, which its checks need: {summarise_error(error)}; check it before "
+            "it is wrapped, or without what cannot be copied"
+        ) from error

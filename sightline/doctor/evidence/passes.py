@@ -1,0 +1,73 @@
+"""First pass of a batch, and what changes if nothing does: the same inputs twice, in both modes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sightline.contract.pytree import dense_leaves
+from sightline.doctor.evidence import NotApplicableError, measure
+from sightline.doctor.subject import Pass, Subject, seed_all
+
+
+@measure(passes=1)
+def passed(subject: Subject) -> Pass:
+    """Run the first batch through a copy in training mode; its graph is kept."""
+    return subject.run(subject.copy("train"), subject.batches[0])
+
+
+class Slope(NamedTuple):
+    """Output (detached) and the gradient of the loss at it, of one shape, by the output's path."""
+
+    path: str
+    output: Tensor
+    gradient: Tensor
+
+
+@measure(passes=0.2)
+def slopes(passed: Pass) -> list[Slope]:
+    """Gradient of the loss at each output that it reads."""
+    outputs = [(path, t) for path, t in dense_leaves(passed.outputs) if t.requires_grad]
+    if not outputs or not passed.value.requires_grad:
+        raise NotApplicableError("no gradient from the loss to the outputs")
+    gradients = torch.autograd.grad(passed.value, [t for _, t in outputs], retain_graph=True, allow_unused=True)
+    return [
+        Slope(path, output.detach(), gradient)
+        for (path, output), gradient in zip(outputs, gradients, strict=True)
+        if gradient is not None
+    ]
+
+
+class Repeat(NamedTuple):
+    """Outputs of the same inputs in one mode: twice with equal random numbers, and once with others.
+
+    `changed` names the parameters and buffers that the passes have changed.
+    """
+
+    mode: str
+    first: dict[str, Tensor]
+    again: dict[str, Tensor]
+    reseeded: dict[str, Tensor]
+    changed: list[str]
+
+
+@measure(passes=3)
+def repeats(subject: Subject) -> dict[str, Repeat]:
+    """Run the first batch twice with one seed and once with another, in training and in evaluation mode."""
+    return {mode: _repeat(subject, mode) for mode in ("train", "eval")}
+
+
+def _repeat(subject: Subject, mode: str) -> Repeat:
+    outputs, inputs = [], subject.batches[0].inputs
+    changed: set[str] = set()
+    for seed in (0, 0, 1):
+        model = subject.copy(mode)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+        seed_all(seed)
+        with torch.no_grad():
+            outputs.append({path: t.clone() for path, t in dense_leaves(subject.call(model, inputs))})
+        after = model.state_dict()
+        changed |= {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    return Repeat(mode, outputs[0], outputs[1], outputs[2], sorted(changed))

@@ -1,0 +1,79 @@
+"""Examination of a subject: every rule whose evidence there is, the cheapest first, and what became of each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sightline.contract.errors import summarise_error
+from sightline.doctor.evidence import Evidence, MissingError, NotApplicableError, import_all
+from sightline.doctor.finding import SEVERITIES, Finding
+from sightline.doctor.rules import RULES, Rule
+from sightline.doctor.subject import preserve_random_state
+
+Outcome = Literal["held", "broken", "apply", "failed", "cost", "declared"]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of a rule: it held or is broken, or why it did not judge, with the reason."""
+
+    rule: Rule
+    outcome: Outcome
+    reason: str = ""
+
+
+@dataclass
+class Examination:
+    """Findings, and a judgement of each rule."""
+
+    findings: list[Finding] = field(default_factory=list)
+    judgements: list[Judgement] = field(default_factory=list)
+
+    def list_reasons(self, *outcomes: Outcome) -> list[str]:
+        """List the reasons of some outcomes, each once, those of most rules first."""
+        reasons = [judgement.reason for judgement in self.judgements if judgement.outcome in outcomes]
+        return sorted(dict.fromkeys(reasons), key=lambda reason: -reasons.count(reason))
+
+    def count(self, *outcomes: Outcome) -> int:
+        """Count the rules with one of these outcomes."""
+        return sum(judgement.outcome in outcomes for judgement in self.judgements)
+
+
+def list_rules() -> list[Rule]:
+    """Import all rules, and list them."""
+    import_all("sightline.doctor.rules")
+    return RULES
+
+
+def examine(evidence: Evidence, *, declared: Collection[str] = (), rules: Sequence[Rule] | None = None) -> Examination:
+    """Judge a subject by the rules, those of the cheapest evidence first; nothing of the subject changes."""
+    examination = Examination()
+    open_rules = list(list_rules() if rules is None else rules)
+    while open_rules:
+        rule = min(open_rules, key=lambda each: evidence.estimate_s(each.reads))
+        open_rules.remove(rule)
+        if rule.code in declared:
+            examination.judgements.append(Judgement(rule, "declared", rule.code))
+        else:
+            _judge(rule, evidence, examination)
+    examination.findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    return examination
+
+
+def _judge(rule: Rule, evidence: Evidence, examination: Examination) -> None:
+    try:
+        read = {name: evidence.get(name) for name in rule.reads}
+        with preserve_random_state():
+            found = list(rule.find(**read))
+    except MissingError as missing:
+        examination.judgements.append(Judgement(rule, missing.kind, missing.reason))
+    except NotApplicableError as reason:
+        examination.judgements.append(Judgement(rule, "apply", str(reason)))
+    except Exception as error:  # noqa: BLE001 - the values of a user's tensors may be of any kind
+        text = f"{rule.judge.__name__}: {summarise_error(error, max_length=160)}"
+        examination.judgements.append(Judgement(rule, "failed", text))
+    else:
+        examination.findings += found
+        examination.judgements.append(Judgement(rule, "broken" if found else "held"))

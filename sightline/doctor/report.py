@@ -1,0 +1,80 @@
+"""Report of a checked module or a watched loop: findings, and a verdict that says what nobody judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sightline.contract.errors import join_some
+from sightline.doctor.examine import Examination
+from sightline.doctor.finding import Finding
+
+_MAX_REASONS = 4
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """Findings, the gravest first, and the verdict; `str` prints them.
+
+    `figures` are what was measured of the whole, by name.
+    """
+
+    title: str
+    findings: Sequence[Finding]
+    verdict: Sequence[str] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_errors(self) -> int:
+        """Number of errors."""
+        return sum(finding.severity == "error" for finding in self.findings)
+
+    @property
+    def num_warnings(self) -> int:
+        """Number of warnings."""
+        return sum(finding.severity == "warning" for finding in self.findings)
+
+    @property
+    def is_sound(self) -> bool:
+        """True where no finding is an error."""
+        return self.num_errors == 0
+
+    @property
+    def summary(self) -> str:
+        """One line: numbers of errors and warnings, and the figures."""
+        counts = [(self.num_errors, "error"), (self.num_warnings, "warning")]
+        figures = "".join(f", {name} {value}" for name, value in self.figures.items())
+        return f"{self.title}: " + ", ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in counts) + figures
+
+    def __repr__(self) -> str:
+        return f"Report({self.summary})"
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.findings), *self.verdict, self.summary])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain values for JSON."""
+        return {
+            "title": self.title,
+            "findings": [finding.to_dict() for finding in self.findings],
+            "verdict": list(self.verdict),
+            "errors": self.num_errors,
+            "warnings": self.num_warnings,
+            "figures": dict(self.figures),
+        }
+
+
+def write_verdict(examination: Examination) -> list[str]:
+    """Say in at most three lines how many relations held, which could not be asked and why, and what was not judged."""
+    held, broken = examination.count("held"), examination.count("broken")
+    lines = [f"verdict: of {held + broken} relations that could be asked, {held} held and {broken} did not"]
+    if reasons := examination.list_reasons("apply"):
+        count = examination.count("apply")
+        lines.append(f"  {count} do not apply: {join_some(reasons, most=_MAX_REASONS, separator='; ')}")
+    unjudged = examination.list_reasons("cost", "failed") + [
+        f"declared: {code}" for code in examination.list_reasons("declared")
+    ]
+    if unjudged:
+        lines.append(f"  nobody judged: {join_some(unjudged, most=_MAX_REASONS, separator='; ')}")
+    return lines

@@ -1,0 +1,141 @@
+"""Subject of an examination in its own words: a model, its loss, its batches, its loaders and optimisers."""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sightline.contract.pytree import tree_leaves, tree_map
+from sightline.doctor.batches import PAIRS, BatchForm, call_model, count_rows
+from sightline.instrument import copy_module
+
+
+class Batch(NamedTuple):
+    """Inputs of the model and target of the loss, trees of tensors on the device of the model."""
+
+    inputs: Any
+    target: Any
+
+
+class Pass(NamedTuple):
+    """Forward pass of a copy of the model in training mode, with its graph: `inputs` are leaves that want gradients.
+
+    `parameters` are those of the copy, by the names that the user's model has.
+    """
+
+    model: nn.Module
+    batch: Batch
+    inputs: Any
+    outputs: Any
+    value: Tensor
+    parameters: dict[str, nn.Parameter]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Model with the loss that trains it, and the first batches of its loaders; nothing of it is ever changed.
+
+    `loss(outputs, target)` returns a tensor of one number. `loader` and `evaluation_loader` are what the user gave,
+    None where it was batches; `evaluation` are the first batches of the second. `form` divides a sample, or a batch, of
+    the loader into inputs and target.
+    """
+
+    model: nn.Module
+    loss: Callable[[Any, Any], Tensor]
+    batches: Sequence[Batch]
+    evaluation: Sequence[Batch] = ()
+    optimizers: Sequence[torch.optim.Optimizer] = ()
+    loader: Any = None
+    evaluation_loader: Any = None
+    form: BatchForm = PAIRS
+
+    @cached_property
+    def pass_s(self) -> float:
+        """Processor time of a pass forward and backward of the first batch."""
+        with preserve_random_state(), torch.enable_grad():
+            started = time.process_time()
+            passed = self.run(self.copy("train"), self.batches[0])
+            if passed.value.requires_grad:
+                passed.value.backward()
+            return time.process_time() - started
+
+    def copy(self, mode: str) -> nn.Module:
+        """Copy the model, in the mode `train` or `eval`."""
+        return copy_module(self.model).train(mode == "train")
+
+    def jitter(self, model: nn.Module, *, seed: int, share: float = 0.3) -> nn.Module:
+        """Move the weights of a copy by a share of their spread, by a seed: weights of 0 hide what a layer does."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if not parameter.is_floating_point():
+                    continue
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+                spread = parameter.std() if parameter.numel() > 1 else parameter.abs()
+                parameter.add_(noise * (share * spread.nan_to_num() + 0.02))
+        return model
+
+    def call(self, model: nn.Module, inputs: Any) -> Any:
+        """Call a copy of the model with the inputs of a batch."""
+        return call_model(model, inputs)
+
+    def run(self, model: nn.Module, batch: Batch) -> Pass:
+        """Compute the loss of a batch with a copy of the model, its graph kept, from inputs that want gradients."""
+        inputs = tree_map(batch.inputs, _want_gradient)
+        outputs = self.call(model, tree_map(inputs, lambda _, t: t + 0 if t.requires_grad else t))
+        names = [name for name, _ in self.model.named_parameters()]
+        parameters = dict(zip(names, model.parameters(), strict=True))
+        return Pass(model, batch, inputs, outputs, self.evaluate(outputs, batch.target), parameters)
+
+    def evaluate(self, outputs: Any, target: Any) -> Tensor:
+        """Compute the loss; one with a state of its own is copied first."""
+        loss = copy.deepcopy(self.loss) if isinstance(self.loss, nn.Module) else self.loss
+        return loss(outputs, target).reshape(())
+
+
+@contextmanager
+def preserve_random_state() -> Iterator[None]:
+    """Context that begins with the same random numbers each time, and puts back all that was there before."""
+    states = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    seed_all(0)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        torch.cuda.set_rng_state_all(on_gpus)
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global random numbers of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _want_gradient(path: str, tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_() if tensor.is_floating_point() else tensor
+
+
+def take_rows(tree: Any, rows: Tensor | Iterable[int]) -> Any:
+    """Take samples of a batch, by their places."""
+    index = torch.as_tensor(list(rows) if not isinstance(rows, Tensor) else rows)
+    return tree_map(tree, lambda _, t: t[index.to(t.device)] if t.ndim else t)
+
+
+def count_samples(batch: Batch) -> int:
+    """Count the samples of a batch; 0 where its tensors do not all have a row for each."""
+    counts = {count_rows(tensor) for _, tensor in tree_leaves(tuple(batch))}
+    return counts.pop() if len(counts) == 1 else 0
