@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sightline.contract.registry import REGISTRIES
+from sightline.engine.build import TrainingSetup
 from sightline.parts.transforms.points import Rotate
 from sightline.workbench.check.core.finding import CAUSES
 from tests.command import Outcome, run_here
@@ -20,7 +21,7 @@ from tests.conftest import ROOT
 from tests.planted import trial as trials
 from tests.planted.__main__ import main
 from tests.planted.catalog import FAULTS, HEALTHY, FaultCase
-from tests.planted.planting import BENCHES, Planter, override, wrap
+from tests.planted.planting import BENCHES, Planter, edit, override, wrap
 from tests.planted.scoreboard import HealthyRun, make_document, write_page
 from tests.planted.trial import Alarm, Trial, rank_cause, run_healthy, run_trial
 
@@ -123,6 +124,17 @@ def test_a_report_of_sizes_is_counted_again() -> None:
 
 def test_a_healthy_run_raises_no_alarm() -> None:
     assert run_healthy(next(case for case in HEALTHY if case.id == "CLS"), seed=2) == ()
+
+
+def test_what_watch_finds_in_a_run_of_ours_is_seen() -> None:
+    """Gradients that are never cleared from the first step on: the checks see none, `watch` does at the second step."""
+
+    def keep(built: TrainingSetup) -> None:
+        built.job.optimizer.zero_grad = lambda set_to_none=True: None  # type: ignore[method-assign]
+
+    case = FaultCase(id="X", title="", bench="CLS", cause="optim.grad_accumulation", plant=edit(keep))
+    trial = run_trial(case, seed=0)
+    assert (trial.moment, trial.step, trial.rank) == ("training", 2, 1)
 
 
 def test_a_case_without_a_fault_is_missed() -> None:

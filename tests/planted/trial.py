@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -73,16 +73,6 @@ class Trial:
     def is_found(self) -> bool:
         """True if an error or a warning was raised that the healthy twin does not raise."""
         return self.moment is not None
-
-
-@dataclass
-class _Collector(Reporter):
-    """Reporter that keeps the findings of a training run."""
-
-    found: list[Finding] = field(default_factory=list)
-
-    def findings(self, findings: Sequence[Finding]) -> None:
-        self.found += findings
 
 
 class _LogCollector(logging.Handler):
@@ -208,7 +198,6 @@ def _train(
 
     The checks of its start have `started` for their findings and are not run again.
     """
-    reporter = _Collector()
 
     def make(config: RunConfig, world: World, **more: Any) -> TrainingSetup:
         return planter.change(build(config, world, **more))
@@ -216,12 +205,12 @@ def _train(
     is_quick_known = mock.patch.object(suite, "run_quick", return_value=list(started))
     with mock.patch.object(training, "build", make), is_quick_known:
         try:
-            train_run(config, out=path, device="cpu", reporter=reporter)
+            result = train_run(config, out=path, device="cpu", reporter=Reporter())
         except UserError as error:
             documents = parse_json(read_regular_file(path / "findings.json")) if path.exists() else []
             alarms = _make_alarms("training", [finding_from_dict(document) for document in documents])
             return alarms or [Alarm("training", str(error), "stopped", "error")], []
-    later = [finding for finding in reporter.found if finding.phase not in ("static", "preflight")]
+    later = [finding for finding in result.findings if finding.phase not in ("static", "preflight")]
     at_end = [finding for finding in later if finding.phase == "offline"]
     while_training = [finding for finding in later if finding.phase != "offline"]
     return _make_alarms("training", while_training), _make_alarms("end", at_end)
