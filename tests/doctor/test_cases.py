@@ -166,6 +166,7 @@ def test_the_command_lists_rows_and_refuses_others() -> None:
     assert "there is no row 'O799'; did you mean" in ran.err
 
 
+@pytest.mark.skipif(not (running.ROOT / ".git").exists(), reason="without git's history no commit is known")
 @pytest.mark.processes
 def test_the_command_resumes(tmp_path: Path) -> None:
     """A line that was cut is run again, as are lines of another state of the package."""
