@@ -20,10 +20,10 @@ from sightline.contract.registry import REGISTRIES
 from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.engine.step import average_records, evaluation_scalars
 from tests.command import built_once
-from tests.planted import __main__ as planted
+from tests.doctor import __main__ as doctor
 
 ROOT = Path(__file__).resolve().parents[1]
-PARSERS = {"benchmarks": benchmarks.parse, "benchmarks.gpu": gpu.parse, "tests.planted": planted.parse}
+PARSERS = {"benchmarks": benchmarks.parse, "benchmarks.gpu": gpu.parse, "tests.doctor": doctor.parse}
 """Parsers of the programs of a checkout; a wrong word raises SystemExit."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _REFERENCE_PAGES = sorted((ROOT / "docs" / "reference").glob("[!d]*.md"))  # without the data sets

@@ -16,7 +16,8 @@ PAGE = ROOT / "docs" / "prove" / "ten_bugs.md"
 def test_the_page_quotes_what_is_printed(tmp_path: Path) -> None:
     cases = dict(re.findall(r"\(`([A-Z]\d+)`\):\n\n```text\n(.*?)\n```", PAGE.read_text(), flags=re.DOTALL))
     assert len(cases) == 10
-    document = tmp_path / "faults.json"
-    subprocess.run([sys.executable, "-m", "tests.planted", *cases, "--json", document], cwd=ROOT, check=True)
-    printed = {row["id"]: row["alarms"][0]["text"] for row in json.loads(document.read_text())["cases"]}
+    path = tmp_path / "lines.jsonl"
+    subprocess.run([sys.executable, "-m", "tests.doctor", *cases, "--out", path], cwd=ROOT, check=True)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    printed = {line["id"]: line["alarms"][0]["text"] for line in lines if line["has_bug"]}
     assert {case: text.replace(f"{ROOT}/", "") for case, text in printed.items()} == cases

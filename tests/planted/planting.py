@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypedDict
@@ -53,17 +53,6 @@ class Planter:
         if self._folder is None:
             self._folder = Path(self._undo.enter_context(TemporaryDirectory()))
         return self._folder
-
-    @contextmanager
-    def suspend(self) -> Iterator[None]:
-        """Context in which changed functions are as they were, to run the same bench without the fault."""
-        for patch in reversed(self._patches):
-            patch.stop()
-        try:
-            yield
-        finally:
-            for patch in self._patches:
-                patch.start()
 
     def override(self, *words: str) -> None:
         """Override values of the bench's config."""

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 from sightline.contract.registry import REGISTRIES
 from sightline.doctor.finding import CAUSES
-from sightline.parts.transforms.points import Rotate
-from tests.command import Outcome, run_here
+from sightline.engine.build import TrainingSetup
 from tests.conftest import ROOT
 from tests.planted import trial as trials
-from tests.planted.__main__ import main
 from tests.planted.catalog import FAULTS, HEALTHY, FaultCase
-from tests.planted.planting import BENCHES, Planter, override, wrap
-from tests.planted.scoreboard import HealthyRun, make_document, write_page
-from tests.planted.trial import Alarm, Trial, rank_cause, run_healthy, run_trial
+from tests.planted.planting import BENCHES, Planter, edit, override
+from tests.planted.trial import Alarm, rank_cause, run_case
 
 BY_ID = {case.id: case for case in FAULTS}
 
 
-def run_planted(*words: object) -> Outcome:
-    """Run `python -m tests.planted <words>`."""
-    return run_here(*words, main=main)
+def rank(case: FaultCase, alarms: Sequence[Alarm]) -> int | None:
+    return rank_cause(alarms, (case.cause,), names=case.names)
 
 
 # --- the catalogue ----------------------------------------------------------------------------------------------------
@@ -68,17 +60,6 @@ def test_plants_leave_no_trace() -> None:
     assert {kind: registry.names() for kind, registry in REGISTRIES.items()} == names
 
 
-def test_a_suspended_plant_is_healthy_code_and_comes_back() -> None:
-    original = Rotate.__call__
-    with Planter() as planter:
-        wrap(Rotate, "__call__", lambda own, *args, **named: {})(planter)
-        planted = Rotate.__call__
-        with planter.suspend():
-            assert Rotate.__call__ is original
-        assert Rotate.__call__ is planted is not original
-    assert Rotate.__call__ is original
-
-
 # --- trials -----------------------------------------------------------------------------------------------------------
 
 
@@ -87,15 +68,14 @@ def test_a_suspended_plant_is_healthy_code_and_comes_back() -> None:
     [("O5", "start", "no-gradient"), ("O78", "config", "refused"), ("O79", "start", "leftover-hooks")],
 )
 def test_a_fault_is_found_and_named_first(name: str, moment: str, code: str) -> None:
-    trial = run_trial(BY_ID[name], seed=1)
-    assert (trial.moment, trial.rank, trial.alarms[0].code, trial.crash) == (moment, 1, code, "")
-    assert trial.seconds > 0
+    found = run_case(BY_ID[name], seed=1)
+    assert (found[0].moment, rank(BY_ID[name], found), found[0].code) == (moment, 1, code)
 
 
 @pytest.mark.parametrize(("name", "step"), [("O70", 14), ("O75", 13)])
 def test_a_fault_of_a_plain_loop_is_found_at_its_step(name: str, step: int) -> None:
-    trial = run_trial(BY_ID[name], seed=0)
-    assert (trial.moment, trial.step, trial.rank) == ("training", step, 1)
+    found = run_case(BY_ID[name], seed=0)
+    assert (found[0].moment, found[0].step, rank(BY_ID[name], found)) == ("training", step, 1)
 
 
 @pytest.mark.long
@@ -105,53 +85,55 @@ def test_a_fault_of_a_plain_loop_is_found_at_its_step(name: str, step: int) -> N
 )
 def test_a_fault_of_two_processes_is_found_at_its_step(name: str, step: int, code: str) -> None:
     """Of 96 samples in batches of 8 each process trains on 6 an epoch; then they evaluate, and save."""
-    trial = run_trial(BY_ID[name], seed=0)
-    assert (trial.moment, trial.step, trial.rank, trial.alarms[0].code) == ("training", step, 1, code)
-    assert trial.seconds < 15
+    found = run_case(BY_ID[name], seed=0)
+    assert (found[0].step, rank(BY_ID[name], found), found[0].code) == (step, 1, code)
 
 
 @pytest.mark.long
 @pytest.mark.processes
 def test_two_healthy_processes_raise_no_alarm() -> None:
-    assert run_healthy(next(case for case in HEALTHY if case.id == "DDP"), seed=0) == ()
+    assert run_case(next(case for case in HEALTHY if case.id == "DDP"), seed=0) == ()
 
 
 def test_a_report_of_sizes_is_counted_again() -> None:
-    trial = run_trial(BY_ID["O65"], seed=0)
-    assert (trial.alarms[0].code, trial.rank) == ("size-promise", 1)
+    found = run_case(BY_ID["O65"], seed=0)
+    assert (found[0].code, rank(BY_ID["O65"], found)) == ("size-promise", 1)
 
 
 def test_a_healthy_run_raises_no_alarm() -> None:
-    assert run_healthy(next(case for case in HEALTHY if case.id == "CLS"), seed=2) == ()
+    assert run_case(next(case for case in HEALTHY if case.id == "CLS"), seed=2) == ()
 
 
-def test_a_case_without_a_fault_is_missed() -> None:
-    trial = run_trial(FaultCase(id="X", title="nothing", bench="CLS", cause="loss.sign"), seed=0)
-    assert (trial.is_found, trial.rank, trial.crash) == (False, None, "")
+def test_what_watch_finds_in_a_run_of_ours_is_seen() -> None:
+    """Gradients that are never cleared from the first step on: the checks see none, `watch` does at the second step."""
+
+    def keep(built: TrainingSetup) -> None:
+        built.job.optimizer.zero_grad = lambda set_to_none=True: None  # type: ignore[method-assign]
+
+    case = FaultCase(id="X", title="", bench="CLS", cause="optim.grad_accumulation", plant=edit(keep))
+    found = run_case(case, seed=0)
+    assert (found[0].moment, found[0].step, rank(case, found)) == ("training", 2, 1)
 
 
-def test_a_crash_is_no_finding() -> None:
-    def crash(planter: Planter) -> None:
-        raise IndexError("list index\nout of range")
-
-    trial = run_trial(FaultCase(id="X", title="", bench="CLS", cause="loss.sign", plant=crash), seed=0)
-    assert (trial.is_found, trial.crash) == (False, "IndexError: list index out of range")
+def test_a_case_without_a_fault_raises_nothing() -> None:
+    assert run_case(FaultCase(id="X", title="nothing", bench="CLS", cause="loss.sign"), seed=0) == ()
 
 
 def test_alarms_of_the_healthy_twin_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The twin raises `shared` too, so that only the second moment finds the fault; there by its second cause."""
+    """The twin raises `shared` too, so that only the second moment finds the fault; the third is not run."""
     alarms = [
         ("start", [Alarm("start", "", "shared", "warning", ("model.init",))]),
-        ("check", [Alarm("check", "", "own", "error", ("loss.form", "loss.sign"), step=3)]),
+        ("check", [Alarm("check", "", "own", "error", ("loss.form", "loss.sign"), step=3)] * 2),
+        ("deep", [Alarm("deep", "", "later", "error")]),
     ]
 
     def listed(bench: str, planter: Planter, *, seed: int) -> Iterator[tuple[str, list[Alarm]]]:
         yield from alarms
 
     monkeypatch.setattr(trials, "list_alarms", listed)
-    monkeypatch.setattr(trials, "healthy_alarms", lambda bench, moment, *, seed: frozenset({("shared", "model.init")}))
-    trial = run_trial(FaultCase(id="X", title="", bench="CLS", cause="loss.sign", plant=override("seed=0")), seed=4)
-    assert (trial.moment, trial.step, trial.rank, trial.seed) == ("check", 3, 2, 4)
+    case = FaultCase(id="X", title="", bench="CLS", cause="loss.sign", plant=override("seed=0"))
+    assert [each.code for each in run_case(case, seed=4, known={("shared", "model.init")})] == ["own"]
+    assert [each.code for each in run_case(HEALTHY[0], seed=4)] == ["shared", "own", "later"]
 
 
 @pytest.mark.parametrize(
@@ -162,77 +144,17 @@ def test_alarms_of_the_healthy_twin_do_not_count(monkeypatch: pytest.MonkeyPatch
         ([("loss.form",)], "", None),
         ([()], "weight is negative", 1),
         ([(), ("loss.sign",)], "something else", 2),
+        ([("loss.collapse", "loss.sign")], "", 1),
     ],
 )
 def test_the_place_of_a_cause_counts_distinct_causes(
     causes: list[tuple[str, ...]], text: str, rank: int | None
 ) -> None:
-    case = FaultCase(id="X", title="", bench="CLS", cause="loss.sign", names="negative")
     alarms = [Alarm("start", text, f"code-{place}", "error", each) for place, each in enumerate(causes)]
-    assert rank_cause(case, alarms) == rank
+    assert rank_cause(alarms, ("loss.sign", "loss.collapse"), names="negative") == rank
 
 
-# --- the scoreboard ---------------------------------------------------------------------------------------------------
-
-
-def a_trial(seed: int, rank: int | None, *, is_found: bool = True) -> Trial:
-    alarm = Alarm("start", "[label-range error data.label_mapping] label 7", "label-range", "error", ("loss.sign",))
-    return Trial("X", seed, 0.5, "start" if is_found else None, None, rank, (alarm,) if is_found else ())
-
-
-def test_counts_are_of_most_seeds() -> None:
-    """By hand: of three seeds two find it, one names it first, two among the first three; of two pits one is missed."""
-    case = FaultCase(id="X", title="a | b", bench="CLS", cause="loss.sign", pits=("P1", "P2"))
-    rows = [(case, a_trial(0, 1)), (case, a_trial(1, 3)), (case, a_trial(2, None, is_found=False))]
-    rows += [(dataclasses.replace(case, id="Y", pits=("P2",)), a_trial(0, None, is_found=False))]
-    run = HealthyRun(HEALTHY[0], 0, (Alarm("deep", "", "gradient-flow", "warning"),))
-    document = json.loads(json.dumps(make_document(rows, [run, HealthyRun(HEALTHY[0], 1, ())])))
-    figures = ("injected", "found", "cause_first", "cause_in_three", "healthy_runs", "false_errors", "false_warnings")
-    assert [document[name] for name in figures] == [2, 1, 0, 1, 2, 0, 1]
-    assert (document["pits_injected"], document["pits_found"]) == (2, 1)
-    assert [row["found"] for row in document["cases"]] == [True, True, False, False]
-    page = write_page(document, command="python -m tests.planted --all", commit="12345678")
-    assert "| loss.sign | 2 | 1 | 0 | start 1, missed 1 | 0.5 |" in page
-    assert "| X | a \\| b | 2 of 3 | 1 of 3 |" in page
-    assert "| H1 | deep | gradient-flow | warning | 1 |" in page
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-def test_the_command_lists_cases() -> None:
-    ran = run_planted()
-    assert ran.code == 0
-    assert "the loss is returned with a minus" in ran.out
-    assert "the encoder is frozen, as the config says" in ran.out
-
-
-def test_an_unknown_case_is_refused() -> None:
-    ran = run_planted("O799")
-    assert ran.code == 2
-    assert "there is no case 'O799'; did you mean" in ran.err
-
-
-def test_the_command_scores_a_case(tmp_path: Path) -> None:
-    ran = run_planted("O78", "--json", str(tmp_path / "f.json"), "--write", str(tmp_path / "f.md"))
-    assert ran.code == 0
-    assert "found the text 'False', allowed is true or false" in ran.err
-    document = json.loads((tmp_path / "f.json").read_text())
-    assert (document["injected"], document["found"], document["cause_first"]) == (1, 1, 1)
-    assert "python -m tests.planted O78" in (tmp_path / "f.md").read_text()
-
-
-def test_workers_score_the_same(tmp_path: Path) -> None:
-    """O78 is refused in each process, whichever runs it. As a command: workers cannot import a `__main__`."""
-    scores = []
-    for workers in (1, 2):
-        path = tmp_path / f"{workers}.json"
-        words = ("O78", "--seeds", "2", "--workers", str(workers), "--json", str(path))
-        ran = subprocess.run([sys.executable, "-m", "tests.planted", *words], cwd=ROOT, capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stderr
-        scores.append([row | {"cpu_seconds": 0} for row in json.loads(path.read_text())["cases"]])
-    assert scores[0] == scores[1]
-    assert [row["seed"] for row in scores[0]] == [0, 1]
+# --- what was measured before -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.long
@@ -243,6 +165,6 @@ def test_what_was_found_is_found(case: FaultCase) -> None:
     row = next((row for row in rows if row["id"] == case.id and row["seed"] == 0), None)
     if row is None or not row["found"]:
         pytest.skip("is not found today")
-    trial = run_trial(case, seed=0)
-    assert trial.is_found
-    assert row["rank"] is None or (trial.rank or 99) <= row["rank"]
+    found = run_case(case, seed=0)
+    assert found
+    assert row["rank"] is None or (rank(case, found) or 99) <= row["rank"]

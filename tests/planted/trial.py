@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import re
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -45,44 +43,12 @@ class Alarm:
     severity: str
     causes: tuple[str, ...] = ()
     step: int | None = None
+    summary: str = ""
 
     @property
     def key(self) -> tuple[str, str]:
         """Code and first cause: alarms of a healthy twin with the same key are not due to the fault."""
         return self.code, next(iter(self.causes), "")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Result of a case with one seed.
-
-    `rank` is the place of the true cause among the causes as they are printed, 1 for the first; None if it is not
-    named. `crash` is an error that is no message of ours.
-    """
-
-    case: str
-    seed: int
-    seconds: float
-    moment: str | None = None
-    step: int | None = None
-    rank: int | None = None
-    alarms: tuple[Alarm, ...] = ()
-    crash: str = ""
-
-    @property
-    def is_found(self) -> bool:
-        """True if an error or a warning was raised that the healthy twin does not raise."""
-        return self.moment is not None
-
-
-@dataclass
-class _Collector(Reporter):
-    """Reporter that keeps the findings of a training run."""
-
-    found: list[Finding] = field(default_factory=list)
-
-    def findings(self, findings: Sequence[Finding]) -> None:
-        self.found += findings
 
 
 class _LogCollector(logging.Handler):
@@ -98,51 +64,34 @@ class _LogCollector(logging.Handler):
             self.lines.append((code[1], text))
 
 
-def run_trial(case: FaultCase, *, seed: int) -> Trial:
-    """Plant a fault and let the doctor look for it, moment after moment, until it raises an alarm."""
-    started = _cpu_s()
-    try:
-        with Planter() as planter:
-            case.plant_into(planter)
-            moments = _list_moments(case.bench, planter, seed=seed, loop=case.loop)
-            for moment, alarms in moments:
-                seconds = _cpu_s() - started
-                with planter.suspend():
-                    known = healthy_alarms(case.bench, moment, seed=seed) if alarms else frozenset()
-                new = tuple(alarm for alarm in alarms if alarm.key not in known)
-                if new:
-                    step = next((alarm.step for alarm in new if alarm.step is not None), None)
-                    return Trial(case.id, seed, seconds, moment, step, rank_cause(case, new), new)
-    except Exception as error:  # noqa: BLE001 - a crash of the run is a result: the fault was not named
-        crash = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-        return Trial(case.id, seed, _cpu_s() - started, crash=crash)
-    return Trial(case.id, seed, _cpu_s() - started)
+def run_case(case: HealthyCase, *, seed: int, known: Container[tuple[str, str]] = ()) -> tuple[Alarm, ...]:
+    """Run a case; return every alarm once. Of a fault, those of the first moment that has new ones.
 
-
-def _cpu_s() -> float:
-    """Processor time of this process and of those that it started and that have ended."""
-    times = os.times()
-    return time.process_time() + times.children_user + times.children_system
-
-
-def run_healthy(case: HealthyCase, *, seed: int) -> tuple[Alarm, ...]:
-    """Run all moments of a healthy case; return every alarm once, at its first moment: each of them is false."""
+    `known` are the keys of alarms that the case without its fault raises, too: they are not due to it.
+    """
+    listed: dict[tuple[str, str], Alarm] = {}
     with Planter() as planter:
         case.plant_into(planter)
-        listed = [alarm for _, alarms in _list_moments(case.bench, planter, seed=seed) for alarm in alarms]
-    return tuple({alarm.key: alarm for alarm in reversed(listed)}.values())[::-1]
+        loop = case.loop if isinstance(case, FaultCase) else None
+        for _, alarms in _list_moments(case.bench, planter, seed=seed, loop=loop):
+            for alarm in alarms:
+                if alarm.key not in known:
+                    listed.setdefault(alarm.key, alarm)
+            if listed and isinstance(case, FaultCase):
+                break
+    return tuple(listed.values())
 
 
-def rank_cause(case: FaultCase, alarms: Sequence[Alarm]) -> int | None:
-    """Return the place of the true cause among the distinct causes of alarms, in the order in which they are printed.
+def rank_cause(alarms: Sequence[Alarm], causes: Sequence[str], *, names: str = "") -> int | None:
+    """Return the place of a true cause among the distinct causes of alarms, in the order in which they are printed.
 
-    An alarm without causes counts as one place, and names the cause if the case's `names` matches its text.
+    An alarm without causes counts as one place, and names the first of `causes` if `names` matches its text.
     """
     places: list[str] = []
     for alarm in alarms:
-        named = case.cause if case.names and re.search(case.names, alarm.text) else alarm.code
+        named = causes[0] if names and re.search(names, alarm.text) else alarm.code
         places += [cause for cause in alarm.causes or (named,) if cause not in places]
-    return places.index(case.cause) + 1 if case.cause in places else None
+    return min((places.index(cause) + 1 for cause in causes if cause in places), default=None)
 
 
 def _list_moments(
@@ -172,29 +121,19 @@ def list_alarms(bench: str, planter: Planter, *, seed: int) -> Iterator[tuple[st
             return
         yield "config", _take_logged(log, "config")
         started = run_quick(make(), World())
-        yield "start", [*_make_alarms("start", started), *_take_logged(log, "start")]
-        yield "check", [*_make_alarms("check", run_all(make(), World())), *_take_logged(log, "check")]
+        yield "start", [*make_alarms("start", started), *_take_logged(log, "start")]
+        yield "check", [*make_alarms("check", run_all(make(), World())), *_take_logged(log, "check")]
         while_training, at_end = _train(config, planter, folder / "run", started)
         yield "training", [*while_training, *_take_logged(log, "training")]
         yield "end", at_end
-        yield "deep", _make_alarms("deep", run_all(make(), World(), deep=True))
+        yield "deep", make_alarms("deep", run_all(make(), World(), deep=True))
 
 
 def _run_loop(loop: Loop, seed: int) -> Iterator[tuple[str, list[Alarm]]]:
     """Run a plain loop, which is watched; yield the alarms while it trains."""
     with _quiet_log():
         findings = loop(seed)
-    yield "training", _make_alarms("training", findings)
-
-
-@functools.cache
-def healthy_alarms(bench: str, moment: str, *, seed: int) -> frozenset[tuple[str, str]]:
-    """Return the keys of the alarms that the bench without a fault raises at a moment."""
-    with Planter() as planter:
-        for name, alarms in _list_moments(bench, planter, seed=seed):
-            if name == moment:
-                return frozenset(alarm.key for alarm in alarms)
-    return frozenset()
+    yield "training", make_alarms("training", findings)
 
 
 def _build(config: RunConfig, planter: Planter) -> TrainingSetup:
@@ -208,7 +147,6 @@ def _train(
 
     The checks of its start have `started` for their findings and are not run again.
     """
-    reporter = _Collector()
 
     def make(config: RunConfig, world: World, **more: Any) -> TrainingSetup:
         return planter.change(build(config, world, **more))
@@ -216,20 +154,27 @@ def _train(
     is_quick_known = mock.patch.object(suite, "run_quick", return_value=list(started))
     with mock.patch.object(training, "build", make), is_quick_known:
         try:
-            train_run(config, out=path, device="cpu", reporter=reporter)
+            result = train_run(config, out=path, device="cpu", reporter=Reporter())
         except UserError as error:
             documents = parse_json(read_regular_file(path / "findings.json")) if path.exists() else []
-            alarms = _make_alarms("training", [finding_from_dict(document) for document in documents])
+            alarms = make_alarms("training", [finding_from_dict(document) for document in documents])
             return alarms or [Alarm("training", str(error), "stopped", "error")], []
-    later = [finding for finding in reporter.found if finding.phase not in ("static", "preflight")]
+    later = [finding for finding in result.findings if finding.phase not in ("static", "preflight")]
     at_end = [finding for finding in later if finding.phase == "offline"]
     while_training = [finding for finding in later if finding.phase != "offline"]
-    return _make_alarms("training", while_training), _make_alarms("end", at_end)
+    return make_alarms("training", while_training), make_alarms("end", at_end)
 
 
-def _make_alarms(moment: str, findings: Sequence[Finding]) -> list[Alarm]:
+def list_causes(finding: Any) -> tuple[str, ...]:
+    """Return the causes of a finding, the most likely first; those of today's are two fields."""
+    causes = getattr(finding, "causes", None)
+    return (finding.cause, *finding.alternatives) if causes is None else tuple(causes)
+
+
+def make_alarms(moment: str, findings: Iterable[Any]) -> list[Alarm]:
+    """Convert findings to alarms, notes aside."""
     return [
-        Alarm(moment, str(f), f.code, f.severity, (f.cause, *f.alternatives), f.where.step)
+        Alarm(moment, str(f), f.code, f.severity, list_causes(f), f.where.step, f.summary)
         for f in findings
         if f.severity != "note"
     ]
