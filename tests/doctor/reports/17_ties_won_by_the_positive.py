@@ -2,7 +2,7 @@
 
 The hit rate of neural collaborative filtering counted only negatives with a higher score than the positive item.
 All ties are then won by the positive one, and a model that gives many items the same score looks far better than it is.
-Reported hit rate at 10, seed 0: 0.180 healthy (0.1 by chance), 0.365 with the bug.
+Reported hit rate at 10, seed 0: 0.225 healthy (0.1 by chance), 0.325 with the bug.
 """
 
 from contextlib import nullcontext
@@ -53,7 +53,7 @@ def main(has_bug, watch, check):
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     check(model, loss_fn, loader, optimizer=optimizer)
     with watch(model, optimizer=optimizer, loss=loss_fn, loader=loader):
-        for _ in range(8):
+        for _ in range(15):
             for pairs, wanted in loader:
                 loss = loss_fn(model(pairs), wanted)
                 optimizer.zero_grad()
