@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import sightline
-from sightline.workbench.check.core.finding import CAUSES
+from sightline.doctor.finding import CAUSES
 from tests.command import Outcome, run_here
 from tests.doctor import __main__ as command
 from tests.doctor import running
