@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,32 +43,34 @@ def check_module(
     codes = {rule.code for rule in list_rules()}
     if unknown := sorted(set(declared) - codes):
         raise UserError(f"check: declared: no finding has the code '{unknown[0]}'; codes are the words in brackets")
-    evidence = Evidence(make_subject(model, loss, batch_or_loader, optimizer, evaluation), budget_s)
+    assert_copied(model)
+    batches = read_batches(list_batches(batch_or_loader))
+    subject = make_subject(model, loss, batches, optimizer, loader=batch_or_loader, evaluation=evaluation)
+    examination = examine_subject(subject, declared=declared, budget_s=budget_s)
+    return Report(type(model).__name__, examination.findings, write_verdict(examination))
+
+
+def examine_subject(subject: Subject, *, declared: Collection[str] = (), budget_s: float = BUDGET_S) -> Examination:
+    """Judge a subject by all rules, within a budget of processor time."""
     with leave_out_checkpoints(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what torch says of shapes that relations try
-        examination = examine(evidence, declared=declared)
-    return make_report(type(model).__name__, examination)
+        return examine(Evidence(subject, budget_s), declared=declared)
 
 
-def make_report(title: str, examination: Examination) -> Report:
-    """Make the report of an examination."""
-    return Report(title, examination.findings, write_verdict(examination))
-
-
-def make_subject(model: nn.Module, loss: Any, batch_or_loader: Any, optimizer: Any, evaluation: Any) -> Subject:
-    """Read the first batches, and make the subject. Raises UserError for what is no model, loss or batch."""
-    _assert_copied(model)
+def make_subject(
+    model: nn.Module, loss: Any, batches: Sequence[Any], optimizer: Any, *, loader: Any = None, evaluation: Any = None
+) -> Subject:
+    """Make the subject of the first batches of a loader. Raises UserError for what is no batch."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    batches = read_batches(_list_batches(batch_or_loader))
     form = find_form(model, loss, batches[0], device)
     optimizers = [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     return Subject(
         model,
         form.wrap(loss),
         _split(batches, form, device),
-        [] if evaluation is None else _split(read_batches(_list_batches(evaluation)), form, device),
+        [] if evaluation is None else _split(read_batches(list_batches(evaluation)), form, device),
         optimizers,
-        _get_loader(batch_or_loader),
+        _get_loader(loader),
         _get_loader(evaluation),
         form,
     )
@@ -79,7 +81,7 @@ def _split(batches: Iterable[Any], form: BatchForm, device: torch.device) -> lis
     return [Batch(*form.split(batch)) for batch in moved]
 
 
-def _list_batches(value: Any) -> Iterable[Any]:
+def list_batches(value: Any) -> Iterable[Any]:
     """Return an iterable of batches; one batch is a tuple, a mapping, or a list that begins with inputs."""
     is_batch = isinstance(value, tuple | Mapping)
     if isinstance(value, list) and value:
@@ -91,7 +93,7 @@ def _get_loader(value: Any) -> Any:
     return None if value is None or isinstance(value, list | tuple | Mapping) else value
 
 
-def _assert_copied(model: nn.Module) -> None:
+def assert_copied(model: nn.Module) -> None:
     """Raise UserError for a model that has no size yet, or of which there is no copy: checks change copies alone."""
     lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
     if lazy is not None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import random
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,16 +56,6 @@ class Subject:
     loader: Any = None
     evaluation_loader: Any = None
     form: BatchForm = PAIRS
-
-    @cached_property
-    def pass_s(self) -> float:
-        """Processor time of a pass forward and backward of the first batch."""
-        with preserve_random_state(), torch.enable_grad():
-            started = time.process_time()
-            passed = self.run(self.copy("train"), self.batches[0])
-            if passed.value.requires_grad:
-                passed.value.backward()
-            return time.process_time() - started
 
     def copy(self, mode: str) -> nn.Module:
         """Copy the model, in the mode `train` or `eval`."""

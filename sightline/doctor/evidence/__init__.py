@@ -14,6 +14,7 @@ import pkgutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -21,6 +22,8 @@ import torch
 from sightline.contract.errors import summarise_error
 from sightline.doctor.subject import Subject, preserve_random_state
 
+_FIRST = "passed"
+"""Measurement that runs the first batch; those that cost passes are afforded by its time."""
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -111,9 +114,14 @@ class Evidence:
         open_names = set(self._list_open(names))
         return sum(MEASUREMENTS[name].passes for name in open_names) * self._pass_s
 
-    @property
+    @cached_property
     def _pass_s(self) -> float:
-        return 0.0 if self.subject is None else self.subject.pass_s
+        """Processor time of a pass forward and backward: three times that of the first one, forward."""
+        try:
+            self.get(_FIRST)
+        except MissingError:
+            return 0.0
+        return 3 * self.seconds.get(_FIRST, 0.0)
 
     def _list_open(self, names: tuple[str, ...]) -> Iterator[str]:
         for name in names:
@@ -127,8 +135,9 @@ class Evidence:
             read = {name: self.get(name) for name in measurement.reads}
         except MissingError as missing:
             return missing
-        cost_s, left_s = measurement.passes * self._pass_s, self.budget_s - sum(self.seconds.values())
-        if cost_s > max(left_s, 0.0) and measurement.passes > 0:
+        cost_s = measurement.passes * self._pass_s if measurement.passes else 0.0
+        left_s = self.budget_s - sum(self.seconds.values())
+        if cost_s > max(left_s, 0.0):
             return MissingError(
                 "cost", f"{measurement.name}: some {cost_s:.1f} s of processor time, {max(left_s, 0):.1f} left"
             )

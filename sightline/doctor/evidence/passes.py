@@ -12,7 +12,7 @@ from sightline.doctor.evidence import NotApplicableError, measure
 from sightline.doctor.subject import Pass, Subject, seed_all
 
 
-@measure(passes=1)
+@measure()
 def passed(subject: Subject) -> Pass:
     """Run the first batch through a copy in training mode; its graph is kept."""
     return subject.run(subject.copy("train"), subject.batches[0])

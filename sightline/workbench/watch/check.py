@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import Checks
@@ -20,14 +19,17 @@ from sightline.contract.errors import UserError, summarise_error
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import suggest
 from sightline.contract.types import SampleKey
-from sightline.doctor.batches import find_form, has_rows, read_batches
+from sightline.doctor.batches import has_rows, read_batches
+from sightline.doctor.check import assert_copied, examine_subject, list_batches, make_subject
+from sightline.doctor.examine import list_rules
 from sightline.doctor.finding import Finding, FindingLocation, finding_from_dict
 from sightline.doctor.objects import preserve_generators
+from sightline.doctor.report import write_verdict
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.step import compute_batch_losses
-from sightline.instrument import copy_module, leave_out_checkpoints, record
+from sightline.instrument import leave_out_checkpoints, record
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
 from sightline.workbench.check.checks.model.first_step import explain_failure, first_step
@@ -85,6 +87,7 @@ def check(
     batch_or_loader: Any = None,
     *,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+    evaluation: Any = None,
     overrides: Sequence[str] = (),
     plugins: Sequence[str | Path] = (),
     declared: Sequence[str] = (),
@@ -97,8 +100,9 @@ def check(
     mapping goes to the model whole, or by the keys that `forward` names, and to `loss(outputs, batch)`. The rules
     about models, losses and optimisers are applied, and a few samples are fitted on copies. Samples of a DataLoader's
     data set are read several times, by this process: a set that edits what it stores when it is read does so here,
-    too. `declared` names codes of findings about a module that are intended; a config has `checks.skip`. Raises
-    UserError or ConfigError for a subject that cannot be read.
+    too. `evaluation` is a loader, or batches, of what the module is evaluated on. `declared` names codes of
+    findings about a module that are intended; a config has `checks.skip`. Raises UserError or ConfigError for a
+    subject that cannot be read.
 
     >>> import sightline
     >>> sightline.check("configs/classify/synthetic_shapes_pointnet.yaml")
@@ -106,9 +110,11 @@ def check(
     """
     if isinstance(subject, nn.Module):
         codes = frozenset(to_texts(declared, name="declared"))
-        return _check_module(subject, loss, batch_or_loader, optimizer, codes)
-    if loss is not None or batch_or_loader is not None or optimizer is not None or declared:
-        raise UserError("check: loss, batch, optimizer and declared belong to a module; a config names its own")
+        return _check_module(subject, loss, batch_or_loader, optimizer, evaluation, codes)
+    if any(each is not None for each in (loss, batch_or_loader, optimizer, evaluation)) or declared:
+        raise UserError(
+            "check: loss, batch, optimizer, evaluation and declared belong to a module; a config names its own"
+        )
     source: Path | Mapping[str, Any] | RunConfig
     if isinstance(subject, Mapping | RunConfig):
         source = subject
@@ -131,15 +137,16 @@ def _check_module(
     loss: Any,
     batch_or_loader: Any,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None,
+    evaluation: Any,
     declared: frozenset[str],
 ) -> CheckReport:
-    codes = {rule.code for rule in (*all_checks(), *RUNTIME_RULES)} | {"fit-one"}
+    codes = {rule.code for rule in (*all_checks(), *RUNTIME_RULES)} | {rule.code for rule in list_rules()} | {"fit-one"}
     for unknown in sorted(declared - codes):
         hint = suggest(unknown, codes, otherwise="; these are the words in brackets of a finding")
         raise UserError(f"check: declared: no finding has the code '{unknown}'{hint}")
     if loss is None or batch_or_loader is None:
         raise UserError("check: a module needs its loss and a batch: check(model, loss, (inputs, target))")
-    _assert_copied(model)
+    assert_copied(model)
     flags = {module: module.training for module in model.modules()}
     untrained: list[nn.Parameter] = []
     examination = Examination()
@@ -155,9 +162,10 @@ def _check_module(
     ):
         warnings.simplefilter("ignore", UserWarning)  # what torch says of shapes that relations try
         try:
-            batches = read_batches(_list_batches(batch_or_loader))
+            batches = read_batches(list_batches(batch_or_loader))
             device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-            form = find_form(model, loss, batches[0], device)
+            asked = make_subject(model, loss, batches, optimizer, loader=batch_or_loader, evaluation=evaluation)
+            form = asked.form
             pairs, loss = [form.split(batch) for batch in batches], form.wrap(loss)
             run = _run_batch(model, loss, pairs[0], device)
             passed = run if isinstance(run, Pass) else None
@@ -193,27 +201,17 @@ def _check_module(
                     fitted, text = _fit(built, passed, {finding.cause for finding in findings})
                 findings += [finding for finding in fitted if finding.code not in declared]
                 figures = {**figures, "fit": text}
+            judged = examine_subject(asked, declared=declared)
+            known = {finding.code for finding in findings}
         finally:
             for module, flag in flags.items():
                 module.training = flag
             for parameter in untrained:
                 parameter.requires_grad_()
-    title, renamed = type(model).__name__, [_rename(finding) for finding in findings]
-    return CheckReport(title, renamed, figures, _rename_examination(examination))
-
-
-def _assert_copied(model: nn.Module) -> None:
-    """Raise UserError for a model that has no size yet, or of which there is no copy: checks change copies alone."""
-    lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
-    if lazy is not None:
-        raise UserError(f"check: '{lazy}' has no size yet; call the model with a batch first, then make its optimizer")
-    try:
-        copy_module(model)
-    except Exception as error:
-        raise UserError(
-            f"check: the model cannot be copied, which its checks need: {summarise_error(error)}; check it before "
-            "it is wrapped, or without what cannot be copied"
-        ) from error
+    renamed = [_rename(finding) for finding in findings]
+    renamed = merge_findings([*renamed, *(finding for finding in judged.findings if finding.code not in known)])
+    title, verdict = type(model).__name__, write_verdict(judged)
+    return CheckReport(title, renamed, figures, _rename_examination(examination), verdict)
 
 
 def _run_batch(model: nn.Module, loss: Any, pair: tuple[Any, Any], device: torch.device) -> Pass | Exception:
@@ -304,15 +302,6 @@ def _soften(finding: Finding) -> Finding:
     """Return first outputs that are far larger than their targets as a note: plain layers have them, and learn."""
     is_size = finding.code == "initial-squares" and finding.cause == "model.init"
     return dataclasses.replace(finding, severity="note") if is_size else finding
-
-
-def _list_batches(batch_or_loader: Any) -> Iterable[Any]:
-    """Return an iterable of batches; one batch is a tuple, a mapping, or a list that begins with inputs."""
-    is_batch = isinstance(batch_or_loader, tuple | Mapping)
-    if isinstance(batch_or_loader, list) and batch_or_loader:
-        is_batch = isinstance(batch_or_loader[0], Tensor | Mapping)
-        is_batch = is_batch and not all(isinstance(each, Mapping) for each in batch_or_loader)
-    return [batch_or_loader] if is_batch else batch_or_loader
 
 
 def _skip_rules(config: RunConfig, passed: Pass | None) -> RunConfig:

@@ -21,13 +21,15 @@ _ENDINGS = (".json", ".html", ".txt")
 class CheckReport:
     """Findings with figures about them; `str` prints them, and `save` writes them.
 
-    `examination` is what the checks examined, as `--json` of `sightline check` has it; None for a loop.
+    `examination` is what the checks examined, as `--json` of `sightline check` has it; None for a loop. `verdict` says
+    what was judged, what could not be asked, and what nobody judged.
     """
 
     title: str
     findings: Sequence[Finding]
     figures: Mapping[str, Any] = field(default_factory=dict)
     examination: Mapping[str, Any] | None = None
+    verdict: Sequence[str] = ()
 
     @property
     def num_errors(self) -> int:
@@ -49,7 +51,7 @@ class CheckReport:
 
     def __str__(self) -> str:
         examined = describe_examination(self.examination) if self.examination is not None else []
-        return "\n".join([*describe_findings(self.findings), *examined, self.summary])
+        return "\n".join([*describe_findings(self.findings), *examined, *self.verdict, self.summary])
 
     @property
     def is_sound(self) -> bool:
@@ -61,6 +63,7 @@ class CheckReport:
         findings = [finding.to_dict() for finding in self.findings]
         counts = {"errors": self.num_errors, "warnings": self.num_warnings}
         document = {"title": self.title, "findings": findings, **counts, "figures": dict(self.figures)}
+        document |= {"verdict": list(self.verdict)} if self.verdict else {}
         return document | ({} if self.examination is None else {"examination": dict(self.examination)})
 
     def to_html(self) -> str:
