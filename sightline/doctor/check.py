@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from sightline.contract.errors import UserError, summarise_error
+from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_map
 from sightline.doctor.batches import BatchForm, find_form, read_batches
-from sightline.doctor.evidence import Evidence
+from sightline.doctor.evidence import Evidence, MissingError, attempt
 from sightline.doctor.examine import Examination, examine, list_rules
 from sightline.doctor.report import Report, write_verdict
 from sightline.doctor.subject import Batch, Subject
@@ -98,10 +98,9 @@ def assert_copied(model: nn.Module) -> None:
     lazy = next((name for name, parameter in model.named_parameters() if is_lazy(parameter)), None)
     if lazy is not None:
         raise UserError(f"check: '{lazy}' has no size yet; call the model with a batch first, then make its optimizer")
-    try:
-        copy_module(model)
-    except Exception as error:
+    copied = attempt("copy", copy_module, {"model": model})
+    if isinstance(copied, MissingError):
         raise UserError(
-            f"check: the model cannot be copied, which its checks need: {summarise_error(error)}; check it before "
-            "it is wrapped, or without what cannot be copied"
-        ) from error
+            f"check: the model cannot be copied, which its checks need: {copied.reason.removeprefix('copy: ')}; check "
+            "it before it is wrapped, or without what cannot be copied"
+        )

@@ -6,11 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sightline.contract.errors import summarise_error
-from sightline.doctor.evidence import Evidence, MissingError, NotApplicableError, import_all
+from sightline.doctor.evidence import Evidence, MissingError, attempt, import_all
 from sightline.doctor.finding import SEVERITIES, Finding
 from sightline.doctor.rules import RULES, Rule
-from sightline.doctor.subject import preserve_random_state
 
 Outcome = Literal["held", "broken", "apply", "failed", "cost", "declared"]
 
@@ -65,15 +63,12 @@ def examine(evidence: Evidence, *, declared: Collection[str] = (), rules: Sequen
 def _judge(rule: Rule, evidence: Evidence, examination: Examination) -> None:
     try:
         read = {name: evidence.get(name) for name in rule.reads}
-        with preserve_random_state():
-            found = list(rule.find(**read))
     except MissingError as missing:
         examination.judgements.append(Judgement(rule, missing.kind, missing.reason))
-    except NotApplicableError as reason:
-        examination.judgements.append(Judgement(rule, "apply", str(reason)))
-    except Exception as error:  # noqa: BLE001 - the values of a user's tensors may be of any kind
-        text = f"{rule.judge.__name__}: {summarise_error(error, max_length=160)}"
-        examination.judgements.append(Judgement(rule, "failed", text))
+        return
+    found = attempt(rule.judge.__name__, lambda **read: list(rule.find(**read)), read)
+    if isinstance(found, MissingError):
+        examination.judgements.append(Judgement(rule, found.kind, found.reason))
     else:
         examination.findings += found
         examination.judgements.append(Judgement(rule, "broken" if found else "held"))

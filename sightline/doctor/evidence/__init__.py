@@ -130,7 +130,7 @@ class Evidence:
                 yield from self._list_open(MEASUREMENTS[name].reads)
 
     def _run(self, measurement: Measurement) -> Any:
-        """Make a measurement; the one place where any error of a user's parts is taken, and kept as the reason."""
+        """Make a measurement, unless what it reads is missing, or it costs more than is left."""
         try:
             read = {name: self.get(name) for name in measurement.reads}
         except MissingError as missing:
@@ -142,12 +142,21 @@ class Evidence:
                 "cost", f"{measurement.name}: some {cost_s:.1f} s of processor time, {max(left_s, 0):.1f} left"
             )
         started = time.process_time()
-        try:
-            with preserve_random_state(), torch.enable_grad():
-                return measurement.run(**read)
-        except NotApplicableError as reason:
-            return MissingError("apply", str(reason))
-        except Exception as error:  # noqa: BLE001 - models, losses and sets are the user's, and may fail in any way
-            return MissingError("failed", f"{measurement.name}: {summarise_error(error, max_length=160)}")
-        finally:
-            self.seconds[measurement.name] = time.process_time() - started
+        value = attempt(measurement.name, measurement.run, read)
+        self.seconds[measurement.name] = time.process_time() - started
+        return value
+
+
+def attempt(name: str, run: Callable[..., Any], read: Mapping[str, Any]) -> Any:
+    """Ask a question; return the answer, or a MissingError with the reason why there is none.
+
+    The one place where any error of a user's parts is taken: models, losses, sets and the numbers in them may be of
+    any kind. Random states are put back.
+    """
+    try:
+        with preserve_random_state(), torch.enable_grad():
+            return run(**read)
+    except NotApplicableError as reason:
+        return MissingError("apply", str(reason))
+    except Exception as error:  # noqa: BLE001 - kept as the reason, which reaches the verdict
+        return MissingError("failed", f"{name}: {summarise_error(error, max_length=160)}")
