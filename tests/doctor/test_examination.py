@@ -13,7 +13,6 @@ from sightline.engine.distributed import World
 from sightline.workbench.check import suite
 from sightline.workbench.check.context import CHECKS, Context, check
 from sightline.workbench.check.core.examination import (
-    FIT,
     SUBJECTS,
     Examination,
     describe_examination,
@@ -82,18 +81,6 @@ def test_of_nested_times_each_counts_once() -> None:
         _burn(0.01)
     assert 0.03 <= examination.seconds["data"] < 0.04
     assert 0.01 <= examination.seconds["model"] < 0.02
-
-
-def test_the_time_of_a_fit_is_part_of_the_time() -> None:
-    examination = Examination()
-    with examination.count_time(FIT):
-        _burn(0.06)
-    examination.add("data", "a")
-    document = examination.to_dict()
-    assert document["seconds"] == document["fit_seconds"] >= 0.06
-    assert [row["subject"] for row in document["subjects"]] == ["data"]
-    (line, *_) = describe_examination(document)
-    assert line == "1 checks ran in 0.1 s of processor time, of which the fit of a few samples 0.1 s"
 
 
 def test_samples_that_were_not_read_are_not_covered(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import sightline
 from sightline.contract.errors import UserError
-from tests.marks import long_but
 from tests.runtime.healthy_loops import batches, net
 from tests.runtime.planted_loops import Cut, InList, Unused, frozen_weight
 
@@ -107,10 +106,7 @@ HEALTHY: dict[str, tuple[Callable[[], nn.Module], Any, Any]] = {
 }
 
 
-QUICK = HEALTHY.keys() - {"pixels", "frozen backbone"}  # these try every optimiser at every rate
-
-
-@pytest.mark.parametrize("name", long_but(QUICK, HEALTHY))
+@pytest.mark.parametrize("name", HEALTHY)
 def test_a_healthy_module_raises_nothing_and_is_unchanged(name: str) -> None:
     torch.manual_seed(0)
     make, loss, data = HEALTHY[name]
@@ -120,9 +116,7 @@ def test_a_healthy_module_raises_nothing_and_is_unchanged(name: str) -> None:
     groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     report = sightline.check(model, loss, batch, optimizer=optimizer)
     assert not [f for f in report.findings if f.severity != "note"], str(report)
-    word = {"pixels": "undecided", "frozen backbone": "undecided"}.get(name, "passed")
-    assert report.figures["fit"] == ("skipped, the output is not one tensor" if "by name" in name else word)
-    assert report.examination["seconds"] > report.examination["fit_seconds"] > 0
+    assert report.examination["seconds"] > 0
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
     assert torch.equal(random_state, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in model.parameters())

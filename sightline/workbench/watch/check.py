@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +18,22 @@ from sightline.contract.call_arguments import to_path, to_paths, to_texts
 from sightline.contract.errors import UserError, summarise_error
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import suggest
-from sightline.contract.types import SampleKey
 from sightline.doctor.batches import has_rows, read_batches
 from sightline.doctor.check import assert_copied, examine_subject, list_batches, make_subject
 from sightline.doctor.examine import list_rules
 from sightline.doctor.finding import Finding, FindingLocation, finding_from_dict
 from sightline.doctor.objects import preserve_generators
 from sightline.doctor.report import write_verdict
-from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.records import preserve_rng_state
-from sightline.engine.step import compute_batch_losses
-from sightline.instrument import leave_out_checkpoints, record
-from sightline.ops.numba_kernels import compute_seconds
+from sightline.instrument import leave_out_checkpoints
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
 from sightline.workbench.check.checks.model.first_step import explain_failure, first_step
-from sightline.workbench.check.core.dry_run import error_location, isolated_copy
-from sightline.workbench.check.core.examination import FIT, Examination
+from sightline.workbench.check.core.dry_run import error_location
+from sightline.workbench.check.core.examination import Examination
 from sightline.workbench.check.core.finding import Fault, merge_findings
 from sightline.workbench.check.runtime_rules import RUNTIME_RULES
 from sightline.workbench.check.suite import all_checks, check_path, run_all
-from sightline.workbench.fit.fit_attempt import FitSetup
-from sightline.workbench.fit.fit_one import FitOptions, fit_samples
-from sightline.workbench.fit.samples import Samples
 from sightline.workbench.watch.plain.counted import judge_counted
 from sightline.workbench.watch.plain.kept import preserve_module
 from sightline.workbench.watch.plain.loader import judge_loader
@@ -59,9 +52,6 @@ _NO_ROWS = (
     "single samples: the tensors of a batch do not all have a row for each (graphs, sparse or nested tensors, lists of "
     "any length), have none, or are not all that it holds"
 )
-_NUM_FITTED, _STEPS, _MIN_STEPS = 8, 100, 30
-_FIT_S, _NUM_ATTEMPTS = 20.0, 3
-"""Processor time for the fit of a few samples, which tries up to three learning rates."""
 _WORDS = {
     f"{PREFIX}.": "",
     f'"{PREFIX}"': "null",
@@ -98,7 +88,7 @@ def check(
     `loss(outputs, target)` and a batch `(inputs, target)`, or an iterable of batches, of which the first four are
     read; a tuple of inputs holds the arguments of `forward`, a mapping holds them by name. A batch that is itself a
     mapping goes to the model whole, or by the keys that `forward` names, and to `loss(outputs, batch)`. The rules
-    about models, losses and optimisers are applied, and a few samples are fitted on copies. Samples of a DataLoader's
+    about models, losses and optimisers are applied. Samples of a DataLoader's
     data set are read several times, by this process: a set that edits what it stores when it is read does so here,
     too. `evaluation` is a loader, or batches, of what the module is evaluated on. `declared` names codes of
     findings about a module that are intended; a config has `checks.skip`. Raises UserError or ConfigError for a
@@ -140,7 +130,7 @@ def _check_module(
     evaluation: Any,
     declared: frozenset[str],
 ) -> CheckReport:
-    codes = {rule.code for rule in (*all_checks(), *RUNTIME_RULES)} | {rule.code for rule in list_rules()} | {"fit-one"}
+    codes = {rule.code for rule in (*all_checks(), *RUNTIME_RULES)} | {rule.code for rule in list_rules()}
     for unknown in sorted(declared - codes):
         hint = suggest(unknown, codes, otherwise="; these are the words in brackets of a finding")
         raise UserError(f"check: declared: no finding has the code '{unknown}'{hint}")
@@ -196,11 +186,6 @@ def _check_module(
                 plain.append(_build_failure(run))
             findings = [finding for finding in merge_findings([*plain, *findings]) if finding.code not in declared]
             examination.gaps += [f"what is declared: {', '.join(sorted(declared))}"] * bool(declared)
-            if figures["samples"] and not any(finding.severity == "error" for finding in findings):
-                with examination.count_time(FIT):
-                    fitted, text = _fit(built, passed, {finding.cause for finding in findings})
-                findings += [finding for finding in fitted if finding.code not in declared]
-                figures = {**figures, "fit": text}
             judged = examine_subject(asked, declared=declared)
             known = {finding.code for finding in findings}
         finally:
@@ -312,49 +297,6 @@ def _skip_rules(config: RunConfig, passed: Pass | None) -> RunConfig:
     of_loss = [rule.code for rule in all_checks() if rule.code.startswith("loss-")]
     is_unchecked = passed is not None and passed.uses("CtcLoss")
     return dataclasses.replace(config, checks=Checks(skip=(*_SKIPPED, *(of_loss if is_unchecked else ()))))
-
-
-def _fit(built: TrainingSetup, passed: Pass | None, causes: Collection[str]) -> tuple[Sequence[Finding], str]:
-    """Fit a few samples on copies, as `fit-one` does; return findings of other causes, and a word on the fit.
-
-    Outputs of a bounded form, such as boxes from a sigmoid, do not reach the outputs for which a loss has no floor.
-    """
-    if any(isinstance(module, torch.jit.ScriptModule) for module in built.job.model.modules()):
-        return (), "skipped, torch.jit runs the model"
-    reader = built.data.train.reader
-    keys = tuple(SampleKey(int(index), 0, 0) for index in built.data.train.indices[:_NUM_FITTED])
-    batch = reader(keys)
-    model, started = isolated_copy(built.job.model), compute_seconds()
-    try:
-        with torch.no_grad(), record({"": model}, keep=("outputs",)) as tape:
-            compute_batch_losses(built.job.task, model, batch, built.job.device)
-    except Exception as error:  # noqa: BLE001 - the loss is the user's, and may need a whole batch
-        return (), f"skipped, a batch of {_NUM_FITTED} samples fails: {summarise_error(error)}"
-    if not all(isinstance(output, Tensor) for output in tape.outputs[0].values()):
-        return (), "skipped, the output is not one tensor"
-    if not all(output.ndim for output in tape.outputs[0].values()):
-        return (), "skipped, the output is one number: the model computes its loss"
-    step_s = 3 * (compute_seconds() - started)
-    steps = min(_STEPS, int(_FIT_S / (_NUM_ATTEMPTS * max(step_s, 1e-6))))
-    if steps < _MIN_STEPS:
-        return (), f"skipped, a step takes {step_s:.1f} s"
-    setup, samples = FitSetup(built, batch, None, steps), Samples(keys, reader, batch)
-    try:
-        result = fit_samples(setup, samples, FitOptions(is_brief=True), lambda line: None)
-    except Exception as error:  # noqa: BLE001 - as above: no pair, or gradients of a form of their own
-        return (), f"skipped, a step on {_NUM_FITTED} samples fails: {summarise_error(error)}"
-    findings = [f if f.severity == "error" else dataclasses.replace(f, severity="note") for f in result.findings]
-    causes_found = {finding.cause for finding in findings}
-    if "cfg.contract" in causes_found:  # the batch has been run: it is the format
-        return (), "skipped, the loss or the model does not take float64"
-    if passed is not None and "data.corrupt_sample" in causes_found and passed.marks_targets():
-        return (), "skipped, targets that are not known are NaN"
-    if passed is not None and "loss.detached" in causes_found and passed.reaches_outputs():
-        return (), f"skipped, {_NUM_FITTED} samples give no gradient, and the batch does"
-    if passed is not None and not passed.is_unbounded():
-        findings = [finding for finding in findings if finding.cause != "loss.sign"]
-    word = "passed" if result.is_fitted else "failed" if result.has_error else "undecided"
-    return [finding for finding in findings if finding.cause not in causes], word
 
 
 def _rename_examination(examination: Examination) -> dict[str, Any]:

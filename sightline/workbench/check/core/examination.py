@@ -12,7 +12,6 @@ from sightline.draw.examination import join_reasons
 
 SUBJECTS = ("data", "model", "loss", "optimiser", "metric", "weights", "compression", "plugin")
 """Subjects of checks, in the order in which they are printed; `plugin` stands for checks of a user's own."""
-FIT = "fit"
 _OF_MODULES = {
     "class": "metric",
     "initial": "loss",
@@ -22,7 +21,7 @@ _OF_MODULES = {
     "processes": "model",
 }
 """Subjects of modules by the first word of their name, which else is the subject itself."""
-_NUM_REASONS, _MIN_STATED_S = 3, 0.05
+_NUM_REASONS = 3
 UNCOVERED = ("whether labels are true, the network fits the task, and the learning rate is a good one",)
 """Questions that no check answers, of any run."""
 
@@ -57,13 +56,13 @@ class Examination:
     """Record of what the checks examined; the checks write into it while they run.
 
     `gaps` are sentences on what of this run no check covered, `faster` is a setting that was measured to be faster.
-    `doing` says what is being examined now. The time of a fit of a few samples counts as a subject of its own.
+    `doing` says what is being examined now.
     """
 
     def __init__(self) -> None:
         self.ran: dict[str, list[str]] = {}
         self.idle: dict[str, dict[str, str]] = {}
-        self.seconds = dict.fromkeys((*SUBJECTS, FIT), 0.0)
+        self.seconds = dict.fromkeys(SUBJECTS, 0.0)
         self.gaps: list[str] = []
         self.faster: FasterSetting | None = None
         self.doing = "reads the data and builds the model"
@@ -96,7 +95,6 @@ class Examination:
         """Convert to plain values for JSON."""
         return {
             "seconds": round(sum(self.seconds.values()), 3),
-            **({"fit_seconds": round(self.seconds[FIT], 3)} if self.seconds[FIT] else {}),
             "subjects": [
                 {
                     "subject": subject,
@@ -118,9 +116,7 @@ def describe_examination(document: Mapping[str, Any], *, is_verbose: bool = Fals
     """
     rows = document["subjects"]
     count = sum(len(row["ran"]) for row in rows)
-    fit_s = document.get("fit_seconds", 0.0)
-    fit = f", of which the fit of a few samples {fit_s:.1f} s" if fit_s >= _MIN_STATED_S else ""
-    lines = [f"{count} checks ran in {document['seconds']:.1f} s of processor time{fit}"]
+    lines = [f"{count} checks ran in {document['seconds']:.1f} s of processor time"]
     for row in rows:
         reasons = row["not_applicable"].values()
         listed = join_reasons(reasons, most=None if is_verbose else _NUM_REASONS)
