@@ -44,7 +44,7 @@ def gradients(subject: Subject, passed: Pass) -> Gradients:
         raise NotApplicableError("no gradient from the loss")
     own = [_read(subject.run(subject.copy("train"), batch)) for batch in subject.batches]
     jittered = [subject.jitter(subject.copy("train"), seed=seed) for seed in (1, 2)]
-    moved = [_read(subject.run(model, batch)) for model, batch in zip(jittered, subject.batches * 2, strict=False)]
+    moved = [_read(subject.run(model, batch)) for model, batch in zip(jittered, [*subject.batches] * 2, strict=False)]
     return Gradients(_merge(own), _merge(moved))
 
 

@@ -43,7 +43,7 @@ def _measure(first: Tensor, other: Tensor, whole: Tensor) -> float:
 
 @measure(passes=1)
 def neighbours(subject: Subject) -> list[Reach]:
-    """Put one half of a batch in the place of the other: outputs of the half that stays do not move."""
+    """Put one half of a batch in the place of the other, and turn its order: a sample keeps its outputs."""
     batch = subject.batches[0]
     count = count_samples(batch)
     if count < 4:
@@ -54,11 +54,14 @@ def neighbours(subject: Subject) -> list[Reach]:
     first, again = _answer(subject, model, batch.inputs), _answer(subject, model, batch.inputs)
     if not any(t.ndim and len(t) == count for t in first.values()):
         raise NotApplicableError("no output of each sample")
-    found = []
+    found: list[Reach] = []
     for kept in (torch.arange(half), torch.arange(count - half, count)):
         rows = torch.arange(count) % half + int(kept[0])
         rows[kept] = kept
         found += _compare(first, again, _answer(subject, model, take_rows(batch.inputs, rows)), kept)
+    turned = _answer(subject, model, take_rows(batch.inputs, torch.arange(count).roll(1)))
+    back = {path: t.roll(-1, 0) if t.ndim and len(t) == count else t for path, t in turned.items()}
+    found += _compare(first, again, back, torch.arange(count))
     if found and subject.loader is None and _is_by_columns(subject, model, batch):
         raise NotApplicableError("samples lie along axis 1")
     return found
@@ -152,8 +155,7 @@ def padding(subject: Subject) -> Padding:
             places = ~is_true[row].reshape(1, -1, *[1] * (steps.ndim - 2))
             other = _answer(subject, model, _replace(alone, path, torch.where(places, donor, _get_leaf(alone, path))))
         else:
-            size = steps.shape[1]
-            cut = tree_map(alone, lambda _, t, n=length, s=size: t[:, :n] if t.ndim > 1 and t.shape[1] == s else t)
+            cut = _cut(alone, steps.shape[1], length)
             other = _answer(subject, model, cut)
         changed = _get_leaf(alone, path).clone()
         changed[:, 0] = donor[:, 1]
@@ -168,6 +170,10 @@ def padding(subject: Subject) -> Padding:
 
 def _get_leaf(inputs: Any, path: str) -> Tensor:
     return dict(dense_leaves(inputs))[path]
+
+
+def _cut(inputs: Any, size: int, length: int) -> Any:
+    return tree_map(inputs, lambda _, t: t[:, :length] if t.ndim > 1 and t.shape[1] == size else t)
 
 
 def _replace(inputs: Any, path: str, tensor: Tensor) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import torch
@@ -93,9 +94,18 @@ def no_gradient(subject: Subject, gradients: Gradients, silent: dict[str, bool])
     holds="the loss depends on each parameter that wants a gradient",
     do="call the layer in forward(), return what it computes to the loss, or remove it",
 )
-def unused_parameters(gradients: Gradients, silent: dict[str, bool]) -> Iterator[Fault]:
-    """Name parameters outside of the graph, where others of the same model are inside."""
-    names = [name for name, moves in silent.items() if not moves and gradients.own[name] == "none"]
+def unused_parameters(subject: Subject, gradients: Gradients, silent: dict[str, bool]) -> Iterator[Fault]:
+    """Name parameters outside of the graph, where others are inside; a list of experts is read in part."""
+    held = {id(p) for optimizer in subject.optimizers for group in optimizer.param_groups for p in group["params"]}
+    own = dict(subject.model.named_parameters())
+    used = {re.sub(r"\d+", "#", name) for name, state in gradients.own.items() if state != "none"}
+    names = [
+        name
+        for name, moves in silent.items()
+        if not (moves or re.sub(r"\d+", "#", name) in used)
+        and gradients.own[name] == "none"
+        and id(own[name]) in (held or {id(own[name])})
+    ]
     if names and len(names) < len(gradients.own):
         yield Fault(
             f"the loss does not depend on {len(names)} parameter(s): {join_some(names, most=4)}",

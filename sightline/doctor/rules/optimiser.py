@@ -80,7 +80,7 @@ def large_update(trial: Trial) -> Iterator[Fault]:
     share, first, last = shares[len(shares) // 2], trial.losses[0], trial.losses[-1]
     is_lost = not all(map(math.isfinite, trial.losses))
     rises = is_lost or min(trial.losses[2:]) > first + (_RISE - 1) * abs(first)
-    if math.isfinite(first) and (rises or share > 2 * _HUGE_SHARE) and (share > _HUGE_SHARE or is_lost):
+    if math.isfinite(first) and rises and (share > _HUGE_SHARE or is_lost):
         yield Fault(
             f"a step moves weights by {share:.3g} of their norm; six take the loss from {first:.3g} to {last:.3g}",
             measured=f"losses on one batch: {', '.join(f'{value:.3g}' for value in trial.losses)}",
