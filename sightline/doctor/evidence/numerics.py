@@ -55,6 +55,8 @@ def trial(subject: Subject) -> Trial:
     model = subject.copy("train")
     pairs = dict(zip(subject.model.parameters(), model.parameters(), strict=True))
     optimizer = copy.deepcopy(subject.optimizers[0], {id(old): new for old, new in pairs.items()})
+    if any(group["lr"] == 0 and group.get("initial_lr", 0) > 0 for group in optimizer.param_groups):
+        raise NotApplicableError("a schedule that starts at 0")
     rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
     names = dict(zip((name for name, _ in subject.model.named_parameters()), model.parameters(), strict=True))
     names = {name: parameter for name, parameter in names.items() if id(parameter) in rates}

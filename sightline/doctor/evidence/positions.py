@@ -50,6 +50,10 @@ def neighbours(subject: Subject) -> list[Reach]:
         raise NotApplicableError("no row for each sample")
     if any(t.ndim > 1 and t.shape[1] == count for _, t in dense_leaves(batch.inputs)):
         raise NotApplicableError("rows may be nodes or steps")
+    if set(subject.form.inputs) & set(subject.form.targets):
+        raise NotApplicableError("inputs and target are not divided")
+    if subject.loader is None and len(subject.batches) == 1 and all(t.ndim < 3 for _, t in dense_leaves(batch.inputs)):
+        raise NotApplicableError("rows may be nodes of one graph")
     model, half = _probe(subject), count // 2
     first, again = _answer(subject, model, batch.inputs), _answer(subject, model, batch.inputs)
     if not any(t.ndim and len(t) == count for t in first.values()):
@@ -221,6 +225,8 @@ def _is_prefix(is_true: Tensor) -> bool:
 @measure()
 def label_columns(subject: Subject) -> list[str]:
     """List the columns, or channels, of inputs that equal the target in every batch."""
+    if len(list(dense_leaves(subject.batches[0].target))) != 1 or set(subject.form.inputs) & set(subject.form.targets):
+        raise NotApplicableError("several targets")
     found: set[str] | None = None
     for batch in subject.batches:
         here = set(_list_columns(batch))

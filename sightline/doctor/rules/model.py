@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import is_float
@@ -26,8 +27,8 @@ from sightline.doctor.subject import Subject
     holds="outputs in evaluation mode do not depend on the seed of the random numbers",
     do="give F.dropout its training=self.training, and draw nothing in forward() in evaluation mode",
 )
-def random_evaluation(repeats: dict[str, Repeat]) -> Iterator[Fault]:
-    """Compare two passes in evaluation mode with one seed each; noise that training needs is none of evaluation's."""
+def random_evaluation(repeats: dict[str, Repeat], drops_in_evaluation: bool) -> Iterator[Fault]:
+    """Compare two passes in evaluation mode with one seed each; draws that are no dropout may be meant: a note."""
     repeat = repeats["eval"]
     for path, first in repeat.first.items():
         other = repeat.reseeded.get(path)
@@ -39,6 +40,7 @@ def random_evaluation(repeats: dict[str, Repeat]) -> Iterator[Fault]:
         yield Fault(
             f"the output{f' {path}' if path else ''} in evaluation mode depends on the seed",
             measured=f"two seeds differ by up to {size:.3g}, equal seeds by 0",
+            severity=None if drops_in_evaluation else "note",
         )
         return
 
@@ -79,7 +81,7 @@ def no_gradient(subject: Subject, gradients: Gradients, silent: dict[str, bool])
         and (not held or id(own[name]) in held)
         and not any(own[name].shape == other.shape and torch.equal(own[name], other) for other in trained)
     ]
-    if names:
+    if names and trained:
         yield Fault(
             f"{len(names)} parameter(s) move the loss and get no gradient: {join_some(names, most=4)}",
             measured="at the model's weights and at jittered ones, in each batch, the gradient is exactly 0 or None",
@@ -96,8 +98,10 @@ def no_gradient(subject: Subject, gradients: Gradients, silent: dict[str, bool])
 )
 def unused_parameters(subject: Subject, gradients: Gradients, silent: dict[str, bool]) -> Iterator[Fault]:
     """Name parameters outside of the graph, where others are inside; a list of experts is read in part."""
-    held = {id(p) for optimizer in subject.optimizers for group in optimizer.param_groups for p in group["params"]}
     own = dict(subject.model.named_parameters())
+    inside = {id(own[name]) for name, state in gradients.own.items() if state != "none"}
+    groups = [{id(p) for group in each.param_groups for p in group["params"]} for each in subject.optimizers]
+    held = {key for keys in groups if keys & inside for key in keys}
     used = {re.sub(r"\d+", "#", name) for name, state in gradients.own.items() if state != "none"}
     names = [
         name
@@ -222,12 +226,15 @@ def softmax_axis(softmaxes: list[Softmax]) -> Iterator[Fault]:
     holds="in evaluation mode what the model returns for a sample does not depend on the others of its batch",
     do="look for batch_first, a view that mixes samples, a norm or softmax over axis 0, or one place for each row",
 )
-def cross_sample_leak(neighbours: list[Reach]) -> Iterator[Fault]:
-    """Name the outputs of samples that move as other samples do."""
+def cross_sample_leak(subject: Subject, neighbours: list[Reach]) -> Iterator[Fault]:
+    """Name the outputs of samples that move as other samples do; norms without running statistics are meant to."""
+    norms = [module for module in subject.model.modules() if isinstance(module, _BatchNorm)]
+    is_meant = any(module.running_mean is None for module in norms)
     for path, size in neighbours[:1]:
         yield Fault(
             f"what the model returns for a sample depends on the other samples{f': {path}' if path else ''}",
             measured=f"with other samples beside it, it moves by {size:.3g} of its spread; with the same ones by 0",
+            severity="note" if is_meant else None,
         )
 
 

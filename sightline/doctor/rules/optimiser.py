@@ -79,7 +79,7 @@ def large_update(trial: Trial) -> Iterator[Fault]:
         raise NotApplicableError("no weight has a gradient")
     share, first, last = shares[len(shares) // 2], trial.losses[0], trial.losses[-1]
     is_lost = not all(map(math.isfinite, trial.losses))
-    rises = is_lost or min(trial.losses[2:]) > first + (_RISE - 1) * abs(first)
+    rises = is_lost or (max(trial.losses[1:4]) > first + (_RISE - 1) * abs(first) and last > first)
     if math.isfinite(first) and rises and (share > _HUGE_SHARE or is_lost):
         yield Fault(
             f"a step moves weights by {share:.3g} of their norm; six take the loss from {first:.3g} to {last:.3g}",
