@@ -27,8 +27,8 @@ def _probe(subject: Subject) -> nn.Module:
     return subject.jitter(subject.copy("eval"), seed=5)
 
 
-def _answer(subject: Subject, model: nn.Module, inputs: Any) -> dict[str, Tensor]:
-    seed_all(0)
+def _answer(subject: Subject, model: nn.Module, inputs: Any, *, seed: int = 0) -> dict[str, Tensor]:
+    seed_all(seed)
     with torch.no_grad():
         outputs = subject.call(model, tree_map(inputs, lambda _, tensor: tensor.clone()))
         return {path: t.detach().double() for path, t in dense_leaves(outputs) if t.dtype != torch.bool}
@@ -55,7 +55,7 @@ def neighbours(subject: Subject) -> list[Reach]:
     if subject.loader is None and len(subject.batches) == 1 and all(t.ndim < 3 for _, t in dense_leaves(batch.inputs)):
         raise NotApplicableError("rows may be nodes of one graph")
     model, half = _probe(subject), count // 2
-    first, again = _answer(subject, model, batch.inputs), _answer(subject, model, batch.inputs)
+    first, again = (_answer(subject, model, batch.inputs, seed=seed) for seed in (0, 1))
     if not any(t.ndim and len(t) == count for t in first.values()):
         raise NotApplicableError("no output of each sample")
     found: list[Reach] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -102,12 +103,15 @@ def unused_parameters(subject: Subject, gradients: Gradients, silent: dict[str, 
     inside = {id(own[name]) for name, state in gradients.own.items() if state != "none"}
     groups = [{id(p) for group in each.param_groups for p in group["params"]} for each in subject.optimizers]
     held = {key for keys in groups if keys & inside for key in keys}
-    used = {re.sub(r"\d+", "#", name) for name, state in gradients.own.items() if state != "none"}
+    patterns = {name: re.sub(r"\d+", "#", name) for name in gradients.own}
+    used = Counter(patterns[name] for name, state in gradients.own.items() if state != "none")
+    unused = Counter(patterns[name] for name, state in gradients.own.items() if state == "none")
     names = [
         name
         for name, moves in silent.items()
-        if not (moves or re.sub(r"\d+", "#", name) in used)
-        and gradients.own[name] == "none"
+        if gradients.own[name] == "none"
+        and not moves
+        and unused[patterns[name]] > used[patterns[name]]
         and id(own[name]) in (held or {id(own[name])})
     ]
     if names and len(names) < len(gradients.own):
