@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.evidence import NotApplicableError, measure
 from sightline.doctor.subject import Pass, Subject, seed_all
+from sightline.instrument import InterceptedOperators
 
 
 @measure()
@@ -57,6 +58,21 @@ class Repeat(NamedTuple):
 def repeats(subject: Subject) -> dict[str, Repeat]:
     """Run the first batch twice with one seed and once with another, in training and in evaluation mode."""
     return {mode: _repeat(subject, mode) for mode in ("train", "eval")}
+
+
+@measure(passes=1)
+def drops_in_evaluation(subject: Subject) -> bool:
+    """Run the first batch in evaluation mode; True if an operator drops values, which training alone is for."""
+    names: list[str] = []
+
+    def run(operator: Any, args: Any, kwargs: Any) -> Any:
+        names.append(str(operator))
+        return operator(*args, **kwargs)
+
+    model = subject.copy("eval")
+    with torch.no_grad(), InterceptedOperators(run):
+        subject.call(model, subject.batches[0].inputs)
+    return any("bernoulli" in name or "dropout" in name for name in names)
 
 
 def _repeat(subject: Subject, mode: str) -> Repeat:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from sightline.contract.errors import join_some
+from sightline.contract.pytree import is_float
+from sightline.doctor.evidence.coverage import Gradients
+from sightline.doctor.evidence.graph import Reshape, Softmax
 from sightline.doctor.evidence.passes import Repeat
-from sightline.doctor.finding import Fault
+from sightline.doctor.evidence.positions import Padding, Reach
+from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
+from sightline.doctor.subject import Subject
 
 
 @rule(
@@ -18,8 +28,8 @@ from sightline.doctor.rules import rule
     holds="outputs in evaluation mode do not depend on the seed of the random numbers",
     do="give F.dropout its training=self.training, and draw nothing in forward() in evaluation mode",
 )
-def random_evaluation(repeats: dict[str, Repeat]) -> Iterator[Fault]:
-    """Compare two passes in evaluation mode with one seed each; noise that training needs is none of evaluation's."""
+def random_evaluation(repeats: dict[str, Repeat], drops_in_evaluation: bool) -> Iterator[Fault]:
+    """Compare two passes in evaluation mode with one seed each; draws that are no dropout may be meant: a note."""
     repeat = repeats["eval"]
     for path, first in repeat.first.items():
         other = repeat.reseeded.get(path)
@@ -31,5 +41,258 @@ def random_evaluation(repeats: dict[str, Repeat]) -> Iterator[Fault]:
         yield Fault(
             f"the output{f' {path}' if path else ''} in evaluation mode depends on the seed",
             measured=f"two seeds differ by up to {size:.3g}, equal seeds by 0",
+            severity=None if drops_in_evaluation else "note",
         )
         return
+
+
+@rule(
+    "unregistered",
+    "error",
+    "model.unregistered",
+    holds="each tensor that wants a gradient in the model's graph is one of model.parameters()",
+    do="keep layers in nn.ModuleList or nn.ModuleDict, and tensors as nn.Parameter attributes",
+)
+def unregistered(loose_leaves: dict[str, Tensor]) -> Iterator[Fault]:
+    """Name the leaves of the outputs' graph that model.parameters() does not have."""
+    if loose_leaves:
+        yield Fault(
+            f"outputs depend on {len(loose_leaves)} tensor(s) that want gradients and are not registered: "
+            f"{join_some(list(loose_leaves), most=4)}",
+            measured=f"{len(loose_leaves)} leaves of the graph are in no parameters()",
+        )
+
+
+@rule(
+    "no-gradient",
+    "error",
+    "loss.detached model.structure",
+    holds="a parameter that moves the loss gets a gradient from it",
+    do="remove the detach(), no_grad(), round(), argmax() or .data between the parameter and the loss",
+)
+def no_gradient(subject: Subject, gradients: Gradients, silent: dict[str, bool]) -> Iterator[Fault]:
+    """Name parameters that move the loss and get no gradient; those of a copy of trained ones are a teacher's."""
+    held = {id(p) for optimizer in subject.optimizers for group in optimizer.param_groups for p in group["params"]}
+    own = dict(subject.model.named_parameters())
+    trained = [own[name] for name in gradients.own if name not in silent]
+    names = [
+        name
+        for name, moves in silent.items()
+        if moves
+        and (not held or id(own[name]) in held)
+        and not any(own[name].shape == other.shape and torch.equal(own[name], other) for other in trained)
+    ]
+    if names and trained:
+        yield Fault(
+            f"{len(names)} parameter(s) move the loss and get no gradient: {join_some(names, most=4)}",
+            measured="at the model's weights and at jittered ones, in each batch, the gradient is exactly 0 or None",
+            where=FindingLocation(param=names[0]),
+        )
+
+
+@rule(
+    "unused-parameters",
+    "warning",
+    "model.structure dist.unused_params",
+    holds="the loss depends on each parameter that wants a gradient",
+    do="call the layer in forward(), return what it computes to the loss, or remove it",
+)
+def unused_parameters(subject: Subject, gradients: Gradients, silent: dict[str, bool]) -> Iterator[Fault]:
+    """Name parameters outside of the graph, where others are inside; a list of experts is read in part."""
+    own = dict(subject.model.named_parameters())
+    inside = {id(own[name]) for name, state in gradients.own.items() if state != "none"}
+    groups = [{id(p) for group in each.param_groups for p in group["params"]} for each in subject.optimizers]
+    held = {key for keys in groups if keys & inside for key in keys}
+    patterns = {name: re.sub(r"\d+", "#", name) for name in gradients.own}
+    used = Counter(patterns[name] for name, state in gradients.own.items() if state != "none")
+    unused = Counter(patterns[name] for name, state in gradients.own.items() if state == "none")
+    names = [
+        name
+        for name, moves in silent.items()
+        if gradients.own[name] == "none"
+        and not moves
+        and unused[patterns[name]] > used[patterns[name]]
+        and id(own[name]) in (held or {id(own[name])})
+    ]
+    if names and len(names) < len(gradients.own):
+        yield Fault(
+            f"the loss does not depend on {len(names)} parameter(s): {join_some(names, most=4)}",
+            measured="no path in the graph of any batch, and no change of the loss as they move",
+            where=FindingLocation(param=names[0]),
+        )
+
+
+@rule(
+    "no-gradient",
+    "error",
+    "loss.detached loss.form",
+    holds="the loss has a gradient at the model's weights",
+    do="look for a loss of counts, argmax or comparisons, a detach(), or a clamp that all values are beyond",
+)
+def nothing_learnt(gradients: Gradients) -> Iterator[Fault]:
+    """Report a loss whose gradient is exactly 0 at all weights and batches."""
+    states = {*gradients.own.values(), *gradients.moved.values()}
+    if states and states <= {"none", "zero"}:
+        yield Fault(
+            "every gradient of the loss is exactly 0: nothing can be learnt",
+            measured=f"{len(gradients.own)} parameters at their own and at jittered weights",
+        )
+
+
+@rule(
+    "non-finite",
+    "error",
+    "model.numerics optim.nonfinite",
+    holds="the loss of finite inputs and its gradients are finite",
+    do="keep roots, logarithms and divisions away from 0: add a small number inside them",
+)
+def non_finite(bad_numbers: list[tuple[str, int, int]], gradients: Gradients) -> Iterator[Fault]:
+    """Report a loss that is no number, and gradients that are none."""
+    bad = [name for name, state in gradients.own.items() if state == "bad"]
+    for path, count, total in bad_numbers:
+        yield Fault(f"{path} of the first batch is not finite", measured=f"{count} of {total} numbers")
+    if bad and not bad_numbers:
+        yield Fault(
+            f"the loss is finite, and gradients are not: {join_some(bad, most=4)}",
+            measured=f"{len(bad)} of {len(gradients.own)} parameters",
+            where=FindingLocation(param=bad[0]),
+        )
+
+
+@rule(
+    "evaluation-state",
+    "error",
+    "eval.mode model.norm_mode",
+    holds="a pass in evaluation mode changes no number with a fraction of the model",
+    do="change statistics only where self.training is true",
+)
+def evaluation_state(subject: Subject, repeats: dict[str, Repeat]) -> Iterator[Fault]:
+    """Name the floating-point buffers and parameters that a pass in evaluation mode changes."""
+    state = subject.model.state_dict()
+    names = [name for name in repeats["eval"].changed if is_float(state.get(name))]
+    if names:
+        yield Fault(
+            f"a pass in evaluation mode changes {join_some(names, most=4)}",
+            measured=f"{len(names)} tensors of the state differ afterwards",
+        )
+
+
+@rule(
+    "data-mutation",
+    "error",
+    "data.item_mutation",
+    holds="the model leaves its inputs as they are",
+    do="replace operations in place (mul_, relu_, inplace=True, x[...] =) on inputs by those that return a new tensor",
+)
+def data_mutation(written_inputs: list[str]) -> Iterator[Fault]:
+    """Name the inputs that a pass changes."""
+    if written_inputs:
+        names = join_some([path or "the input" for path in written_inputs], most=4)
+        yield Fault(f"forward() changes {names} in place", measured="inputs differ after a pass")
+
+
+@rule(
+    "exchanged-axes",
+    "error",
+    "model.geometry model.structure",
+    holds="a view merges or splits neighbouring axes; other orders need transpose or permute first",
+    do="transpose or permute before the view or reshape",
+)
+def exchanged_axes(reshapes: list[Reshape]) -> Iterator[Fault]:
+    """Name the views whose sizes only an exchange of axes explains."""
+    for before, after in reshapes[:1]:
+        yield Fault(
+            f"view or reshape turns {before} into {after}: values of different places are mixed",
+            measured=f"{len(reshapes)} such views in the graph of the loss",
+        )
+
+
+@rule(
+    "attention",
+    "error",
+    "model.structure",
+    holds="weights of a softmax sum to 1 along the axis that they are multiplied along",
+    do="take the softmax over the axis of the keys, mostly dim=-1",
+)
+def softmax_axis(softmaxes: list[Softmax]) -> Iterator[Fault]:
+    """Name the softmaxes along an axis that the product does not sum over."""
+    for found in softmaxes[:1]:
+        yield Fault(
+            f"a softmax along axis {found.axis} of {found.shape} is multiplied along axis {found.multiplied}",
+            measured=f"{len(softmaxes)} such products in the graph of the loss",
+        )
+
+
+@rule(
+    "cross-sample-leak",
+    "error",
+    "model.cross_sample_leak model.norm_mode model.geometry",
+    holds="in evaluation mode what the model returns for a sample does not depend on the others of its batch",
+    do="look for batch_first, a view that mixes samples, a norm or softmax over axis 0, or one place for each row",
+)
+def cross_sample_leak(subject: Subject, neighbours: list[Reach]) -> Iterator[Fault]:
+    """Name the outputs of samples that move as other samples do; norms without running statistics are meant to."""
+    norms = [module for module in subject.model.modules() if isinstance(module, _BatchNorm)]
+    is_meant = any(module.running_mean is None for module in norms)
+    for path, size in neighbours[:1]:
+        yield Fault(
+            f"what the model returns for a sample depends on the other samples{f': {path}' if path else ''}",
+            measured=f"with other samples beside it, it moves by {size:.3g} of its spread; with the same ones by 0",
+            severity="note" if is_meant else None,
+        )
+
+
+@rule(
+    "attention",
+    "error",
+    "model.structure data.label_leak",
+    holds="outputs of a step do not depend on later steps, where the target is the next step",
+    do="mask later steps (is_causal=True, a triangular mask), or read them in one direction",
+)
+def sees_ahead(later_steps: list[Reach]) -> Iterator[Fault]:
+    """Name the outputs that move as later steps do."""
+    for path, size in later_steps[:1]:
+        yield Fault(
+            f"the model sees what comes next{f': {path}' if path else ''}",
+            measured=f"with other later steps, outputs of earlier ones move by {size:.3g} of their spread",
+        )
+
+
+@rule(
+    "attention",
+    "error",
+    "data.padding model.structure",
+    holds="padded places do not reach outputs of true ones, and true ones reach each other",
+    do="give the mask in the form that the layer wants: key_padding_mask is True at padding",
+)
+def padding_mask(padding: Padding) -> Iterator[Fault]:
+    """Find a mask upside down, and a mask among the inputs that leaves padding in."""
+    if not padding.reached:
+        return
+    size = max(reach.size for reach in padding.reached)
+    measured = f"outputs of true places move by {size:.3g} of their spread with other padding"
+    if not padding.is_read:
+        yield Fault(
+            "the padding mask is upside down: padding reaches outputs, and what is there does not",
+            measured=f"{measured}, and by 0 with other true places",
+        )
+    elif padding.has_mask:
+        yield Fault(
+            "a padding mask is given, and padding reaches outputs of true places", measured=measured, severity="warning"
+        )
+
+
+@rule(
+    "label-input",
+    "error",
+    "data.label_leak",
+    holds="no channel of the inputs equals the target",
+    do="leave the channel out of the inputs",
+)
+def label_input(label_columns: list[str]) -> Iterator[Fault]:
+    """Name the channels that equal the target."""
+    if label_columns:
+        yield Fault(
+            f"the target is among the inputs: {join_some(label_columns, most=3)}",
+            measured="equal in every sample of every batch read",
+        )

@@ -1,0 +1,120 @@
+"""What is trained: parameter by gradient at several weights, leaves of the graph that are no parameters."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sightline.contract.pytree import dense_leaves, tree_leaves, tree_map
+from sightline.doctor.autograd_graph import iter_nodes
+from sightline.doctor.evidence import NotApplicableError, measure
+from sightline.doctor.objects import iter_reachable
+from sightline.doctor.subject import Pass, Subject, seed_all
+
+_MAX_ASKED = 8
+
+
+@measure(passes=0.2)
+def loose_leaves(subject: Subject, passed: Pass) -> dict[str, Tensor]:
+    """Leaves of the outputs' graph that want a gradient, and are neither parameters nor inputs, by their paths."""
+    roots = [tensor.grad_fn for _, tensor in tree_leaves(passed.outputs)]
+    leaves = {id(node.variable): node.variable for node in iter_nodes(roots) if hasattr(node, "variable")}
+    for known in (*passed.parameters.values(), *(tensor for _, tensor in tree_leaves(passed.inputs))):
+        leaves.pop(id(known), None)
+    paths = {id(tensor): path.lstrip(".") for path, tensor in iter_reachable(passed.model, Tensor)} if leaves else {}
+    return {paths.get(key, f"a tensor of shape {tuple(tensor.shape)}"): tensor for key, tensor in leaves.items()}
+
+
+class Gradients(NamedTuple):
+    """Parameters that want gradients: whether one arrives, `none`, `zero` in each batch, `some`, or `bad` (no number).
+
+    `own` is at the model's weights, `moved` at jittered ones.
+    """
+
+    own: dict[str, str]
+    moved: dict[str, str]
+
+
+@measure(passes=6)
+def gradients(subject: Subject, passed: Pass) -> Gradients:
+    """Differentiate the loss of each batch at the model's weights, and of two at jittered ones."""
+    if not passed.value.requires_grad:
+        raise NotApplicableError("no gradient from the loss")
+    own = [_read(subject.run(subject.copy("train"), batch)) for batch in subject.batches]
+    jittered = [subject.jitter(subject.copy("train"), seed=seed) for seed in (1, 2)]
+    moved = [_read(subject.run(model, batch)) for model, batch in zip(jittered, [*subject.batches] * 2, strict=False)]
+    return Gradients(_merge(own), _merge(moved))
+
+
+def _read(passed: Pass) -> dict[str, str]:
+    wanted = {name: parameter for name, parameter in passed.parameters.items() if parameter.requires_grad}
+    if not passed.value.requires_grad:
+        return dict.fromkeys(wanted, "none")
+    found = torch.autograd.grad(passed.value, list(wanted.values()), allow_unused=True)
+    return {name: _name_state(gradient) for name, gradient in zip(wanted, found, strict=True)}
+
+
+def _name_state(gradient: Tensor | None) -> str:
+    if gradient is None:
+        return "none"
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    if not bool(values.isfinite().all()):
+        return "bad"
+    return "some" if bool(values.any()) else "zero"
+
+
+def _merge(states: list[dict[str, str]]) -> dict[str, str]:
+    order = ("none", "zero", "some", "bad")
+    return {name: max((state[name] for state in states), key=order.index) for name in states[0]}
+
+
+@measure(passes=8)
+def silent(subject: Subject, gradients: Gradients) -> dict[str, bool]:
+    """Parameters without a gradient at any weights: whether the loss of some batch moves as they do."""
+    names = [name for name, state in gradients.own.items() if {state, gradients.moved[name]} <= {"none", "zero"}]
+    if not names or not _moves(subject, names):
+        return dict.fromkeys(names, False)
+    modules = list(dict.fromkeys(name.rpartition(".")[0] for name in names))[:_MAX_ASKED]
+    groups = [[name for name in names if name.rpartition(".")[0] == module] for module in modules]
+    return {name: moved for group in groups for moved in [_moves(subject, group)] for name in group}
+
+
+def _moves(subject: Subject, names: list[str]) -> bool:
+    """Return True if the loss of a jittered copy moves with some of its parameters."""
+    for batch in subject.batches[:2]:
+        model = subject.jitter(subject.copy("train"), seed=3)
+        values = []
+        for _ in range(2):
+            seed_all(0)
+            with torch.no_grad():
+                values.append(subject.evaluate(subject.call(model, batch.inputs), batch.target).double())
+                if len(values) == 1:
+                    _move(model, subject.model, names)
+        if bool((values[0] - values[1]).abs() > 1e-5 * values[0].abs() + 1e-9):
+            return True
+    return False
+
+
+def _move(model: nn.Module, original: nn.Module, names: list[str]) -> None:
+    parameters = dict(zip(dict(original.named_parameters()), model.parameters(), strict=True))
+    for name in names:
+        noise = torch.randn(parameters[name].shape, generator=torch.Generator().manual_seed(4))
+        parameters[name].add_(noise.to(parameters[name]) * (parameters[name].abs().mean() + 0.1))
+
+
+@measure(passes=1)
+def written_inputs(subject: Subject) -> list[str]:
+    """Call copies in both modes; list the inputs that they change."""
+    changed: list[str] = []
+    for mode in ("train", "eval"):
+        inputs: Any = tree_map(subject.batches[0].inputs, lambda _, tensor: tensor.clone())
+        with torch.no_grad():
+            subject.call(subject.copy(mode), inputs)
+        for (path, before), (_, after) in zip(
+            dense_leaves(subject.batches[0].inputs), dense_leaves(inputs), strict=False
+        ):
+            if before.shape != after.shape or not torch.equal(before.nan_to_num(), after.nan_to_num()):
+                changed.append(path)
+    return list(dict.fromkeys(changed))

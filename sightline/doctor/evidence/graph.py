@@ -1,0 +1,125 @@
+"""Operations of the autograd graph of a loss whose axes do not fit: views that exchange axes, softmaxes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from sightline.doctor.autograd_graph import get_node_name, iter_nodes
+from sightline.doctor.evidence import measure
+from sightline.doctor.subject import Pass
+
+_VIEWS = ("View", "UnsafeView", "ReshapeAlias")
+_KEEPS = (*_VIEWS, "Expand", "NativeDropout", "Mul", "Clone", "ToCopy", "MaskedFill")
+_MAX_CHAIN = 8
+
+
+class Reshape(NamedTuple):
+    """Sizes before and after a view that only an exchange of axes explains."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+@measure()
+def reshapes(passed: Pass) -> list[Reshape]:
+    """List the views of the loss's graph whose sizes are those before in another order, merged or split."""
+    found = []
+    for node in iter_nodes([passed.value.grad_fn]):
+        if get_node_name(node) in _VIEWS and hasattr(node, "_saved_self_sym_sizes"):
+            before = tuple(map(int, node._saved_self_sym_sizes))
+            after = tuple(map(int, node._input_metadata[0].shape))
+            if exchanges_axes(before, after):
+                found.append(Reshape(before, after))
+    return list(dict.fromkeys(found))
+
+
+def exchanges_axes(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    """Return True if the sizes after a view are those before in another order, and in order they cannot be."""
+    old, new = ([size for size in sizes if size != 1] for sizes in (before, after))
+    while old and new and old[0] == new[0]:
+        old, new = old[1:], new[1:]
+    if len(old) < len(new):
+        old, new = new, old
+    if len(new) < 2 or len(old) > 5:
+        return False
+    if sorted(old) == sorted(new):
+        return True
+    ends_old, ends_new = _list_ends(old), _list_ends(new)
+    if set(ends_new) <= set(ends_old):
+        return False  # neighbours are merged, in order
+    ends = sorted({*ends_old, *ends_new})
+    is_split = all(later % earlier == 0 for earlier, later in itertools.pairwise(ends))
+    is_of_heads = len(old) == 3 and new == [old[1], old[0] * old[2]]
+    return _is_merged(old, new) and (not is_split or is_of_heads)
+
+
+def _list_ends(sizes: list[int]) -> list[int]:
+    return list(itertools.accumulate(sizes, lambda a, b: a * b))
+
+
+def _is_merged(old: list[int], new: list[int]) -> bool:
+    """Return True if groups of the old axes, at least one of them a single axis, have the new sizes."""
+    if len(new) == 1:
+        return math.prod(old) == new[0]
+    for count in range(1, len(old)):
+        for places in itertools.combinations(range(len(old)), count):
+            if math.prod(old[place] for place in places) == new[0]:
+                rest = [size for place, size in enumerate(old) if place not in places]
+                if _is_merged(rest, new[1:]):
+                    return True
+    return False
+
+
+class Softmax(NamedTuple):
+    """Softmax along an axis (from the end) of a tensor that is multiplied along another one."""
+
+    shape: tuple[int, ...]
+    axis: int
+    multiplied: int
+
+
+@measure()
+def softmaxes(passed: Pass) -> list[Softmax]:
+    """List the softmaxes whose result is the operand of a matrix product along another axis."""
+    readers: dict[Any, list[tuple[Any, int]]] = {}
+    nodes = list(iter_nodes([passed.value.grad_fn]))
+    for node in nodes:
+        for place, (parent, _) in enumerate(node.next_functions):
+            readers.setdefault(parent, []).append((node, place))
+    found = []
+    for node in nodes:
+        if get_node_name(node) == "Softmax":
+            shape = tuple(node._saved_result.shape)
+            axis = int(node._saved_dim)
+            axis = axis - 2**64 if axis >= 2**63 else axis
+            axis = axis - len(shape) if axis >= 0 else axis
+            found += [Softmax(shape, axis, other) for other in _follow(node, shape, readers) if other != axis]
+    return found
+
+
+def _follow(node: Any, shape: tuple[int, ...], readers: dict[Any, list[tuple[Any, int]]]) -> Iterator[int]:
+    """Yield the axis, from the end, along which a product reads the result of a node."""
+    is_turned = False
+    for _ in range(_MAX_CHAIN):
+        following = readers.get(node, [])
+        if len(following) != 1:
+            return
+        node, place = following[0]
+        name = get_node_name(node)
+        last_two = tuple(node._input_metadata[0].shape)[-2:]
+        if name in ("Bmm", "Mm"):
+            yield -1 if (place == 0) != is_turned else -2
+            return
+        if name == "Transpose" and sorted(_from_end(node, len(shape))) == [-2, -1]:
+            is_turned = not is_turned
+        elif name not in _KEEPS or last_two != (shape[-2:][::-1] if is_turned else shape[-2:]):
+            return
+
+
+def _from_end(node: Any, ndim: int) -> tuple[int, int]:
+    first, second = (int(axis) for axis in (node._saved_dim0, node._saved_dim1))
+    first, second = (axis - 2**64 if axis >= 2**63 else axis for axis in (first, second))
+    return tuple(axis - ndim if axis >= 0 else axis for axis in (first, second))  # type: ignore[return-value]

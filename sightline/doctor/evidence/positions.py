@@ -1,0 +1,252 @@
+"""Which outputs move as other samples, later steps or padded places of the inputs move, at jittered weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sightline.contract.pytree import dense_leaves, tree_map
+from sightline.doctor.evidence import NotApplicableError, measure
+from sightline.doctor.subject import Batch, Subject, count_samples, seed_all, take_rows
+
+_BOUND = 1e-3
+"""Share of the spread of an output beyond which it has moved; float32 sums differ by 1e-6."""
+
+
+class Reach(NamedTuple):
+    """Output that moves as a part of the inputs does that should not reach it: how far, in its spread."""
+
+    path: str
+    size: float
+
+
+def _probe(subject: Subject) -> nn.Module:
+    return subject.jitter(subject.copy("eval"), seed=5)
+
+
+def _answer(subject: Subject, model: nn.Module, inputs: Any, *, seed: int = 0) -> dict[str, Tensor]:
+    seed_all(seed)
+    with torch.no_grad():
+        outputs = subject.call(model, tree_map(inputs, lambda _, tensor: tensor.clone()))
+        return {path: t.detach().double() for path, t in dense_leaves(outputs) if t.dtype != torch.bool}
+
+
+def _measure(first: Tensor, other: Tensor, whole: Tensor) -> float:
+    """Measure a difference in the spread of an output; 0 for numbers that are none."""
+    spread = float(whole.std()) if whole.numel() > 1 else 0.0
+    moved = float((first - other).abs().max()) if first.numel() else 0.0
+    return moved / (spread + 1e-9 + 1e-3 * float(whole.abs().mean())) if moved == moved else 0.0
+
+
+@measure(passes=1)
+def neighbours(subject: Subject) -> list[Reach]:
+    """Put one half of a batch in the place of the other, and turn its order: a sample keeps its outputs."""
+    batch = subject.batches[0]
+    count = count_samples(batch)
+    if count < 4:
+        raise NotApplicableError("no row for each sample")
+    if any(t.ndim > 1 and t.shape[1] == count for _, t in dense_leaves(batch.inputs)):
+        raise NotApplicableError("rows may be nodes or steps")
+    if set(subject.form.inputs) & set(subject.form.targets):
+        raise NotApplicableError("inputs and target are not divided")
+    if subject.loader is None and len(subject.batches) == 1 and all(t.ndim < 3 for _, t in dense_leaves(batch.inputs)):
+        raise NotApplicableError("rows may be nodes of one graph")
+    model, half = _probe(subject), count // 2
+    first, again = (_answer(subject, model, batch.inputs, seed=seed) for seed in (0, 1))
+    if not any(t.ndim and len(t) == count for t in first.values()):
+        raise NotApplicableError("no output of each sample")
+    found: list[Reach] = []
+    for kept in (torch.arange(half), torch.arange(count - half, count)):
+        rows = torch.arange(count) % half + int(kept[0])
+        rows[kept] = kept
+        found += _compare(first, again, _answer(subject, model, take_rows(batch.inputs, rows)), kept)
+    turned = _answer(subject, model, take_rows(batch.inputs, torch.arange(count).roll(1)))
+    back = {path: t.roll(-1, 0) if t.ndim and len(t) == count else t for path, t in turned.items()}
+    found += _compare(first, again, back, torch.arange(count))
+    if found and subject.loader is None and _is_by_columns(subject, model, batch):
+        raise NotApplicableError("samples lie along axis 1")
+    return found
+
+
+def _compare(
+    first: dict[str, Tensor], again: dict[str, Tensor], other: dict[str, Tensor], kept: Tensor
+) -> Iterator[Reach]:
+    for path, value in first.items():
+        if value.ndim and path in other and other[path].shape == value.shape and len(value) > int(kept[-1]):
+            size = _measure(value[kept], other[path][kept], value)
+            if size > _BOUND and _measure(value, again[path], value) == 0.0:
+                yield Reach(path, size)
+
+
+def _is_by_columns(subject: Subject, model: nn.Module, batch: Batch) -> bool:
+    """Return True if axis 1 of inputs, outputs and target has one size, and nothing passes between its places."""
+    leaves = [t for _, t in dense_leaves(tuple(batch))]
+    sizes = {t.shape[1] if t.ndim > 1 else len(t) for t in leaves}
+    if len(sizes) != 1 or min(sizes) < 2:
+        return False
+    half = min(sizes) // 2
+    places = torch.arange(min(sizes))
+    places[half:] = torch.arange(min(sizes) - half) % half
+    turned = tree_map(batch.inputs, lambda _, t: t[:, places] if t.ndim > 1 else t[places])
+    pairs = zip(_answer(subject, model, batch.inputs).values(), _answer(subject, model, turned).values(), strict=True)
+    return all(_measure(a[:, :half], b[:, :half], a) <= _BOUND for a, b in pairs if a.ndim > 1)
+
+
+@measure(passes=2)
+def later_steps(subject: Subject) -> list[Reach]:
+    """Exchange the later steps of inputs whose next step is the target: outputs of earlier steps stay."""
+    batch = subject.batches[0]
+    path, steps = _find_next(subject)
+    length, cut = steps.shape[1], max(1, steps.shape[1] // 2)
+    model = _probe(subject)
+    first, found = _answer(subject, model, batch.inputs), []
+    mixed = torch.cat((steps[:, :cut], steps.roll(1, 0)[:, cut:]), 1)
+    other = _answer(subject, model, tree_map(batch.inputs, lambda name, t: mixed if name == path else t))
+    for name, value in first.items():
+        if value.ndim < 2 or length not in value.shape[1:] or len(value) != len(steps):
+            continue
+        axis = value.shape.index(length, 1)
+        size = _measure(value.narrow(axis, 0, cut), other[name].narrow(axis, 0, cut), value)
+        if size > _BOUND:
+            found.append(Reach(name, size))
+    return found
+
+
+def _find_next(subject: Subject) -> tuple[str, Tensor]:
+    """Find the input of which the target of each batch is the next step."""
+    for path, steps in dense_leaves(subject.batches[0].inputs):
+        if steps.ndim < 2 or steps.shape[1] < 4 or steps.dtype == torch.bool:
+            continue
+        if all(_is_next(dict(dense_leaves(b.inputs)).get(path), b.target) for b in subject.batches):
+            return path, steps
+    raise NotApplicableError("the target is not the next input")
+
+
+def _is_next(steps: Tensor | None, target: Any) -> bool:
+    for _, wanted in dense_leaves(target):
+        if steps is not None and wanted.shape == steps.shape and not torch.equal(steps[:, 1:], steps[:, :-1]):
+            counted = wanted[:, :-1] >= 0 if not wanted.is_floating_point() else torch.ones_like(wanted[:, :-1]) > 0
+            if torch.equal(wanted[:, :-1][counted], steps[:, 1:][counted]) and bool(counted.float().mean() > 0.3):
+                return not torch.equal(wanted, steps)
+    return False
+
+
+class Padding(NamedTuple):
+    """Outputs that padded places reach, and whether true places reach outputs of others; `has_mask`: one was given."""
+
+    reached: list[Reach]
+    is_read: bool
+    has_mask: bool
+
+
+@measure(passes=3)
+def padding(subject: Subject) -> Padding:
+    """Replace padded steps, or cut them off, then replace true ones, and see which outputs of true steps move."""
+    inputs = subject.batches[0].inputs
+    path, steps, is_true, has_mask = _find_padding(inputs)
+    lengths = is_true.long().sum(1)
+    model = _probe(subject)
+    rows = ((lengths < steps.shape[1] - 1) & (lengths > 2)).nonzero().flatten().tolist()
+    reached, is_read = [], False
+    for row in rows[:3]:
+        alone, length = take_rows(inputs, [row]), int(lengths[row])
+        first = _answer(subject, model, alone)
+        donor = steps[lengths.argmax()][None]
+        if has_mask:
+            places = ~is_true[row].reshape(1, -1, *[1] * (steps.ndim - 2))
+            other = _answer(subject, model, _replace(alone, path, torch.where(places, donor, _get_leaf(alone, path))))
+        else:
+            cut = _cut(alone, steps.shape[1], length)
+            other = _answer(subject, model, cut)
+        changed = _get_leaf(alone, path).clone()
+        changed[:, 0] = donor[:, 1]
+        changed[:, 1] = donor[:, 2]
+        last = _answer(subject, model, _replace(alone, path, changed))
+        reached += list(_list_reached(first, other, length, 0))
+        is_read |= bool(list(_list_reached(first, last, length, 2)))
+    if not rows:
+        raise NotApplicableError("no padded rows")
+    return Padding(reached, is_read, has_mask)
+
+
+def _get_leaf(inputs: Any, path: str) -> Tensor:
+    return dict(dense_leaves(inputs))[path]
+
+
+def _cut(inputs: Any, size: int, length: int) -> Any:
+    return tree_map(inputs, lambda _, t: t[:, :length] if t.ndim > 1 and t.shape[1] == size else t)
+
+
+def _replace(inputs: Any, path: str, tensor: Tensor) -> Any:
+    return tree_map(inputs, lambda name, old: tensor if name == path else old)
+
+
+def _list_reached(first: dict[str, Tensor], other: dict[str, Tensor], length: int, start: int) -> Iterator[Reach]:
+    for name, value in first.items():
+        if name in other and value.ndim >= 3 and value.shape[1] >= length:
+            size = _measure(value[:, start:length], other[name][:, start:length], value[:, :length])
+        elif name in other and value.ndim == 2 and other[name].shape == value.shape:
+            size = _measure(value, other[name], value)
+        else:
+            continue
+        if size > _BOUND:
+            yield Reach(name, size)
+
+
+def _find_padding(inputs: Any) -> tuple[str, Tensor, Tensor, bool]:
+    """Find steps whose rows end in padding: by a mask among the inputs, or by a word that ends most rows."""
+    leaves = dict(dense_leaves(inputs))
+    masks = {
+        name: t for name, t in leaves.items() if t.ndim == 2 and t.shape[1] > 3 and set(t.unique().tolist()) == {0, 1}
+    }
+    for name, steps in leaves.items():
+        if name in masks or steps.ndim not in (2, 3) or steps.shape[1] < 4:
+            continue
+        for mask in masks.values():
+            is_true = mask == mask[:, :1]
+            if mask.shape == steps.shape[:2] and len(mask[:, 0].unique()) == 1 and _is_prefix(is_true):
+                return name, steps, is_true, True
+        if steps.ndim == 2 and not steps.is_floating_point() and not masks and len(steps.unique()) > 3:
+            is_true = steps != steps[:, -1].mode().values
+            if _is_prefix(is_true) and bool(is_true.any(1).all()) and int((~is_true[:, -2]).sum()) > 1:
+                return name, steps, is_true, False
+    raise NotApplicableError("no padded rows")
+
+
+def _is_prefix(is_true: Tensor) -> bool:
+    lengths = is_true.long().sum(1, keepdim=True)
+    places = torch.arange(is_true.shape[1], device=is_true.device)
+    return bool(torch.equal(is_true, places < lengths)) and len(lengths.unique()) > 1
+
+
+@measure()
+def label_columns(subject: Subject) -> list[str]:
+    """List the columns, or channels, of inputs that equal the target in every batch."""
+    if len(list(dense_leaves(subject.batches[0].target))) != 1 or set(subject.form.inputs) & set(subject.form.targets):
+        raise NotApplicableError("several targets")
+    found: set[str] | None = None
+    for batch in subject.batches:
+        here = set(_list_columns(batch))
+        found = here if found is None else found & here
+    return sorted(found or ())
+
+
+def _list_columns(batch: Batch) -> Iterator[str]:
+    for _, target in dense_leaves(batch.target):
+        if target.ndim not in (1, 2, 3, 4) or len(target) < 4 or len(target.unique()) < 2:
+            continue
+        for path, values in dense_leaves(batch.inputs):
+            if values.shape == target.shape and not values.is_floating_point() and values.ndim == 1:
+                columns = [values]
+            elif values.ndim > 1 and values.shape[1] > 1 and values.ndim in (2, 4):
+                columns = list(values.unbind(1))
+            else:
+                continue
+            flat = target.squeeze(1) if target.ndim > 1 and target.shape[1] == 1 else target
+            if flat.numel() >= 16:
+                for place, column in enumerate(columns):
+                    if column.shape == flat.shape and torch.equal(column.double(), flat.double()):
+                        yield f"channel {place} of {path or 'the input'}"
