@@ -387,13 +387,16 @@ def permuted_labels(confusion: Confusion) -> Fault | None:
         seen = table.sum(axis=1) > 0
         best = table[seen].argmax(axis=1)
         is_map = len(set(best.tolist())) == len(best) > 2
+        is_own = bool((best == np.flatnonzero(seen)).all())
         total = max(1, int(table.sum()))
-        shares.append((float(np.trace(table)) / total, float(table[seen].max(axis=1).sum()) / total, is_map, total))
-    (own, _, _, kept), (evaluation, mapped, is_map, total) = shares
-    if own < 0.5 or min(kept, total) < 24:
+        shares.append(
+            (float(np.trace(table)) / total, float(table[seen].max(axis=1).sum()) / total, is_map, is_own, total)
+        )
+    (own, _, _, is_learnt, kept), (evaluation, mapped, is_map, is_own, total) = shares
+    if own < 0.5 or not is_learnt or min(kept, total) < 24:
         raise NotApplicableError("classes not learnt in a second")
     z = (mapped - evaluation) / (max(mapped * (1 - mapped), 0.01) / total) ** 0.5
-    if not is_map or evaluation > 0.5 * own or z < 5:
+    if not is_map or is_own or mapped - evaluation < 0.2 or z < 5:
         return None
     best = [int(k) for k in confusion.evaluation.argmax(axis=1)]
     return Fault(

@@ -264,6 +264,15 @@ def names_sorted_otherwise(has_bug: bool, watch: Any, check: Any) -> None:
     check(network, nn.CrossEntropyLoss(), first, evaluation=rest)
 
 
+def folder_of_fewer_classes(has_bug: bool, watch: Any, check: Any) -> None:
+    values, labels = make_classes(500, classes=4, scale=3)
+    first = DataLoader(TensorDataset(values[:256], labels[:256]), 16, shuffle=True)
+    rest, numbers = values[256:], labels[256:]
+    rest, numbers = rest[numbers != 1], numbers[numbers != 1]
+    numbers = numbers - (numbers > 1).long() if has_bug else numbers
+    check_classes(check, first, classes=4, evaluation=DataLoader(TensorDataset(rest, numbers), 16))
+
+
 def maps_resized_smoothly(has_bug: bool, watch: Any, check: Any) -> None:
     torch.manual_seed(0)
     small = torch.randint(0, 3, (24, 1, 4, 4)).float() * 4
@@ -324,6 +333,7 @@ CASES = [
     Case("evaluation channels exchanged", channels_exchanged, "data.normalisation data.layout"),
     Case("labels of evaluation shifted", labels_of_another_folder, "data.label_mapping"),
     Case("class names sorted otherwise", names_sorted_otherwise, "data.label_mapping"),
+    Case("a folder that lacks a class", folder_of_fewer_classes, "data.label_mapping"),
     Case("label maps resized smoothly", maps_resized_smoothly, "data.target_encoding"),
     Case("a class that training lacks", class_never_trained, "data.split"),
     Case("the answer among the inputs", answer_among_the_columns, "data.label_leak"),
