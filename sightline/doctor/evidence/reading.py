@@ -1,0 +1,348 @@
+"""Reads of the user's data sets with chosen random numbers: what repeats, what changes, how batches are drawn."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, Subset
+from torch.utils.data._utils import worker as torch_worker
+
+from sightline.contract.pytree import is_dense, tree_children, tree_leaves
+from sightline.doctor.batches import BatchForm
+from sightline.doctor.evidence import NotApplicableError, measure
+from sightline.doctor.objects import find_generators, find_read_values, iter_reachable, preserve_generators
+from sightline.doctor.subject import Batch, Subject
+
+_MAX_READ_S, _MAX_READING_S = 0.25, 0.5
+_NUM_ITEMS, _NUM_READS, _NUM_LABELS, _NUM_COLLATED, _MAX_DRAWN = 6, 8, 400, 12, 20_000
+_MAX_STORED = 2**24
+_SEED = 11
+
+
+@dataclass(frozen=True)
+class Source:
+    """Data set with an index behind a loader, read in this process."""
+
+    loader: Any
+    form: BatchForm
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return len(self.loader.dataset)
+
+    def read(self, index: int, seed: int) -> Batch:
+        """Read a sample after the global random generators have been seeded."""
+        seed_fast(seed)
+        return Batch(*self.form.split(self.loader.dataset[index]))
+
+    def spread(self, count: int) -> list[int]:
+        """List up to `count` indices that lie evenly over the data set."""
+        steps = max(1, min(count, self.size) - 1)
+        return sorted({round(i * (self.size - 1) / steps) for i in range(min(count, self.size))})
+
+    def iter_timed(self, indices: Sequence[int]) -> Iterator[int]:
+        """Yield the indices until the time for reading is over."""
+        end = time.process_time() + _MAX_READING_S
+        return itertools.takewhile(lambda _: time.process_time() < end, indices)
+
+    def generators(self) -> list[Any]:
+        """Return the random generators of the loader and of what the data set reads; not the global ones."""
+        method = getattr(type(self.loader.dataset), "__getitem__", None)
+        return find_generators(self.loader, dict(find_read_values(method)))
+
+
+def seed_fast(seed: int) -> None:
+    """Seed the global random generators, those of GPUs left out: it takes a hundredth of the time."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+
+
+def list_leaves(tree: Any) -> list[Tensor]:
+    """List the tensors, arrays and numbers of a nested sample as tensors, in their order."""
+    if isinstance(tree, Tensor):
+        return [tree.detach()] if is_dense(tree) else []
+    if isinstance(tree, bool | int | float | np.number | np.ndarray):
+        kind = np.asarray(tree).dtype.kind
+        return [torch.as_tensor(np.array(tree))] if kind in "biuf" else []
+    return [leaf for _, item in tree_children(tree) for leaf in list_leaves(item)]
+
+
+def to_bytes(tree: Any) -> bytes:
+    """Join the bits of the leaves of a nested sample."""
+    return b"|".join(
+        leaf.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for leaf in list_leaves(tree)
+    )
+
+
+def open_source(loader: Any, form: BatchForm) -> Source:
+    """Read a sample of a loader's data set. Raises NotApplicableError for one without an index, and for a slow one."""
+    data = getattr(loader, "dataset", None)
+    if isinstance(data, IterableDataset) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+        raise NotApplicableError("no data set with an index")
+    source = Source(loader, form)
+    with preserve_generators(source.generators()):
+        started = time.perf_counter()
+        source.read(0, _SEED)
+        if time.perf_counter() - started > _MAX_READ_S:
+            raise NotApplicableError("samples that are slow to read")
+    return source
+
+
+@measure()
+def source(subject: Subject) -> Source:
+    """Open the data set of the training's loader."""
+    return open_source(subject.loader, subject.form)
+
+
+@measure()
+def evaluation_source(subject: Subject) -> Source:
+    """Open the data set of the evaluation's loader."""
+    return open_source(subject.evaluation_loader, subject.form)
+
+
+class Reads(NamedTuple):
+    """Reads of one sample: three with the same random numbers, and some with others.
+
+    `changed` names what is stored in the data set and has changed between the second and the last equal read.
+    """
+
+    sample: int
+    same: list[Batch]
+    others: list[Batch]
+    changed: list[str]
+
+
+@measure()
+def reads(source: Source) -> list[Reads]:
+    """Read a few samples again and again."""
+    generators, result = source.generators(), []
+    for index in source.iter_timed(source.spread(_NUM_ITEMS)):
+        source.read(index, _SEED)  # the first read may fill a cache
+        before, same = _mark_stored(source.loader.dataset), []
+        for _ in range(3):
+            with preserve_generators(generators):
+                same.append(copy.deepcopy(source.read(index, _SEED)))
+        after = _mark_stored(source.loader.dataset)
+        changed = [path for path, mark in before.items() if after.get(path, mark) != mark]
+        with preserve_generators(generators):
+            others = [copy.deepcopy(source.read(index, _SEED + 1 + seed)) for seed in range(_NUM_READS)]
+        result.append(Reads(index, same, others, changed))
+    return result
+
+
+def _mark_stored(dataset: Any) -> dict[str, Any]:
+    """Mark the stored tensors by their versions, and arrays by their bytes, up to 16 MiB in all."""
+    marks: dict[str, Any] = {path: tensor._version for path, tensor in iter_reachable(dataset, Tensor)}
+    bytes_left = _MAX_STORED
+    for path, array in iter_reachable(dataset, np.ndarray):
+        if array.nbytes <= bytes_left and array.dtype.kind != "O":
+            bytes_left -= array.nbytes
+            marks[path] = hash(array.tobytes())
+    return marks
+
+
+@measure()
+def numbers_after_reads(source: Source) -> dict[str, set[Any]]:
+    """Draw a number of each global generator after reads of three samples, from two seeds each."""
+    if source.size < 3:
+        raise NotApplicableError("fewer than three samples")
+    followed: dict[str, set[Any]] = {}
+    with preserve_generators(source.generators()):
+        for index, seed in itertools.product(source.spread(3), (_SEED, _SEED + 1)):
+            source.read(index, seed)
+            for name, number in draw_numbers().items():
+                followed.setdefault(name, set()).add(number)
+    return followed
+
+
+def draw_numbers() -> dict[str, float]:
+    """Draw a number of each global generator."""
+    return {"random": random.random(), "numpy": float(np.random.random_sample()), "torch": float(torch.rand(()))}
+
+
+class WorkerSeeds(NamedTuple):
+    """Numbers that follow `worker_init_fn` after two seeds, and those generators whose numbers the samples read."""
+
+    numbers: list[dict[str, float]]
+    is_read: set[str]
+
+
+@measure()
+def worker_seeds(source: Source) -> WorkerSeeds:
+    """Call `worker_init_fn` as the workers of two epochs do: after two seeds."""
+    loader = source.loader
+    prepare = getattr(loader, "worker_init_fn", None)
+    if prepare is None or not loader.num_workers or loader.persistent_workers:
+        raise NotApplicableError("no worker_init_fn called each epoch")
+    numbers, before = [], torch_worker._worker_info
+    try:
+        for seed in (_SEED, _SEED + 1):
+            known = {"id": 0, "num_workers": loader.num_workers, "seed": seed, "dataset": copy.copy(loader.dataset)}
+            torch_worker._worker_info = torch_worker.WorkerInfo(**known)
+            seed_fast(seed)
+            prepare(0)
+            numbers.append(draw_numbers())
+    finally:
+        torch_worker._worker_info = before
+    is_read = set()
+    with preserve_generators(source.generators()):
+        for index in source.spread(3):
+            seed_fast(_SEED)
+            expected = draw_numbers()
+            source.read(index, _SEED)
+            is_read |= {name for name, number in draw_numbers().items() if number != expected[name]}
+    return WorkerSeeds(numbers, is_read)
+
+
+@measure()
+def epochs(source: Source) -> list[list[int]]:
+    """List the indices that copies of the sampler draw in two epochs, from two seeds."""
+    sampler = getattr(source.loader, "sampler", None)
+    if sampler is None or getattr(source.loader, "batch_size", None) is None:
+        raise NotApplicableError("no sampler of samples")
+    parts = (source.loader.dataset, getattr(sampler, "data_source", None))
+    drawn, copied = [], copy.deepcopy(sampler, {id(part): part for part in parts})
+    for seed in (_SEED, _SEED + 1):
+        seed_fast(seed)
+        drawn.append([int(index) for index in itertools.islice(copied, _MAX_DRAWN)])
+    return drawn
+
+
+def read_labels(source: Source) -> dict[int, int]:
+    """Read the classes of samples. Raises NotApplicableError for targets that are no class."""
+    labels: dict[int, int] = {}
+    with preserve_generators(source.generators()):
+        for index in source.iter_timed(source.spread(_NUM_LABELS)):
+            leaves = list_leaves(source.read(index, _SEED).target)
+            if len(leaves) != 1 or leaves[0].numel() != 1 or leaves[0].is_floating_point():
+                raise NotApplicableError("no class for each sample")
+            labels[index] = int(leaves[0])
+    return labels
+
+
+@measure()
+def labels(source: Source) -> dict[int, int]:
+    """Classes of samples of the training's set, by their index."""
+    return read_labels(source)
+
+
+@measure()
+def evaluation_labels(evaluation_source: Source) -> dict[int, int]:
+    """Classes of samples of the evaluation's set, by their index."""
+    return read_labels(evaluation_source)
+
+
+@measure()
+def collations(source: Source) -> list[dict[bytes, bytes]]:
+    """Collate the same samples twice in one order, and in two others: the target of each sample's inputs."""
+    collate = getattr(source.loader, "collate_fn", None)
+    if collate is None or getattr(source.loader, "batch_size", None) is None:
+        raise NotApplicableError("no collate of samples")
+    indices, tables = source.spread(_NUM_COLLATED), []
+    with preserve_generators(source.generators()):
+        samples = []
+        for index in indices:
+            seed_fast(_SEED)
+            samples.append(source.loader.dataset[index])
+        for order, seed in ((samples, 0), (samples, 1), (samples[::-1], 1), ([*samples[5:], *samples[:5]], 1)):
+            seed_fast(_SEED + seed)
+            batch = Batch(*source.form.split(collate(copy.deepcopy(order))))
+            tables.append(_list_pairs(batch, len(samples)))
+    return tables
+
+
+def _list_pairs(batch: Batch, size: int) -> dict[bytes, bytes]:
+    """Map the bits of each sample's inputs to those of its target; samples with equal inputs are left out."""
+    inputs, targets = map(list_leaves, batch)
+    if not inputs or not targets or any(not t.ndim or len(t) != size for t in (*inputs, *targets)):
+        raise NotApplicableError("no row of a batch for each sample")
+    targets = [t.reshape(size, -1) for t in targets]
+    targets = [t[:, ~(t == torch.arange(size)[:, None]).all(dim=0)] for t in targets]  # numbers of the rows
+    keys = [to_bytes([t[i] for t in inputs]) for i in range(size)]
+    return {key: to_bytes([t[i] for t in targets]) for i, key in enumerate(keys) if keys.count(key) == 1}
+
+
+class Padded(NamedTuple):
+    """Target of a batch whose samples are of several lengths, and its places beyond the end of a sample."""
+
+    batch: Batch
+    target: Tensor
+    is_padded: Tensor
+
+
+@measure()
+def padded(source: Source) -> Padded:
+    """Collate samples of several lengths; the places of the target that no sample has filled."""
+    indices = source.spread(_NUM_COLLATED)
+    with preserve_generators(source.generators()):
+        samples = []
+        for index in indices:
+            seed_fast(_SEED)
+            samples.append(source.loader.dataset[index])
+        leaves = [list_leaves(source.form.split(sample)[1]) for sample in samples]
+        batch = Batch(*source.form.split(source.loader.collate_fn(copy.deepcopy(samples))))
+    targets = [tensor for _, tensor in tree_leaves(batch.target)]
+    if len(targets) != 1 or any(len(each) != 1 or each[0].ndim != 1 for each in leaves):
+        raise NotApplicableError("no targets of a length of their own")
+    (target,), lengths = targets, [len(each[0]) for each in leaves]
+    fits = target.ndim == 2 and len(target) == len(lengths) and target.shape[1] >= max(lengths)
+    if not fits or len(set(lengths)) == 1:
+        raise NotApplicableError("no targets of a length of their own")
+    if any(not torch.equal(target[row, :n].cpu(), leaves[row][0]) for row, n in enumerate(lengths)):
+        raise NotApplicableError("samples that collate edits")
+    is_padded = torch.arange(target.shape[1]) >= torch.tensor(lengths)[:, None]
+    return Padded(batch, target, is_padded)
+
+
+class Split(NamedTuple):
+    """Samples that both parts hold: by their index in a common set, or by the bits of their inputs."""
+
+    kind: str
+    common: int
+    training: int
+    evaluation: int
+    repeated: int
+
+
+@measure()
+def split(source: Source, evaluation_source: Source) -> Split:
+    """Compare the samples of the training's set with those of the evaluation's."""
+    data = source.loader.dataset, evaluation_source.loader.dataset
+    if all(isinstance(each, Subset) for each in data) and data[0].dataset is data[1].dataset:
+        first, second = (set(map(int, each.indices)) for each in data)
+        return Split("indices of one set", len(first & second), len(first), len(second), 0)
+    keys = []
+    for each in (source, evaluation_source):
+        with preserve_generators(each.generators()):
+            keys.append([_hash(each.read(i, _SEED).inputs) for i in each.iter_timed(range(min(each.size, 2000)))])
+    first, second = set(keys[0]), set(keys[1])
+    common = first & second
+    repeated = sum(keys[0].count(key) > 1 for key in itertools.islice(common, 50))
+    return Split("inputs of equal bits", len(common), len(keys[0]), len(keys[1]), repeated)
+
+
+def _hash(inputs: Any) -> int:
+    if sum(leaf.numel() for leaf in list_leaves(inputs)) < 4:
+        raise NotApplicableError("inputs of too few numbers")
+    return hash(to_bytes(inputs))
+
+
+@measure()
+def evaluation_remainder(evaluation_source: Source) -> Mapping[str, int]:
+    """Count the samples of the evaluation's set, and those that its loader leaves out as a remainder."""
+    loader = evaluation_source.loader
+    if getattr(loader, "batch_size", None) is None:
+        raise NotApplicableError("no batches of a fixed size")
+    drawn = len(loader.sampler)
+    return {"samples": drawn, "left_out": drawn % loader.batch_size if loader.drop_last else 0}

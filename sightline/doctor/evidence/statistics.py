@@ -1,0 +1,195 @@
+"""Statistics of what enters the network and the loss, in training and in evaluation."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.contract.pytree import dense_leaves, tree_leaves, tree_map
+from sightline.doctor.evidence import NotApplicableError, measure
+from sightline.doctor.subject import Batch, Subject, count_samples
+
+_MAX_READ_S, _MAX_TRAIN_S, _MAX_BATCHES, _MAX_CLASSES = 0.3, 1.0, 40, 64
+_MIN_SAMPLES = 16
+
+
+class Gap(NamedTuple):
+    """Difference of one channel of an input between training and evaluation.
+
+    `mean` is in spreads of a number of the training's, `ratio` that of the spreads; `z` is the larger one's distance
+    in spreads of what samples of one part differ by.
+    """
+
+    path: str
+    channel: int
+    mean: float
+    ratio: float
+    z: float
+
+
+@measure()
+def input_gaps(subject: Subject) -> list[Gap]:
+    """Compare statistics of each sample, channel by channel: training against evaluation."""
+    if not subject.evaluation:
+        raise NotApplicableError("no evaluation given")
+    parts = [dict(_describe(batches)) for batches in (subject.batches, subject.evaluation)]
+    gaps = []
+    for (path, channel), first in parts[0].items():
+        second = parts[1].get((path, channel))
+        if second is None or min(len(first), len(second)) < _MIN_SAMPLES:
+            continue
+        gaps.append(_compare(path, channel, first, second))
+    if not gaps:
+        raise NotApplicableError("too few samples in evaluation")
+    return gaps
+
+
+def _compare(path: str, channel: int, first: Tensor, second: Tensor) -> Gap:
+    """Compare samples' means and mean squares of one channel (samples, 2)."""
+    spreads = [float((each[:, 1].mean() - each[:, 0].mean().square()).clamp(min=0).sqrt()) for each in (first, second)]
+    error = (first.var(dim=0) / len(first) + second.var(dim=0) / len(second)).sqrt()
+    z = float(((first.mean(dim=0) - second.mean(dim=0)).abs() / error.clamp(min=1e-12)).max())
+    scale = max(spreads[0], 1e-12)
+    mean = float(first[:, 0].mean() - second[:, 0].mean()) / scale
+    return Gap(path, channel, mean, max(spreads[1], 1e-12) / scale, z)
+
+
+def _describe(batches: Sequence[Batch]) -> Iterator[tuple[tuple[str, int], Tensor]]:
+    """Yield mean and mean square of each sample (samples, 2), by path and channel of float inputs."""
+    rows: dict[tuple[str, int], list[Tensor]] = {}
+    for batch in batches:
+        size = count_samples(batch)
+        for path, tensor in dense_leaves(batch.inputs):
+            if not size or not tensor.is_floating_point() or tensor.ndim < 2:
+                continue
+            values = tensor.detach().double().cpu()
+            values = values.flatten(2) if values.ndim > 2 else values[:, :, None]
+            if values.shape[1] > 64:
+                values = values.reshape(size, 1, -1)
+            moments = torch.stack((values.mean(dim=2), values.square().mean(dim=2)), dim=2)
+            for channel in range(values.shape[1]):
+                rows.setdefault((path, channel), []).append(moments[:, channel])
+    yield from ((key, torch.cat(parts)) for key, parts in rows.items())
+
+
+class Confusion(NamedTuple):
+    """Counts (classes, answers) of a copy that was trained a second: on batches kept back, and on the evaluation's."""
+
+    kept_back: np.ndarray
+    evaluation: np.ndarray
+
+
+@measure()
+def confusion(subject: Subject) -> Confusion:
+    """Train a copy for a second, and count its answers for each class of batches kept back and of evaluation."""
+    if not subject.evaluation:
+        raise NotApplicableError("no evaluation given")
+    training = list(_read(subject, subject.loader, subject.batches))
+    evaluation = list(_read(subject, subject.evaluation_loader, subject.evaluation))
+    if len(training) < 4 or not _is_classified(subject, training[0]):
+        raise NotApplicableError("no classes, or few batches")
+    kept = max(1, len(training) // 4)
+    model = subject.copy("train")
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    end = time.process_time() + _MAX_TRAIN_S
+    for batch in itertools.cycle(training[kept:]):
+        if time.process_time() > end:
+            break
+        optimizer.zero_grad()
+        subject.run(model, batch).value.backward()
+        optimizer.step()
+    model.eval()
+    return Confusion(*(_count(subject, model, part) for part in (training[:kept], evaluation)))
+
+
+def _read(subject: Subject, loader: object, first: Sequence[Batch]) -> Iterator[Batch]:
+    if loader is None:
+        yield from first
+        return
+    device = first[0].target.device if isinstance(first[0].target, Tensor) else torch.device("cpu")
+    end = time.process_time() + _MAX_READ_S
+    for batch in itertools.islice(loader, _MAX_BATCHES):  # type: ignore[call-overload]
+        yield Batch(*subject.form.split(tree_map(batch, lambda _, tensor: tensor.to(device))))
+        if time.process_time() > end:
+            return
+
+
+def _is_classified(subject: Subject, batch: Batch) -> bool:
+    """Return True for one class a sample, and an answer for each class."""
+    target = batch.target
+    if not isinstance(target, Tensor) or target.ndim != 1 or target.is_floating_point():
+        return False
+    with torch.no_grad():
+        outputs = subject.call(subject.copy("eval"), batch.inputs)
+    return isinstance(outputs, Tensor) and outputs.ndim == 2 and 2 < outputs.shape[1] <= _MAX_CLASSES
+
+
+def _count(subject: Subject, model: torch.nn.Module, batches: Sequence[Batch]) -> np.ndarray:
+    table: np.ndarray | None = None
+    with torch.no_grad():
+        for batch in batches:
+            outputs = subject.call(model, batch.inputs)
+            size = outputs.shape[1]
+            table = np.zeros((size, size), dtype=np.int64) if table is None else table
+            is_class = ((batch.target >= 0) & (batch.target < size)).cpu().numpy()
+            pair = batch.target.cpu().numpy()[is_class], outputs.argmax(dim=1).cpu().numpy()[is_class]
+            np.add.at(table, pair, 1)
+    assert table is not None
+    return table
+
+
+class Seams(NamedTuple):
+    """Class of label maps, and how many of its pixels lie between a lower and a higher neighbour."""
+
+    label: int
+    pixels: int
+    between: int
+
+
+@measure()
+def seams(subject: Subject) -> list[Seams]:
+    """Count for each class of label maps the pixels that lie on a seam between a lower and a higher class."""
+    counts: dict[int, list[int]] = {}
+    for batch in subject.batches:
+        for _, tensor in tree_leaves(batch.target):
+            if tensor.is_floating_point() or tensor.ndim not in (3, 4) or min(tensor.shape[-2:]) < 8:
+                continue
+            maps = tensor.detach().float().reshape(-1, 1, *tensor.shape[-2:]).cpu()
+            highest = torch.nn.functional.max_pool2d(maps, 3, 1, 1)
+            lowest = -torch.nn.functional.max_pool2d(-maps, 3, 1, 1)
+            is_between = (lowest < maps) & (maps < highest)
+            for label in maps.unique().tolist():
+                total = counts.setdefault(int(label), [0, 0])
+                total[0] += int((maps == label).sum())
+                total[1] += int(((maps == label) & is_between).sum())
+    if not 2 < len(counts) <= 256:
+        raise NotApplicableError("no label maps of classes")
+    return [Seams(label, *total) for label, total in sorted(counts.items())]
+
+
+@measure()
+def copied_columns(subject: Subject) -> list[tuple[int, int]]:
+    """Pairs of a target's column and the column of the inputs that equals it in every row of every batch."""
+    inputs, targets = [], []
+    for batch in subject.batches:
+        leaves = [t for _, t in dense_leaves(batch.inputs)], [t for _, t in dense_leaves(batch.target)]
+        is_table = all(len(part) == 1 for part in leaves) and leaves[0][0].ndim == 2
+        if not is_table or not leaves[0][0].is_floating_point() or len(leaves[1][0]) != len(leaves[0][0]):
+            raise NotApplicableError("no table of inputs and targets")
+        inputs.append(leaves[0][0].detach())
+        targets.append(leaves[1][0].detach().reshape(len(leaves[1][0]), -1))
+    table, wanted = torch.cat(inputs), torch.cat(targets).to(torch.cat(inputs).dtype)
+    if len(table) < 8 or wanted.shape[1] >= table.shape[1]:
+        raise NotApplicableError("few rows, or targets as wide as inputs")
+    return [
+        (j, i)
+        for j in range(wanted.shape[1])
+        for i in range(table.shape[1])
+        if len(wanted[:, j].unique()) > 2 and torch.equal(wanted[:, j], table[:, i])
+    ]
