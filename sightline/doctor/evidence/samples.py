@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sightline.contract.pytree import dense_leaves, tree_map
 from sightline.doctor.evidence import NotApplicableError, measure
-from sightline.doctor.evidence.losses import replace_leaf, value_of
+from sightline.doctor.evidence.losses import Labelled, replace_leaf, value_of
 from sightline.doctor.evidence.passes import Slope
 from sightline.doctor.subject import Pass, Subject, count_samples, seed_all, take_rows
 
@@ -239,3 +239,29 @@ def _exchange(target: object, num: int) -> Iterator[object]:
     yield target
     for _ in range(_NUM_EXCHANGES):
         yield take_rows(target, torch.randperm(num, generator=generator))
+
+
+class Ends(NamedTuple):
+    """Token that follows each padded row's last counted label, how often it is counted, and those last labels."""
+
+    token: int
+    counted: int
+    last: list[int]
+
+
+@measure()
+def ends(passed: Pass, num_samples: int, labelled: list[Labelled]) -> Ends:
+    """Find the token that fills up the rows of a language model, and the labels that are counted before it."""
+    for _, leaf in dense_leaves(passed.batch.inputs):
+        lengths = _find_lengths(leaf) if leaf.ndim == 2 else None
+        for item in labelled if lengths is not None else ():
+            if lengths is None or item.shift not in (0, 1) or item.wanted.shape != leaf.shape:
+                continue
+            following, counted = leaf.roll(-1, 1)[:, :-1], item.is_counted[:, :-1]
+            if not torch.equal(following[counted], item.wanted[:, :-1][counted]):
+                continue
+            token = int(leaf[:, -1].mode()[0])
+            rows = (lengths > 1) & (lengths < leaf.shape[1])
+            last = leaf[rows, lengths[rows] - 1]
+            return Ends(token, int((following[counted] == token).sum()), last.tolist())
+    raise NotApplicableError("no padded rows of tokens that follow")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sightline.doctor.evidence.samples import Doubled, Padding, Pairing, Taught
+from sightline.doctor.evidence.samples import Doubled, Ends, Padding, Pairing, Taught
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
 
@@ -82,4 +82,22 @@ def labels_of_others(taught: Taught) -> Fault | None:
         "what a copy learns does not tell a sample's target from those of others",
         measured=f"loss {taught.kept:.4g} on a batch kept back, {taught.mean:.4g} ± {taught.spread:.2g} with targets "
         f"exchanged (z {taught.z:.1f}), after {taught.steps} steps that lowered it by {taught.fell:.0%}",
+    )
+
+
+@rule(
+    "end-not-learnt",
+    "warning",
+    "data.padding data.ignore_handling",
+    holds="rows of a language model end in a token that is counted once",
+    do="pad with a token of its own, or mask the labels by the lengths of the rows instead of by the token",
+)
+def end_is_not_learnt(ends: Ends) -> Fault | None:
+    """Find the token that follows all counted labels and is never one, where rows end in different ones before it."""
+    if ends.counted or len(set(ends.last)) < 3:
+        return None
+    return Fault(
+        f"token {ends.token} follows the last label of each padded row, and is never a label: no end is learnt",
+        measured=f"{len(ends.last)} padded rows, whose last labels are {len(set(ends.last))} different tokens; "
+        f"token {ends.token} is a label 0 times",
     )

@@ -78,6 +78,32 @@ def padded_frames_count(has_bug: bool, watch: Any, check: Any) -> None:
     check(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)), loss, (series, series.roll(1, -1)))
 
 
+def end_is_padding(has_bug: bool, watch: Any, check: Any) -> None:
+    tokens, _ = make_padded()
+    tokens = torch.where(tokens == 2, 3, tokens)  # 2 ends a row
+    lengths = (tokens > 0).sum(1)
+    tokens[torch.arange(8), lengths - 1] = 2
+    padding = 2 if has_bug else 0
+    tokens = torch.where(torch.arange(12) < lengths[:, None], tokens, padding)
+    target = tokens.masked_fill(tokens == padding, -100)
+    loss = lambda out, t: F.cross_entropy(out[:, :-1].transpose(1, 2), t[:, 1:])  # noqa: E731
+    check(Tagger(), loss, (tokens, target))
+
+
+def rest_is_hidden_by_the_last_note(has_bug: bool, watch: Any, check: Any) -> None:
+    notes, _ = make_padded()
+    is_real = notes > 0
+    notes = torch.where(notes == 9, 8, notes)
+    ending = torch.where(is_real, notes, 9)
+    is_counted = is_real if has_bug else is_real | is_real.roll(1, 1)
+
+    def loss(out: Tensor, target: Tensor) -> Tensor:
+        errors = F.cross_entropy(out.transpose(1, 2), target, reduction="none")
+        return (errors * is_counted[:, 1:]).sum() / is_counted[:, 1:].sum()
+
+    check(Tagger(), loss, (ending[:, :-1], ending[:, 1:]))
+
+
 def make_learnable(num: int, has_bug: bool, classes: int) -> list[tuple[Tensor, Tensor]]:
     torch.manual_seed(0)
     inputs = torch.randn(4 * num, 6)
@@ -101,6 +127,8 @@ CASES = [
     Case("boxes are summed and classes averaged", boxes_are_summed_and_classes_averaged, "loss.normaliser"),
     Case("padding counts", padding_counts, "data.padding"),
     Case("padded frames count", padded_frames_count, "data.padding"),
+    Case("end is padding", end_is_padding, "data.padding"),
+    Case("rest is hidden by the last note", rest_is_hidden_by_the_last_note, "data.padding"),
     Case("labels of other samples", labels_of_other_samples, "data.pairing"),
     Case("numbers of other samples", numbers_of_other_samples, "data.pairing"),
 ]
