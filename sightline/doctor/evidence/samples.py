@@ -209,8 +209,8 @@ def taught(subject: Subject, num_samples: int) -> Taught:
     """Train a copy for about a second on all batches but one; compare its loss there with that of exchanged targets."""
     *others, kept = subject.batches
     num = count_samples(kept)
-    if not others or num < 5:
-        raise NotApplicableError("fewer than two batches of five samples")
+    if not others or num < 16:
+        raise NotApplicableError("fewer than two batches of 16 samples")
     model = subject.copy("train")
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     values, ends = [], time.process_time() + _MAX_S
@@ -228,6 +228,8 @@ def taught(subject: Subject, num_samples: int) -> Taught:
     with torch.no_grad():
         outputs = subject.call(model.eval(), kept.inputs)
         own, *exchanged = (float(subject.evaluate(outputs, target)) for target in _exchange(kept.target, num))
+    if max(exchanged) - min(exchanged) <= 1e-6 * abs(own):
+        raise NotApplicableError("the loss reads no order of targets")
     near = len(others) * 2
     first, last = (sum(part) / len(part) for part in (values[:near], values[-near:]))
     spread = torch.tensor(exchanged).double()

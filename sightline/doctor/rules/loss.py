@@ -111,6 +111,29 @@ def unbounded_loss(free: Free) -> Fault | None:
 
 
 @rule(
+    "loss-unbounded",
+    "warning",
+    "loss.form model.activation loss.sign",
+    holds="a loss that compares numbers or shares with targets has a least value",
+    do="give the loss what it asks for: logarithms of shares (kl_div), shares instead of scores (Dice)",
+)
+def endless_comparison(free: Free, direct_slopes: list[Slope], passed: Pass) -> Iterator[Fault]:
+    """Find a loss of outputs against a target of their shape that falls in proportion to the outputs."""
+    if free.is_converged or not 2.5 < free.growth < 5 or free.best >= min(free.start, 0):
+        return
+    for slope in direct_slopes:
+        for _, target in dense_leaves(passed.batch.target):
+            is_match = target.is_floating_point() and target.squeeze().shape == slope.output.squeeze().shape
+            if is_match and target.numel() > 7 and bool((target >= 0).all()) and len(target.unique()) > 1:
+                yield Fault(
+                    "the loss falls in proportion to the outputs, without a least value",
+                    measured=f"{free.start:.4g} at the outputs, {free.best:.4g} at free ones; {free.growth:.1f} times "
+                    "the gain at three times the way",
+                )
+                return
+
+
+@rule(
     "softmax-axis",
     "error",
     "loss.form cfg.axis_swap",

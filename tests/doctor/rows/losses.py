@@ -166,6 +166,21 @@ def error_is_maximised(has_bug: bool, watch: Any, check: Any) -> None:
     check(make_net(outputs=2), loss, (torch.randn(16, 6), torch.randn(16, 2)))
 
 
+def divergence_of_shares_without_logarithm(has_bug: bool, watch: Any, check: Any) -> None:
+    torch.manual_seed(0)
+    link = (lambda out: out) if has_bug else (lambda out: out.log_softmax(-1))
+    loss = lambda out, t: F.kl_div(link(out), t, reduction="batchmean")  # noqa: E731
+    check(make_net(), loss, (torch.randn(16, 6), torch.randn(16, 4).softmax(-1)))
+
+
+def product_of_scores_and_maps(has_bug: bool, watch: Any, check: Any) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(4, 1, 8, 8)
+    link = (lambda out: out) if has_bug else F.logsigmoid
+    loss = lambda out, t: -(t * link(out) + (1 - t) * link(-out)).mean()  # noqa: E731
+    check(nn.Conv2d(1, 1, 3, padding=1), loss, (images, images.sigmoid()))
+
+
 def make_rare_classes() -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     return torch.randn(64, 6), torch.tensor([0] * 40 + [1] * 14 + [2] * 7 + [3] * 3)
@@ -228,6 +243,8 @@ CASES = [
     Case("target is in other units", target_is_in_other_units, "data.target_encoding"),
     Case("divergence is rewarded", divergence_is_rewarded, "loss.sign"),
     Case("error is maximised", error_is_maximised, "loss.sign"),
+    Case("divergence without a logarithm", divergence_of_shares_without_logarithm, "loss.form"),
+    Case("product of scores and maps", product_of_scores_and_maps, "loss.form"),
     Case("weights are frequencies", weights_are_frequencies, "loss.weights"),
     Case("places are weighted by frequency", places_are_weighted_by_frequency, "loss.weights"),
     Case("one term is against the target", one_term_is_against_the_target, "loss.sign"),
