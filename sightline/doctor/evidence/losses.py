@@ -387,3 +387,57 @@ def best_numbers(
     if not found:
         raise NotApplicableError("no target of numbers")
     return found
+
+
+_LINKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "log": lambda shares: shares.clamp(min=1e-12).log(),
+    "logit": lambda shares: shares.double().clamp(1e-12, 1 - 1e-12).logit().to(shares),
+    "": lambda shares: shares,
+}
+_FACTORS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+
+
+class Shares(NamedTuple):
+    """Addend that reads shares: its gradient at outputs made of them, over that at outputs made of other samples'."""
+
+    path: str
+    place: int
+    least: float
+
+
+@measure(passes=20)
+def soft_targets(subject: Subject, passed: Pass, direct_slopes: list[Slope]) -> list[Shares]:
+    """Put the logarithms of target shares, by any temperature, in place of an output; ask each addend's gradient."""
+    found = []
+    for slope in direct_slopes:
+        for path, target in dense_leaves(passed.batch.target):
+            is_shares = target.shape == slope.output.shape and target.is_floating_point() and target.ndim > 1
+            if not is_shares or bool((target < 0).any()) or float((target.sum(1) - 1).abs().max()) > 1e-3:
+                continue
+            if bool((target.amax(1) > 0.999).all()):
+                continue  # hard labels have no finite best
+            other = replace_leaf(passed.batch.target, path, target.roll(1, 0))
+            places = [link(target) * factor for link in _LINKS.values() for factor in _FACTORS]
+            asked = [_ask_addends(subject, passed, slope, outputs, None) for outputs in places]
+            nulls = [_ask_addends(subject, passed, slope, outputs.roll(1, 0), None) for outputs in places]
+            equal, exchanged = (_ask_addends(subject, passed, slope, target * 0, t) for t in (None, other))
+            for place, gradient in enumerate(equal):
+                if gradient is None or torch.allclose(gradient, exchanged[place], rtol=1e-4, atol=1e-9):  # type: ignore[arg-type]
+                    continue
+                ratios = [
+                    float(own[place].norm()) / max(float(null[place].norm()), 1e-12)  # type: ignore[union-attr]
+                    for own, null in zip(asked, nulls, strict=True)
+                ]
+                found.append(Shares(slope.path, place, min(ratios)))
+    if not found:
+        raise NotApplicableError("no shares as targets")
+    return found
+
+
+def _ask_addends(subject: Subject, passed: Pass, slope: Slope, outputs: Tensor, target: object) -> list[Tensor | None]:
+    """Compute the gradient of each addend of the loss at outputs of our own."""
+    leaf = outputs.to(slope.output).detach().clone().requires_grad_()
+    value = value_of(subject, passed, {slope.path: leaf}, target)
+    one = torch.ones((), dtype=value.dtype, device=value.device)
+    edges = [edge for edge, _ in _list_edges(value.grad_fn, 1.0)]
+    return [torch.autograd.grad([edge], [leaf], [one], retain_graph=True, allow_unused=True)[0] for edge in edges]

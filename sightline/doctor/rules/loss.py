@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.evidence import NotApplicableError
-from sightline.doctor.evidence.losses import Addend, Certain, Free, Labelled
+from sightline.doctor.evidence.losses import Addend, Certain, Free, Labelled, Shares
 from sightline.doctor.evidence.passes import Slope
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
@@ -131,6 +131,23 @@ def endless_comparison(free: Free, direct_slopes: list[Slope], passed: Pass) -> 
                     "the gain at three times the way",
                 )
                 return
+
+
+@rule(
+    "loss-form",
+    "warning",
+    "loss.form",
+    holds="a loss of shares has its least value where the outputs give these shares",
+    do="give kl_div log_softmax(outputs) first and shares as target, with one temperature for both",
+)
+def shares_are_no_best(soft_targets: list[Shares]) -> Iterator[Fault]:
+    """Find an addend that reads shares, and has a slope at the outputs that give them, whatever the temperature."""
+    for each in soft_targets:
+        if each.least > 0.1:
+            yield Fault(
+                f"addend {each.place + 1} of the loss has no least value where outputs give the target's shares",
+                measured=f"its gradient there is {each.least:.2g} times that at shares of other samples",
+            )
 
 
 @rule(

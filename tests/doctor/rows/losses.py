@@ -181,6 +181,29 @@ def product_of_scores_and_maps(has_bug: bool, watch: Any, check: Any) -> None:
     check(nn.Conv2d(1, 1, 3, padding=1), loss, (images, images.sigmoid()))
 
 
+def teacher_is_compared_with_shares(has_bug: bool, watch: Any, check: Any) -> None:
+    inputs, labels = make_classes()
+
+    def loss(out: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+        hard, soft = target
+        shares = F.softmax(out / 2, 1)
+        return F.cross_entropy(out, hard) + 4 * F.kl_div(shares if has_bug else shares.log(), soft)
+
+    check(make_net(), loss, (inputs, (labels, torch.randn(24, 4).softmax(1))))
+
+
+def shares_are_exchanged_with_outputs(has_bug: bool, watch: Any, check: Any) -> None:
+    torch.manual_seed(0)
+    target = torch.randn(16, 4).softmax(-1)
+
+    def loss(out: Tensor, shares: Tensor) -> Tensor:
+        if has_bug:
+            return -(out.softmax(1) * shares.log_softmax(1)).sum(1).mean()
+        return -(out.log_softmax(1) * shares).sum(1).mean()
+
+    check(make_net(), loss, (torch.randn(16, 6), target))
+
+
 def make_rare_classes() -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     return torch.randn(64, 6), torch.tensor([0] * 40 + [1] * 14 + [2] * 7 + [3] * 3)
@@ -245,6 +268,8 @@ CASES = [
     Case("error is maximised", error_is_maximised, "loss.sign"),
     Case("divergence without a logarithm", divergence_of_shares_without_logarithm, "loss.form"),
     Case("product of scores and maps", product_of_scores_and_maps, "loss.form"),
+    Case("teacher is compared with shares", teacher_is_compared_with_shares, "loss.form"),
+    Case("shares are exchanged with outputs", shares_are_exchanged_with_outputs, "loss.form"),
     Case("weights are frequencies", weights_are_frequencies, "loss.weights"),
     Case("places are weighted by frequency", places_are_weighted_by_frequency, "loss.weights"),
     Case("one term is against the target", one_term_is_against_the_target, "loss.sign"),
