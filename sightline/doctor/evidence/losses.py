@@ -1,0 +1,443 @@
+"""Outputs in place of the network's: which class is pulled up at each place, certain scores, the best free outputs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sightline.contract.pytree import dense_leaves, tree_map
+from sightline.doctor.autograd_graph import last_operation
+from sightline.doctor.evidence import NotApplicableError, measure
+from sightline.doctor.evidence.passes import Slope
+from sightline.doctor.subject import Pass, Subject, seed_all
+
+_MIN_PLACES = 8
+_SCORES = (0.01, 4.0, 30.0, 1000.0)
+_MAX_STEPS, _MAX_S = 150, 0.6
+_SHIFTS = (0, 1, -1)
+
+
+def value_of(subject: Subject, passed: Pass, outputs: dict[str, Tensor], target: object = None) -> Tensor:
+    """Compute the loss with some outputs, by path, in place of the network's."""
+    seed_all(0)
+    replaced = tree_map(passed.outputs, lambda path, t: outputs.get(path, t.detach()))
+    return subject.evaluate(replaced, passed.batch.target if target is None else target)
+
+
+@measure(passes=0.5)
+def direct_slopes(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Slope]:
+    """Gradient of the loss at each output by itself: without that which comes through outputs computed from it."""
+    outputs = {slope.path: slope.output.clone().requires_grad_() for slope in slopes}
+    value = value_of(subject, passed, dict(outputs))
+    if not value.requires_grad:
+        raise NotApplicableError("the loss is not a function of outputs")
+    gradients = torch.autograd.grad(value, list(outputs.values()), allow_unused=True)
+    found = [
+        Slope(slope.path, slope.output, gradient)
+        for slope, gradient in zip(slopes, gradients, strict=True)
+        if gradient is not None
+    ]
+    if not found:
+        raise NotApplicableError("the loss is not a function of outputs")
+    return found
+
+
+def replace_leaf(tree: object, path: str, new: Tensor) -> object:
+    """Replace one tensor of a tree, by its path."""
+    return tree_map(tree, lambda other, tensor: new if other == path else tensor)
+
+
+class Labelled(NamedTuple):
+    """Output with a class wanted at each place, and the gradient there, its classes last.
+
+    `is_counted` are places with a gradient; `pulled` and `pushed` the classes that it raises and lowers most. `axis` is
+    that of the classes in the output, None for one score a place. `shift` is how many places later along the last axis
+    the loss finds the label of a place: 1 in a language model whose loss shifts inside.
+    """
+
+    slope: Slope
+    target_path: str
+    axis: int | None
+    gradient: Tensor
+    wanted: Tensor
+    shift: int
+
+    @property
+    def is_counted(self) -> Tensor:
+        """Places with a gradient whose label is a class."""
+        is_class = (self.wanted >= 0) & (self.wanted < self.gradient.shape[-1])
+        return (self.gradient.abs().sum(-1) > 0) & is_class
+
+    @property
+    def pulled(self) -> Tensor:
+        """Class that is raised most, at each counted place."""
+        return self.gradient.argmin(-1)[self.is_counted]
+
+    @property
+    def pushed(self) -> Tensor:
+        """Class that is lowered most, at each counted place."""
+        return self.gradient.argmax(-1)[self.is_counted]
+
+    @property
+    def labels(self) -> Tensor:
+        """Label of each counted place."""
+        return self.wanted[self.is_counted]
+
+    @property
+    def agreement(self) -> tuple[float, float]:
+        """Share of the counted places whose label is the class pulled up, and the class pushed down."""
+        labels = self.labels
+        return tuple(float((each == labels).double().mean()) for each in (self.pulled, self.pushed))  # type: ignore[return-value]
+
+    def place(self, right: float, others: float, *, is_wrong: bool = False) -> Tensor:
+        """Make scores that are `right` for the wanted class, or the next one, at each place, and `others` elsewhere."""
+        num = self.gradient.shape[-1]
+        wanted = (self.wanted.clamp(0, num - 1) + is_wrong) % num
+        if self.axis is None:
+            scores = torch.where(wanted == 1, right, others)
+        else:
+            hot = torch.nn.functional.one_hot(wanted, num) == 1
+            scores = torch.where(hot, right, others)
+            scores = scores if scores.ndim != self.slope.output.ndim else scores.movedim(-1, self.axis)
+        return scores.reshape(self.slope.output.shape).to(self.slope.output)
+
+
+@measure()
+def labelled(passed: Pass, direct_slopes: list[Slope]) -> list[Labelled]:
+    """Find which labels of the target belong to which output, and how the loss shifts them."""
+    found = []
+    for slope in direct_slopes:
+        candidates = [
+            each
+            for path, target in dense_leaves(passed.batch.target)
+            for each in _list_candidates(slope, path, target)
+            if each.is_counted.sum() >= _MIN_PLACES and len(each.labels.unique()) > 1
+        ]
+        if candidates:
+            found.append(max(candidates, key=lambda each: max(each.agreement)))
+    if not found:
+        raise NotApplicableError("no labels of classes")
+    return found
+
+
+def _list_candidates(slope: Slope, path: str, target: Tensor) -> Iterator[Labelled]:
+    output, gradient = slope.output, slope.gradient
+    values = target.unique()
+    is_binary = len(values) == 2 and bool(((values == 0) | (values == 1)).all())
+    if is_binary and output.numel() == target.numel() and output.squeeze().shape == target.squeeze().shape:
+        flat = gradient.reshape(target.shape)
+        yield Labelled(slope, path, None, torch.stack((-flat, flat), -1), target.long(), 0)
+    if target.is_floating_point() or target.dtype == torch.bool or output.ndim < 2:
+        return
+    for axis in range(1, output.ndim):
+        num, moved = output.shape[axis], gradient.movedim(axis, -1)
+        is_flat = output.ndim == 2 and target.ndim > 1 and target.numel() == len(output)
+        if num < 2 or int(target.max()) >= num or not (is_flat or moved.shape[:-1].numel() == target.numel()):
+            continue
+        if is_flat or moved.shape[:-1] == target.shape or target.squeeze().shape == moved.shape[:-1]:
+            shape = target.shape if is_flat else moved.shape[:-1]
+            wanted = target.reshape(shape).long()
+            for shift in _SHIFTS if wanted.ndim == 2 else (0,):
+                yield Labelled(slope, path, axis, moved.reshape(*shape, num), _shift(wanted, shift), shift)
+
+
+def _shift(labels: Tensor, by: int) -> Tensor:
+    """Give each place the label `by` places later; the ends have none."""
+    if by == 0:
+        return labels
+    shifted = labels.roll(-by, -1)
+    shifted[..., -by:] = -1
+    if by < 0:
+        shifted = labels.roll(-by, -1)
+        shifted[..., :-by] = -1
+    return shifted
+
+
+class Certain(NamedTuple):
+    """Loss of right and of wrong scores that are ever more certain, by score, and of equal ones."""
+
+    item: Labelled
+    range: str
+    right: dict[float, float]
+    wrong: dict[float, float]
+    equal: float
+
+    def is_bounded(self) -> bool:
+        """Return True if the loss has a limit for right and for wrong scores, and is none of directions alone."""
+        size = abs(self.equal)
+        ends = [abs(side[_SCORES[-1]] - side[_SCORES[-2]]) <= 1e-4 * size for side in (self.right, self.wrong)]
+        return all(ends) and abs(self.right[_SCORES[0]] - self.right[_SCORES[-2]]) > 1e-3 * size
+
+
+_RANGES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "Sigmoid": lambda scores, axis: scores.sigmoid(),
+    "Softmax": lambda scores, axis: scores.softmax(axis),
+    "LogSoftmax": lambda scores, axis: scores.log_softmax(axis),
+}
+"""Functions that end in a model, and make its outputs of scores."""
+
+
+@measure(passes=3)
+def certain(subject: Subject, passed: Pass, labelled: list[Labelled]) -> list[Certain]:
+    """Compute the loss for right and wrong scores in place of an output, through the function that ends the model."""
+    operations = {path: last_operation(tensor) for path, tensor in dense_leaves(passed.outputs)}
+    found = []
+    for item in labelled:
+        if max(item.agreement) < 0.95:
+            continue
+        link = _RANGES.get(operations[item.slope.path], lambda scores, axis: scores)
+
+        def compute(size: float, item: Labelled = item, link: Callable[..., Tensor] = link, **options: bool) -> float:
+            others = -size if item.axis is None else 0.0
+            outputs = link(item.place(size, others, **options), item.axis or 0)
+            with torch.no_grad():
+                return float(value_of(subject, passed, {item.slope.path: outputs}))
+
+        right = {score: compute(score) for score in _SCORES}
+        wrong = {score: compute(score, is_wrong=True) for score in _SCORES}
+        found.append(Certain(item, operations[item.slope.path], right, wrong, compute(0.0)))
+    if not found:
+        raise NotApplicableError("classes do not follow labels")
+    return found
+
+
+class Free(NamedTuple):
+    """Best free outputs, by path, their loss, and whether this was shown to have converged."""
+
+    start: float
+    best: float
+    outputs: dict[str, Tensor]
+    is_converged: bool
+    growth: float
+    """How many times larger the gain is at ten times the way, for a loss that has no least value."""
+
+
+@measure(passes=30)
+def free(subject: Subject, passed: Pass, direct_slopes: list[Slope]) -> Free:
+    """Optimise the outputs of the batch without a network: each number by itself, in any unit."""
+    if sum(slope.output.numel() for slope in direct_slopes) < 2:
+        raise NotApplicableError("the output is one number")
+    outputs = {slope.path: slope.output.clone().requires_grad_() for slope in direct_slopes}
+    optimizer = torch.optim.Rprop(outputs.values(), lr=0.01, step_sizes=(1e-7, 1e6))
+    values: list[float] = []
+    ends = time.process_time() + _MAX_S
+    for _ in range(_MAX_STEPS):
+        optimizer.zero_grad()
+        value = value_of(subject, passed, dict(outputs))
+        values.append(float(value))
+        if not value.requires_grad or not math.isfinite(values[-1]) or time.process_time() > ends:
+            break
+        value.backward()
+        optimizer.step()
+    found = {path: tensor.detach() for path, tensor in outputs.items()}
+    span = max(values[0] - values[-1], 1e-12)
+    recent = values[-1 - len(values) // 5]
+    is_converged = len(values) == _MAX_STEPS and abs(recent - values[-1]) <= 2e-3 * span
+    growth = 0.0 if is_converged else _measure_growth(subject, passed, direct_slopes, found)
+    return Free(values[0], values[-1], found, is_converged, growth)
+
+
+def _measure_growth(subject: Subject, passed: Pass, direct_slopes: list[Slope], found: dict[str, Tensor]) -> float:
+    """Compare the gain at 10 and at 100 times the spread of the outputs, along the way to the best ones."""
+    ways = {slope.path: (found[slope.path] - slope.output).nan_to_num() for slope in direct_slopes}
+    length = max(float(way.abs().max()) for way in ways.values()) or 1.0
+    start, *gains = (
+        float(value_of(subject, passed, {s.path: s.output + ways[s.path] * (far / length) for s in direct_slopes}))
+        for far in (0.0, 10.0, 30.0)
+    )
+    near, far = (start - value for value in gains)
+    return far / near if near > 0 and math.isfinite(near) and far > abs(start) else 0.0
+
+
+class Addend(NamedTuple):
+    """Addend of the loss, by the number of its place, and its gradient at each labelled output."""
+
+    place: int
+    items: list[Labelled]
+
+
+@measure(passes=1)
+def addends(passed: Pass, labelled: list[Labelled]) -> list[Addend]:
+    """Split the loss at its outermost sums, and find which class each addend raises and lowers."""
+    edges = [*_list_edges(passed.value.grad_fn, 1.0)]
+    if len(edges) < 2:
+        raise NotApplicableError("the loss is no sum of several")
+    outputs = dict(dense_leaves(passed.outputs))
+    found = []
+    for place, (edge, sign) in enumerate(edges):
+        one = torch.full((), sign, dtype=passed.value.dtype, device=passed.value.device)
+        tensors = [outputs[item.slope.path] for item in labelled]
+        gradients = torch.autograd.grad([edge], tensors, [one], retain_graph=True, allow_unused=True)
+        items = []
+        for item, gradient in zip(labelled, gradients, strict=True):
+            if gradient is None:
+                continue
+            moved = (
+                torch.stack((-gradient, gradient), -1) if item.axis is None else gradient.movedim(item.axis, -1)
+            ).reshape(item.gradient.shape)
+            items.append(item._replace(gradient=moved))
+        found.append(Addend(place, [item for item in items if item.is_counted.sum() >= _MIN_PLACES]))
+    return found
+
+
+def _list_edges(node: object, sign: float) -> Iterator[tuple[torch.autograd.graph.GradientEdge, float]]:
+    """List the nodes of numbers whose sum is the loss, each with its sign."""
+    name = type(node).__name__
+    if name in ("ViewBackward0", "ReshapeAliasBackward0", "UnsafeViewBackward0"):
+        yield from _list_edges(node.next_functions[0][0], sign)  # type: ignore[attr-defined]
+    elif name in ("AddBackward0", "SubBackward0") and not node._input_metadata[0].shape:  # type: ignore[attr-defined]
+        for place, (parent, _) in enumerate(node.next_functions):  # type: ignore[attr-defined]
+            if parent is not None and not parent._input_metadata[0].shape:
+                yield from _list_edges(parent, -sign if place and name == "SubBackward0" else sign)
+    elif node is not None:
+        yield torch.autograd.graph.GradientEdge(node, 0), sign  # type: ignore[arg-type]
+
+
+@measure(passes=1)
+def class_weights(subject: Subject, passed: Pass, labelled: list[Labelled]) -> list[tuple[Labelled, Tensor, Tensor]]:
+    """Gradient of the wanted class at equal scores, by class, and how many labels each class has."""
+    found = []
+    for item in labelled:
+        if item.axis is None or item.agreement[0] < 0.95:
+            continue
+        scores = torch.zeros_like(item.slope.output).requires_grad_()
+        (gradient,) = torch.autograd.grad(value_of(subject, passed, {item.slope.path: scores}), [scores])
+        moved = gradient.movedim(item.axis, -1).reshape(item.gradient.shape)
+        labels = item.labels
+        own = moved[item.is_counted].gather(-1, labels[:, None])[:, 0].abs().double()
+        counts = labels.bincount(minlength=moved.shape[-1]).double()
+        means = own.new_zeros(len(counts)).index_add_(0, labels, own) / counts
+        spread = (own - means[labels]).abs() / means[labels]
+        if float(spread.max()) < 0.02:  # one weight for each class
+            seen = counts > 0
+            found.append((item, means[seen], counts[seen]))
+    if not found:
+        raise NotApplicableError("no weight by class")
+    return found
+
+
+@measure(passes=1)
+def sees_ahead(subject: Subject, labelled: list[Labelled]) -> dict[str, bool]:
+    """Change the later half of each integer input of rows of tokens: do outputs of the earlier half change?"""
+    inputs = subject.batches[0].inputs
+    shapes = {item.wanted.shape for item in labelled if item.wanted.ndim == 2}
+    tokens = [(p, t) for p, t in dense_leaves(inputs) if t.dtype == torch.long and t.shape in shapes]
+    if not tokens:
+        raise NotApplicableError("no tokens with a label each")
+    model = subject.copy("eval")
+    found = {}
+    with torch.no_grad():
+        seed_all(0)
+        before = dict(dense_leaves(subject.call(model, inputs)))
+        for path, values in tokens:
+            half = values.shape[1] // 2
+            changed = torch.cat((values[:, :half], values[:, half:].roll(1, 0)), 1)
+            seed_all(0)
+            after = dict(dense_leaves(subject.call(model, replace_leaf(inputs, path, changed))))
+            rows, num = values.shape
+            found[path] = any(
+                not torch.allclose(_cut(t, rows, num, half), _cut(after[p], rows, num, half), atol=1e-6)
+                for p, t in before.items()
+                if t.numel() % (rows * num) == 0 and t.is_floating_point()
+            )
+    return found
+
+
+def _cut(tensor: Tensor, rows: int, num: int, half: int) -> Tensor:
+    return tensor.reshape(rows, num, -1)[:, :half]
+
+
+@measure(passes=1)
+def certain_places(subject: Subject, passed: Pass, labelled: list[Labelled]) -> dict[str, tuple[float, float]]:
+    """Compute the loss for scores of 8 at the labels, and for scores of 8 at the classes that are pulled up."""
+    found = {}
+    with torch.no_grad():
+        for item in labelled:
+            own, pulled = item.place(8.0, 0.0), item._replace(wanted=item.gradient.argmin(-1)).place(8.0, 0.0)
+            values = [float(value_of(subject, passed, {item.slope.path: each})) for each in (own, pulled)]
+            found[item.slope.path] = (values[0], values[1])
+    return found
+
+
+@measure(passes=1)
+def best_numbers(
+    subject: Subject, passed: Pass, direct_slopes: list[Slope], free: Free
+) -> list[tuple[str, Tensor, Tensor, float, float]]:
+    """Best free outputs beside the target of their shape, flat, where both count; the loss at the target, and there."""
+    if not free.is_converged:
+        raise NotApplicableError("best free outputs not reached")
+    found = []
+    for slope in direct_slopes:
+        for _, target in dense_leaves(passed.batch.target):
+            is_match = target.is_floating_point() and target.squeeze().shape == slope.output.squeeze().shape
+            if not is_match or target.numel() < _MIN_PLACES or len(target.unique()) < 4:
+                continue
+            counted = slope.gradient.flatten() != 0
+            outputs = {**free.outputs, slope.path: target.reshape(slope.output.shape).to(slope.output)}
+            at_target = float(value_of(subject, passed, outputs))
+            best, wanted = free.outputs[slope.path].flatten(), target.flatten()
+            if bool(counted.sum() >= _MIN_PLACES):
+                pair = best[counted].double(), wanted[counted].double()
+                found.append((slope.path, *pair, at_target, free.best))
+    if not found:
+        raise NotApplicableError("no target of numbers")
+    return found
+
+
+_LINKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "log": lambda shares: shares.clamp(min=1e-12).log(),
+    "logit": lambda shares: shares.double().clamp(1e-12, 1 - 1e-12).logit().to(shares),
+    "": lambda shares: shares,
+}
+_FACTORS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+
+
+class Shares(NamedTuple):
+    """Addend that reads shares: its gradient at outputs made of them, over that at outputs made of other samples'."""
+
+    path: str
+    place: int
+    least: float
+
+
+@measure(passes=20)
+def soft_targets(subject: Subject, passed: Pass, direct_slopes: list[Slope]) -> list[Shares]:
+    """Put the logarithms of target shares, by any temperature, in place of an output; ask each addend's gradient."""
+    found = []
+    for slope in direct_slopes:
+        for path, target in dense_leaves(passed.batch.target):
+            is_shares = target.shape == slope.output.shape and target.is_floating_point() and target.ndim > 1
+            if not is_shares or bool((target < 0).any()) or float((target.sum(1) - 1).abs().max()) > 1e-3:
+                continue
+            if bool((target.amax(1) > 0.999).all()):
+                continue  # hard labels have no finite best
+            other = replace_leaf(passed.batch.target, path, target.roll(1, 0))
+            places = [link(target) * factor for link in _LINKS.values() for factor in _FACTORS]
+            asked = [_ask_addends(subject, passed, slope, outputs, None) for outputs in places]
+            nulls = [_ask_addends(subject, passed, slope, outputs.roll(1, 0), None) for outputs in places]
+            equal, exchanged = (_ask_addends(subject, passed, slope, target * 0, t) for t in (None, other))
+            for place, gradient in enumerate(equal):
+                if gradient is None or torch.allclose(gradient, exchanged[place], rtol=1e-4, atol=1e-9):  # type: ignore[arg-type]
+                    continue
+                ratios = [
+                    float(own[place].norm()) / max(float(null[place].norm()), 1e-12)  # type: ignore[union-attr]
+                    for own, null in zip(asked, nulls, strict=True)
+                ]
+                found.append(Shares(slope.path, place, min(ratios)))
+    if not found:
+        raise NotApplicableError("no shares as targets")
+    return found
+
+
+def _ask_addends(subject: Subject, passed: Pass, slope: Slope, outputs: Tensor, target: object) -> list[Tensor | None]:
+    """Compute the gradient of each addend of the loss at outputs of our own."""
+    leaf = outputs.to(slope.output).detach().clone().requires_grad_()
+    value = value_of(subject, passed, {slope.path: leaf}, target)
+    one = torch.ones((), dtype=value.dtype, device=value.device)
+    edges = [edge for edge, _ in _list_edges(value.grad_fn, 1.0)]
+    return [torch.autograd.grad([edge], [leaf], [one], retain_graph=True, allow_unused=True)[0] for edge in edges]

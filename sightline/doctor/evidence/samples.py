@@ -1,0 +1,269 @@
+"""Samples in other company: exchanged, doubled, padded, and a copy that is trained on the rest."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sightline.contract.pytree import dense_leaves, tree_map
+from sightline.doctor.evidence import NotApplicableError, measure
+from sightline.doctor.evidence.losses import Labelled, replace_leaf, value_of
+from sightline.doctor.evidence.passes import Slope
+from sightline.doctor.subject import Pass, Subject, count_samples, seed_all, take_rows
+
+_MAX_S, _MIN_STEPS, _MAX_STEPS = 1.0, 20, 400
+_NUM_EXCHANGES = 40
+
+
+@measure()
+def num_samples(passed: Pass, direct_slopes: list[Slope]) -> int:
+    """Count the samples of a batch whose tensors all have a row for each."""
+    num = count_samples(passed.batch)
+    if num < 3 or any(slope.output.ndim == 0 or len(slope.output) != num for slope in direct_slopes):
+        raise NotApplicableError("batches without a row for each sample")
+    return num
+
+
+class Broadcasts(TorchDispatchMode):
+    """Mode that collects products and differences of a column (B, 1) and a row (B,), which give (B, B)."""
+
+    _NAMES = frozenset("add sub mul div pow where mse_loss smooth_l1_loss huber_loss".split())
+
+    def __init__(self, num: int) -> None:
+        super().__init__()
+        self.num, self.found = num, list[tuple[int, ...]]()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = function(*args, **(kwargs or {}))
+        shapes = [tuple(each.shape) for each in args if isinstance(each, Tensor)]
+        if function.overloadpacket.__name__.strip("_") in self._NAMES and len(shapes) > 1:
+            rows = any(shape == (self.num,) for shape in shapes)
+            if rows and any(shape == (self.num, 1) for shape in shapes):
+                self.found.append((self.num, self.num))
+        return result
+
+
+class Exchange(NamedTuple):
+    """Leaf of the target that may be given to other samples without a change of the loss, though it counts."""
+
+    path: str
+    value: float
+    exchanged: float
+    other: float
+
+
+class Pairing(NamedTuple):
+    """Broadcasts of a column and a row inside the loss, and the leaves of the target of which it ignores the order."""
+
+    broadcasts: int
+    exchanges: list[Exchange]
+
+
+@measure(passes=3)
+def pairing(subject: Subject, passed: Pass, num_samples: int, direct_slopes: list[Slope]) -> Pairing:
+    """Give each leaf of the target to other samples, and look for broadcasts of samples against samples."""
+    mode = Broadcasts(num_samples)
+    target = passed.batch.target
+    with torch.no_grad():
+        with mode:
+            value = float(value_of(subject, passed, {}))
+        if not mode.found:
+            return Pairing(0, [])
+        order = torch.arange(num_samples).roll(1)
+        found = []
+        for path, leaf in dense_leaves(target):
+            other = leaf.flip(0) * 2 + 1 if leaf.is_floating_point() else leaf[:1].expand_as(leaf)
+            values = [
+                float(value_of(subject, passed, {}, replace_leaf(target, path, new))) for new in (leaf[order], other)
+            ]
+            if leaf.ndim and not torch.equal(leaf[order], leaf):
+                found.append(Exchange(path, value, values[0], values[1]))
+    return Pairing(len(mode.found), found)
+
+
+@measure(passes=1)
+def is_separable(subject: Subject, passed: Pass, num_samples: int, direct_slopes: list[Slope]) -> bool:
+    """Change the outputs of all samples but the first: is the gradient at the first what it was?"""
+    outputs = {}
+    for slope in direct_slopes:
+        changed = slope.output.roll(1, 0) * 1.5
+        changed[0] = slope.output[0]
+        outputs[slope.path] = changed.requires_grad_()
+    value = value_of(subject, passed, dict(outputs))
+    gradients = torch.autograd.grad(value, list(outputs.values()), allow_unused=True)
+    return all(
+        gradient is not None and torch.allclose(gradient[0], slope.gradient[0], rtol=1e-3, atol=1e-8)
+        for gradient, slope in zip(gradients, direct_slopes, strict=True)
+    )
+
+
+class Doubled(NamedTuple):
+    """Shares of an output's gradients that halve, and that stay, when each sample is there twice."""
+
+    path: str
+    num: int
+    halved: float
+    kept: float
+
+
+@measure(passes=1)
+def doubled(subject: Subject, passed: Pass, num_samples: int, direct_slopes: list[Slope]) -> list[Doubled]:
+    """Give the loss each sample twice: gradients of a mean over samples halve, those of a sum stay."""
+    twice = torch.arange(num_samples).repeat(2)
+    outputs = {slope.path: take_rows(slope.output, twice).requires_grad_() for slope in direct_slopes}
+    rest = tree_map(
+        passed.outputs,
+        lambda path, t: (
+            outputs[path]
+            if path in outputs
+            else take_rows(t.detach(), twice)
+            if t.ndim and len(t) == num_samples
+            else t
+        ),
+    )
+    seed_all(0)
+    value = subject.evaluate(rest, take_rows(passed.batch.target, twice))
+    gradients = torch.autograd.grad(value, list(outputs.values()), allow_unused=True)
+    found = []
+    for slope, gradient in zip(direct_slopes, gradients, strict=True):
+        is_counted = slope.gradient.abs() > 1e-6 * slope.gradient.abs().max()
+        if gradient is None or not bool(is_counted.any()):
+            continue
+        ratios = gradient[:num_samples][is_counted].double() / slope.gradient[is_counted].double()
+        halved, kept = (float(((ratios - r).abs() < 2e-3).double().mean()) for r in (0.5, 1.0))
+        found.append(Doubled(slope.path, int(is_counted.sum()), halved, kept))
+    return found
+
+
+class Padding(NamedTuple):
+    """Rows of an input that end in padding, and the shares of the padded and the other places that the loss counts."""
+
+    input_path: str
+    output_path: str
+    lengths: list[int]
+    padded: float
+    real: float
+
+
+@measure()
+def padding(passed: Pass, num_samples: int, direct_slopes: list[Slope]) -> list[Padding]:
+    """Find inputs whose rows end in one token, or in zeros, at different lengths, and what of the outputs counts."""
+    found = []
+    for path, leaf in dense_leaves(passed.batch.inputs):
+        lengths = _find_lengths(leaf)
+        for slope in direct_slopes if lengths is not None else ():
+            axis = next((a for a in (1, 2) if slope.output.ndim > a and slope.output.shape[a] == leaf.shape[1]), None)
+            if lengths is None or axis is None:
+                continue
+            counted = slope.gradient.movedim(axis, 1).reshape(num_samples, leaf.shape[1], -1).abs().sum(-1) > 0
+            places = torch.arange(leaf.shape[1], device=leaf.device)
+            tail, real = places > lengths[:, None], places < lengths[:, None]
+            shares = [float(counted[mask].double().mean()) for mask in (tail, real)]
+            found.append(Padding(path, slope.path, lengths.tolist(), shares[0], shares[1]))
+    if not found:
+        raise NotApplicableError("no padded inputs")
+    return found
+
+
+def _find_lengths(leaf: Tensor) -> Tensor | None:
+    """Find the length of each row (B, T) of tokens or (B, T, C) of numbers before a tail of padding."""
+    is_tokens = leaf.ndim == 2 and leaf.dtype in (torch.long, torch.int32)
+    if not is_tokens and not (leaf.ndim == 3 and leaf.is_floating_point()):
+        return None
+    if is_tokens:
+        value = leaf[:, -1].mode()[0]
+        is_pad = leaf == value
+    else:
+        is_pad = (leaf == 0).all(-1)
+    tail = is_pad.flip(1).long().cumprod(1).sum(1)
+    inside = int(is_pad.sum() - tail.sum())
+    num_padded = int((tail > 1).sum())
+    if num_padded < 2 or len(tail.unique()) < 3 or inside or int(tail.max()) >= leaf.shape[1]:
+        return None
+    return leaf.shape[1] - tail
+
+
+class Taught(NamedTuple):
+    """Loss of a trained copy on a batch kept back, its mean and spread over exchanges of the targets, and the fall."""
+
+    kept: float
+    mean: float
+    spread: float
+    fell: float
+    steps: int
+
+    @property
+    def z(self) -> float:
+        """How many spreads the loss is below that of exchanged targets."""
+        return (self.mean - self.kept) / max(self.spread, 1e-12)
+
+
+@measure(passes=60)
+def taught(subject: Subject, num_samples: int) -> Taught:
+    """Train a copy for about a second on all batches but one; compare its loss there with that of exchanged targets."""
+    *others, kept = subject.batches
+    num = count_samples(kept)
+    if not others or num < 16:
+        raise NotApplicableError("fewer than two batches of 16 samples")
+    model = subject.copy("train")
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    values, ends = [], time.process_time() + _MAX_S
+    for step in range(_MAX_STEPS):
+        if step >= _MIN_STEPS and time.process_time() > ends:
+            break
+        batch = others[step % len(others)]
+        optimizer.zero_grad()
+        value = subject.evaluate(subject.call(model, batch.inputs), batch.target)
+        value.backward()
+        optimizer.step()
+        values.append(float(value))
+    if not all(map(math.isfinite, values)):
+        raise NotApplicableError("training a copy was not finite")
+    with torch.no_grad():
+        outputs = subject.call(model.eval(), kept.inputs)
+        own, *exchanged = (float(subject.evaluate(outputs, target)) for target in _exchange(kept.target, num))
+    if max(exchanged) - min(exchanged) <= 1e-6 * abs(own):
+        raise NotApplicableError("the loss reads no order of targets")
+    near = len(others) * 2
+    first, last = (sum(part) / len(part) for part in (values[:near], values[-near:]))
+    spread = torch.tensor(exchanged).double()
+    return Taught(own, float(spread.mean()), float(spread.std()), 1 - last / first if first > 0 else 0.0, len(values))
+
+
+def _exchange(target: object, num: int) -> Iterator[object]:
+    generator = torch.Generator().manual_seed(0)
+    yield target
+    for _ in range(_NUM_EXCHANGES):
+        yield take_rows(target, torch.randperm(num, generator=generator))
+
+
+class Ends(NamedTuple):
+    """Token that follows each padded row's last counted label, how often it is counted, and those last labels."""
+
+    token: int
+    counted: int
+    last: list[int]
+
+
+@measure()
+def ends(passed: Pass, num_samples: int, labelled: list[Labelled]) -> Ends:
+    """Find the token that fills up the rows of a language model, and the labels that are counted before it."""
+    for _, leaf in dense_leaves(passed.batch.inputs):
+        lengths = _find_lengths(leaf) if leaf.ndim == 2 else None
+        for item in labelled if lengths is not None else ():
+            if lengths is None or item.shift not in (0, 1) or item.wanted.shape != leaf.shape:
+                continue
+            following, counted = leaf.roll(-1, 1)[:, :-1], item.is_counted[:, :-1]
+            if not torch.equal(following[counted], item.wanted[:, :-1][counted]):
+                continue
+            token = int(leaf[:, -1].mode()[0])
+            rows = (lengths > 1) & (lengths < leaf.shape[1])
+            last = leaf[rows, lengths[rows] - 1]
+            return Ends(token, int((following[counted] == token).sum()), last.tolist())
+    raise NotApplicableError("no padded rows of tokens that follow")

@@ -1,0 +1,298 @@
+"""Rules of a loss: it falls towards its targets, at their places, and has its least value there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sightline.contract.pytree import dense_leaves
+from sightline.doctor.evidence import NotApplicableError
+from sightline.doctor.evidence.losses import Addend, Certain, Free, Labelled, Shares
+from sightline.doctor.evidence.passes import Slope
+from sightline.doctor.finding import Fault
+from sightline.doctor.rules import rule
+from sightline.doctor.subject import Pass
+
+
+@rule(
+    "loss-direction",
+    "error",
+    "loss.sign loss.form",
+    holds="right scores have a smaller loss than wrong ones",
+    do="change the sign of the loss (1 - Dice, -log p), or exchange the labels",
+)
+def loss_direction(certain: list[Certain]) -> Iterator[Fault]:
+    """Compare right with wrong scores of one size; at each place the gradient must raise the wrong class, too."""
+    for each in certain:
+        right, wrong = each.right[4.0], each.wrong[4.0]
+        if right > wrong + 1e-4 * abs(wrong) and each.item.agreement[1] >= 0.95:
+            yield Fault(
+                f"the loss{_name(each.item)} falls away from its labels",
+                measured=f"{right:.4g} for right scores of 4, {wrong:.4g} for wrong ones; the gradient lowers the "
+                f"labelled class at {each.item.agreement[1]:.0%} of {len(each.item.labels)} places",
+            )
+
+
+@rule(
+    "loss-direction",
+    "warning",
+    "loss.sign loss.form",
+    holds="each addend of a loss that follows labels leads towards them",
+    do="change the sign of this addend",
+)
+def addend_direction(addends: list[Addend]) -> Iterator[Fault]:
+    """Compare the addends of a loss: one that lowers the labelled class everywhere beside one that raises it."""
+    items = [(addend.place, item) for addend in addends for item in addend.items]
+    for place, item in items:
+        others = [other for _, other in items if other.slope.path == item.slope.path and other.agreement[0] >= 0.95]
+        if item.agreement[1] >= 0.95 and others:
+            yield Fault(
+                f"addend {place + 1} of the loss leads away from the labels that another leads to",
+                measured=f"it lowers the labelled class at {item.agreement[1]:.0%} of {len(item.labels)} places",
+            )
+
+
+@rule(
+    "double-softmax",
+    "error",
+    "loss.double_softmax model.activation",
+    holds="certain right scores have a loss near 0, certain wrong ones one without a bound",
+    do="give the loss scores, without a softmax or sigmoid before it",
+)
+def double_softmax(certain: list[Certain], direct_slopes: list[Slope]) -> Iterator[Fault]:
+    """Find a loss with a limit for right and wrong scores, that keeps a large share for the right ones."""
+    if len(direct_slopes) > 1:
+        raise NotApplicableError("a loss of several outputs")
+    for each in certain:
+        floor, top = each.right[30.0], each.wrong[30.0]
+        if each.is_bounded() and floor > 0.2 * each.equal > 0 and floor < top:
+            yield Fault(
+                f"the loss{_name(each.item)} cannot come near 0: its scores are squashed twice",
+                measured=f"{floor:.4g} for certain right scores, {top:.4g} for wrong ones, {each.equal:.4g} for equal",
+                severity="error" if each.range in ("Softmax", "Sigmoid") else "warning",
+            )
+
+
+@rule(
+    "loss-form",
+    "error",
+    "loss.form model.activation",
+    holds="a loss of labels has a least value",
+    do="give the loss logarithms of shares (log_softmax), or use cross_entropy",
+)
+def linear_loss(certain: list[Certain]) -> Iterator[Fault]:
+    """Find a loss of labels that falls in proportion to the right score, without end."""
+    for each in certain:
+        near, far = each.right[30.0] - each.equal, each.right[1000.0] - each.equal
+        if near < 0 and far < -abs(each.equal) and abs(far / near / (1000 / 30) - 1) < 0.02:
+            yield Fault(
+                f"the loss{_name(each.item)} falls in proportion to the labelled score, without a least value",
+                measured=f"{each.right[30.0]:.4g} for right scores of 30, {each.right[1000.0]:.4g} for 1000",
+            )
+
+
+@rule(
+    "loss-unbounded",
+    "warning",
+    "loss.sign loss.form",
+    holds="a loss has a least value",
+    do="look for a term with a wrong sign: a squared error or a divergence that is rewarded",
+)
+def unbounded_loss(free: Free) -> Fault | None:
+    """Find free outputs along which the loss falls faster than in proportion, as no score of a critic does."""
+    if free.is_converged or free.growth < 5 or free.best >= free.start:
+        return None
+    return Fault(
+        "the loss has no least value: it falls faster than the outputs grow",
+        measured=f"three times the way, {free.growth:.1f} times the gain",
+    )
+
+
+@rule(
+    "loss-unbounded",
+    "warning",
+    "loss.form model.activation loss.sign",
+    holds="a loss that compares numbers or shares with targets has a least value",
+    do="give the loss what it asks for: logarithms of shares (kl_div), shares instead of scores (Dice)",
+)
+def endless_comparison(free: Free, direct_slopes: list[Slope], passed: Pass) -> Iterator[Fault]:
+    """Find a loss of outputs against a target of their shape that falls in proportion to the outputs."""
+    if free.is_converged or not 2.5 < free.growth < 5 or free.best >= min(free.start, 0):
+        return
+    for slope in direct_slopes:
+        for _, target in dense_leaves(passed.batch.target):
+            is_match = target.is_floating_point() and target.squeeze().shape == slope.output.squeeze().shape
+            if is_match and target.numel() > 7 and bool((target >= 0).all()) and len(target.unique()) > 1:
+                yield Fault(
+                    "the loss falls in proportion to the outputs, without a least value",
+                    measured=f"{free.start:.4g} at the outputs, {free.best:.4g} at free ones; {free.growth:.1f} times "
+                    "the gain at three times the way",
+                )
+                return
+
+
+@rule(
+    "loss-form",
+    "warning",
+    "loss.form",
+    holds="a loss of shares has its least value where the outputs give these shares",
+    do="give kl_div log_softmax(outputs) first and shares as target, with one temperature for both",
+)
+def shares_are_no_best(soft_targets: list[Shares]) -> Iterator[Fault]:
+    """Find an addend that reads shares, and has a slope at the outputs that give them, whatever the temperature."""
+    for each in soft_targets:
+        if each.least > 0.1:
+            yield Fault(
+                f"addend {each.place + 1} of the loss has no least value where outputs give the target's shares",
+                measured=f"its gradient there is {each.least:.2g} times that at shares of other samples",
+            )
+
+
+@rule(
+    "softmax-axis",
+    "error",
+    "loss.form cfg.axis_swap",
+    holds="shares of the classes sum to 1 at each place",
+    do="take the softmax over the axis of the classes",
+)
+def softmax_axis(labelled: list[Labelled]) -> Iterator[Fault]:
+    """Find gradients, or shares, that sum to a constant over another axis than that of the classes."""
+    for item in labelled:
+        if item.axis is None or item.agreement[0] < 0.95:
+            continue
+        output, gradient = item.slope.output.double(), item.slope.gradient.double()
+        num = output.shape[item.axis]
+        for axis in (a for a in range(output.ndim) if a != item.axis and output.shape[a] not in (1, num)):
+            pairs = [(gradient, 0.0)] + [(s, 1.0) for s in (output, output.exp()) if bool((s >= 0).all())]
+            for values, total in pairs:
+                size = float(values.abs().max())
+                here, there = (float((values.sum(a) - total).abs().max()) / size for a in (axis, item.axis))
+                if here < 1e-5 and there > 1e-2:
+                    yield Fault(
+                        f"the softmax of the output{_name(item)} is over axis {axis}, its classes are axis {item.axis}",
+                        measured=f"{'gradients' if total == 0 else 'shares'} sum to {total:g} over axis {axis} of "
+                        f"{tuple(output.shape)}",
+                    )
+                    return
+
+
+@rule(
+    "misplaced-targets",
+    "error",
+    "data.pairing cfg.axis_swap loss.form",
+    holds="the loss compares each place with its own label",
+    do="look for a reshape, view, roll, flip or sort between outputs and targets, and exchange axes by permute",
+)
+def misplaced_labels(labelled: list[Labelled], certain_places: dict[str, tuple[float, float]]) -> Iterator[Fault]:
+    """Find the classes that the loss pulls up to be the labels, one for one, but of other places."""
+    for item in labelled:
+        num = item.gradient.shape[-1]
+        labels, pulled = item.labels, item.pulled
+        is_same = torch.equal(labels.bincount(minlength=num), pulled.bincount(minlength=num))
+        share = item.agreement[0]
+        own, pulled_loss = certain_places.get(item.slope.path, (0.0, 0.0))
+        if item.axis is not None and is_same and share < 0.9 and num > 2 and own > pulled_loss + 0.1 * abs(own):
+            yield Fault(
+                f"the loss{_name(item)} compares outputs with the labels of other places",
+                measured=f"the class pulled up is the label at {share:.0%} of {len(labels)} places, though all "
+                f"classes occur as often; {own:.4g} for scores of the labels, {pulled_loss:.4g} for those pulled up",
+            )
+
+
+@rule(
+    "misplaced-targets",
+    "error",
+    "data.pairing cfg.axis_swap loss.form",
+    holds="the best outputs are the targets, each at its place",
+    do="look for a reshape, view, roll, flip or sort between outputs and targets",
+)
+def misplaced_numbers(best_numbers: list[tuple[str, Tensor, Tensor, float, float]]) -> Iterator[Fault]:
+    """Find best outputs that are the targets' numbers, one for one, at other places, and the targets no best."""
+    for path, best, target, at_target, floor in best_numbers:
+        spread = float(target.std())
+        is_same = bool(((best.sort()[0] - target.sort()[0]).abs() < 0.01 * spread).all())
+        share = float(((best - target).abs() < 0.01 * spread).double().mean())
+        if is_same and share < 0.9 and at_target > floor + 0.01 * abs(at_target):
+            yield Fault(
+                f"the loss compares the output {path} with the targets of other places".replace("  ", " "),
+                measured=f"the best outputs are the targets in another order; {share:.0%} are at their places",
+            )
+
+
+@rule(
+    "target-units",
+    "warning",
+    "data.target_encoding data.normalisation loss.form",
+    holds="the outputs that a normalised target asks for are of its own size",
+    do="normalise both or none: compare the output with the target before either is turned into its unit",
+)
+def target_units(best_numbers: list[tuple[str, Tensor, Tensor, float, float]]) -> Iterator[Fault]:
+    """Find best outputs that are a multiple of the target, shifted, where the target is normalised."""
+    for path, best, target, _, _ in best_numbers:
+        mean, spread = float(target.mean()), float(target.std())
+        correlation = float(torch.corrcoef(torch.stack((best, target)))[0, 1])
+        factor = float(best.std()) / spread
+        offset = float(best.mean()) - factor * mean
+        is_normalised = abs(mean) < 1 and 0.3 < spread < 3
+        if is_normalised and correlation > 0.999 and (factor < 0.1 or factor > 10 or abs(offset) > 3):
+            yield Fault(
+                f"the output {path} is compared in other units than the target".replace("  ", " "),
+                measured=f"target {mean:.3g} ± {spread:.3g}; the outputs with the least loss are {factor:.3g} times "
+                f"it and {offset:+.3g}",
+            )
+
+
+@rule(
+    "label-input",
+    "error",
+    "data.label_leak model.structure",
+    holds="an output does not see its own label among the inputs",
+    do="shift the targets by one (inputs[:, :-1], targets[:, 1:]), or mask what comes next in the attention",
+)
+def label_is_input(labelled: list[Labelled], sees_ahead: dict[str, bool], passed: Pass) -> Iterator[Fault]:
+    """Find labels that equal the token at the same place of a causal model, or the next one in a model that sees it."""
+    tokens = {path: t for path, t in dense_leaves(passed.batch.inputs) if path in sees_ahead}
+    for item in labelled:
+        pulled, counted = item.gradient.argmin(-1), item.is_counted
+        for path, values in tokens.items():
+            if values.shape != pulled.shape or item.agreement[0] < 0.95:
+                continue
+            for ahead in range(3):
+                end = values.shape[1] - ahead
+                is_asked = counted[:, :end]
+                answers = values[:, ahead:][is_asked]
+                share = float((pulled[:, :end][is_asked] == answers).double().mean())
+                if share == 1.0 and len(answers.unique()) > 3 and sees_ahead[path] == (ahead > 0):
+                    yield Fault(
+                        "each label is a token that the model sees" + (" ahead" if ahead else " at the same place"),
+                        measured=f"{len(answers)} labels equal the input {ahead} places later".replace(" 0 p", " 0 p"),
+                    )
+                    return
+
+
+@rule(
+    "loss-weights",
+    "warning",
+    "loss.weights data.imbalance",
+    holds="classes with few labels do not weigh less than those with many",
+    do="weigh classes by the inverse of their frequency",
+)
+def weights_upside_down(class_weights: list[tuple[Labelled, Tensor, Tensor]]) -> Iterator[Fault]:
+    """Find weights of classes that rise with the numbers of labels."""
+    for item, weights, counts in class_weights:
+        spread, imbalance = (float(each.max() / each.min()) for each in (weights, counts))
+        if len(weights) < 2 or spread < (2 if len(weights) > 2 else 5) or imbalance < 2:
+            continue
+        correlation = float(torch.corrcoef(torch.stack((weights.log(), counts.log())))[0, 1])
+        if correlation > 0.8:
+            yield Fault(
+                f"rare classes weigh least in the loss{_name(item)}",
+                measured=f"the commonest class has {imbalance:.3g} times the labels of the rarest; weights differ "
+                f"{spread:.3g} times, and rise with the labels (correlation {correlation:.2f})",
+            )
+
+
+def _name(item: Labelled) -> str:
+    return f" of '{item.slope.path}'" if item.slope.path else ""

@@ -1,0 +1,103 @@
+"""Rules of samples in a loss: each meets its own target, all are divided alike, padding does not count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sightline.doctor.evidence.samples import Doubled, Ends, Padding, Pairing, Taught
+from sightline.doctor.finding import Fault
+from sightline.doctor.rules import rule
+
+
+@rule(
+    "loss-form",
+    "error",
+    "loss.form data.target_encoding",
+    holds="each output meets the target of its own sample",
+    do="take the axis of size 1 off (squeeze), or give the other operand that axis (unsqueeze)",
+)
+def all_against_all(pairing: Pairing, is_separable: bool) -> Iterator[Fault]:
+    """Find a column broadcast against a row in a loss of single samples that ignores whose target is whose."""
+    for each in pairing.exchanges if is_separable else ():
+        size = max(abs(each.value), abs(each.other))
+        if abs(each.exchanged - each.value) <= 1e-5 * size < 1e-2 * abs(each.other - each.value):
+            yield Fault(
+                f"the loss does not change when the target{f' {each.path}' if each.path else ''} is exchanged between "
+                "samples: a column meets a row",
+                measured=f"{each.value:.6g}, and {each.exchanged:.6g} with each sample's given to the next; (B, 1) "
+                f"and (B,) give (B, B) at {pairing.broadcasts} place(s)",
+            )
+
+
+@rule(
+    "loss-normaliser",
+    "warning",
+    "loss.normaliser",
+    holds="all parts of a loss are means over the samples, or all are sums",
+    do="divide each part by what it counts",
+)
+def two_normalisers(doubled: list[Doubled]) -> Fault | None:
+    """Find outputs, or parts of one, whose gradients halve when each sample is there twice, beside some that stay."""
+    total = sum(each.num for each in doubled)
+    means, sums = (sum(getattr(each, name) * each.num for each in doubled) for name in ("halved", "kept"))
+    if not total or means + sums < 0.98 * total or min(means, sums) < 0.01 * total:
+        return None
+    parts = ", ".join(f"{each.path or 'output'}: {each.halved:.0%} and {each.kept:.0%}" for each in doubled)
+    return Fault(
+        "one part of the loss is a mean over the samples, another a sum: their ratio changes with the size of a batch",
+        measured=f"of the gradients these halve, and these stay, when each sample is there twice: {parts}",
+    )
+
+
+@rule(
+    "padded-points",
+    "warning",
+    "data.padding loss.normaliser",
+    holds="places that were filled up do not count in the loss",
+    do="mask the padding (ignore_index, or a sum over real places divided by their number)",
+)
+def padding_counts(padding: list[Padding]) -> Iterator[Fault]:
+    """Find padded ends of the inputs at which the loss has a gradient, as at the places before them."""
+    for each in padding:
+        if each.padded > 0.95 and each.real > 0.5:
+            yield Fault(
+                f"the loss counts the padding of the input {each.input_path}".rstrip(),
+                measured=f"rows of lengths {min(each.lengths)} to {max(each.lengths)}; a gradient at {each.padded:.0%} "
+                f"of the places after them, and {each.real:.0%} before",
+            )
+
+
+@rule(
+    "other-samples",
+    "warning",
+    "data.pairing data.label_mapping data.ordering",
+    holds="what a copy learns from some batches predicts targets of another better than those of other samples",
+    do="look for a shuffle, sort or filter of inputs or targets alone, and for labels of another file",
+)
+def labels_of_others(taught: Taught) -> Fault | None:
+    """Compare the loss of a trained copy on a batch kept back with that of exchanged targets."""
+    if taught.z >= 2.5 or taught.fell < 0.1:
+        return None
+    return Fault(
+        "what a copy learns does not tell a sample's target from those of others",
+        measured=f"loss {taught.kept:.4g} on a batch kept back, {taught.mean:.4g} ± {taught.spread:.2g} with targets "
+        f"exchanged (z {taught.z:.1f}), after {taught.steps} steps that lowered it by {taught.fell:.0%}",
+    )
+
+
+@rule(
+    "end-not-learnt",
+    "warning",
+    "data.padding data.ignore_handling",
+    holds="rows of a language model end in a token that is counted once",
+    do="pad with a token of its own, or mask the labels by the lengths of the rows instead of by the token",
+)
+def end_is_not_learnt(ends: Ends) -> Fault | None:
+    """Find the token that follows all counted labels and is never one, where rows end in different ones before it."""
+    if ends.counted or len(set(ends.last)) < 3:
+        return None
+    return Fault(
+        f"token {ends.token} follows the last label of each padded row, and is never a label: no end is learnt",
+        measured=f"{len(ends.last)} padded rows, whose last labels are {len(set(ends.last))} different tokens; "
+        f"token {ends.token} is a label 0 times",
+    )
