@@ -134,7 +134,7 @@ def _is_next(steps: Tensor | None, target: Any) -> bool:
     return False
 
 
-class Padding(NamedTuple):
+class PaddedSteps(NamedTuple):
     """Outputs that padded places reach, and whether true places reach outputs of others; `has_mask`: one was given."""
 
     reached: list[Reach]
@@ -143,7 +143,7 @@ class Padding(NamedTuple):
 
 
 @measure(passes=3)
-def padding(subject: Subject) -> Padding:
+def padded_steps(subject: Subject) -> PaddedSteps:
     """Replace padded steps, or cut them off, then replace true ones, and see which outputs of true steps move."""
     inputs = subject.batches[0].inputs
     path, steps, is_true, has_mask = _find_padding(inputs)
@@ -169,7 +169,7 @@ def padding(subject: Subject) -> Padding:
         is_read |= bool(list(_list_reached(first, last, length, 2)))
     if not rows:
         raise NotApplicableError("no padded rows")
-    return Padding(reached, is_read, has_mask)
+    return PaddedSteps(reached, is_read, has_mask)
 
 
 def _get_leaf(inputs: Any, path: str) -> Tensor:

@@ -15,7 +15,7 @@ from sightline.contract.pytree import is_float
 from sightline.doctor.evidence.coverage import Gradients
 from sightline.doctor.evidence.graph import Reshape, Softmax
 from sightline.doctor.evidence.passes import Repeat
-from sightline.doctor.evidence.positions import Padding, Reach
+from sightline.doctor.evidence.positions import PaddedSteps, Reach
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.doctor.subject import Subject
@@ -265,18 +265,18 @@ def sees_ahead(later_steps: list[Reach]) -> Iterator[Fault]:
     holds="padded places do not reach outputs of true ones, and true ones reach each other",
     do="give the mask in the form that the layer wants: key_padding_mask is True at padding",
 )
-def padding_mask(padding: Padding) -> Iterator[Fault]:
+def padding_mask(padded_steps: PaddedSteps) -> Iterator[Fault]:
     """Find a mask upside down, and a mask among the inputs that leaves padding in."""
-    if not padding.reached:
+    if not padded_steps.reached:
         return
-    size = max(reach.size for reach in padding.reached)
+    size = max(reach.size for reach in padded_steps.reached)
     measured = f"outputs of true places move by {size:.3g} of their spread with other padding"
-    if not padding.is_read:
+    if not padded_steps.is_read:
         yield Fault(
             "the padding mask is upside down: padding reaches outputs, and what is there does not",
             measured=f"{measured}, and by 0 with other true places",
         )
-    elif padding.has_mask:
+    elif padded_steps.has_mask:
         yield Fault(
             "a padding mask is given, and padding reaches outputs of true places", measured=measured, severity="warning"
         )
