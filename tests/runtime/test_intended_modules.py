@@ -15,12 +15,6 @@ import sightline
 from tests.runtime.plain_judges import judge
 
 
-@pytest.fixture(autouse=True)
-def without_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the fit out: the rules are asked alone."""
-    monkeypatch.setattr("sightline.workbench.watch.check._fit", lambda *_: ((), "left out"))
-
-
 def find(code: str, model: nn.Module, loss: Any, batch: Any) -> bool:
     torch.manual_seed(0)
     found = sightline.check(model, loss, batch).findings

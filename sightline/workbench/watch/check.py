@@ -67,7 +67,9 @@ _WORDS = {
 }
 """Words of configs in the texts of rules, and those for a plain module."""
 _PACKAGE = Path(__file__).resolve().parents[2]
-_ADAPTERS = tuple(_PACKAGE / name for name in ("contract", "engine", "instrument", "parts/tasks", "workbench"))
+_ADAPTERS = tuple(
+    _PACKAGE / name for name in ("contract", "doctor", "engine", "instrument", "parts/tasks", "workbench")
+)
 """Folders that run a user's module and loss, but do not cause their faults."""
 
 

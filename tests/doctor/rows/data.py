@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, WeightedRandomSampler
 
 from tests.doctor.rows import Case
@@ -133,7 +134,7 @@ def weights_of_other_samples(has_bug: bool, watch: Any, check: Any) -> None:
     labels = torch.multinomial(torch.tensor([0.7, 0.2, 0.1]), 400, replacement=True)
     weights = (1 / torch.bincount(labels).double())[labels]
     weights = weights[torch.randperm(400)] if has_bug else weights
-    data = TensorDataset(torch.randn(400, 6), labels)
+    data = TensorDataset(torch.randn(400, 6) + 3 * F.one_hot(labels, 6), labels)
     check_classes(check, DataLoader(data, 16, sampler=WeightedRandomSampler(weights.tolist(), 400)))
 
 
