@@ -16,6 +16,7 @@ from sightline.contract.members import MEMBERS
 from sightline.contract.registry import REGISTRIES
 from sightline.contract.schema import describe_type
 from sightline.contract.types import ComponentConfig
+from sightline.doctor.examine import list_rules
 from sightline.ops.operator import OPERATORS
 from sightline.workbench.check.suite import all_checks
 
@@ -100,6 +101,13 @@ def check_table() -> str:
     return "\n".join(["| code | finds |", "|---|---|", *rows])
 
 
+def relation_table() -> str:
+    """A row for each relation that the doctor asks of a module, its loss and its loaders."""
+    rows = sorted((each.code, each.holds, ", ".join(each.causes)) for each in list_rules())
+    lines = [f"| `{code}` | {holds} | {causes} |" for code, holds, causes in rows]
+    return "\n".join(["| code | holds in every correct program | causes |", "|---|---|---|", *lines])
+
+
 def member_table() -> str:
     """Every optional member of a component: what it is for."""
     nouns: dict[str, list[str]] = {}
@@ -124,8 +132,17 @@ def operator_table() -> str:
     return "\n".join(["| name | what it does | launches |", "|---|---|---|", *rows])
 
 
-TABLES = {"config": config_table, "checks": check_table, "members": member_table, "ops": operator_table}
-PAGES = {name: REFERENCE / f"{name}.md" for name in TABLES} | {"ops": REFERENCE.parent / "ops.md"}
+TABLES = {
+    "config": config_table,
+    "checks": check_table,
+    "relations": relation_table,
+    "members": member_table,
+    "ops": operator_table,
+}
+PAGES = {name: REFERENCE / f"{name}.md" for name in TABLES} | {
+    "ops": REFERENCE.parent / "ops.md",
+    "relations": REFERENCE / "checks.md",
+}
 
 
 def with_table(name: str, text: str) -> str:

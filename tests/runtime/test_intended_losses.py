@@ -123,8 +123,7 @@ def test_a_loss_of_other_outputs_than_scores_has_no_wrong_direction(name: str) -
     model = PROGRAMS[name].make()
     report = sightline.check(model, PROGRAMS[name].loss, make_batch())
     found = [each.code for each in report.findings if each.severity != "note" and each.code.startswith("loss-")]
-    rectified_alone = name == "a minus of rectified scores"  # whose outputs are bounded: nothing judges them yet
-    assert bool(found) == (PROGRAMS[name].is_bug and not rectified_alone), found
+    assert bool(found) == PROGRAMS[name].is_bug, found
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -19,12 +19,21 @@ _MAX_ASKED = 8
 @measure(passes=0.2)
 def loose_leaves(subject: Subject, passed: Pass) -> dict[str, Tensor]:
     """Leaves of the outputs' graph that want a gradient, and are neither parameters nor inputs, by their paths."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in subject.model.modules()):
+        raise NotApplicableError("torch.jit runs the model")
     roots = [tensor.grad_fn for _, tensor in tree_leaves(passed.outputs)]
     leaves = {id(node.variable): node.variable for node in iter_nodes(roots) if hasattr(node, "variable")}
     for known in (*passed.parameters.values(), *(tensor for _, tensor in tree_leaves(passed.inputs))):
         leaves.pop(id(known), None)
     paths = {id(tensor): path.lstrip(".") for path, tensor in iter_reachable(passed.model, Tensor)} if leaves else {}
     return {paths.get(key, f"a tensor of shape {tuple(tensor.shape)}"): tensor for key, tensor in leaves.items()}
+
+
+@measure()
+def read_by_loss(subject: Subject, passed: Pass) -> frozenset[str]:
+    """Parameters of the user's model that the loss reads itself, and not from the outputs of the copy."""
+    leaves = {id(node.variable) for node in iter_nodes([passed.value.grad_fn]) if hasattr(node, "variable")}
+    return frozenset(name for name, parameter in subject.model.named_parameters() if id(parameter) in leaves)
 
 
 class Gradients(NamedTuple):
@@ -42,6 +51,8 @@ def gradients(subject: Subject, passed: Pass) -> Gradients:
     """Differentiate the loss of each batch at the model's weights, and of two at jittered ones."""
     if not passed.value.requires_grad:
         raise NotApplicableError("no gradient from the loss")
+    if not any(t.numel() for _, t in dense_leaves(passed.batch.inputs)):
+        raise NotApplicableError("a batch of no samples")
     own = [_read(subject.run(subject.copy("train"), batch)) for batch in subject.batches]
     jittered = [subject.jitter(subject.copy("train"), seed=seed) for seed in (1, 2)]
     moved = [_read(subject.run(model, batch)) for model, batch in zip(jittered, [*subject.batches] * 2, strict=False)]

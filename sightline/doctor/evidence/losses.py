@@ -182,6 +182,10 @@ _RANGES: dict[str, Callable[[Tensor, int], Tensor]] = {
 """Functions that end in a model, and make its outputs of scores."""
 
 
+SHARES = frozenset(_RANGES)
+"""Last operations of models whose outputs are shares of classes."""
+
+
 @measure(passes=3)
 def certain(subject: Subject, passed: Pass, labelled: list[Labelled]) -> list[Certain]:
     """Compute the loss for right and wrong scores in place of an output, through the function that ends the model."""

@@ -20,6 +20,8 @@ def bad_numbers(passed: Pass) -> list[tuple[str, int, int]]:
     """List what is not finite of the loss, where the inputs are: the path, how many of how many."""
     if any(t.is_floating_point() and not bool(t.isfinite().all()) for _, t in dense_leaves(passed.batch.inputs)):
         raise NotApplicableError("inputs are not finite")
+    if not any(t.numel() for _, t in dense_leaves(passed.batch.inputs)):
+        raise NotApplicableError("a batch of no samples")
     leaves = [("the loss", passed.value)]
     return [(path, int((~t.isfinite()).sum()), t.numel()) for path, t in leaves if not bool(t.isfinite().all())]
 

@@ -171,25 +171,3 @@ def seams(subject: Subject) -> list[Seams]:
     if not 2 < len(counts) <= 256:
         raise NotApplicableError("no label maps of classes")
     return [Seams(label, *total) for label, total in sorted(counts.items())]
-
-
-@measure()
-def copied_columns(subject: Subject) -> list[tuple[int, int]]:
-    """Pairs of a target's column and the column of the inputs that equals it in every row of every batch."""
-    inputs, targets = [], []
-    for batch in subject.batches:
-        leaves = [t for _, t in dense_leaves(batch.inputs)], [t for _, t in dense_leaves(batch.target)]
-        is_table = all(len(part) == 1 for part in leaves) and leaves[0][0].ndim == 2
-        if not is_table or not leaves[0][0].is_floating_point() or len(leaves[1][0]) != len(leaves[0][0]):
-            raise NotApplicableError("no table of inputs and targets")
-        inputs.append(leaves[0][0].detach())
-        targets.append(leaves[1][0].detach().reshape(len(leaves[1][0]), -1))
-    table, wanted = torch.cat(inputs), torch.cat(targets).to(torch.cat(inputs).dtype)
-    if len(table) < 8 or wanted.shape[1] >= table.shape[1]:
-        raise NotApplicableError("few rows, or targets as wide as inputs")
-    return [
-        (j, i)
-        for j in range(wanted.shape[1])
-        for i in range(table.shape[1])
-        if len(wanted[:, j].unique()) > 2 and torch.equal(wanted[:, j], table[:, i])
-    ]

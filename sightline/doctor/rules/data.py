@@ -453,25 +453,6 @@ def interpolated_labels(seams: list[Seams]) -> Fault | None:
 
 
 @rule(
-    "label-input",
-    "warning",
-    "data.label_leak",
-    holds="inputs that do not hold the answer",
-    do="take the column of the target out of the inputs",
-)
-def copied_targets(copied_columns: list[tuple[int, int]], subject: Subject) -> Fault | None:
-    """No column of a table of inputs equals the target in every row."""
-    if not copied_columns:
-        return None
-    column, copied = copied_columns[0]
-    rows = sum(len(batch.target) for batch in subject.batches)
-    return Fault(
-        f"column {copied} of the inputs is column {column} of the target",
-        measured=f"equal in all {rows} rows of {len(subject.batches)} batches",
-    )
-
-
-@rule(
     "padding-counted",
     "warning",
     "data.padding data.ignore_handling",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.evidence import NotApplicableError
-from sightline.doctor.evidence.losses import Addend, Certain, Free, Labelled, Shares
+from sightline.doctor.evidence.losses import SHARES, Addend, Certain, Free, Labelled, Shares
 from sightline.doctor.evidence.passes import Slope
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
@@ -27,7 +27,9 @@ def loss_direction(certain: list[Certain]) -> Iterator[Fault]:
     """Compare right with wrong scores of one size; at each place the gradient must raise the wrong class, too."""
     for each in certain:
         right, wrong = each.right[4.0], each.wrong[4.0]
-        if right > wrong + 1e-4 * abs(wrong) and each.item.agreement[1] >= 0.95:
+        is_score = each.range in SHARES or bool((each.item.slope.output < 0).any())  # others may be distances
+        is_score = is_score or each.wrong[1000.0] < -abs(each.equal) - 1
+        if is_score and right > wrong + 1e-4 * abs(wrong) and each.item.agreement[1] >= 0.95:
             yield Fault(
                 f"the loss{_name(each.item)} falls away from its labels",
                 measured=f"{right:.4g} for right scores of 4, {wrong:.4g} for wrong ones; the gradient lowers the "

@@ -114,6 +114,7 @@ def unused_parameters(subject: Subject, gradients: Gradients, silent: dict[str, 
         and unused[patterns[name]] > used[patterns[name]]
         and id(own[name]) in (held or {id(own[name])})
     ]
+    names = [name for name in names if name not in read_by_loss]
     if names and len(names) < len(gradients.own):
         yield Fault(
             f"the loss does not depend on {len(names)} parameter(s): {join_some(names, most=4)}",

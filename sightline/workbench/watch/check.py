@@ -189,14 +189,16 @@ def _check_module(
             findings = [finding for finding in merge_findings([*plain, *findings]) if finding.code not in declared]
             examination.gaps += [f"what is declared: {', '.join(sorted(declared))}"] * bool(declared)
             judged = examine_subject(asked, declared=declared)
-            known = {finding.code for finding in findings}
+            known = {finding.code for finding in findings} | {f.cause for f in findings if f.severity != "note"}
         finally:
             for module, flag in flags.items():
                 module.training = flag
             for parameter in untrained:
                 parameter.requires_grad_()
     renamed = [_rename(finding) for finding in findings]
-    renamed = merge_findings([*renamed, *(finding for finding in judged.findings if finding.code not in known)])
+    renamed = merge_findings(
+        [*renamed, *(each for each in judged.findings if known.isdisjoint((each.code, each.cause)))]
+    )
     title, verdict = type(model).__name__, write_verdict(judged)
     return CheckReport(title, renamed, figures, _rename_examination(examination), verdict)
 
