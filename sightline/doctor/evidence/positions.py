@@ -239,9 +239,7 @@ def _list_columns(batch: Batch) -> Iterator[str]:
         if target.ndim not in (1, 2, 3, 4) or len(target) < 4 or len(target.unique()) < 2:
             continue
         for path, values in dense_leaves(batch.inputs):
-            if values.shape == target.shape and not values.is_floating_point() and values.ndim == 1:
-                columns = [values]
-            elif values.ndim > 1 and values.shape[1] > 1 and values.ndim in (2, 4):
+            if values.ndim > 1 and values.shape[1] > 1 and values.ndim in (2, 4):
                 columns = list(values.unbind(1))
             else:
                 continue

@@ -97,7 +97,9 @@ def no_gradient(subject: Subject, gradients: Gradients, silent: dict[str, bool])
     holds="the loss depends on each parameter that wants a gradient",
     do="call the layer in forward(), return what it computes to the loss, or remove it",
 )
-def unused_parameters(subject: Subject, gradients: Gradients, silent: dict[str, bool]) -> Iterator[Fault]:
+def unused_parameters(
+    subject: Subject, gradients: Gradients, silent: dict[str, bool], read_by_loss: frozenset[str]
+) -> Iterator[Fault]:
     """Name parameters outside of the graph, where others are inside; a list of experts is read in part."""
     own = dict(subject.model.named_parameters())
     inside = {id(own[name]) for name, state in gradients.own.items() if state != "none"}

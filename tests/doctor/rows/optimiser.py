@@ -31,18 +31,6 @@ def a_generator_used_up(has_bug: bool, watch: Any, check: Any) -> None:
     check(model, nn.CrossEntropyLoss(), batch, optimizer=torch.optim.SGD(groups[0], 0.1, momentum=0.9))
 
 
-def a_rate_of_zero(has_bug: bool, watch: Any, check: Any) -> None:
-    model, batch = _make()
-    optimizer = torch.optim.Adam(
-        [
-            {"params": model[0].parameters(), "lr": 0.0 if has_bug else 1e-4},
-            {"params": [*model[1].parameters(), *model[3].parameters()]},
-        ],
-        1e-3,
-    )
-    check(model, nn.CrossEntropyLoss(), batch, optimizer=optimizer)
-
-
 def a_rate_below_the_bits(has_bug: bool, watch: Any, check: Any) -> None:
     model, (rows, _) = _make()
     optimizer = torch.optim.SGD(model.parameters(), 1e-12 if has_bug else 1e-2)
@@ -63,7 +51,6 @@ def a_huge_rate_of_a_sum(has_bug: bool, watch: Any, check: Any) -> None:
 CASES = [
     Case("a head made after its optimizer", a_head_left_out, "optim.param_coverage"),
     Case("the first layer alone in an optimizer", a_generator_used_up, "optim.param_coverage"),
-    Case("a group with a rate of 0", a_rate_of_zero, "optim.lr"),
     Case("a rate below the last bit", a_rate_below_the_bits, "optim.lr"),
     Case("a huge rate", a_huge_rate, "optim.lr"),
     Case("a huge rate of a sum", a_huge_rate_of_a_sum, "optim.lr"),
