@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.contract.errors import ConfigError
+from sightline.doctor.examine import list_rules
 from sightline.doctor.finding import Finding, FindingLocation, finding_from_dict
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
@@ -128,7 +129,8 @@ def test_random_states_and_flags_are_put_back(tmp_path: Path) -> None:
 def test_the_page_of_checks_names_every_code() -> None:
     """Scripts and configs name these; a code that goes, or changes, breaks them."""
     page = (ROOT / "docs/reference/checks.md").read_text()
-    assert {*re.findall(r"(?m)^\| `([a-z-]+)` \|", page)} == {each.code for each in all_checks()}
+    codes = {each.code for each in all_checks()} | {each.code for each in list_rules()}
+    assert {*re.findall(r"(?m)^\| `([a-z-]+)` \|", page)} == codes
 
 
 def test_what_a_run_left_is_looked_at_only_where_there_is_a_run(tmp_path: Path, monkeypatch: Any) -> None:
