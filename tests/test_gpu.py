@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.engine.records import preserve_rng_state
+from sightline.instrument.random_state import preserve_random_state
 from sightline.layers.range_image import MeanPool2d
 from sightline.ops.neighbours import nearest_neighbours
 from sightline.ops.waits import send
@@ -125,7 +125,7 @@ def test_the_random_state_of_a_gpu_is_put_back(size: int) -> None:
     drawn = []
     torch.cuda.manual_seed(0)
     for _ in range(2):
-        with preserve_rng_state():
+        with preserve_random_state():
             drawn.append(torch.rand(size, device="cuda"))
     assert torch.equal(*drawn)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves, is_dense, tree_leaves, tree_map
+from sightline.doctor.attempts import MissingError, attempt
 from sightline.instrument import copy_module
 
 _MAX_BATCHES = 4
@@ -108,19 +109,22 @@ def find_form(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: Any, 
     everything = tuple(moved)
     names = _list_named(get_forward(model), everything)
     inputs, targets = ReadTrackingDict(moved), ReadTrackingDict(moved)
-    try:
-        with torch.no_grad():
-            copied = copy_module(model).train()
-            outputs = copied(**{name: moved[name] for name in names}) if names else copied(inputs)
-    except Exception:  # noqa: BLE001 - the first step reports it
+    copied = copy_module(model).train()
+    call = {"model": copied, "args": () if names else (inputs,), "kwargs": {name: moved[name] for name in names}}
+    outputs = attempt("model", _call_without_gradient, call)
+    if isinstance(outputs, MissingError):  # the first pass says why
         return BatchForm(everything, everything)
-    try:
-        with torch.no_grad():
-            (copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss)(outputs, targets)
-    except Exception:  # noqa: BLE001 - as above
+    own = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss
+    value = attempt("loss", _call_without_gradient, {"model": own, "args": (outputs, targets), "kwargs": {}})
+    if isinstance(value, MissingError):
         targets.read.update(everything)
     read = names or tuple(name for name in everything if name in inputs.read)
     return BatchForm(read or everything, tuple(name for name in everything if name in targets.read) or everything)
+
+
+def _call_without_gradient(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    with torch.no_grad():
+        return model(*args, **kwargs)
 
 
 def has_rows(pair: tuple[Any, Any]) -> bool:

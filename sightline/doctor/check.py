@@ -12,12 +12,15 @@ from torch.nn.parameter import is_lazy
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_map
+from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.batches import BatchForm, find_form, read_batches
-from sightline.doctor.evidence import Evidence, MissingError, attempt
+from sightline.doctor.evidence import Evidence
 from sightline.doctor.examine import Examination, examine, list_rules
+from sightline.doctor.objects import find_read_generators, preserve_generators
 from sightline.doctor.report import Report, write_verdict
 from sightline.doctor.subject import Batch, Subject
 from sightline.instrument import copy_module, leave_out_checkpoints
+from sightline.instrument.random_state import preserve_random_state
 
 BUDGET_S = 4.0
 """Processor time for the measurements of one check."""
@@ -44,9 +47,11 @@ def check_module(
     if unknown := sorted(set(declared) - codes):
         raise UserError(f"check: declared: no finding has the code '{unknown[0]}'; codes are the words in brackets")
     assert_copied(model)
-    batches = read_batches(list_batches(batch_or_loader))
-    subject = make_subject(model, loss, batches, optimizer, loader=batch_or_loader, evaluation=evaluation)
-    examination = examine_subject(subject, declared=declared, budget_s=budget_s)
+    generators = [*find_read_generators(batch_or_loader), *find_read_generators(evaluation)]
+    with preserve_random_state(), preserve_generators(generators):
+        batches = read_batches(list_batches(batch_or_loader))
+        subject = make_subject(model, loss, batches, optimizer, loader=batch_or_loader, evaluation=evaluation)
+        examination = examine_subject(subject, declared=declared, budget_s=budget_s)
     return Report(type(model).__name__, examination.findings, write_verdict(examination))
 
 
@@ -66,7 +71,7 @@ def make_subject(
     optimizers = [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     return Subject(
         model,
-        form.wrap(loss),
+        loss,
         _split(batches, form, device),
         [] if evaluation is None else _split(read_batches(list_batches(evaluation)), form, device),
         optimizers,

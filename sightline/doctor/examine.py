@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sightline.doctor.evidence import Evidence, MissingError, attempt, import_all
+from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.evidence import Evidence, import_all
 from sightline.doctor.finding import SEVERITIES, Finding
 from sightline.doctor.rules import RULES, Rule
 
@@ -45,10 +46,10 @@ def list_rules() -> list[Rule]:
     return RULES
 
 
-def examine(evidence: Evidence, *, declared: Collection[str] = (), rules: Sequence[Rule] | None = None) -> Examination:
+def examine(evidence: Evidence, *, declared: Collection[str] = ()) -> Examination:
     """Judge a subject by the rules, those of the cheapest evidence first; nothing of the subject changes."""
     examination = Examination()
-    open_rules = list(list_rules() if rules is None else rules)
+    open_rules = list(list_rules())
     while open_rules:
         rule = min(open_rules, key=lambda each: evidence.estimate_s(each.reads))
         open_rules.remove(rule)

@@ -65,6 +65,12 @@ def find_read_values(function: Any, *, depth: int = 3) -> Iterator[tuple[str, An
             yield from find_read_values(value, depth=depth - 1)
 
 
+def find_read_generators(loader: Any) -> list[Any]:
+    """Return the random generators of a loader, its sampler and data set, and those that the set's code reads."""
+    method = getattr(type(getattr(loader, "dataset", None)), "__getitem__", None)
+    return find_generators(loader, dict(find_read_values(method)))
+
+
 @contextmanager
 def preserve_generators(generators: Sequence[Any]) -> Iterator[None]:
     """Context that restores the states of these random generators at its end."""

@@ -48,7 +48,7 @@ class Report:
         return f"{self.title}: " + ", ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in counts) + figures
 
     def __repr__(self) -> str:
-        return f"Report({self.summary})"
+        return f"{type(self).__name__}({self.summary})"
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self.findings), *self.verdict, self.summary])

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,9 +40,9 @@ class Pass(NamedTuple):
 class Subject:
     """Model with the loss that trains it, and the first batches of its loaders; nothing of it is ever changed.
 
-    `loss(outputs, target)` returns a tensor of one number. `loader` and `evaluation_loader` are what the user gave,
-    None where it was batches; `evaluation` are the first batches of the second. `form` divides a sample, or a batch, of
-    the loader into inputs and target.
+    `loss(outputs, target)` returns a tensor of one number; of batches that are mappings, its target is one.
+    `loader` and `evaluation_loader` are what the user gave, None where it was batches; `evaluation` are the first
+    batches of the second. `form` divides a sample, or a batch, of the loader into inputs and target.
     """
 
     model: nn.Module
@@ -88,29 +85,7 @@ class Subject:
     def evaluate(self, outputs: Any, target: Any) -> Tensor:
         """Compute the loss; one with a state of its own is copied first."""
         loss = copy.deepcopy(self.loss) if isinstance(self.loss, nn.Module) else self.loss
-        return loss(outputs, target).reshape(())
-
-
-@contextmanager
-def preserve_random_state() -> Iterator[None]:
-    """Context that begins with the same random numbers each time, and puts back all that was there before."""
-    states = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()
-    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    seed_all(0)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        torch.cuda.set_rng_state_all(on_gpus)
-
-
-def seed_all(seed: int) -> None:
-    """Seed the global random numbers of Python, NumPy and torch."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+        return self.form.wrap(loss)(outputs, target).reshape(())
 
 
 def _want_gradient(path: str, tensor: Tensor) -> Tensor:
@@ -121,6 +96,11 @@ def take_rows(tree: Any, rows: Tensor | Iterable[int]) -> Any:
     """Take samples of a batch, by their places."""
     index = torch.as_tensor(list(rows) if not isinstance(rows, Tensor) else rows)
     return tree_map(tree, lambda _, t: t[index.to(t.device)] if t.ndim else t)
+
+
+def replace_leaf(tree: Any, path: str, new: Tensor) -> Any:
+    """Replace one tensor of a tree, by its path."""
+    return tree_map(tree, lambda other, tensor: new if other == path else tensor)
 
 
 def count_samples(batch: Batch) -> int:

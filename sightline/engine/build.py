@@ -36,9 +36,10 @@ from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.optimizers import ModuleRate, OptimizerSpec
-from sightline.engine.records import preserve_rng_state, resolve_mode
+from sightline.engine.records import resolve_mode
 from sightline.engine.step import Task
 from sightline.engine.train import TrainState
+from sightline.instrument.random_state import preserve_random_state
 from sightline.layers.batch_norm import disable_cudnn_batch_norm
 from sightline.parts.quantisation.parametrised import apply_policy
 from sightline.runs import checkpoint
@@ -430,7 +431,7 @@ def _load_network(
     for line in files.check_plugins(loaded_plugins()):
         world.rank_zero_only(logger.warning)("%s", line)
     check_same_facts(files.facts, facts, run)
-    with preserve_rng_state():
+    with preserve_random_state():
         model = build_model(files.config, files.facts, World(device=world.device))
     load_weights(model, checkpoint.load_trained_state(source, remedy=remedy), where=source)
     return model.to(world.device, Precision(precision).parameter_dtype)

@@ -19,8 +19,9 @@ from typing import Any, Literal
 from sightline.contract.errors import assert_installed
 from sightline.contract.regular_files import read_regular_file
 from sightline.draw.pictures import Picture, encode_png
-from sightline.engine.records import EvaluationRecord, StepRecord, preserve_rng_state
+from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.engine.step import StepAverager, average_records, evaluation_scalars, samples_per_s
+from sightline.instrument.random_state import preserve_random_state
 
 
 class TensorBoard:
@@ -163,7 +164,7 @@ class Wandb:
 
     def _write(self, step: int, split: str, numbers: Mapping[str, float], pictures: Sequence[Picture] = ()) -> None:
         self._assert_own()
-        with preserve_rng_state():
+        with preserve_random_state():
             if self._run is None:
                 self._run = self._start()
             values: dict[str, Any] = {f"{split}/{name}": value for name, value in numbers.items()}

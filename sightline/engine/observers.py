@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from sightline.contract.errors import escape_to_one_line
-from sightline.engine.records import EvaluationRecord, StepRecord, preserve_rng_state
+from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.engine.step import StepAverager, average_records, evaluation_scalars, format_rate, samples_per_s
+from sightline.instrument.random_state import preserve_random_state
 from sightline.runs.atomic_files import assert_appendable, disk_failure
 
 if TYPE_CHECKING:
@@ -363,21 +364,21 @@ class _LiveDisplay:
         self._stream = stream
         self._bar: Bar | None = None
 
-    @preserve_rng_state()
+    @preserve_random_state()
     def show(self, record: StepRecord, pace: Pace) -> None:
         fields = _format_fields(record, pace)
         if self._bar is None:
             self._bar = _start_bar(self._stream, record, fields)
         self._bar.update(self._bar.task_ids[0], completed=record.step, refresh=True, **fields)
 
-    @preserve_rng_state()
+    @preserve_random_state()
     def write(self, line: str) -> None:
         if self._bar is None:
             self._stream.write(line + "\n")
         else:
             self._bar.console.print(line, markup=False, highlight=False)
 
-    @preserve_rng_state()
+    @preserve_random_state()
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()

@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
-
-import numpy as np
-import torch
+from typing import Literal, Protocol
 
 from sightline.config import RunConfig
 from sightline.contract import schema
@@ -22,6 +18,7 @@ from sightline.contract.errors import ConfigError, LostFolderError, RunError
 from sightline.contract.metric import Metric, is_higher_better, make_state
 from sightline.contract.types import SourceLocation
 from sightline.draw.pictures import Picture
+from sightline.instrument.random_state import preserve_random_state
 
 logger = logging.getLogger(__name__)
 
@@ -104,11 +101,11 @@ class Observers:
         self._notify(lambda observer: observer.on_step(record))
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
-        with preserve_rng_state():
+        with preserve_random_state():
             self._notify(lambda observer: observer.on_evaluation(record))
 
     def on_end(self, reason: str) -> None:
-        with preserve_rng_state():
+        with preserve_random_state():
             self._active.reverse()
             self._notify(lambda observer: observer.on_end(reason))
 
@@ -136,26 +133,8 @@ class Observers:
             " ".join(str(error).split()),
             extra={"code": "observer-failed"},
         )
-        with suppress(Exception), preserve_rng_state():  # it failed already: only a chance to release resources
+        with suppress(Exception), preserve_random_state():  # it failed already: only a chance to release resources
             observer.on_end("failed")
-
-
-@contextmanager
-def preserve_rng_state() -> Iterator[None]:
-    """Put the global random states of Python, NumPy and PyTorch back, those of GPUs if this process uses them."""
-    states: tuple[Any, dict[str, Any], torch.Tensor] = (
-        random.getstate(),
-        np.random.get_state(legacy=False),
-        torch.get_rng_state(),
-    )
-    of_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        torch.cuda.set_rng_state_all(of_gpus)
 
 
 Mode = Literal["max", "min"]

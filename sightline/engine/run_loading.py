@@ -25,8 +25,8 @@ from sightline.engine import build
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
-from sightline.engine.records import preserve_rng_state
 from sightline.engine.train import Task
+from sightline.instrument.random_state import preserve_random_state
 from sightline.runs import checkpoint as trained_weights
 from sightline.runs.run_files import RunFiles, is_run
 from sightline.runs.weights import load_weights
@@ -242,7 +242,7 @@ def open_trained(
     damaged checkpoint.
     """
     files = RunFiles(Path(path))
-    with preserve_rng_state():
+    with preserve_random_state():
         run = open_run(files, checkpoint=str(checkpoint), plugins=[Path(plugin) for plugin in plugins])
         for line in run.notes:
             logger.warning("%s", line)

@@ -25,7 +25,7 @@ from sightline.contract.types import DataInfo
 from sightline.engine.build import build_model
 from sightline.engine.device import Precision, seed_everything
 from sightline.engine.distributed import World
-from sightline.engine.records import preserve_rng_state
+from sightline.instrument.random_state import preserve_random_state
 from sightline.ops.voxels import Axes
 from sightline.published import recipe
 from sightline.published.files import PublishedFile, make_meta_model, read_source
@@ -94,7 +94,7 @@ def convert_published_weights(
     notes += recipe.list_differences(config, published, info, is_own=config_path is not None)
     facts = {**info.facts, **recipe.collect_transform_facts(config, info)}
     recipe.assert_same_counts(counts, facts, config, published, file)
-    with preserve_rng_state():
+    with preserve_random_state():
         seed_everything(config.seed)
         model = build_model(config, {**facts, **counts}, World())
     _load_weights(model, weights, layout, file, absent_module)

@@ -25,7 +25,7 @@ from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, UserError, join_some
 from sightline.contract.regular_files import check_regular_file
 from sightline.contract.types import ComponentConfig
-from sightline.engine.records import preserve_rng_state
+from sightline.instrument.random_state import preserve_random_state
 from sightline.published.rows import PublishedLayout, list_layouts, model_arguments, nest_paths, read_layout
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "base_model", "net", "network", "weights")
@@ -148,7 +148,7 @@ def darknet_shapes(layout: str, num_classes: int) -> Iterator[tuple[str, torch.S
 def make_meta_model(layout: PublishedLayout, **facts: int) -> nn.Module:
     """Build a layout's model for these facts on the meta device, with the authors' arguments."""
     block = ComponentConfig(layout.model, nest_paths(model_arguments(layout)))
-    with preserve_rng_state(), torch.device("meta"):
+    with preserve_random_state(), torch.device("meta"):
         model: nn.Module = registry.models.build(block, facts=facts)
     return model
 

@@ -30,8 +30,8 @@ from sightline.contract.types import SourceLocation
 from sightline.engine.build import build_losses
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.optimizers import ModuleRate, OptimizerSpec, format_module_rates
-from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import open_run
+from sightline.instrument.random_state import preserve_random_state
 from sightline.published.rows import list_layouts, list_names
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.run_directory import write_document
@@ -87,7 +87,7 @@ def _find_rates(config: RunConfig, path: Path) -> tuple[ModuleRate, ...]:
     if not recipe.has_module_rates:
         return ()
     try:
-        with preserve_rng_state():
+        with preserve_random_state():
             run = open_run(path, config=config)
             model = run.untrained_model()
             losses = LearntLosses(build_losses(config, run.facts, run.world))

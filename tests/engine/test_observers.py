@@ -20,8 +20,9 @@ import torch
 from sightline.contract.errors import RunError
 from sightline.engine.loggers import TensorBoard
 from sightline.engine.observers import EpochTimes, MetricsLog, Pace, Progress, TrainLog, wants_live
-from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord, StopRun, preserve_rng_state
+from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord, StopRun
 from sightline.engine.step import average_records, format_rate
+from sightline.instrument.random_state import preserve_random_state
 from tests.cases import run_each
 from tests.engine.told import Lines, evaluation, random_states, step
 
@@ -96,7 +97,7 @@ def test_a_fault_of_an_observer_that_may_stop_is_still_only_a_fault(caplog: pyte
 
 def test_random_states_are_put_back() -> None:
     before = random_states()
-    with contextlib.suppress(ZeroDivisionError), preserve_rng_state():
+    with contextlib.suppress(ZeroDivisionError), preserve_random_state():
         _ = random.random(), np.random.rand(), torch.rand(1)
         assert random_states() != before
         raise ZeroDivisionError
@@ -108,7 +109,7 @@ def test_random_states_of_gpus_are_put_back(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [*states])
     monkeypatch.setattr(torch.cuda, "set_rng_state_all", lambda kept: states.__setitem__(slice(None), kept))
-    with contextlib.suppress(ZeroDivisionError), preserve_rng_state():
+    with contextlib.suppress(ZeroDivisionError), preserve_random_state():
         states[:] = [torch.tensor([9], dtype=torch.uint8)] * 2  # as dropout on both would
         raise ZeroDivisionError
     assert [state.tolist() for state in states] == [[0], [1]]

@@ -12,32 +12,17 @@ import importlib
 import inspect
 import pkgutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-import torch
-
-from sightline.contract.errors import summarise_error
-from sightline.doctor.subject import Subject, preserve_random_state
+from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.subject import Subject
 
 _FIRST = "passed"
 """Measurement that runs the first batch; those that cost passes are afforded by its time."""
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-class NotApplicableError(Exception):
-    """A question that this subject does not have, with the reason in a few words: `no labels of classes`."""
-
-
-class MissingError(Exception):
-    """Evidence that is missing: it does not `apply`, it `failed`, or it would have `cost` more than the budget."""
-
-    def __init__(self, kind: Literal["apply", "failed", "cost"], reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -82,28 +67,21 @@ def import_all(package: str) -> None:
 
 @dataclass
 class Evidence:
-    """Measurements of one subject, made on first use, within a budget of processor time.
+    """Measurements of one subject, made on first use, within a budget of processor time."""
 
-    `given` are values that are known without a measurement, as those of a live loop, which has no subject unless its
-    loss and its loader are given.
-    """
-
-    subject: Subject | None
+    subject: Subject
     budget_s: float
-    given: Mapping[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     _values: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         import_all(__name__)
-        nobody = MissingError("apply", "no loss and batches that can be asked")
-        self._values |= {"subject": self.subject or nobody, **self.given}
+        self._values["subject"] = self.subject
 
     def get(self, name: str) -> Any:
         """Return a measurement. Raises MissingError where it does not apply, has failed, or is not afforded."""
         if name not in self._values:
-            known = name in MEASUREMENTS
-            self._values[name] = self._run(MEASUREMENTS[name]) if known else MissingError("apply", f"no {name}")
+            self._values[name] = self._run(MEASUREMENTS[name])
         value = self._values[name]
         if isinstance(value, MissingError):
             raise value
@@ -125,7 +103,7 @@ class Evidence:
 
     def _list_open(self, names: tuple[str, ...]) -> Iterator[str]:
         for name in names:
-            if name not in self._values and name in MEASUREMENTS:
+            if name not in self._values:
                 yield name
                 yield from self._list_open(MEASUREMENTS[name].reads)
 
@@ -145,18 +123,3 @@ class Evidence:
         value = attempt(measurement.name, measurement.run, read)
         self.seconds[measurement.name] = time.process_time() - started
         return value
-
-
-def attempt(name: str, run: Callable[..., Any], read: Mapping[str, Any]) -> Any:
-    """Ask a question; return the answer, or a MissingError with the reason why there is none.
-
-    The one place where any error of a user's parts is taken: models, losses, sets and the numbers in them may be of
-    any kind. Random states are put back.
-    """
-    try:
-        with preserve_random_state(), torch.enable_grad():
-            return run(**read)
-    except NotApplicableError as reason:
-        return MissingError("apply", str(reason))
-    except Exception as error:  # noqa: BLE001 - kept as the reason, which reaches the verdict
-        return MissingError("failed", f"{name}: {summarise_error(error, max_length=160)}")

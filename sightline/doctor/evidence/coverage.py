@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves, tree_leaves, tree_map
+from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.autograd_graph import iter_nodes
-from sightline.doctor.evidence import NotApplicableError, measure
+from sightline.doctor.evidence import measure
 from sightline.doctor.objects import iter_reachable
-from sightline.doctor.subject import Pass, Subject, seed_all
+from sightline.doctor.subject import Pass, Subject
+from sightline.instrument.random_state import seed_all
 
 _MAX_ASKED = 8
 

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves, tree_map
+from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.autograd_graph import last_operation
-from sightline.doctor.evidence import NotApplicableError, measure
+from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.passes import Slope
-from sightline.doctor.subject import Pass, Subject, seed_all
+from sightline.doctor.subject import Pass, Subject, replace_leaf
+from sightline.instrument.random_state import seed_all
 
 _MIN_PLACES = 8
 _SCORES = (0.01, 4.0, 30.0, 1000.0)
@@ -30,26 +32,18 @@ def value_of(subject: Subject, passed: Pass, outputs: dict[str, Tensor], target:
 
 
 @measure(passes=0.5)
-def direct_slopes(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Slope]:
+def slopes(subject: Subject, passed: Pass) -> list[Slope]:
     """Gradient of the loss at each output by itself: without that which comes through outputs computed from it."""
-    outputs = {slope.path: slope.output.clone().requires_grad_() for slope in slopes}
+    outputs = {path: t.detach().clone().requires_grad_() for path, t in dense_leaves(passed.outputs) if t.requires_grad}
     value = value_of(subject, passed, dict(outputs))
-    if not value.requires_grad:
+    if not outputs or not value.requires_grad:
         raise NotApplicableError("the loss is not a function of outputs")
     gradients = torch.autograd.grad(value, list(outputs.values()), allow_unused=True)
-    found = [
-        Slope(slope.path, slope.output, gradient)
-        for slope, gradient in zip(slopes, gradients, strict=True)
-        if gradient is not None
-    ]
+    pairs = zip(outputs.items(), gradients, strict=True)
+    found = [Slope(path, output.detach(), gradient) for (path, output), gradient in pairs if gradient is not None]
     if not found:
         raise NotApplicableError("the loss is not a function of outputs")
     return found
-
-
-def replace_leaf(tree: object, path: str, new: Tensor) -> object:
-    """Replace one tensor of a tree, by its path."""
-    return tree_map(tree, lambda other, tensor: new if other == path else tensor)
 
 
 class Labelled(NamedTuple):
@@ -108,10 +102,10 @@ class Labelled(NamedTuple):
 
 
 @measure()
-def labelled(passed: Pass, direct_slopes: list[Slope]) -> list[Labelled]:
+def labelled(passed: Pass, slopes: list[Slope]) -> list[Labelled]:
     """Find which labels of the target belong to which output, and how the loss shifts them."""
     found = []
-    for slope in direct_slopes:
+    for slope in slopes:
         candidates = [
             each
             for path, target in dense_leaves(passed.batch.target)
@@ -222,11 +216,11 @@ class Free(NamedTuple):
 
 
 @measure(passes=30)
-def free(subject: Subject, passed: Pass, direct_slopes: list[Slope]) -> Free:
+def free(subject: Subject, passed: Pass, slopes: list[Slope]) -> Free:
     """Optimise the outputs of the batch without a network: each number by itself, in any unit."""
-    if sum(slope.output.numel() for slope in direct_slopes) < 2:
+    if sum(slope.output.numel() for slope in slopes) < 2:
         raise NotApplicableError("the output is one number")
-    outputs = {slope.path: slope.output.clone().requires_grad_() for slope in direct_slopes}
+    outputs = {slope.path: slope.output.clone().requires_grad_() for slope in slopes}
     optimizer = torch.optim.Rprop(outputs.values(), lr=0.01, step_sizes=(1e-7, 1e6))
     values: list[float] = []
     ends = time.process_time() + _MAX_S
@@ -242,16 +236,16 @@ def free(subject: Subject, passed: Pass, direct_slopes: list[Slope]) -> Free:
     span = max(values[0] - values[-1], 1e-12)
     recent = values[-1 - len(values) // 5]
     is_converged = len(values) == _MAX_STEPS and abs(recent - values[-1]) <= 2e-3 * span
-    growth = 0.0 if is_converged else _measure_growth(subject, passed, direct_slopes, found)
+    growth = 0.0 if is_converged else _measure_growth(subject, passed, slopes, found)
     return Free(values[0], values[-1], found, is_converged, growth)
 
 
-def _measure_growth(subject: Subject, passed: Pass, direct_slopes: list[Slope], found: dict[str, Tensor]) -> float:
+def _measure_growth(subject: Subject, passed: Pass, slopes: list[Slope], found: dict[str, Tensor]) -> float:
     """Compare the gain at 10 and at 100 times the spread of the outputs, along the way to the best ones."""
-    ways = {slope.path: (found[slope.path] - slope.output).nan_to_num() for slope in direct_slopes}
+    ways = {slope.path: (found[slope.path] - slope.output).nan_to_num() for slope in slopes}
     length = max(float(way.abs().max()) for way in ways.values()) or 1.0
     start, *gains = (
-        float(value_of(subject, passed, {s.path: s.output + ways[s.path] * (far / length) for s in direct_slopes}))
+        float(value_of(subject, passed, {s.path: s.output + ways[s.path] * (far / length) for s in slopes}))
         for far in (0.0, 10.0, 30.0)
     )
     near, far = (start - value for value in gains)
@@ -370,13 +364,13 @@ def certain_places(subject: Subject, passed: Pass, labelled: list[Labelled]) -> 
 
 @measure(passes=1)
 def best_numbers(
-    subject: Subject, passed: Pass, direct_slopes: list[Slope], free: Free
+    subject: Subject, passed: Pass, slopes: list[Slope], free: Free
 ) -> list[tuple[str, Tensor, Tensor, float, float]]:
     """Best free outputs beside the target of their shape, flat, where both count; the loss at the target, and there."""
     if not free.is_converged:
         raise NotApplicableError("best free outputs not reached")
     found = []
-    for slope in direct_slopes:
+    for slope in slopes:
         for _, target in dense_leaves(passed.batch.target):
             is_match = target.is_floating_point() and target.squeeze().shape == slope.output.squeeze().shape
             if not is_match or target.numel() < _MIN_PLACES or len(target.unique()) < 4:
@@ -410,10 +404,10 @@ class Shares(NamedTuple):
 
 
 @measure(passes=20)
-def soft_targets(subject: Subject, passed: Pass, direct_slopes: list[Slope]) -> list[Shares]:
+def soft_targets(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Shares]:
     """Put the logarithms of target shares, by any temperature, in place of an output; ask each addend's gradient."""
     found = []
-    for slope in direct_slopes:
+    for slope in slopes:
         for path, target in dense_leaves(passed.batch.target):
             is_shares = target.shape == slope.output.shape and target.is_floating_point() and target.ndim > 1
             if not is_shares or bool((target < 0).any()) or float((target.sum(1) - 1).abs().max()) > 1e-3:

@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves
-from sightline.doctor.evidence import NotApplicableError, measure
+from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.evidence import measure
 from sightline.doctor.subject import Pass, Subject
 
 _NUM_STEPS = 6
 
 
 @measure()
-def bad_numbers(passed: Pass) -> list[tuple[str, int, int]]:
-    """List what is not finite of the loss, where the inputs are: the path, how many of how many."""
+def is_finite(passed: Pass) -> bool:
+    """Ask whether the loss of finite inputs is finite."""
     if any(t.is_floating_point() and not bool(t.isfinite().all()) for _, t in dense_leaves(passed.batch.inputs)):
         raise NotApplicableError("inputs are not finite")
     if not any(t.numel() for _, t in dense_leaves(passed.batch.inputs)):
         raise NotApplicableError("a batch of no samples")
-    leaves = [("the loss", passed.value)]
-    return [(path, int((~t.isfinite()).sum()), t.numel()) for path, t in leaves if not bool(t.isfinite().all())]
+    return bool(passed.value.isfinite())
 
 
 class Move(NamedTuple):

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves
-from sightline.doctor.evidence import NotApplicableError, measure
-from sightline.doctor.subject import Pass, Subject, seed_all
+from sightline.doctor.evidence import measure
+from sightline.doctor.subject import Pass, Subject
 from sightline.instrument import InterceptedOperators
+from sightline.instrument.random_state import seed_all
 
 
 @measure()
@@ -25,20 +26,6 @@ class Slope(NamedTuple):
     path: str
     output: Tensor
     gradient: Tensor
-
-
-@measure(passes=0.2)
-def slopes(passed: Pass) -> list[Slope]:
-    """Gradient of the loss at each output that it reads."""
-    outputs = [(path, t) for path, t in dense_leaves(passed.outputs) if t.requires_grad]
-    if not outputs or not passed.value.requires_grad:
-        raise NotApplicableError("no gradient from the loss to the outputs")
-    gradients = torch.autograd.grad(passed.value, [t for _, t in outputs], retain_graph=True, allow_unused=True)
-    return [
-        Slope(path, output.detach(), gradient)
-        for (path, output), gradient in zip(outputs, gradients, strict=True)
-        if gradient is not None
-    ]
 
 
 class Repeat(NamedTuple):

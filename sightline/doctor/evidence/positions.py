@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves, tree_map
-from sightline.doctor.evidence import NotApplicableError, measure
-from sightline.doctor.subject import Batch, Subject, count_samples, seed_all, take_rows
+from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.evidence import measure
+from sightline.doctor.subject import Batch, Subject, count_samples, replace_leaf, take_rows
+from sightline.instrument.random_state import seed_all
 
 _BOUND = 1e-3
 """Share of the spread of an output beyond which it has moved; float32 sums differ by 1e-6."""
@@ -157,14 +159,16 @@ def padded_steps(subject: Subject) -> PaddedSteps:
         donor = steps[lengths.argmax()][None]
         if has_mask:
             places = ~is_true[row].reshape(1, -1, *[1] * (steps.ndim - 2))
-            other = _answer(subject, model, _replace(alone, path, torch.where(places, donor, _get_leaf(alone, path))))
+            other = _answer(
+                subject, model, replace_leaf(alone, path, torch.where(places, donor, _get_leaf(alone, path)))
+            )
         else:
             cut = _cut(alone, steps.shape[1], length)
             other = _answer(subject, model, cut)
         changed = _get_leaf(alone, path).clone()
         changed[:, 0] = donor[:, 1]
         changed[:, 1] = donor[:, 2]
-        last = _answer(subject, model, _replace(alone, path, changed))
+        last = _answer(subject, model, replace_leaf(alone, path, changed))
         reached += list(_list_reached(first, other, length, 0))
         is_read |= bool(list(_list_reached(first, last, length, 2)))
     if not rows:
@@ -178,10 +182,6 @@ def _get_leaf(inputs: Any, path: str) -> Tensor:
 
 def _cut(inputs: Any, size: int, length: int) -> Any:
     return tree_map(inputs, lambda _, t: t[:, :length] if t.ndim > 1 and t.shape[1] == size else t)
-
-
-def _replace(inputs: Any, path: str, tensor: Tensor) -> Any:
-    return tree_map(inputs, lambda name, old: tensor if name == path else old)
 
 
 def _list_reached(first: dict[str, Tensor], other: dict[str, Tensor], length: int, start: int) -> Iterator[Reach]:
@@ -239,10 +239,9 @@ def _list_columns(batch: Batch) -> Iterator[str]:
         if target.ndim not in (1, 2, 3, 4) or len(target) < 4 or len(target.unique()) < 2:
             continue
         for path, values in dense_leaves(batch.inputs):
-            if values.ndim > 1 and values.shape[1] > 1 and values.ndim in (2, 4):
-                columns = list(values.unbind(1))
-            else:
+            if values.ndim not in (2, 4) or values.shape[1] < 2:
                 continue
+            columns = values.unbind(1)
             flat = target.squeeze(1) if target.ndim > 1 and target.shape[1] == 1 else target
             if flat.numel() >= 16:
                 for place, column in enumerate(columns):

@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 from torch.utils.data._utils import worker as torch_worker
 
-from sightline.contract.pytree import is_dense, tree_children, tree_leaves
+from sightline.contract.pytree import is_dense, tree_children, tree_leaves, tree_map
+from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.batches import BatchForm
-from sightline.doctor.evidence import NotApplicableError, measure
-from sightline.doctor.objects import find_generators, find_read_values, iter_reachable, preserve_generators
+from sightline.doctor.evidence import measure
+from sightline.doctor.objects import find_read_generators, iter_reachable, preserve_generators
 from sightline.doctor.subject import Batch, Subject
+from sightline.instrument.random_state import seed_all
 
 _MAX_READ_S, _MAX_READING_S = 0.25, 0.5
 _NUM_ITEMS, _NUM_READS, _NUM_LABELS, _NUM_COLLATED, _MAX_DRAWN = 6, 8, 400, 12, 20_000
@@ -42,7 +44,7 @@ class Source:
 
     def read(self, index: int, seed: int) -> Batch:
         """Read a sample after the global random generators have been seeded."""
-        seed_fast(seed)
+        seed_all(seed)
         return Batch(*self.form.split(self.loader.dataset[index]))
 
     def spread(self, count: int) -> list[int]:
@@ -52,20 +54,20 @@ class Source:
 
     def iter_timed(self, indices: Sequence[int]) -> Iterator[int]:
         """Yield the indices until the time for reading is over."""
-        end = time.process_time() + _MAX_READING_S
-        return itertools.takewhile(lambda _: time.process_time() < end, indices)
+        end = time.perf_counter() + _MAX_READING_S  # waiting included
+        return itertools.takewhile(lambda _: time.perf_counter() < end, indices)
 
     def generators(self) -> list[Any]:
         """Return the random generators of the loader and of what the data set reads; not the global ones."""
-        method = getattr(type(self.loader.dataset), "__getitem__", None)
-        return find_generators(self.loader, dict(find_read_values(method)))
+        return find_read_generators(self.loader)
 
-
-def seed_fast(seed: int) -> None:
-    """Seed the global random generators, those of GPUs left out: it takes a hundredth of the time."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
+    def list_samples(self, count: int) -> list[Any]:
+        """List up to `count` samples as `collate_fn` gets them, each after the same seed."""
+        samples = []
+        for index in self.spread(count):
+            seed_all(_SEED)
+            samples.append(self.loader.dataset[index])
+        return samples
 
 
 def list_leaves(tree: Any) -> list[Tensor]:
@@ -190,7 +192,7 @@ def worker_seeds(source: Source) -> WorkerSeeds:
         for seed in (_SEED, _SEED + 1):
             known = {"id": 0, "num_workers": loader.num_workers, "seed": seed, "dataset": copy.copy(loader.dataset)}
             torch_worker._worker_info = torch_worker.WorkerInfo(**known)
-            seed_fast(seed)
+            seed_all(seed)
             prepare(0)
             numbers.append(draw_numbers())
     finally:
@@ -198,7 +200,7 @@ def worker_seeds(source: Source) -> WorkerSeeds:
     is_read = set()
     with preserve_generators(source.generators()):
         for index in source.spread(3):
-            seed_fast(_SEED)
+            seed_all(_SEED)
             expected = draw_numbers()
             source.read(index, _SEED)
             is_read |= {name for name, number in draw_numbers().items() if number != expected[name]}
@@ -214,7 +216,7 @@ def epochs(source: Source) -> list[list[int]]:
     parts = (source.loader.dataset, getattr(sampler, "data_source", None))
     drawn, copied = [], copy.deepcopy(sampler, {id(part): part for part in parts})
     for seed in (_SEED, _SEED + 1):
-        seed_fast(seed)
+        seed_all(seed)
         drawn.append([int(index) for index in itertools.islice(copied, _MAX_DRAWN)])
     return drawn
 
@@ -249,14 +251,11 @@ def collations(source: Source) -> list[dict[bytes, bytes]]:
     collate = getattr(source.loader, "collate_fn", None)
     if collate is None or getattr(source.loader, "batch_size", None) is None:
         raise NotApplicableError("no collate of samples")
-    indices, tables = source.spread(_NUM_COLLATED), []
+    tables = []
     with preserve_generators(source.generators()):
-        samples = []
-        for index in indices:
-            seed_fast(_SEED)
-            samples.append(source.loader.dataset[index])
+        samples = source.list_samples(_NUM_COLLATED)
         for order, seed in ((samples, 0), (samples, 1), (samples[::-1], 1), ([*samples[5:], *samples[:5]], 1)):
-            seed_fast(_SEED + seed)
+            seed_all(_SEED + seed)
             batch = Batch(*source.form.split(collate(copy.deepcopy(order))))
             tables.append(_list_pairs(batch, len(samples)))
     return tables
@@ -274,22 +273,18 @@ def _list_pairs(batch: Batch, size: int) -> dict[bytes, bytes]:
 
 
 class Padded(NamedTuple):
-    """Target of a batch whose samples are of several lengths, and its places beyond the end of a sample."""
+    """Target of samples of several lengths: its places beyond their ends, and those with a gradient."""
 
-    batch: Batch
     target: Tensor
     is_padded: Tensor
+    is_counted: Tensor
 
 
-@measure()
-def padded(source: Source) -> Padded:
-    """Collate samples of several lengths; the places of the target that no sample has filled."""
-    indices = source.spread(_NUM_COLLATED)
+@measure(passes=1)
+def padded(source: Source, subject: Subject) -> Padded:
+    """Collate samples of several lengths; find the places that no sample has filled, and that the loss counts."""
     with preserve_generators(source.generators()):
-        samples = []
-        for index in indices:
-            seed_fast(_SEED)
-            samples.append(source.loader.dataset[index])
+        samples = source.list_samples(_NUM_COLLATED)
         leaves = [list_leaves(source.form.split(sample)[1]) for sample in samples]
         batch = Batch(*source.form.split(source.loader.collate_fn(copy.deepcopy(samples))))
     targets = [tensor for _, tensor in tree_leaves(batch.target)]
@@ -302,7 +297,21 @@ def padded(source: Source) -> Padded:
     if any(not torch.equal(target[row, :n].cpu(), leaves[row][0]) for row, n in enumerate(lengths)):
         raise NotApplicableError("samples that collate edits")
     is_padded = torch.arange(target.shape[1]) >= torch.tensor(lengths)[:, None]
-    return Padded(batch, target, is_padded)
+    return Padded(target, is_padded, _list_counted(subject, batch, target))
+
+
+def _list_counted(subject: Subject, batch: Batch, target: Tensor) -> Tensor:
+    """Return the places of a sequence of targets at whose outputs the loss has a gradient."""
+    device = next((parameter.device for parameter in subject.model.parameters()), torch.device("cpu"))
+    passed = subject.run(subject.copy("train"), Batch(*tree_map(tuple(batch), lambda _, t: t.to(device))))
+    if not isinstance(passed.outputs, Tensor) or not passed.outputs.requires_grad:
+        raise NotApplicableError("outputs of another form than one tensor")
+    (gradient,) = torch.autograd.grad(passed.value, [passed.outputs])
+    axis = 1 if gradient.ndim == 3 and gradient.shape[2:] == target.shape[1:] else gradient.ndim - 1
+    at_places = gradient.abs().sum(dim=axis) if gradient.ndim == 3 else gradient.abs()
+    if at_places.shape != target.shape:
+        raise NotApplicableError("outputs that are no sequence")
+    return (at_places > 0).cpu()
 
 
 class Split(NamedTuple):

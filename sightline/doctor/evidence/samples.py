@@ -5,48 +5,35 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sightline.contract.pytree import dense_leaves, tree_map
-from sightline.doctor.evidence import NotApplicableError, measure
-from sightline.doctor.evidence.losses import Labelled, replace_leaf, value_of
+from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.evidence import measure
+from sightline.doctor.evidence.losses import Labelled, value_of
 from sightline.doctor.evidence.passes import Slope
-from sightline.doctor.subject import Pass, Subject, count_samples, seed_all, take_rows
+from sightline.doctor.subject import Pass, Subject, count_samples, replace_leaf, take_rows
+from sightline.instrument import InterceptedOperators
+from sightline.instrument.random_state import seed_all
 
 _MAX_S, _MIN_STEPS, _MAX_STEPS = 1.0, 20, 400
 _NUM_EXCHANGES = 40
 
 
 @measure()
-def num_samples(passed: Pass, direct_slopes: list[Slope]) -> int:
+def num_samples(passed: Pass, slopes: list[Slope]) -> int:
     """Count the samples of a batch whose tensors all have a row for each."""
     num = count_samples(passed.batch)
-    if num < 3 or any(slope.output.ndim == 0 or len(slope.output) != num for slope in direct_slopes):
+    if num < 3 or any(slope.output.ndim == 0 or len(slope.output) != num for slope in slopes):
         raise NotApplicableError("batches without a row for each sample")
     return num
 
 
-class Broadcasts(TorchDispatchMode):
-    """Mode that collects products and differences of a column (B, 1) and a row (B,), which give (B, B)."""
-
-    _NAMES = frozenset("add sub mul div pow where mse_loss smooth_l1_loss huber_loss".split())
-
-    def __init__(self, num: int) -> None:
-        super().__init__()
-        self.num, self.found = num, list[tuple[int, ...]]()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = function(*args, **(kwargs or {}))
-        shapes = [tuple(each.shape) for each in args if isinstance(each, Tensor)]
-        if function.overloadpacket.__name__.strip("_") in self._NAMES and len(shapes) > 1:
-            rows = any(shape == (self.num,) for shape in shapes)
-            if rows and any(shape == (self.num, 1) for shape in shapes):
-                self.found.append((self.num, self.num))
-        return result
+_BROADCAST = frozenset("add sub mul div pow where mse_loss smooth_l1_loss huber_loss".split())
+"""Operators that take a column (B, 1) and a row (B,), and give (B, B)."""
 
 
 class Exchange(NamedTuple):
@@ -66,14 +53,21 @@ class Pairing(NamedTuple):
 
 
 @measure(passes=3)
-def pairing(subject: Subject, passed: Pass, num_samples: int, direct_slopes: list[Slope]) -> Pairing:
+def pairing(subject: Subject, passed: Pass, num_samples: int, slopes: list[Slope]) -> Pairing:
     """Give each leaf of the target to other samples, and look for broadcasts of samples against samples."""
-    mode = Broadcasts(num_samples)
-    target = passed.batch.target
+    target, num_found = passed.batch.target, 0
+
+    def run(operator: Any, args: Any, kwargs: Any) -> Any:
+        nonlocal num_found
+        shapes = {tuple(each.shape) for each in args if isinstance(each, Tensor)}
+        is_known = operator.overloadpacket.__name__.strip("_") in _BROADCAST
+        num_found += is_known and {(num_samples,), (num_samples, 1)} <= shapes
+        return operator(*args, **kwargs)
+
     with torch.no_grad():
-        with mode:
+        with InterceptedOperators(run):
             value = float(value_of(subject, passed, {}))
-        if not mode.found:
+        if not num_found:
             return Pairing(0, [])
         order = torch.arange(num_samples).roll(1)
         found = []
@@ -84,14 +78,14 @@ def pairing(subject: Subject, passed: Pass, num_samples: int, direct_slopes: lis
             ]
             if leaf.ndim and not torch.equal(leaf[order], leaf):
                 found.append(Exchange(path, value, values[0], values[1]))
-    return Pairing(len(mode.found), found)
+    return Pairing(num_found, found)
 
 
 @measure(passes=1)
-def is_separable(subject: Subject, passed: Pass, num_samples: int, direct_slopes: list[Slope]) -> bool:
+def is_separable(subject: Subject, passed: Pass, num_samples: int, slopes: list[Slope]) -> bool:
     """Change the outputs of all samples but the first: is the gradient at the first what it was?"""
     outputs = {}
-    for slope in direct_slopes:
+    for slope in slopes:
         changed = slope.output.roll(1, 0) * 1.5
         changed[0] = slope.output[0]
         outputs[slope.path] = changed.requires_grad_()
@@ -99,7 +93,7 @@ def is_separable(subject: Subject, passed: Pass, num_samples: int, direct_slopes
     gradients = torch.autograd.grad(value, list(outputs.values()), allow_unused=True)
     return all(
         gradient is not None and torch.allclose(gradient[0], slope.gradient[0], rtol=1e-3, atol=1e-8)
-        for gradient, slope in zip(gradients, direct_slopes, strict=True)
+        for gradient, slope in zip(gradients, slopes, strict=True)
     )
 
 
@@ -113,10 +107,10 @@ class Doubled(NamedTuple):
 
 
 @measure(passes=1)
-def doubled(subject: Subject, passed: Pass, num_samples: int, direct_slopes: list[Slope]) -> list[Doubled]:
+def doubled(subject: Subject, passed: Pass, num_samples: int, slopes: list[Slope]) -> list[Doubled]:
     """Give the loss each sample twice: gradients of a mean over samples halve, those of a sum stay."""
     twice = torch.arange(num_samples).repeat(2)
-    outputs = {slope.path: take_rows(slope.output, twice).requires_grad_() for slope in direct_slopes}
+    outputs = {slope.path: take_rows(slope.output, twice).requires_grad_() for slope in slopes}
     rest = tree_map(
         passed.outputs,
         lambda path, t: (
@@ -131,7 +125,7 @@ def doubled(subject: Subject, passed: Pass, num_samples: int, direct_slopes: lis
     value = subject.evaluate(rest, take_rows(passed.batch.target, twice))
     gradients = torch.autograd.grad(value, list(outputs.values()), allow_unused=True)
     found = []
-    for slope, gradient in zip(direct_slopes, gradients, strict=True):
+    for slope, gradient in zip(slopes, gradients, strict=True):
         is_counted = slope.gradient.abs() > 1e-6 * slope.gradient.abs().max()
         if gradient is None or not bool(is_counted.any()):
             continue
@@ -152,12 +146,12 @@ class Padding(NamedTuple):
 
 
 @measure()
-def padding(passed: Pass, num_samples: int, direct_slopes: list[Slope]) -> list[Padding]:
+def padding(passed: Pass, num_samples: int, slopes: list[Slope]) -> list[Padding]:
     """Find inputs whose rows end in one token, or in zeros, at different lengths, and what of the outputs counts."""
     found = []
     for path, leaf in dense_leaves(passed.batch.inputs):
         lengths = _find_lengths(leaf)
-        for slope in direct_slopes if lengths is not None else ():
+        for slope in slopes if lengths is not None else ():
             axis = next((a for a in (1, 2) if slope.output.ndim > a and slope.output.shape[a] == leaf.shape[1]), None)
             if lengths is None or axis is None:
                 continue

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves, tree_leaves, tree_map
-from sightline.doctor.evidence import NotApplicableError, measure
+from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.evidence import measure
 from sightline.doctor.subject import Batch, Subject, count_samples
 
 _MAX_READ_S, _MAX_TRAIN_S, _MAX_BATCHES, _MAX_CLASSES = 0.3, 1.0, 40, 64
@@ -113,10 +114,10 @@ def _read(subject: Subject, loader: object, first: Sequence[Batch]) -> Iterator[
         yield from first
         return
     device = first[0].target.device if isinstance(first[0].target, Tensor) else torch.device("cpu")
-    end = time.process_time() + _MAX_READ_S
+    end = time.perf_counter() + _MAX_READ_S
     for batch in itertools.islice(loader, _MAX_BATCHES):  # type: ignore[call-overload]
         yield Batch(*subject.form.split(tree_map(batch, lambda _, tensor: tensor.to(device))))
-        if time.process_time() > end:
+        if time.perf_counter() > end:
             return
 
 

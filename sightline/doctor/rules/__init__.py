@@ -27,7 +27,6 @@ class Rule:
     action: str
     judge: Callable[..., Faults]
     reads: tuple[str, ...]
-    family: str
 
     def find(self, **evidence: Any) -> Iterator[Finding]:
         """Yield the findings of the rule."""
@@ -60,8 +59,7 @@ def rule(code: str, severity: Severity, causes: str, *, holds: str, do: str) -> 
     assert CAUSES.issuperset(names), f"rule '{code}': there are no causes {sorted(set(names) - CAUSES)}"
 
     def declare(judge: Callable[..., Faults]) -> Callable[..., Faults]:
-        family = judge.__module__.rpartition(".")[2]
-        RULES.append(Rule(code, severity, names, holds, do, judge, list_arguments(judge), family))
+        RULES.append(Rule(code, severity, names, holds, do, judge, list_arguments(judge)))
         return judge
 
     return declare

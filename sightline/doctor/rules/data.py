@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import RandomSampler, SequentialSampler, WeightedRandomSampler
 
-from sightline.doctor.evidence import NotApplicableError
+from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence.reading import Padded, Reads, Source, Split, WorkerSeeds, list_leaves, to_bytes
 from sightline.doctor.evidence.statistics import Confusion, Gap, Seams
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
-from sightline.doctor.subject import Batch, Subject
+from sightline.doctor.subject import Batch
 
 _TORCHS = (SequentialSampler, RandomSampler, WeightedRandomSampler)
 _MIN_DRAWN, _MIN_DISTINCT, _MIN_LABELS, _MIN_SHARED_ROWS = 200, 0.05, 48, 8
@@ -453,30 +453,19 @@ def interpolated_labels(seams: list[Seams]) -> Fault | None:
 
 
 @rule(
-    "padding-counted",
+    "padded-points",
     "warning",
     "data.padding data.ignore_handling",
-    holds="no gradient of the loss at places that are only padding",
+    holds="no gradient of the loss at places that collate has filled up",
     do="pad targets with the value that the loss ignores, such as -100, or mask the loss",
 )
-def padding_counted(padded: Padded, subject: Subject) -> Fault | None:
+def padding_counted(padded: Padded) -> Fault | None:
     """Ask whether the loss counts places beyond the end of a sample, that hold a value which is also a label."""
-    filled = padded.target[padded.is_padded]
-    values = filled.unique()
+    values = padded.target[padded.is_padded].unique()
     if len(values) != 1:
         raise NotApplicableError("padding of several values")
-    passed = subject.run(subject.copy("train"), padded.batch)
-    outputs = passed.outputs
-    if not isinstance(outputs, Tensor) or not outputs.requires_grad:
-        raise NotApplicableError("outputs of another form than one tensor")
-    (gradient,) = torch.autograd.grad(passed.value, [outputs])
-    axis = 1 if gradient.ndim == 3 and gradient.shape[2:] == padded.target.shape[1:] else gradient.ndim - 1
-    at_places = gradient.abs().sum(dim=axis) if gradient.ndim == 3 else gradient.abs()
-    if at_places.shape != padded.is_padded.shape:
-        raise NotApplicableError("outputs that are no sequence")
-    counted = int((at_places[padded.is_padded] > 0).sum())
-    real = padded.target[~padded.is_padded]
-    if not counted or not bool((real == values[0]).any()):
+    counted = int((padded.is_counted & padded.is_padded).sum())
+    if not counted or not bool((padded.target[~padded.is_padded] == values[0]).any()):
         return None
     return Fault(
         f"the loss counts {counted} places that are only padding, as label {values[0].item():g}",

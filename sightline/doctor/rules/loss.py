@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves
-from sightline.doctor.evidence import NotApplicableError
+from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence.losses import SHARES, Addend, Certain, Free, Labelled, Shares
 from sightline.doctor.evidence.passes import Slope
 from sightline.doctor.finding import Fault
@@ -63,9 +63,9 @@ def addend_direction(addends: list[Addend]) -> Iterator[Fault]:
     holds="certain right scores have a loss near 0, certain wrong ones one without a bound",
     do="give the loss scores, without a softmax or sigmoid before it",
 )
-def double_softmax(certain: list[Certain], direct_slopes: list[Slope]) -> Iterator[Fault]:
+def double_softmax(certain: list[Certain], slopes: list[Slope]) -> Iterator[Fault]:
     """Find a loss with a limit for right and wrong scores, that keeps a large share for the right ones."""
-    if len(direct_slopes) > 1:
+    if len(slopes) > 1:
         raise NotApplicableError("a loss of several outputs")
     for each in certain:
         floor, top = each.right[30.0], each.wrong[30.0]
@@ -119,11 +119,11 @@ def unbounded_loss(free: Free) -> Fault | None:
     holds="a loss that compares numbers or shares with targets has a least value",
     do="give the loss what it asks for: logarithms of shares (kl_div), shares instead of scores (Dice)",
 )
-def endless_comparison(free: Free, direct_slopes: list[Slope], passed: Pass) -> Iterator[Fault]:
+def endless_comparison(free: Free, slopes: list[Slope], passed: Pass) -> Iterator[Fault]:
     """Find a loss of outputs against a target of their shape that falls in proportion to the outputs."""
     if free.is_converged or not 2.5 < free.growth < 5 or free.best >= min(free.start, 0):
         return
-    for slope in direct_slopes:
+    for slope in slopes:
         for _, target in dense_leaves(passed.batch.target):
             is_match = target.is_floating_point() and target.squeeze().shape == slope.output.squeeze().shape
             if is_match and target.numel() > 7 and bool((target >= 0).all()) and len(target.unique()) > 1:

@@ -18,7 +18,7 @@ from sightline.doctor.evidence.passes import Repeat
 from sightline.doctor.evidence.positions import PaddedSteps, Reach
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
-from sightline.doctor.subject import Subject
+from sightline.doctor.subject import Pass, Subject
 
 
 @rule(
@@ -149,12 +149,12 @@ def nothing_learnt(gradients: Gradients) -> Iterator[Fault]:
     holds="the loss of finite inputs and its gradients are finite",
     do="keep roots, logarithms and divisions away from 0: add a small number inside them",
 )
-def non_finite(bad_numbers: list[tuple[str, int, int]], gradients: Gradients) -> Iterator[Fault]:
+def non_finite(is_finite: bool, gradients: Gradients, passed: Pass) -> Iterator[Fault]:
     """Report a loss that is no number, and gradients that are none."""
     bad = [name for name, state in gradients.own.items() if state == "bad"]
-    for path, count, total in bad_numbers:
-        yield Fault(f"{path} of the first batch is not finite", measured=f"{count} of {total} numbers")
-    if bad and not bad_numbers:
+    if not is_finite:
+        yield Fault("the loss of the first batch is not finite", measured=f"{float(passed.value.detach())}")
+    elif bad:
         yield Fault(
             f"the loss is finite, and gradients are not: {join_some(bad, most=4)}",
             measured=f"{len(bad)} of {len(gradients.own)} parameters",

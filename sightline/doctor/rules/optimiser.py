@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from sightline.contract.errors import join_some
-from sightline.doctor.evidence import NotApplicableError
+from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence.coverage import Gradients
 from sightline.doctor.evidence.numerics import Trial
 from sightline.doctor.finding import Fault, FindingLocation

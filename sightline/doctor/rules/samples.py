@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sightline.doctor.evidence import NotApplicableError
+from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence.samples import Doubled, Ends, Padding, Pairing, Taught
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule

@@ -23,8 +23,8 @@ from sightline.doctor.objects import find_generators, preserve_generators
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World, start_world
 from sightline.engine.process_inputs import describe_command
-from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import open_run
+from sightline.instrument.random_state import preserve_random_state
 from sightline.workbench.check.context import CHECKS, MOMENTS, TO_END, Context, FindingBuilder, Rule
 from sightline.workbench.check.core.examination import Examination
 from sightline.workbench.check.core.finding import gather_findings, merge_findings
@@ -208,7 +208,7 @@ def _preserve_run_state(built: TrainingSetup) -> Iterator[None]:
     )
     cuda = [device] if device.type == "cuda" else []
     with (
-        preserve_rng_state(),
+        preserve_random_state(),
         torch.random.fork_rng(cuda),
         preserve_generators(find_generators(*readers)),
         built.job.losses.preserve_state(),

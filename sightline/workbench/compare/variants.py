@@ -16,11 +16,11 @@ from sightline.contract.pytree import tree_cast, tree_map
 from sightline.contract.types import Batch
 from sightline.engine.device import Cudnn, Precision, cudnn_enabled, to_device
 from sightline.engine.optimizers import apply_freezing
-from sightline.engine.records import preserve_rng_state
 from sightline.engine.step import Step, single_batch_step, weighted_sum, with_prepare
 from sightline.engine.train import TrainState
 from sightline.instrument import copy_module, preserve_buffers
 from sightline.instrument.formats import Format, get_format
+from sightline.instrument.random_state import preserve_random_state
 from sightline.workbench.compare.recording import OverwrittenError, Recorder, StepRecording
 
 
@@ -127,7 +127,7 @@ def backend_settings(variant: ModelVariant, job: TrainState) -> Iterator[None]:
     Random states are restored afterwards, and the losses go back.
     """
     devices = [variant.device] if variant.device.type == "cuda" else []
-    with preserve_rng_state(), torch.random.fork_rng(devices), cudnn_enabled(variant.cudnn), torch.enable_grad():
+    with preserve_random_state(), torch.random.fork_rng(devices), cudnn_enabled(variant.cudnn), torch.enable_grad():
         job.losses.to(variant.device)
         try:
             yield

@@ -17,9 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sightline.engine.batch_stream import evaluation_keys, read_batches
 from sightline.engine.device import Precision, to_device
-from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import OpenRun
 from sightline.engine.step import compute_batch_losses
+from sightline.instrument.random_state import preserve_random_state
 from sightline.parts.quantisation.linear import halvable, round_to_half
 from sightline.parts.quantisation.parametrised import HalfPrecision, quantiser_for
 from sightline.runs.packed import (
@@ -168,7 +168,7 @@ def reestimate_batch_norm(model: nn.Module, run: OpenRun, *, num_batches: int) -
     batches = read_batches(part.reader, iter(keys), 0)
     model.train()
     try:
-        with torch.no_grad(), preserve_rng_state(), contextlib.closing(batches):
+        with torch.no_grad(), preserve_random_state(), contextlib.closing(batches):
             for number, batch in enumerate(batches, start=1):
                 for module in norms:
                     module.momentum = 1 / number  # the mean of all so far

@@ -21,8 +21,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sightline.contract.errors import RunError
 from sightline.contract.pytree import tree_leaves
-from sightline.engine.records import preserve_rng_state
 from sightline.instrument import Inputs, ModuleCall, copy_module, record
+from sightline.instrument.random_state import preserve_random_state
 from sightline.parts.quantisation.parametrised import weight_sizes
 
 Sources = dict[int, tuple[str, ...]]
@@ -276,7 +276,7 @@ def trace(model: nn.Module, forward: Callable[[nn.Module], object], *, num_sampl
 def preserve_all_rng_states() -> Iterator[None]:
     """Context that restores the global random states of Python, NumPy and torch, including CUDA devices."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with preserve_rng_state(), torch.random.fork_rng(devices):
+    with preserve_random_state(), torch.random.fork_rng(devices):
         yield
 
 

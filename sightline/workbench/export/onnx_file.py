@@ -21,8 +21,8 @@ from sightline.contract.binding import model_output_keys
 from sightline.contract.errors import ConfigError, RunError, UserError, assert_installed, summarise_error
 from sightline.contract.members import TaskMembers
 from sightline.contract.regular_files import read_regular_file
-from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import OpenRun, TrainedRun, open_run, open_trained
+from sightline.instrument.random_state import preserve_random_state
 from sightline.runs.run_files import RunFiles
 from sightline.workbench.export.description import DOCUMENTS, read_description
 from sightline.workbench.export.formats import ENDINGS, MAX_ONNX_BYTES, make_run_options, make_session, run_session
@@ -69,7 +69,7 @@ def _make_run(
     path: Path, files: RunFiles, session: OnnxSession, description: Any, plugins: Sequence[str | Path]
 ) -> TrainedRun:
     """Build the run of an exported file, with the transforms that are outside of it."""
-    with preserve_rng_state():
+    with preserve_random_state():
         run = open_run(files, plugins=[Path(plugin) for plugin in plugins])
         split = split_transforms(run.transforms)
         if [name for name, _ in split.inside] != description["inside"]:

@@ -25,8 +25,8 @@ from sightline.contract.members import DataMembers
 from sightline.contract.types import ComponentConfig, DataInfo, SampleKey
 from sightline.engine.build import DataSubset, build_model, build_part
 from sightline.engine.distributed import World
-from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import open_run
+from sightline.instrument.random_state import preserve_random_state
 from sightline.ops.grouping import scale_num_neighbours
 from sightline.runs.preprocessing_signature import (
     is_for_pairs,
@@ -170,7 +170,7 @@ def extract_split(
 
 def random_model(config: RunConfig, facts: Mapping[str, Any], world: World, *, seed: int) -> nn.Module:
     """Build the config's network with random weights of another seed. Global random states do not change."""
-    with preserve_rng_state():
+    with preserve_random_state():
         return build_model(dataclasses.replace(config, seed=seed), facts, world)
 
 

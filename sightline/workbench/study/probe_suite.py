@@ -28,7 +28,7 @@ from sightline.draw.page import PageTable
 from sightline.engine.build import build, build_data
 from sightline.engine.device import Precision, set_backends, to_device
 from sightline.engine.distributed import World, start_world
-from sightline.engine.records import preserve_rng_state
+from sightline.instrument.random_state import preserve_random_state
 from sightline.runs.checkpoint import evaluated_sha256, resolve_weights
 from sightline.runs.preprocessing_signature import preprocessing_signature
 from sightline.runs.run_directory import assert_writable, write_document, write_file
@@ -379,7 +379,7 @@ class ProbeSuite:
         for probed in self._opened:
             source = init_override(probed.checkpoint)
             try:
-                with preserve_rng_state():
+                with preserve_random_state():
                     build(reread(finetune, [source]), World(), data=data)
             except CheckpointError as error:
                 misfits[probed.run] = str(error).removeprefix("command line: init.from: ")

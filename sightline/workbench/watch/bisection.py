@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from sightline.contract.pytree import tree_cast
-from sightline.engine.records import preserve_rng_state
 from sightline.instrument import Inputs, record
+from sightline.instrument.random_state import preserve_random_state
 from sightline.workbench.check.checks.optimiser.non_finite import ForwardTrace, make_forward_fault
 from sightline.workbench.check.core.dry_run import isolated_copy
 from sightline.workbench.check.core.finding import Fault
@@ -35,7 +35,7 @@ def prepare_search(call: ForwardCall) -> Search:
 
     def search() -> Fault | None:
         try:
-            with preserve_rng_state(), torch.no_grad():
+            with preserve_random_state(), torch.no_grad():
                 return _search(model, inputs)
         except Exception:
             logger.warning("non-finite: the forward pass could not be run again", exc_info=True)

@@ -22,11 +22,11 @@ from sightline.doctor.batches import has_rows, read_batches
 from sightline.doctor.check import assert_copied, examine_subject, list_batches, make_subject
 from sightline.doctor.examine import list_rules
 from sightline.doctor.finding import Finding, FindingLocation, finding_from_dict
-from sightline.doctor.objects import preserve_generators
+from sightline.doctor.objects import find_read_generators, preserve_generators
 from sightline.doctor.report import write_verdict
 from sightline.engine.distributed import World
-from sightline.engine.records import preserve_rng_state
 from sightline.instrument import leave_out_checkpoints
+from sightline.instrument.random_state import preserve_random_state
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
 from sightline.workbench.check.checks.model.first_step import explain_failure, first_step
 from sightline.workbench.check.core.dry_run import error_location
@@ -39,7 +39,6 @@ from sightline.workbench.watch.plain.kept import preserve_module
 from sightline.workbench.watch.plain.loader import judge_loader
 from sightline.workbench.watch.plain.loss import Pass, judge_keys, judge_loss, list_routes, run_batch
 from sightline.workbench.watch.plain.places import judge_places
-from sightline.workbench.watch.plain.samples import find_read_generators
 from sightline.workbench.watch.plain.setup import PREFIX, list_optimizers, list_scripted, make_setup
 from sightline.workbench.watch.report import CheckReport
 
@@ -143,9 +142,9 @@ def _check_module(
     untrained: list[nn.Parameter] = []
     examination = Examination()
     examination.gaps += list_scripted(model)
-    generators = find_read_generators(batch_or_loader)
+    generators = [*find_read_generators(batch_or_loader), *find_read_generators(evaluation)]
     with (
-        preserve_rng_state(),
+        preserve_random_state(),
         preserve_generators(generators),
         preserve_module(loss),
         leave_out_checkpoints(),
@@ -200,7 +199,7 @@ def _check_module(
         [*renamed, *(each for each in judged.findings if known.isdisjoint((each.code, each.cause)))]
     )
     title, verdict = type(model).__name__, write_verdict(judged)
-    return CheckReport(title, renamed, figures, _rename_examination(examination), verdict)
+    return CheckReport(title, renamed, verdict, figures, _rename_examination(examination))
 
 
 def _run_batch(model: nn.Module, loss: Any, pair: tuple[Any, Any], device: torch.device) -> Pass | Exception:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sightline.contract.errors import UserError
-from sightline.doctor.finding import Finding
+from sightline.doctor.report import Report
 from sightline.draw.examination import make_examination_blocks
 from sightline.draw.page import PageBlock, PageTable, PageText, render_page
 from sightline.runs.run_directory import write_document, write_file
@@ -18,53 +18,22 @@ _ENDINGS = (".json", ".html", ".txt")
 
 
 @dataclass(frozen=True, repr=False)
-class CheckReport:
-    """Findings with figures about them; `str` prints them, and `save` writes them.
+class CheckReport(Report):
+    """Report with what the checks of a run examined; `save` writes it.
 
-    `examination` is what the checks examined, as `--json` of `sightline check` has it; None for a loop. `verdict` says
-    what was judged, what could not be asked, and what nobody judged.
+    `examination` is what `--json` of `sightline check` has; None for a loop.
     """
 
-    title: str
-    findings: Sequence[Finding]
-    figures: Mapping[str, Any] = field(default_factory=dict)
     examination: Mapping[str, Any] | None = None
-    verdict: Sequence[str] = ()
-
-    @property
-    def num_errors(self) -> int:
-        return sum(finding.severity == "error" for finding in self.findings)
-
-    @property
-    def num_warnings(self) -> int:
-        return sum(finding.severity == "warning" for finding in self.findings)
-
-    @property
-    def summary(self) -> str:
-        """One line: numbers of errors and warnings, and the figures."""
-        counts = [(self.num_errors, "error"), (self.num_warnings, "warning")]
-        figures = "".join(f", {name} {value}" for name, value in self.figures.items())
-        return f"{self.title}: " + ", ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in counts) + figures
-
-    def __repr__(self) -> str:
-        return f"CheckReport({self.summary})"
 
     def __str__(self) -> str:
         examined = describe_examination(self.examination) if self.examination is not None else []
         return "\n".join([*describe_findings(self.findings), *examined, *self.verdict, self.summary])
 
-    @property
-    def is_sound(self) -> bool:
-        """True where no finding is an error."""
-        return self.num_errors == 0
-
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON."""
-        findings = [finding.to_dict() for finding in self.findings]
-        counts = {"errors": self.num_errors, "warnings": self.num_warnings}
-        document = {"title": self.title, "findings": findings, **counts, "figures": dict(self.figures)}
-        document |= {"verdict": list(self.verdict)} if self.verdict else {}
-        return document | ({} if self.examination is None else {"examination": dict(self.examination)})
+        examined = {} if self.examination is None else {"examination": dict(self.examination)}
+        return super().to_dict() | examined
 
     def to_html(self) -> str:
         """Render the page: one self-contained HTML file."""

@@ -145,7 +145,7 @@ class Watch:
     @property
     def report(self) -> CheckReport:
         """Report of the loop so far."""
-        return CheckReport("watch", self.findings, {"updates": self._loop.step})
+        return CheckReport("watch", self.findings, figures={"updates": self._loop.step})
 
     def __enter__(self) -> Self:
         self._loop.is_over = False

@@ -26,7 +26,7 @@ from torch.utils.data import (
 from sightline import instrument
 from sightline.contract.pytree import tree_leaves
 from sightline.doctor.batches import BatchForm
-from sightline.doctor.objects import iter_reachable, preserve_generators
+from sightline.doctor.objects import find_read_generators, iter_reachable, preserve_generators
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.workbench.check.checks.data.augmentation_mismatch import augmentation_mismatch
 from sightline.workbench.check.checks.data.channel_contract import label_range
@@ -42,7 +42,6 @@ from sightline.workbench.watch.plain.samples import (
     SEEDS,
     Item,
     OutOfReadingTimeError,
-    find_read_generators,
     limit_reading,
     list_indices,
     list_leaves,

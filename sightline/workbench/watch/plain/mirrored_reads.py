@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sightline.doctor.batches import BatchForm
-from sightline.doctor.objects import get_state, set_state
+from sightline.doctor.objects import find_read_generators, get_state, set_state
 from sightline.ops.numba_kernels import compute_seconds
-from sightline.workbench.watch.plain.samples import Item, find_read_generators, list_leaves, read, to_bytes
+from sightline.workbench.watch.plain.samples import Item, list_leaves, read, to_bytes
 
 Compared = TypeVar("Compared")
 

@@ -14,7 +14,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from sightline.contract.pytree import tree_leaves
-from sightline.doctor.objects import find_generators, find_read_values
 
 SEEDS = (11, 12)
 """Seeds of reads whose random numbers are to be the same, or others."""
@@ -42,12 +41,6 @@ class Item(NamedTuple):
 
     inputs: Any
     target: Any
-
-
-def find_read_generators(loader: Any) -> list[Any]:
-    """Return the random generators of a loader, its sampler and data set, and those that the set's code reads."""
-    method = getattr(type(getattr(loader, "dataset", None)), "__getitem__", None)
-    return find_generators(loader, dict(find_read_values(method)))
 
 
 def seed_globally(seed: int) -> None:

@@ -21,7 +21,7 @@ from sightline.contract.members import DataMembers
 from sightline.contract.types import SampleKey
 from sightline.doctor.objects import find_generators, iter_reachable, preserve_generators
 from sightline.engine.build import DataSubset
-from sightline.engine.records import preserve_rng_state
+from sightline.instrument.random_state import preserve_random_state
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.loading.batch_reader import array_leaves, as_bytes
 from sightline.workbench.check.context import Context, check, splits
@@ -115,7 +115,7 @@ class _Reads:
 
     def read(self, key: SampleKey) -> Tensors:
         """Read a sample with its transforms; return copies of its tensors and restore all random states."""
-        with preserve_rng_state(), preserve_generators(self._generators):
+        with preserve_random_state(), preserve_generators(self._generators):
             batch = self.part.reader([key])
         return {
             leaf: tensor.detach().clone() for name, value in batch.items() for leaf, tensor in array_leaves(value, name)

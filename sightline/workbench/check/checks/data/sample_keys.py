@@ -15,7 +15,7 @@ from sightline.contract.members import DataMembers
 from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.objects import find_named_generators, get_state, preserve_generators
 from sightline.engine.build import DataSubset, build_data
-from sightline.engine.records import preserve_rng_state
+from sightline.instrument.random_state import preserve_random_state
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.loading.batch_reader import BatchReader, array_leaves, as_bytes
 from sightline.workbench.check.context import Context, check, splits, surveys
@@ -61,7 +61,7 @@ def _find_drawn(context: Context, part: DataSubset, keys: Sequence[SampleKey]) -
     generators = find_named_generators(part)
     for key in keys:
         before = _get_states(generators)
-        with preserve_rng_state(), preserve_generators([generator for _, generator in generators]):
+        with preserve_random_state(), preserve_generators([generator for _, generator in generators]):
             reads = [list(part.reader.batch_stages(key))]
             drawn = [name for name, state in _get_states(generators).items() if state != before[name]]
             if not drawn:
@@ -132,7 +132,7 @@ def _find_rebuilt(context: Context, part: DataSubset, keys: Sequence[SampleKey])
     """Compare with a reader built anew, under `sightline check`, if the set or a transform is a plugin's."""
     if not context.is_thorough or not any(map(is_plugin, _list_components(part))):
         return None
-    with preserve_rng_state():
+    with preserve_random_state():
         random.seed(1)
         np.random.seed(1)
         torch.default_generator.manual_seed(1)

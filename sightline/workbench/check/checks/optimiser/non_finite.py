@@ -18,9 +18,9 @@ from sightline.doctor.finding import Finding, FindingLocation
 from sightline.engine.distributed import World
 from sightline.engine.finite_state import NonFiniteStateError
 from sightline.engine.learnt_losses import combine_modules
-from sightline.engine.records import preserve_rng_state
 from sightline.engine.train import NonFiniteGradientError, TrainState
 from sightline.instrument import ModuleCall, record, watch_gradient
+from sightline.instrument.random_state import preserve_random_state
 from sightline.store.loading.batch_reader import array_leaves
 from sightline.workbench.check.checks.data.batches import find_non_finite, sample_of_element
 from sightline.workbench.check.context import Context, check
@@ -64,7 +64,7 @@ def diagnose_non_finite(error: NonFiniteGradientError | NonFiniteStateError, wor
         steps = f"{error.sound_step + 1} to {error.job.step}"
         fault = _diagnose("state", error.measured, name=error.name, sound_step=error.sound_step, steps=steps)
         return replace(_blame_learning_rate(error.job, _build(error.job, fault)), phase="runtime")
-    with preserve_rng_state(), torch.enable_grad(), error.job.losses.preserve_state():
+    with preserve_random_state(), torch.enable_grad(), error.job.losses.preserve_state():
         try:
             fault = _name_loss(error, _locate(error.job, error.micro_batches, world.device))
         except Exception:

@@ -1,0 +1,40 @@
+"""Attempts at questions: an answer, or the reason why there is none; random states are as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+
+from sightline.contract.errors import summarise_error
+from sightline.instrument.random_state import preserve_random_state, seed_all
+
+
+class NotApplicableError(Exception):
+    """A question that this subject does not have, with the reason in a few words: `no labels of classes`."""
+
+
+class MissingError(Exception):
+    """Evidence that is missing: it does not `apply`, it `failed`, or it would have `cost` more than the budget."""
+
+    def __init__(self, kind: Literal["apply", "failed", "cost"], reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+
+
+def attempt(name: str, run: Callable[..., Any], read: Mapping[str, Any]) -> Any:
+    """Ask a question; return the answer, or a MissingError with the reason why there is none.
+
+    The one place where any error of a user's parts is taken: models, losses, sets and the numbers in them may be of
+    any kind. It begins with the same random numbers each time.
+    """
+    try:
+        with preserve_random_state(), torch.enable_grad():
+            seed_all(0)
+            return run(**read)
+    except NotApplicableError as reason:
+        return MissingError("apply", str(reason))
+    except Exception as error:  # noqa: BLE001 - kept as the reason, which reaches the verdict
+        return MissingError("failed", f"{name}: {summarise_error(error, max_length=160)}")
