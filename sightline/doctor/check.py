@@ -91,6 +91,10 @@ def list_batches(value: Any) -> Iterable[Any]:
     is_batch = isinstance(value, tuple | Mapping)
     if isinstance(value, list) and value:
         is_batch = isinstance(value[0], Tensor | Mapping) and not all(isinstance(each, Mapping) for each in value)
+    if not is_batch and not isinstance(value, Iterable) and not hasattr(value, "__getitem__"):
+        raise UserError(
+            f"check: a batch is (inputs, target) or a mapping, a loader yields batches; found {value!r:.40}"
+        )
     return [value] if is_batch else value
 
 

@@ -131,7 +131,8 @@ class Finding:
     def __str__(self) -> str:
         return (
             f"[{self.code} {self.severity} {self.cause}] {escape_to_one_line(self.summary)}\n"
-            f"  where: {escape_to_one_line(str(self.where))}\n  measured: {escape_to_one_line(self.measured)}\n"
+            + (f"  where: {escape_to_one_line(place)}\n" if (place := str(self.where)) else "")
+            + f"  measured: {escape_to_one_line(self.measured)}\n"
             f"  expected: {self.expected}\n"
             + (f"  or: {', '.join(self.alternatives)}\n" if self.alternatives else "")
             + f"  do: {self.action}"

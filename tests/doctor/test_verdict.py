@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sightline
+from sightline.contract.errors import UserError
 from sightline.doctor.check import check_module
 
 ROWS, LABELS = torch.randn(32, 6, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 3
@@ -67,6 +71,12 @@ def test_loaders_draw_afterwards_what_they_would_have_drawn() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert draw(is_checked=True) == draw(is_checked=False)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("words", [{"batch_or_loader": 5}, {"batch_or_loader": BATCH, "evaluation": 5}])
+def test_what_is_no_batch_is_refused_in_a_line(words: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^check: a batch is \(inputs, target\) or a mapping, .*; found 5$"):
+        sightline.check(nn.Linear(6, 3), nn.CrossEntropyLoss(), **words)
 
 
 class Counting(nn.Module):

@@ -148,7 +148,8 @@ def describe_findings(findings: Sequence[Finding], *, is_verbose: bool = False) 
         if earlier is not first:
             full = [*(line for line in full[:-1] if line != f"  expected: {earlier.expected}"), "  do: as above"]
         also = [f"  also: {other.where}, measured {other.measured}" for other in others]
-        lines += ["\n".join([*full[:3], *also, *full[3:]])]
+        num_first = 3 if str(first.where) else 2
+        lines += ["\n".join([*full[:num_first], *also, *full[num_first:]])]
     return lines
 
 
