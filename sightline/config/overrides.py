@@ -5,11 +5,13 @@ Command line options `key=value`, checked against the signature of a function or
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from sightline.config.yaml_tree import ConfigFaults, LocatedValue, read_value
+from sightline.contract.errors import UserError
 from sightline.contract.schema import check_value, describe_type, format_value, signature_parameters, suggest
 from sightline.contract.types import SourceLocation
 
@@ -71,6 +73,24 @@ def split_values(text: str, *, separator: str = ",") -> list[str]:
         else:
             parts[-1] += character
     return [part.strip() for part in parts]
+
+
+def parse_variants(varied: Sequence[str]) -> list[tuple[str, ...]]:
+    """Parse `key=value,value` options to the cross product of overrides. Commas in brackets belong to a value.
+
+    Raises UserError for an option without values.
+    """
+    overrides_by_option: list[list[str]] = []
+    for text in varied:
+        key, equals, values = text.partition("=")
+        split = split_values(values)
+        if not equals or not key or not all(split):
+            raise UserError(f"--vary {text}: give key=value,value, as --vary model.shortcuts=true,false")
+        overrides_by_option.append([f"{key}={value}" for value in split])
+    keys = [text.partition("=")[0] for text in varied]
+    if len(set(keys)) < len(keys):
+        raise UserError(f"--vary {varied[-1]}: the key is varied twice; name all its values at once")
+    return [tuple(overrides) for overrides in itertools.product(*overrides_by_option)]
 
 
 def _parse_override(override: str, faults: ConfigFaults) -> Iterator[_Leaf]:

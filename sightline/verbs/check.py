@@ -11,17 +11,19 @@ from typing import Any
 
 from sightline.commands.prove import CheckOptions, FitOneOptions
 from sightline.config import RunConfig
+from sightline.config.overrides import parse_variants
 from sightline.contract.errors import UserError
 from sightline.contract.schema import suggest
 from sightline.engine.build import build
 from sightline.engine.distributed import World, start_world
+from sightline.parts.quantisation.parametrised import weight_sizes
 from sightline.runs.run_directory import assert_writable, write_document, write_file
 from sightline.training.train_run import reread
 from sightline.verbs.output import load_config, print_note, show_findings, show_progress, show_table
 from sightline.workbench.check.core.examination import Examination, describe_examination
 from sightline.workbench.check.suite import check_path
-from sightline.workbench.fit.fit_attempt import SHARES, FitCurve
-from sightline.workbench.fit.fit_one import FitOptions, FitResult, Kept, draw_curves, draw_verdicts, result_document
+from sightline.workbench.fit.attempt import SHARES, FitCurve
+from sightline.workbench.fit.fit_one import FitOptions, FitResult, Kept, draw_curves, fit_variants
 from sightline.workbench.fit.fit_one import fit_one as fit
 from sightline.workbench.fit.layer_trace import (
     ExpectationResult,
@@ -29,15 +31,6 @@ from sightline.workbench.fit.layer_trace import (
     ModelSnapshot,
     followed_document,
     trace_fit,
-)
-from sightline.workbench.fit.optimizer_grid import OptimizerResult
-from sightline.workbench.fit.sample_ladder import (
-    FittedVariant,
-    fit_variants,
-    parse_rungs,
-    parse_variants,
-    run_ladder,
-    rung_document,
 )
 
 
@@ -67,25 +60,19 @@ def check(options: CheckOptions) -> int:
 
 NAME = "fit_one"
 _STEPS = tuple(f"steps to {share:g}" for share in SHARES)
-_COLUMNS = ("optimiser", "numbers", "fitted", "best rate", *_STEPS, "lowest")
-_NEGLIGIBLE = 1e-6
 
 
 def fit_one(options: FitOneOptions) -> int:
-    """Fit a few samples, ever more samples (`--grow`), or variants (`--vary`); return the exit code."""
-    fit_options = FitOptions(options.samples, options.steps, _parse_keep(options.keep), is_brief=options.brief)
+    """Fit a few samples, or variants (`--vary`); return the exit code."""
+    fit_options = FitOptions(options.samples, options.steps, _parse_keep(options.keep), options.seconds)
     if options.out is not None:
         assert_writable(options.out / f"{NAME}.json", option="--out")
-    if options.grow is not None and (options.vary or options.trace or options.samples is not None):
-        raise UserError("--grow chooses the numbers of samples itself; leave out --vary, --trace and --samples")
     if options.vary and options.trace:
         raise UserError("--trace works on one config; leave out --vary, and give the variant as key=value")
     config = load_config(options.config, options.overrides, options.plugins)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
         if options.vary:
             return _vary(options, fit_options, world)
-        if options.grow is not None:
-            return _grow(options, config, fit_options, world)
         return _fit(options, config, fit_options, world)
 
 
@@ -95,51 +82,48 @@ def fit_one(options: FitOneOptions) -> int:
 def _fit(options: FitOneOptions, config: RunConfig, fit_options: FitOptions, world: World) -> int:
     built = build(config, world)
     result = fit(built, fit_options, print_note)
-    trace = None
-    if options.trace or config.expect:
-        trace = trace_fit(built, fit_options) if result.probe is not None else None
+    trace = trace_fit(built, fit_options) if (options.trace or config.expect) and result.bounds is not None else None
     _show(config.name, config.evaluate.metric, result)
-    document = result_document(result)
-    failed = 0
+    document, failed = result.to_dict(), 0
     if trace is not None:
         failed = _show_trace(trace, with_layers=options.trace)
         document |= followed_document(trace)
-    _write(options, document, draw_verdicts([v for v in (*result.verdicts, *result.further) if v.curves]))
+    curves = {f"{curve.optimizer} {curve.rate:g}": curve for curve in result.attempts if curve.losses}
+    _write(options, document, draw_curves(curves) if curves else None)
     return 0 if result.is_fitted and not failed else 1
 
 
 def _show(name: str, metric: str, result: FitResult) -> None:
-    """Print the cause first if there is one, then the table, and the result of each part of the bisection."""
+    """Print the likeliest cause first if there is one, then the table, and what is left to say."""
     show_findings(result.findings[:1], is_verbose=True)
-    if result.verdicts:
-        rows = [_optimizer_row(verdict) for verdict in (*result.verdicts, *result.further)]
-        columns = (*_COLUMNS, metric, "end")
+    if result.attempts:
+        columns = ("optimiser", "rate", "fitted", *_STEPS, "lowest", metric, "end")
+        rows = [_attempt_row(curve) for curve in result.attempts]
         show_table(f"{name}: {len(result.samples.indices)} samples", columns, rows, unbroken="optimiser")
-    if result.parts:
-        shown = [[part.name, "guilty" if part.is_guilty else "", part.summary] for part in result.parts]
-        show_table("where it is lost", ("part", "", "measured"), shown, unbroken="part")
     show_findings(result.findings[1:], is_verbose=True)
-    print_note(f"{name}: {'fitted' if result.is_fitted else f'NOT FITTED, {result.cause}'}")
+    for line in result.verdict:
+        print_note(line)
+    print_note(f"{name}: {'fitted' if result.is_fitted else f'NOT FITTED, {result.cause}'}{_compare(result)}")
 
 
-def _optimizer_row(verdict: OptimizerResult) -> list[Any]:
-    best = verdict.best
-    steps = [best.steps_to(share) for share in SHARES]
-    score = "" if math.isnan(best.score) else f"{best.score:.4g}"
-    tried = (verdict.optimizer, verdict.precision, _fitted_cell(verdict), f"{best.rate:g}")
-    return [*tried, *steps, _lowest_loss(best), score, best.stop]
-
-
-def _fitted_cell(verdict: OptimizerResult) -> str:
-    if verdict.is_fitted:
-        return "yes"
-    return f"not at {verdict.curves[0].rate:g}" if verdict.best.is_fitted else "no"
+def _attempt_row(curve: FitCurve) -> list[Any]:
+    score = "" if math.isnan(curve.score) else f"{curve.score:.4g}"
+    steps = [curve.steps_to(share) for share in SHARES]
+    is_fitted = "yes" if curve.is_fitted else "no"
+    return [curve.optimizer, f"{curve.rate:g}", is_fitted, *steps, _lowest_loss(curve), score, curve.stop]
 
 
 def _lowest_loss(curve: FitCurve) -> str:
-    if math.isnan(curve.lowest):
+    return f"{min(curve.losses):.4g}" if curve.losses else ""
+
+
+def _compare(result: FitResult) -> str:
+    """State the lowest loss beside that of constants and the lowest of any outputs."""
+    bounds, best = result.bounds, result.best
+    if bounds is None or bounds.floor is None or best is None or not best.losses:
         return ""
-    return "0" if abs(curve.lowest) < _NEGLIGIBLE else f"{curve.lowest:.3g}"
+    others = f"the best constants {bounds.constant:.4g}, the best outputs {bounds.floor:.4g}"
+    return f"; lowest loss {_lowest_loss(best)}, {others}"
 
 
 def _show_trace(trace: LayerTrace, *, with_layers: bool) -> int:
@@ -177,66 +161,43 @@ def _show_layers(snapshot: ModelSnapshot) -> None:
     show_table(title, columns, rows, unbroken="layer", droppable=("class",))
 
 
-# --- the ladder and the variants -------------------------------------------------------------------------------------
-
-
-def _grow(options: FitOneOptions, config: RunConfig, fit_options: FitOptions, world: World) -> int:
-    assert options.grow is not None
-    built = build(config, world)
-    rungs = parse_rungs(options.grow, len(built.data.train.indices))
-    if config.expect:
-        print_note(f"expect: --grow does not check its {len(config.expect)} entries; fit-one without --grow does")
-    results, findings = run_ladder(config, world, built, rungs, fit_options, print_note)
-    show_findings(findings[:1], is_verbose=True)
-    rows = [[r.samples, "passed" if r.is_passed else "FAILED", r.rule, r.measured] for r in results]
-    show_table(f"{config.name}: from {rungs[0]} to {rungs[-1]}", ("samples", "", "rule", "measured"), rows)
-    show_findings(findings[1:], is_verbose=True)
-    is_passed = len(results) == len(rungs) and all(rung.is_passed for rung in results)
-    document = {
-        "fitted": is_passed,
-        "cause": findings[0].cause if findings else None,
-        "grow": [rung_document(rung) for rung in results],
-        "findings": [finding.to_dict() for finding in findings],
-    }
-    _write(options, document, None)
-    return 0 if is_passed else 1
+# --- the variants ----------------------------------------------------------------------------------------------------
 
 
 def _vary(options: FitOneOptions, fit_options: FitOptions, world: World) -> int:
-    variant_overrides = parse_variants(options.vary)
-    configs = [reread(options.config, [*options.overrides, *extra]) for extra in variant_overrides]
+    overrides = parse_variants(options.vary)
+    configs = {" ".join(extra): reread(options.config, [*options.overrides, *extra]) for extra in overrides}
     varies_optimizer = any(text.startswith("optimizer") for text in options.vary)
-    fit_options = dataclasses.replace(fit_options, is_brief=True, only_own_rate=varies_optimizer)
-    builders = [functools.partial(build, config, world) for config in configs]
-    variants = fit_variants(list(zip(variant_overrides, builders, strict=True)), fit_options, print_note)
-    for variant in variants:
-        for finding in variant.result.findings[:1]:
-            print_note(f"{variant.name}: {finding.summary} [{finding.cause}]")
-        for expectation in variant.followed.met if variant.followed is not None else ():
-            print_note(f"{variant.name}: {_expectation_line(expectation)}")
+    fit_options = dataclasses.replace(fit_options, only_own_rate=varies_optimizer)
+    builders = [(name, functools.partial(build, config, world)) for name, config in configs.items()]
+    rows, documents, curves, passed = [], [], {}, []
+    for name, extra, (built, result) in zip(
+        configs, overrides, fit_variants(builders, fit_options, print_note), strict=True
+    ):
+        for finding in () if result.is_fitted else result.findings[:1]:
+            print_note(f"{name}: {finding.summary} [{finding.cause}]")
+        trace = trace_fit(built, fit_options) if built.config.expect and result.bounds is not None else None
+        for expectation in trace.met if trace is not None else ():
+            print_note(f"{name}: {_expectation_line(expectation)}")
+        size = sum(weight_sizes(built.job.model).values())
+        rows.append(_variant_row(name, size, result))
+        followed = {} if trace is None else {"expect": followed_document(trace)["expect"]}
+        documents.append({"overrides": list(extra), "parameters": size, **result.to_dict(), **followed})
+        curves |= {name: result.best} if result.best is not None else {}
+        passed.append(result.is_fitted and (trace is None or all(each.is_met for each in trace.met)))
     columns = ("variant", "parameters", "first loss", "fitted", "rate", *_STEPS, "lowest")
-    show_table(f"{configs[0].name}: variants", columns, map(_variant_row, variants), unbroken="variant")
-    curves = {v.name: v.result.verdicts[0].trusted_curve for v in variants if v.result.verdicts}
-    _write(
-        options, {"vary": [_variant_document(variant) for variant in variants]}, draw_curves(curves) if curves else None
-    )
-    return 0 if all(variant.is_fitted for variant in variants) else 1
+    show_table(f"{next(iter(configs.values())).name}: variants", columns, rows, unbroken="variant")
+    _write(options, {"vary": documents}, draw_curves(curves) if curves else None)
+    return 0 if all(passed) else 1
 
 
-def _variant_row(variant: FittedVariant) -> Sequence[Any]:
-    if not variant.result.verdicts:
-        return [variant.name, f"{variant.parameters:,}", "", "no", *[""] * 5]
-    best = variant.result.verdicts[0].trusted_curve
-    steps = [best.steps_to(share) for share in SHARES]
+def _variant_row(name: str, size: int, result: FitResult) -> Sequence[Any]:
+    best, is_fitted = result.best, "yes" if result.is_fitted else "no"
+    if best is None:
+        return [name, f"{size:,}", "", is_fitted, *[""] * 5]
     first = f"{best.losses[0]:.4g}" if best.losses else ""
-    is_fitted = "yes" if variant.result.is_fitted else "no"
-    return [variant.name, f"{variant.parameters:,}", first, is_fitted, f"{best.rate:g}", *steps, _lowest_loss(best)]
-
-
-def _variant_document(variant: FittedVariant) -> Mapping[str, Any]:
-    named = {"overrides": list(variant.overrides), "parameters": variant.parameters}
-    followed = {} if variant.followed is None else {"expect": followed_document(variant.followed)["expect"]}
-    return {**named, **result_document(variant.result), **followed}
+    steps = [best.steps_to(share) for share in SHARES]
+    return [name, f"{size:,}", first, is_fitted, f"{best.rate:g}", *steps, _lowest_loss(best)]
 
 
 def _parse_keep(text: str) -> frozenset[str]:

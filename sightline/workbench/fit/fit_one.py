@@ -1,95 +1,122 @@
-"""Overfitting test on one or a few samples with several optimisers, and the cause if it fails.
-
-Pictures of attempts: loss curves for `view.curves`, and panels over the learning rates.
-"""
+"""Whether a recipe memorises a few samples, beside what constants reach; if not, which relations do not hold."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from sightline.contract.errors import summarise_error
+from sightline.contract.errors import UserError, join_some
 from sightline.contract.types import Batch
-from sightline.doctor.finding import Finding
-from sightline.draw.charts import ChartPanel, Series, render_svg
+from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.check import examine_subject, make_subject
+from sightline.doctor.finding import Finding, FindingLocation, Severity
+from sightline.doctor.report import write_verdict
 from sightline.engine.build import TrainingSetup
-from sightline.engine.distributed import World
+from sightline.engine.device import to_device
 from sightline.engine.train import TrainState
 from sightline.runs.curves import encode_curves
-from sightline.workbench.check.checks.model.first_step import first_step, missing_keys_explained
-from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.checks.model.first_step import missing_keys_explained
 from sightline.workbench.describe.trace import preserve_all_rng_states
-from sightline.workbench.fit.audit import audit_batch, audit_first_loss, audit_targets
-from sightline.workbench.fit.causes import BisectionStep, FailedFit, bisect, inconsistent_gradients, loss_cause
-from sightline.workbench.fit.fit_attempt import FITTED, FitCurve, FitSetup, build_findings
-from sightline.workbench.fit.loss_probe import LossProbe, probe_loss
-from sightline.workbench.fit.network import activation_warning, parameters_without_gradient
-from sightline.workbench.fit.optimizer_grid import (
-    Candidate,
-    OptimizerResult,
-    candidates,
-    run_candidate,
-    verdict_document,
-)
-from sightline.workbench.fit.samples import Samples, choose_samples, training_score
+from sightline.workbench.fit.attempt import OWN, FitCurve, FitSetup, fit, own_rate
+from sightline.workbench.fit.loss_bounds import FITTED, LossBounds, RunLoss, measure_bounds
+from sightline.workbench.fit.samples import Samples, choose_samples, first_keys, training_score
 
 Kept = Literal["augmentation", "dropout", "decay"]
 Note = Callable[[str], None]
 
-LONGER = 4
-"""Factor by which an attempt is prolonged if its loss is still falling at its last step."""
+SECONDS = 120.0
+"""Processor time after which no further step is taken."""
+_FACTORS = (1.0, 0.1, 10.0)
+"""Factors of the recipe's own rate, which was chosen for another batch and a schedule: any of these may fit."""
+_LONGER = 4
+"""Factor by which the best attempt is prolonged if its loss is still falling at its last step."""
+_ADAM_RATES = (1e-2, 1e-3, 1e-1)
+"""Rates of the optimiser that is compared with a recipe's that fails."""
+_ASKED, _FEW_TARGETS = 16, 64
+"""Number of samples that relations are asked of where those that were fitted have fewer targets than that."""
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """Options of an overfitting test: number of samples and steps, and parts of the recipe that stay on.
+    """Options of a fit: number of samples and steps, processor time, and parts of the recipe that stay on.
 
-    With `is_brief` only the recipe's own optimiser and number format are tried, unless they fail. With `only_own_rate`
-    only the recipe's own rate decides; else a tenth and ten times of it may as well.
+    With `only_own_rate` only the recipe's own rate is tried; else a tenth and ten times of it may do as well.
     """
 
     samples: int | None = None
     steps: int = 100
     keep: frozenset[str] = frozenset()
-    is_brief: bool = False
+    seconds: float = SECONDS
     only_own_rate: bool = False
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """Result of an overfitting test: `findings` has the single cause first if the fit failed, else at most warnings."""
+    """Result of a fit: the recipe's attempts, then those of another optimiser; findings, the likeliest cause first.
+
+    `bounds` is None if no step could be taken. `verdict` says which relations of `check` were asked, if the samples
+    were not fitted.
+    """
 
     samples: Samples
-    probe: LossProbe | None
-    verdicts: tuple[OptimizerResult, ...]
-    findings: tuple[Finding, ...]
-    parts: tuple[BisectionStep, ...] = ()
-    further: tuple[OptimizerResult, ...] = field(default=())
+    bounds: LossBounds | None
+    attempts: tuple[FitCurve, ...]
+    findings: tuple[Finding, ...] = ()
+    verdict: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> FitCurve | None:
+        """The best attempt of the recipe."""
+        own = [curve for curve in self.attempts if curve.optimizer == OWN]
+        return min(own, key=_order, default=None)
 
     @property
     def is_fitted(self) -> bool:
-        return bool(self.verdicts) and self.verdicts[0].is_fitted and not self.has_error
-
-    @property
-    def has_error(self) -> bool:
-        return any(finding.severity == "error" for finding in self.findings)
+        return self.best is not None and self.best.is_fitted
 
     @property
     def cause(self) -> str | None:
-        """The slug of the single cause; None if the samples were fitted."""
+        """The slug of the likeliest cause; None if the samples were fitted."""
         return None if self.is_fitted or not self.findings else self.findings[0].cause
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to the JSON document of `fit-one --json`."""
+        return {
+            "fitted": self.is_fitted,
+            "cause": self.cause,
+            "samples": {
+                "indices": self.samples.indices,
+                "repeats": self.samples.repeats,
+                "left_out": list(self.samples.left_out),
+                "note": self.samples.note,
+            },
+            "loss": None if self.bounds is None else _bounds_document(self.bounds),
+            "attempts": [curve.to_dict() for curve in self.attempts],
+            "findings": [finding.to_dict() for finding in self.findings],
+            "verdict": list(self.verdict),
+        }
+
+
+def _bounds_document(bounds: LossBounds) -> dict[str, Any]:
+    numbers = {"start": bounds.start, "constant": bounds.constant, "floor": bounds.floor}
+    finite = {name: value if value is not None and math.isfinite(value) else None for name, value in numbers.items()}
+    return {**finite, "counts": dict(bounds.counts)}
+
+
+def _order(curve: FitCurve) -> tuple[bool, float]:
+    return not curve.is_fitted, math.inf if math.isnan(curve.lowest) else curve.lowest
 
 
 def make_setup(built: TrainingSetup, asked: FitOptions) -> tuple[FitSetup, Samples]:
     """Build the setup in which the requested samples are fitted (its floor is not known yet), and the samples."""
     samples = choose_samples(built, num=asked.samples, with_augmentation="augmentation" in asked.keep)
     score = functools.partial(_compute_score, built, samples)
-    return FitSetup(built, samples.batch, None, asked.steps, asked.keep, score), samples
+    return FitSetup(built, samples.batch, asked.steps, keep=asked.keep, score=score), samples
 
 
 def _compute_score(built: TrainingSetup, samples: Samples, job: TrainState, batch: Batch) -> float:
@@ -97,259 +124,207 @@ def _compute_score(built: TrainingSetup, samples: Samples, job: TrainState, batc
         return training_score(built, job, batch, samples.indices)
 
 
+def with_bounds(setup: FitSetup, bounds: LossBounds) -> FitSetup:
+    """Return the setup with the way to the floor."""
+    return setup if bounds.floor is None else dataclasses.replace(setup, floor=bounds.floor, goal=bounds.goal)
+
+
 def fit_one(built: TrainingSetup, asked: FitOptions, note: Note) -> FitResult:
-    """Fit a few samples of a run, and find the cause if that fails. Run and global random states do not change.
+    """Memorise a few samples of a run, and find the cause if that fails. Run and global random states do not change.
 
     Raises UserError for more samples than there are.
     """
+    ends_s = time.process_time() + asked.seconds
     with preserve_all_rng_states():
-        bench, samples = make_setup(built, asked)
+        setup, samples = make_setup(built, asked)
         note(_describe_samples(samples))
-        return fit_samples(bench, samples, asked, note)
+        bounds = attempt("the first step", measure_bounds, {"setup": setup})
+        if isinstance(bounds, MissingError):
+            return FitResult(samples, None, (), *_explain(setup, setup.batch, None, failure=bounds.reason))
+        note(_describe_bounds(bounds))
+        setup = dataclasses.replace(with_bounds(setup, bounds), ends_s=ends_s)
+        curves = _try_recipe(setup, asked, note) if bounds.floor is not None else []
+        if any(curve.is_fitted for curve in curves):
+            found = [_judge_constants(bounds), _judge_decay(setup, curves[-1], note)]
+            return FitResult(samples, bounds, tuple(curves), tuple(each for each in found if each is not None))
+        own = tuple(curves)
+        for rate in _ADAM_RATES if curves else ():
+            curves.append(_try(setup, "adam", rate, note))
+            if curves[-1].is_fitted:
+                break
+        has_few = sum(bounds.counts.values()) < _FEW_TARGETS
+        batch = samples.reader(first_keys(built, _ASKED)) if has_few else setup.batch
+        return FitResult(samples, bounds, tuple(curves), *_explain(setup, batch, bounds, own, curves[len(own) :]))
 
 
-def fit_samples(bench: FitSetup, samples: Samples, asked: FitOptions, note: Note) -> FitResult:
-    """Fit the samples of a setup whose floor is not known yet, and find the cause if that fails."""
-    built = bench.built
-    build = functools.partial(build_findings, built)
-    batch_findings = build(audit_batch(bench))
-    if batch_findings:
-        return FitResult(samples, None, (), tuple(batch_findings))
-    try:
-        probe = probe_loss(bench)
-    except Exception as error:  # noqa: BLE001 - the check of a first step reports any error
-        findings = first_step(Context(built, World(device=built.job.device))) or build([_make_failure(error)])
-        return FitResult(samples, None, (), tuple(findings))
-    bench = dataclasses.replace(bench, floor=probe.floor)
-    note(_describe_floor(probe))
-    if loss_findings := build(audit_first_loss(probe)):
-        return FitResult(samples, probe, (), tuple(loss_findings))
-    target_findings = build(audit_targets(bench, samples, probe))
-    recipe_candidate, *other_candidates = candidates(built)
-    if asked.only_own_rate:
-        recipe_candidate = dataclasses.replace(recipe_candidate, num_trusted=1)
-    brief_options: dict[str, Any] = {
-        "rates": recipe_candidate.trusted_rates,
-        "is_first_enough": asked.is_brief,
-        "clip": True,
-    }
-    own_verdict = _prolong_if_falling(
-        bench,
-        recipe_candidate,
-        run_candidate(bench, recipe_candidate, bench.precision, note=note, **brief_options),
-        note,
+def _try_recipe(setup: FitSetup, asked: FitOptions, note: Note) -> list[FitCurve]:
+    """Try the recipe's optimiser at a few rates, up to the first that fits; the best may go on while it still falls."""
+    curves: list[FitCurve] = []
+    for factor in _FACTORS[: 1 if asked.only_own_rate else None]:
+        curves.append(_try(setup, OWN, factor * own_rate(setup.built), note))
+        if curves[-1].is_fitted:
+            return curves
+    best = min(curves, key=_order)
+    if best.stop == "steps" and best.is_falling:
+        curves.append(_try(dataclasses.replace(setup, steps=_LONGER * setup.steps), OWN, best.rate, note))
+    return curves
+
+
+def _try(setup: FitSetup, name: str, rate: float, note: Note) -> FitCurve:
+    curve = fit(setup, name, rate)
+    steps = curve.fitted_after
+    share = "no loss" if math.isnan(curve.lowest) else f"{max(curve.lowest, 0):.3g} of the way left at best"
+    ended = f"fitted after {steps} steps" if steps is not None else f"not fitted in {len(curve.losses) - 1} steps"
+    note(f"{name} at rate {rate:g}: {ended}; {share}" + ("; out of time (--seconds)" if curve.stop == "time" else ""))
+    return curve
+
+
+# --- findings --------------------------------------------------------------------------------------------------------
+
+
+def _explain(
+    setup: FitSetup,
+    batch: Batch,
+    bounds: LossBounds | None,
+    own: Sequence[FitCurve] = (),
+    others: Sequence[FitCurve] = (),
+    failure: str = "",
+) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
+    """Name the cause: relations of `check` that do not hold on this batch, and whether another optimiser fits."""
+    job = setup.built.job
+    batch = to_device(batch, job.device, float_dtype=job.precision.parameter_dtype)
+    with job.losses.preserve_state():
+        subject = make_subject(job.model, RunLoss(job), [batch], job.optimizer)
+        examination = examine_subject(subject)
+    found = [finding for finding in examination.findings if finding.severity != "note"]
+    fitting = next((curve for curve in others if curve.is_fitted), None)
+    if failure:
+        found.insert(0, _find("no step can be taken on these samples", "cfg.contract data.corrupt_sample", failure))
+    elif fitting is not None:
+        is_error = [finding.severity == "error" for finding in found]
+        found.insert(sum(is_error), _blame_optimizer(setup, own, fitting))
+    elif not found:
+        found = [_judge_frozen(setup) or _leave_unexplained(bounds, own, examination.count("held"))]
+    return tuple(found), tuple(write_verdict(examination))
+
+
+def _find(
+    summary: str, causes: str, measured: str, do: str = "", *, path: str = "model", severity: Severity = "warning"
+) -> Finding:
+    cause, *others = causes.split()
+    return Finding(
+        code="fit-one",
+        severity=severity,
+        summary=summary,
+        cause=cause,
+        alternatives=tuple(others),
+        where=FindingLocation(config_path=path),
+        measured=measured,
+        expected=f"at most {FITTED:g} of the way from constants to the lowest loss is left",
+        action=do or "run `sightline check`, which looks at more samples",
     )
-    if any(finding.severity == "error" for finding in target_findings):
-        errors_first = sorted(target_findings, key=lambda finding: finding.severity != "error")
-        return FitResult(samples, probe, (own_verdict,), tuple(errors_first))
-    if (guilty := loss_cause(probe, built)) is not None:
-        parts = (BisectionStep("loss", guilty.summary, True),)
-        return FitResult(samples, probe, (own_verdict,), (*build([guilty]), *target_findings), parts)
-    target_findings += build(inconsistent_gradients(probe, built, severity="warning"))
-    if own_verdict.is_fitted:
-        verdicts = (
-            [own_verdict]
-            if asked.is_brief
-            else _compare_optimisers(bench, recipe_candidate, other_candidates, own_verdict, note)
+
+
+def _blame_optimizer(setup: FitSetup, own: Sequence[FitCurve], fitting: FitCurve) -> Finding:
+    best, clip = min(own, key=_order), setup.built.job.clip_norm
+    tried = ", ".join(f"{curve.rate:g}" for curve in own)
+    return _find(
+        "the recipe's optimiser does not fit these samples, Adam does",
+        "optim.lr optim.hyper optim.param_coverage" + ("" if clip is None else " optim.clip"),
+        f"{max(best.lowest, 0):.3g} of the way left at rates {tried}; Adam needs {fitting.fitted_after} steps at "
+        f"{fitting.rate:g}, without clipping and freezing",
+        "change optimizer.lr; see optimizer.frozen and train.clip_norm; or give more --steps",
+        path="optimizer.lr",
+    )
+
+
+def _judge_frozen(setup: FitSetup) -> Finding | None:
+    """Return a finding for parameters that want no gradient, if the recipe does not freeze them."""
+    job = setup.built.job
+    declared = tuple(f"{entry['modules']}." for entry in job.frozen)
+    names = [name for name, p in job.model.named_parameters() if not p.requires_grad and p.is_floating_point()]
+    if not (frozen := [name for name in names if not f"{name}.".startswith(declared)]):
+        return None
+    return _find(
+        f"{len(frozen)} parameters do not learn, and the recipe does not freeze them: {join_some(frozen, most=4)}",
+        "model.frozen_unintended",
+        "requires_grad is false",
+        "list in optimizer.frozen the modules that must not learn; look for requires_grad_(False)",
+        path="optimizer",
+    )
+
+
+def _leave_unexplained(bounds: LossBounds | None, own: Sequence[FitCurve], num_held: int) -> Finding:
+    best = min(own, key=_order, default=None)
+    if best is not None and best.is_falling:
+        return _find(
+            "the loss was still falling: nothing is decided",
+            "optim.lr",
+            f"{best.lowest:.3g} of the way left after {len(best.losses) - 1} steps",
+            "give more --steps, or more --seconds",
+            path="optimizer.lr",
         )
-        warnings = build(_find_warnings(bench, probe, recipe_candidate, own_verdict, note))
-        return FitResult(samples, probe, tuple(verdicts), (*target_findings, *warnings))
-    verdicts = [_with_more_rates(bench, recipe_candidate, own_verdict, note)]
-    verdicts += [run_candidate(bench, other, bench.precision, note=note) for other in other_candidates]
-    case = FailedFit(bench, probe, verdicts, (recipe_candidate, *other_candidates), note)
-    fault, steps, further = bisect(case)
-    (finding,) = build([fault])
-    frozen = None if finding.cause == "model.frozen_unintended" else _judge_frozen(bench)
-    further_findings = (
-        *(target_finding for target_finding in target_findings if target_finding.summary != finding.summary),
-        *build([] if frozen is None else [frozen]),
+    if best is not None and bounds is not None and bounds.is_stuck(min(best.losses)):
+        return _find(
+            "the network reaches what constants reach: its outputs do not follow its inputs",
+            "model.constant_output data.duplicate_randomness data.missing_modality",
+            f"a loss of {min(best.losses):.4g}; the best constants {bounds.constant:.4g}",
+            "see by `sightline view` that the samples differ, and by --trace that every input reaches the output",
+        )
+    return _find(
+        "these samples cannot be fitted, and no relation of `check` explains it",
+        "model.structure model.init model.geometry",
+        ("no lower bound" if best is None else f"{best.lowest:.3g} of the way left at best")
+        + f"; {num_held} relations hold",
+        "follow the samples through the layers by --trace; see that every input reaches the output",
     )
-    return FitResult(samples, probe, tuple(verdicts), (finding, *further_findings), tuple(steps), tuple(further))
 
 
-def _prolong_if_falling(
-    bench: FitSetup, recipe_candidate: Candidate, verdict: OptimizerResult, note: Note
-) -> OptimizerResult:
-    """Return the verdict; if its deciding attempt was still falling, repeat that attempt with more steps."""
-    curve = verdict.trusted_curve
-    if verdict.is_fitted or not curve.is_falling:
-        return verdict
-    longer = dataclasses.replace(bench, steps=LONGER * bench.steps)
-    again = run_candidate(
-        longer, recipe_candidate, bench.precision, note=note, rates=(curve.rate,), where=", still falling", clip=True
-    )
-    curves = tuple(again.curves[0] if other is curve else other for other in verdict.curves)
-    return dataclasses.replace(verdict, curves=curves)
-
-
-def _compare_optimisers(
-    bench: FitSetup, recipe_candidate: Candidate, other_candidates: list[Candidate], first: OptimizerResult, note: Note
-) -> list[OptimizerResult]:
-    """Run the recipe's optimiser at all its rates, the others, then each at its best rate in another format."""
-    verdicts = [_with_more_rates(bench, recipe_candidate, first, note)]
-    verdicts += [run_candidate(bench, other, bench.precision, note=note) for other in other_candidates]
-    finer = "float32" if bench.precision == "float64" else "float64"
-    pairs = list(zip((recipe_candidate, *other_candidates), verdicts, strict=True))
-    verdicts += [
-        run_candidate(bench, candidate, finer, note=note, rates=(v.best.rate,), clip=candidate is recipe_candidate)
-        for candidate, v in pairs
-    ]
-    return verdicts
-
-
-def _with_more_rates(
-    bench: FitSetup, recipe_candidate: Candidate, first: OptimizerResult, note: Note
-) -> OptimizerResult:
-    """Extend the verdict of the recipe's optimiser by the rates that do not decide."""
-    other_rates = recipe_candidate.rates[recipe_candidate.num_trusted :]
-    if not other_rates:
-        return first
-    further = run_candidate(
-        bench, recipe_candidate, bench.precision, note=note, rates=other_rates, where=" at usual rates", clip=True
-    )
-    return dataclasses.replace(first, curves=(*first.curves, *further.curves))
-
-
-# --- further findings ----------------------------------------------------------------------------------------------
-
-
-def _find_warnings(
-    bench: FitSetup, probe: LossProbe, recipe_candidate: Candidate, verdict: OptimizerResult, note: Note
-) -> list[Fault]:
-    """List warnings for a run that fitted: faults that will matter later."""
-    results = [
-        _judge_rate(verdict),
-        _judge_decay(bench, recipe_candidate, verdict, note),
-        activation_warning(bench, probe),
-        _judge_frozen(bench),
-    ]
-    return sorted((fault for fault in results if fault is not None), key=lambda fault: fault.severity == "note")
-
-
-def _judge_rate(verdict: OptimizerResult) -> Fault | None:
-    """Return a fault if the recipe's own rate did not fit, but one ten times larger or smaller did."""
-    first = verdict.curves[0]
-    if first.is_fitted:
+def _judge_constants(bounds: LossBounds) -> Finding | None:
+    """Return a finding if constants fit these samples as well as any outputs."""
+    if bounds.is_question:
         return None
-    best = verdict.trusted_curve
-    return Fault(
-        f"the rate {first.rate:g} itself did not fit these samples, {best.rate:g} did",
+    return _find(
+        "constants fit these samples as well: that they are fitted proves nothing",
+        "data.target_encoding data.sampling",
+        f"the best constants reach {bounds.constant:.4g}, the best outputs {bounds.floor:.4g}",
+        "give more --samples, or see their targets with `sightline view`",
+        path="data",
         severity="note",
-        causes=("optim.lr", "optim.hyper"),
-        at="optimizer.lr",
-        measured=f"{first.lowest:.3g} of the way left at {first.rate:g}, {best.lowest:.3g} at {best.rate:g}",
-        expected=f"at most {FITTED:g} of the way left",
-        action="nothing, if the recipe's batch is larger or its schedule warms up",
     )
 
 
-def _judge_decay(bench: FitSetup, recipe_candidate: Candidate, verdict: OptimizerResult, note: Note) -> Fault | None:
-    """Return a fault if the recipe's weight decay, off until now, keeps the samples from being fitted."""
-    decay = max(float(group["weight_decay"]) for group in bench.built.job.optimizer.param_groups)
-    if decay == 0 or "decay" in bench.keep:
+def _judge_decay(setup: FitSetup, fitted: FitCurve, note: Note) -> Finding | None:
+    """Return a finding if the recipe's weight decay, off until now, keeps the samples from being fitted."""
+    decay = max(float(group["weight_decay"]) for group in setup.built.job.optimizer.param_groups)
+    if decay == 0 or "decay" in setup.keep:
         return None
-    decayed = dataclasses.replace(bench, keep=bench.keep | {"decay"}, score=None)
-    rate = verdict.trusted_curve.rate
-    again = run_candidate(
-        decayed, recipe_candidate, bench.precision, note=lambda _: None, rates=(rate,), clip=True, goal=FITTED
-    )
+    decayed = dataclasses.replace(setup, keep=setup.keep | {"decay"}, is_brief=True, score=None)
+    again = fit(decayed, OWN, fitted.rate)
     note(f"with weight decay {decay:g}: {'fitted' if again.is_fitted else 'not fitted'}")
-    if again.is_fitted:
+    if again.is_fitted or again.stop == "time":
         return None
-    return Fault(
-        severity="warning",
-        summary=f"with weight decay {decay:g} the recipe does not fit samples that it fits without",
-        causes=("optim.hyper", "optim.lr"),
-        at="optimizer.weight_decay",
-        measured=f"{again.trusted_curve.lowest:.3g} of the way left at rate {rate:g}; "
-        f"{verdict.trusted_curve.lowest:.3g} without",
-        expected=f"at most {FITTED:g} of the way left",
-        action="take a smaller weight decay, or a decoupled one (adamw)",
-    )
-
-
-def _judge_frozen(bench: FitSetup) -> Fault | None:
-    """Return a fault for parameters that cannot learn and are not frozen by the recipe."""
-    job = bench.built.job
-    declared = tuple(entry["modules"] for entry in job.frozen)
-    optimised = {id(parameter) for group in job.optimizer.param_groups for parameter in group["params"]}
-    silent = set(parameters_without_gradient(bench))
-    idle = [
-        name
-        for name, parameter in job.model.named_parameters()
-        if not parameter.requires_grad or id(parameter) not in optimised or name in silent
-        if not any(name == module or name.startswith(f"{module}.") for module in declared)
-    ]
-    frozen = [name for name in idle if name not in silent]
-    if not frozen:
-        return None
-    return Fault(
-        severity="warning",
-        summary=f"{len(frozen)} parameters do not learn, and the recipe does not freeze them: {frozen[0]}",
-        causes=("model.frozen_unintended", "optim.param_coverage"),
-        at="optimizer",
-        layer=frozen[0].rpartition(".")[0],
-        measured=f"requires_grad is false, or no group of the optimiser contains them: {', '.join(frozen[:5])}",
-        expected="every parameter outside optimizer.frozen learns",
-        action="list in optimizer.frozen the modules that must not learn; look for requires_grad_(False)",
-        evidence={"parameters": frozen[:50]},
-    )
-
-
-def _make_failure(error: Exception) -> Fault:
-    """Make the fault of an error that the check of the first step does not find."""
-    return Fault(
-        "no step can be taken on these samples",
-        causes=("cfg.contract", "data.corrupt_sample"),
-        at="model",
-        measured=summarise_error(error),
-        expected="forward pass and losses go through",
-        action="run `sightline check`, which looks at more samples",
+    return _find(
+        f"with weight decay {decay:g} the recipe does not fit samples that it fits without",
+        "optim.hyper optim.lr",
+        f"{again.lowest:.3g} of the way left at rate {fitted.rate:g}; {fitted.lowest:.3g} without",
+        "take a smaller weight decay, or a decoupled one (adamw)",
+        path="optimizer.weight_decay",
     )
 
 
 def _describe_samples(samples: Samples) -> str:
     indices = ", ".join(map(str, samples.indices[:8])) + (", ..." if len(samples.indices) > 8 else "")
     left_out = f"; without {', '.join(samples.left_out)}" if samples.left_out else ""
-    note = f" ({samples.note})" if samples.note else ""
-    return f"samples {indices}{left_out}{note}"
+    return f"samples {indices}{left_out}" + (f" ({samples.note})" if samples.note else "")
 
 
-def _describe_floor(probe: LossProbe) -> str:
-    if not math.isfinite(probe.start):
-        return f"initial loss {probe.start:.4g}"
-    floor = "no lower bound is known" if probe.floor is None else f"lowest achievable {probe.floor:.4g}"
-    return f"initial loss {probe.start:.4g}; {floor}"
+def _describe_bounds(bounds: LossBounds) -> str:
+    floor = "no lower bound is known" if bounds.floor is None else f"the best outputs {bounds.floor:.4g}"
+    return f"initial loss {bounds.start:.4g}; the best constants reach {bounds.constant:.4g}, {floor}"
 
 
-def result_document(result: FitResult) -> dict[str, Any]:
-    """Convert a result to the JSON document of `fit-one --json`."""
-    probe = result.probe
-    return {
-        "fitted": result.is_fitted,
-        "cause": result.cause,
-        "samples": {
-            "indices": result.samples.indices,
-            "repeats": result.samples.repeats,
-            "left_out": list(result.samples.left_out),
-            "note": result.samples.note,
-        },
-        "loss": None if probe is None else _loss_document(probe),
-        "combinations": [verdict_document(verdict) for verdict in (*result.verdicts, *result.further)],
-        "bisection": [part.to_dict() for part in result.parts],
-        "findings": [finding.to_dict() for finding in result.findings],
-    }
-
-
-def _loss_document(probe: LossProbe) -> dict[str, Any]:
-    """Convert the first loss and the floor to JSON, null if they are not finite."""
-    numbers = {"start": probe.start, "floor": probe.floor}
-    finite = {name: value if value is not None and math.isfinite(value) else None for name, value in numbers.items()}
-    return {**finite, "counts": dict(probe.counts)}
-
-
-_MIN_SHARE = 1e-4
-"""Smallest share drawn: below a hundredth an attempt has ended, and its exact share does not matter."""
+# --- pictures and variants -------------------------------------------------------------------------------------------
 
 
 def draw_curves(curves: Mapping[str, FitCurve]) -> str:
@@ -357,37 +332,30 @@ def draw_curves(curves: Mapping[str, FitCurve]) -> str:
     return encode_curves({name: _curve_lines(curve) for name, curve in curves.items()})
 
 
-def draw_verdicts(verdicts: Sequence[OptimizerResult]) -> str:
-    """Draw the best attempt of each optimiser, one panel per number format; below, the lowest share of each rate."""
-    formats = list(dict.fromkeys(verdict.precision for verdict in verdicts))
-    format_panels = []
-    for precision in formats:
-        series = [_share_series(v.optimizer, v.best) for v in verdicts if v.precision == precision]
-        visible_series = tuple(curve for curve in series if curve.points)
-        format_panels.append(
-            ChartPanel(f"share of the way left, {precision}", "step", visible_series, x_scale="linear")
-        )
-    rate_panels = [panel for v in verdicts if v.precision == formats[0] and (panel := _rate_panel(v)) is not None]
-    return render_svg([[panel if panel.series else None for panel in format_panels], rate_panels] if formats else [])
-
-
-def _share_series(name: str, curve: FitCurve) -> Series:
-    points = [(float(step), max(share, _MIN_SHARE)) for step, share in enumerate(curve.shares) if not math.isnan(share)]
-    return Series(name, tuple(points))
-
-
-def _rate_panel(verdict: OptimizerResult) -> ChartPanel | None:
-    points = [(c.rate, max(c.lowest, _MIN_SHARE)) for c in verdict.curves if c.rate > 0 and not math.isnan(c.lowest)]
-    if not points:
-        return None
-    return ChartPanel(f"{verdict.optimizer}: lowest share", "rate", (Series(verdict.optimizer, tuple(sorted(points))),))
-
-
 def _curve_lines(curve: FitCurve) -> list[dict[str, Any]]:
     lines = []
-    for step, loss in enumerate(curve.losses):
-        share = curve.shares[step]
+    for step, (loss, share) in enumerate(zip(curve.losses, curve.shares, strict=True)):
         terms = {f"loss/{name}": values[step] for name, values in curve.terms.items()} if len(curve.terms) > 1 else {}
         remaining = None if math.isnan(share) else share
         lines.append({"step": step, "split": "", "loss/total": loss, **terms, "share left": remaining})
     return lines
+
+
+def fit_variants(
+    variants: Iterable[tuple[str, Callable[[], TrainingSetup]]], asked: FitOptions, note: Note
+) -> Iterable[tuple[TrainingSetup, FitResult]]:
+    """Fit every variant of a recipe, by name, from the same seed and on the same samples.
+
+    Raises UserError if a variant trains on other samples than the first one.
+    """
+    indices: list[int] = []
+    for name, build_variant in variants:
+        note(f"variant {name}")
+        built = build_variant()
+        result = fit_one(built, asked, note)
+        indices = indices or result.samples.indices
+        if len(result.samples.indices) != len(indices):
+            raise UserError("--vary: variants need different numbers of samples; give --samples")
+        if result.samples.indices != indices:
+            raise UserError(f"--vary: {name} changes which samples are fitted; vary something else")
+        yield built, result

@@ -26,10 +26,9 @@ from sightline.engine.train import TrainState
 from sightline.instrument import ModuleCall, record, watch_gradient
 from sightline.workbench.check.core.dry_run import forward_backward, isolated_copy
 from sightline.workbench.describe.trace import preserve_all_rng_states
-from sightline.workbench.fit.fit_attempt import FitCurve, FitSetup, fit
-from sightline.workbench.fit.fit_one import FitOptions, make_setup
-from sightline.workbench.fit.loss_probe import LossProbe, probe_loss
-from sightline.workbench.fit.optimizer_grid import candidates, own_rate
+from sightline.workbench.fit.attempt import OWN, FitCurve, FitSetup, fit, own_rate
+from sightline.workbench.fit.fit_one import FitOptions, make_setup, with_bounds
+from sightline.workbench.fit.loss_bounds import LossBounds, measure_bounds
 
 
 @dataclass
@@ -73,12 +72,12 @@ class ModelSnapshot:
     outputs: Mapping[str, Statistics] = field(default_factory=dict)
 
 
-def snapshot(bench: FitSetup, job: TrainState, step: int) -> ModelSnapshot:
+def snapshot(setup: FitSetup, job: TrainState, step: int) -> ModelSnapshot:
     """Run forward and backward passes of a copy, and collect statistics of every module's floating-point output.
 
     If a module returns several tensors, the first counts. The model, its buffers and the random states do not change.
     """
-    model, batch = isolated_copy(job.model), bench.batch_in(job.precision.name)
+    model, batch = isolated_copy(job.model), setup.batch_in(job.precision.name)
     measured: dict[tuple[str, int], tuple[tuple[int, ...], Statistics]] = {}
     outputs: dict[str, Statistics] = {}
 
@@ -95,7 +94,7 @@ def snapshot(bench: FitSetup, job: TrainState, step: int) -> ModelSnapshot:
                 outputs[name] = statistics
 
     with preserve_all_rng_states(), record(model, leave=measure) as tape:
-        sums, counts = forward_backward(job, model, [batch], bench.device)
+        sums, counts = forward_backward(job, model, [batch], setup.device)
     modules = dict(model.named_modules())
     parents = {call.parent for call in tape.calls}
     depths: list[int] = []
@@ -194,8 +193,8 @@ def trace_fit(built: TrainingSetup, asked: FitOptions) -> LayerTrace:
     Raises ConfigError for an expectation of an unknown output, layer or loss.
     """
     with preserve_all_rng_states():
-        bench, _ = make_setup(built, asked)
-        probe = probe_loss(bench)
+        setup, _ = make_setup(built, asked)
+        bounds = measure_bounds(setup)
         indices = [
             index
             for index, expectation in enumerate(built.config.expect)
@@ -203,27 +202,26 @@ def trace_fit(built: TrainingSetup, asked: FitOptions) -> LayerTrace:
         ]
         entries = [built.config.expect[index] for index in indices]
         steps = max([asked.steps, *(entry["step"] for entry in entries)])
-        bench = dataclasses.replace(bench, floor=probe.floor, steps=steps)
+        setup = dataclasses.replace(with_bounds(setup, bounds), steps=steps)
         snapshot_steps = {0, steps, *(entry["step"] for entry in entries)}
         snapshots: dict[int, ModelSnapshot] = {}
 
         def watch(step: int, job: TrainState) -> None:
             if step in snapshot_steps:
-                snapshots[step] = snapshot(bench, job, step)
+                snapshots[step] = snapshot(setup, job, step)
                 if step == 0:
-                    assert_known_quantity(built, snapshots[0], probe)
+                    assert_known_quantity(built, snapshots[0], bounds)
 
-        candidate = candidates(built)[0]
-        curve = fit(bench, candidate.name, candidate.make, own_rate(built), bench.precision, clip=True, watch=watch)
+        curve = fit(setup, OWN, own_rate(built), watch=watch)
         results = [
-            ExpectationResult(index, entry, _measure(entry, snapshots, curve, probe))
+            ExpectationResult(index, entry, _measure(entry, snapshots, curve, bounds))
             for index, entry in zip(indices, entries, strict=True)
         ]
     return LayerTrace(snapshots[0], snapshots.get(steps), curve, tuple(results))
 
 
 def _measure(
-    entry: Expectation, snapshots: Mapping[int, ModelSnapshot], curve: FitCurve, probe: LossProbe
+    entry: Expectation, snapshots: Mapping[int, ModelSnapshot], curve: FitCurve, bounds: LossBounds
 ) -> float | None:
     """Return the quantity of an entry; None if the fit did not reach its step, or there was nothing to measure."""
     step_snapshot, quantity = snapshots.get(entry["step"]), parse_quantity(entry["quantity"])
@@ -232,10 +230,10 @@ def _measure(
     if quantity.kind == "share":
         shares = curve.shares
         return shares[entry["step"]] if entry["step"] < len(shares) else None
-    return measure_quantity(entry, step_snapshot, probe)
+    return measure_quantity(entry, step_snapshot, bounds)
 
 
-def measure_quantity(entry: Expectation, look: ModelSnapshot, probe: LossProbe) -> float | None:
+def measure_quantity(entry: Expectation, look: ModelSnapshot, bounds: LossBounds) -> float | None:
     """Return the quantity of an entry, other than `share`, in a snapshot; None if there was nothing to measure."""
     quantity = parse_quantity(entry["quantity"])
     assert quantity is not None, "the config was checked"
@@ -243,19 +241,19 @@ def measure_quantity(entry: Expectation, look: ModelSnapshot, probe: LossProbe) 
         return look.terms[quantity.name] if quantity.name else look.loss
     if quantity.kind == "grad_norm":
         return look.grad_norm
-    return _combine_statistic(_select_statistics(quantity, look, probe), quantity.statistic)
+    return _combine_statistic(_select_statistics(quantity, look, bounds), quantity.statistic)
 
 
 def _select_statistics(
-    quantity: Quantity, step_snapshot: ModelSnapshot, probe: LossProbe
+    quantity: Quantity, step_snapshot: ModelSnapshot, bounds: LossBounds
 ) -> list[tuple[Statistics, int]]:
     """Return the statistics that a quantity refers to, each with its number of elements."""
     if quantity.kind == "layer":
         calls = [layer for layer in step_snapshot.layers if layer.path == quantity.name]
         return [(layer.output, math.prod(layer.shape)) for layer in calls[:1]]
-    names = [quantity.name] if quantity.name else list(probe.read)
+    names = [quantity.name] if quantity.name else list(bounds.read)
     return [
-        (step_snapshot.outputs[name], probe.outputs[name].numel() if name in probe.outputs else 1) for name in names
+        (step_snapshot.outputs[name], bounds.outputs[name].numel() if name in bounds.outputs else 1) for name in names
     ]
 
 
@@ -274,7 +272,7 @@ def _combine_statistic(tensors: Sequence[tuple[Statistics, int]], name: str) -> 
     return math.sqrt(squares / total)
 
 
-def assert_known_quantity(built: TrainingSetup, look: ModelSnapshot, probe: LossProbe) -> None:
+def assert_known_quantity(built: TrainingSetup, look: ModelSnapshot, bounds: LossBounds) -> None:
     """Raise ConfigError for an expectation of an unknown output, layer or loss."""
     valid_names = {
         "loss": tuple(look.terms),
@@ -331,9 +329,9 @@ class ExpectationObserver:
         self._built = built
         self._entries = entries
         with preserve_all_rng_states():
-            self._bench, _ = make_setup(built, FitOptions())
-            self._probe = probe_loss(self._bench)
-            assert_known_quantity(built, snapshot(self._bench, built.job, built.job.step), self._probe)
+            self._setup, _ = make_setup(built, FitOptions())
+            self._bounds = measure_bounds(self._setup)
+            assert_known_quantity(built, snapshot(self._setup, built.job, built.job.step), self._bounds)
 
     def assert_begun_well(self) -> None:
         """Raise StopRun for an entry of step 0 that the initial weights of a new run do not meet."""
@@ -353,9 +351,9 @@ class ExpectationObserver:
         if not due:
             return
         with preserve_all_rng_states():
-            model_snapshot = snapshot(self._bench, self._built.job, step)
+            model_snapshot = snapshot(self._setup, self._built.job, step)
         results = [
-            ExpectationResult(index, entry, measure_quantity(entry, model_snapshot, self._probe))
+            ExpectationResult(index, entry, measure_quantity(entry, model_snapshot, self._bounds))
             for index, entry in due
         ]
         if unmet := [result.line for result in results if not result.is_met]:

@@ -77,7 +77,7 @@ def choose_samples(built: TrainingSetup, *, num: int | None, with_augmentation: 
     elif num == 1 and needs_rows:
         repeats = 2
         note = "the sample is used twice: batch norm needs two rows; equal rows leave only its offsets"
-    keys = _first_keys(built, num)
+    keys = first_keys(built, num)
     batch = reader([key for key in keys for _ in range(repeats)])
     return Samples(keys, reader, batch, repeats, left_out, note)
 
@@ -127,15 +127,17 @@ def loss_between_samples(built: TrainingSetup) -> str:
     return ""
 
 
-def _first_keys(built: TrainingSetup, num: int) -> tuple[SampleKey, ...]:
-    plan = BatchSampler(indices=built.data.train.indices, batch_size=num, seed=built.config.seed)
+def first_keys(built: TrainingSetup, num: int) -> tuple[SampleKey, ...]:
+    """Return the keys of the first samples of the first epoch, at most as many as there are."""
+    indices = built.data.train.indices
+    plan = BatchSampler(indices=indices, batch_size=min(num, len(indices)), seed=built.config.seed)
     return tuple(plan.step_keys(0)[0][0])
 
 
 def _has_one_target(built: TrainingSetup, reader: BatchReader) -> bool:
     """Return True if every loss counts at most one target per sample: one label, not one per point."""
     job = built.job
-    batch = to_device(reader(_first_keys(built, 1)), job.device, float_dtype=job.precision.parameter_dtype)
+    batch = to_device(reader(first_keys(built, 1)), job.device, float_dtype=job.precision.parameter_dtype)
     counts = single_batch_step(job.task, job.model, batch, job.device).counts
     return all(float(count) <= 1 for count in counts.values())
 
@@ -147,7 +149,7 @@ def _accepts_one_sample(built: TrainingSetup, reader: BatchReader) -> bool:
     """
     job = built.job
     try:
-        batch = to_device(reader(_first_keys(built, 1)), job.device, float_dtype=job.precision.parameter_dtype)
+        batch = to_device(reader(first_keys(built, 1)), job.device, float_dtype=job.precision.parameter_dtype)
         forward_backward(job, isolated_copy(job.model), [batch], job.device)
     except Exception as error:  # noqa: BLE001 - the first step meets and reports any other error
         return "more than 1 value per channel" not in str(error)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sightline.config import RunConfig
-from sightline.config.overrides import split_values
+from sightline.config.overrides import parse_variants, split_values
 from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.draw.charts import ChartPanel, Series, render_svg
@@ -25,7 +25,6 @@ from sightline.engine.records import resolve_mode
 from sightline.engine.resume import assert_same_run
 from sightline.runs.run_directory import load_document, write_document, write_file
 from sightline.training.train_run import Reporter, read_with_plugins, reread
-from sightline.workbench.fit.sample_ladder import parse_variants
 from sightline.workbench.study.study_runs import StudyRun, StudySettings, run_cells
 
 GridResults = Mapping[tuple[str, ...], Mapping[int, float]]

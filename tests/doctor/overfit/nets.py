@@ -62,26 +62,6 @@ class Divided(Net):
         return {"logits": self.head(features / (features - features))}
 
 
-class HalfDigits(Net):
-    """Small features pass through float16, where they are lost; of float64 they are kept."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(64, NUM_CLASSES, bias=False)
-        self.narrow = Narrow()
-
-    def forward(self, *, points: Tensor) -> Logits:
-        features = torch.relu(self.each(points)).amax(1)
-        return {"logits": self.head(1e9 * self.narrow(1e-9 * features))}
-
-
-class Narrow(nn.Module):
-    """Rounds to float16, unless numbers are of float64: as a kernel for single precision might."""
-
-    def forward(self, numbers: Tensor) -> Tensor:
-        return numbers.half().to(numbers.dtype) if numbers.dtype == torch.float32 else numbers
-
-
 class SoftmaxEnd(Net):
     """Gives probabilities to a loss that wants logits."""
 
@@ -100,18 +80,6 @@ class Regressor(nn.Module):
     def forward(self, *, points: Tensor) -> Map:
         heat = self.end(self.head(torch.tanh(self.each(points)).mean(1)))
         return {"heat": heat, "logits": heat.new_zeros(len(heat), NUM_CLASSES)}  # these for the metric of the run alone
-
-
-class PerPoint(nn.Module):
-    """A number for each point."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.each, self.head = nn.Linear(3, 48), nn.Linear(48, 1)
-
-    def forward(self, *, points: Tensor) -> Map:
-        heat = self.head(torch.tanh(self.each(points)))[..., 0]
-        return {"heat": heat, "logits": heat.new_zeros(len(heat), NUM_CLASSES)}  # for the metric of the run alone
 
 
 class Squared(Loss):
@@ -156,29 +124,6 @@ class TurnedGradient(Entropy):
         return turned
 
 
-class HardExamples(Entropy):
-    """Wrong answers weigh more; the weight is a constant to the gradient, as is usual."""
-
-    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
-        each = F.cross_entropy(logits, label, reduction="none")
-        return ((1 - (-each).exp()).detach() * each).sum()
-
-
-class ForgetsSamples(Entropy):
-    """All samples but the first are cut off from the network by mistake."""
-
-    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
-        first, rest = logits[:1], logits[1:].detach()
-        return super().forward(logits=torch.cat([first, rest]), label=label)
-
-
-class LogOfZero(Entropy):
-    """Takes the logarithm of zero, whatever the outputs are."""
-
-    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
-        return super().forward(logits=logits, label=label) - (logits.square().sum() * 0.0).log()
-
-
 class Detached(Entropy):
     """Cut off from the network."""
 
@@ -204,11 +149,6 @@ def regression(folder: Path, model: nn.Module, *, shift: float = 0.0) -> Trainin
         return {**batch, "target": torch.cat([points.mean(1), points.std(1)], dim=1) + shift}
 
     return _on_targets(folder, model, Squared(), Field("6", "float32"), edit)
-
-
-def fields(folder: Path, edit: Any) -> TrainingSetup:
-    """A run that fits a number for each point: the `target` that `edit(batch, keys)` gives."""
-    return _on_targets(folder, PerPoint(), Squared(), Field("N", "float32"), edit)
 
 
 def _on_targets(folder: Path, model: nn.Module, loss: Loss, target: Field, edit: Any) -> TrainingSetup:

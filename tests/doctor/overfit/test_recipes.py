@@ -35,7 +35,7 @@ CASES = {
 
 def assert_fitted(name: str, overrides: tuple[str, ...]) -> None:
     built = build(read_config(ROOT / "configs" / f"{name}.yaml", [*SIZES, *overrides]), World())
-    result = fit_one(built, FitOptions(steps=40, is_brief=True), lambda line: None)
+    result = fit_one(built, FitOptions(steps=40), lambda line: None)
     assert result.is_fitted, result.findings
     assert [finding for finding in result.findings if finding.severity != "note"] == []
 

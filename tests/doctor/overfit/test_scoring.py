@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.workbench.fit.fit_one import FitOptions, fit_one, make_setup, result_document
+from sightline.workbench.fit.fit_one import FitOptions, fit_one, make_setup
 from sightline.workbench.fit.samples import training_score
 from tests.doctor.overfit import nets
 from tests.doctor.overfit.nets import run
@@ -40,14 +39,8 @@ def test_after_the_statistics_are_taken_evaluation_gives_what_training_gave(tmp_
     assert score == pytest.approx(float((expected.argmax(1) == batch["label"]).double().mean()))
 
 
-def test_samples_that_are_known_by_heart_score_in_full(tmp_path: Path) -> None:
-    told: Any = result_document(
-        fit_one(run(tmp_path, model=Normed()), FitOptions(samples=4, steps=60, is_brief=True), lambda line: None)
-    )
-    (own,) = told["combinations"]
-    assert [rate["score"] for rate in own["rates"] if rate["stop"] == "reached"] == [1.0]
-
-
-def test_what_was_not_fitted_is_not_scored(tmp_path: Path) -> None:
+def test_samples_that_are_known_by_heart_score_in_full_and_others_not(tmp_path: Path) -> None:
+    result = fit_one(run(tmp_path, model=Normed()), FitOptions(samples=4, steps=60), lambda line: None)
+    assert [curve.score for curve in result.attempts if curve.stop == "reached"] == [1.0]
     result = fit_one(run(tmp_path, model=nets.Constant()), FitOptions(samples=2, steps=5), lambda line: None)
-    assert all(math.isnan(curve.score) for verdict in result.verdicts for curve in verdict.curves)
+    assert all(math.isnan(curve.score) for curve in result.attempts)

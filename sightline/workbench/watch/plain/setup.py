@@ -29,7 +29,7 @@ from sightline.instrument import copy_module
 from sightline.parts.tasks.supervised import Supervised
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.check.core.sample_statistics import class_axis
-from sightline.workbench.fit.optimizer_grid import build_optimizer
+from sightline.workbench.fit.attempt import build_optimizer
 
 PREFIX = "your_model"
 """Name of the user's module inside of its adapter; findings are printed without it."""

@@ -1,0 +1,160 @@
+"""Losses that need no network: of its first outputs, of the best outputs, and of the best that ignore the input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.contract.types import Batch
+from sightline.doctor.batches import ReadTrackingDict
+from sightline.engine.step import divide_by_count, single_batch_step, weighted_sum
+from sightline.engine.train import TrainState
+from sightline.workbench.check.core.sample_statistics import class_axis
+from sightline.workbench.check.oracles.results import FixedOutputs
+from sightline.workbench.fit.attempt import FitSetup, forward_once, prepare_model
+
+_STEPS = 150
+_NOISE = 0.1
+FITTED = 0.1
+"""Share of the way from constants to the floor that is left when samples count as fitted."""
+_MIN_GAIN = 0.01
+"""Share of the way from the first loss to the floor that outputs must gain on constants: less is no question."""
+_UNBOUNDED_FACTOR = 1e3
+"""A loss this many times its initial size below zero, and still falling in proportion, has no floor."""
+
+
+@dataclass(frozen=True)
+class LossBounds:
+    """Losses of a batch in float64: of the first outputs, of the best constants, and of the best outputs.
+
+    A constant has one number for each class or channel, at all places of all samples. `floor` is None if the loss falls
+    without bound. `read` are the outputs that losses read, `counts` their divisors.
+    """
+
+    start: float
+    constant: float
+    floor: float | None
+    counts: Mapping[str, float]
+    outputs: Mapping[str, Tensor]
+    read: tuple[str, ...]
+
+    @property
+    def is_question(self) -> bool:
+        """True if the best outputs are better than constants: else a bias alone fits these samples."""
+        return self.floor is not None and self.constant - self.floor > _MIN_GAIN * abs(self.start - self.floor)
+
+    @property
+    def goal(self) -> float:
+        """Loss at which samples count as fitted: a tenth of the way to the floor is left, from the better start.
+
+        That is the loss of constants, or of the first outputs if it is lower. Source of the tenth: the pass rule of an
+        over-fitted sample. NaN without a floor.
+        """
+        if self.floor is None:
+            return math.nan
+        start = min(self.start, self.constant) if self.is_question else self.start
+        return self.floor + FITTED * (start - self.floor)
+
+    def is_stuck(self, loss: float) -> bool:
+        """Return True for a loss as far above the floor as that of the best constants, to a fifth."""
+        return self.floor is not None and abs(loss - self.constant) < 0.2 * (self.constant - self.floor)
+
+
+class RunLoss:
+    """Weighted mean losses of a run, at their final weights, as one function of outputs and batch."""
+
+    def __init__(self, job: TrainState) -> None:
+        self._job, self._weights = job, job.loss_weights_at(job.num_steps)
+
+    def __call__(self, outputs: Mapping[str, Any], batch: Batch) -> Tensor:
+        """Compute the loss that training minimises."""
+        model = FixedOutputs(outputs)
+        step = single_batch_step(self._job.task, model, batch, self._job.device)
+        sums = step.loss_sums(model)
+        return weighted_sum(
+            {n: divide_by_count(sums[n], step.counts[n]).double() for n in self._weights}, self._weights
+        )
+
+
+def measure_bounds(setup: FitSetup) -> LossBounds:
+    """Measure the losses of a run on a batch, with outputs as free float64 variables in place of the model's."""
+    job, batch = setup.built.job, setup.batch_in("float64")
+    with torch.no_grad():
+        outputs = forward_once(setup, prepare_model(setup))
+    free = {
+        name: value.detach().double().contiguous()
+        for name, value in outputs.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+    tracked = ReadTrackingDict({**outputs, **free})
+    loss = RunLoss(job)
+    start = float(loss(tracked, batch).detach())
+    read = tuple(sorted(tracked.read & free.keys()))
+    counts = single_batch_step(job.task, FixedOutputs({**outputs, **free}), batch, job.device).counts
+    own = {name: free[name] for name in read}
+    total = partial(_evaluate, loss, {**outputs, **free}, batch)
+    bounds = partial(LossBounds, start, counts={n: float(c) for n, c in counts.items()}, outputs=own, read=read)
+    if not read or not math.isfinite(start):
+        return bounds(start, None)
+    floor = _minimise(total, own)
+    if floor is None and all(float(value.min()) >= 0 for value in own.values()):  # distances do not fall below 0
+        floor = _minimise(lambda given: total({n: v.abs() for n, v in given.items()}), own)
+    means = {name: _average(name, value, batch) for name, value in own.items()}
+    constant = _minimise(lambda given: total({n: v.expand(own[n].shape) for n, v in given.items()}), means)
+    return bounds(start if constant is None else constant, floor if floor is None else min(floor, start))
+
+
+def _evaluate(loss: RunLoss, fixed: Mapping[str, Any], batch: Batch, outputs: Mapping[str, Tensor]) -> Tensor:
+    return loss({**fixed, **outputs}, batch)
+
+
+def _average(name: str, output: Tensor, batch: Batch) -> Tensor:
+    """Average outputs over everything but their classes or channels: axis 1 of maps and volumes, else the last one."""
+    label = batch.get("label")
+    axis = class_axis(output, label) if name == "logits" and isinstance(label, Tensor) else None
+    if axis is None and output.ndim > 1:
+        axis = 1 if output.ndim > 3 else output.ndim - 1
+    others = [other for other in range(output.ndim) if other != axis]
+    return output.mean(dim=others, keepdim=True) if others else output
+
+
+def _minimise(total: Callable[[Mapping[str, Tensor]], Tensor], outputs: Mapping[str, Tensor]) -> float | None:
+    """Minimise a loss over free numbers, from a little beside the given ones; None if it falls without bound."""
+    generator = torch.Generator().manual_seed(0)
+    leaves = {}
+    for name, value in outputs.items():  # equal rows would keep equal gradients
+        size = float(value.std()) if value.numel() > 1 else 0.0
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device)
+        leaves[name] = (value + _NOISE * (size or 1.0) * noise).detach().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        list(leaves.values()),
+        max_iter=_STEPS,
+        history_size=5,
+        tolerance_grad=1e-12,
+        tolerance_change=1e-14,
+        line_search_fn="strong_wolfe",
+    )
+    seen: list[float] = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = total(leaves)
+        if value.requires_grad:
+            value.backward()
+        seen.append(float(value.detach()))
+        return value.detach()
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    best, size = min(filter(math.isfinite, seen), default=math.nan), max(1.0, abs(seen[0]))
+    ways = {name: leaf.detach() - outputs[name] for name, leaf in leaves.items()}
+    with torch.no_grad():
+        near, far = (float(total({n: v + by * ways[n] for n, v in outputs.items()})) for by in (1e4, 1e5))
+    falls = far < -_UNBOUNDED_FACTOR * size and far < 2 * near
+    return None if falls or not best > -1e6 * size else best
