@@ -170,7 +170,8 @@ def _vary(options: FitOneOptions, fit_options: FitOptions, world: World) -> int:
     varies_optimizer = any(text.startswith("optimizer") for text in options.vary)
     fit_options = dataclasses.replace(fit_options, only_own_rate=varies_optimizer)
     builders = [(name, functools.partial(build, config, world)) for name, config in configs.items()]
-    rows, documents, curves, passed = [], [], {}, []
+    rows, documents, passed = [], [], []
+    curves: dict[str, FitCurve] = {}
     for name, extra, (built, result) in zip(
         configs, overrides, fit_variants(builders, fit_options, print_note), strict=True
     ):

@@ -41,8 +41,8 @@ class FitSetup:
     """Setup that all attempts share: the run with the initial weights, the batch, and the enabled parts of the recipe.
 
     `floor` is the lowest loss of any outputs, and samples are fitted at the loss `goal`; both are NaN if not known. No
-    step is taken after `ends_s` of the process's time, nor, with `is_brief`, after samples are fitted. `score(job, batch)` computes the run's metric for the samples
-    after an attempt that fitted them; it changes the job.
+    step is taken after `ends_s` of the process's time, nor, with `is_brief`, after samples are fitted. `score(job,
+    batch)` computes the run's metric for the samples after an attempt that fitted them; it changes the job.
     """
 
     built: TrainingSetup

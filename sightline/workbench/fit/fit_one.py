@@ -14,8 +14,9 @@ from sightline.contract.errors import UserError, join_some
 from sightline.contract.types import Batch
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.check import examine_subject, make_subject
-from sightline.doctor.finding import Finding, FindingLocation, Severity
+from sightline.doctor.finding import Fault, Finding, FindingLocation, Severity
 from sightline.doctor.report import write_verdict
+from sightline.doctor.rules import Rule
 from sightline.engine.build import TrainingSetup
 from sightline.engine.device import to_device
 from sightline.engine.train import TrainState
@@ -211,18 +212,10 @@ def _explain(
 def _find(
     summary: str, causes: str, measured: str, do: str = "", *, path: str = "model", severity: Severity = "warning"
 ) -> Finding:
-    cause, *others = causes.split()
-    return Finding(
-        code="fit-one",
-        severity=severity,
-        summary=summary,
-        cause=cause,
-        alternatives=tuple(others),
-        where=FindingLocation(config_path=path),
-        measured=measured,
-        expected=f"at most {FITTED:g} of the way from constants to the lowest loss is left",
-        action=do or "run `sightline check`, which looks at more samples",
-    )
+    holds = f"at most {FITTED:g} of the way from constants to the lowest loss is left"
+    fault = Fault(summary, measured=measured, where=FindingLocation(config_path=path))
+    do = do or "run `sightline check`, which looks at more samples"
+    return next(Rule("fit-one", severity, tuple(causes.split()), holds, do, lambda: fault, ()).find())
 
 
 def _blame_optimizer(setup: FitSetup, own: Sequence[FitCurve], fitting: FitCurve) -> Finding:
