@@ -121,6 +121,7 @@ def test_the_floor_of_smoothed_labels_and_the_best_constant_are_entropies(tmp_pa
     entropies = -(targets * targets.log()).sum(1)
     assert bounds.floor == pytest.approx(float(entropies.mean()), abs=1e-8)
     assert bounds.constant == pytest.approx(float(-(targets.mean(0) * targets.mean(0).log()).sum()), abs=1e-6)
+    assert bounds.floor is not None
     assert bounds.goal == pytest.approx(0.9 * bounds.floor + 0.1 * min(bounds.start, bounds.constant))
 
 

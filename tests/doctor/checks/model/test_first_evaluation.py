@@ -128,7 +128,7 @@ def test_a_model_without_the_output_that_the_task_reads(scorer: Path) -> None:
     assert "returns scores" in finding.action
 
 
-@pytest.mark.parametrize("verb", [("train", "--no-check", "--out", "run"), ("fit-one", "--steps", "40")])
+@pytest.mark.parametrize("verb", [("train", "--no-check", "--out", "run"), ("fit-one", "--steps", "100")])
 def test_without_the_check_it_is_one_line_too(
     scorer: Path, monkeypatch: pytest.MonkeyPatch, verb: tuple[str, ...]
 ) -> None:
