@@ -12,12 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sightline
-from sightline.contract.types import SampleKey
 from sightline.workbench.check.oracles.loss_case import is_ordinal
-from sightline.workbench.fit.causes import loss_cause
-from sightline.workbench.fit.fit_attempt import FitSetup
-from sightline.workbench.fit.loss_probe import probe_loss
-from sightline.workbench.watch.plain.setup import make_setup
 
 NUM_GRADES = 5
 
@@ -124,16 +119,6 @@ def test_a_loss_of_other_outputs_than_scores_has_no_wrong_direction(name: str) -
     report = sightline.check(model, PROGRAMS[name].loss, make_batch())
     found = [each.code for each in report.findings if each.severity != "note" and each.code.startswith("loss-")]
     assert bool(found) == PROGRAMS[name].is_bug, found
-
-
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_a_fit_of_other_outputs_than_scores_has_no_wrong_sign(name: str) -> None:
-    torch.manual_seed(0)
-    program = PROGRAMS[name]
-    built = make_setup(program.make(), program.loss, [make_batch()], optimizer=None)
-    keys = tuple(SampleKey(index, 0, 0) for index in range(8))
-    fault = loss_cause(probe_loss(FitSetup(built, built.data.train.reader(keys), None, 100)), built)
-    assert (fault is not None and "loss.sign" in fault.causes) == program.is_bug
 
 
 def test_rows_of_scores_are_no_levels() -> None:
