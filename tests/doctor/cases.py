@@ -38,9 +38,9 @@ from tests.runtime import (
     geometry_losses,
     healthy_loops,
     mirrored_loaders,
+    places,
     planted_loops,
     robust_loops,
-    test_places,
     test_reviewed_programs,
     test_robust_checks,
 )
@@ -139,7 +139,7 @@ def _list_modules() -> Iterator[Row]:
     named = {make: cause for make, (_, cause) in blind_losses.LOSSES.items()} | _THIRD
     for make, cause in named.items():
         yield from _make_pair("module", make.__name__, partial(_check_pair, make), [cause])
-    for name, (case, _) in test_places.ORDERS.items():
+    for name, case in places.ORDERS.items():
         yield from _make_pair("module", f"places/{name}", partial(_check_pair, case), ["data.layout"], "positions")
     for name, (pair, causes) in MODULE_SLIPS.items():
         yield from _make_pair("module", name, pair, causes.split())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sightline
-from tests.runtime.plain_judges import judge
 
 
 def find(code: str, model: nn.Module, loss: Any, batch: Any) -> bool:
@@ -176,55 +174,6 @@ class Own(nn.Module):
 def test_a_gradient_may_lead_back_from_beyond_a_bound(function: Any, is_bug: bool) -> None:
     rows = torch.randn(32, 8)
     assert find("layer-gradient", Own(function), nn.MSELoss(), (rows, rows)) == is_bug
-
-
-# --- targets ----------------------------------------------------------------------------------------------------------
-
-
-def draw_maps(seed: int) -> Tensor:
-    low = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
-    return F.interpolate(low, size=(32, 32), mode="bilinear")
-
-
-def test_the_logarithm_of_no_rain_is_a_target() -> None:
-    torch.manual_seed(0)
-    field = draw_maps(0)
-    rain = torch.where(field > 0.5, (10 * (6 * (field - 0.5) * 3).exp()).round() / 100, 0.0)
-    depth = torch.where(torch.rand(field.shape) < 0.3, 0.0, 4 + 6 * field)
-    model = nn.Conv2d(1, 1, 3, padding=1)
-    for target, is_bug in ((rain, False), (depth, True)):
-        found = judge(model, lambda outputs, wanted: F.mse_loss(outputs, (wanted + 0.01).log()), (field, target))
-        assert any("zeros of the target enter a logarithm" in text for text in found) == is_bug
-
-
-@pytest.mark.parametrize(("threshold", "expected"), [(25.0, "note"), (None, "warning")])
-def test_a_range_of_targets_may_be_asked_for(threshold: float | None, expected: str) -> None:
-    torch.manual_seed(0)
-    depth = 1 + 75 * draw_maps(0)
-
-    def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
-        is_kept = wanted > (wanted.mean() if threshold is None else threshold)
-        return (outputs - wanted)[is_kept].abs().mean()
-
-    report = sightline.check(nn.Conv2d(1, 1, 3, padding=1), loss, (depth / 80, depth))
-    assert [each.severity for each in report.findings if "do not count in the loss" in each.summary] == [expected]
-
-
-def of_two_ends(rows: Tensor) -> Tensor:
-    return (80 * rows[:, :1]).clamp(-180, 180)
-
-
-def of_a_turn(rows: Tensor) -> Tensor:
-    return torch.rad2deg(torch.atan2(rows[:, 1:2], rows[:, :1]))
-
-
-@pytest.mark.parametrize(("measure", "is_bug"), [(of_two_ends, False), (of_a_turn, True)])
-def test_numbers_between_two_ends_are_no_angles(measure: Callable[[Tensor], Tensor], is_bug: bool) -> None:
-    for seed in range(3):
-        torch.manual_seed(seed)
-        rows = 1.2 * torch.randn(256, 8)
-        found = judge(nn.Linear(8, 1), nn.SmoothL1Loss(), (rows, measure(rows)))
-        assert any("differences are not wrapped" in text for text in found) == is_bug
 
 
 class Experts(nn.Module):

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sightline
-from sightline.workbench.watch.plain.loss import judge_loss, run_batch
 from tests.marks import long_but
 from tests.runtime.odd_healthy_loops import batches, classes, mlp
 
@@ -230,21 +229,3 @@ def test_a_warm_up_that_is_stepped_once_an_epoch_is_found() -> None:
 )
 def test_other_schedules_are_what_they_say(factor: Any, each_update: bool) -> None:
     assert run_schedule(factor, each_update=each_update) == []
-
-
-# --- class weights ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("power", [1.0, 0.5])
-def test_class_weights_in_the_order_of_counts_are_found(power: float) -> None:
-    for seed in range(5):
-        torch.manual_seed(seed)
-        shares = torch.tensor([0.1, 0.55, 0.15, 0.2])[torch.randperm(4)]
-        inputs, label = torch.randn(4096, 10), torch.multinomial(shares, 4096, replacement=True)
-        counts = torch.bincount(label).float()
-        by_class, by_count = counts**-power, counts.sort(descending=True)[0] ** -power
-        for weight, expected in ((by_class, []), (by_count, ["loss-weights"]), (torch.tensor([1.0, 2, 1, 3]), [])):
-            loss = nn.CrossEntropyLoss(weight=weight / weight.mean())
-            model, pair = mlp(10, 16, 4), (inputs, label)
-            found = judge_loss(run_batch(model, loss, pair, torch.device("cpu")), model, loss, [pair])
-            assert [rule.code for rule, _ in found] == ([] if torch.equal(weight, by_class) else expected)

@@ -52,16 +52,6 @@ def test_a_set_in_memory_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     sightline.check(nn.Linear(8, 2), nn.CrossEntropyLoss(), DataLoader(data, 16, shuffle=True))
 
 
-def test_reading_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiting counts, and what was not read is reported."""
-    from sightline.workbench.watch.plain import loader as module
-
-    monkeypatch.setattr(module, "_MAX_ALL_READING_S", 0.0)
-    data = TensorDataset(torch.randn(300, 8), torch.randint(0, 2, (300,)))
-    report = sightline.check(nn.Linear(8, 2), nn.CrossEntropyLoss(), DataLoader(data, 16, shuffle=True))
-    assert "its samples took over 0 s to read" in str(report)
-
-
 class Centred(nn.Module):
     """A loss with a running centre, a counter and a weight of its own."""
 

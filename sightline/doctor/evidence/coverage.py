@@ -51,8 +51,8 @@ class Gradients(NamedTuple):
 @measure(passes=6)
 def gradients(subject: Subject, passed: Pass) -> Gradients:
     """Differentiate the loss of each batch at the model's weights, and of two at jittered ones."""
-    if not passed.value.requires_grad:
-        raise NotApplicableError("no gradient from the loss")
+    if not any(parameter.requires_grad for parameter in passed.parameters.values()):
+        raise NotApplicableError("no parameter wants a gradient")
     if not any(t.numel() for _, t in dense_leaves(passed.batch.inputs)):
         raise NotApplicableError("a batch of no samples")
     own = [_read(subject.run(subject.copy("train"), batch)) for batch in subject.batches]

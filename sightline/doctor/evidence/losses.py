@@ -409,13 +409,12 @@ def soft_targets(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Sh
     found = []
     for slope in slopes:
         for path, target in dense_leaves(passed.batch.target):
-            is_shares = target.shape == slope.output.shape and target.is_floating_point() and target.ndim > 1
-            if not is_shares or bool((target < 0).any()) or float((target.sum(1) - 1).abs().max()) > 1e-3:
+            is_like = target.shape in (slope.output.shape, slope.output.flatten(1).shape) and target.ndim > 1
+            if not is_like or not target.is_floating_point() or not _is_of_classes(slope, target, passed):
                 continue
-            if bool((target.amax(1) > 0.999).all()):
-                continue  # hard labels have no finite best
             other = replace_leaf(passed.batch.target, path, target.roll(1, 0))
-            places = [link(target) * factor for link in _LINKS.values() for factor in _FACTORS]
+            links = _LINKS.values() if bool((target >= 0).all()) else (_LINKS[""],)
+            places = [link(target) * factor for link in links for factor in _FACTORS]
             asked = [_ask_addends(subject, passed, slope, outputs, None) for outputs in places]
             nulls = [_ask_addends(subject, passed, slope, outputs.roll(1, 0), None) for outputs in places]
             equal, exchanged = (_ask_addends(subject, passed, slope, target * 0, t) for t in (None, other))
@@ -432,9 +431,18 @@ def soft_targets(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Sh
     return found
 
 
+def _is_of_classes(slope: Slope, target: Tensor, passed: Pass) -> bool:
+    """Return True for shares of classes, and for scores of a teacher beside labels; hard labels have no finite best."""
+    if bool((target >= 0).all()):
+        is_hard = bool((target.amax(1) > 0.999).all())
+        return float((target.sum(1) - 1).abs().max()) < 1e-3 and not is_hard
+    others = [t for _, t in dense_leaves(passed.batch.target) if not t.is_floating_point()]
+    return target.ndim == 2 and any(t.shape == target.shape[:1] and int(t.max()) < target.shape[1] for t in others)
+
+
 def _ask_addends(subject: Subject, passed: Pass, slope: Slope, outputs: Tensor, target: object) -> list[Tensor | None]:
     """Compute the gradient of each addend of the loss at outputs of our own."""
-    leaf = outputs.to(slope.output).detach().clone().requires_grad_()
+    leaf = outputs.to(slope.output).detach().reshape(slope.output.shape).clone().requires_grad_()
     value = value_of(subject, passed, {slope.path: leaf}, target)
     one = torch.ones((), dtype=value.dtype, device=value.device)
     edges = [edge for edge, _ in _list_edges(value.grad_fn, 1.0)]

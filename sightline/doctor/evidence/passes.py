@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves
+from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.subject import Pass, Subject
 from sightline.instrument import InterceptedOperators
@@ -18,6 +19,13 @@ from sightline.instrument.random_state import seed_all
 def passed(subject: Subject) -> Pass:
     """Run the first batch through a copy in training mode; its graph is kept."""
     return subject.run(subject.copy("train"), subject.batches[0])
+
+
+@measure()
+def first_failure(subject: Subject) -> str:
+    """Run the first batch once more; return the error that ends the pass, or ""."""
+    failed = attempt("the first batch", passed, {"subject": subject})
+    return failed.reason if isinstance(failed, MissingError) and failed.kind == "failed" else ""
 
 
 class Slope(NamedTuple):

@@ -43,6 +43,8 @@ class Exchange(NamedTuple):
     value: float
     exchanged: float
     other: float
+    is_additive: bool
+    """Whether two halves of the target count on their own: not where the nearest of all is taken."""
 
 
 class Pairing(NamedTuple):
@@ -61,7 +63,9 @@ def pairing(subject: Subject, passed: Pass, num_samples: int, slopes: list[Slope
         nonlocal num_found
         shapes = {tuple(each.shape) for each in args if isinstance(each, Tensor)}
         is_known = operator.overloadpacket.__name__.strip("_") in _BROADCAST
-        num_found += is_known and {(num_samples,), (num_samples, 1)} <= shapes
+        num_found += is_known and any(
+            shape[:1] == (num_samples,) and (num_samples, 1, *shape[1:]) in shapes for shape in shapes
+        )
         return operator(*args, **kwargs)
 
     with torch.no_grad():
@@ -73,11 +77,16 @@ def pairing(subject: Subject, passed: Pass, num_samples: int, slopes: list[Slope
         found = []
         for path, leaf in dense_leaves(target):
             other = leaf.flip(0) * 2 + 1 if leaf.is_floating_point() else leaf[:1].expand_as(leaf)
-            values = [
-                float(value_of(subject, passed, {}, replace_leaf(target, path, new))) for new in (leaf[order], other)
+            parts = [
+                torch.cat((a[: num_samples // 2], b[num_samples // 2 :])) for a, b in ((other, leaf), (leaf, other))
             ]
+            exchanged, whole, *halves = (
+                float(value_of(subject, passed, {}, replace_leaf(target, path, new)))
+                for new in (leaf[order], other, *parts)
+            )
+            is_additive = abs(sum(halves) - whole - value) < 1e-3 * max(abs(whole - value), 1e-9)
             if leaf.ndim and not torch.equal(leaf[order], leaf):
-                found.append(Exchange(path, value, values[0], values[1]))
+                found.append(Exchange(path, value, exchanged, whole, is_additive))
     return Pairing(num_found, found)
 
 
@@ -95,6 +104,21 @@ def is_separable(subject: Subject, passed: Pass, num_samples: int, slopes: list[
         gradient is not None and torch.allclose(gradient[0], slope.gradient[0], rtol=1e-3, atol=1e-8)
         for gradient, slope in zip(gradients, slopes, strict=True)
     )
+
+
+@measure(passes=1)
+def common_factor(subject: Subject, passed: Pass, num_samples: int, labelled: list[Labelled]) -> float:
+    """Change the outputs of the later samples; by which one factor the gradient at the earlier ones changes, 1 if none.
+
+    Where it changes otherwise, as in a loss of overlaps or of pairs, the factor is 1, too.
+    """
+    half, path = num_samples // 2, labelled[0].slope.path
+    output, own = labelled[0].slope.output, labelled[0].slope.gradient[:half].double()
+    changed = torch.cat((output[:half], output[half:].roll(1, 0) * 1.5)).requires_grad_()
+    (gradient,) = torch.autograd.grad(value_of(subject, passed, {path: changed}), [changed])
+    is_counted = own.abs() > 1e-3 * own.abs().max()
+    ratios = gradient[:half].double()[is_counted] / own[is_counted]
+    return float(ratios.mean()) if len(ratios) and float(ratios.std()) < 1e-3 * float(ratios.mean().abs()) else 1.0
 
 
 class Doubled(NamedTuple):

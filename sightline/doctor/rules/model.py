@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import is_float
+from sightline.doctor.evidence.backward import WrongSlope
 from sightline.doctor.evidence.coverage import Gradients
 from sightline.doctor.evidence.graph import Reshape, Softmax
 from sightline.doctor.evidence.passes import Repeat
@@ -19,6 +20,67 @@ from sightline.doctor.evidence.positions import PaddedSteps, Reach
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.doctor.subject import Pass, Subject
+
+
+@rule(
+    "first-step",
+    "error",
+    "data.layout cfg.contract cfg.class_count",
+    holds="a batch that model and loss accept",
+    do="compare the shapes, types and classes of the batch with what model and loss take",
+)
+def first_step(first_failure: str) -> Iterator[Fault]:
+    """Report a first batch that ends in an error: no other relation can judge it."""
+    if first_failure:
+        is_label = "out of bounds" in first_failure or "out of range" in first_failure
+        yield Fault(
+            "the first batch cannot be run",
+            measured=first_failure.removeprefix("the first batch: "),
+            causes=("data.label_mapping", "cfg.class_count") if is_label else (),
+        )
+
+
+@rule(
+    "no-gradient",
+    "warning",
+    "model.frozen_unintended",
+    holds="a layer is trained or frozen as a whole",
+    do="freeze a module by requires_grad_(False) of the module, or unfreeze all of it",
+)
+def frozen_in_part(subject: Subject, gradients: Gradients) -> Iterator[Fault]:
+    """Name weights of more than one axis that want no gradient, in a layer whose other parameters get one."""
+    names = [
+        f"{path}.{name}".lstrip(".")
+        for path, module in subject.model.named_modules()
+        for name, own in module.named_parameters(recurse=False)
+        if not own.requires_grad
+        and own.ndim > 1
+        and any(gradients.own.get(f"{path}.{other}".lstrip(".")) == "some" for other in module._parameters)
+    ]
+    if names:
+        yield Fault(
+            f"{len(names)} weight(s) are frozen in layers whose other parameters are trained: {join_some(names, most=4)}",
+            measured="requires_grad is False for a weight, and True beside it",
+            where=FindingLocation(param=names[0]),
+        )
+
+
+@rule(
+    "layer-gradient",
+    "error",
+    "model.numerics loss.inplace",
+    holds="a backward pass gives the slope of its forward pass",
+    do="correct backward(), with torch.autograd.gradcheck; declare an intended surrogate by "
+    "@sightline.surrogate_gradient",
+)
+def layer_gradient(wrong_slopes: list[WrongSlope]) -> Iterator[Fault]:
+    """Name the autograd functions whose backward pass is not the derivative of their forward pass."""
+    for wrong in wrong_slopes:
+        yield Fault(
+            f"the backward pass of '{wrong.name}' is not the derivative of its forward pass",
+            measured=f"{wrong.given:.4g} along a line on which finite differences give {wrong.measured:.4g}, "
+            "in float64",
+        )
 
 
 @rule(

@@ -24,13 +24,30 @@ def all_against_all(pairing: Pairing, is_separable: bool) -> Iterator[Fault]:
     """Find a column broadcast against a row in a loss of single samples that ignores whose target is whose."""
     for each in pairing.exchanges if is_separable else ():
         size = max(abs(each.value), abs(each.other))
-        if abs(each.exchanged - each.value) <= 1e-5 * size < 1e-2 * abs(each.other - each.value):
+        if each.is_additive and abs(each.exchanged - each.value) <= 1e-5 * size < 1e-2 * abs(each.other - each.value):
             yield Fault(
                 f"the loss does not change when the target{f' {each.path}' if each.path else ''} is exchanged between "
                 "samples: a column meets a row",
                 measured=f"{each.value:.6g}, and {each.exchanged:.6g} with each sample's given to the next; (B, 1) "
                 f"and (B,) give (B, B) at {pairing.broadcasts} place(s)",
             )
+
+
+@rule(
+    "loss-form",
+    "warning",
+    "loss.form loss.normaliser",
+    holds="how hard a sample counts does not depend on how well others are classified",
+    do="compute the factor of each sample (reduction='none'), and then the mean",
+)
+def factor_of_the_mean(common_factor: float) -> Fault | None:
+    """Find a loss of labels that is a function of its mean, such as a focal factor of the mean cross entropy."""
+    if abs(common_factor - 1) < 0.02:
+        return None
+    return Fault(
+        "the loss is a function of the mean over the batch: hard and easy samples get the same weight",
+        measured=f"with other outputs beside them, all gradients of a sample change by one factor, {common_factor:.3g}",
+    )
 
 
 @rule(

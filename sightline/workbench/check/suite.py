@@ -18,6 +18,7 @@ from sightline.config import RunConfig
 from sightline.contract.catalogue import find_modules
 from sightline.contract.errors import ConfigError
 from sightline.contract.schema import suggest
+from sightline.doctor.examine import list_rules
 from sightline.doctor.finding import Finding
 from sightline.doctor.objects import find_generators, preserve_generators
 from sightline.engine.build import TrainingSetup
@@ -29,6 +30,7 @@ from sightline.workbench.check.context import CHECKS, MOMENTS, TO_END, Context, 
 from sightline.workbench.check.core.examination import Examination
 from sightline.workbench.check.core.finding import gather_findings, merge_findings
 from sightline.workbench.check.needs import NEEDS
+from sightline.workbench.check.run_subject import examine_run
 from sightline.workbench.check.runtime_rules import RUNTIME_RULES
 
 logger = logging.getLogger(__name__)
@@ -111,6 +113,8 @@ def run_after(
 def _run(checks: Sequence[Rule], context: Context) -> list[Finding]:
     """Run checks and return the findings by severity; one collective at the end gives all processes the same list."""
     findings = [*_collect(checks, context), *_short_time_findings(context)]
+    if any(check.moment == "preflight" for check in checks):
+        findings += _relate(context, findings)
     context.examination.gaps += _list_gaps(context, {check.moment for check in checks})
     return merge_findings(gather_findings(findings, context.world))
 
@@ -134,6 +138,19 @@ def _collect(checks: Sequence[Rule], context: Context) -> list[Finding]:
                 dataclasses.replace(finding, phase=check.moment, seconds=seconds) for finding in check_findings
             ]
     return findings
+
+
+def _relate(context: Context, known: Sequence[Finding]) -> list[Finding]:
+    """Judge the run by the relations of the doctor; a finding whose cause is known is no further one."""
+    if context.world.size > 1 or not context.dry_run.is_sound:
+        return []
+    with _preserve_run_state(context.built), context.examination.count_time("model"):
+        examination, found = examine_run(context)
+    for judgement in examination.judgements:
+        idle = "" if judgement.outcome in ("held", "broken") else judgement.reason
+        context.examination.add("model", judgement.rule.code, idle=idle)
+    causes = {cause for finding in known if finding.severity != "note" for cause in finding.causes}
+    return [finding for finding in found if causes.isdisjoint(finding.causes)]
 
 
 def _applies(check: Rule, context: Context) -> bool:
@@ -185,7 +202,7 @@ def _short_time_findings(context: Context) -> list[Finding]:
 
 def assert_known(config: RunConfig) -> None:
     """Raise a ConfigError if `checks.skip` contains a name that is no check."""
-    checks = (*all_checks(), *RUNTIME_RULES, _SKIPPED)
+    checks = (*all_checks(), *RUNTIME_RULES, *list_rules(), _SKIPPED)
     valid_names = {check.code for check in checks}
     codes = f"; allowed: {', '.join(sorted(valid_names))}"
     for code in config.checks.skip:

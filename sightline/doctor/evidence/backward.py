@@ -1,54 +1,53 @@
-"""Backward passes that users write: each `autograd.Function` of a loss's graph against its own finite differences."""
+"""Backward passes that users write: each autograd function of the loss's graph beside its finite differences."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.autograd_graph import iter_nodes
-from sightline.layers.surrogates import find_surrogates
-from sightline.workbench.check.checks.layers import layer_gradient
-from sightline.workbench.watch.loop import Found
+from sightline.doctor.evidence import measure
+from sightline.doctor.subject import Pass, Subject
 
 _MAX_CLASSES, _NUM_DRAWS = 4, 2
 _STEPS = (1e-5, 1e-6)
 _SMOOTH, _MAX_ERROR, _MIN_CHANGE = 1e-3, 1e-2, 1e-9
+Function = Callable[..., Any]
 
 
-def judge_functions(value: Tensor, run: Callable[[], Any]) -> Iterator[Found]:
-    """Yield the functions of the graph of `value` whose backward pass is not the derivative; `run` calls them again.
+class WrongSlope(NamedTuple):
+    """Autograd function whose backward pass gives another slope than finite differences do, in float64."""
 
-    Not judged: functions that are declared surrogates, that return their input (gradient reversal), that are constant
-    in steps, or whose backward pass hands the gradient on as it is (straight-through). Where a function of each element
-    is constant, as beyond a bound, a gradient leads back into its range, and is not judged either.
+    name: str
+    given: float
+    measured: float
+
+
+@measure(passes=2)
+def wrong_slopes(subject: Subject, passed: Pass) -> list[WrongSlope]:
+    """Compare the functions of the loss's graph; left out are declared surrogates, and what is meant to differ.
+
+    That are functions that return their input (gradient reversal), that are constant in steps, or whose backward pass
+    hands the gradient on as it is (straight-through). Where a function of each element is constant, as beyond a bound,
+    a gradient may lead back into its range.
     """
-    declared = find_surrogates([value])
-    for kind in _list_classes(value)[:_MAX_CLASSES]:
-        if kind.__name__ in declared or kind.__qualname__ in declared:
-            continue
-        with suppress(Exception):  # a function that float64, or a call outside of its layer, does not suit
-            with _first_call(kind) as calls:
-                run()
-            error = _find_error(kind.apply, calls[0]) if calls else None
-            if error is not None:
-                yield layer_gradient.with_fault(
-                    f"the backward pass of '{kind.__name__}' is not the derivative of its forward pass",
-                    severity="warning",
-                    causes=("model.numerics", "loss.inplace"),
-                    measured=f"{error[0]:.4g} along a line on which finite differences give {error[1]:.4g}, in float64",
-                    expected="the same number",
-                    action="correct backward(), with torch.autograd.gradcheck; declare an intended surrogate by "
-                    "@sightline.surrogate_gradient",
-                )
-
-
-def _list_classes(value: Tensor) -> list[Any]:
-    kinds = (getattr(node, "_forward_cls", None) for node in iter_nodes([value.grad_fn]))
-    return [kind for kind in dict.fromkeys(kinds) if kind is not None]
+    kinds = dict.fromkeys(getattr(node, "_forward_cls", None) for node in iter_nodes([passed.value.grad_fn]))
+    own = [kind for kind in kinds if kind is not None and getattr(kind, "surrogate_gradient", False) is not True]
+    if not own:
+        raise NotApplicableError("no backward pass of the user's own")
+    found = []
+    for kind in own[:_MAX_CLASSES]:
+        with _first_call(kind) as calls:
+            subject.run(subject.copy("train"), passed.batch)
+        error = attempt(kind.__name__, _find_error, {"function": kind.apply, "args": calls[0]}) if calls else None
+        if error is not None and not isinstance(error, MissingError):  # float64 does not suit every function
+            found.append(WrongSlope(kind.__name__, *error))
+    return found
 
 
 @contextmanager
@@ -71,7 +70,7 @@ def _first_call(kind: Any) -> Iterator[list[tuple[Any, ...]]]:
             del kind.apply
 
 
-def _find_error(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[float, float] | None:
+def _find_error(function: Function, args: tuple[Any, ...]) -> tuple[float, float] | None:
     """Return the slope that backward gives, and that of finite differences, if they differ in all draws."""
     generator = torch.Generator().manual_seed(0)
     doubled = [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
@@ -105,7 +104,7 @@ def _find_error(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[fl
     return next((found[0] for found in errors.values() if len(found) == _NUM_DRAWS), None)
 
 
-def _follow_moving(function: Callable[..., Any], args: list[Any], place: int, line: Tensor) -> Tensor:
+def _follow_moving(function: Function, args: list[Any], place: int, line: Tensor) -> Tensor:
     """Return a line without the elements at which an output of the same shape stays the same."""
     ends = [function(*[a + step * line if at == place else a for at, a in enumerate(args)]) for step in (0.0, *_STEPS)]
     if ends[0].shape != line.shape:
@@ -113,7 +112,7 @@ def _follow_moving(function: Callable[..., Any], args: list[Any], place: int, li
     return line * ((ends[1] != ends[0]) | (ends[2] != ends[0]))
 
 
-def _measure_slope(function: Callable[..., Any], args: list[Any], place: int, step: Tensor, ways: Tensor) -> float:
+def _measure_slope(function: Function, args: list[Any], place: int, step: Tensor, ways: Tensor) -> float:
     high, low = (
         function(*[a + sign * step if at == place else a for at, a in enumerate(args)]) for sign in (1.0, -1.0)
     )

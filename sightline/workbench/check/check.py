@@ -1,0 +1,73 @@
+"""Check of a config, of a run, or of a module with its loss and batches: the function `sightline.check`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.config import RunConfig, read_config
+from sightline.contract.call_arguments import to_path, to_paths, to_texts
+from sightline.contract.errors import UserError
+from sightline.contract.plugins import load_plugins
+from sightline.doctor.check import check_module
+from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
+from sightline.workbench.check.core.examination import Examination
+from sightline.workbench.check.suite import check_path
+from sightline.workbench.watch.report import CheckReport
+
+
+def check(
+    subject: str | Path | Mapping[str, Any] | RunConfig | nn.Module,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    batch_or_loader: Any = None,
+    *,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+    evaluation: Any = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    declared: Sequence[str] = (),
+) -> CheckReport:
+    """Check a config (a path, or a mapping as in a file), a run directory, or a module; nothing of it changes.
+
+    Of a config or run, all rules of `sightline check` are applied; `overrides` change values of it. A module needs
+    `loss(outputs, target)` and a batch `(inputs, target)`, or an iterable of batches, of which the first four are
+    read; a tuple of inputs holds the arguments of `forward`, a mapping holds them by name. A batch that is itself a
+    mapping goes to the model whole, or by the keys that `forward` names, and to `loss(outputs, batch)`. Samples of a
+    DataLoader's data set are read several times, by this process: a set that edits what it stores when it is read does
+    so here, too. `evaluation` is a loader, or batches, of what the module is evaluated on. `declared` names codes of
+    findings about a module that are intended; a config has `checks.skip`. Raises UserError or ConfigError for a
+    subject that cannot be read.
+
+    >>> import sightline
+    >>> sightline.check("configs/classify/synthetic_shapes_pointnet.yaml")
+    CheckReport(synthetic_shapes_pointnet: 0 errors, 0 warnings)
+    """
+    if isinstance(subject, nn.Module):
+        codes = to_texts(declared, name="declared")
+        if loss is None or batch_or_loader is None:
+            raise UserError("check: a module needs its loss and a batch: check(model, loss, (inputs, target))")
+        found = check_module(subject, loss, batch_or_loader, optimizer=optimizer, evaluation=evaluation, declared=codes)
+        return CheckReport(found.title, found.findings, found.verdict)
+    if any(each is not None for each in (loss, batch_or_loader, optimizer, evaluation)) or declared:
+        raise UserError(
+            "check: loss, batch, optimizer, evaluation and declared belong to a module; a config names its own"
+        )
+    source: Path | Mapping[str, Any] | RunConfig
+    if isinstance(subject, Mapping | RunConfig):
+        source = subject
+    else:
+        source = to_path(subject, name="subject", what="a YAML file or a run directory, a dict, or a module")
+    overrides = to_texts(overrides, name="overrides")
+    loaded = load_plugins(to_paths(plugins, name="plugins", what="a Python file"))
+    path = source if isinstance(source, Path) else Path("dict")
+    if isinstance(source, Path) and is_run(source):
+        RunFiles(source).check_plugins(loaded)
+        source = config_path_of_run(source)
+    config = read_config(source, overrides)
+    examination = Examination()
+    findings = check_path(path, config, examination=examination)
+    return CheckReport(config.name, findings, examination=examination.to_dict())
