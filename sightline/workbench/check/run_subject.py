@@ -24,6 +24,8 @@ from sightline.workbench.check.oracles.results import FixedOutputs
 _BUDGETS_S = {True: 3.0, False: 1.0}
 """Processor time of the relations, by whether a check was asked for, or a training starts."""
 _NUM_BATCHES, _NUM_SAMPLES, _PASS_S, _SLOW_S = 4, 8, 0.1, 1.0
+_JUDGED_OTHERWISE = {"large-update"}
+"""Relations that a check of the run asks of its own steps: `update-size` knows the schedule and the whole batch."""
 _PLACES = {"data": "data", "samples": "losses", "loss": "losses", "model": "model", "optimiser": "optimizer"}
 """Key of the config that the rules of a module judge."""
 
@@ -36,8 +38,8 @@ def examine_run(context: Context) -> tuple[Examination, list[Finding]]:
     if num_samples == 1:
         context.examination.gaps.append(f"relations of several samples: one takes {pass_s:.1f} s")
     subject = make_run_subject(context.built, num_samples=num_samples)
-    skip = context.config.checks.skip
-    examination = examine_subject(subject, declared=skip, budget_s=_BUDGETS_S[context.is_thorough])
+    declared = {*context.config.checks.skip, *_JUDGED_OTHERWISE}
+    examination = examine_subject(subject, declared=declared, budget_s=_BUDGETS_S[context.is_thorough])
     paths = {rule.code: _PLACES[rule.judge.__module__.rpartition(".")[2]] for rule in list_rules()}
     return examination, [_locate(finding, context, paths[finding.code]) for finding in examination.findings]
 

@@ -177,7 +177,7 @@ def _check_module(
                 built = make_setup(model, loss, pairs, optimizer=optimizer, trained_elsewhere=elsewhere)
                 built = dataclasses.replace(built, config=_skip_rules(built.config, passed))
                 findings = run_all(built, World(device=built.job.device), examination=examination)
-                findings = [_soften(f) for f in findings if not _is_rejection(f, passed, loss)]
+                findings = [f for f in findings if not _is_rejection(f, passed, loss)]
                 if any(map(_is_of_structure, findings)) and (routes := list_routes(model, pairs[0])):
                     findings = [f for f in findings if not _is_of_structure(f) or _get_layer(f) in routes]
                 figures = {"samples": len(built.data.train.indices)}
@@ -284,12 +284,6 @@ def _is_of_structure(finding: Finding) -> bool:
 
 def _get_layer(finding: Finding) -> str:
     return (finding.where.layer or "").removeprefix(f"{PREFIX}.")
-
-
-def _soften(finding: Finding) -> Finding:
-    """Return first outputs that are far larger than their targets as a note: plain layers have them, and learn."""
-    is_size = finding.code == "initial-squares" and finding.cause == "model.init"
-    return dataclasses.replace(finding, severity="note") if is_size else finding
 
 
 def _skip_rules(config: RunConfig, passed: Pass | None) -> RunConfig:
