@@ -13,13 +13,13 @@ from sightline.areas.pose.sets.synthetic_hands import SyntheticBodies, Synthetic
 from sightline.engine.distributed import World
 from sightline.workbench.check.checks.data.batches import non_finite_data
 from sightline.workbench.check.checks.data.channel_contract import channel_contract
-from sightline.workbench.check.checks.data.data_mutation import data_mutation, duplicate_clouds
+from sightline.workbench.check.checks.data.data_mutation import data_mutation
 from sightline.workbench.check.checks.data.dataset_mismatch import dataset_mismatch
 from sightline.workbench.check.context import Context
 from tests.data.depth.depth_trees import no_progress, write_msra
 from tests.doctor.planting import Wrapped, make, with_data
 
-OF_DATA = (channel_contract, data_mutation, duplicate_clouds, non_finite_data, dataset_mismatch)
+OF_DATA = (channel_contract, data_mutation, non_finite_data, dataset_mismatch)
 """They look at data sets alone, so the rest of the run may be anything."""
 SETS: dict[str, Callable[[], Any]] = {
     "hands": lambda: SyntheticHands(split="train", train_size=16),

@@ -145,7 +145,7 @@ def test_published_figures_that_apply_are_beside_the_run(run: Path) -> None:
 
 def test_what_the_checks_examined_is_on_the_page(run: Path) -> None:
     idle = {"feature-scale": "no init", "checkpoint-match": "no init"}
-    row = {"subject": "weights", "ran": ["initial-weights"], "seconds": 0.25, "not_applicable": idle}
+    row = {"subject": "weights", "ran": ["untrained-init"], "seconds": 0.25, "not_applicable": idle}
     started = {"seconds": 0.25, "subjects": [row], "not_covered": ["10 of 20 samples of the train part"]}
     (run / "checks.json").write_text(json.dumps({"start": started}))
     assert run_here("report", run).code == 0

@@ -50,12 +50,16 @@ class Gradients(NamedTuple):
 
 @measure(passes=6)
 def gradients(subject: Subject, passed: Pass) -> Gradients:
-    """Differentiate the loss of each batch at the model's weights, and of two at jittered ones."""
+    """Differentiate the loss of each batch at the model's weights, in passes of one copy, and of two at jittered ones.
+
+    A layer that rests in every other pass runs in one of them.
+    """
     if not any(parameter.requires_grad for parameter in passed.parameters.values()):
         raise NotApplicableError("no parameter wants a gradient")
     if not any(t.numel() for _, t in dense_leaves(passed.batch.inputs)):
         raise NotApplicableError("a batch of no samples")
-    own = [_read(subject.run(subject.copy("train"), batch)) for batch in subject.batches]
+    copied = subject.copy("train")
+    own = [_read(subject.run(copied, batch)) for batch in subject.batches]
     jittered = [subject.jitter(subject.copy("train"), seed=seed) for seed in (1, 2)]
     moved = [_read(subject.run(model, batch)) for model, batch in zip(jittered, [*subject.batches] * 2, strict=False)]
     return Gradients(_merge(own), _merge(moved))
@@ -95,17 +99,24 @@ def silent(subject: Subject, gradients: Gradients) -> dict[str, bool]:
 
 
 def _moves(subject: Subject, names: list[str]) -> bool:
-    """Return True if the loss of a jittered copy moves with some of its parameters."""
+    """Return True if the loss of a jittered copy moves with parameters that get no gradient from the same pass.
+
+    A layer that rests now and then gets one in the passes in which it runs; a copy is at its first pass.
+    """
     for batch in subject.batches[:2]:
-        model = subject.jitter(subject.copy("train"), seed=3)
-        values = []
-        for _ in range(2):
-            seed_all(0)
-            with torch.no_grad():
-                values.append(subject.evaluate(subject.call(model, batch.inputs), batch.target).double())
-                if len(values) == 1:
-                    _move(model, subject.model, names)
-        if bool((values[0] - values[1]).abs() > 1e-5 * values[0].abs() + 1e-9):
+        model, other = (subject.jitter(subject.copy("train"), seed=3) for _ in range(2))
+        seed_all(0)
+        passed = subject.run(model, batch)
+        states = _read(passed)
+        without = [name for name in names if states.get(name, "none") in ("none", "zero")]
+        if not without:
+            continue
+        seed_all(0)
+        with torch.no_grad():
+            _move(other, subject.model, without)
+            moved = subject.evaluate(subject.call(other, batch.inputs), batch.target).double()
+        value = passed.value.detach().double()
+        if bool((value - moved).abs() > 1e-5 * value.abs() + 1e-9):
             return True
     return False
 

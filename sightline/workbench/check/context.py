@@ -253,14 +253,14 @@ class Context:
         None, too, if so many passes would be slow at the start of a training.
         """
         limit_s = math.inf if self.is_thorough else QUICK_S
-        if math.isfinite(self._pass_s) and self._pass_s * num_passes > limit_s:
+        if math.isfinite(self.pass_s) and self.pass_s * num_passes > limit_s:
             self.examination.gaps.append("what takes more passes of the network than a training's start has time for")
-        if not math.isfinite(self._pass_s) or self._pass_s * num_passes > limit_s:
+        if not math.isfinite(self.pass_s) or self.pass_s * num_passes > limit_s:
             return None
         return ModelProbe(self.built.job.model, self.dry_run.inputs, is_double=is_double)
 
     @cached_property
-    def _pass_s(self) -> float:
+    def pass_s(self) -> float:
         """Processor time of a pass on the inputs of the first step; that of a rehearsed one, if that was slow.
 
         A pass of the dry evaluation takes 0.7 to 1.6 times as long as one of the probe, with what is recorded of it.

@@ -49,10 +49,10 @@ _FRESH = RuleNeed("untrained weights", lambda c: c.is_fresh)
 NEEDS: dict[str, RuleNeed] = {
     **dict.fromkeys(("box-evaluation", "box-protocol"), _BOXES),
     "broken-boxes": RuleNeed("boxes", lambda c: any(survey.boxed for survey in c.statistics)),
-    **dict.fromkeys(("collapsed-features", "initial-contrast", "negatives"), _CONTRAST),
+    **dict.fromkeys(("collapsed-features", "negatives"), _CONTRAST),
     "batch-statistics": RuleNeed("several processes", lambda c: c.world.size > 1),
     **dict.fromkeys(("class-balance", "class-weight-length"), _CLASSES),
-    **dict.fromkeys(("category-input", "missing-category"), _CATEGORIES),
+    "missing-category": _CATEGORIES,
     "label-outside-parts": RuleNeed(
         "parts",
         lambda c: any(parts_by_category(part.dataset.info.facts) for part in distinct_parts(c.built.data)),
@@ -72,6 +72,6 @@ NEEDS: dict[str, RuleNeed] = {
     "misplaced-joints": _need_keys("depth", "depth", "joints"),
     "misplaced-volume": _need_keys("depth", "depth", "volume"),
     "unscored-points": RuleNeed("range images", lambda c: any("range_image" in e.batch for e in c.dry_evaluations)),
-    **dict.fromkeys(("initial-weights", "prior-bias"), _FRESH),
+    "prior-bias": _FRESH,
 }
 """Needs by the codes of rules; the others apply to every run, or wherever they have a subject."""

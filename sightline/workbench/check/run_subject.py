@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from sightline.contract.types import Batch, SampleKey
-from sightline.doctor.check import examine_subject, make_subject
+from sightline.contract.types import Batch as RunBatch
+from sightline.contract.types import SampleKey
+from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.batches import BatchForm, call_model, find_form
+from sightline.doctor.check import examine_subject
 from sightline.doctor.examine import Examination, list_rules
 from sightline.doctor.finding import Finding
-from sightline.doctor.subject import Subject
+from sightline.doctor.subject import Batch, Subject
 from sightline.engine.build import TrainingSetup
 from sightline.engine.device import to_device
 from sightline.engine.optimizers import apply_freezing
@@ -24,20 +28,21 @@ from sightline.workbench.check.oracles.results import FixedOutputs
 _BUDGETS_S = {True: 3.0, False: 1.0}
 """Processor time of the relations, by whether a check was asked for, or a training starts."""
 _NUM_BATCHES, _NUM_SAMPLES, _PASS_S, _SLOW_S = 4, 8, 0.1, 1.0
+_JUDGED_OTHERWISE = {"large-update"}
+"""Relations that a check of the run asks of its own steps: `update-size` knows the schedule and the whole batch."""
 _PLACES = {"data": "data", "samples": "losses", "loss": "losses", "model": "model", "optimiser": "optimizer"}
 """Key of the config that the rules of a module judge."""
 
 
 def examine_run(context: Context) -> tuple[Examination, list[Finding]]:
     """Judge a run by the rules of the doctor, a slow one by few samples; findings are located in the config."""
-    rehearsal = context.dry_run
-    pass_s = rehearsal.forward_s / max(1, rehearsal.num_samples)
+    pass_s = min(context.pass_s, context.dry_run.forward_s) / context.dry_run.num_samples
     num_samples = min(_NUM_SAMPLES, max(2, int(_PASS_S / max(pass_s, 1e-9)))) if pass_s < _SLOW_S else 1
     if num_samples == 1:
         context.examination.gaps.append(f"relations of several samples: one takes {pass_s:.1f} s")
     subject = make_run_subject(context.built, num_samples=num_samples)
-    skip = context.config.checks.skip
-    examination = examine_subject(subject, declared=skip, budget_s=_BUDGETS_S[context.is_thorough])
+    declared = {*context.config.checks.skip, *_JUDGED_OTHERWISE}
+    examination = examine_subject(subject, declared=declared, budget_s=_BUDGETS_S[context.is_thorough])
     paths = {rule.code: _PLACES[rule.judge.__module__.rpartition(".")[2]] for rule in list_rules()}
     return examination, [_locate(finding, context, paths[finding.code]) for finding in examination.findings]
 
@@ -54,12 +59,30 @@ def make_run_subject(built: TrainingSetup, *, num_samples: int) -> Subject:
     apply_freezing(model, job.frozen, job.epoch)
     keys = [key for step in range(_NUM_BATCHES) for key in step_keys(job, step=step % max(1, job.num_steps))]
     batches = [read_batch(job, chunk, job.device) for chunk in _divide(keys, num_samples)]
-    evaluation = _read_evaluation(built, num_samples)
-    optimizer = None if job.frozen else job.optimizer
-    return make_subject(model, RunLoss(built), batches, optimizer, evaluation=evaluation or None)
+    loss, optimizers = RunLoss(built), [] if job.frozen else [job.optimizer]
+    inputs = find_form(model, loss, batches[0], job.device).inputs
+    form = BatchForm(inputs, _find_targets(loss, model, batches[0], inputs))
+    evaluation = [Batch(*form.split(batch)) for batch in _read_evaluation(built, num_samples)]
+    return Subject(model, loss, [Batch(*form.split(batch)) for batch in batches], evaluation, optimizers, form=form)
 
 
-def _read_evaluation(built: TrainingSetup, num_samples: int) -> list[Batch]:
+def _find_targets(loss: RunLoss, model: nn.Module, batch: RunBatch, inputs: Sequence[str]) -> tuple[str, ...]:
+    """Find the keys of a batch without which the loss of a pass is another, or fails; a task reads all to choose."""
+
+    def ask(keys: Collection[str]) -> float | None:
+        given = {key: value for key, value in batch.items() if key in keys}
+        value = attempt("loss", loss, {"outputs": outputs, "batch": given})
+        return None if isinstance(value, MissingError) else float(value)
+
+    with torch.no_grad():
+        call = {"model": isolated_copy(model), "inputs": {key: batch[key] for key in inputs}}
+        outputs = attempt("model", call_model, call)
+        whole = ask(batch.keys())
+        needed = tuple(key for key in batch if ask(batch.keys() - {key}) != whole)
+    return needed if whole is not None and needed else tuple(batch)
+
+
+def _read_evaluation(built: TrainingSetup, num_samples: int) -> list[RunBatch]:
     part, job = built.data.selection, built.job
     indices = part.evenly_spaced_indices(_NUM_BATCHES * num_samples)
     chunks = _divide([SampleKey(int(index), 0, built.config.seed) for index in indices], num_samples)
@@ -80,7 +103,7 @@ class RunLoss:
         self._job = built.job
         self._weights = built.job.loss_weights_at(built.job.step)
 
-    def __call__(self, outputs: Mapping[str, Any], batch: Batch) -> Tensor:
+    def __call__(self, outputs: Mapping[str, Any], batch: RunBatch) -> Tensor:
         """Compute the loss that a step of the run minimises."""
         model = FixedOutputs(outputs)
         step = single_batch_step(self._job.task, model, batch, self._job.device, self._job.precision)

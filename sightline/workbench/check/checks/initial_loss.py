@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,15 +18,11 @@ from sightline.contract.types import Batch
 from sightline.engine.step import compute_batch_losses
 from sightline.ops.labels import widen_labels
 from sightline.ops.numba_kernels import compute_seconds
-from sightline.parts.losses.embeddings import chance_level
-from sightline.workbench.check.checks.loss_terms import BUILT_IN, OUTPUTS, pair_losses, pairs_task
-from sightline.workbench.check.context import Context, SquaredLoss, check, first_steps, squared_losses
+from sightline.workbench.check.context import Context, check, first_steps
 from sightline.workbench.check.core.dry_run import DryRun, Outputs
 from sightline.workbench.check.core.finding import Fault, Hypothesis, explain, is_near
 from sightline.workbench.check.core.sample_statistics import class_axis
-from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss
 from sightline.workbench.check.oracles.loss_case import take_samples
-from sightline.workbench.check.oracles.losses import nt_xent
 from sightline.workbench.check.oracles.results import FixedOutputs, loss_counts, task_with
 
 _NUM_PERMUTATIONS = 100
@@ -266,151 +262,10 @@ def _dependence_faults(case: _Case, measured: float) -> Iterator[Fault]:
 
 
 _TOLERANCE = 1e-6  # relative, in float64: both sides have the same rows
-_MAX_CONTRAST_Z = 6.0
-_NUM_CONTRAST_PERMUTATIONS = 200
 _MIN_PAIRS = 4
-_COSINE_GAP = 1e-3
-"""1 - cosine of the two rows with which the temperature is measured."""
-_ROW_SCALE = 3.0
-"""Factor of all rows that must not change the loss, which depends on cosines alone."""
-
-
-@check("initial-contrast", "preflight", each=first_steps)
-def initial_contrast(context: Context, step: DryRun) -> Iterator[Fault]:
-    """The first contrastive loss equals an independent float64 NT-Xent of the same rows.
-
-    Finds: A first contrastive loss that differs from NT-Xent of the same rows, or that no untrained model has.
-
-    It is also not larger than with randomly permuted partners: before training, an object's partner is as near as any
-    other object, or nearer. The first loss is about ln(2M - 1) + 1 / (2 tau^2 d). Source: Chen et al. 2020, eq. 1.
-    """
-    if pairs_task(context) is None:
-        return
-    _, outputs = context.first_outputs
-    rows = {name: value.double().cpu() for name in OUTPUTS if isinstance(value := outputs.get(name), Tensor)}
-    if not rows or any(value.ndim != 2 or not bool(value.isfinite().all()) for value in rows.values()):
-        return
-    for name, value in pair_losses(context, rows).items():
-        fault = _judge_contrast(context, name, value, rows)
-        if fault is None and context.is_fresh and len(rows["first"]) >= _MIN_PAIRS:
-            fault = _judge_start_contrast(context, name, value, rows)
-        if fault is not None:
-            yield fault
-
-
-def _get_anchors_and_partners(name: str, rows: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the anchors (M, D) and partners (M, D) that a loss compares."""
-    first, second = rows["first"].numpy(), rows["second"].numpy()
-    return (first, second) if name == "intra_modal" else ((first + second) / 2, rows["pictured"].numpy())
-
-
-def _measure_temperature(context: Context, name: str) -> float:
-    """Measure the temperature tau of a loss: two pairs of rows with cosine 1 - d have the loss ln(1 + 2 exp(-d / tau)).
-
-    d is small, so that float64 represents the exponential at every temperature that a loss may have.
-    """
-    cosine = 1 - _COSINE_GAP
-    rows = torch.tensor([[1.0, 0.0], [cosine, math.sqrt(1 - cosine**2)]], dtype=torch.float64)
-    value = pair_losses(context, dict.fromkeys(OUTPUTS, rows))[name]
-    ratio = math.expm1(value) / 2
-    return -_COSINE_GAP / math.log(ratio) if 0 < ratio < 1 else math.nan
-
-
-def _judge_contrast(context: Context, name: str, value: float, rows: Mapping[str, Tensor]) -> Fault | None:
-    assert name in BUILT_IN, "the definition of another loss is not known"
-    temperature = _measure_temperature(context, name)
-    expected = nt_xent(*_get_anchors_and_partners(name, rows), temperature=temperature)
-    if abs(value - expected) <= _TOLERANCE * max(1.0, abs(expected)):
-        return None
-    scaled = pair_losses(context, {key: _ROW_SCALE * row for key, row in rows.items()})[name]
-    has_scale = not math.isclose(scaled, value, rel_tol=1e-6)
-    reason = "rows are not scaled to length 1" if has_scale else "its value differs"
-    return Fault(
-        f"the loss '{name}' is not the NT-Xent of these rows: {reason}",
-        causes=("loss.form", "loss.negatives", "loss.normaliser", "model.numerics"),
-        at=context.loss_path(name),
-        measured=f"{value:.6g} for {len(rows['first'])} pairs; {scaled:.6g} with all rows times {_ROW_SCALE:g}",
-        expected=f"{expected:.6g}, computed independently in float64 with tau = {temperature:.4g}, "
-        "for any scale of the rows",
-        action="divide every row by its length first" if has_scale else "compare the loss with its definition",
-        evidence={"temperature": temperature, "pairs": len(rows["first"])},
-    )
-
-
-def _judge_start_contrast(context: Context, name: str, value: float, rows: Mapping[str, Tensor]) -> Fault | None:
-    """Compare the loss with those of randomly permuted partners; return a fault if it is far larger."""
-    anchors, partners = _get_anchors_and_partners(name, rows)
-    temperature = _measure_temperature(context, name)
-    draws = np.random.Generator(np.random.PCG64(0))
-    permuted_losses = [
-        nt_xent(anchors, partners[draws.permutation(len(partners))], temperature=temperature)
-        for _ in range(_NUM_CONTRAST_PERMUTATIONS)
-    ]
-    mean, std = float(np.mean(permuted_losses)), float(np.std(permuted_losses))
-    chance = chance_level(len(anchors))
-    if std <= 1e-9 * max(1.0, mean) or (value - mean) / std <= _MAX_CONTRAST_Z:
-        return None
-    return Fault(
-        f"before training, partners are farther from each other than other objects are ('{name}')",
-        severity="warning",
-        causes=("data.pairing", "loss.sign", "model.init"),
-        at=context.loss_path(name),
-        measured=f"{value:.4g}, z = {(value - mean) / std:.3g} against {_NUM_CONTRAST_PERMUTATIONS} permutations "
-        "of partners",
-        expected=f"{mean:.4g} +- {std:.2g} or less; equal rows have ln(2M - 1) = {chance:.4g}",
-        action="check whether row i of both sides is the same object, and whether similarity is rewarded",
-        evidence={"chance": chance, "pairs": len(anchors)},
-    )
 
 
 _MIN_SHARE = 0.5
 _MAX_RATIO = 2.0
 _MAX_DEVIATIONS = 4
 """Standard deviations of a mean of squares that are taken for chance: one is sqrt(2 / N) of the mean."""
-
-
-@check("initial-squares", "preflight", each=squared_losses, severity="warning")
-def initial_squares(context: Context, loss: SquaredLoss) -> Fault | None:
-    """The first mean squared error is E o^2 + E t^2 - 2 E o E t, nearly: fresh outputs do not depend on the targets.
-
-    Finds: A first mean squared error that does not follow from the sizes of outputs and targets.
-
-    It is also at most twice the loss of predicting 0, and what chance adds to that in few numbers: fresh outputs are
-    not much larger than the targets. Those that the loss makes of classes, such as 1 for one of many, are small on
-    average; outputs are then as large as logits.
-    """
-    squares = loss.squares
-    if not context.is_fresh or not squares.zero > 0:
-        return None
-    value, expected = squares.mean(squares.output), expected_mean_square(squares)
-    size = value / squares.zero
-    measured = f"{value:.4e} = {size:.4g} times {squares.zero:.4e}, the loss of predicting 0"
-    if value < _MIN_SHARE * expected:
-        return Fault(
-            f"the untrained model is far nearer to the targets of '{loss.name}' than the size of its outputs allows",
-            measured=measured,
-            expected=f"{expected:.4e} = E o^2 + E t^2 - 2 E o E t, "
-            "within a tenth for outputs independent of the target",
-            causes=("data.label_leak", "model.structure"),
-            action="look for the target among the inputs",
-        )
-    target = context.dry_run.batch.get(squares.target_key or "")
-    is_of_classes = not isinstance(target, Tensor) or not target.is_floating_point()
-    bound = _MAX_RATIO * (1 + _MAX_DEVIATIONS * math.sqrt(2 / max(1, squares.output.numel())))
-    if size > bound and not (is_of_classes and float(squares.output.std()) <= _MAX_STD):
-        return Fault(
-            f"the untrained model predicts values far larger than the targets of '{loss.name}'",
-            measured=measured,
-            expected=f"at most {bound:.3g} times; 1.0 to 1.1 for heat maps",
-            causes=("model.init", "data.target_encoding", "data.normalisation"),
-            action="start the last layer smaller, as the paper does, or bring the targets to size 1",
-        )
-    return None
-
-
-def expected_mean_square(squares: SquaredErrorLoss) -> float:
-    """Compute the first mean squared error from the sizes of outputs and targets, as if they were independent."""
-    total = float(squares.weight.sum())
-    size = float((squares.weight * squares.output.square()).sum()) / squares.count
-    mean_output = float((squares.weight * squares.output).sum()) / total
-    return size + squares.zero - 2 * mean_output * squares.middle * squares.factor

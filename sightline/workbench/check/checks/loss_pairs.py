@@ -38,7 +38,7 @@ def loss_pairs(context: Context, case: LossCase) -> Fault | None:
     names = {*case.forward.names}
     if case.counter is not None or len(names) < 2 or not names <= {*OUTPUTS}:
         return None
-    if case.name in BUILT_IN:  # `negatives` and `initial-contrast` compare it with its definition
+    if case.name in BUILT_IN:  # `negatives` compares it with its definition
         return find(case, is_flat, is_silent)
     return (
         find(case, is_apart, is_silent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from sightline.doctor.finding import Finding, FindingLocation
 from sightline.instrument import record
 from sightline.parts.losses.embeddings import CHANCE_SUFFIX
 from sightline.runs.run_directory import read_lines
-from sightline.workbench.check.context import Context, SquaredLoss, check, squared_losses
+from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.dry_run import read_batch, step_keys
 from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.core.sample_statistics import class_axis
@@ -114,35 +114,6 @@ class ConstantBaseline:
     prediction: float | None = None
 
 
-_NOTE = partial(
-    check,
-    severity="note",
-    causes=("model.constant_output",),
-    expected="a training loss that goes below all of these",
-    action="nothing; a loss that stays at one of these has learned nothing",
-)
-"""Declaration of a rule that notes the losses of constant predictions."""
-
-
-@_NOTE("trivial-predictors", "preflight", each=squared_losses)
-def trivial_predictors(context: Context, loss: SquaredLoss) -> Iterator[Fault]:
-    """Each squared error falls below the losses of predicting 0 and the mean target, which this check notes.
-
-    Finds: The loss of a network with constant output, computed from the targets alone.
-    """
-    return _make_notes(context, loss.name, squared_loss_baselines(loss.name, loss.squares))
-
-
-@_NOTE("trivial-classes", "deep")
-def trivial_classes(context: Context) -> Iterator[Fault]:
-    """Cross entropy falls below the losses of equal probabilities and of the class shares, which this check notes.
-
-    Finds: The loss of a network with constant output, computed from the targets alone.
-    """
-    for name in _cross_entropies(context):
-        yield from _make_notes(context, name, _class_baselines(context, name))
-
-
 def trivial_predictions(context: Context) -> Iterator[ConstantBaseline]:
     """Yield all constant predictions whose losses are known for this run."""
     for name, squares in context.squared_losses.items():
@@ -197,18 +168,6 @@ def _compute_expected_loss(context: Context, name: str, axis: int, prediction: T
                 total += share * float(loss_sums(job, batch, outputs)[name])
                 count += share * loss_counts(job, batch, outputs)[name]
     return total / count if count else math.nan
-
-
-def _make_notes(context: Context, name: str, predictions: Iterable[ConstantBaseline]) -> Iterator[Fault]:
-    losses = {prediction.description: prediction.value for prediction in predictions}
-    if losses:
-        measured = "; ".join(f"{description}: {value:.4e}" for description, value in losses.items())
-        yield Fault(
-            f"'{name}' of a network with constant output: {measured}",
-            at=context.loss_path(name),
-            measured=measured,
-            evidence=losses,
-        )
 
 
 _TOLERANCE = 0.02

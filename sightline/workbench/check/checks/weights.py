@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -258,53 +257,6 @@ class InitialWeight:
     expected: float
     z: float
     largest: float
-
-
-@check("initial-weights", "deep", config_path="model")
-def initial_weights(context: Context) -> Iterator[Fault]:
-    """The standard deviation of each weight is not far above the largest of the known initialisation schemes.
-
-    Finds: Initial weights larger than any initialisation scheme makes them, and the scheme of each layer.
-
-    Source: Glorot and Bengio 2010, eq. 12 and 16; He et al. 2015, eq. 10 and 14; LeCun et al. 1998, section 4.6.
-    """
-    if not context.is_fresh:
-        return
-    modules = [(name, m) for name, m in context.built.job.model.named_modules() if isinstance(m, _LAYERS)]
-    weights = [
-        find_scheme(name, module.weight.detach(), is_transposed=isinstance(module, nn.modules.conv._ConvTransposeNd))
-        for name, module in modules
-        if module.weight.numel() >= _MIN_SIZE
-    ]
-    if weights:
-        scheme_counts = Counter(start.scheme or "unknown scheme" for start in weights)
-        rows = [
-            [s.name, s.size, f"{s.mean:.1e}", f"{s.std:.3e}", s.scheme or "?", f"{s.expected:.3e}", f"{s.z:.1f}"]
-            for s in weights
-        ]
-        yield Fault(
-            "initial weights: " + "; ".join(f"{count} x {scheme}" for scheme, count in scheme_counts.most_common()),
-            severity="note",
-            causes=("model.init",),
-            measured=f"{len(weights)} weights of linear maps and convolutions",
-            expected="the standard deviation of its scheme for each",
-            action="nothing",
-            evidence={"table": {"title": "initial weights", "columns": list(_COLUMNS), "rows": rows}},
-        )
-    large = [weight for weight in weights if weight.std > _MAX_RATIO * weight.largest]
-    if large:
-        worst = max(large, key=lambda weight: weight.std / weight.largest)
-        yield Fault(
-            f"the initial weights of '{worst.name}' are larger than any scheme makes them",
-            severity="warning",
-            causes=("model.init", "model.numerics"),
-            layer=worst.name,
-            param=f"{worst.name}.weight",
-            measured=f"std {worst.std:.3g}, {worst.std / worst.largest:.3g} times the largest of the schemes",
-            expected=f"at most {_MAX_RATIO * worst.largest:.3g}",
-            action="initialise them by N(0, 2/fan_in) before a ReLU, or as in the paper",
-            evidence={"layers": [weight.name for weight in large[:10]], "num_layers": len(large)},
-        )
 
 
 @check(

@@ -112,7 +112,6 @@ class Started(CloudNet):
 def test_points_that_a_network_ignores_come_before_dead_units() -> None:
     findings = [f for f in findings_of("classify", Shut, deep=True) if f.severity != "note"]
     assert [(f.code, f.cause) for f in findings] == [("idle-input", "model.constant_output")]
-    assert "gradient-flow" in str(findings[0].evidence["explains"])
 
 
 def test_points_set_to_zero_come_before_dead_units(tmp_path: Path) -> None:

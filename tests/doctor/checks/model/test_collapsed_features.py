@@ -12,12 +12,11 @@ from torch import nn
 from sightline.engine.distributed import World
 from sightline.workbench.check.checks.model.first_step import (
     collapsed_features,
-    collapsed_trained_features,
     measure_spread,
 )
 from sightline.workbench.check.context import Context
 from tests.doctor.pairing import make_pairs, make_pictured
-from tests.doctor.planting import assert_complete, caught
+from tests.doctor.planting import caught
 
 LONG = "train.epochs=20"
 """Long enough for a run to be judged by what it left."""
@@ -63,35 +62,3 @@ def test_a_projection_times_zero(tmp_path: Path) -> None:
     assert "the same 'first' for every object" in finding.summary
     assert finding.evidence["variance"] == pytest.approx(0, abs=1e-12)
     assert finding.where.config_path == "model"
-
-
-def test_a_trained_network_that_is_sound(tmp_path: Path) -> None:
-    built = make_pairs(tmp_path, LONG)
-    assert collapsed_trained_features(trained(built, built.job.model.train().eval())) == []
-    assert collapsed_trained_features(trained(built, None)) == []
-
-
-def test_a_trained_network_that_answers_alike(tmp_path: Path) -> None:
-    built = make_pairs(tmp_path, LONG)
-    with torch.no_grad():
-        built.job.model.points_head[-1].weight.mul_(1e-4)  # type: ignore[union-attr, operator, index]
-        built.job.model.points_head[-1].bias.fill_(1.0)  # type: ignore[union-attr, operator, index]
-    found = collapsed_trained_features(trained(built, built.job.model.eval()))
-    assert {finding.summary.split("'")[1] for finding in found} == {"first", "second"}  # the features are sound
-    assert collapsed_trained_features(trained(make_pairs(tmp_path), built.job.model)) == []  # after 14 steps
-    for finding in found:
-        assert (finding.severity, finding.cause) == ("warning", "loss.collapse")
-        assert "it is the same for all objects" in finding.summary
-        assert_complete(finding)
-
-
-def test_a_trained_network_on_a_line(tmp_path: Path) -> None:
-    built = make_pairs(tmp_path, LONG)
-    with torch.no_grad():
-        head = built.job.model.points_head[-1]  # type: ignore[union-attr, operator, index]
-        head.weight[1:] = 0.0  # one direction is left, on both sides of an offset in another
-        head.bias.zero_()[1] = 0.1
-    found = collapsed_trained_features(trained(built, built.job.model.eval()))
-    assert {finding.summary for finding in found} == {
-        f"'{name}' has collapsed onto a line" for name in ("first", "second")
-    }

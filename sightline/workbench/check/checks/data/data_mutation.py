@@ -17,7 +17,6 @@ import numpy as np
 from torch import Tensor
 
 from sightline import instrument
-from sightline.contract.members import DataMembers
 from sightline.contract.types import SampleKey
 from sightline.doctor.objects import find_generators, iter_reachable, preserve_generators
 from sightline.engine.build import DataSubset
@@ -251,47 +250,3 @@ def _is_skipped_file(filename: str) -> bool:
 
 
 _MAX_LISTED = 3
-
-
-@check("duplicate-clouds", "preflight", severity="warning", config_path="data")
-def duplicate_clouds(context: Context) -> Iterator[Fault]:
-    """No cloud is in two classes or in two parts, according to the `duplicates` that preparation recorded.
-
-    Finds: Equal clouds with different labels, or in different parts.
-    """
-    groups = DataMembers.duplicates.get(context.built.data.train.dataset)
-    across_classes = [group for group in groups if len({_parse_class(name) for name in group}) > 1]
-    others = [group for group in groups if group not in across_classes]
-    across_parts = [group for group in others if len({name.split("/")[0] for name in group}) > 1]
-    for found, place, causes, expected, action in (
-        (
-            across_classes,
-            "classes",
-            ("data.label_mapping", "data.split"),
-            "one class for every cloud: at most one of these labels is right",
-            "remove the files with the wrong label, and prepare the set again",
-        ),
-        (
-            across_parts,
-            "parts",
-            ("data.split", "data.layout"),
-            "every cloud in one part: a test on training clouds says nothing about new ones",
-            "remove the copies, or define the parts yourself, and prepare the set again",
-        ),
-    ):
-        if found:
-            listed = "; ".join(", ".join(group) for group in found[:_MAX_LISTED])
-            yield Fault(
-                f"the same cloud is in several {place}: {len(found)} {'time' if len(found) == 1 else 'times'}",
-                causes=causes,
-                dataset=context.config.data.name,
-                measured=listed + (f"; and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""),
-                expected=expected,
-                action=action,
-                evidence={"groups": [list(group) for group in found], "looked_at": "every prepared cloud"},
-            )
-
-
-def _parse_class(name: str) -> str:
-    """Return the class of a name `part/class/file`; classes from a list of files may contain slashes."""
-    return name.partition("/")[2].rpartition("/")[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,11 +19,10 @@ from sightline.contract import registry
 from sightline.contract.binding import model_output_keys
 from sightline.contract.catalogue import find_modules
 from sightline.contract.errors import ConfigError, OutputError, UserError, summarise_error
-from sightline.contract.members import ModelMembers, TaskMembers
+from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.finding import FindingLocation
 from sightline.engine.build import DataSubset
-from sightline.engine.device import to_device
 from sightline.engine.step import compute_batch_losses
 from sightline.workbench.check.checks.loss_terms import OUTPUTS
 from sightline.workbench.check.context import Context, check, first_steps
@@ -208,8 +206,6 @@ _NUM_SAMPLES = 64
 _MIN_ROWS = 8
 _MIN_STEPS = 100  # before, the running averages, which evaluation uses, are close to their initial values
 _MIN_VARIANCE_FRESH = 1e-10  # a thousand times the squared float32 error (1e-7) of unit rows
-_MIN_VARIANCE = 1e-4  # of unit rows: all angles between them are below about one degree
-_MIN_RANK = 1.5
 
 
 class FeatureSpread(NamedTuple):
@@ -266,54 +262,6 @@ def collapsed_features(context: Context, step: DryRun) -> Fault | None:
                 evidence=spread.figures,
             )
     return None
-
-
-@check(
-    "collapsed-trained-features",
-    "offline",
-    severity="warning",
-    causes=("loss.collapse", "loss.negatives", "optim.lr"),
-    config_path="model",
-    action="compare the losses with chance in metrics.jsonl; try a lower learning rate, or more pairs per step",
-)
-def collapsed_trained_features(context: Context) -> Iterator[Fault]:
-    """Embeddings of different objects differ after training, in more than one direction.
-
-    Finds: Embeddings that are the same for every object, or that vary along one line only.
-    """
-    if not TaskMembers.compares_rows.get(context.built.job.task) or context.built.job.num_steps < _MIN_STEPS:
-        return
-    model = context.trained_model
-    for name, rows in () if model is None else _compute_trained_features(context, model).items():
-        spread = measure_spread(rows)
-        if spread.num_rows < _MIN_ROWS or (spread.variance >= _MIN_VARIANCE and spread.rank >= _MIN_RANK):
-            continue
-        summary, measured, bound = f"'{name}' has collapsed onto a line", f"effective rank {spread.rank:.3g}", _MIN_RANK
-        if spread.variance < _MIN_VARIANCE:
-            summary, bound = f"'{name}' has collapsed: it is the same for all objects", _MIN_VARIANCE
-            measured = f"variance {spread.variance:.3g}"
-        yield Fault(
-            summary,
-            measured=f"{measured} of {spread.num_rows} rows of length 1, of different objects",
-            expected=f"at least {bound:g}",
-            evidence=spread.figures,
-        )
-
-
-def _compute_trained_features(context: Context, model: nn.Module) -> dict[str, np.ndarray]:
-    """Compute features and embeddings of up to 64 objects of the selection split: arrays (N, D) by name."""
-    part, job, device = context.built.data.selection, context.built.job, context.world.device
-    batch = part.reader(
-        [SampleKey(int(index), 0, context.config.seed) for index in part.evenly_spaced_indices(_NUM_SAMPLES)]
-    )
-    batch = to_device(batch, device, float_dtype=job.precision.parameter_dtype)
-    with torch.no_grad(), job.precision.autocast(device):
-        features = dict(_embeddings(job.task.predict(model, batch)))
-        encode = ModelMembers.encode.get(model)
-        if encode is not None:
-            with contextlib.suppress(TypeError):  # an encoder of other inputs than clouds
-                features["features"] = _to_array(encode(points=batch["points"]))
-    return features
 
 
 def _embeddings(outputs: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:

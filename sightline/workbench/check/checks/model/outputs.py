@@ -6,8 +6,6 @@ The outputs for one cloud in evaluation mode are compared, bit for bit, between 
 from __future__ import annotations
 
 import functools
-import inspect
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,12 +16,11 @@ from torch import Tensor
 
 from sightline.doctor.autograd_graph import output_range
 from sightline.doctor.finding import Finding
-from sightline.ops.numba_kernels import compute_seconds
 from sightline.workbench.check.context import Context, assignments, check, first_steps
 from sightline.workbench.check.core.assigned_boxes import AssignedBoxes
-from sightline.workbench.check.core.dry_run import DryRun, isolated_copy, read_batch, step_keys
+from sightline.workbench.check.core.dry_run import DryRun, isolated_copy
 from sightline.workbench.check.core.finding import Fault, diagnose
-from sightline.workbench.check.core.sample_statistics import class_axis, is_standardised, parts_by_category
+from sightline.workbench.check.core.sample_statistics import class_axis, is_standardised
 from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss
 from sightline.workbench.check.oracles.results import loss_sums
 
@@ -122,90 +119,7 @@ def _format_interval(low: float, high: float) -> str:
 
 
 _MAX_SECONDS = 0.1  # CPU time of this thread, at the start of a training
-_MAX_SECONDS_OF_CHECK = 5.0
 _CPU = torch.device("cpu")  # an index out of range makes a GPU unusable for the rest of the process
-
-
-@check("category-input", "preflight", each=first_steps, config_path="model")
-def category_input(context: Context, step: DryRun) -> Iterator[Fault]:
-    """Each category has different outputs, and indices beyond the categories have no distinct outputs.
-
-    Finds: Models that ignore their category input, or that were built for another number of categories than the data.
-    """
-    table, model = parts_by_category(context.built.data.facts), context.built.job.model
-    if table is None or len(table) < 2 or "category" not in step.batch:
-        return
-    fault = None
-    if "category" in inspect.signature(model.forward).parameters:
-        fault = _judge_categories(_CategoryOutputs(context, len(table)), len(table))
-    elif context.is_thorough:
-        fault = _diagnose("no category", name=context.config.model.name)
-    if fault is not None:
-        evidence = {"looked_at": "one training cloud in evaluation mode, on the CPU"}
-        yield replace(fault, evidence=evidence)
-
-
-class _CategoryOutputs:
-    """Outputs of a copy of the model on the CPU for one training cloud, per category, within a time limit."""
-
-    def __init__(self, context: Context, num_categories: int) -> None:
-        job = context.built.job
-        self.outputs: dict[int, Tensor | None] = {}
-        self._model = isolated_copy(job.model).to(_CPU).eval()
-        self._task = job.task
-        self._batch = read_batch(job, step_keys(job, step=0)[:1], _CPU)
-        max_seconds = _MAX_SECONDS_OF_CHECK if context.is_thorough else _MAX_SECONDS
-        start_seconds = compute_seconds()
-        for category in _order_categories(num_categories):
-            if len(self.outputs) > 1 and compute_seconds() - start_seconds > max_seconds:
-                break
-            self.outputs[category] = self._run(category)
-
-    def _run(self, category: int) -> Tensor | None:
-        """Return the probabilities that the task predicts; None if the model fails on this category."""
-        batch = {**self._batch, "category": torch.full_like(self._batch["category"], category)}
-        try:
-            with torch.no_grad():
-                predictions = self._task.predict(self._model, batch)
-        except (IndexError, ValueError, RuntimeError):
-            return None
-        probabilities = predictions.get("probabilities")
-        return probabilities if isinstance(probabilities, Tensor) else None
-
-    def are_alike(self, one: int, other: int) -> bool:
-        """Return True if both categories have outputs, and these are bit-identical."""
-        output, other_output = self.outputs.get(one), self.outputs.get(other)
-        return output is not None and other_output is not None and torch.equal(output, other_output)
-
-
-def _order_categories(num_categories: int) -> list[int]:
-    """Return the categories in the order of testing: first and last two, two indices beyond, then all others."""
-    ends = [0, 1, num_categories - 1, num_categories - 2, num_categories, num_categories + 1]
-    return list(dict.fromkeys([*ends, *range(num_categories)]))
-
-
-def _judge_categories(category_outputs: _CategoryOutputs, num_categories: int) -> Fault | None:
-    """Return a fault if outputs are missing, equal, or distinct beyond the data's categories."""
-    tested = [category for category in range(num_categories) if category in category_outputs.outputs]
-    refused = [category for category in tested if category_outputs.outputs[category] is None]
-    if len(refused) == len(tested):
-        return None  # the failure is due to the single cloud or the device, not the category
-    pairs = [(one, other) for one, other in itertools.combinations(tested, 2) if category_outputs.are_alike(one, other)]
-    if refused:
-        listed = ", ".join(map(str, refused[:8]))
-        words = {"first": refused[0], "refused": listed, "last": num_categories - 1, "number": num_categories}
-        return _diagnose("refused category", **words)
-    if len(pairs) == len(tested) * (len(tested) - 1) // 2:
-        return _diagnose("ignored category", tested=", ".join(map(str, tested)))
-    if pairs:
-        listed = ", ".join(f"{one} and {other}" for one, other in pairs[:8])
-        return _diagnose("equal categories", pair=pairs[0], pairs=listed, number=num_categories)
-    beyond = category_outputs.outputs.get(num_categories)
-    is_same = category_outputs.are_alike(num_categories, num_categories + 1)
-    is_clamped = any(category_outputs.are_alike(num_categories, category) for category in tested)
-    if beyond is None or num_categories + 1 not in category_outputs.outputs or is_same or is_clamped:
-        return None
-    return _diagnose("more categories", number=num_categories)
 
 
 _PRIOR, _FACTOR = 0.01, 10.0
