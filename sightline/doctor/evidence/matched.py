@@ -82,7 +82,7 @@ def apart(subject: Subject, passed: Pass, matched: list[Matched]) -> list[Apart]
 
 
 class Overlap(NamedTuple):
-    """Loss of outputs that are a mask of 0 and 1, of ten times it, and of zeros; `is_share` if outputs are too."""
+    """Loss of outputs that are a mask of 0 and 1, of ten times the mask, and of zeros; `is_share`: outputs are, too."""
 
     path: str
     at_mask: float
@@ -132,11 +132,9 @@ def whole_turns(subject: Subject, passed: Pass) -> list[SameThing]:
                 continue
             turned = target.clone()
             turned.reshape(len(target), -1)[:, index] += 2 * halves[0]
+            targets = passed.batch.target, replace_leaf(passed.batch.target, path, turned)
             with torch.no_grad():
-                values = [
-                    float(value_of(subject, passed, {}, t))
-                    for t in (passed.batch.target, replace_leaf(passed.batch.target, path, turned))
-                ]
+                values = [float(value_of(subject, passed, {}, each)) for each in targets]
             found.append(SameThing(path, f"{float(column.min()):.4g} .. {float(column.max()):.4g}", *values))
     if not found:
         raise NotApplicableError("no angles as targets")
@@ -295,12 +293,10 @@ def empty_boxes(matched: list[Matched]) -> list[tuple[str, int, int]]:
 
 
 class Sides(NamedTuple):
-    """Losses of sets of points: the target's, one of its points alone, and one point of many far away.
-
-    `all_away` is the loss with every point far away.
-    """
+    """Losses of sets of points: the network's, the target's, one of its points alone, one or all points far away."""
 
     path: str
+    own: float
     perfect: float
     one_point: float
     one_away: float
@@ -328,7 +324,7 @@ def sides(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Sides]:
                     float(value_of(subject, passed, {slope.path: each})) for each in (*forms, perfect + away[:, :1])
                 )
             if math.isclose(own, turned, rel_tol=1e-4):
-                found.append(Sides(slope.path, *values, size))
+                found.append(Sides(slope.path, own, *values, size))
     if not found:
         raise NotApplicableError("no sets of points as targets")
     return found

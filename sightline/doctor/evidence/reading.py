@@ -22,12 +22,14 @@ from sightline.doctor.batches import BatchForm
 from sightline.doctor.evidence import measure
 from sightline.doctor.objects import find_read_generators, iter_reachable, preserve_generators
 from sightline.doctor.subject import Batch, Subject
+from sightline.instrument import record
 from sightline.instrument.random_state import seed_all
 
 _MAX_READ_S, _MAX_READING_S = 0.25, 0.5
 _NUM_ITEMS, _NUM_READS, _NUM_LABELS, _NUM_COLLATED, _MAX_DRAWN = 6, 8, 400, 12, 20_000
 _MAX_STORED = 2**24
 _SEED = 11
+_MODES = frozenset(("linear", "bilinear", "bicubic", "trilinear", "area"))
 
 
 @dataclass(frozen=True)
@@ -312,6 +314,32 @@ def _list_counted(subject: Subject, batch: Batch, target: Tensor) -> Tensor:
     if at_places.shape != target.shape:
         raise NotApplicableError("outputs that are no sequence")
     return (at_places > 0).cpu()
+
+
+@measure()
+def interpolated(source: Source) -> list[int]:
+    """List samples whose integer target comes from an interpolation of whole numbers that is not nearest."""
+    found, samples = [], source.spread(3)
+    with preserve_generators(source.generators()):
+        for index in samples:
+            known: list[Any] = []
+
+            def observe(call: Any, function: Any, args: Any, kwargs: Any, result: Any, known: Any = known) -> None:
+                is_start = getattr(function, "__name__", "") == "interpolate" and kwargs.get("mode") in _MODES
+                is_derived = any(tensor is own for _, tensor in tree_leaves(args) for own in known)
+                if isinstance(result, Tensor) and (is_derived or (is_start and _holds_classes(args[0]))):
+                    known.append(result)
+
+            with record({}, functions=observe):
+                target = source.read(index, _SEED).target
+            if any(tensor is own and not own.is_floating_point() for _, tensor in tree_leaves(target) for own in known):
+                found.append(index)
+    return found
+
+
+def _holds_classes(values: Tensor) -> bool:
+    distinct = values.unique()
+    return 3 <= len(distinct) <= 64 and bool((distinct == distinct.round()).all())
 
 
 class Split(NamedTuple):

@@ -62,11 +62,12 @@ def pairing(subject: Subject, passed: Pass, num_samples: int, slopes: list[Slope
     def run(operator: Any, args: Any, kwargs: Any) -> Any:
         nonlocal num_found
         shapes = {tuple(each.shape) for each in args if isinstance(each, Tensor)}
-        is_known = operator.overloadpacket.__name__.strip("_") in _BROADCAST
-        num_found += is_known and any(
+        name, result = operator.overloadpacket.__name__.strip("_"), operator(*args, **kwargs)
+        num_found += name in _BROADCAST and any(
             shape[:1] == (num_samples,) and (num_samples, 1, *shape[1:]) in shapes for shape in shapes
         )
-        return operator(*args, **kwargs)
+        num_found += name == "expand" and result.shape[:2] == (num_samples, num_samples) and result.shape not in shapes
+        return result
 
     with torch.no_grad():
         with InterceptedOperators(run):
@@ -77,9 +78,8 @@ def pairing(subject: Subject, passed: Pass, num_samples: int, slopes: list[Slope
         found = []
         for path, leaf in dense_leaves(target):
             other = leaf.flip(0) * 2 + 1 if leaf.is_floating_point() else leaf[:1].expand_as(leaf)
-            parts = [
-                torch.cat((a[: num_samples // 2], b[num_samples // 2 :])) for a, b in ((other, leaf), (leaf, other))
-            ]
+            half = num_samples // 2
+            parts = [torch.cat((a[:half], b[half:])) for a, b in ((other, leaf), (leaf, other))]
             exchanged, whole, *halves = (
                 float(value_of(subject, passed, {}, replace_leaf(target, path, new)))
                 for new in (leaf[order], other, *parts)
@@ -114,7 +114,7 @@ def common_factor(subject: Subject, passed: Pass, num_samples: int, labelled: li
     """
     half, path = num_samples // 2, labelled[0].slope.path
     output, own = labelled[0].slope.output, labelled[0].slope.gradient[:half].double()
-    changed = torch.cat((output[:half], output[half:].roll(1, 0) * 1.5)).requires_grad_()
+    changed = torch.cat((output[:half], output[half:].roll(1, 0) * -4)).requires_grad_()
     (gradient,) = torch.autograd.grad(value_of(subject, passed, {path: changed}), [changed])
     is_counted = own.abs() > 1e-3 * own.abs().max()
     ratios = gradient[:half].double()[is_counted] / own[is_counted]

@@ -20,6 +20,42 @@ _MAX_READ_S, _MAX_TRAIN_S, _MAX_BATCHES, _MAX_CLASSES = 0.3, 1.0, 40, 64
 _MIN_SAMPLES = 16
 
 
+@measure()
+def byte_steps(subject: Subject) -> dict[str, float]:
+    """Largest number of each input of images whose numbers are multiples of 1 / 255², up to 255 of them."""
+    found = {}
+    images = [(path, t) for path, t in dense_leaves(subject.batches[0].inputs) if t.ndim == 4 and t.is_floating_point()]
+    for path, image in images:
+        steps, largest = image.double() * 255**2, float(image.max())
+        is_grid = bool(((steps - steps.round()).abs() < 1e-2).all()) and float(image.min()) >= 0
+        if is_grid and 32 / 255**2 < largest <= 1.001 / 255 and len(steps.round().unique()) > 16:
+            found[path] = largest
+    if not images:
+        raise NotApplicableError("no images")
+    return found
+
+
+@measure()
+def same_views(subject: Subject) -> list[str]:
+    """List inputs of one shape, or halves of one along an axis of two, that are equal in each batch."""
+    found: list[set[str]] = []
+    for batch in subject.batches:
+        views = dict(dense_leaves(batch.inputs))
+        for path, tensor in [*views.items()]:
+            if tensor.ndim > 2 and tensor.shape[1] == 2:
+                views |= {f"{path}[:, {place}]": part for place, part in enumerate(tensor.unbind(1))}
+        views = {path: t for path, t in views.items() if t.ndim > 1 and t.is_floating_point() and len(t.unique()) > 8}
+        pairs = itertools.combinations(views, 2)
+        equal = [
+            pair
+            for pair in pairs
+            if views[pair[0]].shape == views[pair[1]].shape and torch.equal(*map(views.get, pair))
+        ]
+        found.append({" and ".join(pair) for pair in equal})
+    common = set.intersection(*found)
+    return sorted(common)[0].split(" and ") if common else []
+
+
 class Gap(NamedTuple):
     """Difference of one channel of an input between training and evaluation.
 

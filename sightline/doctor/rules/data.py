@@ -453,6 +453,55 @@ def interpolated_labels(seams: list[Seams]) -> Fault | None:
 
 
 @rule(
+    "label-range",
+    "error",
+    "data.target_encoding data.label_mapping",
+    holds="labels that occur in the label map",
+    do="resize and turn label maps with mode='nearest'",
+)
+def interpolated_classes(interpolated: list[int]) -> Iterator[Fault]:
+    """Report label maps that the data set interpolates itself."""
+    if interpolated:
+        yield Fault(
+            "labels are interpolated: between two classes there are pixels of a third",
+            measured="the integer target of a sample comes from an interpolation of whole numbers",
+            where=FindingLocation(sample=interpolated[0]),
+        )
+
+
+@rule(
+    "input-statistics",
+    "warning",
+    "data.normalisation",
+    holds="bytes are divided by 255 once",
+    do="divide once: a transform such as ToTensor() does so itself",
+)
+def divided_twice(byte_steps: dict[str, float]) -> Iterator[Fault]:
+    """Find images whose numbers are bytes divided by 255 twice: whole multiples of 1 / 255², at most 255 of them."""
+    for path, largest in byte_steps.items():
+        yield Fault(
+            f"images{f' {path}' if path else ''} are divided by 255 twice: their values end at 1 / 255",
+            measured=f"all numbers are whole multiples of 1 / 65025, up to {largest:.4g}",
+        )
+
+
+@rule(
+    "mismatched-views",
+    "warning",
+    "data.duplicate_randomness",
+    holds="two views of a sample differ",
+    do="draw the augmentation of each view with random numbers of its own",
+)
+def equal_views(same_views: list[str]) -> Iterator[Fault]:
+    """Find inputs that are one and the same in each sample of each batch."""
+    if same_views:
+        yield Fault(
+            f"both views of a sample are the same: {' and '.join(same_views[:2])}",
+            measured="equal bits in all samples of all batches",
+        )
+
+
+@rule(
     "padded-points",
     "warning",
     "data.padding data.ignore_handling",

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sightline.contract.errors import join_some
@@ -59,7 +59,7 @@ def frozen_in_part(subject: Subject, gradients: Gradients) -> Iterator[Fault]:
     ]
     if names:
         yield Fault(
-            f"{len(names)} weight(s) are frozen in layers whose others are trained: {join_some(names, most=4)}",
+            f"{len(names)} weight(s) are frozen beside trained parameters of a layer: {join_some(names, most=4)}",
             measured="requires_grad is False for a weight, and True beside it",
             where=FindingLocation(param=names[0]),
         )
@@ -81,6 +81,32 @@ def layer_gradient(wrong_slopes: list[WrongSlope]) -> Iterator[Fault]:
             measured=f"{wrong.given:.4g} along a line on which finite differences give {wrong.measured:.4g}, "
             "in float64",
         )
+
+
+@rule(
+    "shared-weights",
+    "warning",
+    "model.structure model.unregistered",
+    holds="each place of a list of layers has a layer of its own",
+    do="make a module for each place: a list repeated with * repeats the module itself",
+)
+def repeated_layer(subject: Subject, passed: Pass) -> Iterator[Fault]:
+    """Name the modules with weights that stand at several places of one list."""
+    for path, module in subject.model.named_modules():
+        if not isinstance(module, nn.Sequential | nn.ModuleList):
+            continue
+        places: dict[int, list[str]] = {}
+        for name, child in module._modules.items():
+            if child is not None and any(True for _ in child.parameters()):
+                places.setdefault(id(child), []).append(f"{path}.{name}".lstrip("."))
+        for names in places.values():
+            if len(names) > 1:
+                yield Fault(
+                    f"{join_some(names, most=4)} are one and the same layer, with one set of weights",
+                    measured=f"one module at {len(names)} places of a list",
+                    where=FindingLocation(layer=names[0]),
+                )
+                return
 
 
 @rule(

@@ -147,7 +147,7 @@ def one_direction(sides: list[Sides]) -> Iterator[Fault]:
     """Find a distance of sets that one point of the target satisfies, or that does not see a point far away."""
     for each in sides:
         whole = each.all_away - each.perfect
-        is_covered = each.one_point - each.perfect > 1e-6 * whole
+        is_covered = each.one_point - each.perfect > 0.02 * (each.own - each.perfect)
         is_precise = each.one_away - each.perfect > 0.1 * whole / each.size
         if whole > 0 and not (is_covered and is_precise):
             yield Fault(
