@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from sightline.contract.types import Batch as RunBatch
 from sightline.contract.types import SampleKey
@@ -17,7 +18,7 @@ from sightline.doctor.check import examine_subject
 from sightline.doctor.examine import Examination, list_rules
 from sightline.doctor.finding import Finding
 from sightline.doctor.subject import Batch, Subject
-from sightline.engine.build import TrainingSetup
+from sightline.engine.build import DataSubset, TrainingSetup
 from sightline.engine.device import to_device
 from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import single_batch_step
@@ -63,7 +64,10 @@ def make_run_subject(built: TrainingSetup, *, num_samples: int) -> Subject:
     inputs = find_form(model, loss, batches[0], job.device).inputs
     form = BatchForm(inputs, _find_targets(loss, model, batches[0], inputs))
     evaluation = [Batch(*form.split(batch)) for batch in _read_evaluation(built, num_samples)]
-    return Subject(model, loss, [Batch(*form.split(batch)) for batch in batches], evaluation, optimizers, form=form)
+    loaders = [_make_loader(part, built, num_samples) for part in (built.data.train, built.data.selection)]
+    return Subject(
+        model, loss, [Batch(*form.split(batch)) for batch in batches], evaluation, optimizers, *loaders, form
+    )
 
 
 def _find_targets(loss: RunLoss, model: nn.Module, batch: RunBatch, inputs: Sequence[str]) -> tuple[str, ...]:
@@ -94,6 +98,28 @@ def _divide(keys: Sequence[SampleKey], size: int) -> list[list[SampleKey]]:
     """Divide keys into a few batches of one size; all in one, if they are fewer."""
     whole = range(0, len(keys) - size + 1, size)
     return [list(keys[start : start + size]) for start in whole][:_NUM_BATCHES] or [list(keys)]
+
+
+def _make_loader(part: DataSubset, built: TrainingSetup, size: int) -> DataLoader[RunBatch] | None:
+    """Make a loader of the samples of a part; none of ragged samples, whose rows are no samples."""
+    is_ragged = any(key.endswith("offsets") for key in part.reader.keys)
+    return None if is_ragged else DataLoader(RunSamples(part, built.config.seed), batch_size=size, shuffle=True)
+
+
+class RunSamples(Dataset[RunBatch]):
+    """Samples of a part by their number; the epoch, which augmentation depends on, is drawn from torch's generator."""
+
+    def __init__(self, part: DataSubset, seed: int) -> None:
+        self.part = part
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.part.indices)
+
+    def __getitem__(self, number: int) -> RunBatch:
+        epoch = int(torch.randint(1000, ()))
+        batch = self.part.reader([SampleKey(int(self.part.indices[number]), epoch, self.seed)])
+        return {key: value[0] for key, value in batch.items() if isinstance(value, Tensor) and len(value) == 1}
 
 
 class RunLoss:
