@@ -91,13 +91,23 @@ def softmaxes(passed: Pass) -> list[Softmax]:
             readers.setdefault(parent, []).append((node, place))
     found = []
     for node in nodes:
-        if get_node_name(node) == "Softmax":
+        if get_node_name(node) == "Softmax" and _is_of_pairs(node):
             shape = tuple(node._saved_result.shape)
             axis = int(node._saved_dim)
             axis = axis - 2**64 if axis >= 2**63 else axis
             axis = axis - len(shape) if axis >= 0 else axis
             found += [Softmax(shape, axis, other) for other in _follow(node, shape, readers) if other != axis]
     return found
+
+
+def _is_of_pairs(node: Any) -> bool:
+    """Return True for scores of queries and keys: numbers of one product, scaled and masked; others are clusters."""
+    for _ in range(_MAX_CHAIN):
+        name, parents = get_node_name(node), [parent for parent, _ in node.next_functions if parent is not None]
+        if name == "Bmm" or not parents or name in ("Addmm", "Mm"):
+            return name == "Bmm"
+        node = parents[0]
+    return False
 
 
 def _follow(node: Any, shape: tuple[int, ...], readers: dict[Any, list[tuple[Any, int]]]) -> Iterator[int]:

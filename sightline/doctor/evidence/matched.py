@@ -55,7 +55,7 @@ def _value_at(subject: Subject, passed: Pass, item: Matched, outputs: Tensor, ta
 
 
 class Apart(NamedTuple):
-    """Loss of boxes (..., 4) or (..., 6) that lie three sizes beside their targets, along one axis and along two."""
+    """Loss of boxes (..., 4) or (..., 6) that lie 1.3 sizes beside their targets, along one axis and along two."""
 
     path: str
     along_one: float
@@ -70,7 +70,7 @@ def apart(subject: Subject, passed: Pass, matched: list[Matched]) -> list[Apart]
         target, half = item.target, item.target.shape[-1] // 2 if item.target.ndim > 1 else 0
         if half not in (2, 3) or target.shape[-1] % 2 or not bool((target[..., half:] > target[..., :half]).all()):
             continue
-        steps = 3 * (target[..., half:] - target[..., :half])
+        steps = 1.3 * (target[..., half:] - target[..., :half])
         values = []
         for num in (1, 2):
             step = torch.cat((steps[..., :num], torch.zeros_like(steps[..., num:])), -1)
@@ -270,7 +270,7 @@ def peaks(subject: Subject, passed: Pass, matched: list[Matched]) -> list[Peaks]
             continue
         is_peak = (target >= target.amax((-2, -1), keepdim=True)) & (target > 0.6)
         is_share = bool(((output >= 0) & (output <= 1)).all())
-        lowered = torch.where(is_peak, output * 1e-4 if is_share else output - 20, output).requires_grad_()
+        lowered = torch.where(is_peak, output * 1e-4 if is_share else output - 4, output).requires_grad_()
         value = value_of(subject, passed, {item.slope.path: lowered})
         (gradient,) = torch.autograd.grad(value, [lowered])
         found.append(Peaks(item.slope.path, int(is_peak.sum()), int((gradient[is_peak] < 0).sum())))

@@ -77,7 +77,14 @@ def _compare(
     first: dict[str, Tensor], again: dict[str, Tensor], other: dict[str, Tensor], kept: Tensor
 ) -> Iterator[Reach]:
     for path, value in first.items():
-        if value.ndim and path in other and other[path].shape == value.shape and len(value) > int(kept[-1]):
+        is_of_pairs = value.ndim > 1 and value.shape[0] == value.shape[1]
+        if (
+            value.ndim
+            and not is_of_pairs
+            and path in other
+            and other[path].shape == value.shape
+            and len(value) > int(kept[-1])
+        ):
             size = _measure(value[kept], other[path][kept], value)
             if size > _BOUND and _measure(value, again[path], value) == 0.0:
                 yield Reach(path, size)

@@ -272,13 +272,13 @@ def turned_maps(reads: list[Reads]) -> Fault | None:
     num_turned = 0
     for read in reads:
         for one, other in itertools.permutations(read.others, 2):
-            images, maps = _list_maps(one), _list_maps(other)
-            turns = _find_turns(images[0], maps[0])
-            if len(turns) != 1 or not images[1] or len(images[1]) != len(maps[1]):
+            images, maps = zip(_list_maps(one), _list_maps(other), strict=True)
+            turns = _find_turns(*images)
+            if len(turns) != 1 or not maps[0] or len(maps[0]) != len(maps[1]) or _is_view(images[0], maps[0]):
                 continue
             num_turned += 1
-            target = _find_turns(images[1], maps[1]) if not _equal(images[1], maps[1]) else ["left as it was"]
-            if target and turns[0] not in target and not _equal(_turn(images[1], turns[0]), maps[1]):
+            target = _find_turns(*maps) if not _equal(*maps) else ["left as it was"]
+            if target and turns[0] not in target and not _equal(_turn(maps[0], turns[0]), maps[1]):
                 return Fault(
                     f"an image is {turns[0]}, and its map {target[0]}",
                     measured=f"two reads of sample {read.sample}: equal bits after these turns",
@@ -302,6 +302,11 @@ def _find_turns(first: list[Tensor], second: list[Tensor]) -> list[str]:
     if not first or len(first) != len(second) or _equal(first, second):
         return []
     return [name for name in _TURNS if _equal(_turn(first, name), second)]
+
+
+def _is_view(images: list[Tensor], maps: list[Tensor]) -> bool:
+    """Return True for a target that is the image itself, or this turned: another view of it."""
+    return len(images) == len(maps) and (_equal(images, maps) or bool(_find_turns(images, maps)))
 
 
 def _turn(images: list[Tensor], name: str) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sightline.doctor.evidence.matched import Apart, Holes, Overlap, Peaks, SameThing, Sides
+from sightline.doctor.evidence.places import Order
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
 
@@ -23,7 +24,7 @@ def boxes_apart(apart: list[Apart]) -> Iterator[Fault]:
             yield Fault(
                 f"boxes{_name(each.path)} that lie apart along two axes have a smaller loss than along one: extents of "
                 "intersections are not clamped",
-                measured=f"{each.along_one:.4g} three sizes away along one axis, {each.along_two:.4g} along two",
+                measured=f"{each.along_one:.4g} 1.3 sizes away along one axis, {each.along_two:.4g} along two",
             )
 
 
@@ -154,6 +155,25 @@ def one_direction(sides: list[Sides]) -> Iterator[Fault]:
                 f"the distance of two sets{_name(each.path)} looks in one direction only",
                 measured=f"{each.perfect:.3g} at the target, {each.one_point:.3g} for one of its points alone, "
                 f"{each.one_away:.3g} with a point of {each.size} far away",
+            )
+
+
+@rule(
+    "exchanged-axes",
+    "error",
+    "data.layout data.pairing data.augment_target_mismatch",
+    holds="the loss looks for what is in an image at its own place of the outputs",
+    do="look at meshgrid (indexing='ij' for rows first), at x and y of places, and at flips of targets",
+)
+def other_places(orders: list[Order]) -> Iterator[Fault]:
+    """Find gradients that follow the image in another order of places, and not in that of the outputs."""
+    for each in orders:
+        is_sure = each.t >= 6 if each.other >= 0.25 else each.t >= 7 and each.other >= 0.05
+        if is_sure and each.own <= 0.4 * each.other:
+            yield Fault(
+                f"the loss looks for what is in an image elsewhere in the outputs{_name(each.path)}: {each.name}",
+                measured="where images are unlike one another, and where the gradients at the outputs are: correlation "
+                f"{each.own:.2f}, and {each.other:.2f} {each.name}; t {each.t:.1f}",
             )
 
 
