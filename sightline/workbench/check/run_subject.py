@@ -31,8 +31,8 @@ _BUDGETS_S = {True: 3.0, False: 1.0}
 _NUM_BATCHES, _NUM_SAMPLES, _PASS_S, _SLOW_S = 4, 8, 0.1, 1.0
 _JUDGED_OTHERWISE = {"large-update"}
 """Relations that a check of the run asks of its own steps: `update-size` knows the schedule and the whole batch."""
-_PLACES = {"data": "data", "samples": "losses", "loss": "losses", "model": "model", "optimiser": "optimizer"}
-"""Key of the config that the rules of a module judge."""
+_PLACES = {"data": "data", "samples": "losses", "targets": "losses", "loss": "losses", "model": "model"}
+"""Key of the config that the rules of a module judge; the optimiser for all others."""
 
 
 def examine_run(context: Context) -> tuple[Examination, list[Finding]]:
@@ -44,7 +44,7 @@ def examine_run(context: Context) -> tuple[Examination, list[Finding]]:
     subject = make_run_subject(context.built, num_samples=num_samples)
     declared = {*context.config.checks.skip, *_JUDGED_OTHERWISE}
     examination = examine_subject(subject, declared=declared, budget_s=_BUDGETS_S[context.is_thorough])
-    paths = {rule.code: _PLACES[rule.judge.__module__.rpartition(".")[2]] for rule in list_rules()}
+    paths = {rule.code: _PLACES.get(rule.judge.__module__.rpartition(".")[2], "optimizer") for rule in list_rules()}
     return examination, [_locate(finding, context, paths[finding.code]) for finding in examination.findings]
 
 
