@@ -64,10 +64,9 @@ def make_run_subject(built: TrainingSetup, *, num_samples: int) -> Subject:
     inputs = find_form(model, loss, batches[0], job.device).inputs
     form = BatchForm(inputs, _find_targets(loss, model, batches[0], inputs))
     evaluation = [Batch(*form.split(batch)) for batch in _read_evaluation(built, num_samples)]
-    loaders = [_make_loader(part, built, num_samples) for part in (built.data.train, built.data.selection)]
-    return Subject(
-        model, loss, [Batch(*form.split(batch)) for batch in batches], evaluation, optimizers, *loaders, form
-    )
+    loader, others = (_make_loader(part, built, num_samples) for part in (built.data.train, built.data.selection))
+    training = [Batch(*form.split(batch)) for batch in batches]
+    return Subject(model, loss, training, evaluation, optimizers, loader, others, form)
 
 
 def _find_targets(loss: RunLoss, model: nn.Module, batch: RunBatch, inputs: Sequence[str]) -> tuple[str, ...]:

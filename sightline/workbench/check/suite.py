@@ -202,8 +202,8 @@ def _short_time_findings(context: Context) -> list[Finding]:
 
 def assert_known(config: RunConfig) -> None:
     """Raise a ConfigError if `checks.skip` contains a name that is no check."""
-    checks = (*all_checks(), *RUNTIME_RULES, *list_rules(), _SKIPPED)
-    valid_names = {check.code for check in checks}
+    checks = (*all_checks(), *RUNTIME_RULES, _SKIPPED)
+    valid_names = {*(check.code for check in checks), *(relation.code for relation in list_rules())}
     codes = f"; allowed: {', '.join(sorted(valid_names))}"
     for code in config.checks.skip:
         location = config.origins.get("checks.skip", "checks.skip")
