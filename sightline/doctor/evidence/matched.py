@@ -82,7 +82,7 @@ def apart(subject: Subject, passed: Pass, matched: list[Matched]) -> list[Apart]
 
 
 class Overlap(NamedTuple):
-    """Loss of outputs that are a mask of 0 and 1, of ten times the mask, and of zeros; `is_share` if outputs are too."""
+    """Loss of outputs that are a mask of 0 and 1, of ten times the mask, of zeros; `is_share` if outputs are too."""
 
     path: str
     at_mask: float

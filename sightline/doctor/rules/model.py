@@ -59,7 +59,7 @@ def frozen_in_part(subject: Subject, gradients: Gradients) -> Iterator[Fault]:
     ]
     if names:
         yield Fault(
-            f"{len(names)} weight(s) are frozen in layers whose other parameters are trained: {join_some(names, most=4)}",
+            f"{len(names)} weight(s) are frozen in layers whose others are trained: {join_some(names, most=4)}",
             measured="requires_grad is False for a weight, and True beside it",
             where=FindingLocation(param=names[0]),
         )

@@ -25,6 +25,7 @@ _BUDGETS_S = {True: 3.0, False: 1.0}
 """Processor time of the relations, by whether a check was asked for, or a training starts."""
 _NUM_BATCHES, _NUM_SAMPLES, _PASS_S, _SLOW_S = 4, 8, 0.1, 1.0
 _PLACES = {"data": "data", "samples": "losses", "loss": "losses", "model": "model", "optimiser": "optimizer"}
+_PLACES |= {"targets": "data", "run": "train", "state": "model"}
 """Key of the config that the rules of a module judge."""
 
 
