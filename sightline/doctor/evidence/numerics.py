@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
+from sightline.doctor.evidence.losses import value_of
+from sightline.doctor.evidence.passes import Slope
 from sightline.doctor.subject import Pass, Subject
 
 _NUM_STEPS = 6
+_STEPS = (1e-5, 1e-4)
+"""Steps of finite differences, as shares of the norm of an output: float64 leaves eight digits."""
 
 
 @measure()
@@ -47,16 +52,26 @@ class Trial(NamedTuple):
     moves: dict[str, Move]
 
 
-@measure(passes=7)
-def trial(subject: Subject) -> Trial:
-    """Step a copy of the model on the first batch, with a copy of the only optimiser."""
+def copy_with_optimizer(subject: Subject) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Copy the model and its only optimiser, which steps the copy."""
     if len(subject.optimizers) != 1:
         raise NotApplicableError("several optimizers" if subject.optimizers else "no optimizer was given")
     if isinstance(subject.optimizers[0], torch.optim.LBFGS):
         raise NotApplicableError("an optimizer that asks for a closure")
     model = subject.copy("train")
-    pairs = dict(zip(subject.model.parameters(), model.parameters(), strict=True))
-    optimizer = copy.deepcopy(subject.optimizers[0], {id(old): new for old, new in pairs.items()})
+    own = subject.optimizers[0]
+    memo: dict[int, Any] = {id(o): new for o, new in zip(subject.model.parameters(), model.parameters(), strict=True)}
+    optimizer = copy.deepcopy(own, memo)
+    for name, value in vars(own).items():  # torch copies no attributes of a class of the user's
+        if name not in vars(optimizer) and not callable(value):
+            setattr(optimizer, name, copy.deepcopy(value, memo))
+    return model, optimizer
+
+
+@measure(passes=7)
+def trial(subject: Subject) -> Trial:
+    """Step a copy of the model on the first batch, with a copy of the only optimiser."""
+    model, optimizer = copy_with_optimizer(subject)
     if any(group["lr"] == 0 and group.get("initial_lr", 0) > 0 for group in optimizer.param_groups):
         raise NotApplicableError("a schedule that starts at 0")
     rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
@@ -84,6 +99,37 @@ def trial(subject: Subject) -> Trial:
             moves[name] = old._replace(is_still=old.is_still and moved == 0.0)
     losses.append(float(subject.run(model, subject.batches[0]).value))
     return Trial(losses, moves)
+
+
+class Descent(NamedTuple):
+    """Slope of the loss along its gradient at an output: by backward, and by finite differences of two steps."""
+
+    path: str
+    given: float
+    near: float
+    far: float
+
+
+@measure(passes=4)
+def descents(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Descent]:
+    """Follow the gradient at each output, in float64, by two small steps."""
+    found = []
+    for slope in slopes:
+        output, way = slope.output.double(), slope.gradient.double()
+        size = float(way.norm())
+        if size == 0 or not math.isfinite(size):
+            continue
+        unit = way / size
+        values = []
+        for step in _STEPS:
+            ends = [output + sign * step * (1 + float(output.norm())) * unit for sign in (1, -1)]
+            with torch.no_grad():
+                high, low = (float(value_of(subject, passed, {slope.path: end})) for end in ends)
+            values.append((high - low) / (2 * step * (1 + float(output.norm()))))
+        found.append(Descent(slope.path, size, *values))
+    if not found:
+        raise NotApplicableError("no gradient at an output")
+    return found
 
 
 def _is_some(gradient: Tensor | None) -> bool:

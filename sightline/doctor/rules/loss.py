@@ -10,10 +10,17 @@ from torch import Tensor
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence.losses import SHARES, Addend, Certain, Free, Labelled, Shares
+from sightline.doctor.evidence.numerics import Descent
 from sightline.doctor.evidence.passes import Slope
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
 from sightline.doctor.subject import Pass
+
+_SMOOTH = 1e-3
+"""Share by which slopes at two steps may differ where a loss is smooth."""
+
+_SMOOTH = 1e-3
+"""Share by which slopes at two steps may differ where a loss is smooth."""
 
 
 @rule(
@@ -298,3 +305,21 @@ def weights_upside_down(class_weights: list[tuple[Labelled, Tensor, Tensor]]) ->
 
 def _name(item: Labelled) -> str:
     return f" of '{item.slope.path}'" if item.slope.path else ""
+
+
+@rule(
+    "uphill-gradient",
+    "warning",
+    "loss.sign loss.form model.numerics",
+    holds="a small step along the gradient of the loss at an output raises the loss",
+    do="compare backward() with torch.autograd.gradcheck; look for detach() and .data in what the loss subtracts",
+)
+def uphill_gradient(descents: list[Descent]) -> Iterator[Fault]:
+    """Name outputs along whose gradient the loss falls, at two steps alike, in float64."""
+    for descent in descents:
+        if abs(descent.near - descent.far) < _SMOOTH * abs(descent.near) and descent.near < -_SMOOTH * descent.given:
+            yield Fault(
+                "the loss falls along its own gradient: training raises it",
+                measured=f"backward gives a slope of {descent.given:.4g}, finite differences {descent.near:.4g}"
+                + (f" at the output {descent.path}" if descent.path else ""),
+            )
