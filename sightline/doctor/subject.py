@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sightline.contract.pytree import tree_leaves, tree_map
+from sightline.contract.pytree import is_dense, tree_leaves, tree_map
 from sightline.doctor.batches import PAIRS, BatchForm, call_model, count_rows
 from sightline.instrument import copy_module
 
@@ -89,7 +89,7 @@ class Subject:
 
 
 def _want_gradient(path: str, tensor: Tensor) -> Tensor:
-    return tensor.detach().clone().requires_grad_() if tensor.is_floating_point() else tensor
+    return tensor.detach().clone().requires_grad_() if is_dense(tensor) and tensor.is_floating_point() else tensor
 
 
 def take_rows(tree: Any, rows: Tensor | Iterable[int]) -> Any:

@@ -95,7 +95,7 @@ def signs_count(signs: list[SameThing]) -> Iterator[Fault]:
 def holes_count(holes: list[Holes]) -> Iterator[Fault]:
     """Find zeros of a target of which the loss takes the logarithm."""
     for each in holes:
-        if each.num >= 8 and each.at_holes > 50 * each.elsewhere > 0:
+        if each.num >= 8 and each.at_holes > 500 * each.elsewhere > 0:
             yield Fault(
                 f"places without a target{_name(each.path)} count in the loss: zeros enter a logarithm",
                 measured=f"{each.num} zeros have a gradient; {each.step:.2g} more at one of them moves the loss "
