@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.finding import Finding
+from sightline.doctor.trace import RowDigests
 from sightline.engine.watchdog import describe_failed_kernel
 from sightline.instrument import (
     hang,
@@ -49,7 +50,7 @@ from sightline.workbench.watch.numbers import (
     locate_non_finite,
 )
 from sightline.workbench.watch.overlaps import OverlapMonitor
-from sightline.workbench.watch.passes import LossMonitor, OutputMonitor, PartMonitor, SplitMonitor
+from sightline.workbench.watch.passes import LossMonitor, OutputMonitor, PartMonitor
 from sightline.workbench.watch.ranks import start_monitor
 from sightline.workbench.watch.report import CheckReport
 from sightline.workbench.watch.restarts import RestartMonitor
@@ -61,6 +62,7 @@ logger = logging.getLogger(__name__)
 
 EVERY = 50
 """Steps between statistics of gradients, updates and outputs."""
+_MAX_INPUTS = 4
 _LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.INFO}
 
 
@@ -114,7 +116,6 @@ class Watch:
             ModeMonitor(),
             PartMonitor(),
             OutputMonitor(),
-            SplitMonitor(),
             ClipMonitor(),
             UpdateMonitor(),
             UnitMonitor(),
@@ -129,8 +130,8 @@ class Watch:
         ]
         self._by_event = {
             event: [getattr(monitor, event) for monitor in self._monitors if event in vars(type(monitor))]
-            for event in vars(Monitor)
-            if not event.startswith("_")
+            for event, judge in vars(Monitor).items()
+            if callable(judge)
         }
         self._stack = ExitStack()
         self._calls = ExitStack()
@@ -226,14 +227,22 @@ class Watch:
             return
         self._stop_recording()
         has_gradient = torch.is_grad_enabled()
-        leaves = {path: tensor.detach() for path, tensor in dense_leaves(outputs)}
-        computed = frozenset(path for path, tensor in dense_leaves(outputs) if tensor.requires_grad)
-        call = ForwardCall(model, (args, kwargs), leaves, has_gradient, computed)
+        found = dict(dense_leaves(outputs))
+        leaves = {path: tensor.detach() for path, tensor in found.items()}
+        computed = frozenset(path for path, tensor in found.items() if tensor.requires_grad)
+        call = ForwardCall(model, (args, kwargs), leaves, has_gradient, computed, self._digest((args, kwargs)))
         if has_gradient:
             self._loop.call = call
         self._judge("on_forward", call)
         if has_gradient:
             self._judge("on_outputs", outputs)
+
+    def _digest(self, inputs: Any) -> RowDigests | None:
+        """Compute the digests of the samples of a pass; those of a GPU at measured steps alone."""
+        tensors = [tensor for _, tensor in dense_leaves(inputs) if tensor.numel() > 1][:_MAX_INPUTS]
+        is_near = all(tensor.device.type == "cpu" for tensor in tensors)
+        with torch.no_grad():
+            return self._loop.digest(tensors) if tensors and (is_near or self._loop.is_measured) else None
 
     def _after_average(self, average: nn.Module, *_: Any) -> None:
         self._judge("on_average", average)
@@ -245,6 +254,7 @@ class Watch:
     def _before_backward(self, roots: list[Tensor]) -> None:
         if self._loop.runs_here:
             self._loop.is_in_backward = True
+            self._loop.count_backward()
             self._loop.call_site = trace_calls()
             for root in roots[:1]:
                 self._judge("before_backward", root)
@@ -281,10 +291,12 @@ class Watch:
             self._judge("after_update", track)
             track.num_updates += 1
             self._loop.step += 1
+            self._loop.choose_step()
 
     def _judge(self, event: str, *subject: Any) -> None:
         with torch.no_grad():
-            for judge in tuple(self._by_event[event]):
+            is_whole = self._loop.is_measured or event == "on_end"
+            for judge in [judge for judge in self._by_event[event] if is_whole or not judge.__self__.is_rare]:
                 try:
                     self._take(judge(self._loop, *subject))
                 except Exception as error:  # noqa: BLE001 - the loop is the user's, and must not end by an observer
