@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves
+from sightline.doctor.check import check_module
 from sightline.doctor.finding import Finding
+from sightline.doctor.report import Report
 from sightline.doctor.trace import RowDigests
 from sightline.engine.watchdog import describe_failed_kernel
 from sightline.instrument import (
@@ -96,7 +98,7 @@ class Watch:
     ) -> None:
         self._loop = Loop(models, every=every, first_step=first_step)
         self._declared = declared
-        self._optimizers = optimizers
+        self.optimizers = optimizers
         self._averages = averages
         self._bisects = bisects
         self._watches_passes = watches_passes
@@ -141,6 +143,7 @@ class Watch:
         self._search: Search | None = None
         self._lock = threading.RLock()
         self.compares_ranks = False
+        self.check: Callable[[], Report] | None = None
 
     @property
     def findings(self) -> list[Finding]:
@@ -153,8 +156,14 @@ class Watch:
         return CheckReport("watch", self.findings, self._tracing.write_verdict(), {"updates": self._loop.step})
 
     def __enter__(self) -> Self:
+        if self.check is not None:
+            checked, self.check = self.check(), None
+            for finding in checked.findings:
+                if finding.code not in self._declared:
+                    self._findings.append(finding)
+                    self._publish(finding)
         self._loop.is_over = False
-        for optimizer in self._optimizers:
+        for optimizer in self.optimizers:
             self._loop.track(optimizer, is_named=True)
         self._hang(self._loop.models.values())
         self._stack.enter_context(observe_backward(self._before_backward, self._after_backward))
@@ -373,6 +382,9 @@ def watch(
     optimizer: Any = None,
     scheduler: Any = None,
     ema: nn.Module | Sequence[nn.Module] | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    loader: Any = None,
+    evaluation: Any = None,
     every: int = EVERY,
     declared: Sequence[str] = (),
     bisect: bool = False,
@@ -380,9 +392,11 @@ def watch(
     """Watch the training of a model, or of several, in the user's own loop; a context, see `Watch`.
 
     `optimizer` and `scheduler` are one, or a list; optimisers that are not named are found at their first update.
-    `ema` is a moving average of the weights that the loop updates. `every` is the distance in steps between
-    statistics of gradients, updates and outputs. `declared` names codes of findings that are intended, such as
-    "same-batch". With `bisect`, a step that is not finite is run again at once, on a copy in float64, layer by layer.
+    `ema` is a moving average of the weights that the loop updates. With `loss`, of outputs and targets, and a `loader`,
+    one model is checked by them before the first step, as `sightline.check` does; `evaluation` is another loader.
+    `every` is the distance in steps between statistics of gradients, updates and outputs. `declared` names codes of
+    findings that are intended, such as "same-batch". With `bisect`, a step that is not finite is run again at once, on
+    a copy in float64, layer by layer.
     Raises UserError for an argument of another type.
     """
     watched = Watch(
@@ -395,6 +409,14 @@ def watch(
         bisects=bisect,
     )
     watched.compares_ranks = True
+    if (loss is None) != (loader is None) or (evaluation is not None and loader is None):
+        raise UserError("watch: a model is checked before the first step by `loss` and `loader`, both of them")
+    if loss is not None and not isinstance(model, nn.Module):
+        raise UserError("watch: `loss` and `loader` are of one model; check each of several by sightline.check")
+    if loss is not None:
+        watched.check = partial(
+            check_module, model, loss, loader, optimizer=watched.optimizers or None, evaluation=evaluation
+        )
     return watched
 
 
