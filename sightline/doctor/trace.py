@@ -2,22 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections import Counter, deque
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-MEASURED = frozenset((0, 1, 2, 3, 4, 10, 50, 150))
-"""Numbers of the steps that are measured among the first 400; then those whose number doubles."""
-_FIRST_DOUBLED = 400
+_NUM_DIGITS, _NUM_DIGESTED, _MAX_EVALUATED = 16, 256, 500
+"""Numbers of a sample's tensor that a digest reads, samples of a pass, and evaluation passes that are kept."""
 
 
-def is_measured(step: int) -> bool:
-    """Return True for the first steps, and for ever rarer ones."""
-    quotient, rest = divmod(step, _FIRST_DOUBLED)
-    return step in MEASURED or (rest == 0 and quotient > 0 and quotient & (quotient - 1) == 0)
+class RowDigests(NamedTuple):
+    """Digests (B,) of the samples of a pass, and True for those whose numbers are not all equal.
+
+    With `is_rich`, a sample has so many fractional numbers that equal ones are the same sample.
+    """
+
+    values: Tensor
+    is_varied: Tensor
+    is_rich: bool
+
+
+class RowDigest:
+    """Digest of samples, exact to the bit: a weighted sum, modulo 2^64, of the bits of evenly spaced numbers."""
+
+    def __init__(self) -> None:
+        self._weights: dict[tuple[torch.device, int, int], Tensor] = {}
+
+    def __call__(self, tensors: Sequence[Tensor]) -> RowDigests:
+        """Compute the digests of tensors, of which those as long as the first have a row for each sample."""
+        number = len(tensors[0]) if tensors[0].ndim else 1
+        total, is_varied, is_rich = None, None, False
+        for place, tensor in enumerate(tensors):
+            has_rows = tensor.ndim > 0 and len(tensor) == number
+            flat = tensor.detach().reshape(number if has_rows else 1, -1)
+            is_rich = is_rich or (has_rows and tensor.is_floating_point() and flat.shape[1] >= _NUM_DIGITS)
+            some = flat[:: max(1, len(flat) // _NUM_DIGESTED), :: max(1, flat.shape[1] // _NUM_DIGITS) | 1]
+            bits = _read_bits(some)
+            digests, varied = (bits * self._get_weights(bits, place)).sum(1), (bits[:, 1:] != bits[:, :1]).any(1)
+            total = digests if total is None else total + digests.to(total.device)
+            is_varied = varied if is_varied is None else is_varied | varied.to(is_varied.device)
+        assert total is not None
+        assert is_varied is not None
+        return RowDigests(total, is_varied, is_rich and number < 2 * _NUM_DIGESTED)
+
+    def _get_weights(self, bits: Tensor, place: int) -> Tensor:
+        key = bits.device, bits.shape[1], place
+        if key not in self._weights:
+            draws = torch.Generator().manual_seed(place)
+            weights = torch.randint(-(2**63), 2**63 - 1, key[1:2], generator=draws)
+            self._weights[key] = (weights | 1).to(bits.device)
+        return self._weights[key]
+
+
+def _read_bits(values: Tensor) -> Tensor:
+    """Read the numbers (B, N) as integers, to the bit."""
+    values = torch.view_as_real(values).flatten(1) if values.is_complex() else values
+    if values.is_floating_point():
+        width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize]
+        values = values.contiguous().view(width)
+    return values.to(torch.int64)
 
 
 @dataclass
@@ -94,12 +140,11 @@ class Norm(NamedTuple):
     average: Tensor
 
 
-@dataclass
-class PhaseRows:
-    """Digests of the samples that passes of one phase read, and the data sets of the loaders that gave them."""
+class EvaluatedBatch(NamedTuple):
+    """Digests of the samples of an evaluation pass, and the identity of the loader's data set, 0 if it is not known."""
 
-    digests: list[Tensor] = field(default_factory=list)
-    sets: set[int] = field(default_factory=set)
+    digests: list[int]
+    data: int
 
 
 @dataclass
@@ -109,7 +154,8 @@ class Trace:
     `rates` are learning rates at each update, by optimiser; `losses` those of each line that calls backward. `epochs`
     are the updates at which a loader began anew for training. `spreads` are mean standard deviations over the samples
     of an output, with the update. `pulls` are those of the micro-batches of each measured update. `held` are all
-    parameters that optimisers of the loop hold.
+    parameters that optimisers of the loop hold. `trained` counts the digests of samples in training passes, of the data
+    sets `trained_sets`; `is_rich` is False once a pass had samples of few numbers.
     """
 
     num_backward: int = 0
@@ -120,7 +166,10 @@ class Trace:
     losses: dict[Hashable, Series] = field(default_factory=dict)
     epochs: list[int] = field(default_factory=list)
     inputs: dict[str, dict[str, list[Inputs]]] = field(default_factory=lambda: {"train": {}, "eval": {}})
-    rows: dict[str, PhaseRows] = field(default_factory=lambda: {"train": PhaseRows(), "eval": PhaseRows()})
+    trained: Counter[int] = field(default_factory=Counter)
+    trained_sets: set[int] = field(default_factory=set)
+    evaluated: deque[EvaluatedBatch] = field(default_factory=lambda: deque(maxlen=_MAX_EVALUATED))
+    is_rich: bool = True
     spreads: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
     pulls: list[list[Pull]] = field(default_factory=list)
     clips: dict[str, list[Clip]] = field(default_factory=dict)

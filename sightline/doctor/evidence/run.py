@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections import Counter
 from typing import NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from sightline.doctor.trace import Inputs, Trace
 _MIN_BATCHES, _MIN_CURVE, _MIN_PULLS, _MIN_ROWS = 4, 20, 6, 16
 _MIN_RATIO, _MIN_SHIFT, _MIN_Z = 2.0, 1.5, 8.0
 _LOW, _HIGH = 0.05, 0.9
-_MIN_UNLIKE_COUNTS, _MIN_UNIQUE = 1.5, 0.9
+_MIN_UNLIKE_COUNTS, _MIN_UNIQUE, _MIN_REPEATED = 1.5, 0.9, 0.9
 
 
 class InputShift(NamedTuple):
@@ -130,12 +129,35 @@ def pull_slope(trace: Trace) -> tuple[float, float, int, int]:
 @measure()
 def evaluated_share(trace: Trace) -> tuple[float, int, bool]:
     """Share of the evaluated samples that training has read, their number, and whether their data set is another."""
-    train, other = trace.rows["train"], trace.rows["eval"]
-    if not train.digests or not other.digests:
+    if not trace.trained or not trace.evaluated:
         raise NotApplicableError("no samples of training and evaluation")
-    trained, evaluated = (torch.cat([d.cpu() for d in rows.digests]).tolist() for rows in (train, other))
+    evaluated = [digest for batch in trace.evaluated for digest in batch.digests]
     if len(evaluated) < _MIN_ROWS or len(set(evaluated)) < _MIN_UNIQUE * min(len(evaluated), _MIN_ROWS * 4):
         raise NotApplicableError("too few unlike samples evaluated")
-    known, counts = set(trained), Counter(evaluated)
-    share = sum(digest in known for digest in counts) / len(counts)
-    return share, len(counts), bool(other.sets) and not other.sets & train.sets
+    rows, sets = set(evaluated), {batch.data for batch in trace.evaluated} - {0}
+    share = sum(digest in trace.trained for digest in rows) / len(rows)
+    return share, len(rows), bool(sets) and not sets & trace.trained_sets
+
+
+class MixedBatches(NamedTuple):
+    """Numbers of evaluated batches with trained samples, and of those that have others, too; of all their samples."""
+
+    touched: int
+    mixed: int
+    rows: int
+    seen: int
+    largest: int
+
+
+@measure()
+def mixed_batches(trace: Trace) -> MixedBatches:
+    """Count the evaluated batches that hold samples of training beside others."""
+    trained = trace.trained
+    num_repeated = sum(count > 1 for count in trained.values())
+    if not trace.is_over or not trace.is_rich or not trained or num_repeated < _MIN_REPEATED * len(trained):
+        raise NotApplicableError("no whole training set beside evaluated samples")  # what is read later looks the same
+    touched = [batch.digests for batch in trace.evaluated if any(digest in trained for digest in batch.digests)]
+    mixed = [digests for digests in touched if not all(digest in trained for digest in digests)]
+    rows = {digest for digests in mixed for digest in digests}
+    seen = sum(digest in trained for digest in rows)
+    return MixedBatches(len(touched), len(mixed), len(rows), seen, max(map(len, mixed), default=1))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from sightline.doctor.attempts import NotApplicableError
-from sightline.doctor.evidence.run import Cycle, InputShift
+from sightline.doctor.evidence.run import Cycle, InputShift, MixedBatches
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
 from sightline.doctor.trace import Trace
@@ -21,6 +21,7 @@ _MIN_FALL, _MIN_ACCELERATION = 1e3, 1.5
 _MAX_SLOPE, _MIN_Z = -0.6, 4.0
 _MAX_COLLAPSE, _MIN_LEFT = 0.01, 0.5
 _MIN_ADDENDS = 3
+_MIN_MIXED, _MIN_SEEN, _MIN_BATCHES = 0.9, 5, 1.5
 
 
 @rule(
@@ -235,4 +236,24 @@ def evaluated_training_samples(evaluated_share: tuple[float, int, bool]) -> Faul
     return Fault(
         "the samples of the evaluation's data set are those of training",
         measured=f"{share:.0%} of {number} samples in evaluation passes are equal to samples in training passes",
+    )
+
+
+@rule(
+    "split-overlap",
+    "error",
+    "data.split data.label_leak",
+    holds="evaluated samples that no update has seen",
+    do="split once, by one permutation, and keep both parts",
+)
+def split_overlap(mixed_batches: MixedBatches) -> Fault | None:
+    """Look for batches of both kinds: an evaluation of the training set has rows of it alone."""
+    touched, mixed, rows, seen, largest = mixed_batches
+    is_many = rows > _MIN_BATCHES * largest  # and not one at a border of two sets
+    is_all = mixed >= max(2, _MIN_MIXED * touched)
+    if not (is_many or is_all) or seen < _MIN_SEEN or rows - seen < _MIN_SEEN:
+        return None
+    return Fault(
+        f"{seen} of {rows} samples that are evaluated are trained on, too: the split overlaps",
+        measured=f"inputs with equal bits in an update, in {mixed} of {touched} batches with any",
     )

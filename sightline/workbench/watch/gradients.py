@@ -43,6 +43,8 @@ class OrderMonitor(Monitor):
     A loop that has used gradients before may clear those of one update: they were not finite.
     """
 
+    is_rare = True
+
     def __init__(self) -> None:
         self._num_cleared: dict[int, int] = {}
 
@@ -69,7 +71,7 @@ class OrderMonitor(Monitor):
                 )
             ]
             gradients = [g for p in track.small if (g := p.grad) is not None and g.layout is torch.strided]
-            if gradients and track.is_sampled(loop.every):
+            if gradients:
                 track.norm_after_backward = stack_numbers([n.float() for n in torch._foreach_norm(gradients)]).max()
         yield from ()
 
@@ -115,6 +117,8 @@ class OrderMonitor(Monitor):
 
 class LeakMonitor(Monitor):
     """Gradients that a loss left in an optimiser, as a generator's in its critic, are cleared before the next loss."""
+
+    is_rare = True
 
     def __init__(self) -> None:
         self._passes: dict[int, list[set[int]]] = {}
@@ -218,12 +222,12 @@ class ReachMonitor(Monitor):
             self._is_covered = True
             self._num_trained = _count_trained(loop)
             yield from _coverage_faults(loop, self._old_marks or {})
-        elif self._is_covered and track.is_sampled(loop.every):
+        elif self._is_covered and loop.is_measured:
             if self._is_unfrozen:
                 yield from _coverage_faults(loop, self._old_marks or {})
             self._is_unfrozen = _count_trained(loop) > self._num_trained  # an optimiser of their own may come next
             self._num_trained = _count_trained(loop)
-        if track.is_sampled(loop.every):
+        if loop.is_measured:
             yield from self._zero_faults(loop, track)
 
     def on_end(self, loop: Loop) -> Iterator[Found]:

@@ -25,7 +25,7 @@ _AVERAGES = ("ema", "teacher", "momentum", "mean", "avg", "average", "slow", "ke
 """Parts of the names of averages; others, such as a target network, are copied now and then."""
 _NUM_COPY, _MIN_COPIED, _MIN_WEIGHTS = 300, 2, 64
 """Updates after which a copy must have moved; its least parameters; numbers of a weight that tells its start."""
-_FEW_ZEROS, _MANY_ZEROS, _MAX_PRUNED = 0.05, 0.3, 4096
+_FEW_ZEROS, _MANY_ZEROS, _MAX_PRUNED = 0.05, 0.3, 1024
 
 
 class CopyMonitor(Monitor):
@@ -112,7 +112,7 @@ class PruneMonitor(Monitor):
         if largest is None or largest.device.type != "cpu":
             return None
         some = _take_some(take_local(largest.detach()))
-        return 1 - float(some.count_nonzero()) / some.numel() if some.numel() else 0.0
+        return 1 - some.count_nonzero().item() / some.numel() if some.numel() else 0.0
 
     def _compare(self, loop: Loop, track: OptimizerTrack, share: float) -> None:
         key = id(track)
@@ -132,7 +132,7 @@ class PruneMonitor(Monitor):
 
 
 def _take_some(weight: Tensor) -> Tensor:
-    """Return a view of some 4096 numbers of a weight: leading rows, in any format of memory."""
+    """Return a view of some 1024 numbers of a weight: leading rows, in any format of memory."""
     while weight.ndim > 1 and len(weight) and weight[0].numel() > _MAX_PRUNED:
         weight = weight[0]
     if not weight.numel():

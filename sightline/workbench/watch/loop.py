@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sightline.contract.pytree import is_dense
 from sightline.doctor.finding import FindingLocation
+from sightline.doctor.trace import RowDigest, RowDigests
 from sightline.instrument import Inputs
 from sightline.ops.waits import send
 from sightline.workbench.check.context import FindingBuilder
@@ -36,7 +37,10 @@ CallSite = tuple[tuple[int, int], ...]
 _PACKAGE = Path(__file__).resolve().parents[2]
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
 _NUM_PROBES, _MAX_SMALL = 16, 16_384
-_NUM_FIRST = 5
+_NUM_FIRST, _EARLY = 5, 8
+"""Updates that are measured at first, and times as many steps in which those of each optimiser are."""
+MAX_UNUSED = 25
+"""Backward passes since the last update after which others are looked at."""
 
 
 @dataclass
@@ -93,10 +97,6 @@ class OptimizerTrack:
     def name(self) -> str:
         return type(self.optimizer).__name__
 
-    def is_sampled(self, every: int) -> bool:
-        """Return True for the first updates, and for each `every`-th."""
-        return self.num_updates < _NUM_FIRST or self.num_updates % every == 0
-
 
 def take_local(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this process holds: all of it, unless it is spread over several."""
@@ -123,7 +123,7 @@ class ForwardCall:
     """Forward pass of a watched model; `outputs` are detached, by path, those whose numbers can be read.
 
     `has_gradient` is True for a pass that is recorded for backward; `computed` are the paths of outputs with a history:
-    weights have part in them.
+    weights have part in them. `digests` are those of the samples, if they can be read without a wait, or are measured.
     """
 
     model: nn.Module
@@ -131,6 +131,7 @@ class ForwardCall:
     outputs: Mapping[str, Tensor]
     has_gradient: bool
     computed: frozenset[str] = frozenset()
+    digests: RowDigests | None = None
 
 
 class Reader:
@@ -190,6 +191,8 @@ class Loop:
         self.model_inputs: list[Tensor] = []
         self.loss: Tensor | None = None
         self.executed: set[str] = set()
+        self.is_measured, self.num_unused = True, 0
+        self.digest = RowDigest()
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Iterate over all modules of the models, by name."""
@@ -220,10 +223,17 @@ class Loop:
         """True in the thread of the loop: others may train, or evaluate, at the same time."""
         return threading.get_ident() == self.thread
 
-    @property
-    def is_sampled(self) -> bool:
-        """True in the first training passes, and in each `every`-th."""
-        return self.num_forwards <= 2 * _NUM_FIRST or self.num_forwards % self.every == 0
+    def choose_step(self) -> None:
+        """Decide whether the next step is measured: the first ones of each optimiser, and then each `every`-th."""
+        numbers = [track.num_updates for track in self.tracks.values()]
+        most, is_early = max(numbers), self.step - self.first_step < _EARLY * _NUM_FIRST
+        is_first = (min(numbers) if is_early else most) < _NUM_FIRST
+        self.is_measured, self.num_unused = is_first or most % self.every == 0, 0
+
+    def count_backward(self) -> None:
+        """Count a backward pass; one of many without an update is measured, too."""
+        self.num_unused += 1
+        self.is_measured = self.is_measured or self.num_unused >= MAX_UNUSED
 
     def place(self) -> FindingLocation:
         """Return the current step, and the line of the user's loop that runs now."""
@@ -244,7 +254,12 @@ class Loop:
 
 
 class Monitor:
-    """Family of invariants: each method is an event of the loop, and yields what has become true by it."""
+    """Family of invariants: each method is an event of the loop, and yields what has become true by it.
+
+    With `is_rare`, it sees the steps alone that are measured; its first event then may follow a gap.
+    """
+
+    is_rare = False
 
     def on_forward(self, loop: Loop, call: ForwardCall) -> Iterable[Found]:
         """Judge a forward pass of a whole model."""

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.gradients import NUM_LOST, is_cleared, needs_inputs
-from sightline.workbench.watch.loop import CallSite, Found, Loop, Monitor, OptimizerTrack, stack_numbers
+from sightline.workbench.watch.loop import MAX_UNUSED, CallSite, Found, Loop, Monitor, OptimizerTrack, stack_numbers
 
-_MAX_SKIPPED, _MAX_UNUSED = 25, 1000
+_MAX_SKIPPED, _MAX_UNUSED = MAX_UNUSED, 1000
 """Backward passes in a row whose gradients are thrown away: 2^16 halves to 1 in 16 of them; before a first update."""
 _MAX_GROWTH = 2
 """Times as many of them as ever before: the samples of a batch, one by one, do not vary so much in number."""
@@ -37,6 +37,8 @@ class LostMonitor(Monitor):
     bounds, so that the loop computes its own (PCGrad, A-GEM, clipping of each sample); and, of passes from another line
     than those that updates use (a saliency map, the norm of a small batch), code that runs then has names of gradients.
     """
+
+    is_rare = True
 
     def __init__(self) -> None:
         self._last: tuple[int, int, list[int]] | None = None
@@ -110,6 +112,8 @@ class SkipMonitor(Monitor):
     (EWC), maps of saliency, each sample's gradient. Such passes come from another line than those that updates use, or
     are as many before each update; before the first update, a model in training mode and the end of the loop decide.
     """
+
+    is_rare = True
 
     def __init__(self) -> None:
         self._skipped: Counter[CallSite] = Counter()

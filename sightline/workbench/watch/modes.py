@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sightline.contract.pytree import dense_leaves
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
-from sightline.workbench.watch.passes import MAX_INPUTS, hash_numbers, take_sample
+from sightline.workbench.watch.passes import hash_numbers
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
@@ -36,15 +36,15 @@ class _Passes:
 
     def add(self, call: ForwardCall, step: int) -> None:
         """Note a pass: on a CPU, inputs of the same numbers are the same, elsewhere those of one tensor in a row."""
-        inputs = [tensor for _, tensor in dense_leaves(call.inputs) if tensor.numel()][:MAX_INPUTS]
+        inputs = [tensor for _, tensor in dense_leaves(call.inputs) if tensor.numel()]
         self.number, self.step = self.number + 1, self.step or step
         if not inputs:
             return
         if self._last is None or self._last() is not inputs[0]:
             self._last, self._num_inputs = weakref.ref(inputs[0]), self._num_inputs + 1
             self._awaited.append(self._last)
-        is_read = all(tensor.device.type == "cpu" for tensor in inputs)
-        key = hash_numbers(map(take_sample, inputs)) if is_read else self._num_inputs
+        is_read = call.digests is not None and call.digests.values.device.type == "cpu"
+        key = hash_numbers([call.digests.values]) if call.digests is not None and is_read else self._num_inputs
         self._times[key] = self._times.get(key, 0) + 1
         self.is_intended = self.is_intended or self._times[key] == _NUM_EVALUATED
 

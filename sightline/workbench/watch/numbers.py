@@ -30,8 +30,6 @@ from sightline.workbench.watch.loop import (
 )
 
 _diagnose = functools.partial(diagnose, __file__)
-_NUM_STILL = 10
-"""Updates at a learning rate of 0 in a row: a warm-up from 0 has one."""
 _MAX_RATIO, _LOW_RATE = 1.0, 0.01
 _LEAST_RMS = 2e-3
 """Root mean square of numbers that begin near zero, as tables of features: a first update is larger than they are."""
@@ -74,7 +72,9 @@ class FiniteMonitor(Monitor):
             return
         if all(parameter.grad is None for parameter in track.parameters.values()):  # cleared: nothing is used
             return
-        read = track.parameters.values() if track.is_sampled(loop.every) else track.small
+        if not loop.is_measured and _is_sound(track.small[:1], loop.loss):
+            return
+        read = track.parameters.values() if loop.is_measured else track.small[:1]
         judged = [p for p in read if p.grad is not None and p.grad.layout is torch.strided]
         gradients = [g for p in judged if (g := p.grad) is not None]
         values = [norm.float() for norm in torch._foreach_norm(gradients)] if gradients else []
@@ -115,7 +115,7 @@ class ClipMonitor(Monitor):
     def before_unscaling(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         before = track.norm_after_backward
         is_written = track.marks() != track.after_backward
-        if before is None or not is_written or not track.is_sampled(loop.every):
+        if before is None or not is_written or not loop.is_measured:
             return
         if is_one_of_several():  # a loop without DDP, as our own, sums its gradients over the processes here
             return
@@ -135,6 +135,14 @@ class ClipMonitor(Monitor):
                 measured=f"scaled gradients are multiplied by {min(self._factors):.2g} .. {max(self._factors):.2g} "
                 "between backward() and unscale_()",
             )
+
+
+def _is_sound(parameters: Sequence[nn.Parameter], loss: Tensor | None) -> bool:
+    """Return True if a few numbers of the host are finite; they are read one by one, which costs least."""
+    values = [loss, *(p.grad for p in parameters)]
+    some = [value for value in values if value is not None and value.is_floating_point()]
+    is_near = all(value.layout is torch.strided and value.device.type == "cpu" for value in some)
+    return is_near and all(math.isfinite(value.sum().item()) for value in some)
 
 
 def locate_non_finite(track: OptimizerTrack, numbers: UpdateNumbers) -> Fault | None:
@@ -192,23 +200,18 @@ class UpdateMonitor(Monitor):
     itself where the loss is lowest.
     """
 
+    is_rare = True
+
     def __init__(self) -> None:
         self._before: dict[str, Tensor] = {}
         self._rows: dict[str, Tensor | None] = {}
-        self._num_still: dict[int, int] = {}
         self._highest: dict[int, float] = {}
         self._num_rounded = 0
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         self._highest[id(track)] = max(track.lr, self._highest.get(id(track), 0.0))
-        number = self._num_still[id(track)] = self._num_still.get(id(track), 0) + 1 if track.lr == 0 else 0
-        if number == _NUM_STILL:
-            yield report(
-                "no-update",
-                f"{number} updates of {track.name} in a row have a learning rate of 0",
-                measured=f"0 in each of {len(track.optimizer.param_groups)} groups",
-            )
-        is_measured = track.is_sampled(loop.every) and track.lr > 0 and not _has_search(track.optimizer)
+        is_measured = track.lr > 0 and not _has_search(track.optimizer)
+        yield from ()
         if is_measured and not self._before:  # a closure runs several times
             moving = {name: p for name, p in track.parameters.items() if p.grad is not None and p.ndim > 1}
             moving = {name: p for name, p in moving.items() if has_slices(p)}

@@ -33,6 +33,8 @@ def judge_overlaps(value: Tensor, limit: int) -> Iterator[Found]:
 class OverlapMonitor(Monitor):
     """Products of extents in the first losses; their gradients are read in the backward pass of the loop."""
 
+    is_rare = True
+
     def __init__(self) -> None:
         self._num_graphs = 0
         self._counts: list[tuple[Tensor, int]] = []

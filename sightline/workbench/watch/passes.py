@@ -1,4 +1,4 @@
-"""Forward passes: constant outputs, repeated batches, splits that overlap; and the graph of the loss."""
+"""Forward passes: constant outputs and repeated batches; and the graph of the loss."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from sightline.contract.pytree import dense_leaves, is_dense, tree_leaves
 from sightline.doctor.autograd_graph import get_node_name, skip_shape_operations
+from sightline.doctor.trace import RowDigests
 from sightline.instrument import Inputs
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, stack_numbers
@@ -26,17 +27,12 @@ from sightline.workbench.watch.loss_graph import (
     list_parents,
 )
 
-_NUM_SAME, _NUM_SAME_OF_PLACES, MAX_INPUTS = 5, 20, 4
+_NUM_SAME, _NUM_SAME_OF_PLACES = 5, 20
 _NUM_REPEATED = 6
 """Different batches in a row that came in this order before."""
 _NUM_CONSTANT = 4
 """Sampled passes in a row with constant outputs: a head that starts at zero has one, or a few while it warms up."""
 _MIN_LABELS = 8
-_SAMPLE_SIZE = 256
-_MAX_ROWS, _MAX_EVALUATED, _MIN_NUMBERS, _NUM_DIGESTED = 50_000, 500, 16, 16
-_MIN_REPEATED, _MIN_MIXED, _MIN_SEEN, _MIN_BATCHES = 0.9, 0.9, 5, 1.5
-"""Share of training rows that come twice; share of mixed batches, rows of both kinds, and rows in batches, of a split
-that overlaps."""
 _MAX_NODES, _MAX_FIRST_NODES = 300, 3000
 _NUM_GRAPHS = 3
 """Graphs of losses that are read far enough for the attention of a deep network."""
@@ -62,7 +58,7 @@ class OutputMonitor(Monitor):
     """Outputs differ between samples and between batches; batches differ from update to update."""
 
     def __init__(self) -> None:
-        self._digests: dict[int, list[Tensor]] = {}
+        self._digests: dict[int, Tensor] = {}
         self._num_same = 0
         self._num_constant = [0, 0]
         self._last_step = -1
@@ -74,32 +70,32 @@ class OutputMonitor(Monitor):
         if not call.has_gradient or loop.step == self._last_step:
             return
         self._last_step = loop.step
-        inputs = [tensor for _, tensor in dense_leaves(call.inputs) if tensor.numel() > 1]
-        if not inputs:
-            return
-        self._note_state(call)
-        if all(is_dense(tensor) for _, tensor in tree_leaves(call.inputs)):  # else others may differ
-            yield from self._repetition_faults(loop, call, inputs[:MAX_INPUTS])
-        if loop.is_sampled:
-            yield from self._constant_faults(loop, call, inputs[0])
+        inputs = [tensor for _, tensor in tree_leaves(call.inputs)]
+        self._note_state(call, inputs)
+        is_whole = [is_dense(tensor) for tensor in inputs]
+        if call.digests and all(is_whole):  # else others may differ
+            yield from self._repetition_faults(loop, call, call.digests)
+        dense = [tensor for tensor in itertools.compress(inputs, is_whole) if tensor.numel() > 1]
+        if loop.is_measured and dense:
+            yield from self._constant_faults(loop, call, dense[0])
 
-    def _repetition_faults(self, loop: Loop, call: ForwardCall, inputs: Sequence[Tensor]) -> Iterator[Found]:
-        digest = [take_sample(tensor) for tensor in inputs]
-        last = self._digests.get(id(call.model))
-        self._digests[id(call.model)] = digest
-        if last is not None and [t.shape for t in last] == [t.shape for t in digest] and self._num_same < _NUM_SAME:
-            same = stack_numbers([(a == b).all() for a, b in zip(last, digest, strict=True)]).all()
-            is_varied = stack_numbers([(a != a[0]).any() for a in digest]).any()  # a sparse volume may look empty twice
-            yield from loop.reader.read((same & is_varied).float(), self._judge_same)
-        is_read = all(part.device.type == "cpu" for part in digest)  # elsewhere the numbers would have to be waited for
-        if is_read and not self._is_recurrent:
-            yield from self._order.add(hash_numbers(digest))
+    def _repetition_faults(self, loop: Loop, call: ForwardCall, digests: RowDigests) -> Iterator[Found]:
+        last, values = self._digests.get(id(call.model)), digests.values
+        self._digests[id(call.model)] = values
+        if values.device.type == "cpu" and last is not None and not torch.equal(last, values):
+            self._num_same = 0
+        elif last is not None and last.shape == values.shape and self._num_same < _NUM_SAME:
+            is_varied = digests.is_varied.any() | (values != values[0]).any()  # a sparse volume may look empty twice
+            yield from loop.reader.read(((last == values).all() & is_varied).float(), self._judge_same)
+        if values.device.type == "cpu" and not self._is_recurrent:  # elsewhere the numbers would have to be waited for
+            yield from self._order.add(hash_numbers([values]))
 
-    def _note_state(self, call: ForwardCall) -> None:
+    def _note_state(self, call: ForwardCall, inputs: Sequence[Tensor]) -> None:
         """Note a pass that goes on from an output of the last one, as chunks of a sequence do: their order counts."""
-        own = {StorageWeakRef(tensor.untyped_storage()).cdata for _, tensor in dense_leaves(call.inputs)}
-        self._is_recurrent = self._is_recurrent or any(last.cdata in own for last in self._last_outputs)
-        self._last_outputs = [StorageWeakRef(tensor.untyped_storage()) for _, tensor in dense_leaves(call.outputs)]
+        if not self._is_recurrent:
+            own = {_find_storage(tensor).cdata for tensor in filter(is_dense, inputs)}
+            self._is_recurrent = any(last.cdata in own for last in self._last_outputs)
+            self._last_outputs = [*map(_find_storage, call.outputs.values())]
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if isinstance(track.optimizer, torch.optim.LBFGS):  # its line search needs one function: the whole set
@@ -150,6 +146,10 @@ class OutputMonitor(Monitor):
         yield from loop.reader.read((is_varied * number).float(), judge)
 
 
+def _find_storage(tensor: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(tensor.untyped_storage())
+
+
 class _BatchOrder:
     """Order of the batches so far: a shuffled set never gives the same ones in the same order again."""
 
@@ -170,12 +170,6 @@ class _BatchOrder:
                 "every epoch has the same order",
                 measured=f"{_NUM_REPEATED} batches in a row that had the same bits, in the same order, before",
             )
-
-
-def take_sample(values: Tensor) -> Tensor:
-    """Take evenly spaced values; the odd step meets every column of an image, which may be empty at its edge."""
-    flat = values.detach().flatten()
-    return flat[:: max(1, math.ceil(flat.numel() / _SAMPLE_SIZE)) | 1].clone()
 
 
 def hash_numbers(parts: Iterable[Tensor]) -> int:
@@ -226,64 +220,6 @@ def _find_mask(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
     return None, None
 
 
-class SplitMonitor(Monitor):
-    """Samples of evaluations that updates have seen: rows of inputs with the same numbers, judged at the end.
-
-    An evaluation of the training set itself has rows of it alone; a split that overlaps has both in each batch.
-    """
-
-    def __init__(self) -> None:
-        self._num_trained: dict[int, int] = {}
-        self._evaluated: deque[list[int]] = deque(maxlen=_MAX_EVALUATED)
-
-    def on_forward(self, loop: Loop, call: ForwardCall) -> Iterator[Found]:
-        is_full = len(self._num_trained) >= _MAX_ROWS
-        if (is_full and call.has_gradient) or call.has_gradient != call.model.training:
-            return
-        inputs = [t for _, t in dense_leaves(call.inputs) if t.ndim and t.numel() and t.device.type == "cpu"]
-        rows = next((t for t in inputs if t.is_floating_point() and t.ndim > 1), None)
-        if rows is None or rows[0].numel() < _MIN_NUMBERS:
-            return
-        digests = list_row_digests(rows, [t for t in inputs if t is not rows and len(t) == len(rows)])
-        if call.has_gradient:
-            for digest in digests:
-                self._num_trained[digest] = self._num_trained.get(digest, 0) + 1
-        else:
-            self._evaluated.append(digests)
-        yield from ()
-
-    def on_end(self, loop: Loop) -> Iterator[Found]:
-        trained = self._num_trained
-        num_repeated = sum(count > 1 for count in trained.values())
-        if not trained or len(trained) >= _MAX_ROWS or num_repeated < _MIN_REPEATED * len(trained):
-            return  # an evaluation of the training set, of which not all has been read yet, looks the same
-        batches = [digests for digests in self._evaluated if any(digest in trained for digest in digests)]
-        mixed = [digests for digests in batches if not all(digest in trained for digest in digests)]
-        rows = {digest for digests in mixed for digest in digests}
-        seen = sum(digest in trained for digest in rows)
-        is_many = len(rows) > _MIN_BATCHES * max(map(len, mixed), default=1)  # and not one at a border of two sets
-        is_all = len(mixed) >= max(2, _MIN_MIXED * len(batches))
-        if not (is_many or is_all) or seen < _MIN_SEEN or len(rows) - seen < _MIN_SEEN:
-            return
-        yield report(
-            "split-overlap",
-            f"{seen} of {len(rows)} samples that are evaluated are trained on, too: the split overlaps",
-            measured=f"inputs with equal bits in an update, in {len(mixed)} of {len(batches)} batches with any",
-        )
-
-
-def list_row_digests(rows: Tensor, others: Sequence[Tensor] = ()) -> list[int]:
-    """List a digest of each sample, of evenly spaced numbers of all its inputs; rows of one number alone have none.
-
-    The features of a user alone are no sample: `others` tell which item they are paired with.
-    """
-    parts = [tensor.detach().reshape(len(rows), -1) for tensor in (rows, *others)]
-    parts = [part[:, :: max(1, part.shape[1] // _NUM_DIGESTED) | 1].contiguous() for part in parts]
-    is_kept = (parts[0] != parts[0][:, :1]).any(dim=1)
-    numbers = torch.cat([part.view(torch.uint8) for part in parts], dim=1)[is_kept]
-    return [hash(row.tobytes()) for row in numbers.numpy()]
-
-
 def _find_one_class(labels: Tensor, ignored: int) -> Tensor:
     """Return 1 + c (0-d) if enough labels are not ignored, and those are class c, and -1 - c if others are ignored.
 
@@ -303,13 +239,15 @@ def _take_turns(classes: Sequence[float]) -> bool:
 class LossMonitor(Monitor):
     """Graph of the loss: activations that the loss applies itself; labels that are all the same."""
 
+    is_rare = True
+
     def __init__(self) -> None:
         self._num_graphs = 0
         self._classes: deque[float] = deque(maxlen=_NUM_SAME_OF_PLACES)
         self._in_turns: set[float] = set()
 
     def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
-        if not loop.is_sampled or root.grad_fn is None:
+        if root.grad_fn is None:
             return
         is_early = self._num_graphs < _NUM_GRAPHS
         self._num_graphs += 1

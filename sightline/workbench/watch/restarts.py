@@ -10,28 +10,28 @@ from torch import Tensor
 
 from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack, has_slices, take_local
 
-_NUM_WEIGHTS, _NUM_VALUES = 4, 16
+_NUM_VALUES = 64
 _MAX_SAME = 0.5
 """Share of the numbers up to which weights have been set anew: some are ones and zeros in any case."""
 
 
 @dataclass
 class _Weights:
-    """A few trained weights, their numbers before the first update and after the last, and the state's size then."""
+    """A trained weight, its first numbers before the first update and after the last, and the state's size then."""
 
-    some: list[Tensor]
+    weight: Tensor
     first: Tensor
     last: Tensor
-    versions: list[int]
+    last_version: int = 0
     is_often_written: bool = False
     state_size: int = 0
 
     def take_values(self) -> Tensor:
-        values = [take_local(weight.detach()).flatten()[:_NUM_VALUES].float() for weight in self.some]
-        return torch.cat([value.to(values[0].device) for value in values])
+        return take_local(self.weight.detach()).flatten()[:_NUM_VALUES].clone()
 
-    def list_versions(self) -> list[int]:
-        return [weight._version for weight in self.some]
+    @property
+    def version(self) -> int:
+        return self.weight._version
 
 
 class RestartMonitor(Monitor):
@@ -50,14 +50,14 @@ class RestartMonitor(Monitor):
         weights = self._weights.get(id(track))
         if weights is None:
             some: list[Tensor] = [p for p in track.small if p.requires_grad and has_slices(p) and p.numel()]
-            some = some[:_NUM_WEIGHTS]
             if some:
-                weights = self._weights[id(track)] = _Weights(some, empty := torch.empty(0), empty, [])
+                weight = min(some, key=lambda p: p.ndim < 2)  # norms and biases begin as ones and zeros
+                weights = self._weights[id(track)] = _Weights(weight, empty := torch.empty(0), empty)
                 weights.first = weights.last = weights.take_values()
-                weights.versions = weights.list_versions()
+                weights.last_version = weights.version
             return
         is_lost = weights.state_size > 0 and not track.optimizer.state
-        is_written = weights.versions != weights.list_versions()
+        is_written = weights.last_version != weights.version
         if is_lost or (is_written and not weights.is_often_written):
             now = weights.take_values()
             is_same = float((now == weights.last).float().mean()) > _MAX_SAME
@@ -68,6 +68,6 @@ class RestartMonitor(Monitor):
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         weights = self._weights.get(id(track))
         if weights is not None:
-            weights.last, weights.versions = weights.take_values(), weights.list_versions()
+            weights.last, weights.last_version = weights.take_values(), weights.version
             weights.state_size = len(track.optimizer.state)
         yield from ()

@@ -23,6 +23,8 @@ from sightline.workbench.watch.loop import (
 
 _LOW_RATE, _MAX_SLICE = 0.01, 256
 _MIN_LOW = 50
+_NUM_STILL = 10
+"""Updates at a learning rate of 0 in a row: a warm-up from 0 has one."""
 _TINY_RATE, _MIN_TINY, _MAX_TINY_SHARE = 1e-6, 5, 0.05
 """Learning rate at which no update counts; the end of a cosine is there for a thousandth of its length."""
 _MIN_RISES, _MAX_RISES, _UPDATES_A_RISE, _LOW_RISE = 3, 1000, 8, 0.3
@@ -41,6 +43,7 @@ class ScheduleMonitor(Monitor):
         self._num_high: dict[int, int] = {}
         self._num_low: dict[int, int] = {}
         self._num_tiny: dict[int, int] = {}
+        self._num_still: dict[int, int] = {}
         self._fresh: dict[int, OptimizerTrack] = {}
         self._last_rise: dict[int, int] = {}
         self._rises: dict[int, list[float]] = {}
@@ -51,7 +54,13 @@ class ScheduleMonitor(Monitor):
             self._fresh[id(track)] = track
         if track.is_restarted:
             self._forget(id(track))
-        yield from ()
+        number = self._num_still[id(track)] = self._num_still.get(id(track), 0) + 1 if track.lr == 0 else 0
+        if number == _NUM_STILL:
+            yield report(
+                "no-update",
+                f"{number} updates of {track.name} in a row have a learning rate of 0",
+                measured=f"0 in each of {len(track.optimizer.param_groups)} groups",
+            )
 
     def _forget(self, key: int) -> None:
         """Forget the learning rates so far: another schedule begins."""
@@ -191,7 +200,8 @@ class StateMonitor(Monitor):
             self._is_resumed.add(key)
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
-        size = self._sizes[id(track)] = sum(map(bool, track.optimizer.state.values()))
+        state = track.optimizer.state
+        size = self._sizes[id(track)] = len(state) if any(map(bool, state.values())) else 0
         if id(track) in self._is_resumed and size > 0:
             yield report(
                 "lost-state",
@@ -293,7 +303,7 @@ class LoadMonitor(Monitor):
 
 
 def _sum_versions(track: OptimizerTrack) -> int:
-    return sum(parameter._version for parameter in track.parameters.values())
+    return sum(probe._version for probe in track.probes)
 
 
 def _is_same_memory(value: Any, own: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,14 +18,14 @@ from sightline.doctor.autograd_graph import get_node_name
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.examine import Examination, examine
 from sightline.doctor.report import write_verdict
-from sightline.doctor.trace import BackwardAddends, Clip, Inputs, Norm, Pull, Series, Trace, is_measured
+from sightline.doctor.trace import BackwardAddends, Clip, EvaluatedBatch, Inputs, Norm, Pull, RowDigests, Series, Trace
 from sightline.instrument import replace_function
 from sightline.workbench.check.context import FindingBuilder
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.watch.loop import ForwardCall, Found, Hook, Loop, Monitor, OptimizerTrack, has_slices
 
-_NUM_DIGITS, _MAX_ROWS, _NUM_OF_EVALUATION, _MAX_EVALUATED = 64, 512, 4, 64
-_MAX_NODES, _MAX_NORMED = 20_000, 1_000_000
+_NUM_DIGITS, _MAX_ADDENDS, _NUM_OF_EVALUATION, _MAX_EVALUATED = 64, 2048, 4, 64
+_MAX_TRAINED, _MAX_NODES, _MAX_NORMED = 50_000, 20_000, 1_000_000
 _JUDGED = frozenset((20, 60, 200, 600))
 _SUMS = frozenset(("Add", "Sub", "Neg", "Mul", "Div"))
 
@@ -42,7 +43,6 @@ class TraceMonitor(Monitor):
         self._norms: dict[int, Tensor] = {}
         self._weights: list[tuple[Tensor, Tensor]] = []
         self._set: weakref.ref[Any] | None = None
-        self._columns: dict[int, Tensor] = {}
 
     # --- what enters and leaves the model ------------------------------------------------------------------------
 
@@ -68,36 +68,31 @@ class TraceMonitor(Monitor):
         phase = "train" if is_training else "eval"
         if is_training:
             self._num_evaluated = 0
-            is_read = self.is_measured or (self._num_trained < 2 * _NUM_OF_EVALUATION)
+            is_read = loop.is_measured or (self._num_trained < 2 * _NUM_OF_EVALUATION)
             self._num_trained += 1
         else:
             self._num_evaluated += 1
             self._num_evaluated_in_all += 1
             is_read = self._num_evaluated <= _NUM_OF_EVALUATION and self._num_evaluated_in_all <= 2 * _MAX_EVALUATED
-        rows = self.trace.rows[phase]
-        leaves = list(dense_leaves(call.inputs)) if is_read or len(rows.digests) < _MAX_ROWS else []
-        if leaves and len(rows.digests) < _MAX_ROWS:
-            self._keep_rows(phase, leaves)
-        for path, tensor in leaves if is_read else ():
+        if call.digests is not None and call.digests.values.device.type == "cpu" and call.has_gradient == is_training:
+            self._keep_rows(call.digests, is_training)
+        for path, tensor in dense_leaves(call.inputs) if is_read else ():
             if tensor.ndim > 1 and tensor.numel() and (tensor.is_floating_point() or tensor.dtype == torch.uint8):
                 self.trace.inputs[phase].setdefault(path, []).append(_describe_inputs(tensor.detach()))
-        if is_training and self.is_measured:
+        if is_training and loop.is_measured:
             self._keep_spreads(call)
         return ()
 
-    def _keep_rows(self, phase: str, leaves: list[tuple[str, Tensor]]) -> None:
-        tensor = next((tensor for _, tensor in leaves if tensor.ndim > 1 and tensor[0].numel() > 1), None)
-        if tensor is None:
-            return
-        flat = tensor.detach().flatten(1)
-        columns = flat[:, :: max(flat.shape[1] // _NUM_DIGITS, 1)].double()
-        weights = self._columns.get(columns.shape[1])
-        if weights is None or weights.device != columns.device:
-            weights = torch.rand(columns.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-            weights = self._columns[columns.shape[1]] = weights.to(columns.device)
-        self.trace.rows[phase].digests.append((columns * weights).sum(1))
-        if self._set is not None and (data := self._set()) is not None:
-            self.trace.rows[phase].sets.add(id(data))
+    def _keep_rows(self, digests: RowDigests, is_training: bool) -> None:
+        trace, is_varied = self.trace, digests.is_varied.expand_as(digests.values).tolist()
+        rows = list(itertools.compress(digests.values.tolist(), is_varied))
+        data = None if self._set is None else self._set()
+        if is_training and len(trace.trained) < _MAX_TRAINED:
+            trace.trained.update(rows)
+            trace.trained_sets.add(0 if data is None else id(data))
+        elif not is_training:
+            trace.evaluated.append(EvaluatedBatch(rows, 0 if data is None else id(data)))
+        trace.is_rich = trace.is_rich and digests.is_rich and len(trace.trained) < _MAX_TRAINED
 
     def _keep_spreads(self, call: ForwardCall) -> None:
         for path, tensor in call.outputs.items():
@@ -107,7 +102,7 @@ class TraceMonitor(Monitor):
 
     def on_outputs(self, loop: Loop, outputs: Any) -> Iterable[Found]:
         """Read how the loss pulls at the outputs of a measured micro-batch."""
-        if self.is_measured:
+        if loop.is_measured:
             leaves = [tensor for _, tensor in dense_leaves(outputs) if tensor.requires_grad and tensor.ndim > 1]
             if leaves and loop.call is not None:
                 max(leaves, key=Tensor.numel).register_hook(Hook(partial(self._keep_pull, loop, id(loop.call.model))))
@@ -122,11 +117,6 @@ class TraceMonitor(Monitor):
 
     # --- losses, gradients, updates ------------------------------------------------------------------------------
 
-    @property
-    def is_measured(self) -> bool:
-        """True before an update that is measured."""
-        return is_measured(self.trace.num_updates)
-
     def before_backward(self, loop: Loop, root: Tensor) -> Iterable[Found]:
         """Keep the loss; at measured steps, take its sum apart."""
         trace = self.trace
@@ -137,10 +127,10 @@ class TraceMonitor(Monitor):
             self._weights = [(p, _take_few(p).clone()) for p in loop.parameters().values() if has_slices(p)]
         if root.numel() == 1 and root.is_floating_point():
             trace.losses.setdefault(hash(loop.call_site), Series()).add(root.detach().reshape(()))
-        self._is_traced = self.is_measured
+        self._is_traced = loop.is_measured
         if self._is_traced:
             self._keep_average_norms(loop)
-        if self._is_traced and trace.num_backward < 4 * _MAX_ROWS:
+        if self._is_traced and trace.num_backward < _MAX_ADDENDS:
             own = {id(parameter) for parameter in loop.parameters().values()}
             leaves = [below & own for addend in list_addends(root.grad_fn) if (below := list_leaves(addend))]
             trace.addends.append(BackwardAddends([frozenset(each) for each in leaves if each]))
@@ -163,11 +153,11 @@ class TraceMonitor(Monitor):
         """Keep the learning rate, and at measured steps the norm of what is used."""
         trace, name = self.trace, track.name
         trace.rates.setdefault(name, []).append(track.lr)
-        held = {id(parameter) for parameter in track.parameters.values()}
-        if trace.addends:
+        if trace.addends and trace.addends[-1].leaves:
+            held = {id(parameter) for parameter in track.parameters.values()}
             trace.addends[-1].updated |= held
             trace.held |= held
-        if self.is_measured and not self._is_unscaled and (norm := self._norms.get(id(track.optimizer))) is not None:
+        if loop.is_measured and not self._is_unscaled and (norm := self._norms.get(id(track.optimizer))) is not None:
             self._used = _compute_norm(list(track.gradients.values()))
             self._before = norm, [_take_few(p).clone() for p in track.probes if has_slices(p)]
         return ()
@@ -175,7 +165,7 @@ class TraceMonitor(Monitor):
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         """Keep how far the weights have moved, and judge now and then."""
         trace = self.trace
-        if self.is_measured:
+        if loop.is_measured:
             if (norm := self._norms.pop(id(track.optimizer), None)) is not None and not self._is_unscaled:
                 moves = [_take_few(p) - old for p, old in zip(track.probes, self._before[1], strict=False)]
                 share = _compute_norm(moves) / _compute_norm(self._before[1]).clamp(min=1e-12)

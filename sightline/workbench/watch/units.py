@@ -37,6 +37,8 @@ class UnitMonitor(Monitor):
     Not those of outputs of which the loss takes some: the value of an action, the box or the mask of a class.
     """
 
+    is_rare = True
+
     def __init__(self) -> None:
         self._chosen: set[int] = set()
         self._is_alive: dict[str, Tensor] = {}
@@ -44,14 +46,12 @@ class UnitMonitor(Monitor):
         self._counted: set[int] | None = None
 
     def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
-        if loop.is_sampled and root.grad_fn is not None:
+        if root.grad_fn is not None:
             self._counted = list_counted(root.grad_fn)
             self._chosen |= list_chosen(root.grad_fn)
         yield from ()
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
-        if not track.is_sampled(loop.every):
-            return
         for name, module in loop.modules():
             weight = track.parameters.get(f"{name}.weight")  # an attribute may compute, as a spectral norm does
             gradient = None if weight is None else weight.grad

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves
+from sightline.doctor.check import check_module
 from sightline.doctor.finding import Finding
+from sightline.doctor.report import Report
+from sightline.doctor.trace import RowDigests
 from sightline.engine.watchdog import describe_failed_kernel
 from sightline.instrument import (
     hang,
@@ -49,7 +52,7 @@ from sightline.workbench.watch.numbers import (
     locate_non_finite,
 )
 from sightline.workbench.watch.overlaps import OverlapMonitor
-from sightline.workbench.watch.passes import LossMonitor, OutputMonitor, PartMonitor, SplitMonitor
+from sightline.workbench.watch.passes import LossMonitor, OutputMonitor, PartMonitor
 from sightline.workbench.watch.ranks import start_monitor
 from sightline.workbench.watch.report import CheckReport
 from sightline.workbench.watch.restarts import RestartMonitor
@@ -61,6 +64,7 @@ logger = logging.getLogger(__name__)
 
 EVERY = 50
 """Steps between statistics of gradients, updates and outputs."""
+_MAX_INPUTS = 4
 _LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.INFO}
 
 
@@ -94,7 +98,7 @@ class Watch:
     ) -> None:
         self._loop = Loop(models, every=every, first_step=first_step)
         self._declared = declared
-        self._optimizers = optimizers
+        self.optimizers = optimizers
         self._averages = averages
         self._bisects = bisects
         self._watches_passes = watches_passes
@@ -114,7 +118,6 @@ class Watch:
             ModeMonitor(),
             PartMonitor(),
             OutputMonitor(),
-            SplitMonitor(),
             ClipMonitor(),
             UpdateMonitor(),
             UnitMonitor(),
@@ -129,8 +132,8 @@ class Watch:
         ]
         self._by_event = {
             event: [getattr(monitor, event) for monitor in self._monitors if event in vars(type(monitor))]
-            for event in vars(Monitor)
-            if not event.startswith("_")
+            for event, judge in vars(Monitor).items()
+            if callable(judge)
         }
         self._stack = ExitStack()
         self._calls = ExitStack()
@@ -140,6 +143,7 @@ class Watch:
         self._search: Search | None = None
         self._lock = threading.RLock()
         self.compares_ranks = False
+        self.check: Callable[[], Report] | None = None
 
     @property
     def findings(self) -> list[Finding]:
@@ -152,8 +156,14 @@ class Watch:
         return CheckReport("watch", self.findings, self._tracing.write_verdict(), {"updates": self._loop.step})
 
     def __enter__(self) -> Self:
+        if self.check is not None:
+            checked, self.check = self.check(), None
+            for finding in checked.findings:
+                if finding.code not in self._declared:
+                    self._findings.append(finding)
+                    self._publish(finding)
         self._loop.is_over = False
-        for optimizer in self._optimizers:
+        for optimizer in self.optimizers:
             self._loop.track(optimizer, is_named=True)
         self._hang(self._loop.models.values())
         self._stack.enter_context(observe_backward(self._before_backward, self._after_backward))
@@ -226,14 +236,22 @@ class Watch:
             return
         self._stop_recording()
         has_gradient = torch.is_grad_enabled()
-        leaves = {path: tensor.detach() for path, tensor in dense_leaves(outputs)}
-        computed = frozenset(path for path, tensor in dense_leaves(outputs) if tensor.requires_grad)
-        call = ForwardCall(model, (args, kwargs), leaves, has_gradient, computed)
+        found = dict(dense_leaves(outputs))
+        leaves = {path: tensor.detach() for path, tensor in found.items()}
+        computed = frozenset(path for path, tensor in found.items() if tensor.requires_grad)
+        call = ForwardCall(model, (args, kwargs), leaves, has_gradient, computed, self._digest((args, kwargs)))
         if has_gradient:
             self._loop.call = call
         self._judge("on_forward", call)
         if has_gradient:
             self._judge("on_outputs", outputs)
+
+    def _digest(self, inputs: Any) -> RowDigests | None:
+        """Compute the digests of the samples of a pass; those of a GPU at measured steps alone."""
+        tensors = [tensor for _, tensor in dense_leaves(inputs) if tensor.numel() > 1][:_MAX_INPUTS]
+        is_near = all(tensor.device.type == "cpu" for tensor in tensors)
+        with torch.no_grad():
+            return self._loop.digest(tensors) if tensors and (is_near or self._loop.is_measured) else None
 
     def _after_average(self, average: nn.Module, *_: Any) -> None:
         self._judge("on_average", average)
@@ -245,6 +263,7 @@ class Watch:
     def _before_backward(self, roots: list[Tensor]) -> None:
         if self._loop.runs_here:
             self._loop.is_in_backward = True
+            self._loop.count_backward()
             self._loop.call_site = trace_calls()
             for root in roots[:1]:
                 self._judge("before_backward", root)
@@ -281,10 +300,12 @@ class Watch:
             self._judge("after_update", track)
             track.num_updates += 1
             self._loop.step += 1
+            self._loop.choose_step()
 
     def _judge(self, event: str, *subject: Any) -> None:
         with torch.no_grad():
-            for judge in tuple(self._by_event[event]):
+            is_whole = self._loop.is_measured or event == "on_end"
+            for judge in [judge for judge in self._by_event[event] if is_whole or not judge.__self__.is_rare]:
                 try:
                     self._take(judge(self._loop, *subject))
                 except Exception as error:  # noqa: BLE001 - the loop is the user's, and must not end by an observer
@@ -361,6 +382,9 @@ def watch(
     optimizer: Any = None,
     scheduler: Any = None,
     ema: nn.Module | Sequence[nn.Module] | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    loader: Any = None,
+    evaluation: Any = None,
     every: int = EVERY,
     declared: Sequence[str] = (),
     bisect: bool = False,
@@ -368,9 +392,11 @@ def watch(
     """Watch the training of a model, or of several, in the user's own loop; a context, see `Watch`.
 
     `optimizer` and `scheduler` are one, or a list; optimisers that are not named are found at their first update.
-    `ema` is a moving average of the weights that the loop updates. `every` is the distance in steps between
-    statistics of gradients, updates and outputs. `declared` names codes of findings that are intended, such as
-    "same-batch". With `bisect`, a step that is not finite is run again at once, on a copy in float64, layer by layer.
+    `ema` is a moving average of the weights that the loop updates. With `loss`, of outputs and targets, and a `loader`,
+    one model is checked by them before the first step, as `sightline.check` does; `evaluation` is another loader.
+    `every` is the distance in steps between statistics of gradients, updates and outputs. `declared` names codes of
+    findings that are intended, such as "same-batch". With `bisect`, a step that is not finite is run again at once, on
+    a copy in float64, layer by layer.
     Raises UserError for an argument of another type.
     """
     watched = Watch(
@@ -383,6 +409,14 @@ def watch(
         bisects=bisect,
     )
     watched.compares_ranks = True
+    if (loss is None) != (loader is None) or (evaluation is not None and loader is None):
+        raise UserError("watch: a model is checked before the first step by `loss` and `loader`, both of them")
+    if loss is not None and not isinstance(model, nn.Module):
+        raise UserError("watch: `loss` and `loader` are of one model; check each of several by sightline.check")
+    if loss is not None:
+        watched.check = partial(
+            check_module, model, loss, loader, optimizer=watched.optimizers or None, evaluation=evaluation
+        )
     return watched
 
 

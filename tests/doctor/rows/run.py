@@ -314,7 +314,17 @@ def evaluate_images_in_training(has_bug: bool, watch: Any, check: Any) -> None:
     evaluate_in_training(batches[:12], batches[12:], make_image_model(), has_bug, watch)
 
 
+def train_on_probabilities(has_bug: bool, watch: Any, check: Any) -> None:
+    model, batches = make_table_model(), make_tables()
+    rate = 0.1
+    optimizer = torch.optim.SGD(model.parameters(), rate)
+    loss = (lambda outputs, labels: F.nll_loss(outputs, labels)) if has_bug else F.cross_entropy
+    with watch(model, optimizer=optimizer, loss=loss, loader=batches, evaluation=make_tables(14)[12:]):
+        pass
+
+
 CASES = [
+    Case("a loss that is checked before the loop", train_on_probabilities, "loss.form"),
     Case("no step, tables", train_tables_without_step, "optim.step_order"),
     Case("no step, images", train_images_without_step, "optim.step_order"),
     Case("evaluation of other units, tables", evaluate_tables_unscaled, "data.normalisation"),
