@@ -98,9 +98,10 @@ def overlaps(subject: Subject, passed: Pass, matched: list[Matched]) -> list[Ove
     for item in matched:
         if {*item.target.unique().tolist()} != {0.0, 1.0}:
             continue
-        values = [_value_at(subject, passed, item, item.target * factor) for factor in (1, 10, 0)]
+        mask, tenfold, zero = (_value_at(subject, passed, item, item.target * factor) for factor in (1, 10, 0))
         output = item.slope.output
-        found.append(Overlap(item.slope.path, *values, bool(((output >= 0) & (output <= 1)).all())))
+        is_share = bool(((output >= 0) & (output <= 1)).all())
+        found.append(Overlap(item.slope.path, mask, tenfold, zero, is_share))
     if not found:
         raise NotApplicableError("no masks as targets")
     return found
@@ -320,11 +321,11 @@ def sides(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Sides]:
             away[:, 0] = _FAR * float(target.std())
             forms = (output, output.roll(1, 1), perfect, perfect[:, :1].expand_as(perfect), perfect + away)
             with torch.no_grad():
-                own, turned, *values = (
+                own, turned, exact, one_point, one_away, all_away = (
                     float(value_of(subject, passed, {slope.path: each})) for each in (*forms, perfect + away[:, :1])
                 )
             if math.isclose(own, turned, rel_tol=1e-4):
-                found.append(Sides(slope.path, own, *values, size))
+                found.append(Sides(slope.path, own, exact, one_point, one_away, all_away, size))
     if not found:
         raise NotApplicableError("no sets of points as targets")
     return found

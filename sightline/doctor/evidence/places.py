@@ -46,11 +46,11 @@ def orders(subject: Subject) -> list[Order]:
     found = []
     for path, table in tables.items():
         joined = {name: torch.cat(values) for name, values in table.items()}
-        own = joined.pop("")
+        plain = joined.pop("")
         name = max(joined, key=lambda each: float(joined[each].mean()))
-        gain = joined[name] - own
+        gain = joined[name] - plain
         t = float(gain.mean() / gain.std().clamp(min=1e-9)) * math.sqrt(len(gain))
-        found.append(Order(path, name, float(own.mean()), float(joined[name].mean()), t))
+        found.append(Order(path, name, float(plain.mean()), float(joined[name].mean()), t))
     if not found:
         raise NotApplicableError("no maps of images as outputs")
     return found

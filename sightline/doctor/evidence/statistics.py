@@ -49,7 +49,7 @@ def same_views(subject: Subject) -> list[str]:
         equal = [
             pair
             for pair in pairs
-            if views[pair[0]].shape == views[pair[1]].shape and torch.equal(*map(views.get, pair))
+            if views[pair[0]].shape == views[pair[1]].shape and torch.equal(views[pair[0]], views[pair[1]])
         ]
         found.append({" and ".join(pair) for pair in equal})
     common = set.intersection(*found)

@@ -411,9 +411,9 @@ def watch(
     watched.compares_ranks = True
     if (loss is None) != (loader is None) or (evaluation is not None and loader is None):
         raise UserError("watch: a model is checked before the first step by `loss` and `loader`, both of them")
-    if loss is not None and not isinstance(model, nn.Module):
-        raise UserError("watch: `loss` and `loader` are of one model; check each of several by sightline.check")
     if loss is not None:
+        if not isinstance(model, nn.Module):
+            raise UserError("watch: `loss` and `loader` are of one model; check each of several by sightline.check")
         watched.check = partial(
             check_module, model, loss, loader, optimizer=watched.optimizers or None, evaluation=evaluation
         )
