@@ -57,11 +57,13 @@ class MirroredPair(NamedTuple):
     """Two reads of a sample, of which one mirrors the other: inputs, reduced, and leaves of the target by name.
 
     Heat maps of one peak each are the places of their peaks. Leaves that are neither few numbers nor boxes are left
-    out, as are all if the reads have other numbers of them.
+    out, as are all if the reads have other numbers of them. `maps` tells of each leaf whether it is a map of the image
+    that is "left" as it was, or "moved", too.
     """
 
     inputs: tuple[Reduced, Reduced]
     targets: tuple[dict[str, Tensor], dict[str, Tensor]]
+    maps: list[str]
 
 
 class Leaf(NamedTuple):
@@ -153,8 +155,32 @@ def _read_pairs(
         if is_flip:
             inputs = [list_leaves(item.inputs)[carrier.leaf] for item in (first, second)]
             move = _to_image if carrier.is_image else _to_cloud
-            reduced, other = (reducer.reduce(kept) for leaf in inputs if (kept := move(leaf)) is not None)
-            yield MirroredPair((reduced, other), _keep_targets(first.target, second.target))
+            one, other = (kept for leaf in inputs if (kept := move(leaf)) is not None)
+            is_judged = torch.equal(inputs[0], inputs[1].flip(carrier.axis))  # `turned_maps` asks of equal bits
+            is_map = carrier.is_image and not is_judged
+            maps = _compare_maps((one, other), first.target, second.target, carrier.axis) if is_map else []
+            targets = _keep_targets(first.target, second.target)
+            yield MirroredPair((reducer.reduce(one), reducer.reduce(other)), targets, maps)
+
+
+def _compare_maps(images: tuple[Tensor, Tensor], first: Any, second: Any, axis: int) -> list[str]:
+    """Tell of each leaf of the image's size if it is left or moved; neither, if it is a view of the image itself."""
+    found, leaves = [], (list_leaves(first), list_leaves(second))
+    for one, other in zip(*leaves, strict=True) if len(leaves[0]) == len(leaves[1]) else ():
+        is_map = one.ndim > 1 and one.shape[-2:] == images[0].shape[-2:] and one.shape == other.shape
+        if not is_map or all(_is_view(*pair) for pair in zip(images, (one, other), strict=True)):
+            found.append("")
+        else:
+            is_left, is_moved = torch.equal(one, other), torch.equal(one, other.flip(axis))
+            found.append("" if is_left == is_moved else "left" if is_left else "moved")
+    return found
+
+
+def _is_view(image: Tensor, target: Tensor) -> bool:
+    """Return True for a target that is the image itself or its mirror image: a second view of it, and no mask."""
+    if image.shape != target.shape:
+        return False
+    return any(torch.equal(image, each) for each in (target, target.flip(-1), target.flip(-2)))
 
 
 def _keep_targets(first: Any, second: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -244,6 +270,16 @@ def _find_flipped_axis(one: Tensor, other: Tensor) -> int | None:
 def _likeness(first: Tensor, second: Tensor) -> float:
     pair = torch.stack([first.flatten(), second.flatten()])
     return float(torch.corrcoef(pair)[0, 1])
+
+
+@measure()
+def left_maps(flips: list[Flips]) -> dict[Carrier, int]:
+    """Count the pairs whose map is left as it was where its image is mirrored; 0 if one is moved."""
+    counts: dict[Carrier, int] = {}
+    for carrier, pairs in flips:
+        for column in zip(*(pair.maps for pair in pairs), strict=False):
+            counts[carrier] = max(counts.get(carrier, 0), 0 if "moved" in column else column.count("left"))
+    return counts
 
 
 # --- targets ----------------------------------------------------------------------------------------------------------

@@ -5,11 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sightline.doctor.evidence.bands import OnBands
-from sightline.doctor.evidence.mirrored_reads import InsideOut, Unfollowed
+from sightline.doctor.evidence.mirrored_reads import Carrier, InsideOut, Unfollowed
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
 
 _MIN_SHARE, _MAX_LEFT = 0.25, 0.05
+
+
+@rule(
+    "augmentation-mismatch",
+    "error",
+    "data.augment_target_mismatch data.pairing",
+    holds="the mask mirrored with its image",
+    do="flip both, by one random number",
+)
+def mirrored_maps(left_maps: dict[Carrier, int]) -> Iterator[Fault]:
+    """Expect maps that move with images which are mirrored, and changed in other ways or of channels last."""
+    for carrier, num_left in left_maps.items():
+        if num_left >= 2:
+            yield Fault(
+                "images are mirrored, their masks are not",
+                measured=f"in {num_left} pairs of reads of a sample {carrier}, and the mask is the same",
+            )
 
 
 @rule(
