@@ -45,7 +45,22 @@ def boxes_not_padded(has_bug: bool, watch: Any, check: Any) -> None:
     check_regression(check, DataLoader(Table(scenes, boxes, read), 8, shuffle=True), 3 * 32 * 32, 4)
 
 
+def noisy_scans_upside_down(has_bug: bool, watch: Any, check: Any) -> None:
+    """Scans that get noise after they are turned upside down, and depths that stay: no two reads have equal bits."""
+    torch.manual_seed(0)
+    scans = torch.randn(24, 2, 9, 9)
+
+    def read(scan: Tensor, depth: Tensor) -> Any:
+        if torch.rand(()) < 0.5:
+            scan, depth = scan.flip(-2), depth if has_bug else depth.flip(-2)
+        return scan + 0.01 * torch.randn(2, 9, 9), depth
+
+    data = Table(scans, scans[:, :1].exp(), read)
+    check(nn.Conv2d(2, 1, 3, padding=1), nn.L1Loss(), DataLoader(data, 8, shuffle=True))
+
+
 CASES = [
+    Case("depths of noisy scans that are not mirrored", noisy_scans_upside_down, "data.augment_target_mismatch"),
     Case("eyes that are not exchanged", eyes_not_exchanged, "data.augment_target_mismatch"),
     Case("a heading that is not mirrored", heading_not_mirrored, "data.augment_target_mismatch"),
     Case("boxes that are not padded", boxes_not_padded, "data.augment_target_mismatch"),
