@@ -31,7 +31,14 @@ _BUDGETS_S = {True: 3.0, False: 1.0}
 _NUM_BATCHES, _NUM_SAMPLES, _PASS_S, _SLOW_S = 4, 8, 0.1, 1.0
 _JUDGED_OTHERWISE = {"large-update"}
 """Relations that a check of the run asks of its own steps: `update-size` knows the schedule and the whole batch."""
-_PLACES = {"data": "data", "samples": "losses", "targets": "losses", "loss": "losses", "model": "model"}
+_PLACES = {
+    "data": "data",
+    "geometry": "data",
+    "samples": "losses",
+    "targets": "losses",
+    "loss": "losses",
+    "model": "model",
+}
 """Key of the config that the rules of a module judge; the optimiser for all others."""
 
 

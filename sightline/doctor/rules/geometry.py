@@ -1,0 +1,51 @@
+"""Rules of geometry: targets move with inputs that reads of a sample mirror."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sightline.doctor.evidence.mirrored_reads import InsideOut, Unfollowed
+from sightline.doctor.finding import Fault
+from sightline.doctor.rules import rule
+
+
+@rule(
+    "augmentation-mismatch",
+    "error",
+    "data.augment_target_mismatch data.target_encoding assign.box_format",
+    holds="boxes (left, top, right, bottom) that are mirrored with their image have their left before their right",
+    do="exchange both ends where you mirror them: x0, x1 = size - x1, size - x0",
+)
+def mirrored_boxes(boxes_inside_out: list[InsideOut]) -> Iterator[Fault]:
+    """Expect boxes of which no read of a sample is inside out: left before right, top before bottom."""
+    for carrier, leaf, num_boxes in boxes_inside_out:
+        low, name, (start, end) = (0, "x", ("left", "right")) if carrier.axis == -1 else (1, "y", ("top", "bottom"))
+        yield Fault(
+            f"mirrored boxes are inside out: their {start} lies beyond their {end}",
+            measured=f"{carrier}, and of two reads one has {leaf}[{low}] < {leaf}[{low + 2}], and the "
+            f"other the reverse, with the same gap, in {num_boxes} of {num_boxes} boxes",
+            expected=f"{leaf}[{low}] < {leaf}[{low + 2}] in both reads",
+            action=f"exchange both ends where you mirror them: {name}0, {name}1 = size - {name}1, size - {name}0",
+        )
+
+
+@rule(
+    "augmentation-mismatch",
+    "warning",
+    "data.augment_target_mismatch data.target_encoding data.pairing",
+    holds="targets that follow from mirrored inputs as they do from plain ones",
+    do="mirror or exchange these numbers where the inputs are mirrored, or do not mirror them",
+)
+def mirrored_numbers(unfollowed_numbers: list[Unfollowed]) -> Iterator[Fault]:
+    """Expect numbers of the target, that a fit to plain reads explains, to follow mirrored inputs, too."""
+    for carrier, exchanged, mirrored, shares, num_pairs in unfollowed_numbers:
+        words = [f"exchange {', '.join(exchanged)}"] if exchanged else []
+        words += [f"mirror {', '.join(mirrored)}"] if mirrored else []
+        what = "a target does not follow" if mirrored else "its two sides are not exchanged in the target"
+        yield Fault(
+            f"{carrier}, and {what}: {' and '.join(words)}",
+            measured=f"a linear fit to plain reads has an R2 of {shares.plain:.2f} in other plain reads and of "
+            f"{shares.given:.2f} in mirrored ones, {shares.corrected:.2f} with the correction ({num_pairs} samples; "
+            "the mirrored inputs look like plain ones)",
+            action=f"where the inputs are mirrored, {' and '.join(words)}, or do not mirror them",
+        )
