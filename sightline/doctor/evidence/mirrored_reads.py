@@ -305,8 +305,8 @@ def unfollowed_numbers(flips: list[Flips], boxes_inside_out: list[InsideOut]) ->
         if carrier in known or len(pairs) < _MIN_FITTED_PAIRS or not 0 < num_numbers <= _MAX_NUMBERS:
             continue
         targets = [
-            torch.cat([torch.stack(leaf[side]).double().reshape(len(pairs), -1) for leaf in leaves], dim=1)
-            for side in (1, 2)
+            torch.cat([torch.stack(reads).double().reshape(len(pairs), -1) for reads in side], dim=1)
+            for side in ([leaf.first for leaf in leaves], [leaf.second for leaf in leaves])
         ]
         plain, mirrored = zip(*(pair.inputs for pair in pairs), strict=True)
         correction = find_correction(MirroredSamples(plain, mirrored, *targets))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sightline.doctor.evidence.bands import OnBands
 from sightline.doctor.evidence.mirrored_reads import InsideOut, Unfollowed
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
+
+_MIN_SHARE, _MAX_LEFT = 0.25, 0.05
 
 
 @rule(
@@ -49,3 +52,22 @@ def mirrored_numbers(unfollowed_numbers: list[Unfollowed]) -> Iterator[Fault]:
             "the mirrored inputs look like plain ones)",
             action=f"where the inputs are mirrored, {' and '.join(words)}, or do not mirror them",
         )
+
+
+@rule(
+    "augmentation-mismatch",
+    "error",
+    "data.augment_target_mismatch data.pairing",
+    holds="boxes within what is not padding",
+    do="add the left and the top band to the boxes after they are scaled",
+)
+def boxes_within_content(boxes_on_bands: OnBands) -> Fault | None:
+    """Expect boxes off the bands of padded images, unless they would lie there when they are moved by these, too."""
+    num_images, given, moved = boxes_on_bands
+    if given <= _MIN_SHARE or moved >= _MAX_LEFT:
+        return None
+    return Fault(
+        "boxes are not moved with their padded images: they lie on the bands",
+        measured=f"in {num_images} padded images {given:.0%} of the boxes reach into a band; if they are moved by its "
+        f"width, {moved:.0%}",
+    )
