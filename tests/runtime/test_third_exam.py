@@ -211,6 +211,12 @@ def only_biases() -> nn.Module:
     return model
 
 
+def biases_and_a_head() -> nn.Module:
+    model = only_biases()
+    model[-1].requires_grad_(True)
+    return model
+
+
 def from_zero() -> nn.Module:
     model = mlp(10, 16, 3)
     nn.init.zeros_(model[-1].weight)
@@ -241,6 +247,7 @@ ODD: dict[str, Callable[[], tuple[nn.Module, Any, Any]]] = {
         (ROWS, torch.where(torch.rand(64, 3) < 0.3, torch.nan, ROWS[:, :3])),
     ),
     "biases alone": lambda: (only_biases(), F.cross_entropy, (ROWS, LABEL)),
+    "biases and a head": lambda: (biases_and_a_head(), F.cross_entropy, (ROWS, LABEL)),
     "experts of a gate": lambda: (Experts(), F.cross_entropy, (ROWS, LABEL)),
     "a constant in float32": lambda: (
         mlp(10, 16, 3),
