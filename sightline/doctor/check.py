@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -45,7 +46,9 @@ def check_module(
     """
     codes = {rule.code for rule in list_rules()}
     if unknown := sorted(set(declared) - codes):
-        raise UserError(f"check: declared: no finding has the code '{unknown[0]}'; codes are the words in brackets")
+        similar = difflib.get_close_matches(unknown[0], codes, n=1)
+        hint = f"did you mean '{similar[0]}'?" if similar else "codes are the words in brackets"
+        raise UserError(f"check: declared: no finding has the code '{unknown[0]}'; {hint}")
     assert_copied(model)
     generators = [*find_read_generators(batch_or_loader), *find_read_generators(evaluation)]
     with preserve_random_state(), preserve_generators(generators):

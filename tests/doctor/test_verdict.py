@@ -31,12 +31,12 @@ def test_what_is_not_afforded_is_named_with_its_cost() -> None:
     assert " s of processor time, 0.0 left" in report.verdict[-1]
 
 
-def test_a_loss_that_fails_is_a_reason_and_no_exception() -> None:
+def test_a_loss_that_fails_is_a_finding_and_no_exception() -> None:
     def fail(outputs: Tensor, target: Tensor) -> Tensor:
         raise ValueError("no such unit")
 
     report = check_module(nn.Linear(6, 3), fail, BATCH)
-    assert report.findings == []
+    assert [finding.code for finding in report.findings] == ["first-step"]
     assert "passed: ValueError: no such unit" in report.verdict[-1]
 
 

@@ -13,10 +13,9 @@ from torch.nn import functional as F
 import sightline
 
 
-def find(code: str, model: nn.Module, loss: Any, batch: Any) -> bool:
+def find(model: nn.Module, loss: Any, batch: Any) -> list[str]:
     torch.manual_seed(0)
-    found = sightline.check(model, loss, batch).findings
-    return any(each.code == code and each.severity != "note" for each in found)
+    return [each.code for each in sightline.check(model, loss, batch).findings if each.severity != "note"]
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
@@ -35,13 +34,12 @@ class Masked(nn.Conv2d):
         return self._conv_forward(maps, self.weight * self.mask, self.bias)
 
 
-@pytest.mark.parametrize("is_bug", [False, True])
-def test_pixels_that_come_before_may_be_the_label_of_the_next(is_bug: bool) -> None:
+def test_pixels_that_come_before_may_be_the_label_of_the_next() -> None:
     torch.manual_seed(0)
     level = torch.randint(0, 4, (16, 12, 12))
-    layers = Masked(1, 8, sees_own=is_bug), nn.ReLU(), Masked(8, 8, sees_own=True), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    layers = Masked(1, 8, sees_own=False), nn.ReLU(), Masked(8, 8, sees_own=True), nn.ReLU(), nn.Conv2d(8, 4, 1)
     batch = ((level / 3)[:, None], level)
-    assert find("label-channel", nn.Sequential(*layers), nn.CrossEntropyLoss(), batch) == is_bug
+    assert find(nn.Sequential(*layers), nn.CrossEntropyLoss(), batch) == []
 
 
 class Transformed(nn.Module):
@@ -67,27 +65,26 @@ class Transformed(nn.Module):
 @pytest.mark.parametrize("form", ["spectrum", "polar", "bug"])
 def test_a_spectrum_does_not_move_with_its_image(form: str) -> None:
     batch = (torch.rand(8, 2, 32, 32), torch.rand(8, 1, 32, 32))
-    assert find("pixel-order", Transformed(form), nn.MSELoss(), batch) == (form == "bug")
+    assert find(Transformed(form), nn.MSELoss(), batch) == ["exchanged-axes"] * (form == "bug")
 
 
 class Frames(nn.Module):
-    """Overlapping frames that are added up again, or cells of a grid with the stride of the other axis."""
+    """Overlapping frames that are added up again."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.size, self.layer = size, nn.Linear(16, 16)
+        self.layer = nn.Linear(16, 16)
 
     def forward(self, rows: Tensor) -> Tensor:
         start, place = torch.meshgrid(torch.arange(9), torch.arange(16), indexing="ij")
         index = start * 8 + place
         frames = self.layer(rows[:, index])
-        return torch.zeros(len(rows), self.size).to(rows).index_add(1, index.flatten(), frames.flatten(1))
+        return torch.zeros_like(rows).index_add(1, index.flatten(), frames.flatten(1))
 
 
-@pytest.mark.parametrize(("size", "is_bug"), [(80, False), (144, True)])
-def test_frames_of_a_signal_may_overlap(size: int, is_bug: bool) -> None:
-    rows = torch.randn(8, size)
-    assert find("indices", Frames(size), nn.MSELoss(), (rows, rows)) == is_bug
+def test_frames_of_a_signal_may_overlap() -> None:
+    rows = torch.randn(8, 80)
+    assert find(Frames(), nn.MSELoss(), (rows, rows)) == []
 
 
 class Skeleton(nn.Module):
@@ -107,7 +104,7 @@ class Skeleton(nn.Module):
 @pytest.mark.parametrize("form", ["graph", "bug"])
 def test_joints_of_a_graph_have_numbers(form: str) -> None:
     batch = (torch.randn(16, 24, 3), torch.randint(0, 3, (16,)))
-    assert find("point-order", Skeleton(form), nn.CrossEntropyLoss(), batch) == (form == "bug")
+    assert find(Skeleton(form), nn.CrossEntropyLoss(), batch) == ["exchanged-axes"] * (form == "bug")
 
 
 class WithEdges(nn.Module):
@@ -123,7 +120,7 @@ class WithEdges(nn.Module):
 
 def test_points_with_edges_have_numbers() -> None:
     batch = ((torch.randn(16, 24, 3), torch.randint(0, 24, (16, 2, 60))), torch.randint(0, 3, (16,)))
-    assert not find("point-order", WithEdges(), nn.CrossEntropyLoss(), batch)
+    assert find(WithEdges(), nn.CrossEntropyLoss(), batch) == []
 
 
 # --- backward passes --------------------------------------------------------------------------------------------------
@@ -173,7 +170,7 @@ class Own(nn.Module):
 @pytest.mark.parametrize(("function", "is_bug"), [(LowerBound, False), (Straight, False), (Doubled, True)])
 def test_a_gradient_may_lead_back_from_beyond_a_bound(function: Any, is_bug: bool) -> None:
     rows = torch.randn(32, 8)
-    assert find("layer-gradient", Own(function), nn.MSELoss(), (rows, rows)) == is_bug
+    assert find(Own(function), nn.MSELoss(), (rows, rows)) == ["layer-gradient"] * is_bug
 
 
 class Experts(nn.Module):

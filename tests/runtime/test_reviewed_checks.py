@@ -87,7 +87,7 @@ def test_a_finding_about_a_module_can_be_declared() -> None:
     ]
     report = sightline.check(program, nn.CrossEntropyLoss(), data, declared=("input-statistics",))
     assert all(each.code != "input-statistics" for each in report.findings)
-    assert "what is declared: input-statistics" in str(report)
+    assert "nobody judged: declared: input-statistics" in str(report)
     with pytest.raises(UserError, match=r"no finding has the code 'input-statistic'; did you mean 'input-statistics'"):
         sightline.check(program, nn.CrossEntropyLoss(), data, declared=("input-statistic",))
 

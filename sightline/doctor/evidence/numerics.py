@@ -58,6 +58,8 @@ def copy_with_optimizer(subject: Subject) -> tuple[nn.Module, torch.optim.Optimi
         raise NotApplicableError("several optimizers" if subject.optimizers else "no optimizer was given")
     if isinstance(subject.optimizers[0], torch.optim.LBFGS):
         raise NotApplicableError("an optimizer that asks for a closure")
+    if not hasattr(subject.optimizers[0], "_optimizer_step_pre_hooks"):  # a copy would patch the step of its class
+        raise NotApplicableError("an optimizer that torch has not initialised")
     model = subject.copy("train")
     own = subject.optimizers[0]
     memo: dict[int, Any] = {id(o): new for o, new in zip(subject.model.parameters(), model.parameters(), strict=True)}

@@ -42,7 +42,7 @@ def same_views(subject: Subject) -> list[str]:
     for batch in subject.batches:
         views = dict(dense_leaves(batch.inputs))
         for path, tensor in [*views.items()]:
-            if tensor.ndim > 3 and tensor.shape[1] == 2:
+            if tensor.ndim > 4 and tensor.shape[1] == 2:  # axes of images; two channels may be equal
                 views |= {f"{path}[:, {place}]": part for place, part in enumerate(tensor.unbind(1))}
         views = {path: t for path, t in views.items() if t.ndim > 1 and t.is_floating_point() and len(t.unique()) > 8}
         pairs = itertools.combinations(views, 2)

@@ -19,9 +19,6 @@ from sightline.doctor.subject import Pass
 _SMOOTH = 1e-3
 """Share by which slopes at two steps may differ where a loss is smooth."""
 
-_SMOOTH = 1e-3
-"""Share by which slopes at two steps may differ where a loss is smooth."""
-
 
 @rule(
     "loss-direction",

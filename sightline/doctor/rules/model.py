@@ -48,16 +48,19 @@ def first_step(first_failure: str) -> Iterator[Fault]:
     do="freeze a module by requires_grad_(False) of the module, or unfreeze all of it",
 )
 def frozen_in_part(subject: Subject, gradients: Gradients) -> Iterator[Fault]:
-    """Name weights of more than one axis that want no gradient, in a layer whose other parameters get one."""
-    names = [
-        f"{path}.{name}".lstrip(".")
+    """Name weights of more than one axis that want no gradient, in a layer whose other parameters get one.
+
+    Where few layers train their weights beside those, training biases alone is the method.
+    """
+    weights = [
+        (f"{path}.{name}".lstrip("."), own)
         for path, module in subject.model.named_modules()
         for name, own in module.named_parameters(recurse=False)
-        if not own.requires_grad
-        and own.ndim > 1
+        if own.ndim > 1
         and any(gradients.own.get(f"{path}.{other}".lstrip(".")) == "some" for other in module._parameters)
     ]
-    if names:
+    names = [name for name, own in weights if not own.requires_grad]
+    if 0 < len(names) <= len(weights) / 2:
         yield Fault(
             f"{len(names)} weight(s) are frozen beside trained parameters of a layer: {join_some(names, most=4)}",
             measured="requires_grad is False for a weight, and True beside it",

@@ -32,7 +32,7 @@ def unsaved_state(restored: Restored) -> Fault | None:
 
 @rule(
     "unsaved-optimiser",
-    "error",
+    "warning",
     "optim.state ckpt.incomplete_state",
     holds="an optimizer that loads its state dict goes on as if it had not been stopped",
     do="keep counts and averages in self.state[parameter], or in the groups: state_dict() saves these",

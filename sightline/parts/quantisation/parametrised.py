@@ -49,7 +49,8 @@ class Codebook(_Quantiser):
 
     def forward(self, centres: Tensor) -> Tensor:
         """Look up the weights (any shape) from centres (K,) or (channels, K), in the centres' dtype."""
-        weight: Tensor = _LookUp.apply(self.as_stored(centres), self._flat_codes(), self.mean_gradient)
+        look_up = _MeanLookUp if self.mean_gradient else _LookUp
+        weight: Tensor = look_up.apply(self.as_stored(centres), self._flat_codes())
         return weight.view(self.labels.shape)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -83,19 +84,33 @@ class _LookUp(torch.autograd.Function):
     """Look-up of centres by flat index; differentiable as often as needed."""
 
     @staticmethod
-    def forward(ctx: Any, centres: Tensor, indices: Tensor, takes_mean: bool) -> Tensor:
+    def forward(ctx: Any, centres: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(indices)
-        ctx.shape, ctx.takes_mean = centres.shape, takes_mean
+        ctx.shape = centres.shape
         return centres.flatten().index_select(0, indices)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (indices,) = ctx.saved_tensors
         (gradient,) = gradients
-        sums = gradient.new_zeros(ctx.shape.numel(), dtype=torch.float64).index_add(0, indices, gradient.double())
-        if ctx.takes_mean:
-            sums = sums / torch.bincount(indices, minlength=len(sums)).clamp(min=1)
-        return sums.to(gradient.dtype).view(ctx.shape), None, None
+        return _add_up(gradient, indices, ctx.shape).to(gradient.dtype), None
+
+
+class _MeanLookUp(_LookUp):
+    """Look-up whose centres get the mean of their weights' gradients."""
+
+    surrogate_gradient = True
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (indices,) = ctx.saved_tensors
+        (gradient,) = gradients
+        counts = torch.bincount(indices, minlength=ctx.shape.numel()).clamp(min=1)
+        return (_add_up(gradient, indices, ctx.shape) / counts.view(ctx.shape)).to(gradient.dtype), None
+
+
+def _add_up(gradient: Tensor, indices: Tensor, shape: torch.Size) -> Tensor:
+    return gradient.new_zeros(shape.numel(), dtype=torch.float64).index_add(0, indices, gradient.double()).view(shape)
 
 
 class UniformQuantiser(_Quantiser):

@@ -227,8 +227,8 @@ class Loop:
         """Decide whether the next step is measured: the first ones of each optimiser, and then each `every`-th."""
         numbers = [track.num_updates for track in self.tracks.values()]
         most, is_early = max(numbers), self.step - self.first_step < _EARLY * _NUM_FIRST
-        is_first = (min(numbers) if is_early else most) < _NUM_FIRST
-        self.is_measured, self.num_unused = is_first or most % self.every == 0, 0
+        is_new = (min(numbers) if is_early else most) < _NUM_FIRST
+        self.is_measured, self.num_unused = is_new or most % self.every == 0, 0
 
     def count_backward(self) -> None:
         """Count a backward pass; one of many without an update is measured, too."""

@@ -55,7 +55,7 @@ class _Momentum(torch.optim.Optimizer):
         self.beside: list[Tensor] = []
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             if not self.is_saved and not self.beside:
                 self.beside = [torch.zeros_like(parameter) for parameter in group["params"]]
