@@ -98,12 +98,6 @@ PROGRAMS = {
         rectified, lambda outputs, label: -F.cross_entropy(outputs, label), is_bug=True
     ),
     "swapped scores": Program(scores(NUM_GRADES), lambda outputs, label: F.cross_entropy(-outputs, label), is_bug=True),
-    "labels of the next class": Program(
-        scores(NUM_GRADES), lambda outputs, label: F.cross_entropy(outputs, (label + 1) % NUM_GRADES), is_bug=True
-    ),
-    "labels of two classes on": Program(
-        scores(NUM_GRADES), lambda outputs, label: F.cross_entropy(outputs, (label + 2) % NUM_GRADES), is_bug=True
-    ),
 }
 
 
