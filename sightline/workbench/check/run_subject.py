@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -29,8 +30,8 @@ from sightline.workbench.check.oracles.results import FixedOutputs
 _BUDGETS_S = {True: 3.0, False: 1.0}
 """Processor time of the relations, by whether a check was asked for, or a training starts."""
 _NUM_BATCHES, _NUM_SAMPLES, _PASS_S, _SLOW_S = 4, 8, 0.1, 1.0
-_JUDGED_OTHERWISE = {"large-update"}
-"""Relations that a check of the run asks of its own steps: `update-size` knows the schedule and the whole batch."""
+_JUDGED_OTHERWISE = {"first-step", "large-update"}
+"""Relations that a check of the run asks of its own steps, which know the schedule and the whole batch."""
 _PLACES = {
     "data": "data",
     "geometry": "data",
@@ -48,7 +49,10 @@ def examine_run(context: Context) -> tuple[Examination, list[Finding]]:
     num_samples = min(_NUM_SAMPLES, max(2, int(_PASS_S / max(pass_s, 1e-9)))) if pass_s < _SLOW_S else 1
     if num_samples == 1:
         context.examination.gaps.append(f"relations of several samples: one takes {pass_s:.1f} s")
-    subject = make_run_subject(context.built, num_samples=num_samples)
+    subject = attempt("subject", make_run_subject, {"built": context.built, "num_samples": num_samples})
+    if isinstance(subject, MissingError):
+        context.examination.gaps.append(f"relations: {subject.reason}")
+        return Examination(), []
     declared = {*context.config.checks.skip, *_JUDGED_OTHERWISE}
     examination = examine_subject(subject, declared=declared, budget_s=_BUDGETS_S[context.is_thorough])
     paths = {rule.code: _PLACES.get(rule.judge.__module__.rpartition(".")[2], "optimizer") for rule in list_rules()}
@@ -71,7 +75,10 @@ def make_run_subject(built: TrainingSetup, *, num_samples: int) -> Subject:
     inputs = find_form(model, loss, batches[0], job.device).inputs
     form = BatchForm(inputs, _find_targets(loss, model, batches[0], inputs))
     evaluation = [Batch(*form.split(batch)) for batch in _read_evaluation(built, num_samples)]
-    loader, others = (_make_loader(part, built, num_samples) for part in (built.data.train, built.data.selection))
+    train, selection = built.data.train, built.data.selection
+    loader, others = (_make_loader(part, built, num_samples) for part in (train, selection))
+    if selection.dataset is train.dataset and np.array_equal(selection.indices, train.indices):
+        others = None  # evaluation on all that is trained on is meant
     training = [Batch(*form.split(batch)) for batch in batches]
     return Subject(model, loss, training, evaluation, optimizers, loader, others, form)
 
