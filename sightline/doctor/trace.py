@@ -42,8 +42,8 @@ class RowDigest:
             some = flat[:: max(1, len(flat) // _NUM_DIGESTED), :: max(1, flat.shape[1] // _NUM_DIGITS) | 1]
             bits = _read_bits(some)
             digests, varied = (bits * self._get_weights(bits, place)).sum(1), (bits[:, 1:] != bits[:, :1]).any(1)
-            total = digests if total is None else total + digests.to(total.device)
-            is_varied = varied if is_varied is None else is_varied | varied.to(is_varied.device)
+            total = digests if total is None else total + digests
+            is_varied = varied if is_varied is None else is_varied | varied
         assert total is not None
         assert is_varied is not None
         return RowDigests(total, is_varied, is_rich and number < 2 * _NUM_DIGESTED)

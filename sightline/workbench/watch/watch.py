@@ -251,7 +251,9 @@ class Watch:
         tensors = [tensor for _, tensor in dense_leaves(inputs) if tensor.numel() > 1][:_MAX_INPUTS]
         is_near = all(tensor.device.type == "cpu" for tensor in tensors)
         with torch.no_grad():
-            return self._loop.digest(tensors) if tensors and (is_near or self._loop.is_measured) else None
+            if len({tensor.device for tensor in tensors}) != 1:  # none, or a copy between devices, which waits
+                return None
+            return self._loop.digest(tensors) if is_near or self._loop.is_measured else None
 
     def _after_average(self, average: nn.Module, *_: Any) -> None:
         self._judge("on_average", average)
