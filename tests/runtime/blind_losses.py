@@ -1,6 +1,6 @@
 """Bugs of a blind exam, and kin of them, in losses and networks; each with a form in which it is mended.
 
-The forty scripts were written before anything of the package was read (docs/results/checks.md, "A blind exam").
+The forty scripts were written before anything of the package was read (docs/results/doctor.md, "A blind exam").
 These are the relations that they asked for, smaller.
 """
 

@@ -1,6 +1,6 @@
 """Wrong backward passes of several kinds, and in how many of 60 draws the check of gradients finds each.
 
-`python -m tests.doctor.oracles.power` prints the table of docs/results/checks.md.
+`python -m tests.doctor.oracles.power` prints the table of docs/results/doctor.md.
 """
 
 from __future__ import annotations
