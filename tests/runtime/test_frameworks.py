@@ -1,8 +1,9 @@
-"""Loops of Lightning and accelerate, with three bugs each and with none (`pip install sightline[loops]`)."""
+"""Loops of Lightning, accelerate and transformers, with three bugs and with none (`pip install sightline[loops]`)."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,6 +75,13 @@ def test_lightning(bug: str, calls_itself: bool) -> None:
     expected = [("mode", "model.norm_mode", 6)] if bug == "evaluation mode" else BUGS[bug]
     assert [(f.code, f.cause, f.where.step) for f in watch.findings] == expected
     assert watch.report.figures["updates"] == 20
+    watching = sightline.LightningWatch()
+    trainer = lightning.Trainer(
+        max_epochs=2, accelerator="cpu", enable_model_summary=False, callbacks=[watching], **options
+    )
+    trainer.fit(Module(), make_loader(), make_loader(32))
+    assert watching.report is not None
+    assert [(f.code, f.cause) for f in watching.report.findings] == [entry[:2] for entry in expected]
 
 
 @pytest.mark.parametrize("bug", [*BUGS, "a schedule of epochs"])
@@ -99,3 +107,31 @@ def test_accelerate(bug: str) -> None:
     expected = [("schedule", "optim.scheduler", 7)] if bug == "a schedule of epochs" else BUGS[bug]
     assert [(f.code, f.cause, f.where.step) for f in watch.findings] == expected
     assert watch.report.figures["updates"] == 20
+
+
+class Scored(nn.Module):
+    """Network that returns its loss, as models of transformers do."""
+
+    def __init__(self, bug: str) -> None:
+        super().__init__()
+        self.net = make_model(bug)
+
+    def forward(self, points: Any, labels: Any) -> Any:
+        logits = self.net(points)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize("bug", ["", "softmax twice"])
+def test_callback_of_transformers(bug: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    points = torch.randn(160, 10)
+    samples = [{"points": each, "labels": each[:4].argmax()} for each in points]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), num_train_epochs=2, per_device_train_batch_size=16, use_cpu=True, report_to=[],
+        save_strategy="no", disable_tqdm=True, learning_rate=1e-2,
+    )  # fmt: skip
+    watching = sightline.TransformersWatch()
+    transformers.Trainer(Scored(bug), arguments, train_dataset=samples, callbacks=[watching]).train()
+    assert watching.report is not None
+    assert [(f.code, f.cause, f.where.step) for f in watching.report.findings] == BUGS[bug]
+    assert watching.report.figures["updates"] == 20
