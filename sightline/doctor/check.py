@@ -59,7 +59,7 @@ def examine_subject(subject: Subject, *, declared: Collection[str] = (), budget_
     """Judge a subject by all rules, within a budget of processor time."""
     with leave_out_checkpoints(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what torch says of shapes that relations try
-        return examine(Evidence(subject, budget_s), declared=declared)
+        return examine(Evidence({"subject": subject}, budget_s), declared=declared)
 
 
 def make_subject(

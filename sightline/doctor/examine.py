@@ -49,7 +49,7 @@ def list_rules() -> list[Rule]:
 def examine(evidence: Evidence, *, declared: Collection[str] = ()) -> Examination:
     """Judge a subject by the rules, those of the cheapest evidence first; nothing of the subject changes."""
     examination = Examination()
-    open_rules = list(list_rules())
+    open_rules = [rule for rule in list_rules() if evidence.offers(rule.reads)]
     while open_rules:
         rule = min(open_rules, key=lambda each: evidence.estimate_s(each.reads))
         open_rules.remove(rule)

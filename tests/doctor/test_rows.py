@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import sightline
 from sightline.doctor.check import check_module
 from sightline.doctor.finding import Finding
 from tests.doctor.rows import Case, list_cases
@@ -18,7 +19,14 @@ def run(case: Case, has_bug: bool) -> list[Finding]:
     def check(*subject: Any, **options: Any) -> None:
         findings.extend(check_module(*subject, **options).findings)
 
-    case.run(has_bug, None, check)
+    watched: list[Any] = []
+
+    def watch(*subject: Any, **options: Any) -> Any:
+        watched.append(sightline.watch(*subject, **options))
+        return watched[-1]
+
+    case.run(has_bug, watch, check)
+    findings.extend(finding for each in watched for finding in each.findings)
     return [finding for finding in findings if finding.severity != "note"]
 
 

@@ -1,9 +1,9 @@
 """Evidence about a subject: measurements that name what they need, made once, and why one is missing.
 
-A measurement is a function whose arguments are the names of other measurements, or `subject`. Rules name measurements
-in the same way, and never measure themselves. What cannot be measured must reach the verdict: a measurement that does
-not apply raises `NotApplicableError`, one that fails is recorded with its error, and one that the budget does not
-afford is left out, and said.
+A measurement is a function whose arguments are the names of other measurements, or of what is given: the `subject` of
+a check, the `trace` of a loop. Rules name measurements in the same way, and never measure themselves. What cannot be
+measured must reach the verdict: a measurement that does not apply raises `NotApplicableError`, one that fails is
+recorded with its error, and one that the budget does not afford is left out, and said.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import importlib
 import inspect
 import pkgutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
 from sightline.doctor.attempts import MissingError, attempt
-from sightline.doctor.subject import Subject
 
 _FIRST = "passed"
 """Measurement that runs the first batch; those that cost passes are afforded by its time."""
@@ -67,16 +66,22 @@ def import_all(package: str) -> None:
 
 @dataclass
 class Evidence:
-    """Measurements of one subject, made on first use, within a budget of processor time."""
+    """Measurements of what is `given`, by name, made on first use, within a budget of processor time."""
 
-    subject: Subject
+    given: Mapping[str, Any]
     budget_s: float
     seconds: dict[str, float] = field(default_factory=dict)
     _values: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         import_all(__name__)
-        self._values["subject"] = self.subject
+        self._values |= self.given
+
+    def offers(self, names: Iterable[str]) -> bool:
+        """Return True if measurements begin from what is given; others are of another kind of subject."""
+        return all(
+            name in self.given or (name in MEASUREMENTS and self.offers(MEASUREMENTS[name].reads)) for name in names
+        )
 
     def get(self, name: str) -> Any:
         """Return a measurement. Raises MissingError where it does not apply, has failed, or is not afforded."""
@@ -96,7 +101,8 @@ class Evidence:
     def _pass_s(self) -> float:
         """Processor time of a pass forward and backward: three times that of the first one, forward."""
         try:
-            self.get(_FIRST)
+            if self.offers((_FIRST,)):
+                self.get(_FIRST)
         except MissingError:
             return 0.0
         return 3 * self.seconds.get(_FIRST, 0.0)

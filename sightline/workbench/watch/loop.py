@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 import sysconfig
 import threading
@@ -21,6 +22,8 @@ from sightline.instrument import Inputs
 from sightline.ops.waits import send
 from sightline.workbench.check.context import FindingBuilder
 from sightline.workbench.check.core.finding import Fault
+
+logger = logging.getLogger(__name__)
 
 Found = tuple[FindingBuilder, Fault]
 Judge = Callable[[float], Iterable[Found]]
@@ -247,6 +250,10 @@ class Monitor:
         """Judge a forward pass of a whole model."""
         return ()
 
+    def on_outputs(self, loop: Loop, outputs: Any) -> Iterable[Found]:
+        """Judge the outputs of a pass that is recorded for backward, with their history; none may be kept."""
+        return ()
+
     def before_backward(self, loop: Loop, root: Tensor) -> Iterable[Found]:
         """Judge the loss, whose graph still exists."""
         return ()
@@ -299,3 +306,22 @@ class LastPollMonitor(Monitor):
 
     def on_end(self, loop: Loop) -> Iterable[Found]:
         return ((rule, dataclasses.replace(fault, step=None)) for rule, fault in loop.reader.poll(waits=True))
+
+
+class Hook:
+    """Hook of a watched model or tensor; its copies, and those saved with a model, do nothing."""
+
+    def __init__(self, run: Callable[..., None] | None) -> None:
+        self._run = run
+
+    def __call__(self, *arguments: Any) -> None:
+        if self._run is None or torch.compiler.is_compiling():  # torch would trace what is called here
+            return
+        try:
+            self._run(*arguments)
+        except Exception:
+            logger.warning("watch-failed: forward passes are not watched from here on", exc_info=True)
+            self._run = None
+
+    def __reduce__(self) -> Any:
+        return Hook, (None,)

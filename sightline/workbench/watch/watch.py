@@ -32,6 +32,7 @@ from sightline.workbench.watch.kept_weights import CopyMonitor, PruneMonitor
 from sightline.workbench.watch.loop import (
     ForwardCall,
     Found,
+    Hook,
     LastPollMonitor,
     Loop,
     Monitor,
@@ -53,6 +54,7 @@ from sightline.workbench.watch.ranks import start_monitor
 from sightline.workbench.watch.report import CheckReport
 from sightline.workbench.watch.restarts import RestartMonitor
 from sightline.workbench.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor, StateMonitor
+from sightline.workbench.watch.trace_monitor import TraceMonitor
 from sightline.workbench.watch.units import UnitMonitor
 
 logger = logging.getLogger(__name__)
@@ -97,6 +99,7 @@ class Watch:
         self._bisects = bisects
         self._watches_passes = watches_passes
         self._receive = receive
+        self._tracing = TraceMonitor(averages)
         self._monitors: list[Monitor] = [
             PollMonitor(),
             RestartMonitor(),
@@ -121,6 +124,7 @@ class Watch:
             AverageMonitor(averages),
             CopyMonitor(),
             PruneMonitor(),
+            self._tracing,
             LastPollMonitor(),
         ]
         self._by_event = {
@@ -145,7 +149,7 @@ class Watch:
     @property
     def report(self) -> CheckReport:
         """Report of the loop so far."""
-        return CheckReport("watch", self.findings, figures={"updates": self._loop.step})
+        return CheckReport("watch", self.findings, self._tracing.write_verdict(), {"updates": self._loop.step})
 
     def __enter__(self) -> Self:
         self._loop.is_over = False
@@ -154,8 +158,9 @@ class Watch:
         self._hang(self._loop.models.values())
         self._stack.enter_context(observe_backward(self._before_backward, self._after_backward))
         self._stack.enter_context(observe_unscaling(self._before_unscaling))
+        self._stack.enter_context(self._tracing.follow(self._loop))
         for average in self._averages:
-            for handle in hang(average, None, _Hook(self._after_average)):
+            for handle in hang(average, None, Hook(self._after_average)):
                 self._stack.callback(handle.remove)
         self._stack.enter_context(observe_updates(self._before_update, self._after_update))
         if self.compares_ranks:
@@ -181,10 +186,10 @@ class Watch:
         for model in models if self._watches_passes else ():
             if model._compiled_call_impl is not None:  # `model.compile()`: torch would trace the hooks
                 continue
-            for handle in hang(model, _Hook(self._begin_forward), _Hook(self._end_forward)):
+            for handle in hang(model, Hook(self._begin_forward), Hook(self._end_forward)):
                 self._stack.callback(handle.remove)
         for module in (module for model in models for module in model.modules()):
-            for handle in hang_on_load(module, _Hook(self._before_load)):
+            for handle in hang_on_load(module, Hook(self._before_load)):
                 self._stack.callback(handle.remove)
 
     # --- events ------------------------------------------------------------------------------------------------------
@@ -204,7 +209,7 @@ class Watch:
             self._loop.model_inputs = [tensor for _, tensor in dense_leaves((args, kwargs))]
             self._recorded = set(modules.values())
             for path, module in modules.items():
-                for handle in hang(module, _Hook(partial(self._begin_part, path))):
+                for handle in hang(module, Hook(partial(self._begin_part, path))):
                     self._calls.callback(handle.remove)
 
     def _stop_recording(self) -> None:
@@ -227,6 +232,8 @@ class Watch:
         if has_gradient:
             self._loop.call = call
         self._judge("on_forward", call)
+        if has_gradient:
+            self._judge("on_outputs", outputs)
 
     def _after_average(self, average: nn.Module, *_: Any) -> None:
         self._judge("on_average", average)
@@ -344,25 +351,6 @@ class Watch:
                 for f in self._findings
             ]
             self._publish(found)
-
-
-class _Hook:
-    """Hook of a watched model; its copies, and those saved with a model, do nothing."""
-
-    def __init__(self, run: Callable[..., None] | None) -> None:
-        self._run = run
-
-    def __call__(self, *arguments: Any) -> None:
-        if self._run is None or torch.compiler.is_compiling():  # torch would trace what is called here
-            return
-        try:
-            self._run(*arguments)
-        except Exception:
-            logger.warning("watch-failed: forward passes are not watched from here on", exc_info=True)
-            self._run = None
-
-    def __reduce__(self) -> Any:
-        return _Hook, (None,)
 
 
 def watch(

@@ -1,0 +1,141 @@
+"""What the trace of a loop says of it: shifts of inputs, cycles of rates, curves of losses, pulls of micro-batches."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections import Counter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.evidence import measure
+from sightline.doctor.trace import Inputs, Trace
+
+_MIN_BATCHES, _MIN_CURVE, _MIN_PULLS, _MIN_ROWS = 4, 20, 6, 16
+_MIN_RATIO, _MIN_SHIFT, _MIN_Z = 2.0, 1.5, 8.0
+_LOW, _HIGH = 0.05, 0.9
+_MIN_UNLIKE_COUNTS, _MIN_UNIQUE = 1.5, 0.9
+
+
+class InputShift(NamedTuple):
+    """Means and deviations of a leaf in training and in evaluation (of its channel that differs most)."""
+
+    path: str
+    mean: tuple[float, float]
+    deviation: tuple[float, float]
+    z: float
+    is_unlike: bool
+
+
+@measure()
+def input_shifts(trace: Trace) -> list[InputShift]:
+    """Compare the inputs of evaluation passes with those of training, leaf by leaf."""
+    phases = trace.inputs["train"], trace.inputs["eval"]
+    both = [
+        (path, train, phases[1][path])
+        for path, train in phases[0].items()
+        if len(train) >= _MIN_BATCHES and phases[1].get(path)
+    ]
+    if not both:
+        raise NotApplicableError("no inputs of training and evaluation")
+    return [_compare_inputs(path, *map(_stack_inputs, pair)) for path, *pair in both]
+
+
+def _stack_inputs(batches: list[Inputs]) -> tuple[Tensor, Tensor]:
+    """Stack the means and deviations (N, C) of the batches that have as many channels as the first."""
+    alike = [each for each in batches if each.mean.shape == batches[0].mean.shape]
+    return tuple(torch.stack([each[i] for each in alike]).double().cpu() for i in range(2))  # type: ignore[return-value]
+
+
+def _compare_inputs(path: str, train: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> InputShift:
+    if train[0].shape[1] != other[0].shape[1]:
+        return InputShift(path, (0.0, 0.0), (0.0, 0.0), 0.0, is_unlike=False)
+    mean, spread = train[0].mean(0), train[1].mean(0).clamp(min=1e-6)
+    shift = (other[0].mean(0) - mean).abs() / spread
+    ratio = (other[1].mean(0).clamp(min=1e-6) / spread).log().abs()
+    noise = (train[0].std(0) / spread + 0.01, (train[1].clamp(min=1e-6) / spread).log().std(0) + 0.01)
+    z = torch.maximum(shift / noise[0], ratio / noise[1])
+    unlike = ((shift > _MIN_SHIFT) & (shift / noise[0] > _MIN_Z)) | (
+        (ratio > math.log(_MIN_RATIO)) & (ratio / noise[1] > _MIN_Z)
+    )
+    worst = int((z * unlike).argmax() if bool(unlike.any()) else z.argmax())
+    means, deviations = ([float(train[i].mean(0)[worst]), float(other[i].mean(0)[worst])] for i in range(2))
+    is_unlike = float(unlike.double().mean()) > 0.5
+    return InputShift(path, (*means,), (*deviations,), float(z[worst]), is_unlike)  # type: ignore[arg-type]
+
+
+class Cycle(NamedTuple):
+    """How often a learning rate fell to nothing and returned, in how many updates each, and those of an epoch."""
+
+    number: int
+    period: float
+    epoch: float
+    num_updates: int
+
+
+@measure()
+def rate_cycles(trace: Trace) -> dict[str, Cycle]:
+    """Count the cycles of the learning rate of each optimiser."""
+    if not trace.rates:
+        raise NotApplicableError("no updates")
+    lengths = [after - before for before, after in itertools.pairwise(trace.epochs) if after > before]
+    epoch = statistics.median(lengths) if lengths else 0.0
+    return {name: _count_cycles(rates, epoch) for name, rates in trace.rates.items()}
+
+
+def _count_cycles(rates: list[float], epoch: float) -> Cycle:
+    top, tops, is_low = max(rates), list[int](), True
+    for index, rate in enumerate(rates):
+        if rate >= _HIGH * top and is_low:
+            tops.append(index)
+        is_low = rate <= _LOW * top or (is_low and rate < _HIGH * top)
+    period = (tops[-1] - tops[0]) / (len(tops) - 1) if len(tops) > 1 else float(len(rates))
+    return Cycle(len(tops) - 1, period, epoch, len(rates))
+
+
+@measure()
+def curves(trace: Trace) -> list[list[float]]:
+    """Losses of each line that calls backward often enough."""
+    read = [series.read() for series in trace.losses.values() if len(series.kept) >= _MIN_CURVE]
+    finite = [curve for curve in read if all(map(math.isfinite, curve))]
+    if not finite:
+        raise NotApplicableError(f"fewer than {_MIN_CURVE} losses of a line")
+    return finite
+
+
+@measure()
+def pull_slope(trace: Trace) -> tuple[float, float, int, int]:
+    """Exponent of the counts of micro-batches in the pull at each output, its z, and the least and largest count."""
+    windows = [[(float(p.number), float(p.size)) for p in window] for window in trace.pulls]
+    windows = [[pair for pair in window if min(pair) > 0] for window in windows]
+    windows = [w for w in windows if len(w) > 1 and max(w)[0] > _MIN_UNLIKE_COUNTS * min(w)[0]]
+    if sum(map(len, windows)) < _MIN_PULLS:
+        raise NotApplicableError("no micro-batches of unlike counts")
+    centred = []
+    for window in windows:
+        logs = torch.tensor(window, dtype=torch.float64).log()
+        centred.append(logs - logs.mean(0))
+    x, y = torch.cat(centred).T
+    slope = (x @ y) / (x @ x)
+    rest = y - slope * x
+    error = ((rest @ rest) / max(len(x) - len(windows) - 1, 1) / (x @ x)).sqrt() + 1e-3
+    counts = [count for window in windows for count, _ in window]
+    return float(slope), float(slope.abs() / error), round(min(counts)), round(max(counts))
+
+
+@measure()
+def evaluated_share(trace: Trace) -> tuple[float, int, bool]:
+    """Share of the evaluated samples that training has read, their number, and whether their data set is another."""
+    train, other = trace.rows["train"], trace.rows["eval"]
+    if not train.digests or not other.digests:
+        raise NotApplicableError("no samples of training and evaluation")
+    trained, evaluated = (torch.cat([d.cpu() for d in rows.digests]).tolist() for rows in (train, other))
+    if len(evaluated) < _MIN_ROWS or len(set(evaluated)) < _MIN_UNIQUE * min(len(evaluated), _MIN_ROWS * 4):
+        raise NotApplicableError("too few unlike samples evaluated")
+    known, counts = set(trained), Counter(evaluated)
+    share = sum(digest in known for digest in counts) / len(counts)
+    return share, len(counts), bool(other.sets) and not other.sets & train.sets

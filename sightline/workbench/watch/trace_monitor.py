@@ -1,0 +1,287 @@
+"""Monitor that keeps the trace of a loop, and judges it by the doctor's rules of the run."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from sightline.contract.pytree import dense_leaves
+from sightline.doctor.autograd_graph import get_node_name
+from sightline.doctor.evidence import Evidence
+from sightline.doctor.examine import Examination, examine
+from sightline.doctor.report import write_verdict
+from sightline.doctor.trace import BackwardAddends, Clip, Inputs, Norm, Pull, Series, Trace, is_measured
+from sightline.instrument import replace_function
+from sightline.workbench.check.context import FindingBuilder
+from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.watch.loop import ForwardCall, Found, Hook, Loop, Monitor, OptimizerTrack, has_slices
+
+_NUM_DIGITS, _MAX_ROWS, _NUM_OF_EVALUATION, _MAX_EVALUATED = 64, 512, 4, 64
+_MAX_NODES, _MAX_NORMED = 20_000, 1_000_000
+_JUDGED = frozenset((20, 60, 200, 600))
+_SUMS = frozenset(("Add", "Sub", "Neg", "Mul", "Div"))
+
+
+class TraceMonitor(Monitor):
+    """Trace of the loop: plain numbers at each step, statistics at measured ones, judged a few times and at the end."""
+
+    def __init__(self, averages: Sequence[nn.Module] = ()) -> None:
+        self.trace = Trace()
+        self.examination: Examination | None = None
+        self._averages = averages
+        self._num_evaluated = self._num_evaluated_in_all = self._num_trained = 0
+        self._is_traced = self._is_late = self._is_unscaled = False
+        self._pulls: dict[Hashable, list[Pull]] = {}
+        self._norms: dict[int, Tensor] = {}
+        self._weights: list[tuple[Tensor, Tensor]] = []
+        self._set: weakref.ref[Any] | None = None
+        self._columns: dict[int, Tensor] = {}
+
+    # --- what enters and leaves the model ------------------------------------------------------------------------
+
+    @contextmanager
+    def follow(self, loop: Loop) -> Iterator[None]:
+        """Context in which the loaders that the loop iterates are seen."""
+
+        def begin(run: Any, loader: Any) -> Any:
+            if loop.runs_here:
+                self._set = weakref.ref(loader.dataset) if hasattr(loader.dataset, "__weakref__") else None
+                if torch.is_grad_enabled() and all(model.training for model in loop.models.values()):
+                    self.trace.epochs.append(self.trace.num_updates)
+            return run(loader)
+
+        with replace_function(DataLoader, "__iter__", begin):
+            yield
+
+    def on_forward(self, loop: Loop, call: ForwardCall) -> Iterable[Found]:
+        """Keep statistics and digests of the inputs."""
+        is_training = call.has_gradient and call.model.training
+        if not is_training and call.model.training:
+            return ()
+        phase = "train" if is_training else "eval"
+        if is_training:
+            self._num_evaluated = 0
+            is_read = self.is_measured or (self._num_trained < 2 * _NUM_OF_EVALUATION)
+            self._num_trained += 1
+        else:
+            self._num_evaluated += 1
+            self._num_evaluated_in_all += 1
+            is_read = self._num_evaluated <= _NUM_OF_EVALUATION and self._num_evaluated_in_all <= 2 * _MAX_EVALUATED
+        rows = self.trace.rows[phase]
+        leaves = list(dense_leaves(call.inputs)) if is_read or len(rows.digests) < _MAX_ROWS else []
+        if leaves and len(rows.digests) < _MAX_ROWS:
+            self._keep_rows(phase, leaves)
+        for path, tensor in leaves if is_read else ():
+            if tensor.ndim > 1 and tensor.numel() and (tensor.is_floating_point() or tensor.dtype == torch.uint8):
+                self.trace.inputs[phase].setdefault(path, []).append(_describe_inputs(tensor.detach()))
+        if is_training and self.is_measured:
+            self._keep_spreads(call)
+        return ()
+
+    def _keep_rows(self, phase: str, leaves: list[tuple[str, Tensor]]) -> None:
+        tensor = next((tensor for _, tensor in leaves if tensor.ndim > 1 and tensor[0].numel() > 1), None)
+        if tensor is None:
+            return
+        flat = tensor.detach().flatten(1)
+        columns = flat[:, :: max(flat.shape[1] // _NUM_DIGITS, 1)].double()
+        weights = self._columns.get(columns.shape[1])
+        if weights is None or weights.device != columns.device:
+            weights = torch.rand(columns.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+            weights = self._columns[columns.shape[1]] = weights.to(columns.device)
+        self.trace.rows[phase].digests.append((columns * weights).sum(1))
+        if self._set is not None and (data := self._set()) is not None:
+            self.trace.rows[phase].sets.add(id(data))
+
+    def _keep_spreads(self, call: ForwardCall) -> None:
+        for path, tensor in call.outputs.items():
+            if tensor.is_floating_point() and tensor.ndim > 1 and len(tensor) > 1:
+                spread = tensor.flatten(1)[:, : _NUM_DIGITS * _NUM_DIGITS].float().std(0).mean()
+                self.trace.spreads.setdefault(path, []).append((self.trace.num_updates, spread))
+
+    def on_outputs(self, loop: Loop, outputs: Any) -> Iterable[Found]:
+        """Read how the loss pulls at the outputs of a measured micro-batch."""
+        if self.is_measured:
+            leaves = [tensor for _, tensor in dense_leaves(outputs) if tensor.requires_grad and tensor.ndim > 1]
+            if leaves and loop.call is not None:
+                max(leaves, key=Tensor.numel).register_hook(Hook(partial(self._keep_pull, loop, id(loop.call.model))))
+        return ()
+
+    def _keep_pull(self, loop: Loop, model: int, gradient: Tensor) -> None:
+        """Keep the pull beside those of the same line and model: losses of other lines count other things."""
+        with torch.no_grad():
+            count = (gradient != 0).sum()
+            pull = Pull(count, gradient.abs().double().sum() / count.clamp(min=1))
+            self._pulls.setdefault((loop.call_site, model), []).append(pull)
+
+    # --- losses, gradients, updates ------------------------------------------------------------------------------
+
+    @property
+    def is_measured(self) -> bool:
+        """True before an update that is measured."""
+        return is_measured(self.trace.num_updates)
+
+    def before_backward(self, loop: Loop, root: Tensor) -> Iterable[Found]:
+        """Keep the loss; at measured steps, take its sum apart."""
+        trace = self.trace
+        trace.num_backward += 1
+        trace.num_training_backward += loop.call is not None and loop.call.model.training
+        if trace.num_backward == 1:
+            self._is_late = root.device.type != "cpu"
+            self._weights = [(p, _take_few(p).clone()) for p in loop.parameters().values() if has_slices(p)]
+        if root.numel() == 1 and root.is_floating_point():
+            trace.losses.setdefault(hash(loop.call_site), Series()).add(root.detach().reshape(()))
+        self._is_traced = self.is_measured
+        if self._is_traced:
+            self._keep_average_norms(loop)
+        if self._is_traced and trace.num_backward < 4 * _MAX_ROWS:
+            own = {id(parameter) for parameter in loop.parameters().values()}
+            leaves = [below & own for addend in list_addends(root.grad_fn) if (below := list_leaves(addend))]
+            trace.addends.append(BackwardAddends([frozenset(each) for each in leaves if each]))
+        elif trace.addends and trace.addends[-1].leaves:
+            trace.addends.append(BackwardAddends([]))
+        return ()
+
+    def after_backward(self, loop: Loop) -> Iterable[Found]:
+        """Keep the norm of the gradients of each optimiser."""
+        for key, track in loop.tracks.items() if self._is_traced else ():
+            self._norms[key] = _compute_norm(list(track.gradients.values()))
+        return ()
+
+    def before_unscaling(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found]:
+        """Leave out the norms of an optimiser whose gradients a GradScaler divides."""
+        self._is_unscaled = True
+        return ()
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found]:
+        """Keep the learning rate, and at measured steps the norm of what is used."""
+        trace, name = self.trace, track.name
+        trace.rates.setdefault(name, []).append(track.lr)
+        held = {id(parameter) for parameter in track.parameters.values()}
+        if trace.addends:
+            trace.addends[-1].updated |= held
+            trace.held |= held
+        if self.is_measured and not self._is_unscaled and (norm := self._norms.get(id(track.optimizer))) is not None:
+            self._used = _compute_norm(list(track.gradients.values()))
+            self._before = norm, [_take_few(p).clone() for p in track.probes if has_slices(p)]
+        return ()
+
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        """Keep how far the weights have moved, and judge now and then."""
+        trace = self.trace
+        if self.is_measured:
+            if (norm := self._norms.pop(id(track.optimizer), None)) is not None and not self._is_unscaled:
+                moves = [_take_few(p) - old for p, old in zip(track.probes, self._before[1], strict=False)]
+                share = _compute_norm(moves) / _compute_norm(self._before[1]).clamp(min=1e-12)
+                trace.clips.setdefault(track.name, []).append(Clip(norm, self._used, share))
+            trace.pulls += [pulls for pulls in self._pulls.values() if len(pulls) > 1]
+        self._pulls.clear()
+        trace.num_updates += 1
+        if trace.num_updates in _JUDGED and not self._is_late:
+            yield from self._examine()
+
+    def _keep_average_norms(self, loop: Loop) -> None:
+        for average in self._averages:
+            own = {name: t for model in loop.models.values() for name, t in _list_state(model)}
+            for name, tensor in _list_state(average):
+                mine = own.get(name.removeprefix("module."))
+                if mine is None or mine.shape != tensor.shape or not 2 < mine.numel() < _MAX_NORMED:
+                    continue
+                for dim in (0, -1)[: mine.ndim]:
+                    norms, others = (torch.linalg.vector_norm(t.detach().float(), dim=dim) for t in (mine, tensor))
+                    spread = norms.std(correction=0) / norms.mean().clamp(min=1e-12)
+                    kept = self.trace.norms.setdefault(f"{name}{' by columns' * (dim == 0)}", [])
+                    kept.append(Norm(norms.mean(), spread, others.mean()))
+
+    def on_end(self, loop: Loop) -> Iterator[Found]:
+        """Judge the whole trace."""
+        trace = self.trace
+        trace.is_over = True
+        changed = [(_take_few(p) != old).any() for p, old in self._weights]
+        trace.has_moved = any(bool(each) for each in changed)
+        if loop.call is not None and loop.call.model.training:
+            self._keep_spreads(loop.call)
+        self._keep_average_norms(loop)
+        if trace.num_backward:
+            yield from self._examine()
+
+    def _examine(self) -> Iterator[Found]:
+        self.examination = examine(Evidence({"trace": self.trace}, 1.0))
+        for finding in self.examination.findings:
+            builder = FindingBuilder(
+                code=finding.code,
+                severity=finding.severity,
+                causes=finding.causes,
+                expected=finding.expected,
+                action=finding.action,
+            )
+            yield builder, Fault(finding.summary, measured=finding.measured)
+
+    def write_verdict(self) -> list[str]:
+        """Write the verdict of the last examination."""
+        return [] if self.examination is None else write_verdict(self.examination)
+
+
+def list_addends(node: Any) -> list[Any]:
+    """List the nodes whose values a loss adds, with any constant factor."""
+    found, open_nodes = list[Any](), [node]
+    while open_nodes and len(found) < _NUM_DIGITS:
+        node = open_nodes.pop()
+        if node is None:
+            continue
+        parents = [parent for parent, _ in node.next_functions if parent is not None]
+        name = get_node_name(node)
+        if name in ("Add", "Sub", "Neg") or (name in _SUMS and len(parents) == 1):
+            open_nodes += parents
+        else:
+            found.append(node)
+    return found
+
+
+def list_leaves(node: Any) -> set[int]:
+    """List the identities of the leaves below a node; empty if the graph is large."""
+    seen, open_nodes, leaves = {node}, [node], set[int]()
+    while open_nodes:
+        node = open_nodes.pop()
+        if (variable := getattr(node, "variable", None)) is not None:
+            leaves.add(id(variable))
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                open_nodes.append(parent)
+        if len(seen) > _MAX_NODES:
+            return set()
+    return leaves
+
+
+def _describe_inputs(tensor: Tensor) -> Inputs:
+    """Describe a leaf by channel: the second dimension of images and volumes, else the last one."""
+    values = tensor.float().movedim(1, -1) if tensor.ndim > 3 else tensor.float()
+    flat = values.reshape(-1, values.shape[-1])
+    return Inputs(flat.mean(0), flat.std(0, correction=0))
+
+
+def _compute_norm(tensors: list[Tensor]) -> Tensor:
+    """Compute the norm of all numbers of the tensors together."""
+    dense = [tensor.detach() for tensor in tensors if tensor.layout is torch.strided]
+    if not dense:
+        return torch.zeros(())
+    device = dense[0].device
+    return torch.stack([norm.to(device, torch.float64) for norm in torch._foreach_norm(dense)]).norm()
+
+
+def _take_few(parameter: Tensor) -> Tensor:
+    """Take the first numbers of a parameter."""
+    return parameter.detach().flatten()[:_NUM_DIGITS]
+
+
+def _list_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """List the parameters and buffers that are averaged."""
+    yield from ((name, t) for name, t in model.named_parameters() if has_slices(t))
+    yield from ((name, t) for name, t in model.named_buffers() if t.is_floating_point())
