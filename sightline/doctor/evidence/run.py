@@ -80,11 +80,11 @@ class Cycle(NamedTuple):
 @measure()
 def rate_cycles(trace: Trace) -> dict[str, Cycle]:
     """Count the cycles of the learning rate of each optimiser."""
-    if not trace.rates:
-        raise NotApplicableError("no updates")
+    if not any(map(any, trace.rates.values())):
+        raise NotApplicableError("no updates at a rate above 0")
     lengths = [after - before for before, after in itertools.pairwise(trace.epochs) if after > before]
     epoch = statistics.median(lengths) if lengths else 0.0
-    return {name: _count_cycles(rates, epoch) for name, rates in trace.rates.items()}
+    return {name: _count_cycles(rates, epoch) for name, rates in trace.rates.items() if any(rates)}
 
 
 def _count_cycles(rates: list[float], epoch: float) -> Cycle:

@@ -90,9 +90,10 @@ class FiniteMonitor(Monitor):
         numbers = UpdateNumbers(loop.call, loop.loss, *late)
 
         def judge(value: float) -> Iterator[Found]:
-            if not math.isfinite(value) and not self._is_found:
+            fault = None if math.isfinite(value) or self._is_found else self._explain(track, numbers)
+            if fault is not None:
                 self._is_found = True
-                yield non_finite, self._explain(track, numbers)
+                yield non_finite, fault
 
         yield from loop.reader.read(total, judge)
 
@@ -136,8 +137,11 @@ class ClipMonitor(Monitor):
             )
 
 
-def locate_non_finite(track: OptimizerTrack, numbers: UpdateNumbers) -> Fault:
-    """Say from what the step has left where its first number that is not finite is: inputs, outputs, loss, gradient."""
+def locate_non_finite(track: OptimizerTrack, numbers: UpdateNumbers) -> Fault | None:
+    """Say from what the step has left where its first number that is not finite is: inputs, outputs, loss, gradient.
+
+    None if all of them are finite: a norm of huge numbers may be infinite.
+    """
     loss = math.nan if numbers.loss is None else float(numbers.loss.double().sum())
     call = numbers.call
     for kind, tree in (
@@ -166,15 +170,17 @@ def locate_non_finite(track: OptimizerTrack, numbers: UpdateNumbers) -> Fault:
         names = {id(parameter): name for name, parameter in track.parameters.items()}
         pairs = zip(numbers.gradients, numbers.norms.isfinite().tolist(), strict=True)
         affected, total = [names[id(p)] for p, is_finite in pairs if not is_finite], len(numbers.gradients)
-    last = affected[-1] if affected else None
+    if not affected:
+        return None
+    last = affected[-1]
     return _diagnose(
         "gradient",
-        place=f", last in '{last}' in the order of the layers" if last else "",
+        place=f", last in '{last}' in the order of the layers",
         loss=loss,
         bad=len(affected),
         total=total,
         param=last,
-        layer=(last or "").rpartition(".")[0] or None,
+        layer=last.rpartition(".")[0] or None,
         evidence={"stage": "backward"},
     )
 

@@ -320,12 +320,14 @@ class Watch:
         if self._receive is not None:
             self._receive(finding)
 
-    def _explain_non_finite(self, track: OptimizerTrack, numbers: UpdateNumbers) -> Fault:
+    def _explain_non_finite(self, track: OptimizerTrack, numbers: UpdateNumbers) -> Fault | None:
         """Locate a number that is not finite; of a forward pass, search its layer now, or at the end.
 
         A number that arrived late may have spoilt the weights: they no longer lead to the layer.
         """
         fault = locate_non_finite(track, numbers)
+        if fault is None:
+            return None
         if numbers.is_late and not all(bool(p.isfinite().all()) for p in track.parameters.values()):
             return fault
         if fault.evidence["stage"] == "forward" and numbers.call is not None:
