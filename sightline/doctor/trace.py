@@ -61,6 +61,7 @@ class Inputs(NamedTuple):
 
     mean: Tensor
     deviation: Tensor
+    num_rows: int
 
 
 class Pull(NamedTuple):
@@ -115,7 +116,7 @@ class Trace:
     num_backward: int = 0
     num_training_backward: int = 0
     num_updates: int = 0
-    has_moved: bool = False
+    changed: list[Tensor] = field(default_factory=list)
     rates: dict[str, list[float]] = field(default_factory=dict)
     losses: dict[Hashable, Series] = field(default_factory=dict)
     epochs: list[int] = field(default_factory=list)

@@ -36,10 +36,11 @@ def input_shifts(trace: Trace) -> list[InputShift]:
     """Compare the inputs of evaluation passes with those of training, leaf by leaf."""
     phases = trace.inputs["train"], trace.inputs["eval"]
     both = [
-        (path, train, phases[1][path])
+        (path, train, [each for each in phases[1].get(path, ()) if 2 * each.num_rows >= train[0].num_rows])
         for path, train in phases[0].items()
-        if len(train) >= _MIN_BATCHES and phases[1].get(path)
+        if len(train) >= _MIN_BATCHES
     ]
+    both = [entry for entry in both if entry[2]]  # a mean of few samples differs by chance
     if not both:
         raise NotApplicableError("no inputs of training and evaluation")
     return [_compare_inputs(path, *map(_stack_inputs, pair)) for path, *pair in both]

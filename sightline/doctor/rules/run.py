@@ -34,7 +34,7 @@ def no_update(trace: Trace) -> Fault | None:
     """Look for backward passes in training mode after which nothing has moved a weight."""
     if trace.num_training_backward == 0:
         raise NotApplicableError("no backward pass in training mode")
-    if not trace.is_over or trace.num_updates or trace.has_moved or trace.num_training_backward < _MIN_BACKWARD:
+    if not trace.is_over or trace.num_updates or trace.num_training_backward < _MIN_BACKWARD or any(trace.changed):
         return None
     return Fault(
         f"{trace.num_training_backward} backward passes in training mode, and no update",

@@ -16,6 +16,7 @@ from sightline.contract.pytree import dense_leaves
 from sightline.doctor.autograd_graph import get_node_name
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.examine import Examination, examine
+from sightline.doctor.finding import Finding
 from sightline.doctor.report import write_verdict
 from sightline.doctor.trace import BackwardAddends, Clip, Inputs, Norm, Pull, Series, Trace, is_measured
 from sightline.instrument import replace_function
@@ -32,8 +33,9 @@ _SUMS = frozenset(("Add", "Sub", "Neg", "Mul", "Div"))
 class TraceMonitor(Monitor):
     """Trace of the loop: plain numbers at each step, statistics at measured ones, judged a few times and at the end."""
 
-    def __init__(self, averages: Sequence[nn.Module] = ()) -> None:
+    def __init__(self, averages: Sequence[nn.Module], known: Sequence[Finding]) -> None:
         self.trace = Trace()
+        self._known = known
         self.examination: Examination | None = None
         self._averages = averages
         self._num_evaluated = self._num_evaluated_in_all = self._num_trained = 0
@@ -203,8 +205,7 @@ class TraceMonitor(Monitor):
         """Judge the whole trace."""
         trace = self.trace
         trace.is_over = True
-        changed = [(_take_few(p) != old).any() for p, old in self._weights]
-        trace.has_moved = any(bool(each) for each in changed)
+        trace.changed = [(_take_few(p) != old).any() for p, old in self._weights]
         if loop.call is not None and loop.call.model.training:
             self._keep_spreads(loop.call)
         self._keep_average_norms(loop)
@@ -213,7 +214,10 @@ class TraceMonitor(Monitor):
 
     def _examine(self) -> Iterator[Found]:
         self.examination = examine(Evidence({"trace": self.trace}, 1.0))
+        explained = {cause for finding in self._known if finding.severity != "note" for cause in finding.causes}
         for finding in self.examination.findings:
+            if not explained.isdisjoint(finding.causes):
+                continue
             builder = FindingBuilder(
                 code=finding.code,
                 severity=finding.severity,
@@ -264,16 +268,16 @@ def _describe_inputs(tensor: Tensor) -> Inputs:
     """Describe a leaf by channel: the second dimension of images and volumes, else the last one."""
     values = tensor.float().movedim(1, -1) if tensor.ndim > 3 else tensor.float()
     flat = values.reshape(-1, values.shape[-1])
-    return Inputs(flat.mean(0), flat.std(0, correction=0))
+    return Inputs(flat.mean(0), flat.std(0, correction=0), len(tensor))
 
 
 def _compute_norm(tensors: list[Tensor]) -> Tensor:
-    """Compute the norm of all numbers of the tensors together."""
+    """Compute the norm of all numbers of the tensors that lie on the first one's device: no copy between devices."""
     dense = [tensor.detach() for tensor in tensors if tensor.layout is torch.strided]
     if not dense:
         return torch.zeros(())
-    device = dense[0].device
-    return torch.stack([norm.to(device, torch.float64) for norm in torch._foreach_norm(dense)]).norm()
+    near = [tensor for tensor in dense if tensor.device == dense[0].device]
+    return torch.stack([norm.double() for norm in torch._foreach_norm(near)]).norm()
 
 
 def _take_few(parameter: Tensor) -> Tensor:

@@ -99,7 +99,8 @@ class Watch:
         self._bisects = bisects
         self._watches_passes = watches_passes
         self._receive = receive
-        self._tracing = TraceMonitor(averages)
+        self._findings: list[Finding] = []
+        self._tracing = TraceMonitor(averages, self._findings)
         self._monitors: list[Monitor] = [
             PollMonitor(),
             RestartMonitor(),
@@ -136,7 +137,6 @@ class Watch:
         self._calls = ExitStack()
         self._recorded: set[nn.Module] = set()
         self._seen: set[object] = set()
-        self._findings: list[Finding] = []
         self._search: Search | None = None
         self._lock = threading.RLock()
         self.compares_ranks = False
@@ -343,7 +343,7 @@ class Watch:
         if fault is not None:
             place = dataclasses.replace(self._loop.place(), step=None)
             found = dataclasses.replace(non_finite.build_outside(fault, place), phase="runtime")
-            self._findings = [
+            self._findings[:] = [
                 dataclasses.replace(
                     found,
                     where=dataclasses.replace(found.where, file=f.where.file, line=f.where.line, step=f.where.step),
