@@ -49,7 +49,8 @@ def input_shifts(trace: Trace) -> list[InputShift]:
 def _stack_inputs(batches: list[Inputs]) -> tuple[Tensor, Tensor]:
     """Stack the means and deviations (N, C) of the batches that have as many channels as the first."""
     alike = [each for each in batches if each.mean.shape == batches[0].mean.shape]
-    return tuple(torch.stack([each[i] for each in alike]).double().cpu() for i in range(2))  # type: ignore[return-value]
+    means, deviations = [each.mean for each in alike], [each.deviation for each in alike]
+    return torch.stack(means).double().cpu(), torch.stack(deviations).double().cpu()
 
 
 def _compare_inputs(path: str, train: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> InputShift:
