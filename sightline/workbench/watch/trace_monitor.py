@@ -163,7 +163,7 @@ class TraceMonitor(Monitor):
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found]:
         """Keep the learning rate, and at measured steps the norm of what is used."""
-        trace, name = self.trace, track.name
+        trace, name = self.trace, _name(loop, track)
         trace.rates.setdefault(name, []).append(track.lr)
         held = {id(parameter) for parameter in track.parameters.values()}
         if trace.addends:
@@ -181,7 +181,7 @@ class TraceMonitor(Monitor):
             if (norm := self._norms.pop(id(track.optimizer), None)) is not None and not self._is_unscaled:
                 moves = [_take_few(p) - old for p, old in zip(track.probes, self._before[1], strict=False)]
                 share = _compute_norm(moves) / _compute_norm(self._before[1]).clamp(min=1e-12)
-                trace.clips.setdefault(track.name, []).append(Clip(norm, self._used, share))
+                trace.clips.setdefault(_name(loop, track), []).append(Clip(norm, self._used, share))
             trace.pulls += [pulls for pulls in self._pulls.values() if len(pulls) > 1]
         self._pulls.clear()
         trace.num_updates += 1
@@ -262,6 +262,12 @@ def list_leaves(node: Any) -> set[int]:
         if len(seen) > _MAX_NODES:
             return set()
     return leaves
+
+
+def _name(loop: Loop, track: OptimizerTrack) -> str:
+    """Name an optimiser; one of several of a class by its number, too."""
+    alike = [each for each in loop.tracks.values() if each.name == track.name]
+    return f"{track.name} {alike.index(track) + 1}" if len(alike) > 1 else track.name
 
 
 def _describe_inputs(tensor: Tensor) -> Inputs:
