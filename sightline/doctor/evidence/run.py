@@ -65,9 +65,9 @@ def _compare_inputs(path: str, train: tuple[Tensor, Tensor], other: tuple[Tensor
         (ratio > math.log(_MIN_RATIO)) & (ratio / noise[1] > _MIN_Z)
     )
     worst = int((z * unlike).argmax() if bool(unlike.any()) else z.argmax())
-    means, deviations = ([float(train[i].mean(0)[worst]), float(other[i].mean(0)[worst])] for i in range(2))
-    is_unlike = float(unlike.double().mean()) > 0.5
-    return InputShift(path, (*means,), (*deviations,), float(z[worst]), is_unlike)  # type: ignore[arg-type]
+    means = float(mean[worst]), float(other[0].mean(0)[worst])
+    deviations = float(train[1].mean(0)[worst]), float(other[1].mean(0)[worst])
+    return InputShift(path, means, deviations, float(z[worst]), float(unlike.double().mean()) > 0.5)
 
 
 class Cycle(NamedTuple):

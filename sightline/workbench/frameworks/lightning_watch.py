@@ -16,8 +16,8 @@ class LightningWatch(Watching, Callback):
         lightning.Trainer(callbacks=[watching]).fit(module, loader)
         print(watching.report)
 
-    Arguments are those of `sightline.watch`; optimisers and schedulers are the trainer's. The report is logged when the
-    training ends, also by an exception.
+    `ema`, `every`, `declared` and `bisect` are those of `sightline.watch`; optimisers and schedulers are the trainer's.
+    The report is logged when the training ends, also by an exception.
     """
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:

@@ -16,8 +16,9 @@ class TransformersWatch(Watching, TrainerCallback):
         transformers.Trainer(model, arguments, train_dataset=data, callbacks=[watching]).train()
         print(watching.report)
 
-    Arguments are those of `sightline.watch`; optimiser and scheduler are the trainer's. The report is logged when the
-    training ends. `transformers` tells its callbacks of no exception: put `sightline.watch` around `train` for one.
+    `ema`, `every`, `declared` and `bisect` are those of `sightline.watch`; optimiser and scheduler are the trainer's.
+    The report is logged when the training ends. `transformers` tells its callbacks of no exception: put
+    `sightline.watch` around `train` for one.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+from sightline.contract.call_arguments import to_texts
 from sightline.doctor.report import Report
-from sightline.workbench.watch.watch import Watch, watch
+from sightline.workbench.watch.watch import EVERY, Watch, watch
 
 logger = logging.getLogger(__name__)
 
 
 class Watching:
-    """Half of a callback: it keeps the arguments of `sightline.watch`, and logs the `report` of the last training."""
+    """Half of a callback: it keeps arguments of `sightline.watch`, and logs the `report` of the last training."""
 
     report: Report | None = None
 
-    def __init__(self, **arguments: Any) -> None:
-        self._arguments = arguments
+    def __init__(
+        self,
+        *,
+        ema: nn.Module | Sequence[nn.Module] | None = None,
+        every: int = EVERY,
+        declared: Sequence[str] = (),
+        bisect: bool = False,
+    ) -> None:
+        self._arguments: dict[str, Any] = {"ema": ema, "every": every, "bisect": bisect}
+        self._arguments["declared"] = to_texts(declared, name="declared")
         self._watch: Watch | None = None
 
     def start(self, model: nn.Module, **of_the_trainer: Any) -> None:
-        """Watch a model from here on; arguments of the callback go before those of the trainer."""
+        """Watch a model from here on."""
         self.end()
-        self._watch = watch(model, **of_the_trainer | self._arguments)
+        self._watch = watch(model, **of_the_trainer, **self._arguments)
         self._watch.__enter__()
 
     def end(self, error: BaseException | None = None) -> None:

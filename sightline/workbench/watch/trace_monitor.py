@@ -216,7 +216,7 @@ class TraceMonitor(Monitor):
         self.examination = examine(Evidence({"trace": self.trace}, 1.0))
         explained = {cause for finding in self._known if finding.severity != "note" for cause in finding.causes}
         for finding in self.examination.findings:
-            if not explained.isdisjoint(finding.causes):
+            if finding.causes[0] in explained:  # a monitor has said it, or an earlier examination
                 continue
             builder = FindingBuilder(
                 code=finding.code,

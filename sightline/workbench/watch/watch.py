@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.call_arguments import to_texts
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.finding import Finding
@@ -379,7 +380,7 @@ def watch(
         schedulers=[getattr(one, "scheduler", one) for one in _list(scheduler)],
         averages=_list(ema),
         every=every,
-        declared=frozenset(declared),
+        declared=frozenset(to_texts(declared, name="declared")),
         bisects=bisect,
     )
     watched.compares_ranks = True
