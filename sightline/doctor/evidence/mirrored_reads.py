@@ -26,7 +26,7 @@ _MAX_POINT_COLUMNS, _MIN_POINTS, _MIN_PIXELS = 8, 16, 4
 _MAX_NUMBERS, _MAX_BOX_COLUMNS = 64, 6
 _MAX_PEAK = 0.2
 """Largest share of a heat map that is above half of its highest number."""
-_MIN_FITTED_PAIRS, _MIN_BOXES, _MAX_ROUNDING = 80, 12, 1e-4
+_MIN_FITTED_PAIRS, _MIN_BOXES, _MAX_ROUNDING, _MIXED = 80, 12, 1e-4, 0.1
 
 
 class Draw(NamedTuple):
@@ -319,6 +319,24 @@ def _count_inside_out(leaf: Leaf, axis: int) -> int:
     is_upright = torch.equal(first[:, across], second[:, across]) and bool((first[:, across].diff(dim=1) > 0).all())
     is_mirrored = float((sums - sums.mean()).abs().max()) <= _MAX_ROUNDING * float(first.abs().max())
     return len(first) if is_reversed and is_upright and is_mirrored else 0
+
+
+@measure()
+def sizes_as_corners(flips: list[Flips]) -> list[InsideOut]:
+    """Find boxes whose first and third numbers are mirrored, and exchanged, although neither is always the larger."""
+    found: dict[Carrier, InsideOut] = {}
+    for each in flips:
+        for leaf in each.list_leaves() if each.carrier.is_image else ():
+            if not all(a.ndim in (1, 2) and 4 <= a.shape[-1] <= _MAX_BOX_COLUMNS for a in leaf.first):
+                continue
+            start, end = (0, 2) if each.carrier.axis == -1 else (1, 3)
+            first, second = (torch.cat([a.reshape(-1, a.shape[-1])[:, :4].double() for a in side]) for side in leaf[1:])
+            sums = torch.cat([first[:, start] + second[:, end], first[:, end] + second[:, start]])
+            is_exchanged = float((sums - sums.mean()).abs().max()) <= _MAX_ROUNDING * float(first.abs().max())
+            shares = [float((boxes[:, end] > boxes[:, start]).double().mean()) for boxes in (first, second)]
+            if len(first) >= _MIN_BOXES and is_exchanged and all(_MIXED < share < 1 - _MIXED for share in shares):
+                found.setdefault(each.carrier, InsideOut(each.carrier, leaf.name, len(first)))
+    return list(found.values())
 
 
 class Unfollowed(NamedTuple):

@@ -51,6 +51,24 @@ def mirrored_boxes(boxes_inside_out: list[InsideOut]) -> Iterator[Fault]:
 
 @rule(
     "augmentation-mismatch",
+    "error",
+    "data.augment_target_mismatch assign.box_format data.target_encoding",
+    holds="boxes (left, top, width, height) that keep their sizes where they are mirrored with their image",
+    do="mirror left and width as what they are: left = size - left - width; or convert to corners first",
+)
+def mirrored_sizes(sizes_as_corners: list[InsideOut]) -> Iterator[Fault]:
+    """Expect a start and an end where two numbers of a box are mirrored as such: the end lies beyond the start."""
+    for carrier, leaf, num_boxes in sizes_as_corners:
+        start, end = (0, 2) if carrier.axis == -1 else (1, 3)
+        yield Fault(
+            "mirrored boxes are taken for corners, and are not",
+            measured=f"{carrier}, and {leaf}[{start}] = c - {leaf}[{end}] and back in {num_boxes} of {num_boxes} pairs "
+            f"of boxes; but neither of the two is always the larger",
+        )
+
+
+@rule(
+    "augmentation-mismatch",
     "warning",
     "data.augment_target_mismatch data.target_encoding data.pairing",
     holds="targets that follow from mirrored inputs as they do from plain ones",

@@ -59,7 +59,27 @@ def noisy_scans_upside_down(has_bug: bool, watch: Any, check: Any) -> None:
     check(nn.Conv2d(2, 1, 3, padding=1), nn.L1Loss(), DataLoader(data, 8, shuffle=True))
 
 
+def sizes_upside_down(has_bug: bool, watch: Any, check: Any) -> None:
+    """Boxes (left, top, width, height) of images turned upside down: taken for corners, or for what they are."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(60, 1, 20, 20, generator=generator) * 0.3
+    boxes = torch.randint(2, 10, (60, 4), generator=generator)
+    for image, (left, top, width, height) in zip(images, boxes.tolist(), strict=True):
+        image[0, top : top + height, left : left + width] += 0.6
+
+    def read(image: Tensor, box: Tensor) -> Any:
+        if torch.rand(()) < 0.5:
+            left, top, width, height = box
+            image = image.flip(-2)
+            other = (left, 20 - height, width, 20 - top) if has_bug else (left, 20 - top - height, width, height)
+            box = torch.stack([torch.as_tensor(each) for each in other])
+        return image, box.float() / 20
+
+    check_regression(check, DataLoader(Table(images, boxes, read), 8, shuffle=True), 20 * 20, 4)
+
+
 CASES = [
+    Case("boxes of a left, a top and sizes that are mirrored as corners", sizes_upside_down, "assign.box_format"),
     Case("depths of noisy scans that are not mirrored", noisy_scans_upside_down, "data.augment_target_mismatch"),
     Case("eyes that are not exchanged", eyes_not_exchanged, "data.augment_target_mismatch"),
     Case("a heading that is not mirrored", heading_not_mirrored, "data.augment_target_mismatch"),

@@ -1,21 +1,17 @@
-"""Indices that a network computes: cells of a grid that fall together, and the farthest points for the nearest."""
+"""Indices that a pass computes: cells of a grid that fall together, farthest points for nearest, sums that are lost."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sightline.contract.pytree import tree_leaves
+from sightline.doctor.evidence import measure
+from sightline.doctor.subject import Subject
 from sightline.instrument import ModuleCall, record
-from sightline.workbench.check.context import Context, step_check
-from sightline.workbench.check.core.dry_run import DryRun
-from sightline.workbench.check.core.finding import Fault
-from sightline.workbench.check.core.model_probe import ModelProbe
 
 _INTEGERS = (torch.int32, torch.int64)
 _READERS = frozenset(
@@ -25,33 +21,49 @@ _READERS = frozenset(
 _OTHER_NUMBERS = frozenset("remainder fmod div floor_divide sub bitwise_and bitwise_xor bitwise_right_shift".split())
 """Operators after which integers are no longer the flat indices of before: hashes, and the axes again."""
 _DISTANCES = frozenset(("_euclidean_dist", "_cdist_forward", "cdist"))
-_FARTHEST = "are taken as neighbours, not the nearest"
 _MIN_MERGED = 0.02
 _MIN_POINTS, _NUM_TESTED, _MIN_SPREAD, _SLACK = 12, 48, 0.25, 5e-3
 
 
-@step_check("indices", severity="warning", causes=("model.structure", "data.layout"))
-def indices(context: Context, step: DryRun) -> Iterator[Fault]:
-    """A flat index has a number for each cell, sums count all its values, and neighbours are the nearest points.
+class Farthest(NamedTuple):
+    """Choice of the `k` farthest of `size` points as indices: the largest distances, or the least negative ones."""
 
-    Finds: Flat indices with the stride of another axis, farthest points for nearest, x[i] += v with repeated i.
-
-    The operators of a pass in evaluation mode are followed from products, sums and choices to where they index.
-    """
-    probe = context.probe(1)
-    if probe is not None:
-        yield from judge_indices(probe)
+    k: int
+    size: int
+    shape: tuple[int, ...]
+    is_largest: bool
 
 
-def judge_indices(probe: ModelProbe) -> list[Fault]:
-    """List what is wrong with the indices of a pass of a probe; nothing, if the pass fails."""
-    observer = IndexObserver()
-    try:
-        with record(probe.model, operators=observer.note):
-            probe.outputs()
-    except Exception:  # noqa: BLE001 - the first step reports it
-        return []
-    return observer.list_faults()
+class Merged(NamedTuple):
+    """Flat indices of which different pairs of numbers get one: the stride is not above the `highest` added."""
+
+    stride: int
+    highest: int
+    num_pairs: int
+    num_sums: int
+
+
+class LostSums(NamedTuple):
+    """Sums that are written to places which repeat, so that one of each remains."""
+
+    num: int
+    num_distinct: int
+
+
+class UsedIndices(NamedTuple):
+    """What is wrong with indices where they are used, by module, each kind once a module."""
+
+    faults: dict[str, Farthest | Merged | LostSums]
+    has_nearest: bool
+
+
+@measure(passes=1)
+def used_indices(subject: Subject) -> UsedIndices:
+    """Follow the operators of a pass in evaluation mode, from products, sums and choices to where they index."""
+    model, observer = subject.copy("eval"), IndexObserver()
+    with torch.no_grad(), record(model, operators=observer.note):
+        subject.call(model, subject.batches[0].inputs)
+    return UsedIndices(observer.faults, observer.has_nearest)
 
 
 class _Index(NamedTuple):
@@ -59,24 +71,20 @@ class _Index(NamedTuple):
 
     values: Tensor
     stride: int = 1
-    fault: Fault | None = None
+    fault: Farthest | Merged | None = None
 
 
 class IndexObserver:
     """Observer of the operators of a pass, which follows integers to where they are used as indices."""
 
     def __init__(self) -> None:
-        self._faults: list[Fault] = []
-        self._has_nearest = False
+        self.faults: dict[str, Farthest | Merged | LostSums] = {}
+        self.has_nearest = False
         self._indices: dict[int, _Index] = {}
         self._distances: dict[int, Tensor] = {}
         self._sorted: dict[int, tuple[Tensor, Tensor, bool]] = {}
         self._rows: dict[int, tuple[Tensor, Tensor, Any]] = {}
         """Rows of a tensor at indices, or sums of them and others, with the tensor and the indices."""
-
-    def list_faults(self) -> list[Fault]:
-        """List what is wrong; farthest points beside the nearest are taken on purpose, as context of the whole."""
-        return [fault for fault in self._faults if not (self._has_nearest and fault.summary.endswith(_FARTHEST))]
 
     def note(self, call: ModuleCall | None, operator: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Note a call of an operator: what it is given, and what it returns."""
@@ -108,46 +116,31 @@ class IndexObserver:
 
     def _report(self, tensor: Tensor, size: int | None, layer: str) -> None:
         """Report the fault of an index of an axis of some size; without room for all pairs, they overlap on purpose."""
-        index = self._indices.get(id(tensor))
-        fault = None if index is None else index.fault
-        if fault is None or (size is not None and size < fault.evidence.get("pairs", 0)):
+        fault = self._indices[id(tensor)].fault if id(tensor) in self._indices else None
+        if fault is None or (isinstance(fault, Merged) and size is not None and size < fault.num_pairs):
             return
-        if all(fault.summary != known.summary for known in self._faults):
-            self._faults.append(replace(fault, layer=layer or None))
+        self.faults.setdefault(layer, fault)
 
     def _judge_sums(self, target: Tensor, indices: Any, values: Tensor, *, layer: str) -> None:
         """Judge sums that are written to the rows that they come from: of equal indices one sum remains."""
         _, source, taken = self._rows.get(id(values), (values, None, ()))
         same = [one is other for one, other in zip(indices, taken, strict=False)]
-        places = [index.expand(values.shape[: index.ndim]).flatten() for index in indices if index is not None]
-        if (
-            source is None
-            or not _is_same_view(source, target)
-            or not all(same)
-            or len(places) != len(indices)
-            or places[0].dtype == torch.bool
-        ):
+        if source is None or not _is_same_view(source, target) or not same or not all(same):
             return
+        if any(index is None or index.dtype == torch.bool for index in indices):
+            return
+        places = [index.expand(values.shape[: index.ndim]).flatten() for index in indices]
         distinct, counts = torch.stack(places).unique(dim=1, return_counts=True)
-        num, num_distinct = len(places[0]), distinct.shape[1]
         if int((counts > 1).sum()) > 1:  # one that repeats may be a spare row, for padding
-            fault = Fault(
-                f"sums at indices that repeat are lost: x[i] += v adds one value for each of {num_distinct} indices",
-                severity="error",
-                measured=f"{num} values at {num_distinct} different indices",
-                expected="all values of an index in its sum",
-                action="use x.index_add_(0, i, v), scatter_add_ or index_put_(accumulate=True)",
-                layer=layer or None,
-            )
-            self._faults += [fault] if all(fault.summary != known.summary for known in self._faults) else []
+            self.faults.setdefault(layer, LostSums(len(places[0]), distinct.shape[1]))
 
     def _choose(self, chosen: Tensor, values: Tensor, k: int, dim: int = -1, *, is_largest: bool) -> None:
         """Note the indices of the largest or least of some values."""
         is_distance = is_largest and id(values) in self._distances
         fault = _judge_choice(values, k, dim, is_largest=is_largest, is_distance=is_distance)
         self._indices[id(chosen)] = _Index(chosen, fault=fault)
-        if fault is None and k <= values.shape[-1] // 2 and not self._has_nearest:
-            self._has_nearest = _is_of_distances(-values if is_largest else values)
+        if fault is None and k <= values.shape[-1] // 2 and not self.has_nearest:
+            self.has_nearest = _is_of_distances(-values if is_largest else values)
 
     def _follow(self, name: str, args: Any, tensors: list[Tensor], result: Any) -> None:
         """Note the integers that follow from integers."""
@@ -190,7 +183,7 @@ def _find_factor(args: Any) -> int | None:
     return None
 
 
-def _judge_sum(first: _Index, second: _Index, total: Tensor) -> Fault | None:
+def _judge_sum(first: _Index, second: _Index, total: Tensor) -> Merged | None:
     """Judge the sum of multiples and of numbers that are to lie between them; pairs that fall together are counted.
 
     Overlapping frames of a signal fall together on purpose: `_report` knows how long it is.
@@ -206,30 +199,17 @@ def _judge_sum(first: _Index, second: _Index, total: Tensor) -> Fault | None:
     num_pairs, num_sums = len(pairs.unique(dim=0)), len(total.unique())
     if num_sums > (1 - _MIN_MERGED) * num_pairs:
         return None
-    return Fault(
-        f"different cells get one flat index: the stride is {high.stride}, and what is added goes to "
-        f"{int(low.values.max())}",
-        measured=f"{num_pairs} different pairs become {num_sums} indices",
-        expected=f"a stride of {int(low.values.max()) + 1} or more: the size of the axis that is added",
-        action="multiply by the size of the other axis: y * width + x for a grid of (height, width)",
-        evidence={"pairs": num_pairs},
-    )
+    return Merged(high.stride, int(low.values.max()), num_pairs, num_sums)
 
 
-def _judge_choice(values: Tensor, k: int, dim: int, *, is_largest: bool, is_distance: bool) -> Fault | None:
+def _judge_choice(values: Tensor, k: int, dim: int, *, is_largest: bool, is_distance: bool) -> Farthest | None:
     """Judge a choice among distances: from each point, or of all points from all."""
     size = values.shape[-1] if values.ndim else 0
     if values.ndim < 2 or size < _MIN_POINTS or k > size // 2 or dim % values.ndim < values.ndim - 2:
         return None
     if not is_distance and not _is_of_distances(values if is_largest else -values):
         return None
-    return Fault(
-        f"the {k} farthest of {size} points {_FARTHEST}",
-        measured=f"the {'largest' if is_largest else 'least'} of {tuple(values.shape)} "
-        + ("distances" if is_largest else "negative distances"),
-        expected="the least distances, or the largest negative ones",
-        action="topk(largest=False) of distances; a negative squared distance is 2 x y - x x - y y",
-    )
+    return Farthest(k, size, tuple(values.shape), is_largest)
 
 
 def _is_of_distances(values: Tensor) -> bool:

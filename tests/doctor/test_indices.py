@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.workbench.check.checks.model.indices import judge_indices
-from sightline.workbench.check.core.model_probe import ModelProbe
+from sightline.doctor.evidence.indices import used_indices
+from sightline.doctor.examine import list_rules
+from sightline.doctor.subject import Batch, Subject
 
 HEIGHT, WIDTH, DEPTH, K = 8, 20, 5, 4
 
@@ -28,7 +28,9 @@ class Network(nn.Module):
 
 def judge(run: Callable[[Tensor], Tensor], seed: int = 0, num: int = 64) -> list[str]:
     torch.manual_seed(seed)
-    return [f.summary for f in judge_indices(ModelProbe(Network(run), {"points": torch.rand(4, num, 3)}))]
+    used = used_indices(Subject(Network(run), nn.MSELoss(), [Batch({"points": torch.rand(4, num, 3)}, None)]))
+    rules = [rule for rule in list_rules() if rule.code == "indices"]
+    return [found.summary for rule in rules for found in rule.find(used_indices=used)]
 
 
 def pillars(stride: int) -> Callable[[Tensor], Tensor]:
@@ -242,10 +244,3 @@ def test_centres_that_take_the_farthest_are_found() -> None:
     (summary,) = judge(lambda points: group(points, largest=True))
     assert summary == f"the {K} farthest of 64 points are taken as neighbours, not the nearest"
     assert judge(lambda points: group(points, largest=False)) == []
-
-
-def test_a_network_that_fails_has_no_finding() -> None:
-    def fail(points: Tensor) -> Any:
-        raise RuntimeError("no such input")
-
-    assert judge(fail) == []
