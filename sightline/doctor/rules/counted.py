@@ -75,7 +75,7 @@ def idle_statistics(idle_buffers: list[str]) -> Fault | None:
         return None
     return Fault(
         f"evaluation computes with buffers that training never writes: {', '.join(idle_buffers[:3])}",
-        measured="the same bits before and after a pass in training mode; outputs of evaluation depend on them, those of "
-        "training do not",
+        measured="the same bits before and after a pass in training mode; outputs of evaluation depend on them, of "
+        "training not",
         where=FindingLocation(layer=idle_buffers[0].rpartition(".")[0] or None),
     )
