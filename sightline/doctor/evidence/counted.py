@@ -15,6 +15,7 @@ from sightline.doctor.evidence.matched import Matched
 from sightline.doctor.evidence.passes import Slope
 from sightline.doctor.objects import iter_reachable
 from sightline.doctor.subject import Pass, Subject, count_samples, replace_leaf
+from sightline.instrument.random_state import seed_all
 
 _MIN_PLACES, _MIN_DISTINCT, _MIN_ROWS = 64, 50, 6
 _MIN_LEFT_OUT, _MAX_LEFT_OUT, _MIN_COUNTED, _MAX_WEIGHT = 0.2, 0.9, 0.99, 2.0
@@ -125,3 +126,36 @@ def rows_reach(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Rows
     if not found:
         raise NotApplicableError("no rows of several samples in the target")
     return found
+
+
+class HiddenPlaces(NamedTuple):
+    """Places of inputs that are the target: hidden from the model, counted by the loss, and both."""
+
+    places: int
+    hidden: int
+    counted: int
+    both: int
+
+
+@measure(passes=2)
+def hidden_places(subject: Subject) -> HiddenPlaces:
+    """Find the numbers of an input that no output depends on, as of hidden patches, and those that the loss counts."""
+    batch = subject.batches[0]
+    leaves = {path: tensor for path, tensor in dense_leaves(batch.inputs) if tensor.is_floating_point()}
+    for path, target in dense_leaves(batch.target):
+        same = next((own for own, t in leaves.items() if t.shape == target.shape and torch.equal(t, target)), None)
+        if same is None:
+            continue
+        model = subject.jitter(subject.copy("train"), seed=0)
+        source, wanted = (target.detach().clone().requires_grad_() for _ in range(2))
+        seed_all(0)
+        outputs = subject.call(model, replace_leaf(batch.inputs, same, source + 0))
+        noise = torch.Generator().manual_seed(0)
+        moving = [tensor for _, tensor in dense_leaves(outputs) if tensor.requires_grad]
+        parts = [(tensor * torch.randn(tensor.shape, generator=noise).to(tensor)).sum() for tensor in moving]
+        (reach,) = torch.autograd.grad(torch.stack(parts).sum(), [source], retain_graph=True)
+        value = subject.evaluate(outputs, replace_leaf(batch.target, path, wanted))
+        (pull,) = torch.autograd.grad(value, [wanted])
+        hidden, counted = reach == 0, pull != 0
+        return HiddenPlaces(hidden.numel(), int(hidden.sum()), int(counted.sum()), int((hidden & counted).sum()))
+    raise NotApplicableError("no input that is the target")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sightline.doctor.evidence.counted import RowsReach, Silent, Threshold
+from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.evidence.counted import HiddenPlaces, RowsReach, Silent, Threshold
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
+
+_MIN_HIDDEN, _MAX_BOTH = 0.1, 0.8
 
 
 @rule(
@@ -78,4 +81,25 @@ def idle_statistics(idle_buffers: list[str]) -> Fault | None:
         measured="the same bits before and after a pass in training mode; outputs of evaluation depend on them, of "
         "training not",
         where=FindingLocation(layer=idle_buffers[0].rpartition(".")[0] or None),
+    )
+
+
+@rule(
+    "loss-form",
+    "error",
+    "data.pairing loss.form",
+    holds="a loss that counts what is hidden from the model, if some of its target is",
+    do="bring mask and outputs into the order of the inputs: argsort of the order in which they were shuffled",
+)
+def counts_visible(hidden_places: HiddenPlaces) -> Fault | None:
+    """Expect what is counted to be what is hidden, or all."""
+    places, hidden, counted, both = hidden_places
+    if not _MIN_HIDDEN * places < hidden < places or not counted:
+        raise NotApplicableError("nothing of the target is hidden from the model")
+    if both > _MAX_BOTH * hidden or counted - both < (1 - _MAX_BOTH) * counted:
+        return None
+    return Fault(
+        "the loss counts places that the model has seen, and not all that are hidden from it",
+        measured=f"{counted - both} of {counted} places that count are inputs of the model; {both} of {hidden} hidden "
+        "ones count",
     )

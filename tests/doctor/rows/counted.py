@@ -81,7 +81,32 @@ def scale_of_signals(has_bug: bool, watch: Any, check: Any) -> None:
     check(model, nn.CrossEntropyLoss(), (5 * torch.randn(16, 3, 16), torch.arange(16) % 2))
 
 
+class Gaps(nn.Module):
+    """Fills a gap of each signal, which it hides; a bug tells the loss of the gap of another order of the batch."""
+
+    def __init__(self, has_bug: bool) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(24, 32), nn.GELU(), nn.Linear(32, 24))
+        self.has_bug = has_bug
+
+    def forward(self, signals: Tensor) -> tuple[Tensor, Tensor]:
+        is_hidden = torch.arange(24) // 6 == torch.randint(0, 4, (len(signals), 1))
+        return self.net(signals.masked_fill(is_hidden, 0)), is_hidden.flip(0) if self.has_bug else is_hidden
+
+
+def gaps_of_others(has_bug: bool, watch: Any, check: Any) -> None:
+    torch.manual_seed(0)
+    signals = torch.randn(16, 24)
+
+    def loss(outputs: Any, wanted: Tensor) -> Tensor:
+        filled, is_hidden = outputs
+        return ((filled - wanted).square() * is_hidden).sum() / is_hidden.sum()
+
+    check(Gaps(has_bug), loss, (signals, signals))
+
+
 CASES = [
+    Case("gaps of other signals that count", gaps_of_others, "data.pairing"),
     Case("a tag that counts as padding", padded_tags, "data.ignore_handling"),
     Case("a mask of what has been standardised", standardised_before_the_mask, "data.ignore_handling"),
     Case("events that all belong to one recording", events_of_one_recording, "data.pairing"),
