@@ -25,8 +25,8 @@ from torch.nn import functional as F
 import sightline
 from sightline.areas.clouds.models.pointnet import PointNetEncoder
 from sightline.areas.contrast.crosspoint import IntraPoint
+from sightline.doctor.watch.watch import Watch
 from sightline.parts.models.resnet import ImageClassifier, ResNet18Encoder
-from sightline.workbench.watch.watch import Watch
 
 EVENTS = (
     *("_begin_forward", "_begin_part", "_end_forward", "_before_backward", "_after_backward"),

@@ -21,13 +21,13 @@ from sightline.contract.errors import assert_installed, assert_workbench_install
 if TYPE_CHECKING:
     from sightline import ops
     from sightline.api import LoadedRun, build_model, compare, evaluate, export, load_data, load_run, score, train_run
+    from sightline.doctor.watch.watch import watch
     from sightline.layers.surrogates import surrogate_gradient
     from sightline.parts import metrics
     from sightline.runs.run_folders import list_runs
+    from sightline.workbench.check.check import check
     from sightline.workbench.frameworks.lightning_watch import LightningWatch
     from sightline.workbench.frameworks.transformers_watch import TransformersWatch
-    from sightline.workbench.watch.check import check
-    from sightline.workbench.watch.watch import watch
 
 __all__ = [
     "LightningWatch",
@@ -54,7 +54,7 @@ __version__ = "0.1.0"
 
 _API = ("LoadedRun", "build_model", "compare", "evaluate", "export", "load_data", "load_run", "score", "train_run")
 _MODULE_BY_NAME = {name: "sightline.api" for name in _API}
-_MODULE_BY_NAME |= {"check": "sightline.workbench.watch.check", "watch": "sightline.workbench.watch.watch"}
+_MODULE_BY_NAME |= {"check": "sightline.workbench.check.check", "watch": "sightline.doctor.watch.watch"}
 _MODULE_BY_NAME["list_runs"] = "sightline.runs.run_folders"
 _MODULE_BY_NAME["surrogate_gradient"] = "sightline.layers.surrogates"
 _FRAMEWORKS = {"LightningWatch": "lightning", "TransformersWatch": "transformers"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from sightline.contract.pytree import tree_map
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.batches import BatchForm, find_form, read_batches
 from sightline.doctor.evidence import Evidence
-from sightline.doctor.examine import Examination, examine, list_rules
+from sightline.doctor.examine import Examination, assert_codes, examine
 from sightline.doctor.objects import find_read_generators, preserve_generators
 from sightline.doctor.report import Report, write_verdict
 from sightline.doctor.subject import Batch, Subject
@@ -44,11 +43,7 @@ def check_module(
     and to `loss(outputs, batch)`. `evaluation` is a loader, or batches, of what the model is evaluated on. `declared`
     names codes of findings that are intended. Raises UserError for what cannot be read.
     """
-    codes = {rule.code for rule in list_rules()}
-    if unknown := sorted(set(declared) - codes):
-        similar = difflib.get_close_matches(unknown[0], codes, n=1)
-        hint = f"did you mean '{similar[0]}'?" if similar else "codes are the words in brackets"
-        raise UserError(f"check: declared: no finding has the code '{unknown[0]}'; {hint}")
+    assert_codes(declared, name="check: declared")
     assert_copied(model)
     generators = [*find_read_generators(batch_or_loader), *find_read_generators(evaluation)]
     with preserve_random_state(), preserve_generators(generators):

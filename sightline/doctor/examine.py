@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import difflib
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sightline.contract.errors import UserError
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.evidence import Evidence, import_all
 from sightline.doctor.finding import SEVERITIES, Finding
@@ -44,6 +46,17 @@ def list_rules() -> list[Rule]:
     """Import all rules, and list them."""
     import_all("sightline.doctor.rules")
     return RULES
+
+
+def assert_codes(codes: Sequence[str], *, name: str) -> None:
+    """Raise UserError for a text in place of a list, and for a word that is the code of no rule."""
+    if isinstance(codes, str) or not isinstance(codes, Iterable):
+        raise UserError(f"{name}: found {codes!r:.40}, allowed is a list of codes: [{str(codes)!r:.40}]")
+    known = {rule.code for rule in list_rules()}
+    if unknown := [code for code in codes if code not in known]:
+        similar = difflib.get_close_matches(str(unknown[0]), known, n=1)
+        hint = f"did you mean '{similar[0]}'?" if similar else "codes are the words in brackets"
+        raise UserError(f"{name}: no finding has the code '{unknown[0]}'; {hint}")
 
 
 def examine(evidence: Evidence, *, declared: Collection[str] = ()) -> Examination:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import html
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from sightline.contract.errors import join_some
+from sightline.contract.errors import UserError, join_some
 from sightline.doctor.examine import Examination
 from sightline.doctor.finding import Finding
 
 _MAX_REASONS = 4
+_STYLE = "<style>body{font-family:sans-serif;max-width:60em}th{text-align:left;vertical-align:top;width:7em}</style>"
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,6 +58,31 @@ class Report:
     def __str__(self) -> str:
         return "\n".join([*map(str, self.findings), *self.verdict, self.summary])
 
+    def to_html(self) -> str:
+        """Render the page: one self-contained HTML file."""
+        parts = [f"<h1>{html.escape(self.title)}</h1><p><strong>{html.escape(self.summary)}</strong></p>"]
+        for finding in self.findings:
+            rows = {name: getattr(finding, name) for name in ("code", "where", "measured", "expected")}
+            rows |= {"cause": ", or ".join(finding.causes), "do": finding.action}
+            rows["explains"] = "; ".join(finding.evidence.get("explains", ()))
+            cells = [f"<tr><th>{key}<td>{html.escape(str(value))}" for key, value in rows.items() if str(value)]
+            parts.append(
+                f"<h2>{html.escape(f'{finding.severity}: {finding.summary}')}</h2><table>{''.join(cells)}</table>"
+            )
+        parts += [f"<p>{html.escape(line)}</p>" for line in self.verdict]
+        return f"<!doctype html><meta charset=utf-8><title>{html.escape(self.title)}</title>{_STYLE}{''.join(parts)}\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write the report to a file that ends in .json, .html or .txt. Raises UserError for another ending."""
+        path, texts = Path(path), {".json": self._to_json, ".html": self.to_html, ".txt": lambda: f"{self}\n"}
+        if path.suffix not in texts:
+            raise UserError(f"{path}: a report ends in {', '.join(texts)}; found '{path.suffix}'")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(texts[path.suffix](), encoding="utf-8")
+
+    def _to_json(self) -> str:
+        return json.dumps(_remove_infinities(self.to_dict()), indent=2) + "\n"
+
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON."""
         return {
@@ -63,6 +93,15 @@ class Report:
             "warnings": self.num_warnings,
             "figures": dict(self.figures),
         }
+
+
+def _remove_infinities(value: Any) -> Any:
+    """Replace numbers that JSON does not have by None."""
+    if isinstance(value, Mapping):
+        return {key: _remove_infinities(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_remove_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_verdict(examination: Examination) -> list[str]:

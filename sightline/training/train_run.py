@@ -53,9 +53,9 @@ from sightline.workbench.describe.report import pose_baselines
 from sightline.workbench.probe.features import source_sha256
 
 if TYPE_CHECKING:
+    from sightline.doctor.watch.watch import Watch
     from sightline.workbench.check.core.finding import Finding
     from sightline.workbench.fit.layer_trace import ExpectationObserver
-    from sightline.workbench.watch.watch import Watch
 
 
 class ConfigWithPlugins(NamedTuple):
@@ -438,9 +438,18 @@ class _TrainRun:
         """Watch the steps of the session; each finding is logged, and added to findings.json, at its step."""
         if not self._has_checks:
             return contextlib.nullcontext()
-        from sightline.workbench.watch.run import watch_run
+        from sightline.doctor.watch.watch import Watch
 
-        return watch_run(session.job, session.config, partial(_add_findings, session.directory))
+        job = session.job
+        return Watch(
+            {"": job.model},
+            optimizers=[job.optimizer],
+            averages=[] if job.ema is None else [job.ema],
+            declared=frozenset(session.config.checks.skip),
+            watches_passes=not job.compile,  # torch.compile would trace hooks: losses, gradients and updates are left
+            first_step=job.step,
+            receive=partial(_add_findings, session.directory),
+        )
 
     @contextlib.contextmanager
     def _errors_explained(self, session: TrainingSession) -> Iterator[None]:

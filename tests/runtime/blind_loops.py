@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import sightline
-from sightline.workbench.watch.watch import Watch
+from sightline.doctor.watch.watch import Watch
 from tests.runtime.healthy_loops import batches, net, train
 
 

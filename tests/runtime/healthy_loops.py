@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import sightline
 
 STEPS = 60
-Loop = Callable[[], "sightline.workbench.watch.watch.Watch"]
+Loop = Callable[[], "sightline.doctor.watch.watch.Watch"]
 
 
 def net(*, dropout: float = 0.1, width: int = 24) -> nn.Sequential:
@@ -43,7 +43,7 @@ def train(
     scheduler: Callable[[Any], Any] | None = None,
     steps_scheduler: bool = True,
     **options: Any,
-) -> sightline.workbench.watch.watch.Watch:
+) -> sightline.doctor.watch.watch.Watch:
     """Train with a plain loop in a watch; the arguments are what users write in other ways."""
     model = net() if model is None else model
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)

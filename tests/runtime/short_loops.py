@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sightline.workbench.watch.watch import Watch
+from sightline.doctor.watch.watch import Watch
 from tests.runtime.odd_healthy_loops import mlp
 
 Method = Callable[[], Watch]

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from sightline.config.shipped import copy_shipped
-from sightline.workbench.check.runtime_rules import RUNTIME_RULES
 from tests.doc_blocks import ROOT, blocks_of, run_block
 
 PAGE = ROOT / "docs" / "prove" / "doctor.md"
@@ -31,9 +30,3 @@ def test_a_block_prints_what_the_page_shows(
 def _without_times(text: str) -> str:
     """Leave out times, and how many relations a busy machine could ask."""
     return re.sub(r"\d+\.\d s\b", "T s", re.sub(r"(?s)verdict: .*?\n(?=\S)", "", text))
-
-
-def test_the_table_has_every_code() -> None:
-    page = (ROOT / "docs" / "reference" / "checks.md").read_text()
-    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
-    assert [rule.code for rule in RUNTIME_RULES if not any(f"`{rule.code}`" in row for row in rows)] == []

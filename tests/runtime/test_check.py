@@ -160,7 +160,11 @@ def test_arguments_that_do_not_fit_are_refused(arguments: tuple[Any, ...], messa
     [
         (CONFIG, {"plugins": "mine.py"}, r"plugins: found the text 'mine.py', allowed is a list: \['mine.py'\]"),
         (CONFIG, {"overrides": "seed=1"}, r"overrides: found the text 'seed=1', allowed is a list: \['seed=1'\]"),
-        (net(), {"declared": "idle"}, r"declared: found the text 'idle', allowed is a list: \['idle'\]"),
+        (
+            net(),
+            {"declared": "idle", "loss": abs, "batch_or_loader": []},
+            r"declared: found 'idle', allowed is a list of codes: \['idle'\]",
+        ),
         (None, {}, "subject: found null, allowed is the path of a YAML file or a run directory, a dict, or a module"),
     ],
 )

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import sightline
 from sightline.contract import pytree
-from sightline.workbench.watch import loop, numbers, passes, ranks
+from sightline.doctor.watch import loop, numbers, passes, ranks
 from tests.runtime import planted_loops
 from tests.waits import counted_waits
 

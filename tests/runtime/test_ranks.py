@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from sightline.engine.distributed import observe_collectives, open_board
-from sightline.workbench.watch.rank_records import CollectiveCall, RankJudge, RankRecord
+from sightline.doctor.watch.processes import observe_collectives, open_board
+from sightline.doctor.watch.rank_records import CollectiveCall, RankJudge, RankRecord
 from tests.processes import run_ranks
 
 # --- the rules --------------------------------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ def judge(first: RankRecord, second: RankRecord, times_s: Sequence[float] = (0.0
     both = []
     for rank in (0, 1):
         judge = RankJudge(rank)
-        codes = [[rule.code for rule, _ in judge.judge({0: first, 1: second}, now_s)] for now_s in times_s]
+        codes = [[finding.code for finding in judge.judge({0: first, 1: second}, now_s)] for now_s in times_s]
         both.append(codes[-1])
     assert both[0] == both[1]
     return both[0]

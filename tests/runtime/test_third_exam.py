@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
 import sightline
 from sightline.doctor.batches import BatchForm, find_form
-from sightline.workbench.watch.loss_graph import is_misread
+from sightline.doctor.watch.loss_graph import is_misread
 from tests.runtime.blind_losses import Call, LossCase
 from tests.runtime.odd_healthy_loops import batches, classes, mlp
 

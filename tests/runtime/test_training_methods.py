@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sightline
-from sightline.workbench.watch.watch import Watch
+from sightline.doctor.watch.watch import Watch
 from tests.runtime.odd_healthy_loops import mlp
 from tests.runtime.short_loops import Method, copy_gradients, draw, list_codes, lose, make, train
 

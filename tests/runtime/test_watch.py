@@ -16,7 +16,7 @@ from torch import nn
 
 import sightline
 from sightline.contract.errors import UserError
-from sightline.workbench.watch.gradients import OrderMonitor
+from sightline.doctor.watch.gradients import OrderMonitor
 from tests.processes import run_ranks
 from tests.runtime.healthy_loops import LOOPS, Loop, batches, net
 from tests.runtime.planted_loops import PLANTS, Overflow, train

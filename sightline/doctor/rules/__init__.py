@@ -32,19 +32,23 @@ class Rule:
         """Yield the findings of the rule."""
         faults = self.judge(**evidence)
         for fault in (faults,) if isinstance(faults, Fault) else faults or ():
-            cause, *others = dict.fromkeys(fault.causes or self.causes)
-            yield Finding(
-                code=self.code,
-                severity=fault.severity or self.severity,
-                summary=fault.summary,
-                cause=cause,
-                alternatives=tuple(others),
-                where=fault.where,
-                measured=fault.measured,
-                expected=fault.expected or self.holds,
-                action=fault.action or self.action,
-                evidence=dict(fault.evidence),
-            )
+            yield self.build(fault)
+
+    def build(self, fault: Fault) -> Finding:
+        """Build the finding of a fault."""
+        cause, *others = dict.fromkeys(fault.causes or self.causes)
+        return Finding(
+            code=self.code,
+            severity=fault.severity or self.severity,
+            summary=fault.summary,
+            cause=cause,
+            alternatives=tuple(others),
+            where=fault.where,
+            measured=fault.measured,
+            expected=fault.expected or self.holds,
+            action=fault.action or self.action,
+            evidence=dict(fault.evidence),
+        )
 
 
 RULES: list[Rule] = []

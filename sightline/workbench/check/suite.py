@@ -31,7 +31,6 @@ from sightline.workbench.check.core.examination import Examination
 from sightline.workbench.check.core.finding import gather_findings, merge_findings
 from sightline.workbench.check.needs import NEEDS
 from sightline.workbench.check.run_subject import examine_run
-from sightline.workbench.check.runtime_rules import RUNTIME_RULES
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +201,7 @@ def _short_time_findings(context: Context) -> list[Finding]:
 
 def assert_known(config: RunConfig) -> None:
     """Raise a ConfigError if `checks.skip` contains a name that is no check."""
-    checks = (*all_checks(), *RUNTIME_RULES, _SKIPPED)
+    checks = (*all_checks(), _SKIPPED)
     valid_names = {*(check.code for check in checks), *(relation.code for relation in list_rules())}
     codes = f"; allowed: {', '.join(sorted(valid_names))}"
     for code in config.checks.skip:

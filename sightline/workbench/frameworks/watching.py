@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from sightline.contract.call_arguments import to_texts
 from sightline.doctor.report import Report
-from sightline.workbench.watch.watch import EVERY, Watch, watch
+from sightline.doctor.watch.watch import EVERY, Watch, watch
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +27,7 @@ class Watching:
         declared: Sequence[str] = (),
         bisect: bool = False,
     ) -> None:
-        self._arguments: dict[str, Any] = {"ema": ema, "every": every, "bisect": bisect}
-        self._arguments["declared"] = to_texts(declared, name="declared")
+        self._arguments: dict[str, Any] = {"ema": ema, "every": every, "declared": declared, "bisect": bisect}
         self._watch: Watch | None = None
 
     def start(self, model: nn.Module, **of_the_trainer: Any) -> None:

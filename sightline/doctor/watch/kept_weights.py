@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from sightline.workbench.check.checks.weights import find_scheme
-from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.loop import (
+from sightline.doctor.rules.events import report
+from sightline.doctor.watch.loop import (
     Found,
     Loop,
     Monitor,
@@ -19,12 +19,13 @@ from sightline.workbench.watch.loop import (
     stack_numbers,
     take_local,
 )
-from sightline.workbench.watch.schedules import take_slices
+from sightline.doctor.watch.schedules import take_slices
 
 _AVERAGES = ("ema", "teacher", "momentum", "mean", "avg", "average", "slow", "key")
 """Parts of the names of averages; others, such as a target network, are copied now and then."""
 _NUM_COPY, _MIN_COPIED, _MIN_WEIGHTS = 300, 2, 64
 """Updates after which a copy must have moved; its least parameters; numbers of a weight that tells its start."""
+_MIN_PEAK = 0.9
 _FEW_ZEROS, _MANY_ZEROS, _MAX_PRUNED = 0.05, 0.3, 1024
 
 
@@ -59,9 +60,15 @@ def _list_copies(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         twins = (list(m.parameters()) for m in trained if type(m) is type(module))
         is_copy = any(len(twin) == len(parameters) and all(map(_are_equal, twin, parameters)) for twin in twins)
         weights = [p for p in parameters if p.ndim > 1 and p.numel() >= _MIN_WEIGHTS]
-        if is_copy and weights and all(find_scheme("", p.detach()).scheme for p in weights):
+        if is_copy and weights and all(map(_is_uniform, weights)):
             found.append(name)
             yield name, module
+
+
+def _is_uniform(weight: Tensor) -> bool:
+    """Return True for numbers as torch draws them for a new layer: up to 1 / sqrt(fan_in), and no further."""
+    largest = float(weight.detach().abs().max()) * math.sqrt(weight[0].numel())
+    return _MIN_PEAK < largest < 1 + 1e-3
 
 
 def _are_equal(weight: Tensor, other: Tensor) -> bool:

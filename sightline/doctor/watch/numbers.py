@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves
-from sightline.engine.distributed import is_one_of_several
-from sightline.ops.waits import send_list
-from sightline.runs.weights import describe_non_finite, find_non_finite
-from sightline.workbench.check.checks.optimiser.non_finite import non_finite
-from sightline.workbench.check.core.finding import Fault, diagnose
-from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.loop import (
+from sightline.doctor.rules.events import report
+from sightline.doctor.watch.loop import (
     ForwardCall,
     Found,
     Loop,
@@ -28,8 +22,8 @@ from sightline.workbench.watch.loop import (
     stack_numbers,
     take_local,
 )
+from sightline.doctor.watch.processes import is_one_of_several
 
-_diagnose = functools.partial(diagnose, __file__)
 _MAX_RATIO, _LOW_RATE = 1.0, 0.01
 _LEAST_RMS = 2e-3
 """Root mean square of numbers that begin near zero, as tables of features: a first update is larger than they are."""
@@ -90,10 +84,10 @@ class FiniteMonitor(Monitor):
         numbers = UpdateNumbers(loop.call, loop.loss, *late)
 
         def judge(value: float) -> Iterator[Found]:
-            fault = None if math.isfinite(value) or self._is_found else self._explain(track, numbers)
-            if fault is not None:
+            found = None if math.isfinite(value) or self._is_found else self._explain(track, numbers)
+            if found is not None:
                 self._is_found = True
-                yield non_finite, fault
+                yield found
 
         yield from loop.reader.read(total, judge)
 
@@ -101,9 +95,26 @@ class FiniteMonitor(Monitor):
         """Judge running statistics, which training does not read: a huge number's square is infinite in them."""
         buffers = {f"{start}{name}": b for start, model in loop.models.items() for name, b in model.named_buffers()}
         statistics = {name: b for name, b in buffers.items() if name.endswith(("running_mean", "running_var"))}
-        for name in find_non_finite(statistics)[: not self._is_found]:
-            measured = describe_non_finite(statistics[name])
-            yield non_finite, _diagnose("statistics", measured, name=name, evidence={"stage": "forward"})
+
+        def judge(value: float) -> Iterator[Found]:
+            bad = [] if value else [name for name, b in statistics.items() if not bool(b.isfinite().all())]
+            for name in bad[: not self._is_found]:
+                yield report(
+                    "non-finite",
+                    f"after the loop '{name}' is not finite, though losses and gradients were: every evaluation is "
+                    "wrong",
+                    causes=("data.corrupt_sample", "data.normalisation", "model.numerics"),
+                    measured=f"{int((~statistics[name].isfinite()).sum())} of {statistics[name].numel()} numbers are "
+                    "not finite",
+                    expected="finite running statistics",
+                    action="look for a huge number in a batch, whose square overflows in the running variance; leave "
+                    "that sample out",
+                    evidence={"stage": "forward"},
+                )
+
+        if statistics:
+            are_finite = stack_numbers([buffer.isfinite().all() for buffer in statistics.values()])
+            yield from loop.reader.read(are_finite.all().float(), judge)
 
 
 class ClipMonitor(Monitor):
@@ -145,7 +156,7 @@ def _is_sound(parameters: Sequence[nn.Parameter], loss: Tensor | None) -> bool:
     return is_near and all(math.isfinite(value.sum().item()) for value in some)
 
 
-def locate_non_finite(track: OptimizerTrack, numbers: UpdateNumbers) -> Fault | None:
+def locate_non_finite(track: OptimizerTrack, numbers: UpdateNumbers) -> Found | None:
     """Say from what the step has left where its first number that is not finite is: inputs, outputs, loss, gradient.
 
     None if all of them are finite: a norm of huge numbers may be infinite.
@@ -161,17 +172,26 @@ def locate_non_finite(track: OptimizerTrack, numbers: UpdateNumbers) -> Fault | 
                 rows = (
                     (~tensor.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist() if tensor.ndim > 1 else []
                 )
-                return _diagnose(
-                    kind,
-                    path=path,
-                    bad=int((~tensor.isfinite()).sum()),
-                    total=tensor.numel(),
-                    rows=rows[:5],
+                is_input, number = kind == "input", int((~tensor.isfinite()).sum())
+                return report(
+                    "non-finite",
+                    f"the model's {kind} '{path}' is not finite"
+                    + ("" if is_input else ": its forward pass makes it so"),
+                    causes=("data.corrupt_sample", "data.normalisation") if is_input else (),
+                    measured=f"{number} of {tensor.numel()} values, samples {rows[:5]}",
+                    action="repair or leave out the sample, or correct the transform that makes it" if is_input else "",
                     sample=rows[0] if rows else None,
-                    evidence={"stage": "data" if kind == "input" else "forward"},
+                    evidence={"stage": "data" if is_input else "forward"},
                 )
     if not math.isfinite(loss):
-        return _diagnose("loss", loss=loss, evidence={"stage": "loss"})
+        return report(
+            "non-finite",
+            f"the loss is {loss} though the model's outputs are finite",
+            causes=("loss.form", "model.numerics", "loss.normaliser"),
+            measured=f"loss {loss}",
+            action="look for log(0), 0/0 or an overflow in the loss; take logits, not probabilities",
+            evidence={"stage": "loss"},
+        )
     if numbers.gradients is None or numbers.norms is None:
         affected, total = [n for n, g in track.gradients.items() if not bool(g.isfinite().all())], len(track.gradients)
     else:
@@ -181,12 +201,12 @@ def locate_non_finite(track: OptimizerTrack, numbers: UpdateNumbers) -> Fault | 
     if not affected:
         return None
     last = affected[-1]
-    return _diagnose(
-        "gradient",
-        place=f", last in '{last}' in the order of the layers",
-        loss=loss,
-        bad=len(affected),
-        total=total,
+    return report(
+        "non-finite",
+        f"the loss is finite, but its gradient is not, last in '{last}' in the order of the layers",
+        causes=("model.numerics", "loss.form"),
+        measured=f"loss {loss:.4g}; {len(affected)} of {total} gradients are not finite",
+        action="avoid the point without a derivative: sqrt(x + eps), a norm with eps, clamp before log",
         param=last,
         layer=last.rpartition(".")[0] or None,
         evidence={"stage": "backward"},
@@ -232,8 +252,9 @@ class UpdateMonitor(Monitor):
                 for values in (_values(track.parameters[name].grad) for name in names)
             ]
         )
-        least = send_list([_LEAST_RMS * math.sqrt(values.numel()) for values in now], size.device, size.dtype)
-        ratio = torch.where(size > least, change / size, 0.0).median()  # tables of features begin near zero
+        roots = [math.sqrt(values.numel()) for values in now]
+        spread = stack_numbers(torch._foreach_div([*size.unbind()], roots))
+        ratio = torch.where(spread > _LEAST_RMS, change / size, 0.0).median()  # tables of features begin near zero
         causes: tuple[str, ...] = ("optim.lr", "optim.state", "model.numerics")
         if track.lr < _LOW_RATE * self._highest[id(track)]:
             causes = ("optim.scheduler", *causes)
@@ -254,8 +275,6 @@ class UpdateMonitor(Monitor):
                 yield report(
                     "large-update",
                     "an update changes half of the weight matrices by more than their own size",
-                    value=value,
-                    bound=_MAX_RATIO,
                     measured=f"median |update| / |weights| {value:.3g} at a learning rate of {track.lr:.3g}",
                 )
 

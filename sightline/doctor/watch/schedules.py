@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sightline.ops.waits import send
-from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.loop import (
+from sightline.doctor.rules.events import report
+from sightline.doctor.watch.loop import (
     Found,
     Loop,
     Monitor,
     OptimizerTrack,
     has_slices,
+    send,
     stack_numbers,
     take_local,
 )

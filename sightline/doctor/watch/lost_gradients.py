@@ -13,9 +13,9 @@ from types import CodeType
 import torch
 from torch import Tensor
 
-from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.gradients import NUM_LOST, is_cleared, needs_inputs
-from sightline.workbench.watch.loop import MAX_UNUSED, CallSite, Found, Loop, Monitor, OptimizerTrack, stack_numbers
+from sightline.doctor.rules.events import report
+from sightline.doctor.watch.gradients import NUM_LOST, is_cleared, needs_inputs
+from sightline.doctor.watch.loop import MAX_UNUSED, CallSite, Found, Loop, Monitor, OptimizerTrack, stack_numbers
 
 _MAX_SKIPPED, _MAX_UNUSED = MAX_UNUSED, 1000
 """Backward passes in a row whose gradients are thrown away: 2^16 halves to 1 in 16 of them; before a first update."""

@@ -11,22 +11,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import is_dense
-from sightline.doctor.finding import FindingLocation
+from sightline.doctor.finding import Finding, FindingLocation
 from sightline.doctor.trace import RowDigest, RowDigests
 from sightline.instrument import Inputs
-from sightline.ops.waits import send
-from sightline.workbench.check.context import FindingBuilder
-from sightline.workbench.check.core.finding import Fault
 
 logger = logging.getLogger(__name__)
 
-Found = tuple[FindingBuilder, Fault]
+Found = Finding
+"""Finding of an event; where nothing else is said, it is at the step and the line of the loop that run."""
 Judge = Callable[[float], Iterable[Found]]
 Mark = tuple[int, int] | None
 """Identity and version of a parameter's gradient: equal marks mean that nothing has written to it."""
@@ -159,7 +158,19 @@ class Reader:
         while self._waiting and (waits or self._waiting[0][1].query()):
             copied, event, judge, step = self._waiting.popleft()
             event.synchronize()
-            yield from ((rule, dataclasses.replace(fault, step=step)) for rule, fault in judge(float(copied)))
+            yield from (set_step(finding, step) for finding in judge(float(copied)))
+
+
+def set_step(finding: Finding, step: int | None) -> Finding:
+    """Return the finding at another step."""
+    return dataclasses.replace(finding, where=dataclasses.replace(finding.where, step=step))
+
+
+def send(value: Tensor, device: torch.device) -> Tensor:
+    """Copy a number to a device; one of the host without waiting for what is queued there."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        value = value.pin_memory()  # from pageable memory the copy would wait for the device
+    return value.to(device, non_blocking=value.device.type == "cpu")
 
 
 def record_event(device: torch.device) -> torch.Event:
@@ -237,20 +248,19 @@ class Loop:
 
     def place(self) -> FindingLocation:
         """Return the current step, and the line of the user's loop that runs now."""
-        step = None if self.is_over else self.step + 1
-        frame = sys._current_frames().get(self.thread)
-        while frame is not None:
-            path = Path(frame.f_code.co_filename)
-            if (
-                path.suffix == ".py"
-                and not frame.f_code.co_filename.startswith(_LIBRARIES)
-                and "site-packages" not in path.parts
-                and not path.is_relative_to(_PACKAGE)
-                and path.exists()
-            ):
-                return FindingLocation(file=str(path), line=frame.f_lineno, step=step)
-            frame = frame.f_back
-        return FindingLocation(step=step)
+        file, line = find_user_line(sys._current_frames().get(self.thread)) or (None, None)
+        return FindingLocation(file=file, line=line, step=None if self.is_over else self.step + 1)
+
+
+def find_user_line(frame: FrameType | None) -> tuple[str, int] | None:
+    """Return the file and line of the innermost call from a frame on that is of no library and not of this package."""
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        is_library = frame.f_code.co_filename.startswith(_LIBRARIES) or "site-packages" in path.parts
+        if path.suffix == ".py" and not is_library and not path.is_relative_to(_PACKAGE) and path.exists():
+            return str(path), frame.f_lineno
+        frame = frame.f_back
+    return None
 
 
 class Monitor:
@@ -320,7 +330,7 @@ class LastPollMonitor(Monitor):
     """Numbers that other monitors ask a device for at the end, after the last step."""
 
     def on_end(self, loop: Loop) -> Iterable[Found]:
-        return ((rule, dataclasses.replace(fault, step=None)) for rule, fault in loop.reader.poll(waits=True))
+        return (set_step(finding, None) for finding in loop.reader.poll(waits=True))
 
 
 class Hook:

@@ -20,10 +20,8 @@ from sightline.doctor.examine import Examination, examine
 from sightline.doctor.finding import Finding
 from sightline.doctor.report import write_verdict
 from sightline.doctor.trace import BackwardAddends, Clip, EvaluatedBatch, Inputs, Norm, Pull, RowDigests, Series, Trace
+from sightline.doctor.watch.loop import ForwardCall, Found, Hook, Loop, Monitor, OptimizerTrack, has_slices
 from sightline.instrument import replace_function
-from sightline.workbench.check.context import FindingBuilder
-from sightline.workbench.check.core.finding import Fault
-from sightline.workbench.watch.loop import ForwardCall, Found, Hook, Loop, Monitor, OptimizerTrack, has_slices
 
 _NUM_DIGITS, _MAX_ADDENDS, _NUM_OF_EVALUATION, _MAX_EVALUATED = 64, 2048, 4, 64
 _MAX_TRAINED, _MAX_NODES, _MAX_NORMED = 50_000, 20_000, 1_000_000
@@ -206,16 +204,8 @@ class TraceMonitor(Monitor):
         self.examination = examine(Evidence({"trace": self.trace}, 1.0))
         explained = {cause for finding in self._known if finding.severity != "note" for cause in finding.causes}
         for finding in self.examination.findings:
-            if finding.causes[0] in explained:  # a monitor has said it, or an earlier examination
-                continue
-            builder = FindingBuilder(
-                code=finding.code,
-                severity=finding.severity,
-                causes=finding.causes,
-                expected=finding.expected,
-                action=finding.action,
-            )
-            yield builder, Fault(finding.summary, measured=finding.measured)
+            if finding.causes[0] not in explained:  # else a monitor has said it, or an earlier examination
+                yield finding
 
     def write_verdict(self) -> list[str]:
         """Write the verdict of the last examination."""

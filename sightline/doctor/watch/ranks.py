@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves
-from sightline.engine.distributed import RankBoard, observe_collectives, open_board
+from sightline.doctor.watch.loop import ForwardCall, Found, Loop, Monitor, record_event
+from sightline.doctor.watch.processes import RankBoard, observe_collectives, open_board
+from sightline.doctor.watch.rank_records import CollectiveCall, RankJudge, RankRecord
 from sightline.instrument import observe_saves
-from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, record_event
-from sightline.workbench.watch.rank_records import CollectiveCall, RankJudge, RankRecord
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,11 @@ from sightline.contract.call_arguments import to_path, to_paths, to_texts
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import load_plugins
 from sightline.doctor.check import check_module
+from sightline.doctor.report import Report
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
-from sightline.workbench.check.core.examination import Examination
+from sightline.workbench.check.core.examination import Examination, describe_examination
+from sightline.workbench.check.report import CheckReport
 from sightline.workbench.check.suite import check_path
-from sightline.workbench.watch.report import CheckReport
 
 
 def check(
@@ -30,7 +31,7 @@ def check(
     overrides: Sequence[str] = (),
     plugins: Sequence[str | Path] = (),
     declared: Sequence[str] = (),
-) -> CheckReport:
+) -> Report:
     """Check a config (a path, or a mapping as in a file), a run directory, or a module; nothing of it changes.
 
     Of a config or run, all rules of `sightline check` are applied; `overrides` change values of it. A module needs
@@ -47,11 +48,11 @@ def check(
     CheckReport(synthetic_shapes_pointnet: 0 errors, 0 warnings)
     """
     if isinstance(subject, nn.Module):
-        codes = to_texts(declared, name="declared")
         if loss is None or batch_or_loader is None:
             raise UserError("check: a module needs its loss and a batch: check(model, loss, (inputs, target))")
-        found = check_module(subject, loss, batch_or_loader, optimizer=optimizer, evaluation=evaluation, declared=codes)
-        return CheckReport(found.title, found.findings, found.verdict)
+        return check_module(
+            subject, loss, batch_or_loader, optimizer=optimizer, evaluation=evaluation, declared=declared
+        )
     if any(each is not None for each in (loss, batch_or_loader, optimizer, evaluation)) or declared:
         raise UserError(
             "check: loss, batch, optimizer, evaluation and declared belong to a module; a config names its own"
@@ -70,4 +71,5 @@ def check(
     config = read_config(source, overrides)
     examination = Examination()
     findings = check_path(path, config, examination=examination)
-    return CheckReport(config.name, findings, examination=examination.to_dict())
+    document = examination.to_dict()
+    return CheckReport(config.name, findings, describe_examination(document), examination=document)

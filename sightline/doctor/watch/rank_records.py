@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.loop import Found
+from sightline.doctor.rules.events import report
+from sightline.doctor.watch.loop import Found
 
 _NUM_SAME = 2
 """Different batches that two processes both train on: one may be a first batch of zeros."""

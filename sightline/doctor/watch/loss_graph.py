@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sightline.doctor.autograd_graph import get_node_name, iter_nodes, skip_shape_operations
-from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.loop import Found
+from sightline.doctor.rules.events import report
+from sightline.doctor.watch.loop import Found
 
 _VIEWS = frozenset(("View", "UnsafeView", "ReshapeAlias"))
 UNBOUNDED = frozenset(("Convolution", "Addmm", "Mm", "Bmm", "NativeBatchNorm", "CudnnBatchNorm", "Linear"))

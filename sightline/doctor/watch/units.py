@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 from collections.abc import Container, Iterable, Iterator
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from sightline.doctor.autograd_graph import get_node_name, skip_shape_operations
-from sightline.workbench.check.checks.model.gradients import LAYERS, make_dead_fault
-from sightline.workbench.check.runtime_rules import find_rule
-from sightline.workbench.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack
-from sightline.workbench.watch.loss_graph import (
+from sightline.doctor.rules.events import report
+from sightline.doctor.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack
+from sightline.doctor.watch.loss_graph import (
     UNBOUNDED,
     get_saved,
     get_shape,
@@ -22,6 +20,7 @@ from sightline.workbench.watch.loss_graph import (
     list_variables,
 )
 
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _MAX_DEAD, _MIN_UNITS, _NUM_DEAD = 0.75, 8, 5
 _MAX_NODES = 500
 _CHOICES = frozenset(
@@ -56,7 +55,7 @@ class UnitMonitor(Monitor):
             weight = track.parameters.get(f"{name}.weight")  # an attribute may compute, as a spectral norm does
             gradient = None if weight is None else weight.grad
             is_counted = (self._counted is None or id(weight) in self._counted) and id(weight) not in self._chosen
-            if isinstance(module, LAYERS) and gradient is not None and is_counted:
+            if isinstance(module, _LAYERS) and gradient is not None and is_counted:
                 by_unit = gradient.transpose(0, 1) if isinstance(module, nn.modules.conv._ConvTransposeNd) else gradient
                 alive = by_unit.flatten(1).any(dim=1)
                 self._is_alive[name] = alive | self._is_alive[name] if name in self._is_alive else alive
@@ -105,10 +104,12 @@ def _is_choice(node: Any) -> bool:
 def _make_judge(name: str, num_units: int) -> Judge:
     def judge(share: float) -> Iterator[Found]:
         if share > _MAX_DEAD:
-            expected = f"at most {_MAX_DEAD:.0%} at {_NUM_DEAD} sampled updates"
-            yield (
-                find_rule("dead-units"),
-                dataclasses.replace(make_dead_fault(name, share, num_units), expected=expected),
+            yield report(
+                "dead-units",
+                f"{share:.0%} of the units of '{name}' are dead: no sample gives them a gradient",
+                layer=name,
+                measured=f"the gradient is exactly 0 for {round(share * num_units)} of {num_units} units",
+                expected=f"at most {_MAX_DEAD:.0%} at {_NUM_DEAD} sampled updates",
             )
 
     return judge

@@ -13,27 +13,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from sightline.contract.call_arguments import to_texts
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.check import check_module
-from sightline.doctor.finding import Finding
+from sightline.doctor.examine import assert_codes
+from sightline.doctor.finding import Finding, merge_findings
 from sightline.doctor.report import Report
 from sightline.doctor.trace import RowDigests
-from sightline.engine.watchdog import describe_failed_kernel
-from sightline.instrument import (
-    hang,
-    hang_on_load,
-    observe_backward,
-    observe_unscaling,
-    observe_updates,
-)
-from sightline.workbench.check.checks.optimiser.non_finite import non_finite
-from sightline.workbench.check.core.finding import Fault, merge_findings
-from sightline.workbench.watch.bisection import Search, prepare_search
-from sightline.workbench.watch.gradients import LeakMonitor, OrderMonitor, ReachMonitor
-from sightline.workbench.watch.kept_weights import CopyMonitor, PruneMonitor
-from sightline.workbench.watch.loop import (
+from sightline.doctor.watch.bisection import Search, prepare_search
+from sightline.doctor.watch.gradients import LeakMonitor, OrderMonitor, ReachMonitor
+from sightline.doctor.watch.kept_weights import CopyMonitor, PruneMonitor
+from sightline.doctor.watch.loop import (
     ForwardCall,
     Found,
     Hook,
@@ -43,23 +33,29 @@ from sightline.workbench.watch.loop import (
     OptimizerTrack,
     PollMonitor,
 )
-from sightline.workbench.watch.lost_gradients import LostMonitor, SkipMonitor, trace_calls
-from sightline.workbench.watch.modes import ModeMonitor
-from sightline.workbench.watch.numbers import (
+from sightline.doctor.watch.lost_gradients import LostMonitor, SkipMonitor, trace_calls
+from sightline.doctor.watch.modes import ModeMonitor
+from sightline.doctor.watch.numbers import (
     ClipMonitor,
     FiniteMonitor,
     UpdateMonitor,
     UpdateNumbers,
     locate_non_finite,
 )
-from sightline.workbench.watch.overlaps import OverlapMonitor
-from sightline.workbench.watch.passes import LossMonitor, OutputMonitor, PartMonitor
-from sightline.workbench.watch.ranks import start_monitor
-from sightline.workbench.watch.report import CheckReport
-from sightline.workbench.watch.restarts import RestartMonitor
-from sightline.workbench.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor, StateMonitor
-from sightline.workbench.watch.trace_monitor import TraceMonitor
-from sightline.workbench.watch.units import UnitMonitor
+from sightline.doctor.watch.overlaps import OverlapMonitor
+from sightline.doctor.watch.passes import LossMonitor, OutputMonitor, PartMonitor
+from sightline.doctor.watch.ranks import start_monitor
+from sightline.doctor.watch.restarts import RestartMonitor
+from sightline.doctor.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor, StateMonitor
+from sightline.doctor.watch.trace_monitor import TraceMonitor
+from sightline.doctor.watch.units import UnitMonitor
+from sightline.instrument import (
+    hang,
+    hang_on_load,
+    observe_backward,
+    observe_unscaling,
+    observe_updates,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -152,9 +148,9 @@ class Watch:
         return merge_findings(self._findings)
 
     @property
-    def report(self) -> CheckReport:
+    def report(self) -> Report:
         """Report of the loop so far."""
-        return CheckReport("watch", self.findings, self._tracing.write_verdict(), {"updates": self._loop.step})
+        return Report("watch", self.findings, self._tracing.write_verdict(), {"updates": self._loop.step})
 
     def __enter__(self) -> Self:
         if self.check is not None:
@@ -319,7 +315,7 @@ class Watch:
 
         After a failed kernel every use of the GPU fails, that of the loop, too, which ends by the error itself.
         """
-        is_lost = isinstance(error, RuntimeError) and describe_failed_kernel(error) is not None
+        is_lost = "device-side assert" in str(error)
         name, level = type(monitor).__name__, logging.DEBUG if is_lost else logging.WARNING
         logger.log(
             level, "watch-failed: %s failed, and is switched off", name, exc_info=True, extra={"code": "watch-failed"}
@@ -329,54 +325,48 @@ class Watch:
 
     def _take(self, found: Iterable[Found]) -> None:
         """Keep and log each finding that is new and not declared."""
-        for rule, fault in found:
-            key = (rule.code, fault.layer, fault.param, fault.evidence.get("mode"))
+        for finding in found:
+            where = finding.where
+            key = (finding.code, where.layer, where.param, finding.evidence.get("mode"))
             with self._lock:  # those of several processes come from a thread
-                if rule.code in self._declared or key in self._seen:
+                if finding.code in self._declared or key in self._seen:
                     continue
                 self._seen.add(key)
-                finding = dataclasses.replace(rule.build_outside(fault, self._loop.place()), phase="runtime")
-                self._findings.append(finding)
-                self._publish(finding)
+                stated = {name: value for name, value in vars(where).items() if value is not None}
+                place = dataclasses.replace(self._loop.place(), **stated)
+                self._findings.append(dataclasses.replace(finding, where=place, phase="runtime"))
+                self._publish(self._findings[-1])
 
     def _publish(self, finding: Finding) -> None:
         logger.log(_LEVELS[finding.severity], "%s", finding, extra={"code": finding.code})
         if self._receive is not None:
             self._receive(finding)
 
-    def _explain_non_finite(self, track: OptimizerTrack, numbers: UpdateNumbers) -> Fault | None:
+    def _explain_non_finite(self, track: OptimizerTrack, numbers: UpdateNumbers) -> Finding | None:
         """Locate a number that is not finite; of a forward pass, search its layer now, or at the end.
 
         A number that arrived late may have spoilt the weights: they no longer lead to the layer.
         """
-        fault = locate_non_finite(track, numbers)
-        if fault is None:
+        found = locate_non_finite(track, numbers)
+        if found is None:
             return None
         if numbers.is_late and not all(bool(p.isfinite().all()) for p in track.parameters.values()):
-            return fault
-        if fault.evidence["stage"] == "forward" and numbers.call is not None:
+            return found
+        if found.evidence["stage"] == "forward" and numbers.call is not None:
             search = prepare_search(numbers.call)
             if self._bisects:
-                return search() or fault
+                return search() or found
             self._search = search
-        return fault
+        return found
 
     def _finish_search(self) -> None:
         """Add the layer to the finding of a forward pass that is not finite."""
-        fault = None if self._search is None else self._search()
-        if fault is not None:
-            place = dataclasses.replace(self._loop.place(), step=None)
-            found = dataclasses.replace(non_finite.build_outside(fault, place), phase="runtime")
-            self._findings[:] = [
-                dataclasses.replace(
-                    found,
-                    where=dataclasses.replace(found.where, file=f.where.file, line=f.where.line, step=f.where.step),
-                )
-                if f.code == non_finite.code
-                else f
-                for f in self._findings
-            ]
-            self._publish(found)
+        found = None if self._search is None else self._search()
+        for place, known in enumerate(self._findings):
+            if found is not None and known.code == found.code:
+                where = dataclasses.replace(known.where, layer=found.where.layer, sample=found.where.sample)
+                self._findings[place] = dataclasses.replace(found, where=where, phase="runtime")
+                logger.info("%s: %s", found.code, found.summary)
 
 
 def watch(
@@ -402,13 +392,14 @@ def watch(
     a copy in float64, layer by layer.
     Raises UserError for an argument of another type.
     """
+    assert_codes(declared, name="watch: declared")
     watched = Watch(
         _name_models(model),
         optimizers=[getattr(one, "optimizer", one) for one in _list(optimizer)],  # of Accelerate and Lightning
         schedulers=[getattr(one, "scheduler", one) for one in _list(scheduler)],
         averages=_list(ema),
         every=every,
-        declared=frozenset(to_texts(declared, name="declared")),
+        declared=frozenset(declared),
         bisects=bisect,
     )
     watched.compares_ranks = True

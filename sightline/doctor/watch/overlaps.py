@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from sightline.doctor.autograd_graph import get_node_name, skip_shape_operations
+from sightline.doctor.rules.events import report
+from sightline.doctor.watch.loop import Found, Loop, Monitor
+from sightline.doctor.watch.loss_graph import LossGraph, get_axis, get_saved, list_parents
 from sightline.instrument import watch_gradient
-from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.loop import Found, Loop, Monitor
-from sightline.workbench.watch.loss_graph import LossGraph, get_axis, get_saved, list_parents
 
 _PARTS = frozenset(("Unbind", "Split", "SplitWithSizes"))
 _NUM_GRAPHS, _MAX_NODES = 3, 300

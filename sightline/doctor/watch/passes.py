@@ -14,11 +14,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from sightline.contract.pytree import dense_leaves, is_dense, tree_leaves
 from sightline.doctor.autograd_graph import get_node_name, skip_shape_operations
+from sightline.doctor.rules.events import report
 from sightline.doctor.trace import RowDigests
-from sightline.instrument import Inputs
-from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, stack_numbers
-from sightline.workbench.watch.loss_graph import (
+from sightline.doctor.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, stack_numbers
+from sightline.doctor.watch.loss_graph import (
     LossGraph,
     describe_reordered,
     exposed_padding,
@@ -26,6 +25,7 @@ from sightline.workbench.watch.loss_graph import (
     is_reordered,
     list_parents,
 )
+from sightline.instrument import Inputs
 
 _NUM_SAME, _NUM_SAME_OF_PLACES = 5, 20
 _NUM_REPEATED = 6

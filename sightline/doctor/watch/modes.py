@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves
-from sightline.workbench.check.runtime_rules import report
-from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
-from sightline.workbench.watch.passes import hash_numbers
+from sightline.doctor.rules.events import report
+from sightline.doctor.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
+from sightline.doctor.watch.passes import hash_numbers
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack, has_slices, take_local
+from sightline.doctor.watch.loop import Found, Loop, Monitor, OptimizerTrack, has_slices, take_local
 
 _NUM_VALUES = 64
 _MAX_SAME = 0.5

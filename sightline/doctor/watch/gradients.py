@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import tree_leaves
 from sightline.doctor.finding import Severity
-from sightline.workbench.check.checks.model.no_gradient import is_frozen_by_kind, registration_faults
-from sightline.workbench.check.runtime_rules import find_rule, report
-from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack, stack_numbers
+from sightline.doctor.objects import iter_reachable
+from sightline.doctor.rules.events import report
+from sightline.doctor.watch.loop import Found, Loop, Monitor, OptimizerTrack, stack_numbers
 
 _MAX_NAMES = 5
 _MAX_MIXED = 0.5
@@ -25,6 +25,7 @@ _NUM_SILENT, _NUM_UNROUTED, _NUM_JOINED = 8, 50, 1000
 """Updates without a gradient for a module that does not run: layers may be dropped at random, rows be sent to other
 experts of a list, which takes more updates, and heads join later; or all updates, if the loop is shorter than that."""
 _NUM_FIRST_PASSES = 100
+_OF_MODULES = frozenset(vars(nn.Module()))
 _NUMBER = re.compile(r"\d+")
 _UNKNOWN_OPTIMIZERS = 20
 """Updates until optimisers that were not named are taken to be all that there are."""
@@ -210,7 +211,7 @@ class ReachMonitor(Monitor):
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if track.num_updates == 0:
             for model in loop.models.values():
-                yield from ((find_rule("unregistered"), fault) for fault in registration_faults(model))
+                yield from _registration_faults(model)
             yield from _frozen_faults(loop)
         if track.num_updates == 0 and track.num_backward:
             yield from self._cut_faults(loop, track)
@@ -359,6 +360,32 @@ def _frozen_faults(loop: Loop) -> Iterator[Found]:
         param=frozen[0],
         layer=mixed[0] or None,
     )
+
+
+def is_frozen_by_kind(modules: Iterable[nn.Module]) -> bool:
+    """Return True if all biases train, and no other parameter of their modules: BitFit (Ben Zaken et al. 2022)."""
+    own = [list(module.named_parameters(recurse=False)) for module in modules]
+    mixed = [named for named in own if len({p.requires_grad for _, p in named}) == 2]
+    return len(mixed) > 1 and all(p.requires_grad == name.endswith("bias") for named in mixed for name, p in named)
+
+
+def _registration_faults(model: nn.Module) -> Iterator[Found]:
+    """Yield a fault for parameters in plain lists, dicts or objects that get gradients."""
+    registered = {id(parameter) for parameter in model.parameters()}
+    for name, module in model.named_modules():
+        attributes = {key: value for key, value in vars(module).items() if key not in _OF_MODULES}
+        held = [(path, p) for path, p in iter_reachable(attributes, nn.Parameter) if id(p) not in registered]
+        paths = [path for path, p in held if p.requires_grad and p.grad is not None]
+        registered |= {id(p) for _, p in held}
+        if paths:
+            attribute = paths[0].split("]", 1)[0].strip("['")
+            place, kind = f"{name}.{attribute}".lstrip("."), type(attributes.get(attribute)).__name__
+            yield report(
+                "unregistered",
+                f"'{place}' holds layers that the model does not register, so they are never trained",
+                measured=f"{len(paths)} parameters in a {kind} get gradients, and are not among model.parameters()",
+                layer=name or type(module).__name__,
+            )
 
 
 def _count_trained(loop: Loop) -> int:

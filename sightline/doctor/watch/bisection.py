@@ -1,0 +1,97 @@
+"""Search for the first layer whose output is not finite: one forward pass again, on a copy, layer by layer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sightline.contract.pytree import dense_leaves, tree_cast
+from sightline.doctor.finding import Finding
+from sightline.doctor.rules.events import report
+from sightline.doctor.watch.loop import ForwardCall
+from sightline.doctor.watch.processes import is_one_of_several
+from sightline.instrument import Inputs, ModuleCall, copy_module, record
+from sightline.instrument.random_state import preserve_random_state
+
+logger = logging.getLogger(__name__)
+
+Search = Callable[[], Finding | None]
+
+
+@dataclass
+class _Event:
+    """First tensor of a pass that is not finite, the module that returned it, and the range of what that read."""
+
+    layer: str
+    tensor: Tensor
+    inputs: str
+
+
+def prepare_search(call: ForwardCall) -> Search:
+    """Return the search in a forward pass, on a copy of the model as it is now; it returns None if it finds nothing.
+
+    The pass is repeated in its own number format, then in float64, which tells an overflow from a wrong formula.
+    """
+    if is_one_of_several():  # a pass of one process alone may wait for the others for ever
+        return lambda: None
+    try:
+        model, inputs = copy_module(call.model), call.inputs
+    except Exception:
+        logger.warning("non-finite: the model cannot be copied, so that its layer is not searched", exc_info=True)
+        return lambda: None
+
+    def search() -> Finding | None:
+        try:
+            with preserve_random_state(), torch.no_grad():
+                return _search(model, inputs)
+        except Exception:
+            logger.warning("non-finite: the forward pass could not be run again", exc_info=True)
+            return None
+
+    return search
+
+
+def _search(model: nn.Module, inputs: Inputs) -> Finding | None:
+    event = _run(model, inputs)
+    if event is None:
+        return None
+    place = [int(each[0]) for each in (~event.tensor.isfinite()).nonzero(as_tuple=True)]
+    sample = place[0] if len(place) > 1 else None
+    number, location = (
+        float(event.tensor[tuple(place)]),
+        f"'{event.layer}'" if event.layer else "the model's own forward",
+    )
+    wide = _run(model.double(), tree_cast(inputs, torch.float64))
+    text = "finite in float64: an overflow" if wide is None else f"not finite in float64 either, in '{wide.layer}'"
+    return report(
+        "non-finite",
+        f"the forward pass gives {number} first in {location}",
+        causes=("model.numerics", "optim.lr", "model.init"),
+        measured=f"{number} at {place} of {tuple(event.tensor.shape)}"
+        + ("" if sample is None else f" of sample {sample}")
+        + f"; its inputs: {event.inputs}; {text}",
+        expected="finite outputs from finite inputs and weights",
+        layer=event.layer or None,
+        sample=sample,
+        evidence={"float64": text},
+    )
+
+
+def _run(model: nn.Module, inputs: Inputs) -> _Event | None:
+    found: list[_Event] = []
+
+    def leave(call: ModuleCall, module: nn.Module, inputs: Inputs, outputs: object) -> None:
+        floats = [tensor for _, tensor in dense_leaves(outputs) if tensor.is_floating_point()]
+        bad = next((tensor for tensor in floats if not bool(tensor.isfinite().all())), None)
+        if bad is not None and not found:
+            read = [tensor for _, tensor in dense_leaves(inputs) if tensor.is_floating_point() and tensor.numel()]
+            ranges = [f"{float(tensor.min()):.4g} .. {float(tensor.max()):.4g}" for tensor in read]
+            found.append(_Event(call.path, bad.detach(), ", ".join(ranges) or "nothing"))
+
+    with record(model, leave=leave):
+        model(*inputs[0], **inputs[1])
+    return found[0] if found else None
