@@ -281,6 +281,10 @@ class Context:
             known_path = known_path.rpartition(".")[0]
         return FindingLocation(config_path=path, **more)
 
+    def locate(self, split: str, **more: Any) -> FindingLocation:
+        """Return the location of what is in a split of the run's data set."""
+        return FindingLocation(dataset=f"{self.config.data.name}/{split}", **more)
+
     @property
     def is_fresh(self) -> bool:
         """True for a model that neither weights nor a step has trained."""

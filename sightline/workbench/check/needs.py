@@ -68,9 +68,6 @@ NEEDS: dict[str, RuleNeed] = {
     "point-order": RuleNeed("points", lambda c: find_cloud(c.built.job.model, c.dry_run.inputs)),
     "mismatched-image": _need_keys("pictures of clouds", "image", "points"),
     "mismatched-views": _need_keys("pairs of views", "points", "other_points"),
-    "misplaced-heatmap": _need_keys("heat maps", "heatmaps", "joints"),
-    "misplaced-joints": _need_keys("depth", "depth", "joints"),
-    "misplaced-volume": _need_keys("depth", "depth", "volume"),
     "unscored-points": RuleNeed("range images", lambda c: any("range_image" in e.batch for e in c.dry_evaluations)),
     "prior-bias": _FRESH,
 }
