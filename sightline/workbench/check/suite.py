@@ -53,7 +53,8 @@ def all_checks() -> list[Rule]:
     """Import and return all checks, ordered by moment and code."""
     package = importlib.import_module(_CHECKS_PACKAGE)
     own_modules = [module.name for module in pkgutil.walk_packages(package.__path__, f"{_CHECKS_PACKAGE}.")]
-    for module in {*own_modules, *find_modules("checks").values(), *find_modules("rules").values()}:
+    of_areas = (module for kind in ("checks", "rules") for module in find_modules(kind).values())
+    for module in {*own_modules, "sightline.workbench.check.run_rules", *of_areas}:
         importlib.import_module(module)
     return sorted(CHECKS.values(), key=lambda check: (MOMENTS.index(check.moment), check.code))
 
