@@ -11,7 +11,6 @@ from sightline.contract.members import TaskMembers
 from sightline.parts.quantisation.parametrised import quantised_weights
 from sightline.parts.tasks.distillation import DistillationTask, unwrap_distillation
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.model_probe import find_cloud
 from sightline.workbench.check.core.sample_statistics import distinct_parts
 
 
@@ -37,12 +36,10 @@ _CONTRAST = RuleNeed("contrastive task", lambda c: TaskMembers.compares_rows.get
 _CLASSES = RuleNeed("classes", lambda c: isinstance(c.built.data.facts.get("num_classes"), int))
 _LOGITS = RuleNeed("class logits", _has_logits)
 _COMPRESS = RuleNeed("compress", lambda c: c.config.compress is not None)
-_FRESH = RuleNeed("untrained weights", lambda c: c.is_fresh)
 
 NEEDS: dict[str, RuleNeed] = {
     **dict.fromkeys(("box-evaluation", "box-protocol"), _BOXES),
-    "broken-boxes": RuleNeed("boxes", lambda c: any(survey.boxed for survey in c.statistics)),
-    **dict.fromkeys(("collapsed-features", "negatives"), _CONTRAST),
+    "negatives": _CONTRAST,
     "batch-statistics": RuleNeed("several processes", lambda c: c.world.size > 1),
     "class-weight-length": _CLASSES,
     **dict.fromkeys(("absent-class-score", "initial-loss"), _LOGITS),
@@ -52,8 +49,6 @@ NEEDS: dict[str, RuleNeed] = {
     "unfit-teacher": RuleNeed("teacher", lambda c: isinstance(c.built.job.task, DistillationTask)),
     "pretraining-mismatch": RuleNeed("run to start from", lambda c: c.built.lineage is not None),
     "dataset-mismatch": _need_keys("points", "points"),
-    "point-order": RuleNeed("points", lambda c: find_cloud(c.built.job.model, c.dry_run.inputs)),
     "unscored-points": RuleNeed("range images", lambda c: any("range_image" in e.batch for e in c.dry_evaluations)),
-    "prior-bias": _FRESH,
 }
 """Needs by the codes of rules; the others apply to every run, or wherever they have a subject."""

@@ -47,6 +47,7 @@ _SKIPPED = FindingBuilder(
 
 _FORWARD_S = 1.5  # for the forward pass of the quick checks' one step, which keeps all quick checks below ten seconds
 _CHECKS_PACKAGE = "sightline.workbench.check.checks"
+_RUN_RULES = ("sightline.workbench.check.run_rules", "sightline.workbench.check.step_rules")
 
 
 def all_checks() -> list[Rule]:
@@ -54,7 +55,7 @@ def all_checks() -> list[Rule]:
     package = importlib.import_module(_CHECKS_PACKAGE)
     own_modules = [module.name for module in pkgutil.walk_packages(package.__path__, f"{_CHECKS_PACKAGE}.")]
     of_areas = (module for kind in ("checks", "rules") for module in find_modules(kind).values())
-    for module in {*own_modules, "sightline.workbench.check.run_rules", *of_areas}:
+    for module in {*own_modules, *_RUN_RULES, *of_areas}:
         importlib.import_module(module)
     return sorted(CHECKS.values(), key=lambda check: (MOMENTS.index(check.moment), check.code))
 
