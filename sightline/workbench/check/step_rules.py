@@ -230,6 +230,8 @@ class Update(NamedTuple):
 @measure()
 def first_update(run: Context, first_step: DryRun, rates: Rates) -> Update:
     """Step copies of the optimiser with the gradients of the first step."""
+    if not rates.values.any():
+        raise NotApplicableError("a rate of 0")
     factor, found = float(run.built.job.schedule(int(rates.steps[rates.values.argmax()]))), []
     for clips, sign in ((True, 1.0), (False, 1.0), (True, -1.0)):
         found.append(_step_copy(run, first_step, factor=factor, clips=clips, sign=sign))
