@@ -103,6 +103,7 @@ def check_table() -> str:
 
 def relation_table() -> str:
     """A row for each relation that the doctor asks of a module, its loss and its loaders."""
+    all_checks()  # imports those of areas
     rows = sorted((each.code, each.holds, ", ".join(each.causes)) for each in list_rules())
     lines = [f"| `{code}` | {holds} | {causes} |" for code, holds, causes in rows]
     return "\n".join(["| code | holds in every correct program | causes |", "|---|---|---|", *lines])

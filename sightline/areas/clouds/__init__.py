@@ -29,6 +29,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "models.pointnet": "pointnet",
         "models.pointnet2": "pointnet2",
     },
+    "rules": {"rules": "augmentation-mismatch label-outside-parts padded-points scattered-labels"},
     "tools": {
         "render.mvcnn": "import_views",
         "render.rendering": "render_views",

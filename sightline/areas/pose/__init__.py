@@ -18,6 +18,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "models": {"v2v": "scale_net v2v v2v_small"},
     "predictors": {"predictor": "centre pose"},
     "references": {"sets.references": "centre_of_mass file truth"},
+    "rules": {"rules": "misplaced-heatmap misplaced-joints misplaced-volume"},
     "stages": {"stages": "DepthStages"},
     "tools": {"frame_centres": "find_centres"},
     "transforms": {"transforms": "draw_heatmaps place_cube voxelize"},

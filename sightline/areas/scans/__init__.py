@@ -18,6 +18,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "models.salsanext": "salsanext",
         "models.squeezeseg": "squeezeseg squeezesegv2",
     },
+    "rules": {"rules": "mismatched-labels projection-coverage"},
     "transforms": {"range_projection": "project ring_from_order"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

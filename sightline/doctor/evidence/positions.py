@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -231,26 +232,41 @@ def _is_prefix(is_true: Tensor) -> bool:
 
 @measure()
 def label_columns(subject: Subject) -> list[str]:
-    """List the columns, or channels, of inputs that equal the target in every batch."""
+    """List the columns, or channels, of inputs that tell the target: one number for each class, in every batch."""
     if len(list(dense_leaves(subject.batches[0].target))) != 1 or set(subject.form.inputs) & set(subject.form.targets):
         raise NotApplicableError("several targets")
-    found: set[str] | None = None
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for batch in subject.batches:
-        here = set(_list_columns(batch))
-        found = here if found is None else found & here
-    return sorted(found or ())
+        for name, values, target in _list_columns(batch):
+            pairs.setdefault(name, []).append((values, target))
+    return sorted(
+        name
+        for name, found in pairs.items()
+        if len(found) == len(subject.batches) and _tells(*(torch.cat(each) for each in zip(*found, strict=True)))
+    )
 
 
-def _list_columns(batch: Batch) -> Iterator[str]:
-    for _, target in dense_leaves(batch.target):
-        if target.ndim not in (1, 2, 3, 4) or len(target) < 4 or len(target.unique()) < 2:
+def _list_columns(batch: Batch) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield channels of inputs, the second axis and the last, that have one number for each number of the target."""
+    for (_, target), (path, values) in itertools.product(dense_leaves(batch.target), dense_leaves(batch.inputs)):
+        flat = target.squeeze(1) if target.ndim > 1 and target.shape[1] == 1 else target
+        if not 0 < flat.ndim < values.ndim:
             continue
-        for path, values in dense_leaves(batch.inputs):
-            if values.ndim not in (2, 4) or values.shape[1] < 2:
-                continue
-            columns = values.unbind(1)
-            flat = target.squeeze(1) if target.ndim > 1 and target.shape[1] == 1 else target
-            if flat.numel() >= 16:
-                for place, column in enumerate(columns):
-                    if column.shape == flat.shape and torch.equal(column.double(), flat.double()):
-                        yield f"channel {place} of {path or 'the input'}"
+        for axis in {1, values.ndim - 1}:
+            for place, column in enumerate(values.unbind(axis) if values.shape[axis] > 1 else ()):
+                inner = column.flatten(flat.ndim) if column.ndim > flat.ndim else column[..., None]
+                if column.shape[: flat.ndim] == flat.shape and torch.equal(inner.amin(-1), inner.amax(-1)):
+                    name = f"channel {place} of axis {axis} of {path or 'the input'}"
+                    yield name, inner[..., 0].flatten(), flat.flatten()
+
+
+def _tells(values: Tensor, target: Tensor) -> bool:
+    """Return True for the numbers of the target, or others that are one for each class, if classes repeat."""
+    if len(target) < 16 or len(target.unique()) < 2:
+        return False
+    if torch.equal(values.double(), target.double()):
+        return True
+    if not values.is_floating_point() or target.is_floating_point() or len(target) - len(target.unique()) < 6:
+        return False
+    pairs = torch.stack([values.double(), target.double()]).unique(dim=1)
+    return len(values.unique()) == len(target.unique()) == pairs.shape[1]

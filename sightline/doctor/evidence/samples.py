@@ -285,3 +285,17 @@ def ends(passed: Pass, num_samples: int, labelled: list[Labelled]) -> Ends:
             last = leaf[rows, lengths[rows] - 1]
             return Ends(token, int((following[counted] == token).sum()), last.tolist())
     raise NotApplicableError("no padded rows of tokens that follow")
+
+
+@measure(passes=0.5)
+def shared_rows(subject: Subject) -> list[str]:
+    """List the outputs, if all are so, whose rows are equal for unlike samples, at jittered weights."""
+    batch = subject.batches[0]
+    count = count_samples(batch)
+    inputs = [tensor for _, tensor in dense_leaves(batch.inputs) if tensor.is_floating_point()]
+    if count < 2 or not inputs or all(bool((tensor == tensor[:1]).all()) for tensor in inputs):
+        raise NotApplicableError("samples that are alike")
+    with torch.no_grad():
+        outputs = subject.call(subject.jitter(subject.copy("eval"), seed=0), batch.inputs)
+    rows = {path or "output": each for path, each in dense_leaves(outputs) if each.ndim and len(each) == count}
+    return list(rows) if rows and all(bool((each == each[:1]).all()) for each in rows.values()) else []

@@ -390,3 +390,41 @@ def label_input(label_columns: list[str]) -> Iterator[Fault]:
             f"the target is among the inputs: {join_some(label_columns, most=3)}",
             measured="equal in every sample of every batch read",
         )
+
+
+@rule(
+    "constant-output",
+    "error",
+    "model.constant_output model.structure",
+    holds="outputs of unlike samples differ, once the weights are moved a little",
+    do="look for a factor of 0, an input that forward does not use, a pooling over everything",
+)
+def constant_output(shared_rows: list[str]) -> Iterator[Fault]:
+    """Name the outputs that are one and the same for all samples."""
+    if shared_rows:
+        yield Fault(
+            f"the outputs do not depend on the inputs: {join_some(shared_rows, most=3)}",
+            measured="equal bits for all samples, whose inputs differ, with jittered weights in evaluation mode",
+        )
+
+
+@rule(
+    "shared-weights",
+    "warning",
+    "model.structure model.unregistered",
+    holds="a norm of its own behind each layer",
+    do="make a norm for each place, or register the one that is meant to be shared once",
+)
+def repeated_norm(subject: Subject) -> Iterator[Fault]:
+    """Name the batch norms that stand at several places."""
+    norms: dict[int, list[str]] = {}
+    for path, module in subject.model.named_modules():
+        for name, child in module._modules.items():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                norms.setdefault(id(child), []).append(f"{path}.{name}".lstrip("."))
+    for names in (names for names in norms.values() if len(names) > 1):
+        yield Fault(
+            f"{join_some(names, most=4)} are one norm, whose statistics mix those of several layers",
+            measured=f"one module under {len(names)} names",
+            where=FindingLocation(layer=names[0]),
+        )

@@ -27,6 +27,7 @@ from sightline.engine.build import DataSubset, TrainingSetup, build
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
+from sightline.ops.numba_kernels import compute_seconds
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.runs.checkpoint import load_trained_state
 from sightline.runs.weights import load_weights
@@ -42,7 +43,6 @@ from sightline.workbench.check.core.dry_run import (
 )
 from sightline.workbench.check.core.examination import Examination, find_subject
 from sightline.workbench.check.core.finding import Fault
-from sightline.workbench.check.core.model_probe import QUICK_S, ModelProbe
 from sightline.workbench.check.core.sample_statistics import (
     ClassCounts,
     PartStatistics,
@@ -64,6 +64,7 @@ TO_END = "every check of this run to finish"
 """Expected value in the finding of a check that could not run."""
 _CPU = torch.device("cpu")
 _MAX_ASSIGNED = 64
+_QUICK_PASS_S = 0.05
 _READING_S, _QUICK_READING_S = 0.5, 0.125
 _MAX_OUTPUTS = 500_000
 """Number of outputs up to which a loss is judged in some 50 ms."""
@@ -247,18 +248,6 @@ class Context:
         """True under `sightline check`, False at the start of a training."""
         return math.isinf(self.forward_s)
 
-    def probe(self, num_passes: int, *, is_double: bool = False) -> ModelProbe | None:
-        """Return a probe of the model on the inputs of the first step; None if it fails there.
-
-        None, too, if so many passes would be slow at the start of a training.
-        """
-        limit_s = math.inf if self.is_thorough else QUICK_S
-        if math.isfinite(self.pass_s) and self.pass_s * num_passes > limit_s:
-            self.examination.gaps.append("what takes more passes of the network than a training's start has time for")
-        if not math.isfinite(self.pass_s) or self.pass_s * num_passes > limit_s:
-            return None
-        return ModelProbe(self.built.job.model, self.dry_run.inputs, is_double=is_double)
-
     @cached_property
     def pass_s(self) -> float:
         """Processor time of a pass on the inputs of the first step; that of a rehearsed one, if that was slow.
@@ -267,9 +256,20 @@ class Context:
         """
         if not self.is_thorough:
             forward_s = [self.dry_run.forward_s, *(each.forward_s for each in self.dry_evaluations[:1])]
-            if min(forward_s) > QUICK_S:
+            if min(forward_s) > _QUICK_PASS_S:
                 return min(forward_s)
-        return ModelProbe(self.built.job.model, self.dry_run.inputs).measure()
+        seconds, model = 0.0, isolated_copy(self.built.job.model).eval()
+        for _ in range(2):
+            start_seconds = compute_seconds()
+            try:
+                with torch.no_grad():
+                    model(**self.dry_run.inputs)
+            except Exception:  # noqa: BLE001 - a network may reject a batch in evaluation mode
+                return math.inf
+            seconds = compute_seconds() - start_seconds
+            if seconds > 4 * _QUICK_PASS_S:
+                break
+        return seconds
 
     def place(self, path: str, **more: Any) -> FindingLocation:
         """Return the location of a dotted config path: its file and line, or those of the block that contains it."""
@@ -280,6 +280,10 @@ class Context:
                     return FindingLocation(file=origins[key].source, line=origins[key].line, config_path=path, **more)
             known_path = known_path.rpartition(".")[0]
         return FindingLocation(config_path=path, **more)
+
+    def locate(self, split: str, **more: Any) -> FindingLocation:
+        """Return the location of what is in a split of the run's data set."""
+        return FindingLocation(dataset=f"{self.config.data.name}/{split}", **more)
 
     @property
     def is_fresh(self) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +18,8 @@ from sightline.contract.types import SampleKey
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.batches import BatchForm, call_model, find_form
 from sightline.doctor.check import examine_subject
-from sightline.doctor.examine import Examination, list_rules
+from sightline.doctor.evidence import Evidence
+from sightline.doctor.examine import Examination, examine, list_rules
 from sightline.doctor.finding import Finding
 from sightline.doctor.subject import Batch, Subject
 from sightline.engine.build import DataSubset, TrainingSetup
@@ -44,7 +47,15 @@ _PLACES = {
 
 
 def examine_run(context: Context) -> tuple[Examination, list[Finding]]:
-    """Judge a run by the rules of the doctor, a slow one by few samples; findings are located in the config."""
+    """Judge a run by the rules of what a run alone has: its files, its config, its area."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        examination = examine(Evidence({"run": context}, math.inf), declared=context.config.checks.skip)
+    return examination, [_locate(finding, context, "data") for finding in examination.findings]
+
+
+def examine_relations(context: Context) -> tuple[Examination, list[Finding]]:
+    """Judge the parts of a run by the relations, a slow one by few samples; findings are located in the config."""
     pass_s = min(context.pass_s, context.dry_run.forward_s) / context.dry_run.num_samples
     num_samples = min(_NUM_SAMPLES, max(2, int(_PASS_S / max(pass_s, 1e-9)))) if pass_s < _SLOW_S else 1
     if num_samples == 1:
@@ -61,7 +72,7 @@ def examine_run(context: Context) -> tuple[Examination, list[Finding]]:
 
 def _locate(finding: Finding, context: Context, path: str) -> Finding:
     known = {name: value for name, value in vars(finding.where).items() if value is not None}
-    return dataclasses.replace(finding, where=context.place(path, **known))
+    return dataclasses.replace(finding, where=context.place(known.pop("config_path", path), **known))
 
 
 def make_run_subject(built: TrainingSetup, *, num_samples: int) -> Subject:

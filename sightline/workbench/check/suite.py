@@ -7,7 +7,7 @@ import importlib
 import logging
 import pkgutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from sightline.config import RunConfig
 from sightline.contract.catalogue import find_modules
 from sightline.contract.errors import ConfigError
 from sightline.contract.schema import suggest
+from sightline.doctor.examine import Examination as Judged
 from sightline.doctor.examine import list_rules
 from sightline.doctor.finding import Finding
 from sightline.doctor.objects import find_generators, preserve_generators
@@ -30,7 +31,7 @@ from sightline.workbench.check.context import CHECKS, MOMENTS, TO_END, Context, 
 from sightline.workbench.check.core.examination import Examination
 from sightline.workbench.check.core.finding import gather_findings, merge_findings
 from sightline.workbench.check.needs import NEEDS
-from sightline.workbench.check.run_subject import examine_run
+from sightline.workbench.check.run_subject import examine_relations, examine_run
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +46,15 @@ _SKIPPED = FindingBuilder(
 
 _FORWARD_S = 1.5  # for the forward pass of the quick checks' one step, which keeps all quick checks below ten seconds
 _CHECKS_PACKAGE = "sightline.workbench.check.checks"
+_RUN_RULES = ("sightline.workbench.check.run_rules", "sightline.workbench.check.step_rules")
 
 
 def all_checks() -> list[Rule]:
     """Import and return all checks, ordered by moment and code."""
     package = importlib.import_module(_CHECKS_PACKAGE)
     own_modules = [module.name for module in pkgutil.walk_packages(package.__path__, f"{_CHECKS_PACKAGE}.")]
-    for module in {*own_modules, *find_modules("checks").values()}:
+    of_areas = (module for kind in ("checks", "rules") for module in find_modules(kind).values())
+    for module in {*own_modules, *_RUN_RULES, *of_areas}:
         importlib.import_module(module)
     return sorted(CHECKS.values(), key=lambda check: (MOMENTS.index(check.moment), check.code))
 
@@ -140,16 +143,25 @@ def _collect(checks: Sequence[Rule], context: Context) -> list[Finding]:
 
 
 def _relate(context: Context, known: Sequence[Finding]) -> list[Finding]:
-    """Judge the run by the relations of the doctor; a finding whose cause is known is no further one."""
+    """Judge the run, and its parts by the relations of the doctor; there, a known cause gives no further finding."""
+    found = _examine(context, "data", examine_run)
     if context.world.size > 1 or not context.dry_run.is_sound:
-        return []
-    with _preserve_run_state(context.built), context.examination.count_time("model"):
-        examination, found = examine_run(context)
+        return found
+    causes = {cause for finding in (*known, *found) if finding.severity != "note" for cause in finding.causes}
+    related = _examine(context, "model", examine_relations)
+    return [*found, *(finding for finding in related if causes.isdisjoint(finding.causes))]
+
+
+def _examine(
+    context: Context, subject: str, examine: Callable[[Context], tuple[Judged, list[Finding]]]
+) -> list[Finding]:
+    """Judge a run by rules of the doctor, and record which did."""
+    with _preserve_run_state(context.built), context.examination.count_time(subject):
+        examination, found = examine(context)
     for judgement in examination.judgements:
         idle = "" if judgement.outcome in ("held", "broken") else judgement.reason
-        context.examination.add("model", judgement.rule.code, idle=idle)
-    causes = {cause for finding in known if finding.severity != "note" for cause in finding.causes}
-    return [finding for finding in found if causes.isdisjoint(finding.causes)]
+        context.examination.add(subject, judgement.rule.code, idle=idle)
+    return found
 
 
 def _applies(check: Rule, context: Context) -> bool:

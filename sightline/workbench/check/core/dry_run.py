@@ -28,7 +28,6 @@ from sightline.engine.train import TrainState
 from sightline.instrument import Inputs, ModuleCall, copy_module, record
 from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.ops.numba_kernels import compute_seconds
-from sightline.workbench.check.core.neighbour_sums import NeighbourSum, NeighbourSums
 
 _PACKAGE = Path(__file__).resolve().parents[3]
 _RUNNERS = (
@@ -86,7 +85,6 @@ class DryRun:
     batch_reads: set[str] = field(default_factory=set)
     output_reads: set[str] = field(default_factory=set)
     executed: set[str] = field(default_factory=set)
-    neighbour_sums: list[NeighbourSum] = field(default_factory=list)
     num_tries: int = 0
     seconds: float = 0.0
     forward_s: float = 0.0
@@ -322,8 +320,6 @@ class ForwardWatcher:
         self.hidden: frozenset[str] = frozenset()
         self.output_reads: set[str] = set()
         self._executed = result.executed
-        self._sums = NeighbourSums()
-        result.neighbour_sums = self._sums.noted
         self._owner = {id(value): name.rpartition(".")[0] for name, value in result.model.named_parameters()}
         self._recording = contextlib.ExitStack()
         self._tape = self._recording.enter_context(
@@ -349,8 +345,6 @@ class ForwardWatcher:
             self.inputs = {name: detach(value) for name, value in bound.items()}
 
     def _note_reads(self, call: ModuleCall | None, function: Any, args: Any, kwargs: Any, result: Any) -> None:
-        if self.outputs is None:
-            self._sums.note(call.path if call is not None else "", function, args, kwargs, result)
         if call is not None:
             inputs = (*args, *kwargs.values())
             self._executed.update(owner for value in inputs if (owner := self._owner.get(id(value))) is not None)

@@ -25,7 +25,6 @@ from sightline.engine.build import Data, DataSubset
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.loading.batch_reader import array_leaves, as_bytes
-from sightline.workbench.check.core.finding import Fault, diagnose
 
 _MIN_SAMPLES, _MAX_SAMPLES = 4, 256
 _MAX_SECONDS = 0.5  # CPU time of this thread, which other load does not change
@@ -165,36 +164,6 @@ class PartStatistics:
         return self.num_sampled == len(self.part.indices)
 
 
-def broken_field(
-    survey: PartStatistics,
-    field: str,
-    rule: str,
-    *,
-    measured: str,
-    sample: int | None = None,
-    joined: str = "in",
-    detail: str = "",
-    evidence: Mapping[str, Any] | None = None,
-    **words: Any,
-) -> Fault:
-    """Make the fault of a field of a split that breaks a `rule`, a row of sample_statistics.json.
-
-    If a `sample` shows the fault, `measured` is followed by the word `joined` and the sample's name; then by `detail`.
-    """
-    sample_text = "" if sample is None else f" {joined} {describe_sample(survey.part.dataset, sample)}"
-    return diagnose(
-        __file__,
-        rule,
-        f"{measured}{sample_text}{detail}",
-        field=field,
-        at="data",
-        split=survey.part.split,
-        sample=sample,
-        evidence={"field": field, "looked_at": survey.coverage_text, **(evidence or {})},
-        **words,
-    )
-
-
 def collect_statistics(
     part: DataSubset,
     *,
@@ -327,16 +296,6 @@ def parts_by_category(facts: Mapping[str, Any]) -> list[list[int]] | None:
     if "parts_of_category" not in facts or "num_parts" in facts:
         return None
     return [list(parts) for parts in facts["parts_of_category"]]
-
-
-def describe_position(survey: PartStatistics, field: str, index: int, value: int) -> str:
-    """Format the position of a value in a sample's field as `, label[5]`; "" for a single number."""
-    sample = read_samples(survey.part.dataset, [SampleKey(index, 0, 0)])[0]
-    for leaf, tensor in array_leaves(sample[field], field):
-        hits = (tensor.long() == value).nonzero()
-        if tensor.ndim and len(hits):
-            return f", {leaf}{hits[0].tolist()}"
-    return ""
 
 
 def distinct_parts(data: Data) -> list[DataSubset]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import sightline
 from sightline.config import RunConfig
@@ -19,15 +17,13 @@ from sightline.contract import registry
 from sightline.contract.binding import model_output_keys
 from sightline.contract.catalogue import find_modules
 from sightline.contract.errors import ConfigError, OutputError, UserError, summarise_error
-from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.finding import FindingLocation
 from sightline.engine.build import DataSubset
 from sightline.engine.step import compute_batch_losses
-from sightline.workbench.check.checks.loss_terms import OUTPUTS
-from sightline.workbench.check.context import Context, check, first_steps
+from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.dry_evaluation import DryEvaluation
-from sightline.workbench.check.core.dry_run import DryRun, StepFailure, error_location, isolated_copy, read_batch
+from sightline.workbench.check.core.dry_run import StepFailure, error_location, isolated_copy, read_batch
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.sample_statistics import PartStatistics
 
@@ -200,92 +196,6 @@ def explain_failure(error: Exception) -> tuple[tuple[str, ...], str]:
     if "shape" in text or "size" in text:
         return ("cfg.contract", "data.layout", "cfg.class_count"), "make the shapes of data, model and losses match"
     return ("cfg.contract", "data.layout"), "look at the line named above"
-
-
-_NUM_SAMPLES = 64
-_MIN_ROWS = 8
-_MIN_STEPS = 100  # before, the running averages, which evaluation uses, are close to their initial values
-_MIN_VARIANCE_FRESH = 1e-10  # a thousand times the squared float32 error (1e-7) of unit rows
-
-
-class FeatureSpread(NamedTuple):
-    """Spread of unit rows: `variance` is 0 if all are equal and 1 if their mean is 0.
-
-    `rank` is the effective rank of the centred rows, exp of the entropy of their singular values: 1 on a line.
-    Source: Roy and Vetterli 2007, "The effective rank".
-    """
-
-    variance: float
-    rank: float
-    num_rows: int
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """Evidence of a finding: variance and effective rank by name."""
-        return {"variance": self.variance, "effective_rank": self.rank}
-
-
-def measure_spread(rows: np.ndarray) -> FeatureSpread:
-    """Compute the spread of rows (N, D), each normalised to length 1 first; a row of zeros stays unchanged."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit_rows = rows / np.where(lengths > 0, lengths, 1.0)
-    centred = unit_rows - unit_rows.mean(axis=0)
-    variance = float((centred**2).sum(axis=1).mean())
-    spectrum = np.linalg.svd(centred, compute_uv=False)
-    share = spectrum / spectrum.sum() if spectrum.sum() > 0 else np.ones(1)
-    share = share[share > 0]
-    return FeatureSpread(variance, float(np.exp(-(share * np.log(share)).sum())), len(rows))
-
-
-@check(
-    "collapsed-features",
-    "preflight",
-    each=first_steps,
-    causes=("model.constant_output", "model.init", "model.activation"),
-    config_path="model",
-)
-def collapsed_features(context: Context, step: DryRun) -> Fault | None:
-    """Embeddings of different objects differ at the first step, if each of their inputs differs.
-
-    Finds: Embeddings that are the same for every object, or that vary along one line only.
-    """
-    if not TaskMembers.compares_rows.get(context.built.job.task) or _is_an_input_equal(step.batch):
-        return None
-    for name, rows in _embeddings(step.seen_outputs):
-        spread = measure_spread(rows)
-        if len(rows) > 1 and spread.variance <= _MIN_VARIANCE_FRESH:
-            return Fault(
-                f"the model returns the same '{name}' for every object",
-                measured=f"variance {spread.variance:.3g} of {len(rows)} rows of length 1, of different clouds",
-                expected=f"above {_MIN_VARIANCE_FRESH:g}: nothing can be learnt from equal rows",
-                action=f"look at the layers before '{name}': a factor of zero, a ReLU at the end, a broken pooling",
-                evidence=spread.figures,
-            )
-    return None
-
-
-def _embeddings(outputs: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    for name in OUTPUTS:
-        value = outputs.get(name)
-        if isinstance(value, Tensor) and value.ndim == 2 and bool(value.isfinite().all()):
-            yield name, _to_array(value)
-
-
-def _to_array(rows: Tensor) -> np.ndarray:
-    array: np.ndarray = rows.detach().double().cpu().numpy()
-    return array
-
-
-def _is_an_input_equal(batch: Batch) -> bool:
-    """Return True if there are no clouds, or if all clouds, or all images and the like, are the same.
-
-    A constant, such as a mask of ones, is the same for all objects and says nothing.
-    """
-    points = batch.get("points")
-    if not isinstance(points, Tensor) or points.ndim != 3 or bool((points == points[:1]).all()):
-        return True
-    inputs = [value for value in batch.values() if isinstance(value, Tensor) and value.ndim > 2]
-    return any((x == x[:1]).all() and (x != x.flatten()[0]).any() for x in inputs)
 
 
 @check("first-evaluation", "preflight")

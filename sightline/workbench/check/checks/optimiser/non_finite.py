@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ from sightline.engine.train import NonFiniteGradientError, TrainState
 from sightline.instrument import ModuleCall, record, watch_gradient
 from sightline.instrument.random_state import preserve_random_state
 from sightline.store.loading.batch_reader import array_leaves
-from sightline.workbench.check.checks.data.batches import find_non_finite, sample_of_element
 from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.dry_run import forward_backward, isolated_copy
 from sightline.workbench.check.core.finding import Fault, diagnose, gather_findings
@@ -404,3 +403,43 @@ def _describe_sample(job: TrainState, index: int | None) -> str:
     if index is None:
         return ""
     return f" of {describe_sample(dataset, index) if dataset is not None else f'sample {index}'}"
+
+
+def sample_of_element(batch: Mapping[str, Any], tensor: Tensor, position: tuple[int, ...]) -> int | None:
+    """Return the sample index of an element of a batch tensor: by its row, or by the offsets of ragged fields."""
+    indices = batch.get("sample_index")
+    if indices is None or not position:
+        return None
+    if len(tensor) == len(indices):
+        return int(indices[position[0]])
+    offsets = batch.get("offsets")
+    if isinstance(offsets, Tensor) and len(tensor) == int(offsets[-1]):
+        return int(indices[int((offsets <= position[0]).sum()) - 1])
+    return None
+
+
+class NonFiniteNumber(NamedTuple):
+    """First NaN or infinity of a tensor in a batch: its key, leaf and position, and its sample if known."""
+
+    key: str
+    leaf: str
+    position: tuple[int, ...]
+    value: float
+    sample: int | None
+    num_bad: int
+    size: int
+
+
+def find_non_finite(
+    batch: Mapping[str, Any], keys: Iterable[str], may_be_nan: Callable[[str], bool] = lambda key: False
+) -> Iterator[NonFiniteNumber]:
+    """Find the first number that is not finite of each tensor under these keys; NaN is allowed where declared."""
+    for key in keys:
+        for leaf, tensor in array_leaves(batch[key], key):
+            is_unsound = ~tensor.isfinite()
+            if may_be_nan(key):
+                is_unsound &= ~tensor.isnan()
+            if bool(is_unsound.any()):
+                position = tuple(is_unsound.nonzero()[0].tolist())
+                sample, num_bad = sample_of_element(batch, tensor, position), int(is_unsound.sum())
+                yield NonFiniteNumber(key, leaf, position, float(tensor[position]), sample, num_bad, tensor.numel())

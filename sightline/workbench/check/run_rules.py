@@ -1,0 +1,578 @@
+"""Rules of what a run reads: its splits, what the data set declares, and samples that are a function of their key."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.contract.errors import join_some
+from sightline.contract.types import Batch, SampleKey
+from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.evidence import measure
+from sightline.doctor.finding import Fault
+from sightline.doctor.objects import find_generators, preserve_generators
+from sightline.doctor.rules import rule
+from sightline.engine.batch_stream import evaluation_keys
+from sightline.engine.build import DataSubset
+from sightline.instrument.random_state import preserve_random_state
+from sightline.store.loading.batch_reader import BatchReader, array_leaves, as_bytes
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.core.sample_statistics import (
+    ClassCounts,
+    FieldStatistics,
+    PartStatistics,
+    all_labels,
+    describe_sample,
+    distinct_parts,
+)
+
+_NUM_KEYS, _NUM_STEPS = 4, 2_000
+_COUNTED_BY = {"label": "num_classes", "part": "num_parts", "category": "num_categories"}
+_INPUTS = ("points", "image", "depth", "volume", "range_image", "features")
+_MIN_SAMPLES, _MIN_USED, _SLACK = 8, {"mm": 1 / 200}, 2.0**-10
+"""Samples for a judgement; share of a declared range in use, by unit: a wrong one uses 1/100; a step of float16."""
+
+
+@measure()
+def surveys(run: Context) -> list[PartStatistics]:
+    """Return the statistics of the samples of each split."""
+    return run.statistics
+
+
+@measure()
+def class_counts(run: Context) -> list[ClassCounts | None]:
+    """Return the counts of classes in each split."""
+    return run.class_counts
+
+
+def _locate(run: Context, survey: PartStatistics, sample: int | None = None) -> Any:
+    return run.locate(survey.part.split, sample=sample, config_path="data")
+
+
+@rule(
+    "empty-loader",
+    "error",
+    "data.empty_loader data.path data.split",
+    holds="samples in each split, and each of training's once an epoch, over all processes",
+    do="check where the data set searches for its files, how it is split, and the ranks of processes",
+)
+def empty_loader(run: Context) -> Iterator[Fault]:
+    """Every split has batches of samples that its set has; two epochs visit each sample once, in another order."""
+    for part in distinct_parts(run.built.data):
+        size, count = len(part.dataset), len(part.indices)
+        outside = part.indices[(part.indices < 0) | (part.indices >= size)]
+        where = run.locate(part.split, config_path="data")
+        if not count or not evaluation_keys(part.indices, run.config.evaluate.batch_size, epoch=0, seed=0):
+            yield Fault(
+                f"the {part.split} part has no samples", measured=f"{count} of a data set of {size}", where=where
+            )
+        elif len(outside):
+            summary = f"the {part.split} part has indices of samples that its data set does not have"
+            yield Fault(summary, measured=f"index {outside[0]} of {size} samples, {len(outside)} such", where=where)
+    plan = run.built.job.stream.plan
+    where = run.locate("train", config_path="train.batch_size")
+    if plan.batch_size > len(plan.indices) > 0:
+        summary = f"train.batch_size is {plan.batch_size}, the training part has {len(plan.indices)} samples"
+        causes = ["data.sampling"]
+        yield Fault(summary, measured="1 step an epoch", severity="warning", causes=causes, where=where)
+    epochs = [_list_visits(plan, epoch) for epoch in (0, 1)]
+    strange = [index for epoch in epochs for index in epoch if index not in plan.indices]
+    if strange or any(len(set(epoch)) < len(epoch) for epoch in epochs):
+        causes = ["dist.sampler" if plan.num_processes > 1 else "data.sampling", "data.split"]
+        text = "samples of another part" if strange else "samples twice"
+        yield Fault(f"an epoch visits {text}", measured=f"{len(epochs[0])} visits", causes=causes, where=where)
+    elif len(epochs[0]) >= 20 and epochs[0] == epochs[1]:
+        summary = "every epoch visits the samples in the same order"
+        yield Fault(summary, measured=f"{epochs[0][:6]} first", causes=["data.ordering"], where=where)
+
+
+def _list_visits(plan: Any, epoch: int) -> list[int]:
+    """List the samples of the first steps of an epoch, over all processes."""
+    start = epoch * plan.steps_per_epoch
+    steps = range(start, start + min(plan.steps_per_epoch, max(1, _NUM_STEPS // plan.batch_size)))
+    return [key.index for step in steps for micro in plan.step_keys(step) for part in micro for key in part]
+
+
+# --- what the data set declares ---------------------------------------------------------------------------------------
+
+
+@rule(
+    "missing-batch-keys",
+    "error",
+    "cfg.contract data.missing_modality data.padding",
+    holds="every declared field in every sample, and every declared key in the batches",
+    do="return the field from the data set, keep it in its collate, or take it out of info.fields",
+)
+def missing_keys(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
+    """Compare the keys of samples and of the first batch with what the set declares."""
+    for survey in surveys:
+        for name, samples in survey.absent.items():
+            measured = f"{len(samples)} of {survey.num_sampled} lack it; they have {', '.join(sorted(survey.fields))}"
+            yield Fault(
+                f"samples lack '{name}'",
+                measured=measured,
+                where=_locate(run, survey, samples[0]),
+                evidence={"field": name},
+            )
+    batch = run.dry_run.batch
+    lost = sorted(run.built.data.train.reader.keys - batch.keys()) if batch else []
+    if lost and not any(survey.absent for survey in surveys):
+        measured, where = f"a batch has {', '.join(sorted(batch))}", run.locate("train", config_path="data")
+        yield Fault(f"training batches lack '{lost[0]}', which their samples have", measured=measured, where=where)
+
+
+@rule(
+    "non-finite-data",
+    "error",
+    "data.corrupt_sample data.normalisation",
+    holds="finite numbers, but for fields that may be NaN",
+    do="repair or leave out the sample; look for a division by zero in the transforms",
+)
+def non_finite_data(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
+    """Look for NaN and infinities in samples, and in the first batch."""
+    found = False
+    for survey in surveys:
+        for name, statistics in survey.fields.items():
+            number, field = statistics.non_finite, survey.part.dataset.info.fields.get(name)
+            if number is not None and not (field is not None and field.may_be_nan and number.value != number.value):
+                found = True
+                measured = f"{number.value} at {number.leaf}{list(number.position)}"
+                measured += (
+                    f" of {describe_sample(survey.part.dataset, number.sample)}; {statistics.num_non_finite} such"
+                )
+                yield Fault(
+                    f"'{name}' has {number.value}",
+                    measured=measured,
+                    where=_locate(run, survey, number.sample),
+                    evidence={"field": name},
+                )
+    fields = run.built.data.train.dataset.info.fields
+    for name, value in run.dry_run.batch.items() if not found else ():
+        tensors = [] if name in fields and fields[name].may_be_nan else [tensor for _, tensor in array_leaves(value)]
+        if any(tensor.is_floating_point() and not bool(tensor.isfinite().all()) for tensor in tensors):
+            causes, where = ["data.normalisation"], run.locate("train", config_path="transforms.train")
+            yield Fault(f"transforms make '{name}' not finite", measured="the first batch", causes=causes, where=where)
+
+
+@rule(
+    "label-range",
+    "error",
+    "data.label_mapping data.ignore_handling cfg.class_count",
+    holds="whole numbers from 0 to the number of classes less 1, or the declared ignore index",
+    do="map the ids of files to classes, and state ignore_index if a value is meant to be ignored",
+)
+def label_range(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
+    """Compare labels with the number of classes that the facts state."""
+    for survey, (name, fact) in itertools.product(surveys, _COUNTED_BY.items()):
+        facts, statistics = survey.part.dataset.info.facts, survey.fields.get(name)
+        if statistics is None or not isinstance(facts.get(fact), int):
+            continue
+        wrong = [dtype for dtype in statistics.dtypes if not dtype.startswith(("int", "uint"))]
+        labels = all_labels(survey) if name == "label" else None
+        values = {*statistics.values, *(() if labels is None else np.unique(labels).tolist())}
+        outside = sorted(value for value in values if value not in (*range(facts[fact]), facts.get("ignore_index")))
+        if wrong or outside:
+            sample = statistics.values.get(outside[0]) if outside else statistics.dtypes[wrong[0]]
+            measured = wrong[0] if wrong else f"{join_some(list(map(str, outside)), most=5)} of {fact} {facts[fact]}"
+            causes = ["data.target_encoding"] if wrong else ()
+            where = _locate(run, survey, sample)
+            yield Fault(
+                f"'{name}' holds what is no class",
+                measured=measured,
+                causes=causes,
+                where=where,
+                evidence={"field": name},
+            )
+
+
+@rule(
+    "channel-contract",
+    "error",
+    "cfg.contract data.layout",
+    holds="shape, type, range and width as the data set declares",
+    do="correct what is read (axes, unit, columns), or the declaration in info",
+)
+def channel_contract(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
+    """Compare the fields of samples, and the width of the model's input, with the declaration."""
+    faults = False
+    for survey in surveys:
+        for name, field in survey.part.dataset.info.fields.items():
+            for fault in _judge_field(survey, name, survey.fields.get(name), field):
+                faults = True
+                yield dataclasses.replace(fault, where=_locate(run, survey), evidence={"field": name})
+    survey = surveys[0]
+    info, batch = survey.part.dataset.info, run.dry_run.batch
+    shapes = [survey.fields[n].shapes for n in ("points", *info.features) if n in survey.fields]
+    widths = [next(iter(each))[-1] for each in shapes if all(len(shape) == 2 for shape in each)]
+    image, declared = batch.get("image"), info.facts.get("in_channels")
+    found, stated = sum(widths), declared
+    if isinstance(image, Tensor) and image.ndim == 4:
+        found, stated = image.shape[1], run.built.data.train.reader.facts.get("in_channels")
+    if not faults and isinstance(stated, int) and found and len(widths) == len(shapes) and found != stated:
+        summary = f"in_channels is {stated}, the samples have {found}"
+        yield Fault(summary, measured=f"{found} channels", where=_locate(run, survey))
+
+
+def _judge_field(survey: PartStatistics, name: str, found: FieldStatistics | None, field: Any) -> Iterator[Fault]:
+    """Yield faults, without their place, of a field that is not as declared."""
+    if found is None:
+        return
+    kinds = {"bfloat": "float", "uint": "int"}
+    kind = lambda dtype: dtype if dtype == "uint8" else kinds.get(d := dtype.rstrip("0123456789"), d)  # noqa: E731
+    shape = next((shape for shape in found.shapes if not _is_declared(field.shape, shape)), None)
+    if shape is not None:
+        causes = ["data.layout"] if _is_declared(field.shape, shape[::-1]) else ()
+        yield Fault(f"'{name}' has the shape {shape}", measured=f"declared '{field.shape}'", causes=causes)
+    dtype = next((d for d in found.dtypes if field.shape != "any" and kind(d) != kind(field.dtype)), None)
+    if dtype is not None:
+        causes = ["data.normalisation"]
+        yield Fault(f"'{name}' is of type {dtype}", measured=f"declared {field.dtype}", causes=causes)
+    bounds = [abs(bound) for bound in (field.low, field.high) if bound is not None and np.isfinite(bound)]
+    if (
+        not bounds
+        or found.low > found.high
+        or survey.part.dataset.info.facts.get(_COUNTED_BY.get(name, "")) is not None
+    ):
+        return
+    largest, reach, is_float = max(bounds), max(abs(found.low), abs(found.high)), kind(field.dtype) == "float"
+    slack = _SLACK * largest if is_float else 0.0
+    is_outside = found.low < (-np.inf if field.low is None else field.low) - slack
+    is_outside |= found.high > (np.inf if field.high is None else field.high) + slack
+    causes = ["data.normalisation", "data.corrupt_sample"]
+    measured = f"{found.low:.6g} .. {found.high:.6g}, declared {field.low} .. {field.high} {field.unit}".rstrip()
+    if is_outside:
+        yield Fault(f"'{name}' exceeds its declared range", measured=measured, causes=causes)
+    elif is_float and 0 < reach < _MIN_USED.get(field.unit, 1 / 50) * largest:
+        summary = f"'{name}' uses {reach / largest:.1g} of its declared range: another unit?"
+        yield Fault(summary, measured=measured, causes=causes, severity="warning")
+
+
+def _is_declared(declared: str, shape: tuple[int, ...]) -> bool:
+    """Return True if a shape matches a declaration such as "points 3": names match any size, "any" any shape."""
+    sizes = declared.split()
+    is_fit = len(sizes) == len(shape) and all(
+        not size.isdecimal() or int(size) == n for size, n in zip(sizes, shape, strict=True)
+    )
+    return declared == "any" or is_fit
+
+
+@rule(
+    "class-names",
+    "error",
+    "data.label_mapping cfg.class_count",
+    holds="other names for other classes, numbered alike in all splits",
+    do="correct the fact of the data set, or map the labels of one split to the order of the other",
+)
+def class_names(run: Context) -> Iterator[Fault]:
+    """Compare the names of classes with one another, and those of the splits."""
+    first, *others = distinct_parts(run.built.data)
+    for fact in ("class_names", "category_names", "part_names", "parts_of_category"):
+        names = list(first.dataset.info.facts.get(fact) or ())
+        if len(set(map(str, names))) < len(names):
+            measured, where = (
+                f"{len(names) - len(set(map(str, names)))} repeated",
+                run.locate("train", config_path="data"),
+            )
+            yield Fault(f"two of {fact} are alike", measured=measured, where=where)
+        for part in others:
+            theirs = part.dataset.info.facts.get(fact)
+            if names and theirs is not None and list(theirs) != names:
+                pairs = itertools.zip_longest(names, theirs, fillvalue="missing")
+                ours, other = next(pair for pair in pairs if pair[0] != pair[1])
+                summary = f"the {part.split} part numbers its classes differently from training"
+                measured, where = f"{fact}: {other!r} for {ours!r}", run.locate(part.split, config_path="data")
+                yield Fault(summary, measured=measured, where=where)
+                return
+
+
+# --- classes ----------------------------------------------------------------------------------------------------------
+
+
+@rule(
+    "untrained-class",
+    "warning",
+    "data.split data.label_mapping data.sampling",
+    holds="each class that is evaluated among the training samples",
+    do="split the data so that each part has every class, or leave the class out; labels count from 0",
+)
+def untrained_class(run: Context, class_counts: list[ClassCounts | None]) -> Iterator[Fault]:
+    """Look for classes of an evaluated split that no training sample has, if all were counted."""
+    trained, *evaluated = class_counts
+    if trained is None or not trained.is_whole:
+        raise NotApplicableError("no classes, all counted")
+    for counts in evaluated:
+        if counts is None or len(counts.targets) != len(trained.targets):
+            continue
+        missing = np.flatnonzero((trained.targets == 0) & (counts.targets > 0)).tolist()
+        if missing:
+            measured = "; ".join(
+                f"class {k}: 0 of {trained.targets.sum()}, here {counts.targets[k]}" for k in missing[:5]
+            )
+            summary = f"the {counts.split} part has classes without training samples: {missing[:5]}"
+            yield Fault(summary, measured=measured, where=run.locate(counts.split, config_path="data"))
+
+
+@rule(
+    "class-counts",
+    "warning",
+    "data.label_mapping data.sampling data.ignore_handling",
+    holds="the shares of classes that the facts count, and several classes in most samples",
+    do="look at the map from ids of files to classes, at ignore_index, and at what crops the points",
+)
+def counted_classes(
+    run: Context, class_counts: list[ClassCounts | None], surveys: list[PartStatistics]
+) -> Iterator[Fault]:
+    """Compare shares of training targets with those stated; a class may differ by a factor of 3."""
+    counts, where = class_counts[0], run.locate("train", config_path="data")
+    if counts is None or not counts.targets.sum():
+        raise NotApplicableError("no classes")
+    num_classes, is_boxed = int((counts.targets > 0).sum()), bool(surveys[0].boxed)
+    if counts.num_labelled >= _MIN_SAMPLES and counts.num_single > 0.75 * counts.num_labelled and not is_boxed:
+        if num_classes > 2:
+            summary = f"{counts.num_single} of {counts.num_labelled} samples have points of a single class"
+            yield Fault(summary, measured=f"{num_classes} in all", causes=["data.sampling"], where=where)
+        return
+    stated = np.asarray(run.built.data.facts.get("class_counts") or (), dtype=np.float64)
+    ignored = run.built.data.facts.get("ignore_index")
+    if len(stated) != len(counts.targets) or not np.delete(stated, ignored or []).sum():
+        raise NotApplicableError("no class counts")
+    if isinstance(ignored, int) and 0 <= ignored < len(stated):
+        stated[ignored] = 0
+    expected, found = stated / stated.sum(), counts.targets / counts.targets.sum()
+    low, high = np.minimum(expected, found), np.maximum(expected, found)
+    is_off = (high >= 0.05) & (3 * low < high)
+    for other in filter(None, class_counts[1:]):
+        is_off &= (counts.targets > 0) | (other.targets == 0)  # a part has it: `untrained-class`
+    if not counts.is_whole:
+        is_off &= np.abs(found - expected) > 6 * np.maximum(
+            _measure_spread(surveys[0], len(stated)), expected**0.5 / 30
+        )
+    if is_off.any():
+        worst = int(np.where(is_off, np.abs(found - expected), 0).argmax())
+        total = sum(int(each.counts.sum()) for each in surveys[0].labellings)
+        lost = sum(int(each.counts[each.classes == ignored].sum()) for each in surveys[0].labellings) / max(1, total)
+        is_ignored = found[worst] < expected[worst] and lost >= expected[worst] / 2
+        yield Fault(
+            f"class {worst} has {found[worst]:.1%} of the training targets, the facts state {expected[worst]:.1%}",
+            measured=f"{counts.looked_at}; {lost:.0%} of the targets are ignored",
+            causes=["data.ignore_handling"] if is_ignored else (),
+            where=where,
+        )
+
+
+def _measure_spread(survey: PartStatistics, num_classes: int) -> np.ndarray:
+    """Measure the standard errors of the shares of classes from their differences between samples."""
+    rows = np.zeros((len(survey.labellings), num_classes))
+    for row, each in zip(rows, survey.labellings, strict=True):
+        is_class = (each.classes >= 0) & (each.classes < num_classes)
+        row[each.classes[is_class]] = each.counts[is_class] / each.counts.sum()
+    errors: np.ndarray = rows.std(axis=0) / max(1, len(rows)) ** 0.5
+    return errors
+
+
+@rule(
+    "repeated-samples",
+    "warning",
+    "data.sampling data.pairing data.path data.corrupt_sample",
+    holds="samples that differ from one another",
+    do="look at how __getitem__ uses the index of its key, at what it caches, and at its files",
+)
+def repeated_samples(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
+    """Look for inputs that are the same in all samples, or in more than half of them."""
+    for survey in surveys:
+        found = {name: survey.fields[name] for name in _INPUTS if name in survey.fields}
+        for name, each in found.items():
+            count, total = len(each.contents), each.num_hashed
+            if total < _MIN_SAMPLES or (count > 1 and 2 * count >= total):
+                continue
+            others = any(2 * len(other.contents) > other.num_hashed for other in found.values() if other is not each)
+            yield Fault(
+                f"'{name}' has {count} different values in {total} samples",
+                measured=survey.coverage_text,
+                severity="error" if count == 1 else None,
+                causes=["data.corrupt_sample"] if each.low == each.high else ["data.pairing"] if others else (),
+                where=_locate(run, survey, next(iter(each.contents.values()))),
+                evidence={"field": name},
+            )
+
+
+# --- samples as a function of their key -------------------------------------------------------------------------------
+
+
+class KeyedReads(NamedTuple):
+    """Stages of reads of one key: two with the same random states, one with states that moved on; rows of batches."""
+
+    part: DataSubset
+    sample: int
+    same: list[list[tuple[str, Batch]]]
+    later: list[tuple[str, Batch]]
+
+
+@measure()
+def keyed_reads(run: Context) -> list[KeyedReads]:
+    """Read a few keys of each split three times."""
+    found = []
+    for part in distinct_parts(run.built.data):
+        generators = find_generators(part)
+        for index in part.evenly_spaced_indices(_NUM_KEYS if run.is_thorough else 1):
+            key, started, same = SampleKey(int(index), 0, run.config.seed), time.perf_counter(), []
+            for _ in range(2):
+                with preserve_random_state(), preserve_generators(generators):
+                    same.append([(name, dict(batch)) for name, batch in part.reader.batch_stages(key)])
+            if time.perf_counter() - started > 4 * run.reading_s:
+                break
+            with preserve_random_state(), preserve_generators(generators):
+                list(part.reader.batch_stages(key))
+                found.append(KeyedReads(part, key.index, same, list(part.reader.batch_stages(key))))
+    return found
+
+
+def _find_difference(first: list[tuple[str, Batch]], second: list[tuple[str, Batch]]) -> tuple[str, str]:
+    """Return the first stage of two reads that differs, and its field; "" where they are equal."""
+    for number, ((name, one), (_, two)) in enumerate(zip(first, second, strict=True)):
+        for field in sorted(one):
+            leaves = [
+                [as_bytes(tensor).tobytes() for _, tensor in array_leaves(each.get(field))] for each in (one, two)
+            ]
+            if leaves[0] != leaves[1]:
+                return f"the transform '{name}'" if number else "the data set", field
+    return "", ""
+
+
+@rule(
+    "data-mutation",
+    "error",
+    "data.item_mutation",
+    holds="equal bits: reading changes nothing that is stored",
+    do="copy before editing (`x = x * s`, or clone() first), not `x *= s` on what is stored",
+)
+def data_mutation(run: Context, keyed_reads: list[KeyedReads]) -> Iterator[Fault]:
+    """Compare reads of a key with equal random states."""
+    for each in keyed_reads:
+        stage, field = _find_difference(*each.same)
+        if stage:
+            measured, where = f"'{field}' differs", run.locate(each.part.split, sample=each.sample, config_path="data")
+            yield Fault(f"reading a sample changes it: {stage} edits what is stored", measured=measured, where=where)
+            return
+
+
+@rule(
+    "own-generator",
+    "error",
+    "data.duplicate_randomness sys.nondeterminism",
+    holds="equal bits: a sample is a function of (index, epoch, seed)",
+    do="draw from `draws`, which a transform receives, or from `key.generator()`",
+)
+def own_generator(run: Context, keyed_reads: list[KeyedReads]) -> Iterator[Fault]:
+    """Compare reads of a key before and after other draws: workers would repeat each other's numbers."""
+    for each in keyed_reads:
+        stage, field = _find_difference(each.same[1], each.later)
+        if stage and not _find_difference(*each.same)[0]:
+            measured, where = f"'{field}' differs", run.locate(each.part.split, sample=each.sample, config_path="data")
+            summary = f"{stage} draws from a generator of its own or a global one: a key gives other samples"
+            yield Fault(summary, measured=measured, where=where)
+            return
+
+
+@rule(
+    "exchanged-rows",
+    "error",
+    "data.pairing data.padding data.duplicate_randomness",
+    holds="the same values of a sample alone and in any batch",
+    do="look at what changes the field of whole batches: a transform, get_batch or collate",
+)
+def exchanged_rows(run: Context, keyed_reads: list[KeyedReads]) -> Iterator[Fault]:
+    """Compare the rows of a batch with its samples read alone."""
+    if any(_find_difference(*each.same)[0] or _find_difference(each.same[1], each.later)[0] for each in keyed_reads):
+        raise NotApplicableError("samples that change")
+    for part in {id(each.part): each.part for each in keyed_reads}.values():
+        keys = [SampleKey(int(index), 0, run.config.seed) for index in part.indices[:_NUM_KEYS]]
+        together = split_rows(part.reader, part.reader(keys))
+        alone = [split_rows(part.reader, part.reader([key])) for key in keys]
+        for name, rows in together.items():
+            own = [each[name][0] for each in alone if name in each]
+            wrong = [
+                i for i, row in enumerate(rows) if len(own) == len(rows) == len(keys) and not _is_near(row, own[i])
+            ]
+            if wrong:
+                summary, where = f"'{name}' of a sample depends on what else is in its batch", run.locate(part.split)
+                yield Fault(
+                    summary, measured=f"row {wrong[0]} of {len(keys)} differs from the sample alone", where=where
+                )
+                return
+
+
+def split_rows(reader: BatchReader, batch: Batch) -> dict[str, list[Tensor]]:
+    """Split the tensors of a batch into those of its samples."""
+    rows = {}
+    for name, value in batch.items():
+        field = reader.fields.get(name)
+        if (
+            isinstance(value, Tensor)
+            and field is not None
+            and field.collate == "concatenate"
+            and field.offsets in batch
+        ):
+            rows[name] = list(value.split(batch[field.offsets].diff().tolist()))
+        elif isinstance(value, Tensor) and field is not None and field.collate == "stack" and value.ndim:
+            rows[name] = list(value)
+    return rows
+
+
+def _is_near(first: Tensor, second: Tensor) -> bool:
+    """Return True for equal values, up to what another order of sums gives."""
+    if first.shape != second.shape:
+        return False
+    scale = float(second.double().nan_to_num().abs().max()) if second.numel() else 0.0
+    return bool(torch.allclose(first.double(), second.double(), rtol=0, atol=1e-4 * scale, equal_nan=True))
+
+
+@rule(
+    "broken-offsets",
+    "error",
+    "data.layout cfg.contract data.padding",
+    holds="offsets from 0, that never fall, up to the number of rows, one more than samples",
+    do="mend `collate` or `get_batch` of the data set; fields with collate='concatenate' need neither",
+)
+def broken_offsets(run: Context) -> Iterator[Fault]:
+    """Compare the offsets of the first batch with the rows of its fields."""
+    reader, batch = run.built.job.stream.reader, run.dry_run.batch
+    for name, field in reader.fields.items():
+        offsets, value = batch.get(field.offsets or ""), batch.get(name)
+        if field.collate != "concatenate" or not isinstance(offsets, Tensor) or not isinstance(value, Tensor):
+            continue
+        ends = [0, len(value), len(batch["sample_index"]) + 1]
+        found = [int(offsets[0]), int(offsets[-1]), len(offsets)] if offsets.ndim == 1 and len(offsets) else []
+        if found != ends or bool((offsets.diff() < 0).any()):
+            summary, where = f"'{field.offsets}' are no offsets of '{name}'", run.locate("train", config_path="data")
+            yield Fault(summary, measured=f"first, last, length {found}; expected {ends}", where=where)
+            return
+
+
+@rule(
+    "empty-cloud",
+    "error",
+    "data.corrupt_sample data.sampling",
+    holds="at least one point in each cloud: an empty one has no neighbours, no mean and no prediction",
+    do="repair the sample or leave it out; let a crop keep at least one point",
+)
+def empty_cloud(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
+    """Look for clouds without points, in samples and in the first batch."""
+    severity: Any = "note" if "range_image" in run.built.data.train.reader.keys else None
+    for survey in surveys:
+        shapes = survey.fields["points"].shapes if "points" in survey.fields else {}
+        for index in (index for shape, index in shapes.items() if 0 in shape[:1]):
+            summary = f"a cloud of the {survey.part.split} part has no points"
+            yield Fault(summary, measured="0 points", severity=severity, where=_locate(run, survey, index))
+            return
+    offsets = run.dry_run.batch.get("offsets")
+    if isinstance(offsets, Tensor) and bool((offsets.diff() == 0).any()):
+        where = run.locate("train", config_path="transforms.train")
+        yield Fault("a transform empties a cloud", measured="0 points", severity=severity, where=where)

@@ -1,0 +1,294 @@
+"""Rules of the first step of a run: hooks, modes, what is frozen, the schedule, and the size of updates."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sightline.contract.errors import join_some
+from sightline.contract.pytree import tree_leaves
+from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.evidence import measure
+from sightline.doctor.finding import Fault, FindingLocation
+from sightline.doctor.rules import rule
+from sightline.engine.optimizers import is_in_module
+from sightline.engine.step import weighted_sum
+from sightline.workbench.check.checks.model.no_gradient import is_frozen_by_kind
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.core.dry_run import DryRun, isolated_copy
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_STATISTICS = ("running", "moving", "ema")
+"""Words in the names of buffers that a training step changes."""
+_MAX_STEPS, _MAX_ZERO_START, _MAX_ZERO_END, _MIN_ZEROS = 2_000, 0.2, 0.05, 0.05
+_MAX_RATIO, _MIN_MOVE, _NUM_UPDATES, _MIN_DEPENDENCE, _MAX_PENALTY = 10.0, 1e-4, 1000, 0.2, 10.0
+"""Size of an update by that of the weights (some 0.01; 1 where these start at 0.001), and of all updates together
+(0.01 in fine-tuning); share of an update that changes its sign with the gradients; penalty of a decay by the loss."""
+
+
+@measure()
+def first_step(run: Context) -> DryRun:
+    """Return the first step of the run, if it succeeds."""
+    if not run.dry_run.is_sound:
+        raise NotApplicableError("the first step fails")
+    return run.dry_run
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def list_foreign_hooks(model: nn.Module) -> list[tuple[dict[int, Any], int, str]]:
+    """List the hooks on a model, and on all modules, that belong neither to torch, this package nor the model."""
+    shared = [(vars(sys.modules[nn.Module.__module__])[f"_global{slot}"], "every module") for slot in _HOOKS]
+    tables = [(getattr(module, slot), name) for name, module in model.named_modules() for slot in _HOOKS]
+    found, modules = [], set(model.modules())
+    for table, name in [*shared, *tables]:
+        for key, hook in table.items():
+            while isinstance(hook, functools.partial | nn.modules.module._WrappedHook):
+                hook = hook.func if isinstance(hook, functools.partial) else hook.hook
+            owner = f"{getattr(hook, '__module__', None) or type(hook).__module__}"
+            if owner.split(".")[0] not in ("torch", "sightline") and getattr(hook, "__self__", None) not in modules:
+                found.append((table, key, f"{owner}.{getattr(hook, '__qualname__', type(hook).__name__)} on '{name}'"))
+    return found
+
+
+@rule(
+    "leftover-hooks",
+    "warning",
+    "dist.hook model.structure dist.logging",
+    holds="no hooks of others: observers receive numbers and no model",
+    do="remove the hook's handle before training, or the call that registers it",
+)
+def leftover_hooks(run: Context, first_step: DryRun) -> Fault | None:
+    """Compare what the model predicts with the hooks that somebody left on it, and without."""
+    hooks = list_foreign_hooks(run.built.job.model)
+    if not hooks:
+        return None
+    job, batch, predicted = run.built.job, first_step.batch, []
+    for keeps in (True, False):
+        model = isolated_copy(job.model).eval()
+        with torch.no_grad(), job.precision.autocast(run.world.device):
+            for table, key, _ in () if keeps else list_foreign_hooks(model):
+                del table[key]
+            predicted.append([tensor for _, tensor in tree_leaves(job.task.predict(model, batch))])
+    changes = any(not torch.equal(one, other) for one, other in zip(*predicted, strict=True))
+    return Fault(
+        "the model has hooks of others" + (", which change its outputs" if changes else ""),
+        measured=join_some([text for _, _, text in hooks], most=3, separator="; "),
+        severity="error" if changes else None,
+        where=FindingLocation(config_path="model"),
+    )
+
+
+@rule(
+    "still-statistics",
+    "error",
+    "model.norm_mode model.frozen_unintended",
+    holds="statistics that a training step moves: evaluation normalises by them; and dropout that drops",
+    do="let train() reach the layer (no .eval() in the constructor), or name it in optimizer.frozen",
+)
+def still_statistics(run: Context, first_step: DryRun) -> Iterator[Fault]:
+    """Look for layers that ran, are not frozen, and whose running statistics a step does not move, or drop nothing."""
+    before, model = dict(run.built.job.model.named_buffers(remove_duplicate=False)), first_step.model
+    for name, module in model.named_modules():
+        own = {key: buffer for key, buffer in module.named_buffers(recurse=False) if buffer.is_floating_point()}
+        names = {f"{name}.{key}".lstrip("."): each for key, each in own.items() if any(w in key for w in _STATISTICS)}
+        is_frozen = any(is_in_module(name, entry["modules"]) for entry in run.built.job.frozen)
+        parameters = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
+        is_still = names and all(key in before and torch.equal(each, before[key]) for key, each in names.items())
+        is_off = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 and not module.training
+        if (
+            (is_still or is_off)
+            and name in first_step.executed
+            and not is_frozen
+            and (any(parameters) or not parameters)
+        ):
+            is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            yield Fault(
+                f"the {'running statistics' if is_still else 'dropout'} of '{name}': idle in training",
+                measured="in evaluation mode" if not module.training else "the same bits after a training step",
+                severity=None if run.is_fresh and is_norm else "warning",
+                where=FindingLocation(layer=name, config_path="model"),
+            )
+            return
+
+
+@rule(
+    "no-gradient",
+    "warning",
+    "model.frozen_unintended",
+    holds="parameters with requires_grad, but for those that optimizer.frozen names",
+    do="name the module in optimizer.frozen, or take requires_grad_(False) out",
+)
+def frozen_parameters(run: Context) -> Iterator[Fault]:
+    """Look for parameters that want no gradient, and that the config does not freeze."""
+    model, frozen = run.built.job.model, [entry["modules"] for entry in run.built.job.frozen]
+    silent = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    silent = [name for name in silent if not any(is_in_module(name, entry) for entry in frozen)]
+    if silent and not is_frozen_by_kind(model.modules()):
+        where = FindingLocation(param=silent[0], config_path="model")
+        yield Fault("parameters are frozen without a word", measured=join_some(silent, most=4), where=where)
+
+
+@rule(
+    "final-activation",
+    "warning",
+    "model.activation model.constant_output",
+    holds="scores of classes of either sign: below 0 a ReLU passes no gradient",
+    do="take the activation off the end of the network",
+)
+def final_activation(run: Context, first_step: DryRun) -> Fault | None:
+    """Look for scores of classes that are nowhere below 0, and 0 in several places."""
+    logits = first_step.seen_outputs.get("logits")
+    if not isinstance(logits, Tensor) or "label" not in first_step.batch:
+        raise NotApplicableError("no scores of classes")
+    zeros = float((logits == 0).double().mean())
+    if bool((logits < 0).any()) or not _MIN_ZEROS < zeros < 1:
+        return None
+    where = FindingLocation(layer=first_step.makers.get("logits"), config_path="model")
+    return Fault("a ReLU ends the network", measured=f"{zeros:.0%} of 'logits' are 0, none below", where=where)
+
+
+# --- the optimiser ----------------------------------------------------------------------------------------------------
+
+
+@rule(
+    "not-optimised",
+    "error",
+    "optim.param_coverage",
+    holds="the trainable parameters of the model and its learnt losses in the optimiser, and no others",
+    do="make the optimizer after the last layer, of the model that is trained",
+)
+def held_parameters(run: Context) -> Iterator[Fault]:
+    """Compare what the optimiser holds with what there is to train."""
+    own = dict(run.built.job.trained_module.named_parameters())
+    held = {id(p) for group in run.built.job.optimizer.param_groups for p in group["params"]}
+    missing = [name for name, parameter in own.items() if parameter.requires_grad and id(parameter) not in held]
+    foreign = len(held - {id(parameter) for parameter in own.values()})
+    if missing or foreign:
+        summary = f"the optimiser leaves out {len(missing)} trainable parameters, and holds {foreign} of another model"
+        where = FindingLocation(param=next(iter(missing), None), config_path="optimizer")
+        yield Fault(summary, measured=join_some(missing, most=4) or f"{foreign} others", where=where)
+
+
+class Rates(NamedTuple):
+    """Largest learning rate of all groups at some steps."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+@measure()
+def rates(run: Context) -> Rates:
+    """Compute the schedule of the run, at up to 2,000 steps."""
+    job = run.built.job
+    steps = np.unique(np.linspace(0, job.num_steps - 1, min(job.num_steps, _MAX_STEPS)).astype(np.int64))
+    highest = max((group["base_lr"] for group in job.optimizer.param_groups), default=0.0)
+    return Rates(steps, np.array([highest * float(job.schedule(int(step))) for step in steps]))
+
+
+@rule(
+    "zero-learning-rate",
+    "warning",
+    "optim.scheduler optim.lr",
+    holds="a positive learning rate in most steps",
+    do="correct schedule (its steps or epochs, warm-up, milestones), or optimizer.lr",
+)
+def zero_rate(run: Context, rates: Rates) -> Iterator[Fault]:
+    """Look for rates that are no rates, or 0 for long."""
+    steps, values, count = *rates, run.built.job.num_steps
+    where = FindingLocation(config_path="schedule")
+    if not np.isfinite(values).all() or (values < 0).any():
+        measured = f"{values[~np.isfinite(values) | (values < 0)][0]}"
+        yield Fault("the schedule gives no rate", measured=measured, severity="error", where=where)
+    elif not values.any():
+        causes, measured = ["optim.lr"], f"0 at {len(steps)} of {count} steps"
+        yield Fault("the learning rate is always 0", measured=measured, severity="error", causes=causes, where=where)
+    else:
+        first, last = (int(steps[np.flatnonzero(values > 0)[end]]) for end in (0, -1))
+        if first > max(1, _MAX_ZERO_START * count) or count - 1 - last > max(1, _MAX_ZERO_END * count):
+            measured = f"positive from step {first} to {last} of {count}"
+            yield Fault("the learning rate is 0 for a large part of the run", measured=measured, where=where)
+
+
+class Update(NamedTuple):
+    """Updates of weight matrices by a step at the highest rate: as it is, without clipping, with gradients turned."""
+
+    weights: list[Tensor]
+    plain: list[Tensor]
+    free: list[Tensor]
+    turned: list[Tensor]
+
+
+@measure()
+def first_update(run: Context, first_step: DryRun, rates: Rates) -> Update:
+    """Step copies of the optimiser with the gradients of the first step."""
+    if not rates.values.any():
+        raise NotApplicableError("a rate of 0")
+    factor, found = float(run.built.job.schedule(int(rates.steps[rates.values.argmax()]))), []
+    for clips, sign in ((True, 1.0), (False, 1.0), (True, -1.0)):
+        found.append(_step_copy(run, first_step, factor=factor, clips=clips, sign=sign))
+    if not found[0]:
+        raise NotApplicableError("no weights with a gradient")
+    weights = [weight for weight, _ in found[0]]
+    return Update(weights, *([after - weight for weight, after in each] for each in found))
+
+
+def _step_copy(run: Context, step: DryRun, *, factor: float, clips: bool, sign: float) -> list[tuple[Tensor, Tensor]]:
+    """Return the weights of up to eight matrices that have a gradient, before and after a step of a copy."""
+    job, matrices = run.built.job, []
+    names = {parameter: name for name, parameter in job.model.named_parameters()}
+    gradients = {name: parameter.grad for name, parameter in step.model.named_parameters()}
+    optimizer = copy.deepcopy(job.optimizer)
+    for group, copied_group in zip(job.optimizer.param_groups, optimizer.param_groups, strict=True):
+        copied_group["lr"] = copied_group.get("base_lr", copied_group["lr"]) * factor
+        for own, copied in zip(group["params"], copied_group["params"], strict=True):
+            gradient = gradients.get(names.get(own, ""))
+            copied.grad = None if gradient is None else sign * gradient
+            if gradient is not None and own.ndim > 1 and bool(own.any()) and bool(gradient.any()):
+                matrices.append((own.detach().double(), copied))
+    if clips and job.clip_norm is not None:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], job.clip_norm)
+    optimizer.step()
+    return [(own, copied.detach().double()) for own, copied in matrices[:: max(1, -(-len(matrices) // 8))]]
+
+
+def _measure(tensors: list[Tensor]) -> float:
+    return float(torch.stack([each.norm() for each in tensors]).norm())
+
+
+@rule(
+    "update-size",
+    "warning",
+    "optim.lr optim.clip optim.hyper",
+    holds="an update below the size of the weights, all together above a ten-thousandth; gradients decide where to",
+    do="change optimizer.lr by some powers of ten, raise train.clip_norm, or lower optimizer.weight_decay",
+)
+def update_size(run: Context, first_step: DryRun, rates: Rates, first_update: Update) -> Iterator[Fault]:
+    """Compare the first update with the weights, with and without clipping, and with gradients turned round."""
+    job, size, where = run.built.job, _measure(first_update.weights), FindingLocation(config_path="optimizer.lr")
+    momentum = max(float(group.get("momentum") or 0.0) for group in job.optimizer.param_groups)
+    count = max(job.num_steps, _NUM_UPDATES) * float(rates.values.mean() / rates.values.max()) / max(1e-3, 1 - momentum)
+    ratio, free = _measure(first_update.plain) / size, _measure(first_update.free) / size
+    measured = f"a step moves weights by {ratio:.3g} of their size, {free:.3g} without clipping"
+    if ratio > _MAX_RATIO or ratio * count < _MIN_MOVE:
+        causes = ["optim.clip"] if ratio * count < _MIN_MOVE <= free * count else ()
+        summary = "updates are larger than the weights" if ratio > _MAX_RATIO else "updates hardly move the weights"
+        yield Fault(summary, measured=measured, causes=causes, where=where)
+        return
+    decay = max(float(group.get("weight_decay") or 0.0) for group in job.optimizer.param_groups)
+    means = {name: term.detach() / first_step.counts[name].clamp(min=1) for name, term in first_step.terms.items()}
+    loss, penalty = abs(float(weighted_sum(means, job.loss_weights_at(0)))), decay / 2 * size**2
+    pairs = zip(first_update.plain, first_update.turned, strict=True)
+    cosines = torch.stack([(a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-300) for a, b in pairs])
+    dependence = float((1 - cosines.median()) / 2)
+    if penalty > _MAX_PENALTY * loss and dependence < _MIN_DEPENDENCE:
+        measured = f"the penalty is {penalty:.3g}, the loss {loss:.3g}; {dependence:.0%} of an update follows it"
+        yield Fault("weight decay outweighs the loss", measured=measured, causes=["optim.hyper"], where=where)

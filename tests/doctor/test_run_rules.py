@@ -1,0 +1,127 @@
+"""Rules of runs: planted cases whose cause they name first, and benches as they are, of which they find nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sightline.config import read_config
+from sightline.doctor.finding import Finding
+from sightline.engine.build import TrainingSetup, build
+from sightline.engine.distributed import World
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.run_subject import examine_run
+from sightline.workbench.check.suite import all_checks
+from tests.doctor.planting import Wrapped, make, with_data
+from tests.doctor.segmenting import Edited, Joined, make_rooms
+from tests.marks import long_but
+from tests.planted.catalog import FAULTS
+from tests.planted.planting import BENCHES, Planter
+
+BY_ID = {case.id: case for case in FAULTS}
+FOUND = {
+    **dict.fromkeys("O60 B23 B24 B25".split(), "anchor-coverage"),
+    **dict.fromkeys("O22 D18".split(), "augmentation-mismatch"),
+    **dict.fromkeys("O51 B15 B16 B19 B21".split(), "broken-boxes"),
+    **dict.fromkeys("O40 D7 D14".split(), "channel-contract"),
+    **dict.fromkeys("O23 O36 O39".split(), "class-counts"),
+    **dict.fromkeys("O49 D3".split(), "data-mutation"),
+    **dict.fromkeys("O29 D1".split(), "exchanged-rows"),
+    "N9": "final-activation",
+    **dict.fromkeys("O56 B30 B31 B32".split(), "ignored-regions"),
+    "D6": "label-range",
+    **dict.fromkeys("O19 D8 D10".split(), "label-outside-parts"),
+    "O79": "leftover-hooks",
+    **dict.fromkeys("B39 B40 B41 B42 B43".split(), "level-order"),
+    "D12": "mismatched-labels",
+    **dict.fromkeys("O43 O46 C6 C7".split(), "misplaced-heatmap"),
+    **dict.fromkeys("O44 O45 C2 C3 C4 C9 C10".split(), "misplaced-joints"),
+    **dict.fromkeys("C1 C5 C8".split(), "misplaced-volume"),
+    "N6": "no-gradient",
+    "D5": "non-finite-data",
+    "O5": "not-optimised",
+    "O15": "own-generator",
+    "O20": "padded-points",
+    **dict.fromkeys("O59 B36 B37".split(), "prior-bias"),
+    **dict.fromkeys("O38 D11 D13 D15 D16".split(), "projection-coverage"),
+    **dict.fromkeys("D2 D4".split(), "repeated-samples"),
+    "D9": "scattered-labels",
+    **dict.fromkeys("N3 N4".split(), "still-statistics"),
+    **dict.fromkeys("O50 B22".split(), "swapped-canvas"),
+    **dict.fromkeys("O52 B26 B27 B28 B29".split(), "unmatched-boxes"),
+    "O14": "untrained-class",
+    **dict.fromkeys("O13 R1 R2 R3".split(), "update-size"),
+    **dict.fromkeys("O7 R4".split(), "zero-learning-rate"),
+}
+"""Codes of the first findings of planted cases."""
+
+
+def _take(built: TrainingSetup, *indices: int) -> TrainingSetup:
+    """Leave the samples of these indices to the part that chooses the checkpoint."""
+    part = dataclasses.replace(built.data.selection, indices=np.array(indices, dtype=np.int64))
+    return dataclasses.replace(built, data=dataclasses.replace(built.data, selection=part))
+
+
+def _drop_label(sample: dict[str, Any], index: int) -> dict[str, Any]:
+    return {name: value for name, value in sample.items() if name != "label" or index % 2}
+
+
+SMALL: dict[str, tuple[str, Callable[[Path], TrainingSetup]]] = {
+    "no samples": ("empty-loader", lambda folder: _take(make(folder))),
+    "samples that the set has not": ("empty-loader", lambda folder: _take(make(folder), 3, 999)),
+    "two classes of one name": (
+        "class-names",
+        lambda folder: with_data(make(folder), lambda d: Wrapped(d, lambda b, k: b, facts={"class_names": ["a"] * 12})),
+    ),
+    "offsets that do not end at N": (
+        "broken-offsets",
+        lambda folder: make_rooms(folder, lambda d: Joined(d, lambda offsets: offsets.clamp(max=int(offsets[-1]) - 1))),
+    ),
+    "a cloud without points": (
+        "empty-cloud",
+        lambda folder: make_rooms(
+            folder,
+            lambda d: Edited(d, lambda s, i: {k: v if i != 3 or k == "sample_index" else v[:0] for k, v in s.items()}),
+        ),
+    ),
+    "samples that lack a field": (
+        "missing-batch-keys",
+        lambda folder: make_rooms(folder, lambda d: Edited(d, _drop_label)),
+    ),
+}
+
+
+def judge(bench: str, case: str = "") -> list[Finding]:
+    """Judge a bench, with the plant of a case, by the rules of runs."""
+    all_checks()
+    with Planter() as planter:
+        if case:
+            BY_ID[case].plant_into(planter)
+        words = ("seed=1", *(() if any("data=" in word for word in planter.overrides) else ("data.data_seed=1",)))
+        config = read_config(BENCHES / f"{bench}.yaml", (*words, *planter.overrides))
+        examination, findings = examine_run(Context(planter.change(build(config, World())), World()))
+    assert examination.list_reasons("failed") == []
+    return findings
+
+
+@pytest.mark.parametrize("name", long_but({code: name for name, code in FOUND.items()}.values(), FOUND))
+def test_a_planted_bug_is_found(name: str) -> None:
+    first, *_ = judge(BY_ID[name].bench, name)
+    assert (first.code, first.cause) == (FOUND[name], BY_ID[name].cause)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_a_set_promises_is_held(name: str, tmp_path: Path) -> None:
+    code, make_run = SMALL[name]
+    _, findings = examine_run(Context(make_run(tmp_path), World()))
+    assert findings[0].code == code
+
+
+@pytest.mark.parametrize("bench", sorted({BY_ID[name].bench for name in FOUND}))
+def test_a_bench_as_it_is_has_no_finding(bench: str) -> None:
+    assert judge(bench) == []
