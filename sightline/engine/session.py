@@ -156,8 +156,7 @@ class TrainingSession:
     ) -> None:
         """Prepare a session; `final_metrics` computes more metrics of the last weights, on every process.
 
-        `is_cut` is True if a signal ended the last evaluation, so that the processes may be at different steps;
-        `first_loss` is the total loss of step 1 if this session trained it.
+        `is_cut` is True if a signal ended the last evaluation, so that the processes may be at different steps.
         """
         self.built = built
         self.config = built.config
@@ -175,7 +174,6 @@ class TrainingSession:
         self._is_quiet = is_quiet
         self._is_new_best = False
         self.is_cut = False
-        self.first_loss: float | None = None
         self._is_evaluation_due = False
         self._latest: tuple[int, Evaluation] | None = None
         self._planned_steps: int | None = None
@@ -346,7 +344,6 @@ class TrainingSession:
 
     def _on_step_end(self, record: StepRecord, stop_asked: bool) -> bool:
         self.observers.on_step(record)
-        self.first_loss = record.losses["total"] if record.step == 1 else self.first_loss
         job, config = self.job, self.config
         is_last = job.step == job.num_steps
         num_epochs, within = divmod(job.step, job.stream.plan.steps_per_epoch)

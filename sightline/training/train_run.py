@@ -516,8 +516,8 @@ class _TrainRun:
         from sightline.workbench.check.suite import run_after
 
         built, directory, examination = session.built, session.directory, Examination()
-        world, first_loss = World(device=built.job.device), session.first_loss
-        findings = tuple(run_after(built, world, run=directory.path, first_loss=first_loss, examination=examination))
+        world = World(device=built.job.device)
+        findings = tuple(run_after(built, world, run=directory.path, examination=examination))
         directory.write_json("checks.json", {**self._examined, "end": examination.to_dict()})
         if findings:
             self._reporter.findings(findings)

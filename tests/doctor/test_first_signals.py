@@ -14,13 +14,12 @@ from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainO
 from sightline.contract.loss import Loss
 from sightline.contract.types import ComponentConfig
 from sightline.engine.distributed import World
-from sightline.workbench.check.checks.loss_progress import trivial_predictions
 from sightline.workbench.check.checks.model.outputs import final_activation
 from sightline.workbench.check.checks.weights import find_scheme
 from sightline.workbench.check.context import Context
 from tests.cases import run_each
 from tests.doctor.planting import assert_complete, caught, losses_of, make, with_losses, with_model
-from tests.doctor.regressing import MapOutput, Maps, MeanSquare, context_of, heat_maps, make_maps
+from tests.doctor.regressing import MapOutput, Maps, context_of, heat_maps, make_maps
 
 FIRST = (final_activation,)
 
@@ -266,42 +265,3 @@ class Deep(nn.Module):
 
     def forward(self, *, points: Tensor) -> PointNetPlainOutput:
         return {"logits": self.net(points.mean(dim=1))}
-
-
-# --- the first mean square -------------------------------------------------------------------------------------------
-
-
-class Peeking(Maps):
-    """Is given the target as an input."""
-
-    def forward(self, *, points: Tensor, heatmaps: Tensor) -> MapOutput:  # type: ignore[override]
-        return {"likelihood": 0.9 * heatmaps + super().forward(points=points)["likelihood"]}
-
-
-def test_the_losses_of_constant_answers_are_told(tmp_path: Path) -> None:
-    context = context_of(make_maps(tmp_path))
-    zero, middle = trivial_predictions(context)
-    target = context.dry_run.batch["heatmaps"].double().numpy()
-    assert zero.value == pytest.approx((target**2).mean())
-    assert middle.value == pytest.approx(target.var())
-
-
-def test_constant_answers_of_classifiers(tmp_path: Path) -> None:
-    """Equal chances: ln 12; the classes' shares: the entropy of them."""
-    (even,) = trivial_predictions(Context(make(tmp_path), World()))
-    assert even.value == pytest.approx(2.484907, rel=1e-6)
-    context = Context(make(tmp_path, "data.imbalance=50"), World())
-    even, shares = trivial_predictions(context)
-    assert even.value == pytest.approx(2.484907, rel=1e-6)
-    census = next(each for each in context.class_counts if each is not None and each.split == "train")
-    p = census.targets / census.targets.sum()
-    assert shares.value == pytest.approx(-(p[p > 0] * torch.from_numpy(p[p > 0]).log().numpy()).sum(), rel=1e-6)
-
-
-def test_a_penalty_has_no_constant_answers(tmp_path: Path) -> None:
-    class Size(MeanSquare):
-        def forward(self, *, likelihood: Tensor) -> Tensor:  # type: ignore[override]
-            return likelihood.square().sum()
-
-    context = context_of(make_maps(tmp_path, loss=Size()))
-    assert list(trivial_predictions(context)) == []

@@ -141,7 +141,7 @@ def test_what_a_run_left_is_looked_at_only_where_there_is_a_run(tmp_path: Path, 
         asked.append(context.run)
         return []
 
-    monkeypatch.setitem(CHECKS, "loss-at-chance", dataclasses.replace(CHECKS["loss-at-chance"], run=note))
+    monkeypatch.setitem(CHECKS, "unsound-checkpoint", dataclasses.replace(CHECKS["unsound-checkpoint"], run=note))
     built = make(tmp_path)
     run_quick(built, World())
     run_all(built, World())

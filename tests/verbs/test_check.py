@@ -10,7 +10,8 @@ import pytest
 
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.verbs import output
-from sightline.workbench.check.checks import loss_progress
+from sightline.workbench.check.context import CHECKS, Context, check
+from sightline.workbench.check.core.finding import Fault
 from tests.command import run_here, succeed
 from tests.doctor.pairing import CONFIG as PAIRING
 from tests.doctor.planting import CONFIG
@@ -47,24 +48,25 @@ def test_a_short_check_says_nothing_of_it(capsys: pytest.CaptureFixture[str]) ->
 # --- what a training left is looked at when it ends, and by `sightline check RUN` ------------------------------------
 
 
+def find_at_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CHECKS, "bad-end", CHECKS["unsound-checkpoint"])  # is taken out again when the test ends
+    del CHECKS["bad-end"]
+
+    @check("bad-end", "offline", severity="warning", causes=("optim.lr",), config_path="optimizer")
+    def bad_end(context: Context) -> Fault | None:
+        return Fault("the run ends badly", measured="so it is")
+
+
 def test_a_run_is_looked_at_when_it_ends_and_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a run of 14 steps were long, and every loss at chance: one warning, and the exit code stays 0."""
+    """By a check of finished runs that finds something in each: one warning, and the exit code stays 0."""
     config, run = tmp_path / "pairs.yaml", tmp_path / "run"
     config.write_text(PAIRING)
     monkeypatch.setattr(SyntheticShapes, "__module__", "mine")  # of a set of one's own, unread keys are reported
-    for name, value in (
-        ("_MIN_STEPS", 1),
-        ("_MIN_CHANCE_STEPS", 1),
-        ("_MIN_SLOW_STEPS", 1),
-        ("_MAX_SHARE_OF_CHANCE", -1.0),
-        ("_MIN_DECREASE", 1e9),
-    ):
-        monkeypatch.setattr(loss_progress, name, value)
+    find_at_end(monkeypatch)
     done = succeed("train", config, "--out", run, "--device", "cpu")
-    assert done.err.count("'intra_modal' ends at chance") == 1
-    assert str(run / "metrics.jsonl") in done.err
+    assert done.err.count("the run ends badly") == 1
     kept = json.loads((run / "findings.json").read_text())
-    assert [finding["code"] for finding in kept if finding["severity"] != "note"] == ["loss-at-chance"]
+    assert [finding["code"] for finding in kept if finding["severity"] != "note"] == ["bad-end"]
     assert kept[0]["code"] == "missing-batch-keys"  # what was found before the run is still there
     examined = json.loads((run / "checks.json").read_text())
     for moment in ("start", "end"):
@@ -86,17 +88,10 @@ def test_a_healthy_run_says_nothing_and_unchecked_ones_are_not_looked_at(
     config = tmp_path / "pairs.yaml"
     config.write_text(PAIRING)
     done = succeed("train", config, "--out", tmp_path / "healthy", "--device", "cpu", "train.steps=3")
-    assert "at chance" not in done.err
-    for name, value in (
-        ("_MIN_STEPS", 1),
-        ("_MIN_CHANCE_STEPS", 1),
-        ("_MIN_SLOW_STEPS", 1),
-        ("_MAX_SHARE_OF_CHANCE", -1.0),
-        ("_MIN_DECREASE", 1e9),
-    ):
-        monkeypatch.setattr(loss_progress, name, value)
+    assert "ends badly" not in done.err
+    find_at_end(monkeypatch)
     done = succeed("train", config, "--out", tmp_path / "unchecked", "--device", "cpu", "--no-check", "train.steps=3")
-    assert "at chance" not in done.err
+    assert "ends badly" not in done.err
 
 
 # --- `sightline check --deep`: tables on standard output, in JSON with their notes, and an exit code for -------------

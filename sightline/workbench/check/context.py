@@ -91,15 +91,13 @@ def share(subject: str) -> Callable[[Callable[[Context], T]], cached_property[T]
 class Context:
     """Model, data and cached measurements that a check may read, but not change: it must copy what it modifies.
 
-    `run` is the run directory, for checks of the moment `offline`; `first_loss` is the total loss of the first step, if
-    it is known.
+    `run` is the run directory, for checks of the moment `offline`.
     """
 
     built: TrainingSetup
     world: World
     forward_s: float = math.inf
     run: Path | None = None
-    first_loss: float | None = None
     examination: Examination = field(default_factory=Examination, compare=False)
 
     @property

@@ -104,12 +104,11 @@ def run_after(
     world: World,
     *,
     run: Path,
-    first_loss: float | None = None,
     examination: Examination | None = None,
 ) -> list[Finding]:
-    """Run the checks of a finished training's directory and model; `first_loss` is the loss of its first step."""
+    """Run the checks of a finished training's directory and model."""
     chosen = [check for check in all_checks() if check.moment == "offline"]
-    return _run(chosen, Context(built, world, _FORWARD_S, run, first_loss, examination or Examination()))
+    return _run(chosen, Context(built, world, _FORWARD_S, run, examination or Examination()))
 
 
 def _run(checks: Sequence[Rule], context: Context) -> list[Finding]:
