@@ -32,7 +32,7 @@ class Matched(NamedTuple):
 @measure()
 def matched(passed: Pass, slopes: list[Slope]) -> list[Matched]:
     """Find the outputs and targets of one shape that belong to one another alone; a target that is an input is none."""
-    inputs = [tensor for _, tensor in dense_leaves(passed.batch.inputs)]
+    inputs = _list_read(passed)
     targets = [
         (path, t)
         for path, t in dense_leaves(passed.batch.target)
@@ -46,6 +46,16 @@ def matched(passed: Pass, slopes: list[Slope]) -> list[Matched]:
     if not found:
         raise NotApplicableError("no target of numbers")
     return found
+
+
+def _list_read(passed: Pass) -> list[Tensor]:
+    """List the inputs that outputs depend on; those without a gradient may be read, too."""
+    moving = [tensor.sum() for _, tensor in dense_leaves(passed.outputs) if tensor.requires_grad]
+    leaves = [tensor for _, tensor in dense_leaves(passed.inputs)]
+    wanted = [tensor for tensor in leaves if tensor.requires_grad]
+    found = torch.autograd.grad(moving, wanted, retain_graph=True, allow_unused=True) if moving and wanted else ()
+    unread = {id(tensor) for tensor, gradient in zip(wanted, found, strict=True) if gradient is None}
+    return [tensor for tensor in leaves if id(tensor) not in unread]
 
 
 def _value_at(subject: Subject, passed: Pass, item: Matched, outputs: Tensor, target: Tensor | None = None) -> float:

@@ -16,6 +16,7 @@ from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
 from sightline.doctor.subject import Pass
 
+_MIN_SPREAD, _MAX_SORTED = 8.0, 2.0
 _SMOOTH = 1e-3
 """Share by which slopes at two steps may differ where a loss is smooth."""
 
@@ -297,6 +298,25 @@ def weights_upside_down(class_weights: list[tuple[Labelled, Tensor, Tensor]]) ->
                 f"rare classes weigh least in the loss{_name(item)}",
                 measured=f"the commonest class has {imbalance:.3g} times the labels of the rarest; weights differ "
                 f"{spread:.3g} times, and rise with the labels (correlation {correlation:.2f})",
+            )
+
+
+@rule(
+    "loss-weights",
+    "warning",
+    "loss.weights data.label_mapping",
+    holds="the weight of class c at place c",
+    do="count by class: torch.bincount(labels, minlength=C); Counter.most_common() sorts by count",
+)
+def weights_of_others(class_weights: list[tuple[Labelled, Tensor, Tensor]]) -> Iterator[Fault]:
+    """Find weights that are the inverse of counts in another order than that of the classes."""
+    for item, weights, counts in class_weights:
+        own, ordered = weights * counts, weights.sort(descending=True)[0] * counts.sort()[0]
+        spread, least = (float(each.max() / each.min()) for each in (own, ordered))
+        if len(weights) > 2 and spread > _MIN_SPREAD and least < min(_MAX_SORTED, spread**0.2):
+            yield Fault(
+                f"class weights are those of other classes{_name(item)}: in another order they are 1 / count",
+                measured=f"weight times count differs by a factor of {spread:.3g}; sorted, by {least:.3g}",
             )
 
 
