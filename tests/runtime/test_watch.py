@@ -125,7 +125,7 @@ def test_a_copy_and_a_saved_model_have_silent_hooks() -> None:
 def test_a_monitor_that_fails_does_not_end_the_loop(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(OrderMonitor, "after_backward", lambda *_: 1 / 0)
+    monkeypatch.setattr(OrderMonitor, "after_backward_measured", lambda *_: 1 / 0)
     assert train(clear=None, steps=4).report.figures["updates"] == 4
     assert [record.message for record in caplog.records] == ["watch-failed: OrderMonitor failed, and is switched off"]
 
