@@ -178,6 +178,29 @@ def test_a_report_is_text_json_and_a_page(tmp_path: Path) -> None:
         report.save(tmp_path / "report.pdf")
 
 
+@pytest.mark.parametrize(("rate", "stands"), [(1e-6, True), (1e-1, False)])
+def test_the_verdict_says_that_a_loss_has_not_fallen(rate: float, stands: bool) -> None:
+    torch.manual_seed(0)
+    model = net()
+    verdict = train(model, optimizer=torch.optim.SGD(model.parameters(), lr=rate), steps=60).report.verdict
+    assert any("the loss has not fallen" in line for line in verdict) == stands
+
+
+def test_a_watch_is_not_felt_between_the_steps_that_it_measures() -> None:
+    """Eight of the first 200 steps are measured; between them one hook stands on the model, and none on its parts."""
+    model, measured = net(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for points, label in batches(200):
+            measured.append(watch._loop.is_measured)
+            optimizer.zero_grad()
+            F.cross_entropy(model(points), label).backward()
+            assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules() if m is not model)
+            optimizer.step()
+    assert sum(measured) == 8
+    assert len(model._forward_hooks) == 0
+
+
 def test_only_modules_are_watched() -> None:
     with pytest.raises(UserError, match="found int"):
         sightline.watch([net(), 3])  # type: ignore[list-item]

@@ -70,6 +70,10 @@ class OrderMonitor(Monitor):
             ]
             track.norm_after_backward = track.measure_small()
 
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> None:
+        if track.small and track.small[0].grad is None:
+            loop.ask()
+
     def before_update_measured(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         marks = track.marks()
         had = [name for name, mark in zip(track.names, track.after_backward, strict=True) if mark is not None]

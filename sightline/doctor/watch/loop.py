@@ -37,6 +37,8 @@ _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib")
 _NUM_PROBES, _MAX_SMALL = 16, 16_384
 _NUM_FIRST, _EARLY = 5, 8
 """Updates that are measured at first, and times as many steps in which those of each optimiser are."""
+_MAX_ASKED = 4
+"""Steps that are measured because the one before looked odd."""
 _NUM_DIGESTED, _DIGEST_EVERY, _NUM_IN_ROW = 128, 256, 8
 """Training passes whose samples are digested at first, and then so many in a row of as many."""
 MAX_UNUSED = 25
@@ -217,6 +219,7 @@ class Loop:
         self.loss: Tensor | None = None
         self.executed: set[str] = set()
         self.is_measured, self.num_unused = True, 0
+        self.num_asked, self.is_asked = 0, False
         self.digest = RowDigest()
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
@@ -260,7 +263,13 @@ class Loop:
         numbers = [track.num_updates for track in self.tracks.values()]
         most, is_early = max(numbers), self.step - self.first_step < _EARLY * _NUM_FIRST
         is_new = (min(numbers) if is_early else most) < _NUM_FIRST
-        self.is_measured, self.num_unused = is_new or most % self.every == 0, 0
+        self.is_measured, self.num_unused = is_new or most % self.every == 0 or self.is_asked, 0
+        self.is_asked = False
+
+    def ask(self) -> None:
+        """Have the next step measured, too, as something looks odd; a few times in a loop."""
+        self.num_asked += 1
+        self.is_asked = self.num_asked <= _MAX_ASKED
 
     def count_backward(self) -> None:
         """Count a backward pass; one of many without an update is measured, too."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sightline.doctor.autograd_graph import get_node_name, iter_nodes, skip_shape_operations
 from sightline.doctor.rules.events import report
-from sightline.doctor.watch.loop import Found, Loop, Monitor
+from sightline.doctor.watch.loop import CallSite, Found, Loop, Monitor
 
 _VIEWS = frozenset(("View", "UnsafeView", "ReshapeAlias"))
 UNBOUNDED = frozenset(("Convolution", "Addmm", "Mm", "Bmm", "NativeBatchNorm", "CudnnBatchNorm", "Linear"))
@@ -418,23 +418,23 @@ _DOUBLE = frozenset(
 """Operations of a loss, each with one before it that it applies itself, or cannot do with."""
 _NUM_SAME, _NUM_SAME_OF_PLACES, _MIN_LABELS = 5, 20, 8
 _MAX_NODES, _MAX_FIRST_NODES = 300, 3000
-_NUM_GRAPHS = 3
-"""Graphs of losses that are read far enough for the attention of a deep network."""
+_NUM_GRAPHS, _NUM_LINES = 2, 4
+"""Graphs of the losses of one line, and lines, that are read far enough for the attention of a deep network."""
 
 
 class LossMonitor(Monitor):
     """Graph of the loss: activations that the loss applies itself; labels that are all the same."""
 
     def __init__(self) -> None:
-        self._num_graphs = 0
+        self._num_graphs = Counter[CallSite]()
         self._classes: deque[float] = deque(maxlen=_NUM_SAME_OF_PLACES)
         self._in_turns: set[float] = set()
 
     def before_backward_measured(self, loop: Loop, root: Tensor) -> Iterator[Found]:
         if root.grad_fn is None:
             return
-        is_early = self._num_graphs < _NUM_GRAPHS
-        self._num_graphs += 1
+        is_early = self._num_graphs[loop.call_site] < _NUM_GRAPHS and len(self._num_graphs) <= _NUM_LINES
+        self._num_graphs[loop.call_site] += 1
         graph = LossGraph(root.grad_fn, _MAX_FIRST_NODES if is_early else _MAX_NODES)
         yield from graph.find_faults() if is_early else ()
         for node in graph.nodes[:_MAX_NODES]:

@@ -128,6 +128,8 @@ class ModeMonitor(Monitor):
 
     def _end_evaluations(self, *, is_update: bool = False) -> list[Found]:
         """Judge the passes without gradients since the last update; those that are being repeated, at the next one."""
+        if not self._evaluations:
+            return []
         ended = {key: passes for key, passes in self._evaluations.items() if is_update or not passes.is_repeated}
         self._evaluations = {key: passes for key, passes in self._evaluations.items() if key not in ended}
         return [

@@ -19,7 +19,18 @@ from sightline.doctor.evidence import Evidence
 from sightline.doctor.examine import Examination, examine
 from sightline.doctor.finding import Finding
 from sightline.doctor.report import write_verdict
-from sightline.doctor.trace import BackwardAddends, Clip, EvaluatedBatch, Inputs, Norm, Pull, RowDigests, Series, Trace
+from sightline.doctor.trace import (
+    BackwardAddends,
+    Clip,
+    EvaluatedBatch,
+    Inputs,
+    Norm,
+    Pull,
+    RowDigests,
+    Series,
+    Trace,
+    describe_still_loss,
+)
 from sightline.doctor.watch.loop import ForwardCall, Found, Hook, Loop, Monitor, OptimizerTrack, has_slices
 from sightline.instrument import replace_function
 
@@ -91,8 +102,8 @@ class TraceMonitor(Monitor):
             self._keep_spreads(call)
 
     def _keep_rows(self, digests: RowDigests, is_training: bool) -> None:
-        trace, is_varied = self.trace, digests.is_varied.expand_as(digests.values).tolist()
-        rows = list(itertools.compress(digests.values.tolist(), is_varied))
+        trace = self.trace
+        rows = list(itertools.compress(digests.values.tolist(), digests.is_varied.tolist()))
         data = None if self._set is None else self._set()
         if is_training and len(trace.trained) < _MAX_TRAINED:
             trace.trained.update(rows)
@@ -216,8 +227,9 @@ class TraceMonitor(Monitor):
                 yield finding
 
     def write_verdict(self) -> list[str]:
-        """Write the verdict of the last examination."""
-        return [] if self.examination is None else write_verdict(self.examination)
+        """Write the verdict of the last examination, and say of a loss that has not fallen that it has not."""
+        lines = [] if self.examination is None else write_verdict(self.examination)
+        return lines + ([still] if lines and (still := describe_still_loss(self.trace)) else [])
 
 
 def list_addends(node: Any) -> list[Any]:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Self
 
@@ -304,21 +304,26 @@ class Watch:
             self._loop.choose_step()
 
     def _judge(self, event: str, *subject: Any) -> None:
-        judges = (self._measured if self._loop.is_measured else self._always)[event]
-        with torch.no_grad() if self._loop.is_measured else nullcontext():
-            for judge in (*judges,):
-                try:
-                    if found := judge(self._loop, *subject):
-                        self._take(found)
-                except Exception as error:  # noqa: BLE001 - the loop is the user's, and must not end by an observer
-                    self._switch_off(judge.__self__, error)
+        if self._loop.is_measured or event == "on_end":
+            with torch.no_grad():
+                self._ask(self._measured[event], subject)
+        else:
+            self._ask(self._always[event], subject)
+
+    def _ask(self, judges: Sequence[Any], subject: tuple[Any, ...]) -> None:
+        for judge in [*judges]:
+            try:
+                if found := judge(self._loop, *subject):
+                    self._take(found)
+            except Exception as error:  # noqa: BLE001 - the loop is the user's, and must not end by an observer
+                self._switch_off(judge.__self__, error)
 
     def _switch_off(self, monitor: Monitor, error: Exception) -> None:
         """Go on without a monitor that fails: the loop is the user's, and must not end by it.
 
         After a failed kernel every use of the GPU fails, that of the loop, too, which ends by the error itself.
         """
-        name, level = type(monitor).__name__, logging.WARNING
+        name = type(monitor).__name__
         level = logging.DEBUG if "device-side assert" in str(error) else logging.WARNING
         logger.log(
             level, "watch-failed: %s failed, and is switched off", name, exc_info=True, extra={"code": "watch-failed"}
