@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import Counter, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,6 +27,10 @@ class RowDigests(NamedTuple):
     values: Tensor
     is_varied: Tensor
     is_rich: bool
+
+    def list_rows(self) -> Iterator[int]:
+        """List the digests of the samples whose numbers are not all equal."""
+        return itertools.compress(self.values.tolist(), self.is_varied.tolist())
 
 
 class RowDigest:
@@ -178,7 +183,7 @@ class Trace:
     `rates` are learning rates at each update, by optimiser; `losses` those of each line that calls backward. `epochs`
     are the updates at which a loader began anew for training. `spreads` are mean standard deviations over the samples
     of an output, with the update. `pulls` are those of the micro-batches of each measured update. `held` are all
-    parameters that optimisers of the loop hold. `trained` counts the digests of samples in training passes, of the data
+    parameters that optimisers of the loop hold. `trained_rows` are digests of samples in training passes, of the data
     sets `trained_sets`; `is_rich` is False once a pass had samples of few numbers.
     """
 
@@ -190,7 +195,8 @@ class Trace:
     losses: dict[Hashable, Series] = field(default_factory=dict)
     epochs: list[int] = field(default_factory=list)
     inputs: dict[str, dict[str, list[Inputs]]] = field(default_factory=lambda: {"train": {}, "eval": {}})
-    trained: Counter[int] = field(default_factory=Counter)
+    trained_rows: list[RowDigests] = field(default_factory=list)
+    num_trained: int = 0
     trained_sets: set[int] = field(default_factory=set)
     evaluated: deque[EvaluatedBatch] = field(default_factory=lambda: deque(maxlen=_MAX_EVALUATED))
     is_rich: bool = True
@@ -201,3 +207,8 @@ class Trace:
     held: set[int] = field(default_factory=set)
     norms: dict[str, list[Norm]] = field(default_factory=dict)
     is_over: bool = False
+
+    @property
+    def trained(self) -> Counter[int]:
+        """Digests of samples in training passes, counted."""
+        return Counter(itertools.chain.from_iterable(rows.list_rows() for rows in self.trained_rows))

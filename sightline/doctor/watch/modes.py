@@ -44,7 +44,7 @@ class _Passes:
             self._last, self._num_inputs = weakref.ref(inputs[0]), self._num_inputs + 1
             self._awaited.append(self._last)
         is_read = call.digests is not None and call.digests.values.device.type == "cpu"
-        key = hash_numbers([call.digests.values]) if call.digests is not None and is_read else self._num_inputs
+        key = hash_numbers(call.digests.values) if call.digests is not None and is_read else self._num_inputs
         self._times[key] = self._times.get(key, 0) + 1
         self.is_intended = self.is_intended or self._times[key] == _NUM_EVALUATED
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from sightline.doctor.watch.loop import ForwardCall, Found, Loop, Monitor, Optim
 from sightline.doctor.watch.loss_graph import is_reordered
 from sightline.instrument import Inputs
 
-_NUM_SAME = 5
+_NUM_SAME, _NUM_NOTED = 5, 16
 _NUM_REPEATED = 6
 """Different batches in a row that came in this order before."""
 _NUM_CONSTANT = 4
@@ -29,13 +29,13 @@ class OutputMonitor(Monitor):
     """Outputs differ between samples and between batches; batches differ from update to update."""
 
     def __init__(self) -> None:
-        self._digests: dict[int, Tensor] = {}
+        self._digests: dict[int, tuple[Tensor, int | None]] = {}
         self._num_same = 0
         self._num_constant = [0, 0]
         self._last_step = -1
         self._order = _BatchOrder()
         self._last_outputs: list[StorageWeakRef] = []
-        self._is_recurrent = False
+        self._is_recurrent, self._num_noted = False, 0
 
     def on_forward(self, loop: Loop, call: ForwardCall) -> Iterator[Found] | None:
         if not call.has_gradient or loop.step == self._last_step or not (call.digests or loop.is_measured):
@@ -55,18 +55,20 @@ class OutputMonitor(Monitor):
 
     def _repetition_faults(self, loop: Loop, call: ForwardCall, digests: RowDigests) -> Iterator[Found]:
         last, values = self._digests.get(id(call.model)), digests.values
-        self._digests[id(call.model)] = values
-        if values.device.type == "cpu" and last is not None and not torch.equal(last, values):
+        number = hash_numbers(values) if values.device.type == "cpu" else None  # else they would be waited for
+        self._digests[id(call.model)] = values, number
+        if last is not None and last[1] != number:
             self._num_same = 0
-        elif last is not None and last.shape == values.shape and self._num_same < _NUM_SAME:
+        elif last is not None and last[0].shape == values.shape and self._num_same < _NUM_SAME:
             is_varied = digests.is_varied.any() | (values != values[0]).any()  # a sparse volume may look empty twice
-            yield from loop.reader.read(((last == values).all() & is_varied).float(), self._judge_same)
-        if values.device.type == "cpu" and not self._is_recurrent:  # elsewhere the numbers would have to be waited for
-            yield from self._order.add(hash_numbers([values]), loop.num_forwards)
+            yield from loop.reader.read(((last[0] == values).all() & is_varied).float(), self._judge_same)
+        if number is not None and not self._is_recurrent:
+            yield from self._order.add(number, loop.num_forwards)
 
     def _note_state(self, call: ForwardCall, inputs: Sequence[Tensor]) -> None:
         """Note a pass that goes on from an output of the last one, as chunks of a sequence do: their order counts."""
-        if not self._is_recurrent:
+        self._num_noted += 1
+        if not self._is_recurrent and self._num_noted <= _NUM_NOTED:
             own = {_find_storage(tensor).cdata for tensor in filter(is_dense, inputs)}
             self._is_recurrent = any(last.cdata in own for last in self._last_outputs)
             self._last_outputs = [*map(_find_storage, call.outputs.values())]
@@ -128,9 +130,9 @@ class _BatchOrder:
             yield report("same-order", "", distance=number - place, number=_NUM_REPEATED)
 
 
-def hash_numbers(parts: Iterable[Tensor]) -> int:
-    """Return a hash of the numbers of some tensors, which are on the host."""
-    return hash(b"".join(part.contiguous().view(torch.uint8).numpy().tobytes() for part in parts))
+def hash_numbers(numbers: Tensor) -> int:
+    """Return a hash of some numbers of the host."""
+    return hash(numbers.numpy().tobytes())
 
 
 class PartMonitor(Monitor):

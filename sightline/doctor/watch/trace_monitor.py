@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -103,14 +102,15 @@ class TraceMonitor(Monitor):
 
     def _keep_rows(self, digests: RowDigests, is_training: bool) -> None:
         trace = self.trace
-        rows = list(itertools.compress(digests.values.tolist(), digests.is_varied.tolist()))
         data = None if self._set is None else self._set()
-        if is_training and len(trace.trained) < _MAX_TRAINED:
-            trace.trained.update(rows)
+        if is_training and trace.num_trained < _MAX_TRAINED:
+            trace.trained_rows.append(digests)
+            trace.num_trained += len(digests.values)
             trace.trained_sets.add(0 if data is None else id(data))
         elif not is_training:
+            rows = list(digests.list_rows())
             trace.evaluated.append(EvaluatedBatch(rows, 0 if data is None else id(data)))
-        trace.is_rich = trace.is_rich and digests.is_rich and len(trace.trained) < _MAX_TRAINED
+        trace.is_rich = trace.is_rich and digests.is_rich and trace.num_trained < _MAX_TRAINED
 
     def _keep_spreads(self, call: ForwardCall) -> None:
         for path, tensor in call.outputs.items():
