@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import statistics
 from collections import Counter, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+_MIN_CURVE = 20
 _NUM_DIGITS, _NUM_DIGESTED, _MAX_EVALUATED = 16, 256, 500
 """Numbers of a sample's tensor that a digest reads, samples of a pass, and evaluation passes that are kept."""
 
@@ -24,9 +28,16 @@ class RowDigests(NamedTuple):
     is_varied: Tensor
     is_rich: bool
 
+    def list_rows(self) -> Iterator[int]:
+        """List the digests of the samples whose numbers are not all equal."""
+        return itertools.compress(self.values.tolist(), self.is_varied.tolist())
+
 
 class RowDigest:
-    """Digest of samples, exact to the bit: a weighted sum, modulo 2^64, of the bits of evenly spaced numbers."""
+    """Digest of samples, exact to the bit: a weighted sum, modulo 2^64, of the bits of evenly spaced numbers.
+
+    Weights of several numbers sum to 0: where all numbers are equal, so is the digest 0.
+    """
 
     def __init__(self) -> None:
         self._weights: dict[tuple[torch.device, int, int], Tensor] = {}
@@ -34,26 +45,29 @@ class RowDigest:
     def __call__(self, tensors: Sequence[Tensor]) -> RowDigests:
         """Compute the digests of tensors, of which those as long as the first have a row for each sample."""
         number = len(tensors[0]) if tensors[0].ndim else 1
-        total, is_varied, is_rich = None, None, False
+        total = is_varied = torch.zeros((), dtype=torch.int64)
+        is_rich = False
         for place, tensor in enumerate(tensors):
             has_rows = tensor.ndim > 0 and len(tensor) == number
             flat = tensor.detach().reshape(number if has_rows else 1, -1)
             is_rich = is_rich or (has_rows and tensor.is_floating_point() and flat.shape[1] >= _NUM_DIGITS)
             some = flat[:: max(1, len(flat) // _NUM_DIGESTED), :: max(1, flat.shape[1] // _NUM_DIGITS) | 1]
             bits = _read_bits(some)
-            digests, varied = (bits * self._get_weights(bits, place)).sum(1), (bits[:, 1:] != bits[:, :1]).any(1)
-            total = digests if total is None else total + digests
-            is_varied = varied if is_varied is None else is_varied | varied
-        assert total is not None
-        assert is_varied is not None
-        return RowDigests(total, is_varied, is_rich and number < 2 * _NUM_DIGESTED)
+            weights = self._get_weights(bits, place)
+            digests = bits @ weights if bits.device.type == "cpu" else (bits * weights).sum(1)
+            total = digests if place == 0 else total + digests
+            if bits.shape[1] > 1:
+                is_varied = is_varied | digests
+        return RowDigests(total, (is_varied != 0).expand_as(total), is_rich and number < 2 * _NUM_DIGESTED)
 
     def _get_weights(self, bits: Tensor, place: int) -> Tensor:
         key = bits.device, bits.shape[1], place
         if key not in self._weights:
             draws = torch.Generator().manual_seed(place)
             weights = torch.randint(-(2**63), 2**63 - 1, key[1:2], generator=draws)
-            self._weights[key] = (weights | 1).to(bits.device)
+            weights |= 1
+            weights[1:2] -= weights.sum() * (len(weights) > 1)
+            self._weights[key] = weights.to(bits.device)
         return self._weights[key]
 
 
@@ -100,6 +114,20 @@ def read_numbers(values: list[float | Tensor]) -> list[float]:
         device: iter(torch.stack([v.double() for v in on_device if v.device == device]).tolist()) for device in devices
     }
     return [next(read[value.device]) if isinstance(value, Tensor) else value for value in values]
+
+
+def describe_still_loss(trace: Trace) -> str:
+    """Say that the loss of a loop ends where it began, within its noise; "" where one of its losses has fallen."""
+    curves = [series.read() for series in trace.losses.values() if len(series.kept) >= _MIN_CURVE]
+    curves = [curve for curve in curves if all(map(math.isfinite, curve))]
+    for curve in curves:
+        part = max(len(curve) // 5, _MIN_CURVE // 4)
+        first, last = curve[:part], curve[-part:]
+        noise = statistics.pstdev(first) + statistics.pstdev(last)
+        if statistics.fmean(last) < statistics.fmean(first) - noise / math.sqrt(part):
+            return ""
+    means = [(statistics.fmean(curve[:5]), statistics.fmean(curve[-5:])) for curve in curves]
+    return "".join(f"  the loss has not fallen: {a:.4g} at first, {b:.4g} at the end" for a, b in means[:1])
 
 
 class Inputs(NamedTuple):
@@ -155,7 +183,7 @@ class Trace:
     `rates` are learning rates at each update, by optimiser; `losses` those of each line that calls backward. `epochs`
     are the updates at which a loader began anew for training. `spreads` are mean standard deviations over the samples
     of an output, with the update. `pulls` are those of the micro-batches of each measured update. `held` are all
-    parameters that optimisers of the loop hold. `trained` counts the digests of samples in training passes, of the data
+    parameters that optimisers of the loop hold. `trained_rows` are digests of samples in training passes, of the data
     sets `trained_sets`; `is_rich` is False once a pass had samples of few numbers.
     """
 
@@ -167,7 +195,8 @@ class Trace:
     losses: dict[Hashable, Series] = field(default_factory=dict)
     epochs: list[int] = field(default_factory=list)
     inputs: dict[str, dict[str, list[Inputs]]] = field(default_factory=lambda: {"train": {}, "eval": {}})
-    trained: Counter[int] = field(default_factory=Counter)
+    trained_rows: list[RowDigests] = field(default_factory=list)
+    num_trained: int = 0
     trained_sets: set[int] = field(default_factory=set)
     evaluated: deque[EvaluatedBatch] = field(default_factory=lambda: deque(maxlen=_MAX_EVALUATED))
     is_rich: bool = True
@@ -178,3 +207,8 @@ class Trace:
     held: set[int] = field(default_factory=set)
     norms: dict[str, list[Norm]] = field(default_factory=dict)
     is_over: bool = False
+
+    @property
+    def trained(self) -> Counter[int]:
+        """Digests of samples in training passes, counted."""
+        return Counter(itertools.chain.from_iterable(rows.list_rows() for rows in self.trained_rows))

@@ -125,7 +125,7 @@ def test_a_copy_and_a_saved_model_have_silent_hooks() -> None:
 def test_a_monitor_that_fails_does_not_end_the_loop(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(OrderMonitor, "after_backward", lambda *_: 1 / 0)
+    monkeypatch.setattr(OrderMonitor, "after_backward_measured", lambda *_: 1 / 0)
     assert train(clear=None, steps=4).report.figures["updates"] == 4
     assert [record.message for record in caplog.records] == ["watch-failed: OrderMonitor failed, and is switched off"]
 
@@ -176,6 +176,29 @@ def test_a_report_is_text_json_and_a_page(tmp_path: Path) -> None:
     assert not report.is_sound
     with pytest.raises(UserError, match=r"found '\.pdf'"):
         report.save(tmp_path / "report.pdf")
+
+
+@pytest.mark.parametrize(("rate", "stands"), [(1e-6, True), (1e-1, False)])
+def test_the_verdict_says_that_a_loss_has_not_fallen(rate: float, stands: bool) -> None:
+    torch.manual_seed(0)
+    model = net()
+    verdict = train(model, optimizer=torch.optim.SGD(model.parameters(), lr=rate), steps=60).report.verdict
+    assert any("the loss has not fallen" in line for line in verdict) == stands
+
+
+def test_a_watch_is_not_felt_between_the_steps_that_it_measures() -> None:
+    """Eight of the first 200 steps are measured; between them one hook stands on the model, and none on its parts."""
+    model, measured = net(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for points, label in batches(200):
+            measured.append(watch._loop.is_measured)
+            optimizer.zero_grad()
+            F.cross_entropy(model(points), label).backward()
+            assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules() if m is not model)
+            optimizer.step()
+    assert sum(measured) == 8
+    assert len(model._forward_hooks) == 0
 
 
 def test_only_modules_are_watched() -> None:

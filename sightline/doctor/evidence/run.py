@@ -131,13 +131,14 @@ def pull_slope(trace: Trace) -> tuple[float, float, int, int]:
 @measure()
 def evaluated_share(trace: Trace) -> tuple[float, int, bool]:
     """Share of the evaluated samples that training has read, their number, and whether their data set is another."""
-    if not trace.trained or not trace.evaluated:
+    trained = trace.trained
+    if not trained or not trace.evaluated:
         raise NotApplicableError("no samples of training and evaluation")
     evaluated = [digest for batch in trace.evaluated for digest in batch.digests]
     if len(evaluated) < _MIN_ROWS or len(set(evaluated)) < _MIN_UNIQUE * min(len(evaluated), _MIN_ROWS * 4):
         raise NotApplicableError("too few unlike samples evaluated")
     rows, sets = set(evaluated), {batch.data for batch in trace.evaluated} - {0}
-    share = sum(digest in trace.trained for digest in rows) / len(rows)
+    share = sum(digest in trained for digest in rows) / len(rows)
     return share, len(rows), bool(sets) and not sets & trace.trained_sets
 
 

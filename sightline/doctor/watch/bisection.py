@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,18 +68,10 @@ def _search(model: nn.Module, inputs: Inputs) -> Finding | None:
     )
     wide = _run(model.double(), tree_cast(inputs, torch.float64))
     text = "finite in float64: an overflow" if wide is None else f"not finite in float64 either, in '{wide.layer}'"
-    return report(
-        "non-finite",
-        f"the forward pass gives {number} first in {location}",
-        causes=("model.numerics", "optim.lr", "model.init"),
-        measured=f"{number} at {place} of {tuple(event.tensor.shape)}"
-        + ("" if sample is None else f" of sample {sample}")
-        + f"; its inputs: {event.inputs}; {text}",
-        expected="finite outputs from finite inputs and weights",
-        layer=event.layer or None,
-        sample=sample,
-        evidence={"float64": text},
-    )
+    of_sample = "" if sample is None else f" of sample {sample}"
+    words: dict[str, Any] = {"place": place, "shape": tuple(event.tensor.shape), "inputs": event.inputs, "text": text}
+    words |= {"number": number, "location": location, "of_sample": of_sample}
+    return report("non-finite", "layer", layer=event.layer or None, sample=sample, **words)
 
 
 def _run(model: nn.Module, inputs: Inputs) -> _Event | None:

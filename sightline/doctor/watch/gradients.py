@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import tree_leaves
 from sightline.doctor.finding import Severity
 from sightline.doctor.objects import iter_reachable
 from sightline.doctor.rules.events import report
-from sightline.doctor.watch.loop import Found, Loop, Monitor, OptimizerTrack, stack_numbers
+from sightline.doctor.watch.loop import Found, Loop, Mark, Monitor, OptimizerTrack
 
 _MAX_NAMES = 5
 _MAX_MIXED = 0.5
@@ -44,12 +44,10 @@ class OrderMonitor(Monitor):
     A loop that has used gradients before may clear those of one update: they were not finite.
     """
 
-    is_rare = True
-
     def __init__(self) -> None:
         self._num_cleared: dict[int, int] = {}
 
-    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+    def before_backward_measured(self, loop: Loop, root: object) -> None:
         for track in loop.tracks.values():
             marks = track.before_backward = track.marks()
             track.is_kept = [
@@ -59,9 +57,8 @@ class OrderMonitor(Monitor):
             first = next((p.grad for kept, p in zip(track.is_kept, track.probes, strict=True) if kept), None)
             if first is not None and not track.num_backward:  # `grad.data.zero_()` leaves no mark
                 track.kept_values = first.detach().any().float()
-        yield from ()
 
-    def after_backward(self, loop: Loop) -> Iterator[Found]:
+    def after_backward_measured(self, loop: Loop) -> None:
         for track in loop.tracks.values():
             track.after_backward = track.marks()
             track.num_backward += 1
@@ -71,72 +68,49 @@ class OrderMonitor(Monitor):
                     track.is_added_to, track.is_kept, track.after_backward, track.before_backward, strict=True
                 )
             ]
-            gradients = [g for p in track.small if (g := p.grad) is not None and g.layout is torch.strided]
-            if gradients:
-                track.norm_after_backward = stack_numbers([n.float() for n in torch._foreach_norm(gradients)]).max()
-        yield from ()
+            track.norm_after_backward = track.measure_small()
 
-    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> None:
+        if track.small and track.small[0].grad is None:
+            loop.ask()
+
+    def before_update_measured(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         marks = track.marks()
         had = [name for name, mark in zip(track.names, track.after_backward, strict=True) if mark is not None]
         is_gone = bool(track.num_backward and had and not any(marks))
         number = self._num_cleared[id(track)] = self._num_cleared.get(id(track), 0) + 1 if is_gone else 0
         if is_gone and (number > 1 or track.num_updates == 0):
-            yield report(
-                "gradients-cleared",
-                f"the gradients are cleared between backward() and {track.name}.step(): the update does nothing",
-                measured=f"after backward() {list_names(had)} had a gradient, at step() none has",
-            )
-        kept = [
-            name
-            for name, is_kept, is_added_to in zip(track.names, track.is_kept, track.is_added_to, strict=True)
-            if is_kept and is_added_to
-        ]
+            yield report("gradients-cleared", "gone", optimizer=track.name, names=list_names(had))
+        both = zip(track.names, track.is_kept, track.is_added_to, strict=True)
+        kept = [name for name, is_kept, is_added_to in both if is_kept and is_added_to]
         if kept and track.num_backward and track.kept_values is not None:
-            found = report(
-                "gradients-kept",
-                f"gradients of the previous update are still in those of this one: {track.name} adds them up",
-                measured=f"nothing but backward() has written to the gradients of {list_names(kept)} since step()",
-                param=kept[0],
-            )
-            yield from loop.reader.read(track.kept_values, lambda value: [found] if value else [])
+            found = report("gradients-kept", "same", param=kept[0], optimizer=track.name, names=list_names(kept))
+            yield from loop.reader.read_if(track.kept_values, found)
         if not track.num_backward and track.num_updates and marks == track.after_update:
             state = "the same gradients as before" if any(marks) else "no gradient"
-            yield report(
-                "step-without-backward",
-                f"{track.name}.step() without a backward pass since the last one",
-                measured=f"{state} at step()",
-            )
+            yield report("step-without-backward", "", optimizer=track.name, state=state)
 
-    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+    def after_update_measured(self, loop: Loop, track: OptimizerTrack) -> None:
         track.after_update = track.after_backward = track.marks()
         track.is_kept = [mark is not None for mark in track.after_update]
         track.is_added_to = [False] * len(track.probes)
         track.num_backward = 0
-        yield from ()
 
 
 class LeakMonitor(Monitor):
     """Gradients that a loss left in an optimiser, as a generator's in its critic, are cleared before the next loss."""
 
-    is_rare = True
-
     def __init__(self) -> None:
         self._passes: dict[int, list[set[int]]] = {}
         self._updated: dict[int, set[int]] = {}
         self._num_leaks: dict[int, int] = {}
-        self._has_values: dict[int, Tensor] = {}
 
-    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+    def before_backward_measured(self, loop: Loop, root: object) -> None:
         for key, track in loop.tracks.items():
             if self._passes.get(key) and (is_cleared(track) or track.marks() != track.after_backward):
                 self._passes[key] = []
-            elif self._passes.get(key):  # `grad.data.zero_()` leaves no mark
-                gradients = [p.grad.detach().any() for p in track.probes if p.grad is not None]
-                self._has_values[key] = stack_numbers(gradients).any().float()
-        yield from ()
 
-    def after_backward(self, loop: Loop) -> Iterator[Found]:
+    def after_backward_measured(self, loop: Loop) -> None:
         reached = {
             key
             for key, track in loop.tracks.items()
@@ -145,31 +119,21 @@ class LeakMonitor(Monitor):
         for key in reached if len(loop.tracks) > 1 else ():
             self._passes.setdefault(key, []).append(reached)
             self._updated.setdefault(key, set())
-        yield from ()
 
-    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+    def before_update_measured(self, loop: Loop, track: OptimizerTrack) -> list[Found]:
         key = id(track.optimizer)
         *earlier, last = self._passes.get(key) or [set()]
         is_leak = last == {key} and any((passed - {key}) & self._updated.get(key, set()) for passed in earlier)
         number = self._num_leaks[key] = self._num_leaks.get(key, 0) + 1 if is_leak else 0
-        if number == NUM_LOST:
-            found = report(
-                "gradients-kept",
-                f"gradients of a loss that another optimiser has used are still in those of {track.name}",
-                measured=f"{number} updates in a row: a backward pass through both, an update of the other, "
-                "a backward pass through this one, and no zero_grad() between them",
-                action="call zero_grad() of this optimiser before the backward pass of its own loss",
-                param=track.names[0] if track.names else None,
-            )
-            yield from loop.reader.read(self._has_values[key], lambda value: [found] if value else [])
+        param, words = track.names[0] if track.names else None, {"optimizer": track.name, "number": number}
+        return [report("gradients-kept", "of another loss", param=param, **words)] if number == NUM_LOST else []
 
-    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+    def after_update_measured(self, loop: Loop, track: OptimizerTrack) -> None:
         own = id(track.optimizer)
         self._passes[own], self._updated[own] = [], set()
         for key, updated in self._updated.items():
             if key != own:
                 updated.add(own)
-        yield from ()
 
 
 def is_cleared(track: OptimizerTrack) -> bool:
@@ -192,23 +156,25 @@ class ReachMonitor(Monitor):
         self._is_covered = self._is_unfrozen = False
         self._num_trained = 0
         self._num_zero: dict[int, int] = {}
-        self._old_marks: dict[int, tuple[int, int]] | None = None
+        self._old_marks: dict[int, Mark] | None = None
 
-    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+    def before_backward_measured(self, loop: Loop, root: object) -> None:
         if self._old_marks is None:  # gradients that are left from before the loop
             self._old_marks = {
                 id(p): (id(g), g._version) for p in loop.parameters().values() if (g := p.grad) is not None
             }
-        yield from ()
 
-    def after_backward(self, loop: Loop) -> Iterator[Found]:
+    def after_backward_measured(self, loop: Loop) -> None:
         """Note what a first update could use: some methods cancel gradients of a layer, on purpose."""
         for track in loop.tracks.values():
             if track.num_updates == 0 and track.num_backward < _NUM_FIRST_PASSES:
                 self._reached |= {id(p) for p in track.parameters.values() if p.grad is not None}
-        yield from ()
 
-    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found] | None:
+        is_watched = loop.is_measured or not self._is_covered or track.num_updates == _NUM_JOINED
+        return self._judge(loop, track) if is_watched else None
+
+    def _judge(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if track.num_updates == 0:
             for model in loop.models.values():
                 yield from _registration_faults(model)
@@ -222,18 +188,19 @@ class ReachMonitor(Monitor):
         if not self._is_covered and (self._knows_optimizers or loop.step >= _UNKNOWN_OPTIMIZERS):
             self._is_covered = True
             self._num_trained = _count_trained(loop)
-            yield from _coverage_faults(loop, self._old_marks or {})
+            yield from self._coverage_faults(loop)
         elif self._is_covered and loop.is_measured:
             if self._is_unfrozen:
-                yield from _coverage_faults(loop, self._old_marks or {})
+                yield from self._coverage_faults(loop)
             self._is_unfrozen = _count_trained(loop) > self._num_trained  # an optimiser of their own may come next
             self._num_trained = _count_trained(loop)
-        if loop.is_measured:
-            yield from self._zero_faults(loop, track)
+        if loop.is_measured and track.norm is not None:
+            is_marked = track.marks() != track.after_backward
+            yield from loop.reader.read(track.norm, partial(self._judge_zero, track, is_marked))
 
     def on_end(self, loop: Loop) -> Iterator[Found]:
         if (self._is_unfrozen or not self._is_covered) and loop.tracks:
-            yield from _coverage_faults(loop, self._old_marks or {})
+            yield from self._coverage_faults(loop)
         for track in loop.tracks.values():
             yield from self._idle_faults(loop, track, is_over=True)
 
@@ -241,14 +208,7 @@ class ReachMonitor(Monitor):
         """Yield a fault for parameters that have run and have no gradient at the first update."""
         silent = [n for n, p in track.parameters.items() if p.requires_grad and p.grad is None]
         if silent and len(silent) == len(track.parameters) and not any(track.after_backward):
-            yield report(
-                "no-gradient",
-                f"no parameter of {track.name} gets a gradient: the loss does not depend on the model",
-                severity="error",
-                causes=("loss.detached", "model.frozen_unintended"),
-                measured="every gradient is None after backward()",
-                action="look for detach(), no_grad, .data, numpy() or argmax between the model and the loss",
-            )
+            yield report("no-gradient", "all", optimizer=track.name)
         ran = [n for n in silent if id(track.parameters[n]) not in self._reached and _get_owner(n) in loop.executed]
         if ran and len(silent) < len(track.parameters):
             yield _report_silent(ran, "their modules run, but the loss does not depend on them")
@@ -278,37 +238,42 @@ class ReachMonitor(Monitor):
         if len(idle) > len(unchosen):
             yield _report_silent([n for n in idle if n not in unchosen], "their modules never run", "model.structure")
 
-    def _zero_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
-        if track.norm is None:
+    def _judge_zero(self, track: OptimizerTrack, is_marked: bool, value: float) -> Iterator[Found]:
+        is_zero = value == 0 and not any(bool(gradient.any()) for gradient in track.gradients.values())
+        number = self._num_zero[id(track)] = self._num_zero.get(id(track), 0) + 1 if is_zero else 0
+        if number >= _NUM_ZERO:
+            norm, words = track.norm_after_backward, {"number": number, "parameters": len(track.gradients)}
+            is_written = is_marked and norm is not None and float(norm) > 0
+            names = ("gradients-cleared", "zero") if is_written else ("zero-gradients", "")
+            yield report(*names, optimizer=track.name, **words)
+
+    def _coverage_faults(self, loop: Loop) -> Iterator[Found]:
+        """Yield a fault for trainable parameters of the models that get gradients, and that no known optimiser holds.
+
+        What gets none, as a teacher whose outputs are detached, is not to be trained; gradients may be older than the
+        loop. Nor what is trained through the model: a latent, an image or a prompt.
+        """
+        held = [p for track in loop.tracks.values() for group in track.optimizer.param_groups for p in group["params"]]
+        own, held_ids, old_marks = loop.parameters(), {*map(id, held)}, self._old_marks or {}
+        own_ids = {*map(id, own.values())}
+        names = [
+            name
+            for name, p in own.items()
+            if p.requires_grad and id(p) not in held_ids and (g := p.grad) is not None
+            if (id(g), g._version) != old_marks.get(id(p))
+        ]
+        shapes = [p.shape for p in held if id(p) not in own_ids]
+        is_replaced = bool(shapes) and all(own[name].shape in shapes for name in names)
+        if not names or (not is_replaced and not held_ids & own_ids and needs_inputs(loop)):
             return
-        was_alive, is_marked = track.norm_after_backward, track.marks() != track.after_backward
-
-        def judge(value: float) -> Iterator[Found]:
-            is_zero = value == 0 and not any(bool(gradient.any()) for gradient in track.gradients.values())
-            number = self._num_zero[id(track)] = self._num_zero.get(id(track), 0) + 1 if is_zero else 0
-            if number < _NUM_ZERO:
-                return
-            is_written = is_marked and was_alive is not None and float(was_alive) > 0
-            yield report(
-                "gradients-cleared" if is_written else "zero-gradients",
-                f"all gradients of {track.name} are exactly zero at {number} updates in a row",
-                measured=f"largest gradient 0 in {len(track.gradients)} parameters"
-                + ("; something has written to them since backward()" if is_written else ""),
-            )
-
-        yield from loop.reader.read(track.norm, judge)
+        words = {"number": len(names), "names": list_names(names), "foreign": len(shapes)}
+        yield report("not-optimised", "replaced" if is_replaced else "left out", param=names[0], **words)
 
 
-def _report_silent(names: Sequence[str], detail: str, *causes: str, severity: Severity = "warning") -> Found:
-    return report(
-        "no-gradient",
-        f"{len(names)} parameter(s) get no gradient: {list_names(names)}",
-        severity=severity,
-        measured=f"None after backward(): {detail}",
-        causes=causes,
-        param=names[0],
-        layer=names[0].rpartition(".")[0] or None,
-    )
+def _report_silent(names: Sequence[str], detail: str, *causes: str, severity: Severity | None = None) -> Found:
+    words = {"number": len(names), "names": list_names(names), "detail": detail}
+    layer = names[0].rpartition(".")[0] or None
+    return report("no-gradient", "some", severity=severity, causes=causes, param=names[0], layer=layer, **words)
 
 
 def _get_owner(parameter: str) -> str:
@@ -339,27 +304,20 @@ def _is_fixed(module: nn.Module, key: str) -> bool:
 
 def _frozen_faults(loop: Loop) -> Iterator[Found]:
     """Yield a fault for parameters that are frozen in few modules beside others of the same module that train."""
-    own = {name: list(module.named_parameters(recurse=False)) for name, module in loop.modules()}
-    own = {name: named for name, named in own.items() if named}
-    mixed = [name for name, named in own.items() if len({p.requires_grad for _, p in named}) == 2]
-    if not mixed or len(mixed) > _MAX_MIXED * len(own) or is_frozen_by_kind(module for _, module in loop.modules()):
-        return
     modules = dict(loop.modules())
+    own = {name: named for name, m in modules.items() if (named := list(m.named_parameters(recurse=False)))}
+    mixed = [name for name, named in own.items() if len({p.requires_grad for _, p in named}) == 2]
+    if not mixed or len(mixed) > _MAX_MIXED * len(own) or is_frozen_by_kind(modules.values()):
+        return
     frozen = [
         f"{name}.{key}".lstrip(".")
         for name in mixed
         for key, p in own[name]
         if not p.requires_grad and not _is_fixed(modules[name], key)
     ]
-    if not frozen:
-        return
-    yield report(
-        "frozen",
-        f"{len(frozen)} parameter(s) frozen in modules that train: {list_names(frozen)}",
-        measured=f"requires_grad False in {len(mixed)} of {len(own)} modules, True of their other parameters",
-        param=frozen[0],
-        layer=mixed[0] or None,
-    )
+    if frozen:
+        words = {"number": len(frozen), "names": list_names(frozen), "mixed": len(mixed), "modules": len(own)}
+        yield report("frozen", "", param=frozen[0], layer=mixed[0] or None, **words)
 
 
 def is_frozen_by_kind(modules: Iterable[nn.Module]) -> bool:
@@ -380,56 +338,12 @@ def _registration_faults(model: nn.Module) -> Iterator[Found]:
         if paths:
             attribute = paths[0].split("]", 1)[0].strip("['")
             place, kind = f"{name}.{attribute}".lstrip("."), type(attributes.get(attribute)).__name__
-            yield report(
-                "unregistered",
-                f"'{place}' holds layers that the model does not register, so they are never trained",
-                measured=f"{len(paths)} parameters in a {kind} get gradients, and are not among model.parameters()",
-                layer=name or type(module).__name__,
-            )
+            layer = name or type(module).__name__
+            yield report("unregistered", "", layer=layer, place=place, number=len(paths), kind=kind)
 
 
 def _count_trained(loop: Loop) -> int:
     return sum(parameter.requires_grad for parameter in loop.parameters().values())
-
-
-def _coverage_faults(loop: Loop, old_marks: Mapping[int, tuple[int, int]]) -> Iterator[Found]:
-    """Yield a fault for trainable parameters of the models that get gradients, and that no known optimiser holds.
-
-    What gets none, as a teacher whose outputs are detached, is not to be trained. `old_marks` are of gradients that are
-    older than the loop.
-    """
-    held = {id(p) for track in loop.tracks.values() for group in track.optimizer.param_groups for p in group["params"]}
-    own = {id(p) for p in loop.parameters().values()}
-    left_out = {
-        name: p
-        for name, p in loop.parameters().items()
-        if p.requires_grad and id(p) not in held and p.grad is not None
-        if (id(p.grad), p.grad._version) != old_marks.get(id(p))
-    }
-    foreign = [
-        p
-        for track in loop.tracks.values()
-        for group in track.optimizer.param_groups
-        for p in group["params"]
-        if id(p) not in own
-    ]
-    if not left_out:
-        return
-    shapes = [p.shape for p in foreign]
-    is_replaced = bool(foreign) and all(p.shape in shapes for p in left_out.values())
-    if not is_replaced and not held & own and needs_inputs(loop):
-        return  # of a latent, an image or a prompt that is trained through the model
-    names = list(left_out)
-    yield report(
-        "not-optimised",
-        "the optimiser holds other parameters than the model: it was made before they were replaced"
-        if is_replaced
-        else f"{len(names)} trainable parameter(s) in no optimiser: {list_names(names)}",
-        severity="error" if is_replaced else "warning",
-        measured=f"{len(names)} of the model's trainable parameters are in no group"
-        + (f"; {len(foreign)} in groups are not the model's, with the same shapes" if is_replaced else ""),
-        param=names[0],
-    )
 
 
 def needs_inputs(loop: Loop) -> bool:

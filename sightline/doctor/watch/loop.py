@@ -29,7 +29,6 @@ Found = Finding
 Judge = Callable[[float], Iterable[Found]]
 Mark = tuple[int, int] | None
 """Identity and version of a parameter's gradient: equal marks mean that nothing has written to it."""
-
 CallSite = tuple[tuple[int, int], ...]
 """Calls that lead to a line, by their code and the place in it: one line of a loop is reached by the same calls."""
 
@@ -38,17 +37,22 @@ _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib")
 _NUM_PROBES, _MAX_SMALL = 16, 16_384
 _NUM_FIRST, _EARLY = 5, 8
 """Updates that are measured at first, and times as many steps in which those of each optimiser are."""
+_MAX_ASKED = 4
+"""Steps that are measured because the one before looked odd."""
+_NUM_DIGESTED, _DIGEST_EVERY, _NUM_IN_ROW = 128, 256, 8
+"""Training passes whose samples are digested at first, and then so many in a row of as many."""
 MAX_UNUSED = 25
 """Backward passes since the last update after which others are looked at."""
 
 
 @dataclass
 class OptimizerTrack:
-    """Optimiser seen in the loop: `parameters` by name, `probes` a few of them, whose gradients are marked each step.
+    """Optimiser seen in the loop: `parameters` by name, `probes` a few of them, whose gradients are marked.
 
-    `small` are a few small parameters, of early layers: what is not finite in a backward pass arrives there.
-    `is_kept` is True for a probe whose gradient nothing has cleared or replaced since the last update, `is_added_to`
-    for one that a backward pass has then added to; `is_restarted` if the loop has begun anew before the current update.
+    `small` are a few small parameters, of early layers: what is not finite in a backward pass arrives there. `weight`
+    is the largest matrix. `is_kept` is True for a probe whose gradient nothing has cleared or replaced since the last
+    update, `is_added_to` for one that a backward pass has then added to; `is_restarted` if the loop has begun anew
+    before the current update. `lr` is the largest learning rate of its groups at this update.
     """
 
     optimizer: torch.optim.Optimizer
@@ -56,6 +60,7 @@ class OptimizerTrack:
     foreign: int = 0
     num_updates: int = 0
     num_backward: int = 0
+    lr: float = 0.0
     after_update: list[Mark] = field(default_factory=list)
     after_backward: list[Mark] = field(default_factory=list)
     before_backward: list[Mark] = field(default_factory=list)
@@ -74,9 +79,16 @@ class OptimizerTrack:
         self.probes = [self.parameters[name] for name in self.names]
         by_size = sorted(self.parameters.values(), key=lambda p: p.numel() > _MAX_SMALL)  # stable: early layers first
         self.small = by_size[:_NUM_PROBES]
+        weights = [p for p in self.parameters.values() if p.ndim > 1 and p.requires_grad and has_slices(p)]
+        self.weight = max(weights, key=Tensor.numel, default=None)
+        self.name = type(self.optimizer).__name__
         self.after_update = self.after_backward = self.before_backward = self.marks()
-        self.is_kept = [False] * len(self.probes)
-        self.is_added_to = [False] * len(self.probes)
+        self.is_kept = self.is_added_to = [False] * len(self.probes)
+        self.read_rate()
+
+    def read_rate(self) -> None:
+        """Read the learning rate of the next update."""
+        self.lr = max((float(group.get("lr", 1.0)) for group in self.optimizer.param_groups), default=0.0)
 
     def marks(self) -> list[Mark]:
         """Mark the gradients of the probes."""
@@ -87,14 +99,10 @@ class OptimizerTrack:
         """Gradients of all parameters that have one, by name."""
         return {name: g for name, p in self.parameters.items() if (g := p.grad) is not None}
 
-    @property
-    def lr(self) -> float:
-        """Largest learning rate of its groups."""
-        return max((float(group.get("lr", 1.0)) for group in self.optimizer.param_groups), default=0.0)
-
-    @property
-    def name(self) -> str:
-        return type(self.optimizer).__name__
+    def measure_small(self) -> Tensor | None:
+        """Compute the largest norm of the gradients of small parameters; None without one in the common form."""
+        gradients = [g for p in self.small if (g := p.grad) is not None and g.layout is torch.strided]
+        return stack_numbers([n.float() for n in torch._foreach_norm(gradients)]).max() if gradients else None
 
 
 def take_local(tensor: Tensor) -> Tensor:
@@ -117,12 +125,21 @@ def stack_numbers(values: Sequence[Tensor]) -> Tensor:
     return torch.stack([send(value, device) for value in values])
 
 
+def send(value: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device; one of the host without waiting for what is queued there."""
+    if value.device == device:
+        return value
+    if device.type == "cuda" and value.device.type == "cpu":
+        value = value.pin_memory()  # from pageable memory the copy would wait for the device
+    return value.to(device, non_blocking=value.device.type == "cpu")
+
+
 @dataclass(frozen=True)
 class ForwardCall:
     """Forward pass of a watched model; `outputs` are detached, by path, those whose numbers can be read.
 
     `has_gradient` is True for a pass that is recorded for backward; `computed` are the paths of outputs with a history:
-    weights have part in them. `digests` are those of the samples, if they can be read without a wait, or are measured.
+    weights have part in them. `digests` are those of the samples, where they are computed.
     """
 
     model: nn.Module
@@ -153,24 +170,23 @@ class Reader:
         self._waiting.append((copied, record_event(value.device), judge, self._loop.step + 1))
         return ()
 
-    def poll(self, *, waits: bool = False) -> Iterator[Found]:
+    def read_if(self, value: Tensor, found: Found, *, expected: bool = True) -> Iterable[Found]:
+        """Find something if a number is not zero, or with `expected` False if it is."""
+        return self.read(value, lambda number: [found] if bool(number) == expected else [])
+
+    def poll(self, *, waits: bool = False) -> Iterable[Found]:
         """Judge the numbers that have arrived, or all."""
+        found = list[Found]()
         while self._waiting and (waits or self._waiting[0][1].query()):
             copied, event, judge, step = self._waiting.popleft()
             event.synchronize()
-            yield from (set_step(finding, step) for finding in judge(float(copied)))
+            found += (set_step(finding, step) for finding in judge(float(copied)))
+        return found
 
 
 def set_step(finding: Finding, step: int | None) -> Finding:
     """Return the finding at another step."""
     return dataclasses.replace(finding, where=dataclasses.replace(finding.where, step=step))
-
-
-def send(value: Tensor, device: torch.device) -> Tensor:
-    """Copy a number to a device; one of the host without waiting for what is queued there."""
-    if device.type == "cuda" and value.device.type == "cpu":
-        value = value.pin_memory()  # from pageable memory the copy would wait for the device
-    return value.to(device, non_blocking=value.device.type == "cpu")
 
 
 def record_event(device: torch.device) -> torch.Event:
@@ -185,7 +201,7 @@ class Loop:
 
     `model_inputs` are the tensors that the last recorded training pass began with, `executed` the names of modules that
     ran in a training pass while calls were recorded, `call_site` the calls that lead to the last backward pass.
-    `thread` is that of the loop.
+    `thread` is that of the loop. `first_of_epoch` is the training pass before which a loader began anew.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], *, every: int, first_step: int = 0) -> None:
@@ -196,13 +212,14 @@ class Loop:
         self.step = self.first_step = first_step
         self.thread = threading.get_ident()
         self.is_over = self.is_in_backward = False
-        self.num_forwards = 0
+        self.num_forwards = self.first_of_epoch = 0
         self.call: ForwardCall | None = None
         self.call_site: CallSite = ()
         self.model_inputs: list[Tensor] = []
         self.loss: Tensor | None = None
         self.executed: set[str] = set()
         self.is_measured, self.num_unused = True, 0
+        self.num_asked, self.is_asked = 0, False
         self.digest = RowDigest()
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
@@ -234,12 +251,25 @@ class Loop:
         """True in the thread of the loop: others may train, or evaluate, at the same time."""
         return threading.get_ident() == self.thread
 
+    @property
+    def is_digested(self) -> bool:
+        """True for a training pass whose samples are read: the first ones, and then some in a row, ever rarer."""
+        number = self.num_forwards
+        in_row = min(number % _DIGEST_EVERY, number - self.first_of_epoch) < _NUM_IN_ROW
+        return self.is_measured or number <= _NUM_DIGESTED or in_row
+
     def choose_step(self) -> None:
         """Decide whether the next step is measured: the first ones of each optimiser, and then each `every`-th."""
         numbers = [track.num_updates for track in self.tracks.values()]
         most, is_early = max(numbers), self.step - self.first_step < _EARLY * _NUM_FIRST
         is_new = (min(numbers) if is_early else most) < _NUM_FIRST
-        self.is_measured, self.num_unused = is_new or most % self.every == 0, 0
+        self.is_measured, self.num_unused = is_new or most % self.every == 0 or self.is_asked, 0
+        self.is_asked = False
+
+    def ask(self) -> None:
+        """Have the next step measured, too, as something looks odd; a few times in a loop."""
+        self.num_asked += 1
+        self.is_asked = self.num_asked <= _MAX_ASKED
 
     def count_backward(self) -> None:
         """Count a backward pass; one of many without an update is measured, too."""
@@ -264,56 +294,22 @@ def find_user_line(frame: FrameType | None) -> tuple[str, int] | None:
 
 
 class Monitor:
-    """Family of invariants: each method is an event of the loop, and yields what has become true by it.
+    """Family of invariants: each method is an event of the loop, and returns what has become true by it.
 
-    With `is_rare`, it sees the steps alone that are measured; its first event then may follow a gap.
+    A method whose name ends in `measured` sees the steps alone that are measured. Events and what they are about:
+    `on_forward` a pass of a whole model, `on_outputs` its outputs with their history, of which none may be kept,
+    `before_backward` the loss, whose graph still exists, `after_backward`, `before_update` and `after_update` the track
+    of the optimiser, `before_unscaling` that whose gradients a GradScaler is about to divide, `on_average` a moving
+    average of the weights that has computed outputs, `on_module` what a part is called with in the first training
+    passes, `on_load` weights that a model is about to load, `on_end` the whole loop.
     """
 
-    is_rare = False
 
-    def on_forward(self, loop: Loop, call: ForwardCall) -> Iterable[Found]:
-        """Judge a forward pass of a whole model."""
-        return ()
-
-    def on_outputs(self, loop: Loop, outputs: Any) -> Iterable[Found]:
-        """Judge the outputs of a pass that is recorded for backward, with their history; none may be kept."""
-        return ()
-
-    def before_backward(self, loop: Loop, root: Tensor) -> Iterable[Found]:
-        """Judge the loss, whose graph still exists."""
-        return ()
-
-    def after_backward(self, loop: Loop) -> Iterable[Found]:
-        """Judge the gradients after the backward pass."""
-        return ()
-
-    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found]:
-        """Judge the gradients that the optimiser is about to use."""
-        return ()
-
-    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found]:
-        """Judge the parameters after the update."""
-        return ()
-
-    def before_unscaling(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found]:
-        """Judge gradients that a GradScaler is about to divide by its scale."""
-        return ()
-
-    def on_average(self, loop: Loop, average: nn.Module) -> Iterable[Found]:
-        """Judge a moving average of the weights that has computed outputs."""
-        return ()
-
-    def on_module(self, loop: Loop, path: str, module: nn.Module, inputs: Inputs) -> Iterable[Found]:
-        """Judge what a part of a model is called with, in the first training passes."""
-        return ()
-
-    def on_load(self, loop: Loop, model: nn.Module, state: Mapping[str, Any]) -> Iterable[Found]:
-        """Judge weights that a whole model is about to load."""
-        return ()
-
-    def on_end(self, loop: Loop) -> Iterable[Found]:
-        """Judge the whole loop at its end."""
-        return ()
+EVENTS = (
+    *("on_forward", "on_outputs", "before_backward", "after_backward", "before_update", "after_update"),
+    *("before_unscaling", "on_average", "on_module", "on_load", "on_end"),
+)
+"""Events, each with a form for measured steps alone, whose name ends in `_measured`."""
 
 
 class PollMonitor(Monitor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from sightline.doctor.autograd_graph import get_node_name, iter_nodes, skip_shape_operations
 from sightline.doctor.rules.events import report
-from sightline.doctor.watch.loop import Found
+from sightline.doctor.watch.loop import CallSite, Found, Loop, Monitor
 
 _VIEWS = frozenset(("View", "UnsafeView", "ReshapeAlias"))
 UNBOUNDED = frozenset(("Convolution", "Addmm", "Mm", "Bmm", "NativeBatchNorm", "CudnnBatchNorm", "Linear"))
@@ -123,14 +124,9 @@ def is_misread(before: Sequence[int], after: Sequence[int]) -> bool:
     return is_map or is_head
 
 
-def describe_reordered(before: Iterable[int], after: Iterable[int], layer: str | None = None) -> Found:
+def describe_reordered(before: Iterable[int], after: Iterable[int]) -> Found:
     """Build the fault of a view or reshape that exchanges sizes of axes."""
-    return report(
-        "exchanged-axes",
-        f"view or reshape turns {tuple(before)} into {tuple(after)}: values of different rows are mixed",
-        measured="equal sizes in another order, with the values in the order of memory",
-        layer=layer,
-    )
+    return report("exchanged-axes", "", before=tuple(before), after=tuple(after))
 
 
 def get_shape(node: Any) -> tuple[int, ...]:
@@ -179,14 +175,8 @@ def _broadcast_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
         return
     before = get_saved(parents[0], "self_sym_sizes") if get_node_name(parents[0]) == "Expand" else get_shape(parents[0])
     if tuple(before or ()) in ((shape[0], 1, *shape[2:]), shape[1:]) and not _is_compared_with_itself(graph, node):
-        yield report(
-            "loss-form",
-            f"outputs {tuple(before)} and targets are broadcast to {shape}: each output meets all targets",
-            causes=("loss.form", "data.target_encoding"),
-            measured=f"{shape[0]} x {shape[1]} differences for {shape[0]} samples, and their mean",
-            expected="outputs and targets of one shape",
-            action="take the axis of size 1 off (squeeze), or give the target that axis (unsqueeze)",
-        )
+        words = {"before": tuple(before), "shape": shape, "rows": shape[0], "columns": shape[1]}
+        yield report("loss-form", "broadcast", **words)
 
 
 def _is_distance(chain: Sequence[Any]) -> bool:
@@ -243,15 +233,7 @@ def _focal_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     readers = graph.readers[node]
     exponentials = [e for n in readers if get_node_name(n) == "Neg" for e in graph.readers[n]]
     if len(readers) > 1 and any(get_node_name(e) == "Exp" for e in exponentials):
-        yield report(
-            "loss-form",
-            "the focal factor is that of the mean cross entropy: hard and easy samples get the same weight",
-            causes=("loss.form", "loss.weights"),
-            measured="exp(-x) of one number x, the mean over "
-            f"{tuple(get_saved(node, 'target').shape)}, weights that mean",
-            expected="a factor (1 - p)^gamma for each element",
-            action="compute the cross entropy with reduction='none', weigh each element, and then take the mean",
-        )
+        yield report("loss-form", "focal", shape=tuple(get_saved(node, "target").shape))
 
 
 def _pair_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
@@ -266,14 +248,7 @@ def _pair_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     left, right = get_saved(product, "self"), get_saved(product, "mat2")
     is_same = isinstance(left, Tensor) and isinstance(right, Tensor) and left.data_ptr() == right.data_ptr()
     if is_same and left.shape == right.shape[::-1] and len(left) > 2 and left.stride() == right.stride()[::-1]:
-        yield report(
-            "loss-form",
-            "each row is compared with itself: the diagonal of the similarities is not masked",
-            causes=("loss.negatives", "loss.form"),
-            measured=f"softmax over all {len(left)} products of a row, its own among them",
-            expected="a row's own product left out of its softmax",
-            action="fill the diagonal with -inf before the cross entropy (masked_fill)",
-        )
+        yield report("loss-form", "self pairs", number=len(left))
 
 
 def _masked_extreme_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
@@ -294,14 +269,7 @@ def _masked_extreme_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     chosen = mask.gather(axis, indices if indices.ndim == len(shape) else indices.unsqueeze(axis))
     if bool(mask.any(dim=axis).all()) and not bool(chosen.any()):
         word = {"Min": "least", "Max": "largest"}[get_node_name(node)]
-        yield report(
-            "loss-form",
-            f"the {word} of values times a mask is one of the masked ones in every row: these are 0",
-            causes=("loss.negatives", "loss.form"),
-            measured=f"{chosen.numel()} of {chosen.numel()} rows choose an element whose mask is 0",
-            expected=f"the {word} of the elements whose mask is 1",
-            action="fill what is left out with inf or -inf (masked_fill) before the minimum or maximum",
-        )
+        yield report("loss-form", "masked", word=word, number=chosen.numel())
 
 
 def _repeated_extreme_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
@@ -319,15 +287,7 @@ def _repeated_extreme_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
         and set(map(get_node_name, graph.readers[reader])) == set(map(get_node_name, graph.readers[node]))
     ]
     if twins and graph.nodes.index(twins[0]) > graph.nodes.index(node):
-        yield report(
-            "loss-form",
-            f"the same minimum of {shape} over axis {get_axis(dim, len(shape))} is taken twice: "
-            "one direction is missing",
-            causes=("loss.form",),
-            measured="two minima of one tensor over one axis, both in the loss",
-            expected="the nearest of each row, and the nearest of each column, as in the Chamfer distance",
-            action="take the second minimum over the other axis",
-        )
+        yield report("loss-form", "twice", shape=shape, axis=get_axis(dim, len(shape)))
 
 
 def _probability_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
@@ -341,15 +301,7 @@ def _probability_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     if is_weighed or get_saved(node, "reduction") == 0:
         return  # marks of what is not known, which do not count, or are left out afterwards
     if low < 0 or high > 1:
-        yield report(
-            "loss-form",
-            f"targets of a binary cross entropy are {low:.4g} to {high:.4g}, not 0 to 1: the loss has no least value",
-            severity="error",
-            causes=("data.target_encoding", "data.normalisation", "loss.form"),
-            measured=f"targets {low:.4g} .. {high:.4g}",
-            expected="probabilities",
-            action="divide masks of bytes by 255, or compare them: mask > 0; leave out ignored elements",
-        )
+        yield report("loss-form", "no probability", low=low, high=high)
 
 
 def is_of_pairs(node: Any) -> bool:
@@ -378,14 +330,7 @@ def _overlap_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     factors = [skip_shape_operations(list_parents(n)[0]) for n in top if n and _is_product_with_constant(n)]
     names = {get_node_name(factor) for factor in factors if any(factor is summed for summed in bottom)}
     if names & UNBOUNDED:
-        yield report(
-            "loss-form",
-            "an overlap (Dice, IoU) of outputs without bounds: they are no probabilities",
-            causes=("loss.form", "model.activation"),
-            measured=f"a ratio of sums over the outputs of {', '.join(sorted(names))}, without a sigmoid or softmax",
-            expected="outputs from 0 to 1 in the ratio; with others it has no least value",
-            action="apply sigmoid or softmax before the overlap",
-        )
+        yield report("loss-form", "overlap", names=", ".join(sorted(names & UNBOUNDED)))
 
 
 def _is_product_with_constant(node: Any) -> bool:
@@ -422,13 +367,7 @@ def _divergence_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     is_soft = constant.amax(dim=axis).min() < 0.999  # not the labels of one class each
     is_distribution = ((constant.sum(dim=axis) - 1).abs() < 1e-3).all() & (constant >= 0).all() & is_soft
     if bool(is_distribution) and any(get_node_name(reader) in ("Sum", "Mean") for reader in graph.readers[node]):
-        yield report(
-            "loss-form",
-            "a KL divergence of probabilities: the logarithm is missing, so the loss has no zero at the target",
-            measured="kl_div reads the output of Softmax",
-            expected="log-probabilities as the first argument of kl_div",
-            action="use log_softmax for the first argument of kl_div",
-        )
+        yield report("loss-form", "divergence")
 
 
 def _attention_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
@@ -449,14 +388,7 @@ def _attention_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     *chain, last = graph.follow(node, _TO_WEIGHTS)
     is_weight = get_node_name(last) in _MATRIX_PRODUCTS and last.next_functions[0][0] is (chain or [None])[-1]
     if is_score and len(list_parents(product)) == 2 and is_weight:
-        yield report(
-            "attention",
-            f"the softmax of an attention runs over axis {get_axis(get_saved(node, 'dim'), len(shape))} of {shape}, "
-            "the queries, and not over the keys",
-            measured="the weights with which a query adds values do not sum to 1",
-            expected="softmax over the last axis of the scores, along which values are added",
-            action="use softmax(dim=-1) on scores of (..., queries, keys)",
-        )
+        yield report("attention", "axis", axis=get_axis(get_saved(node, "dim"), len(shape)), shape=shape)
 
 
 def get_axis(dim: int, ndim: int) -> int:
@@ -477,18 +409,68 @@ _JUDGES: dict[str, tuple[Any, ...]] = {
 """Relations by the operation at which they are asked."""
 
 
-def exposed_padding(keys: Tensor, is_ignored: Tensor) -> Tensor:
-    """Return True (0-d) if the rows that a mask leaves are the same in all samples, and those it hides differ.
+_DOUBLE = frozenset(
+    (
+        *("LogSoftmax Softmax", "LogSoftmax Sigmoid", "LogSoftmax Relu", "NllLoss Softmax", "NllLoss2D Softmax"),
+        *("BinaryCrossEntropyWithLogits Sigmoid", "BinaryCrossEntropyWithLogits Softmax"),
+    )
+)
+"""Operations of a loss, each with one before it that it applies itself, or cannot do with."""
+_NUM_SAME, _NUM_SAME_OF_PLACES, _MIN_LABELS = 5, 20, 8
+_MAX_NODES, _MAX_FIRST_NODES = 300, 3000
+_NUM_GRAPHS, _NUM_LINES = 2, 4
+"""Graphs of the losses of one line, and lines, that are read far enough for the attention of a deep network."""
 
-    `keys` is (B, N, C), `is_ignored` (B, N), True for rows that attention leaves out. Padding is the same everywhere.
+
+class LossMonitor(Monitor):
+    """Graph of the loss: activations that the loss applies itself; labels that are all the same."""
+
+    def __init__(self) -> None:
+        self._num_graphs = Counter[CallSite]()
+        self._classes: deque[float] = deque(maxlen=_NUM_SAME_OF_PLACES)
+        self._in_turns: set[float] = set()
+
+    def before_backward_measured(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+        if root.grad_fn is None:
+            return
+        is_early = self._num_graphs[loop.call_site] < _NUM_GRAPHS and len(self._num_graphs) <= _NUM_LINES
+        self._num_graphs[loop.call_site] += 1
+        graph = LossGraph(root.grad_fn, _MAX_FIRST_NODES if is_early else _MAX_NODES)
+        yield from graph.find_faults() if is_early else ()
+        for node in graph.nodes[:_MAX_NODES]:
+            name, parents = get_node_name(node), list_parents(node)
+            before = get_node_name(skip_shape_operations(parents[0])) if parents else ""
+            if f"{name} {before}" in _DOUBLE:
+                yield report("double-softmax", f"{name} of {before}")
+            if name.startswith("NllLoss"):
+                labels = node._saved_target
+                if labels.numel() >= _MIN_LABELS and not is_of_pairs(node):
+                    yield from loop.reader.read(_find_one_class(labels, node._saved_ignore_index), self._judge_labels)
+
+    def _judge_labels(self, value: float) -> Iterator[Found]:
+        if not value:
+            self._classes.clear()
+            return
+        self._classes.append(abs(value))
+        number = _NUM_SAME if value > 0 else _NUM_SAME_OF_PLACES  # with ignored ones: of pixels, or of words
+        classes = [*self._classes][-number:]
+        if len(self._classes) >= number and _take_turns(classes):
+            self._in_turns.update(classes)
+        elif len(self._classes) >= number and not self._in_turns.issuperset(classes):
+            yield report("same-label", "", number=number)
+
+
+def _find_one_class(labels: Tensor, ignored: int) -> Tensor:
+    """Return 1 + c (0-d) if enough labels are not ignored, and those are class c, and -1 - c if others are ignored.
+
+    Else 0. The graph's number is unsigned.
     """
-    is_kept = ~is_ignored
-    is_same_kept, num_kept = _is_same_in_samples(keys, is_kept)
-    is_same_hidden, _ = _is_same_in_samples(keys, is_ignored)
-    return is_same_kept & (num_kept >= 2) & ~is_same_hidden
+    is_kept = labels != (ignored + 2**63) % 2**64 - 2**63
+    largest = torch.where(is_kept, labels, labels.amin()).amax()
+    is_one = ((labels == largest) | ~is_kept).all() & (is_kept.sum() >= _MIN_LABELS)
+    return is_one * (1.0 + largest.float()) * (2.0 * is_kept.all() - 1)
 
 
-def _is_same_in_samples(keys: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    first = mask.to(torch.uint8).argmax(dim=0)
-    reference = keys[first, torch.arange(keys.shape[1], device=keys.device)]
-    return ((keys == reference).all(dim=-1) | ~mask).all(), mask.sum(dim=0).max()
+def _take_turns(classes: Sequence[float]) -> bool:
+    """Return True if batches of two classes come in turns, as real and generated ones do: no set is sorted so."""
+    return len(set(classes)) == 2 and sum(one != other for one, other in itertools.pairwise(classes)) > 1

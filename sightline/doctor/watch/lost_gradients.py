@@ -21,7 +21,7 @@ _MAX_SKIPPED, _MAX_UNUSED = MAX_UNUSED, 1000
 """Backward passes in a row whose gradients are thrown away: 2^16 halves to 1 in 16 of them; before a first update."""
 _MAX_GROWTH = 2
 """Times as many of them as ever before: the samples of a batch, one by one, do not vary so much in number."""
-_NUM_COMPARED = 256
+_NUM_COMPARED, _MAX_CALLS = 256, 16
 _LIBRARIES = ("<frozen", sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 _IGNORED_CODE = (str(Path(__file__).resolve().parents[2]), str(Path(torch.__file__).parent))
 _NOT_READING = re.compile(
@@ -38,8 +38,6 @@ class LostMonitor(Monitor):
     than those that updates use (a saliency map, the norm of a small batch), code that runs then has names of gradients.
     """
 
-    is_rare = True
-
     def __init__(self) -> None:
         self._last: tuple[int, int, list[int]] | None = None
         self._needs_inputs = False
@@ -53,14 +51,13 @@ class LostMonitor(Monitor):
         self._histories: dict[int, list[tuple[int, int]]] = {}
         """Lost and all passes before the last updates of each optimiser."""
 
-    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+    def before_backward_measured(self, loop: Loop, root: Tensor) -> None:
         is_new = self._last is not None and self._last[1] != loop.num_forwards
         is_same = self._last is not None and self._last[::2] == (loop.step, _list_versions(loop))
         if self._reached and is_new and is_same and not self._needs_inputs and all(map(is_cleared, self._reached)):
             self._lost_sites.append(self._site)
-        yield from ()
 
-    def after_backward(self, loop: Loop) -> Iterator[Found]:
+    def after_backward_measured(self, loop: Loop) -> None:
         tracks = loop.tracks.values()
         reached = [track for track in tracks if track.marks() != track.before_backward]
         if tracks and not reached:
@@ -75,18 +72,16 @@ class LostMonitor(Monitor):
         self._left = {}
         for track in tracks if self._lost_sites else ():
             self._left |= {id(p): _take_gradient(p).clone() for p in _list_dense(track)}
-        yield from ()
 
-    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+    def before_update_measured(self, loop: Loop, track: OptimizerTrack) -> None:
         pairs = [(self._left[id(p)], _take_gradient(p)) for p in _list_dense(track) if id(p) in self._left]
         pairs = [(left, now) for left, now in pairs if left.shape == now.shape and left.device == pairs[0][0].device]
         if pairs:
             before, now = (torch.cat([pair[i] for pair in pairs]).sign() for i in range(2))
             is_other = ((before * now < 0) | ((before == 0) & (now != 0))).any()
             self._is_written = is_other if self._is_written is None else self._is_written.to(is_other.device) | is_other
-        yield from ()
 
-    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+    def after_update_measured(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         lost = sum(site == self._site or not self._reads[site] for site in self._lost_sites)
         total = self._num_passes
         self._lost_sites, self._num_passes = [], 0
@@ -94,15 +89,9 @@ class LostMonitor(Monitor):
             return
         history = self._histories[id(track)] = [*self._histories.get(id(track), [])[1 - NUM_LOST :], (lost, total)]
         if len(history) == NUM_LOST and lost and set(history) == {(lost, total)}:
-            found = report(
-                "gradients-cleared",
-                f"the gradients of {lost} of {total} backward passes are cleared before {track.name}.step() uses them",
-                causes=("optim.grad_accumulation", "optim.step_order"),
-                measured=f"the same at {NUM_LOST} updates in a row; each pass had a batch of its own",
-                action="for accumulation call zero_grad() once per update: after step(), not before each backward()",
-            )
+            words = {"lost": lost, "total": total, "number": NUM_LOST, "optimizer": track.name}
             is_written = torch.zeros(()) if self._is_written is None else self._is_written.float()
-            yield from loop.reader.read(is_written, lambda value: [] if value else [found])
+            yield from loop.reader.read_if(is_written, report("gradients-cleared", "lost", **words), expected=False)
 
 
 class SkipMonitor(Monitor):
@@ -113,24 +102,21 @@ class SkipMonitor(Monitor):
     are as many before each update; before the first update, a model in training mode and the end of the loop decide.
     """
 
-    is_rare = True
-
     def __init__(self) -> None:
         self._skipped: Counter[CallSite] = Counter()
         self._most: Counter[CallSite] = Counter()
         self._used: set[CallSite] = set()
         self._site: CallSite = ()
 
-    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+    def before_backward_measured(self, loop: Loop, root: Tensor) -> None:
         if any(
             last is not None and mark != last
             for track in loop.tracks.values()
             for mark, last in zip(track.marks(), track.after_backward, strict=True)
         ):
             self._skipped[self._site] += 1
-        yield from ()
 
-    def after_backward(self, loop: Loop) -> Iterator[Found]:
+    def after_backward_measured(self, loop: Loop) -> Iterator[Found]:
         site = self._site = loop.call_site
         number, total = self._skipped[site], self._skipped.total()
         if total and total % _MAX_SKIPPED == 0:
@@ -140,11 +126,10 @@ class SkipMonitor(Monitor):
         if not self._used and total >= _MAX_UNUSED and _is_training(loop):
             yield _report_skipped(total, "no update at all")
 
-    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+    def after_update_measured(self, loop: Loop, track: OptimizerTrack) -> None:
         self._used.add(self._site)
         self._most |= self._skipped
         self._skipped.clear()
-        yield from ()
 
     def on_end(self, loop: Loop) -> Iterator[Found]:
         if not self._used and self._skipped.total() >= _MAX_SKIPPED and _is_training(loop):
@@ -158,13 +143,11 @@ class SkipMonitor(Monitor):
         norms = torch._foreach_norm(dense)
         is_finite = stack_numbers([norm.float() for norm in norms]).isfinite().all()
         found = _report_skipped(number, "gradients of the last one are not finite")
-        return loop.reader.read(is_finite.float(), lambda value: [] if value else [found])
+        return loop.reader.read_if(is_finite.float(), found, expected=False)
 
 
 def _report_skipped(number: int, measured: str) -> Found:
-    return report(
-        "skipped-updates", f"{number} backward passes in a row are cleared without an update", measured=measured
-    )
+    return report("skipped-updates", "", number=number, detail=measured)
 
 
 def _is_training(loop: Loop) -> bool:
@@ -172,9 +155,9 @@ def _is_training(loop: Loop) -> bool:
 
 
 def trace_calls() -> CallSite:
-    """Trace the calls that lead to the caller."""
+    """Trace the last calls that lead to the caller."""
     frame, calls = sys._getframe(1), list[tuple[int, int]]()
-    while frame is not None:
+    while frame is not None and len(calls) < _MAX_CALLS:
         calls.append((id(frame.f_code), frame.f_lasti))
         frame = frame.f_back  # type: ignore[assignment]
     return tuple(calls)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ _LEAST_RMS = 2e-3
 _MAX_SLICE = 4096
 _MAX_ROUNDED, _NUM_ROUNDED = 0.5, 4
 _NUM_CLIPPED, _MIN_CLIPPING = 3, 1e-3
+_SHORT = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -57,39 +59,35 @@ class FiniteMonitor(Monitor):
         self._explain = explain
         self._is_found = False
 
-    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
-        loop.loss = root.detach()
-        yield from ()
+    def before_backward(self, loop: Loop, root: Tensor) -> None:
+        loop.loss = root.detach() if root.is_floating_point() else None
 
-    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found] | None:
         if self._is_found or getattr(track.optimizer, "found_inf", None) is not None:  # the scaler judges it
-            return
-        if all(parameter.grad is None for parameter in track.parameters.values()):  # cleared: nothing is used
-            return
+            return None
         if not loop.is_measured and _is_sound(track.small[:1], loop.loss):
-            return
+            return None
+        if all(parameter.grad is None for parameter in track.parameters.values()):  # cleared: nothing is used
+            return None
         read = track.parameters.values() if loop.is_measured else track.small[:1]
         judged = [p for p in read if p.grad is not None and p.grad.layout is torch.strided]
         gradients = [g for p in judged if (g := p.grad) is not None]
         values = [norm.float() for norm in torch._foreach_norm(gradients)] if gradients else []
         norms = stack_numbers(values) if values else None
         track.norm = None if norms is None else norms.max()
-        if loop.loss is not None and loop.loss.is_floating_point():
+        if loop.loss is not None:
             values.append(loop.loss.float().sum().nan_to_num(math.nan, 0.0, 0.0))  # a scaled loss may be infinite
         if not values:
-            return
-
+            return None
         total = stack_numbers(values).sum()
         late = (judged, norms) if loop.reader.is_late(total) else ()
-        numbers = UpdateNumbers(loop.call, loop.loss, *late)
+        return loop.reader.read(total, partial(self._judge, track, UpdateNumbers(loop.call, loop.loss, *late)))
 
-        def judge(value: float) -> Iterator[Found]:
-            found = None if math.isfinite(value) or self._is_found else self._explain(track, numbers)
-            if found is not None:
-                self._is_found = True
-                yield found
-
-        yield from loop.reader.read(total, judge)
+    def _judge(self, track: OptimizerTrack, numbers: UpdateNumbers, value: float) -> Iterator[Found]:
+        found = None if math.isfinite(value) or self._is_found else self._explain(track, numbers)
+        if found is not None:
+            self._is_found = True
+            yield found
 
     def on_end(self, loop: Loop) -> Iterator[Found]:
         """Judge running statistics, which training does not read: a huge number's square is infinite in them."""
@@ -97,20 +95,9 @@ class FiniteMonitor(Monitor):
         statistics = {name: b for name, b in buffers.items() if name.endswith(("running_mean", "running_var"))}
 
         def judge(value: float) -> Iterator[Found]:
-            bad = [] if value else [name for name, b in statistics.items() if not bool(b.isfinite().all())]
-            for name in bad[: not self._is_found]:
-                yield report(
-                    "non-finite",
-                    f"after the loop '{name}' is not finite, though losses and gradients were: every evaluation is "
-                    "wrong",
-                    causes=("data.corrupt_sample", "data.normalisation", "model.numerics"),
-                    measured=f"{int((~statistics[name].isfinite()).sum())} of {statistics[name].numel()} numbers are "
-                    "not finite",
-                    expected="finite running statistics",
-                    action="look for a huge number in a batch, whose square overflows in the running variance; leave "
-                    "that sample out",
-                    evidence={"stage": "forward"},
-                )
+            bad = {} if value else {name: int((~b.isfinite()).sum()) for name, b in statistics.items()}
+            for name in [name for name, number in bad.items() if number][: not self._is_found]:
+                yield report("non-finite", "statistics", name=name, bad=bad[name], total=statistics[name].numel())
 
         if statistics:
             are_finite = stack_numbers([buffer.isfinite().all() for buffer in statistics.values()])
@@ -123,35 +110,26 @@ class ClipMonitor(Monitor):
     def __init__(self) -> None:
         self._factors: list[float] = []
 
-    def before_unscaling(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
-        before = track.norm_after_backward
-        is_written = track.marks() != track.after_backward
-        if before is None or not is_written or not loop.is_measured:
-            return
-        if is_one_of_several():  # a loop without DDP, as our own, sums its gradients over the processes here
-            return
-        gradients = [g for p in track.small if (g := p.grad) is not None and g.layout is torch.strided]
-        after = stack_numbers([n.float() for n in torch._foreach_norm(gradients)]).max()
-        yield from loop.reader.read(after / before, self._judge)
+    def before_unscaling_measured(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found] | None:
+        before, is_written = track.norm_after_backward, track.marks() != track.after_backward
+        if before is None or not is_written or is_one_of_several():  # a loop without DDP sums its gradients here
+            return None
+        after = track.measure_small()
+        return None if after is None else loop.reader.read(after / before, self._judge)
 
     def _judge(self, factor: float) -> Iterator[Found]:
         """Judge three factors: those of clipping differ, one that divides for accumulation is always the same."""
         if not math.isfinite(factor) or abs(factor - 1) < _MIN_CLIPPING:
             return
         self._factors.append(factor)
-        if len(self._factors) == _NUM_CLIPPED and max(self._factors) > (1 + _MIN_CLIPPING) * min(self._factors):
-            yield report(
-                "scaled-clipping",
-                "gradients are clipped while the GradScaler's factor is in them: updates are far too small",
-                measured=f"scaled gradients are multiplied by {min(self._factors):.2g} .. {max(self._factors):.2g} "
-                "between backward() and unscale_()",
-            )
+        low, high = min(self._factors), max(self._factors)
+        if len(self._factors) == _NUM_CLIPPED and high > (1 + _MIN_CLIPPING) * low:
+            yield report("scaled-clipping", "", low=low, high=high)
 
 
 def _is_sound(parameters: Sequence[nn.Parameter], loss: Tensor | None) -> bool:
     """Return True if a few numbers of the host are finite; they are read one by one, which costs least."""
-    values = [loss, *(p.grad for p in parameters)]
-    some = [value for value in values if value is not None and value.is_floating_point()]
+    some = [value for value in (loss, *(p.grad for p in parameters)) if value is not None]
     is_near = all(value.layout is torch.strided and value.device.type == "cpu" for value in some)
     return is_near and all(math.isfinite(value.sum().item()) for value in some)
 
@@ -169,29 +147,12 @@ def locate_non_finite(track: OptimizerTrack, numbers: UpdateNumbers) -> Found | 
     ):
         for path, tensor in dense_leaves(tree):
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                rows = (
-                    (~tensor.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist() if tensor.ndim > 1 else []
-                )
-                is_input, number = kind == "input", int((~tensor.isfinite()).sum())
-                return report(
-                    "non-finite",
-                    f"the model's {kind} '{path}' is not finite"
-                    + ("" if is_input else ": its forward pass makes it so"),
-                    causes=("data.corrupt_sample", "data.normalisation") if is_input else (),
-                    measured=f"{number} of {tensor.numel()} values, samples {rows[:5]}",
-                    action="repair or leave out the sample, or correct the transform that makes it" if is_input else "",
-                    sample=rows[0] if rows else None,
-                    evidence={"stage": "data" if is_input else "forward"},
-                )
+                is_bad = ~tensor.isfinite()
+                rows = is_bad.flatten(1).any(dim=1).nonzero().flatten().tolist() if tensor.ndim > 1 else []
+                words = {"bad": int(is_bad.sum()), "total": tensor.numel(), "rows": rows[:5], "path": path}
+                return report("non-finite", kind, sample=rows[0] if rows else None, **words)
     if not math.isfinite(loss):
-        return report(
-            "non-finite",
-            f"the loss is {loss} though the model's outputs are finite",
-            causes=("loss.form", "model.numerics", "loss.normaliser"),
-            measured=f"loss {loss}",
-            action="look for log(0), 0/0 or an overflow in the loss; take logits, not probabilities",
-            evidence={"stage": "loss"},
-        )
+        return report("non-finite", "loss", loss=loss)
     if numbers.gradients is None or numbers.norms is None:
         affected, total = [n for n, g in track.gradients.items() if not bool(g.isfinite().all())], len(track.gradients)
     else:
@@ -200,17 +161,8 @@ def locate_non_finite(track: OptimizerTrack, numbers: UpdateNumbers) -> Found | 
         affected, total = [names[id(p)] for p, is_finite in pairs if not is_finite], len(numbers.gradients)
     if not affected:
         return None
-    last = affected[-1]
-    return report(
-        "non-finite",
-        f"the loss is finite, but its gradient is not, last in '{last}' in the order of the layers",
-        causes=("model.numerics", "loss.form"),
-        measured=f"loss {loss:.4g}; {len(affected)} of {total} gradients are not finite",
-        action="avoid the point without a derivative: sqrt(x + eps), a norm with eps, clamp before log",
-        param=last,
-        layer=last.rpartition(".")[0] or None,
-        evidence={"stage": "backward"},
-    )
+    layer = affected[-1].rpartition(".")[0] or None
+    return report("non-finite", "gradient", param=affected[-1], layer=layer, loss=loss, bad=len(affected), total=total)
 
 
 class UpdateMonitor(Monitor):
@@ -220,87 +172,67 @@ class UpdateMonitor(Monitor):
     itself where the loss is lowest.
     """
 
-    is_rare = True
-
     def __init__(self) -> None:
         self._before: dict[str, Tensor] = {}
         self._rows: dict[str, Tensor | None] = {}
         self._highest: dict[int, float] = {}
         self._num_rounded = 0
 
-    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+    def before_update_measured(self, loop: Loop, track: OptimizerTrack) -> None:
         self._highest[id(track)] = max(track.lr, self._highest.get(id(track), 0.0))
-        is_measured = track.lr > 0 and not _has_search(track.optimizer)
-        yield from ()
-        if is_measured and not self._before:  # a closure runs several times
+        has_search = "tolerance_change" in getattr(track.optimizer, "defaults", ())
+        if track.lr > 0 and not has_search and not self._before:  # a closure runs several times
             moving = {name: p for name, p in track.parameters.items() if p.grad is not None and p.ndim > 1}
             moving = {name: p for name, p in moving.items() if has_slices(p)}
             self._rows = {name: _choose_rows(p) for name, p in moving.items()}
             self._before = {name: self._take(name, p).clone() for name, p in moving.items()}
 
-    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+    def after_update_measured(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         before, self._before = self._before, {}
         if not before:
             return
-        names = list(before)
-        now = [self._take(name, track.parameters[name]) for name in names]
-        change = stack_numbers([n.float() for n in torch._foreach_norm(torch._foreach_sub(now, list(before.values())))])
-        size = stack_numbers([n.float() for n in torch._foreach_norm(list(before.values()))])
-        gradient = stack_numbers(
-            [
-                values.abs().float().max() if values is not None and values.numel() else size[0] * 0
-                for values in (_values(track.parameters[name].grad) for name in names)
-            ]
-        )
-        roots = [math.sqrt(values.numel()) for values in now]
-        spread = stack_numbers(torch._foreach_div([*size.unbind()], roots))
+        now = {name: self._take(name, track.parameters[name]) for name in before}
+        slices, dtype = [*now.values()], next(iter(now.values())).dtype
+        moves = torch._foreach_norm(torch._foreach_sub(slices, [*before.values()]))
+        change = stack_numbers([norm.float() for norm in moves])
+        size = stack_numbers([norm.float() for norm in torch._foreach_norm([*before.values()])])
+        gradients = [_values(track.parameters[name].grad) for name in before]
+        largest = [values.abs().float().max() for values in gradients if values is not None and values.numel()]
+        spread = stack_numbers(torch._foreach_div([*size.unbind()], [math.sqrt(values.numel()) for values in slices]))
         ratio = torch.where(spread > _LEAST_RMS, change / size, 0.0).median()  # tables of features begin near zero
-        causes: tuple[str, ...] = ("optim.lr", "optim.state", "model.numerics")
-        if track.lr < _LOW_RATE * self._highest[id(track)]:
-            causes = ("optim.scheduler", *causes)
-        elif now[0].dtype in (torch.bfloat16, torch.float16):
-            causes = ("model.numerics", "optim.lr", "optim.state")
+        words: dict[str, Any] = {"optimizer": track.name, "dtype": dtype, "rate": track.lr}
+        if dtype in _SHORT:
+            yield from self._read_rounded(loop, track, before, now, words)
+        if largest and track.num_updates > 0:
+            still = torch.where(stack_numbers(largest).max() > 0, change.max(), 1.0)
+            found = report("no-update", "still", causes=self._list_causes(track, dtype), number=len(now), **words)
+            yield from loop.reader.read_if(still, found, expected=False)
 
-        def judge_still(value: float) -> Iterator[Found]:
-            if value == 0 and track.num_updates > 0:
-                yield report(
-                    "no-update",
-                    f"an update of {track.name} changes no parameter though gradients are not zero",
-                    causes=causes,
-                    measured=f"change 0 in {len(names)} parameters ({now[0].dtype}), learning rate {track.lr:.3g}",
-                )
-
-        def judge_large(value: float) -> Iterator[Found]:
+        def judge(value: float) -> Iterator[Found]:
             if value > _MAX_RATIO:
-                yield report(
-                    "large-update",
-                    "an update changes half of the weight matrices by more than their own size",
-                    measured=f"median |update| / |weights| {value:.3g} at a learning rate of {track.lr:.3g}",
-                )
+                yield report("large-update", "", ratio=value, **words)
 
-        def judge_rounded(value: float) -> Iterator[Found]:
+        yield from loop.reader.read(ratio, judge)
+
+    def _list_causes(self, track: OptimizerTrack, dtype: torch.dtype) -> tuple[str, ...]:
+        if track.lr < _LOW_RATE * self._highest[id(track)]:
+            return "optim.scheduler", "optim.lr", "optim.state", "model.numerics"
+        return ("model.numerics", "optim.lr", "optim.state") if dtype in _SHORT else ()
+
+    def _read_rounded(
+        self, loop: Loop, track: OptimizerTrack, before: Any, now: Any, words: dict[str, Any]
+    ) -> Iterable[Found]:
+        """Read the share of the weights with a gradient that an update leaves as they are."""
+        slices = {name: self._take(name, g) != 0 for name in now if (g := track.parameters[name].grad) is not None}
+        kept = stack_numbers([((now[name] == before[name]) & each).float().sum() for name, each in slices.items()])
+        total = stack_numbers([each.float().sum() for each in slices.values()])
+
+        def judge(value: float) -> Iterator[Found]:
             self._num_rounded = self._num_rounded + 1 if value > _MAX_ROUNDED else 0
             if self._num_rounded == _NUM_ROUNDED:
-                yield report(
-                    "no-update",
-                    f"most weights of {track.name} do not change: updates are lost in the rounding of {now[0].dtype}",
-                    severity="warning",
-                    causes=("model.numerics", "optim.lr"),
-                    measured=f"{value:.0%} of the weights with a gradient keep their bits, at {_NUM_ROUNDED} updates "
-                    f"that are measured; learning rate {track.lr:.3g}",
-                    action="keep weights in float32, and compute in a shorter format by torch.autocast",
-                )
+                yield report("no-update", "rounded", share=value, updates=_NUM_ROUNDED, **words)
 
-        if now[0].dtype in (torch.bfloat16, torch.float16):
-            slices = [
-                ((value == before[name]) & (self._take(name, g) != 0), self._take(name, g) != 0)
-                for name, value in zip(names, now, strict=True)
-                if (g := track.parameters[name].grad) is not None
-            ]
-            kept, total = (stack_numbers([pair[i].float().sum() for pair in slices]).sum() for i in range(2))
-            yield from loop.reader.read(kept / total.clamp(min=1), judge_rounded)
-        yield from loop.reader.read(torch.where(gradient.max() > 0, change.max(), 1.0), judge_still)
-        yield from loop.reader.read(ratio, judge_large)
+        return loop.reader.read(kept.sum() / total.sum().clamp(min=1), judge)
 
     def _take(self, name: str, values: Tensor) -> Tensor:
         """Take up to 4096 numbers of a parameter or its gradient, of the rows that were chosen."""
@@ -319,10 +251,6 @@ def _choose_rows(parameter: Tensor) -> Tensor | None:
         return gradient._indices()[0, :number]
     size = torch.linalg.vector_norm(gradient.flatten(1), math.inf, dim=1)
     return (size != 0).float().topk(min(number, len(size))).indices
-
-
-def _has_search(optimizer: torch.optim.Optimizer) -> bool:
-    return "tolerance_change" in getattr(optimizer, "defaults", ())
 
 
 def _values(gradient: Tensor | None) -> Tensor | None:

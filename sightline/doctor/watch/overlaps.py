@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from sightline.doctor.autograd_graph import get_node_name, skip_shape_operations
 from sightline.doctor.rules.events import report
@@ -20,32 +18,19 @@ _NUM_GRAPHS, _MAX_NODES = 3, 300
 """Graphs of losses that `watch` reads for overlaps, and the nodes of each: overlaps stand near its end."""
 
 
-def judge_overlaps(value: Tensor, limit: int) -> Iterator[Found]:
-    """Yield a fault for a loss to which the product of two negative extents gives a gradient; the graph is kept."""
-    for node, is_apart in list_products(LossGraph(value.grad_fn, limit)):
-        (gradient,) = torch.autograd.grad(value, (GradientEdge(node, 0),), retain_graph=True, allow_unused=True)
-        num = 0 if gradient is None else int(_count(gradient, is_apart))
-        if num:
-            yield _describe(num, is_apart.numel())
-            return
-
-
 class OverlapMonitor(Monitor):
     """Products of extents in the first losses; their gradients are read in the backward pass of the loop."""
-
-    is_rare = True
 
     def __init__(self) -> None:
         self._num_graphs = 0
         self._counts: list[tuple[Tensor, int]] = []
 
-    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+    def before_backward_measured(self, loop: Loop, root: Tensor) -> None:
         self._counts.clear()
         if self._num_graphs < _NUM_GRAPHS and root.grad_fn is not None:
             self._num_graphs += 1
             for node, is_apart in list_products(LossGraph(root.grad_fn, _MAX_NODES)):
                 self._follow(node, is_apart)
-        yield from ()
 
     def _follow(self, node: Any, is_apart: Tensor) -> None:
         def receive(_: Any, gradients: tuple[Tensor | None, ...]) -> None:
@@ -54,12 +39,12 @@ class OverlapMonitor(Monitor):
 
         watch_gradient(node, receive)
 
-    def after_backward(self, loop: Loop) -> Iterator[Found]:
+    def after_backward_measured(self, loop: Loop) -> Iterator[Found]:
         for count, size in self._counts:
 
-            def judge(num: float, size: int = size) -> Iterator[Found]:
-                if num:
-                    yield _describe(int(num), size)
+            def judge(value: float, size: int = size) -> Iterator[Found]:
+                if value:
+                    yield report("loss-form", "boxes apart", number=int(value), size=size)
 
             yield from loop.reader.read(count, judge)
         self._counts.clear()
@@ -101,15 +86,3 @@ def _skip_parts(node: Any) -> Any:
 
 def _count(gradient: Tensor, is_apart: Tensor) -> Tensor:
     return ((gradient != 0) & is_apart).sum()
-
-
-def _describe(num: int, size: int) -> Found:
-    return report(
-        "loss-form",
-        "boxes that do not meet have an overlap above zero: the extents of intersections are not clamped",
-        causes=("loss.form",),
-        measured=f"in {num} of {size} overlaps both extents, the least right side minus the greatest left side, are "
-        "below zero; their product is positive, and the loss pulls at it",
-        expected="an overlap of 0 for boxes that do not meet",
-        action="clamp the extents before they are multiplied: (right - left).clamp(min=0)",
-    )

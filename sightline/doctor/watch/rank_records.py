@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sightline.doctor.rules.events import report
 from sightline.doctor.watch.loop import Found
@@ -90,17 +90,12 @@ class RankJudge:
 
     def _compare_calls(self, own: RankRecord, record: RankRecord, other: int, now_s: float) -> Iterator[Found]:
         theirs = {call.number: call for call in record.calls}
-        for call in own.calls:
-            match = theirs.get(call.number)
-            if match is not None and match.form != call.form:
-                yield report(
-                    "collectives-differ",
-                    f"ranks {self._rank} and {other} enter different collectives: they wait for each other, or mix "
-                    "their numbers",
-                    measured=f"collective {call.number} is {_describe(call, self._rank)}, {_describe(match, other)}",
-                    step=call.step + 1,
-                )
-                return
+        pairs = [(call, match) for call in own.calls if (match := theirs.get(call.number)) is not None]
+        for call, match in [(call, match) for call, match in pairs if match.form != call.form][:1]:
+            words: dict[str, Any] = {"first": self._rank, "second": other, "number": call.number}
+            words |= {"own": _describe(call, self._rank), "other": _describe(match, other)}
+            yield report("collectives-differ", "form", step=call.step + 1, **words)
+            return
         if own.num_calls > record.num_calls:
             yield from self._find_lone(own, record, (self._rank, other), now_s)
         elif record.num_calls > own.num_calls:
@@ -117,14 +112,8 @@ class RankJudge:
         since = self._apart_since.setdefault((ranks[0], call.number), now_s)
         if ahead.is_over or waiting.has_failed or now_s - since >= _MAX_APART_S:
             went = "has ended its loop" if ahead.is_over else f"trains on, at step {ahead.step + 1}"
-            yield report(
-                "collectives-differ",
-                f"rank {ranks[0]} enters a collective without rank {ranks[1]}: it waits for ever, or is given numbers "
-                "that belong to another collective",
-                measured=f"collective {call.number} is {_describe(call, ranks[0])}; rank {ranks[1]} has entered "
-                f"{ahead.num_calls} and {went}",
-                step=call.step + 1,
-            )
+            words = {"first": ranks[0], "second": ranks[1], "number": call.number, "own": _describe(call, ranks[0])}
+            yield report("collectives-differ", "alone", step=call.step + 1, entered=ahead.num_calls, went=went, **words)
 
 
 def _describe(call: CollectiveCall, rank: int) -> str:
@@ -139,12 +128,8 @@ def _same_samples(records: Mapping[int, RankRecord]) -> Iterator[Found]:
             continue
         changed = [step for i, step in enumerate(both) if i and first.batches[step] != first.batches[both[0]]]
         if len(changed) >= _NUM_SAME - 1:
-            yield report(
-                "same-samples",
-                f"ranks {a} and {b} train on the same samples: each adds nothing to the other",
-                measured=f"inputs with equal bits on both ranks at steps {', '.join(both[:5])}",
-                step=int(changed[0]),
-            )
+            words = {"first": a, "second": b, "steps": ", ".join(both[:5])}
+            yield report("same-samples", "", step=int(changed[0]), **words)
             return
 
 
@@ -154,11 +139,7 @@ def _shared_files(records: Mapping[int, RankRecord]) -> Iterator[Found]:
         shared = [path for path in first.files if path in second.files and first.host == second.host]
         if shared:
             steps = first.files[shared[0]], second.files[shared[0]]
-            yield report(
-                "file-race",
-                f"ranks {a} and {b} both save {shared[0]}: they may write at once, and the later one wins",
-                measured=f"torch.save to it after {steps[0]} updates on rank {a}, after {steps[1]} on rank {b}"
-                + (f"; so are {len(shared) - 1} more" if len(shared) > 1 else ""),
-                step=max(steps) or None,
-            )
+            more = f"; so are {len(shared) - 1} more" if len(shared) > 1 else ""
+            words = {"first": a, "second": b, "path": shared[0], "steps": steps, "more": more}
+            yield report("file-race", "", step=max(steps) or None, **words)
             return

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sightline.doctor.watch.loop import Found, Loop, Monitor, OptimizerTrack, has_slices, take_local
+from sightline.doctor.watch.loop import Loop, Monitor, OptimizerTrack, has_slices, take_local
 
 _NUM_VALUES = 64
 _MAX_SAME = 0.5
@@ -17,21 +16,15 @@ _MAX_SAME = 0.5
 
 @dataclass
 class _Weights:
-    """A trained weight, its first numbers before the first update and after the last, and the state's size then."""
+    """A trained weight, a view of its first numbers, and copies before the first update and after the last one."""
 
     weight: Tensor
+    now: Tensor
     first: Tensor
     last: Tensor
     last_version: int = 0
     is_often_written: bool = False
     state_size: int = 0
-
-    def take_values(self) -> Tensor:
-        return take_local(self.weight.detach()).flatten()[:_NUM_VALUES].clone()
-
-    @property
-    def version(self) -> int:
-        return self.weight._version
 
 
 class RestartMonitor(Monitor):
@@ -43,31 +36,35 @@ class RestartMonitor(Monitor):
     """
 
     def __init__(self) -> None:
-        self._weights: dict[int, _Weights] = {}
+        self._weights: dict[int, _Weights | None] = {}
 
-    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> None:
         track.is_restarted = False
-        weights = self._weights.get(id(track))
-        if weights is None:
-            some: list[Tensor] = [p for p in track.small if p.requires_grad and has_slices(p) and p.numel()]
+        if id(track) not in self._weights:
+            some = [p for p in track.small if p.requires_grad and p.numel() and has_slices(p) and p.is_contiguous()]
+            self._weights[id(track)] = None
             if some:
                 weight = min(some, key=lambda p: p.ndim < 2)  # norms and biases begin as ones and zeros
-                weights = self._weights[id(track)] = _Weights(weight, empty := torch.empty(0), empty)
-                weights.first = weights.last = weights.take_values()
-                weights.last_version = weights.version
+                now = _take_few(weight)
+                self._weights[id(track)] = _Weights(weight, now, now.clone(), now.clone())
+            return
+        weights = self._weights[id(track)]
+        if weights is None:
             return
         is_lost = weights.state_size > 0 and not track.optimizer.state
-        is_written = weights.last_version != weights.version
+        is_written = weights.last_version != weights.weight._version
         if is_lost or (is_written and not weights.is_often_written):
-            now = weights.take_values()
-            is_same = float((now == weights.last).float().mean()) > _MAX_SAME
-            track.is_restarted = not is_same and (is_lost or torch.equal(now, weights.first))
+            weights.now = _take_few(weights.weight)  # it may have other memory now
+            is_same = float((weights.now == weights.last).float().mean()) > _MAX_SAME
+            track.is_restarted = not is_same and (is_lost or torch.equal(weights.now, weights.first))
         weights.is_often_written = is_written
-        yield from ()
 
-    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> None:
         weights = self._weights.get(id(track))
         if weights is not None:
-            weights.last, weights.last_version = weights.take_values(), weights.version
-            weights.state_size = len(track.optimizer.state)
-        yield from ()
+            weights.last.copy_(weights.now)
+            weights.last_version, weights.state_size = weights.weight._version, len(track.optimizer.state)
+
+
+def _take_few(weight: Tensor) -> Tensor:
+    return take_local(weight.detach()).view(-1)[:_NUM_VALUES]

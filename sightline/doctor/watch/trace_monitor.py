@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import weakref
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,13 +18,25 @@ from sightline.doctor.evidence import Evidence
 from sightline.doctor.examine import Examination, examine
 from sightline.doctor.finding import Finding
 from sightline.doctor.report import write_verdict
-from sightline.doctor.trace import BackwardAddends, Clip, EvaluatedBatch, Inputs, Norm, Pull, RowDigests, Series, Trace
+from sightline.doctor.trace import (
+    BackwardAddends,
+    Clip,
+    EvaluatedBatch,
+    Inputs,
+    Norm,
+    Pull,
+    RowDigests,
+    Series,
+    Trace,
+    describe_still_loss,
+)
 from sightline.doctor.watch.loop import ForwardCall, Found, Hook, Loop, Monitor, OptimizerTrack, has_slices
 from sightline.instrument import replace_function
 
 _NUM_DIGITS, _MAX_ADDENDS, _NUM_OF_EVALUATION, _MAX_EVALUATED = 64, 2048, 4, 64
+_MAX_DIGESTED = 256
 _MAX_TRAINED, _MAX_NODES, _MAX_NORMED = 50_000, 20_000, 1_000_000
-_JUDGED = frozenset((20, 60, 200, 600))
+_JUDGED = frozenset((50, 200, 1000))
 _SUMS = frozenset(("Add", "Sub", "Neg", "Mul", "Div"))
 
 
@@ -38,7 +49,8 @@ class TraceMonitor(Monitor):
         self.examination: Examination | None = None
         self._averages = averages
         self._num_evaluated = self._num_evaluated_in_all = self._num_trained = 0
-        self._is_traced = self._is_late = self._is_unscaled = False
+        self._is_late = self._is_unscaled = False
+        self._clip: tuple[Tensor, Tensor, list[Tensor]] | None = None
         self._pulls: dict[Hashable, list[Pull]] = {}
         self._norms: dict[int, Tensor] = {}
         self._weights: list[tuple[Tensor, Tensor]] = []
@@ -55,16 +67,22 @@ class TraceMonitor(Monitor):
                 self._set = weakref.ref(loader.dataset) if hasattr(loader.dataset, "__weakref__") else None
                 if torch.is_grad_enabled() and all(model.training for model in loop.models.values()):
                     self.trace.epochs.append(self.trace.num_updates)
+                    loop.first_of_epoch = loop.num_forwards + 1
             return run(loader)
 
         with replace_function(DataLoader, "__iter__", begin):
             yield
 
-    def on_forward(self, loop: Loop, call: ForwardCall) -> Iterable[Found]:
+    @property
+    def reads_evaluation(self) -> bool:
+        """True for an evaluation pass whose samples are read: the first of each evaluation, and many at first."""
+        return self._num_evaluated < _NUM_OF_EVALUATION or self._num_evaluated_in_all < _MAX_DIGESTED
+
+    def on_forward(self, loop: Loop, call: ForwardCall) -> None:
         """Keep statistics and digests of the inputs."""
         is_training = call.has_gradient and call.model.training
         if not is_training and call.model.training:
-            return ()
+            return
         phase = "train" if is_training else "eval"
         if is_training:
             self._num_evaluated = 0
@@ -81,18 +99,18 @@ class TraceMonitor(Monitor):
                 self.trace.inputs[phase].setdefault(path, []).append(_describe_inputs(tensor.detach()))
         if is_training and loop.is_measured:
             self._keep_spreads(call)
-        return ()
 
     def _keep_rows(self, digests: RowDigests, is_training: bool) -> None:
-        trace, is_varied = self.trace, digests.is_varied.expand_as(digests.values).tolist()
-        rows = list(itertools.compress(digests.values.tolist(), is_varied))
+        trace = self.trace
         data = None if self._set is None else self._set()
-        if is_training and len(trace.trained) < _MAX_TRAINED:
-            trace.trained.update(rows)
+        if is_training and trace.num_trained < _MAX_TRAINED:
+            trace.trained_rows.append(digests)
+            trace.num_trained += len(digests.values)
             trace.trained_sets.add(0 if data is None else id(data))
         elif not is_training:
+            rows = list(digests.list_rows())
             trace.evaluated.append(EvaluatedBatch(rows, 0 if data is None else id(data)))
-        trace.is_rich = trace.is_rich and digests.is_rich and len(trace.trained) < _MAX_TRAINED
+        trace.is_rich = trace.is_rich and digests.is_rich and trace.num_trained < _MAX_TRAINED
 
     def _keep_spreads(self, call: ForwardCall) -> None:
         for path, tensor in call.outputs.items():
@@ -100,13 +118,11 @@ class TraceMonitor(Monitor):
                 spread = tensor.flatten(1)[:, : _NUM_DIGITS * _NUM_DIGITS].float().std(0).mean()
                 self.trace.spreads.setdefault(path, []).append((self.trace.num_updates, spread))
 
-    def on_outputs(self, loop: Loop, outputs: Any) -> Iterable[Found]:
+    def on_outputs_measured(self, loop: Loop, outputs: Any) -> None:
         """Read how the loss pulls at the outputs of a measured micro-batch."""
-        if loop.is_measured:
-            leaves = [tensor for _, tensor in dense_leaves(outputs) if tensor.requires_grad and tensor.ndim > 1]
-            if leaves and loop.call is not None:
-                max(leaves, key=Tensor.numel).register_hook(Hook(partial(self._keep_pull, loop, id(loop.call.model))))
-        return ()
+        leaves = [tensor for _, tensor in dense_leaves(outputs) if tensor.requires_grad and tensor.ndim > 1]
+        if leaves and loop.call is not None:
+            max(leaves, key=Tensor.numel).register_hook(Hook(partial(self._keep_pull, loop, id(loop.call.model))))
 
     def _keep_pull(self, loop: Loop, model: int, gradient: Tensor) -> None:
         """Keep the pull beside those of the same line and model: losses of other lines count other things."""
@@ -117,64 +133,67 @@ class TraceMonitor(Monitor):
 
     # --- losses, gradients, updates ------------------------------------------------------------------------------
 
-    def before_backward(self, loop: Loop, root: Tensor) -> Iterable[Found]:
-        """Keep the loss; at measured steps, take its sum apart."""
+    def before_backward(self, loop: Loop, root: Tensor) -> None:
+        """Keep the loss."""
         trace = self.trace
         trace.num_backward += 1
         trace.num_training_backward += loop.call is not None and loop.call.model.training
         if trace.num_backward == 1:
             self._is_late = root.device.type != "cpu"
             self._weights = [(p, _take_few(p).clone()) for p in loop.parameters().values() if has_slices(p)]
-        if root.numel() == 1 and root.is_floating_point():
-            trace.losses.setdefault(hash(loop.call_site), Series()).add(root.detach().reshape(()))
-        self._is_traced = loop.is_measured
-        if self._is_traced:
-            self._keep_average_norms(loop)
-        if self._is_traced and trace.num_backward < _MAX_ADDENDS:
+        if loop.loss is not None and root.numel() == 1:
+            value = loop.loss if self._is_late else loop.loss.item()
+            trace.losses.setdefault(hash(loop.call_site), Series()).add(value)
+        if not loop.is_measured and trace.addends and trace.addends[-1].leaves:
+            trace.addends.append(BackwardAddends([]))
+
+    def before_backward_measured(self, loop: Loop, root: Tensor) -> None:
+        """Take the sum of the loss apart."""
+        self._keep_average_norms(loop)
+        if self.trace.num_backward < _MAX_ADDENDS:
             own = {id(parameter) for parameter in loop.parameters().values()}
             leaves = [below & own for addend in list_addends(root.grad_fn) if (below := list_leaves(addend))]
-            trace.addends.append(BackwardAddends([frozenset(each) for each in leaves if each]))
-        elif trace.addends and trace.addends[-1].leaves:
-            trace.addends.append(BackwardAddends([]))
-        return ()
+            self.trace.addends.append(BackwardAddends([frozenset(each) for each in leaves if each]))
 
-    def after_backward(self, loop: Loop) -> Iterable[Found]:
+    def after_backward_measured(self, loop: Loop) -> None:
         """Keep the norm of the gradients of each optimiser."""
-        for key, track in loop.tracks.items() if self._is_traced else ():
+        for key, track in loop.tracks.items():
             self._norms[key] = _compute_norm(list(track.gradients.values()))
-        return ()
 
-    def before_unscaling(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found]:
+    def before_unscaling(self, loop: Loop, track: OptimizerTrack) -> None:
         """Leave out the norms of an optimiser whose gradients a GradScaler divides."""
         self._is_unscaled = True
-        return ()
 
-    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found]:
-        """Keep the learning rate, and at measured steps the norm of what is used."""
-        trace, name = self.trace, _name(loop, track)
-        trace.rates.setdefault(name, []).append(track.lr)
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> None:
+        """Keep the learning rate."""
+        trace = self.trace
+        trace.rates.setdefault(_name(loop, track), []).append(track.lr)
         if trace.addends and trace.addends[-1].leaves:
             held = {id(parameter) for parameter in track.parameters.values()}
             trace.addends[-1].updated |= held
             trace.held |= held
-        if loop.is_measured and not self._is_unscaled and (norm := self._norms.get(id(track.optimizer))) is not None:
-            self._used = _compute_norm(list(track.gradients.values()))
-            self._before = norm, [_take_few(p).clone() for p in track.probes if has_slices(p)]
-        return ()
 
-    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
-        """Keep how far the weights have moved, and judge now and then."""
-        trace = self.trace
-        if loop.is_measured:
-            if (norm := self._norms.pop(id(track.optimizer), None)) is not None and not self._is_unscaled:
-                moves = [_take_few(p) - old for p, old in zip(track.probes, self._before[1], strict=False)]
-                share = _compute_norm(moves) / _compute_norm(self._before[1]).clamp(min=1e-12)
-                trace.clips.setdefault(_name(loop, track), []).append(Clip(norm, self._used, share))
-            trace.pulls += [pulls for pulls in self._pulls.values() if len(pulls) > 1]
+    def before_update_measured(self, loop: Loop, track: OptimizerTrack) -> None:
+        """Keep the norm of what is used."""
+        norm = self._norms.pop(id(track.optimizer), None)
+        self._clip = None
+        if norm is not None and not self._is_unscaled:
+            self._clip = norm, _compute_norm([*track.gradients.values()]), _list_few(track, copies=True)
+
+    def after_update_measured(self, loop: Loop, track: OptimizerTrack) -> None:
+        """Keep how far the weights have moved."""
+        if self._clip is not None:
+            norm, used, before = self._clip
+            moves = [*torch._foreach_sub(_list_few(track), before)]
+            share = _compute_norm(moves) / _compute_norm(before).clamp(min=1e-12)
+            self.trace.clips.setdefault(_name(loop, track), []).append(Clip(norm, used, share))
+
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found] | None:
+        """Keep the pulls of micro-batches of one update, and judge now and then."""
+        self.trace.pulls += [pulls for pulls in self._pulls.values() if len(pulls) > 1]
         self._pulls.clear()
-        trace.num_updates += 1
-        if trace.num_updates in _JUDGED and not self._is_late:
-            yield from self._examine()
+        self.trace.num_updates += 1
+        return self._examine() if self.trace.num_updates in _JUDGED and not self._is_late else None
 
     def _keep_average_norms(self, loop: Loop) -> None:
         for average in self._averages:
@@ -208,8 +227,9 @@ class TraceMonitor(Monitor):
                 yield finding
 
     def write_verdict(self) -> list[str]:
-        """Write the verdict of the last examination."""
-        return [] if self.examination is None else write_verdict(self.examination)
+        """Write the verdict of the last examination, and say of a loss that has not fallen that it has not."""
+        lines = [] if self.examination is None else write_verdict(self.examination)
+        return lines + ([still] if lines and (still := describe_still_loss(self.trace)) else [])
 
 
 def list_addends(node: Any) -> list[Any]:
@@ -246,6 +266,8 @@ def list_leaves(node: Any) -> set[int]:
 
 def _name(loop: Loop, track: OptimizerTrack) -> str:
     """Name an optimiser; one of several of a class by its number, too."""
+    if len(loop.tracks) == 1:
+        return track.name
     alike = [each for each in loop.tracks.values() if each.name == track.name]
     return f"{track.name} {alike.index(track) + 1}" if len(alike) > 1 else track.name
 
@@ -264,6 +286,11 @@ def _compute_norm(tensors: list[Tensor]) -> Tensor:
         return torch.zeros(())
     near = [tensor for tensor in dense if tensor.device == dense[0].device]
     return torch.stack([norm.double() for norm in torch._foreach_norm(near)]).norm()
+
+
+def _list_few(track: OptimizerTrack, *, copies: bool = False) -> list[Tensor]:
+    few = [_take_few(p) for p in track.probes if has_slices(p)]
+    return [each.clone() for each in few] if copies else few
 
 
 def _take_few(parameter: Tensor) -> Tensor:

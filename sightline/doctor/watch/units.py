@@ -36,21 +36,18 @@ class UnitMonitor(Monitor):
     Not those of outputs of which the loss takes some: the value of an action, the box or the mask of a class.
     """
 
-    is_rare = True
-
     def __init__(self) -> None:
         self._chosen: set[int] = set()
         self._is_alive: dict[str, Tensor] = {}
         self._num_seen = 0
         self._counted: set[int] | None = None
 
-    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+    def before_backward_measured(self, loop: Loop, root: Tensor) -> None:
         if root.grad_fn is not None:
             self._counted = list_counted(root.grad_fn)
             self._chosen |= list_chosen(root.grad_fn)
-        yield from ()
 
-    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+    def before_update_measured(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         for name, module in loop.modules():
             weight = track.parameters.get(f"{name}.weight")  # an attribute may compute, as a spectral norm does
             gradient = None if weight is None else weight.grad
@@ -104,12 +101,7 @@ def _is_choice(node: Any) -> bool:
 def _make_judge(name: str, num_units: int) -> Judge:
     def judge(share: float) -> Iterator[Found]:
         if share > _MAX_DEAD:
-            yield report(
-                "dead-units",
-                f"{share:.0%} of the units of '{name}' are dead: no sample gives them a gradient",
-                layer=name,
-                measured=f"the gradient is exactly 0 for {round(share * num_units)} of {num_units} units",
-                expected=f"at most {_MAX_DEAD:.0%} at {_NUM_DEAD} sampled updates",
-            )
+            words = {"dead": round(share * num_units), "units": num_units, "bound": _MAX_DEAD, "updates": _NUM_DEAD}
+            yield report("dead-units", "", layer=name, share=share, **words)
 
     return judge

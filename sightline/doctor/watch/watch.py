@@ -24,6 +24,7 @@ from sightline.doctor.watch.bisection import Search, prepare_search
 from sightline.doctor.watch.gradients import LeakMonitor, OrderMonitor, ReachMonitor
 from sightline.doctor.watch.kept_weights import CopyMonitor, PruneMonitor
 from sightline.doctor.watch.loop import (
+    EVENTS,
     ForwardCall,
     Found,
     Hook,
@@ -33,6 +34,7 @@ from sightline.doctor.watch.loop import (
     OptimizerTrack,
     PollMonitor,
 )
+from sightline.doctor.watch.loss_graph import LossMonitor
 from sightline.doctor.watch.lost_gradients import LostMonitor, SkipMonitor, trace_calls
 from sightline.doctor.watch.modes import ModeMonitor
 from sightline.doctor.watch.numbers import (
@@ -43,7 +45,7 @@ from sightline.doctor.watch.numbers import (
     locate_non_finite,
 )
 from sightline.doctor.watch.overlaps import OverlapMonitor
-from sightline.doctor.watch.passes import LossMonitor, OutputMonitor, PartMonitor
+from sightline.doctor.watch.passes import OutputMonitor, PartMonitor
 from sightline.doctor.watch.ranks import start_monitor
 from sightline.doctor.watch.restarts import RestartMonitor
 from sightline.doctor.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor, StateMonitor
@@ -62,6 +64,8 @@ logger = logging.getLogger(__name__)
 EVERY = 50
 """Steps between statistics of gradients, updates and outputs."""
 _MAX_INPUTS = 4
+_FORMS = ((), ("_measured",))
+"""Forms of events that are judged at each step, and beside them at those that are measured."""
 _LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.INFO}
 
 
@@ -73,10 +77,11 @@ class Watch:
         print(watch.report)
 
     Each finding is logged at the step at which it is true, once. Weights, random states and results of the loop are
-    unchanged to the bit. Statistics of outputs and updates are taken in the first steps and in each `every`-th; the
-    order of backward passes and updates, losses, modes and learning rates are judged at each step. On a GPU nothing is
-    waited for. The loop is that of one thread: the one in which a model trains first. `declared` names codes that are
-    intended. With `compares_ranks`, a loop in several processes is compared with theirs. Made by `watch`.
+    unchanged to the bit. Gradients, updates, outputs and graphs are measured in the first steps and in each `every`-th;
+    between these the loss, one gradient, modes and learning rates are looked at, and one hook hangs on the model. On a
+    GPU nothing is waited for. The loop is that of one thread: the one in which a model trains first. `declared` names
+    codes that are intended. With `compares_ranks`, a loop in several processes is compared with theirs.
+    Made by `watch`.
     """
 
     def __init__(
@@ -128,19 +133,18 @@ class Watch:
             self._tracing,
             LastPollMonitor(),
         ]
-        self._by_event = {
-            event: [getattr(monitor, event) for monitor in self._monitors if event in vars(type(monitor))]
-            for event, judge in vars(Monitor).items()
-            if callable(judge)
-        }
-        self._stack = ExitStack()
-        self._calls = ExitStack()
+        self._always, self._measured = ({event: self._list_judges(event, *more) for event in EVENTS} for more in _FORMS)
+        self._stack, self._calls = ExitStack(), ExitStack()
         self._recorded: set[nn.Module] = set()
         self._seen: set[object] = set()
         self._search: Search | None = None
         self._lock = threading.RLock()
         self.compares_ranks = False
         self.check: Callable[[], Report] | None = None
+
+    def _list_judges(self, event: str, *forms: str) -> list[Any]:
+        names = [f"{event}{form}" for form in ("", *forms)]
+        return [getattr(monitor, name) for monitor in self._monitors for name in names if hasattr(monitor, name)]
 
     @property
     def findings(self) -> list[Finding]:
@@ -157,21 +161,25 @@ class Watch:
             checked, self.check = self.check(), None
             for finding in checked.findings:
                 if finding.code not in self._declared:
-                    self._findings.append(finding)
                     self._publish(finding)
-        self._loop.is_over = False
+        loop, stack = self._loop, self._stack
+        loop.is_over = False
         for optimizer in self.optimizers:
-            self._loop.track(optimizer, is_named=True)
-        self._hang(self._loop.models.values())
-        self._stack.enter_context(observe_backward(self._before_backward, self._after_backward))
-        self._stack.enter_context(observe_unscaling(self._before_unscaling))
-        self._stack.enter_context(self._tracing.follow(self._loop))
+            loop.track(optimizer, is_named=True)
+        self._hang(loop.models.values())
+        stack.enter_context(observe_backward(self._before_backward, self._after_backward))
+        stack.enter_context(observe_unscaling(self._before_unscaling))
+        stack.enter_context(self._tracing.follow(loop))
         for average in self._averages:
-            for handle in hang(average, None, Hook(self._after_average)):
-                self._stack.callback(handle.remove)
-        self._stack.enter_context(observe_updates(self._before_update, self._after_update))
+            for handle in hang(average, None, Hook(lambda average, *_: self._judge("on_average", average))):
+                stack.callback(handle.remove)
+        stack.enter_context(observe_updates(self._before_update, self._after_update))
         if self.compares_ranks:
-            self._follow_ranks()
+            place = loop.place()
+            if (monitor := start_monitor(loop, f"watch/{place.file}:{place.line}", self._take)) is not None:
+                for judges in (self._always, self._measured):
+                    judges["on_forward"].append(monitor.on_forward)
+                stack.enter_context(monitor.follow())
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -181,13 +189,6 @@ class Watch:
         self._judge("on_end")
         self._finish_search()
         self._loop.call, self._loop.model_inputs = None, []
-
-    def _follow_ranks(self) -> None:
-        place = self._loop.place()
-        monitor = start_monitor(self._loop, f"watch/{place.file}:{place.line}", self._take)
-        if monitor is not None:
-            self._by_event["on_forward"].append(monitor.on_forward)
-            self._stack.enter_context(monitor.follow())
 
     def _hang(self, models: Collection[nn.Module]) -> None:
         for model in models if self._watches_passes else ():
@@ -202,26 +203,28 @@ class Watch:
     # --- events ------------------------------------------------------------------------------------------------------
 
     def _begin_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._loop.num_forwards == 0 and torch.is_grad_enabled() and model.training:
-            self._loop.thread = threading.get_ident()
-        if not self._loop.runs_here or model in self._recorded:  # torch is calling the hooks of a part of a pass
+        loop, has_gradient = self._loop, torch.is_grad_enabled()
+        if loop.num_forwards == 0 and has_gradient and model.training:
+            loop.thread = threading.get_ident()
+        if not loop.runs_here or model in self._recorded:  # torch is calling the hooks of a part of a pass
             return
         self._stop_recording()
-        if not torch.is_grad_enabled():
+        if not has_gradient:
             return
-        self._loop.call = None  # releases the inputs and outputs of the last pass
-        self._loop.num_forwards += 1
-        if self._loop.num_forwards <= 2 and "_orig_mod" not in model._modules:
-            modules = {name: module for name, module in self._loop.modules() if name and module is not model}
-            self._loop.model_inputs = [tensor for _, tensor in dense_leaves((args, kwargs))]
+        loop.call = None  # releases the inputs and outputs of the last pass
+        loop.num_forwards += 1
+        if loop.num_forwards <= 2 and "_orig_mod" not in model._modules:
+            modules = {name: module for name, module in loop.modules() if name and module is not model}
+            loop.model_inputs = [tensor for _, tensor in dense_leaves((args, kwargs))]
             self._recorded = set(modules.values())
             for path, module in modules.items():
                 for handle in hang(module, Hook(partial(self._begin_part, path))):
                     self._calls.callback(handle.remove)
 
     def _stop_recording(self) -> None:
-        self._calls.close()
-        self._recorded.clear()
+        if self._recorded:
+            self._calls.close()
+            self._recorded.clear()
 
     def _begin_part(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._loop.runs_here:
@@ -229,31 +232,30 @@ class Watch:
             self._judge("on_module", path, module, (args, kwargs))
 
     def _end_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
-        if not self._loop.runs_here or model in self._recorded:
+        loop, has_gradient = self._loop, torch.is_grad_enabled()
+        if not loop.runs_here or model in self._recorded:
             return
         self._stop_recording()
-        has_gradient = torch.is_grad_enabled()
         found = dict(dense_leaves(outputs))
         leaves = {path: tensor.detach() for path, tensor in found.items()}
         computed = frozenset(path for path, tensor in found.items() if tensor.requires_grad)
-        call = ForwardCall(model, (args, kwargs), leaves, has_gradient, computed, self._digest((args, kwargs)))
+        is_read = loop.is_digested if has_gradient else self._tracing.reads_evaluation
+        digests = self._digest((args, kwargs)) if is_read else None
+        call = ForwardCall(model, (args, kwargs), leaves, has_gradient, computed, digests)
         if has_gradient:
-            self._loop.call = call
+            loop.call = call
         self._judge("on_forward", call)
-        if has_gradient:
+        if has_gradient and loop.is_measured:
             self._judge("on_outputs", outputs)
 
     def _digest(self, inputs: Any) -> RowDigests | None:
         """Compute the digests of the samples of a pass; those of a GPU at measured steps alone."""
         tensors = [tensor for _, tensor in dense_leaves(inputs) if tensor.numel() > 1][:_MAX_INPUTS]
-        is_near = all(tensor.device.type == "cpu" for tensor in tensors)
+        devices = {tensor.device.type for tensor in tensors}
+        if len({tensor.device for tensor in tensors}) != 1:  # none, or a copy between devices, which waits
+            return None
         with torch.no_grad():
-            if len({tensor.device for tensor in tensors}) != 1:  # none, or a copy between devices, which waits
-                return None
-            return self._loop.digest(tensors) if is_near or self._loop.is_measured else None
-
-    def _after_average(self, average: nn.Module, *_: Any) -> None:
-        self._judge("on_average", average)
+            return self._loop.digest(tensors) if devices == {"cpu"} or self._loop.is_measured else None
 
     def _before_load(self, model: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
         if not prefix:
@@ -280,13 +282,13 @@ class Watch:
         return self._loop.track(optimizer) if self._loop.runs_here or self._loop.is_in_backward else None
 
     def _before_unscaling(self, optimizer: torch.optim.Optimizer) -> None:
-        track = self._get_track(optimizer)
-        if track is not None:
+        if (track := self._get_track(optimizer)) is not None:
             self._judge("before_unscaling", track)
 
     def _before_update(self, optimizer: torch.optim.Optimizer) -> None:
         track = self._get_track(optimizer)
         if track is not None:
+            track.read_rate()
             if self._loop.num_forwards == 0 and self._loop.step == self._loop.first_step:
                 # Lightning's `training_step` need not call the module itself, but parts of it.
                 models = [m for m in self._loop.models.values() if m._compiled_call_impl is None]
@@ -302,25 +304,31 @@ class Watch:
             self._loop.choose_step()
 
     def _judge(self, event: str, *subject: Any) -> None:
-        with torch.no_grad():
-            is_whole = self._loop.is_measured or event == "on_end"
-            for judge in [judge for judge in self._by_event[event] if is_whole or not judge.__self__.is_rare]:
-                try:
-                    self._take(judge(self._loop, *subject))
-                except Exception as error:  # noqa: BLE001 - the loop is the user's, and must not end by an observer
-                    self._switch_off(judge.__self__, error)
+        if self._loop.is_measured or event == "on_end":
+            with torch.no_grad():
+                self._ask(self._measured[event], subject)
+        else:
+            self._ask(self._always[event], subject)
+
+    def _ask(self, judges: Sequence[Any], subject: tuple[Any, ...]) -> None:
+        for judge in [*judges]:
+            try:
+                if found := judge(self._loop, *subject):
+                    self._take(found)
+            except Exception as error:  # noqa: BLE001 - the loop is the user's, and must not end by an observer
+                self._switch_off(judge.__self__, error)
 
     def _switch_off(self, monitor: Monitor, error: Exception) -> None:
         """Go on without a monitor that fails: the loop is the user's, and must not end by it.
 
         After a failed kernel every use of the GPU fails, that of the loop, too, which ends by the error itself.
         """
-        is_lost = "device-side assert" in str(error)
-        name, level = type(monitor).__name__, logging.DEBUG if is_lost else logging.WARNING
+        name = type(monitor).__name__
+        level = logging.DEBUG if "device-side assert" in str(error) else logging.WARNING
         logger.log(
             level, "watch-failed: %s failed, and is switched off", name, exc_info=True, extra={"code": "watch-failed"}
         )
-        for judges in self._by_event.values():
+        for judges in (*self._always.values(), *self._measured.values()):
             judges[:] = [judge for judge in judges if judge.__self__ is not monitor]
 
     def _take(self, found: Iterable[Found]) -> None:
@@ -334,10 +342,10 @@ class Watch:
                 self._seen.add(key)
                 stated = {name: value for name, value in vars(where).items() if value is not None}
                 place = dataclasses.replace(self._loop.place(), **stated)
-                self._findings.append(dataclasses.replace(finding, where=place, phase="runtime"))
-                self._publish(self._findings[-1])
+                self._publish(dataclasses.replace(finding, where=place, phase="runtime"))
 
     def _publish(self, finding: Finding) -> None:
+        self._findings.append(finding)
         logger.log(_LEVELS[finding.severity], "%s", finding, extra={"code": finding.code})
         if self._receive is not None:
             self._receive(finding)
@@ -348,9 +356,7 @@ class Watch:
         A number that arrived late may have spoilt the weights: they no longer lead to the layer.
         """
         found = locate_non_finite(track, numbers)
-        if found is None:
-            return None
-        if numbers.is_late and not all(bool(p.isfinite().all()) for p in track.parameters.values()):
+        if found is None or (numbers.is_late and not all(bool(p.isfinite().all()) for p in track.parameters.values())):
             return found
         if found.evidence["stage"] == "forward" and numbers.call is not None:
             search = prepare_search(numbers.call)
