@@ -11,7 +11,6 @@ from sightline.contract.members import TaskMembers
 from sightline.parts.quantisation.parametrised import quantised_weights
 from sightline.parts.tasks.distillation import DistillationTask, unwrap_distillation
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.sample_statistics import distinct_parts
 
 
 class RuleNeed(NamedTuple):
@@ -19,11 +18,6 @@ class RuleNeed(NamedTuple):
 
     text: str
     holds: Callable[[Context], object]
-
-
-def _need_keys(text: str, *keys: str) -> RuleNeed:
-    """Make the need of a split whose batches have these keys."""
-    return RuleNeed(text, lambda c: any(set(keys) <= set(part.reader.keys) for part in distinct_parts(c.built.data)))
 
 
 def _has_logits(context: Context) -> bool:
@@ -48,7 +42,6 @@ NEEDS: dict[str, RuleNeed] = {
     "rounding-gradient": RuleNeed("quantised weights", lambda c: quantised_weights(c.built.job.model)),
     "unfit-teacher": RuleNeed("teacher", lambda c: isinstance(c.built.job.task, DistillationTask)),
     "pretraining-mismatch": RuleNeed("run to start from", lambda c: c.built.lineage is not None),
-    "dataset-mismatch": _need_keys("points", "points"),
     "unscored-points": RuleNeed("range images", lambda c: any("range_image" in e.batch for e in c.dry_evaluations)),
 }
 """Needs by the codes of rules; the others apply to every run, or wherever they have a subject."""

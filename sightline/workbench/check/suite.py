@@ -47,7 +47,7 @@ _SKIPPED = FindingBuilder(
 
 _FORWARD_S = 1.5  # for the forward pass of the quick checks' one step, which keeps all quick checks below ten seconds
 _CHECKS_PACKAGE = "sightline.workbench.check.checks"
-_RUN_RULES = ("sightline.workbench.check.run_rules", "sightline.workbench.check.step_rules")
+_RUN_RULES = tuple(f"sightline.workbench.check.{name}" for name in ("compared_sets", "run_rules", "step_rules"))
 
 
 def all_checks() -> list[Rule]:
