@@ -155,12 +155,10 @@ def compare_training_data(
     except UserError:
         training_inputs = CloudSample(files.inputs, name)
         note(f"{name}, which the run was trained on, cannot be read; the recorded statistics of the run are compared")
-    where, found = (
-        config.data.origins.get("root", config.data.location),
-        compare_sets(training_inputs, sample_clouds(part, config)),
-    )
-    place = {"file": where.source, "line": where.line}
-    return [dataclasses.replace(each, where=dataclasses.replace(each.where, **place)) for each in found]
+    origin = config.data.origins.get("root", config.data.location)
+    found = compare_sets(training_inputs, sample_clouds(part, config))
+    places = (dataclasses.replace(each.where, file=origin.source, line=origin.line) for each in found)
+    return [dataclasses.replace(each, where=place) for each, place in zip(found, places, strict=True)]
 
 
 def assert_about_evaluation(

@@ -62,8 +62,9 @@ def quantised(run: Context) -> list[QuantisedWeight]:
     training, evaluation = (dense_state_dict(model.train(mode)) for mode in (True, False))
     weights, policy = quantised_weights(model), run.config.compress.policy
     return [
-        QuantisedWeight(name, choice, *weights.get(name, (None, None)), training[name], evaluation[name])
+        QuantisedWeight(name, choice, quantiser, original, training[name], evaluation[name])
         for name, choice in policy.items()
+        for quantiser, original in [weights.get(name, (None, None))]
     ]
 
 
