@@ -88,10 +88,6 @@ class ModelMembers:
     output_keys: Member[frozenset[str] | None] = Member(
         "the keys that `forward` returns, where they depend on a block that the model is made of", absent=None
     )
-    reads_order: Member[bool] = Member(
-        "True if the order of points, or the place in an image, may change outputs: `check` then permutes neither",
-        absent=False,
-    )
 
 
 class HeadMembers:

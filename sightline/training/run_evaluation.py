@@ -22,7 +22,7 @@ from sightline.contract.errors import DataError, UserError
 from sightline.contract.members import TaskMembers
 from sightline.contract.plugins import load_plugins
 from sightline.contract.types import ComponentConfig
-from sightline.doctor.finding import Finding, FindingLocation
+from sightline.doctor.finding import Finding
 from sightline.engine.build import DataSubset, build_part
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import start_world
@@ -32,12 +32,7 @@ from sightline.engine.session import describe_data_subset, evaluation_document
 from sightline.runs.run_files import RunFiles, config_path_of_run
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.training.train_run import ConfigSource, probe_metrics
-from sightline.workbench.check.checks.data.dataset_mismatch import (
-    CloudSample,
-    compare_sets,
-    dataset_mismatch,
-    sample_clouds,
-)
+from sightline.workbench.check.compared_sets import CODE, CloudSample, compare_sets, sample_clouds
 from sightline.workbench.evaluate.scoring import ScoredFiles, find_scoring
 
 if TYPE_CHECKING:
@@ -111,7 +106,7 @@ def evaluate_run(
             findings = compare_training_data(run, files, part, note=logger.warning)
             errors = [finding for finding in findings if finding.severity == "error"]
             if errors:
-                raise DataError(f"{errors[0]}; to evaluate it anyway: 'checks.skip=[{dataset_mismatch.code}]'")
+                raise DataError(f"{errors[0]}; to evaluate it anyway: 'checks.skip=[{CODE}]'")
             for finding in findings:
                 logger.warning("%s", finding)
         evaluation = run.evaluator(part)(run.model, world)
@@ -152,7 +147,7 @@ def compare_training_data(
     Training data that cannot be read are replaced by the statistics that the run recorded; `note` receives that.
     """
     config, trained = run.config, files.config
-    if dataset_mismatch.is_skipped(config):
+    if CODE in config.checks.skip:
         return ()
     name = f"{trained.data.name}/train"
     try:
@@ -160,12 +155,10 @@ def compare_training_data(
     except UserError:
         training_inputs = CloudSample(files.inputs, name)
         note(f"{name}, which the run was trained on, cannot be read; the recorded statistics of the run are compared")
-    return compare_sets(training_inputs, sample_clouds(part, config), place=partial(_location, config))
-
-
-def _location(config: RunConfig, path: str, **more: Any) -> FindingLocation:
-    where = config.data.origins.get("root", config.data.location)
-    return FindingLocation(file=where.source, line=where.line, config_path=path, **more)
+    origin = config.data.origins.get("root", config.data.location)
+    found = compare_sets(training_inputs, sample_clouds(part, config))
+    places = (dataclasses.replace(each.where, file=origin.source, line=origin.line) for each in found)
+    return [dataclasses.replace(each, where=place) for each, place in zip(found, places, strict=True)]
 
 
 def assert_about_evaluation(

@@ -32,9 +32,7 @@ from sightline.training.run_evaluation import assert_about_evaluation, compare_t
 from sightline.training.train_run import probe_metrics
 from sightline.verbs.output import print_note, show_difficulty, show_evaluation, show_findings
 from sightline.verbs.score import assert_against, show_errors
-from sightline.workbench.check.checks.data.dataset_mismatch import (
-    dataset_mismatch,
-)
+from sightline.workbench.check.compared_sets import CODE
 from sightline.workbench.describe.difficulty import class_difficulty
 from sightline.workbench.describe.report import pose_baselines
 from sightline.workbench.evaluate.saved_predictions import MANIFEST, assert_folds, tested_folds
@@ -232,5 +230,5 @@ def _is_comparable(run: OpenRun, files: RunFiles, part: DataSubset) -> bool:
     on_first(show_findings)(findings)
     is_refused = any(finding.severity == "error" for finding in findings)
     if is_refused:
-        on_first(print_note)(f"evaluation skipped; to run it anyway: 'checks.skip=[{dataset_mismatch.code}]'")
+        on_first(print_note)(f"evaluation skipped; to run it anyway: 'checks.skip=[{CODE}]'")
     return not is_refused

@@ -13,9 +13,14 @@ import pytest
 from sightline.doctor.finding import finding_from_dict
 from sightline.engine.build import DataSubset
 from sightline.engine.distributed import World
-from sightline.workbench.check.context import CHECKS, Context, check, metrics, splits
+from sightline.workbench.check.context import CHECKS, Context, check, metrics
 from sightline.workbench.check.core.finding import Fault, Hypothesis, explain, is_near, is_within_factor
+from sightline.workbench.check.core.sample_statistics import distinct_parts
 from tests.doctor.planting import make
+
+
+def splits(context: Context) -> list[DataSubset]:
+    return distinct_parts(context.built.data)
 
 
 @pytest.fixture

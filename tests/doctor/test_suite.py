@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.contract.errors import ConfigError
 from sightline.doctor.examine import list_rules
 from sightline.doctor.finding import Finding, FindingLocation, finding_from_dict
@@ -245,10 +244,10 @@ def test_a_check_that_dies_is_counted_and_told(tmp_path: Path, monkeypatch: pyte
         raise KeyError("two\nlines")
 
     monkeypatch.setattr(suite.logger, "warning", lambda *words, **more: None)  # what it logs fails every other test
-    every = [dataclasses.replace(each, run=dies) if each.code == "label-range" else each for each in all_checks()]
+    every = [dataclasses.replace(each, run=dies) if each.code == "first-step" else each for each in all_checks()]
     monkeypatch.setattr(suite, "all_checks", lambda: every)
     (finding,) = [each for each in run_all(make(tmp_path), World()) if each.severity != "note"]
-    assert (finding.code, finding.severity, finding.cause) == ("label-range", "warning", "sys.environment")
+    assert (finding.code, finding.severity, finding.cause) == ("first-step", "warning", "sys.environment")
     assert finding.summary.startswith("check could not run: KeyError: ")
     assert_complete(finding)
 
@@ -296,12 +295,12 @@ def test_unknown_codes_are_refused(tmp_path: Path) -> None:
 # --- causes before symptoms -------------------------------------------------------------------------------------------
 
 
-def test_a_check_is_skipped_by_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_is_skipped_by_its_code(tmp_path: Path) -> None:
     """What stands in the brackets of a finding is what `checks.skip` takes."""
-    monkeypatch.setattr(SyntheticShapes, "__module__", "mine")  # of a set of one's own, unread keys are reported
-    (note,) = [each for each in run_quick(make(tmp_path), World()) if each.code == "missing-batch-keys"]
-    assert str(note).startswith("[missing-batch-keys note")
-    assert run_quick(make(tmp_path, "checks.skip=[missing-batch-keys]"), World()) == []
+    words = ["optimizer.lr=1e-9"]
+    (finding,) = run_quick(make(tmp_path, *words), World())
+    assert str(finding).startswith("[update-size warning optim.lr]")
+    assert run_quick(make(tmp_path, *words, "checks.skip=[update-size]"), World()) == []
 
 
 def test_the_warning_of_skipped_checks_can_be_skipped_itself(tmp_path: Path, monkeypatch: Any) -> None:

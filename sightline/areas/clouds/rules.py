@@ -167,8 +167,9 @@ def turned_normals(run: Any) -> Iterator[Fault]:
 
 def _measure_turn(before: Batch, after: Batch) -> tuple[float, float]:
     """Measure the angles between normals and where the points' map puts them, and by which it turns them; 0 without."""
-    fields = [batch.get(name) for batch in (before, after) for name in ("points", "normals")]
-    if any(not isinstance(each, Tensor) or each.shape != fields[0].shape or each.ndim != 3 for each in fields):
+    values = [batch.get(name) for batch in (before, after) for name in ("points", "normals")]
+    fields = [value for value in values if isinstance(value, Tensor) and value.ndim == 3]
+    if len(fields) < 4 or len({each.shape for each in fields}) > 1:
         return 0.0, 0.0
     points, normals, moved, turned = (each[0].double() for each in fields)
     centred, target = points - points.mean(dim=0), moved - moved.mean(dim=0)

@@ -125,7 +125,8 @@ def moved_boxes(run: Any) -> Iterator[Fault]:
     part = run.built.data.train
     if not {"boxes", "image"} <= part.dataset.info.fields.keys():
         raise NotApplicableError("no boxes")
-    functions, overlaps = part.reader.transforms.functions, {}
+    functions = part.reader.transforms.functions
+    overlaps: dict[tuple[int, str], list[float | None]] = {}
     for epoch, index in enumerate(part.evenly_spaced_indices(_NUM_PAINTED)):
         key = SampleKey(int(index), epoch, run.config.seed)
         stages = list(part.reader.batch_stages(key))
@@ -307,7 +308,8 @@ def level_order(run: Any, assigned: Any) -> Iterator[Fault]:
     channels = getattr(getattr(run.built.job.model, "neck", None), "channels", None)
     if channels is None:
         raise NotApplicableError("no head on the maps of a neck")
-    head, worst = copy_module(run.built.job.model.head).eval().cpu().double(), {}
+    head = copy_module(run.built.job.model.head).eval().cpu().double()
+    worst: dict[str, float] = {}
     for scale in (1, 3):  # the receptive field of a deep head covers all of a small map
         sizes = [((_ROWS + level) * scale, (_COLUMNS + 2 * level) * scale) for level in range(len(channels))]
         maps = [torch.randn(1, width, *size).double() for width, size in zip(channels, sizes, strict=True)]

@@ -173,7 +173,7 @@ def _list_grids(frames: Frames) -> Changes:
 
 def list_placements(placement: CubePlacement) -> Iterator[tuple[str, CubePlacement]]:
     """List placements of the same cube that follow its augmentation in another way."""
-    given = {"cube_mm": placement.cube_mm, "size": placement.size, "original": placement.grid_size}
+    given: dict[str, Any] = {"cube_mm": placement.cube_mm, "size": placement.size, "original": placement.grid_size}
     plain = replace(
         CubePlacement.identity(placement.reference_mm, **given), axes=placement.axes, compat=placement.compat
     )

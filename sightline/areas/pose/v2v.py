@@ -245,8 +245,6 @@ class ScaleNet(nn.Module):
     Source: Oberweger and Lepetit 2017, DeepPrior++, section 3.1; layers of the authors' scalenet.py.
     """
 
-    reads_order = True  # the middle of the crop is refined: its place matters
-
     def __init__(self, *, dropout: Probability = 0.3) -> None:
         super().__init__()
         self.branches = nn.ModuleList(_branch(*pools) for pools in _POOLS)

@@ -39,7 +39,7 @@ def scan_images(run: Any) -> list[ScanImages]:
     found = []
     for part in (run.built.data.train, run.built.data.selection):
         owners = [getattr(bound.function, "__self__", None) for bound in part.reader.transforms.functions]
-        views = [owner.view for owner in owners if isinstance(getattr(owner, "view", None), RangeView)]
+        views = [view for owner in owners if isinstance(view := getattr(owner, "view", None), RangeView)]
         if views and {"range_image", "nearest"} <= part.reader.keys and len(part.indices):
             keys = [SampleKey(int(index), 0, run.config.seed) for index in part.evenly_spaced_indices(_NUM_SCANS)]
             batch, where = part.reader(keys), run.locate(part.split, config_path="data.sensor")

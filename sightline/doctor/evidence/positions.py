@@ -252,12 +252,15 @@ def _list_columns(batch: Batch) -> Iterator[tuple[str, Tensor, Tensor]]:
         flat = target.squeeze(1) if target.ndim > 1 and target.shape[1] == 1 else target
         if not 0 < flat.ndim < values.ndim:
             continue
-        for axis in {1, values.ndim - 1}:
-            for place, column in enumerate(values.unbind(axis) if values.shape[axis] > 1 else ()):
+        for axis in dict.fromkeys((values.ndim - 1, 1)):
+            found = []
+            for place, column in enumerate(values.unbind(axis) if values.shape[axis] > 1 or values.ndim > 2 else ()):
                 inner = column.flatten(flat.ndim) if column.ndim > flat.ndim else column[..., None]
                 if column.shape[: flat.ndim] == flat.shape and torch.equal(inner.amin(-1), inner.amax(-1)):
-                    name = f"channel {place} of axis {axis} of {path or 'the input'}"
-                    yield name, inner[..., 0].flatten(), flat.flatten()
+                    found.append((f"channel {place} of {path or 'the input'}", inner[..., 0].flatten(), flat.flatten()))
+            yield from found
+            if found:
+                break
 
 
 def _tells(values: Tensor, target: Tensor) -> bool:

@@ -380,15 +380,15 @@ def padding_mask(padded_steps: PaddedSteps) -> Iterator[Fault]:
     "label-input",
     "error",
     "data.label_leak",
-    holds="no channel of the inputs equals the target",
+    holds="no channel of the inputs tells the target",
     do="leave the channel out of the inputs",
 )
 def label_input(label_columns: list[str]) -> Iterator[Fault]:
-    """Name the channels that equal the target."""
+    """Name the channels that tell the target."""
     if label_columns:
         yield Fault(
             f"the target is among the inputs: {join_some(label_columns, most=3)}",
-            measured="equal in every sample of every batch read",
+            measured="the target itself, or one number for each of its classes, in every batch read",
         )
 
 

@@ -23,7 +23,7 @@ from sightline.contract.plugins import find_plugin
 from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch
 from sightline.doctor.finding import CAUSES, SEVERITIES, Finding, FindingLocation, Severity
-from sightline.engine.build import DataSubset, TrainingSetup, build
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
@@ -442,10 +442,8 @@ _MISSING = {
     "first_steps": "the first step fails",
     "initialisations": "no init",
     "assignments": "no boxes",
-    "squared_losses": "no squared error",
     "losses": "no loss that can be asked alone",
     "evaluations": "no evaluation",
-    "images_by_part": "no range images",
     "logs": "no log",
 }
 """Reasons why a rule does not apply, by the name of the function that lists no subject."""
@@ -525,23 +523,9 @@ class JudgedMetric(NamedTuple):
     path: str
 
 
-def surveys(context: Context) -> list[PartStatistics]:
-    """List the statistics of the samples of each split."""
-    return context.statistics
-
-
-def splits(context: Context) -> list[DataSubset]:
-    """List the splits without duplicates."""
-    return distinct_parts(context.built.data)
-
-
 def first_steps(context: Context) -> list[DryRun]:
     """List the first training step, if it succeeds."""
     return [context.dry_run] if context.dry_run.is_sound else []
-
-
-step_check = functools.partial(check, moment="preflight", each=first_steps, config_path="model")
-"""Declaration of a rule about the model in the first training step."""
 
 
 def initialisations(context: Context) -> list[Init]:
@@ -561,20 +545,6 @@ def metrics(context: Context) -> Iterator[JudgedMetric]:
     for index, meter in enumerate(context.built.selection_evaluator.metrics):
         name = names[index] if index < len(names) else type(meter.metric).__name__
         yield JudgedMetric(meter, name, f"metrics.{index}")
-
-
-class SquaredLoss(NamedTuple):
-    """Squared-error loss with its name and its config path."""
-
-    name: str
-    squares: SquaredErrorLoss
-    path: str
-
-
-def squared_losses(context: Context) -> Iterator[SquaredLoss]:
-    """List the squared-error losses whose targets are in the data."""
-    for name, squares in context.squared_losses.items():
-        yield SquaredLoss(name, squares, context.loss_path(name))
 
 
 def losses(context: Context) -> list[LossCase]:

@@ -8,10 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sightline.contract.members import TaskMembers
-from sightline.parts.quantisation.parametrised import quantised_weights
-from sightline.parts.tasks.distillation import DistillationTask, unwrap_distillation
+from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.sample_statistics import distinct_parts
 
 
 class RuleNeed(NamedTuple):
@@ -19,11 +17,6 @@ class RuleNeed(NamedTuple):
 
     text: str
     holds: Callable[[Context], object]
-
-
-def _need_keys(text: str, *keys: str) -> RuleNeed:
-    """Make the need of a split whose batches have these keys."""
-    return RuleNeed(text, lambda c: any(set(keys) <= set(part.reader.keys) for part in distinct_parts(c.built.data)))
 
 
 def _has_logits(context: Context) -> bool:
@@ -35,7 +28,6 @@ _BOXES = RuleNeed("boxes", lambda c: TaskMembers.get_priors.get(unwrap_distillat
 _CONTRAST = RuleNeed("contrastive task", lambda c: TaskMembers.compares_rows.get(c.built.job.task))
 _CLASSES = RuleNeed("classes", lambda c: isinstance(c.built.data.facts.get("num_classes"), int))
 _LOGITS = RuleNeed("class logits", _has_logits)
-_COMPRESS = RuleNeed("compress", lambda c: c.config.compress is not None)
 
 NEEDS: dict[str, RuleNeed] = {
     **dict.fromkeys(("box-evaluation", "box-protocol"), _BOXES),
@@ -44,11 +36,7 @@ NEEDS: dict[str, RuleNeed] = {
     "class-weight-length": _CLASSES,
     **dict.fromkeys(("absent-class-score", "initial-loss"), _LOGITS),
     "ignored-targets": RuleNeed("ignored label", lambda c: c.built.data.facts.get("ignore_index") is not None),
-    **dict.fromkeys(("broken-codebook", "quantised-outputs", "unquantised-weights"), _COMPRESS),
-    "rounding-gradient": RuleNeed("quantised weights", lambda c: quantised_weights(c.built.job.model)),
-    "unfit-teacher": RuleNeed("teacher", lambda c: isinstance(c.built.job.task, DistillationTask)),
     "pretraining-mismatch": RuleNeed("run to start from", lambda c: c.built.lineage is not None),
-    "dataset-mismatch": _need_keys("points", "points"),
     "unscored-points": RuleNeed("range images", lambda c: any("range_image" in e.batch for e in c.dry_evaluations)),
 }
 """Needs by the codes of rules; the others apply to every run, or wherever they have a subject."""

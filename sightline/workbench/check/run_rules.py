@@ -543,7 +543,7 @@ def _is_near(first: Tensor, second: Tensor) -> bool:
 )
 def broken_offsets(run: Context) -> Iterator[Fault]:
     """Compare the offsets of the first batch with the rows of its fields."""
-    reader, batch = run.built.job.stream.reader, run.dry_run.batch
+    reader, batch = run.built.data.train.reader, run.dry_run.batch
     for name, field in reader.fields.items():
         offsets, value = batch.get(field.offsets or ""), batch.get(name)
         if field.collate != "concatenate" or not isinstance(offsets, Tensor) or not isinstance(value, Tensor):

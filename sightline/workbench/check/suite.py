@@ -46,15 +46,16 @@ _SKIPPED = FindingBuilder(
 
 _FORWARD_S = 1.5  # for the forward pass of the quick checks' one step, which keeps all quick checks below ten seconds
 _CHECKS_PACKAGE = "sightline.workbench.check.checks"
-_RUN_RULES = ("sightline.workbench.check.run_rules", "sightline.workbench.check.step_rules")
+_RULES_OF_RUNS = ("compared_sets", "compress_rules", "run_rules", "step_rules")
 
 
 def all_checks() -> list[Rule]:
     """Import and return all checks, ordered by moment and code."""
     package = importlib.import_module(_CHECKS_PACKAGE)
     own_modules = [module.name for module in pkgutil.walk_packages(package.__path__, f"{_CHECKS_PACKAGE}.")]
+    of_runs = (f"sightline.workbench.check.{name}" for name in _RULES_OF_RUNS)
     of_areas = (module for kind in ("checks", "rules") for module in find_modules(kind).values())
-    for module in {*own_modules, *_RUN_RULES, *of_areas}:
+    for module in {*own_modules, *of_runs, *of_areas}:
         importlib.import_module(module)
     return sorted(CHECKS.values(), key=lambda check: (MOMENTS.index(check.moment), check.code))
 

@@ -1,6 +1,6 @@
 """Statistics of samples, read once for all checks of data: values, extremes and first faults of each field.
 
-Labels are also counted per sample: the classes of a cloud, its category, and the mean position of each class.
+Labels are also counted per sample: the classes of a cloud, and its category.
 
 Class axis of a model's logits.
 
@@ -44,16 +44,12 @@ class NonFinite(NamedTuple):
 
 
 class SampleLabelCounts(NamedTuple):
-    """Classes (K,) of one sample's targets, their counts (K,), and the mean position (K, 3) of each class's points.
-
-    `category` is None if the sample has none, `means` if it has no labels of points.
-    """
+    """Classes (K,) of one sample's targets and their counts (K,); `category` is None if the sample has none."""
 
     sample: int
     category: int | None
     classes: np.ndarray
     counts: np.ndarray
-    means: np.ndarray | None
 
 
 @dataclass
@@ -235,15 +231,9 @@ def _count_labels(index: int, sample: Sample) -> SampleLabelCounts | None:
         return None
     category_index = int(category) if category is not None and category.ndim == 0 else None
     if label.ndim == 0:
-        return SampleLabelCounts(index, category_index, label[None], np.ones(1, dtype=np.int64), None)
-    classes, class_index, counts = np.unique(label, return_inverse=True, return_counts=True)
-    points = next((tensor for _, tensor in array_leaves(sample.get("points"))), None)
-    means = None
-    if points is not None and label.ndim == 1 and points.shape == (len(label), 3):
-        axes = points.double().cpu().numpy().T
-        sums = [np.bincount(class_index.ravel(), weights=values, minlength=len(classes)) for values in axes]
-        means = np.stack(sums, axis=1) / counts[:, None]
-    return SampleLabelCounts(index, category_index, classes, counts, means)
+        return SampleLabelCounts(index, category_index, label[None], np.ones(1, dtype=np.int64))
+    classes, counts = np.unique(label, return_counts=True)
+    return SampleLabelCounts(index, category_index, classes, counts)
 
 
 def _to_integers(value: Any) -> np.ndarray | None:
@@ -324,11 +314,6 @@ def evenly_spaced_keys(
     num_chunks = -(-len(indices) // _CHUNK_SIZE)
     for start in range(num_chunks):
         yield [SampleKey(int(index), epoch, seed) for index in indices[start::num_chunks]]
-
-
-def is_standardised(output: Tensor) -> bool:
-    """Return True for a mean of 0 and a deviation of 1, which a norm over all of an output leaves behind."""
-    return output.numel() > 1 and abs(float(output.mean())) < 1e-3 and abs(float(output.std()) - 1) < 1e-2
 
 
 def class_axis(logits: Tensor, label: Tensor) -> int | None:

@@ -15,7 +15,7 @@ from sightline.parts.quantisation.parametrised import (
     bake_quantised_weights,
 )
 from sightline.runs.packed import compression_ratios, packed_size, tensor_specs, write_packed
-from sightline.workbench.check.checks.compression import search_split, size_promise, unreset_episode
+from sightline.workbench.check.compress_rules import search_split, size_promise, unreset_episode
 from tests.doctor.planting import assert_complete
 
 POLICY = {"0.weight": {"kind": "codebook", "bits": 3}}

@@ -1,0 +1,148 @@
+"""The scale of features: inputs of another scale than those that the initial weights were trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sightline.config.run_config import Init
+from sightline.contract.types import Batch, SampleKey
+from sightline.doctor.finding import Finding, FindingLocation
+from sightline.engine.build import DataSubset
+from sightline.engine.device import to_device
+from sightline.workbench.check.context import Context, check, initialisations
+from sightline.workbench.check.core.dry_run import isolated_copy
+
+_NUM_SAMPLES = 16
+_MAX_SCALE = 4.0  # augmentation by 0.5 to 2, or another data set in the same unit, stays below 2
+_MAX_NONLINEARITY = 0.05
+_TINY = 1e-300
+
+
+class LayerScale(NamedTuple):
+    """RMS distance of a batch norm's inputs from its running mean, in running standard deviations (median channel)."""
+
+    layer: str
+    ratio: float
+
+
+@check(
+    "feature-scale",
+    "preflight",
+    each=initialisations,
+    severity="warning",
+    causes=("data.normalisation", "clf.feature_scale", "data.layout", "cfg.override"),
+)
+def feature_scale(context: Context, init: Init) -> Finding | None:
+    """The inputs of the first batch norms have the scale of the running averages that `init` loads.
+
+    Finds: Data of another scale than the training data of the initial weights, by the running averages of batch norms.
+
+    The averages describe the data that the weights were trained on, so no sample of it is needed.
+    Source: Ioffe and Szegedy 2015, section 3.1 (inference uses the statistics of training).
+    """
+    if context.built.job.step > 0:
+        return None
+    job, part, device = context.built.job, context.built.data.selection, context.world.device
+    try:
+        batch = sampled_batch(part, seed=context.config.seed)
+        batch = to_device(batch, device, float_dtype=job.precision.parameter_dtype)
+        with job.precision.autocast(device):
+            scales = layer_scales(job.model, batch, job.task.predict)
+    except Exception:  # noqa: BLE001 - `first-step` reports any error
+        return None
+    return other_scale(scales, where=context.place("data"), source=init.source)
+
+
+def sampled_batch(part: DataSubset, *, seed: int) -> Batch:
+    """Read up to sixteen evenly spaced samples of a split, enough to detect another scale."""
+    return part.reader([SampleKey(int(index), 0, seed) for index in part.evenly_spaced_indices(_NUM_SAMPLES)])
+
+
+def layer_scales(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch], Any]) -> list[LayerScale]:
+    """Measure the input scale of each trained batch norm whose inputs double if the points are doubled.
+
+    These are the first norms: a norm removes the scale for the layers after it. `run` runs a model on a batch; it is
+    called on copies that use batch statistics, so fused kernels are included.
+    """
+    trained_norms = {name: module for name, module in model.named_modules() if _is_trained_norm(module)}
+    doubled = {**batch, "points": 2 * batch["points"]}
+    statistics, doubled_statistics = (_compute_statistics(model, inputs, run) for inputs in (batch, doubled))
+    scales = []
+    for name, module in trained_norms.items():
+        growth = (_compute_rms(*doubled_statistics[name]) / _compute_rms(*statistics[name]).clamp(min=_TINY)).median()
+        if abs(float(growth) - 2) > _MAX_NONLINEARITY:
+            continue
+        mean, variance = statistics[name]
+        running_mean, running_variance = _get_learned_averages(module)
+        deviation = variance + (mean - running_mean).square()
+        expected_variance = running_variance + module.eps
+        scales.append(LayerScale(name, float((deviation / expected_variance).sqrt().median())))
+    return scales
+
+
+def _is_trained_norm(module: Any) -> bool:
+    """Return True for a batch norm whose running averages are not the initial 0 and 1."""
+    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_mean is None:
+        return False
+    assert module.running_var is not None, "averages come in pairs"
+    return not (bool((module.running_mean == 0).all()) and bool((module.running_var == 1).all()))
+
+
+def _get_learned_averages(module: Any) -> tuple[Tensor, Tensor]:
+    """Return the running mean (C,) and variance (C,) of a norm without the share of their initial values 0 and 1.
+
+    This share is (1 - momentum)^n after n batches; weights of other sources may not count batches.
+    """
+    count = 0 if module.num_batches_tracked is None else int(module.num_batches_tracked)
+    share = 0.0 if count == 0 or module.momentum is None else (1 - module.momentum) ** count
+    mean, variance = module.running_mean.double(), module.running_var.double()
+    return mean / (1 - share), ((variance - share) / (1 - share)).clamp(min=_TINY)
+
+
+def _compute_statistics(
+    model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch], Any]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Compute the mean (C,) and variance (C,) of the inputs of each batch norm over one batch, by module name."""
+    copied = isolated_copy(model).train()
+    norms = {name: m for name, m in copied.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    for norm in norms.values():
+        norm.momentum = 1.0
+    with torch.no_grad():
+        run(copied, batch)
+    return {
+        name: (norm.running_mean.double(), norm.running_var.double())
+        for name, norm in norms.items()
+        if norm.running_mean is not None and norm.running_var is not None
+    }
+
+
+def _compute_rms(mean: Tensor, variance: Tensor) -> Tensor:
+    return (variance + mean.square()).sqrt()
+
+
+def other_scale(scales: list[LayerScale], *, where: FindingLocation, source: str) -> Finding | None:
+    """Return a finding if the first layer's scale is out of bounds for the weights of `source`, else None."""
+    finite = [scale for scale in scales if math.isfinite(scale.ratio) and scale.ratio > 0]
+    if not finite or not _is_out_of_scale(finite[0].ratio):
+        return None
+    first = finite[0]
+    times = f"{max(first.ratio, 1 / first.ratio):.3g} times as {'large' if first.ratio > 1 else 'small'}"
+    return feature_scale.finding(
+        dataclasses.replace(where, layer=first.layer),
+        f"the inputs of the loaded weights are {times} as in their training",
+        measured=f"inputs of {first.layer} are {first.ratio:.3g} times as far from its running average as in training",
+        expected=f"between {1 / _MAX_SCALE:g} and {_MAX_SCALE:g} times",
+        action="normalise clouds as in the run of the weights: transforms.evaluate, or how the set was "
+        "prepared (sightline data info DIR)",
+        evidence={"from": source, "layers": [[scale.layer, scale.ratio] for scale in finite[:8]]},
+    )
+
+
+def _is_out_of_scale(ratio: float) -> bool:
+    return not 1 / _MAX_SCALE <= ratio <= _MAX_SCALE

@@ -1,0 +1,145 @@
+"""Training and evaluation sets that differ in up axis, scale or channels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sightline.contract.types import DataInfo
+from sightline.doctor.finding import Finding
+from sightline.engine.build import TrainingSetup
+from sightline.engine.distributed import World
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.workbench.check.compared_sets import compare_sets, sample_clouds
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.run_subject import examine_run
+from sightline.workbench.check.suite import all_checks
+from tests.doctor.planting import Wrapped, make, with_data
+from tests.doctor.segmenting import Edited, make_rooms
+
+MANY = "data.test_size=120"
+"""Enough clouds that an exchange cannot be put down to chance."""
+
+
+def on_test(built: TrainingSetup, wrap: Callable[[Any], Any]) -> TrainingSetup:
+    """The run with another test set."""
+    dataset = wrap(built.data.test.dataset)
+    part = dataclasses.replace(built.data.test, dataset=dataset, reader=BatchReader(dataset))
+    return dataclasses.replace(built, data=dataclasses.replace(built.data, test=part))
+
+
+def turned(*axes: int, fields: tuple[str, ...] = ("points",), **info: Any) -> Callable[[Any], Any]:
+    """The set with the axes of these fields in another order."""
+    return lambda inner: Wrapped(
+        inner, lambda batch, keys: {**batch, **{name: batch[name][..., list(axes)] for name in fields}}, **info
+    )
+
+
+def unbounded(inner: Any, **more: Any) -> dict[str, Any]:
+    """Fields of a set whose coordinates promise no range, as in metres of a site."""
+    points = dataclasses.replace(inner.info.fields["points"], unit="m", low=None, high=None)
+    return {**inner.info.fields, "points": points, **more}
+
+
+def scaled(factor: float, unit: str = "m") -> Callable[[Any], Any]:
+    def wrap(inner: Any) -> Any:
+        fields = unbounded(inner)
+        fields["points"] = dataclasses.replace(fields["points"], unit=unit)
+        return Wrapped(inner, lambda batch, keys: {**batch, "points": batch["points"] * factor}, fields=fields)
+
+    return wrap
+
+
+def in_metres(built: TrainingSetup) -> TrainingSetup:
+    """The run with a training set that promises no range."""
+    return with_data(built, scaled(1.0))
+
+
+def judge(built: TrainingSetup) -> list[Finding]:
+    """What the rules of runs find of two sets."""
+    all_checks()
+    return [each for each in examine_run(Context(built, World()))[1] if each.code == "dataset-mismatch"]
+
+
+def rooms_in(factor: float) -> Callable[[Any], Any]:
+    def wrap(inner: Any) -> Any:
+        return Edited(inner, lambda s, i: {**s, "points": s["points"] * factor}, fields=unbounded(inner))
+
+    return wrap
+
+
+class Crop:
+    """Training on a tenth of each room."""
+
+    def __call__(self, draws: Any, *, points: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"points": points * 0.1}
+
+
+HEALTHY: dict[str, Callable[[Path], TrainingSetup]] = {
+    "as it is": lambda folder: make(folder, MANY, "data.normals=file"),
+    "scaled at random": lambda folder: make(folder, MANY, "transforms.train=[{name: scale}, {name: rotate}]"),
+    "crops of rooms": lambda folder: make_rooms(folder, rooms_in(1.0), transforms=[NamedTransform("crop", Crop())]),
+}
+OTHERS: dict[str, tuple[str, str, Callable[[Path], TrainingSetup]]] = {
+    "y up": ("warning", "cfg.axis_swap", lambda folder: on_test(make(folder, MANY), turned(0, 2, 1))),
+    "y up, turned at random": (
+        "warning",
+        "cfg.axis_swap",
+        lambda folder: on_test(make(folder, MANY, "transforms.train=[{name: rotate, axis: any}]"), turned(0, 2, 1)),
+    ),
+    "y up, declared": (
+        "error",
+        "cfg.axis_swap",
+        lambda folder: on_test(make(folder), turned(0, 1, 2, facts={"up_axis": "y"})),
+    ),
+    "millimetres": ("warning", "data.normalisation", lambda folder: on_test(in_metres(make(folder)), scaled(1000.0))),
+    "millimetres, declared": (
+        "error",
+        "data.normalisation",
+        lambda folder: on_test(in_metres(make(folder)), scaled(1000.0, unit="mm")),
+    ),
+    "one set normalised": (
+        "warning",
+        "data.normalisation",
+        lambda folder: on_test(with_data(make(folder), scaled(30.0)), scaled(1.0)),
+    ),
+    "no normals": (
+        "error",
+        "cfg.contract",
+        lambda folder: on_test(
+            make(folder, "data.normals=file"), turned(0, 1, 2, features=(), facts={"in_channels": 3})
+        ),
+    ),
+    "rooms in millimetres": (
+        "warning",
+        "data.normalisation",
+        lambda folder: make_rooms(folder, rooms_in(1.0), wrap_test=rooms_in(1000.0)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_sets_that_are_alike(name: str, tmp_path: Path) -> None:
+    assert judge(HEALTHY[name](tmp_path)) == []
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_sets_that_differ(name: str, tmp_path: Path) -> None:
+    severity, cause, make_run = OTHERS[name]
+    (finding,) = judge(make_run(tmp_path))
+    assert (finding.severity, finding.cause, finding.where.config_path) == (severity, cause, "data")
+
+
+def test_without_clouds_what_is_declared_is_compared(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    ours = sample_clouds(built.data.train, built.config)._replace(clouds=(), labels=(), sizes=())
+    other = sample_clouds(built.data.test, built.config)
+    assert compare_sets(ours, other) == []
+    info: DataInfo = dataclasses.replace(other.info, facts={**other.info.facts, "up_axis": "x"})
+    (finding,) = compare_sets(ours, other._replace(info=info))
+    assert (finding.severity, finding.cause) == ("error", "cfg.axis_swap")
