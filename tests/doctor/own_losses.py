@@ -36,6 +36,7 @@ from sightline.parts.tasks.distillation import DistillationTask, add_teacher_key
 from sightline.parts.tasks.supervised import Classify
 from sightline.workbench.check.context import CHECKS, Context
 from sightline.workbench.check.core.finding import merge_findings
+from sightline.workbench.check.run_subject import examine_losses
 from sightline.workbench.check.suite import all_checks, run_all
 from tests.doctor.detecting import make_crowds
 from tests.doctor.own_class_losses import (
@@ -54,7 +55,6 @@ from tests.doctor.segmenting import make_parts
 __all__ = [
     "FAULTS",
     "HEALTHY",
-    "NEW",
     "Plant",
     "build_with",
     "findings_with",
@@ -64,12 +64,8 @@ __all__ = [
 ]
 
 NAME = "own"
-NEW = (
-    *("loss-direction", "loss-gradient", "loss-limits", "loss-pairs"),
-    *("loss-sum", "loss-weights", "untrained-loss"),
-)
-OTHERS = ("initial-loss", "loss-normaliser", "no-gradient")
-"""Checks of before, which see some of these faults or their symptoms."""
+OTHERS = ("loss-normaliser", "no-gradient")
+"""Checks of runs that see some of these faults or their symptoms."""
 
 
 # --- heat maps --------------------------------------------------------------------------------------------------------
@@ -454,7 +450,7 @@ def judge_losses(built: TrainingSetup, world: World) -> list[Finding]:
     """What the checks of losses alone find, in the order in which it is printed."""
     all_checks()
     context = Context(built, world)
-    return merge_findings(finding for code in (*NEW, *OTHERS) for finding in CHECKS[code](context))
+    return merge_findings([*examine_losses(context), *(f for code in OTHERS for f in CHECKS[code](context))])
 
 
 _TABLES: dict[str, tuple[dict[str, tuple[type[Loss], str]], dict[str, type[Loss]], tuple[str, ...]]] = {

@@ -28,8 +28,6 @@ from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
 from sightline.parts.tasks.distillation import unwrap_distillation
-from sightline.runs.checkpoint import load_trained_state
-from sightline.runs.weights import load_weights
 from sightline.workbench.check.core.assigned_boxes import AssignedBoxes, assigned_boxes
 from sightline.workbench.check.core.dry_evaluation import DryEvaluation, rehearse_evaluations
 from sightline.workbench.check.core.dry_run import (
@@ -38,7 +36,7 @@ from sightline.workbench.check.core.dry_run import (
     dry_run,
     error_location,
     first_outputs,
-    isolated_copy,
+    take_samples,
 )
 from sightline.workbench.check.core.examination import Examination, find_subject
 from sightline.workbench.check.core.finding import Fault
@@ -51,9 +49,8 @@ from sightline.workbench.check.core.sample_statistics import (
     distinct_parts,
     evenly_spaced_keys,
 )
-from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss, find_squared_error, is_no_square
+from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss, find_squared_error
 from sightline.workbench.check.oracles.examine import examine
-from sightline.workbench.check.oracles.loss_case import LossCase, make_cases, take_samples
 from sightline.workbench.check.oracles.results import OracleResult
 
 Moment = Literal["static", "preflight", "deep", "offline"]
@@ -160,10 +157,7 @@ class Context:
             needed = range(math.ceil(_ENOUGH_OUTPUTS * rehearsal.num_samples / max(1, _count_numbers(outputs))))
             if len(needed) < rehearsal.num_samples:
                 batch, outputs = (take_samples(part, batch, needed) for part in (batch, outputs))
-        others = set() if self.is_thorough else {case.name for case in self.loss_cases if is_no_square(case)}
         for component in self.config.losses:
-            if component.name in others:
-                continue
             try:
                 squares = find_squared_error(self.built.job, batch, outputs, component.name)
             except Exception:  # noqa: BLE001 - a plugin's loss may reject float64 outputs or a stand-in for its model
@@ -177,36 +171,11 @@ class Context:
                 losses[component.name] = squares
         return losses
 
-    @share("loss")
-    def loss_cases(self) -> list[LossCase]:
-        """Losses of the first step as functions of their arguments; at a training's start, those of few outputs."""
-        samples, outputs = (4, math.inf) if self.is_thorough else (2, _MAX_OUTPUTS)
-        facts = self.built.data.facts
-        return list(make_cases(self.built.job, self.dry_run, facts, max_samples=samples, max_outputs=outputs))
-
     @share("model")
     def oracle_results(self) -> list[OracleResult]:
-        """Comparison of every kind of layer and every loss with references and finite differences (cached)."""
-        rehearsal = self.dry_run
-        if not rehearsal.is_sound:
-            return []
-        batch, outputs = to_device(rehearsal.batch, _CPU), _to_cpu(rehearsal.seen_outputs)
-        return examine(self.built.job, self.config, self.built.data.facts, batch, outputs)
-
-    @share("weights")
-    def trained_model(self) -> nn.Module | None:
-        """Copy of the model with the weights of the run's last checkpoint, in evaluation mode; None without one.
-
-        None, too, for a checkpoint that cannot be used: `unsound-checkpoint` reports it.
-        """
-        if self.run is None or not (self.run / "checkpoints" / "last").exists():
-            return None
-        copied = isolated_copy(self.built.job.model)
-        try:
-            load_weights(copied, load_trained_state(self.run, remedy="give it by --checkpoint"))
-        except CheckpointError:
-            return None
-        return copied.eval()
+        """Comparison of every kind of layer with finite differences, and with the type it derives from (cached)."""
+        is_sound = self.dry_run.is_sound
+        return examine(self.built.job, to_device(self.dry_run.batch, _CPU)) if is_sound else []
 
     @share("compression")
     def float_model(self) -> nn.Module | None:
@@ -439,7 +408,7 @@ _MISSING = {
     "initialisations": "no init",
     "assignments": "no boxes",
     "squared_losses": "no squared error",
-    "losses": "no loss that can be asked alone",
+    "box_losses": "no codes of boxes",
     "evaluations": "no evaluation",
     "images_by_part": "no range images",
     "logs": "no log",
@@ -571,11 +540,6 @@ def squared_losses(context: Context) -> Iterator[SquaredLoss]:
     """List the squared-error losses whose targets are in the data."""
     for name, squares in context.squared_losses.items():
         yield SquaredLoss(name, squares, context.loss_path(name))
-
-
-def losses(context: Context) -> list[LossCase]:
-    """List the losses of the first step as functions of their arguments."""
-    return context.loss_cases
 
 
 def assignments(context: Context) -> list[AssignedBoxes]:

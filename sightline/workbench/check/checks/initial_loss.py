@@ -19,10 +19,9 @@ from sightline.engine.step import compute_batch_losses
 from sightline.ops.labels import widen_labels
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.workbench.check.context import Context, check, first_steps
-from sightline.workbench.check.core.dry_run import DryRun, Outputs
+from sightline.workbench.check.core.dry_run import DryRun, Outputs, take_samples
 from sightline.workbench.check.core.finding import Fault, Hypothesis, explain, is_near
 from sightline.workbench.check.core.sample_statistics import class_axis
-from sightline.workbench.check.oracles.loss_case import take_samples
 from sightline.workbench.check.oracles.results import FixedOutputs, loss_counts, task_with
 
 _NUM_PERMUTATIONS = 100

@@ -18,8 +18,7 @@ from sightline.workbench.check.context import Context, step_check
 from sightline.workbench.check.core.dry_run import DryRun
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.neighbour_sums import NeighbourSum
-from sightline.workbench.check.oracles.examine import is_derived
-from sightline.workbench.check.oracles.references import find_reference
+from sightline.workbench.check.oracles.examine import find_kind, is_derived
 
 _TESTED = ("torch.", "sightline.")
 """Packages whose layers have tests."""
@@ -51,9 +50,7 @@ def derived_layer(context: Context, step: DryRun) -> Fault | None:
 
 def _judge_call(module: nn.Module, call: ModuleCall) -> Fault | None:
     """Compare a layer with the kind that it derives from, on the inputs of a call."""
-    match = find_reference(module)
-    assert match is not None, "a derived layer has a known type"
-    kind = match[0]
+    kind = find_kind(module)
     layer = copy.deepcopy(module).requires_grad_(True)
     inputs = tree_map(call.inputs, lambda _, tensor: tensor.detach().clone())
     leaves = {f"input {path}": tensor for path, tensor in tree_leaves(inputs) if tensor.is_floating_point()}
