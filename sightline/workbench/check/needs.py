@@ -49,9 +49,9 @@ _FRESH = RuleNeed("untrained weights", lambda c: c.is_fresh)
 NEEDS: dict[str, RuleNeed] = {
     **dict.fromkeys(("box-evaluation", "box-protocol"), _BOXES),
     "broken-boxes": RuleNeed("boxes", lambda c: any(survey.boxed for survey in c.statistics)),
-    **dict.fromkeys(("collapsed-features", "negatives"), _CONTRAST),
+    "collapsed-features": _CONTRAST,
     "batch-statistics": RuleNeed("several processes", lambda c: c.world.size > 1),
-    **dict.fromkeys(("class-balance", "class-weight-length"), _CLASSES),
+    "class-balance": _CLASSES,
     "missing-category": _CATEGORIES,
     "label-outside-parts": RuleNeed(
         "parts",
