@@ -1,15 +1,9 @@
-"""Faulty and healthy losses as users write them, registered as plugins of small runs, and how often they are found.
-
-`python -m tests.doctor.own_losses 3` prints the table for three seeds; a name after it, those losses alone; a word
-after that, with all that `sightline check` finds.
-"""
+"""Faulty and healthy losses as users write them, registered as plugins of small runs: rows of the table of cases."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -476,30 +470,3 @@ HEALTHY = {
     for kind in kinds
     for name, loss in healthy.items()
 }
-
-
-def main(num_seeds: int, wanted: str = "", whole: str = "") -> None:
-    """Print the table; with a third word, of all that `sightline check` finds."""
-    torch.set_num_threads(1)
-    judge = run_all if whole else judge_losses
-    write = sys.stdout.write
-    write("| loss | cause | found | cause first | first finding |\n|---|---|---|---|---|\n")
-    for name, plant in {**FAULTS, **HEALTHY}.items():
-        if wanted not in name:
-            continue
-        firsts, num_found, num_first = [], 0, 0
-        for seed in range(num_seeds):
-            with tempfile.TemporaryDirectory() as folder:
-                try:
-                    found = findings_with(plant, Path(folder), seed, judge)
-                except Exception as error:  # noqa: BLE001 - a row of the table
-                    found, firsts = [], [*firsts, f"{type(error).__name__}: {error}"[:90]]
-            num_found += bool(found)
-            num_first += bool(found) and found[0].cause == plant.cause
-            firsts += [f"{found[0].code} {found[0].severity} {found[0].cause}"] if found else []
-        write(f"| {name} | {plant.cause} | {num_found} | {num_first} | {'; '.join(dict.fromkeys(firsts))} |\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:4])

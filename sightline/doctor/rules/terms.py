@@ -150,6 +150,24 @@ def frequent_weigh_less(pulls: list[Pull], term: LossTerm) -> Iterator[Fault]:
             )
 
 
+@rule(
+    "ignored-targets",
+    "error",
+    "data.ignore_handling loss.form",
+    holds="targets with the label that the data set ignores have no gradient",
+    do="make the loss take the fact `ignore_index`, and leave out the targets that have it",
+)
+def ignored_do_not_count(ignored_places: tuple[int, int]) -> Fault | None:
+    """Find places of ignored labels that the loss learns from."""
+    num, counted = ignored_places
+    if not counted:
+        return None
+    return Fault(
+        "the loss learns from targets that the data set ignores",
+        measured=f"a gradient at {counted} of {num} places with the ignored label",
+    )
+
+
 def _count_targets(pull: Pull, term: LossTerm) -> Tensor:
     is_known = term.class_counts is not None and len(term.class_counts) == len(pull.present)
     return (torch.as_tensor(term.class_counts) if is_known else pull.present).double()

@@ -62,8 +62,6 @@ TO_END = "every check of this run to finish"
 _CPU = torch.device("cpu")
 _MAX_ASSIGNED = 64
 _READING_S, _QUICK_READING_S = 0.5, 0.125
-_MAX_OUTPUTS = 500_000
-"""Number of outputs up to which a loss is judged in some 50 ms."""
 _ENOUGH_OUTPUTS = 100_000
 """Number of outputs whose samples are enough, at a training's start, to fit squares to a loss."""
 _THOROUGH_S = 5.0  # CPU time of this thread for the samples of one split
@@ -407,7 +405,6 @@ _MISSING = {
     "first_steps": "the first step fails",
     "initialisations": "no init",
     "assignments": "no boxes",
-    "squared_losses": "no squared error",
     "box_losses": "no codes of boxes",
     "evaluations": "no evaluation",
     "images_by_part": "no range images",
@@ -526,20 +523,6 @@ def metrics(context: Context) -> Iterator[JudgedMetric]:
     for index, meter in enumerate(context.built.selection_evaluator.metrics):
         name = names[index] if index < len(names) else type(meter.metric).__name__
         yield JudgedMetric(meter, name, f"metrics.{index}")
-
-
-class SquaredLoss(NamedTuple):
-    """Squared-error loss with its name and its config path."""
-
-    name: str
-    squares: SquaredErrorLoss
-    path: str
-
-
-def squared_losses(context: Context) -> Iterator[SquaredLoss]:
-    """List the squared-error losses whose targets are in the data."""
-    for name, squares in context.squared_losses.items():
-        yield SquaredLoss(name, squares, context.loss_path(name))
 
 
 def assignments(context: Context) -> list[AssignedBoxes]:

@@ -58,7 +58,6 @@ NEEDS: dict[str, RuleNeed] = {
         lambda c: any(parts_by_category(part.dataset.info.facts) for part in distinct_parts(c.built.data)),
     ),
     **dict.fromkeys(("absent-class-score", "initial-loss"), _LOGITS),
-    "ignored-targets": RuleNeed("ignored label", lambda c: c.built.data.facts.get("ignore_index") is not None),
     **dict.fromkeys(("broken-codebook", "quantised-outputs", "unquantised-weights"), _COMPRESS),
     "rounding-gradient": RuleNeed("quantised weights", lambda c: quantised_weights(c.built.job.model)),
     "unfit-teacher": RuleNeed("teacher", lambda c: isinstance(c.built.job.task, DistillationTask)),
@@ -71,7 +70,6 @@ NEEDS: dict[str, RuleNeed] = {
     "misplaced-heatmap": _need_keys("heat maps", "heatmaps", "joints"),
     "misplaced-joints": _need_keys("depth", "depth", "joints"),
     "misplaced-volume": _need_keys("depth", "depth", "volume"),
-    "unscored-points": RuleNeed("range images", lambda c: any("range_image" in e.batch for e in c.dry_evaluations)),
     "prior-bias": _FRESH,
 }
 """Needs by the codes of rules; the others apply to every run, or wherever they have a subject."""

@@ -15,7 +15,7 @@ from sightline.config import read_config
 from sightline.contract import registry
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.parts.losses.classification import Distillation, FeatureDistillation
+from sightline.parts.losses.classification import CrossEntropy, Distillation, FeatureDistillation
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.dry_run import take_samples
 from sightline.workbench.check.loss_subjects import make_loss_subjects
@@ -36,7 +36,7 @@ from tests.doctor.own_losses import (
 from tests.doctor.pairing import make_pairs, make_pictured
 from tests.doctor.planting import assert_complete, make
 from tests.doctor.posing import make_pose
-from tests.doctor.segmenting import make_parts
+from tests.doctor.segmenting import Edited, make_parts, make_rooms
 
 WHOLE = (
     "classify: minus cross entropy",
@@ -156,6 +156,16 @@ def test_a_mean_of_means_is_told_of_where_a_step_is_split(tmp_path: Path, micro_
         found = judge_losses(built, World())
     told = [(each.code, each.severity, each.cause) for each in found]
     assert told == ([("loss-sum", "warning", "loss.normaliser")] if micro_batches > 1 else [])
+
+
+@pytest.mark.parametrize("is_planted", [False, True])
+def test_ignored_targets_do_not_count(tmp_path: Path, is_planted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Class 1 is a valid index: nothing fails, and what is ignored is learnt as a class."""
+    if is_planted:
+        monkeypatch.setattr(CrossEntropy, "is_counted", lambda self, label: torch.ones_like(label, dtype=torch.bool))
+    built = make_rooms(tmp_path, lambda inner: Edited(inner, facts={"ignore_index": 1}))
+    found = examine_losses(Context(built, World()))
+    assert [each.code for each in found] == ["ignored-targets"] * is_planted
 
 
 def test_samples_of_a_ragged_batch_are_taken_apart() -> None:
