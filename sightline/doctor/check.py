@@ -18,7 +18,7 @@ from sightline.doctor.evidence import Evidence
 from sightline.doctor.examine import Examination, assert_codes, examine
 from sightline.doctor.objects import find_read_generators, preserve_generators
 from sightline.doctor.report import Report, write_verdict
-from sightline.doctor.subject import Batch, Subject
+from sightline.doctor.subject import Batch, LossTerm, Subject
 from sightline.instrument import copy_module, leave_out_checkpoints
 from sightline.instrument.random_state import preserve_random_state
 
@@ -53,11 +53,14 @@ def check_module(
     return Report(type(model).__name__, examination.findings, write_verdict(examination))
 
 
-def examine_subject(subject: Subject, *, declared: Collection[str] = (), budget_s: float = BUDGET_S) -> Examination:
-    """Judge a subject by all rules, within a budget of processor time."""
+def examine_subject(
+    subject: Subject, *, declared: Collection[str] = (), budget_s: float = BUDGET_S, term: LossTerm | None = None
+) -> Examination:
+    """Judge a subject by all rules, within a budget of processor time; `term` is given for a loss alone."""
+    given = {"subject": subject} if term is None else {"subject": subject, "term": term}
     with leave_out_checkpoints(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what torch says of shapes that relations try
-        return examine(Evidence({"subject": subject}, budget_s), declared=declared)
+        return examine(Evidence(given, budget_s), declared=declared)
 
 
 def make_subject(

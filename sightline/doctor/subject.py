@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -86,6 +86,31 @@ class Subject:
         """Compute the loss; one with a state of its own is copied first."""
         loss = copy.deepcopy(self.loss) if isinstance(self.loss, nn.Module) else self.loss
         return self.form.wrap(loss)(outputs, target).reshape(())
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """What a loss that is a subject of its own states of itself.
+
+    `compute(outputs, target)` returns its sum over the batch, and the count that divides it; `take` those of some of
+    the `num` samples. `tables` are rows of numbers that its code reads, `wanted` the best values of outputs where these
+    are known, with a mask; `ignored` is the label that does not count. `is_split` tells that a step's batch is divided,
+    `is_of_pairs` that samples are compared with one another, `are_all_learnt`
+    that each of their sides has a gradient, `is_of_batch` that arguments count rows of the batch.
+    """
+
+    compute: Callable[[Any, Any], tuple[Tensor, float]]
+    take: Callable[[Any, Any, Sequence[int]], tuple[Any, Any]]
+    num: int
+    module: nn.Module | None = None
+    tables: Mapping[str, Tensor] = field(default_factory=dict)
+    wanted: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    ignored: int | None = None
+    class_counts: Sequence[float] | None = None
+    is_split: bool = False
+    is_of_pairs: bool = False
+    are_all_learnt: bool = False
+    is_of_batch: bool = False
 
 
 def _want_gradient(path: str, tensor: Tensor) -> Tensor:

@@ -1,15 +1,9 @@
-"""Faulty and healthy losses as users write them, registered as plugins of small runs, and how often they are found.
-
-`python -m tests.doctor.own_losses 3` prints the table for three seeds; a name after it, those losses alone; a word
-after that, with all that `sightline check` finds.
-"""
+"""Faulty and healthy losses as users write them, registered as plugins of small runs: rows of the table of cases."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +30,7 @@ from sightline.parts.tasks.distillation import DistillationTask, add_teacher_key
 from sightline.parts.tasks.supervised import Classify
 from sightline.workbench.check.context import CHECKS, Context
 from sightline.workbench.check.core.finding import merge_findings
+from sightline.workbench.check.run_subject import examine_losses
 from sightline.workbench.check.suite import all_checks, run_all
 from tests.doctor.detecting import make_crowds
 from tests.doctor.own_class_losses import (
@@ -54,7 +49,6 @@ from tests.doctor.segmenting import make_parts
 __all__ = [
     "FAULTS",
     "HEALTHY",
-    "NEW",
     "Plant",
     "build_with",
     "findings_with",
@@ -64,12 +58,8 @@ __all__ = [
 ]
 
 NAME = "own"
-NEW = (
-    *("loss-direction", "loss-gradient", "loss-limits", "loss-pairs"),
-    *("loss-sum", "loss-weights", "untrained-loss"),
-)
-OTHERS = ("initial-loss", "loss-normaliser", "no-gradient")
-"""Checks of before, which see some of these faults or their symptoms."""
+OTHERS = ("loss-normaliser", "no-gradient")
+"""Checks of runs that see some of these faults or their symptoms."""
 
 
 # --- heat maps --------------------------------------------------------------------------------------------------------
@@ -454,7 +444,7 @@ def judge_losses(built: TrainingSetup, world: World) -> list[Finding]:
     """What the checks of losses alone find, in the order in which it is printed."""
     all_checks()
     context = Context(built, world)
-    return merge_findings(finding for code in (*NEW, *OTHERS) for finding in CHECKS[code](context))
+    return merge_findings([*examine_losses(context), *(f for code in OTHERS for f in CHECKS[code](context))])
 
 
 _TABLES: dict[str, tuple[dict[str, tuple[type[Loss], str]], dict[str, type[Loss]], tuple[str, ...]]] = {
@@ -480,30 +470,3 @@ HEALTHY = {
     for kind in kinds
     for name, loss in healthy.items()
 }
-
-
-def main(num_seeds: int, wanted: str = "", whole: str = "") -> None:
-    """Print the table; with a third word, of all that `sightline check` finds."""
-    torch.set_num_threads(1)
-    judge = run_all if whole else judge_losses
-    write = sys.stdout.write
-    write("| loss | cause | found | cause first | first finding |\n|---|---|---|---|---|\n")
-    for name, plant in {**FAULTS, **HEALTHY}.items():
-        if wanted not in name:
-            continue
-        firsts, num_found, num_first = [], 0, 0
-        for seed in range(num_seeds):
-            with tempfile.TemporaryDirectory() as folder:
-                try:
-                    found = findings_with(plant, Path(folder), seed, judge)
-                except Exception as error:  # noqa: BLE001 - a row of the table
-                    found, firsts = [], [*firsts, f"{type(error).__name__}: {error}"[:90]]
-            num_found += bool(found)
-            num_first += bool(found) and found[0].cause == plant.cause
-            firsts += [f"{found[0].code} {found[0].severity} {found[0].cause}"] if found else []
-        write(f"| {name} | {plant.cause} | {num_found} | {num_first} | {'; '.join(dict.fromkeys(firsts))} |\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:4])

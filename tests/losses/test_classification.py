@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,9 +32,55 @@ from sightline.parts.losses.classification import (
     LovaszSoftmax,
     resolve_class_weights,
 )
-from sightline.workbench.check.oracles.losses import focal, lovasz
 from tests.cases import run_each
 from tests.golden_parity import load_golden
+
+
+def focal(
+    logits: np.ndarray,
+    label: np.ndarray,
+    *,
+    gamma: float,
+    weights: Sequence[float] | None,
+    by_weights: bool,
+    ignore_index: int | None,
+) -> float:
+    """Compute the focal loss of logits (N, C) and labels (N,): the mean of -w (1 - p)^gamma log p.
+
+    The sum is divided by the weights or by the number of targets. Source: Lin et al. 2017, eq. 5.
+    """
+    by_class = [1.0] * logits.shape[1] if weights is None else list(weights)
+    total, count = 0.0, 0.0
+    for row, target in zip(logits, label, strict=True):
+        if target != ignore_index:
+            log_p = -math.log(math.fsum(math.exp(z - row[target]) for z in row))
+            total += -by_class[target] * (1 - math.exp(log_p)) ** gamma * log_p
+            count += by_class[target] if by_weights else 1.0
+    return total / count if count else 0.0
+
+
+def lovasz(images: Sequence[np.ndarray], labels: Sequence[np.ndarray], *, ignore_index: int | None) -> float:
+    """Compute Lovász-softmax: the mean over images of the Lovász extension of 1 - IoU, an integral over error levels.
+
+    `images` are logits (P, C), `labels` (P,). Source: Berman et al. 2018, eq. 8; Choquet's integral.
+    """
+    image_losses = []
+    for logits, label in zip(images, labels, strict=True):
+        is_counted = np.ones(len(label), dtype=bool) if ignore_index is None else label != ignore_index
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p, counted_labels = (shifted / shifted.sum(axis=1, keepdims=True))[is_counted], label[is_counted]
+        losses = []
+        for number in np.unique(counted_labels):
+            is_class = counted_labels == number
+            errors = np.abs(is_class - p[:, number])
+            order = np.argsort(-errors, kind="stable")
+            missed = np.cumsum(is_class[order])
+            added = np.cumsum(~is_class[order])
+            level_loss = 1 - (is_class.sum() - missed) / (is_class.sum() + added)
+            steps = errors[order] - np.append(errors[order][1:], 0.0)
+            losses.append(math.fsum(steps * level_loss))
+        image_losses += [math.fsum(losses) / len(losses)] if losses else []
+    return math.fsum(image_losses) / len(image_losses) if image_losses else 0.0
 
 
 def mean(loss: CrossEntropy, logits: Tensor, label: Tensor) -> Tensor:

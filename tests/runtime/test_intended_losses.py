@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sightline
-from sightline.workbench.check.oracles.loss_case import is_ordinal
+from sightline.doctor.evidence.terms import is_ordinal
 
 NUM_GRADES = 5
 

@@ -129,14 +129,12 @@ def test_tables_and_json(tmp_path: Path) -> None:
     config, told = tmp_path / "small.yaml", tmp_path / "told.json"
     config.write_text(CONFIG)
     done = succeed("check", config, "--deep", "--device", "cpu", "--json", told)
-    for title in ("layers", "gradients at the first step", "initial weights"):
-        assert f"{title}\n" in done.out
-    assert "cross_entropy" in done.out
+    assert "layers\n" in done.out
     assert "small: 0 errors, 0 warnings" in done.err
     found = {finding["code"]: finding for finding in json.loads(told.read_text())["findings"]}
     table = found["unverified-layers"]["evidence"]["table"]
     assert table["columns"][-1] == "verdict"
-    assert {row[-1] for row in table["rows"]} == {"checked", "half-checked"}
+    assert {row[-1] for row in table["rows"]} == {"checked", "torch's"}
     plain = run_here("check", config, "--device", "cpu")
     assert plain.out == ""
 

@@ -2,42 +2,51 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.evidence import Evidence
 from sightline.ops.box_overlaps import box_sizes, iou
 from sightline.parts.tasks.distillation import unwrap_distillation
-from sightline.workbench.check.checks.loss_items import find
-from sightline.workbench.check.checks.loss_values import is_off_target
-from sightline.workbench.check.context import Context, check, losses
+from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.finding import Fault
-from sightline.workbench.check.oracles.loss_case import LossCase
+from sightline.workbench.check.loss_subjects import LossSubject, make_loss_subjects
 
 _MIN_DECODED_IOU, _CERTAIN = 0.95, 50.0
+
+
+def box_losses(context: Context) -> list[LossSubject]:
+    """List the losses of codes whose best values are known."""
+    return [loss for loss in make_loss_subjects(context) if loss.term.wanted]
 
 
 @check(
     "decoded-boxes",
     "preflight",
-    each=losses,
+    each=box_losses,
     causes=("assign.codec", "assign.box_format", "eval.decode"),
     config_path="task",
     expected="the labelled boxes",
     action="decode by the inverse of what the loss encodes: with the same deviations, order and priors",
 )
-def decoded_boxes(context: Context, case: LossCase) -> Fault | None:
+def decoded_boxes(context: Context, loss: LossSubject) -> Fault | None:
     """The codes at which a loss of boxes is least are decoded to the labelled boxes.
 
     Finds: Detections decoded with other deviations, another order or other priors than training encodes boxes with.
     """
     task, batch = unwrap_distillation(context.built.job.task), context.dry_run.batch
-    goal = next((goal for goal in case.goals if goal.target_key == "matched_boxes"), None)
-    if goal is None or goal.wanted.ndim != 3 or find(case, is_off_target) is not None:
+    evidence = Evidence({"subject": loss.subject, "term": loss.term}, math.inf)
+    aims = attempt("aims", evidence.get, {"name": "aims"})
+    codes, is_valid = loss.term.wanted["codes"]
+    if isinstance(aims, MissingError) or codes.ndim != 3 or not all(aim.is_least for aim in aims):
         return None
-    has_box, boxes = goal.is_valid.any(dim=2), case.values["matched_boxes"]
+    has_box, boxes = is_valid.any(dim=2), loss.subject.batches[0].target["matched_boxes"]
     for image in has_box.any(dim=1).nonzero().flatten().tolist()[:1]:
         scores = torch.where(has_box[image], _CERTAIN, -_CERTAIN)
-        outputs = {"logits": scores[None, :, None], "codes": goal.wanted[image : image + 1]}
+        outputs = {"logits": scores[None, :, None], "codes": codes[image : image + 1]}
         outputs |= {name: scores[None] for name in ("objectness", "centreness") if name in context.dry_run.seen_outputs}
         priors = task.get_priors(batch["image"].to(boxes.device))
         decoded = task.selection.decode(outputs, 0, priors)
@@ -46,11 +55,10 @@ def decoded_boxes(context: Context, case: LossCase) -> Fault | None:
         found, wanted = decoded.detections[is_wanted, :4].double(), boxes[image, index].double()
         overlap = float(iou(found, wanted).median()) if len(found) else 0.0
         if overlap < _MIN_DECODED_IOU:
-            codes = goal.wanted[image, index]
             return Fault(
-                f"codes at which the loss '{case.name}' is least are decoded to other boxes",
+                f"codes at which the loss '{loss.name}' is least are decoded to other boxes",
                 measured=f"median IoU {overlap:.2f} with the boxes of {len(found)} priors; widths "
-                f"{_ratio(found, wanted)} times theirs; largest code {float(codes.abs().max()):.3g}",
+                f"{_ratio(found, wanted)} times theirs; largest code {float(codes[image, index].abs().max()):.3g}",
                 evidence={"field": "codes"},
             )
     return None

@@ -128,6 +128,9 @@ def _list_candidates(slope: Slope, path: str, target: Tensor) -> Iterator[Labell
         yield Labelled(slope, path, None, torch.stack((-flat, flat), -1), target.long(), 0)
     if target.is_floating_point() or target.dtype == torch.bool or output.ndim < 2:
         return
+    if output.numel() == target.numel() and int(target.max()) == 0 > int(target.min()):  # an object, or background
+        flat = gradient.reshape(target.shape)
+        yield Labelled(slope, path, None, torch.stack((-flat, flat), -1), (target == 0).long(), 0)
     for axis in range(1, output.ndim):
         num, moved = output.shape[axis], gradient.movedim(axis, -1)
         is_flat = output.ndim == 2 and target.ndim > 1 and target.numel() == len(output)
@@ -417,9 +420,10 @@ def soft_targets(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Sh
             places = [link(target) * factor for link in links for factor in _FACTORS]
             asked = [_ask_addends(subject, passed, slope, outputs, None) for outputs in places]
             nulls = [_ask_addends(subject, passed, slope, outputs.roll(1, 0), None) for outputs in places]
-            equal, exchanged = (_ask_addends(subject, passed, slope, target * 0, t) for t in (None, other))
+            larger = replace_leaf(passed.batch.target, path, 2 * target)
+            equal, *changed = (_ask_addends(subject, passed, slope, target * 0, t) for t in (None, other, larger))
             for place, gradient in enumerate(equal):
-                if gradient is None or torch.allclose(gradient, exchanged[place], rtol=1e-4, atol=1e-9):  # type: ignore[arg-type]
+                if gradient is None or any(torch.allclose(gradient, c[place], 1e-4, 1e-9) for c in changed):  # type: ignore[arg-type]
                     continue
                 ratios = [
                     float(own[place].norm()) / max(float(null[place].norm()), 1e-12)  # type: ignore[union-attr]

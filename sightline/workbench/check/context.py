@@ -29,8 +29,6 @@ from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.parts.tasks.distillation import unwrap_distillation
-from sightline.runs.checkpoint import load_trained_state
-from sightline.runs.weights import load_weights
 from sightline.workbench.check.core.assigned_boxes import AssignedBoxes, assigned_boxes
 from sightline.workbench.check.core.dry_evaluation import DryEvaluation, rehearse_evaluations
 from sightline.workbench.check.core.dry_run import (
@@ -40,6 +38,7 @@ from sightline.workbench.check.core.dry_run import (
     error_location,
     first_outputs,
     isolated_copy,
+    take_samples,
 )
 from sightline.workbench.check.core.examination import Examination, find_subject
 from sightline.workbench.check.core.finding import Fault
@@ -51,9 +50,8 @@ from sightline.workbench.check.core.sample_statistics import (
     distinct_parts,
     evenly_spaced_keys,
 )
-from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss, find_squared_error, is_no_square
+from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss, find_squared_error
 from sightline.workbench.check.oracles.examine import examine
-from sightline.workbench.check.oracles.loss_case import LossCase, make_cases, take_samples
 from sightline.workbench.check.oracles.results import OracleResult
 
 Moment = Literal["static", "preflight", "deep", "offline"]
@@ -66,8 +64,6 @@ _CPU = torch.device("cpu")
 _MAX_ASSIGNED = 64
 _QUICK_PASS_S = 0.05
 _READING_S, _QUICK_READING_S = 0.5, 0.125
-_MAX_OUTPUTS = 500_000
-"""Number of outputs up to which a loss is judged in some 50 ms."""
 _ENOUGH_OUTPUTS = 100_000
 """Number of outputs whose samples are enough, at a training's start, to fit squares to a loss."""
 _THOROUGH_S = 5.0  # CPU time of this thread for the samples of one split
@@ -161,10 +157,7 @@ class Context:
             needed = range(math.ceil(_ENOUGH_OUTPUTS * rehearsal.num_samples / max(1, _count_numbers(outputs))))
             if len(needed) < rehearsal.num_samples:
                 batch, outputs = (take_samples(part, batch, needed) for part in (batch, outputs))
-        others = set() if self.is_thorough else {case.name for case in self.loss_cases if is_no_square(case)}
         for component in self.config.losses:
-            if component.name in others:
-                continue
             try:
                 squares = find_squared_error(self.built.job, batch, outputs, component.name)
             except Exception:  # noqa: BLE001 - a plugin's loss may reject float64 outputs or a stand-in for its model
@@ -178,36 +171,11 @@ class Context:
                 losses[component.name] = squares
         return losses
 
-    @share("loss")
-    def loss_cases(self) -> list[LossCase]:
-        """Losses of the first step as functions of their arguments; at a training's start, those of few outputs."""
-        samples, outputs = (4, math.inf) if self.is_thorough else (2, _MAX_OUTPUTS)
-        facts = self.built.data.facts
-        return list(make_cases(self.built.job, self.dry_run, facts, max_samples=samples, max_outputs=outputs))
-
     @share("model")
     def oracle_results(self) -> list[OracleResult]:
-        """Comparison of every kind of layer and every loss with references and finite differences (cached)."""
-        rehearsal = self.dry_run
-        if not rehearsal.is_sound:
-            return []
-        batch, outputs = to_device(rehearsal.batch, _CPU), _to_cpu(rehearsal.seen_outputs)
-        return examine(self.built.job, self.config, self.built.data.facts, batch, outputs)
-
-    @share("weights")
-    def trained_model(self) -> nn.Module | None:
-        """Copy of the model with the weights of the run's last checkpoint, in evaluation mode; None without one.
-
-        None, too, for a checkpoint that cannot be used: `unsound-checkpoint` reports it.
-        """
-        if self.run is None or not (self.run / "checkpoints" / "last").exists():
-            return None
-        copied = isolated_copy(self.built.job.model)
-        try:
-            load_weights(copied, load_trained_state(self.run, remedy="give it by --checkpoint"))
-        except CheckpointError:
-            return None
-        return copied.eval()
+        """Comparison of every kind of layer with finite differences, and with the type it derives from (cached)."""
+        is_sound = self.dry_run.is_sound
+        return examine(self.built.job, to_device(self.dry_run.batch, _CPU)) if is_sound else []
 
     @share("compression")
     def float_model(self) -> nn.Module | None:
@@ -442,7 +410,7 @@ _MISSING = {
     "first_steps": "the first step fails",
     "initialisations": "no init",
     "assignments": "no boxes",
-    "losses": "no loss that can be asked alone",
+    "box_losses": "no codes of boxes",
     "evaluations": "no evaluation",
     "logs": "no log",
 }
@@ -545,11 +513,6 @@ def metrics(context: Context) -> Iterator[JudgedMetric]:
     for index, meter in enumerate(context.built.selection_evaluator.metrics):
         name = names[index] if index < len(names) else type(meter.metric).__name__
         yield JudgedMetric(meter, name, f"metrics.{index}")
-
-
-def losses(context: Context) -> list[LossCase]:
-    """List the losses of the first step as functions of their arguments."""
-    return context.loss_cases
 
 
 def assignments(context: Context) -> list[AssignedBoxes]:

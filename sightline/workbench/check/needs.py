@@ -31,12 +31,8 @@ _LOGITS = RuleNeed("class logits", _has_logits)
 
 NEEDS: dict[str, RuleNeed] = {
     **dict.fromkeys(("box-evaluation", "box-protocol"), _BOXES),
-    "negatives": _CONTRAST,
     "batch-statistics": RuleNeed("several processes", lambda c: c.world.size > 1),
-    "class-weight-length": _CLASSES,
     **dict.fromkeys(("absent-class-score", "initial-loss"), _LOGITS),
-    "ignored-targets": RuleNeed("ignored label", lambda c: c.built.data.facts.get("ignore_index") is not None),
     "pretraining-mismatch": RuleNeed("run to start from", lambda c: c.built.lineage is not None),
-    "unscored-points": RuleNeed("range images", lambda c: any("range_image" in e.batch for e in c.dry_evaluations)),
 }
 """Needs by the codes of rules; the others apply to every run, or wherever they have a subject."""

@@ -21,6 +21,7 @@ from sightline.doctor.check import examine_subject
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.examine import Examination, examine, list_rules
 from sightline.doctor.finding import Finding
+from sightline.doctor.rules import Rule
 from sightline.doctor.subject import Batch, Subject
 from sightline.engine.build import DataSubset, TrainingSetup
 from sightline.engine.device import to_device
@@ -28,6 +29,7 @@ from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import single_batch_step
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.dry_run import isolated_copy, read_batch, step_keys
+from sightline.workbench.check.loss_subjects import make_loss_subjects
 from sightline.workbench.check.oracles.results import FixedOutputs
 
 _BUDGETS_S = {True: 3.0, False: 1.0}
@@ -35,6 +37,10 @@ _BUDGETS_S = {True: 3.0, False: 1.0}
 _NUM_BATCHES, _NUM_SAMPLES, _PASS_S, _SLOW_S = 4, 8, 0.1, 1.0
 _JUDGED_OTHERWISE = {"first-step", "large-update"}
 """Relations that a check of the run asks of its own steps, which know the schedule and the whole batch."""
+_OF_LOSSES = {"loss", "samples", "targets", "terms", "pairs"}
+"""Modules of the rules that are asked of each loss alone."""
+_FIRST = ("loss-gradient", "loss-pairs", "loss-sum", "loss-direction", "misplaced-targets", "loss-limits")
+"""Codes that explain others of a loss, the first first."""
 _PLACES = {
     "data": "data",
     "geometry": "data",
@@ -66,8 +72,39 @@ def examine_relations(context: Context) -> tuple[Examination, list[Finding]]:
         return Examination(), []
     declared = {*context.config.checks.skip, *_JUDGED_OTHERWISE}
     examination = examine_subject(subject, declared=declared, budget_s=_BUDGETS_S[context.is_thorough])
-    paths = {rule.code: _PLACES.get(rule.judge.__module__.rpartition(".")[2], "optimizer") for rule in list_rules()}
-    return examination, [_locate(finding, context, paths[finding.code]) for finding in examination.findings]
+    paths = {rule.code: _PLACES.get(_get_module(rule), "optimizer") for rule in list_rules()}
+    alone = examine_losses(context)
+    known = {finding.code for finding in alone}
+    others = [_locate(f, context, paths[f.code]) for f in examination.findings if f.code not in known]
+    return examination, alone + others
+
+
+def examine_losses(context: Context) -> list[Finding]:
+    """Judge each loss of a run alone, by the rules of losses; of several findings the likeliest cause is left."""
+    own = {rule.code for rule in list_rules() if _get_module(rule) in _OF_LOSSES}
+    declared = {*context.config.checks.skip, *({rule.code for rule in list_rules()} - own), "other-samples"}
+    found, judged = [], set()
+    for name, subject, term in make_loss_subjects(context):
+        budget_s = _BUDGETS_S[context.is_thorough] / 2
+        examination = examine_subject(subject, declared=declared, budget_s=budget_s, term=term)
+        judged.add(name)
+        found += [_locate(each, context, context.loss_path(name)) for each in _take_first(examination.findings)]
+        for judgement in examination.judgements:
+            if judgement.outcome in ("held", "broken"):
+                context.examination.add("loss", judgement.rule.code)
+    context.examination.gaps += [f"the loss '{c.name}', alone" for c in context.config.losses if c.name not in judged]
+    return found
+
+
+def _take_first(findings: Sequence[Finding]) -> list[Finding]:
+    """Take the findings of the code that explains the others of a loss; notes stay."""
+    order = {code: place for place, code in enumerate(_FIRST)}
+    real = sorted((f for f in findings if f.severity != "note"), key=lambda f: order.get(f.code, len(order)))
+    return [f for f in findings if f.severity == "note"] + real[:1]
+
+
+def _get_module(rule: Rule) -> str:
+    return rule.judge.__module__.rpartition(".")[2]
 
 
 def _locate(finding: Finding, context: Context, path: str) -> Finding:

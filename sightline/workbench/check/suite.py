@@ -194,9 +194,6 @@ def _list_gaps(context: Context, moments: set[str]) -> Iterator[str]:
         if not survey.is_whole:
             left = len(survey.part.indices) - survey.num_sampled
             yield f"{left:,} of {len(survey.part.indices):,} samples of the {survey.part.split} part"
-    if "loss_cases" in measured and context.dry_run.is_sound:
-        asked = {case.name for case in context.loss_cases}
-        yield from (f"the loss '{part.name}', alone" for part in context.config.losses if part.name not in asked)
     if "preflight" in moments and "deep" not in moments:
         yield f"single layers ({'check --deep' if context.is_thorough else 'sightline check --deep'})"
 

@@ -1,11 +1,7 @@
-"""Wrong backward passes of several kinds, and in how many of 60 draws the check of gradients finds each.
-
-`python -m tests.doctor.oracles.power` prints the table of docs/results/doctor.md.
-"""
+"""Wrong backward passes of several kinds, and in how many of 60 draws the check of gradients finds each."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -132,17 +128,3 @@ def alarms(function: Callable[[Tensor], Tensor], size: int, seed: int, *, step: 
     return (
         not gradient_errors(lambda: [function(values)], {"x": [values]}, seed=seed, step=step).get("x", 0.0) <= GRADIENT
     )
-
-
-def table() -> list[str]:
-    """Markdown: of 60 draws those found, by size, with the steps of layers of known and of unknown type."""
-    lines = ["| wrong backward pass | elements | found, step 1e-6 | found, step 1e-8 |", "|---|---|---|---|"]
-    for name, planted in PLANTED.items():
-        for shape in planted.shapes:
-            counts = [sum(found(planted, shape, seed, step=step) for seed in range(NUM_SEEDS)) for step in (1e-6, 1e-8)]
-            lines.append(f"| {name} | {' x '.join(map(str, shape))} | {counts[0]} | {counts[1]} |")
-    return lines
-
-
-if __name__ == "__main__":
-    sys.stdout.write("\n".join(table()) + "\n")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
-from sightline.workbench.check.oracles.derivatives import describe_uncompared, gradient_errors, make_gradient_function
+from sightline.workbench.check.oracles.derivatives import describe_uncompared, gradient_errors
 from tests.cases import run_each
 
 
@@ -61,27 +59,6 @@ def test_a_gradient_that_is_lost_in_rounding_is_not_compared() -> None:
         return [(moved - moved.mean(0)) / moved.std(0)]
 
     assert gradient_errors(normed, {"bias": [bias]})["bias"] < 1e-3
-
-
-def test_second_derivatives() -> None:
-    class HalfWrong(Function):
-        """x^3, the gradient of whose gradient is wrong."""
-
-        @staticmethod
-        def forward(ctx: Any, values: Tensor) -> Tensor:
-            ctx.save_for_backward(values)
-            return values**3
-
-        @staticmethod
-        def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-            (values,) = ctx.saved_tensors
-            return gradient * 3 * values.detach() ** 2
-
-    values = drawn(6)
-    for function, is_right in ((lambda x: x**3, True), (HalfWrong.apply, False)):
-        slopes = make_gradient_function(lambda f=function: [f(values)], [values])  # type: ignore[misc]
-        assert gradient_errors(lambda f=function: [f(values)], {"x": [values]})["x"] < 1e-6  # type: ignore[misc]
-        assert (gradient_errors(slopes, {"x": [values]})["x"] < 1e-6) == is_right
 
 
 def test_a_gradient_among_too_many_edges_is_not_compared() -> None:

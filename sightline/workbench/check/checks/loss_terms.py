@@ -1,125 +1,60 @@
-"""Checks of a loss's terms: class weights, normaliser, negatives of a contrastive loss.
-
-Contrastive losses of chosen rows: the task runs with a stand-in that returns these rows instead of its model.
-"""
+"""Checks of losses with their runs: logits before training, and the divisor of a loss of priors."""
 
 from __future__ import annotations
 
 import copy
-import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sightline.contract.members import TaskMembers
 from sightline.doctor.finding import Finding
-from sightline.doctor.objects import iter_reachable
-from sightline.engine.distributed import World
-from sightline.engine.step import compute_batch_losses, divide_by_count, prepare_step
+from sightline.engine.step import compute_batch_losses, divide_by_count
 from sightline.ops.priors import BACKGROUND, IGNORED
-from sightline.parts.losses.embeddings import chance_level
-from sightline.workbench.check.context import Context, assignments, check
+from sightline.workbench.check.context import Context, assignments, check, first_steps
 from sightline.workbench.check.core.assigned_boxes import AssignedBoxes
 from sightline.workbench.check.core.dry_run import DryRun
-from sightline.workbench.check.core.finding import Fault, Hypothesis, diagnose, explain, is_near
+from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.sample_statistics import class_axis
 from sightline.workbench.check.oracles.results import FixedOutputs
 
-_diagnose = functools.partial(diagnose, __file__)
-_ALWAYS_PER_CLASS = ("class_weights", "class_weight")
-_PER_CLASS_WITH_LOGITS = ("weights", "weight")
+_MAX_STD = 3.0
 
 
-@check("class-weight-length", "preflight")
-def class_weight_length(context: Context) -> Iterator[Fault]:
-    """Class weights, logits, class names and metrics all have `num_classes` entries; weights are finite and >= 0.
+@check(
+    "initial-loss",
+    "preflight",
+    each=first_steps,
+    severity="warning",
+    causes=("model.init", "model.numerics", "data.normalisation"),
+    config_path="model",
+    action="scale the initial weights by 1/sqrt(fan-in), or normalise what goes into the last layer",
+)
+def initial_loss(context: Context, step: DryRun) -> Fault | None:
+    """The logits of an untrained model have a standard deviation of at most 3 over the classes.
 
-    Finds: Class weights, head, metrics and names that do not count the same classes.
+    Finds: Logits that no untrained model has.
     """
-    num_classes = context.built.data.facts.get("num_classes")
-    if not isinstance(num_classes, int):
-        return
-    weights = list(_iter_class_weights(context))
-    counts = _collect_counts(context, num_classes) | {
-        path: (len(values), "loss.weights", path) for path, _, values in weights
-    }
-    for name, (count, cause, path) in counts.items():
-        if count != num_classes:
-            measured = "; ".join(f"{counted} {number}" for counted, (number, _, _) in counts.items())
-            causes = (cause, "loss.weights", "cfg.class_count", "model.structure")
-            words = {"name": name, "count": count, "num_classes": num_classes}
-            yield _diagnose("other count", measured, causes=causes, at=path, **words)
-    for path, name, values in weights:
-        yield from _value_faults(context, path, name, values)
-
-
-def _collect_counts(context: Context, num_classes: int) -> dict[str, tuple[int, str, str]]:
-    """Map everything that counts classes to its number of classes, the cause of a wrong number, and its config path."""
-    facts = context.built.data.facts
-    counts = {
-        f"fact {name}": (len(facts[name]), "cfg.class_count", "data")
-        for name in ("class_names", "class_counts")
-        if facts.get(name) is not None
-    }
-    width = _find_head_width(context.dry_run, num_classes)
-    if width is not None:
-        counts["outputs of the head"] = (width, "cfg.class_count", "model")
-    for index, meter in enumerate(context.built.selection_evaluator.metrics):
-        classes = getattr(meter.metric, "num_classes", None)
-        if isinstance(classes, int):
-            name = f"classes of metric {type(meter.metric).__name__}"
-            counts[name] = (classes, "cfg.class_count", f"metrics.{index}")
-    return counts
-
-
-def _find_head_width(rehearsal: DryRun, num_classes: int) -> int | None:
-    """Return the size of the class axis of `logits` in the dry run; None without logits or labels."""
-    outputs = rehearsal.seen_outputs
-    logits, label = outputs.get("logits"), rehearsal.batch.get("label")
-    if not isinstance(logits, Tensor) or not isinstance(label, Tensor):
+    batch, outputs = context.first_outputs
+    logits, label = outputs.get("logits"), batch.get("label")
+    if not context.is_fresh or not isinstance(logits, Tensor) or not isinstance(label, Tensor):
         return None
     axis = class_axis(logits, label)
-    return None if axis is None else logits.shape[axis]
-
-
-def _iter_class_weights(context: Context) -> Iterator[tuple[str, str, list[float]]]:
-    """Yield the config path, attribute name and values of each class weight of the losses."""
-    for path, loss in iter_reachable(context.built.job.task, nn.Module):
-        takes_logits = "logits" in getattr(type(loss).forward, "__annotations__", {})
-        names = (*_ALWAYS_PER_CLASS, *(_PER_CLASS_WITH_LOGITS if takes_logits else ()))
-        for name in names:
-            weights = _as_list(getattr(loss, name, None))
-            if weights is not None:
-                component = next((c.name for c in context.config.losses if f"[{c.name!r}]" in path), "")
-                yield f"{context.loss_path(component)}.{name}", name, weights
-
-
-def _as_list(value: Any) -> list[float] | None:
-    if isinstance(value, nn.Parameter):
+    if axis is None or logits.shape[axis] < 2 or not bool(logits.isfinite().all()):
         return None
-    if isinstance(value, Tensor):
-        return value.tolist() if value.ndim == 1 else None
-    if isinstance(value, list | tuple) and all(isinstance(item, int | float) for item in value):
-        return [float(item) for item in value]
-    return None
-
-
-def _value_faults(context: Context, path: str, name: str, values: list[float]) -> Iterator[Fault]:
-    """Yield a fault for each weight that is not finite, negative, or 0 for a class with training samples."""
-    facts = context.built.data.facts
-    names, class_counts = facts.get("class_names"), facts.get("class_counts")
-    for index, value in enumerate(values):
-        class_name = names[index] if names is not None and index < len(names) else str(index)
-        is_wrong = not math.isfinite(value) or value < 0
-        is_present = class_counts is not None and index < len(class_counts) and class_counts[index] > 0
-        is_present &= index != facts.get("ignore_index")
-        if is_wrong or (value == 0 and is_present):
-            samples = f" for {class_counts[index]} training samples" if class_counts is not None and is_present else ""
-            words = {"class_name": class_name, "name": name, "index": index, "weight": value, "samples": samples}
-            yield _diagnose("no weight", severity="error" if is_wrong else "warning", at=path, **words)
+    std = float((logits - logits.mean(dim=axis, keepdim=True)).double().std(correction=0))
+    if std <= _MAX_STD:
+        return None
+    return Fault(
+        f"the untrained model is over-confident: its logits have standard deviation {std:.3g}",
+        layer=context.last_layer,
+        value=std,
+        bound=_MAX_STD,
+        expected=f"at most {_MAX_STD:g}; a loss near ln {logits.shape[axis]} = {math.log(logits.shape[axis]):.4g}",
+    )
 
 
 _BACKGROUND_LOGIT = -50.0
@@ -202,7 +137,7 @@ def _compute_losses(context: Context, added: int | None) -> dict[str, tuple[floa
 OUTPUTS = ("first", "second", "pictured")
 """Output keys that the contrastive losses of the package read: rows of two clouds and a picture of every object."""
 BUILT_IN = ("intra_modal", "cross_modal")
-"""Losses with a known definition; the losses of plugins may be of another kind."""
+"""Losses of pairs; those of plugins may be of another kind."""
 
 
 def pairs_task(context: Context) -> Any | None:
@@ -211,125 +146,3 @@ def pairs_task(context: Context) -> Any | None:
     if not TaskMembers.compares_rows.get(task) or not any(loss.name in BUILT_IN for loss in context.config.losses):
         return None
     return task
-
-
-def pair_losses(
-    context: Context, rows: Mapping[str, Tensor], *, parts: int = 1, world: World | None = None
-) -> dict[str, float]:
-    """Compute the mean of each contrastive loss of the package for the output rows (M, D) of a step's M pairs.
-
-    The step is split into `parts` micro-batches; `world` is a single process by default.
-    """
-    task: Any = pairs_task(context)
-    assert task is not None, "only for a run that compares rows"
-    process_group: Any = World() if world is None else world
-    size = len(next(iter(rows.values())))
-    keys = sorted({*context.built.data.train.reader.keys, "sample_index"})
-    micro_batches = [dict.fromkeys(keys, index) for index in torch.arange(size).chunk(parts)]
-    model = _FixedRows(rows)
-    sums: dict[str, Tensor] = {}
-    with torch.no_grad():
-        step = prepare_step(task, model, micro_batches, process_group)
-        for index in range(len(micro_batches)):
-            for name, term in step.loss_sums(model, index).items():
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + term.double()
-    sums = process_group.all_reduce_sum(sums, operation="losses of rows that are known")
-    return {name: float(mean) for name, mean in step.loss_means(sums).items() if name in BUILT_IN}
-
-
-class _FixedRows(nn.Module):
-    """Stand-in for the model: each input of a micro-batch contains row indices, and the rows with them are returned."""
-
-    def __init__(self, rows: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self._rows = dict(rows)
-
-    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        index = next(iter(inputs.values()))
-        return {name: rows[index] for name, rows in self._rows.items()}
-
-
-_NUM_PAIRS = 6
-_WIDTH = 16
-_NEGATIVES_TOLERANCE = 1e-9  # for float64 sums of a dozen exponentials
-
-
-@check("negatives", "static")
-def negatives(context: Context) -> Iterator[Fault]:
-    """Equal rows have the loss ln(K + 1) of K = 2M - 2 negatives for the M pairs of a step.
-
-    Finds: Contrastive losses with fewer, more or other negatives than the batch implies, or with wrong partners.
-
-    This holds for one micro-batch, for two, and over all processes; a nearer partner has a smaller loss.
-    Source: Chen et al. 2020, eq. 1.
-    """
-    task, size = pairs_task(context), context.world.size
-    if task is None:
-        return
-    faults = list(_count_faults(context)) or _partner_faults(context)
-    yield from faults
-    if size > 1:
-        yield from _world_faults(context, task)
-    if size > 1 and task.negatives == "process":
-        num_pairs = context.config.train.batch_size
-        own = num_pairs // size
-        words = {"own": own, "own_negatives": 2 * own - 2, "own_chance": chance_level(own), "pairs": num_pairs}
-        yield _diagnose("per process", negatives=2 * num_pairs - 2, chance=chance_level(num_pairs), **words)
-
-
-def _make_equal_rows(num_pairs: int) -> dict[str, torch.Tensor]:
-    return {name: torch.ones(num_pairs, _WIDTH, dtype=torch.float64) for name in OUTPUTS}
-
-
-def _count_faults(context: Context) -> Iterator[Fault]:
-    """Yield a fault of the first loss whose number of negatives is wrong in one or two micro-batches."""
-    for parts in (1, 2):
-        for name, value in pair_losses(context, _make_equal_rows(_NUM_PAIRS), parts=parts).items():
-            if abs(value - chance_level(_NUM_PAIRS)) > _NEGATIVES_TOLERANCE:
-                setting = "" if parts == 1 else f" in {parts} micro-batches"
-                yield _make_count_fault(context, name, value, _NUM_PAIRS, setting, _explain_count(value, parts))
-                return
-
-
-def _world_faults(context: Context, task: Any) -> Iterator[Fault]:
-    """Check the number of negatives over all processes, each with a different number of rows."""
-    sizes = [_NUM_PAIRS + rank for rank in range(context.world.size)]
-    values = pair_losses(context, _make_equal_rows(sizes[context.world.rank]), world=context.world)
-    for name, value in values.items() if task.negatives != "process" else ():
-        if abs(value - chance_level(sum(sizes))) > _NEGATIVES_TOLERANCE:
-            setting, detail = f" on {context.world.size} processes", "some rows of other processes are left out"
-            yield _make_count_fault(context, name, value, sum(sizes), setting, detail)
-
-
-def _partner_faults(context: Context) -> Iterator[Fault]:
-    """Check that orthogonal rows have a smaller loss with their own partners than with those of the next object."""
-    rows = torch.eye(_NUM_PAIRS, _WIDTH, dtype=torch.float64)
-    paired_losses = pair_losses(context, dict.fromkeys(OUTPUTS, rows))
-    # `second` stays equal to `first`, so that their mean, which pictures are compared with, is one of the rows.
-    shifted = {"intra_modal": {"second": rows.roll(1, 0)}, "cross_modal": {"pictured": rows.roll(1, 0)}}
-    for name, value in paired_losses.items():
-        shifted_loss = pair_losses(context, {**dict.fromkeys(OUTPUTS, rows), **shifted[name]})[name]
-        if not value < shifted_loss:
-            words = {"name": name, "paired": value, "shifted": shifted_loss}
-            yield _diagnose("other partner", at=context.loss_path(name), **words)
-
-
-def _make_count_fault(context: Context, name: str, value: float, num_pairs: int, setting: str, detail: str) -> Fault:
-    count = math.expm1(value) if value < 700 else math.inf
-    words = {"loss": value, "pairs": num_pairs, "setting": setting, "count": count, "negatives": 2 * num_pairs - 2}
-    words |= {"name": name, "chance": chance_level(num_pairs), "detail": detail and f": {detail}"}
-    return _diagnose("other negatives", at=context.loss_path(name), **words)
-
-
-def _explain_count(value: float, parts: int) -> str:
-    """Explain a wrong number of negatives; "" if no explanation fits."""
-    candidates = [
-        Hypothesis(
-            "loss.negatives", "only the rows of the same micro-batch are compared", 2 * (_NUM_PAIRS // parts) - 2
-        ),
-        Hypothesis("loss.negatives", "a row's similarity to itself counts as well", 2 * _NUM_PAIRS - 1),
-        Hypothesis("loss.negatives", "only the rows of one side are compared", _NUM_PAIRS - 1),
-    ]
-    count = math.expm1(min(value, 700.0))
-    fitting = explain(count, 2 * _NUM_PAIRS - 2, candidates[parts == 1 :], likeness=is_near(1e-6))
-    return fitting[0].text if fitting else ""

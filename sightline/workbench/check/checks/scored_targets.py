@@ -1,4 +1,4 @@
-"""Checks of what an evaluation counts: boxes, ignored targets, points without a score."""
+"""Checks of what an evaluation of boxes counts, by its protocol."""
 
 from __future__ import annotations
 
@@ -14,26 +14,15 @@ from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
 from sightline.doctor.finding import Finding
 from sightline.engine.device import to_device
-from sightline.engine.step import compute_batch_losses
-from sightline.ops.box_overlaps import box_iou, promote_to_float32
-from sightline.ops.labels import widen_labels
+from sightline.ops.box_overlaps import box_iou
 from sightline.ops.priors import warp_boxes
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.workbench.check.checks.synthetic_predictions import (
     Predicted,
-    PredictionMaker,
-    SyntheticBatch,
-    build_prediction_maker,
-    can_score,
     metric_values,
-    repeat_choices,
-    score_metric,
 )
-from sightline.workbench.check.context import Context, JudgedMetric, check, evaluations, metrics
-from sightline.workbench.check.core.dry_evaluation import DryEvaluation
+from sightline.workbench.check.context import Context, JudgedMetric, check, metrics
 from sightline.workbench.check.core.finding import Fault, diagnose
-from sightline.workbench.check.core.sample_statistics import class_axis, describe_sample, read_samples
-from sightline.workbench.check.oracles.results import FixedOutputs
 
 _diagnose = functools.partial(diagnose, __file__)
 _MAX_SCORES = {"crowd_ap": 0.01, "miss_rate": 0.01, "box_ap": 0.05, "box_errors": 0.05}
@@ -187,137 +176,3 @@ def _join_images(images: list[dict[str, Tensor]]) -> Predicted:
 
 def _is_same(first: float, second: float) -> bool:
     return (math.isnan(first) and math.isnan(second)) or abs(first - second) < 1e-6
-
-
-_MAX_ROWS = 8
-"""Rows of range images: enough for a decision, and few enough to sort."""
-_RELATIVE = 1e-4
-
-
-@check(
-    "ignored-targets",
-    "preflight",
-    causes=("data.ignore_handling", "loss.form", "eval.protocol"),
-    expected="the same for any prediction at targets that the data set ignores",
-    action="make it take the fact `ignore_index`, and leave out the targets that have it",
-)
-def ignored_targets(context: Context) -> Iterator[Fault | Finding]:
-    """No loss over labels and no metric depends on the predictions for targets with the ignore index.
-
-    Finds: Losses and metrics that do not leave out the targets that the data set ignores.
-    """
-    ignored, maker = context.built.data.facts.get("ignore_index"), build_prediction_maker(context)
-    if ignored is not None and maker is not None:
-        yield from _loss_faults(context, ignored)
-        for metric in metrics(context):
-            if can_score(context, metric.meter):
-                yield from _metric_faults(context, maker, metric, ignored)
-
-
-def _loss_faults(context: Context, ignored: int) -> Iterator[Fault | Finding]:
-    outputs, batch = context.dry_run.seen_outputs, context.dry_run.batch
-    logits, label = outputs["logits"].detach(), batch["label"]
-    logits = promote_to_float32(logits)  # a sum in bf16 rounds the difference away
-    axis = class_axis(logits, label)
-    assert axis is not None, "a run without a class axis has no maker"
-    if label.ndim == 3:
-        logits, label = logits.movedim(axis, -1)[:, :_MAX_ROWS].movedim(-1, axis), label[:, :_MAX_ROWS]
-    hidden, other_label = _hide_labels(label, ignored), label.flatten().roll(label.numel() // 2).view(label.shape)
-    try:
-        plain, rolled, relabelled = (
-            _compute_losses(context, {**outputs, "logits": case_logits}, {**batch, "label": case_label})
-            for case_logits, case_label in (
-                (logits, hidden),
-                (_roll_classes(logits, axis, hidden == ignored), hidden),
-                (logits, torch.where(hidden == ignored, hidden, other_label)),
-            )
-        )
-    except Exception as error:  # noqa: BLE001 - a loss may need labels and logits of whole batches
-        yield ignored_targets.not_run(context, error)
-        return
-    for name, value in plain.items():
-        is_of_labels = not torch.isclose(relabelled[name], value, rtol=_RELATIVE)
-        if is_of_labels and not torch.isclose(rolled[name], value, rtol=_RELATIVE, atol=0):
-            words = {"name": name, "plain": float(value), "other": float(rolled[name]), "ignored": ignored}
-            evidence = {"field": "label"}
-            yield _diagnose("learns from ignored", at=context.loss_path(name), evidence=evidence, **words)
-
-
-def _metric_faults(context: Context, maker: PredictionMaker, metric: JudgedMetric, ignored: int) -> Iterator[Fault]:
-    classes = maker.choices[0]
-    synthetic = maker.make_batch(
-        range(maker.num_samples),
-        lambda rank, size, category: repeat_choices(classes, rank, size),
-        get_category=lambda rank: 0,
-        wrong=True,
-    )
-    label = _hide_labels(synthetic.batch["label"], ignored)
-    batch = {**synthetic.batch, "label": label}
-    rolled = _roll_classes(synthetic.logits, synthetic.logits.ndim + maker.axis, label == ignored)
-    try:
-        plain, other = (
-            score_metric(context, metric.meter, [SyntheticBatch(batch, logits)])
-            for logits in (synthetic.logits, rolled)
-        )
-    except Exception:  # noqa: BLE001 - `per-batch-metric` reports why a metric fails
-        return
-    changed = [name for name, value in plain.items() if abs(other[name] - value) > _RELATIVE]
-    if changed:
-        words = {"figure": changed[0], "plain": plain[changed[0]], "other": other[changed[0]], "ignored": ignored}
-        yield _diagnose("scores ignored", at=metric.path, metric=metric, evidence={"field": "target"}, **words)
-
-
-def _hide_labels(label: Tensor, ignored: int) -> Tensor:
-    """Set every third label to the ignore index."""
-    is_hidden = torch.arange(label.numel(), device=label.device).view(label.shape) % 3 == 0
-    return widen_labels(label).masked_fill(is_hidden, ignored)
-
-
-def _roll_classes(logits: Tensor, axis: int, mask: Tensor) -> Tensor:
-    """Roll the logits of the targets in `mask` by one class."""
-    return torch.where(mask.unsqueeze(axis), logits.roll(1, axis), logits)
-
-
-def _compute_losses(context: Context, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    job = context.built.job
-    with torch.no_grad():
-        return compute_batch_losses(job.task, FixedOutputs(outputs), dict(batch), context.world.device, job.precision)[
-            0
-        ]
-
-
-_MAX_SAMPLES = 2
-
-
-@check(
-    "unscored-points",
-    "preflight",
-    each=evaluations,
-    causes=("eval.protocol", "data.sampling"),
-    config_path="transforms.evaluate",
-    expected="every point once: metrics over some of the points cannot be compared with published ones",
-    action="remove transforms that drop, repeat or reorder points from transforms.evaluate",
-)
-def unscored_points(context: Context, evaluation: DryEvaluation) -> Fault | None:
-    """Evaluations of range images score every point of a scan, by its own label, in the data set's order.
-
-    Finds: Scans of which an evaluation scores other points than the data set contains.
-    """
-    offsets, target = evaluation.predictions.get("cloud_offsets"), evaluation.predictions.get("target")
-    if "range_image" not in evaluation.batch or offsets is None or target is None:
-        return None
-    dataset, keys = evaluation.part.dataset, evaluation.keys[:_MAX_SAMPLES]
-    scored_labels = target.cpu().split(offsets.diff().tolist())
-    for key, sample, scored in zip(keys, read_samples(dataset, keys), scored_labels, strict=False):
-        label = sample["label"].cpu()
-        is_whole = len(scored) == len(label)
-        num_wrong = int((scored != label).sum()) if is_whole else abs(len(scored) - len(label))
-        if num_wrong:
-            return Fault(
-                f"{len(scored)} points are scored of a scan of {len(label)}"
-                + (", some by the labels of others" if is_whole else ""),
-                sample=key.index,
-                measured=f"{num_wrong} points of {describe_sample(dataset, key.index)} not scored by their label",
-                evidence={"field": "target"},
-            )
-    return None

@@ -19,9 +19,8 @@ from sightline.contract.types import Batch
 from sightline.engine.evaluate import BoundMetric
 from sightline.instrument import copy_metric
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.dry_run import read_batch, step_keys
+from sightline.workbench.check.core.dry_run import read_batch, step_keys, take_samples
 from sightline.workbench.check.core.sample_statistics import class_axis, parts_by_category
-from sightline.workbench.check.oracles.loss_case import take_samples
 from sightline.workbench.check.oracles.results import FixedOutputs
 
 _LARGE_LOGIT = 100.0  # 1 + e^-100 is 1 in float32: the prediction has probability 1

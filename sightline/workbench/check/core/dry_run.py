@@ -225,6 +225,29 @@ def first_outputs(
     return batch, tape.outputs[-1] if tape.outputs and isinstance(tape.outputs[-1], Mapping) else {}
 
 
+def take_samples(values: Mapping[str, Any], batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """Return the rows of some samples of a `batch` in its values, or in outputs for it; other values as they are."""
+    division = {name: value for name, value in batch.items() if name == "sample_index" or name.endswith("offsets")}
+    return {name: take_rows_of(value, division, rows, name) for name, value in values.items()}
+
+
+def take_rows_of(value: Any, division: Mapping[str, Tensor], rows: Sequence[int], name: str) -> Any:
+    """Take the rows of some samples; a value whose rows are not those of samples is returned as it is."""
+    num_samples = len(division["sample_index"])
+    if isinstance(value, list) and len(value) == num_samples:
+        return [value[row] for row in rows]
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    if name in division and name != "sample_index":
+        return torch.cat([value[:1] * 0, value.diff()[list(rows)].cumsum(0)])
+    if len(value) == num_samples:
+        return value[list(rows)]
+    for offsets in division.values():
+        if len(offsets) == num_samples + 1 and int(offsets[-1]) == len(value):
+            return torch.cat([value[int(offsets[row]) : int(offsets[row + 1])] for row in rows])
+    return value
+
+
 def error_location(error: BaseException) -> tuple[str | None, int | None]:
     """Return the file and line of an exception's innermost frame outside installed libraries.
 

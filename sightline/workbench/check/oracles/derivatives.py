@@ -24,7 +24,6 @@ from torch import Tensor
 from sightline.contract.pytree import is_float
 from sightline.contract.types import Batch
 from sightline.engine.train import TrainState
-from sightline.workbench.check.oracles.loss_case import LossCase
 from sightline.workbench.check.oracles.results import loss_counts, loss_sums
 
 Function = Callable[[], Sequence[Tensor]]
@@ -64,18 +63,6 @@ def gradient_errors(
                 errors[name] = error
                 del remaining[name]
     return errors
-
-
-def make_gradient_function(function: Function, tensors: Sequence[Tensor], *, seed: int = 0) -> Function:
-    """Return a function that computes the gradients of a fixed weighted sum of outputs, to check second derivatives."""
-
-    def evaluate() -> Sequence[Tensor]:
-        outputs = function()
-        total = _weighted_total(outputs, _draw_weights(outputs, torch.Generator().manual_seed(seed)))
-        gradients = torch.autograd.grad(total, list(tensors), create_graph=True, allow_unused=True)
-        return [gradient for gradient in gradients if gradient is not None]
-
-    return evaluate
 
 
 def worst_error(errors: Mapping[str, float]) -> tuple[str, float | None]:
@@ -222,21 +209,6 @@ class SquaredErrorLoss:
         return self.mean(self.middle)
 
 
-def expected_factor(squares: SquaredErrorLoss) -> float | None:
-    """Return the factor of the mean squared error if it is valid: 1, or the elements per counted item; else None.
-
-    Squared distances, for example, are sums over coordinates that are counted per point. A loss that learns its
-    targets, whose definition is unknown, may have half of such a factor.
-    Source of the half: Wen et al. 2016, equation 2.
-    """
-    sizes = [1.0]
-    for size in reversed(squares.output.shape):
-        sizes.append(sizes[-1] * size)
-    if squares.is_learned and squares.target_key is None:
-        sizes += [size / 2 for size in sizes]
-    return next((size for size in sizes if abs(squares.factor - size) <= _TOLERANCE * size), None)
-
-
 def find_squared_error(job: TrainState, batch: Batch, outputs: Mapping[str, Any], name: str) -> SquaredErrorLoss | None:
     """Fit the loss `name` as a squared error of one output; None if it is another function."""
     float64_outputs = {key: value.detach().double() if is_float(value) else value for key, value in outputs.items()}
@@ -248,22 +220,6 @@ def find_squared_error(job: TrainState, batch: Batch, outputs: Mapping[str, Any]
         if squares is not None:
             return squares
     return None
-
-
-def is_no_square(case: LossCase) -> bool:
-    """Return True if the gradient of each output of a loss alone is no linear function of it, so that no square fits.
-
-    False too for a loss with an output that has no gradient in these few samples, which says nothing about others.
-    """
-    return not case.idle and bool(case.keys) and not any(_is_linear(case, key) for key in case.keys)
-
-
-def _is_linear(case: LossCase, key: str) -> bool:
-    output = case.values[key]
-    step = torch.randn(output.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(output)
-    first, near, far = (case.gradient({key: output + factor * step})[key].double() for factor in (0, 1, 3))
-    difference = (far - first - 3 * (near - first)).abs().max()
-    return bool(difference <= max(_TOLERANCE, case.rounding) * far.abs().max())
 
 
 def _fit_squares(

@@ -1,51 +1,37 @@
-"""Comparison of every distinct layer and every loss of a run with references and finite differences.
+"""Comparison of every distinct layer of a run with finite differences, and with the type of torch's it derives from.
 
-Layers without a reference, on inputs recorded in a real training step: gradients and float32 error.
-
-Graphs, samples and neighbours among the inputs are fixed. If a layer chooses them itself, they must stay the same under
-the small steps in at least one of three draws; otherwise its gradients are not compared.
+Layers are asked on inputs recorded in a real training step, in float64. Graphs, samples and neighbours among the inputs
+are fixed. If a layer chooses them itself, they must stay the same under the small steps in at least one of three draws;
+otherwise its gradients are not compared. Layers with torch's own code are taken as they are.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sightline.config import RunConfig
 from sightline.contract.errors import summarise_error
 from sightline.contract.types import Batch
 from sightline.engine.device import seed_torch
 from sightline.engine.step import compute_batch_losses
 from sightline.engine.train import TrainState
 from sightline.instrument import ModuleCall, record
-from sightline.instrument.float64 import Float32Draws
 from sightline.instrument.replay import computes_as
 from sightline.layers.surrogates import find_surrogates, note_surrogates
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.workbench.check.core.dry_run import isolated_copy
 from sightline.workbench.check.core.sample_statistics import array_leaves
 from sightline.workbench.check.oracles.derivatives import describe_uncompared, gradient_errors, worst_error
-from sightline.workbench.check.oracles.known_layers import examine_known, is_known, with_fewer_points
-from sightline.workbench.check.oracles.losses import examine_losses
-from sightline.workbench.check.oracles.references import (
-    REFERENCES,
-    find_own_reference,
-    find_reference,
-    relative_error,
-    to_float64_array,
-)
 from sightline.workbench.check.oracles.results import (
-    DRIFT,
     OracleResult,
     class_location,
     clone_detached,
-    float32,
     float64,
     tree_map,
     with_history,
@@ -60,18 +46,42 @@ _WIDTH_ARGUMENTS = (
 )
 """Arguments of torch's layers that change their size, but not their operation."""
 _CPU = torch.device("cpu")
+_SIZES = (64, 128, 256)
+KNOWN = (
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.Softmax, nn.LogSoftmax),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Identity),
+    nn.modules.dropout._DropoutNd,
+)
+"""Types of torch's, of which each is the definition of what derives from it."""
 
 
-def examine(
-    job: TrainState, config: RunConfig, facts: Mapping[str, Any], batch: Batch, outputs: Mapping[str, Any]
-) -> list[OracleResult]:
-    """Compare each kind of layer, in the model's order, and each loss; layers without time for a check have a note.
+def find_kind(module: nn.Module) -> Any:
+    """Return the nearest known type of a layer, or base class of it; None for an unknown layer."""
+    return next((kind for kind in type(module).__mro__ if kind in KNOWN), None)
 
-    `batch` and `outputs` are of a training step before any update, on the CPU.
+
+def is_known(module: nn.Module) -> bool:
+    """Return True for a layer of a known type, or of a class derived from it."""
+    return find_kind(module) is not None
+
+
+def is_derived(module: nn.Module) -> bool:
+    """Return True for a layer of a known type with code of its own, except dropout, which draws."""
+    is_random = isinstance(module, nn.modules.dropout._DropoutNd)
+    return is_known(module) and not is_random and not computes_as(module, list(KNOWN))
+
+
+def examine(job: TrainState, batch: Batch) -> list[OracleResult]:
+    """Compare each kind of layer, in the model's order; layers without time for a check have a note.
+
+    `batch` is of a training step, on the CPU.
     """
     model = isolated_copy(job.model).to(_CPU)
-    rows = examine_layers(model, batch, lambda inputs: compute_batch_losses(job.task, model, inputs, _CPU))
-    return [*rows, *examine_losses(job, config, facts, batch, outputs)]
+    return examine_layers(model, batch, lambda inputs: compute_batch_losses(job.task, model, inputs, _CPU))
 
 
 def examine_layers(model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) -> list[OracleResult]:
@@ -86,30 +96,54 @@ def examine_layers(model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) 
         )
         if compute_seconds() - start_seconds > _MAX_SECONDS:
             results.append(dataclasses.replace(row, note="no time was left"))
-        elif is_known(module) or not step.is_read(names[0]):
+        elif is_known(module) and not is_derived(module):
+            results.append(dataclasses.replace(row, is_torch=True))
+        elif not step.is_read(names[0]):
             results.append(_add_unlike(step, names, _examine_layer(step, names[0], row)))
     return results
 
 
 def _add_unlike(step: _RecordedStep, names: Sequence[str], row: OracleResult) -> OracleResult:
-    """Put the worst call of these layers that its known type does not agree with into the row."""
-    unlike = [(error, call) for call, error in step.unlike if call.path in names]
-    if not unlike or row.is_wrong_forward:
+    """Put the worst error of the calls of these layers against their known type into the row, with that call."""
+    errors = [(error, call) for call, error in step.errors if call.path in names]
+    if not errors:
         return row
-    error, call = max(unlike, key=lambda pair: pair[0])
-    note = f"its call {call.call_index + 1} differs" if call.call_index else row.note
+    error, call = max(errors, key=lambda pair: pair[0])
+    note = f"its call {call.call_index + 1} differs" if call.call_index and error > _MAX_DERIVED_ERROR else row.note
     return dataclasses.replace(row, place=call.path or row.place, forward=error, note=note)
+
+
+def _with_fewer_points(batch: Batch, run: Callable[[Batch], Any]) -> Batch:
+    """Crop clouds (B, N, ...) to as few first points as `run` accepts; return the batch unchanged if none works."""
+    points = batch.get("points")
+    if not isinstance(points, Tensor) or points.ndim != 3:
+        return batch
+    for size in _SIZES:
+        if size >= points.shape[1]:
+            break
+        small = {name: _crop_points(value, points.shape[:2], size) for name, value in batch.items()}
+        try:
+            with torch.no_grad():
+                run(small)
+        except Exception:  # noqa: BLE001 - a model may reject small clouds with any error
+            continue
+        return small
+    return batch
+
+
+def _crop_points(value: Any, rows: Any, size: int) -> Any:
+    has_points = isinstance(value, Tensor) and value.ndim >= 2 and value.shape[:2] == rows
+    return value[:, :size].contiguous() if has_points else value
 
 
 class _RecordedStep:
     """Step on few points, with the modules called and the recorded calls of unknown and of derived layers.
 
-    A derived layer is of a known type, with code of its own; `unlike` are those calls of it whose outputs are not those
-    of that type, with the error.
+    A derived layer is of a known type, with code of its own; `errors` are those of its calls against that type.
     """
 
     def __init__(self, model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) -> None:
-        small = with_fewer_points(batch, run)
+        small = _with_fewer_points(batch, run)
         self.modules = dict(model.named_modules())
         with record(model) as tape:
             run(small)
@@ -117,8 +151,8 @@ class _RecordedStep:
         self.kinds = [sorted(names, key=lambda name: name not in self.called) for names in distinct_layers(model)]
         representatives = {names[0]: self.modules[names[0]] for names in self.kinds}
         derived = {name: module for name, module in self.modules.items() if is_derived(module)}
-        unknown = {name: module for name, module in representatives.items() if not is_known(module)}
-        self.calls, self.unlike = record_calls(unknown, derived, lambda: run(small))
+        unknown = {n: module for n, module in representatives.items() if not is_known(module) or is_derived(module)}
+        self.calls, self.errors = record_calls(unknown, derived, lambda: run(small))
 
     def silent_below(self, name: str) -> set[str]:
         """Return the modules inside this one that were not called, by their relative names."""
@@ -142,11 +176,6 @@ def _examine_layer(step: _RecordedStep, name: str, row: OracleResult) -> OracleR
     """Compare one layer; if it raises an error in float64, or alone, it is not checked and the note has the error."""
     module = step.modules[name]
     try:
-        if is_known(module) and not is_derived(module):
-            return examine_known(module, row)
-        if is_derived(module):
-            with contextlib.suppress(Exception):  # its code may need the width that it was made for
-                return examine_known(module, row)
         if name not in step.calls:
             return dataclasses.replace(row, note="it was not called in the step")
         silent = step.silent_below(name)
@@ -207,16 +236,8 @@ _CORNERS = (8, 16, 32)
 _MAX_LAYER_SECONDS = 4.0
 _MAX_DERIVED_ERROR = 1e-3  # of float32 outputs; sums in another order stay below 1e-5
 _STEP = 1e-8
-_DRIFT_FACTOR = 16.0
-_MODULE_DRIFT_FACTOR = 100.0  # for modules with sub-modules, which are also checked one by one
 _PERTURBATION = 1e-2
 _INNER_LAYERS = "its layers"
-
-
-def is_derived(module: nn.Module) -> bool:
-    """Return True for a layer of a known type with code of its own, except dropout, which draws."""
-    is_random = isinstance(module, nn.modules.dropout._DropoutNd)
-    return is_known(module) and not is_random and not computes_as(module, list(REFERENCES))
 
 
 def record_calls(
@@ -224,27 +245,25 @@ def record_calls(
 ) -> tuple[dict[str, list[ModuleCall]], list[tuple[ModuleCall, float]]]:
     """Record copies of the inputs of each module's calls during `run`, with `requires_grad` as they had it.
 
-    The second result are the calls of derived layers that differ from their known type on the same inputs.
+    The second result are the calls of derived layers, with their errors against their known type on the same inputs.
     """
-    unlike: list[tuple[ModuleCall, float]] = []
+    errors: list[tuple[ModuleCall, float]] = []
 
     def compare(call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        match = find_reference(module)
-        if call.path in derived and match is not None and isinstance(outputs, Tensor):
-            error = _compute_derived_error(module, match[0], call.inputs, outputs)
-            if error > _MAX_DERIVED_ERROR:
-                unlike.append((call, error))
+        if call.path in derived and isinstance(outputs, Tensor):
+            error = _compute_derived_error(module, find_kind(module), call.inputs, outputs)
+            errors.extend([] if error is None else [(call, error)])
 
     with record({**unknown, **derived}, keep=("inputs",), each=_copy_leaf, leave=compare) as tape:
         run()
     calls: dict[str, list[ModuleCall]] = {}
     for call in tape.calls:
         calls.setdefault(call.path, []).append(call)
-    return calls, unlike
+    return calls, errors
 
 
-def _compute_derived_error(module: nn.Module, kind: Any, inputs: Any, outputs: Tensor) -> float:
-    """Compute the relative error of outputs against those of the known type with the same weights; 0 if it refuses."""
+def _compute_derived_error(module: nn.Module, kind: Any, inputs: Any, outputs: Tensor) -> float | None:
+    """Compute the relative error of outputs against those of the type with the same weights; None if it refuses."""
     plain = object.__new__(type(module))  # copy.copy refuses layers with parametrisations
     plain.__dict__ = dict(module.__dict__)
     plain._buffers = {name: None if b is None else b.clone() for name, b in module._buffers.items()}
@@ -252,8 +271,11 @@ def _compute_derived_error(module: nn.Module, kind: Any, inputs: Any, outputs: T
         with torch.no_grad():
             expected = kind.forward(plain, *inputs[0], **inputs[1])
     except Exception:  # noqa: BLE001 - a layer may take other inputs than its known type
-        return 0.0
-    return relative_error(outputs.detach(), to_float64_array(expected))
+        return None
+    if expected.shape != outputs.shape:
+        return math.inf
+    error = (outputs.detach() - expected).double().abs().max() / expected.double().abs().max().clamp(min=1.0)
+    return float(error) if bool(outputs.isfinite().all()) else math.inf
 
 
 def _copy_leaf(tensor: Tensor) -> Tensor:
@@ -263,7 +285,7 @@ def _copy_leaf(tensor: Tensor) -> Tensor:
 def examine_recorded(
     module: nn.Module, call: ModuleCall, row: OracleResult, *, silent: set[str], seed: int = 0
 ) -> OracleResult:
-    """Return the row with the gradient error and the float32 drift; errors of the layer propagate.
+    """Return the row with the gradient error; errors of the layer propagate.
 
     `silent` are the modules inside the layer whose parameters it reads without calling them.
     """
@@ -275,7 +297,6 @@ def examine_recorded(
     for tensor in inputs.values():
         tensor.requires_grad_(True)
     parameters = _group_parameters(layer, silent)
-    is_made_of_layers = _INNER_LAYERS in parameters
     groups = {f"input {path}": [tensor] for path, tensor in inputs.items()} | parameters
     evaluate = _make_evaluation(layer, args, kwargs, seed)
     with note_surrogates() as declared:
@@ -296,14 +317,10 @@ def examine_recorded(
         groups = {"all inputs and parameters": [tensor for tensors in groups.values() for tensor in tensors]}
     errors = {} if declared else gradient_errors(evaluate, groups, seed=seed, step=_STEP)
     weakest, gradient_error = worst_error(errors)
-    drift, limit = _measure_drift(layer, args, kwargs, seed)
     return dataclasses.replace(
         row,
-        forward=_compute_forward_error(layer, args, kwargs, outputs),
         gradient_error=gradient_error,
         weakest=weakest,
-        drift=drift,
-        drift_limit=max(limit, (_MODULE_DRIFT_FACTOR if is_made_of_layers else 1.0) * DRIFT),
         declared=tuple(sorted(declared)),
         note="" if declared else describe_uncompared(groups, errors),
     )
@@ -319,15 +336,6 @@ def _perturb_parameters(layer: nn.Module, seed: int) -> nn.Module:
                 torch.randn(parameter.shape, generator=generator, dtype=torch.float64), alpha=_PERTURBATION * size
             )
     return layer
-
-
-def _compute_forward_error(layer: nn.Module, args: Any, kwargs: Any, outputs: Sequence[Tensor]) -> float | None:
-    """Compute the relative error of a layer of the package against its reference; None without one."""
-    reference = find_own_reference(layer)
-    if reference is None:
-        return None
-    expected = reference(layer, *(to_float64_array(value) for value in (*args, *kwargs.values())))
-    return relative_error(outputs[0], expected)
 
 
 def _group_parameters(layer: nn.Module, silent: set[str]) -> dict[str, Sequence[Tensor]]:
@@ -377,52 +385,3 @@ def _crop_inputs(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> tuple[A
 
 def _has_space(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.ndim >= 4
-
-
-def _measure_drift(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> tuple[float, float]:
-    """Return the median float32 error of the outputs and its limit by rounding, both relative to the largest value.
-
-    The limit is measured: in float64, all inputs and parameters are perturbed by half a unit in the last place of
-    float32, as in the comparison of whole networks. Random draws of a layer are the same in both formats.
-    """
-    float32_layer = copy.deepcopy(layer).float()
-    float64_layer, perturbed_layer = copy.deepcopy(float32_layer).double(), copy.deepcopy(float32_layer).double()
-    generator = torch.Generator().manual_seed(seed)
-
-    def perturb(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        signs = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor) * 2 - 1
-        return (tensor * (1 + signs * torch.finfo(torch.float32).eps / 2)).detach()
-
-    with torch.no_grad():
-        float32_args, float32_kwargs = tree_map(args, float32), tree_map(kwargs, float32)
-        float64_args, float64_kwargs = tree_map(float32_args, float64), tree_map(float32_kwargs, float64)
-        for parameter in perturbed_layer.parameters():
-            parameter.copy_(perturb(parameter))
-        float32_outputs = _make_evaluation(float32_layer, float32_args, float32_kwargs, seed)()
-        with Float32Draws():
-            float64_outputs = _make_evaluation(float64_layer, float64_args, float64_kwargs, seed)()
-            perturbed_outputs = _make_evaluation(
-                perturbed_layer, tree_map(float64_args, perturb), tree_map(float64_kwargs, perturb), seed
-            )()
-    return _median_error(float32_outputs, float64_outputs), _DRIFT_FACTOR * _median_error(
-        perturbed_outputs, float64_outputs
-    )
-
-
-def _median_error(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the largest median difference of all outputs, relative to each output's largest value."""
-    pairs = [
-        (output.double(), reference)
-        for output, reference in zip(outputs, expected, strict=True)
-        if output.shape == reference.shape
-    ]
-    return max(
-        (
-            float((output - reference).abs().median() / reference.abs().max().clamp(min=1e-30))
-            for output, reference in pairs
-            if output.numel()
-        ),
-        default=0.0,
-    )

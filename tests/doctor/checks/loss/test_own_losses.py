@@ -15,17 +15,17 @@ from sightline.config import read_config
 from sightline.contract import registry
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.parts.losses.classification import Distillation, FeatureDistillation
-from sightline.workbench.check.context import CHECKS, Context
-from sightline.workbench.check.oracles.loss_case import LossCase
-from sightline.workbench.check.suite import all_checks, run_all
+from sightline.parts.losses.classification import CrossEntropy, Distillation, FeatureDistillation
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.core.dry_run import take_samples
+from sightline.workbench.check.loss_subjects import make_loss_subjects
+from sightline.workbench.check.run_subject import examine_losses
 from tests.conftest import ROOT
 from tests.doctor.detecting import make_crowds
 from tests.doctor.own_losses import (
     FAULTS,
     HEALTHY,
     NAME,
-    NEW,
     Plant,
     build_with,
     findings_with,
@@ -36,66 +36,26 @@ from tests.doctor.own_losses import (
 from tests.doctor.pairing import make_pairs, make_pictured
 from tests.doctor.planting import assert_complete, make
 from tests.doctor.posing import make_pose
-from tests.doctor.segmenting import make_parts
-from tests.marks import long_but
+from tests.doctor.segmenting import Edited, make_parts, make_rooms
 
 WHOLE = (
     "classify: minus cross entropy",
     "segment: a mean for the sum",
-    "maps: sigmoid before BCE with logits",
+    "maps: minus a squared error",
     "detect: positive and negative terms exchanged",
     "contrast: similarity to itself counts",
     "taught: KL of probabilities",
 )
-LONG = ("segment", "detect")
-"""Kinds of runs whose faults are those of others, or that take seconds."""
 
 
-def quick(names: Any) -> list[str]:
-    return [name for name in names if not name.startswith(LONG)]
-
-
-@pytest.mark.parametrize("name", long_but([*quick(FAULTS), *WHOLE], FAULTS))
+@pytest.mark.parametrize("name", WHOLE)
 def test_a_faulty_loss_is_named_by_its_cause(tmp_path: Path, name: str) -> None:
+    """One of each kind of runs: all are rows of the table of cases."""
     found = findings_with(FAULTS[name], tmp_path, judge=judge_losses)
-    assert found, f"nothing was found in {name}"
     told = "\n".join(map(str, found))
-    assert found[0].cause == FAULTS[name].cause, told
-    if found[0].code in NEW:
-        assert_complete(dataclasses.replace(found[0], evidence={}))
-        assert found[0].where.config_path == "losses.0", told
-
-
-COUPLED = "segment: the hardest half of a batch"
-"""A loss as it is meant, whose points are chosen among those of all samples: divided batches choose others."""
-
-
-@pytest.mark.parametrize(
-    "name",
-    long_but([*quick(HEALTHY), "segment: smoothed with class weights"], [name for name in HEALTHY if name != COUPLED]),
-)
-def test_a_healthy_loss_of_a_users_is_left_alone(tmp_path: Path, name: str) -> None:
-    found = findings_with(HEALTHY[name], tmp_path, judge=judge_losses)
-    assert found == [], "\n".join(map(str, found))
-
-
-@pytest.mark.long
-def test_a_loss_that_depends_on_how_a_batch_is_divided_gets_that_warning_alone(tmp_path: Path) -> None:
-    [found] = findings_with(HEALTHY[COUPLED], tmp_path, judge=judge_losses)
-    assert (found.code, found.severity, found.evidence["diagnosis"]) == ("loss-sum", "warning", "coupled")
-
-
-@pytest.mark.parametrize("name", long_but(WHOLE[:1], WHOLE))
-def test_the_whole_check_puts_the_cause_first(tmp_path: Path, name: str) -> None:
-    found = findings_with(FAULTS[name], tmp_path)
-    assert found[0].cause == FAULTS[name].cause, "\n".join(map(str, found))
-
-
-def test_what_explains_another_finding_stands_above_it(tmp_path: Path) -> None:
-    """The divisor of the older check depends on background as well, since the loss of background is not 0."""
-    [found] = findings_with(FAULTS["detect: positive and negative terms exchanged"], tmp_path, judge=judge_losses)
-    assert (found.code, found.cause) == ("loss-direction", "loss.sign")
-    assert "[loss-normaliser]" in found.evidence["explains"][0]
+    assert [each.cause for each in found][:1] == [FAULTS[name].cause], told
+    assert_complete(dataclasses.replace(found[0], evidence={}))
+    assert found[0].where.config_path == "losses.0", told
 
 
 # --- shipped losses ---------------------------------------------------------------------------------------------------
@@ -160,12 +120,10 @@ SHIPPED: dict[str, Any] = {
 
 @pytest.mark.parametrize("losses", SHIPPED)
 def test_shipped_losses_hold_every_relation(tmp_path: Path, losses: str) -> None:
-    all_checks()
     context = Context(SHIPPED[losses](tmp_path), World())
-    judged = {case.name if case.name != NAME else "distillation" for case in context.loss_cases}
+    judged = {loss.name if loss.name != NAME else "distillation" for loss in make_loss_subjects(context)}
     assert judged == {*losses.split()}
-    found = [finding for code in NEW for finding in CHECKS[code](context)]
-    assert found == [], "\n".join(map(str, found))
+    assert examine_losses(context) == []
 
 
 def test_every_shipped_loss_is_among_them() -> None:
@@ -200,33 +158,26 @@ def test_a_mean_of_means_is_told_of_where_a_step_is_split(tmp_path: Path, micro_
     assert told == ([("loss-sum", "warning", "loss.normaliser")] if micro_batches > 1 else [])
 
 
+@pytest.mark.parametrize("is_planted", [False, True])
+def test_ignored_targets_do_not_count(tmp_path: Path, is_planted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Class 1 is a valid index: nothing fails, and what is ignored is learnt as a class."""
+    if is_planted:
+        monkeypatch.setattr(CrossEntropy, "is_counted", lambda self, label: torch.ones_like(label, dtype=torch.bool))
+    built = make_rooms(tmp_path, lambda inner: Edited(inner, facts={"ignore_index": 1}))
+    found = examine_losses(Context(built, World()))
+    assert [each.code for each in found] == ["ignored-targets"] * is_planted
+
+
 def test_samples_of_a_ragged_batch_are_taken_apart() -> None:
     """By hand: two clouds of two points and one."""
     values = {"label": torch.tensor([5, 6, 7]), "category": torch.tensor([1, 2]), "scale": torch.tensor([0.5])}
     division = {"sample_index": torch.tensor([8, 9]), "offsets": torch.tensor([0, 2, 3])}
-    function: Any = None
-    case = LossCase("own", "losses.0", None, function, function, values, (), (), division)
-    second = case.samples([1])
-    assert second.values["label"].tolist() == [7]
-    assert second.values["category"].tolist() == [2]
-    assert second.values["scale"].tolist() == [0.5]
-    assert second.division["offsets"].tolist() == [0, 1]
-    assert case.samples([1, 0, 1]).values["label"].tolist() == [7, 5, 6, 7]
-    assert case.samples([1, 0, 1]).division["offsets"].tolist() == [0, 1, 3, 4]
-
-
-def test_a_loss_that_rejects_what_it_is_asked_is_noted(tmp_path: Path) -> None:
-    class Picky(HEALTHY["classify: cross entropy"].loss):  # type: ignore[misc, name-defined]
-        def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
-            if len(logits) < 4:
-                raise ValueError("a batch of fewer than four")
-            return F.cross_entropy(logits, label, reduction="sum")
-
-    with registered(Picky):
-        built = build_with(Plant("classify", Picky), tmp_path)
-        found = [each for each in run_all(built, World()) if each.code == "loss-sum"]
-    assert [each.severity for each in found] == ["note"]
-    assert "a batch of fewer than four" in found[0].measured
+    second = take_samples({**values, **division}, division, [1])
+    assert {key: value.tolist() for key, value in second.items()} == {
+        "label": [7], "category": [2], "scale": [0.5], "sample_index": [9], "offsets": [0, 1],
+    }  # fmt: skip
+    turned = take_samples({**values, **division}, division, [1, 0, 1])
+    assert (turned["label"].tolist(), turned["offsets"].tolist()) == ([7, 5, 6, 7], [0, 1, 3, 4])
 
 
 def test_a_loss_keeps_its_state(tmp_path: Path) -> None:
@@ -245,7 +196,10 @@ def test_a_loss_keeps_its_state(tmp_path: Path) -> None:
         context = Context(build_with(Plant("classify", Counts), tmp_path), World())
         task: Any = context.built.job.task
         forward, _ = task.bound_losses[NAME]
-        _ = context.dry_run
+        _ = context.first_outputs
         before = float(forward.function.__self__.calls)
-        assert [finding for code in NEW for finding in CHECKS[code](context)] == []
-        assert float(forward.function.__self__.calls) == before
+        [loss] = make_loss_subjects(context)
+        at_first = float(forward.function.__self__.calls)
+        loss.subject.evaluate(*loss.subject.batches[0])
+        loss.term.compute(*loss.subject.batches[0])
+        assert (before, float(forward.function.__self__.calls)) == (at_first - 1, at_first)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-import torch
 from torch import Tensor
 
 from sightline.engine.distributed import World
-from sightline.parts.metrics.labels import Accuracy, IoU, confusion_matrix
-from sightline.parts.metrics.part_iou import PartIoU
+from sightline.parts.metrics.labels import IoU, confusion_matrix
 from sightline.workbench.check.checks.metrics import _falls_short, absent_class_score
 from sightline.workbench.check.context import Context
 from tests.cases import run_each
@@ -18,16 +15,6 @@ from tests.doctor.planting import assert_healthy, caught, make
 from tests.doctor.segmenting import make_parts, make_rooms, with_metric
 
 State = dict[str, Tensor]
-
-
-class AbsentIsZero(PartIoU):
-    """A part that neither label nor answer has counts 0."""
-
-    def compute(self, state: State) -> dict[str, float]:
-        union = state["answered"][:, 0] + state["labelled"] - state["common"][:, 0]
-        iou = state["common"][:, 0].double() / union.clamp(min=1)
-        each = [iou[row, self.parts_of_category[state["category"][row]]].mean() for row in range(len(iou))]
-        return {"instance_miou": torch.stack(each)[state["seen"] > 0].mean().item()}
 
 
 class OverAllClasses(IoU):
@@ -51,40 +38,11 @@ class OffByOne(IoU):
         )
 
 
-def test_an_absent_part_that_counts_nothing(tmp_path: Path) -> None:
-    built = make_parts(tmp_path)
-    facts = built.data.facts
-    metric = AbsentIsZero(
-        num_classes=30,
-        parts_of_category=facts["parts_of_category"],
-        class_names=facts["class_names"],
-        category_names=facts["category_names"],
-    )
-    finding = caught(with_metric(built, metric), "absent-class-score", "eval.absent_class")
-    most = max(len(parts) for parts in facts["parts_of_category"])
-    assert finding.evidence["figures"]["instance_miou"] == pytest.approx(1 / most)  # one part of them is there
-    assert "; 1 with every class" in finding.measured
-    assert finding.where.config_path == "metrics.0"
-
-
 def test_an_absent_class_of_scenes_that_counts_nothing(tmp_path: Path) -> None:
     finding = caught(
         with_metric(make_rooms(tmp_path), OverAllClasses(num_classes=4)), "absent-class-score", "eval.absent_class"
     )
     assert finding.evidence["figures"] == {"mIoU": 0.25}  # one class of four
-
-
-def test_an_absent_class_of_samples_that_counts_nothing(tmp_path: Path) -> None:
-    """Classification: four samples at a time, and yet every one of the twelve classes was asked for."""
-
-    class Mean(Accuracy):
-        def compute(self, state: State) -> dict[str, float]:
-            confusion = state["confusion"]
-            return {"mean_class_accuracy": (confusion.diagonal() / confusion.sum(1).clamp(min=1)).mean().item()}
-
-    built = with_metric(make(tmp_path), Mean(num_classes=12))
-    finding = caught(built, "absent-class-score", "eval.absent_class")
-    assert finding.evidence["figures"]["mean_class_accuracy"] == pytest.approx(1 / 12)
 
 
 def test_answers_decoded_wrongly(tmp_path: Path) -> None:

@@ -14,11 +14,10 @@ from sightline.areas.contrast.metrics import Pairs
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
 from sightline.parts.metrics.labels import class_ious, confusion_matrix
-from sightline.workbench.check.checks.metrics import _make_batches, per_batch_metric
-from sightline.workbench.check.checks.synthetic_predictions import build_prediction_maker, score_metric
+from sightline.workbench.check.checks.metrics import per_batch_metric
 from sightline.workbench.check.context import Context
 from tests.doctor.pairing import make_pairs
-from tests.doctor.planting import assert_complete, caught, make
+from tests.doctor.planting import assert_complete, caught
 from tests.doctor.posing import make_pose
 from tests.doctor.segmenting import make_parts, make_rooms, with_metric
 
@@ -59,59 +58,13 @@ class OfClouds:
         return {"share": float(state["sum"] / state["clouds"])}
 
 
-class LastBatch(MeanOfBatches):
-    """Forgets all batches but the last."""
-
-    def update(self, state: State, *, probabilities: Tensor, target: Tensor) -> None:
-        for tensor in state.values():
-            tensor.zero_()
-        super().update(state, probabilities=probabilities, target=target)
-
-
-@pytest.mark.parametrize("metric", [MeanOfBatches, LastBatch])
-def test_a_metric_per_batch_on_parts(tmp_path: Path, metric: type[MeanOfBatches]) -> None:
-    finding = caught(with_metric(make_parts(tmp_path), metric(30)), "per-batch-metric", "eval.aggregation")
+def test_a_metric_per_batch_on_parts(tmp_path: Path) -> None:
+    finding = caught(with_metric(make_parts(tmp_path), MeanOfBatches(30)), "per-batch-metric", "eval.aggregation")
     assert finding.where.config_path == "metrics.0"
     assert "'miou' of the metric 'part_iou'" in finding.summary
     assert "4 samples as one batch" in finding.measured
     one, other = finding.evidence["figures"]["miou"]
     assert one != other
-
-
-class MeanAccuracyOfBatches:
-    """The mean over batches of the share of samples answered rightly."""
-
-    def new_state(self) -> State:
-        return {"sum": torch.zeros((), dtype=torch.float64), "batches": torch.zeros((), dtype=torch.int64)}
-
-    def update(self, state: State, *, probabilities: Tensor, label: Tensor) -> None:
-        state["sum"] += (probabilities.argmax(1) == label).double().mean()
-        state["batches"] += 1
-
-    def compute(self, state: State) -> dict[str, float]:
-        return {"accuracy": float(state["sum"] / state["batches"])}
-
-
-@pytest.mark.parametrize(("batch_size", "figures"), [(2, [1 / 3, 1 / 2]), (4, [1 / 2, 2 / 3]), (16, [1 / 2, 2 / 3])])
-def test_a_metric_per_batch_on_whole_samples(tmp_path: Path, batch_size: int, figures: list[float]) -> None:
-    """By hand: of four samples the first and the last are right, and of three the first; that one is a batch alone."""
-    built = with_metric(make(tmp_path, f"train.batch_size={batch_size}"), MeanAccuracyOfBatches())
-    finding = caught(built, "per-batch-metric", "eval.aggregation")
-    assert finding.evidence["figures"]["accuracy"] == pytest.approx(figures, rel=1e-12)
-
-
-def test_both_figures_are_what_counting_gives(tmp_path: Path) -> None:
-    """The one batch's is that of a metric of counts, the other the mean of what counting gives for each batch."""
-    built = make_rooms(tmp_path)
-    context = Context(with_metric(built, MeanOfBatches(4)), World())
-    (finding,) = per_batch_metric(context)
-    maker = build_prediction_maker(context)
-    assert maker is not None
-    counts = built.selection_evaluator.metrics[0]
-    whole = score_metric(context, counts, _make_batches(maker, [0, 1, 2, 3]))["miou"]
-    parts = [score_metric(context, counts, _make_batches(maker, ranks))["miou"] for ranks in ([0], [1, 2, 3])]
-    assert finding.evidence["figures"]["miou"] == pytest.approx([whole, sum(parts) / 2], rel=1e-12)
-    assert parts[0] == 1, "the first sample is answered rightly"
 
 
 def test_means_of_samples_are_healthy(tmp_path: Path) -> None:
@@ -145,54 +98,6 @@ class OfJoints:
         return {"error_mm": state["error"][state["seen"] > 0].mean().item()}
 
 
-class SlotPerBatch(OfJoints):
-    """Slots, but of batches: the mean of each batch's mean."""
-
-    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
-        number = int(state["batches"])
-        state["error"][number] += errors.mean()
-        state["seen"][number] += 1
-
-
-class DividedByBatches(OfJoints):
-    """Sums over samples, divided by the number of batches."""
-
-    def compute(self, state: State) -> dict[str, float]:
-        return {"error_mm": (state["error"].sum() / state["batches"]).item()}
-
-
-class DividedByBatch(OfJoints):
-    """Every sample's error is divided by the size of its batch."""
-
-    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
-        super().note(state, errors / len(errors), sample_index)
-
-
-class WholeMicrometres(OfJoints):
-    """int64 through and through: the rounded mean of each batch, and how many batches."""
-
-    slots = frozenset()
-
-    def new_state(self, *, num_samples: int = 0) -> State:
-        return {"total": torch.tensor(0), "batches": torch.tensor(0)}
-
-    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
-        state["total"] += (errors.mean() * 1000).round().long()
-
-    def compute(self, state: State) -> dict[str, float]:
-        return {"error_mm": (state["total"] / state["batches"] / 1000).item()}
-
-
-@pytest.mark.parametrize("metric", [SlotPerBatch, DividedByBatches, DividedByBatch, WholeMicrometres])
-def test_a_metric_per_batch_on_poses(tmp_path: Path, metric: type[OfJoints]) -> None:
-    (finding,) = per_batch_metric(Context(with_metric(make_pose(tmp_path), metric()), World()))
-    assert (finding.code, finding.cause, finding.severity) == ("per-batch-metric", "eval.aggregation", "error")
-    assert "'error_mm' of the metric 'joint_error'" in finding.summary
-    assert "4 samples as one batch, and the same predictions as batches of 1 and 3: error_mm" in finding.measured
-    assert finding.where.config_path == "metrics.0"
-    assert_complete(finding)
-
-
 class OnItself(OfJoints):
     """Python numbers on the object, which no process adds up and which the next evaluation goes on with."""
 
@@ -221,44 +126,6 @@ def test_a_metric_that_keeps_its_state_on_itself(tmp_path: Path, metric: type[On
     assert "int64 counts, or a row for each sample" in finding.action
     assert (own.total, own.seen) == (0.0, 0), "the run's own metric was updated"
     assert_complete(finding)
-
-
-class RightOnItself:
-    """The same where answers are made for it."""
-
-    def __init__(self) -> None:
-        self.right = self.seen = 0
-
-    def new_state(self) -> State:
-        return {"batches": torch.tensor(0)}
-
-    def update(self, state: State, *, probabilities: Tensor, label: Tensor) -> None:
-        self.right += int((probabilities.argmax(1) == label).sum())
-        self.seen += len(label)
-
-    def compute(self, state: State) -> dict[str, float]:
-        return {"accuracy": self.right / self.seen if self.seen else math.nan}
-
-
-def test_a_metric_that_keeps_its_counts_on_itself(tmp_path: Path) -> None:
-    own = RightOnItself()
-    finding = caught(with_metric(make(tmp_path), own), "per-batch-metric", "eval.aggregation")
-    assert "accuracy 0.5 and nan" in finding.measured
-    assert (own.right, own.seen) == (0, 0)
-
-
-class Squeezed(OfJoints):
-    """Loses the axis of a batch of one sample."""
-
-    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
-        assert errors.squeeze().ndim == 1, "one number for each frame"
-        super().note(state, errors, sample_index)
-
-
-def test_a_metric_that_cannot_take_a_batch_of_one(tmp_path: Path) -> None:
-    (finding,) = per_batch_metric(Context(with_metric(make_pose(tmp_path), Squeezed()), World()))
-    assert "one number for each frame" in finding.measured
-    assert (finding.where.file or "").endswith("test_per_batch_metric.py")
 
 
 class Undeclared(Pairs):
