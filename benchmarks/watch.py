@@ -126,10 +126,11 @@ class Plain(nn.Module):
 
 
 class Variational(nn.Module):
-    """Variational autoencoder of rows."""
+    """Variational autoencoder of rows; a plain one without a `spread`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, spread: float = 1.0) -> None:
         super().__init__()
+        self.spread = spread
         self.encoder, self.decoder = (
             nn.Linear(256, 64),
             nn.Sequential(nn.Linear(32, 256), nn.ReLU(), nn.Linear(256, 256)),
@@ -137,7 +138,7 @@ class Variational(nn.Module):
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         mean, log = self.encoder(inputs).chunk(2, dim=1)
-        sample = mean + torch.randn_like(mean) * (0.5 * log).exp()
+        sample = mean + self.spread * torch.randn_like(mean) * (0.5 * log).exp()
         return {"rows": self.decoder(sample), "mean": mean, "log": log, "inputs": inputs}
 
 
@@ -170,9 +171,9 @@ def make_small() -> dict[str, Callable[[], Case]]:
         ),
         "vae": (Variational(), torch.randn(128, 256), bound),
         "autoencoder": (
-            Plain(*make_mlp(256, 256, 16, 256, 256)),
-            (rows := torch.randn(128, 256)),
-            lambda outputs: F.mse_loss(outputs["logits"], rows),
+            Variational(spread=0.0),
+            torch.randn(128, 256),
+            lambda outputs: F.mse_loss(outputs["rows"], outputs["inputs"]),
         ),
         "words": (Plain(nn.EmbeddingBag(5000, 64), *make_mlp(64, 256, 10)), torch.randint(5000, (32, 40)), entropy),
     }

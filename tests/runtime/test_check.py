@@ -182,3 +182,25 @@ def test_a_label_out_of_range_is_found_in_the_whole_batch_and_names_no_file_of_t
     [finding] = [each for each in report.findings if each.code == "first-step"]
     assert (finding.severity, finding.cause, finding.where.file) == ("error", "data.label_mapping", None)
     assert "out of bounds" in finding.measured
+
+
+def test_a_check_takes_several_optimizers_and_a_batch_in_one_argument() -> None:
+    torch.manual_seed(0)
+    pair = torch.nn.ModuleDict({"first": torch.nn.Linear(10, 4), "critic": torch.nn.Linear(4, 1)})
+
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = pair
+
+        def forward(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            points, mask = batch
+            logits: torch.Tensor = self.parts["first"](points * mask)
+            return logits
+
+    optimizers = [torch.optim.Adam(part.parameters()) for part in pair.values()]
+    inputs, label = torch.randn(16, 10), torch.arange(16) % 4
+    report = sightline.check(
+        Both(), torch.nn.CrossEntropyLoss(), ((inputs, torch.ones(16, 10)), label), optimizer=optimizers
+    )
+    assert [finding for finding in report.findings if finding.severity != "note"] == []

@@ -176,7 +176,7 @@ class Reader:
 
     def poll(self, *, waits: bool = False) -> Iterable[Found]:
         """Judge the numbers that have arrived, or all."""
-        found = list[Found]()
+        found: list[Found] = []
         while self._waiting and (waits or self._waiting[0][1].query()):
             copied, event, judge, step = self._waiting.popleft()
             event.synchronize()
@@ -199,9 +199,10 @@ def record_event(device: torch.device) -> torch.Event:
 class Loop:
     """Facts of the loop: `step` counts updates, `forwards` training passes, `loss` is the last root's value.
 
-    `model_inputs` are the tensors that the last recorded training pass began with, `executed` the names of modules that
-    ran in a training pass while calls were recorded, `call_site` the calls that lead to the last backward pass.
-    `thread` is that of the loop. `first_of_epoch` is the training pass before which a loader began anew.
+    `loss_value` is its number, if it is on the host. `model_inputs` are the tensors that the last recorded training
+    pass began with, `executed` the names of modules that ran in a training pass while calls were recorded, `call_site`
+    the calls that lead to the last backward pass. `thread` is that of the loop. `first_of_epoch` is the training pass
+    before which a loader began anew.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], *, every: int, first_step: int = 0) -> None:
@@ -217,6 +218,7 @@ class Loop:
         self.call_site: CallSite = ()
         self.model_inputs: list[Tensor] = []
         self.loss: Tensor | None = None
+        self.loss_value: float | None = None
         self.executed: set[str] = set()
         self.is_measured, self.num_unused = True, 0
         self.num_asked, self.is_asked = 0, False
@@ -271,8 +273,11 @@ class Loop:
         self.num_asked += 1
         self.is_asked = self.num_asked <= _MAX_ASKED
 
-    def count_backward(self) -> None:
-        """Count a backward pass; one of many without an update is measured, too."""
+    def count_backward(self, roots: Sequence[Tensor]) -> None:
+        """Count a backward pass, and keep its loss; one of many without an update is measured, too."""
+        self.loss = roots[0].detach() if roots and roots[0].is_floating_point() else None
+        is_near = self.loss is not None and self.loss.numel() == 1 and self.loss.device.type == "cpu"
+        self.loss_value = self.loss.item() if self.loss is not None and is_near else None
         self.num_unused += 1
         self.is_measured = self.is_measured or self.num_unused >= MAX_UNUSED
 

@@ -202,18 +202,6 @@ def _is_compared_with_itself(graph: LossGraph, node: Any) -> bool:
     )
 
 
-def is_of_all_pairs(node: Any) -> bool:
-    """Return True if (B, B) comes from a column and a row that are broadcast, both of them outputs."""
-    waiting, shape = [node], get_shape(node)
-    for node in waiting:  # grows while it is read
-        parents = list_parents(node)
-        inside = [parent for parent in parents if get_shape(parent) == shape]
-        if len(parents) == 2 and not inside:
-            return get_node_name(node) not in _MATRIX_PRODUCTS
-        waiting += inside[: max(0, _MAX_TERMS - len(waiting))]
-    return False
-
-
 def _follow_each(graph: LossGraph, node: Any) -> Iterator[Any]:
     for reader in graph.follow(node, _OF_EACH):
         yield reader
@@ -270,38 +258,6 @@ def _masked_extreme_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     if bool(mask.any(dim=axis).all()) and not bool(chosen.any()):
         word = {"Min": "least", "Max": "largest"}[get_node_name(node)]
         yield report("loss-form", "masked", word=word, number=chosen.numel())
-
-
-def _repeated_extreme_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
-    """Two minima of one matrix of distances are over its two axes: rows to columns, and columns to rows."""
-    distances, dim = node.next_functions[0][0], get_saved(node, "dim")
-    if distances is None or dim is None or len(shape := get_shape(distances)) < 2:
-        return
-    twins = [
-        reader
-        for reader in graph.readers.get(distances, ())
-        if reader is not node
-        and get_node_name(reader) == get_node_name(node)
-        and isinstance(other := get_saved(reader, "dim"), int)
-        and get_axis(other, len(shape)) == get_axis(dim, len(shape))
-        and set(map(get_node_name, graph.readers[reader])) == set(map(get_node_name, graph.readers[node]))
-    ]
-    if twins and graph.nodes.index(twins[0]) > graph.nodes.index(node):
-        yield report("loss-form", "twice", shape=shape, axis=get_axis(dim, len(shape)))
-
-
-def _probability_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
-    """Targets of a binary cross entropy are 0 to 1: beyond, the loss has no least value."""
-    target = get_saved(node, "target")
-    if not isinstance(target, Tensor) or not target.numel():
-        return
-    low, high = float(target.min()), float(target.max())
-    weight, is_beyond = get_saved(node, "weight"), (target < 0) | (target > 1)
-    is_weighed = isinstance(weight, Tensor) and not bool(weight.expand_as(target)[is_beyond].any())
-    if is_weighed or get_saved(node, "reduction") == 0:
-        return  # marks of what is not known, which do not count, or are left out afterwards
-    if low < 0 or high > 1:
-        yield report("loss-form", "no probability", low=low, high=high)
 
 
 def is_of_pairs(node: Any) -> bool:
@@ -399,9 +355,8 @@ def get_axis(dim: int, ndim: int) -> int:
 _JUDGES: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(_VIEWS, (_view_faults,)),
     **dict.fromkeys(_MEAN_LOSSES, (_focal_faults,)),
-    **dict.fromkeys(("Min", "Max"), (_masked_extreme_faults, _repeated_extreme_faults)),
+    **dict.fromkeys(("Min", "Max"), (_masked_extreme_faults,)),
     "NllLoss": (_focal_faults, _pair_faults),
-    "BinaryCrossEntropyWithLogits": (_focal_faults, _probability_faults),
     "Div": (_overlap_faults,),
     "Sub": (_divergence_faults,),
     "Softmax": (_attention_faults,),

@@ -156,7 +156,8 @@ def _is_training(loop: Loop) -> bool:
 
 def trace_calls() -> CallSite:
     """Trace the last calls that lead to the caller."""
-    frame, calls = sys._getframe(1), list[tuple[int, int]]()
+    frame = sys._getframe(1)
+    calls: list[tuple[int, int]] = []
     while frame is not None and len(calls) < _MAX_CALLS:
         calls.append((id(frame.f_code), frame.f_lasti))
         frame = frame.f_back  # type: ignore[assignment]

@@ -59,13 +59,10 @@ class FiniteMonitor(Monitor):
         self._explain = explain
         self._is_found = False
 
-    def before_backward(self, loop: Loop, root: Tensor) -> None:
-        loop.loss = root.detach() if root.is_floating_point() else None
-
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found] | None:
         if self._is_found or getattr(track.optimizer, "found_inf", None) is not None:  # the scaler judges it
             return None
-        if not loop.is_measured and _is_sound(track.small[:1], loop.loss):
+        if not loop.is_measured and _is_sound(track.small[:1], loop):
             return None
         if all(parameter.grad is None for parameter in track.parameters.values()):  # cleared: nothing is used
             return None
@@ -127,9 +124,11 @@ class ClipMonitor(Monitor):
             yield report("scaled-clipping", "", low=low, high=high)
 
 
-def _is_sound(parameters: Sequence[nn.Parameter], loss: Tensor | None) -> bool:
+def _is_sound(parameters: Sequence[nn.Parameter], loop: Loop) -> bool:
     """Return True if a few numbers of the host are finite; they are read one by one, which costs least."""
-    some = [value for value in (loss, *(p.grad for p in parameters)) if value is not None]
+    if (loop.loss is not None and loop.loss_value is None) or not math.isfinite(loop.loss_value or 0.0):
+        return False
+    some = [gradient for p in parameters if (gradient := p.grad) is not None]
     is_near = all(value.layout is torch.strided and value.device.type == "cpu" for value in some)
     return is_near and all(math.isfinite(value.sum().item()) for value in some)
 

@@ -28,7 +28,7 @@ _NUM_STILL = 10
 _TINY_RATE, _MIN_TINY, _MAX_TINY_SHARE = 1e-6, 5, 0.05
 """Learning rate at which no update counts; the end of a cosine is there for a thousandth of its length."""
 _MIN_RISES, _MAX_RISES, _UPDATES_A_RISE, _LOW_RISE = 3, 1000, 8, 0.3
-_NUM_MOVED, _MANY = 5, 10
+_NUM_MOVED, _MANY, _NUM_COUNTED = 5, 10, 4
 _NUM_IDLE, _NUM_IDLE_OF_AVERAGE = 20, 2000
 """Updates after which an average must have moved, and a loop must have stepped its scheduler at its end."""
 
@@ -253,7 +253,7 @@ class LoadMonitor(Monitor):
 
 
 def _sum_versions(track: OptimizerTrack) -> int:
-    return sum(probe._version for probe in track.probes)
+    return sum(probe._version for probe in track.probes[:_NUM_COUNTED])
 
 
 def _is_same_memory(value: Any, own: Tensor) -> bool:

@@ -142,7 +142,7 @@ class TraceMonitor(Monitor):
             self._is_late = root.device.type != "cpu"
             self._weights = [(p, _take_few(p).clone()) for p in loop.parameters().values() if has_slices(p)]
         if loop.loss is not None and root.numel() == 1:
-            value = loop.loss if self._is_late else loop.loss.item()
+            value = loop.loss if loop.loss_value is None else loop.loss_value
             trace.losses.setdefault(hash(loop.call_site), Series()).add(value)
         if not loop.is_measured and trace.addends and trace.addends[-1].leaves:
             trace.addends.append(BackwardAddends([]))

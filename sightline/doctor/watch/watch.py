@@ -264,7 +264,7 @@ class Watch:
     def _before_backward(self, roots: list[Tensor]) -> None:
         if self._loop.runs_here:
             self._loop.is_in_backward = True
-            self._loop.count_backward()
+            self._loop.count_backward(roots)
             self._loop.call_site = trace_calls()
             for root in roots[:1]:
                 self._judge("before_backward", root)
