@@ -99,7 +99,7 @@ OTHER_KINDS = {
     "view_summaries": 1,
 }
 """Kinds of parts without a registry, which verbs and tools find by name."""
-NUM_CHECKS = 40
+NUM_CHECKS = 30
 MAX_FILE_LINES = 600
 MAX_BODY_LINES = 80
 MAX_BODY_OF_ROOMS = {"doctor/rules": 30, "doctor/evidence": 60}
