@@ -32,7 +32,7 @@ FOUND = {
     **dict.fromkeys("O51 B15 B16 B19 B21".split(), "broken-boxes"),
     **dict.fromkeys("O40 D7 D14".split(), "channel-contract"),
     **dict.fromkeys("O23 O36 O39".split(), "class-counts"),
-    **dict.fromkeys("O49 D3".split(), "data-mutation"),
+    **dict.fromkeys("O49".split(), "data-mutation"),
     **dict.fromkeys("O29 D1".split(), "exchanged-rows"),
     "N9": "final-activation",
     **dict.fromkeys("O56 B30 B31 B32".split(), "ignored-regions"),
