@@ -68,7 +68,7 @@ def test_a_skipped_check_is_named_as_skipped(tmp_path: Path, monkeypatch: pytest
 
 def test_every_check_of_ours_has_a_subject_and_every_need_a_check() -> None:
     rules = suite.all_checks()
-    assert {find_subject(rule.run.__module__) for rule in rules} == {*SUBJECTS} - {"plugin"}
+    assert {find_subject(rule.run.__module__) for rule in rules} == {*SUBJECTS} - {"plugin", "compression"}
     assert find_subject("mine.checks") == "plugin"
     assert NEEDS.keys() <= CHECKS.keys()
 
@@ -86,7 +86,9 @@ def test_of_nested_times_each_counts_once() -> None:
 def test_samples_that_were_not_read_are_not_covered(tmp_path: Path) -> None:
     examination = Examination()
     suite.run_quick(
-        make(tmp_path, "data.train_size=600", "checks.skip=[idle-input, no-gradient]"), World(), examination=examination
+        make(tmp_path, "data.train_size=600", "checks.skip=[update-size, no-gradient]"),
+        World(),
+        examination=examination,
     )
     document = examination.to_dict()
     (gap,) = [gap for gap in document["not_covered"] if "samples of the train part" in gap]

@@ -15,6 +15,7 @@ from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.workbench.check.context import Context
+from sightline.workbench.check.core.finding import merge_findings
 from sightline.workbench.check.run_subject import examine_run
 from sightline.workbench.check.suite import all_checks
 from tests.doctor.planting import Wrapped, make, with_data
@@ -31,7 +32,7 @@ FOUND = {
     **dict.fromkeys("O51 B15 B16 B19 B21".split(), "broken-boxes"),
     **dict.fromkeys("O40 D7 D14".split(), "channel-contract"),
     **dict.fromkeys("O23 O36 O39".split(), "class-counts"),
-    **dict.fromkeys("O49 D3".split(), "data-mutation"),
+    **dict.fromkeys("O49".split(), "data-mutation"),
     **dict.fromkeys("O29 D1".split(), "exchanged-rows"),
     "N9": "final-activation",
     **dict.fromkeys("O56 B30 B31 B32".split(), "ignored-regions"),
@@ -63,7 +64,7 @@ FOUND = {
     **dict.fromkeys("O13 R1 R2 R3".split(), "update-size"),
     **dict.fromkeys("O7 R4".split(), "zero-learning-rate"),
 }
-"""Codes of the first findings of planted cases."""
+"""Codes of findings of planted cases, of which the first has the true cause."""
 
 
 def _take(built: TrainingSetup, *indices: int) -> TrainingSetup:
@@ -111,13 +112,14 @@ def judge(bench: str, case: str = "") -> list[Finding]:
         config = read_config(BENCHES / f"{bench}.yaml", (*words, *planter.overrides))
         examination, findings = examine_run(Context(planter.change(build(config, World())), World()))
     assert examination.list_reasons("failed") == []
-    return findings
+    return merge_findings(findings)
 
 
 @pytest.mark.parametrize("name", long_but({code: name for name, code in FOUND.items()}.values(), FOUND))
 def test_a_planted_bug_is_found(name: str) -> None:
-    first, *_ = judge(BY_ID[name].bench, name)
-    assert (first.code, first.cause) == (FOUND[name], BY_ID[name].cause)
+    findings = judge(BY_ID[name].bench, name)
+    assert findings[0].cause == BY_ID[name].cause
+    assert FOUND[name] in {finding.code for finding in findings}
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -65,7 +65,7 @@ def test_plants_leave_no_trace() -> None:
 
 @pytest.mark.parametrize(
     ("name", "moment", "code"),
-    [("O5", "start", "no-gradient"), ("O78", "config", "refused"), ("O79", "start", "leftover-hooks")],
+    [("O5", "start", "not-optimised"), ("O78", "config", "refused"), ("O79", "start", "leftover-hooks")],
 )
 def test_a_fault_is_found_and_named_first(name: str, moment: str, code: str) -> None:
     found = run_case(BY_ID[name], seed=1)

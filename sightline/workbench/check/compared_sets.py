@@ -63,7 +63,7 @@ def sample_clouds(
         known = [bool(np.isfinite(cloud).all()) for cloud in found]  # `non-finite-data` reports others
         clouds += itertools.compress(found, known)
         labels += itertools.compress(_read_classes(batch, len(found)), known)
-        sizes += [float(cloud.var(axis=0).sum() ** 0.5) for cloud in _split_clouds(passed) if len(cloud)]
+        sizes += [float(cloud.var(axis=0).sum() ** 0.5) for cloud in _split_clouds(passed) if np.isfinite(cloud).all()]
     name = f"{config.data.name}/{part.split}"
     return CloudSample(part.dataset.info, name, tuple(clouds), tuple(labels), tuple(sizes))
 

@@ -459,7 +459,12 @@ def data_mutation(run: Context, keyed_reads: list[KeyedReads]) -> Iterator[Fault
         stage, field = _find_difference(*each.same)
         if stage:
             measured, where = f"'{field}' differs", run.locate(each.part.split, sample=each.sample, config_path="data")
-            yield Fault(f"reading a sample changes it: {stage} edits what is stored", measured=measured, where=where)
+            yield Fault(
+                f"reading a sample changes it: {stage} edits what is stored",
+                measured=measured,
+                where=where,
+                evidence={"field": field},
+            )
             return
 
 
@@ -477,7 +482,7 @@ def own_generator(run: Context, keyed_reads: list[KeyedReads]) -> Iterator[Fault
         if stage and not _find_difference(*each.same)[0]:
             measured, where = f"'{field}' differs", run.locate(each.part.split, sample=each.sample, config_path="data")
             summary = f"{stage} draws from a generator of its own or a global one: a key gives other samples"
-            yield Fault(summary, measured=measured, where=where)
+            yield Fault(summary, measured=measured, where=where, evidence={"field": field})
             return
 
 

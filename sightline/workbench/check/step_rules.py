@@ -22,7 +22,7 @@ from sightline.engine.optimizers import is_in_module
 from sightline.engine.step import weighted_sum
 from sightline.workbench.check.checks.model.no_gradient import is_frozen_by_kind
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.dry_run import DryRun, isolated_copy
+from sightline.workbench.check.core.dry_run import DryRun, forward_backward, isolated_copy
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _STATISTICS = ("running", "moving", "ema")
@@ -154,6 +154,29 @@ def final_activation(run: Context, first_step: DryRun) -> Fault | None:
         return None
     where = FindingLocation(layer=first_step.makers.get("logits"), config_path="model")
     return Fault("a ReLU ends the network", measured=f"{zeros:.0%} of 'logits' are 0, none below", where=where)
+
+
+@rule(
+    "no-gradient",
+    "error",
+    "loss.detached model.structure",
+    holds="a gradient for each parameter of a loss",
+    do="use the parameter in the loss, or take it out",
+)
+def idle_parameters(run: Context, first_step: DryRun) -> Iterator[Fault]:
+    """Look for parameters of losses that a step gives no gradient."""
+    job = run.built.job
+    own = {name: p for name, p in job.trained_module.named_parameters() if job.losses.owner(name) and p.requires_grad}
+    if not own:
+        raise NotApplicableError("no losses with parameters")
+    forward_backward(job, isolated_copy(job.model), [first_step.batch], run.world.device)
+    prefixes = tuple(f"{entry['modules']}." for entry in job.frozen)
+    silent = [name for name, parameter in own.items() if parameter.grad is None and not name.startswith(prefixes)]
+    if silent:
+        summary, where = f"{len(silent)} parameter(s) of losses get no gradient", "losses"
+        yield Fault(
+            summary, measured=join_some(silent, most=4), where=FindingLocation(param=silent[0], config_path=where)
+        )
 
 
 # --- the optimiser ----------------------------------------------------------------------------------------------------
