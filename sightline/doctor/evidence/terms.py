@@ -201,11 +201,13 @@ def is_ordinal(raised: Tensor, lowered: Tensor) -> bool:
 @measure(passes=1)
 def ignored_places(passed: Pass, term: LossTerm, recorded: dict[str, Any], labelled: list[Labelled]) -> tuple[int, int]:
     """Give every third label the ignored value: how many places that are, and at how many there is a gradient."""
-    num = counted = 0
-    for item in labelled if term.ignored is not None and not term.is_of_pairs else ():
+    num, counted, ignored = 0, 0, term.ignored
+    if ignored is None:
+        raise NotApplicableError("no label is ignored")
+    for item in labelled:
         label = dict(dense_leaves(passed.batch.target))[item.target_path]
         hidden = torch.arange(label.numel()).view(label.shape) % 3 == 0
-        target = replace_leaf(passed.batch.target, item.target_path, label.masked_fill(hidden, term.ignored))
+        target = replace_leaf(passed.batch.target, item.target_path, label.masked_fill(hidden, ignored))
         if item.axis is None or sum_at(term, recorded, target) == sum_at(term, recorded, passed.batch.target):
             continue
         slope = gradients_at(term, recorded, target)[item.slope.path].movedim(item.axis, -1).abs().sum(-1)

@@ -92,7 +92,8 @@ def make_loss_subjects(context: Context) -> Iterator[LossSubject]:
         is_weighted = max(job.loss_weights_at(at)[name] for at in (0, job.num_steps)) > 0
         if not is_weighted or not any(is_float(values[key]) and values[key].numel() for key in keys):
             continue
-        loss, total = LossAlone(*map(_isolate, (forward, counter))), float(sums[name])
+        loss = LossAlone(_isolate(forward), None if counter is None else _isolate(counter))
+        total = float(sums[name])
         alone = attempt(name, loss.compute, {"outputs": values, "target": {}})
         rounding = _ROUNDING.get(sums[name].dtype, _ROUNDING_16_BIT)
         if isinstance(alone, MissingError) or abs(float(alone[0]) - total) > rounding * max(abs(total), 1e-3):
@@ -187,10 +188,8 @@ def _find_module(function: Any) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
-def _isolate(function: BoundFunction | None) -> BoundFunction | None:
+def _isolate(function: BoundFunction) -> BoundFunction:
     """Return a function on a copy of its loss, whose buffers may change; the original where it cannot be copied."""
-    if function is None:
-        return None
     try:
         return dataclasses.replace(function, function=copy.deepcopy(function.function))
     except (RuntimeError, TypeError):
