@@ -159,3 +159,24 @@ def hidden_places(subject: Subject) -> HiddenPlaces:
         hidden, counted = reach == 0, pull != 0
         return HiddenPlaces(hidden.numel(), int(hidden.sum()), int(counted.sum()), int((hidden & counted).sum()))
     raise NotApplicableError("no input that is the target")
+
+
+@measure(passes=2)
+def read_labels(subject: Subject, passed: Pass, labelled: list[Labelled]) -> list[str]:
+    """List inputs that are the labels of an output of classes, and answers to: others move it."""
+    targets, found = dict(dense_leaves(passed.batch.target)), []
+    for item in labelled:
+        labels = targets[item.target_path]
+        same = [p for p, t in dense_leaves(passed.batch.inputs) if t.shape == labels.shape and torch.equal(t, labels)]
+        if item.axis is None or item.shift or not same or torch.equal(labels, labels.roll(1, 0)):
+            continue
+        model = subject.jitter(subject.copy("eval"), seed=0)
+        outputs = []
+        for given in (labels, labels.roll(1, 0)):
+            seed_all(0)
+            with torch.no_grad():
+                changed = subject.call(model, replace_leaf(passed.batch.inputs, same[0], given))
+            outputs.append(dict(dense_leaves(changed))[item.slope.path])
+        if not torch.allclose(*outputs, rtol=1e-3, atol=1e-5):
+            found.append(same[0])
+    return found

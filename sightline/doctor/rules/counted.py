@@ -103,3 +103,19 @@ def counts_visible(hidden_places: HiddenPlaces) -> Fault | None:
         measured=f"{counted - both} of {counted} places that count are inputs of the model; {both} of {hidden} hidden "
         "ones count",
     )
+
+
+@rule(
+    "label-input",
+    "error",
+    "data.label_leak model.structure",
+    holds="an output of classes does not depend on its own labels",
+    do="take the labels out of what the model is given",
+)
+def reads_labels(read_labels: list[str]) -> Iterator[Fault]:
+    """Expect no input that equals the labels, and moves their output."""
+    for path in read_labels:
+        yield Fault(
+            f"the labels are among the inputs{f' ({path})' if path else ''}, and the output depends on them",
+            measured="an input with the bits of the target; with those of other samples the output is another",
+        )
