@@ -4,7 +4,7 @@ It brings everything that a task needs: data set, network, loss, metric, task, a
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -21,12 +21,11 @@ from sightline.contract.errors import DataError
 from sightline.contract.loss import Loss
 from sightline.contract.metric import State
 from sightline.contract.types import Batch, DataInfo, Field, Sample, SampleKey
+from sightline.doctor.finding import Fault
+from sightline.doctor.rules import rule
 from sightline.draw.pictures import Picture
 from sightline.engine.run_loading import TrainedRun
 from sightline.parts.tasks.supervised import Supervised
-from sightline.workbench.check.context import Context, check, surveys
-from sightline.workbench.check.core.finding import Fault
-from sightline.workbench.check.core.sample_statistics import PartStatistics
 from sightline.workbench.predict.predictor import Inference, Predictor, ReadFile, Refusal, refuse_non_finite
 
 SIZE_PX = 28
@@ -215,16 +214,25 @@ class AnglePredictor(Predictor[AnglePrediction]):
         return {"upright": path}
 
 
-@check("one-sided-angles", "preflight", each=surveys, severity="warning", causes=("data.sampling", "data.split"))
-def one_sided_angles(context: Context, statistics: PartStatistics) -> Fault | None:
-    """Angles of a split do not all lie on one side: their mean direction is short.
-
-    Finds: a set whose angles are all alike, so that one constant direction is a good prediction.
-    """
-    part = statistics.part
-    angles = [float(part.dataset[SampleKey(int(i), 0, 0)]["angle"]) for i in part.evenly_spaced_indices(_MAX_ANGLES)]
-    length = float(np.abs(np.exp(1j * np.array(angles)).mean()))
-    bound = 4 / math.sqrt(len(angles))  # uniform angles exceed it once in a million sets
-    if length <= bound:
-        return None
-    return Fault(f"angles lie on one side: their mean direction is {length:.2f} long", value=length, bound=bound)
+@rule(
+    "one-sided-angles",
+    "warning",
+    "data.sampling data.split",
+    holds="angles of a split on all sides: their mean direction is short",
+    do="look at how the samples were chosen: one constant direction is a good prediction of such a set",
+)
+def one_sided_angles(run: Any, surveys: list[Any]) -> Iterator[Fault]:
+    """Measure the mean direction of the angles of each split."""
+    for survey in surveys:
+        part = survey.part
+        indices = part.evenly_spaced_indices(_MAX_ANGLES)
+        angles = [float(part.dataset[SampleKey(int(i), 0, 0)]["angle"]) for i in indices]
+        length = float(np.abs(np.exp(1j * np.array(angles)).mean()))
+        bound = 4 / math.sqrt(len(angles))  # uniform angles exceed it once in a million sets
+        if length > bound:
+            yield Fault(
+                f"angles lie on one side: their mean direction is {length:.2f} long",
+                measured=f"{length:.2f}, of {len(angles)} angles",
+                expected=f"at most {bound:.2f}",
+                where=run.locate(part.split, config_path="data"),
+            )

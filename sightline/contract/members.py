@@ -62,7 +62,6 @@ class DataMembers:
     baselines: Member[Mapping[str, Mapping[str, float]]] = Member(
         "metric → {simple prediction: its figure}, shown next to the metrics of a run", absent=MappingProxyType({})
     )
-    duplicates: Member[tuple[tuple[str, ...], ...]] = Member("groups of names whose clouds are equal", absent=())
     pictures: Member[Any] = Member("the rendered views that `image` comes from", absent=None)
     prepare: Member[Function] = Member(
         "`prepare(*, source, target, name, progress, ...)`, of the class: what `sightline data prepare` calls",
@@ -118,9 +117,6 @@ class TaskMembers:
     """Optional members of a task."""
 
     predicts: Member[frozenset[str]] = Member("the keys of its predictions, for metrics", absent=frozenset())
-    extra_batch_keys: Member[frozenset[str]] = Member(
-        "batch keys that it reads itself, in addition to those of model, losses and metrics", absent=frozenset()
-    )
     context_keys: Member[frozenset[str]] = Member(
         "the keys that `prepare` computes once per batch, for losses and metrics", absent=frozenset()
     )

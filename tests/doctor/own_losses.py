@@ -58,7 +58,7 @@ __all__ = [
 ]
 
 NAME = "own"
-OTHERS = ("loss-normaliser", "no-gradient")
+OTHERS = ("loss-normaliser",)
 """Checks of runs that see some of these faults or their symptoms."""
 
 

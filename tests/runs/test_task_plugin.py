@@ -16,7 +16,7 @@ from PIL import Image
 import sightline
 from sightline.contract import registry
 from sightline.contract.types import SampleKey
-from sightline.workbench.check.context import CHECKS
+from sightline.doctor.rules import RULES
 from tests.command import Outcome, run_here
 from tests.runs.broken_off import run_forked
 
@@ -33,7 +33,7 @@ def _own_parts() -> Iterator[None]:
     yield
     for kind, entries in before.items():
         registry.REGISTRIES[kind]._entries = entries
-    CHECKS.pop("one-sided-angles")
+    RULES[:] = [rule for rule in RULES if rule.code != "one-sided-angles"]
 
 
 def verb(*words: object, expect: int = 0) -> Outcome:
@@ -159,4 +159,4 @@ def test_its_check_finds_what_it_is_for(tmp_path: Path) -> None:
     found = [finding for finding in findings if finding["code"] == "one-sided-angles"]
     assert [finding["where"]["dataset"] for finding in found] == ["turned_digits/train", "turned_digits/test"]
     assert {finding["cause"] for finding in found} == {"data.sampling"}
-    assert all(finding["value"] > finding["bound"] == 4 / 8 for finding in found)
+    assert {finding["expected"] for finding in found} == {"at most 0.50"}

@@ -109,7 +109,6 @@ class Detect(Supervised):
     """
 
     predicts = frozenset({"detections", "detection_offsets"})
-    extra_batch_keys = frozenset({"image", "boxes", "label", "is_ignored", "box_offsets", "to_canvas", "file_px"})
     context_keys = frozenset(
         {"priors", "prior_stride", "target", "matched_boxes", "matched_density", "second_match", "is_unmatched"}
     )

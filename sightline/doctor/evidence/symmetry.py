@@ -20,6 +20,8 @@ from sightline.instrument import ModuleCall, record
 from sightline.instrument.random_state import seed_all
 
 _CLOUDS = frozenset(("point", "pt", "cloud", "pointcloud", "xyz", "pc"))
+_GRIDS = frozenset(("image", "volume", "crop", "depth"))
+"""Inputs without a row for each point, even if a side has as many pixels."""
 _NEAR, _MIN_PLACES, _MIN_SIDE = 1e-9, 32, 8
 _SHIFTS = (3 / 8, 1 / 4, 1 / 8)
 """Shares of the sides by which images are shifted: unequal, none a half, so that axes and flips show."""
@@ -59,7 +61,8 @@ def permuted_points(subject: Subject, repeats: dict[str, Repeat]) -> list[Place]
     order = torch.cat([torch.zeros(1).long(), 1 + torch.randperm(points.shape[1] - 1, generator=_seed())])
 
     def permute(path: str, tensor: Tensor) -> Tensor:
-        return tensor[:, order] if tensor.shape[:2] == points.shape[:2] else tensor
+        is_grid = path.rpartition(".")[2] in _GRIDS or tensor.ndim > 3
+        return tensor[:, order] if tensor.shape[:2] == points.shape[:2] and not is_grid else tensor
 
     first, outputs = _run(subject, repeats, lambda inputs: inputs)
     second, others = _run(subject, repeats, lambda inputs: tree_map(inputs, permute))
@@ -87,9 +90,16 @@ def _find_cloud(subject: Subject) -> Tensor:
         points = leaves[path]
         beside = [t for p, t in leaves.items() if p != path and t.shape[:2] == points.shape[:2]]
         is_cloud = name.lower().rstrip("s") in _CLOUDS and points.ndim == 3 and points.shape[1] > 2
-        if is_cloud and all(each.is_floating_point() for each in (points, *beside)):
+        others = [*(t for p, t in leaves.items() if p != path), *subject.model.buffers()]
+        has_edges = is_cloud and any(each.shape[-2:] == (points.shape[1],) * 2 or _are_numbers(each) for each in others)
+        if is_cloud and not has_edges and all(each.is_floating_point() for each in (points, *beside)):
             return points
     raise NotApplicableError("no clouds of points by the name of an input")
+
+
+def _are_numbers(tensor: Tensor) -> bool:
+    """Return True for pairs of numbers, as of edges between points."""
+    return tensor.dtype == torch.int64 and tensor.ndim == 2 and 2 in tensor.shape
 
 
 @measure(passes=4)

@@ -174,6 +174,9 @@ def pulls(passed: Pass, term: LossTerm, recorded: dict[str, Any], labelled: list
             wanted = flat[mask].long()
             total = rows_NC.new_zeros(num, num).index_add_(0, wanted, rows_NC[mask])
             by_end[end] = (total / wanted.bincount(minlength=num)[:, None]).double().cpu()
+        ordered = by_end[0.0].sort(dim=1)[0]  # a centre or a teacher pulls other classes unlike
+        if bool((ordered[:, -1] - ordered[:, 1] > _MAX_UNLIKE * ordered.abs().amax(dim=1)).any()):
+            continue
         is_of_levels = any(is_ordinal(by_end[end] < 0, by_end[end] > 0) for end in (-2.0, 2.0))
         found.append(Pull(item, by_end[0.0], is_of_levels, present))
     if not found:
@@ -259,6 +262,7 @@ def _differ(after: Tensor, before: Tensor) -> bool:
     return not bool(torch.isclose(after, before, rtol=0.0, atol=0.0, equal_nan=True).all())
 
 
+_MAX_UNLIKE = 0.05
 _LINKS: dict[str, Callable[[Tensor], Tensor]] = {
     "": lambda target: target,
     "log": lambda target: target.clamp(min=1e-30).log(),

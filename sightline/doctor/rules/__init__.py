@@ -63,6 +63,9 @@ def rule(code: str, severity: Severity, causes: str, *, holds: str, do: str) -> 
     assert CAUSES.issuperset(names), f"rule '{code}': there are no causes {sorted(set(names) - CAUSES)}"
 
     def declare(judge: Callable[..., Faults]) -> Callable[..., Faults]:
+        # A plugin may be read again, and then declares its rules anew.
+        key = judge.__module__, judge.__qualname__
+        RULES[:] = [known for known in RULES if (known.judge.__module__, known.judge.__qualname__) != key]
         RULES.append(Rule(code, severity, names, holds, do, judge, list_arguments(judge)))
         return judge
 

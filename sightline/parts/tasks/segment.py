@@ -219,7 +219,6 @@ class Segment(Supervised):
     """
 
     predicts = frozenset({"probabilities", "target", "cloud_offsets", "seen"})
-    extra_batch_keys = frozenset({"nearest", "whole_label", "whole_offsets", "range_image", "point_range"})
     evaluation_arguments = frozenset({"blocks", "lift", "max_points", "origin"})
 
     @property

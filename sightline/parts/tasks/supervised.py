@@ -260,7 +260,6 @@ class Pose(Supervised):
     """
 
     predicts = frozenset({"joints_mm", "peaks"})
-    extra_batch_keys = frozenset({"placement"})
 
     def __init__(
         self,

@@ -48,6 +48,9 @@ _PLACES = {
     "targets": "losses",
     "loss": "losses",
     "model": "model",
+    "symmetry": "model",
+    "indices": "model",
+    "counted": "losses",
 }
 """Key of the config that the rules of a module judge; the optimiser for all others."""
 
@@ -82,7 +85,12 @@ def examine_relations(context: Context) -> tuple[Examination, list[Finding]]:
 def examine_losses(context: Context) -> list[Finding]:
     """Judge each loss of a run alone, by the rules of losses; of several findings the likeliest cause is left."""
     own = {rule.code for rule in list_rules() if _get_module(rule) in _OF_LOSSES}
-    declared = {*context.config.checks.skip, *({rule.code for rule in list_rules()} - own), "other-samples"}
+    declared = {
+        *context.config.checks.skip,
+        *({rule.code for rule in list_rules()} - own),
+        "other-samples",
+        "label-input",
+    }
     found, judged = [], set()
     for name, subject, term in make_loss_subjects(context):
         budget_s = _BUDGETS_S[context.is_thorough] / 2

@@ -26,6 +26,7 @@ from sightline.workbench.check.core.dry_run import DryRun, forward_backward, iso
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _STATISTICS = ("running", "moving", "ema")
+_KINDS = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 """Words in the names of buffers that a training step changes."""
 _MAX_STEPS, _MAX_ZERO_START, _MAX_ZERO_END, _MIN_ZEROS = 2_000, 0.2, 0.05, 0.05
 _MAX_RATIO, _MIN_MOVE, _NUM_UPDATES, _MIN_DEPENDENCE, _MAX_PENALTY = 10.0, 1e-4, 1000, 0.2, 10.0
@@ -108,9 +109,9 @@ def still_statistics(run: Context, first_step: DryRun) -> Iterator[Fault]:
             (is_still or is_off)
             and name in first_step.executed
             and not is_frozen
-            and (any(parameters) or not parameters)
+            and (any(parameters) or (not parameters and isinstance(module, _KINDS)))
         ):
-            is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            is_norm = isinstance(module, _KINDS[0])
             yield Fault(
                 f"the {'running statistics' if is_still else 'dropout'} of '{name}': idle in training",
                 measured="in evaluation mode" if not module.training else "the same bits after a training step",
@@ -177,6 +178,22 @@ def idle_parameters(run: Context, first_step: DryRun) -> Iterator[Fault]:
         yield Fault(
             summary, measured=join_some(silent, most=4), where=FindingLocation(param=silent[0], config_path=where)
         )
+
+
+@rule(
+    "no-gradient",
+    "error",
+    "loss.weights loss.detached model.structure",
+    holds="a gradient that is not 0, of some parameter",
+    do="look at the weights of the losses, and for a detach() between the model and all of them",
+)
+def any_gradient(first_step: DryRun) -> Fault | None:
+    """Expect the first step to move something."""
+    states = [first_step.gradients[n] for n, _ in first_step.model.named_parameters() if n in first_step.gradients]
+    if not states or not set(states) <= {"zero", "none"}:
+        return None
+    where = FindingLocation(config_path="losses")
+    return Fault("no parameter of the model gets a gradient", measured=f"0 or none in all {len(states)}", where=where)
 
 
 # --- the optimiser ----------------------------------------------------------------------------------------------------

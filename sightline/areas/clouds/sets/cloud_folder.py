@@ -122,11 +122,6 @@ class CloudFolder(LabelledClouds):
             radii=None if radii is None else (radii[0], radii[1]),
         )
 
-    @property
-    def duplicates(self) -> tuple[tuple[str, ...], ...]:
-        """Groups of clouds of the whole set with identical points, each cloud as `split/class/file`."""
-        return tuple(map(tuple, self._prepared.manifest.get("duplicates", ())))
-
     def _unit_sphere(self, manifest: Mapping[str, Any]) -> UnitSphere:
         return "applied" if manifest["normalisation"] == "unit_sphere" else "none"
 
