@@ -177,6 +177,6 @@ def read_labels(subject: Subject, passed: Pass, labelled: list[Labelled]) -> lis
             with torch.no_grad():
                 changed = subject.call(model, replace_leaf(passed.batch.inputs, same[0], given))
             outputs.append(dict(dense_leaves(changed))[item.slope.path])
-        if not torch.allclose(*outputs, rtol=1e-3, atol=1e-5):
+        if not torch.allclose(outputs[0], outputs[1], rtol=1e-3, atol=1e-5):
             found.append(same[0])
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,7 +122,7 @@ def shifted_images(subject: Subject, repeats: dict[str, Repeat]) -> list[Place]:
     operators: set[str] = set()
     passes = []
     for is_shifted in (False, True):
-        rows, outputs = _run(subject, repeats, lambda inputs, s=is_shifted: put(inputs, is_shifted=s), operators)
+        rows, outputs = _run(subject, repeats, partial(put, is_shifted=is_shifted), operators)
         maps = {name: value for name, value in outputs.items() if value.ndim == 2 + len(sides)}
         axes = {name: -1 if value.shape[1:-1] == sides else 1 for name, value in maps.items()}
         passes.append([*rows, *(Rows(f"the output '{n}'", "", _project(v, axes[n])) for n, v in maps.items())])
