@@ -96,7 +96,7 @@ def counts_visible(hidden_places: HiddenPlaces) -> Fault | None:
     places, hidden, counted, both = hidden_places
     if not _MIN_HIDDEN * places < hidden < places or not counted:
         raise NotApplicableError("nothing of the target is hidden from the model")
-    if both > _MAX_BOTH * hidden or counted - both < (1 - _MAX_BOTH) * counted:
+    if not both or both > _MAX_BOTH * hidden or counted - both < (1 - _MAX_BOTH) * counted:  # none: padding
         return None
     return Fault(
         "the loss counts places that the model has seen, and not all that are hidden from it",
