@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves, tree_map
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.passes import Repeat
 from sightline.doctor.subject import Subject, replace_leaf
@@ -65,6 +65,12 @@ def permuted_points(subject: Subject, repeats: dict[str, Repeat]) -> list[Place]
         is_grid = path.rpartition(".")[2] in _GRIDS or tensor.ndim > 3
         return tensor[:, order] if tensor.shape[:2] == points.shape[:2] and not is_grid else tensor
 
+    def drop(path: str, tensor: Tensor) -> Tensor:
+        return tensor[:, :-1] if permute(path, tensor) is not tensor else tensor
+
+    given = {"subject": subject, "repeats": repeats, "change": lambda inputs: tree_map(inputs, drop)}
+    fewer = attempt("fewer points", _run, given)
+    sizes = {} if isinstance(fewer, MissingError) else {name: value.shape for name, value in fewer[1].items()}
     first, outputs = _run(subject, repeats, lambda inputs: inputs)
     second, others = _run(subject, repeats, lambda inputs: tree_map(inputs, permute))
     places = [
@@ -75,7 +81,7 @@ def permuted_points(subject: Subject, repeats: dict[str, Repeat]) -> list[Place]
         other, text = others[name], f"the output '{name}'" if name else "the output"
         if value.ndim == 3 and value.shape[1] != points.shape[1] == value.shape[2]:
             value, other = value.transpose(1, 2), other.transpose(1, 2)
-        is_many = value.shape[:2] == points.shape[:2]
+        is_many = value.shape[:2] == points.shape[:2] and sizes.get(name) != outputs[name].shape  # else by chance
         shares = [_share_equal(permute("", value), other, 2)] if is_many else []
         if not is_many or value.ndim == 2:  # as many classes as points, by chance
             shares.append(_share_equal(value, other, 1))
