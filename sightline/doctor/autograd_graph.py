@@ -38,11 +38,6 @@ def last_operation(tensor: Tensor) -> str:
     return get_node_name(last_node(tensor))
 
 
-def output_range(operation: str) -> tuple[float, float]:
-    """Return the minimum and maximum of an operation's output; infinite if unknown."""
-    return _RANGES.get(operation, (-_INF, _INF))
-
-
 def hidden_outputs(outputs: Mapping[str, Any]) -> frozenset[str]:
     """Return the names of outputs from which other outputs are computed, such as features before logits."""
     last_nodes = {name: last_node(value) for name, value in outputs.items() if isinstance(value, Tensor)}

@@ -45,11 +45,6 @@ def find_generators(*roots: object) -> list[Any]:
     return [generator for _, generator in iter_reachable(roots, _GENERATORS)]
 
 
-def find_named_generators(root: object) -> list[tuple[str, Any]]:
-    """Return the path and the object of the random generators that are reachable from an object."""
-    return list(iter_reachable(root, _GENERATORS))
-
-
 def find_read_values(function: Any, *, depth: int = 3) -> Iterator[tuple[str, Any]]:
     """Yield the name and value of each global and outer variable that a function's code reads, and those it calls."""
     function = inspect.unwrap(getattr(function, "__func__", function))

@@ -1,11 +1,7 @@
-"""One planted bug each in a network of a user's own, with the check that must find it.
-
-`python -m tests.doctor.own_network_bugs [SEEDS [WORD]]` prints how often each bug is found, with which cause first.
-"""
+"""One planted bug each in a network of a user's own, with the check that must find it."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.doctor.own_networks import (
-    HEALTHY,
     CloudNet,
     Logits,
     MapOutput,
@@ -22,7 +17,6 @@ from tests.doctor.own_networks import (
     RoomNet,
     ScanNet,
     VolumeNet,
-    findings_of,
 )
 
 # --- bugs ---
@@ -487,31 +481,3 @@ class TwiceClouds(CloudNet):
 
     def between(self, rows: Tensor) -> Tensor:
         return self.middle(self.middle(rows - 1).relu())
-
-
-def is_first(planted: Bug, seed: int) -> bool:
-    """The bug's own check and cause come first, at its layer."""
-    found = [
-        f for f in findings_of(planted.task, planted.model, seed=seed, deep=planted.is_deep) if f.severity != "note"
-    ]
-    return (
-        bool(found)
-        and (found[0].code, found[0].cause) == (planted.code, planted.cause)
-        and (planted.layer is None or (found[0].where.layer or "") == planted.layer)
-    )
-
-
-def main(num_seeds: int = 1, word: str = "") -> None:
-    for task, model in HEALTHY.items() if not word else ():
-        for seed in range(num_seeds):
-            told = [str(f) for f in findings_of(task, model, seed=seed, deep=True) if f.severity != "note"]
-            sys.stdout.write("\n".join([f"healthy {task} {seed}: {len(told)}", *told, ""]))
-    for name, planted in BUGS.items():
-        if word in f"{name} {planted.code}":
-            count = sum(is_first(planted, seed) for seed in range(num_seeds))
-            sys.stdout.write(f"| {name} | `{planted.code}` | {count} |\n")
-            sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:2]), *sys.argv[2:3])

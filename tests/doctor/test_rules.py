@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,7 @@ from sightline.doctor.finding import finding_from_dict
 from sightline.engine.build import DataSubset
 from sightline.engine.distributed import World
 from sightline.workbench.check.context import CHECKS, Context, check, metrics
-from sightline.workbench.check.core.finding import Fault, Hypothesis, explain, is_near, is_within_factor
+from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.sample_statistics import distinct_parts
 from tests.doctor.planting import make
 
@@ -69,26 +66,3 @@ def test_a_rule_may_break_in_several_ways_and_takes_the_path_of_its_subject(cont
     assert (one.where.config_path, one.severity, one.cause) == ("metrics.0", "error", "eval.protocol")
     assert (two.where.config_path, two.severity, two.cause) == ("model", "note", "cfg.contract")
     assert "value" not in one.to_dict()
-
-
-UNITS = (
-    Hypothesis("data.normalisation", "millimetres", partial(operator.mul, 1000.0)),
-    Hypothesis("data.layout", "exchanged", 25.0, "exchange them"),
-)
-
-
-def test_only_what_fits_better_than_the_expectation_explains() -> None:
-    assert [row.text for row in explain(2990.0, 3.0, UNITS, likeness=is_near(0.01))] == ["millimetres"]
-    assert [row.text for row in explain(30.0, 3.0, UNITS, likeness=is_within_factor(2))] == ["exchanged"]
-    assert explain(3.0, 3.0, [Hypothesis("loss.form", "the same", 3.0)], likeness=is_near(0.01)) == []
-
-
-def test_the_best_prediction_comes_first_and_the_first_of_equals() -> None:
-    def likeness(found: float, predicted: float) -> float:
-        return -abs(found - predicted)
-
-    rows = explain(26.0, math.inf, (*UNITS, Hypothesis("data.centre", "again", 25.0)), likeness=likeness)
-    assert [row.text for row in rows] == ["exchanged", "again"]
-    near = explain(2999.0, 3.0, UNITS, likeness=likeness, above=-2.0, otherwise=Hypothesis("loss.form", "unknown"))
-    assert [row.text for row in near] == ["millimetres", "unknown"]
-    assert near[0].likeness == -1.0

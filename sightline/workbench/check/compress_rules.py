@@ -193,6 +193,10 @@ def _predict(run: Context, model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in array_leaves(predictions) if tensor.is_floating_point()}
 
 
+def _is_flat(rows: Tensor) -> bool:
+    return bool((rows.nan_to_num() == rows[:1].nan_to_num()).all())
+
+
 def _list_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
     """List each tensor that is not bit-identical in two states, missing or new."""
     changes = [f"{name} is {'missing' if name in before else 'new'}" for name in before.keys() ^ after.keys()]
@@ -225,15 +229,15 @@ def quantised_outputs(run: Context, first_step: DryRun) -> Iterator[Fault]:
     }
     changed = [name for name in trained if not torch.equal(weights[name], state[name])]
     leaked = _list_changes(before, model.state_dict())
-    flat = lambda rows: bool((rows.nan_to_num() == rows[:1].nan_to_num()).all())  # noqa: E731
-    varying = [n for n, rows in floats.items() if rows.ndim and len(rows) == first_step.num_samples and not flat(rows)]
+    num = first_step.num_samples
+    varying = [n for n, rows in floats.items() if rows.ndim and len(rows) == num and not _is_flat(rows)]
     if leaked:
         summary, causes = "evaluating the quantised model changes it", ["quant.state_leak", "model.norm_mode"]
         yield Fault(summary, measured="; ".join(leaked[:3]), causes=causes, where=where)
     if changed and floats and not _list_changes(floats, outputs):
         summary = f"{len(changed)} weights are quantised, and the outputs are those of the float model"
         yield Fault(summary, measured="equal bit by bit", causes=["quant.no_effect", "ckpt.alias"], where=where)
-    if varying and all(name in outputs and flat(outputs[name]) for name in varying):
+    if varying and all(name in outputs and _is_flat(outputs[name]) for name in varying):
         causes = ["model.constant_output", "quant.empty_cluster"]
         summary = "the quantised model returns the same for every input"
         yield Fault(summary, measured=f"one value of {', '.join(varying)}", causes=causes, where=where)

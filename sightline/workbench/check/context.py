@@ -20,7 +20,6 @@ from sightline.config.run_config import Init
 from sightline.contract.errors import CheckpointError, PluginError, summarise_error
 from sightline.contract.members import TaskMembers
 from sightline.contract.plugins import find_plugin
-from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch
 from sightline.doctor.finding import CAUSES, SEVERITIES, Finding, FindingLocation, Severity
 from sightline.engine.build import TrainingSetup, build
@@ -38,7 +37,6 @@ from sightline.workbench.check.core.dry_run import (
     error_location,
     first_outputs,
     isolated_copy,
-    take_samples,
 )
 from sightline.workbench.check.core.examination import Examination, find_subject
 from sightline.workbench.check.core.finding import Fault
@@ -50,7 +48,6 @@ from sightline.workbench.check.core.sample_statistics import (
     distinct_parts,
     evenly_spaced_keys,
 )
-from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss, find_squared_error
 from sightline.workbench.check.oracles.examine import examine
 from sightline.workbench.check.oracles.results import OracleResult
 
@@ -64,8 +61,6 @@ _CPU = torch.device("cpu")
 _MAX_ASSIGNED = 64
 _QUICK_PASS_S = 0.05
 _READING_S, _QUICK_READING_S = 0.5, 0.125
-_ENOUGH_OUTPUTS = 100_000
-"""Number of outputs whose samples are enough, at a training's start, to fit squares to a loss."""
 _THOROUGH_S = 5.0  # CPU time of this thread for the samples of one split
 
 
@@ -141,35 +136,6 @@ class Context:
     def class_counts(self) -> list[ClassCounts | None]:
         """Class counts of each split, in the order of `statistics` (cached); None for a split without class labels."""
         return [count_classes(statistics, self.thorough_statistics) for statistics in self.statistics]
-
-    @share("loss")
-    def squared_losses(self) -> dict[str, SquaredErrorLoss]:
-        """Squared-error losses by name, detected by their values on the first outputs (cached).
-
-        Losses that compare hidden features, or outputs with the loss's own parameters, have no targets in the data and
-        are left out.
-        """
-        rehearsal, losses = self.dry_run, {}
-        if not rehearsal.is_sound:
-            return {}
-        batch, outputs = to_device(rehearsal.batch, _CPU), _to_cpu(rehearsal.seen_outputs)
-        if not self.is_thorough:
-            needed = range(math.ceil(_ENOUGH_OUTPUTS * rehearsal.num_samples / max(1, _count_numbers(outputs))))
-            if len(needed) < rehearsal.num_samples:
-                batch, outputs = (take_samples(part, batch, needed) for part in (batch, outputs))
-        for component in self.config.losses:
-            try:
-                squares = find_squared_error(self.built.job, batch, outputs, component.name)
-            except Exception:  # noqa: BLE001 - a plugin's loss may reject float64 outputs or a stand-in for its model
-                continue
-            if squares is None:
-                continue
-            is_of_data = squares.target_key is not None or not (
-                squares.is_learned or squares.output_key in rehearsal.hidden
-            )
-            if is_of_data:
-                losses[component.name] = squares
-        return losses
 
     @share("model")
     def oracle_results(self) -> list[OracleResult]:
@@ -268,16 +234,6 @@ class Context:
         return get_loss_path(self.config, name)
 
 
-def _to_cpu(outputs: Outputs) -> Outputs:
-    """Return outputs with their tensors as those of batches: float32 on the CPU; other values of any kind stay."""
-    moved: Outputs = tree_map(dict(outputs), lambda _, tensor: to_device(tensor, _CPU))
-    return moved
-
-
-def _count_numbers(outputs: Outputs) -> int:
-    return sum(value.numel() for value in outputs.values() if isinstance(value, torch.Tensor))
-
-
 def get_loss_path(config: RunConfig, name: str) -> str:
     """Return the dotted config path of the loss of this name."""
     names = [component.name for component in config.losses]
@@ -302,21 +258,11 @@ class FindingBuilder:
         """Return True if `checks.skip` of a config names this check."""
         return self.code in config.checks.skip
 
-    def with_fault(self, summary: str, **fields: Any) -> tuple[FindingBuilder, Fault]:
-        """Pair the builder with a fault of its code; `fields` are those of `Fault`."""
-        return self, Fault(summary, **fields)
-
     def finding(self, where: Context | FindingLocation, summary: str, **fields: Any) -> Finding:
         """Build the finding of a fault in a context, or at a location; `fields` are those of `Fault`."""
         if isinstance(where, Context):
             return self.build(Fault(summary, **fields), where)
         return self.build(Fault(summary, where=where, **fields))
-
-    def build_outside(self, fault: Fault, location: FindingLocation) -> Finding:
-        """Build the finding of a fault outside of a configured run: at a location, and at what the fault names."""
-        place = dataclasses.replace(location, **fault.place)
-        names: dict[str, Any] = dict.fromkeys(("dataset", "sample", "layer", "param", "step"))
-        return self.build(dataclasses.replace(fault, where=place, at="", split="", **names))
 
     def build(self, fault: Fault, context: Context | None = None, *, at: str = "", split: str = "") -> Finding:
         """Build the finding of a fault; a config path and a split are those of its subject."""

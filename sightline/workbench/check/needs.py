@@ -25,8 +25,6 @@ def _has_logits(context: Context) -> bool:
 
 
 _BOXES = RuleNeed("boxes", lambda c: TaskMembers.get_priors.get(unwrap_distillation(c.built.job.task)))
-_CONTRAST = RuleNeed("contrastive task", lambda c: TaskMembers.compares_rows.get(c.built.job.task))
-_CLASSES = RuleNeed("classes", lambda c: isinstance(c.built.data.facts.get("num_classes"), int))
 _LOGITS = RuleNeed("class logits", _has_logits)
 
 NEEDS: dict[str, RuleNeed] = {

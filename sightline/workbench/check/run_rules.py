@@ -220,17 +220,21 @@ def channel_contract(run: Context, surveys: list[PartStatistics]) -> Iterator[Fa
         yield Fault(summary, measured=f"{found} channels", where=_locate(run, survey))
 
 
+def _get_kind(dtype: str) -> str:
+    """Return the kind of a dtype, whatever its width; bytes are one of their own."""
+    kind = dtype.rstrip("0123456789")
+    return dtype if dtype == "uint8" else {"bfloat": "float", "uint": "int"}.get(kind, kind)
+
+
 def _judge_field(survey: PartStatistics, name: str, found: FieldStatistics | None, field: Any) -> Iterator[Fault]:
     """Yield faults, without their place, of a field that is not as declared."""
     if found is None:
         return
-    kinds = {"bfloat": "float", "uint": "int"}
-    kind = lambda dtype: dtype if dtype == "uint8" else kinds.get(d := dtype.rstrip("0123456789"), d)  # noqa: E731
     shape = next((shape for shape in found.shapes if not _is_declared(field.shape, shape)), None)
     if shape is not None:
         causes = ["data.layout"] if _is_declared(field.shape, shape[::-1]) else ()
         yield Fault(f"'{name}' has the shape {shape}", measured=f"declared '{field.shape}'", causes=causes)
-    dtype = next((d for d in found.dtypes if field.shape != "any" and kind(d) != kind(field.dtype)), None)
+    dtype = next((d for d in found.dtypes if field.shape != "any" and _get_kind(d) != _get_kind(field.dtype)), None)
     if dtype is not None:
         causes = ["data.normalisation"]
         yield Fault(f"'{name}' is of type {dtype}", measured=f"declared {field.dtype}", causes=causes)
@@ -241,7 +245,7 @@ def _judge_field(survey: PartStatistics, name: str, found: FieldStatistics | Non
         or survey.part.dataset.info.facts.get(_COUNTED_BY.get(name, "")) is not None
     ):
         return
-    largest, reach, is_float = max(bounds), max(abs(found.low), abs(found.high)), kind(field.dtype) == "float"
+    largest, reach, is_float = max(bounds), max(abs(found.low), abs(found.high)), _get_kind(field.dtype) == "float"
     slack = _SLACK * largest if is_float else 0.0
     is_outside = found.low < (-np.inf if field.low is None else field.low) - slack
     is_outside |= found.high > (np.inf if field.high is None else field.high) + slack

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,6 @@ from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.engine.optimizers import is_in_module
 from sightline.engine.step import weighted_sum
-from sightline.workbench.check.checks.model.no_gradient import is_frozen_by_kind
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.dry_run import DryRun, forward_backward, isolated_copy
 
@@ -121,6 +120,13 @@ def still_statistics(run: Context, first_step: DryRun) -> Iterator[Fault]:
             return
 
 
+def is_frozen_by_kind(modules: Iterable[nn.Module]) -> bool:
+    """Return True if all biases train, and no other parameter of their modules: BitFit (Ben Zaken et al. 2022)."""
+    own = [list(module.named_parameters(recurse=False)) for module in modules]
+    mixed = [named for named in own if len({p.requires_grad for _, p in named}) == 2]
+    return len(mixed) > 1 and all(p.requires_grad == name.endswith("bias") for named in mixed for name, p in named)
+
+
 @rule(
     "no-gradient",
     "warning",
@@ -145,7 +151,7 @@ def frozen_parameters(run: Context) -> Iterator[Fault]:
     holds="scores of classes of either sign: below 0 a ReLU passes no gradient",
     do="take the activation off the end of the network",
 )
-def final_activation(run: Context, first_step: DryRun) -> Fault | None:
+def final_activation(first_step: DryRun) -> Fault | None:
     """Look for scores of classes that are nowhere below 0, and 0 in several places."""
     logits = first_step.seen_outputs.get("logits")
     if not isinstance(logits, Tensor) or "label" not in first_step.batch:

@@ -134,8 +134,6 @@ def _compute_losses(context: Context, added: int | None) -> dict[str, tuple[floa
     return {name: (float(divide_by_count(total, counts[name])), float(counts[name])) for name, total in sums.items()}
 
 
-OUTPUTS = ("first", "second", "pictured")
-"""Output keys that the contrastive losses of the package read: rows of two clouds and a picture of every object."""
 BUILT_IN = ("intra_modal", "cross_modal")
 """Losses of pairs; those of plugins may be of another kind."""
 

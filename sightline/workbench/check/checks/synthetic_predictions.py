@@ -75,12 +75,6 @@ class PredictionMaker:
         logits = torch.nn.functional.one_hot(predictions, self.num_classes).float() * _LARGE_LOGIT
         return SyntheticBatch(batch, logits.movedim(-1, self.axis))
 
-    @property
-    def min_targets(self) -> int:
-        """Fewest targets of a sample of the training batch."""
-        batch = self.context.dry_run.batch
-        return min(batch["label"][_find_rows(batch, row)].numel() for row in range(self.num_samples))
-
     def _read(self, ranks: Sequence[int]) -> Batch:
         """Return the training samples that give the batch its form: rows of the dry run's batch.
 

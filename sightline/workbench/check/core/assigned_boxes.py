@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
@@ -46,14 +45,6 @@ class AssignedBoxes(NamedTuple):
         """Number of boxes per level whose best anchor, with an IoU of at least 0.5, is at this level."""
         is_near = self.best_iou.amax(dim=1) >= (0.5 if self.priors.kind == "anchors" else torch.inf)
         return self.best_iou.argmax(dim=1)[is_near].bincount(minlength=self.best_iou.shape[1]).tolist()
-
-
-def is_significantly_above(count: int, total: int, share: float) -> bool:
-    """Return True if a count exceeds a share of the total by three standard deviations of independent draws.
-
-    Counts of one or two are never significant: deviations mean little for such counts.
-    """
-    return count > max(2, share * total + 3 * math.sqrt(share * total))
 
 
 def assigned_boxes(task: Any, model: nn.Module, batches: Iterable[Batch]) -> AssignedBoxes:

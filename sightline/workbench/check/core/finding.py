@@ -1,6 +1,6 @@
 """Diagnoses: what a fault is called, its causes and what to do, as rows of a file beside the checks that find it.
 
-A rule yields faults, of which findings are built; `explain` orders the causes of a fault by evidence.
+A rule yields faults, of which findings are built.
 
 Merging of findings: one list for all processes, with symptoms listed under the error that explains them.
 """
@@ -10,11 +10,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sightline.doctor.finding import SEVERITIES, Finding, FindingLocation, Severity, finding_from_dict
 from sightline.engine.distributed import World
@@ -95,65 +94,6 @@ def make_fault(file: Path, diagnosis: str, measured: str = "", /, **words: Any) 
     texts = {name: row.get(key, "").format(**words) for name, key in _TEXTS.items()}
     fields = {name: given[name] for given in (row, words) for name in _FIELDS if name in given}
     return Fault(texts.pop("summary"), **{**texts, "measured": measured or texts["measured"], **fields})
-
-
-class Hypothesis(NamedTuple):
-    """Possible cause of a fault, in words, and its prediction: what would be found, or a change of the expectation."""
-
-    cause: str
-    text: str
-    prediction: Any = None
-    action: str = ""
-
-
-class Explanation(NamedTuple):
-    """Hypothesis with the likeness of its prediction to what was found."""
-
-    hypothesis: Hypothesis
-    likeness: float
-
-    @property
-    def cause(self) -> str:
-        """Cause of the hypothesis."""
-        return self.hypothesis.cause
-
-    @property
-    def text(self) -> str:
-        """Cause in words."""
-        return self.hypothesis.text
-
-
-def explain(
-    found: Any,
-    expected: Any,
-    candidates: Iterable[Hypothesis],
-    *,
-    likeness: Callable[[Any, Any], float],
-    above: float = -math.inf,
-    otherwise: Hypothesis | None = None,
-) -> list[Explanation]:
-    """Order causes by the likeness of their predictions to what was found; of equals the first comes first.
-
-    Only causes whose predictions are more like it than the expectation is, and `above` a bound, are listed; then
-    `otherwise`, which predicts nothing.
-    """
-    bound = max(above, likeness(found, expected))
-    rows = []
-    for candidate in candidates:
-        prediction = candidate.prediction(expected) if callable(candidate.prediction) else candidate.prediction
-        rows.append(Explanation(candidate, float(likeness(found, prediction))))
-    rows = sorted((row for row in rows if row.likeness > bound), key=lambda row: -row.likeness)
-    return rows if otherwise is None else [*rows, Explanation(otherwise, bound)]
-
-
-def is_near(relative: float) -> Callable[[float, float], float]:
-    """Make the likeness of two numbers: 1 if they are equal to a relative error, else 0."""
-    return lambda found, predicted: float(math.isclose(found, predicted, rel_tol=relative))
-
-
-def is_within_factor(factor: float) -> Callable[[float, float], float]:
-    """Make the likeness of two positive numbers: 1 if their ratio is within a factor of 1, else 0."""
-    return lambda found, predicted: float(predicted / factor < found < predicted * factor)
 
 
 _SET_COMPARISONS = ("dataset-mismatch",)

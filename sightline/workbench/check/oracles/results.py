@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sightline.contract import pytree
 from sightline.contract.types import Batch
-from sightline.engine.step import Task, compute_batch_losses, single_batch_step
+from sightline.engine.step import Task, compute_batch_losses
 from sightline.engine.train import TrainState
 from sightline.parts.tasks.supervised import Supervised
 
@@ -122,16 +122,3 @@ def loss_sums(
     """Compute the sum of each loss, or of one, for some outputs, differentiable."""
     sums, _ = compute_batch_losses(task_with(job, loss), FixedOutputs(outputs), batch, _CPU)
     return dict(sums)
-
-
-def loss_counts(
-    job: TrainState,
-    batch: Batch,
-    outputs: Mapping[str, Any],
-    device: torch.device = _CPU,
-    *,
-    loss: str | None = None,
-) -> dict[str, float]:
-    """Compute the count of each loss, or of one, by which its sum is divided."""
-    step = single_batch_step(task_with(job, loss), FixedOutputs(outputs), batch, device)
-    return {name: float(count) for name, count in step.counts.items()}
