@@ -111,7 +111,8 @@ def write_verdict(examination: Examination) -> list[str]:
     if reasons := examination.list_reasons("apply"):
         count = examination.count("apply")
         lines.append(f"  {count} do not apply: {join_some(reasons, most=_MAX_REASONS, separator='; ')}")
-    unjudged = examination.list_reasons("cost", "failed") + [
+    failures = {reason.partition(": ")[2]: reason for reason in reversed(examination.list_reasons("failed"))}
+    unjudged = [*examination.list_reasons("cost"), *reversed(failures.values())] + [  # one error ends many
         f"declared: {code}" for code in examination.list_reasons("declared")
     ]
     if unjudged:

@@ -29,8 +29,14 @@ def not_optimised(subject: Subject, gradients: Gradients) -> Iterator[Fault]:
         raise NotApplicableError("no optimizer was given")
     held = {id(p) for optimizer in subject.optimizers for group in optimizer.param_groups for p in group["params"]}
     own = dict(subject.model.named_parameters())
-    if not any(id(parameter) in held for parameter in own.values()):
-        raise NotApplicableError("the optimizer holds nothing of this model")
+    if own and not any(id(parameter) in held for parameter in own.values()):
+        yield Fault(
+            "the optimizer holds no parameter of this model: no step will move it",
+            measured=f"0 of {len(own)} parameters; {len(held)} others are held",
+            severity="error",
+            action="make the optimizer of this very model, and not of a copy or of one from before",
+        )
+        return
     missing = [name for name, state in gradients.own.items() if state == "some" and id(own[name]) not in held]
     foreign = len(held - {id(parameter) for parameter in own.values()})
     if missing:

@@ -31,6 +31,13 @@ def a_generator_used_up(has_bug: bool, watch: Any, check: Any) -> None:
     check(model, nn.CrossEntropyLoss(), batch, optimizer=torch.optim.SGD(groups[0], 0.1, momentum=0.9))
 
 
+def an_optimizer_from_before(has_bug: bool, watch: Any, check: Any) -> None:
+    """The network is made anew after its optimizer."""
+    model, batch = _make()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    check(_make()[0] if has_bug else model, nn.CrossEntropyLoss(), batch, optimizer=optimizer)
+
+
 def a_rate_below_the_bits(has_bug: bool, watch: Any, check: Any) -> None:
     model, (rows, _) = _make()
     optimizer = torch.optim.SGD(model.parameters(), 1e-12 if has_bug else 1e-2)
@@ -49,6 +56,7 @@ def a_huge_rate_of_a_sum(has_bug: bool, watch: Any, check: Any) -> None:
 
 
 CASES = [
+    Case("a network that is made after its optimizer", an_optimizer_from_before, "optim.param_coverage"),
     Case("a head made after its optimizer", a_head_left_out, "optim.param_coverage"),
     Case("the first layer alone in an optimizer", a_generator_used_up, "optim.param_coverage"),
     Case("a rate below the last bit", a_rate_below_the_bits, "optim.lr"),
