@@ -145,13 +145,16 @@ class Pull(NamedTuple):
 @measure(passes=4)
 def pulls(passed: Pass, term: LossTerm, recorded: dict[str, Any], labelled: list[Labelled]) -> list[Pull]:
     """Put the classes in turn in place of the labels, on as many samples as that takes."""
+    if term.module is not None and any(True for _ in term.module.parameters()):
+        raise NotApplicableError("a loss that learns, as the centres of classes")
     found = []
     for item in labelled:
         num = item.gradient.shape[-1]
         label = dict(dense_leaves(passed.batch.target))[item.target_path]
         is_class = (label >= 0) & (label < num) & (label != term.ignored)
         is_shifted = bool(item.shift) and max(item.agreement) >= 0.95
-        if item.axis is None or num < 3 or is_shifted or not bool(is_class.any()):
+        teachers = [t for _, t in dense_leaves(passed.batch.target) if t.shape == item.slope.output.shape]
+        if item.axis is None or num < 3 or is_shifted or teachers or not bool(is_class.any()):
             continue
         present = label[is_class].long().bincount(minlength=num).cpu()
         rows = [*range(term.num)] * -(-num // int(is_class.sum()))
@@ -174,9 +177,6 @@ def pulls(passed: Pass, term: LossTerm, recorded: dict[str, Any], labelled: list
             wanted = flat[mask].long()
             total = rows_NC.new_zeros(num, num).index_add_(0, wanted, rows_NC[mask])
             by_end[end] = (total / wanted.bincount(minlength=num)[:, None]).double().cpu()
-        ordered = by_end[0.0].sort(dim=1)[0]  # a centre or a teacher pulls other classes unlike
-        if bool((ordered[:, -1] - ordered[:, 1] > _MAX_UNLIKE * ordered.abs().amax(dim=1)).any()):
-            continue
         is_of_levels = any(is_ordinal(by_end[end] < 0, by_end[end] > 0) for end in (-2.0, 2.0))
         found.append(Pull(item, by_end[0.0], is_of_levels, present))
     if not found:
@@ -262,7 +262,6 @@ def _differ(after: Tensor, before: Tensor) -> bool:
     return not bool(torch.isclose(after, before, rtol=0.0, atol=0.0, equal_nan=True).all())
 
 
-_MAX_UNLIKE = 0.05
 _LINKS: dict[str, Callable[[Tensor], Tensor]] = {
     "": lambda target: target,
     "log": lambda target: target.clamp(min=1e-30).log(),

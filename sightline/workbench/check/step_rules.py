@@ -202,6 +202,29 @@ def any_gradient(first_step: DryRun) -> Fault | None:
     return Fault("no parameter of the model gets a gradient", measured=f"0 or none in all {len(states)}", where=where)
 
 
+@rule(
+    "no-gradient",
+    "warning",
+    "loss.detached model.structure",
+    holds="a gradient for each parameter that the optimizer holds, of a layer that runs",
+    do="look for a detach(), no_grad() or .data after the layer, and for an output that no loss reads",
+)
+def silent_parameters(run: Context, first_step: DryRun) -> Fault | None:
+    """Look for layers that run, and are not reached by the backward pass, beside others that are."""
+    held = {id(p) for group in run.built.job.optimizer.param_groups for p in group["params"]}
+    trained = {name for name, parameter in run.built.job.model.named_parameters() if id(parameter) in held}
+    states = {name: state for name, state in first_step.gradients.items() if name in trained}
+    silent = [n for n, state in states.items() if state == "none" and n.rpartition(".")[0] in first_step.executed]
+    if not silent or not {"some"} & set(states.values()):
+        return None
+    layer, _, _ = silent[0].rpartition(".")
+    return Fault(
+        f"{len(silent)} parameter(s) of layers that run get no gradient: {join_some(silent, most=4)}",
+        measured=f"none after {first_step.num_tries} backward pass(es), of {len(states)} parameters",
+        where=FindingLocation(layer=layer or None, param=silent[0], config_path="losses"),
+    )
+
+
 # --- the optimiser ----------------------------------------------------------------------------------------------------
 
 
