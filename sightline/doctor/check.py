@@ -14,6 +14,7 @@ from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_map
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.batches import BatchForm, find_form, read_batches
+from sightline.doctor.causes import merge_findings
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.examine import Examination, assert_codes, examine
 from sightline.doctor.objects import find_read_generators, preserve_generators
@@ -50,7 +51,7 @@ def check_module(
         batches = read_batches(list_batches(batch_or_loader))
         subject = make_subject(model, loss, batches, optimizer, loader=batch_or_loader, evaluation=evaluation)
         examination = examine_subject(subject, declared=declared, budget_s=budget_s)
-    return Report(type(model).__name__, examination.findings, write_verdict(examination))
+    return Report(type(model).__name__, merge_findings(examination.findings), write_verdict(examination))
 
 
 def examine_subject(

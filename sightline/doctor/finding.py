@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -155,31 +155,6 @@ class Fault:
     severity: Severity | None = None
     where: FindingLocation = FindingLocation()
     evidence: Mapping[str, Any] = field(default_factory=dict)
-
-
-EXPLAINED: Mapping[str, tuple[str, ...]] = {
-    "non-finite": ("dead-units", "large-update", "skipped-updates", "no-gradient"),
-    "gradients-cleared": ("zero-gradients", "dead-units", "no-update"),
-    "constant-output": ("zero-gradients", "dead-units", "no-update"),
-    "zero-gradients": ("dead-units", "no-update"),
-    "unregistered": ("not-optimised",),
-    "not-optimised": ("no-update",),
-    "schedule": ("no-update",),
-}
-"""Codes of the findings about a loop that an error of each code explains; a code comes after those that explain it."""
-
-
-def merge_findings(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort findings by severity; those that an error explains are listed in its evidence alone."""
-    remaining, merged = [*findings], list[Finding]()
-    for code, symptoms in EXPLAINED.items():
-        for cause in [each for each in remaining if each.code == code and each.severity == "error"]:
-            explained = [each for each in remaining if each.code in symptoms]
-            remaining = [each for each in remaining if each is not cause and each not in explained]
-            texts = [f"[{each.code}] {each.summary}" for each in explained]
-            evidence = {**cause.evidence, "explains": texts} if texts else cause.evidence
-            merged.append(dataclasses.replace(cause, evidence=evidence))
-    return sorted([*merged, *remaining], key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 def finding_from_dict(document: dict[str, Any]) -> Finding:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from sightline.contract.schema import suggest
+from sightline.doctor import causes
 from sightline.verbs.output import print_note, show_table
 from tests.doctor.row import KINDS, Row
 from tests.doctor.running import Line, describe_doctor, read_lines, run_rows
@@ -35,6 +36,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--compare", metavar="FILE.jsonl", type=Path, help="what was found there and not here, and back"
     )
+    parser.add_argument("--raw", action="store_true", help="list each finding, before causes compete")
     options = parser.parse_args(words)
     if min(options.seeds, options.jobs) < 1:
         parser.error("--seeds and --jobs must be at least 1")
@@ -67,6 +69,8 @@ def main() -> None:
         show_table("rows", ("row", "family", "", "what it is, or causes that name it"), cells)
         sys.exit(0)
     commit = describe_doctor()
+    if options.raw:
+        causes.read_signatures = lambda: causes.Signatures({}, {})
     done = {} if options.out is None else read_lines(options.out, commit)
     for line in run_rows(rows, range(options.seeds), done, commit=commit, jobs=options.jobs):
         _record(line, options.out, is_verbose=line["id"] in options.rows)

@@ -20,6 +20,7 @@ from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, declared_outputs
 from sightline.contract.loss import Loss
 from sightline.contract.types import ComponentConfig
+from sightline.doctor.causes import merge_findings
 from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
@@ -29,7 +30,6 @@ from sightline.parts.losses.embeddings import PairLoss
 from sightline.parts.tasks.distillation import DistillationTask, add_teacher_keys
 from sightline.parts.tasks.supervised import Classify
 from sightline.workbench.check.context import CHECKS, Context
-from sightline.workbench.check.core.finding import merge_findings
 from sightline.workbench.check.run_subject import examine_losses
 from sightline.workbench.check.suite import all_checks, run_all
 from tests.doctor.detecting import make_crowds

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from sightline.config import read_config
+from sightline.doctor.causes import merge_findings
 from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.finding import merge_findings
 from sightline.workbench.check.run_subject import examine_run
 from sightline.workbench.check.suite import all_checks
 from tests.doctor.planting import Wrapped, make, with_data

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import dense_leaves
+from sightline.doctor.causes import merge_findings
 from sightline.doctor.check import check_module
 from sightline.doctor.examine import assert_codes
-from sightline.doctor.finding import Finding, merge_findings
+from sightline.doctor.finding import Finding
 from sightline.doctor.report import Report
 from sightline.doctor.trace import RowDigests
 from sightline.doctor.watch.bisection import Search, prepare_search

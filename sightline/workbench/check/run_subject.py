@@ -39,8 +39,6 @@ _JUDGED_OTHERWISE = {"first-step", "large-update"}
 """Relations that a check of the run asks of its own steps, which know the schedule and the whole batch."""
 _OF_LOSSES = {"loss", "samples", "targets", "terms", "pairs"}
 """Modules of the rules that are asked of each loss alone."""
-_FIRST = ("loss-gradient", "loss-pairs", "loss-sum", "loss-direction", "misplaced-targets", "loss-limits")
-"""Codes that explain others of a loss, the first first."""
 _PLACES = {
     "data": "data",
     "geometry": "data",
@@ -83,7 +81,7 @@ def examine_relations(context: Context) -> tuple[Examination, list[Finding]]:
 
 
 def examine_losses(context: Context) -> list[Finding]:
-    """Judge each loss of a run alone, by the rules of losses; of several findings the likeliest cause is left."""
+    """Judge each loss of a run alone, by the rules of losses."""
     own = {rule.code for rule in list_rules() if _get_module(rule) in _OF_LOSSES}
     others = {rule.code for rule in list_rules()} - own | {"other-samples", "label-input"}
     declared = {*context.config.checks.skip, *others}
@@ -92,19 +90,12 @@ def examine_losses(context: Context) -> list[Finding]:
         budget_s = _BUDGETS_S[context.is_thorough] / 2
         examination = examine_subject(subject, declared=declared, budget_s=budget_s, term=term)
         judged.add(name)
-        found += [_locate(each, context, context.loss_path(name)) for each in _take_first(examination.findings)]
+        found += [_locate(each, context, context.loss_path(name)) for each in examination.findings]
         for judgement in examination.judgements:
             if judgement.outcome in ("held", "broken"):
                 context.examination.add("loss", judgement.rule.code)
     context.examination.gaps += [f"the loss '{c.name}', alone" for c in context.config.losses if c.name not in judged]
     return found
-
-
-def _take_first(findings: Sequence[Finding]) -> list[Finding]:
-    """Take the findings of the code that explains the others of a loss; notes stay."""
-    order = {code: place for place, code in enumerate(_FIRST)}
-    real = sorted((f for f in findings if f.severity != "note"), key=lambda f: order.get(f.code, len(order)))
-    return [f for f in findings if f.severity == "note"] + real[:1]
 
 
 def _get_module(rule: Rule) -> str:

@@ -18,6 +18,7 @@ from sightline.config import RunConfig
 from sightline.contract.catalogue import find_modules
 from sightline.contract.errors import ConfigError
 from sightline.contract.schema import suggest
+from sightline.doctor.causes import merge_findings
 from sightline.doctor.examine import Examination as Judged
 from sightline.doctor.examine import list_rules
 from sightline.doctor.finding import Finding
@@ -29,7 +30,7 @@ from sightline.engine.run_loading import open_run
 from sightline.instrument.random_state import preserve_random_state
 from sightline.workbench.check.context import CHECKS, MOMENTS, TO_END, Context, FindingBuilder, Rule
 from sightline.workbench.check.core.examination import Examination
-from sightline.workbench.check.core.finding import gather_findings, merge_findings
+from sightline.workbench.check.core.finding import gather_findings, join_parts
 from sightline.workbench.check.needs import NEEDS
 from sightline.workbench.check.run_subject import examine_relations, examine_run
 
@@ -116,9 +117,9 @@ def _run(checks: Sequence[Rule], context: Context) -> list[Finding]:
     """Run checks and return the findings by severity; one collective at the end gives all processes the same list."""
     findings = [*_collect(checks, context), *_short_time_findings(context)]
     if any(check.moment == "preflight" for check in checks):
-        findings += _relate(context, findings)
+        findings += _relate(context)
     context.examination.gaps += _list_gaps(context, {check.moment for check in checks})
-    return merge_findings(gather_findings(findings, context.world))
+    return merge_findings(join_parts(gather_findings(findings, context.world)))
 
 
 def _collect(checks: Sequence[Rule], context: Context) -> list[Finding]:
@@ -142,14 +143,11 @@ def _collect(checks: Sequence[Rule], context: Context) -> list[Finding]:
     return findings
 
 
-def _relate(context: Context, known: Sequence[Finding]) -> list[Finding]:
-    """Judge the run, and its parts by the relations of the doctor; there, a known cause gives no further finding."""
+def _relate(context: Context) -> list[Finding]:
+    """Judge the run, and its parts by the relations of the doctor."""
     found = _examine(context, "data", examine_run)
-    if context.world.size > 1 or not context.dry_run.is_sound:
-        return found
-    causes = {cause for finding in (*known, *found) if finding.severity != "note" for cause in finding.causes}
-    related = _examine(context, "model", examine_relations)
-    return [*found, *(finding for finding in related if causes.isdisjoint(finding.causes))]
+    is_apart = context.world.size > 1 or not context.dry_run.is_sound
+    return found if is_apart else [*found, *_examine(context, "model", examine_relations)]
 
 
 def _examine(

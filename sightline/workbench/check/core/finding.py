@@ -15,7 +15,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sightline.doctor.finding import SEVERITIES, Finding, FindingLocation, Severity, finding_from_dict
+from sightline.doctor.finding import Finding, FindingLocation, Severity, finding_from_dict
 from sightline.engine.distributed import World
 
 
@@ -96,44 +96,6 @@ def make_fault(file: Path, diagnosis: str, measured: str = "", /, **words: Any) 
     return Fault(texts.pop("summary"), **{**texts, "measured": measured or texts["measured"], **fields})
 
 
-_SET_COMPARISONS = ("dataset-mismatch",)
-"""Codes that compare two splits; they are listed after findings that name the faulty split."""
-
-
-@functools.cache
-def _read_explanations() -> dict[str, dict[str, list[str]]]:
-    """Read explanations.json: by condition and code of an error, the codes of findings that the error explains.
-
-    The conditions: always, or of the same layer, first cause or field. A code that others explain comes after theirs.
-    """
-    path = Path(__file__).with_name("explanations.json")
-    tables: dict[str, dict[str, list[str]]] = json.loads(path.read_text(encoding="utf-8"))
-    groups = tables.pop("groups")
-
-    def expand(words: Iterable[str]) -> list[str]:
-        parts = (expand(groups[word[1:]]) if word.startswith("@") else [word] for word in words)
-        return [code for part in parts for code in part]
-
-    return {name: {code: expand(words) for code, words in table.items()} for name, table in tables.items()}
-
-
-def merge_findings(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort findings by severity; findings that an error explains are listed in its evidence only."""
-    remaining = _join_parts(findings)
-    merged: list[Finding] = []
-    for code in _read_explanations()["always"]:
-        for cause in [finding for finding in remaining if finding.severity == "error" and finding.code == code]:
-            symptoms = [finding for finding in remaining if finding is not cause and _is_explained(finding, cause)]
-            remaining = [finding for finding in remaining if finding is not cause and finding not in symptoms]
-            merged.append(
-                _add_evidence(cause, "explains", [f"[{symptom.code}] {symptom.summary}" for symptom in symptoms])
-            )
-    return sorted(
-        [*merged, *remaining],
-        key=lambda finding: (SEVERITIES.index(finding.severity), finding.code in _SET_COMPARISONS),
-    )
-
-
 def gather_findings(findings: Sequence[Finding], world: World) -> list[Finding]:
     """Gather the findings of all processes without duplicates; a collective, with the same result on every process."""
     if world.size == 1:
@@ -152,19 +114,7 @@ def _set_rank(finding: Finding, rank: int) -> Finding:
     return finding if rank == 0 else dataclasses.replace(finding, where=dataclasses.replace(finding.where, rank=rank))
 
 
-def _is_explained(finding: Finding, cause: Finding) -> bool:
-    layer, field = cause.where.layer, cause.evidence.get("field")
-    conditions = {
-        "always": True,
-        "same cause": finding.cause in (cause.cause, *cause.alternatives),
-        "same layer": layer is not None and finding.where.layer == layer,
-        "same field": field is not None and finding.evidence.get("field") == field,
-    }
-    tables = _read_explanations()
-    return any(holds and finding.code in tables[name].get(cause.code, ()) for name, holds in conditions.items())
-
-
-def _join_parts(findings: Iterable[Finding]) -> list[Finding]:
+def join_parts(findings: Iterable[Finding]) -> list[Finding]:
     """Join findings of the same fault and field in several splits into one."""
     groups: dict[object, list[Finding]] = {}
     for finding in findings:

@@ -1,0 +1,57 @@
+"""Causes compete: of findings that are broken together, those that named planted bugs explain the others.
+
+`causes.json` is measured, by `python -m tests.doctor.signatures`, from the planted bugs of the table of cases: how
+often the first cause of a code was the true one, and which codes named it wherever they were broken beside another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from sightline.doctor.finding import SEVERITIES, Finding
+
+
+class Signatures(NamedTuple):
+    """Of each code, the share of planted bugs that it named, and the codes whose findings are its symptoms."""
+
+    sureness: dict[str, float]
+    symptoms: dict[str, list[str]]
+
+
+@functools.cache
+def read_signatures() -> Signatures:
+    """Read the measured table."""
+    return Signatures(**json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8")))
+
+
+def merge_findings(findings: Iterable[Finding]) -> list[Finding]:
+    """Sort findings, the likeliest cause of the gravest first; those that it explains are in its evidence alone."""
+    table = read_signatures()
+    waiting, merged = [*findings], list[Finding]()
+
+    def place(finding: Finding) -> tuple[float, ...]:
+        is_symptom = any(_explains(other, finding, table) for other in waiting if other is not finding)
+        return SEVERITIES.index(finding.severity), is_symptom, -table.sureness.get(finding.code, 0.5)
+
+    while waiting:
+        first = min(waiting, key=place)
+        symptoms = [each for each in waiting if each is not first and _explains(first, each, table)]
+        waiting = [each for each in waiting if each is not first and each not in symptoms]
+        texts = [f"[{each.code}] {each.summary}" for each in symptoms]
+        merged.append(dataclasses.replace(first, evidence={**first.evidence, "explains": texts}) if texts else first)
+    return merged
+
+
+def _explains(cause: Finding, finding: Finding, table: Signatures) -> bool:
+    """Return True where a finding that is as grave has the cause of another, which is about nothing else."""
+    if cause.severity == "note" or SEVERITIES.index(cause.severity) > SEVERITIES.index(finding.severity):
+        return False
+    places = cause.where.config_path, finding.where.config_path
+    if places[0] != places[1] and all((place or "").startswith("losses.") for place in places):
+        return False
+    return finding.code in table.symptoms.get(cause.code, ())
