@@ -9,14 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sightline.contract.pytree import tree_map
 from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.autograd_graph import iter_nodes
 from sightline.doctor.evidence import measure
-from sightline.doctor.subject import Pass, Subject
+from sightline.doctor.subject import Batch, Pass, Subject
+from sightline.instrument.random_state import seed_all
 
 _MAX_CLASSES, _NUM_DRAWS = 4, 2
 _STEPS = (1e-5, 1e-6)
-_SMOOTH, _MAX_ERROR, _MIN_CHANGE = 1e-3, 1e-2, 1e-9
+_SMOOTH, _MAX_ERROR, _MIN_CHANGE, _MAX_SHARE = 1e-3, 1e-2, 1e-9, 1e-4
 Function = Callable[..., Any]
 
 
@@ -34,7 +36,8 @@ def wrong_slopes(subject: Subject, passed: Pass) -> list[WrongSlope]:
 
     That are functions that return their input (gradient reversal), that are constant in steps, or whose backward pass
     hands the gradient on as it is (straight-through). Where a function of each element is constant, as beyond a bound,
-    a gradient may lead back into its range.
+    a gradient may lead back into its range. A function may be given numbers that the program makes of its other
+    arguments: what differs alone counts only where the slope of the whole loss is wrong, too.
     """
     kinds = dict.fromkeys(getattr(node, "_forward_cls", None) for node in iter_nodes([passed.value.grad_fn]))
     own = [kind for kind in kinds if kind is not None and getattr(kind, "surrogate_gradient", False) is not True]
@@ -47,7 +50,37 @@ def wrong_slopes(subject: Subject, passed: Pass) -> list[WrongSlope]:
         error = attempt(kind.__name__, _find_error, {"function": kind.apply, "args": calls[0]}) if calls else None
         if error is not None and not isinstance(error, MissingError):  # float64 does not suit every function
             found.append(WrongSlope(kind.__name__, *error))
+    if found and attempt("slope", _is_loss_wrong, {"subject": subject, "batch": passed.batch}) is not True:
+        return []
     return found
+
+
+def _is_loss_wrong(subject: Subject, batch: Batch) -> bool:
+    """Return True where backward gives another slope of the loss along its parameters than differences, in float64."""
+    model = subject.copy("train").double()
+    batch = tree_map(batch, lambda _, t: t.double() if t.is_floating_point() else t)
+    parameters = [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
+    generator = torch.Generator().manual_seed(0)
+    lines = [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) * p.abs().mean() for p in parameters]
+
+    def compute() -> Tensor:
+        seed_all(0)
+        return subject.run(model, batch).value
+
+    def measure_slope(step: float) -> float:
+        ends = []
+        for sign in (1.0, -2.0):
+            with torch.no_grad():
+                torch._foreach_add_(parameters, lines, alpha=sign * step)
+            ends.append(float(compute()))
+        with torch.no_grad():
+            torch._foreach_add_(parameters, lines, alpha=step)
+        return (ends[0] - ends[1]) / (2 * step)
+
+    gradients = torch.autograd.grad(compute(), parameters, allow_unused=True)
+    given = sum(float((g * line).sum()) for g, line in zip(gradients, lines, strict=True) if g is not None)
+    slopes = [measure_slope(step) for step in _STEPS]
+    return abs(given - slopes[1]) > max(_MAX_SHARE * abs(given), 10 * abs(slopes[0] - slopes[1]))
 
 
 @contextmanager
