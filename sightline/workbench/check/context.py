@@ -61,7 +61,7 @@ _CPU = torch.device("cpu")
 _MAX_ASSIGNED = 64
 _QUICK_PASS_S = 0.05
 _READING_S, _QUICK_READING_S = 0.5, 0.125
-_THOROUGH_S = 5.0  # CPU time of this thread for the samples of one split
+_THOROUGH_S = 1.5  # CPU time of this thread for the samples of one split
 
 
 def share(subject: str) -> Callable[[Callable[[Context], T]], cached_property[T]]:
@@ -156,7 +156,7 @@ class Context:
             return None
 
     def thorough_statistics(self, survey: PartStatistics) -> PartStatistics:
-        """Return the statistics of a split; under `sightline check`, of as many samples as five seconds allow."""
+        """Return the statistics of a split; under `sightline check`, of as many samples as a second and a half allows."""
         if survey.is_whole or not self.is_thorough:
             return survey
         statistics = self._thorough.get(id(survey))
