@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -60,12 +61,17 @@ def assert_codes(codes: Sequence[str], *, name: str) -> None:
 
 
 def examine(evidence: Evidence, *, declared: Collection[str] = ()) -> Examination:
-    """Judge a subject by the rules, those of the cheapest evidence first; nothing of the subject changes."""
+    """Judge a subject by the rules, those first whose evidence costs least for each of them; nothing is changed."""
     examination = Examination()
     open_rules = [rule for rule in list_rules() if evidence.offers(rule.reads)]
     while open_rules:
-        rule = min(open_rules, key=lambda each: evidence.estimate_s(each.reads))
-        open_rules.remove(rule)
+        needs = [frozenset(evidence.list_open(rule.reads)) for rule in open_rules]
+        counts = Counter(needs)
+        prices = {
+            need: evidence.count_passes(need) / sum(num for other, num in counts.items() if other <= need)
+            for need in counts
+        }
+        rule = open_rules.pop(min(range(len(needs)), key=lambda place: prices[needs[place]]))
         if rule.code in declared:
             examination.judgements.append(Judgement(rule, "declared", rule.code))
         else:

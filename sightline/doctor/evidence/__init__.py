@@ -14,7 +14,6 @@ import pkgutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, TypeVar
 
 from sightline.doctor.attempts import MissingError, attempt
@@ -92,26 +91,28 @@ class Evidence:
             raise value
         return value
 
-    def estimate_s(self, names: tuple[str, ...]) -> float:
-        """Estimate the processor time of measurements that have not been made, with all that they read."""
-        open_names = set(self._list_open(names))
-        return sum(MEASUREMENTS[name].passes for name in open_names) * self._pass_s
+    def count_passes(self, names: Iterable[str]) -> float:
+        """Return the cost of measurements in passes of one batch."""
+        return sum(MEASUREMENTS[name].passes for name in names)
 
-    @cached_property
+    @property
     def _pass_s(self) -> float:
-        """Processor time of a pass forward and backward: three times that of the first one, forward."""
+        """Processor time of a pass forward and backward: three times that of the first one, forward, or as measured."""
         try:
             if self.offers((_FIRST,)):
                 self.get(_FIRST)
         except MissingError:
             return 0.0
-        return 3 * self.seconds.get(_FIRST, 0.0)
+        made = [(MEASUREMENTS[name].passes, seconds) for name, seconds in self.seconds.items()]
+        total_s = sum(seconds for passes, seconds in made if passes)
+        return (3 * self.seconds.get(_FIRST, 0.0) + total_s) / (1 + sum(passes for passes, _ in made))
 
-    def _list_open(self, names: tuple[str, ...]) -> Iterator[str]:
+    def list_open(self, names: Iterable[str]) -> Iterator[str]:
+        """Yield the measurements among these, and among all that they read, that have not been made."""
         for name in names:
             if name not in self._values:
                 yield name
-                yield from self._list_open(MEASUREMENTS[name].reads)
+                yield from self.list_open(MEASUREMENTS[name].reads)
 
     def _run(self, measurement: Measurement) -> Any:
         """Make a measurement, unless what it reads is missing, or it costs more than is left."""

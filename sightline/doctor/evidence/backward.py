@@ -30,7 +30,7 @@ class WrongSlope(NamedTuple):
     measured: float
 
 
-@measure(passes=2)
+@measure(passes=6)
 def wrong_slopes(subject: Subject, passed: Pass) -> list[WrongSlope]:
     """Compare the functions of the loss's graph; left out are declared surrogates, and what is meant to differ.
 

@@ -156,7 +156,7 @@ class Context:
             return None
 
     def thorough_statistics(self, survey: PartStatistics) -> PartStatistics:
-        """Return the statistics of a split; under `sightline check`, of as many samples as a second and a half allows."""
+        """Return the statistics of a split; under `sightline check`, of all that 1.5 s allow."""
         if survey.is_whole or not self.is_thorough:
             return survey
         statistics = self._thorough.get(id(survey))
