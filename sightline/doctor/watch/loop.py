@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import is_dense
+from sightline.doctor.attempts import MissingError, observe
 from sightline.doctor.finding import Finding, FindingLocation
 from sightline.doctor.trace import RowDigest, RowDigests
 from sightline.instrument import Inputs
@@ -199,10 +200,10 @@ def record_event(device: torch.device) -> torch.Event:
 class Loop:
     """Facts of the loop: `step` counts updates, `forwards` training passes, `loss` is the last root's value.
 
-    `loss_value` is its number, if it is on the host. `model_inputs` are the tensors that the last recorded training
-    pass began with, `executed` the names of modules that ran in a training pass while calls were recorded, `call_site`
-    the calls that lead to the last backward pass. `thread` is that of the loop. `first_of_epoch` is the training pass
-    before which a loader began anew.
+    `loss_value` is its number, if it is on the host. `failures` are the reasons why some of the loop is not judged.
+    `model_inputs` are the tensors that the last recorded training pass began with, `executed` the names of modules that
+    ran in a training pass while calls were recorded, `call_site` the calls that lead to the last backward pass.
+    `thread` is that of the loop. `first_of_epoch` is the training pass before which a loader began anew.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], *, every: int, first_step: int = 0) -> None:
@@ -223,6 +224,16 @@ class Loop:
         self.is_measured, self.num_unused = True, 0
         self.num_asked, self.is_asked = 0, False
         self.digest = RowDigest()
+        self.failures: dict[str, None] = {}
+
+    def fail(self, missing: MissingError, what: str) -> None:
+        """Keep and log a failure of what observes, and say what is not seen: the loop is the user's, and goes on.
+
+        After a failed kernel every use of the GPU fails, that of the loop, too, which ends by the error itself.
+        """
+        self.failures[missing.reason] = None
+        level = logging.DEBUG if "device-side assert" in missing.reason else logging.WARNING
+        logger.log(level, "watch-failed: %s: %s", what, missing.reason, extra={"code": "watch-failed"})
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Iterate over all modules of the models, by name."""
@@ -335,19 +346,18 @@ class LastPollMonitor(Monitor):
 
 
 class Hook:
-    """Hook of a watched model or tensor; its copies, and those saved with a model, do nothing."""
+    """Hook of a model or tensor of a watched loop; its copies, and those saved with a model, do nothing."""
 
-    def __init__(self, run: Callable[..., None] | None) -> None:
-        self._run = run
+    def __init__(self, loop: Loop | None, run: Callable[..., None] | None) -> None:
+        self._loop, self._run = loop, run
 
     def __call__(self, *arguments: Any) -> None:
-        if self._run is None or torch.compiler.is_compiling():  # torch would trace what is called here
+        if self._run is None or self._loop is None or torch.compiler.is_compiling():  # torch would trace what follows
             return
-        try:
-            self._run(*arguments)
-        except Exception:
-            logger.warning("watch-failed: forward passes are not watched from here on", exc_info=True)
+        missing = observe("a hook of forward passes", self._run, *arguments)
+        if isinstance(missing, MissingError):
+            self._loop.fail(missing, "forward passes are not watched from here on")
             self._run = None
 
     def __reduce__(self) -> Any:
-        return Hook, (None,)
+        return Hook, (None, None)

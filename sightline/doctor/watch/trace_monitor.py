@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -122,7 +122,7 @@ class TraceMonitor(Monitor):
         """Read how the loss pulls at the outputs of a measured micro-batch."""
         leaves = [tensor for _, tensor in dense_leaves(outputs) if tensor.requires_grad and tensor.ndim > 1]
         if leaves and loop.call is not None:
-            max(leaves, key=Tensor.numel).register_hook(Hook(partial(self._keep_pull, loop, id(loop.call.model))))
+            max(leaves, key=Tensor.numel).register_hook(Hook(loop, partial(self._keep_pull, loop, id(loop.call.model))))
 
     def _keep_pull(self, loop: Loop, model: int, gradient: Tensor) -> None:
         """Keep the pull beside those of the same line and model: losses of other lines count other things."""
@@ -226,9 +226,9 @@ class TraceMonitor(Monitor):
             if finding.causes[0] not in explained:  # else a monitor has said it, or an earlier examination
                 yield finding
 
-    def write_verdict(self) -> list[str]:
-        """Write the verdict of the last examination, and say of a loss that has not fallen that it has not."""
-        lines = [] if self.examination is None else write_verdict(self.examination)
+    def write_verdict(self, failures: Iterable[str]) -> list[str]:
+        """Write the verdict of the last examination and failures, and say of a loss that has not fallen so."""
+        lines = write_verdict(self.examination or Examination(), failures)
         return lines + ([still] if lines and (still := describe_still_loss(self.trace)) else [])
 
 
