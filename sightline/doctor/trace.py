@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 from collections import Counter, deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 _MIN_CURVE = 20
-_NUM_DIGITS, _NUM_DIGESTED, _MAX_EVALUATED = 16, 256, 500
-"""Numbers of a sample's tensor that a digest reads, samples of a pass, and evaluation passes that are kept."""
+_NUM_DIGITS, _NUM_DIGESTED, _MAX_EVALUATED, _MAX_ANSWERED = 16, 256, 500, 4
+"""Numbers of a sample's tensor that a digest reads, samples of a pass, evaluation passes and answers that are kept."""
 
 
 class RowDigests(NamedTuple):
@@ -176,6 +176,14 @@ class EvaluatedBatch(NamedTuple):
     data: int
 
 
+class Answers(NamedTuple):
+    """Largest outputs (B,) and classes (B,) of passes: of the last one of training, and of the evaluation after it."""
+
+    training: list[tuple[Tensor, Tensor]]
+    evaluation: list[tuple[Tensor, Tensor]]
+    num_classes: int
+
+
 @dataclass
 class Trace:
     """Record of a loop. Phases are `train` (training mode, recorded for backward) and `eval` (evaluation mode).
@@ -184,7 +192,8 @@ class Trace:
     are the updates at which a loader began anew for training. `spreads` are mean standard deviations over the samples
     of an output, with the update. `pulls` are those of the micro-batches of each measured update. `held` are all
     parameters that optimisers of the loop hold. `trained_rows` are digests of samples in training passes, of the data
-    sets `trained_sets`; `is_rich` is False once a pass had samples of few numbers.
+    sets `trained_sets`; `is_rich` is False once a pass had samples of few numbers. `remainder` counts what a loader
+    leaves out of an evaluation, `answers` are those of the last evaluations.
     """
 
     num_backward: int = 0
@@ -200,6 +209,8 @@ class Trace:
     trained_sets: set[int] = field(default_factory=set)
     evaluated: deque[EvaluatedBatch] = field(default_factory=lambda: deque(maxlen=_MAX_EVALUATED))
     is_rich: bool = True
+    remainder: Mapping[str, int] = field(default_factory=dict)
+    answers: deque[Answers] = field(default_factory=lambda: deque(maxlen=_MAX_ANSWERED))
     spreads: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
     pulls: list[list[Pull]] = field(default_factory=list)
     clips: dict[str, list[Clip]] = field(default_factory=dict)
