@@ -157,6 +157,9 @@ def test_a_finding_names_the_line_of_the_loop(caplog: pytest.LogCaptureFixture) 
     assert Path(finding.where.file or "") == Path(__file__)
     assert Path(__file__).read_text().splitlines()[(finding.where.line or 0) - 1].strip() == "optimizer.step()"
     assert [record.levelname for record in caplog.records] == ["ERROR"]
+    line = caplog.records[0].getMessage()
+    assert str(watch.report).startswith(line.partition(f" ({finding.where})")[0])
+    assert "\n" not in line  # the report says it in full, and says it once
 
 
 def test_declared_codes_are_left_out() -> None:

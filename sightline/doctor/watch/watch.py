@@ -77,11 +77,12 @@ class Watch:
             train(model, optimizer)
         print(watch.report)
 
-    Each finding is logged at the step at which it is true, once. Weights, random states and results of the loop are
-    unchanged to the bit. Gradients, updates, outputs and graphs are measured in the first steps and in each `every`-th;
-    between these the loss, one gradient, modes and learning rates are looked at, and one hook hangs on the model. On a
-    GPU nothing is waited for. The loop is that of one thread: the one in which a model trains first. `declared` names
-    codes that are intended. With `compares_ranks`, a loop in several processes is compared with theirs.
+    Each finding is logged in one line at the step at which it is true; the report has it in full. Weights, random
+    states and results of the loop are unchanged to the bit. Gradients, updates, outputs and graphs are measured in the
+    first steps and in each `every`-th; between these the loss, one gradient, modes and learning rates are looked at,
+    and one hook hangs on the model. On a GPU nothing is waited for. The loop is that of one thread: the one in which a
+    model trains first. `declared` names codes that are intended. With `compares_ranks`, a loop in several processes is
+    compared with theirs.
     Made by `watch`.
     """
 
@@ -342,7 +343,9 @@ class Watch:
 
     def _publish(self, finding: Finding) -> None:
         self._findings.append(finding)
-        logger.log(_LEVELS[finding.severity], "%s", finding, extra={"code": finding.code})
+        place, line = str(finding.where), str(finding).partition("\n")[0]
+        line += f" ({place})" if place else ""
+        logger.log(_LEVELS[finding.severity], "%s", line, extra={"code": finding.code})
         if self._receive is not None:
             self._receive(finding)
 
