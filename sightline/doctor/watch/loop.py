@@ -35,7 +35,7 @@ CallSite = tuple[tuple[int, int], ...]
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
-_NUM_PROBES, _MAX_SMALL = 16, 16_384
+_NUM_PROBES, _NUM_COUNTED, _MAX_SMALL = 16, 4, 16_384
 _NUM_FIRST, _EARLY = 5, 8
 """Updates that are measured at first, and times as many steps in which those of each optimiser are."""
 _MAX_ASKED = 4
@@ -53,7 +53,8 @@ class OptimizerTrack:
     `small` are a few small parameters, of early layers: what is not finite in a backward pass arrives there. `weight`
     is the largest matrix. `is_kept` is True for a probe whose gradient nothing has cleared or replaced since the last
     update, `is_added_to` for one that a backward pass has then added to; `is_restarted` if the loop has begun anew
-    before the current update. `lr` is the largest learning rate of its groups at this update.
+    before the current update, `num_writes` those to a few weights between updates, `state_size` the number of
+    parameters that have a state. `lr` is the largest learning rate of its groups at this update.
     """
 
     optimizer: torch.optim.Optimizer
@@ -71,6 +72,9 @@ class OptimizerTrack:
     norm: Tensor | None = None
     norm_after_backward: Tensor | None = None
     is_restarted: bool = False
+    num_writes: int = 0
+    state_size: int = 0
+    version: int = 0
 
     def __post_init__(self) -> None:
         names = list(self.parameters)
@@ -86,10 +90,23 @@ class OptimizerTrack:
         self.after_update = self.after_backward = self.before_backward = self.marks()
         self.is_kept = self.is_added_to = [False] * len(self.probes)
         self.read_rate()
+        self.end_update()
+
+    def end_update(self) -> None:
+        """Keep the version of a weight, and how many parameters have a state, until the next update."""
+        state = self.optimizer.state
+        self.version, self.state_size = self._sum_versions(), len(state) if any(map(bool, state.values())) else 0
+
+    def count_writes(self) -> int:
+        """Count the writes to a few weights since the last update."""
+        return self._sum_versions() - self.version
+
+    def _sum_versions(self) -> int:
+        return sum([probe._version for probe in self.probes[:_NUM_COUNTED]])
 
     def read_rate(self) -> None:
         """Read the learning rate of the next update."""
-        self.lr = max((float(group.get("lr", 1.0)) for group in self.optimizer.param_groups), default=0.0)
+        self.lr = max([float(group.get("lr", 1.0)) for group in self.optimizer.param_groups], default=0.0)
 
     def marks(self) -> list[Mark]:
         """Mark the gradients of the probes."""
@@ -135,12 +152,12 @@ def send(value: Tensor, device: torch.device) -> Tensor:
     return value.to(device, non_blocking=value.device.type == "cpu")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ForwardCall:
     """Forward pass of a watched model; `outputs` are detached, by path, those whose numbers can be read.
 
-    `has_gradient` is True for a pass that is recorded for backward; `computed` are the paths of outputs with a history:
-    weights have part in them. `digests` are those of the samples, where they are computed.
+    `has_gradient` is True for a pass that is recorded for backward; `computed` are, at a measured step, the paths of
+    outputs with a history: weights have part in them. `digests` are those of the samples, where they are computed.
     """
 
     model: nn.Module

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
-from sightline.contract.pytree import dense_leaves
+from sightline.contract.pytree import dense_leaves, is_dense
 from sightline.doctor.attempts import MissingError, observe
 from sightline.doctor.check import check_module
 from sightline.doctor.examine import assert_codes
@@ -49,7 +49,7 @@ from sightline.doctor.watch.overlaps import OverlapMonitor
 from sightline.doctor.watch.passes import OutputMonitor, PartMonitor
 from sightline.doctor.watch.ranks import start_monitor
 from sightline.doctor.watch.restarts import RestartMonitor
-from sightline.doctor.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor, StateMonitor
+from sightline.doctor.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor
 from sightline.doctor.watch.trace_monitor import TraceMonitor
 from sightline.doctor.watch.units import UnitMonitor
 from sightline.instrument import (
@@ -127,7 +127,6 @@ class Watch:
             UpdateMonitor(),
             UnitMonitor(),
             ScheduleMonitor(schedulers),
-            StateMonitor(),
             LoadMonitor(),
             AverageMonitor(averages),
             CopyMonitor(),
@@ -240,9 +239,9 @@ class Watch:
         if not loop.runs_here or model in self._recorded:
             return
         self._stop_recording()
-        found = dict(dense_leaves(outputs))
+        found = {"": outputs} if type(outputs) is Tensor and is_dense(outputs) else dict(dense_leaves(outputs))
         leaves = {path: tensor.detach() for path, tensor in found.items()}
-        computed = frozenset(path for path, tensor in found.items() if tensor.requires_grad)
+        computed = frozenset([path for path in found if loop.is_measured and found[path].requires_grad])
         is_read = loop.is_digested if has_gradient else self._tracing.reads_evaluation
         digests = self._digest((args, kwargs)) if is_read else None
         call = ForwardCall(model, (args, kwargs), leaves, has_gradient, computed, digests)
@@ -303,6 +302,7 @@ class Watch:
         track = self._get_track(optimizer)
         if track is not None:
             self._judge("after_update", track)
+            track.end_update()
             track.num_updates += 1
             self._loop.step += 1
             self._loop.choose_step()
@@ -311,8 +311,8 @@ class Watch:
         if self._loop.is_measured or event == "on_end":
             with torch.no_grad():
                 self._ask(self._measured[event], subject)
-        else:
-            self._ask(self._always[event], subject)
+        elif judges := self._always[event]:
+            self._ask(judges, subject)
 
     def _ask(self, judges: Sequence[Any], subject: tuple[Any, ...]) -> None:
         """Ask the judges of an event, and go on without a monitor that fails."""
