@@ -27,14 +27,26 @@ class MissingError(Exception):
 def attempt(name: str, run: Callable[..., Any], read: Mapping[str, Any]) -> Any:
     """Ask a question; return the answer, or a MissingError with the reason why there is none.
 
-    The one place where any error of a user's parts is taken: models, losses, sets and the numbers in them may be of
-    any kind. It begins with the same random numbers each time.
+    It begins with the same random numbers each time.
+    """
+    return observe(name, _run_anew, run, read)
+
+
+def observe(name: str, run: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a function returns, or a MissingError with the reason why it does not; random states are its own.
+
+    The one place where any error of a user's parts is taken: models, losses, sets, loops and the numbers in them may be
+    of any kind.
     """
     try:
-        with preserve_random_state(), torch.enable_grad():
-            seed_all(0)
-            return run(**read)
+        return run(*arguments)
     except NotApplicableError as reason:
         return MissingError("apply", str(reason))
     except Exception as error:  # noqa: BLE001 - kept as the reason, which reaches the verdict
         return MissingError("failed", f"{name}: {summarise_error(error, max_length=160)}")
+
+
+def _run_anew(run: Callable[..., Any], read: Mapping[str, Any]) -> Any:
+    with preserve_random_state(), torch.enable_grad():
+        seed_all(0)
+        return run(**read)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,15 +104,16 @@ def _remove_infinities(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_verdict(examination: Examination) -> list[str]:
+def write_verdict(examination: Examination, unwatched: Iterable[str] = ()) -> list[str]:
     """Say in at most three lines how many relations held, which could not be asked and why, and what was not judged."""
     held, broken = examination.count("held"), examination.count("broken")
     lines = [f"verdict: of {held + broken} relations that could be asked, {held} held and {broken} did not"]
+    lines = lines if examination.judgements else []
     if reasons := examination.list_reasons("apply"):
         count = examination.count("apply")
         lines.append(f"  {count} do not apply: {join_some(reasons, most=_MAX_REASONS, separator='; ')}")
     failures = {reason.partition(": ")[2]: reason for reason in reversed(examination.list_reasons("failed"))}
-    unjudged = [*examination.list_reasons("cost"), *reversed(failures.values())] + [  # one error ends many
+    unjudged = [*unwatched, *examination.list_reasons("cost"), *reversed(failures.values())] + [  # one error ends many
         f"declared: {code}" for code in examination.list_reasons("declared")
     ]
     if unjudged:

@@ -6,16 +6,17 @@ import itertools
 import math
 import statistics
 from collections import Counter, deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 _MIN_CURVE = 20
-_NUM_DIGITS, _NUM_DIGESTED, _MAX_EVALUATED = 16, 256, 500
-"""Numbers of a sample's tensor that a digest reads, samples of a pass, and evaluation passes that are kept."""
+_NUM_DIGITS, _NUM_DIGESTED, _MAX_EVALUATED, _MAX_ANSWERED = 16, 256, 500, 4
+"""Numbers of a sample's tensor that a digest reads, samples of a pass, evaluation passes and answers that are kept."""
 
 
 class RowDigests(NamedTuple):
@@ -40,44 +41,43 @@ class RowDigest:
     """
 
     def __init__(self) -> None:
-        self._weights: dict[tuple[torch.device, int, int], Tensor] = {}
+        self._weights: dict[tuple[Any, ...], Any] = {}
 
     def __call__(self, tensors: Sequence[Tensor]) -> RowDigests:
         """Compute the digests of tensors, of which those as long as the first have a row for each sample."""
         number = len(tensors[0]) if tensors[0].ndim else 1
-        total = is_varied = torch.zeros((), dtype=torch.int64)
+        total: Any = 0
+        is_varied: Any = 0
         is_rich = False
         for place, tensor in enumerate(tensors):
             has_rows = tensor.ndim > 0 and len(tensor) == number
-            flat = tensor.detach().reshape(number if has_rows else 1, -1)
+            flat = _read_bits(tensor).reshape(number if has_rows else 1, -1)
             is_rich = is_rich or (has_rows and tensor.is_floating_point() and flat.shape[1] >= _NUM_DIGITS)
             some = flat[:: max(1, len(flat) // _NUM_DIGESTED), :: max(1, flat.shape[1] // _NUM_DIGITS) | 1]
-            bits = _read_bits(some)
-            weights = self._get_weights(bits, place)
-            digests = bits @ weights if bits.device.type == "cpu" else (bits * weights).sum(1)
-            total = digests if place == 0 else total + digests
+            bits = some.astype(np.int64) if isinstance(some, np.ndarray) else some.to(torch.int64)
+            digests = (bits * self._get_weights(tensor.device, bits.shape[1], place)).sum(1)
+            total = total + digests
             if bits.shape[1] > 1:
                 is_varied = is_varied | digests
-        return RowDigests(total, (is_varied != 0).expand_as(total), is_rich and number < 2 * _NUM_DIGESTED)
+        total, varied = torch.as_tensor(total), torch.as_tensor(is_varied != 0)
+        return RowDigests(total, varied.expand_as(total), is_rich and number < 2 * _NUM_DIGESTED)
 
-    def _get_weights(self, bits: Tensor, place: int) -> Tensor:
-        key = bits.device, bits.shape[1], place
+    def _get_weights(self, *key: Any) -> Any:
+        device, size, place = key
         if key not in self._weights:
-            draws = torch.Generator().manual_seed(place)
-            weights = torch.randint(-(2**63), 2**63 - 1, key[1:2], generator=draws)
+            weights = torch.randint(-(2**63), 2**63 - 1, (size,), generator=torch.Generator().manual_seed(place))
             weights |= 1
-            weights[1:2] -= weights.sum() * (len(weights) > 1)
-            self._weights[key] = weights.to(bits.device)
+            weights[1:2] -= weights.sum() * (size > 1)
+            self._weights[key] = weights.numpy() if device.type == "cpu" else weights.to(device)
         return self._weights[key]
 
 
-def _read_bits(values: Tensor) -> Tensor:
-    """Read the numbers (B, N) as integers, to the bit."""
-    values = torch.view_as_real(values).flatten(1) if values.is_complex() else values
+def _read_bits(values: Tensor) -> Any:
+    """Read numbers as integers, to the bit; those of the host for NumPy, whose calls cost a fraction of torch's."""
+    values = torch.view_as_real(values.detach().resolve_conj()).flatten(-2) if values.is_complex() else values.detach()
     if values.is_floating_point():
-        width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize]
-        values = values.contiguous().view(width)
-    return values.to(torch.int64)
+        values = values.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.itemsize])
+    return values.numpy() if values.device.type == "cpu" else values
 
 
 @dataclass
@@ -176,6 +176,14 @@ class EvaluatedBatch(NamedTuple):
     data: int
 
 
+class Answers(NamedTuple):
+    """Largest outputs (B,) and classes (B,) of passes: of the last one of training, and of the evaluation after it."""
+
+    training: list[tuple[Tensor, Tensor]]
+    evaluation: list[tuple[Tensor, Tensor]]
+    num_classes: int
+
+
 @dataclass
 class Trace:
     """Record of a loop. Phases are `train` (training mode, recorded for backward) and `eval` (evaluation mode).
@@ -184,7 +192,8 @@ class Trace:
     are the updates at which a loader began anew for training. `spreads` are mean standard deviations over the samples
     of an output, with the update. `pulls` are those of the micro-batches of each measured update. `held` are all
     parameters that optimisers of the loop hold. `trained_rows` are digests of samples in training passes, of the data
-    sets `trained_sets`; `is_rich` is False once a pass had samples of few numbers.
+    sets `trained_sets`; `is_rich` is False once a pass had samples of few numbers. `remainder` counts what a loader
+    leaves out of an evaluation, `answers` are those of the last evaluations.
     """
 
     num_backward: int = 0
@@ -200,6 +209,8 @@ class Trace:
     trained_sets: set[int] = field(default_factory=set)
     evaluated: deque[EvaluatedBatch] = field(default_factory=lambda: deque(maxlen=_MAX_EVALUATED))
     is_rich: bool = True
+    remainder: Mapping[str, int] = field(default_factory=dict)
+    answers: deque[Answers] = field(default_factory=lambda: deque(maxlen=_MAX_ANSWERED))
     spreads: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
     pulls: list[list[Pull]] = field(default_factory=list)
     clips: dict[str, list[Clip]] = field(default_factory=dict)

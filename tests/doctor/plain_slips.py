@@ -264,7 +264,35 @@ def rounded_in_the_middle(bug: bool, seed: int) -> None:
     _train(model, _load(), lose, torch.optim.Adam(model.parameters(), lr=3e-3))
 
 
+def remainder_of_clouds(bug: bool, seed: int) -> None:
+    """The loader of an evaluation of radii of clouds leaves the last ones out."""
+    clouds = torch.randn(300, 24, 3) * torch.rand(300, 1, 1)
+    radii = clouds.norm(dim=2).amax(1, keepdim=True)
+    training, validation = (TensorDataset(clouds[part], radii[part]) for part in (slice(200), slice(200, None)))
+    held = DataLoader(validation, 32, drop_last=bug)
+    model = nn.Sequential(nn.Flatten(), mlp(72, 24, 1))
+    lose = lambda batch: F.mse_loss(model(batch[0]), batch[1])  # noqa: E731
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    _train(model, DataLoader(training, 32, shuffle=True, drop_last=True), lose, optimizer, evaluate=_pass(model, held))
+
+
+def classes_of_other_numbers(bug: bool, seed: int) -> None:
+    """The words of classes are numbered in each part by their own table."""
+    model, numbers = mlp(10, 24, 3), torch.tensor([1, 2, 0] if bug else [0, 1, 2])
+    rows, labels = classes(384)
+    held = DataLoader(TensorDataset(rows[256:], numbers[labels[256:]]), 32)
+    loader = DataLoader(TensorDataset(rows[:256], labels[:256]), 32, shuffle=True)
+    lose = lambda batch: F.cross_entropy(model(batch[0]), batch[1])  # noqa: E731
+    _train(model, loader, lose, torch.optim.Adam(model.parameters(), lr=1e-2), epochs=6, evaluate=_pass(model, held))
+
+
+def _pass(model: nn.Module, loader: DataLoader[Any]) -> Callable[[], object]:
+    return lambda: [model(batch[0]) for batch in loader]
+
+
 LOOPS: dict[str, tuple[Pair, str]] = {
+    "seen/remainder_of_clouds": (remainder_of_clouds, "eval.protocol"),
+    "seen/classes_of_other_numbers": (classes_of_other_numbers, "data.label_mapping"),
     "M1/no_step": (no_step, "optim.step_order optim.param_coverage"),
     "M4/inputs_of_other_scale": (inputs_of_other_scale, "data.normalisation"),
     "M6/norm_beyond_float32": (norm_beyond_float32, "loss.form model.numerics optim.nonfinite"),

@@ -120,8 +120,12 @@ def test_a_monitor_that_fails_does_not_end_the_loop(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OrderMonitor, "after_backward_measured", lambda *_: 1 / 0)
-    assert train(clear=None, steps=4).report.figures["updates"] == 4
-    assert [record.message for record in caplog.records] == ["watch-failed: OrderMonitor failed, and is switched off"]
+    report = train(clear=None, steps=4).report
+    assert report.figures["updates"] == 4
+    assert any("nobody judged" in line and "ZeroDivisionError" in line for line in report.verdict)
+    assert [record.message for record in caplog.records] == [
+        "watch-failed: OrderMonitor is switched off: events of the loop: ZeroDivisionError: division by zero"
+    ]
 
 
 def test_a_layer_is_searched_at_the_end_where_it_is_not_asked_for() -> None:
@@ -153,6 +157,9 @@ def test_a_finding_names_the_line_of_the_loop(caplog: pytest.LogCaptureFixture) 
     assert Path(finding.where.file or "") == Path(__file__)
     assert Path(__file__).read_text().splitlines()[(finding.where.line or 0) - 1].strip() == "optimizer.step()"
     assert [record.levelname for record in caplog.records] == ["ERROR"]
+    line = caplog.records[0].getMessage()
+    assert str(watch.report).startswith(line.partition(f" ({finding.where})")[0])
+    assert "\n" not in line  # the report says it in full, and says it once
 
 
 def test_declared_codes_are_left_out() -> None:

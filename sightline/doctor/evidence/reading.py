@@ -378,8 +378,12 @@ def _hash(inputs: Any) -> int:
 @measure()
 def evaluation_remainder(evaluation_source: Source) -> Mapping[str, int]:
     """Count the samples of the evaluation's set, and those that its loader leaves out as a remainder."""
-    loader = evaluation_source.loader
-    if getattr(loader, "batch_size", None) is None:
+    return count_remainder(evaluation_source.loader)
+
+
+def count_remainder(loader: Any) -> Mapping[str, int]:
+    """Count the samples that a loader draws, and those that it leaves out as a remainder."""
+    if getattr(loader, "batch_size", None) is None or not hasattr(loader.sampler, "__len__"):
         raise NotApplicableError("no batches of a fixed size")
     drawn = len(loader.sampler)
     return {"samples": drawn, "left_out": drawn % loader.batch_size if loader.drop_last else 0}

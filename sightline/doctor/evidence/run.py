@@ -7,11 +7,13 @@ import math
 import statistics
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
+from sightline.doctor.evidence.statistics import Confusion
 from sightline.doctor.trace import Inputs, Trace
 
 _MIN_BATCHES, _MIN_CURVE, _MIN_PULLS, _MIN_ROWS = 4, 20, 6, 16
@@ -140,6 +142,17 @@ def evaluated_share(trace: Trace) -> tuple[float, int, bool]:
     rows, sets = set(evaluated), {batch.data for batch in trace.evaluated} - {0}
     share = sum(digest in trained for digest in rows) / len(rows)
     return share, len(rows), bool(sets) and not sets & trace.trained_sets
+
+
+def count_answers(trace: Trace) -> Confusion:
+    """Count the answers of the last passes of training and of evaluation for each class that their loaders gave."""
+    num_classes = max(each.num_classes for each in trace.answers)
+    tables = [np.zeros((num_classes, num_classes), dtype=np.int64) for _ in range(2)]
+    for each in trace.answers:
+        for table, pairs in zip(tables, each[:2], strict=True):
+            for answers, classes in pairs:
+                np.add.at(table, (classes.cpu().numpy(), answers.cpu().numpy()), 1)
+    return Confusion(*tables)
 
 
 class MixedBatches(NamedTuple):

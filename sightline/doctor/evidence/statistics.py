@@ -116,7 +116,7 @@ def _describe(batches: Sequence[Batch]) -> Iterator[tuple[tuple[str, int], Tenso
 
 
 class Confusion(NamedTuple):
-    """Counts (classes, answers) of a copy that was trained a second: on batches kept back, and on the evaluation's."""
+    """Counts (classes, answers) of a model that has trained: on samples like those of training, and on evaluation's."""
 
     kept_back: np.ndarray
     evaluation: np.ndarray

@@ -342,7 +342,7 @@ def overlapping_split(split: Split) -> Fault | None:
 @rule(
     "dropped-remainder",
     "warning",
-    "eval.aggregation",
+    "eval.protocol eval.aggregation",
     holds="every sample of evaluation in a batch",
     do="give the evaluation's loader drop_last=False",
 )
@@ -352,7 +352,7 @@ def dropped_remainder(evaluation_remainder: Mapping[str, int]) -> Fault | None:
     if not left_out:
         return None
     return Fault(
-        f"evaluation leaves {left_out} of {samples} samples out, always the last ones",
+        f"evaluation leaves {left_out} of {samples} samples out",
         measured="drop_last=True, and a number of samples that the size of a batch does not divide",
     )
 
@@ -399,14 +399,14 @@ def permuted_labels(confusion: Confusion) -> Fault | None:
         )
     (own, _, _, is_learnt, kept), (evaluation, mapped, is_map, is_own, total) = shares
     if own < 0.5 or not is_learnt or min(kept, total) < 24:
-        raise NotApplicableError("classes not learnt in a second")
+        raise NotApplicableError("classes not learnt")
     z = (mapped - evaluation) / (max(mapped * (1 - mapped), 0.01) / total) ** 0.5
     if not is_map or is_own or mapped - evaluation < 0.2 or z < 5:
         return None
     best = [int(k) for k in confusion.evaluation.argmax(axis=1)]
     return Fault(
         "the classes of evaluation are numbered otherwise than those of training",
-        measured=f"trained for a second, right for {own:.0%} of samples kept back and {evaluation:.0%} of evaluation; "
+        measured=f"right for {own:.0%} of training's samples and {evaluation:.0%} of evaluation's; "
         f"{mapped:.0%} if its classes are renumbered {best}; z {z:.1f}",
         evidence={"z": z},
     )

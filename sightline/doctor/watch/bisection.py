@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves, tree_cast
+from sightline.doctor.attempts import MissingError, observe
 from sightline.doctor.finding import Finding
 from sightline.doctor.rules.events import report
 from sightline.doctor.watch.loop import ForwardCall
@@ -18,9 +19,8 @@ from sightline.doctor.watch.processes import is_one_of_several
 from sightline.instrument import Inputs, ModuleCall, copy_module, record
 from sightline.instrument.random_state import preserve_random_state
 
-logger = logging.getLogger(__name__)
-
-Search = Callable[[], Finding | None]
+Search = Callable[[], Finding | MissingError | None]
+"""Search of a layer, which may end with the reason why it cannot be made."""
 
 
 @dataclass
@@ -39,23 +39,14 @@ def prepare_search(call: ForwardCall) -> Search:
     """
     if is_one_of_several():  # a pass of one process alone may wait for the others for ever
         return lambda: None
-    try:
-        model, inputs = copy_module(call.model), call.inputs
-    except Exception:
-        logger.warning("non-finite: the model cannot be copied, so that its layer is not searched", exc_info=True)
-        return lambda: None
-
-    def search() -> Finding | None:
-        try:
-            with preserve_random_state(), torch.no_grad():
-                return _search(model, inputs)
-        except Exception:
-            logger.warning("non-finite: the forward pass could not be run again", exc_info=True)
-            return None
-
-    return search
+    inputs, model = call.inputs, observe("non-finite: the model cannot be copied", copy_module, call.model)
+    if isinstance(model, MissingError):
+        return lambda: model
+    return partial(observe, "non-finite: the forward pass cannot be run again", _search, model, inputs)
 
 
+@preserve_random_state()
+@torch.no_grad()
 def _search(model: nn.Module, inputs: Inputs) -> Finding | None:
     event = _run(model, inputs)
     if event is None:

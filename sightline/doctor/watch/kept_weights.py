@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -75,7 +77,7 @@ class PruneMonitor(Monitor):
     """
 
     def __init__(self) -> None:
-        self._few: dict[int, Tensor] = {}
+        self._few: dict[int, Any] = {}
         self._memory: dict[int, int] = {}
         self._share: dict[int, float] = {}
         self._pruned: set[int] = set()
@@ -85,7 +87,7 @@ class PruneMonitor(Monitor):
         key, weight = id(track), track.weight
         if key not in self._few or (weight is not None and self._memory[key] != weight.data_ptr()):
             self._few[key], self._memory[key] = _take_few(weight), 0 if weight is None else weight.data_ptr()
-        if not self._few[key].numel():
+        if not self._few[key].size:
             return
         before, share = self._share.get(key, 1.0), self._measure_zeros(key)
         self._share[key] = share
@@ -101,11 +103,12 @@ class PruneMonitor(Monitor):
         yield from (found for key, found in self._regrown.items() if self._measure_zeros(key) < _FEW_ZEROS)
 
     def _measure_zeros(self, key: int) -> float:
-        return 1 - int(self._few[key].count_nonzero()) / self._few[key].numel()
+        return 1 - np.count_nonzero(self._few[key]) / self._few[key].size
 
 
-def _take_few(weight: Tensor | None) -> Tensor:
-    """Return a view of some numbers of a weight; none on a GPU, where one would have to wait for them."""
-    if weight is None or weight.device.type != "cpu" or not weight.is_contiguous():
-        return torch.empty(0)
-    return take_local(weight.detach()).view(-1)[:_MAX_PRUNED]
+def _take_few(weight: Tensor | None) -> Any:
+    """Return a view of some numbers of a weight, for NumPy; none on a GPU, where one would have to wait for them."""
+    is_read = weight is not None and weight.device.type == "cpu" and weight.is_contiguous()
+    if weight is None or not is_read or weight.dtype not in (torch.float32, torch.float64, torch.float16):
+        return np.empty(0)
+    return take_local(weight.detach()).view(-1)[:_MAX_PRUNED].numpy()

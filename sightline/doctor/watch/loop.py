@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import is_dense
+from sightline.doctor.attempts import MissingError, observe
 from sightline.doctor.finding import Finding, FindingLocation
 from sightline.doctor.trace import RowDigest, RowDigests
 from sightline.instrument import Inputs
@@ -34,7 +35,7 @@ CallSite = tuple[tuple[int, int], ...]
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
-_NUM_PROBES, _MAX_SMALL = 16, 16_384
+_NUM_PROBES, _NUM_COUNTED, _MAX_SMALL = 16, 4, 16_384
 _NUM_FIRST, _EARLY = 5, 8
 """Updates that are measured at first, and times as many steps in which those of each optimiser are."""
 _MAX_ASKED = 4
@@ -52,7 +53,8 @@ class OptimizerTrack:
     `small` are a few small parameters, of early layers: what is not finite in a backward pass arrives there. `weight`
     is the largest matrix. `is_kept` is True for a probe whose gradient nothing has cleared or replaced since the last
     update, `is_added_to` for one that a backward pass has then added to; `is_restarted` if the loop has begun anew
-    before the current update. `lr` is the largest learning rate of its groups at this update.
+    before the current update, `num_writes` those to a few weights between updates, `state_size` the number of
+    parameters that have a state. `lr` is the largest learning rate of its groups at this update.
     """
 
     optimizer: torch.optim.Optimizer
@@ -70,6 +72,9 @@ class OptimizerTrack:
     norm: Tensor | None = None
     norm_after_backward: Tensor | None = None
     is_restarted: bool = False
+    num_writes: int = 0
+    state_size: int = 0
+    version: int = 0
 
     def __post_init__(self) -> None:
         names = list(self.parameters)
@@ -85,10 +90,23 @@ class OptimizerTrack:
         self.after_update = self.after_backward = self.before_backward = self.marks()
         self.is_kept = self.is_added_to = [False] * len(self.probes)
         self.read_rate()
+        self.end_update()
+
+    def end_update(self) -> None:
+        """Keep the version of a weight, and how many parameters have a state, until the next update."""
+        state = self.optimizer.state
+        self.version, self.state_size = self._sum_versions(), len(state) if any(map(bool, state.values())) else 0
+
+    def count_writes(self) -> int:
+        """Count the writes to a few weights since the last update."""
+        return self._sum_versions() - self.version
+
+    def _sum_versions(self) -> int:
+        return sum([probe._version for probe in self.probes[:_NUM_COUNTED]])
 
     def read_rate(self) -> None:
         """Read the learning rate of the next update."""
-        self.lr = max((float(group.get("lr", 1.0)) for group in self.optimizer.param_groups), default=0.0)
+        self.lr = max([float(group.get("lr", 1.0)) for group in self.optimizer.param_groups], default=0.0)
 
     def marks(self) -> list[Mark]:
         """Mark the gradients of the probes."""
@@ -134,12 +152,12 @@ def send(value: Tensor, device: torch.device) -> Tensor:
     return value.to(device, non_blocking=value.device.type == "cpu")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class ForwardCall:
     """Forward pass of a watched model; `outputs` are detached, by path, those whose numbers can be read.
 
-    `has_gradient` is True for a pass that is recorded for backward; `computed` are the paths of outputs with a history:
-    weights have part in them. `digests` are those of the samples, where they are computed.
+    `has_gradient` is True for a pass that is recorded for backward; `computed` are, at a measured step, the paths of
+    outputs with a history: weights have part in them. `digests` are those of the samples, where they are computed.
     """
 
     model: nn.Module
@@ -199,10 +217,10 @@ def record_event(device: torch.device) -> torch.Event:
 class Loop:
     """Facts of the loop: `step` counts updates, `forwards` training passes, `loss` is the last root's value.
 
-    `loss_value` is its number, if it is on the host. `model_inputs` are the tensors that the last recorded training
-    pass began with, `executed` the names of modules that ran in a training pass while calls were recorded, `call_site`
-    the calls that lead to the last backward pass. `thread` is that of the loop. `first_of_epoch` is the training pass
-    before which a loader began anew.
+    `loss_value` is its number, if it is on the host. `failures` are the reasons why some of the loop is not judged.
+    `model_inputs` are the tensors that the last recorded training pass began with, `executed` the names of modules that
+    ran in a training pass while calls were recorded, `call_site` the calls that lead to the last backward pass.
+    `thread` is that of the loop. `first_of_epoch` is the training pass before which a loader began anew.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], *, every: int, first_step: int = 0) -> None:
@@ -223,6 +241,16 @@ class Loop:
         self.is_measured, self.num_unused = True, 0
         self.num_asked, self.is_asked = 0, False
         self.digest = RowDigest()
+        self.failures: dict[str, None] = {}
+
+    def fail(self, missing: MissingError, what: str) -> None:
+        """Keep and log a failure of what observes, and say what is not seen: the loop is the user's, and goes on.
+
+        After a failed kernel every use of the GPU fails, that of the loop, too, which ends by the error itself.
+        """
+        self.failures[missing.reason] = None
+        level = logging.DEBUG if "device-side assert" in missing.reason else logging.WARNING
+        logger.log(level, "watch-failed: %s: %s", what, missing.reason, extra={"code": "watch-failed"})
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Iterate over all modules of the models, by name."""
@@ -335,19 +363,18 @@ class LastPollMonitor(Monitor):
 
 
 class Hook:
-    """Hook of a watched model or tensor; its copies, and those saved with a model, do nothing."""
+    """Hook of a model or tensor of a watched loop; its copies, and those saved with a model, do nothing."""
 
-    def __init__(self, run: Callable[..., None] | None) -> None:
-        self._run = run
+    def __init__(self, loop: Loop | None, run: Callable[..., None] | None) -> None:
+        self._loop, self._run = loop, run
 
     def __call__(self, *arguments: Any) -> None:
-        if self._run is None or torch.compiler.is_compiling():  # torch would trace what is called here
+        if self._run is None or self._loop is None or torch.compiler.is_compiling():  # torch would trace what follows
             return
-        try:
-            self._run(*arguments)
-        except Exception:
-            logger.warning("watch-failed: forward passes are not watched from here on", exc_info=True)
+        missing = observe("a hook of forward passes", self._run, *arguments)
+        if isinstance(missing, MissingError):
+            self._loop.fail(missing, "forward passes are not watched from here on")
             self._run = None
 
     def __reduce__(self) -> Any:
-        return Hook, (None,)
+        return Hook, (None, None)

@@ -62,7 +62,7 @@ class FiniteMonitor(Monitor):
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found] | None:
         if self._is_found or getattr(track.optimizer, "found_inf", None) is not None:  # the scaler judges it
             return None
-        if not loop.is_measured and _is_sound(track.small[:1], loop):
+        if not loop.is_measured and _is_sound(track.small, loop):
             return None
         if all(parameter.grad is None for parameter in track.parameters.values()):  # cleared: nothing is used
             return None
@@ -125,12 +125,13 @@ class ClipMonitor(Monitor):
 
 
 def _is_sound(parameters: Sequence[nn.Parameter], loop: Loop) -> bool:
-    """Return True if a few numbers of the host are finite; they are read one by one, which costs least."""
+    """Return True if the loss and the gradient of the first parameter are numbers of the host, and finite."""
     if (loop.loss is not None and loop.loss_value is None) or not math.isfinite(loop.loss_value or 0.0):
         return False
-    some = [gradient for p in parameters if (gradient := p.grad) is not None]
-    is_near = all(value.layout is torch.strided and value.device.type == "cpu" for value in some)
-    return is_near and all(math.isfinite(value.sum().item()) for value in some)
+    gradient = parameters[0].grad if parameters else None
+    if gradient is None:
+        return True
+    return gradient.is_cpu and gradient.layout is torch.strided and math.isfinite(gradient.sum().item())
 
 
 def locate_non_finite(track: OptimizerTrack, numbers: UpdateNumbers) -> Found | None:

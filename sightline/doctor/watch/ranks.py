@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves
+from sightline.doctor.attempts import MissingError, observe
 from sightline.doctor.watch.loop import ForwardCall, Found, Loop, Monitor, record_event
 from sightline.doctor.watch.processes import RankBoard, observe_collectives, open_board
 from sightline.doctor.watch.rank_records import CollectiveCall, RankJudge, RankRecord
@@ -52,7 +53,7 @@ class RankMonitor(Monitor):
         self._num_entered: dict[str, int] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="watch-ranks", daemon=True)
+        self._thread = threading.Thread(target=self._quietly(self._follow), name="watch-ranks", daemon=True)
 
     @contextmanager
     def follow(self) -> Iterator[None]:
@@ -114,18 +115,17 @@ class RankMonitor(Monitor):
         def run_quietly(*arguments: Any) -> None:
             if self._stopped.is_set():
                 return
-            try:
-                run(*arguments)
-            except Exception as error:  # noqa: BLE001 - see above
-                self._give_up(error)
+            missing = observe("comparison of processes", run, *arguments)
+            if isinstance(missing, MissingError) and not self._stopped.is_set():
+                self._stop(missing)
 
         return run_quietly
 
-    def _give_up(self, error: Exception) -> None:
+    def _stop(self, missing: MissingError) -> None:
         """Stop to compare: the store ends with its process, which is not a fault of the loop."""
-        if not self._stopped.is_set():
-            self._stopped.set()
-            logger.info("watch-ranks: the processes are not compared from here on: %s", error)
+        self._stopped.set()
+        self._loop.failures[missing.reason] = None
+        logger.info("watch-ranks: %s", missing.reason)
 
     # --- the exchange ------------------------------------------------------------------------------------------------
 
@@ -133,14 +133,11 @@ class RankMonitor(Monitor):
         interval_s = _FIRST_INTERVAL_S
         while not self._stopped.wait(interval_s):
             interval_s = min(2 * interval_s, _MAX_INTERVAL_S)
-            try:
-                self._update_progress()
-                records, _ = self._exchange()
-                others = [record for rank, record in records.items() if rank != self._board.rank]
-                if len(others) == len(self._board.others) and all(record.is_over for record in others):
-                    return  # the store may end with the process that hosts it
-            except Exception as error:  # noqa: BLE001 - the loop must not end by an observer
-                self._give_up(error)
+            self._update_progress()
+            records, _ = self._exchange()
+            others = [record for rank, record in records.items() if rank != self._board.rank]
+            if len(others) == len(self._board.others) and all(record.is_over for record in others):
+                return  # the store may end with the process that hosts it
 
     def _update_progress(self) -> None:
         self._record.step, self._record.passes = self._loop.step - self._loop.first_step, self._loop.num_forwards
@@ -168,16 +165,18 @@ class RankMonitor(Monitor):
             return
         self._stopped.set()
         self._thread.join(_MAX_END_S)
-        try:
-            self._update_progress()
-            self._record.is_over, self._record.has_failed = True, has_failed
-            deadline = time.monotonic() + _MAX_END_S
-            records, _ = self._exchange()
-            while time.monotonic() < deadline and not all(record.is_over for record in records.values()):
-                time.sleep(0.01)
-                records, _ = self._exchange(writes=False)
-        except Exception as error:  # noqa: BLE001 - the loop must not end by an observer
-            logger.info("watch-ranks: the ends of the processes are not compared: %s", error)
+        missing = observe("comparison of the ends of processes", self._compare_ends, has_failed)
+        if isinstance(missing, MissingError):
+            self._stop(missing)
+
+    def _compare_ends(self, has_failed: bool) -> None:
+        self._update_progress()
+        self._record.is_over, self._record.has_failed = True, has_failed
+        deadline = time.monotonic() + _MAX_END_S
+        records, _ = self._exchange()
+        while time.monotonic() < deadline and not all(record.is_over for record in records.values()):
+            time.sleep(0.01)
+            records, _ = self._exchange(writes=False)
 
 
 def take_sample(values: Tensor) -> Tensor:

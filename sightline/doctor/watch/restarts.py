@@ -1,13 +1,17 @@
-"""Restarts inside of one loop: weights that are set back together with what the optimiser has gathered."""
+"""Restarts inside of one loop: weights that are set back, and states of optimisers that are lost."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sightline.doctor.watch.loop import Loop, Monitor, OptimizerTrack, has_slices, take_local
+from sightline.doctor.rules.events import report
+from sightline.doctor.watch.loop import Found, Loop, Monitor, OptimizerTrack, has_slices, take_local
 
 _NUM_VALUES = 64
 _MAX_SAME = 0.5
@@ -19,52 +23,62 @@ class _Weights:
     """A trained weight, a view of its first numbers, and copies before the first update and after the last one."""
 
     weight: Tensor
-    now: Tensor
-    first: Tensor
-    last: Tensor
-    last_version: int = 0
-    is_often_written: bool = False
-    state_size: int = 0
+    now: Any
+    first: Any
+    last: Any
 
 
 class RestartMonitor(Monitor):
-    """Updates before which the loop has begun anew, as after a search for a learning rate, a fold, or a rewinding.
+    """States that the last update left are there at the next, also after a resume, unless the loop has begun anew.
 
-    It has written most weights since the last update, and the optimiser's state is empty or the weights are those of
-    the start. A resume that loses the state alone leaves the weights as they are, or loads the same. `is_restarted` of
-    the optimiser's track is for the monitors that come later.
+    So it does after a search for a learning rate, a fold, or a rewinding: it has written most weights since the last
+    update, and the optimiser's state is empty or the weights are those of the start. A resume that loses the state
+    alone leaves the weights as they are, or loads the same. `is_restarted` of the track is for later monitors.
     """
 
     def __init__(self) -> None:
-        self._weights: dict[int, _Weights | None] = {}
+        self._weights: dict[int, _Weights] = {}
+        self._is_resumed: set[int] = set()
 
-    def before_update(self, loop: Loop, track: OptimizerTrack) -> None:
-        track.is_restarted = False
-        if id(track) not in self._weights:
-            some = [p for p in track.small if p.requires_grad and p.numel() and has_slices(p) and p.is_contiguous()]
-            self._weights[id(track)] = None
-            if some:
-                weight = min(some, key=lambda p: p.ndim < 2)  # norms and biases begin as ones and zeros
-                now = _take_few(weight)
-                self._weights[id(track)] = _Weights(weight, now, now.clone(), now.clone())
-            return
-        weights = self._weights[id(track)]
-        if weights is None:
-            return
-        is_lost = weights.state_size > 0 and not track.optimizer.state
-        is_written = weights.last_version != weights.weight._version
-        if is_lost or (is_written and not weights.is_often_written):
-            weights.now = _take_few(weights.weight)  # it may have other memory now
-            is_same = float((weights.now == weights.last).float().mean()) > _MAX_SAME
-            track.is_restarted = not is_same and (is_lost or torch.equal(weights.now, weights.first))
-        weights.is_often_written = is_written
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found] | None:
+        state, was_written = track.optimizer.state, track.num_writes > 0
+        is_lost = track.state_size > 0 and not state
+        track.num_writes, track.is_restarted = track.count_writes(), False
+        if track.num_updates == 0:
+            self._begin(loop, track)
+        if not is_lost and (was_written or not track.num_writes):
+            return None
+        return self._judge(track, is_lost)
 
-    def after_update(self, loop: Loop, track: OptimizerTrack) -> None:
+    def _begin(self, loop: Loop, track: OptimizerTrack) -> None:
+        if not track.optimizer.state and loop.step == loop.first_step > 0:
+            self._is_resumed.add(id(track))
+        some = [p for p in track.small if p.requires_grad and p.numel() and has_slices(p) and p.is_contiguous()]
+        if some:
+            weight = min(some, key=lambda p: p.ndim < 2)  # norms and biases begin as ones and zeros
+            now = _take_few(weight)
+            self._weights[id(track)] = _Weights(weight, now, copy.deepcopy(now), copy.deepcopy(now))
+
+    def _judge(self, track: OptimizerTrack, is_lost: bool) -> Iterator[Found]:
         weights = self._weights.get(id(track))
         if weights is not None:
-            weights.last.copy_(weights.now)
-            weights.last_version, weights.state_size = weights.weight._version, len(track.optimizer.state)
+            weights.now = _take_few(weights.weight)  # it may have other memory now
+            is_same = float(sum(weights.now == weights.last)) / len(weights.last) > _MAX_SAME
+            track.is_restarted = not is_same and (is_lost or bool((weights.now == weights.first).all()))
+        if is_lost and not track.is_restarted:
+            yield report("lost-state", "lost", optimizer=track.name, before=track.state_size)
+
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> list[Found] | None:
+        if (weights := self._weights.get(id(track))) is not None:
+            weights.last[:] = weights.now
+        if track.num_updates or id(track) not in self._is_resumed:
+            return None
+        size = len(track.optimizer.state) if any(map(bool, track.optimizer.state.values())) else 0
+        words = {"optimizer": track.name, "update": loop.step + 1, "size": size}
+        return [report("lost-state", "resumed", **words)] if size else None
 
 
-def _take_few(weight: Tensor) -> Tensor:
-    return take_local(weight.detach()).view(-1)[:_NUM_VALUES]
+def _take_few(weight: Tensor) -> Any:
+    """Return a view of some numbers; of the host for NumPy, if it knows their format: it is copied at each update."""
+    few = take_local(weight.detach()).view(-1)[:_NUM_VALUES]
+    return few.numpy() if few.is_cpu and few.dtype in (torch.float16, torch.float32, torch.float64) else few

@@ -28,7 +28,7 @@ _NUM_STILL = 10
 _TINY_RATE, _MIN_TINY, _MAX_TINY_SHARE = 1e-6, 5, 0.05
 """Learning rate at which no update counts; the end of a cosine is there for a thousandth of its length."""
 _MIN_RISES, _MAX_RISES, _UPDATES_A_RISE, _LOW_RISE = 3, 1000, 8, 0.3
-_NUM_MOVED, _MANY, _NUM_COUNTED = 5, 10, 4
+_NUM_MOVED, _MANY = 5, 10
 _NUM_IDLE, _NUM_IDLE_OF_AVERAGE = 20, 2000
 """Updates after which an average must have moved, and a loop must have stepped its scheduler at its end."""
 
@@ -147,32 +147,6 @@ def _count(scheduler: Any) -> int:
     return int(getattr(scheduler, "last_epoch", 0))
 
 
-class StateMonitor(Monitor):
-    """States of optimisers: those that the last update left are there at the next, also after a resume.
-
-    But for a restart, which sets the weights back, too.
-    """
-
-    def __init__(self) -> None:
-        self._sizes: dict[int, int] = {}
-        self._is_resumed: set[int] = set()
-
-    def before_update(self, loop: Loop, track: OptimizerTrack) -> list[Found]:
-        size, key = len(track.optimizer.state), id(track)
-        before = self._sizes.get(key, 0)
-        if key not in self._sizes and size == 0 and loop.step == loop.first_step > 0:
-            self._is_resumed.add(key)
-        is_lost = before > 0 and size == 0 and not track.is_restarted
-        return [report("lost-state", "lost", optimizer=track.name, before=before)] if is_lost else []
-
-    def after_update(self, loop: Loop, track: OptimizerTrack) -> list[Found]:
-        state, is_resumed = track.optimizer.state, id(track) in self._is_resumed
-        size = self._sizes[id(track)] = len(state) if any(map(bool, state.values())) else 0
-        self._is_resumed.discard(id(track))
-        words = {"optimizer": track.name, "update": loop.step + 1, "size": size}
-        return [report("lost-state", "resumed", **words)] if is_resumed and size > 0 else []
-
-
 class AverageMonitor(Monitor):
     """Moving averages of weights (EMA) that the loop keeps: something writes to them as the model trains."""
 
@@ -224,20 +198,6 @@ class LoadMonitor(Monitor):
     written to the weights since the last update, and more often than the loop writes to them between updates.
     """
 
-    def __init__(self) -> None:
-        self._versions: dict[int, int] = {}
-        self._num_writes: dict[int, int] = {}
-
-    def before_update(self, loop: Loop, track: OptimizerTrack) -> None:
-        self._num_writes[id(track)] = self._count_writes(track)
-
-    def after_update(self, loop: Loop, track: OptimizerTrack) -> None:
-        self._versions[id(track)] = _sum_versions(track)
-
-    def _count_writes(self, track: OptimizerTrack) -> int:
-        now = _sum_versions(track)
-        return now - self._versions.get(id(track), now)
-
     def on_load(self, loop: Loop, model: nn.Module, state: Mapping[str, Any]) -> Iterator[Found]:
         names = model.state_dict(keep_vars=True).keys()
         if names and state and names.isdisjoint(state):
@@ -246,14 +206,10 @@ class LoadMonitor(Monitor):
         own = {name: parameter for name, parameter in model.named_parameters() if parameter.numel()}
         shared = [name for name, value in own.items() if _is_same_memory(state.get(name), value)]
         num_updates, tracks = sum(track.num_updates for track in loop.tracks.values()), loop.tracks.values()
-        is_edited = any(self._count_writes(track) > self._num_writes.get(id(track), 0) for track in tracks)
+        is_edited = any(track.count_writes() > track.num_writes for track in tracks)
         if own and len(shared) == len(own) and num_updates and not is_edited:
             words = {"shared": len(shared), "own": len(own), "updates": num_updates}
             yield report("aliased-weights", "", param=shared[0], **words)
-
-
-def _sum_versions(track: OptimizerTrack) -> int:
-    return sum(probe._version for probe in track.probes[:_NUM_COUNTED])
 
 
 def _is_same_memory(value: Any, own: Tensor) -> bool:

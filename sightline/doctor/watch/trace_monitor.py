@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,14 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from sightline.contract.pytree import dense_leaves
+from sightline.doctor.attempts import attempt
 from sightline.doctor.autograd_graph import get_node_name
 from sightline.doctor.evidence import Evidence
+from sightline.doctor.evidence.reading import count_remainder
+from sightline.doctor.evidence.run import count_answers
 from sightline.doctor.examine import Examination, examine
 from sightline.doctor.finding import Finding
 from sightline.doctor.report import write_verdict
 from sightline.doctor.trace import (
+    Answers,
     BackwardAddends,
     Clip,
     EvaluatedBatch,
@@ -35,6 +40,7 @@ from sightline.instrument import replace_function
 
 _NUM_DIGITS, _MAX_ADDENDS, _NUM_OF_EVALUATION, _MAX_EVALUATED = 64, 2048, 4, 64
 _MAX_DIGESTED = 256
+_MAX_CLASSES = 64
 _MAX_TRAINED, _MAX_NODES, _MAX_NORMED = 50_000, 20_000, 1_000_000
 _JUDGED = frozenset((50, 200, 1000))
 _SUMS = frozenset(("Add", "Sub", "Neg", "Mul", "Div"))
@@ -55,6 +61,9 @@ class TraceMonitor(Monitor):
         self._norms: dict[int, Tensor] = {}
         self._weights: list[tuple[Tensor, Tensor]] = []
         self._set: weakref.ref[Any] | None = None
+        self._remainder: Any = None
+        self._classes: list[Tensor] = []
+        self._trained_classes: list[Tensor] = []
 
     # --- what enters and leaves the model ------------------------------------------------------------------------
 
@@ -65,12 +74,24 @@ class TraceMonitor(Monitor):
         def begin(run: Any, loader: Any) -> Any:
             if loop.runs_here:
                 self._set = weakref.ref(loader.dataset) if hasattr(loader.dataset, "__weakref__") else None
+                is_evaluation = not any(model.training for model in loop.models.values())
+                self._remainder = attempt("remainder", count_remainder, {"loader": loader}) if is_evaluation else None
                 if torch.is_grad_enabled() and all(model.training for model in loop.models.values()):
                     self.trace.epochs.append(self.trace.num_updates)
                     loop.first_of_epoch = loop.num_forwards + 1
             return run(loader)
 
-        with replace_function(DataLoader, "__iter__", begin):
+        def read(run: Any, batches: Any) -> Any:
+            batch = run(batches)
+            if loop.runs_here:
+                leaves = [leaf for _, leaf in dense_leaves(batch) if leaf.device.type == "cpu"]  # no waiting
+                self._classes = [leaf for leaf in leaves if leaf.dtype == torch.int64 and leaf.ndim == 1]
+            return batch
+
+        with (
+            replace_function(DataLoader, "__iter__", begin),
+            replace_function(_BaseDataLoaderIter, "__next__", read),
+        ):
             yield
 
     @property
@@ -88,7 +109,9 @@ class TraceMonitor(Monitor):
             self._num_evaluated = 0
             is_read = loop.is_measured or (self._num_trained < 2 * _NUM_OF_EVALUATION)
             self._num_trained += 1
+            self._trained_classes = self._classes
         else:
+            self._keep_evaluation(loop, call)
             self._num_evaluated += 1
             self._num_evaluated_in_all += 1
             is_read = self._num_evaluated <= _NUM_OF_EVALUATION and self._num_evaluated_in_all <= 2 * _MAX_EVALUATED
@@ -99,6 +122,18 @@ class TraceMonitor(Monitor):
                 self.trace.inputs[phase].setdefault(path, []).append(_describe_inputs(tensor.detach()))
         if is_training and loop.is_measured:
             self._keep_spreads(call)
+
+    def _keep_evaluation(self, loop: Loop, call: ForwardCall) -> None:
+        """Keep what the loader of an evaluation leaves out, and the answers to the classes of its first batches."""
+        trace, data = self.trace, None if self._set is None else id(self._set())
+        if isinstance(self._remainder, Mapping) and data not in trace.trained_sets and not trace.remainder:
+            trace.remainder = self._remainder
+        if self._num_evaluated < _MAX_EVALUATED and (pair := _answer(call, self._classes)):
+            if self._num_evaluated == 0 and loop.call is not None:
+                trained = _answer(loop.call, self._trained_classes)
+                trace.answers.append(Answers([trained] if trained else [], [], _find_scores(call).shape[1]))
+            if trace.answers:
+                trace.answers[-1].evaluation.append(pair)
 
     def _keep_rows(self, digests: RowDigests, is_training: bool) -> None:
         trace = self.trace
@@ -122,7 +157,7 @@ class TraceMonitor(Monitor):
         """Read how the loss pulls at the outputs of a measured micro-batch."""
         leaves = [tensor for _, tensor in dense_leaves(outputs) if tensor.requires_grad and tensor.ndim > 1]
         if leaves and loop.call is not None:
-            max(leaves, key=Tensor.numel).register_hook(Hook(partial(self._keep_pull, loop, id(loop.call.model))))
+            max(leaves, key=Tensor.numel).register_hook(Hook(loop, partial(self._keep_pull, loop, id(loop.call.model))))
 
     def _keep_pull(self, loop: Loop, model: int, gradient: Tensor) -> None:
         """Keep the pull beside those of the same line and model: losses of other lines count other things."""
@@ -220,16 +255,40 @@ class TraceMonitor(Monitor):
             yield from self._examine()
 
     def _examine(self) -> Iterator[Found]:
-        self.examination = examine(Evidence({"trace": self.trace}, 1.0))
+        given: dict[str, Any] = {"trace": self.trace}
+        if self.trace.remainder:
+            given["evaluation_remainder"] = self.trace.remainder
+        if self.trace.answers:
+            given["confusion"] = count_answers(self.trace)
+        self.examination = examine(Evidence(given, 1.0))
         explained = {cause for finding in self._known if finding.severity != "note" for cause in finding.causes}
         for finding in self.examination.findings:
             if finding.causes[0] not in explained:  # else a monitor has said it, or an earlier examination
                 yield finding
 
-    def write_verdict(self) -> list[str]:
-        """Write the verdict of the last examination, and say of a loss that has not fallen that it has not."""
-        lines = [] if self.examination is None else write_verdict(self.examination)
+    def write_verdict(self, failures: Iterable[str]) -> list[str]:
+        """Write the verdict of the last examination and failures, and say of a loss that has not fallen so."""
+        lines = write_verdict(self.examination or Examination(), failures)
         return lines + ([still] if lines and (still := describe_still_loss(self.trace)) else [])
+
+
+def _find_scores(call: ForwardCall) -> Tensor:
+    """Find the outputs (B, classes) of a pass; without any, no numbers."""
+    rows = [
+        t for t in call.outputs.values() if t.is_floating_point() and t.ndim == 2 and 2 < t.shape[1] <= _MAX_CLASSES
+    ]
+    return rows[0] if len(rows) == 1 else torch.zeros(0, 0)
+
+
+def _answer(call: ForwardCall, classes: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Return the largest outputs of a pass and the classes that a loader gave with its samples; None without any."""
+    scores = _find_scores(call)
+    fitting = [
+        each
+        for each in classes
+        if len(each) == len(scores) > 0 and 0 <= int(each.min()) <= int(each.max()) < scores.shape[1]
+    ]
+    return (scores.argmax(1), fitting[0]) if len(fitting) == 1 else None
 
 
 def list_addends(node: Any) -> list[Any]:

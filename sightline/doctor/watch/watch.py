@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Self
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
-from sightline.contract.pytree import dense_leaves
+from sightline.contract.pytree import dense_leaves, is_dense
+from sightline.doctor.attempts import MissingError, observe
 from sightline.doctor.causes import merge_findings
 from sightline.doctor.check import check_module
 from sightline.doctor.examine import assert_codes
@@ -49,7 +50,7 @@ from sightline.doctor.watch.overlaps import OverlapMonitor
 from sightline.doctor.watch.passes import OutputMonitor, PartMonitor
 from sightline.doctor.watch.ranks import start_monitor
 from sightline.doctor.watch.restarts import RestartMonitor
-from sightline.doctor.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor, StateMonitor
+from sightline.doctor.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor
 from sightline.doctor.watch.trace_monitor import TraceMonitor
 from sightline.doctor.watch.units import UnitMonitor
 from sightline.instrument import (
@@ -77,11 +78,12 @@ class Watch:
             train(model, optimizer)
         print(watch.report)
 
-    Each finding is logged at the step at which it is true, once. Weights, random states and results of the loop are
-    unchanged to the bit. Gradients, updates, outputs and graphs are measured in the first steps and in each `every`-th;
-    between these the loss, one gradient, modes and learning rates are looked at, and one hook hangs on the model. On a
-    GPU nothing is waited for. The loop is that of one thread: the one in which a model trains first. `declared` names
-    codes that are intended. With `compares_ranks`, a loop in several processes is compared with theirs.
+    Each finding is logged in one line at the step at which it is true; the report has it in full. Weights, random
+    states and results of the loop are unchanged to the bit. Gradients, updates, outputs and graphs are measured in the
+    first steps and in each `every`-th; between these the loss, one gradient, modes and learning rates are looked at,
+    and one hook hangs on the model. On a GPU nothing is waited for. The loop is that of one thread: the one in which a
+    model trains first. `declared` names codes that are intended. With `compares_ranks`, a loop in several processes is
+    compared with theirs.
     Made by `watch`.
     """
 
@@ -126,7 +128,6 @@ class Watch:
             UpdateMonitor(),
             UnitMonitor(),
             ScheduleMonitor(schedulers),
-            StateMonitor(),
             LoadMonitor(),
             AverageMonitor(averages),
             CopyMonitor(),
@@ -155,7 +156,9 @@ class Watch:
     @property
     def report(self) -> Report:
         """Report of the loop so far."""
-        return Report("watch", self.findings, self._tracing.write_verdict(), {"updates": self._loop.step})
+        return Report(
+            "watch", self.findings, self._tracing.write_verdict(self._loop.failures), {"updates": self._loop.step}
+        )
 
     def __enter__(self) -> Self:
         if self.check is not None:
@@ -172,7 +175,7 @@ class Watch:
         stack.enter_context(observe_unscaling(self._before_unscaling))
         stack.enter_context(self._tracing.follow(loop))
         for average in self._averages:
-            for handle in hang(average, None, Hook(lambda average, *_: self._judge("on_average", average))):
+            for handle in hang(average, None, Hook(loop, lambda average, *_: self._judge("on_average", average))):
                 stack.callback(handle.remove)
         stack.enter_context(observe_updates(self._before_update, self._after_update))
         if self.compares_ranks:
@@ -195,10 +198,10 @@ class Watch:
         for model in models if self._watches_passes else ():
             if model._compiled_call_impl is not None:  # `model.compile()`: torch would trace the hooks
                 continue
-            for handle in hang(model, Hook(self._begin_forward), Hook(self._end_forward)):
+            for handle in hang(model, Hook(self._loop, self._begin_forward), Hook(self._loop, self._end_forward)):
                 self._stack.callback(handle.remove)
         for module in (module for model in models for module in model.modules()):
-            for handle in hang_on_load(module, Hook(self._before_load)):
+            for handle in hang_on_load(module, Hook(self._loop, self._before_load)):
                 self._stack.callback(handle.remove)
 
     # --- events ------------------------------------------------------------------------------------------------------
@@ -219,7 +222,7 @@ class Watch:
             loop.model_inputs = [tensor for _, tensor in dense_leaves((args, kwargs))]
             self._recorded = set(modules.values())
             for path, module in modules.items():
-                for handle in hang(module, Hook(partial(self._begin_part, path))):
+                for handle in hang(module, Hook(loop, partial(self._begin_part, path))):
                     self._calls.callback(handle.remove)
 
     def _stop_recording(self) -> None:
@@ -237,9 +240,9 @@ class Watch:
         if not loop.runs_here or model in self._recorded:
             return
         self._stop_recording()
-        found = dict(dense_leaves(outputs))
+        found = {"": outputs} if type(outputs) is Tensor and is_dense(outputs) else dict(dense_leaves(outputs))
         leaves = {path: tensor.detach() for path, tensor in found.items()}
-        computed = frozenset(path for path, tensor in found.items() if tensor.requires_grad)
+        computed = frozenset([path for path in found if loop.is_measured and found[path].requires_grad])
         is_read = loop.is_digested if has_gradient else self._tracing.reads_evaluation
         digests = self._digest((args, kwargs)) if is_read else None
         call = ForwardCall(model, (args, kwargs), leaves, has_gradient, computed, digests)
@@ -300,6 +303,7 @@ class Watch:
         track = self._get_track(optimizer)
         if track is not None:
             self._judge("after_update", track)
+            track.end_update()
             track.num_updates += 1
             self._loop.step += 1
             self._loop.choose_step()
@@ -308,29 +312,22 @@ class Watch:
         if self._loop.is_measured or event == "on_end":
             with torch.no_grad():
                 self._ask(self._measured[event], subject)
-        else:
-            self._ask(self._always[event], subject)
+        elif judges := self._always[event]:
+            self._ask(judges, subject)
 
     def _ask(self, judges: Sequence[Any], subject: tuple[Any, ...]) -> None:
-        for judge in [*judges]:
-            try:
-                if found := judge(self._loop, *subject):
-                    self._take(found)
-            except Exception as error:  # noqa: BLE001 - the loop is the user's, and must not end by an observer
-                self._switch_off(judge.__self__, error)
+        """Ask the judges of an event, and go on without a monitor that fails."""
+        waiting = iter([*judges])
+        while (missing := observe("events of the loop", self._ask_all, waiting, subject)) is not None:
+            monitor = self._asked.__self__
+            self._loop.fail(missing, f"{type(monitor).__name__} is switched off")
+            for each in (*self._always.values(), *self._measured.values()):
+                each[:] = [judge for judge in each if judge.__self__ is not monitor]
 
-    def _switch_off(self, monitor: Monitor, error: Exception) -> None:
-        """Go on without a monitor that fails: the loop is the user's, and must not end by it.
-
-        After a failed kernel every use of the GPU fails, that of the loop, too, which ends by the error itself.
-        """
-        name = type(monitor).__name__
-        level = logging.DEBUG if "device-side assert" in str(error) else logging.WARNING
-        logger.log(
-            level, "watch-failed: %s failed, and is switched off", name, exc_info=True, extra={"code": "watch-failed"}
-        )
-        for judges in (*self._always.values(), *self._measured.values()):
-            judges[:] = [judge for judge in judges if judge.__self__ is not monitor]
+    def _ask_all(self, judges: Iterator[Any], subject: tuple[Any, ...]) -> None:
+        for self._asked in judges:
+            if found := self._asked(self._loop, *subject):
+                self._take(found)
 
     def _take(self, found: Iterable[Found]) -> None:
         """Keep and log each finding that is new and not declared."""
@@ -347,7 +344,9 @@ class Watch:
 
     def _publish(self, finding: Finding) -> None:
         self._findings.append(finding)
-        logger.log(_LEVELS[finding.severity], "%s", finding, extra={"code": finding.code})
+        place, line = str(finding.where), str(finding).partition("\n")[0]
+        line += f" ({place})" if place else ""
+        logger.log(_LEVELS[finding.severity], "%s", line, extra={"code": finding.code})
         if self._receive is not None:
             self._receive(finding)
 
@@ -360,20 +359,24 @@ class Watch:
         if found is None or (numbers.is_late and not all(bool(p.isfinite().all()) for p in track.parameters.values())):
             return found
         if found.evidence["stage"] == "forward" and numbers.call is not None:
-            search = prepare_search(numbers.call)
+            self._search = prepare_search(numbers.call)
             if self._bisects:
-                return search() or found
-            self._search = search
+                return self._finish_search() or found
         return found
 
-    def _finish_search(self) -> None:
-        """Add the layer to the finding of a forward pass that is not finite."""
+    def _finish_search(self) -> Finding | None:
+        """Return the layer of a forward pass that is not finite, and add it to an earlier finding."""
         found = None if self._search is None else self._search()
+        self._search = None
+        if isinstance(found, MissingError):
+            self._loop.fail(found, "the layer is not searched")
+            return None
         for place, known in enumerate(self._findings):
             if found is not None and known.code == found.code:
                 where = dataclasses.replace(known.where, layer=found.where.layer, sample=found.where.sample)
                 self._findings[place] = dataclasses.replace(found, where=where, phase="runtime")
                 logger.info("%s: %s", found.code, found.summary)
+        return found
 
 
 def watch(

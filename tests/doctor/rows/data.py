@@ -329,7 +329,7 @@ CASES = [
     Case("depth turned the other way", depth_turned_otherwise, "data.augment_target_mismatch"),
     Case("subsets that overlap", overlapping_subsets, "data.split"),
     Case("recordings in both parts", copied_recordings, "data.split"),
-    Case("a remainder left out of evaluation", remainder_left_out, "eval.aggregation"),
+    Case("a remainder left out of evaluation", remainder_left_out, "eval.protocol"),
     Case("evaluation inputs left raw", evaluation_left_raw, "data.normalisation"),
     Case("evaluation channels exchanged", channels_exchanged, "data.normalisation data.layout"),
     Case("labels of evaluation shifted", labels_of_another_folder, "data.label_mapping"),
