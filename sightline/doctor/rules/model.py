@@ -288,7 +288,7 @@ def data_mutation(written_inputs: list[str]) -> Iterator[Fault]:
 @rule(
     "exchanged-axes",
     "error",
-    "model.geometry model.structure",
+    "data.layout model.geometry model.structure",
     holds="a view merges or splits neighbouring axes; other orders need transpose or permute first",
     do="transpose or permute before the view or reshape",
 )

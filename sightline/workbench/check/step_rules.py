@@ -59,6 +59,9 @@ def list_foreign_hooks(model: nn.Module) -> list[tuple[dict[int, Any], int, str]
     return found
 
 
+_OF_NO_GRADIENT = "model.activation model.constant_output loss.detached loss.weights"
+
+
 @rule(
     "leftover-hooks",
     "warning",
@@ -189,17 +192,23 @@ def idle_parameters(run: Context, first_step: DryRun) -> Iterator[Fault]:
 @rule(
     "no-gradient",
     "error",
-    "loss.weights loss.detached model.structure",
+    _OF_NO_GRADIENT,
     holds="a gradient that is not 0, of some parameter",
-    do="look at the weights of the losses, and for a detach() between the model and all of them",
+    do="look at the last activation, at the weights of the losses, and for a detach() between model and losses",
 )
-def any_gradient(first_step: DryRun) -> Fault | None:
+def any_gradient(run: Context, first_step: DryRun) -> Fault | None:
     """Expect the first step to move something."""
     states = [first_step.gradients[n] for n, _ in first_step.model.named_parameters() if n in first_step.gradients]
     if not states or not set(states) <= {"zero", "none"}:
         return None
-    where = FindingLocation(config_path="losses")
-    return Fault("no parameter of the model gets a gradient", measured=f"0 or none in all {len(states)}", where=where)
+    is_weighed = any(run.built.job.loss_weights_at(run.built.job.step).values())
+    causes = ("loss.weights",) * (not is_weighed) + ("loss.detached",) * (set(states) == {"none"})
+    return Fault(
+        "no parameter of the model gets a gradient",
+        causes=(*causes, *_OF_NO_GRADIENT.split()),
+        measured=f"0 or none in all {len(states)}",
+        where=FindingLocation(config_path="losses"),
+    )
 
 
 @rule(
