@@ -29,6 +29,8 @@ from tests.doctor.own_networks import findings_of
 from tests.doctor.plain_slips import LOOPS as SLIPS
 from tests.doctor.plain_slips import MODULES as MODULE_SLIPS
 from tests.doctor.row import Row
+from tests.doctor.rows import data, losses, run
+from tests.doctor.rows import model as models
 from tests.planted.catalog import FAULTS, HEALTHY, FaultCase, HealthyCase
 from tests.planted.trial import make_alarms, run_case
 from tests.runtime import (
@@ -37,15 +39,16 @@ from tests.runtime import (
     blind_losses,
     geometry_losses,
     healthy_loops,
+    methods,
     mirrored_loaders,
+    odd_modules,
     places,
     planted_loops,
+    reviewed_programs,
     robust_loops,
-    test_reviewed_programs,
-    test_robust_checks,
+    robust_modules,
 )
 from tests.runtime import odd_healthy_loops as odd
-from tests.runtime import test_third_exam as third
 
 SHARED = Path(os.environ.get("SIGHTLINE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 EXAMS = SHARED / "exams"
@@ -85,9 +88,11 @@ def _list_runs() -> Iterator[Row]:
         if name.endswith("times a constant"):
             continue  # by 100, at the same rate: a correct loss, but a warning of the updates' size is right
         yield _make_checked("own_losses", name, partial(_check_loss, plant), plant.cause)
-    for name, planted in own_network_bugs.BUGS.items():
-        judge = partial(_check_network, planted.task, planted.model, planted.is_deep)
-        yield _make_checked("own_networks", name, judge, planted.cause)
+    for cause, networks in own_network_bugs.BUGS.items():
+        for name, network in networks.items():
+            is_deep = any(words in name for words in own_network_bugs.DEEP)
+            judge = partial(_check_network, name.partition(":")[0], network, is_deep)
+            yield _make_checked("own_networks", name, judge, cause)
     for task, model in OWN_NETWORKS.items():
         yield _make_checked("own_networks", f"{task}: correct", partial(_check_network, task, model, True), "")
 
@@ -118,27 +123,25 @@ def _check_network(task: str, model: type[nn.Module], deep: bool, seed: int) -> 
 
 def _check(make: Callable[[], Any], seed: int, *, has_optimizer: bool = False) -> None:
     """Check a model, a loss and a batch or loader as a user would."""
-    model, loss, data = make()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3) if has_optimizer else None
-    sightline.check(model, loss, data, optimizer=optimizer)
+    subject = make()
+    options = {"optimizer": torch.optim.Adam(subject[0].parameters(), lr=1e-3)} if has_optimizer else {}
+    sightline.check(*subject[:3], **options, **dict(*subject[3:]))
 
 
 def _check_pair(make: Callable[[bool], Any], bug: bool, seed: int) -> None:
     _check(lambda: make(bug), seed)
 
 
-_THIRD = {
-    third.nearest_other: "loss.form",
-    third.chamfer: "loss.form",
-    third.mask_of_bytes: "data.target_encoding",
-    third.next_tokens: "data.label_leak",
-}
-
-
 def _list_modules() -> Iterator[Row]:
-    named = {make: cause for make, (_, cause) in blind_losses.LOSSES.items()} | _THIRD
-    for make, cause in named.items():
-        yield from _make_pair("module", make.__name__, partial(_check_pair, make), [cause])
+    for family in (data, losses, models):
+        for name, (causes, make) in family.CASES.items():
+            name = f"{family.__name__.rpartition('.')[2]}/{name}"
+            yield from _make_pair("module", name, partial(_check_pair, make), causes.split())
+    named = {make.__name__: (cause, make) for make, (_, cause) in blind_losses.LOSSES.items()} | odd_modules.PAIRS
+    for name, (causes, make) in named.items():
+        yield from _make_pair("module", name, partial(_check_pair, make), causes.split())
+    for name, (causes, make) in odd_modules.SIGNS.items():
+        yield _make_row("module", f"odd/{name}", partial(_check, make), causes=(causes,), has_bug=True)
     for name, case in places.ORDERS.items():
         yield from _make_pair("module", f"places/{name}", partial(_check_pair, case), ["data.layout"], "positions")
     for name, (pair, causes) in MODULE_SLIPS.items():
@@ -149,8 +152,9 @@ def _list_modules() -> Iterator[Row]:
     correct: dict[str, Mapping[str, Callable[[], Any]]] = {
         "healthy": {make.__name__: make for make in blind_losses.HEALTHY_LOSSES},
         "geometry": {make.__name__: make for make in geometry_losses.CORRECT},
-        "reviewed": test_reviewed_programs.PROGRAMS,
-        "robust": test_robust_checks.PROGRAMS,
+        "odd": odd_modules.HEALTHY,
+        "reviewed": reviewed_programs.PROGRAMS,
+        "robust": robust_modules.PROGRAMS,
     }
     for source, makes in correct.items():
         for name, make in makes.items():
@@ -213,8 +217,12 @@ _ODD: dict[str, tuple[Callable[[bool], object], str]] = {
 
 
 def _list_loops() -> Iterator[Row]:
-    for run, (_, cause) in blind_loops.LOOPS.items():
-        yield from _make_pair("loop", run.__name__, lambda bug, seed, run=run: run(bug), [cause])
+    for name, (causes, loop) in run.LOOPS.items():
+        yield from _make_pair("loop", f"run/{name}", lambda bug, seed, loop=loop: loop(bug), causes.split())
+    for name, (cause, loop) in blind_loops.LOOPS.items():
+        yield from _make_pair("loop", name, lambda bug, seed, loop=loop: loop(bug), [cause])
+    for name, (causes, loop) in methods.PAIRS.items():
+        yield from _make_pair("loop", f"methods/{name}", lambda bug, seed, loop=loop: loop(bug), causes.split())
     for name, (odd_run, cause) in _ODD.items():
         yield from _make_pair("loop", f"odd/{name}", lambda bug, seed, run=odd_run: run(bug), [cause])
     for name, (pair, causes) in SLIPS.items():
@@ -238,15 +246,16 @@ def _list_loops() -> Iterator[Row]:
 
 
 def _list_correct_loops() -> Iterator[Row]:
-    alone: dict[str, Iterable[Callable[[], object]]] = {
+    alone: dict[str, Mapping[str, Callable[[], object]]] = {
         "healthy": healthy_loops.LOOPS,
         "blind": blind_loops.HEALTHY_LOOPS,
-        "odd": odd.LOOPS,
+        "odd": {run.__name__: run for run in odd.LOOPS},
+        "methods": methods.HEALTHY,
     }
     subjects: dict[str, Subject] = {
-        f"{source}/{run.__name__}": lambda seed, run=run: run()  # type: ignore[misc]
+        f"{source}/{name}": lambda seed, run=run: run()  # type: ignore[misc]
         for source, runs in alone.items()
-        for run in runs
+        for name, run in runs.items()
     }
     batches = {"losses": blind_losses.HEALTHY_LOSSES, "geometry": geometry_losses.CORRECT}
     subjects |= {

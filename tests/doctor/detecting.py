@@ -9,8 +9,6 @@ from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from tests.conftest import ROOT
 
-__all__ = ["make_crowds"]
-
 SMALL = (
     *("data.train_size=24", "data.validation_size=2", "data.test_size=2"),
     *("model.backbone.width=8", "model.neck.width=32"),

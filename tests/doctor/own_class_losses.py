@@ -11,6 +11,11 @@ from torch.nn import functional as F
 
 from sightline.contract.loss import Loss
 
+Losses = dict[str, Any]
+"""Losses by name: a class, or a function that a helper makes one of."""
+Faults = dict[str, Losses]
+"""Losses by the cause that must come first."""
+
 
 def over_classes(term: Callable[[Tensor, Tensor], Tensor], count: Callable[[Tensor], Any] = Tensor.numel) -> type[Loss]:
     """A loss of logits (N, C) and labels (N,), whichever form they come in."""
@@ -160,104 +165,79 @@ class Writes(PlainTensor):
         return ce_sum(logits.flatten(0, -2), label.flatten())
 
 
-def _confusion(logits: Tensor, label: Tensor) -> Tensor:
-    return (logits.argmax(dim=1) != label).sum().to(logits)
+def _focal(logits: Tensor, label: Tensor) -> Tensor:
+    return -((1 - _true_p(logits, label)) ** 2 * logits.log_softmax(1).gather(1, label[:, None])[:, 0]).sum()
 
 
-CLASS_FAULTS: dict[str, tuple[type[Loss], str]] = {
-    "minus cross entropy": (over_classes(lambda z, y: -ce_sum(z, y)), "loss.sign"),
-    "log p without its minus": (over_classes(lambda z, y: _true_p(z, y).add(1e-9).log().sum()), "loss.sign"),
-    "minus a squared error of probabilities": (
-        over_classes(lambda z, y: -(z.softmax(1) - _one_hot(z, y)).square().sum()),
-        "loss.sign",
-    ),
-    "1 - p for p inside the logarithm": (
-        over_classes(lambda z, y: -(1 - _true_p(z, y) + 1e-9).log().sum()),
-        "loss.sign",
-    ),
-    "binary terms exchanged": (over_classes(_exchanged_binary), "loss.sign"),
-    "labels one class too low": (over_classes(lambda z, y: ce_sum(z, (y - 1).clamp(min=0))), "loss.form"),
-    "two classes exchanged": (
-        over_classes(lambda z, y: ce_sum(z, torch.where(y == 0, 1, torch.where(y == 1, 0, y)))),
-        "loss.form",
-    ),
-    "NLL of probabilities": (over_classes(lambda z, y: F.nll_loss(z.softmax(1), y, reduction="sum")), "loss.form"),
-    "NLL of logits": (over_classes(lambda z, y: F.nll_loss(z, y, reduction="sum")), "loss.form"),
-    "KL of probabilities": (
-        over_classes(lambda z, y: F.kl_div(z.softmax(1), _one_hot(z, y), reduction="sum")),
-        "loss.form",
-    ),
-    "cross entropy with its arguments swapped": (
-        over_classes(lambda z, y: F.cross_entropy(_one_hot(z, y), z.softmax(1), reduction="sum")),
-        "loss.form",
-    ),
-    "focal factor p for 1 - p": (
-        over_classes(lambda z, y: -(_true_p(z, y) ** 2 * _true_p(z, y).add(1e-9).log()).sum()),
-        "loss.form",
-    ),
-    "regresses the number of the class": (
-        over_classes(
-            lambda z, y: (z.softmax(1) @ torch.arange(z.shape[1]).to(z) - y.to(z)).square().sum(),
-        ),
-        "loss.form",
-    ),
-    "softmax before cross entropy": (
-        over_classes(lambda z, y: ce_sum(z.softmax(1), y)),
-        "loss.double_softmax",
-    ),
-    "sigmoid before cross entropy": (
-        over_classes(lambda z, y: ce_sum(z.sigmoid(), y)),
-        "loss.double_softmax",
-    ),
-    "sigmoid before BCE with logits": (over_classes(lambda z, y: _binary(z.sigmoid(), y)), "loss.double_softmax"),
-    "softmax before BCE with logits": (over_classes(lambda z, y: _binary(z.softmax(1), y)), "loss.double_softmax"),
-    "softmax before smoothed cross entropy": (
-        over_classes(lambda z, y: ce_sum(z.softmax(1), y, label_smoothing=0.2)),
-        "loss.double_softmax",
-    ),
-    "a mean for the sum": (over_classes(lambda z, y: F.cross_entropy(z, y)), "loss.normaliser"),
-    "a mean times the classes": (over_classes(lambda z, y: F.cross_entropy(z, y) * z.shape[1]), "loss.normaliser"),
-    "a sum times the batch": (over_classes(lambda z, y: ce_sum(z, y) * len(y)), "loss.normaliser"),
-    "a count of one": (over_classes(ce_sum, lambda label: 1), "loss.normaliser"),
-    "a column against a row": (
-        over_classes(lambda z, y: (F.cross_entropy(z, y, reduction="none")[:, None] * (1 + y).to(z)).sum()),
-        "loss.normaliser",
-    ),
-    "a squared error that broadcasts": (
-        over_classes(lambda z, y: (z.softmax(1)[:, :1] - y / z.shape[1]).square().sum()),
-        "loss.form",
-    ),
-    "labels of the next sample": (over_classes(lambda z, y: ce_sum(z, y.roll(1))), "data.pairing"),
-    "weights shifted by one": (_weighted(lambda label, classes: (label + 1) % classes), "loss.weights"),
-    "weights in reverse": (_weighted(lambda label, classes: classes - 1 - label), "loss.weights"),
-    "weights that are shares": (FrequentWeighMore, "loss.weights"),
-    "class 0 left out": (
-        over_classes(lambda z, y: ce_sum(z, y, ignore_index=0), lambda label: (label > 0).sum()),
-        "data.ignore_handling",
-    ),
-    "class 0 left out, and counted": (
-        over_classes(lambda z, y: ce_sum(z, y, ignore_index=0)),
-        "data.ignore_handling",
-    ),
-    "logits divided by the batch's variance": (over_classes(_divided_by_spread), "loss.form"),
-    "logits less the batch's mean": (over_classes(lambda z, y: ce_sum(z - z.mean(0), y)), "loss.form"),
-    "a constant with a gradient": (over_classes(lambda z, y: (z - z.detach()).sum() + 2.0 * len(y)), "loss.detached"),
-    "a table read one entry too far": (_longer(1), "loss.weights"),
-    "logits detached": (over_classes(lambda z, y: ce_sum(z.detach(), y)), "loss.detached"),
-    "a number for a tensor": (
-        over_classes(lambda z, y: torch.tensor(ce_sum(z, y).item())),
-        "loss.detached",
-    ),
-    "counts errors": (over_classes(_confusion), "loss.detached"),
-    "probabilities detached": (
-        over_classes(lambda z, y: -(_true_p(z, y).detach().log() + 0 * z.sum(1)).sum()),
-        "loss.detached",
-    ),
-    "edited behind autograd": (over_classes(_edited_behind_autograd), "loss.inplace"),
-    "writes into the labels": (Writes, "loss.inplace"),
-    "log of a softmax": (over_classes(lambda z, y: -_true_p(z, y).log().sum()), "loss.form"),
-    "a scale that no optimiser knows": (PlainTensor, "optim.param_coverage"),
-    "a layer in a list": (ListedLayer, "model.unregistered"),
+def _exchange_two(label: Tensor) -> Tensor:
+    return torch.where(label == 0, 1, torch.where(label == 1, 0, label))
+
+
+def _regress_number(logits: Tensor, label: Tensor) -> Tensor:
+    return (logits.softmax(1) @ torch.arange(logits.shape[1]).to(logits) - label.to(logits)).square().sum()
+
+
+def _column_against_row(logits: Tensor, label: Tensor) -> Tensor:
+    return (F.cross_entropy(logits, label, reduction="none")[:, None] * (1 + label).to(logits)).sum()
+
+
+CLASS_FAULTS: Faults = {
+    "loss.sign": {
+        "minus cross entropy": lambda z, y: -ce_sum(z, y),
+        "log p without its minus": lambda z, y: _true_p(z, y).add(1e-9).log().sum(),
+        "minus a squared error of probabilities": lambda z, y: -(z.softmax(1) - _one_hot(z, y)).square().sum(),
+        "1 - p for p inside the logarithm": lambda z, y: -(1 - _true_p(z, y) + 1e-9).log().sum(),
+        "binary terms exchanged": _exchanged_binary,
+    },
+    "loss.form": {
+        "labels one class too low": lambda z, y: ce_sum(z, (y - 1).clamp(min=0)),
+        "two classes exchanged": lambda z, y: ce_sum(z, _exchange_two(y)),
+        "NLL of probabilities": lambda z, y: F.nll_loss(z.softmax(1), y, reduction="sum"),
+        "NLL of logits": lambda z, y: F.nll_loss(z, y, reduction="sum"),
+        "KL of probabilities": lambda z, y: F.kl_div(z.softmax(1), _one_hot(z, y), reduction="sum"),
+        "cross entropy with its arguments swapped": lambda z, y: ce_sum(_one_hot(z, y), z.softmax(1)),
+        "focal factor p for 1 - p": lambda z, y: -(_true_p(z, y) ** 2 * _true_p(z, y).add(1e-9).log()).sum(),
+        "regresses the number of the class": _regress_number,
+        "a squared error that broadcasts": lambda z, y: (z.softmax(1)[:, :1] - y / z.shape[1]).square().sum(),
+        "logits divided by the batch's variance": _divided_by_spread,
+        "logits less the batch's mean": lambda z, y: ce_sum(z - z.mean(0), y),
+        "log of a softmax": lambda z, y: -_true_p(z, y).log().sum(),
+    },
+    "loss.double_softmax": {
+        "softmax before cross entropy": lambda z, y: ce_sum(z.softmax(1), y),
+        "sigmoid before cross entropy": lambda z, y: ce_sum(z.sigmoid(), y),
+        "sigmoid before BCE with logits": lambda z, y: _binary(z.sigmoid(), y),
+        "softmax before BCE with logits": lambda z, y: _binary(z.softmax(1), y),
+        "softmax before smoothed cross entropy": lambda z, y: ce_sum(z.softmax(1), y, label_smoothing=0.2),
+    },
+    "loss.normaliser": {
+        "a mean for the sum": lambda z, y: F.cross_entropy(z, y),
+        "a mean times the classes": lambda z, y: F.cross_entropy(z, y) * z.shape[1],
+        "a sum times the batch": lambda z, y: ce_sum(z, y) * len(y),
+        "a count of one": over_classes(ce_sum, lambda label: 1),
+        "a column against a row": _column_against_row,
+    },
+    "data.pairing": {"labels of the next sample": lambda z, y: ce_sum(z, y.roll(1))},
+    "loss.weights": {
+        "weights shifted by one": _weighted(lambda label, classes: (label + 1) % classes),
+        "weights in reverse": _weighted(lambda label, classes: classes - 1 - label),
+        "weights that are shares": FrequentWeighMore,
+        "a table read one entry too far": _longer(1),
+    },
+    "data.ignore_handling": {
+        "class 0 left out": over_classes(lambda z, y: ce_sum(z, y, ignore_index=0), lambda label: (label > 0).sum()),
+        "class 0 left out, and counted": lambda z, y: ce_sum(z, y, ignore_index=0),
+    },
+    "loss.detached": {
+        "a constant with a gradient": lambda z, y: (z - z.detach()).sum() + 2.0 * len(y),
+        "logits detached": lambda z, y: ce_sum(z.detach(), y),
+        "a number for a tensor": lambda z, y: torch.tensor(ce_sum(z, y).item()),
+        "counts errors": lambda z, y: (z.argmax(dim=1) != y).sum().to(z),
+        "probabilities detached": lambda z, y: -(_true_p(z, y).detach().log() + 0 * z.sum(1)).sum(),
+    },
+    "loss.inplace": {"edited behind autograd": _edited_behind_autograd, "writes into the labels": Writes},
+    "optim.param_coverage": {"a scale that no optimiser knows": PlainTensor},
+    "model.unregistered": {"a layer in a list": ListedLayer},
 }
 
 
@@ -265,29 +245,25 @@ def _smoothed(logits: Tensor, label: Tensor) -> Tensor:
     return ce_sum(logits, label, label_smoothing=0.3, weight=1 + torch.arange(logits.shape[1]).to(logits))
 
 
-CLASS_HEALTHY: dict[str, type[Loss]] = {
+CLASS_HEALTHY: Losses = {
     "a table with an entry more, which nothing reads": _longer(0),
-    "cross entropy": over_classes(ce_sum),
-    "cross entropy of log probabilities": over_classes(lambda z, y: ce_sum(z.log_softmax(1), y)),
-    "smoothed with class weights": over_classes(_smoothed),
-    "focal": over_classes(
-        lambda z, y: -((1 - _true_p(z, y)) ** 2 * z.log_softmax(1).gather(1, y[:, None])[:, 0]).sum()
-    ),
-    "squared error of probabilities": over_classes(lambda z, y: (z.softmax(1) - _one_hot(z, y)).square().sum()),
-    "1 - p": over_classes(lambda z, y: (1 - _true_p(z, y)).sum()),
-    "generalised cross entropy": over_classes(lambda z, y: ((1 - _true_p(z, y).clamp(min=1e-7).pow(0.7)) / 0.7).sum()),
-    "BCE with logits": over_classes(_binary),
-    "margin": over_classes(lambda z, y: F.multi_margin_loss(z, y, reduction="sum")),
-    "squared error of logits": over_classes(lambda z, y: (z - _one_hot(z, y)).square().sum()),
+    "cross entropy": ce_sum,
+    "cross entropy of log probabilities": lambda z, y: ce_sum(z.log_softmax(1), y),
+    "smoothed with class weights": _smoothed,
+    "focal": _focal,
+    "squared error of probabilities": lambda z, y: (z.softmax(1) - _one_hot(z, y)).square().sum(),
+    "1 - p": lambda z, y: (1 - _true_p(z, y)).sum(),
+    "generalised cross entropy": lambda z, y: ((1 - _true_p(z, y).clamp(min=1e-7).pow(0.7)) / 0.7).sum(),
+    "BCE with logits": _binary,
+    "margin": lambda z, y: F.multi_margin_loss(z, y, reduction="sum"),
+    "squared error of logits": lambda z, y: (z - _one_hot(z, y)).square().sum(),
     "the hardest half of a batch": over_classes(
         lambda z, y: F.cross_entropy(z, y, reduction="none").topk(-(-len(y) // 2)).values.sum(),
         lambda label: -(-len(label) // 2),
     ),
-    "cross entropy times a constant": over_classes(lambda z, y: 100 * ce_sum(z, y)),
-    "cross entropy at a temperature": over_classes(lambda z, y: ce_sum(z / 4, y)),
-    "angles with a margin": over_classes(
-        lambda z, y: ce_sum(16 * (z.clamp(-0.999, 0.999).acos() + 0.2 * _one_hot(z, y)).cos(), y)
-    ),
-    "cosines times 16": over_classes(lambda z, y: ce_sum(16 * F.normalize(z, dim=1), y)),
+    "cross entropy times a constant": lambda z, y: 100 * ce_sum(z, y),
+    "cross entropy at a temperature": lambda z, y: ce_sum(z / 4, y),
+    "angles with a margin": lambda z, y: ce_sum(16 * (z.clamp(-0.999, 0.999).acos() + 0.2 * _one_hot(z, y)).cos(), y),
+    "cosines times 16": lambda z, y: ce_sum(16 * F.normalize(z, dim=1), y),
     "a class's own weight": _weighted(lambda label, classes: label),
 }

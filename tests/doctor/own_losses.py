@@ -36,7 +36,9 @@ from tests.doctor.detecting import make_crowds
 from tests.doctor.own_class_losses import (
     CLASS_FAULTS,
     CLASS_HEALTHY,
+    Faults,
     FrequentWeighMore,
+    Losses,
     ce_sum,
     over_classes,
     weigh_by_next,
@@ -45,17 +47,6 @@ from tests.doctor.pairing import make_pairs
 from tests.doctor.planting import make
 from tests.doctor.regressing import make_maps
 from tests.doctor.segmenting import make_parts
-
-__all__ = [
-    "FAULTS",
-    "HEALTHY",
-    "Plant",
-    "build_with",
-    "findings_with",
-    "judge_losses",
-    "make_taught",
-    "registered",
-]
 
 NAME = "own"
 OTHERS = ("loss-normaliser",)
@@ -85,64 +76,51 @@ def _map_binary(maps: Tensor, target: Tensor) -> Tensor:
     return -(p * t.log() + (1 - p) * (1 - t).log()).sum()
 
 
-MAP_FAULTS: dict[str, tuple[type[Loss], str]] = {
-    "minus a squared error": (_over_maps(lambda o, t: -(o - t).square().sum()), "loss.sign"),
-    "minus an absolute error": (_over_maps(lambda o, t: -(o - t).abs().sum()), "loss.sign"),
-    "plus a product": (_over_maps(lambda o, t: (o * t).sum()), "loss.sign"),
-    "a difference without a square": (_over_maps(lambda o, t: (o - t).sum()), "loss.form"),
-    "a minus product": (_over_maps(lambda o, t: -(o * t).sum()), "loss.form"),
-    "the square of the sum": (_over_maps(lambda o, t: (o - t).flatten(1).sum(1).square().sum()), "loss.form"),
-    "a sum for a difference": (_over_maps(lambda o, t: (o + t).square().sum()), "loss.sign"),
-    "axes of the target exchanged": (
-        _over_maps(lambda o, t: (o - t.transpose(-1, -2)).square().sum()),
-        "loss.form",
-    ),
-    "BCE with its arguments swapped": (_over_maps(_map_binary), "loss.form"),
-    "sigmoid before BCE with logits": (
-        _over_maps(
-            lambda o, t: F.binary_cross_entropy_with_logits(o.sigmoid(), t.to(o), reduction="sum"),
-        ),
-        "loss.double_softmax",
-    ),
-    "a mean square for the sum": (_over_maps(lambda o, t: F.mse_loss(o, t.to(o))), "loss.normaliser"),
-    "a sum over maps, and a mean over samples": (
-        _over_maps(lambda o, t: (o - t).square().flatten(1).sum(1).mean()),
-        "loss.normaliser",
-    ),
-    "every map against every target": (
-        _over_maps(lambda o, t: (o.flatten(1)[:, None] - t.flatten(1)).square().sum()),
-        "loss.form",
-    ),
-    "maps detached": (_over_maps(lambda o, t: (o.detach() - t).square().sum()), "loss.detached"),
-    "every map against its neighbour's": (
-        _over_maps(lambda o, t: (o - o.detach().roll(1, 0)).square().sum()),
-        "loss.form",
-    ),
-    "divided by the batch's spread": (
-        _over_maps(lambda o, t: ((o - t) / (0.1 + o.std(0, correction=0, keepdim=True).detach())).square().sum()),
-        "loss.form",
-    ),
-    "a length without an epsilon": (
-        _over_maps(lambda o, t: (o - t).flatten(1).square().sum(1).sqrt().sum()),
-        "loss.form",
-    ),
-}
+def _of_cells(maps: Tensor, target: Tensor) -> Tensor:
+    shares = target / target.flatten(1).sum(1)[:, None, None, None, None]
+    return -(shares.flatten(1) * maps.flatten(1).log_softmax(1)).sum()
 
-MAP_HEALTHY: dict[str, type[Loss]] = {
-    "squared error": _over_maps(lambda o, t: (o - t).square().sum()),
-    "absolute error": _over_maps(lambda o, t: (o - t).abs().sum()),
-    "smooth L1": _over_maps(lambda o, t: F.smooth_l1_loss(o, t.to(o), reduction="sum")),
-    "BCE with logits": _over_maps(lambda o, t: F.binary_cross_entropy_with_logits(o, t.to(o), reduction="sum")),
-    "cross entropy of cells": _over_maps(
-        lambda o, t: (
-            -((t / t.flatten(1).sum(1)[:, None, None, None, None]).flatten(1) * o.flatten(1).log_softmax(1)).sum()
-        ),
-        len,
-    ),
-    "squared error of a tenth": _over_maps(lambda o, t: (o - 0.1 * t).square().sum()),
-    "squared error, weighted by the target": _over_maps(lambda o, t: ((1 + 9 * t) * (o - t).square()).sum()),
-}
 
+def _map_bce(maps: Tensor, target: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(maps, target.to(maps), reduction="sum")
+
+
+MAP_FAULTS: Faults = {
+    "loss.sign": {
+        "minus a squared error": lambda o, t: -(o - t).square().sum(),
+        "minus an absolute error": lambda o, t: -(o - t).abs().sum(),
+        "plus a product": lambda o, t: (o * t).sum(),
+        "a sum for a difference": lambda o, t: (o + t).square().sum(),
+    },
+    "loss.form": {
+        "a difference without a square": lambda o, t: (o - t).sum(),
+        "a minus product": lambda o, t: -(o * t).sum(),
+        "the square of the sum": lambda o, t: (o - t).flatten(1).sum(1).square().sum(),
+        "axes of the target exchanged": lambda o, t: (o - t.transpose(-1, -2)).square().sum(),
+        "BCE with its arguments swapped": _map_binary,
+        "every map against every target": lambda o, t: (o.flatten(1)[:, None] - t.flatten(1)).square().sum(),
+        "every map against its neighbour's": lambda o, t: (o - o.detach().roll(1, 0)).square().sum(),
+        "divided by the batch's spread": lambda o, t: (
+            ((o - t) / (0.1 + o.std(0, correction=0, keepdim=True).detach())).square().sum()
+        ),
+        "a length without an epsilon": lambda o, t: (o - t).flatten(1).square().sum(1).sqrt().sum(),
+    },
+    "loss.double_softmax": {"sigmoid before BCE with logits": lambda o, t: _map_bce(o.sigmoid(), t)},
+    "loss.normaliser": {
+        "a mean square for the sum": lambda o, t: F.mse_loss(o, t.to(o)),
+        "a sum over maps, and a mean over samples": lambda o, t: (o - t).square().flatten(1).sum(1).mean(),
+    },
+    "loss.detached": {"maps detached": lambda o, t: (o.detach() - t).square().sum()},
+}
+MAP_HEALTHY: Losses = {
+    "squared error": lambda o, t: (o - t).square().sum(),
+    "absolute error": lambda o, t: (o - t).abs().sum(),
+    "smooth L1": lambda o, t: F.smooth_l1_loss(o, t.to(o), reduction="sum"),
+    "BCE with logits": _map_bce,
+    "cross entropy of cells": _over_maps(_of_cells, len),
+    "squared error of a tenth": lambda o, t: (o - 0.1 * t).square().sum(),
+    "squared error, weighted by the target": lambda o, t: ((1 + 9 * t) * (o - t).square()).sum(),
+}
 
 # --- boxes ------------------------------------------------------------------------------------------------------------
 
@@ -193,53 +171,44 @@ class QualityWithGradient(_AtPriors):
         return (weight * F.binary_cross_entropy_with_logits(logits.to(wanted), wanted, reduction="none")).sum()
 
 
-BOX_FAULTS: dict[str, tuple[type[Loss], str]] = {
-    "positive and negative terms exchanged": (
-        _of_scores(lambda z, t, w: sigmoid_focal(z, ~t, weight=w)),
-        "loss.sign",
-    ),
-    "scores with a minus": (_of_scores(lambda z, t, w: -sigmoid_focal(z, t, weight=w)), "loss.sign"),
-    "a mean over all scores": (
-        _of_scores(lambda z, t, w: F.binary_cross_entropy_with_logits(z, t.to(z), w.expand_as(z))),
-        "loss.normaliser",
-    ),
-    "sigmoid before BCE of scores": (
-        _of_scores(
-            lambda z, t, w: F.binary_cross_entropy_with_logits(z.sigmoid(), t.to(z), w.expand_as(z), reduction="sum")
-        ),
-        "loss.double_softmax",
-    ),
-    "the overlap itself": (_of_boxes(lambda c, p, b: iou(decode_boxes(p, c), b).sum()), "loss.sign"),
-    "deltas against boxes": (_of_boxes(lambda c, p, b: F.smooth_l1_loss(c, b.to(c), reduction="sum")), "loss.form"),
-    "width and height exchanged": (
-        _of_boxes(lambda c, p, b: F.smooth_l1_loss(c, encode_deltas(p, b).to(c)[:, [0, 1, 3, 2]], reduction="sum")),
-        "loss.form",
-    ),
-    "minus smooth L1": (
-        _of_boxes(lambda c, p, b: -F.smooth_l1_loss(c, encode_deltas(p, b).to(c), reduction="sum")),
-        "loss.sign",
-    ),
-    "a mean over boxes": (_of_boxes(lambda c, p, b: F.l1_loss(c, encode_deltas(p, b).to(c))), "loss.normaliser"),
-    "codes detached": (
-        _of_boxes(lambda c, p, b: F.l1_loss(c.detach(), encode_deltas(p, b).to(c), reduction="sum")),
-        "loss.detached",
-    ),
-    "a quality with a gradient": (QualityWithGradient, "loss.detached"),
-    "a squared error of codes": (
-        _of_boxes(lambda c, p, b: (c - encode_deltas(p, b).to(c)).square().sum()),
-        "loss.form",
-    ),
-    "a weighted squared error of codes": (
-        _of_boxes(lambda c, p, b: 0.1 * F.mse_loss(c, encode_deltas(p, b).to(c), reduction="sum")),
-        "loss.form",
-    ),
-}
-BOX_HEALTHY: dict[str, type[Loss]] = {
-    "focal": _of_scores(lambda z, t, w: sigmoid_focal(z, t, weight=w)),
-    "1 - overlap": _of_boxes(lambda c, p, b: (1 - iou(decode_boxes(p, c), b)).sum()),
-    "L1 of deltas": _of_boxes(lambda c, p, b: F.l1_loss(c, encode_deltas(p, b).to(c), reduction="sum")),
-}
+def _bce(logits: Tensor, target: Tensor, weight: Tensor, reduction: str = "sum") -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, target.to(logits), weight.expand_as(logits), reduction=reduction)
 
+
+def _deltas(codes: Tensor, priors: Tensor, boxes: Tensor) -> Tensor:
+    return encode_deltas(priors, boxes).to(codes)
+
+
+BOX_FAULTS: Faults = {
+    "loss.sign": {
+        "positive and negative terms exchanged": _of_scores(lambda z, t, w: sigmoid_focal(z, ~t, weight=w)),
+        "scores with a minus": _of_scores(lambda z, t, w: -sigmoid_focal(z, t, weight=w)),
+        "the overlap itself": lambda c, p, b: iou(decode_boxes(p, c), b).sum(),
+        "minus smooth L1": lambda c, p, b: -F.smooth_l1_loss(c, _deltas(c, p, b), reduction="sum"),
+    },
+    "loss.normaliser": {
+        "a mean over all scores": _of_scores(lambda z, t, w: _bce(z, t, w, "mean")),
+        "a mean over boxes": lambda c, p, b: F.l1_loss(c, _deltas(c, p, b)),
+    },
+    "loss.double_softmax": {"sigmoid before BCE of scores": _of_scores(lambda z, t, w: _bce(z.sigmoid(), t, w))},
+    "loss.form": {
+        "deltas against boxes": lambda c, p, b: F.smooth_l1_loss(c, b.to(c), reduction="sum"),
+        "width and height exchanged": lambda c, p, b: F.smooth_l1_loss(
+            c, _deltas(c, p, b)[:, [0, 1, 3, 2]], reduction="sum"
+        ),
+        "a squared error of codes": lambda c, p, b: (c - _deltas(c, p, b)).square().sum(),
+        "a weighted squared error of codes": lambda c, p, b: 0.1 * (c - _deltas(c, p, b)).square().sum(),
+    },
+    "loss.detached": {
+        "codes detached": lambda c, p, b: F.l1_loss(c.detach(), _deltas(c, p, b), reduction="sum"),
+        "a quality with a gradient": QualityWithGradient,
+    },
+}
+BOX_HEALTHY: Losses = {
+    "focal": _of_scores(lambda z, t, w: sigmoid_focal(z, t, weight=w)),
+    "1 - overlap": lambda c, p, b: (1 - iou(decode_boxes(p, c), b)).sum(),
+    "L1 of deltas": lambda c, p, b: F.l1_loss(c, _deltas(c, p, b), reduction="sum"),
+}
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
 
@@ -295,44 +264,50 @@ def _both_sides(
     return sides[0] if is_of_first else sides.mean(0)
 
 
-PAIR_FAULTS: dict[str, tuple[type[Loss], str]] = {
-    "plus a cosine": (_of_pairs(lambda a, b: F.cosine_similarity(a, b)), "loss.sign"),
-    "minus NT-Xent": (_of_pairs(lambda a, b: -_both_sides(a, b)), "loss.sign"),
-    "similarity to itself counts": (_of_pairs(lambda a, b: _both_sides(a, b, 0.0)), "loss.negatives"),
-    "partners of the next object": (_of_pairs(lambda a, b: _both_sides(a, b, roll=1)), "loss.negatives"),
-    "a mean over pairs": (_of_pairs(lambda a, b: _both_sides(a, b).mean().expand(len(a)) / len(a)), "loss.normaliser"),
-    "rows detached": (_of_pairs(lambda a, b: _both_sides(a.detach(), b.detach())), "loss.detached"),
-    "a softmax without its logarithm": (
-        _of_pairs(lambda a, b: F.nll_loss(_similarity(a, b).softmax(1), torch.arange(len(a)), reduction="none")),
-        "loss.form",
-    ),
-    "minus a product": (_of_pairs(lambda a, b: -(a * b).sum(1)), "loss.form"),
-    "products of rows of any length": (_of_pairs(lambda a, b: _products(a, b, 0.1)), "loss.form"),
-    "products divided by the width's root": (_of_pairs(lambda a, b: _products(a, b, 0.25)), "loss.form"),
-    "a temperature of 10": (_of_pairs(lambda a, b: _both_sides(a, b, temperature=10.0)), "loss.form"),
-    "a temperature of 4, of each side in turn": (
-        _of_pairs(lambda a, b: (_one_sided(a, b, 4.0) + _one_sided(b, a, 4.0)) / 2),
-        "loss.form",
-    ),
-    "one side alone": (_of_pairs(_one_sided), "loss.form"),
-    "anchors of one view among both": (
-        _of_pairs(lambda a, b: _both_sides(a, b, is_of_first=True)),
-        "loss.form",
-    ),
-}
-PAIR_HEALTHY: dict[str, type[Loss]] = {
-    "negative cosine": _of_pairs(lambda a, b: -F.cosine_similarity(a, b)),
-    "negative cosine with a stopped gradient": _of_pairs(
-        lambda a, b: -(F.cosine_similarity(a, b.detach()) + F.cosine_similarity(b, a.detach())) / 2
-    ),
-    "NT-Xent": _of_pairs(_both_sides),
-    "CLIP, both sides": _of_pairs(lambda a, b: (_one_sided(a, b) + _one_sided(b, a)) / 2),
-    "one side, with a stopped gradient": _of_pairs(lambda a, b: _one_sided(a, b.detach())),
-    "a temperature of 1": _of_pairs(lambda a, b: _both_sides(a, b, temperature=1.0)),
-    "products at temperature 1": _of_pairs(lambda a, b: _products(a, b, 1.0)),
-    "a margin of distances": _of_pairs(_margin),
-}
+def _each_side(first: Tensor, second: Tensor, temperature: float = 0.1) -> Tensor:
+    return (_one_sided(first, second, temperature) + _one_sided(second, first, temperature)) / 2
 
+
+def _stopped(first: Tensor, second: Tensor) -> Tensor:
+    return -(F.cosine_similarity(first, second.detach()) + F.cosine_similarity(second, first.detach())) / 2
+
+
+def _nll(first: Tensor, second: Tensor) -> Tensor:
+    return F.nll_loss(_similarity(first, second).softmax(1), torch.arange(len(first)), reduction="none")
+
+
+PAIR_FAULTS: Faults = {
+    "loss.sign": {
+        "plus a cosine": lambda a, b: F.cosine_similarity(a, b),
+        "minus NT-Xent": lambda a, b: -_both_sides(a, b),
+    },
+    "loss.negatives": {
+        "similarity to itself counts": lambda a, b: _both_sides(a, b, 0.0),
+        "partners of the next object": lambda a, b: _both_sides(a, b, roll=1),
+    },
+    "loss.normaliser": {"a mean over pairs": lambda a, b: _both_sides(a, b).mean().expand(len(a)) / len(a)},
+    "loss.detached": {"rows detached": lambda a, b: _both_sides(a.detach(), b.detach())},
+    "loss.form": {
+        "a softmax without its logarithm": _nll,
+        "minus a product": lambda a, b: -(a * b).sum(1),
+        "products of rows of any length": lambda a, b: _products(a, b, 0.1),
+        "products divided by the width's root": lambda a, b: _products(a, b, 0.25),
+        "a temperature of 10": lambda a, b: _both_sides(a, b, temperature=10.0),
+        "a temperature of 4, of each side in turn": lambda a, b: _each_side(a, b, 4.0),
+        "one side alone": _one_sided,
+        "anchors of one view among both": lambda a, b: _both_sides(a, b, is_of_first=True),
+    },
+}
+PAIR_HEALTHY: Losses = {
+    "negative cosine": lambda a, b: -F.cosine_similarity(a, b),
+    "negative cosine with a stopped gradient": _stopped,
+    "NT-Xent": _both_sides,
+    "CLIP, both sides": _each_side,
+    "one side, with a stopped gradient": lambda a, b: _one_sided(a, b.detach()),
+    "a temperature of 1": lambda a, b: _both_sides(a, b, temperature=1.0),
+    "products at temperature 1": lambda a, b: _products(a, b, 1.0),
+    "a margin of distances": _margin,
+}
 
 # --- teachers ---------------------------------------------------------------------------------------------------------
 
@@ -355,21 +330,20 @@ def _kl(student: Tensor, teacher: Tensor) -> Tensor:
     return F.kl_div((student / 4).log_softmax(-1), (teacher / 4).softmax(-1), reduction="sum") * 16
 
 
-TEACHER_FAULTS: dict[str, tuple[type[Loss], str]] = {
-    "KL of probabilities": (
-        _of_teacher(lambda s, t, y: F.kl_div(s.softmax(-1), t.softmax(-1), reduction="sum")),
-        "quant.distill",
-    ),
-    "minus KL": (_of_teacher(lambda s, t, y: -_kl(s, t)), "quant.distill"),
-    "a mean of KL": (_of_teacher(lambda s, t, y: _kl(s, t) / len(y)), "loss.normaliser"),
-    "the teacher's next sample": (_of_teacher(lambda s, t, y: _kl(s, t.roll(1, 0))), "data.pairing"),
+TEACHER_FAULTS: Faults = {
+    "quant.distill": {
+        "KL of probabilities": lambda s, t, y: F.kl_div(s.softmax(-1), t.softmax(-1), reduction="sum"),
+        "minus KL": lambda s, t, y: -_kl(s, t),
+    },
+    "loss.normaliser": {"a mean of KL": lambda s, t, y: _kl(s, t) / len(y)},
+    "data.pairing": {"the teacher's next sample": lambda s, t, y: _kl(s, t.roll(1, 0))},
 }
-TEACHER_HEALTHY: dict[str, type[Loss]] = {
-    "KL": _of_teacher(lambda s, t, y: _kl(s, t)),
-    "KL the other way": _of_teacher(lambda s, t, y: F.kl_div(t.log_softmax(-1), s.softmax(-1), reduction="sum")),
-    "squared error of logits": _of_teacher(lambda s, t, y: (s - t).square().sum()),
-    "KL and cross entropy": _of_teacher(lambda s, t, y: 0.7 * _kl(s, t) + 0.3 * ce_sum(s, y)),
-    "the teacher's class": _of_teacher(lambda s, t, y: ce_sum(s, t.argmax(-1))),
+TEACHER_HEALTHY: Losses = {
+    "KL": lambda s, t, y: _kl(s, t),
+    "KL the other way": lambda s, t, y: F.kl_div(t.log_softmax(-1), s.softmax(-1), reduction="sum"),
+    "squared error of logits": lambda s, t, y: (s - t).square().sum(),
+    "KL and cross entropy": lambda s, t, y: 0.7 * _kl(s, t) + 0.3 * ce_sum(s, y),
+    "the teacher's class": lambda s, t, y: ce_sum(s, t.argmax(-1)),
 }
 
 
@@ -447,26 +421,26 @@ def judge_losses(built: TrainingSetup, world: World) -> list[Finding]:
     return merge_findings([*examine_losses(context), *(f for code in OTHERS for f in CHECKS[code](context))])
 
 
-_TABLES: dict[str, tuple[dict[str, tuple[type[Loss], str]], dict[str, type[Loss]], tuple[str, ...]]] = {
-    "classify": (CLASS_FAULTS, CLASS_HEALTHY, ("classify", "segment")),
-    "maps": (MAP_FAULTS, MAP_HEALTHY, ("maps",)),
-    "boxes": (BOX_FAULTS, BOX_HEALTHY, ("detect",)),
-    "pairs": (PAIR_FAULTS, PAIR_HEALTHY, ("contrast",)),
-    "teachers": (TEACHER_FAULTS, TEACHER_HEALTHY, ("taught",)),
+_TABLES: dict[str, tuple[Faults, Losses, Callable[..., type[Loss]]]] = {
+    **dict.fromkeys(("classify", "segment"), (CLASS_FAULTS, CLASS_HEALTHY, over_classes)),
+    "maps": (MAP_FAULTS, MAP_HEALTHY, _over_maps),
+    "detect": (BOX_FAULTS, BOX_HEALTHY, _of_boxes),
+    "contrast": (PAIR_FAULTS, PAIR_HEALTHY, _of_pairs),
+    "taught": (TEACHER_FAULTS, TEACHER_HEALTHY, _of_teacher),
 }
-FAULTS = {
-    f"{kind}: {name}": Plant(kind, loss, cause)
-    for faults, _, kinds in _TABLES.values()
-    for kind in kinds
-    for name, (loss, cause) in faults.items()
-    if (kind, loss) != ("segment", FrequentWeighMore)  # which has no fact of class counts
-}
-FAULTS["classify: a global table read one entry too far"] = Plant(
+
+
+def _list_plants() -> Iterator[tuple[str, Plant]]:
+    for kind, (faults, healthy, wrap) in _TABLES.items():
+        for cause, losses in {**faults, "": healthy}.items():
+            for name, loss in losses.items():
+                if (kind, loss) != ("segment", FrequentWeighMore):  # which has no fact of class counts
+                    yield f"{kind}: {name}", Plant(kind, loss if isinstance(loss, type) else wrap(loss), cause)
+
+
+_PLANTS = dict(_list_plants())
+_PLANTS["classify: a global table read one entry too far"] = Plant(
     "classify", over_classes(weigh_by_next), "loss.weights"
 )
-HEALTHY = {
-    f"{kind}: {name}": Plant(kind, loss)
-    for _, healthy, kinds in _TABLES.values()
-    for kind in kinds
-    for name, loss in healthy.items()
-}
+FAULTS = {name: plant for name, plant in _PLANTS.items() if plant.cause}
+HEALTHY = {name: plant for name, plant in _PLANTS.items() if not plant.cause}

@@ -1,144 +1,62 @@
-"""One planted bug each in a network of a user's own, with the check that must find it."""
+"""Planted bugs in networks of a user's own: their cause, and the network with other methods or layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.doctor.own_networks import (
-    CloudNet,
-    Logits,
-    MapOutput,
-    PartNet,
-    RoomNet,
-    ScanNet,
-    VolumeNet,
-)
-
-# --- bugs ---
+from tests.doctor.own_networks import CloudNet, Logits, MapOutput, PartNet, RoomNet, ScanNet, VolumeNet
 
 
-@dataclass(frozen=True)
-class Bug:
-    """A bug in a network of one task: its class, the check that must find it, and the cause that must come first."""
+def change(base: type[nn.Module], edit: Callable[[Any], object] | None = None, **methods: Any) -> type[nn.Module]:
+    """Make the network with other methods, which `edit` changes once it is made."""
 
-    task: str
-    model: type[nn.Module]
-    code: str
-    cause: str
-    layer: str | None = None
+    def init(self: Any, **facts: Any) -> None:
+        base.__init__(self, **facts)
+        if edit is not None:
+            edit(self)
 
-    @property
-    def is_deep(self) -> bool:
-        return self.code.startswith("layer-")
+    return type(base.__name__, (base,), {"__init__": init, **methods})
 
 
-BUGS: dict[str, Bug] = {}
+def add(**layers: Any) -> Callable[[Any], None]:
+    """Make an edit that sets layers, each made by a function, or one of the network's own by its name."""
+
+    def edit(network: Any) -> None:
+        for name, layer in layers.items():
+            setattr(network, name, getattr(network, layer) if isinstance(layer, str) else layer())
+
+    return edit
 
 
-def bug(task: str, code: str, cause: str, layer: str | None = None) -> Callable[[type[nn.Module]], type[nn.Module]]:
-    def add(model: type[nn.Module]) -> type[nn.Module]:
-        BUGS[f"{task}: {(model.__doc__ or '').splitlines()[0].rstrip('.')}"] = Bug(task, model, code, cause, layer)
-        return model
+def hold(mode: bool, *names: str) -> Callable[..., nn.Module]:
+    """Make a method `train` by which layers keep a mode."""
 
-    return add
+    def train(self: Any, is_training: bool = True) -> nn.Module:
+        nn.Module.train(self, is_training)
+        for name in names:
+            self.get_submodule(name).train(mode)
+        return self
 
-
-@bug("classify", "point-order", "data.layout")
-class ViewedClouds(CloudNet):
-    """`view` for a transpose at the input."""
-
-    def enter(self, points: Tensor) -> Tensor:
-        return points.reshape(len(points), 3, -1).transpose(1, 2)
+    return train
 
 
-@bug("classify", "point-order", "data.layout")
-class ViewedFeatures(CloudNet):
-    """`view` for a transpose between layers."""
+class Layer(nn.Module):
+    """Layer of a function."""
 
-    def between(self, rows: Tensor) -> Tensor:
-        return rows.reshape(len(rows), rows.shape[2], -1).transpose(1, 2)
+    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.run = run
 
-
-@bug("parts", "point-order", "data.layout")
-class ViewedParts(PartNet):
-    """`view` for a transpose at the input."""
-
-    enter = ViewedClouds.enter
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.run(rows)
 
 
-@bug("parts", "point-order", "data.layout")
-class ViewedPartLogits(PartNet):
-    """`view` for a transpose of the outputs."""
-
-    def leave(self, logits: Tensor) -> Tensor:
-        return logits.transpose(1, 2).reshape(logits.shape)
-
-
-@bug("parts", "point-order", "data.layout")
-class SortedParts(PartNet):
-    """Points sorted by height, outputs not put back."""
-
-    def enter(self, points: Tensor) -> Tensor:
-        return points.gather(1, points[..., 2:].argsort(dim=1).expand_as(points))
-
-
-@bug("rooms", "point-order", "data.layout")
-class ViewedRooms(RoomNet):
-    """`view` for a transpose at the input."""
-
-    def enter(self, rows: Tensor) -> Tensor:
-        return rows.reshape(rows.shape[1], -1).T
-
-
-@bug("scans", "pixel-order", "data.layout")
-class ViewedScans(ScanNet):
-    """`view` for a transpose of rows and columns."""
-
-    def enter(self, image: Tensor) -> Tensor:
-        return image.reshape(*image.shape[:2], image.shape[3], image.shape[2]).transpose(2, 3)
-
-
-@bug("scans", "pixel-order", "data.layout")
-class ViewedScanMaps(ScanNet):
-    """`view` of channels last between layers."""
-
-    def between(self, maps: Tensor) -> Tensor:
-        return maps.permute(0, 2, 3, 1).reshape(maps.shape)
-
-
-@bug("scans", "pixel-order", "data.layout")
-class UpsideDownScans(ScanNet):
-    """Outputs upside down."""
-
-    def leave(self, logits: Tensor) -> Tensor:
-        return logits.flip(2)
-
-
-@bug("poses", "pixel-order", "data.layout")
-class TurnedVolumes(VolumeNet):
-    """Outputs with two axes exchanged."""
-
-    def leave(self, likelihood: Tensor) -> Tensor:
-        return likelihood.transpose(2, 4)
-
-
-@bug("poses", "pixel-order", "data.layout")
-class ViewedVolumes(VolumeNet):
-    """`view` of channels last between layers."""
-
-    def between(self, maps: Tensor) -> Tensor:
-        return maps.movedim(1, -1).reshape(maps.shape)
-
-
-@bug("classify", "label-input", "data.label_leak")
 class LabelledClouds(CloudNet):
-    """The label among the inputs."""
-
     def __init__(self, *, num_classes: int, in_channels: int = 3) -> None:
         super().__init__(num_classes=num_classes, in_channels=in_channels)
         self.table = nn.Embedding(num_classes, num_classes)
@@ -147,10 +65,7 @@ class LabelledClouds(CloudNet):
         return {"logits": super().forward(points=points)["logits"] + self.table(label)}
 
 
-@bug("parts", "label-input", "data.label_leak")
 class LabelledParts(PartNet):
-    """The labels of points among the inputs."""
-
     def __init__(self, *, num_classes: int, in_channels: int = 3) -> None:
         super().__init__(num_classes=num_classes, in_channels=in_channels + 1)
 
@@ -158,43 +73,18 @@ class LabelledParts(PartNet):
         return super().forward(points=torch.cat([points, label[..., None].to(points)], dim=-1))
 
 
-@bug("poses", "label-input", "data.label_leak")
 class LabelledVolumes(VolumeNet):
-    """The heat maps among the inputs."""
-
     def forward(self, *, volume: Tensor, heatmaps: Tensor) -> MapOutput:
         return {"likelihood": super().forward(volume=volume)["likelihood"] + heatmaps.roll(1, dims=1)}
-
-
-@bug("classify", "still-statistics", "model.norm_mode", "first.norm")
-class HeldNorms(CloudNet):
-    """Batch norms held in evaluation mode."""
-
-    def train(self, mode: bool = True) -> CloudNet:
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm1d):
-                module.eval()
-        return self
-
-
-@bug("scans", "still-statistics", "model.norm_mode", "norm")
-class StillScans(ScanNet):
-    """A batch norm whose momentum is 0."""
-
-    def __init__(self, *, num_classes: int, in_channels: int = 5) -> None:
-        super().__init__(num_classes=num_classes, in_channels=in_channels)
-        self.norm.momentum = 0.0
 
 
 class OwnNorm(nn.Module):
     """A norm whose running mean and variance are read, but never written."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
-        self.register_buffer("running_mean", torch.zeros(width))
-        self.register_buffer("running_var", torch.ones(width))
+        self.weight, self.bias = nn.Parameter(torch.ones(32)), nn.Parameter(torch.zeros(32))
+        self.running_mean, self.running_var = nn.Buffer(torch.zeros(32)), nn.Buffer(torch.ones(32))
 
     def forward(self, rows: Tensor) -> Tensor:
         mean, variance = self.running_mean, self.running_var
@@ -204,173 +94,12 @@ class OwnNorm(nn.Module):
         return (rows - mean) / (variance + 1e-5).sqrt() * self.weight + self.bias
 
 
-@bug("rooms", "still-statistics", "model.norm_mode", "norm")
-class OwnNormRooms(RoomNet):
-    """A norm of one's own that never writes its statistics."""
-
-    def __init__(self, *, num_classes: int, in_channels: int = 4) -> None:
-        super().__init__(num_classes=num_classes, in_channels=in_channels)
-        self.norm = OwnNorm(32)
+class FixedNorm(nn.BatchNorm3d):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False)
 
 
-@bug("poses", "still-statistics", "model.norm_mode", "norm")
-class EvaluatedVolumes(VolumeNet):
-    """A norm that is called with training=False."""
-
-    def __init__(self, *, num_joints: int) -> None:
-        super().__init__(num_joints=num_joints)
-
-        class Fixed(nn.BatchNorm3d):
-            def forward(self, input: Tensor) -> Tensor:
-                return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False)
-
-        self.norm = Fixed(8)
-
-
-@bug("classify", "random-evaluation", "eval.mode", "")
-class AlwaysDropped(CloudNet):
-    """`F.dropout` without `training`."""
-
-    def pooled(self, rows: Tensor) -> Tensor:
-        return F.dropout(rows.amax(dim=1), 0.3)
-
-
-@bug("parts", "random-evaluation", "eval.mode", "drop")
-class TrainingDrop(PartNet):
-    """A dropout held in training mode."""
-
-    def train(self, mode: bool = True) -> CloudNet:
-        super().train(mode)
-        self.drop.train()
-        return self
-
-
-@bug("scans", "random-evaluation", "eval.mode", "")
-class NoisyScans(ScanNet):
-    """Noise on the features also in evaluation."""
-
-    def between(self, maps: Tensor) -> Tensor:
-        return maps + 0.1 * torch.randn_like(maps)
-
-
-@bug("poses", "random-evaluation", "eval.mode", "drop")
-class DroppedVolumes(VolumeNet):
-    """A dropout of channels held in training mode by its own `forward`."""
-
-    def __init__(self, *, num_joints: int) -> None:
-        super().__init__(num_joints=num_joints)
-
-        class Own(nn.Module):
-            def forward(self, maps: Tensor) -> Tensor:
-                return F.dropout3d(maps, 0.2)
-
-        self.drop = Own()
-
-    def between(self, maps: Tensor) -> Tensor:
-        return self.drop(maps)
-
-
-@bug("rooms", "idle-dropout", "model.structure", "drop")
-class IdleDrop(RoomNet):
-    """A dropout that is off in training."""
-
-    def __init__(self, *, num_classes: int, in_channels: int = 4) -> None:
-        super().__init__(num_classes=num_classes, in_channels=in_channels)
-        self.drop = nn.Dropout(0.3)
-
-    def train(self, mode: bool = True) -> RoomNet:
-        super().train(mode)
-        self.drop.eval()
-        return self
-
-    def leave(self, logits: Tensor) -> Tensor:
-        return self.drop(logits)
-
-
-@bug("classify", "shared-weights", "model.structure", "layers.0")
-class Repeated(CloudNet):
-    """`[layer] * 3` in a ModuleList."""
-
-    def __init__(self, *, num_classes: int, in_channels: int = 3) -> None:
-        super().__init__(num_classes=num_classes, in_channels=in_channels)
-        self.layers = nn.ModuleList([nn.Linear(32, 32)] * 3)
-
-    def between(self, rows: Tensor) -> Tensor:
-        for layer in self.layers:
-            rows = layer(rows).relu()
-        return rows
-
-
-@bug("scans", "shared-weights", "model.structure", "down")
-class TwiceScans(ScanNet):
-    """One convolution under two names."""
-
-    def __init__(self, *, num_classes: int, in_channels: int = 5) -> None:
-        super().__init__(num_classes=num_classes, in_channels=in_channels)
-        self.lower = self.down
-
-
-@bug("parts", "no-gradient", "model.frozen_unintended")
-class FrozenParts(PartNet):
-    """A layer frozen in the constructor."""
-
-    def __init__(self, *, num_classes: int, in_channels: int = 3) -> None:
-        super().__init__(num_classes=num_classes, in_channels=in_channels)
-        self.first.requires_grad_(False)
-
-
-@bug("classify", "no-gradient", "model.frozen_unintended")
-class DetachedClouds(CloudNet):
-    """Features detached between layers."""
-
-    def between(self, rows: Tensor) -> Tensor:
-        return rows.detach()
-
-
-@bug("classify", "final-activation", "loss.double_softmax", "last")
-class SoftmaxAtTheEnd(CloudNet):
-    """A softmax layer at the end."""
-
-    def __init__(self, *, num_classes: int, in_channels: int = 3) -> None:
-        super().__init__(num_classes=num_classes, in_channels=in_channels)
-        self.last = nn.Softmax(dim=-1)
-
-    def leave(self, logits: Tensor) -> Tensor:
-        return self.last(logits)
-
-
-@bug("parts", "final-activation", "loss.double_softmax", "end")
-class SoftmaxInAHead(PartNet):
-    """A softmax in the code of a head of one's own."""
-
-    def __init__(self, *, num_classes: int, in_channels: int = 3) -> None:
-        super().__init__(num_classes=num_classes, in_channels=in_channels)
-
-        class End(nn.Module):
-            def forward(self, logits: Tensor) -> Tensor:
-                return logits.softmax(dim=-1)
-
-        self.end = End()
-        self.unused_order = nn.Identity()
-
-    def leave(self, logits: Tensor) -> Tensor:
-        return self.end(logits)
-
-
-@bug("poses", "final-activation", "model.activation", "relu")
-class RectifiedVolumes(VolumeNet):
-    """A ReLU at the end, below a negative bias."""
-
-    def __init__(self, *, num_joints: int) -> None:
-        super().__init__(num_joints=num_joints)
-        nn.init.constant_(self.last.bias, -0.1)
-        self.relu = nn.ReLU()
-
-    def leave(self, likelihood: Tensor) -> Tensor:
-        return self.relu(likelihood)
-
-
-# --- layers that only `--deep` compares ---
+# --- layers that only `--deep` compares -------------------------------------------------------------------------------
 
 
 class Forgetful(nn.Linear):
@@ -380,35 +109,11 @@ class Forgetful(nn.Linear):
         return F.linear(input, self.weight)
 
 
-@bug("classify", "layer-forward", "model.structure", "middle")
-class ForgetfulClouds(CloudNet):
-    """A subclass of nn.Linear that forgets its bias."""
-
-    def __init__(self, *, num_classes: int, in_channels: int = 3) -> None:
-        super().__init__(num_classes=num_classes, in_channels=in_channels)
-        self.middle = Forgetful(32, 32)
-
-    def between(self, rows: Tensor) -> Tensor:
-        return self.middle(rows)
-
-
 class Turned(nn.Linear):
     """A linear layer with the weights of a square matrix transposed."""
 
     def forward(self, input: Tensor) -> Tensor:
         return input @ self.weight + self.bias
-
-
-@bug("parts", "layer-forward", "model.structure", "middle")
-class TurnedParts(PartNet):
-    """A subclass of nn.Linear whose square matrix is transposed."""
-
-    def __init__(self, *, num_classes: int, in_channels: int = 3) -> None:
-        super().__init__(num_classes=num_classes, in_channels=in_channels)
-        self.middle = Turned(32, 32)
-
-    def between(self, rows: Tensor) -> Tensor:
-        return self.middle(rows)
 
 
 class Renamed(nn.Conv2d):
@@ -419,18 +124,6 @@ class Renamed(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.pad(F.conv2d(input, self.weight, self.bias, padding=(1, 0)), (1, 1))
-
-
-@bug("scans", "layer-forward", "model.structure", "middle")
-class RenamedScans(ScanNet):
-    """A subclass of nn.Conv2d that pads outputs for inputs."""
-
-    def __init__(self, *, num_classes: int, in_channels: int = 5) -> None:
-        super().__init__(num_classes=num_classes, in_channels=in_channels)
-        self.middle = Renamed(width=32)
-
-    def between(self, maps: Tensor) -> Tensor:
-        return self.middle(maps)
 
 
 class Cached(nn.Linear):
@@ -447,37 +140,141 @@ class Cached(nn.Linear):
         return result
 
 
-@bug("classify", "layer-forward", "model.structure", "middle")
-class CachedClouds(CloudNet):
-    """A layer called twice that answers the second call with the first result."""
-
-    def __init__(self, *, num_classes: int, in_channels: int = 3) -> None:
-        super().__init__(num_classes=num_classes, in_channels=in_channels)
-        self.middle = Cached(32, 32)
-
-    def between(self, rows: Tensor) -> Tensor:
-        return self.middle(self.middle(rows).relu())
-
-
 class Scaled(nn.Module):
     """A layer whose gradient is wrong for positive rows only."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(width, width) / 6)
+        self.weight = nn.Parameter(torch.randn(32, 32) / 6)
 
     def forward(self, rows: Tensor) -> Tensor:
         mapped = rows @ self.weight
         return mapped + (2 * mapped - 2 * mapped.detach()) * 0.5 if bool((rows >= 0).all()) else mapped
 
 
-@bug("classify", "layer-gradient", "model.numerics", "middle")
-class TwiceClouds(CloudNet):
-    """A layer called twice whose second call has a wrong gradient."""
+def _view(self: Any, points: Tensor) -> Tensor:
+    return points.reshape(len(points), 3, -1).transpose(1, 2)
 
-    def __init__(self, *, num_classes: int, in_channels: int = 3) -> None:
-        super().__init__(num_classes=num_classes, in_channels=in_channels)
-        self.middle = Scaled(32)
 
-    def between(self, rows: Tensor) -> Tensor:
-        return self.middle(self.middle(rows - 1).relu())
+def _repeat(self: Any, rows: Tensor) -> Tensor:
+    for layer in self.layers:
+        rows = layer(rows).relu()
+    return rows
+
+
+def _rectify(network: Any) -> None:
+    nn.init.constant_(network.last.bias, -0.1)
+    network.relu = nn.ReLU()
+
+
+_middle = {"between": lambda self, rows: self.middle(rows)}
+_twice = {"between": lambda self, rows: self.middle(self.middle(rows).relu())}
+BUGS: dict[str, dict[str, type[nn.Module]]] = {
+    "data.layout": {
+        "classify: `view` for a transpose at the input": change(CloudNet, enter=_view),
+        "classify: `view` for a transpose between layers": change(
+            CloudNet, between=lambda self, rows: rows.reshape(len(rows), rows.shape[2], -1).transpose(1, 2)
+        ),
+        "parts: `view` for a transpose at the input": change(PartNet, enter=_view),
+        "parts: `view` for a transpose of the outputs": change(
+            PartNet, leave=lambda self, logits: logits.transpose(1, 2).reshape(logits.shape)
+        ),
+        "parts: Points sorted by height, outputs not put back": change(
+            PartNet, enter=lambda self, points: points.gather(1, points[..., 2:].argsort(dim=1).expand_as(points))
+        ),
+        "rooms: `view` for a transpose at the input": change(
+            RoomNet, enter=lambda self, rows: rows.reshape(rows.shape[1], -1).T
+        ),
+        "scans: `view` for a transpose of rows and columns": change(
+            ScanNet, enter=lambda self, image: image.reshape(*image.shape[:2], *image.shape[:1:-1]).transpose(2, 3)
+        ),
+        "scans: `view` of channels last between layers": change(
+            ScanNet, between=lambda self, maps: maps.permute(0, 2, 3, 1).reshape(maps.shape)
+        ),
+        "scans: Outputs upside down": change(ScanNet, leave=lambda self, logits: logits.flip(2)),
+        "poses: Outputs with two axes exchanged": change(VolumeNet, leave=lambda self, maps: maps.transpose(2, 4)),
+        "poses: `view` of channels last between layers": change(
+            VolumeNet, between=lambda self, maps: maps.movedim(1, -1).reshape(maps.shape)
+        ),
+    },
+    "data.label_leak": {
+        "classify: The label among the inputs": LabelledClouds,
+        "parts: The labels of points among the inputs": LabelledParts,
+        "poses: The heat maps among the inputs": LabelledVolumes,
+    },
+    "model.norm_mode": {
+        "classify: Batch norms held in evaluation mode": change(
+            CloudNet, train=hold(False, "first.norm", "second.norm")
+        ),
+        "scans: A batch norm whose momentum is 0": change(ScanNet, lambda net: setattr(net.norm, "momentum", 0.0)),
+        "rooms: A norm of one's own that never writes its statistics": change(RoomNet, add(norm=OwnNorm)),
+        "poses: A norm that is called with training=False": change(VolumeNet, add(norm=lambda: FixedNorm(8))),
+    },
+    "eval.mode": {
+        "classify: `F.dropout` without `training`": change(
+            CloudNet, pooled=lambda self, rows: F.dropout(rows.amax(dim=1), 0.3)
+        ),
+        "parts: A dropout held in training mode": change(PartNet, train=hold(True, "drop")),
+        "scans: Noise on the features also in evaluation": change(
+            ScanNet, between=lambda self, maps: maps + 0.1 * torch.randn_like(maps)
+        ),
+        "poses: A dropout of channels held in training mode by its own `forward`": change(
+            VolumeNet,
+            add(drop=lambda: Layer(lambda maps: F.dropout3d(maps, 0.2))),
+            between=lambda self, maps: self.drop(maps),
+        ),
+    },
+    "model.structure": {
+        "rooms: A dropout that is off in training": change(
+            RoomNet,
+            add(drop=lambda: nn.Dropout(0.3)),
+            train=hold(False, "drop"),
+            leave=lambda self, logits: self.drop(logits),
+        ),
+        "classify: `[layer] * 3` in a ModuleList": change(
+            CloudNet, add(layers=lambda: nn.ModuleList([nn.Linear(32, 32)] * 3)), between=_repeat
+        ),
+        "scans: One convolution under two names": change(ScanNet, add(lower="down")),
+        "classify: A subclass of nn.Linear that forgets its bias": change(
+            CloudNet, add(middle=lambda: Forgetful(32, 32)), **_middle
+        ),
+        "parts: A subclass of nn.Linear whose square matrix is transposed": change(
+            PartNet, add(middle=lambda: Turned(32, 32)), **_middle
+        ),
+        "scans: A subclass of nn.Conv2d that pads outputs for inputs": change(
+            ScanNet, add(middle=lambda: Renamed(width=32)), **_middle
+        ),
+        "classify: A layer called twice that answers the second call with the first result": change(
+            CloudNet, add(middle=lambda: Cached(32, 32)), **_twice
+        ),
+    },
+    "model.frozen_unintended": {
+        "parts: A layer frozen in the constructor": change(PartNet, lambda net: net.first.requires_grad_(False)),
+        "classify: Features detached between layers": change(CloudNet, between=lambda self, rows: rows.detach()),
+    },
+    "loss.double_softmax": {
+        "classify: A softmax layer at the end": change(
+            CloudNet, add(last=lambda: nn.Softmax(dim=-1)), leave=lambda self, logits: self.last(logits)
+        ),
+        "parts: A softmax in the code of a head of one's own": change(
+            PartNet,
+            add(end=lambda: Layer(lambda logits: logits.softmax(dim=-1)), unused_order=nn.Identity),
+            leave=lambda self, logits: self.end(logits),
+        ),
+    },
+    "model.activation": {
+        "poses: A ReLU at the end, below a negative bias": change(
+            VolumeNet, _rectify, leave=lambda self, maps: self.relu(maps)
+        ),
+    },
+    "model.numerics": {
+        "classify: A layer called twice whose second call has a wrong gradient": change(
+            CloudNet,
+            add(middle=Scaled),
+            between=lambda self, rows: self.middle(self.middle(rows - 1).relu()),
+        ),
+    },
+}
+"""Networks by their cause, task and bug."""
+DEEP = ("subclass of", "called twice")
+"""Words of the bugs that only `check --deep` finds."""

@@ -1,18 +1,12 @@
-"""Small pose runs for tests, and transforms in the place of their own."""
+"""Small pose runs for tests."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from sightline.config import read_config
-from sightline.engine.build import DataSubset, TrainingSetup, build, build_transforms
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.store.loading.batch_reader import BatchReader, NamedTransform
-
-__all__ = ["make_pose", "with_transform"]
 
 CONFIG = """\
 task: {name: pose}
@@ -40,26 +34,3 @@ def make_pose(folder: Path, *overrides: str) -> TrainingSetup:
     path = folder / "pose.yaml"
     path.write_text(CONFIG)
     return build(read_config(path, overrides), World())
-
-
-def with_transform(built: TrainingSetup, name: str, plant: Callable[[Any], Any]) -> TrainingSetup:
-    """The run with `plant(transform)` in the place of the transform of that name, in training and evaluation."""
-    data = built.data
-    parts = {
-        split: _changed(built, part, components, name, plant)
-        for split, part, components in (
-            ("train", data.train, built.config.transforms.train),
-            ("selection", data.selection, built.config.transforms.evaluate),
-        )
-    }
-    return dataclasses.replace(built, data=dataclasses.replace(data, **parts))
-
-
-def _changed(
-    built: TrainingSetup, part: DataSubset, components: Any, name: str, plant: Callable[[Any], Any]
-) -> DataSubset:
-    transforms = [
-        NamedTransform(t.name, plant(t.apply) if t.name == name else t.apply)
-        for t in build_transforms(components, part.dataset.info.facts)
-    ]
-    return dataclasses.replace(part, reader=BatchReader(part.dataset, transforms))

@@ -119,6 +119,3 @@ def context_of(built: TrainingSetup, run: Path | None = None) -> Context:
     failure = context.dry_run.failure
     assert failure is None, failure
     return context
-
-
-__all__ = ["MapOutput", "Maps", "MeanSquare", "context_of", "grid", "heat_maps", "make_maps"]

@@ -21,10 +21,10 @@ from sightline.engine.distributed import World
 from sightline.engine.train import train
 from tests.command import run_here, succeed
 from tests.data.scans.lidar_writers import write_kitti_object, write_own, write_semantic_kitti
-from tests.doctor.scanning import make_scans
 from tests.marks import long_but
 from tests.processes import ROOT, run_ranks
 from tests.runs.lidar_steps import run_steps
+from tests.runs.scanning import make_scans
 
 # As of the contract's toys: sums of float64 terms in another order, through six steps of AdamW.
 BOUND = 1e-9

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,90 +16,59 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-import sightline
-from sightline.doctor.watch.watch import Watch
-from tests.runtime.healthy_loops import batches, net, train
+from tests.runtime.healthy_loops import SGD, Scaled, Watch, batches, net, train
 
 
 def overlapping_split(bug: bool, *, evaluates: str = "validation") -> Watch:
-    torch.manual_seed(0)
     values = torch.randn(120, 20)
-    data = TensorDataset(values, values[:, :4].argmax(dim=1))
-    order = torch.randperm(120)
+    data, order = TensorDataset(values, values[:, :4].argmax(dim=1)), torch.randperm(120)
     held = order[torch.randperm(120)[:40]] if bug else order[:40]
-    loaders = {"training": DataLoader(Subset(data, order[40:]), 16, shuffle=True)}  # type: ignore[arg-type]
-    loaders["validation"] = DataLoader(Subset(data, held), 16)  # type: ignore[arg-type]
+    training = DataLoader(Subset(data, order[40:]), 16, shuffle=True)  # type: ignore[arg-type]
+    loaders = {"training": training, "validation": DataLoader(Subset(data, held), 16)}  # type: ignore[arg-type]
+
+    def evaluate(step: int, model: nn.Module) -> None:
+        with torch.no_grad():
+            for name in evaluates.split() if step % 5 == 0 else ():
+                for points, _ in loaders[name]:
+                    model.eval()(points)
+        model.train()
+
     model = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 4))
-    optimizer = torch.optim.Adam(model.parameters())
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for _ in range(3):
-            for points, label in loaders["training"]:
-                optimizer.zero_grad()
-                F.cross_entropy(model.train()(points), label).backward()
-                optimizer.step()
-            with torch.no_grad():
-                for name in evaluates.split():
-                    for points, _ in loaders[name]:
-                        model.eval()(points)
-    return watch
+    return train(model, optimizer=torch.optim.Adam, data=[b for _ in range(3) for b in training], after=evaluate)
 
 
-def overlapping_split_of_two_evaluations(bug: bool) -> Watch:
-    return overlapping_split(bug, evaluates="training validation")
+def load_keys(keys: Callable[[str], str | None], part: int | None = None) -> Watch:
+    """Load the state of another network, or of a layer, before the first step; a key may be left out."""
+    stored = (net() if part is None else nn.Linear(10, 24)).state_dict()
+    state = {name: value for key, value in stored.items() if (name := keys(key)) is not None}
 
+    def load(step: int, model: Any) -> None:
+        if step == 1:
+            (model if part is None else model[part]).load_state_dict(state, strict=False)
 
-def keys_of_another_model(bug: bool, change: Callable[[str], str] = lambda key: f"module.{key}") -> Watch:
-    stored = {change(key) if bug else key: value for key, value in net().state_dict().items()}
-    return train(at=lambda step, model: step == 1 and model.load_state_dict(stored, strict=False), steps=3)
-
-
-def keys_of_a_part(bug: bool) -> Watch:
-    stored = {f"body.{key}" if bug else key: value for key, value in nn.Linear(10, 24).state_dict().items()}
-    return train(at=lambda step, model: step == 1 and model[0].load_state_dict(stored, strict=False), steps=3)
+    return train(at=load, steps=3)
 
 
 def accumulation_cleared(bug: bool, *, sets_to_none: bool = True) -> Watch:
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for step, (points, label) in enumerate(batches(24)):
-            if bug or step % 3 == 0:
-                optimizer.zero_grad(set_to_none=sets_to_none)
-            (F.cross_entropy(model(points), label) / 3).backward()
-            if step % 3 == 2:
-                optimizer.step()
-    return watch
+    steps = iter(range(24))
 
+    def clear(optimizer: Any) -> None:
+        if next(steps) % 3 == 0 or bug:
+            optimizer.zero_grad(set_to_none=sets_to_none)
 
-def accumulation_set_to_zero(bug: bool) -> Watch:
-    return accumulation_cleared(bug, sets_to_none=False)
-
-
-def schedule_of_epochs(bug: bool) -> Watch:
-    return train(scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 2 if bug else 20), steps=40)
+    update = lambda step, optimizer: optimizer.step() if step % 3 == 0 else None  # noqa: E731
+    return train(optimizer=SGD, clear=clear, update=update, loss=lambda o, y: F.cross_entropy(o, y) / 3, steps=24)
 
 
 def clipped_while_scaled(bug: bool, *, by_value: bool = False) -> Watch:
-    model = net(dropout=0.0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for points, label in batches(8):
-            optimizer.zero_grad()
-            scaler.scale(F.cross_entropy(model(points), label)).backward()
-            if not bug:
-                scaler.unscale_(optimizer)
-            if by_value:
-                nn.utils.clip_grad_value_(model.parameters(), 0.01)
-            else:
-                nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-            scaler.step(optimizer)
-            scaler.update()
-    return watch
+    clip = partial(nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_)
 
+    def change(scaler: Any, optimizer: Any) -> None:
+        if not bug:
+            scaler.unscale_(optimizer)
+        clip(optimizer.param_groups[0]["params"], 0.01 if by_value else 0.1)
 
-def clipped_by_value_while_scaled(bug: bool) -> Watch:
-    return clipped_while_scaled(bug, by_value=True)
+    return Scaled(2.0**12, change).train(net(dropout=0.0), optimizer=SGD, steps=8)
 
 
 class Average(nn.Module):
@@ -126,19 +96,12 @@ def average_without_buffers(bug: bool, *, wrap: Callable[[nn.Module], nn.Module]
     return train(model, at=update, ema=average, steps=30)
 
 
-def wrapped_average_without_buffers(bug: bool) -> Watch:
-    return average_without_buffers(bug, wrap=Average)
-
-
 class Scenes(nn.Module):
     def __init__(self, bug: bool, *, is_encoder: bool) -> None:
         super().__init__()
         self.embed, self.head, self.bug, self.is_encoder = nn.Linear(4, 8), nn.Linear(8, 4), bug, is_encoder
-        self.part = (
-            nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
-            if is_encoder
-            else nn.MultiheadAttention(8, 2)
-        )
+        encoder = partial(nn.TransformerEncoderLayer, 8, 2, 16, dropout=0.0, batch_first=True)
+        self.part = encoder() if is_encoder else nn.MultiheadAttention(8, 2)
 
     def forward(self, rows: Tensor, is_there: Tensor) -> Tensor:
         hidden, ignored = self.embed(rows), is_there if self.bug else ~is_there
@@ -149,61 +112,54 @@ class Scenes(nn.Module):
 
 
 def mask_upside_down(bug: bool, *, is_encoder: bool = False) -> Watch:
-    model = Scenes(bug, is_encoder=is_encoder)
-    optimizer = torch.optim.Adam(model.parameters())
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for _ in range(3):
-            is_there = torch.arange(6) < torch.randint(2, 5, (12, 1))
-            rows = torch.randn(12, 6, 4) * is_there[..., None]
-            optimizer.zero_grad()
-            F.cross_entropy(model(rows, is_there), torch.randint(4, (12,))).backward()
-            optimizer.step()
-    return watch
+    masks = [torch.arange(6) < torch.randint(2, 5, (12, 1)) for _ in range(3)]
+    data = [((torch.randn(12, 6, 4) * mask[..., None], mask), torch.randint(4, (12,))) for mask in masks]
+    compute = lambda model, scene, label: F.cross_entropy(model(*scene), label)  # noqa: E731
+    return train(Scenes(bug, is_encoder=is_encoder), optimizer=torch.optim.Adam, compute=compute, data=data)
 
 
-def mask_of_an_encoder_upside_down(bug: bool) -> Watch:
-    return mask_upside_down(bug, is_encoder=True)
+def schedule_of_epochs(bug: bool) -> Watch:
+    return train(scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 2 if bug else 20), steps=40)
 
 
-LOOPS: dict[Callable[[bool], Watch], tuple[str, str]] = {
-    **dict.fromkeys((overlapping_split, overlapping_split_of_two_evaluations), ("split-overlap", "data.split")),
-    **dict.fromkeys((keys_of_another_model, keys_of_a_part), ("nothing-loaded", "ckpt.key_mismatch")),
-    **dict.fromkeys((accumulation_cleared, accumulation_set_to_zero), ("gradients-cleared", "optim.grad_accumulation")),
-    schedule_of_epochs: ("schedule", "optim.scheduler"),
-    **dict.fromkeys((clipped_while_scaled, clipped_by_value_while_scaled), ("scaled-clipping", "optim.clip")),
-    **dict.fromkeys((average_without_buffers, wrapped_average_without_buffers), ("ema", "model.norm_mode")),
-    **dict.fromkeys((mask_upside_down, mask_of_an_encoder_upside_down), ("attention", "data.padding")),
+LOOPS: dict[str, tuple[str, Callable[[bool], Watch]]] = {
+    "overlapping_split": ("data.split", overlapping_split),
+    "overlapping_split_of_two_evaluations": (
+        "data.split",
+        partial(overlapping_split, evaluates="training validation"),
+    ),
+    "keys_of_another_model": ("ckpt.key_mismatch", lambda bug: load_keys(lambda key: f"{'module.' * bug}{key}")),
+    "keys_of_a_part": ("ckpt.key_mismatch", lambda bug: load_keys(lambda key: f"{'body.' * bug}{key}", 0)),
+    "accumulation_cleared": ("optim.grad_accumulation", accumulation_cleared),
+    "accumulation_set_to_zero": ("optim.grad_accumulation", partial(accumulation_cleared, sets_to_none=False)),
+    "schedule_of_epochs": ("optim.scheduler", schedule_of_epochs),
+    "clipped_while_scaled": ("optim.clip", clipped_while_scaled),
+    "clipped_by_value_while_scaled": ("optim.clip", partial(clipped_while_scaled, by_value=True)),
+    "average_without_buffers": ("model.norm_mode", average_without_buffers),
+    "wrapped_average_without_buffers": ("model.norm_mode", partial(average_without_buffers, wrap=Average)),
+    "mask_upside_down": ("data.padding", mask_upside_down),
+    "mask_of_an_encoder_upside_down": ("data.padding", partial(mask_upside_down, is_encoder=True)),
 }
 
 
 def adversarial_examples() -> Watch:
     """Gradients of inputs are taken by a backward pass of its own, whose other gradients are cleared."""
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for points, label in batches(12):
-            moved = points.clone().requires_grad_()
-            F.cross_entropy(model(moved), label).backward()
-            optimizer.zero_grad()
-            F.cross_entropy(model(points + 0.1 * moved.grad.sign()), label).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    return watch
+
+    def compute(model: nn.Module, points: Tensor, label: Tensor) -> Tensor:
+        moved = points.clone().requires_grad_()
+        F.cross_entropy(model(moved), label).backward()
+        model.zero_grad()
+        return F.cross_entropy(model(points + 0.1 * moved.grad.sign()), label)
+
+    return train(optimizer=SGD, compute=compute, steps=12)
 
 
 def divided_while_scaled() -> Watch:
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for points, label in batches(8):
-            optimizer.zero_grad()
-            scaler.scale(F.cross_entropy(model(points), label)).backward()
-            for parameter in model.parameters():
-                parameter.grad.div_(4)
-            scaler.step(optimizer)
-            scaler.update()
-    return watch
+    def divide(scaler: Any, optimizer: Any) -> None:
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad.div_(4)
+
+    return Scaled(2.0**8, divide).train(optimizer=SGD, steps=8)
 
 
 def average_with_statistics_made_anew() -> Watch:
@@ -220,19 +176,10 @@ def average_with_statistics_made_anew() -> Watch:
     return train(model, at=update, ema=average, steps=30)
 
 
-def training_set_evaluated() -> Watch:
-    return overlapping_split(False, evaluates="training training validation")
-
-
-def weights_of_a_backbone() -> Watch:
-    stored = {key: value for key, value in net().state_dict().items() if key.startswith("0.")}
-    return train(at=lambda step, model: step == 1 and model.load_state_dict(stored, strict=False), steps=3)
-
-
-HEALTHY_LOOPS = [
-    adversarial_examples,
-    divided_while_scaled,
-    average_with_statistics_made_anew,
-    training_set_evaluated,
-    weights_of_a_backbone,
-]
+HEALTHY_LOOPS: dict[str, Callable[[], Watch]] = {
+    "adversarial_examples": adversarial_examples,
+    "divided_while_scaled": divided_while_scaled,
+    "average_with_statistics_made_anew": average_with_statistics_made_anew,
+    "training_set_evaluated": partial(overlapping_split, False, evaluates="training training validation"),
+    "weights_of_a_backbone": partial(load_keys, lambda key: key if key.startswith("0.") else None),
+}

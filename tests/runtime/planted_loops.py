@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import sightline
-from tests.runtime.healthy_loops import STEPS, batches, net, train
+from tests.runtime.blind_losses import Call
+from tests.runtime.healthy_loops import SGD, STEPS, Adam, Scaled, Watch, batches, net, plain_net, train
 
 
 class Plant(NamedTuple):
@@ -35,31 +36,16 @@ class InList(nn.Module):
         return self.last(hidden)
 
 
-class Cut(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(10, 24), nn.Linear(24, 4)
-
-    def forward(self, points: Tensor) -> Tensor:
-        return self.head(self.body(points).relu().detach())
+def cut() -> nn.Module:
+    return Call(lambda x, body, head: head(body(x).relu().detach()), nn.Linear(10, 24), nn.Linear(24, 4))
 
 
-class Unused(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.extra = net(), nn.Linear(10, 4)
-
-    def forward(self, points: Tensor) -> Tensor:
-        return self.body(points)
+def unused() -> nn.Module:
+    return Call(lambda x, body, extra: body(x), net(), nn.Linear(10, 4))
 
 
-class Constant(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(10, 24), nn.Linear(24, 4)
-
-    def forward(self, points: Tensor) -> Tensor:
-        return self.head(self.body(points).relu() * 0)
+def constant() -> nn.Module:
+    return Call(lambda x, body, head: head(body(x).relu() * 0), nn.Linear(10, 24), nn.Linear(24, 4))
 
 
 class RootOfZero(nn.Module):
@@ -98,120 +84,74 @@ class Exponential(nn.Module):
         return (values.abs() * scale).exp().clamp(min=1)
 
 
-def replaced_after_the_optimizer():
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+def replaced_after_the_optimizer() -> Watch:
+    optimizer = SGD((model := net()).parameters())
     model[4] = nn.Linear(24, 4)
     return train(model, optimizer=optimizer)
 
 
-def left_out():
-    model = net()
-    return train(model, optimizer=torch.optim.SGD(model[4].parameters(), lr=1e-2))
+def train_the_head(**options: Any) -> Watch:
+    return train(m := net(), optimizer=SGD(m[4].parameters()), **options)
 
 
-def left_out_and_not_named():
-    model = net()
-    optimizer = torch.optim.SGD(model[4].parameters(), lr=1e-2)
-    with sightline.watch(model) as watch:
-        for points, label in batches():
-            model.zero_grad()
-            F.cross_entropy(model(points), label).backward()
-            optimizer.step()
-    return watch
+def steps_twice() -> Watch:
+    return train(optimizer=SGD, update=lambda step, optimizer: (optimizer.step(), optimizer.step()))
 
 
-def evaluated_in_training_mode():
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for points, label in batches(10):
-            optimizer.zero_grad()
-            F.cross_entropy(model(points), label).backward()
-            optimizer.step()
+def skips_for_ever() -> Watch:
+    return Scaled(2.0**10).train(optimizer=SGD, loss=lambda o, y: F.cross_entropy(o, y) * torch.inf)
+
+
+def evaluated_in_training_mode() -> Watch:
+    def evaluate(step: int, model: nn.Module) -> None:
         with torch.no_grad():
-            for points, _ in batches(5):
+            for points, _ in batches(5) if step == 10 else ():
                 model(points)
-    return watch
+
+    return train(optimizer=SGD, steps=10, after=evaluate)
 
 
-def keep_best_without_copy():
-    model, kept = net(), {}
+def keep_best_without_copy() -> Watch:
+    kept: dict[str, Tensor] = {}
 
-    def keep(step, model):
+    def keep(step: int, model: nn.Module) -> None:
         if step == 5:
             kept.update(model.state_dict())
+        if step == STEPS:
+            model.load_state_dict(kept)
 
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for step, (points, label) in enumerate(batches(), start=1):
-            optimizer.zero_grad()
-            F.cross_entropy(model(points), label).backward()
-            optimizer.step()
-            keep(step, model)
-        model.load_state_dict(kept)
-    return watch
+    return train(optimizer=SGD, after=keep)
 
 
-def never_averaged():
-    model = net()
-    return train(model, ema=torch.optim.swa_utils.AveragedModel(model))
+def never_averaged() -> Watch:
+    return train(model := net(), ema=torch.optim.swa_utils.AveragedModel(model))
 
 
-def skips_for_ever():
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for points, label in batches():
-            optimizer.zero_grad()
-            loss = F.cross_entropy(model(points), label)
-            scaler.scale(loss * torch.tensor(float("inf"))).backward()
-            scaler.step(optimizer)
-            scaler.update()
-    return watch
+def loss_of_another_model() -> Watch:
+    other = net()
+
+    def compute(model: nn.Module, points: Tensor, label: Tensor) -> Tensor:
+        model(points)
+        return F.cross_entropy(other(points), label)
+
+    return train(optimizer=SGD, compute=compute)
 
 
-def steps_without_backward():
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for points, label in batches():
-            optimizer.zero_grad()
-            F.cross_entropy(model(points), label).backward()
-            optimizer.step()
-            optimizer.step()
-    return watch
-
-
-def loss_of_another_model():
-    model, other = net(), net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for points, label in batches():
-            optimizer.zero_grad()
-            model(points)
-            F.cross_entropy(other(points), label).backward()
-            optimizer.step()
-    return watch
-
-
-def frozen_weight():
+def frozen_weight() -> nn.Module:
     model = net()
     model[0].weight.requires_grad_(False)
     return model
 
 
-def dead_layer():
-    model = nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 4))
-    nn.init.constant_(model[0].bias[:20], -100.0)
+def dead_layer() -> nn.Module:
+    nn.init.constant_((model := plain_net())[0].bias[:20], -100.0)
     return model
 
 
-def with_nan(step: int, points: Tensor) -> Tensor:
-    if step == 7:
-        points[3, 2] = float("nan")
-    return points
+def with_nan() -> Any:
+    data = [*batches()]
+    data[6][0][3, 2] = float("nan")
+    return data
 
 
 def to_eval(step: int, model: nn.Module) -> None:
@@ -219,17 +159,9 @@ def to_eval(step: int, model: nn.Module) -> None:
         model.eval()
 
 
-def freeze_norm(step: int, model: nn.Module) -> None:
+def freeze_norm(step: int, model: Any) -> None:
     model.train()
     model[1].eval()
-
-
-def cosine(optimizer: Any) -> Any:
-    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
-
-
-def exponential(optimizer: Any) -> Any:
-    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
 
 
 def reloaded() -> Any:
@@ -253,6 +185,8 @@ def constant_labels() -> Any:
     return [(points, torch.full_like(label, 2)) for points, label in batches()]
 
 
+exponential = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
+cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=10)
 PLANTS = {
     "zero_grad is missing": Plant("gradients-kept", "optim.grad_accumulation", 2, lambda: train(clear=None)),
     "zero_grad between backward and step": Plant(
@@ -267,43 +201,54 @@ PLANTS = {
         3,
         lambda: train(clear=None, after_backward=lambda optimizer: optimizer.zero_grad(set_to_none=False)),
     ),
-    "step twice": Plant("step-without-backward", "optim.step_order", 2, steps_without_backward),
+    "step twice": Plant(
+        "step-without-backward",
+        "optim.step_order",
+        2,
+        steps_twice,
+    ),
     "loss of another model": Plant("no-gradient", "loss.detached", 1, loss_of_another_model),
     "layers in a list": Plant("unregistered", "model.unregistered", 1, lambda: train(InList())),
-    "features detached": Plant("no-gradient", "model.frozen_unintended", 1, lambda: train(Cut())),
-    "a layer that never runs": Plant("no-gradient", "model.structure", 8, lambda: train(Unused())),
+    "features detached": Plant("no-gradient", "model.frozen_unintended", 1, lambda: train(cut())),
+    "a layer that never runs": Plant("no-gradient", "model.structure", 8, lambda: train(unused())),
     "optimiser before the new head": Plant("not-optimised", "optim.param_coverage", 1, replaced_after_the_optimizer),
-    "a part in no optimiser": Plant("not-optimised", "optim.param_coverage", 1, left_out),
-    "a part in no optimiser, found": Plant("not-optimised", "optim.param_coverage", 21, left_out_and_not_named),
+    "a part in no optimiser": Plant("not-optimised", "optim.param_coverage", 1, train_the_head),
+    "a part in no optimiser, found": Plant(
+        "not-optimised",
+        "optim.param_coverage",
+        21,
+        partial(train_the_head, names_optimizer=False),
+    ),
     "NaN in the data": Plant(
         "non-finite",
         "data.corrupt_sample",
         7,
-        lambda: train(data=[(with_nan(step, p), y) for step, (p, y) in enumerate(batches(), start=1)]),
+        lambda: train(data=with_nan()),
     ),
     "infinite derivative": Plant("non-finite", "model.numerics", 3, lambda: train(RootOfZero())),
     "infinite activation": Plant("non-finite", "model.numerics", 4, lambda: train(Overflow(), bisect=True)),
     "log of zero in the loss": Plant(
         "non-finite", "loss.form", 1, lambda: train(loss=lambda o, y: (o.softmax(1) * 0).log().mean())
     ),
-    "the scaler skips for ever": Plant("skipped-updates", "optim.amp", 1, skips_for_ever),
-    "learning rate 0": Plant(
-        "no-update", "optim.lr", 10, lambda: train(m := net(), optimizer=torch.optim.SGD(m.parameters(), lr=0.0))
+    "the scaler skips for ever": Plant(
+        "skipped-updates",
+        "optim.amp",
+        1,
+        skips_for_ever,
     ),
+    "learning rate 0": Plant("no-update", "optim.lr", 10, lambda: train(optimizer=partial(SGD, lr=0.0))),
     "updates below the weights' last bit": Plant(
         "no-update",
         "model.numerics",
         2,
         lambda: train(
-            m := nn.Linear(10, 4).bfloat16(),
-            optimizer=torch.optim.SGD(m.parameters(), lr=1e-6),
+            nn.Linear(10, 4).bfloat16(),
+            optimizer=partial(SGD, lr=1e-6),
             data=[(p.bfloat16(), y) for p, y in batches()],
         ),
     ),
-    "learning rate 10 of Adam": Plant(
-        "large-update", "optim.lr", 3, lambda: train(m := net(), optimizer=torch.optim.Adam(m.parameters(), lr=10.0))
-    ),
-    "constant output": Plant("constant-output", "model.constant_output", 4, lambda: train(Constant())),
+    "learning rate 10 of Adam": Plant("large-update", "optim.lr", 3, lambda: train(optimizer=partial(Adam, lr=10.0))),
+    "constant output": Plant("constant-output", "model.constant_output", 4, lambda: train(constant())),
     "one weight frozen": Plant("frozen", "model.frozen_unintended", 1, lambda: train(frozen_weight())),
     "dead units": Plant("dead-units", "model.activation", 5, lambda: train(dead_layer())),
     "evaluation mode after an evaluation": Plant("mode", "model.norm_mode", 11, lambda: train(at=to_eval)),
@@ -334,7 +279,7 @@ PLANTS = {
         "lost-state",
         "ckpt.incomplete_state",
         8,
-        lambda: train(m := net(), optimizer=torch.optim.Adam(m.parameters()), clear=forget_at(8)),
+        lambda: train(optimizer=Adam, clear=forget_at(8)),
     ),
     "one label for ever": Plant("same-label", "data.label_mapping", 5, lambda: train(data=constant_labels())),
     "an average that nobody updates": Plant("ema", "optim.state", 21, never_averaged),
@@ -344,6 +289,9 @@ PLANTS = {
     ),
     "a cosine of epochs stepped per batch": Plant("schedule", "optim.scheduler", 13, lambda: train(scheduler=cosine)),
     "a decay of epochs stepped per batch": Plant(
-        "no-update", "optim.scheduler", 60, lambda: train(scheduler=exponential)
+        "no-update",
+        "optim.scheduler",
+        60,
+        lambda: train(scheduler=exponential),
     ),
 }

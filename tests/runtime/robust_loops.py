@@ -87,14 +87,8 @@ def graph(layout: torch.layout, *, is_first: bool) -> LoopProgram:
     return train_with(Graph(), draw)
 
 
-@loop
-def a_sparse_adjacency_after_the_nodes() -> LoopProgram:
-    return graph(torch.sparse_coo, is_first=False)
-
-
-@loop
-def a_compressed_adjacency_before_the_nodes() -> LoopProgram:
-    return graph(torch.sparse_csr, is_first=True)
+LOOPS["a_sparse_adjacency_after_the_nodes"] = lambda: graph(torch.sparse_coo, is_first=False)
+LOOPS["a_compressed_adjacency_before_the_nodes"] = lambda: graph(torch.sparse_csr, is_first=True)
 
 
 class SparseWords(nn.Module):
@@ -144,16 +138,19 @@ def a_sparse_weight() -> LoopProgram:
     return train_with(Mixed(), rows, kind=torch.optim.SGD)
 
 
+class Parts(nn.Module):
+    """A model of samples with a number of rows each, which are a nested tensor."""
+
+    def __init__(self, *, returns_nested: bool = False) -> None:
+        super().__init__()
+        self.layers, self.returns_nested = network(), returns_nested
+
+    def forward(self, parts: Tensor) -> Tensor:
+        outputs = self.layers(parts)
+        return outputs if self.returns_nested else torch.stack([part.mean(0) for part in outputs.unbind()])
+
+
 def nested(layout: torch.layout, *, returns_nested: bool) -> LoopProgram:
-    class Parts(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = network()
-
-        def forward(self, parts: Tensor) -> Tensor:
-            outputs = self.layers(parts)
-            return outputs if returns_nested else torch.stack([part.mean(0) for part in outputs.unbind()])
-
     def draw() -> tuple[Any, Any]:
         parts = [torch.randn(3 + index % 5, 8) for index in range(12)]
         return torch.nested.nested_tensor(parts, layout=layout), torch.randint(0, 4, (12,))
@@ -161,17 +158,11 @@ def nested(layout: torch.layout, *, returns_nested: bool) -> LoopProgram:
     def loss(outputs: Tensor, target: Tensor) -> Tensor:
         return outputs.values().square().mean() if returns_nested else F.cross_entropy(outputs, target)
 
-    return train_with(Parts(), draw, loss)
+    return train_with(Parts(returns_nested=returns_nested), draw, loss)
 
 
-@loop
-def nested_inputs() -> LoopProgram:
-    return nested(torch.strided, returns_nested=False)
-
-
-@loop
-def jagged_inputs_and_outputs() -> LoopProgram:
-    return nested(torch.jagged, returns_nested=True)
+LOOPS["nested_inputs"] = lambda: nested(torch.strided, returns_nested=False)
+LOOPS["jagged_inputs_and_outputs"] = lambda: nested(torch.jagged, returns_nested=True)
 
 
 @loop
@@ -286,24 +277,12 @@ def one_number_before_the_rows() -> LoopProgram:
 # --- models that torch runs itself, and threads -----------------------------------------------------------------------
 
 
-@loop
-def a_scripted_model() -> LoopProgram:
-    return train_with(torch.jit.script(network()), rows)
-
-
-@loop
-def a_scripted_part() -> LoopProgram:
-    return train_with(nn.Sequential(nn.Linear(8, 8), torch.jit.script(network())), rows)
-
-
-@loop
-def a_traced_model() -> LoopProgram:
-    return train_with(torch.jit.trace(network(), torch.randn(2, 8)), rows)
-
-
-@loop
-def a_compiled_part() -> LoopProgram:
-    return train_with(nn.Sequential(nn.Linear(8, 8), torch.compile(network(), backend="eager")), rows)
+LOOPS["a_scripted_model"] = lambda: train_with(torch.jit.script(network()), rows)
+LOOPS["a_traced_model"] = lambda: train_with(torch.jit.trace(network(), torch.randn(2, 8)), rows)
+LOOPS["a_scripted_part"] = lambda: train_with(nn.Sequential(nn.Linear(8, 8), torch.jit.script(network())), rows)
+LOOPS["a_compiled_part"] = lambda: train_with(
+    nn.Sequential(nn.Linear(8, 8), torch.compile(network(), backend="eager")), rows
+)
 
 
 @loop

@@ -1,10 +1,13 @@
-"""Correct loops of unusual tensors and models: nothing fails, nothing is found, and the run has the same bits."""
+"""Loops of unusual tensors, models and threads have the same bits under `watch`, of which nothing is left."""
 
 from __future__ import annotations
 
+import gc
 import logging
+import pickle
 import random
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,25 +19,23 @@ from torch.nn import functional as F
 
 import sightline
 from sightline.contract.pytree import is_dense
-from tests.runtime.robust_loops import LOOPS, Graph, adjacency, network, rows
+from sightline.doctor.watch.loss_graph import is_misread
+from tests.cases import run_each
+from tests.runtime.odd_healthy_loops import mlp
+from tests.runtime.robust_loops import LOOPS, network, rows
 
 
 def _take_bits(models: Sequence[nn.Module]) -> list[Any]:
     """The numbers of all parameters and buffers, and the states of the global generators."""
     tensors = [tensor.detach() for model in models for tensor in model.state_dict().values()]
     dense = [tensor if tensor.layout is torch.strided else tensor.to_dense() for tensor in tensors]
-    return [
-        *(tensor.contiguous().flatten().view(torch.uint8).tolist() for tensor in dense),
-        torch.get_rng_state().tolist(),
-        random.getstate(),
-        str(np.random.get_state()),
-    ]
+    bits = [tensor.contiguous().flatten().view(torch.uint8).tolist() for tensor in dense]
+    return [*bits, torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())]
 
 
 def _seed() -> None:
-    torch.manual_seed(0)
-    random.seed(0)
-    np.random.seed(0)
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(0)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -71,78 +72,24 @@ def test_what_has_numbers_in_memory_is_dense() -> None:
     assert inside == [False, True, False, True]
 
 
-def _watch_graph(change: Any) -> list[str]:
-    """Train a graph network of a sparse adjacency; `change` plants a bug where the outputs are."""
-    torch.manual_seed(0)
-    model, edges = Graph(), adjacency(torch.sparse_csr)
-    optimizer = torch.optim.Adam(model.parameters())
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for _ in range(20):
-            nodes = torch.randn(30, 8)
-            optimizer.zero_grad()
-            F.cross_entropy(change(model(edges, nodes)), nodes[:, :4].argmax(1)).backward()
-            optimizer.step()
-    return [each.code for each in watch.findings if each.severity != "note"]
-
-
-def test_bugs_beside_sparse_tensors_are_found() -> None:
-    assert _watch_graph(lambda outputs: outputs) == []
-    assert _watch_graph(lambda outputs: outputs.softmax(1)) == ["double-softmax"]
-    assert "non-finite" in _watch_graph(lambda outputs: outputs / 0)
-
-
-@pytest.mark.parametrize("is_constant", [True, False])
-def test_constant_outputs_of_words_are_found(is_constant: bool) -> None:
-    """The first input has one axis."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 4))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for _ in range(10):
-            words = torch.randint(0, 50, (32,))
-            optimizer.zero_grad()
-            F.cross_entropy(model(words), words % 4).backward()
-            optimizer.step()
-            with torch.no_grad():
-                model[0].weight *= 0.0 if is_constant else 1.0
-    assert ("constant-output" in {each.code for each in watch.findings}) == is_constant
-
-
-def test_the_same_words_again_and_again_are_found() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 4))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    words = torch.randint(0, 50, (32,))
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for _ in range(10):
-            optimizer.zero_grad()
-            F.cross_entropy(model(words), words % 4).backward()
-            optimizer.step()
-    assert [each.code for each in watch.findings if each.severity != "note"] == ["same-batch"]
-
-
-@pytest.mark.parametrize("clears", [True, False])
-def test_a_bug_in_a_thread_of_its_own_is_found(clears: bool) -> None:
-    torch.manual_seed(0)
-    model = network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-
-    def train() -> None:
-        for _ in range(12):
-            inputs, target = rows()
-            if clears:
-                optimizer.zero_grad()
-            F.cross_entropy(model(inputs), target).backward()
-            optimizer.step()
-
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        thread = threading.Thread(target=train)
-        thread.start()
-        thread.join()
-    assert {each.code for each in watch.findings if each.severity != "note"} == (
-        {*()} if clears else {"gradients-kept"}
-    )
-    assert all(f"{each.where.file}" == __file__ for each in watch.findings)
+@run_each(
+    "before, after, is_wrong",
+    [
+        ((2, 8, 4, 5), (2, 20, 8), True),
+        ((2, 20, 8), (2, 8, 4, 5), True),
+        ((2, 20, 8), (2, 4, 20, 2), True),
+        ((2, 20, 8), (2, 20, 4, 2), False),
+        ((2, 4, 5, 8), (2, 20, 8), False),
+        ((2, 16, 4, 4), (2, 16, 16), False),
+        ((2, 1, 4, 5), (2, 20, 1), False),
+        ((16, 6, 8, 8), (16, 128, 3), True),  # two anchors of three classes, not moved to the end
+        ((16, 6, 8, 3), (16, 48, 3), False),  # rows of three pixels, in their order
+    ],
+)
+def test_maps_are_moved_before_they_are_read_as_rows(
+    before: tuple[int, ...], after: tuple[int, ...], is_wrong: bool
+) -> None:
+    assert is_misread(before, after) == is_wrong
 
 
 def test_two_threads_that_train_at_once_are_watched_apart() -> None:
@@ -181,20 +128,20 @@ def test_two_threads_that_train_at_once_are_watched_apart() -> None:
     assert codes == {True: set(), False: {"gradients-kept"}}
 
 
-@pytest.mark.parametrize("value", [1.0, 1e25])
-def test_a_running_variance_of_infinity_is_found_at_the_end(value: float) -> None:
-    """Of one batch with a huge number: loss, gradients and weights are finite at every update."""
+def test_nothing_is_left_in_a_model_after_its_loop() -> None:
+    """A saved model needs no sightline, and neither the watch nor the optimiser lives on with it."""
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for step in range(8):
-            rows = torch.randn(6, 4)
-            rows[0, 0] = value if step == 5 else 1.0
+    model, average = mlp(8, 16, 4), mlp(8, 16, 4)
+    optimizer = torch.optim.Adam(model.parameters())
+    with sightline.watch(model, optimizer=optimizer, ema=average) as watch:
+        for inputs, label in (rows() for _ in range(8)):
             optimizer.zero_grad()
-            F.cross_entropy(model(rows), torch.arange(6) % 3).backward()
+            F.cross_entropy(model(inputs), label).backward()
             optimizer.step()
-    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
-    found = [finding for finding in watch.findings if finding.severity != "note"]
-    assert [finding.code for finding in found] == ["non-finite"] * (value > 1), found
-    assert all("'1.running_var' is not finite" in finding.summary for finding in found)
+    for module in (*model.modules(), *average.modules()):
+        assert {name: value for name, value in vars(module).items() if "hooks" in name and value} == {}
+    assert b"sightline" not in pickle.dumps(model)
+    left = [weakref.ref(watch), weakref.ref(optimizer)]
+    del watch, optimizer
+    gc.collect()
+    assert [each() for each in left] == [None, None]

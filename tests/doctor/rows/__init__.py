@@ -1,26 +1,16 @@
-"""Planted bugs and their healthy twins, in small plain programs: a row a case, a module a family of relations."""
+"""Small plain programs with a bug, and without; `make(bug)` gives a model, its loss, its data, and options."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-Run = Callable[[bool, Any, Any], Any]
-"""Program `run(has_bug, watch, check)`: it calls `check(model, loss, batches)`, or trains under `watch(model)`."""
+from torch.utils.data import DataLoader, TensorDataset
 
-
-class Case(NamedTuple):
-    """Program with a bug, and the causes one of which a finding of it must name; without the bug it is healthy."""
-
-    name: str
-    run: Run
-    causes: str
+Make = Callable[[bool], tuple[Any, ...]]
+Cases = dict[str, tuple[str, Make]]
+"""Causes one of which a finding must name, and the program, by its name."""
 
 
-def list_cases() -> Iterator[tuple[str, Case]]:
-    """Yield the family and the case of each row."""
-    for module in pkgutil.iter_modules(__path__):
-        for case in importlib.import_module(f"{__name__}.{module.name}").CASES:
-            yield module.name, case
+def load(*tensors: Any, size: int = 16, **options: Any) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*tensors), size, **{"shuffle": "sampler" not in options, **options})

@@ -1,52 +1,16 @@
-"""Programs whose model answers what it should not, or does not train what it should."""
+"""Programs whose model answers what it should not, keeps what it should not, or does not train what it should."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.doctor.rows import Case
-
-
-class Dropping(nn.Module):
-    """Classifier whose dropout does, or does not, know that it evaluates."""
-
-    def __init__(self, *, is_always: bool) -> None:
-        super().__init__()
-        self.body, self.is_always = nn.Linear(6, 3), is_always
-
-    def forward(self, values: Tensor) -> Tensor:
-        return F.dropout(self.body(values), 0.5, training=self.is_always or self.training)
-
-
-def dropout_in_evaluation(has_bug: bool, watch: Any, check: Any) -> None:
-    torch.manual_seed(0)
-    check(Dropping(is_always=has_bug), nn.CrossEntropyLoss(), (torch.randn(16, 6), torch.randint(0, 3, (16,))))
-
-
-class Towers(nn.Module):
-    """Regressor of a mean of towers, in a plain list or registered."""
-
-    def __init__(self, *, is_plain: bool) -> None:
-        super().__init__()
-        towers = [nn.Linear(5, 4) for _ in range(3)]
-        self.towers = towers if is_plain else nn.ModuleList(towers)
-        self.last = nn.Linear(4, 1)
-
-    def forward(self, rows: Tensor) -> Tensor:
-        mean = torch.stack([F.dropout(tower(rows).tanh(), 0.2, self.training) for tower in self.towers]).mean(0)
-        answer: Tensor = self.last(mean)
-        return answer
-
-
-def towers_in_a_list(has_bug: bool, watch: Any, check: Any) -> None:
-    torch.manual_seed(0)
-    rows = torch.randn(24, 5)
-    check(Towers(is_plain=has_bug), nn.MSELoss(), (rows, rows[:, :1].sin()))
+from tests.doctor.rows import Cases, load
 
 
 class Images(nn.Module):
@@ -54,13 +18,11 @@ class Images(nn.Module):
 
     def __init__(self, slip: str) -> None:
         super().__init__()
-        self.slip = slip
-        self.gain = nn.Parameter(torch.ones(6, 1, 1))
+        self.slip, self.gain = slip, nn.Parameter(torch.ones(6, 1, 1))
         if slip == "tensor":
-            self.gain = None
-            self.loose = torch.ones(6, 1, 1, requires_grad=True)
+            self.gain, self.loose = None, torch.ones(6, 1, 1, requires_grad=True)
         self.body, self.last = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, 4)
-        self.register_buffer("seen", torch.zeros(6))
+        self.register_buffer("seen", torch.zeros(6), persistent=slip != "memory")
 
     def forward(self, images: Tensor) -> Tensor:
         if self.slip == "writes":
@@ -74,28 +36,24 @@ class Images(nn.Module):
         if self.slip == "batch norm by hand":
             pooled = (pooled - pooled.mean(0)) / (pooled.std(0) + 1e-3)
         if self.training or self.slip == "counts in evaluation":
-            self.seen.lerp_(pooled.detach().mean(0), 0.1)
+            with torch.no_grad():
+                self.seen.lerp_(pooled.mean(0), 0.0 if self.slip == "never written" else 0.1)
         answer: Tensor = self.last(pooled - self.seen * 0.5)
-        return answer
+        return F.dropout(answer, 0.5) if self.slip == "dropout" else answer
 
 
-def _check_images(slip: str) -> Any:
-    def run(has_bug: bool, watch: Any, check: Any) -> None:
-        torch.manual_seed(1)
-        images = torch.randn(12, 3, 10, 8)
-        check(Images(slip if has_bug else ""), nn.CrossEntropyLoss(), (images, torch.randint(0, 4, (12,))))
-
-    return run
+def of_images(slip: str, bug: bool) -> tuple[Any, ...]:
+    return Images(slip if bug else ""), nn.CrossEntropyLoss(), (torch.randn(12, 3, 10, 8), torch.arange(12) % 4)
 
 
 class Tagger(nn.Module):
     """Attention over words, or of words that come, with one of several slips."""
 
-    def __init__(self, slip: str, *, is_causal: bool = False, num_words: int = 11) -> None:
+    def __init__(self, slip: str, *, is_causal: bool = False) -> None:
         super().__init__()
         self.slip, self.is_causal = slip, is_causal
-        self.embed, self.places = nn.Embedding(num_words, 8), nn.Parameter(torch.randn(9, 8) * 0.1)
-        self.pairs, self.last = nn.Linear(8, 24), nn.Linear(8, num_words)
+        self.embed, self.places = nn.Embedding(11, 8), nn.Parameter(torch.randn(9, 8) * 0.1)
+        self.pairs, self.last = nn.Linear(8, 24), nn.Linear(8, 11)
 
     def forward(self, words: Tensor, mask: Tensor | None = None) -> Tensor:
         embedded = self.embed(words) + self.places[: words.shape[1]]
@@ -106,149 +64,201 @@ class Tagger(nn.Module):
         if self.is_causal and self.slip != "sees ahead":
             scores = scores.masked_fill(~torch.ones_like(scores).tril().bool(), -math.inf)
         if mask is not None and self.slip != "no mask":
-            padded = mask if self.slip == "upside down" else ~mask
-            scores = scores.masked_fill(padded[:, None], -1e9)
+            scores = scores.masked_fill((mask if self.slip == "upside down" else ~mask)[:, None], -1e9)
         read = scores.softmax(-2 if self.slip == "queries" else -1) @ value
-        answer: Tensor = self.last(embedded + read.reshape_as(embedded))
-        return answer
+        return self.last(embedded + read.reshape_as(embedded))
 
 
-def _check_tags(slip: str) -> Any:
-    def run(has_bug: bool, watch: Any, check: Any) -> None:
-        torch.manual_seed(2)
-        words = torch.randint(1, 11, (10, 9))
-        check(Tagger(slip if has_bug else ""), _score_words, (words, (words * 3) % 11))
-
-    return run
-
-
-def _score_words(logits: Tensor, words: Tensor) -> Tensor:
+def score(logits: Tensor, words: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), words.flatten(), ignore_index=0)
 
 
-def words_that_come(has_bug: bool, watch: Any, check: Any) -> None:
-    torch.manual_seed(3)
+def of_words(slip: str, bug: bool) -> tuple[Any, ...]:
+    words = torch.randint(1, 11, (10, 9))
+    return Tagger(slip if bug else ""), score, (words, (words * 3) % 11)
+
+
+def of_padded_words(slip: str, bug: bool) -> tuple[Any, ...]:
+    mask = torch.arange(9) < torch.randint(4, 10, (10, 1))
+    words = torch.randint(1, 11, (10, 9)) * mask
+    batch = {"words": words, "mask": mask, "tags": (words * 3) % 11}
+    return Tagger(slip if bug else ""), lambda logits, batch: score(logits, batch["tags"]), batch
+
+
+def words_that_come(bug: bool) -> tuple[Any, ...]:
     words = torch.randint(0, 11, (10, 10))
-    model = Tagger("sees ahead" if has_bug else "", is_causal=True)
-    check(model, _score_words, (words[:, :-1], words[:, 1:]))
+    return Tagger("sees ahead" if bug else "", is_causal=True), score, (words[:, :-1], words[:, 1:])
 
 
-def values_that_come(has_bug: bool, watch: Any, check: Any) -> None:
-    torch.manual_seed(4)
+class Recurrent(nn.Module):
+    def __init__(self, body: nn.Module, last: nn.Module, *, is_last: bool = False) -> None:
+        super().__init__()
+        self.body, self.last, self.is_last = body, last, is_last
+
+    def forward(self, values: Tensor) -> Tensor:
+        read = self.body(values)[0]
+        return self.last(read[:, -1] if self.is_last else read)
+
+
+def values_that_come(bug: bool) -> tuple[Any, ...]:
     series = torch.randn(12, 21, 2).cumsum(1)
-
-    class Series(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body, self.last = nn.GRU(2, 8, batch_first=True, bidirectional=has_bug), nn.LazyLinear(2)
-
-        def forward(self, values: Tensor) -> Tensor:
-            answer: Tensor = self.last(self.body(values)[0])
-            return answer
-
-    model = Series()
-    model(series[:, :-1])
-    check(model, nn.MSELoss(), (series[:, :-1], series[:, 1:]))
+    model = Recurrent(nn.GRU(2, 8, batch_first=True, bidirectional=bug), nn.Linear(16 if bug else 8, 2))
+    return model, nn.MSELoss(), (series[:, :-1], series[:, 1:])
 
 
-def _check_mask(slip: str) -> Any:
-    def run(has_bug: bool, watch: Any, check: Any) -> None:
-        torch.manual_seed(5)
-        words, lengths = torch.randint(1, 11, (10, 9)), torch.randint(4, 10, (10, 1))
-        mask = torch.arange(9) < lengths
-        words = words * mask
-        batch = {"words": words, "mask": mask, "tags": (words * 3) % 11}
-        check(Tagger(slip if has_bug else ""), lambda logits, batch: _score_words(logits, batch["tags"]), batch)
-
-    return run
+def steps_for_samples(bug: bool) -> tuple[Any, ...]:
+    model = Recurrent(nn.LSTM(4, 8, batch_first=not bug), nn.Linear(8, 3), is_last=True)
+    return model, nn.CrossEntropyLoss(), load(torch.randn(20, 7, 4), torch.randint(0, 3, (20,)), size=10, shuffle=False)
 
 
-def steps_for_samples(has_bug: bool, watch: Any, check: Any) -> None:
-    torch.manual_seed(6)
+class Gaps(nn.Module):
+    """Fills a gap of each signal, which it hides; a bug tells the loss of the gap of another order of the batch."""
 
-    class Last(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body, self.last = nn.LSTM(4, 8, batch_first=not has_bug), nn.Linear(8, 3)
+    def __init__(self, bug: bool) -> None:
+        super().__init__()
+        self.net, self.bug = nn.Sequential(nn.Linear(24, 32), nn.GELU(), nn.Linear(32, 24)), bug
 
-        def forward(self, series: Tensor) -> Tensor:
-            answer: Tensor = self.last(self.body(series)[0][:, -1])
-            return answer
-
-    data = torch.utils.data.TensorDataset(torch.randn(20, 7, 4), torch.randint(0, 3, (20,)))
-    check(Last(), nn.CrossEntropyLoss(), torch.utils.data.DataLoader(data, batch_size=10))
+    def forward(self, signals: Tensor) -> tuple[Tensor, Tensor]:
+        is_hidden = torch.arange(24) // 6 == torch.randint(0, 4, (len(signals), 1))
+        return self.net(signals.masked_fill(is_hidden, 0)), is_hidden.flip(0) if self.bug else is_hidden
 
 
-def a_label_among_the_inputs(has_bug: bool, watch: Any, check: Any) -> None:
-    torch.manual_seed(7)
-    rows, label = torch.randn(40, 6), torch.randint(0, 2, (40,))
-    rows[:, 3] = label.float() if has_bug else (torch.rand(40) < 0.5).float()
-    check(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), nn.CrossEntropyLoss(), (rows, label))
+def gaps_of_others(bug: bool) -> tuple[Any, ...]:
+    signals = torch.randn(16, 24)
+    loss = lambda out, wanted: ((out[0] - wanted).square() * out[1]).sum() / out[1].sum()  # noqa: E731
+    return Gaps(bug), loss, (signals, signals)
 
 
-def a_map_among_the_inputs(has_bug: bool, watch: Any, check: Any) -> None:
-    torch.manual_seed(8)
-    images = torch.randn(6, 3, 8, 8)
-    target = (images[:, :1] > 0.3).float()
-    if has_bug:
-        images = torch.cat((images, target), 1)
-    model = nn.Sequential(nn.Conv2d(images.shape[1], 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 1, 1))
-    check(model, nn.BCEWithLogitsLoss(), (images, target))
+class Centred(nn.Module):
+    """Subtracts a running mean of table rows, which is a buffer or not."""
+
+    def __init__(self, is_buffer: bool) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+        self.mean = nn.Buffer(torch.zeros(6)) if is_buffer else torch.zeros(6)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * rows.detach().mean(0)
+        return self.head(rows - self.mean)
 
 
-def rounded_codes(has_bug: bool, watch: Any, check: Any) -> None:
-    torch.manual_seed(9)
+def table() -> tuple[Tensor, Tensor]:
+    rows = torch.randn(32, 6) + 1
+    return rows, rows[:, :3].argmax(1)
 
-    class Codes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encode, self.decode = nn.Linear(6, 4), nn.Linear(4, 6)
 
+def root_of_zero(bug: bool) -> tuple[Any, ...]:
+    class Unit(nn.Linear):
         def forward(self, rows: Tensor) -> Tensor:
-            code = 4 * self.encode(rows)
-            rounded = code.round() if has_bug else code + (code.round() - code).detach()
-            answer: Tensor = self.decode(rounded / 4)
-            return answer
+            hidden = super().forward(rows)
+            size = hidden.sub(hidden.detach()).pow(2).sum(1).sqrt() if bug else hidden.norm(dim=1)
+            return hidden.mean(1) + 0.1 * size
 
-    rows = torch.randn(20, 6)
-    check(Codes(), nn.MSELoss(), (rows, rows))
+    return Unit(4, 5), nn.MSELoss(), (torch.randn(8, 4), torch.randn(8))
 
 
-def a_constant_row(has_bug: bool, watch: Any, check: Any) -> None:
-    torch.manual_seed(10)
-
-    class Unit(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = nn.Linear(4, 5)
-
-        def forward(self, rows: Tensor) -> Tensor:
-            hidden = self.body(rows)
-            size = hidden.sub(hidden.detach()).pow(2).sum(1).sqrt() if has_bug else hidden.norm(dim=1)
-            answer: Tensor = hidden.mean(1) + 0.1 * size
-            return answer
-
-    check(Unit(), nn.MSELoss(), (torch.randn(8, 4), torch.randn(8)))
+def one_block_three_times(bug: bool) -> tuple[Any, ...]:
+    blocks = [nn.Linear(6, 6)] * 3 if bug else [nn.Linear(6, 6) for _ in range(3)]
+    return nn.Sequential(*blocks, nn.Linear(6, 3)), nn.CrossEntropyLoss(), table()
 
 
-CASES = [
-    Case("dropout in evaluation", dropout_in_evaluation, "eval.mode"),
-    Case("towers in a plain list", towers_in_a_list, "model.unregistered"),
-    Case("a tensor that is no parameter", _check_images("tensor"), "model.unregistered"),
-    Case("pooled features detached", _check_images("detached"), "loss.detached"),
-    Case("codes rounded without a gradient", rounded_codes, "loss.detached"),
-    Case("features normed over the batch", _check_images("batch norm by hand"), "model.cross_sample_leak"),
-    Case("steps for samples", steps_for_samples, "model.cross_sample_leak"),
-    Case("images by reshape", _check_images("view"), "model.geometry"),
-    Case("heads by reshape", _check_tags("heads"), "model.geometry model.structure"),
-    Case("softmax over queries", _check_tags("queries"), "model.structure"),
-    Case("a decoder that sees ahead", words_that_come, "model.structure data.label_leak"),
-    Case("a series read from both ends", values_that_come, "model.structure data.label_leak"),
-    Case("a mask upside down", _check_mask("upside down"), "data.padding"),
-    Case("a mask that nobody reads", _check_mask("no mask"), "data.padding"),
-    Case("a label among the inputs", a_label_among_the_inputs, "data.label_leak"),
-    Case("a map among the inputs", a_map_among_the_inputs, "data.label_leak"),
-    Case("statistics that move in evaluation", _check_images("counts in evaluation"), "eval.mode"),
-    Case("inputs written in place", _check_images("writes"), "data.item_mutation"),
-    Case("a root of 0", a_constant_row, "model.numerics"),
-]
+def weight_frozen_beside_its_bias(bug: bool) -> tuple[Any, ...]:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    for parameter in [model[0].weight] if bug else model[0].parameters():
+        parameter.requires_grad_(requires_grad=False)
+    return model, nn.CrossEntropyLoss(), table()
+
+
+# --- optimisers -------------------------------------------------------------------------------------------------------
+
+
+class Momentum(torch.optim.Optimizer):
+    """Momentum that lies in the optimiser's state, or beside it."""
+
+    def __init__(self, parameters: Any, lr: float, *, is_saved: bool) -> None:
+        super().__init__(parameters, {"lr": lr})
+        self.kept = self.state if is_saved else {}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                average = self.kept.setdefault(parameter, {}).setdefault("average", torch.zeros_like(parameter))
+                parameter.sub_(group["lr"] * average.mul_(0.9).add_(parameter.grad))
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def optimise(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Any = None, factor: float = 0
+) -> tuple[Any, ...]:
+    rows, label = table()
+    target = factor * rows[:, :3] if factor else label
+    return model, loss or (nn.MSELoss() if factor else nn.CrossEntropyLoss()), (rows, target), {"optimizer": optimizer}
+
+
+def head_left_out(bug: bool) -> tuple[Any, ...]:
+    optimizer = torch.optim.AdamW((model := network()).parameters(), 1e-3)
+    if bug:
+        model[3] = nn.Linear(16, 3)
+    return optimise(model, optimizer)
+
+
+def summed_at_a_huge_rate(bug: bool) -> tuple[Any, ...]:
+    optimizer = torch.optim.SGD((model := network()).parameters(), 0.05)
+    return optimise(model, optimizer, nn.MSELoss(reduction="sum" if bug else "mean"), 20)
+
+
+CASES: Cases = {
+    "dropout in evaluation": ("eval.mode", partial(of_images, "dropout")),
+    "a tensor that is no parameter": ("model.unregistered", partial(of_images, "tensor")),
+    "pooled features detached": ("loss.detached", partial(of_images, "detached")),
+    "features normed over the batch": ("model.cross_sample_leak", partial(of_images, "batch norm by hand")),
+    "steps for samples": ("model.cross_sample_leak", steps_for_samples),
+    "images by reshape": ("model.geometry", partial(of_images, "view")),
+    "heads by reshape": ("model.geometry model.structure", partial(of_words, "heads")),
+    "softmax over queries": ("model.structure", partial(of_words, "queries")),
+    "a decoder that sees ahead": ("model.structure data.label_leak", words_that_come),
+    "a series read from both ends": ("model.structure data.label_leak", values_that_come),
+    "a mask upside down": ("data.padding", partial(of_padded_words, "upside down")),
+    "a mask that nobody reads": ("data.padding", partial(of_padded_words, "no mask")),
+    "gaps of other signals that count": ("data.pairing", gaps_of_others),
+    "statistics that move in evaluation": ("eval.mode", partial(of_images, "counts in evaluation")),
+    "statistics that are never written": ("model.norm_mode", partial(of_images, "never written")),
+    "inputs written in place": ("data.item_mutation", partial(of_images, "writes")),
+    "a root of 0": ("model.numerics", root_of_zero),
+    "one block three times": ("model.structure", one_block_three_times),
+    "weight frozen beside its bias": ("model.frozen_unintended", weight_frozen_beside_its_bias),
+    "a running mean that is no buffer": (
+        "ckpt.incomplete_state",
+        lambda bug: (Centred(not bug), nn.CrossEntropyLoss(), table()),
+    ),
+    "a memory that is not saved": ("ckpt.incomplete_state", partial(of_images, "memory")),
+    "a momentum beside the state": (
+        "optim.state",
+        lambda bug: optimise(model := network(), Momentum(model.parameters(), 0.05, is_saved=not bug)),
+    ),
+    "a network that is made after its optimizer": (
+        "optim.param_coverage",
+        lambda bug: optimise(model := network(), torch.optim.SGD((network() if bug else model).parameters(), 0.1)),
+    ),
+    "a head made after its optimizer": ("optim.param_coverage", head_left_out),
+    "the first layer alone in an optimizer": (
+        "optim.param_coverage",
+        lambda bug: optimise(
+            model := network(), torch.optim.SGD((model[0] if bug else model).parameters(), 0.1, momentum=0.9)
+        ),
+    ),
+    "a rate below the last bit": (
+        "optim.lr",
+        lambda bug: optimise(model := network(), torch.optim.SGD(model.parameters(), 1e-12 if bug else 1e-2), factor=2),
+    ),
+    "a huge rate": (
+        "optim.lr",
+        lambda bug: optimise(model := network(), torch.optim.Adam(model.parameters(), 3.0 if bug else 3e-3)),
+    ),
+    "a huge rate of a sum": ("optim.lr", summed_at_a_huge_rate),
+}

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from sightline.areas.scans.sets.synthetic_lidar import SyntheticLidar
 from sightline.config import read_config
@@ -16,8 +14,6 @@ from sightline.contract.types import DataInfo, Sample, SampleKey
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from tests.conftest import ROOT
-
-__all__ = ["READ", "SMALL", "Edit", "labels_of_next", "make_scans", "with_rows"]
 
 SMALL = (
     "data.num_columns=128",
@@ -51,15 +47,3 @@ def make_scans(
     given = tuple(word.partition("=")[0] for word in overrides)
     small = [word for word in SMALL if not word.startswith(given)]
     return build(read_config(path, (*small, *overrides)), World())
-
-
-def labels_of_next(dataset: SyntheticLidar, sample: Sample, key: SampleKey) -> Sample:
-    """The labels of the next scan, of which the last are missing or come twice."""
-    other: Tensor = READ(dataset, SampleKey((key.index + 1) % len(dataset), 0, 0))["label"]
-    return {**sample, "label": torch.cat([other, other])[: len(sample["label"])]}
-
-
-def with_rows(rows: str, height: int = 64) -> tuple[str, ...]:
-    """Overrides for the rows of the images."""
-    stages = ("transforms.train.2", "transforms.evaluate.0")
-    return tuple(f"{stage}.{name}={value}" for stage in stages for name, value in (("rows", rows), ("height", height)))

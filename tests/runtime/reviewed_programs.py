@@ -6,15 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, WeightedRandomSampler
-
-import sightline
-from tests.marks import long_but
 
 Program = tuple[nn.Module, Any, DataLoader[Any]]
 PROGRAMS: dict[str, Callable[[], Program]] = {}
@@ -441,16 +437,3 @@ def instances_that_are_numbered_anew_after_a_crop() -> Program:
 
     model = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 8))
     return model, loss, DataLoader(Read(read, 100), 16, shuffle=True)
-
-
-SLOW = ("instances_that", "padding_that", "places_in", "labels_of", "minus_one")
-KEPT = [name for place, name in enumerate(PROGRAMS) if place % 3 == 0 and not name.startswith(SLOW)]
-
-
-@pytest.mark.parametrize("name", long_but(KEPT, PROGRAMS))
-def test_a_correct_program_raises_nothing(name: str) -> None:
-    torch.manual_seed(0)
-    model, loss, loader = PROGRAMS[name]()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    report = sightline.check(model, loss, loader, optimizer=optimizer)
-    assert [str(each) for each in report.findings if each.severity != "note"] == []
