@@ -28,7 +28,8 @@ def attempt(name: str, run: Callable[..., Any], read: Mapping[str, Any]) -> Any:
     """Ask a question; return the answer, or a MissingError with the reason why there is none.
 
     The one place where any error of a user's parts is taken: models, losses, sets and the numbers in them may be of
-    any kind. It begins with the same random numbers each time.
+    any kind. It is the cause of the MissingError; one that is raised again stays what it is. An attempt begins with the
+    same random numbers each time.
     """
     try:
         with preserve_random_state(), torch.enable_grad():
@@ -36,5 +37,9 @@ def attempt(name: str, run: Callable[..., Any], read: Mapping[str, Any]) -> Any:
             return run(**read)
     except NotApplicableError as reason:
         return MissingError("apply", str(reason))
+    except MissingError as missing:
+        return missing
     except Exception as error:  # noqa: BLE001 - kept as the reason, which reaches the verdict
-        return MissingError("failed", f"{name}: {summarise_error(error, max_length=160)}")
+        missing = MissingError("failed", f"{name}: {summarise_error(error, max_length=160)}")
+        missing.__cause__ = error
+        return missing
