@@ -24,12 +24,12 @@ import torch
 from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.workbench.check.suite import all_checks, run_quick
+from sightline.workbench.check.suite import all_rules, run_quick
 
 torch.set_num_threads(1)
 world = World(device=torch.device("cpu"))
 built = build(read_config(Path(sys.argv[1])), world)
-all_checks()
+all_rules()
 started = time.process_time()
 found = run_quick(built, world)
 print(time.process_time() - started, *sorted({finding.code for finding in found}))

@@ -16,9 +16,8 @@ from sightline.contract.members import MEMBERS
 from sightline.contract.registry import REGISTRIES
 from sightline.contract.schema import describe_type
 from sightline.contract.types import ComponentConfig
-from sightline.doctor.examine import list_rules
 from sightline.ops.operator import OPERATORS
-from sightline.workbench.check.suite import all_checks
+from sightline.workbench.check.suite import all_rules
 
 REFERENCE = Path(__file__).with_name("reference")
 
@@ -91,20 +90,9 @@ def config_table() -> str:
     return "\n".join(["| key | allowed | default | meaning |", "|---|---|---|---|", *lines])
 
 
-def check_table() -> str:
-    """Every check: its code, and the faults that it finds, as its docstring states them."""
-    rows = []
-    for each in all_checks():
-        paragraphs = inspect.cleandoc(each.run.__doc__ or "").split("\n\n")
-        faults = next(text for text in paragraphs if text.startswith("Finds: ")).removeprefix("Finds: ")
-        rows.append(f"| `{each.code}` | {' '.join(faults.split())} |")
-    return "\n".join(["| code | finds |", "|---|---|", *rows])
-
-
 def relation_table() -> str:
-    """A row for each relation that the doctor asks of a module, its loss and its loaders."""
-    all_checks()  # imports those of areas
-    rows = sorted((each.code, each.holds, ", ".join(each.causes)) for each in list_rules())
+    """A row for each rule: what it asks of a run, of a module, its loss and its loaders, or of a loop."""
+    rows = sorted((each.code, each.holds, ", ".join(each.causes)) for each in all_rules())
     lines = [f"| `{code}` | {holds} | {causes} |" for code, holds, causes in rows]
     return "\n".join(["| code | holds in every correct program | causes |", "|---|---|---|", *lines])
 
@@ -135,7 +123,6 @@ def operator_table() -> str:
 
 TABLES = {
     "config": config_table,
-    "checks": check_table,
     "relations": relation_table,
     "members": member_table,
     "ops": operator_table,

@@ -8,12 +8,12 @@ import gc
 import numba
 
 from sightline.contract.registry import REGISTRIES
-from sightline.workbench.check.suite import all_checks
+from sightline.workbench.check.suite import all_rules
 from tests.processes import skip_sync
 
 for registry in REGISTRIES.values():
     registry.names()
-all_checks()
+all_rules()
 numba.njit(lambda number: number)(1)
 skip_sync()
 gc.collect()

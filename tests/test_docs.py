@@ -166,7 +166,7 @@ def test_python_of_the_pages_compiles(page: Path) -> None:
 # --- the reference ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["config", "checks", "members", "ops"])
+@pytest.mark.parametrize("name", ["config", "relations", "members", "ops"])
 def test_tables_of_the_reference_follow_from_the_code(tables: ModuleType, name: str) -> None:
     text = tables.PAGES[name].read_text()
     assert tables.with_table(name, text) == text, "run .venv/bin/python docs/tables.py"

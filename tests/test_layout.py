@@ -15,7 +15,7 @@ import pytest
 
 from sightline.contract.catalogue import load_members
 from sightline.contract.registry import REGISTRIES
-from sightline.workbench.check.suite import all_checks
+from sightline.workbench.check.suite import all_rules
 from tests.cases import run_each
 from tests.marks import list_long_cases
 from tests.processes import run_program
@@ -98,7 +98,7 @@ OTHER_KINDS = {
     "view_summaries": 1,
 }
 """Kinds of parts without a registry, which verbs and tools find by name."""
-NUM_CHECKS = 22
+NUM_RULES = 220
 MAX_FILE_LINES = 600
 MAX_BODY_LINES = 80
 MAX_BODY_OF_ROOMS = {"doctor/rules": 30, "doctor/evidence": 60}
@@ -254,16 +254,15 @@ def test_tables_of_parts_hold_what_modules_register() -> None:
         "import importlib, pkgutil, sightline\n"
         "from sightline.contract.catalogue import find_modules\n"
         "from sightline.contract.registry import REGISTRIES\n"
-        "from sightline.workbench.check.context import CHECKS\n"
+        "from sightline.doctor.rules import RULES\n"
         "for module in pkgutil.walk_packages(sightline.__path__, 'sightline.'):\n"
         "    if module.name != 'sightline.__main__':\n"
         "        importlib.import_module(module.name)\n"
         "for kind, registry in REGISTRIES.items():\n"
         "    registered = {name: entry.builder.__module__ for name, entry in registry._entries.items()}\n"
         "    assert registered == find_modules(kind), (kind, registered.items() ^ find_modules(kind).items())\n"
-        "modules = {code: rule.run.__module__ for code, rule in CHECKS.items()}\n"
-        "of_areas = {code: module for code, module in modules.items() if module.startswith('sightline.areas.')}\n"
-        "assert of_areas == find_modules('checks')\n"
+        "of_areas = {rule.judge.__module__ for rule in RULES if rule.judge.__module__.startswith('sightline.areas.')}\n"
+        "assert of_areas == {*find_modules('rules').values()}\n"
     )
     done = run_program(code)
     assert done.returncode == 0, done.stderr
@@ -274,8 +273,8 @@ def test_members_of_areas_are_found(kind: str) -> None:
     assert len(load_members(kind)) >= OTHER_KINDS[kind]
 
 
-def test_no_check_vanishes() -> None:
-    assert len(all_checks()) >= NUM_CHECKS
+def test_no_rule_vanishes() -> None:
+    assert len(all_rules()) >= NUM_RULES
 
 
 def test_the_engine_knows_no_task(imports: dict[str, dict[str, int]]) -> None:
@@ -328,7 +327,7 @@ def test_forward_passes_are_found() -> None:
 def test_only_one_module_builds_findings() -> None:
     """Guard, code and defaults come from `@check`; `merge` reads those of other processes."""
     building = {str(p.relative_to(PACKAGE)) for p in FILES if re.search(r"(?<![\w.])Finding\(", p.read_text())}
-    assert building == {"doctor/finding.py", "doctor/rules/__init__.py", "workbench/check/context.py"}
+    assert building == {"doctor/finding.py", "doctor/rules/__init__.py"}
 
 
 def test_only_one_module_opens_hdf5_files() -> None:

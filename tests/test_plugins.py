@@ -15,7 +15,6 @@ from sightline.contract import registry
 from sightline.contract.cell_plugins import describe_modules
 from sightline.contract.errors import ConfigError, PluginError
 from sightline.contract.plugins import Plugin, check_recorded, find_plugin, load_plugins, loaded_sha256
-from sightline.workbench.check.context import CHECKS, check
 from tests.command import run_here
 
 HEALTHY = Path(__file__).parent / "broken_configs" / "_healthy.yaml"
@@ -195,10 +194,10 @@ def test_a_plugin_runs_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == "here\n"
 
 
-CHECK = """
-from sightline.workbench.check.context import check
-@check("{code}", "{moment}", severity="{severity}", causes=("{cause}",))
-def own(context):
+RULE = """
+from sightline.doctor.rules import rule
+@rule("{code}", "{severity}", "{cause}", holds="it", do="that")
+def own(run):
     return None
 """
 
@@ -206,29 +205,15 @@ def own(context):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"moment": "later"}, "moment='later'; allowed: static, preflight, deep, offline"),
-        ({"severity": "fatal"}, "severity='fatal'; allowed: error, warning, note"),
-        ({"cause": "data.bad"}, "there are no causes data.bad"),
+        ({"severity": "fatal"}, "there is no severity 'fatal'"),
+        ({"cause": "data.bad"}, "there are no causes ['data.bad']"),
     ],
 )
-def test_a_check_with_unknown_words_is_refused_by_its_line(
-    tmp_path: Path, given: dict[str, str], expected: str
-) -> None:
-    words = {"code": "own-words", "moment": "static", "severity": "error", "cause": "data.split"} | given
-    said = refused(write(tmp_path / "own.py", CHECK.format(**words)))
-    assert "own.py:3: check 'own-words': " in said
+def test_a_rule_with_unknown_words_is_refused_by_its_line(tmp_path: Path, given: dict[str, str], expected: str) -> None:
+    words = {"code": "own-words", "severity": "error", "cause": "data.split"} | given
+    said = refused(write(tmp_path / "own.py", RULE.format(**words)))
+    assert "own.py:3: rule 'own-words': " in said
     assert expected in said
-
-
-def test_a_check_with_the_code_of_a_shipped_one_is_refused(tmp_path: Path) -> None:
-    """Shipped checks are imported after the plugins, when the first check runs: the plugin is to blame even so."""
-    words = {"moment": "static", "severity": "error", "cause": "data.split"}
-    load_plugins([write(tmp_path / "own.py", CHECK.format(code="own-clash", **words))])
-    try:
-        with pytest.raises(PluginError, match=r"own.py: sightline has a check 'own-clash', too; take another code"):
-            check("own-clash", "static", causes=("data.split",))(lambda context: None)
-    finally:
-        CHECKS.pop("own-clash")
 
 
 def test_files_that_are_no_plugin(tmp_path: Path) -> None:

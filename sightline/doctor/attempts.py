@@ -36,14 +36,18 @@ def observe(name: str, run: Callable[..., Any], *arguments: Any) -> Any:
     """Return what a function returns, or a MissingError with the reason why it does not; random states are its own.
 
     The one place where any error of a user's parts is taken: models, losses, sets, loops and the numbers in them may be
-    of any kind.
+    of any kind. It is the cause of the MissingError; one that is raised again stays what it is.
     """
     try:
         return run(*arguments)
     except NotApplicableError as reason:
         return MissingError("apply", str(reason))
+    except MissingError as missing:
+        return missing
     except Exception as error:  # noqa: BLE001 - kept as the reason, which reaches the verdict
-        return MissingError("failed", f"{name}: {summarise_error(error, max_length=160)}")
+        missing = MissingError("failed", f"{name}: {summarise_error(error, max_length=160)}")
+        missing.__cause__ = error
+        return missing
 
 
 def _run_anew(run: Callable[..., Any], read: Mapping[str, Any]) -> Any:

@@ -11,7 +11,7 @@ import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sightline.doctor.finding import SEVERITIES, Finding
 
@@ -51,7 +51,13 @@ def _explains(cause: Finding, finding: Finding, table: Signatures) -> bool:
     """Return True where a finding that is as grave has the cause of another, which is about nothing else."""
     if cause.severity == "note" or SEVERITIES.index(cause.severity) > SEVERITIES.index(finding.severity):
         return False
-    places = cause.where.config_path, finding.where.config_path
-    if places[0] != places[1] and all((place or "").startswith("losses.") for place in places):
+    places, fields = zip(*map(_list_places, (cause, finding)), strict=True)
+    if any(None not in pair and pair[0] != pair[1] for pair in (places, fields)):
         return False
     return finding.code in table.symptoms.get(cause.code, ())
+
+
+def _list_places(finding: Finding) -> tuple[str | None, Any]:
+    """Return the loss and the field of a batch that a finding is about; None for one of another place."""
+    path = finding.where.config_path or ""
+    return path if path.startswith("losses.") else None, finding.evidence.get("field")

@@ -19,11 +19,12 @@ Outcome = Literal["held", "broken", "apply", "failed", "cost", "declared"]
 
 @dataclass(frozen=True)
 class Judgement:
-    """What became of a rule: it held or is broken, or why it did not judge, with the reason."""
+    """What became of a rule: it held or is broken, by which findings, or why it did not judge, with the reason."""
 
     rule: Rule
     outcome: Outcome
     reason: str = ""
+    findings: Sequence[Finding] = ()
 
 
 @dataclass
@@ -91,4 +92,4 @@ def _judge(rule: Rule, evidence: Evidence, examination: Examination) -> None:
         examination.judgements.append(Judgement(rule, found.kind, found.reason))
     else:
         examination.findings += found
-        examination.judgements.append(Judgement(rule, "broken" if found else "held"))
+        examination.judgements.append(Judgement(rule, "broken" if found else "held", findings=found))

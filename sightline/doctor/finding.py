@@ -83,8 +83,7 @@ class Finding:
     """Silent bug, or a fact worth reporting.
 
     `error` means a broken invariant, with its counter-example; `warning` a statistic outside its range; `note` a fact.
-    `cause` and `alternatives` are of `CAUSES`, the most likely first. `value` is beyond `bound`, with the probability
-    `sureness` that this is not chance; rules of another kind have none of these.
+    `cause` and `alternatives` are of `CAUSES`, the most likely first.
     """
 
     code: str
@@ -98,10 +97,6 @@ class Finding:
     alternatives: tuple[str, ...] = ()
     evidence: Mapping[str, Any] = field(default_factory=dict)
     phase: str = "preflight"
-    seconds: float = 0.0
-    value: float | None = None
-    bound: float | None = None
-    sureness: float | None = None
 
     def __post_init__(self) -> None:
         unknown = {self.cause, *self.alternatives} - CAUSES
@@ -109,8 +104,7 @@ class Finding:
         assert self.severity in SEVERITIES, (
             f"check '{self.code}' gives a finding the severity {self.severity!r}; allowed: {', '.join(SEVERITIES)}"
         )
-        for name in ("evidence", "value", "bound", "sureness"):
-            object.__setattr__(self, name, make_plain(getattr(self, name)))
+        object.__setattr__(self, "evidence", make_plain(self.evidence))
 
     @property
     def causes(self) -> tuple[str, ...]:
@@ -118,11 +112,8 @@ class Finding:
         return self.cause, *self.alternatives
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to plain values for JSON; `where` and the numbers contain only the fields that are set."""
+        """Convert to plain values for JSON; `where` contains only the fields that are set."""
         document = dataclasses.asdict(self)
-        for name in ("value", "bound", "sureness"):
-            if document[name] is None:
-                del document[name]
         document["where"] = {k: v for k, v in document["where"].items() if v is not None}
         document["alternatives"] = list(self.alternatives)
         document["evidence"] = dict(self.evidence)

@@ -53,8 +53,8 @@ from sightline.workbench.describe.report import pose_baselines
 from sightline.workbench.probe.features import source_sha256
 
 if TYPE_CHECKING:
+    from sightline.doctor.finding import Finding
     from sightline.doctor.watch.watch import Watch
-    from sightline.workbench.check.core.finding import Finding
     from sightline.workbench.fit.layer_trace import ExpectationObserver
 
 
@@ -366,15 +366,15 @@ class _TrainRun:
 
     def _preflight(self, built: TrainingSetup) -> tuple[Finding, ...]:
         """Run the quick checks, reported by the first process; findings are the same on every process."""
-        from sightline.workbench.check.core.examination import Examination
+        from sightline.workbench.check.examination import RunExamination
         from sightline.workbench.check.suite import run_quick
 
         if not self._has_checks:
             self._note("checks skipped (--no-check); the run records that")
             return ()
-        examination = Examination()
+        examination = RunExamination()
         findings = tuple(run_quick(built, self._world, examination=examination))
-        self._examined["start"] = examination.to_dict()
+        self._examined = examination.to_dict()
         self._world.rank_zero_only(self._reporter.findings)(findings)
         return findings
 
@@ -431,8 +431,7 @@ class _TrainRun:
             out = shlex.quote(str(path))
             self._note(f"stopped after step {done}, state saved; go on with --resume auto --out {out}")
             return TrainResult(path, findings, stopped_by=self._stop.signal or signal.SIGTERM)
-        reported, later = self._world.rank_zero_only(self._report)(session, document) or (None, ())
-        return TrainResult(path, (*findings, *later), reported)
+        return TrainResult(path, findings, self._world.rank_zero_only(self._report)(session, document))
 
     def _watch(self, session: TrainingSession) -> contextlib.AbstractContextManager[Watch | None]:
         """Watch the steps of the session; each finding is logged, and added to findings.json, at its step."""
@@ -490,8 +489,8 @@ class _TrainRun:
                 raise
             raise named from error
 
-    def _report(self, session: TrainingSession, document: dict[str, Any]) -> tuple[dict[str, Any], tuple[Finding, ...]]:
-        """Report the metrics of the last weights, and findings on the finished run."""
+    def _report(self, session: TrainingSession, document: dict[str, Any]) -> dict[str, Any]:
+        """Report the metrics of the last weights."""
         built, directory, reporter = session.built, session.directory, self._reporter
         test = built.data.test
         if "mean_error_mm" in document["metrics"]:  # centre refinement has no metric to compare with it
@@ -502,27 +501,12 @@ class _TrainRun:
             directory.write_json("published.json", {"rows": rows})
         title = f"{built.config.name}: last checkpoint on {test.split}"
         reporter.evaluation(document, title=title, dataset=test.dataset)
-        findings = self._check_after_training(session) if self._has_checks else ()
         directory.assert_lock_held()
         reporter.final_document(document)
         command = shlex.join(["sightline", "report", str(directory.path)])
         reporter.note(f"a page with its curves, tables and pictures: {command}")
         reporter.note(f"run directory: {directory.path}")
-        return document, findings
-
-    def _check_after_training(self, session: TrainingSession) -> tuple[Finding, ...]:
-        """Run the checks after training, report their findings and add them to findings.json; by this process alone."""
-        from sightline.workbench.check.core.examination import Examination
-        from sightline.workbench.check.suite import run_after
-
-        built, directory, examination = session.built, session.directory, Examination()
-        world = World(device=built.job.device)
-        findings = tuple(run_after(built, world, run=directory.path, examination=examination))
-        directory.write_json("checks.json", {**self._examined, "end": examination.to_dict()})
-        if findings:
-            self._reporter.findings(findings)
-            _add_findings(directory, *findings)
-        return findings
+        return document
 
 
 def _add_findings(directory: RunDirectory, *findings: Finding) -> None:

@@ -20,7 +20,7 @@ from sightline.parts.quantisation.parametrised import weight_sizes
 from sightline.runs.run_directory import assert_writable, write_document, write_file
 from sightline.training.train_run import reread
 from sightline.verbs.output import load_config, print_note, show_findings, show_progress, show_table
-from sightline.workbench.check.core.examination import Examination, describe_examination
+from sightline.workbench.check.examination import RunExamination, describe_examination
 from sightline.workbench.check.suite import check_path
 from sightline.workbench.fit.attempt import SHARES, FitCurve
 from sightline.workbench.fit.fit_one import FitOptions, FitResult, Kept, draw_curves, fit_variants
@@ -37,15 +37,12 @@ from sightline.workbench.fit.layer_trace import (
 def check(options: CheckOptions) -> int:
     """Run all checks and show their findings; exit code 1 if any is an error (with `strict`, a warning)."""
     config = load_config(options.config, options.overrides, options.plugins)
-    examination = Examination()
+    examination = RunExamination()
     with show_progress("check", lambda: examination.doing):
         findings = check_path(options.config, config, device=options.device, deep=options.deep, examination=examination)
     document = examination.to_dict()
     errors = sum(finding.severity == "error" for finding in findings)
     warnings = sum(finding.severity == "warning" for finding in findings)
-    for finding in findings:
-        if isinstance(table := finding.evidence.get("table"), Mapping) and {"title", "columns", "rows"} <= set(table):
-            show_table(table["title"], table["columns"], table["rows"], unbroken="first")
     show_findings(findings, is_verbose=options.verbose)
     print_note("\n".join(describe_examination(document, is_verbose=options.verbose)))
     print_note(f"{config.name}: {errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}")

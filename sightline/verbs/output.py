@@ -222,7 +222,7 @@ def show_difficulty(difficulty: Any) -> None:
 
 def show_findings(findings: Sequence[Any], *, is_verbose: bool = False) -> None:
     """Print warnings and errors in full, then notes on one line each; with `is_verbose` notes in full as well."""
-    from sightline.workbench.check.core.examination import describe_findings
+    from sightline.workbench.check.examination import describe_findings
 
     for text in describe_findings(findings, is_verbose=is_verbose):
         print_note(text)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from sightline.contract.errors import UserError
-from sightline.draw.examination import make_examination_blocks
 from sightline.draw.page import PageBlock, PageChart, PageClouds, PageImage, PageTable, PageText, encode_picture
 from sightline.runs.curves import Line, encode_curves, make_curve_panels
 from sightline.runs.run_directory import load_document
@@ -189,15 +188,15 @@ def _make_findings_table(run: ReportedRun) -> list[PageBlock]:
     elif num_unchecked:
         text = f"{num_unchecked} of {len(run.sessions)} sessions of the training were not checked (--no-check)."
     else:
-        text = f"The quick checks ran before the training{', those of its folder after it' if run.final else ''}."
+        text = "The quick checks ran before the training."
     text += " No finding." if not run.findings else ""
     more = f"All checks: {shlex.join(['sightline', 'check', str(run.path)])}"
     names = ("severity", "code", "summary", "measured", "expected", "action")
     rows = [[str(finding.get(name) or "") for name in names] for finding in run.findings]
     marked = [index for index, row in enumerate(rows) if row[0] != "note"]
     table = [PageTable(names, rows, marked, is_numeric=False)] if rows else []
-    examined = make_examination_blocks(list(run.examined.values()))
-    return [PageText("plain", [text]), *table, *examined, PageText("notes", [more])]
+    gaps = [f"not covered by a check: {gap}" for gap in run.examined.get("not_covered", ())]
+    return [PageText("plain", [text]), *table, PageText("notes", [*run.examined.get("verdict", ()), *gaps, more])]
 
 
 def _make_pictures(run: ReportedRun, *, max_bytes: int) -> list[PageBlock]:

@@ -29,9 +29,10 @@ from sightline.ops.box_overlaps import iou
 from sightline.parts.losses.embeddings import PairLoss
 from sightline.parts.tasks.distillation import DistillationTask, add_teacher_keys
 from sightline.parts.tasks.supervised import Classify
-from sightline.workbench.check.context import CHECKS, Context
+from sightline.workbench.check.checks.loss_terms import loss_normaliser
+from sightline.workbench.check.context import Context
 from sightline.workbench.check.run_subject import examine_losses
-from sightline.workbench.check.suite import all_checks, run_all
+from sightline.workbench.check.suite import all_rules, run_all
 from tests.doctor.detecting import make_crowds
 from tests.doctor.own_class_losses import (
     CLASS_FAULTS,
@@ -44,13 +45,11 @@ from tests.doctor.own_class_losses import (
     weigh_by_next,
 )
 from tests.doctor.pairing import make_pairs
-from tests.doctor.planting import make
+from tests.doctor.planting import judge, make
 from tests.doctor.regressing import make_maps
 from tests.doctor.segmenting import make_parts
 
 NAME = "own"
-OTHERS = ("loss-normaliser",)
-"""Checks of runs that see some of these faults or their symptoms."""
 
 
 # --- heat maps --------------------------------------------------------------------------------------------------------
@@ -416,9 +415,9 @@ def findings_with(plant: Plant, folder: Path, seed: int = 0, judge: Callable[...
 
 def judge_losses(built: TrainingSetup, world: World) -> list[Finding]:
     """What the checks of losses alone find, in the order in which it is printed."""
-    all_checks()
+    all_rules()
     context = Context(built, world)
-    return merge_findings([*examine_losses(context), *(f for code in OTHERS for f in CHECKS[code](context))])
+    return merge_findings([*examine_losses(context), *judge(loss_normaliser, context)])
 
 
 _TABLES: dict[str, tuple[Faults, Losses, Callable[..., type[Loss]]]] = {

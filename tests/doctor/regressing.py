@@ -114,8 +114,8 @@ def make_maps(
     return dataclasses.replace(built, job=job, config=config)
 
 
-def context_of(built: TrainingSetup, run: Path | None = None) -> Context:
-    context = Context(built, World(), run=run)
+def context_of(built: TrainingSetup) -> Context:
+    context = Context(built, World())
     failure = context.dry_run.failure
     assert failure is None, failure
     return context

@@ -18,7 +18,7 @@ from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from sightline.workbench.check.compared_sets import compare_sets, sample_clouds
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.run_subject import examine_run
-from sightline.workbench.check.suite import all_checks
+from sightline.workbench.check.suite import all_rules
 from tests.doctor.planting import Wrapped, make, with_data
 from tests.doctor.segmenting import Edited, make_rooms
 
@@ -62,7 +62,7 @@ def in_metres(built: TrainingSetup) -> TrainingSetup:
 
 def judge(built: TrainingSetup) -> list[Finding]:
     """What the rules of runs find of two sets."""
-    all_checks()
+    all_rules()
     return [each for each in examine_run(Context(built, World()))[1] if each.code == "dataset-mismatch"]
 
 

@@ -14,7 +14,7 @@ from sightline.doctor.finding import Finding
 from sightline.engine.distributed import World
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.run_subject import examine_run
-from sightline.workbench.check.suite import all_checks
+from sightline.workbench.check.suite import all_rules
 from tests.data.depth.depth_trees import no_progress, write_msra
 from tests.doctor.planting import Wrapped, make, with_data
 
@@ -33,7 +33,7 @@ def context_of(folder: Path, dataset: Any) -> Context:
 
 
 def judge(context: Context) -> list[Finding]:
-    all_checks()
+    all_rules()
     return [finding for finding in examine_run(context)[1] if finding.code in OF_DATA]
 
 

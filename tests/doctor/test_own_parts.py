@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,55 +17,51 @@ from torch import Tensor, nn
 
 from sightline.contract.loss import Loss
 from sightline.contract.types import ComponentConfig
+from sightline.doctor import rules
+from sightline.doctor.finding import Fault, FindingLocation
 from sightline.engine.distributed import World
 from sightline.instrument import copy_module
-from sightline.workbench.check import suite
-from sightline.workbench.check.context import CHECKS, Context, Rule, check
 from sightline.workbench.check.core.dry_run import dry_run
-from sightline.workbench.check.core.finding import Fault
-from sightline.workbench.check.suite import run_all, run_quick
+from sightline.workbench.check.suite import run_quick
 from tests.doctor.planting import make, with_losses, with_model
 from tests.doctor.segmenting import Logits
 
 
+@pytest.fixture
+def own_rule() -> Iterator[Callable[[Callable[[Any], Any]], None]]:
+    """Declare a rule as a plugin does; it is taken out again when the test ends."""
+    kept = [*rules.RULES]
+
+    def declare(function: Callable[[Any], Any]) -> None:
+        @rules.rule("own-x", "error", "data.split", holds="all", do="nothing")
+        def own(run: Any) -> Any:
+            return function(run)
+
+    yield declare
+    rules.RULES[:] = kept
+
+
 @pytest.mark.parametrize("returned", ["the angles are bad", ["the angles are bad"], True, {"bad": 1}])
-def test_a_check_of_a_plugin_that_returns_no_fault_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returned: Any
-) -> None:
-    monkeypatch.setattr(suite.logger, "warning", lambda *words, **more: None)
-    monkeypatch.setattr(suite, "all_checks", lambda: [own_check(lambda context: returned)])
-    (finding,) = run_all(make(tmp_path), World())
-    assert (finding.code, finding.severity) == ("own-x", "warning")
-    assert "own returned" in finding.measured
-    assert "return a Fault" in finding.measured
+def test_a_rule_of_a_plugin_that_fails_is_told(tmp_path: Path, own_rule: Any, returned: Any) -> None:
+    own_rule(lambda run: returned)
+    (finding,) = [each for each in run_quick(make(tmp_path), World()) if each.code == "own-x"]
+    assert finding.severity == "warning"
+    assert finding.summary.startswith("check could not run: own: ")
 
 
-def test_numbers_of_numpy_and_torch_in_a_finding_are_written_as_json(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_numbers_of_numpy_and_torch_in_a_finding_are_written_as_json(tmp_path: Path, own_rule: Any) -> None:
     part = make(tmp_path).data.train
     evidence = {
         "a": torch.ones(2, requires_grad=True) * 2,
         "b": np.arange(2),
         np.int64(3): {"c": (np.float32(1), part)},
     }
-    fault = Fault("bad", value=torch.tensor(3.0), bound=2, sample=part.indices[1], evidence=evidence)  # type: ignore[arg-type]
-    monkeypatch.setattr(suite, "all_checks", lambda: [own_check(lambda context: fault)])
-    (finding,) = run_all(make(tmp_path), World())
+    where = FindingLocation(sample=part.indices[1])  # type: ignore[arg-type]
+    own_rule(lambda run: Fault("bad", measured="3", where=where, evidence=evidence))
+    (finding,) = [each for each in run_quick(make(tmp_path), World()) if each.code == "own-x"]
     document = json.loads(json.dumps(finding.to_dict()))
-    assert (document["value"], document["bound"], document["where"]["sample"]) == (3.0, 2, int(part.indices[1]))
+    assert document["where"]["sample"] == int(part.indices[1])
     assert document["evidence"] == {"a": [2, 2], "b": [0, 1], "3": {"c": [1.0, str(part)]}}
-
-
-def own_check(function: Callable[[Context], Any]) -> Rule:
-    """A rule as a plugin registers it, but known to the caller alone."""
-
-    def own(context: Context) -> Any:
-        return function(context)
-
-    rule = check("own-x", "preflight", causes=("data.split",))(own)
-    CHECKS.pop("own-x")
-    return rule
 
 
 def test_a_model_that_holds_a_lock_is_checked(tmp_path: Path) -> None:

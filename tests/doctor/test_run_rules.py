@@ -17,7 +17,7 @@ from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.run_subject import examine_run
-from sightline.workbench.check.suite import all_checks
+from sightline.workbench.check.suite import all_rules
 from tests.doctor.planting import Wrapped, make, with_data
 from tests.doctor.segmenting import Edited, Joined, make_rooms
 from tests.marks import long_but
@@ -104,7 +104,7 @@ SMALL: dict[str, tuple[str, Callable[[Path], TrainingSetup]]] = {
 
 def judge(bench: str, case: str = "") -> list[Finding]:
     """Judge a bench, with the plant of a case, by the rules of runs."""
-    all_checks()
+    all_rules()
     with Planter() as planter:
         if case:
             BY_ID[case].plant_into(planter)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from sightline.doctor.rules import find_by
 from sightline.parts.quantisation.parametrised import (
     apply_policy,
     bake_quantised_weights,
@@ -32,20 +33,22 @@ def net(seed: int = 0) -> nn.Module:
 class TestSplit:
     def test_parts_of_their_own(self) -> None:
         """The same numbers in another split are other samples."""
-        assert search_split([("train", each) for each in range(50)], [("test", each) for each in range(50)]) == []
+        assert find_by(search_split, searched=[("train", 1), ("train", 2)], reported=[("test", 1), ("test", 2)]) == []
 
     @pytest.mark.parametrize("seed", range(10))
     def test_a_search_that_reads_a_sample_of_the_report(self, seed: int) -> None:
         samples = np.random.default_rng(seed).permutation(500)
-        (finding,) = search_split(
-            [("test", int(each)) for each in samples[:64]], [("test", int(each)) for each in samples[63:]]
+        (finding,) = find_by(
+            search_split,
+            searched=[("test", int(each)) for each in samples[:64]],
+            reported=[("test", int(each)) for each in samples[63:]],
         )
         assert_complete(finding)
         assert finding.cause == "eval.protocol"
         assert "1 of 64" in finding.measured
 
     def test_the_whole_report(self) -> None:
-        (finding,) = search_split(range(10), range(10))
+        (finding,) = find_by(search_split, searched=range(10), reported=range(10))
         assert "uses 10 samples" in finding.summary
 
 
@@ -97,7 +100,7 @@ class TestEpisodes:
     def test_what_an_episode_leaves_behind(self, episode, seed: int) -> None:
         model = net(seed)
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        (finding,) = unreset_episode(before, episode(model, seed).state_dict())
+        (finding,) = find_by(unreset_episode, before=before, after=episode(model, seed).state_dict())
         assert_complete(finding)
         assert finding.cause == "quant.state_leak"
         assert str(finding.where.param).split(".")[0] in ("0", "1", "3")
@@ -109,11 +112,11 @@ class TestEpisodes:
             copied = copy.deepcopy(model)
             apply_policy(copied, {"0.weight": {"kind": "codebook", "bits": bits}})
             copied(torch.randn(4, 16))
-        assert unreset_episode(before, model.state_dict()) == []
+        assert find_by(unreset_episode, before=before, after=model.state_dict()) == []
 
     def test_nan_is_the_same_as_itself(self) -> None:
         state = {"running": torch.tensor([torch.nan, 1.0])}
-        assert unreset_episode(state, {"running": state["running"].clone()}) == []
+        assert find_by(unreset_episode, before=state, after={"running": state["running"].clone()}) == []
 
 
 class TestSizes:
@@ -130,33 +133,37 @@ class TestSizes:
 
     def test_an_honest_file(self, packed) -> None:
         file, promised, reported, given = packed
-        assert size_promise(file, promised=promised, budget=promised, reported=reported, **given) == []
-        assert size_promise(file, promised=promised, budget=None, reported=reported, **given) == []
+        assert find_by(size_promise, file=file, promised=promised, budget=promised, reported=reported, **given) == []
+        assert find_by(size_promise, file=file, promised=promised, budget=None, reported=reported, **given) == []
 
     @pytest.mark.parametrize("extra", [1, -1, 4096])
     def test_a_promise_that_the_file_does_not_keep(self, packed, extra: int) -> None:
         file, promised, reported, given = packed
-        (finding,) = size_promise(file, promised=promised + extra, budget=None, reported=reported, **given)
+        (finding,) = find_by(
+            size_promise, file=file, promised=promised + extra, budget=None, reported=reported, **given
+        )
         assert_complete(finding)
         assert finding.cause == "quant.accounting"
         assert f"{promised + extra:,} promised" in finding.measured
 
     def test_a_budget_that_is_a_byte_short(self, packed) -> None:
         file, promised, reported, given = packed
-        (finding,) = size_promise(file, promised=promised, budget=promised - 1, reported=reported, **given)
+        (finding,) = find_by(
+            size_promise, file=file, promised=promised, budget=promised - 1, reported=reported, **given
+        )
         assert "1 above the budget" in finding.measured
 
     @pytest.mark.parametrize("name", ["weights", "codebook", "file"])
     def test_a_ratio_that_is_left_out(self, packed, name: str) -> None:
         file, promised, reported, given = packed
         kept = {each: value for each, value in reported.items() if each != name}
-        (finding,) = size_promise(file, promised=promised, budget=None, reported=kept, **given)
+        (finding,) = find_by(size_promise, file=file, promised=promised, budget=None, reported=kept, **given)
         assert f"ratio '{name}' is not reported" in finding.measured
 
     def test_codes_alone_reported_as_the_file(self, packed) -> None:
         """Without codebooks, biases and norms (trap Q6)."""
         file, promised, reported, given = packed
         wrong = {**reported, "file": reported["weights"], "codebook": reported["weights"]}
-        (finding,) = size_promise(file, promised=promised, budget=None, reported=wrong, **given)
+        (finding,) = find_by(size_promise, file=file, promised=promised, budget=None, reported=wrong, **given)
         assert "ratio 'codebook'" in finding.measured
         assert "ratio 'file'" in finding.measured

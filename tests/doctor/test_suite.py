@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import ConfigError
-from sightline.doctor.examine import list_rules
+from sightline.doctor import causes
+from sightline.doctor.causes import Signatures
 from sightline.doctor.finding import Finding, FindingLocation, finding_from_dict
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
@@ -23,10 +24,12 @@ from sightline.engine.train import TrainState, train
 from sightline.ops import numba_kernels
 from sightline.verbs.output import show_findings
 from sightline.workbench.check import suite
-from sightline.workbench.check.context import CHECKS, Context, FindingBuilder
+from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.dry_run import dry_run
-from sightline.workbench.check.core.finding import gather_findings, merge_findings
-from sightline.workbench.check.suite import all_checks, run_all, run_quick
+from sightline.workbench.check.core.finding import gather_findings, join_parts
+from sightline.workbench.check.examination import RunExamination
+from sightline.workbench.check.run_subject import examine_run
+from sightline.workbench.check.suite import all_rules, run_all, run_quick
 from tests.conftest import ROOT
 from tests.doctor.detecting import make_crowds
 from tests.doctor.pairing import STRONG, make_pairs
@@ -129,25 +132,16 @@ def test_the_page_of_checks_names_every_code() -> None:
     """Scripts and configs name these; a code that goes, or changes, breaks them."""
     page = (ROOT / "docs/reference/checks.md").read_text()
     page = re.sub(r"(?s)## In a loop.*?(?=## )", "", page)
-    codes = {each.code for each in all_checks()} | {each.code for each in list_rules()}
+    codes = {each.code for each in all_rules()}
     assert {*re.findall(r"(?m)^\| `([a-z-]+)` \|", page)} == codes
 
 
-def test_what_a_run_left_is_looked_at_only_where_there_is_a_run(tmp_path: Path, monkeypatch: Any) -> None:
-    asked: list[Path | None] = []
-
-    def note(context: Context) -> list[Finding]:
-        asked.append(context.run)
-        return []
-
-    monkeypatch.setitem(CHECKS, "unsound-checkpoint", dataclasses.replace(CHECKS["unsound-checkpoint"], run=note))
+def test_what_a_run_left_is_looked_at_only_where_there_is_a_run(tmp_path: Path) -> None:
     built = make(tmp_path)
-    run_quick(built, World())
-    run_all(built, World())
-    assert asked == []
-    run_all(built, World(), run=tmp_path)
-    assert suite.run_after(built, World(), run=tmp_path) == []
-    assert asked == [tmp_path, tmp_path]
+    for run, is_asked in ((None, False), (tmp_path, True)):
+        examination = RunExamination()
+        run_all(built, World(), run=run, examination=examination)
+        assert ("unsound-checkpoint" in examination.to_dict()["judged"]) == is_asked
 
 
 def test_a_model_too_slow_for_the_start_is_left_to_the_check_verb(
@@ -156,8 +150,8 @@ def test_a_model_too_slow_for_the_start_is_left_to_the_check_verb(
     built = make(tmp_path)
     context = Context(built, World(), forward_s=0.0)
     assert context.dry_run.stage == "out of time"
-    found = [finding for each in all_checks() if each.is_quick for finding in each.run(context)]
-    assert [finding for finding in found if finding.severity != "note"] == []
+    _, found = examine_run(context)
+    assert [finding.code for finding in found if finding.severity != "note"] == ["check-skipped"]
     monkeypatch.setattr(suite, "_FORWARD_S", 0.0)
     (finding,) = [finding for finding in run_quick(built, World()) if finding.severity != "note"]
     assert (finding.code, finding.severity, finding.cause) == ("check-skipped", "warning", "sys.resource")
@@ -239,39 +233,6 @@ def shared_clock(model: Slow) -> Slow:
     return copied
 
 
-def test_a_check_that_dies_is_counted_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def dies(context: Context) -> list[Finding]:
-        raise KeyError("two\nlines")
-
-    monkeypatch.setattr(suite.logger, "warning", lambda *words, **more: None)  # what it logs fails every other test
-    every = [dataclasses.replace(each, run=dies) if each.code == "first-step" else each for each in all_checks()]
-    monkeypatch.setattr(suite, "all_checks", lambda: every)
-    (finding,) = [each for each in run_all(make(tmp_path), World()) if each.severity != "note"]
-    assert (finding.code, finding.severity, finding.cause) == ("first-step", "warning", "sys.environment")
-    assert finding.summary.startswith("check could not run: KeyError: ")
-    assert_complete(finding)
-
-
-def test_a_finding_has_what_its_check_declares_and_prints_its_code(tmp_path: Path) -> None:
-    context = Context(make(tmp_path), World())
-    defaults = {"severity": "warning", "causes": ("loss.form", "loss.sign"), "at": "losses", "action": "do"}
-    reporter = FindingBuilder(code="first-step", **defaults)  # type: ignore[arg-type]
-    declared = reporter.finding(context, "about", measured="1", expected="2", split="train", sample=3)
-    assert str(declared).splitlines()[0] == "[first-step warning loss.form] about"
-    assert (declared.cause, declared.alternatives, declared.action) == ("loss.form", ("loss.sign",), "do")
-    assert declared.where == context.place("losses", dataset="synthetic_shapes/train", sample=3)
-    own = reporter.finding(
-        FindingLocation(layer="head"),
-        "about",
-        severity="error",
-        causes=("loss.sign", "loss.sign"),
-        measured="1",
-        action="it",
-    )
-    assert (own.severity, own.cause, own.alternatives, own.action) == ("error", "loss.sign", (), "it")
-    assert own.where == FindingLocation(layer="head")
-
-
 def test_notes_take_one_line_unless_asked_for_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     note, warning = told("data-mutation", "note"), told("label-range", "warning")
     show_findings([warning, note])
@@ -311,39 +272,36 @@ def test_the_warning_of_skipped_checks_can_be_skipped_itself(tmp_path: Path, mon
     }
 
 
-def test_a_symptom_is_told_under_its_cause() -> None:
-    findings = merge_findings(
-        [told("first-step"), told("zero-learning-rate", "warning"), told("label-range", field="label")]
-    )
-    assert [finding.code for finding in findings] == ["label-range"]
-    assert findings[0].evidence["explains"] == [
-        "[first-step] about first-step",
-        "[zero-learning-rate] about zero-learning-rate",
-    ]
+TABLE = Signatures({"channels": 0.2}, {"range": ["step", "channels", "rate"], "rate": ["step"], "channels": ["labels"]})
 
 
-def test_only_the_same_field_is_explained() -> None:
-    points, label = told("channel-contract", field="points"), told("channel-contract", field="label")
-    findings = merge_findings([points, label, told("label-range", field="label")])
-    assert [(f.code, f.evidence["field"]) for f in findings] == [
-        ("label-range", "label"),
-        ("channel-contract", "points"),
-    ]
-
-
-def test_a_warning_explains_nothing() -> None:
-    assert len(merge_findings([told("first-step"), told("label-range", "warning", field="label")])) == 2
+@pytest.mark.parametrize(
+    ("found", "left"),
+    [
+        ([told("step"), told("rate", "warning"), told("range", field="label")], ["range"]),
+        (
+            [told("channels", field="points"), told("channels", field="label"), told("range", field="label")],
+            ["range", "channels"],
+        ),
+        ([told("step"), told("range", "warning", field="label")], ["step", "range"]),
+        ([told("rate", "note"), told("other", "warning"), told("labels")], ["labels", "other", "rate"]),
+        ([told("channels"), told("other"), told("step")], ["other", "step", "channels"]),
+    ],
+)
+def test_causes_compete(found: list[Finding], left: list[str], monkeypatch: Any) -> None:
+    """A symptom is told under its cause, of the same field alone, and never under a warning if it is an error."""
+    monkeypatch.setattr(causes, "read_signatures", lambda: TABLE)
+    merged = causes.merge_findings(found)
+    assert [finding.code for finding in merged] == left
+    told_of = [text for finding in merged for text in finding.evidence.get("explains", ())]
+    assert len(merged) + len(told_of) == len(found)
+    assert set(told_of) <= {f"[{finding.code}] about {finding.code}" for finding in found}
 
 
 def test_one_fault_in_two_parts_is_told_once() -> None:
-    findings = merge_findings([told("label-range", field="label"), told("label-range", field="label")])
+    findings = join_parts([told("label-range", field="label"), told("label-range", field="label")])
     assert len(findings) == 1
     assert len(findings[0].evidence["also"]) == 1
-
-
-def test_the_gravest_come_first() -> None:
-    findings = merge_findings([told("a", "note"), told("b", "warning"), told("c")])
-    assert [finding.severity for finding in findings] == ["error", "warning", "note"]
 
 
 # --- several processes ------------------------------------------------------------------------------------------------

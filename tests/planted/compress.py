@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sightline.config import read_config
 from sightline.contract import registry
 from sightline.doctor.finding import Finding
+from sightline.doctor.rules import find_by
 from sightline.engine import build as building
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
@@ -244,7 +245,7 @@ def report_bits_alone(seed: int) -> Sequence[Finding]:
         packed.write_packed(file, model, {"name": config.name})
         reported = {"weights": share, "codebook": share, "file": num_bits / 8 / packed.float_bytes(state)}
         promise = {"promised": num_bits // 8, "budget": None, "reported": reported}
-        return size_promise(file, layers=layers, state=state, **promise)  # type: ignore[arg-type]
+        return find_by(size_promise, file=file, layers=layers, state=state, **promise)  # type: ignore[arg-type]
 
 
 COMPRESS_PLANTS: dict[str, Plant] = {

@@ -9,9 +9,6 @@ from pathlib import Path
 import pytest
 
 from sightline.verbs import output
-from sightline.workbench.check.context import CHECKS, Context, check
-from sightline.workbench.check.core.finding import Fault
-from sightline.workbench.check.suite import all_checks
 from tests.command import run_here, succeed
 from tests.doctor.pairing import CONFIG as PAIRING
 from tests.doctor.planting import CONFIG
@@ -45,55 +42,27 @@ def test_a_short_check_says_nothing_of_it(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr() == ("", "")
 
 
-# --- what a training left is looked at when it ends, and by `sightline check RUN` ------------------------------------
+# --- a run, its record and its files ---------------------------------------------------------------------------------
 
 
-def find_at_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    all_checks()
-    monkeypatch.setitem(CHECKS, "bad-end", CHECKS["unsound-checkpoint"])  # is taken out again when the test ends
-    del CHECKS["bad-end"]
-
-    @check("bad-end", "offline", severity="warning", causes=("optim.lr",), config_path="optimizer")
-    def bad_end(context: Context) -> Fault | None:
-        return Fault("the run ends badly", measured="so it is")
-
-
-def test_a_run_is_looked_at_when_it_ends_and_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a check of finished runs that finds something in each: one warning, and the exit code stays 0."""
+def test_a_run_keeps_what_was_judged_at_its_start_and_is_checked_later(tmp_path: Path) -> None:
     config, run = tmp_path / "pairs.yaml", tmp_path / "run"
     config.write_text(PAIRING)
-    find_at_end(monkeypatch)
-    done = succeed("train", config, "--out", run, "--device", "cpu")
-    assert done.err.count("the run ends badly") == 1
-    kept = json.loads((run / "findings.json").read_text())
-    assert [finding["code"] for finding in kept if finding["severity"] != "note"] == ["bad-end"]
-    examined = json.loads((run / "checks.json").read_text())
-    for moment in ("start", "end"):
-        assert sum(len(row["ran"]) for row in examined[moment]["subjects"]) > 1
-
+    succeed("train", config, "--out", run, "--device", "cpu", "train.steps=3")
+    begun = json.loads((run / "checks.json").read_text())
+    assert "label-range" in {*begun["judged"], *begun["not_judged"]}
     looked = succeed("check", run, "--device", "cpu", "--json", tmp_path / "found.json")
-    assert "pairs: 0 errors, 1 warning" in looked.err
+    assert "pairs: 0 errors, 0 warnings" in looked.err
     document = json.loads((tmp_path / "found.json").read_text())["examination"]
-    ran = sum(len(row["ran"]) for row in document["subjects"])
-    assert f"{ran} checks ran in " in looked.err
+    assert "unsound-checkpoint" in document["judged"]
+    assert "unsound-checkpoint" not in begun["judged"]
+    assert all(f"{line}\n" in looked.err for line in document["verdict"])
     assert all(f"  {gap}\n" in looked.err for gap in document["not_covered"])
-    before = run_here("check", config, "--device", "cpu")
-    assert "pairs: 0 errors, 0 warnings" in before.err
+    succeed("train", config, "--out", tmp_path / "unchecked", "--device", "cpu", "--no-check", "train.steps=3")
+    assert not (tmp_path / "unchecked" / "checks.json").exists()
 
 
-def test_a_healthy_run_says_nothing_and_unchecked_ones_are_not_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tmp_path / "pairs.yaml"
-    config.write_text(PAIRING)
-    done = succeed("train", config, "--out", tmp_path / "healthy", "--device", "cpu", "train.steps=3")
-    assert "ends badly" not in done.err
-    find_at_end(monkeypatch)
-    done = succeed("train", config, "--out", tmp_path / "unchecked", "--device", "cpu", "--no-check", "train.steps=3")
-    assert "ends badly" not in done.err
-
-
-# --- `sightline check --deep`: tables on standard output, in JSON with their notes, and an exit code for -------------
+# --- `sightline check --deep`: in JSON, and an exit code for a wrong layer -------------------------------------------
 
 
 PLUGIN = '''
@@ -124,16 +93,12 @@ class Classifier(nn.Module):
 '''
 
 
-def test_tables_and_json(tmp_path: Path) -> None:
+def test_layers_are_judged_where_asked(tmp_path: Path) -> None:
     config, told = tmp_path / "small.yaml", tmp_path / "told.json"
     config.write_text(CONFIG)
     done = succeed("check", config, "--deep", "--device", "cpu", "--json", told)
-    assert "layers\n" in done.out
     assert "small: 0 errors, 0 warnings" in done.err
-    found = {finding["code"]: finding for finding in json.loads(told.read_text())["findings"]}
-    table = found["unverified-layers"]["evidence"]["table"]
-    assert table["columns"][-1] == "verdict"
-    assert {row[-1] for row in table["rows"]} == {"checked", "torch's"}
+    assert {"layer-forward", "layer-gradient"} <= set(json.loads(told.read_text())["examination"]["judged"])
     plain = run_here("check", config, "--device", "cpu")
     assert plain.out == ""
 

@@ -50,7 +50,6 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "assigners.static": "atss fcos free_anchor max_iou",
     },
     "backbones": {"networks": "cspdarknet darknet53 resnet101 resnet18 resnet34 resnet50"},
-    "checks": {"checks": "decoded-boxes"},
     "data": {
         "sets.coco": "coco",
         "sets.crowdhuman": "crowdhuman",
@@ -80,8 +79,8 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "prediction_writers": {"box_results": "DetectionWriter"},
     "predictors": {"predictor": "detect"},
     "rules": {
-        "rules": "anchor-coverage augmentation-mismatch broken-boxes ignored-regions level-order prior-bias "
-        "swapped-canvas unmatched-boxes"
+        "rules": "anchor-coverage augmentation-mismatch broken-boxes decoded-boxes ignored-regions level-order "
+        "prior-bias swapped-canvas unmatched-boxes"
     },
     "scorings": {"scoring": "BoxScoring"},
     "suppressions": {"suppressions": "adaptive greedy set soft_gaussian soft_linear"},

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sightline.contract.types import ComponentConfig, SampleKey
-from sightline.doctor.attempts import NotApplicableError
-from sightline.doctor.evidence import measure
+from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
+from sightline.doctor.evidence import Evidence, measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.engine.device import to_device
@@ -20,12 +20,14 @@ from sightline.ops.box_overlaps import box_area, box_sizes, ioa, iou
 from sightline.ops.priors import BACKGROUND
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.store.loading.batch_reader import takes_others
+from sightline.workbench.check.loss_subjects import LossSubject, make_loss_subjects
 
 _BEYOND_PX, _MAX_SHARES_PX, _MIN_BOXES, _MIN_IMAGES = 1.0, 1.5, 5, 4
 _MAX_OUTSIDE, _MIN_EXPLAINED, _MAX_LEFT, _MAX_GAIN = 0.05, 0.05, 0.33, 0.15
 """Shares of boxes mostly outside; that another reading brings inside, and leaves outside; of a canvas, filled more."""
 _MIN_IOU, _MAX_UNCOVERED, _MAX_AVOIDABLE, _MIN_FOLLOWED, _NUM_PAINTED = 0.3, 0.02, 0.03, 0.7, 8
 _PRIOR, _FACTOR, _ROWS, _COLUMNS, _CORNER, _MIN_NEAR = 0.01, 10.0, 8, 11, 5, 0.5
+_MIN_DECODED_IOU, _CERTAIN = 0.95, 50.0
 _FROM_CENTRE = "centre, centre + width and height"
 
 
@@ -359,3 +361,57 @@ def prior_bias(run: Any, assigned: Any) -> Fault | None:
     return Fault(
         "the untrained detector does not start with rare objects", measured=measured, causes=causes, where=where
     )
+
+
+# --- boxes as they are decoded ----------------------------------------------------------------------------------------
+
+
+@rule(
+    "decoded-boxes",
+    "error",
+    "assign.codec assign.box_format eval.decode",
+    holds="the labelled boxes, decoded from the codes at which a loss of boxes is least",
+    do="decode by the inverse of what the loss encodes: with the same deviations, order and priors",
+)
+def decoded_boxes(run: Any) -> Iterator[Fault]:
+    """Decode the best codes of each loss of boxes."""
+    losses = [loss for loss in make_loss_subjects(run) if loss.term.wanted]
+    if not losses:
+        raise NotApplicableError("no codes of boxes")
+    for loss in losses:
+        if (fault := _judge_codes(run, loss)) is not None:
+            yield fault
+
+
+def _judge_codes(context: Any, loss: LossSubject) -> Fault | None:
+    task, batch = unwrap_distillation(context.built.job.task), context.dry_run.batch
+    evidence = Evidence({"subject": loss.subject, "term": loss.term}, math.inf)
+    aims = attempt("aims", evidence.get, {"name": "aims"})
+    codes, is_valid = loss.term.wanted["codes"]
+    if isinstance(aims, MissingError) or codes.ndim != 3 or not all(aim.is_least for aim in aims):
+        return None
+    has_box, boxes = is_valid.any(dim=2), loss.subject.batches[0].target["matched_boxes"]
+    for image in has_box.any(dim=1).nonzero().flatten().tolist()[:1]:
+        scores = torch.where(has_box[image], _CERTAIN, -_CERTAIN)
+        outputs = {"logits": scores[None, :, None], "codes": codes[image : image + 1]}
+        outputs |= {name: scores[None] for name in ("objectness", "centreness") if name in context.dry_run.seen_outputs}
+        priors = task.get_priors(batch["image"].to(boxes.device))
+        decoded = task.selection.decode(outputs, 0, priors)
+        is_wanted = has_box[image, decoded.proposal]  # a `min_score` of 0 selects the others, too
+        index = decoded.proposal[is_wanted]
+        found, wanted = decoded.detections[is_wanted, :4].double(), boxes[image, index].double()
+        overlap = float(iou(found, wanted).median()) if len(found) else 0.0
+        if overlap < _MIN_DECODED_IOU:
+            return Fault(
+                f"codes at which the loss '{loss.name}' is least are decoded to other boxes",
+                measured=f"median IoU {overlap:.2f} with the boxes of {len(found)} priors; widths "
+                f"{_ratio(found, wanted)} times theirs; largest code {float(codes[image, index].abs().max()):.3g}",
+                where=FindingLocation(config_path="task"),
+                evidence={"field": "codes"},
+            )
+    return None
+
+
+def _ratio(found: Tensor, wanted: Tensor) -> str:
+    ratio = box_sizes(found)[:, 0] / box_sizes(wanted)[:, 0]
+    return " to ".join(f"{float(value):.3g}" for value in ratio.aminmax()) if len(ratio) else "none"

@@ -55,6 +55,16 @@ RULES: list[Rule] = []
 """All rules, in the order in which they are declared; a code may have several."""
 
 
+def get_rule(judge: Callable[..., Faults]) -> Rule:
+    """Return the row of a rule's function."""
+    return next(each for each in RULES if each.judge is judge)
+
+
+def find_by(judge: Callable[..., Faults], **evidence: Any) -> list[Finding]:
+    """List the findings of a rule by evidence that the caller has, in place of a subject's."""
+    return list(get_rule(judge).find(**evidence))
+
+
 def rule(code: str, severity: Severity, causes: str, *, holds: str, do: str) -> Callable[[Callable[..., Faults]], Any]:
     """Declare a rule; `causes` are words of `CAUSES`, the most likely first, `holds` and `do` parts of each finding."""
     names = tuple(causes.split())

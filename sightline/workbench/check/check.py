@@ -16,8 +16,7 @@ from sightline.contract.plugins import load_plugins
 from sightline.doctor.check import check_module
 from sightline.doctor.report import Report
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
-from sightline.workbench.check.core.examination import Examination, describe_examination
-from sightline.workbench.check.report import CheckReport
+from sightline.workbench.check.examination import CheckReport, RunExamination, describe_examination
 from sightline.workbench.check.suite import check_path
 
 
@@ -69,7 +68,7 @@ def check(
         RunFiles(source).check_plugins(loaded)
         source = config_path_of_run(source)
     config = read_config(source, overrides)
-    examination = Examination()
+    examination = RunExamination()
     findings = check_path(path, config, examination=examination)
     document = examination.to_dict()
     return CheckReport(config.name, findings, describe_examination(document), examination=document)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from sightline.config import RunConfig
 from sightline.contract.types import Batch, DataInfo
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, Finding, FindingLocation
-from sightline.doctor.rules import RULES, rule
+from sightline.doctor.rules import find_by, rule
 from sightline.engine.build import DataSubset, build_transforms
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.loading.batch_reader import BatchReader
@@ -54,11 +55,11 @@ def sample_clouds(
     for keys in (keys for chunk in chunks for keys in ([[key] for key in chunk] if is_ragged else [chunk])):
         if clouds and compute_seconds() - started > most_s:
             break
-        try:
-            batch = reader(keys)
-            passed = part.reader(keys) if is_training and not is_ragged else batch
-        except Exception:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
-            break
+        read = [attempt("reading", partial(reader, keys), {})]
+        read += [attempt("reading", partial(part.reader, keys), {})] if is_training and not is_ragged else read
+        if any(isinstance(each, MissingError) for each in read):
+            break  # `first-step` reports it
+        batch, passed = read
         found = _split_clouds(batch)
         known = [bool(np.isfinite(cloud).all()) for cloud in found]  # `non-finite-data` reports others
         clouds += itertools.compress(found, known)
@@ -92,8 +93,7 @@ def _read_classes(batch: Batch, count: int) -> list[int]:
 
 def compare_sets(trained: CloudSample, evaluated: CloudSample) -> list[Finding]:
     """Compare two sets: findings on how they differ, at no place of a config yet."""
-    (own,) = (each for each in RULES if each.code == CODE)
-    return list(own.find(cloud_pairs=[(trained, evaluated)]))
+    return find_by(dataset_mismatch, cloud_pairs=[(trained, evaluated)])
 
 
 @measure()

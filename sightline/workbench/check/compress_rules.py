@@ -1,6 +1,6 @@
 """Rules of quantised runs: codebooks, the policy, gradients through rounding, outputs, and teachers.
 
-Those of a search for bits are functions of plain values, which its driver calls before and after it.
+Those of a search for bits read plain values, which its driver gives before and after it (`find_by`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
-from sightline.doctor.finding import Fault, Finding, FindingLocation
+from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.parts.quantisation.clustering import cluster_weight
 from sightline.parts.quantisation.parametrised import Codebook, dense_state_dict, quantised_weights
 from sightline.parts.tasks.distillation import DistillationTask
 from sightline.runs.packed import compression_ratios
 from sightline.store.loading.batch_reader import array_leaves
-from sightline.workbench.check.context import Context, FindingBuilder
+from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.dry_run import DryRun, isolated_copy
 
 _TOLERANCE = 1e-4  # of a reported ratio, which is rounded
@@ -278,58 +278,57 @@ def unfit_teacher(run: Context) -> Iterator[Fault]:
 
 # --- a search for bits ------------------------------------------------------------------------------------------------
 
-_SPLIT = FindingBuilder(
-    code="search-split",
-    causes=("eval.protocol", "data.split"),
-    expected="no sample in common: the policy was chosen on the samples that the search reads",
-    action="search on the held-out part of the training set, and report on test",
-)
-_EPISODE = FindingBuilder(
-    code="unreset-episode",
-    causes=("quant.state_leak", "eval.mode"),
-    expected="the trained model, bit by bit, before and after each evaluation of a policy",
-    action="quantise a copy in evaluation mode, or reload the whole state, with strict names",
-)
-_SIZE = FindingBuilder(
-    code="size-promise",
-    causes=("quant.accounting", "report.budget"),
-    expected="the bytes on disk, as promised and within the budget, and the ratios of codes, codebooks and file",
-    action="compute promised size and budget by packed_size, and the reported ratios by compression_ratios",
-)
 
-
-def search_split(calibration: Iterable[Hashable], report: Iterable[Hashable]) -> list[Finding]:
+@rule(
+    "search-split",
+    "error",
+    "eval.protocol data.split",
+    holds="no sample in common: the policy was chosen on the samples that the search reads",
+    do="search on the held-out part of the training set, and report on test",
+)
+def search_split(searched: Iterable[Hashable], reported: Iterable[Hashable]) -> Fault | None:
     """Compare the samples of a search with those of its report; they are named as (split, index) or otherwise."""
-    read = set(calibration)
-    common = read & set(report)
+    read = set(searched)
+    common = read & set(reported)
     if not common:
-        return []
+        return None
     summary = f"the search uses {len(common)} samples that its result is reported on"
     measured = f"{len(common)} of {len(read)}, {min(common, key=repr)} first"
-    return [_SPLIT.finding(FindingLocation(config_path="data"), summary, measured=measured)]
+    return Fault(summary, measured=measured, where=FindingLocation(config_path="data"))
 
 
-def unreset_episode(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[Finding]:
+@rule(
+    "unreset-episode",
+    "error",
+    "quant.state_leak eval.mode",
+    holds="the trained model, bit by bit, before and after each evaluation of a policy",
+    do="quantise a copy in evaluation mode, or reload the whole state, with strict names",
+)
+def unreset_episode(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Fault | None:
     """Compare a model after evaluations with `before`, a copy of its state from before any."""
     changed = _list_changes(before, after)
     if not changed:
-        return []
-    measured, location = (
-        f"{len(changed)} tensors: {'; '.join(changed[:3])}",
-        FindingLocation(param=changed[0].split()[0]),
-    )
-    return [_EPISODE.finding(location, "an evaluation changes the model", measured=measured)]
+        return None
+    measured = f"{len(changed)} tensors: {'; '.join(changed[:3])}"
+    where = FindingLocation(param=changed[0].split()[0])
+    return Fault("an evaluation changes the model", measured=measured, where=where)
 
 
+@rule(
+    "size-promise",
+    "error",
+    "quant.accounting report.budget",
+    holds="the bytes on disk, as promised and within the budget, and the ratios of codes, codebooks and file",
+    do="compute promised size and budget by packed_size, and the reported ratios by compression_ratios",
+)
 def size_promise(
     file: Path,
-    *,
     promised: int,
     budget: int | None,
     reported: Mapping[str, float],
     layers: Iterable[tuple[int, int, int]],
     state: Mapping[str, Tensor],
-) -> list[Finding]:
+) -> Fault | None:
     """Compare a packed file with its promised size, the budget, and the three ratios that are reported.
 
     `reported` maps the names of `Ratios` to ratios; `layers` and `state` are passed to `compression_ratios`.
@@ -344,5 +343,7 @@ def size_promise(
         if actual is None or not math.isclose(actual, value, rel_tol=_TOLERANCE):
             told = "is not reported" if actual is None else f"{actual:.5g}"
             faults.append(f"ratio '{name}' {told}, {value:.5g} found")
-    summary, location = "the packed file does not have the reported size", FindingLocation(file=str(file))
-    return [_SIZE.finding(location, summary, measured="; ".join(faults))] if faults else []
+    if not faults:
+        return None
+    summary, where = "the packed file does not have the reported size", FindingLocation(file=str(file))
+    return Fault(summary, measured="; ".join(faults), where=where)

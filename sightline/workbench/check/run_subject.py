@@ -6,6 +6,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from sightline.doctor.batches import BatchForm, call_model, find_form
 from sightline.doctor.check import examine_subject
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.examine import Examination, examine, list_rules
-from sightline.doctor.finding import Finding
+from sightline.doctor.finding import SEVERITIES, Finding
 from sightline.doctor.rules import Rule
 from sightline.doctor.subject import Batch, Subject
 from sightline.engine.build import DataSubset, TrainingSetup
@@ -49,19 +50,25 @@ _PLACES = {
     "symmetry": "model",
     "indices": "model",
     "counted": "losses",
+    "non_finite": "",
 }
-"""Key of the config that the rules of a module judge; the optimiser for all others."""
+"""Key of the config that the rules of a module judge, where a finding has none."""
 
 
-def examine_run(context: Context) -> tuple[Examination, list[Finding]]:
-    """Judge a run by the rules of what a run alone has: its files, its config, its area."""
+def examine_run(
+    context: Context, *, directory: Path | None = None, is_deep: bool = False
+) -> tuple[Examination, list[Finding]]:
+    """Judge a run by the rules of what a run alone has: its files, its config, its area; if asked for, its layers."""
+    given: dict[str, Any] = {"run": context}
+    given |= ({} if directory is None else {"directory": directory}) | ({"deep": context} if is_deep else {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        examination = examine(Evidence({"run": context}, math.inf), declared=context.config.checks.skip)
-    return examination, [_locate(finding, context, "data") for finding in examination.findings]
+        examination = examine(Evidence(given, math.inf), declared=context.config.checks.skip)
+    context.examination.judgements += examination.judgements
+    return examination, _locate_all(examination, context, otherwise="data")
 
 
-def examine_relations(context: Context) -> tuple[Examination, list[Finding]]:
+def examine_relations(context: Context) -> list[Finding]:
     """Judge the parts of a run by the relations, a slow one by few samples; findings are located in the config."""
     pass_s = min(context.pass_s, context.dry_run.forward_s) / context.dry_run.num_samples
     num_samples = min(_NUM_SAMPLES, max(2, int(_PASS_S / max(pass_s, 1e-9)))) if pass_s < _SLOW_S else 1
@@ -70,14 +77,15 @@ def examine_relations(context: Context) -> tuple[Examination, list[Finding]]:
     subject = attempt("subject", make_run_subject, {"built": context.built, "num_samples": num_samples})
     if isinstance(subject, MissingError):
         context.examination.gaps.append(f"relations: {subject.reason}")
-        return Examination(), []
-    declared = {*context.config.checks.skip, *_JUDGED_OTHERWISE}
-    examination = examine_subject(subject, declared=declared, budget_s=_BUDGETS_S[context.is_thorough])
-    paths = {rule.code: _PLACES.get(_get_module(rule), "optimizer") for rule in list_rules()}
+        return []
+    skipped = {*context.config.checks.skip}
+    declared, budget_s = skipped | _JUDGED_OTHERWISE, _BUDGETS_S[context.is_thorough]
+    examination = examine_subject(subject, declared=declared, budget_s=budget_s)
+    judged = [each for each in examination.judgements if each.outcome != "declared" or each.rule.code in skipped]
+    context.examination.judgements += judged
     alone = examine_losses(context)
     known = {finding.code for finding in alone}
-    others = [_locate(f, context, paths[f.code]) for f in examination.findings if f.code not in known]
-    return examination, alone + others
+    return alone + [f for f in _locate_all(examination, context, otherwise="optimizer") if f.code not in known]
 
 
 def examine_losses(context: Context) -> list[Finding]:
@@ -91,9 +99,7 @@ def examine_losses(context: Context) -> list[Finding]:
         examination = examine_subject(subject, declared=declared, budget_s=budget_s, term=term)
         judged.add(name)
         found += [_locate(each, context, context.loss_path(name)) for each in examination.findings]
-        for judgement in examination.judgements:
-            if judgement.outcome in ("held", "broken"):
-                context.examination.add("loss", judgement.rule.code)
+        context.examination.judgements += [e for e in examination.judgements if e.outcome in ("held", "broken")]
     context.examination.gaps += [f"the loss '{c.name}', alone" for c in context.config.losses if c.name not in judged]
     return found
 
@@ -102,7 +108,17 @@ def _get_module(rule: Rule) -> str:
     return rule.judge.__module__.rpartition(".")[2]
 
 
+def _locate_all(examination: Examination, context: Context, *, otherwise: str) -> list[Finding]:
+    """Locate the findings in the config, each by the module of its rule."""
+    found = [(_PLACES.get(_get_module(j.rule), otherwise), f) for j in examination.judgements for f in j.findings]
+    located = [_locate(finding, context, path) for path, finding in found]
+    return sorted(located, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
 def _locate(finding: Finding, context: Context, path: str) -> Finding:
+    """Add the file and line of a config path, where the finding names no file."""
+    if finding.where.file is not None or not (finding.where.config_path or path):
+        return finding
     known = {name: value for name, value in vars(finding.where).items() if value is not None}
     return dataclasses.replace(finding, where=context.place(known.pop("config_path", path), **known))
 

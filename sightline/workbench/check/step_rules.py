@@ -41,6 +41,20 @@ def first_step(run: Context) -> DryRun:
     return run.dry_run
 
 
+@rule(
+    "check-skipped",
+    "warning",
+    "sys.resource",
+    holds="a step and an evaluation within the time that the start of a training allows",
+    do="run `sightline check`, which has no time limit",
+)
+def short_time(run: Context) -> Fault | None:
+    """Look for what was skipped for lack of time."""
+    reason = next((each.skipped for each in (run.dry_run, *run.dry_evaluations) if each.skipped), "")
+    where = FindingLocation(config_path="model")
+    return Fault(f"check could not run: {reason}", measured=reason, where=where) if reason else None
+
+
 # --- the model --------------------------------------------------------------------------------------------------------
 
 

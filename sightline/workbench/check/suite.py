@@ -1,13 +1,11 @@
-"""Runner of checks: discovery, selection by moment, and protection of the run against side effects."""
+"""Check of a run: the rules that apply, protection of the run against side effects, one list for all processes."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
-import logging
 import pkgutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,52 +17,36 @@ from sightline.contract.catalogue import find_modules
 from sightline.contract.errors import ConfigError
 from sightline.contract.schema import suggest
 from sightline.doctor.causes import merge_findings
-from sightline.doctor.examine import Examination as Judged
-from sightline.doctor.examine import list_rules
-from sightline.doctor.finding import Finding
+from sightline.doctor.examine import Examination, list_rules
+from sightline.doctor.finding import Fault, Finding
 from sightline.doctor.objects import find_generators, preserve_generators
+from sightline.doctor.rules import Rule
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World, start_world
 from sightline.engine.process_inputs import describe_command
 from sightline.engine.run_loading import open_run
 from sightline.instrument.random_state import preserve_random_state
-from sightline.workbench.check.context import CHECKS, MOMENTS, TO_END, Context, FindingBuilder, Rule
-from sightline.workbench.check.core.examination import Examination
+from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.finding import gather_findings, join_parts
-from sightline.workbench.check.needs import NEEDS
+from sightline.workbench.check.examination import RunExamination
 from sightline.workbench.check.run_subject import examine_relations, examine_run
 
-logger = logging.getLogger(__name__)
-
-_SKIPPED = FindingBuilder(
-    code="check-skipped",
-    severity="warning",
-    causes=("sys.resource",),
-    at="model",
-    expected=TO_END,
-    action="run `sightline check`, which has no time limit",
-)
-
-_FORWARD_S = 1.5  # for the forward pass of the quick checks' one step, which keeps all quick checks below ten seconds
-_CHECKS_PACKAGE = "sightline.workbench.check.checks"
-_RULES_OF_RUNS = ("compared_sets", "compress_rules", "run_rules", "step_rules")
+_FORWARD_S = 1.5  # for the forward pass of the one step of a quick check, which takes less than ten seconds in all
+_ROOM = "sightline.workbench.check"
 
 
-def all_checks() -> list[Rule]:
-    """Import and return all checks, ordered by moment and code."""
-    package = importlib.import_module(_CHECKS_PACKAGE)
-    own_modules = [module.name for module in pkgutil.walk_packages(package.__path__, f"{_CHECKS_PACKAGE}.")]
-    of_runs = (f"sightline.workbench.check.{name}" for name in _RULES_OF_RUNS)
-    of_areas = (module for kind in ("checks", "rules") for module in find_modules(kind).values())
-    for module in {*own_modules, *of_runs, *of_areas}:
-        importlib.import_module(module)
-    return sorted(CHECKS.values(), key=lambda check: (MOMENTS.index(check.moment), check.code))
+def all_rules() -> list[Rule]:
+    """Import and return all rules: of the doctor, of runs, and of areas."""
+    own = [module.name for module in pkgutil.walk_packages(importlib.import_module(_ROOM).__path__, f"{_ROOM}.")]
+    for module in (*own, *find_modules("rules").values()):
+        if ".checks." in module or module.endswith(("rules", "compared_sets")):
+            importlib.import_module(module)
+    return list_rules()
 
 
-def run_quick(built: TrainingSetup, world: World, *, examination: Examination | None = None) -> list[Finding]:
-    """Run the quick checks with which every training starts."""
-    chosen = [check for check in all_checks() if check.is_quick and check.moment in ("static", "preflight")]
-    return _run(chosen, Context(built, world, _FORWARD_S, examination=examination or Examination()))
+def run_quick(built: TrainingSetup, world: World, *, examination: RunExamination | None = None) -> list[Finding]:
+    """Judge a run with which a training starts, in a limited time."""
+    return _run(Context(built, world, _FORWARD_S, examination or RunExamination()))
 
 
 def run_all(
@@ -73,16 +55,14 @@ def run_all(
     *,
     run: Path | None = None,
     deep: bool = False,
-    examination: Examination | None = None,
+    examination: RunExamination | None = None,
 ) -> list[Finding]:
-    """Run all checks of a run that has not begun; with a `run` directory, also the checks of its files.
+    """Judge a run by all rules; with a `run` directory, also its files.
 
-    `deep` includes the oracles, which compare every layer and loss with references and finite differences. The checks
-    write into the `examination` what they examined.
+    `deep` includes the oracles, which compare every layer with references and finite differences. The `examination`
+    receives what was judged.
     """
-    excluded_moments = ({"offline"} if run is None else set()) | (set() if deep else {"deep"})
-    chosen = [check for check in all_checks() if check.moment not in excluded_moments]
-    return _run(chosen, Context(built, world, run=run, examination=examination or Examination()))
+    return _run(Context(built, world, examination=examination or RunExamination()), run, is_deep=deep)
 
 
 def check_path(
@@ -91,9 +71,9 @@ def check_path(
     *,
     device: str = "auto",
     deep: bool = False,
-    examination: Examination | None = None,
+    examination: RunExamination | None = None,
 ) -> list[Finding]:
-    """Run all checks of the config of a file or of a run directory."""
+    """Judge the config of a file or of a run directory by all rules."""
     describe = partial(describe_command, "check", config, deep=deep)
     with start_world(device=device, timeout_s=config.distributed.timeout_s, describe=describe) as world:
         opened = open_run(path, config=config, world=world)
@@ -101,115 +81,56 @@ def check_path(
         return run_all(opened.training_setup, world, run=run, deep=deep, examination=examination)
 
 
-def run_after(
-    built: TrainingSetup,
-    world: World,
-    *,
-    run: Path,
-    examination: Examination | None = None,
-) -> list[Finding]:
-    """Run the checks of a finished training's directory and model."""
-    chosen = [check for check in all_checks() if check.moment == "offline"]
-    return _run(chosen, Context(built, world, _FORWARD_S, run, examination or Examination()))
-
-
-def _run(checks: Sequence[Rule], context: Context) -> list[Finding]:
-    """Run checks and return the findings by severity; one collective at the end gives all processes the same list."""
-    findings = [*_collect(checks, context), *_short_time_findings(context)]
-    if any(check.moment == "preflight" for check in checks):
-        findings += _relate(context)
-    context.examination.gaps += _list_gaps(context, {check.moment for check in checks})
-    return merge_findings(join_parts(gather_findings(findings, context.world)))
-
-
-def _collect(checks: Sequence[Rule], context: Context) -> list[Finding]:
-    """Run checks and return their findings in the order of the checks."""
+def _run(context: Context, directory: Path | None = None, *, is_deep: bool = False) -> list[Finding]:
+    """Return the findings by severity; one collective at the end gives all processes the same list."""
     assert_known(context.config)
-    findings: list[Finding] = []
+    whole, started_s = context.examination, time.process_time()
     with _preserve_run_state(context.built):
-        for number, check in enumerate(checks, start=1):
-            context.examination.doing = f"{check.code}, {number} of {len(checks)} checks"
-            if check.is_skipped(context.config):
-                context.examination.add(check.subject, check.code, idle="checks.skip")
-                continue
-            start_seconds = time.perf_counter()
-            with context.examination.count_time(check.subject):
-                check_findings = _run_one(check, context) if _applies(check, context) else []
-            context.examination.add(check.subject, check.code)
-            seconds = time.perf_counter() - start_seconds
-            findings += [
-                dataclasses.replace(finding, phase=check.moment, seconds=seconds) for finding in check_findings
-            ]
-    return findings
+        whole.doing = "judges the data, the first step and the evaluation"
+        examined, findings = examine_run(context, directory=directory, is_deep=is_deep)
+        findings += [] if any(each.severity == "error" for each in findings) else _list_failed(examined)
+        if context.world.size == 1 and context.dry_run.is_sound:
+            whole.doing = "asks the relations of the model and the losses"
+            findings += examine_relations(context)
+    whole.gaps += _list_gaps(context, is_deep=is_deep)
+    whole.findings = merge_findings(join_parts(gather_findings(findings, context.world)))
+    whole.seconds = time.process_time() - started_s
+    return whole.findings
 
 
-def _relate(context: Context) -> list[Finding]:
-    """Judge the run, and its parts by the relations of the doctor."""
-    found = _examine(context, "data", examine_run)
-    is_apart = context.world.size > 1 or not context.dry_run.is_sound
-    return found if is_apart else [*found, *_examine(context, "model", examine_relations)]
+def _list_failed(examination: Examination) -> list[Finding]:
+    """List rules that failed themselves, such as those of a plugin; a failed measurement stands in the verdict."""
+    failed = [each for each in examination.judgements if each.outcome == "failed"]
+    return [
+        each.rule.build(
+            Fault(
+                f"check could not run: {each.reason}",
+                measured=each.reason,
+                expected="every rule to finish",
+                action="mend the rule, or leave it out with checks.skip",
+                causes=["sys.environment"],
+                severity="warning",
+            )
+        )
+        for each in failed
+        if each.reason.startswith(f"{each.rule.judge.__name__}: ")
+    ]
 
 
-def _examine(
-    context: Context, subject: str, examine: Callable[[Context], tuple[Judged, list[Finding]]]
-) -> list[Finding]:
-    """Judge a run by rules of the doctor, and record which did."""
-    with _preserve_run_state(context.built), context.examination.count_time(subject):
-        examination, found = examine(context)
-    for judgement in examination.judgements:
-        idle = "" if judgement.outcome in ("held", "broken") else judgement.reason
-        context.examination.add(subject, judgement.rule.code, idle=idle)
-    return found
-
-
-def _applies(check: Rule, context: Context) -> bool:
-    """Return False for a rule whose need the run lacks, and record that."""
-    need = NEEDS.get(check.code)
-    try:
-        holds = need is None or bool(need.holds(context))
-    except Exception:  # noqa: BLE001 - parts of a plugin may fail in any way; the rule itself reports it
-        return True
-    if need is not None and not holds:
-        context.examination.add(check.subject, check.code, idle=f"no {need.text}")
-    return holds
-
-
-def _run_one(check: Rule, context: Context) -> list[Finding]:
-    """Return a check's findings; an exception, which must not end the run on one process alone, becomes a finding."""
-    try:
-        return check(context)
-    except Exception as error:
-        logger.warning("check-failed: '%s' did not run, so it has no finding for this run", check.code, exc_info=True)
-        action = "look at the traceback above, or leave the check out with checks.skip"
-        return [check.not_run(context, error, severity="warning", action=action)]
-
-
-def _list_gaps(context: Context, moments: set[str]) -> Iterator[str]:
-    """List what of this run the checks did not cover, from the measurements that they made."""
-    measured = vars(context)
-    for survey in measured.get("statistics", ()):
+def _list_gaps(context: Context, *, is_deep: bool) -> Iterator[str]:
+    """List what of this run nothing covered, from the measurements that were made."""
+    for survey in vars(context).get("statistics", ()):
         survey = context.thorough_statistics(survey) if id(survey) in context._thorough else survey
         if not survey.is_whole:
             left = len(survey.part.indices) - survey.num_sampled
             yield f"{left:,} of {len(survey.part.indices):,} samples of the {survey.part.split} part"
-    if "preflight" in moments and "deep" not in moments:
+    if not is_deep:
         yield f"single layers ({'check --deep' if context.is_thorough else 'sightline check --deep'})"
 
 
-def _short_time_findings(context: Context) -> list[Finding]:
-    """Return a finding if a check used a dry run or dry evaluation that was skipped for lack of time."""
-    if _SKIPPED.is_skipped(context.config):
-        return []
-    dry_run = vars(context).get("dry_run")  # None if no check used it
-    results = [*([] if dry_run is None else [dry_run]), *vars(context).get("dry_evaluations", ())]
-    skipped = [result.skipped for result in results if result.skipped][:1]
-    return [_SKIPPED.finding(context, f"check could not run: {reason}", measured=reason) for reason in skipped]
-
-
 def assert_known(config: RunConfig) -> None:
-    """Raise a ConfigError if `checks.skip` contains a name that is no check."""
-    checks = (*all_checks(), _SKIPPED)
-    valid_names = {*(check.code for check in checks), *(relation.code for relation in list_rules())}
+    """Raise a ConfigError if `checks.skip` contains a name that is no rule's code."""
+    valid_names = {rule.code for rule in all_rules()}
     codes = f"; allowed: {', '.join(sorted(valid_names))}"
     for code in config.checks.skip:
         location = config.origins.get("checks.skip", "checks.skip")

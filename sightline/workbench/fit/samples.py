@@ -18,6 +18,7 @@ from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.members import TransformMembers
 from sightline.contract.types import Batch, ComponentConfig, SampleKey
+from sightline.doctor.attempts import MissingError, attempt
 from sightline.engine.batch_stream import BatchSampler
 from sightline.engine.build import TrainingSetup, build_transforms
 from sightline.engine.device import to_device
@@ -148,12 +149,13 @@ def _accepts_one_sample(built: TrainingSetup, reader: BatchReader) -> bool:
     Other errors of the step are reported by the first step itself.
     """
     job = built.job
-    try:
+
+    def run() -> None:
         batch = to_device(reader(first_keys(built, 1)), job.device, float_dtype=job.precision.parameter_dtype)
         forward_backward(job, isolated_copy(job.model), [batch], job.device)
-    except Exception as error:  # noqa: BLE001 - the first step meets and reports any other error
-        return "more than 1 value per channel" not in str(error)
-    return True
+
+    missing = attempt("step", run, {})
+    return not isinstance(missing, MissingError) or "more than 1 value per channel" not in str(missing.__cause__)
 
 
 def evaluation_reader(built: TrainingSetup) -> BatchReader:

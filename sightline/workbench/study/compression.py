@@ -23,6 +23,7 @@ from sightline.contract.errors import RunError, UserError
 from sightline.contract.loss import teacher_keys
 from sightline.contract.types import ComponentConfig, LinearRamp
 from sightline.doctor.finding import Finding
+from sightline.doctor.rules import find_by
 from sightline.engine.build import DataSubset
 from sightline.engine.resume import assert_empty
 from sightline.engine.run_loading import OpenRun, open_run
@@ -34,7 +35,7 @@ from sightline.runs.run_directory import LOCK, RunDirectory, assert_writable, lo
 from sightline.runs.run_files import is_run
 from sightline.training import train_run
 from sightline.training.train_run import Reporter, reread
-from sightline.workbench.check.compress_rules import search_split, size_promise, unreset_episode
+from sightline.workbench.check.compress_rules import search_split, unreset_episode
 from sightline.workbench.compress.packing import FILES, packed_layer_sizes, write_evaluation, write_packed_run
 from sightline.workbench.compress.policy import FP32, Policy, policy_to_dict
 from sightline.workbench.compress.policy_simulator import reestimate_batch_norm
@@ -140,7 +141,7 @@ def run_searches(
 ) -> tuple[list[SearchResult], EvaluationCache]:
     """Run the searches, which share the evaluations in the file `record`; recorded ones are not repeated."""
     reported, part = problem.reported, problem.part
-    _raise_findings(search_split(_sample_keys(part), _sample_keys(reported)))
+    _raise_findings(find_by(search_split, searched=_sample_keys(part), reported=_sample_keys(reported)))
     initial_state = {name: value.clone() for name, value in problem.simulated.model.state_dict().items()}
     recorded, append = open_record(record, subject=problem.subject, names=problem.names)
     evaluations = EvaluationCache(problem.loss, known=recorded, record=append)
@@ -148,7 +149,7 @@ def run_searches(
         run_search(name, method, problem.problem, evaluations, base_bytes=problem.base_bytes, report=report)
         for name, method in methods.items()
     ]
-    _raise_findings(unreset_episode(initial_state, problem.simulated.model.state_dict()))
+    _raise_findings(find_by(unreset_episode, before=initial_state, after=problem.simulated.model.state_dict()))
     return results, evaluations
 
 
@@ -322,8 +323,9 @@ class Compression:
             self._run, model.eval(), policy, self._out, about=about, halves=halves, at_most=at_most
         )
         _raise_findings(
-            size_promise(
-                self._out / PACKED_FILE,
+            find_by(
+                "size-promise",
+                file=self._out / PACKED_FILE,
                 promised=summary["promised_bytes"],
                 budget=at_most,
                 reported=summary["ratios"],

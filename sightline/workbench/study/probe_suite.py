@@ -23,7 +23,6 @@ from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, bind
 from sightline.contract.errors import CheckpointError, UserError
 from sightline.contract.types import Batch, ComponentConfig
-from sightline.doctor.finding import FindingLocation
 from sightline.draw.page import PageTable
 from sightline.engine.build import build, build_data
 from sightline.engine.device import Precision, set_backends, to_device
@@ -189,7 +188,7 @@ def check_input_scale(probed: ProbedRun, world: World) -> ProbedRun:
         )
         with precision.autocast(world.device):
             scales = layer_scales(model, batch, run)
-    finding = other_scale(scales, where=FindingLocation(config_path="data"), source=str(probed.run))
+    finding = other_scale(scales, source=str(probed.run))
     if finding is None:
         return probed
     line = f"warning: {finding.summary} ({finding.measured}; {finding.expected}): {finding.action}"

@@ -1,4 +1,4 @@
-"""Checks of losses with their runs: logits before training, and the divisor of a loss of priors."""
+"""Rules of losses with their runs: logits before training, and the divisor of a loss of priors."""
 
 from __future__ import annotations
 
@@ -10,50 +10,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.contract.members import TaskMembers
-from sightline.doctor.finding import Finding
+from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.finding import Fault, FindingLocation
+from sightline.doctor.rules import rule
 from sightline.engine.step import compute_batch_losses, divide_by_count
 from sightline.ops.priors import BACKGROUND, IGNORED
-from sightline.workbench.check.context import Context, assignments, check, first_steps
-from sightline.workbench.check.core.assigned_boxes import AssignedBoxes
+from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.dry_run import DryRun
-from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.sample_statistics import class_axis
 from sightline.workbench.check.oracles.results import FixedOutputs
 
 _MAX_STD = 3.0
 
 
-@check(
+@rule(
     "initial-loss",
-    "preflight",
-    each=first_steps,
-    severity="warning",
-    causes=("model.init", "model.numerics", "data.normalisation"),
-    config_path="model",
-    action="scale the initial weights by 1/sqrt(fan-in), or normalise what goes into the last layer",
+    "warning",
+    "model.init model.numerics data.normalisation",
+    holds="logits of an untrained model that have a standard deviation of at most 3 over the classes",
+    do="scale the initial weights by 1/sqrt(fan-in), or normalise what goes into the last layer",
 )
-def initial_loss(context: Context, step: DryRun) -> Fault | None:
-    """The logits of an untrained model have a standard deviation of at most 3 over the classes.
-
-    Finds: Logits that no untrained model has.
-    """
-    batch, outputs = context.first_outputs
+def initial_loss(run: Context, first_step: DryRun) -> Fault | None:
+    """Measure the logits of an untrained model."""
+    batch, outputs = run.first_outputs
     logits, label = outputs.get("logits"), batch.get("label")
-    if not context.is_fresh or not isinstance(logits, Tensor) or not isinstance(label, Tensor):
-        return None
+    if not run.is_fresh or not isinstance(logits, Tensor) or not isinstance(label, Tensor):
+        raise NotApplicableError("no class logits of an untrained model")
     axis = class_axis(logits, label)
     if axis is None or logits.shape[axis] < 2 or not bool(logits.isfinite().all()):
-        return None
+        raise NotApplicableError("no class logits of an untrained model")
     std = float((logits - logits.mean(dim=axis, keepdim=True)).double().std(correction=0))
     if std <= _MAX_STD:
         return None
     return Fault(
         f"the untrained model is over-confident: its logits have standard deviation {std:.3g}",
-        layer=context.last_layer,
-        value=std,
-        bound=_MAX_STD,
+        measured=f"{std:.4g}",
         expected=f"at most {_MAX_STD:g}; a loss near ln {logits.shape[axis]} = {math.log(logits.shape[axis]):.4g}",
+        where=FindingLocation(layer=run.last_layer, config_path="model"),
     )
 
 
@@ -64,31 +57,18 @@ _MAX_OTHER_PRIORS = 1000
 """Number of priors without a box that are kept: enough for the sums, few enough for eighty classes."""
 
 
-@check(
+@rule(
     "loss-normaliser",
-    "preflight",
-    each=assignments,
-    causes=("loss.normaliser", "data.ignore_handling", "loss.form"),
-    expected="the same",
-    action="count priors with a box, (target >= 0).sum(), and leave those whose target is -2 out of the sum",
+    "error",
+    "loss.normaliser data.ignore_handling loss.form",
+    holds="a loss of priors that others, which are ignored or certainly background, do not change",
+    do="count priors with a box, (target >= 0).sum(), and leave those whose target is -2 out of the sum",
 )
-def loss_normaliser(context: Context, assigned: AssignedBoxes) -> Iterator[Fault | Finding]:
-    """Doubling the priors with ones that are ignored, or certainly background, does not change any loss.
-
-    Finds: A loss of priors that is divided by all priors, or that ignored priors change: background drowns the boxes.
-
-    The sum is divided by the number of priors with a box. Source: Lin et al. 2017, Focal Loss for Dense Object
-    Detection, section 4.1.
-    """
-    if not int(assigned.positives.sum()):
-        return
-    try:
-        original, with_background, with_ignored = (
-            _compute_losses(context, target) for target in (None, BACKGROUND, IGNORED)
-        )
-    except Exception as error:  # noqa: BLE001 - a plugin's loss may read inputs that cannot be enlarged
-        yield loss_normaliser.not_run(context, error)
-        return
+def loss_normaliser(run: Context) -> Iterator[Fault]:
+    """Double the priors. Source: Lin et al. 2017, Focal Loss for Dense Object Detection, section 4.1."""
+    if run.assignments is None or not int(run.assignments.positives.sum()):
+        raise NotApplicableError("no boxes with priors")
+    original, with_background, with_ignored = (_compute_losses(run, target) for target in (None, BACKGROUND, IGNORED))
     for name, (value, count) in original.items():
         for what, enlarged in (("background, predicted for certain", with_background), ("ignored", with_ignored)):
             other, other_count = enlarged[name]
@@ -97,7 +77,7 @@ def loss_normaliser(context: Context, assigned: AssignedBoxes) -> Iterator[Fault
                 yield Fault(
                     f"the loss '{name}' depends on how many priors are {what}",
                     causes=("data.ignore_handling", "loss.normaliser", "loss.form") if is_learned else (),
-                    at=context.loss_path(name),
+                    where=FindingLocation(config_path=run.loss_path(name)),
                     measured=f"{value:.6g}, and {other:.6g} with twice as many priors, the new ones {what}; divided by "
                     f"{count:g}, and by {other_count:g}",
                     evidence={"field": name},
@@ -132,15 +112,3 @@ def _compute_losses(context: Context, added: int | None) -> dict[str, tuple[floa
     with torch.no_grad():
         sums, counts = compute_batch_losses(task, FixedOutputs(outputs), batch, context.world.device, job.precision)
     return {name: (float(divide_by_count(total, counts[name])), float(counts[name])) for name, total in sums.items()}
-
-
-BUILT_IN = ("intra_modal", "cross_modal")
-"""Losses of pairs; those of plugins may be of another kind."""
-
-
-def pairs_task(context: Context) -> Any | None:
-    """Return the run's contrastive task; None for another task, or without a contrastive loss of the package."""
-    task = context.built.job.task
-    if not TaskMembers.compares_rows.get(task) or not any(loss.name in BUILT_IN for loss in context.config.losses):
-        return None
-    return task

@@ -1,4 +1,4 @@
-"""Checks of metrics on synthetic predictions: absent classes, scores that depend on the batches.
+"""Rules of metrics on synthetic predictions: absent classes, scores that depend on the batches.
 
 The labels serve as predictions, once with every class and once with a single one. If only the second score is below 1,
 the metric scores classes that neither labels nor predictions have.
@@ -22,7 +22,9 @@ from sightline.contract.errors import summarise_error
 from sightline.contract.members import MetricMembers
 from sightline.contract.pytree import is_float
 from sightline.contract.types import Batch
-from sightline.doctor.finding import FindingLocation
+from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
+from sightline.doctor.finding import Fault, FindingLocation
+from sightline.doctor.rules import rule
 from sightline.workbench.check.checks.synthetic_predictions import (
     Predicted,
     PredictionMaker,
@@ -34,37 +36,42 @@ from sightline.workbench.check.checks.synthetic_predictions import (
     score_metric,
     task_predictions,
 )
-from sightline.workbench.check.context import Context, JudgedMetric, check, metrics
+from sightline.workbench.check.context import Context, JudgedMetric, metrics
 from sightline.workbench.check.core.dry_run import error_location
-from sightline.workbench.check.core.finding import Fault
 
 _BEST_IS_ONE = re.compile(r"(^|[_\W])(m?iou|accuracy|acc|precision|recall|dice|f1)([_\W]|$)", re.IGNORECASE)
 _ROUNDING = 1e-6  # the mean of a thousand float32 ones is nearer to 1
 _MAX_BATCHES = 64
 
 
-@check("absent-class-score", "preflight")
-def absent_class_score(context: Context) -> Iterator[Fault]:
-    """Values named after an IoU, accuracy, precision, recall, Dice or F1 are 1 (or NaN) for perfect predictions.
-
-    Finds: Metrics that do not give perfect predictions the best score, for example because absent classes score 0.
-    """
-    maker = build_prediction_maker(context)
+@rule(
+    "absent-class-score",
+    "error",
+    "eval.absent_class eval.protocol eval.decode",
+    holds="1 for perfect predictions, for any set of classes",
+    do="score a part that both lack as 1 (shapes with parts), or leave the class out of the mean (scenes); never as 0",
+)
+def absent_class_score(run: Context) -> Iterator[Fault]:
+    """Score perfect predictions by values named after an IoU, accuracy, precision, recall, Dice or F1."""
+    maker = build_prediction_maker(run)
     if maker is None:
-        return
+        raise NotApplicableError("no class logits")
     single, full = _make_one_class_batches(maker), _make_every_class_batches(maker)
-    for metric in metrics(context):
-        if full and can_score(context, metric.meter):
-            yield from _absent_class_faults(context, metric, single, full)
+    for metric in metrics(run):
+        if full and can_score(run, metric.meter):
+            yield from _absent_class_faults(run, metric, single, full)
 
 
 def _absent_class_faults(
     context: Context, metric: JudgedMetric, single: list[SyntheticBatch], full: list[SyntheticBatch]
 ) -> Iterator[Fault]:
-    try:
-        single_values, full_values = (score_metric(context, metric.meter, batches) for batches in (single, full))
-    except Exception:  # noqa: BLE001 - `per-batch-metric` reports why a metric fails
-        return
+    scored = [
+        attempt("metric", score_metric, {"context": context, "meter": metric.meter, "sheets": batches})
+        for batches in (single, full)
+    ]
+    if any(isinstance(values, MissingError) for values in scored):
+        return  # `per-batch-metric` reports why a metric fails
+    single_values, full_values = scored
     below_one = {name: value for name, value in full_values.items() if _falls_short(name, value)}
     absent = {name: value for name, value in single_values.items() if _falls_short(name, value)}
     name, figures = next(iter(below_one or absent), ""), below_one or absent
@@ -73,7 +80,7 @@ def _absent_class_faults(
         yield Fault(
             f"'{name}' of the metric '{metric.name}' is below 1 for perfect predictions",
             causes=("eval.decode", "eval.protocol", "eval.aggregation", "eval.absent_class"),
-            at=metric.path,
+            where=FindingLocation(config_path=metric.path),
             measured=f"{listed} for predictions equal to the labels, with every class among them",
             expected="1, the best score",
             action="check how the metric derives the prediction (argmax over the classes), and its divisor",
@@ -82,13 +89,9 @@ def _absent_class_faults(
     elif absent and not MetricMembers.scores_absent_zero.get(metric.meter.metric):  # else as the config asks for
         yield Fault(
             f"'{name}' of the metric '{metric.name}' scores classes that neither labels nor predictions have",
-            causes=("eval.absent_class", "eval.protocol", "eval.decode"),
-            at=metric.path,
+            where=FindingLocation(config_path=metric.path),
             measured=f"{listed} for perfect predictions with a single class; "
             f"{full_values.get(name, math.nan):.6g} with every class",
-            expected="1 for perfect predictions, for any set of classes",
-            action="score a part that both lack as 1 (shapes with parts), or leave the class out of the mean (scenes); "
-            "never as 0",
             evidence={"figures": figures, "looked_at": "synthetic predictions"},
         )
 
@@ -145,17 +148,20 @@ _MIN_EVALUATED = 2
 _MIN_SAMPLES = 3  # two samples only split evenly; a step with fewer gives the form of one of them twice
 
 
-@check("per-batch-metric", "preflight")
-def per_batch_metric(context: Context) -> Iterator[Fault]:
-    """Each value is the same for one batch and for two with the same predictions, and follows from the state alone.
-
-    Finds: Metrics whose values depend on the split of the samples into batches, such as a mean of batches.
-    """
-    maker = build_prediction_maker(context)
-    for metric in metrics(context):
-        can_make = maker is not None and can_score(context, metric.meter)
-        fault = _judge_synthetic(context, metric, maker) if maker is not None and can_make else None
-        fault = fault or _judge_predictions(context, metric)
+@rule(
+    "per-batch-metric",
+    "error",
+    "eval.aggregation eval.protocol eval.mode",
+    holds="the same value for every split: counts summed over all samples, divided once in `compute`",
+    do="keep counts, or a row for each sample, in the state, and take no mean in `update`",
+)
+def per_batch_metric(run: Context) -> Iterator[Fault]:
+    """Compare each value for one batch and for two with the same predictions, and after the state alone."""
+    maker = build_prediction_maker(run)
+    for metric in metrics(run):
+        can_make = maker is not None and can_score(run, metric.meter)
+        fault = _judge_synthetic(run, metric, maker) if maker is not None and can_make else None
+        fault = fault or _judge_predictions(run, metric)
         if fault is not None:
             yield fault
 
@@ -163,13 +169,14 @@ def per_batch_metric(context: Context) -> Iterator[Fault]:
 def _judge_synthetic(context: Context, metric: JudgedMetric, maker: PredictionMaker) -> Fault | None:
     """Compare synthetic predictions, some of them wrong, as one batch and as two uneven ones."""
     ranks = list(range(max(_MIN_SAMPLES, maker.num_samples)))
-    try:
+
+    def judge() -> Fault | None:
         joint, split = (
             task_predictions(context, _make_batches(maker, *parts)) for parts in ([ranks], [ranks[:1], ranks[1:]])
         )
         return _judge_splits(metric, joint, [split], "synthetic predictions")
-    except Exception as error:  # noqa: BLE001 - any error of a metric would end the first evaluation
-        return _make_failure(context, metric, error)
+
+    return _take(metric, attempt("metric", judge, {}))
 
 
 def _judge_predictions(context: Context, metric: JudgedMetric) -> Fault | None:
@@ -182,7 +189,8 @@ def _judge_predictions(context: Context, metric: JudgedMetric) -> Fault | None:
         return None
     ranks = list(range(len(dry.keys)))
     half = len(ranks) // 2
-    try:
+
+    def judge() -> Fault | None:
         joint, *splits = (
             [row for part in split if (row := dry.rows(part, metric.meter.update.names)) is not None]
             for split in ([ranks], [ranks[:1], ranks[1:]], [ranks[:half], ranks[half:]])
@@ -190,8 +198,13 @@ def _judge_predictions(context: Context, metric: JudgedMetric) -> Fault | None:
         if not joint or not all(_reads_alike(joint, split, metric.meter.update.names) for split in splits):
             return None  # samples that depend on their batch: `exchanged-rows` reports that
         return _judge_splits(metric, joint, splits, "predictions")
-    except Exception as error:  # noqa: BLE001 - as above: an evaluation may end with a batch of one sample
-        return _make_failure(context, metric, error)
+
+    return _take(metric, attempt("metric", judge, {}))
+
+
+def _take(metric: JudgedMetric, answer: Fault | MissingError | None) -> Fault | None:
+    """Return a fault, also of an error of a metric, which would end the first evaluation."""
+    return _make_failure(metric, answer.__cause__) if isinstance(answer, MissingError) else answer
 
 
 def _reads_alike(joint: Sequence[Predicted], split: Sequence[Predicted], names: Iterable[str]) -> bool:
@@ -236,7 +249,7 @@ def _judge_splits(
         return Fault(
             f"'{next(iter(missed))}' of the metric '{metric.name}' does not follow from its state alone",
             causes=("eval.aggregation", "eval.protocol"),
-            at=metric.path,
+            where=FindingLocation(config_path=metric.path),
             measured=f"from the object that was updated, and from another with the same state: {', '.join(listed[:3])}",
             expected="the same value: `compute` runs on the sum of the states of all processes, once per evaluation",
             action="keep what `update` puts on the object in the state: int64 counts, or a row for each sample",
@@ -254,13 +267,10 @@ def _judge_splits(
             return Fault(
                 f"'{next(iter(differing))}' of the metric '{metric.name}' depends on the split of the samples into "
                 "batches",
-                causes=("eval.aggregation", "eval.protocol", "eval.mode"),
-                at=metric.path,
+                where=FindingLocation(config_path=metric.path),
                 measured=f"{sum(sizes)} samples as one batch, and the same {kind} as batches of {sizes[0]} and "
                 f"{sizes[1]}: "
                 + ", ".join(f"{name} {one:.6g} and {other:.6g}" for name, (one, other) in list(differing.items())[:3]),
-                expected="the same value for every split: counts summed over all samples, divided once in `compute`",
-                action="keep counts, or a row for each sample, in the state, and take no mean in `update`",
                 evidence={
                     "field": metric.path,
                     "figures": {name: list(pair) for name, pair in differing.items()},
@@ -276,12 +286,13 @@ def _are_equal(one: float, other: float | None) -> bool:
     return (math.isnan(one) and math.isnan(other)) or math.isclose(one, other, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
 
 
-def _make_failure(context: Context, metric: JudgedMetric, error: Exception) -> Fault:
+def _make_failure(metric: JudgedMetric, error: BaseException | None) -> Fault:
+    assert error is not None, "an error is the cause of what is missing"
     file, line = error_location(error)
     path = metric.path
     return Fault(
         f"the metric '{metric.name}' cannot be computed: {type(error).__name__}",
-        where=FindingLocation(file=file, line=line, config_path=path) if file else context.place(path),
+        where=FindingLocation(file=file, line=line, config_path=path),
         causes=("eval.protocol", "cfg.contract", "eval.decode"),
         measured=summarise_error(error),
         expected="values for predictions in the form of a training batch",
@@ -295,34 +306,43 @@ _DISTANCE = re.compile(r"(mean|median|max|min|error|distance|epe)[a-z_]*_(mm|cm|
 _OFFSET, _UNIT_TOLERANCE = 10.0, 0.01
 
 
-@check("metric-unit", "preflight", each=metrics, causes=("eval.coordinate", "eval.protocol"))
-def metric_unit(context: Context, metric: JudgedMetric) -> Fault | None:
-    """Errors that a metric names in a unit are 10 if all predictions are 10 of it off.
+@rule(
+    "metric-unit",
+    "error",
+    "eval.coordinate eval.protocol",
+    holds="an error of 10 in the unit that a metric names, where all predictions are 10 of it off",
+    do="compute distances in the unit of the predictions: map voxels, cells or pixels of a crop back first",
+)
+def metric_unit(run: Context) -> Iterator[Fault]:
+    """Score predictions that are off by a known distance."""
+    pairs_of = [(metric, list(_iter_pairs(run.dry_run.batch, metric))) for metric in metrics(run)]
+    if not any(pairs for _, pairs in pairs_of):
+        raise NotApplicableError("no places in a unit")
+    for metric, pairs in pairs_of:
+        if pairs and (fault := _judge_unit(run, metric, pairs)) is not None:
+            yield fault
 
-    Finds: Errors in voxels, cells or metres that are printed as millimetres.
-    """
+
+def _judge_unit(context: Context, metric: JudgedMetric, pairs: Sequence[tuple[str, str]]) -> Fault | None:
     batch = context.dry_run.batch
-    pairs = list(_iter_pairs(batch, metric))
-    if not pairs:
-        return None
     moved: dict[str, Any] = {}
     for name, target in pairs:
         moved[name] = batch[target].clone()
         moved[name][..., 0] += _OFFSET
-    try:
-        values = metric_values(metric.meter, [(batch, moved)]).used
-    except Exception:  # noqa: BLE001 - `per-batch-metric` reports why a metric fails
-        return None
+    values = attempt("metric", metric_values, {"meter": metric.meter, "batches": [(batch, moved)]})
+    if isinstance(values, MissingError):
+        return None  # `per-batch-metric` reports why a metric fails
     unit = pairs[0][0].rpartition("_")[2]
-    figures = {name: value for name, value in values.items() if _DISTANCE.search(name) and name.endswith(f"_{unit}")}
+    figures = {
+        name: value for name, value in values.used.items() if _DISTANCE.search(name) and name.endswith(f"_{unit}")
+    }
     wrong = {name: value for name, value in figures.items() if abs(value / _OFFSET - 1) > _UNIT_TOLERANCE}
     if not wrong or len(wrong) < len(figures):
         return None
     name, value = next(iter(wrong.items()))
     return Fault(
         f"'{name}' of the metric '{metric.name}' is not in {unit}{_explain_ratio(context, value / _OFFSET)}",
-        value=value,
-        bound=_OFFSET,
+        where=FindingLocation(config_path=metric.path),
         measured=f"{', '.join(f'{n} {v:.4g}' for n, v in wrong.items())} for predictions {_OFFSET:g} {unit} off",
         expected=f"{_OFFSET:g}",
         action=f"compute distances of '{pairs[0][0]}', in {unit}: map voxels, cells or pixels of a crop back first",

@@ -1,8 +1,7 @@
-"""Checks of what an evaluation of boxes counts, by its protocol."""
+"""Rules of what an evaluation of boxes counts, by its protocol."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,10 @@ from torch import Tensor
 
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
-from sightline.doctor.finding import Finding
+from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.evidence import measure
+from sightline.doctor.finding import Fault, FindingLocation
+from sightline.doctor.rules import rule
 from sightline.engine.device import to_device
 from sightline.ops.box_overlaps import box_iou
 from sightline.ops.priors import warp_boxes
@@ -21,41 +23,61 @@ from sightline.workbench.check.checks.synthetic_predictions import (
     Predicted,
     metric_values,
 )
-from sightline.workbench.check.context import Context, JudgedMetric, check, metrics
-from sightline.workbench.check.core.finding import Fault, diagnose
+from sightline.workbench.check.context import Context, JudgedMetric, metrics
 
-_diagnose = functools.partial(diagnose, __file__)
 _MAX_SCORES = {"crowd_ap": 0.01, "miss_rate": 0.01, "box_ap": 0.05, "box_errors": 0.05}
 """Metric -> the score from which its published evaluation keeps detections."""
 _MAX_LOST, _MIN_BOXES, _MAX_IMAGES = 0.02, 5, 8
 
 
-@check("box-protocol", "preflight", severity="warning", causes=("eval.protocol", "eval.decode"), config_path="task")
-def box_protocol(context: Context) -> Iterator[Fault]:
-    """Detections have the range of scores, the number and the classes that metrics and labels require.
-
-    Finds: Box evaluations that deviate from their protocol: thresholds, pixel frames, ignored boxes, omitted images.
-    """
-    task: Any = unwrap_distillation(context.built.job.task)
+@measure()
+def detecting_task(run: Context) -> Any:
+    """Return the task of a run that detects boxes."""
+    task: Any = unwrap_distillation(run.built.job.task)
     if TaskMembers.get_priors.get(task) is None:
-        return
-    limits = {metric.name: _MAX_SCORES[metric.name] for metric in context.config.metrics if metric.name in _MAX_SCORES}
+        raise NotApplicableError("no boxes")
+    return task
+
+
+@rule(
+    "box-protocol",
+    "warning",
+    "eval.protocol eval.decode",
+    holds="detections of the scores, the number and the classes that metrics and labels require",
+    do="set the key that is named as its protocol has it",
+)
+def box_protocol(run: Context, detecting_task: Any) -> Iterator[Fault]:
+    """Compare thresholds, numbers and suppression of the task with its metrics and labels."""
+    task = detecting_task
+    limits = {metric.name: _MAX_SCORES[metric.name] for metric in run.config.metrics if metric.name in _MAX_SCORES}
     selection = task.selection
     if limits and selection.min_score > min(limits.values()):
         name = min(limits, key=limits.__getitem__)
-        yield _diagnose("early end", score=selection.min_score, name=name, limit=limits[name])
-    truths = [sample["truth"] for survey in context.statistics for sample in survey.boxed]
+        yield Fault(
+            f"detections below a score of {selection.min_score:g} are dropped before {name}: its curve ends early",
+            measured=f"task.score {selection.min_score:g}",
+            expected=f"at most {limits[name]:g}, a higher one only for pictures (`predict score=S`)",
+            action=f"set task.score={limits[name]:g}",
+            where=FindingLocation(config_path="task.score"),
+        )
+    truths = [sample["truth"] for survey in run.statistics for sample in survey.boxed]
     valid_truths = [truth[truth[:, 6] == 0] for truth in truths]
     per_class = [int(torch.bincount(truth[:, 4].long()).max()) if len(truth) else 0 for truth in valid_truths]
     maxima: dict[str, tuple[float, int]] = {
         "task.most": (selection.max_detections, max(map(len, valid_truths), default=0))
     }
-    for index, meter in enumerate(context.built.selection_evaluator.metrics):
+    for index, meter in enumerate(run.built.selection_evaluator.metrics):
         max_detections = getattr(meter.metric, "most", math.inf)  # user-defined metrics have it, too
         maxima[f"metrics.{index}.most"] = max_detections, max(per_class, default=0)
     for path, (max_detections, count) in maxima.items():
         if max_detections < count:
-            yield _diagnose("too few detections", at=path, most=max_detections, count=count, enough=max(500, count))
+            yield Fault(
+                f"{path} is {max_detections}, and an image has {count} boxes: not all of them can be found",
+                measured=f"{max_detections} detections an image",
+                expected=f"at least {count}; 500 is usual for crowds",
+                action=f"set {path}={max(500, count)}",
+                where=FindingLocation(config_path=path),
+            )
     if not selection.suppression.reads:  # labels lack what else it reads of a detection
         yield from _suppression_faults(task, valid_truths)
 
@@ -72,40 +94,47 @@ def _suppression_faults(task: Any, truths: list[Tensor]) -> Iterator[Fault]:
         ]
         num_lost, num_labels = num_lost + len(set().union(*survivors[1:]) - survivors[0]), num_labels + len(truth)
     if num_lost >= _MIN_BOXES and num_lost > _MAX_LOST * num_labels:
-        yield _diagnose("classes suppress", lost=num_lost, labels=num_labels, limit=_MAX_LOST)
+        yield Fault(
+            "suppression drops boxes because of boxes of another class",
+            measured=f"{num_lost} of {num_labels} labels would be lost if they were detected exactly",
+            expected=f"at most {_MAX_LOST:.0%}",
+            action="set task.suppression.per_class=true",
+            causes=["eval.decode", "eval.protocol"],
+            where=FindingLocation(config_path="task.suppression"),
+        )
 
 
-@check("box-evaluation", "preflight", causes=("eval.coordinate", "eval.protocol"), config_path="task")
-def box_evaluation(context: Context) -> Iterator[Fault | Finding]:
-    """Boxes are scored in pixels of the files, without ignored boxes, and over all images.
-
-    Finds: Box evaluations that deviate from their protocol: thresholds, pixel frames, ignored boxes, omitted images.
-    """
-    task: Any = unwrap_distillation(context.built.job.task)
-    if TaskMembers.get_priors.get(task) is None:
-        return
-    yield from _ignored_faults(context)
-    yield from _pixel_faults(context, task)
-    boxed = [sample for survey in context.statistics for sample in survey.boxed if (sample["truth"][:, 6] == 0).any()]
-    for metric in metrics(context):
-        if boxed and {"detections", "truth"} <= {*metric.meter.update.names}:
-            try:
-                yield from _box_metric_faults(metric, boxed[:_MAX_IMAGES])
-            except Exception as error:  # noqa: BLE001 - a user-defined metric may need more than boxes
-                yield box_evaluation.not_run(context, error)
-
-
-def _ignored_faults(context: Context) -> Iterator[Fault]:
-    for survey in context.statistics:
+@rule(
+    "box-evaluation",
+    "warning",
+    "data.ignore_handling eval.protocol",
+    holds="the same ignored boxes in 'truth' and in 'boxes'",
+    do="copy the flag to the last column of 'truth'",
+)
+def ignored_boxes(run: Context, detecting_task: Any) -> Iterator[Fault]:
+    """Compare the ignored boxes that are trained on with those that are scored."""
+    for survey in run.statistics:
         num_trained = sum(int(sample["is_ignored"].sum()) for sample in survey.boxed)
         if num_trained >= _MIN_BOXES and not any((sample["truth"][:, 6] > 0).any() for sample in survey.boxed):
-            words = {"trained": num_trained, "coverage": survey.coverage_text}
-            yield _diagnose("no ignored boxes", split=survey.part.split, evidence={"field": "truth"}, **words)
+            yield Fault(
+                "training labels have ignored boxes, scored labels have none: finding them or not counts",
+                measured=f"0 ignored boxes in 'truth', {num_trained} in 'boxes', of {survey.coverage_text}",
+                where=run.locate(survey.part.split, config_path="data"),
+                evidence={"field": "truth"},
+            )
 
 
-def _pixel_faults(context: Context, task: Any) -> Iterator[Fault]:
-    """Check that `truth` is in pixels of the file, and that detections are mapped from the canvas to the file."""
-    for evaluation in context.dry_evaluations:
+@rule(
+    "box-evaluation",
+    "error",
+    "eval.coordinate eval.protocol",
+    holds="detections and labels in pixels of the file",
+    do="leave 'truth' in pixels of the file, and keep 'to_canvas' for transforms that move pixels",
+)
+def pixel_frames(run: Context, detecting_task: Any) -> Iterator[Fault]:
+    """Compare labels with trained boxes, and detections of a file with those of one twice as large."""
+    task = detecting_task
+    for evaluation in run.dry_evaluations:
         if evaluation.failure is not None or not {"truth", "boxes", "to_canvas"} <= evaluation.batch.keys():
             continue
         batch, outputs = (to_device(dict(part), torch.device("cpu")) for part in (evaluation.batch, evaluation.outputs))
@@ -130,8 +159,29 @@ def _pixel_faults(context: Context, task: Any) -> Iterator[Fault]:
         is_mapped = torch.allclose(2 * plain, larger, rtol=1e-3, atol=1.0)
         if is_mapped and not (unmoved > 0.9 and iou < 0.7):
             continue
-        diagnosis = "labels on the canvas" if is_mapped else "detections on the canvas"
-        yield _diagnose(diagnosis, iou=iou, unmoved=unmoved)
+        what = "labels are in pixels of the canvas" if is_mapped else "detections are not mapped to the file"
+        yield Fault(
+            f"{what}: areas are wrong, and boxes do not match those of other programs",
+            measured=f"median IoU with trained boxes {iou:.2f}, {unmoved:.2f} without moving labels to the canvas"
+            if is_mapped
+            else "twice as large a file does not make detections twice as large",
+            where=FindingLocation(config_path="data" if is_mapped else "task"),
+        )
+
+
+@rule(
+    "box-evaluation",
+    "error",
+    "eval.protocol data.ignore_handling eval.aggregation",
+    holds="figures without detections in ignored boxes, and lower ones where labels are missed",
+    do="leave out detections in labels with the last column of 'truth' set, and count the labels of every image",
+)
+def counted_boxes(run: Context, detecting_task: Any) -> Iterator[Fault]:
+    """Score samples with exact detections, and others whose boxes are ignored, or missed."""
+    boxed = [sample for survey in run.statistics for sample in survey.boxed if (sample["truth"][:, 6] == 0).any()]
+    for metric in metrics(run):
+        if boxed and {"detections", "truth"} <= {*metric.meter.update.names}:
+            yield from _box_metric_faults(metric, boxed[:_MAX_IMAGES])
 
 
 def _box_metric_faults(metric: JudgedMetric, boxed: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:
@@ -146,11 +196,21 @@ def _box_metric_faults(metric: JudgedMetric, boxed: Sequence[Mapping[str, Any]])
     )
     changed = [name for name, value in plain.items() if not _is_same(value, absorbed[name])]
     if changed:
-        words = {"figure": changed[0], "plain": plain[changed[0]], "other": absorbed[changed[0]]}
-        yield _diagnose("counts ignored boxes", at=metric.path, metric=metric, **words)
+        figure = changed[0]
+        yield Fault(
+            f"the metric '{metric.name}' counts detections in ignored boxes",
+            measured=f"{figure} {plain[figure]:.6g}, and {absorbed[figure]:.6g} with detections in them",
+            causes=["data.ignore_handling", "eval.protocol"],
+            where=FindingLocation(config_path=metric.path),
+        )
     elif plain and all(_is_same(value, missed[name]) for name, value in plain.items()):
         listed = ", ".join(f"{name} {value:.4g}" for name, value in list(plain.items())[:3])
-        yield _diagnose("leaves images out", at=metric.path, metric=metric, listed=listed)
+        yield Fault(
+            f"the metric '{metric.name}' leaves out images without detections",
+            measured=f"{listed} whether or not half of the images have labels without a detection",
+            causes=["eval.protocol", "eval.aggregation"],
+            where=FindingLocation(config_path=metric.path),
+        )
 
 
 def _make_image(sample: Mapping[str, Any], *, is_ignored: bool, is_found: bool) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from sightline.contract.members import DataMembers, TaskMembers
 from sightline.contract.metric import Meter
 from sightline.contract.types import Batch
+from sightline.doctor.attempts import MissingError, attempt
 from sightline.engine.evaluate import BoundMetric
 from sightline.instrument import copy_metric
 from sightline.workbench.check.context import Context
@@ -106,10 +107,9 @@ def build_prediction_maker(context: Context) -> PredictionMaker | None:
     choices = tuple(map(tuple, table)) if has_category and table is not None else (classes,)
     if not all(choices) or any(not 0 <= part < num_classes for parts in choices for part in parts):
         return None
-    try:
-        context.built.job.task.predict(FixedOutputs({"logits": logits}), dry_run.batch)
-    except Exception:  # noqa: BLE001 - a task that needs more than logits; `first-step` reports other reasons
-        return None
+    predict = context.built.job.task.predict
+    if isinstance(attempt("task", lambda: predict(FixedOutputs({"logits": logits}), dry_run.batch), {}), MissingError):
+        return None  # it needs more than logits; `first-step` reports other reasons
     return PredictionMaker(context, dry_run.num_samples, num_classes, axis - logits.ndim, choices, has_category)
 
 
@@ -144,10 +144,8 @@ def metric_values(meter: BoundMetric, batches: Sequence[Predicted]) -> MetricVal
     for batch, predictions in batches:
         used.update(**meter.update.select(batch, predictions))
     values = dict(used.compute())
-    try:
-        return MetricValues(values, dict(other.compute(used.state)))
-    except Exception:  # noqa: BLE001 - it lacks what `update` put on the first one; its missing values report that
-        return MetricValues(values, {})
+    again = attempt("metric", lambda: dict(other.compute(used.state)), {})
+    return MetricValues(values, {} if isinstance(again, MissingError) else again)
 
 
 def task_predictions(context: Context, sheets: Sequence[SyntheticBatch]) -> list[Predicted]:

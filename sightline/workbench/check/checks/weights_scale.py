@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,10 +11,13 @@ from torch import Tensor, nn
 
 from sightline.config.run_config import Init
 from sightline.contract.types import Batch, SampleKey
-from sightline.doctor.finding import Finding, FindingLocation
+from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.evidence import measure
+from sightline.doctor.finding import Fault, Finding, FindingLocation
+from sightline.doctor.rules import find_by, rule
 from sightline.engine.build import DataSubset
 from sightline.engine.device import to_device
-from sightline.workbench.check.context import Context, check, initialisations
+from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.dry_run import isolated_copy
 
 _NUM_SAMPLES = 16
@@ -31,32 +33,44 @@ class LayerScale(NamedTuple):
     ratio: float
 
 
-@check(
+@measure()
+def loaded_scales(run: Context, loaded_init: Init) -> tuple[list[LayerScale], str]:
+    """Measure the scales of the first batch norms' inputs, and name the source of their running averages."""
+    if run.built.job.step > 0 or "points" not in run.built.data.selection.reader.keys:
+        raise NotApplicableError("no clouds of a run that has not begun")
+    job, device = run.built.job, run.world.device
+    batch = sampled_batch(run.built.data.selection, seed=run.config.seed)
+    batch = to_device(batch, device, float_dtype=job.precision.parameter_dtype)
+    with job.precision.autocast(device):
+        return layer_scales(job.model, batch, job.task.predict), loaded_init.source
+
+
+@rule(
     "feature-scale",
-    "preflight",
-    each=initialisations,
-    severity="warning",
-    causes=("data.normalisation", "clf.feature_scale", "data.layout", "cfg.override"),
+    "warning",
+    "data.normalisation clf.feature_scale data.layout cfg.override",
+    holds="inputs of the first batch norms of the scale of the running averages that are loaded",
+    do="normalise clouds as in the run of the weights: transforms.evaluate, or how the set was prepared "
+    "(sightline data info DIR)",
 )
-def feature_scale(context: Context, init: Init) -> Finding | None:
-    """The inputs of the first batch norms have the scale of the running averages that `init` loads.
+def feature_scale(loaded_scales: tuple[list[LayerScale], str]) -> Fault | None:
+    """Compare the inputs of the first batch norm with its running averages, which describe their training's.
 
-    Finds: Data of another scale than the training data of the initial weights, by the running averages of batch norms.
-
-    The averages describe the data that the weights were trained on, so no sample of it is needed.
     Source: Ioffe and Szegedy 2015, section 3.1 (inference uses the statistics of training).
     """
-    if context.built.job.step > 0:
+    scales, source = loaded_scales
+    finite = [scale for scale in scales if math.isfinite(scale.ratio) and scale.ratio > 0]
+    if not finite or 1 / _MAX_SCALE <= finite[0].ratio <= _MAX_SCALE:
         return None
-    job, part, device = context.built.job, context.built.data.selection, context.world.device
-    try:
-        batch = sampled_batch(part, seed=context.config.seed)
-        batch = to_device(batch, device, float_dtype=job.precision.parameter_dtype)
-        with job.precision.autocast(device):
-            scales = layer_scales(job.model, batch, job.task.predict)
-    except Exception:  # noqa: BLE001 - `first-step` reports any error
-        return None
-    return other_scale(scales, where=context.place("data"), source=init.source)
+    first = finite[0]
+    times = f"{max(first.ratio, 1 / first.ratio):.3g} times as {'large' if first.ratio > 1 else 'small'}"
+    return Fault(
+        f"the inputs of the loaded weights are {times} as in their training",
+        measured=f"inputs of {first.layer} are {first.ratio:.3g} times as far from its running average as in training",
+        expected=f"between {1 / _MAX_SCALE:g} and {_MAX_SCALE:g} times",
+        where=FindingLocation(layer=first.layer, config_path="data"),
+        evidence={"from": source, "layers": [[scale.layer, scale.ratio] for scale in finite[:8]]},
+    )
 
 
 def sampled_batch(part: DataSubset, *, seed: int) -> Batch:
@@ -126,23 +140,6 @@ def _compute_rms(mean: Tensor, variance: Tensor) -> Tensor:
     return (variance + mean.square()).sqrt()
 
 
-def other_scale(scales: list[LayerScale], *, where: FindingLocation, source: str) -> Finding | None:
+def other_scale(scales: list[LayerScale], *, source: str) -> Finding | None:
     """Return a finding if the first layer's scale is out of bounds for the weights of `source`, else None."""
-    finite = [scale for scale in scales if math.isfinite(scale.ratio) and scale.ratio > 0]
-    if not finite or not _is_out_of_scale(finite[0].ratio):
-        return None
-    first = finite[0]
-    times = f"{max(first.ratio, 1 / first.ratio):.3g} times as {'large' if first.ratio > 1 else 'small'}"
-    return feature_scale.finding(
-        dataclasses.replace(where, layer=first.layer),
-        f"the inputs of the loaded weights are {times} as in their training",
-        measured=f"inputs of {first.layer} are {first.ratio:.3g} times as far from its running average as in training",
-        expected=f"between {1 / _MAX_SCALE:g} and {_MAX_SCALE:g} times",
-        action="normalise clouds as in the run of the weights: transforms.evaluate, or how the set was "
-        "prepared (sightline data info DIR)",
-        evidence={"from": source, "layers": [[scale.layer, scale.ratio] for scale in finite[:8]]},
-    )
-
-
-def _is_out_of_scale(ratio: float) -> bool:
-    return not 1 / _MAX_SCALE <= ratio <= _MAX_SCALE
+    return next(iter(find_by(feature_scale, loaded_scales=(scales, source))), None)

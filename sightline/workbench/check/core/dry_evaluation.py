@@ -17,6 +17,7 @@ from sightline.contract.members import MetricMembers
 from sightline.contract.metric import make_state, row_states
 from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch, SampleKey
+from sightline.doctor.attempts import MissingError, attempt
 from sightline.draw.pictures import encode_png
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.build import DataSubset, TrainingSetup
@@ -33,7 +34,7 @@ from sightline.workbench.check.core.dry_run import (
     ForwardWatcher,
     OutOfTimeError,
     StepFailure,
-    error_location,
+    find_failure,
     isolated_copy,
 )
 
@@ -128,11 +129,8 @@ def rehearse_evaluations(
 
 def _try_to_read(evaluator: Evaluator, part: DataSubset, count: int) -> Batch | None:
     """Read up to `count` samples of a split; None if they cannot be read."""
-    try:
-        batch: Batch = evaluator.reader(keys_to_evaluate(evaluator, part, count))
-    except Exception:  # noqa: BLE001 - the dry evaluation reads them again and reports the error
-        return None
-    return batch
+    batch = attempt("reading", lambda: evaluator.reader(keys_to_evaluate(evaluator, part, count)), {})
+    return None if isinstance(batch, MissingError) else batch  # the dry evaluation reads it again, and reports it
 
 
 def _describe_batch_form(batch: Batch) -> dict[str, object]:
@@ -168,14 +166,13 @@ def _run_once(built: TrainingSetup, result: DryEvaluation, deadline: float) -> N
     step = DryRun(isolated_copy(built.job.evaluation_model), {})
     watch = ForwardWatcher(step, deadline)
     result.evaluator = _wrap_evaluator(built, result)
+
+    def run() -> None:
+        world = World(device=result.device)
+        _record(result, result.evaluator(step.model, world, pictures=True, on_batch=result.keep))
+
     try:
-        evaluation = result.evaluator(step.model, World(device=result.device), pictures=True, on_batch=result.keep)
-        _record(result, evaluation)
-    except OutOfTimeError:
-        raise
-    except Exception as error:  # noqa: BLE001 - `first-evaluation` reports any error
-        file, line = error_location(error)
-        result.failure = StepFailure(result.stage, error, watch.current, file, line)
+        result.failure = find_failure(attempt("evaluation", run, {}), result.stage, watch.current)
     finally:
         result.outputs, result.model, result.forward_s = watch.outputs or {}, step.model, watch.forward_s
         watch.remove()

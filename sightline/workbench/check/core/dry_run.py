@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sightline.contract.errors import OutputError, UserError
 from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch, SampleKey
+from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.autograd_graph import hidden_outputs, last_node, last_operation
 from sightline.doctor.batches import ReadTrackingDict
 from sightline.engine.device import to_device
@@ -54,10 +55,17 @@ class StepFailure:
     """Exception of a step, with its stage, its module, and the line of code outside libraries."""
 
     stage: str
-    error: Exception
+    error: BaseException
     layer: str | None
     file: str | None
     line: int | None
+
+
+def find_failure(answer: object, stage: str, layer: str | None) -> StepFailure | None:
+    """Return the failure of an attempt at a stage, in a layer; None if it has an answer."""
+    if not isinstance(answer, MissingError) or answer.__cause__ is None:
+        return None
+    return StepFailure(stage, answer.__cause__, layer, *error_location(answer.__cause__))
 
 
 @dataclass
@@ -130,16 +138,15 @@ def _run_step(job: TrainState, device: torch.device, num_samples: int, deadline:
     result = DryRun(isolated_copy(job.model), {})
     keys = step_keys(job, step=0)
     watcher = ForwardWatcher(result, deadline)
-    try:
+
+    def run() -> None:
         result.batch = read_batch(job, keys[:num_samples], device)
         _run_first_pass(job, result, watcher, device)
         _run_further_passes(job, result, keys[num_samples:], device, start_seconds)
         result.stage = "done"
-    except OutOfTimeError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the check `first-step` reports any error
-        file, line = error_location(error)
-        result.failure = StepFailure(result.stage, error, watcher.current, file, line)
+
+    try:
+        result.failure = find_failure(attempt("step", run, {}), result.stage, watcher.current)
     finally:
         result.outputs, result.output_reads, result.ends = watcher.outputs, watcher.output_reads, watcher.ends
         result.hidden, result.inputs, result.makers = watcher.hidden, watcher.inputs, watcher.makers
@@ -156,11 +163,16 @@ def _run_forward_only(job: TrainState, device: torch.device, deadline: float) ->
     """
     result = DryRun(isolated_copy(job.model), {})
     watcher = ForwardWatcher(result, deadline)
-    with contextlib.suppress(Exception), torch.no_grad():
+
+    def run() -> None:
         result.batch = read_batch(job, step_keys(job, step=0)[:1], device)
         batch = ReadTrackingDict(result.batch)
-        forward_backward(job, result.model, [batch], device, is_training=False)
+        with torch.no_grad():
+            forward_backward(job, result.model, [batch], device, is_training=False)
         result.batch_reads |= batch.read
+
+    with contextlib.suppress(OutOfTimeError):
+        attempt("step", run, {})
     result.outputs, result.output_reads = watcher.outputs, watcher.output_reads
     watcher.remove()
     return result
@@ -216,13 +228,15 @@ def first_outputs(
         return rehearsal.batch, rehearsal.seen_outputs
     model = isolated_copy(job.model).train()
     apply_freezing(model, job.frozen, job.epoch)
-    try:
+
+    def run() -> tuple[Batch, Outputs]:
         batch = read_batch(job, keys, device)
         with torch.no_grad(), record({"": model}, keep=("outputs",)) as tape:
             compute_batch_losses(job.task, model, batch, device, job.precision)
-    except Exception:  # noqa: BLE001 - checks of data report samples that fail
-        return rehearsal.batch, rehearsal.seen_outputs
-    return batch, tape.outputs[-1] if tape.outputs and isinstance(tape.outputs[-1], Mapping) else {}
+        return batch, tape.outputs[-1] if tape.outputs and isinstance(tape.outputs[-1], Mapping) else {}
+
+    found = attempt("step", run, {})
+    return (rehearsal.batch, rehearsal.seen_outputs) if isinstance(found, MissingError) else found
 
 
 def take_samples(values: Mapping[str, Any], batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
@@ -320,8 +334,8 @@ def _return_unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
-class OutOfTimeError(Exception):
-    """Forward pass that exceeds its time limit."""
+class OutOfTimeError(BaseException):
+    """Forward pass that exceeds its time limit: no Exception, which a network or an attempt would take."""
 
 
 class ForwardWatcher:

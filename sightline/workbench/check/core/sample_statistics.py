@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sightline.contract.members import DataMembers
 from sightline.contract.types import Dataset, Sample, SampleKey
+from sightline.doctor.attempts import MissingError, attempt
 from sightline.engine.build import Data, DataSubset
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.box_fields import BOX_FIELDS
@@ -147,7 +148,7 @@ class PartStatistics:
     labellings: list[SampleLabelCounts] = field(default_factory=list)
     boxed: list[Sample] = field(default_factory=list)
     absent: dict[str, list[int]] = field(default_factory=dict)
-    unreadable: tuple[int, Exception] | None = None
+    unreadable: tuple[int, BaseException] | None = None
 
     @property
     def coverage_text(self) -> str:
@@ -176,10 +177,9 @@ def collect_statistics(
     start_seconds, start_time = compute_seconds(), time.perf_counter()
     chunks = evenly_spaced_keys(part, epoch=epoch, seed=seed, most_samples=most_samples)
     for keys in _split_reads(part, chunks, most_seconds):
-        try:
-            samples = read_samples(part.dataset, keys)
-        except Exception as error:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
-            result.unreadable = _find_unreadable(part.dataset, keys) or (keys[0].index, error)
+        samples = attempt("reading", read_samples, {"dataset": part.dataset, "keys": keys})
+        if isinstance(samples, MissingError):
+            result.unreadable = _find_unreadable(part.dataset, keys)
             break
         for key, sample in zip(keys, samples, strict=True):
             _add_sample(result, key.index, sample)
@@ -245,12 +245,12 @@ def _to_integers(value: Any) -> np.ndarray | None:
     return tensors[0].long().cpu().numpy() if is_number else None
 
 
-def _find_unreadable(dataset: Dataset, keys: Sequence[SampleKey]) -> tuple[int, Exception] | None:
-    for key in keys:
-        try:
-            read_samples(dataset, [key])
-        except Exception as error:  # noqa: BLE001 - as above
-            return key.index, error
+def _find_unreadable(dataset: Dataset, keys: Sequence[SampleKey]) -> tuple[int, BaseException] | None:
+    """Return the first sample that cannot be read, with its error; the first one if only all together cannot."""
+    for part in (*([key] for key in keys), keys):
+        missing = attempt("reading", read_samples, {"dataset": dataset, "keys": part})
+        if isinstance(missing, MissingError) and missing.__cause__ is not None:
+            return part[0].index, missing.__cause__
     return None
 
 

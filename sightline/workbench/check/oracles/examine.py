@@ -11,13 +11,14 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sightline.contract.errors import summarise_error
 from sightline.contract.types import Batch
+from sightline.doctor.attempts import MissingError, attempt
 from sightline.engine.device import seed_torch
 from sightline.engine.step import compute_batch_losses
 from sightline.engine.train import TrainState
@@ -122,12 +123,8 @@ def _with_fewer_points(batch: Batch, run: Callable[[Batch], Any]) -> Batch:
         if size >= points.shape[1]:
             break
         small = {name: _crop_points(value, points.shape[:2], size) for name, value in batch.items()}
-        try:
-            with torch.no_grad():
-                run(small)
-        except Exception:  # noqa: BLE001 - a model may reject small clouds with any error
-            continue
-        return small
+        if not isinstance(attempt("model", torch.no_grad()(partial(run, small)), {}), MissingError):
+            return small  # a model may reject small clouds
     return batch
 
 
@@ -174,21 +171,23 @@ class _RecordedStep:
 
 def _examine_layer(step: _RecordedStep, name: str, row: OracleResult) -> OracleResult:
     """Compare one layer; if it raises an error in float64, or alone, it is not checked and the note has the error."""
-    module = step.modules[name]
-    try:
-        if name not in step.calls:
-            return dataclasses.replace(row, note="it was not called in the step")
-        silent = step.silent_below(name)
-        first, *later = step.calls[name]
-        result = examine_recorded(module, first, row, silent=silent)
-        for call in later[:1] + later[1:][-1:]:
-            repeated = examine_recorded(module, call, row, silent=silent)
-            if repeated.verdict == "wrong" and result.verdict != "wrong":
-                note = f"call {call.call_index + 1}"
-                result = dataclasses.replace(repeated, note=f"{note}; {repeated.note}" if repeated.note else note)
-        return result
-    except Exception as error:  # noqa: BLE001 - a plugin's layer may raise any error
-        return dataclasses.replace(row, note=summarise_error(error, max_length=100))
+    if name not in step.calls:
+        return dataclasses.replace(row, note="it was not called in the step")
+    found = attempt("layer", _examine_calls, {"step": step, "name": name, "row": row})
+    return dataclasses.replace(row, note=found.reason) if isinstance(found, MissingError) else found
+
+
+def _examine_calls(step: _RecordedStep, name: str, row: OracleResult) -> OracleResult:
+    """Compare the first, second and last call of a layer; the first that is wrong counts."""
+    module, silent = step.modules[name], step.silent_below(name)
+    first, *later = step.calls[name]
+    result = examine_recorded(module, first, row, silent=silent)
+    for call in later[:1] + later[1:][-1:]:
+        repeated = examine_recorded(module, call, row, silent=silent)
+        if repeated.verdict == "wrong" and result.verdict != "wrong":
+            note = f"call {call.call_index + 1}"
+            result = dataclasses.replace(repeated, note=f"{note}; {repeated.note}" if repeated.note else note)
+    return result
 
 
 def distinct_layers(model: nn.Module) -> list[list[str]]:
@@ -267,11 +266,10 @@ def _compute_derived_error(module: nn.Module, kind: Any, inputs: Any, outputs: T
     plain = object.__new__(type(module))  # copy.copy refuses layers with parametrisations
     plain.__dict__ = dict(module.__dict__)
     plain._buffers = {name: None if b is None else b.clone() for name, b in module._buffers.items()}
-    try:
-        with torch.no_grad():
-            expected = kind.forward(plain, *inputs[0], **inputs[1])
-    except Exception:  # noqa: BLE001 - a layer may take other inputs than its known type
-        return None
+    forward = torch.no_grad()(kind.forward)
+    expected = attempt("layer", lambda: forward(plain, *inputs[0], **inputs[1]), {})
+    if isinstance(expected, MissingError):
+        return None  # it takes other inputs than its known type
     if expected.shape != outputs.shape:
         return math.inf
     error = (outputs.detach() - expected).double().abs().max() / expected.double().abs().max().clamp(min=1.0)

@@ -1,9 +1,4 @@
-"""Result of the oracles for one kind of layer.
-
-Nested containers of tensors: functions applied to every tensor.
-
-Losses of a run as functions of given outputs: the task runs with a stand-in for its model.
-"""
+"""Result of the oracles for one kind of layer; functions applied to every tensor; a stand-in for a model."""
 
 from __future__ import annotations
 
@@ -13,14 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sightline.contract import pytree
-from sightline.contract.types import Batch
-from sightline.engine.step import Task, compute_batch_losses
-from sightline.engine.train import TrainState
-from sightline.parts.tasks.supervised import Supervised
 
 FORWARD = 1e-3
 """Maximum error of a float32 output against that of the known type, relative to the largest value or 1."""
@@ -95,9 +85,6 @@ def with_history(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_floating_point() else tensor
 
 
-_CPU = torch.device("cpu")
-
-
 class FixedOutputs(nn.Module):
     """Stand-in for a model that returns fixed outputs for any input."""
 
@@ -107,18 +94,3 @@ class FixedOutputs(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
         return self._outputs
-
-
-def task_with(job: TrainState, loss: str | None) -> Task:
-    """Return the task with one loss, which is all that is computed then; the task itself if it cannot divide them."""
-    if loss is not None and isinstance(job.task, Supervised) and loss in job.task._terms:
-        return job.task.with_one_loss(loss)
-    return job.task
-
-
-def loss_sums(
-    job: TrainState, batch: Batch, outputs: Mapping[str, Any], *, loss: str | None = None
-) -> dict[str, Tensor]:
-    """Compute the sum of each loss, or of one, for some outputs, differentiable."""
-    sums, _ = compute_batch_losses(task_with(job, loss), FixedOutputs(outputs), batch, _CPU)
-    return dict(sums)

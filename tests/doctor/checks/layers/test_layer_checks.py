@@ -12,13 +12,14 @@ from sightline.areas.clouds.models.pointnet import PointNetPlainOutput
 from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.workbench.check.checks.layers import layer_forward, layer_gradient, unverified_layers
+from sightline.workbench.check.checks.layers import layer_forward, layer_gradient
+from sightline.workbench.check.examination import RunExamination
 from sightline.workbench.check.suite import run_all
 from tests.doctor.oracles.test_examine import Scaled
-from tests.doctor.planting import assert_complete, make, with_model
+from tests.doctor.planting import assert_complete, judge, make, with_model
 from tests.doctor.regressing import Maps, context_of, make_maps
 
-CHECKS = (layer_forward, layer_gradient)
+RULES = (layer_forward, layer_gradient)
 
 
 class Shifted(nn.Conv3d):
@@ -41,7 +42,7 @@ class Swapped(nn.Module):
 
 def found_in(built: TrainingSetup) -> list[Finding]:
     context = context_of(built)
-    return [finding for each in CHECKS for finding in each(context)]
+    return [finding for each in RULES for finding in judge(each, context, deep=context)]
 
 
 def with_layer(place: int, layer: nn.Module) -> Maps:
@@ -52,14 +53,8 @@ def with_layer(place: int, layer: nn.Module) -> Maps:
 
 def test_a_healthy_network_of_volumes(tmp_path: Path) -> None:
     context = context_of(make_maps(tmp_path))
-    assert [finding for each in CHECKS for finding in each(context)] == []
-    (note,) = unverified_layers(context)
-    assert note.severity == "note"
-    assert note.summary == "2 checked, 6 torch's of 8 kinds of layers"
-    table = note.evidence["table"]
-    assert len(table["rows"]) == 8
-    assert {len(row) for row in table["rows"]} == {len(table["columns"])}
-    assert_complete(note)
+    assert [finding for each in RULES for finding in judge(each, context, deep=context)] == []
+    assert context.examination.gaps == []
 
 
 def test_a_convolution_that_pads_wrongly(tmp_path: Path) -> None:
@@ -77,10 +72,11 @@ def test_a_layer_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_the_suite_takes_them_along_when_asked(tmp_path: Path) -> None:
-    built = make(tmp_path)
-    quick = {finding.code for finding in run_all(built, World())}
-    findings = run_all(built, World(), deep=True)
-    deep = {finding.code for finding in findings}
-    assert deep - quick == {"unverified-layers"}
+    built, quick, deep = make(tmp_path), RunExamination(), RunExamination()
+    run_all(built, World(), examination=quick)
+    findings = run_all(built, World(), deep=True, examination=deep)
+    judged = [set(each.to_dict()["judged"]) for each in (quick, deep)]
+    assert judged[1] - judged[0] == {"layer-forward"}
     assert [finding for finding in findings if finding.severity != "note"] == []
-    assert {finding.phase for finding in findings if finding.code in deep - quick} == {"deep"}
+    assert any("single layers" in gap for gap in quick.gaps)
+    assert not any("layer" in gap for gap in deep.gaps)

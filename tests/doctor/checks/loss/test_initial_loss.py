@@ -12,7 +12,7 @@ from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainO
 from sightline.engine.distributed import World
 from sightline.workbench.check.checks.loss_terms import initial_loss
 from sightline.workbench.check.context import Context
-from tests.doctor.planting import assert_complete, make, with_model
+from tests.doctor.planting import assert_complete, judge, make, with_model
 
 
 class Louder(PointNetPlain):
@@ -30,7 +30,7 @@ def test_an_untrained_model_is_not_sure(tmp_path: Path, size: float, monkeypatch
     monkeypatch.setattr(Louder, "size", size)
     torch.manual_seed(0)
     built = with_model(make(tmp_path), Louder(num_classes=12, in_channels=3, embedding=32, dropout=0.0))
-    found = initial_loss(Context(built, World()))
+    found = judge(initial_loss, Context(built, World()))
     assert [each.cause for each in found] == ["model.init"] * (size > 3)
     for finding in found:
         assert_complete(finding)

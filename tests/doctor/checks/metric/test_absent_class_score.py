@@ -11,7 +11,7 @@ from sightline.parts.metrics.labels import IoU, confusion_matrix
 from sightline.workbench.check.checks.metrics import _falls_short, absent_class_score
 from sightline.workbench.check.context import Context
 from tests.cases import run_each
-from tests.doctor.planting import assert_healthy, caught, make
+from tests.doctor.planting import assert_healthy, caught, judge, make
 from tests.doctor.segmenting import make_parts, make_rooms, with_metric
 
 State = dict[str, Tensor]
@@ -66,5 +66,5 @@ def test_only_figures_whose_best_is_known_to_be_one(name: str, is_short: bool) -
 
 def test_healthy_runs(tmp_path: Path) -> None:
     for built in (make_parts(tmp_path), make_rooms(tmp_path), make(tmp_path, "data.train_size=480")):
-        assert absent_class_score(Context(built, World())) == []
+        assert judge(absent_class_score, Context(built, World())) == []
     assert_healthy(with_metric(make_rooms(tmp_path), IoU(num_classes=4, ignore_index=0)))

@@ -11,16 +11,16 @@ from sightline.areas.pose.metrics import JointError
 from sightline.engine.distributed import World
 from sightline.workbench.check.checks.metrics import metric_unit
 from sightline.workbench.check.context import Context
-from tests.doctor.planting import assert_complete, make
+from tests.doctor.planting import assert_complete, judge, make
 from tests.doctor.posing import make_pose
 from tests.marks import long_but
 from tests.planted.planting import Planter, change_result
 
 
-def judge(folder: Path, change: Any, *words: str) -> list[Any]:
+def judge_pose(folder: Path, change: Any, *words: str) -> list[Any]:
     with Planter() as planter:
         change_result(JointError, "compute", change)(planter)
-        return metric_unit(Context(make_pose(folder, *words), World(), forward_s=1.5))
+        return judge(metric_unit, Context(make_pose(folder, *words), World(), forward_s=1.5))
 
 
 def scaled(factor: float) -> Any:
@@ -34,7 +34,7 @@ def scaled(factor: float) -> Any:
     ids=["voxels", "cells", "metres", "twice"],
 )
 def test_another_unit(tmp_path: Path, factor: float, words: str, seed: int) -> None:
-    (finding,) = judge(tmp_path, scaled(factor), f"seed={seed}", f"data.data_seed={seed}")
+    (finding,) = judge_pose(tmp_path, scaled(factor), f"seed={seed}", f"data.data_seed={seed}")
     assert_complete(finding)
     assert (finding.cause, finding.severity) == ("eval.coordinate", "error")
     assert words in finding.summary
@@ -43,10 +43,10 @@ def test_another_unit(tmp_path: Path, factor: float, words: str, seed: int) -> N
 def test_metrics_of_the_package(tmp_path: Path) -> None:
     """Shares of joints within a distance are in no unit."""
     built = make_pose(tmp_path, "metrics=[{name: joint_error}, {name: detection_rate}]")
-    assert metric_unit(Context(built, World())) == []
+    assert judge(metric_unit, Context(built, World())) == []
 
 
 def test_a_figure_of_another_kind_is_not_judged(tmp_path: Path) -> None:
     """Where some figures in mm are right, one that is not may be no mean distance."""
-    assert judge(tmp_path, lambda figures: {**figures, "error_span_mm": 3.0}) == []
-    assert metric_unit(Context(make(tmp_path), World())) == []
+    assert judge_pose(tmp_path, lambda figures: {**figures, "error_span_mm": 3.0}) == []
+    assert judge(metric_unit, Context(make(tmp_path), World())) == []

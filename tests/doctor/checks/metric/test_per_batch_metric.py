@@ -17,7 +17,7 @@ from sightline.parts.metrics.labels import class_ious, confusion_matrix
 from sightline.workbench.check.checks.metrics import per_batch_metric
 from sightline.workbench.check.context import Context
 from tests.doctor.pairing import make_pairs
-from tests.doctor.planting import assert_complete, caught
+from tests.doctor.planting import assert_complete, caught, judge
 from tests.doctor.posing import make_pose
 from tests.doctor.segmenting import make_parts, make_rooms, with_metric
 
@@ -69,8 +69,8 @@ def test_a_metric_per_batch_on_parts(tmp_path: Path) -> None:
 
 def test_means_of_samples_are_healthy(tmp_path: Path) -> None:
     """Summed in float32, in another order: within rounding."""
-    assert per_batch_metric(Context(with_metric(make_rooms(tmp_path), OfClouds()), World())) == []
-    assert per_batch_metric(Context(with_metric(make_parts(tmp_path), OfClouds()), World())) == []
+    assert judge(per_batch_metric, Context(with_metric(make_rooms(tmp_path), OfClouds()), World())) == []
+    assert judge(per_batch_metric, Context(with_metric(make_parts(tmp_path), OfClouds()), World())) == []
 
 
 # --- on the model's own predictions, whatever the task ----------------------------------------------------------------
@@ -120,7 +120,7 @@ class DiesWithoutItself(OnItself):
 @pytest.mark.parametrize(("metric", "other"), [(OnItself, "nan"), (DiesWithoutItself, "nothing")])
 def test_a_metric_that_keeps_its_state_on_itself(tmp_path: Path, metric: type[OnItself], other: str) -> None:
     own = metric()
-    (finding,) = per_batch_metric(Context(with_metric(make_pose(tmp_path), own), World()))
+    (finding,) = judge(per_batch_metric, Context(with_metric(make_pose(tmp_path), own), World()))
     assert finding.summary == "'error_mm' of the metric 'joint_error' does not follow from its state alone"
     assert finding.measured.endswith(f" and {other}")
     assert "int64 counts, or a row for each sample" in finding.action
@@ -137,12 +137,12 @@ class Undeclared(Pairs):
 def test_numbers_that_compare_the_samples_of_a_batch_are_declared(tmp_path: Path) -> None:
     """Rows of one batch are compared with one another by definition: `pairs` names these numbers."""
     built = make_pairs(tmp_path)
-    assert per_batch_metric(Context(built, World())) == []
+    assert judge(per_batch_metric, Context(built, World())) == []
     meter = BoundMetric(Undeclared(), built.selection_evaluator.metrics[0].update)
     changed = dataclasses.replace(
         built, selection_evaluator=dataclasses.replace(built.selection_evaluator, metrics=[meter])
     )
-    (finding,) = per_batch_metric(Context(changed, World()))
+    (finding,) = judge(per_batch_metric, Context(changed, World()))
     assert set(finding.evidence["figures"]) <= {"uniformity", "retrieval_accuracy"}
 
 
@@ -150,7 +150,7 @@ def test_exact_metrics_are_healthy_on_every_task(tmp_path: Path) -> None:
     poses = make_pose(tmp_path, "metrics=[{name: joint_error}, {name: keypoints}, {name: detection_rate}]")
     for built in (poses, with_metric(poses, OfJoints()), make_parts(tmp_path), make_rooms(tmp_path)):
         context = Context(built, World())
-        assert per_batch_metric(context) == []
+        assert judge(per_batch_metric, context) == []
         (each, *_) = context.dry_evaluations
         assert len(each.keys) == 4
         assert each.rows([0, 2], built.selection_evaluator.metrics[0].update.names) is not None, "nothing was compared"
@@ -159,4 +159,4 @@ def test_exact_metrics_are_healthy_on_every_task(tmp_path: Path) -> None:
 def test_without_a_forward_pass_nothing_is_said(tmp_path: Path) -> None:
     """How a model answers is then not known."""
     context = Context(with_metric(make_parts(tmp_path), MeanOfBatches(30)), World(), forward_s=0.0)
-    assert per_batch_metric(context) == []
+    assert judge(per_batch_metric, context) == []

@@ -21,13 +21,13 @@ from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.parts.tasks.supervised import Classify
 from sightline.workbench.check import suite
-from sightline.workbench.check.checks.model.first_step import first_evaluation
+from sightline.workbench.check.checks.model.first_step import failed_evaluation
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.dry_evaluation import rehearse_evaluations
 from sightline.workbench.check.suite import run_quick
 from tests.command import run_here
 from tests.doctor.pairing import make_pairs
-from tests.doctor.planting import CONFIG, Wrapped, assert_complete, caught, make, with_data, with_model
+from tests.doctor.planting import CONFIG, Wrapped, assert_complete, caught, judge, make, with_data, with_model
 from tests.doctor.posing import make_pose
 from tests.doctor.segmenting import make_parts, make_rooms, with_metric
 
@@ -35,7 +35,7 @@ State = dict[str, Tensor]
 
 
 def found(built: TrainingSetup) -> Finding:
-    (finding,) = first_evaluation(Context(built, World()))
+    (finding,) = judge(failed_evaluation, Context(built, World()))
     assert (finding.code, finding.severity) == ("first-evaluation", "error")
     assert_complete(finding)
     return finding
@@ -323,13 +323,13 @@ def test_a_test_part_of_another_form_is_evaluated_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make_one", [make, make_parts, make_rooms, make_pairs, make_pose])
 def test_every_task_is_healthy(tmp_path: Path, make_one: Callable[[Path], TrainingSetup]) -> None:
     context = Context(make_one(tmp_path), World())
-    assert first_evaluation(context) == []
+    assert judge(failed_evaluation, context) == []
     assert all(len(each.keys) == 4 and each.batch and each.stage == "record" for each in context.dry_evaluations)
 
 
 def test_votes_and_an_average_are_healthy(tmp_path: Path) -> None:
     votes = ("evaluate.votes=2", "transforms.vote=[{name: rotate}]", "train.ema_decay=0.9")
-    assert first_evaluation(Context(make(tmp_path, *votes), World())) == []
+    assert judge(failed_evaluation, Context(make(tmp_path, *votes), World())) == []
 
 
 def test_numbers_of_an_untrained_model_that_no_metric_takes_are_no_fault(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_numbers_of_an_untrained_model_that_no_metric_takes_are_no_fault(tmp_pat
             parameter.fill_(1e30)
     context = Context(built, World())
     assert not bool(context.dry_evaluations[0].outputs["logits"].isfinite().all())
-    assert first_evaluation(context) == []
+    assert judge(failed_evaluation, context) == []
 
 
 def test_the_metric_of_the_run_is_not_updated(tmp_path: Path) -> None:
@@ -360,7 +360,7 @@ def test_the_metric_of_the_run_is_not_updated(tmp_path: Path) -> None:
 def test_where_time_is_short_one_sample_or_none_is_evaluated(tmp_path: Path) -> None:
     built = make(tmp_path)
     context = Context(built, World(), forward_s=0.0)
-    assert first_evaluation(context) == []
+    assert judge(failed_evaluation, context) == []
     assert [each.skipped for each in context.dry_evaluations] == [
         "the evaluation of one sample needs over 0 s of processor time"
     ]

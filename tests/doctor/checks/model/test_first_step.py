@@ -15,9 +15,9 @@ from sightline.config import read_config
 from sightline.contract.errors import DataError
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.workbench.check.checks.model.first_step import first_step
+from sightline.workbench.check.checks.model.first_step import failed_step
 from sightline.workbench.check.context import Context
-from tests.doctor.planting import CONFIG, Wrapped, assert_healthy, caught, make, with_data, with_model
+from tests.doctor.planting import CONFIG, Wrapped, assert_healthy, caught, judge, make, with_data, with_model
 
 
 class Misshapen(PointNetPlain):
@@ -49,7 +49,7 @@ def test_clouds_too_small_for_a_transform_are_no_damaged_samples(tmp_path: Path,
     path = tmp_path / "few.yaml"
     path.write_text(CONFIG)
     given = f"transforms.{part}=[{{name: farthest_points, num_points: 500}}]"
-    findings = first_step(Context(build(read_config(path, [given]), World()), World()))
+    findings = judge(failed_step, Context(build(read_config(path, [given]), World()), World()))
     assert len(findings) == (1 if part == "train" else 2), "of the validation and the test part"
     for finding in findings:
         assert finding.cause == "cfg.contract"

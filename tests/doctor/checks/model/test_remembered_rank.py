@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from sightline.contract.loss import Loss
 from sightline.engine.distributed import World
-from sightline.workbench.check.context import CHECKS, Context
-from sightline.workbench.check.suite import all_checks
+from sightline.workbench.check.checks.processes import remembered_rank
+from sightline.workbench.check.context import Context
 from tests.doctor.own_losses import NAME, registered
-from tests.doctor.planting import make
+from tests.doctor.planting import judge, make
 
 process = SimpleNamespace(is_initialized=lambda: False, get_rank=lambda: 1)
 """Stands for torch.distributed in the second of two processes."""
@@ -47,14 +47,13 @@ class OnRank(Loss):
 def test_a_rank_from_before_the_processes_were_joined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helper: functools._lru_cache_wrapper[int], is_early: bool
 ) -> None:
-    all_checks()
     for each in (find_rank, count_processes):
         each.cache_clear()
     if is_early:
         helper()
     monkeypatch.setattr(process, "is_initialized", lambda: True)
     with registered(OnRank):
-        found = CHECKS["remembered-rank"](Context(make(tmp_path, f"losses=[{{name: {NAME}}}]"), World()))
+        found = judge(remembered_rank, Context(make(tmp_path, f"losses=[{{name: {NAME}}}]"), World()))
     assert [finding.cause for finding in found] == ["dist.device"] * is_early
     if is_early:
         assert f"'{helper.__wrapped__.__name__}' remembers" in found[0].summary

@@ -14,7 +14,7 @@ from sightline.contract.errors import CheckpointError
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.runs import checkpoint
-from tests.doctor.planting import CONFIG, assert_healthy, caught, make, with_model
+from tests.doctor.planting import CONFIG, assert_healthy, caught, judge, make, with_model
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_declared_partial_start_is_told(tmp_path: Path, source: Path) -> None:
         + f"init: {{from: '{source}', may_be_missing: [encode.4, head.0]}}\n"
     )
     built = build(read_config(path), World())
-    findings = checkpoint_match(Context(built, World()))
+    findings = judge(checkpoint_match, Context(built, World()))
     assert [finding.severity for finding in findings] == ["note"]
     assert "matched" in findings[0].measured
 

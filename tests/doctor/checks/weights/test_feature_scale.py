@@ -17,7 +17,7 @@ from sightline.engine.train import train
 from sightline.runs import checkpoint
 from sightline.workbench.check.checks.weights_scale import feature_scale, layer_scales
 from sightline.workbench.check.context import Context
-from tests.doctor.planting import CONFIG, Wrapped, assert_complete, caught, make, with_data
+from tests.doctor.planting import CONFIG, Wrapped, assert_complete, caught, judge, make, with_data
 
 MODELS = {
     "pointnet_plain": "model={name: pointnet_plain, embedding: 32, dropout: 0.0}",
@@ -57,7 +57,7 @@ def scaled(batch: dict[str, Any], factor: float) -> dict[str, Any]:
 
 
 def found(built: TrainingSetup) -> list[Any]:
-    return feature_scale(Context(built, World()))
+    return judge(feature_scale, Context(built, World()))
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.7, 1.5])

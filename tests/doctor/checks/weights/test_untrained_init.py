@@ -14,7 +14,7 @@ from sightline.engine.distributed import World
 from sightline.runs import checkpoint
 from sightline.workbench.check.checks.weights import untrained_init
 from sightline.workbench.check.context import Context
-from tests.doctor.planting import CONFIG, assert_complete, assert_healthy, caught, make
+from tests.doctor.planting import CONFIG, assert_complete, assert_healthy, caught, judge, make
 
 
 def save_run(folder: Path, *, seed: int, moved: float = 0.0) -> Path:
@@ -38,7 +38,7 @@ def started(folder: Path, source: Path, *overrides: str) -> TrainingSetup:
 
 
 def found(built: TrainingSetup) -> list:
-    return untrained_init(Context(built, World()))
+    return judge(untrained_init, Context(built, World()))
 
 
 def test_a_trained_start_and_none_are_healthy(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checks of the first step and evaluation: exceptions, shapes, collapsed features."""
+"""Rules of the first step and evaluation: exceptions, shapes, collapsed features."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from sightline.contract.binding import model_output_keys
 from sightline.contract.catalogue import find_modules
 from sightline.contract.errors import ConfigError, OutputError, UserError, summarise_error
 from sightline.contract.types import Batch, SampleKey
-from sightline.doctor.finding import FindingLocation
+from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.finding import Fault, FindingLocation
+from sightline.doctor.rules import rule
 from sightline.engine.build import DataSubset
 from sightline.engine.step import compute_batch_losses
-from sightline.workbench.check.context import Context, check
+from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.dry_evaluation import DryEvaluation
-from sightline.workbench.check.core.dry_run import StepFailure, error_location, isolated_copy, read_batch
-from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.dry_run import StepFailure, error_location, find_failure, isolated_copy, read_batch
 from sightline.workbench.check.core.sample_statistics import PartStatistics
 
 _PACKAGE = Path(sightline.__file__).parent
@@ -32,38 +33,36 @@ _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 _LAST_STEP = "the last step of an epoch"
 
 
-@check("first-step", "preflight")
-def first_step(context: Context) -> list[Fault]:
-    """Samples can be read, and one training step succeeds, also for a last batch of one sample.
-
-    Finds: A first training step, or last step of an epoch, that fails, reported before the run begins.
-    """
+@rule(
+    "first-step",
+    "error",
+    "cfg.contract data.layout",
+    holds="samples that can be read, and a training step that succeeds, also for a last batch of one sample",
+    do="look at the line named above",
+)
+def failed_step(run: Context) -> list[Fault]:
+    """Read samples, and take a step on some of them; the last one of an epoch, too, if it has a single sample."""
     faults = [
-        _make_reading_fault(context, survey.part, *fault)
-        for survey in context.statistics
-        if (fault := _find_fault(survey))
+        _make_reading_fault(run, survey.part, *fault) for survey in run.statistics if (fault := _find_fault(survey))
     ]
-    failure, step = context.dry_run.failure, 0
+    failure, step = run.dry_run.failure, 0
     if not faults and failure is None:
-        step = context.built.job.stream.plan.steps_per_epoch - 1
-        failure = _fail_last_step(context, step)
-    return faults or ([] if failure is None else [_make_step_fault(context, failure, step=step)])
+        step = run.built.job.stream.plan.steps_per_epoch - 1
+        failure = _fail_last_step(run, step)
+    return faults or ([] if failure is None else [_make_step_fault(run, failure, step=step)])
 
 
-def _find_fault(survey: PartStatistics) -> tuple[int, Exception] | None:
+def _find_fault(survey: PartStatistics) -> tuple[int, BaseException] | None:
     """Return the index and the error of a sample that the data set or the evaluation transforms cannot read."""
     part = survey.part
     if survey.unreadable is not None or part.split == "train" or not len(part.indices):
         return survey.unreadable
     key = SampleKey(int(part.indices[0]), 0, 0)
-    try:
-        part.reader([key])
-    except Exception as error:  # noqa: BLE001 - any error is reported
-        return key.index, error
-    return None
+    missing = attempt("reading", lambda: part.reader([key]), {})
+    return (key.index, missing.__cause__) if isinstance(missing, MissingError) and missing.__cause__ else None
 
 
-def _make_reading_fault(context: Context, part: DataSubset, index: int, error: Exception) -> Fault:
+def _make_reading_fault(context: Context, part: DataSubset, index: int, error: BaseException) -> Fault:
     file, line = error_location(error)
     advice = (
         _get_advice(error) if _is_transform_error(error) else None
@@ -91,13 +90,13 @@ def _fail_last_step(context: Context, step: int) -> StepFailure | None:
     if not is_at_risk or context.config.distributed.sync_batch_norm:
         return None
     model = isolated_copy(job.model).train()
-    try:
+
+    def run() -> None:
         batch = read_batch(job, smallest, device)
         with torch.no_grad():
             compute_batch_losses(job.task, model, batch, device, job.precision)
-    except Exception as error:  # noqa: BLE001 - any error is reported
-        return StepFailure(_LAST_STEP, error, None, *error_location(error))
-    return None
+
+    return find_failure(attempt("step", run, {}), _LAST_STEP, None)
 
 
 def _describe_tail(context: Context) -> str:
@@ -155,14 +154,14 @@ def _describe_shapes(batch: Batch) -> str:
     return ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items() if hasattr(value, "shape"))
 
 
-def _get_advice(error: Exception) -> str | None:
+def _get_advice(error: BaseException) -> str | None:
     """Return the advice in a message of a layer or a transform, after its last semicolon; None for other errors."""
     advice = " ".join(str(error).split()).rpartition("; ")[2]
     has_advice = type(error) in (ValueError, UserError) or _is_transform_error(error)
     return advice if "; " in str(error) and has_advice else None
 
 
-def _is_transform_error(error: Exception) -> bool:
+def _is_transform_error(error: BaseException) -> bool:
     file, _ = error_location(error)
     return isinstance(error, UserError) and file is not None and _registers_kind(file, "transforms")
 
@@ -180,7 +179,7 @@ def _find_argument_path(context: Context, advice: str) -> str:
     return next((f"model.{word}" for word in re.findall(r"\w+", advice) if word in argument_names), "model")
 
 
-def explain_failure(error: Exception) -> tuple[tuple[str, ...], str]:
+def explain_failure(error: BaseException) -> tuple[tuple[str, ...], str]:
     """Return the likely causes of an error of a step, and the action."""
     text = str(error)
     if "more than 1 value per channel" in text:
@@ -198,15 +197,18 @@ def explain_failure(error: Exception) -> tuple[tuple[str, ...], str]:
     return ("cfg.contract", "data.layout"), "look at the line named above"
 
 
-@check("first-evaluation", "preflight")
-def first_evaluation(context: Context) -> Iterator[Fault]:
-    """Four samples of each evaluated split are read, predicted, scored, drawn and logged without an exception.
-
-    Finds: An evaluation that fails, reported before the run begins and not after its first epoch.
-    """
-    for evaluation in context.dry_evaluations:
+@rule(
+    "first-evaluation",
+    "error",
+    "cfg.contract eval.decode data.layout eval.protocol",
+    holds="samples of each evaluated split that are read, predicted, scored, drawn and logged",
+    do="correct the part that is named: the first evaluation would end the run",
+)
+def failed_evaluation(run: Context) -> Iterator[Fault]:
+    """Evaluate four samples of each evaluated split."""
+    for evaluation in run.dry_evaluations:
         if evaluation.failure is not None:
-            yield _make_evaluation_fault(context, evaluation, evaluation.failure)
+            yield _make_evaluation_fault(run, evaluation, evaluation.failure)
 
 
 def _make_evaluation_fault(context: Context, evaluation: DryEvaluation, failure: StepFailure) -> Fault:
@@ -251,7 +253,7 @@ def missing_keys_explained(config: RunConfig, model: nn.Module) -> Iterator[None
         ) from error
 
 
-def _explain_missing_key(error: Exception, config: RunConfig, outputs: Iterable[str]) -> str | None:
+def _explain_missing_key(error: BaseException, config: RunConfig, outputs: Iterable[str]) -> str | None:
     """Explain a key that a task of the package reads and neither batch nor outputs contain; None for other errors."""
     file, _ = error_location(error)
     is_of_task = file is not None and _registers_kind(file, "tasks")

@@ -2,55 +2,52 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sightline.contract.types import Batch
+from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.autograd_graph import iter_nodes
 from sightline.doctor.batches import ReadTrackingDict
-from sightline.doctor.finding import Finding, FindingLocation
+from sightline.doctor.finding import Fault, Finding, FindingLocation
+from sightline.doctor.rules import get_rule, rule
 from sightline.engine.distributed import World
 from sightline.engine.finite_state import NonFiniteStateError
 from sightline.engine.learnt_losses import combine_modules
 from sightline.engine.train import NonFiniteGradientError, TrainState
 from sightline.instrument import ModuleCall, record, watch_gradient
-from sightline.instrument.random_state import preserve_random_state
 from sightline.store.loading.batch_reader import array_leaves
-from sightline.workbench.check.context import Context, check
+from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.dry_run import forward_backward, isolated_copy
-from sightline.workbench.check.core.finding import Fault, diagnose, gather_findings
+from sightline.workbench.check.core.finding import gather_findings
 from sightline.workbench.check.core.sample_statistics import describe_sample
 
-logger = logging.getLogger(__name__)
-
+_ROWS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 _MAX_WEIGHT = 1e3
 """Bound of trained weights, which are of the order of 1; a diverging learning rate multiplies them at every step."""
 _NUM_TRIES = 3  # dropout draws differ each time
 
 
-@check(
+@rule(
     "non-finite",
-    "preflight",
-    causes=("model.numerics", "optim.lr", "loss.form"),
-    expected="a finite loss and finite gradients",
-    action="guard the division, root, logarithm or exponential there, or lower the learning rate",
+    "error",
+    "model.numerics optim.lr loss.form",
+    holds="a finite loss and finite gradients",
+    do="guard the division, root, logarithm or exponential there, or lower the learning rate",
 )
-def non_finite(context: Context) -> list[Finding]:
-    """The first step's gradients are finite.
-
-    Finds: The origin of a gradient that is not finite: data, weights, forward pass, a loss or the backward pass.
-    """
-    rehearsal = context.dry_run
+def non_finite(run: Context) -> Fault | None:
+    """Locate the origin of a gradient that is not finite: data, weights, forward pass, a loss or the backward pass."""
+    rehearsal, job = run.dry_run, run.built.job
     if rehearsal.failure is not None or "not finite" not in rehearsal.gradients.values():
-        return []
-    job = context.built.job
-    return [_build(job, _locate(job, [rehearsal.batch], context.world.device))]
+        return None
+    return _place(job, _locate(job, [rehearsal.batch], run.world.device))
 
 
 def diagnose_non_finite(error: NonFiniteGradientError | NonFiniteStateError, world: World) -> Finding:
@@ -62,17 +59,15 @@ def diagnose_non_finite(error: NonFiniteGradientError | NonFiniteStateError, wor
     if isinstance(error, NonFiniteStateError):
         steps = f"{error.sound_step + 1} to {error.job.step}"
         fault = _diagnose("state", error.measured, name=error.name, sound_step=error.sound_step, steps=steps)
-        return replace(_blame_learning_rate(error.job, _build(error.job, fault)), phase="runtime")
-    with preserve_random_state(), torch.enable_grad(), error.job.losses.preserve_state():
-        try:
-            fault = _name_loss(error, _locate(error.job, error.micro_batches, world.device))
-        except Exception:
-            logger.warning("non-finite: the step could not be run again", exc_info=True)
-            fault = _diagnose("unknown", "the step could not be run again on a copy")
+        return _blame_learning_rate(error.job, _build(error.job, fault))
+    with error.job.losses.preserve_state():
+        asked = {"job": error.job, "micro_batches": error.micro_batches, "device": world.device}
+        found = attempt("the step could not be run again on a copy", _locate, asked)
+    fault = _diagnose("unknown", found.reason) if isinstance(found, MissingError) else _name_loss(error, found)
     stages = ("data", "parameter", "forward", "loss", "backward", "norm", "unknown loss", "unknown")
     findings = gather_findings([_build(error.job, fault)], world)
     first = min(findings, key=lambda candidate: stages.index(candidate.evidence["stage"]))
-    return replace(_blame_learning_rate(error.job, first), phase="runtime")
+    return _blame_learning_rate(error.job, first)
 
 
 def explain_fault(error: Exception, job: TrainState) -> Finding | None:
@@ -84,7 +79,7 @@ def explain_fault(error: Exception, job: TrainState) -> Finding | None:
     fault = Fault(reason, causes=("optim.lr", "model.numerics"), measured=reason, evidence={"stage": "fault"})
     finding = _build(job, fault)
     explained = _blame_learning_rate(job, finding)
-    return None if explained is finding else replace(explained, phase="runtime")
+    return None if explained is finding else explained
 
 
 def _blame_learning_rate(job: TrainState, finding: Finding) -> Finding:
@@ -117,8 +112,17 @@ def _blame_learning_rate(job: TrainState, finding: Finding) -> Finding:
 
 
 def _diagnose(stage: str, measured: str, *, evidence: Mapping[str, Any] | None = None, **words: Any) -> Fault:
-    """Make the fault of a stage, which is part of its evidence."""
-    return diagnose(__file__, stage, measured, evidence={"stage": stage, **(evidence or {})}, **words)
+    """Make the fault of a stage, which is part of its evidence, by its row in the file of JSON beside this one."""
+    row = _ROWS[stage]
+    return Fault(
+        row["says"].format(**words),
+        measured=measured,
+        expected=row["expected"],
+        action=row["do"].format(**words),
+        causes=words.get("causes", row["causes"]),
+        where=FindingLocation(**{name: words[name] for name in ("layer", "param", "sample") if name in words}),
+        evidence={"stage": stage, **(evidence or {})},
+    )
 
 
 def _largest_weight(parameter: Tensor) -> float:
@@ -127,12 +131,16 @@ def _largest_weight(parameter: Tensor) -> float:
     return float(torch.where(values.isfinite(), values, 0.0).max())
 
 
-def _build(job: TrainState, fault: Fault) -> Finding:
-    """Build the finding of a fault of the job's step."""
+def _place(job: TrainState, fault: Fault) -> Fault:
+    """Return the fault with the job's step and data set."""
     dataset = getattr(job.stream.reader, "dataset", None)
     name = type(dataset).__name__ if dataset is not None else None
-    location = FindingLocation(step=job.step, dataset=name, **fault.place)
-    return non_finite.build(replace(fault, where=location, layer=None, param=None, sample=None))
+    return replace(fault, where=replace(fault.where, step=job.step, dataset=name))
+
+
+def _build(job: TrainState, fault: Fault) -> Finding:
+    """Build the finding of a fault of the job's step."""
+    return replace(get_rule(non_finite).build(_place(job, fault)), phase="runtime")
 
 
 def _locate(job: TrainState, micro_batches: Sequence[Batch], device: torch.device) -> Fault:
@@ -163,11 +171,9 @@ def _name_loss(error: NonFiniteGradientError, fault: Fault) -> Fault:
 def _find_read_keys(job: TrainState, batch: Batch, device: torch.device) -> set[str]:
     """Return the batch keys that a step reads; all keys if it fails."""
     tracked = ReadTrackingDict(batch)
-    try:
-        forward_backward(job, isolated_copy(job.model), [tracked], device)
-    except Exception:  # noqa: BLE001 - if the step fails, every key is suspect
-        return set(batch)
-    return tracked.read
+    run = {"job": job, "model": isolated_copy(job.model), "micro_batches": [tracked], "device": device}
+    is_read = not isinstance(attempt("step", forward_backward, run), MissingError)
+    return tracked.read if is_read else set(batch)  # if the step fails, every key is suspect
 
 
 def _check_data(job: TrainState, batch: Batch, reads: set[str]) -> Fault | None:

@@ -1,0 +1,95 @@
+"""Examination of a run: what the doctor judged of it, how long, and what no rule covers; findings as lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sightline.doctor.examine import Examination
+from sightline.doctor.finding import Finding
+from sightline.doctor.report import Report, write_verdict
+
+UNCOVERED = ("whether labels are true, the network fits the task, and the learning rate is a good one",)
+"""Questions that no rule answers, of any run."""
+
+
+@dataclass
+class RunExamination(Examination):
+    """Findings on a run and judgements of rules, in the `seconds` of processor time that they took.
+
+    `gaps` are sentences on what of this run no rule covered. `doing` says what is being examined now.
+    """
+
+    gaps: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    doing: str = "reads the data and builds the model"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain values for JSON; of a code with several rules, one that judged counts."""
+        judged = {each.rule.code for each in self.judgements if each.outcome in ("held", "broken")}
+        others = {each.rule.code: each.reason for each in self.judgements if each.rule.code not in judged}
+        return {
+            "seconds": round(self.seconds, 3),
+            "verdict": write_verdict(self),
+            "judged": sorted(judged),
+            "not_judged": dict(sorted(others.items())),
+            "not_covered": [*dict.fromkeys(self.gaps), *UNCOVERED],
+        }
+
+
+def describe_examination(document: Mapping[str, Any], *, is_verbose: bool = False) -> list[str]:
+    """Format a document of `RunExamination.to_dict` as lines; with `is_verbose`, with each code that did not judge."""
+    unjudged = [f"  {code} did not judge: {reason}" for code, reason in document["not_judged"].items()]
+    return [
+        *document["verdict"],
+        *(unjudged if is_verbose else ()),
+        f"in {document['seconds']:.1f} s of processor time; not covered:",
+        *(f"  {gap}" for gap in document["not_covered"]),
+    ]
+
+
+@dataclass(frozen=True, repr=False)
+class CheckReport(Report):
+    """Report on a config or a run: `examination` is what `--json` of `sightline check` has."""
+
+    examination: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return "\n".join([*describe_findings(self.findings), *self.verdict, self.summary])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain values for JSON."""
+        return super().to_dict() | {"examination": dict(self.examination)}
+
+
+def describe_findings(findings: Sequence[Finding], *, is_verbose: bool = False) -> list[str]:
+    """Format warnings and errors in full, then notes, each on one line; with `is_verbose` also these in full.
+
+    Findings that say the same of several places are one, and advice that the finding above gives is not repeated.
+    """
+    lines: list[str] = []
+    printed: dict[tuple[str, str], Finding] = {}
+    groups: dict[tuple[str, str, str, str], list[Finding]] = {}
+    for finding in sorted(findings, key=lambda each: each.severity == "note"):
+        text = finding.summary
+        groups.setdefault((finding.code, finding.severity, finding.cause, text), []).append(finding)
+    for first, *others in groups.values():
+        if first.severity == "note" and not is_verbose:
+            lines.append(_format_short(first, len(others)))
+            continue
+        full = str(first).split("\n")
+        earlier = printed.setdefault((first.code, first.action), first)
+        if earlier is not first:
+            full = [*(line for line in full[:-1] if line != f"  expected: {earlier.expected}"), "  do: as above"]
+        also = [f"  also: {other.where}, measured {other.measured}" for other in others]
+        num_first = 3 if str(first.where) else 2
+        lines += ["\n".join([*full[:num_first], *also, *full[num_first:]])]
+    return lines
+
+
+def _format_short(finding: Finding, num_others: int) -> str:
+    """Format a finding as one line: code, cause, summary and location."""
+    more = f", and {num_others} more places" if num_others else ""
+    text = f"[{finding.code} {finding.severity} {finding.cause}] {finding.summary} ({finding.where}{more})"
+    return " ".join(text.split())
