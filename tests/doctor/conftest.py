@@ -12,15 +12,6 @@ from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.scans.sets.synthetic_lidar import Scan, SyntheticLidar
 
 
-@pytest.fixture(autouse=True)
-def _no_check_fails(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """A check that dies says nothing about a run, so a test could take it for silent."""
-    yield
-    dead = ("check-failed", "could not be run again")
-    told = [record.getMessage() for record in caplog.get_records("call")]
-    assert not [line for line in told if any(words in line for words in dead)]
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _clouds_are_made_once() -> Iterator[None]:
     """Hundreds of small runs are on the same clouds, a fifth of the work of a test: each is made for the first one."""

@@ -144,13 +144,11 @@ def test_published_figures_that_apply_are_beside_the_run(run: Path) -> None:
 
 
 def test_what_the_checks_examined_is_on_the_page(run: Path) -> None:
-    idle = {"feature-scale": "no init", "checkpoint-match": "no init"}
-    row = {"subject": "weights", "ran": ["untrained-init"], "seconds": 0.25, "not_applicable": idle}
-    started = {"seconds": 0.25, "subjects": [row], "not_covered": ["10 of 20 samples of the train part"]}
-    (run / "checks.json").write_text(json.dumps({"start": started}))
+    examined = {"verdict": ["verdict: of 9 relations"], "not_covered": ["10 of 20 samples of the train part"]}
+    (run / "checks.json").write_text(json.dumps(examined))
     assert run_here("report", run).code == 0
     text = (run / "report.html").read_text()
-    assert "<td>weights</td><td>1</td><td>0.25</td><td>2: no init</td>" in text
+    assert "<li>verdict: of 9 relations</li>" in text
     assert "<li>not covered by a check: 10 of 20 samples of the train part</li>" in text
 
 
@@ -336,21 +334,6 @@ def test_mistakes_with_samples_are_one_line(name: str, run: Path) -> None:
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert expected in done.err
     assert not (run / "report.html").exists()
-
-
-def test_the_checks_before_and_after_the_training_are_one_table(run: Path) -> None:
-    def subject(name: str, *ran: str, **unfit: str) -> dict[str, object]:
-        return {"subject": name, "ran": ran, "seconds": 0.25, "not_applicable": unfit}
-
-    start = {"subjects": [subject("data", "a", "b", c="no boxes"), subject("compression", d="no boxes")]}
-    end = {"subjects": [subject("data", "b", "c", a="no depth", e="no parts")]}
-    gaps = {"not_covered": ["whether labels are true"]}
-    (run / "checks.json").write_text(json.dumps({"start": start | gaps, "end": end | gaps}))
-    assert run_here("report", run).code == 0
-    text = (run / "report.html").read_text()
-    assert "<td>data</td><td>3</td><td>0.50</td><td>1: no parts</td>" in text
-    assert "<td>compression</td><td>0</td><td>0.25</td><td>1: no boxes</td>" in text
-    assert text.count("checks that ran") == text.count("whether labels are true") == 1
 
 
 @run_each(

@@ -9,16 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sightline.config import read_config
 from sightline.config.run_config import Init
-from sightline.contract.errors import CheckpointError, UserError, join_some
+from sightline.contract.errors import CheckpointError, join_some
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
-from sightline.engine.build import build_model
-from sightline.engine.distributed import World
-from sightline.engine.run_loading import open_run
 from sightline.parts.quantisation.parametrised import bake_quantised_weights, dense_state_dict
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import load_trained_state
@@ -165,66 +161,3 @@ def pretraining_mismatch(run: Context) -> Fault | None:
         where=_FROM,
         evidence={"from": lineage["from"]},
     )
-
-
-@rule(
-    "untrained-init",
-    "error",
-    "ckpt.stale optim.lr ckpt.selection",
-    holds="weights of `init` that training has changed",
-    do="give a run that was trained, at its last checkpoint; see its metrics.jsonl and its learning rate",
-)
-def untrained_init(run: Context, loaded_init: Init) -> Fault | None:
-    """Compare weights with the untrained ones of this run's seed, and of the source's seed."""
-    built, source_path = run.built, loaded_init.source
-    fresh = build_model(run.config, built.data.facts, World(device=run.world.device))
-    state = built.job.model.state_dict()
-    names = [name for name in _find_random_parameters(fresh) if name in state]
-    if not names:  # another network than the config's: `checkpoint-match` reports it
-        return None
-    if not any(_differs(state[name], fresh.state_dict()[name]) for name in names):
-        return Fault(
-            "init has changed nothing: every weight is the untrained one of this run's seed",
-            causes=("ckpt.key_mismatch", "ckpt.stale", "optim.lr"),
-            measured=f"0 of {len(names)} drawn tensors differ; {built.init_report}",
-            where=_FROM,
-            evidence={"from": source_path},
-        )
-    source = _load_source(Path(source_path))
-    if source is None:
-        return None
-    folder, source_state, source_model = source
-    names = [name for name in _find_random_parameters(source_model) if name in source_state]
-    if not names or any(_differs(source_state[name], source_model.state_dict()[name]) for name in names):
-        return None
-    return Fault(
-        f"the initial weights are untrained: the seed of {folder} makes the same",
-        measured=f"0 of {len(names)} drawn tensors differ from a fresh model of that run's config",
-        where=_FROM,
-        evidence={"from": source_path},
-    )
-
-
-def _load_source(path: Path) -> tuple[Path, Mapping[str, Tensor], nn.Module] | None:
-    """Return the run of a checkpoint, its weights and its untrained model; None if the run cannot be opened."""
-    run = checkpoint.enclosing_run(path)
-    if run is None:
-        return None
-    try:
-        model = open_run(run, config=read_config(run / "config.yaml")).untrained_model()
-        return run, checkpoint.load_trained_state(path), model
-    except UserError:  # a missing plugin, or another release; `checkpoint-match` reports the rest
-        return None
-
-
-def _find_random_parameters(model: nn.Module) -> list[str]:
-    """Return the names of the parameters that the seed determines: those that are not constant."""
-    return [
-        name
-        for name, value in model.named_parameters()
-        if value.numel() > 1 and bool((value.detach() != value.detach().flatten()[0]).any())
-    ]
-
-
-def _differs(tensor: Tensor, other: Tensor) -> bool:
-    return tensor.shape != other.shape or not torch.equal(tensor.cpu(), other.cpu().to(tensor.dtype))

@@ -36,6 +36,7 @@ from sightline.workbench.check.core.dry_run import (
     StepFailure,
     find_failure,
     isolated_copy,
+    take_rows_of,
 )
 
 _MAX_SECONDS = 20.0  # for four samples under `sightline check`; one sample has no limit there
@@ -82,14 +83,11 @@ class DryEvaluation:
         The predictions are those of the whole batch, so that only the division into batches differs.
         """
         batch = self.read(ranks)
-        offsets = self.predictions.get("cloud_offsets", self.batch.get("offsets"))
-        predictions: dict[str, Any] = {}
-        for name in names:
-            if name in self.predictions and name not in batch:
-                predictions[name] = _rows(self.predictions[name], ranks, len(self.keys), offsets)
-                if predictions[name] is None:
-                    return None
-        return batch, predictions
+        both = {**self.batch, **self.predictions}
+        division = {name: both[name] for name in ("sample_index", "cloud_offsets", "offsets") if name in both}
+        wanted = {name: self.predictions[name] for name in names if name in self.predictions and name not in batch}
+        taken = {name: take_rows_of(value, division, ranks, name) for name, value in wanted.items()}
+        return None if any(taken[name] is value for name, value in wanted.items()) else (batch, taken)
 
     def read(self, ranks: Sequence[int]) -> Batch:
         """Return a copy of the batch of some samples, read once for all checks, on the run's device."""
@@ -285,19 +283,3 @@ def _assert_plain(name: str, returned: object) -> None:
 
 def _is_finite(value: object) -> bool:
     return not isinstance(value, Tensor) or not value.is_floating_point() or bool(value.isfinite().all())
-
-
-def _rows(value: Any, ranks: Sequence[int], num_samples: int, offsets: Tensor | None) -> Any:
-    """Select the rows of some samples from one row per sample or from concatenated clouds; None for other values."""
-    if isinstance(value, list | tuple) and len(value) == num_samples:
-        return type(value)(value[rank] for rank in ranks)
-    if not isinstance(value, Tensor) or value.ndim == 0:
-        return None
-    if value is offsets:
-        sizes = value.diff()[list(ranks)]
-        return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-    if len(value) == num_samples:
-        return value[list(ranks)]
-    if offsets is not None and len(value) == int(offsets[-1]):
-        return torch.cat([value[int(offsets[rank]) : int(offsets[rank + 1])] for rank in ranks])
-    return None

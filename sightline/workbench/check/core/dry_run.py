@@ -248,8 +248,8 @@ def take_samples(values: Mapping[str, Any], batch: Mapping[str, Any], rows: Sequ
 def take_rows_of(value: Any, division: Mapping[str, Tensor], rows: Sequence[int], name: str) -> Any:
     """Take the rows of some samples; a value whose rows are not those of samples is returned as it is."""
     num_samples = len(division["sample_index"])
-    if isinstance(value, list) and len(value) == num_samples:
-        return [value[row] for row in rows]
+    if isinstance(value, list | tuple) and len(value) == num_samples:
+        return type(value)(value[row] for row in rows)
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
     if name in division and name != "sample_index":
