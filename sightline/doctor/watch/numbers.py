@@ -23,7 +23,7 @@ from sightline.doctor.watch.loop import (
     stack_numbers,
     take_local,
 )
-from sightline.doctor.watch.processes import is_one_of_several
+from sightline.doctor.watch.ranks import is_one_of_several
 
 _MAX_RATIO, _LOW_RATE = 1.0, 0.01
 _LEAST_RMS = 2e-3

@@ -345,7 +345,7 @@ class Watch:
         self._findings.append(finding)
         place, line = str(finding.where), str(finding).partition("\n")[0]
         line += f" ({place})" if place else ""
-        logger.log(_LEVELS[finding.severity], "%s", line, extra={"code": finding.code})
+        logger.log(_LEVELS[finding.severity], "%s", line, extra={"code": finding.code, "finding": finding})
         if self._receive is not None:
             self._receive(finding)
 
