@@ -269,7 +269,7 @@ def test_a_loop_without_updates_is_named(first: int, last: int) -> None:
             lose(model).backward()
             if step < first:
                 optimizer.step()
-    assert list_codes(watch) == ["skipped-updates"]
+    assert list_codes(watch) == ["no-update"]
 
 
 # --- restarts --------------------------------------------------------------------------------------------------------

@@ -36,11 +36,11 @@ from sightline.doctor.watch.loop import (
     PollMonitor,
 )
 from sightline.doctor.watch.loss_graph import LossMonitor
-from sightline.doctor.watch.lost_gradients import LostMonitor, SkipMonitor, trace_calls
+from sightline.doctor.watch.lost_gradients import LostMonitor, trace_calls
 from sightline.doctor.watch.modes import ModeMonitor
 from sightline.doctor.watch.numbers import (
-    ClipMonitor,
     FiniteMonitor,
+    ScalerMonitor,
     UpdateMonitor,
     UpdateNumbers,
     locate_non_finite,
@@ -114,7 +114,6 @@ class Watch:
             RestartMonitor(),
             OrderMonitor(),
             LostMonitor(),
-            SkipMonitor(),
             LeakMonitor(),
             FiniteMonitor(self._explain_non_finite),
             ReachMonitor(knows_optimizers=bool(optimizers)),
@@ -123,7 +122,7 @@ class Watch:
             ModeMonitor(),
             PartMonitor(),
             OutputMonitor(),
-            ClipMonitor(),
+            ScalerMonitor(),
             UpdateMonitor(),
             UnitMonitor(),
             ScheduleMonitor(schedulers),
@@ -267,7 +266,7 @@ class Watch:
     def _before_backward(self, roots: list[Tensor]) -> None:
         if self._loop.runs_here:
             self._loop.is_in_backward = True
-            self._loop.count_backward(roots)
+            self._loop.keep_loss(roots)
             self._loop.call_site = trace_calls()
             for root in roots[:1]:
                 self._judge("before_backward", root)
