@@ -188,7 +188,9 @@ class Answers(NamedTuple):
 class Trace:
     """Record of a loop. Phases are `train` (training mode, recorded for backward) and `eval` (evaluation mode).
 
-    `rates` are learning rates at each update, by optimiser; `losses` those of each line that calls backward. `epochs`
+    `unused` are backward passes in training mode since the last update, by the line that calls them, `most_unused` the
+    most before any update of the lines that it uses. `rates` are learning rates at each update, by optimiser; `losses`
+    those of each line that calls backward. `epochs`
     are the updates at which a loader began anew for training. `spreads` are mean standard deviations over the samples
     of an output, with the update. `pulls` are those of the micro-batches of each measured update. `held` are all
     parameters that optimisers of the loop hold. `trained_rows` are digests of samples in training passes, of the data
@@ -199,6 +201,8 @@ class Trace:
     num_backward: int = 0
     num_training_backward: int = 0
     num_updates: int = 0
+    unused: Counter[Hashable] = field(default_factory=Counter)
+    most_unused: Counter[Hashable] = field(default_factory=Counter)
     changed: list[Tensor] = field(default_factory=list)
     rates: dict[str, list[float]] = field(default_factory=dict)
     losses: dict[Hashable, Series] = field(default_factory=dict)

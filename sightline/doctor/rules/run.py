@@ -14,7 +14,7 @@ from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
 from sightline.doctor.trace import Trace
 
-_MIN_BACKWARD = 5
+_MIN_BACKWARD, _MIN_LATE = 5, 25
 _MIN_CYCLES, _MAX_CYCLE = 3, 25
 _MAX_CLIP, _MAX_SHARE, _MIN_CLIPS = 0.01, 1e-4, 4
 _MIN_FALL, _MIN_ACCELERATION = 1e3, 1.5
@@ -32,9 +32,17 @@ _MIN_MIXED, _MIN_SEEN, _MIN_BATCHES = 0.9, 5, 1.5
     do="call optimizer.step() after loss.backward()",
 )
 def no_update(trace: Trace) -> Fault | None:
-    """Look for backward passes in training mode after which nothing has moved a weight."""
+    """Look for backward passes in training mode after which nothing has moved a weight, or nothing any more."""
     if trace.num_training_backward == 0:
         raise NotApplicableError("no backward pass in training mode")
+    most = trace.most_unused  # passes of other lines are for others: maps of saliency, the information of weights
+    late = [n for site, n in trace.unused.items() if site in most and n >= max(_MIN_LATE, 2 * most[site] + 1)]
+    if trace.is_over and late:
+        return Fault(
+            f"the last {late[0]} backward passes in training mode have no update after them",
+            measured=f"{trace.num_updates} updates, before each of which this line calls backward at most "
+            f"{max(most.values())} times",
+        )
     if not trace.is_over or trace.num_updates or trace.num_training_backward < _MIN_BACKWARD or any(trace.changed):
         return None
     return Fault(

@@ -15,7 +15,7 @@ from sightline.doctor.attempts import MissingError, observe
 from sightline.doctor.finding import Finding
 from sightline.doctor.rules.events import report
 from sightline.doctor.watch.loop import ForwardCall
-from sightline.doctor.watch.processes import is_one_of_several
+from sightline.doctor.watch.ranks import is_one_of_several
 from sightline.instrument import Inputs, ModuleCall, copy_module, record
 from sightline.instrument.random_state import preserve_random_state
 

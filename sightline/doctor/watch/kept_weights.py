@@ -18,7 +18,7 @@ _AVERAGES = ("ema", "teacher", "momentum", "mean", "avg", "average", "slow", "ke
 """Parts of the names of averages; others, such as a target network, are copied now and then."""
 _NUM_COPY, _MIN_COPIED, _MIN_WEIGHTS, _MIN_PEAK = 300, 2, 64, 0.9
 """Updates after which a copy must have moved; its least parameters; numbers of a weight that tells its start."""
-_FEW_ZEROS, _MANY_ZEROS, _MAX_PRUNED = 0.05, 0.3, 1024
+_FEW_ZEROS, _MANY_ZEROS, _MAX_PRUNED = 0.05, 0.3, 128
 
 
 class CopyMonitor(Monitor):

@@ -42,8 +42,6 @@ _MAX_ASKED = 4
 """Steps that are measured because the one before looked odd."""
 _NUM_DIGESTED, _DIGEST_EVERY, _NUM_IN_ROW = 128, 256, 8
 """Training passes whose samples are digested at first, and then so many in a row of as many."""
-MAX_UNUSED = 25
-"""Backward passes since the last update after which others are looked at."""
 
 
 @dataclass
@@ -238,7 +236,7 @@ class Loop:
         self.loss: Tensor | None = None
         self.loss_value: float | None = None
         self.executed: set[str] = set()
-        self.is_measured, self.num_unused = True, 0
+        self.is_measured = True
         self.num_asked, self.is_asked = 0, False
         self.digest = RowDigest()
         self.failures: dict[str, None] = {}
@@ -293,7 +291,7 @@ class Loop:
         numbers = [track.num_updates for track in self.tracks.values()]
         most, is_early = max(numbers), self.step - self.first_step < _EARLY * _NUM_FIRST
         is_new = (min(numbers) if is_early else most) < _NUM_FIRST
-        self.is_measured, self.num_unused = is_new or most % self.every == 0 or self.is_asked, 0
+        self.is_measured = is_new or most % self.every == 0 or self.is_asked
         self.is_asked = False
 
     def ask(self) -> None:
@@ -301,13 +299,11 @@ class Loop:
         self.num_asked += 1
         self.is_asked = self.num_asked <= _MAX_ASKED
 
-    def count_backward(self, roots: Sequence[Tensor]) -> None:
-        """Count a backward pass, and keep its loss; one of many without an update is measured, too."""
+    def keep_loss(self, roots: Sequence[Tensor]) -> None:
+        """Keep the loss of a backward pass."""
         self.loss = roots[0].detach() if roots and roots[0].is_floating_point() else None
         is_near = self.loss is not None and self.loss.numel() == 1 and self.loss.device.type == "cpu"
         self.loss_value = self.loss.item() if self.loss is not None and is_near else None
-        self.num_unused += 1
-        self.is_measured = self.is_measured or self.num_unused >= MAX_UNUSED
 
     def place(self) -> FindingLocation:
         """Return the current step, and the line of the user's loop that runs now."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import sysconfig
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType
 
@@ -15,12 +14,8 @@ from torch import Tensor
 
 from sightline.doctor.rules.events import report
 from sightline.doctor.watch.gradients import NUM_LOST, is_cleared, needs_inputs
-from sightline.doctor.watch.loop import MAX_UNUSED, CallSite, Found, Loop, Monitor, OptimizerTrack, stack_numbers
+from sightline.doctor.watch.loop import CallSite, Found, Loop, Monitor, OptimizerTrack
 
-_MAX_SKIPPED, _MAX_UNUSED = MAX_UNUSED, 1000
-"""Backward passes in a row whose gradients are thrown away: 2^16 halves to 1 in 16 of them; before a first update."""
-_MAX_GROWTH = 2
-"""Times as many of them as ever before: the samples of a batch, one by one, do not vary so much in number."""
 _NUM_COMPARED, _MAX_CALLS = 256, 16
 _LIBRARIES = ("<frozen", sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 _IGNORED_CODE = (str(Path(__file__).resolve().parents[2]), str(Path(torch.__file__).parent))
@@ -92,66 +87,6 @@ class LostMonitor(Monitor):
             words = {"lost": lost, "total": total, "number": NUM_LOST, "optimizer": track.name}
             is_written = torch.zeros(()) if self._is_written is None else self._is_written.float()
             yield from loop.reader.read_if(is_written, report("gradients-cleared", "lost", **words), expected=False)
-
-
-class SkipMonitor(Monitor):
-    """Backward passes in a row without an update: a GradScaler that skips each of them, or a loop that calls no step.
-
-    Gradients that are finite may be computed for others than the optimiser: the information of weights about a task
-    (EWC), maps of saliency, each sample's gradient. Such passes come from another line than those that updates use, or
-    are as many before each update; before the first update, a model in training mode and the end of the loop decide.
-    """
-
-    def __init__(self) -> None:
-        self._skipped: Counter[CallSite] = Counter()
-        self._most: Counter[CallSite] = Counter()
-        self._used: set[CallSite] = set()
-        self._site: CallSite = ()
-
-    def before_backward_measured(self, loop: Loop, root: Tensor) -> None:
-        if any(
-            last is not None and mark != last
-            for track in loop.tracks.values()
-            for mark, last in zip(track.marks(), track.after_backward, strict=True)
-        ):
-            self._skipped[self._site] += 1
-
-    def after_backward_measured(self, loop: Loop) -> Iterator[Found]:
-        site = self._site = loop.call_site
-        number, total = self._skipped[site], self._skipped.total()
-        if total and total % _MAX_SKIPPED == 0:
-            yield from self._judge_values(loop, total)
-        if site in self._used and number >= max(_MAX_SKIPPED, _MAX_GROWTH * self._most[site] + 1):
-            yield _report_skipped(number, "earlier updates use the gradients of this line; these are finite, too")
-        if not self._used and total >= _MAX_UNUSED and _is_training(loop):
-            yield _report_skipped(total, "no update at all")
-
-    def after_update_measured(self, loop: Loop, track: OptimizerTrack) -> None:
-        self._used.add(self._site)
-        self._most |= self._skipped
-        self._skipped.clear()
-
-    def on_end(self, loop: Loop) -> Iterator[Found]:
-        if not self._used and self._skipped.total() >= _MAX_SKIPPED and _is_training(loop):
-            yield _report_skipped(self._skipped.total(), "no update at all")
-
-    def _judge_values(self, loop: Loop, number: int) -> Iterable[Found]:
-        small = [p.grad for track in loop.tracks.values() for p in track.small if p.grad is not None]
-        dense = [gradient for gradient in small if gradient.layout is torch.strided]
-        if not dense:
-            return ()
-        norms = torch._foreach_norm(dense)
-        is_finite = stack_numbers([norm.float() for norm in norms]).isfinite().all()
-        found = _report_skipped(number, "gradients of the last one are not finite")
-        return loop.reader.read_if(is_finite.float(), found, expected=False)
-
-
-def _report_skipped(number: int, measured: str) -> Found:
-    return report("skipped-updates", "", number=number, detail=measured)
-
-
-def _is_training(loop: Loop) -> bool:
-    return loop.call is None or loop.call.model.training
 
 
 def trace_calls() -> CallSite:

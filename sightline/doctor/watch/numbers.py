@@ -23,7 +23,7 @@ from sightline.doctor.watch.loop import (
     stack_numbers,
     take_local,
 )
-from sightline.doctor.watch.processes import is_one_of_several
+from sightline.doctor.watch.ranks import is_one_of_several
 
 _MAX_RATIO, _LOW_RATE = 1.0, 0.01
 _LEAST_RMS = 2e-3
@@ -31,6 +31,8 @@ _LEAST_RMS = 2e-3
 _MAX_SLICE = 4096
 _MAX_ROUNDED, _NUM_ROUNDED = 0.5, 4
 _NUM_CLIPPED, _MIN_CLIPPING = 3, 1e-3
+_MAX_SKIPPED = 25
+"""Updates in a row that a scaler skips: 2^16 halves to 1 in 16 of them."""
 _SHORT = (torch.bfloat16, torch.float16)
 
 
@@ -101,11 +103,19 @@ class FiniteMonitor(Monitor):
             yield from loop.reader.read(are_finite.all().float(), judge)
 
 
-class ClipMonitor(Monitor):
-    """Gradients are not clipped while a GradScaler's factor is in them: the bound would be that much too low."""
+class ScalerMonitor(Monitor):
+    """A GradScaler updates now and then, and gradients with its factor are not clipped: the bound would be too low."""
 
     def __init__(self) -> None:
         self._factors: list[float] = []
+        self._num_skipped: dict[int, int] = {}
+
+    def before_unscaling(self, loop: Loop, track: OptimizerTrack) -> list[Found]:
+        number = self._num_skipped[id(track)] = self._num_skipped.get(id(track), 0) + 1
+        return [report("skipped-updates", "", number=number, optimizer=track.name)] if number == _MAX_SKIPPED else []
+
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> None:
+        self._num_skipped.pop(id(track), None)
 
     def before_unscaling_measured(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found] | None:
         before, is_written = track.norm_after_backward, track.marks() != track.after_backward

@@ -1,182 +1,153 @@
-"""Several processes of one loop: a thread beside each compares them through notes, without a collective."""
+"""Several processes of one loop: their batches and files are compared by notes in torch's store, not by collectives."""
 
 from __future__ import annotations
 
+import datetime
 import hashlib
+import itertools
+import json
 import logging
 import math
 import os
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.attempts import MissingError, observe
+from sightline.doctor.rules.events import report
 from sightline.doctor.watch.loop import ForwardCall, Found, Loop, Monitor, record_event
-from sightline.doctor.watch.processes import RankBoard, observe_collectives, open_board
-from sightline.doctor.watch.rank_records import CollectiveCall, RankJudge, RankRecord
 from sightline.instrument import observe_saves
 
 logger = logging.getLogger(__name__)
 
 _MAX_INPUTS, _SAMPLE_SIZE = 4, 256
-_FIRST_INTERVAL_S, _MAX_INTERVAL_S = 0.1, 0.5
-_MAX_WAIT_S = 5.0
-"""Seconds for which the first collective of a line waits for a sign of the others, which it waits for in any case."""
-_MAX_END_S = 1.0
-"""Seconds for which the end of a loop waits for the ends of the others."""
+_NUM_SAME, _MAX_FILES = 2, 64
+"""Different batches that two processes both train on: one may be a first batch of zeros; files of a note."""
+_MAX_OTHERS = 8
+"""Processes whose notes one process reads, so that the store of a large group is not flooded."""
+_STORE_TIMEOUT_S, _MAX_END_S = 10.0, 1.0
+"""Seconds for which the store is waited for, and the end of a loop waits for the ends of the others."""
 
-Receive = Callable[[Iterable[Found]], None]
+
+@dataclass
+class RankRecord:
+    """Record of one process: digests of its batches by update, files that it saved, and True once its loop is over."""
+
+    host: str
+    batches: dict[str, str] = field(default_factory=dict)
+    files: dict[str, int] = field(default_factory=dict)
+    is_over: bool = False
+
+
+class RankBoard:
+    """Notes of the processes of a group for one another, in the group's store: no collective, and nothing waits.
+
+    `others` are the ranks whose notes are read.
+    """
+
+    def __init__(self, store: dist.Store, *, rank: int, size: int) -> None:
+        self._store = store
+        self.rank = rank
+        self.others = sorted({(rank + 2**i) % size for i in range(_MAX_OTHERS)} - {rank})
+
+    def exchange(self, own: RankRecord) -> dict[int, RankRecord]:
+        """Replace the note of this process, and read those that others have written, by rank."""
+        self._store.set(f"note/{self.rank}", json.dumps(asdict(own)))
+        written = [other for other in self.others if self._store.check([f"note/{other}"])]
+        notes = {other: RankRecord(**json.loads(self._store.get(f"note/{other}"))) for other in written}
+        return {self.rank: own, **notes}
+
+
+def is_one_of_several() -> bool:
+    """Return True if torch joins this process with others."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def open_board(name: str) -> RankBoard | None:
+    """Open the board of a name on the default process group, a new one at each call; None for a single process."""
+    if not is_one_of_several():
+        return None
+    rank = dist.get_rank()
+    own_connection = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+    own_connection.set_timeout(datetime.timedelta(seconds=_STORE_TIMEOUT_S))
+    number = own_connection.add(f"sightline/{name}/opened/{rank}", 1)
+    return RankBoard(
+        dist.PrefixStore(f"sightline/{name}/{number}", own_connection), rank=rank, size=dist.get_world_size()
+    )
 
 
 class RankMonitor(Monitor):
-    """Progress of this process, written for the others and compared with theirs.
+    """Batches of the first, second, fourth, eighth, ... update and files of this process, compared with the others'."""
 
-    The loop notes facts in memory; a thread exchanges them, twice a second. The loop itself exchanges them at the
-    first, second, fourth, eighth, ... collective of a line of code. Batches are compared at such updates alone.
-    """
-
-    def __init__(self, loop: Loop, board: RankBoard, receive: Receive) -> None:
+    def __init__(self, loop: Loop, board: RankBoard, receive: Callable[[Iterable[Found]], None]) -> None:
         self._loop = loop
         self._board = board
         self._receive = receive
         self._record = RankRecord(socket.gethostname())
-        self._judge = RankJudge(board.rank)
         self._samples: dict[int, tuple[list[Tensor], list[torch.Event]]] = {}
-        self._num_entered: dict[str, int] = {}
-        self._lock = threading.Lock()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._quietly(self._follow), name="watch-ranks", daemon=True)
+        self._has_ended = False
 
     @contextmanager
     def follow(self) -> Iterator[None]:
-        """Context of the loop: its collectives and files are noted, and compared with those of the others."""
-        with ExitStack() as stack:
-            stack.enter_context(observe_saves(self._quietly(self._on_save)))
-            stack.enter_context(observe_collectives(self._quietly(self._on_collective)))
-            self._quietly(self._exchange)()
-            self._thread.start()
+        """Context of the loop: its files are noted, and at its end compared with those of the others."""
+        with observe_saves(lambda file: self._try(self._on_save, file)):
             try:
                 yield
-            except BaseException:
-                self._finish(has_failed=True)
-                raise
-            self._finish(has_failed=False)
+            finally:
+                self._try(self._finish)
 
-    def on_forward(self, loop: Loop, call: ForwardCall) -> Iterable[Found]:
+    def on_forward(self, loop: Loop, call: ForwardCall) -> None:
         step = loop.step - loop.first_step + 1
-        if call.has_gradient and _is_power_of_two(step) and step not in self._samples:
+        if call.has_gradient and step & (step - 1) == 0 and step not in self._samples:
             inputs = [tensor for _, tensor in dense_leaves(call.inputs) if tensor.numel() > 1][:_MAX_INPUTS]
             samples = [take_sample(tensor).to("cpu", non_blocking=True) for tensor in inputs]
             devices = {tensor.device for tensor in inputs if tensor.device.type != "cpu"}
             self._samples[step] = samples, [record_event(device) for device in devices]
-        return ()
-
-    # --- events ------------------------------------------------------------------------------------------------------
+            self._try(self._compare)
 
     def _on_save(self, file: Any) -> None:
         name = file if isinstance(file, str | os.PathLike) else getattr(file, "name", None)
-        if isinstance(name, str | os.PathLike):
-            path = Path(name).resolve()
-            if path.is_file() or not path.exists():  # not /dev/null
-                self._update_progress()
-                self._record.add_file(str(path))
+        path = Path(name).resolve() if isinstance(name, str | os.PathLike) else Path()
+        is_kept = path.is_file() or not path.exists()  # not /dev/null
+        if is_kept and str(path) not in self._record.files and len(self._record.files) < _MAX_FILES:
+            self._record.files[str(path)] = self._loop.step - self._loop.first_step
+            self._compare()
 
-    def _on_collective(self, form: str, line: str) -> None:
-        self._update_progress()
-        call = self._record.add_call(form, line)
-        number = self._num_entered[line] = self._num_entered.get(line, 0) + 1
-        if _is_power_of_two(number):
-            self._exchange()
-        if number == 1:
-            self._await_others(call)
+    def _try(self, run: Callable[..., object], *arguments: Any) -> None:
+        """Compare until it fails: the store ends with its process, which is not a fault of the loop."""
+        missing = None if self._has_ended else observe("comparison of processes", run, *arguments)
+        if isinstance(missing, MissingError):
+            self._has_ended = True
+            self._loop.failures[missing.reason] = None
+            logger.info("watch-ranks: %s", missing.reason)
 
-    def _await_others(self, call: CollectiveCall) -> None:
-        """Wait until the others enter the collective, too, or it is known that one does not."""
-        deadline = time.monotonic() + _MAX_WAIT_S
-        while time.monotonic() < deadline:
-            records, has_found = self._exchange(writes=False)
-            others = [record for rank, record in records.items() if rank != self._board.rank]
-            arrived = [record.num_calls >= call.number or record.is_over for record in others]
-            if has_found or (len(arrived) == len(self._board.others) and all(arrived)) or not arrived:
-                return
-            time.sleep(0.005)
-
-    def _quietly(self, run: Callable[..., object]) -> Callable[..., None]:
-        """Return the function as one that never raises: the loop is the user's, and must not end by an observer."""
-
-        def run_quietly(*arguments: Any) -> None:
-            if self._stopped.is_set():
-                return
-            missing = observe("comparison of processes", run, *arguments)
-            if isinstance(missing, MissingError) and not self._stopped.is_set():
-                self._stop(missing)
-
-        return run_quietly
-
-    def _stop(self, missing: MissingError) -> None:
-        """Stop to compare: the store ends with its process, which is not a fault of the loop."""
-        self._stopped.set()
-        self._loop.failures[missing.reason] = None
-        logger.info("watch-ranks: %s", missing.reason)
-
-    # --- the exchange ------------------------------------------------------------------------------------------------
-
-    def _follow(self) -> None:
-        interval_s = _FIRST_INTERVAL_S
-        while not self._stopped.wait(interval_s):
-            interval_s = min(2 * interval_s, _MAX_INTERVAL_S)
-            self._update_progress()
-            records, _ = self._exchange()
-            others = [record for rank, record in records.items() if rank != self._board.rank]
-            if len(others) == len(self._board.others) and all(record.is_over for record in others):
-                return  # the store may end with the process that hosts it
-
-    def _update_progress(self) -> None:
-        self._record.step, self._record.passes = self._loop.step - self._loop.first_step, self._loop.num_forwards
-        for step, (samples, arrivals) in list(self._samples.items()):
-            if str(step) not in self._record.batches and all(arrival.query() for arrival in arrivals):
+    def _compare(self) -> bool:
+        """Write the own record, and judge it beside those of the others; return True if all loops are over."""
+        for step, (samples, arrivals) in self._samples.items():
+            if samples and all(arrival.query() for arrival in arrivals):
                 if any(bool((sample != sample[0]).any()) for sample in samples):  # a sparse volume may look empty
                     data = b"".join(sample.view(torch.uint8).numpy().tobytes() for sample in samples)
-                    self._record.batches = {**self._record.batches, str(step): hashlib.sha256(data).hexdigest()[:16]}
+                    self._record.batches[str(step)] = hashlib.sha256(data).hexdigest()[:16]
                 self._samples[step] = [], arrivals
+        records = self._board.exchange(self._record)
+        self._receive(judge(records))
+        return len(records) > len(self._board.others) and all(record.is_over for record in records.values())
 
-    def _exchange(self, *, writes: bool = True) -> tuple[dict[int, RankRecord], bool]:
-        """Write the own record, read those of the others, and judge; return them, and True if a fault was found."""
-        with self._lock:
-            if writes:
-                self._board.write(self._record.to_text())
-            records = {rank: RankRecord.from_text(text) for rank, text in self._board.read().items()}
-            records[self._board.rank] = self._record
-            found = list(self._judge.judge(records, time.monotonic()))
-        self._receive(found)
-        return records, bool(found)
-
-    def _finish(self, *, has_failed: bool) -> None:
+    def _finish(self) -> None:
         """Write the last record, and compare it with the last ones of the others, if they end soon."""
-        if self._stopped.is_set():
-            return
-        self._stopped.set()
-        self._thread.join(_MAX_END_S)
-        missing = observe("comparison of the ends of processes", self._compare_ends, has_failed)
-        if isinstance(missing, MissingError):
-            self._stop(missing)
-
-    def _compare_ends(self, has_failed: bool) -> None:
-        self._update_progress()
-        self._record.is_over, self._record.has_failed = True, has_failed
+        self._record.is_over = True
         deadline = time.monotonic() + _MAX_END_S
-        records, _ = self._exchange()
-        while time.monotonic() < deadline and not all(record.is_over for record in records.values()):
+        while not self._compare() and time.monotonic() < deadline:
             time.sleep(0.01)
-            records, _ = self._exchange(writes=False)
 
 
 def take_sample(values: Tensor) -> Tensor:
@@ -185,11 +156,28 @@ def take_sample(values: Tensor) -> Tensor:
     return flat[:: max(1, math.ceil(flat.numel() / _SAMPLE_SIZE)) | 1].clone()
 
 
-def _is_power_of_two(number: int) -> bool:
-    return number > 0 and number & (number - 1) == 0
+def judge(records: Mapping[int, RankRecord]) -> Iterator[Found]:
+    """Yield faults of the first two processes that train on the same batches, and that save one file of a machine."""
+    pairs = list(itertools.combinations(sorted(records.items()), 2))
+    for (a, first), (b, second) in pairs:
+        both = [step for step in first.batches if step in second.batches]
+        changed = [step for step in both if first.batches[step] != first.batches[both[0]]]
+        is_same = all(first.batches[step] == second.batches[step] for step in both)
+        if is_same and len(changed) >= _NUM_SAME - 1:
+            words: dict[str, Any] = {"first": a, "second": b, "steps": ", ".join(both[:5])}
+            yield report("same-samples", "", step=int(changed[0]), **words)
+            break
+    for (a, first), (b, second) in pairs:
+        shared = [path for path in first.files if path in second.files and first.host == second.host]
+        if shared:
+            steps = first.files[shared[0]], second.files[shared[0]]
+            more = f"; so are {len(shared) - 1} more" if len(shared) > 1 else ""
+            words = {"first": a, "second": b, "path": shared[0], "steps": steps, "more": more}
+            yield report("file-race", "", step=max(steps) or None, **words)
+            break
 
 
-def start_monitor(loop: Loop, name: str, receive: Receive) -> RankMonitor | None:
+def start_monitor(loop: Loop, name: str, receive: Callable[[Iterable[Found]], None]) -> RankMonitor | None:
     """Make the monitor of a loop that runs in several processes; None for a single one. `name` is that of the loop."""
     board = open_board(name)
     return None if board is None else RankMonitor(loop, board, receive)

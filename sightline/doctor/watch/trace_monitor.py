@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.attempts import attempt
-from sightline.doctor.autograd_graph import get_node_name
+from sightline.doctor.autograd_graph import get_node_name, iter_nodes
 from sightline.doctor.evidence import Evidence
 from sightline.doctor.evidence.reading import count_remainder
 from sightline.doctor.evidence.run import count_answers
@@ -36,6 +37,7 @@ from sightline.doctor.trace import (
     describe_still_loss,
 )
 from sightline.doctor.watch.loop import ForwardCall, Found, Hook, Loop, Monitor, OptimizerTrack, has_slices
+from sightline.doctor.watch.loss_graph import list_variables
 from sightline.instrument import replace_function
 
 _NUM_DIGITS, _MAX_ADDENDS, _NUM_OF_EVALUATION, _MAX_EVALUATED = 64, 2048, 4, 64
@@ -172,7 +174,9 @@ class TraceMonitor(Monitor):
         """Keep the loss."""
         trace = self.trace
         trace.num_backward += 1
-        trace.num_training_backward += loop.call is not None and loop.call.model.training
+        if loop.call is not None and loop.call.model.training:
+            trace.num_training_backward += 1
+            trace.unused[loop.call_site] += 1
         if trace.num_backward == 1:
             self._is_late = root.device.type != "cpu"
             self._weights = [(p, _take_few(p).clone()) for p in loop.parameters().values() if has_slices(p)]
@@ -228,6 +232,8 @@ class TraceMonitor(Monitor):
         self.trace.pulls += [pulls for pulls in self._pulls.values() if len(pulls) > 1]
         self._pulls.clear()
         self.trace.num_updates += 1
+        self.trace.most_unused |= self.trace.unused
+        self.trace.unused.clear()
         return self._examine() if self.trace.num_updates in _JUDGED and not self._is_late else None
 
     def _keep_average_norms(self, loop: Loop) -> None:
@@ -309,18 +315,8 @@ def list_addends(node: Any) -> list[Any]:
 
 def list_leaves(node: Any) -> set[int]:
     """List the identities of the leaves below a node; empty if the graph is large."""
-    seen, open_nodes, leaves = {node}, [node], set[int]()
-    while open_nodes:
-        node = open_nodes.pop()
-        if (variable := getattr(node, "variable", None)) is not None:
-            leaves.add(id(variable))
-        for parent, _ in node.next_functions:
-            if parent is not None and parent not in seen:
-                seen.add(parent)
-                open_nodes.append(parent)
-        if len(seen) > _MAX_NODES:
-            return set()
-    return leaves
+    nodes = list(itertools.islice(iter_nodes([node]), _MAX_NODES + 1))
+    return list_variables(nodes) if len(nodes) <= _MAX_NODES else set()
 
 
 def _name(loop: Loop, track: OptimizerTrack) -> str:

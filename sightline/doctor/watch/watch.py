@@ -37,11 +37,11 @@ from sightline.doctor.watch.loop import (
     PollMonitor,
 )
 from sightline.doctor.watch.loss_graph import LossMonitor
-from sightline.doctor.watch.lost_gradients import LostMonitor, SkipMonitor, trace_calls
+from sightline.doctor.watch.lost_gradients import LostMonitor, trace_calls
 from sightline.doctor.watch.modes import ModeMonitor
 from sightline.doctor.watch.numbers import (
-    ClipMonitor,
     FiniteMonitor,
+    ScalerMonitor,
     UpdateMonitor,
     UpdateNumbers,
     locate_non_finite,
@@ -115,7 +115,6 @@ class Watch:
             RestartMonitor(),
             OrderMonitor(),
             LostMonitor(),
-            SkipMonitor(),
             LeakMonitor(),
             FiniteMonitor(self._explain_non_finite),
             ReachMonitor(knows_optimizers=bool(optimizers)),
@@ -124,7 +123,7 @@ class Watch:
             ModeMonitor(),
             PartMonitor(),
             OutputMonitor(),
-            ClipMonitor(),
+            ScalerMonitor(),
             UpdateMonitor(),
             UnitMonitor(),
             ScheduleMonitor(schedulers),
@@ -268,7 +267,7 @@ class Watch:
     def _before_backward(self, roots: list[Tensor]) -> None:
         if self._loop.runs_here:
             self._loop.is_in_backward = True
-            self._loop.count_backward(roots)
+            self._loop.keep_loss(roots)
             self._loop.call_site = trace_calls()
             for root in roots[:1]:
                 self._judge("before_backward", root)
@@ -346,7 +345,7 @@ class Watch:
         self._findings.append(finding)
         place, line = str(finding.where), str(finding).partition("\n")[0]
         line += f" ({place})" if place else ""
-        logger.log(_LEVELS[finding.severity], "%s", line, extra={"code": finding.code})
+        logger.log(_LEVELS[finding.severity], "%s", line, extra={"code": finding.code, "finding": finding})
         if self._receive is not None:
             self._receive(finding)
 
