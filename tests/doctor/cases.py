@@ -137,8 +137,8 @@ def _list_modules() -> Iterator[Row]:
         for name, (causes, make) in family.CASES.items():
             name = f"{family.__name__.rpartition('.')[2]}/{name}"
             yield from _make_pair("module", name, partial(_check_pair, make), causes.split())
-    named = {make.__name__: (cause, make) for make, (_, cause) in blind_losses.LOSSES.items()} | odd_modules.PAIRS
-    for name, (causes, make) in named.items():
+    named = {make.__name__: (cause, make) for cause, makes in blind_losses.LOSSES.items() for make in makes}
+    for name, (causes, make) in {**named, **odd_modules.PAIRS}.items():
         yield from _make_pair("module", name, partial(_check_pair, make), causes.split())
     for name, (causes, make) in odd_modules.SIGNS.items():
         yield _make_row("module", f"odd/{name}", partial(_check, make), causes=(causes,), has_bug=True)
@@ -146,12 +146,11 @@ def _list_modules() -> Iterator[Row]:
         yield from _make_pair("module", f"places/{name}", partial(_check_pair, case), ["data.layout"], "positions")
     for name, (pair, causes) in MODULE_SLIPS.items():
         yield from _make_pair("module", name, pair, causes.split())
-    for make, cause in geometry_losses.PLANTED.items():
-        more: dict[str, Any] = {"causes": (cause,), "has_bug": True}
-        yield _make_row("module", f"geometry/{make.__name__}", partial(_check, make), **more)
+    for name, (cause, make) in geometry_losses.PLANTED.items():
+        yield _make_row("module", f"geometry/{name}", partial(_check, make), causes=(cause,), has_bug=True)
     correct: dict[str, Mapping[str, Callable[[], Any]]] = {
         "healthy": {make.__name__: make for make in blind_losses.HEALTHY_LOSSES},
-        "geometry": {make.__name__: make for make in geometry_losses.CORRECT},
+        "geometry": geometry_losses.CORRECT,
         "odd": odd_modules.HEALTHY,
         "reviewed": reviewed_programs.PROGRAMS,
         "robust": robust_modules.PROGRAMS,
@@ -227,10 +226,10 @@ def _list_loops() -> Iterator[Row]:
         yield from _make_pair("loop", f"odd/{name}", lambda bug, seed, run=odd_run: run(bug), [cause])
     for name, (pair, causes) in SLIPS.items():
         yield from _make_pair("loop", name, pair, causes.split())
-    for make, (_, cause) in blind_losses.LOSSES.items():
+    for make, cause in ((make, cause) for cause, makes in blind_losses.LOSSES.items() for make in makes):
         steps = lambda bug, seed, make=make: _train_twice(lambda: make(bug), seed)  # noqa: E731
         yield from _make_pair("loop", f"losses/{make.__name__}", steps, [cause])
-    for loader, (_, cause) in blind_loaders.LOADERS.items():
+    for loader, cause in ((loader, cause) for cause, loaders in blind_loaders.LOADERS.items() for loader in loaders):
         epoch = lambda bug, seed, loader=loader: _train_on(lambda seed: loader(bug), seed)  # noqa: E731
         yield from _make_pair("loop", f"loaders/{loader.__name__}", epoch, [cause])
     for name, (mirrored, coin, _) in mirrored_loaders.PLANTED.items():
@@ -239,9 +238,8 @@ def _list_loops() -> Iterator[Row]:
     for name, plant in planted_loops.PLANTS.items():
         more: dict[str, Any] = {"causes": (plant.cause,), "has_bug": True, "twin": "loop/healthy/plain"}
         yield _make_row("loop", f"planted/{name}", lambda seed, plant=plant: plant.run(), **more)
-    for make, cause in geometry_losses.PLANTED.items():
-        more = {"causes": (cause,), "has_bug": True}
-        yield _make_row("loop", f"geometry/{make.__name__}", partial(_train_twice, make), **more)
+    for name, (cause, make) in geometry_losses.PLANTED.items():
+        yield _make_row("loop", f"geometry/{name}", partial(_train_twice, make), causes=(cause,), has_bug=True)
     yield from _list_correct_loops()
 
 
@@ -249,7 +247,7 @@ def _list_correct_loops() -> Iterator[Row]:
     alone: dict[str, Mapping[str, Callable[[], object]]] = {
         "healthy": healthy_loops.LOOPS,
         "blind": blind_loops.HEALTHY_LOOPS,
-        "odd": {run.__name__: run for run in odd.LOOPS},
+        "odd": odd.LOOPS,
         "methods": methods.HEALTHY,
     }
     subjects: dict[str, Subject] = {
@@ -257,10 +255,8 @@ def _list_correct_loops() -> Iterator[Row]:
         for source, runs in alone.items()
         for name, run in runs.items()
     }
-    batches = {"losses": blind_losses.HEALTHY_LOSSES, "geometry": geometry_losses.CORRECT}
-    subjects |= {
-        f"{source}/{make.__name__}": partial(_train_twice, make) for source, makes in batches.items() for make in makes
-    }
+    subjects |= {f"losses/{make.__name__}": partial(_train_twice, make) for make in blind_losses.HEALTHY_LOSSES}
+    subjects |= {f"geometry/{name}": partial(_train_twice, make) for name, make in geometry_losses.CORRECT.items()}
     subjects |= {f"robust/{name}": partial(_watch_program, make) for name, make in robust_loops.LOOPS.items()}
     loaders = {make.__name__: lambda seed, make=make: make() for make in blind_loaders.HEALTHY_LOADERS}
     known = {name: make for name, make in mirrored_loaders.HEALTHY.items() if not name.endswith(", right")}

@@ -6,7 +6,7 @@ These are the relations that they asked for, smaller.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,18 +130,16 @@ def sorted_by_class(bug: bool) -> DataLoader[Any]:
     return DataLoader(TensorDataset(torch.randn(160, 5), torch.arange(160) // 40), 8, shuffle=not bug)
 
 
-LOADERS: dict[Callable[[bool], DataLoader[Any]], tuple[str, str]] = {
-    seeded_by_numpy: ("own-generator", "data.duplicate_randomness"),
-    **dict.fromkeys((edited_tensor, edited_array), ("data-mutation", "data.item_mutation")),
-    **dict.fromkeys(
-        (image_flipped_alone, scan_upside_down_alone), ("augmentation-mismatch", "data.augment_target_mismatch")
-    ),
-    two_subsets: ("augmentation-mismatch", "data.pairing"),
-    labels_between_classes: ("label-range", "data.target_encoding"),
-    **dict.fromkeys((weights_of_classes, few_samples_again_and_again), ("empty-loader", "data.sampling")),
-    inputs_sorted_alone: ("exchanged-rows", "data.pairing"),
-    sorted_by_class: ("same-label", "data.ordering"),
+LOADERS: dict[str, Sequence[Callable[[bool], DataLoader[Any]]]] = {
+    "data.duplicate_randomness": [seeded_by_numpy],
+    "data.item_mutation": [edited_tensor, edited_array],
+    "data.augment_target_mismatch": [image_flipped_alone, scan_upside_down_alone],
+    "data.pairing": [two_subsets, inputs_sorted_alone],
+    "data.target_encoding": [labels_between_classes],
+    "data.sampling": [weights_of_classes, few_samples_again_and_again],
+    "data.ordering": [sorted_by_class],
 }
+"""By the first cause of each."""
 
 
 def own_generator() -> DataLoader[Any]:

@@ -7,7 +7,7 @@ These are the relations that they asked for, smaller.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -232,24 +232,21 @@ def own_backward(bug: bool) -> LossCase:
     return model, F.cross_entropy, next(batches(1))
 
 
-LOSSES: dict[Callable[[bool], LossCase], tuple[str, str]] = {
-    **dict.fromkeys(
-        (
-            *(column_against_row, depth_with_an_axis_too_many, focal_factor_of_the_mean, dice_of_logits),
-            *(binary_focal_factor_of_the_mean, divergence_of_heat_maps, angles_without_wrapping),
-        ),
-        ("loss-form", "loss.form"),
+LOSSES: dict[str, Sequence[Callable[[bool], LossCase]]] = {
+    "loss.form": (
+        *(column_against_row, depth_with_an_axis_too_many, focal_factor_of_the_mean, dice_of_logits),
+        *(binary_focal_factor_of_the_mean, divergence_of_heat_maps, angles_without_wrapping),
     ),
-    self_pairs: ("loss-form", "loss.negatives"),
-    boxes_of_two_formats: ("loss-form", "assign.box_format"),
-    padding_with_targets: ("padded-points", "data.padding"),
-    **dict.fromkeys((weights_of_frequent_classes, weights_of_frequent_pixels), ("loss-weights", "loss.weights")),
-    images_of_two_divisions: ("input-statistics", "data.normalisation"),
-    **dict.fromkeys((images_by_view, states_by_view), ("exchanged-axes", "data.layout")),
-    **dict.fromkeys((softmax_over_queries, softmax_over_heads), ("attention", "model.structure")),
-    own_backward: ("layer-gradient", "model.numerics"),
+    "loss.negatives": [self_pairs],
+    "assign.box_format": [boxes_of_two_formats],
+    "data.padding": [padding_with_targets],
+    "loss.weights": [weights_of_frequent_classes, weights_of_frequent_pixels],
+    "data.normalisation": [images_of_two_divisions],
+    "data.layout": [images_by_view, states_by_view],
+    "model.structure": [softmax_over_queries, softmax_over_heads],
+    "model.numerics": [own_backward],
 }
-"""Code and first cause of each."""
+"""By the first cause of each."""
 
 
 def nearest_target() -> LossCase:

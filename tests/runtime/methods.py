@@ -139,15 +139,20 @@ def draw_maps_of_saliency(model: nn.Sequential, optimizer: Optimizer, step: int)
         assert (hidden.grad * hidden).isfinite().all()
 
 
-def measure_noise(model: nn.Module, optimizer: Optimizer, step: int) -> None:
+def measure_noise() -> None:
     """A small batch is measured, and a large one is trained on."""
-    norms = []
-    for size in (8, 64):
+    model = mlp(8, 16, 4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def measure(size: int) -> float:
         optimizer.zero_grad()
         lose(model, size).backward()
-        norms.append(float(sum(p.grad.square().sum() for p in model.parameters())))
-    assert min(norms) > 0
-    optimizer.step()
+        return float(sum(p.grad.square().sum() for p in model.parameters()))
+
+    with sightline.watch(model, optimizer=optimizer):
+        for _ in range(8):
+            assert measure(8) + measure(64) > 0
+            optimizer.step()
 
 
 def imitate_a_copy(model: nn.Module, optimizer: Optimizer, step: int) -> None:
@@ -946,12 +951,12 @@ READING = {
     measure_information: 3,
     attack: 6,
     draw_maps_of_saliency: 2,
-    measure_noise: 8,
     imitate_a_copy: 8,
     cancel_at_first: 30,
 }
 HEALTHY: dict[str, Callable[[], object]] = {
     **{body.__name__: partial(run, body, steps) for body, steps in READING.items()},
+    "measure_noise": measure_noise,
     "before a first pass": before_a_first_pass,
     "a search for a rate": partial(search_for_a_rate, sets_back=True),
     "a search that sets nothing back": partial(search_for_a_rate, sets_back=False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sightline
+from tests.runtime.blind_losses import Call
+from tests.runtime.healthy_loops import SGD, Adam, train
 
 Model = nn.Module
 Loss = Callable[[Any, Any], Tensor]
@@ -68,15 +71,8 @@ def a_block_is_shared_on_purpose() -> list[Any]:
 
 
 def a_mixture_of_probabilities_and_their_logarithm() -> list[Any]:
-    class Mixture(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = mlp(10, 24, 3), mlp(10, 24, 3)
-
-        def forward(self, rows: Tensor) -> Tensor:
-            return (self.first(rows).softmax(dim=-1) + self.second(rows).softmax(dim=-1)) / 2
-
-    return examine(Mixture(), lambda p, label: F.nll_loss(p.clamp_min(1e-8).log(), label), batches(*classes()))
+    model = Call(lambda x, one, two: (one(x).softmax(-1) + two(x).softmax(-1)) / 2, mlp(10, 24, 3), mlp(10, 24, 3))
+    return examine(model, lambda p, label: F.nll_loss(p.clamp_min(1e-8).log(), label), batches(*classes()))
 
 
 def hard_samples_alone_count() -> list[Any]:
@@ -126,23 +122,20 @@ def a_teacher_that_no_optimiser_holds() -> list[Any]:
 
 
 def a_teacher_trained_before_the_loop() -> list[Any]:
-    rows, label = classes()
     pair = nn.ModuleDict({"teacher": mlp(10, 32, 3), "student": mlp(10, 8, 3)})
     before = torch.optim.Adam(pair["teacher"].parameters(), lr=3e-3)
-    for x, y in batches(rows, label):
+    for x, y in batches(*classes()):
         before.zero_grad()
         F.cross_entropy(pair["teacher"](x), y).backward()
         before.step()  # its last gradients stay
+
+    def compute(pair: Any, x: Tensor, _: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = (pair["teacher"](x) / 4).log_softmax(dim=1)
+        return F.kl_div((pair["student"](x) / 4).log_softmax(dim=1), wanted, log_target=True, reduction="batchmean")
+
     optimizer = torch.optim.Adam(pair["student"].parameters(), lr=3e-3)
-    with sightline.watch(pair, optimizer=optimizer) as watch:
-        for (x,) in batches(rows):
-            with torch.no_grad():
-                wanted = (pair["teacher"](x) / 4).log_softmax(dim=1)
-            loss = F.kl_div((pair["student"](x) / 4).log_softmax(dim=1), wanted, log_target=True, reduction="batchmean")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return watch.findings
+    return train(pair, optimizer=optimizer, compute=compute, data=batches(*classes())).findings
 
 
 def a_queue_whose_positive_comes_first() -> list[Any]:
@@ -166,20 +159,15 @@ def a_queue_whose_positive_comes_first() -> list[Any]:
 
 
 def masks_that_a_model_draws_and_returns() -> list[Any]:
-    class Masked(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encode = mlp(10, 32, 10)
-
-        def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-            is_hidden = torch.rand_like(rows) < 0.3
-            return self.encode(rows.masked_fill(is_hidden, 0.0)), is_hidden.float()
+    def run(rows: Tensor, encode: nn.Module) -> tuple[Tensor, Tensor]:
+        is_hidden = torch.rand_like(rows) < 0.3
+        return encode(rows.masked_fill(is_hidden, 0.0)), is_hidden.float()
 
     def loss(outputs: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
         return ((outputs[0] - rows).square() * outputs[1]).sum() / outputs[1].sum()
 
     rows, _ = classes()
-    return examine(Masked(), loss, batches(rows, rows))
+    return examine(Call(run, mlp(10, 32, 10)), loss, batches(rows, rows))
 
 
 def slots_that_start_at_random() -> list[Any]:
@@ -252,18 +240,15 @@ class TwoHeads(nn.Module):
 
 
 def a_term_that_is_ramped_up_from_zero() -> list[Any]:
-    model = TwoHeads()
+    model, steps = TwoHeads(), iter(range(-16, 100))
     model.log_variance.requires_grad_(False)
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for step, (rows, label) in enumerate(batches(*classes())):
-            logits, rest = model(rows)
-            terms = {"label": F.cross_entropy(logits, label), "rest": F.mse_loss(rest, rows)}
-            weights = {"label": 1.0, "rest": max(0.0, (step - 16) / 16)}
-            optimizer.zero_grad()
-            torch.stack([weights[name] * term for name, term in terms.items()]).sum().backward()
-            optimizer.step()
-    return watch.findings
+
+    def compute(model: Any, rows: Tensor, label: Tensor) -> Tensor:
+        logits, rest = model(rows)
+        weights = torch.tensor([1.0, max(0.0, next(steps) / 16)])
+        return (weights * torch.stack([F.cross_entropy(logits, label), F.mse_loss(rest, rows)])).sum()
+
+    return train(model, optimizer=Adam, compute=compute, data=batches(*classes())).findings
 
 
 def a_loss_that_reads_a_parameter_itself() -> list[Any]:
@@ -312,10 +297,6 @@ def play(*, clears: bool, steps: int = 30) -> list[Any]:
     return watch.findings
 
 
-def a_critic_that_is_cleared_first() -> list[Any]:
-    return play(clears=True)
-
-
 def an_encoder_with_two_heads_and_three_optimisers() -> list[Any]:
     """The encoder adds up the gradients of two losses, between which a head is updated."""
     parts = nn.ModuleDict({"trunk": mlp(10, 16, 16), "first": nn.Linear(16, 3), "second": nn.Linear(16, 3)})
@@ -337,20 +318,8 @@ def fine_tune(*, holds: bool) -> list[Any]:
     trunk = nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU()).requires_grad_(False)
     for _ in range(4):
         trunk(2 * torch.randn(64, 10) + 1)  # statistics of what it was trained with
-    model = nn.Sequential(trunk, nn.Linear(16, 3))
-    optimizer = torch.optim.SGD(model[1].parameters(), lr=0.05)
-    model.train()
-    trunk.train(not holds)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for rows, label in batches(*classes()):
-            optimizer.zero_grad()
-            F.cross_entropy(model(rows), label).backward()
-            optimizer.step()
-    return watch.findings
-
-
-def a_frozen_trunk_with_its_statistics() -> list[Any]:
-    return fine_tune(holds=True)
+    model = nn.Sequential(trunk.train(not holds), nn.Linear(16, 3))
+    return train(model, optimizer=partial(SGD, lr=0.05), data=batches(*classes())).findings
 
 
 def a_key_encoder_whose_batch_norm_follows() -> list[Any]:
@@ -372,103 +341,59 @@ def a_key_encoder_whose_batch_norm_follows() -> list[Any]:
 
 def schedule(*, is_factor: bool) -> list[Any]:
     """Train with a warm-up of LambdaLR, whose function returns a factor, or else a rate."""
-    model = mlp(10, 24, 3)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    unit = 1.0 if is_factor else 3e-3
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: unit * min(1.0, (step + 1) / 20))
-    with sightline.watch(model, optimizer=optimizer, scheduler=scheduler) as watch:
-        for rows, label in batches(*classes(), epochs=8):
-            optimizer.zero_grad()
-            F.cross_entropy(model(rows), label).backward()
-            optimizer.step()
-            scheduler.step()
-    return watch.findings
-
-
-def a_warm_up_by_factors() -> list[Any]:
-    return schedule(is_factor=True)
+    factor = lambda step: (1.0 if is_factor else 3e-3) * min(1.0, (step + 1) / 20)  # noqa: E731
+    options = {"scheduler": partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=factor)}
+    return train(
+        mlp(10, 24, 3), optimizer=partial(Adam, lr=3e-3), data=batches(*classes(), epochs=8), **options
+    ).findings
 
 
 def compute_shortly(*, keeps_weights: bool) -> list[Any]:
     """Train in bfloat16, by autocast or with all weights in it."""
+
+    def compute(model: nn.Module, rows: Tensor, label: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=keeps_weights):
+            return F.cross_entropy(model(rows if keeps_weights else rows.to(torch.bfloat16)).float(), label)
+
     model = mlp(10, 24, 3) if keeps_weights else mlp(10, 24, 3).to(torch.bfloat16)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for rows, label in batches(*classes()):
-            with torch.autocast("cpu", torch.bfloat16, enabled=keeps_weights):
-                logits = model(rows if keeps_weights else rows.to(torch.bfloat16))
-                loss = F.cross_entropy(logits.float(), label)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return watch.findings
-
-
-def weights_in_float32_under_autocast() -> list[Any]:
-    return compute_shortly(keeps_weights=True)
+    return train(model, optimizer=partial(Adam, lr=2e-4), compute=compute, data=batches(*classes())).findings
 
 
 def sequences_padded_with_an_ignored_label() -> list[Any]:
-    return examine(*tag(ignored=-100))
-
-
-def tag(*, ignored: int) -> tuple[Model, Loss, list[Any]]:
-    """Make a tagger, and sequences whose padding has the label `ignored`."""
-    generator = torch.Generator().manual_seed(0)
-    pairs = []
+    pad, pairs = partial(nn.utils.rnn.pad_sequence, batch_first=True), []
     for _ in range(12):
-        rows = [torch.randint(1, 20, (length,), generator=generator) for length in (4, 7, 9, 12, 15, 17, 18, 18)]
-        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        labels = nn.utils.rnn.pad_sequence([row % 4 for row in rows], batch_first=True, padding_value=ignored)
-        pairs.append((tokens, labels))
+        rows = [torch.randint(1, 20, (length,)) for length in (4, 7, 9, 12, 15, 17, 18, 18)]
+        pairs.append((pad(rows), pad([row % 4 for row in rows], padding_value=-100)))
     model = nn.Sequential(nn.Embedding(20, 16), nn.Linear(16, 4))
-    return model, lambda logits, labels: F.cross_entropy(logits.flatten(0, 1), labels.flatten()), pairs
-
-
-class Tokens(nn.Module):
-    """Maps (B, C, H, W) as rows (B, H W, C), and each row's class; `moves`: the axes are exchanged."""
-
-    def __init__(self, *, moves: bool) -> None:
-        super().__init__()
-        self.moves, self.stem, self.head = moves, nn.Conv2d(1, 12, 4, 4), nn.Linear(12, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.stem(images)
-        rows = maps.flatten(2).mT if self.moves else maps.reshape(len(maps), -1, maps.shape[1])
-        return self.head(rows).mT
-
-
-def read_maps(*, moves: bool) -> tuple[Model, Loss, list[Any]]:
-    labels = torch.randint(0, 3, (96, 4, 4))
-    images = labels[:, None].float().repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
-    return Tokens(moves=moves), F.cross_entropy, list(batches(images - 1, labels.flatten(1), size=16))
+    return examine(model, lambda logits, labels: F.cross_entropy(logits.flatten(0, 1), labels.flatten()), pairs)
 
 
 def maps_as_rows_with_exchanged_axes() -> list[Any]:
-    return examine(*read_maps(moves=True))
+    labels = torch.randint(0, 3, (96, 4, 4))
+    images = labels[:, None].float().repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    model = Call(lambda x, stem, head: head(stem(x).flatten(2).mT).mT, nn.Conv2d(1, 12, 4, 4), nn.Linear(12, 3))
+    return examine(model, F.cross_entropy, list(batches(images - 1, labels.flatten(1), size=16)))
 
 
-LOOPS: tuple[Callable[[], list[Any]], ...] = (
-    a_block_is_shared_on_purpose,
-    a_mixture_of_probabilities_and_their_logarithm,
-    hard_samples_alone_count,
-    a_model_that_computes_its_own_loss,
-    a_teacher_that_no_optimiser_holds,
-    a_teacher_trained_before_the_loop,
-    a_queue_whose_positive_comes_first,
-    masks_that_a_model_draws_and_returns,
-    slots_that_start_at_random,
-    chunks_of_a_sequence_in_order,
-    a_line_search_on_the_whole_set,
-    a_term_that_is_ramped_up_from_zero,
-    a_loss_that_reads_a_parameter_itself,
-    relative_boxes_and_their_overlap,
-    a_critic_that_is_cleared_first,
-    an_encoder_with_two_heads_and_three_optimisers,
-    a_frozen_trunk_with_its_statistics,
-    a_key_encoder_whose_batch_norm_follows,
-    a_warm_up_by_factors,
-    weights_in_float32_under_autocast,
-    sequences_padded_with_an_ignored_label,
-    maps_as_rows_with_exchanged_axes,
-)
+LOOPS: dict[str, Callable[[], list[Any]]] = {
+    "a_critic_that_is_cleared_first": partial(play, clears=True),
+    "a_frozen_trunk_with_its_statistics": partial(fine_tune, holds=True),
+    "a_warm_up_by_factors": partial(schedule, is_factor=True),
+    "weights_in_float32_under_autocast": partial(compute_shortly, keeps_weights=True),
+    **{
+        loop.__name__: loop
+        for loop in (
+            *(a_block_is_shared_on_purpose, a_mixture_of_probabilities_and_their_logarithm),
+            *(hard_samples_alone_count, a_model_that_computes_its_own_loss, a_teacher_that_no_optimiser_holds),
+            *(a_teacher_trained_before_the_loop, a_queue_whose_positive_comes_first),
+            *(masks_that_a_model_draws_and_returns, slots_that_start_at_random, chunks_of_a_sequence_in_order),
+            *(a_line_search_on_the_whole_set, a_term_that_is_ramped_up_from_zero),
+            *(a_loss_that_reads_a_parameter_itself, relative_boxes_and_their_overlap),
+            *(an_encoder_with_two_heads_and_three_optimisers, a_key_encoder_whose_batch_norm_follows),
+            *(
+                sequences_padded_with_an_ignored_label,
+                maps_as_rows_with_exchanged_axes,
+            ),
+        )
+    },
+}

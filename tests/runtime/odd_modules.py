@@ -373,7 +373,8 @@ def bounded(apply: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
 
 def wrapped(bug: bool, wrap: Callable[[nn.Module], nn.Module]) -> tuple[Any, ...]:
     layers = [mlp(8, 16, 4), *[nn.Softmax(1)] * bug]
-    return wrap(nn.Sequential(*layers)), F.cross_entropy, draw()
+    model = wrap(nn.Sequential(*layers))
+    return model, F.cross_entropy, draw(), {"optimizer": torch.optim.Adam(model.parameters())}
 
 
 def beside_a_sparse_tensor(bug: bool) -> tuple[Any, ...]:

@@ -80,30 +80,6 @@ def peaks_of_exchanged_axes(bug: bool) -> tuple[nn.Module, Any, Any]:
     return Dense(1, lambda maps: maps.squeeze(1)), nn.MSELoss(), (images, peaks)
 
 
-def noise_and_classes(bug: bool) -> tuple[nn.Module, Any, Any]:
-    layers = nn.Sequential(nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 12 * 16, 48))
-    return layers, nn.CrossEntropyLoss(), (torch.randn(NUM, 1, SIDE, WIDTH), torch.randint(0, 48, (NUM,)))
-
-
-def images_of_themselves(bug: bool) -> tuple[nn.Module, Any, Any]:
-    images, _ = draw_objects(SIDE, WIDTH)
-    return nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 1, 1)), nn.MSELoss(), (images, images)
-
-
-def objects_in_the_middle(bug: bool) -> tuple[nn.Module, Any, Any]:
-    images = 0.2 * torch.randn(NUM, 1, SIDE, SIDE)
-    masks = torch.zeros(NUM, SIDE, SIDE, dtype=torch.long)
-    for image, mask, size in zip(images, masks, torch.randint(4, 10, (NUM,)).tolist(), strict=True):
-        inside = slice(SIDE // 2 - size, SIDE // 2 + size)
-        image[:, inside, inside] += 1
-        mask[inside, inside] = 1
-    return (
-        nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 2, 1)),
-        F.cross_entropy,
-        (images, masks),
-    )
-
-
 ORDERS: dict[str, Case] = {
     "places of boxes": dense_boxes,
     "another origin": masks_of_another_origin,
