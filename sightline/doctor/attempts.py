@@ -37,8 +37,8 @@ def attempt(name: str, run: Callable[..., Any], read: Mapping[str, Any]) -> Any:
             return run(**read)
     except NotApplicableError as reason:
         return MissingError("apply", str(reason))
-    except MissingError as missing:
-        return missing
+    except MissingError as known:
+        return known
     except Exception as error:  # noqa: BLE001 - kept as the reason, which reaches the verdict
         missing = MissingError("failed", f"{name}: {summarise_error(error, max_length=160)}")
         missing.__cause__ = error
