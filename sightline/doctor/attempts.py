@@ -42,8 +42,8 @@ def observe(name: str, run: Callable[..., Any], *arguments: Any) -> Any:
         return run(*arguments)
     except NotApplicableError as reason:
         return MissingError("apply", str(reason))
-    except MissingError as missing:
-        return missing
+    except MissingError as known:
+        return known
     except Exception as error:  # noqa: BLE001 - kept as the reason, which reaches the verdict
         missing = MissingError("failed", f"{name}: {summarise_error(error, max_length=160)}")
         missing.__cause__ = error

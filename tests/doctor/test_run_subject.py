@@ -13,6 +13,7 @@ from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainO
 from sightline.engine.distributed import World
 from sightline.engine.step import compute_batch_losses
 from sightline.workbench.check.context import Context
+from sightline.workbench.check.examination import RunExamination
 from sightline.workbench.check.run_subject import RunLoss, examine_relations, make_run_subject
 from tests.doctor.planting import make, with_model
 
@@ -54,12 +55,13 @@ class Idle(PointNetPlain):
 @pytest.mark.parametrize(("model", "code"), [(Mixed, "cross-sample-leak"), (Idle, "unused-parameters")])
 def test_findings_lie_at_keys_of_the_config(tmp_path: Path, model: type[PointNetPlain], code: str) -> None:
     built = with_model(make(tmp_path), model(num_classes=12, in_channels=3, embedding=32, dropout=0.0))
-    _, findings = examine_relations(Context(built, World()))
+    findings = examine_relations(Context(built, World()))
     assert [(each.code, each.where.config_path, each.where.line) for each in findings] == [(code, "model", 2)]
 
 
 def test_a_sound_run_has_no_finding(tmp_path: Path) -> None:
-    examination, findings = examine_relations(Context(make(tmp_path), World()))
+    examination = RunExamination()
+    findings = examine_relations(Context(make(tmp_path), World(), examination=examination))
     assert findings == []
     assert examination.count("held") > 25
     assert examination.list_reasons("failed") == []
