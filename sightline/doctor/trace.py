@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import operator
 import statistics
 from collections import Counter, deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,15 +22,36 @@ _NUM_DIGITS, _NUM_DIGESTED, _MAX_EVALUATED, _MAX_ANSWERED = 16, 256, 500, 4
 """Numbers of a sample's tensor that a digest reads, samples of a pass, evaluation passes and answers that are kept."""
 
 
-class RowDigests(NamedTuple):
-    """Digests (B,) of the samples of a pass, and True for those whose numbers are not all equal.
+@dataclass
+class RowDigests:
+    """Some bits of the samples of a pass, and their digests, which are computed when they are asked for.
 
-    With `is_rich`, a sample has so many fractional numbers that equal ones are the same sample.
+    Each of `parts` are the bits of a tensor, a row for each sample or one for all, with weights. With `is_rich`, a
+    sample has so many fractional numbers that equal ones are the same sample. `key` is a hash of all bits of the host.
     """
 
-    values: Tensor
-    is_varied: Tensor
+    parts: list[tuple[Any, Any]]
     is_rich: bool
+    key: int | None
+
+    @cached_property
+    def values(self) -> Tensor:
+        """Digests (B,) of the samples."""
+        return torch.as_tensor(sum(self._sums))
+
+    @cached_property
+    def is_varied(self) -> Tensor:
+        """True (B,) for the samples whose numbers are not all equal."""
+        sums = [total for total, (bits, _) in zip(self._sums, self.parts, strict=True) if bits.shape[1] > 1]
+        varied = functools.reduce(operator.or_, [total != 0 for total in sums]) if sums else np.zeros(1, dtype=bool)
+        return torch.as_tensor(varied).expand_as(self.values)
+
+    @cached_property
+    def _sums(self) -> list[Any]:
+        long = [
+            bits.astype(np.int64) if isinstance(bits, np.ndarray) else bits.to(torch.int64) for bits, _ in self.parts
+        ]
+        return [(bits * weights).sum(1) for bits, (_, weights) in zip(long, self.parts, strict=True)]
 
     def list_rows(self) -> Iterator[int]:
         """List the digests of the samples whose numbers are not all equal."""
@@ -44,23 +68,19 @@ class RowDigest:
         self._weights: dict[tuple[Any, ...], Any] = {}
 
     def __call__(self, tensors: Sequence[Tensor]) -> RowDigests:
-        """Compute the digests of tensors, of which those as long as the first have a row for each sample."""
+        """Take the bits of tensors, of which those as long as the first have a row for each sample."""
         number = len(tensors[0]) if tensors[0].ndim else 1
-        total: Any = 0
-        is_varied: Any = 0
-        is_rich = False
+        parts, is_rich = list[tuple[Any, Any]](), False
         for place, tensor in enumerate(tensors):
             has_rows = tensor.ndim > 0 and len(tensor) == number
             flat = _read_bits(tensor).reshape(number if has_rows else 1, -1)
             is_rich = is_rich or (has_rows and tensor.is_floating_point() and flat.shape[1] >= _NUM_DIGITS)
             some = flat[:: max(1, len(flat) // _NUM_DIGESTED), :: max(1, flat.shape[1] // _NUM_DIGITS) | 1]
-            bits = some.astype(np.int64) if isinstance(some, np.ndarray) else some.to(torch.int64)
-            digests = (bits * self._get_weights(tensor.device, bits.shape[1], place)).sum(1)
-            total = total + digests
-            if bits.shape[1] > 1:
-                is_varied = is_varied | digests
-        total, varied = torch.as_tensor(total), torch.as_tensor(is_varied != 0)
-        return RowDigests(total, varied.expand_as(total), is_rich and number < 2 * _NUM_DIGESTED)
+            some = some.copy() if isinstance(some, np.ndarray) else some.clone()
+            parts.append((some, self._get_weights(tensor.device, some.shape[1], place)))
+        is_near = tensors[0].is_cpu  # else the numbers would be waited for
+        key = hash(tuple([some.tobytes() for some, _ in parts])) if is_near else None
+        return RowDigests(parts, is_rich and number < 2 * _NUM_DIGESTED, key)
 
     def _get_weights(self, *key: Any) -> Any:
         device, size, place = key

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from sightline.contract.pytree import dense_leaves
 from sightline.doctor.rules.events import report
 from sightline.doctor.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
-from sightline.doctor.watch.passes import hash_numbers
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
@@ -43,8 +42,7 @@ class _Passes:
         if self._last is None or self._last() is not inputs[0]:
             self._last, self._num_inputs = weakref.ref(inputs[0]), self._num_inputs + 1
             self._awaited.append(self._last)
-        is_read = call.digests is not None and call.digests.values.device.type == "cpu"
-        key = hash_numbers(call.digests.values) if call.digests is not None and is_read else self._num_inputs
+        key = self._num_inputs if call.digests is None or call.digests.key is None else call.digests.key
         self._times[key] = self._times.get(key, 0) + 1
         self.is_intended = self.is_intended or self._times[key] == _NUM_EVALUATED
 

@@ -29,7 +29,7 @@ class OutputMonitor(Monitor):
     """Outputs differ between samples and between batches; batches differ from update to update."""
 
     def __init__(self) -> None:
-        self._digests: dict[int, tuple[Tensor, int | None]] = {}
+        self._digests: dict[int, RowDigests] = {}
         self._num_same = 0
         self._num_constant = [0, 0]
         self._last_step = -1
@@ -54,14 +54,14 @@ class OutputMonitor(Monitor):
             yield from self._constant_faults(loop, call, dense[0])
 
     def _repetition_faults(self, loop: Loop, call: ForwardCall, digests: RowDigests) -> Iterator[Found]:
-        last, values = self._digests.get(id(call.model)), digests.values
-        number = hash_numbers(values) if values.device.type == "cpu" else None  # else they would be waited for
-        self._digests[id(call.model)] = values, number
-        if last is not None and last[1] != number:
+        last, number = self._digests.get(id(call.model)), digests.key
+        self._digests[id(call.model)] = digests
+        if last is not None and last.key != number:
             self._num_same = 0
-        elif last is not None and last[0].shape == values.shape and self._num_same < _NUM_SAME:
+        elif last is not None and last.values.shape == digests.values.shape and self._num_same < _NUM_SAME:
+            values = digests.values
             is_varied = digests.is_varied.any() | (values != values[0]).any()  # a sparse volume may look empty twice
-            yield from loop.reader.read(((last[0] == values).all() & is_varied).float(), self._judge_same)
+            yield from loop.reader.read(((last.values == values).all() & is_varied).float(), self._judge_same)
         if number is not None and not self._is_recurrent:
             yield from self._order.add(number, loop.num_forwards)
 
@@ -128,11 +128,6 @@ class _BatchOrder:
         self._last, self._last_place = number, place
         if self._num_repeated == _NUM_REPEATED:
             yield report("same-order", "", distance=number - place, number=_NUM_REPEATED)
-
-
-def hash_numbers(numbers: Tensor) -> int:
-    """Return a hash of some numbers of the host."""
-    return hash(numbers.numpy().tobytes())
 
 
 class PartMonitor(Monitor):

@@ -80,12 +80,16 @@ class ScheduleMonitor(Monitor):
         is_still = number == _NUM_STILL
         return [report("no-update", "no rate", number=number, optimizer=track.name, groups=groups)] if is_still else []
 
-    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found] | None:
         key, rate = id(track), track.lr
         rates = self._rates.setdefault(key, _Rates(rises=[rate]))
         if not self._schedulers and len(rates.rises) > _MIN_RISES and rate < _LOW_RATE * rates.rises[-1]:
             rates = self._rates[key] = _Rates(rises=[rate])  # a search for a rate rises, and ends at once
         rates.add(rate, track.num_updates, has_scheduler=bool(self._schedulers))
+        is_quiet = rates.num_low < _MIN_LOW and rates.num_tiny < _MIN_TINY and not self._schedulers
+        return None if is_quiet else self._judge_rates(track, rates, rate)
+
+    def _judge_rates(self, track: OptimizerTrack, rates: _Rates, rate: float) -> Iterator[Found]:
         words = {"optimizer": track.name, "highest": rates.highest, "rate": rate}
         if rates.num_low == max(_MIN_LOW, rates.num_high):
             words |= {"low": rates.num_low, "high": rates.num_high, "share": rate / rates.highest}

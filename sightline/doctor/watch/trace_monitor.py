@@ -117,7 +117,7 @@ class TraceMonitor(Monitor):
             self._num_evaluated += 1
             self._num_evaluated_in_all += 1
             is_read = self._num_evaluated <= _NUM_OF_EVALUATION and self._num_evaluated_in_all <= 2 * _MAX_EVALUATED
-        if call.digests is not None and call.digests.values.device.type == "cpu" and call.has_gradient == is_training:
+        if call.digests is not None and call.digests.key is not None and call.has_gradient == is_training:
             self._keep_rows(call.digests, is_training)
         for path, tensor in dense_leaves(call.inputs) if is_read else ():
             if tensor.ndim > 1 and tensor.numel() and (tensor.is_floating_point() or tensor.dtype == torch.uint8):
@@ -142,7 +142,7 @@ class TraceMonitor(Monitor):
         data = None if self._set is None else self._set()
         if is_training and trace.num_trained < _MAX_TRAINED:
             trace.trained_rows.append(digests)
-            trace.num_trained += len(digests.values)
+            trace.num_trained += len(digests.parts[0][0])
             trace.trained_sets.add(0 if data is None else id(data))
         elif not is_training:
             rows = list(digests.list_rows())
