@@ -26,6 +26,8 @@ MISSED = (
     *("loop/geometry/logarithms_of_other_holes", "loop/geometry/logarithms_without_a_gradient"),
 )
 """Loops of whose bugs nothing is known: most need the targets, which `sightline.check` is given."""
+FLAGGED = ("loop/odd/a_block_is_shared_on_purpose",)
+"""Correct rows of which something is said today."""
 FAMILIES = {
     **dict.fromkeys(("module/data", "module/losses", "module/model", "loop/run", "loop/methods", "loop/healthy"), 2),
     **dict.fromkeys(("module/odd", "module/robust", "module/reviewed", "loop/odd", "loop/blind"), 4),
@@ -56,5 +58,6 @@ def test_a_row_has_its_result(name: str, caplog: pytest.LogCaptureFixture) -> No
     is_named = bool({cause for alarm in alarms for cause in alarm.causes} & set(row.causes))
     assert is_named == (row.has_bug and name not in MISSED), alarms
     if not row.has_bug:
-        assert alarms == []
+        assert bool(alarms) == (name in FLAGGED), alarms
+    if not row.has_bug and not alarms:
         assert [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING] == []
