@@ -232,7 +232,7 @@ def _list_loops() -> Iterator[Row]:
     for loader, cause in ((loader, cause) for cause, loaders in blind_loaders.LOADERS.items() for loader in loaders):
         epoch = lambda bug, seed, loader=loader: _train_on(lambda seed: loader(bug), seed)  # noqa: E731
         yield from _make_pair("loop", f"loaders/{loader.__name__}", epoch, [cause])
-    for name, (mirrored, coin, _) in mirrored_loaders.PLANTED.items():
+    for name, (mirrored, coin) in mirrored_loaders.PLANTED.items():
         make = lambda bug, seed, make=mirrored, coin=coin: _train_on(partial(make, coin=coin, bug=bug), seed)  # noqa: E731
         yield from _make_pair("loop", f"mirrored/{name}", make, ["data.augment_target_mismatch"])
     for name, plant in planted_loops.PLANTS.items():

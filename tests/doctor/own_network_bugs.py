@@ -1,4 +1,7 @@
-"""Planted bugs in networks of a user's own: their cause, and the network with other methods or layers."""
+"""Planted bugs in networks of a user's own: their cause, and the network with other methods or layers.
+
+Those of classified clouds that tests/planted/classify.py plants are not here again.
+"""
 
 from __future__ import annotations
 
@@ -54,15 +57,6 @@ class Layer(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.run(rows)
-
-
-class LabelledClouds(CloudNet):
-    def __init__(self, *, num_classes: int, in_channels: int = 3) -> None:
-        super().__init__(num_classes=num_classes, in_channels=in_channels)
-        self.table = nn.Embedding(num_classes, num_classes)
-
-    def forward(self, *, points: Tensor, label: Tensor) -> Logits:
-        return {"logits": super().forward(points=points)["logits"] + self.table(label)}
 
 
 class LabelledParts(PartNet):
@@ -171,7 +165,6 @@ _middle = {"between": lambda self, rows: self.middle(rows)}
 _twice = {"between": lambda self, rows: self.middle(self.middle(rows).relu())}
 BUGS: dict[str, dict[str, type[nn.Module]]] = {
     "data.layout": {
-        "classify: `view` for a transpose at the input": change(CloudNet, enter=_view),
         "classify: `view` for a transpose between layers": change(
             CloudNet, between=lambda self, rows: rows.reshape(len(rows), rows.shape[2], -1).transpose(1, 2)
         ),
@@ -198,22 +191,15 @@ BUGS: dict[str, dict[str, type[nn.Module]]] = {
         ),
     },
     "data.label_leak": {
-        "classify: The label among the inputs": LabelledClouds,
         "parts: The labels of points among the inputs": LabelledParts,
         "poses: The heat maps among the inputs": LabelledVolumes,
     },
     "model.norm_mode": {
-        "classify: Batch norms held in evaluation mode": change(
-            CloudNet, train=hold(False, "first.norm", "second.norm")
-        ),
         "scans: A batch norm whose momentum is 0": change(ScanNet, lambda net: setattr(net.norm, "momentum", 0.0)),
         "rooms: A norm of one's own that never writes its statistics": change(RoomNet, add(norm=OwnNorm)),
         "poses: A norm that is called with training=False": change(VolumeNet, add(norm=lambda: FixedNorm(8))),
     },
     "eval.mode": {
-        "classify: `F.dropout` without `training`": change(
-            CloudNet, pooled=lambda self, rows: F.dropout(rows.amax(dim=1), 0.3)
-        ),
         "parts: A dropout held in training mode": change(PartNet, train=hold(True, "drop")),
         "scans: Noise on the features also in evaluation": change(
             ScanNet, between=lambda self, maps: maps + 0.1 * torch.randn_like(maps)
@@ -253,9 +239,6 @@ BUGS: dict[str, dict[str, type[nn.Module]]] = {
         "classify: Features detached between layers": change(CloudNet, between=lambda self, rows: rows.detach()),
     },
     "loss.double_softmax": {
-        "classify: A softmax layer at the end": change(
-            CloudNet, add(last=lambda: nn.Softmax(dim=-1)), leave=lambda self, logits: self.last(logits)
-        ),
         "parts: A softmax in the code of a head of one's own": change(
             PartNet,
             add(end=lambda: Layer(lambda logits: logits.softmax(dim=-1)), unused_order=nn.Identity),

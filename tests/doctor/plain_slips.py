@@ -18,93 +18,68 @@ Pair = Callable[[bool, int], object]
 """Subject with its bug (True) or without, and a seed."""
 
 
-def _load(count: int = 256, size: int = 32, seed: int = 0) -> DataLoader[Any]:
-    return DataLoader(TensorDataset(*classes(count, seed=seed)), size, shuffle=True)
+def _load(count: int = 256, seed: int = 0) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*classes(count, seed=seed)), 32, shuffle=True)
 
 
 def _train(
-    model: nn.Module,
-    loader: DataLoader[Any],
-    lose: Callable[[Any], Tensor],
-    optimizer: torch.optim.Optimizer,
+    model: nn.Module | None = None,
+    loader: DataLoader[Any] | None = None,
+    lose: Callable[[Any, Any], Tensor] = lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
     *,
+    rate: float = 3e-3,
+    kind: Any = torch.optim.Adam,
     epochs: int = 3,
-    before: Callable[[], object] = lambda: None,
-    after: Callable[[], object] = lambda: None,
-    evaluate: Callable[[], object] = lambda: None,
+    bound: float = 0.0,
+    cosine: int = 0,
+    validation: DataLoader[Any] | None = None,
     steps: bool = True,
 ) -> None:
+    """Train by epochs, with gradients clipped at a bound and a cosine that `watch` is not told of, and evaluate."""
+    model, loader = model or mlp(10, 24, 3), loader or _load()
+    optimizer = kind(model.parameters(), lr=rate)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=cosine) if cosine else None
     with sightline.watch(model, optimizer=optimizer):
         for _ in range(epochs):
             model.train()
             for batch in loader:
                 optimizer.zero_grad()
-                lose(batch).backward()
-                before()
+                lose(model, batch).backward()
+                if bound:
+                    nn.utils.clip_grad_norm_(model.parameters(), bound)
                 if steps:
                     optimizer.step()
-                after()
+                if scheduler is not None:
+                    scheduler.step()
             model.eval()
             with torch.no_grad():
-                evaluate()
+                for rows, _ in validation or ():
+                    model(rows)
 
 
 def no_step(bug: bool, seed: int) -> None:
-    model, loader = mlp(10, 24, 3), _load()
-    validation = _load(seed=1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-
-    def evaluate() -> None:
-        for rows, _ in validation:
-            model(rows)
-
-    lose = lambda batch: F.cross_entropy(model(batch[0]), batch[1])  # noqa: E731
-    _train(model, loader, lose, optimizer, evaluate=evaluate, steps=not bug)
+    _train(validation=_load(seed=1), steps=not bug)
 
 
 def inputs_of_other_scale(bug: bool, seed: int) -> None:
     """Training inputs are a sixteenth of those of the validation."""
     scale = 16.0 if bug else 1.0
-    model, loader, validation = mlp(10, 24, 3), _load(), _load(seed=1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-
-    def evaluate() -> None:
-        for rows, _ in validation:
-            model(rows)
-
-    lose = lambda batch: F.cross_entropy(model(batch[0] / scale), batch[1])  # noqa: E731
-    _train(model, loader, lose, optimizer, evaluate=evaluate)
+    _train(lose=lambda model, batch: F.cross_entropy(model(batch[0] / scale), batch[1]), validation=_load(seed=1))
 
 
 def short_cosine(bug: bool, seed: int) -> None:
-    """A cosine of three epochs, stepped a batch, which `watch` is not told of."""
-    model, loader = mlp(10, 24, 3), _load()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=3 if bug else 3 * len(loader))
-    lose = lambda batch: F.cross_entropy(model(batch[0]), batch[1])  # noqa: E731
-    _train(model, loader, lose, optimizer, after=scheduler.step)
+    """A cosine of three epochs, stepped a batch."""
+    _train(kind=torch.optim.SGD, rate=0.05, cosine=3 if bug else 24)
 
 
 def clipped_to_nothing(bug: bool, seed: int) -> None:
-    model, loader = mlp(10, 24, 3), _load()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    clip = lambda: nn.utils.clip_grad_norm_(model.parameters(), 1e-5 if bug else 5.0)  # noqa: E731
-    _train(model, loader, lambda batch: F.cross_entropy(model(batch[0]), batch[1]), optimizer, before=clip)
+    _train(kind=torch.optim.SGD, rate=0.1, bound=1e-5 if bug else 5.0)
 
 
 def validation_inside_training(bug: bool, seed: int) -> None:
     whole = TensorDataset(*classes(320))
-    training = whole if bug else Subset(whole, range(256))
-    model, loader = mlp(10, 24, 3), DataLoader(training, 32, shuffle=True)
-    validation = DataLoader(Subset(whole, range(256, 320)), 32)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-
-    def evaluate() -> None:
-        for rows, _ in validation:
-            model(rows)
-
-    lose = lambda batch: F.cross_entropy(model(batch[0]), batch[1])  # noqa: E731
-    _train(model, loader, lose, optimizer, evaluate=evaluate)
+    loader = DataLoader(whole if bug else Subset(whole, range(256)), 32, shuffle=True)
+    _train(loader=loader, validation=DataLoader(Subset(whole, range(256, 320)), 32))
 
 
 def exchanged_gan_targets(bug: bool, seed: int) -> None:
@@ -136,24 +111,19 @@ class Variational(nn.Module):
 
 
 def divergence_with_a_wrong_sign(bug: bool, seed: int) -> None:
-    model, loader = Variational(), _load()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-
-    def lose(batch: Any) -> Tensor:
+    def lose(model: nn.Module, batch: Any) -> Tensor:
         rows, mean, log_variance = model(batch[0])
         divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(1).mean()
         return F.mse_loss(rows, batch[0]) + (-0.1 if bug else 0.1) * divergence
 
-    _train(model, loader, lose, optimizer, epochs=6)
+    _train(Variational(), lose=lose, epochs=6)
 
 
 def norm_beyond_float32(bug: bool, seed: int) -> None:
     """Gradients of 1e20 are finite, though not the sum of their squares; times 1e20 once more they are not."""
-    model = nn.Linear(10, 2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-30)
-    scale = 1e38 if bug else 1e20
-    lose = lambda batch: -(model(batch[0]) * scale).sum() * (100.0 if bug else 1.0)  # noqa: E731
-    _train(model, _load(), lose, optimizer, epochs=1)
+    scale, factor = (1e38, 100.0) if bug else (1e20, 1.0)
+    lose = lambda model, batch: -(model(batch[0]) * scale).sum() * factor  # noqa: E731
+    _train(nn.Linear(10, 2), lose=lose, kind=torch.optim.SGD, rate=1e-30, epochs=1)
 
 
 class Causal(nn.Module):
@@ -259,9 +229,7 @@ def rounded_in_the_middle(bug: bool, seed: int) -> None:
             steps = (rows * 4).round() / 4
             return steps if bug else rows + (steps - rows).detach()
 
-    model = nn.Sequential(nn.Linear(10, 24), nn.Tanh(), Rounded(), nn.Linear(24, 3))
-    lose = lambda batch: F.cross_entropy(model(batch[0]), batch[1])  # noqa: E731
-    _train(model, _load(), lose, torch.optim.Adam(model.parameters(), lr=3e-3))
+    _train(nn.Sequential(nn.Linear(10, 24), nn.Tanh(), Rounded(), nn.Linear(24, 3)))
 
 
 def remainder_of_clouds(bug: bool, seed: int) -> None:

@@ -30,6 +30,13 @@ class Call(nn.Module):
         return self.run(inputs, *self.layers)
 
 
+class CallOfTwo(Call):
+    """The same of two inputs."""
+
+    def forward(self, first: Any, second: Any) -> Any:
+        return self.run(first, second, *self.layers)
+
+
 def column_against_row(bug: bool) -> LossCase:
     def loss(output: Tensor, target: Tensor) -> Tensor:
         return ((output - target).abs() if bug else (output[:, 0] - target).abs()).mean()

@@ -650,16 +650,6 @@ def words_of_one_axis(bug: bool) -> None:
     run(body, 10, model=model, make=sgd(0.01))
 
 
-def words_again_and_again(bug: bool) -> None:
-    model, same = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 4)), torch.randint(0, 50, (32,))
-
-    def body(model: nn.Module, optimizer: Optimizer, step: int) -> None:
-        words = same if bug else torch.randint(0, 50, (32,))
-        update(optimizer, F.cross_entropy(model(words), words % 4))
-
-    run(body, 10, model=model, make=sgd(0.01))
-
-
 def infinite_running_variance(bug: bool) -> None:
     """Of one batch with a huge number: loss, gradients and weights are finite at every update."""
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
@@ -924,7 +914,6 @@ PAIRS: dict[str, tuple[str, Callable[[bool], object]]] = {
     "pruned weights": ("quant.no_effect optim.step_order", prune_once),
     "anchors before boxes": ("model.constant_output", anchors_before_boxes),
     "words of one axis": ("model.constant_output", words_of_one_axis),
-    "words again and again": ("data.ordering", words_again_and_again),
     "a running variance": ("model.numerics data.corrupt_sample optim.nonfinite", infinite_running_variance),
     "features of users": ("data.split", features_of_users),
     "times that repeat": ("data.ordering", times_that_repeat),

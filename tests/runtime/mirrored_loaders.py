@@ -67,8 +67,8 @@ def draw(places: Tensor, sizes: Tensor | float = 2.0, heights: Tensor | float = 
     return torch.as_tensor(heights).reshape(-1, 1, 1) * torch.exp(-far / torch.as_tensor(sizes).reshape(-1, 1, 1) / 2)
 
 
-def uniform(generator: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
-    return low + (high - low) * torch.rand(shape, generator=generator)
+def uniform(low: float, high: float, *shape: int) -> Tensor:
+    return low + (high - low) * torch.rand(shape)
 
 
 def flip(axis: int) -> Move:
@@ -93,30 +93,28 @@ def turn_points(points: Tensor, *, axis: int = 0, order: Sequence[int] = (), siz
 
 def face(seed: int, coin: str, *, bug: bool) -> DataLoader[Any]:
     """Left eye, right eye, nose and mouth, as eight numbers; the eyes look alike."""
-    generator = torch.Generator().manual_seed(seed)
     samples = []
     for _ in range(240):
-        middle = uniform(generator, 7, 12, 2)
-        spread = uniform(generator, 2, 5, 1)
+        middle = uniform(7, 12, 2)
+        spread = uniform(2, 5, 1)
         places = middle + torch.cat([
-            torch.stack([-spread, uniform(generator, -4, -2, 1)], dim=1),
-            torch.stack([spread, uniform(generator, -4, -2, 1)], dim=1),
-            uniform(generator, -0.5, 0.5, 1, 2),
-            torch.tensor([[0.0, 4.0]]) + uniform(generator, -1, 1, 1, 2),
+            torch.stack([-spread, uniform(-4, -2, 1)], dim=1),
+            torch.stack([spread, uniform(-4, -2, 1)], dim=1),
+            uniform(-0.5, 0.5, 1, 2),
+            torch.tensor([[0.0, 4.0]]) + uniform(-1, 1, 1, 2),
         ])  # fmt: skip
         spots = draw(places, torch.tensor([1.0, 1.0, 1.5, 2.0]))
         image = torch.stack([spots[0] + spots[1], spots[2], spots[3]])
-        samples.append((image + 0.03 * torch.randn(image.shape, generator=generator), places.flatten()))
+        samples.append((image + 0.03 * torch.randn(image.shape), places.flatten()))
     order = (0, 1, 2, 3) if bug else (1, 0, 2, 3)
     return load(samples, COINS[coin](seed), flip(-1), lambda t: turn_points(t.reshape(4, 2), order=order).flatten())
 
 
 def ends_from_left_to_right(seed: int, coin: str, *, bug: bool) -> DataLoader[Any]:
     """Two ends, the left one first: they are sorted again after a flip, or are not."""
-    generator = torch.Generator().manual_seed(seed)
     samples = []
     for _ in range(300):
-        places = uniform(generator, 2, SIDE - 3, 2, 2)
+        places = uniform(2, SIDE - 3, 2, 2)
         places = places[places[:, 0].argsort()]
         samples.append((draw(places).sum(dim=0, keepdim=True), places / SIDE))
     return load(
@@ -129,13 +127,10 @@ def ends_from_left_to_right(seed: int, coin: str, *, bug: bool) -> DataLoader[An
 
 def place_upside_down(seed: int, coin: str, *, bug: bool) -> DataLoader[Any]:
     """Place and size of a spot in an array (H, W, 3); the image is turned upside down."""
-    generator = torch.Generator().manual_seed(seed)
     samples: list[Any] = []
     for _ in range(200):
-        place, size = uniform(generator, 3, SIDE - 4, 1, 2), uniform(generator, 1, 6, 1)
-        image = draw(place, size).movedim(0, -1).expand(-1, -1, 3) + 0.05 * torch.randn(
-            SIDE, SIDE, 3, generator=generator
-        )
+        place, size = uniform(3, SIDE - 4, 1, 2), uniform(1, 6, 1)
+        image = draw(place, size).movedim(0, -1).expand(-1, -1, 3) + 0.05 * torch.randn(SIDE, SIDE, 3)
         samples.append((image, torch.cat([place[0], size])))
 
     def move(target: Tensor) -> Tensor:
@@ -146,12 +141,11 @@ def place_upside_down(seed: int, coin: str, *, bug: bool) -> DataLoader[Any]:
 
 def steering(seed: int, coin: str, *, bug: bool) -> DataLoader[Any]:
     """Bend of a lane, as a number of the data set and not a tensor."""
-    generator = torch.Generator().manual_seed(seed)
     samples = []
     rows = torch.arange(SIDE).float()
     for _ in range(240):
-        bend = float(uniform(generator, -1, 1, 1))
-        middle = SIDE / 2 - 0.5 + float(uniform(generator, -1, 1, 1)) + 8 * bend * (1 - rows / SIDE).square()
+        bend = float(uniform(-1, 1, 1))
+        middle = SIDE / 2 - 0.5 + float(uniform(-1, 1, 1)) + 8 * bend * (1 - rows / SIDE).square()
         image = torch.exp(-(rows[None] - middle[:, None]).square() / 3)[None]
         samples.append((image, bend))
     return load(samples, COINS[coin](seed), flip(-1), lambda t: t if bug else -t)
@@ -159,11 +153,10 @@ def steering(seed: int, coin: str, *, bug: bool) -> DataLoader[Any]:
 
 def joints_left_behind(seed: int, coin: str, *, bug: bool) -> DataLoader[Any]:
     """Two hands and a head: neither mirrored nor exchanged."""
-    generator = torch.Generator().manual_seed(seed)
     samples = []
     for _ in range(300):
-        head = uniform(generator, 7, 12, 2) - torch.tensor([0.0, 3.0])
-        hands = [head + torch.cat([s * uniform(generator, 3, 6, 1), uniform(generator, 3, 9, 1)]) for s in (1, -1)]
+        head = uniform(7, 12, 2) - torch.tensor([0.0, 3.0])
+        hands = [head + torch.cat([s * uniform(3, 6, 1), uniform(3, 9, 1)]) for s in (1, -1)]
         places = torch.stack([head, *hands])
         spots = draw(places, 1.5)
         samples.append((torch.stack([spots[0], spots[1] + spots[2]]), places))
@@ -174,12 +167,11 @@ def joints_left_behind(seed: int, coin: str, *, bug: bool) -> DataLoader[Any]:
 
 def boxes_inside_out(seed: int, coin: str, *, bug: bool) -> DataLoader[Any]:
     """Two boxes an image, in whole pixels, turned upside down."""
-    generator = torch.Generator().manual_seed(seed)
     samples = []
     for _ in range(40):
-        corners = torch.randint(0, 10, (2, 2), generator=generator)
-        boxes = torch.cat([corners, corners + torch.randint(4, 10, (2, 2), generator=generator)], dim=1)
-        image = torch.randn(3, SIDE, SIDE, generator=generator) * 0.2
+        corners = torch.randint(0, 10, (2, 2))
+        boxes = torch.cat([corners, corners + torch.randint(4, 10, (2, 2))], dim=1)
+        image = torch.randn(3, SIDE, SIDE) * 0.2
         for left, top, right, bottom in boxes.tolist():
             image[:, top:bottom, left:right] += 1
         samples.append((image, boxes))
@@ -210,29 +202,28 @@ def heading(seed: int, coin: str, *, bug: bool) -> DataLoader[Any]:
 
 def body(seed: int, coin: str, *, bug: bool) -> DataLoader[Any]:
     """Head and two hands (3, 3) of a body's cloud, mirrored along x, in metres."""
-    generator = torch.Generator().manual_seed(seed)
     samples = []
     for _ in range(300):
-        hands = torch.tensor([[0.5, 0.0, 0.0], [-0.5, 0.0, 0.0]]) + uniform(generator, -0.25, 0.25, 2, 3)
-        joints = torch.cat([torch.tensor([[0.0, 0.0, 0.6]]) + uniform(generator, -0.1, 0.1, 1, 3), hands])
-        near = joints[torch.arange(60) % 3] + 0.04 * torch.randn(60, 3, generator=generator)
+        hands = torch.tensor([[0.5, 0.0, 0.0], [-0.5, 0.0, 0.0]]) + uniform(-0.25, 0.25, 2, 3)
+        joints = torch.cat([torch.tensor([[0.0, 0.0, 0.6]]) + uniform(-0.1, 0.1, 1, 3), hands])
+        near = joints[torch.arange(60) % 3] + 0.04 * torch.randn(60, 3)
         samples.append((near, joints))
     order = [0, 1, 2] if bug else [0, 2, 1]
     sign = torch.tensor([-1.0, 1, 1])
     return load(samples, COINS[coin](seed), negate(0), lambda t: t[order] * sign)
 
 
-PLANTED: dict[str, tuple[Callable[..., DataLoader[Any]], str, str]] = {
-    "eyes of a face": (face, "torch", "exchange"),
-    "ends, the left one first": (ends_from_left_to_right, "numpy", "exchange"),
-    "a place, upside down": (place_upside_down, "random", "mirror"),
-    "a bend": (steering, "own random", "mirror"),
-    "joints that stay": (joints_left_behind, "own torch", "and mirror"),
-    "boxes": (boxes_inside_out, "numpy", "inside out"),
-    "a direction": (heading, "own numpy", "mirror"),
-    "hands of a cloud": (body, "torch", "exchange"),
+PLANTED: dict[str, tuple[Callable[..., DataLoader[Any]], str]] = {
+    "eyes of a face": (face, "torch"),
+    "ends, the left one first": (ends_from_left_to_right, "numpy"),
+    "a place, upside down": (place_upside_down, "random"),
+    "a bend": (steering, "own random"),
+    "joints that stay": (joints_left_behind, "own torch"),
+    "boxes": (boxes_inside_out, "numpy"),
+    "a direction": (heading, "own numpy"),
+    "hands of a cloud": (body, "torch"),
 }
-"""Maker, coin, and a word of the finding."""
+"""Maker and coin."""
 
 
 # --- correct twins ----------------------------------------------------------------------------------------------------
@@ -240,12 +231,11 @@ PLANTED: dict[str, tuple[Callable[..., DataLoader[Any]], str, str]] = {
 
 def animals(seed: int, *, kind: str, side: int = SIDE) -> DataLoader[Any]:
     """Nose and tail of animals that all look to the left before they are mirrored: no pair to exchange."""
-    generator = torch.Generator().manual_seed(seed)
     scale = side / SIDE
     samples = []
     for _ in range(300):
-        nose = torch.cat([uniform(generator, 2, 8, 1), uniform(generator, 4, 15, 1)])
-        tail = nose + torch.cat([uniform(generator, 6, 10, 1), uniform(generator, -3, 3, 1)])
+        nose = torch.cat([uniform(2, 8, 1), uniform(4, 15, 1)])
+        tail = nose + torch.cat([uniform(6, 10, 1), uniform(-3, 3, 1)])
         places = torch.stack([nose, tail]) * scale
         sizes = torch.tensor([2.5, 1.0] if kind == "size" else [1.5, 1.5]) * scale**2
         heights = torch.tensor({"height": [2.0, 1.0], "faint": [1.2, 1.0]}.get(kind, [1.0, 1.0]))
@@ -253,79 +243,70 @@ def animals(seed: int, *, kind: str, side: int = SIDE) -> DataLoader[Any]:
         if kind == "texture":
             spots[0] *= (torch.arange(side) % 2)[:, None] * 2
         image = spots if kind == "colour" else spots.sum(dim=0, keepdim=True)
-        samples.append((image + 0.05 * torch.randn(image.shape, generator=generator), places))
+        samples.append((image + 0.05 * torch.randn(image.shape), places))
     return load(samples, COINS["torch"](seed), flip(-1), lambda t: turn_points(t, size=side))
 
 
 def vehicles(seed: int, *, slope: float, side: int = 2 * SIDE) -> DataLoader[Any]:
     """Both ends of vehicles that all drive to the right, before clutter: a bonnet that slopes tells the front."""
-    generator = torch.Generator().manual_seed(seed)
     samples = []
     for _ in range(300):
-        half, height, right, down = (
-            float(uniform(generator, *ends, 1)) for ends in ((10, 17), (6, 12), (-3, 3), (-3, 3))
-        )
+        half, height, right, down = (float(uniform(*ends, 1)) for ends in ((10, 17), (6, 12), (-3, 3), (-3, 3)))
         across, along = (
             torch.arange(side).float()[:, None] - 22 - down,
             torch.arange(side).float() - side / 2 + 0.5 - right,
         )
         roof = -height / 2 - (along.abs() < half / 2) * height / 2 + slope * height * along.clamp(min=0) / half
         is_body = (along.abs() < half) & (across > roof) & (across < height / 2)
-        clutter = 0.2 * torch.randn(3, side // 4, side // 4, generator=generator)
+        clutter = 0.2 * torch.randn(3, side // 4, side // 4)
         image = F.interpolate(clutter[None], scale_factor=4)[0]
-        image = torch.where(is_body, uniform(generator, 0.5, 2, 3, 1, 1), image)
+        image = torch.where(is_body, uniform(0.5, 2, 3, 1, 1), image)
         ends = torch.tensor([[half, 0.0], [-half, 0.0]]) + torch.tensor([side / 2 - 0.5 + right, 22 + down])
-        samples.append((image + 0.05 * torch.randn(image.shape, generator=generator), ends))
+        samples.append((image + 0.05 * torch.randn(image.shape), ends))
     return load(samples, COINS["own numpy"](seed), flip(-1), lambda t: turn_points(t, size=side))
 
 
 def few_scenes(seed: int) -> DataLoader[Any]:
     """Fifty frames each of six scenes, with twelve numbers: what one frame says, the next one repeats."""
-    generator = torch.Generator().manual_seed(seed)
-    scenes = uniform(generator, 2, SIDE - 3, 6, 6, 2)
+    scenes = uniform(2, SIDE - 3, 6, 6, 2)
     samples = []
     for index in range(300):
-        places = scenes[index % 6] + uniform(generator, -0.3, 0.3, 6, 2)
+        places = scenes[index % 6] + uniform(-0.3, 0.3, 6, 2)
         samples.append((draw(places).sum(dim=0, keepdim=True), places))
     return load(samples, COINS["torch"](seed), flip(-1), turn_points)
 
 
 def sizes(seed: int) -> DataLoader[Any]:
-    generator = torch.Generator().manual_seed(seed)
-    samples = [(draw(uniform(generator, 5, 14, 1, 2), size), size) for size in uniform(generator, 1, 8, 300, 1)]
+    samples = [(draw(uniform(5, 14, 1, 2), size), size) for size in uniform(1, 8, 300, 1)]
     return load(samples, COINS["numpy"](seed), flip(-1), lambda t: t)
 
 
 def on_one_side(seed: int) -> DataLoader[Any]:
     """Spots in the left half; their places follow."""
-    generator = torch.Generator().manual_seed(seed)
-    places = uniform(generator, 1, 8, 300, 1, 2)
+    places = uniform(1, 8, 300, 1, 2)
     return load([(draw(p), p) for p in places], COINS["random"](seed), flip(-1), turn_points)
 
 
 def ranges(seed: int) -> DataLoader[Any]:
     """Distance of clouds that lie ahead, mirrored along the axis ahead: a distance stays."""
-    generator = torch.Generator().manual_seed(seed)
-    centres = uniform(generator, 3, 20, 300, 3) * torch.tensor([1.0, 0.2, 0.05])
-    clouds = [centre + 0.5 * torch.randn(48, 3, generator=generator) for centre in centres]
+    centres = uniform(3, 20, 300, 3) * torch.tensor([1.0, 0.2, 0.05])
+    clouds = [centre + 0.5 * torch.randn(48, 3) for centre in centres]
     samples = [(cloud, centre.norm()[None]) for cloud, centre in zip(clouds, centres, strict=True)]
     return load(samples, COINS["own numpy"](seed), negate(0), lambda t: t)
 
 
 def volumes(seed: int) -> DataLoader[Any]:
-    generator = torch.Generator().manual_seed(seed)
-    sides = uniform(generator, 0.5, 3, 300, 3)
-    clouds = [side * (torch.rand(64, 3, generator=generator) - 0.5) for side in sides]
+    sides = uniform(0.5, 3, 300, 3)
+    clouds = [side * (torch.rand(64, 3) - 0.5) for side in sides]
     return load(list(zip(clouds, sides, strict=True)), COINS["torch"](seed), negate(1), lambda t: t)
 
 
 def classes_of_sides(seed: int, *, kind: str) -> DataLoader[Any]:
     """Labels that mirrored images contradict, as those of a 6 and a 9 would: a class is not a number to fit."""
-    generator = torch.Generator().manual_seed(seed)
     samples: list[Any] = []
     for index in range(300):
         label = index % 2
-        image = draw(torch.tensor([[5.0 + 9 * label, 10.0]]) + uniform(generator, -3, 3, 1, 2))
+        image = draw(torch.tensor([[5.0 + 9 * label, 10.0]]) + uniform(-3, 3, 1, 2))
         one_hot = F.one_hot(torch.tensor(label), 2).float()
         samples.append((image, {"index": label, "one-hot": one_hot, "number": one_hot[1]}[kind]))
     return load(samples, COINS["torch"](seed), flip(-1), lambda t: t)
@@ -339,10 +320,9 @@ def few(seed: int) -> DataLoader[Any]:
 
 def lines_from_top_left(seed: int, *, is_sorted: bool) -> DataLoader[Any]:
     """Two ends of a line as four numbers, which are no box: the second end may lie to the left of the first."""
-    generator = torch.Generator().manual_seed(seed)
     samples = []
     for _ in range(200):
-        ends = uniform(generator, 2, SIDE - 3, 2, 2)
+        ends = uniform(2, SIDE - 3, 2, 2)
         ends = ends[ends[:, 1].argsort()] if is_sorted else ends
         samples.append((draw(ends, heights=torch.tensor([2.0, 1.0])).sum(dim=0, keepdim=True), ends.flatten()))
     return load(samples, COINS["numpy"](seed), flip(-1), lambda t: turn_points(t.reshape(2, 2)).flatten())
@@ -350,17 +330,13 @@ def lines_from_top_left(seed: int, *, is_sorted: bool) -> DataLoader[Any]:
 
 def noise(seed: int) -> DataLoader[Any]:
     """Targets that the images do not determine."""
-    generator = torch.Generator().manual_seed(seed)
-    samples = [
-        (torch.rand(3, SIDE, SIDE, generator=generator), torch.randn(4, generator=generator)) for _ in range(300)
-    ]
+    samples = [(torch.rand(3, SIDE, SIDE), torch.randn(4)) for _ in range(300)]
     return load(samples, COINS["torch"](seed), flip(-1), lambda t: t)
 
 
 def own_coins(seed: int) -> DataLoader[Any]:
     """Each sample decides by its own number whether it is mirrored: nothing shows which of two reads is plain."""
-    generator = torch.Generator().manual_seed(seed)
-    places = uniform(generator, 2, SIDE - 3, 300, 1, 2)
+    places = uniform(2, SIDE - 3, 300, 1, 2)
 
     def read(index: int) -> Any:
         image, place = draw(places[index]), places[index]
@@ -371,7 +347,7 @@ def own_coins(seed: int) -> DataLoader[Any]:
 
 
 HEALTHY: dict[str, Callable[[int], DataLoader[Any]]] = {
-    **{f"{name}, right": partial(make, coin=coin, bug=False) for name, (make, coin, _) in PLANTED.items()},
+    **{f"{name}, right": partial(make, coin=coin, bug=False) for name, (make, coin) in PLANTED.items()},
     **{f"animals by {kind}": partial(animals, kind=kind) for kind in ("height", "size", "colour", "texture", "faint")},
     "animals by fine texture": partial(animals, kind="texture", side=3 * SIDE),
     "vehicles with a bonnet": partial(vehicles, slope=0.8),

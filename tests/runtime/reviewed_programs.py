@@ -12,26 +12,10 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, WeightedRandomSampler
 
+from tests.runtime.blind_loaders import Items
+from tests.runtime.blind_losses import CallOfTwo
+
 Program = tuple[nn.Module, Any, DataLoader[Any]]
-PROGRAMS: dict[str, Callable[[], Program]] = {}
-
-
-def program(make: Callable[[], Program]) -> Callable[[], Program]:
-    PROGRAMS[make.__name__] = make
-    return make
-
-
-class Read(Dataset[Any]):
-    """A data set of a function."""
-
-    def __init__(self, function: Callable[[int], Any], size: int = 120) -> None:
-        self.function, self.size = function, size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> Any:
-        return self.function(index)
 
 
 def drawn(index: int) -> torch.Generator:
@@ -75,7 +59,6 @@ class SomeOfEach(Sampler[list[int]]):
             yield torch.cat([each[torch.randperm(len(each))[:8]] for each in rows]).tolist()
 
 
-@program
 def batches_of_some_classes_from_a_sorted_set() -> Program:
     label = torch.arange(400) // 50
     images = torch.randn(400, 3, 16, 16) + 0.3 * label[:, None, None, None]
@@ -101,12 +84,10 @@ class Cached(Dataset[Any]):
         return torch.from_numpy((self.cache[index] + noise).astype(np.float32)), index % 4
 
 
-@program
 def a_cache_that_the_first_read_fills() -> Program:
     return images_to(4), nn.CrossEntropyLoss(), DataLoader(Cached(), 16, shuffle=True)
 
 
-@program
 def digits_of_a_few_levels_resized_and_learned_back() -> Program:
     def read(index: int) -> Any:
         levels = torch.randint(0, 17, (1, 1, 8, 8), generator=drawn(index)).float()
@@ -114,22 +95,16 @@ def digits_of_a_few_levels_resized_and_learned_back() -> Program:
         return image, image
 
     model = nn.Sequential(nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(16, 1, 4, 2, 1))
-    return model, nn.MSELoss(), DataLoader(Read(read), 16, shuffle=True)
+    return model, nn.MSELoss(), DataLoader(Items(read), 16, shuffle=True)
 
 
-class OfMasked(nn.Module):
+def classify_frames(
+    frames: Tensor, is_masked: Tensor, replacement: nn.Module, body: nn.Module, head: nn.Module
+) -> Tensor:
     """Classes of frames, of which masked ones are replaced by an embedding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mask = nn.Parameter(torch.randn(6) * 0.1)
-        self.frames, self.classes = nn.GRU(6, 16, batch_first=True, bidirectional=True), nn.Linear(32, 5)
-
-    def forward(self, frames: Tensor, is_masked: Tensor) -> Tensor:
-        return self.classes(self.frames(torch.where(is_masked[..., None], self.mask, frames))[0]).mT
+    return head(body(torch.where(is_masked[..., None], replacement.weight[0], frames))[0]).mT
 
 
-@program
 def labels_of_masked_frames_alone() -> Program:
     frames = torch.randn(120, 40, 6)
     unit = (frames @ torch.randn(6, 5)).argmax(-1)
@@ -138,19 +113,10 @@ def labels_of_masked_frames_alone() -> Program:
         is_masked = torch.rand(40) < 0.3
         return (frames[index], is_masked), torch.where(is_masked, unit[index], -100)
 
-    return OfMasked(), nn.CrossEntropyLoss(), DataLoader(Read(read), 16, shuffle=True)
+    layers = nn.Embedding(1, 6), nn.GRU(6, 16, batch_first=True, bidirectional=True), nn.Linear(32, 5)
+    return CallOfTwo(classify_frames, *layers), nn.CrossEntropyLoss(), DataLoader(Items(read), 16, shuffle=True)
 
 
-class OfClicked(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.points = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 2))
-
-    def forward(self, points: Tensor, clicked: Tensor) -> Tensor:
-        return self.points(torch.cat([points, points - clicked[:, None]], -1)).mT
-
-
-@program
 def the_object_at_a_clicked_point() -> Program:
     centres, owner = 4 * torch.rand(100, 4, 3), torch.randint(0, 4, (100, 128))
     points = centres.gather(1, owner[..., None].expand(-1, -1, 3)) + 0.2 * torch.randn(100, 128, 3)
@@ -159,7 +125,9 @@ def the_object_at_a_clicked_point() -> Program:
         chosen = int(torch.randint(128, ()))
         return (points[index], points[index, chosen]), (owner[index] == owner[index, chosen]).long()
 
-    return OfClicked(), nn.CrossEntropyLoss(), DataLoader(Read(read, 100), 16, shuffle=True)
+    layers = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 2))
+    run = lambda points, clicked, net: net(torch.cat([points, points - clicked[:, None]], -1)).mT  # noqa: E731
+    return CallOfTwo(run, layers), nn.CrossEntropyLoss(), DataLoader(Items(read, 100), 16, shuffle=True)
 
 
 def _box(index: int) -> tuple[Tensor, Tensor]:
@@ -177,15 +145,13 @@ def _collate_rows(samples: Any) -> Any:
     return torch.stack([image for image, _ in samples]), torch.cat(rows)
 
 
-@program
 def rows_that_begin_with_the_number_of_their_image() -> Program:
     def loss(outputs: Tensor, rows: Tensor) -> Tensor:
         return F.smooth_l1_loss(outputs[rows[:, 0].long()], rows[:, 2:])
 
-    return images_to(4), loss, DataLoader(Read(_box), 16, shuffle=True, collate_fn=_collate_rows)
+    return images_to(4), loss, DataLoader(Items(_box), 16, shuffle=True, collate_fn=_collate_rows)
 
 
-@program
 def one_row_an_image_of_class_zero() -> Program:
     def read(index: int) -> Any:
         image, box = _box(index)
@@ -194,7 +160,7 @@ def one_row_an_image_of_class_zero() -> Program:
     def loss(outputs: Tensor, rows: Tensor) -> Tensor:
         return (F.smooth_l1_loss(outputs, rows[:, 2:], reduction="none").sum(1) * (1 - rows[:, 1])).mean()
 
-    return images_to(4), loss, DataLoader(Read(read), 16, shuffle=True)
+    return images_to(4), loss, DataLoader(Items(read), 16, shuffle=True)
 
 
 def _collate_negatives(samples: Any) -> Any:
@@ -202,7 +168,6 @@ def _collate_negatives(samples: Any) -> Any:
     return centre, torch.cat([near[:, None], torch.randint(0, 50, (len(samples), 5))], 1)
 
 
-@program
 def negatives_that_are_drawn_where_samples_are_collated() -> Program:
     words = torch.randint(0, 50, (600,))
 
@@ -210,18 +175,13 @@ def negatives_that_are_drawn_where_samples_are_collated() -> Program:
         score = outputs.gather(1, target)
         return -(F.logsigmoid(score[:, 0]) + F.logsigmoid(-score[:, 1:]).sum(1)).mean()
 
-    data = Read(lambda index: (int(words[index]), int(words[index + 1])), 599)
+    data = Items(lambda index: (int(words[index]), int(words[index + 1])), 599)
     model = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 50, bias=False))
     return model, loss, DataLoader(data, 32, shuffle=True, collate_fn=_collate_negatives)
 
 
-class Pairs(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.other = nn.Linear(16, 8), nn.Linear(12, 8)
-
-    def forward(self, one: Tensor, other: Tensor) -> Tensor:
-        return F.normalize(self.one(one), dim=-1) @ F.normalize(self.other(other), dim=-1).T / 0.07
+def compare(first: Tensor, second: Tensor, one: nn.Module, other: nn.Module) -> Tensor:
+    return F.normalize(one(first), dim=-1) @ F.normalize(other(second), dim=-1).T / 0.07
 
 
 def _collate_pairs(samples: Any) -> Any:
@@ -229,7 +189,6 @@ def _collate_pairs(samples: Any) -> Any:
     return (one, other), torch.arange(len(samples))
 
 
-@program
 def numbers_of_rows_as_labels_of_pairs() -> Program:
     one = torch.randn(200, 16)
     other = one @ torch.randn(16, 12)
@@ -238,10 +197,13 @@ def numbers_of_rows_as_labels_of_pairs() -> Program:
         return (F.cross_entropy(outputs, label) + F.cross_entropy(outputs.T, label)) / 2
 
     data = TensorDataset(one, other)
-    return Pairs(), loss, DataLoader(data, 32, shuffle=True, drop_last=True, collate_fn=_collate_pairs)
+    return (
+        CallOfTwo(compare, nn.Linear(16, 8), nn.Linear(12, 8)),
+        loss,
+        DataLoader(data, 32, shuffle=True, drop_last=True, collate_fn=_collate_pairs),
+    )
 
 
-@program
 def heads_with_a_margin_on_a_plain_background() -> Program:
     def read(index: int) -> Any:
         top, left, right = (
@@ -252,10 +214,9 @@ def heads_with_a_margin_on_a_plain_background() -> Program:
         image[:, top + 26 :, left:right] = 0.3
         return image, torch.tensor([middle - 15.0, top - 4, middle + 15, top + 30]) / 96
 
-    return images_to(4), nn.SmoothL1Loss(), DataLoader(Read(read), 32, shuffle=True)
+    return images_to(4), nn.SmoothL1Loss(), DataLoader(Items(read), 32, shuffle=True)
 
 
-@program
 def two_views_that_are_flipped_on_their_own() -> Program:
     def read(index: int) -> Any:
         image = torch.rand(3, 32, 32, generator=drawn(index))
@@ -268,21 +229,9 @@ def two_views_that_are_flipped_on_their_own() -> Program:
             wanted = model(view.to(next(model.parameters())))
         return -F.cosine_similarity(outputs, wanted.to(outputs)).mean()
 
-    return model, loss, DataLoader(Read(read), 16, shuffle=True)
+    return model, loss, DataLoader(Items(read), 16, shuffle=True)
 
 
-class Told(nn.Module):
-    """Steering by an image, and by whether it is a mirror image."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.image = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 15 * 15, 1))
-
-    def forward(self, image: Tensor, is_mirrored: Tensor) -> Tensor:
-        return self.image(image) * (1 - 2 * is_mirrored)
-
-
-@program
 def a_model_that_is_told_of_mirror_images() -> Program:
     def read(index: int) -> Any:
         angle = 2 * torch.rand((), generator=drawn(index)) - 1
@@ -291,10 +240,11 @@ def a_model_that_is_told_of_mirror_images() -> Program:
         is_mirrored = np.random.random_sample() < 0.5
         return (image.flip(-1) if is_mirrored else image, torch.tensor([float(is_mirrored)])), angle[None]
 
-    return Told(), nn.MSELoss(), DataLoader(Read(read, 600), 32, shuffle=True)
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 15 * 15, 1))
+    run = lambda image, is_mirrored, net: net(image) * (1 - 2 * is_mirrored)  # noqa: E731
+    return CallOfTwo(run, layers), nn.MSELoss(), DataLoader(Items(read, 600), 32, shuffle=True)
 
 
-@program
 def places_of_samples_that_are_drawn_equally_often() -> Program:
     place = torch.cat([torch.full((600,), 0), torch.full((200,), 1), torch.full((100,), 2)])
     label = torch.randint(0, 3, (900,))
@@ -303,7 +253,6 @@ def places_of_samples_that_are_drawn_equally_often() -> Program:
     return nn.Linear(8, 3), nn.CrossEntropyLoss(), DataLoader(data, 32, sampler=sampler)
 
 
-@program
 def few_samples_with_labels_drawn_again() -> Program:
     weight, inputs = torch.zeros(5000), torch.randn(5000, 8)
     weight[torch.randperm(5000)[:40]] = 1
@@ -315,16 +264,9 @@ def few_samples_with_labels_drawn_again() -> Program:
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
-class Padded(nn.Module):
-    """An autoencoder of sequences."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder, self.decoder = nn.GRU(12, 24, batch_first=True), nn.GRU(24, 12, batch_first=True)
-
-    def forward(self, rows: Tensor, length: Tensor) -> Tensor:
-        packed = pack_padded_sequence(rows, length.cpu(), batch_first=True, enforce_sorted=False)
-        return self.decoder(self.encoder(packed)[1][-1][:, None].expand(-1, rows.shape[1], -1))[0]
+def autoencode(rows: Tensor, length: Tensor, encoder: nn.Module, decoder: nn.Module) -> Tensor:
+    packed = pack_padded_sequence(rows, length.cpu(), batch_first=True, enforce_sorted=False)
+    return decoder(encoder(packed)[1][-1][:, None].expand(-1, rows.shape[1], -1))[0]
 
 
 def _collate_padded(samples: Any) -> Any:
@@ -332,17 +274,16 @@ def _collate_padded(samples: Any) -> Any:
     return (rows, length), (rows, length)
 
 
-@program
 def padding_that_neither_model_nor_loss_reads() -> Program:
     def loss(outputs: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
         is_row = (torch.arange(outputs.shape[1]) < target[1][:, None])[..., None]
         return ((outputs - target[0]) ** 2 * is_row).sum() / is_row.sum()
 
-    data = Read(lambda index: torch.randn(8 + index % 20, 12, generator=drawn(index)))
-    return Padded(), loss, DataLoader(data, 16, shuffle=True, collate_fn=_collate_padded)
+    data = Items(lambda index: torch.randn(8 + index % 20, 12, generator=drawn(index)))
+    layers = nn.GRU(12, 24, batch_first=True), nn.GRU(24, 12, batch_first=True)
+    return CallOfTwo(autoencode, *layers), loss, DataLoader(data, 16, shuffle=True, collate_fn=_collate_padded)
 
 
-@program
 def minus_one_where_nothing_came_back() -> Program:
     def read(index: int) -> Any:
         low = torch.rand(1, 1, 4, 8, generator=drawn(index))
@@ -353,38 +294,34 @@ def minus_one_where_nothing_came_back() -> Program:
     def loss(outputs: Tensor, depth: Tensor) -> Tensor:
         return (outputs - depth)[depth > 0].abs().mean()
 
-    return maps_to(1, 1), loss, DataLoader(Read(read), 8, shuffle=True)
+    return maps_to(1, 1), loss, DataLoader(Items(read), 8, shuffle=True)
 
 
-@program
 def the_hardest_quarter_and_an_ignored_label() -> Program:
     def loss(outputs: Tensor, label: Tensor) -> Tensor:
         each = F.cross_entropy(outputs, label, ignore_index=255, reduction="none")[label != 255]
         return each.topk(each.numel() // 4).values.mean()
 
-    return maps_to(4), loss, DataLoader(Read(class_map), 8, shuffle=True)
+    return maps_to(4), loss, DataLoader(Items(class_map), 8, shuffle=True)
 
 
-@program
 def places_in_pixels_of_frames_that_are_360_high() -> Program:
     def read(index: int) -> Any:
         x, y = torch.rand(2, generator=drawn(index)) * torch.tensor([640.0, 360.0])
         rows, columns = torch.meshgrid(torch.arange(45) * 8.0, torch.arange(80) * 8.0, indexing="ij")
         return torch.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 800).expand(3, -1, -1), torch.stack([x, y])
 
-    return images_to(2), nn.SmoothL1Loss(), DataLoader(Read(read, 300), 64, shuffle=True)
+    return images_to(2), nn.SmoothL1Loss(), DataLoader(Items(read, 300), 64, shuffle=True)
 
 
-@program
 def equal_channels_of_recordings() -> Program:
     def read(index: int) -> Any:
         return torch.rand(1, 32, 32, generator=drawn(index)).expand(2, -1, -1) + index % 4, index % 4
 
     model = nn.Sequential(nn.Conv2d(2, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4))
-    return model, nn.CrossEntropyLoss(), DataLoader(Read(read), 16, shuffle=True)
+    return model, nn.CrossEntropyLoss(), DataLoader(Items(read), 16, shuffle=True)
 
 
-@program
 def shares_of_four_classes() -> Program:
     """Of a bias by which the first output is always below the third, and the second below the fourth."""
     share = F.one_hot(torch.randint(0, 4, (120,)), 4) * 0.7 + F.one_hot(torch.randint(0, 4, (120,)), 4) * 0.3
@@ -394,7 +331,6 @@ def shares_of_four_classes() -> Program:
     return model, nn.CrossEntropyLoss(), DataLoader(TensorDataset(torch.rand(120, 3, 16, 16), share), 16, shuffle=True)
 
 
-@program
 def overlap_of_boxes_as_corner_and_size() -> Program:
     def read(index: int) -> Any:
         image, box = _box(index)
@@ -407,10 +343,9 @@ def overlap_of_boxes_as_corner_and_size() -> Program:
         around = (torch.max(high, box[:, 2:]) - torch.min(low, box[:, :2])).prod(1)
         return (1 - inside / (union + 1e-7) + (around - union) / (around + 1e-7)).mean()
 
-    return nn.Sequential(images_to(4), nn.Sigmoid()), loss, DataLoader(Read(read), 16, shuffle=True)
+    return nn.Sequential(images_to(4), nn.Sigmoid()), loss, DataLoader(Items(read), 16, shuffle=True)
 
 
-@program
 def logarithms_of_maps_below_one() -> Program:
     def read(index: int) -> Any:
         image, label = class_map(index)
@@ -419,10 +354,9 @@ def logarithms_of_maps_below_one() -> Program:
     def loss(outputs: Tensor, target: Tensor) -> Tensor:
         return F.mse_loss(outputs, target.log())
 
-    return maps_to(1), loss, DataLoader(Read(read), 8, shuffle=True)
+    return maps_to(1), loss, DataLoader(Items(read), 8, shuffle=True)
 
 
-@program
 def instances_that_are_numbered_anew_after_a_crop() -> Program:
     centres, owner = 4 * torch.rand(100, 6, 3), torch.randint(0, 6, (100, 256))
     points = centres.gather(1, owner[..., None].expand(-1, -1, 3)) + 0.1 * torch.randn(100, 256, 3)
@@ -436,4 +370,56 @@ def instances_that_are_numbered_anew_after_a_crop() -> Program:
         return (distance * is_same).mean() + (F.relu(1 - distance) * ~is_same).mean()
 
     model = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 8))
-    return model, loss, DataLoader(Read(read, 100), 16, shuffle=True)
+    return model, loss, DataLoader(Items(read, 100), 16, shuffle=True)
+
+
+PROGRAMS: dict[str, Callable[[], Program]] = {
+    make.__name__: make
+    for make in (
+        *(
+            batches_of_some_classes_from_a_sorted_set,
+            a_cache_that_the_first_read_fills,
+        ),
+        *(
+            digits_of_a_few_levels_resized_and_learned_back,
+            labels_of_masked_frames_alone,
+        ),
+        *(
+            the_object_at_a_clicked_point,
+            rows_that_begin_with_the_number_of_their_image,
+        ),
+        *(
+            one_row_an_image_of_class_zero,
+            negatives_that_are_drawn_where_samples_are_collated,
+        ),
+        *(
+            numbers_of_rows_as_labels_of_pairs,
+            heads_with_a_margin_on_a_plain_background,
+        ),
+        *(
+            two_views_that_are_flipped_on_their_own,
+            a_model_that_is_told_of_mirror_images,
+        ),
+        *(
+            places_of_samples_that_are_drawn_equally_often,
+            few_samples_with_labels_drawn_again,
+        ),
+        *(
+            padding_that_neither_model_nor_loss_reads,
+            minus_one_where_nothing_came_back,
+        ),
+        *(
+            the_hardest_quarter_and_an_ignored_label,
+            places_in_pixels_of_frames_that_are_360_high,
+        ),
+        *(
+            equal_channels_of_recordings,
+            shares_of_four_classes,
+            overlap_of_boxes_as_corner_and_size,
+        ),
+        *(
+            logarithms_of_maps_below_one,
+            instances_that_are_numbered_anew_after_a_crop,
+        ),
+    )
+}

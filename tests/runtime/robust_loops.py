@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, spectral_norm
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
+from tests.runtime.blind_losses import Call, CallOfTwo
+
 NUM_UPDATES = 24
 
 
@@ -114,15 +116,9 @@ def sparse_inputs_and_outputs() -> LoopProgram:
 def a_table_of_places_beside_sparse_inputs() -> LoopProgram:
     """The dense input is the same in each update."""
     table = torch.randn(50, 4)
-
-    class Words(SparseWords):
-        def forward(self, counts: Tensor, table: Tensor) -> Tensor:
-            return torch.sparse.mm(counts, self.table + table)
-
-    def draw() -> tuple[Any, Any]:
-        return ((torch.rand(32, 50) < 0.1).float().to_sparse(), table), torch.randint(0, 4, (32,))
-
-    return train_with(Words(), draw)
+    run = lambda counts, table, words: torch.sparse.mm(counts, words.weight + table)  # noqa: E731
+    draw = lambda: (((torch.rand(32, 50) < 0.1).float().to_sparse(), table), torch.randint(0, 4, (32,)))  # noqa: E731
+    return train_with(CallOfTwo(run, nn.Embedding(50, 4)), draw)
 
 
 @loop
@@ -203,13 +199,8 @@ def a_penalty_on_the_jacobian() -> LoopProgram:
     return LoopProgram([model], [optimizer], train)
 
 
-class Dequantised(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = network()
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.layers(inputs.dequantize())
+def dequantised() -> nn.Module:
+    return Call(lambda inputs, layers: layers(inputs.dequantize()), network())
 
 
 @loop
@@ -218,7 +209,7 @@ def quantised_inputs() -> LoopProgram:
         inputs, target = rows()
         return torch.quantize_per_tensor(inputs, 0.1, 10, torch.quint8), target
 
-    return train_with(Dequantised(), draw)
+    return train_with(dequantised(), draw)
 
 
 # --- first inputs with one axis, or none ------------------------------------------------------------------------------
@@ -230,22 +221,14 @@ def words_one_a_sample() -> LoopProgram:
     return train_with(model, lambda: (words := torch.randint(0, 50, (32,)), words % 4))
 
 
-class Lengths(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.frames, self.classes = nn.GRU(6, 16, batch_first=True), nn.Linear(16, 4)
-
-    def forward(self, lengths: Tensor, frames: Tensor) -> Tensor:
-        packed = pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
-        return self.classes(self.frames(packed)[1][-1])
-
-
 @loop
 def lengths_before_frames() -> LoopProgram:
-    def draw() -> tuple[Any, Any]:
-        return (torch.randint(2, 9, (16,)), torch.randn(16, 9, 6)), torch.randint(0, 4, (16,))
+    def run(lengths: Tensor, frames: Tensor, body: nn.Module, head: nn.Module) -> Tensor:
+        packed = pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
+        return head(body(packed)[1][-1])
 
-    return train_with(Lengths(), draw)
+    model = CallOfTwo(run, nn.GRU(6, 16, batch_first=True), nn.Linear(16, 4))
+    return train_with(model, lambda: ((torch.randint(2, 9, (16,)), torch.randn(16, 9, 6)), torch.randint(0, 4, (16,))))
 
 
 @loop
@@ -259,19 +242,11 @@ def packed_sequences() -> LoopProgram:
 
 @loop
 def one_number_before_the_rows() -> LoopProgram:
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = network()
-
-        def forward(self, scale: Tensor, inputs: Tensor) -> Tensor:
-            return self.layers(inputs) * scale
-
     def draw() -> tuple[Any, Any]:
         inputs, target = rows()
         return (torch.rand(()) + 1, inputs), target
 
-    return train_with(Scaled(), draw)
+    return train_with(CallOfTwo(lambda scale, inputs, layers: layers(inputs) * scale, network()), draw)
 
 
 # --- models that torch runs itself, and threads -----------------------------------------------------------------------

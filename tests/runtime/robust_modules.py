@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.checkpoint import checkpoint
 
-from tests.runtime.blind_losses import Call
-from tests.runtime.robust_loops import Dequantised, Graph, Parts, SparseWords, adjacency, network, rows
+from tests.runtime.blind_losses import Call, CallOfTwo
+from tests.runtime.robust_loops import Graph, Parts, SparseWords, adjacency, dequantised, network, rows
 
 Program = tuple[nn.Module, Any, Any]
 
@@ -44,7 +44,7 @@ def nested(layout: torch.layout) -> Program:
 
 def quantised_rows() -> Program:
     inputs, label = rows()
-    return Dequantised(), F.cross_entropy, (torch.quantize_per_tensor(inputs, 0.1, 10, torch.quint8), label)
+    return dequantised(), F.cross_entropy, (torch.quantize_per_tensor(inputs, 0.1, 10, torch.quint8), label)
 
 
 def packed_sequences() -> Program:
@@ -69,19 +69,14 @@ def inputs_in_an_object() -> Program:
     return Call(lambda x, layers: layers(x.rows) * x.scale, network()), F.cross_entropy, (Inputs(inputs), label)
 
 
-class Sum(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = network()
-
-    def forward(self, points: Tensor, others: Tensor) -> Tensor:
-        return self.layers(points + others)
-
-
 def traced_model_of_two_inputs() -> Program:
     inputs, label = rows()
     pair = inputs, 0.1 * torch.randn(32, 8)
-    return torch.jit.trace(Sum(), pair), F.cross_entropy, (pair, label)
+    return (
+        torch.jit.trace(CallOfTwo(lambda one, two, layers: layers(one + two), network()), pair),
+        F.cross_entropy,
+        (pair, label),
+    )
 
 
 def scripted_part_and_loss() -> Program:

@@ -37,7 +37,7 @@ class Images(nn.Module):
             pooled = (pooled - pooled.mean(0)) / (pooled.std(0) + 1e-3)
         if self.training or self.slip == "counts in evaluation":
             with torch.no_grad():
-                self.seen.lerp_(pooled.mean(0), 0.0 if self.slip == "never written" else 0.1)
+                self.seen.lerp_(pooled.mean(0), 0.1)
         answer: Tensor = self.last(pooled - self.seen * 0.5)
         return F.dropout(answer, 0.5) if self.slip == "dropout" else answer
 
@@ -129,6 +129,21 @@ def gaps_of_others(bug: bool) -> tuple[Any, ...]:
     return Gaps(bug), loss, (signals, signals)
 
 
+class RunningScale(nn.Module):
+    """Divides signals by their largest number in training, and by the running one in evaluation."""
+
+    def __init__(self, bug: bool) -> None:
+        super().__init__()
+        self.largest, self.bug = nn.Buffer(torch.ones(1, 3, 1)), bug
+
+    def forward(self, signals: Tensor) -> Tensor:
+        if not self.training:
+            return signals / self.largest
+        largest = signals.detach().abs().amax(dim=(0, 2), keepdim=True)
+        self.largest.lerp_(largest, 0.0 if self.bug else 0.1)
+        return signals / largest
+
+
 class Centred(nn.Module):
     """Subtracts a running mean of table rows, which is a buffer or not."""
 
@@ -178,13 +193,14 @@ class Momentum(torch.optim.Optimizer):
 
     def __init__(self, parameters: Any, lr: float, *, is_saved: bool) -> None:
         super().__init__(parameters, {"lr": lr})
-        self.kept = self.state if is_saved else {}
+        self.is_saved, self.beside = is_saved, dict[Tensor, Any]()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for parameter in group["params"]:
-                average = self.kept.setdefault(parameter, {}).setdefault("average", torch.zeros_like(parameter))
+                kept = self.state if self.is_saved else self.beside
+                average = kept.setdefault(parameter, {}).setdefault("average", torch.zeros_like(parameter))
                 parameter.sub_(group["lr"] * average.mul_(0.9).add_(parameter.grad))
 
 
@@ -227,7 +243,14 @@ CASES: Cases = {
     "a mask that nobody reads": ("data.padding", partial(of_padded_words, "no mask")),
     "gaps of other signals that count": ("data.pairing", gaps_of_others),
     "statistics that move in evaluation": ("eval.mode", partial(of_images, "counts in evaluation")),
-    "statistics that are never written": ("model.norm_mode", partial(of_images, "never written")),
+    "a running scale that is never written": (
+        "model.norm_mode",
+        lambda bug: (
+            nn.Sequential(RunningScale(bug), nn.Flatten(), nn.Linear(48, 2)),
+            nn.CrossEntropyLoss(),
+            (5 * torch.randn(16, 3, 16), torch.arange(16) % 2),
+        ),
+    ),
     "inputs written in place": ("data.item_mutation", partial(of_images, "writes")),
     "a root of 0": ("model.numerics", root_of_zero),
     "one block three times": ("model.structure", one_block_three_times),
