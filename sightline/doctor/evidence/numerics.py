@@ -104,7 +104,10 @@ def trial(subject: Subject) -> Trial:
 
 
 class Descent(NamedTuple):
-    """Slope of the loss along its gradient at an output: by backward, and by finite differences of two steps."""
+    """Slope of the loss along its gradient at an output: by backward, and by finite differences of two steps.
+
+    Where backward gives 0 at all outputs, the way is drawn.
+    """
 
     path: str
     given: float
@@ -116,12 +119,14 @@ class Descent(NamedTuple):
 def descents(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Descent]:
     """Follow the gradient at each output, in float64, by two small steps."""
     found = []
+    is_still = not any(bool(slope.gradient.any()) for slope in slopes)
     for slope in slopes:
         output, way = slope.output.double(), slope.gradient.double()
         size = float(way.norm())
-        if size == 0 or not math.isfinite(size):
+        if (size == 0 and not is_still) or not math.isfinite(size):
             continue
-        unit = way / size
+        unit = torch.randn_like(way) if is_still else way
+        unit /= unit.norm()
         values = []
         for step in _STEPS:
             ends = [output + sign * step * (1 + float(output.norm())) * unit for sign in (1, -1)]

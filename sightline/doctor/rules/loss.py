@@ -334,7 +334,8 @@ def _name(item: Labelled) -> str:
 def uphill_gradient(descents: list[Descent]) -> Iterator[Fault]:
     """Name outputs along whose gradient the loss falls, at two steps alike, in float64."""
     for descent in descents:
-        if abs(descent.near - descent.far) < _SMOOTH * abs(descent.near) and descent.near < -_SMOOTH * descent.given:
+        is_smooth = abs(descent.near - descent.far) < _SMOOTH * abs(descent.near)
+        if is_smooth and descent.near < -_SMOOTH * descent.given < 0:
             yield Fault(
                 "the loss falls along its own gradient: training raises it",
                 measured=f"backward gives a slope of {descent.given:.4g}, finite differences {descent.near:.4g}"

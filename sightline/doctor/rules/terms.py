@@ -206,11 +206,16 @@ def nothing_is_edited(edits: Edits) -> Iterator[Fault]:
     "error",
     "loss.detached loss.form",
     holds="a step along the gradient changes the loss",
-    do="look for a value minus its own detached copy",
+    do="look for a detach() or .data of the outputs, and for a value minus its own detached copy",
 )
 def gradient_of_something(descents: list[Descent], term: LossTerm) -> Iterator[Fault]:
-    """Find a loss that has a gradient at outputs, and one value for all of them."""
+    """Find a loss that has a gradient at outputs, and one value for all of them, or other values and no gradient."""
     for descent in descents:
+        if descent.given == 0 and abs(descent.near - descent.far) < 1e-3 * abs(descent.near):
+            yield Fault(
+                "the loss changes with its outputs, and has no gradient there",
+                measured=f"backward gives 0 at all outputs, finite differences {descent.near:.4g}",
+            )
         if descent.given > 0 and max(abs(descent.near), abs(descent.far)) < 1e-6 * descent.given:
             yield Fault(
                 "the loss does not change along its own gradient",
