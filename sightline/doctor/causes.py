@@ -1,7 +1,7 @@
 """Causes compete: of findings that are broken together, those that named planted bugs explain the others.
 
-`causes.json` is measured, by `python -m tests.doctor.signatures`, from the planted bugs of the table of cases: how
-often the first cause of a code was the true one, and which codes named it wherever they were broken beside another.
+`causes.json` is measured, by `python -m tests.doctor.signatures`, from the planted bugs of the table of cases. A
+finding counts there by its code and first cause: how often this was the true one, and beside which others it alone was.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sightline.doctor.finding import SEVERITIES, Finding
 
 
 class Signatures(NamedTuple):
-    """Of each code, the share of planted bugs that it named, and the codes whose findings are its symptoms."""
+    """Of each code with a cause, the share of planted bugs that it named, and the findings that are its symptoms."""
 
     sureness: dict[str, float]
     symptoms: dict[str, list[str]]
@@ -36,7 +36,7 @@ def merge_findings(findings: Iterable[Finding]) -> list[Finding]:
 
     def place(finding: Finding) -> tuple[float, ...]:
         is_symptom = any(_explains(other, finding, table) for other in waiting if other is not finding)
-        return SEVERITIES.index(finding.severity), is_symptom, -table.sureness.get(finding.code, 0.5)
+        return SEVERITIES.index(finding.severity), is_symptom, -table.sureness.get(get_key(finding), 0.5)
 
     while waiting:
         first = min(waiting, key=place)
@@ -54,7 +54,12 @@ def _explains(cause: Finding, finding: Finding, table: Signatures) -> bool:
     places, fields = zip(*map(_list_places, (cause, finding)), strict=True)
     if any(None not in pair and pair[0] != pair[1] for pair in (places, fields)):
         return False
-    return finding.code in table.symptoms.get(cause.code, ())
+    return get_key(finding) in table.symptoms.get(get_key(cause), ())
+
+
+def get_key(finding: Finding) -> str:
+    """Return code and first cause of a finding."""
+    return f"{finding.code} {finding.cause}"
 
 
 def _list_places(finding: Finding) -> tuple[str | None, Any]:

@@ -18,7 +18,7 @@ from tests.doctor.cases import ROWS
 from tests.doctor.running import Line, list_keys, read_lines
 
 Named = tuple[str, bool]
-"""Code of a finding, and whether its first cause is that of the bug."""
+"""Code and first cause of a finding, and whether this is that of the bug."""
 
 
 def list_named(lines: Iterable[Line]) -> Iterator[list[Named]]:
@@ -30,12 +30,12 @@ def list_named(lines: Iterable[Line]) -> Iterator[list[Named]]:
         if row is not None and row.has_bug and row.causes:
             known = list_keys(by_key.get((row.twin, seed)))
             new = [each for each in line["alarms"] if (each["code"], next(iter(each["causes"]), "")) not in known]
-            named = {each["code"]: each["causes"][0] in row.causes for each in new if each["causes"]}
-            yield [*named.items()]
+            firsts = {(each["code"], each["causes"][0]) for each in new if each["causes"]}
+            yield [(" ".join(first), first[1] in row.causes) for first in sorted(firsts)]
 
 
 def measure(cases: Iterable[list[Named]]) -> causes.Signatures:
-    """Count how often each code named a bug, and beside which others it alone did."""
+    """Count how often each finding named a bug, and beside which others it alone did."""
     hits, times, wins = Counter[str](), Counter[str](), Counter[tuple[str, str]]()
     for named in cases:
         times.update(code for code, _ in named)
@@ -44,7 +44,7 @@ def measure(cases: Iterable[list[Named]]) -> causes.Signatures:
             wins[code, other] += is_true and not other_is_true
     symptoms: dict[str, list[str]] = {}
     for (code, other), count in sorted(wins.items()):
-        if count and not wins[other, code]:
+        if count > wins[other, code]:
             symptoms.setdefault(code, []).append(other)
     sureness = {code: round((hits[code] + 1) / (count + 2), 2) for code, count in sorted(times.items())}
     return causes.Signatures(sureness, symptoms)

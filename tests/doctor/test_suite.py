@@ -272,6 +272,10 @@ def test_the_warning_of_skipped_checks_can_be_skipped_itself(tmp_path: Path, mon
     }
 
 
+def of(code: str) -> str:
+    return f"{code} cfg.contract"
+
+
 TABLE = Signatures({"channels": 0.2}, {"range": ["step", "channels", "rate"], "rate": ["step"], "channels": ["labels"]})
 
 
