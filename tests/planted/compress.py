@@ -245,7 +245,7 @@ def report_bits_alone(seed: int) -> Sequence[Finding]:
         packed.write_packed(file, model, {"name": config.name})
         reported = {"weights": share, "codebook": share, "file": num_bits / 8 / packed.float_bytes(state)}
         promise = {"promised": num_bits // 8, "budget": None, "reported": reported}
-        return find_by(size_promise, file=file, layers=layers, state=state, **promise)  # type: ignore[arg-type]
+        return find_by(size_promise, file=file, layers=layers, state=state, **promise)
 
 
 COMPRESS_PLANTS: dict[str, Plant] = {

@@ -50,7 +50,7 @@ def first_step(run: Context) -> DryRun:
 )
 def short_time(run: Context) -> Fault | None:
     """Look for what was skipped for lack of time."""
-    reason = next((each.skipped for each in (run.dry_run, *run.dry_evaluations) if each.skipped), "")
+    reason = next(filter(None, [run.dry_run.skipped, *(each.skipped for each in run.dry_evaluations)]), "")
     where = FindingLocation(config_path="model")
     return Fault(f"check could not run: {reason}", measured=reason, where=where) if reason else None
 

@@ -35,7 +35,7 @@ from sightline.runs.run_directory import LOCK, RunDirectory, assert_writable, lo
 from sightline.runs.run_files import is_run
 from sightline.training import train_run
 from sightline.training.train_run import Reporter, reread
-from sightline.workbench.check.compress_rules import search_split, unreset_episode
+from sightline.workbench.check.compress_rules import search_split, size_promise, unreset_episode
 from sightline.workbench.compress.packing import FILES, packed_layer_sizes, write_evaluation, write_packed_run
 from sightline.workbench.compress.policy import FP32, Policy, policy_to_dict
 from sightline.workbench.compress.policy_simulator import reestimate_batch_norm
@@ -324,7 +324,7 @@ class Compression:
         )
         _raise_findings(
             find_by(
-                "size-promise",
+                size_promise,
                 file=self._out / PACKED_FILE,
                 promised=summary["promised_bytes"],
                 budget=at_most,

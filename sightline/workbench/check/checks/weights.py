@@ -65,9 +65,9 @@ def checkpoint_match(run: Context, loaded_init: Init) -> Fault | None:
     except CheckpointError as error:
         return mismatch("the initial weights do not fit the model", measured=str(error))
     if report.matched == 0:
-        where, causes = FindingLocation(config_path="init.may_be_missing"), ("ckpt.key_mismatch", "cfg.override")
+        where, likely = FindingLocation(config_path="init.may_be_missing"), ("ckpt.key_mismatch", "cfg.override")
         summary = "may_be_missing names everything: nothing is loaded"
-        return mismatch(summary, causes=causes, where=where, measured=str(report))
+        return mismatch(summary, causes=likely, where=where, measured=str(report))
     changed = () if run.config.compress is None else run.config.compress.policy
     differing = _find_different_tensors(copied.state_dict(), dense_state_dict(model), changed)
     if differing:

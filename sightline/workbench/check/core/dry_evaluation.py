@@ -84,7 +84,9 @@ class DryEvaluation:
         """
         batch = self.read(ranks)
         both = {**self.batch, **self.predictions}
-        division = {name: both[name] for name in ("sample_index", "cloud_offsets", "offsets") if name in both}
+        division: dict[str, Tensor] = {
+            name: both[name] for name in ("sample_index", "cloud_offsets", "offsets") if name in both
+        }
         wanted = {name: self.predictions[name] for name in names if name in self.predictions and name not in batch}
         taken = {name: take_rows_of(value, division, ranks, name) for name, value in wanted.items()}
         return None if any(taken[name] is value for name, value in wanted.items()) else (batch, taken)
