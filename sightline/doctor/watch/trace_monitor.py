@@ -216,8 +216,9 @@ class TraceMonitor(Monitor):
         """Keep the norm of what is used."""
         norm = self._norms.pop(id(track.optimizer), None)
         self._clip = None
-        if norm is not None and not self._is_unscaled:
-            self._clip = norm, _compute_norm([*track.gradients.values()]), _list_few(track, copies=True)
+        few = _list_few(track, copies=True) if norm is not None and not self._is_unscaled else []
+        if norm is not None and few:
+            self._clip = norm, _compute_norm([*track.gradients.values()]), few
 
     def after_update_measured(self, loop: Loop, track: OptimizerTrack) -> None:
         """Keep how far the weights have moved."""
