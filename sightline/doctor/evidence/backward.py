@@ -59,7 +59,7 @@ def _is_loss_wrong(subject: Subject, batch: Batch) -> bool:
     """Return True where backward gives another slope of the loss along its parameters than differences, in float64."""
     model = subject.copy("train").double()
     batch = tree_map(batch, lambda _, t: t.double() if t.is_floating_point() else t)
-    parameters = [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
+    parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
     generator = torch.Generator().manual_seed(0)
     lines = [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) * p.abs().mean() for p in parameters]
 

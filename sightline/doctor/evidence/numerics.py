@@ -118,10 +118,10 @@ class Descent(NamedTuple):
 @measure(passes=4)
 def descents(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Descent]:
     """Follow the gradient at each output, in float64, by two small steps."""
-    found = []
+    found, outputs = [], {slope.path: slope.output.double() for slope in slopes}
     is_still = not any(bool(slope.gradient.any()) for slope in slopes)
     for slope in slopes:
-        output, way = slope.output.double(), slope.gradient.double()
+        output, way = outputs[slope.path], slope.gradient.double()
         size = float(way.norm())
         if (size == 0 and not is_still) or not math.isfinite(size):
             continue
@@ -131,7 +131,7 @@ def descents(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Descen
         for step in _STEPS:
             ends = [output + sign * step * (1 + float(output.norm())) * unit for sign in (1, -1)]
             with torch.no_grad():
-                high, low = (float(value_of(subject, passed, {slope.path: end})) for end in ends)
+                high, low = (float(value_of(subject, passed, {**outputs, slope.path: end})) for end in ends)
             values.append((high - low) / (2 * step * (1 + float(output.norm()))))
         found.append(Descent(slope.path, size, *values))
     if not found:
