@@ -42,9 +42,8 @@ class RowDigests:
     @cached_property
     def is_varied(self) -> Tensor:
         """True (B,) for the samples whose numbers are not all equal."""
-        sums = [total for total, (bits, _) in zip(self._sums, self.parts, strict=True) if bits.shape[1] > 1]
-        varied = functools.reduce(operator.or_, [total != 0 for total in sums]) if sums else np.zeros(1, dtype=bool)
-        return torch.as_tensor(varied).expand_as(self.values)
+        varied = [(bits != bits[:, :1]).any(1) for bits, _ in self.parts]
+        return torch.as_tensor(functools.reduce(operator.or_, varied)).expand_as(self.values)
 
     @cached_property
     def _sums(self) -> list[Any]:
@@ -59,10 +58,7 @@ class RowDigests:
 
 
 class RowDigest:
-    """Digest of samples, exact to the bit: a weighted sum, modulo 2^64, of the bits of evenly spaced numbers.
-
-    Weights of several numbers sum to 0: where all numbers are equal, so is the digest 0.
-    """
+    """Digest of samples, exact to the bit: a weighted sum, modulo 2^64, of the bits of evenly spaced numbers."""
 
     def __init__(self) -> None:
         self._weights: dict[tuple[Any, ...], Any] = {}
@@ -87,7 +83,6 @@ class RowDigest:
         if key not in self._weights:
             weights = torch.randint(-(2**63), 2**63 - 1, (size,), generator=torch.Generator().manual_seed(place))
             weights |= 1
-            weights[1:2] -= weights.sum() * (size > 1)
             self._weights[key] = weights.numpy() if device.type == "cpu" else weights.to(device)
         return self._weights[key]
 

@@ -276,7 +276,8 @@ def of(code: str) -> str:
     return f"{code} cfg.contract"
 
 
-TABLE = Signatures({"channels": 0.2}, {"range": ["step", "channels", "rate"], "rate": ["step"], "channels": ["labels"]})
+SYMPTOMS = {"range": ["step", "channels", "rate"], "rate": ["step"], "channels": ["labels"]}
+TABLE = Signatures({of("channels"): 0.2}, {of(code): [*map(of, codes)] for code, codes in SYMPTOMS.items()})
 
 
 @pytest.mark.parametrize(

@@ -395,7 +395,8 @@ def watch(
 
     `optimizer` and `scheduler` are one, or a list; optimisers that are not named are found at their first update.
     `ema` is a moving average of the weights that the loop updates. With `loss`, of outputs and targets, and a `loader`,
-    one model is checked by them before the first step, as `sightline.check` does; `evaluation` is another loader.
+    one model is checked by them before the first step, as `sightline.check` does; `evaluation` is another loader. With
+    one of these alone the verdict says that this was not done.
     `every` is the distance in steps between statistics of gradients, updates and outputs. `declared` names codes of
     findings that are intended, such as "same-batch". With `bisect`, a step that is not finite is run again at once, on
     a copy in float64, layer by layer.
@@ -412,9 +413,12 @@ def watch(
         bisects=bisect,
     )
     watched.compares_ranks = True
-    if (loss is None) != (loader is None) or (evaluation is not None and loader is None):
-        raise UserError("watch: a model is checked before the first step by `loss` and `loader`, both of them")
-    if loss is not None:
+    given = {"loss": loss, "loader": loader, "evaluation": evaluation}
+    missing = [name for name in ("loss", "loader") if given[name] is None]
+    if missing and any(value is not None for value in given.values()):
+        reason = f"the model before its first step: `{missing[0]}` is not given"
+        watched._loop.failures[reason] = None
+    elif not missing:
         if not isinstance(model, nn.Module):
             raise UserError("watch: `loss` and `loader` are of one model; check each of several by sightline.check")
         watched.check = partial(
