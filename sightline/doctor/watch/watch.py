@@ -413,17 +413,15 @@ def watch(
         bisects=bisect,
     )
     watched.compares_ranks = True
-    given = {"loss": loss, "loader": loader, "evaluation": evaluation}
-    missing = [name for name in ("loss", "loader") if given[name] is None]
-    if missing and any(value is not None for value in given.values()):
-        reason = f"the model before its first step: `{missing[0]}` is not given"
-        watched._loop.failures[reason] = None
-    elif not missing:
+    if loss is not None and loader is not None:
         if not isinstance(model, nn.Module):
             raise UserError("watch: `loss` and `loader` are of one model; check each of several by sightline.check")
         watched.check = partial(
             check_module, model, loss, loader, optimizer=watched.optimizers or None, evaluation=evaluation
         )
+    elif not (loss is None and loader is None and evaluation is None):
+        lacking = "loss" if loss is None else "loader"
+        watched._loop.failures[f"the model before its first step: `{lacking}` is not given"] = None
     return watched
 
 
