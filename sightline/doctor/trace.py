@@ -210,7 +210,8 @@ class Trace:
     of an output, with the update. `pulls` are those of the micro-batches of each measured update. `held` are all
     parameters that optimisers of the loop hold. `trained_rows` are digests of samples in training passes, of the data
     sets `trained_sets`; `is_rich` is False once a pass had samples of few numbers. `remainder` counts what a loader
-    leaves out of an evaluation, `answers` are those of the last evaluations.
+    leaves out of an evaluation, `answers` are those of the last evaluations. `twins` says of measured losses that read
+    the outputs of two passes whether these are equal.
     """
 
     num_backward: int = 0
@@ -234,6 +235,7 @@ class Trace:
     pulls: list[list[Pull]] = field(default_factory=list)
     clips: dict[str, list[Clip]] = field(default_factory=dict)
     addends: list[BackwardAddends] = field(default_factory=list)
+    twins: list[Tensor] = field(default_factory=list)
     held: set[int] = field(default_factory=set)
     norms: dict[str, list[Norm]] = field(default_factory=dict)
     is_over: bool = False

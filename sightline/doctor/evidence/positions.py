@@ -184,6 +184,34 @@ def padded_steps(subject: Subject) -> PaddedSteps:
     return PaddedSteps(reached, is_read, has_mask)
 
 
+@measure(passes=2)
+def longer_padding(subject: Subject) -> list[Reach]:
+    """Pad inputs of stated lengths further, with the number that pads them, and see which outputs of samples move."""
+    inputs = subject.batches[0].inputs
+    path, longer = _pad_further(inputs)
+    model = _probe(subject)
+    first, other = (_answer(subject, model, each) for each in (inputs, replace_leaf(inputs, path, longer)))
+    alike = [name for name, value in first.items() if name in other and other[name].shape == value.shape]
+    sizes = {name: _measure(first[name], other[name], first[name]) for name in alike}
+    return [Reach(name, size) for name, size in sizes.items() if size > _BOUND]
+
+
+def _pad_further(inputs: Any) -> tuple[str, Tensor]:
+    """Find an input whose samples are shorter than the longest, as other numbers of them say, and pad it further."""
+    leaves = dict(dense_leaves(inputs))
+    for lengths in (t for t in leaves.values() if t.ndim == 1 and len(t) > 1 and not t.is_floating_point()):
+        least, size = int(lengths.min()), int(lengths.max())
+        found = [(n, t.shape.index(size, 1)) for n, t in leaves.items() if t.ndim > 1 and size in t.shape[1:]]
+        if len(found) != 1 or not 0 < least < size:
+            continue
+        path, axis = found[0]
+        rows = leaves[path].movedim(axis, 1)
+        pads = torch.cat([row[int(length) :].flatten() for row, length in zip(rows, lengths, strict=True)]).unique()
+        if len(pads) == 1:
+            return path, torch.cat((rows, pads[0].expand_as(rows)), 1).movedim(1, axis)
+    raise NotApplicableError("no lengths of padded inputs")
+
+
 def _get_leaf(inputs: Any, path: str) -> Tensor:
     return dict(dense_leaves(inputs))[path]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.statistics import Confusion
-from sightline.doctor.trace import Inputs, Trace
+from sightline.doctor.trace import Inputs, Trace, read_numbers
 
 _MIN_BATCHES, _MIN_CURVE, _MIN_PULLS, _MIN_ROWS = 4, 20, 6, 16
 _MIN_RATIO, _MIN_SHIFT, _MIN_Z = 2.0, 1.5, 8.0
@@ -177,3 +177,11 @@ def mixed_batches(trace: Trace) -> MixedBatches:
     rows = {digest for digests in mixed for digest in digests}
     seen = sum(digest in trained for digest in rows)
     return MixedBatches(len(touched), len(mixed), len(rows), seen, max(map(len, mixed), default=1))
+
+
+@measure()
+def twin_passes(trace: Trace) -> tuple[int, int]:
+    """Count the measured losses that read outputs of two passes, and those whose outputs are equal."""
+    if not trace.twins:
+        raise NotApplicableError("one pass for each loss")
+    return len(trace.twins), int(sum(read_numbers([*trace.twins])))

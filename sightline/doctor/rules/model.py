@@ -377,6 +377,22 @@ def padding_mask(padded_steps: PaddedSteps) -> Iterator[Fault]:
 
 
 @rule(
+    "padded-points",
+    "warning",
+    "data.padding model.structure",
+    holds="outputs of a sample are those of its true length, however far its batch is padded",
+    do="take means, extremes and statistics over true places alone: a mask of the lengths, or packed sequences",
+)
+def padding_counts(longer_padding: list[Reach]) -> Iterator[Fault]:
+    """Find outputs that depend on how long the longest sample of the batch is, though lengths are given."""
+    for path, size in longer_padding[:1]:
+        yield Fault(
+            f"lengths are given, and what the model returns depends on the padding{f': {path}' if path else ''}",
+            measured=f"padded to twice the length, outputs of the samples move by {size:.3g} of their spread",
+        )
+
+
+@rule(
     "label-input",
     "error",
     "data.label_leak",

@@ -265,3 +265,21 @@ def split_overlap(mixed_batches: MixedBatches) -> Fault | None:
         f"{seen} of {rows} samples that are evaluated are trained on, too: the split overlaps",
         measured=f"inputs with equal bits in an update, in {mixed} of {touched} batches with any",
     )
+
+
+@rule(
+    "mismatched-views",
+    "warning",
+    "data.duplicate_randomness data.pairing",
+    holds="two passes of one loss see other inputs, or draw other numbers",
+    do="give each pass its own view of the samples",
+)
+def one_view_twice(twin_passes: tuple[int, int]) -> Fault | None:
+    """Find losses of two passes whose outputs are equal to the bit."""
+    number, equal = twin_passes
+    if equal < max(2, number):
+        return None
+    return Fault(
+        "the loss compares two passes of the model with the same outputs: both see the same view",
+        measured=f"equal bits in all {number} measured losses of two passes",
+    )

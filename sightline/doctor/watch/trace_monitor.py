@@ -64,6 +64,7 @@ class TraceMonitor(Monitor):
         self._weights: list[tuple[Tensor, Tensor]] = []
         self._set: weakref.ref[Any] | None = None
         self._remainder: Any = None
+        self._outputs: list[tuple[Any, Tensor]] = []
         self._classes: list[Tensor] = []
         self._trained_classes: list[Tensor] = []
 
@@ -158,6 +159,7 @@ class TraceMonitor(Monitor):
     def on_outputs_measured(self, loop: Loop, outputs: Any) -> None:
         """Read how the loss pulls at the outputs of a measured micro-batch."""
         leaves = [tensor for _, tensor in dense_leaves(outputs) if tensor.requires_grad and tensor.ndim > 1]
+        self._outputs += [(tensor.grad_fn, tensor.detach()) for tensor in leaves[:1]]
         if leaves and loop.call is not None:
             max(leaves, key=Tensor.numel).register_hook(Hook(loop, partial(self._keep_pull, loop, id(loop.call.model))))
 
@@ -187,8 +189,12 @@ class TraceMonitor(Monitor):
             trace.addends.append(BackwardAddends([]))
 
     def before_backward_measured(self, loop: Loop, root: Tensor) -> None:
-        """Take the sum of the loss apart."""
+        """Take the sum of the loss apart, and compare the outputs of the passes that it reads."""
         self._keep_average_norms(loop)
+        passes, self._outputs = self._outputs, []
+        pairs = [pair for pair in itertools.pairwise(passes) if pair[0][1].shape == pair[1][1].shape]
+        nodes = set(iter_nodes([root.grad_fn])) if pairs else set()
+        self.trace.twins += [(a == b).all() for (one, a), (other, b) in pairs if {one, other} <= nodes]
         if self.trace.num_backward < _MAX_ADDENDS:
             own = {id(parameter) for parameter in loop.parameters().values()}
             leaves = [below & own for addend in list_addends(root.grad_fn) if (below := list_leaves(addend))]

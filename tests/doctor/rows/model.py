@@ -204,6 +204,26 @@ class Momentum(torch.optim.Optimizer):
                 parameter.sub_(group["lr"] * average.mul_(0.9).add_(parameter.grad))
 
 
+class Averaged(nn.Module):
+    """Classifier by the mean of words, of the true ones or with what fills up their row."""
+
+    def __init__(self, has_bug: bool) -> None:
+        super().__init__()
+        self.words, self.last, self.has_bug = nn.Embedding(20, 8), nn.Linear(8, 3), has_bug
+
+    def forward(self, words: Tensor, lengths: Tensor) -> Tensor:
+        is_true = torch.arange(words.shape[1]) < lengths[:, None]
+        weights = (is_true | self.has_bug).float()[..., None]
+        return self.last((self.words(words) * weights).sum(1) / weights.sum(1))
+
+
+def words_of_lengths(bug: bool) -> tuple[Any, ...]:
+    lengths = torch.randint(3, 12, (24,))
+    words = torch.randint(1, 20, (24, int(lengths.max())))
+    words[torch.arange(words.shape[1]) >= lengths[:, None]] = 0
+    return Averaged(bug), nn.CrossEntropyLoss(), ((words, lengths), words[:, 0] % 3)
+
+
 def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
 
@@ -241,6 +261,7 @@ CASES: Cases = {
     "a series read from both ends": ("model.structure data.label_leak", values_that_come),
     "a mask upside down": ("data.padding", partial(of_padded_words, "upside down")),
     "a mask that nobody reads": ("data.padding", partial(of_padded_words, "no mask")),
+    "padding in a mean of words": ("data.padding", words_of_lengths),
     "gaps of other signals that count": ("data.pairing", gaps_of_others),
     "statistics that move in evaluation": ("eval.mode", partial(of_images, "counts in evaluation")),
     "a running scale that is never written": (

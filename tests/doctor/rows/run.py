@@ -140,6 +140,19 @@ def average_of_unit_vectors(bug: bool) -> None:
                 average.codes.copy_(average.codes if bug else F.normalize(average.codes, dim=1))
 
 
+def one_view_of_images(bug: bool) -> None:
+    """Two views of an image are to be alike, and unlike those of others; or one view is taken twice."""
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 9, 8))
+    optimizer, images = torch.optim.Adam(model.parameters(), 1e-3), torch.randn(12, 16, 1, 8, 8)
+    with sightline.watch(model, optimizer=optimizer):
+        for batch in images:
+            views = [batch + 0.3 * torch.randn_like(batch) for _ in range(2)]
+            first, second = (F.normalize(model(views[0 if bug else number]), dim=1) for number in range(2))
+            optimizer.zero_grad()
+            F.cross_entropy(first @ second.T / 0.2, torch.arange(16)).backward()
+            optimizer.step()
+
+
 def checked_before_the_loop(bug: bool) -> None:
     model, batches = table_model(), tables()
     loss = (lambda outputs, labels: F.nll_loss(outputs, labels)) if bug else F.cross_entropy
@@ -150,6 +163,7 @@ def checked_before_the_loop(bug: bool) -> None:
 
 LOOPS: dict[str, tuple[str, Callable[[bool], None]]] = {
     "a loss that is checked before the loop": ("loss.form", checked_before_the_loop),
+    "one view of two": ("data.duplicate_randomness", one_view_of_images),
     "no step by hand": ("optim.step_order", steps_by_hand),
     "rate restarts": ("optim.scheduler", rate_restarts),
     "distance rewarded": ("loss.sign", push_apart_without_bound),
