@@ -1,7 +1,7 @@
 """Causes compete: of findings that are broken together, those that named planted bugs explain the others.
 
-`causes.json` is measured, by `python -m tests.doctor.signatures`, from the planted bugs of the table of cases. A
-finding counts there by its code and first cause: how often this was the true one, and beside which others it alone was.
+`causes.json` is measured, by `python -m tests.doctor.signatures`, from the planted bugs of the table of cases: beside
+which others a finding alone named the bug, more often than they did. A finding counts by its code and first cause.
 """
 
 from __future__ import annotations
@@ -9,34 +9,28 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sightline.doctor.finding import SEVERITIES, Finding
 
 
-class Signatures(NamedTuple):
-    """Of each code with a cause, the share of planted bugs that it named, and the findings that are its symptoms."""
-
-    sureness: dict[str, float]
-    symptoms: dict[str, list[str]]
-
-
 @functools.cache
-def read_signatures() -> Signatures:
-    """Read the measured table."""
-    return Signatures(**json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8")))
+def read_symptoms() -> dict[str, list[str]]:
+    """Read the measured table: of a finding, those that are its symptoms."""
+    table: dict[str, list[str]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    return table
 
 
 def merge_findings(findings: Iterable[Finding]) -> list[Finding]:
-    """Sort findings, the likeliest cause of the gravest first; those that it explains are in its evidence alone."""
-    table = read_signatures()
+    """Sort findings, the gravest first, and causes before symptoms, which are in the evidence of the first alone."""
+    table = read_symptoms()
     waiting, merged = [*findings], list[Finding]()
 
-    def place(finding: Finding) -> tuple[float, ...]:
+    def place(finding: Finding) -> tuple[int, bool]:
         is_symptom = any(_explains(other, finding, table) for other in waiting if other is not finding)
-        return SEVERITIES.index(finding.severity), is_symptom, -table.sureness.get(get_key(finding), 0.5)
+        return SEVERITIES.index(finding.severity), is_symptom
 
     while waiting:
         first = min(waiting, key=place)
@@ -47,14 +41,18 @@ def merge_findings(findings: Iterable[Finding]) -> list[Finding]:
     return merged
 
 
-def _explains(cause: Finding, finding: Finding, table: Signatures) -> bool:
-    """Return True where a finding that is as grave has the cause of another, which is about nothing else."""
+def _explains(cause: Finding, finding: Finding, table: Mapping[str, Sequence[str]]) -> bool:
+    """Return True where a finding that is as grave has the cause of another, which is about nothing else.
+
+    Two that measured the same state one event: an error of a part ends both a step and an evaluation.
+    """
     if cause.severity == "note" or SEVERITIES.index(cause.severity) > SEVERITIES.index(finding.severity):
         return False
     places, fields = zip(*map(_list_places, (cause, finding)), strict=True)
     if any(None not in pair and pair[0] != pair[1] for pair in (places, fields)):
         return False
-    return get_key(finding) in table.symptoms.get(get_key(cause), ())
+    is_same = cause.measured == finding.measured != "" and cause.code != finding.code
+    return is_same or get_key(finding) in table.get(get_key(cause), ())
 
 
 def get_key(finding: Finding) -> str:

@@ -70,7 +70,7 @@ def main() -> None:
         sys.exit(0)
     commit = describe_doctor()
     if options.raw:
-        causes.read_signatures = lambda: causes.Signatures({}, {})
+        causes.read_symptoms = dict
     done = {} if options.out is None else read_lines(options.out, commit)
     for line in run_rows(rows, range(options.seeds), done, commit=commit, jobs=options.jobs):
         _record(line, options.out, is_verbose=line["id"] in options.rows)

@@ -21,7 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sightline
+from sightline.engine.distributed import World
+from sightline.workbench.check.suite import run_all
 from tests.doctor import own_losses, own_network_bugs
+from tests.doctor.broken_sets import BROKEN
 from tests.doctor.observing import observe
 from tests.doctor.oracle_slips import ORACLES
 from tests.doctor.own_networks import HEALTHY as OWN_NETWORKS
@@ -88,6 +91,8 @@ def _list_runs() -> Iterator[Row]:
         if name.endswith("times a constant"):
             continue  # by 100, at the same rate: a correct loss, but a warning of the updates' size is right
         yield _make_checked("own_losses", name, partial(_check_loss, plant), plant.cause)
+    for name, (_, cause, make_run) in BROKEN.items():
+        yield _make_checked("broken_sets", name, partial(_check_broken, make_run), cause)
     for cause, networks in own_network_bugs.BUGS.items():
         for name, network in networks.items():
             is_deep = any(words in name for words in own_network_bugs.DEEP)
@@ -112,6 +117,11 @@ def _make_checked(source: str, name: str, judge: Callable[[int], Sequence[Any]],
 def _check_loss(plant: Any, seed: int) -> Sequence[Any]:
     with tempfile.TemporaryDirectory() as folder:
         return own_losses.findings_with(plant, Path(folder), seed)
+
+
+def _check_broken(make_run: Callable[[Path], Any], seed: int) -> Sequence[Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        return run_all(make_run(Path(folder)), World())
 
 
 def _check_network(task: str, model: type[nn.Module], deep: bool, seed: int) -> Sequence[Any]:

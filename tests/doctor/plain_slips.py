@@ -239,9 +239,8 @@ def remainder_of_clouds(bug: bool, seed: int) -> None:
     training, validation = (TensorDataset(clouds[part], radii[part]) for part in (slice(200), slice(200, None)))
     held = DataLoader(validation, 32, drop_last=bug)
     model = nn.Sequential(nn.Flatten(), mlp(72, 24, 1))
-    lose = lambda batch: F.mse_loss(model(batch[0]), batch[1])  # noqa: E731
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    _train(model, DataLoader(training, 32, shuffle=True, drop_last=True), lose, optimizer, evaluate=_pass(model, held))
+    lose = lambda model, batch: F.mse_loss(model(batch[0]), batch[1])  # noqa: E731
+    _train(model, DataLoader(training, 32, shuffle=True, drop_last=True), lose, validation=held)
 
 
 def classes_of_other_numbers(bug: bool, seed: int) -> None:
@@ -250,12 +249,7 @@ def classes_of_other_numbers(bug: bool, seed: int) -> None:
     rows, labels = classes(384)
     held = DataLoader(TensorDataset(rows[256:], numbers[labels[256:]]), 32)
     loader = DataLoader(TensorDataset(rows[:256], labels[:256]), 32, shuffle=True)
-    lose = lambda batch: F.cross_entropy(model(batch[0]), batch[1])  # noqa: E731
-    _train(model, loader, lose, torch.optim.Adam(model.parameters(), lr=1e-2), epochs=6, evaluate=_pass(model, held))
-
-
-def _pass(model: nn.Module, loader: DataLoader[Any]) -> Callable[[], object]:
-    return lambda: [model(batch[0]) for batch in loader]
+    _train(model, loader, rate=1e-2, epochs=6, validation=held)
 
 
 LOOPS: dict[str, tuple[Pair, str]] = {

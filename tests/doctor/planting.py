@@ -26,7 +26,7 @@ from sightline.parts.tasks.supervised import Classify
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.run_subject import _locate_all
-from sightline.workbench.check.suite import run_all
+from sightline.workbench.check.suite import all_rules, run_all
 
 CONFIG = """\
 data: {name: synthetic_shapes, num_points: 32, train_size: 240, test_size: 24}
@@ -49,6 +49,7 @@ def make(folder: Path, *overrides: str) -> TrainingSetup:
 
 def judge(rule: Callable[..., Any], context: Context, **given: Any) -> list[Finding]:
     """The findings of one rule on a run, located in its config; none where it does not judge."""
+    all_rules()
     evidence, own = Evidence({"run": context, **given}, math.inf), get_rule(rule)
     try:
         read = {name: evidence.get(name) for name in own.reads}

@@ -34,27 +34,24 @@ def list_named(lines: Iterable[Line]) -> Iterator[list[Named]]:
             yield [(" ".join(first), first[1] in row.causes) for first in sorted(firsts)]
 
 
-def measure(cases: Iterable[list[Named]]) -> causes.Signatures:
-    """Count how often each finding named a bug, and beside which others it alone did."""
-    hits, times, wins = Counter[str](), Counter[str](), Counter[tuple[str, str]]()
+def measure(cases: Iterable[list[Named]]) -> dict[str, list[str]]:
+    """Count beside which other findings each alone named the bug."""
+    wins = Counter[tuple[str, str]]()
     for named in cases:
-        times.update(code for code, _ in named)
-        hits.update(code for code, is_true in named if is_true)
         for (code, is_true), (other, other_is_true) in itertools.permutations(named, 2):
             wins[code, other] += is_true and not other_is_true
     symptoms: dict[str, list[str]] = {}
     for (code, other), count in sorted(wins.items()):
         if count > wins[other, code]:
             symptoms.setdefault(code, []).append(other)
-    sureness = {code: round((hits[code] + 1) / (count + 2), 2) for code, count in sorted(times.items())}
-    return causes.Signatures(sureness, symptoms)
+    return symptoms
 
 
 def main() -> None:
     """Write the table of some files of lines."""
     lines = [line for path in sys.argv[1:] for line in read_lines(Path(path)).values()]
     path = Path(causes.__file__).with_suffix(".json")
-    path.write_text(json.dumps(measure(list_named(lines))._asdict(), indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(measure(list_named(lines)), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

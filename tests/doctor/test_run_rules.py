@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from sightline.config import read_config
 from sightline.doctor.causes import merge_findings
 from sightline.doctor.finding import Finding
-from sightline.engine.build import TrainingSetup, build
+from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.run_subject import examine_run
 from sightline.workbench.check.suite import all_rules
-from tests.doctor.planting import Wrapped, make, with_data
-from tests.doctor.segmenting import Edited, Joined, make_rooms
+from tests.doctor.broken_sets import BROKEN
 from tests.marks import long_but
 from tests.planted.catalog import FAULTS
 from tests.planted.planting import BENCHES, Planter
@@ -67,41 +62,6 @@ FOUND = {
 """Codes of findings of planted cases, of which the first has the true cause."""
 
 
-def _take(built: TrainingSetup, *indices: int) -> TrainingSetup:
-    """Leave the samples of these indices to the part that chooses the checkpoint."""
-    part = dataclasses.replace(built.data.selection, indices=np.array(indices, dtype=np.int64))
-    return dataclasses.replace(built, data=dataclasses.replace(built.data, selection=part))
-
-
-def _drop_label(sample: dict[str, Any], index: int) -> dict[str, Any]:
-    return {name: value for name, value in sample.items() if name != "label" or index % 2}
-
-
-SMALL: dict[str, tuple[str, Callable[[Path], TrainingSetup]]] = {
-    "no samples": ("empty-loader", lambda folder: _take(make(folder))),
-    "samples that the set has not": ("empty-loader", lambda folder: _take(make(folder), 3, 999)),
-    "two classes of one name": (
-        "class-names",
-        lambda folder: with_data(make(folder), lambda d: Wrapped(d, lambda b, k: b, facts={"class_names": ["a"] * 12})),
-    ),
-    "offsets that do not end at N": (
-        "broken-offsets",
-        lambda folder: make_rooms(folder, lambda d: Joined(d, lambda offsets: offsets.clamp(max=int(offsets[-1]) - 1))),
-    ),
-    "a cloud without points": (
-        "empty-cloud",
-        lambda folder: make_rooms(
-            folder,
-            lambda d: Edited(d, lambda s, i: {k: v if i != 3 or k == "sample_index" else v[:0] for k, v in s.items()}),
-        ),
-    ),
-    "samples that lack a field": (
-        "missing-batch-keys",
-        lambda folder: make_rooms(folder, lambda d: Edited(d, _drop_label)),
-    ),
-}
-
-
 def judge(bench: str, case: str = "") -> list[Finding]:
     """Judge a bench, with the plant of a case, by the rules of runs."""
     all_rules()
@@ -122,9 +82,9 @@ def test_a_planted_bug_is_found(name: str) -> None:
     assert FOUND[name] in {finding.code for finding in findings}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", BROKEN)
 def test_what_a_set_promises_is_held(name: str, tmp_path: Path) -> None:
-    code, make_run = SMALL[name]
+    code, _, make_run = BROKEN[name]
     all_rules()
     _, findings = examine_run(Context(make_run(tmp_path), World()))
     assert merge_findings(findings)[0].code == code

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import ConfigError
 from sightline.doctor import causes
-from sightline.doctor.causes import Signatures
 from sightline.doctor.finding import Finding, FindingLocation, finding_from_dict
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
@@ -45,7 +44,7 @@ def told(code: str, severity: str = "error", **evidence: object) -> Finding:
         summary=f"about {code}",
         cause="cfg.contract",
         where=FindingLocation(config_path="data"),
-        measured="1",
+        measured=f"{code} of 1",
         expected="2",
         action="do",
         evidence=evidence,
@@ -277,7 +276,7 @@ def of(code: str) -> str:
 
 
 SYMPTOMS = {"range": ["step", "channels", "rate"], "rate": ["step"], "channels": ["labels"]}
-TABLE = Signatures({of("channels"): 0.2}, {of(code): [*map(of, codes)] for code, codes in SYMPTOMS.items()})
+TABLE = {of(code): [*map(of, codes)] for code, codes in SYMPTOMS.items()}
 
 
 @pytest.mark.parametrize(
@@ -286,16 +285,16 @@ TABLE = Signatures({of("channels"): 0.2}, {of(code): [*map(of, codes)] for code,
         ([told("step"), told("rate", "warning"), told("range", field="label")], ["range"]),
         (
             [told("channels", field="points"), told("channels", field="label"), told("range", field="label")],
-            ["range", "channels"],
+            ["channels", "range"],
         ),
         ([told("step"), told("range", "warning", field="label")], ["step", "range"]),
         ([told("rate", "note"), told("other", "warning"), told("labels")], ["labels", "other", "rate"]),
-        ([told("channels"), told("other"), told("step")], ["other", "step", "channels"]),
+        ([told("labels"), told("other"), told("channels")], ["other", "channels"]),
     ],
 )
 def test_causes_compete(found: list[Finding], left: list[str], monkeypatch: Any) -> None:
     """A symptom is told under its cause, of the same field alone, and never under a warning if it is an error."""
-    monkeypatch.setattr(causes, "read_signatures", lambda: TABLE)
+    monkeypatch.setattr(causes, "read_symptoms", lambda: TABLE)
     merged = causes.merge_findings(found)
     assert [finding.code for finding in merged] == left
     told_of = [text for finding in merged for text in finding.evidence.get("explains", ())]

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sightline.contract.pytree import dense_leaves, tree_map
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.losses import Labelled, value_of
 from sightline.doctor.evidence.passes import Slope
-from sightline.doctor.subject import Pass, Subject, count_samples, replace_leaf, take_rows
+from sightline.doctor.subject import Batch, Pass, Subject, count_samples, replace_leaf, take_rows
 from sightline.instrument import InterceptedOperators
 from sightline.instrument.random_state import seed_all
 
@@ -208,13 +208,17 @@ def _find_lengths(leaf: Tensor) -> Tensor | None:
 
 
 class Taught(NamedTuple):
-    """Loss of a trained copy on a batch kept back, its mean and spread over exchanges of the targets, and the fall."""
+    """Loss of a trained copy on a batch kept back, its mean and spread over exchanges of the targets, and the fall.
+
+    `ease` is the mean loss while it was trained, as a share of that of a copy trained with exchanged targets.
+    """
 
     kept: float
     mean: float
     spread: float
     fell: float
     steps: int
+    ease: float
 
     @property
     def z(self) -> float:
@@ -222,20 +226,38 @@ class Taught(NamedTuple):
         return (self.mean - self.kept) / max(self.spread, 1e-12)
 
 
-@measure(passes=60)
+@measure(passes=120)
 def taught(subject: Subject, num_samples: int) -> Taught:
     """Train a copy for about a second on all batches but one; compare its loss there with that of exchanged targets."""
     *others, kept = subject.batches
     num = count_samples(kept)
     if not others or num < 16:
         raise NotApplicableError("fewer than two batches of 16 samples")
+    model, values = _teach(subject, others, _MAX_STEPS)
+    with torch.no_grad():
+        outputs = subject.call(model.eval(), kept.inputs)
+        own, *exchanged = (float(subject.evaluate(outputs, target)) for target in _exchange(kept.target, num))
+    if max(exchanged) - min(exchanged) <= 1e-6 * abs(own):
+        raise NotApplicableError("the loss reads no order of targets")
+    turned = [Batch(each.inputs, [*_exchange(each.target, count_samples(each))][1]) for each in others]
+    _, others_values = _teach(subject, turned, len(values))
+    num_steps = min(len(values), len(others_values))
+    ease = sum(values[:num_steps]) / (sum(others_values[:num_steps]) or 1.0)
+    near = len(others) * 2
+    first, last = (sum(part) / len(part) for part in (values[:near], values[-near:]))
+    fell, spread = 1 - last / first if first > 0 else 0.0, torch.tensor(exchanged).double()
+    return Taught(own, float(spread.mean()), float(spread.std()), fell, len(values), ease)
+
+
+def _teach(subject: Subject, batches: Sequence[Batch], most: int) -> tuple[nn.Module, list[float]]:
+    """Train a copy for so many steps, or about a second; return it and its losses."""
     model = subject.copy("train")
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     values, ends = [], time.process_time() + _MAX_S
-    for step in range(_MAX_STEPS):
+    for step in range(most):
         if step >= _MIN_STEPS and time.process_time() > ends:
             break
-        batch = others[step % len(others)]
+        batch = batches[step % len(batches)]
         optimizer.zero_grad()
         value = subject.evaluate(subject.call(model, batch.inputs), batch.target)
         value.backward()
@@ -243,15 +265,7 @@ def taught(subject: Subject, num_samples: int) -> Taught:
         values.append(float(value))
     if not all(map(math.isfinite, values)):
         raise NotApplicableError("training a copy was not finite")
-    with torch.no_grad():
-        outputs = subject.call(model.eval(), kept.inputs)
-        own, *exchanged = (float(subject.evaluate(outputs, target)) for target in _exchange(kept.target, num))
-    if max(exchanged) - min(exchanged) <= 1e-6 * abs(own):
-        raise NotApplicableError("the loss reads no order of targets")
-    near = len(others) * 2
-    first, last = (sum(part) / len(part) for part in (values[:near], values[-near:]))
-    spread = torch.tensor(exchanged).double()
-    return Taught(own, float(spread.mean()), float(spread.std()), 1 - last / first if first > 0 else 0.0, len(values))
+    return model, values
 
 
 def _exchange(target: object, num: int) -> Iterator[object]:

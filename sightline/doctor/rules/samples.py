@@ -9,8 +9,9 @@ from sightline.doctor.evidence.samples import Doubled, Ends, Padding, Pairing, T
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
 
-_MEMORISED = 0.9
-"""Fall of a copy's loss beyond which it may know its few batches by heart, and says nothing of others."""
+_MEMORISED, _LEARNT = 0.9, 0.8
+"""Fall of a copy's loss beyond which it may know its few batches by heart, and says nothing of others; its loss on the
+way, as a share of that with exchanged targets, below which it learnt (0.15 to 0.55; 0.94 to 1.12 for other labels)."""
 
 
 @rule(
@@ -99,12 +100,13 @@ def labels_of_others(taught: Taught) -> Fault | None:
     """Compare the loss of a trained copy on a batch kept back with that of exchanged targets."""
     if taught.fell > _MEMORISED:
         raise NotApplicableError("a copy memorises its batches")
-    if taught.z >= 2.5 or taught.fell < 0.1:
+    if taught.z >= 2.5 or taught.fell < 0.1 or taught.ease < _LEARNT:
         return None
     return Fault(
         "what a copy learns does not tell a sample's target from those of others",
         measured=f"loss {taught.kept:.4g} on a batch kept back, {taught.mean:.4g} ± {taught.spread:.2g} with targets "
-        f"exchanged (z {taught.z:.1f}), after {taught.steps} steps that lowered it by {taught.fell:.0%}",
+        f"exchanged (z {taught.z:.1f}), after {taught.steps} steps that lowered it by {taught.fell:.0%}; learnt from "
+        f"exchanged ones, it was {1 / taught.ease:.2f} times as high on the way",
     )
 
 

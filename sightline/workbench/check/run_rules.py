@@ -117,6 +117,8 @@ def missing_keys(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]
             measured = f"{len(samples)} of {survey.num_sampled} lack it; they have {', '.join(sorted(survey.fields))}"
             yield Fault(
                 f"samples lack '{name}'",
+                causes=("data.missing_modality",) * (len(samples) < survey.num_sampled)
+                + ("cfg.contract", "data.padding"),
                 measured=measured,
                 where=_locate(run, survey, samples[0]),
                 evidence={"field": name},

@@ -91,7 +91,8 @@ def _run(context: Context, directory: Path | None = None, *, is_deep: bool = Fal
         findings += [] if any(each.severity == "error" for each in findings) else _list_failed(examined)
         if context.world.size == 1 and context.dry_run.is_sound:
             whole.doing = "asks the relations of the model and the losses"
-            findings += examine_relations(context)
+            known = {cause for finding in findings if finding.severity != "note" for cause in finding.causes}
+            findings += [each for each in examine_relations(context) if known.isdisjoint(each.causes)]
     whole.gaps += _list_gaps(context, is_deep=is_deep)
     whole.findings = merge_findings(join_parts(gather_findings(findings, context.world)))
     whole.seconds = time.process_time() - started_s
