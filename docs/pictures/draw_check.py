@@ -37,7 +37,7 @@ def _colour(line: str) -> Text:
         text = Text(line, style="dim" if finding[1] == "note" else "")
         text.stylize(STYLES[finding[1]], *finding.span())
         return text
-    label = re.match(r"  (where|measured|expected|or|do):", line)
+    label = re.match(r"  (where|measured|expected|or|with it|do):", line)
     text = Text(line)
     if label:
         text.stylize("cyan", *label.span())

@@ -62,14 +62,20 @@ def assert_codes(codes: Sequence[str], *, name: str) -> None:
 
 
 def examine(evidence: Evidence, *, declared: Collection[str] = ()) -> Examination:
-    """Judge a subject by the rules, those first whose evidence costs least for each of them; nothing is changed."""
+    """Judge a subject by the rules, those first whose evidence costs least for each of them; nothing is changed.
+
+    What the budget does not afford waits: the first passes are slow, and later ones cost less.
+    """
     examination = Examination()
     open_rules = [rule for rule in list_rules() if evidence.offers(rule.reads)]
     while open_rules:
         needs = [frozenset(evidence.list_open(rule.reads)) for rule in open_rules]
         counts = Counter(needs)
         prices = {
-            need: evidence.count_passes(need) / sum(num for other, num in counts.items() if other <= need)
+            need: (
+                not evidence.affords(need),
+                evidence.count_passes(need) / sum(num for other, num in counts.items() if other <= need),
+            )
             for need in counts
         }
         rule = open_rules.pop(min(range(len(needs)), key=lambda place: prices[needs[place]]))

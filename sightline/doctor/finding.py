@@ -126,6 +126,7 @@ class Finding:
             + f"  measured: {escape_to_one_line(self.measured)}\n"
             f"  expected: {self.expected}\n"
             + (f"  or: {', '.join(self.alternatives)}\n" if self.alternatives else "")
+            + "".join(f"  with it: {escape_to_one_line(text)}\n" for text in self.evidence.get("explains", ()))
             + f"  do: {self.action}"
         )
 

@@ -138,3 +138,9 @@ def set_state(generator: Any, state: Any) -> None:
         generator.set_state(state)
     else:
         generator.setstate(state)
+
+
+def read_rate(group: Mapping[str, Any]) -> float:
+    """Return the learning rate of a group of parameters; 1 for an optimiser that chooses its steps itself."""
+    rate = group.get("lr")
+    return 1.0 if rate is None else float(rate)

@@ -104,9 +104,12 @@ def _remove_infinities(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_verdict(examination: Examination, unwatched: Iterable[str] = ()) -> list[str]:
-    """Say in at most three lines how many relations held, which could not be asked and why, and what was not judged."""
-    held, broken = examination.count("held"), examination.count("broken")
+def write_verdict(examination: Examination, unwatched: Iterable[str] = (), *, num_seen: int = 0) -> list[str]:
+    """Say in at most three lines how many relations held, which could not be asked and why, and what was not judged.
+
+    `num_seen` others were seen to be broken while a loop ran.
+    """
+    held, broken = examination.count("held"), examination.count("broken") + num_seen
     lines = [f"verdict: of {held + broken} relations that could be asked, {held} held and {broken} did not"]
     lines = lines if examination.judgements else []
     if reasons := examination.list_reasons("apply"):

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from tests.runtime.blind_losses import Call, LossCase
-from tests.runtime.methods import draw
+from tests.runtime.method_parts import draw
 from tests.runtime.odd_healthy_loops import classes, mlp
 from tests.runtime.robust_loops import Graph, adjacency
 
@@ -252,6 +252,25 @@ class Pooled(nn.Module):
         return self.head(self.points(x).amax(dim=self.axis))
 
 
+class ChannelsFirst(Pooled):
+    """Clouds (B, 3, N) of few points."""
+
+    def forward(self, points: Tensor) -> Tensor:
+        return super().forward(points.transpose(1, 2))
+
+
+class Margin(nn.Module):
+    """Cosines of classes; where labels are given, the labelled one is made smaller by a margin (ArcFace)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.classes = mlp(10, 24, 8), nn.Parameter(torch.randn(3, 8))
+
+    def forward(self, rows: Tensor, labels: Tensor | None = None) -> Tensor:
+        cosines = F.linear(F.normalize(self.body(rows), dim=1), F.normalize(self.classes, dim=1))
+        return 10 * (cosines if labels is None else cosines - 0.2 * F.one_hot(labels, 3))
+
+
 class Scaled(Pooled):
     def forward(self, scale: Tensor, cloud: Tensor) -> Tensor:
         return super().forward(cloud * scale[:, None])
@@ -486,6 +505,12 @@ HEALTHY: dict[str, Callable[[], tuple[Any, ...]]] = {
     "overlapping frames": overlapping_frames,
     "edges": with_edges,
     "a cloud": lambda: cloud(Pooled()),
+    "a cloud of channels first": lambda: (
+        ChannelsFirst(),
+        nn.CrossEntropyLoss(),
+        (torch.randn(16, 3, 32), torch.arange(16) % 4),
+    ),
+    "a margin of labels": lambda: (Margin(), F.cross_entropy, ((rows := classes(64))[0:2], rows[1])),
     "a scaled cloud": lambda: cloud(Scaled(), torch.rand(16, 1) + 0.5),
     "a cloud in a mapping": cloud_in_a_mapping,
     "a sequence that is pooled over its channels": lambda: cloud(Pooled(2)),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sightline.contract.pytree import dense_leaves
-from sightline.doctor.attempts import NotApplicableError
+from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.losses import Labelled, value_of
 from sightline.doctor.evidence.matched import Matched
@@ -163,7 +164,10 @@ def hidden_places(subject: Subject) -> HiddenPlaces:
 
 @measure(passes=2)
 def read_labels(subject: Subject, passed: Pass, labelled: list[Labelled]) -> list[str]:
-    """List inputs that are the labels of an output of classes, and answers to: others move it."""
+    """List inputs that are the labels of an output of classes, and answers to: others move it.
+
+    Not those that it does without: a margin for the labelled class is computed where labels are given.
+    """
     targets, found = dict(dense_leaves(passed.batch.target)), []
     for item in labelled:
         labels = targets[item.target_path]
@@ -171,6 +175,9 @@ def read_labels(subject: Subject, passed: Pass, labelled: list[Labelled]) -> lis
         if item.axis is None or item.shift or not same or torch.equal(labels, labels.roll(1, 0)):
             continue
         model = subject.jitter(subject.copy("eval"), seed=0)
+        alone = {"model": model, "inputs": _leave_out(passed.batch.inputs, same[0])}
+        if not isinstance(attempt("without labels", subject.call, alone), MissingError):
+            continue
         outputs = []
         for given in (labels, labels.roll(1, 0)):
             seed_all(0)
@@ -180,3 +187,10 @@ def read_labels(subject: Subject, passed: Pass, labelled: list[Labelled]) -> lis
         if not torch.allclose(outputs[0], outputs[1], rtol=1e-3, atol=1e-5):
             found.append(same[0])
     return found
+
+
+def _leave_out(inputs: Any, path: str) -> Any:
+    """Leave an input out of a mapping or a tuple of arguments."""
+    if isinstance(inputs, Mapping):
+        return {name: value for name, value in inputs.items() if name != path}
+    return tuple(each for number, each in enumerate(inputs) if str(number) != path) if path else ()

@@ -412,7 +412,10 @@ def soft_targets(subject: Subject, passed: Pass, slopes: list[Slope]) -> list[Sh
     found = []
     for slope in slopes:
         for path, target in dense_leaves(passed.batch.target):
-            is_like = target.shape in (slope.output.shape, slope.output.flatten(1).shape) and target.ndim > 1
+            is_like = target.ndim > 1 < slope.output.ndim and target.shape in (
+                slope.output.shape,
+                slope.output.flatten(1).shape,
+            )
             if not is_like or not target.is_floating_point() or not _is_of_classes(slope, target, passed):
                 continue
             other = replace_leaf(passed.batch.target, path, target.roll(1, 0))

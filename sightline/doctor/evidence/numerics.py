@@ -14,6 +14,7 @@ from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.evidence.losses import value_of
 from sightline.doctor.evidence.passes import Slope
+from sightline.doctor.objects import read_rate
 from sightline.doctor.subject import Pass, Subject
 
 _NUM_STEPS = 6
@@ -74,9 +75,9 @@ def copy_with_optimizer(subject: Subject) -> tuple[nn.Module, torch.optim.Optimi
 def trial(subject: Subject) -> Trial:
     """Step a copy of the model on the first batch, with a copy of the only optimiser."""
     model, optimizer = copy_with_optimizer(subject)
-    if any(group["lr"] == 0 and group.get("initial_lr", 0) > 0 for group in optimizer.param_groups):
+    if any(read_rate(group) == 0 and group.get("initial_lr", 0) > 0 for group in optimizer.param_groups):
         raise NotApplicableError("a schedule that starts at 0")
-    rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+    rates = {id(p): read_rate(group) for group in optimizer.param_groups for p in group["params"]}
     names = dict(zip((name for name, _ in subject.model.named_parameters()), model.parameters(), strict=True))
     names = {name: parameter for name, parameter in names.items() if id(parameter) in rates}
     before = {name: parameter.detach().clone() for name, parameter in names.items()}

@@ -21,6 +21,8 @@ from sightline.instrument.random_state import seed_all
 
 _MAX_S, _MIN_STEPS, _MAX_STEPS = 1.0, 20, 400
 _NUM_EXCHANGES = 40
+MIN_Z = 2.5
+"""Spreads below the mean loss of exchanged targets at which a copy has learnt which are a sample's own."""
 
 
 @measure()
@@ -210,7 +212,8 @@ def _find_lengths(leaf: Tensor) -> Tensor | None:
 class Taught(NamedTuple):
     """Loss of a trained copy on a batch kept back, its mean and spread over exchanges of the targets, and the fall.
 
-    `ease` is the mean loss while it was trained, as a share of that of a copy trained with exchanged targets.
+    `ease` is the mean loss while it was trained, as a share of that of a copy trained with exchanged targets; NaN where
+    the loss on the batch kept back tells enough.
     """
 
     kept: float
@@ -239,14 +242,18 @@ def taught(subject: Subject, num_samples: int) -> Taught:
         own, *exchanged = (float(subject.evaluate(outputs, target)) for target in _exchange(kept.target, num))
     if max(exchanged) - min(exchanged) <= 1e-6 * abs(own):
         raise NotApplicableError("the loss reads no order of targets")
-    turned = [Batch(each.inputs, [*_exchange(each.target, count_samples(each))][1]) for each in others]
-    _, others_values = _teach(subject, turned, len(values))
-    num_steps = min(len(values), len(others_values))
-    ease = sum(values[:num_steps]) / (sum(others_values[:num_steps]) or 1.0)
     near = len(others) * 2
     first, last = (sum(part) / len(part) for part in (values[:near], values[-near:]))
     fell, spread = 1 - last / first if first > 0 else 0.0, torch.tensor(exchanged).double()
-    return Taught(own, float(spread.mean()), float(spread.std()), fell, len(values), ease)
+    found = Taught(own, float(spread.mean()), float(spread.std()), fell, len(values), math.nan)
+    return found if found.z >= MIN_Z else found._replace(ease=_measure_ease(subject, others, values))
+
+
+def _measure_ease(subject: Subject, batches: Sequence[Batch], values: Sequence[float]) -> float:
+    """Compare the losses of a training with those of one from exchanged targets, over as many steps."""
+    turned = [Batch(each.inputs, [*_exchange(each.target, count_samples(each))][1]) for each in batches]
+    _, others = _teach(subject, turned, len(values))
+    return sum(values[: len(others)]) / (sum(others) or 1.0)
 
 
 def _teach(subject: Subject, batches: Sequence[Batch], most: int) -> tuple[nn.Module, list[float]]:

@@ -56,7 +56,7 @@ def permuted_points(subject: Subject, repeats: dict[str, Repeat]) -> list[Place]
     """Permute the points of a cloud (B, N, C), the first apart; list shares of rows that are the same, at their points.
 
     Rows of layers are compared as sets, as points may be sampled in another order; those of outputs at their points. An
-    output without a row for each point is to stay. A cloud is an input of that name.
+    output without a row for each point is to stay. A cloud is an input of that name with more points than channels.
     """
     points = _find_cloud(subject)
     order = torch.cat([torch.zeros(1).long(), 1 + torch.randperm(points.shape[1] - 1, generator=_seed())])
@@ -96,7 +96,8 @@ def _find_cloud(subject: Subject) -> Tensor:
     for path, name in names.items():
         points = leaves[path]
         beside = [t for p, t in leaves.items() if p != path and t.shape[:2] == points.shape[:2]]
-        is_cloud = name.lower().rstrip("s") in _CLOUDS and points.ndim == 3 and points.shape[1] > 2
+        is_cloud = name.lower().rstrip("s") in _CLOUDS and points.ndim == 3
+        is_cloud = is_cloud and points.shape[1] > max(2, points.shape[2])
         others = [*(t for p, t in leaves.items() if p != path), *subject.model.buffers()]
         has_edges = is_cloud and any(each.shape[-2:] == (points.shape[1],) * 2 or _are_numbers(each) for each in others)
         if is_cloud and not has_edges and all(each.is_floating_point() for each in (points, *beside)):

@@ -57,7 +57,10 @@ def frozen_in_part(subject: Subject, gradients: Gradients) -> Iterator[Fault]:
         for path, module in subject.model.named_modules()
         for name, own in module.named_parameters(recurse=False)
         if own.ndim > 1
-        and any(gradients.own.get(f"{path}.{other}".lstrip(".")) == "some" for other in module._parameters)
+        and any(
+            gradients.own.get(f"{path}.{other}".lstrip(".")) == "some"
+            for other, _ in module.named_parameters(recurse=False)
+        )
     ]
     names = [name for name, own in weights if not own.requires_grad]
     if 0 < len(names) <= len(weights) / 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sightline.doctor.attempts import NotApplicableError
-from sightline.doctor.evidence.samples import Doubled, Ends, Padding, Pairing, Taught
+from sightline.doctor.evidence.samples import MIN_Z, Doubled, Ends, Padding, Pairing, Taught
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
 
@@ -100,7 +100,7 @@ def labels_of_others(taught: Taught) -> Fault | None:
     """Compare the loss of a trained copy on a batch kept back with that of exchanged targets."""
     if taught.fell > _MEMORISED:
         raise NotApplicableError("a copy memorises its batches")
-    if taught.z >= 2.5 or taught.fell < 0.1 or taught.ease < _LEARNT:
+    if taught.z >= MIN_Z or taught.fell < 0.1 or taught.ease < _LEARNT:
         return None
     return Fault(
         "what a copy learns does not tell a sample's target from those of others",

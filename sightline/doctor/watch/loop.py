@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sightline.contract.pytree import is_dense
 from sightline.doctor.attempts import MissingError, observe
 from sightline.doctor.finding import Finding, FindingLocation
+from sightline.doctor.objects import read_rate
 from sightline.doctor.trace import RowDigest, RowDigests
 from sightline.instrument import Inputs
 
@@ -104,7 +105,7 @@ class OptimizerTrack:
 
     def read_rate(self) -> None:
         """Read the learning rate of the next update."""
-        self.lr = max([float(group.get("lr", 1.0)) for group in self.optimizer.param_groups], default=0.0)
+        self.lr = max(map(read_rate, self.optimizer.param_groups), default=0.0)
 
     def marks(self) -> list[Mark]:
         """Mark the gradients of the probes."""

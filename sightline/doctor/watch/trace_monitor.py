@@ -281,7 +281,10 @@ class TraceMonitor(Monitor):
 
     def write_verdict(self, failures: Iterable[str]) -> list[str]:
         """Write the verdict of the last examination and failures, and say of a loss that has not fallen so."""
-        lines = write_verdict(self.examination or Examination(), failures)
+        examination = self.examination or Examination()
+        seen = {finding.code for finding in self._known if finding.severity != "note"}
+        num_seen = len(seen - {finding.code for finding in examination.findings})
+        lines = write_verdict(examination, failures, num_seen=num_seen)
         return lines + ([still] if lines and (still := describe_still_loss(self.trace)) else [])
 
 
