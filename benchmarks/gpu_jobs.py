@@ -44,7 +44,8 @@ from sightline.workbench.describe.profiling import run_steps
 Figures = Mapping[str, float | int | bool | str | None]
 _LAUNCH = re.compile(r"cu(da)?(LaunchKernel|LaunchCooperativeKernel|GraphLaunch)")
 _TINY = ("train.batch_size=2", "data.train_size=40", "data.test_size=4")
-_NUM_WARM = 3
+_NUM_WARM = 8
+"""Steps before those that are timed: a graph of a step is captured and compared in them."""
 
 
 @dataclass(frozen=True)
@@ -399,7 +400,9 @@ def _recipe_job(step: RecipeStep) -> Callable[[Bench], Figures]:
                 bench.wait()
             times[len(times)] = time.perf_counter()
 
-        records = run_steps(built.job, world, _NUM_WARM + count, after)[_NUM_WARM:]
+        ends = (_NUM_WARM, _NUM_WARM + count)
+        records = run_steps(built.job, world, ends[1], after, is_read_after=ends.__contains__)[_NUM_WARM:]
+        graphs = built.job.graphs
         seconds = times[_NUM_WARM + count - 1] - times[_NUM_WARM - 1]
         return {
             "ms": 1e3 * seconds / count,
@@ -407,6 +410,8 @@ def _recipe_job(step: RecipeStep) -> Callable[[Bench], Figures]:
             "launches": _count_step_launches(built, world, bench),
             "declared": read_launches().get(step.name),
             "loss": records[-1].losses["total"],
+            "replayed": 0 if graphs is None else graphs.num_replayed,
+            "not_replayed": None if graphs is None else graphs.reason,
         }
 
     return run
@@ -427,7 +432,7 @@ def _count_step_launches(built: TrainingSetup, world: World, bench: Bench, count
             bench.wait()
             profiler.stop()
 
-    built.job.step = 0
+    built.job.step, built.job.graph = 0, "off"
     run_steps(built.job, world, 2 + count, after)
     return count_launches(profiler) / count
 
@@ -449,7 +454,8 @@ def _textbook_job(
         made = make(**({"batch": 2, "points": 64} if bench.is_tiny else size))
         inputs = {name: value.to(bench.device) for name, value in made.items()}
         figures: dict[str, float | int | None] = {}
-        for name, form in {"ours": copy.deepcopy, "textbook": textbook}.items():
+        forms = {"ours": copy.deepcopy, "textbook": lambda model: textbook(model).to(bench.device)}
+        for name, form in forms.items():
             with step_form(form)(inputs) as step:
                 figures |= {f"{name}_ms": bench.ms(step, repeats=10), f"{name}_launches": bench.launches(step)}
         return figures
@@ -464,37 +470,45 @@ def _list_synthetic() -> list[str]:
 
 
 def _waits_job(recipe: str) -> Callable[[Bench], Figures]:
-    """Run 20 steps in which torch raises an error where the host waits for the GPU."""
+    """Run 20 steps, of which the last is read: torch raises an error where the host waits for the GPU before."""
 
     def run(bench: Bench) -> Figures:
         bench.require_gpu()
         built, world = _build(RecipeStep(recipe), bench, "log.every=1000")
-        done = itertools.count(1)
+        ends, done = (_NUM_WARM, _NUM_WARM + 20), itertools.count(1)
 
         def after(record: StepRecord) -> None:
             if next(done) == _NUM_WARM:
                 torch.cuda.set_sync_debug_mode("error")
 
+        def is_read_after(step: int) -> bool:
+            if step == ends[1]:
+                torch.cuda.set_sync_debug_mode("default")
+            return step in ends
+
         try:
-            run_steps(built.job, world, _NUM_WARM + 20, after)
+            run_steps(built.job, world, ends[1], after, is_read_after=is_read_after)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        return {"steps": 20, "waits": 0}
+        graphs = built.job.graphs
+        return {"steps": 20, "waits": 0, "not_replayed": None if graphs is None else graphs.reason}
 
     return run
 
 
 def _strict_job(step: RecipeStep) -> Callable[[Bench], Figures]:
-    """Train a few steps twice under `strict`, and compare every tensor."""
+    """Train a few steps under `strict`, once as they are and once replayed, and compare every tensor."""
 
     def run(bench: Bench) -> Figures:
         bench.require_gpu()
         states = []
-        for _ in range(2):
-            built, world = _build(step, bench, "train.determinism=strict")
-            run_steps(built.job, world, 5, lambda record: None)
+        replayed = 0
+        for graph in ("off", "auto"):
+            built, world = _build(step, bench, "train.determinism=strict", f"train.graph={graph}")
+            run_steps(built.job, world, _NUM_WARM + 4, lambda record: None)
+            replayed = 0 if built.job.graphs is None else built.job.graphs.num_replayed
             states.append({name: values.clone() for name, values in built.job.model.state_dict().items()})
-        return {"steps": 5, "tensors": len(states[0]), **compare(*states)}
+        return {"steps": _NUM_WARM + 4, "replayed": replayed, "tensors": len(states[0]), **compare(*states)}
 
     return run
 

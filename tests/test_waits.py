@@ -12,16 +12,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sightline.areas.clouds.models import dgcnn
-from sightline.engine import train as training
 from sightline.ops import numba_kernels
 from sightline.ops.losses import lovasz_of_image, masked_lovasz_of_image
-from sightline.ops.neighbours import nearest_neighbours
 from sightline.ops.waits import (
-    RepeatStepError,
     call_on_host,
     deferred_checks,
-    expect,
     find_positive,
     read_list,
     require,
@@ -119,48 +114,14 @@ def test_a_check_of_the_step_has_the_words_of_the_check_at_once(
     assert all(torch.equal(tensor, before[name]) for name, tensor in step.job.model.named_parameters())
 
 
-def test_a_step_with_a_rare_case_is_repeated_from_the_same_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Planted in the search for neighbours: dropout, running statistics, weights are those of one step."""
-    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: False)
-
-    def search(points: torch.Tensor, **named: Any) -> torch.Tensor:
-        expect(points[:, 0] > torch.inf)
-        return nearest_neighbours(points, **named)
-
-    monkeypatch.setattr(dgcnn, "nearest_neighbours", search)
-    steps = [SmallStep("classify/modelnet40_dgcnn", tmp_path) for _ in range(2)]
-    calls = []
-    compute = training._compute_step
-    monkeypatch.setattr(training, "_compute_step", lambda *words, **named: calls.append(1) or compute(*words, **named))
-    torch.manual_seed(1)
-    steps[0].run()
-    assert len(calls) == 1
-    torch.manual_seed(1)
-    with device_form(monkeypatch):
-        steps[1].run()
-    assert len(calls) == 3, "once as expected, and again"
-    for (name, ours), theirs in zip(steps[1].numbers().items(), steps[0].numbers().values(), strict=True):
-        assert torch.equal(ours, theirs), name
-
-
 def test_checks_are_immediate_outside_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    no, yes = torch.tensor([True, False]), torch.tensor([True, True])
+    no = torch.tensor([True, False])
     with device_form(monkeypatch):
         with pytest.raises(KeyError):
             require(no, KeyError)
-        assert expect(yes)
-        assert not expect(no)
         with deferred_checks() as checks:
             require(no, KeyError)
-            assert expect(no)
-        assert [bool(check.holds) for check in checks] == [False, False]
-        assert [check.make_error for check in checks] == [KeyError, RepeatStepError]
-        with deferred_checks(is_repeatable=False) as checks:
-            require(no, KeyError)
-            assert not expect(no)
-        assert [check.make_error for check in checks] == [KeyError]
+        assert [(bool(check.holds), check.make_error) for check in checks] == [(False, KeyError)]
     with deferred_checks() as checks, pytest.raises(KeyError):
         require(no, KeyError)
     assert not checks

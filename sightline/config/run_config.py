@@ -113,6 +113,7 @@ class Train:
     determinism: Literal["off", "seeded", "strict"] = "seeded"
     cudnn: Cudnn = "on"
     compile: bool = False
+    graph: Literal["auto", "off"] = "auto"
 
 
 @dataclass(frozen=True)

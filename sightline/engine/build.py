@@ -541,6 +541,7 @@ def _build_job(
         ema_decay=train.ema_decay,
         losses=losses,
         compile=train.compile,
+        graph=train.graph,
         logs_gradients=config.log.gradients,
         device=world.device,
     )

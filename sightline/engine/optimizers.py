@@ -178,7 +178,7 @@ class OptimizerSpec:
     def build(self, model: nn.Module, losses: LearntLosses | None = None) -> torch.optim.Optimizer:
         """Build the optimiser over the parameters of the model and of losses with parameters, each in one group.
 
-        On the CPU its step is torch's fused one where there is such. Parameters frozen for ever ask for no gradient.
+        Its step is torch's fused one where there is such. Parameters frozen for ever ask for no gradient.
         Raises ConfigError for a module that the model does not have, and for a parameter whose elements share memory.
         """
         module = combine_modules(model, losses)
@@ -210,9 +210,10 @@ class OptimizerSpec:
         return optimizer
 
     def _fused_option(self, groups: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-        """Request torch's fused step on the CPU (docs/inside/decisions/fused_optimiser.md); on a GPU torch chooses."""
+        """Request torch's fused step (docs/inside/decisions/fused_optimiser.md)."""
         devices = {parameter.device.type for group in groups for parameter in group["params"]}
-        return {"fused": True} if devices == {"cpu"} and "fused" in signature(self.optimizer).parameters else {}
+        has_fused = "fused" in signature(self.optimizer).parameters
+        return {"fused": True} if has_fused and devices <= {"cpu", "cuda"} else {}
 
     def _named_modules(self) -> Iterator[tuple[str, str]]:
         for kind, entries in (("groups", self.groups), ("frozen", self.frozen)):

@@ -311,7 +311,7 @@ class TrainingSession:
                 logger.info("step %d: its evaluation was not finished; evaluating it now", self.job.step)
                 self._evaluate()
                 self._save()
-            train(self.job, self.world, self._on_step_end, self.stop)
+            train(self.job, self.world, self._on_step_end, self.stop, self._is_read_after)
             final = self._finish() if self.job.step == self.job.num_steps else None
             if final is None:
                 reason = f"stopped by signal {self.stop.signal} after step {self.job.step}; state saved"
@@ -344,19 +344,26 @@ class TrainingSession:
 
     def _on_step_end(self, record: StepRecord, stop_asked: bool) -> bool:
         self.observers.on_step(record)
-        job, config = self.job, self.config
-        is_last = job.step == job.num_steps
-        num_epochs, within = divmod(job.step, job.stream.plan.steps_per_epoch)
-        is_evaluated = is_last or (within == 0 and num_epochs % config.evaluate.every == 0)
+        is_evaluated, is_saved = self._find_dues(record.step)
         if is_evaluated:
             self._save(is_evaluation_due=True)  # even if the evaluation fails, the weights of this step are saved
             self._evaluate()
-        every_steps = config.checkpoint.every_steps
-        is_due = every_steps is not None and job.step % every_steps == 0
-        is_due |= within == 0 and num_epochs % config.checkpoint.every == 0
-        if is_evaluated or is_due or stop_asked:
+        if is_evaluated or is_saved or stop_asked:
             self._save()
         return stop_asked
+
+    def _find_dues(self, step: int) -> tuple[bool, bool]:
+        """Return whether an evaluation and a checkpoint are due after so many steps."""
+        config = self.config
+        num_epochs, within = divmod(step, self.job.stream.plan.steps_per_epoch)
+        is_evaluated = step == self.job.num_steps or (within == 0 and num_epochs % config.evaluate.every == 0)
+        every_steps = config.checkpoint.every_steps
+        is_saved = every_steps is not None and step % every_steps == 0
+        return is_evaluated, is_saved or (within == 0 and num_epochs % config.checkpoint.every == 0)
+
+    def _is_read_after(self, step: int) -> bool:
+        """Return True if the numbers of a step are read at once: those that are logged, evaluated or saved."""
+        return step % self.config.log.every == 0 or any(self._find_dues(step))
 
     def _evaluate(self) -> None:
         job, config = self.job, self.config

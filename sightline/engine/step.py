@@ -24,7 +24,7 @@ from sightline.contract.types import Batch
 from sightline.engine.device import Precision
 from sightline.engine.distributed import World
 from sightline.engine.records import EvaluationRecord, StepRecord
-from sightline.ops.waits import send
+from sightline.ops.waits import is_free_to_read, send
 
 PROFILER_END_PREFIX = "end of "
 """Prefix of a profiler event that marks the end of a phase, before the phase's name."""
@@ -149,8 +149,10 @@ def compute_batch_losses(
 
 def divide_by_count(total: Tensor, count: Tensor) -> Tensor:
     """Divide a total by its count, or by 1 if the count is 0."""
+    if is_free_to_read(count) and not is_free_to_read(total):
+        return total / (count.item() or 1)
     divisor = send(count, total.device)
-    return total / torch.where(divisor == 0, torch.ones_like(divisor), divisor).to(total.dtype)
+    return total / (divisor + (divisor == 0)).to(total.dtype)
 
 
 def weighted_sum(means: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

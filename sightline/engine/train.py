@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -24,13 +24,15 @@ from sightline.engine.device import BatchTransfer, CopyStream, PhaseTimer, Preci
 from sightline.engine.distributed import World
 from sightline.engine.learnt_losses import LearntLosses, combine_modules, module_gradient_norms
 from sightline.engine.optimizers import FrozenModules, apply_freezing
+from sightline.engine.queued_step import Gate, QueuedStep, RandomStates, pack_numbers, read_values
 from sightline.engine.records import StepRecord
 from sightline.engine.step import StepTimer, Task, divide_by_count, prepare_step, weighted_sum
-from sightline.ops.waits import DeviceCheck, RepeatStepError, deferred_checks, is_free_to_read, send
+from sightline.engine.step_graph import StepGraphs, StepValues
+from sightline.ops.waits import deferred_checks, is_free_to_read, require
 
 logger = logging.getLogger(__name__)
 
-_SAMPLES, _STOP, _RARE, _COUNT_PREFIX = "(samples)", "(stop)", "(rare cases)", "(tally) "
+_SAMPLES, _STOP, _COUNT_PREFIX = "(samples)", "(stop)", "(tally) "
 """Keys of further sums in the collective of the losses; no loss can have such a name."""
 _NORM, _MEAN_PREFIX, _DIVISOR_PREFIX, _GRADIENT_PREFIX = "(norm)", "(mean) ", "(count) ", "(gradient) "
 """Keys of the numbers that a step reads besides these sums."""
@@ -60,6 +62,8 @@ class TrainState:
     losses_ema: LearntLosses | None = None
     compile: bool = False
     logs_gradients: bool = False
+    graph: str = "off"
+    graphs: StepGraphs | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     step: int = 0
 
@@ -68,6 +72,20 @@ class TrainState:
         if self.ema_decay is not None and self.ema is None:
             self.ema = copy.deepcopy(self.model).requires_grad_(False)
             self.losses_ema = copy.deepcopy(self.losses).requires_grad_(False)
+
+    @cached_property
+    def gate(self) -> Gate | None:
+        """Gate of a device that skips an update by itself; None where the host decides.
+
+        It does on a CPU, and where the optimiser has no fused step or a loss is scaled, as that step can be repeated.
+        """
+        is_free = is_free_to_read(torch.empty(0, device=self.device))
+        is_fused = all(group.get("fused") for group in self.optimizer.param_groups)
+        return (
+            None
+            if is_free or not is_fused or self.scaler.is_enabled()
+            else Gate(self.device, len(self.optimizer.param_groups))
+        )
 
     @property
     def epoch(self) -> int:
@@ -116,8 +134,18 @@ class StepCallback(Protocol):
     def __call__(self, record: StepRecord, stop_asked: bool) -> bool: ...
 
 
-def train(job: TrainState, world: World, on_step_end: StepCallback, stop: Any = None) -> None:
+def train(
+    job: TrainState,
+    world: World,
+    on_step_end: StepCallback,
+    stop: Any = None,
+    is_read_after: Callable[[int], bool] = lambda step: True,
+) -> None:
     """Run optimiser steps from `job.step` to `job.num_steps`, or until `on_step_end` returns true.
+
+    A device whose host would have to wait is asked for numbers after the steps for which `is_read_after`, of the number
+    of finished steps, is True; then come the records of all steps before, in their order. Each step is read on a CPU,
+    with several processes, and where the optimiser has no step that a device can skip (`TrainState.gate`).
 
     Raises RunError if a loss or a gradient is not finite; the weights are then still those of the step before.
     """
@@ -127,23 +155,76 @@ def train(job: TrainState, world: World, on_step_end: StepCallback, stop: Any = 
     if job.compile:
         replica = torch.compile(replica)  # type: ignore[assignment]
     started, all_counted = time.perf_counter(), set(job.loss_weights)
+    can_wait = job.gate is not None and world.size == 1
+    job.graphs = _make_graphs(job, world)
+    open_steps: list[tuple[QueuedStep, RandomStates | None]] = []
     with contextlib.closing(job.stream.iterate(job.step, job.num_steps)) as steps:
         copies = CopyStream(world.device) if world.device.type == "cuda" else None
         batches = BatchTransfer(steps, world.device, job.precision.parameter_dtype, copies)
         while job.step < job.num_steps:
             clock = StepTimer(job.task, remainder="loss")
             micro_batches = batches.receive(clock)
-            epoch = job.epoch
-            totals = train_step(
-                job, replica, micro_batches, world, clock, stop_requested=bool(stop), meanwhile=batches.read_ahead
+            states = RandomStates.read(job.device) if can_wait else None
+            queued = queue_step(
+                job,
+                replica,
+                micro_batches,
+                world,
+                clock,
+                stop_requested=bool(stop),
+                meanwhile=batches.read_ahead,
+                graphs=job.graphs,
             )
             job.step += 1
-            if uncounted := all_counted & totals.uncounted:
-                all_counted -= uncounted
-                world.rank_zero_only(_warn_of_uncounted)(job.step, sorted(uncounted), micro_batches, world.size)
-            record = _record(job, totals, epoch, clock, time.perf_counter() - started, world.size)
-            if on_step_end(record, totals.stop_requested):
-                return
+            queued.seconds, queued.wall_s = clock.seconds, time.perf_counter() - started
+            open_steps.append((queued, states))
+            if can_wait and not stop and job.step < job.num_steps and not is_read_after(job.step):
+                queued.forget()
+                continue
+            all_totals = _read_open(job, replica, world, open_steps)
+            for (each, _), totals in zip(open_steps, all_totals, strict=True):
+                if uncounted := all_counted & totals.uncounted:
+                    all_counted -= uncounted
+                    world.rank_zero_only(_warn_of_uncounted)(each, sorted(uncounted), world.size)
+                if on_step_end(_record(job, each, totals, world.size), totals.stop_requested):
+                    return
+            open_steps.clear()
+
+
+def _make_graphs(job: TrainState, world: World) -> StepGraphs | None:
+    """Return the graphs of a run on a GPU, with the reason if its steps cannot be replayed."""
+    if job.device.type != "cuda" or job.graph == "off":
+        return None
+    hooked = (path for path, module in job.model.named_modules() if module._forward_hooks or module._forward_pre_hooks)
+    reasons = {
+        "several processes": world.size > 1,
+        f"the optimiser {type(job.optimizer).__name__} or a loss scale lets the host decide on each step": not job.gate,
+        "train.compile": job.compile,
+        f"train.precision={job.precision.name}": job.precision.name == "float64",
+        f"a hook of the module '{(hook := next(hooked, None))}'": hook is not None,
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), "")
+    return StepGraphs(job.device, reason=reason, is_strict=torch.get_deterministic_debug_mode() == 2)
+
+
+def _read_open(
+    job: TrainState, network: nn.Module, world: World, steps: Sequence[tuple[QueuedStep, RandomStates | None]]
+) -> list[StepTotals]:
+    """Read steps. One that failed is computed again, from the same weights and draws, and raises its error."""
+    try:
+        return read_steps(job, [queued for queued, _ in steps])
+    except _ForgottenStepError as error:
+        failed, states = steps[error.place]
+    assert states is not None
+    states.restore(job.device)
+    with contextlib.closing(job.stream.iterate(failed.step, failed.step + 1)) as again:
+        batches = BatchTransfer(again, world.device, job.precision.parameter_dtype, None)
+        clock = StepTimer(job.task, remainder="loss")
+        train_step(job, network, batches.receive(clock), world, clock)
+    raise RunError(
+        f"step {failed.step}: a number was not finite, or a check failed; computed again, the step has neither, so its "
+        "operations differ from time to time; train.determinism: strict repeats their bits"
+    )
 
 
 def train_step(
@@ -156,60 +237,121 @@ def train_step(
     stop_requested: bool = False,
     meanwhile: Callable[[PhaseTimer], None] | None = None,
 ) -> StepTotals:
-    """Run one optimiser step; results do not depend on the split into micro-batches and processes.
-
-    `meanwhile` is called when the step is queued, before the host waits for its numbers.
-
-    On a device that the host would have to wait for, the step is computed as if no rare case occurred (`waits.expect`),
-    and again if one did, on all processes and from the same state. fp16 waits for those cases, since its scaler cannot
-    repeat a step.
-    """
-    arguments = (job, network, micro_batches, world, clock, stop_requested, meanwhile)
-    if is_free_to_read(torch.empty(0, device=job.device)):
-        return _compute_step(*arguments, checks=None)
-    if job.scaler.is_enabled():
-        with deferred_checks(is_repeatable=False) as checks:
-            return _compute_step(*arguments, checks=checks)
-    buffers = list(job.trained_module.buffers())
-    stored = _clone_all(buffers)
-    cuda = [job.device] if job.device.type == "cuda" else []
-    random_states = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in cuda]
-    try:
-        with deferred_checks() as checks:
-            return _compute_step(*arguments, checks=checks)
-    except RepeatStepError:
-        for buffer, values in zip(buffers, stored, strict=True):
-            buffer.copy_(values)
-        torch.set_rng_state(random_states[0])
-        for device, state in zip(cuda, random_states[1], strict=True):
-            torch.cuda.set_rng_state(state, device)
-    return _compute_step(*arguments, checks=None)
+    """Run one optimiser step, as `queue_step` does, and read its numbers."""
+    queued = queue_step(job, network, micro_batches, world, clock, stop_requested=stop_requested, meanwhile=meanwhile)
+    return read_steps(job, [queued])[0]
 
 
-def _clone_all(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Clone tensors of any shapes in a few operations of all of one format, not in one for each."""
-    clones = [torch.empty_like(tensor) for tensor in tensors]
-    for dtype in {tensor.dtype for tensor in tensors}:
-        places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
-        torch._foreach_copy_([clones[place] for place in places], [tensors[place] for place in places])
-    return clones
-
-
-def _compute_step(
+def queue_step(
     job: TrainState,
     network: nn.Module,
     micro_batches: Sequence[Batch],
     world: World,
     clock: PhaseTimer,
-    stop_requested: bool,
-    meanwhile: Callable[[PhaseTimer], None] | None,
     *,
-    checks: Sequence[DeviceCheck] | None,
-) -> StepTotals:
+    stop_requested: bool = False,
+    meanwhile: Callable[[PhaseTimer], None] | None = None,
+    graphs: StepGraphs | None = None,
+) -> QueuedStep:
+    """Queue one optimiser step; results do not depend on the split into micro-batches and processes.
+
+    Weights change only if all numbers of the step are finite and its checks hold: on a device by its own decision where
+    the job has a gate, which also skips the steps after a failed one; else the host reads the numbers here. `meanwhile`
+    is called when the step is queued, before the host waits for its numbers.
+    """
+    rates = _set_rates(job)
+    host = {_SAMPLES: float(sum(len(batch["sample_index"]) for batch in micro_batches)), _STOP: float(stop_requested)}
+
+    def work(batches: Sequence[Batch]) -> StepValues:
+        _begin_step(job)
+        is_free = is_free_to_read(torch.empty(0, device=job.device))
+        with contextlib.nullcontext(()) if is_free else deferred_checks() as checks:
+            numbers, known = _compute_numbers(job, network, batches, world, clock, host if world.size > 1 else {})
+            names, values = pack_numbers(numbers, [check.holds for check in checks])
+        if job.gate is not None:
+            job.gate.close_unless_finite(values)
+            _update(job, job.gate)
+        return StepValues(names, values, known, tuple(checks))
+
+    if graphs is None:
+        result, is_replayed = work(micro_batches), False
+    else:
+        weights = tuple(job.loss_weights_at(job.step).values())
+        is_frozen = tuple(job.epoch < entry.get("until_epoch", job.epoch + 1) for entry in job.frozen)
+        result, is_replayed = graphs.run((weights, is_frozen), micro_batches, work, partial(_list_state, job))
+        clock.end_phase("forward" if is_replayed else "optimise")
+    queued = QueuedStep(
+        step=job.step,
+        epoch=job.epoch,
+        lr=max(rates),
+        names=result.names,
+        values=result.values,
+        known={**result.known, **(host if world.size == 1 else {})},
+        micro_batches=micro_batches,
+        checks=result.checks,
+        is_forgotten=is_replayed,
+    )
+    if meanwhile is not None:
+        meanwhile(clock)
+    if job.gate is None:
+        queued.totals = _judge(job, queued, result.values.tolist())
+        _update(job, None, is_averaged=math.isfinite(queued.totals.grad_norm))
+    clock.end_phase("optimise")
+    return queued
+
+
+def _list_state(job: TrainState) -> list[Tensor]:
+    """List the tensors that a step changes: weights, buffers, and those of the optimiser, the averages and the gate."""
+    modules = [module for module in (job.model, job.losses, job.ema, job.losses_ema) if module is not None]
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    states = [value for state in job.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return [*tensors, *states, *([] if job.gate is None else [job.gate.is_closed])]
+
+
+def read_steps(job: TrainState, steps: Sequence[QueuedStep]) -> list[StepTotals]:
+    """Read the numbers of queued steps, in one transfer.
+
+    Raises the error of the first that failed, with `job.step` as it was before that step, like the weights.
+    """
+    if job.gate is None:
+        return [queued.totals for queued in steps if queued.totals is not None]
+    totals = []
+    for place, (queued, values) in enumerate(zip(steps, read_values(steps), strict=True)):
+        if not all(map(math.isfinite, values)):
+            job.gate.open()
+            job.step = queued.step
+            if queued.is_forgotten:
+                raise _ForgottenStepError(place)
+        totals.append(_judge(job, queued, values))
+    return totals
+
+
+class _ForgottenStepError(Exception):
+    """Error for a failed step, at a place among those that are read, whose checks were forgotten."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__(place)
+        self.place = place
+
+
+def _compute_numbers(
+    job: TrainState,
+    network: nn.Module,
+    micro_batches: Sequence[Batch],
+    world: World,
+    clock: PhaseTimer,
+    host: Mapping[str, float],
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Compute gradients and the numbers of the step (0-d), with those of the host summed over processes.
+
+    Numbers that the host knows beside a device are returned by themselves.
+    """
     trained = job.trained_module
-    _begin_step(job, trained)
     step = prepare_step(job.task, job.model, micro_batches, world, job.precision)
     clock.end_phase("prepare")
+    for name, count in step.counts.items():
+        if not is_free_to_read(count):
+            require(count >= 0, partial(bad_count_error, name, count))
     weights = job.loss_weights_at(job.step)
     sums: dict[str, Tensor] = {}
     for index in range(len(micro_batches)):
@@ -233,98 +375,103 @@ def _compute_step(
         parameter.grad = None
     job.scaler.unscale_(job.optimizer)
     gradients = module_gradient_norms(trained) if job.logs_gradients else {}
-    grad_norm = nn.utils.clip_grad_norm_(trained.parameters(), job.clip_norm or float("inf"))
-    if meanwhile is not None:
-        meanwhile(clock)
-    sizes = [len(batch["sample_index"]) for batch in micro_batches]
+    norm = _clip_gradients(trained, job.clip_norm)
     step_counts = TaskMembers.step_counts.get(job.task)
     counts = {} if step_counts is None else step_counts(step.contexts)
-    extra = {_SAMPLES: sum(sizes), _STOP: float(stop_requested)} | {_COUNT_PREFIX + n: c for n, c in counts.items()}
-    if checks is not None:
-        rare = (~check.holds for check in checks if check.make_error is RepeatStepError)
-        extra[_RARE] = sum(rare, torch.zeros((), device=job.device))
+    extra = {**host, **{_COUNT_PREFIX + name: count for name, count in counts.items()}}
     totals = world.all_reduce_sum(
         sums | {name: torch.as_tensor(number).double() for name, number in extra.items()}, operation="losses"
     )
     means = {name: divide_by_count(totals[name], step.counts[name]) for name in sums}
-    numbers = _read_numbers(
-        {
-            **totals,
-            **{_MEAN_PREFIX + n: m for n, m in means.items()},
-            **{_DIVISOR_PREFIX + n: step.counts[n] for n in means},
-            **{_GRADIENT_PREFIX + path: norm for path, norm in gradients.items()},
-            _NORM: grad_norm,
-        },
-        [check for check in checks or () if check.make_error is not RepeatStepError],
-    )
-    if numbers.get(_RARE):
-        raise RepeatStepError
-    for name in sums:
-        if not 0 <= numbers[_DIVISOR_PREFIX + name] < math.inf:
-            raise bad_count_error(name, numbers[_DIVISOR_PREFIX + name])
-    is_finite = math.isfinite(numbers[_NORM])
-    losses = {name: numbers[_MEAN_PREFIX + name] for name in sums}
-    if not (is_finite and all(map(math.isfinite, losses.values()))) and not _may_be_skipped(job, losses.values()):
-        raise NonFiniteGradientError(job, micro_batches, losses, numbers[_NORM])
-    job.scaler.step(job.optimizer)
+    numbers = {
+        **{name: total for name, total in totals.items() if name not in sums},
+        **{_MEAN_PREFIX + name: mean for name, mean in means.items()},
+        **{_DIVISOR_PREFIX + name: step.counts[name] for name in means},
+        **{_GRADIENT_PREFIX + path: gradient for path, gradient in gradients.items()},
+        _NORM: norm,
+    }
+    is_known = {name for name, number in numbers.items() if is_free_to_read(number) and not is_free_to_read(norm)}
+    on_device = {name: number.detach() for name, number in numbers.items() if name not in is_known}
+    return on_device, {name: numbers[name].item() for name in is_known}
+
+
+def _clip_gradients(trained: nn.Module, max_norm: float | None) -> Tensor:
+    """Return the norm of the gradient (0-d), which is scaled to at most `max_norm`."""
+    if max_norm is not None:
+        return nn.utils.clip_grad_norm_(trained.parameters(), max_norm)
+    return nn.utils.get_total_norm([p.grad for p in trained.parameters() if p.grad is not None])
+
+
+def _update(job: TrainState, gate: Gate | None, *, is_averaged: bool = True) -> None:
+    """Let the optimiser and the averages of weights take a step, unless the gate is closed."""
+    with contextlib.nullcontext() if gate is None else gate.guard(job.optimizer):
+        job.scaler.step(job.optimizer)
     job.scaler.update()
-    if is_finite and job.ema is not None and job.ema_decay is not None:
+    if is_averaged and job.ema is not None and job.ema_decay is not None:
         decay = compute_ema_decay(job.ema_decay, job.step)
-        update_ema(job.ema, job.model, decay)
+        update_ema(job.ema, job.model, decay, gate)
         if job.losses_ema is not None:
-            update_ema(job.losses_ema, job.losses, decay)
-    clock.end_phase("optimise")
+            update_ema(job.losses_ema, job.losses, decay, gate)
+
+
+def _judge(job: TrainState, queued: QueuedStep, values: Sequence[float]) -> StepTotals:
+    """Return the totals of a step whose numbers were read. Raises the error of the first check that does not hold."""
+    for check, value in zip(queued.checks, values[len(queued.names) :], strict=not queued.is_forgotten):
+        if value:
+            raise check.make_error()
+    numbers = {**queued.known, **dict(zip(queued.names, values, strict=False))}
+
+    def select(prefix: str) -> dict[str, float]:
+        return {name.removeprefix(prefix): value for name, value in numbers.items() if name.startswith(prefix)}
+
+    losses, divisors = select(_MEAN_PREFIX), select(_DIVISOR_PREFIX)
+    for name, divisor in divisors.items():
+        if not 0 <= divisor < math.inf:
+            raise bad_count_error(name, divisor)
+    is_finite = all(map(math.isfinite, (numbers[_NORM], *losses.values())))
+    if not is_finite and not _may_be_skipped(job, losses.values()):
+        raise NonFiniteGradientError(job, queued.micro_batches, losses, numbers[_NORM])
     return StepTotals(
         losses=losses,
         grad_norm=numbers[_NORM],
-        lr=max(group["lr"] for group in job.optimizer.param_groups),
+        lr=queued.lr,
         num_samples=int(numbers[_SAMPLES]),
         stop_requested=numbers[_STOP] > 0,
-        counts={name: numbers[_COUNT_PREFIX + name] for name in counts},
-        gradient_norms={path: numbers[_GRADIENT_PREFIX + path] for path in gradients},
-        uncounted=frozenset(name for name in sums if numbers[_DIVISOR_PREFIX + name] == 0),
+        counts=select(_COUNT_PREFIX),
+        gradient_norms=select(_GRADIENT_PREFIX),
+        uncounted=frozenset(name for name, divisor in divisors.items() if divisor == 0),
     )
 
 
-def _begin_step(job: TrainState, trained: nn.Module) -> None:
-    """Set training mode, freezing and learning rates of a step, and clear the gradients."""
+def _begin_step(job: TrainState) -> None:
+    """Set training mode and freezing of a step, and clear the gradients."""
     job.model.train()
     job.losses.train()
-    apply_freezing(trained, job.frozen, job.epoch)
-    factor = job.schedule(job.step)
-    for group in job.optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+    apply_freezing(job.trained_module, job.frozen, job.epoch)
     job.optimizer.zero_grad(set_to_none=True)
 
 
-def _warn_of_uncounted(step: int, losses: Sequence[str], micro_batches: Sequence[Batch], num_processes: int) -> None:
-    samples = [str(index) for batch in micro_batches for index in batch["sample_index"].tolist()]
+def _set_rates(job: TrainState) -> list[float]:
+    """Set the learning rates of a step, and return them."""
+    factor = job.schedule(job.step)
+    for group in job.optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    rates = [group["lr"] for group in job.optimizer.param_groups]
+    if job.gate is not None:
+        job.gate.set_rates(rates)
+    return rates
+
+
+def _warn_of_uncounted(queued: QueuedStep, losses: Sequence[str], num_processes: int) -> None:
+    samples = [str(index) for each in queued.samples for index in each.tolist()]
     logger.warning(
         "nothing-counted: the count of %s is 0 at step %d (samples %s%s), so that its sum is divided by 1; a loss that "
         "labels alone make is 0 there: look for labels that are all ignored, images without boxes, hidden joints, a "
         "batch of a single pair; further steps are not reported",
-        *(join_some(losses, most=_MAX_LISTED), step, join_some(samples, most=_MAX_LISTED)),
+        *(join_some(losses, most=_MAX_LISTED), queued.step + 1, join_some(samples, most=_MAX_LISTED)),
         f" on the first of {num_processes} processes" if num_processes > 1 else "",
         extra={"code": "nothing-counted"},
     )
-
-
-def _read_numbers(scalars: Mapping[str, Tensor], checks: Sequence[DeviceCheck]) -> dict[str, float]:
-    """Read scalars (0-d) and checks in one transfer: for most networks the only wait for a GPU.
-
-    Raises the error of the first check that does not hold.
-    """
-    device = scalars[_NORM].device
-    tensors = [send(tensor.detach(), device) for tensor in (*scalars.values(), *(check.holds for check in checks))]
-    places: dict[torch.dtype, list[int]] = {}
-    for place, tensor in enumerate(tensors):
-        places.setdefault(tensor.dtype, []).append(place)
-    flat = torch.cat([torch.stack([tensors[place] for place in each]).double() for each in places.values()]).tolist()
-    numbers = dict(zip(itertools.chain(*places.values()), flat, strict=True))
-    for place, check in enumerate(checks, start=len(scalars)):
-        if not numbers[place]:
-            raise check.make_error()
-    return {name: numbers[place] for place, name in enumerate(scalars)}
 
 
 def _may_be_skipped(job: TrainState, losses: Iterable[float]) -> bool:
@@ -364,39 +511,47 @@ def compute_ema_decay(decay: float, step: int) -> float:
 
 
 @torch.no_grad()
-def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Update the EMA: average <- decay * average + (1 - decay) * model for parameters; buffers are copied."""
+def update_ema(average: nn.Module, model: nn.Module, decay: float, gate: Gate | None = None) -> None:
+    """Update the EMA: average <- decay * average + (1 - decay) * model for parameters; buffers are copied.
+
+    Parameters stay as they are while the gate is closed.
+    """
     averaged: list[Tensor] = list(average.parameters())
-    if averaged:
+    if averaged and gate is None:
         torch._foreach_lerp_(averaged, list(model.parameters()), 1.0 - decay)
-    buffers = dict(model.named_buffers(remove_duplicate=False))
-    for name, ema_buffer in average.named_buffers(remove_duplicate=False):
+    elif averaged:
+        assert gate is not None
+        moves = torch._foreach_sub(list(model.parameters()), averaged)
+        torch._foreach_mul_(moves, (1.0 - decay) * (1.0 - gate.is_closed))
+        torch._foreach_add_(averaged, moves)
+    buffers, averages = dict(model.named_buffers(remove_duplicate=False)), {}
+    for name, buffer in average.named_buffers(remove_duplicate=False):
         if name in buffers:  # a buffer that is made at a module's first call is not yet in both
-            ema_buffer.resize_(buffers[name].shape).copy_(buffers[name])  # a cache may have grown with its batch
+            averages[name] = buffer.resize_(buffers[name].shape)  # a cache may have grown with its batch
+    if averages:
+        torch._foreach_copy_(list(averages.values()), [buffers[name] for name in averages])
 
 
-def _record(
-    job: TrainState, totals: StepTotals, epoch: int, clock: StepTimer, wall_s: float, num_processes: int
-) -> StepRecord:
+def _record(job: TrainState, queued: QueuedStep, totals: StepTotals, num_processes: int) -> StepRecord:
     losses = {name: totals.losses[name] for name in job.loss_weights}
     step_metrics = TaskMembers.step_metrics.get(job.task)
     metrics = {} if step_metrics is None else step_metrics(losses, totals.num_samples, num_processes)
-    weights = job.loss_weights_at(job.step - 1)
+    weights = job.loss_weights_at(queued.step)
     losses["total"] = sum(weights[name] * value for name, value in losses.items())
     gradients = {f"gradient/{path}": norm for path, norm in totals.gradient_norms.items()}
     ramps = {
         f"weight/{name}": weights[name] for name, weight in job.loss_weights.items() if isinstance(weight, LinearRamp)
     }
     return StepRecord(
-        step=job.step,
+        step=queued.step + 1,
         num_steps=job.num_steps,
-        epoch=epoch,
+        epoch=queued.epoch,
         num_epochs=-(-job.num_steps // job.stream.plan.steps_per_epoch),
         num_samples=totals.num_samples,
         losses=losses,
         grad_norm=totals.grad_norm,
         lr=totals.lr,
-        seconds=clock.seconds,
-        wall_s=wall_s,
+        seconds=queued.seconds,
+        wall_s=queued.wall_s,
         extra_scalars={**metrics, **totals.counts, **ramps, **gradients},
     )

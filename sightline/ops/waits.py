@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -18,15 +19,11 @@ class DeviceCheck(NamedTuple):
     make_error: Callable[[], Exception]
 
 
-class RepeatStepError(Exception):
-    """Error for a case that `expect` excluded: the step has to be computed again, without deferred checks."""
-
-
 _FREE_DEVICES = frozenset({"cpu"})
 _MAX_KNOWN = 4096
 """Numbers of a tensor of which the host keeps a list: sizes and offsets, not labels of points."""
+_sends: list[str] | None = None
 _deferred: list[DeviceCheck] | None = None  # not a context variable: a GPU's backward pass runs in a thread of its own
-_is_repeatable = True
 
 
 def is_free_to_read(values: Tensor) -> bool:
@@ -65,34 +62,30 @@ def require(holds: Tensor, make_error: Callable[[], Exception]) -> None:
         raise make_error()
 
 
-def expect(holds: Tensor) -> bool:
-    """Return True if all of `holds` (...) are True, for a rare case that needs other work.
-
-    In `deferred_checks`, a device's values are taken as expected, and `RepeatStepError` is the error if they are not.
-    """
-    if _deferred is None or not _is_repeatable or not _is_deferrable(holds):
-        return bool(holds.all())
-    _deferred.append(DeviceCheck(holds.all(), RepeatStepError))
-    return True
-
-
 def _is_deferrable(values: Tensor) -> bool:
     return not (is_free_to_read(values) or torch.compiler.is_compiling())
 
 
 @contextmanager
-def deferred_checks(*, is_repeatable: bool = True) -> Iterator[list[DeviceCheck]]:
-    """Context that collects the checks of values on a device; the caller reads them before it trusts any result.
-
-    In work that is not `is_repeatable`, `expect` waits for its values.
-    """
-    global _deferred, _is_repeatable
-    previous = _deferred, _is_repeatable
-    _deferred, _is_repeatable = [], is_repeatable
+def deferred_checks() -> Iterator[list[DeviceCheck]]:
+    """Context that collects the checks of values on a device; the caller reads them before it trusts any result."""
+    global _deferred
+    previous, _deferred = _deferred, []
     try:
         yield _deferred
     finally:
-        _deferred, _is_repeatable = previous
+        _deferred = previous
+
+
+@contextmanager
+def noted_sends() -> Iterator[list[str]]:
+    """Context that notes where `send` copies values of the host to a device: a recorded step would copy them anew."""
+    global _sends
+    previous, _sends = _sends, []
+    try:
+        yield _sends
+    finally:
+        _sends = previous
 
 
 def send(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
@@ -101,6 +94,8 @@ def send(values: Tensor, device: torch.device, dtype: torch.dtype | None = None)
     Values of another device have arrived when this returns.
     """
     is_of_host = values.device.type == "cpu"
+    if _sends is not None and is_of_host and device.type != "cpu":
+        _sends.append("; ".join(f"{f.filename}:{f.lineno}" for f in traceback.extract_stack(limit=4)[-2::-1]))
     if device.type == "cuda" and is_of_host:
         values = values.pin_memory()  # from pageable memory the copy would wait for the device
     sent = values.to(device, dtype or values.dtype, non_blocking=is_of_host)

@@ -465,7 +465,7 @@ def test_a_step_waits_for_the_device_once(more: tuple[str, ...], monkeypatch: py
         micro_batches = next(steps)
     with counted_waits(monkeypatch) as waits:
         train_step(job, job.model, micro_batches, World(), StepTimer(job.task, remainder="loss"))
-    assert waits == {"tolist at engine/train.py": 1}
+    assert waits == {"tolist at engine/queued_step.py": 1}
 
 
 # --- nested batches keep their structure; floats take the run's type; strange leaves are named by path ---------------

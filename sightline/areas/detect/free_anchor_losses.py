@@ -19,7 +19,7 @@ from sightline.ops.box_codes import DeltaWeights, decode_boxes, encode_deltas
 from sightline.ops.box_overlaps import box_iou, column_blocks, promote_to_float32
 from sightline.ops.labels import widen_labels
 from sightline.ops.priors import IGNORED
-from sightline.ops.waits import expect, is_free_to_read, read_list, send_list
+from sightline.ops.waits import is_free_to_read, read_list, send_list
 
 _MAX_DENSE = 2**22
 """Predictions of an image up to which all are computed on a device, instead of waiting for those near boxes."""
@@ -75,16 +75,18 @@ class FreeAnchorPositive(_BoxesLoss):
         total = promote_to_float32(logits[:0]).sum() + promote_to_float32(codes[:0]).sum()
         for image, image_boxes, classes in _iterate_images(priors, boxes, label, is_ignored, box_offsets):
             image_boxes, is_member = image_boxes.to(priors.dtype), target[image] >= 0
-            if is_free_to_read(target) or not expect(is_member.sum() >= self.bag_size):
+            if is_free_to_read(target):
                 member = is_member.nonzero().flatten()
                 bags = member[anchor_bags(priors[member], image_boxes, self.bag_size)[0]]
+                is_in_bag = None
             else:
-                bags = anchor_bags(priors, image_boxes, self.bag_size, is_member)[0]
+                bags, overlap = anchor_bags(priors, image_boxes, self.bag_size, is_member)
+                is_in_bag = overlap >= 0
             true = encode_deltas(priors[bags], image_boxes[:, None], weights=self.delta_weights)
             predicted = promote_to_float32(codes[image, bags]) * send_list(self.delta_weights, true.device, true.dtype)
             distance = functional.smooth_l1_loss(predicted, true, reduction="none", beta=self.beta).sum(dim=2)
             log_p = functional.logsigmoid(promote_to_float32(logits[image, bags, classes[:, None]]))
-            total = total + self.alpha * bag_losses(log_p - self.box_weight * distance).sum().to(total.dtype)
+            total = total + self.alpha * bag_losses(log_p - self.box_weight * distance, is_in_bag).sum().to(total.dtype)
         return total
 
 

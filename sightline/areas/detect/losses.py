@@ -152,8 +152,10 @@ def sigmoid_bce(logits: Tensor, target: Tensor, *, weight: Tensor | None = None)
     return _weighted_sum(functional.binary_cross_entropy_with_logits(logits, target, reduction="none"), weight)
 
 
-def bag_losses(log_probabilities: Tensor) -> Tensor:
+def bag_losses(log_probabilities: Tensor, is_in_bag: Tensor | None = None) -> Tensor:
     """Compute -log of the mean-max (M,) of each bag of probabilities from their logarithms (M, N); float64.
+
+    Those that are not `is_in_bag` (M, N) do not count; each bag holds one that does.
 
     The mean-max is the mean weighted by 1 / (1 - P) of at most 1e12: near the plain mean of small ones, near the
     highest once it is close to 1. The limit has no part in the gradient. Source: Zhang et al. 2019, FreeAnchor,
@@ -162,6 +164,8 @@ def bag_losses(log_probabilities: Tensor) -> Tensor:
     log_p = log_probabilities.double()  # weights reach 1e12
     remainder = -log_p.expm1()
     log_weight = -(remainder + (remainder.clamp(min=_MIN_REMAINDER) - remainder).detach()).log()
+    if is_in_bag is not None:
+        log_weight = log_weight.masked_fill(~is_in_bag, -torch.inf)
     return log_weight.logsumexp(dim=1) - (log_weight + log_p).logsumexp(dim=1)
 
 

@@ -26,6 +26,8 @@ _GRIDS = frozenset(("image", "volume", "crop", "depth"))
 _NEAR, _MIN_PLACES, _MIN_SIDE = 1e-9, 32, 8
 _SHIFTS = (3 / 8, 1 / 4, 1 / 8)
 """Shares of the sides by which images are shifted: unequal, none a half, so that axes and flips show."""
+_STEP, _ALIKE, _MAX_CLOUDS = 0.6, 0.3, 32
+"""From point to next point, of the mean distance; correlation of distances. Without an order they are near 1 and 0."""
 _COORDINATES = ("_fft_", "grid_sampler", "cudnn_grid_sampler")
 
 
@@ -101,8 +103,22 @@ def _find_cloud(subject: Subject) -> Tensor:
         others = [*(t for p, t in leaves.items() if p != path), *subject.model.buffers()]
         has_edges = is_cloud and any(each.shape[-2:] == (points.shape[1],) * 2 or _are_numbers(each) for each in others)
         if is_cloud and not has_edges and all(each.is_floating_point() for each in (points, *beside)):
+            if _has_order(points.detach().double()):
+                raise NotApplicableError("clouds whose order tells something: of a path, or of points that correspond")
             return points
     raise NotApplicableError("no clouds of points by the name of an input")
+
+
+def _has_order(points: Tensor) -> bool:
+    """Return True if points (B, N, C) that follow each other are near, or a tenth of the clouds have like distances."""
+    distances = torch.cdist(points[:_MAX_CLOUDS], points[:_MAX_CLOUDS])
+    steps, mean = distances.diagonal(1, 1, 2).mean(), distances.sum() / max(distances.bool().sum(), 1)
+    row, column = torch.triu_indices(points.shape[1], points.shape[1], 1)
+    pairs = distances[:, row, column]
+    pairs = nn.functional.normalize(pairs - pairs.mean(dim=1, keepdim=True), dim=1)
+    row, column = torch.triu_indices(len(pairs), len(pairs), 1)
+    alike = (pairs @ pairs.T)[row, column]
+    return bool(steps < _STEP * mean) or (len(alike) > 0 and bool(alike.quantile(0.9) > _ALIKE))
 
 
 def _are_numbers(tensor: Tensor) -> bool:

@@ -157,7 +157,8 @@ def _sum_counts(name: str, returned: list[Any]) -> Tensor:
     for value in returned:
         count = _assert_scalar(name, "count", value)
         counts.append(count if count.is_floating_point() else count.long())  # truths would add up to a truth
-        require((count >= 0) & count.isfinite(), partial(bad_count_error, name, count))
+        is_sound = (count >= 0) & (count < torch.inf) if count.is_floating_point() else count >= 0
+        require(is_sound, partial(bad_count_error, name, count))
     return sum(counts[1:], counts[0])
 
 

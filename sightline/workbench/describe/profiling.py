@@ -88,9 +88,16 @@ def profile_steps(job: TrainState, world: World, *, num_steps: int, trace: Path 
     return Profile(costs, tuple(records), {path: (kind.__name__, locations[kind]) for path, kind in kinds.items()})
 
 
-def run_steps(job: TrainState, world: World, count: int, after: Callable[[StepRecord], None]) -> list[StepRecord]:
+def run_steps(
+    job: TrainState,
+    world: World,
+    count: int,
+    after: Callable[[StepRecord], None],
+    is_read_after: Callable[[int], bool] = lambda step: True,
+) -> list[StepRecord]:
     """Run the loop from `job.step` for `count` steps, call `after` after each, and return the loop's records.
 
+    The numbers of a GPU are read after the steps for which `is_read_after` is True, as `engine.train.train` has it.
     Raises RunError if a step fails.
     """
     records: list[StepRecord] = []
@@ -101,7 +108,7 @@ def run_steps(job: TrainState, world: World, count: int, after: Callable[[StepRe
         return stop_asked or len(records) == count
 
     try:
-        train(job, world, at_step)
+        train(job, world, at_step, is_read_after=is_read_after)
     except (UserError, RunError):
         raise
     except Exception as error:
