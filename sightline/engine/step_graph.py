@@ -123,10 +123,11 @@ class StepGraphs:
     ) -> StepValues:
         """Replay a step, take it back, and compute it: numbers that a graph froze would show now."""
         tensors, states = state(), RandomStates.read(self._device)
-        before = [tensor.clone() for tensor in tensors]
+        before = [tensor.detach().clone() for tensor in tensors]
         found = graph.replay(batches).values
-        after = [tensor.clone() for tensor in tensors]
-        torch._foreach_copy_(tensors, before)
+        after = [tensor.detach().clone() for tensor in tensors]
+        with torch.no_grad():
+            torch._foreach_copy_(tensors, before)
         states.restore(self._device)
         values = work(batches)
         share = 0.0 if self._is_strict else _MAX_DIFFERENCE
