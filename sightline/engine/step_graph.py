@@ -161,7 +161,7 @@ def _noted_waits() -> Iterator[list[str]]:
     places: list[str] = []
 
     def note(message: Any, *arguments: Any, **named: Any) -> None:
-        if "synchronizing" in str(message):
+        if "called a synchronizing" in str(message):
             places.append(find_place())
 
     with warnings.catch_warnings():

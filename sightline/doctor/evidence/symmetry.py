@@ -112,7 +112,7 @@ def _find_cloud(subject: Subject) -> Tensor:
 def _has_order(points: Tensor) -> bool:
     """Return True if points (B, N, C) that follow each other are near, or a tenth of the clouds have like distances."""
     distances = torch.cdist(points[:_MAX_CLOUDS], points[:_MAX_CLOUDS])
-    steps, mean = distances.diagonal(1, 1, 2).mean(), distances.sum() / max(distances.bool().sum(), 1)
+    steps, mean = distances.diagonal(1, 1, 2).mean(), distances.sum() / distances.bool().sum().clamp(min=1)
     row, column = torch.triu_indices(points.shape[1], points.shape[1], 1)
     pairs = distances[:, row, column]
     pairs = nn.functional.normalize(pairs - pairs.mean(dim=1, keepdim=True), dim=1)
