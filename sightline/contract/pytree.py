@@ -83,3 +83,31 @@ def tree_children(value: Any) -> list[tuple[str, Any]]:
 def join_path(path: str, name: str) -> str:
     """Join the path of a node and the name of its child."""
     return f"{path}.{name}" if path else name
+
+
+class ReadTrackingDict(dict[str, Any]):
+    """Dictionary that records which of its keys were read."""
+
+    def __init__(self, items: Mapping[str, Any]) -> None:
+        super().__init__(items)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+    def __iter__(self) -> Iterator[str]:
+        self.read.update(super().keys())
+        return super().__iter__()
+
+    def items(self) -> Any:
+        self.read.update(super().keys())
+        return super().items()
+
+    def values(self) -> Any:
+        self.read.update(super().keys())
+        return super().values()

@@ -7,46 +7,18 @@ import dataclasses
 import inspect
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
-from sightline.contract.pytree import dense_leaves, is_dense, tree_leaves, tree_map
+from sightline.contract.pytree import ReadTrackingDict, dense_leaves, is_dense, tree_leaves, tree_map
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.instrument import copy_module
 
 _MAX_BATCHES = 4
-
-
-class ReadTrackingDict(dict[str, Any]):
-    """Dictionary that records which of its keys were read."""
-
-    def __init__(self, items: Mapping[str, Any]) -> None:
-        super().__init__(items)
-        self.read: set[str] = set()
-
-    def __getitem__(self, key: str) -> Any:
-        self.read.add(key)
-        return super().__getitem__(key)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self.read.add(key)
-        return super().get(key, default)
-
-    def __iter__(self) -> Iterator[str]:
-        self.read.update(super().keys())
-        return super().__iter__()
-
-    def items(self) -> Any:
-        self.read.update(super().keys())
-        return super().items()
-
-    def values(self) -> Any:
-        self.read.update(super().keys())
-        return super().values()
 
 
 @dataclasses.dataclass(frozen=True)

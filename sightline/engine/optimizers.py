@@ -206,14 +206,17 @@ class OptimizerSpec:
             raise ConfigError("optimizer.frozen: every parameter is frozen; nothing is left to train")
         with gc_paused():  # a first optimiser imports torch's compiler
             optimizer = self.optimizer(list(groups.values()), **self.arguments, **self._fused_option(groups.values()))
+        optimizer._warned_capturable_if_run_uncaptured = True  # some steps are replayed
         optimizer.register_step_pre_hook(_match_gradient_layouts)
         return optimizer
 
     def _fused_option(self, groups: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """Request torch's fused step (docs/inside/decisions/fused_optimiser.md)."""
         devices = {parameter.device.type for group in groups for parameter in group["params"]}
-        has_fused = "fused" in signature(self.optimizer).parameters
-        return {"fused": True} if has_fused and devices <= {"cpu", "cuda"} else {}
+        options = signature(self.optimizer).parameters
+        if "fused" in options and devices <= {"cpu", "cuda"}:
+            return {"fused": True}
+        return {"capturable": True} if "capturable" in options and devices == {"cuda"} else {}  # counts on the device
 
     def _named_modules(self) -> Iterator[tuple[str, str]]:
         for kind, entries in (("groups", self.groups), ("frozen", self.frozen)):

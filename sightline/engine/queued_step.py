@@ -90,8 +90,14 @@ class Gate:
 
     @contextlib.contextmanager
     def guard(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-        """Context in which the optimiser's fused step does nothing while the gate is closed."""
+        """Context in which the optimiser's step changes nothing while the gate is closed.
+
+        A fused step of torch does so by itself; after another one, the numbers of before are put back.
+        """
         groups, kept = optimizer.param_groups, [dict(group) for group in optimizer.param_groups]
+        is_fused = all(group.get("fused") for group in groups)
+        changed = [] if is_fused else [each for state in self._list_changed(optimizer) for each in state]
+        before = [tensor.detach().clone() for tensor in changed]
         optimizer.found_inf = self.is_closed  # type: ignore[attr-defined]
         try:
             for group, rate in zip(groups, () if self._rates is None else self._rates.unbind(), strict=False):
@@ -103,6 +109,18 @@ class Gate:
             del optimizer.found_inf  # type: ignore[attr-defined]
             for group, options in zip(groups, kept, strict=True):
                 group.update({name: options[name] for name in ("lr", "capturable") if name in options})
+        with torch.no_grad():
+            for tensor, values in zip(changed, before, strict=True):
+                tensor.copy_(torch.where(self.is_closed > 0, values, tensor))
+
+    def _list_changed(self, optimizer: torch.optim.Optimizer) -> Iterator[list[Tensor]]:
+        """Iterate over the parameters with gradients, each with the tensors of its state on its device."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    state = optimizer.state.get(parameter, {}).values()
+                    tensors = [each for each in state if isinstance(each, Tensor)]
+                    yield [parameter, *(each for each in tensors if each.device == parameter.device)]
 
 
 class RandomStates(NamedTuple):

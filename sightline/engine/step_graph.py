@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.contract.pytree import tree_leaves, tree_map
+from sightline.contract.pytree import ReadTrackingDict, tree_leaves, tree_map
 from sightline.contract.types import Batch
 from sightline.engine.queued_step import RandomStates
 from sightline.ops.waits import noted_sends
 
 logger = logging.getLogger(__name__)
 
-NUM_WARM = 3
-"""Steps of a form before it is captured: they make what stays on the device, and choose kernels."""
+NUM_WARM = 2
+"""Steps before the first that is watched: they make what stays on the device, and choose kernels."""
 _MAX_GRAPHS = 2
 _MAX_DIFFERENCE = 1e-3
 """Of numbers of a replayed step from those of the step itself, relative; a device may add in another order."""
@@ -44,19 +44,19 @@ class StepValues(NamedTuple):
 
 
 class _Captured:
-    """Graph of the work on batches of one form; they are copied into those that it was captured with."""
+    """Graph of the work on batches of one form, with what it reads of them; other batches are copied into those."""
 
-    def __init__(self, work: Work, batches: Sequence[Batch]) -> None:
-        self._batches = tree_map(list(batches), lambda path, tensor: tensor.clone())
+    def __init__(self, work: Work, batches: list[Batch]) -> None:
+        self._batches = tree_map(batches, lambda path, tensor: tensor.clone())
         self._inputs = [tensor for _, tensor in tree_leaves(self._batches)]
         self._graph = torch.cuda.CUDAGraph()
         self.is_compared = False
         with torch.cuda.graph(self._graph):
             self._result = work(self._batches)._replace(checks=())
 
-    def replay(self, batches: Sequence[Batch]) -> StepValues:
+    def replay(self, batches: list[Batch]) -> StepValues:
         """Replay the work on other batches; its checks have no words."""
-        torch._foreach_copy_(self._inputs, [tensor for _, tensor in tree_leaves(list(batches))])
+        torch._foreach_copy_(self._inputs, [tensor for _, tensor in tree_leaves(batches)])
         self._graph.replay()
         return self._result._replace(values=self._result.values.clone())
 
@@ -64,8 +64,9 @@ class _Captured:
 class StepGraphs:
     """Graphs of a run's steps, one for each form of batches, up to two; `reason` says why there are none.
 
-    The third step of a form is watched: if the host waits in it, sends numbers or draws some, the form is not captured.
-    The fourth is captured; the next is replayed and computed, from one state, and the graph is kept if both agree.
+    After `NUM_WARM` steps, the first of a form is watched: where the host waits in it, sends or draws numbers, no step
+    is captured. The next one is; and the one after is replayed and computed, from one state: the graph is kept if both
+    have the same numbers. What the first steps do not read of their batches has no part in the form.
     """
 
     def __init__(self, device: torch.device, *, reason: str = "", is_strict: bool = False) -> None:
@@ -73,6 +74,8 @@ class StepGraphs:
         self.reason = reason
         self.num_replayed = 0
         self._is_strict = is_strict
+        self._num_tracked = 0
+        self._read: dict[str, None] = {}
         self._seen: Counter[Hashable] = Counter()
         self._graphs: dict[Hashable, _Captured] = {}
 
@@ -85,7 +88,10 @@ class StepGraphs:
         """
         if self.reason:
             return work(batches), False
-        form = (key, tuple((path, tensor.shape, tensor.dtype) for path, tensor in tree_leaves(list(batches))))
+        if self._num_tracked < NUM_WARM:
+            return self._track(work, batches), False
+        batches = [{name: batch[name] for name in self._read if name in batch} for batch in batches]
+        form = (key, tuple((path, tensor.shape, tensor.dtype) for path, tensor in tree_leaves(batches)))
         graph = self._graphs.get(form)
         if graph is not None and graph.is_compared:
             self.num_replayed += 1
@@ -93,11 +99,19 @@ class StepGraphs:
         if graph is not None:
             return self._compare(graph, batches, work, state), False
         self._seen[form] += 1
-        if self._seen[form] == NUM_WARM:
+        if self._seen[form] == 1:
             return self._watch(work, batches), False
-        if self._seen[form] > NUM_WARM and len(self._graphs) < _MAX_GRAPHS:
+        if len(self._graphs) < _MAX_GRAPHS:
             self._capture(form, work, batches)
         return work(batches), False
+
+    def _track(self, work: Work, batches: Sequence[Batch]) -> StepValues:
+        """Note what the work reads of its batches: the rest, such as names of files, is no part of their form."""
+        tracked = [ReadTrackingDict(batch) for batch in batches]
+        values = work(tracked)
+        self._num_tracked += 1
+        self._read = dict.fromkeys([*self._read, *(name for batch in tracked for name in batch.read)])
+        return values
 
     def _watch(self, work: Work, batches: Sequence[Batch]) -> StepValues:
         before = _host_states()
@@ -109,7 +123,7 @@ class StepGraphs:
             self._give_up("the host draws numbers in a step: a graph would repeat the first ones")
         return values
 
-    def _capture(self, form: Hashable, work: Work, batches: Sequence[Batch]) -> None:
+    def _capture(self, form: Hashable, work: Work, batches: list[Batch]) -> None:
         states = RandomStates.read(self._device)
         try:
             self._graphs[form] = _Captured(work, batches)
@@ -119,7 +133,7 @@ class StepGraphs:
             self._give_up(f"a step cannot be captured: {' '.join(str(error).split())[:200]}")
 
     def _compare(
-        self, graph: _Captured, batches: Sequence[Batch], work: Work, state: Callable[[], list[Tensor]]
+        self, graph: _Captured, batches: list[Batch], work: Work, state: Callable[[], list[Tensor]]
     ) -> StepValues:
         """Replay a step, take it back, and compute it: numbers that a graph froze would show now."""
         tensors, states = state(), RandomStates.read(self._device)

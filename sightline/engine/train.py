@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -39,6 +40,15 @@ _NORM, _MEAN_PREFIX, _DIVISOR_PREFIX, _GRADIENT_PREFIX = "(norm)", "(mean) ", "(
 _MAX_LISTED = 6
 
 
+class StepWatch(Protocol):
+    """Interface of what looks at steps: those that it asks for are computed, others may be replayed unseen."""
+
+    @property
+    def is_asked(self) -> bool: ...
+
+    def pass_over(self) -> AbstractContextManager[None]: ...
+
+
 @dataclass
 class TrainState:
     """Training state: model, losses, optimiser, scaler, EMA and the number of finished steps (`step`).
@@ -64,6 +74,7 @@ class TrainState:
     logs_gradients: bool = False
     graph: str = "off"
     graphs: StepGraphs | None = None
+    watch: StepWatch | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     step: int = 0
 
@@ -77,15 +88,10 @@ class TrainState:
     def gate(self) -> Gate | None:
         """Gate of a device that skips an update by itself; None where the host decides.
 
-        It does on a CPU, and where the optimiser has no fused step or a loss is scaled, as that step can be repeated.
+        It does on a CPU, and where the loss is scaled: a smaller scale repeats a step.
         """
         is_free = is_free_to_read(torch.empty(0, device=self.device))
-        is_fused = all(group.get("fused") for group in self.optimizer.param_groups)
-        return (
-            None
-            if is_free or not is_fused or self.scaler.is_enabled()
-            else Gate(self.device, len(self.optimizer.param_groups))
-        )
+        return None if is_free or self.scaler.is_enabled() else Gate(self.device, len(self.optimizer.param_groups))
 
     @property
     def epoch(self) -> int:
@@ -145,7 +151,7 @@ def train(
 
     A device whose host would have to wait is asked for numbers after the steps for which `is_read_after`, of the number
     of finished steps, is True; then come the records of all steps before, in their order. Each step is read on a CPU,
-    with several processes, and where the optimiser has no step that a device can skip (`TrainState.gate`).
+    with several processes, and under fp16.
 
     Raises RunError if a loss or a gradient is not finite; the weights are then still those of the step before.
     """
@@ -195,16 +201,21 @@ def _make_graphs(job: TrainState, world: World) -> StepGraphs | None:
     """Return the graphs of a run on a GPU, with the reason if its steps cannot be replayed."""
     if job.device.type != "cuda" or job.graph == "off":
         return None
-    hooked = (path for path, module in job.model.named_modules() if module._forward_hooks or module._forward_pre_hooks)
+    hooked = (path for path, module in job.model.named_modules() if _has_own_hooks(module))
     reasons = {
         "several processes": world.size > 1,
-        f"the optimiser {type(job.optimizer).__name__} or a loss scale lets the host decide on each step": not job.gate,
         "train.compile": job.compile,
-        f"train.precision={job.precision.name}": job.precision.name == "float64",
+        f"train.precision={job.precision.name}": job.precision.name in ("fp16", "float64"),
         f"a hook of the module '{(hook := next(hooked, None))}'": hook is not None,
     }
     reason = next((reason for reason, holds in reasons.items() if holds), "")
     return StepGraphs(job.device, reason=reason, is_strict=torch.get_deterministic_debug_mode() == 2)
+
+
+def _has_own_hooks(module: nn.Module) -> bool:
+    """Return True for a module with hooks that are not those of a `StepWatch`."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(not getattr(hook, "can_be_suspended", False) for hook in hooks)
 
 
 def _read_open(
@@ -273,12 +284,13 @@ def queue_step(
             _update(job, job.gate)
         return StepValues(names, values, known, tuple(checks))
 
-    if graphs is None:
+    if graphs is None or graphs.reason or (job.watch is not None and job.watch.is_asked):
         result, is_replayed = work(micro_batches), False
     else:
         weights = tuple(job.loss_weights_at(job.step).values())
         is_frozen = tuple(job.epoch < entry.get("until_epoch", job.epoch + 1) for entry in job.frozen)
-        result, is_replayed = graphs.run((weights, is_frozen), micro_batches, work, partial(_list_state, job))
+        with contextlib.nullcontext() if job.watch is None else job.watch.pass_over():
+            result, is_replayed = graphs.run((weights, is_frozen), micro_batches, work, partial(_list_state, job))
         clock.end_phase("forward" if is_replayed else "optimise")
     queued = QueuedStep(
         step=job.step,

@@ -424,6 +424,7 @@ class _TrainRun:
     def _train(self, session: TrainingSession, findings: tuple[Finding, ...]) -> TrainResult:
         path, job = session.directory.path, session.job
         with self._errors_explained(session), self._watch(session) as watch:
+            job.watch = watch
             document = session.run()
         findings = (*findings, *watch.findings) if watch is not None else findings
         if document is None:

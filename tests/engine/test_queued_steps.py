@@ -44,7 +44,7 @@ def numbers(job: TrainState) -> dict[str, Tensor]:
     return {**job.model.state_dict(), **{f"ema of {name}": value for name, value in job.ema.state_dict().items()}}
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
 def test_steps_that_are_read_later_are_the_same(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = [make_job(f"optimizer={{name: {optimizer}, lr: 0.01}}") for _ in range(2)]
     with device_form(monkeypatch):
@@ -69,11 +69,13 @@ def test_only_steps_that_are_read_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-@pytest.mark.parametrize("kind", ["number", "check"])
+@pytest.mark.parametrize(("kind", "optimizer"), [("number", "adam"), ("check", "sgd"), ("number", "rmsprop")])
 @pytest.mark.parametrize("step", [0, 3, 5, 9])
-def test_a_step_that_failed_leaves_the_weights_before_it(step: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_failed_leaves_the_weights_before_it(
+    step: int, kind: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the middle and at the end of an interval: weights, averages and step are those of a run that ended before."""
-    before, failed = make_job(), make_job()
+    before, failed = (make_job(f"optimizer={{name: {optimizer}, lr: 0.01}}") for _ in range(2))
 
     def plant(module: object, inputs: object, output: Tensor) -> Tensor:
         is_failing = failed.step == step

@@ -229,7 +229,7 @@ class Loop:
         self.tracks: dict[int, OptimizerTrack] = {}
         self.step = self.first_step = first_step
         self.thread = threading.get_ident()
-        self.is_over = self.is_in_backward = False
+        self.is_over = self.is_in_backward = self.is_suspended = False
         self.num_forwards = self.first_of_epoch = 0
         self.call: ForwardCall | None = None
         self.call_site: CallSite = ()
@@ -241,6 +241,7 @@ class Loop:
         self.num_asked, self.is_asked = 0, False
         self.digest = RowDigest()
         self.failures: dict[str, None] = {}
+        self.num_passed = 0
 
     def fail(self, missing: MissingError, what: str) -> None:
         """Keep and log a failure of what observes, and say what is not seen: the loop is the user's, and goes on.
@@ -277,8 +278,8 @@ class Loop:
 
     @property
     def runs_here(self) -> bool:
-        """True in the thread of the loop: others may train, or evaluate, at the same time."""
-        return threading.get_ident() == self.thread
+        """True in the thread of the loop, as others may train, or evaluate, at the same time; False while suspended."""
+        return threading.get_ident() == self.thread and not self.is_suspended
 
     @property
     def is_digested(self) -> bool:
@@ -361,6 +362,9 @@ class LastPollMonitor(Monitor):
 
 class Hook:
     """Hook of a model or tensor of a watched loop; its copies, and those saved with a model, do nothing."""
+
+    can_be_suspended = True
+    """`Watch.pass_over` does it: a step with hooks of others alone is not replayed."""
 
     def __init__(self, loop: Loop | None, run: Callable[..., None] | None) -> None:
         self._loop, self._run = loop, run

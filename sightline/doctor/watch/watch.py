@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Self
 
@@ -155,9 +155,32 @@ class Watch:
     @property
     def report(self) -> Report:
         """Report of the loop so far."""
-        return Report(
-            "watch", self.findings, self._tracing.write_verdict(self._loop.failures), {"updates": self._loop.step}
-        )
+        loop = self._loop
+        passed = [f"{loop.num_passed} steps, which a GPU replayed, were not looked at"] if loop.num_passed else []
+        verdict = self._tracing.write_verdict([*loop.failures, *passed])
+        return Report("watch", self.findings, verdict, {"updates": loop.step})
+
+    @property
+    def is_asked(self) -> bool:
+        """True if the next step is to be measured."""
+        return self._loop.is_measured
+
+    @contextmanager
+    def pass_over(self) -> Iterator[None]:
+        """Context of one step that nobody looks at, such as one that a GPU replays; it is counted."""
+        loop = self._loop
+        loop.is_suspended = True
+        try:
+            yield
+        finally:
+            loop.is_suspended = False
+        for track in loop.tracks.values():
+            track.read_rate()
+            track.end_update()
+            track.num_updates += 1
+        loop.num_passed += 1
+        loop.step += 1
+        loop.choose_step()
 
     def __enter__(self) -> Self:
         if self.check is not None:

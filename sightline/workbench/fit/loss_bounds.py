@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sightline.contract.pytree import ReadTrackingDict
 from sightline.contract.types import Batch
-from sightline.doctor.batches import ReadTrackingDict
 from sightline.engine.step import divide_by_count, single_batch_step, weighted_sum
 from sightline.engine.train import TrainState
 from sightline.workbench.check.core.sample_statistics import class_axis

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import OutputError, UserError
-from sightline.contract.pytree import tree_map
+from sightline.contract.pytree import ReadTrackingDict, tree_map
 from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.autograd_graph import hidden_outputs, last_node, last_operation
-from sightline.doctor.batches import ReadTrackingDict
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import apply_freezing

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.pytree import ReadTrackingDict
 from sightline.contract.types import Batch
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.autograd_graph import iter_nodes
-from sightline.doctor.batches import ReadTrackingDict
 from sightline.doctor.finding import Fault, Finding, FindingLocation
 from sightline.doctor.rules import get_rule, rule
 from sightline.engine.distributed import World
