@@ -194,7 +194,9 @@ class TraceMonitor(Monitor):
         passes, self._outputs = self._outputs, []
         pairs = [pair for pair in itertools.pairwise(passes) if pair[0][1].shape == pair[1][1].shape]
         nodes = set(iter_nodes([root.grad_fn])) if pairs else set()
-        self.trace.twins += [(a == b).all() for (one, a), (other, b) in pairs if {one, other} <= nodes]
+        self.trace.twins += [
+            (a == b).all() for (one, a), (other, b) in pairs if one is not other and {one, other} <= nodes
+        ]
         if self.trace.num_backward < _MAX_ADDENDS:
             own = {id(parameter) for parameter in loop.parameters().values()}
             leaves = [below & own for addend in list_addends(root.grad_fn) if (below := list_leaves(addend))]
