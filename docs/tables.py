@@ -46,7 +46,7 @@ MEANING = {
     "train.determinism": "see [training](../run/train.md)",
     "train.cudnn": "which layers may use cuDNN on a GPU, see [training](../run/train.md#kernels-of-a-gpu)",
     "train.compile": "run the model through `torch.compile`",
-    "train.graph": "on a GPU, replay steps of one form as a [CUDA graph](../run/speed.md#fixed-shapes); `off` computes each",
+    "train.graph": "on a GPU, replay steps as a [CUDA graph](../run/speed.md#fixed-shapes) where it can; `off` never",
     "evaluate.metric": "what chooses the best checkpoint; any number that a metric of the run computes",
     "evaluate.every": "epochs between evaluations; the last step is always evaluated",
     "evaluate.batch_size": "samples per evaluated batch",
