@@ -70,6 +70,7 @@ MEANING = {
     "checkpoint.keep_last": "how many are kept, besides `best`",
     "loader.workers": "processes that read ahead; 0 for sets in memory",
     "loader.prefetch": "batches that each of them reads ahead",
+    "loader.transforms": "`auto`: on a GPU those of sets in memory run there, if they have the same numbers",
     "log.every": "steps between training lines",
     "log.tensorboard": "write TensorBoard event files",
     "log.wandb": "write to Weights & Biases",

@@ -115,6 +115,7 @@ def cuda_form(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def choose_on_cuda(spec: OptimizerSpec, groups: Any) -> dict[str, Any]:
         stand_in = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
         chosen = choose(spec, [{"params": [stand_in]}])
+        chosen.pop("capturable", None)  # counts of the steps on the device, which torch refuses elsewhere
         can_foreach = "foreach" in signature(spec.optimizer).parameters
         return chosen or ({"foreach": True} if can_foreach else {})  # what torch chooses by itself on CUDA
 

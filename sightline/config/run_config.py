@@ -181,10 +181,14 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class Loader:
-    """Worker processes for sets that decode files; 0 reads in the training process, as sets in memory should."""
+    """Worker processes for sets that decode files; 0 reads in the training process, as sets in memory should.
+
+    `transforms` run on a GPU where they have the same numbers there.
+    """
 
     workers: Workers = 0
     prefetch: Few = 2
+    transforms: Literal["auto", "host"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 
@@ -36,6 +37,12 @@ class Draws:
         steps = {(key.seed, key.step) for key in keys}
         step_key = _hash_rows([*steps]) if len(steps) == 1 else None
         return cls(_hash_rows([(key.seed, key.epoch, key.index) for key in keys]), step_key)
+
+    @property
+    def keys(self) -> tuple[Tensor, Tensor]:
+        """Keys of the samples (B,) and of their one step (1,), or of none (0,), int64: all that draws depend on."""
+        step_key = np.zeros(0, dtype=np.uint64) if self._step_key is None else self._step_key
+        return torch.from_numpy(self._keys_B.view(np.int64)), torch.from_numpy(step_key.view(np.int64))
 
     def __len__(self) -> int:
         return len(self._keys_B)
@@ -79,6 +86,74 @@ class Draws:
     def permutation(self, length: int) -> Tensor:
         """Draw a permutation of 0 .. length-1 for each sample: (B, length) int64."""
         return torch.from_numpy(np.argsort(self.bits(length), axis=-1))
+
+
+class DeviceDraws(Draws):
+    """The streams of `Draws.keys` on their device: the same bits; normal numbers to the last digit of a logarithm."""
+
+    def __init__(self, keys: Tensor, step_key: Tensor) -> None:
+        self._keys, self._step = keys, step_key
+        self._position = 0
+
+    @property
+    def keys(self) -> tuple[Tensor, Tensor]:
+        return self._keys, self._step
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def stream(self, name: str) -> DeviceDraws:
+        salt = zlib.crc32(name.encode()) + 1
+        return DeviceDraws(_mix_signed(self._keys ^ salt), _mix_signed(self._step ^ salt))
+
+    @property
+    def shared_by_step(self) -> DeviceDraws:
+        if not len(self._step):
+            raise ValueError("these samples are not of one step, so they share no draws")
+        return DeviceDraws(self._step, self._step)
+
+    def _draw(self, *shape: int) -> Tensor:
+        """Draw the bits of `bits` as int64 (B, *shape)."""
+        count = math.prod(shape)
+        steps = torch.arange(self._position + 1, self._position + count + 1, device=self._keys.device)
+        self._position += count
+        return _mix_signed(self._keys.unsqueeze(1) + steps * _as_signed(_GOLDEN)).view(len(self._keys), *shape)
+
+    def bits(self, *shape: int) -> np.ndarray:
+        raise TypeError("bits of a device are not read")
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        unit = _shift(self._draw(*shape), 40).float().mul_(2.0**-24)
+        return unit.mul_(high - low).add_(low)
+
+    def normal(self, *shape: int) -> Tensor:
+        bits = self._draw(*shape)
+        radius = _shift(bits, 40).float().add_(0.5).mul_(2.0**-24)
+        angle = (bits & 0xFFFFFF).float().mul_(float(np.float32(2.0**-24 * 2 * np.pi)))
+        return radius.log_().mul_(-2).sqrt_().mul_(angle.cos_())
+
+    def permutation(self, length: int) -> Tensor:
+        return (self._draw(length) ^ _SIGN).argsort(dim=-1, stable=True)
+
+
+_SIGN = -(1 << 63)
+"""Its exclusive or orders signed numbers as unsigned ones."""
+
+
+def _as_signed(number: np.uint64) -> int:
+    return int(number) - (int(number) >> 63 << 64)
+
+
+def _shift(values: Tensor, places: int) -> Tensor:
+    """Shift int64 to the right, with zeros from the left."""
+    return (values >> places) & ((1 << (64 - places)) - 1)
+
+
+def _mix_signed(values: Tensor) -> Tensor:
+    """`_mix` of the same bits as int64, whose products wrap as those of uint64 do."""
+    values = (values ^ _shift(values, 30)) * _as_signed(_MIX_1)
+    values = (values ^ _shift(values, 27)) * _as_signed(_MIX_2)
+    return values ^ _shift(values, 31)
 
 
 def _hash_rows(rows: Sequence[tuple[int, ...]]) -> np.ndarray:

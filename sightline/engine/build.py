@@ -542,6 +542,7 @@ def _build_job(
         losses=losses,
         compile=train.compile,
         graph=train.graph,
+        finishes_on_device=config.loader.transforms == "auto",
         logs_gradients=config.log.gradients,
         device=world.device,
     )

@@ -96,8 +96,8 @@ class Gate:
         """
         groups, kept = optimizer.param_groups, [dict(group) for group in optimizer.param_groups]
         is_fused = all(group.get("fused") for group in groups)
-        changed = [] if is_fused else [each for state in self._list_changed(optimizer) for each in state]
-        before = [tensor.detach().clone() for tensor in changed]
+        changed = [] if is_fused else _list_changed(optimizer)
+        before = [torch.cat(flat) for flat in changed]
         optimizer.found_inf = self.is_closed  # type: ignore[attr-defined]
         try:
             for group, rate in zip(groups, () if self._rates is None else self._rates.unbind(), strict=False):
@@ -110,17 +110,24 @@ class Gate:
             for group, options in zip(groups, kept, strict=True):
                 group.update({name: options[name] for name in ("lr", "capturable") if name in options})
         with torch.no_grad():
-            for tensor, values in zip(changed, before, strict=True):
-                tensor.copy_(torch.where(self.is_closed > 0, values, tensor))
+            for flat, values in zip(changed, before, strict=True):
+                kept_values = torch.where(self.is_closed > 0, values, torch.cat(flat))
+                torch._foreach_copy_(flat, kept_values.split([len(each) for each in flat]))
 
-    def _list_changed(self, optimizer: torch.optim.Optimizer) -> Iterator[list[Tensor]]:
-        """Iterate over the parameters with gradients, each with the tensors of its state on its device."""
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    state = optimizer.state.get(parameter, {}).values()
-                    tensors = [each for each in state if isinstance(each, Tensor)]
-                    yield [parameter, *(each for each in tensors if each.device == parameter.device)]
+
+def _list_changed(optimizer: torch.optim.Optimizer) -> list[list[Tensor]]:
+    """List what a step changes on the device, each tensor as its memory (n,): weights with gradients and their states.
+
+    There is a list for each type of numbers.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    states = [state for p in parameters for state in optimizer.state.get(p, {}).values() if isinstance(state, Tensor)]
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in (*parameters, *states):
+        if tensor.device == parameters[0].device:
+            flat = tensor.detach().as_strided((tensor.numel(),), (1,))  # dense, in any order of its axes
+            by_dtype.setdefault(tensor.dtype, []).append(flat)
+    return [*by_dtype.values()]
 
 
 class RandomStates(NamedTuple):

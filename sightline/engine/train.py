@@ -22,6 +22,7 @@ from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch, LinearRamp
 from sightline.engine.batch_stream import BatchStream
 from sightline.engine.device import BatchTransfer, CopyStream, PhaseTimer, Precision
+from sightline.engine.device_data import DeviceData, find_device_data
 from sightline.engine.distributed import World
 from sightline.engine.learnt_losses import LearntLosses, combine_modules, module_gradient_norms
 from sightline.engine.optimizers import FrozenModules, apply_freezing
@@ -73,6 +74,7 @@ class TrainState:
     compile: bool = False
     logs_gradients: bool = False
     graph: str = "off"
+    finishes_on_device: bool = False
     graphs: StepGraphs | None = None
     watch: StepWatch | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -163,8 +165,9 @@ def train(
     started, all_counted = time.perf_counter(), set(job.loss_weights)
     can_wait = job.gate is not None and world.size == 1
     job.graphs = _make_graphs(job, world)
+    data = _find_device_data(job)
     open_steps: list[tuple[QueuedStep, RandomStates | None]] = []
-    with contextlib.closing(job.stream.iterate(job.step, job.num_steps)) as steps:
+    with contextlib.closing(data.stream.iterate(job.step, job.num_steps)) as steps:
         copies = CopyStream(world.device) if world.device.type == "cuda" else None
         batches = BatchTransfer(steps, world.device, job.precision.parameter_dtype, copies)
         while job.step < job.num_steps:
@@ -180,6 +183,7 @@ def train(
                 stop_requested=bool(stop),
                 meanwhile=batches.read_ahead,
                 graphs=job.graphs,
+                finish=data.finish,
             )
             job.step += 1
             queued.seconds, queued.wall_s = clock.seconds, time.perf_counter() - started
@@ -187,7 +191,7 @@ def train(
             if can_wait and not stop and job.step < job.num_steps and not is_read_after(job.step):
                 queued.forget()
                 continue
-            all_totals = _read_open(job, replica, world, open_steps)
+            all_totals = _read_open(job, replica, world, open_steps, data)
             for (each, _), totals in zip(open_steps, all_totals, strict=True):
                 if uncounted := all_counted & totals.uncounted:
                     all_counted -= uncounted
@@ -218,8 +222,19 @@ def _has_own_hooks(module: nn.Module) -> bool:
     return any(not getattr(hook, "can_be_suspended", False) for hook in hooks)
 
 
+def _find_device_data(job: TrainState) -> DeviceData:
+    """Return the stream to train on, and what finishes its batches: nothing, if they are finished on the host."""
+    is_asked = job.device.type == "cuda" and job.finishes_on_device and job.precision.parameter_dtype == torch.float32
+    found = find_device_data(job.stream, job.device, job.step) if is_asked and job.step < job.num_steps else None
+    return found or DeviceData(job.stream, lambda batch: batch)
+
+
 def _read_open(
-    job: TrainState, network: nn.Module, world: World, steps: Sequence[tuple[QueuedStep, RandomStates | None]]
+    job: TrainState,
+    network: nn.Module,
+    world: World,
+    steps: Sequence[tuple[QueuedStep, RandomStates | None]],
+    data: DeviceData,
 ) -> list[StepTotals]:
     """Read steps. One that failed is computed again, from the same weights and draws, and raises its error."""
     try:
@@ -228,10 +243,10 @@ def _read_open(
         failed, states = steps[error.place]
     assert states is not None
     states.restore(job.device)
-    with contextlib.closing(job.stream.iterate(failed.step, failed.step + 1)) as again:
+    with contextlib.closing(data.stream.iterate(failed.step, failed.step + 1)) as again:
         batches = BatchTransfer(again, world.device, job.precision.parameter_dtype, None)
         clock = StepTimer(job.task, remainder="loss")
-        train_step(job, network, batches.receive(clock), world, clock)
+        read_steps(job, [queue_step(job, network, batches.receive(clock), world, clock, finish=data.finish)])
     raise RunError(
         f"step {failed.step}: a number was not finite, or a check failed; computed again, the step has neither, so its "
         "operations differ from time to time; train.determinism: strict repeats their bits"
@@ -263,21 +278,25 @@ def queue_step(
     stop_requested: bool = False,
     meanwhile: Callable[[PhaseTimer], None] | None = None,
     graphs: StepGraphs | None = None,
+    finish: Callable[[Batch], Batch] | None = None,
 ) -> QueuedStep:
     """Queue one optimiser step; results do not depend on the split into micro-batches and processes.
 
     Weights change only if all numbers of the step are finite and its checks hold: on a device by its own decision where
     the job has a gate, which also skips the steps after a failed one; else the host reads the numbers here. `meanwhile`
-    is called when the step is queued, before the host waits for its numbers.
+    is called when the step is queued, before the host waits for its numbers. `finish` is what is left to do with each
+    micro-batch, on the device.
     """
     rates = _set_rates(job)
+    finished: list[Batch] = []
     host = {_SAMPLES: float(sum(len(batch["sample_index"]) for batch in micro_batches)), _STOP: float(stop_requested)}
 
     def work(batches: Sequence[Batch]) -> StepValues:
         _begin_step(job)
         is_free = is_free_to_read(torch.empty(0, device=job.device))
         with contextlib.nullcontext(()) if is_free else deferred_checks() as checks:
-            numbers, known = _compute_numbers(job, network, batches, world, clock, host if world.size > 1 else {})
+            finished[:] = batches if finish is None else map(finish, batches)
+            numbers, known = _compute_numbers(job, network, finished, world, clock, host if world.size > 1 else {})
             names, values = pack_numbers(numbers, [check.holds for check in checks])
         if job.gate is not None:
             job.gate.close_unless_finite(values)
@@ -299,7 +318,7 @@ def queue_step(
         names=result.names,
         values=result.values,
         known={**result.known, **(host if world.size == 1 else {})},
-        micro_batches=micro_batches,
+        micro_batches=micro_batches if is_replayed else [*finished],
         checks=result.checks,
         is_forgotten=is_replayed,
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from sightline.contract.types import Field
 from sightline.ops.farthest_points import farthest_points
 from sightline.ops.neighbours import nearest_neighbours
 from sightline.ops.pinhole import CROP_WIDTH, CropPlacement, crop_depth
+from sightline.ops.waits import require
 
 
 class PointSelection(NamedTuple):
@@ -105,10 +107,10 @@ class SamplePoints(PointSelector):
                 f"sample_points: the clouds have {available} points, num_points asks for {self.num_points}; "
                 f"set num_points to at most {available}, or if_fewer: repeat"
             )
-        rows = torch.arange(self.num_points) % available
+        rows = torch.arange(self.num_points, device=points.device) % available
         if self.order == "first":
             return PointSelection(rows.expand(num_clouds, -1))
-        return PointSelection(draws.permutation(available)[:, rows])
+        return PointSelection(draws.permutation(available).index_select(1, rows))
 
 
 @registry.transforms.add("shuffle_points")
@@ -174,7 +176,7 @@ class DropPoints(PointSelector):
 
 def index_after_drop(uniform: Tensor, ratio: Tensor) -> Tensor:
     """Return each point's own index, or 0 if `uniform` (B, N) is at most `ratio` (B, 1): int64 (B, N)."""
-    own_index = torch.arange(uniform.shape[1]).expand_as(uniform)
+    own_index = torch.arange(uniform.shape[1], device=uniform.device).expand_as(uniform)
     return torch.where(uniform <= ratio, torch.zeros_like(own_index), own_index)
 
 
@@ -210,16 +212,22 @@ def full_cloud_fields() -> dict[str, Field]:
 
 def choose_points(index: Tensor, fields: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     """Gather the rows `index` (B, K), 0 to N - 1, of every given field (B, N, ...): new tensors (B, K, ...)."""
-    low, high = index.aminmax() if index.numel() else (0, -1)
     chosen = {}
+    first = torch.arange(len(index), device=index.device).unsqueeze(1)
+    checked: set[int] = set()
     for name, field in fields.items():
         if field is not None:
-            if low < 0 or high >= field.shape[1]:
-                raise IndexError(f"{name}: rows {int(low)} to {int(high)} of clouds of {field.shape[1]}")
+            if field.shape[1] not in checked:
+                require((index >= 0) & (index < field.shape[1]), partial(_make_row_error, name, index, field.shape[1]))
+                checked.add(field.shape[1])
             # Rows of one long array: a quarter of the time that indexing by cloud and row takes.
-            rows = (index + torch.arange(len(index)).unsqueeze(1) * field.shape[1]).flatten()
+            rows = (index + first * field.shape[1]).flatten()
             chosen[name] = field.flatten(0, 1).index_select(0, rows).unflatten(0, index.shape)
     return chosen
+
+
+def _make_row_error(name: str, index: Tensor, num_points: int) -> IndexError:
+    return IndexError(f"{name}: rows {int(index.min())} to {int(index.max())} of clouds of {num_points}")
 
 
 @registry.transforms.add("crop_depth")

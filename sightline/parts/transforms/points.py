@@ -156,7 +156,7 @@ class Translate:
         if self.ranges is None:
             shift_B13 = draws.uniform(1, 3, low=-self.max_shift, high=self.max_shift).to(points.dtype)
         else:
-            low, high = self.ranges.T
+            low, high = self.ranges.to(points.device).T
             shift_B13 = (draws.uniform(1, 3) * (high - low) + low).to(points.dtype)
         shifted = points + (shift_B13 * bounding_box_size(points) if self.relative else shift_B13)
         return {"points": _keep_missing(points, shifted, remission)}
@@ -191,11 +191,12 @@ class Flip:
     ) -> None:
         if len(set(axes)) < len(axes):
             raise ConfigError(f"flip: axes {', '.join(axes)} name an axis twice; two flips undo each other")
-        self.is_flipped = torch.tensor([axis in axes for axis in "xyz"])
+        self.share = [probability * (axis in axes) for axis in "xyz"]
         self.probability = probability
 
     def __call__(self, draws: Draws, *, points: Tensor, normals: Tensor | None = None) -> dict[str, Tensor]:
-        is_mirrored_B13 = (draws.uniform(1, 3) < self.probability) & self.is_flipped
+        columns = zip(draws.uniform(1, 3).unbind(2), self.share, strict=True)
+        is_mirrored_B13 = torch.stack([column < share for column, share in columns], dim=2)
         sign_B13 = torch.where(is_mirrored_B13, -1.0, 1.0).to(points.dtype)
         changed = {"points": points * sign_B13}
         if normals is not None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.binding import AvailableKeys, BoundFunction, bind
-from sightline.contract.draws import Draws
+from sightline.contract.draws import DeviceDraws, Draws
 from sightline.contract.errors import ConfigError, DataError, RunError, UserError
 from sightline.contract.members import DataMembers, TransformMembers
 from sightline.contract.pytree import join_path, tree_children
@@ -134,6 +134,8 @@ def _stack(values: list[Any], name: str, keys: Sequence[SampleKey]) -> Any:
 
 
 _Others = Callable[[int], list[Batch]]
+_DRAW_KEYS = ("(draws)", "(draws of the step)")
+"""Keys of a raw batch that no field can have."""
 
 
 class NamedTransform(NamedTuple):
@@ -200,6 +202,11 @@ class TransformPipeline:
     def names(self) -> list[str]:
         """Names of the transforms, in order."""
         return [stream.partition(".")[2] for stream, *_ in self._transforms]
+
+    @property
+    def mixes(self) -> bool:
+        """True if a transform combines samples."""
+        return any(mixes for *_, mixes in self._transforms)
 
     @property
     def functions(self) -> list[BoundFunction]:
@@ -299,6 +306,27 @@ class BatchReader:
             indices = {"sample_index": torch.tensor([key.index for key in keys], dtype=torch.int64)}
             return self._check_keys({**indices, **combine(samples)})
         return collate(samples, keys, self._fields)
+
+    @property
+    def can_finish(self) -> bool:
+        """True if whole batches are read, and all that their transforms draw depends on keys."""
+        return DataMembers.get_batch.get(self.dataset) is not None and not self._transform.mixes
+
+    def read_raw(self, keys: Sequence[SampleKey]) -> Batch:
+        """Read a batch without transforms, for `finish`: with the keys of its draws."""
+        get_batch = DataMembers.get_batch.get(self.dataset)
+        assert get_batch is not None
+        with self._convert_errors(keys):
+            batch = _as_tensors(get_batch(keys))
+        return {**batch, **dict(zip(_DRAW_KEYS, Draws.for_samples(keys).keys, strict=True))}
+
+    def finish(self, raw: Batch) -> Batch:
+        """Transform a batch of `read_raw` on its device; what no transform reads may be missing."""
+        batch = {name: value for name, value in raw.items() if name not in _DRAW_KEYS}
+        draws = DeviceDraws(*(raw[name] for name in _DRAW_KEYS))
+        for index in range(len(self._transform)):
+            batch = self._transform.apply_one(index, batch, (), draws)
+        return self._with_features(_concatenate_added(batch, self._transform.added))
 
     def read_sample(self, key: SampleKey) -> Sample:
         """Read one sample after all transforms, with the key `features` if there are any, as batches have it."""
