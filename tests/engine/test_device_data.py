@@ -65,14 +65,13 @@ def test_a_batch_that_is_finished_later_is_the_same(transforms: str) -> None:
         assert same(values, finished[name]), name
 
 
-@pytest.mark.parametrize("transforms", TRANSFORMS)
+@pytest.mark.parametrize("transforms", ["modelnet40_pointnet", "modelnet40_dgcnn"])
 def test_transforms_ask_the_host_for_nothing(transforms: str) -> None:
     """With tensors that have the device of a GPU and no numbers: one of the host beside them is an error.
 
-    Torch for CPUs cannot take slices of such tensors, as rotations do.
+    Torch for CPUs takes no slices of such tensors, so other transforms are left to the comparison on the device.
     """
-    listed = TRANSFORMS[transforms].replace("{name: rotate}, {name: perturb_rotation}, ", "")
-    reader = small_run(f"transforms.train={listed}", "train.steps=1").job.stream.reader
+    reader = make_job(transforms).stream.reader
     raw = reader.read_raw(KEYS[:2])
     with FakeTensorMode(allow_non_fake_inputs=True), deferred_checks():
         sent = tree_map(raw, lambda path, tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda"))
