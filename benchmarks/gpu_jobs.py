@@ -24,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_steps import RECIPE_STEPS, ROOT, RecipeStep, read_launches
 from benchmarks.networks import make_inputs, make_parts, step_form
+from benchmarks.pack_modelnet import unpack
 from benchmarks.textbook import TextbookDGCNN, TextbookPCT, TextbookPointNet2, TextbookPointTransformer
 from sightline import ops
 from sightline.areas.clouds.models.dgcnn import DGCNN
@@ -524,12 +525,15 @@ def _training_job(name: str) -> Callable[[Bench], Figures]:
     """Train a published recipe for the minutes left, from where the run in the results' folder stopped."""
 
     def run(bench: Bench) -> Figures:
-        clouds, data, folder = (bench.out / each for each in ("modelnet40_1024.npz", "modelnet40", f"train_{name}"))
-        if not clouds.is_file() and not data.is_dir():
-            raise RunError(f"{clouds} is absent: put the stored clouds of ModelNet40 there")
+        names = ("modelnet40_packed.npz", "modelnet40_1024.npz", "modelnet40", f"train_{name}")
+        packed, clouds, data, folder = (bench.out / each for each in names)
+        if not any(each.exists() for each in (packed, clouds, data)):
+            raise RunError(f"{packed} is absent: python -m benchmarks.pack_modelnet makes it")
         bench.require_gpu()
         sightline, start = [sys.executable, "-m", "sightline"], time.monotonic()
         if not data.is_dir():
+            if not clouds.is_file():
+                unpack(packed, clouds)
             words = ["data", "prepare", "modelnet40", "--from", str(clouds), "--to", str(data)]
             subprocess.run([*sightline, *words], check=True, cwd=ROOT)
         config = ROOT / "configs" / "classify" / f"{name}.yaml"

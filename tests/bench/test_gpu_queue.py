@@ -45,7 +45,7 @@ def test_the_whole_queue_runs_on_a_cpu(tmp_path: Path) -> None:
         "waits": " needs a GPU",
         "strict": " needs a GPU",
     }
-    assert "modelnet40_1024.npz is absent" in errors["training"]
+    assert "modelnet40_packed.npz is absent" in errors["training"]
     measured = {result["job"]: result for result in results if "error" not in result}
     assert {job.partition(" ")[0] for job in measured} == {"host", "step", "operator", "textbook"}
     assert all(result["figures"].get("equal_bits", True) for result in measured.values())
