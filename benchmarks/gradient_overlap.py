@@ -50,7 +50,7 @@ def measure(config_path: Path, overrides: list[str], rounds: int) -> list[dict[s
     from sightline.config import read_config
     from sightline.engine.build import build
     from sightline.engine.distributed import start_world
-    from sightline.engine.train import train
+    from sightline.engine.loop import train
 
     config = read_config(config_path, [*SIZES, *overrides])
     found: list[dict[str, list[float]]] = []

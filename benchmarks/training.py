@@ -29,11 +29,12 @@ from sightline.config import RunConfig, read_config
 from sightline.config.shipped import copy_shipped
 from sightline.engine.build import build
 from sightline.engine.distributed import World
+from sightline.engine.loop import train
 from sightline.engine.optimizers import Adam
 from sightline.engine.records import Observers, StepRecord
 from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.step import prepare_step, weighted_sum
-from sightline.engine.train import TrainState, train, train_step
+from sightline.engine.train import TrainState, train_step
 from sightline.instrument import record
 from sightline.parts.models.resnet import ResNet18Encoder
 from sightline.runs.run_directory import RunDirectory

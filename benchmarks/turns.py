@@ -22,7 +22,7 @@ def serve(config_path: Path, num_steps: int, overrides: Sequence[str]) -> None:
     from sightline.config import read_config
     from sightline.engine.build import build
     from sightline.engine.distributed import start_world
-    from sightline.engine.train import train
+    from sightline.engine.loop import train
 
     config = read_config(config_path, [*overrides, "train.epochs=1000"])
     with start_world(device="cpu") as world:

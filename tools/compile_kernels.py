@@ -23,7 +23,7 @@ from typing import Any
 from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.engine.train import train
+from sightline.engine.loop import train
 from sightline.ops.numba_kernels import NumbaKernel
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -375,11 +375,17 @@ def _fill_gaps(name: str, parameter: nn.Parameter) -> None:
 
 
 def _match_gradient_layouts(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    """Give every gradient its parameter's memory layout, which torch's fused step requires."""
+    """Give every gradient its parameter's memory layout, which torch's fused step requires, and SGD its momenta.
+
+    Torch makes them in a first step, without numbers if that is skipped, and for all parameters or none.
+    """
     for group in optimizer.param_groups:
+        has_momentum = isinstance(optimizer, torch.optim.SGD) and group["momentum"] != 0
         for parameter in group["params"]:
             if parameter.grad is not None:
                 parameter.grad = match_memory_format(parameter, parameter.grad)
+                if has_momentum and optimizer.state[parameter].get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.grad)
 
 
 def apply_freezing(model: nn.Module, frozen: Sequence[FrozenModules], epoch: int) -> list[nn.Parameter]:

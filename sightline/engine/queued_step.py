@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,33 +18,41 @@ from sightline.ops.waits import DeviceCheck
 
 @dataclass
 class QueuedStep:
-    """Step of which a device has the numbers: `values` (n,) in float64 of `names`, then a 0 for each check that holds.
+    """Step of which a device has the numbers: `values` (n,) in float64, in the order of `names`.
 
-    `known` are numbers of the host. `step` counts the finished steps before it.
+    Between the first `num_judged` of the names, which decide whether the step counts, and the others lie the numbers of
+    the checks: 0 for one that holds. `known` are numbers of the host. `step` counts the finished steps before it.
     """
 
     step: int
     epoch: int
     lr: float
     names: tuple[str, ...]
+    num_judged: int
     values: Tensor
     known: Mapping[str, float]
     micro_batches: Sequence[Batch]
+    samples: list[Tensor]
     checks: Sequence[DeviceCheck] = ()
     is_forgotten: bool = False
+    has_state: bool = True
     totals: Any = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     wall_s: float = 0.0
 
     @property
-    def samples(self) -> list[Tensor]:
-        """Numbers of the samples of each micro-batch."""
-        return [batch["sample_index"] for batch in self.micro_batches]
+    def num_checks(self) -> int:
+        return len(self.values) - len(self.names)
 
     def forget(self) -> None:
         """Let go of what the step computed on: a failure is then known, but not its words."""
-        self.micro_batches = [{"sample_index": samples} for samples in self.samples]
-        self.checks, self.is_forgotten = (), True
+        self.micro_batches, self.checks, self.is_forgotten = (), (), True
+
+    def split(self, values: Sequence[float]) -> tuple[dict[str, float], Sequence[float], bool]:
+        """Split its values into numbers by name and those of its checks; and whether all that decide are finite."""
+        first, last = self.num_judged, self.num_judged + self.num_checks
+        numbers = dict(zip(self.names, (*values[:first], *values[last:]), strict=True))
+        return numbers, values[first:last], all(map(math.isfinite, values[:last]))
 
 
 def read_values(steps: Sequence[QueuedStep]) -> list[list[float]]:
@@ -53,15 +62,27 @@ def read_values(steps: Sequence[QueuedStep]) -> list[list[float]]:
     return [list(itertools.islice(rows, len(queued.values))) for queued in steps]
 
 
-def pack_numbers(numbers: Mapping[str, Tensor], holds: Sequence[Tensor]) -> tuple[tuple[str, ...], Tensor]:
-    """Pack numbers (0-d, of the device) as names and values (n,) in float64; -inf for each check that does not hold."""
-    by_dtype: dict[torch.dtype, list[str]] = {}
-    for name, number in numbers.items():
-        by_dtype.setdefault(number.dtype, []).append(name)
-    parts = [torch.stack([numbers[name].detach() for name in names]).double() for names in by_dtype.values()]
-    if holds:
-        parts.append(torch.stack(list(holds)).double().log())
-    return tuple(itertools.chain(*by_dtype.values())), torch.cat(parts)
+class PackedNumbers(NamedTuple):
+    """Numbers of a step as `QueuedStep` has them; the first `num_deciding` values decide whether it counts."""
+
+    names: tuple[str, ...]
+    num_judged: int
+    num_deciding: int
+    values: Tensor
+
+
+def pack_numbers(judged: Mapping[str, Tensor], others: Mapping[str, Tensor], holds: Sequence[Tensor]) -> PackedNumbers:
+    """Pack numbers (0-d, of the device) with those of checks: -inf for one that does not hold."""
+    parts, names = list[Tensor](), list[str]()
+    for numbers in (judged, others):
+        by_dtype: dict[torch.dtype, list[str]] = {}
+        for name, number in numbers.items():
+            by_dtype.setdefault(number.dtype, []).append(name)
+        parts += [torch.stack([numbers[name].detach() for name in each]).double() for each in by_dtype.values()]
+        names += itertools.chain(*by_dtype.values())
+        if numbers is judged and holds:
+            parts.append(torch.stack(list(holds)).double().log())
+    return PackedNumbers(tuple(names), len(judged), len(judged) + len(holds), torch.cat(parts))
 
 
 class Gate:
@@ -71,7 +92,8 @@ class Gate:
     """
 
     def __init__(self, device: torch.device, num_rates: int) -> None:
-        self._rates = torch.zeros(num_rates, device=device) if device.type == "cuda" else None
+        self._sent = torch.zeros(num_rates + 1, device=device) if device.type == "cuda" else None
+        self._share: float | Tensor = 0.0
         self.is_closed = torch.zeros((), device=device)
         self._one = torch.ones((), device=device)
 
@@ -83,10 +105,42 @@ class Gate:
         """Open it for further steps."""
         self.is_closed.zero_()
 
-    def set_rates(self, rates: Sequence[float]) -> None:
-        """Send the learning rates of the optimiser's groups to a GPU, whose steps read them there."""
-        if self._rates is not None:
-            self._rates.copy_(torch.tensor(rates).pin_memory(), non_blocking=True)
+    @contextlib.contextmanager
+    def stilled(self) -> Iterator[None]:
+        """Context in which a step moves neither weights nor averages: their rates on the device are 0."""
+        assert self._sent is not None
+        kept = self._sent.clone()
+        self._sent.zero_()
+        try:
+            yield
+        finally:
+            self._sent.copy_(kept)
+
+    def copy(self, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+        """Copy tensors into others of their shapes, unless the gate is closed."""
+        by_dtype: dict[torch.dtype, list[int]] = {}
+        for place, target in enumerate(targets):
+            by_dtype.setdefault(target.dtype, []).append(place)
+        for places in by_dtype.values():
+            now, new = (torch.cat([each[place].reshape(-1) for place in places]) for each in (targets, sources))
+            parts = torch.where(self.is_closed > 0, now, new).split([targets[place].numel() for place in places])
+            shaped = [part.view(targets[place].shape) for part, place in zip(parts, places, strict=True)]
+            torch._foreach_copy_([targets[place] for place in places], shaped)
+
+    def set_numbers(self, rates: Sequence[float], share: float) -> None:
+        """Set the learning rates of the optimiser's groups, and the share of new weights in their averages.
+
+        A GPU's steps read them there: a graph of a step would keep numbers of the host.
+        """
+        self._share = share
+        if self._sent is not None:
+            self._sent.copy_(torch.tensor([*rates, share]).pin_memory(), non_blocking=True)
+            self._share = self._sent[-1]
+
+    @property
+    def share(self) -> Tensor:
+        """Share (0-d) of new weights in their averages at this step: 0 while the gate is closed."""
+        return self._share * (1.0 - self.is_closed)
 
     @contextlib.contextmanager
     def guard(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
@@ -100,7 +154,7 @@ class Gate:
         before = [torch.cat(flat) for flat in changed]
         optimizer.found_inf = self.is_closed  # type: ignore[attr-defined]
         try:
-            for group, rate in zip(groups, () if self._rates is None else self._rates.unbind(), strict=False):
+            for group, rate in zip(groups, () if self._sent is None else self._sent[:-1].unbind(), strict=False):
                 group["lr"] = rate
                 if "capturable" in group and torch.cuda.is_current_stream_capturing():
                     group["capturable"] = True  # else this class refuses a step that a graph is to hold

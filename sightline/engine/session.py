@@ -32,10 +32,10 @@ from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluation
 from sightline.engine.finite_state import FiniteState
 from sightline.engine.loggers import TensorBoard, Wandb
+from sightline.engine.loop import train
 from sightline.engine.observers import EpochTimes, MetricsLog, Progress, TrainLog
 from sightline.engine.optimizers import format_module_rates
 from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord
-from sightline.engine.train import train
 from sightline.runs import checkpoint
 from sightline.runs.curves import RESULTS_PICTURE, draw_runs
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE, describe_lineage, describe_stage, inputs_document

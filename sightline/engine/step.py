@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +29,7 @@ from sightline.ops.waits import is_free_to_read, send
 PROFILER_END_PREFIX = "end of "
 """Prefix of a profiler event that marks the end of a phase, before the phase's name."""
 _FLOAT32 = Precision("float32")  # without autocast
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 class Task(Protocol):
@@ -86,7 +87,12 @@ class Step:
 
     def loss_means(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Divide sums of losses by the counts of the step: their shares of each loss's mean."""
-        return {name: divide_by_count(total, self.counts[name]) for name, total in sums.items()}
+        return {name: divide(total, self.divisors[name]) for name, total in sums.items()}
+
+    @cached_property
+    def divisors(self) -> Mapping[str, Divisor]:
+        """What the sum of each loss is divided by, on the device of the step."""
+        return {name: make_divisor(count, self.device) for name, count in self.counts.items()}
 
 
 class StepTimer:
@@ -147,12 +153,27 @@ def compute_batch_losses(
     return step.loss_sums(model), step.counts
 
 
+Divisor = Tensor | float
+"""Count of a loss to divide by, or 1 if it is 0: a number where the host knows it beside a device."""
+
+
+def make_divisor(count: Tensor, device: torch.device) -> Divisor:
+    """Return what a total on a device is divided by for a count (0-d) of the device, or of the host."""
+    if is_free_to_read(count) and not is_free_to_read(torch.empty(0, device=device)):
+        return count.item() or 1
+    sent = send(count, device)
+    return sent + (sent == 0)
+
+
+def divide(total: Tensor, divisor: Divisor) -> Tensor:
+    """Divide a total (0-d) in its own type of numbers."""
+    is_plain = not isinstance(divisor, Tensor) or not (divisor.is_floating_point() or total.dtype in _HALVES)
+    return total / (divisor if is_plain else divisor.to(total.dtype))  # type: ignore[union-attr]
+
+
 def divide_by_count(total: Tensor, count: Tensor) -> Tensor:
     """Divide a total by its count, or by 1 if the count is 0."""
-    if is_free_to_read(count) and not is_free_to_read(total):
-        return total / (count.item() or 1)
-    divisor = send(count, total.device)
-    return total / (divisor + (divisor == 0)).to(total.dtype)
+    return divide(total, make_divisor(count, total.device))
 
 
 def weighted_sum(means: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

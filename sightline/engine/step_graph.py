@@ -9,18 +9,18 @@ import logging
 import random
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.contract.pytree import ReadTrackingDict, tree_leaves, tree_map
+from sightline.contract.pytree import ReadTrackingDict, tree_children, tree_leaves, tree_map
 from sightline.contract.types import Batch
-from sightline.engine.queued_step import RandomStates
+from sightline.engine.queued_step import PackedNumbers, RandomStates
 from sightline.ops.waits import noted_sends
 
 logger = logging.getLogger(__name__)
@@ -31,14 +31,28 @@ _MAX_GRAPHS = 2
 _MAX_DIFFERENCE = 1e-3
 """Of numbers of a replayed step from those of the step itself, relative; a device may add in another order."""
 
+_MAX_UPDATE_DIFFERENCE = 0.1
+"""Of the update of a replayed step, in norm: where a gradient is nearly 0, its sign may be the rounding's."""
+_MAX_FORMS = 12
+"""Forms of batches of a run, most of them too rare for a graph."""
+
 Work = Callable[[Sequence[Batch]], "StepValues"]
 
 
-class StepValues(NamedTuple):
-    """What the work of a step returns: names and values (n,) on the device, numbers of the host, and its checks."""
+class StepState(Protocol):
+    """What a step changes: all tensors, and those that stay as they are in the context `stilled`, where rates are 0."""
 
-    names: tuple[str, ...]
-    values: Tensor
+    def list_all(self) -> list[Tensor]: ...
+
+    def list_moved(self) -> list[Tensor]: ...
+
+    def stilled(self) -> AbstractContextManager[None]: ...
+
+
+class StepValues(NamedTuple):
+    """What the work of a step returns: its numbers on the device, those of the host, and its checks."""
+
+    packed: PackedNumbers
     known: dict[str, float]
     checks: Sequence[Any]
 
@@ -50,7 +64,6 @@ class _Captured:
         self._batches = tree_map(batches, lambda path, tensor: tensor.clone())
         self._inputs = [tensor for _, tensor in tree_leaves(self._batches)]
         self._graph = torch.cuda.CUDAGraph()
-        self.is_compared = False
         with torch.cuda.graph(self._graph):
             self._result = work(self._batches)._replace(checks=())
 
@@ -58,15 +71,27 @@ class _Captured:
         """Replay the work on other batches; its checks have no words."""
         torch._foreach_copy_(self._inputs, [tensor for _, tensor in tree_leaves(batches)])
         self._graph.replay()
-        return self._result._replace(values=self._result.values.clone())
+        packed = self._result.packed
+        return self._result._replace(packed=packed._replace(values=packed.values.clone()))
+
+
+@dataclass
+class _Form:
+    """Form of batches: how often it was met, its graph, and whether that was compared; `is_refused` if it has none."""
+
+    num_seen: int = 0
+    graph: _Captured | None = None
+    is_compared: bool = False
+    is_refused: bool = False
 
 
 class StepGraphs:
     """Graphs of a run's steps, one for each form of batches, up to two; `reason` says why there are none.
 
-    After `NUM_WARM` steps, the first of a form is watched: where the host waits in it, sends or draws numbers, no step
-    is captured. The next one is; and the one after is replayed and computed, from one state: the graph is kept if both
-    have the same numbers. What the first steps do not read of their batches has no part in the form.
+    After `NUM_WARM` steps, the second of a form is watched: where the host waits in it, sends or draws numbers, the
+    form is computed. The third is captured; and the fourth is replayed and computed, from one state: the graph is kept
+    if both have the same numbers, and if it moves nothing while the rates on the device are 0. What the first steps do
+    not read of their batches has no part in the form.
     """
 
     def __init__(self, device: torch.device, *, reason: str = "", is_strict: bool = False) -> None:
@@ -76,34 +101,45 @@ class StepGraphs:
         self._is_strict = is_strict
         self._num_tracked = 0
         self._read: dict[str, None] = {}
-        self._seen: Counter[Hashable] = Counter()
-        self._graphs: dict[Hashable, _Captured] = {}
+        self._key: Hashable = None
+        self._forms: dict[Hashable, _Form] = {}
 
-    def run(
-        self, key: Hashable, batches: Sequence[Batch], work: Work, state: Callable[[], list[Tensor]]
-    ) -> tuple[StepValues, bool]:
+    def run(self, key: Hashable, batches: Sequence[Batch], work: Work, state: StepState) -> tuple[StepValues, bool]:
         """Do the work of a step; return its values, and whether a graph was replayed.
 
-        `state` lists the tensors that the work changes; `key` holds the numbers of the host that it depends on.
+        `key` holds the numbers of the host that the work depends on; those of another key are over.
         """
         if self.reason:
             return work(batches), False
         if self._num_tracked < NUM_WARM:
             return self._track(work, batches), False
-        batches = [{name: batch[name] for name in self._read if name in batch} for batch in batches]
-        form = (key, tuple((path, tensor.shape, tensor.dtype) for path, tensor in tree_leaves(batches)))
-        graph = self._graphs.get(form)
-        if graph is not None and graph.is_compared:
+        if key != self._key:
+            self._key = key
+            self._forms.clear()
+        read = [{name: batch[name] for name in self._read if name in batch} for batch in batches]
+        form = self._find_form(_describe(read))
+        if form is None or form.is_refused:
+            return work(batches), False
+        if form.graph is not None and form.is_compared:
             self.num_replayed += 1
-            return graph.replay(batches), True
-        if graph is not None:
-            return self._compare(graph, batches, work, state), False
-        self._seen[form] += 1
-        if self._seen[form] == 1:
-            return self._watch(work, batches), False
-        if len(self._graphs) < _MAX_GRAPHS:
-            self._capture(form, work, batches)
+            return form.graph.replay(read), True
+        form.num_seen += 1
+        if form.graph is not None:
+            return self._compare(form, form.graph, read, batches, work, state), False
+        if form.num_seen == 2:
+            return self._watch(form, work, batches), False
+        if form.num_seen > 2:
+            self._capture(form, work, read)
         return work(batches), False
+
+    def _find_form(self, described: Hashable) -> _Form | None:
+        """Return the form of this description, made now if it is new; None if there are too many."""
+        form = self._forms.get(described)
+        if form is None and len(self._forms) < _MAX_FORMS:
+            form = self._forms[described] = _Form()
+        elif form is None and not any(each.graph for each in self._forms.values()):
+            self._give_up("batches have ever other forms")
+        return form
 
     def _track(self, work: Work, batches: Sequence[Batch]) -> StepValues:
         """Note what the work reads of its batches: the rest, such as names of files, is no part of their form."""
@@ -113,55 +149,116 @@ class StepGraphs:
         self._read = dict.fromkeys([*self._read, *(name for batch in tracked for name in batch.read)])
         return values
 
-    def _watch(self, work: Work, batches: Sequence[Batch]) -> StepValues:
+    def _watch(self, form: _Form, work: Work, batches: Sequence[Batch]) -> StepValues:
         before = _host_states()
         with noted_sends() as sends, _noted_waits() as waits:
             values = work(batches)
         if waits or sends:
-            self._give_up(f"the host {'waits' if waits else 'sends numbers'} in a step, at {[*waits, *sends][0]}")
+            where = f"the host {'waits' if waits else 'sends or reads numbers'} in a step, at {[*waits, *sends][0]}"
+            self._refuse(form, where)
         elif before != _host_states():
-            self._give_up("the host draws numbers in a step: a graph would repeat the first ones")
+            self._refuse(form, "the host draws numbers in a step: a graph would repeat the first ones")
+        elif not self._has_room():
+            self._refuse(form, "a graph keeps the memory of a step, and half of the GPU's is in use")
+        elif sum(each.graph is not None for each in self._forms.values()) == _MAX_GRAPHS:
+            form.is_refused = True
         return values
 
-    def _capture(self, form: Hashable, work: Work, batches: list[Batch]) -> None:
-        states = RandomStates.read(self._device)
+    def _has_room(self) -> bool:
+        if self._device.type != "cuda":
+            return True
+        return 2 * torch.cuda.max_memory_allocated(self._device) < torch.cuda.mem_get_info(self._device)[1]
+
+    def _capture(self, form: _Form, work: Work, batches: list[Batch]) -> None:
+        states, stream = RandomStates.read(self._device), _current_stream(self._device)
         try:
-            self._graphs[form] = _Captured(work, batches)
+            form.graph = _Captured(work, batches)
         except RuntimeError as error:  # an operation that no graph can hold
-            torch.cuda.synchronize(self._device)
+            if stream is not None:
+                torch.cuda.set_stream(stream)  # torch leaves that of a capture which it could not end
+                torch.cuda.synchronize(self._device)
             states.restore(self._device)
-            self._give_up(f"a step cannot be captured: {' '.join(str(error).split())[:200]}")
+            self._refuse(form, f"a step cannot be captured: {' '.join(str(error).split())[:200]}")
 
     def _compare(
-        self, graph: _Captured, batches: list[Batch], work: Work, state: Callable[[], list[Tensor]]
+        self,
+        form: _Form,
+        graph: _Captured,
+        read: list[Batch],
+        batches: Sequence[Batch],
+        work: Work,
+        state: StepState,
     ) -> StepValues:
         """Replay a step, take it back, and compute it: numbers that a graph froze would show now."""
-        tensors, states = state(), RandomStates.read(self._device)
+        tensors, states = state.list_all(), RandomStates.read(self._device)
         before = [tensor.detach().clone() for tensor in tensors]
-        found = graph.replay(batches).values
-        after = [tensor.detach().clone() for tensor in tensors]
-        with torch.no_grad():
-            torch._foreach_copy_(tensors, before)
-        states.restore(self._device)
+        num_moved = len(state.list_moved())
+
+        def replay() -> tuple[Tensor, list[Tensor]]:
+            values = graph.replay(read).packed.values
+            after = [tensor.detach().clone() for tensor in tensors]
+            with torch.no_grad():
+                torch._foreach_copy_(tensors, before)
+            states.restore(self._device)
+            return values, after
+
+        with state.stilled():
+            _, still = replay()
+        found, after = replay()
         values = work(batches)
-        share = 0.0 if self._is_strict else _MAX_DIFFERENCE
-        is_equal = torch.allclose(found, values.values, rtol=share, atol=share, equal_nan=True)
-        if self._is_strict:
-            is_equal = is_equal and all(map(torch.equal, after, tensors))
-        graph.is_compared = True
-        if not is_equal:
-            self._graphs.clear()
-            self._give_up(
-                f"a replayed step has other numbers than the step itself: {found.tolist()}, not "
-                f"{values.values.tolist()}; something in it is decided on the host"
-            )
+        form.is_compared = True
+        if not all(map(torch.equal, still[:num_moved], before[:num_moved])):
+            self._refuse(form, "a replayed step moves weights while all rates are 0: it has some of the host")
+        elif not self._agrees(found, values.packed.values, before, after, tensors, num_moved):
+            numbers = f"{found.tolist()}, not {values.packed.values.tolist()}"
+            self._refuse(form, f"a replayed step has other numbers than the step: {numbers}")
         else:
             logger.info("steps are replayed as a CUDA graph (train.graph)")
         return values
 
+    def _agrees(
+        self,
+        found: Tensor,
+        values: Tensor,
+        before: Sequence[Tensor],
+        after: Sequence[Tensor],
+        tensors: Sequence[Tensor],
+        num_moved: int,
+    ) -> bool:
+        if self._is_strict:
+            return torch.equal(found.nan_to_num(), values.nan_to_num()) and all(map(torch.equal, after, tensors))
+        update, other = (
+            torch.cat(
+                [(one.detach() - old).double().flatten() for one, old in zip(each, before, strict=True)][:num_moved]
+            )
+            for each in (tensors, after)
+        )
+        is_same_update = bool((update - other).norm() <= _MAX_UPDATE_DIFFERENCE * update.norm())
+        rounding = {"rtol": _MAX_DIFFERENCE, "atol": _MAX_DIFFERENCE}
+        return is_same_update and torch.allclose(found, values, equal_nan=True, **rounding)
+
+    def _refuse(self, form: _Form, reason: str) -> None:
+        """Compute the steps of a form from now on; all steps, if no other form has a graph."""
+        form.graph, form.is_refused = None, True
+        if not any(each.graph for each in self._forms.values()):
+            self._give_up(reason)
+
     def _give_up(self, reason: str) -> None:
+        self._forms.clear()
         self.reason = reason
         logger.info("steps are not replayed as a CUDA graph: %s", reason)
+
+
+def _current_stream(device: torch.device) -> torch.cuda.Stream | None:
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+
+def _describe(value: Any) -> Hashable:
+    """Describe the form of a tree: shapes and types of its tensors, and all else that it holds."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype
+    children = [(name, _describe(item)) for name, item in tree_children(value)]
+    return tuple(children) if children else repr(value)
 
 
 def _host_states() -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Training loop: read, prepare, forward, backward, clip, step, record. Only this module changes weights."""
+"""Training step: prepare, forward, backward, clip, update. Only this module changes weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import copy
 import logging
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -16,19 +15,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sightline.contract.errors import RunError, join_some
+from sightline.contract.errors import RunError
 from sightline.contract.loss import bad_count_error
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch, LinearRamp
 from sightline.engine.batch_stream import BatchStream
-from sightline.engine.device import BatchTransfer, CopyStream, PhaseTimer, Precision
-from sightline.engine.device_data import DeviceData, find_device_data
+from sightline.engine.device import PhaseTimer, Precision
 from sightline.engine.distributed import World
 from sightline.engine.learnt_losses import LearntLosses, combine_modules, module_gradient_norms
 from sightline.engine.optimizers import FrozenModules, apply_freezing
-from sightline.engine.queued_step import Gate, QueuedStep, RandomStates, pack_numbers, read_values
-from sightline.engine.records import StepRecord
-from sightline.engine.step import StepTimer, Task, divide_by_count, prepare_step, weighted_sum
+from sightline.engine.queued_step import Gate, QueuedStep, pack_numbers, read_values
+from sightline.engine.step import Task, divide, prepare_step, weighted_sum
 from sightline.engine.step_graph import StepGraphs, StepValues
 from sightline.ops.waits import deferred_checks, is_free_to_read, require
 
@@ -38,7 +35,6 @@ _SAMPLES, _STOP, _COUNT_PREFIX = "(samples)", "(stop)", "(tally) "
 """Keys of further sums in the collective of the losses; no loss can have such a name."""
 _NORM, _MEAN_PREFIX, _DIVISOR_PREFIX, _GRADIENT_PREFIX = "(norm)", "(mean) ", "(count) ", "(gradient) "
 """Keys of the numbers that a step reads besides these sums."""
-_MAX_LISTED = 6
 
 
 class StepWatch(Protocol):
@@ -48,6 +44,8 @@ class StepWatch(Protocol):
     def is_asked(self) -> bool: ...
 
     def pass_over(self) -> AbstractContextManager[None]: ...
+
+    def ask(self, step: int) -> None: ...
 
 
 @dataclass
@@ -136,123 +134,6 @@ class StepTotals:
     uncounted: frozenset[str]
 
 
-class StepCallback(Protocol):
-    """Callback after every step, on every process alike: evaluates, saves, or ends the run (returns True)."""
-
-    def __call__(self, record: StepRecord, stop_asked: bool) -> bool: ...
-
-
-def train(
-    job: TrainState,
-    world: World,
-    on_step_end: StepCallback,
-    stop: Any = None,
-    is_read_after: Callable[[int], bool] = lambda step: True,
-) -> None:
-    """Run optimiser steps from `job.step` to `job.num_steps`, or until `on_step_end` returns true.
-
-    A device whose host would have to wait is asked for numbers after the steps for which `is_read_after`, of the number
-    of finished steps, is True; then come the records of all steps before, in their order. Each step is read on a CPU,
-    with several processes, and under fp16.
-
-    Raises RunError if a loss or a gradient is not finite; the weights are then still those of the step before.
-    """
-    replica = world.broadcast_weights(job.model)
-    if job.losses:
-        world.broadcast_weights(job.losses)
-    if job.compile:
-        replica = torch.compile(replica)  # type: ignore[assignment]
-    started, all_counted = time.perf_counter(), set(job.loss_weights)
-    can_wait = job.gate is not None and world.size == 1
-    job.graphs = _make_graphs(job, world)
-    data = _find_device_data(job)
-    open_steps: list[tuple[QueuedStep, RandomStates | None]] = []
-    with contextlib.closing(data.stream.iterate(job.step, job.num_steps)) as steps:
-        copies = CopyStream(world.device) if world.device.type == "cuda" else None
-        batches = BatchTransfer(steps, world.device, job.precision.parameter_dtype, copies)
-        while job.step < job.num_steps:
-            clock = StepTimer(job.task, remainder="loss")
-            micro_batches = batches.receive(clock)
-            states = RandomStates.read(job.device) if can_wait else None
-            queued = queue_step(
-                job,
-                replica,
-                micro_batches,
-                world,
-                clock,
-                stop_requested=bool(stop),
-                meanwhile=batches.read_ahead,
-                graphs=job.graphs,
-                finish=data.finish,
-            )
-            job.step += 1
-            queued.seconds, queued.wall_s = clock.seconds, time.perf_counter() - started
-            open_steps.append((queued, states))
-            if can_wait and not stop and job.step < job.num_steps and not is_read_after(job.step):
-                queued.forget()
-                continue
-            all_totals = _read_open(job, replica, world, open_steps, data)
-            for (each, _), totals in zip(open_steps, all_totals, strict=True):
-                if uncounted := all_counted & totals.uncounted:
-                    all_counted -= uncounted
-                    world.rank_zero_only(_warn_of_uncounted)(each, sorted(uncounted), world.size)
-                if on_step_end(_record(job, each, totals, world.size), totals.stop_requested):
-                    return
-            open_steps.clear()
-
-
-def _make_graphs(job: TrainState, world: World) -> StepGraphs | None:
-    """Return the graphs of a run on a GPU, with the reason if its steps cannot be replayed."""
-    if job.device.type != "cuda" or job.graph == "off":
-        return None
-    hooked = (path for path, module in job.model.named_modules() if _has_own_hooks(module))
-    reasons = {
-        "several processes": world.size > 1,
-        "train.compile": job.compile,
-        f"train.precision={job.precision.name}": job.precision.name in ("fp16", "float64"),
-        f"a hook of the module '{(hook := next(hooked, None))}'": hook is not None,
-    }
-    reason = next((reason for reason, holds in reasons.items() if holds), "")
-    return StepGraphs(job.device, reason=reason, is_strict=torch.get_deterministic_debug_mode() == 2)
-
-
-def _has_own_hooks(module: nn.Module) -> bool:
-    """Return True for a module with hooks that are not those of a `StepWatch`."""
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return any(not getattr(hook, "can_be_suspended", False) for hook in hooks)
-
-
-def _find_device_data(job: TrainState) -> DeviceData:
-    """Return the stream to train on, and what finishes its batches: nothing, if they are finished on the host."""
-    is_asked = job.device.type == "cuda" and job.finishes_on_device and job.precision.parameter_dtype == torch.float32
-    found = find_device_data(job.stream, job.device, job.step) if is_asked and job.step < job.num_steps else None
-    return found or DeviceData(job.stream, lambda batch: batch)
-
-
-def _read_open(
-    job: TrainState,
-    network: nn.Module,
-    world: World,
-    steps: Sequence[tuple[QueuedStep, RandomStates | None]],
-    data: DeviceData,
-) -> list[StepTotals]:
-    """Read steps. One that failed is computed again, from the same weights and draws, and raises its error."""
-    try:
-        return read_steps(job, [queued for queued, _ in steps])
-    except _ForgottenStepError as error:
-        failed, states = steps[error.place]
-    assert states is not None
-    states.restore(job.device)
-    with contextlib.closing(data.stream.iterate(failed.step, failed.step + 1)) as again:
-        batches = BatchTransfer(again, world.device, job.precision.parameter_dtype, None)
-        clock = StepTimer(job.task, remainder="loss")
-        read_steps(job, [queue_step(job, network, batches.receive(clock), world, clock, finish=data.finish)])
-    raise RunError(
-        f"step {failed.step}: a number was not finite, or a check failed; computed again, the step has neither, so its "
-        "operations differ from time to time; train.determinism: strict repeats their bits"
-    )
-
-
 def train_step(
     job: TrainState,
     network: nn.Module,
@@ -291,17 +172,20 @@ def queue_step(
     finished: list[Batch] = []
     host = {_SAMPLES: float(sum(len(batch["sample_index"]) for batch in micro_batches)), _STOP: float(stop_requested)}
 
+    has_state = bool(job.optimizer.state)
+
     def work(batches: Sequence[Batch]) -> StepValues:
         _begin_step(job)
         is_free = is_free_to_read(torch.empty(0, device=job.device))
         with contextlib.nullcontext(()) if is_free else deferred_checks() as checks:
             finished[:] = batches if finish is None else map(finish, batches)
-            numbers, known = _compute_numbers(job, network, finished, world, clock, host if world.size > 1 else {})
-            names, values = pack_numbers(numbers, [check.holds for check in checks])
+            judged, others = _compute_numbers(job, network, finished, world, clock, host if world.size > 1 else {})
+            known = {} if is_free else _pop_known(judged) | _pop_known(others)
+            packed = pack_numbers(judged, others, [check.holds for check in checks])
         if job.gate is not None:
-            job.gate.close_unless_finite(values)
+            job.gate.close_unless_finite(packed.values[: packed.num_deciding])
             _update(job, job.gate)
-        return StepValues(names, values, known, tuple(checks))
+        return StepValues(packed, known, tuple(checks))
 
     if graphs is None or graphs.reason or (job.watch is not None and job.watch.is_asked):
         result, is_replayed = work(micro_batches), False
@@ -309,60 +193,82 @@ def queue_step(
         weights = tuple(job.loss_weights_at(job.step).values())
         is_frozen = tuple(job.epoch < entry.get("until_epoch", job.epoch + 1) for entry in job.frozen)
         with contextlib.nullcontext() if job.watch is None else job.watch.pass_over():
-            result, is_replayed = graphs.run((weights, is_frozen), micro_batches, work, partial(_list_state, job))
+            result, is_replayed = graphs.run((weights, is_frozen), micro_batches, work, _StepState(job))
         clock.end_phase("forward" if is_replayed else "optimise")
+    packed = result.packed
     queued = QueuedStep(
         step=job.step,
         epoch=job.epoch,
         lr=max(rates),
-        names=result.names,
-        values=result.values,
+        names=packed.names,
+        num_judged=packed.num_judged,
+        values=packed.values,
         known={**result.known, **(host if world.size == 1 else {})},
-        micro_batches=micro_batches if is_replayed else [*finished],
+        micro_batches=() if is_replayed else [*finished],
+        samples=[batch["sample_index"] for batch in micro_batches],
         checks=result.checks,
         is_forgotten=is_replayed,
+        has_state=has_state,
     )
     if meanwhile is not None:
         meanwhile(clock)
     if job.gate is None:
-        queued.totals = _judge(job, queued, result.values.tolist())
+        queued.totals = _judge(job, queued, packed.values.tolist())
         _update(job, None, is_averaged=math.isfinite(queued.totals.grad_norm))
     clock.end_phase("optimise")
     return queued
 
 
-def _list_state(job: TrainState) -> list[Tensor]:
-    """List the tensors that a step changes: weights, buffers, and those of the optimiser, the averages and the gate."""
-    modules = [module for module in (job.model, job.losses, job.ema, job.losses_ema) if module is not None]
-    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    states = [value for state in job.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    return [*tensors, *states, *([] if job.gate is None else [job.gate.is_closed])]
+def _pop_known(numbers: dict[str, Tensor]) -> dict[str, float]:
+    """Take the numbers out that the host knows beside a device."""
+    names = [name for name, number in numbers.items() if is_free_to_read(number)]
+    return {name: numbers.pop(name).item() for name in names}
+
+
+class _StepState:
+    """What a step changes, for graphs of it."""
+
+    def __init__(self, job: TrainState) -> None:
+        self._job = job
+
+    def list_moved(self) -> list[Tensor]:
+        """List the weights and their averages: what stays as it is where rates are 0."""
+        job = self._job
+        modules = [module for module in (job.model, job.losses, job.ema, job.losses_ema) if module is not None]
+        return [tensor for module in modules for tensor in module.parameters()]
+
+    def list_all(self) -> list[Tensor]:
+        """List all tensors that a step changes: with buffers, states of the optimiser, and the gate."""
+        job = self._job
+        modules = [module for module in (job.model, job.losses, job.ema, job.losses_ema) if module is not None]
+        buffers = [tensor for module in modules for tensor in module.buffers()]
+        states = [v for state in job.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+        return [*self.list_moved(), *buffers, *states, *([] if job.gate is None else [job.gate.is_closed])]
+
+    def stilled(self) -> AbstractContextManager[None]:
+        """Return a context in which rates are 0."""
+        assert self._job.gate is not None
+        return self._job.gate.stilled()
 
 
 def read_steps(job: TrainState, steps: Sequence[QueuedStep]) -> list[StepTotals]:
-    """Read the numbers of queued steps, in one transfer.
+    """Read the numbers of queued steps, in one transfer; ends before the first that failed and whose checks are gone.
 
-    Raises the error of the first that failed, with `job.step` as it was before that step, like the weights.
+    Raises the error of one that has its checks, with `job.step` as it was before that step, like the weights.
     """
     if job.gate is None:
         return [queued.totals for queued in steps if queued.totals is not None]
     totals = []
-    for place, (queued, values) in enumerate(zip(steps, read_values(steps), strict=True)):
-        if not all(map(math.isfinite, values)):
+    for queued, values in zip(steps, read_values(steps), strict=True):
+        if not queued.split(values)[2]:
             job.gate.open()
             job.step = queued.step
+            if not queued.has_state:
+                job.optimizer.state.clear()  # made by the step that failed
             if queued.is_forgotten:
-                raise _ForgottenStepError(place)
+                break
         totals.append(_judge(job, queued, values))
     return totals
-
-
-class _ForgottenStepError(Exception):
-    """Error for a failed step, at a place among those that are read, whose checks were forgotten."""
-
-    def __init__(self, place: int) -> None:
-        super().__init__(place)
-        self.place = place
 
 
 def _compute_numbers(
@@ -372,10 +278,10 @@ def _compute_numbers(
     world: World,
     clock: PhaseTimer,
     host: Mapping[str, float],
-) -> tuple[dict[str, Tensor], dict[str, float]]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Compute gradients and the numbers of the step (0-d), with those of the host summed over processes.
 
-    Numbers that the host knows beside a device are returned by themselves.
+    The first ones decide whether the step counts: means of losses, their divisors, and the norm of the gradient.
     """
     trained = job.trained_module
     step = prepare_step(job.task, job.model, micro_batches, world, job.precision)
@@ -399,7 +305,8 @@ def _compute_numbers(
             job.scaler.scale(loss).backward()
             clock.end_phase("backward")
         for name, term in terms.items():
-            sums[name] = sums.get(name, 0.0) + term.detach().double()
+            total = term.detach().double()
+            sums[name] = sums[name] + total if name in sums else total
     if world.size > 1:
         clock.end_phase("reduce")
     for parameter in apply_freezing(trained, job.frozen, job.epoch):
@@ -413,17 +320,14 @@ def _compute_numbers(
     totals = world.all_reduce_sum(
         sums | {name: torch.as_tensor(number).double() for name, number in extra.items()}, operation="losses"
     )
-    means = {name: divide_by_count(totals[name], step.counts[name]) for name in sums}
-    numbers = {
-        **{name: total for name, total in totals.items() if name not in sums},
+    means = {name: divide(totals[name], step.divisors[name]) for name in sums}
+    judged = {
         **{_MEAN_PREFIX + name: mean for name, mean in means.items()},
         **{_DIVISOR_PREFIX + name: step.counts[name] for name in means},
-        **{_GRADIENT_PREFIX + path: gradient for path, gradient in gradients.items()},
         _NORM: norm,
     }
-    is_known = {name for name, number in numbers.items() if is_free_to_read(number) and not is_free_to_read(norm)}
-    on_device = {name: number.detach() for name, number in numbers.items() if name not in is_known}
-    return on_device, {name: numbers[name].item() for name in is_known}
+    others = {name: total for name, total in totals.items() if name not in sums}
+    return judged, others | {_GRADIENT_PREFIX + path: gradient for path, gradient in gradients.items()}
 
 
 def _clip_gradients(trained: nn.Module, max_norm: float | None) -> Tensor:
@@ -447,10 +351,11 @@ def _update(job: TrainState, gate: Gate | None, *, is_averaged: bool = True) -> 
 
 def _judge(job: TrainState, queued: QueuedStep, values: Sequence[float]) -> StepTotals:
     """Return the totals of a step whose numbers were read. Raises the error of the first check that does not hold."""
-    for check, value in zip(queued.checks, values[len(queued.names) :], strict=not queued.is_forgotten):
+    found, holds, _ = queued.split(values)
+    for check, value in zip(queued.checks, holds, strict=not queued.is_forgotten):
         if value:
             raise check.make_error()
-    numbers = {**queued.known, **dict(zip(queued.names, values, strict=False))}
+    numbers = {**queued.known, **found}
 
     def select(prefix: str) -> dict[str, float]:
         return {name.removeprefix(prefix): value for name, value in numbers.items() if name.startswith(prefix)}
@@ -489,20 +394,8 @@ def _set_rates(job: TrainState) -> list[float]:
         group["lr"] = group["base_lr"] * factor
     rates = [group["lr"] for group in job.optimizer.param_groups]
     if job.gate is not None:
-        job.gate.set_rates(rates)
+        job.gate.set_numbers(rates, 0.0 if job.ema_decay is None else 1.0 - compute_ema_decay(job.ema_decay, job.step))
     return rates
-
-
-def _warn_of_uncounted(queued: QueuedStep, losses: Sequence[str], num_processes: int) -> None:
-    samples = [str(index) for each in queued.samples for index in each.tolist()]
-    logger.warning(
-        "nothing-counted: the count of %s is 0 at step %d (samples %s%s), so that its sum is divided by 1; a loss that "
-        "labels alone make is 0 there: look for labels that are all ignored, images without boxes, hidden joints, a "
-        "batch of a single pair; further steps are not reported",
-        *(join_some(losses, most=_MAX_LISTED), queued.step + 1, join_some(samples, most=_MAX_LISTED)),
-        f" on the first of {num_processes} processes" if num_processes > 1 else "",
-        extra={"code": "nothing-counted"},
-    )
 
 
 def _may_be_skipped(job: TrainState, losses: Iterable[float]) -> bool:
@@ -545,7 +438,7 @@ def compute_ema_decay(decay: float, step: int) -> float:
 def update_ema(average: nn.Module, model: nn.Module, decay: float, gate: Gate | None = None) -> None:
     """Update the EMA: average <- decay * average + (1 - decay) * model for parameters; buffers are copied.
 
-    Parameters stay as they are while the gate is closed.
+    With a gate, its share stands in place of 1 - decay: all stays as it is while it is closed.
     """
     averaged: list[Tensor] = list(average.parameters())
     if averaged and gate is None:
@@ -553,36 +446,14 @@ def update_ema(average: nn.Module, model: nn.Module, decay: float, gate: Gate | 
     elif averaged:
         assert gate is not None
         moves = torch._foreach_sub(list(model.parameters()), averaged)
-        torch._foreach_mul_(moves, (1.0 - decay) * (1.0 - gate.is_closed))
+        torch._foreach_mul_(moves, gate.share)
         torch._foreach_add_(averaged, moves)
     buffers, averages = dict(model.named_buffers(remove_duplicate=False)), {}
     for name, buffer in average.named_buffers(remove_duplicate=False):
         if name in buffers:  # a buffer that is made at a module's first call is not yet in both
             averages[name] = buffer.resize_(buffers[name].shape)  # a cache may have grown with its batch
-    if averages:
-        torch._foreach_copy_(list(averages.values()), [buffers[name] for name in averages])
-
-
-def _record(job: TrainState, queued: QueuedStep, totals: StepTotals, num_processes: int) -> StepRecord:
-    losses = {name: totals.losses[name] for name in job.loss_weights}
-    step_metrics = TaskMembers.step_metrics.get(job.task)
-    metrics = {} if step_metrics is None else step_metrics(losses, totals.num_samples, num_processes)
-    weights = job.loss_weights_at(queued.step)
-    losses["total"] = sum(weights[name] * value for name, value in losses.items())
-    gradients = {f"gradient/{path}": norm for path, norm in totals.gradient_norms.items()}
-    ramps = {
-        f"weight/{name}": weights[name] for name, weight in job.loss_weights.items() if isinstance(weight, LinearRamp)
-    }
-    return StepRecord(
-        step=queued.step + 1,
-        num_steps=job.num_steps,
-        epoch=queued.epoch,
-        num_epochs=-(-job.num_steps // job.stream.plan.steps_per_epoch),
-        num_samples=totals.num_samples,
-        losses=losses,
-        grad_norm=totals.grad_norm,
-        lr=totals.lr,
-        seconds=queued.seconds,
-        wall_s=queued.wall_s,
-        extra_scalars={**metrics, **totals.counts, **ramps, **gradients},
-    )
+    sources = [buffers[name] for name in averages]
+    if gate is not None:
+        gate.copy([*averages.values()], sources)
+    elif averages:
+        torch._foreach_copy_([*averages.values()], sources)

@@ -79,7 +79,10 @@ def deferred_checks() -> Iterator[list[DeviceCheck]]:
 
 @contextmanager
 def noted_sends() -> Iterator[list[str]]:
-    """Context that notes where `send` copies values of the host to a device: a recorded step would copy them anew."""
+    """Context that notes where `send` copies values of the host to a device, or what it sent is read on the host.
+
+    A recorded step would have those of the step that was recorded.
+    """
     global _sends
     previous, _sends = _sends, []
     try:
@@ -88,14 +91,19 @@ def noted_sends() -> Iterator[list[str]]:
         _sends = previous
 
 
+def _note_send() -> None:
+    if _sends is not None:
+        _sends.append("; ".join(f"{f.filename}:{f.lineno}" for f in traceback.extract_stack(limit=5)[-3::-1]))
+
+
 def send(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """Copy values (...) to `device` as `dtype`; those of the host without waiting, and `read_list` knows a few of them.
 
     Values of another device have arrived when this returns.
     """
     is_of_host = values.device.type == "cpu"
-    if _sends is not None and is_of_host and device.type != "cpu":
-        _sends.append("; ".join(f"{f.filename}:{f.lineno}" for f in traceback.extract_stack(limit=4)[-2::-1]))
+    if is_of_host and device.type != "cpu":
+        _note_send()
     if device.type == "cuda" and is_of_host:
         values = values.pin_memory()  # from pageable memory the copy would wait for the device
     sent = values.to(device, dtype or values.dtype, non_blocking=is_of_host)
@@ -120,6 +128,8 @@ def read_list(values: Tensor) -> list[Any]:
     if not isinstance(values, Tensor):
         raise ValueError(f"found a {type(values).__name__} of offsets or numbers; give a tensor: torch.tensor(...)")
     known = _get_known(values, "_host_values")
+    if known is not None:
+        _note_send()
     return values.tolist() if known is None else known
 
 

@@ -14,9 +14,10 @@ from sightline.engine.device import Precision
 from sightline.engine.distributed import World, start_world
 from sightline.engine.evaluate import Evaluator
 from sightline.engine.learnt_losses import LearntLosses
+from sightline.engine.loop import train
 from sightline.engine.optimizers import AdamW
 from sightline.engine.schedules import Constant
-from sightline.engine.train import TrainState, train
+from sightline.engine.train import TrainState
 from tests.contract.images import FEW_BOXES, IMAGES
 from tests.contract.toy import NUM_SAMPLES, Toy, meters
 from tests.contract.toys import ALL, TOYS

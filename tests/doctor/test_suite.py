@@ -19,7 +19,8 @@ from sightline.doctor import causes
 from sightline.doctor.finding import Finding, FindingLocation, finding_from_dict
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.engine.train import TrainState, train
+from sightline.engine.loop import train
+from sightline.engine.train import TrainState
 from sightline.ops import numba_kernels
 from sightline.verbs.output import show_findings
 from sightline.workbench.check import suite

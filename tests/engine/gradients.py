@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sightline.contract.errors import RunError
-from sightline.engine import gradient_sums, learnt_losses
+from sightline.engine import learnt_losses
 from sightline.engine.distributed import World, start_world
 
 SIZE = 5
@@ -121,14 +121,14 @@ def reduce_with(world: World) -> Callable[..., Any]:
 def list_sent(world: World) -> list[str]:
     """The parameters of each bucket as it is sent, and the end of the pass."""
     events: list[str] = []
-    original = gradient_sums.GradientReduction._send_next
+    original = learnt_losses.GradientReduction._send_next
 
     def send(reduction: Any) -> None:
         bucket = reduction._buckets[len(reduction._sent)]
         events.append(" ".join(reduction._names[parameter] for parameter in bucket))
         original(reduction)
 
-    gradient_sums.GradientReduction._send_next = send  # type: ignore[method-assign]
+    learnt_losses.GradientReduction._send_next = send  # type: ignore[method-assign]
     try:
         for use in (use_all, use_some):
             model = Chain()
@@ -138,7 +138,7 @@ def list_sent(world: World) -> list[str]:
                 events.append("end of pass")
             assert all(not parameter._post_accumulate_grad_hooks for parameter in model.parameters())
     finally:
-        gradient_sums.GradientReduction._send_next = original  # type: ignore[method-assign]
+        learnt_losses.GradientReduction._send_next = original  # type: ignore[method-assign]
     return events
 
 

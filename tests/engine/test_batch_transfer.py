@@ -14,10 +14,10 @@ import torch
 from sightline.contract.errors import DataError
 from sightline.contract.pytree import tree_leaves
 from sightline.contract.types import Batch
-from sightline.engine import train as training
+from sightline.engine import loop as training
 from sightline.engine.device import BatchTransfer
 from sightline.engine.distributed import World
-from sightline.engine.train import train
+from sightline.engine.loop import train
 from tests.runs.small import small_run
 
 CPU = torch.device("cpu")

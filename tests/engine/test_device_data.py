@@ -14,9 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sightline.contract.draws import DeviceDraws, Draws
 from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch, SampleKey
-from sightline.engine.device_data import find_device_data
+from sightline.engine.batch_stream import find_device_data
 from sightline.engine.distributed import World
-from sightline.engine.train import TrainState, train
+from sightline.engine.loop import train
+from sightline.engine.train import TrainState
 from sightline.ops.waits import deferred_checks
 from tests.runs.small import small_run
 
@@ -82,7 +83,7 @@ def test_transforms_ask_the_host_for_nothing(transforms: str) -> None:
 def test_a_training_on_finished_batches_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = [make_job("modelnet40_pointnet") for _ in range(2)]
     monkeypatch.setattr(
-        "sightline.engine.train._find_device_data", lambda job: find_device_data(job.stream, CPU, job.step)
+        "sightline.engine.loop._find_device_data", lambda job: find_device_data(job.stream, CPU, job.step)
     )
     torch.manual_seed(0)
     train(jobs[0], World(), lambda record, stop: False)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from sightline.contract.errors import RunError
 from sightline.engine.distributed import World
+from sightline.engine.loop import train
 from sightline.engine.queued_step import Gate
 from sightline.engine.records import StepRecord
-from sightline.engine.train import NonFiniteGradientError, TrainState, train
+from sightline.engine.train import NonFiniteGradientError, TrainState
 from sightline.ops.waits import require
 from tests.runs.small import small_run
 from tests.waits import counted_waits, device_form

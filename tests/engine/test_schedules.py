@@ -14,9 +14,9 @@ import torch
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import LinearRamp
 from sightline.engine.distributed import World
+from sightline.engine.loop import train
 from sightline.engine.records import StepRecord
 from sightline.engine.schedules import Constant, Cosine, Exponential, OneCycle, Steps
-from sightline.engine.train import train
 from tests.command import succeed
 from tests.runs.small import SMALL, small_config, small_run
 

@@ -1,8 +1,7 @@
-"""Which steps are replayed, and when none is; on a CPU, with a stand-in for the graph."""
+"""Which steps are replayed, that they are the steps, and what is not replayed: on a CPU, with an emulated graph."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -14,100 +13,210 @@ from torch import Tensor
 
 from sightline.contract.types import Batch
 from sightline.engine import step_graph
-from sightline.engine.step_graph import NUM_WARM, StepGraphs, StepValues
+from sightline.engine.distributed import World
+from sightline.engine.loop import train
+from sightline.engine.queued_step import Gate
+from sightline.engine.records import StepRecord
+from sightline.engine.step_graph import NUM_WARM, StepGraphs
+from sightline.engine.train import TrainState
+from tests.engine.graph_emulator import CPU, emulated_graphs
+from tests.recipe_steps import SmallStep
+from tests.runs.small import small_run
 
-CPU = torch.device("cpu")
-READY = NUM_WARM + 3
-"""Steps of one form before the first that is replayed: warm, watched, captured, compared."""
+NUM_STEPS = 24
+READY = NUM_WARM + 4
+"""Steps of one form before the first that is replayed: warm, met, watched, captured, compared."""
 
 
-class Recorded:
-    """Stand-in for a graph: what the work reads of the host is what it was when it was captured."""
+def make_job(*overrides: str) -> TrainState:
+    job = small_run(f"train.steps={NUM_STEPS}", "train.epochs=50", "train.tail=drop", *overrides).job
+    torch.manual_seed(1)
+    return job
 
-    def __init__(self, work: Callable[[Sequence[Batch]], StepValues], batches: list[Batch]) -> None:
-        self.work, self.is_compared, self.keys = work, False, [*batches[0]]
 
-    def replay(self, batches: list[Batch]) -> StepValues:
-        return self.work(batches)
+def run(job: TrainState, every: int = 6) -> list[StepRecord]:
+    records: list[StepRecord] = []
+    train(job, World(), lambda record, stop: bool(records.append(record)), is_read_after=lambda step: step % every == 0)
+    return records
+
+
+def numbers(job: TrainState) -> dict[str, Tensor]:
+    averages = {} if job.ema is None else {f"ema of {name}": value for name, value in job.ema.state_dict().items()}
+    states = enumerate(job.optimizer.state.values())
+    moments = {f"{n} of {i}": v for i, state in states for n, v in state.items() if isinstance(v, Tensor)}
+    return {**job.model.state_dict(), **averages, **moments}
+
+
+RUNS = {
+    "adam": ("optimizer={name: adam, lr: 0.01, weight_decay: 0.01}", "train.ema_decay=0.9"),
+    "sgd": ("optimizer={name: sgd, lr: 0.05}", "train.clip_norm=0.5", "log.gradients=true"),
+    "two micro-batches": ("train.micro_batches=2", "optimizer={name: adamw, lr: 0.01}"),
+    "two rates": (
+        "optimizer={name: adamw, lr: 0.01, groups: [{modules: head, lr_factor: 0.1}]}",
+        "train.ema_decay=0.8",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_replayed_steps_are_the_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit: weights, buffers, averages, states of the optimiser and records, with dropout and a schedule."""
+    plain, replayed = (make_job(*RUNS[name]) for _ in range(2))
+    with emulated_graphs(monkeypatch, is_strict=True) as graphs:
+        monkeypatch.setattr(graphs, "reason", "not now")
+        expected = run(plain)
+        monkeypatch.undo()
+    torch.manual_seed(1)
+    with emulated_graphs(monkeypatch, is_strict=True) as graphs:
+        records = run(replayed)
+    assert graphs.num_replayed == NUM_STEPS - READY, graphs.reason
+    for one, other in zip(records, expected, strict=True):
+        assert (one.losses, one.grad_norm, one.lr, one.step) == (other.losses, other.grad_norm, other.lr, other.step)
+        assert one.extra_scalars == other.extra_scalars
+    for (key, ours), theirs in zip(numbers(replayed).items(), numbers(plain).values(), strict=True):
+        assert torch.equal(ours, theirs), key
+
+
+@pytest.mark.parametrize("recipe", ["pose/synthetic_hands_v2v_small", "segment/synthetic_lidar_squeezeseg"])
+def test_a_task_that_reads_a_part_of_its_batches_is_replayed(
+    recipe: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = SmallStep(recipe, tmp_path, "train.precision=float32").job
+    job.num_steps = READY + 3
+    with emulated_graphs(monkeypatch) as graphs:
+        records = run(job, every=20)
+    assert len(records) == READY + 3
+    assert graphs.num_replayed == 3, graphs.reason
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+def test_a_rate_of_the_host_is_found(is_strict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The averages of weights with a share that Python knows: neither losses nor gradients show it."""
+    job = make_job("train.ema_decay=0.9")
+    with emulated_graphs(monkeypatch, is_strict=is_strict) as graphs:
+        monkeypatch.setattr(Gate, "share", property(lambda gate: torch.tensor(0.1)))
+        run(job)
+    assert graphs.num_replayed == 0
+    assert "moves weights while all rates are 0" in graphs.reason
+
+
+def test_a_failed_step_among_replayed_ones_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    job, read = make_job(), []
+    stream = job.stream.reader
+
+    def plant(keys: Any) -> Batch:
+        batch = stream(keys)
+        read.append(keys[0].step)
+        return {**batch, "points": batch["points"] * (torch.nan if keys[0].step == READY + 3 else 1.0)}
+
+    object.__setattr__(job.stream, "reader", plant)
+    records: list[StepRecord] = []
+    with emulated_graphs(monkeypatch) as graphs, pytest.raises(Exception, match=rf"step {READY + 3}"):
+        train(job, World(), lambda r, stop: bool(records.append(r)), is_read_after=lambda step: step % 6 == 0)
+    assert graphs.num_replayed > 3
+    assert job.step == READY + 3
+    assert [record.step for record in records] == [*range(1, READY + 4)]
+
+
+# --- what is not replayed ---------------------------------------------------------------------------------------------
 
 
 class Toy:
-    """Work of a step: adds the mean of the points to a weight, and counts its calls."""
+    """Work of a step with its state: a weight moves by the mean of the points, times a rate."""
 
-    def __init__(self) -> None:
-        self.weight, self.calls, self.frozen = torch.zeros(()), 0, 0.0
+    def __init__(self, host: Callable[[], float] = lambda: 0.0) -> None:
+        self.weight, self.rate, self.host, self.calls = torch.zeros(()), torch.ones(()), host, 0
 
-    def __call__(self, batches: Sequence[Batch]) -> StepValues:
+    def __call__(self, batches: Sequence[Batch]) -> step_graph.StepValues:
         self.calls += 1
-        self.weight += batches[0]["points"].mean() + self.frozen
-        return StepValues(("weight",), self.weight.reshape(1).double(), {}, ())
+        value = batches[0]["points"].mean() + self.host()
+        self.weight += self.rate * value
+        packed = step_graph.PackedNumbers(("value",), 1, 1, value.reshape(1).double())
+        return step_graph.StepValues(packed, {}, ())
 
-    def state(self) -> list[Tensor]:
+    def list_all(self) -> list[Tensor]:
         return [self.weight]
 
+    list_moved = list_all
 
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> StepGraphs:
-    monkeypatch.setattr(step_graph, "_Captured", Recorded)
-    monkeypatch.setattr(step_graph, "_noted_waits", lambda: contextlib.nullcontext([]))
-    return StepGraphs(CPU)
+    def stilled(self) -> Any:
+        class Stilled:
+            def __enter__(_) -> None:  # noqa: N805
+                self.rate.zero_()
+
+            def __exit__(_, *error: object) -> None:  # noqa: N805
+                self.rate.fill_(1.0)
+
+        return Stilled()
 
 
 def make_batch(size: int = 4, **more: Any) -> list[Batch]:
     return [{"points": torch.ones(size, 3), "names": torch.zeros(torch.randint(1, 9, ()).item()), **more}]
 
 
-def run(graphs: StepGraphs, work: Any, number: int, *, key: object = None, size: int = 4) -> list[bool]:
-    return [graphs.run(key, make_batch(size), work, work.state)[1] for _ in range(number)]
+def steps(graphs: StepGraphs, toy: Toy, number: int, *, key: object = None, size: int = 4, **more: Any) -> list[bool]:
+    return [graphs.run(key, make_batch(size, **more), toy, toy)[1] for _ in range(number)]
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Any:
+    with emulated_graphs(monkeypatch) as made:
+        yield made
 
 
 def test_a_form_is_replayed_after_it_was_compared(graphs: StepGraphs) -> None:
     """Each step counts once, also the one that is replayed and taken back; a part that nobody reads may vary."""
     toy = Toy()
-    assert run(graphs, toy, READY + 4) == [False] * READY + [True] * 4
+    assert steps(graphs, toy, READY + 4) == [False] * READY + [True] * 4
     assert toy.weight.item() == READY + 4
     assert graphs.num_replayed == 4
-    assert next(iter(graphs._graphs.values())).keys == ["points"]
 
 
 def test_another_form_is_computed_and_the_first_stays(graphs: StepGraphs) -> None:
     toy = Toy()
-    run(graphs, toy, READY)
-    assert run(graphs, toy, 1, size=3) == [False]
-    assert run(graphs, toy, 1, key="another weight of a loss") == [False]
-    assert run(graphs, toy, 2) == [True, True]
+    steps(graphs, toy, READY)
+    assert steps(graphs, toy, 1, size=3) == [False]
+    assert steps(graphs, toy, 2) == [True, True]
     for size in (5, 6, 7):
-        run(graphs, toy, 4, size=size)
-    assert len(graphs._graphs) == 2
+        steps(graphs, toy, 4, size=size)
+    assert sum(form.graph is not None for form in graphs._forms.values()) == 2
+    assert steps(graphs, toy, 1, key="another weight of a loss") == [False]
+    assert steps(graphs, toy, 4, key="another weight of a loss") == [False, False, False, True]
+
+
+def test_numbers_and_text_that_are_read_are_a_part_of_the_form(graphs: StepGraphs) -> None:
+    class Reading(Toy):
+        def __call__(self, batches: Sequence[Batch]) -> Any:
+            self.gain = batches[0]["gain"]
+            return super().__call__(batches)
+
+    toy = Reading()
+    steps(graphs, toy, READY, gain=1.0)
+    assert steps(graphs, toy, 1, gain=1.0) == [True]
+    assert steps(graphs, toy, 1, gain=1.5) == [False]
+
+
+def test_batches_of_ever_other_forms_end_it(graphs: StepGraphs) -> None:
+    toy = Toy()
+    for size in range(2, 20):
+        steps(graphs, toy, 1, size=size)
+    assert graphs.reason == "batches have ever other forms"
 
 
 def test_a_step_that_draws_on_the_host_is_not_captured(graphs: StepGraphs, caplog: pytest.LogCaptureFixture) -> None:
-    class Drawing(Toy):
-        def __call__(self, batches: Sequence[Batch]) -> StepValues:
-            random.random()
-            return super().__call__(batches)
-
     with caplog.at_level(logging.INFO):
-        assert not any(run(graphs, Drawing(), READY + 2))
+        assert not any(steps(graphs, Toy(lambda: 0.0 * random.random()), READY + 2))
     assert "the host draws numbers in a step" in graphs.reason
     assert caplog.text.count("not replayed as a CUDA graph") == 1
 
 
-def test_a_graph_with_other_numbers_is_dropped(graphs: StepGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_with_other_numbers_is_dropped(graphs: StepGraphs) -> None:
     """What the host decided when the graph was captured holds for ever; the step that shows it counts as computed."""
-
-    def replay(recorded: Recorded, batches: list[Batch]) -> StepValues:
-        toy.frozen = 0.5
-        try:
-            return recorded.work(batches)
-        finally:
-            toy.frozen = 0.0
-
     toy = Toy()
-    monkeypatch.setattr(Recorded, "replay", replay)
-    assert not any(run(graphs, toy, READY + 2))
-    assert "a replayed step has other numbers" in graphs.reason
-    assert toy.weight.item() == READY + 2
+    toy.host = lambda: float(toy.calls)
+    assert not any(steps(graphs, toy, READY + 2))
+    assert "a replayed step" in graphs.reason
+    assert toy.weight.item() == sum(1.0 + call for call in range(1, READY + 4) if call != NUM_WARM + 3)
 
 
 def test_what_no_graph_can_hold_is_named(graphs: StepGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,14 +224,13 @@ def test_what_no_graph_can_hold_is_named(graphs: StepGraphs, monkeypatch: pytest
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(step_graph, "_Captured", refuse)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     toy = Toy()
-    assert not any(run(graphs, toy, READY + 1))
+    assert not any(steps(graphs, toy, READY + 1))
     assert graphs.reason == "a step cannot be captured: operation not permitted when stream is capturing"
     assert toy.weight.item() == READY + 1
 
 
 def test_a_reason_leaves_all_steps_as_they_are() -> None:
     toy = Toy()
-    assert not any(run(StepGraphs(CPU, reason="several processes"), toy, READY + 1))
+    assert not any(steps(StepGraphs(CPU, reason="several processes"), toy, READY + 1))
     assert toy.calls == READY + 1

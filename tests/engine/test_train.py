@@ -22,6 +22,7 @@ from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
 from sightline.engine.device import Precision, describe_nondeterminism, set_determinism, to_device
 from sightline.engine.distributed import World
+from sightline.engine.loop import train
 from sightline.engine.observers import MetricsLog
 from sightline.engine.records import StepRecord
 from sightline.engine.step import (
@@ -33,7 +34,7 @@ from sightline.engine.step import (
     weighted_sum,
     with_prepare,
 )
-from sightline.engine.train import NonFiniteGradientError, compute_ema_decay, train, train_step, update_ema
+from sightline.engine.train import NonFiniteGradientError, compute_ema_decay, train_step, update_ema
 from sightline.runs.curves import encode_curves
 from sightline.runs.run_directory import RunDirectory
 from tests.cases import run_each

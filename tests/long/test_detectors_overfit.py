@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from sightline.config import read_config
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.engine.train import train
+from sightline.engine.loop import train
 from sightline.ops.box_overlaps import box_iou
 from tests.conftest import ROOT
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.areas.pose.losses import HeatmapCrossEntropy, HeatmapMSE
-from sightline.areas.pose.v2v import V2V, ResidualBlock3d, ScaleNet, UpsampleBlock3d, V2VSmall, halved_volume
+from sightline.areas.pose.v2v import V2V, ResidualBlock3d, ScaleNet, UpsampleBlock3d, V2VSmall
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
@@ -285,12 +285,3 @@ def test_values_are_dropped_while_training_alone() -> None:
 def test_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"crop: found the shape \(2, 1, 96, 96\), scale_net takes \(B, 1, 128, 128\)"):
         ScaleNet()(crop=torch.zeros(2, 1, 96, 96))
-
-
-@pytest.mark.parametrize("size", [2, 6])
-def test_halved_volumes_are_those_of_torch_with_the_gradient_of_the_first_of_equals(size: int) -> None:
-    volume = torch.randn(2, 3, size, 4, 8, dtype=torch.float64).relu().requires_grad_()
-    weight = torch.randn(2, 3, size // 2, 2, 4, dtype=torch.float64)
-    pooled = [nn.functional.max_pool3d(volume, 2), halved_volume(volume)]
-    assert torch.equal(*pooled)
-    assert torch.equal(*(torch.autograd.grad((values * weight).sum(), volume)[0] for values in pooled))

@@ -12,7 +12,7 @@ import torch
 from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World, start_world
-from sightline.engine.train import train
+from sightline.engine.loop import train
 from tests.processes import ROOT
 
 __all__ = ["run_steps"]

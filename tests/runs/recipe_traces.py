@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World, start_world
-from sightline.engine.train import train
+from sightline.engine.loop import train
 from tests.processes import ROOT
 from tests.recipes import SMALLER, recipes
 

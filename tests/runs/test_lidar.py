@@ -18,7 +18,7 @@ from torch import Tensor
 from sightline.contract.types import Sample, SampleKey
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.engine.train import train
+from sightline.engine.loop import train
 from tests.command import run_here, succeed
 from tests.data.scans.lidar_writers import write_kitti_object, write_own, write_semantic_kitti
 from tests.marks import long_but

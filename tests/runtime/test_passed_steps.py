@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sightline.doctor.watch.watch import Watch
 from sightline.engine.distributed import World
-from sightline.engine.train import train
+from sightline.engine.loop import train
 from tests.runs.small import small_run
 from tests.waits import device_form
 
@@ -68,7 +68,7 @@ def test_the_engine_passes_over_what_it_may_replay(monkeypatch: pytest.MonkeyPat
             return work(batches), False
 
     graphs = Graphs()
-    monkeypatch.setattr("sightline.engine.train._make_graphs", lambda job, world: graphs)
+    monkeypatch.setattr("sightline.engine.loop._make_graphs", lambda job, world: graphs)
     built = small_run("train.steps=24", "train.epochs=20")
     named = {"optimizers": [built.job.optimizer], "every": 10}
     with device_form(monkeypatch), Watch({"": built.job.model}, **named) as watch:

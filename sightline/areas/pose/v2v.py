@@ -130,27 +130,6 @@ class _VolumeNetwork(nn.Module):
             self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
-class HalvingPool3d(nn.MaxPool3d):
-    """Maximum of each 2 x 2 x 2 voxels of volumes (B, C, X, Y, Z) of even sides.
-
-    Torch's gradient on a GPU adds in any order; where an order is asked for (`train.determinism: strict`), it is that
-    of a maximum over one axis, of the first of equal voxels as well.
-    """
-
-    def forward(self, volume: Tensor) -> Tensor:
-        return (
-            halved_volume(volume)
-            if volume.is_cuda and torch.get_deterministic_debug_mode()
-            else super().forward(volume)
-        )
-
-
-def halved_volume(volume: Tensor) -> Tensor:
-    """Return the maximum of each 2 x 2 x 2 voxels of a volume (B, C, X, Y, Z); the gradient is the first one's."""
-    windows = volume.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
-    return windows.permute(0, 1, 2, 4, 6, 3, 5, 7).flatten(5).max(dim=5).values
-
-
 @registry.models.add("v2v")
 class V2V(_VolumeNetwork):
     """V2V-PoseNet as published: sides halved three times and doubled twice, with residual blocks and two skips.
@@ -175,12 +154,12 @@ class V2V(_VolumeNetwork):
         def block(width_in: int, width_out: int) -> ResidualBlock3d:
             return ResidualBlock3d(in_channels=width_in, out_channels=width_out, has_shortcut=shortcuts)
 
-        self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=16, kernel_size=7), HalvingPool3d(2))
+        self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=16, kernel_size=7), nn.MaxPool3d(2))
         self.front = nn.Sequential(block(16, 32), block(32, 32), block(32, 32))
         self.outer_skip = block(32, 32) if shortcuts else None
-        self.down = nn.Sequential(HalvingPool3d(2), block(32, 64))
+        self.down = nn.Sequential(nn.MaxPool3d(2), block(32, 64))
         self.inner_skip = block(64, 64) if shortcuts else None
-        self.middle = nn.Sequential(HalvingPool3d(2), block(64, 128), block(128, 128), block(128, 128))
+        self.middle = nn.Sequential(nn.MaxPool3d(2), block(64, 128), block(128, 128), block(128, 128))
         self.inner_up = UpsampleBlock3d(in_channels=128, out_channels=64)
         self.inner = block(64, 64)
         self.outer_up = UpsampleBlock3d(in_channels=64, out_channels=32)
@@ -227,10 +206,10 @@ class V2VSmall(_VolumeNetwork):
         def block(width_in: int, width_out: int) -> ResidualBlock3d:
             return ResidualBlock3d(in_channels=width_in, out_channels=width_out, has_shortcut=shortcuts)
 
-        self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=8, kernel_size=5), HalvingPool3d(2))
+        self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=8, kernel_size=5), nn.MaxPool3d(2))
         self.front = block(8, 16)
         self.skip = block(16, 16) if shortcuts else None
-        self.middle = nn.Sequential(HalvingPool3d(2), block(16, 32))
+        self.middle = nn.Sequential(nn.MaxPool3d(2), block(16, 32))
         self.up = UpsampleBlock3d(in_channels=32, out_channels=16)
         self.output = nn.Conv3d(16, num_joints, 1)
         self._start(init)

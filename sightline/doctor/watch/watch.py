@@ -165,6 +165,10 @@ class Watch:
         """True if the next step is to be measured."""
         return self._loop.is_measured
 
+    def ask(self, step: int) -> None:
+        """Have the step that follows `step` finished ones measured: one that failed unseen is computed again."""
+        self._loop.step, self._loop.is_measured = step, True
+
     @contextmanager
     def pass_over(self) -> Iterator[None]:
         """Context of one step that nobody looks at, such as one that a GPU replays; it is counted."""

@@ -80,6 +80,8 @@ class ClassLoss(Loss):
     def label_weight(self, label: Tensor) -> Tensor:
         """Return the number of labels (...) that are not ignored (int64), or their summed class weights (float64)."""
         label = widen_labels(label)
+        if self.class_weights is None and self.ignore_index is None:
+            return torch.tensor(label.numel())
         is_counted = self.is_counted(label)
         if self.class_weights is None:
             return is_counted.sum()
@@ -189,15 +191,15 @@ class CrossEntropy(ClassLoss):
         Classes come last; labels are 0 .. C-1 or ignored.
         """
         label = self.check_labels(logits, label)
-        is_counted = self.is_counted(label)
-        target = torch.where(is_counted, label, 0)[..., None]
+        is_counted = None if self.ignore_index is None else self.is_counted(label)
+        target = (label if is_counted is None else torch.where(is_counted, label, 0))[..., None]
         negative = -F.log_softmax(promote_to_float32(logits), dim=-1)
         if self.class_weights is not None:
             negative = negative * self.get_weights(negative).to(negative.dtype)
         loss = self.extra_on_label * negative.gather(-1, target).squeeze(-1)
         if self.share > 0:
             loss = loss + self.share * negative.sum(dim=-1)
-        return torch.where(is_counted, loss, 0.0).sum()
+        return (loss if is_counted is None else torch.where(is_counted, loss, 0.0)).sum()
 
 
 @registry.losses.add("focal_cross_entropy")

@@ -103,7 +103,7 @@ class FeatureTransformPenalty(Loss):
 
     def count(self, *, sample_index: Tensor) -> Tensor:
         """Count the samples; `sample_index` (B,)."""
-        return torch.full((), len(sample_index), dtype=torch.int64, device=sample_index.device)
+        return torch.tensor(len(sample_index))
 
     def forward(self, *, feature_transform: Tensor) -> Tensor:
         """Compute the sum over samples from `feature_transform` (B, K, K)."""

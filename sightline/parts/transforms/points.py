@@ -150,14 +150,15 @@ class Translate:
             )
         self.max_shift = max_shift
         self.relative = relative
-        self.ranges = None if ranges is None else torch.tensor(ranges)
+        low, high = torch.tensor(ranges or [(0.0, 0.0)]).T
+        self.spans = None if ranges is None else [*zip(low.tolist(), (high - low).tolist(), strict=True)]
 
     def __call__(self, draws: Draws, *, points: Tensor, remission: Tensor | None = None) -> dict[str, Tensor]:
-        if self.ranges is None:
+        if self.spans is None:
             shift_B13 = draws.uniform(1, 3, low=-self.max_shift, high=self.max_shift).to(points.dtype)
         else:
-            low, high = self.ranges.to(points.device).T
-            shift_B13 = (draws.uniform(1, 3) * (high - low) + low).to(points.dtype)
+            columns = zip(draws.uniform(1, 3).unbind(2), self.spans, strict=True)
+            shift_B13 = torch.stack([unit * span + low for unit, (low, span) in columns], dim=2).to(points.dtype)
         shifted = points + (shift_B13 * bounding_box_size(points) if self.relative else shift_B13)
         return {"points": _keep_missing(points, shifted, remission)}
 

@@ -34,8 +34,9 @@ from sightline.contract.schema import suggest
 from sightline.engine.build import TrainingSetup
 from sightline.engine.device import seed_everything, set_backends
 from sightline.engine.distributed import World
+from sightline.engine.loop import train
 from sightline.engine.records import StepRecord
-from sightline.engine.train import TrainState, train
+from sightline.engine.train import TrainState
 from sightline.instrument import ModuleCall, record
 from sightline.runs.run_directory import write_file
 from sightline.workbench.describe.memory import persistent_bytes, storage_bytes

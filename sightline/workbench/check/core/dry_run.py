@@ -34,6 +34,7 @@ _RUNNERS = (
     _PACKAGE / "workbench" / "check",
     _PACKAGE / "workbench" / "fit",
     _PACKAGE / "doctor",
+    _PACKAGE / "contract" / "pytree.py",
     _PACKAGE / "engine" / "step.py",
     _PACKAGE / "instrument",
 )  # they run a step, but do not cause its faults

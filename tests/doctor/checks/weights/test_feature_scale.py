@@ -13,7 +13,7 @@ from torch import nn
 from sightline.config import read_config
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.engine.train import train
+from sightline.engine.loop import train
 from sightline.runs import checkpoint
 from sightline.workbench.check.checks.weights_scale import feature_scale, layer_scales
 from sightline.workbench.check.context import Context
