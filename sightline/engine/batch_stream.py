@@ -338,9 +338,10 @@ def find_device_data(stream: BatchStream, device: torch.device, step: int) -> De
         logger.info("transforms run on the host: the data set is read sample by sample, or a transform mixes samples")
         return None
     raw = replace(stream, reader=reader.read_raw)
+    alone, raw_alone = replace(stream, workers=0), replace(raw, workers=0)
     with (
-        contextlib.closing(stream.iterate(step, step + 1)) as whole,
-        contextlib.closing(raw.iterate(step, step + 1)) as parts,
+        contextlib.closing(alone.iterate(step, step + 1)) as whole,
+        contextlib.closing(raw_alone.iterate(step, step + 1)) as parts,
     ):
         expected, given = next(whole)[0], to_device(next(parts)[0], device)
     try:
