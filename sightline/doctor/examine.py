@@ -45,9 +45,9 @@ class Examination:
 
 
 def list_rules() -> list[Rule]:
-    """Import all rules, and list them."""
+    """Import all rules, and list them by module, whichever was imported first."""
     import_all("sightline.doctor.rules")
-    return RULES
+    return sorted(RULES, key=lambda rule: rule.judge.__module__)
 
 
 def assert_codes(codes: Sequence[str], *, name: str) -> None:
@@ -68,6 +68,7 @@ def examine(evidence: Evidence, *, declared: Collection[str] = ()) -> Examinatio
     """
     examination = Examination()
     open_rules = [rule for rule in list_rules() if evidence.offers(rule.reads)]
+    places = {rule.code: place for place, rule in enumerate(open_rules)}
     while open_rules:
         needs = [frozenset(evidence.list_open(rule.reads)) for rule in open_rules]
         counts = Counter(needs)
@@ -83,7 +84,10 @@ def examine(evidence: Evidence, *, declared: Collection[str] = ()) -> Examinatio
             examination.judgements.append(Judgement(rule, "declared", rule.code))
         else:
             _judge(rule, evidence, examination)
-    examination.findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    # In the order of the rules, however long each took: of two findings of one error, the first explains the other.
+    examination.judgements.sort(key=lambda judgement: places[judgement.rule.code])
+    findings = [finding for judgement in examination.judgements for finding in judgement.findings]
+    examination.findings = sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
     return examination
 
 
@@ -97,5 +101,4 @@ def _judge(rule: Rule, evidence: Evidence, examination: Examination) -> None:
     if isinstance(found, MissingError):
         examination.judgements.append(Judgement(rule, found.kind, found.reason))
     else:
-        examination.findings += found
         examination.judgements.append(Judgement(rule, "broken" if found else "held", findings=found))

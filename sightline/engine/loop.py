@@ -69,8 +69,8 @@ def train(
                 elif any(on_step_end(record, stop_asked) for record, stop_asked in loop.read()):
                     return
     except Exception:
-        for _ in loop.read():  # a failure of an earlier step comes before this one
-            pass
+        for record, stop_asked in loop.read():  # a failure of an earlier step comes before this one
+            on_step_end(record, stop_asked)
         raise
 
 

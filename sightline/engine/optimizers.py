@@ -207,7 +207,7 @@ class OptimizerSpec:
         with gc_paused():  # a first optimiser imports torch's compiler
             optimizer = self.optimizer(list(groups.values()), **self.arguments, **self._fused_option(groups.values()))
         optimizer._warned_capturable_if_run_uncaptured = True  # some steps are replayed
-        optimizer.register_step_pre_hook(_match_gradient_layouts)
+        optimizer.register_step_pre_hook(_prepare_update)
         return optimizer
 
     def _fused_option(self, groups: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -374,7 +374,7 @@ def _fill_gaps(name: str, parameter: nn.Parameter) -> None:
         parameter.data = parameter.data.clone()
 
 
-def _match_gradient_layouts(optimizer: torch.optim.Optimizer, *_: object) -> None:
+def _prepare_update(optimizer: torch.optim.Optimizer, *_: object) -> None:
     """Give every gradient its parameter's memory layout, which torch's fused step requires, and SGD its momenta.
 
     Torch makes them in a first step, without numbers if that is skipped, and for all parameters or none.

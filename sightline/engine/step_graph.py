@@ -273,7 +273,7 @@ def _noted_waits() -> Iterator[list[str]]:
 
     def note(message: Any, *arguments: Any, **named: Any) -> None:
         if "called a synchronizing" in str(message):
-            places.append(find_place())
+            places.append(_find_place())
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -285,7 +285,7 @@ def _noted_waits() -> Iterator[list[str]]:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def find_place() -> str:
+def _find_place() -> str:
     """Return file and line of the innermost frame of the package outside of the engine and of `waits`."""
     outer = ("/engine/", "/ops/waits.py")
     frames = [f for f in traceback.extract_stack() if "/sightline/" in f.filename]

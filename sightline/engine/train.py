@@ -140,13 +140,9 @@ def train_step(
     micro_batches: Sequence[Batch],
     world: World,
     clock: PhaseTimer,
-    *,
-    stop_requested: bool = False,
-    meanwhile: Callable[[PhaseTimer], None] | None = None,
 ) -> StepTotals:
     """Run one optimiser step, as `queue_step` does, and read its numbers."""
-    queued = queue_step(job, network, micro_batches, world, clock, stop_requested=stop_requested, meanwhile=meanwhile)
-    return read_steps(job, [queued])[0]
+    return read_steps(job, [queue_step(job, network, micro_batches, world, clock)])[0]
 
 
 def queue_step(

@@ -93,7 +93,8 @@ def noted_sends() -> Iterator[list[str]]:
 
 def _note_send() -> None:
     if _sends is not None:
-        _sends.append("; ".join(f"{f.filename}:{f.lineno}" for f in traceback.extract_stack(limit=5)[-3::-1]))
+        frame = next(f for f in reversed(traceback.extract_stack()) if f.filename != __file__)
+        _sends.append(f"{frame.filename.rpartition('/sightline/')[2]}:{frame.lineno}")
 
 
 def send(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

@@ -19,6 +19,7 @@ from sightline.engine.queued_step import Gate
 from sightline.engine.records import StepRecord
 from sightline.engine.step_graph import NUM_WARM, StepGraphs
 from sightline.engine.train import TrainState
+from sightline.ops.waits import read_list, send_list
 from tests.engine.graph_emulator import CPU, emulated_graphs
 from tests.recipe_steps import SmallStep
 from tests.runs.small import small_run
@@ -208,6 +209,14 @@ def test_a_step_that_draws_on_the_host_is_not_captured(graphs: StepGraphs, caplo
         assert not any(steps(graphs, Toy(lambda: 0.0 * random.random()), READY + 2))
     assert "the host draws numbers in a step" in graphs.reason
     assert caplog.text.count("not replayed as a CUDA graph") == 1
+
+
+def test_a_step_that_reads_what_the_host_sent_is_not_captured(graphs: StepGraphs) -> None:
+    """Its numbers would stay those of the step that was captured."""
+    sent = send_list([0.0, 1.0], CPU)
+    assert not any(steps(graphs, Toy(lambda: float(read_list(sent)[0])), READY + 2))
+    assert "the host sends or reads numbers in a step, at " in graphs.reason
+    assert "test_step_graph.py" in graphs.reason
 
 
 def test_a_graph_with_other_numbers_is_dropped(graphs: StepGraphs) -> None:
