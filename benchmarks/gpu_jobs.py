@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 import json
 import math
@@ -14,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,11 @@ Figures = Mapping[str, float | int | bool | str | None]
 _LAUNCH = re.compile(r"cu(da)?(LaunchKernel|LaunchCooperativeKernel|GraphLaunch)")
 _TINY = ("train.batch_size=2", "data.train_size=40", "data.test_size=4")
 _NUM_WARM = 8
+_NUM_BATCHES = 4
 """Steps before those that are timed: a graph of a step is captured and compared in them."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Bench:
     """The device, whether sizes are tiny, the folder of the results, and when the queue's minutes are over."""
 
@@ -111,7 +112,7 @@ def count_launches(profiler: profile) -> int:
     return sum(bool(_LAUNCH.match(event.name)) for event in profiler.events())
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Job:
     """Job of the queue: `seconds` is what it takes on an H100 at most; `unit` that of its times."""
 
@@ -165,7 +166,7 @@ def _measure_host(bench: Bench) -> Figures:
 # --- operators -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class OperatorShape:
     """Call of an operator at one size: `make(device, share)` makes it, with so small a share of the samples.
 
@@ -383,16 +384,23 @@ def _build(step: RecipeStep, bench: Bench, *overrides: str) -> tuple[TrainingSet
     sizes = _TINY if bench.is_tiny else step.overrides
     words = (*sizes, "train.precision=float32", "train.epochs=50", *overrides)
     config, world = read_config(step.config, words), World(device=bench.device)
-    set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
+    set_backends(config.train)
     seed_everything(config.seed, 1)
     return build(config, world), world
 
 
 def _recipe_job(step: RecipeStep) -> Callable[[Bench], Figures]:
-    """Time steps of the recipe's own loop, its share of waiting for data, and count the launches of a step."""
+    """Time steps of the recipe's own loop, its share of waiting for data, and count the launches of a step.
+
+    A few batches are read again and again: a synthetic set makes its samples when they are read first, before the
+    steps that are measured.
+    """
 
     def run(bench: Bench) -> Figures:
-        built, world = _build(step, bench, "log.every=50")
+        built, world = _build(step, bench, "log.every=50", "train.tail=drop")
+        plan = built.job.stream.plan
+        few = dataclasses.replace(plan, indices=plan.indices[: _NUM_BATCHES * plan.batch_size])
+        built.job.stream = dataclasses.replace(built.job.stream, plan=few)
         count = 2 if bench.is_tiny else 20
         times: dict[int, float] = {}
 
@@ -426,15 +434,15 @@ def _count_step_launches(built: TrainingSetup, world: World, bench: Bench, count
 
     def after(record: StepRecord) -> None:
         number = next(done)
-        if number == 2:
+        if number == _NUM_BATCHES:
             bench.wait()
             profiler.start()
-        elif number == 2 + count:
+        elif number == _NUM_BATCHES + count:
             bench.wait()
             profiler.stop()
 
     built.job.step, built.job.graph = 0, "off"
-    run_steps(built.job, world, 2 + count, after)
+    run_steps(built.job, world, _NUM_BATCHES + count, after)
     return count_launches(profiler) / count
 
 

@@ -146,7 +146,7 @@ def _locate(operation: str) -> str:
     frames = [frame for frame in traceback.extract_stack() if "/sightline/" in frame.filename]
     outside = [frame for frame in frames if not frame.filename.endswith("/sightline/ops/waits.py")]
     names = [frame.name for frame in frames]
-    is_of_host = "send" in names[-1:] or ("call_on_host" in names and "_fetch" not in names)
+    is_of_host = "_send" in names[-1:] or ("call_on_host" in names and "_fetch" not in names)
     if is_of_host or (outside and outside[-1].filename.endswith("detect/task.py") and outside[-1].name == "outputs"):
         return _OF_HOST  # `outputs` reads the maps' sizes, which the detector states on the host
     return f"{operation} at {outside[-1].filename.rpartition('/sightline/')[2]}" if outside else operation

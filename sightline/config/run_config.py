@@ -79,7 +79,7 @@ def check_expectation(expectation: Expectation) -> str:
     return ""
 
 
-PrecisionName = Literal["float32", "float64", "bf16", "fp16", "auto"]
+PrecisionName = Literal["float32", "float64", "tf32", "bf16", "fp16", "auto"]
 """`auto` is resolved when a run is built; the run records what it chose."""
 Cudnn = Literal["on", "off", "all_but_batch_norm"]
 EmaDecay = Annotated[float, Ge(0.0), Lt(1.0)]

@@ -26,11 +26,12 @@ from torch.utils.data import DataLoader
 
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError, RunError, UserError
-from sightline.contract.pytree import tree_leaves
+from sightline.contract.pytree import tree_leaves, tree_map
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.device import to_device
 from sightline.engine.launcher import exit_with_parent
 from sightline.engine.watchdog import rank_label, worker_exit_message
+from sightline.ops.waits import read_list
 
 logger = logging.getLogger(__name__)
 
@@ -121,12 +122,13 @@ class BatchStream:
 
     def iterate(self, step: int, num_steps: int) -> Generator[list[Batch], None, None]:
         """Yield the micro-batches of steps `step` to `num_steps`, in order; closing the generator ends the workers."""
-        keys = _iterate_keys(self._step_keys, step, num_steps)
+        keys = _iterate_keys(self.step_keys, step, num_steps)
         with contextlib.closing(read_batches(self.reader, keys, self.workers, self.prefetch)) as batches:
             for step_index in range(step, num_steps):
-                yield [next(batches) for _ in self._step_keys(step_index)]
+                yield [next(batches) for _ in self.step_keys(step_index)]
 
-    def _step_keys(self, step: int) -> list[list[SampleKey]]:
+    def step_keys(self, step: int) -> list[list[SampleKey]]:
+        """Return the keys of each micro-batch of a step, of this process."""
         return [micro[self.rank] for micro in self.plan.step_keys(step)]
 
 
@@ -312,61 +314,136 @@ _RTOL, _ATOL = 1e-5, 1e-6
 class RawReader(Protocol):
     """Reader whose batches can be finished elsewhere."""
 
+    draw_keys: Sequence[str]
+
     @property
     def can_finish(self) -> bool: ...
 
-    def read_raw(self, keys: object) -> Batch: ...
+    def __call__(self, keys: Sequence[SampleKey]) -> Batch: ...
+
+    def read_raw(self, keys: Sequence[SampleKey]) -> Batch: ...
+
+    def make_draw_keys(self, keys: Sequence[SampleKey]) -> Batch: ...
 
     def finish(self, raw: Batch) -> Batch: ...
 
 
 @dataclass(frozen=True)
 class DeviceData:
-    """Stream of raw batches, and the function that finishes one on its device."""
+    """Stream of batches, what is kept of them on their device, and the function that finishes one there."""
 
     stream: BatchStream
-    finish: Callable[[Batch], Batch]
+    keep: Callable[[Batch], Batch] = lambda batch: batch
+    finish: Callable[[Batch], Batch] = lambda batch: batch
 
 
-def find_device_data(stream: BatchStream, device: torch.device, step: int) -> DeviceData | None:
+class ResidentSamples:
+    """Raw samples that stay on a device once they were read: a later batch of them is gathered there.
+
+    A batch is then its `sample_index` (B,) and the keys of its draws. Workers read what is not on the device yet.
+    """
+
+    def __init__(self, reader: RawReader, first: Batch, size: int) -> None:
+        """Make room for `size` samples like those of `first`, a raw batch on the device."""
+        self._reader = reader
+        self._fields = {
+            name: values.new_empty((size, *values.shape[1:]))
+            for name, values in first.items()
+            if name not in (*reader.draw_keys, "sample_index")
+        }
+        self._is_here = torch.zeros(size, dtype=torch.bool).share_memory_()
+
+    def read(self, keys: Sequence[SampleKey]) -> Batch:
+        """Read a raw batch; of one whose samples are all on the device, only what names them."""
+        index = torch.tensor([key.index for key in keys])
+        if self._is_here[index].all():
+            return {"sample_index": index, **self._reader.make_draw_keys(keys)}
+        return self._reader.read_raw(keys)
+
+    def keep(self, batch: Batch) -> Batch:
+        """Keep the samples of a batch of `read`, which was sent to the device; return what names them."""
+        rows = batch["sample_index"]
+        if self._fields.keys() <= batch.keys():
+            for name, values in self._fields.items():
+                values.index_copy_(0, rows, batch[name])
+            self._is_here[torch.tensor(read_list(rows))] = True
+        return {name: batch[name] for name in ("sample_index", *self._reader.draw_keys)}
+
+    def finish(self, batch: Batch) -> Batch:
+        """Gather the samples of a batch, and transform them."""
+        samples = {name: values[batch["sample_index"]] for name, values in self._fields.items()}
+        return self._reader.finish({**samples, **batch})
+
+
+def find_device_data(
+    stream: BatchStream, device: torch.device, step: int, *, max_bytes: float = 0.0
+) -> DeviceData | None:
     """Return how a stream's batches are finished on a device; None, logged with the reason, if they are the host's.
 
     No list says which transforms can: the batch of a step is read both ways, and both must have the same numbers.
+    Samples stay on the device if all of them together take at most `max_bytes`, and are the same in another epoch.
     """
     reader = stream.reader
     if not _is_raw_reader(reader) or not reader.can_finish:
         logger.info("transforms run on the host: the data set is read sample by sample, or a transform mixes samples")
         return None
-    raw = replace(stream, reader=reader.read_raw)
-    alone, raw_alone = replace(stream, workers=0), replace(raw, workers=0)
-    with (
-        contextlib.closing(alone.iterate(step, step + 1)) as whole,
-        contextlib.closing(raw_alone.iterate(step, step + 1)) as parts,
-    ):
-        expected, given = next(whole)[0], to_device(next(parts)[0], device)
+    keys = stream.step_keys(step)[0]
+    raw = reader.read_raw(keys)
+    expected, given = reader(keys), to_device(raw, device)
+
+    def finish(batch: Batch) -> Batch:
+        return _lower(reader.finish(batch))
+
     try:
-        found = reader.finish(given)
+        found = finish(given)
     except Exception as error:  # noqa: BLE001 - on the host the same transform is known to work
         logger.info("transforms run on the host: %s", " ".join(str(error).split())[:200])
         return None
     if (name := _find_difference(found, to_device(expected, device))) is not None:
         logger.info("transforms run on the host: on the device '%s' has other numbers", name)
         return None
+    size = int(stream.plan.indices.max()) + 1
+    if _is_same_in_another_epoch(reader, keys, raw) and size * _count_bytes(given) / len(keys) <= max_bytes:
+        samples = ResidentSamples(reader, given, size)
+        logger.info("samples stay on the device, and transforms run there")
+        return DeviceData(
+            replace(stream, reader=samples.read), samples.keep, lambda batch: _lower(samples.finish(batch))
+        )
     logger.info("transforms run on the device")
-    return DeviceData(raw, reader.finish)
+    return DeviceData(replace(stream, reader=reader.read_raw), finish=finish)
+
+
+def _is_same_in_another_epoch(reader: RawReader, keys: Sequence[SampleKey], raw: Batch) -> bool:
+    """Return True if each value of a raw batch is of one sample, and the same at other steps."""
+    later = reader.read_raw([replace(key, epoch=key.epoch + 1, step=key.step + 1) for key in keys])
+    names = later.keys() - {*reader.draw_keys}
+    is_of_samples = raw["sample_index"].tolist() == [key.index for key in keys] and all(
+        isinstance(raw[name], torch.Tensor) and len(raw[name]) == len(keys) for name in names
+    )
+    return is_of_samples and not _find_difference({n: later[n] for n in names}, {n: raw[n] for n in names}, 0.0, 0.0)
+
+
+def _lower(batch: Batch) -> Batch:
+    """Return a batch with numbers as `to_device` sends them."""
+    lowered: Batch = tree_map(batch, lambda path, tensor: tensor.float() if tensor.is_floating_point() else tensor)
+    return lowered
+
+
+def _count_bytes(batch: Batch) -> int:
+    return sum(values.nbytes for _, values in tree_leaves(batch))
 
 
 def _is_raw_reader(reader: object) -> TypeGuard[RawReader]:
     return hasattr(reader, "read_raw") and hasattr(reader, "finish")
 
 
-def _find_difference(found: Batch, expected: Batch) -> str | None:
+def _find_difference(found: Batch, expected: Batch, rtol: float = _RTOL, atol: float = _ATOL) -> str | None:
     """Return the name of a field that differs, or that one of both lacks."""
     ours, theirs = dict(tree_leaves(found)), dict(tree_leaves(expected))
     if different := ours.keys() ^ theirs.keys():
         return min(different)
     for name, values in theirs.items():
         same_form = ours[name].shape == values.shape and ours[name].dtype == values.dtype
-        if not same_form or not torch.allclose(ours[name], values, rtol=_RTOL, atol=_ATOL, equal_nan=True):
+        if not same_form or not torch.allclose(ours[name], values, rtol=rtol, atol=atol, equal_nan=True):
             return name
     return None

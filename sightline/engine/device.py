@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.config.run_config import Cudnn
+from sightline.config.run_config import Cudnn, Train
 from sightline.contract.errors import RunError
 from sightline.contract.pytree import tree_leaves
 from sightline.contract.types import Batch
+from sightline.instrument.formats import get_tf32_switch
 from sightline.ops.waits import send
 
 
@@ -138,7 +139,8 @@ class Precision:
     """Number format of parameters and batches, and of the operations that autocast lowers.
 
     `bf16` and `fp16` keep float32 weights and run matrix products lower; `fp16` scales the loss so that small
-    gradients survive. Source: Micikevicius et al. 2018, section 3.
+    gradients survive. `tf32` is float32 for all but the kernels of a GPU, which `set_backends` sets.
+    Source: Micikevicius et al. 2018, section 3.
     """
 
     name: str
@@ -197,13 +199,16 @@ def set_determinism(level: str) -> None:
     torch.set_deterministic_debug_mode("error" if level == "strict" else "default")
 
 
-def set_backends(*, determinism: str, cudnn: Cudnn) -> None:
-    """Set the kernels of this process according to `train.determinism` and `train.cudnn`.
+def set_backends(train: Train) -> None:
+    """Set the kernels of this process according to `train.determinism`, `train.cudnn` and `train.precision`.
 
-    `all_but_batch_norm` leaves cuDNN on here: the batch norms of the model turn it off for themselves.
+    `all_but_batch_norm` leaves cuDNN on here: the batch norms of the model turn it off for themselves. Only under
+    `tf32` may a GPU round the factors of matrix products; torch lets it do so for those of convolutions always.
     """
-    set_determinism(determinism)
-    torch.backends.cudnn.enabled = cudnn != "off"
+    set_determinism(train.determinism)
+    torch.backends.cudnn.enabled = train.cudnn != "off"
+    switch = get_tf32_switch(torch.backends.cuda.matmul)
+    setattr(*switch[:2], switch.rounded if train.precision == "tf32" else switch.exact)
 
 
 @contextlib.contextmanager

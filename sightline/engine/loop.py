@@ -74,6 +74,8 @@ def train(
         raise
 
 
+_RESIDENT_SHARE = 0.1
+"""Of a GPU's memory, for samples that stay there."""
 _MAX_AHEAD = 8
 """Steps by which the host may be ahead of a GPU: their batches lie in its memory."""
 
@@ -93,7 +95,7 @@ class _Loop:
     def queue(self, batches: BatchTransfer, *, stop_requested: bool) -> None:
         """Receive the batches of the next step, and queue it."""
         job, clock = self.job, StepTimer(self.job.task, remainder="loss")
-        micro_batches = batches.receive(clock)
+        micro_batches = [self.data.keep(batch) for batch in batches.receive(clock)]
         states = RandomStates.read(job.device) if self.can_wait else None
         queued = queue_step(
             job,
@@ -149,7 +151,7 @@ class _Loop:
             with contextlib.closing(self.data.stream.iterate(failed.step, failed.step + 1)) as again:
                 batches = BatchTransfer(again, self.world.device, job.precision.parameter_dtype, None)
                 clock = StepTimer(job.task, remainder="loss")
-                micro_batches = batches.receive(clock)
+                micro_batches = [self.data.keep(batch) for batch in batches.receive(clock)]
                 found = queue_step(job, self.network, micro_batches, self.world, clock, finish=self.data.finish)
                 read_steps(job, [found])
         finally:
@@ -186,8 +188,10 @@ def _has_own_hooks(module: nn.Module) -> bool:
 def _find_device_data(job: TrainState) -> DeviceData:
     """Return the stream to train on, and what finishes its batches: nothing, if they are finished on the host."""
     is_asked = job.device.type == "cuda" and job.finishes_on_device and job.precision.parameter_dtype == torch.float32
-    found = find_device_data(job.stream, job.device, job.step) if is_asked and job.step < job.num_steps else None
-    return found or DeviceData(job.stream, lambda batch: batch)
+    if not is_asked or job.step >= job.num_steps:
+        return DeviceData(job.stream)
+    room = _RESIDENT_SHARE * torch.cuda.get_device_properties(job.device).total_memory
+    return find_device_data(job.stream, job.device, job.step, max_bytes=room) or DeviceData(job.stream)
 
 
 def _warn_of_uncounted(queued: QueuedStep, losses: Sequence[str], num_processes: int) -> None:

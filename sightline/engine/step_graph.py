@@ -21,7 +21,7 @@ from torch import Tensor
 from sightline.contract.pytree import ReadTrackingDict, tree_children, tree_leaves, tree_map
 from sightline.contract.types import Batch
 from sightline.engine.queued_step import PackedNumbers, RandomStates
-from sightline.ops.waits import noted_sends
+from sightline.ops.waits import SentValues, clone_known, get_known_list, host_traffic
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +58,13 @@ class StepValues(NamedTuple):
 
 
 class _Captured:
-    """Graph of the work on batches of one form, with what it reads of them; other batches are copied into those."""
+    """Graph of the work on batches of one form, its own; others are copied into those."""
 
     def __init__(self, work: Work, batches: list[Batch]) -> None:
-        self._batches = tree_map(batches, lambda path, tensor: tensor.clone())
-        self._inputs = [tensor for _, tensor in tree_leaves(self._batches)]
+        self._inputs = [tensor for _, tensor in tree_leaves(batches)]
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._result = work(self._batches)._replace(checks=())
+            self._result = work(batches)._replace(checks=())
 
     def replay(self, batches: list[Batch]) -> StepValues:
         """Replay the work on other batches; its checks have no words."""
@@ -77,9 +76,13 @@ class _Captured:
 
 @dataclass
 class _Form:
-    """Form of batches: how often it was met, its graph, and whether that was compared; `is_refused` if it has none."""
+    """Form of batches: how often it was met, its graph, and whether that was compared; `is_refused` if it has none.
+
+    `sent` are the values that the host sends in each of its steps.
+    """
 
     num_seen: int = 0
+    sent: Sequence[SentValues] = ()
     graph: _Captured | None = None
     is_compared: bool = False
     is_refused: bool = False
@@ -88,10 +91,13 @@ class _Form:
 class StepGraphs:
     """Graphs of a run's steps, one for each form of batches, up to two; `reason` says why there are none.
 
-    After `NUM_WARM` steps, the second of a form is watched: where the host waits in it, sends or draws numbers, the
-    form is computed. The third is captured; and the fourth is replayed and computed, from one state: the graph is kept
-    if both have the same numbers, and if it moves nothing while the rates on the device are 0. What the first steps do
-    not read of their batches has no part in the form.
+    After `NUM_WARM` steps, the second of a form is watched: where the host waits in it, or draws numbers, the form is
+    computed. The third is captured; and the fourth is replayed and computed, from one state: the graph is kept if both
+    have the same numbers, and if it moves nothing while the rates on the device are 0. What the first steps do not read
+    of their batches has no part in the form.
+
+    Values of a batch that the host knows and reads, such as offsets of clouds, are a part of the form. What the host
+    sends in a step, then, is sent once for all steps of a form; the fourth step must send the same.
     """
 
     def __init__(self, device: torch.device, *, reason: str = "", is_strict: bool = False) -> None:
@@ -101,6 +107,7 @@ class StepGraphs:
         self._is_strict = is_strict
         self._num_tracked = 0
         self._read: dict[str, None] = {}
+        self._known: set[str] = set()
         self._key: Hashable = None
         self._forms: dict[Hashable, _Form] = {}
 
@@ -117,7 +124,7 @@ class StepGraphs:
             self._key = key
             self._forms.clear()
         read = [{name: batch[name] for name in self._read if name in batch} for batch in batches]
-        form = self._find_form(_describe(read))
+        form = self._find_form((_describe(read), self._list_known(read)))
         if form is None or form.is_refused:
             return work(batches), False
         if form.graph is not None and form.is_compared:
@@ -127,7 +134,7 @@ class StepGraphs:
         if form.graph is not None:
             return self._compare(form, form.graph, read, batches, work, state), False
         if form.num_seen == 2:
-            return self._watch(form, work, batches), False
+            return self._watch(form, read, batches, work), False
         if form.num_seen > 2:
             self._capture(form, work, read)
         return work(batches), False
@@ -144,18 +151,27 @@ class StepGraphs:
     def _track(self, work: Work, batches: Sequence[Batch]) -> StepValues:
         """Note what the work reads of its batches: the rest, such as names of files, is no part of their form."""
         tracked = [ReadTrackingDict(batch) for batch in batches]
-        values = work(tracked)
+        with host_traffic() as traffic:
+            values = work(tracked)
         self._num_tracked += 1
         self._read = dict.fromkeys([*self._read, *(name for batch in tracked for name in batch.read)])
+        lists = {id(numbers) for _, numbers in traffic.read}
+        self._known |= {path for path, tensor in tree_leaves(batches) if id(get_known_list(tensor)) in lists}
         return values
 
-    def _watch(self, form: _Form, work: Work, batches: Sequence[Batch]) -> StepValues:
+    def _list_known(self, batches: list[Batch]) -> Hashable:
+        """List what the host knows of values of batches and reads."""
+        return tuple((path, repr(get_known_list(each))) for path, each in tree_leaves(batches) if path in self._known)
+
+    def _watch(self, form: _Form, read: list[Batch], batches: Sequence[Batch], work: Work) -> StepValues:
         before = _host_states()
-        with noted_sends() as sends, _noted_waits() as waits:
+        with host_traffic() as traffic, _noted_waits() as waits:
             values = work(batches)
-        if waits or sends:
-            where = f"the host {'waits' if waits else 'sends or reads numbers'} in a step, at {[*waits, *sends][0]}"
-            self._refuse(form, where)
+        form.sent = traffic.sent
+        if waits:
+            self._refuse(form, f"the host waits in a step, at {waits[0]}")
+        elif reason := traffic.find_misuse([each for path, each in tree_leaves(read) if path in self._known]):
+            self._refuse(form, reason)
         elif before != _host_states():
             self._refuse(form, "the host draws numbers in a step: a graph would repeat the first ones")
         elif not self._has_room():
@@ -172,7 +188,8 @@ class StepGraphs:
     def _capture(self, form: _Form, work: Work, batches: list[Batch]) -> None:
         states, stream = RandomStates.read(self._device), _current_stream(self._device)
         try:
-            form.graph = _Captured(work, batches)
+            with host_traffic(form.sent):
+                form.graph = _Captured(work, tree_map(batches, lambda path, tensor: clone_known(tensor)))
         except RuntimeError as error:  # an operation that no graph can hold
             if stream is not None:
                 torch.cuda.set_stream(stream)  # torch leaves that of a capture which it could not end
@@ -205,9 +222,12 @@ class StepGraphs:
         with state.stilled():
             _, still = replay()
         found, after = replay()
-        values = work(batches)
+        with host_traffic() as traffic:
+            values = work(batches)
         form.is_compared = True
-        if not all(map(torch.equal, still[:num_moved], before[:num_moved])):
+        if place := traffic.differs_from(form.sent):
+            self._refuse(form, f"the host sends other numbers in each step, at {place}")
+        elif not all(map(torch.equal, still[:num_moved], before[:num_moved])):
             self._refuse(form, "a replayed step moves weights while all rates are 0: it has some of the host")
         elif not self._agrees(found, values.packed.values, before, after, tensors, num_moved):
             numbers = f"{found.tolist()}, not {values.packed.values.tolist()}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,6 +74,25 @@ def _may_be_tf32(name: str) -> bool:
     if "conv" in name:
         return is_tf32_allowed(torch.backends.cudnn, "conv")
     return name in ("mm", "addmm", "bmm", "baddbmm") and is_tf32_allowed(torch.backends.cuda, "matmul")
+
+
+class Tf32Switch(NamedTuple):
+    """Switch of torch: an attribute, its value where a GPU may round factors to TF32, and where it may not."""
+
+    owner: Any
+    name: str
+    rounded: Any
+    exact: Any
+
+
+def get_tf32_switch(owner: Any) -> Tf32Switch:
+    """Return the switch of `torch.backends.cuda.matmul`, or of another such owner.
+
+    It is the one of torch 2.9 and later where there is one: once that is set, torch refuses to read the older.
+    """
+    if hasattr(owner, "fp32_precision"):
+        return Tf32Switch(owner, "fp32_precision", "tf32", "ieee")
+    return Tf32Switch(owner, "allow_tf32", True, False)
 
 
 def is_tf32_allowed(backend: Any, operators: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ class DeviceCheck(NamedTuple):
 _FREE_DEVICES = frozenset({"cpu"})
 _MAX_KNOWN = 4096
 """Numbers of a tensor of which the host keeps a list: sizes and offsets, not labels of points."""
-_sends: list[str] | None = None
+_traffic: HostTraffic | None = None
 _deferred: list[DeviceCheck] | None = None  # not a context variable: a GPU's backward pass runs in a thread of its own
 
 
@@ -77,24 +78,87 @@ def deferred_checks() -> Iterator[list[DeviceCheck]]:
         _deferred = previous
 
 
-@contextmanager
-def noted_sends() -> Iterator[list[str]]:
-    """Context that notes where `send` copies values of the host to a device, or what it sent is read on the host.
+class SentValues(NamedTuple):
+    """Values of the host and what was sent of them, in its version then; `place` is file and line."""
 
-    A recorded step would have those of the step that was recorded.
+    place: str
+    values: Tensor
+    sent: Tensor
+    version: int
+
+
+class HostTraffic:
+    """Values that the host sends to a device, and lists of sent values that it reads there, in the order of a step.
+
+    With those that an equal step sent before, it sends nothing: these are taken in their place.
     """
-    global _sends
-    previous, _sends = _sends, []
+
+    def __init__(self, sent_before: Sequence[SentValues] | None = None) -> None:
+        self.sent: list[SentValues] = []
+        self.read: list[tuple[str, list[Any]]] = []
+        self._before = sent_before
+
+    def send(self, values: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+        """Send values of the host. Raises RuntimeError if an equal step sent others."""
+        if self._before is None:
+            sent = _send(values, device, dtype)
+            self.sent.append(SentValues(_find_place(), values.detach().clone(), sent, _version(sent)))
+            return sent
+        number = len(self.sent)
+        if number == len(self._before) or not torch.equal(self._before[number].values, values):
+            raise RuntimeError(f"the host sends other numbers in each step, at {_find_place()}")
+        self.sent.append(self._before[number])
+        return self._before[number].sent
+
+    def differs_from(self, sent: Sequence[SentValues]) -> str:
+        """Return the place of the first values that are not those of `sent`, or nothing."""
+        pairs = itertools.zip_longest(self.sent, sent)
+        different = (a or b for a, b in pairs if a is None or b is None or not torch.equal(a.values, b.values))
+        return next((each.place for each in different if each), "")
+
+    def find_misuse(self, given: Sequence[Tensor]) -> str:
+        """Return what a graph of this step could not repeat, or nothing; the values of `given` are equal each time.
+
+        That are numbers of the host which neither `given` nor the step itself sent, and changes of what was sent.
+        """
+        known = {id(get_known_list(tensor)) for tensor in (*given, *(each.sent for each in self.sent))}
+        for place, values in self.read:
+            if id(values) not in known:
+                return f"the host reads numbers in a step, at {place}"
+        for each in self.sent:
+            if _version(each.sent) != each.version:
+                return f"a step changes numbers that the host sent, at {each.place}"
+        return ""
+
+
+@contextmanager
+def host_traffic(sent_before: Sequence[SentValues] | None = None) -> Iterator[HostTraffic]:
+    """Context that notes what the host sends and reads."""
+    global _traffic
+    previous, _traffic = _traffic, HostTraffic(sent_before)
     try:
-        yield _sends
+        yield _traffic
     finally:
-        _sends = previous
+        _traffic = previous
 
 
-def _note_send() -> None:
-    if _sends is not None:
-        frame = next(f for f in reversed(traceback.extract_stack()) if f.filename != __file__)
-        _sends.append(f"{frame.filename.rpartition('/sightline/')[2]}:{frame.lineno}")
+def _find_place() -> str:
+    frame = next(f for f in reversed(traceback.extract_stack()) if f.filename != __file__)
+    return f"{frame.filename.rpartition('/sightline/')[2]}:{frame.lineno}"
+
+
+def get_known_list(values: Tensor) -> list[Any] | None:
+    """Return the list of values that the host sent, itself, if they are unchanged."""
+    known: list[Any] | None = _get_known(values, "_host_values")
+    return known
+
+
+def clone_known(values: Tensor) -> Tensor:
+    """Clone values, with the list that the host knows of them."""
+    cloned, known = values.clone(), get_known_list(values)
+    if known is not None:
+        cloned._host_values = _version(cloned), known  # type: ignore[attr-defined]
+    return cloned
 
 
 def send(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
@@ -102,9 +166,20 @@ def send(values: Tensor, device: torch.device, dtype: torch.dtype | None = None)
 
     Values of another device have arrived when this returns.
     """
-    is_of_host = values.device.type == "cpu"
-    if is_of_host and device.type != "cpu":
-        _note_send()
+    return _send_noted(values, device, dtype) if _is_of_host(values) else _send(values, device, dtype)
+
+
+def _is_of_host(values: Tensor) -> bool:
+    return values.device.type == "cpu"
+
+
+def _send_noted(values: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+    is_noted = _traffic is not None and not is_free_to_read(torch.empty(0, device=device))
+    return _traffic.send(values, device, dtype) if is_noted and _traffic else _send(values, device, dtype)
+
+
+def _send(values: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+    is_of_host = _is_of_host(values)
     if device.type == "cuda" and is_of_host:
         values = values.pin_memory()  # from pageable memory the copy would wait for the device
     sent = values.to(device, dtype or values.dtype, non_blocking=is_of_host)
@@ -116,7 +191,7 @@ def send(values: Tensor, device: torch.device, dtype: torch.dtype | None = None)
 
 def send_list(values: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
     """Copy a list of numbers (n,), or a nested one, to `device` without waiting."""
-    sent = send(torch.tensor(values, dtype=dtype), device)
+    sent = _send_noted(torch.tensor(values, dtype=dtype), device, None)
     sent._host_values = _version(sent), list(values)  # type: ignore[attr-defined]  # a graph knows sizes, not values
     return sent
 
@@ -128,15 +203,15 @@ def read_list(values: Tensor) -> list[Any]:
     """
     if not isinstance(values, Tensor):
         raise ValueError(f"found a {type(values).__name__} of offsets or numbers; give a tensor: torch.tensor(...)")
-    known = _get_known(values, "_host_values")
-    if known is not None:
-        _note_send()
+    known = get_known_list(values)
+    if known is not None and _traffic is not None:
+        _traffic.read.append((_find_place(), known))
     return values.tolist() if known is None else known
 
 
 def knows_list(values: Tensor) -> bool:
     """Return True if `read_list` needs no device: the host sent these values (...), or a graph knows them."""
-    return _get_known(values, "_host_values") is not None
+    return get_known_list(values) is not None
 
 
 def call_on_host(function: Callable[..., Any], *arguments: Any, device: torch.device) -> Any:

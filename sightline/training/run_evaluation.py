@@ -100,7 +100,7 @@ def evaluate_run(
     config = override_evaluation(files, overrides, source)
     with start_world(device=device, describe=partial(describe_command, "evaluate", config)) as world:
         run = open_run(files, config=config, checkpoint=checkpoint, world=world)
-        set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
+        set_backends(config.train)
         part = run.data.test if data is None else build_part(config, "test")
         if config.data != files.config.data:
             findings = compare_training_data(run, files, part, note=logger.warning)

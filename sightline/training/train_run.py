@@ -313,7 +313,7 @@ class _TrainRun:
             return TrainResult(
                 Path(location.path), document=world.rank_zero_only(self._report_finished_run)(Path(location.path))
             )
-        set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
+        set_backends(config.train)
         built = build(location.keep_precision(config), world, is_resumed=bool(location.checkpoint))
         _ = built.lineage  # traced before a folder is made: that of the source may be damaged
         if config.train.precision == "auto":

@@ -89,7 +89,7 @@ def make_subject(
         raise UserError(
             "compare: losses of teacher.features are not supported; leave out that loss, and set teacher.features=[]"
         )
-    set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
+    set_backends(config.train)
     built = _build_setup(opened, note)
     recipe = registry.optimizers.build(config.optimizer, facts=built.data.facts)
     is_large = _count_inputs(built) > _MAX_NUMBERS

@@ -98,7 +98,7 @@ def _open(options: CompressStep, world: World) -> OpenRun:
     if model_overrides := [word for word in options.overrides if word.startswith("model.")]:
         config = read_config(run.path / "config.yaml", model_overrides)
         run = open_run(run.files or run.path, config=config, checkpoint=options.checkpoint, world=world)
-    set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
+    set_backends(run.config.train)
     return run
 
 

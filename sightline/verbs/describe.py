@@ -179,7 +179,7 @@ def profile(options: ProfileOptions) -> int:
         return launch(options.command_line(), num_processes)
     inputs = partial(describe_command, "profile", *configs, config, steps=options.steps, rounds=options.rounds)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s, describe=inputs) as world:
-        set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
+        set_backends(config.train)
         built = _build(config, world, options.steps)
         trials = (
             [SettingTrial(Setting("as configured"), _build(config, world, options.steps, base=built))]

@@ -120,7 +120,7 @@ def _published_rows(
 def _evaluate_run(run: OpenRun, files: RunFiles, options: EvaluateOptions) -> EvaluatedRun | None:
     """Evaluate one run; return None if the other data (`--data`) differ too much from its training data."""
     config, world, path = run.config, run.world, run.path
-    set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
+    set_backends(config.train)
     part = run.data.test if options.data is None else build_part(config, "test")
     if config.data != files.config.data and not _is_comparable(run, files, part):
         return None

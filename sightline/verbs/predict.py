@@ -44,7 +44,7 @@ def predict(options: PredictOptions) -> int:
     predictor_options = parse_options(predictor_class(run), run, CommandLine(flags, options.words, options.plugins))
     if predictor_options.get("probabilities") is not None and options.out is None:
         raise UserError("probabilities: are written into the folder of --out; give --out DIR")
-    set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
+    set_backends(run.config.train)
     with start_world(device=options.device) as world:
         predictor = build_predictor(run, world=world, **predictor_options)
         if not options.paths:
@@ -161,7 +161,7 @@ def predict_centres(options: PredictOptions) -> int:
         raise UserError(f"split={split}: allowed are {', '.join(_FILE_SPLITS)}; validation frames are in train")
     refiner = open_trained(options.run_path, checkpoint=options.checkpoint, plugins=options.plugins)
     config = load_config(options.data, overrides, options.plugins)
-    set_backends(determinism=refiner.config.train.determinism, cudnn=refiner.config.train.cudnn)
+    set_backends(refiner.config.train)
     with start_world(device=options.device) as world:
         predicted = load_member("tools", "find_centres")(refiner, config, split=split, world=world)
     write_file(options.out, predicted.to_text())

@@ -46,7 +46,7 @@ def probe(options: ProbeOptions) -> int:
     num_processes = resolve_num_processes(options.processes)
     if num_processes > 1:
         return launch(options.command_line(), num_processes)
-    set_backends(determinism=probed.config.train.determinism, cudnn=probed.config.train.cudnn)
+    set_backends(probed.config.train)
     describe = partial(describe_command, "probe", probed.config, method=options.method_name, random=options.random)
     timeout_s = probed.config.distributed.timeout_s
     with start_world(device=options.device, timeout_s=timeout_s, describe=describe) as world:

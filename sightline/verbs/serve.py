@@ -30,7 +30,7 @@ def serve(options: ServeOptions) -> int:
     )
     words = parse_options(predictor_class(run), run, CommandLine(flags, options.words, options.plugins))
     limits = Limits(int(options.max_mb * 1e6), options.max_seconds, options.max_requests)
-    set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
+    set_backends(run.config.train)
     with (
         contextlib.closing(open_listener(options.host, options.port)) as listener,
         start_world(device=options.device) as world,

@@ -161,7 +161,7 @@ def view_run_or_config(path: Path, options: ViewOptions) -> tuple[list[ViewedSam
     if has_predictions:
         assert_about_evaluation(options.overrides, config.task, verb="view")
     config = reread(path, options.overrides)
-    set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
+    set_backends(config.train)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
         run = open_run(path, config=config, checkpoint=options.checkpoint or "last", world=world)
         split = options.split or (run.data.test.split if has_predictions else "train")  # a run: what evaluate scores

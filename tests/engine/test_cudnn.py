@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from sightline.config.run_config import Train
+from sightline.contract.errors import ConfigError
 from sightline.engine.device import cudnn_enabled, set_backends
+from sightline.instrument.formats import is_tf32_allowed
 from sightline.layers.batch_norm import disable_cudnn_batch_norm
 from tests.runs.small import small_run
 
@@ -18,17 +21,30 @@ from tests.runs.small import small_run
 def _as_before() -> Any:
     before = torch.backends.cudnn.enabled
     yield
-    set_backends(determinism="seeded", cudnn="on")
+    set_backends(Train(epochs=1, batch_size=1))
     torch.backends.cudnn.enabled = before
 
 
 @pytest.mark.parametrize(("level", "is_enabled"), [("on", True), ("off", False), ("all_but_batch_norm", True)])
 def test_the_switch(level: Any, is_enabled: bool) -> None:
-    set_backends(determinism="seeded", cudnn=level)
+    set_backends(Train(epochs=1, batch_size=1, cudnn=level))
     assert torch.backends.cudnn.enabled is is_enabled
     with cudnn_enabled("off"):
         assert not torch.backends.cudnn.enabled
     assert torch.backends.cudnn.enabled is is_enabled
+
+
+def test_matrix_products_round_their_factors_only_under_tf32() -> None:
+    for precision, is_rounded in (("float32", False), ("tf32", True), ("bf16", False)):
+        set_backends(Train(epochs=1, batch_size=1, precision=precision))
+        assert is_tf32_allowed(torch.backends.cuda, "matmul") is is_rounded
+
+
+def test_a_training_on_a_cpu_has_no_tf32() -> None:
+    with pytest.raises(
+        ConfigError, match=r"train\.precision: tf32 is a format of NVIDIA GPUs, .* on a cpu; take float32"
+    ):
+        small_run("train.precision=tf32")
 
 
 def spied(model: nn.Module, batch: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> list[bool]:

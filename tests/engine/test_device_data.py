@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from typing import Any
@@ -14,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sightline.contract.draws import DeviceDraws, Draws
 from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch, SampleKey
-from sightline.engine.batch_stream import find_device_data
+from sightline.engine.batch_stream import DeviceData, ResidentSamples, find_device_data
 from sightline.engine.distributed import World
 from sightline.engine.loop import train
 from sightline.engine.train import TrainState
@@ -33,7 +34,7 @@ TRANSFORMS = {
 
 
 def make_job(transforms: str, *overrides: str) -> TrainState:
-    return small_run(f"transforms.train={TRANSFORMS[transforms]}", "train.steps=6", *overrides).job
+    return small_run(f"transforms.train={TRANSFORMS[transforms]}", *overrides).job
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (33, 3)])
@@ -80,20 +81,35 @@ def test_transforms_ask_the_host_for_nothing(transforms: str) -> None:
     assert {tensor.device.type for tensor in finished.values()} == {"cuda"}
 
 
-def test_a_training_on_finished_batches_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = [make_job("modelnet40_pointnet") for _ in range(2)]
-    monkeypatch.setattr(
-        "sightline.engine.loop._find_device_data", lambda job: find_device_data(job.stream, CPU, job.step)
-    )
+def train_weights(job: TrainState) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    train(jobs[0], World(), lambda record, stop: False)
-    monkeypatch.undo()
-    torch.manual_seed(0)
-    train(jobs[1], World(), lambda record, stop: False)
-    for (name, ours), theirs in zip(
-        jobs[0].model.state_dict().items(), jobs[1].model.state_dict().values(), strict=True
-    ):
-        assert torch.equal(ours, theirs), name
+    train(job, World(), lambda record, stop: False)
+    return job.model.state_dict()
+
+
+@pytest.mark.parametrize("max_bytes", [0.0, 1e9])
+def test_a_training_on_finished_batches_is_the_same(max_bytes: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a second epoch all samples are on the device, if they may stay there."""
+    jobs = [make_job("modelnet40_pointnet", "train.micro_batches=2") for _ in range(2)]
+    received = []
+
+    def find(job: TrainState) -> DeviceData:
+        found = find_device_data(job.stream, CPU, job.step, max_bytes=max_bytes)
+        assert found is not None
+
+        def keep(batch: Batch) -> Batch:
+            received.append(batch)
+            return found.keep(batch)
+
+        return dataclasses.replace(found, keep=keep)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sightline.engine.loop._find_device_data", find)
+        ours = train_weights(jobs[0])
+    for (name, weights), theirs in zip(ours.items(), train_weights(jobs[1]).values(), strict=True):
+        assert torch.equal(weights, theirs), name
+    are_named = ["points" not in batch for batch in received]
+    assert are_named == 12 * [False] + 12 * [max_bytes > 0]
 
 
 class OtherReader:
@@ -103,6 +119,7 @@ class OtherReader:
 
     def __init__(self, reader: Any, change: Any) -> None:
         self.reader, self.change, self.read_raw = reader, change, reader.read_raw
+        self.draw_keys = reader.draw_keys
 
     def __call__(self, keys: Any) -> Batch:
         return self.reader(keys)
@@ -136,3 +153,43 @@ def test_samples_that_are_read_one_by_one_are_transformed_on_the_host() -> None:
     assert stream.reader.can_finish
     alone = dataclasses.replace(stream, reader=lambda keys: stream.reader(keys))
     assert find_device_data(alone, CPU, 0) is None
+
+
+class ChangingReader(OtherReader):
+    """Reader whose samples are others in each epoch, before all transforms."""
+
+    def __init__(self, reader: Any) -> None:
+        super().__init__(reader, lambda batch: batch)
+        self.read_raw = lambda keys: self.move(reader.read_raw(keys), keys)
+
+    def __call__(self, keys: Any) -> Batch:
+        return self.reader.finish(self.read_raw(keys))
+
+    def move(self, raw: Batch, keys: Any) -> Batch:
+        return {**raw, "points": raw["points"] + 0.1 * keys[0].epoch}
+
+
+@pytest.mark.parametrize("kind", ["fixed", "changing", "large"])
+def test_samples_stay_on_a_device_that_has_room_if_no_epoch_changes_them(kind: str) -> None:
+    stream = make_job("modelnet40_dgcnn").stream
+    if kind == "changing":
+        stream = dataclasses.replace(stream, reader=ChangingReader(stream.reader))
+    of_points = 60 * 32 * 3 * 4
+    found = find_device_data(stream, CPU, 0, max_bytes=of_points if kind == "large" else 4 * of_points)
+    assert found is not None
+    assert isinstance(getattr(found.keep, "__self__", None), ResidentSamples) == (kind == "fixed")
+
+
+def test_workers_read_what_is_not_on_the_device() -> None:
+    stream = dataclasses.replace(make_job("modelnet40_dgcnn").stream, workers=2)
+    found = find_device_data(stream, CPU, 0, max_bytes=1e9)
+    assert found is not None
+    whole = [stream.reader(keys) for step in range(24) for keys in stream.step_keys(step)]
+    are_named = []
+    with contextlib.closing(found.stream.iterate(0, 24)) as steps:
+        for expected, (given,) in zip(whole, steps, strict=True):
+            batch = found.finish(found.keep(given))
+            assert all(torch.equal(expected[name], batch[name]) for name in expected)
+            are_named.append("points" not in given)
+    assert not any(are_named[:6])
+    assert all(are_named[-6:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -215,8 +216,63 @@ def test_a_step_that_reads_what_the_host_sent_is_not_captured(graphs: StepGraphs
     """Its numbers would stay those of the step that was captured."""
     sent = send_list([0.0, 1.0], CPU)
     assert not any(steps(graphs, Toy(lambda: float(read_list(sent)[0])), READY + 2))
-    assert "the host sends or reads numbers in a step, at " in graphs.reason
+    assert "the host reads numbers in a step, at " in graphs.reason
     assert "test_step_graph.py" in graphs.reason
+
+
+class Sending(Toy):
+    """Work that reads the offsets of its batch, or other numbers, and sends numbers that it makes of them."""
+
+    def __init__(self, make: Callable[[list[int]], list[float]], *, is_changed: bool = False) -> None:
+        super().__init__()
+        self.make, self.is_changed = make, is_changed
+
+    def __call__(self, batches: Sequence[Batch]) -> step_graph.StepValues:
+        sent = send_list(self.make(read_list(batches[0]["offsets"])), CPU, torch.float32)
+        if self.is_changed:
+            sent.mul_(2)
+        return super().__call__([{"points": batches[0]["points"] * sent.sum()}])
+
+
+def test_what_follows_from_offsets_is_sent_once_for_all_steps_with_these(graphs: StepGraphs) -> None:
+    toy = Sending(lambda offsets: [float(offsets[-1])])
+    for last in (2, 3):
+        before = toy.weight.item()
+        ready = READY if last == 2 else READY - NUM_WARM
+        found = [steps(graphs, toy, 1, offsets=send_list([0, last], CPU)) for _ in range(ready + 4)]
+        assert found == [[False]] * ready + [[True]] * 4
+        assert toy.weight.item() - before == (ready + 4) * last
+    assert steps(graphs, toy, 1, offsets=send_list([0, 2], CPU)) == [True]
+    assert toy.weight.item() == 2 * (READY + 5) + 3 * (READY - NUM_WARM + 4)
+
+
+def test_ever_other_offsets_end_it(graphs: StepGraphs) -> None:
+    toy = Sending(lambda offsets: [float(offsets[-1])])
+    for last in range(20):
+        assert steps(graphs, toy, 1, offsets=send_list([0, last], CPU)) == [False]
+    assert graphs.reason == "batches have ever other forms"
+
+
+COUNTS = itertools.count(1)
+MISUSES = {
+    "other numbers in each step": (Sending(lambda offsets: [float(next(COUNTS))]), "the host sends other numbers"),
+    "more of them": (Sending(lambda offsets: [1.0] * (1 + next(COUNTS) % 2)), "the host sends other numbers"),
+    "changed in place": (Sending(lambda offsets: [1.0], is_changed=True), "changes numbers that the host sent"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSES)
+def test_what_the_host_sends_must_be_the_same_in_each_step(name: str, graphs: StepGraphs) -> None:
+    toy, reason = MISUSES[name]
+    assert not any(steps(graphs, toy, READY + 3, offsets=send_list([0, 2], CPU)))
+    assert reason in graphs.reason
+    assert "test_step_graph.py" in graphs.reason
+
+
+def test_numbers_that_change_after_two_steps_show_in_the_compared_one(graphs: StepGraphs) -> None:
+    toy = Sending(lambda offsets: [1.0 if toy.calls < NUM_WARM + 3 else 2.0])
+    assert not any(steps(graphs, toy, READY + 3, offsets=send_list([0, 2], CPU)))
+    assert "the host sends other numbers in each step, at " in graphs.reason
 
 
 def test_a_graph_with_other_numbers_is_dropped(graphs: StepGraphs) -> None:

@@ -134,8 +134,6 @@ def _stack(values: list[Any], name: str, keys: Sequence[SampleKey]) -> Any:
 
 
 _Others = Callable[[int], list[Batch]]
-_DRAW_KEYS = ("(draws)", "(draws of the step)")
-"""Keys of a raw batch that no field can have."""
 
 
 class NamedTransform(NamedTuple):
@@ -253,6 +251,9 @@ class BatchReader:
     `mixing_indices` are the indices of the training split, from which transforms that combine samples draw.
     """
 
+    draw_keys = ("(draws)", "(draws of the step)")
+    """Keys of a raw batch that no field can have."""
+
     def __init__(
         self, dataset: Dataset, transforms: Sequence[NamedTransform] = (), *, mixing_indices: np.ndarray | None = None
     ) -> None:
@@ -318,12 +319,16 @@ class BatchReader:
         assert get_batch is not None
         with self._convert_errors(keys):
             batch = _as_tensors(get_batch(keys))
-        return {**batch, **dict(zip(_DRAW_KEYS, Draws.for_samples(keys).keys, strict=True))}
+        return {**batch, **self.make_draw_keys(keys)}
+
+    def make_draw_keys(self, keys: Sequence[SampleKey]) -> Batch:
+        """Return what the draws of a batch depend on, by the names of `draw_keys`."""
+        return dict(zip(self.draw_keys, Draws.for_samples(keys).keys, strict=True))
 
     def finish(self, raw: Batch) -> Batch:
         """Transform a batch of `read_raw` on its device; what no transform reads may be missing."""
-        batch = {name: value for name, value in raw.items() if name not in _DRAW_KEYS}
-        draws = DeviceDraws(*(raw[name] for name in _DRAW_KEYS))
+        batch = {name: value for name, value in raw.items() if name not in self.draw_keys}
+        draws = DeviceDraws(*(raw[name] for name in self.draw_keys))
         for index in range(len(self._transform)):
             batch = self._transform.apply_one(index, batch, (), draws)
         return self._with_features(_concatenate_added(batch, self._transform.added))

@@ -21,6 +21,7 @@ from sightline.config.run_config import Cudnn
 from sightline.draw.charts import ChartPanel, Series
 from sightline.draw.page import PageChart, PageTable, PageText, render_page
 from sightline.engine.device import Precision
+from sightline.instrument.formats import get_tf32_switch
 from sightline.instrument.judge import INFINITE_RATIO, MAX_ROUNDING_UNITS
 from sightline.layers.batch_norm import disable_cudnn_batch_norm
 from sightline.workbench.compare.comparison import ComparisonSubject, VariantComparison
@@ -220,16 +221,14 @@ def _measure_peak(run: Callable[[], None], device: torch.device, peak: Peak | No
 @contextlib.contextmanager
 def _set_tf32(is_on: bool | None) -> Iterator[None]:
     """Set the TF32 switches, and restore them afterwards; None leaves them unchanged."""
-    backends: Any = torch.backends
-    matmul, cudnn = backends.cuda.matmul, backends.cudnn
-    is_newer = hasattr(matmul, "fp32_precision")  # from torch 2.9 on; once set, it refuses to read the older
-    switches = [matmul, cudnn.conv, cudnn.rnn] if is_newer else [matmul, cudnn]
-    name, value = ("fp32_precision", "tf32" if is_on else "ieee") if is_newer else ("allow_tf32", is_on)
-    previous = [getattr(switch, name) for switch in switches]
+    cudnn: Any = torch.backends.cudnn
+    owners = [cudnn.conv, cudnn.rnn] if hasattr(cudnn, "conv") else [cudnn]
+    switches = [get_tf32_switch(owner) for owner in (torch.backends.cuda.matmul, *owners)]
+    previous = [getattr(switch.owner, switch.name) for switch in switches]
     try:
         for switch in switches if is_on is not None else ():
-            setattr(switch, name, value)
+            setattr(switch.owner, switch.name, switch.rounded if is_on else switch.exact)
         yield
     finally:
         for switch, before in zip(switches, previous, strict=True):
-            setattr(switch, name, before)
+            setattr(switch.owner, switch.name, before)

@@ -357,7 +357,7 @@ def _compare_rounds(first: Mapping[str, Any], row: Mapping[str, Any], shares: Se
 def _apply_setting(trial: SettingTrial) -> Iterator[None]:
     """Context in which a trial's settings are applied and its job is at step 0; restores the number of threads."""
     threads, config = torch.get_num_threads(), trial.built.config
-    set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
+    set_backends(config.train)
     seed_everything(config.seed, 1)  # all settings draw the same numbers
     trial.built.job.step = 0
     try:

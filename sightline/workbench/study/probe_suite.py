@@ -289,7 +289,7 @@ class ProbeSuite:
         """Probe one run; its row has the reason if it will not be fine-tuned on parts."""
         request, note = self._request, self._reporter.note
         note(f"{probed.run}: features")
-        set_backends(determinism=probed.config.train.determinism, cudnn=probed.config.train.cudnn)
+        set_backends(probed.config.train)
         with start_world(device=request.device, timeout_s=probed.config.distributed.timeout_s) as world:
             probed = check_input_scale(probed, world)
             twins = extract_with_random_baselines(probed, world, num_random=request.num_random, cache=request.cache)
