@@ -51,9 +51,10 @@ def _list_tables(lines: Mapping[str, Line]) -> Iterator[tuple[str, list[str]]]:
     rows = []
     for step in RECIPE_STEPS:
         figures = _figures(lines, f"step {step.name}", "ms", "launches", "data_share")
-        cells = (f"`{step.recipe}`, {step.size}", figures[0], step.max_ms, figures[1], step.max_launches, figures[2])
-        rows.append(_row(*cells))
-    yield "| step, samples | ms | at most | launches | at most | waits for data |", rows
+        rounded = _figures(lines, f"tf32 {step.name}", "ms")[0] if step.max_ms else None
+        bars = (step.max_ms, figures[1], step.max_launches, figures[2])
+        rows.append(_row(f"`{step.recipe}`, {step.size}", figures[0], rounded, *bars))
+    yield "| step, samples | ms | in tf32 | at most | launches | at most | data |", rows
     rows = []
     for shape in filter(lambda shape: shape.has_kernel, SHAPES):
         ms, plain, bits = _figures(lines, f"operator {shape.name}", "ms", "plain_ms", "equal_bits")
@@ -66,10 +67,15 @@ def _list_tables(lines: Mapping[str, Line]) -> Iterator[tuple[str, list[str]]]:
         _row("recipes with 20 steps without a wait", _count(lines, "waits ")),
         _row("recipes with the same bits twice, `strict`", _count(lines, "strict ")),
     ]
-    for name in TRAININGS:
-        figure = _figures(lines, f"training {name}", "overall_accuracy")[0]
-        rows.append(_row(f"`classify/{name}`, overall accuracy", figure))
     yield "| other | measured |", rows
+    rows = []
+    for name in TRAININGS:
+        job = f"training {name}"
+        last, best, epoch, seconds = _figures(
+            lines, job, "last_overall_accuracy", "best_overall_accuracy", "best_epoch", "s"
+        )
+        rows.append(_row(f"`classify/{name}`", last, best, epoch, seconds))
+    yield "| training | last epoch, overall accuracy | best on test | its epoch | seconds |", rows
 
 
 def _figures(lines: Mapping[str, Line], job: str, *names: str) -> list[Any]:

@@ -14,7 +14,8 @@ BEGIN, END = "<!-- table of tests/launches.py -->", "<!-- end of launches -->"
 class RecipeStep(NamedTuple):
     """A recipe in float32 at one size: `max_launches` of a step, `max_ms` on an H100 (bars; None: none stated).
 
-    `counted` are overrides of the count on a CPU that make the step quicker and leave its operators as they are.
+    `counted` are overrides of the count on a CPU that make the step quicker and leave its operators as they are;
+    `workers` read the samples of a set that has no batches, where a GPU is timed.
     """
 
     recipe: str
@@ -23,6 +24,7 @@ class RecipeStep(NamedTuple):
     max_ms: float | None = None
     size: str = ""
     counted: tuple[str, ...] = ()
+    workers: int = 0
 
     @property
     def config(self) -> Path:
@@ -39,7 +41,7 @@ _BALLS_1024 = (
     *("model.num_neighbours=[32,64]", "train.batch_size=24"),
 )
 RECIPE_STEPS = (
-    RecipeStep("segment/synthetic_rooms_point_transformer", (), 1550, 40, "4 x 4,096"),
+    RecipeStep("segment/synthetic_rooms_point_transformer", (), 1550, 40, "4 x 4,096", workers=8),
     RecipeStep("classify/synthetic_shapes_pointnet2", _BALLS_1024, 330, 5, "24 x 1,024"),
     RecipeStep(
         "classify/synthetic_shapes_dgcnn",
@@ -52,10 +54,10 @@ RECIPE_STEPS = (
     RecipeStep("classify/synthetic_shapes_pointnet", (), 210, 1.5, "32 x 256"),
     RecipeStep("pose/synthetic_hands_v2v", (), None, 50, "8", ("train.batch_size=2",)),
     RecipeStep("pose/synthetic_hands_v2v_small", (), 130, 6, "16", ("train.batch_size=2",)),
-    RecipeStep("detect/synthetic_crowds_retinanet", ("train.batch_size=2",), None, None, "2"),
-    RecipeStep("detect/synthetic_crowds_fcos", ("train.batch_size=2",), None, None, "2"),
-    RecipeStep("detect/synthetic_crowds_yolox", ("train.batch_size=2",), None, None, "2"),
-    RecipeStep("segment/synthetic_lidar_salsanext", ("train.batch_size=2",), None, None, "2"),
+    RecipeStep("detect/synthetic_crowds_retinanet", ("train.batch_size=2",), None, None, "2", workers=8),
+    RecipeStep("detect/synthetic_crowds_fcos", ("train.batch_size=2",), None, None, "2", workers=8),
+    RecipeStep("detect/synthetic_crowds_yolox", ("train.batch_size=2",), None, None, "2", workers=8),
+    RecipeStep("segment/synthetic_lidar_salsanext", ("train.batch_size=2",), None, None, "2", workers=8),
 )
 """Dearest first; bars of launches and milliseconds are those of the issue on operators."""
 

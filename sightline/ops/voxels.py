@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel
+from sightline.ops.waits import send_list
 
 Axes = Literal["xyz", "zyx"]
 """Order of the three axes of volumes and heat maps; coordinates are always (x, y, z)."""
@@ -78,10 +79,9 @@ class CubePlacement:
         Reference, scale, angle, shift, side, size, original, two flags as 0 or 1.
         """
         grid = [self.cube_mm, self.size, self.grid_size, self.axes == "zyx", self.compat == "release"]
-        grid_rows = self.reference_mm.new_tensor([float(value) for value in grid]).expand(len(self), -1)
-        return torch.cat(
-            [self.reference_mm, self.scale[:, None], self.angle_rad[:, None], self.shift, grid_rows], dim=1
-        )
+        reference = self.reference_mm
+        grid_rows = send_list([float(value) for value in grid], reference.device, reference.dtype).expand(len(self), -1)
+        return torch.cat([reference, self.scale[:, None], self.angle_rad[:, None], self.shift, grid_rows], dim=1)
 
     def __len__(self) -> int:
         return len(self.reference_mm)

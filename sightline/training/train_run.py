@@ -153,6 +153,9 @@ def probe_metrics(
 
 logger = logging.getLogger(__name__)
 
+_MAX_MEASURED = 400
+"""Steps of a long run that are measured."""
+
 
 class Reporter:
     """Base class of reporters, which receive the progress of a run on the first process; it ignores all of it."""
@@ -438,13 +441,14 @@ class _TrainRun:
         """Watch the steps of the session; each finding is logged, and added to findings.json, at its step."""
         if not self._has_checks:
             return contextlib.nullcontext()
-        from sightline.doctor.watch.watch import Watch
+        from sightline.doctor.watch.watch import EVERY, Watch
 
         job = session.job
         return Watch(
             {"": job.model},
             optimizers=[job.optimizer],
             averages=[] if job.ema is None else [job.ema],
+            every=max(EVERY, job.num_steps // _MAX_MEASURED),  # a GPU computes such a step anew, ten times as slow
             declared=frozenset(session.config.checks.skip),
             watches_passes=not job.compile,  # torch.compile would trace hooks: losses, gradients and updates are left
             first_step=job.step,
