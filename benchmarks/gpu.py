@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_jobs import Bench, Job, list_jobs
+from benchmarks.gpu_jobs import Bench, Job, StoppedError, list_jobs
 from benchmarks.gpu_page import RESULTS, write_page
 from sightline.contract.errors import RunError, UserError, summarise_error
 from sightline.runs.run_directory import collect_environment, read_version
@@ -80,6 +80,8 @@ def run_queue(
             outcome: dict[str, Any] = {"figures": dict(job.run(bench)), "unit": job.unit}
         except Exception as error:  # noqa: BLE001 - the line states it, and the queue goes on
             outcome = {"error": summarise_error(error)}
+            if isinstance(error, StoppedError):
+                outcome["figures"] = dict(error.figures)
         date = datetime.now(UTC).isoformat(timespec="seconds")
         result = {"job": job.name, **outcome, **where, "date": date, "seconds": round(clock() - start, 1)}
         append_result(file, result)

@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import itertools
 import json
-import math
 import re
 import signal
 import statistics
@@ -546,6 +545,14 @@ _ROOM_S = 15
 """Seconds in which a training that is asked to stop writes its checkpoint."""
 
 
+class StoppedError(RunError):
+    """Error for a job that goes on in the next run, with its figures so far."""
+
+    def __init__(self, message: str, figures: Figures) -> None:
+        super().__init__(message)
+        self.figures = figures
+
+
 def _training_job(name: str) -> Callable[[Bench], Figures]:
     """Train a published recipe for the minutes left, from where the run in the results' folder stopped."""
 
@@ -555,7 +562,7 @@ def _training_job(name: str) -> Callable[[Bench], Figures]:
         if not any(each.exists() for each in (packed, clouds, data)):
             raise RunError(f"{packed} is absent: python -m benchmarks.pack_modelnet makes it")
         bench.require_gpu()
-        sightline, start = [sys.executable, "-m", "sightline"], time.monotonic()
+        sightline = [sys.executable, "-m", "sightline"]
         if not data.is_dir():
             if not clouds.is_file():
                 unpack(packed, clouds)
@@ -569,16 +576,20 @@ def _training_job(name: str) -> Callable[[Bench], Figures]:
             except subprocess.TimeoutExpired:
                 training.send_signal(signal.SIGTERM)
                 training.wait()
-                raise RunError(f"stopped when the minutes were over; the next run goes on from {folder}") from None
+                words = f"stopped when the minutes were over; the next run goes on from {folder}"
+                raise StoppedError(words, read_test_figures(folder / "metrics.jsonl")) from None
         if training.returncode:
             raise RunError(f"sightline train ended with code {training.returncode}; its lines are above")
-        return {"s": math.floor(time.monotonic() - start), **read_test_figures(folder / "metrics.jsonl")}
+        return read_test_figures(folder / "metrics.jsonl")
 
     return run
 
 
 def read_test_figures(lines: Path) -> Figures:
-    """Read the accuracies of a run's last evaluation on the test part, and of its best one, with their epochs."""
+    """Read the accuracies of a run's last evaluation on the test part, and of its best one, with their epochs.
+
+    And the seconds of the run so far, without what came before its first step.
+    """
     rows = [json.loads(line) for line in lines.read_text().splitlines()]
     tests = [row for row in rows if row["split"].startswith("test")]
     best = max(tests, key=lambda row: row["overall_accuracy"])
@@ -587,4 +598,4 @@ def read_test_figures(lines: Path) -> Figures:
     figures: dict[str, float | int | bool | str | None] = {}
     for which, row in chosen.items():
         figures |= {f"{which}_epoch": row["epoch"] + 1, **{f"{which}_{name}": row[name] for name in names}}
-    return {**figures, "words": " ".join(TRAINING_WORDS)}
+    return {**figures, "seconds": rows[-1]["time_s"], "words": " ".join(TRAINING_WORDS)}

@@ -51,10 +51,12 @@ def _list_tables(lines: Mapping[str, Line]) -> Iterator[tuple[str, list[str]]]:
     rows = []
     for step in RECIPE_STEPS:
         figures = _figures(lines, f"step {step.name}", "ms", "launches", "data_share")
-        rounded = _figures(lines, f"tf32 {step.name}", "ms")[0] if step.max_ms else None
+        job = f"tf32 {step.name}"
+        rounded = _figures(lines, job, "ms")[0] if job in lines else None
         bars = (step.max_ms, figures[1], step.max_launches, figures[2])
-        rows.append(_row(f"`{step.recipe}`, {step.size}", figures[0], rounded, *bars))
-    yield "| step, samples | ms | in tf32 | at most | launches | at most | data |", rows
+        commit = lines.get(f"step {step.name}", {}).get("commit")
+        rows.append(_row(f"`{step.recipe}`, {step.size}", figures[0], rounded, *bars, commit))
+    yield "| step, samples | ms | in tf32 | at most | launches | at most | waits for data | commit |", rows
     rows = []
     for shape in filter(lambda shape: shape.has_kernel, SHAPES):
         ms, plain, bits = _figures(lines, f"operator {shape.name}", "ms", "plain_ms", "equal_bits")
@@ -70,17 +72,16 @@ def _list_tables(lines: Mapping[str, Line]) -> Iterator[tuple[str, list[str]]]:
     yield "| other | measured |", rows
     rows = []
     for name in TRAININGS:
-        job = f"training {name}"
-        last, best, epoch, seconds = _figures(
-            lines, job, "last_overall_accuracy", "best_overall_accuracy", "best_epoch", "s"
-        )
-        rows.append(_row(f"`classify/{name}`", last, best, epoch, seconds))
-    yield "| training | last epoch, overall accuracy | best on test | its epoch | seconds |", rows
+        names = ("best_overall_accuracy", "best_epoch", "last_overall_accuracy", "last_epoch", "seconds", "words")
+        rows.append(_row(f"`classify/{name}`", *_figures(lines, f"training {name}", *names)))
+    yield "| training | best on test | after epoch | last | after epoch | seconds | with |", rows
 
 
 def _figures(lines: Mapping[str, Line], job: str, *names: str) -> list[Any]:
     line = lines.get(job, {"error": NOT_RUN})
-    return [line["error"], *[None] * (len(names) - 1)] if "error" in line else [line["figures"].get(n) for n in names]
+    if "figures" in line:
+        return [line["figures"].get(name) for name in names]
+    return [line["error"], *[None] * (len(names) - 1)]
 
 
 def _count(lines: Mapping[str, Line], kind: str) -> str:

@@ -110,6 +110,7 @@ class _Loop:
         )
         job.step += 1
         self._stay_near()
+        clock.end_phase("optimise")
         queued.seconds, queued.wall_s = clock.seconds, time.perf_counter() - self._started
         self.open_steps.append((queued, states, clock))
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel
-from sightline.ops.waits import send_list
+from sightline.ops.waits import recall, remember, send_list
 
 Axes = Literal["xyz", "zyx"]
 """Order of the three axes of volumes and heat maps; coordinates are always (x, y, z)."""
@@ -24,6 +24,7 @@ Compat = Literal["none", "release"]
 """Rounding convention: `release` rounds as the authors' own code does, half a voxel off."""
 
 PLACEMENT_WIDTH = 13
+_GRID = "grid"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +58,7 @@ class CubePlacement:
         """Build a placement from the batch field `rows` (B, 13); raises ValueError for rows of different grids."""
         if rows.ndim != 2 or rows.shape[1] != PLACEMENT_WIDTH:
             raise ValueError(f"placement: found the shape {tuple(rows.shape)}, expected (B, {PLACEMENT_WIDTH})")
-        if len(rows) and bool((rows[:, 8:] != rows[:1, 8:]).any()):
-            raise ValueError("placement: samples of one batch are in grids of different sides, sizes or orders")
-        side, size, original, is_zyx, is_release = rows[0, 8:].tolist() if len(rows) else (1.0, 1, 1, 0, 0)
+        side, size, original, is_zyx, is_release = recall(rows, _GRID) or _read_grid(rows)
         reference, scale, angle, shift = rows[:, :8].double().split([3, 1, 1, 3], dim=1)
         return cls(
             reference,
@@ -81,7 +80,9 @@ class CubePlacement:
         grid = [self.cube_mm, self.size, self.grid_size, self.axes == "zyx", self.compat == "release"]
         reference = self.reference_mm
         grid_rows = send_list([float(value) for value in grid], reference.device, reference.dtype).expand(len(self), -1)
-        return torch.cat([reference, self.scale[:, None], self.angle_rad[:, None], self.shift, grid_rows], dim=1)
+        rows = torch.cat([reference, self.scale[:, None], self.angle_rad[:, None], self.shift, grid_rows], dim=1)
+        remember(rows, _GRID, grid)
+        return rows
 
     def __len__(self) -> int:
         return len(self.reference_mm)
@@ -90,6 +91,13 @@ class CubePlacement:
     def voxel_mm(self) -> float:
         """Side of a voxel of a cube that is not scaled."""
         return self.cube_mm / self.size
+
+
+def _read_grid(rows: Tensor) -> list[float]:
+    """Read the numbers of the one grid that the samples of `rows` (B, 13) are in."""
+    if len(rows) and bool((rows[:, 8:] != rows[:1, 8:]).any()):
+        raise ValueError("placement: samples of one batch are in grids of different sides, sizes or orders")
+    return rows[0, 8:].tolist() if len(rows) else [1.0, 1, 1, 0, 0]
 
 
 def original_size(size: int) -> int:

@@ -23,6 +23,7 @@ class DeviceCheck(NamedTuple):
 _FREE_DEVICES = frozenset({"cpu"})
 _MAX_KNOWN = 4096
 """Numbers of a tensor of which the host keeps a list: sizes and offsets, not labels of points."""
+_LIST = "list"
 _traffic: HostTraffic | None = None
 _deferred: list[DeviceCheck] | None = None  # not a context variable: a GPU's backward pass runs in a thread of its own
 
@@ -149,7 +150,7 @@ def _find_place() -> str:
 
 def get_known_list(values: Tensor) -> list[Any] | None:
     """Return the list of values that the host sent, itself, if they are unchanged."""
-    known: list[Any] | None = _get_known(values, "_host_values")
+    known: list[Any] | None = recall(values, _LIST)
     return known
 
 
@@ -157,7 +158,7 @@ def clone_known(values: Tensor) -> Tensor:
     """Clone values, with the list that the host knows of them."""
     cloned, known = values.clone(), get_known_list(values)
     if known is not None:
-        cloned._host_values = _version(cloned), known  # type: ignore[attr-defined]
+        remember(cloned, _LIST, known)
     return cloned
 
 
@@ -185,14 +186,14 @@ def _send(values: Tensor, device: torch.device, dtype: torch.dtype | None) -> Te
     sent = values.to(device, dtype or values.dtype, non_blocking=is_of_host)
     is_known = is_of_host and not values.is_floating_point() and values.numel() <= _MAX_KNOWN
     if is_known and not (is_free_to_read(sent) or is_recording() or torch.compiler.is_compiling()):
-        sent._host_values = _version(sent), values.tolist()  # type: ignore[attr-defined]
+        remember(sent, _LIST, values.tolist())
     return sent
 
 
 def send_list(values: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
     """Copy a list of numbers (n,), or a nested one, to `device` without waiting."""
     sent = _send_noted(torch.tensor(values, dtype=dtype), device, None)
-    sent._host_values = _version(sent), list(values)  # type: ignore[attr-defined]  # a graph knows sizes, not values
+    remember(sent, _LIST, list(values))  # a graph knows sizes, not values
     return sent
 
 
@@ -235,29 +236,27 @@ def _fetch(tensors: Sequence[Tensor]) -> list[Tensor]:
     return copies
 
 
+POSITIVE = "positive"
+"""Name under which `find_positive` remembers what it found."""
+
+
 def find_positive(values: Tensor) -> tuple[Tensor, ...]:
     """Return the indices (n,), one of each axis, of values (...) of 0 or more; found once for a tensor."""
-    index = get_positive(values)
+    index: tuple[Tensor, ...] | None = recall(values, POSITIVE)
     if index is None:
         index = (values >= 0).nonzero(as_tuple=True)
-        remember_positive(values, index)
+        remember(values, POSITIVE, index)
     return index
 
 
-def get_positive(values: Tensor) -> tuple[Tensor, ...] | None:
-    """Return what `find_positive` or `remember_positive` stored for values (...), if they are unchanged."""
-    index: tuple[Tensor, ...] | None = _get_known(values, "_positive")
-    return index
+def remember(values: Tensor, name: str, known: Any) -> None:
+    """Keep what the host knows of `values` (...) beside them, under a name, as long as they are unchanged."""
+    setattr(values, f"_known_{name}", (_version(values), known))
 
 
-def remember_positive(values: Tensor, index: tuple[Tensor, ...]) -> None:
-    """Store what `find_positive` will return for `values` (...), as long as they are unchanged."""
-    values._positive = _version(values), index  # type: ignore[attr-defined]
-
-
-def _get_known(values: Tensor, name: str) -> Any:
-    """Return what was stored with values that are unchanged; what a compiled graph gets is as it was sent."""
-    version, known = getattr(values, name, (None, None))
+def recall(values: Tensor, name: str) -> Any:
+    """Return what `remember` keeps of values that are unchanged, else None; what a compiled graph gets is as sent."""
+    version, known = getattr(values, f"_known_{name}", (None, None))
     return known if torch.compiler.is_compiling() or version == _version(values) else None
 
 

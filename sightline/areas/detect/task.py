@@ -53,7 +53,7 @@ from sightline.ops.priors import (
     make_anchors,
     make_points,
 )
-from sightline.ops.waits import get_positive, is_free_to_read, read_list, remember_positive, send_list
+from sightline.ops.waits import POSITIVE, is_free_to_read, read_list, recall, remember, send_list
 from sightline.parts.tasks.supervised import Decoder, Supervised
 
 _BOXES, _TARGETS = "boxes at each prior:", "targets of"
@@ -171,7 +171,7 @@ class Detect(Supervised):
             # Row -1 is of priors without a box: a row of zeros behind the boxes, and the last flag of `is_matched`.
             has_box, box_index = matched >= 0, matched.clamp(min=-1)
             is_matched.scatter_(0, torch.where(has_box, matched + rows.start, -1) % len(is_matched), True)
-            if (index := get_positive(matched)) is not None:
+            if (index := recall(matched, POSITIVE)) is not None:
                 positive.append(index)
             targets.append(torch.where(has_box, functional.pad(labels[rows], (0, 1))[box_index], matched))
             boxes.append(functional.pad(image_boxes, (0, 0, 0, 1))[box_index])
@@ -183,7 +183,7 @@ class Detect(Supervised):
                 is_matched.scatter_(0, second[-1].clamp(min=-1) % len(is_matched), True)
         target = torch.stack(targets)
         if len(positive) == len(targets):
-            remember_positive(target, _join_images(positive))
+            remember(target, POSITIVE, _join_images(positive))
         return {
             **({"second_match": torch.stack(second)} if second else {}),
             "priors": priors.coordinates,

@@ -18,12 +18,13 @@ from sightline.ops.box_overlaps import box_centres, box_ioa, column_blocks, prom
 from sightline.ops.labels import widen_labels
 from sightline.ops.priors import BACKGROUND, IGNORED, PriorKind, Priors
 from sightline.ops.waits import (
+    POSITIVE,
     call_on_host,
     find_positive,
-    get_positive,
     is_free_to_read,
     read_list,
-    remember_positive,
+    recall,
+    remember,
     require,
     send_list,
 )
@@ -162,7 +163,7 @@ class Assigner(ABC):
 
         assignments = call_on_host(assign, images, device=priors.coordinates.device)
         for assignment, index in assignments:
-            remember_positive(assignment.matched, index)
+            remember(assignment.matched, POSITIVE, index)
         return [assignment for assignment, _ in assignments]
 
     @abstractmethod
@@ -219,8 +220,8 @@ def _among_all(assignment: Assignment, targets: Tensor, is_hidden: Tensor) -> As
         if len(targets):
             rows = torch.where(matched >= 0, targets[matched.clamp(min=0)], matched)
         rows = torch.where((rows == BACKGROUND) & is_hidden, IGNORED, rows)
-        if (index := get_positive(matched)) is not None:
-            remember_positive(rows, index)
+        if (index := recall(matched, POSITIVE)) is not None:
+            remember(rows, POSITIVE, index)
         return rows
 
     second = assignment.second_matched

@@ -26,7 +26,7 @@ from sightline.ops.box_codes import encode_distances
 from sightline.ops.box_overlaps import box_area, box_centres, box_iou, column_blocks, iou
 from sightline.ops.neighbours import nearest_neighbours
 from sightline.ops.priors import PriorKind, Priors
-from sightline.ops.waits import call_on_host, is_free_to_read, remember_positive
+from sightline.ops.waits import POSITIVE, call_on_host, is_free_to_read, remember
 
 _MIN_CANDIDATES = 50
 """Candidates of a box without an anchor; at least as many as there are such boxes, so that each gets one."""
@@ -117,7 +117,7 @@ class MaxIoU(Assigner):
         ):
             rows, owners, positive = change_of_image
             matched = assignment.matched.index_put((rows,), owners)
-            remember_positive(matched, (positive,))
+            remember(matched, POSITIVE, (positive,))
             settled.append(assignment._replace(matched=matched))
         return settled
 
