@@ -121,6 +121,12 @@ class TaskMembers:
         "the keys that `prepare` computes once per batch, for losses and metrics", absent=frozenset()
     )
     vote: Member[Function] = Member("`vote(passes)`: several predictions of one batch as one", absent=None)
+    prepare_outputs: Member[Function] = Member(
+        "`prepare_outputs(model, batch, world)`: counts, contexts and outputs of a step of one batch whose context "
+        "needs outputs, so that its losses need no further pass; None if it needs none",
+        absent=None,
+    )
+    losses_of: Member[Function] = Member("`losses_of(batch, outputs, context)`: the losses of such a step", absent=None)
     get_priors: Member[Function] = Member(
         "`get_priors(image)`: the priors of a batch of images, of a task that assigns them to boxes", absent=None
     )

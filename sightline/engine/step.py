@@ -63,7 +63,8 @@ class Task(Protocol):
 class Step:
     """Prepared step: its micro-batches on this process, and counts and contexts from the task.
 
-    `counts` are the divisors of the losses; `contexts` contain what the task needs for each micro-batch.
+    `counts` are the divisors of the losses; `contexts` contain what the task needs for each micro-batch. `outputs` are
+    those of the only batch, where the task has needed them.
     """
 
     task: Task
@@ -72,10 +73,15 @@ class Step:
     contexts: Sequence[Any]
     precision: Precision
     device: torch.device
+    outputs: Any = None
 
     def loss_sums(self, model: nn.Module, index: int = 0) -> Mapping[str, Tensor]:
         """Return the sum of each loss over a micro-batch."""
         with self.precision.autocast(self.device):
+            if self.outputs is not None:
+                losses_of: Any = TaskMembers.losses_of.get(self.task)
+                sums: Mapping[str, Tensor] = losses_of(self.micro_batches[index], self.outputs, self.contexts[index])
+                return sums
             return self.task.losses(model, self.micro_batches[index], self.contexts[index])
 
     def loss_sums_and_predictions(
@@ -129,6 +135,28 @@ def prepare_step(
     with precision.autocast(world.device):
         counts, contexts = task.prepare(model, micro_batches, world)
     return Step(task, micro_batches, counts, contexts, precision, world.device)
+
+
+def prepare_trained_step(
+    task: Task,
+    model: nn.Module,
+    network: nn.Module,
+    micro_batches: Sequence[Batch],
+    world: World,
+    precision: Precision = _FLOAT32,
+) -> Step:
+    """Prepare a step of `network`, the trained form of `model`; its weights stay until its losses are computed.
+
+    A task that needs the outputs of a single batch computes them once, for its losses too.
+    """
+    prepare_outputs = TaskMembers.prepare_outputs.get(task)
+    if prepare_outputs is not None and len(micro_batches) == 1:
+        with precision.autocast(world.device):
+            prepared = prepare_outputs(network, micro_batches[0], world)
+        if prepared is not None:
+            counts, contexts, outputs = prepared
+            return Step(task, micro_batches, counts, contexts, precision, world.device, outputs)
+    return prepare_step(task, model, micro_batches, world, precision)
 
 
 def with_prepare(task: Task, prepare: Callable[..., Any]) -> Task:

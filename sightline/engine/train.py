@@ -25,7 +25,7 @@ from sightline.engine.distributed import World
 from sightline.engine.learnt_losses import LearntLosses, combine_modules, module_gradient_norms
 from sightline.engine.optimizers import FrozenModules, apply_freezing
 from sightline.engine.queued_step import Gate, QueuedStep, pack_numbers, read_values
-from sightline.engine.step import Task, divide, prepare_step, weighted_sum
+from sightline.engine.step import Task, divide, prepare_trained_step, weighted_sum
 from sightline.engine.step_graph import StepGraphs, StepValues
 from sightline.ops.waits import deferred_checks, is_free_to_read, require
 
@@ -280,7 +280,7 @@ def _compute_numbers(
     The first ones decide whether the step counts: means of losses, their divisors, and the norm of the gradient.
     """
     trained = job.trained_module
-    step = prepare_step(job.task, job.model, micro_batches, world, job.precision)
+    step = prepare_trained_step(job.task, job.model, network, micro_batches, world, job.precision)
     clock.end_phase("prepare")
     for name, count in step.counts.items():
         if not is_free_to_read(count):

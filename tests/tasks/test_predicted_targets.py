@@ -16,7 +16,7 @@ from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig
 from sightline.engine.device import Precision
 from sightline.engine.distributed import World
-from sightline.engine.step import prepare_step
+from sightline.engine.step import prepare_step, prepare_trained_step
 from sightline.ops.box_overlaps import box_iou
 from tests.tasks.test_detect import batch  # noqa: F401 - a fixture
 
@@ -44,6 +44,32 @@ def detector(head: str, assigner: str, **task: Any) -> tuple[Detect, nn.Module]:
     if head == "retina":
         task["anchors"] = {"scales": (1.0,), "ratios": (1.0, 2.0, 3.0)}
     return registry.tasks.build(ComponentConfig("detect", {"assigner": {"name": assigner}, **task}), facts=facts), model
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 2])
+@pytest.mark.parametrize("assigner", ["simota", "ota"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_trained_step_of_one_batch_needs_one_pass(
+    batch: dict[str, Any],  # noqa: F811
+    assigner: str,
+    precision: str,
+    num_micro_batches: int,
+) -> None:
+    """With the bits of two: targets, losses, gradients and running statistics. Several batches need two each."""
+    results, passes = [], []
+    for prepare in (prepare_step, lambda task, model, *rest: prepare_trained_step(task, model, model, *rest)):
+        task, model = detector("fcos", assigner)
+        calls: list[int] = []
+        model.train().register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        step = prepare(task, model, [batch] * num_micro_batches, World(), Precision(precision))
+        sums = [step.loss_means(step.loss_sums(model, index)) for index in range(num_micro_batches)]
+        torch.stack([value for each in sums for value in each.values()]).sum().backward()
+        passes.append(len(calls))
+        gradients = {name: each.grad for name, each in model.named_parameters()}
+        results.append({**model.state_dict(), **gradients, **step.contexts[0], **sums[0], **step.counts})
+    assert passes == ([2, 1] if num_micro_batches == 1 else [4, 4])
+    for (name, two), one in zip(results[0].items(), results[1].values(), strict=True):
+        assert torch.equal(two, one), name
 
 
 @pytest.mark.parametrize("assigner", ["simota", "ota"])

@@ -54,7 +54,7 @@ from sightline.ops.priors import (
     make_points,
 )
 from sightline.ops.waits import POSITIVE, is_free_to_read, read_list, recall, remember, send_list
-from sightline.parts.tasks.supervised import Decoder, Supervised
+from sightline.parts.tasks.supervised import AllReduce, Decoder, Supervised
 
 _BOXES, _TARGETS = "boxes at each prior:", "targets of"
 """Topics of needs."""
@@ -194,6 +194,17 @@ class Detect(Supervised):
             "is_unmatched": ~(batch["is_ignored"] | is_matched[:-1]),
         }
 
+    def prepare_outputs(
+        self, model: nn.Module, batch: Batch, world: AllReduce
+    ) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]] | None:
+        """Return what `prepare` does for a batch, and the outputs that its assigner has read; None if it reads none."""
+        if not AssignerMembers.needs_predictions.get(self._assigner):
+            return None
+        outputs = self.outputs(model, batch)
+        self.on_phase_end("forward")
+        stand_in: Any = lambda **inputs: outputs  # noqa: E731
+        return *self.prepare(stand_in, [batch], world), outputs
+
     def _assign(
         self, priors: Priors, batch: Batch, slices: Sequence[slice], predictions: Sequence[PriorPredictions] | None
     ) -> Sequence[Assignment]:
@@ -212,7 +223,7 @@ class Detect(Supervised):
 
     @torch.no_grad()
     def _predict_priors(self, model: nn.Module, batch: Batch) -> list[PriorPredictions]:
-        """Compute the predictions of each image that an assigner reads; the losses' own pass then repeats them.
+        """Compute the predictions of each image that an assigner reads.
 
         The model keeps its device and state; its running statistics do not see the batch a second time.
         """
@@ -223,7 +234,7 @@ class Detect(Supervised):
             outputs = self.outputs(model, batch if is_compatible else {**batch, "image": image.to(reference)})
         rows = self.get_priors(image).coordinates
         names = [name for name in ("logits", "codes", "objectness") if name in outputs]
-        logits, codes, *objectness = (outputs[name].to(image.device) for name in names)
+        logits, codes, *objectness = (outputs[name].detach().to(image.device) for name in names)
         if codes.ndim == 4:  # of a head of several predictions at each prior
             rows = rows[:, None]
         return [

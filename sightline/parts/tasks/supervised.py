@@ -89,7 +89,10 @@ class Supervised:
 
     def losses(self, model: nn.Module, batch: Batch, context: Any) -> dict[str, Tensor]:
         """Return each loss's sum over this micro-batch."""
-        outputs = self.outputs(model, batch)
+        return self.losses_of(batch, self.outputs(model, batch), context)
+
+    def losses_of(self, batch: Batch, outputs: dict[str, Any], context: Any) -> dict[str, Tensor]:
+        """Return each loss's sum over this micro-batch, from the model's outputs."""
         self.on_phase_end("forward")
         return self._sums(batch, outputs, context)
 
