@@ -18,10 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.gpu_operators import SHAPES, OperatorShape
 from benchmarks.gpu_steps import RECIPE_STEPS, ROOT, RecipeStep, read_launches
+from benchmarks.image_networks import (
+    Step,
+    TextbookSalsaNext,
+    make_crowds,
+    make_scans,
+    retinanet_step,
+    salsanext_step,
+    textbook_retinanet_step,
+)
 from benchmarks.networks import make_inputs, make_parts, step_form
 from benchmarks.pack_modelnet import unpack
 from benchmarks.textbook import TextbookDGCNN, TextbookPCT, TextbookPointNet2, TextbookPointTransformer
@@ -36,9 +46,8 @@ from sightline.engine.build import TrainingSetup, build
 from sightline.engine.device import seed_everything, set_backends
 from sightline.engine.distributed import World
 from sightline.engine.records import StepRecord
-from sightline.layers.edge_conv import EdgeConv
 from sightline.ops.operator import OPERATORS
-from sightline.ops.waits import deferred_checks, send_list
+from sightline.ops.waits import deferred_checks
 from sightline.workbench.describe.profiling import run_steps
 
 Figures = Mapping[str, float | int | bool | str | None]
@@ -170,171 +179,6 @@ def _measure_host(bench: Bench) -> Figures:
 # --- operators -------------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class OperatorShape:
-    """Call of an operator at one size: `make(device, share)` makes it, with so small a share of the samples.
-
-    `max_ms` is the bar on an H100. The row exists once an operator of that name has a GPU kernel.
-    """
-
-    operator: str
-    label: str
-    make: Callable[[torch.device, int], Callable[[], Any]]
-    max_ms: float | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.operator} {self.label}"
-
-    @property
-    def has_kernel(self) -> bool:
-        return self.operator in OPERATORS and OPERATORS[self.operator].gpu is not None
-
-
-def _drawn(device: torch.device, *shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
-
-
-def _rooms(device: torch.device, share: int, *sizes: int) -> tuple[Tensor, list[int], Tensor]:
-    """Points of rooms, their numbers, and their offsets, which the host knows as it does in a step."""
-    counts = [size // share for size in sizes or (4096,) * 4]
-    offsets = send_list([0, *itertools.accumulate(counts)], device)
-    return _drawn(device, sum(counts), 3), counts, offsets
-
-
-def _sampling(clouds: int, points: int, samples: int) -> Any:
-    def make(device: torch.device, share: int) -> Callable[[], Any]:
-        drawn = _drawn(device, clouds, points // share, 3)
-        return lambda: ops.farthest_points(drawn, samples // share)
-
-    return make
-
-
-def _packed_sampling(*sizes: int) -> Any:
-    def make(device: torch.device, share: int) -> Callable[[], Any]:
-        points, counts, offsets = _rooms(device, share, *sizes)
-        samples = send_list([count // 4 for count in counts], device)
-        return lambda: ops.packed_farthest_points(points, samples, offsets=offsets).index
-
-    return make
-
-
-def _searching(clouds: int, points: int, channels: int, neighbours: int, queries: int | None = None) -> Any:
-    def make(device: torch.device, share: int) -> Callable[[], Any]:
-        drawn = _drawn(device, clouds, max(points // share, neighbours), channels)
-        asked = None if queries is None else drawn[:, : max(queries // share, 1)].contiguous()
-        return lambda: ops.nearest_neighbours(drawn, num_neighbours=neighbours, queries=asked)
-
-    return make
-
-
-def _packed_searching(neighbours: int) -> Any:
-    def make(device: torch.device, share: int) -> Callable[[], Any]:
-        points, _, offsets = _rooms(device, share)
-        return lambda: ops.packed_nearest_neighbours(points, offsets=offsets, num_neighbours=neighbours).index
-
-    return make
-
-
-def _packed_balls(device: torch.device, share: int) -> Callable[[], Any]:
-    points, _, offsets = _rooms(device, share)
-    return lambda: ops.packed_ball_query(
-        points, offsets=offsets, centres=points, centre_offsets=offsets, radius=0.2, num_neighbours=32
-    )
-
-
-def _balls(clouds: int, points: int, centres: int, radius: float, neighbours: int) -> Any:
-    def make(device: torch.device, share: int) -> Callable[[], Any]:
-        drawn = _drawn(device, clouds, points // share, 3)
-        middle = drawn[:, : centres // share].contiguous()
-        return lambda: ops.ball_query(drawn, centres=middle, radius=radius, num_neighbours=neighbours)
-
-    return make
-
-
-def _interpolating(device: torch.device, share: int) -> Callable[[], Any]:
-    points = _drawn(device, 16, 2048 // share, 3)
-    known = points[:, : 512 // share].contiguous()
-    features = _drawn(device, *known.shape[:2], 128, seed=1)
-    return lambda: ops.interpolate(features, points=known, queries=points)
-
-
-def _boxes(device: torch.device, count: int, seed: int = 0) -> Tensor:
-    """Boxes of 20 to 120 pixels a side in an image of 1,000."""
-    corner, size = torch.rand(2, count, 2, generator=torch.Generator().manual_seed(seed))
-    return torch.cat([1000 * corner, 1000 * corner + 20 + 100 * size], dim=1).to(device)
-
-
-def _overlapping(device: torch.device, share: int) -> Callable[[], Any]:
-    anchors, labels = _boxes(device, 100_000 // share), _boxes(device, 100, seed=1)
-    return lambda: ops.box_iou(anchors, labels)
-
-
-def _suppressing(device: torch.device, share: int) -> Callable[[], Any]:
-    boxes = _boxes(device, 5000 // share)
-    scores = _drawn(device, len(boxes)).sigmoid()
-    return lambda: ops.nms(boxes, scores, 0.5)
-
-
-def _finding_boxes(device: torch.device, share: int) -> Callable[[], Any]:
-    points, boxes = 20 * _drawn(device, 120_000 // share, 3), 20 * _drawn(device, 50, 7, seed=1)
-    boxes[:, 3:6] = boxes[:, 3:6].abs() / 10
-    return lambda: ops.points_in_boxes(points, boxes)
-
-
-def _edges(channels: int, *, is_trained: bool) -> Any:
-    """An edge convolution of DGCNN, 20 neighbours; with its backward pass, all gradients."""
-
-    def make(device: torch.device, share: int) -> Callable[[], Any]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            layer = EdgeConv(in_channels=64, out_channels=channels).to(device).train()
-        size = 1024 // share
-        features = _drawn(device, 32, size, 64).requires_grad_(is_trained)
-        drawn = torch.randint(size, (32, size, 20), generator=torch.Generator().manual_seed(1)).to(device)
-
-        def run() -> Any:
-            with torch.set_grad_enabled(is_trained):
-                result = layer(features, drawn)
-            if not is_trained:
-                return result
-            return result, torch.autograd.grad(result.sum(), [features, *layer.parameters()])
-
-        return run
-
-    return make
-
-
-SHAPES = [
-    OperatorShape("farthest_points", "24 x 1,024 to 512", _sampling(24, 1024, 512), 2.6),
-    OperatorShape("packed_farthest_points", "4 rooms of 4,096 to 1,024", _packed_sampling()),
-    OperatorShape(
-        "packed_farthest_points", "rooms of 7,000, 4,096, 2,500, 400", _packed_sampling(7000, 4096, 2500, 400)
-    ),
-    OperatorShape("farthest_points", "1 x 65,536 to 4,096", _sampling(1, 65536, 4096)),
-    OperatorShape("farthest_points", "8 x 8,192 to 1,024", _sampling(8, 8192, 1024)),
-    OperatorShape("farthest_points", "32 x 1,024 to 256", _sampling(32, 1024, 256)),
-    OperatorShape("edge_extremes", "32 x 1,024 x 128, both passes", _edges(128, is_trained=True), 1.0),
-    OperatorShape("edge_extremes", "32 x 1,024 x 128, forward", _edges(128, is_trained=False)),
-    OperatorShape("edge_extremes", "32 x 1,024 x 64, both passes", _edges(64, is_trained=True)),
-    OperatorShape("nearest_neighbours", "32 x 1,024 x 3, 20 of them", _searching(32, 1024, 3, 20), 0.4),
-    OperatorShape("nearest_neighbours", "32 x 1,024 x 128, 20 of them", _searching(32, 1024, 128, 20), 0.8),
-    OperatorShape("nearest_neighbours", "32 x 1,024 x 64, 20 of them", _searching(32, 1024, 64, 20)),
-    OperatorShape("nearest_neighbours", "4 x 16,384 x 3, 16 of them", _searching(4, 16384, 3, 16)),
-    OperatorShape("nearest_neighbours", "16 x 256 x 3, 16 of them for 128", _searching(16, 256, 3, 16, 128)),
-    OperatorShape("packed_nearest_neighbours", "4 rooms of 4,096, 8 of them", _packed_searching(8)),
-    OperatorShape("packed_nearest_neighbours", "4 rooms of 4,096, 16 of them", _packed_searching(16)),
-    OperatorShape("ball_query", "24 x 1,024 at 512, 32 of them", _balls(24, 1024, 512, 0.2, 32)),
-    OperatorShape("ball_query", "24 x 512 at 128, 64 of them", _balls(24, 512, 128, 0.4, 64)),
-    OperatorShape("packed_ball_query", "4 rooms of 4,096, 32 of them", _packed_balls),
-    OperatorShape("inverse_distance_weights", "16 x 512 x 128 at 2,048, interpolated", _interpolating),
-    OperatorShape("box_iou", "100,000 x 100", _overlapping),
-    OperatorShape("keep_greedily", "5,000 boxes, suppressed", _suppressing),
-    OperatorShape("points_in_boxes", "120,000 in 50", _finding_boxes),
-    OperatorShape("ball_query", "16 x 15,000 at 3,750, 32 of them", _balls(16, 15000, 3750, 0.1, 32)),
-]
-
-
 @contextlib.contextmanager
 def plain_forms() -> Iterator[None]:
     """Compute by the plain forms of all operators: no GPU kernel takes any arguments."""
@@ -451,16 +295,32 @@ def _count_step_launches(built: TrainingSetup, world: World, bench: Bench, count
     return count_launches(profiler) / count
 
 
-NETWORKS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[[Any], nn.Module], dict[str, int]]] = {
-    "dgcnn 32 x 1,024": (make_inputs(DGCNN), TextbookDGCNN, {"batch": 32, "points": 1024}),
-    "pointnet2 24 x 1,024": (make_inputs(PointNet2), TextbookPointNet2, {"batch": 24, "points": 1024}),
-    "pct 32 x 1,024": (make_inputs(PCT), TextbookPCT, {"batch": 32, "points": 1024}),
-    "point_transformer 4 x 4,096": (make_parts, TextbookPointTransformer, {"batch": 4, "points": 4096}),
+def _compared(make: Any, textbook: Any, **size: int) -> tuple[Any, Step, Step, dict[str, int]]:
+    """Return how inputs are made, steps of ours and of a textbook form that is built from ours, and the sizes."""
+    return make, step_form(copy.deepcopy), step_form(lambda model: textbook(model).to(_get_device(model))), size
+
+
+def _get_device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+NETWORKS: dict[str, tuple[Callable[..., dict[str, Any]], Step, Step, dict[str, int]]] = {
+    "dgcnn 32 x 1,024": _compared(make_inputs(DGCNN), TextbookDGCNN, batch=32, points=1024),
+    "pointnet2 24 x 1,024": _compared(make_inputs(PointNet2), TextbookPointNet2, batch=24, points=1024),
+    "pct 32 x 1,024": _compared(make_inputs(PCT), TextbookPCT, batch=32, points=1024),
+    "point_transformer 4 x 4,096": _compared(make_parts, TextbookPointTransformer, batch=4, points=4096),
+    "salsanext 8 x 64 x 1,024": (
+        make_scans,
+        salsanext_step(copy.deepcopy),
+        salsanext_step(TextbookSalsaNext),
+        {"batch": 8, "columns": 1024},
+    ),
+    "retinanet 8 x 512": (make_crowds, retinanet_step, textbook_retinanet_step, {"batch": 8, "side": 512}),
 }
 
 
 def _textbook_job(
-    make: Callable[..., dict[str, Any]], textbook: Any, size: dict[str, int]
+    make: Callable[..., dict[str, Any]], ours: Step, textbook: Step, size: dict[str, int]
 ) -> Callable[[Bench], Figures]:
     """Time a step of a network and of its textbook form, in turn, with the same weights: no data, plain SGD."""
 
@@ -468,9 +328,8 @@ def _textbook_job(
         made = make(**({"batch": 2, "points": 64} if bench.is_tiny else size))
         inputs = {name: value.to(bench.device) for name, value in made.items()}
         figures: dict[str, float | int | None] = {}
-        forms = {"ours": copy.deepcopy, "textbook": lambda model: textbook(model).to(bench.device)}
-        for name, form in forms.items():
-            with step_form(form)(inputs) as step:
+        for name, form in {"ours": ours, "textbook": textbook}.items():
+            with form(inputs) as step:
                 figures |= {f"{name}_ms": bench.ms(step, repeats=10), f"{name}_launches": bench.launches(step)}
         return figures
 
@@ -576,8 +435,8 @@ def _training_job(name: str) -> Callable[[Bench], Figures]:
             except subprocess.TimeoutExpired:
                 training.send_signal(signal.SIGTERM)
                 training.wait()
-                words = f"stopped when the minutes were over; the next run goes on from {folder}"
-                raise StoppedError(words, read_test_figures(folder / "metrics.jsonl")) from None
+                reason = f"stopped when the minutes were over; the next run goes on from {folder}"
+                raise StoppedError(reason, read_test_figures(folder / "metrics.jsonl")) from None
         if training.returncode:
             raise RunError(f"sightline train ended with code {training.returncode}; its lines are above")
         return read_test_figures(folder / "metrics.jsonl")

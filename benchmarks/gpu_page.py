@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.gpu_jobs import NETWORKS, SHAPES, TRAININGS
+from benchmarks.gpu_jobs import NETWORKS, TRAININGS
+from benchmarks.gpu_operators import SHAPES
 from benchmarks.gpu_steps import RECIPE_STEPS, ROOT
 
 RESULTS = ROOT / "docs" / "results" / "gpu" / "results.jsonl"

@@ -11,6 +11,7 @@ from benchmarks import (
     data,
     geometry,
     growth,
+    image_networks,
     metrics,
     networks,
     rendering,
@@ -23,7 +24,7 @@ from sightline.contract.schema import suggest
 
 SUITES: Mapping[str, Callable[[], list[BenchmarkCase]]] = {
     "geometry": lambda: [*geometry.cases(), *assignment.cases(), *boxes.cases()],
-    "models": lambda: [*networks.cases(), *training.recipe_cases()],
+    "models": lambda: [*networks.cases(), *image_networks.cases(), *training.recipe_cases()],
     "data": lambda: [*data.cases(), *rendering.cases()],
     "metrics": lambda: [*metrics.cases(), *scan_scores.cases()],
     "train": training.cases,

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from sightline.contract.pytree import tree_leaves
+from sightline.ops import waits
 from tests.processes import ROOT
 from tests.recipe_steps import BATCH_SIZE, RECIPES, SmallStep
 from tests.waits import DeviceMode, device_form
@@ -31,12 +32,14 @@ _BEGIN, _END = "<!-- table of tests/shapes.py -->", "<!-- end of it -->"
 class Shapes(NamedTuple):
     """How many different steps there were: by the shapes that the network is given, and by all operators and shapes.
 
-    `ragged` are arguments of the network whose samples differ in size, though these few samples may not.
+    `ragged` are arguments of the network whose samples differ in size, though these few samples may not. `of_host` says
+    which numbers of the host a graph of the step would repeat though they differ, or nothing.
     """
 
     networks: int
     steps: int
     ragged: tuple[str, ...]
+    of_host: str = ""
 
     @property
     def row(self) -> str:
@@ -69,17 +72,25 @@ def count_shapes(recipe: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         batches = [*steps]
     fields = step.job.stream.reader.fields  # type: ignore[attr-defined]
     ragged = {name for name, field in fields.items() if field.collate == "concatenate"}
-    networks, whole, arguments = set(), set(), set[str]()
-    with device_form(monkeypatch):
+    networks, whole, arguments, of_host, sent = set(), set(), set[str](), "", None
+    with device_form(monkeypatch), monkeypatch.context() as patch:
+        patch.setattr(waits, "_is_of_host", lambda values: False)  # but for numbers in lists, that nobody can tell
         for number, micro_batches in enumerate(batches):
             assert [len(batch["sample_index"]) for batch in micro_batches] == [BATCH_SIZE]
             step.micro_batches = micro_batches
-            with _Operators() as operators, _recorded_calls(step.job.model, arguments) as calls:
+            with (
+                _Operators() as operators,
+                _recorded_calls(step.job.model, arguments) as calls,
+                waits.host_traffic() as traffic,
+            ):
                 step.run()
             if number:
+                of_host = of_host or traffic.find_misuse([tensor for _, tensor in tree_leaves(micro_batches)])
+                of_host = of_host or ("" if sent is None else traffic.differs_from(sent))
+                sent = traffic.sent
                 networks.add(str(calls))
                 whole.add(operators.digest.hexdigest())
-    return Shapes(len(networks), len(whole), tuple(sorted(arguments & ragged)))
+    return Shapes(len(networks), len(whole), tuple(sorted(arguments & ragged)), of_host)
 
 
 @contextlib.contextmanager

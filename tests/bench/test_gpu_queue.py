@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_page
-from benchmarks.gpu_jobs import SHAPES, Bench, Figures, Job, compare, plain_forms
+from benchmarks.gpu_jobs import Bench, Figures, Job, compare, plain_forms
+from benchmarks.gpu_operators import SHAPES
 from benchmarks.gpu_steps import RECIPE_STEPS
 from sightline.contract.errors import RunError
 from sightline.ops.operator import OPERATORS
