@@ -68,7 +68,7 @@ class _NoDevice(frozenset[str]):
 
 def is_on_host() -> bool:
     """Return True inside of the function that `call_on_host` calls."""
-    return _called_by("call_on_host") not in (None, "_fetch", "send", "tree_flatten", "tree_unflatten")
+    return _called_by("call_on_host") not in (None, "_fetch_tree", "send", "tree_flatten", "tree_unflatten")
 
 
 def _called_by(name: str) -> str | None:

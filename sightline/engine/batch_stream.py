@@ -325,6 +325,8 @@ class RawReader(Protocol):
 
     def make_draw_keys(self, keys: Sequence[SampleKey]) -> Batch: ...
 
+    def reads_index_alone(self, keys: Sequence[SampleKey]) -> bool: ...
+
     def finish(self, raw: Batch) -> Batch: ...
 
 
@@ -340,16 +342,18 @@ class DeviceData:
 class ResidentSamples:
     """Raw samples that stay on a device once they were read: a later batch of them is gathered there.
 
-    A batch is then its `sample_index` (B,) and the keys of its draws. Workers read what is not on the device yet.
+    Such a batch is named by its `sample_index` (B,) and the keys of its draws. Workers read what is not on the device
+    yet. A batch of another form than the first, such as one that is padded to its longest sample, passes as it is.
     """
 
     def __init__(self, reader: RawReader, first: Batch, size: int) -> None:
         """Make room for `size` samples like those of `first`, a raw batch on the device."""
         self._reader = reader
+        self._names = {"sample_index", *reader.draw_keys}
         self._fields = {
             name: values.new_empty((size, *values.shape[1:]))
             for name, values in first.items()
-            if name not in (*reader.draw_keys, "sample_index")
+            if name not in self._names
         }
         self._is_here = torch.zeros(size, dtype=torch.bool).share_memory_()
 
@@ -361,16 +365,23 @@ class ResidentSamples:
         return self._reader.read_raw(keys)
 
     def keep(self, batch: Batch) -> Batch:
-        """Keep the samples of a batch of `read`, which was sent to the device; return what names them."""
+        """Keep the samples of a batch of `read`, which was sent to the device, and return what names them."""
+        if batch.keys() == self._names:
+            return batch
+        form = {name: (values.shape[1:], values.dtype) for name, values in self._fields.items()}
+        given = {name: values for name, values in batch.items() if name not in self._names}
+        if form != {name: (values.shape[1:], values.dtype) for name, values in given.items()}:
+            return batch
         rows = batch["sample_index"]
-        if self._fields.keys() <= batch.keys():
-            for name, values in self._fields.items():
-                values.index_copy_(0, rows, batch[name])
-            self._is_here[torch.tensor(read_list(rows))] = True
-        return {name: batch[name] for name in ("sample_index", *self._reader.draw_keys)}
+        for name, values in self._fields.items():
+            values.index_copy_(0, rows, given[name])
+        self._is_here[torch.tensor(read_list(rows))] = True
+        return {name: batch[name] for name in batch if name in self._names}
 
     def finish(self, batch: Batch) -> Batch:
-        """Gather the samples of a batch, and transform them."""
+        """Gather the samples of a batch that is named, and transform them."""
+        if batch.keys() != self._names:
+            return self._reader.finish(batch)
         samples = {name: values[batch["sample_index"]] for name, values in self._fields.items()}
         return self._reader.finish({**samples, **batch})
 
@@ -402,25 +413,45 @@ def find_device_data(
     if (name := _find_difference(found, to_device(expected, device))) is not None:
         logger.info("transforms run on the host: on the device '%s' has other numbers", name)
         return None
-    size = int(stream.plan.indices.max()) + 1
-    if _is_same_in_another_epoch(reader, keys, raw) and size * _count_bytes(given) / len(keys) <= max_bytes:
-        samples = ResidentSamples(reader, given, size)
-        logger.info("samples stay on the device, and transforms run there")
-        return DeviceData(
-            replace(stream, reader=samples.read), samples.keep, lambda batch: _lower(samples.finish(batch))
-        )
     logger.info("transforms run on the device")
-    return DeviceData(replace(stream, reader=reader.read_raw), finish=finish)
+    try:
+        samples = _keep_samples(reader, keys, raw, given, found, int(stream.plan.indices.max()) + 1, max_bytes)
+    except Exception as error:  # noqa: BLE001 - they can be sent each time
+        samples = " ".join(str(error).split())[:200]
+    if isinstance(samples, str):
+        logger.info("samples are sent to the device for each step: %s", samples)
+        return DeviceData(replace(stream, reader=reader.read_raw), finish=finish)
+    logger.info("samples stay on the device")
+    kept = samples
+    return DeviceData(replace(stream, reader=kept.read), kept.keep, lambda batch: _lower(kept.finish(batch)))
 
 
-def _is_same_in_another_epoch(reader: RawReader, keys: Sequence[SampleKey], raw: Batch) -> bool:
-    """Return True if each value of a raw batch is of one sample, and the same at other steps."""
+def _keep_samples(
+    reader: RawReader,
+    keys: Sequence[SampleKey],
+    raw: Batch,
+    given: Batch,
+    found: Batch,
+    size: int,
+    max_bytes: float,
+) -> ResidentSamples | str:
+    """Return a place for `size` samples on the device of `given`, or the reason why they cannot stay there.
+
+    They can if they depend on nothing but their index: a data set that reads more of a key is refused.
+    """
+    if not reader.reads_index_alone(keys):
+        return "they depend on the epoch, the step or the seed"
     later = reader.read_raw([replace(key, epoch=key.epoch + 1, step=key.step + 1) for key in keys])
-    names = later.keys() - {*reader.draw_keys}
-    is_of_samples = raw["sample_index"].tolist() == [key.index for key in keys] and all(
-        isinstance(raw[name], torch.Tensor) and len(raw[name]) == len(keys) for name in names
-    )
-    return is_of_samples and not _find_difference({n: later[n] for n in names}, {n: raw[n] for n in names}, 0.0, 0.0)
+    first, second = ({n: v for n, v in each.items() if n not in reader.draw_keys} for each in (raw, later))
+    if not all(isinstance(values, torch.Tensor) and len(values) == len(keys) for values in first.values()):
+        return "a field has not one row for each sample"
+    if raw["sample_index"].tolist() != [key.index for key in keys] or _find_difference(first, second, 0.0, 0.0):
+        return "they differ from epoch to epoch"
+    if (num_bytes := size * _count_bytes(given) / len(keys)) > max_bytes:
+        return f"all of them take {num_bytes / 1e9:.3g} GB, and {max_bytes / 1e9:.3g} GB are set aside"
+    samples = ResidentSamples(reader, given, size)
+    again = _lower(samples.finish(samples.keep(given)))
+    return samples if _find_difference(again, found, 0.0, 0.0) is None else "gathered, they have other numbers"
 
 
 def _lower(batch: Batch) -> Batch:
@@ -444,6 +475,12 @@ def _find_difference(found: Batch, expected: Batch, rtol: float = _RTOL, atol: f
         return min(different)
     for name, values in theirs.items():
         same_form = ours[name].shape == values.shape and ours[name].dtype == values.dtype
-        if not same_form or not torch.allclose(ours[name], values, rtol=rtol, atol=atol, equal_nan=True):
+        if not same_form or not _agree(ours[name], values, rtol, atol):
             return name
     return None
+
+
+def _agree(found: torch.Tensor, expected: torch.Tensor, rtol: float, atol: float) -> bool:
+    if found.is_floating_point():
+        return torch.allclose(found, expected, rtol=rtol, atol=atol, equal_nan=True)
+    return torch.equal(found, expected)

@@ -179,15 +179,7 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
 
 
 def resolve_machine(config: RunConfig, world: World) -> RunConfig:
-    """Set `train.precision: auto` to what suits the machine of the first process.
-
-    Raises ConfigError for a format that the device does not compute in.
-    """
-    if config.train.precision == "tf32" and world.device.type != "cuda":
-        raise ConfigError(
-            f"train.precision: tf32 is a format of NVIDIA GPUs, and this run computes on a {world.device.type}; take "
-            "float32, which has the same weights, or auto"
-        )
+    """Set `train.precision: auto` to what suits the machine of the first process."""
     if config.train.precision != "auto":
         return config
     name = world.broadcast_from_rank_zero(

@@ -75,7 +75,7 @@ def train(
 
 
 _RESIDENT_SHARE = 0.1
-"""Of a GPU's memory, for samples that stay there."""
+"""Of a GPU's memory, for samples that stay there; at most half of what is free."""
 _MAX_AHEAD = 8
 """Steps by which the host may be ahead of a GPU: their batches lie in its memory."""
 
@@ -191,7 +191,8 @@ def _find_device_data(job: TrainState) -> DeviceData:
     is_asked = job.device.type == "cuda" and job.finishes_on_device and job.precision.parameter_dtype == torch.float32
     if not is_asked or job.step >= job.num_steps:
         return DeviceData(job.stream)
-    room = _RESIDENT_SHARE * torch.cuda.get_device_properties(job.device).total_memory
+    free, total = torch.cuda.mem_get_info(job.device)
+    room = min(_RESIDENT_SHARE * total, free / 2)
     return find_device_data(job.stream, job.device, job.step, max_bytes=room) or DeviceData(job.stream)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.contract.errors import RunError
 from sightline.contract.pytree import ReadTrackingDict, tree_children, tree_leaves, tree_map
 from sightline.contract.types import Batch
 from sightline.engine.queued_step import PackedNumbers, RandomStates
@@ -33,6 +34,8 @@ _MAX_DIFFERENCE = 1e-3
 
 _MAX_UPDATE_DIFFERENCE = 0.1
 """Of the update of a replayed step, in norm: where a gradient is nearly 0, its sign may be the rounding's."""
+_SENDS_EVERY = 1000
+"""Steps of a form of which one is computed, if the host sends numbers in it."""
 _MAX_FORMS = 12
 """Forms of batches of a run, most of them too rare for a graph."""
 
@@ -97,7 +100,8 @@ class StepGraphs:
     of their batches has no part in the form.
 
     Values of a batch that the host knows and reads, such as offsets of clouds, are a part of the form. What the host
-    sends in a step, then, is sent once for all steps of a form; the fourth step must send the same.
+    sends in a step, then, is sent once for all steps of a form; the fourth step must send the same, and one of a
+    thousand later ones, which are computed for it.
     """
 
     def __init__(self, device: torch.device, *, reason: str = "", is_strict: bool = False) -> None:
@@ -128,6 +132,9 @@ class StepGraphs:
         if form is None or form.is_refused:
             return work(batches), False
         if form.graph is not None and form.is_compared:
+            form.num_seen += 1
+            if form.sent and form.num_seen % _SENDS_EVERY == 0:
+                return self._check_sends(form, batches, work), False
             self.num_replayed += 1
             return form.graph.replay(read), True
         form.num_seen += 1
@@ -178,6 +185,17 @@ class StepGraphs:
             self._refuse(form, "a graph keeps the memory of a step, and half of the GPU's is in use")
         elif sum(each.graph is not None for each in self._forms.values()) == _MAX_GRAPHS:
             form.is_refused = True
+        return values
+
+    def _check_sends(self, form: _Form, batches: Sequence[Batch], work: Work) -> StepValues:
+        """Compute a step. Raises RunError if the host sends other numbers than those that were replayed."""
+        with host_traffic() as traffic:
+            values = work(batches)
+        if place := traffic.differs_from(form.sent):
+            raise RunError(
+                f"the host sends other numbers in a step than at first, at {place}: replayed steps have used the "
+                "first ones since; start anew with train.graph=off, or send only what follows from a batch"
+            )
         return values
 
     def _has_room(self) -> bool:

@@ -106,16 +106,18 @@ class HostTraffic:
             self.sent.append(SentValues(_find_place(), values.detach().clone(), sent, _version(sent)))
             return sent
         number = len(self.sent)
-        if number == len(self._before) or not torch.equal(self._before[number].values, values):
+        if number == len(self._before) or not _is_sent_again(self._before[number], values, device, dtype):
             raise RuntimeError(f"the host sends other numbers in each step, at {_find_place()}")
         self.sent.append(self._before[number])
         return self._before[number].sent
 
     def differs_from(self, sent: Sequence[SentValues]) -> str:
         """Return the place of the first values that are not those of `sent`, or nothing."""
-        pairs = itertools.zip_longest(self.sent, sent)
-        different = (a or b for a, b in pairs if a is None or b is None or not torch.equal(a.values, b.values))
-        return next((each.place for each in different if each), "")
+        for ours, theirs in itertools.zip_longest(self.sent, sent):
+            both = ours is not None and theirs is not None
+            if not both or not _is_sent_again(theirs, ours.values, ours.sent.device, ours.sent.dtype):
+                return (ours or theirs).place
+        return ""
 
     def find_misuse(self, given: Sequence[Tensor]) -> str:
         """Return what a graph of this step could not repeat, or nothing; the values of `given` are equal each time.
@@ -130,6 +132,16 @@ class HostTraffic:
             if _version(each.sent) != each.version:
                 return f"a step changes numbers that the host sent, at {each.place}"
         return ""
+
+
+def _is_sent_again(before: SentValues, values: Tensor, device: torch.device, dtype: torch.dtype | None) -> bool:
+    """Return True if values of the host are those of before, in the same format there and on the device."""
+    formats = [(each.shape, each.dtype) for each in (before.values, values)]
+    is_same_form = formats[0] == formats[1] and before.sent.dtype == (dtype or values.dtype)
+    if not is_same_form or before.sent.device.type != device.type:
+        return False
+    ours, theirs = (each.detach().reshape(-1).contiguous().view(torch.uint8) for each in (before.values, values))
+    return torch.equal(ours, theirs)
 
 
 @contextmanager
@@ -220,11 +232,21 @@ def call_on_host(function: Callable[..., Any], *arguments: Any, device: torch.de
 
     Both may be nested in lists, tuples and mappings.
     """
-    values, form = tree_flatten(arguments)
-    copies = iter(_fetch([value for value in values if isinstance(value, Tensor)]))
-    result = function(*tree_unflatten([next(copies) if isinstance(v, Tensor) else v for v in values], form))
+    result = function(*_fetch_tree(arguments))
     values, form = tree_flatten(result)
     return tree_unflatten([send(value, device) if isinstance(value, Tensor) else value for value in values], form)
+
+
+def fetch(tree: Any) -> Any:
+    """Copy a tree of tensors to the host, in one transfer; on the host it stays as it is."""
+    tensors = (value for value in tree_flatten(tree)[0] if isinstance(value, Tensor))
+    return tree if all(map(is_free_to_read, tensors)) else _fetch_tree(tree)
+
+
+def _fetch_tree(tree: Any) -> Any:
+    values, form = tree_flatten(tree)
+    copies = iter(_fetch([value for value in values if isinstance(value, Tensor)]))
+    return tree_unflatten([next(copies) if isinstance(value, Tensor) else value for value in values], form)
 
 
 def _fetch(tensors: Sequence[Tensor]) -> list[Tensor]:

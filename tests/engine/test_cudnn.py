@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from sightline.config.run_config import Train
-from sightline.contract.errors import ConfigError
 from sightline.engine.device import cudnn_enabled, set_backends
 from sightline.instrument.formats import is_tf32_allowed
 from sightline.layers.batch_norm import disable_cudnn_batch_norm
@@ -38,13 +37,6 @@ def test_matrix_products_round_their_factors_only_under_tf32() -> None:
     for precision, is_rounded in (("float32", False), ("tf32", True), ("bf16", False)):
         set_backends(Train(epochs=1, batch_size=1, precision=precision))
         assert is_tf32_allowed(torch.backends.cuda, "matmul") is is_rounded
-
-
-def test_a_training_on_a_cpu_has_no_tf32() -> None:
-    with pytest.raises(
-        ConfigError, match=r"train\.precision: tf32 is a format of NVIDIA GPUs, .* on a cpu; take float32"
-    ):
-        small_run("train.precision=tf32")
 
 
 def spied(model: nn.Module, batch: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> list[bool]:

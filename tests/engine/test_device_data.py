@@ -109,7 +109,7 @@ def test_a_training_on_finished_batches_is_the_same(max_bytes: float, monkeypatc
     for (name, weights), theirs in zip(ours.items(), train_weights(jobs[1]).values(), strict=True):
         assert torch.equal(weights, theirs), name
     are_named = ["points" not in batch for batch in received]
-    assert are_named == 12 * [False] + 12 * [max_bytes > 0]
+    assert are_named == [max_bytes > 0] + 11 * [False] + 12 * [max_bytes > 0]  # the first one was kept to try it
 
 
 class OtherReader:
@@ -119,7 +119,8 @@ class OtherReader:
 
     def __init__(self, reader: Any, change: Any) -> None:
         self.reader, self.change, self.read_raw = reader, change, reader.read_raw
-        self.draw_keys = reader.draw_keys
+        self.draw_keys, self.make_draw_keys = reader.draw_keys, reader.make_draw_keys
+        self.reads_index_alone = reader.reads_index_alone
 
     def __call__(self, keys: Any) -> Batch:
         return self.reader(keys)
@@ -155,29 +156,73 @@ def test_samples_that_are_read_one_by_one_are_transformed_on_the_host() -> None:
     assert find_device_data(alone, CPU, 0) is None
 
 
-class ChangingReader(OtherReader):
-    """Reader whose samples are others in each epoch, before all transforms."""
+def move(raw: Batch, keys: Any) -> Batch:
+    return {**raw, "points": raw["points"] + 0.1 * keys[0].epoch}
 
-    def __init__(self, reader: Any) -> None:
+
+class ChangingReader(OtherReader):
+    """Reader whose samples are others in each epoch, or as `change` makes them, before all transforms."""
+
+    def __init__(self, reader: Any, change: Any = move) -> None:
         super().__init__(reader, lambda batch: batch)
-        self.read_raw = lambda keys: self.move(reader.read_raw(keys), keys)
+        self.read_raw = lambda keys: change(reader.read_raw(keys), keys)
 
     def __call__(self, keys: Any) -> Batch:
         return self.reader.finish(self.read_raw(keys))
 
-    def move(self, raw: Batch, keys: Any) -> Batch:
-        return {**raw, "points": raw["points"] + 0.1 * keys[0].epoch}
+
+REFUSED = {
+    "they differ from epoch to epoch": lambda stream: dataclasses.replace(stream, reader=ChangingReader(stream.reader)),
+    "they depend on the epoch, the step or the seed": lambda stream: (
+        make_job("modelnet40_dgcnn", "data.views={count: 2, size_px: 8}").stream
+    ),
+    "all of them take": lambda stream: stream,
+    "a field has not one row for each sample": lambda stream: dataclasses.replace(
+        stream, reader=ChangingReader(stream.reader, lambda raw, keys: {**raw, "one": torch.zeros(1)})
+    ),
+}
 
 
-@pytest.mark.parametrize("kind", ["fixed", "changing", "large"])
-def test_samples_stay_on_a_device_that_has_room_if_no_epoch_changes_them(kind: str) -> None:
+@pytest.mark.parametrize("reason", ["", *REFUSED])
+def test_samples_stay_on_a_device_that_has_room_if_nothing_changes_them(
+    reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
     stream = make_job("modelnet40_dgcnn").stream
-    if kind == "changing":
-        stream = dataclasses.replace(stream, reader=ChangingReader(stream.reader))
     of_points = 60 * 32 * 3 * 4
-    found = find_device_data(stream, CPU, 0, max_bytes=of_points if kind == "large" else 4 * of_points)
+    with caplog.at_level(logging.INFO):
+        found = find_device_data(
+            REFUSED[reason](stream) if reason else stream,
+            CPU,
+            0,
+            max_bytes=of_points if reason == "all of them take" else 1e9,
+        )
     assert found is not None
-    assert isinstance(getattr(found.keep, "__self__", None), ResidentSamples) == (kind == "fixed")
+    assert isinstance(getattr(found.keep, "__self__", None), ResidentSamples) == (not reason)
+    assert ("samples are sent to the device for each step: " + reason if reason else "samples stay") in caplog.text
+
+
+def test_a_batch_of_another_form_is_not_kept(caplog: pytest.LogCaptureFixture) -> None:
+    """A field that is padded to the longest of a batch, or that only some batches have."""
+
+    def change(raw: Batch, keys: Any) -> Batch:
+        extra = {"extra": torch.ones(len(keys))} if 20 < keys[0].index < 40 else {}
+        width = 2 if keys[0].index < 20 else 3
+        return {**raw, **extra, "padded": raw["label"][:, None].expand(-1, width).float()}
+
+    stream = make_job("modelnet40_dgcnn").stream
+    stream = dataclasses.replace(stream, reader=ChangingReader(stream.reader, change))
+    found = find_device_data(stream, CPU, 0, max_bytes=1e9)
+    assert found is not None
+    are_named = []
+    with contextlib.closing(found.stream.iterate(0, 18)) as steps:
+        for step, (given,) in enumerate(steps):
+            [keys] = stream.step_keys(step)
+            expected, batch = stream.reader(keys), found.finish(found.keep(given))
+            assert expected.keys() == batch.keys()
+            assert all(torch.equal(expected[name], batch[name]) for name in expected)
+            are_named.append("points" not in given)
+    assert any(are_named)
+    assert not all(are_named[6:])
 
 
 def test_workers_read_what_is_not_on_the_device() -> None:
@@ -191,5 +236,5 @@ def test_workers_read_what_is_not_on_the_device() -> None:
             batch = found.finish(found.keep(given))
             assert all(torch.equal(expected[name], batch[name]) for name in expected)
             are_named.append("points" not in given)
-    assert not any(are_named[:6])
+    assert are_named[:6] == [True] + 5 * [False]  # the first one was kept to try it
     assert all(are_named[-6:])

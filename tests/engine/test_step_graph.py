@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sightline.contract.errors import RunError
 from sightline.contract.types import Batch
 from sightline.engine import step_graph
 from sightline.engine.distributed import World
@@ -299,3 +300,19 @@ def test_a_reason_leaves_all_steps_as_they_are() -> None:
     toy = Toy()
     assert not any(steps(StepGraphs(CPU, reason="several processes"), toy, READY + 1))
     assert toy.calls == READY + 1
+
+
+def test_numbers_that_change_later_end_the_run(graphs: StepGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_graph, "_SENDS_EVERY", 10)
+    toy = Sending(lambda offsets: [1.0 if toy.calls <= READY else 2.0])
+    with pytest.raises(RunError, match=r"sends other numbers .*test_step_graph\.py:\d+: .* train\.graph=off"):
+        steps(graphs, toy, READY + 10, offsets=send_list([0, 2], CPU))
+    assert graphs.num_replayed > 2
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16])
+def test_numbers_in_another_format_are_others(dtype: torch.dtype, graphs: StepGraphs) -> None:
+    toy, calls = Toy(), itertools.count()
+    toy.host = lambda: 0.0 * send_list([1.0], CPU, torch.float32 if next(calls) < NUM_WARM + 3 else dtype).sum()  # type: ignore[assignment, return-value]
+    assert not any(steps(graphs, toy, READY + 3))
+    assert "the host sends other numbers in each step" in graphs.reason

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sightline.areas.detect import output
 from sightline.areas.detect.output import DetectionFilter
 from sightline.areas.detect.suppressions import GreedyNMS
 from sightline.contract import registry
@@ -119,8 +120,44 @@ def test_scores_are_products_with_objectness() -> None:
         "codes": torch.ones(1, 2, 4, dtype=torch.float64),
     }
     select = DetectionFilter(All(), min_score=0.3, max_per_level=10, max_detections=10)
-    found = select.suppress(select.decode(outputs, 0, priors))
+    found = select.suppress(*select.decode(outputs, priors))
     assert found.tolist() == [pytest.approx([3, 3, 5, 5, 0.4, 0])]
+
+
+@pytest.mark.parametrize("at_once", [0, 3 * 15 * 2, 10**9])
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_images_are_decoded_together_as_one_by_one(
+    at_once: int, is_lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The highest of each level with ties in the order of priors, also where an image has none; NaN are kept."""
+    monkeypatch.setattr(output, "_ENTRIES_AT_ONCE", {"cpu": at_once})
+    priors = make_anchors(((3, 4), (1, 3)), STRIDES, [[(8.0, 8.0)], [(16.0, 16.0)]], dtype=torch.float64)
+    torch.manual_seed(0)
+    scores = torch.randint(1, 8, (5, 15, 3)) / 10.0  # many are equal
+    scores[2] = 0.1
+    logits = scores.double().logit()
+    if is_lost:
+        logits[3, 7, 1] = torch.nan
+    outputs = {"logits": logits, "codes": torch.randn(5, 15, 4, dtype=torch.float64), "density": torch.rand(5, 15)}
+    decoded = DetectionFilter(All(), min_score=0.25, max_per_level=6, max_detections=10).decode(outputs, priors)
+    for image, found in enumerate(decoded):
+        expected = []
+        for rows in priors.level_slices:
+            entries = [
+                (-math.inf if p.isnan() else -p.item(), prior, label)
+                for prior in range(rows.start, rows.stop)
+                for label, p in enumerate(logits[image, prior].sigmoid())
+                if not p <= 0.25
+            ]
+            expected += [(prior, label) for _, prior, label in sorted(entries)[:6]]
+        assert found.proposal is not None
+        assert found.density is not None
+        assert list(zip(found.proposal.tolist(), found.detections[:, 5].int().tolist(), strict=True)) == expected
+        index = torch.tensor([prior for prior, _ in expected], dtype=torch.int64)
+        boxes = decode_boxes(priors.coordinates[index], outputs["codes"][image, index])
+        assert torch.equal(found.detections[:, :4], boxes)
+        assert torch.equal(found.density, outputs["density"][image, index])
+    assert not len(decoded[2].detections)
 
 
 def test_two_predictions_of_a_prior_are_one_proposal() -> None:
@@ -132,7 +169,7 @@ def test_two_predictions_of_a_prior_are_one_proposal() -> None:
     outputs = {"logits": scores.logit()[None, :, :, None], "codes": codes}
     suppression = All()
     select = DetectionFilter(suppression, min_score=0.05, max_per_level=2, max_detections=10)
-    found = select.suppress(select.decode(outputs, 0, priors))
+    found = select.suppress(*select.decode(outputs, priors))
     assert suppression.proposals.tolist() == [0, 1, 2, 2], "of the finer level the two surest"
     assert found[:, 4].tolist() == pytest.approx([0.9, 0.8, 0.7, 0.3])
     assert found[:, :4].tolist() == [[0, 0, 8, 8], [16, 0, 32, 16], [16, 0, 24, 8], [0, 0, 16, 16]]

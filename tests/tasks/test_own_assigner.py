@@ -16,7 +16,7 @@ from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig
 from sightline.engine.device import Precision
 from sightline.engine.distributed import World
-from sightline.engine.step import prepare_step
+from sightline.engine.step import prepare_step, prepare_trained_step
 from sightline.ops.priors import Priors
 from tests.cases import run_each
 from tests.doctor.detecting import make_crowds
@@ -108,6 +108,10 @@ def test_it_trains_every_shipped_head(head: str, needs: bool) -> None:
             expected = near[min(near)] if min(near) < 81 else BACKGROUND
             assert int(context["target"][image, prior]) == expected
     assert (context["target"] >= 0).any()
+    trained = prepare_trained_step(task, model, model, [batch], World(), Precision("float32"))
+    assert (trained.outputs is not None) == needs
+    for name, value in context.items():
+        assert torch.equal(value, trained.contexts[0][name]), name
     torch.stack(list(step.loss_means(step.loss_sums(model)).values())).sum().backward()
     assert not [name for name, each in model.named_parameters() if each.grad is None or not each.grad.isfinite().all()]
 

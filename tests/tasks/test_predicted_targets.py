@@ -13,11 +13,13 @@ from sightline.areas.detect.task import Detect
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import ConfigError
+from sightline.contract.members import TaskMembers
 from sightline.contract.types import ComponentConfig
 from sightline.engine.device import Precision
 from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step, prepare_trained_step
 from sightline.ops.box_overlaps import box_iou
+from sightline.parts.tasks.distillation import DistillationTask
 from tests.tasks.test_detect import batch  # noqa: F401 - a fixture
 
 CPU = torch.device("cpu")
@@ -70,6 +72,27 @@ def test_a_trained_step_of_one_batch_needs_one_pass(
     assert passes == ([2, 1] if num_micro_batches == 1 else [4, 4])
     for (name, two), one in zip(results[0].items(), results[1].values(), strict=True):
         assert torch.equal(two, one), name
+
+
+class Doubled(Detect):
+    """Task whose losses are its own."""
+
+    def losses(self, *arguments: Any) -> dict[str, torch.Tensor]:
+        return {name: 2 * value for name, value in super().losses(*arguments).items()}
+
+
+@pytest.mark.parametrize("kind", ["subclass", "context", "teacher"])
+def test_whoever_changes_a_step_gets_two_passes(kind: str, batch: dict[str, Any]) -> None:  # noqa: F811
+    task: Any
+    task, model = detector("fcos", "simota")
+    if kind == "subclass":
+        task.__class__ = Doubled
+    elif kind == "context":
+        task.context = lambda model, batch: {}
+    else:
+        task = DistillationTask(task, teacher=model, teacher_task=task)
+    prepare_outputs = TaskMembers.prepare_outputs.get(task)
+    assert prepare_outputs is None or prepare_outputs(model.train(), batch, World()) is None
 
 
 @pytest.mark.parametrize("assigner", ["simota", "ota"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,11 @@ from sightline.ops.box_codes import decode_boxes
 from sightline.ops.box_forms import clip_boxes_to_image
 from sightline.ops.box_overlaps import promote_to_float32
 from sightline.ops.priors import Priors, invert_affine, warp_boxes
+from sightline.ops.waits import fetch, send_list
+
+_ENTRIES_AT_ONCE = {"cuda": 1 << 26}
+"""Scores that a device compares at once; elsewhere those of an image, as they take memory and gain nothing."""
+_READ = ("logits", "codes", "objectness", "centreness", "density")
 
 
 class UnsuppressedDetections(NamedTuple):
@@ -53,26 +59,55 @@ class DetectionFilter:
     max_per_level: int
     max_detections: int
 
-    def decode(self, outputs: Mapping[str, Any], image: int, priors: Priors) -> UnsuppressedDetections:
-        """Decode the detections of one image of a batch before suppression, in pixels of the canvas."""
-        logits, codes = outputs["logits"][image], outputs["codes"][image]
-        count = len(logits[0]) if logits.ndim == 3 else 1
+    def decode(self, outputs: Mapping[str, Any], priors: Priors) -> list[UnsuppressedDetections]:
+        """Decode the detections of each image of a batch before suppression, in pixels of the canvas; on the host.
+
+        A device chooses and decodes those of several images at once, and the host waits for it two times.
+        """
+        logits, num_images = outputs["logits"], len(outputs["logits"])
+        at_once = max(1, _ENTRIES_AT_ONCE.get(logits.device.type, 0) // max(1, logits[0].numel())) if num_images else 1
+        rows = [
+            self._choose({name: outputs[name][first : first + at_once] for name in _READ if name in outputs}, priors)
+            for first in range(0, num_images, at_once)
+        ]
+        decoded: list[UnsuppressedDetections] = []
+        for image, detections, prior, density in fetch(rows):
+            bounds = torch.searchsorted(image, torch.arange(min(at_once, num_images - len(decoded)) + 1)).tolist()
+            for first, last in pairwise(bounds):
+                part = slice(first, last)
+                densities = None if density is None else density[part]
+                decoded.append(UnsuppressedDetections(detections[part], prior[part], densities))
+        return decoded
+
+    def _choose(self, outputs: Mapping[str, Tensor], priors: Priors) -> tuple[Tensor | None, ...]:
+        """Choose the highest-scoring predictions of each level of images, in the order of images and levels.
+
+        Returns image (N,), detections (N, 6), prior (N,) and density (N,) or None.
+        """
+        logits, codes = outputs["logits"], outputs["codes"]
+        count = logits.shape[2] if logits.ndim == 4 else 1
         if count > 1:
-            logits, codes = logits.flatten(0, 1), codes.flatten(0, 1)
-        probabilities = promote_to_float32(logits).sigmoid()
+            logits, codes = logits.flatten(1, 2), codes.flatten(1, 2)
+        scores = probabilities = promote_to_float32(logits).sigmoid()
         if "objectness" in outputs:
-            probabilities = probabilities * promote_to_float32(outputs["objectness"][image]).sigmoid()[:, None]
-        scores = probabilities
+            scores = probabilities = probabilities * promote_to_float32(outputs["objectness"]).sigmoid()[..., None]
         if "centreness" in outputs:
-            scores = (probabilities * promote_to_float32(outputs["centreness"][image]).sigmoid()[:, None]).sqrt()
-        levels = [slice(rows.start * count, rows.stop * count) for rows in priors.level_slices]
-        selected = [self._select_top(probabilities[rows], scores[rows], rows.start) for rows in levels]
-        prediction_index, label, score = (torch.cat(parts) for parts in zip(*selected, strict=True))
-        prior_index = prediction_index // count
-        boxes = decode_boxes(priors.coordinates[prior_index], codes[prediction_index])
-        density = outputs["density"][image, prior_index] if "density" in outputs else None
-        columns = (boxes, score[:, None].to(boxes), label[:, None].to(boxes))
-        return UnsuppressedDetections(torch.cat(columns, dim=1), prior_index, density)
+            scores = (probabilities * promote_to_float32(outputs["centreness"]).sigmoid()[..., None]).sqrt()
+        image, prediction, label = (~(probabilities <= self.min_score)).nonzero(as_tuple=True)  # NaN, too
+        score = scores[image, prediction, label]
+        starts = send_list([rows.start for rows in priors.level_slices], logits.device)
+        segment = image * len(starts) + torch.searchsorted(starts, prediction // count, right=True) - 1
+        order = score.argsort(descending=True, stable=True)  # ties in the order of priors
+        order = order[segment[order].argsort(stable=True)]
+        segment = segment[order]
+        first = torch.searchsorted(segment, torch.arange(len(logits) * len(starts), device=logits.device))
+        place = torch.arange(len(segment), device=logits.device) - first[segment]
+        order = order[place < self.max_per_level]
+        image, prediction, label, score = image[order], prediction[order], label[order], score[order]
+        prior = prediction // count
+        boxes = decode_boxes(priors.coordinates[prior], codes[image, prediction])
+        detections = torch.cat([boxes, score[:, None].to(boxes), label[:, None].to(boxes)], dim=1)
+        return image, detections, prior, outputs["density"][image, prior] if "density" in outputs else None
 
     def score_in_graph(self, outputs: Mapping[str, Any], priors: Priors) -> tuple[Tensor, Tensor]:
         """Return all boxes (B, P, 4), and scores (B, P, C), 0 for those that `decode` does not select."""
@@ -106,13 +141,6 @@ class DetectionFilter:
         survivors = self.suppression(rows[:, :4], rows[:, 4], rows[:, 5].long(), **names)
         chosen = rows[survivors.indices[: self.max_detections]]
         return torch.cat([chosen[:, :4], survivors.scores[: self.max_detections, None], chosen[:, 5:]], dim=1)
-
-    def _select_top(self, probabilities: Tensor, scores: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return index, class and score of a level's highest-scoring predictions; ties in the order of priors."""
-        prior, label = (~(probabilities <= self.min_score)).nonzero(as_tuple=True)  # NaN, too
-        score = scores[prior, label]
-        order = score.argsort(descending=True, stable=True)[: self.max_per_level]
-        return prior[order] + start, label[order], score[order]
 
 
 def to_file_pixels(detections: Tensor, to_canvas: Tensor, file_px: Tensor, *, clip: bool) -> Tensor:

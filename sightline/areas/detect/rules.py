@@ -390,14 +390,13 @@ def _judge_codes(context: Any, loss: LossSubject) -> Fault | None:
     codes, is_valid = loss.term.wanted["codes"]
     if isinstance(aims, MissingError) or codes.ndim != 3 or not all(aim.is_least for aim in aims):
         return None
-    has_box, boxes = is_valid.any(dim=2), loss.subject.batches[0].target["matched_boxes"]
+    has_box, boxes = is_valid.any(dim=2), loss.subject.batches[0].target["matched_boxes"].cpu()
     for image in has_box.any(dim=1).nonzero().flatten().tolist()[:1]:
         scores = torch.where(has_box[image], _CERTAIN, -_CERTAIN)
         outputs = {"logits": scores[None, :, None], "codes": codes[image : image + 1]}
         outputs |= {name: scores[None] for name in ("objectness", "centreness") if name in context.dry_run.seen_outputs}
-        priors = task.get_priors(batch["image"].to(boxes.device))
-        decoded = task.selection.decode(outputs, 0, priors)
-        is_wanted = has_box[image, decoded.proposal]  # a `min_score` of 0 selects the others, too
+        [decoded] = task.selection.decode(outputs, task.get_priors(batch["image"].to(codes.device)))
+        is_wanted = has_box[image, decoded.proposal].cpu()  # a `min_score` of 0 selects the others, too
         index = decoded.proposal[is_wanted]
         found, wanted = decoded.detections[is_wanted, :4].double(), boxes[image, index].double()
         overlap = float(iou(found, wanted).median()) if len(found) else 0.0

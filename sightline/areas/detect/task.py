@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
-from typing import Any, Literal
+from itertools import accumulate, pairwise
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ from sightline.ops.priors import (
     make_anchors,
     make_points,
 )
-from sightline.ops.waits import POSITIVE, is_free_to_read, read_list, recall, remember, send_list
+from sightline.ops.waits import POSITIVE, fetch, is_free_to_read, read_list, recall, remember, send, send_list
 from sightline.parts.tasks.supervised import AllReduce, Decoder, Supervised
 
 _BOXES, _TARGETS = "boxes at each prior:", "targets of"
@@ -198,12 +198,16 @@ class Detect(Supervised):
         self, model: nn.Module, batch: Batch, world: AllReduce
     ) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]] | None:
         """Return what `prepare` does for a batch, and the outputs that its assigner has read; None if it reads none."""
-        if not AssignerMembers.needs_predictions.get(self._assigner):
+        if not AssignerMembers.needs_predictions.get(self._assigner) or any(map(self._is_changed, _OF_ONE_PASS)):
             return None
         outputs = self.outputs(model, batch)
         self.on_phase_end("forward")
-        stand_in: Any = lambda **inputs: outputs  # noqa: E731
-        return *self.prepare(stand_in, [batch], world), outputs
+        known: Any = _KnownOutputs(outputs)
+        return *self.prepare(known, [batch], world), outputs
+
+    def _is_changed(self, method: str) -> bool:
+        """Return True if a subclass, or whoever has changed this task, has a method of its own."""
+        return getattr(getattr(self, method), "__func__", None) is not getattr(Detect, method)
 
     def _assign(
         self, priors: Priors, batch: Batch, slices: Sequence[slice], predictions: Sequence[PriorPredictions] | None
@@ -228,10 +232,15 @@ class Detect(Supervised):
         The model keeps its device and state; its running statistics do not see the batch a second time.
         """
         image = batch["image"]
+        if isinstance(model, _KnownOutputs):
+            return self._to_predictions(model.outputs, image)
         reference = next(model.parameters(), image) if isinstance(model, nn.Module) else image  # else a stand-in
         is_compatible = (reference.device, reference.dtype) == (image.device, image.dtype)
         with _buffers_preserved(model):
             outputs = self.outputs(model, batch if is_compatible else {**batch, "image": image.to(reference)})
+        return self._to_predictions(outputs, image)
+
+    def _to_predictions(self, outputs: Mapping[str, Any], image: Tensor) -> list[PriorPredictions]:
         rows = self.get_priors(image).coordinates
         names = [name for name in ("logits", "codes", "objectness") if name in outputs]
         logits, codes, *objectness = (outputs[name].detach().to(image.device) for name in names)
@@ -283,12 +292,13 @@ class Detect(Supervised):
     def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """Convert outputs to detections (D, 6) in pixels of the files."""
         priors, canvas_maps = self.get_priors(batch["image"]), [batch[name] for name in ("to_canvas", "file_px")]
-        decoded = [self._select.decode(outputs, image, priors) for image in range(len(batch["image"]))]
+        decoded, device = self._select.decode(outputs, priors), outputs["codes"].device
+        on_host = fetch(canvas_maps)
 
         def in_files(rows: Sequence[Tensor]) -> list[Tensor]:
             return [
                 to_file_pixels(rows_of_image, *maps, clip=self._clip)
-                for rows_of_image, maps in zip(rows, zip(*canvas_maps, strict=True), strict=True)
+                for rows_of_image, maps in zip(rows, zip(*on_host, strict=True), strict=True)
             ]
 
         canvas_px = torch.tensor(batch["image"].shape[2:])
@@ -296,10 +306,10 @@ class Detect(Supervised):
         predictions = {
             **outputs,
             **about,
-            **_concatenate_detections(in_files([self._select.suppress(rows_of_image) for rows_of_image in decoded])),
+            **_concatenate_detections(in_files([self._select.suppress(each) for each in decoded]), device),
         }
         if self.keeps_candidates:
-            unsuppressed = _concatenate_detections(in_files([rows_of_image.detections for rows_of_image in decoded]))
+            unsuppressed = _concatenate_detections(in_files([each.detections for each in decoded]), device)
             predictions["candidates"], predictions["candidate_offsets"] = (
                 unsuppressed["detections"],
                 unsuppressed["detection_offsets"],
@@ -343,20 +353,21 @@ class Detect(Supervised):
     def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Merge the predictions of several passes, suppressed jointly in pixels of the files."""
         detections = []
-        for image, file_px in enumerate(passes[0]["file_px"]):
-            pooled = UnsuppressedDetections.concatenate(
-                [self._unsuppressed_in_file(predictions, image) for predictions in passes]
-            )
-            survivors = self._select.suppress(pooled)
+        decoded = [self._decode_in_files(predictions) for predictions in passes]
+        for file_px, *of_image in zip(fetch(passes[0]["file_px"]), *decoded, strict=True):
+            survivors = self._select.suppress(UnsuppressedDetections.concatenate(of_image))
             detections.append(clip_boxes(survivors, file_px) if self._clip else survivors)
-        return {**passes[0], **_concatenate_detections(detections)}
+        return {**passes[0], **_concatenate_detections(detections, passes[0]["codes"].device)}
 
-    def _unsuppressed_in_file(self, predictions: Mapping[str, Any], image: int) -> UnsuppressedDetections:
-        """Decode the detections of one pass in an image before suppression, in pixels of its file."""
+    def _decode_in_files(self, predictions: Mapping[str, Any]) -> list[UnsuppressedDetections]:
+        """Decode the detections of one pass in each image before suppression, in pixels of its file."""
         like = predictions["codes"].new_empty(0, 3, *predictions["canvas_px"].tolist())
-        unsuppressed = self._select.decode(predictions, image, self.get_priors(like))
-        canvas_map = predictions["to_canvas"][image], predictions["file_px"][image]
-        return unsuppressed._replace(detections=to_file_pixels(unsuppressed.detections, *canvas_map, clip=False))
+        decoded = self._select.decode(predictions, self.get_priors(like))
+        canvas_maps = zip(*fetch([predictions[name] for name in ("to_canvas", "file_px")]), strict=True)
+        return [
+            each._replace(detections=to_file_pixels(each.detections, *canvas_map, clip=False))
+            for each, canvas_map in zip(decoded, canvas_maps, strict=True)
+        ]
 
     def show(
         self,
@@ -399,6 +410,16 @@ class Detect(Supervised):
         return {"priors": (show_priors(pixels, priors, boxes), {}), "assignment": (pictures, {"assigners": reports})}
 
 
+class _KnownOutputs(NamedTuple):
+    """Stand-in for a model whose outputs for the batch are known."""
+
+    outputs: Mapping[str, Any]
+
+
+_OF_ONE_PASS = ("prepare", "context", "losses", "losses_of", "outputs")
+"""Methods that a step of one pass replaces or divides."""
+
+
 @contextmanager
 def _buffers_preserved(model: nn.Module) -> Iterator[None]:
     """Context that restores the buffers (running statistics) of a model in training mode."""
@@ -417,11 +438,10 @@ def _compute_densities(boxes: Tensor, is_ignored: Tensor) -> Tensor:
     return functional.pad(overlap, (0, 1)).amax(dim=1)
 
 
-def _concatenate_detections(detections: Sequence[Tensor]) -> dict[str, Tensor]:
+def _concatenate_detections(detections: Sequence[Tensor], device: torch.device) -> dict[str, Tensor]:
     """Concatenate the detections (D_b, 6) of each image: `detections` (D, 6), `detection_offsets` (B + 1,)."""
-    rows = torch.cat(list(detections))
-    offsets = torch.tensor([0, *(len(rows_of_image) for rows_of_image in detections)], device=rows.device).cumsum(0)
-    return {"detections": rows, "detection_offsets": offsets}
+    offsets = [0, *accumulate(map(len, detections))]
+    return {"detections": send(torch.cat([*detections]), device), "detection_offsets": send_list(offsets, device)}
 
 
 def _image_slices(offsets: Tensor) -> list[slice]:

@@ -42,6 +42,8 @@ class DistillationTask:
     else are the parent's, whose attributes this task has. Source: Hinton, Vinyals and Dean 2015, section 2.
     """
 
+    prepare_outputs = losses_of = None  # the parent's know no teacher
+
     def __init__(
         self, parent: Any, *, teacher: nn.Module, teacher_task: Supervised, features: Sequence[str] = ()
     ) -> None:

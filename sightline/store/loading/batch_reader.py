@@ -321,6 +321,22 @@ class BatchReader:
             batch = _as_tensors(get_batch(keys))
         return {**batch, **self.make_draw_keys(keys)}
 
+    def reads_index_alone(self, keys: Sequence[SampleKey]) -> bool:
+        """Return True if the samples of these keys depend on their index: the set reads nothing else of a key."""
+        get_batch = DataMembers.get_batch.get(self.dataset)
+        assert get_batch is not None
+        read: set[str] = set()
+
+        class NotedKey(SampleKey):
+            def __getattribute__(self, name: str) -> Any:
+                if not name.startswith("__"):
+                    read.add(name)
+                return super().__getattribute__(name)
+
+        with self._convert_errors(keys):
+            get_batch([NotedKey(key.index, key.epoch, key.seed, key.step) for key in keys])
+        return read <= {"index"}
+
     def make_draw_keys(self, keys: Sequence[SampleKey]) -> Batch:
         """Return what the draws of a batch depend on, by the names of `draw_keys`."""
         return dict(zip(self.draw_keys, Draws.for_samples(keys).keys, strict=True))

@@ -179,7 +179,7 @@ def _with_layer(row: LayerComparison, layer: str) -> LayerComparison:
 
 OTHER_KERNELS = ("cuda", "no-cudnn", "native-batch-norm", "compiled")
 AGAINST = ("float64", "float32", "bfloat16", *OTHER_KERNELS)
-_DIGITS = {"float64": 53, "float32": 24, "fp16": 11, "bf16": 8}
+_DIGITS = {"float64": 53, "float32": 24, "tf32": 24, "fp16": 11, "bf16": 8}
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,7 @@ def _is_inside(name: str, path: str) -> bool:
 
 
 _NAMED_SETTINGS = {
-    **{name: f"train.precision={name}" for name in ("bf16", "fp16", "float32", "float64")},
+    **{name: f"train.precision={name}" for name in ("bf16", "fp16", "tf32", "float32", "float64")},
     "channels_last": "model.channels_last=true",
     "compile": "train.compile=true",
 }
