@@ -264,7 +264,7 @@ def _recipe_job(step: RecipeStep, precision: str = "float32") -> Callable[[Bench
         seconds = times[_NUM_WARM + count - 1] - times[_NUM_WARM - 1]
         return {
             "ms": 1e3 * seconds / count,
-            "data_share": sum(record.seconds["data"] for record in records) / seconds,
+            "data_share": sum(record.seconds.get("data", 0.0) for record in records) / seconds,
             "launches": _count_step_launches(built, world, bench),
             "declared": read_launches().get(step.name),
             "loss": records[-1].losses["total"],

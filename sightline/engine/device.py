@@ -77,6 +77,10 @@ class CopyStream:
         """Return a context in which copies are queued to this stream."""
         return torch.cuda.stream(self._stream)
 
+    def is_idle(self) -> bool:
+        """Return True if the GPU has done all that was queued to it."""
+        return torch.cuda.current_stream(self._device).query()
+
     def hand_over(self, batches: Any) -> None:
         """Let the current stream wait for the copies, and keep their memory until it has used them."""
         current = torch.cuda.current_stream(self._device)
@@ -89,7 +93,8 @@ class BatchTransfer:
     """Transfer of each step's micro-batches to a device, with the time of its phases.
 
     With a copy stream, `read_ahead` reads those of the next step and starts their copies, while the device works on
-    what is queued; without, as on a CPU, it does nothing. An error in reading is raised when that step receives them.
+    what is queued: a phase of its own, `ahead`, or `data` if the device was done before. Without, as on a CPU, it does
+    nothing. An error in reading is raised when that step receives them.
     """
 
     def __init__(
@@ -128,7 +133,7 @@ class BatchTransfer:
                     self._ahead = self._send(micro_batches)
         except Exception as error:  # noqa: BLE001 - raised by `receive`: the step under way is not to blame
             self._ahead = error
-        clock.end_phase("data")
+        clock.end_phase("data" if self._copies.is_idle() else "ahead")
 
     def _send(self, micro_batches: Sequence[Batch]) -> list[Batch]:
         return [to_device(batch, self._device, float_dtype=self._dtype) for batch in micro_batches]

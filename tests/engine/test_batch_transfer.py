@@ -26,8 +26,11 @@ CPU = torch.device("cpu")
 class RecordedStream:
     """What a copy stream is asked for, in order."""
 
-    def __init__(self, events: list[str]) -> None:
-        self.events = events
+    def __init__(self, events: list[str], *, is_idle: bool = True) -> None:
+        self.events, self._is_idle = events, is_idle
+
+    def is_idle(self) -> bool:
+        return self._is_idle
 
     @contextlib.contextmanager
     def select(self) -> Iterator[None]:
@@ -74,6 +77,15 @@ def test_the_next_batch_is_copied_before_the_step_is_waited_for() -> None:
     ]
     assert [batch["points"].tolist() for batch in received] == [[0.0, 0.0], [1.0, 1.0]]
     assert received[1]["points"].dtype == torch.float64
+
+
+def test_reading_counts_as_a_wait_only_if_the_device_is_done() -> None:
+    events: list[str] = []
+    clock, stream = RecordedClock(events), RecordedStream(events, is_idle=False)
+    transfer = BatchTransfer(read(events, 2), CPU, torch.float32, stream)  # type: ignore[arg-type]
+    transfer.receive(clock)
+    transfer.read_ahead(clock)
+    assert events[-1] == "end of ahead"
 
 
 def test_without_a_copy_stream_nothing_is_read_ahead() -> None:

@@ -57,6 +57,7 @@ _STEP, _NODE, _OPTIMIZER = "ProfilerStep#", "autograd::engine::evaluate_function
 _ON_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}
 _OWN_WORK = {
     "data": "data loading",
+    "ahead": "data loading",
     "transfer": "transfer",
     "reduce": "gradients of all processes",
     "optimise": "optimiser",
