@@ -326,7 +326,7 @@ def try_settings(
             times = [later.wall_s - earlier.wall_s for earlier, later in itertools.pairwise(records)]
             row = rows[trial.setting.name]
             row["seconds"].append(statistics.median(times))
-            row["shares"].append(sum(record.seconds["data"] for record in records[1:]) / sum(times))
+            row["shares"].append(sum(record.seconds.get("data", 0.0) for record in records[1:]) / sum(times))
             row["num_samples"] = mean_num_samples(records[1:])
             row["loss"] = records[-1].losses["total"]
     first = rows[trials[0].setting.name]
