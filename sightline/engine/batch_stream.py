@@ -339,6 +339,10 @@ class DeviceData:
     finish: Callable[[Batch], Batch] = lambda batch: batch
 
 
+_NAMED = "(named)"
+"""Key of a batch whose samples are on the device, which a graph of its step has, too."""
+
+
 class ResidentSamples:
     """Raw samples that stay on a device once they were read: a later batch of them is gathered there.
 
@@ -349,7 +353,7 @@ class ResidentSamples:
     def __init__(self, reader: RawReader, first: Batch, size: int) -> None:
         """Make room for `size` samples like those of `first`, a raw batch on the device."""
         self._reader = reader
-        self._names = {"sample_index", *reader.draw_keys}
+        self._names = {"sample_index", *reader.draw_keys, _NAMED}
         self._fields = {
             name: values.new_empty((size, *values.shape[1:]))
             for name, values in first.items()
@@ -361,12 +365,12 @@ class ResidentSamples:
         """Read a raw batch; of one whose samples are all on the device, only what names them."""
         index = torch.tensor([key.index for key in keys])
         if self._is_here[index].all():
-            return {"sample_index": index, **self._reader.make_draw_keys(keys)}
+            return {"sample_index": index, **self._reader.make_draw_keys(keys), _NAMED: True}
         return self._reader.read_raw(keys)
 
     def keep(self, batch: Batch) -> Batch:
         """Keep the samples of a batch of `read`, which was sent to the device, and return what names them."""
-        if batch.keys() == self._names:
+        if _NAMED in batch:
             return batch
         form = {name: (values.shape[1:], values.dtype) for name, values in self._fields.items()}
         given = {name: values for name, values in batch.items() if name not in self._names}
@@ -376,14 +380,14 @@ class ResidentSamples:
         for name, values in self._fields.items():
             values.index_copy_(0, rows, given[name])
         self._is_here[torch.tensor(read_list(rows))] = True
-        return {name: batch[name] for name in batch if name in self._names}
+        return {**{name: batch[name] for name in batch if name in self._names}, _NAMED: True}
 
     def finish(self, batch: Batch) -> Batch:
         """Gather the samples of a batch that is named, and transform them."""
-        if batch.keys() != self._names:
-            return self._reader.finish(batch)
+        if not batch.get(_NAMED):
+            return self._reader.finish({name: values for name, values in batch.items() if name != _NAMED})
         samples = {name: values[batch["sample_index"]] for name, values in self._fields.items()}
-        return self._reader.finish({**samples, **batch})
+        return self._reader.finish({**samples, **{name: batch[name] for name in self._names if name != _NAMED}})
 
 
 def find_device_data(

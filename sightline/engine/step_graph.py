@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -91,6 +91,15 @@ class _Form:
     is_refused: bool = False
 
 
+@dataclass
+class _Kind:
+    """Batches with the same keys: what their first steps read, and the paths of values that the host knew and read."""
+
+    num_tracked: int = 0
+    read: dict[str, None] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
+
+
 class StepGraphs:
     """Graphs of a run's steps, one for each form of batches, up to two; `reason` says why there are none.
 
@@ -109,9 +118,7 @@ class StepGraphs:
         self.reason = reason
         self.num_replayed = 0
         self._is_strict = is_strict
-        self._num_tracked = 0
-        self._read: dict[str, None] = {}
-        self._known: set[str] = set()
+        self._kinds: dict[Hashable, _Kind] = {}
         self._key: Hashable = None
         self._forms: dict[Hashable, _Form] = {}
 
@@ -122,13 +129,15 @@ class StepGraphs:
         """
         if self.reason:
             return work(batches), False
-        if self._num_tracked < NUM_WARM:
-            return self._track(work, batches), False
+        kind = self._kinds.setdefault(tuple(map(frozenset, batches)), _Kind())
+        if kind.num_tracked < NUM_WARM:
+            return self._track(kind, work, batches), False
         if key != self._key:
             self._key = key
             self._forms.clear()
-        read = [{name: batch[name] for name in self._read if name in batch} for batch in batches]
-        form = self._find_form((_describe(read), self._list_known(read)))
+        read = [{name: batch[name] for name in kind.read if name in batch} for batch in batches]
+        known = [(path, tensor) for path, tensor in tree_leaves(read) if path in kind.known]
+        form = self._find_form((_describe(read), tuple((path, repr(get_known_list(each))) for path, each in known)))
         if form is None or form.is_refused:
             return work(batches), False
         if form.graph is not None and form.is_compared:
@@ -141,7 +150,7 @@ class StepGraphs:
         if form.graph is not None:
             return self._compare(form, form.graph, read, batches, work, state), False
         if form.num_seen == 2:
-            return self._watch(form, read, batches, work), False
+            return self._watch(form, [each for _, each in known], batches, work), False
         if form.num_seen > 2:
             self._capture(form, work, read)
         return work(batches), False
@@ -155,29 +164,25 @@ class StepGraphs:
             self._give_up("batches have ever other forms")
         return form
 
-    def _track(self, work: Work, batches: Sequence[Batch]) -> StepValues:
-        """Note what the work reads of its batches: the rest, such as names of files, is no part of their form."""
+    def _track(self, kind: _Kind, work: Work, batches: Sequence[Batch]) -> StepValues:
+        """Note what the work reads of batches with these keys: the rest, as names of files, is no part of a form."""
         tracked = [ReadTrackingDict(batch) for batch in batches]
         with host_traffic() as traffic:
             values = work(tracked)
-        self._num_tracked += 1
-        self._read = dict.fromkeys([*self._read, *(name for batch in tracked for name in batch.read)])
+        kind.num_tracked += 1
+        kind.read = dict.fromkeys([*kind.read, *(name for batch in tracked for name in batch.read)])
         lists = {id(numbers) for _, numbers in traffic.read}
-        self._known |= {path for path, tensor in tree_leaves(batches) if id(get_known_list(tensor)) in lists}
+        kind.known |= {path for path, tensor in tree_leaves(batches) if id(get_known_list(tensor)) in lists}
         return values
 
-    def _list_known(self, batches: list[Batch]) -> Hashable:
-        """List what the host knows of values of batches and reads."""
-        return tuple((path, repr(get_known_list(each))) for path, each in tree_leaves(batches) if path in self._known)
-
-    def _watch(self, form: _Form, read: list[Batch], batches: Sequence[Batch], work: Work) -> StepValues:
+    def _watch(self, form: _Form, known: Sequence[Tensor], batches: Sequence[Batch], work: Work) -> StepValues:
         before = _host_states()
         with host_traffic() as traffic, _noted_waits() as waits:
             values = work(batches)
         form.sent = traffic.sent
         if waits:
             self._refuse(form, f"the host waits in a step, at {waits[0]}")
-        elif reason := traffic.find_misuse([each for path, each in tree_leaves(read) if path in self._known]):
+        elif reason := traffic.find_misuse(known):
             self._refuse(form, reason)
         elif before != _host_states():
             self._refuse(form, "the host draws numbers in a step: a graph would repeat the first ones")

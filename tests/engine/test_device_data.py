@@ -20,6 +20,7 @@ from sightline.engine.distributed import World
 from sightline.engine.loop import train
 from sightline.engine.train import TrainState
 from sightline.ops.waits import deferred_checks
+from tests.engine.graph_emulator import emulated_graphs
 from tests.runs.small import small_run
 
 CPU = torch.device("cpu")
@@ -223,6 +224,40 @@ def test_a_batch_of_another_form_is_not_kept(caplog: pytest.LogCaptureFixture) -
             are_named.append("points" not in given)
     assert any(are_named)
     assert not all(are_named[6:])
+
+
+def test_a_graph_of_named_batches_is_not_replayed_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their samples are in no place from which it could gather them."""
+
+    def change(raw: Batch, keys: Any) -> Batch:
+        return {**raw, "padded": torch.zeros(len(keys), 2 if keys[0].index < 20 else 3)}
+
+    jobs = [make_job("modelnet40_pointnet", "train.epochs=6") for _ in range(2)]
+    for job in jobs:
+        reader = ChangingReader(job.stream.reader, change)
+        job.stream = dataclasses.replace(job.stream, reader=reader)
+    found = find_device_data(jobs[0].stream, CPU, 1, max_bytes=1e9)
+    assert found is not None
+    received = []
+
+    def keep(batch: Batch) -> Batch:
+        received.append(found.keep(batch))
+        return received[-1]
+
+    with emulated_graphs(monkeypatch, is_strict=True) as graphs:
+        monkeypatch.setattr(
+            "sightline.engine.loop._find_device_data", lambda job: dataclasses.replace(found, keep=keep)
+        )
+        ours = train_weights(jobs[0])
+        monkeypatch.undo()
+    assert graphs.num_replayed > 5, graphs.reason
+    are_named = ["points" not in batch for batch in received]
+    assert not all(are_named[12:])
+    with emulated_graphs(monkeypatch) as graphs:
+        monkeypatch.setattr(graphs, "reason", "not now")
+        theirs = train_weights(jobs[1])
+        monkeypatch.undo()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_workers_read_what_is_not_on_the_device() -> None:
