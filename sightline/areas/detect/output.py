@@ -62,7 +62,7 @@ class DetectionFilter:
     def decode(self, outputs: Mapping[str, Any], priors: Priors) -> list[UnsuppressedDetections]:
         """Decode the detections of each image of a batch before suppression, in pixels of the canvas; on the host.
 
-        A device chooses and decodes those of several images at once, and the host waits for it two times.
+        A GPU chooses and decodes those of several images together, and sends all of them at once.
         """
         logits, num_images = outputs["logits"], len(outputs["logits"])
         at_once = max(1, _ENTRIES_AT_ONCE.get(logits.device.type, 0) // max(1, logits[0].numel())) if num_images else 1
