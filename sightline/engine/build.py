@@ -180,6 +180,11 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
 
 def resolve_machine(config: RunConfig, world: World) -> RunConfig:
     """Set `train.precision: auto` to what suits the machine of the first process."""
+    if config.train.precision == "tf32" and world.device.type != "cuda":
+        world.rank_zero_only(logger.warning)(
+            "tf32-elsewhere: train.precision: tf32 rounds products on NVIDIA GPUs alone; on this %s it is float32",
+            world.device.type,
+        )
     if config.train.precision != "auto":
         return config
     name = world.broadcast_from_rank_zero(

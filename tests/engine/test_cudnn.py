@@ -76,3 +76,9 @@ def test_a_run_takes_it_from_its_config(monkeypatch: pytest.MonkeyPatch) -> None
     built.job.task.outputs(built.job.model, batch)
     assert allowed
     assert not any(allowed)
+
+
+def test_tf32_on_a_cpu_is_float32_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    built = small_run("train.precision=tf32")
+    assert "tf32 rounds products on NVIDIA GPUs alone; on this cpu it is float32" in caplog.text
+    assert {parameter.dtype for parameter in built.job.model.parameters()} == {torch.float32}
