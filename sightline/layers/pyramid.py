@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sightline.ops.farthest_points import packed_farthest_points
+from sightline.ops.grouping import SortedIndex, gather_rows
 from sightline.ops.interpolation import inverse_distance_weights
 from sightline.ops.neighbours import packed_nearest_neighbours
 from sightline.ops.waits import read_list, send_list
@@ -50,6 +51,18 @@ class Edges:
         """Mean (3,) of `relative` over the edges, and mean of its outer product (3, 3); both float64."""
         rows = self.relative.detach().double().flatten(0, 1)
         return rows.sum(dim=0) / self.num_edges, rows.mT @ rows / self.num_edges
+
+    @cached_property
+    def _sorted_index(self) -> SortedIndex:
+        return SortedIndex.from_index(self.list_valid(self.index))
+
+    def gather(self, *values: Tensor) -> list[Tensor]:
+        """Gather the neighbour's row of each tensor (N, C) for every valid edge: (E, C) each."""
+        return gather_rows(self._sorted_index, *values)
+
+    def repeat(self, values: Tensor) -> Tensor:
+        """Repeat the row of each query (M, C) for every valid edge of it: (E, C)."""
+        return self.list_valid(values[:, None].expand(-1, self.index.shape[1], -1))
 
     def list_valid(self, values: Tensor) -> Tensor:
         """Return the values (M, K, ...) of valid edges, query by query: (E, ...)."""

@@ -437,14 +437,12 @@ class PlainVectorAttention(nn.Module):
     def forward(self, features: Tensor, edges: Edges) -> Tensor:
         """Map features (P, C) -> (P, C) over the edges (P, K)."""
         query, key, value = self.query(features), self.key(features), self.value(features)
-        num_points, num_slots = edges.index.shape
-        point = torch.arange(num_points, device=features.device)[:, None].expand(-1, num_slots)
-        neighbour, own = edges.list_valid(edges.index), edges.list_valid(point)  # E edges of all clouds
-        code_EC = self.code(self.position(edges.list_valid(edges.relative)))
-        relation_EC = key[neighbour] - query[own] + code_EC
+        code_EC = self.code(self.position(edges.list_valid(edges.relative)))  # E edges of all clouds
+        key_EC, value_EC = edges.gather(key, value)
+        relation_EC = key_EC - edges.repeat(query) + code_EC
         score_EG = self.score(self.reduce(self.norm(relation_EC).relu()))
         weight_PKG = edges.pad(score_EG, -torch.inf).softmax(dim=1)
-        message_PKC = edges.pad(value[neighbour] + code_EC, 0.0)
+        message_PKC = edges.pad(value_EC + code_EC, 0.0)
         shared = message_PKC.unflatten(-1, (SHARE_PLANES, -1)) * weight_PKG[:, :, None]
         return shared.sum(dim=1).flatten(1)
 

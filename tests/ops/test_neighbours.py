@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sightline.ops import neighbour_kernels, neighbours, operator
 from sightline.ops.distances import paired_squared_distances, squared_distances
-from sightline.ops.grouping import gather_points, scale_num_neighbours
+from sightline.ops.grouping import SortedIndex, gather_points, gather_rows, scale_num_neighbours
 from sightline.ops.neighbour_kernels import neighbours_by_product, neighbours_by_tree
 from sightline.ops.neighbours import nearest_neighbours
 from tests.cases import run_each
@@ -309,3 +309,22 @@ def test_points_that_are_no_tensor_or_lie_elsewhere() -> None:
         nearest_neighbours([[[0.0]]], num_neighbours=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"queries .* on meta do not go with points \(1, 4, 3\) torch.float32 on cpu"):
         nearest_neighbours(torch.zeros(1, 4, 3), num_neighbours=1, queries=torch.zeros(1, 4, 3, device="meta"))
+
+
+# --- rows by a sorted index ------------------------------------------------------------------------------------------
+
+
+def test_gathered_rows_and_their_gradients_are_those_of_indexing() -> None:
+    """Rows that are used often, once and never; gradients of the gradient too, and in the order of the index."""
+    index = SortedIndex.from_index(torch.tensor([4, 0, 4, 4, 2, 0]))
+    first, second = (torch.randn(6, width, dtype=torch.float64, requires_grad=True) for width in (3, 2))
+    found, expected = gather_rows(index, first, second), [first[index.original], second[index.original]]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    loss, plain = (sum(rows.square().sum() for rows in both) for both in (found, expected))
+    for ours, theirs in zip(*(torch.autograd.grad(each, (first, second)) for each in (loss, plain)), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-14)
+    torch.autograd.gradgradcheck(lambda rows: gather_rows(index, rows)[0].pow(3), first)
+    values = torch.randn(6, 2, requires_grad=True)
+    weight = torch.randn(6, 2)
+    (gradient,) = torch.autograd.grad((gather_rows(index, values)[0] * weight).sum(), values)
+    assert torch.equal(gradient[4], (weight[0] + weight[2]) + weight[3])
