@@ -24,31 +24,25 @@ class PrepareOptions(PluginCommand, name="data prepare", run="data.prepare", hel
     """Prepare a data set: a public one, your own files, or a plugin's.
 
     Recognises its layout, verifies it, and writes it in a format that is fast to read; 'sightline data prepare NAME
-    --help' lists the options of a set. 'views' takes pictures that
-    others rendered, CLASS/train/NAME.obj_whiteshaded_v0000.png, into a folder that data sets read images from
-    (data.views=DIR): clouds=DIR names a prepared set, whose shapes alone are kept; also min_views=12 background=white
-    size_px=96. Pictures with the same name belong to the same shape; shapes that lack pictures or a cloud are listed.
+    --help' lists the options of a set.
     """
 
-    dataset: str = argument("NAME", "a data set: modelnet40, cloud_folder; or views")
+    dataset: str = argument("NAME", "a data set: modelnet40, cloud_folder")
     source: Path = option("--from", "PATH", "the downloaded data, or your own", default=MISSING)
     target: Path = option("--to", "DIR", "folder for the prepared data", default=MISSING)
     options: tuple[str, ...] = argument("[KEY=VALUE]...", "options of the preparation: num_points=2048", default=())
 
 
 class RenderOptions(DocumentCommand, name="data render", run="data.render"):
-    """Render views of every object.
+    """Render views of every cloud.
 
     They are written to a folder that data sets read images from (data.views=DIR). Cameras are evenly spaced around the
-    up axis; clouds become surfaces. Neither a graphics library nor a GPU is used. The result has the same bits for any
-    number of processes; repeat the command to resume it.
+    up axis; clouds become surfaces. Neither a graphics library nor a GPU is used; repeat the command to resume it.
     """
 
-    source: str = argument("SET|DIR", "a data set, its prepared folder, or a folder of meshes and clouds")
+    source: str = argument("SET|DIR", "a data set of clouds, or its prepared folder")
     target: Path = option("--to", "DIR", "where the views go", default=MISSING)
-    options: tuple[str, ...] = argument(
-        "[KEY=VALUE]...", "options of the objects: num_points=1024, train_size=480", default=()
-    )
+    options: tuple[str, ...] = argument("[KEY=VALUE]...", "num_points=1024: the first points alone", default=())
     num_views: int = option("--views", "N", "views per object", default=12, min=1, max=1000)
     size_px: int = option("--size", "PX", "height and width of a view", default=96, min=8, max=2048)
     style: Literal["shaded", "depth"] = option(
@@ -60,8 +54,6 @@ class RenderOptions(DocumentCommand, name="data render", run="data.render"):
     elevations: str = option(
         "--elevations", "DEG,...", "elevations of the camera rings above the horizon", default="30"
     )
-    up_axis: Literal["x", "y", "z"] | None = option("--up", None, "up axis of files; data sets define theirs")
-    num_jobs: int | None = option("--jobs", "N", "processes [one per CPU]", min=1)
 
 
 class InfoOptions(PluginCommand, name="data info", run="data.info"):

@@ -1,8 +1,6 @@
-"""Software rendering of clouds and meshes: discs or triangles, a depth buffer, one light.
+"""Software rendering of clouds as discs, with a depth buffer and one light.
 
 Pictures are brightnesses 0..255 in which 0 is background and nothing else, so that it can be coloured later.
-
-CPU kernels of disc and triangle rendering, with the operations and order of the references.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import torch
 
 from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.ops.pinhole import Cameras
-from sightline.ops.surfaces import Surfels, areas_and_normals, fit_surfels
+from sightline.ops.surfaces import Surfels, fit_surfels
 
 
 @numba_kernel
@@ -72,33 +70,6 @@ def _blend(discs: np.ndarray, nearest: np.ndarray, weights: np.ndarray, keys: np
                     shades[row, column] += weight * shade
 
 
-@numba_kernel
-def draw_triangles(first: int, last: int, faces: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
-    """CPU kernel of `rendering.draw_triangles_reference`.
-
-    Faces (V, F, 17) into key and shade (V, H, W), views first to last.
-    """
-    size = key.shape[1]
-    for view in range(first, last):
-        key[view] = -np.inf
-        shade[view] = 0
-        for index in range(faces.shape[1]):
-            face = faces[view, index]
-            at_zero, key_u, key_v, brightness = face[9], face[10], face[11], face[12]
-            low_u, high_u, low_v, high_v = face[13], face[14], face[15], face[16]
-            for row in range(max(0, math.ceil(low_v)), min(size - 1, math.floor(high_v)) + 1):
-                for column in range(max(0, math.ceil(low_u)), min(size - 1, math.floor(high_u)) + 1):
-                    pixel_key = at_zero + key_u * column + key_v * row
-                    if (
-                        face[0] + face[1] * column + face[2] * row >= 0
-                        and face[3] + face[4] * column + face[5] * row >= 0
-                        and face[6] + face[7] * column + face[8] * row >= 0
-                        and pixel_key > key[view, row, column]
-                    ):
-                        key[view, row, column] = pixel_key
-                        shade[view, row, column] = brightness
-
-
 Style = Literal["shaded", "depth"]
 Background = Literal["black", "white"]
 
@@ -114,7 +85,6 @@ _FAR_BRIGHTNESS = 0.5
 """Brightness of the far end of the unit sphere over that of its near end, in shaded pictures."""
 _FAR_BRIGHTNESS_DEPTH = 0.15
 """The same ratio in depth pictures: not 0, which is background."""
-_FACES_AT_ONCE = 2**17
 
 
 def render_cloud(points: np.ndarray, cameras: Cameras, *, style: Style = "shaded") -> np.ndarray:
@@ -143,27 +113,6 @@ def render_cloud_reference(points: np.ndarray, cameras: Cameras, *, style: Style
     discs = _project_discs(_fit_surfels(points), cameras)
     key, shade = _new_maps(cameras)
     draw_surfels_reference(discs, key, shade)
-    return _levels(key, shade, cameras, style)
-
-
-def render_mesh(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras, *, style: Style = "shaded") -> np.ndarray:
-    """Render each camera's view of a mesh in the unit sphere: (V, H, W) uint8, 0 for background; faces are two-sided.
-
-    `vertices` (N, 3), `faces` (F, 3) integer. A pixel belongs to a face that contains its centre or has it on an edge,
-    of several to the foremost, of equal ones to the first. The same bits in any process, with and without numba.
-    """
-    key, shade = _new_maps(cameras)
-    key[:] = -np.inf
-    shade[:] = 0
-    views_at_once = max(1, _FACES_AT_ONCE // max(1, len(faces)))
-    for start in range(0, len(cameras), views_at_once):
-        part = slice(start, start + views_at_once)
-        part_cameras = Cameras(cameras.rotations[part], cameras.size_px, cameras.scale_px, cameras.distance)
-        projected_faces = _project_faces(vertices, faces, part_cameras)
-        if can_use_numba(torch.from_numpy(projected_faces)):
-            run_parallel(draw_triangles, len(part_cameras), projected_faces, key[part], shade[part])
-        else:
-            draw_triangles_reference(projected_faces, key[part], shade[part])
     return _levels(key, shade, cameras, style)
 
 
@@ -196,21 +145,6 @@ def draw_surfels_reference(discs: np.ndarray, key: np.ndarray, shade: np.ndarray
         safe = np.where(is_there, sums[0], 1)
         key[view] = np.where(is_there, sums[1] / safe, -np.inf)
         shade[view] = np.where(is_there, sums[2] / safe, 0)
-
-
-def draw_triangles_reference(faces: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
-    """Draw faces (V, F, 17) of `_project_faces` into depth keys and shades (V, H, W); the background key is -inf."""
-    size = key.shape[1]
-    key[:], shade[:] = -np.inf, 0
-    for view, view_faces in enumerate(faces):
-        for face in view_faces:
-            rows, columns = _pixel_slice(face[15], face[16], size), _pixel_slice(face[13], face[14], size)
-            v, u = np.mgrid[rows, columns]
-            keys = face[9] + face[10] * u + face[11] * v
-            is_inside = (face[:9].reshape(3, 3, 1, 1) * np.stack([np.ones_like(u), u, v])).sum(axis=1) >= 0
-            is_front = is_inside.all(axis=0) & (keys > key[view, rows, columns])
-            key[view, rows, columns] = np.where(is_front, keys, key[view, rows, columns])
-            shade[view, rows, columns] = np.where(is_front, face[12], shade[view, rows, columns])
 
 
 def _fit_surfels(points: np.ndarray) -> Surfels:
@@ -300,40 +234,6 @@ def _project_planes(
     along_v = -depth * depth * key_v * ray - np.stack((zero, depth / scale, zero))
     u, v = centre + scale * x / depth, centre - scale * y / depth
     return u, v, 1 / depth, key_u, key_v, along_u, along_v, _BAND / (depth * depth)
-
-
-def _project_faces(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras) -> np.ndarray:
-    """Compute the drawing parameters (V, F, 17) float64 of each face in each view.
-
-    Three lines through its edges, each c0 + c1 u + c2 v >= 0 on the side of the face; the depth key in the same form;
-    the shade; the first and last column and row that it reaches. A face seen from its edge reaches nothing.
-    """
-    x, y, z = cameras.to_view(np.asarray(vertices, dtype=np.float64))
-    if cameras.distance is None:
-        depth, key = np.ones_like(z), z
-    else:
-        depth = cameras.distance - z
-        key = 1 / depth
-    u, v = cameras.centre_px + cameras.scale_px * x / depth, cameras.centre_px - cameras.scale_px * y / depth
-    u, v, key = u[:, faces], v[:, faces], key[:, faces]  # (V, F, 3 corners)
-    following, previous = [1, 2, 0], [2, 0, 1]
-    along_u, along_v = v[..., following] - v[..., previous], u[..., previous] - u[..., following]
-    at_zero = u[..., following] * v[..., previous] - u[..., previous] * v[..., following]
-    area = at_zero[..., 0] + at_zero[..., 1] + at_zero[..., 2]
-    is_seen = np.abs(area) > 1e-9
-    inverse = np.where(is_seen, 1 / np.where(is_seen, area, 1), 0)[..., None]
-    lines = np.stack((at_zero * inverse, along_u * inverse, along_v * inverse), axis=-1)  # barycentric coordinates
-    plane = (lines * key[..., None]).sum(axis=2)
-    _, normals = areas_and_normals(vertices, faces)
-    normal = np.stack(cameras.to_view(normals))
-    facing = normal[2]
-    if cameras.distance is not None:
-        at = faces[:, 0]
-        facing = normal[2] * (cameras.distance - z[:, at]) - normal[0] * x[:, at] - normal[1] * y[:, at]
-    shade = _shade(normal * np.where(facing < 0, -1.0, 1.0))
-    reach = np.stack((u.min(axis=2), u.max(axis=2), v.min(axis=2), v.max(axis=2)), axis=-1)
-    reach[~is_seen] = (1, 0, 1, 0)
-    return np.concatenate((lines.reshape(*lines.shape[:2], 9), plane, shade[..., None], reach), axis=-1)
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -48,11 +48,9 @@ def prepare(options: PrepareOptions) -> int:
     """Prepare a data set from one of its public layouts; `options` are `key=value` arguments of its `prepare`."""
     load_plugins(options.plugins)
     name = options.dataset
-    if name == VIEWS_SET:
-        return _import_views(options)
     preparable = list_preparable()
     if name not in preparable:
-        raise UserError(f"data prepare: '{name}' is not a data set to prepare{suggest(name, preparable | {VIEWS_SET})}")
+        raise UserError(f"data prepare: '{name}' is not a data set to prepare{suggest(name, preparable)}")
     arguments = read_key_values(
         name, _builder(name).prepare, options.options, command="data prepare", exclude=_SET_BY_PREPARE
     )
@@ -72,11 +70,12 @@ def list_preparable() -> set[str]:
 def list_options(words: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
     """List the options of preparing the set that `words` name: a title, and rows of option and description."""
     load_plugins([Path(word) for word in words if word.endswith(".py")])
-    name = next((word for word in words if word == VIEWS_SET or word in list_preparable()), None)
+    name = next((word for word in words if word in list_preparable()), None)
     if name is None:
         return "", []
-    function = load_member("tools", "import_views") if name == VIEWS_SET else _builder(name).prepare
-    parameters = {key: p for key, p in signature_parameters(function).items() if key not in _SET_BY_PREPARE}
+    parameters = {
+        key: p for key, p in signature_parameters(_builder(name).prepare).items() if key not in _SET_BY_PREPARE
+    }
     rows = [(f"{key}=VALUE", _describe_option(parameter)) for key, parameter in parameters.items()]
     return f"Options of {name}, as KEY=VALUE", rows or [("none", "it has no options")]
 
@@ -86,19 +85,8 @@ def _describe_option(parameter: Parameter) -> str:
     return f"{describe_type(parameter.annotation)}  [{default}]"
 
 
-def _import_views(options: PrepareOptions) -> int:
-    """Write a view store of pictures rendered elsewhere; list shapes without pictures or clouds."""
-    import_views = load_member("tools", "import_views")
-    excluded = ("source", "target", "progress")
-    arguments = read_key_values(VIEWS_SET, import_views, options.options, command="data prepare", exclude=excluded)
-    with _ProgressBar("views") as progress:
-        report = import_views(options.source, options.target, progress=progress, **arguments)
-    _print_report(report, Views, options.json)
-    return 0
-
-
 def render(options: RenderOptions) -> int:
-    """Render views of every object of a set, or of a folder of files, into a view store."""
+    """Render views of every cloud of a prepared set into a view store."""
     with _ProgressBar("views") as progress:
         report = load_member("tools", "render_views")(options, progress=progress)
     _print_report(report, Views, options.json)

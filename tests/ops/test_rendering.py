@@ -10,14 +10,11 @@ import torch
 
 from sightline.ops import rendering
 from sightline.ops.pinhole import Projection, ring_cameras
-from sightline.ops.rendering import Style, on_background, render_cloud, render_cloud_reference, render_mesh
+from sightline.ops.rendering import Style, on_background, render_cloud, render_cloud_reference
 from sightline.ops.surfaces import fit_surfels, sample_surface
 from tests.cases import run_each
 
 LIGHT = np.array([-0.3, 0.4, 0.85]) / np.linalg.norm([0.3, 0.4, 0.85])
-CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=np.float64) / 2
-QUADS = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
-CUBE = np.array([corner for a, b, c, d in QUADS for corner in ((a, b, c), (a, c, d))])
 
 
 def even_sphere(num_points: int) -> np.ndarray:
@@ -51,12 +48,10 @@ def test_both_forms_draw_the_same_bits(monkeypatch: pytest.MonkeyPatch, projecti
     cameras = ring_cameras(3, size_px=33, projection=projection, elevations_deg=(25,))
     clouds = [random_cloud(seed) for seed in range(3)]
     fast = [render_cloud(cloud, cameras, style=style) for cloud in clouds]
-    fast_mesh = render_mesh(CORNERS, CUBE, cameras, style=style)
     for cloud, drawn in zip(clouds, fast, strict=True):
         assert np.array_equal(render_cloud_reference(cloud, cameras, style=style), drawn)
     monkeypatch.setattr(rendering, "can_use_numba", lambda *tensors, **named: False)  # as where numba is not
     assert np.array_equal(render_cloud(clouds[0], cameras, style=style), fast[0])
-    assert np.array_equal(render_mesh(CORNERS, CUBE, cameras, style=style), fast_mesh)
 
 
 @run_each(
@@ -79,12 +74,11 @@ def test_degenerate_clouds_are_drawn_alike_by_both(points: np.ndarray, projectio
 
 def test_the_number_of_threads_changes_no_bit() -> None:
     cloud, cameras = random_cloud(4), ring_cameras(7, size_px=32)
-    before = render_cloud(cloud, cameras), render_mesh(CORNERS, CUBE, cameras)
+    before = render_cloud(cloud, cameras)
     num_threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        assert np.array_equal(render_cloud(cloud, cameras), before[0])
-        assert np.array_equal(render_mesh(CORNERS, CUBE, cameras), before[1])
+        assert np.array_equal(render_cloud(cloud, cameras), before)
     finally:
         torch.set_num_threads(num_threads)
 
@@ -99,11 +93,10 @@ def test_points_may_be_read_only_and_strided() -> None:
 def test_a_view_has_the_same_bits_alone_and_among_others() -> None:
     cloud = random_cloud(3)
     ring = ring_cameras(6, size_px=32)
-    whole = render_cloud(cloud, ring), render_mesh(CORNERS, CUBE, ring)
+    whole = render_cloud(cloud, ring)
     for view in range(6):
         alone = rendering.Cameras(ring.rotations[view : view + 1], ring.size_px, ring.scale_px)
-        assert np.array_equal(render_cloud(cloud, alone)[0], whole[0][view])
-        assert np.array_equal(render_mesh(CORNERS, CUBE, alone)[0], whole[1][view])
+        assert np.array_equal(render_cloud(cloud, alone)[0], whole[view])
 
 
 # --- clouds ----------------------------------------------------------------------------------------------------------
@@ -211,74 +204,6 @@ def test_discs_lie_in_the_plane_and_end_where_it_ends() -> None:
     at_rim = np.abs(points[:, 0]) > 0.98
     across, along = (np.linalg.norm(surfels.half_axes[at_rim, :, axis], axis=1).mean() for axis in (0, 1))
     assert across < 0.7 * along  # half a disc scatters 0.53 as far across its straight side as along it
-
-
-# --- meshes ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_cube_seen_from_the_front_is_a_square_without_a_seam() -> None:
-    cameras = ring_cameras(4, size_px=96, elevations_deg=(0,))
-    right, up = pixel_grid(96)
-    is_in = (np.abs(right) <= 0.5) & (np.abs(up) <= 0.5)
-    shade = 0.3 + 0.7 * LIGHT[2]
-    level = round(1 + 254 * shade * (0.5 + 0.5 * 0.75))
-    for view in render_mesh(CORNERS, CUBE, cameras):
-        assert np.array_equal(view > 0, is_in)
-        assert (view[is_in] == level).all()
-
-
-def test_a_cube_seen_from_a_pinhole_is_as_large_as_its_near_side() -> None:
-    cameras = ring_cameras(1, size_px=96, elevations_deg=(0,), projection="pinhole")
-    view = render_mesh(CORNERS, CUBE, cameras, style="depth")[0]
-    half_px = 0.95 * 48 * math.sqrt(8) * 0.5 / 2.5
-    offset = np.abs(np.arange(96) - 47.5) <= half_px
-    assert np.array_equal(view > 0, offset[:, None] & offset[None, :])
-    assert (view[view > 0] == round(1 + 254 * (0.15 + 0.85 * 0.75))).all()  # the near side is level: one depth
-
-
-@pytest.mark.parametrize("projection", ["parallel", "pinhole"])
-def test_the_depth_of_a_slope_is_exact(projection: Projection) -> None:
-    """A slanted plane, by intersecting each pixel's ray with it."""
-    cameras = ring_cameras(1, size_px=48, elevations_deg=(0,), projection=projection)
-    corners = np.array([[0.5, -0.6, -0.6], [-0.5, 0.6, -0.6], [-0.5, 0.6, 0.6], [0.5, -0.6, 0.6]])
-    view = render_mesh(corners, np.array([[0, 1, 2], [0, 2, 3]]), cameras, style="depth")[0]
-    offset = (np.arange(48) - 23.5) / cameras.scale_px
-    right, _ = np.meshgrid(offset, -offset)
-    # The plane: towards = -right * 5 / 6. From the pinhole at 3, right = offset * (3 - towards).
-    towards = -right * 5 / 6 if projection == "parallel" else -right * 3 * 5 / 6 / (1 - right * 5 / 6)
-    expected = 1 + np.rint(254 * (0.15 + 0.85 * (towards + 1) / 2))
-    drawn = view > 0
-    assert drawn.sum() > 500
-    assert np.abs(view[drawn] - expected[drawn]).max() <= 1  # a half rounds either way
-
-
-def test_the_winding_of_faces_does_not_matter() -> None:
-    cameras = ring_cameras(5, size_px=40)
-    assert np.array_equal(render_mesh(CORNERS, CUBE[:, ::-1], cameras), render_mesh(CORNERS, CUBE, cameras))
-
-
-def test_many_faces_are_drawn_in_parts_with_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    cameras = ring_cameras(5, size_px=40)
-    whole = render_mesh(CORNERS, CUBE, cameras)
-    monkeypatch.setattr(rendering, "_FACES_AT_ONCE", 30)
-    assert np.array_equal(render_mesh(CORNERS, CUBE, cameras), whole)
-
-
-def test_faces_without_an_area_are_not_seen() -> None:
-    flat = np.array([[0, 0, 1], [2, 2, 2]])
-    assert render_mesh(CORNERS, flat, ring_cameras(3, size_px=16)).max() == 0
-
-
-def test_a_cloud_drawn_from_a_cube_looks_like_it() -> None:
-    generator = np.random.default_rng(0)
-    cloud = sample_surface(CORNERS, CUBE, num_points=2048, generator=generator).points
-    cameras = ring_cameras(6, size_px=96)
-    surface, points = render_mesh(CORNERS, CUBE, cameras), render_cloud(cloud, cameras)
-    both, either = ((surface > 0) & (points > 0)).sum(), ((surface > 0) | (points > 0)).sum()
-    assert both / either > 0.9  # outlines within 1.5 pixels, and 200 of these to 2,900 pixels
-    is_both = (surface > 0) & (points > 0)
-    # Within 0.1 of an edge, the reach of 16 points, normals of two sides are mixed: a third of what is seen.
-    assert np.median(np.abs(surface[is_both].astype(int) - points[is_both])) <= 4
 
 
 # --- colours and refusals --------------------------------------------------------------------------------------------

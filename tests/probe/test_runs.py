@@ -212,8 +212,7 @@ def test_no_view_is_rendered_for_features(copy: Path, monkeypatch: pytest.Monkey
     ("given", "kept"),
     [
         ({"views": "/not/there", "background": "white", "num_points": 8}, {"num_points": 8}),
-        ({"views": "/not/there", "without_views": "refused"}, {}),
-        ({"views": "/not/there", "without_views": "left_out"}, {"views", "without_views"}),
+        ({"views": "/not/there"}, {}),
     ],
 )
 def test_views_that_choose_no_cloud_are_not_opened(given: dict[str, Any], kept: Any) -> None:

@@ -30,9 +30,6 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "models.pointnet2": "pointnet2",
     },
     "rules": {"rules": "augmentation-mismatch label-outside-parts padded-points scattered-labels"},
-    "tools": {
-        "render.mvcnn": "import_views",
-        "render.rendering": "render_views",
-    },
+    "tools": {"rendering": "render_views"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

@@ -115,10 +115,6 @@ class Views:
             )
         return np.array([self._row_of[name] for name in names], dtype=np.int64)
 
-    def has(self, names: Sequence[str]) -> np.ndarray:
-        """Return a mask (len(names),) bool of the objects that have views."""
-        return np.array([name in self._row_of for name in names], dtype=bool)
-
     def take(self, rows: np.ndarray, views: np.ndarray, *, background: Background | None = None) -> np.ndarray:
         """Return one view of each of these objects: (B, H, W, 3) uint8, a new array.
 
@@ -193,17 +189,16 @@ class StoredViews:
         return self.views.sample_views(rows, keys, background=self.background)
 
 
-def open_views(root: str | None, *, background: Background | None, without_views: str) -> Views | None:
+def open_views(root: str | None, *, background: Background | None) -> Views | None:
     """Open the store that a data set's arguments name; None if they name none. Raises as `Views.open`.
 
-    Raises ConfigError for arguments about the display of views without a store.
+    Raises ConfigError for a background without a store.
     """
-    if root is not None:
-        return Views.open(root)
-    if background is not None or without_views != "refused":
-        name = "background" if background is not None else "without_views"
-        raise ConfigError(f"{name}: is an option for views, and there are none; set views: FOLDER too, or leave it out")
-    return None
+    if root is None and background is not None:
+        raise ConfigError(
+            "background: is an option for views, and there are none; set views: FOLDER too, or leave it out"
+        )
+    return None if root is None else Views.open(root)
 
 
 def image_field(background: str) -> Field:

@@ -51,7 +51,7 @@ from sightline.workbench.probe.features import (
     weights_digest,
 )
 
-_VIEW_ARGUMENTS = frozenset({"views", "background", "without_views"})
+_VIEW_ARGUMENTS = frozenset({"views", "background"})
 """Arguments of a data set that add pictures of its clouds."""
 
 
@@ -236,11 +236,11 @@ def _hash_names(part: DataSubset) -> str:
 def _remove_views(component: ComponentConfig) -> ComponentConfig:
     """Remove from a data set's block the pictures that it would read or render for each cloud.
 
-    Unchanged if pictures are required, or decide which clouds belong to the data set.
+    Unchanged if pictures are required.
     """
     arguments = component.arguments
     views = registry.data.entry(component).arguments.get("views")
-    if views is None or views.default not in (None, 0) or arguments.get("without_views") == "left_out":
+    if views is None or views.default not in (None, 0):
         return component
     remaining = {name: value for name, value in arguments.items() if name not in _VIEW_ARGUMENTS}
     return dataclasses.replace(component, arguments=remaining)

@@ -221,26 +221,16 @@ def test_background_is_told_and_kept(prepared: Path, store: Path, tmp_path: Path
         ModelNet40(split="test", root=str(prepared), views=str(fixed), background="black")
 
 
-@pytest.mark.parametrize("given", [{"background": "black"}, {"without_views": "left_out"}])
-def test_arguments_about_views_need_views(prepared: Path, given: dict[str, Any]) -> None:
+def test_a_background_needs_views(prepared: Path) -> None:
     with pytest.raises(ConfigError, match="set views: FOLDER too"):
-        ModelNet40(split="test", root=str(prepared), **given)
+        ModelNet40(split="test", root=str(prepared), background="black")
 
 
-def test_shapes_without_views_are_refused_or_left_out(tmp_path: Path, prepared: Path) -> None:
+def test_shapes_without_views_are_refused(tmp_path: Path, prepared: Path) -> None:
     some = {"train": ["bed_0001", "night_stand_0002"], "test": ["airplane_0627"]}
     root = str(write_store(tmp_path / "some", some))
     with pytest.raises(DataError, match="4 of 6 objects of modelnet40 train have no views here: airplane_0001"):
         ModelNet40(split="train", root=str(prepared), views=root)
-    shapes = ModelNet40(split="train", root=str(prepared), views=root, without_views="left_out")
-    assert [shapes.sample_name(index) for index in range(len(shapes))] == some["train"]
-    assert shapes.info.split_sizes == {"train": 2, "test": 1}
-    assert shapes.strata.tolist() == [2, 23]
-    owner = (shapes.get_batch(keys(0, 1))[IMAGE][:, 1, 1, 0].numpy() - 1) // 20
-    assert [NAMES[place] for place in owner] == some["train"]
-    none = str(write_store(tmp_path / "none", {"train": ["bed_0001"]}))
-    with pytest.raises(DataError, match="2 of 2 objects of modelnet40 test have no views here"):
-        ModelNet40(split="test", root=str(prepared), views=none, without_views="left_out")
 
 
 def test_a_fraction_needs_views_of_its_own_shapes_alone(tmp_path: Path, prepared: Path) -> None:

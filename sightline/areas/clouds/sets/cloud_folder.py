@@ -73,7 +73,6 @@ class CloudFolder(LabelledClouds):
         fraction_seed: Seed = 0,
         views: str | None = None,
         background: Background | None = None,
-        without_views: Literal["refused", "left_out"] = "refused",
     ) -> None:
         super().__init__(
             split=split,
@@ -84,7 +83,6 @@ class CloudFolder(LabelledClouds):
             fraction_seed=fraction_seed,
             views=views,
             background=background,
-            without_views=without_views,
         )
         stored = tuple(self._prepared.manifest["channels"])
         unknown = [name for name in channels if name not in stored]

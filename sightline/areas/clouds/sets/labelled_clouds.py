@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +27,7 @@ class LabelledClouds(PreparedData):
     `fraction` is the share of the training split that is used, at least one shape of every class; a smaller share is a
     subset of a larger one with the same `fraction_seed`. Other splits are always complete. `views` is a folder of
     rendered views of these shapes (`sightline data render`): a sample then has an `image`, one view of the shape of
-    that name, drawn by seed, epoch and index, on `background` (default: that of the folder, else black). Shapes without
-    views are `refused`, or `left_out`.
+    that name, drawn by seed, epoch and index, on `background` (default: that of the folder, else black).
     """
 
     printed = (
@@ -47,15 +46,11 @@ class LabelledClouds(PreparedData):
         fraction_seed: Seed = 0,
         views: str | None = None,
         background: Background | None = None,
-        without_views: Literal["refused", "left_out"] = "refused",
     ) -> None:
         self._prepared = self.open_root(root)
         self._split = split
-        store = open_views(views, background=background, without_views=without_views)
-        self._only_of = store if without_views == "left_out" else None
-        self._rows, self._labels = self._select_split(split)
-        if store is not None and not len(self._rows):
-            store.row_indices(self._names, set_name=f"{self.set_name} {split}")  # raises: none of them has views
+        store = open_views(views, background=background)
+        self._rows, self._labels = _select_rows(self._prepared, split, self.class_names)
         if split == "train" and fraction < 1:
             subset = stratified_subset(self._labels, fraction, seed=fraction_seed)
             self._rows, self._labels = _make_read_only(self._rows[subset]), _make_read_only(self._labels[subset])
@@ -81,8 +76,6 @@ class LabelledClouds(PreparedData):
         pictures = {} if self._pictures is None else {IMAGE: self._pictures.field}
         counts = np.bincount(self._labels, minlength=len(self.class_names))
         sizes = count_shapes_per_split(self._prepared.manifest, self.class_names)
-        if self._only_of is not None:
-            sizes = {name: len(self._select_split(name)[0]) for name in sizes}
         return DataInfo(
             facts={
                 "num_classes": len(self.class_names),
@@ -152,15 +145,6 @@ class LabelledClouds(PreparedData):
     def fingerprint(self) -> str:
         """Digest of the manifest, which contains the hash of every file."""
         return str(self._prepared.manifest["digest"])
-
-    def _select_split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return rows and labels of a split before `fraction` applies, without the shapes that are left out."""
-        rows, labels = _select_rows(self._prepared, split, self.class_names)
-        if self._only_of is None:
-            return rows, labels
-        names = self._prepared.names(split)
-        has_views = self._only_of.has([names[row] for row in rows])
-        return _make_read_only(rows[has_views]), _make_read_only(labels[has_views])
 
     @cached_property
     def _names(self) -> list[str]:
