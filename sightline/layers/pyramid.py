@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sightline.ops.farthest_points import packed_farthest_points
-from sightline.ops.grouping import SortedIndex, gather_rows
+from sightline.ops.grouping import SortedIndex, can_add_up, gather_rows
 from sightline.ops.interpolation import inverse_distance_weights
 from sightline.ops.neighbours import packed_nearest_neighbours
 from sightline.ops.waits import read_list, send_list
@@ -58,7 +58,10 @@ class Edges:
 
     def gather(self, *values: Tensor) -> list[Tensor]:
         """Gather the neighbour's row of each tensor (N, C) for every valid edge: (E, C) each."""
-        return gather_rows(self._sorted_index, *values)
+        if can_add_up(*values):
+            return gather_rows(self._sorted_index, *values)
+        index = self.list_valid(self.index)
+        return [rows[index] for rows in values]
 
     def repeat(self, values: Tensor) -> Tensor:
         """Repeat the row of each query (M, C) for every valid edge of it: (E, C)."""

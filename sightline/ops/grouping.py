@@ -57,15 +57,18 @@ class SortedIndex(NamedTuple):
         return cls(index, *index.sort(stable=True))
 
 
+def can_add_up(*values: Tensor) -> bool:
+    """Return True if a gradient of `values` is wanted that no graph, export or transform of torch.func takes apart."""
+    wants_gradient = torch.is_grad_enabled() and any(rows.requires_grad for rows in values)
+    return wants_gradient and not (torch.compiler.is_compiling() or is_recording() or is_transformed())
+
+
 def gather_rows(index: SortedIndex, *values: Tensor) -> list[Tensor]:
-    """Gather rows of several tensors (N, C) by one index -> (E, C) each.
+    """Gather rows of several tensors (N, C) by one index -> (E, C) each, where `can_add_up` is True.
 
     The gradient of a row is added up in the order of `index`, without sorting it again for each tensor, as a GPU does
     for `values[index]`.
     """
-    wants_gradient = torch.is_grad_enabled() and any(rows.requires_grad for rows in values)
-    if not wants_gradient or torch.compiler.is_compiling() or is_recording() or is_transformed():
-        return [rows[index.original] for rows in values]
     first = torch.searchsorted(index.rows, torch.arange(len(values[0]) + 1, device=index.rows.device))
     return [_GatherRows.apply(rows, index, first) for rows in values]
 
