@@ -116,27 +116,32 @@ def _make_command(record: type[Command]) -> Callable[..., int]:
     return call
 
 
-class _WordsCommand(TyperCommand):
-    """Command whose help ends with rows that depend on the words before `--help`."""
+class _RecordCommand(TyperCommand):
+    """Command whose help ends with examples, and before them with rows that depend on the words before `--help`."""
 
-    help_rows: ClassVar[str]
+    record: ClassVar[type[Command]]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta["words"] = tuple(word for word in args if not word.startswith("-"))
         return super().parse_args(ctx, args)
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the rows, if any; without a word nothing is imported."""
-        title, rows = _import_verb(self.help_rows)(words) if (words := ctx.meta["words"]) else ("", [])
+        """Write rows and examples; without a word nothing is imported."""
+        title, rows = "", []
+        if self.record.help_rows and (words := ctx.meta["words"]):
+            title, rows = _import_verb(self.record.help_rows)(words)
         if rows:
             with formatter.section(title):
                 formatter.write_dl(rows)
+        if self.record.examples:
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  sightline {line}\n" for line in self.record.examples))
 
 
 def _add_command(record: type[Command]) -> None:
     """Add a command to its group, with the options and arguments of its record."""
     group, _, name = record.name.rpartition(" ")
-    cls = type("Help", (_WordsCommand,), {"help_rows": record.help_rows}) if record.help_rows else None
+    cls = type("Help", (_RecordCommand,), {"record": record})
     (_GROUPS[group] if group else app).command(name, cls=cls)(_make_command(record))
 
 

@@ -53,8 +53,9 @@ class Command:
 
     `name` is what the user types ("GROUP run" may be typed, and is shown, as GROUP), `run` the function below
     `sightline.verbs` that takes the record, `run_if` names another one for a field that is given, and `environment` has
-    the variables that are set before its module is imported. The docstring of a command is its help text; `help_rows`
-    names the function that returns more of it, by the words that are typed: a title, and rows of option and text.
+    the variables that are set before its module is imported. The docstring of a command is its help text, which ends
+    with `examples`, lines as users type them, without "sightline"; `help_rows` names the function that returns more of
+    it, by the words that are typed: a title, and rows of option and text.
     """
 
     name: ClassVar[str] = ""
@@ -63,6 +64,7 @@ class Command:
     run_if: ClassVar[Mapping[str, str]] = {}
     environment: ClassVar[Mapping[str, str]] = {}
     help_rows: ClassVar[str] = ""
+    examples: ClassVar[Sequence[str]] = ()
 
     def __init_subclass__(
         cls,
@@ -71,9 +73,10 @@ class Command:
         run_if: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
         help_rows: str = "",
+        examples: Sequence[str] = (),
     ) -> None:
         cls.name, cls.run, cls.run_if, cls.environment = name, run, run_if or {}, environment or {}
-        cls.help_rows = help_rows
+        cls.help_rows, cls.examples = help_rows, examples
         cls.shown_name = name.removesuffix(" run")
         for field_name, value in list(vars(cls).items()):
             if isinstance(value, CommandParameter):
