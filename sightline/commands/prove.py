@@ -38,24 +38,17 @@ class CompareOptions(DeviceCommand, name="compare", run="compare.compare_variant
     all differences, 1 if the variants diverge.
     """
 
-    paths: tuple[Path, ...] = argument(
-        "[record] CONFIG|RUN [KEY=VALUE]...",
-        "a YAML config or a run directory, and overrides; with 'record' before it, one step is recorded",
-        key_values="overrides",
-    )
-    overrides: tuple[str, ...] = ()
-    against: str | None = option(
+    config: Path = CONFIG
+    overrides: tuple[str, ...] = OVERRIDES
+    against: str = option(
         "--against",
         "VARIANT",
-        "float64 float32 bfloat16 cuda no-cudnn native-batch-norm compiled, a FILE.py with build(), a record",
+        "float64 float32 bfloat16 cuda no-cudnn native-batch-norm, or a FILE.py with build()",
+        default="float64",
     )
     keys: Path | None = option("--keys", "MAP.json", "JSON map from our names of weights to those of FILE.py")
     steps: int | None = option("--steps", "K", "optimiser steps of both variants [5; 2 for large samples]", min=0)
     samples: int | None = option("--samples", "N", "samples in the batch [4; 1 for large samples]", min=1)
-    out: Path | None = option("--out", "RECORD", "folder that 'record' writes")
-    matrix: bool = switch("--matrix", "loss, time and memory in every number format, on every device, with all kernels")
-    html: Path | None = option("--html", "FILE", "write a page with a plot", is_written=True)
-    repro: Path | None = option("--repro", "DIR", "write a script that reproduces the first diverging layer")
 
 
 class FitOneOptions(DeviceCommand, name="fit-one", run="check.fit_one"):
