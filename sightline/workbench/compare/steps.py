@@ -146,7 +146,7 @@ def losses_over_steps(
     The variant's weights are not changed. Training ends at a gradient that is not finite; later losses are NaN.
     """
     model = copy_module(variant.model)
-    replica = model if variant.on is None else variant.on(model)
+    replica: Any = model if variant.on is None else variant.on(model)
     network = model if variant.on is None else replica.network
     if noise is not None and noise.sums_in_order:
         use_sequential_batch_norm(network)
