@@ -77,7 +77,6 @@ MEANING = {
     "log.gradients": "also write and draw the norm of each layer's gradient",
     "log.curves": "draw losses and metrics over the steps as `results.png` when the training ends",
     "checks.skip": "codes of checks that this run declares it does not want",
-    "expect": "what must hold in `fit-one` and in training, see [fit-one](../prove/fit_one.md#expectations)",
     "distributed.sync_batch_norm": "batch statistics over all processes",
     "distributed.timeout_s": "seconds after which a collective that other processes do not join ends the run",
 }

@@ -56,8 +56,8 @@ class LoadedRun(TrainedRun):
         `JointPrediction` if it predicts joints; for the task of a plugin, what its predictor returns. `options` are
         those of the predictor: `columns` names the columns of cloud files that have no names, `to_sphere` normalises
         every cloud; for runs on points, `category` is the category of all files if the run segments parts, and
-        `with_probabilities` keeps the probabilities of every class; for depth images, `frames` (an `OwnFrames`) states
-        how they are read, and the region of the image in which joints are predicted.
+        `probabilities="float32"` keeps the probabilities of every class; for depth images, `frames` (an `OwnFrames`)
+        states how they are read, and the region of the image in which joints are predicted.
         Raises UserError for `paths` that are not a list of paths and a device that this machine lacks, ConfigError for
         an option that the predictor lacks.
         """
@@ -218,8 +218,8 @@ def compare(
 ) -> VariantComparison:
     """Compare the network of a config or a run with a variant of itself or a reference, layer by layer.
 
-    `against` is as for `sightline compare --against`: `float64`, `pure`, ..., a Python file, or a record. The result
-    has `is_equal`, `guilty_rows`, `notes` and `to_dict()`; `print(result)` is the verdict.
+    `against` is as for `sightline compare --against`: `float64`, `bfloat16`, ..., or a Python file. The result
+    has `is_equal`, `guilty_rows`, `verdict`, `notes` and `to_dict()`.
 
     >>> import sightline
     >>> sightline.compare("configs/classify/synthetic_shapes_pointnet.yaml", samples=2, steps=0).is_equal

@@ -3,8 +3,6 @@
 YAML writer of a resolved config, which reads back equal, with the origin of every value as a comment.
 
 Settings of one config that contradict one another.
-
-Expectations of a run at a step: a quantity and its bounds. Names only, no expressions.
 """
 
 from __future__ import annotations
@@ -13,71 +11,16 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple, NotRequired
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from annotated_types import Ge, Le, Lt
-from pydantic import ConfigDict
-from typing_extensions import TypedDict
 
 from sightline.config.yaml_tree import ConfigFaults
 from sightline.contract import registry
-from sightline.contract.arguments import Count, Index, PositiveFloat, Seed, WeightQuantisation
+from sightline.contract.arguments import Count, PositiveFloat, Seed, WeightQuantisation
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig, SourceLocation
-
-STATISTICS = ("min", "max", "mean", "std", "zeros", "grad_norm")
-"""Statistics of a tensor; `zeros` is the share of zeros, `grad_norm` the norm of its gradient."""
-_SCALAR_QUANTITIES = ("loss", "share", "grad_norm")
-_FORMS = (
-    "loss, loss.NAME, share, grad_norm, output.STATISTIC, output.NAME.STATISTIC or layer.PATH.STATISTIC; "
-    f"statistics are {', '.join(STATISTICS)}"
-)
-
-
-class Expectation(TypedDict):
-    """Bounds of a quantity after `step` optimiser steps, one or both; in both verbs, or in `only` one."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
-    quantity: str
-    step: Index
-    at_least: NotRequired[float]
-    at_most: NotRequired[float]
-    only: NotRequired[Literal["fit_one", "train"]]
-
-
-class Quantity(NamedTuple):
-    """Parsed quantity: its kind (`loss`, `share`, `grad_norm`, `output`, `layer`), name and statistic."""
-
-    kind: str
-    name: str = ""
-    statistic: str = ""
-
-
-def parse_quantity(text: str) -> Quantity | None:
-    """Parse a quantity like `layer.head.0.max`; None for an unknown one."""
-    kind, _, remainder = text.partition(".")
-    if text in _SCALAR_QUANTITIES:
-        return Quantity(text)
-    if kind == "loss" and remainder:
-        return Quantity(kind, remainder)
-    name, _, statistic = remainder.rpartition(".")
-    if statistic not in STATISTICS or (kind == "layer" and not name) or kind not in ("output", "layer"):
-        return None
-    return Quantity(kind, name, statistic)
-
-
-def check_expectation(expectation: Expectation) -> str:
-    """Describe the fault of an entry whose values have valid types; empty without a fault."""
-    if parse_quantity(expectation["quantity"]) is None:
-        return f"found the quantity '{expectation['quantity']}', allowed is {_FORMS}"
-    low, high = expectation.get("at_least"), expectation.get("at_most")
-    if low is None and high is None:
-        return f"'{expectation['quantity']}' has no bound; give at_least, at_most or both"
-    if low is not None and high is not None and low > high:
-        return f"'{expectation['quantity']}': at_least {low:g} is above at_most {high:g}"
-    return ""
-
 
 PrecisionName = Literal["float32", "float64", "tf32", "bf16", "fp16", "auto"]
 """`auto` is resolved when a run is built; the run records what it chose."""
@@ -241,7 +184,6 @@ class RunConfig:
     log: Log = field(default_factory=Log)
     checks: Checks = field(default_factory=Checks)
     distributed: Distributed = field(default_factory=Distributed)
-    expect: tuple[Expectation, ...] = ()
     origins: Mapping[str, SourceLocation] = field(
         default_factory=dict, compare=False, repr=False, metadata={"key": None}
     )
@@ -357,10 +299,6 @@ def check_consistency(values: Mapping[str, Any], origins: Mapping[str, SourceLoc
     name = values.get("name")
     if name is not None and not _is_folder_name(name):
         add("name", f"found {name!r}, allowed is what can name a folder: no '/' or '\\', no dot first")
-    for index, expectation in enumerate(values.get("expect") or ()):
-        if fault := check_expectation(expectation):
-            where = dataclasses.replace(origins.get("expect", SourceLocation("default")), path=f"expect.{index}")
-            faults.add(where, fault)
     for component in _list_components(values):
         _try_build(component, train, faults)
 

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from sightline.config import RunConfig
 from sightline.contract import schema
-from sightline.contract.errors import ConfigError, LostFolderError, RunError
+from sightline.contract.errors import ConfigError, LostFolderError
 from sightline.contract.metric import Metric, is_higher_better, make_state
 from sightline.contract.types import SourceLocation
 from sightline.draw.pictures import Picture
@@ -65,12 +65,8 @@ class EvaluationRecord:
     phase_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-class StopRun(RunError):  # noqa: N818  a decision, not a fault of the observer
-    """An observer that may stop the run (`may_stop = True`) raises this."""
-
-
 class Observer(Protocol):
-    """Reads records and returns nothing. One that has `may_stop = True` may raise `StopRun`.
+    """Reads records and returns nothing.
 
     `on_step` must leave the global random states alone; around the two others they are put back.
     """
@@ -86,9 +82,9 @@ class Observers:
     """Several observers as one. One that fails is switched off with one warning, and the run and the others go on.
 
     A required observer (`is_required = True`) ends the run instead, and so does any that finds the run's folder moved
-    or taken. A failed observer gets `on_end("failed")` once, to release a terminal, a file or a process. `StopRun` of
-    an observer that may stop the run is raised after all observers have received the record. The end is reported in
-    reverse order, so that the first, a log, still receives the messages of the later ones.
+    or taken. A failed observer gets `on_end("failed")` once, to release a terminal, a file or a process.
+    An error that ends the run is raised after all observers have received the record. The end is reported in reverse
+    order, so that the first, a log, still receives the messages of the later ones.
     """
 
     def __init__(self, observers: Sequence[Observer]) -> None:
@@ -115,9 +111,7 @@ class Observers:
             try:
                 call(observer)
             except Exception as error:  # noqa: BLE001 - a logger's error must not end the run
-                may_stop = isinstance(error, StopRun) and getattr(observer, "may_stop", False)
-                is_lost = isinstance(error, LostFolderError)
-                if may_stop or is_lost or getattr(observer, "is_required", False):
+                if isinstance(error, LostFolderError) or getattr(observer, "is_required", False):
                     stop = stop or error
                 else:
                     self._switch_off(observer, error)

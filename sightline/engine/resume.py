@@ -25,7 +25,7 @@ from sightline.runs.run_files import RunFiles
 from sightline.runs.snapshots import NewerFormatError
 
 # None of these changes a number of the run.
-_MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "data.root", "expect", "teacher.from")
+_MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "data.root", "teacher.from")
 
 # A run may go on for longer; neither may become less.
 _LENGTH = ("train.epochs", "train.steps")

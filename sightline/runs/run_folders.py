@@ -28,7 +28,7 @@ _TAIL_BYTES = 1 << 16
 _SECTION = re.compile(r"(\w+):")
 _CHILD = re.compile(r"  (name|metric|mode): (.*)")
 _RECORDS = (
-    r"config\.yaml|(environment|facts|inputs|lineage|findings|checks|final|policy|search|published|compression|fit_one"
+    r"config\.yaml|(environment|facts|inputs|lineage|findings|checks|final|policy|search|published|compression"
     r"|conversion)\.json|(sessions|metrics|evaluations)\.jsonl|train\.log|model\.slq"
 )
 _WRITTEN = re.compile(

@@ -55,7 +55,6 @@ from sightline.workbench.probe.features import source_sha256
 if TYPE_CHECKING:
     from sightline.doctor.finding import Finding
     from sightline.doctor.watch.watch import Watch
-    from sightline.workbench.fit.layer_trace import ExpectationObserver
 
 
 class ConfigWithPlugins(NamedTuple):
@@ -325,9 +324,6 @@ class _TrainRun:
         findings = self._preflight(built)
         if any(finding.severity == "error" for finding in findings):
             return TrainResult(None, findings)
-        observers = self._make_expectation_observers(built)
-        for observer in observers if location.checkpoint is None else ():
-            observer.assert_begun_well()
         path = create_run_folder(location, config, world)
         directory = world.run_directory(path)
         with directory.lock():
@@ -344,7 +340,7 @@ class _TrainRun:
                 directory,
                 stop=self._stop,
                 record=record,
-                extra_observers=[*observers, *self._observers],
+                extra_observers=self._observers,
                 final_metrics=partial(probe_metrics, config, world, directory, self._reporter.note),
                 is_quiet=self._is_quiet,
             )
@@ -380,14 +376,6 @@ class _TrainRun:
         self._examined = examination.to_dict()
         self._world.rank_zero_only(self._reporter.findings)(findings)
         return findings
-
-    def _make_expectation_observers(self, built: TrainingSetup) -> list[ExpectationObserver]:
-        """Make the observers that check the config's `expect`."""
-        if not built.config.expect:
-            return []
-        from sightline.workbench.fit.layer_trace import expectation_observers
-
-        return expectation_observers(built, note=self._note)
 
     def _begin_session(self, session: TrainingSession, location: RunLocation, findings: Sequence[Finding]) -> None:
         """Write the initial files of a session, and start or resume it."""

@@ -1,17 +1,11 @@
-"""`sightline compare`: compare two variants of a network layer by layer, record a step, run the matrix."""
+"""`sightline compare`: compare two variants of a network layer by layer."""
 
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
-
-import torch
+from collections.abc import Callable
 
 from sightline.commands.prove import CompareOptions
-from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_leaves
@@ -20,64 +14,33 @@ from sightline.engine.device import set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.instrument.judge import INFINITE_RATIO, MAX_ROUNDING_UNITS
-from sightline.instrument.memory import peak_of_run
-from sightline.runs.run_directory import write_document, write_file
+from sightline.runs.run_directory import write_document
 from sightline.verbs.output import load_config, print_note, show_table
-from sightline.workbench.compare.comparison import (
-    OTHER_KERNELS,
-    ComparisonSubject,
-    VariantComparison,
-    compare_networks,
-    make_record,
-)
+from sightline.workbench.compare.comparison import ComparisonSubject, VariantComparison, compare_networks
 from sightline.workbench.compare.layerwise import LayerComparison
-from sightline.workbench.compare.recording import write_record
-from sightline.workbench.compare.report import (
-    NOT_AVAILABLE,
-    STEPS,
-    CellResult,
-    cells,
-    encode_comparison_page,
-    run_cell,
-    verdict,
-)
-from sightline.workbench.compare.repro import LayerOrigin, assert_empty_folder, write_repro
 from sightline.workbench.describe.memory import first_samples
 from sightline.workbench.describe.sources import build_subject
 
 _COLUMNS = ("layer", "class", "forward", "backward", "farthest off")
-_MATRIX = ("format", "device", "cuDNN", "TF32", *(f"loss at {step}" for step in STEPS), "s/step", "peak MiB")
-
-
 _MAX_NUMBERS = 2**18
 """Numbers per sample (64 x 64 x 64 voxels) above which one sample is compared, over two steps."""
 
 
 def compare_variants(options: CompareOptions) -> int:
-    """Compare, record, or run the matrix; exit code 1 where variants diverge."""
-    is_record = options.paths[:1] == (Path("record"),) and not Path("record").exists()
-    paths = options.paths[1:] if is_record else options.paths
-    if len(paths) != 1:
-        raise UserError(f"compare: give one config or run, not {len(paths)}")
-    (path,) = paths
-    _assert_goes_together(options, is_record=is_record)
-    config = load_config(path, options.overrides, options.plugins)
+    """Compare two variants, print what differs, and return 1 where they diverge."""
+    config = load_config(options.config, options.overrides, options.plugins)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
-        opened = open_run(path, config=config, world=world)
+        opened = open_run(options.config, config=config, world=world)
         subject, num_steps = make_subject(opened, options.samples, options.steps, note=print_note)
-        if options.matrix:
-            return _matrix(subject, options.json)
-        if is_record:
-            assert options.out is not None
-            write_record(options.out, make_record(subject, num_steps=num_steps))
-            print_note(
-                f"recorded: {options.out}, a step of {len(subject.keys)} samples; "
-                f"sightline compare CONFIG --against {options.out}"
-            )
-            return 0
-        assert options.against is not None
         comparison = compare_networks(subject, options.against, keys=options.keys, num_steps=num_steps)
-    return _report(comparison, config, subject.built, options)
+    for line in comparison.notes:
+        print_note(line)
+    _show_comparison(comparison)
+    write_document(options.json, comparison.to_dict())
+    print_note(comparison.verdict)
+    for line in comparison.settings:
+        print_note(f"{comparison.guilty_rows[0].layer}: {line}")
+    return 0 if comparison.is_equal else 1
 
 
 def make_subject(
@@ -116,22 +79,6 @@ def _build_setup(opened: OpenRun, note: Callable[[str], object]) -> TrainingSetu
     return subject.built
 
 
-def _report(comparison: VariantComparison, config: RunConfig, built: TrainingSetup, options: CompareOptions) -> int:
-    for line in comparison.notes:
-        print_note(line)
-    _show_comparison(comparison)
-    title = f"sightline compare: {config.name}"
-    write_file(options.html, encode_comparison_page(comparison, title=title) if options.html is not None else "")
-    write_document(options.json, comparison.to_dict())
-    print_note(verdict(comparison))
-    for line in comparison.settings:
-        print_note(f"{comparison.guilty_rows[0].layer}: {line}")
-    if options.repro is not None:
-        file = Path(str(options.against)) if str(options.against).endswith(".py") else None
-        print_note(write_repro(options.repro, comparison, LayerOrigin(config, built.data.facts, options.plugins, file)))
-    return 0 if comparison.is_equal else 1
-
-
 def _show_comparison(comparison: VariantComparison) -> None:
     """Print a row per layer in order of execution: its largest deviation forward and backward, in rounding units."""
     rows: dict[str, dict[str, LayerComparison]] = {}
@@ -167,52 +114,3 @@ def _format_ratio(row: LayerComparison | None) -> str:
     if row is None:
         return ""
     return "beyond measure" if row.deviation.ratio >= INFINITE_RATIO else f"{row.deviation.ratio:.3g}"
-
-
-def _matrix(subject: ComparisonSubject, json: Path | None) -> int:
-    """Run and print all cells of the matrix; those that this machine cannot run read 'not available'."""
-    outcomes = []
-    for cell in cells():
-        print_note(f"{cell.precision} on {cell.device}" + (f", cuDNN {cell.cudnn}" if cell.cudnn else ""))
-        outcomes.append(run_cell(subject, cell, peak=peak_of_run if sys.platform.startswith("linux") else None))
-    title = f"{subject.built.config.name}: {len(subject.keys)} samples, the same at every step"
-    show_table(title, _MATRIX, [_matrix_row(outcome) for outcome in outcomes])
-    document = {"matrix": [outcome.to_dict() for outcome in outcomes], "torch": torch.__version__}
-    write_document(json, document)
-    return 0
-
-
-def _matrix_row(outcome: CellResult) -> Sequence[Any]:
-    cell = outcome.cell
-    tf32 = "" if cell.tf32 is None else "on" if cell.tf32 else "off"
-    named = [cell.precision, cell.device, cell.cudnn or "", tf32]
-    if outcome.losses is None:
-        return [*named, *(NOT_AVAILABLE for _ in STEPS), NOT_AVAILABLE, NOT_AVAILABLE]
-    losses = [f"{outcome.losses[step]:.6g}" for step in STEPS]
-    peak = "?" if outcome.peak_bytes is None else f"{outcome.peak_bytes / 2**20:.1f}"
-    return [*named, *losses, f"{outcome.step_s:.3g}", peak]
-
-
-def _assert_goes_together(options: CompareOptions, *, is_record: bool) -> None:
-    """Raise UserError for options that do not go together."""
-    if is_record:
-        if options.out is None:
-            raise UserError("compare record: give the folder of the record: --out RECORD")
-        if options.against or options.matrix:
-            raise UserError("compare record: records one variant; leave out --against and --matrix")
-        for name in ("json", "html", "repro", "keys"):
-            if getattr(options, name) is not None:
-                raise UserError(f"compare record: --{name} belongs to a comparison; leave it out")
-        return
-    if options.out is not None:
-        raise UserError("--out: belongs to 'sightline compare record'; give --json, --html or --repro")
-    if options.repro is not None:
-        assert_empty_folder(options.repro)
-        if options.against in OTHER_KERNELS:
-            raise UserError(
-                f"--repro: its script cannot choose kernels or devices, as --against {options.against} does"
-            )
-    if options.matrix == (options.against is not None):
-        raise UserError("compare: give either --against or --matrix")
-    if options.matrix and (options.html or options.repro or options.keys or options.steps is not None):
-        raise UserError(f"--matrix: goes with --json and --samples; its steps are {', '.join(map(str, STEPS))}")

@@ -40,17 +40,9 @@ def serve(options: ServeOptions) -> int:
     ):
         if options.host not in _LOOPBACK:
             print_note(f"warning: {options.host} may be reached by other machines, and the server knows no passwords")
-        print_note(f"serving {options.run_path} at http://{options.host}:{options.port}; its pages: /docs")
+        print_note(f"serving {options.run_path} at http://{options.host}:{options.port}; /info states what it takes")
         serve_forever(app, listener)
-    print_note(_describe_stop(app))
+    print_note("stopped")
     if app.places:  # a thread that cannot be ended would keep the process
         exit_process(0)
     return 0
-
-
-def _describe_stop(app: Any) -> str:
-    """Describe what became of the requests that were open when the server was asked to stop."""
-    if not app.num_begun:
-        return "stopped; no request was open"
-    failed = f", {app.num_failed} got an error or nothing: they were not finished in time" if app.num_failed else ""
-    return f"stopped; of {app.num_begun} open requests {app.num_begun - app.num_failed} were answered{failed}"

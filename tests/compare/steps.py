@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.engine.device import Precision
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.workbench.compare.layerwise import LayerComparison, compare_layerwise
 from sightline.workbench.compare.recording import StepRecording
-from sightline.workbench.compare.variants import ModelVariant, deterministic_copy, record_step
+from sightline.workbench.compare.variants import ModelVariant, make_variant, record_step
 
 __all__ = ["CPU", "compared", "guilty", "step_of", "variant"]
 
@@ -46,8 +45,7 @@ def step_of() -> Any:
 
 def variant(model: nn.Module, precision: str = "float32") -> ModelVariant:
     """A copy of a model in a precision."""
-    wanted = Precision(precision)
-    return ModelVariant(precision, deterministic_copy(model, dtype=wanted.parameter_dtype, device=CPU), wanted, CPU)
+    return make_variant(model, precision, CPU)
 
 
 def recorded(model: nn.Module, batch: dict[str, Tensor], precision: str = "float32") -> tuple[StepRecording, Any]:

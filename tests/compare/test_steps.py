@@ -12,15 +12,11 @@ import torch
 from torch import Tensor
 
 from sightline.contract import registry
-from sightline.engine.device import Precision
 from sightline.engine.learnt_losses import LearntLosses
-from sightline.workbench.compare.comparison import ComparisonSubject, bisect_layers
-from sightline.workbench.compare.report import MatrixCell, _set_tf32, cells, run_cell
+from sightline.workbench.compare.comparison import ComparisonSubject
 from sightline.workbench.compare.steps import LossTrace, losses_over_steps, trace_losses
-from sightline.workbench.compare.variants import ModelVariant, backend_settings, deterministic_copy
+from sightline.workbench.compare.variants import ModelVariant, backend_settings, make_variant
 from sightline.workbench.describe.memory import first_samples
-from tests.cases import run_each
-from tests.devices import rounded_to
 from tests.runs.small import small_run
 
 CPU = torch.device("cpu")
@@ -35,10 +31,7 @@ def subject() -> ComparisonSubject:
 
 
 def variant(subject: ComparisonSubject, precision: str) -> ModelVariant:
-    wanted = Precision(precision)
-    return ModelVariant(
-        precision, deterministic_copy(subject.built.job.model, dtype=wanted.parameter_dtype, device=CPU), wanted, CPU
-    )
+    return make_variant(subject.built.job.model, precision, CPU)
 
 
 def run(subject: ComparisonSubject, own: ModelVariant, reference: ModelVariant, *, num_steps: int = 4) -> LossTrace:
@@ -82,54 +75,6 @@ class _Leaking(torch.nn.ReLU):
 
 def test_a_loss_that_is_not_a_number_has_parted() -> None:
     assert LossTrace((1.0, float("nan")), (1.0, 1.0), (0.1, 0.1)).first_diverging_step == 1
-
-
-def test_a_cell_of_the_matrix(subject: ComparisonSubject) -> None:
-    outcome = run_cell(subject, MatrixCell("float32", "cpu"), peak=lambda work: work() or 5, num_steps=2)
-    own = variant(subject, "float32")
-    job, recipe = subject.built.job, subject.recipe
-    losses = losses_over_steps(own, job, recipe, own.batch(subject.batch), num_steps=2)
-    assert outcome.losses == dict(enumerate(losses))
-    assert outcome.peak_bytes == 5
-    assert outcome.to_dict()["status"] == "ran"
-
-
-@pytest.mark.parametrize("precision", ["ieee", "tf32"])
-def test_a_cell_leaves_the_users_switches(precision: str) -> None:
-    """The newer ones of TF32: once they are set, torch refuses to read the older ones."""
-    switches = torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None)
-    with rounded_to(precision, *switches):
-        for is_on, inside in ((True, "tf32"), (False, "ieee"), (None, precision)):
-            with _set_tf32(is_on):
-                assert [switch.fp32_precision for switch in switches] == [inside, inside]
-            assert [switch.fp32_precision for switch in switches] == [precision, precision]
-
-
-def test_a_cell_that_cannot_be_run_is_not_passed(subject: ComparisonSubject) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    told = [run_cell(subject, cell, peak=None).to_dict() for cell in cells() if cell.device == "cuda"]
-    assert len(told) == 12
-    assert {each["status"] for each in told} == {"not available"}
-    assert {each["why_not"] for each in told} == {"no CUDA device"}
-    assert all(each["losses"] is None for each in told)
-
-
-@run_each("guilty", range(7))
-def test_halving_finds_the_one_layer(guilty: int) -> None:
-    layers = [f"layer{place}" for place in range(7)]
-    asked = []
-
-    def is_guilty(first: Any) -> bool:
-        asked.append(len(first))
-        return guilty >= len(first)
-
-    assert bisect_layers(layers, is_guilty) == layers[guilty]
-    assert len(asked) <= 4
-
-
-def test_halving_without_a_culprit() -> None:
-    assert bisect_layers(["a", "b"], lambda first: True) is None
 
 
 def test_losses_that_learn_go_to_the_device_of_a_variant_and_back(

@@ -106,9 +106,9 @@ def test_a_block_of_another_name_inherits_no_arguments(write: Write) -> None:
 
 
 def test_each_key_that_an_entry_of_a_list_lacks_is_named(write: Write) -> None:
-    told = refused(write("expect:\n- {quantity: loss, step: 1, at_most: 1.0}\n- {at_least: 1.0}\n"))
-    assert "expect.1.quantity: is required and missing; give text" in told
-    assert "expect.1.step: is required and missing; give a whole number, at least 0" in told
+    told = refused(write("optimizer: {name: adam, lr: 0.1, groups: [{modules: head, lr_factor: 0.1}, {}]}\n"))
+    assert "optimizer.groups.1.modules: is required and missing; give text" in told
+    assert "optimizer.groups.1.lr_factor: is required and missing; give a number" in told
 
 
 def test_the_name_of_a_run_may_change_without_losing_anything(write: Write) -> None:

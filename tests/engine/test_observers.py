@@ -20,7 +20,7 @@ import torch
 from sightline.contract.errors import RunError
 from sightline.engine.loggers import TensorBoard
 from sightline.engine.observers import EpochTimes, MetricsLog, Pace, Progress, TrainLog, wants_live
-from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord, StopRun
+from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord
 from sightline.engine.step import average_records, format_rate
 from sightline.instrument.random_state import preserve_random_state
 from tests.cases import run_each
@@ -56,10 +56,6 @@ class Failing(Recorder):
             raise self.error
 
 
-class Guard(Failing):
-    may_stop = True
-
-
 def test_a_failing_observer_is_switched_off_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     first, failing, last = Recorder(), Failing(OSError("no space\nleft on device")), Recorder()
     observers = Observers([first, failing, last])
@@ -76,23 +72,6 @@ def test_a_failing_observer_is_switched_off_with_one_warning(caplog: pytest.LogC
     assert text.startswith("observer-failed: Failing ")
     assert "OSError: no space left on device" in text
     assert "training goes on" in text
-
-
-def test_only_an_observer_that_may_stop_the_run_stops_it(caplog: pytest.LogCaptureFixture) -> None:
-    last = Recorder()
-    observers = Observers([Failing(StopRun("I want to")), last])
-    observers.on_step(step(2))
-    assert [record.code for record in caplog.records] == ["observer-failed"]  # type: ignore[attr-defined]
-    with pytest.raises(StopRun, match="labels out of range"):
-        Observers([Guard(StopRun("labels out of range")), last]).on_step(step(2))
-    assert last.heard == [2, 2]  # the others had the record first
-
-
-def test_a_fault_of_an_observer_that_may_stop_is_still_only_a_fault(caplog: pytest.LogCaptureFixture) -> None:
-    observers = Observers([Guard(KeyError("x"))])
-    observers.on_step(step(2))
-    assert len(observers) == 0
-    assert len(caplog.records) == 1
 
 
 def test_random_states_are_put_back() -> None:

@@ -79,9 +79,7 @@ def _written(rows: Rows, sizes: Sizes, order: Callable[..., list[Any]], *, share
 
 BUGS: dict[str, tuple[str, Callable[[Sizes, Rows], Rows]]] = {
     "stretched to 416 x 416": ("boxes look like those of images", lambda s, r: _stretched(s, r, (416, 416))),
-    "stretched to 800 x 1024": ("boxes look like those of images", lambda s, r: _stretched(s, r, (800, 1024))),
     "padded to 640": ("boxes look like those of images", lambda s, r: _padded(s, r, 640)),
-    "padded to 320": ("boxes look like those of images", lambda s, r: _padded(s, r, 320)),
     "corners": (
         "boxes look like left, top, right, bottom: so read",
         lambda s, r: _written(r, s, lambda a, b, c, d: [a, b, c, d]),
@@ -107,22 +105,12 @@ BUGS: dict[str, tuple[str, Callable[[Sizes, Rows], Rows]]] = {
         lambda s, r: _written(r, s, lambda a, b, c, d: [(a + c) / 2, (b + d) / 2, c - a, d - b], shares=True),
     ),
     "a score threshold of 0.7": ("the lowest score is 0.7", lambda s, r: [each[each[:, 4] > 0.7] for each in r]),
-    "a score threshold of 0.3": ("the lowest score is 0.3", lambda s, r: [each[each[:, 4] > 0.3] for each in r]),
     "images left out": (
         "have labels and no detections",
         lambda s, r: [e[: 0 if k % 5 == 0 else None] for k, e in enumerate(r)],
     ),
-    "half of the images": (
-        "have labels and no detections",
-        lambda s, r: [e[: 0 if k > 15 else None] for k, e in enumerate(r)],
-    ),
     "everything twice": ("rows are there twice", lambda s, r: [np.concatenate([each, each]) for each in r]),
-    "one image in twenty twice": (
-        "rows are there twice",
-        lambda s, r: [*r[:-2], *(np.concatenate([e, e]) for e in r[-2:])],
-    ),
     "category ids too large by one": ("category ids look shifted by 1", lambda s, r: _shifted(r, 1)),
-    "category ids too small by one": ("category ids look shifted by -1", lambda s, r: _shifted(r, -1)),
 }
 
 
@@ -138,18 +126,6 @@ def test_planted_faults_are_warned_about(name: str) -> None:
 def test_sound_results_are_not_warned_about(num_classes: int) -> None:
     for seed in range(10):
         assert faults(*made(seed, num_classes=num_classes), names=NAMES[:num_classes]) == []
-
-
-def test_a_poor_detector_is_not_taken_for_a_fault() -> None:
-    """Boxes anywhere, of any class: no other reading fits them better."""
-    for seed in range(10):
-        sizes, labels, _ = made(seed)
-        _, _, found = made(seed + 100)
-        found = [
-            np.column_stack([each[:, :4].clip(0, [size[1], size[0]] * 2), each[:, 4:]])
-            for size, each in zip(sizes, found, strict=True)
-        ]
-        assert faults(sizes, labels, found) == []
 
 
 def few(seed: int, rows: Rows) -> Rows:
@@ -194,18 +170,9 @@ def test_shares_are_not_taken_for_a_canvas_of_one_pixel() -> None:
         )
 
 
-def test_more_than_is_looked_at() -> None:
+def test_results_that_are_cut_or_empty_are_warned_about() -> None:
     sizes, labels, found = made(0)
-    told: Any = faults(sizes, labels, found, most=5)
-    assert any("more than 5 detections of a class" in each for each in told)
-    labels[0] = np.tile([0, 0, 5, 5, 1, 25, 0.0], (120, 1))
-    assert any(
-        "120 labels of a class, and 100 detections are looked at" in each for each in faults(sizes, labels, found)
-    )
-
-
-def test_results_without_a_detection_are_warned_about() -> None:
-    sizes, labels, found = made(0)
+    assert any("more than 5 detections of a class" in each for each in faults(sizes, labels, found, most=5))
     [warning] = faults(sizes, labels, [each[:0] for each in found])
     assert warning.startswith("no detection is of these images")
 

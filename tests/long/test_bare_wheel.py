@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -85,24 +84,6 @@ def test_a_recipe_of_each_task_is_trained_predicted_and_viewed(name: str, instal
         write(tmp_path / "files")
         sightline("predict", "run", "files", "--device", "cpu", "--json", "predicted.json", *words)
         assert json.loads((tmp_path / "predicted.json").read_text())["predictions"]
-
-
-def test_a_comparison_writes_its_page(installed: Path, tmp_path: Path) -> None:  # noqa: F811
-    """It is read in a browser without anything else: no other file and no address is loaded."""
-    site = write_bare_site(tmp_path / "site")
-    environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{site}", "OMP_NUM_THREADS": "1"}
-    name = "classify/synthetic_shapes_pointnet"
-    page = tmp_path / "page.html"
-    for words in (
-        ("copy", name),
-        ("compare", f"configs/{name}.yaml", *FEW, "--against", "float64", "--steps", "1", "--html", str(page)),
-    ):
-        command = [sys.executable, "-m", "sightline", *words]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    text = page.read_text(encoding="utf-8")
-    assert "</html>" in text
-    assert not re.findall(r"(?:src|href)=.(?:http|//)", text)
 
 
 FAMILIES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.doctor.overfit.test_recipes import assert_fitted
+from tests.fit.test_fit import assert_fitted
 
 CASES = {
     "segment/synthetic_shapes_point_transformer": (

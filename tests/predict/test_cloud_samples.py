@@ -11,7 +11,7 @@ from sightline.areas.clouds.sets.modelnet import ModelNet10
 from sightline.areas.scenes.sets.s3dis import S3dis
 from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, SampleKey
-from sightline.store.cloud_preparation import draw_points, estimated_normals
+from sightline.store.cloud_preparation import draw_points
 from sightline.store.files.cloud_files import PointCloud
 from sightline.store.files.column_names import COLOURS
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
@@ -42,20 +42,14 @@ def sampled(points: np.ndarray, stated: DataInfo, **options: bool) -> FileSample
 @pytest.mark.parametrize("unit_sphere", ["applied", "promised", "none"])
 def test_a_prepared_cloud_keeps_its_bits(unit_sphere: str) -> None:
     points = sphere(64)
-    for form in (CloudInputSpec(64, 64, unit_sphere), CloudInputSpec(32, 64, unit_sphere)):
-        given = points[: form.num_points]
+    half = points.astype(np.float16).astype(np.float32)
+    forms = CloudInputSpec(64, 64, unit_sphere), CloudInputSpec(32, 64, unit_sphere)
+    for form, given in ((forms[0], points), (forms[1], points[:32]), (forms[0], half)):
         found = sampled(given, info(form))
         assert np.array_equal(found.fields["points"], given)
         assert (found.fields["points"].dtype, found.treatment) == (np.float32, "as it is")
     found = sampled(points, info(CloudInputSpec(32, 64, unit_sphere)))
     assert np.array_equal(found.fields["points"], points[:32]), "the first ones, as the set takes them"
-
-
-def test_half_precision_is_no_other_scale() -> None:
-    stored = sphere(64).astype(np.float16)
-    for unit_sphere in ("applied", "promised"):
-        found = sampled(stored, info(CloudInputSpec(64, 64, unit_sphere)))
-        assert np.array_equal(found.fields["points"], stored.astype(np.float32))
 
 
 @pytest.mark.parametrize("change", [lambda p: p * 0.8, lambda p: p + 0.1, lambda p: p * 1000 - 5, lambda p: p * 1e-6])
@@ -178,12 +172,6 @@ def test_features_come_from_the_file_or_are_named_as_missing() -> None:
         make_sample(PointCloud(points, channels={"other": heat}), stated, name="a", where="a.ply")
     with pytest.raises(DataError, match=r"a\.ply: normals run from 0 to 7"):
         make_sample(PointCloud(points, 7 * normals, channels={"heat": heat}), stated, name="a", where="a.ply")
-
-
-def test_normals_are_estimated_where_the_set_estimates_them() -> None:
-    points = sphere(64)
-    found = sampled(points, info(CloudInputSpec(32, 64, "applied", estimates_normals=True), "normals"))
-    assert np.array_equal(found.fields["normals"], estimated_normals(points[:32], where=""))
 
 
 def test_every_row_knows_where_it_comes_from() -> None:

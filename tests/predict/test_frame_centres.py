@@ -217,38 +217,27 @@ def test_a_refiner_that_saw_the_tested_subject_is_refused(
 
 
 def test_so_is_one_whose_weights_come_from_such_a_run(refiner: Path, config: Path, tmp_path: Path) -> None:
-    """The lineage of a run that was trained on the second subject, put beside one that was not."""
-    source = {
-        "model": "refiner",
-        "task": "refine",
-        "data": {"name": "msra_hands", "subject": 0, "root": "/not/there"},
-    }
+    """The lineage of a run that was trained on the second subject, put beside one that was not; or of unknown parts."""
+    data = {"name": "msra_hands", "subject": 0, "root": "/not/there"}
+    seen = {"from": "runs/first", "source": {"model": "refiner", "task": "refine", "data": data}}
     match = {"matched": 1, "total": 1, "filled": []}
     kept = {"checkpoint": "last", "sha256": "0", "match": match, "modules": None, "lineage": None}
-    (refiner / LINEAGE_FILE).write_text(json.dumps({"from": "runs/first", "source": source, **kept}))
-    try:
-        done = written(refiner, config, "--out", tmp_path / "c.txt")
+    inputs = (refiner / "inputs.json").read_text()
+    unknown = "does not record on which parts of 'msra_hands' it was trained"
+    cases = [
+        (LINEAGE_FILE, {**seen, **kept}, f"{refiner}, which started from runs/first: was trained on P1, on which"),
+        (LINEAGE_FILE, {"from": "a.pth", "source": None, **kept}, unknown),
+        ("inputs.json", json.loads(inputs) | {"folds": None}, f"{unknown}; train it again"),
+    ]
+    for name, document, told in cases:
+        (refiner / name).write_text(json.dumps(document))
+        try:
+            done = written(refiner, config, "--out", tmp_path / "c.txt")
+        finally:
+            (refiner / LINEAGE_FILE).unlink(missing_ok=True)
+            (refiner / "inputs.json").write_text(inputs)
         assert done.code == 2
-        assert (
-            f"{refiner}, which started from runs/first: was trained on P1, on which this config is tested" in done.err
-        )
-        (refiner / LINEAGE_FILE).write_text(json.dumps({"from": "a.pth", "source": None, **kept}))
-        done = written(refiner, config, "--out", tmp_path / "c.txt")
-        assert "does not record on which parts of 'msra_hands' it was trained" in done.err
-    finally:
-        (refiner / LINEAGE_FILE).unlink()
-
-
-def test_a_run_that_did_not_note_its_parts_is_refused(refiner: Path, config: Path, tmp_path: Path) -> None:
-    kept = (refiner / "inputs.json").read_text()
-    document = json.loads(kept)
-    document["folds"] = None  # of a set that names none
-    (refiner / "inputs.json").write_text(json.dumps(document))
-    try:
-        done = written(refiner, config, "--out", tmp_path / "c.txt")
-        assert "does not record on which parts of 'msra_hands' it was trained; train it again" in done.err
-    finally:
-        (refiner / "inputs.json").write_text(kept)
+        assert told in done.err
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,8 @@ from sightline.contract import registry
 from sightline.contract.errors import ConfigError, escape_to_one_line
 from sightline.contract.types import DataInfo, Field
 from sightline.published.conversion import convert_published_weights
-from sightline.runs import checkpoint
 from sightline.workbench.predict import classify
 from sightline.workbench.predict import prediction as module
-from sightline.workbench.predict import prediction as size_batching
 from sightline.workbench.predict.classify import ClassPredictor
 from sightline.workbench.predict.prediction import predict_files
 from sightline.workbench.predict.predictor import Inference, ReadFile, Refusal
@@ -108,7 +106,7 @@ def test_no_more_clouds_wait_than_a_few_batches(tmp_path: Path) -> None:
     found = dict(module.predict_each(run, paths, predictor=Counting(run=run), batch_size=2))
     assert found.keys() == set(paths)
     assert not any(isinstance(each, Refusal) for each in found.values())
-    assert most <= size_batching._MAX_WAITING_BATCHES * 2
+    assert most <= module._MAX_WAITING_BATCHES * 2
 
 
 def test_a_file_given_twice_or_by_its_folder_too_is_predicted_once(
@@ -171,22 +169,6 @@ def test_one_bad_file_does_not_end_the_others(tmp_path: Path) -> None:
     assert found.exit_code == 2
 
 
-def test_a_file_that_vanishes_is_refused(tmp_path: Path) -> None:
-    run = run_of(tmp_path)
-    paths = write(tmp_path / "clouds", [5, 6, 7])
-
-    class Vanishing(list[Path]):
-        def __iter__(self) -> Iterator[Path]:
-            for path in super().__iter__():
-                if path == paths[1]:
-                    path.unlink()
-                yield path
-
-    answers = dict(module.predict_each(run, Vanishing(paths)))
-    assert "there is no such file" in answers[paths[1]].reason
-    assert [answers[path].file for path in (paths[0], paths[2])] == [paths[0], paths[2]]
-
-
 @pytest.mark.parametrize(
     "error", [ValueError("a\nb"), OSError(5, "disk"), MemoryError(), EOFError(), zlib.error("bits")]
 )
@@ -241,10 +223,3 @@ def test_a_run_on_something_else_than_clouds_is_refused(tmp_path: Path) -> None:
     run = run_of(tmp_path, "data.name_of_points=voxels")
     with pytest.raises(ConfigError, match="was trained on voxels, label, not on points; predict takes clouds"):
         run.predict(write(tmp_path / "clouds", [4]))
-
-
-def test_the_model_is_back_on_the_cpu_with_the_weights_it_had(tmp_path: Path) -> None:
-    run = run_of(tmp_path)
-    run.predict(write(tmp_path / "clouds", [4]), device="cpu")
-    stored = checkpoint.load(run.path).model
-    assert all(torch.equal(stored[name], value) for name, value in run.model.state_dict().items())

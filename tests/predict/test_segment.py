@@ -16,27 +16,24 @@ from sightline.workbench.predict.segment import ENDINGS, nearest_predicted_row
 # --- which answer stands for which point of a file -------------------------------------------------------------------
 
 
-def test_points_that_were_answered_for_keep_their_own_answer_and_others_take_the_nearest() -> None:
-    """Worked by hand: five points on a line, of which the sample holds 4, 0, 2, and the model saw its rows 2 and 0."""
-    points = np.array([[0.0, 0, 0], [1, 0, 0], [2, 0, 0], [3.5, 0, 0], [4, 0, 0]])
-    rows = np.array([4, 0, 2])
-    answered = nearest_predicted_row(PointOrigin(points, points[rows], rows), np.array([2, 0]))
-    assert answered.tolist() == [0, 0, 0, 1, 1], "answer 0 is of the point at 2, answer 1 of the one at 4"
+LINE = np.array([[0.0, 0, 0], [1, 0, 0], [2, 0, 0], [3.5, 0, 0], [4, 0, 0]])
 
 
-def test_of_points_at_one_place_each_has_its_own_answer() -> None:
-    points = np.zeros((4, 3))
-    rows = np.arange(4)
-    assert nearest_predicted_row(PointOrigin(points, points, rows), np.array([3, 1])).tolist() == [0, 1, 0, 0]
-
-
-def test_a_point_that_was_seen_several_times_has_the_first_answer() -> None:
-    points = np.random.default_rng(0).standard_normal((3, 3))
-    assert nearest_predicted_row(PointOrigin(points, points, np.arange(3)), np.array([1, 0, 1, 2, 0])).tolist() == [
-        1,
-        0,
-        3,
-    ]
+@pytest.mark.parametrize(
+    ("points", "rows", "numbers", "expected"),
+    [
+        (LINE, [4, 0, 2], [2, 0], [0, 0, 0, 1, 1]),
+        (np.zeros((4, 3)), [0, 1, 2, 3], [3, 1], [0, 1, 0, 0]),
+        (LINE[:3], [0, 1, 2], [1, 0, 1, 2, 0], [1, 0, 3]),
+    ],
+    ids=["others take the nearest", "at one place each has its own", "of several the first"],
+)
+def test_each_point_has_its_own_answer_or_the_nearest(
+    points: np.ndarray, rows: list[int], numbers: list[int], expected: list[int]
+) -> None:
+    """Worked by hand."""
+    origin = PointOrigin(points, points[rows], np.array(rows))
+    assert nearest_predicted_row(origin, np.array(numbers)).tolist() == expected
 
 
 @pytest.mark.parametrize("offset", [0.0, 5e6])

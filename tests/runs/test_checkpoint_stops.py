@@ -436,10 +436,6 @@ def test_a_full_disk_lets_runs_be_slimmed_and_deleted(small_disk: Callable[[str]
     assert_stopped_in_one_line(
         train(slimmed, "--resume", "auto", "train.epochs=9"), f"{slimmed}/.lock: cannot write: no space left on device"
     )
-    refused = run_here("compare", "record", slimmed, "--out", disk / "record")
-    assert (refused.code, refused.err.count("\n")) == (1, 2), refused.err
-    assert f"{disk}/record/tensors.safetensors: cannot write: no space left on device" in refused.err
-    assert not any((disk / "record").iterdir())
     assert "bytes saved" in succeed("runs", disk, "--slim", slimmed).err
     fill(disk)
     assert "bytes saved" in succeed("runs", disk, "--delete", deleted, "--yes").err

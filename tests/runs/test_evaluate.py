@@ -201,20 +201,6 @@ def test_two_processes_keep_the_files_of_one(kind: str, request: pytest.FixtureR
     assert first == second
 
 
-def test_files_of_an_earlier_evaluation_go_and_others_stay(parts: Path, tmp_path: Path) -> None:
-    evaluate_to_json(parts, "--save-predictions", "--out", tmp_path)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    np.save(tmp_path / "former.npy", np.zeros(3))
-    np.save(tmp_path / "mine.npy", np.zeros(3))
-    manifest["samples"] += [{"file": "former.npy"}, {"file": "../outside.npy"}]
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    (tmp_path.parent / "outside.npy").write_text("kept")
-    evaluate_to_json(parts, "--save-predictions", "--out", tmp_path)
-    assert not (tmp_path / "former.npy").exists()
-    assert (tmp_path / "mine.npy").exists()
-    assert (tmp_path.parent / "outside.npy").exists()
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -93,7 +93,7 @@ def bin_of(street: Path, name: str) -> Path:
 def test_files_get_the_labels_that_evaluation_scored(street: Path, tmp_path: Path, lift: str) -> None:
     kept = tmp_path / "kept"
     scored = evaluate(street, street / "run", f"task.lift={lift}", "--save-predictions", "--out", kept)
-    document, told = predict(street, street / "kitti", f"lift={lift}", "--out", tmp_path / "out")
+    document, _ = predict(street, street / "kitti", f"lift={lift}", "--out", tmp_path / "out")
     assert [row["file"] for row in document["predictions"]] == [
         str(bin_of(street, name)) for name in (*(f"00/{n:06d}" for n in range(4)), "08/000000", "08/000001",
                                                "08/000002", "11/000000", "11/000001")
@@ -119,10 +119,6 @@ def test_files_get_the_labels_that_evaluation_scored(street: Path, tmp_path: Pat
     ).stat().st_size // 4
     found = [path for path in (tmp_path / "out/sequences").rglob("*") if path.is_file()]
     assert {path.suffix for path in found} == {".label"}  # the evaluator takes every name with .label in it
-    assert "ms a scan, the median of 9: read " in told
-    assert " lift " in told
-    assert " write " in told
-    assert "scans a second" in told
 
 
 def test_points_that_no_pixel_shows_get_their_pixels_class(street: Path) -> None:

@@ -251,15 +251,3 @@ def test_bad_data_on_one_process_is_one_line_and_leaves_no_folder(folder: Path) 
     assert re.fullmatch(r"error: \S+ \S+ scans/7\.npz: is cut after 12 bytes; fetch it again", error_of(done))
     assert done.out == ""
     assert not out.exists()
-
-
-@pytest.mark.parametrize("step", [2, pytest.param(0, marks=pytest.mark.long)])
-def test_what_a_config_expects_of_training_ends_all_processes(folder: Path, step: int) -> None:
-    entry = f"expect=[{{quantity: output.max, at_least: 1000000.0, step: {step}}}]"
-    done, out = failed(folder, f"nothing {step}", entry)
-    assert done.code == 1
-    error = error_of(done)
-    assert error.startswith(f"error: expect.0: output.max after {step} steps is ")
-    assert error.endswith("expected at least 1e+06; the run ends; change expect, or set only: fit_one for the entry")
-    assert "\n" not in error
-    assert out.exists() == (step > 0)

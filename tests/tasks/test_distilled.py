@@ -242,7 +242,7 @@ def test_features_of_other_shapes_and_kinds_are_refused() -> None:
 
 
 def test_a_step_in_another_format_has_a_teacher_in_it() -> None:
-    """As `sightline compare` and `fit-one` run one; the teacher itself stays as it is."""
+    """As `sightline compare` and `check --fit` run one; the teacher itself stays as it is."""
     teacher = net(1).float()
     task, batch = distilled(net(0), teacher), scene(6)
     narrow = {**batch, "points": batch["points"].float()}

@@ -1,9 +1,4 @@
-"""External reference networks: their layers aligned with ours, one by one or in segments.
-
-Matching of tensors of two networks: by the user's map, by name, else by shape and order.
-
-Tensor layouts: axes permuted or merged, as (B, N, C) and (B, C, N) or (B*N, C).
-"""
+"""External reference networks: weights, layers and layouts of tensors matched with ours, one by one or in segments."""
 
 from __future__ import annotations
 
@@ -258,13 +253,6 @@ def build_reference(path: Path) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise UserError(f"--against {path}: build() returns a {type(module).__name__}; it has to return a nn.Module")
     return module
-
-
-def has_same_structure(ours: nn.Module, theirs: nn.Module) -> bool:
-    """Return True if a reference is our own model, perhaps modified: equal class name, module names and shapes."""
-    same_names = [name for name, _ in ours.named_modules()] == [name for name, _ in theirs.named_modules()]
-    shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in (ours, theirs)]
-    return type(ours).__qualname__ == type(theirs).__qualname__ and same_names and shapes[0] == shapes[1]
 
 
 class ExternalModel(nn.Module):

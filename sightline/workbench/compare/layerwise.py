@@ -1,7 +1,4 @@
-"""Layer-by-layer judgement of a recorded step against the reference: forward, loss, backward.
-
-Attributes that differ between two modules that should be equal: an epsilon, a padding, a slope.
-"""
+"""Layer-by-layer judgement of a recorded step against the reference: forward, loss, backward."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ from sightline.workbench.compare.variants import (
     variant_step,
 )
 
-Pass = Literal["data", "forward", "loss", "backward", "step"]
+Pass = Literal["forward", "loss", "backward"]
 LOSS = "(loss)"
 TARGETS = "(targets)"
 
@@ -59,12 +56,42 @@ class LayerComparison:
     deviation: Deviation
     format: str
     inside: str = ""
-    unit: LayerUnit | None = field(default=None, repr=False, compare=False)
+    paths: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """Paths under which either network may have the module that was called."""
 
     @property
     def is_guilty(self) -> bool:
         """True if rounding does not explain the deviation."""
         return self.deviation.is_guilty
+
+    def describe(self) -> str:
+        """Describe layer, pass, tensor and deviation."""
+        deviation = self.deviation
+        place = f", in the code of {self.inside} after it" if self.inside else ""
+        kind = f" ({self.class_name})" if self.class_name else ""
+        text = deviation.note or (
+            f"off by {deviation.relative_error:.2g} of its largest value, "
+            f"rounding explains {deviation.relative_bound:.2g}"
+        )
+        return f"{self.layer}{kind}{place}, {self.which} pass, {self.what}: {text}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain values for JSON."""
+        deviation = self.deviation
+        return {
+            "layer": self.layer,
+            "class": self.class_name,
+            "pass": self.which,
+            "what": self.what,
+            "inside": self.inside,
+            "ratio": deviation.ratio,
+            "measured": deviation.relative_error,
+            "tolerated": deviation.relative_bound,
+            "format": self.format,
+            "entries": deviation.entries,
+            "undefined": deviation.undefined,
+            "note": deviation.note,
+        }
 
 
 def compare_layerwise(
@@ -74,26 +101,23 @@ def compare_layerwise(
 
     `batch` is the step's input. `reference` is in float64; the module of a call is the one with the call's path. The
     targets that the task computes from the batch (which prior belongs to which box) are judged separately, and the
-    losses read the variant's targets. A record on disk does not contain them: then the losses read the targets that the
-    reference computes in the record's format.
+    losses read the variant's targets.
     """
     with backend_settings(reference, job):
         narrow = prepare_in_format(job, recording.format)
-        step = variant_step(narrow if recording.prepared is None else job, reference, batch)
+        step = variant_step(job, reference, batch)
 
         def targets(perturbed_batch: Batch, *, is_narrow: bool = False) -> Any:
             return prepared_values(variant_step(narrow if is_narrow else job, reference, perturbed_batch))
 
-        def losses(*recorded: Any) -> dict[str, Tensor]:
-            recorded_step = replace(step, counts=recorded[0], contexts=recorded[1]) if recorded else step
-            return mean_losses(job, reference, batch, step=recorded_step)
+        def losses(counts: Any, contexts: Any) -> dict[str, Tensor]:
+            return mean_losses(job, reference, batch, step=replace(step, counts=counts, contexts=contexts))
 
         comparison = _StepComparison(recording, reference, seed)
         for unit in comparison.units(losses, targets, batch):
             comparison.judge_unit(unit)
         comparison.judge_parameters()
-    rows = [row for _, row in sorted(comparison.rows, key=lambda item: item[0])]
-    return [row if row.is_guilty else replace(row, unit=None) for row in rows]  # a unit keeps all its tensors alive
+    return [row for _, row in sorted(comparison.rows, key=lambda item: item[0])]
 
 
 @dataclass
@@ -135,8 +159,7 @@ class _StepComparison:
         for call in self._recording.calls:
             inner.setdefault(call.parent, []).append(call)
         yield self._make_loss_unit(losses, inner.get(None, []))
-        if self._recording.prepared is not None:
-            yield from self._make_target_units(targets, batch)
+        yield from self._make_target_units(targets, batch)
         for index, call in enumerate(self._recording.calls):
             module, calls = self._modules.get(call.path), inner.get(index, [])
             if module is not None and not (type(module) is nn.Sequential and calls):
@@ -203,8 +226,7 @@ class _StepComparison:
 
     def _make_loss_unit(self, losses: Callable[..., Any], calls: Sequence[ModuleCall]) -> LayerUnit:
         recording = self._recording
-        inputs: Any = (() if recording.prepared is None else recording.prepared, {})
-        call = ModuleCall(LOSS, 0, "", None, inputs, recording.losses, format=recording.format)
+        call = ModuleCall(LOSS, 0, "", None, (recording.prepared, {}), recording.losses, format=recording.format)
         call.began = call.ended = self._last
         if recording.losses["total"].numel() and any(nested.output_gradients for nested in calls):
             call.output_gradients = {"total": torch.ones_like(recording.losses["total"])}
@@ -321,9 +343,9 @@ def _make_row(unit: LayerUnit, name: str, deviation: Deviation) -> LayerComparis
     is_backward = name.startswith("to ")
     which: Pass = "backward" if is_backward else "loss" if unit.call.path in (LOSS, TARGETS) else "forward"
     layer, class_name, inside = _locate_layer(unit, name.removeprefix("to "))
-    return LayerComparison(
-        layer, class_name, which, _describe_tensor(unit, name), deviation, unit.call.format.name, inside, unit
-    )
+    what, path = _describe_tensor(unit, name), unit.call.path
+    paths = path, path.removeprefix("network."), unit.call.name.partition(" (call")[0]
+    return LayerComparison(layer, class_name, which, what, deviation, unit.call.format.name, inside, paths)
 
 
 def _locate_layer(unit: LayerUnit, name: str) -> tuple[str, str, str]:
@@ -365,15 +387,9 @@ _SIMPLE = (bool, int, float, str, tuple, type(None))
 
 
 def find_module(model: nn.Module, row: LayerComparison) -> nn.Module | None:
-    """Find the module of a row in a model, by its path or by its printed name; None if there is none."""
-    if row.unit is None:
-        return None
+    """Find the module of a row in a model; None if there is none."""
     modules = dict(model.named_modules())
-    path, printed_path = row.unit.call.path, row.unit.call.name.partition(" (call")[0]
-    for name in (path, path.removeprefix("network."), printed_path):
-        if name in modules:
-            return modules[name]
-    return None
+    return next((modules[path] for path in row.paths if path in modules), None)
 
 
 def differing_settings(first: nn.Module, second: nn.Module) -> list[str]:

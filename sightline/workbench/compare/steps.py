@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -146,9 +146,10 @@ def losses_over_steps(
     The variant's weights are not changed. Training ends at a gradient that is not finite; later losses are NaN.
     """
     model = copy_module(variant.model)
-    replica = model if variant.on is None else variant.on(model)
+    replica: Any = model if variant.on is None else variant.on(model)
+    network = model if variant.on is None else replica.network
     if noise is not None and noise.sums_in_order:
-        use_sequential_batch_norm(getattr(replica, "network", model))
+        use_sequential_batch_norm(network)
     replica_job = dataclasses.replace(
         job,
         task=noise.perturb_preparation(job.task) if noise is not None and noise.decides else job.task,
@@ -159,8 +160,7 @@ def losses_over_steps(
         ema=None,
         ema_decay=None,
     )
-    world = World(device=variant.device)
-    losses = []
+    losses: list[float] = []
     if noise is not None and noise.decides:
         batch = tree_map(batch, noise.move)
     with (
@@ -168,21 +168,28 @@ def losses_over_steps(
         job.losses.preserve_state(),
         Float32Draws(),
         Float64Convolutions(),
-        _perturb_outputs(getattr(replica, "network", model), noise),
+        _perturb_outputs(network, noise),
     ):
-        for step in range(num_steps):
-            replica_job.step = job.step + step
-            try:
-                means = train_step(replica_job, replica, [batch], world, _NoClock()).losses
-            except NonFiniteGradientError:
-                losses += [math.nan] * (num_steps - step)
-                break
-            losses.append(
-                sum(weight * means[name] for name, weight in replica_job.loss_weights_at(replica_job.step).items())
-            )
+        for loss in train_on_batch(replica_job, replica, batch, num_steps=num_steps):
+            losses.append(loss)
             if noise is not None:
                 noise.move_weights(model)
-    return tuple(losses)
+    return tuple(losses + [math.nan] * (num_steps - len(losses)))
+
+
+def train_on_batch(job: TrainState, replica: Any, batch: Batch, *, num_steps: int) -> Iterator[float]:
+    """Take the run's own training steps, always on one batch, and yield the weighted loss before each.
+
+    `replica` is what computes, the job's model or its replacement. Training ends at a gradient that is not finite.
+    """
+    world, first = World(device=job.device), job.step
+    for step in range(first, first + num_steps):
+        job.step = step
+        try:
+            means = train_step(job, replica, [batch], world, _NoClock()).losses
+        except NonFiniteGradientError:
+            return
+        yield sum(weight * means[name] for name, weight in job.loss_weights_at(step).items())
 
 
 class _Noise:

@@ -19,7 +19,7 @@ from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import Step, single_batch_step, weighted_sum, with_prepare
 from sightline.engine.train import TrainState
 from sightline.instrument import copy_module, preserve_buffers
-from sightline.instrument.formats import Format, get_format
+from sightline.instrument.formats import TF32, Format, get_format, is_tf32_allowed
 from sightline.instrument.random_state import preserve_random_state
 from sightline.workbench.compare.recording import OverwrittenError, Recorder, StepRecording
 
@@ -34,7 +34,6 @@ class ModelVariant:
     device: torch.device
     cudnn: Cudnn = "on"
     on: Callable[[nn.Module], Any] | None = None
-    inner: str = ""
 
     @cached_property
     def replica(self) -> Any:
@@ -45,6 +44,16 @@ class ModelVariant:
     def format(self) -> Format:
         """Number format of the weights, and of operations that autocast does not lower."""
         return get_format(self.precision.parameter_dtype)
+
+    @property
+    def coarsest_format(self) -> Format:
+        """Coarsest number format in which an operation may compute."""
+        lowered = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision.name)
+        if lowered is not None:
+            return get_format(lowered)
+        switches = (is_tf32_allowed(torch.backends.cudnn, "conv"), is_tf32_allowed(torch.backends.cuda, "matmul"))
+        may_round = self.device.type == "cuda" and self.format.name == "float32"
+        return TF32 if may_round and any(switches) else self.format
 
     @property
     def is_lowered(self) -> bool:
@@ -74,6 +83,13 @@ def deterministic_copy(model: nn.Module, *, dtype: torch.dtype, device: torch.de
     return copied
 
 
+def make_variant(model: nn.Module, precision: str, device: torch.device, *, cudnn: Cudnn = "on") -> ModelVariant:
+    """Make a variant of a network: a deterministic copy in a number format, on a device."""
+    wanted = Precision(precision)
+    copied = deterministic_copy(model, dtype=wanted.parameter_dtype, device=device)
+    return ModelVariant(f"{precision} on {device.type}", copied, wanted, device, cudnn)
+
+
 def mean_losses(job: TrainState, variant: ModelVariant, batch: Batch, *, step: Step | None = None) -> dict[str, Tensor]:
     """Compute the mean of each loss over the batch and `total`, their weighted sum, as in the training loop.
 
@@ -84,27 +100,20 @@ def mean_losses(job: TrainState, variant: ModelVariant, batch: Batch, *, step: S
     return {**means, "total": weighted_sum(means, job.loss_weights_at(job.step))}
 
 
-def record_step(
-    job: TrainState, variant: ModelVariant, batch: Batch, *, hooked: Sequence[str] | None = None
-) -> StepRecording:
+def record_step(job: TrainState, variant: ModelVariant, batch: Batch) -> StepRecording:
     """Record one training step of a variant, forward and backward, without an update.
 
-    If `hooked` is given, only calls of these modules are recorded. Global random states are preserved. If the model
-    overwrites its own tensors, the step runs again with copies.
+    Global random states are preserved. If the model overwrites its own tensors, the step runs again with copies.
     """
     try:
-        return _record(job, variant, batch, hooked, copies=False)
+        return _record(job, variant, batch, copies=False)
     except OverwrittenError:
-        return _record(job, variant, batch, hooked, copies=True)
+        return _record(job, variant, batch, copies=True)
 
 
-def _record(
-    job: TrainState, variant: ModelVariant, batch: Batch, hooked: Sequence[str] | None, *, copies: bool
-) -> StepRecording:
+def _record(job: TrainState, variant: ModelVariant, batch: Batch, *, copies: bool) -> StepRecording:
     variant.model.zero_grad(set_to_none=True)
-    recorder = Recorder(
-        variant.model, base=variant.format, watches_formats=variant.is_lowered, copies=copies, hooked=hooked
-    )
+    recorder = Recorder(variant.model, base=variant.format, watches_formats=variant.is_lowered, copies=copies)
     with preserve_buffers(variant.model), backend_settings(variant, job):
         step = variant_step(job, variant, batch)
         prepared = tree_map(prepared_values(step), lambda _, tensor: tensor.detach().clone())
@@ -117,7 +126,7 @@ def _record(
     gradients = {name: p.grad for name, p in variant.model.named_parameters() if p.grad is not None}
     variant.model.zero_grad(set_to_none=True)
     values = {name: value.detach() for name, value in losses.items()}
-    return StepRecording(recorder.calls, values, gradients, recorder.outside, prepared=prepared)
+    return StepRecording(recorder.calls, values, gradients, recorder.outside, prepared)
 
 
 @contextlib.contextmanager
@@ -157,5 +166,5 @@ def prepared_values(step: Step) -> tuple[dict[str, Tensor], list[Any]]:
 def variant_step(job: TrainState, variant: ModelVariant, batch: Batch) -> Step:
     """Prepare a batch as a step of the variant, in training mode."""
     variant.model.train()
-    apply_freezing(variant.model.get_submodule(variant.inner), job.frozen, job.epoch)
+    apply_freezing(variant.model, job.frozen, job.epoch)
     return single_batch_step(job.task, variant.replica, batch, variant.device, variant.precision)

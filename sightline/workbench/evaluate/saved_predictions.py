@@ -1,9 +1,4 @@
-"""Saved predictions of an evaluation: label files of samples, and a manifest.
-
-Scoring of label files of any model against the labels of a data set; no run and no model is needed.
-
-Cross-validation folds: runs that each test one part of a data set, pooled to cover the whole set.
-"""
+"""Saved predictions of an evaluation, as label files with a manifest, and their scores by the labels of a data set."""
 
 from __future__ import annotations
 
@@ -51,8 +46,7 @@ class LabelWriter:
     Samples with a label per point have a file each, int16 (N,) in the order of the points that were scored: those of
     the whole cloud if evaluation thins it and predicts all its points. For LiDAR scans a `.label` file contains the
     same as ids of the set, at the path of SemanticKITTI's evaluator, or next to it. Samples with one label have it in
-    the manifest. An earlier manifest of the folder is removed at the first batch; files that only it names, when the
-    new one is written; other files stay.
+    the manifest. An earlier manifest of the folder is removed at the first batch.
     """
 
     writes = "probabilities"
@@ -71,7 +65,6 @@ class LabelWriter:
         self._label_files = dict(zip(indices, label_files(names), strict=True))
         self._entries: list[dict[str, Any]] = []
         self._directory = world.run_directory(path)
-        self._former = world.rank_zero_only(_list_manifest_files)(path) or set()
         self._directory.remove(MANIFEST)
 
     def __call__(self, batch: Batch, predictions: Mapping[str, Any]) -> None:
@@ -105,8 +98,6 @@ class LabelWriter:
                 entry["iou"] = float(ious[entry["index"]])
         document = {**about, "class_names": list(self._facts.get("class_names", ())), "samples": entries}
         self._directory.write_json(MANIFEST, document)
-        for file in self._former - {entry.get(kind) for entry in entries for kind in ("file", "label_file")}:
-            self._directory.remove(file)
 
     @contextmanager
     def _writing(self, file: str) -> Iterator[Path]:
@@ -140,19 +131,6 @@ def file_stems(names: Sequence[str]) -> list[str]:
             taken.add(stem.lower())
         result.append(stem)
     return result
-
-
-def _list_manifest_files(folder: Path) -> set[str]:
-    """List the files that the manifest of a folder names, without those outside the folder."""
-    if not (folder / MANIFEST).is_file():
-        return set()
-    try:
-        samples = load_document(folder / MANIFEST)["samples"]
-        files = {entry[kind] for entry in samples for kind in ("file", "label_file") if kind in entry}
-    except (UserError, KeyError, TypeError):
-        return set()
-    file_pattern = re.compile(r"(sequences/\d+/predictions/\d+\.label|[^/\\]+\.(npy|label))")
-    return {file for file in files if isinstance(file, str) and file_pattern.fullmatch(file)}
 
 
 def _sample_ious(evaluation: Evaluation) -> Tensor | None:
@@ -266,11 +244,10 @@ def _find_label_files(path: Path, names: Sequence[str]) -> list[Path]:
     """Find the file of each scan, named as by `evaluate` or `predict`, in sub-folders or not."""
     bare = without_endings(names)
     times = Counter(PurePosixPath(name).name for name in bare)
-    earlier = file_stems(names)  # which had the endings of the scans' files
     files = []
-    for name, first, old in zip(bare, label_files(names), earlier, strict=True):
+    for name, first in zip(bare, label_files(names), strict=True):
         last = PurePosixPath(name).name
-        others = [f"{name}.label", *([f"{last}.label"] if times[last] == 1 else []), f"{old}.label"]
+        others = [f"{name}.label", *([f"{last}.label"] if times[last] == 1 else [])]
         candidates = [path / name for name in (first, *others)]
         files.append(next((path for path in candidates if path.is_file()), candidates[0]))
     return files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,15 +10,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sightline.contract.pytree import ReadTrackingDict
 from sightline.contract.types import Batch
-from sightline.engine.step import divide_by_count, single_batch_step, weighted_sum
+from sightline.engine.build import TrainingSetup
+from sightline.engine.device import Precision
+from sightline.engine.optimizers import apply_freezing
+from sightline.engine.step import compute_batch_losses
 from sightline.engine.train import TrainState
+from sightline.instrument import record
+from sightline.workbench.check.core.dry_run import isolated_copy
 from sightline.workbench.check.core.sample_statistics import class_axis
-from sightline.workbench.check.oracles.results import FixedOutputs
-from sightline.workbench.fit.attempt import FitSetup, forward_once, prepare_model
+from sightline.workbench.check.run_subject import RunLoss
+from sightline.workbench.fit.samples import move_batch
 
 _STEPS = 150
 _NOISE = 0.1
@@ -34,15 +40,12 @@ class LossBounds:
     """Losses of a batch in float64: of the first outputs, of the best constants, and of the best outputs.
 
     A constant has one number for each class or channel, at all places of all samples. `floor` is None if the loss falls
-    without bound. `read` are the outputs that losses read, `counts` their divisors.
+    without bound.
     """
 
     start: float
     constant: float
     floor: float | None
-    counts: Mapping[str, float]
-    outputs: Mapping[str, Tensor]
-    read: tuple[str, ...]
 
     @property
     def is_question(self) -> bool:
@@ -65,49 +68,61 @@ class LossBounds:
         """Return True for a loss as far above the floor as that of the best constants, to a fifth."""
         return self.floor is not None and abs(loss - self.constant) < 0.2 * (self.constant - self.floor)
 
+    def describe(self) -> str:
+        """Describe the losses in one line."""
+        floor = "no lower bound is known" if self.floor is None else f"the best outputs {self.floor:.4g}"
+        return f"initial loss {self.start:.4g}; the best constants reach {self.constant:.4g}, {floor}"
 
-class RunLoss:
-    """Weighted mean losses of a run, at their final weights, as one function of outputs and batch."""
-
-    def __init__(self, job: TrainState) -> None:
-        self._job, self._weights = job, job.loss_weights_at(job.num_steps)
-
-    def __call__(self, outputs: Mapping[str, Any], batch: Batch) -> Tensor:
-        """Compute the loss that training minimises."""
-        model = FixedOutputs(outputs)
-        step = single_batch_step(self._job.task, model, batch, self._job.device)
-        sums = step.loss_sums(model)
-        return weighted_sum(
-            {n: divide_by_count(sums[n], step.counts[n]).double() for n in self._weights}, self._weights
-        )
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain values for JSON."""
+        losses = dataclasses.asdict(self)
+        return {name: value if value is not None and math.isfinite(value) else None for name, value in losses.items()}
 
 
-def measure_bounds(setup: FitSetup) -> LossBounds:
+def copy_without_dropout(job: TrainState) -> nn.Module:
+    """Copy a job's model without dropout, and without collectives of processes."""
+    model = isolated_copy(job.model)
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    return model
+
+
+def measure_bounds(built: TrainingSetup, batch: Batch) -> LossBounds:
     """Measure the losses of a run on a batch, with outputs as free float64 variables in place of the model's."""
-    job, batch = setup.built.job, setup.batch_in("float64")
+    job = dataclasses.replace(built.job, step=built.job.num_steps, precision=Precision("float64"))
+    loss = RunLoss(dataclasses.replace(built, job=job))
     with torch.no_grad():
-        outputs = forward_once(setup, prepare_model(setup))
+        outputs = _run_model(built.job, batch)
+    batch = move_batch(batch, job, job.precision)
     free = {
         name: value.detach().double().contiguous()
         for name, value in outputs.items()
         if isinstance(value, Tensor) and value.is_floating_point()
     }
     tracked = ReadTrackingDict({**outputs, **free})
-    loss = RunLoss(job)
     start = float(loss(tracked, batch).detach())
-    read = tuple(sorted(tracked.read & free.keys()))
-    counts = single_batch_step(job.task, FixedOutputs({**outputs, **free}), batch, job.device).counts
-    own = {name: free[name] for name in read}
-    total = partial(_evaluate, loss, {**outputs, **free}, batch)
-    bounds = partial(LossBounds, start, counts={n: float(c) for n, c in counts.items()}, outputs=own, read=read)
+    read = {name: free[name] for name in sorted(tracked.read & free.keys())}
+    bounds = partial(LossBounds, start)
     if not read or not math.isfinite(start):
         return bounds(start, None)
-    floor = _minimise(total, own)
-    if floor is None and all(float(value.min()) >= 0 for value in own.values()):  # distances do not fall below 0
-        floor = _minimise(lambda given: total({n: v.abs() for n, v in given.items()}), own)
-    means = {name: _average(name, value, batch) for name, value in own.items()}
-    constant = _minimise(lambda given: total({n: v.expand(own[n].shape) for n, v in given.items()}), means)
+    total = partial(_evaluate, loss, {**outputs, **free}, batch)
+    floor = _minimise(total, read)
+    if floor is None and all(float(value.min()) >= 0 for value in read.values()):  # distances do not fall below 0
+        floor = _minimise(lambda given: total({n: v.abs() for n, v in given.items()}), read)
+    means = {name: _average(name, value, batch) for name, value in read.items()}
+    constant = _minimise(lambda given: total({n: v.expand(read[n].shape) for n, v in given.items()}), means)
     return bounds(start if constant is None else constant, floor if floor is None else min(floor, start))
+
+
+def _run_model(job: TrainState, batch: Batch) -> Mapping[str, Any]:
+    """Run a copy of the model on the batch, in training mode, and return its outputs."""
+    model = copy_without_dropout(job).train()
+    apply_freezing(model, job.frozen, 0)
+    with record({"": model}, keep=("outputs",), each=None) as tape:
+        compute_batch_losses(job.task, model, move_batch(batch, job, job.precision), job.device, job.precision)
+    outputs: Mapping[str, Any] = tape.outputs[-1]
+    return outputs
 
 
 def _evaluate(loss: RunLoss, fixed: Mapping[str, Any], batch: Batch, outputs: Mapping[str, Tensor]) -> Tensor:

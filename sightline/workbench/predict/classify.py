@@ -1,11 +1,7 @@
-"""Predictor of the task `classify`: one class per file, with probability and margin.
-
-Base of the predictors of tasks on clouds: cloud and mesh files as samples of a run's data set.
-"""
+"""Predictor of the task `classify`: one class per cloud, with probability and margin."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +12,9 @@ from sightline.contract.errors import ConfigError
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.files.cloud_files import CLOUD_SUFFIXES
 from sightline.store.files.scan_reading import SCAN_SUFFIXES, NoReturn
-from sightline.workbench.predict.cloud_samples import FileSample, is_far, read_sample
+from sightline.workbench.predict.cloud_samples import FileSample, read_sample
 from sightline.workbench.predict.predictor import Inference, Predictor, ReadFile, Refusal, refuse_non_finite
 from sightline.workbench.predict.scan_samples import Rings, read_scan_sample, scan_inputs
-
-logger = logging.getLogger(__name__)
 
 Prediction = TypeVar("Prediction")
 
@@ -52,7 +46,6 @@ class CloudPredictor(Predictor[Prediction]):
             self.noun, self.suffixes = "scan", SCAN_SUFFIXES
             self.fields = scan_inputs(self.info, run.config)
         self._file_fields = self.fields
-        self._far: dict[Path, tuple[int, int, float]] = {}
         self.columns_of_files = columns
         self.to_sphere = to_sphere
         # A run whose own transforms normalise predicts the same at every scale.
@@ -61,7 +54,14 @@ class CloudPredictor(Predictor[Prediction]):
     def read(self, path: Path) -> ReadFile:
         """Read the sample of a file, with the extra fields; `source` is its `FileSample`."""
         if self.info.scans is not None:
-            sample = self._read_scan(path)
+            sample = read_scan_sample(
+                path,
+                self.info,
+                self._file_fields,
+                columns=self.columns_of_files,
+                no_return=self.no_return,
+                rings=self.rings,
+            )
         else:
             sample = read_sample(
                 path,
@@ -71,40 +71,7 @@ class CloudPredictor(Predictor[Prediction]):
                 any_scale=self.any_scale,
                 draws_meshes=self.draws_meshes,
             )
-        is_placed = self.info.scans is not None or (self.info.clouds is not None and self.info.clouds.scene is not None)
-        if is_placed and (far_mask := is_far(sample.fields["points"], self.info.fields["points"])).any():
-            reach = float(abs(sample.fields["points"]).max())
-            self._far[path] = (int(far_mask.sum()), len(far_mask), reach)
         return ReadFile(path, {**sample.fields, **self.make_extra_fields(path, sample)}, sample)
-
-    def close(self) -> None:
-        """Warn of the scans and scenes with points far beyond those that the run was trained on."""
-        if not self._far:
-            return
-        path, (count, num_points, reach) = max(self._far.items(), key=lambda entry: entry[1][0] / entry[1][1])
-        promise = self.info.fields["points"]
-        logger.warning(
-            "%d %ss have points beyond %.4g %s, twice what the run was trained on; predicted like all others. The most "
-            "has %s: %d of %d points (%.2g %%), up to %.4g %s",
-            *(len(self._far), self.noun, max(abs(promise.low or 0), abs(promise.high or 0)), promise.unit),
-            *(path, count, num_points, 100 * count / num_points, reach, promise.unit),
-        )
-        self._far = {}
-
-    def forget(self, path: Path) -> None:
-        """Drop the note of a file's far points."""
-        self._far.pop(path, None)
-
-    def _read_scan(self, path: Path) -> FileSample:
-        """Read the sample of a LiDAR scan."""
-        return read_scan_sample(
-            path,
-            self.info,
-            self._file_fields,
-            columns=self.columns_of_files,
-            no_return=self.no_return,
-            rings=self.rings,
-        )
 
     def make_extra_fields(self, path: Path, sample: FileSample) -> dict[str, Any]:
         """Make the fields that are not read from the file. Raises DataError for a file that lacks their source."""

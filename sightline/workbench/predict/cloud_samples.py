@@ -33,8 +33,6 @@ _SLACK = 2**-10
 _TO_SPHERE = "moved to its mean, scaled to radius 1"
 _MAX_COORDINATE = 1e150
 """Largest absolute coordinate whose distances are still finite."""
-_UNITS = {"km": 1e6, "m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3}
-_UNIT_NAMES = {"km": "kilometres", "m": "metres", "cm": "centimetres", "mm": "millimetres", "um": "micrometres"}
 _MIN_RADIUS = 0.5
 """Minimum radius of a random part of a cloud of radius 1; a smaller cloud has another scale."""
 
@@ -149,14 +147,6 @@ def _used_columns(info: DataInfo) -> set[str]:
     return used | set(form.preparation["channels"] if form.preparation is not None and "channels" in used else ())
 
 
-def _feature_arguments(info: DataInfo, form: CloudInputSpec, preparation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `prepare_cloud` about features: those that the run reads."""
-    return {
-        "with_normals": "normals" in info.features and not form.estimates_normals,
-        "channels": tuple(preparation["channels"]) if "channels" in info.features else (),
-    }
-
-
 def _make_scene_sample(
     cloud: PointCloud, info: DataInfo, scene: Mapping[str, Any], where: str, *, any_scale: bool
 ) -> FileSample:
@@ -202,12 +192,14 @@ def _make_prepared_sample(
     any_scale: bool,
 ) -> FileSample:
     """Make the sample of a set of the user's own, with the function that prepared the set."""
-    arguments = _feature_arguments(info, form, preparation)
+    with_normals = "normals" in info.features and not form.estimates_normals
+    channels = tuple(preparation["channels"]) if "channels" in info.features else ()
     is_mesh = preparation["faces"] == "sample" and cloud.faces is not None and len(cloud.faces) > 0
     if not is_mesh:
-        features = [*(["normals"] if arguments["with_normals"] else []), *arguments["channels"]]
-        _assert_features({"normals": cloud.normals, **cloud.channels}, features, cloud, where)
-    stored = prepare_cloud(cloud, **{**preparation, **arguments}, where=where)
+        names = [*(["normals"] if with_normals else []), *channels]
+        _assert_features({"normals": cloud.normals, **cloud.channels}, names, cloud, where)
+    options = {**preparation, "with_normals": with_normals, "channels": channels}
+    stored = prepare_cloud(cloud, **options, where=where)
     steps = [] if is_mesh else _describe_repetition(cloud, stored["points"], form, where)
     if form.radii is not None and not any_scale:
         _assert_of_size(cloud_radius(stored["points"]), form.radii, info.fields["points"].unit, where)
@@ -225,16 +217,11 @@ def _describe_repetition(cloud: PointCloud, stored: np.ndarray, form: CloudInput
         num_distinct = len(np.unique(cloud.points, axis=0))  # a random selection from a dense cloud may repeat a point
         if num_distinct < form.fewest_points:
             raise DataError(
-                f"{where}: holds {_format_num_points(num_distinct)} that differ, every cloud of the run's set at least "
+                f"{where}: holds {num_distinct} points that differ, every cloud of the run's set at least "
                 f"{form.fewest_points}; give a denser cloud"
             )
     wanted = form.num_points or len(stored)
-    return [f"{_format_num_points(len(cloud.points))}, repeated to {wanted}"] if len(cloud.points) < wanted else []
-
-
-def _format_num_points(count: int) -> str:
-    """Format a number of points."""
-    return f"{count} point{'' if count == 1 else 's'}"
+    return [f"{len(cloud.points)} points, repeated to {wanted}"] if len(cloud.points) < wanted else []
 
 
 def _assert_of_size(radius: float, radii: tuple[float, float], unit: str, where: str) -> None:
@@ -242,26 +229,14 @@ def _assert_of_size(radius: float, radii: tuple[float, float], unit: str, where:
     low, high = radii
     if low / 2 <= radius <= 2 * high:
         return
-    ratio = radius / np.sqrt(low * high) if low > 0 else radius / high
     comparison = "all its points coincide"
     if radius > 0:
-        comparison = (
-            f"about {max(ratio, 1 / ratio):.4g} times {'larger' if ratio > 1 else 'smaller'}"
-            f"{_suggest_unit(unit, ratio)}"
-        )
+        ratio = radius / np.sqrt(low * high) if low > 0 else radius / high
+        comparison = f"about {max(ratio, 1 / ratio):.4g} times {'larger' if ratio > 1 else 'smaller'}"
     raise DataError(
         f"{where}: its points reach {radius:.4g} {unit} from their mean, those of the run's set {low:.4g} to "
         f"{high:.4g} {unit}; {comparison}; bring the file to {unit or 'that unit'}"
     )
-
-
-def _suggest_unit(unit: str, ratio: float) -> str:
-    """Suggest, as a question, the unit in which the file would have the set's size; empty if none does."""
-    if unit not in _UNITS:
-        return ""
-    factors = {name: _UNITS[unit] / size for name, size in _UNITS.items() if name != unit}
-    candidates = [name for name, factor in factors.items() if 0.5 < ratio / factor < 2]
-    return f": {_UNIT_NAMES[candidates[0]]} for {_UNIT_NAMES[unit]}?" if candidates else ""
 
 
 def _extract_features(
@@ -284,7 +259,7 @@ def _extract_features(
             offered["place"] = normalised_position(cloud.points.astype(np.float32))
     features = [name for name in info.features if name != "normals" or not form.estimates_normals]
     _assert_features(offered, features, cloud, where)
-    rows = {feature: _as_rows(np.asarray(offered[feature])) for feature in features}
+    rows = {name: np.asarray(offered[name]).reshape(len(cloud.points), -1) for name in features}
     return {"points": cloud.points, **rows}, steps, is_sampled
 
 
@@ -311,11 +286,6 @@ def _assert_features(
             f"{where}: has no {', '.join(missing)}, which the run was trained with; it has {available}; add the "
             "columns, or name them with --columns where the file has no names"
         )
-
-
-def _as_rows(values: np.ndarray) -> np.ndarray:
-    """Return values as (N, C)."""
-    return values if values.ndim > 1 else values[:, None]
 
 
 def _normalise_points(

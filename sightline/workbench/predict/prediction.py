@@ -1,13 +1,4 @@
-"""Predictions for the user's own files.
-
-They are read by the predictor of the run's task, batched by size, and transformed as for evaluation.
-
-Collection of the files to predict, from the given files and folders.
-
-Inference with a trained run on samples from files: evaluation transforms, model and task.
-
-Batching of files that are read one by one: files of equal shape wait for one another.
-"""
+"""Predictions for the user's own files: collected, read, batched by size, transformed as for evaluation, predicted."""
 
 from __future__ import annotations
 
@@ -249,14 +240,13 @@ def predict_files(
     """
     predictor = build_predictor(run, world=world, **options)
     files, refused = collect_files(paths, suffixes=predictor.suffixes)
-    prediction_by_path: dict[Path, Any] = {}
-    for path, prediction in predict_each(run, files, predictor=predictor, world=world, batch_size=batch_size):
-        prediction_by_path[path] = prediction if isinstance(prediction, Refusal) else predictor.compact(prediction)
-    ordered = [prediction_by_path[path] for path in files]
-    refused += [prediction for prediction in ordered if isinstance(prediction, Refusal)]
-    return Predictions(
-        tuple(prediction for prediction in ordered if not isinstance(prediction, Refusal)), tuple(refused)
-    )
+    found = {
+        path: outcome if isinstance(outcome, Refusal) else predictor.compact(outcome)
+        for path, outcome in predict_each(run, files, predictor=predictor, world=world, batch_size=batch_size)
+    }
+    ordered = [found[path] for path in files]
+    refused += [outcome for outcome in ordered if isinstance(outcome, Refusal)]
+    return Predictions(tuple(outcome for outcome in ordered if not isinstance(outcome, Refusal)), tuple(refused))
 
 
 def predict_each(
@@ -276,44 +266,21 @@ def predict_each(
     files.
     """
     predictor = predictor or build_predictor(run, world=world)
-    stages = InferenceStages(predictor, world or World())
     size = 1 if predictor.is_sequential else batch_size or run.config.evaluate.batch_size
-    batcher = SizeBatcher(size, kind_of=predictor.batch_key, size_of=predictor.sample_size)
     try:
         predictor.start(files)
-        for path in files:
-            try:
-                file = predictor.read(path)
-            except DataError as error:
-                yield path, Refusal(path, str(error))
-                continue
-            except UserError:
-                raise  # an error of an option, not of the file
-            except READER_ERRORS as error:
-                reason = (
-                    f"{path}: cannot be read ({type(error).__name__}: {error}); the file is damaged or in another "
-                    "format"
-                )
-                yield path, Refusal(path, escape_to_one_line(reason))
-                continue
-            for group in batcher.add(file):
-                yield from stages.predict(group)
-                group.clear()  # else its files would stay in memory with those of the next group
-            del file
-        for group in batcher.flush():
-            yield from stages.predict(group)
-            group.clear()
+        yield from FilePredictor(predictor, world or World(), batch_size=size)(files)
     finally:
         predictor.close()
         run.model.cpu()  # a loaded run keeps its model on the CPU
 
 
-class InferenceStages:
-    """Stages of inference for files that have been read."""
+class FilePredictor:
+    """Path of files to predictions: read, batched by kind and size, transformed, passed through model and task."""
 
-    def __init__(self, predictor: Predictor[Any], world: World) -> None:
-        self._predictor = predictor
-        self._world = world
+    def __init__(self, predictor: Predictor[Any], world: World, *, batch_size: int) -> None:
+        self.num_batches = 0
+        self._predictor, self._world, self._batch_size = predictor, world, batch_size
         self._is_warm = not predictor.is_timed
         self._pipeline = InferencePipeline(
             predictor.run,
@@ -326,7 +293,35 @@ class InferenceStages:
             task=predictor.make_task(),
         )
 
-    def predict(self, files: Sequence[ReadFile]) -> list[tuple[Path, Any | Refusal]]:
+    def __call__(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Any | Refusal]]:
+        """Yield each file with its prediction or its refusal, as they come."""
+        batcher = SizeBatcher(self._batch_size, kind_of=self._predictor.batch_key, size_of=self._predictor.sample_size)
+        for path in paths:
+            file = self._read(path)
+            if isinstance(file, Refusal):
+                yield path, file
+                continue
+            for group in batcher.add(file):
+                yield from self._predict(group)
+                group.clear()  # else its files would stay in memory with those of the next group
+            del file
+        for group in batcher.flush():
+            yield from self._predict(group)
+            group.clear()
+
+    def _read(self, path: Path) -> ReadFile | Refusal:
+        try:
+            return self._predictor.read(path)
+        except DataError as error:
+            return Refusal(path, str(error))
+        except UserError:
+            raise  # an error of an option, not of the file
+        except READER_ERRORS as error:
+            kind = type(error).__name__
+            reason = f"{path}: cannot be read ({kind}: {error}); the file is damaged or in another format"
+            return Refusal(path, escape_to_one_line(reason))
+
+    def _predict(self, files: Sequence[ReadFile]) -> list[tuple[Path, Any | Refusal]]:
         """Predict each file; if the model refuses several at once, each is predicted alone."""
         try:
             if not self._is_warm:  # the first pass loads and compiles
@@ -335,9 +330,10 @@ class InferenceStages:
             inference = self._infer(files)
         except (UserError, ValueError, MemoryError) as error:
             if len(files) > 1:
-                return [prediction for file in files for prediction in self.predict([file])]
+                return [prediction for file in files for prediction in self._predict([file])]
             path, reason = files[0].path, " ".join(str(error).split())
             return [(path, Refusal(path, f"{path}: the model cannot process this {self._predictor.noun}: {reason}"))]
+        self.num_batches += 1
         return list(zip([file.path for file in files], self._predictor.predict(files, inference), strict=True))
 
     def _infer(self, files: Sequence[ReadFile]) -> Inference:

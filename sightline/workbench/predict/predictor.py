@@ -1,9 +1,4 @@
-"""Base class of predictors: one per task, from files to samples and from predictions to rows, JSON and files.
-
-Timer of consecutive stages, in milliseconds.
-
-Names of the files with predictions, the errors of writing them, and the document and the CSV of a whole command.
-"""
+"""Base class of predictors: one per task, from files to samples and from predictions to rows, JSON and files."""
 
 from __future__ import annotations
 
@@ -13,7 +8,7 @@ import io
 import os
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,29 +97,18 @@ def report_write_errors(path: Path) -> Iterator[None]:
 def _make_unique_names(files: Sequence[Path]) -> Mapping[Path, str]:
     """Choose a unique name for each file; two spellings of one path share a name."""
     paths = {file: Path(os.path.normpath(file.absolute())) for file in files}
-    paths_by_stem: dict[Path, set[Path]] = defaultdict(set)
-    for path in paths.values():
-        paths_by_stem[path.parent / path.stem].add(path)
-    base_names = {
-        path: path.name if len(paths_by_stem[path.parent / path.stem]) > 1 else path.stem for path in paths.values()
-    }
-    num_folders = dict.fromkeys(paths.values(), 0)
+    different = set(paths.values())
+    stems = Counter(path.parent / path.stem for path in different)
+    wanted = {path: path if stems[path.parent / path.stem] > 1 else path.parent / path.stem for path in different}
+    num_parts = dict.fromkeys(different, 1)
     while True:
-        names = {path: "/".join([*_last_folders(path, count), base_names[path]]) for path, count in num_folders.items()}
-        paths_by_name: dict[str, list[Path]] = defaultdict(list)
-        for path, name in names.items():
-            paths_by_name[name].append(path)
-        clashes = [path for colliding in paths_by_name.values() if len(colliding) > 1 for path in colliding]
+        names = {path: "/".join(wanted[path].parts[1:][-count:]) for path, count in num_parts.items()}
+        times = Counter(names.values())
+        clashes = [path for path, name in names.items() if times[name] > 1]
         if not clashes:
             return {file: names[path] for file, path in paths.items()}
         for path in clashes:
-            num_folders[path] += 1
-
-
-def _last_folders(path: Path, count: int) -> tuple[str, ...]:
-    """Return the last `count` folders of a path, without its root."""
-    folders = path.parent.parts[1:]
-    return folders[max(0, len(folders) - count) :]
+            num_parts[path] += 1
 
 
 PredictionT = TypeVar("PredictionT")
@@ -229,11 +213,6 @@ class Predictor(Generic[PredictionT]):
         """Fields of a sample from a file: batch key -> Field, with dtype and collation."""
 
     @classmethod
-    def flags(cls) -> frozenset[str]:
-        """Return the options that have a flag in `FLAGS`."""
-        return frozenset(FLAGS.keys() & signature_parameters(cls).keys())
-
-    @classmethod
     def options(cls, run: TrainedRun, line: CommandLine) -> dict[str, Any]:
         """Parse the constructor's options from the command line. Raises ConfigError for arguments that do not fit."""
         arguments = read_key_values(
@@ -288,9 +267,6 @@ class Predictor(Generic[PredictionT]):
         """Return the document with what `write` would put into files."""
         return self.document(prediction)
 
-    def forget(self, path: Path) -> None:
-        """Drop what is kept of a file, once its prediction has been used; for programs that never end."""
-
     def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
         """Return the cells of `columns`."""
         return [document[name] for name in self.columns]
@@ -335,12 +311,13 @@ FLAGS = {
 
 def parse_options(predictor: type[Predictor[Any]], run: TrainedRun, line: CommandLine) -> dict[str, Any]:
     """Parse the constructor's options from the command line. Raises UserError for a flag that is not an option."""
+    taken = [name for name in FLAGS if name in signature_parameters(predictor)]
     for flag in line.flags:
-        if flag not in predictor.flags():
-            flags = ", ".join(FLAGS[name] for name in FLAGS if name in predictor.flags())
+        if flag not in taken:
+            takes = f"; it takes {', '.join(FLAGS[name] for name in taken)}" if taken else ""
             raise UserError(
-                f"{FLAGS[flag]}: predict has no such option for the task '{run.config.task.name}'"
-                f"{f'; it takes {flags}' if flags else ''}; leave it out ({run.path})"
+                f"{FLAGS[flag]}: predict has no such option for the task '{run.config.task.name}'{takes}; leave it out "
+                f"({run.path})"
             )
     return predictor.options(run, line)
 

@@ -1,9 +1,4 @@
-"""Predictor of the task `segment`: a class for every point; points that the model did not see take the nearest.
-
-Files of a point prediction: labels, coloured cloud and probabilities.
-
-Prediction of the task `segment`: the class of every point of a file.
-"""
+"""Predictor of the task `segment`: a class for every point; points that the model did not see take the nearest."""
 
 from __future__ import annotations
 
@@ -12,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +18,6 @@ from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.schema import suggest
 from sightline.contract.types import Field
 from sightline.draw.pictures import label_colors
-from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
 from sightline.ops.neighbours import nearest_neighbours
 from sightline.parts.metrics.labels import predict_labels
@@ -37,8 +31,6 @@ from sightline.workbench.predict.predictor import (
     Inference,
     ReadFile,
     Refusal,
-    StageTimer,
-    median_times,
     refuse_non_finite,
     report_write_errors,
 )
@@ -61,19 +53,12 @@ class SegmentPrediction:
     class_names: tuple[str, ...]
     category: str | None
     treatment: str
-    table_rows: np.ndarray
-    """Row of `table` for each point (N,)."""
-    table: np.ndarray | None = None
-    """Model probabilities (K, C) float32 of every class, K at most N; None unless requested."""
+    probabilities: np.ndarray | None = None
+    """Probabilities (N, C) of every class and point, in the requested type; None unless requested."""
 
     @property
     def num_points(self) -> int:
         return len(self.labels)
-
-    @property
-    def probabilities(self) -> np.ndarray | None:
-        """Probabilities (N, C) float32 of every class and point, a new array; None unless requested."""
-        return None if self.table is None else self.table[self.table_rows]
 
     @cached_property
     def mean_probability(self) -> float:
@@ -96,55 +81,6 @@ class SegmentPrediction:
 
 ENDINGS = {"labels": ".labels.npy", "ply": ".ply", "probabilities": ".probabilities.npy", "label": ".label"}
 """Ending of each kind of file; `label` contains ids, in the format of SemanticKITTI."""
-_ROWS_AT_ONCE = 2**16
-
-
-def write_point_files(
-    prediction: SegmentPrediction,
-    paths: Mapping[str, Path],
-    *,
-    probabilities: np.dtype | None = None,
-    ids: np.ndarray | None = None,
-) -> None:
-    """Write the files of these kinds (`ENDINGS`); `probabilities` is the stored dtype, `ids` (N,) replace the labels.
-
-    Every file is complete or absent. Raises RunError for a write error, DataError for a name too long for the disk.
-    """
-    for path in paths.values():
-        with report_write_errors(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-    if "labels" in paths:
-        with report_write_errors(paths["labels"]), open_atomic(paths["labels"]) as file:
-            np.lib.format.write_array(file, prediction.labels, allow_pickle=False)
-    if "ply" in paths:
-        with report_write_errors(paths["ply"]):
-            write_ply(
-                paths["ply"],
-                points=_to_float32(prediction.points),
-                colors=label_colors(prediction.labels),
-                label=prediction.labels,
-            )
-    if "label" in paths:
-        assert ids is not None, "label files hold ids"
-        with report_write_errors(paths["label"]):
-            write_label_ids(paths["label"], ids)
-    if "probabilities" in paths:
-        assert probabilities is not None, "probabilities are stored in a type"
-        with report_write_errors(paths["probabilities"]), open_atomic(paths["probabilities"]) as file:
-            _write_probabilities(file, prediction, probabilities)
-
-
-def _write_probabilities(file: BinaryIO, prediction: SegmentPrediction, dtype: np.dtype) -> None:
-    """Write an array (N, C), a bounded number of rows at a time."""
-    assert prediction.table is not None, "probabilities were not asked for"
-    header = {
-        "descr": np.lib.format.dtype_to_descr(dtype),
-        "fortran_order": False,
-        "shape": (prediction.num_points, prediction.table.shape[1]),
-    }
-    np.lib.format.write_array_header_1_0(file, header)
-    for start in range(0, prediction.num_points, _ROWS_AT_ONCE):
-        file.write(prediction.table[prediction.table_rows[start : start + _ROWS_AT_ONCE]].astype(dtype).tobytes())
 
 
 def _to_float32(points: np.ndarray) -> np.ndarray:
@@ -165,12 +101,12 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
     """Predictor of a `SegmentPrediction` per cloud, from the point `probabilities` and the `cloud_offsets`.
 
     A sample gets the numbers of its points as labels, which reveal what a transform drops and reorders. `category` is
-    the category of all files; without it, that of a file is the name of its folder. `with_probabilities` keeps every
-    class's probabilities; `probabilities` is the dtype in which `write` stores them. `files` are the kinds of files
-    that `write` makes for each cloud, by default all; for scans also `.label` files, in the ids of the set. `lift`
-    replaces that of the run's task. For scans, `no_return=nan` treats points that are NaN at x, y and z as missing
-    returns, and `rings=order` computes the ring of each point from the order of the file. Raises ConfigError for a name
-    that the run's set does not have. Source: made here.
+    the category of all files; without it, that of a file is the name of its folder. `probabilities` is the type in
+    which every class's probabilities are kept. `files` are the kinds of files that `write` makes for each cloud, by
+    default all; for scans also `.label` files, in the ids of the set. `lift` replaces that of the run's task. For
+    scans, `no_return=nan` treats points that are NaN at x, y and z as missing returns, and `rings=order` computes the
+    ring of each point from the order of the file. Raises ConfigError for a name that the run's set does not have.
+    Source: made here.
     """
 
     reads = frozenset({"probabilities", "cloud_offsets"})
@@ -184,7 +120,6 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         columns: Sequence[str] | None = None,
         to_sphere: bool = False,
         category: str | None = None,
-        with_probabilities: bool = False,
         probabilities: Literal["float16", "float32"] | None = None,
         files: tuple[Literal["labels", "ply", "label"], ...] | None = None,
         lift: Literal["nearest", "knn"] | None = None,
@@ -196,9 +131,7 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
             run = replace(run, config=replace(run.config, task=task))
         super().__init__(run, columns=columns, to_sphere=to_sphere)
         info, cloud_spec = self.info, self.info.clouds
-        self.is_timed = info.scans is not None
         self._ids = None if info.scans is None else np.array(info.scans.ids_of_classes, dtype=np.uint32)
-        self._ms: dict[Path, dict[str, float]] = {}
         self._label_paths: Mapping[Path, Path] = {}
         self.no_return, self.rings = no_return, rings
         if info.scans is None and (no_return or rings):
@@ -216,8 +149,7 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
                 f"{run.path}: was trained on a set whose preparing chooses points; a class for every point of a file "
                 "needs a set that keeps all of them"
             )
-        self.with_probabilities = with_probabilities or probabilities is not None
-        self.stored = None if probabilities is None else np.dtype(probabilities).newbyteorder("<")
+        self._probability_dtype = None if probabilities is None else np.dtype(probabilities).newbyteorder("<")
         self.draws_meshes = cloud_spec is not None and cloud_spec.unit_sphere != "none"
         points = info.fields["points"]
         number = Field("points", "int64", "number of the point", collate=points.collate, offsets=points.offsets)
@@ -225,18 +157,17 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         self.categories = _list_categories(run.facts) if "category" in info.fields else []
         if self.categories:
             self.fields = {**self.fields, "category": info.fields["category"]}
-        self.category = None if category is None else self._find_category(category)
+        self.category = category
+        if category is not None and not self.categories:
+            raise ConfigError(
+                f"category={category}: the set that the run was trained on has no categories; leave it out"
+            )
+        if category is not None and _find_name(category, self.categories) is None:
+            hint = suggest(category, self.categories, otherwise="")
+            raise ConfigError(f"category={category}: is none of {', '.join(self.categories)}{hint}")
         classes = run.class_names or tuple(map(str, range(run.facts["num_classes"])))
         self.shares = {f"share of {name}": name for name in classes}
         self.csv_columns = ("file", "category", "num_points", "mean_probability", "treatment", *self.shares)
-
-    def read(self, path: Path) -> ReadFile:
-        """Read the sample of a file."""
-        laps = StageTimer(World())
-        file = super().read(path)
-        laps.end_stage("read")
-        self._ms[path] = laps.ms
-        return file
 
     def make_extra_fields(self, path: Path, sample: FileSample) -> dict[str, Any]:
         """Make the number of every point, and the category."""
@@ -255,21 +186,11 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
             )
         device = predictions["probabilities"].device
         category = {"category": batch["category"].to(device)} if self.categories else {}
-        laps = StageTimer(World())
         labels = predict_labels(category, predictions, self.run.facts)
-        results = [
-            self._make_prediction(
-                file, numbers[start:end].numpy(), predictions["probabilities"][start:end], cloud_labels
-            )
-            for file, cloud_labels, (start, end) in zip(files, labels, bounds, strict=True)
+        return [
+            self._make_prediction(file, numbers[a:b].numpy(), predictions["probabilities"][a:b], cloud_labels)
+            for file, cloud_labels, (a, b) in zip(files, labels, bounds, strict=True)
         ]
-        laps.end_stage("decode")
-        stage_ms = {
-            "lift" if stage == "decode" else stage: ms + laps.ms.get(stage, 0) for stage, ms in inference.ms.items()
-        }
-        for file in files:
-            self._ms[file.path] |= {stage: ms / len(files) for stage, ms in stage_ms.items()}
-        return results
 
     def document(self, prediction: SegmentPrediction) -> dict[str, Any]:
         """Return the share of each class; labels and probabilities are written by `write`."""
@@ -280,7 +201,6 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
             "mean_probability": prediction.mean_probability,
             "shares": prediction.shares,
             "treatment": prediction.treatment,
-            **({"ms": self._ms[prediction.file]} if self.is_timed else {}),
         }
 
     def full_document(self, prediction: SegmentPrediction) -> dict[str, Any]:
@@ -288,18 +208,11 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
 
         A run without categories leaves `category` out.
         """
-        table = {}
-        if self.with_probabilities and prediction.table is not None:
-            table = {"probabilities": prediction.table[prediction.table_rows].tolist()}
+        table = {} if prediction.probabilities is None else {"probabilities": prediction.probabilities.tolist()}
         document = self.document(prediction)
         if not self.categories:
             del document["category"]
         return {**document, "labels": prediction.labels.tolist(), **table}
-
-    def forget(self, path: Path) -> None:
-        """Drop the times of a file as well."""
-        super().forget(path)
-        self._ms.pop(path, None)
 
     def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
         """Return file, number of points, largest shares and mean probability."""
@@ -328,24 +241,28 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         return super().output_names(files, out)
 
     def write(self, prediction: SegmentPrediction, name: Path) -> dict[str, Path]:
-        """Write labels, coloured cloud, probabilities if a dtype is set, and the ids of scans."""
-        laps = StageTimer(World())
+        """Write labels, coloured cloud, probabilities if a type is set, and the ids of scans; each whole or not."""
         paths = {kind: name.with_name(name.name + ENDINGS[kind]) for kind in self.kinds}
         if prediction.file in self._label_paths:
             paths["label"] = self._label_paths[prediction.file]
-        ids = None if self._ids is None else self._ids[prediction.labels]
-        write_point_files(prediction, paths, probabilities=self.stored, ids=ids)
-        laps.end_stage("write")
-        self._ms[prediction.file] |= laps.ms
+        for kind, path in paths.items():
+            with report_write_errors(path.parent):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            with report_write_errors(path):
+                self._write_file(kind, prediction, path)
         return paths
 
-    def summary(self, documents: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Return the median time of each stage, and the number of scans per second."""
-        if not self.is_timed or not documents:
-            return []
-        total = sum(sum(document["ms"].values()) for document in documents)
-        rate = f"{1e3 * len(documents) / total:.2f} scans a second"
-        return [median_times(documents, list(documents[0]["ms"]), noun="scan"), rate]
+    def _write_file(self, kind: str, prediction: SegmentPrediction, path: Path) -> None:
+        if kind == "ply":
+            points, colors = _to_float32(prediction.points), label_colors(prediction.labels)
+            write_ply(path, points=points, colors=colors, label=prediction.labels)
+        elif kind == "label":
+            assert self._ids is not None, "label files hold ids"
+            write_label_ids(path, self._ids[prediction.labels])
+        else:
+            values = prediction.labels if kind == "labels" else np.asarray(prediction.probabilities)
+            with open_atomic(path) as file:
+                np.lib.format.write_array(file, values, allow_pickle=False)
 
     def _make_prediction(
         self, file: ReadFile, numbers: np.ndarray, probabilities: Tensor, labels: Tensor
@@ -353,6 +270,7 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         if not bool(probabilities.isfinite().all()):
             return refuse_non_finite(file.path)
         probability = probabilities.gather(1, labels[:, None])[:, 0]
+        dtype = self._probability_dtype
         origin = file.source.origin
         assert origin is not None, "sets whose samples have none are refused at the start"
         rows = nearest_predicted_row(origin, numbers)
@@ -368,26 +286,13 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
             class_names=self.run.class_names,
             category=self.categories[int(file.sample["category"])] if self.categories else None,
             treatment=", ".join(treatment),
-            table_rows=rows,
-            table=probabilities.float().cpu().numpy() if self.with_probabilities else None,
+            probabilities=None if dtype is None else probabilities.float().cpu().numpy().astype(dtype)[rows],
         )
-
-    def _find_category(self, name: str) -> int:
-        """Return the index of the category that `category` names. Raises ConfigError if there is none."""
-        if not self.categories:
-            raise ConfigError(f"category={name}: the set that the run was trained on has no categories; leave it out")
-        index = _find_name(name, self.categories)
-        if index is None:
-            hint = suggest(name, self.categories, otherwise="")
-            raise ConfigError(f"category={name}: is none of {', '.join(self.categories)}{hint}")
-        return index
 
     def _get_category(self, path: Path) -> int:
         """Return the category index of a file, by default from its folder's name. Raises DataError if unknown."""
-        if self.category is not None:
-            return self.category
         folder = path.absolute().parent.name
-        index = _find_name(folder, self.categories)
+        index = _find_name(self.category or folder, self.categories)
         if index is None:
             raise DataError(
                 f"{path}: is in the folder '{folder}', which names no category; give category=NAME, or use folders "

@@ -14,15 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from sightline.contract.errors import summarise_error
-from sightline.workbench.serve.address_page import describe_bodies, render_addresses
 from sightline.workbench.serve.batching import MicroBatcher
 from sightline.workbench.serve.exchange import Exchange, RequestPlace
-from sightline.workbench.serve.inputs import InputStore, RequestError, StoredInput, catch_refusal, estimate_memory
+from sightline.workbench.serve.inputs import (
+    InputStore,
+    RequestError,
+    StoredInput,
+    catch_refusal,
+    estimate_memory,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +67,6 @@ def make_app(
         docs_url=None,  # FastAPI's own pages load scripts from a public address
         redoc_url=None,
     )
-    bodies = {"requestBody": {"required": True, "content": describe_bodies(info["input"])}}
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -74,14 +78,7 @@ def make_app(
         """Return task, classes, the kinds of input and the limits."""
         return {**info, "limits": asdict(limits)}
 
-    @app.get("/docs", include_in_schema=False)
-    @app.get("/", include_in_schema=False)
-    async def show_addresses(request: Request) -> HTMLResponse:
-        """Return the page of addresses."""
-        page = render_addresses(app.openapi(), await describe(), str(request.base_url))
-        return HTMLResponse(page)
-
-    @app.post("/predict", openapi_extra=bodies)
+    @app.post("/predict")
     async def predict(request: Request) -> JSONResponse:
         """Predict one file (form field `file`), or the numbers of a JSON document."""
         place: RequestPlace = request.state.place
@@ -101,7 +98,7 @@ def make_app(
     async def refuse_address(request: Request, error: HTTPException) -> JSONResponse:
         found = f"{request.method} {request.url.path[:100]}"
         text = {404: "there is no such address", 405: "is not allowed"}.get(error.status_code, "the body is malformed")
-        return _make_error(error.status_code, f"{found}: {text}; /docs lists what there is")
+        return _make_error(error.status_code, f"{found}: {text}; /info states what there is")
 
     return LimitedApp(app, limits, folder)
 
@@ -141,35 +138,26 @@ def _make_error(status: int, message: str) -> JSONResponse:
 class LimitedApp:
     """Application around another that holds its limits, and answers its failures with one sentence.
 
-    `places` are those of requests that threads work for, and `folder` has their inputs. After `begin_stop`, `num_begun`
-    counts the requests that were open then, and `num_failed` those of them that got no answer, or one of 500 and above.
+    `places` are those of requests that threads work for, and `folder` has their inputs. While `is_stopping`, the rest
+    of a body is not waited for.
     """
 
     def __init__(self, app: Any, limits: Limits, folder: Path) -> None:
         self.folder = folder
         self.limits = limits
         self.places: set[RequestPlace] = set()
-        self.num_begun = self.num_failed = 0
-        self._app, self.num_open, self._is_stopping = app, 0, False
-
-    def begin_stop(self) -> None:
-        """Count from now on what becomes of the open requests."""
-        self._is_stopping, self.num_begun = True, self.num_open
+        self.is_stopping = False
+        self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         exchange = Exchange(scope, receive, send, max_bytes=self.limits.max_bytes)
-        self.num_open += 1
-        try:
-            error = await self._answer(scope, exchange)
-            if error is not None and not exchange.status:
-                await _make_error(*error)(scope, exchange.receive, exchange.send)
-            await exchange.finish(seconds=1 if self._is_stopping else 10)
-        finally:
-            self.num_open -= 1
-            self.num_failed += self._is_stopping and not 0 < exchange.status < 500
+        error = await self._answer(scope, exchange)
+        if error is not None and not exchange.status:
+            await _make_error(*error)(scope, exchange.receive, exchange.send)
+        await exchange.finish(seconds=1 if self.is_stopping else 10)
 
     async def _answer(self, scope: Any, exchange: Exchange) -> tuple[int, str] | None:
         """Answer a request, or return status and sentence of an error."""

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from sightline.contract.errors import escape_to_one_line, summarise_error
 from sightline.engine.distributed import World
-from sightline.workbench.predict.prediction import READER_ERRORS, InferenceStages, SizeBatcher
-from sightline.workbench.predict.predictor import Predictor, ReadFile, Refusal
+from sightline.workbench.predict.prediction import FilePredictor
+from sightline.workbench.predict.predictor import Predictor, Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +42,16 @@ class MicroBatcher:
 
     def __init__(self, predictor: Predictor[Any], world: World, *, batch_size: int, wait_ms: float) -> None:
         self._predictor = predictor
-        self._stages = InferenceStages(predictor, world)
+        self._predict = FilePredictor(predictor, world, batch_size=batch_size)
         self._batch_size, self._wait_s = batch_size, wait_ms / 1e3
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="sightline-serve", daemon=True)
-        self.num_batches = 0
         self.num_predicted = 0
+
+    @property
+    def num_batches(self) -> int:
+        """Number of passes of the network."""
+        return self._predict.num_batches
 
     def start(self) -> None:
         """Start the thread."""
@@ -86,49 +90,30 @@ class MicroBatcher:
                 return
 
     def _answer(self, jobs: list[_Job]) -> None:
-        running: dict[Path, _Job] = {}
-        batcher = SizeBatcher(self._batch_size, kind_of=self._predictor.batch_key, size_of=self._predictor.sample_size)
-        for job in jobs:
-            if not job.result.set_running_or_notify_cancel():
-                continue
-            running[job.path] = job
-            try:
-                batches = [*batcher.add(self._predictor.read(job.path))]
-            except READER_ERRORS as error:  # among them DataError
-                job.result.set_result(Answer(None, _clean(str(error) or type(error).__name__, job.path)))
-            except Exception as error:  # noqa: BLE001 - one request must not end the server
-                _fail(job, error)
-            else:
-                for batch in batches:
-                    self._predict(batch, running)
-        for batch in batcher.flush():
-            self._predict(batch, running)
+        self._predict_all({job.path: job.result for job in jobs if job.result.set_running_or_notify_cancel()})
 
-    def _predict(self, batch: list[ReadFile], running: Mapping[Path, _Job]) -> None:
-        self.num_batches += 1
-        self.num_predicted += len(batch)
+    def _predict_all(self, waiting: Mapping[Path, Future[Answer]]) -> None:
+        """Set the result of each file; if one fails in an unexpected way, each is done alone."""
         try:
-            for path, outcome in self._stages.predict(batch):
+            for path, outcome in self._predict(waiting):
                 if isinstance(outcome, Refusal):
-                    running[path].result.set_result(Answer(None, _clean(outcome.reason, path)))
-                else:
-                    document = {**self._predictor.full_document(outcome)}
-                    document.pop("file", None)
-                    running[path].result.set_result(Answer(document))
+                    waiting[path].set_result(Answer(None, _clean(outcome.reason, path)))
+                    continue
+                self.num_predicted += 1
+                document = dict(self._predictor.full_document(outcome))
+                document.pop("file", None)
+                waiting[path].set_result(Answer(document))
         except Exception as error:  # noqa: BLE001 - one request must not end the server
-            for file in batch:
-                _fail(running[file.path], error)
-        finally:
-            for file in batch:
-                self._predictor.forget(file.path)
+            for path, result in waiting.items():
+                if result.done():
+                    continue
+                if len(waiting) > 1:
+                    self._predict_all({path: result})
+                    continue
+                logger.error("a request failed: %s", summarise_error(error))
+                result.set_result(Answer(None, "the input cannot be predicted; its content is unusual"))
 
 
 def _clean(reason: str, path: Path) -> str:
     """Put 'the input' in place of the server's path."""
     return escape_to_one_line(" ".join(reason.replace(str(path), "the input").split()))[:400]
-
-
-def _fail(job: _Job, error: Exception) -> None:
-    logger.error("a request failed: %s", summarise_error(error))
-    if not job.result.done():
-        job.result.set_result(Answer(None, "the input cannot be predicted; its content is unusual"))

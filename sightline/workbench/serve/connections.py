@@ -92,7 +92,7 @@ class ConnectionServer(uvicorn.Server):
         self._accepting.cancel()
         await asyncio.wait([self._accepting])
         app: Any = self.config.app
-        app.begin_stop()
+        app.is_stopping = True
         await super().shutdown(sockets)
         if self.server_state.tasks:  # they were cancelled, and say so to their clients
             await asyncio.wait(self.server_state.tasks, timeout=_SECONDS_TO_SAY)

@@ -67,7 +67,7 @@ class InputStore:
     def __init__(self, predictor: Predictor[Any]) -> None:
         self._suffixes = predictor.suffixes
         self._categories: Sequence[str] = getattr(predictor, "categories", ())
-        self.json_key = _find_json_key(predictor)
+        self.json_key = next((name for name in _KINDS if name in predictor.fields), "points")
 
     def store_upload(self, folder: Path, filename: str, content: bytes, category: str | None) -> StoredInput:
         """Store an uploaded file. Raises RequestError for an ending that the run's predictor does not read."""
@@ -118,12 +118,6 @@ class InputStore:
         if category is None or category.casefold() not in names:
             raise RequestError(422, f"category: one of {', '.join(names.values())} is needed")
         return names[category.casefold()]
-
-
-def _find_json_key(predictor: Predictor[Any]) -> str:
-    """Return the key of JSON that holds a sample's numbers: points, depth or image."""
-    fields = predictor.fields
-    return next((name for name in _KINDS if name in fields), "points")
 
 
 def _to_numbers(value: Any, key: str) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import socket
 import tempfile
@@ -70,18 +69,15 @@ def open_listener(host: str, port: int) -> socket.socket:
         raise UserError("--host: is empty; give an address of this machine, as 127.0.0.1")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (socket.gaierror, UnicodeError) as error:
+        return socket.create_server(address, family=family, backlog=2048)
+    except (OSError, UnicodeError) as error:
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            raise UserError(f"--port {port}: another program listens there; give another port") from None
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"--host {host}: is not an address ({reason}); give one of this machine, as 127.0.0.1"
+            f"--host {host} --port {port}: cannot be listened on ({reason}); give an address of this machine, as "
+            "127.0.0.1, and a free port"
         ) from None
-    try:
-        return socket.create_server(address, family=family, backlog=2048)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise UserError(f"--port {port}: another program listens there; give another port") from None
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise UserError(f"--host {host} --port {port}: cannot be listened on: {reason}; give others") from None
 
 
 def serve_forever(app: Any, listener: socket.socket) -> None:

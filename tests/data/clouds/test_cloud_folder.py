@@ -239,10 +239,7 @@ def test_fewer_points_than_any_cloud_of_the_set_are_refused(clouds: Path, tmp_pa
 @pytest.mark.parametrize(
     ("factor", "words"),
     [
-        (1e3, r"times larger: millimetres for metres\?; bring the file to m"),
-        (1e-3, r"times smaller: kilometres for metres\?"),
-        (100.0, "centimetres for metres"),
-        (7.0, "times larger; bring"),
+        (1e3, "times larger; bring the file to m"),
         (0.1, "times smaller; bring"),
     ],
 )

@@ -37,16 +37,6 @@ class Net(nn.Module):
         return {"logits": self.head(torch.relu(self.each(points)).amax(1))}
 
 
-class FrozenHead(Net):
-    """Its head is zero and asks for no gradient, so none reaches the rest either."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        self.head.requires_grad_(False)
-
-
 class Constant(Net):
     """What reaches the head is multiplied by zero."""
 
@@ -54,19 +44,12 @@ class Constant(Net):
         return {"logits": self.head(0.0 * self.each(points).amax(1))}
 
 
-class Divided(Net):
-    """Divides by zero before its head."""
+class Narrow(Net):
+    """Its head takes fewer features than there are."""
 
-    def forward(self, *, points: Tensor) -> Logits:
-        features = torch.relu(self.each(points)).amax(1)
-        return {"logits": self.head(features / (features - features))}
-
-
-class SoftmaxEnd(Net):
-    """Gives probabilities to a loss that wants logits."""
-
-    def forward(self, *, points: Tensor) -> Logits:
-        return {"logits": self.head(torch.relu(self.each(points)).amax(1)).softmax(dim=1)}
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(23, NUM_CLASSES)
 
 
 class Regressor(nn.Module):
@@ -104,31 +87,6 @@ class Entropy(Loss):
 
     def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
         return self.factor * F.cross_entropy(logits, label, ignore_index=-1, reduction="sum")
-
-
-class _Turned(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:  # type: ignore[override]
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return -gradient
-
-
-class TurnedGradient(Entropy):
-    """The right value, and a backward pass of the wrong sign."""
-
-    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
-        turned: Tensor = _Turned.apply(super().forward(logits=logits, label=label))
-        return turned
-
-
-class Detached(Entropy):
-    """Cut off from the network."""
-
-    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
-        return super().forward(logits=logits.detach(), label=label) + 0.0 * logits.sum()
 
 
 def run(folder: Path, *overrides: str, model: nn.Module | None = None) -> TrainingSetup:
