@@ -94,7 +94,7 @@ OTHER_KINDS = {
     "prediction_writers": 2,
     "scorings": 1,
     "stages": 1,
-    "tools": 5,
+    "tools": 3,
     "view_summaries": 1,
 }
 """Kinds of parts without a registry, which verbs and tools find by name."""

@@ -52,9 +52,8 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "backbones": {"networks": "cspdarknet darknet53 resnet101 resnet18 resnet34 resnet50"},
     "data": {
         "sets.coco": "coco",
-        "sets.crowdhuman": "crowdhuman",
-        "sets.labelling_tools": "cvat labelme voc",
-        "sets.people": "citypersons ecp widerperson",
+        "sets.labelling_tools": "labelme voc",
+        "sets.people": "citypersons crowdhuman ecp widerperson",
         "sets.synthetic_crowds": "synthetic_crowds",
         "sets.yolo_txt": "yolo_txt",
     },
@@ -85,7 +84,6 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "scorings": {"scoring": "BoxScoring"},
     "suppressions": {"suppressions": "adaptive greedy set soft_gaussian soft_linear"},
     "tasks": {"task": "detect"},
-    "tools": {"sets.convert": "LAYOUTS READERS convert_annotations"},
     "transforms": {"transforms": "cut_image fit_image mix_up mosaic scale_steps turn_image"},
     "view_summaries": {"assigners.report": "summarise_assigners"},
 }

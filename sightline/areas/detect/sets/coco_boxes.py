@@ -28,14 +28,11 @@ _MAX_SHIFT = 60
 class CocoBoxes:
     """Boxes of the annotations of a file in columns that grow, and faults, which wait for the names of their images."""
 
-    def __init__(self, *, has_details: bool) -> None:
+    def __init__(self) -> None:
         self.annotation_ids = array("q")
         self.categories: set[int] = set()
-        self._ids = array(
-            "q"
-        )  # of each box: the ids of its image and category, its index among annotations, is ignored
+        self._ids = array("q")  # of each box: ids of its image and category, index among annotations, is ignored
         self._numbers = array("d")  # of each box: left, top, right, bottom and area
-        self._details: list[Mapping[str, Any]] | None = [] if has_details else None
         self._masks: dict[int, tuple[int, int]] = {}  # index of a box that a mask gave → height and width of the mask
         self._faults: list[tuple[int, int, str, str]] = []  # index of an annotation, id of its image, kind, text
 
@@ -64,8 +61,6 @@ class CocoBoxes:
             self._masks[len(self._numbers) // 5] = mask_px
         self._ids.extend((image_id, category, index, is_ignored))
         self._numbers.extend((*box, area))
-        if self._details is not None:
-            self._details.append(annotation)
 
     def _name(self, index: int) -> str:
         number = self.annotation_ids[index]
@@ -77,8 +72,8 @@ class CocoBoxes:
         sizes: dict[int, tuple[int, int] | None],
         classes: CategoryIds,
         faults: AnnotationFaults,
-    ) -> dict[int, tuple[Values, Sequence[Mapping[str, Any]]]]:
-        """Return columns and objects of the boxes of every image by its id, in the order of the file; add faults.
+    ) -> dict[int, Values]:
+        """Return the columns of the boxes of every image by its id, in the order of the file; add faults.
 
         `names` and `sizes` (height, width) are those of images by id. An image without a stated size has that of its
         first mask, which is added to `sizes`.
@@ -114,12 +109,8 @@ class CocoBoxes:
             "is_ignored": ids[order, 3] != 0,
         }
         ends = np.searchsorted(image[order], np.arange(len(names) + 1)).tolist()
-        objects = None if self._details is None else [self._details[row] for row in order]
         return {
-            image_id: (
-                {name: column[start:stop] for name, column in columns.items()},
-                () if objects is None else objects[start:stop],
-            )
+            image_id: {name: column[start:stop] for name, column in columns.items()}
             for image_id, start, stop in zip(names, ends[:-1], ends[1:], strict=True)
         }
 

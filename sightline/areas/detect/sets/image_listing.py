@@ -144,6 +144,26 @@ def box_column(shape: tuple[int, ...], dtype: str) -> ColumnSpec:
     return ColumnSpec(shape, dtype, is_ragged=True, can_be_empty=True)
 
 
+BOX_COLUMNS = {
+    "boxes": box_column((4,), "float64"),
+    "label": box_column((), "int64"),
+    "area": box_column((), "float64"),
+    "is_ignored": box_column((), "bool"),
+}
+"""Stored columns of a box: left, top, right, bottom; class; area as stated in the file; is ignored."""
+
+
+def box_values(corners: Sequence[Any], labels: Sequence[int], is_ignored: Sequence[bool] | None = None) -> Values:
+    """Return the columns `BOX_COLUMNS` of boxes, left, top, right, bottom, whose files state no areas."""
+    boxes = np.array(corners, dtype=np.float64).reshape(-1, 4)
+    return {
+        "boxes": boxes,
+        "label": np.array(labels, dtype=np.int64),
+        "area": (boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
+        "is_ignored": np.zeros(len(boxes), dtype=bool) if is_ignored is None else np.array(is_ignored, dtype=bool),
+    }
+
+
 def list_images(root: Path, *, may_lack: bool = False) -> list[Path]:
     """List all images below a folder, links followed, sorted by path.
 
