@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.anchor_shapes import fit_anchor_shapes
+from sightline.areas.detect.anchor_fit import fit_anchor_shapes
 from sightline.ops import operator
 from sightline.ops.ball_query import ball_query
 from sightline.ops.heat_maps import gaussian_heatmaps, gaussian_heatmaps_reference, one_hot_heatmaps

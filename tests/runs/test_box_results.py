@@ -109,9 +109,6 @@ def test_results_of_anyone_are_scored_as_pycocotools_does(made: Path, chosen: tu
     for name, value in zip(COCO_NAMES, by_pycocotools(truth, rows, list(chosen or IDS)), strict=True):
         found = document["metrics"][name]
         assert found == pytest.approx(value, abs=1e-9) if value >= 0 else found is None, name
-        beside = document["pycocotools"][name]
-        assert beside == pytest.approx(value, abs=1e-12) if value >= 0 else beside is None, name
-    assert "pycocotools" in done.out
     others = sum(row["category_id"] not in (chosen or IDS) for row in rows)
     assert (f"not scored: {others} boxes of classes that the config does not choose" in done.err) == bool(chosen)
 

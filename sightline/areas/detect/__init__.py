@@ -46,10 +46,13 @@ from collections.abc import Mapping
 
 PARTS: Mapping[str, Mapping[str, str]] = {
     "assigners": {
-        "assigners.optimal_transport": "ota simota",
-        "assigners.static": "atss fcos free_anchor max_iou",
+        "fcos": "atss fcos",
+        "free_anchor": "free_anchor",
+        "ota": "ota",
+        "retinanet": "max_iou",
+        "yolo": "simota",
     },
-    "backbones": {"networks": "cspdarknet darknet53 resnet101 resnet18 resnet34 resnet50"},
+    "backbones": {"networks": "resnet101 resnet18 resnet34 resnet50", "yolo": "cspdarknet darknet53"},
     "data": {
         "sets.coco": "coco",
         "sets.labelling_tools": "labelme voc",
@@ -57,24 +60,21 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "sets.synthetic_crowds": "synthetic_crowds",
         "sets.yolo_txt": "yolo_txt",
     },
-    "descriptions": {"anchor_coverage": "describe_anchors"},
-    "file_views": {"photo_view": "view_photo"},
-    "heads": {"heads": "atss fcos retina retina_emd yolov3 yolox"},
+    "descriptions": {"anchor_fit": "describe_anchors"},
+    "file_views": {"predictor": "view_photo"},
+    "heads": {"fcos": "atss fcos", "retinanet": "retina retina_emd", "yolo": "yolov3 yolox"},
     "losses": {
-        "free_anchor_losses": "free_anchor_negative free_anchor_positive",
-        "losses": "box_density box_iou_bce box_overlap box_smooth_l1 centreness class_bce earth_mover objectness "
-        "quality_focal sigmoid_focal",
+        "free_anchor": "free_anchor_negative free_anchor_positive",
+        "losses": "box_iou_bce box_overlap box_smooth_l1 centreness class_bce earth_mover objectness sigmoid_focal",
     },
     "metrics": {
         "metrics.box_ap": "box_ap",
         "metrics.box_errors": "box_errors",
-        "metrics.crowds": "crowd_ap miss_rate",
+        "metrics.crowd_ap": "crowd_ap",
+        "metrics.miss_rate": "miss_rate",
     },
     "models": {"networks": "detector"},
-    "necks": {
-        "networks": "fpn pafpn",
-        "heads": "yolov3",
-    },
+    "necks": {"networks": "fpn", "yolo": "pafpn yolov3"},
     "prediction_writers": {"box_results": "DetectionWriter"},
     "predictors": {"predictor": "detect"},
     "rules": {
@@ -82,9 +82,9 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "prior-bias swapped-canvas unmatched-boxes"
     },
     "scorings": {"scoring": "BoxScoring"},
-    "suppressions": {"suppressions": "adaptive greedy set soft_gaussian soft_linear"},
+    "suppressions": {"output": "greedy set soft_gaussian soft_linear"},
     "tasks": {"task": "detect"},
     "transforms": {"transforms": "cut_image fit_image mix_up mosaic scale_steps turn_image"},
-    "view_summaries": {"assigners.report": "summarise_assigners"},
+    "view_summaries": {"pictures": "summarise_assigners"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

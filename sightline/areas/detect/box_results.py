@@ -1,15 +1,10 @@
 """COCO result files: writing the detections of an evaluation, and scoring detections of any detector.
 
-COCO metrics computed by pycocotools, if it is installed, for comparison with our own.
-
 Plausibility checks of a result file: other box formats, shifted classes, missing or duplicate rows.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.metrics.box_ap import BoxAp
 from sightline.areas.detect.sets.detections import (
     BoxImages,
     DetectionResults,
@@ -32,7 +26,7 @@ from sightline.areas.detect.sets.detections import (
 from sightline.areas.detect.sets.records import ground_truth_rows, visible_fractions
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind
 from sightline.contract.errors import ConfigError, DataError
-from sightline.contract.metric import State, make_state, sorted_rows
+from sightline.contract.metric import make_state, sorted_rows
 from sightline.contract.types import Batch, ComponentConfig
 from sightline.engine.build import DataSubset, build_metrics
 from sightline.engine.distributed import World
@@ -173,64 +167,6 @@ def _find_results_file(path: Path) -> Path:
 def _concatenate(name: str, parts: Sequence[np.ndarray], offsets: str) -> dict[str, Tensor]:
     ends = list(accumulate((len(part) for part in parts), initial=0))
     return {name: torch.from_numpy(np.concatenate(parts)), offsets: torch.tensor(ends)}
-
-
-_SIZES = ("", "_small", "_medium", "_large")
-
-
-def pycocotools_figures(metric: BoxAp, state: State, images: Tensor) -> dict[str, float] | None:
-    """Compute the metrics of `box_ap` with pycocotools; None if it is not installed.
-
-    `images` are the indices of all images. Ignored labels are passed as crowds, those without a class once per class;
-    the maximal number of detections per image is the metric's, in AP, too. NaN replaces pycocotools' -1.
-    """
-    if importlib.util.find_spec("pycocotools") is None:
-        return None
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    annotations: list[dict[str, Any]] = []
-    num_classes = len(metric.class_names)
-    for image, *box, label, area, is_ignored in state["labels"].tolist():
-        for category in range(num_classes) if label < 0 else (int(label),):
-            about = {"id": len(annotations) + 1, "image_id": int(image), "category_id": category}
-            annotations.append({**about, "bbox": _to_xywh(*box), "area": area, "iscrowd": int(is_ignored)})
-    detections = [
-        {"image_id": int(image), "category_id": int(label), "bbox": _to_xywh(*box), "score": score}
-        for image, *box, score, label in state["detections"].tolist()
-    ]
-    truth = COCO()
-    truth.dataset = {
-        "images": [{"id": int(image)} for image in images],
-        "annotations": annotations,
-        "categories": [{"id": number} for number in range(num_classes)],
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(detections) if detections else COCO(), "bbox")
-        limits = sorted({1, 10, metric.most})  # it sorts them, too, so that no place is that of a limit
-        evaluation.params.maxDets = limits
-        images_by_class = [set[int]() for _ in range(num_classes)]
-        for row in (*annotations, *detections):
-            images_by_class[row["category_id"]].add(row["image_id"])
-        parts = []
-        for category, images_of_class in enumerate(images_by_class):  # all at once, it looks at each image once a class
-            evaluation.params.catIds, evaluation.params.imgIds = [category], sorted(images_of_class)
-            evaluation.evaluate()
-            evaluation.accumulate()
-            parts.append(evaluation.eval)
-    recall, precision = (np.concatenate([part[name] for part in parts], axis=-3) for name in ("recall", "precision"))
-    most = limits.index(metric.most)
-    precision = precision[..., most]
-    figures = {"ap50": precision[0, :, :, 0], "ap75": precision[5, :, :, 0]}
-    figures |= {f"ap{size}": precision[..., area] for area, size in enumerate(_SIZES)}
-    figures |= {f"ar{size}": recall[..., area, most] for area, size in enumerate(_SIZES)}
-    figures |= {f"ar{fewer}": recall[..., 0, limits.index(fewer)] for fewer in (1, 10)}
-    return {name: float(v[v > -1].mean()) if (v > -1).any() else float("nan") for name, v in figures.items()}
-
-
-def _to_xywh(left: float, top: float, right: float, bottom: float) -> list[float]:
-    return [left, top, right - left, bottom - top]
 
 
 _MAX_LOWEST_SCORE = 0.05

@@ -1,6 +1,6 @@
 """Scoring of files of detections, and a detector's errors as tables, as JSON and as a page.
 
-The page holds a table of error kinds, labels by their kind, curves, and the worst images.
+The page holds a table of error kinds, the labels that were not found, and the worst images.
 """
 
 from __future__ import annotations
@@ -11,15 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from sightline.areas.detect.box_results import (
-    box_images,
-    pycocotools_figures,
-    results_faults,
-    score_boxes,
-    scoring_order,
-)
+from sightline.areas.detect.box_results import box_images, results_faults, score_boxes, scoring_order
 from sightline.areas.detect.metrics.box_ap import BoxAp
 from sightline.areas.detect.metrics.box_errors import KINDS, BoxErrors, DetectionErrors, classify_errors
 from sightline.areas.detect.sets.records import ground_truth_rows
@@ -27,18 +20,17 @@ from sightline.areas.detect.task import Detect
 from sightline.contract.binding import AvailableKeys, bind
 from sightline.contract.types import ComponentConfig, PrintedTable, SampleKey
 from sightline.draw.boxes import COLORS, Color, DrawnBox, draw_boxes, name_class
-from sightline.draw.charts import ChartPanel, Series
-from sightline.draw.page import PageChart, PageImage, PageTable, PageText, render_page
+from sightline.draw.page import PageImage, PageTable, PageText, render_page
 from sightline.draw.pictures import Picture
 from sightline.engine.build import DataSubset
 from sightline.engine.evaluate import BoundMetric, Evaluation, Evaluator
 from sightline.engine.run_loading import OpenRun
 from sightline.parts.metrics.box_groups import NO_LIMIT, DetectionColumn, LabelColumn
-from sightline.runs.run_records import NOTHING_FOUND
 from sightline.workbench.evaluate.scoring import ErrorReport, ScoredFiles, Scoring
 
 _MAX_IMAGES, _MAX_CONFUSIONS = 12, 20
 _CONFUSED = ("class", "taken for", "count")
+_NOT_FOUND = ("labels", "not found", "missed", "suppressed")
 _READ_KEYS = (
     *("detections", "detection_offsets", "truth", "truth_visible", "truth_offsets", "file_px", "sample_index"),
     *("candidates", "candidate_offsets"),
@@ -61,7 +53,7 @@ class BoxScoring(Scoring):
         with_errors: bool,
         category_offset: int = 0,
     ) -> ScoredFiles:
-        """Compute the metrics of a file of detections, also those of pycocotools where it is installed."""
+        """Compute the metrics of a file of detections."""
         if with_errors:
             metrics = [metric for metric in metrics if metric.name != "box_errors"]
         more = [bind_error_metric(part)] if with_errors else []
@@ -76,7 +68,6 @@ class BoxScoring(Scoring):
             if count
         ]
         images = box_images(part)
-        ap_results = [result for result in evaluation.results if isinstance(result.metric.metric, BoxAp)]
         limits = [result.metric.metric.most for result in evaluation.results if isinstance(result.metric.metric, BoxAp)]
         truths = [ground_truth_rows(images.record(index)) for index in range(len(images))]
         most = min(limits, default=NO_LIMIT)
@@ -84,12 +75,7 @@ class BoxScoring(Scoring):
             predictions.detections, truths, images.classes.names, most=most, category_offset=category_offset
         )
         notes += [f"warning: {path}: {fault}" for fault in faults]
-        document: dict[str, Any] = {}
-        for result in ap_results:
-            metric: Any = result.metric.metric
-            figures = pycocotools_figures(metric, result.state, torch.arange(evaluation.num_samples))
-            document |= {} if figures is None else {"pycocotools": figures}
-        return ScoredFiles(evaluation, others, notes, document, scoring_order(images).tolist())
+        return ScoredFiles(evaluation, others, notes, {}, scoring_order(images).tolist())
 
     def add_errors(self, evaluator: Evaluator, part: DataSubset, run: OpenRun) -> Evaluator:
         """Return the evaluator with the error metric added. Raises UserError for a task without boxes."""
@@ -118,11 +104,7 @@ class BoxScoring(Scoring):
         error_rows = PrintedTable(
             f"errors; AP50 {metrics['error_ap50']:.4f}", ("error", "count", "AP50 gained by repair"), rows
         )
-        names = ("not_found", "missed", "suppressed", "labels")
-        not_found = [
-            (name, *(row[key] for key in names)) for name, row in error_table["labels"].items() if row["labels"]
-        ]
-        label_rows = PrintedTable("labels that were not found", ("labels", *names[:-1], "of"), not_found)
+        not_found = PrintedTable("labels that were not found", _NOT_FOUND, [_not_found_row(error_table)])
         taken = [tuple(row.values()) for row in error_table["confusions"][:_MAX_CONFUSIONS]]
         confused = PrintedTable("classes taken for others", _CONFUSED, taken)
         errors = classify_errors(result.state, len(metric.class_names), metric.most)
@@ -148,7 +130,7 @@ class BoxScoring(Scoring):
             "errors.json": {**error_table, "metrics": gains, **header, "data": document["data"], "worst": worst},
             "errors.html": encode_errors(document, pictures, title="Errors of a detector", notes=notes),
         }
-        return ErrorReport([error_rows, *([confused] if confused.rows else []), label_rows], files)
+        return ErrorReport([error_rows, *([confused] if confused.rows else []), not_found], files)
 
 
 def bind_error_metric(part: DataSubset) -> BoundMetric:
@@ -224,19 +206,6 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
     kinds = [(kind, about["counts"][kind], f"{metrics[f'gain_{kind}']:.4f}") for kind in KINDS]
     confused = PageTable(_CONFUSED, [tuple(row.values()) for row in about["confusions"][:_MAX_CONFUSIONS]])
     taken = [PageText("heading", ["Classes taken for others"]), confused] if confused.rows else []
-    names = ("labels", "not_found", "missed", "suppressed")
-    bins = [(name, *("-" if row[key] is None else row[key] for key in names)) for name, row in about["labels"].items()]
-    curve = about["curve"]
-    precisions = tuple(zip(curve["recall"], curve["precision"], strict=True))
-    misses = tuple(
-        (x, 1 - y) for x, y in zip(curve["false_per_image"], curve["recall"], strict=True) if x > 0 and y < 1
-    )
-    panels = [
-        ChartPanel("precision", "recall", (Series("all classes", precisions),), "linear", "linear"),
-        ChartPanel("miss rate", "false positives an image", (Series("all classes", misses),)),
-    ]
-    drawn = [panel if panel.series[0].points else None for panel in panels]
-    curves = PageText("plain", [NOTHING_FOUND]) if metrics["error_ap50"] == 0 else PageChart([drawn], 420, 280)
     images = [PageImage(picture.pixels, picture.caption, is_photo=True) for picture in pictures]
     return render_page(
         title,
@@ -246,13 +215,16 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
             PageTable(("error", "count", "AP50 gained by repair"), kinds),
             *taken,
             PageText("heading", ["Labels that were not found"]),
-            PageTable(("labels", "all", "not found", "missed", "suppressed"), bins),
-            PageText("heading", ["Curves"]),
-            curves,
+            PageTable(_NOT_FOUND, [_not_found_row(about)]),
             PageText("heading", ["Worst images"]),
             *images,
         ],
     )
+
+
+def _not_found_row(about: Mapping[str, Any]) -> tuple[Any, ...]:
+    row = about["labels"]
+    return tuple("-" if row[key] is None else row[key] for key in ("labels", "not_found", "missed", "suppressed"))
 
 
 def _error_mask(errors: DetectionErrors, score: float) -> np.ndarray:

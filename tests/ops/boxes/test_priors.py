@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.anchor_shapes import fit_anchor_shapes, prior_coverage, prior_extent, shape_overlaps
+from sightline.areas.detect.anchor_fit import fit_anchor_shapes, prior_coverage, shape_overlaps
 from sightline.ops.box_overlaps import box_area, box_centres, box_sizes
 from sightline.ops.priors import PRESETS, AnchorShapes, PriorGrid, best_iou_of_boxes, make_anchors, make_points
 from tests.cases import run_each
@@ -227,13 +227,3 @@ def test_best_overlaps_are_those_of_the_whole_matrix() -> None:
         areas = box_area(priors.coordinates).numpy() + np.prod(box[2:] - box[:2])
         expected[row] = (shared / (areas - shared)).max()
     assert np.abs(best_iou_of_boxes(priors, boxes).numpy() - expected).max() < 1e-15
-
-
-def test_swapped_sides_do_not_span_the_input() -> None:
-    height, width = 192, 320
-    good = prior_extent(make_points(maps_of(height, width), STRIDES), height=height, width=width)
-    assert good["is_spanned"]
-    assert good["levels"][0] == {"stride": 8, "x_px": [4, 316], "y_px": [4, 188], "is_spanned": True}
-    swapped = prior_extent(make_points(maps_of(width, height), STRIDES), height=height, width=width)
-    assert not swapped["is_spanned"]
-    assert [level["is_spanned"] for level in swapped["levels"]] == [False] * 4 + [True]

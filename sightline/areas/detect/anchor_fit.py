@@ -1,4 +1,4 @@
-"""Coverage of training boxes by a detector's anchors, compared with anchor sizes fitted to these boxes."""
+"""Anchors against the boxes of a data set: how well they cover them, and anchor sizes fitted to the boxes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.anchor_shapes import fit_anchor_shapes, prior_coverage, prior_extent, shape_overlaps
 from sightline.areas.detect.task import Detect
 from sightline.contract.types import PrintedTable, SampleKey
 from sightline.engine.build import TrainingSetup
-from sightline.ops.box_overlaps import box_sizes
-from sightline.ops.priors import Priors, best_iou_of_boxes, make_anchors
+from sightline.ops.box_overlaps import box_area, box_iou, box_sizes
+from sightline.ops.priors import SIZE_BINS, Priors, best_iou_of_boxes, make_anchors
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.workbench.describe.sources import DataDescription
 
@@ -24,7 +23,7 @@ def anchor_coverage(built: TrainingSetup) -> dict[str, Any] | None:
 
     `placed` is the best IoU with anchors at their positions, `sizes` that of sizes only, with equal centres; both for
     the config's anchors and for as many `fitted` ones (None if there are fewer distinct boxes), whose `fitted_sizes`
-    are by level. `spanned`: the anchors' centres reach every side of the canvas. Source: Redmon and Farhadi 2017.
+    are by level. Source: Redmon and Farhadi 2017.
     """
     task, part = unwrap_distillation(built.job.task), built.data.train
     if not isinstance(task, Detect):
@@ -42,7 +41,6 @@ def anchor_coverage(built: TrainingSetup) -> dict[str, Any] | None:
         "num_images": len(images),
         "placed": prior_coverage(torch.cat([best_iou_of_boxes(*image) for image in images]), boxes),
         "sizes": prior_coverage(_best_iou(sizes, shapes), boxes),
-        "spanned": prior_extent(priors, height=batch["image"].shape[2], width=batch["image"].shape[3]),
         "fitted_placed": None,
         "fitted": None,
         "fitted_sizes": None,
@@ -102,6 +100,71 @@ def describe_anchors(built: TrainingSetup) -> DataDescription | None:
     if coverage["fitted_placed"] and coverage["fitted_placed"]["mean_best_iou"] > coverage["placed"]["mean_best_iou"]:
         levels = [[list(anchor) for anchor in level] for level in coverage["fitted_sizes"]]
         lines.append(f"the fitted sizes cover boxes better: task.anchors={{sizes: {levels}}}")
-    if not coverage["spanned"]["is_spanned"]:
-        lines.append("the anchors' centres do not reach all sides of the canvas; look at task.grid and the canvas")
     return DataDescription("anchors", coverage, lines)
+
+
+def shape_overlaps(sizes: Tensor, shapes: Tensor) -> Tensor:
+    """Compute the IoU (M, A) of concentric boxes with widths and heights (M, 2) and (A, 2)."""
+    return box_iou(
+        *(
+            torch.cat([-widths_heights / 2, widths_heights / 2], dim=1)
+            for widths_heights in (sizes.double(), shapes.double())
+        )
+    )
+
+
+def fit_anchor_shapes(sizes: Tensor, num_shapes: int, *, seed: int = 0, num_rounds: int = 300) -> Tensor:
+    """Fit widths and heights (K, 2) float64, sorted by area, that maximise the mean best IoU with `sizes` (M, 2).
+
+    k-means with the distance 1 - IoU; the first centres are drawn as k-means++ draws them. The mean of a group need not
+    raise its IoU, so the best round is kept. Raises ValueError for fewer different sizes than shapes, and for sizes
+    that are not positive. Source: Redmon and Farhadi 2017, section 2; Arthur and Vassilvitskii 2007.
+    """
+    sizes = sizes.double()
+    if not (sizes > 0).all() or not sizes.isfinite().all():
+        raise ValueError("sizes: found widths or heights that are not positive and finite; leave out such boxes")
+    num_different = len(sizes.unique(dim=0))
+    if not 1 <= num_shapes <= num_different:
+        raise ValueError(f"num_shapes: found {num_shapes}, the boxes have {num_different} different sizes")
+    shapes = _first_shapes(sizes, num_shapes, torch.Generator().manual_seed(seed))
+    best, best_mean, nearest = shapes, -1.0, None
+    for _ in range(num_rounds):
+        overlap, group = shape_overlaps(sizes, shapes).max(dim=1)
+        if float(overlap.mean()) > best_mean:
+            best, best_mean = shapes, float(overlap.mean())
+        if nearest is not None and torch.equal(group, nearest):
+            break
+        nearest, count = group, group.bincount(minlength=num_shapes)[:, None]
+        sums = torch.zeros_like(shapes).index_add_(0, group, sizes)
+        shapes = torch.where(count > 0, sums / count.clamp(min=1), shapes)
+    return best[best.prod(dim=1).argsort()]
+
+
+def prior_coverage(overlaps: Tensor, boxes: Tensor) -> dict[str, Any]:
+    """Summarise how well priors cover boxes (M, 4), from the best IoU (M,) of each; overall and by size of box.
+
+    Each summary has the number of boxes, the mean best IoU, and the shares with at least 0.5 and with less than 0.3;
+    None without boxes.
+    """
+    areas = box_area(boxes)
+    bins = {name: _summary(overlaps[(areas >= low) & (areas < high)]) for name, (low, high) in SIZE_BINS.items()}
+    return {**_summary(overlaps), "bins": bins}
+
+
+def _first_shapes(sizes: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    chosen = [int(torch.randint(len(sizes), (1,), generator=generator))]
+    while len(chosen) < count:
+        distance = (1 - shape_overlaps(sizes, sizes[chosen]).amax(dim=1)).clamp(min=0).square()
+        chosen.append(int(torch.multinomial(distance.cpu(), 1, generator=generator)))
+    return sizes[chosen]
+
+
+def _summary(overlaps: Tensor) -> dict[str, Any]:
+    if not len(overlaps):
+        return {"num_boxes": 0, "mean_best_iou": None, "share_half": None, "share_below_0.3": None}
+    return {
+        "num_boxes": len(overlaps),
+        "mean_best_iou": float(overlaps.double().mean()),
+        "share_half": float((overlaps >= 0.5).double().mean()),
+        "share_below_0.3": float((overlaps < 0.3).double().mean()),
+    }
