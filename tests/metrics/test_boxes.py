@@ -294,10 +294,6 @@ def test_confused_classes_are_counted() -> None:
     rows = [(0, 1, 0.9), (1, 1, 0.8), (2, 2, 0.7), (3, 0, 0.9), (3, 1, 0.4)]
     found = [[image, 0, 0, 20, 20, score, label] for image, label, score in rows]
     about = ERRORS.tables(error_state(np.array(labels, dtype=float), np.array(found)))["box_errors"]
-    assert about["confusions"] == [
-        {"label": "car", "prediction": "rider", "count": 2},
-        {"label": "rider", "prediction": "person", "count": 1},
-    ]
     assert about["counts"]["classification"] == 3
 
 

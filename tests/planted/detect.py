@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.areas.detect import heads
 from sightline.areas.detect import output as detection_output
+from sightline.areas.detect import retinanet
 from sightline.areas.detect import task as detect
 from sightline.areas.detect.assigner import BACKGROUND, IGNORED, Assigner, Assignment
 from sightline.areas.detect.losses import SigmoidFocal, sigmoid_focal
@@ -233,7 +233,7 @@ def _flatten(maps: list[Tensor], numbers: int, order: tuple[int, ...] = (0, 3, 4
 
 
 def _order_priors(flatten: Callable[[list[Tensor], int], Tensor]) -> Plant:
-    return wrap(heads, "flatten_to_priors", lambda own, maps, numbers: flatten(maps, numbers))
+    return wrap(retinanet, "flatten_to_priors", lambda own, maps, numbers: flatten(maps, numbers))
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------

@@ -1,14 +1,9 @@
-"""COCO result files: writing the detections of an evaluation, and scoring detections of any detector.
-
-Plausibility checks of a result file: other box formats, shifted classes, missing or duplicate rows.
-"""
+"""COCO result files: those of an evaluation are written, those of any detector are judged for plausibility."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +13,16 @@ from torch import Tensor
 
 from sightline.areas.detect.sets.detections import (
     BoxImages,
-    DetectionResults,
     Detections,
     duplicate_image_ids,
-    read_results,
 )
-from sightline.areas.detect.sets.records import ground_truth_rows, visible_fractions
-from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind
-from sightline.contract.errors import ConfigError, DataError
-from sightline.contract.metric import make_state, sorted_rows
-from sightline.contract.types import Batch, ComponentConfig
-from sightline.engine.build import DataSubset, build_metrics
+from sightline.contract.errors import DataError
+from sightline.contract.metric import sorted_rows
+from sightline.contract.types import Batch
+from sightline.engine.build import DataSubset
 from sightline.engine.distributed import World
-from sightline.engine.evaluate import BoundMetric, Evaluation, MetricResult, make_evaluation
+from sightline.engine.evaluate import Evaluation
 from sightline.parts.metrics.box_groups import iou_or_ioa
-from sightline.store.prepared.prepared_set import summarise_folder
 from sightline.workbench.evaluate.saved_predictions import MANIFEST
 
 RESULTS = "detections.json"
@@ -92,81 +82,6 @@ def box_images(part: DataSubset) -> BoxImages:
             "samples have no image ids of their own"
         )
     return part.dataset
-
-
-def score_boxes(
-    part: DataSubset,
-    components: Sequence[ComponentConfig],
-    path: Path,
-    *,
-    more: Sequence[BoundMetric] = (),
-    category_offset: int = 0,
-) -> tuple[Evaluation, list[str], DetectionResults]:
-    """Compute metrics for a file of detections; also return names of metrics that need more, and the read results.
-
-    `path` is a file, or a folder with one; `more` are further metrics; category ids are `category_offset` too high.
-    Images are not decoded. Raises ConfigError if no metric can be computed, DataError for a file that does not fit.
-    """
-    started = time.perf_counter()
-    images = box_images(part)
-    results = read_results(_find_results_file(path), images, category_offset=category_offset)
-    order = scoring_order(images)
-    records = [images.record(int(index)) for index in order]
-    detections_by_image = [results.detections[index] for index in order]
-    detections = [
-        np.column_stack([detection.boxes, detection.scores, detection.label]) for detection in detections_by_image
-    ]
-    batch = {
-        "sample_index": torch.arange(len(images)),
-        "file_px": torch.tensor(
-            [(detection.image.height, detection.image.width) for detection in detections_by_image]
-        ).reshape(-1, 2),
-        **_concatenate("truth", list(map(ground_truth_rows, records)), "truth_offsets"),
-        **_concatenate("truth_visible", list(map(visible_fractions, records)), "truth_offsets"),
-        **_concatenate("detections", detections, "detection_offsets"),
-    }
-    bound_metrics: list[BoundMetric] = []
-    others = []
-    for component, metric in zip(components, build_metrics(components, part.dataset.info.facts), strict=True):
-        try:
-            update = bind(
-                metric.update, AvailableKeys("files", batch), owner=f"metrics.{component.name}", exclude=("state",)
-            )
-        except UnknownKeyError:
-            others.append(component.name)
-            continue
-        bound_metrics.append(BoundMetric(metric, update))
-    if not bound_metrics:
-        raise ConfigError(
-            f"metrics: none of {', '.join(others)} is computed from boxes; box_ap, crowd_ap and miss_rate are"
-        )
-    metric_results = []
-    for meter in (*bound_metrics, *more):
-        state = make_state(meter.metric, num_samples=len(images))
-        meter.update.function(state, **meter.update.select(batch))
-        metric_results.append(MetricResult(meter, "", state))
-    seconds = time.perf_counter() - started
-    return make_evaluation(metric_results, num_samples=len(images), seconds=seconds), others, results
-
-
-def scoring_order(images: BoxImages) -> np.ndarray:
-    """Return the order of images (n,) for scoring: by image id, which breaks ties of scores as in pycocotools."""
-    return np.argsort([images.image(index).image_id for index in range(len(images))], kind="stable")
-
-
-def _find_results_file(path: Path) -> Path:
-    """Find the result file in a folder. Raises DataError unless there is exactly one."""
-    if not path.is_dir():
-        return path
-    files = [path / RESULTS] if (path / RESULTS).is_file() else [*path.glob("*.json"), *path.glob("*.odgt")]
-    if len(files) != 1:
-        raise DataError(f"{path}: holds {summarise_folder(path)}; give the file of results itself")
-    return files[0]
-
-
-def _concatenate(name: str, parts: Sequence[np.ndarray], offsets: str) -> dict[str, Tensor]:
-    ends = list(accumulate((len(part) for part in parts), initial=0))
-    return {name: torch.from_numpy(np.concatenate(parts)), offsets: torch.tensor(ends)}
 
 
 _MAX_LOWEST_SCORE = 0.05

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,9 +120,9 @@ class BoxErrors(BoxRows):
         return {"error_ap50": ap50, **{f"gain_{kind}": gain for kind, gain in gains.items()}}
 
     def tables(self, state: State) -> dict[str, Any]:
-        """Return `box_errors`: counts of each type, of unmatched labels, and of classes taken for others."""
+        """Return `box_errors`: counts of each type, and of unmatched labels."""
         errors = classify_errors(state, len(self.class_names), self.most)
-        groups, is_real = errors.groups, ~errors.groups.is_ignored
+        is_real = ~errors.groups.is_ignored
         not_found = {
             "labels": int(is_real.sum()),
             "not_found": int((is_real & ~errors.is_label_found).sum()),
@@ -131,15 +130,8 @@ class BoxErrors(BoxRows):
             "suppressed": None if np.isnan(errors.before).all() else int(errors.is_suppressed.sum()),
         }
         counts = {kind: int((errors.kind == kind_index).sum()) for kind_index, kind in enumerate(KINDS[:-1])}
-        confused = np.flatnonzero(errors.kind == KINDS.index("classification"))
-        labels, boxes = groups.labels[errors.label[confused]], groups.boxes[confused]
-        pairs = np.column_stack([labels[:, LabelColumn.CLASS], boxes[:, DetectionColumn.CLASS]]).astype(int).tolist()
         about = {
             "counts": {**counts, "missed": not_found["missed"]},
-            "confusions": [
-                {"label": self.class_names[label], "prediction": self.class_names[predicted], "count": count}
-                for (label, predicted), count in Counter(sorted(map(tuple, pairs))).most_common()
-            ],
             "labels": not_found,
         }
         title = f"Errors at IoU 0.5 (TIDE), at most {self.most} an image and class"

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sightline.areas.detect.sets.coco_boxes import CocoBoxes, parse_id
 from sightline.areas.detect.sets.image_listing import (
     BOX_COLUMNS,
@@ -69,10 +67,10 @@ def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | 
         names = {key: str(entry["file_name"]).replace("\\", "/") for key, entry in entries.items()}
         split = guess_split(file.relative_to(root))
         paths, lost, note = _find_images(root, file, names, split, images)
-        notes += [*document.note_repeated(), *note]
+        notes += note
         missing += lost
         sizes = {key: _stated_size(entry) for key, entry in entries.items()}
-        boxes = document.boxes.assign(names, sizes, classes, faults)
+        boxes = document.boxes.assign(names, classes, faults)
         listed += [
             ListedImage(
                 *(split, str(paths[key])[num_root:], paths[key], partial(_get_values, boxes[key])),
@@ -170,16 +168,6 @@ class _Document:
         if len(categories) < len(rows):
             raise DataError(f"{self.path}: two categories have one id; export it again")
         return categories
-
-    def note_repeated(self) -> list[str]:
-        """Return a note on repeated annotation ids, of which pycocotools keeps the last annotation."""
-        ids = np.array(self.boxes.annotation_ids, dtype=np.int64)
-        numbers, first, counts = np.unique(ids[ids >= 0], return_index=True, return_counts=True)
-        repeated = counts > 1
-        if not repeated.any():
-            return []
-        number = numbers[repeated][first[repeated].argmin()]
-        return [f"{self.path}: {(counts - 1).sum()} annotations have the id of another, first: {number}"]
 
 
 def _select(entry: Mapping[str, Any]) -> dict[str, Any]:
