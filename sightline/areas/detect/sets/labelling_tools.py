@@ -146,9 +146,7 @@ class _Reading:
             read, files = partial(_make_columns, image.boxes, classes), (image.file, *self.lists)
             listed.append(ListedImage(split, name, image.path, read, ids[Path(name)], image.size_px, files))
         notes = [f"{len(places)} {text}, first: {places[0]}" for text, places in self.noted.items()]
-        return ListedImageSet(
-            *(self.root, layout, classes, listed, BOX_COLUMNS, "boxes", self.faults, notes), form="two corners"
-        )
+        return ListedImageSet(self.root, layout, classes, listed, BOX_COLUMNS, "boxes", self.faults, notes)
 
     def _iterate_images(self, read_image: _ReadImage) -> Iterator[_ToolImage]:
         for file in self.files:

@@ -24,7 +24,7 @@ from sightline.areas.detect.sets.people_files import (
     read_ecp,
     read_widerperson,
 )
-from sightline.areas.detect.sets.records import BoxForm, box_facts
+from sightline.areas.detect.sets.records import box_facts
 from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne, NonNegativeFloat, Seed
 from sightline.contract.errors import ConfigError, DataError
@@ -37,13 +37,12 @@ from sightline.store.prepared.prepared_set import PreparedSet
 class _People(LabelledImages):
     """Base of data sets of people: boxes of the chosen kinds are people, all other kinds are ignored.
 
-    A set states its layout, the reader of its files, the usual kinds, and the coordinates of the boxes in the files.
+    A set states its layout, the reader of its files, and the usual kinds.
     """
 
     people_layout: ClassVar[PeopleLayout]
     read_files: ClassVar[staticmethod[[Path], PeopleFiles]]
     usual: ClassVar[tuple[str, ...]] = ("pedestrian",)
-    form: ClassVar[BoxForm] = "two corners"
 
     def __init__(
         self,
@@ -100,7 +99,7 @@ class _People(LabelledImages):
         ids = tuple(code if isinstance(code, int) else position for position, code in codes)
         classes = CategoryIds(tuple(layout.codes), ids)
         return ListedImageSet(
-            files.root, cls.set_name, classes, files.images, layout.columns, "full", files.faults, files.notes, cls.form
+            files.root, cls.set_name, classes, files.images, layout.columns, "full", files.faults, files.notes
         )
 
 
@@ -132,7 +131,7 @@ class CrowdHuman(_People):
 
     spec = SetSpec(name="crowdhuman")
     people_layout, read_files = CROWDHUMAN, staticmethod(read_crowdhuman)
-    usual, form = ("person",), "corner, size"
+    usual = ("person",)
 
     def _visible(self, index: int) -> np.ndarray:
         """Return the visible share (G,) float64 of each person: area of the visible over the full box, at most 1."""
@@ -187,4 +186,3 @@ class CityPersons(_People):
 
     spec = SetSpec(name="citypersons")
     people_layout, read_files = CITYPERSONS, staticmethod(read_citypersons)
-    form = "corner, size"

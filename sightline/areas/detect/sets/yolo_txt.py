@@ -93,7 +93,7 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
         faults.add("images that are missing or damaged", f"{path}, which {config_path} states")
     for text in unused:
         faults.add("text files without an image", str(text))
-    return ListedImageSet(root, "yolo_txt", classes, images, BOX_COLUMNS, "boxes", faults, notes, "middle, size")
+    return ListedImageSet(root, "yolo_txt", classes, images, BOX_COLUMNS, "boxes", faults, notes)
 
 
 def count_note(places: Sequence[object], text: str) -> list[str]:
