@@ -89,7 +89,7 @@ COMPONENTS = {
     "transforms": 39,
 }
 OTHER_KINDS = {
-    "descriptions": 2,
+    "descriptions": 1,
     "file_views": 2,
     "prediction_writers": 2,
     "scorings": 1,

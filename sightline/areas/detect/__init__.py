@@ -60,7 +60,6 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "sets.synthetic_crowds": "synthetic_crowds",
         "sets.yolo_txt": "yolo_txt",
     },
-    "descriptions": {"anchor_fit": "describe_anchors"},
     "file_views": {"predictor": "view_photo"},
     "heads": {"fcos": "atss fcos", "retinanet": "retina retina_emd", "yolo": "yolov3 yolox"},
     "losses": {
