@@ -322,7 +322,7 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"images": [{"id": 1, "file_name": "x" * 5000}]},
         "'x{200}': there is no such file in .*images=FOLDER",
     ),
-    "outside": ({"images": [dict(id=1, file_name="../in")]}, "'../in' is not below"),
+    "outside": ({"images": [dict(id=1, file_name="../in")]}, "'../in': there is no such file in"),
 }
 
 

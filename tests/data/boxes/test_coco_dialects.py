@@ -85,7 +85,7 @@ def test_images_that_fit_two_names_or_none_are_missing(tmp_path: Path) -> None:
         ("x.json", ["k/a.png"], "1 images .* first: 'k/a.png': there is no such file in .*, and 2 images .* fit it"),
         ("x.json", ["k/b.png", "l/b.png"], "2 images .* first: 'k/b.png'.* and 1 images below .* fit it; get it, or"),
         ("train.json", ["b.png"], "there is no such file in .*/in; get it, or state the images' folder by images=FOLD"),
-        ("x.json", ["../c.png"], "'../c.png' is not below"),
+        ("x.json", ["../c.png"], "'../c.png': there is no such file in"),
         ("x.json", ["k/\0.png"], "there is no such file"),
     ):
         write_coco(tmp_path / "in" / file, [(n, name, 8, 6) for n, name in enumerate(names, start=1)], [BOX])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -253,75 +252,40 @@ def _read_classes(documents: Sequence[_Document]) -> tuple[CategoryIds, list[str
 def _find_images(
     root: Path, path: Path, names: Mapping[int, str], split: str, images: str | None
 ) -> tuple[dict[int, Path], list[str], list[str]]:
-    """Find the files of images by id, in the folder `images`, or in the one of the usual folders that has the most.
+    """Find the files of images by id: where a name says beside the annotations, else the only one that ends alike.
 
-    An image that is not where its name says is the only one below there whose path ends as its name does. Also returns
-    what is missing, and a note on images that are elsewhere.
+    They are looked for in the folder `images`, else below `root` but for the folders of other splits. Also returns what
+    is missing, and a note on images that are in other folders than those that their names state.
     """
-    listing = _FolderListing()
-    folder = root / images if images is not None else _find_folder(root, path, names.values(), listing)
-    found = {key: file for key, name in names.items() if (file := listing.find(folder, name))}
-    inside = os.path.join(root, "")
-    missing = [f"'{names[key]}' is not below {root}" for key, file in found.items() if not file.startswith(inside)]
-    paths = {key: Path(file) for key, file in found.items() if file.startswith(inside)}
-    lost = [key for key in names if key not in found]
-    base = folder if images is not None else root
-    splits = {split, "all"} if split != "all" and images is None else {*_SPLITS}
-    nearby = {
+    base, splits = root, {split, "all"} if split != "all" else {*_SPLITS}
+    if images is not None:
+        base, splits = root / images, {*_SPLITS}
+    listed = {
         file.relative_to(base).as_posix(): file
-        for file in (list_images(base, may_lack=True) if lost else ())
+        for file in list_images(base, may_lack=True)
         if file.is_relative_to(root) and guess_split(file.relative_to(root)) in splits
     }
-    ends = NameEnds(nearby)
-    matches = {key: [nearby[name] for name in ends.find(names[key])] for key in lost}
-    claims = Counter([*paths.values(), *(files[0] for files in matches.values() if len(files) == 1)])
-    elsewhere = {key: files[0] for key, files in matches.items() if len(files) == 1 and claims[files[0]] == 1}
-    for key in lost:
-        if key not in elsewhere:
-            fits = f", and {len(matches[key])} images below {base} fit it" if matches[key] else ""
+    start, ends, by_path = base if images is not None else path.parent, NameEnds(listed), {*map(str, listed.values())}
+    stated = {key: os.path.normpath(start / name) for key, name in names.items()}
+    found = {key: Path(file) for key, file in stated.items() if file in by_path}
+    matches = {key: ends.find(name) for key, name in names.items() if key not in found}
+    claims = Counter([*found.values(), *(listed[fits[0]] for fits in matches.values() if len(fits) == 1)])
+    missing, moved = [], []
+    for key, fits in matches.items():
+        if len(fits) == 1 and claims[listed[fits[0]]] == 1:
+            found[key] = listed[fits[0]]
+            place, name = (unicodedata.normalize("NFC", f"/{text}") for text in (fits[0], names[key]))
+            moved += [] if place.endswith(name) else [key]
+        else:
+            several = f", and {len(fits)} images below {base} fit it" if fits else ""
             advice = "get it, or state the images' folder by images=FOLDER; --from is a folder above it"
-            missing.append(f"'{names[key][:200]}': there is no such file in {folder}{fits}; {advice}")
+            missing.append(f"'{names[key][:200]}': there is no such file in {start}{several}; {advice}")
     notes = [
-        f"{len(elsewhere)} images are not where {path} says, and are known by the end of their names, first: "
-        f"'{names[key]}' is {file.relative_to(root)}"
-        for key, file in [*elsewhere.items()][:1]
+        f"{len(moved)} images are not where {path} says, and are known by the end of their names, first: "
+        f"'{names[key]}' is {found[key].relative_to(root)}"
+        for key in moved[:1]
     ]
-    return {**paths, **elsewhere}, missing, notes
-
-
-def _find_folder(root: Path, path: Path, names: Iterable[str], listing: _FolderListing) -> Path:
-    """Return the folder with most of the images, among the usual ones next to an annotation file.
-
-    Some are called as the file, or as the end of its name: person_keypoints_train2017.json is about train2017.
-    """
-    words = path.stem.split("_")
-    ends = ["_".join(words[first:]) for first in range(len(words))]
-    folders = [path.parent, root, root / "images", *(base / end for end in ends for base in (root, root / "images"))]
-    folders += [base / name for base in (path.parent, root) for name in ("images", "data")]
-    existing = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
-    names = list(names)
-    return max(existing, key=lambda folder: sum(map(bool, map(partial(listing.find, folder), names))))
-
-
-class _FolderListing:
-    """Names of the files in folders, each of which is listed once."""
-
-    def __init__(self) -> None:
-        self._names: dict[str, frozenset[str]] = {}
-
-    def find(self, folder: Path, name: str) -> str:
-        """Return the path of an existing file whose name matches in any Unicode form (NFC, NFD), else ""."""
-        forms = (name,) if name.isascii() else (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
-        start = str(folder)
-        for form in forms:
-            path = os.path.join(start, form)
-            parent, last = os.path.split(os.path.normpath(path) if ".." in form else path)
-            if parent not in self._names:
-                with contextlib.suppress(OSError, ValueError):  # no folder, or a name that none can have
-                    self._names[parent] = frozenset(os.listdir(parent))
-            if last in self._names.get(parent, ()):
-                return os.path.join(parent, last)
-        return ""
+    return found, missing, notes
 
 
 def _stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
