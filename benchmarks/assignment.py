@@ -11,9 +11,12 @@ from torch.nn import functional
 
 from benchmarks.boxes import HEIGHT, WIDTH, draw_people
 from benchmarks.case import BenchmarkCase, Implementation, equal, implementation
-from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED, Assigner, PriorPredictions
-from sightline.areas.detect.assigners.optimal_transport import OTA, SimOTA
-from sightline.areas.detect.assigners.static import ATSS, FCOS, FreeAnchor, MaxIoU
+from sightline.areas.detect.assigner import BACKGROUND, IGNORED, Assigner, PriorPredictions
+from sightline.areas.detect.fcos import ATSS, FCOS
+from sightline.areas.detect.free_anchor import FreeAnchor
+from sightline.areas.detect.ota import OTA
+from sightline.areas.detect.retinanet import MaxIoU
+from sightline.areas.detect.yolo import SimOTA
 from sightline.ops.box_codes import encode_distances
 from sightline.ops.box_overlaps import box_area, box_centres, box_sizes, iou
 from sightline.ops.priors import AnchorShapes, Priors, make_anchors, make_points

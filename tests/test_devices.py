@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.anchor_shapes import fit_anchor_shapes
 from sightline.ops import operator
 from sightline.ops.ball_query import ball_query
 from sightline.ops.heat_maps import gaussian_heatmaps, gaussian_heatmaps_reference, one_hot_heatmaps
@@ -45,7 +44,6 @@ def weaken(boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
 CALLS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "batched_nms": (partial(batched_nms, iou_threshold=0.5), (BOXES, SCORES, LABELS)),
     "crop_depth": (crop, (DEPTH, CENTRE, CAMERA)),
-    "fit_anchor_shapes": (partial(fit_anchor_shapes, num_shapes=3), (SIZES,)),
     "gaussian_heatmaps": (partial(gaussian_heatmaps, cells=6), (JOINTS,)),
     "gaussian_heatmaps_reference": (partial(gaussian_heatmaps_reference, cells=6), (JOINTS,)),
     "occupancy": (occupy, (DEPTH, CAMERA, CENTRE)),

@@ -70,10 +70,10 @@ FORBIDDEN = (
 COMPONENTS = {
     "assigners": 6,
     "backbones": 6,
-    "data": 32,
+    "data": 31,
     "heads": 6,
     "image_encoders": 9,
-    "losses": 24,
+    "losses": 22,
     "metrics": 13,
     "models": 32,
     "necks": 3,
@@ -84,17 +84,17 @@ COMPONENTS = {
     "references": 3,
     "schedules": 5,
     "searches": 9,
-    "suppressions": 5,
+    "suppressions": 4,
     "tasks": 6,
     "transforms": 39,
 }
 OTHER_KINDS = {
-    "descriptions": 2,
+    "descriptions": 1,
     "file_views": 2,
     "prediction_writers": 2,
     "scorings": 1,
     "stages": 1,
-    "tools": 5,
+    "tools": 3,
     "view_summaries": 1,
 }
 """Kinds of parts without a registry, which verbs and tools find by name."""

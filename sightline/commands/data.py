@@ -14,11 +14,6 @@ from sightline.commands.fields import (
     option,
 )
 
-_BOXES = "citypersons, coco, ecp, kitti, odgt, widerperson, yolo_txt"
-"""Layouts of box labels, as text: the module that defines them imports NumPy. A test compares the two."""
-_READ_BOXES = "cvat, labelme, voc"
-"""Further layouts, which are read and not written."""
-
 
 class PrepareOptions(PluginCommand, name="data prepare", run="data.prepare", help_rows="data.list_options"):
     """Prepare a data set: a public one, your own files, or a plugin's.
@@ -78,24 +73,6 @@ class VerifyOptions(DocumentCommand, name="data verify", run="data.verify"):
     folder: Path = argument("DIR", "a prepared folder")
 
 
-class ConvertOptions(DocumentCommand, name="data convert", run="data.convert"):
-    """Convert box labels to another layout.
-
-    Labels that it cannot express are dropped, counted and printed. Images are linked to the folder that the layout
-    requires. conversion.json, next to the labels, lists what was dropped.
-    """
-
-    source: Path = option("--from", "DIR", "folder of the labels, with or without their images", default=MISSING)
-    layout: str = option("--layout", "NAME", f"their layout, one of {_BOXES}, {_READ_BOXES}", default=MISSING)
-    target: Path = option("--to", "DIR", "an empty or new folder", default=MISSING)
-    as_layout: str = option("--as", "NAME", f"layout to write, one of {_BOXES}", default=MISSING)
-    options: tuple[str, ...] = argument(
-        "[KEY=VALUE]...",
-        "box=visible, faulty=leave_out, images=leave; of coco annotations=[FILE], image_folder=FOLDER",
-        default=(),
-    )
-
-
 class UnpackOptions(DocumentCommand, name="data unpack", run="data.unpack"):
     """Unpack the scans of a ROS bag.
 
@@ -132,7 +109,6 @@ DATA_COMMANDS = (
     PrepareOptions,
     VerifyOptions,
     RenderOptions,
-    ConvertOptions,
     UnpackOptions,
     ConvertWeightsOptions,
 )

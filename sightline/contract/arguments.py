@@ -44,7 +44,7 @@ Backbone = Annotated[Any, Block("backbones")]
 Neck = Annotated[Any, Block("necks")]
 """A network from a backbone's maps to others: `channels` and `strides` of these, and `(maps) -> list of maps`."""
 Head = Annotated[Any, Block("heads")]
-"""A network from maps to predictions at priors, as described in `sightline/areas/detect/heads.py`."""
+"""A network from maps to predictions at priors, as described in `sightline/areas/detect/networks.py`."""
 AssignerBlock = Annotated[Any, Block("assigners")]
 """A rule that assigns boxes to priors: `(priors, boxes, is_ignored, ...) -> Assignment`."""
 SuppressionBlock = Annotated[Any, Block("suppressions")]

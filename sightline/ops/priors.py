@@ -237,12 +237,6 @@ def _square(matrix: Tensor) -> Tensor:
     return torch.cat([matrix.double(), matrix.new_tensor([[0, 0, 1]], dtype=torch.float64)])
 
 
-SIZE_BINS: Mapping[str, tuple[float, float]] = MappingProxyType(
-    {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, math.inf)}
-)
-"""Box areas in square pixels: lower bound inclusive, upper bound exclusive. Source: Lin et al. 2014 (COCO)."""
-
-
 def best_iou_of_boxes(priors: Priors, boxes: Tensor) -> Tensor:
     """Return the highest IoU (M,) of each of `boxes` (M, 4) with any anchor of `priors`."""
     boxes = promote_to_float32(boxes)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from sightline.commands.data import (
-    ConvertOptions,
     ConvertWeightsOptions,
     InfoOptions,
     PrepareOptions,
@@ -168,27 +167,6 @@ def verify(options: VerifyOptions) -> int:
     num_sound = prepared_set.verify(options.folder)
     sys.stdout.write(escape_to_one_line(f"{options.folder}: all {num_sound} files are as they were written") + "\n")
     write_document(options.json, {"root": str(options.folder.resolve()), "num_files": num_sound})
-    return 0
-
-
-def convert(options: ConvertOptions) -> int:
-    """Convert box labels to another layout, and print what was dropped."""
-    convert_annotations = load_member("tools", "convert_annotations")
-    readers, writers = load_member("tools", "READERS"), load_member("tools", "LAYOUTS")
-    for option, name, layouts in (("--layout", options.layout, readers), ("--as", options.as_layout, writers)):
-        if name not in layouts:
-            raise UserError(f"data convert: {option} {name}: no such layout{suggest(name, layouts)}")
-    excluded = ("source", "layout", "target", "as_layout")
-    arguments = read_key_values(
-        options.layout, convert_annotations, options.options, command="data convert", exclude=excluded
-    )
-    report = convert_annotations(options.source, options.layout, options.target, options.as_layout, **arguments)
-    _print_tree({key: value for key, value in report.items() if key not in ("dropped", "differences")})
-    for line in report["differences"]:
-        print_note(escape_to_one_line(f"look at this: {line}"))
-    for reason, dropped in report["dropped"].items():
-        print_note(escape_to_one_line(f"dropped: {reason}, {dropped['count']} times: {'; '.join(dropped['examples'])}"))
-    write_document(options.json, report)
     return 0
 
 

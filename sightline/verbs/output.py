@@ -151,12 +151,8 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
     if bins:
         columns = ("crowd_ap", "mr2", "recall", "count")
         show_table("by kind of label", ("labels", *columns), [(n, *(r[c] for c in columns)) for n, r in bins.items()])
-    external: Mapping[str, float] = document.get("pycocotools", {})
-    show_table(
-        f"{title}{label}, {data['num_samples']} samples{box_lines}",
-        ["metric", "value", *(["pycocotools"] if external else [])],
-        [(name, value, *([external.get(name)] if external else [])) for name, value in document["metrics"].items()],
-    )
+    heading = f"{title}{label}, {data['num_samples']} samples{box_lines}"
+    show_table(heading, ["metric", "value"], list(document["metrics"].items()))
     if interval := document.get("interval"):
         value, around = document["metrics"][interval["figure"]], f"{interval['low']:.4g} to {interval['high']:.4g}"
         samples = f"bootstrap over {interval['num_samples']} samples"

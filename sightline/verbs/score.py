@@ -81,4 +81,4 @@ def show_errors(report: ErrorReport, folder: Path) -> None:
     target = RunDirectory(folder, is_writer=True)
     for name, content in report.files.items():
         (target.write_text if isinstance(content, str) else target.write_json)(name, content)
-    print_note(f"errors: {folder / 'errors.html'}")
+    print_note(f"errors: {folder / 'errors.json'}")

@@ -13,10 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment, PriorPredictions
-from sightline.areas.detect.assigners.optimal_transport import OTA, SimOTA
-from sightline.areas.detect.assigners.report import assignment_report
-from sightline.areas.detect.assigners.static import ATSS, FCOS, FreeAnchor, MaxIoU
+from sightline.areas.detect.assigner import BACKGROUND, IGNORED, Assigner, Assignment, PriorPredictions
+from sightline.areas.detect.fcos import ATSS, FCOS
+from sightline.areas.detect.free_anchor import FreeAnchor
+from sightline.areas.detect.ota import OTA
+from sightline.areas.detect.pictures import report_assignment
+from sightline.areas.detect.retinanet import MaxIoU
+from sightline.areas.detect.yolo import SimOTA
 from sightline.contract import registry
 from sightline.contract.errors import MissingExtraError
 from sightline.instrument.memory import peak_of_run
@@ -334,20 +337,17 @@ def test_the_report_counts_by_hand() -> None:
     boxes = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 6], [16, 0, 32, 16]])
     is_ignored = flags(0, 0, 1)
     found = MaxIoU(low_quality="detectron")(priors, boxes, is_ignored)
-    assert assignment_report(found, priors, boxes, is_ignored) == {
-        "num_priors": 3,
+    assert report_assignment(found, priors, boxes, is_ignored) == {
         "num_positive": 1,
-        "num_background": 1,
-        "num_ignored": 1,
         "num_ambiguous": 1,
         "positives_per_box": [1, 0, 0],
         "positives_per_level": [1],
         "unmatched_boxes": [1],
-        "mean_iou": 1.0,
+        "box_px": pytest.approx([8.0, 48**0.5, -1.0]),
     }
     empty = FCOS()(POINTS, torch.empty(0, 4), flags())
-    report = assignment_report(empty, POINTS, torch.empty(0, 4), flags())
-    assert (report["num_positive"], report["positives_per_box"], report["mean_iou"]) == (0, [], None)
+    report = report_assignment(empty, POINTS, torch.empty(0, 4), flags())
+    assert (report["num_positive"], report["positives_per_box"]) == (0, [])
 
 
 def test_simota_by_hand() -> None:

@@ -13,11 +13,13 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import logsumexp
 from torch import Tensor
 
-from sightline.areas.detect.assigners import optimal_transport
-from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED, Assigner, PriorPredictions, candidate_pairs
-from sightline.areas.detect.assigners.optimal_transport import OTA, SimOTA, _Costs, sinkhorn
-from sightline.areas.detect.assigners.static import ATSS, FCOS, MaxIoU
+from sightline.areas.detect import ota
+from sightline.areas.detect.assigner import BACKGROUND, IGNORED, Assigner, PriorPredictions, candidate_pairs
+from sightline.areas.detect.fcos import ATSS, FCOS
 from sightline.areas.detect.losses import overlap_loss, sigmoid_bce, sigmoid_focal, smooth_l1
+from sightline.areas.detect.ota import OTA, sinkhorn
+from sightline.areas.detect.retinanet import MaxIoU
+from sightline.areas.detect.yolo import SimOTA, _Costs
 from sightline.ops.box_codes import centreness, decode_deltas, decode_distances, encode_deltas, encode_distances
 from sightline.ops.box_overlaps import OVERLAPS, box_area, box_iou, box_sizes, iou
 from sightline.ops.priors import Priors, make_points
@@ -400,7 +402,7 @@ def test_the_transport_of_ota_is_the_published_one(shared: Path, case: int, monk
         seen.append((cost, *margins, sinkhorn(cost, *margins, **more)))
         return seen[-1][-1].clone()
 
-    monkeypatch.setattr(optimal_transport, "sinkhorn", noted)
+    monkeypatch.setattr(ota, "sinkhorn", noted)
     predicted = PriorPredictions(stored["cls_logits"], decode_distances(points.coordinates, stored["box_ltrb"]))
     boxes, labels = stored["gt"], stored["classes"].long()
     OTA()(points, boxes, torch.zeros(len(boxes), dtype=torch.bool), labels, predicted)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from sightline.areas.detect.metrics.box_ap import BoxAp
 from sightline.areas.detect.metrics.box_errors import BoxErrors
-from sightline.areas.detect.metrics.crowds import CrowdAp, MissRate
+from sightline.areas.detect.metrics.crowd_ap import CrowdAp
+from sightline.areas.detect.metrics.miss_rate import MissRate
 from sightline.areas.detect.sets.records import BoxRecord, make_sample
 from sightline.areas.detect.transforms import CutImage, FitImage, ScaleSteps
 from sightline.contract import registry
@@ -86,7 +87,7 @@ _RETINA_LOSSES = {"sigmoid_focal": 1.0, "box_smooth_l1": 0.5}
 _FREE_ANCHOR = {**_RETINA, "assigner": {"name": "free_anchor", "bag_size": 5}}
 _FREE_LOSSES = {"free_anchor_positive": 0.5, "free_anchor_negative": 10.0}
 _FCOS_LOSSES = {"sigmoid_focal": 1.0, "box_overlap": 0.5, "centreness": 0.5}
-_OBJECT_LOSSES = {"objectness": 1.0, "class_bce": 0.5, "quality_focal": 0.5, "box_overlap": 2.0}
+_OBJECT_LOSSES = {"objectness": 1.0, "class_bce": 0.5, "box_overlap": 2.0}
 _STEPS = {
     "flip": FlipImage(),
     "cut": CutImage(low=0.7),

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from sightline.areas.clouds.sets.modelnet_files import ClassSubset, text_contents
-from sightline.areas.detect.sets.layout_reading import read_kitti, read_lines, read_yolo
-from sightline.areas.detect.sets.people_files import read_citypersons
+from sightline.areas.detect.sets.people_files import read_citypersons, read_crowdhuman
+from sightline.areas.detect.sets.yolo_txt import find_yolo
 from sightline.contract.errors import DataError
 from sightline.store.files.range_images import read_range_image
 from sightline.store.files.scan_files import velodyne_poses
@@ -34,19 +34,12 @@ def pixel_beyond_float(folder: Path) -> object:
     return read_range_image(folder / "range.npy", height=1, width=1)
 
 
-def kitti_number_without_end(folder: Path) -> object:
-    (folder / "training/label_2").mkdir(parents=True)
-    write_image(folder / "training/image_2/0.png", pattern(9, 9))
-    (folder / "training/label_2/0.txt").write_text(f"Car 0 inf 0 1 1 5 5 {'0 ' * 7}\n")
-    return read_kitti(folder)
-
-
 def odgt_outside(folder: Path) -> object:
     for name in ("/etc/one", "../one"):
         (folder / "annotation_train.odgt").write_text(json.dumps({"ID": name, "gtboxes": []}))
         with pytest.raises(DataError, match="leads out of the folder"):
-            read_lines(folder)
-    return read_lines(folder)
+            read_crowdhuman(folder)
+    return read_crowdhuman(folder)
 
 
 def citypersons_outside(folder: Path) -> object:
@@ -78,7 +71,6 @@ def modelnet_outside(folder: Path) -> object:
         (partial(poses, camera=f"-{IDENTITY}"), r"poses\.txt:2: mirrors space"),
         (partial(poses, camera="1 0 0 1e308 0 1 0 0 0 0 1 0"), r"poses\.txt:2: is 1e\+308 m away"),
         (pixel_beyond_float, r"range\.npy: pixel \(0, 0\) lies inf m away"),
-        (kitti_number_without_end, r"0\.txt:1: 'Car 0 inf"),
         (odgt_outside, r"annotation_train\.odgt:1: .*'\.\./one' leads out"),
         (citypersons_outside, r"anno_train\.mat: image 1: .*'\.\./\.\.' and 'a\.png' are no names"),
         (modelnet_outside, r"modelnet40_train\.txt:1: 'airplane_\.\./\.\./airplane_0001' is not the name of a shape"),
@@ -95,4 +87,4 @@ def test_a_part_of_a_name_too_long_for_the_disk_lists_nothing(tmp_path: Path) ->
     (tmp_path / "labels/train").mkdir(parents=True)
     (tmp_path / "labels/train/a.txt").write_text("0 .5 .5 .5 .5\n")
     (tmp_path / "data.yaml").write_text(f"train: {'x' * 300}\nnames: [car]\n")
-    assert len(read_yolo(tmp_path).images) == 1
+    assert len(find_yolo(tmp_path, names=None).images) == 1

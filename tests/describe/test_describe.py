@@ -13,8 +13,6 @@ from sightline.config import read_config, render_config
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo, Field, SampleKey
-from sightline.engine.build import build
-from sightline.engine.distributed import World
 from sightline.engine.run_loading import open_run
 from sightline.runs.lineage import INPUTS_FILE, inputs_document
 from sightline.store.loading.batch_reader import BatchReader
@@ -242,52 +240,6 @@ def test_range_images_and_their_ceiling_are_described(tmp_path: Path) -> None:
     assert 0.5 < found["points_shown"] < 0.6
     assert 0.5 < found["ceiling_nearest"] < 1
     assert f"{found['ceiling_nearest']:.4f} by lift: nearest" in done.out + done.err
-
-
-def test_the_coverage_of_anchors_is_described(tmp_path: Path) -> None:
-    """The means are worked out box by box; fitted sizes, given to the config, are then its own."""
-    config, json_file = ROOT / "configs/detect/synthetic_crowds_retinanet.yaml", tmp_path / "found.json"
-    narrow = ("model.backbone.width=8", "model.neck.width=32", "model.head.num_convs=1")
-    cuts = ("data.train_size=6", "data.test_size=4", "train.batch_size=2", *narrow)
-    words = (*cuts, "--depth", "1", "--device", "cpu")
-    done = run_here("describe", config, *words, "--json", json_file)
-    assert done.code == 0, done.err
-    found = json.loads(json_file.read_text())["anchors"]
-    built = build(read_config(config, cuts), World())
-    best, by_size = [], []
-    for index in built.data.train.indices:
-        batch = built.data.train.reader([SampleKey(int(index), 0, built.config.seed)])
-        priors = built.job.task.get_priors(batch["image"])  # type: ignore[attr-defined]
-        sides = (priors.coordinates[:, 2:] - priors.coordinates[:, :2]).round(decimals=3).unique(dim=0).double()
-        for box in batch["boxes"][~batch["is_ignored"]].double():
-            corners = [torch.maximum(box[:2], priors.coordinates[:, :2].double())]
-            corners.append(torch.minimum(box[2:], priors.coordinates[:, 2:].double()))
-            inside, side = (corners[1] - corners[0]).clamp(min=0).prod(dim=1), box[2:] - box[:2]
-            best.append(
-                (
-                    inside
-                    / (
-                        side.prod()
-                        + (priors.coordinates[:, 2:] - priors.coordinates[:, :2]).double().prod(dim=1)
-                        - inside
-                    )
-                ).max()
-            )
-            shared = torch.minimum(side, sides).prod(dim=1)
-            by_size.append((shared / (side.prod() + sides.prod(dim=1) - shared)).max())
-    assert found["num_images"] == len(built.data.train.indices)
-    assert found["placed"]["num_boxes"] == len(best)
-    assert found["placed"]["mean_best_iou"] == pytest.approx(float(torch.stack(best).mean()), abs=1e-5)
-    assert found["sizes"]["mean_best_iou"] == pytest.approx(float(torch.stack(by_size).mean()), abs=1e-4)
-    assert found["fitted"]["mean_best_iou"] > found["sizes"]["mean_best_iou"]
-    own = f"task.anchors={{sizes: {found['fitted_sizes']}}}"
-    assert run_here("describe", config, *words, own, "--json", json_file).code == 0
-    again = json.loads(json_file.read_text())["anchors"]
-    assert again["placed"] == found["fitted_placed"]
-    assert again["sizes"]["mean_best_iou"] == pytest.approx(found["fitted"]["mean_best_iou"], abs=5e-3)
-    refused = run_here("describe", config, *words, "task.anchors={sizes: [[[4, 5]]]}")
-    assert refused.code == 2
-    assert "for each of the 5 levels; found [1] of 1" in refused.err
 
 
 def test_a_set_of_scans_that_is_not_there_is_promised() -> None:

@@ -252,48 +252,46 @@ def folder_readers(folder: Path) -> Iterator[Reader]:
 
 
 def _annotations(folder: Path) -> Iterator[Reader]:
-    from sightline.areas.detect.sets.convert import READERS, convert_annotations
-    from sightline.areas.detect.sets.layout_reading import read_coco, read_kitti, read_lines, read_yolo
-    from sightline.areas.detect.sets.people_files import read_citypersons, read_ecp, read_widerperson
+    from sightline.areas.detect.sets.coco import Coco
+    from sightline.areas.detect.sets.people import CityPersons, CrowdHuman, EuroCityPersons, WiderPerson
+    from sightline.areas.detect.sets.yolo_txt import YoloTxt
+    from sightline.contract import registry
     from tests.data.boxes.box_writers import pattern, write_coco, write_image
+    from tests.data.boxes.test_crowdhuman import CROWD, write_set
     from tests.data.boxes.test_labelling_tools import WRITERS
     from tests.data.boxes.test_people import written
 
     source = folder / "coco"
     for name in ("one", "two"):
         write_image(source / f"images/{name}.png", pattern(24, 32))
-    runs = {"size": [24, 32], "counts": [100, 20, 648]}
     common = {"image_id": 1, "area": 30.0, "iscrowd": 0}
     boxes = [
         {**common, "category_id": 3, "bbox": [1.0, 2, 10, 12], "segmentation": [[1.0, 2, 11, 2, 11, 14]]},
-        {**common, "category_id": 3, "bbox": [1.0, 2, 10, 12], "segmentation": runs, "iscrowd": 1},
+        {**common, "category_id": 3, "bbox": [1.0, 2, 10, 12], "iscrowd": 1},
     ]
     images = [(1, "one.png", 32, 24), (2, "two.png", 32, 24)]
     write_coco(source / "annotations/instances_train.json", images, boxes)
-    readers = {"coco": read_coco, "yolo_txt": read_yolo, "kitti": read_kitti, "odgt": read_lines}
-    for layout, read in readers.items():
-        tree = source
-        if layout != "coco":
-            tree = folder / layout
-            convert_annotations(source, "coco", tree, layout)
-        for path in _texts(tree):
-            yield Reader(f"boxes {layout} {path.name}", path, lambda read=read, tree=tree: read(tree))
+    yolo = folder / "yolo_txt"
+    write_image(yolo / "images/one.png", pattern(24, 32))
+    (yolo / "labels").mkdir()
+    (yolo / "labels/one.txt").write_text("1 0.5123 0.25 0.2 0.125\n0 0.9 0.9 0.2 0.2\n")
+    (yolo / "data.yaml").write_text("train: images\nnames: [person, rider]\n")
+    trees = {"coco": (Coco, source), "yolo_txt": (YoloTxt, yolo)}
+    people = {"widerperson": WiderPerson, "citypersons": CityPersons, "ecp": EuroCityPersons}
+    trees |= {name: (builder, written(name, folder / name)) for name, builder in people.items()}
+    trees["crowdhuman"] = CrowdHuman, write_set(folder / "crowdhuman", train={"a": CROWD})
     for name, write in WRITERS.items():
-        tree = write(folder / name)
+        trees[name] = registry.data.get_entry(name).builder, write(folder / name)
+    for name, (builder, tree) in trees.items():
         for path in _texts(tree):
-            yield Reader(f"boxes {name} {path.name}", path, lambda name=name, tree=tree: READERS[name](tree))
-    others = {"widerperson": read_widerperson, "citypersons": read_citypersons, "ecp": read_ecp}
-    for name, read in others.items():
-        tree = written(name, folder / name)
-        for path in _texts(tree):
-            yield Reader(f"boxes {name} {path.name}", path, lambda read=read, tree=tree: read(tree))
+            yield Reader(f"boxes {name} {path.name}", path, lambda builder=builder, tree=tree: builder.survey(tree))
 
 
 def _texts(tree: Path) -> list[Path]:
     """One file of every suffix and folder that is no image."""
     found = {}
     for path in sorted(tree.rglob("*")):
-        if path.is_file() and path.suffix not in (".png", ".jpg") and path.name != "conversion.json":
+        if path.is_file() and path.suffix not in (".png", ".jpg"):
             found.setdefault((path.parent, path.suffix), path)
     return list(found.values())
 

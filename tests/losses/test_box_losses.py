@@ -11,14 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.losses import (
-    earth_mover,
-    overlap_loss,
-    quality_focal,
-    sigmoid_bce,
-    sigmoid_focal,
-    smooth_l1,
-)
+from sightline.areas.detect.losses import earth_mover, overlap_loss, sigmoid_bce, sigmoid_focal, smooth_l1
 from sightline.ops.box_overlaps import OVERLAPS
 from tests.cases import run_each
 from tests.golden_parity import load_golden
@@ -188,24 +181,10 @@ def test_earth_mover_of_scores_is_that_of_crowddet(shared: Path, case: int) -> N
         assert (gradient - stored[f"grad_{name}"]).abs().max() <= 1e-12, name
 
 
-@pytest.mark.parametrize(
-    ("probability", "target", "expected"),
-    [
-        (0.5, 0.5, 0.0),
-        (0.9, 1.0, 0.1**2 * -math.log(0.9)),
-        (0.25, 0.75, 0.5**2 * -(0.75 * math.log(0.25) + 0.25 * math.log(0.75))),
-        (0.1, 0.0, 0.1**2 * -math.log(0.9)),
-    ],
-)
-def test_quality_focal_is_that_worked_by_hand(probability: float, target: float, expected: float) -> None:
-    found = quality_focal(logit(probability), torch.tensor(target, dtype=torch.float64))
-    assert float(found) == pytest.approx(expected, rel=1e-12, abs=1e-15)
-
-
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
 def test_gradients_of_focal_losses_are_finite_at_the_target(gamma: float) -> None:
     logits, target = torch.tensor([200.0, -200.0, 0.0], requires_grad=True), torch.tensor([1.0, 0.0, 0.5])
-    (quality_focal(logits, target, gamma=gamma) + sigmoid_focal(logits, target > 0, gamma=gamma)).backward()
+    sigmoid_focal(logits, target > 0, gamma=gamma).backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from sightline.areas.detect.losses import (
-    BoxDensity,
     BoxIouBce,
     BoxOverlap,
     BoxSmoothL1,
@@ -20,7 +19,6 @@ from sightline.areas.detect.losses import (
     ClassBCE,
     EarthMover,
     Objectness,
-    QualityFocal,
     SigmoidFocal,
 )
 from sightline.contract.loss import Loss
@@ -47,8 +45,6 @@ def given(priors: Tensor) -> dict[str, Tensor]:
         "codes": codes,
         "centreness": 2 * drawn(2, 5) - 1,
         "objectness": 3 * drawn(2, 5) - 1,
-        "density": drawn(2, 5),
-        "matched_density": 1 - drawn(2, 5),
         "priors": priors,
         "prior_stride": torch.full((5,), 16.0, dtype=torch.float64),
         "target": TARGET,
@@ -65,7 +61,6 @@ LOSSES: dict[str, tuple[Callable[[], Loss], str, tuple[str, ...], Tensor]] = {
         ("priors", "prior_stride", "target", "matched_boxes"),
         POINTS,
     ),
-    "quality": (QualityFocal, "logits", ("codes", "priors", "target", "matched_boxes"), ANCHORS),
     "class": (ClassBCE, "logits", ("codes", "priors", "target", "matched_boxes"), ANCHORS),
     "class_iou": (lambda: ClassBCE(quality="iou"), "logits", ("codes", "priors", "target", "matched_boxes"), POINTS),
     "objectness": (Objectness, "objectness", ("target",), POINTS),
@@ -84,9 +79,8 @@ LOSSES: dict[str, tuple[Callable[[], Loss], str, tuple[str, ...], Tensor]] = {
     "centreness_of_anchors": (CentreNess, "centreness", ("priors", "target", "matched_boxes"), ANCHORS),
     "iou_of_points": (BoxIouBce, "centreness", ("codes", "priors", "target", "matched_boxes"), POINTS),
     "iou_of_anchors": (BoxIouBce, "centreness", ("codes", "priors", "target", "matched_boxes"), ANCHORS),
-    "density": (BoxDensity, "density", ("target", "matched_density"), ANCHORS),
 }
-OVER_ALL = frozenset({"focal", "quality", "objectness"})
+OVER_ALL = frozenset({"focal", "objectness"})
 """Those that background counts in."""
 each_loss = pytest.mark.parametrize("name", LOSSES)
 
@@ -202,7 +196,7 @@ def shared_part(box: list[float], other: list[float]) -> float:
 def test_losses_of_objectness_and_quality_are_those_of_slow_loops() -> None:
     """Codes of points are left, top, right and bottom; the L1 is of shifts in strides of 16 and of logarithms."""
     values = given(POINTS)
-    totals = dict.fromkeys(("quality", "class", "class_iou", "objectness", "l1_of_points"), 0.0)
+    totals = dict.fromkeys(("class", "class_iou", "objectness", "l1_of_points"), 0.0)
     for image, prior in [(image, prior) for image in range(2) for prior in range(5)]:
         target = int(TARGET[image, prior])
         if target == IGNORED:
@@ -215,7 +209,6 @@ def test_losses_of_objectness_and_quality_are_those_of_slow_loops() -> None:
         for label, logit in enumerate(values["logits"][image, prior].tolist()):
             p, wanted = 1 / (1 + math.exp(-logit)), quality * (label == target)
             entropy = -wanted * math.log(p) - (1 - wanted) * math.log(1 - p)
-            totals["quality"] += abs(wanted - p) ** 2 * entropy
             if target >= 0:
                 totals["class_iou"] += entropy
                 totals["class"] -= math.log(p if label == target else 1 - p)
@@ -333,7 +326,7 @@ def test_deltas_of_points_are_refused_by_name() -> None:
         BoxSmoothL1()(**{name: batch[name] for name in ("codes", "priors", "target", "matched_boxes")})
 
 
-def test_the_iou_branch_learns_the_overlap_and_the_density_branch_the_density() -> None:
+def test_the_iou_branch_learns_the_overlap() -> None:
     """By hand: a box that covers a half of its own has the IoU 1/2, and the cross entropy of the logit 0 is log 2."""
     priors, target = torch.tensor([[8.0, 8]]), torch.tensor([[0]])
     boxes, codes = torch.tensor([[[0.0, 0, 16, 16]]]), torch.tensor([[[8.0, 8, 8, 0]]]).requires_grad_()
@@ -343,7 +336,3 @@ def test_the_iou_branch_learns_the_overlap_and_the_density_branch_the_density() 
         )
         assert float(found) == pytest.approx(expected)
         assert not found.requires_grad, "the overlap has no gradient"
-    found = BoxDensity(beta=0.1)(
-        density=torch.tensor([[0.3, 9.0]]), target=torch.tensor([[1, -1]]), matched_density=torch.tensor([[0.8, 0.0]])
-    )
-    assert float(found) == pytest.approx(0.45)

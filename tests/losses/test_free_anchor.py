@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.anchor_bags import anchor_bags
-from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED
-from sightline.areas.detect.assigners.static import FreeAnchor
-from sightline.areas.detect.free_anchor_losses import FreeAnchorNegative, FreeAnchorPositive
-from sightline.areas.detect.losses import bag_losses
+from sightline.areas.detect.assigner import BACKGROUND, IGNORED
+from sightline.areas.detect.free_anchor import (
+    FreeAnchor,
+    FreeAnchorNegative,
+    FreeAnchorPositive,
+    anchor_bags,
+    bag_losses,
+)
 from sightline.ops.box_codes import decode_deltas, encode_deltas
 from sightline.ops.box_overlaps import iou
 from sightline.ops.priors import Priors

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.areas.detect import heads
 from sightline.areas.detect import output as detection_output
+from sightline.areas.detect import retinanet
 from sightline.areas.detect import task as detect
-from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment
-from sightline.areas.detect.heads import DenseHead, RetinaHead
+from sightline.areas.detect.assigner import BACKGROUND, IGNORED, Assigner, Assignment
 from sightline.areas.detect.losses import SigmoidFocal, sigmoid_focal
 from sightline.areas.detect.metrics.box_ap import BoxAp
-from sightline.areas.detect.metrics.crowds import CrowdAp
+from sightline.areas.detect.metrics.crowd_ap import CrowdAp
+from sightline.areas.detect.networks import DenseHead
+from sightline.areas.detect.retinanet import RetinaHead
 from sightline.areas.detect.sets import synthetic_crowds
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.areas.detect.task import Detect
@@ -232,7 +233,7 @@ def _flatten(maps: list[Tensor], numbers: int, order: tuple[int, ...] = (0, 3, 4
 
 
 def _order_priors(flatten: Callable[[list[Tensor], int], Tensor]) -> Plant:
-    return wrap(heads, "flatten_to_priors", lambda own, maps, numbers: flatten(maps, numbers))
+    return wrap(retinanet, "flatten_to_priors", lambda own, maps, numbers: flatten(maps, numbers))
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------

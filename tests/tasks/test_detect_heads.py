@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.areas.detect import output
-from sightline.areas.detect.output import DetectionFilter
-from sightline.areas.detect.suppressions import GreedyNMS
+from sightline.areas.detect.output import DetectionFilter, GreedyNMS
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import ConfigError
@@ -138,7 +137,7 @@ def test_images_are_decoded_together_as_one_by_one(
     logits = scores.double().logit()
     if is_lost:
         logits[3, 7, 1] = torch.nan
-    outputs = {"logits": logits, "codes": torch.randn(5, 15, 4, dtype=torch.float64), "density": torch.rand(5, 15)}
+    outputs = {"logits": logits, "codes": torch.randn(5, 15, 4, dtype=torch.float64)}
     decoded = DetectionFilter(All(), min_score=0.25, max_per_level=6, max_detections=10).decode(outputs, priors)
     for image, found in enumerate(decoded):
         expected = []
@@ -151,12 +150,10 @@ def test_images_are_decoded_together_as_one_by_one(
             ]
             expected += [(prior, label) for _, prior, label in sorted(entries)[:6]]
         assert found.proposal is not None
-        assert found.density is not None
         assert list(zip(found.proposal.tolist(), found.detections[:, 5].int().tolist(), strict=True)) == expected
         index = torch.tensor([prior for prior, _ in expected], dtype=torch.int64)
         boxes = decode_boxes(priors.coordinates[index], outputs["codes"][image, index])
         assert torch.equal(found.detections[:, :4], boxes)
-        assert torch.equal(found.density, outputs["density"][image, index])
     assert not len(decoded[2].detections)
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.areas.detect.assigners.base import BACKGROUND, Assigner, Assignment, PriorPredictions
-from sightline.areas.detect.heads import RetinaHead
+from sightline.areas.detect.assigner import BACKGROUND, Assigner, Assignment, PriorPredictions
+from sightline.areas.detect.retinanet import RetinaHead
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, model_output_keys
 from sightline.contract.errors import ConfigError

@@ -1,8 +1,7 @@
-"""Assigners that need predictions, in the task: what the first pass leaves alone, autocast, pictures; the density."""
+"""Assigners that need predictions, in the task: what the first pass leaves alone, autocast, pictures."""
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from sightline.contract.types import ComponentConfig
 from sightline.engine.device import Precision
 from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step, prepare_trained_step
-from sightline.ops.box_overlaps import box_iou
 from sightline.parts.tasks.distillation import DistillationTask
 from tests.tasks.test_detect import batch  # noqa: F401 - a fixture
 
@@ -29,17 +27,16 @@ LOSSES = {"fcos": ("sigmoid_focal", "box_overlap", "box_iou_bce"), "retina": ("s
 def detector(head: str, assigner: str, **task: Any) -> tuple[Detect, nn.Module]:
     """A small one, with batch norm."""
     torch.manual_seed(0)
-    options = {"num_anchors": 3, "density": True} if head == "retina" else {}
+    options = {"num_anchors": 3} if head == "retina" else {}
     blocks = {
         "backbone": {"name": "resnet18", "width": 4},
         "neck": {"name": "fpn", "width": 8},
         "head": {"name": head, "num_convs": 1, **options},
     }
     model = registry.models.build(ComponentConfig("detector", blocks), facts={"in_channels": 3, "num_classes": 1})
-    losses = (*LOSSES[head], "box_density") if head == "retina" else LOSSES[head]
     facts = {
         "model": model,
-        "losses": {name: registry.losses.build(ComponentConfig(name), facts={}) for name in losses},
+        "losses": {name: registry.losses.build(ComponentConfig(name), facts={}) for name in LOSSES[head]},
         "batch_keys": AvailableKeys("data", frozenset({"image", "boxes", "label", "is_ignored", "box_offsets"})),
         "output_keys": AvailableKeys("model", model.output_keys),
     }
@@ -151,45 +148,7 @@ def test_targets_of_predictions_are_drawn(batch: dict[str, Any]) -> None:  # noq
     assert model.training
 
 
-# --- density ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_density_of_a_box_is_its_highest_overlap_with_another(batch: dict[str, Any]) -> None:  # noqa: F811
-    task, model = detector("retina", "max_iou", suppression={"name": "adaptive"})
-    context = task.context(model, batch)
-    for image, (first, last) in enumerate(pairwise(batch["box_offsets"].tolist())):
-        kept = ~batch["is_ignored"][first:last]
-        boxes = batch["boxes"][first:last][kept]
-        others = box_iou(boxes, boxes) - torch.eye(len(boxes))
-        positive = context["target"][image] >= 0
-        for box, found in zip(
-            context["matched_boxes"][image][positive], context["matched_density"][image][positive], strict=True
-        ):
-            own = (boxes == box).all(dim=1).nonzero().flatten()
-            assert float(found) == pytest.approx(float(others[own].max()))
-        assert (context["matched_density"][image][~positive] == 0).all()
-
-
-def test_the_predicted_density_reaches_the_suppression(batch: dict[str, Any]) -> None:  # noqa: F811
-    """Of the same outputs, a density of 1 keeps everything, one of 0 as much as greedy suppression."""
-    task, model = detector("retina", "max_iou", suppression={"name": "adaptive"}, score=0.0, most=100_000)
-    greedy, _ = detector("retina", "max_iou", score=0.0, most=100_000)
-    with torch.no_grad():
-        outputs = task.outputs(model.eval(), batch)
-    assert outputs["density"].shape == outputs["logits"].shape[:2]
-
-    def count(task: Detect, density: float) -> int:
-        given = {**outputs, "density": torch.full_like(outputs["density"], density)}
-        return len(task.postprocess(given, batch)["detections"])
-
-    assert count(task, 1.0) > count(task, 0.0) == count(greedy, 1.0)
-
-
 def test_a_suppression_that_reads_what_no_head_predicts_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"Adaptive needs the output density; FCOSHead offers centreness, codes, .*; set model\.head"
-    ):
-        detector("fcos", "fcos", suppression={"name": "adaptive"})
     with pytest.raises(
         ConfigError, match=r"SetSuppression needs the output proposal; RetinaHead offers codes, .*; take"
     ):

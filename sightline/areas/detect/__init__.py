@@ -1,4 +1,8 @@
-"""Detection in images: data sets with boxes, networks, assigners, losses, metrics, and the pages of their errors.
+"""Detection in images: data sets with boxes, networks, assigners, losses, metrics, and tables of their errors.
+
+A paper is its own file, with its head and its assignment of boxes: `retinanet.py`, `fcos.py` (with ATSS), `yolo.py`
+(YOLOv3 and YOLOX with SimOTA: the backbones and necks, too), `ota.py`, `free_anchor.py`; then `losses.py`, and
+`output.py`, which decodes. ResNets and the feature pyramid of RetinaNet and FCOS are in `networks.py`.
 
 The way from a config to detections, for a reader of this folder (B images, P priors, K classes). Names of other rooms
 come with their guarantee, so that their files need not be opened.
@@ -24,7 +28,7 @@ come with their guarantee, so that their files need not be opened.
    updates once: no division of the batch changes the step, but for batch norms.
 4. Priors and targets. `make_points` lays one point on the middle of each cell, `make_anchors` boxes around it, for
    every level, finest first (`ops.priors`); `Priors.level_slices` are the rows of each level. The
-   assigner (`assigners/`) gives each prior the index of its box, -1 for background, -2 to be ignored.
+   assigner gives each prior the index of its box, -1 for background, -2 to be ignored (`assigner.py`: its base).
 5. Network, `networks.py`. `Detector` calls backbone, neck and head: one map (B, C, H / stride, W / stride) per level,
    then `logits` (B, P, K) before the sigmoid, `codes` (B, P, 4), and of FCOS `centreness` (B, P), in the order of the
    priors. `decode_boxes(priors, codes)` (`ops.box_codes`) makes boxes: codes are distances in pixels
@@ -32,8 +36,8 @@ come with their guarantee, so that their files need not be opened.
 6. Losses, `losses.py`. `target` (B, P), `matched_boxes` (B, P, 4) and `priors` come from the context.
    `find_positive(target)` returns the image and prior of each target that is not negative. The centre-ness of a point
    in its box is sqrt(min(l, r) / max(l, r) x min(t, b) / max(t, b)); GIoU is IoU - (hull - union) / hull.
-7. Detections. `Detect.postprocess` decodes with `DetectionFilter` (`output.py`), keeps what the `suppression` keeps,
-   and maps boxes back to the file. Greedy suppression (`suppressions`) keeps a box if no box of
+7. Detections, `output.py`. `Detect.postprocess` decodes with `DetectionFilter`, keeps what the `suppression` keeps,
+   and maps boxes back to the file. Greedy suppression keeps a box if no box of
    its class (of any class without `per_class`) that was kept and scores higher has an IoU above `iou_threshold` with
    it; equal scores count in the order of priors. Metrics of `metrics/` read `detections` and `truth` of all images,
    of the validation part while training and of the test part, with the last weights, at the end. `predictor.py` does
@@ -46,36 +50,34 @@ from collections.abc import Mapping
 
 PARTS: Mapping[str, Mapping[str, str]] = {
     "assigners": {
-        "assigners.optimal_transport": "ota simota",
-        "assigners.static": "atss fcos free_anchor max_iou",
+        "fcos": "atss fcos",
+        "free_anchor": "free_anchor",
+        "ota": "ota",
+        "retinanet": "max_iou",
+        "yolo": "simota",
     },
-    "backbones": {"networks": "cspdarknet darknet53 resnet101 resnet18 resnet34 resnet50"},
+    "backbones": {"networks": "resnet101 resnet18 resnet34 resnet50", "yolo": "cspdarknet darknet53"},
     "data": {
         "sets.coco": "coco",
-        "sets.crowdhuman": "crowdhuman",
-        "sets.labelling_tools": "cvat labelme voc",
-        "sets.people": "citypersons ecp widerperson",
+        "sets.labelling_tools": "labelme voc",
+        "sets.people": "citypersons crowdhuman ecp widerperson",
         "sets.synthetic_crowds": "synthetic_crowds",
         "sets.yolo_txt": "yolo_txt",
     },
-    "descriptions": {"anchor_coverage": "describe_anchors"},
-    "file_views": {"photo_view": "view_photo"},
-    "heads": {"heads": "atss fcos retina retina_emd yolov3 yolox"},
+    "file_views": {"predictor": "view_photo"},
+    "heads": {"fcos": "atss fcos", "retinanet": "retina retina_emd", "yolo": "yolov3 yolox"},
     "losses": {
-        "free_anchor_losses": "free_anchor_negative free_anchor_positive",
-        "losses": "box_density box_iou_bce box_overlap box_smooth_l1 centreness class_bce earth_mover objectness "
-        "quality_focal sigmoid_focal",
+        "free_anchor": "free_anchor_negative free_anchor_positive",
+        "losses": "box_iou_bce box_overlap box_smooth_l1 centreness class_bce earth_mover objectness sigmoid_focal",
     },
     "metrics": {
         "metrics.box_ap": "box_ap",
         "metrics.box_errors": "box_errors",
-        "metrics.crowds": "crowd_ap miss_rate",
+        "metrics.crowd_ap": "crowd_ap",
+        "metrics.miss_rate": "miss_rate",
     },
     "models": {"networks": "detector"},
-    "necks": {
-        "networks": "fpn pafpn",
-        "heads": "yolov3",
-    },
+    "necks": {"networks": "fpn", "yolo": "pafpn yolov3"},
     "prediction_writers": {"box_results": "DetectionWriter"},
     "predictors": {"predictor": "detect"},
     "rules": {
@@ -83,10 +85,9 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "prior-bias swapped-canvas unmatched-boxes"
     },
     "scorings": {"scoring": "BoxScoring"},
-    "suppressions": {"suppressions": "adaptive greedy set soft_gaussian soft_linear"},
+    "suppressions": {"output": "greedy set soft_gaussian soft_linear"},
     "tasks": {"task": "detect"},
-    "tools": {"sets.convert": "LAYOUTS READERS convert_annotations"},
     "transforms": {"transforms": "cut_image fit_image mix_up mosaic scale_steps turn_image"},
-    "view_summaries": {"assigners.report": "summarise_assigners"},
+    "view_summaries": {"pictures": "summarise_assigners"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

@@ -1,19 +1,9 @@
-"""COCO result files: writing the detections of an evaluation, and scoring detections of any detector.
-
-COCO metrics computed by pycocotools, if it is installed, for comparison with our own.
-
-Plausibility checks of a result file: other box formats, shifted classes, missing or duplicate rows.
-"""
+"""COCO result files: those of an evaluation are written, those of any detector are judged for plausibility."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import io
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.metrics.box_ap import BoxAp
 from sightline.areas.detect.sets.detections import (
     BoxImages,
-    DetectionResults,
     Detections,
     duplicate_image_ids,
-    read_results,
 )
-from sightline.areas.detect.sets.records import ground_truth_rows, visible_fractions
-from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind
-from sightline.contract.errors import ConfigError, DataError
-from sightline.contract.metric import State, make_state, sorted_rows
-from sightline.contract.types import Batch, ComponentConfig
-from sightline.engine.build import DataSubset, build_metrics
+from sightline.contract.errors import DataError
+from sightline.contract.metric import sorted_rows
+from sightline.contract.types import Batch
+from sightline.engine.build import DataSubset
 from sightline.engine.distributed import World
-from sightline.engine.evaluate import BoundMetric, Evaluation, MetricResult, make_evaluation
+from sightline.engine.evaluate import Evaluation
 from sightline.parts.metrics.box_groups import iou_or_ioa
-from sightline.store.prepared.prepared_set import summarise_folder
 from sightline.workbench.evaluate.saved_predictions import MANIFEST
 
 RESULTS = "detections.json"
@@ -98,139 +82,6 @@ def box_images(part: DataSubset) -> BoxImages:
             "samples have no image ids of their own"
         )
     return part.dataset
-
-
-def score_boxes(
-    part: DataSubset,
-    components: Sequence[ComponentConfig],
-    path: Path,
-    *,
-    more: Sequence[BoundMetric] = (),
-    category_offset: int = 0,
-) -> tuple[Evaluation, list[str], DetectionResults]:
-    """Compute metrics for a file of detections; also return names of metrics that need more, and the read results.
-
-    `path` is a file, or a folder with one; `more` are further metrics; category ids are `category_offset` too high.
-    Images are not decoded. Raises ConfigError if no metric can be computed, DataError for a file that does not fit.
-    """
-    started = time.perf_counter()
-    images = box_images(part)
-    results = read_results(_find_results_file(path), images, category_offset=category_offset)
-    order = scoring_order(images)
-    records = [images.record(int(index)) for index in order]
-    detections_by_image = [results.detections[index] for index in order]
-    detections = [
-        np.column_stack([detection.boxes, detection.scores, detection.label]) for detection in detections_by_image
-    ]
-    batch = {
-        "sample_index": torch.arange(len(images)),
-        "file_px": torch.tensor(
-            [(detection.image.height, detection.image.width) for detection in detections_by_image]
-        ).reshape(-1, 2),
-        **_concatenate("truth", list(map(ground_truth_rows, records)), "truth_offsets"),
-        **_concatenate("truth_visible", list(map(visible_fractions, records)), "truth_offsets"),
-        **_concatenate("detections", detections, "detection_offsets"),
-    }
-    bound_metrics: list[BoundMetric] = []
-    others = []
-    for component, metric in zip(components, build_metrics(components, part.dataset.info.facts), strict=True):
-        try:
-            update = bind(
-                metric.update, AvailableKeys("files", batch), owner=f"metrics.{component.name}", exclude=("state",)
-            )
-        except UnknownKeyError:
-            others.append(component.name)
-            continue
-        bound_metrics.append(BoundMetric(metric, update))
-    if not bound_metrics:
-        raise ConfigError(
-            f"metrics: none of {', '.join(others)} is computed from boxes; box_ap, crowd_ap and miss_rate are"
-        )
-    metric_results = []
-    for meter in (*bound_metrics, *more):
-        state = make_state(meter.metric, num_samples=len(images))
-        meter.update.function(state, **meter.update.select(batch))
-        metric_results.append(MetricResult(meter, "", state))
-    seconds = time.perf_counter() - started
-    return make_evaluation(metric_results, num_samples=len(images), seconds=seconds), others, results
-
-
-def scoring_order(images: BoxImages) -> np.ndarray:
-    """Return the order of images (n,) for scoring: by image id, which breaks ties of scores as in pycocotools."""
-    return np.argsort([images.image(index).image_id for index in range(len(images))], kind="stable")
-
-
-def _find_results_file(path: Path) -> Path:
-    """Find the result file in a folder. Raises DataError unless there is exactly one."""
-    if not path.is_dir():
-        return path
-    files = [path / RESULTS] if (path / RESULTS).is_file() else [*path.glob("*.json"), *path.glob("*.odgt")]
-    if len(files) != 1:
-        raise DataError(f"{path}: holds {summarise_folder(path)}; give the file of results itself")
-    return files[0]
-
-
-def _concatenate(name: str, parts: Sequence[np.ndarray], offsets: str) -> dict[str, Tensor]:
-    ends = list(accumulate((len(part) for part in parts), initial=0))
-    return {name: torch.from_numpy(np.concatenate(parts)), offsets: torch.tensor(ends)}
-
-
-_SIZES = ("", "_small", "_medium", "_large")
-
-
-def pycocotools_figures(metric: BoxAp, state: State, images: Tensor) -> dict[str, float] | None:
-    """Compute the metrics of `box_ap` with pycocotools; None if it is not installed.
-
-    `images` are the indices of all images. Ignored labels are passed as crowds, those without a class once per class;
-    the maximal number of detections per image is the metric's, in AP, too. NaN replaces pycocotools' -1.
-    """
-    if importlib.util.find_spec("pycocotools") is None:
-        return None
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    annotations: list[dict[str, Any]] = []
-    num_classes = len(metric.class_names)
-    for image, *box, label, area, is_ignored in state["labels"].tolist():
-        for category in range(num_classes) if label < 0 else (int(label),):
-            about = {"id": len(annotations) + 1, "image_id": int(image), "category_id": category}
-            annotations.append({**about, "bbox": _to_xywh(*box), "area": area, "iscrowd": int(is_ignored)})
-    detections = [
-        {"image_id": int(image), "category_id": int(label), "bbox": _to_xywh(*box), "score": score}
-        for image, *box, score, label in state["detections"].tolist()
-    ]
-    truth = COCO()
-    truth.dataset = {
-        "images": [{"id": int(image)} for image in images],
-        "annotations": annotations,
-        "categories": [{"id": number} for number in range(num_classes)],
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(detections) if detections else COCO(), "bbox")
-        limits = sorted({1, 10, metric.most})  # it sorts them, too, so that no place is that of a limit
-        evaluation.params.maxDets = limits
-        images_by_class = [set[int]() for _ in range(num_classes)]
-        for row in (*annotations, *detections):
-            images_by_class[row["category_id"]].add(row["image_id"])
-        parts = []
-        for category, images_of_class in enumerate(images_by_class):  # all at once, it looks at each image once a class
-            evaluation.params.catIds, evaluation.params.imgIds = [category], sorted(images_of_class)
-            evaluation.evaluate()
-            evaluation.accumulate()
-            parts.append(evaluation.eval)
-    recall, precision = (np.concatenate([part[name] for part in parts], axis=-3) for name in ("recall", "precision"))
-    most = limits.index(metric.most)
-    precision = precision[..., most]
-    figures = {"ap50": precision[0, :, :, 0], "ap75": precision[5, :, :, 0]}
-    figures |= {f"ap{size}": precision[..., area] for area, size in enumerate(_SIZES)}
-    figures |= {f"ar{size}": recall[..., area, most] for area, size in enumerate(_SIZES)}
-    figures |= {f"ar{fewer}": recall[..., 0, limits.index(fewer)] for fewer in (1, 10)}
-    return {name: float(v[v > -1].mean()) if (v > -1).any() else float("nan") for name, v in figures.items()}
-
-
-def _to_xywh(left: float, top: float, right: float, bottom: float) -> list[float]:
-    return [left, top, right - left, bottom - top]
 
 
 _MAX_LOWEST_SCORE = 0.05

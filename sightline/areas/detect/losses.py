@@ -19,13 +19,12 @@ from sightline.contract.loss import Loss
 from sightline.ops.box_codes import centreness, decode_boxes, encode_deltas, encode_distances
 from sightline.ops.box_overlaps import OVERLAPS, iou, promote_to_float32
 from sightline.ops.labels import widen_labels
-from sightline.ops.losses import MIN_FOCAL_BASE, sigmoid_focal_loss
+from sightline.ops.losses import sigmoid_focal_loss
 from sightline.ops.priors import IGNORED
 from sightline.ops.waits import find_positive
 
 _MIN_OVERLAP = 1e-7
 """Lower bound of the overlap inside the logarithm: disjoint boxes have a loss of 16 without a gradient."""
-_MIN_REMAINDER = 1e-12
 
 
 @registry.within_bounds
@@ -51,22 +50,6 @@ def _focal(logits: Tensor, is_target: Tensor, *, alpha: float | None, gamma: flo
     if is_target.dtype != torch.bool:
         raise ValueError(f"is_target: found {is_target.dtype}, expected torch.bool; give target == 1")
     return sigmoid_focal_loss(logits, is_target.expand(logits.shape), alpha=-1 if alpha is None else alpha, gamma=gamma)
-
-
-@registry.within_bounds
-def quality_focal(
-    logits: Tensor, target: Tensor, *, gamma: NonNegativeFloat = 2.0, weight: Tensor | None = None
-) -> Tensor:
-    """Compute the quality focal loss: the sum of |target - p|^gamma times the BCE of `logits` (...) and `target` (...).
-
-    `target` is from 0 to 1.
-
-    An item is an entry, p its probability. Source: Li et al. 2020, Generalized Focal Loss, equation 4, with beta 2.
-    """
-    logits = promote_to_float32(logits)
-    target = target.to(logits.dtype)
-    losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return _weighted_sum(losses * (target - logits.sigmoid()).abs().clamp(min=MIN_FOCAL_BASE).pow(gamma), weight)
 
 
 def smooth_l1(predicted: Tensor, target: Tensor, *, beta: float, weight: Tensor | None = None) -> Tensor:
@@ -152,23 +135,6 @@ def sigmoid_bce(logits: Tensor, target: Tensor, *, weight: Tensor | None = None)
     return _weighted_sum(functional.binary_cross_entropy_with_logits(logits, target, reduction="none"), weight)
 
 
-def bag_losses(log_probabilities: Tensor, is_in_bag: Tensor | None = None) -> Tensor:
-    """Compute -log of the mean-max (M,) of each bag of probabilities from their logarithms (M, N); float64.
-
-    Those that are not `is_in_bag` (M, N) do not count; each bag holds one that does.
-
-    The mean-max is the mean weighted by 1 / (1 - P) of at most 1e12: near the plain mean of small ones, near the
-    highest once it is close to 1. The limit has no part in the gradient. Source: Zhang et al. 2019, FreeAnchor,
-    equation 8.
-    """
-    log_p = log_probabilities.double()  # weights reach 1e12
-    remainder = -log_p.expm1()
-    log_weight = -(remainder + (remainder.clamp(min=_MIN_REMAINDER) - remainder).detach()).log()
-    if is_in_bag is not None:
-        log_weight = log_weight.masked_fill(~is_in_bag, -torch.inf)
-    return log_weight.logsumexp(dim=1) - (log_weight + log_p).logsumexp(dim=1)
-
-
 def _weighted_sum(losses: Tensor, weight: Tensor | None) -> Tensor:
     return (losses if weight is None else losses * weight).sum()
 
@@ -198,30 +164,6 @@ class SigmoidFocal(_PositivesLoss):
         target = widen_labels(target, "target")
         weight = (target != IGNORED)[..., None].to(logits.dtype)
         return sigmoid_focal(logits, _is_class(target, logits), alpha=self.alpha, gamma=self.gamma, weight=weight)
-
-
-@registry.losses.add("quality_focal")
-class QualityFocal(_PositivesLoss):
-    """Quality focal loss: the target of a box's class is the IoU of the predicted box instead of 1.
-
-    The weight of an entry is |target - probability|^gamma. Source: Li et al. 2020, Generalized Focal Loss, equation 4.
-    """
-
-    def __init__(self, *, gamma: NonNegativeFloat = 2.0) -> None:
-        super().__init__()
-        self.gamma = gamma
-
-    def forward(
-        self, *, logits: Tensor, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor
-    ) -> Tensor:
-        """Compute the loss sum from `logits` (B, P, K), before the sigmoid; the IoU has no gradient."""
-        target = widen_labels(target, "target")
-        image, prior = find_positive(target)
-        quality = _quality(codes[image, prior], priors[prior], matched_boxes[image, prior])
-        wanted = torch.zeros_like(logits, dtype=quality.dtype)
-        wanted[image, prior, target[image, prior]] = quality
-        weight = (target != IGNORED)[..., None].to(quality.dtype)
-        return quality_focal(logits, wanted, gamma=self.gamma, weight=weight)
 
 
 @registry.losses.add("class_bce")
@@ -412,22 +354,6 @@ class EarthMover(_PositivesLoss):
         nothing = torch.zeros_like(logits, dtype=torch.bool)
         form = {"alpha": self.form["alpha"], "gamma": self.form["gamma"]}
         return paired + sigmoid_focal(logits, nothing, **form, weight=weight)
-
-
-@registry.losses.add("box_density")
-class BoxDensity(_PositivesLoss):
-    """Density loss: smooth L1 of the predicted density of each prior with a box; the target is that box's highest IoU.
-
-    That is its highest IoU with another box. Source: Liu et al. 2019, Adaptive NMS, section 3.3.
-    """
-
-    def __init__(self, *, beta: NonNegativeFloat = 1 / 9) -> None:
-        super().__init__()
-        self.beta = beta
-
-    def forward(self, *, density: Tensor, target: Tensor, matched_density: Tensor) -> Tensor:
-        """Compute the loss sum from `density` (B, P), not bounded, and `matched_density` (B, P), 0 to 1."""
-        return smooth_l1(density[find_positive(target)], matched_density[find_positive(target)], beta=self.beta)
 
 
 @registry.losses.add("box_iou_bce")

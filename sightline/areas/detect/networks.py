@@ -1,39 +1,26 @@
-"""Networks of detection: backbones, the necks FPN and PAFPN, and the detector that joins backbone, neck and head.
+"""Networks of RetinaNet and FCOS: ResNets, the feature pyramid, towers of heads, and the detector that joins them.
 
-Backbones map images to the feature maps C3, C4 and C5, with strides 8, 16 and 32: ResNets, Darknet-53, CSPDarknet.
-Heads are in heads.py. Sources: Lin et al. 2017, FPN; Wang et al. 2020, CSPNet; Ge et al. 2021, YOLOX.
+Backbones map images to the feature maps C3, C4 and C5, with strides 8, 16 and 32. Source: Lin et al. 2017, FPN.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, NotRequired, cast
+from collections.abc import Callable, Sequence
+from typing import Annotated, ClassVar, Literal, NotRequired, TypedDict, cast
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.areas.detect.heads import HeadOutput
 from sightline.contract import registry
-from sightline.contract.arguments import Backbone, Count, Head, Neck, NonNegativeFloat
+from sightline.contract.arguments import Backbone, Count, Head, Neck
 from sightline.contract.binding import model_output_keys
 from sightline.contract.errors import ConfigError
-from sightline.layers.images import (
-    ATTENTIONS,
-    NORMS,
-    AttentionName,
-    ConvBlock,
-    ConvNorm,
-    NormName,
-    assert_images,
-    freeze_module,
-    join_channels,
-)
-from sightline.parts.models.darknet import Darknet
+from sightline.layers.images import ATTENTIONS, NORMS, AttentionName, ConvBlock, NormName, assert_images, freeze_module
+from sightline.ops.priors import PriorKind
 from sightline.parts.models.resnet import BASIC, BOTTLENECK, RESNET_DEPTHS, ResidualStages
 
 FrozenStages = Annotated[int, Ge(0), Le(4)]
@@ -113,185 +100,6 @@ class ResNet101(_ResNet):
     depths, sizes = RESNET_DEPTHS["resnet101"], BOTTLENECK
 
 
-@registry.backbones.add("darknet53")
-class Darknet53Backbone(Darknet):
-    """Darknet-53; 40,584,928 parameters, maps of 256, 512 and 1,024 channels; arguments as those of resnet18.
-
-    `slope` is that of the leaky ReLU, in NuayHL's code 0.01.
-    Source: Redmon and Farhadi 2018, YOLOv3, table 1.
-    """
-
-    strides = STRIDES
-
-    def __init__(
-        self,
-        *,
-        in_channels: int = 3,
-        width: Count = 32,
-        norm: NormName = "bn",
-        frozen_stages: FrozenStages = 0,
-        attention: AttentionName = "none",
-        slope: NonNegativeFloat = 0.1,
-    ) -> None:
-        super().__init__(
-            in_channels=in_channels, width=width, norm=NORMS[norm], attention=ATTENTIONS[attention], slope=slope
-        )
-        self.in_channels = in_channels
-        self.channels = self.channels[3:]
-        for part in [self.stem, *self.stages][:frozen_stages]:
-            freeze_module(part)
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        """Map `image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
-        assert_images(image, channels=self.in_channels)
-        return super().forward(image)[3:]
-
-
-_POOLED = (5, 9, 13)
-
-
-def _unit(in_channels: int, out_channels: int, kernel_size: int, norm: NormName, stride: int = 1) -> ConvNorm:
-    return ConvNorm(
-        in_channels=in_channels,
-        out_channels=out_channels,
-        kernel_size=kernel_size,
-        stride=stride,
-        activation=nn.SiLU(),
-        norm=NORMS[norm],
-    )
-
-
-class _Bottleneck(nn.Module):
-    """Bottleneck: convolutions of 1x1 and 3x3 pixels, with a shortcut if `adds`."""
-
-    def __init__(self, channels: int, norm: NormName, *, adds: bool) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(_unit(channels, channels, 1, norm), _unit(channels, channels, 3, norm))
-        self.adds = adds
-
-    def forward(self, image: Tensor) -> Tensor:
-        residual = self.layers(image)
-        return cast(Tensor, image + residual if self.adds else residual)
-
-
-class _CSPBlock(nn.Module):
-    """CSP block: half of the channels pass through `depth` bottlenecks, the other half past them.
-
-    Source: Wang et al. 2020, fig. 2.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, depth: int, norm: NormName, *, adds: bool) -> None:
-        super().__init__()
-        inner = out_channels // 2
-        self.enter, self.past = _unit(in_channels, inner, 1, norm), _unit(in_channels, inner, 1, norm)
-        self.blocks = nn.Sequential(*(_Bottleneck(inner, norm, adds=adds) for _ in range(depth)))
-        self.leave = _unit(2 * inner, out_channels, 1, norm)
-
-    def forward(self, image: Tensor) -> Tensor:
-        both = join_channels([self.blocks(self.enter(image)), self.past(image)])
-        return cast(Tensor, self.leave(both))
-
-
-class _PyramidPooling(nn.Module):
-    """Spatial pyramid pooling (SPP): max pooling over 5, 9 and 13 cells, concatenated with the input.
-
-    Source: He et al. 2015, SPP-net; YOLOX's form.
-    """
-
-    def __init__(self, channels: int, norm: NormName) -> None:
-        super().__init__()
-        self.enter = _unit(channels, channels // 2, 1, norm)
-        self.leave = _unit(channels // 2 * (1 + len(_POOLED)), channels, 1, norm)
-
-    def forward(self, image: Tensor) -> Tensor:
-        values = self.enter(image)
-        pooled = [F.max_pool2d(values, size, stride=1, padding=size // 2) for size in _POOLED]
-        return cast(Tensor, self.leave(join_channels([values, *pooled])))
-
-
-@registry.backbones.add("cspdarknet")
-class CSPDarknet(nn.Module):
-    """CSPDarknet, YOLOX's backbone: maps of 4, 8 and 16 times `width` channels; `depth` blocks in the first stage.
-
-    YOLOX-tiny has the width 24 and a depth of 1, -s 32 and 1, -m 48 and 2, -l 64 and 3, -x 80 and 4; that of -s has
-    4,212,672 parameters. The stem (Focus) stacks every second pixel of every second row as four images of a quarter's
-    size. `norm` and `frozen_stages` are those of resnet18. Source: Ge et al. 2021, YOLOX; Wang et al. 2020, CSPNet.
-    """
-
-    strides = STRIDES
-
-    def __init__(
-        self,
-        *,
-        in_channels: int = 3,
-        width: Count = 32,
-        depth: Count = 1,
-        norm: NormName = "bn",
-        frozen_stages: FrozenStages = 0,
-    ) -> None:
-        super().__init__()
-        self.in_channels = in_channels
-        self.channels = tuple(width * 2**level for level in (2, 3, 4))
-        self.stem = _unit(4 * in_channels, width, 3, norm)
-        stages = []
-        for stage, num_blocks in enumerate((depth, 3 * depth, 3 * depth, depth)):
-            wide, is_last = width * 2 ** (stage + 1), stage == 3
-            pooling = [_PyramidPooling(wide, norm)] if is_last else []
-            block = _CSPBlock(wide, wide, num_blocks, norm, adds=not is_last)
-            stages.append(nn.Sequential(_unit(wide // 2, wide, 3, norm, stride=2), *pooling, block))
-        self.stages = nn.ModuleList(stages)
-        for part in [self.stem, *self.stages][:frozen_stages]:
-            freeze_module(part)
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        """Map `image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
-        assert_images(image, channels=self.in_channels)
-        image = F.pad(image, (0, image.shape[3] % 2, 0, image.shape[2] % 2))
-        corners = [image[:, :, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        values, maps = self.stem(torch.cat(corners, dim=1)), []
-        for stage in self.stages:
-            values = stage(values)
-            maps.append(values)
-        return maps[1:]
-
-
-@registry.necks.add("pafpn")
-class PathAggregation(nn.Module):
-    """PAFPN: a feature pyramid with a top-down and a bottom-up pathway of cross-stage partial blocks.
-
-    Maps keep their numbers of channels; each level has twice those of the next finer one. `depth` is that of
-    cspdarknet. Source: Liu et al. 2018, PANet, section 3.1; Ge et al. 2021, YOLOX.
-    """
-
-    def __init__(
-        self, *, channels: tuple[int, ...], strides: tuple[int, ...], depth: Count = 1, norm: NormName = "bn"
-    ) -> None:
-        super().__init__()
-        self.channels, self.strides = tuple(channels), tuple(strides)
-        pairs = list(pairwise(channels))
-
-        def block(in_channels: int, out_channels: int) -> _CSPBlock:
-            return _CSPBlock(in_channels, out_channels, depth, norm, adds=False)
-
-        self.reduce = nn.ModuleList(_unit(coarse, fine, 1, norm) for fine, coarse in pairs)
-        self.down = nn.ModuleList(block(2 * fine, fine) for fine, _ in pairs)
-        self.strided = nn.ModuleList(_unit(fine, fine, 3, norm, stride=2) for fine, _ in pairs)
-        self.up = nn.ModuleList(block(2 * fine, coarse) for fine, coarse in pairs)
-
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Fuse maps (B, channels, H, W), finest first, to maps of the same shapes."""
-        values = maps[-1]
-        reduced: list[Tensor] = []
-        for level in range(len(maps) - 2, -1, -1):
-            reduced.insert(0, self.reduce[level](values))
-            upsampled = F.interpolate(reduced[0], maps[level].shape[2:])
-            values = self.down[level](join_channels([upsampled, maps[level]]))
-        outputs = [values]
-        for strided, up, lateral in zip(self.strided, self.up, reduced, strict=True):
-            outputs.append(up(join_channels([strided(outputs[-1]), lateral])))
-        return outputs
-
-
 _COARSER = 2
 """Number of levels that may follow those of the backbone."""
 
@@ -369,6 +177,88 @@ def _coarser(conv: nn.Module, values: Tensor) -> Tensor:
     return result
 
 
+PriorProbability = Annotated[float, Gt(0.0), Lt(1.0)]
+"""Probability that is neither 0 nor 1."""
+_STD = 0.01
+
+
+class HeadOutput(TypedDict):
+    """`logits` (B, P, num_classes), before the sigmoid, and `codes` (B, P, 4) of the boxes at P priors.
+
+    Priors count levels from the finest, in each the cells of a row, in each the priors of a cell.
+    """
+
+    logits: Tensor
+    codes: Tensor
+
+
+def flatten_to_priors(maps: Sequence[Tensor], numbers: int) -> Tensor:
+    """Flatten maps (B, A * numbers, H, W) of all levels to (B, P, numbers).
+
+    By level, row, column and prior of a cell.
+    """
+    levels = [level_map.unflatten(1, (-1, numbers)).permute(0, 3, 4, 1, 2).flatten(1, 3) for level_map in maps]
+    return torch.cat(levels, dim=1)
+
+
+def init_prior_bias(layer: ConvBlock, prior: float, channels: slice = slice(None)) -> None:
+    """Set the biases of a layer to -ln((1 - prior) / prior), so that the initial probability is `prior`."""
+    assert layer.conv.bias is not None
+    with torch.no_grad():
+        layer.conv.bias[channels] = -math.log((1 - prior) / prior)
+
+
+class DenseHead(nn.Module):
+    """Dense head: two towers of 3x3 convolutions that all levels share, one for classes, one for boxes.
+
+    A head states its kind of `priors`, and their number per cell, `priors_per_cell`. Subclasses end
+    their constructor with `_start`: all weights start with a deviation of 0.01, and each class has the probability
+    `prior` at each prior.
+    Source: Lin et al. 2017, Focal Loss for Dense Object Detection, section 4.
+    """
+
+    priors: ClassVar[PriorKind]
+    priors_per_cell: int
+    predictions_per_prior: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        num_classes: int,
+        priors_per_cell: int,
+        num_convs: int,
+        norm: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(set(channels)) > 1:
+            raise ConfigError(
+                f"channels: the levels share this head, but have {', '.join(map(str, channels))} channels; put a neck "
+                "with one width in front"
+            )
+        self.num_classes, self.strides, self.priors_per_cell = num_classes, tuple(strides), priors_per_cell
+        width = channels[0]
+
+        def block() -> ConvBlock:
+            own_norm = None if norm is None else norm(width)
+            return ConvBlock(in_channels=width, out_channels=width, kernel_size=3, norm=own_norm, activation=nn.ReLU())
+
+        self.class_tower, self.box_tower = (nn.Sequential(*(block() for _ in range(num_convs))) for _ in range(2))
+        count = priors_per_cell * self.predictions_per_prior
+        self.classes = ConvBlock(in_channels=width, out_channels=count * num_classes, kernel_size=3)
+        self.boxes = ConvBlock(in_channels=width, out_channels=count * 4, kernel_size=3)
+
+    def _start(self, prior: float) -> None:
+        """Initialise the weights; called once all layers exist."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                assert module.bias is not None
+                nn.init.normal_(module.weight, std=_STD)
+                nn.init.zeros_(module.bias)
+        init_prior_bias(self.classes, prior)
+
+
 class DetectorOutput(HeadOutput):
     """Output of the head, and `level_shapes` (B, L, 2) int64, on the host: rows and columns of each level's map.
 
@@ -377,7 +267,6 @@ class DetectorOutput(HeadOutput):
 
     centreness: NotRequired[Tensor]
     objectness: NotRequired[Tensor]
-    density: NotRequired[Tensor]
     level_shapes: Tensor
 
 

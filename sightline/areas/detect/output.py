@@ -2,46 +2,161 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.suppressions import Suppression
+from sightline.contract import registry
+from sightline.contract.arguments import PositiveFloat, Probability
 from sightline.ops.box_codes import decode_boxes
 from sightline.ops.box_forms import clip_boxes_to_image
 from sightline.ops.box_overlaps import promote_to_float32
+from sightline.ops.labels import widen_labels
 from sightline.ops.priors import Priors, invert_affine, warp_boxes
+from sightline.ops.suppression import SuppressionResult, batched_nms, soft_nms
 from sightline.ops.waits import fetch, send_list
+
+
+class Suppression(ABC):
+    """Base of NMS, called with the detections of one image.
+
+    With `per_class`, different classes never suppress one another.
+    Equal scores are taken in the order of their indices. The work is done on the CPU, wherever the detections are.
+    `reads` names further inputs, {"proposal"} or none: the head must provide them.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, *, per_class: bool) -> None:
+        self.per_class = per_class
+
+    @torch.no_grad()
+    def __call__(
+        self, boxes: Tensor, scores: Tensor, labels: Tensor, *, proposal: Tensor | None = None
+    ) -> SuppressionResult:
+        """Suppress detections: boxes (N, 4), scores (N,), labels (N,) -> indices and scores (K,), same device.
+
+        `proposal` (N,) int64 is the prior that predicts a box. Raises ValueError for other shapes, for scores that are
+        not finite, and for a missing input of `reads`.
+        """
+        if boxes.shape != (len(scores), 4) or scores.shape != labels.shape or scores.ndim != 1:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (boxes, scores, labels))
+            raise ValueError(
+                f"{type(self).__name__}: found boxes, scores and labels {shapes}; expected (N, 4), (N,), (N,)"
+            )
+        if not scores.isfinite().all():
+            raise ValueError(f"{type(self).__name__}: {int((~scores.isfinite()).sum())} scores are not finite numbers")
+        dtype = torch.promote_types(promote_to_float32(boxes[:0]).dtype, promote_to_float32(scores[:0]).dtype)
+        labels = widen_labels(labels, "labels").cpu() if self.per_class else torch.zeros(len(labels), dtype=torch.int64)
+        extra: Any = {"proposal": proposal}
+        if any(extra[name] is None or extra[name].shape != scores.shape for name in self.reads):
+            raise ValueError(f"{type(self).__name__}: needs {' and '.join(sorted(self.reads))} of each detection")
+        extra_inputs = {name: extra[name].cpu() for name in self.reads}
+        result = self.keep(
+            boxes.to("cpu", dtype).contiguous(), scores.to("cpu", dtype).contiguous(), labels, **extra_inputs
+        )
+        return SuppressionResult(result.indices.to(boxes.device), result.scores.to(scores))
+
+    @abstractmethod
+    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> SuppressionResult:
+        """Suppress detections on the CPU: boxes (N, 4), scores (N,), labels (N,) -> indices and scores (K,).
+
+        Boxes and scores are both float32 or both float64; only equal labels suppress. The inputs of `reads` follow by
+        name.
+        """
+
+
+@registry.suppressions.add("greedy")
+class GreedyNMS(Suppression):
+    """Greedy NMS: the highest-scoring detection suppresses those whose IoU with it is above the threshold, and so on.
+
+    Source: Felzenszwalb et al. 2010, section 7.2, with the IoU in place of the share that is covered.
+    """
+
+    def __init__(self, *, iou_threshold: Probability = 0.5, per_class: bool = True) -> None:
+        super().__init__(per_class=per_class)
+        self.iou_threshold = iou_threshold
+
+    def keep(
+        self, boxes: Tensor, scores: Tensor, labels: Tensor, *, proposal: Tensor | None = None
+    ) -> SuppressionResult:
+        """Greedy NMS of boxes (N, 4), scores (N,), labels (N,), and proposal (N,) -> indices and scores (K,)."""
+        indices = batched_nms(boxes, scores, labels, self.iou_threshold, proposal=proposal)
+        return SuppressionResult(indices, scores[indices])
+
+
+class _Soft(Suppression):
+    def __init__(self, form: dict[str, float], *, per_class: bool) -> None:
+        super().__init__(per_class=per_class)
+        self.form: Any = form
+
+    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> SuppressionResult:
+        return soft_nms(boxes, scores, labels, **self.form)
+
+
+@registry.suppressions.add("soft_linear")
+class SoftLinear(_Soft):
+    """Soft-NMS with linear decay: the highest-scoring detection multiplies overlapping scores by 1 - IoU.
+
+    The decay starts at `iou_threshold`. The next detection is the highest by the new scores; those below `min_score`
+    are dropped. Source: Bodla et al. 2017.
+    """
+
+    def __init__(
+        self, *, iou_threshold: Probability = 0.3, min_score: Probability = 1e-3, per_class: bool = True
+    ) -> None:
+        super().__init__({"iou_threshold": iou_threshold, "min_score": min_score}, per_class=per_class)
+
+
+@registry.suppressions.add("soft_gaussian")
+class SoftGaussian(_Soft):
+    """Soft-NMS with a Gaussian decay: the factor is exp(-IoU^2 / sigma) for every overlap.
+
+    Source: Bodla et al. 2017.
+    """
+
+    def __init__(self, *, sigma: PositiveFloat = 0.5, min_score: Probability = 1e-3, per_class: bool = True) -> None:
+        super().__init__({"sigma": sigma, "min_score": min_score}, per_class=per_class)
+
+
+@registry.suppressions.add("set")
+class SetSuppression(GreedyNMS):
+    """Set NMS: greedy NMS in which detections of the same proposal never suppress one another.
+
+    A proposal may contain two objects. Source: Chu et al. 2020, Detection in Crowded Scenes: One Proposal, Multiple
+    Predictions, section 3.2.
+    """
+
+    reads = frozenset({"proposal"})
+
 
 _ENTRIES_AT_ONCE = {"cuda": 1 << 26}
 """Scores that a device compares at once; elsewhere those of an image, as they take memory and gain nothing."""
-_READ = ("logits", "codes", "objectness", "centreness", "density")
+_READ = ("logits", "codes", "objectness", "centreness")
 
 
 class UnsuppressedDetections(NamedTuple):
     """Detections of an image before suppression: `detections` (N, 6) as left, top, right, bottom, score, class.
 
-    `proposal` (N,) int64 is the prior of each, None if unknown; `density` (N,) is None if the head predicts none.
+    `proposal` (N,) int64 is the prior of each, None if unknown.
     """
 
     detections: Tensor
     proposal: Tensor | None = None
-    density: Tensor | None = None
 
     @classmethod
     def concatenate(cls, passes: Sequence[UnsuppressedDetections]) -> UnsuppressedDetections:
         """Concatenate the detections of several passes over one image; proposals of different passes differ."""
-        detections, proposals, densities = zip(*passes, strict=True)
-        proposal = density = None
+        detections, proposals = zip(*passes, strict=True)
+        proposal = None
         if all(values is not None for values in proposals):
             proposal = torch.cat([values * len(passes) + index for index, values in enumerate(proposals)])
-        if all(values is not None for values in densities):
-            density = torch.cat(densities)
-        return cls(torch.cat(detections), proposal, density)
+        return cls(torch.cat(detections), proposal)
 
 
 @dataclass(frozen=True)
@@ -71,18 +186,16 @@ class DetectionFilter:
             for first in range(0, num_images, at_once)
         ]
         decoded: list[UnsuppressedDetections] = []
-        for image, detections, prior, density in fetch(rows):
+        for image, detections, prior in fetch(rows):
             bounds = torch.searchsorted(image, torch.arange(min(at_once, num_images - len(decoded)) + 1)).tolist()
             for first, last in pairwise(bounds):
-                part = slice(first, last)
-                densities = None if density is None else density[part]
-                decoded.append(UnsuppressedDetections(detections[part], prior[part], densities))
+                decoded.append(UnsuppressedDetections(detections[first:last], prior[first:last]))
         return decoded
 
-    def _choose(self, outputs: Mapping[str, Tensor], priors: Priors) -> tuple[Tensor | None, ...]:
+    def _choose(self, outputs: Mapping[str, Tensor], priors: Priors) -> tuple[Tensor, ...]:
         """Choose the highest-scoring predictions of each level of images, in the order of images and levels.
 
-        Returns image (N,), detections (N, 6), prior (N,) and density (N,) or None.
+        Returns image (N,), detections (N, 6) and prior (N,).
         """
         logits, codes = outputs["logits"], outputs["codes"]
         count = logits.shape[2] if logits.ndim == 4 else 1
@@ -107,7 +220,7 @@ class DetectionFilter:
         prior = prediction // count
         boxes = decode_boxes(priors.coordinates[prior], codes[image, prediction])
         detections = torch.cat([boxes, score[:, None].to(boxes), label[:, None].to(boxes)], dim=1)
-        return image, detections, prior, outputs["density"][image, prior] if "density" in outputs else None
+        return image, detections, prior
 
     def score_in_graph(self, outputs: Mapping[str, Any], priors: Priors) -> tuple[Tensor, Tensor]:
         """Return all boxes (B, P, 4), and scores (B, P, C), 0 for those that `decode` does not select."""
@@ -134,11 +247,10 @@ class DetectionFilter:
 
     def suppress(self, unsuppressed: UnsuppressedDetections) -> Tensor:
         """Suppress overlapping detections: (N, 6) to (D, 6), by falling score."""
-        rows, *more = unsuppressed
+        rows, proposal = unsuppressed
         if (is_nan := rows[:, 4].isnan()).any():
             return rows[is_nan][: self.max_detections]  # `predict` and metrics report it
-        names = dict(zip(("proposal", "density"), more, strict=True))
-        survivors = self.suppression(rows[:, :4], rows[:, 4], rows[:, 5].long(), **names)
+        survivors = self.suppression(rows[:, :4], rows[:, 4], rows[:, 5].long(), proposal=proposal)
         chosen = rows[survivors.indices[: self.max_detections]]
         return torch.cat([chosen[:, :4], survivors.scores[: self.max_detections, None], chosen[:, 5:]], dim=1)
 

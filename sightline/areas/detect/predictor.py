@@ -1,4 +1,4 @@
-"""Predictor of the task `detect`: boxes in image files as a table, COCO results and drawn images."""
+"""Photos of the user: boxes predicted in them, as a table, COCO results and drawn images, and their view."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from sightline.draw.pictures import PALETTE, encode_png
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.files.atomic_write import open_atomic
-from sightline.store.files.image_files import IMAGE_SUFFIXES, read_header, read_image
+from sightline.store.files.image_files import DEPTH_MODES, IMAGE_SUFFIXES, read_header, read_image
+from sightline.view.image_stages import picture_stage
+from sightline.view.panels import ImagePanel
+from sightline.view.stages import ViewedSample
 from sightline.workbench.predict.predictor import (
     Inference,
     Predictor,
@@ -153,3 +156,21 @@ class BoxPredictor(Predictor[ImagePrediction]):
         with report_write_errors(path), open_atomic(path) as file:
             file.write(encode_png(draw_boxes(prediction.pixels, boxes[::-1])))
         return {"picture": path}
+
+
+def view_photo(path: Path, *, name: str) -> ViewedSample | None:
+    """View a photo upright, as `predict` sees it; None for a file of another kind, such as a depth image.
+
+    Raises DataError for a damaged one.
+    """
+    suffix = path.suffix.lower()
+    header = read_header(path) if suffix in IMAGE_SUFFIXES else None
+    if header is None or header.mode in DEPTH_MODES.get(suffix, ()):
+        return None
+    pixels = read_image(path, orientation=header.orientation)
+    height, width = pixels.shape[:2]
+    turned = ", turned as its EXIF orientation says" if header.orientation > 1 else ""
+    text = f"{width} x {height} pixels, {header.mode}{turned}"
+    panel, figures = ImagePanel("photo", pixels, is_photo=True), {"height_px": height, "width_px": width}
+    stage = picture_stage("as read", text, (panel,), figures | {"mode": header.mode})
+    return ViewedSample(name, (stage,), "camera_y_down", {"file": str(path)})

@@ -303,7 +303,7 @@ def ignored_regions(run: Any, assigned: Any, surveys: list[Any]) -> Iterator[Fau
     "error",
     "model.structure assign.anchor_coverage",
     holds="outputs in the order of the priors: level, row, column, prior of a cell",
-    do="flatten by flatten_to_priors of areas/detect/heads.py: levels finest first, rows, columns, priors of a cell",
+    do="flatten by flatten_to_priors of areas/detect/networks.py: levels finest first, rows, columns, priors of a cell",
 )
 def level_order(run: Any, assigned: Any) -> Iterator[Fault]:
     """Change the upper right corner of each map, and look where the outputs of the head change."""

@@ -1,44 +1,37 @@
-"""Scoring of files of detections, and a detector's errors as tables, as JSON and as a page.
-
-The page holds a table of error kinds, labels by their kind, curves, and the worst images.
-"""
+"""Scoring of files of detections, and a detector's errors as tables and as JSON."""
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from sightline.areas.detect.box_results import (
-    box_images,
-    pycocotools_figures,
-    results_faults,
-    score_boxes,
-    scoring_order,
-)
+from sightline.areas.detect.box_results import RESULTS, box_images, results_faults
 from sightline.areas.detect.metrics.box_ap import BoxAp
 from sightline.areas.detect.metrics.box_errors import KINDS, BoxErrors, DetectionErrors, classify_errors
-from sightline.areas.detect.sets.records import ground_truth_rows
+from sightline.areas.detect.sets.detections import BoxImages, DetectionResults, read_results
+from sightline.areas.detect.sets.records import ground_truth_rows, visible_fractions
 from sightline.areas.detect.task import Detect
-from sightline.contract.binding import AvailableKeys, bind
-from sightline.contract.types import ComponentConfig, PrintedTable, SampleKey
-from sightline.draw.boxes import COLORS, Color, DrawnBox, draw_boxes, name_class
-from sightline.draw.charts import ChartPanel, Series
-from sightline.draw.page import PageChart, PageImage, PageTable, PageText, render_page
-from sightline.draw.pictures import Picture
-from sightline.engine.build import DataSubset
-from sightline.engine.evaluate import BoundMetric, Evaluation, Evaluator
+from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.metric import make_state
+from sightline.contract.types import ComponentConfig, PrintedTable
+from sightline.engine.build import DataSubset, build_metrics
+from sightline.engine.evaluate import BoundMetric, Evaluation, Evaluator, MetricResult, make_evaluation
 from sightline.engine.run_loading import OpenRun
 from sightline.parts.metrics.box_groups import NO_LIMIT, DetectionColumn, LabelColumn
-from sightline.runs.run_records import NOTHING_FOUND
+from sightline.store.prepared.prepared_set import summarise_folder
 from sightline.workbench.evaluate.scoring import ErrorReport, ScoredFiles, Scoring
 
-_MAX_IMAGES, _MAX_CONFUSIONS = 12, 20
-_CONFUSED = ("class", "taken for", "count")
+_MAX_IMAGES = 12
 _READ_KEYS = (
     *("detections", "detection_offsets", "truth", "truth_visible", "truth_offsets", "file_px", "sample_index"),
     *("candidates", "candidate_offsets"),
@@ -61,7 +54,7 @@ class BoxScoring(Scoring):
         with_errors: bool,
         category_offset: int = 0,
     ) -> ScoredFiles:
-        """Compute the metrics of a file of detections, also those of pycocotools where it is installed."""
+        """Compute the metrics of a file of detections."""
         if with_errors:
             metrics = [metric for metric in metrics if metric.name != "box_errors"]
         more = [bind_error_metric(part)] if with_errors else []
@@ -76,7 +69,6 @@ class BoxScoring(Scoring):
             if count
         ]
         images = box_images(part)
-        ap_results = [result for result in evaluation.results if isinstance(result.metric.metric, BoxAp)]
         limits = [result.metric.metric.most for result in evaluation.results if isinstance(result.metric.metric, BoxAp)]
         truths = [ground_truth_rows(images.record(index)) for index in range(len(images))]
         most = min(limits, default=NO_LIMIT)
@@ -84,12 +76,7 @@ class BoxScoring(Scoring):
             predictions.detections, truths, images.classes.names, most=most, category_offset=category_offset
         )
         notes += [f"warning: {path}: {fault}" for fault in faults]
-        document: dict[str, Any] = {}
-        for result in ap_results:
-            metric: Any = result.metric.metric
-            figures = pycocotools_figures(metric, result.state, torch.arange(evaluation.num_samples))
-            document |= {} if figures is None else {"pycocotools": figures}
-        return ScoredFiles(evaluation, others, notes, document, scoring_order(images).tolist())
+        return ScoredFiles(evaluation, others, notes, {}, scoring_order(images).tolist())
 
     def add_errors(self, evaluator: Evaluator, part: DataSubset, run: OpenRun) -> Evaluator:
         """Return the evaluator with the error metric added. Raises UserError for a task without boxes."""
@@ -107,48 +94,29 @@ class BoxScoring(Scoring):
         *,
         order: Sequence[int] | None = None,
     ) -> ErrorReport:
-        """Report the errors as tables, `errors.json` and `errors.html`.
+        """Report the errors as tables and as `errors.json`.
 
         `order` are the subset's sample indices in the order of the evaluation, if they differ.
         """
         result = next(r for r in evaluation.results if isinstance(r.metric.metric, BoxErrors))
         metric: Any = result.metric.metric
-        error_table, metrics = document["box_errors"], document["metrics"]
-        rows = [(kind, error_table["counts"][kind], metrics[f"gain_{kind}"]) for kind in KINDS]
-        error_rows = PrintedTable(
-            f"errors; AP50 {metrics['error_ap50']:.4f}", ("error", "count", "AP50 gained by repair"), rows
-        )
-        names = ("not_found", "missed", "suppressed", "labels")
-        not_found = [
-            (name, *(row[key] for key in names)) for name, row in error_table["labels"].items() if row["labels"]
-        ]
-        label_rows = PrintedTable("labels that were not found", ("labels", *names[:-1], "of"), not_found)
-        taken = [tuple(row.values()) for row in error_table["confusions"][:_MAX_CONFUSIONS]]
-        confused = PrintedTable("classes taken for others", _CONFUSED, taken)
+        about, metrics = document["box_errors"], document["metrics"]
+        rows = [(kind, about["counts"][kind], metrics[f"gain_{kind}"]) for kind in KINDS]
+        title, columns = f"errors; AP50 {metrics['error_ap50']:.4f}", ("error", "count", "AP50 gained by repair")
         errors = classify_errors(result.state, len(metric.class_names), metric.most)
-        score = find_best_score(errors)
-        images = box_images(part)
-        pictures = []
-        for image in find_worst_images(errors, score, most=_MAX_IMAGES):
-            index = image if order is None else int(order[image])
-            pixels = part.dataset[SampleKey(index, 0, 0)]["image"].numpy()
-            name = images.image(index).name
-            pictures.append(draw_errors(pixels, image, errors, score, name=name, class_names=metric.class_names))
-        header, kind = document["scored_boxes_errors"], document["data"].get("box_type", "unnamed")
-        counts = f"{header['num_boxes']} to find, {header['num_ignored']} ignored"
-        notes = [
-            f"{header['protocol']}; {kind} boxes of {evaluation.num_samples} images: {counts}; "
-            f"AP50 {metrics['error_ap50']:.4f}",
-            f"Pictures show detections of a score of at least {score:.3f}, where F1 is largest.",
-            "Suppressed labels were not found, though a detection had found them before suppression.",
+        score, images = find_best_score(errors), box_images(part)
+        worst = [
+            (images.image(image if order is None else int(order[image])).name, num_lost, num_wrong)
+            for image, num_lost, num_wrong in find_worst_images(errors, score, most=_MAX_IMAGES)
+        ]
+        tables = [
+            PrintedTable(title, columns, rows),
+            PrintedTable("labels that were not found", tuple(about["labels"]), [tuple(about["labels"].values())]),
+            PrintedTable(f"worst images, from a score of {score:.3f} on", ("image", "not found", "wrong"), worst),
         ]
         gains = {name: value for name, value in metrics.items() if name == "error_ap50" or name.startswith("gain_")}
-        worst = [picture.caption for picture in pictures]
-        files = {
-            "errors.json": {**error_table, "metrics": gains, **header, "data": document["data"], "worst": worst},
-            "errors.html": encode_errors(document, pictures, title="Errors of a detector", notes=notes),
-        }
-        return ErrorReport([error_rows, *([confused] if confused.rows else []), label_rows], files)
+        header = {**document["scored_boxes_errors"], "data": document["data"]}
+        return ErrorReport(tables, {"errors.json": {**about, "metrics": gains, **header, "worst": worst}})
 
 
 def bind_error_metric(part: DataSubset) -> BoundMetric:
@@ -157,19 +125,6 @@ def bind_error_metric(part: DataSubset) -> BoundMetric:
     return BoundMetric(
         metric, bind(metric.update, AvailableKeys("evaluation", _READ_KEYS), owner="--errors", exclude=("state",))
     )
-
-
-_COLORS: Mapping[str, Color] = {
-    "found": COLORS["found"],
-    "missed": COLORS["missed"],
-    "ignored": COLORS["ignored"],
-    "suppressed": (204, 121, 167),
-    "localisation": (230, 159, 0),
-    "classification": (0, 158, 115),
-    "both": (0, 114, 178),
-    "duplicate": (160, 100, 60),
-    "background": COLORS["made up"],
-}
 
 
 def find_best_score(errors: DetectionErrors) -> float:
@@ -182,78 +137,92 @@ def find_best_score(errors: DetectionErrors) -> float:
     return float(scores[order][f1.argmax()]) if num_found.any() else 0.0
 
 
-def find_worst_images(errors: DetectionErrors, score: float, *, most: int) -> list[int]:
-    """List the images with the most errors (wrong detections from this score on, labels not found), worst first."""
-    is_lost = ~errors.groups.is_ignored & ~errors.is_label_found
-    images = np.concatenate([errors.groups.boxes[_error_mask(errors, score), 0], errors.groups.labels[is_lost, 0]])
-    numbers, counts = np.unique(images.astype(int), return_counts=True)
-    return [int(number) for number in numbers[np.argsort(-counts, kind="stable")][:most]]
+def find_worst_images(errors: DetectionErrors, score: float, *, most: int) -> list[tuple[int, int, int]]:
+    """List the images with the most errors, worst first, with their numbers of labels not found and of errors.
 
-
-def draw_errors(
-    pixels: np.ndarray, image: int, errors: DetectionErrors, score: float, *, name: str, class_names: Sequence[str]
-) -> Picture:
-    """Draw an image (H, W, 3) uint8 with its detections of at least this score, each in the colour of its error.
-
-    Captions are classes and scores; an error of classification also says which class it is.
+    Only errors from this score on count.
     """
-    groups, is_real = errors.groups, ~errors.groups.is_ignored
-    labels = np.flatnonzero(groups.labels[:, 0] == image)
-    rows = np.flatnonzero((groups.boxes[:, 0] == image) & (groups.boxes[:, 5] >= score))
-    ignored = groups.labels[labels[~is_real[labels]], 1:5]
-    boxes = [DrawnBox(tuple(corners), _COLORS["ignored"], "", "hatched") for corners in ignored]
-    for row in rows[np.argsort(errors.kind[rows] >= 0, kind="stable")]:  # errors are drawn last, on top
-        error_kind = KINDS[errors.kind[row]] if errors.kind[row] >= 0 else ""
-        kind = error_kind or ("ignored" if errors.is_ignored[row] else "found")
-        caption = name_class(int(groups.boxes[row, DetectionColumn.CLASS]), class_names, groups.boxes[row, 5])
-        if kind == "classification":
-            caption += f", is {name_class(int(groups.labels[errors.label[row], LabelColumn.CLASS]), class_names)}"
-        boxes.append(DrawnBox(tuple(groups.boxes[row, 1:5]), _COLORS[kind], caption))
-    lost = labels[(is_real & ~errors.is_label_found)[labels]]
-    for row in lost:
-        kind = "suppressed" if errors.is_suppressed[row] else "missed"
-        caption = name_class(int(groups.labels[row, LabelColumn.CLASS]), class_names)
-        boxes.append(DrawnBox(tuple(groups.labels[row, 1:5]), _COLORS[kind], caption, "dashed"))
-    caption = f"{name}: {len(lost)} not found, {int(_error_mask(errors, score)[rows].sum())} wrong"
-    return Picture(name, draw_boxes(pixels, boxes, legend=_COLORS), caption)
+    is_lost = ~errors.groups.is_ignored & ~errors.is_label_found
+    is_wrong = (errors.kind >= 0) & (errors.groups.boxes[:, DetectionColumn.SCORE] >= score)
+    lost = Counter(errors.groups.labels[is_lost, LabelColumn.IMAGE].astype(int).tolist())
+    wrong = Counter(errors.groups.boxes[is_wrong, DetectionColumn.IMAGE].astype(int).tolist())
+    return [(image, lost[image], wrong[image]) for image, _ in sorted((lost + wrong).items(), key=_by_count)[:most]]
 
 
-def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, title: str, notes: Sequence[str]) -> str:
-    """Encode the page as one self-contained HTML text. `document` has `metrics` of `box_errors` and its table."""
-    about, metrics = document["box_errors"], document["metrics"]
-    kinds = [(kind, about["counts"][kind], f"{metrics[f'gain_{kind}']:.4f}") for kind in KINDS]
-    confused = PageTable(_CONFUSED, [tuple(row.values()) for row in about["confusions"][:_MAX_CONFUSIONS]])
-    taken = [PageText("heading", ["Classes taken for others"]), confused] if confused.rows else []
-    names = ("labels", "not_found", "missed", "suppressed")
-    bins = [(name, *("-" if row[key] is None else row[key] for key in names)) for name, row in about["labels"].items()]
-    curve = about["curve"]
-    precisions = tuple(zip(curve["recall"], curve["precision"], strict=True))
-    misses = tuple(
-        (x, 1 - y) for x, y in zip(curve["false_per_image"], curve["recall"], strict=True) if x > 0 and y < 1
-    )
-    panels = [
-        ChartPanel("precision", "recall", (Series("all classes", precisions),), "linear", "linear"),
-        ChartPanel("miss rate", "false positives an image", (Series("all classes", misses),)),
+def _by_count(item: tuple[int, int]) -> tuple[int, int]:
+    return -item[1], item[0]
+
+
+def score_boxes(
+    part: DataSubset,
+    components: Sequence[ComponentConfig],
+    path: Path,
+    *,
+    more: Sequence[BoundMetric] = (),
+    category_offset: int = 0,
+) -> tuple[Evaluation, list[str], DetectionResults]:
+    """Compute metrics for a file of detections; also return names of metrics that need more, and the read results.
+
+    `path` is a file, or a folder with one; `more` are further metrics; category ids are `category_offset` too high.
+    Images are not decoded. Raises ConfigError if no metric can be computed, DataError for a file that does not fit.
+    """
+    started = time.perf_counter()
+    images = box_images(part)
+    results = read_results(_find_results_file(path), images, category_offset=category_offset)
+    order = scoring_order(images)
+    records = [images.record(int(index)) for index in order]
+    detections_by_image = [results.detections[index] for index in order]
+    detections = [
+        np.column_stack([detection.boxes, detection.scores, detection.label]) for detection in detections_by_image
     ]
-    drawn = [panel if panel.series[0].points else None for panel in panels]
-    curves = PageText("plain", [NOTHING_FOUND]) if metrics["error_ap50"] == 0 else PageChart([drawn], 420, 280)
-    images = [PageImage(picture.pixels, picture.caption, is_photo=True) for picture in pictures]
-    return render_page(
-        title,
-        [
-            PageText("notes", notes),
-            PageText("heading", ["Errors and what each kind costs"]),
-            PageTable(("error", "count", "AP50 gained by repair"), kinds),
-            *taken,
-            PageText("heading", ["Labels that were not found"]),
-            PageTable(("labels", "all", "not found", "missed", "suppressed"), bins),
-            PageText("heading", ["Curves"]),
-            curves,
-            PageText("heading", ["Worst images"]),
-            *images,
-        ],
-    )
+    batch = {
+        "sample_index": torch.arange(len(images)),
+        "file_px": torch.tensor(
+            [(detection.image.height, detection.image.width) for detection in detections_by_image]
+        ).reshape(-1, 2),
+        **_concatenate("truth", list(map(ground_truth_rows, records)), "truth_offsets"),
+        **_concatenate("truth_visible", list(map(visible_fractions, records)), "truth_offsets"),
+        **_concatenate("detections", detections, "detection_offsets"),
+    }
+    bound_metrics: list[BoundMetric] = []
+    others = []
+    for component, metric in zip(components, build_metrics(components, part.dataset.info.facts), strict=True):
+        try:
+            update = bind(
+                metric.update, AvailableKeys("files", batch), owner=f"metrics.{component.name}", exclude=("state",)
+            )
+        except UnknownKeyError:
+            others.append(component.name)
+            continue
+        bound_metrics.append(BoundMetric(metric, update))
+    if not bound_metrics:
+        raise ConfigError(
+            f"metrics: none of {', '.join(others)} is computed from boxes; box_ap, crowd_ap and miss_rate are"
+        )
+    metric_results = []
+    for meter in (*bound_metrics, *more):
+        state = make_state(meter.metric, num_samples=len(images))
+        meter.update.function(state, **meter.update.select(batch))
+        metric_results.append(MetricResult(meter, "", state))
+    seconds = time.perf_counter() - started
+    return make_evaluation(metric_results, num_samples=len(images), seconds=seconds), others, results
 
 
-def _error_mask(errors: DetectionErrors, score: float) -> np.ndarray:
-    return (errors.kind >= 0) & (errors.groups.boxes[:, 5] >= score)
+def scoring_order(images: BoxImages) -> np.ndarray:
+    """Return the order of images (n,) for scoring: by image id, which breaks ties of scores as in pycocotools."""
+    return np.argsort([images.image(index).image_id for index in range(len(images))], kind="stable")
+
+
+def _find_results_file(path: Path) -> Path:
+    """Find the result file in a folder. Raises DataError unless there is exactly one."""
+    if not path.is_dir():
+        return path
+    files = [path / RESULTS] if (path / RESULTS).is_file() else [*path.glob("*.json"), *path.glob("*.odgt")]
+    if len(files) != 1:
+        raise DataError(f"{path}: holds {summarise_folder(path)}; give the file of results itself")
+    return files[0]
+
+
+def _concatenate(name: str, parts: Sequence[np.ndarray], offsets: str) -> dict[str, Tensor]:
+    ends = list(accumulate((len(part) for part in parts), initial=0))
+    return {name: torch.from_numpy(np.concatenate(parts)), offsets: torch.tensor(ends)}

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import TypedDict
 
-from sightline.areas.detect.assigners.base import Assigner, Assignment, PriorPredictions
-from sightline.areas.detect.output import DetectionFilter, UnsuppressedDetections, clip_boxes, to_file_pixels
+from sightline.areas.detect.assigner import Assigner, Assignment, PriorPredictions
+from sightline.areas.detect.output import DetectionFilter, GreedyNMS, UnsuppressedDetections, clip_boxes, to_file_pixels
 from sightline.areas.detect.pictures import (
     MIN_DRAWN_SCORE,
     get_image_pixels,
@@ -24,7 +24,6 @@ from sightline.areas.detect.pictures import (
     show_detections,
     show_priors,
 )
-from sightline.areas.detect.suppressions import GreedyNMS
 from sightline.contract import registry
 from sightline.contract.arguments import (
     AssignerBlock,
@@ -42,7 +41,6 @@ from sightline.contract.registry import Need
 from sightline.contract.types import Batch
 from sightline.draw.pictures import Picture
 from sightline.ops.box_codes import decode_boxes
-from sightline.ops.box_overlaps import box_iou
 from sightline.ops.labels import widen_labels
 from sightline.ops.priors import (
     IGNORED,
@@ -95,7 +93,7 @@ class Detect(Supervised):
     are assigned to priors once a step, before the forward pass. Losses and metrics read these keys:
     - `priors` (P, 4) or (P, 2), and `prior_stride` (P,), the pixels between the cells of their level;
     - `target` (B, P): class of the assigned box, -1 for background, -2 for priors that no loss counts;
-    - `matched_boxes` (B, P, 4), and `matched_density` (B, P), the box's highest IoU with another box;
+    - `matched_boxes` (B, P, 4);
     - `is_unmatched` (G,): boxes of the batch that are not ignored, but assigned to no prior;
     - `second_match` (B, P), for heads of two predictions per prior: row of the second box in the batch, -1, or -2.
 
@@ -109,9 +107,7 @@ class Detect(Supervised):
     """
 
     predicts = frozenset({"detections", "detection_offsets"})
-    context_keys = frozenset(
-        {"priors", "prior_stride", "target", "matched_boxes", "matched_density", "second_match", "is_unmatched"}
-    )
+    context_keys = frozenset({"priors", "prior_stride", "target", "matched_boxes", "second_match", "is_unmatched"})
     evaluation_arguments = frozenset({"suppression", "score", "per_level", "most", "clip"})
     keeps_candidates = False
     """True if predictions also contain `candidates` (C, 6) and `candidate_offsets`: detections before suppression."""
@@ -162,7 +158,7 @@ class Detect(Supervised):
         predictions = (
             self._predict_priors(model, batch) if AssignerMembers.needs_predictions.get(self._assigner) else None
         )
-        targets, boxes, densities, second = [], [], [], []
+        targets, boxes, second = [], [], []
         positive: list[tuple[Tensor, ...]] = []
         is_matched = torch.zeros(len(batch["boxes"]) + 1, dtype=torch.bool, device=batch["boxes"].device)
         slices, labels = _image_slices(batch["box_offsets"]), widen_labels(batch["label"])
@@ -175,9 +171,6 @@ class Detect(Supervised):
                 positive.append(index)
             targets.append(torch.where(has_box, functional.pad(labels[rows], (0, 1))[box_index], matched))
             boxes.append(functional.pad(image_boxes, (0, 0, 0, 1))[box_index])
-            densities.append(
-                functional.pad(_compute_densities(image_boxes, batch["is_ignored"][rows]), (0, 1))[box_index]
-            )
             if other is not None:
                 second.append(torch.where(other >= 0, other + rows.start, other))
                 is_matched.scatter_(0, second[-1].clamp(min=-1) % len(is_matched), True)
@@ -190,7 +183,6 @@ class Detect(Supervised):
             "prior_stride": priors.prior_stride,
             "target": target,
             "matched_boxes": torch.stack(boxes),
-            "matched_density": torch.stack(densities),
             "is_unmatched": ~(batch["is_ignored"] | is_matched[:-1]),
         }
 
@@ -432,12 +424,6 @@ def _buffers_preserved(model: nn.Module) -> Iterator[None]:
             buffer.copy_(values)
 
 
-def _compute_densities(boxes: Tensor, is_ignored: Tensor) -> Tensor:
-    """Compute each box's highest IoU (G,) with another box of (G, 4) that is not ignored."""
-    overlap = torch.where(is_ignored, 0, box_iou(boxes, boxes)).fill_diagonal_(0)
-    return functional.pad(overlap, (0, 1)).amax(dim=1)
-
-
 def _concatenate_detections(detections: Sequence[Tensor], device: torch.device) -> dict[str, Tensor]:
     """Concatenate the detections (D_b, 6) of each image: `detections` (D, 6), `detection_offsets` (B + 1,)."""
     offsets = [0, *accumulate(map(len, detections))]
@@ -584,10 +570,6 @@ def _assert_losses_match_assigner(losses: Mapping[str, Loss], assigner: Any) -> 
 def _assert_offered(suppression: Any, output_keys: AvailableKeys, head: Any) -> None:
     """Raise ConfigError for a suppression that reads a key which the head does not predict."""
     offered = {*output_keys.keys} | ({"proposal"} if HeadMembers.predictions_per_prior.get(head) > 1 else set())
-    advice = {
-        "density": "set model.head.density=true for retina, and train it with the loss box_density",
-        "proposal": "take a head of two predictions at each prior, such as retina_emd",
-    }
     for name in sorted(suppression.reads):
         need = Need("the output", type(suppression).__name__, {name}, type(head).__name__, offered)
-        _assert_met("suppression", [need], f"{advice[name]}, or another suppression")
+        _assert_met("suppression", [need], "take a head of two predictions at each prior, such as retina_emd")

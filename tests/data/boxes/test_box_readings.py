@@ -1,100 +1,23 @@
-"""Boxes that are other numbers than they are read as, that are there twice, or text: named before they are prepared."""
+"""Boxes that are there twice, or text, and lists of faults: named before they are prepared."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import numpy as np
 import pytest
 
 from sightline.areas.detect.sets.coco import Coco
-from sightline.areas.detect.sets.coco_boxes import mask_to_box
-from sightline.areas.detect.sets.convert import LAYOUTS
 from sightline.areas.detect.sets.image_listing import AnnotationFaults
 from sightline.areas.detect.sets.people import WiderPerson
-from sightline.areas.detect.sets.records import BoxForm, ShownBoxes, box_notes
+from sightline.areas.detect.sets.people_files import PeopleFiles, read_crowdhuman, read_ecp
 from sightline.areas.detect.sets.yolo_txt import YoloTxt
 from sightline.contract.errors import DataError
 from tests.command import run_here
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
 from tests.data.boxes.people_writers import write_ecp, write_widerperson
-
-CORNERS: Mapping[str, Callable[..., tuple[float, ...]]] = {
-    "corner, size": lambda a, b, c, d: (a, b, a + c, b + d),
-    "middle, size": lambda a, b, c, d: (a - c / 2, b - d / 2, a + c / 2, b + d / 2),
-    "two corners": lambda a, b, c, d: (a, b, c, d),
-}
-STATED: Mapping[str, Callable[..., tuple[float, ...]]] = {
-    "corner, size": lambda a, b, c, d: (a, b, c - a, d - b),
-    "middle, size": lambda a, b, c, d: ((a + c) / 2, (b + d) / 2, c - a, d - b),
-    "two corners": lambda a, b, c, d: (a, b, c, d),
-}
-WORDS = {
-    "corner, size": "left, top, width, height",
-    "middle, size": "middle x, middle y, width, height",
-    "two corners": "left, top, right, bottom",
-}
-
-
-def shown_as(boxes: np.ndarray, stated_as: str, read_as: str, *, is_exchanged: bool = False) -> ShownBoxes:
-    """Boxes of 640 x 480 pictures, four a picture, written in one form and read in another, each by itself."""
-    rows = []
-    for box in boxes.tolist():
-        a, b, c, d = STATED[stated_as](*box)
-        rows.append(CORNERS[read_as](*((b, a, d, c) if is_exchanged else (a, b, c, d))))
-    count = len(boxes)
-    return ShownBoxes(
-        np.array(rows).reshape(-1, 4), np.tile([640, 480], (count, 1)), np.arange(count) // 4, np.zeros(count, int)
-    )
-
-
-def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
-    size = rng.uniform(20, 200, (count, 2))
-    first = rng.uniform(0, 1, (count, 2)) * ([640, 480] - size)
-    return np.concatenate([first, first + size], axis=1)
-
-
-@pytest.mark.parametrize("form", get_args(BoxForm))
-def test_another_form_is_named_and_a_true_one_never(form: BoxForm) -> None:
-    """Over 30 random sets of 80 boxes; and of people whose feet are cut off, a third of all, none is suspected."""
-    names = [f"{number}.png" for number in range(20)]
-    for seed in range(30):
-        boxes = random_boxes(np.random.default_rng(seed), 80)
-        assert box_notes(shown_as(boxes, form, form), names, form) == []
-        amodal = boxes.copy()
-        amodal[::3, 3] = 480 + 100.0
-        assert box_notes(shown_as(amodal, form, form), names, form) == []
-        for other in CORNERS:
-            if other == form:
-                continue
-            found = shown_as(boxes, other, form)
-            if (found.boxes[:, 2:] <= found.boxes[:, :2]).any():
-                continue  # refused before, as impossible boxes
-            [line] = box_notes(found, names, form)
-            assert f"read as {WORDS[form]}, they look like {WORDS[other]}: read so, 0 do" in line
-        if form != "middle, size":
-            [line] = box_notes(shown_as(boxes, form, form, is_exchanged=True), names, form)
-            assert f"they look like {WORDS[form]} with x and y exchanged: read so, 0 do" in line
-
-
-def test_few_boxes_are_not_suspected() -> None:
-    """Two beyond their images, whatever else they may be; without any box nothing is said."""
-    for count in (0, 1, 2):
-        boxes = np.tile([300.0, 200, 500, 400], (count, 1))
-        found = shown_as(boxes, "two corners", "corner, size")
-        found = found._replace(labels=np.arange(count))
-        assert box_notes(found, ["a.png"], "corner, size") == []
-
-
-def test_boxes_of_shares_are_named() -> None:
-    """They were boxes of less than a pixel, without a word."""
-    boxes = random_boxes(np.random.default_rng(0), 80) / [640, 480, 640, 480]
-    for form in ("two corners", "corner, size"):
-        [line] = box_notes(shown_as(boxes, form, form), [f"{number}.png" for number in range(20)], form)
-        assert line.startswith("all 80 boxes lie in the first pixel of their images: shares of their sides?")
 
 
 def coco_of(root: Path, rows: list[dict[str, Any]]) -> Path:
@@ -104,7 +27,7 @@ def coco_of(root: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def test_prepare_and_info_warn(tmp_path: Path) -> None:
-    """By the command: corners for sizes, a box that is there twice, and annotations with one id."""
+    """By the command, of a box that is there twice."""
     rows = [
         {"image_id": number, "category_id": 3, "bbox": [30 + step, 20, 50, 40 + step]}
         for number in range(4)
@@ -116,10 +39,7 @@ def test_prepare_and_info_warn(tmp_path: Path) -> None:
         done = run_here("data", *words, source)
         assert done.code == 0, done.err
         told = " ".join((done.out + done.err).split())
-        assert "14 of 14 boxes reach beyond their images, first in 0.png: read as left, top, width, height, th" in told
-        assert "they look like left, top, right, bottom: read so, 0 do; convert them" in told
         assert "1 boxes are there once more with the same class, first in 1.png: 32, 20, 82, 62 (left, top, ri" in told
-        assert "labels.json: 1 annotations have the id of another, first: 1" in told
 
 
 def test_labels_of_several_images_and_images_listed_twice_are_noted(tmp_path: Path) -> None:
@@ -137,9 +57,9 @@ def test_labels_of_several_images_and_images_listed_twice_are_noted(tmp_path: Pa
     ]
 
 
-def faults_of(layout: str, root: Path) -> str:
+def faults_of(read: Callable[[Path], PeopleFiles], root: Path) -> str:
     with pytest.raises(DataError) as caught:
-        LAYOUTS[layout].read(root).faults.raise_or_note("refuse", root=root)
+        read(root).faults.raise_or_note("refuse", root=root)
     return str(caught.value)
 
 
@@ -153,7 +73,6 @@ def faults_of(layout: str, root: Path) -> str:
         {"iscrowd": "0"},
         {"ignore": "no"},
         {"area": "12"},
-        {"bbox": None, "segmentation": [["1", "2", "3", "4", "5", "6"]]},
     ],
 )
 def test_text_in_place_of_numbers_is_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
@@ -162,23 +81,19 @@ def test_text_in_place_of_numbers_is_refused(tmp_path: Path, changed: dict[str, 
     source = coco_of(tmp_path / "in", [row])
     with pytest.raises(DataError, match=r"1 impossible boxes, first: 0\.png: annotation 1"):
         Coco.prepare(source=source, target=tmp_path / "set", name="coco", progress=quiet)
-    if "area" not in changed:  # which is carried along by `data convert` as it is
-        assert "1 impossible boxes" in faults_of("coco", source)
 
 
 def test_text_in_boxes_of_other_layouts_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError):
-        mask_to_box([[1, 2, 3, 4], ["1", "2"]])
     person = {"tag": "person", "fbox": ["1", 2, 3, 4]}
     (tmp_path / "a.odgt").write_text(json.dumps({"ID": "a", "gtboxes": [person]}))
-    assert "1 impossible boxes" in faults_of("odgt", tmp_path)
+    assert "1 impossible boxes" in faults_of(read_crowdhuman, tmp_path)
     person = {"tag": "person", "fbox": [1, 2, 3, 4], "extra": {"ignore": "0"}}
     (tmp_path / "a.odgt").write_text(json.dumps({"ID": "a", "gtboxes": [person]}))
     with pytest.raises(DataError, match="and their ignore a number"):
-        LAYOUTS["odgt"].read(tmp_path)
+        read_crowdhuman(tmp_path)
     child = {"identity": "pedestrian", "x0": "1", "y0": 2, "x1": 3, "y1": 4, "tags": []}
     write_ecp(tmp_path / "ecp", {"day/train/a/a_0": [child]})
-    assert "1 impossible boxes" in faults_of("ecp", tmp_path / "ecp")
+    assert "1 impossible boxes" in faults_of(read_ecp, tmp_path / "ecp")
 
 
 def test_a_file_lists_every_fault(tmp_path: Path) -> None:

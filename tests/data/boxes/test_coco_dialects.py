@@ -10,14 +10,10 @@ from typing import Any
 
 import pytest
 
-from sightline.areas.detect.sets.annotations import LabelledSet
-from sightline.areas.detect.sets.coco import Coco
-from sightline.areas.detect.sets.convert import convert_annotations
+from sightline.areas.detect.sets.coco import Coco, find_coco
 from sightline.areas.detect.sets.detections import read_results
-from sightline.areas.detect.sets.layout_reading import read_coco
-from sightline.contract.errors import DataError, UserError
-from tests.cases import run_each
-from tests.command import run_here
+from sightline.areas.detect.sets.image_listing import ListedImageSet
+from sightline.contract.errors import DataError
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.data.boxes.test_coco import BOX, ONE, all_of, prepare
 from tests.long.mutations import mutated
@@ -27,9 +23,9 @@ CAR = {"id": 1, "name": "cars", "supercategory": "cars"}
 TRUCK = {"id": 2, "name": "truck", "supercategory": "cars"}
 
 
-def both(source: Path, target: Path, **options: Any) -> tuple[dict[str, Any], LabelledSet]:
-    """What `data prepare` makes of a source, and what `data convert` reads: they are one reader."""
-    return prepare(source, target, **options), read_coco(source, **options)
+def both(source: Path, target: Path, **options: Any) -> tuple[dict[str, Any], ListedImageSet]:
+    """What `data prepare` makes of a source, and the images that are listed for it."""
+    return prepare(source, target, **options), find_coco(source, **{"annotations": None, "images": None, **options})
 
 
 def test_a_category_that_only_groups_others_is_no_class(tmp_path: Path) -> None:
@@ -89,13 +85,13 @@ def test_images_that_fit_two_names_or_none_are_missing(tmp_path: Path) -> None:
         ("x.json", ["k/a.png"], "1 images .* first: 'k/a.png': there is no such file in .*, and 2 images .* fit it"),
         ("x.json", ["k/b.png", "l/b.png"], "2 images .* first: 'k/b.png'.* and 1 images below .* fit it; get it, or"),
         ("train.json", ["b.png"], "there is no such file in .*/in; get it, or state the images' folder by images=FOLD"),
-        ("x.json", ["../c.png"], "'../c.png' is not below"),
+        ("x.json", ["../c.png"], "'../c.png': there is no such file in"),
         ("x.json", ["k/\0.png"], "there is no such file"),
     ):
         write_coco(tmp_path / "in" / file, [(n, name, 8, 6) for n, name in enumerate(names, start=1)], [BOX])
         with pytest.raises(DataError, match=message):
             prepare(tmp_path / "in", tmp_path / "set", annotations=(file,))
-        assert not any(each.path for each in read_coco(tmp_path / "in", annotations=(file,)).images)
+        assert not find_coco(tmp_path / "in", annotations=(file,), images=None).images
     write_coco(tmp_path / "in/x.json", [(1, "k/a.png", 8, 6)], [BOX])
     _, labelled = both(tmp_path / "in", tmp_path / "set", annotations=("x.json",), images="two")
     assert [each.name for each in labelled.images] == ["two/a.png"]
@@ -146,7 +142,7 @@ def test_a_box_that_cvat_states_as_turned_is_a_fault(tmp_path: Path) -> None:
 
 
 def test_a_size_of_zero_is_not_stated(tmp_path: Path) -> None:
-    """CVAT writes it where it exports no images; the conversion read it so, and the preparation refused it."""
+    """CVAT writes it where it exports no images."""
     write_image(tmp_path / "in/a.png", pattern(6, 8))
     for size in ((0, 0), (8, 0), (0, 6)):
         write_coco(tmp_path / "in/x.json", [(1, "a.png", *size)], [BOX])
@@ -155,55 +151,10 @@ def test_a_size_of_zero_is_not_stated(tmp_path: Path) -> None:
         assert labelled.images[0].size_px is None
 
 
-@run_each("ids, expected", [((0, 1, 4), [1, 2, 5]), ((1, 2), [1, 2]), ((3, 90), [3, 90])])
-def test_categories_that_are_written_count_from_one(ids: tuple[int, ...], expected: list[int], tmp_path: Path) -> None:
-    """Several readers refuse the category 0; what reads the file again, and files of results, have the new ids."""
-    source, target = tmp_path / f"in{ids}", tmp_path / f"out{ids}"
-    write_image(source / "a.png", pattern(6, 8))
-    categories = [{"id": number, "name": f"c{number}"} for number in ids]
-    write_coco(source / "x.json", ONE, [BOX | {"category_id": ids[-1]}], categories=categories)
-    convert_annotations(source, "coco", target, "coco")
-    document = json.loads((target / "instances.json").read_text())
-    assert [each["id"] for each in document["categories"]] == expected
-    assert [each["category_id"] for each in document["annotations"]] == expected[-1:]
-    manifest, labelled = both(target, tmp_path / f"set{ids}")
-    assert labelled.images[0].boxes[0].label == f"c{ids[-1]}"
-    assert manifest["classes"] == {"names": [f"c{number}" for number in ids], "ids": expected}
-    images = all_of(tmp_path / f"set{ids}")
-    row = {"image_id": 1, "category_id": expected[-1], "bbox": [1, 2, 3, 4], "score": 0.5}
-    (tmp_path / "found.json").write_text(json.dumps([row]))
-    assert read_results(tmp_path / "found.json", images).detections[0].label.tolist() == [len(ids) - 1]
-
-
-def test_files_and_images_are_chosen_for_the_conversion_as_for_the_preparation(tmp_path: Path) -> None:
-    for name in ("one/a.png", "two/a.png"):
-        write_image(tmp_path / "in" / name, pattern(6, 8))
-    for name in ("x.json", "y.json"):
-        write_coco(tmp_path / "in" / name, [(1, "k/a.png", 8, 6)], [BOX] * len(name))
-    words = ["data", "convert", "--from", str(tmp_path / "in"), "--layout", "coco", "--as", "yolo_txt", "--to"]
-    failed = run_here(*words, str(tmp_path / "out"))
-    assert failed.code == 2
-    assert "choose by annotations=[FILE, FILE]" in failed.err
-    done = run_here(*words, str(tmp_path / "out"), "annotations=[x.json]")
-    assert done.code == 0, done.err
-    assert "1 images are missing and not linked, first: k/a.png; image_folder=FOLDER states their folder" in done.err
-    done = run_here(*words, str(tmp_path / "two"), "annotations=[x.json]", "image_folder=two")
-    assert done.code == 0, done.err
-    assert (tmp_path / "two/images/two/a.png").is_symlink()
-    assert "image_folder=FOLDER" in " ".join(run_here("data", "convert", "--help").out.split())
-    with pytest.raises(UserError, match="are about files of coco, not of kitti"):
-        convert_annotations(tmp_path / "in", "kitti", tmp_path / "no", "coco", image_folder="two")
-
-
 def test_damaged_files_are_refused_in_a_line(tmp_path: Path) -> None:
     """Bytes changed at random, 400 times: they are read, or refused by one line; nothing else is raised, or hangs."""
     write_image(tmp_path / "in/a.png", pattern(6, 8))
-    masks: list[Any] = [
-        {"size": [6, 8], "counts": [7, 3, 38]},
-        {"size": [6, 8], "counts": "73V1"},
-        [[1.0, 2, 4, 2, 4, 5]],
-    ]
-    boxes = [BOX, *({"image_id": 1, "category_id": 3, "segmentation": mask} for mask in masks)]
+    boxes = [BOX, BOX | {"segmentation": [[1.0, 2, 4, 2, 4, 5]], "iscrowd": 1}]
     path = write_coco(tmp_path / "in/x.json", ONE, boxes, categories=[ROOT, CAR | {"id": 3, "name": "car"}])
     prepare(tmp_path / "in", tmp_path / "set")
     images = all_of(tmp_path / "set")
@@ -212,7 +163,6 @@ def test_damaged_files_are_refused_in_a_line(tmp_path: Path) -> None:
     results.write_text(json.dumps([rows[0], rows[0] | rows[1]]))
     readers: list[tuple[Path, Callable[[], object]]] = [
         (path, lambda: Coco.survey(tmp_path / "in")),
-        (path, lambda: read_coco(tmp_path / "in")),
         (results, lambda: read_results(results, images)),
     ]
     for file, read in readers:

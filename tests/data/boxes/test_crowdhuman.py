@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.areas.detect.sets.crowdhuman import CrowdHuman
+from sightline.areas.detect.sets.people import CrowdHuman
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
@@ -79,6 +79,32 @@ def test_full_boxes_are_kept_beyond_the_image(root: Path) -> None:
     assert images[SampleKey(1, 0, 0)]["boxes"].shape == (0, 4)
 
 
+@pytest.mark.shared
+def test_boxes_and_marks_are_the_recorded_ones(shared: Path, tmp_path: Path) -> None:
+    """The lines of the reference's data, with its boxes, areas and ignore marks by image and place."""
+    golden = json.loads((shared / "golden" / "detect" / "odgt_to_coco.json").read_text())
+    (tmp_path / "in").mkdir()
+    for line in golden["odgt_lines"]:
+        width, height = line.pop("size_w_h")
+        write_image(tmp_path / "in" / f"{line['ID']}.jpg", pattern(height, width))
+    (tmp_path / "in" / "annotation_train.odgt").write_text(
+        "".join(json.dumps(line) + "\n" for line in golden["odgt_lines"])
+    )
+    prepare(tmp_path / "in", tmp_path / "set")
+    parts, expected = [opened(tmp_path / "set", split=split) for split in ("train", "test")], golden["corrected"]
+    names = {image["id"]: Path(image["file_name"]).stem for image in expected["images"]}
+    rows = {part.sample_name(index): part.record(index) for part in parts for index in range(len(part))}
+    assert {*rows} == {*names.values()}
+    for number, name in names.items():
+        stated = [each for each in expected["annotations"] if each["image_id"] == number]
+        left, top, width, height = np.array([each["bbox"] for each in stated]).reshape(-1, 4).T
+        found = rows[name]
+        assert found.boxes.tolist() == np.stack([left, top, left + width, top + height], axis=1).tolist()
+        assert found.is_ignored.tolist() == [bool(each["ignore"]) for each in stated]
+        np.testing.assert_allclose(found.area, [each["area"] for each in stated])
+    assert sum(len(each.boxes) for each in rows.values()) == len(expected["annotations"])
+
+
 def test_clipped_boxes_without_rest_leave_training_and_stay_scored(root: Path) -> None:
     images = opened(root, clip=True)
     sample = images[SampleKey(0, 0, 0)]
@@ -106,8 +132,8 @@ def test_trained_and_scored_boxes_are_chosen_apart(root: Path) -> None:
 
 def test_a_kind_of_box_that_the_file_lacks_is_refused_when_it_is_chosen(tmp_path: Path) -> None:
     bare = {key: value for key, value in CROWD[0].items() if key != "hbox"}
-    prepare(write_set(tmp_path / "in", all={"a": CROWD[:2], "b": [CROWD[0], bare]}), tmp_path / "set")
-    assert len(opened(tmp_path / "set", test_share=0.0)) == 2
+    prepare(write_set(tmp_path / "in", train={"a": CROWD[:2], "b": [CROWD[0], bare]}), tmp_path / "set")
+    assert len(opened(tmp_path / "set")) == 1  # the other image is tested
     with pytest.raises(DataError, match=r"1 people have no head box \(hbox\), first in 'b'; set box and scored_box"):
         opened(tmp_path / "set", scored_box="head")
 
@@ -122,11 +148,11 @@ def test_a_kind_of_box_that_the_file_lacks_is_refused_when_it_is_chosen(tmp_path
     ],
 )
 def test_faulty_boxes_are_named_or_left_out(tmp_path: Path, fault: dict[str, Any], message: str) -> None:
-    write_set(tmp_path / "in", all={"a": [CROWD[0], fault, CROWD[1]], "b": []})
+    write_set(tmp_path / "in", train={"a": [CROWD[0], fault, CROWD[1]], "b": []})
     with pytest.raises(DataError, match=f"1 impossible boxes, first: {message}"):
         prepare(tmp_path / "in", tmp_path / "set")
     prepare(tmp_path / "in", tmp_path / "set", faulty="leave_out")
-    assert len(opened(tmp_path / "set", test_share=0.0).record(0).boxes) == 2
+    assert len(opened(tmp_path / "set").record(0).boxes) == 2
 
 
 def test_folders_and_lines_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -216,21 +216,6 @@ def test_images_are_known_by_id_file_name_or_stem(
     assert bool(note) == bool(given.notes)
 
 
-def test_numbers_are_those_of_file_names_if_all_are(tmp_path: Path) -> None:
-    """Numbers of files that are other images' ids: only together they show what they mean."""
-    images = [ImageRef(f"val/{number:06}.jpg", number + 1, 9, 9) for number in (103, 104, 105)]
-
-    def count(*keys: tuple[int, str | None]) -> list[int]:
-        rows = [ROW | {"image_id": number, "file_name": name} for number, name in keys]
-        return [len(each.boxes) for each in read(tmp_path / "x.json", rows, images).detections]
-
-    assert count((103, None), (104, None), (104, None), (105, None)) == [1, 2, 1]
-    assert count((104, None), (105, None), (105, None), (106, None)) == [1, 2, 1]
-    assert count((103, "000103.jpg"), (104, "000104.jpg")) == [1, 1, 0]  # 104 is the id of 000103.jpg
-    with pytest.raises(DataError, match="row 1: the set has no image 30"):
-        count((104, None), (30, None))
-
-
 def test_categories_that_count_from_another_number(tmp_path: Path) -> None:
     few = Few()
     few.classes = CategoryIds(("person", "car", "hat"), (0, 1, 2))

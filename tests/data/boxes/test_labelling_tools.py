@@ -1,4 +1,4 @@
-"""Files of labelling tools from disk to samples: Pascal VOC, LabelMe and CVAT, in their dialects and damaged."""
+"""Files of labelling tools from disk to samples: Pascal VOC and LabelMe, in their dialects and damaged."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from sightline.areas.detect.sets.convert import READERS, convert_annotations
 from sightline.areas.detect.sets.labelled_images import LabelledImages
-from sightline.commands.data import _BOXES, _READ_BOXES
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.files.xml_files import read_xml
@@ -67,26 +64,7 @@ def write_labelme(root: Path, objects: Mapping[str, list[Object]] = OBJECTS, **c
     return root
 
 
-def write_cvat(root: Path, objects: Mapping[str, list[Object]] = OBJECTS, *, more: str = "", subset: str = "") -> Path:
-    labels = "".join(f"<label><name>{name}</name></label>\n" for name in ("car", "dog", "never"))
-    images = ""
-    for number, (name, rows) in enumerate(objects.items()):
-        write_image(root / "images" / f"{name}.png", pattern(*SIZE))
-        boxes = "".join(
-            f'<box label="{label}" occluded="0" xtl="{x}" ytl="{y}" xbr="{right}" ybr="{bottom}" z_order="0">\n'
-            f'<attribute name="difficult">{str(mark).lower()}</attribute></box>\n'
-            for label, (x, y, right, bottom), mark in rows
-        )
-        head = f'id="{number}" name="{name}.png" width="{SIZE[1]}" height="{SIZE[0]}"{subset}'
-        images += f"<image {head}>\n{boxes}{more if name == 'a' else ''}</image>\n"
-    meta = f"<version>1.1</version><meta><task><labels>{labels}</labels></task></meta>\n"
-    (root / "annotations.xml").write_text(
-        f'<?xml version="1.0" encoding="utf-8"?>\n<annotations>{meta}{images}</annotations>'
-    )
-    return root
-
-
-WRITERS: Mapping[str, Callable[..., Path]] = {"cvat": write_cvat, "labelme": write_labelme, "voc": write_voc}
+WRITERS: Mapping[str, Callable[..., Path]] = {"labelme": write_labelme, "voc": write_voc}
 
 
 def prepare(name: str, source: Path, target: Path, **options: Any) -> dict[str, Any]:
@@ -115,40 +93,23 @@ EXPECTED = {stem: [(label, [*map(float, box)], mark) for label, box, mark in row
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_boxes_are_those_of_the_files(name: str, tmp_path: Path) -> None:
-    """Prepared, converted to COCO and prepared again, and converted without the images."""
     source = WRITERS[name](tmp_path / "in")
     manifest = prepare(name, source, tmp_path / "set")
     assert all_of(name, tmp_path / "set") == EXPECTED
-    assert manifest["classes"] == {
-        "cvat": {"names": ["car", "dog", "never"], "ids": [1, 2, 3]},
-    }.get(name, {"names": ["car", "dog"], "ids": [1, 2]})
+    assert manifest["classes"] == {"names": ["car", "dog"], "ids": [1, 2]}
     assert manifest["differences"] == []
     assert verify(tmp_path / "set") >= 3 + len([*source.rglob("*.xml"), *source.rglob("*.json")])
     assert registry.data.get_entry(name).builder.survey(source)["images"] == {"all": 3}
-    report = convert_annotations(source, name, tmp_path / "coco", "coco")
-    assert (report["boxes"], report["dropped"], report["differences"]) == (3, {}, [])
-    prepare("coco", tmp_path / "coco", tmp_path / "again")
-    assert all_of("coco", tmp_path / "again") == EXPECTED
     for image in source.rglob("*.png"):
         image.unlink()
     with pytest.raises(
         DataError, match=r"3 images that are missing or damaged, first: .*there is no image '.*a\.png' below"
     ):
         prepare(name, source, tmp_path / "none")
-    assert convert_annotations(source, name, tmp_path / "yolo", "yolo_txt")["boxes"] == 3
-    rows = next((tmp_path / "yolo").rglob("b.txt")).read_text().split()
-    np.testing.assert_allclose([*map(float, rows)], [0, 20.25 / 64, 30.125 / 48, 19.5 / 64, 20.25 / 48])
 
 
 def test_the_commands_know_the_tools(tmp_path: Path) -> None:
-    assert f"{_BOXES}, {_READ_BOXES}".split(", ") == [*sorted({*READERS} - {*WRITERS}), *WRITERS]
     source = write_voc(tmp_path / "in")
-    words = ("--from", str(source), "--to", str(tmp_path / "out"))
-    done = run_here("data", "convert", "--layout", "voc", *words, "--as", "yolo_txt")
-    assert done.code == 0, done.err
-    assert "dropped: pose, 3 times" in done.err
-    refused = run_here("data", "convert", "--layout", "coco", *words, "--as", "voc")
-    assert (refused.code, "--as voc: no such layout" in refused.err) == (2, True)
     refused = run_here("data", "prepare", "coco", "--from", str(source), "--to", str(tmp_path / "set"))
     assert refused.code == 2
     assert f"its files are those of voc: sightline data prepare voc --from {source} --to DIR" in refused.err
@@ -256,49 +217,6 @@ def test_shapes_of_labelme_become_the_boxes_about_them(tmp_path: Path) -> None:
     ]
 
 
-def test_shapes_of_cvat_are_boxes_or_named(tmp_path: Path) -> None:
-    more = (
-        '<polygon label="car" points="1.0,2.0;5,2;3,7"/>\n<ellipse label="car" cx="20" cy="20" rx="5" ry="4"/>\n'
-        '<mask label="car" rle="1,2" left="3" top="4" width="10" height="20"/>\n<tag label="car"/>\n'
-        '<points label="car" points="1,1"/>\n<box label="car" xtl="1" ytl="1" xbr="9" ybr="9" rotation="30.5"/>\n'
-        '<box label="car" xtl="1" ytl="1" xbr="nan" ybr="9"/>\n<polygon label="car" points="1"/>\n'
-        '<cuboid label="car"/>\n'
-    )
-    root = write_cvat(tmp_path / "in", more=more)
-    with pytest.raises(DataError) as refused:
-        prepare("cvat", root, tmp_path / "set")
-    for text in (
-        f"2 shapes that are no boxes, first: {root / 'annotations.xml'}:15: points 'car'",
-        f"1 turned shapes, which are not read, first: {root / 'annotations.xml'}:16: box 'car' by 30.5 degrees",
-        f"2 impossible boxes, first: {root / 'annotations.xml'}:17: box 'car' (width and height above 0, and finite",
-    ):
-        assert text in str(refused.value)
-    manifest = prepare("cvat", root, tmp_path / "set", faulty="leave_out")
-    boxes = [box for _, box, _ in all_of("cvat", tmp_path / "set")["a"][2:]]
-    assert boxes == [[1, 2, 5, 7], [15, 16, 25, 24], [3, 4, 13, 24]]
-    assert (
-        manifest["differences"][0]
-        == f"1 tags of whole images are not read, first: {root / 'annotations.xml'}:14: tag 'car'"
-    )
-
-
-def test_subsets_of_cvat_are_splits_and_a_video_is_refused(tmp_path: Path) -> None:
-    """Two subsets have an image of the same name, each in a folder that is called as the subset."""
-    root = tmp_path / "in"
-    for subset in ("Train", "Validation"):
-        write_cvat(root / subset, {"a": OBJECTS["b"]}, subset=f' subset="{subset}"')
-        (root / "images" / subset).mkdir(parents=True)
-        (root / subset / "images" / "a.png").rename(root / "images" / subset / "a.png")
-        (root / subset / "annotations.xml").rename(root / f"{subset}.xml")
-    assert prepare("cvat", root, tmp_path / "set")["statistics"]["images"] == {"train": 1, "test": 1}
-    assert prepare("cvat", root / "Train.xml", tmp_path / "one")["statistics"]["images"] == {"train": 1}
-    (root / "Train.xml").write_text('<annotations>\n<track id="0" label="car"/></annotations>')
-    with pytest.raises(
-        DataError, match=r"Train\.xml:2: has 1 tracks of a video, .*export it as 'CVAT for images 1\.1'"
-    ):
-        prepare("cvat", root, tmp_path / "video")
-
-
 @pytest.mark.parametrize("name", WRITERS)
 def test_no_image_is_left_out_unasked(name: str, tmp_path: Path) -> None:
     root = WRITERS[name](tmp_path / "in")
@@ -390,7 +308,6 @@ MUTATED = [
     ("voc", write_listed_voc, "Annotations/a.xml"),
     ("voc", write_listed_voc, "ImageSets/Main/train.txt"),
     ("labelme", write_labelme, "labels/a.json"),
-    ("cvat", write_cvat, "annotations.xml"),
     ("yolo_txt", write_yolo, "train/a.txt"),
     ("yolo_txt", write_yolo, "train.txt"),
     ("yolo_txt", write_yolo, "data.yaml"),

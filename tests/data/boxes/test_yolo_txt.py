@@ -14,8 +14,7 @@ from PIL import Image
 
 from sightline.areas.clouds.sets.modelnet import ModelNet40
 from sightline.areas.detect.sets.coco import Coco
-from sightline.areas.detect.sets.convert import convert_annotations
-from sightline.areas.detect.sets.crowdhuman import CrowdHuman
+from sightline.areas.detect.sets.people import CrowdHuman
 from sightline.areas.detect.sets.yolo_txt import YoloTxt
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
@@ -278,18 +277,9 @@ def test_splits_that_are_stated_elsewhere_are_found_by_the_end_of_their_paths(tm
     manifest = prepare(root, tmp_path / "set")
     assert manifest["statistics"]["images"] == {"train": 6, "validation": 2, "test": 2}
     assert manifest["differences"] == notes
-    report = convert_annotations(root, "yolo_txt", tmp_path / "coco", "coco")
-    assert report["images"] == {"train": 6, "validation": 2, "test": 2}
-    assert report["differences"] == notes
     (root / "data.yaml").write_text("names: [car]\n" + "".join(lines[1:]) + "test: elsewhere/images\n")
-    for read in (
-        lambda: prepare(root, tmp_path / "other"),
-        lambda: convert_annotations(root, "yolo_txt", tmp_path / "other", "coco"),
-    ):
-        with pytest.raises(
-            DataError, match=r"1 stated splits that are not there, .* 2 images in none of the splits that"
-        ):
-            read()
+    with pytest.raises(DataError, match=r"1 stated splits that are not there, .* 2 images in none of the splits that"):
+        prepare(root, tmp_path / "other")
 
 
 def test_one_folder_does_not_stand_for_two_stated_ones(tmp_path: Path) -> None:
@@ -457,34 +447,6 @@ def test_key_points_after_a_box_are_no_corners(tmp_path: Path) -> None:
     (tmp_path / "in" / "data.yaml").write_text("kpt_shape: [2, 3]\nnames: [tiger]\n")
     prepare(tmp_path / "in", tmp_path / "set")
     assert all_of(tmp_path / "set").record(0).boxes.tolist() == [[8, 3, 12, 7]] * 3
-
-
-KEY_POINTS = {
-    "two numbers": ("0.45 0.4 0.55 0.4 0.5 0.5 0.45 0.6", True, "a class and 12 values .* kpt_shape is [4, 2]"),
-    "flags": ("0.45 0.4 2 0.55 0.4 1 0 0 0 0.45 0.6 2", True, "a class and 16 values .* kpt_shape is [4, 3]"),
-    "an odd number": ("0.45 0.4 2 0 0 0 0.45 0.6 2", True, "a class and 13 values .* kpt_shape is [3, 3]"),
-    "doubt": ("0.5 0.6 0.6 0.5", False, "as corners; if they are .*, state kpt_shape: [2, 2] in the YAML file"),
-    "corners": ("0.9 0.9 0.1 0.9", False, None),
-}
-
-
-@pytest.mark.parametrize("kind", KEY_POINTS)
-def test_rows_with_key_points_are_told_from_polygons_without_kpt_shape(tmp_path: Path, kind: str) -> None:
-    """The box about everything was 12 pixels high, and stated as 24; a damaged row changes nothing for the others."""
-    points, is_box, note = KEY_POINTS[kind]
-    box = "0.5 0.5 0.55 0.5" if kind == "doubt" else "0.5 0.5 0.2 0.4"
-    for name in "abc":
-        text = write_image(tmp_path / "in" / f"{name}.png", pattern(60, 80)).with_suffix(".txt")
-        text.write_text(f"0 {box} {points}\n" * 4 + "0 0.5 0.5 0.25 0.5\n" + "0 nan 1 1e308 inf 5\n" * (name == "c"))
-    manifest = prepare(tmp_path / "in", tmp_path / "set", names=("cat",), faulty="leave_out")
-    boxes = all_of(tmp_path / "set").record(0).boxes
-    numbers = np.array(f"{box} {points}".split(), dtype=float)
-    x, y = numbers[::2] * 80, numbers[1::2] * 60
-    expected = [32, 18, 48, 42] if is_box else [x.min(), y.min(), x.max(), y.max()]
-    np.testing.assert_allclose(boxes, [expected] * 4 + [[30, 15, 50, 45]], atol=1e-9)
-    told = [line for line in manifest["differences"] if "values are read" in line]
-    assert len(told) == (note is not None)
-    assert not told or re.search(note.replace("[", r"\["), told[0]), told
 
 
 def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sightline.areas.detect.photo_view import view_photo
+from sightline.areas.detect.predictor import view_photo
 from sightline.areas.pose.depth_files import read_depth
 from sightline.areas.pose.depth_view import view_depth_file
 from sightline.areas.pose.sets.camera_file import read_camera

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.areas.detect.assigners.static import MaxIoU
 from sightline.areas.detect.losses import sigmoid_focal, smooth_l1
+from sightline.areas.detect.retinanet import MaxIoU
 from sightline.ops.box_codes import decode_deltas, encode_deltas
 from sightline.ops.box_overlaps import box_iou
 from sightline.ops.priors import IGNORED, Priors

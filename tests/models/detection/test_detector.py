@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 import sightline
-from sightline.areas.detect.heads import flatten_to_priors
-from sightline.areas.detect.networks import FPN
+from sightline.areas.detect.networks import FPN, flatten_to_priors
 from sightline.contract import registry
 from sightline.contract.binding import model_output_keys
 from sightline.contract.errors import ConfigError

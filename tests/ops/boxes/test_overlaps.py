@@ -12,7 +12,7 @@ import torch
 from pycocotools import mask as maskUtils
 from torch import Tensor
 
-from sightline.areas.detect.suppressions import GreedyNMS
+from sightline.areas.detect.output import GreedyNMS
 from sightline.ops.box_codes import centreness, decode_deltas, decode_distances, encode_deltas, encode_distances
 from sightline.ops.box_forms import box_convert
 from sightline.ops.box_overlaps import (

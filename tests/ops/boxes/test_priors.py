@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from sightline.areas.detect.anchor_shapes import fit_anchor_shapes, prior_coverage, prior_extent, shape_overlaps
 from sightline.ops.box_overlaps import box_area, box_centres, box_sizes
 from sightline.ops.priors import PRESETS, AnchorShapes, PriorGrid, best_iou_of_boxes, make_anchors, make_points
 from tests.cases import run_each
@@ -157,65 +155,6 @@ def test_missing_levels_are_refused() -> None:
         make_points([], ())
 
 
-# --- fitting and coverage ---------------------------------------------------------------------------------------------
-
-
-def clusters(spread: float) -> tuple[Tensor, Tensor]:
-    """Sizes around three shapes, and the shapes by area."""
-    shapes = torch.tensor([[8.0, 20.0], [30.0, 70.0], [120.0, 100.0]], dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    factor = torch.exp(spread * torch.randn(60, 2, generator=generator, dtype=torch.float64))
-    return shapes.repeat(20, 1) * factor, shapes
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_planted_shapes_are_found(seed: int) -> None:
-    exact, shapes = clusters(0.0)
-    assert (fit_anchor_shapes(exact, 3, seed=seed) - shapes).abs().max() < 1e-12
-    noisy, _ = clusters(0.05)
-    found = fit_anchor_shapes(noisy, 3, seed=seed)
-    means = noisy.view(20, 3, 2).mean(dim=0)
-    assert (found - means).abs().max() < 1e-9, "groups do not touch, so each shape is the mean of its group"
-    assert torch.equal(found, fit_anchor_shapes(noisy, 3, seed=seed))
-
-
-def test_fitted_shapes_cover_better_than_those_of_a_preset() -> None:
-    sizes = box_sizes(torch.cat([crowd(seed, count=50) for seed in range(0, 8, 2)]))
-    preset = torch.tensor(PRESETS["retinanet"].sizes(8))
-    fitted = fit_anchor_shapes(sizes, len(preset))
-    means = [float(shape_overlaps(sizes, shapes).amax(dim=1).mean()) for shapes in (preset, fitted)]
-    assert means[1] > means[0] + 0.1
-    more = fit_anchor_shapes(sizes, 2 * len(preset))
-    assert float(shape_overlaps(sizes, more).amax(dim=1).mean()) > means[1]
-
-
-def test_impossible_fits_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_shapes: found 3, the boxes have 2 different sizes"):
-        fit_anchor_shapes(torch.tensor([[1.0, 2], [1, 2], [2, 2]]), 3)
-    with pytest.raises(ValueError, match="not positive and finite"):
-        fit_anchor_shapes(torch.tensor([[1.0, 0], [1, 2]]), 1)
-
-
-def test_coverage_counts_boxes_by_hand() -> None:
-    """One anchor of 32 x 32 at (16, 16): a box equal to it, one half as high, one beside it."""
-    priors = make_anchors([(1, 1)], (32,), [[(32.0, 32.0)]])
-    boxes = torch.tensor([[0.0, 0, 32, 32], [0, 0, 32, 16], [32, 0, 64, 32]])
-    overlaps = best_iou_of_boxes(priors, boxes)
-    assert overlaps.tolist() == [1, 0.5, 0]
-    found = prior_coverage(overlaps, boxes)
-    assert found == {
-        "num_boxes": 3,
-        "mean_best_iou": 0.5,
-        "share_half": pytest.approx(2 / 3),
-        "share_below_0.3": pytest.approx(1 / 3),
-        "bins": {
-            "small": {"num_boxes": 1, "mean_best_iou": 0.5, "share_half": 1.0, "share_below_0.3": 0.0},
-            "medium": {"num_boxes": 2, "mean_best_iou": 0.5, "share_half": 0.5, "share_below_0.3": 0.5},
-            "large": {"num_boxes": 0, "mean_best_iou": None, "share_half": None, "share_below_0.3": None},
-        },
-    }
-
-
 def test_best_overlaps_are_those_of_the_whole_matrix() -> None:
     priors = make_anchors(maps_of(96, 128), STRIDES, PRESETS["crowddet"], dtype=torch.float64)
     boxes = crowd(2)
@@ -227,13 +166,3 @@ def test_best_overlaps_are_those_of_the_whole_matrix() -> None:
         areas = box_area(priors.coordinates).numpy() + np.prod(box[2:] - box[:2])
         expected[row] = (shared / (areas - shared)).max()
     assert np.abs(best_iou_of_boxes(priors, boxes).numpy() - expected).max() < 1e-15
-
-
-def test_swapped_sides_do_not_span_the_input() -> None:
-    height, width = 192, 320
-    good = prior_extent(make_points(maps_of(height, width), STRIDES), height=height, width=width)
-    assert good["is_spanned"]
-    assert good["levels"][0] == {"stride": 8, "x_px": [4, 316], "y_px": [4, 188], "is_spanned": True}
-    swapped = prior_extent(make_points(maps_of(width, height), STRIDES), height=height, width=width)
-    assert not swapped["is_spanned"]
-    assert [level["is_spanned"] for level in swapped["levels"]] == [False] * 4 + [True]

@@ -9,14 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.suppressions import (
-    Adaptive,
-    GreedyNMS,
-    SetSuppression,
-    SoftGaussian,
-    SoftLinear,
-    Suppression,
-)
+from sightline.areas.detect.output import GreedyNMS, SetSuppression, SoftGaussian, SoftLinear, Suppression
 from sightline.contract import registry
 from sightline.ops import numba_kernels
 from sightline.ops.box_overlaps import box_iou, iou
@@ -88,11 +81,6 @@ def test_numbers_worked_by_hand() -> None:
     assert gaussian.indices.tolist() == [0, 3, 2, 1]
     assert gaussian.scores.tolist() == pytest.approx([0.9, 0.6, 0.484799, 0.117435], abs=1e-6)
     assert worked(SetSuppression(iou_threshold=0.4), proposal=torch.tensor([0, 0, 1, 2])).indices.tolist() == [0, 1, 3]
-    density = torch.tensor([0.85, 0.1, 0.1, 0])
-    assert worked(Adaptive(), density=density).indices.tolist() == [0, 1, 3]
-    soft = worked(Adaptive(soft=True), density=density)
-    assert soft.indices.tolist() == [0, 1, 3, 2]
-    assert soft.scores.tolist() == pytest.approx([0.9, 0.8, 0.6, 0.7 * (1 - 0.538462)], abs=1e-6)
 
 
 @pytest.mark.parametrize("case", range(24))
@@ -106,8 +94,9 @@ def test_kept_boxes_are_the_published_ones(shared: Path, case: int) -> None:
     assert torch.equal(found, stored["own_greedy"])
     per_class = GreedyNMS(iou_threshold=threshold)(boxes, scores, classes).indices
     assert torch.equal(per_class, stored["own_greedy_per_class"])
-    own = Adaptive(iou_threshold=threshold, per_class=False)(boxes, scores, classes, density=stored["density"])
-    assert torch.equal(own.indices, stored["own_adaptive"])
+    limits = stored["density"].to(boxes).clamp(min=threshold)  # a threshold for each box: adaptive suppression
+    own = batched_nms(boxes, scores, torch.zeros_like(classes), limits)
+    assert torch.equal(own, stored["own_adaptive"])
     if len(boxes) and len(scores.unique()) == len(scores):
         form = SetSuppression(iou_threshold=threshold, per_class=False)
         kept = form(boxes, scores, classes, proposal=stored["proposal"]).indices
@@ -304,39 +293,34 @@ def recall_at(fppi: float, images: list[tuple[Tensor, Tensor, Tensor]]) -> float
     return found / sum(len(truth) for *_, truth in images)
 
 
-def test_density_and_sets_find_more_of_a_crowd_than_greedy_does() -> None:
+def test_sets_find_more_of_a_crowd_than_greedy_does() -> None:
     """Pairs of people of whom one stands before the other, IoU above 0.5; each gets a good detection and a weak one.
 
-    The density is that of the boxes themselves; a set holds the two good detections of a pair.
+    A set holds the two good detections of a pair.
     """
     draw = torch.Generator().manual_seed(0)
-    images: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"greedy": [], "adaptive": [], "set": []}
+    images: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"greedy": [], "set": []}
     for _ in range(40):
         first = torch.rand(8, 2, generator=draw) * torch.tensor([1200.0, 600.0])
         near = first + torch.rand(8, 2, generator=draw) * torch.tensor([10.0, 4.0]) + torch.tensor([2.0, 0.0])
         truth = torch.cat([first, near]).repeat(1, 2) + torch.tensor([0.0, 0, 41, 100])
         assert (iou(truth[:8], truth[8:]) > 0.5).all()
-        others = box_iou(truth, truth).fill_diagonal_(0).amax(dim=1)
         boxes = torch.cat([truth, truth]) + 1.5 * torch.randn(32, 4, generator=draw)
         scores = torch.cat([0.5 + torch.rand(16, generator=draw) / 2, torch.rand(16, generator=draw) * 0.6])
-        labels, density = torch.zeros(32, dtype=torch.int64), others.repeat(2)
+        labels = torch.zeros(32, dtype=torch.int64)
         proposal = torch.cat([torch.arange(8).repeat(2), 8 + torch.arange(16)])
         for name, form, more in (
             ("greedy", GreedyNMS(), {}),
-            ("adaptive", Adaptive(), {"density": density}),
             ("set", SetSuppression(), {"proposal": proposal}),
         ):
             kept = form(boxes, scores, labels, **more)
             images[name].append((boxes[kept.indices], kept.scores, truth))
     for fppi in (0.1, 0.5):
-        greedy, adaptive, sets = (recall_at(fppi, images[name]) for name in images)
-        assert adaptive > greedy + 0.1
+        greedy, sets = (recall_at(fppi, images[name]) for name in images)
         assert sets > greedy + 0.1
 
 
 def test_what_is_needed_and_not_given_is_refused() -> None:
-    for form, name in ((SetSuppression(), "proposal"), (Adaptive(), "density")):
-        with pytest.raises(ValueError, match=f"needs {name} of each detection"):
-            worked(form)
-        with pytest.raises(ValueError, match=f"needs {name} of each detection"):
-            worked(form, **{name: torch.zeros(3)})
+    for more in ({}, {"proposal": torch.zeros(3)}):
+        with pytest.raises(ValueError, match="needs proposal of each detection"):
+            worked(SetSuppression(), **more)

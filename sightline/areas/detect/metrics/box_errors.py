@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.metrics.detection_curves import detection_curve, nan_mean, protocol_header
-from sightline.areas.detect.metrics.label_bins import BINS, in_bin, label_values
+from sightline.areas.detect.metrics.miss_rate import nan_mean, protocol_header
 from sightline.contract import registry
 from sightline.contract.arguments import Count
 from sightline.contract.metric import State
@@ -31,8 +29,6 @@ KINDS = ("classification", "localisation", "both", "duplicate", "background", "m
 _MATCH_IOU = 0.5
 _MIN_IOU = 0.1
 _LEVEL = np.array([_MATCH_IOU])
-_MAX_POINTS = 100
-"""Points of a curve in the table, evenly spread; and as many that are denser at high scores."""
 
 
 @registry.metrics.add("box_errors")
@@ -45,8 +41,7 @@ class BoxErrors(BoxRows):
     Unmatched labels that no error of the first two kinds is about are `missed`. Fixing moves the highest-scoring
     detection of each unmatched label onto it, with its class, and drops the others of the kind; duplicates, background
     and both are dropped; missed labels are left out. Each gain is that of a new evaluation. Detections absorbed by
-    ignored labels are no errors, the `most` highest-scoring of an image and class are used. The table `box_errors` has
-    counts, figures by `box_ap.BINS`, and curves over recall and false positives per image.
+    ignored labels are no errors, the `most` highest-scoring of an image and class are used.
 
     >>> import torch
     >>> from sightline.parts.metrics import Meter
@@ -125,43 +120,19 @@ class BoxErrors(BoxRows):
         return {"error_ap50": ap50, **{f"gain_{kind}": gain for kind, gain in gains.items()}}
 
     def tables(self, state: State) -> dict[str, Any]:
-        """Return `box_errors`: counts of each type, labels by bins, and both curves."""
+        """Return `box_errors`: counts of each type, and of unmatched labels."""
         errors = classify_errors(state, len(self.class_names), self.most)
-        groups = errors.groups
-        is_real = ~groups.is_ignored
-        values = {**label_values(groups), "before": errors.before}
-        is_lost = is_real & ~errors.is_label_found
-        bins = {}
-        for name, one in {"all": None, **BINS}.items():
-            chosen = is_real if one is None else is_real & in_bin(one, values)
-            bins[name] = {
-                "labels": int(chosen.sum()),
-                "not_found": int((chosen & is_lost).sum()),
-                "missed": int((chosen & errors.is_missed).sum()),
-                "suppressed": None if np.isnan(errors.before).all() else int((chosen & errors.is_suppressed).sum()),
-            }
+        is_real = ~errors.groups.is_ignored
+        not_found = {
+            "labels": int(is_real.sum()),
+            "not_found": int((is_real & ~errors.is_label_found).sum()),
+            "missed": int(errors.is_missed.sum()),
+            "suppressed": None if np.isnan(errors.before).all() else int(errors.is_suppressed.sum()),
+        }
         counts = {kind: int((errors.kind == kind_index).sum()) for kind_index, kind in enumerate(KINDS[:-1])}
-        rows = np.argsort(groups.boxes[:, DetectionColumn.IMAGE], kind="stable")
-        curve = detection_curve(
-            *(each[rows] for each in (groups.boxes[:, DetectionColumn.SCORE], errors.is_found, errors.is_ignored)),
-            num_labels=int(is_real.sum()),
-            num_images=len(state["images"]),
-        )
-        spread = (each(1, max(len(curve.scores), 1), _MAX_POINTS) for each in (np.linspace, np.geomspace))
-        sampled = np.unique(np.concatenate(list(spread)).astype(int) - 1)[: len(curve.scores)]
-        points = (curve.scores, curve.recall, curve.precision, curve.fppi)
-        names = ("score", "recall", "precision", "false_per_image")
-        confused = np.flatnonzero(errors.kind == KINDS.index("classification"))
-        labels, boxes = groups.labels[errors.label[confused]], groups.boxes[confused]
-        pairs = np.column_stack([labels[:, LabelColumn.CLASS], boxes[:, DetectionColumn.CLASS]]).astype(int).tolist()
         about = {
-            "counts": {**counts, "missed": bins["all"]["missed"]},
-            "confusions": [
-                {"label": self.class_names[label], "prediction": self.class_names[predicted], "count": count}
-                for (label, predicted), count in Counter(sorted(map(tuple, pairs))).most_common()
-            ],
-            "labels": bins,
-            "curve": {name: each[sampled].tolist() for name, each in zip(names, points, strict=True)},
+            "counts": {**counts, "missed": not_found["missed"]},
+            "labels": not_found,
         }
         title = f"Errors at IoU 0.5 (TIDE), at most {self.most} an image and class"
         return {"scored_boxes_errors": protocol_header(title, state), "box_errors": about}

@@ -1,24 +1,19 @@
-"""COCO instances, and every export in that format: images with boxes of classes in a JSON file.
-
-Reader of COCO instances, of which sets are prepared and which `data convert` writes in other layouts.
-"""
+"""COCO instances, and every export in that format: images with boxes of classes in a JSON file."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from sightline.areas.detect.sets.coco_boxes import CocoBoxes, parse_id
 from sightline.areas.detect.sets.image_listing import (
+    BOX_COLUMNS,
     AnnotationFaults,
     CategoryIds,
     FaultPolicy,
@@ -26,7 +21,6 @@ from sightline.areas.detect.sets.image_listing import (
     ListedImageSet,
     NameEnds,
     Values,
-    box_column,
     guess_split,
     list_images,
     plan_image_set,
@@ -45,47 +39,13 @@ from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 
-COLUMNS = {
-    "boxes": box_column((4,), "float64"),
-    "label": box_column((), "int64"),
-    "area": box_column((), "float64"),
-    "is_ignored": box_column((), "bool"),
-}
-"""Stored columns of a box: left, top, right, bottom; class; area as stated in the file; is ignored."""
 _KEYS = ("images", "annotations", "categories")
 _IMAGE_KEYS = ("id", "file_name", "height", "width")
 _SPLITS = ("train", "validation", "test", "all")
 
 
-class CocoImage(NamedTuple):
-    """Image of a COCO file: its id, name as stated, path (None if missing), height and width (None if not stated).
-
-    `entry` is its object in the file, and `values` are the columns of its boxes, `annotations` their objects; of these,
-    a set that is read without details has only the four keys that it needs, and none.
-    """
-
-    image_id: int
-    name: str
-    path: Path | None
-    size_px: tuple[int, int] | None
-    entry: Mapping[str, Any]
-    values: Values
-    annotations: Sequence[Mapping[str, Any]]
-
-
-class CocoSet(NamedTuple):
-    """Images of COCO files below `root`, as (file, split, images), with faults, notes, and what is missing by name."""
-
-    root: Path
-    classes: CategoryIds
-    files: Sequence[tuple[Path, str, Sequence[CocoImage]]]
-    faults: AnnotationFaults
-    notes: list[str]
-    missing: list[str]
-
-
-def read_coco_set(source: Path, *, annotations: Sequence[str] | None, images: str | None, has_details: bool) -> CocoSet:
-    """Read a JSON file of COCO instances, or a folder with such files, of which images may be missing.
+def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | None) -> ListedImageSet:
+    """List the images of a JSON file of COCO instances, or of a folder with such files.
 
     `annotations` and `images` are the paths of the JSON files and of the images' folder in it. Images that no file
     names are faults beside those that one names, and noted in other folders. Raises DataError for a
@@ -95,52 +55,41 @@ def read_coco_set(source: Path, *, annotations: Sequence[str] | None, images: st
     root = expand_home(source).resolve()
     if root.is_file():
         root, annotations = root.parent, annotations or (root.name,)
-    documents = _find_documents(root, annotations, has_details=has_details)
+    documents = _find_documents(root, annotations)
     faults = AnnotationFaults()
     classes, notes = _read_classes(documents)
-    files: list[tuple[Path, str, Sequence[CocoImage]]] = []
+    listed: list[ListedImage] = []
     missing: list[str] = []
+    num_root = len(os.path.join(root, ""))
     for document in documents:
-        entries, path = document.index_images(), document.path
+        entries, file = document.index_images(), document.path
         names = {key: str(entry["file_name"]).replace("\\", "/") for key, entry in entries.items()}
-        split = guess_split(path.relative_to(root))
-        paths, lost, note = _find_images(root, path, names, split, images)
-        notes += [*document.note_repeated(), *note]
+        split = guess_split(file.relative_to(root))
+        paths, lost, note = _find_images(root, file, names, split, images)
+        notes += note
         missing += lost
         sizes = {key: _stated_size(entry) for key, entry in entries.items()}
-        boxes = document.boxes.assign(names, sizes, classes, faults)
-        listed = [
-            CocoImage(key, names[key], paths.get(key), sizes[key], entry, *boxes[key]) for key, entry in entries.items()
+        boxes = document.boxes.assign(names, classes, faults)
+        listed += [
+            ListedImage(
+                *(split, str(paths[key])[num_root:], paths[key], partial(_get_values, boxes[key])),
+                *(key, sizes[key], (file,)),
+            )
+            for key in entries
+            if key in paths
         ]
-        files.append((path, split, listed))
-    named = {image.path for _, _, listed in files for image in listed}
+    named = {image.path for image in listed}
     others = [] if annotations else [path for path in list_images(root, may_lack=True) if path not in named]
-    folders = {path.parent for path in named if path is not None}
+    folders = {path.parent for path in named}
     for path in others:
         if path.parent in folders:
             faults.add("images that no annotation file names", str(path))
     others = [path for path in others if path.parent not in folders]  # of a part without annotations: test2017
     notes += [f"{len(others)} images are in no annotation file and are left out, first: {others[0]}"] if others else []
-    return CocoSet(root, classes, files, faults, notes, missing)
-
-
-def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | None) -> ListedImageSet:
-    """List the images of a JSON file of COCO instances, or of a folder with such files. Raises as `read_coco_set`."""
-    found = read_coco_set(source, annotations=annotations, images=images, has_details=False)
-    for fault in found.missing:
-        found.faults.add("images that are missing or damaged", fault)
-    num_root = len(os.path.join(found.root, ""))
-    listed = [
-        ListedImage(
-            *(split, str(image.path)[num_root:], image.path, partial(_get_values, image.values)),
-            *(image.image_id, image.size_px, (path,)),
-        )
-        for path, split, images_of_file in found.files
-        for image in images_of_file
-        if image.path is not None
-    ]
-    layout = "instances_json" if len(found.files) == 1 else "instances_jsons"
-    return ListedImageSet(found.root, layout, found.classes, listed, COLUMNS, "boxes", found.faults, found.notes)
+    for fault in missing:
+        faults.add("images that are missing or damaged", fault)
+    layout = "instances_json" if len(documents) == 1 else "instances_jsons"
+    return ListedImageSet(root, layout, classes, listed, BOX_COLUMNS, "boxes", faults, notes)
 
 
 def _get_values(values: Values, size_px: tuple[int, int], faults: AnnotationFaults) -> Values:
@@ -150,13 +99,12 @@ def _get_values(values: Values, size_px: tuple[int, int], faults: AnnotationFaul
 class _Document:
     """Images, categories and boxes of a JSON file, and the names of its entries as `contents`."""
 
-    def __init__(self, path: Path, *, has_details: bool) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.images: list[Any] = []
         self.categories: list[Any] = []
-        self.boxes = CocoBoxes(has_details=has_details)
+        self.boxes = CocoBoxes()
         self.contents: list[str] = []
-        self._has_details = has_details
         self.is_instances = self._read()
 
     def _read(self) -> bool:
@@ -180,7 +128,7 @@ class _Document:
         if key == "annotations":
             for annotation in values:
                 self.boxes.add(annotation)
-        elif key == "images" and not self._has_details:
+        elif key == "images":
             self.images = [_select(entry) if isinstance(entry, dict) else entry for entry in values]
         else:
             setattr(self, key, list(values))
@@ -220,35 +168,25 @@ class _Document:
             raise DataError(f"{self.path}: two categories have one id; export it again")
         return categories
 
-    def note_repeated(self) -> list[str]:
-        """Return a note on repeated annotation ids, of which pycocotools keeps the last annotation."""
-        ids = np.array(self.boxes.annotation_ids, dtype=np.int64)
-        numbers, first, counts = np.unique(ids[ids >= 0], return_index=True, return_counts=True)
-        repeated = counts > 1
-        if not repeated.any():
-            return []
-        number = numbers[repeated][first[repeated].argmin()]
-        return [f"{self.path}: {(counts - 1).sum()} annotations have the id of another, first: {number}"]
-
 
 def _select(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: entry[key] for key in _IMAGE_KEYS if key in entry}
 
 
-def _find_documents(root: Path, annotations: Sequence[str] | None, *, has_details: bool) -> list[_Document]:
+def _find_documents(root: Path, annotations: Sequence[str] | None) -> list[_Document]:
     """Read the JSON files of COCO instances below `root`.
 
     These are the files in `annotations`, else those called instances_*.json, else those with the keys of the format.
     Raises DataError if a file with images is none of these, and no other one is about its split.
     """
     if annotations is not None:
-        return [_check(_Document(root / name, has_details=has_details)) for name in annotations]
+        return [_check(_Document(root / name)) for name in annotations]
     if not root.is_dir():
         raise DataError(f"{root}: there is no such file or folder; give a JSON file of COCO instances, or its folder")
     folders = [root, *list_folders(root)]
     files = [path for folder in folders for path in sorted(folder.glob("*.json"))]
     named = [path for path in files if path.name.startswith("instances_")]
-    read = {path: _Document(path, has_details=has_details) for path in named or files}
+    read = {path: _Document(path) for path in named or files}
     documents = [document for document in read.values() if named or document.is_instances]
     if not documents:
         raise DataError(
@@ -265,7 +203,7 @@ def _find_documents(root: Path, annotations: Sequence[str] | None, *, has_detail
     for path in files:
         is_covered = guess_split(path.relative_to(root)) in (*splits, "all")
         is_covered |= path.name.startswith("image_info_")  # COCO's test images, which have no annotations
-        document = None if is_covered else read.get(path) or _Document(path, has_details=False)
+        document = None if is_covered else read.get(path) or _Document(path)
         if document is not None and "images" in document.contents:
             lists = f"lists of {', '.join(_KEYS)} are needed, it has {', '.join(document.contents)}"
             fault = "others are called instances_*.json, and alone are read" if document.is_instances else lists
@@ -314,75 +252,40 @@ def _read_classes(documents: Sequence[_Document]) -> tuple[CategoryIds, list[str
 def _find_images(
     root: Path, path: Path, names: Mapping[int, str], split: str, images: str | None
 ) -> tuple[dict[int, Path], list[str], list[str]]:
-    """Find the files of images by id, in the folder `images`, or in the one of the usual folders that has the most.
+    """Find the files of images by id: where a name says beside the annotations, else the only one that ends alike.
 
-    An image that is not where its name says is the only one below there whose path ends as its name does. Also returns
-    what is missing, and a note on images that are elsewhere.
+    They are looked for in the folder `images`, else below `root` but for the folders of other splits. Also returns what
+    is missing, and a note on images that are in other folders than those that their names state.
     """
-    listing = _FolderListing()
-    folder = root / images if images is not None else _find_folder(root, path, names.values(), listing)
-    found = {key: file for key, name in names.items() if (file := listing.find(folder, name))}
-    inside = os.path.join(root, "")
-    missing = [f"'{names[key]}' is not below {root}" for key, file in found.items() if not file.startswith(inside)]
-    paths = {key: Path(file) for key, file in found.items() if file.startswith(inside)}
-    lost = [key for key in names if key not in found]
-    base = folder if images is not None else root
-    splits = {split, "all"} if split != "all" and images is None else {*_SPLITS}
-    nearby = {
+    base, splits = root, {split, "all"} if split != "all" else {*_SPLITS}
+    if images is not None:
+        base, splits = root / images, {*_SPLITS}
+    listed = {
         file.relative_to(base).as_posix(): file
-        for file in (list_images(base, may_lack=True) if lost else ())
+        for file in list_images(base, may_lack=True)
         if file.is_relative_to(root) and guess_split(file.relative_to(root)) in splits
     }
-    ends = NameEnds(nearby)
-    matches = {key: [nearby[name] for name in ends.find(names[key])] for key in lost}
-    claims = Counter([*paths.values(), *(files[0] for files in matches.values() if len(files) == 1)])
-    elsewhere = {key: files[0] for key, files in matches.items() if len(files) == 1 and claims[files[0]] == 1}
-    for key in lost:
-        if key not in elsewhere:
-            fits = f", and {len(matches[key])} images below {base} fit it" if matches[key] else ""
+    start, ends, by_path = base if images is not None else path.parent, NameEnds(listed), {*map(str, listed.values())}
+    stated = {key: os.path.normpath(start / name) for key, name in names.items()}
+    found = {key: Path(file) for key, file in stated.items() if file in by_path}
+    matches = {key: ends.find(name) for key, name in names.items() if key not in found}
+    claims = Counter([*found.values(), *(listed[fits[0]] for fits in matches.values() if len(fits) == 1)])
+    missing, moved = [], []
+    for key, fits in matches.items():
+        if len(fits) == 1 and claims[listed[fits[0]]] == 1:
+            found[key] = listed[fits[0]]
+            place, name = (unicodedata.normalize("NFC", f"/{text}") for text in (fits[0], names[key]))
+            moved += [] if place.endswith(name) else [key]
+        else:
+            several = f", and {len(fits)} images below {base} fit it" if fits else ""
             advice = "get it, or state the images' folder by images=FOLDER; --from is a folder above it"
-            missing.append(f"'{names[key][:200]}': there is no such file in {folder}{fits}; {advice}")
+            missing.append(f"'{names[key][:200]}': there is no such file in {start}{several}; {advice}")
     notes = [
-        f"{len(elsewhere)} images are not where {path} says, and are known by the end of their names, first: "
-        f"'{names[key]}' is {file.relative_to(root)}"
-        for key, file in [*elsewhere.items()][:1]
+        f"{len(moved)} images are not where {path} says, and are known by the end of their names, first: "
+        f"'{names[key]}' is {found[key].relative_to(root)}"
+        for key in moved[:1]
     ]
-    return {**paths, **elsewhere}, missing, notes
-
-
-def _find_folder(root: Path, path: Path, names: Iterable[str], listing: _FolderListing) -> Path:
-    """Return the folder with most of the images, among the usual ones next to an annotation file.
-
-    Some are called as the file, or as the end of its name: person_keypoints_train2017.json is about train2017.
-    """
-    words = path.stem.split("_")
-    ends = ["_".join(words[first:]) for first in range(len(words))]
-    folders = [path.parent, root, root / "images", *(base / end for end in ends for base in (root, root / "images"))]
-    folders += [base / name for base in (path.parent, root) for name in ("images", "data")]
-    existing = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
-    names = list(names)
-    return max(existing, key=lambda folder: sum(map(bool, map(partial(listing.find, folder), names))))
-
-
-class _FolderListing:
-    """Names of the files in folders, each of which is listed once."""
-
-    def __init__(self) -> None:
-        self._names: dict[str, frozenset[str]] = {}
-
-    def find(self, folder: Path, name: str) -> str:
-        """Return the path of an existing file whose name matches in any Unicode form (NFC, NFD), else ""."""
-        forms = (name,) if name.isascii() else (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
-        start = str(folder)
-        for form in forms:
-            path = os.path.join(start, form)
-            parent, last = os.path.split(os.path.normpath(path) if ".." in form else path)
-            if parent not in self._names:
-                with contextlib.suppress(OSError, ValueError):  # no folder, or a name that none can have
-                    self._names[parent] = frozenset(os.listdir(parent))
-            if last in self._names.get(parent, ()):
-                return os.path.join(parent, last)
-        return ""
+    return found, missing, notes
 
 
 def _stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -170,8 +170,8 @@ _NONE = type(None)
 class _ImageKeys:
     """Index of the images of a split, and of those of the set beyond it, by all that result files call them.
 
-    The image_id of a row is an id of the set, a name or the end of one, with or without suffix. If some are none of
-    this, the file_name decides; or all numbers are those that are the names of the files: 20 is 0020.jpg.
+    The image_id of a row is an id of the set, a name or the end of one, with or without suffix. If it is none of this,
+    the file_name decides.
     """
 
     def __init__(self, images: Sequence[ImageRef], others: SetIndex) -> None:
@@ -187,24 +187,12 @@ class _ImageKeys:
     def _ends(self) -> NameEnds:
         return NameEnds(self._names)
 
-    @cached_property
-    def _by_number(self) -> Mapping[int, list[int]]:
-        numbers: defaultdict[int, list[int]] = defaultdict(list)
-        for name in self._names:
-            stem = PurePosixPath(name).stem
-            if stem.isascii() and stem.isdecimal() and len(stem) < 19:
-                numbers[int(stem)] += self._indices.get(name, [_OTHER])
-        return numbers
-
     def find(
         self, keys: Sequence[_Key], path: Path, name_row: Callable[[int], str]
     ) -> tuple[dict[_Key, int], Sequence[str]]:
         """Return the index of the image of each key, `_OTHER` for one beyond the split, and a note on unusual keys."""
         distinct = dict.fromkeys(keys)
-        found = {key: self._match(key, by_number=False) for key in distinct}
-        if not all(found.values()):
-            by_number = {key: self._match(key, by_number=True) for key in distinct}
-            found = by_number if all(by_number.values()) else found
+        found = {key: self._match(key) for key in distinct}
         places = {}
         for key, matches in found.items():
             inside = [index for index in matches if index != _OTHER]
@@ -222,16 +210,10 @@ class _ImageKeys:
         ]
         return places, notes
 
-    def _match(self, key: _Key, *, by_number: bool) -> list[int]:
+    def _match(self, key: _Key) -> list[int]:
         """Return the images that fit image_id and file_name, or the one of the two that the set has."""
         image_id, name = key
-        if by_number and not isinstance(image_id, str | _NONE):
-            if not (by_id := self._by_number.get(image_id, [])):
-                return []
-        elif image_id is None:
-            by_id = []
-        else:
-            by_id = self._indices.get(image_id) or self._match_name(image_id)
+        by_id = [] if image_id is None else self._indices.get(image_id) or self._match_name(image_id)
         by_name = [] if name is None else self._match_name(name)
         return [index for index in by_id if index in by_name] if by_id and by_name else by_id or by_name
 
@@ -247,7 +229,7 @@ class _ImageKeys:
             names = ", ".join(self._images[index].name for index in inside[:2])
             called = f"called '{image_id or name}'" if isinstance(image_id, str | _NONE) else f"with the id {image_id}"
             return f" is of one of {len(inside)} images {called} ({names}); give the whole name as its image_id"
-        if self._match((image_id, None), by_number=False) and self._match((None, name), by_number=False):
+        if self._match((image_id, None)) and self._match((None, name)):
             return (
                 f": the set has another image {image_id!r} than '{name}'; leave image_id or file_name out of the rows"
             )

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from sightline.areas.detect.sets.records import BoxForm, ShownBoxes, box_notes, propose_canvas
+from sightline.areas.detect.sets.records import propose_canvas
 from sightline.contract.arguments import ExifUse
 from sightline.contract.errors import DataError, escape_to_one_line
 from sightline.store.files.image_files import IMAGE_SUFFIXES, ImageHeader, check_image, read_header
@@ -116,8 +116,7 @@ class ListedImage:
 class ListedImageSet:
     """Images listed below `root`, the columns of their boxes, and notes.
 
-    `shown` is the column of boxes that statistics are about. `faults` are the faults found so far. `form` is the
-    coordinate form of the boxes in the files.
+    `shown` is the column of boxes that statistics are about. `faults` are the faults found so far.
     """
 
     root: Path
@@ -128,7 +127,6 @@ class ListedImageSet:
     shown: str
     faults: AnnotationFaults
     notes: Sequence[str] = field(default_factory=list)
-    form: BoxForm = "corner, size"
 
 
 class _CheckedImage(NamedTuple):
@@ -142,6 +140,26 @@ class _CheckedImage(NamedTuple):
 def box_column(shape: tuple[int, ...], dtype: str) -> ColumnSpec:
     """Return the spec of a ragged column with one entry for each box of an image (possibly none)."""
     return ColumnSpec(shape, dtype, is_ragged=True, can_be_empty=True)
+
+
+BOX_COLUMNS = {
+    "boxes": box_column((4,), "float64"),
+    "label": box_column((), "int64"),
+    "area": box_column((), "float64"),
+    "is_ignored": box_column((), "bool"),
+}
+"""Stored columns of a box: left, top, right, bottom; class; area as stated in the file; is ignored."""
+
+
+def box_values(corners: Sequence[Any], labels: Sequence[int], is_ignored: Sequence[bool] | None = None) -> Values:
+    """Return the columns `BOX_COLUMNS` of boxes, left, top, right, bottom, whose files state no areas."""
+    boxes = np.array(corners, dtype=np.float64).reshape(-1, 4)
+    return {
+        "boxes": boxes,
+        "label": np.array(labels, dtype=np.int64),
+        "area": (boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
+        "is_ignored": np.zeros(len(boxes), dtype=bool) if is_ignored is None else np.array(is_ignored, dtype=bool),
+    }
 
 
 def list_images(root: Path, *, may_lack: bool = False) -> list[Path]:
@@ -448,18 +466,20 @@ def _collect_notes(checked: Sequence[_CheckedImage], listed: ListedImageSet) -> 
     lines = [
         f"{len(images)} images {description}, first: {images[0].image.name}" for images, description in notes if images
     ]
-    return [
-        *lines,
-        *box_notes(_collect_shown(checked, listed.shown), [item.image.name for item in checked], listed.form),
-    ]
+    return [*lines, *_note_repeated(checked, listed.shown)]
 
 
-def _collect_shown(checked: Sequence[_CheckedImage], column: str) -> ShownBoxes:
-    """Concatenate all boxes that are not ignored."""
-    boxes, labels, is_ignored = (
-        np.concatenate([item.values[name] for item in checked]) for name in (column, "label", "is_ignored")
-    )
-    counts = [len(item.values["label"]) for item in checked]
-    limits = np.repeat([item.size_px[::-1] for item in checked], counts, axis=0)
-    images = np.repeat(np.arange(len(checked)), counts)
-    return ShownBoxes(*(array[~is_ignored] for array in (boxes, limits, images, labels)))
+def _note_repeated(checked: Sequence[_CheckedImage], column: str) -> list[str]:
+    """Return a note on boxes, but the ignored, that are there more than once with the same class, if there are any."""
+    counts: Counter[tuple[int, int, tuple[float, ...]]] = Counter()
+    for index, item in enumerate(checked):
+        is_shown = ~item.values["is_ignored"]
+        labels, boxes = (item.values[name][is_shown].tolist() for name in ("label", column))
+        counts.update((index, label, tuple(box)) for label, box in zip(labels, boxes, strict=True))
+    repeated = [key for key, count in counts.items() if count > 1]
+    if not repeated:
+        return []
+    index, _, box = repeated[0]
+    number, corners = sum(counts[key] - 1 for key in repeated), ", ".join(f"{corner:g}" for corner in box)
+    text = "boxes are there once more with the same class, first in"
+    return [f"{number} {text} {checked[index].image.name}: {corners} (left, top, right, bottom); keep one of each"]

@@ -281,6 +281,27 @@ class LabelledImages(PreparedData):
         return self._names[index]
 
     @classmethod
+    def list_images(cls, source: Path) -> ListedImageSet:
+        """List the images that the labels of a source name. Raises DataError for a folder in another layout."""
+        raise NotImplementedError
+
+    @classmethod
+    def plan(cls, root: Path, *, target: Path, progress: Progress, faulty: FaultPolicy = "refuse") -> PreparationPlan:
+        """Plan to list the images that the labels of a folder name, and to keep their boxes.
+
+        Raises DataError for a folder in another layout, and for images and boxes that cannot be used unless `faulty` is
+        `leave_out`.
+        """
+        return plan_image_set(
+            cls.list_images(root), set_name=cls.set_name, faulty=faulty, options={}, progress=progress, target=target
+        )
+
+    @classmethod
+    def survey(cls, source: Path) -> dict[str, Any]:
+        """Survey images, sizes, boxes and faults of unprepared files. Raises as `plan`."""
+        return survey_images(cls.list_images(source))
+
+    @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
         """Summary of a prepared folder for `data info`."""
         described = super().describe(root)
@@ -305,31 +326,6 @@ class LabelledImages(PreparedData):
     def _columns_in(self, prepared: PreparedSet) -> BoxColumns:
         """Return the names of the columns to read; sets with several kinds of boxes choose by the config."""
         return BoxColumns()
-
-
-class ListedLabels(LabelledImages):
-    """Base of sets of which `list_images` lists the images and boxes of a source, without options."""
-
-    @classmethod
-    def list_images(cls, source: Path) -> ListedImageSet:
-        """List the images that the labels of a source name. Raises DataError for a folder in another layout."""
-        raise NotImplementedError
-
-    @classmethod
-    def plan(cls, root: Path, *, target: Path, progress: Progress, faulty: FaultPolicy = "refuse") -> PreparationPlan:
-        """Plan to list the images that the labels of a folder name, and to keep their boxes.
-
-        Raises DataError for a folder in another layout, and for images and boxes that cannot be used unless `faulty` is
-        `leave_out`.
-        """
-        return plan_image_set(
-            cls.list_images(root), set_name=cls.set_name, faulty=faulty, options={}, progress=progress, target=target
-        )
-
-    @classmethod
-    def survey(cls, source: Path) -> dict[str, Any]:
-        """Survey images, sizes, boxes and faults of unprepared files. Raises as `plan`."""
-        return survey_images(cls.list_images(source))
 
 
 def _shorter_side(boxes: np.ndarray) -> np.ndarray:

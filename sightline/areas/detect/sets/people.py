@@ -1,54 +1,47 @@
-"""WiderPerson, CityPersons and EuroCity Persons: images with boxes of people of several kinds."""
+"""CrowdHuman, WiderPerson, CityPersons and EuroCity Persons: images with boxes of people of several kinds."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
-from sightline.areas.detect.sets.annotations import LabelledBox, LabelledSet
-from sightline.areas.detect.sets.image_listing import (
-    AnnotationFaults,
-    CategoryIds,
-    ListedImage,
-    ListedImageSet,
-    Values,
-    box_column,
-    xywh_to_xyxy,
-)
-from sightline.areas.detect.sets.labelled_images import BoxColumns, ListedLabels, SplitRule
+from sightline.areas.detect.sets.image_listing import CategoryIds, ListedImageSet
+from sightline.areas.detect.sets.labelled_images import BoxColumns, LabelledImages, SplitRule
 from sightline.areas.detect.sets.people_files import (
+    BOX_KEYS,
     CITYPERSONS,
+    CROWDHUMAN,
     ECP,
     WIDERPERSON,
-    PersonCategories,
-    ecp_visible_share,
+    BoxType,
+    PeopleFiles,
+    PeopleLayout,
     read_citypersons,
+    read_crowdhuman,
     read_ecp,
     read_widerperson,
 )
-from sightline.areas.detect.sets.records import BoxForm, box_facts
+from sightline.areas.detect.sets.records import box_facts
 from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne, NonNegativeFloat, Seed
-from sightline.contract.errors import ConfigError
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import DataInfo
+from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
 
-_UNKNOWN = -1.0
-"""Stored value of an unknown visible share: prepared columns must be finite."""
 
+class _People(LabelledImages):
+    """Base of data sets of people: boxes of the chosen kinds are people, all other kinds are ignored.
 
-class _People(ListedLabels):
-    """Base of data sets of people: boxes of the chosen kinds are people, all other kinds are ignored."""
+    A set states its layout, the reader of its files, and the usual kinds.
+    """
 
-    kinds: ClassVar[PersonCategories]
-    read_labels: ClassVar[staticmethod[[Path], LabelledSet]]
-    has_visible: ClassVar[bool] = False
-    form: ClassVar[BoxForm] = "two corners"
+    people_layout: ClassVar[PeopleLayout]
+    read_files: ClassVar[staticmethod[[Path], PeopleFiles]]
     usual: ClassVar[tuple[str, ...]] = ("pedestrian",)
 
     def __init__(
@@ -58,14 +51,20 @@ class _People(ListedLabels):
         root: str | None = None,
         people: tuple[str, ...] = (),
         apart: bool = False,
+        box: BoxType = "full",
+        scored_box: BoxType = "full",
         clip: bool = False,
         ignore_below_px: NonNegativeFloat = 0.0,
         validation_share: FractionBelowOne = 0.1,
         split_rule: SplitRule = "seeded",
         split_seed: Seed = 0,
     ) -> None:
-        self._clip = clip
-        if ignored := self.kinds.ignored & {*people}:
+        self._kinds, self._clip = (box, scored_box), clip
+        for kind in self._kinds:
+            if kind not in self.people_layout.boxes:
+                stated = ", ".join(self.people_layout.boxes)
+                raise ConfigError(f"box, scored_box: {self.set_name} has no {kind} boxes; it has {stated}")
+        if ignored := self.people_layout.ignored & {*people}:
             raise ConfigError(f"people: {self.set_name} marks '{min(ignored)}' as not to be found; leave it out")
         super().__init__(
             split=split,
@@ -77,14 +76,17 @@ class _People(ListedLabels):
             split_rule=split_rule,
             split_seed=split_seed,
         )
-        if not apart:  # one class, as CrowdHuman has it: the sets can then be mixed
+        if not apart:  # one class in all of these sets, which can then be mixed
             self.classes = CategoryIds(("person",), (1,))
             self._class_of = np.minimum(self._class_of, 0)
             facts = box_facts(self.classes.names, self._columns.box_type)
             self.info = dataclasses.replace(self.info, facts=facts)
 
     def _columns_in(self, prepared: PreparedSet) -> BoxColumns:
-        return BoxColumns("full", "full", area=None, clip=self._clip)
+        for kind in self._kinds:
+            _check_has_boxes(prepared, kind)
+        is_ignored, is_scored_ignored = map(_ignored_column, self._kinds)
+        return BoxColumns(*self._kinds, is_ignored, is_scored_ignored, area=None, clip=self._clip)
 
     def _visible(self, index: int) -> np.ndarray:
         share = self._read_column(index, "visible_share")
@@ -92,44 +94,56 @@ class _People(ListedLabels):
 
     @classmethod
     def list_images(cls, source: Path) -> ListedImageSet:
-        labelled = cls.read_labels(source)
-        columns = {name: box_column((4,), "float64") for name in ("full", "visible")[: 1 + cls.has_visible]}
-        columns |= {"label": box_column((), "int64"), "is_ignored": box_column((), "bool")}
-        columns["visible_share"] = box_column((), "float64")
-        images = [
-            ListedImage(e.split, e.name, e.path, partial(cls._make_columns, e.boxes), e.image_id, e.size_px, e.files)
-            for e in labelled.images
-            if e.path is not None
-        ]
-        ids = [
-            code if isinstance(code, int) else position
-            for position, code in enumerate(cls.kinds.codes.values(), start=1)
-        ]
-        classes = CategoryIds(tuple(cls.kinds.codes), tuple(ids))
+        files, layout = cls.read_files(source), cls.people_layout
+        codes = enumerate(layout.codes.values(), start=1)
+        ids = tuple(code if isinstance(code, int) else position for position, code in codes)
+        classes = CategoryIds(tuple(layout.codes), ids)
         return ListedImageSet(
-            labelled.root, cls.set_name, classes, images, columns, "full", labelled.faults, labelled.notes, cls.form
+            files.root, cls.set_name, classes, files.images, layout.columns, "full", files.faults, files.notes
         )
 
-    @classmethod
-    def _make_columns(cls, boxes: Sequence[LabelledBox], size_px: tuple[int, int], faults: AnnotationFaults) -> Values:
-        label_by_kind = {kind: label for label, kind in enumerate(cls.kinds.codes)}
-        corners = np.array([xywh_to_xyxy(box.boxes["full"]) for box in boxes], dtype=np.float64).reshape(-1, 4)
-        shares = [cls._visible_share(box) for box in boxes]
-        values = {
-            "label": np.array([label_by_kind[str(box.kind)] for box in boxes], dtype=np.int64),
-            "is_ignored": np.array([box.is_ignored for box in boxes], dtype=bool),
-            "visible_share": np.nan_to_num(np.array(shares, dtype=np.float64), nan=_UNKNOWN),
-            "full": corners,
-        }
-        if not cls.has_visible:
-            return values
-        visible = [xywh_to_xyxy(box.boxes.get("visible", box.boxes["full"])) for box in boxes]
-        return {**values, "visible": np.array(visible, dtype=np.float64).reshape(-1, 4)}
+
+def _ignored_column(box: BoxType) -> str:
+    return "is_head_ignored" if box == "head" else "is_ignored"
+
+
+def _check_has_boxes(prepared: PreparedSet, box: BoxType) -> None:
+    """Raise DataError if a person has no box of this kind and is not ignored."""
+    for split in prepared.splits:
+        is_lacking = ~(prepared.array(split, box).any(axis=1) | prepared.array(split, _ignored_column(box)))
+        if is_lacking.any():
+            row = int(np.searchsorted(prepared.offsets(split), int(is_lacking.argmax()), side="right")) - 1
+            raise DataError(
+                f"{prepared.root}: {int(is_lacking.sum())} people have no {box} box ({BOX_KEYS[box]}), first in "
+                f"'{prepared.names(split)[row]}'; set box and scored_box to another kind"
+            )
+
+
+@registry.data.add("crowdhuman")
+class CrowdHuman(_People):
+    """Images of crowds, prepared by `sightline data prepare crowdhuman`.
+
+    `box` are the boxes that are trained on, `scored_box` those that are scored. What is not a person, or is marked so,
+    is ignored; a head also by its own mark; boxes narrower or lower than `ignore_below_px` pixels, too. Full boxes
+    reach beyond the image and may have negative corners: they are kept as they are, unless `clip` cuts those that are
+    trained on. The published validation images are the test part. Source: Shao et al. 2018, CrowdHuman.
+    """
+
+    spec = SetSpec(name="crowdhuman")
+    people_layout, read_files = CROWDHUMAN, staticmethod(read_crowdhuman)
+    usual = ("person",)
+
+    def _visible(self, index: int) -> np.ndarray:
+        """Return the visible share (G,) float64 of each person: area of the visible over the full box, at most 1."""
+        boxes = (self._read_column(index, name) for name in ("visible", "full"))
+        visible, full = ((corners[:, 2:] - corners[:, :2]).prod(axis=1) for corners in boxes)
+        has_share = (visible > 0) & (full > 0) & ~self._read_column(index, "is_ignored")
+        return np.divide(visible, full, out=np.full(len(full), np.nan), where=has_share).clip(max=1)
 
     @classmethod
-    def _visible_share(cls, box: LabelledBox) -> float:
-        """Return the visible share of a person; NaN for ignored boxes, and if the set does not state it."""
-        return np.nan if box.is_ignored else box.visible_share
+    def expected_info(cls, *, scored_box: BoxType = "full") -> DataInfo:
+        """Return the DataInfo expected before preparation, without counts."""
+        return DataInfo(box_facts(("person",), scored_box), BOX_FIELDS)
 
 
 @registry.data.add("widerperson")
@@ -142,7 +156,7 @@ class WiderPerson(_People):
     """
 
     spec = SetSpec(name="widerperson")
-    kinds, read_labels = WIDERPERSON, staticmethod(read_widerperson)
+    people_layout, read_files = WIDERPERSON, staticmethod(read_widerperson)
     usual = ("pedestrian", "rider", "partially_visible")
 
 
@@ -157,11 +171,7 @@ class EuroCityPersons(_People):
     """
 
     spec = SetSpec(name="ecp")
-    kinds, read_labels = ECP, staticmethod(read_ecp)
-
-    @classmethod
-    def _visible_share(cls, box: LabelledBox) -> float:
-        return np.nan if box.is_ignored else ecp_visible_share(box.extra.get("tags"))
+    people_layout, read_files = ECP, staticmethod(read_ecp)
 
 
 @registry.data.add("citypersons")
@@ -175,36 +185,4 @@ class CityPersons(_People):
     """
 
     spec = SetSpec(name="citypersons")
-    kinds, read_labels, has_visible = CITYPERSONS, staticmethod(read_citypersons), True
-    form = "corner, size"
-
-    def __init__(
-        self,
-        *,
-        split: str,
-        root: str | None = None,
-        people: tuple[str, ...] = (),
-        apart: bool = False,
-        box: Literal["full", "visible"] = "full",
-        scored_box: Literal["full", "visible"] = "full",
-        clip: bool = False,
-        ignore_below_px: NonNegativeFloat = 0.0,
-        validation_share: FractionBelowOne = 0.1,
-        split_rule: SplitRule = "seeded",
-        split_seed: Seed = 0,
-    ) -> None:
-        self._kinds = (box, scored_box)
-        super().__init__(
-            split=split,
-            root=root,
-            people=people,
-            apart=apart,
-            clip=clip,
-            ignore_below_px=ignore_below_px,
-            validation_share=validation_share,
-            split_rule=split_rule,
-            split_seed=split_seed,
-        )
-
-    def _columns_in(self, prepared: PreparedSet) -> BoxColumns:
-        return BoxColumns(*self._kinds, area=None, clip=self._clip)
+    people_layout, read_files = CITYPERSONS, staticmethod(read_citypersons)

@@ -1,18 +1,22 @@
-"""Readers of WiderPerson, CityPersons and EuroCity Persons labels, as their archives are published."""
+"""Readers of CrowdHuman, WiderPerson, CityPersons and EuroCity Persons labels, as their archives are published."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from sightline.areas.detect.sets.annotations import BoxCorners, BoxType, LabelledBox, LabelledImage, LabelledSet
 from sightline.areas.detect.sets.image_listing import (
     AnnotationFaults,
+    BoxCorners,
+    ListedImage,
+    Values,
+    box_column,
     guess_split,
     is_valid_box,
     list_images,
@@ -20,9 +24,11 @@ from sightline.areas.detect.sets.image_listing import (
     xywh_to_xyxy,
 )
 from sightline.contract.errors import DataError
+from sightline.contract.regular_files import parse_json
 from sightline.store.files.array_files import read_mat
 from sightline.store.files.input_files import expand_home, get_again, parse_json_content, read_file
 from sightline.store.files.text_tables import parse_count
+from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_set import describe_contents
 
 _BAD_BOX = "impossible boxes"
@@ -33,30 +39,73 @@ _OCCLUDED_PATTERN = re.compile(r"(?:occluded|truncated)>([0-9]{1,3})")
 _VISIBLE_BY_OCCLUSION = {10: 0.9, 40: 0.6, 80: 0.2}
 """ECP tag (percent occluded or truncated) → largest visible share of the person."""
 _ECP_IGNORED = frozenset({"sitting-lying", "behind-glass"})
-_ECP_KEYS = frozenset({"identity", "x0", "y0", "x1", "y1", "children"})
-_FRAME_KEYS = frozenset({"identity", "imagewidth", "imageheight", "children"})
+_UNKNOWN_SHARE = -1.0
+"""Stored value of an unknown visible share: prepared columns must be finite."""
+
+BoxType = Literal["full", "visible", "head"]
+BOX_KEYS: Mapping[BoxType, str] = {"full": "fbox", "visible": "vbox", "head": "hbox"}
+"""Kinds of boxes and their keys in .odgt files; each box is left, top, width, height."""
 
 
-class PersonCategories(NamedTuple):
-    """Kinds of people of a layout and their codes in its files; the kinds in `ignored` are not to be detected."""
+class Person(NamedTuple):
+    """Labelled person: its kind, boxes (left, top, right, bottom in pixels), ignore marks and visible share."""
+
+    kind: str
+    boxes: Mapping[BoxType, BoxCorners]
+    is_ignored: bool
+    is_head_ignored: bool = False
+    visible_share: float = np.nan
+
+
+class PeopleLayout(NamedTuple):
+    """Kinds of people and their codes in a layout's files; kinds in `ignored` are not to be detected.
+
+    `boxes` are the boxes of every person that are stored.
+    """
 
     codes: Mapping[str, int | str]
-    ignored: frozenset[str]
+    ignored: frozenset[str] = frozenset()
+    boxes: tuple[BoxType, ...] = ("full",)
 
     def name_of_code(self, code: Any) -> str | None:
         """Return the kind of a code, or None if the layout does not have the code."""
         return next((kind for kind, kind_code in self.codes.items() if kind_code == code), None)
 
+    @property
+    def columns(self) -> dict[str, ColumnSpec]:
+        """Stored columns of a person: the boxes, the kind, the ignore marks, and the visible share."""
+        columns: dict[str, ColumnSpec] = {box: box_column((4,), "float64") for box in self.boxes}
+        columns |= {"label": box_column((), "int64"), "is_ignored": box_column((), "bool")}
+        if "head" in self.boxes:
+            return {**columns, "is_head_ignored": box_column((), "bool")}
+        return {**columns, "visible_share": box_column((), "float64")}
 
-WIDERPERSON = PersonCategories(
+    def read_columns(self, people: Sequence[Person], size_px: tuple[int, int], faults: AnnotationFaults) -> Values:
+        """Return the stored columns of the people of an image."""
+        kinds = list(self.codes)
+        shares = np.nan_to_num(np.array([each.visible_share for each in people], dtype=np.float64), nan=_UNKNOWN_SHARE)
+        values = {
+            "label": np.array([kinds.index(each.kind) for each in people], dtype=np.int64),
+            "is_ignored": np.array([each.is_ignored for each in people], dtype=bool),
+            "is_head_ignored": np.array([each.is_head_ignored for each in people], dtype=bool),
+            "visible_share": shares,
+        }
+        for box in self.boxes:
+            values[box] = np.array([each.boxes[box] for each in people], dtype=np.float64).reshape(-1, 4)
+        return {name: values[name] for name in self.columns}
+
+
+CROWDHUMAN = PeopleLayout({"person": 1}, boxes=("full", "visible", "head"))
+WIDERPERSON = PeopleLayout(
     {"pedestrian": 1, "rider": 2, "partially_visible": 3, "ignored_region": 4, "crowd": 5},
     frozenset({"ignored_region", "crowd"}),
 )
-CITYPERSONS = PersonCategories(
+CITYPERSONS = PeopleLayout(
     {"ignored_region": 0, "pedestrian": 1, "rider": 2, "sitting": 3, "other": 4, "crowd": 5},
     frozenset({"ignored_region", "crowd"}),
+    ("full", "visible"),
 )
-ECP = PersonCategories(
+ECP = PeopleLayout(
     {
         "pedestrian": "pedestrian",
         "rider": "rider",
@@ -70,7 +119,97 @@ _MAX_NAME_LENGTH = 250
 """Longest name of an image: a suffix of four letters is added, and file systems allow 255."""
 
 
-def read_widerperson(source: Path) -> LabelledSet:
+class PeopleFiles(NamedTuple):
+    """Images that the labels below `root` name, in order, with faults and notes."""
+
+    root: Path
+    images: Sequence[ListedImage]
+    faults: AnnotationFaults
+    notes: Sequence[str] = ()
+
+
+def read_crowdhuman(source: Path) -> PeopleFiles:
+    """Read CrowdHuman's .odgt files with all boxes of every person, and images in any folders beside them.
+
+    Ids count the sorted names of a file from 1. Raises DataError for a folder without such files, for a file in another
+    format, and for a name that two images below it have.
+    """
+    root = expand_home(source).resolve()
+    files = [root] if root.is_file() else sorted([*root.glob("*.odgt"), *root.glob("annotations/*.odgt")])
+    root = root.parent if root.is_file() else root
+    if not files:
+        raise DataError(f"{root}: {describe_contents(root)}, no .odgt file; give the folder with annotation_train.odgt")
+    paths: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in list_images(root, may_lack=True):
+        paths[path.stem].append(path)
+    faults, images = AnnotationFaults(), []
+    for file in files:
+        split = guess_split(file.relative_to(root))
+        lines = sorted(_odgt_lines(file).items(), key=lambda line: f"{line[0]}.jpg")
+        for number, (name, people) in enumerate(lines, start=1):
+            boxes = tuple(_odgt_people(people, name, faults))
+            if name not in paths:
+                faults.add(_BAD_IMAGE, f"there is no image '{name}' below {root}")
+                continue
+            path, *duplicates = paths[name]
+            if duplicates:
+                raise DataError(
+                    f"{path}: {duplicates[0]} has the same name, and the boxes of '{name}' fit either; keep one"
+                )
+            read = partial(CROWDHUMAN.read_columns, boxes)
+            images.append(ListedImage(split, name, path, read, number, None, (file,)))
+    return PeopleFiles(root, images, faults)
+
+
+def _odgt_lines(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Read the people of each ID of a file. Raises DataError with the line for bad JSON, no ID, or a repeated ID."""
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for number, text in enumerate(read_file(path).decode("utf-8-sig", "replace").splitlines(), start=1):
+        if not text.strip():
+            continue
+        try:
+            line = parse_json(text)
+            key, people = str(line["ID"]), line["gtboxes"]
+            marks = [person.get(mark) or {} for person in people for mark in ("extra", "head_attr")]
+            if key.startswith("/") or ".." in key.split("/"):
+                raise ValueError(f"the ID '{key[:80]}' leads out of the folder")
+            if not all(isinstance(mark, dict) and not isinstance(mark.get("ignore"), str) for mark in marks):
+                raise TypeError("extra and head_attr must be objects, and their ignore a number")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}:{number}: is not a line of .odgt with ID and gtboxes ({error}); get it again"
+            ) from error
+        if key in lines:
+            raise DataError(f"{path}:{number}: the image '{key}' appears twice; keep one of the lines")
+        lines[key] = people
+    if not lines:
+        raise DataError(f"{path}: contains no lines; the file is empty or damaged")
+    return lines
+
+
+def _odgt_people(people: Sequence[dict[str, Any]], name: str, faults: AnnotationFaults) -> Iterator[Person]:
+    """Yield people, ignored if no person or marked so; a missing box is empty, or another one of an ignored person."""
+    for index, person in enumerate(people):
+        is_ignored = person.get("tag") != "person" or (person.get("extra") or {}).get("ignore", 0) != 0
+        is_head_ignored = is_ignored or (person.get("head_attr") or {}).get("ignore", 0) != 0
+        try:
+            stated = {kind: xywh_to_xyxy(person[key]) for kind, key in BOX_KEYS.items() if person.get(key) is not None}
+            marks = [is_head_ignored if kind == "head" else is_ignored for kind in stated]
+            if not stated or not all(map(_is_valid, stated.values(), marks)):
+                raise ValueError("a box of finite numbers, with width and height above 0, is needed")
+        except (ArithmeticError, TypeError, ValueError) as error:
+            faults.add(_BAD_BOX, f"{name}: box {index} is {str(dict(person))[:160]} ({error})")
+            continue
+        missing = next(iter(stated.values())) if is_ignored else (0.0, 0.0, 0.0, 0.0)
+        boxes = {kind: stated.get(kind, missing) for kind in BOX_KEYS}
+        yield Person("person", boxes, is_ignored, is_head_ignored)
+
+
+def _is_valid(box: BoxCorners, is_ignored: bool) -> bool:
+    return is_valid_box(box, is_ignored=is_ignored)
+
+
+def read_widerperson(source: Path) -> PeopleFiles:
     """Read WiderPerson: the images in train.txt, val.txt and test.txt, and Annotations/NAME.jpg.txt.
 
     Images of test.txt without annotations are left out; the published test split has none. An annotation file that is
@@ -96,16 +235,17 @@ def read_widerperson(source: Path) -> LabelledSet:
             else:
                 path, split = root / "Images" / image, guess_split(Path(file.name))
                 try:
-                    boxes = tuple(_widerperson_boxes(labels, faults))
+                    boxes = tuple(_widerperson_people(labels, faults))
                 except DataError as error:
                     faults.add(_BAD_FILE, str(error))
                     continue
-                images.append(LabelledImage(f"Images/{image}", split, boxes, path, number, files=(file, labels)))
+                read = partial(WIDERPERSON.read_columns, boxes)
+                images.append(ListedImage(split, f"Images/{image}", path, read, number, None, (file, labels)))
     notes += [f"{num_unlabelled} images of test.txt have no annotations and are left out"] if num_unlabelled else []
-    return LabelledSet(root, images, faults, notes)
+    return PeopleFiles(root, images, faults, notes)
 
 
-def _widerperson_boxes(path: Path, faults: AnnotationFaults) -> Iterator[LabelledBox]:
+def _widerperson_people(path: Path, faults: AnnotationFaults) -> Iterator[Person]:
     lines = read_file(path).decode("utf-8-sig", "replace").split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
@@ -118,14 +258,14 @@ def _widerperson_boxes(path: Path, faults: AnnotationFaults) -> Iterator[Labelle
             kind = WIDERPERSON.name_of_code(code)
             if kind is None:
                 raise ValueError("classes are 1 to 5")
-            box = _require_valid_box((left, top, right - left, bottom - top), is_ignored=kind in WIDERPERSON.ignored)
+            box = _to_corners((left, top, right - left, bottom - top), is_ignored=kind in WIDERPERSON.ignored)
         except (OverflowError, ValueError) as error:
             faults.add(_BAD_BOX, f"{path}:{number}: '{line.strip()[:60]}' ({error})")
             continue
-        yield LabelledBox("person", {"full": box}, kind in WIDERPERSON.ignored, kind)
+        yield Person(kind, {"full": box}, kind in WIDERPERSON.ignored)
 
 
-def read_citypersons(source: Path) -> LabelledSet:
+def read_citypersons(source: Path) -> PeopleFiles:
     """Read CityPersons: the images in anno_train.mat and anno_val.mat; ids count the cells of a file from 1.
 
     The images are below leftImg8bit. Raises DataError for a folder without such files, and with the number of a damaged
@@ -153,43 +293,43 @@ def read_citypersons(source: Path) -> LabelledSet:
                     raise ValueError(f"bbs has the shape {rows.shape}")
             except (IndexError, KeyError, TypeError, ValueError) as error:
                 raise get_again(f"{where}: cityname, im_name and bbs of 10 columns are needed ({error})") from error
-            boxes = tuple(_citypersons_boxes(rows.reshape(-1, 10), f"{where}, {name}", faults))
+            people = tuple(_citypersons_people(rows.reshape(-1, 10), f"{where}, {name}", faults))
             folders = (file.stem.removeprefix("anno_"), city)
             matches = [path for path in paths[name] if path.parts[-3:-1] == folders] or paths[name]
             image_path = matches[0] if len(matches) == 1 else None
             if image_path is None:
                 count = f"there are {len(matches)} images" if matches else "there is no image"
                 faults.add(_BAD_IMAGE, f"{where}: {count} '{name}' below {image_root}")
-            split, published = (
-                guess_split(Path(file.name)),
-                f"leftImg8bit/{file.stem.removeprefix('anno_')}/{city}/{name}",
+                continue
+            read, split = partial(CITYPERSONS.read_columns, people), guess_split(Path(file.name))
+            images.append(
+                ListedImage(split, image_path.relative_to(root).as_posix(), image_path, read, number, None, (file,))
             )
-            relative_path = published if image_path is None else image_path.relative_to(root).as_posix()
-            images.append(LabelledImage(relative_path, split, boxes, image_path, number, files=(file,)))
-    return LabelledSet(root, images, faults)
+    return PeopleFiles(root, images, faults)
 
 
-def _citypersons_boxes(rows: np.ndarray, where: str, faults: AnnotationFaults) -> Iterator[LabelledBox]:
+def _citypersons_people(rows: np.ndarray, where: str, faults: AnnotationFaults) -> Iterator[Person]:
     for number, row in enumerate(rows.tolist(), start=1):
         try:
-            code, *full, instance = map(_parse_number, row[:6])
+            code, left, top, width, height, _ = map(_parse_number, row[:6])
             kind = CITYPERSONS.name_of_code(code)
             is_ignored = kind in CITYPERSONS.ignored
             if kind is None:
                 raise ValueError("classes are 0 to 5")
-            box = _require_valid_box((full[0], full[1], full[2], full[3]), is_ignored=is_ignored)
-            left, top, width, height = map(_parse_number, row[6:])
-            visible = _require_valid_box((left, top, width, height), is_ignored=True)
+            full = _to_corners((left, top, width, height), is_ignored=is_ignored)
+            visible_left, visible_top, visible_width, visible_height = map(_parse_number, row[6:])
+            visible = _to_corners((visible_left, visible_top, visible_width, visible_height), is_ignored=True)
         except ValueError as error:
             faults.add(_BAD_BOX, f"{where}, box {number}: {row} ({error})")
             continue
-        boxes: dict[BoxType, BoxCorners] = {"full": box}
-        if min(width, height) > 0:
-            boxes["visible"] = visible
-        yield LabelledBox("person", boxes, is_ignored, kind, {"instance": instance})
+        has_visible = min(visible_width, visible_height) > 0
+        has_share = has_visible and min(width, height) > 0 and not is_ignored
+        share = min(visible_width * visible_height / (width * height), 1.0) if has_share else np.nan
+        boxes: dict[BoxType, BoxCorners] = {"full": full, "visible": visible if has_visible else full}
+        yield Person(kind, boxes, is_ignored, visible_share=share)
 
 
-def read_ecp(source: Path) -> LabelledSet:
+def read_ecp(source: Path) -> PeopleFiles:
     """Read EuroCity Persons: frames of labels/SPLIT/CITY/NAME.json with img/SPLIT/CITY/NAME.png, day and night.
 
     Vehicles are not people and are left out. Ids count the frames of a split from 1, in the order of their paths.
@@ -207,7 +347,7 @@ def read_ecp(source: Path) -> LabelledSet:
         try:
             frame = _find_frame(parse_json_content(read_file(file), where=str(file), advice="get the file again"))
             size_px = int(frame["imageheight"]), int(frame["imagewidth"])
-            boxes = tuple(_ecp_boxes(frame["children"], str(file), faults))
+            people = tuple(_ecp_people(frame["children"], str(file), faults))
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             needed = f"{file}: a frame with imagewidth, imageheight and children is needed ({error!r}); get it again"
             faults.add(_BAD_FILE, str(error) if isinstance(error, DataError) else needed)
@@ -216,11 +356,10 @@ def read_ecp(source: Path) -> LabelledSet:
         split = next((guess for word in part.parts if (guess := guess_split(Path(word))) != "all"), "all")
         numbers[split] = numbers.get(split, 0) + 1
         path = folder.parent / "img" / part.with_suffix(".png")
-        extra = {key: value for key, value in frame.items() if key not in _FRAME_KEYS}
-        name = path.relative_to(root).as_posix()
-        images.append(LabelledImage(name, split, boxes, path, numbers[split], size_px, extra, (file,)))
+        read, name = partial(ECP.read_columns, people), path.relative_to(root).as_posix()
+        images.append(ListedImage(split, name, path, read, numbers[split], size_px, (file,)))
     notes = [f"{num_vehicles} boxes of vehicles are left out"] if num_vehicles else []
-    return LabelledSet(root, images, faults, notes)
+    return PeopleFiles(root, images, faults, notes)
 
 
 def _find_frame(document: Any) -> dict[str, Any]:
@@ -235,7 +374,7 @@ def _find_frame(document: Any) -> dict[str, Any]:
     return {}
 
 
-def _ecp_boxes(children: Any, where: str, faults: AnnotationFaults) -> Iterator[LabelledBox]:
+def _ecp_people(children: Any, where: str, faults: AnnotationFaults) -> Iterator[Person]:
     for number, child in enumerate(children):
         kind = ECP.name_of_code(child["identity"])
         if kind is None:
@@ -246,14 +385,12 @@ def _ecp_boxes(children: Any, where: str, faults: AnnotationFaults) -> Iterator[
                 raise TypeError("tags are a list of words")
             is_ignored = kind in ECP.ignored or (kind == "pedestrian" and not _ECP_IGNORED.isdisjoint(tags))
             left, top, right, bottom = (_parse_number(parse_number(child[key])) for key in ("x0", "y0", "x1", "y1"))
-            box = _require_valid_box((left, top, right - left, bottom - top), is_ignored=is_ignored)
+            box = _to_corners((left, top, right - left, bottom - top), is_ignored=is_ignored)
         except (KeyError, OverflowError, TypeError, ValueError) as error:
             faults.add(_BAD_BOX, f"{where}: child {number}: {str(child)[:120]} ({error})")
             continue
-        extra = {key: value for key, value in child.items() if key not in _ECP_KEYS}
-        if child.get("children"):
-            extra["children"] = child["children"]
-        yield LabelledBox("person", {"full": box}, is_ignored, kind, extra)
+        share = np.nan if is_ignored else ecp_visible_share(tags)
+        yield Person(kind, {"full": box}, is_ignored, visible_share=share)
 
 
 def ecp_visible_share(tags: Any) -> float:
@@ -267,18 +404,19 @@ def ecp_visible_share(tags: Any) -> float:
 
 
 def _parse_number(value: Any) -> float:
-    """Parse a finite number, whole ones as int. Raises ValueError, TypeError, OverflowError (too large)."""
+    """Parse a finite number. Raises ValueError, TypeError, OverflowError (too large)."""
     number = float(value)
     if not np.isfinite(number):
         raise ValueError(f"{value!r} is not finite")
-    return int(number) if number == int(number) else number
+    return number
 
 
-def _require_valid_box(box: BoxCorners, *, is_ignored: bool) -> BoxCorners:
-    """Return the box. Raises ValueError if it is out of range, or empty and not ignored."""
-    if not is_valid_box(xywh_to_xyxy(box), is_ignored=is_ignored):
+def _to_corners(box: BoxCorners, *, is_ignored: bool) -> BoxCorners:
+    """Return left, top, right, bottom of left, top, width, height. Raises ValueError if out of range, or empty."""
+    corners = xywh_to_xyxy(box)
+    if not is_valid_box(corners, is_ignored=is_ignored):
         raise ValueError("width and height above 0 are needed")
-    return box
+    return corners
 
 
 def _layout_error(root: Path, needed: str, set_title: str) -> DataError:

@@ -5,7 +5,6 @@ Reader of YOLO text files: one row per box, in relative coordinates, next to the
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections import Counter
@@ -16,14 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.areas.detect.sets.coco import COLUMNS
 from sightline.areas.detect.sets.image_listing import (
+    BOX_COLUMNS,
     AnnotationFaults,
     CategoryIds,
     FaultPolicy,
     ListedImage,
     ListedImageSet,
     Values,
+    box_values,
     guess_split,
     list_files,
     list_images,
@@ -58,8 +58,7 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
     stated = _read_splits(root, config_path, config)
     split_by = stated.split_by
     label_paths = {path: _find_label_file(root, path) for path in paths}
-    has_key_points, notes = _look_for_key_points(config, [*filter(None, label_paths.values())])
-    make_columns = partial(_make_columns, classes=classes, has_key_points=has_key_points)
+    make_columns = partial(_make_columns, classes=classes, has_key_points=config.get("kpt_shape") is not None)
     faults, numbers = AnnotationFaults(), assign_image_ids(paths)
     for entry in stated.missing:
         faults.add("stated splits that are not there", f"{config_path} states {entry}, which is not below {root}")
@@ -86,7 +85,7 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
     counts = "none" if {*(split_by or {}).values()} == {"all"} else "the first"
     users = Counter(text for text in label_paths.values() if text is not None)
     shared_files = [text for text, count in users.items() if count > 1]
-    notes += count_note([path.relative_to(root) for path in unlabelled], "images have no text file and count as empty")
+    notes = count_note([path.relative_to(root) for path in unlabelled], "images have no text file and count as empty")
     notes += stated.notes
     notes += count_note(stated.shared, f"images are stated for two splits and count for {counts}")
     notes += count_note(shared_files, "text files are those of several images, which all have their boxes")
@@ -94,7 +93,7 @@ def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
         faults.add("images that are missing or damaged", f"{path}, which {config_path} states")
     for text in unused:
         faults.add("text files without an image", str(text))
-    return ListedImageSet(root, "yolo_txt", classes, images, COLUMNS, "boxes", faults, notes, "middle, size")
+    return ListedImageSet(root, "yolo_txt", classes, images, BOX_COLUMNS, "boxes", faults, notes)
 
 
 def count_note(places: Sequence[object], text: str) -> list[str]:
@@ -299,10 +298,7 @@ def _make_columns(
             continue
         boxes.append(box * scale)
         labels.append(label_by_class[label])
-    corners = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    is_ignored = np.zeros(len(corners), dtype=bool)
-    area = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
-    return {"boxes": corners, "label": np.array(labels, dtype=np.int64), "area": area, "is_ignored": is_ignored}
+    return box_values(boxes, labels)
 
 
 def _parse_row(line: str, *, has_key_points: bool) -> tuple[int, np.ndarray]:
@@ -329,51 +325,6 @@ def _parse_row(line: str, *, has_key_points: bool) -> tuple[int, np.ndarray]:
     if not (box[2:] > box[:2]).all():
         raise ValueError("width and height above 0 are needed")
     return int(values[0]), box
-
-
-_MAX_JUDGED_ROWS = 1000
-_MIN_ALIKE, _MIN_APART = 0.9, 0.5
-
-
-def _look_for_key_points(config: Mapping[str, Any], files: Sequence[Path]) -> tuple[bool, list[str]]:
-    """Return True if rows state a box and key points, not corners; notes on what only the rows show.
-
-    Without `kpt_shape`, rows are taken for key points if 9 of 10 have the same number of values and all points in the
-    box, and the third value of every point is a visibility flag; or, of points of two values, if the second pair lies
-    outside of the box in half of the rows: as a polygon's corner it would lie near the others.
-    """
-    if config.get("kpt_shape") is not None:
-        return True, []
-    rows: list[np.ndarray] = []
-    for path in files:
-        for line in read_file(path).decode("utf-8-sig", "replace").splitlines() if len(rows) < _MAX_JUDGED_ROWS else ():
-            with contextlib.suppress(ValueError):  # such a row is a fault, whatever the others are
-                values = np.array(line.split()[1:], dtype=np.float64)
-                rows += [values] if len(values) > 4 and (abs(values) <= 2).all() else []
-    num_values = Counter(map(len, rows)).most_common(1)
-    for length, count in num_values if num_values and num_values[0][1] >= _MIN_ALIKE * len(rows) else ():
-        table = np.array([row for row in rows if len(row) == length])
-        for size in (size for size in (3, 2) if (length - 4) % size == 0):
-            is_in_box, is_apart = _compare_with_box(table, size)
-            if is_in_box.mean() >= _MIN_ALIKE:
-                shape, text = [(length - 4) // size, size], f"{count} rows of a class and {length} values are read as"
-                if is_apart.mean() >= _MIN_APART:
-                    return True, [f"{text} a box, which is kept, and key points: kpt_shape is {shape}"]
-                return False, [
-                    f"{text} corners; if they are a box and key points, state kpt_shape: {shape} in the YAML file"
-                ]
-    return False, []
-
-
-def _compare_with_box(table: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Masks of rows (N, 4 + K * size): all key points lie in the box of the first four values; they are no corners."""
-    centre, half, points = table[:, :2], table[:, 2:4] / 2, table[:, 4:].reshape(len(table), -1, size)
-    is_inside = (np.abs(points[:, :, :2] - centre[:, None]) <= half[:, None] + _MARGIN).all(axis=2)
-    is_unlabelled = (points[:, :, :2] == 0).all(axis=2)
-    fits_image = ((centre - half >= -_MARGIN) & (centre + half <= 1 + _MARGIN) & (half > 0)).all(axis=1)
-    is_flag = np.isin(points[:, :, 2:], (0, 1, 2)).all(axis=(1, 2))
-    is_apart = (np.abs(table[:, 2:4] - centre) > half + _MARGIN).any(axis=1) | (size == 3)
-    return (is_inside | is_unlabelled).all(axis=1) & fits_image & is_flag, is_apart
 
 
 @registry.data.add("yolo_txt")

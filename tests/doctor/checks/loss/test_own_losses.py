@@ -96,9 +96,8 @@ SHIPPED: dict[str, Any] = {
         read_config(ROOT / "configs/pose/synthetic_hands_scale_net.yaml", ["data.train_size=16", "data.test_size=4"]),
         World(),
     ),
-    "sigmoid_focal quality_focal box_smooth_l1 box_overlap box_density": lambda folder: _crowds(
-        *("sigmoid_focal", "quality_focal", "box_smooth_l1", "box_overlap, overlap: ciou", "box_density"),
-        more=("model.head={name: retina, density: true}",),
+    "sigmoid_focal box_smooth_l1 box_overlap": lambda folder: _crowds(
+        *("sigmoid_focal", "box_smooth_l1", "box_overlap, overlap: ciou"),
     ),
     "objectness class_bce box_overlap": lambda folder: _crowds(
         "objectness", "class_bce, quality: iou", "box_overlap, overlap: iou, form: square", name="yolox"

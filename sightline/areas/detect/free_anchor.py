@@ -1,25 +1,101 @@
-"""FreeAnchor losses: a box is detected if one anchor of its bag detects it. Source: Zhang et al. 2019."""
+"""FreeAnchor: bags of anchors around boxes, and losses by which one anchor of a bag has to detect its box.
+
+Source: Zhang et al. 2019, FreeAnchor: Learning to Match Anchors.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sightline.areas.detect.anchor_bags import anchor_bags
-from sightline.areas.detect.losses import bag_losses, sigmoid_focal
+from sightline.areas.detect.assigner import BACKGROUND, Assigner, Assignment, argmax_by_group
+from sightline.areas.detect.losses import sigmoid_focal
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.loss import Loss
 from sightline.ops.box_codes import DeltaWeights, decode_boxes, encode_deltas
-from sightline.ops.box_overlaps import box_iou, column_blocks, promote_to_float32
+from sightline.ops.box_overlaps import box_iou, column_blocks, giou, promote_to_float32
 from sightline.ops.labels import widen_labels
-from sightline.ops.priors import IGNORED
+from sightline.ops.priors import IGNORED, PriorKind, Priors
 from sightline.ops.waits import is_free_to_read, read_list, send_list
+
+_FARTHEST = 3.0
+"""More than GIoUs less 1 are below 0."""
+
+
+def anchor_bags(anchors: Tensor, boxes: Tensor, size: int, is_member: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the `size` anchors (M, size) of highest IoU with each box (M, 4), best first, and these IoUs (M, size).
+
+    If fewer than `size` of the anchors (N, 4) overlap a box, those with the highest GIoU follow; all anchors if N <
+    size. Anchors that are not `is_member` (N,) come last, with an IoU below -1.
+    """
+    size = min(size, len(anchors))
+    bags, overlaps = [boxes.new_zeros((0, size), dtype=torch.int64)], [boxes.new_zeros(0, size)]
+    for part in column_blocks(len(anchors), len(boxes), boxes.device):
+        overlap = box_iou(boxes[part], anchors)
+        if is_member is not None:
+            overlap = torch.where(is_member, overlap, -_FARTHEST)
+        best, bag = overlap.topk(size, dim=1)
+        is_known = is_free_to_read(best)  # elsewhere each box is taken for one with too few anchors
+        rows: Any = (best <= 0).any(dim=1).nonzero().flatten() if is_known else slice(None)
+        if not is_known or len(rows):
+            short = overlap[rows]
+            far = giou(boxes[part][rows, None], anchors) - 1  # below any IoU
+            far = torch.where(short < 0, short, far)
+            bag[rows] = torch.where(short > 0, short, far).topk(size, dim=1).indices
+        bags.append(bag)
+        overlaps.append(overlap.gather(1, bag))
+    return torch.cat(bags), torch.cat(overlaps)
+
+
+@registry.assigners.add("free_anchor")
+class FreeAnchor(Assigner):
+    """FreeAnchor: the `bag_size` anchors with the highest IoU with a box are its bag, from which the loss chooses.
+
+    The loss is `free_anchor_positive`. An anchor in several bags is given to the box that it overlaps most. Source:
+    Zhang et al. 2019, section 3.2.
+    """
+
+    prior_kinds: ClassVar[frozenset[PriorKind]] = frozenset({"anchors"})
+    excludes: ClassVar[frozenset[str]] = frozenset({"centreness", "objectness"})  # its own losses read neither
+
+    def __init__(self, *, bag_size: Count = 50) -> None:
+        self.bag_size = bag_size
+
+    def match(self, priors: Priors, boxes: Tensor) -> Assignment:
+        """Match anchors (P) to boxes (M, 4): `matched` and `num_claims` (P,)."""
+        bags, overlap = anchor_bags(priors.coordinates, boxes, self.bag_size)
+        box = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(bags).flatten()
+        prior, overlap = bags.flatten(), overlap.flatten()
+        matched = argmax_by_group(prior, overlap, box, len(priors))
+        num_claims = torch.zeros_like(matched).index_add_(0, prior, torch.ones_like(prior))
+        return Assignment(torch.where(matched >= 0, matched, BACKGROUND), num_claims)
+
+
+_MIN_REMAINDER = 1e-12
+
+
+def bag_losses(log_probabilities: Tensor, is_in_bag: Tensor | None = None) -> Tensor:
+    """Compute -log of the mean-max (M,) of each bag of probabilities from their logarithms (M, N); float64.
+
+    Those that are not `is_in_bag` (M, N) do not count; each bag holds one that does.
+
+    The mean-max is the mean weighted by 1 / (1 - P) of at most 1e12: near the plain mean of small ones, near the
+    highest once it is close to 1. The limit has no part in the gradient. Source: Zhang et al. 2019, FreeAnchor,
+    equation 8.
+    """
+    log_p = log_probabilities.double()  # weights reach 1e12
+    remainder = -log_p.expm1()
+    log_weight = -(remainder + (remainder.clamp(min=_MIN_REMAINDER) - remainder).detach()).log()
+    if is_in_bag is not None:
+        log_weight = log_weight.masked_fill(~is_in_bag, -torch.inf)
+    return log_weight.logsumexp(dim=1) - (log_weight + log_p).logsumexp(dim=1)
+
 
 _MAX_DENSE = 2**22
 """Predictions of an image up to which all are computed on a device, instead of waiting for those near boxes."""

@@ -1,22 +1,15 @@
-"""Scores of crowds: CrowdHuman's AP and Jaccard index, and the log-average miss rate.
-
-CrowdHuman's metrics: average precision, log-average miss rate and Jaccard index of people in crowds.
-
-Log-average miss rates of CityPersons and EuroCity Persons, each with its subsets of labels.
-
-CrowdHuman's Jaccard index: the agreement of the sets of detections and of people of an image.
-"""
+"""CrowdHuman's metrics: average precision, log-average miss rate and Jaccard index of people in crowds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
-from sightline.areas.detect.metrics.detection_curves import (
+from sightline.areas.detect.metrics.miss_rate import (
     CALTECH_4,
     MISS_RATE_RULES,
     DetectionCurve,
@@ -24,9 +17,7 @@ from sightline.areas.detect.metrics.detection_curves import (
     nan_mean,
     protocol_header,
 )
-from sightline.areas.detect.metrics.label_bins import BINS, Bin, in_bin, label_values
 from sightline.contract import registry
-from sightline.contract.arguments import Count
 from sightline.contract.metric import State
 from sightline.ops.numba_kernels import run_parallel
 from sightline.parts.metrics.box_groups import (
@@ -37,166 +28,9 @@ from sightline.parts.metrics.box_groups import (
     GroupMatches,
     LabelColumn,
     group_boxes,
+    iou_or_ioa,
 )
 from sightline.parts.metrics.match_kernels import count_pairs
-
-_MISS_RATE_LEVEL = np.array([0.5])
-_WIDER = 1.25
-"""Factor of a set-up's height range beyond which detections are left out."""
-
-
-class _SetUp(NamedTuple):
-    """Labels from `low` to `high` pixels of height and `min_visible` to `max_visible` of visible share, inclusive."""
-
-    low: float
-    high: float
-    min_visible: float
-    max_visible: float
-
-
-_ABOVE_60, _ABOVE_20 = math.nextafter(0.6, 1), math.nextafter(0.2, 1)
-_CITYPERSONS = {
-    "reasonable": _SetUp(50, 1e10, 0.65, 1e10),
-    "small": _SetUp(50, 75, 0.65, 1e10),
-    "heavy": _SetUp(50, 1e10, 0.2, 0.65),
-    "all": _SetUp(20, 1e10, 0.2, 1e10),
-}
-_SET_UPS: Mapping[str, Mapping[str, _SetUp]] = {
-    "citypersons": _CITYPERSONS,
-    "citypersons_script": _CITYPERSONS,
-    "ecp": {
-        "reasonable": _SetUp(40, math.inf, _ABOVE_60, math.inf),
-        "small": _SetUp(30, 60, _ABOVE_60, math.inf),
-        "occluded": _SetUp(40, math.inf, _ABOVE_20, 0.6),
-        "all": _SetUp(20, math.inf, _ABOVE_20, math.inf),
-    },
-}
-"""Set-ups of labels by protocol.
-
-In EuroCity Persons the tags occluded or truncated by more than 10, 40, 80 % are shares of 0.9, 0.6, 0.2.
-"""
-_TITLES = {
-    "citypersons": "CityPersons, recall 0 below the first detection",
-    "citypersons_script": "CityPersons as its script computes it",
-    "ecp": "EuroCity Persons",
-}
-
-
-@registry.metrics.add("miss_rate")
-class MissRate(BoxRows):
-    """Log-average miss rate (MR^-2): `mr_reasonable`, `mr_small`, `mr_all`, and `mr_heavy` or `mr_occluded`.
-
-    `mr_heavy` is of CityPersons, `mr_occluded` of EuroCity Persons. Each set-up is of labels of certain heights and
-    visible shares. An IoU of 0.5 matches one of them; an unmatched detection of which half is inside any other label
-    does not count. The `most` highest-scoring detections of an image and class are used; then those outside the
-    set-up's heights by a factor of 1.25 are left out. `citypersons_script` reads the final recall if the curve begins
-    above a point, as that script does by mistake. Labels of EuroCity Persons are cut at the image's border. Where its
-    rules are silent: of labels outside a set-up the IoU decides here, and the share of a detection only for those that
-    the data set ignores; `most` holds as above. NaN if no label fits, or the set does not state the visible shares.
-
-    >>> import torch
-    >>> from sightline.parts.metrics import Meter
-    >>> from sightline.areas.detect.metrics.crowds import MissRate
-    >>> batch = {  # an image of two people: one is found, the other is not, and a detection is wrong
-    ...     "detections": torch.tensor([[0, 0, 40, 80, 0.9, 0], [150, 0, 190, 80, 0.8, 0]]),
-    ...     "detection_offsets": torch.tensor([0, 2]),
-    ...     "truth": torch.tensor([[0, 0, 40, 80, 0, 3200, 0], [60, 0, 100, 80, 0, 3200, 0]]),
-    ...     "truth_visible": torch.tensor([1.0, 1.0]),
-    ...     "truth_offsets": torch.tensor([0, 2]),
-    ...     "file_px": torch.tensor([[100, 200]]),
-    ...     "sample_index": torch.tensor([0]),
-    ... }
-    >>> meter = Meter(MissRate(class_names=("person",)))
-    >>> meter.update(**batch)
-    >>> meter.compute()
-    {'mr_reasonable': 0.5, 'mr_small': nan, 'mr_heavy': nan, 'mr_all': 0.5}
-
-    Source: Zhang et al. 2017, CityPersons; Braun et al. 2019, EuroCity Persons; their published evaluations.
-    """
-
-    higher_is_better = False
-
-    def __init__(
-        self,
-        *,
-        class_names: tuple[str, ...],
-        protocol: Literal["citypersons", "citypersons_script", "ecp"] = "citypersons",
-        most: Count = 1000,
-    ) -> None:
-        self.class_names = tuple(class_names)
-        self.protocol = protocol
-        self.most = most
-
-    def compute(self, state: State) -> dict[str, float]:
-        """Compute the miss rate of each set-up, a mean over classes that have labels in it."""
-        rates = {name: [self._rate(curve) for curve in curves] for name, curves in self._curves(state)}
-        return {f"mr_{name}": nan_mean(class_rates) for name, class_rates in rates.items()}
-
-    def tables(self, state: State) -> dict[str, Any]:
-        """Return `scored_boxes_miss_rate`, with the number of labels in each set-up."""
-        about = protocol_header(f"{_TITLES[self.protocol]}, IoU 0.5, at most {self.most} an image and class", state)
-        counts = {name: sum(curve.num_labels for curve in curves) for name, curves in self._curves(state)}
-        has_visible = bool(state["labels"][:, LabelColumn.VISIBLE].isfinite().any())
-        reason = "no label is in this set-up" if has_visible else "the set does not state what is visible"
-        about["undefined"] |= {f"mr_{name}": reason for name, count in counts.items() if not count}
-        return {"scored_boxes_miss_rate": {**about, "set_ups": counts}}
-
-    def _rate(self, curve: DetectionCurve) -> float:
-        return curve.miss_rate(MISS_RATE_RULES[self.protocol], is_clamped=self.protocol == "ecp")
-
-    def _curves(self, state: State) -> list[tuple[str, list[DetectionCurve]]]:
-        """Compute the curve of each class, by set-up."""
-        rows = self._cut(state) if self.protocol == "ecp" else state
-        all_groups = group_boxes(rows["detections"], rows["labels"], len(self.class_names))
-        detections = torch.from_numpy(all_groups.boxes[all_groups.rank < self.most])
-        height = detections[:, DetectionColumn.BOTTOM] - detections[:, DetectionColumn.TOP]
-        result = []
-        for name, set_up in _SET_UPS[self.protocol].items():
-            is_kept = (height >= set_up.low / _WIDER) & (height < set_up.high * _WIDER)
-            if self.protocol == "ecp":
-                is_kept &= height > set_up.low / _WIDER
-            groups = group_boxes(detections[is_kept], rows["labels"], len(self.class_names))
-            label_ignored = groups.is_ignored | ~_is_in(groups, set_up)
-            is_crowd = groups.is_ignored if self.protocol == "ecp" else label_ignored
-            is_matched, ignored, _ = groups.match(
-                label_ignored[None], is_crowd=is_crowd, levels=_MISS_RATE_LEVEL, reuses=True
-            )
-            curves = []
-            for number in range(len(self.class_names)):
-                detection_rows, label_rows = groups.class_slices(number)
-                curves.append(
-                    detection_curve(
-                        groups.boxes[detection_rows, 5],
-                        is_matched[0, 0, detection_rows],
-                        ignored[0, 0, detection_rows],
-                        num_labels=int((~label_ignored[label_rows]).sum()),
-                        num_images=len(state["images"]),
-                    )
-                )
-            result.append((name, curves))
-        return result
-
-    def _cut(self, state: State) -> State:
-        """Cut labels at the border of their images."""
-        images = state["images"]
-        row = torch.searchsorted(images[:, 0].contiguous(), state["labels"][:, LabelColumn.IMAGE].contiguous())
-        far = images[row][:, [2, 1, 2, 1]]
-        labels = state["labels"].clone()
-        labels[:, LabelColumn.BOX] = torch.minimum(labels[:, LabelColumn.BOX].clamp(min=0), far)
-        return {**state, "labels": labels}
-
-
-def _is_in(groups: BoxGroups, set_up: _SetUp) -> np.ndarray:
-    labels = groups.labels
-    height, visible = labels[:, LabelColumn.BOTTOM] - labels[:, LabelColumn.TOP], labels[:, LabelColumn.VISIBLE]
-    is_in: np.ndarray = (
-        (height >= set_up.low)
-        & (height <= set_up.high)
-        & (visible >= set_up.min_visible)
-        & (visible <= set_up.max_visible)
-    )
-    return is_in
-
 
 THRESHOLDS = np.arange(10) / 10
 """Score thresholds of detections."""
@@ -244,6 +78,52 @@ _LEVEL = np.array([np.nextafter(0.5, 1)])
 _RULES = {"mr2": MISS_RATE_RULES["crowdhuman"], "mr4": MISS_RATE_RULES["crowdhuman"]._replace(points=CALTECH_4)}
 
 
+class Bin(NamedTuple):
+    """Bin of labels with `low` <= value < `high` of a property."""
+
+    quantity: str
+    low: float
+    high: float
+
+
+BINS: Mapping[str, Bin] = {
+    "visible >= 0.65": Bin("visible", 0.65, math.inf),
+    "visible 0.2 to 0.65": Bin("visible", 0.2, 0.65),
+    "visible < 0.2": Bin("visible", 0.0, 0.2),
+    "height < 50 px": Bin("height", 0, 50),
+    "height 50 to 150 px": Bin("height", 50, 150),
+    "height >= 150 px": Bin("height", 150, math.inf),
+    "density < 0.2": Bin("density", 0, 0.2),
+    "density 0.2 to 0.5": Bin("density", 0.2, 0.5),
+    "density >= 0.5": Bin("density", 0.5, math.inf),
+}
+"""Bins of labels by name, over three quantities.
+
+`visible` is the visible share of a label, with CityPersons' limits; `height` that of its box in pixels of the
+file; `density` its largest IoU with another label of its class that counts (Liu et al. 2019, Adaptive NMS).
+"""
+
+
+def label_values(groups: BoxGroups) -> dict[str, np.ndarray]:
+    """Compute the quantity (G,) of every label, by quantity name.
+
+    NaN if it is unknown, density 0 for ignored labels.
+    """
+    density = np.zeros(len(groups.labels))
+    for _, label_rows in groups.groups():
+        counted = label_rows.start + np.flatnonzero(~groups.is_ignored[label_rows])
+        overlap = iou_or_ioa(groups.labels[counted, LabelColumn.BOX], groups.labels[counted, LabelColumn.BOX], False)
+        np.fill_diagonal(overlap, 0)
+        density[counted] = overlap.max(axis=1, initial=0)
+    height = groups.labels[:, LabelColumn.BOTTOM] - groups.labels[:, LabelColumn.TOP]
+    return {"visible": groups.labels[:, LabelColumn.VISIBLE], "height": height, "density": density}
+
+
+def in_bin(one: Bin, values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return a mask (G,) of the labels in a bin."""
+    return (values[one.quantity] >= one.low) & (values[one.quantity] < one.high)
+
+
 @registry.metrics.add("crowd_ap")
 class CrowdAp(BoxRows):
     """CrowdHuman AP, MR^-2, MR^-4 and Jaccard index: `crowd_ap`, `mr2`, `mr4` and `ji`.
@@ -252,12 +132,12 @@ class CrowdAp(BoxRows):
     it overlaps most, by more than one half; unmatched detections that are by more than half inside an ignored label do
     not count. `mr2` and `mr4` are 0 if a miss rate is 0; `_clamped` ones use 1e-10 instead. `ji` is the best over the
     thresholds 0 to 0.9, at `ji_score`. All detections take part. With several classes figures are means over those that
-    have labels. NaN without labels. The table `crowd_bins` has them for each of `box_ap.BINS`: labels outside of one
+    have labels. NaN without labels. The table `crowd_bins` has them for each of `BINS`: labels outside of one
     may be matched and do not count, nor do unmatched detections outside of its heights.
 
     >>> import torch
     >>> from sightline.parts.metrics import Meter
-    >>> from sightline.areas.detect.metrics.crowds import CrowdAp
+    >>> from sightline.areas.detect.metrics.crowd_ap import CrowdAp
     >>> batch = {  # an image of two people: one is found, the other is not, and a detection is wrong
     ...     "detections": torch.tensor([[0, 0, 40, 80, 0.9, 0], [150, 0, 190, 80, 0.8, 0]]),
     ...     "detection_offsets": torch.tensor([0, 2]),

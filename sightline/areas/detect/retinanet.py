@@ -1,12 +1,6 @@
-"""Assigners by geometry alone: max-IoU, ATSS, FCOS and the bags of FreeAnchor.
+"""RetinaNet: its head, with one or two boxes at each anchor, and the assignment of boxes to anchors by their IoU.
 
-Max-IoU assigner: anchors predict the box that they overlap most, and every box gets an anchor.
-
-ATSS: the nearest priors of a box are positive above an IoU threshold that adapts to the box's candidates.
-
-FCOS: points near the middle of a box are positive, on the level whose range contains their distances.
-
-FreeAnchor: bags of anchors, from which training chooses. Source: Zhang et al. 2019, Learning to Match Anchors.
+Its losses are sigmoid_focal and box_smooth_l1, or earth_mover for two boxes. Source: Lin et al. 2017, Focal Loss.
 """
 
 from __future__ import annotations
@@ -17,16 +11,71 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.anchor_bags import anchor_bags
-from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment, argmax_by_group
+from sightline.areas.detect.assigner import BACKGROUND, IGNORED, Assigner, Assignment, argmax_by_group
+from sightline.areas.detect.networks import DenseHead, HeadOutput, PriorProbability, flatten_to_priors
 from sightline.contract import registry
-from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
+from sightline.contract.arguments import Count, Probability
 from sightline.contract.errors import assert_installed
-from sightline.ops.box_codes import encode_distances
 from sightline.ops.box_overlaps import box_area, box_centres, box_iou, column_blocks, iou
-from sightline.ops.neighbours import nearest_neighbours
 from sightline.ops.priors import PriorKind, Priors
 from sightline.ops.waits import POSITIVE, call_on_host, is_free_to_read, remember
+
+
+@registry.heads.add("retina")
+class RetinaHead(DenseHead):
+    """RetinaNet head: logits and box deltas at `num_anchors` anchors per cell; 6,463,220 parameters.
+
+    This number is for 80 classes and 9 anchors on five levels of 256 channels. Source: Lin et al. 2017, Focal Loss for
+    Dense Object Detection, section 4.
+    """
+
+    priors = "anchors"
+
+    def __init__(
+        self,
+        *,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        num_classes: int,
+        num_anchors: Count = 9,
+        num_convs: Count = 4,
+        prior: PriorProbability = 0.01,
+    ) -> None:
+        super().__init__(
+            channels=channels,
+            strides=strides,
+            num_classes=num_classes,
+            priors_per_cell=num_anchors,
+            num_convs=num_convs,
+        )
+        self._start(prior)
+
+    def forward(self, maps: Sequence[Tensor]) -> HeadOutput:
+        """Predict at all priors from maps (B, channels, H, W) of every level, finest first.
+
+        `codes` are box deltas: the offset of the box's centre in x, in widths of the anchor, and in y, in heights of
+        it; then the logarithms of the box's width and height over those of the anchor.
+        """
+        count = self.predictions_per_prior
+        logits = [self.classes(self.class_tower(level_map)) for level_map in maps]
+        codes = [self.boxes(self.box_tower(level_map)) for level_map in maps]
+        flat = flatten_to_priors(logits, count * self.num_classes), flatten_to_priors(codes, count * 4)
+        if count > 1:
+            flat = flat[0].unflatten(2, (count, -1)), flat[1].unflatten(2, (count, -1))
+        return {"logits": flat[0], "codes": flat[1]}
+
+
+@registry.heads.add("retina_emd")
+class RetinaEMDHead(RetinaHead):
+    """RetinaNet head with two predictions per anchor (EMD), for boxes that hide one another; 4,928,090 parameters.
+
+    For 1 class and 9 anchors. `logits` (B, P, 2, num_classes) and `codes` (B, P, 2, 4); otherwise as retina. Both
+    predictions are one proposal: the suppression `set` keeps both. Source: Chu et al. 2020, Detection in Crowded
+    Scenes, section 3.
+    """
+
+    predictions_per_prior = 2
+
 
 _MIN_CANDIDATES = 50
 """Candidates of a box without an anchor; at least as many as there are such boxes, so that each gets one."""
@@ -215,141 +264,3 @@ def _assign_nearest(
         if is_free[prior]:
             matched[prior], is_free[prior] = box, False
             return
-
-
-_SIDE_STRIDES = 8
-_MIN_INSIDE_PX = 0.01
-
-
-@registry.assigners.add("atss")
-class ATSS(Assigner):
-    """ATSS: priors of the `topk` nearest cells of each level with an IoU of at least mean plus deviation.
-
-    The centre of a prior has to be inside the box; of several boxes the one with the highest IoU wins. Points count
-    as squares of eight strides, the anchors of the paper. A small or doubled box may get no prior.
-    Source: Zhang et al. 2020, algorithm 1; the deviation is the unbiased one of their code.
-    """
-
-    prior_kinds: ClassVar[frozenset[PriorKind]] = frozenset({"anchors", "points"})
-
-    def __init__(self, *, topk: Count = 9) -> None:
-        self.topk = topk
-
-    def match(self, priors: Priors, boxes: Tensor) -> Assignment:
-        """Match priors (P) to boxes (M, 4): `matched` and `num_claims` (P,)."""
-        candidates = self._candidates(priors, boxes)
-        overlap = iou(priors.to_boxes(_SIDE_STRIDES)[candidates], boxes[:, None])
-        limit = overlap.mean(dim=1) + overlap.std(dim=1, correction=min(1, overlap.shape[1] - 1))
-        inside = encode_distances(priors.centres[candidates], boxes[:, None]).amin(dim=2) > _MIN_INSIDE_PX
-        is_positive = ((overlap >= limit[:, None]) & inside).flatten()
-        box = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(candidates).flatten()
-        prior = candidates.flatten()
-        matched = argmax_by_group(prior, overlap.flatten(), box, len(priors), is_positive)
-        num_claims = torch.zeros_like(matched).index_add_(0, prior, is_positive.long())
-        return Assignment(torch.where(matched >= 0, matched, BACKGROUND), num_claims)
-
-    def _candidates(self, priors: Priors, boxes: Tensor) -> Tensor:
-        """Return the priors (M, K) of the nearest cells of every level: the anchors of a cell have one centre."""
-        centres, candidates = priors.centres, []
-        for rows, per_cell in zip(priors.level_slices, priors.priors_per_cell, strict=True):
-            cells = centres[rows][::per_cell]
-            if not (count := min(self.topk, len(cells))):  # of an image that is smaller than the level's stride
-                continue
-            nearest_cells = nearest_neighbours(cells[None], num_neighbours=count, queries=box_centres(boxes)[None])[0]
-            steps = torch.arange(per_cell, device=boxes.device)
-            candidates.append((rows.start + nearest_cells[:, :, None] * per_cell + steps).flatten(1))
-        return torch.cat(candidates, dim=1)
-
-
-_LIMIT_STRIDES = 8
-"""Upper limit of a level's range in strides, as published: 64 pixels for the stride 8 and so on."""
-
-
-@registry.assigners.add("fcos")
-class FCOS(Assigner):
-    """FCOS: points near the middle of a box, whose farthest side is within their level's range; the smallest box wins.
-
-    A point near the middle is less than `radius` strides from it in x and in y; with a radius of 0, any point in the
-    box is near. A level takes a point if the distance to the box's farthest side is within the level's range.
-    `limits_px` has one number less than there are levels: where a level's range ends and the next one's begins, by
-    default eight strides of the level. Both ranges contain the limit. A small box may get no point.
-    Source: Tian et al. 2019, section 3.2; the centre region is that of their code and of Tian et al. 2020.
-    """
-
-    prior_kinds: ClassVar[frozenset[PriorKind]] = frozenset({"points"})
-
-    def __init__(self, *, radius: NonNegativeFloat = 1.5, limits_px: tuple[PositiveFloat, ...] | None = None) -> None:
-        if limits_px is not None and list(limits_px) != sorted(set(limits_px)):
-            raise ValueError(f"limits_px: found {list(limits_px)}, expected rising limits")
-        self.radius = radius
-        self.limits_px = limits_px
-
-    def match(self, priors: Priors, boxes: Tensor) -> Assignment:
-        """Match points (P) to boxes (M, 4): `matched` and `num_claims` (P,)."""
-        matched = torch.full((len(priors),), BACKGROUND, device=boxes.device)
-        num_claims = torch.zeros_like(matched)
-        order = box_area(boxes).argsort(stable=True)
-        limits = [-1.0, *self._limits(priors), torch.inf]
-        for stride, rows, low, high in zip(priors.strides, priors.level_slices, limits[:-1], limits[1:], strict=True):
-            region = self._regions(boxes[order], stride)[:, :, None]
-            sides = boxes[order][:, :, None]
-            points = priors.coordinates[rows]
-            for part in column_blocks(len(boxes), len(points), boxes.device):
-                is_claimed = _is_within(points[part], sides, region, low, high)
-                claims, first = is_claimed.sum(dim=0), is_claimed.to(torch.uint8).argmax(dim=0)
-                prior_rows = slice(rows.start + part.start, rows.start + part.start + len(claims))
-                num_claims[prior_rows] = claims
-                matched[prior_rows] = torch.where(claims > 0, order[first], BACKGROUND)
-        return Assignment(matched, num_claims)
-
-    def _limits(self, priors: Priors) -> tuple[float, ...]:
-        limits = self.limits_px or tuple(float(_LIMIT_STRIDES * stride) for stride in priors.strides[:-1])
-        if len(limits) != len(priors.strides) - 1:
-            raise ValueError(
-                f"limits_px: found {len(limits)} limits for {len(priors.strides)} levels; give one for each but the "
-                "last"
-            )
-        return limits
-
-    def _regions(self, boxes: Tensor, stride: int) -> Tensor:
-        """Return the part (M, 4) of each box whose points may predict it."""
-        if self.radius == 0:
-            return boxes
-        centres = box_centres(boxes)
-        reach = self.radius * stride
-        return torch.cat(
-            [torch.maximum(centres - reach, boxes[:, :2]), torch.minimum(centres + reach, boxes[:, 2:])], dim=1
-        )
-
-
-def _is_within(points: Tensor, sides: Tensor, region: Tensor, low: float, high: float) -> Tensor:
-    """Return a mask (M, p) of the points (p, 2) that boxes (M, 4, 1) claim."""
-    x, y = points.T.contiguous()
-    is_inside = (x > region[:, 0]) & (x < region[:, 2]) & (y > region[:, 1]) & (y < region[:, 3])
-    farthest = torch.maximum(torch.maximum(x - sides[:, 0], sides[:, 2] - x), y - sides[:, 1])
-    farthest = torch.maximum(farthest, sides[:, 3] - y)
-    return is_inside & (farthest >= low) & (farthest <= high)
-
-
-@registry.assigners.add("free_anchor")
-class FreeAnchor(Assigner):
-    """FreeAnchor: the `bag_size` anchors with the highest IoU with a box are its bag, from which the loss chooses.
-
-    The loss is `free_anchor_positive`. An anchor in several bags is given to the box that it overlaps most. Source:
-    Zhang et al. 2019, section 3.2.
-    """
-
-    prior_kinds: ClassVar[frozenset[PriorKind]] = frozenset({"anchors"})
-    excludes: ClassVar[frozenset[str]] = frozenset({"centreness", "objectness"})  # its own losses read neither
-
-    def __init__(self, *, bag_size: Count = 50) -> None:
-        self.bag_size = bag_size
-
-    def match(self, priors: Priors, boxes: Tensor) -> Assignment:
-        """Match anchors (P) to boxes (M, 4): `matched` and `num_claims` (P,)."""
-        bags, overlap = anchor_bags(priors.coordinates, boxes, self.bag_size)
-        box = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(bags).flatten()
-        prior, overlap = bags.flatten(), overlap.flatten()
-        matched = argmax_by_group(prior, overlap, box, len(priors))
-        num_claims = torch.zeros_like(matched).index_add_(0, prior, torch.ones_like(prior))
-        return Assignment(torch.where(matched >= 0, matched, BACKGROUND), num_claims)

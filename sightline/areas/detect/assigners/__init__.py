@@ -1,1 +1,0 @@
-"""Assigners: the targets of priors, each a box, background or ignored."""

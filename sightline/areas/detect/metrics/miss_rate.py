@@ -1,0 +1,297 @@
+"""Miss rate over false positives per image (FPPI) of pedestrians: its curve, and its log-average by three protocols."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from sightline.contract import registry
+from sightline.contract.arguments import Count
+from sightline.contract.metric import State
+from sightline.parts.metrics.box_groups import (
+    BoxGroups,
+    BoxRows,
+    DetectionColumn,
+    LabelColumn,
+    Matches,
+    cumulative_tp_fp,
+    group_boxes,
+)
+
+_CALTECH_2 = np.array([0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0])
+CALTECH_4 = np.array([0.0001, 0.0003, 0.001, 0.0032, 0.01, 0.0316, 0.1, 0.3162, 1.0])
+"""FPPI at which MR^-2 and MR^-4 sample the miss rate, rounded as in their evaluators."""
+_MIN_MISS_RATE = 1e-10
+"""Replacement of a miss rate of 0, which has no logarithm."""
+
+
+class MissRateRule(NamedTuple):
+    """Sampling rule of a miss-rate curve: the first entry that reaches a point, or the last at or below it.
+
+    `unreached` is the recall if no entry does: the last one of the curve, or 0.
+    """
+
+    points: np.ndarray
+    picks: Literal["first", "last"]
+    unreached: Literal["final", "zero"]
+
+
+MISS_RATE_RULES: Mapping[str, MissRateRule] = {
+    "crowdhuman": MissRateRule(_CALTECH_2, "first", "final"),
+    "citypersons": MissRateRule(_CALTECH_2, "last", "zero"),
+    "citypersons_script": MissRateRule(_CALTECH_2, "last", "final"),
+    "ecp": MissRateRule(np.logspace(-2, 0, 9), "last", "zero"),
+}
+"""Sampling rules of published evaluators.
+
+That of CityPersons reads the final recall if its curve begins above a point, by an index of -1; `citypersons` reads a
+recall of 0 there.
+"""
+
+
+class DetectionCurve(NamedTuple):
+    """Cumulative true and false positives (D,) of the counted detections, by falling score."""
+
+    scores: np.ndarray
+    true_positives: np.ndarray
+    false_positives: np.ndarray
+    num_labels: int
+    num_images: int
+
+    @property
+    def recall(self) -> np.ndarray:
+        """Recall (D,): the share of matched labels."""
+        return self.true_positives / max(self.num_labels, 1)
+
+    @property
+    def precision(self) -> np.ndarray:
+        """Precision (D,): the share of matched detections."""
+        return self.true_positives / (self.true_positives + self.false_positives)
+
+    @property
+    def fppi(self) -> np.ndarray:
+        """False positives per image (D,)."""
+        return self.false_positives / max(self.num_images, 1)
+
+    def average_precision(self) -> float:
+        """Compute the area below precision over recall by trapezia, from the highest-scoring detection on.
+
+        NaN without labels.
+        A perfect detector of n labels has 1 - 1 / n. Source: Shao et al. 2018, CrowdHuman, its published evaluation.
+        """
+        if not self.num_labels:
+            return float("nan")
+        means = (self.precision[1:] + self.precision[:-1]) / 2
+        return float((np.diff(self.recall) * means).sum())
+
+    def recalls_at(self, rule: MissRateRule) -> np.ndarray:
+        """Return the recall (K,) at each of the rule's points."""
+        if not len(self.scores):
+            return np.zeros(len(rule.points))
+        recall = np.append(self.recall, [0.0, self.recall[-1]])
+        if rule.picks == "first":
+            index = np.searchsorted(self.fppi, rule.points, side="left")
+            missing = index == len(self.scores)
+        else:
+            index = np.searchsorted(self.fppi, rule.points, side="right") - 1
+            missing = index < 0
+        return recall[np.where(missing, -1 if rule.unreached == "final" else -2, index)]
+
+    def miss_rate(self, rule: MissRateRule, *, is_clamped: bool = False) -> float:
+        """Compute the log-average miss rate, the geometric mean at the rule's points; NaN without labels.
+
+        0 if one of them is 0, as in the published evaluators, unless it is clamped at 1e-10. Source: Dollar et
+        al. 2012, Pedestrian Detection: An Evaluation of the State of the Art.
+        """
+        if not self.num_labels:
+            return float("nan")
+        missed = 1 - self.recalls_at(rule)
+        if is_clamped:
+            missed = np.maximum(missed, _MIN_MISS_RATE)
+        return float(np.exp(np.log(missed).mean())) if (missed > 0).all() else 0.0
+
+
+def detection_curve(
+    scores: np.ndarray, found: np.ndarray, ignored: np.ndarray, *, num_labels: int, num_images: int
+) -> DetectionCurve:
+    """Compute the curve of detections (D,) in the order of images, without the ignored ones."""
+    counts = ~ignored
+    matches = Matches(scores[counts], found[counts][None], np.zeros((1, int(counts.sum())), dtype=bool), num_labels)
+    ordered, right, wrong = cumulative_tp_fp([matches])
+    return DetectionCurve(ordered, right[0], wrong[0], num_labels, num_images)
+
+
+def protocol_header(protocol: str, state: State) -> dict[str, Any]:
+    """Return the protocol, the number of counted and ignored labels, and `undefined`: NaN figures with the reason."""
+    num_ignored = int((state["labels"][:, LabelColumn.IS_IGNORED] > 0).sum())
+    num_boxes = len(state["labels"]) - num_ignored
+    undefined = {} if num_boxes else {"all": "no label counts"}
+    return {"protocol": protocol, "num_boxes": num_boxes, "num_ignored": num_ignored, "undefined": undefined}
+
+
+def nan_mean(values: Sequence[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if there are none."""
+    valid = [value for value in values if not np.isnan(value)]
+    return float(np.mean(valid)) if valid else float("nan")
+
+
+_MISS_RATE_LEVEL = np.array([0.5])
+_WIDER = 1.25
+"""Factor of a set-up's height range beyond which detections are left out."""
+
+
+class _SetUp(NamedTuple):
+    """Labels from `low` to `high` pixels of height and `min_visible` to `max_visible` of visible share, inclusive."""
+
+    low: float
+    high: float
+    min_visible: float
+    max_visible: float
+
+
+_ABOVE_60, _ABOVE_20 = math.nextafter(0.6, 1), math.nextafter(0.2, 1)
+_CITYPERSONS = {
+    "reasonable": _SetUp(50, 1e10, 0.65, 1e10),
+    "small": _SetUp(50, 75, 0.65, 1e10),
+    "heavy": _SetUp(50, 1e10, 0.2, 0.65),
+    "all": _SetUp(20, 1e10, 0.2, 1e10),
+}
+_SET_UPS: Mapping[str, Mapping[str, _SetUp]] = {
+    "citypersons": _CITYPERSONS,
+    "citypersons_script": _CITYPERSONS,
+    "ecp": {
+        "reasonable": _SetUp(40, math.inf, _ABOVE_60, math.inf),
+        "small": _SetUp(30, 60, _ABOVE_60, math.inf),
+        "occluded": _SetUp(40, math.inf, _ABOVE_20, 0.6),
+        "all": _SetUp(20, math.inf, _ABOVE_20, math.inf),
+    },
+}
+"""Set-ups of labels by protocol.
+
+In EuroCity Persons the tags occluded or truncated by more than 10, 40, 80 % are shares of 0.9, 0.6, 0.2.
+"""
+_TITLES = {
+    "citypersons": "CityPersons, recall 0 below the first detection",
+    "citypersons_script": "CityPersons as its script computes it",
+    "ecp": "EuroCity Persons",
+}
+
+
+@registry.metrics.add("miss_rate")
+class MissRate(BoxRows):
+    """Log-average miss rate (MR^-2): `mr_reasonable`, `mr_small`, `mr_all`, and `mr_heavy` or `mr_occluded`.
+
+    `mr_heavy` is of CityPersons, `mr_occluded` of EuroCity Persons. Each set-up is of labels of certain heights and
+    visible shares. An IoU of 0.5 matches one of them; an unmatched detection of which half is inside any other label
+    does not count. The `most` highest-scoring detections of an image and class are used; then those outside the
+    set-up's heights by a factor of 1.25 are left out. `citypersons_script` reads the final recall if the curve begins
+    above a point, as that script does by mistake. Labels of EuroCity Persons are cut at the image's border. Where its
+    rules are silent: of labels outside a set-up the IoU decides here, and the share of a detection only for those that
+    the data set ignores; `most` holds as above. NaN if no label fits, or the set does not state the visible shares.
+
+    >>> import torch
+    >>> from sightline.parts.metrics import Meter
+    >>> from sightline.areas.detect.metrics.miss_rate import MissRate
+    >>> batch = {  # an image of two people: one is found, the other is not, and a detection is wrong
+    ...     "detections": torch.tensor([[0, 0, 40, 80, 0.9, 0], [150, 0, 190, 80, 0.8, 0]]),
+    ...     "detection_offsets": torch.tensor([0, 2]),
+    ...     "truth": torch.tensor([[0, 0, 40, 80, 0, 3200, 0], [60, 0, 100, 80, 0, 3200, 0]]),
+    ...     "truth_visible": torch.tensor([1.0, 1.0]),
+    ...     "truth_offsets": torch.tensor([0, 2]),
+    ...     "file_px": torch.tensor([[100, 200]]),
+    ...     "sample_index": torch.tensor([0]),
+    ... }
+    >>> meter = Meter(MissRate(class_names=("person",)))
+    >>> meter.update(**batch)
+    >>> meter.compute()
+    {'mr_reasonable': 0.5, 'mr_small': nan, 'mr_heavy': nan, 'mr_all': 0.5}
+
+    Source: Zhang et al. 2017, CityPersons; Braun et al. 2019, EuroCity Persons; their published evaluations.
+    """
+
+    higher_is_better = False
+
+    def __init__(
+        self,
+        *,
+        class_names: tuple[str, ...],
+        protocol: Literal["citypersons", "citypersons_script", "ecp"] = "citypersons",
+        most: Count = 1000,
+    ) -> None:
+        self.class_names = tuple(class_names)
+        self.protocol = protocol
+        self.most = most
+
+    def compute(self, state: State) -> dict[str, float]:
+        """Compute the miss rate of each set-up, a mean over classes that have labels in it."""
+        rates = {name: [self._rate(curve) for curve in curves] for name, curves in self._curves(state)}
+        return {f"mr_{name}": nan_mean(class_rates) for name, class_rates in rates.items()}
+
+    def tables(self, state: State) -> dict[str, Any]:
+        """Return `scored_boxes_miss_rate`, with the number of labels in each set-up."""
+        about = protocol_header(f"{_TITLES[self.protocol]}, IoU 0.5, at most {self.most} an image and class", state)
+        counts = {name: sum(curve.num_labels for curve in curves) for name, curves in self._curves(state)}
+        has_visible = bool(state["labels"][:, LabelColumn.VISIBLE].isfinite().any())
+        reason = "no label is in this set-up" if has_visible else "the set does not state what is visible"
+        about["undefined"] |= {f"mr_{name}": reason for name, count in counts.items() if not count}
+        return {"scored_boxes_miss_rate": {**about, "set_ups": counts}}
+
+    def _rate(self, curve: DetectionCurve) -> float:
+        return curve.miss_rate(MISS_RATE_RULES[self.protocol], is_clamped=self.protocol == "ecp")
+
+    def _curves(self, state: State) -> list[tuple[str, list[DetectionCurve]]]:
+        """Compute the curve of each class, by set-up."""
+        rows = self._cut(state) if self.protocol == "ecp" else state
+        all_groups = group_boxes(rows["detections"], rows["labels"], len(self.class_names))
+        detections = torch.from_numpy(all_groups.boxes[all_groups.rank < self.most])
+        height = detections[:, DetectionColumn.BOTTOM] - detections[:, DetectionColumn.TOP]
+        result = []
+        for name, set_up in _SET_UPS[self.protocol].items():
+            is_kept = (height >= set_up.low / _WIDER) & (height < set_up.high * _WIDER)
+            if self.protocol == "ecp":
+                is_kept &= height > set_up.low / _WIDER
+            groups = group_boxes(detections[is_kept], rows["labels"], len(self.class_names))
+            label_ignored = groups.is_ignored | ~_is_in(groups, set_up)
+            is_crowd = groups.is_ignored if self.protocol == "ecp" else label_ignored
+            is_matched, ignored, _ = groups.match(
+                label_ignored[None], is_crowd=is_crowd, levels=_MISS_RATE_LEVEL, reuses=True
+            )
+            curves = []
+            for number in range(len(self.class_names)):
+                detection_rows, label_rows = groups.class_slices(number)
+                curves.append(
+                    detection_curve(
+                        groups.boxes[detection_rows, 5],
+                        is_matched[0, 0, detection_rows],
+                        ignored[0, 0, detection_rows],
+                        num_labels=int((~label_ignored[label_rows]).sum()),
+                        num_images=len(state["images"]),
+                    )
+                )
+            result.append((name, curves))
+        return result
+
+    def _cut(self, state: State) -> State:
+        """Cut labels at the border of their images."""
+        images = state["images"]
+        row = torch.searchsorted(images[:, 0].contiguous(), state["labels"][:, LabelColumn.IMAGE].contiguous())
+        far = images[row][:, [2, 1, 2, 1]]
+        labels = state["labels"].clone()
+        labels[:, LabelColumn.BOX] = torch.minimum(labels[:, LabelColumn.BOX].clamp(min=0), far)
+        return {**state, "labels": labels}
+
+
+def _is_in(groups: BoxGroups, set_up: _SetUp) -> np.ndarray:
+    labels = groups.labels
+    height, visible = labels[:, LabelColumn.BOTTOM] - labels[:, LabelColumn.TOP], labels[:, LabelColumn.VISIBLE]
+    is_in: np.ndarray = (
+        (height >= set_up.low)
+        & (height <= set_up.high)
+        & (visible >= set_up.min_visible)
+        & (visible <= set_up.max_visible)
+    )
+    return is_in
