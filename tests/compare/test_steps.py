@@ -18,7 +18,7 @@ from sightline.workbench.compare.comparison import ComparisonSubject, bisect_lay
 from sightline.workbench.compare.report import MatrixCell, _set_tf32, cells, run_cell
 from sightline.workbench.compare.steps import LossTrace, losses_over_steps, trace_losses
 from sightline.workbench.compare.variants import ModelVariant, backend_settings, deterministic_copy
-from sightline.workbench.describe.memory import first_samples
+from sightline.workbench.describe.report import first_samples
 from tests.cases import run_each
 from tests.devices import rounded_to
 from tests.runs.small import small_run

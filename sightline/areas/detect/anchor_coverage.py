@@ -14,7 +14,7 @@ from sightline.engine.build import TrainingSetup
 from sightline.ops.box_overlaps import box_sizes
 from sightline.ops.priors import Priors, best_iou_of_boxes, make_anchors
 from sightline.parts.tasks.distillation import unwrap_distillation
-from sightline.workbench.describe.sources import DataDescription
+from sightline.workbench.describe.report import DataDescription
 
 _MAX_IMAGES = 256
 
