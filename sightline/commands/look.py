@@ -66,30 +66,26 @@ class ViewOptions(DeviceCommand, name="view", run="view.view"):
 
     Shows raw samples, the result of each transform, and a run's predictions: clouds, depth frames with their cubes,
     voxels and heat maps, and images with detections of score=0.3 or more. Writes a PNG of each sample, coloured PLY
-    files, VTK files of volumes, and view.html, a self-contained page in which clouds can be rotated. Of a run,
-    curves.svg draws losses and metrics over the steps, a loss with its chance level if the run records it; of several
-    runs, only this is drawn, in one picture.
+    files, and view.html, a self-contained page in which clouds can be rotated. Of a run, curves.svg draws losses and
+    metrics over the steps, a loss with its chance level if the run records it.
     """
 
     paths: tuple[Path, ...] = argument(
-        "CONFIG|RUN...|FILE... [KEY=VALUE]...",
-        "a config, a run, several runs, or files or folders of your own clouds, photos or depth images",
+        "CONFIG|RUN|FILE... [KEY=VALUE]...",
+        "a config, a run, or files or folders of your own clouds, photos or depth images",
         key_values="overrides",
     )
     overrides: tuple[str, ...] = ()
     out: Path = option("--out", "DIR", "folder for pictures, clouds and the page", default=MISSING)
     split: str | None = option("--split", "train|validation|test", "split to show [train; for a run: test]")
     samples: str | None = option("--samples", "0,5,NAME,...", "samples to show, by number or name")
-    num: int | None = option("--num", "N", "number of samples, evenly spaced [4]; 0: only the curves of a run", min=0)
-    epoch: int | None = option(
-        "--epoch", "E", "show training samples of this epoch, and check if raw items change up to it [0]", min=0
-    )
+    num: int | None = option("--num", "N", "number of samples, evenly spaced [4]", min=1)
+    epoch: int | None = option("--epoch", "E", "show training samples of this epoch [0]", min=0)
     checkpoint: str | None = option("--checkpoint", "last|best|PATH", "weights of the run to load [last]")
     columns: str | None = option("--columns", "x,y,z,...", "columns of files without names, _ for none")
     up: str | None = option("--up", "x|y|z", "the axis that is up in files [z]")
     hide: str | None = option("--hide", "CLASS,...", "classes to leave out of pictures: ceiling,wall")
     score: float | None = None
-    max_points: int | None = option("--max-points", "N", "maximum of points per cloud in the page [200000]", min=1)
 
 
 class ReportOptions(DeviceCommand, name="report", run="report.report"):
