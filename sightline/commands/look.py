@@ -62,12 +62,11 @@ class ProfileOptions(
 
 
 class ViewOptions(DeviceCommand, name="view", run="view.view"):
-    """Show samples, predictions and curves of runs.
+    """Show samples and predictions.
 
     Shows raw samples, the result of each transform, and a run's predictions: clouds, depth frames with their cubes,
     voxels and heat maps, and images with detections of score=0.3 or more. Writes a PNG of each sample, coloured PLY
-    files, and view.html, a self-contained page in which clouds can be rotated. Of a run, curves.svg draws losses and
-    metrics over the steps, a loss with its chance level if the run records it.
+    files, and view.html, a self-contained page in which clouds can be rotated.
     """
 
     paths: tuple[Path, ...] = argument(
@@ -77,13 +76,15 @@ class ViewOptions(DeviceCommand, name="view", run="view.view"):
     )
     overrides: tuple[str, ...] = ()
     out: Path = option("--out", "DIR", "folder for pictures, clouds and the page", default=MISSING)
-    split: str | None = option("--split", "train|validation|test", "split to show [train; for a run: test]")
+    split: Literal["train", "validation", "test"] | None = option(
+        "--split", None, "split to show [train; for a run: test]"
+    )
     samples: str | None = option("--samples", "0,5,NAME,...", "samples to show, by number or name")
     num: int | None = option("--num", "N", "number of samples, evenly spaced [4]", min=1)
     epoch: int | None = option("--epoch", "E", "show training samples of this epoch [0]", min=0)
     checkpoint: str | None = option("--checkpoint", "last|best|PATH", "weights of the run to load [last]")
     columns: str | None = option("--columns", "x,y,z,...", "columns of files without names, _ for none")
-    up: str | None = option("--up", "x|y|z", "the axis that is up in files [z]")
+    up: Literal["x", "y", "z"] | None = option("--up", None, "the axis that is up in files [z]")
     hide: str | None = option("--hide", "CLASS,...", "classes to leave out of pictures: ceiling,wall")
     score: float | None = None
 

@@ -190,18 +190,11 @@ def _translate_weights(source: PublishedFile, published: PublishedLayout, file: 
             f"{_join_names(missing)}{_suggest_layout(source.state, layout) or '; get a whole file'}"
         )
     misshapen = [name for name, value in needed.items() if weights[name].ndim != value.ndim]
-    if misshapen:
-        shapes = [f"{published_name(name, layout)} {list(weights[name].shape)}" for name in misshapen]
-        raise CheckpointError(
-            f"{file}: {len(misshapen)} tensors have another number of axes than in the layout '{layout}': "
-            f"{_join_names(shapes)}; is it a variant of it?"
-        )
+    shapes = [f"{published_name(name, layout)} {list(weights[name].shape)}" for name in misshapen]
+    what = f"have another number of axes than in the layout '{layout}'"
+    _assert_none(shapes, file, what, "is it a variant of it?")
     unsound = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
-    if unsound:
-        named = [published_name(name, layout) for name in unsound]
-        raise CheckpointError(
-            f"{file}: {len(unsound)} tensors hold NaN or infinity: {_join_names(named)}; get another file"
-        )
+    _assert_none([published_name(name, layout) for name in unsound], file, "hold NaN or infinity", "get another file")
     return weights
 
 
@@ -219,8 +212,14 @@ def _suggest_layout(state: Mapping[str, Tensor], layout: str) -> str:
     return f"; its names are those of --layout {' or '.join(fitting)}" if fitting else ""
 
 
-def _join_names(names: Sequence[str]) -> str:
-    return ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
+def _join_names(names: Sequence[str], separator: str = ", ") -> str:
+    return separator.join([*names[:_MAX_LISTED], *(["..."] if len(names) > _MAX_LISTED else [])])
+
+
+def _assert_none(faults: Sequence[str], file: Path, what: str, advice: str, *, separator: str = ", ") -> None:
+    """Raise CheckpointError naming the first tensors that have a fault, if there are any."""
+    if faults:
+        raise CheckpointError(f"{file}: {len(faults)} tensors {what}: {_join_names(faults, separator)}; {advice}")
 
 
 def _load_weights(model: nn.Module, weights: Mapping[str, Tensor], layout: str, file: Path, fresh: str | None) -> None:
@@ -231,11 +230,8 @@ def _load_weights(model: nn.Module, weights: Mapping[str, Tensor], layout: str, 
         for name, value in weights.items()
         if value.shape != state[name].shape
     ]
-    if wrong:
-        raise CheckpointError(
-            f"{file}: {len(wrong)} tensors have another shape than this model of the layout '{layout}': "
-            f"{'; '.join(wrong[:_MAX_LISTED])}{'; ...' if len(wrong) > _MAX_LISTED else ''}; is it a variant of it?"
-        )
+    what = f"have another shape than this model of the layout '{layout}'"
+    _assert_none(wrong, file, what, "is it a variant of it?", separator="; ")
     load_weights(model, weights, may_be_missing=() if fresh is None else (fresh,))
 
 

@@ -16,14 +16,12 @@ from sightline.contract import registry
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.contract.members import TaskMembers
-from sightline.draw.pictures import Axis
 from sightline.engine.build import Data, DataSubset, build_task, build_transforms
 from sightline.engine.device import Precision, set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.engine.train import Task
-from sightline.runs.curves import draw_runs
-from sightline.runs.run_directory import RunDirectory, assert_writable, write_document, write_file
+from sightline.runs.run_directory import RunDirectory, assert_writable, write_document
 from sightline.runs.run_files import is_run
 from sightline.store.files.cloud_files import check_columns
 from sightline.store.files.image_files import IMAGE_SUFFIXES
@@ -38,8 +36,6 @@ from sightline.view.samples import Branch, can_draw_predictions, view_sample
 from sightline.view.stages import SamplePredictor, ViewedSample
 from sightline.workbench.predict.prediction import collect_files
 
-CURVES = "curves.svg"
-METRICS = "metrics.jsonl"
 _NUM_SAMPLES = 4
 
 
@@ -56,8 +52,6 @@ def view(options: ViewOptions) -> int:
     if len(options.paths) > 1 and any(is_config):
         config_path = options.paths[is_config.index(True)]
         raise UserError(f"view: {config_path} is a config or a run; give only it; 'sightline report' compares runs")
-    has_curves = is_run(options.paths[0]) and (options.paths[0] / METRICS).exists()
-    curves = draw_runs(options.paths) if has_curves else ""
     if is_config[:1] == [True]:
         subjects, title, provenance = view_run_or_config(options.paths[0], options)
     else:
@@ -71,10 +65,6 @@ def view(options: ViewOptions) -> int:
     num_of = {kind: sum(file.endswith(kind) for file in written) for kind in (".png", ".ply")}
     print_note(f"written: {num_of['.png']} pictures and {num_of['.ply']} PLY files in {options.out}, and")
     print_note(f"{options.out / 'view.html'}: open it in a browser")
-    if has_curves:
-        written.append(CURVES)
-        write_file(options.out / CURVES, curves)
-        print_note(f"curves of losses and metrics: {options.out / CURVES}")
     document = {**provenance, "out": str(options.out), "files": written, "samples": [s.to_dict() for s in subjects]}
     write_document(options.json, document)
     return 0
@@ -146,9 +136,7 @@ def view_run_or_config(path: Path, options: ViewOptions) -> tuple[list[ViewedSam
 
 def _choose_subset(data: Data, config: RunConfig, split: str) -> DataSubset:
     parts = {"train": data.train, "validation": data.selection, "test": data.test}
-    part = parts.get(split)
-    if part is None:
-        raise UserError(f"--split: found '{split}', allowed are {', '.join(parts)}")
+    part = parts[split]
     if part.split != split:
         raise UserError(f"--split {split}: data set '{config.data.name}' has none in this run; it uses '{part.split}'")
     return part
@@ -243,10 +231,6 @@ def _view_files(options: ViewOptions) -> tuple[list[ViewedSample], str, dict[str
         "can be used only with a data set; files have none",
     )
     columns = None if options.columns is None else check_columns(options.columns.split(","))
-    axes: dict[str, Axis] = {"x": "x", "y": "y", "z": "z"}
-    up_axis = axes.get(options.up or "z")
-    if up_axis is None:
-        raise UserError(f"--up: found '{options.up}', allowed are {', '.join(axes)}")
     files, refused = collect_files(options.paths, suffixes=SCAN_SUFFIXES)
     if refused:
         files, refused = collect_files(options.paths, suffixes=(*SCAN_SUFFIXES, *sorted(IMAGE_SUFFIXES)))
@@ -254,7 +238,7 @@ def _view_files(options: ViewOptions) -> tuple[list[ViewedSample], str, dict[str
         raise UserError(refused[0].reason)
     times = Counter(file.name for file in files)
     names = [escape_to_one_line(str(file) if times[file.name] > 1 else file.name) for file in files]
-    viewers = [*load_members("file_views"), partial(view_file, columns=columns, up_axis=up_axis)]
+    viewers = [*load_members("file_views"), partial(view_file, columns=columns, up_axis=options.up or "z")]
     subjects = [
         next(viewed for viewer in viewers if (viewed := viewer(file, name=name)) is not None)
         for file, name in zip(files, names, strict=True)

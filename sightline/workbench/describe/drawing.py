@@ -45,12 +45,13 @@ def build_figure(trace: Trace, *, depth: int | None = None) -> Figure:
         deepest = max(call.depth for call in trace.calls)
         depths = [level for level in range(1, deepest + 1) if len(_list_visible(trace, level)) <= _MAX_BOXES]
         depth = max(depths, default=1)
-    visible, closed = _list_visible(trace, depth), set[int | None]()
+    visible = _list_visible(trace, depth)
+    closed = set(visible)
     box_of = {index: number for number, index in enumerate(visible, start=1)} | {BATCH: 0}
     for index in reversed(range(len(trace.calls))):  # an opened call stands for the last box in it
         box_of.setdefault(index, max((box_of[i] for i in visible if _is_inside(trace, i, index)), default=0))
     for index, call in enumerate(trace.calls):  # a call in a box for that box
-        if call.parent in visible or call.parent in closed:
+        if call.parent is not None and call.parent in closed:
             closed.add(index)
             box_of[index] = box_of[call.parent]
     sources = [*((trace.calls[index].sources, box_of[index]) for index in visible)]
@@ -127,9 +128,9 @@ def draw(figure: Figure, *, title: str, subtitle: str, num_samples: int) -> str:
             _draw_arrow(page, f"M{middle:g} {start:g} V{end:g}", (middle, end), _MUTED, is_down=True)
             continue
         bend = right + min(_MIN_BEND + 14 * (target - source), _MAX_BEND)
-        start, end = start - 8, end + _HEIGHT * (source + 1) / (target + 1)
-        curve = f"M{right:g} {start:g} C{bend:g} {start:g} {bend:g} {end:g} {right + 6:g} {end:g}"
-        _draw_arrow(page, curve, (right, end), _ARROW_INKS[source % len(_ARROW_INKS)], is_down=False)
+        leave, enter = start - 8, end + _HEIGHT * (source + 1) / (target + 1)
+        curve = f"M{right:g} {leave:g} C{bend:g} {leave:g} {bend:g} {enter:g} {right + 6:g} {enter:g}"
+        _draw_arrow(page, curve, (right, enter), _ARROW_INKS[source % len(_ARROW_INKS)], is_down=False)
     for box, top in zip(figure.boxes, tops, strict=True):
         fill, line = box.look
         size = {"width": float(_WIDTH), "height": float(_HEIGHT), "rx": 7.0}
