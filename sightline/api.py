@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from sightline.training.train_run import ConfigSource, Reporter, TrainResult
     from sightline.workbench.compare.comparison import VariantComparison
     from sightline.workbench.export.export import ExportResult
-    from sightline.workbench.export.formats import ExportFormat
 
 __all__ = ["LoadedRun", "build_model", "compare", "evaluate", "export", "load_data", "load_run", "score", "train_run"]
 
@@ -244,12 +243,11 @@ def compare(
 def export(
     run: str | Path | TrainedRun,
     *,
-    to: ExportFormat = "onnx",
     out: str | Path | None = None,
     inputs: Sequence[str | Path] = (),
     plugins: Sequence[str | Path] = (),
 ) -> ExportResult:
-    """Write a trained run as ONNX, torch.export's format or TorchScript, checked and described, as `sightline export`.
+    """Write a trained run as ONNX, checked and described, as `sightline export`.
 
     `run` is a run directory, whose plugin files are `plugins`, or a loaded run. A config has no trained weights: export
     the run that `train_run` made of it. `inputs` are files to check with, by default samples of the run's test split.
@@ -261,7 +259,7 @@ def export(
     loaded = run if isinstance(run, TrainedRun) else load_run(to_path(run, name="export", what=what), plugins=plugins)
     files = to_paths(inputs, name="inputs", what="a file to check with")
     path = None if out is None else to_path(out, name="out", what="the file to write")
-    return export_run(loaded, to=to, out=path, files=files)
+    return export_run(loaded, out=path, files=files)
 
 
 def train_run(

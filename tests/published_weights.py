@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,21 +12,9 @@ __all__ = ["write_weights"]
 
 
 def write_weights(place: Path, layout: str) -> None:
-    """The files of a layout: one, two where images have one of their own, and Darknet's form where it is its own."""
-    from sightline.published.files import IMAGE_PREFIX, POINT_PREFIX
-    from sightline.published.rows import read_layout
-
+    """The file of a layout, in a folder of its own."""
     place.mkdir()
-    if read_layout(layout).is_darknet:
-        _write_darknet(place / "weights.pth", layout)
-        return
-    state = _published_state(layout)
-    if not read_layout(layout).has_image_file:
-        torch.save({"model_state_dict": state}, place / "weights.pth")
-        return
-    for name, prefix in (("weights", POINT_PREFIX), ("images", IMAGE_PREFIX)):
-        part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        torch.save({"model_state_dict": part}, place / f"{name}.pth")
+    torch.save({"model_state_dict": _published_state(layout)}, place / "weights.pth")
 
 
 def _published_state(layout: str) -> dict[str, Tensor]:
@@ -71,12 +58,3 @@ def _rule_made(name: str, like: Tensor) -> Tensor:
     places = torch.arange(like.numel(), dtype=torch.int64)
     values = ((places * 2654435761 + start) % 1000003).double() / 1000003
     return (values + 0.5 if name.endswith("running_var") else (values - 0.5) * 0.1).float().reshape(like.shape)
-
-
-def _write_darknet(path: Path, layout: str) -> None:
-    from sightline.published.files import darknet_shapes
-
-    shapes = dict(darknet_shapes(layout, 80))
-    values = [_rule_made(f"{name}.running_var", torch.empty(shape)) for name, shape in shapes.items()]
-    header = np.array([0, 2, 0, 0, 0], "<i4").tobytes()
-    path.write_bytes(header + b"".join(each.numpy().astype("<f4").tobytes() for each in values))

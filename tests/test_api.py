@@ -232,7 +232,7 @@ def test_a_loaded_run_stays_the_same_where_the_program_changes_its_folder(
     monkeypatch.chdir(tmp_path)
     np.save("ball.npy", torch.nn.functional.normalize(torch.randn(32, 3), dim=1).numpy())
     assert len(loaded.predict(["ball.npy"]).predicted) == 1
-    exported = sightline.export(loaded, to="torchscript", inputs=["ball.npy"])
+    exported = sightline.export(loaded, inputs=["ball.npy"])
     documents = json.loads(exported.description_path.read_text())["run"]["documents"]
     assert documents["config.yaml"] == (run / "config.yaml").read_text()
 

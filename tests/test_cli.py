@@ -215,7 +215,7 @@ OPTIONS: tuple[Command, ...] = (
     EvaluateOptions(runs=(Path("a"), Path("b")), overrides=("evaluate.votes=2",), checkpoint="best", errors=True),
     ProbeOptions(runs=(Path("a"),), words=("C=1", "data.x=2"), method="knn", random=3, cache=Path("c")),
     CheckOptions(config=Path("a"), overrides=("a=1",), fit=True, steps=7, seconds=0.5),
-    ProfileOptions(config=Path("a"), tries=("bf16", "threads=2"), top=3),
+    ProfileOptions(config=Path("a"), tries=("bf16", "threads=2"), rounds=3),
     RenderOptions(source="modelnet40", target=Path("t"), options=("num_points=3",), style="depth"),
     CompressOptions(runs=(Path("a"),), out=Path("o"), ratio=0.5, is_distilled=False, protect=("x", "y"), epochs=0),
     CompressOptions(runs=(Path("a"),), out=Path("o"), num_bytes=9, is_distilled=True, per_channel=True),

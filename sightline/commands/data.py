@@ -98,10 +98,6 @@ class ConvertWeightsOptions(PluginCommand, name="data convert-weights", run="dat
     overrides: tuple[str, ...] = OVERRIDES
     config: Path | None = option("--config", "CONFIG", "take data, transforms and training from this config")
     data: str | None = option("--data", "NAME", "data set of their training [that of the layout]")
-    images: Path | None = option("--images", "FILE", "file of the image branch, for layouts of two files")
-    axes: Literal["xyz", "zyx"] = option(
-        "--axes", None, "axis order of 3D convolution kernels in the file", default="xyz"
-    )
 
 
 DATA_COMMANDS = (

@@ -22,15 +22,13 @@ from sightline.commands.fields import (
 class DescribeOptions(DeviceCommand, name="describe", run="describe.describe"):
     """Show the model of a config.
 
-    Prints modules in order of execution, shapes, parameters, cost and peak memory. One forward pass of a few samples is
-    traced, and two training steps on copies are measured: nothing is trained. If the data is missing, samples are made
-    up from the fields of its data set, and the first line states this.
+    Prints modules in order of execution, shapes, parameters and cost. One forward pass of a few samples is traced, and
+    nothing is trained.
     """
 
     config: Path = CONFIG
     overrides: tuple[str, ...] = OVERRIDES
     svg: Path | None = option("--svg", "FILE", "write a drawing of the model", is_written=True)
-    batch_size: int | None = option("--batch-size", "N", "batch size of the memory estimate [train.batch_size]", min=1)
     depth: int | None = option("--depth", "N", "levels of nested modules to show [all; in the drawing: few]", min=1)
 
 
@@ -38,14 +36,14 @@ class ProfileOptions(
     DeviceCommand,
     name="profile",
     run="describe.profile",
-    environment={"TORCH_CPP_LOG_LEVEL": "ERROR"},  # torch warns of blocks from before the profiler started
+    environment={"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "99"},  # the profiler prints what it does
 ):
     """Profile time and memory of training steps.
 
-    Reports data loading, transfer, forward, backward and optimiser, and every module. Runs real training steps on the
-    run's data, from new weights; no run directory is written or changed. With --try, the same steps are measured under
-    other settings. With --processes, the tables are those of the first process, and each states how long it waited for
-    the gradients of the others.
+    Reports data loading, transfer, forward, backward and optimiser, and the slowest modules and operators. Runs real
+    training steps on the run's data, from new weights; no run directory is written or changed. With --try, the same
+    steps are measured under other settings. With --processes, the tables are those of the first process, and each
+    states how long it waited for the gradients of the others.
     """
 
     config: Path = CONFIG
@@ -54,45 +52,41 @@ class ProfileOptions(
     tries: tuple[str, ...] = option(
         "--try",
         "SETTING,...",
-        "measure the same steps under: bf16 fp16 float32 channels_last compile workers=N prefetch=N threads=N"
-        " micro_batches=N KEY=VALUE; several at once: bf16+threads=2; repeatable",
+        "measure the same steps under: bf16 fp16 tf32 float32 threads=N KEY=VALUE; several at once: bf16+threads=2;"
+        " repeatable",
         default=(),
     )
     rounds: int = option("--rounds", "N", "rounds of --try; each round runs all settings in turn", default=5, min=1)
-    top: int = option("--top", "N", "number of modules to print, slowest first", default=20, min=1)
-    out: Path | None = option("--out", "DIR", "folder for profile.json, and trace.json.gz for a viewer")
+    trace: Path | None = option("--trace", "FILE", "write the trace for a viewer: trace.json.gz", is_written=True)
     processes: int | None = PROCESSES
 
 
 class ViewOptions(DeviceCommand, name="view", run="view.view"):
-    """Show samples, predictions and curves of runs.
+    """Show samples and predictions.
 
     Shows raw samples, the result of each transform, and a run's predictions: clouds, depth frames with their cubes,
     voxels and heat maps, and images with detections of score=0.3 or more. Writes a PNG of each sample, coloured PLY
-    files, VTK files of volumes, and view.html, a self-contained page in which clouds can be rotated. Of a run,
-    curves.svg draws losses and metrics over the steps, a loss with its chance level if the run records it; of several
-    runs, only this is drawn, in one picture.
+    files, and view.html, a self-contained page in which clouds can be rotated.
     """
 
     paths: tuple[Path, ...] = argument(
-        "CONFIG|RUN...|FILE... [KEY=VALUE]...",
-        "a config, a run, several runs, or files or folders of your own clouds, photos or depth images",
+        "CONFIG|RUN|FILE... [KEY=VALUE]...",
+        "a config, a run, or files or folders of your own clouds, photos or depth images",
         key_values="overrides",
     )
     overrides: tuple[str, ...] = ()
     out: Path = option("--out", "DIR", "folder for pictures, clouds and the page", default=MISSING)
-    split: str | None = option("--split", "train|validation|test", "split to show [train; for a run: test]")
-    samples: str | None = option("--samples", "0,5,NAME,...", "samples to show, by number or name")
-    num: int | None = option("--num", "N", "number of samples, evenly spaced [4]; 0: only the curves of a run", min=0)
-    epoch: int | None = option(
-        "--epoch", "E", "show training samples of this epoch, and check if raw items change up to it [0]", min=0
+    split: Literal["train", "validation", "test"] | None = option(
+        "--split", None, "split to show [train; for a run: test]"
     )
+    samples: str | None = option("--samples", "0,5,NAME,...", "samples to show, by number or name")
+    num: int | None = option("--num", "N", "number of samples, evenly spaced [4]", min=1)
+    epoch: int | None = option("--epoch", "E", "show training samples of this epoch [0]", min=0)
     checkpoint: str | None = option("--checkpoint", "last|best|PATH", "weights of the run to load [last]")
     columns: str | None = option("--columns", "x,y,z,...", "columns of files without names, _ for none")
-    up: str | None = option("--up", "x|y|z", "the axis that is up in files [z]")
+    up: Literal["x", "y", "z"] | None = option("--up", None, "the axis that is up in files [z]")
     hide: str | None = option("--hide", "CLASS,...", "classes to leave out of pictures: ceiling,wall")
     score: float | None = None
-    max_points: int | None = option("--max-points", "N", "maximum of points per cloud in the page [200000]", min=1)
 
 
 class ReportOptions(DeviceCommand, name="report", run="report.report"):

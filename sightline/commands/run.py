@@ -133,16 +133,15 @@ class PredictOptions(DeviceCommand, name="predict", run="predict.predict", run_i
 class ExportOptions(DocumentCommand, name="export", run="export.export"):
     """Write a trained run as a file that other programs run.
 
-    ONNX, torch.export's own format or TorchScript, with a description beside it (FILE.json): inputs with their shapes
-    and units, classes, what is done inside the file, and what has to be done before and after it. Normalisation, the
-    decoding of joints and boxes and greedy suppression are inside; batches, and in most networks clouds, may have any
-    size. The file is compared with the run on 20 inputs, by the judge of 'sightline compare'; one that computes
-    something else is not written. 'sightline predict FILE.onnx PATH...' predicts with it.
+    The file is ONNX, with a description beside it (FILE.json): inputs with their shapes and units, classes, what is
+    done inside the file, and what has to be done before and after it. Normalisation, the decoding of joints and boxes
+    and greedy suppression are inside; batches, and in most networks clouds, may have any size. The file is compared
+    with the run on 20 inputs, by the judge of 'sightline compare'; one that computes something else is not written.
+    'sightline predict FILE.onnx PATH...' predicts with it.
     """
 
     run_path: Path = argument("RUN", "a run directory, also one that 'sightline compress' wrote")
-    to: Literal["onnx", "torch_export", "torchscript"] = option("--to", None, "format of the file", default="onnx")
-    out: Path | None = option("--out", "FILE", "file to write [<name of the run>.onnx, .pt2 or .torchscript]")
+    out: Path | None = option("--out", "FILE", "file to write [<name of the run>.onnx]")
     inputs: tuple[Path, ...] = option(
         "--inputs", "PATH", "files to check with, instead of the run's test split; repeatable", default=()
     )

@@ -26,11 +26,10 @@ from sightline.engine.build import build_model
 from sightline.engine.device import Precision, seed_everything
 from sightline.engine.distributed import World
 from sightline.instrument.random_state import preserve_random_state
-from sightline.ops.voxels import Axes
 from sightline.published import recipe
 from sightline.published.files import PublishedFile, make_meta_model, read_source
 from sightline.published.rows import FACTS, PublishedLayout, list_names, read_layout
-from sightline.published.translation import convert_state_dict, find_layouts, published_name, unused_names, with_axes
+from sightline.published.translation import convert_state_dict, find_layouts, published_name, unused_names
 from sightline.runs import checkpoint
 from sightline.runs.atomic_files import disk_failure
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE, inputs_document
@@ -60,22 +59,18 @@ def convert_published_weights(
     data_name: str | None = None,
     overrides: Sequence[str] = (),
     plugins: Sequence[Plugin] = (),
-    images: Path | None = None,
-    axes: Axes = "xyz",
 ) -> ConversionResult:
     """Write the weights of a third-party file as a run at `target`; nothing is written if anything does not fit.
 
     The model is that of the layout, its sizes are those of the tensors. All else is a config: of `config_path`, or a
-    one on the data set `data_name` (by default the layout's), with `overrides` applied. `images` is the second file of
-    a layout whose image branch is separate, `axes` the order of the axes of 3D kernels in the file; in the run it is
-    x, y, z.
+    one on the data set `data_name` (by default the layout's), with `overrides` applied.
     Raises CheckpointError for a file that does not fit the layout, ConfigError for a config or a data set that
     contradicts the weights, and UserError for a target that is not empty.
     """
     _assert_empty_or_absent(target)
     published = _read_layout(layout)
-    source = read_source(file, images, published)
-    weights = with_axes(_translate_weights(source, published, file), axes, layout)
+    source = read_source(file, published)
+    weights = _translate_weights(source, published, file)
     sizes = {name: size.read(weights) for name, size in published.sizes.items() if name not in FACTS}
     counts = _read_counts(published, weights)
     base_config = recipe.make_config(recipe.set_image_size(published, sizes), counts, config_path, data_name, overrides)
@@ -91,7 +86,12 @@ def convert_published_weights(
     absent_module = _find_absent_module(weights, published.optional)
     if absent_module is not None:
         notes.append(_describe_fresh_head(counts.pop("num_classes", None), info, config))
-    notes += recipe.list_differences(config, published, info, is_own=config_path is not None)
+    up_axis = info.facts.get("up_axis", published.up_axis)
+    if published.up_axis not in (None, up_axis):
+        notes.append(
+            f"the authors of {layout} trained with {published.up_axis} up, '{config.data.name}' has {up_axis} up: "
+            "weights of theirs will not reach their figures on it"
+        )
     facts = {**info.facts, **recipe.collect_transform_facts(config, info)}
     recipe.assert_same_counts(counts, facts, config, published, file)
     with preserve_random_state():
@@ -100,7 +100,6 @@ def convert_published_weights(
     _load_weights(model, weights, layout, file, absent_module)
     lineage = {
         **_identify_file(file, published.parts),
-        **({} if images is None else {"images": _identify_file(images, {})}),
         "layout": layout,
         "containers": list(source.containers),
         "left_out": list(source.others),
@@ -110,7 +109,6 @@ def convert_published_weights(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "from_shapes": {**counts, **sizes},
         "assumed": to_plain(assumed),
-        **({} if axes == "xyz" else {"axes": axes}),
     }
     _write_run(target, config, info, facts, model, lineage, plugins)
     return ConversionResult(target, lineage, tuple(notes))
@@ -192,18 +190,11 @@ def _translate_weights(source: PublishedFile, published: PublishedLayout, file: 
             f"{_join_names(missing)}{_suggest_layout(source.state, layout) or '; get a whole file'}"
         )
     misshapen = [name for name, value in needed.items() if weights[name].ndim != value.ndim]
-    if misshapen:
-        shapes = [f"{published_name(name, layout)} {list(weights[name].shape)}" for name in misshapen]
-        raise CheckpointError(
-            f"{file}: {len(misshapen)} tensors have another number of axes than in the layout '{layout}': "
-            f"{_join_names(shapes)}; is it a variant of it?"
-        )
+    shapes = [f"{published_name(name, layout)} {list(weights[name].shape)}" for name in misshapen]
+    what = f"have another number of axes than in the layout '{layout}'"
+    _assert_none(shapes, file, what, "is it a variant of it?")
     unsound = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
-    if unsound:
-        named = [published_name(name, layout) for name in unsound]
-        raise CheckpointError(
-            f"{file}: {len(unsound)} tensors hold NaN or infinity: {_join_names(named)}; get another file"
-        )
+    _assert_none([published_name(name, layout) for name in unsound], file, "hold NaN or infinity", "get another file")
     return weights
 
 
@@ -221,8 +212,14 @@ def _suggest_layout(state: Mapping[str, Tensor], layout: str) -> str:
     return f"; its names are those of --layout {' or '.join(fitting)}" if fitting else ""
 
 
-def _join_names(names: Sequence[str]) -> str:
-    return ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
+def _join_names(names: Sequence[str], separator: str = ", ") -> str:
+    return separator.join([*names[:_MAX_LISTED], *(["..."] if len(names) > _MAX_LISTED else [])])
+
+
+def _assert_none(faults: Sequence[str], file: Path, what: str, advice: str, *, separator: str = ", ") -> None:
+    """Raise CheckpointError naming the first tensors that have a fault, if there are any."""
+    if faults:
+        raise CheckpointError(f"{file}: {len(faults)} tensors {what}: {_join_names(faults, separator)}; {advice}")
 
 
 def _load_weights(model: nn.Module, weights: Mapping[str, Tensor], layout: str, file: Path, fresh: str | None) -> None:
@@ -233,11 +230,8 @@ def _load_weights(model: nn.Module, weights: Mapping[str, Tensor], layout: str, 
         for name, value in weights.items()
         if value.shape != state[name].shape
     ]
-    if wrong:
-        raise CheckpointError(
-            f"{file}: {len(wrong)} tensors have another shape than this model of the layout '{layout}': "
-            f"{'; '.join(wrong[:_MAX_LISTED])}{'; ...' if len(wrong) > _MAX_LISTED else ''}; is it a variant of it?"
-        )
+    what = f"have another shape than this model of the layout '{layout}'"
+    _assert_none(wrong, file, what, "is it a variant of it?", separator="; ")
     load_weights(model, weights, may_be_missing=() if fresh is None else (fresh,))
 
 

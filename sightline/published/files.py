@@ -1,4 +1,4 @@
-"""Files of published weights: `.pth` files, folders of parts, and darknet's own. The one caller of torch.load.
+"""Files of published weights: `.pth` files, and folders of parts. The one caller of torch.load.
 
 Published weights come as pickles, and a pickle is a program. torch's weights-only reader runs none of it: it knows
 tensors and plain containers, and stops at the name of anything else. NumPy's scalars are allowed, too, because
@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import io
 import re
-import struct
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # the error of torch's weights-only reader; nothing here unpickles
 from typing import Any, NamedTuple
@@ -22,25 +21,19 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract import registry
-from sightline.contract.errors import CheckpointError, UserError, join_some
-from sightline.contract.regular_files import check_regular_file
+from sightline.contract.errors import CheckpointError, join_some
 from sightline.contract.types import ComponentConfig
 from sightline.instrument.random_state import preserve_random_state
-from sightline.published.rows import PublishedLayout, list_layouts, model_arguments, nest_paths, read_layout
+from sightline.published.rows import PublishedLayout, list_layouts, model_arguments, nest_paths
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "base_model", "net", "network", "weights")
 """Entries under which training scripts keep a model's weights, next to epoch, optimiser and the like."""
 
-POINT_PREFIX = "point_model."
-IMAGE_PREFIX = "img_model."
-"""Prefixes of CrossPoint's names if both branches are one state, as in its training script."""
 _WRAPPER = "module."
 _MAX_NAMES_SHOWN = 5
 _MAX_DEPTH = 10
 """Highest depth of nested containers; training scripts have one or two."""
 _GLOBAL = re.compile(r"(?:GLOBAL|[Uu]nsupported (?:global|class)[: ]+(?:GLOBAL )?)\s*([\w.]+)")
-_MAX_CLASSES = 10_000
-_DARKNET_ORDER = ("norm.bias", "conv.bias", "norm.weight", "norm.running_mean", "norm.running_var", "conv.weight")
 _SCALAR_TYPES = (np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_)
 
 
@@ -52,30 +45,26 @@ class PublishedFile(NamedTuple):
     others: tuple[str, ...]
 
 
-def read_source(file: Path, images: Path | None, layout: PublishedLayout) -> PublishedFile:
-    """Read the weights of a source: one file, a second one for images, or a folder with a file for each part.
+def read_source(file: Path, layout: PublishedLayout) -> PublishedFile:
+    """Read the weights of a file, or of a folder with a file for each part, which become one state.
 
-    Several files become one state, as in their authors' training.
-    Raises UserError for a second file that is missing or not needed, CheckpointError for unreadable files and for a
-    folder with a part that the layout would leave out.
+    Raises CheckpointError for unreadable files and for a folder with a part that the layout would leave out.
     """
-    if layout.has_image_file and images is None:
-        raise UserError(f"--layout {layout.name}: its image branch is in a file of its own; give it by --images FILE")
-    if images is not None and not layout.has_image_file:
-        with_one = [other.name for other in list_layouts() if other.has_image_file]
-        raise UserError(f"--images {images}: the layout '{layout.name}' has no second file; {', '.join(with_one)} have")
-    if layout.parts and file.is_dir():
-        _assert_whole(file, layout)
-        return read_parts(file, layout.parts)
-    if layout.is_darknet:
-        return read_darknet(file, layout.name)
-    source = read_published(file)
-    if images is None:
-        return source
-    image_file = read_published(images)
-    state = {f"{POINT_PREFIX}{name}": value for name, value in source.state.items()}
-    state |= {f"{IMAGE_PREFIX}{name}": value for name, value in image_file.state.items()}
-    return PublishedFile(state, source.containers, source.others)
+    if not layout.parts or not file.is_dir():
+        return read_published(file)
+    part_names = {name for other in list_layouts() for name in other.parts}
+    unexpected = sorted(name for name in part_names - layout.parts.keys() if (file / name).exists())
+    if unexpected:
+        raise CheckpointError(
+            f"{file}: holds {', '.join(unexpected)}, which the layout '{layout.name}' does not have; take --layout "
+            f"{layout.name}_crf"
+        )
+    read = {prefix: read_published(file / name) for name, prefix in layout.parts.items()}
+    return PublishedFile(
+        {f"{prefix}{name}": value for prefix, part in read.items() for name, value in part.state.items()},
+        tuple(dict.fromkeys(name for part in read.values() for name in part.containers)),
+        tuple(dict.fromkeys(name for part in read.values() for name in part.others)),
+    )
 
 
 def read_published(path: Path) -> PublishedFile:
@@ -87,80 +76,12 @@ def read_published(path: Path) -> PublishedFile:
     return _unwrap(_load(path), path)
 
 
-def read_parts(folder: Path, parts: Mapping[str, str]) -> PublishedFile:
-    """Read the weights of a folder with a file for each part of a network; `parts` maps file names to prefixes.
-
-    Raises CheckpointError for a missing part, and for the errors of `read_published`.
-    """
-    read = {prefix: read_published(folder / name) for name, prefix in parts.items()}
-    return PublishedFile(
-        {f"{prefix}{name}": value for prefix, part in read.items() for name, value in part.state.items()},
-        tuple(dict.fromkeys(name for part in read.values() for name in part.containers)),
-        tuple(dict.fromkeys(name for part in read.values() for name in part.others)),
-    )
-
-
-def read_darknet(path: Path, layout: str) -> PublishedFile:
-    """Read darknet's `.weights`: a header, then the numbers of every convolution in the order of its config.
-
-    Tensors are named by the indices of their convolutions: `0.conv.weight`, `0.norm.bias` and so on. For YOLOv3 the
-    number of classes follows from the file's size. Raises CheckpointError for a file that is missing, or of another
-    size than any such network. Source: pjreddie/darknet, src/parser.c.
-    """
-    try:
-        num_bytes = check_regular_file(path)
-        with path.open("rb") as file:
-            major, minor = struct.unpack("<2i", file.read(8).ljust(8, b"\0"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; check the path") from None
-    start = 12 + (8 if 10 * major + minor >= 2 else 4)  # images seen: eight bytes since version 0.2
-    count, odd = divmod(max(0, num_bytes - start), 4)
-    one, two = (sum(shape.numel() for _, shape in darknet_shapes(layout, classes)) for classes in (1, 2))
-    more, remainder = divmod(count - one, two - one) if two > one else (0, count - one)
-    if remainder or odd or not 0 <= more < _MAX_CLASSES:
-        raise CheckpointError(
-            f"{path}: holds {count} numbers{f' and {odd} bytes' if odd else ''} after its header; the layout "
-            f"'{layout}' has {one}"
-            + (f", and {two - one} for each class more than one" if two > one else "")
-            + "; get the whole file of that network"
-        )
-    numbers = torch.from_numpy(np.fromfile(path, "<f4", offset=start))
-    tensors = list(darknet_shapes(layout, 1 + more))
-    parts = numbers.split([shape.numel() for _, shape in tensors])
-    state: dict[str, Tensor] = {name: part.view(shape) for (name, shape), part in zip(tensors, parts, strict=True)}
-    return PublishedFile(state, (), ("header",))
-
-
-def darknet_shapes(layout: str, num_classes: int) -> Iterator[tuple[str, torch.Size]]:
-    """Iterate over names and shapes in the order of a darknet file."""
-    names = read_layout(layout).names
-    model = make_meta_model(read_layout(layout), num_classes=num_classes).state_dict()
-    for index in dict.fromkeys(name.partition(".")[0] for name in names):
-        for leaf in _DARKNET_ORDER:
-            module, _, part = leaf.partition(".")
-            ours = f"{names.get(f'{index}.{module}')}.{part}"
-            if ours in model:
-                yield f"{index}.{leaf}", model[ours].shape
-
-
 def make_meta_model(layout: PublishedLayout, **facts: int) -> nn.Module:
     """Build a layout's model for these facts on the meta device, with the authors' arguments."""
     block = ComponentConfig(layout.model, nest_paths(model_arguments(layout)))
     with preserve_random_state(), torch.device("meta"):
         model: nn.Module = registry.models.build(block, facts=facts)
     return model
-
-
-def _assert_whole(folder: Path, layout: PublishedLayout) -> None:
-    part_names = {name for other in list_layouts() for name in other.parts}
-    unexpected = sorted(name for name in part_names - layout.parts.keys() if (folder / name).exists())
-    if unexpected:
-        raise CheckpointError(
-            f"{folder}: holds {', '.join(unexpected)}, which the layout '{layout.name}' does not have; take --layout "
-            f"{layout.name}_crf"
-        )
 
 
 # --- pickles ----------------------------------------------------------------------------------------------------------
@@ -173,7 +94,8 @@ def _load(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of protocols that torch itself does not write: such a file fails anyway
-            source = _source(path)
+            # the format before archives from bytes: sizes in a file on disk allocate memory
+            source = path if zipfile.is_zipfile(path) else io.BytesIO(path.read_bytes())
             return torch.load(source, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise CheckpointError(f"{path}: {_describe_refusal(error)}") from None
@@ -181,14 +103,6 @@ def _load(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: cannot be read ({type(error).__name__}: {_reason(error)}); get the file again"
         ) from None
-
-
-def _source(path: Path) -> Path | io.BytesIO:
-    """Return the source for torch.
-
-    Bytes for the format before archives, because sizes in a file on disk allocate memory.
-    """
-    return path if zipfile.is_zipfile(path) else io.BytesIO(path.read_bytes())
 
 
 def _harmless() -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 import tempfile
@@ -139,30 +138,6 @@ def make_expected_info(config: RunConfig) -> tuple[DataInfo, list[str]]:
         **{name: value for name, value in config.data.arguments.items() if name in parameters}
     )
     return info, [f"{config.data.name}: its facts are the published ones, whether or not it is prepared here"]
-
-
-def list_differences(config: RunConfig, published: PublishedLayout, info: DataInfo, *, is_own: bool) -> list[str]:
-    """List what may differ from the authors' protocol: the up axis, and the choice of points.
-
-    `is_own`: the config is the user's, not one made from the recipe.
-    """
-    notes = []
-    if published.up_axis is not None:
-        with contextlib.suppress(UserError):  # the prepared set may know better; nothing that is written depends on it
-            info = registry.data.build(config.data, facts={"split": "train"}).info
-    up_axis = info.facts.get("up_axis")
-    if published.up_axis is not None and up_axis not in (None, published.up_axis):
-        notes.append(
-            f"the authors of {published.name} trained with {published.up_axis} up, '{config.data.name}' has "
-            f"{up_axis} up: weights of theirs will not reach their figures on it"
-        )
-    if not is_own and published.takes_first_points and config.data.name in _FIRST_POINTS:
-        count = config.data.arguments.get("num_points", _FIRST_POINTS[config.data.name])
-        notes.append(
-            f"the first {count} points of a cloud are taken, as the authors' recipes do; for weights of their other "
-            "recipes give data.num_points and the model's arguments"
-        )
-    return notes
 
 
 def collect_transform_facts(config: RunConfig, info: DataInfo) -> dict[str, Any]:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:  # the command line lists names, and does not import torch for
 FOLDER = Path(__file__).with_name("layouts")
 FACTS = ("in_channels", "num_classes", "num_joints")
 """Sizes that are facts of a data set; any other is an argument of the model."""
-_HEADING = re.compile(r"(?m)^(\w+):")
-"""Pattern of the first line of a row, the only lines that are not indented."""
 _GROUP = re.compile(r"\{([^{}]*)\}|<(\w+)>")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -91,7 +89,7 @@ class PublishedLayout:
     `takes_first_points`: their clouds are a set's first points. `keeps_head`: a head for other classes than the data
     set's is an error; else it is left out. `class_indices` are the indices of the classes of `protocol` among those of
     the file, if these have gaps. `parts` are the files of a folder that contains the network in parts, and the prefix
-    of the names in each; `has_image_file`: the image branch is a second file; `is_darknet`: the file is darknet's own.
+    of the names in each.
     """
 
     name: str
@@ -114,9 +112,6 @@ class PublishedLayout:
     up_axis: str | None = None
     takes_first_points: bool = False
     keeps_head: bool = False
-    has_image_file: bool = False
-    has_volumes: bool = False
-    is_darknet: bool = False
 
     @property
     def facts(self) -> dict[str, AxisSize]:
@@ -136,7 +131,7 @@ class PublishedLayout:
 
 
 def list_names() -> list[str]:
-    """List the names of all layouts in order. Rows are not parsed: the command line asks at every start."""
+    """List the names of all layouts in order."""
     return sorted(name for name in _find_rows() if not name.startswith("_"))
 
 
@@ -154,15 +149,13 @@ def read_layout(name: str) -> PublishedLayout:
 
         raise CheckpointError(f"no published layout is called '{name}'{suggest(name, names)}")
     row = dict(_read_row(name))
-    units = row.pop("darknet", None)
     protocol = row.pop("protocol")
     arguments = {int(count): value for count, value in protocol["arguments"].items()}
     return PublishedLayout(
         name=name,
-        names=_read_names(name) if units is None else _number_units(units),
+        names=_read_names(name),
         sizes={key: _make_size(size) for key, size in row.pop("sizes").items()},
         protocol=PublishedProtocol(**protocol | {"arguments": arguments}),
-        is_darknet=units is not None,
         **{key: value for key, value in row.items() if key not in ("base", "names")},
     )
 
@@ -202,34 +195,23 @@ def expand_names(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
 # --- the files --------------------------------------------------------------------------------------------------------
 
 
-class _RowText(NamedTuple):
-    """Text of one row, after as many empty lines as lie above it in its file: an error names the line."""
-
-    file: Path
-    text: str
-
-
 @functools.cache
-def _find_rows() -> Mapping[str, _RowText]:
-    """Map the name of every row to its text; a row is parsed when it is needed."""
-    found: dict[str, _RowText] = {}
+def _find_rows() -> Mapping[str, Mapping[str, Any]]:
+    """Map the name of every row to the row as its file has it."""
+    from sightline.store.files.input_files import parsed_yaml
+
+    found: dict[str, Mapping[str, Any]] = {}
     for file in sorted(FOLDER.glob("*.yaml")):
-        above, *parts = _HEADING.split(file.read_text(encoding="utf-8"))
-        line = above.count("\n")
-        for name, body in zip(parts[::2], parts[1::2], strict=True):
-            assert name not in found, f"{file}: the row {name} is in {found[name].file.name}, too"
-            found[name] = _RowText(file, "\n" * line + f"{name}:{body}")
-            line += body.count("\n")
+        rows = parsed_yaml(file.read_bytes(), file, name="rows of layouts")
+        assert not found.keys() & rows.keys(), f"{file}: a row is in another file, too"
+        found |= rows
     return found
 
 
 @functools.cache
 def _read_row(name: str) -> Mapping[str, Any]:
     """Read a row merged over the rows of its `base`."""
-    from sightline.store.files.input_files import parsed_yaml
-
-    file, text = _find_rows()[name]
-    row = parsed_yaml(text.encode(), file, name="a row of layouts")[name]
+    row = _find_rows()[name]
     bases = row.get("base", [])
     merged: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
@@ -259,13 +241,6 @@ def _list_words(text: str) -> list[str]:
     first, last = int(ends[1]), int(ends[2])
     step = 1 if first <= last else -1
     return [str(number) for number in range(first, last + step, step)]
-
-
-def _number_units(units: Sequence[str]) -> dict[str, str]:
-    """Name the parts of our convolutions by the index of the convolution in the file: `0.conv`, `0.norm`."""
-    parts = [ours for unit in units for _, ours in expand_names(unit, unit)]
-    index_of = {unit: index for index, unit in enumerate(dict.fromkeys(part.rpartition(".")[0] for part in parts))}
-    return {f"{index_of[unit]}.{leaf}": part for part in parts for unit, _, leaf in [part.rpartition(".")]}
 
 
 def _make_size(row: Mapping[str, Any]) -> Size:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sightline.contract.errors import CheckpointError
-from sightline.ops.voxels import Axes
 from sightline.published.rows import list_layouts, read_layout
 
 _OUR_EPSILON = 1e-5
@@ -56,11 +55,7 @@ def convert_state_dict(state: Mapping[str, Tensor], layout: str) -> dict[str, Te
 def unused_names(names: Iterable[str], layout: str) -> dict[str, str]:
     """Return the published names that a model of this layout does not use, each with its pattern."""
     patterns = read_layout(layout).unused
-    matches = (
-        (name, next((name_pattern for name_pattern in patterns if fnmatch.fnmatchcase(name, name_pattern)), None))
-        for name in names
-    )
-    return {name: pattern for name, pattern in matches if pattern is not None}
+    return {name: pattern for name in names for pattern in patterns if fnmatch.fnmatchcase(name, pattern)}
 
 
 def translate_key(key: str, layout: str) -> str | None:
@@ -104,19 +99,6 @@ def _has_layout(names: Sequence[str], layout: str) -> bool:
     return needed <= modules
 
 
-def with_axes(weights: Mapping[str, Tensor], axes: Axes, layout: str) -> dict[str, Tensor]:
-    """Convert kernels between the axis order `axes` and x, y, z; the conversion is its own inverse.
-
-    The converted network maps a volume to the original's output for the transposed volume. Raises CheckpointError for
-    an order other than x, y, z of a layout without volumes.
-    """
-    if axes == "xyz":
-        return dict(weights)
-    if not read_layout(layout).has_volumes:
-        raise CheckpointError(f"--axes {axes}: the layout '{layout}' has no kernels over volumes; leave it out")
-    return {name: value.transpose(-1, -3).contiguous() if value.ndim == 5 else value for name, value in weights.items()}
-
-
 def _without_wrapper(state: Mapping[str, Tensor]) -> list[str]:
     if state and all(key.startswith("module.") for key in state):
         return [key.removeprefix("module.") for key in state]
@@ -127,7 +109,7 @@ def _without_wrapper(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def _add_norm_counts(weights: Mapping[str, Tensor], _: bool) -> dict[str, Tensor]:
-    """Add a count of 0 to batch norms without one: frozen ones, and those of darknet."""
+    """Add a count of 0 to batch norms without one, as frozen ones."""
     counts = {
         f"{name.removesuffix('running_var')}num_batches_tracked" for name in weights if name.endswith(".running_var")
     }
@@ -154,13 +136,9 @@ def _reverse_colours(weights: Mapping[str, Tensor], names: Sequence[str]) -> dic
     return {name: weights[name].unflatten(1, (-1, 3)).flip(2).flatten(1, 2) for name in names if name in weights}
 
 
-def _roll_inputs(weights: Mapping[str, Tensor], routes: Mapping[str, str]) -> dict[str, Tensor]:
-    """Move the first input channels of a convolution to the end, as many as another convolution has outputs."""
-    return {
-        name: weights[name].roll(-len(weights[route]), dims=1)
-        for name, route in routes.items()
-        if name in weights and route in weights
-    }
+def _reverse_axes(weights: Mapping[str, Tensor], _: bool) -> dict[str, Tensor]:
+    """Convert kernels over volumes between the orders z, y, x and x, y, z of their axes."""
+    return {name: value.transpose(-1, -3).contiguous() for name, value in weights.items() if value.ndim == 5}
 
 
 CHANGES: Mapping[str, Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]]] = {
@@ -168,5 +146,5 @@ CHANGES: Mapping[str, Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]]] 
     "epsilon": _set_epsilon,
     "swap_groups": _swap_groups,
     "reverse_colours": _reverse_colours,
-    "roll_inputs": _roll_inputs,
+    "reverse_axes": _reverse_axes,
 }

@@ -37,7 +37,7 @@ _WRITTEN = re.compile(
 )
 """Names at the top of a run's folder that commands write; a folder that holds others is not deleted."""
 _RESULT_ENDINGS = {"--json": ".json", "--csv": ".csv", "--svg": ".svg", "--html": ".html", "--write": ".md"}
-NETWORK_ENDINGS = (".onnx", ".pt2", ".torchscript")
+NETWORK_ENDINGS = (".onnx",)
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,8 @@ from sightline.engine.watchdog import describe_failed_kernel, exit_process
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory, collect_environment, load_document
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
+from sightline.training.mean_pose import pose_baselines
 from sightline.training.published_results import compare_with_published
-from sightline.workbench.describe.report import pose_baselines
 from sightline.workbench.probe.features import source_sha256
 
 if TYPE_CHECKING:

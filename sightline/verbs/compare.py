@@ -9,7 +9,7 @@ from sightline.commands.prove import CompareOptions
 from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_leaves
-from sightline.engine.build import TrainingSetup
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.run_loading import OpenRun, open_run
@@ -18,8 +18,7 @@ from sightline.runs.run_directory import write_document
 from sightline.verbs.output import load_config, print_note, show_table
 from sightline.workbench.compare.comparison import ComparisonSubject, VariantComparison, compare_networks
 from sightline.workbench.compare.layerwise import LayerComparison
-from sightline.workbench.describe.memory import first_samples
-from sightline.workbench.describe.sources import build_subject
+from sightline.workbench.describe.report import first_samples
 
 _COLUMNS = ("layer", "class", "forward", "backward", "farthest off")
 _MAX_NUMBERS = 2**18
@@ -72,11 +71,11 @@ def _build_setup(opened: OpenRun, note: Callable[[str], object]) -> TrainingSetu
     """Build the training setup with the initial weights, or for a run directory with the trained ones."""
     if opened.config.init is not None and opened.files is None:
         return opened.training_setup
-    subject = build_subject(opened)
-    note(f"batch: {subject.batch}")
+    built = build(opened.config, opened.world, is_resumed=True)
+    note(f"batch: the first samples of data set '{opened.config.data.name}', with its training transforms")
     if opened.files is not None:
-        opened.load_into(subject.built.job.model)
-    return subject.built
+        opened.load_into(built.job.model)
+    return built
 
 
 def _show_comparison(comparison: VariantComparison) -> None:

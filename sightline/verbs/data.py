@@ -195,8 +195,6 @@ def convert_weights(options: ConvertWeightsOptions) -> int:
         data_name=options.data,
         overrides=options.overrides,
         plugins=load_plugins(options.plugins),
-        images=options.images,
-        axes=options.axes,
     )
     for line in converted.notes:
         print_note(line)

@@ -27,14 +27,13 @@ from sightline.engine.run_loading import OpenRun, open_run
 from sightline.engine.session import evaluation_document
 from sightline.runs.run_directory import assert_writable, write_document
 from sightline.runs.run_files import RunFiles
+from sightline.training.mean_pose import pose_baselines
 from sightline.training.published_results import compare_with_published, explain_no_rows
 from sightline.training.run_evaluation import assert_about_evaluation, compare_training_data, override_evaluation
 from sightline.training.train_run import probe_metrics
-from sightline.verbs.output import print_note, show_difficulty, show_evaluation, show_findings
+from sightline.verbs.output import print_note, show_evaluation, show_findings
 from sightline.verbs.score import assert_against, show_errors
 from sightline.workbench.check.compared_sets import CODE
-from sightline.workbench.describe.difficulty import class_difficulty
-from sightline.workbench.describe.report import pose_baselines
 from sightline.workbench.evaluate.saved_predictions import MANIFEST, assert_folds, tested_folds
 from sightline.workbench.evaluate.scoring import find_scoring
 
@@ -97,7 +96,6 @@ def _report(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> None:
         print_note(
             f"time: {trials[0].evaluation.seconds:.1f} s ({describe_shares(trials[0].evaluation.phase_seconds)})"
         )
-        document |= _show_class_difficulty(trials[0])
         if options.errors:
             folder = options.out or trials[0].files.path / "errors" / trials[0].part.split
             scoring = find_scoring(trials[0].part.dataset.info)
@@ -206,15 +204,6 @@ def _document(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> dict[
     if len(trials) == 1 and first.files.lineage is not None:
         document["lineage"] = first.files.lineage
     return document
-
-
-def _show_class_difficulty(trial: EvaluatedRun) -> dict[str, Any]:
-    """Print why classes of a segmentation are hard, and return this part of the document; else empty."""
-    difficulty = class_difficulty(trial.evaluation, trial.part, trial.run.data)
-    if difficulty is None:
-        return {}
-    show_difficulty(difficulty)
-    return {"difficulty": difficulty.to_dict()}
 
 
 def _title(trials: Sequence[EvaluatedRun]) -> str:

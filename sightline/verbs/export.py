@@ -12,17 +12,16 @@ from sightline.workbench.export.export import export_run
 def export(options: ExportOptions) -> int:
     """Write the file and its description, and print inputs, size and check."""
     run = open_trained(options.run_path, checkpoint=options.checkpoint, plugins=options.plugins)
-    result = export_run(run, to=options.to, out=options.out, files=options.inputs)
+    result = export_run(run, out=options.out, files=options.inputs)
     inputs = {name: " x ".join(map(str, shape)) for name, shape in result.inputs.items()}
     rows = [("file", str(result.path)), ("bytes", result.num_bytes), ("description", str(result.description_path))]
     rows += [(f"input {name}", shape) for name, shape in inputs.items()]
-    show_table(f"{options.run_path} as {options.to}", ("what", "value"), rows)
+    show_table(f"{options.run_path} as ONNX", ("what", "value"), rows)
     print_note(result.check.describe())
     write_document(
         options.json,
         {
             "run": str(options.run_path),
-            "to": options.to,
             "file": str(result.path),
             "bytes": result.num_bytes,
             "description": str(result.description_path),

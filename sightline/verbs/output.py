@@ -191,31 +191,6 @@ def _show_published(rows: Sequence[Mapping[str, Any]], ours: str) -> None:
         print_note(line)
 
 
-def show_difficulty(difficulty: Any) -> None:
-    """Print a row per class on why it is hard, then the hardest samples and the correlations with IoU."""
-    is_of_parts = difficulty.unit == "objects"  # the table of classes does not say what parts are confused with
-    confused = ["taken for"] if is_of_parts else []
-    columns = ("class", "IoU", "points", f"training {difficulty.unit}", "at boundaries", *confused)
-    rows = [
-        (
-            row.name,
-            row.iou,
-            row.num_points,
-            row.trained_on,
-            row.boundary_share,
-            ", ".join(f"{label} -> {answer} {share:.0%}" for label, answer, share in row.confusions[:2]),
-        )[: len(columns)]
-        for row in difficulty.rows
-    ]
-    show_table("why classes are hard", columns, rows, unbroken="class")
-    if difficulty.hardest:
-        print_note(
-            escape_to_one_line("hardest: " + ", ".join(f"{name} ({iou:.3f})" for name, iou in difficulty.hardest))
-        )
-    if difficulty.summary():
-        print_note(escape_to_one_line(difficulty.summary()))
-
-
 def show_findings(findings: Sequence[Any], *, is_verbose: bool = False) -> None:
     """Print warnings and errors in full, then notes on one line each; with `is_verbose` notes in full as well."""
     from sightline.workbench.check.examination import describe_findings

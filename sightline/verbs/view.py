@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from sightline.commands.look import ViewOptions
 from sightline.config import RunConfig
@@ -19,14 +16,12 @@ from sightline.contract import registry
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.contract.members import TaskMembers
-from sightline.draw.pictures import Axis
 from sightline.engine.build import Data, DataSubset, build_task, build_transforms
 from sightline.engine.device import Precision, set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.engine.train import Task
-from sightline.runs.curves import draw_runs
-from sightline.runs.run_directory import RunDirectory, assert_writable, write_document, write_file
+from sightline.runs.run_directory import RunDirectory, assert_writable, write_document
 from sightline.runs.run_files import is_run
 from sightline.store.files.cloud_files import check_columns
 from sightline.store.files.image_files import IMAGE_SUFFIXES
@@ -37,16 +32,11 @@ from sightline.training.train_run import reread
 from sightline.verbs.output import load_config, print_note, show_table, split_options
 from sightline.view.image_stages import takes_score
 from sightline.view.output import view_file, write_views
-from sightline.view.page import MAX_SHOWN
 from sightline.view.samples import Branch, can_draw_predictions, view_sample
-from sightline.view.stages import SamplePredictor, Stage, ViewedSample
+from sightline.view.stages import SamplePredictor, ViewedSample
 from sightline.workbench.predict.prediction import collect_files
 
-CURVES = "curves.svg"
-METRICS = "metrics.jsonl"
 _NUM_SAMPLES = 4
-_NUM_EPOCHS = 8
-_DESCRIPTION_WIDTH = 84
 
 
 def view(options: ViewOptions) -> int:
@@ -59,34 +49,22 @@ def view(options: ViewOptions) -> int:
     for path, is_one in zip(options.paths, is_config, strict=True):
         if not is_one and not path.exists():
             raise UserError(f"view: {path}: there is no such file, folder or run; check the path")
-    if all(map(is_run, options.paths)) and (len(options.paths) > 1 or options.num == 0):
-        return _view_curves(options)
-    if options.num == 0:
-        raise UserError("--num 0: draws only the curves of runs; give a run, or another number")
     if len(options.paths) > 1 and any(is_config):
         config_path = options.paths[is_config.index(True)]
-        raise UserError(f"view: {config_path} is a config or a run; give only it, only runs, or only cloud files")
-    has_curves = is_run(options.paths[0]) and (options.paths[0] / METRICS).exists()
-    curves = draw_runs(options.paths) if has_curves else ""
+        raise UserError(f"view: {config_path} is a config or a run; give only it; 'sightline report' compares runs")
     if is_config[:1] == [True]:
         subjects, title, provenance = view_run_or_config(options.paths[0], options)
     else:
         subjects, title, provenance = _view_files(options)
     hidden = _split_names(options.hide)
     _assert_hidden_exist(hidden, subjects)
-    max_points = MAX_SHOWN if options.max_points is None else options.max_points
-    written = write_views(
-        RunDirectory(options.out, is_writer=True), subjects, title=title, hidden=hidden, most=max_points
-    )
-    rows = [row for subject in subjects for cloud in subject.stages for row in _stage_rows(subject, cloud)]
+    written = write_views(RunDirectory(options.out, is_writer=True), subjects, title=title, hidden=hidden)
+    rows = [(s.name, cloud.stage, len(cloud.points), cloud.description) for s in subjects for cloud in s.stages]
     show_table(title, ("sample", "stage", "points", "description"), rows, droppable=("description",))
     provenance |= _show_summaries(subjects)
-    num_of = {kind: sum(file.endswith(kind) for file in written) for kind in (".png", ".ply", ".vtk")}
-    volumes = f" and {num_of['.vtk']} VTK" if num_of[".vtk"] else ""
-    print_note(f"written: {num_of['.png']} pictures and {num_of['.ply']} PLY{volumes} files in {options.out}, and")
+    num_of = {kind: sum(file.endswith(kind) for file in written) for kind in (".png", ".ply")}
+    print_note(f"written: {num_of['.png']} pictures and {num_of['.ply']} PLY files in {options.out}, and")
     print_note(f"{options.out / 'view.html'}: open it in a browser")
-    if has_curves:
-        written += _write_curves(curves, options)
     document = {**provenance, "out": str(options.out), "files": written, "samples": [s.to_dict() for s in subjects]}
     write_document(options.json, document)
     return 0
@@ -100,34 +78,6 @@ def _parse_score(text: str) -> float:
     if not 0 <= score <= 1:
         raise UserError(f"score={text}: give a number from 0 to 1, the lowest score of the detections that are drawn")
     return score
-
-
-def _view_curves(options: ViewOptions) -> int:
-    """Draw the losses and metrics of runs in one picture, and nothing else of them."""
-    others = ("split", "samples", "epoch", "checkpoint", "columns", "up", "hide", "max_points", "score")
-    _assert_not_given(options, others, "can be used only with the samples of one run; here, only curves are drawn")
-    if options.num:
-        raise UserError(f"--num {options.num}: samples are drawn of one run; of several, only their curves are")
-    if options.overrides:
-        raise UserError(
-            f"view: found {options.overrides[0]!r}; without samples, curves are drawn as they were recorded"
-        )
-    files = _write_curves(draw_runs(options.paths), options)
-    runs = [str(path) for path in options.paths]
-    write_document(options.json, {"runs": runs, "out": str(options.out), "files": files})
-    return 0
-
-
-def _write_curves(curves: str, options: ViewOptions) -> list[str]:
-    write_file(options.out / CURVES, curves)
-    print_note(f"curves of losses and metrics: {options.out / CURVES}")
-    return [CURVES]
-
-
-def _stage_rows(subject: ViewedSample, cloud: Stage) -> list[tuple[object, ...]]:
-    """Return the table rows of a stage; its description is wrapped over as many rows as it needs."""
-    first, *more = textwrap.wrap(cloud.description, _DESCRIPTION_WIDTH) or [""]
-    return [(subject.name, cloud.stage, len(cloud.points), first), *(("", "", "", line) for line in more)]
 
 
 def _show_summaries(subjects: Sequence[ViewedSample]) -> dict[str, Any]:
@@ -177,7 +127,6 @@ def view_run_or_config(path: Path, options: ViewOptions) -> tuple[list[ViewedSam
                 facts=part.dataset.info.facts,
                 task=task,
                 predictor=predictor,
-                raw_epochs=_raw_epochs(options),
             )
             for index, name in _name_samples(part, _choose_indices(part, options))
         ]
@@ -187,9 +136,7 @@ def view_run_or_config(path: Path, options: ViewOptions) -> tuple[list[ViewedSam
 
 def _choose_subset(data: Data, config: RunConfig, split: str) -> DataSubset:
     parts = {"train": data.train, "validation": data.selection, "test": data.test}
-    part = parts.get(split)
-    if part is None:
-        raise UserError(f"--split: found '{split}', allowed are {', '.join(parts)}")
+    part = parts[split]
     if part.split != split:
         raise UserError(f"--split {split}: data set '{config.data.name}' has none in this run; it uses '{part.split}'")
     return part
@@ -202,13 +149,6 @@ def _branches(config: RunConfig, part: DataSubset, epoch: int) -> list[Branch]:
         return [Branch("evaluate", evaluation)]
     transforms = build_transforms(config.transforms.evaluate, part.dataset.info.facts)
     return [Branch("train", part.reader, epoch), Branch("evaluate", BatchReader(part.dataset, transforms))]
-
-
-def _raw_epochs(options: ViewOptions) -> list[int]:
-    """List up to 8 epochs, up to `--epoch`, in which raw items are read to see if they change."""
-    if options.epoch is None:
-        return []
-    return sorted({*np.linspace(0, options.epoch, _NUM_EPOCHS).round().astype(np.int64).tolist()})
 
 
 def _choose_indices(part: DataSubset, options: ViewOptions) -> list[int]:
@@ -272,9 +212,7 @@ def _make_predictor(run: OpenRun, part: DataSubset, score: float | None) -> Samp
     if config.evaluate.votes > 1:
         print_note(f"one pass a sample: evaluate.votes ({config.evaluate.votes}) is not applied")
     reader = _branches(config, part, 0)[-1].reader
-    return SamplePredictor(
-        run.model, task, run.metrics, reader, Precision(config.train.precision), run.world.device, score
-    )
+    return SamplePredictor(run.model, task, reader, Precision(config.train.precision), run.world.device, score)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -293,10 +231,6 @@ def _view_files(options: ViewOptions) -> tuple[list[ViewedSample], str, dict[str
         "can be used only with a data set; files have none",
     )
     columns = None if options.columns is None else check_columns(options.columns.split(","))
-    axes: dict[str, Axis] = {"x": "x", "y": "y", "z": "z"}
-    up_axis = axes.get(options.up or "z")
-    if up_axis is None:
-        raise UserError(f"--up: found '{options.up}', allowed are {', '.join(axes)}")
     files, refused = collect_files(options.paths, suffixes=SCAN_SUFFIXES)
     if refused:
         files, refused = collect_files(options.paths, suffixes=(*SCAN_SUFFIXES, *sorted(IMAGE_SUFFIXES)))
@@ -304,7 +238,7 @@ def _view_files(options: ViewOptions) -> tuple[list[ViewedSample], str, dict[str
         raise UserError(refused[0].reason)
     times = Counter(file.name for file in files)
     names = [escape_to_one_line(str(file) if times[file.name] > 1 else file.name) for file in files]
-    viewers = [*load_members("file_views"), partial(view_file, columns=columns, up_axis=up_axis)]
+    viewers = [*load_members("file_views"), partial(view_file, columns=columns, up_axis=options.up or "z")]
     subjects = [
         next(viewed for viewer in viewers if (viewed := viewer(file, name=name)) is not None)
         for file, name in zip(files, names, strict=True)

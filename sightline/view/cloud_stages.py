@@ -132,9 +132,7 @@ class CloudStages:
             raise ConfigError(
                 f"the task predicts {', '.join(sorted(predictions))}; view shows classes of clouds, and needs theirs"
             )
-        cloud, figures = _prediction_stage(
-            clouds, batch, predictions, self.facts, iou=predictor.iou(batch, predictions)
-        )
+        cloud, figures = _prediction_stage(clouds, batch, predictions, self.facts)
         if "range_image" in batch and "seen" in predictions:
             scan: Sample = {name: batch[name][0] for name in ("range_image", "label") if name in batch}
             seen = predictions["seen"].view(batch["range_image"].shape)[0].cpu().numpy()
@@ -198,12 +196,7 @@ def _class_name(label: int, names: Sequence[str]) -> str:
 
 
 def _prediction_stage(
-    clouds: Sequence[Stage],
-    batch: Batch,
-    predictions: Mapping[str, Any],
-    facts: Mapping[str, Any],
-    *,
-    iou: float | None,
+    clouds: Sequence[Stage], batch: Batch, predictions: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> tuple[Stage, dict[str, Any]]:
     prediction = predict_labels(batch, predictions, facts)[0].cpu()
     if prediction.ndim == 0:
@@ -224,9 +217,6 @@ def _prediction_stage(
         num_counted = int((error.codes >= 0).sum())
         figures["accuracy"] = float((error.codes == 0).sum() / num_counted) if num_counted else None
         description = f"{figures['accuracy']:.1%} of its points right" if num_counted else "no point with a label"
-    if iou is not None and np.isfinite(iou):
-        figures["iou"] = iou
-        description += f", IoU {iou:.3f}"
     others = [coloring for coloring in cloud.colorings if coloring.name != TRUTH]
     return Stage("prediction", cloud.points, (*colorings, *others), cloud.unit, description), figures
 

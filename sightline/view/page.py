@@ -206,49 +206,32 @@ _STEPS = 65_535
 """Quantisation of coordinates: number of steps from the cloud's lowest to its highest."""
 
 
-def encode_page(
-    subjects: Sequence[ViewedSample],
-    *,
-    title: str,
-    notes: Sequence[str] = (),
-    hidden: Sequence[str] = (),
-    most: int = MAX_SHOWN,
-) -> str:
+def encode_page(subjects: Sequence[ViewedSample], *, title: str, hidden: Sequence[str] = ()) -> str:
     """Encode the page of these samples: selection of sample, stage and colouring, and a legend that hides classes.
 
     The flat pictures of a stage and the slices of its volume are shown below its cloud; a stage of pictures only fills
     the page.
-
-    The page contains at most `most` finite points of every cloud, fewer if all would exceed `MAX_PAGE_BYTES`, chosen
-    evenly; the page states how many. Coordinates are rounded to 1/65535 of the cloud's extent. `hidden` are names of
-    classes that are hidden at first.
     """
-    return render_page(title, [make_clouds(subjects, title=title, notes=notes, hidden=hidden, most=most)])
+    return render_page(title, [make_clouds(subjects, title=title, hidden=hidden)])
 
 
 def make_clouds(
-    subjects: Sequence[ViewedSample],
-    *,
-    title: str,
-    notes: Sequence[str] = (),
-    hidden: Sequence[str] = (),
-    most: int = MAX_SHOWN,
-    max_bytes: int = MAX_PAGE_BYTES,
+    subjects: Sequence[ViewedSample], *, title: str, hidden: Sequence[str] = (), max_bytes: int = MAX_PAGE_BYTES
 ) -> PageClouds:
-    """Make the viewer of these samples for a page, as `encode_page` describes it."""
-    count = max_points_per_cloud(subjects, most=most, max_bytes=max_bytes)
-    encoded = [_encode_subject(subject, count) for subject in subjects]
-    return PageClouds({"title": title, "notes": list(notes), "hidden": list(hidden), "subjects": encoded})
+    """Make the viewer of these samples for a page.
 
-
-def max_points_per_cloud(subjects: Sequence[ViewedSample], *, most: int, max_bytes: int = MAX_PAGE_BYTES) -> int:
-    """Return the largest number of points per cloud, up to `most`, so that all fit into `max_bytes` of base64."""
+    It contains at most `MAX_SHOWN` finite points of every cloud, fewer if all would exceed `max_bytes`, chosen evenly;
+    the page states how many. Coordinates are rounded to 1/65535 of the cloud's extent. `hidden` are names of classes
+    that are hidden at first.
+    """
     clouds = [(len(cloud.points), _bytes_per_point(cloud)) for subject in subjects for cloud in subject.stages]
 
-    def num_bytes(count: int) -> int:
+    def num_bytes(count: int) -> int:  # in base64, times 3
         return sum(min(size, count) * width for size, width in clouds) * 4
 
-    return max(1, bisect_right(range(1, most + 1), 3 * max_bytes, key=num_bytes))
+    count = max(1, bisect_right(range(1, MAX_SHOWN + 1), 3 * max_bytes, key=num_bytes))
+    encoded = [_encode_subject(subject, count) for subject in subjects]
+    return PageClouds({"title": title, "notes": [], "hidden": list(hidden), "subjects": encoded})
 
 
 def _bytes_per_point(cloud: Stage) -> int:

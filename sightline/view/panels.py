@@ -21,7 +21,6 @@ from sightline.ops.pinhole import project_points
 
 TRUE, READ = np.array([30, 122, 74], dtype=np.uint8), np.array([214, 69, 65], dtype=np.uint8)
 """Colours: green for labelled joints, red for joints decoded from heat maps."""
-_LINKS = 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +53,6 @@ class JointFigure:
         """Return the ends of the known bones (E, 2, 3), and the colour."""
         bones = self.known_bones()
         return (self.joints[np.array(bones)] if bones else np.zeros((0, 2, 3))), self.color
-
-    def chain(self) -> np.ndarray:
-        """Return the known joints and evenly spaced points along the bones, (P, 3) float64, for files without lines."""
-        ends, _ = self.lines()
-        share = np.linspace(0, 1, _LINKS)[:, None]
-        links = [first + share * (last - first) for first, last in ends.astype(np.float64)]
-        return np.concatenate([self.joints[self.known_joint_indices()].astype(np.float64), *links])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a page: known joints in order, and bones as pairs of indices into them."""
@@ -122,10 +114,6 @@ class Volume:
         flat = [np.take_along_axis(volume, index, axis=along).squeeze(along) for volume in (self.values, self.owners)]
         return self._to_rows(flat[0], plane), self._to_rows(flat[1], plane)
 
-    def slice(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the values and owners of the cells of one z, (rows, columns)."""
-        return self._to_rows(self.values[:, :, number], "xy"), self._to_rows(self.owners[:, :, number], "xy")
-
     def colors(self, values: np.ndarray, owners: np.ndarray) -> np.ndarray:
         """Draw values and owners (H, W) as a picture (H, W, 3) uint8, from the paper's colour to the owner's."""
         share = values[..., None].astype(np.float64)
@@ -152,7 +140,6 @@ class Volume:
 
 _SIDE_PX = 352
 _PAPER, _OUTSIDE, _SHADE = (252, 252, 252), (222, 226, 231), (226, 230, 235)
-_NUM_SLICES = 16
 _NAMES: dict[Plane, str] = {"xy": "xy, front", "xz": "xz, from above", "yz": "yz, side"}
 
 Window = tuple[int, int, int, int]
@@ -216,22 +203,6 @@ def volume_panels(
         figures = [skeleton.with_joints(volume.to_pixels(skeleton.joints, plane) * scale) for skeleton in skeletons]
         panels.append(ImagePanel(_NAMES[plane], _draw_figures(pixels, figures)))
     return panels
-
-
-def slices_panel(volume: Volume) -> ImagePanel:
-    """Draw sixteen slices along z on one picture, evenly spaced between the first and the last that are not empty.
-
-    The nearest slice is at the upper left.
-    """
-    filled = np.flatnonzero((volume.values > 0.02).any(axis=(0, 1)))
-    first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (0, volume.values.shape[2] - 1)
-    numbers = np.linspace(first, last, _NUM_SLICES).round().astype(np.int64).tolist()
-    cards = [
-        np.pad(volume.colors(*volume.slice(number)), ((1, 1), (1, 1), (0, 0)), constant_values=200)
-        for number in numbers
-    ]
-    rows = [np.concatenate(cards[start : start + 4], axis=1) for start in range(0, _NUM_SLICES, 4)]
-    return ImagePanel(f"slices, z {first} to {last}", np.concatenate(rows))
 
 
 def _pixels_per_cell(shape: Sequence[int]) -> int:

@@ -89,9 +89,7 @@ def make_report(runs: Sequence[ReportedRun], samples: PageClouds | None = None) 
     blocks += [PageText("heading", ["Samples"]), samples] if samples else []
     pictures = functools.partial(_make_pictures, max_bytes=MAX_PICTURE_BYTES // len(runs))
     sections: list[tuple[str, Callable[[ReportedRun], Sequence[PageBlock]], str]] = [
-        ("By distance", _make_distance_tables, "final.json"),
         ("Confusions", _make_confusion_table, "final.json"),
-        ("Published figures", _make_published_table, "published.json"),
         ("Findings of the checks", _make_findings_table, "findings.json, or checks.json beside it"),
         ("Predictions", pictures, "predictions"),
         ("How to repeat", _make_environment_table, "environment.json"),
@@ -130,17 +128,6 @@ def _make_class_table(names: Sequence[str], classes: Sequence[Mapping[str, Mappi
     return PageTable(["", *head], cells)
 
 
-def _make_distance_tables(run: ReportedRun) -> list[PageBlock]:
-    tables = [table for name, table in (run.final or {}).items() if name.startswith("by_distance")]
-    return [
-        PageTable(
-            ["IoU", *table["stretches"]],
-            [[name, *map(format_fact, ious)] for name, ious in table["iou"].items()] + [["points", *table["points"]]],
-        )
-        for table in tables
-    ]
-
-
 def _make_confusion_table(run: ReportedRun) -> list[PageBlock]:
     """Make the matrix of labels (rows) and predictions, or for many classes a list of the most frequent confusions."""
     confusion = (run.final or {}).get("confusion")
@@ -157,25 +144,6 @@ def _make_confusion_table(run: ReportedRun) -> list[PageBlock]:
     pairs = [divmod(int(index), len(names)) for index in order]
     cells = [[names[a], names[b], str(counts[a, b]), f"{shares[a, b]:.1%}"] for a, b in pairs]
     return [*about, PageTable(["label", "prediction", "count", "of the label"], cells)]
-
-
-def _make_published_table(run: ReportedRun) -> list[PageBlock]:
-    """Make the table of published figures on the run's data set, as training compared them with those of the run."""
-    if not (path := run.path / "published.json").exists():
-        return []
-    rows = load_document(path)["rows"]
-    names = list(dict.fromkeys(name for row in rows for name in row["here"]))
-    here = {name: value for row in rows for name, value in row["here"].items()}
-    cells = [["this run", "", *(format_fact(here[name]) for name in names), ""]]
-    for row in rows:
-        differing = [d["name"] for d in row["differences"] if d["there"] is not None]
-        figures = [format_fact(row["metrics"].get(name)) for name in names]
-        cells.append([row["who"], row["source"], *figures, ", ".join(differing)])
-    remarks = [f"{row['who']} ({row['source']}): {remark}" for row in rows for remark in row["remarks"]]
-    return [
-        PageTable(["", "source", *names, "differs in"], cells, is_numeric=False),
-        *([PageText("notes", remarks)] if remarks else []),
-    ]
 
 
 def _make_findings_table(run: ReportedRun) -> list[PageBlock]:

@@ -13,12 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from sightline.contract.members import MetricMembers
-from sightline.contract.metric import Meter
 from sightline.contract.types import Batch, SampleKey
 from sightline.draw.pictures import UNLABELLED, Axis, Frame, apply_colormap, label_colors
 from sightline.engine.device import Precision, to_device
-from sightline.engine.evaluate import BoundMetric
 from sightline.engine.step import Task
 from sightline.parts.tasks.segment import WRONG
 from sightline.store.loading.batch_reader import BatchReader
@@ -211,7 +208,6 @@ class SamplePredictor:
 
     model: nn.Module
     task: Task
-    meters: Sequence[BoundMetric]
     reader: BatchReader
     precision: Precision
     device: torch.device
@@ -224,14 +220,3 @@ class SamplePredictor:
         with torch.no_grad(), self.precision.autocast(self.device):
             predictions = self.task.predict(self.model, batch)
         return batch, predictions
-
-    def iou(self, batch: Batch, predictions: Mapping[str, Any]) -> float | None:
-        """Compute the sample's IoU if a metric of the run does, else return None."""
-        for meter in self.meters:
-            per_sample = MetricMembers.per_sample.get(meter.metric)
-            if per_sample is not None:
-                alone = {**batch, "sample_index": torch.zeros_like(batch["sample_index"])}
-                one = Meter(meter.metric, num_samples=1)
-                one.update(**meter.update.select(alone, predictions))
-                return float(per_sample(one.state)[0])
-        return None

@@ -16,7 +16,7 @@ from sightline.engine.learnt_losses import LearntLosses
 from sightline.workbench.compare.comparison import ComparisonSubject
 from sightline.workbench.compare.steps import LossTrace, losses_over_steps, trace_losses
 from sightline.workbench.compare.variants import ModelVariant, backend_settings, make_variant
-from sightline.workbench.describe.memory import first_samples
+from sightline.workbench.describe.report import first_samples
 from tests.runs.small import small_run
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ import torch
 
 from sightline.contract.types import SampleKey
 from sightline.engine.build import DataSubset
-from sightline.workbench.describe.report import mean_pose_error_mm, pose_baselines
+from sightline.training.mean_pose import mean_pose_error_mm, pose_baselines
 from tests.doctor.planting import make
 from tests.doctor.posing import make_pose
 

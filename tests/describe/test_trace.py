@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import sightline
 from sightline.contract import registry
 from sightline.contract.errors import RunError
-from sightline.workbench.describe.trace import Trace, trace
+from sightline.workbench.describe.trace import BATCH, Trace, trace
+from tests.cases import run_each
 from tests.marks import long_but
 from tests.models.small_models import make_inputs, small_model
 
@@ -74,7 +77,7 @@ def test_parameters_count_once(twice: Trace) -> None:
         (0, 16),
         (27, 0),
     ]
-    assert twice.parameters == sum(n.parameters for n in twice.nodes) == sum(p.numel() for p in Twice().parameters())
+    assert twice.parameters == sum(n.parameters for n in twice.calls) == sum(p.numel() for p in Twice().parameters())
 
 
 def test_tied_weights_count_once() -> None:
@@ -101,52 +104,21 @@ def test_the_plain_dgcnn_by_hand() -> None:
     assert sum(node.macs for node in traced(model, points=torch.rand(2, 16, 3)).calls[1:]) == by_hand
 
 
-def test_edges_lead_through_functions(twice: Trace) -> None:
-    def told(index: int) -> str:
-        node = twice.nodes[index]
-        return f"{node.path}#{node.call}" if node.kind == "call" else f"{node.kind} {node.path}"
-
-    edges = {(told(e.source), told(e.target)): (e.shape, e.through) for e in twice.edges}
-    whole = (2, 5, 4)
-    assert edges == {
-        ("input points", "#1"): (whole, ()),
-        ("input points", "layers.0#1"): (whole, ()),
-        ("layers.0#1", "same#1"): (whole, ()),
-        ("layers.0#1", "layers.1#1"): (whole, ()),  # an Identity gives its input back: nothing is made by it
-        ("layers.1#1", "same#2"): (whole, ()),
-        ("layers.1#1", "join +"): (whole, ()),
-        ("input points", "join +"): (whole, ()),
-        ("join +", "shared#1"): (whole, ()),
-        ("shared#1", "shared#2"): (whole, ("relu",)),
-        ("shared#1", "join concat"): (whole, ()),
-        ("shared#2", "join concat"): (whole, ()),
-        ("join concat", "head#1"): ((2, 8), ("max",)),
-        ("join concat", "output more.points"): ((2, 5, 8), ()),
-        ("head#1", "output logits"): ((2, 3), ()),
+def test_calls_name_what_feeds_them(twice: Trace) -> None:
+    """An Identity gives its input back: nothing is made by it."""
+    at = {index: f"{call.path}#{call.call}" for index, call in enumerate(twice.calls)} | {BATCH: "batch"}
+    fed = {at[index]: {at[source] for source in call.sources} for index, call in enumerate(twice.calls)}
+    assert fed == {
+        "#1": {"batch"},
+        "layers.0#1": {"batch"},
+        "same#1": {"layers.0#1"},
+        "layers.1#1": {"layers.0#1"},
+        "same#2": {"layers.1#1"},
+        "shared#1": {"layers.1#1", "batch"},
+        "shared#2": {"shared#1"},
+        "head#1": {"shared#1", "shared#2"},
     }
-
-
-def test_a_kernel_outside_of_torch_is_crossed_by_its_gradient() -> None:
-    class Hidden(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, values: Tensor) -> Tensor:
-            return torch.from_numpy(values.numpy() * 2)
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-            return gradients[0] * 2
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 3)
-
-        def forward(self, *, points: Tensor) -> Tensor:
-            return self.two(Hidden.apply(self.one(points)))
-
-    found = traced(Net(), points=torch.rand(2, 3))
-    paths = {(found.nodes[e.source].path, found.nodes[e.target].path) for e in found.edges}
-    assert ("one", "two") in paths
+    assert {at[source] for source in twice.output_sources} == {"shared#1", "shared#2", "head#1"}
 
 
 def test_writing_into_a_part_counts_as_a_source() -> None:
@@ -161,19 +133,47 @@ def test_writing_into_a_part_counts_as_a_source() -> None:
             return self.two(board[:, 2:5])
 
     found = traced(Net(), points=torch.rand(2, 3))
-    assert ("one", "two") in {(found.nodes[e.source].path, found.nodes[e.target].path) for e in found.edges}
+    assert [found.calls[source].path for source in found.calls[2].sources] == ["one"]
 
 
 @pytest.mark.parametrize("name", long_but({*registry.models.names()} - {"rangenet53"}, registry.models.names()))
 def test_every_model(name: str) -> None:
-    """Every parameter once, every box but the inputs fed by something, and the model's outputs at the end."""
+    """Every parameter once, and every call fed by something, as are the outputs; torch's counter agrees."""
     model = small_model(name)
     found = traced(model, **make_inputs(model, 2))
-    assert sum(n.parameters for n in found.nodes) == found.parameters == sum(p.numel() for p in model.parameters())
-    fed = {edge.target for edge in found.edges}
-    assert [n.path for i, n in enumerate(found.nodes) if i not in fed and n.kind != "input"] == []
-    assert [n.kind for n in found.nodes[-1:]] == ["output"]
+    assert sum(n.parameters for n in found.calls) == found.parameters == sum(p.numel() for p in model.parameters())
+    assert all(call.sources for call in found.calls)
+    assert found.output_sources
     assert found.macs > 0
+
+
+@run_each(
+    "work, by_hand",
+    [
+        (lambda: ones(2, 3) @ ones(3, 5), 2 * 3 * 5),
+        (lambda: torch.einsum("bij,bjk->bik", ones(4, 2, 3), ones(4, 3, 5)), 4 * 2 * 3 * 5),
+        # 8 filters of 2 x 3 x 3 weights (4 channels in 2 groups), on 2 images of 5 x 5 outputs
+        (lambda: F.conv2d(ones(2, 4, 7, 7), ones(8, 2, 3, 3), groups=2), 2 * 8 * 25 * 2 * 9),
+        # every one of the 2 x 4 x 25 inputs meets a kernel of 3 channels x 2 x 2
+        (lambda: F.conv_transpose2d(ones(2, 4, 5, 5), ones(4, 3, 2, 2), stride=2), 2 * 4 * 25 * 3 * 4),
+        # scores: 2 x 4 heads, 5 x 6 pairs of 8 numbers; then the same pairs with values of 8
+        (
+            lambda: F.scaled_dot_product_attention(ones(2, 4, 5, 8), ones(2, 4, 6, 8), ones(2, 4, 6, 8)),
+            2 * 4 * 5 * 6 * (8 + 8),
+        ),
+        (lambda: (ones(3, 4) * ones(3, 4)).softmax(0).sum() + ones(3).norm(), 0),
+    ],
+)
+def test_products_by_hand(work: Callable[[], Tensor], by_hand: int) -> None:
+    class Net(nn.Module):
+        def forward(self) -> Tensor:
+            return work()
+
+    assert trace(Net(), lambda copied: copied(), num_samples=1).macs == by_hand
+
+
+def ones(*shape: int) -> Tensor:
+    return torch.ones(shape, requires_grad=True)
 
 
 def test_nothing_is_changed() -> None:

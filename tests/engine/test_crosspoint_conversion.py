@@ -13,7 +13,7 @@ from torch import Tensor
 
 import sightline
 from sightline.contract import registry
-from sightline.contract.errors import CheckpointError, ConfigError, UserError
+from sightline.contract.errors import CheckpointError, ConfigError
 from sightline.contract.types import ComponentConfig, DataInfo, Field
 from sightline.published.conversion import convert_published_weights
 from sightline.published.translation import published_name
@@ -120,18 +120,11 @@ def test_pre_trained_branches_become_runs_with_the_authors_outputs(
 
 
 @pytest.mark.shared
-def test_both_branches_of_two_files_become_one_run(shared: Path, tmp_path: Path) -> None:
+def test_both_branches_in_one_file_become_a_run(shared: Path, tmp_path: Path) -> None:
     golden, layout = load_golden(shared, "crosspoint_step"), "crosspoint_cls_resnet18"
-    files = {
-        prefix: saved(
-            tmp_path / f"{prefix}.pth",
-            {key.removeprefix(f"{prefix}."): value for key, value in golden.state().items() if key.startswith(prefix)},
-        )
-        for prefix in ("point_model", "img_model")
-    }
+    file = saved(tmp_path / "both.pth", golden.state())
     converted = convert_published_weights(
-        files["point_model"],
-        images=files["img_model"],
+        file,
         layout=layout,
         target=tmp_path / "run",
         overrides=(
@@ -142,7 +135,6 @@ def test_both_branches_of_two_files_become_one_run(shared: Path, tmp_path: Path)
     )
     assert converted.notes[0].startswith("shapenet_render: its facts are the published ones")
     assert converted.lineage["parameters"] == golden.info["param_count"]
-    assert converted.lineage["images"]["file"] == str(files["img_model"].resolve())
     assert converted.lineage["assumed"] == {}
     run = sightline.load_run(tmp_path / "run")
     given = {"points": "x", "other_points": "view2", "image": "image"}
@@ -151,17 +143,6 @@ def test_both_branches_of_two_files_become_one_run(shared: Path, tmp_path: Path)
     rows = {"proj": torch.cat([found["first"], found["second"]]), "image_proj": found["pictured"]}
     for label, value in rows.items():
         assert_near_largest(value, golden.tensor(f"eval.out.{label}"), OUTPUT_BOUND, label)
-
-
-@pytest.mark.shared
-def test_an_image_branch_of_another_network_is_named(shared: Path, tmp_path: Path) -> None:
-    state = load_golden(shared, "crosspoint_step").state()
-    points, images = (
-        saved(tmp_path / name, {key.removeprefix(f"{name}."): value for key, value in state.items() if name in key})
-        for name in ("point_model", "img_model")
-    )
-    with pytest.raises(CheckpointError, match=r"its names are those of --layout crosspoint_cls_resnet18$"):
-        convert_published_weights(points, images=images, layout="crosspoint_cls_resnet50", target=tmp_path / "run")
 
 
 @pytest.mark.shared
@@ -229,14 +210,6 @@ def test_a_config_that_contradicts_the_weights_is_refused(
         convert_published_weights(file, layout="crosspoint_cls", target=tmp_path / "run", overrides=overrides)
     assert told in str(caught.value)
     assert not (tmp_path / "run").exists()
-
-
-def test_as_many_files_as_the_layout_has(tmp_path: Path) -> None:
-    file = saved(tmp_path / "a.pth", {"a": torch.zeros(1)})
-    with pytest.raises(UserError, match=r"its image branch is in a file of its own; give it by --images FILE"):
-        convert_published_weights(file, layout="crosspoint_cls_resnet50", target=tmp_path / "run")
-    with pytest.raises(UserError, match=r"the layout 'crosspoint_cls' has no second file; crosspoint_cls_resnet18, "):
-        convert_published_weights(file, layout="crosspoint_cls", target=tmp_path / "run", images=file)
 
 
 # --- image networks --------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
 from sightline.workbench.check.suite import run_quick
 from tests.command import run_here, succeed
-from tests.doctor.planting import CONFIG, make
+from tests.doctor.planting import make
 from tests.waits import counted_waits
 
 PLUGIN = '''\
@@ -363,17 +363,6 @@ def test_a_step_in_float64_takes_the_loss_along() -> None:
     assert run(hidden=hidden.float()).dtype == torch.float32
     constant = Distance().requires_grad_(False)
     assert cast_forward(constant) == constant.forward
-
-
-def test_describe_shows_the_loss(tmp_path: Path) -> None:
-    config = tmp_path / "small.yaml"
-    config.write_text(CONFIG)
-    outcome = succeed("describe", config, *OVERRIDES, "--device", "cpu", "--json", tmp_path / "out.json")
-    assert "learns too: losses.centre, Centre" in outcome.err
-    document = json.loads((tmp_path / "out.json").read_text())
-    (row,) = document["losses"]
-    assert (row["path"], row["class"], row["parameters"], row["trainable"]) == ("losses.centre", "Centre", 72, 72)
-    assert document["memory"]["parameters_bytes"] == 4 * (document["parameters"] + 72)
 
 
 def test_gradients_are_sent_while_a_gpu_computes_others(monkeypatch: pytest.MonkeyPatch) -> None:

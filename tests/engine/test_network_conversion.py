@@ -17,7 +17,7 @@ from sightline.areas.clouds.models.point_bert import PointBERT
 from sightline.contract.errors import CheckpointError, ConfigError, UserError
 from sightline.published.conversion import convert_published_weights
 from sightline.runs import checkpoint
-from tests.command import Outcome, refuse, run_here, succeed
+from tests.command import Outcome, run_here, succeed
 from tests.engine.published_weights import saved, small_state
 from tests.golden_parity import assert_near_largest, load_golden, stored_part
 from tests.published_layouts import LAYOUTS
@@ -255,10 +255,9 @@ def convert(state: dict[str, Tensor], folder: Path, *words: object) -> Outcome:
     """A run of the state as the port saves it, beside an optimiser and an epoch; on synthetic hands, in float64."""
     file = folder / "weights.pth"
     torch.save({"model_state_dict": state, "optimizer_state_dict": {}, "epoch": 3}, file)
-    return run_here(
-        "data", "convert-weights", file, "--layout", LAYOUT, "--data", "synthetic_hands", "--to", folder / "run",
-        "train.precision=float64", *words,
-    )  # fmt: skip
+    named = () if "--layout" in words else ("--layout", LAYOUT)
+    target = ("--to", folder / "run", "train.precision=float64")
+    return run_here("data", "convert-weights", file, *named, "--data", "synthetic_hands", *target, *words)
 
 
 def answer(run: Path, volume: Tensor) -> Tensor:
@@ -274,7 +273,7 @@ def test_the_port_s_outputs_come_back(shared: Path, tmp_path: Path, axes: str) -
     state = golden.state()
     if axes == "zyx":
         state = {name: value.transpose(-1, -3) if value.ndim == 5 else value for name, value in state.items()}
-    outcome = convert(state, tmp_path, "--axes", axes)
+    outcome = convert(state, tmp_path, "--layout", LAYOUT if axes == "xyz" else f"{LAYOUT}_zyx")
     assert outcome.code == 0, outcome.err
     found, label = answer(tmp_path / "run", golden.tensor("in.x")), "eval.out.heat"
     assert_near_largest(stored_part(golden, label, found), golden.tensor(label), 1e-9, label)
@@ -283,7 +282,7 @@ def test_the_port_s_outputs_come_back(shared: Path, tmp_path: Path, axes: str) -
 @pytest.mark.shared
 def test_the_wrong_order_is_another_network(shared: Path, tmp_path: Path) -> None:
     golden = load_golden(shared, "v2v_s16_j21", area="pose")
-    assert convert(golden.state(), tmp_path, "--axes", "zyx").code == 0
+    assert convert(golden.state(), tmp_path, "--layout", f"{LAYOUT}_zyx").code == 0
     assert (answer(tmp_path / "run", golden.tensor("in.x")) - golden.tensor("eval.out.heat")).abs().max() > 1e-3
 
 
@@ -294,15 +293,6 @@ def test_other_joints_are_named(shared: Path, tmp_path: Path) -> None:
     assert outcome.code == 2
     assert "num_joints = 16" in outcome.err
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.shared
-def test_an_order_of_axes_is_of_volumes_alone(shared: Path, tmp_path: Path) -> None:
-    file = tmp_path / "weights.pth"
-    torch.save(load_golden(shared, "pointnet_simple_wang").state(), file)
-    words = ("--layout", "wangyueft_pointnet", "--data", "synthetic_shapes", "--to", tmp_path / "run", "--axes", "zyx")
-    outcome = refuse("data", "convert-weights", file, *words)
-    assert "has no kernels over volumes" in outcome
 
 
 # --- published weights that do not fit are refused by name, and nothing is written -----------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -28,21 +27,11 @@ import sightline
 from sightline.contract.errors import RunError, UserError
 from sightline.contract.types import SampleKey
 from sightline.engine.run_loading import open_run
-from sightline.layers.images import join_channels
-from sightline.layers.range_image import CircularPad
 from sightline.workbench.export.checking import check_file
-from sightline.workbench.export.formats import (
-    ENDINGS,
-    load_written,
-    quiet,
-    write_onnx,
-    write_torch_export,
-    write_torchscript,
-)
+from sightline.workbench.export.formats import load_written, write_onnx
 from sightline.workbench.export.graph import MAX_POINTS, GraphNetwork, record_graph
 from sightline.workbench.export.onnx_file import open_run_or_file
 from sightline.workbench.predict.prediction import predict_files
-from tests.cases import run_each
 from tests.command import refuse, succeed
 from tests.endless import write_endless
 from tests.marks import long_but
@@ -66,13 +55,6 @@ class Exported(NamedTuple):
     file: Path
     document: dict[str, Any]
     told: str
-
-
-class Joined(nn.Module):
-    """Channels of an image, twice."""
-
-    def forward(self, image: Tensor) -> Tensor:
-        return join_channels([image, image])
 
 
 @pytest.fixture(scope="module")
@@ -151,27 +133,9 @@ def test_a_file_predicts_what_its_run_predicts(name: str, runs: Any, exported: A
         np.testing.assert_allclose(rows(one), rows(other), rtol=0, atol=1e-5 * scale + 1e-5)
 
 
-@pytest.mark.parametrize("to", ["torch_export", "torchscript"])
-@pytest.mark.long
-@pytest.mark.parametrize("name", RUNS)
-def test_a_run_of_every_task_is_written_in_every_format(name: str, to: str, runs: Any, tmp_path: Path) -> None:
-    path, plugins = runs(name)
-    result = sightline.export(path, to=to, out=tmp_path / f"net{ENDINGS[to]}", plugins=plugins)  # type: ignore[arg-type,index]
-    assert result.check.is_equal
-
-
 def test_an_exported_file_is_not_exported_again(exported: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"net\.onnx: is an exported file already; export the run"):
         sightline.export(exported("classify").file, out=tmp_path / "again.onnx")
-
-
-@pytest.mark.parametrize("layer", [CircularPad(2), Joined()])
-def test_layers_with_a_backward_of_their_own_are_traced(layer: nn.Module) -> None:
-    """TorchScript holds no function with a backward of its own."""
-    image = torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
-    content = write_torchscript(layer, (image,))  # type: ignore[arg-type]
-    with quiet():
-        assert torch.equal(torch.jit.load(io.BytesIO(content))(image), layer(image))
 
 
 def test_the_description_is_enough_to_run_the_file(runs: Any, exported: Any) -> None:
@@ -226,27 +190,17 @@ class NoTask:
     """Task without anything that files contain."""
 
 
-@run_each("to", ["onnx", "torch_export", "torchscript"])
-def test_the_check_finds_a_file_that_is_off_by_a_thousandth(to: str) -> None:
+def test_the_check_finds_a_file_that_is_off_by_a_thousandth() -> None:
     example = {"points": torch.rand(4, 16, 3)}
     network = GraphNetwork(Offset(), NoTask(), example).eval()
     (values,) = network.arrange(example)
-    recorded = None if to == "torchscript" else record_graph(network, values)
-    if recorded is None:
-        content = write_torchscript(network, tuple(value[:1] for value in values))
-    else:
-        write = {"onnx": lambda: write_onnx(recorded, ("logits",), suppression=None)}
-        content = write.get(to, lambda: write_torch_export(recorded))()
-    call = load_written(to, content, ("logits",))  # type: ignore[arg-type]
-    right = check_file(call, network, [values], is_batch_free=recorded is not None, source="made")
-    assert right.is_equal
-    wrong = check_file(
-        lambda *given: {"logits": call(*given)["logits"] * 1.001},
-        network,
-        [values],
-        is_batch_free=recorded is not None,
-        source="made",
-    )
+    call = load_written(write_onnx(record_graph(network, values), ("logits",), suppression=None), ("logits",))
+    assert check_file(call, network, [values], is_batch_free=True, source="made").is_equal
+
+    def off(*given: Tensor) -> dict[str, Tensor]:
+        return {"logits": call(*given)["logits"] * 1.001}
+
+    wrong = check_file(off, network, [values], is_batch_free=True, source="made")
     assert not wrong.is_equal
     assert "NOT within rounding" in wrong.describe()
 
@@ -263,17 +217,6 @@ def test_large_scenes_are_thinned_for_the_check_and_small_ones_kept() -> None:
         chosen = cloud[0, :, 0]
         assert (chosen[0], chosen[-1]) == (start, start + size - 1)
         assert (chosen.diff() > 0).all()
-
-
-def test_a_trace_is_checked_on_clouds_of_its_own_size() -> None:
-    """Its gathers keep the size of its example: another size read memory that is not its own, and ended the command."""
-    points = torch.arange(30.0).repeat(3, 1).T.contiguous()
-    network = GraphNetwork(Offset(), NoTask(), {"points": points, "offsets": torch.tensor([0, 12, 17, 30])})
-    arranged = network.arrange({"points": points, "offsets": torch.tensor([0, 12, 17, 30])})
-    thinned = network.thin_to_one_size(arranged)
-    assert [tuple(cloud.shape) for (cloud,) in thinned] == [(1, 5, 3)] * 3
-    assert thinned[0][0][0, :, 0].tolist() == [0.0, 3.0, 6.0, 8.0, 11.0]
-    assert torch.equal(thinned[1][0], arranged[1][0])
 
 
 class Branching(nn.Module):
@@ -326,9 +269,6 @@ def test_what_is_no_file_of_ours_is_refused(exported: Any, tmp_path: Path) -> No
     model.doc_string = "changed"
     copy.write_bytes(model.SerializeToString())
     assert "is not the file that its description is about" in refuse("predict", copy, cloud)
-    script = tmp_path / "net.pt2"
-    script.write_bytes(b"x")
-    assert "can hold programs and are not read" in refuse("predict", script, cloud)
     assert "holds the weights of one checkpoint" in refuse("predict", copy, cloud, "--checkpoint", "best")
 
 
@@ -361,5 +301,5 @@ def test_files_take_the_place_of_data_that_is_not_at_hand(runs: Any, tmp_path: P
     run, _ = runs("classify")
     for index in range(3):
         np.save(tmp_path / f"{index}.npy", np.random.default_rng(index).random((32, 3)) - 0.5)
-    result = sightline.export(run, to="torchscript", out=tmp_path / "net.torchscript", inputs=[tmp_path])
+    result = sightline.export(run, out=tmp_path / "net.onnx", inputs=[tmp_path])
     assert (result.check.num_inputs, result.check.source) == (3, "3 files")

@@ -13,7 +13,6 @@ from sightline.published import rows
 from sightline.published.files import make_meta_model
 from sightline.published.rows import AxisSize, ImageSide, expand_names, list_layouts, list_names
 from sightline.published.translation import CHANGES
-from sightline.store.files.input_files import parsed_yaml
 from tests.cases import run_each
 
 FACTS = {"num_classes": 2, "in_channels": 9, "num_categories": 2, "num_joints": 2}
@@ -86,17 +85,6 @@ def test_mappings_of_a_base_merge_and_lists_are_replaced() -> None:
     assert below["names"] == {"a": "b"}
 
 
-def test_rows_are_those_of_the_files_read_whole() -> None:
-    whole: dict[str, object] = {}
-    for file in rows.FOLDER.glob("*.yaml"):
-        whole |= parsed_yaml(file.read_bytes(), file, name="a file")
-    assert list_names() == sorted(name for name in whole if not name.startswith("_"))
-    assert len(list_names()) == 57
-    for name, row in whole.items():
-        file, text = rows._find_rows()[name]
-        assert parsed_yaml(text.encode(), file, name="a row") == {name: row}
-
-
 def test_every_shared_row_is_a_part_of_another() -> None:
     text = "".join(file.read_text() for file in rows.FOLDER.glob("*.yaml"))
     for name in rows._find_rows():
@@ -106,14 +94,15 @@ def test_every_shared_row_is_a_part_of_another() -> None:
 
 def test_a_fault_is_named_with_its_line(planted: Path) -> None:
     planted.write_text(PLANTED)
-    assert list_names() == ["net"]
     with pytest.raises(DataError, match=rf"{planted}:12: .*'fc' is given twice, first on line 11"):
         rows.read_layout("net")
 
 
 def test_a_name_of_two_rows_is_refused(planted: Path) -> None:
-    planted.write_text(PLANTED + PLANTED)
-    with pytest.raises(AssertionError, match="_block is in"):
+    good = PLANTED.replace("fc: tail", "fb: tail")
+    planted.write_text(good)
+    planted.with_name("others.yaml").write_text(good)
+    with pytest.raises(AssertionError, match=r"others\.yaml: a row is in another file"):
         list_names()
 
 

@@ -128,8 +128,8 @@ def test_a_run_with_images_tells_of_both_losses_and_of_what_was_learnt(runs: Run
     for line in lines:
         assert line["loss/total"] == pytest.approx(line["loss/intra_modal"] + 2 * line["loss/cross_modal"])
         assert line["cross_modal_of_chance"] == pytest.approx(line["loss/cross_modal"] / line["chance"])
-    succeed("view", runs("one_with_images"), "--out", tmp_path, "--num", 1, "--device", "cpu")
-    picture = (tmp_path / "curves.svg").read_text()
+    succeed("report", runs("one_with_images"), "--out", tmp_path / "page.html")
+    picture = (tmp_path / "page.html").read_text()
     for title in ("loss/cross_modal", "cross_modal_of_chance", "cross_alignment", "uniformity", "train, chance"):
         assert f">{title}<" in picture, title
     final = json.loads((runs("one_with_images") / "final.json").read_text())["metrics"]

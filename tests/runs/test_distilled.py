@@ -75,14 +75,6 @@ def _key(index: int) -> SampleKey:
     return SampleKey(index, 0, 0)
 
 
-def test_describe_counts_the_memory_of_the_teacher(teacher: Path, run: Path, tmp_path: Path) -> None:
-    done = succeed("describe", run, "--device", "cpu", "--json", tmp_path / "described.json")
-    memory = json.loads((tmp_path / "described.json").read_text())["memory"]
-    network = open_trained(teacher).model.float()  # the number format of the run
-    assert memory["teacher_bytes"] == sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
-    assert "│ teacher" in done.out, done.out
-
-
 def test_a_teacher_without_weight_changes_no_bit_and_is_in_no_checkpoint(teacher: Path, tmp_path: Path) -> None:
     without = "losses=[{name: cross_entropy, weight: 0.3}, {name: distillation, weight: 0}]"
     words = ("model.name=pointnet_plain", "--no-check", "train.ema_decay=0.9", "train.steps=5")

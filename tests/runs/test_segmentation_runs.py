@@ -219,14 +219,6 @@ def test_shapes_with_too_few_points_are_named_before_anything_is_trained(folder:
     succeed(*words_of(folder, "enough", repeated, "train.epochs=1"), "--no-check")
 
 
-def test_a_recipe_is_described_before_its_data_is_there(folder: Path) -> None:
-    many = "transforms.train=[{name: sample_points, num_points: 2048}]"
-    words = ("describe", folder / "parts.yaml", f"data.root={folder / 'none'}", many, "train.batch_size=2")
-    done = succeed(*words, "--plugin", folder / "plugin.py", "--device", "cpu")
-    assert "random samples as data set 'shapenet_part' declares them" in done.out + done.err
-    assert "2 × 2048 × 19" in done.out  # xyz, and a place for each category
-
-
 @pytest.mark.processes
 def test_two_processes_with_workers_give_the_figures_of_one(folder: Path) -> None:
     """Without dropout a step is the same arithmetic in two halves, to rounding.

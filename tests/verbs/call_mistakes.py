@@ -153,9 +153,8 @@ EXPORT = [
         ("", "export: found the text '', allowed is the path of a run directory"),
     )
 ] + [
-    _call("export", "--to onx: is none of onnx, torch_export, torchscript", "run", to="onx"),
-    _call("export", r"--out net\.pt: a file of onnx ends in \.onnx", "run", out="net.pt"),
-    _call("export", r"--out run/config\.yaml: a file of onnx ends in \.onnx", "run", out="run/config.yaml"),
+    _call("export", r"--out net\.pt: a file of ONNX ends in \.onnx", "run", out="net.pt"),
+    _call("export", r"--out run/config\.yaml: a file of ONNX ends in \.onnx", "run", out="run/config.yaml"),
     _call("export", r"--out dir\.onnx: is a folder; give a file in it", "run", out="dir.onnx"),
     _call("export", "file.txt is not a folder; give another place", "run", out="file.txt/net.onnx"),
     _call("export", "cannot be written: .*; give another place", "run", out="/proc/net.onnx"),

@@ -7,10 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from sightline.config import read_config
-from sightline.engine.build import find_unused_format
-from sightline.engine.distributed import World
-from sightline.workbench.describe.profiling import Setting, name_setting
 from tests.cases import run_each
 from tests.command import run_here, succeed
 from tests.runs.broken_off import run_forked
@@ -21,74 +17,33 @@ TINY = ("data.train_size=48", "data.test_size=24", "data.num_points=32", "train.
 
 def test_tables_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    out, copied = tmp_path / "p", tmp_path / "copy.json"
-    words = ["loader.workers=0", "--steps", "2", "--rounds", "1", "--try", "workers=1,bf16", "--top", "3"]
-    printed = succeed("profile", CONFIG, *TINY, *words, "--out", out, "--json", copied).out
-    assert sorted(path.name for path in out.iterdir()) == ["profile.json", "trace.json.gz"]
-    assert copied.read_bytes() == (out / "profile.json").read_bytes()
-    document = json.loads(copied.read_text())
-    assert document["untraced_step_s"] > 0
-    assert [each["name"] for each in document["tried"]] == ["as configured", "workers=1", "bf16"]
+    trace, kept = tmp_path / "trace.json.gz", tmp_path / "kept.json"
+    words = ["loader.workers=0", "--steps", "2", "--rounds", "1", "--try", "loader.workers=1,bf16"]
+    printed = succeed("profile", CONFIG, *TINY, *words, "--trace", trace, "--json", kept).out
+    assert trace.stat().st_size > 0
+    document = json.loads(kept.read_text())
+    assert sum(row["seconds"] for row in document["parts"]) == pytest.approx(document["untraced_step_s"], rel=0.1)
+    assert [each["name"] for each in document["tried"]] == ["as configured", "loader.workers=1", "bf16"]
     assert document["tried"][0]["loss"] == document["tried"][1]["loss"] != document["tried"][2]["loss"]
-    for text in ("between steps", "matrix products", f"{len(document['modules']) - 3} others", "no clear difference"):
+    for text in ("optimise", "aten::mm", "no clear difference"):
         assert text in printed
-    assert "outside of modules" in printed
     slowest = max(document["modules"], key=lambda row: row["seconds"])
     assert slowest["path"] or "(model)" in printed
-
-
-@pytest.mark.parametrize(
-    ("has_bf16", "words", "expected"),
-    [
-        (True, (), ["as configured", "bf16"]),
-        (False, (), None),
-        (True, ("train.precision=bf16",), None),
-        (True, ("train.precision=float64",), None),
-        (True, ("--try", "workers=0", "--rounds", "1"), ["as configured", "workers=0"]),
-    ],
-)
-def test_a_format_that_the_config_leaves_unused_is_measured(
-    has_bf16: bool, words: tuple[str, ...], expected: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: has_bf16)
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
-    kept = tmp_path / "kept.json"
-    done = succeed("profile", CONFIG, *TINY, *words, "--steps", "1", "--device", "cpu", "--json", kept)
-    tried = json.loads(kept.read_text()).get("tried")
-    assert (tried and [row["name"] for row in tried]) == expected
-    is_measured = expected is not None and expected[1] == "bf16"
-    assert ("measured here: train.precision=bf16 " in done.err) == is_measured
-    if is_measured:
-        row = tried[1]
-        assert len(row["seconds"]) == 3
-        assert f"{row['ratio']:.2f} times as fast ({row['low']:.2f} to {row['high']:.2f})" in done.err
-
-
-def test_channels_last_is_part_of_it_where_the_model_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
-    config = read_config(CONFIG.parents[1] / "segment" / "synthetic_lidar_squeezeseg.yaml")
-    unused = find_unused_format(config, World())
-    assert unused is not None
-    assert name_setting(unused.overrides) == Setting(
-        "bf16+channels_last", ("train.precision=bf16", "model.channels_last=true")
-    )
 
 
 @pytest.mark.processes
 def test_of_two_processes_each_states_how_long_it_waited_for_gradients(tmp_path: Path) -> None:
     """The first one prints and writes alone; the part of the step is in its table."""
-    words = ["profile", str(CONFIG), *TINY, "loader.workers=0", "--steps", "2", "--out", str(tmp_path / "p")]
+    words = ["profile", str(CONFIG), *TINY, "loader.workers=0", "--steps", "2", "--json", str(tmp_path / "p.json")]
     code, text = run_forked([*words, "--device", "cpu"], tmp_path / "log", num_processes=2)
     assert code == 0, text
-    document = json.loads((tmp_path / "p" / "profile.json").read_text())
+    document = json.loads((tmp_path / "p.json").read_text())
     assert [row["rank"] for row in document["processes"]] == [0, 1]
     for row in document["processes"]:
         assert 0 < row["reduce_s"] < row["step_s"]
     parts = {row["part"]: row["seconds"] for row in document["parts"]}
-    assert 0 < parts["reduce"] < document["step_s"] == pytest.approx(sum(parts.values()))
-    kinds = {row["kind"]: row["seconds"] for row in document["kinds"]}
-    assert kinds["gradients of all processes"] == pytest.approx(parts["reduce"])
-    assert text.count("waited for gradients") == text.count("trace.json.gz") == 1
+    assert 0 < parts["reduce"] < document["untraced_step_s"]
+    assert text.count("waited for gradients") == 1
 
 
 @run_each(
@@ -96,14 +51,11 @@ def test_of_two_processes_each_states_how_long_it_waited_for_gradients(tmp_path:
     [
         (["--try", "bf61"], "did you mean 'bf16'?"),
         (["--try", "model.foo=1"], "model.foo: 'dgcnn' has no such argument"),
-        (["--try", "channels_last"], "model.channels_last: 'dgcnn' has no such argument"),
-        (
-            ["--steps", "5"],
-            "--steps 5: training has 6 steps, 2 of which warm up; name at most 4, or train for longer: trai",
-        ),
+        (["--try", "channels_last"], "allowed are bf16, fp16, tf32, float32, float64, threads=N and KEY=VALUE"),
+        (["--steps", "5"], "--steps 5: training has 6 steps, 2 of which warm up; give train.steps=7"),
         (["--steps", "0"], "--steps"),
-        (["--try", "bf16+float32"], "--try bf16+float32: train.precision is given twice; put a comma between"),
-        (["--out", CONFIG], "is not a folder"),
+        (["--try", "bf16+float32"], "--try bf16+float32: command line: train.precision: is given twice"),
+        (["--trace", CONFIG.parent], "is a folder"),
         (["train.epochss=1"], "did you mean 'epochs'?"),
         (["--epochs", "1"], "write train.epochs=VALUE"),
     ],

@@ -84,9 +84,7 @@ def test_every_task_has_its_page(task: str, tmp_path: Path) -> None:
         first = next(iter(row.values()))
         assert f"<td>{name}</td><td>{'–' if first is None else f'{first:.4f}'}</td>" in text
     assert ("<h2>Joints</h2>" in text) == (task == "pose")
-    for heading in ("Confusions", "By distance"):
-        key = {"Confusions": "confusion", "By distance": "by_distance"}[heading]
-        assert (f"<h2>{heading}</h2>" in text) == (key in final)
+    assert ("<h2>Confusions</h2>" in text) == ("confusion" in final)
 
 
 def test_findings_pictures_and_the_command_are_on_the_page(run: Path) -> None:
@@ -121,26 +119,6 @@ def test_no_finding_of_a_run_that_was_not_checked_is_no_praise(
     text = (run / "report.html").read_text()
     assert expected in text
     assert f"<li>All checks: sightline check {run}</li>" in text
-
-
-def test_published_figures_that_apply_are_beside_the_run(run: Path) -> None:
-    row = {
-        "who": "PointNet",
-        "source": "Qi et al. 2017",
-        "here": {"overall_accuracy": 0.5},
-        "metrics": {"overall_accuracy": 0.892},
-        "differences": [{"name": "points", "here": 64, "there": 1024}, {"name": "votes", "here": 1, "there": None}],
-        "remarks": ["unverified: by hand"],
-    }
-    (run / "published.json").write_text(json.dumps({"rows": [row]}))
-    assert run_here("report", run).code == 0
-    text = (run / "report.html").read_text()
-    assert "<h2>Published figures</h2>" in text
-    assert "<td>this run</td><td></td><td>0.5000</td><td></td>" in text
-    assert "<td>PointNet</td><td>Qi et al. 2017</td><td>0.8920</td><td>points</td>" in text
-    assert "PointNet (Qi et al. 2017): unverified: by hand" in text
-    (run / "published.json").write_text('{"rows": [1]}')
-    assert run_here("report", run).code == 2
 
 
 def test_what_the_checks_examined_is_on_the_page(run: Path) -> None:

@@ -112,7 +112,6 @@ def test_the_answers_of_a_run_are_those_that_evaluate_keeps(parts: Path, scenes:
             is_counted = truth != 255
             figures = sample["prediction"]
             assert figures["accuracy"] == (labels == truth)[is_counted].mean()
-            assert figures["iou"] == pytest.approx(entry["iou"], abs=1e-12)
 
 
 def test_scenes_show_their_colours_and_may_hide_a_class(scenes: Path, tmp_path: Path) -> None:
@@ -170,19 +169,19 @@ def test_files_and_folders_of_clouds(tmp_path: Path) -> None:
         ),
         (["{file}", "score=0.5"], "view: score= can be used only with a data set; files have none"),
         (["{run}", "score=2"], "score=2: give a number from 0 to 1"),
-        (["{config}", "--split", "tset"], "--split: found 'tset', allowed are train, validation, test"),
+        (["{config}", "--split", "tset"], "'--split': 'tset' is not one of 'train', 'validation', 'test'"),
         (["{config}", "--split", "test", "--epoch", "3"], "--epoch: only training samples change with the epoch"),
         (["{config}", "--samples", "999"], "--samples: found '999', which is not a sample of the train part; it has"),
         (["{config}", "--samples", "nobody"], "found 'nobody', which is not a sample of the train part"),
         (["{config}", "--samples", "3", "--num", "2"], "--num: is the number of samples, and --samples lists them"),
         (["{config}", "--hide", "ceilin"], "--hide: there is no class 'ceilin'; there are"),
-        (["{config}", "{file}"], "is a config or a run; give only it, only runs, or only cloud files"),
+        (["{config}", "{file}"], "is a config or a run; give only it; 'sightline report' compares runs"),
         (["{config}", "data.num_points=0"], "data.num_points"),
         (["{run}", "model.width=3"], "view: found 'model.width=3', allowed is key=value with evaluate.*"),
         (["{run}", "--checkpoint", "bets"], "checkpoint bets: there is no bets"),
         (["{file}", "--split", "train"], "view: --split can be used only with a data set; files have none"),
         (["{file}", "data.num_points=3"], "key=value changes a config, and files have none"),
-        (["{file}", "--up", "w"], "--up: found 'w', allowed are x, y, z"),
+        (["{file}", "--up", "w"], "'--up': 'w' is not one of 'x', 'y', 'z'"),
         (["{folder}/none.ply"], "none.ply: there is no such file, folder or run"),
         (["{folder}/no_run", "--num", "3"], "no_run: there is no such file, folder or run"),
         (["{folder}/empty"], "holds no file of the kinds"),
@@ -271,15 +270,13 @@ def test_a_config_of_hands_shows_them_from_the_image_to_the_target(tmp_path: Pat
     steps = ["1: place_cube", "2: voxelize", "3: draw_heatmaps"]
     stages = ["raw", *(f"train {step}" for step in steps), *(f"evaluate {step}" for step in steps)]
     assert [stage["stage"] for stage in sample["stages"]] == stages
-    assert [list(sample["raw"]["digests"]), sample["raw"]["is_constant"]] == [["0", "1"], True]
-    assert "raw item the same in epochs 0 to 1, also when read again" in sample["stages"][0]["description"]
     for stage in sample["stages"][1:]:
         assert stage["figures"]["is_sound"] is True
         assert "the raw ones" in stage["description"]
-    assert "1 pictures and 14 PLY and 4 VTK files" in done.err
+    assert "1 pictures and 7 PLY files" in done.err
     (subject,) = page_of(tmp_path / "out")["subjects"]
     assert subject["up"] == "camera_y_up"
-    assert [len(stage["panels"]) for stage in subject["clouds"]] == [1, 1, 4, 4, 1, 4, 4]
+    assert [len(stage["panels"]) for stage in subject["clouds"]] == [1, 1, 3, 3, 1, 3, 3]
 
 
 def test_the_joints_of_a_run_are_off_by_what_evaluation_says(pose: Path, tmp_path: Path) -> None:
@@ -291,32 +288,8 @@ def test_the_joints_of_a_run_are_off_by_what_evaluation_says(pose: Path, tmp_pat
     assert np.mean(found) == pytest.approx(final["metrics"]["mean_error_mm"], rel=1e-6)
     assert len(samples[0]["prediction"]["error_mm"]) == 21
     assert samples[0]["stages"][-1]["description"].startswith(f"{found[0]:.1f} mm off on average, ")
-    assert (tmp_path / "out" / "test_0.prediction.vtk").is_file()
     names = [each["name"] for each in page_of(tmp_path / "out")["subjects"][0]["clouds"][-1]["skeletons"]]
     assert names == ["true joints", "predicted joints"]
-
-
-def test_epochs_tell_whether_raw_clouds_change(parts: Path, tmp_path: Path) -> None:
-    document, done = view(parts.with_name("parts.yaml"), tmp_path, "--num", "1", "--epoch", "20")
-    (sample,) = document["samples"]
-    assert list(sample["raw"]["digests"]) == ["0", "3", "6", "9", "11", "14", "17", "20"]  # eight, evenly
-    assert sample["raw"]["is_pure"] is True
-    assert "raw item the same in epochs 0, 3, 6, 9, 11, 14, 17, 20" in " ".join(done.out.split())
-
-
-def test_files_of_an_earlier_call_are_removed_and_nothing_else(parts: Path, tmp_path: Path) -> None:
-    config = parts.with_name("parts.yaml")
-    first, _ = view(config, tmp_path, "--num", 3)
-    kept = {"mine.png", "notes.txt"}
-    for name in kept:
-        (tmp_path / name).write_text("mine")
-    second, _ = view(config, tmp_path, "--samples", first["samples"][0]["index"])
-    assert set(second["files"]) < set(first["files"])
-    assert {path.name for path in tmp_path.iterdir()} == {*second["files"], *kept, "out.json"}
-    page = tmp_path / "view.html"
-    page.write_text(page.read_text() + '<!-- written beside this page: ["mine.png/../notes.txt", "../a.png", 7] -->\n')
-    view(config, tmp_path, "--num", 1)
-    assert kept < {path.name for path in tmp_path.iterdir()}
 
 
 def test_photos_and_depth_images_of_ones_own_are_drawn(tmp_path: Path) -> None:

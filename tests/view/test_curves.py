@@ -196,19 +196,7 @@ def test_the_curves_of_several_runs_are_drawn_in_one_picture(tmp_path: Path) -> 
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text("")
         (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss/total": 2.0}\n')
-    words = ("view", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out")
-    drawn = run_here(*words)
-    assert (drawn.code, drawn.err) == (0, f"curves of losses and metrics: {tmp_path / 'out' / 'curves.svg'}\n")
-    assert titles((tmp_path / "out" / "curves.svg").read_text()) == ["loss/total"]
-    for more, line in (
-        (("--num", 2), "--num 2: samples are drawn of one run"),
-        (("--split", "test"), "--split can be used only with the samples of one run"),
-        (("data.root=x",), "curves are drawn as they were recorded"),
-    ):
-        refused = run_here(*words, *more)
-        assert (refused.code, line in refused.err, refused.err.count("\n")) == (2, True, 1), refused.err
-    assert run_here("view", tmp_path / "a", "--num", 0, "--out", tmp_path / "one").code == 0
-    assert (tmp_path / "one" / "curves.svg").exists()
+    assert titles(draw_runs([tmp_path / "a", tmp_path / "b"])) == ["loss/total"]
     with pytest.raises(UserError, match="a run is given twice"):
         draw_runs([tmp_path / "a", tmp_path / "a"])
 

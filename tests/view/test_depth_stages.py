@@ -42,7 +42,7 @@ def test_every_stage_has_its_points_its_pictures_and_its_joints() -> None:
     subject = subject_of(reader())
     assert [cloud.stage for cloud in subject.stages] == STAGES
     assert [len(cloud.points) for cloud in subject.stages[:3]] == [3, 3, 3]
-    assert [len(cloud.panels) for cloud in subject.stages] == [1, 1, 4, 4]
+    assert [len(cloud.panels) for cloud in subject.stages] == [1, 1, 3, 3]
     assert [cloud.unit for cloud in subject.stages] == ["mm", "voxels", "voxels", "voxels"]
     assert subject.stages[-1].description.endswith("model input in training")
     # Bones and joints by hand: the cube's corner lies at (-100, -100, 330) mm, a voxel has 12.5 mm.
@@ -173,7 +173,7 @@ def test_a_prediction_stands_beside_the_truth_with_its_error() -> None:
     keys = AvailableKeys("batch", read.keys)
     outputs = AvailableKeys("model", {"likelihood"})
     task = Pose(model=model, losses={}, batch_keys=keys, output_keys=outputs)
-    predictor = SamplePredictor(model, task, (), read, Precision("float32"), torch.device("cpu"))
+    predictor = SamplePredictor(model, task, read, Precision("float32"), torch.device("cpu"))
     subject = subject_of(read, predictor=predictor)
     cloud = subject.stages[-1]
     figures = subject.facts["prediction"]
@@ -197,7 +197,7 @@ def test_a_sheet_has_the_cards_of_a_stage_in_one_row() -> None:
         "in the cube",
     ]
     sheet = draw_sheet(subject, tile_px=100)
-    assert sheet.shape[1] == 5 * (100 + 4) + 4  # a voxel stage has five cards
+    assert sheet.shape[1] == 4 * (100 + 4) + 4  # a voxel stage has four cards
     assert np.array_equal(sheet, draw_sheet(subject, tile_px=100))
     hidden = draw_sheet(subject, hidden=["true joints"], tile_px=100)
     assert not np.array_equal(sheet, hidden)

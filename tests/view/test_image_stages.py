@@ -39,7 +39,7 @@ def test_a_constant_image_is_dark_and_its_stage_is_one_tile() -> None:
     assert not cloud.panels[0].pixels.any()
     subject = ViewedSample("one", (cloud,), stages.frame)
     assert [tile.panel for tile in make_tiles(subject)] == list(cloud.panels)
-    assert "6 x 4 pixels" in encode_page([subject], title="images", hidden=(), most=10)
+    assert "6 x 4 pixels" in encode_page([subject], title="images")
 
 
 PHOTO = DataInfo({}, {"image": Field("height width 3", "uint8", low=0, high=255)})

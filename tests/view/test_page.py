@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sightline.draw.pictures import PALETTE
-from sightline.view.page import MAX_PAGE_BYTES, encode_page, max_points_per_cloud
+from sightline.view.page import MAX_SHOWN, encode_page, make_clouds
 from sightline.view.panels import TRUE, ImagePanel, JointFigure, Volume
 from sightline.view.stages import ClassColoring, RgbColoring, Stage, ViewedSample, height_coloring
 
@@ -86,7 +86,7 @@ def test_a_whole_room_makes_a_page_of_a_few_megabytes_that_says_what_is_left_out
     assert len(page) < 15_000_000
     for given, shown in zip(clouds, data_of(page)["subjects"][0]["clouds"], strict=True):
         assert shown["total"] == 352_256
-        assert shown["shown"] == max_points_per_cloud([ViewedSample("room", clouds)], most=200_000) > 100_000
+        assert 100_000 < shown["shown"] < MAX_SHOWN
         # Evenly chosen: of every class its share, to four standard deviations of a draw of so many.
         codes = decoded(shown["colorings"][1]["values"], "<u2", -1)
         counts = [each["count"] for each in shown["colorings"][1]["classes"]]
@@ -97,12 +97,14 @@ def test_a_whole_room_makes_a_page_of_a_few_megabytes_that_says_what_is_left_out
 
 
 def test_many_small_clouds_share_the_bytes() -> None:
-    subjects = [ViewedSample(str(i), (cloud_of(2000, seed=i),)) for i in range(3)]
-    assert max_points_per_cloud(subjects, most=200_000) == 200_000  # nothing is cut
-    assert max_points_per_cloud(subjects, most=100) == 100
-    # 3 clouds of 352,256 points at 6 + 2 + 3 bytes: MAX_PAGE_BYTES / (3 * 11 * 4 / 3) points each.
-    rooms = [ViewedSample(str(i), (cloud_of(352_256),)) for i in range(3)]
-    assert max_points_per_cloud(rooms, most=10**9) == MAX_PAGE_BYTES // 44
+    def shown(size: int, max_bytes: int) -> list[int]:
+        subjects = [ViewedSample(str(i), (cloud_of(size, seed=i),)) for i in range(3)]
+        viewer = make_clouds(subjects, title="t", max_bytes=max_bytes)
+        return [cloud["shown"] for subject in viewer.data["subjects"] for cloud in subject["clouds"]]
+
+    assert shown(2000, 10**6) == [2000] * 3  # nothing is cut
+    # 3 clouds at 6 + 2 + 3 bytes a point: max_bytes / (3 * 11 * 4 / 3) points each
+    assert shown(2000, 44_000) == [1000] * 3
 
 
 def test_nothing_is_asked_of_a_network() -> None:
@@ -163,7 +165,7 @@ def test_points_that_are_not_finite_and_clouds_without_points() -> None:
 
 def test_the_same_arguments_give_the_same_page() -> None:
     subjects = [ViewedSample("a", (cloud_of(3000),))]
-    assert encode_page(subjects, title="t", most=100) == encode_page(subjects, title="t", most=100)
+    assert encode_page(subjects, title="t") == encode_page(subjects, title="t")
 
 
 def test_stages_of_pictures_alone_and_strips_are_marked() -> None:

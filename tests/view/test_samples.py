@@ -61,7 +61,7 @@ class Answering:
 
 
 def predictor(task: Any, reader: BatchReader) -> SamplePredictor:
-    return SamplePredictor(nn.Linear(1, 1), task, (), reader, Precision("float32"), torch.device("cpu"))
+    return SamplePredictor(nn.Linear(1, 1), task, reader, Precision("float32"), torch.device("cpu"))
 
 
 def shapes() -> SyntheticShapes:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sightline.draw.pictures import PALETTE
-from sightline.view.panels import PLANES, TRUE, JointFigure, Plane, Volume, slices_panel, volume_panels
+from sightline.view.panels import PLANES, TRUE, JointFigure, Plane, Volume, volume_panels
 from tests.cases import run_each
 
 # Voxels (x, y, z) of a volume of 2 x 3 x 4: two in one column along z, one apart.
@@ -84,13 +84,3 @@ def test_a_joint_is_drawn_at_the_pixel_of_its_voxel(plane: Plane) -> None:
     middle = panel.pixels[int((row + 0.5) * times), int((column + 0.5) * times)]
     assert np.array_equal(middle, PALETTE[0])  # the joint's own colour
     assert panel.pixels.shape[:2] == tuple(times * side for side in np.array(BY_HAND[plane]).shape)
-
-
-def test_slices_run_along_z_from_the_first_filled_one_to_the_last() -> None:
-    values = np.zeros((2, 3, 40), dtype=np.float32)
-    values[1, 0, 5], values[0, 2, 35] = 1, 1
-    panel = slices_panel(Volume.from_voxels(values, is_y_up=True))
-    assert panel.name == "slices, z 5 to 35"
-    dark = panel.pixels.max(axis=2) < 100
-    # A card is 3 + 2 rows and 2 + 2 columns, its rim included; the first shows y = 0 below, the last y = 2 above.
-    assert np.argwhere(dark).tolist() == [[3, 2], [16, 13]]

@@ -21,7 +21,7 @@ from sightline.draw.pictures import PALETTE, Frame
 from sightline.ops.pinhole import depth_points, project_points
 from sightline.ops.voxels import CubePlacement, permute_axes, to_camera, to_voxels
 from sightline.parts.tasks.supervised import decode_joints
-from sightline.view.panels import READ, TRUE, JointFigure, Volume, Window, depth_panel, slices_panel, volume_panels
+from sightline.view.panels import READ, TRUE, JointFigure, Volume, Window, depth_panel, volume_panels
 from sightline.view.stages import ClassColoring, RgbColoring, SamplePredictor, Stage
 
 _ROUND_TRIP_MM = 1e-9
@@ -287,7 +287,7 @@ class DepthStages:
             f"{figures['share']:.2%} of the voxels{distance_note}; {describe_round_trip(figures)}",
             figures["is_sound"],
             skeletons=(skeleton,),
-            panels=(*volume_panels(volume, [skeleton]), slices_panel(volume)),
+            panels=tuple(volume_panels(volume, [skeleton])),
             volume=volume,
             figures=figures,
         )
@@ -327,7 +327,7 @@ class DepthStages:
             (ClassColoring("joint", owners, self._names, np.arange(len(maps)), palette),),
             "voxels",
             skeletons=tuple(grid_skeletons),
-            panels=(*volume_panels(volume, grid_skeletons, behind=shade), slices_panel(volume)),
+            panels=tuple(volume_panels(volume, grid_skeletons, behind=shade)),
             volume=volume,
         )
 

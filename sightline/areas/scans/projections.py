@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sightline.areas.scans.projection_summary import ProjectionSummary
-from sightline.contract.types import PrintedTable, SampleKey
-from sightline.engine.build import TrainingSetup
-from sightline.workbench.describe.report import projection_view
-from sightline.workbench.describe.sources import DataDescription
+from sightline.contract.types import ComponentConfig, PrintedTable, SampleKey
+from sightline.engine.build import TrainingSetup, build_transforms
+from sightline.ops.projection import RangeView
+from sightline.workbench.describe.report import DataDescription
 
 _MAX_SCANS = 8
 
@@ -17,7 +18,7 @@ def projection_summary(built: TrainingSetup) -> dict[str, Any] | None:
     """Compute the ProjectionSummary of a few evaluated scans; None for a run without range images."""
     part = built.data.selection
     facts = part.dataset.info.facts
-    view = projection_view(built.config.transforms.evaluate, facts)
+    view = _find_view(built.config.transforms.evaluate, facts)
     if view is None:
         return None
     summary = ProjectionSummary(view, facts["num_classes"], facts.get("ignore_index"))
@@ -45,3 +46,10 @@ def describe_projection(built: TrainingSetup) -> DataDescription | None:
             f"lift: nearest, {projection['ceiling_knn']:.4f} by lift: knn"
         )
     return DataDescription("projection", projection, lines)
+
+
+def _find_view(stages: Sequence[ComponentConfig], facts: Mapping[str, Any]) -> RangeView | None:
+    """Return the view of the transform `project` among these, or None without one."""
+    transforms = [transform.apply for transform in build_transforms([s for s in stages if s.name == "project"], facts)]
+    view = getattr(transforms[-1], "view", None) if transforms else None
+    return view if isinstance(view, RangeView) else None

@@ -1,35 +1,30 @@
 """Profiling of a few real training steps by torch's profiler, in the engine's own unchanged loop.
 
-Document of a profile: tables by part of the step, kind of work and module, each summing to the step.
-
 Comparison of training steps under several settings, interleaved so that slow minutes affect all of them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import itertools
 import json
-import os
 import re
 import statistics
-import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerAction, ProfilerActivity, profile, record_function, schedule
 
-from sightline.config import RunConfig
 from sightline.config.overrides import split_values
 from sightline.contract.errors import RunError, UserError, summarise_error
+from sightline.contract.pytree import tree_leaves
 from sightline.contract.schema import suggest
 from sightline.engine.build import TrainingSetup
 from sightline.engine.device import seed_everything, set_backends
@@ -39,54 +34,132 @@ from sightline.engine.records import StepRecord
 from sightline.engine.train import TrainState
 from sightline.instrument import ModuleCall, record
 from sightline.runs.run_directory import write_file
-from sightline.workbench.describe.memory import persistent_bytes, storage_bytes
-from sightline.workbench.describe.profiler_trace import MODULE, Cost, Key, StepCosts, compute_step_costs
-from sightline.workbench.describe.trace import source_location
 
 NUM_WARM = 2
 """Number of warm-up steps: they compile kernels, fill memory pools, make the optimiser's state."""
+_MODULE, _BACKWARD, _STEP = "module: ", "autograd::engine::evaluate_function: ", "ProfilerStep*"
+"""Beginnings of the names of spans: a module's call, with its path; a node of autograd; a step."""
+_END_OF_TRACE = b"}"
 
 
-@dataclass(frozen=True)
-class Profile:
-    """Profile of training steps: their costs, and the loop's records including the `NUM_WARM` steps before."""
-
-    costs: StepCosts
-    records: tuple[StepRecord, ...]
-    places: dict[str, tuple[str, str]]
-    """Class, and its file and line, for the path of each module."""
-
-
-def profile_steps(job: TrainState, world: World, *, num_steps: int, trace: Path | None = None) -> Profile:
+def profile_steps(job: TrainState, world: World, *, num_steps: int, trace: Path | None = None) -> dict[str, Any]:
     """Train `NUM_WARM` and `num_steps` further steps and profile the latter; write the trace to `trace` (gzip).
 
-    The computed numbers do not change. A model compiled by `train.compile` is traced as one piece.
+    The computed numbers do not change. A model compiled by `train.compile` is traced as one piece. Returns the seconds
+    of a step, the peak bytes of tensors, and the costs of modules and operators.
     """
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if world.device.type == "cuda" else [])]
+    on_gpu = world.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     profiler_schedule = schedule(wait=NUM_WARM - 1, warmup=1, active=num_steps, repeat=1)
     profiler = profile(activities=activities, schedule=profiler_schedule, profile_memory=True)
     resident: list[int] = []
 
     def after(record: StepRecord) -> None:
-        resident.append(storage_bytes(chain(*persistent_bytes(job).values())))
-        with _without_native_lines():
-            profiler.step()
+        resident.append(_persistent_bytes(job))
+        profiler.step()
 
-    with _without_native_lines():
-        profiler.start()
+    profiler.start()
     try:
         with nullcontext() if job.compile else _record_spans(job.model):
-            records = run_steps(job, world, NUM_WARM + num_steps, after)
+            run_steps(job, world, NUM_WARM + num_steps, after)
     finally:
         if profiler.current_action is not ProfilerAction.WARMUP:  # to stop there would record first: a GPU's crashes
-            with _without_native_lines():
-                profiler.stop()
-    text, events = _read_trace(profiler)
-    world.rank_zero_only(write_file)(trace, gzip.compress(text, mtime=0))
-    costs = compute_step_costs(events, resident_bytes=resident[NUM_WARM - 1])
-    kinds = {path: type(module) for path, module in job.model.named_modules()}
-    locations = {kind: format_source_location(kind) for kind in set(kinds.values())}
-    return Profile(costs, tuple(records), {path: (kind.__name__, locations[kind]) for path, kind in kinds.items()})
+            profiler.stop()
+    if trace is not None:
+        world.rank_zero_only(_write_trace)(profiler, trace)
+    rise = _peak_rise(profiler.profiler.kineto_results.events(), world.device)  # type: ignore[union-attr]
+    costs = compute_costs(profiler.events() or (), num_steps=num_steps, on_gpu=on_gpu)
+    classes = {path: type(module).__name__ for path, module in job.model.named_modules()}
+    for row in costs["modules"]:
+        row["class"] = classes[row["path"]]
+    return {"num_steps": num_steps, "peak_bytes": resident[NUM_WARM - 1] + rise, **costs}
+
+
+def compute_costs(events: Iterable[Any], *, num_steps: int, on_gpu: bool) -> dict[str, Any]:
+    """Compute mean seconds a step of all modules and operators, from the profiler's events with their nesting.
+
+    Rows of modules are the time of the module itself, its backward pass too; `seconds_with_inner` adds inner modules.
+    On a GPU, seconds are those of its kernels, else those of the training thread. Raises RunError without a step.
+    """
+    events = [event for event in events if event.device_type.name == "CPU"]
+    events.sort(key=lambda event: (event.time_range.start, -event.time_range.end))  # outer ones before inner ones
+    steps = [event for event in events if event.name.startswith(_STEP)]
+    if not steps:
+        raise RunError("the profiler recorded no complete step")
+    place_of: dict[int, tuple[str | None, bool]] = {}
+    maker_of: dict[int, str | None] = {}
+    latest: str | None = None
+    forward, backward, operators, calls = (Counter[Any]() for _ in range(4))
+    for event in events:
+        module, is_backward = place_of.get(id(event.cpu_parent), (None, False))
+        if event.name.startswith(_MODULE):
+            module = event.name.removeprefix(_MODULE)
+            calls[module] += 0 if is_backward else 1
+        elif event.name.startswith(_BACKWARD):
+            is_backward = True
+            # Gradient accumulation runs right after the node that computed the gradient, and has no number.
+            module = latest = latest if event.sequence_nr < 0 else maker_of.get(event.sequence_nr, module)
+        elif event.sequence_nr >= 0:
+            maker_of[event.sequence_nr] = module  # the last operator with this number made the node
+        place_of[id(event)] = module, is_backward
+        if not on_gpu and event.thread != steps[0].thread:
+            continue
+        seconds = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6 / num_steps
+        (backward if is_backward else forward)[module] += seconds
+        if not event.name.startswith((_MODULE, _BACKWARD, _STEP)):
+            operators[event.name] += seconds
+    total = forward + backward
+    return {
+        "step_s": sum(step.time_range.elapsed_us() for step in steps) / 1e6 / num_steps,
+        "modules": [
+            {
+                "path": path,
+                "calls": count / num_steps,
+                "seconds": total[path],
+                "seconds_backward": backward[path],
+                "seconds_with_inner": sum(total[name] for name in calls if _is_inside(name, path)),
+            }
+            for path, count in calls.items()
+        ],
+        "operators": [{"operator": name, "seconds": seconds} for name, seconds in operators.most_common()],
+    }
+
+
+def _is_inside(name: str, path: str) -> bool:
+    return not path or name == path or name.startswith(f"{path}.")
+
+
+def _peak_rise(events: Iterable[Any], device: torch.device) -> int:
+    """Sum the changes of a device's memory in the order of time, and return the largest rise, in bytes."""
+    kind = device.type.upper()
+    changes = [event for event in events if event.name() == "[memory]" and event.device_type().name == kind]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(0, *itertools.accumulate((event.nbytes() for event in changes), initial=0))
+
+
+def _persistent_bytes(job: TrainState) -> int:
+    """Count the bytes of the tensors that persist between steps: weights, optimiser state, averages, teacher."""
+    networks: list[nn.Module | None] = [job.trained_module, job.model, job.ema, job.losses_ema]
+    networks.append(getattr(job.task, "teacher", None))
+    tensors: list[Tensor] = [tensor for _, tensor in tree_leaves(list(job.optimizer.state.values()))]
+    for network in networks:
+        tensors += [] if network is None else [*network.parameters(), *network.buffers()]
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())  # views share theirs
+
+
+def _write_trace(profiler: profile, path: Path) -> None:
+    """Write the trace for a viewer. Raises RunError if the disk has no room for it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(file))
+        text = file.read_bytes() if file.exists() else b""
+        if not text.rstrip().endswith(_END_OF_TRACE):  # torch does not report disk errors
+            raise RunError(
+                f"{file}: torch's profiler could not write its trace; free some space there, or set TMPDIR to a folder "
+                "with room"
+            )
+    write_file(path, gzip.compress(text, mtime=0))
 
 
 def run_steps(
@@ -124,21 +197,12 @@ def mean_num_samples(records: Sequence[StepRecord]) -> float:
     return statistics.fmean(record.num_samples for record in records)
 
 
-def format_source_location(kind: type) -> str:
-    """Format the file and line of a class: relative to its package if it has one, else the full path."""
-    file, line = source_location(kind)
-    if not file:
-        return ""
-    module_file = "/".join(kind.__module__.split(".")) + ".py"
-    return f"{module_file if file.endswith('/' + module_file) else file}:{line}"
-
-
 def _record_spans(model: nn.Module) -> AbstractContextManager[Any]:
     """Context in which calls of modules are recorded as spans with their paths."""
     spans: list[record_function] = []
 
     def enter(call: ModuleCall, *_: Any) -> None:
-        spans.append(record_function(MODULE + call.path))
+        spans.append(record_function(_MODULE + call.path))
         spans[-1].__enter__()
 
     def leave(*_: Any) -> None:
@@ -147,33 +211,15 @@ def _record_spans(model: nn.Module) -> AbstractContextManager[Any]:
     return record(model, enter=enter, leave=leave)
 
 
-def _read_trace(profiler: profile) -> tuple[bytes, list[dict[str, Any]]]:
-    """Return the trace as JSON, and its events. Raises RunError if the disk has no room for it."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(file))
-        try:
-            text = file.read_bytes()
-            return text, json.loads(text)["traceEvents"]
-        except (OSError, ValueError) as error:  # torch does not report disk errors
-            raise RunError(
-                f"{file}: torch's profiler could not write its trace; free some space there, or set TMPDIR to a folder "
-                "with room"
-            ) from error
+def measure_parts(records: Sequence[StepRecord]) -> list[dict[str, Any]]:
+    """Measure the mean seconds of each part of a step by the loop's own clock.
 
-
-@contextmanager
-def _without_native_lines() -> Iterator[None]:
-    """Context that drops native libraries' output to standard error, such as the profiler's start message."""
-    sys.stderr.flush()
-    saved_descriptor, null_descriptor = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null_descriptor, 2)
-        yield
-    finally:
-        os.dup2(saved_descriptor, 2)
-        os.close(saved_descriptor)
-        os.close(null_descriptor)
+    On a GPU, work that is queued counts for the part that waits for it.
+    """
+    return [
+        {"part": name, "seconds": statistics.fmean(record.seconds.get(name, 0.0) for record in records)}
+        for name in records[0].seconds
+    ]
 
 
 def measure_processes(records: Sequence[StepRecord], world: World) -> dict[str, Any]:
@@ -188,79 +234,8 @@ def measure_processes(records: Sequence[StepRecord], world: World) -> dict[str, 
     return {"processes": [{"rank": rank, **json.loads(text)} for rank, text in enumerate(texts)]}
 
 
-Costs = list[tuple[Key, Cost]]
-
-
-def profile_document(profile: Profile) -> dict[str, Any]:
-    """Build the document: seconds and peak bytes; `parts`, `kinds`, and `modules` with `outside` each sum to the step.
-
-    Rows of `modules` are the costs of the module itself; `seconds_with_inner` adds those of inner modules.
-    """
-    costs = profile.costs
-    parts, kinds, modules = (_group_costs(costs.costs, key_index) for key_index in (0, 2, 1))
-    outside = modules.pop(None, [])
-    inner = {
-        path: sum(cost.seconds for name, rows in modules.items() if _is_inside(name, path) for _, cost in rows)
-        for path in costs.calls
-    }
-    return {
-        "num_steps": costs.num_steps,
-        "step_s": costs.step_s,
-        "resident_bytes": costs.resident_bytes,
-        "peak_bytes": costs.peak_bytes,
-        "parts": [
-            {"part": part, **_row(rows), "seconds_in_modules": sum(c.seconds for key, c in rows if key[1] is not None)}
-            for part, rows in parts.items()
-        ],
-        "kinds": [
-            {"kind": kind, **_row(rows), "peak_bytes": costs.kind_peaks.get(kind)} for kind, rows in kinds.items()
-        ],
-        "modules": [
-            {"path": path, "class": profile.places[path][0], "place": profile.places[path][1], "calls": calls}
-            | _row(modules.get(path, []))
-            | {"seconds_with_inner": inner[path], "peak_bytes": costs.peaks.get(path)}
-            for path, calls in costs.calls.items()
-        ],
-        "outside": _row(outside),
-    }
-
-
-def sum_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Sum the additive columns of several rows."""
-    rows = list(rows)
-    return {name: sum(row[name] for row in rows) for name in ("seconds", "seconds_backward", "bytes_at_peak")}
-
-
-def _group_costs(costs: Mapping[Key, Cost], key_index: int) -> dict[Any, Costs]:
-    groups: dict[Any, Costs] = {}
-    for key, cost in costs.items():
-        groups.setdefault(key[key_index], []).append((key, cost))
-    return groups
-
-
-def _row(rows: Costs) -> dict[str, Any]:
-    return sum_rows(
-        {
-            "seconds": cost.seconds,
-            "seconds_backward": cost.seconds if key[0] == "backward" else 0.0,
-            "bytes_at_peak": cost.bytes_at_peak,
-        }
-        for key, cost in rows
-    )
-
-
-def _is_inside(name: str, path: str) -> bool:
-    return not path or name == path or name.startswith(f"{path}.")
-
-
-_NAMED_SETTINGS = {
-    **{name: f"train.precision={name}" for name in ("bf16", "fp16", "tf32", "float32", "float64")},
-    "channels_last": "model.channels_last=true",
-    "compile": "train.compile=true",
-}
-_KEYS = frozenset(field.name for field in dataclasses.fields(RunConfig))
+_PRECISIONS = ("bf16", "fp16", "tf32", "float32", "float64")
 _MAX_THREADS = 1024
-_COUNT_SETTINGS = {"workers": "loader.workers", "prefetch": "loader.prefetch", "micro_batches": "train.micro_batches"}
 
 
 @dataclass(frozen=True)
@@ -280,21 +255,12 @@ class SettingTrial(NamedTuple):
 
 
 def parse_settings(texts: Sequence[str]) -> list[Setting]:
-    """Parse the settings of `--try bf16,workers=0+threads=2`: commas between settings, plus signs within one.
+    """Parse the settings of `--try bf16,loader.workers=0+threads=2`: commas between settings, plus signs within one.
 
-    Raises UserError for unknown settings.
+    The first is the config as it is, if there are others. Raises UserError for unknown settings.
     """
-    names = [name for text in texts for name in split_values(text)]
-    settings = [_parse_setting(name) for name in names]
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise UserError(f"--try: a setting is given twice: {', '.join(twice)}")
-    return settings
-
-
-def name_setting(overrides: Sequence[str]) -> Setting:
-    """Return the setting of overrides that all have a short name, by which `--try` takes it: `bf16+channels_last`."""
-    names = {override: name for name, override in _NAMED_SETTINGS.items()}
-    return Setting("+".join(names[override] for override in overrides), tuple(overrides))
+    names = dict.fromkeys(name for text in texts for name in split_values(text))
+    return [Setting("as configured"), *map(_parse_setting, names)] if names else []
 
 
 def try_settings(
@@ -311,13 +277,9 @@ def try_settings(
     rows: dict[str, dict[str, Any]] = {}
     for trial in trials:
         with _apply_setting(trial):
-            peak = profile_steps(trial.built.job, world, num_steps=1).costs.peak_bytes
-        constant_entries = {
-            "name": trial.setting.name,
-            "batch_size": trial.built.config.train.batch_size,
-            "peak_bytes": peak,
-        }
-        rows[trial.setting.name] = {**constant_entries, "seconds": [], "shares": []}
+            peak = profile_steps(trial.built.job, world, num_steps=1)["peak_bytes"]
+        row = {"name": trial.setting.name, "batch_size": trial.built.config.train.batch_size, "peak_bytes": peak}
+        rows[trial.setting.name] = {**row, "seconds": [], "shares": []}
     for number in range(num_rounds):
         note(f"round {number + 1} of {num_rounds}")
         for trial in trials if number % 2 == 0 else reversed(trials):
@@ -387,17 +349,12 @@ def _parse_setting(name: str) -> Setting:
             if not (value.isascii() and value.isdecimal() and len(value) <= 4 and 1 <= int(value) <= _MAX_THREADS):
                 raise UserError(f"--try {name}: found {part!r}, allowed is threads=N, N from 1 to {_MAX_THREADS}")
             threads = int(value)
-        elif (key in _COUNT_SETTINGS or "." in key or key in _KEYS) and equals:
-            overrides.append(f"{_COUNT_SETTINGS.get(key, key)}={value}")
-        elif part.strip() in _NAMED_SETTINGS:
-            overrides.append(_NAMED_SETTINGS[key])
+        elif equals:
+            overrides.append(f"{key}={value}")
+        elif part.strip() in _PRECISIONS:
+            overrides.append(f"train.precision={key}")
         else:
-            valid_names = [*_NAMED_SETTINGS, *_COUNT_SETTINGS, "threads"]
-            allowed = ", ".join(word if word in _NAMED_SETTINGS else f"{word}=N" for word in valid_names)
-            hint = suggest(key, valid_names, otherwise="")
-            raise UserError(f"--try {name}: found {part!r}, allowed are {allowed} and KEY=VALUE of the config{hint}")
-    keys = [override.partition("=")[0] for override in overrides]
-    if len(set(keys)) < len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise UserError(f"--try {name}: {twice} is given twice; put a comma between two settings")
+            allowed = f"{', '.join(_PRECISIONS)}, threads=N and KEY=VALUE of the config"
+            hint = suggest(key, [*_PRECISIONS, "threads"], otherwise="")
+            raise UserError(f"--try {name}: found {part!r}, allowed are {allowed}{hint}")
     return Setting(name, tuple(overrides), threads)

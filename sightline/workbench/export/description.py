@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sightline.workbench.export.checking import ExportCheck
     from sightline.workbench.export.graph import GraphNetwork, SplitTransforms
 
-VERSION = "sightline export 1"
+VERSION = "sightline export 2"
 MAX_DESCRIPTION_BYTES = 16 * 2**20
 DOCUMENTS = ("config.yaml", "facts.json", "inputs.json", "environment.json")
 """Files of the run that a description holds: what a run directory needs without its weights."""
@@ -40,7 +40,6 @@ def describe_export(
     split: SplitTransforms,
     network: GraphNetwork,
     *,
-    to: str,
     content: bytes,
     free_axes: Sequence[Mapping[int, str]],
     values: Sequence[Tensor],
@@ -67,7 +66,6 @@ def describe_export(
     blocks = {block.name: block for block in run.config.transforms.evaluate}
     return {
         "format": VERSION,
-        "to": to,
         "sha256": hashlib.sha256(content).hexdigest(),
         "bytes": len(content),
         "torch": torch.__version__,

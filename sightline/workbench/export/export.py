@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract import registry
-from sightline.contract.errors import DataError, RunError, UserError
+from sightline.contract.errors import DataError, RunError, UserError, assert_installed
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
 from sightline.engine.batch_stream import evaluation_keys
@@ -21,16 +21,7 @@ from sightline.runs.run_directory import assert_writable, write_file
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.export.checking import NUM_CHECKED, ExportCheck, check_file
 from sightline.workbench.export.description import describe_export, write_description
-from sightline.workbench.export.formats import (
-    ENDINGS,
-    FORMATS,
-    ExportFormat,
-    assert_exportable,
-    load_written,
-    write_onnx,
-    write_torch_export,
-    write_torchscript,
-)
+from sightline.workbench.export.formats import ENDING, load_written, write_onnx
 from sightline.workbench.export.graph import GraphNetwork, SplitTransforms, record_graph, split_transforms
 from sightline.workbench.predict.prediction import InferencePipeline, build_predictor, collect_files
 
@@ -54,62 +45,44 @@ class Examples(NamedTuple):
     source: str
 
 
-def export_run(
-    run: TrainedRun, *, to: ExportFormat = "onnx", out: Path | None = None, files: Sequence[Path] = ()
-) -> ExportResult:
-    """Write a run's network in a format, check it on 20 inputs, and describe it in a JSON file beside it.
+def export_run(run: TrainedRun, *, out: Path | None = None, files: Sequence[Path] = ()) -> ExportResult:
+    """Write a run's network as ONNX, check it on 20 inputs, and describe it in a JSON file beside it.
 
     The inputs are those of `files`, by default of the run's test split. Nothing is written unless the check was made.
-    Raises UserError for an unknown format, an exported file and a run whose data is not at hand, RunError for a network
-    that the format cannot hold, or whose file computes something else.
+    Raises UserError for an exported file and a run whose data is not at hand, RunError for a network that ONNX cannot
+    hold, or whose file computes something else.
     """
-    if to not in FORMATS:
-        raise UserError(f"--to {to}: is none of {', '.join(FORMATS)}")
-    if run.path.suffix in ENDINGS.values():
+    if run.path.suffix == ENDING:
         raise UserError(f"{run.path}: is an exported file already; export the run that it was made of")
-    assert_exportable(to)
-    path = out or Path(f"{run.config.name}{ENDINGS[to]}")
-    if path.suffix != ENDINGS[to]:
-        raise UserError(f"--out {path}: a file of {to} ends in {ENDINGS[to]}")
+    assert_installed("onnx", "onnxscript", "onnxruntime", needed_by="export")
+    path = out or Path(f"{run.config.name}{ENDING}")
+    if path.suffix != ENDING:
+        raise UserError(f"--out {path}: a file of ONNX ends in {ENDING}")
     assert_writable(path, option="--out")
     split = split_transforms(run.transforms)
     examples = read_examples(run, split, files)
     network = GraphNetwork(run.model, examples.task, examples.batches[0], split.inside).eval()
     arranged = [values for batch in examples.batches for values in network.arrange(batch)]
-    if to == "torchscript":
-        arranged = network.thin_to_one_size(arranged)
     inputs = [tuple(map(_to_float32, values)) for values in arranged]
     with torch.no_grad():
         outputs = tuple(network(*inputs[0]))
-    content, free_axes = _write(network, inputs[0], outputs, to, examples.task)
-    is_batch_free = any(0 in axes for axes in free_axes)
-    check = check_file(
-        load_written(to, content, outputs), network, inputs, is_batch_free=is_batch_free, source=examples.source
-    )
+    recorded = record_graph(network, inputs[0])
+    threshold = TaskMembers.greedy_threshold.get(examples.task)
+    most = None if threshold is None else examples.task.selection.max_detections
+    suppression = None if threshold is None else {"iou_threshold": threshold, "most": most}
+    content = write_onnx(recorded, outputs, suppression=suppression)
+    is_batch_free = any(0 in axes for axes in recorded.free_axes)
+    call = load_written(content, outputs)
+    check = check_file(call, network, inputs, is_batch_free=is_batch_free, source=examples.source)
     if not check.is_equal:
-        raise RunError(f"export: {to} computes something else than torch: {check.describe()}; nothing was written")
+        raise RunError(f"export: the file computes something else than torch: {check.describe()}; nothing was written")
     document = describe_export(
-        run, examples.task, split, network, to=to, content=content, free_axes=free_axes, values=inputs[0], check=check
+        run, examples.task, split, network, content=content, free_axes=recorded.free_axes, values=inputs[0], check=check
     )
     write_file(path, content)
     description_path = write_description(path, document)
     shapes = {entry["name"]: entry["shape"] for entry in document["inputs"]}
     return ExportResult(path, description_path, len(content), shapes, check)
-
-
-def _write(
-    network: GraphNetwork, values: tuple[Tensor, ...], outputs: Sequence[str], to: ExportFormat, task: Any
-) -> tuple[bytes, Sequence[dict[int, str]]]:
-    """Write a network in a format; return the content, and the free axes of each input."""
-    if to == "torchscript":  # a trace has the sizes of its example
-        return write_torchscript(network, tuple(value[:1] for value in values)), [{} for _ in values]
-    recorded = record_graph(network, values)
-    free_axes = [dict(axes) for axes in recorded.free_axes]
-    if to == "torch_export":
-        return write_torch_export(recorded), free_axes
-    threshold = TaskMembers.greedy_threshold.get(task)
-    suppression = None if threshold is None else {"iou_threshold": threshold, "most": task.selection.max_detections}
-    return write_onnx(recorded, outputs, suppression=suppression), free_axes
 
 
 def _to_float32(value: Tensor) -> Tensor:

@@ -1,30 +1,20 @@
-"""Formats of exported files: ONNX, torch.export's own, and TorchScript."""
+"""Files of ONNX: a recorded graph written as one, and sessions of onnxruntime that run it."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sightline.contract.errors import RunError, assert_installed
-from sightline.workbench.export.graph import GraphNetwork, RecordedGraph, explain, quiet
+from sightline.contract.errors import RunError
+from sightline.workbench.export.graph import RecordedGraph, explain, quiet
 
-ExportFormat = Literal["onnx", "torch_export", "torchscript"]
-FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
-ENDINGS: Mapping[ExportFormat, str] = {"onnx": ".onnx", "torch_export": ".pt2", "torchscript": ".torchscript"}
+ENDING = ".onnx"
 MAX_ONNX_BYTES = 2**31 - 1
 """Limit of protobuf: a file of ONNX without data beside it is smaller."""
 _OPSET = 20
-_EXTRA = ("onnx", "onnxscript", "onnxruntime")
-
-
-def assert_exportable(to: ExportFormat) -> None:
-    """Raise MissingExtraError if a module that a format needs is not installed."""
-    if to == "onnx":
-        assert_installed(*_EXTRA, needed_by="export --to onnx")
 
 
 def write_onnx(recorded: RecordedGraph, outputs: Sequence[str], *, suppression: Mapping[str, Any] | None) -> bytes:
@@ -97,45 +87,17 @@ def _add_suppression(model: Any, *, iou_threshold: float, most: int) -> None:
     model.graph.output.append(helper.make_tensor_value_info("detections", TensorProto.FLOAT, ["detections", 7]))
 
 
-def write_torch_export(recorded: RecordedGraph) -> bytes:
-    """Write a recorded graph in the format of `torch.export.save`."""
-    content = io.BytesIO()
-    with quiet():
-        torch.export.save(recorded.program, content)
-    return content.getvalue()
-
-
-def write_torchscript(network: GraphNetwork, values: Sequence[Tensor]) -> bytes:
-    """Trace a network as TorchScript. Raises RunError, in one line, if that is impossible."""
-    content = io.BytesIO()
-    try:
-        with quiet():
-            torch.jit.save(torch.jit.trace(network, tuple(values), strict=False, check_trace=False), content)
-    except Exception as error:
-        raise RunError(f"export: TorchScript cannot hold this network: {explain(error)}") from error
-    return content.getvalue()
-
-
-def load_written(to: ExportFormat, content: bytes, outputs: Sequence[str]) -> Callable[..., dict[str, Tensor]]:
+def load_written(content: bytes, outputs: Sequence[str]) -> Callable[..., dict[str, Tensor]]:
     """Load a file that was written here a moment ago, as a function from its inputs to its outputs by name."""
-    if to == "onnx":
-        session = make_session(content)
-        names = [value.name for value in session.get_inputs()]
+    session = make_session(content)
+    names = [value.name for value in session.get_inputs()]
 
-        def call(*values: Tensor) -> dict[str, Tensor]:
-            feeds = {name: value.numpy() for name, value in zip(names, values, strict=True)}
-            results = run_session(session, outputs, feeds)
-            return {name: torch.from_numpy(result) for name, result in zip(outputs, results, strict=True)}
+    def call(*values: Tensor) -> dict[str, Tensor]:
+        feeds = {name: value.numpy() for name, value in zip(names, values, strict=True)}
+        results = run_session(session, outputs, feeds)
+        return {name: torch.from_numpy(result) for name, result in zip(outputs, results, strict=True)}
 
-        return call
-    with quiet():
-        loaded: Callable[..., dict[str, Tensor]]
-        loaded = torch.export.load(io.BytesIO(content)).module() if to == "torch_export" else _load_script(content)
-    return loaded
-
-
-def _load_script(content: bytes) -> Any:
-    return torch.jit.load(io.BytesIO(content))
+    return call
 
 
 def make_session(content: bytes) -> Any:

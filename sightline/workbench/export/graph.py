@@ -6,7 +6,6 @@ Recording of the graph by torch.export, with as many free sizes as the network a
 from __future__ import annotations
 
 import inspect
-import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -114,29 +113,12 @@ class GraphNetwork(nn.Module):
             for row in range(len(sizes))
         ]
 
-    def thin_to_one_size(self, arranged: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
-        """Thin arranged clouds, evenly, to the number of points of the smallest: a trace has the sizes of its example.
 
-        Inputs other than clouds stay as they are.
-        """
-        is_packed = [name in _PACKED for name in self.names]
-        if not any(is_packed):
-            return list(arranged)
-        smallest = min(value.shape[1] for values in arranged for value in itertools.compress(values, is_packed))
-        return [
-            tuple(
-                torch.stack([_thin(part, smallest) for part in value]) if packed else value
-                for value, packed in zip(values, is_packed, strict=True)
-            )
-            for values in arranged
-        ]
-
-
-def _thin(part: Tensor, most: int = MAX_POINTS) -> Tensor:
-    """Take at most `most` rows of a cloud, evenly spaced in the order of its points."""
-    if len(part) <= most:
+def _thin(part: Tensor) -> Tensor:
+    """Take at most `MAX_POINTS` rows of a cloud, evenly spaced in the order of its points."""
+    if len(part) <= MAX_POINTS:
         return part
-    return part[torch.linspace(0, len(part) - 1, most, dtype=torch.float64).round().long()]
+    return part[torch.linspace(0, len(part) - 1, MAX_POINTS, dtype=torch.float64).round().long()]
 
 
 class _RenamedModules(dict[str, nn.Module | None]):

@@ -25,7 +25,7 @@ from sightline.engine.run_loading import OpenRun, TrainedRun, open_run, open_tra
 from sightline.instrument.random_state import preserve_random_state
 from sightline.runs.run_files import RunFiles
 from sightline.workbench.export.description import DOCUMENTS, read_description
-from sightline.workbench.export.formats import ENDINGS, MAX_ONNX_BYTES, make_run_options, make_session, run_session
+from sightline.workbench.export.formats import ENDING, MAX_ONNX_BYTES, make_run_options, make_session, run_session
 from sightline.workbench.export.graph import split_transforms
 
 _MAX_SECONDS = 300.0
@@ -37,15 +37,12 @@ def open_run_or_file(
 ) -> TrainedRun:
     """Open a run directory, or a file of ONNX that `sightline export` wrote, and ends a batch after `max_seconds`.
 
-    Raises UserError for other formats, which are written and never read, and as `open_trained` and `open_onnx`.
+    Raises UserError as `open_trained` and `open_onnx`.
     """
-    suffix = path.suffix.lower()
-    if suffix == ENDINGS["onnx"] and not path.is_dir():
+    if path.suffix.lower() == ENDING and not path.is_dir():
         if checkpoint != "last":
             raise UserError(f"--checkpoint {checkpoint}: {path} holds the weights of one checkpoint; leave it out")
         return open_onnx(path, plugins=plugins, max_seconds=max_seconds)
-    if suffix in ENDINGS.values() and not path.is_dir():
-        raise UserError(f"{path}: files of this kind can hold programs and are not read; export the run to ONNX")
     return open_trained(path, checkpoint=checkpoint, plugins=plugins)
 
 

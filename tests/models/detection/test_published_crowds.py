@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import struct
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import sightline
 from sightline.contract import registry
-from sightline.contract.errors import CheckpointError
 from sightline.contract.types import ComponentConfig
 from sightline.ops.priors import PriorGrid, make_anchors
-from sightline.published.files import darknet_shapes as _tensors
-from sightline.published.files import read_darknet
 from sightline.published.rows import model_arguments as _model_arguments
 from sightline.published.rows import nest_paths as _nest_paths
 from sightline.published.translation import convert_state_dict, published_name
@@ -43,13 +37,12 @@ def meta(layout: str, num_classes: int = 2, **arguments: Any) -> nn.Module:
         return registry.models.build(block, facts={"num_classes": num_classes})  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("layout", [*CROWDS, "odtask_darknet53", "darknet_darknet53"])
+@pytest.mark.parametrize("layout", [*CROWDS, "odtask_darknet53"])
 def test_tables_reach_every_module_with_state_and_no_other(layout: str) -> None:
-    """Of YOLOX the largest; a file of images may lack its classifier."""
+    """Of YOLOX the largest."""
     largest = {"backbone.depth": 4, "neck.depth": 4} if layout == "yolox" else {}
     places = set(LAYOUTS[layout].values())
-    without = {"head"} if layout == "darknet_darknet53" else set()
-    assert places | without == {key.rpartition(".")[0] for key in meta(layout, **largest).state_dict()}
+    assert places == {key.rpartition(".")[0] for key in meta(layout, **largest).state_dict()}
 
 
 @run_each("layout", CROWDS)
@@ -118,72 +111,3 @@ def test_a_file_becomes_a_run(tmp_path: Path, layout: str) -> None:
         for place in range(12):
             theirs = 3 * (place // 3) + 2 - place % 3
             assert torch.equal(expected[name][:, place], own[name][:, theirs]), "blue first in each of four patches"
-
-
-# --- darknet ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("layout", "num_classes", "size"),
-    [("darknet_yolov3", 80, 248_007_048), ("darknet_darknet53", 1, 162_482_580)],
-)
-def test_files_of_darknet_have_their_published_sizes(layout: str, num_classes: int, size: int) -> None:
-    """yolov3.weights and darknet53.conv.74, whose headers have 20 bytes."""
-    assert 20 + 4 * sum(shape.numel() for _, shape in _tensors(layout, num_classes)) == size
-
-
-def test_a_file_of_darknet_is_read_in_the_order_of_its_layers(tmp_path: Path) -> None:
-    """Shifts, scales, means and variances come before the kernel; numbers count the places in the file."""
-    size = (162_482_580 - 20) // 4
-    path = tmp_path / "darknet53.conv.74"
-    with path.open("wb") as file:
-        file.write(struct.pack("<iiiq", 0, 2, 0, 32_013_312))
-        np.arange(size, dtype="<f4").tofile(file)
-    state = read_darknet(path, "darknet_darknet53").state
-    assert len(state) == 52 * 5
-    leaves = ["norm.bias", "norm.weight", "norm.running_mean", "norm.running_var"]
-    assert [float(state[f"0.{leaf}"][0]) for leaf in leaves] == [0, 32, 64, 96]
-    assert state["0.conv.weight"].shape == (32, 3, 3, 3)
-    assert float(state["0.conv.weight"][0, 0, 0, 1]) == 129
-    assert float(state["1.norm.bias"][0]) == 128 + 864
-    assert float(state["51.conv.weight"].flatten()[-1]) == pytest.approx(size - 1, rel=1e-7)
-    ours = convert_state_dict(state, "darknet_darknet53")
-    assert torch.equal(ours["images.stages.4.4.layers.1.conv.weight"], state["51.conv.weight"])
-    with path.open("ab") as file:
-        file.write(b"\0" * 4)
-    with pytest.raises(CheckpointError, match=r"holds 40620641 numbers .* 'darknet_darknet53' has 40620640; get the"):
-        read_darknet(path, "darknet_darknet53")
-
-
-def test_darknet_puts_what_grew_first() -> None:
-    """Of 128 + 256 channels that the finest block sees, its first 128 are those of the route, ours the last."""
-    kernels = {
-        name: torch.arange(value.shape[1], dtype=torch.float32).view(1, -1, 1, 1)
-        for name, value in meta("darknet_yolov3").state_dict().items()
-        if name.startswith("neck") and name.endswith("conv.weight")
-    }
-    routes = {f"neck.routes.{level}.conv.weight": torch.zeros(width, 1, 1, 1) for level, width in ((0, 128), (1, 256))}
-    theirs: dict[str, Tensor] = {published_name(name, "darknet_yolov3"): v for name, v in (kernels | routes).items()}
-    found = convert_state_dict(theirs, "darknet_yolov3")
-    for level, width in ((0, 128), (1, 256)):
-        seen = found[f"neck.blocks.{level}.0.conv.weight"].flatten().tolist()
-        assert seen == [*range(width, 3 * width), *range(width)]
-
-
-@pytest.mark.parametrize("layout", ["darknet_darknet53", "darknet_yolov3"])
-def test_what_is_no_file_of_darknet_is_one_line(tmp_path: Path, layout: str) -> None:
-    """Its size alone decides, before anything of it is in memory; a pipe is never opened."""
-    path = tmp_path / "own.weights"
-    header = struct.pack("<iiiq", 0, 2, 0, 0)
-    faults = {0: "holds 0 numbers", 27: "holds 1 numbers and 3 bytes", 2**40: "holds 274877906939 numbers"}
-    for size, word in faults.items():
-        with path.open("wb") as file:
-            file.write(header[:size])
-            file.truncate(size)
-        with pytest.raises(CheckpointError, match=rf"own\.weights: {word} .*; get the whole file") as caught:
-            read_darknet(path, layout)
-        assert "\n" not in str(caught.value)
-    os.mkfifo(tmp_path / "pipe")
-    for name, word in {"pipe": "not a plain file", ".": "s a directory", "n" * 300: "too long"}.items():
-        with pytest.raises(CheckpointError, match=f"{word}; check the path"):
-            read_darknet(tmp_path / name, layout)
