@@ -29,7 +29,7 @@ from sightline.workbench.study.grid import parse_factors
 from sightline.workbench.study.search_space import check_space, read_space
 from sightline.workbench.study.sweep import Sweep, TrialObserver
 from tests.cases import run_each
-from tests.command import refuse, run_here, succeed
+from tests.command import refuse, succeed
 from tests.runs.small import ROOT, SMALL
 
 CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
@@ -330,24 +330,6 @@ def test_other_sweeps_in_the_storage_are_refused(trainer: Trainer, tmp_path: Pat
     (tmp_path / "sweep.journal").write_text("no\n")
     with pytest.raises(UserError, match="sweep: storage: "):
         run_sweep(tmp_path)
-
-
-MISTAKES = {
-    "no space": ([], "--space"),
-    "no such file": (["--space", "no.yaml"], "no.yaml: no such file"),
-    "another sampler": (["--space", LR, "--sampler", "best"], "--sampler"),
-    "no trials": (["--space", LR, "--trials", "0"], "--trials"),
-    "no such database": (["--space", LR, "--storage", "sqlite:////no/such/folder/a.db"], "sweep: storage: sqlite"),
-    "no such dialect": (["--space", LR, "--storage", "oracle8://x"], "sweep: storage: oracle8"),
-}
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_one_line(name: str, tmp_path: Path) -> None:
-    words, expected = MISTAKES[name]
-    done = run_here("sweep", CONFIG, *SMALL, "--out", tmp_path / "out", *words)
-    assert (done.code, done.err.count("\n")) == (2, 1)
-    assert expected in done.err
 
 
 @run_each("line", ['{"op_code": 99}', '{"op_code": "x"}', '{"op_code": 4}', '{"op_code": [1]}'])

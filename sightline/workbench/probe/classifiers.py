@@ -22,7 +22,7 @@ Folds = Annotated[int, Ge(2), Le(100)]
 """Number of folds of a cross-validation."""
 COSTS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 _FOLDS = 5
-_MAX_THREADS = 4
+_MAX_THREADS = 2
 """Maximum of machines fitted at a time: each copies the products of the rows that it is fitted to."""
 
 
@@ -80,7 +80,6 @@ class CrossValidated:
 
     def __call__(self, train: Features, test: Features) -> Outcome:
         """Compute the test accuracy with the chosen setting, and a table of the cross-validation."""
-        from joblib import parallel_config
         from sklearn.model_selection import GridSearchCV, PredefinedSplit
 
         assert_fits(self, len(train))
@@ -89,8 +88,8 @@ class CrossValidated:
         train, folds = train.take(by_class), PredefinedSplit(fold_of[by_class])
         train_rows, test_rows = self.prepare(train.rows.astype(np.float64), test.rows.astype(np.float64))
         search = GridSearchCV(self.make_pipeline(), {self.parameter: self.values}, cv=folds)
-        with parallel_config(backend="threading", n_jobs=max(1, min(torch.get_num_threads(), _MAX_THREADS))):
-            start(lambda: _fit(search, train_rows, train.labels)).result()
+        num_threads = max(1, min(torch.get_num_threads(), _MAX_THREADS))
+        start(lambda: _fit(search, train_rows, train.labels, num_threads=num_threads)).result()
         chosen, found = int(search.best_index_), search.cv_results_
         rows = [
             (f"{value:g}", float(mean), float(std), "chosen" if index == chosen else "")
@@ -119,11 +118,12 @@ class CrossValidated:
         return lines
 
 
-def _fit(search: Any, rows: np.ndarray, labels: np.ndarray) -> None:
-    """Fit a search; what has not converged is told by its own warning."""
+def _fit(search: Any, rows: np.ndarray, labels: np.ndarray, *, num_threads: int) -> None:
+    """Fit a search in threads; a machine that has not converged is told by a warning of the probe's own."""
+    from joblib import parallel_config
     from sklearn.exceptions import ConvergenceWarning
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), parallel_config(backend="threading", n_jobs=num_threads):
         warnings.simplefilter("ignore", ConvergenceWarning)
         search.fit(rows, labels)
 

@@ -35,7 +35,7 @@ class Comparison:
     probed: ProbedRun
     trained: Mapping[str, Outcome]
     random: Mapping[str, Outcome]
-    guessing: Mapping[str, float]
+    guessing: dict[str, float]
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -78,9 +78,9 @@ def compare_with_random(
     probes: Mapping[str, Probe], probed: ProbedRun, trained: FeatureSplit, random: FeatureSplit
 ) -> Comparison:
     """Apply the same probes to trained and to random features, and compute the accuracy of guessing."""
-    outcomes = [{name: probe(s.train, s.test) for name, probe in probes.items()} for s in (trained, random)]
+    ours, theirs = ({name: probe(s.train, s.test) for name, probe in probes.items()} for s in (trained, random))
     guessing = chance_accuracy(trained.train.labels, trained.test.labels, probed.data.num_classes)
-    return Comparison(probed, *outcomes, guessing)
+    return Comparison(probed, ours, theirs, guessing)
 
 
 _METRIC = "probe_svm_accuracy"

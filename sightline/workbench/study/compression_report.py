@@ -143,7 +143,7 @@ class CompressionReport:
         kinds = dict.fromkeys(spec.policy for spec in self.specs() if spec.policy)
         policies = {(kind, seed): self._policy(kind, seed, reporter, report) for kind in kinds for seed in seeds}
         full_size = {"weights": 1.0, "codebook": 1.0, "file": 1.0}
-        float_row = {"file_bytes": make_simulator(self._run).base_bytes(), "ratios": full_size}
+        float_row: dict[str, Any] = {"file_bytes": make_simulator(self._run).base_bytes(), "ratios": full_size}
         evaluation = self._run.evaluator()(self._run.model, self._run.world)
         rows = [report_row("float", [dict(evaluation.metrics)], **float_row)]
         document: dict[str, Any] = {}
