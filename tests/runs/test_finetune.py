@@ -1,4 +1,4 @@
-"""Fine-tuning: an encoder taken into classifiers or frozen, its lineage, and label efficiency."""
+"""Fine-tuning: an encoder taken into classifiers or frozen, its lineage, and a study beside scratch."""
 
 from __future__ import annotations
 
