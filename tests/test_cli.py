@@ -21,7 +21,7 @@ from sightline.cli import SECTIONS, app
 from sightline.commands.data import RenderOptions
 from sightline.commands.fields import Command
 from sightline.commands.look import ProfileOptions
-from sightline.commands.prove import CheckOptions, ProbeOptions
+from sightline.commands.prove import CheckOptions
 from sightline.commands.run import CompressOptions, EvaluateOptions, TrainOptions
 from tests.cases import run_each
 from tests.command import built_once, run_here
@@ -213,7 +213,7 @@ OPTIONS: tuple[Command, ...] = (
         json=Path("f.json"),
     ),
     EvaluateOptions(runs=(Path("a"), Path("b")), overrides=("evaluate.votes=2",), checkpoint="best", errors=True),
-    ProbeOptions(runs=(Path("a"),), words=("C=1", "data.x=2"), method="knn", random=3, cache=Path("c")),
+    EvaluateOptions(runs=(Path("a"),), overrides=("C=1", "data.x=2"), probe="knn,svm", data=Path("c")),
     CheckOptions(config=Path("a"), overrides=("a=1",), fit=True, steps=7, seconds=0.5),
     ProfileOptions(config=Path("a"), tries=("bf16", "threads=2"), rounds=3),
     RenderOptions(source="modelnet40", target=Path("t"), options=("num_points=3",), style="depth"),

@@ -80,7 +80,7 @@ COMPONENTS = {
     "optimizers": 4,
     "point_encoders": 8,
     "predictors": 6,
-    "probes": 4,
+    "probes": 3,
     "references": 3,
     "schedules": 5,
     "searches": 9,

@@ -172,22 +172,13 @@ class InitOptions(DocumentCommand, name="init", run="show.init_project"):
 # --- studies ---------------------------------------------------------------------------------------------------------
 
 
-class StudyOptions(DeviceCommand, name="study", run="study.study", run_if={"preset": "study.run_preset"}):
+class StudyOptions(DeviceCommand, name="study", run="study.study"):
     """Train and compare a grid of runs.
 
     Reports mean and spread over seeds, paired differences with their interval, and a plot. Runs of one seed are paired:
     they share initial weights and the order of samples, unless a varied setting changes these. The metric is that of
     the last weights on the test split. Repeat the command to resume it; finished runs are not repeated. Writes
     study.json and study.svg into --out after every run. To search many values for the best, take 'sightline sweep'.
-
-    --preset labels compares scratch with pre-trained at label fractions. The config fine-tunes: its init defines what
-    is loaded from the pre-trained run, from=RUN. A run from scratch is the same without init, frozen modules and layer
-    decay. All labels of a fraction are used for training and nothing is selected: the last weights are evaluated once.
-    fractions=0.01,0.05,0.1,1 are those of the labels; seeds=3 and epochs=N are one number, or one per fraction.
-
-    --preset probes probes every RUN by an SVM and few-shot, in one table with published results: data=CONFIG is the
-    data of the probes, finetune=CONFIG a part segmentation to fine-tune from each run and from scratch; also
-    checkpoint=last random=1 cache=DIR, and arguments of the methods (C=0.1, folds=5).
     """
 
     configs: tuple[Path, ...] = argument(
@@ -196,7 +187,6 @@ class StudyOptions(DeviceCommand, name="study", run="study.study", run_if={"pres
         key_values="overrides",
     )
     overrides: tuple[str, ...] = ()
-    preset: Literal["labels", "probes"] | None = option("--preset", None, "a ready-made study, see above")
     out: Path = option("--out", "DIR", "folder for runs, table and plot", default=MISSING)
     vary: tuple[str, ...] = option(
         "--vary", "KEY=A,B", "run with each of these values; repeatable, all combinations", default=()
@@ -228,8 +218,8 @@ class SweepOptions(DeviceCommand, name="sweep", run="sweep.sweep"):
         "--space", "FILE|KEY=A,B", "YAML file of the search space, or a key and its values; repeatable", default=MISSING
     )
     out: Path = option("--out", "DIR", "folder for trials, table and storage", default=MISSING)
-    sampler: Literal["tpe", "random", "grid"] = option("--sampler", None, "choice of values", default="tpe")
-    trials: int | None = option("--trials", "N", "trials of all workers together [20; the whole grid]", min=1)
+    sampler: Literal["tpe", "random"] = option("--sampler", None, "choice of values", default="tpe")
+    trials: int = option("--trials", "N", "trials of all workers together", default=20, min=1)
     storage: str | None = option("--storage", "FILE|URL", "shared journal file or database [DIR/sweep.journal]")
     seed: int = option("--seed", "N", "seed of the sampler", default=0, min=0)
     no_prune: bool = switch("--no-prune", "train every trial to its end")

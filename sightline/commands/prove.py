@@ -1,16 +1,13 @@
-"""Records of the commands that check, compare, fit and probe; their functions are in `sightline.verbs`."""
+"""Records of the commands that check, compare and fit; their functions are in `sightline.verbs`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from sightline.commands.fields import (
-    CHECKPOINT,
     CONFIG,
     OVERRIDES,
-    PROCESSES,
     DeviceCommand,
-    argument,
     option,
     switch,
 )
@@ -57,33 +54,4 @@ class CompareOptions(DeviceCommand, name="compare", run="compare.compare_variant
     samples: int | None = option("--samples", "N", "samples in the batch [4; 1 for large samples]", min=1)
 
 
-class ProbeOptions(DeviceCommand, name="probe", run="probe.probe"):
-    """Probe the frozen features of a run's encoder.
-
-    Trains a simple method on the features, and compares with random weights and chance. Features of the training and
-    test split are extracted once, with the evaluation transforms, and cached in the run. 'sightline list probes' shows
-    the arguments of the methods.
-    """
-
-    runs: tuple[Path, ...] = argument(
-        "RUN... [KEY=VALUE]...",
-        "a run directory; then arguments of the method (C=0.1, folds=5) and overrides of the configs "
-        "(data.num_points=1024, model.points.num_neighbours=20)",
-        key_values="words",
-    )
-    words: tuple[str, ...] = ()
-    method: str | None = option("--method", "svm|few-shot|knn|linear", "probing method [svm]")
-    data: Path | None = option("--data", "CONFIG", "data to train and test the probe on [the run's own]")
-    checkpoint: str = CHECKPOINT
-    random: int = option("--random", "N", "number of networks with random weights to compare with", default=1, min=1)
-    cache: Path | None = option("--cache", "DIR", "folder for the cached features [RUN/features]")
-    out: Path | None = option("--out", "DIR", "folder for the result")
-    processes: int | None = PROCESSES
-
-    @property
-    def method_name(self) -> str:
-        """Name of the given method, or of the default."""
-        return self.method or "svm"
-
-
-PROVE_COMMANDS = (CheckOptions, CompareOptions, ProbeOptions)
+PROVE_COMMANDS = (CheckOptions, CompareOptions)

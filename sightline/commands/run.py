@@ -35,10 +35,14 @@ class TrainOptions(DeviceCommand, name="train", run="train.train"):
     no_check: bool = switch("--no-check", "skip the checks before training (recorded)")
 
 
-class EvaluateOptions(DeviceCommand, name="evaluate", run="evaluate.evaluate"):
+class EvaluateOptions(DeviceCommand, name="evaluate", run="evaluate.evaluate", run_if={"probe": "probe.probe"}):
     """Evaluate a trained run.
 
     Reproduces its final metrics exactly, evaluates it on other data, or pools the runs of all folds of a data set.
+
+    --probe probes the frozen features of each run's encoder: simple methods learn from those of the training split and
+    are scored on the test split, beside random weights and chance. 'sightline list probes' shows their arguments
+    (C=0.1 folds=5); words with a dot are overrides (data.num_points=1024, model.points.num_neighbours=20).
     """
 
     runs: tuple[Path, ...] = argument(
@@ -50,6 +54,7 @@ class EvaluateOptions(DeviceCommand, name="evaluate", run="evaluate.evaluate"):
     overrides: tuple[str, ...] = ()
     checkpoint: str = CHECKPOINT
     data: Path | None = option("--data", "CONFIG", "evaluate on the data of this config")
+    probe: str | None = option("--probe", "METHOD[,METHOD...]", "probe features by: svm few-shot knn")
     save_predictions: bool = switch("--save-predictions", "save the predicted labels or boxes")
     out: Path | None = option(
         "--out", "DIR", "folder for --save-predictions and --errors [RUN/predictions/<split>, RUN/errors/<split>]"

@@ -188,15 +188,6 @@ def find_plugin(builder: Callable[..., Any]) -> Path | None:
     return Path(str(sys.modules[builder.__module__].__file__))
 
 
-def loaded_sha256(builder: Callable[..., Any]) -> dict[str, str]:
-    """Return file names and SHA-256 of a component's plugin and its modules, as run; empty for a built-in one."""
-    defining = sys.modules[builder.__module__]
-    plugin = getattr(defining, _PLUGIN_ATTRIBUTE, None)
-    if _SOURCE_ATTRIBUTE in vars(defining):
-        plugin = next(each for each in loaded_plugins() if _module_path(builder.__module__, defining) in each.modules())
-    return {} if plugin is None else plugin.digests()
-
-
 def kept_modules() -> tuple[str, ...]:
     """Return the names of the modules that runs keep beside the plugins that imported them."""
     return tuple(

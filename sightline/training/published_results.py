@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
 
@@ -18,8 +18,6 @@ from sightline.engine.build import DataSubset
 from sightline.runs.preprocessing_signature import format_setting, preprocessing_signature
 from sightline.runs.weights import find_neighbour_graph, get_argument
 
-_COMMAND_LINE_ENTRIES = ("arguments", "overrides", "parts config")
-"""Protocol entries from the command line, which published rows do not have."""
 _UNSTATED = "not stated"
 _PASSES_PATTERN = re.compile(r"_(vote|ensemble)(\d+)$")
 _PASSES_ENTRIES = {"vote": "votes", "ensemble": "checkpoints averaged"}
@@ -40,8 +38,7 @@ _MAX_DEVIATION = 0.02
 class ResultRow:
     """Result of a run of ours or of a publication: data set, protocol and metrics.
 
-    `protocol` maps names to plain values; None if not stated. `chance` is the value of a metric that guessing reaches.
-    `remarks` are printed below the table.
+    `protocol` maps names to plain values; None if not stated. `remarks` are printed below the table.
     """
 
     who: str
@@ -49,8 +46,7 @@ class ResultRow:
     data: str
     protocol: Mapping[str, Any]
     metrics: Mapping[str, float]
-    chance: Mapping[str, float] = field(default_factory=dict)
-    remarks: tuple[str, ...] = field(default=())
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,8 +117,7 @@ def published_names() -> list[str]:
 def protocol_differences(ours: ResultRow, theirs: ResultRow) -> list[Difference]:
     """List the differences of two protocols; an entry that only one side states is a difference, too."""
     names = [*ours.protocol, *(name for name in theirs.protocol if name not in ours.protocol)]
-    are_of_parts = any(name.startswith("part_") and name in theirs.metrics for name in ours.metrics)
-    compared_by = [n for n in names if n not in _COMMAND_LINE_ENTRIES and (are_of_parts or not n.startswith("parts "))]
+    compared_by = [name for name in names if not name.startswith("parts ")]
     pairs = [Difference(name, ours.protocol.get(name), theirs.protocol.get(name)) for name in compared_by]
     return [pair for pair in pairs if pair.here != pair.there]
 
@@ -183,7 +178,7 @@ def compare_with_published(
         ]
         if candidates:
             mine, shared = min(candidates, key=lambda pair: len(protocol_differences(pair[0], row)))
-            entries.append(_comparison_entry(mine, row, shared))
+            entries.append(comparison_entry(mine, row, shared))
     return sorted(entries, key=_sort_key)
 
 
@@ -199,7 +194,7 @@ def compare_figures_with_published(
         return []
     ours = ResultRow("these predictions", "files", data.name, _non_default_arguments("data", data), metrics)
     shared = {id(row): [name for name in row.metrics if name in metrics] for row in published}
-    entries = [_comparison_entry(ours, row, shared[id(row)]) for row in published if shared[id(row)]]
+    entries = [comparison_entry(ours, row, shared[id(row)]) for row in published if shared[id(row)]]
     known = [[row for row in entry["differences"] if row["here"] is not None] for entry in entries]
     return [entry | {"differences": rows} for entry, rows in zip(entries, known, strict=True)]
 
@@ -263,7 +258,9 @@ def _protocol(
     points = preprocessing_signature(config, info)["num_points"]
     checkpoint = {"checkpoint": describe_checkpoint(which, is_test_selected=is_test_selected)}
     if config.task.name == "contrast":
-        from sightline.workbench.probe.svm import describe_choice  # probes are imported only for contrastive runs
+        from sightline.workbench.probe.classifiers import (
+            describe_choice,  # probes are imported only for contrastive runs
+        )
 
         probe = {"points in the probe": points, "C": describe_choice()}
         return pretraining_protocol(config, info) | probe | checkpoint
@@ -369,7 +366,8 @@ def _sort_key(entry: Mapping[str, Any]) -> tuple[bool, int]:
     return "model" in stated, len(stated)
 
 
-def _comparison_entry(ours: ResultRow, published: ResultRow, shared: Sequence[str]) -> dict[str, Any]:
+def comparison_entry(ours: ResultRow, published: ResultRow, shared: Sequence[str]) -> dict[str, Any]:
+    """Return a published row as a dictionary, beside our shared metrics and the differences of both protocols."""
     return {
         "who": published.who,
         "source": published.source,

@@ -110,7 +110,7 @@ def evaluate_run(
             for finding in findings:
                 logger.warning("%s", finding)
         evaluation = run.evaluator(part)(run.model, world)
-        more = probe_metrics(config, world, world.run_directory(path), logger.info, run.model)
+        more = probe_metrics(config, world, logger.info, run.model)
         evaluation = dataclasses.replace(evaluation, metrics={**evaluation.metrics, **more})
     document = evaluation_document(config, evaluation, part, checkpoint)
     document |= {"overrides": list(overrides)} if overrides else {}

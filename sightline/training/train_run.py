@@ -50,7 +50,6 @@ from sightline.runs.run_directory import RunDirectory, collect_environment, load
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
 from sightline.training.mean_pose import pose_baselines
 from sightline.training.published_results import compare_with_published
-from sightline.workbench.probe.features import source_sha256
 
 if TYPE_CHECKING:
     from sightline.doctor.finding import Finding
@@ -121,30 +120,18 @@ def reread(source: Path | Mapping[str, Any] | RunConfig, overrides: Sequence[str
     return config
 
 
-source_sha256()  # at import, because the source may be edited while a run trains; the digest is cached
-
-
-def probe_metrics(
-    config: RunConfig, world: World, run: RunDirectory, note: Callable[[str], object], model: nn.Module
-) -> dict[str, float]:
+def probe_metrics(config: RunConfig, world: World, note: Callable[[str], object], model: nn.Module) -> dict[str, float]:
     """Compute `probe_svm_accuracy` of a contrast run, nothing for others; rank 0 passes remarks to `note`.
 
-    A remark is the reason why the metric is missing, or how to read it. Features are cached in the run, if rank 0 can
-    write to it, so that `evaluate` and `probe` reuse them.
+    A remark is the reason why the metric is missing, or how to read it.
     """
     if config.task.name != "contrast":  # probes are imported only for contrastive runs
         return {}
-    from sightline.workbench.probe.features import FeatureCache
     from sightline.workbench.probe.measure import final_metrics
-    from sightline.workbench.probe.probed_run import CACHE
 
-    def is_open() -> str:
-        return "yes" if os.access(run.path, os.W_OK) else "no"
-
-    keeps = world.broadcast_from_rank_zero(is_open, operation="whether features are kept") == "yes"
-    cache = FeatureCache(run.path / CACHE, run.assert_lock_held) if keeps else None
-    metrics, remarks = final_metrics(config, model, world, cache=cache)
-    remarks += ["probe_svm_accuracy: `sightline probe` compares it with random weights"] if metrics else []
+    metrics, remarks = final_metrics(config, model, world)
+    if metrics:
+        remarks.append("probe_svm_accuracy: `evaluate RUN --probe svm` compares it with random weights")
     for line in remarks:
         world.rank_zero_only(note)(line)
     return metrics
@@ -341,7 +328,7 @@ class _TrainRun:
                 stop=self._stop,
                 record=record,
                 extra_observers=self._observers,
-                final_metrics=partial(probe_metrics, config, world, directory, self._reporter.note),
+                final_metrics=partial(probe_metrics, config, world, self._reporter.note),
                 is_quiet=self._is_quiet,
             )
             self._begin_session(session, location, findings)

@@ -35,7 +35,7 @@ from sightline.engine.distributed import World, start_world
 from sightline.engine.observers import wants_live
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.runs.checkpoint import PACKED_FILE
-from sightline.runs.run_directory import assert_writable, write_document, write_file
+from sightline.runs.run_directory import assert_writable, write_document
 from sightline.verbs.output import print_note, show_evaluation, show_table
 from sightline.verbs.train import TerminalReporter
 from sightline.workbench.compress.policy import FP16, FP32, WeightFormat, policy_from_dict, policy_to_dict, read_policy
@@ -54,16 +54,12 @@ from sightline.workbench.study.compression import (
 from sightline.workbench.study.compression_report import (
     NAME,
     CompressionReport,
-    bits_svg,
     compression_markdown,
-    pareto_svg,
     search_rows,
 )
 from sightline.workbench.study.study_runs import UnfinishedError
 
 POLICY = "policy.json"
-MAX_DRAWN_RATIO = 1.2
-"""Largest size of a drawn policy, relative to the budget; larger ones mostly quantise a single layer."""
 REPORTED_RATIO = 0.1
 """Budget of a report that is given none."""
 RECORD = "evaluations.jsonl"
@@ -187,7 +183,6 @@ def _search(work: _Work) -> str:
     result, problem = work.job.search(compression, name, method, given=provenance, report=_ProgressReport(name))
     _show_searches([result], problem)
     work.policy = problem.with_quantised_inputs(result.policy)
-    write_file(folder / "bits.svg", bits_svg(work.policy, problem.layers))
     budget_bytes = problem.problem.budget_bytes
     about = {"search": search_rows([result])[0], "budget_bytes": budget_bytes, **problem.costs(work.policy)}
     work.packing = {"about": about, "at_most": budget_bytes if compression.budget_on == "file" else None}
@@ -302,9 +297,7 @@ def search(options: CompressSearchOptions) -> int:
         problem, results = RunProblem(run, compression), []
         for name, method in built.items():
             try:
-                (result,), evaluations = run_searches(
-                    problem, {name: method}, options.out / RECORD, report=_ProgressReport(name)
-                )
+                (result,), _ = run_searches(problem, {name: method}, options.out / RECORD, report=_ProgressReport(name))
             except UserError as error:
                 if len(built) == 1:
                     raise
@@ -319,19 +312,10 @@ def search(options: CompressSearchOptions) -> int:
         best = min(results, key=lambda result: (result.loss, result.bytes))
         write_document(options.out / POLICY, policy_to_dict(problem.with_quantised_inputs(best.policy)))
         _show_searches(results, problem)
-        points = {result.method: [(result.bytes, result.loss)] for result in results}
-        evaluated = [(problem.problem.bytes_of(tried.policy), tried.loss) for tried in evaluations.all]
-        drawn = [point for point in evaluated if point[0] <= MAX_DRAWN_RATIO * problem.problem.budget_bytes]
-        write_file(
-            options.out / "search.svg", pareto_svg({"evaluated": drawn, **points}, counted=problem.asked.budget_on)
-        )
-        write_file(options.out / "bits.svg", bits_svg(best.policy, problem.layers))
     document = {"budget_bytes": problem.problem.budget_bytes, "best": best.method, "searches": search_rows(results)}
     write_document(options.out / "search.json", document)
     write_document(options.json, document)
-    print_note(
-        f"written: {options.out / POLICY}, found by '{best.method}'; {options.out}/search.svg, {options.out}/bits.svg"
-    )
+    print_note(f"written: {options.out / POLICY}, found by '{best.method}'; {options.out}/search.json")
     return 0
 
 

@@ -131,7 +131,7 @@ def _evaluate_run(run: OpenRun, files: RunFiles, options: EvaluateOptions) -> Ev
     if options.save_predictions:
         writer = _make_writer(part, options.out or path / "predictions" / part.split, run)
     evaluation = evaluator(run.model, world, on_batch=writer)
-    more = probe_metrics(config, world, world.run_directory(path), print_note, run.model)
+    more = probe_metrics(config, world, print_note, run.model)
     evaluation = dataclasses.replace(evaluation, metrics={**evaluation.metrics, **more})
     if writer is not None:
         checkpoint = str(run.checkpoint_path.resolve())

@@ -163,10 +163,10 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         listed = ", ".join(f"{value:.3f} for {baseline}" for baseline, value in baselines.items())
         print_note(f"to compare {metric} with: {listed}")
     if document.get("published"):
-        _show_published(document["published"], "these files" if "predictions" in document else "this run")
+        show_published(document["published"], "these files" if "predictions" in document else "this run")
 
 
-def _show_published(rows: Sequence[Mapping[str, Any]], ours: str) -> None:
+def show_published(rows: Sequence[Mapping[str, Any]], ours: str) -> None:
     """Print published rows next to a run, as `compare_with_published` makes them.
 
     Rows of the run's own model are followed by the differences of both protocols.

@@ -12,8 +12,7 @@ from sightline.commands.look import SweepOptions
 from sightline.runs.run_directory import assert_writable, write_document
 from sightline.verbs.output import print_note, show_table
 from sightline.verbs.train import SeriesReporter
-from sightline.workbench.study.search_space import read_space
-from sightline.workbench.study.sweep import NAME, Sweep, SweepSettings
+from sightline.workbench.study.sweep import NAME, Sweep
 
 
 class _TrialReporter(SeriesReporter):
@@ -25,21 +24,8 @@ class _TrialReporter(SeriesReporter):
 
 def sweep(options: SweepOptions) -> int:
     """Run trials until none is left, print the table, and return 0, 1 without a finished trial, or a signal's code."""
-    dimensions = read_space(options.space)
     assert_writable(options.out / f"{NAME}.json", option="--out")
-    settings = SweepSettings(
-        options.config,
-        options.out,
-        options.overrides,
-        options.plugins,
-        options.device,
-        storage=options.storage,
-        sampler=options.sampler,
-        num_trials=options.trials,
-        seed=options.seed,
-        is_pruned=not options.no_prune,
-    )
-    planned = Sweep(settings, dimensions, _TrialReporter())
+    planned = Sweep(options, _TrialReporter())
     for line in planned.notes:
         print_note(f"warning: {line}")
     document, code = planned()

@@ -11,9 +11,8 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "predict.segment": "segment",
     },
     "probes": {
+        "probe.classifiers": "knn svm",
         "probe.few_shot": "few_shot",
-        "probe.linear": "knn linear",
-        "probe.svm": "svm",
     },
     "searches": {
         "compress.search.baselines": "nsga2 random uniform uniform_protected",

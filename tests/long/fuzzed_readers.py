@@ -164,7 +164,6 @@ def _documents(folder: Path) -> Iterator[Reader]:
     from sightline.areas.detect.sets.image_listing import CategoryIds
     from sightline.config import read_config
     from sightline.workbench.compress.policy import WeightFormat, policy_to_dict, read_policy
-    from sightline.workbench.probe.few_shot import read_episodes
     from tests.runs.broken_off import CONFIG
 
     images = [_Ref(f"{each}.jpg", each, 9, 9) for each in (1, 2)]
@@ -183,17 +182,6 @@ def _documents(folder: Path) -> Iterator[Reader]:
     config = folder / "config.yaml"
     config.write_text(CONFIG.replace("transforms: {train: [{name: jitter}, {name: slowed}]}\n", ""))
     yield Reader("config yaml", config, lambda: read_config(config))
-    yield from _episodes(folder, read_episodes)
-
-
-def _episodes(folder: Path, read: Callable[..., object]) -> Iterator[Reader]:
-    from sightline.workbench.probe.few_shot import EpisodeSetting, draw_episodes, plain_episodes
-
-    labels = np.repeat(np.arange(4), 6)
-    episodes = draw_episodes(EpisodeSetting(2, 1, 2), "train", labels, labels, runs=2, seed=0)
-    path = folder / "episodes.json"
-    path.write_text(json.dumps(plain_episodes(episodes, labels, labels)))
-    yield Reader("episodes", path, lambda: read(path, labels, labels))
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from tests.command import run_here
 from tests.processes import ROOT
@@ -70,14 +68,9 @@ def test_every_row_is_measured_on_its_own_file(floats: Path) -> None:
         assert ("distillation" in config) == ("distillation" in name)
     assert all(rows[name]["ratios"]["weights"] <= 0.1 for name in NAMES[5:])
     assert rows["mix"]["ratios"]["weights"] > 4 / 32
-    state = load_file(floats / "checkpoints" / "last" / "model.safetensors")
-    halves = [(v.astype(np.float16) if v.dtype == np.float32 else v).tobytes() for _, v in sorted(state.items())]
-    assert document["gzip_fp16_bytes"] == len(gzip.compress(b"".join(halves)))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("model.slq")}
     (out / "compression.json").unlink()
     assert run_here("compress", "report", floats, *WORDS, "--out", out).code == 0
     assert {path: path.stat().st_mtime_ns for path in out.rglob("model.slq")} == before
     again = json.loads((out / "compression.json").read_text())
-    for row in (again["rows"][0], document["rows"][0]):
-        assert row.pop("test_seconds") > 0  # of the float model, which is evaluated again
     assert again["rows"] == document["rows"]

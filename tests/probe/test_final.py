@@ -8,22 +8,16 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sightline.areas.contrast.crosspoint import IntraPoint
-from sightline.config import RunConfig, read_config
 from sightline.contract.errors import DataError
 from sightline.engine.distributed import World
-from sightline.runs.run_directory import RunDirectory
-from sightline.training import train_run
 from sightline.verbs import train as verb
-from sightline.workbench.probe import measure
-from sightline.workbench.probe.features import FeatureCache, share_errors
-from sightline.workbench.probe.svm import map_in_threads
+from sightline.workbench.probe.features import share_errors
 from tests.probe.contrast import THIN, train_thin
 from tests.processes import run_ranks
 from tests.runs.broken_off import Forked, run_forked, wait_for
@@ -103,7 +97,7 @@ def test_the_figure_stands_beside_what_guessing_gets(tmp_path: Path, monkeypatch
     train_thin(tmp_path)
     assert "probe_svm_accuracy: guessing gets 0.0833, always the largest class 0.0833" in said
     remarks = [line for line in said if line.startswith("probe_svm_accuracy")]
-    assert remarks[-1] == "probe_svm_accuracy: `sightline probe` compares it with random weights"
+    assert remarks[-1] == "probe_svm_accuracy: `evaluate RUN --probe svm` compares it with random weights"
 
 
 def test_a_cloud_that_one_process_cannot_read_is_a_fault_on_all() -> None:
@@ -124,30 +118,6 @@ def test_the_others_wait_longer_than_the_time_out_for_the_first() -> None:
     run_ranks(["-c", WAITING], 2)
 
 
-@pytest.mark.parametrize(("first", "kept"), [("no", False), ("yes", True)])
-def test_the_first_process_decides_whether_features_are_kept(
-    first: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However the second one sees the folder: both enter the same collectives."""
-    found: list[FeatureCache | None] = []
-    said: list[str] = []
-
-    def take(
-        config: RunConfig, model: nn.Module, world: World, *, cache: FeatureCache | None
-    ) -> tuple[dict[str, Any], list[str]]:
-        found.append(cache)
-        return {}, []
-
-    monkeypatch.setattr(measure, "final_metrics", take)
-    config = tmp_path / "thin.yaml"
-    config.write_text(THIN)
-    for sees in (True, False):
-        monkeypatch.setattr(os, "access", lambda path, mode, sees=sees: sees)
-        run = RunDirectory(tmp_path, is_writer=True)
-        train_run.probe_metrics(read_config(config), second(first), run, said.append, nn.Identity())
-    assert [each and each.folder for each in found] == [tmp_path / "features" if kept else None] * 2
-
-
 # --- signals ----------------------------------------------------------------------------------------------------------
 
 STUCK = '''\
@@ -157,19 +127,19 @@ import os
 import time
 from pathlib import Path
 
-from sightline.workbench.probe import svm
+from sklearn.svm import SVC
 
-made = svm.support_vector_machine
+fit = SVC.fit
 
 
-def stuck(*arguments, **options):
+def stuck(*arguments):
     if float(os.environ.get("SLOWED_S", "0")):
         Path(__file__).with_name("mark").touch()
         time.sleep(60)
-    return made(*arguments, **options)
+    return fit(*arguments)
 
 
-svm.support_vector_machine = stuck
+SVC.fit = stuck
 '''
 
 
@@ -201,17 +171,3 @@ def test_a_signal_while_machines_are_fitted_ends_the_run_which_then_finishes(
     code, text = run_forked([*words, "--resume", "auto"], tmp_path / "resumed.log")
     assert code == 0, text
     assert "probe_svm_accuracy" in (out / "final.json").read_text()
-
-
-def test_work_in_threads_is_in_order_and_left_by_the_first_fault() -> None:
-    assert map_in_threads(lambda item: item * 2, [3, 1, 2], num_threads=2) == [6, 2, 4]
-    assert map_in_threads(lambda item: item, [], num_threads=2) == []
-    begun: list[int] = []
-
-    def fails(item: int) -> int:
-        begun.append(item)
-        raise KeyError(item)
-
-    with pytest.raises(KeyError):
-        map_in_threads(fails, range(9), num_threads=1)
-    assert begun == [0]

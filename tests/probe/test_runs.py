@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,11 @@ from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.engine.distributed import World
 from sightline.store.loading import concat
 from sightline.store.loading.batch_reader import BatchReader
-from sightline.verbs import probe as verb
-from sightline.workbench.probe import classifiers as probe_outcome
+from sightline.training import published_results
 from sightline.workbench.probe import probed_run
-from sightline.workbench.probe.features import FeatureCache, Features
-from sightline.workbench.probe.measure import Comparison
-from sightline.workbench.probe.probed_run import FeatureComparison, extract_with_random_baselines, open_probed
-from sightline.workbench.probe.svm import SVM
+from sightline.workbench.probe.classifiers import SVM
+from sightline.workbench.probe.probed_run import FeatureSplit, extract_with_random, open_probed
+from sightline.workbench.study.probe_notes import probe_protocol
 from tests.command import Outcome, run_here
 from tests.probe.contrast import THIN, train_thin
 from tests.trained import copy_run
@@ -38,25 +35,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_run("contrast", tmp_path_factory.mktemp("probe"))
 
 
-@pytest.fixture
-def copy(run: Path, tmp_path: Path) -> Path:
-    """The run in a place of its own, without features."""
-    shutil.copytree(run, tmp_path / "run", symlinks=True, ignore=shutil.ignore_patterns("features"))
-    return tmp_path / "run"
-
-
 def probe(run: Path, *words: object) -> tuple[dict[str, Any], Outcome]:
-    """What the verb writes as JSON, and what it says."""
+    """What `evaluate --probe svm`, or by other methods, writes as JSON of a run, and what it says."""
     file = run.parent / "probe.json"
-    outcome = run_here("probe", run, *words, "--device", "cpu", "--json", file)
+    methods = () if "--probe" in words else ("--probe", "svm")
+    outcome = run_here("evaluate", run, *methods, *words, "--device", "cpu", "--json", file)
     assert outcome.code == 0, outcome.err
-    return json.loads(file.read_text()), outcome
+    (document,) = json.loads(file.read_text())["runs"]
+    return document, outcome
 
 
-def twins(run: Path, *overrides: str, data: Path | None = None, cache: Path | None = None) -> FeatureComparison:
-    return extract_with_random_baselines(
-        open_probed(run, checkpoint="last", data=data, overrides=overrides), World(), num_random=1, cache=cache
-    )
+def features_of(run: Path, *overrides: str, checkpoint: str = "last") -> tuple[FeatureSplit, FeatureSplit]:
+    return extract_with_random(open_probed(run, checkpoint=checkpoint, data=None, overrides=overrides), World())
 
 
 # --- features ---------------------------------------------------------------------------------------------------------
@@ -65,7 +55,7 @@ def twins(run: Path, *overrides: str, data: Path | None = None, cache: Path | No
 def test_features_are_those_of_the_encoder_on_the_whole_parts_in_order(run: Path) -> None:
     """By hand: the set's clouds as they lie, through the run's encoder; batches of 10, as evaluation takes them."""
     model = load_run(run).model
-    found = twins(run).trained
+    found, _ = features_of(run)
     for split, features, size in (("train", found.train, 72), ("test", found.test, 36)):
         dataset = SyntheticShapes(split=split, train_size=72, test_size=36, num_points=64)
         reader = BatchReader(dataset)
@@ -80,8 +70,7 @@ def test_features_are_those_of_the_encoder_on_the_whole_parts_in_order(run: Path
 
 
 def test_random_weights_are_the_same_network_of_another_seed(run: Path) -> None:
-    found = twins(run)
-    assert list(found.random) == [1]
+    trained, random = features_of(run)
     config = read_config(run / "config.yaml")
     again = probed_run.random_model(config, load_run(run).facts, World(), seed=1)
     theirs = [parameter for _, parameter in again.named_parameters()]
@@ -91,8 +80,8 @@ def test_random_weights_are_the_same_network_of_another_seed(run: Path) -> None:
     batch = part.reader([SampleKey(int(index), 0, 0) for index in part.indices[:8]])
     with torch.no_grad():
         encoded = again.eval().encode(points=batch["points"]).numpy()
-    np.testing.assert_allclose(found.random[1].train.rows[:8], encoded, rtol=1e-4, atol=1e-6)
-    assert not np.array_equal(found.random[1].train.rows, found.trained.train.rows)
+    np.testing.assert_allclose(random.train.rows[:8], encoded, rtol=1e-4, atol=1e-6)
+    assert not np.array_equal(random.train.rows, trained.train.rows)
 
 
 def test_any_classifier_has_features(tmp_path: Path) -> None:
@@ -106,106 +95,15 @@ def test_any_classifier_has_features(tmp_path: Path) -> None:
     trained = run_here("train", config, "--no-check", "--device", "cpu", "--out", tmp_path / "run")
     assert trained.code == 0, trained.err
     assert "probe_svm_accuracy" not in json.loads((tmp_path / "run" / "final.json").read_text())["metrics"]
-    document, _ = probe(tmp_path / "run", "--method", "knn", "k=3", "folds=2")
-    assert document["features"]["width"] == 32
+    document, _ = probe(tmp_path / "run", "--probe", "knn", "k=3", "folds=2")
+    assert set(document["metrics"]) == {"probe_knn_accuracy", "probe_knn_accuracy_random"}
 
 
-# --- the cache --------------------------------------------------------------------------------------------------------
-
-
-def test_the_same_bits_from_the_cache_and_from_scratch(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = twins(copy)
-    files = sorted(copy.glob("features/*.npz"))
-    assert len(files) == 4  # two parts by two sets of weights
-    scratch = twins(copy, cache=copy.parent / "elsewhere")
-    monkeypatch.setattr(probed_run, "extract", None)  # whoever calls it now fails
-    kept = twins(copy)
-    for ours, *others in zip(*map(parts_of, (first, scratch, kept)), strict=True):
-        for other in others:
-            assert np.array_equal(ours.rows, other.rows)
-            assert np.array_equal(ours.labels, other.labels)
-    assert sorted(copy.glob("features/*.npz")) == files
-
-
-def parts_of(found: FeatureComparison) -> list[Features]:
-    return [part for split in (found.trained, *found.random.values()) for part in (split.train, split.test)]
-
-
-def test_probe_twice_gives_the_same_document(copy: Path) -> None:
-    assert probe(copy)[0] == probe(copy)[0] == probe(copy, "--cache", copy.parent / "fresh")[0]
-
-
-def test_another_weight_file_makes_the_cache_void(copy: Path, run: Path, tmp_path: Path) -> None:
-    before = twins(copy)
-    other = train_thin(tmp_path, "train.epochs=2", name="other")
-    shutil.rmtree(copy / "checkpoints")
-    shutil.copytree(other / "checkpoints", copy / "checkpoints", symlinks=True)
-    after = twins(copy)
-    assert not np.array_equal(before.trained.train.rows, after.trained.train.rows)
-    assert np.array_equal(after.trained.train.rows, twins(other, cache=tmp_path / "none").trained.train.rows)
-    assert np.array_equal(before.random[1].train.rows, after.random[1].train.rows)
-    assert len(list(copy.glob("features/*.npz"))) == 6  # those of random weights are still good
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        "data.num_points=32",
-        "model.points.num_neighbours=4",
-        "transforms.evaluate=[{name: rotate, axis: up}]",
-        "data.data_seed=1",
-    ],
-)
-def test_points_neighbours_transforms_and_data_make_the_cache_void(copy: Path, change: str) -> None:
-    before = twins(copy)
-    after = twins(copy, change)
-    assert not np.array_equal(before.trained.train.rows, after.trained.train.rows)
-    assert len(list(copy.glob("features/*.npz"))) == 8
-    again = twins(copy)
-    assert np.array_equal(before.trained.train.rows, again.trained.train.rows)
-
-
-def test_a_damaged_file_is_computed_anew(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
-    before = twins(copy)
-    for file in copy.glob("features/*.npz"):
-        data = bytearray(file.read_bytes())
-        data[-40] ^= 1
-        file.write_bytes(bytes(data))
-    after = twins(copy)
-    assert np.array_equal(before.trained.train.rows, after.trained.train.rows)
-    assert caplog.text.count("differs from what was written (SHA-256)") == 4
-
-
-def test_a_set_that_does_not_say_what_it_holds_is_not_kept(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(SyntheticShapes, "fingerprint")
-    twins(copy)
-    assert not (copy / "features").exists()
-
-
-def test_a_folder_that_takes_no_features_is_told_before_any_are_computed(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (copy / "features").write_text("a file stands in the way")
-    monkeypatch.setattr(probed_run, "extract", None)
-    code, _, err = run_here("probe", copy, "--device", "cpu")
-    assert code == 2
-    assert f"{copy}/features: features cannot be saved there" in err
-    assert "give another folder with --cache DIR" in err
-
-
-def test_kept_features_need_no_folder_that_can_be_written_to(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = twins(copy)
-    monkeypatch.setattr(FeatureCache, "assert_writable", None)
-    assert np.array_equal(before.trained.train.rows, twins(copy).trained.train.rows)
-
-
-def test_no_view_is_rendered_for_features(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_view_is_rendered_for_features(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And they are the same with views as without, from the same files."""
     monkeypatch.setattr(concat, "render_cloud", None)
-    before = twins(copy)
-    after = twins(copy, "data.views={count: 3, size_px: 8}")
-    assert np.array_equal(before.trained.train.rows, after.trained.train.rows)
-    assert len(list(copy.glob("features/*.npz"))) == 4
+    (before, _), (after, _) = features_of(run), features_of(run, "data.views={count: 3, size_px: 8}")
+    assert np.array_equal(before.train.rows, after.train.rows)
 
 
 @pytest.mark.parametrize(
@@ -219,28 +117,17 @@ def test_views_that_choose_no_cloud_are_not_opened(given: dict[str, Any], kept: 
     assert probed_run._remove_views(ComponentConfig("modelnet40", given)).arguments.keys() == set(kept)
 
 
-def test_the_key_is_compared_and_not_only_its_digest(tmp_path: Path) -> None:
-    cache = FeatureCache(tmp_path)
-    cache.save({"split": "train", "k": 1}, Features(np.ones((2, 3), np.float32), np.array([0, 1])))
-    assert cache.load({"split": "train", "k": 2}) is None
-    (document,) = tmp_path.glob("*.json")
-    document.write_text(document.read_text().replace('"k": 1', '"k": 3'))
-    assert cache.load({"split": "train", "k": 1}) is None
-
-
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def test_training_evaluation_and_probe_say_the_same_figure(copy: Path) -> None:
-    final = json.loads((copy / "final.json").read_text())["metrics"]
+def test_training_evaluation_and_probe_say_the_same_figure(run: Path) -> None:
+    final = json.loads((run / "final.json").read_text())["metrics"]
     assert set(final) == {"alignment", "uniformity", "retrieval_accuracy", "probe_svm_accuracy"}
-    file = copy.parent / "evaluated.json"
-    assert run_here("evaluate", copy, "--device", "cpu", "--json", file).code == 0
-    assert json.loads(file.read_text())["metrics"] == final
-    document, _ = probe(copy)
+    assert final_of(run)[0] == final
+    document, _ = probe(run)
     assert document["metrics"]["probe_svm_accuracy"] == final["probe_svm_accuracy"]
-    split = twins(copy).trained  # tests/probe/test_svm.py compares the machine with scikit-learn's own search
-    assert final["probe_svm_accuracy"] == SVM(standardise="no")(split.train, split.test).metrics["probe_svm_accuracy"]
+    split, _ = features_of(run)  # tests/probe/test_classifiers.py compares the machine with scikit-learn's own search
+    assert final["probe_svm_accuracy"] == SVM()(split.train, split.test).metrics["probe_svm_accuracy"]
 
 
 def test_the_figure_is_of_the_last_weights_where_others_were_the_best(tmp_path: Path) -> None:
@@ -249,62 +136,52 @@ def test_the_figure_is_of_the_last_weights_where_others_were_the_best(tmp_path: 
     shelf = run / "checkpoints"
     assert (shelf / "best").resolve() != (shelf / "last").resolve()
     final = json.loads((run / "final.json").read_text())["metrics"]["probe_svm_accuracy"]
-    last = twins(run).trained
-    assert final == SVM(standardise="no")(last.train, last.test).metrics["probe_svm_accuracy"]
-    best = extract_with_random_baselines(open_probed(run, checkpoint="best", data=None), World(), num_random=0).trained
+    (last, _), (best, _) = features_of(run), features_of(run, checkpoint="best")
+    assert final == SVM()(last.train, last.test).metrics["probe_svm_accuracy"]
     assert not np.array_equal(best.train.rows, last.train.rows)
 
 
-def test_chance_and_random_weights_always_stand_beside(copy: Path) -> None:
-    document, outcome = probe(copy, "--random", "2", "standardise=both")
-    metrics = document["metrics"]
-    for name in ("probe_svm_accuracy", "probe_svm_accuracy_standardised"):
-        values = [document["random"][seed]["metrics"][name] for seed in ("1", "2")]
-        assert metrics[f"{name}_random"] == pytest.approx(np.mean(values))
-        assert metrics[f"{name}_random_std"] == pytest.approx(np.std(values))
-    assert document["chance"]["uniform_guess"] == pytest.approx(1 / 12)
-    assert "random (seed 1, 2)" in outcome.out
-    assert "chance" in outcome.out
-    told = document["features"]
-    assert f"{told['width']:.0f} wide, mean norm {told['mean_norm']:.4g}, deviation of a dimension" in outcome.err
-    assert f"{told['dead_share']:.1%} never change; random weights (seed 1, 2): mean norm " in outcome.err
+QUICK = ("folds=2", "ways=3", "shots=2", "queries=2", "C=1")
+
+
+def test_runs_and_methods_have_a_row_each_beside_chance_random_weights_and_published_figures(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures of a method are the same alone and beside others; published rows stand beside those that they share."""
+    entry = {"who": "Others", "source": "a paper", "data": "synthetic_shapes", "protocol": {}, "unverified": None}
+    entry["metrics"] = {"probe_svm_accuracy": 0.75}
+    monkeypatch.setattr(published_results, "_read_table", lambda: {"protocols": {}, "rows": [entry]})
+    other = train_thin(tmp_path, "seed=1", name="other")
+    words = (other, "--probe", "svm,few-shot", *QUICK, "--against", "published")
+    outcome = run_here("evaluate", run, *words, "--device", "cpu", "--json", tmp_path / "both.json")
+    assert outcome.code == 0, outcome.err
+    documents = json.loads((tmp_path / "both.json").read_text())["runs"]
+    assert [document["run"] for document in documents] == [str(run), str(other)]
+    names = {"probe_svm_accuracy", "fewshot_3w2s"}
+    for document in documents:
+        assert set(document["metrics"]) == {*names, *(f"{name}_random" for name in names), "fewshot_3w2s_std"}
+        chance = {"probe_svm_accuracy": 1 / 12, "fewshot_3w2s": 1 / 3, "uniform_guess": 1 / 12}
+        assert chance.items() <= document["chance"].items()
+        (published,) = document["published"]
+        assert published["here"] == {"probe_svm_accuracy": document["metrics"]["probe_svm_accuracy"]}
+    alone, _ = probe(run, "folds=2", "C=1")
+    assert alone["metrics"].items() <= documents[0]["metrics"].items()
     assert "transforms.evaluate two_views" in outcome.err
+    assert "75.00" in outcome.out
 
 
-def test_few_shot_episodes_are_repeated_from_the_document(copy: Path) -> None:
-    words = ("--method", "few-shot", "ways=3", "shots=[2, 3]", "queries=2", "runs=4")
-    first, _ = probe(copy, *words)
-    assert set(first["metrics"]) >= {"fewshot_3w2s", "fewshot_3w2s_std", "fewshot_3w3s_test_queries"}
-    kept = shutil.copy(copy.parent / "probe.json", copy.parent / "kept.json")
-    (beside,) = (copy / "features").glob("episodes_*.json")
-    for file in (kept, beside):
-        again, outcome = probe(copy, "--method", "few-shot", f"episodes={file}")
-        assert again["metrics"] == first["metrics"]
-    assert f"episodes={beside} repeats them" in outcome.err
-
-
-def test_where_no_episodes_can_be_kept_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file stands where the folder ought to be; the figures are there already, so nothing fails."""
-    (tmp_path / "features").write_text("no folder")
-    said: list[str] = []
-    monkeypatch.setattr(verb, "print_note", said.append)
-    outcome = probe_outcome.Outcome(metrics={}, chance={}, details={"few_shot": {"labels": "", "episodes": []}})
-    verb._save_episodes(tmp_path / "features", Comparison(outcome, {}, {}, {}, {}))
-    (line,) = said
-    assert line.startswith(f"episodes: not saved, {tmp_path / 'features'} cannot be written; --json FILE contains them")
-
-
-def test_out_writes_the_document(copy: Path) -> None:
-    document, _ = probe(copy, "--method", "linear", "C=0.1", "folds=2", "--out", copy.parent / "told")
-    assert json.loads((copy.parent / "told" / "linear.json").read_text()) == document
+def test_the_protocol_tells_pre_training_and_probe_apart(tmp_path: Path) -> None:
+    views = "[{name: two_views, each: [{name: sample_points, num_points: 32}, {name: jitter}]}]"
+    grown = "model.points.neighbours_at=32"
+    run = train_thin(tmp_path, f"transforms.train={views}", f"transforms.evaluate={views}", grown)
+    probed = open_probed(run, checkpoint="last", data=None)
+    protocol = probe_protocol(probed, which="last", probes={"svm": SVM(C=(1.0,))})
+    assert (protocol["points in pre-training"], protocol["points in the probe"]) == (32, 64)
+    assert (protocol["neighbours"], protocol["neighbours in the probe"]) == (8, 16)
+    assert (protocol["pairs per step"], protocol["C"]) == (16, "1, given")
 
 
 # --- what cannot be probed --------------------------------------------------------------------------------------------
-
-
-def written(folder: Path, text: str) -> Path:
-    (folder / "thin.yaml").write_text(text)
-    return folder / "thin.yaml"
 
 
 def final_of(run: Path) -> tuple[dict[str, float], str]:
@@ -315,9 +192,9 @@ def final_of(run: Path) -> tuple[dict[str, float], str]:
     return json.loads(file.read_text())["metrics"], outcome.err
 
 
-def test_data_without_classes_leaves_the_figure_out(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_without_classes_leaves_the_figure_out(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probed_run, "label_key", lambda part: None)
-    metrics, told = final_of(copy)
+    metrics, told = final_of(run)
     assert set(metrics) == {"alignment", "uniformity", "retrieval_accuracy"}
     assert "probe_svm_accuracy is left out: " in told
     assert "gives no class for each cloud (label or category)" in told
@@ -331,23 +208,23 @@ def test_too_few_samples_leave_the_figure_out(tmp_path: Path) -> None:
 
 
 def test_too_many_samples_leave_the_figure_out_before_anything_is_computed(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SVM, "most_rows", 71)
     monkeypatch.setattr(probed_run, "extract", None)
-    assert "the training part has 72 samples, SVM takes 71 at most" in final_of(copy)[1]
-    code, _, err = run_here("probe", copy, "--device", "cpu")
+    assert "the training part has 72 samples, SVM takes 71 at most" in final_of(run)[1]
+    code, _, err = run_here("evaluate", run, "--probe", "svm", "--device", "cpu")
     assert code == 2
     assert "the training part has 72 samples" in err
 
 
-def test_without_scikit_learn_probes_say_how_to_get_it(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scikit_learn_probes_say_how_to_get_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     command = "pip install 'sightline[probe]'"
-    metrics, told = final_of(copy)
+    metrics, told = final_of(run)
     assert "probe_svm_accuracy" not in metrics
     assert command in told
-    code, _, err = run_here("probe", copy, "--device", "cpu")
+    code, _, err = run_here("evaluate", run, "--probe", "svm", "--device", "cpu")
     assert code == 2
     assert err == f"error: probe needs the package 'scikit-learn': {command}\n"
 
@@ -388,9 +265,9 @@ def test_a_graph_of_an_encoder_that_does_not_grow_is_told_as_well(tmp_path: Path
 
 
 @pytest.mark.parametrize(("factor", "is_told"), [(100.0, True), (1.0, False)])
-def test_clouds_of_another_scale_are_told(copy: Path, factor: float, is_told: bool) -> None:
+def test_clouds_of_another_scale_are_told(run: Path, factor: float, is_told: bool) -> None:
     document, outcome = probe(
-        copy, "--method", "knn", f"transforms.evaluate=[{{name: scale, low: {factor}, high: {factor}}}]"
+        run, "--probe", "knn", f"transforms.evaluate=[{{name: scale, low: {factor}, high: {factor}}}]"
     )
     told = re.findall(r"the inputs of the loaded weights are ([0-9.]+) times as large", " ".join(document["notes"]))
     assert len(told) == is_told
@@ -399,9 +276,9 @@ def test_clouds_of_another_scale_are_told(copy: Path, factor: float, is_told: bo
     assert ("warning: the inputs of the loaded weights are" in outcome.err) == is_told
 
 
-def test_a_cloud_of_a_pair_is_brought_into_the_unit_sphere_where_the_set_is_not(copy: Path) -> None:
+def test_a_cloud_of_a_pair_is_brought_into_the_unit_sphere_where_the_set_is_not(run: Path) -> None:
     views = "transforms.evaluate=[{name: two_views, each: [{name: normalize_unit_sphere}, {name: jitter}]}]"
-    probed = open_probed(copy, checkpoint="last", data=None, overrides=[views])
+    probed = open_probed(run, checkpoint="last", data=None, overrides=[views])
     batch = probed.data.train.reader([SampleKey(int(probed.data.train.indices[0]), 0, 0)])
     (points,) = batch["points"]
     assert points.norm(dim=-1).max() == pytest.approx(1.0, abs=1e-6)
@@ -412,30 +289,32 @@ def test_a_cloud_of_a_pair_is_brought_into_the_unit_sphere_where_the_set_is_not(
 def test_a_test_selected_checkpoint_is_told_however_it_is_named(tmp_path: Path, by_path: bool) -> None:
     run = train_thin(tmp_path, "evaluate.select=test")
     which = str((run / "checkpoints" / "best").resolve()) if by_path else "best"
-    document, outcome = probe(run, "--checkpoint", which, "C=1", "standardise=no")
-    assert document["selection"].startswith("the test part chose the checkpoint")
+    document, outcome = probe(run, "--checkpoint", which, "C=1")
+    assert document["is_test_selected"]
     assert "(test-selected)" in outcome.err
-    document, _ = probe(run, "C=1", "standardise=no")
-    assert document["selection"].startswith("the test part chose neither")
+    assert not probe(run, "C=1")[0]["is_test_selected"]
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--method", "smv"], "--method: no probe is called 'smv'; did you mean 'svm'?"),
+        (["--probe", "smv"], "--probe: no probe is called 'smv'; did you mean 'svm'?"),
+        (["--probe", "svm,svm"], "--probe svm,svm: a method is given twice"),
+        (["--probe", "svm,knn", "x=3"], "found 'x=3'; none of svm, knn has such an argument"),
+        (["--errors"], "--errors: has no use with --probe"),
         (["flods=5"], "'svm' has no such argument; did you mean 'folds'?"),
         (["folds=1"], "command line: folds: found 1, allowed is a whole number from 2 to 100"),
         (["C=-1"], "C.0: found -1"),
-        (["train.epochs=3"], "found 'train.epochs=3', allowed is key=value of the method, or model.*"),
+        (["train.epochs=3"], "found 'train.epochs=3', allowed is key=value of a method, or model.*"),
         (["folds=2", "folds=3"], "each key once"),
         (["--data", "nosuch.yaml"], "nosuch.yaml: no such file"),
         (["data.normals=file"], "was trained on 3 channels a point; the data to probe on has 6"),
-        (["--method", "few-shot"], "needs 5 classes with"),
+        (["--probe", "few-shot"], "needs 5 classes with"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_slip_gets_one_line(run: Path, words: list[str], expected: str) -> None:
-    code, out, err = run_here("probe", run, *words, "--device", "cpu")
+    code, out, err = run_here("evaluate", run, "--probe", "svm", *words, "--device", "cpu")
     assert code == 2, err
     assert expected in err
     assert "metric" not in out
@@ -443,13 +322,12 @@ def test_a_slip_gets_one_line(run: Path, words: list[str], expected: str) -> Non
 
 def test_parts_are_probed_by_their_category(run: Path) -> None:
     """Where labels are of points, the class of the cloud is what is learnt."""
-    found = twins(run, "data.target=parts").trained
-    assert np.array_equal(found.train.labels, twins(run).trained.train.labels)
+    (parts, _), (classes, _) = features_of(run, "data.target=parts"), features_of(run)
+    assert np.array_equal(parts.train.labels, classes.train.labels)
 
 
 def test_a_set_without_classes_of_clouds_is_refused(run: Path, tmp_path: Path) -> None:
-    rooms = written(
-        tmp_path, THIN.replace("synthetic_shapes, train_size: 72, test_size: 36, num_points: 64", "synthetic_rooms")
-    )
+    rooms = tmp_path / "thin.yaml"
+    rooms.write_text(THIN.replace("synthetic_shapes, train_size: 72, test_size: 36, num_points: 64", "synthetic_rooms"))
     with pytest.raises(DataError, match="gives no class for each cloud"):
         open_probed(run, checkpoint="last", data=rooms)

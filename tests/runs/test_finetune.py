@@ -1,14 +1,11 @@
-"""Fine-tuning: an encoder taken into classifiers or frozen, its lineage, and label efficiency."""
+"""Fine-tuning: an encoder taken into classifiers or frozen, its lineage, and a study beside scratch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
-import statistics
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,8 +17,6 @@ from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.runs import checkpoint
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.workbench.study.label_efficiency import STARTS, LabelRow, LabelRun, label_panel, label_rows, table_cells
-from sightline.workbench.study.study_runs import StudyRun
 from tests.command import Outcome, refuse, run_here, succeed
 from tests.processes import ROOT
 
@@ -196,169 +191,35 @@ def test_a_resumed_run_keeps_its_lineage(place: Path, tuned: tuple[Path, Outcome
     assert (run / "lineage.json").read_bytes() == before
 
 
-# --- label efficiency ------------------------------------------------------------------------------------------------
+# --- from scratch against pre-trained -------------------------------------------------------------------------------
 
 
-def compare(place: Path, out: Path, *words: object) -> Outcome:
-    preset = ("--preset", "labels", "fractions=0.1,1", "seeds=2,1")
-    return run_here("study", place / "fine.yaml", *preset, "--out", out, *words)
-
-
-@pytest.fixture(scope="module")
-def compared(place: Path) -> tuple[Path, Outcome]:
-    done = compare(place, place / "labels", "--json", place / "labels.json")
-    assert done.code == 0, done.err
-    return place / "labels", done
-
-
-def test_every_cell_is_run_once_and_told(place: Path, compared: tuple[Path, Outcome]) -> None:
-    out, done = compared
-    document = json.loads((place / "labels.json").read_text())
-    assert document == json.loads((out / "label_efficiency.json").read_text())
-    assert [(row["fraction"], row["num_samples"]) for row in document["rows"]] == [(0.1, 24), (1.0, 240)]
-    assert [(run["fraction"], run["start"], run["seed"]) for run in document["runs"]] == [
-        *((0.1, start, seed) for seed in (0, 1) for start in ("pretrained", "scratch")),
-        *((1.0, start, 0) for start in ("pretrained", "scratch")),
+def test_a_study_compares_scratch_with_pre_trained_at_shares_of_the_labels(place: Path) -> None:
+    """Runs of one seed differ by their start alone; every cell has the bits of a run of its own, scored once."""
+    (place / "scratch.yaml").write_text("base: fine.yaml\ninit: null\noptimizer: {frozen: [], layer_decay: null}\n")
+    configs, out = (place / "fine.yaml", place / "scratch.yaml"), place / "labels"
+    words = ("evaluate.select=test", "--vary", "data.fraction=0.1,1", "--seeds", "2", "--out", out)
+    succeed("study", *configs, *words)
+    document = json.loads((out / "study.json").read_text())
+    assert document["factors"] == {"config": ["fine", "scratch"], "data.fraction": ["0.1", "1"]}
+    assert [len(row["values"]) for row in document["rows"]] == [2] * 4
+    pairs = [difference for difference in document["differences"] if difference["factor"] == "config"]
+    assert [(each["level"], each["first"], each["others"]) for each in pairs] == [
+        ("scratch", "fine", {"data.fraction": share}) for share in ("0.1", "1")
     ]
-    for run in document["runs"]:
-        final = json.loads((Path(run["run"]) / "final.json").read_text())
-        assert run["value"] == final["metrics"]["overall_accuracy"]
-        lines = [json.loads(line) for line in (Path(run["run"]) / "metrics.jsonl").read_text().splitlines()]
-        assert [line["split"] for line in lines if line["split"] != "train"] == ["test-selected"], "scored once"
-    first = document["rows"][0]
-    for start in STARTS:
-        values = [run["value"] for run in document["runs"] if (run["fraction"], run["start"]) == (0.1, start)]
-        assert first[start]["values"] == values
-        assert first[start]["mean"] == pytest.approx(statistics.fmean(values))
-        assert first[start]["spread"] == pytest.approx(max(values) - min(values))
-    assert "10 %" in done.out
-    svg = (out / "label_efficiency.svg").read_text()
-    assert "from scratch" in svg
-    assert "pre-trained" in svg
-
-
-def test_scratch_is_the_same_run_without_what_serves_given_weights(compared: tuple[Path, Outcome]) -> None:
-    folder = compared[0] / "fraction_0.1"
-    scratch, given = (read_config(folder / f"{start}_seed_1/config.yaml") for start in STARTS)
-    assert scratch.init is None
-    assert given.init is not None
-    assert (scratch.optimizer.arguments["frozen"], scratch.optimizer.arguments["layer_decay"]) == ((), None)
-    assert given.optimizer.arguments["layer_decay"] == {"factor": 0.5}
+    given, scratch = (
+        read_config(out / f"config_{name}" / "fraction_0.1" / "seed_1" / "config.yaml") for name in ("fine", "scratch")
+    )
+    assert (given.init is None, scratch.init) == (False, None)
     assert (scratch.seed, scratch.data, scratch.train) == (given.seed, given.data, given.train) != (0, None, None)
-    assert not (folder / "scratch_seed_1/lineage.json").exists()
-
-
-def test_a_cell_has_the_bits_of_a_run_of_its_own(place: Path, compared: tuple[Path, Outcome], tmp_path: Path) -> None:
-    words = ["data.fraction=0.1", "seed=1", "evaluate.select=test", "--out", tmp_path / "run"]
-    succeed("train", place / "fine.yaml", *words)
-    cell = compared[0] / "fraction_0.1/pretrained_seed_1"
-    weights = [(run / "checkpoints/last/model.safetensors").read_bytes() for run in (tmp_path / "run", cell)]
+    cell = out / "config_fine" / "fraction_0.1" / "seed_1"
+    alone = ["data.fraction=0.1", "seed=1", "evaluate.select=test", "--out", place / "alone"]
+    succeed("train", place / "fine.yaml", *alone)
+    weights = [(run / "checkpoints/last/model.safetensors").read_bytes() for run in (place / "alone", cell)]
     assert weights[0] == weights[1]
-
-
-def test_done_cells_are_not_repeated_and_a_lost_one_is(place: Path, compared: tuple[Path, Outcome]) -> None:
-    out, _ = compared
-    lost = out / "fraction_0.1/pretrained_seed_1"
-    kept = out / "fraction_0.1/scratch_seed_1/checkpoints/last/model.safetensors"
-    before, document = kept.stat().st_mtime_ns, json.loads((out / "label_efficiency.json").read_text())
-    shutil.rmtree(lost)
-    done = compare(place, out)
-    assert done.code == 0, done.err
-    assert done.err.count("this run is finished; nothing to do") == 5
-    assert (kept.stat().st_mtime_ns, (lost / "final.json").exists()) == (before, True)
-    assert json.loads((out / "label_efficiency.json").read_text()) == document, "the lost run has its figure again"
-
-
-def test_other_pretrained_weights_are_refused(place: Path, compared: tuple[Path, Outcome], tmp_path: Path) -> None:
-    other = tmp_path / "pre"
-    words = ["seed=5", "--out", other, "--no-check"]
-    succeed("train", place / "dgcnn.yaml", *words)
-    shutil.copytree(compared[0], tmp_path / "labels", symlinks=True)
-    path = tmp_path / "labels/fraction_0.1/pretrained_seed_0/lineage.json"
-    lineage = json.loads(path.read_text())
-    path.write_text(json.dumps(lineage | {"sha256": "0" * 64}))
-    done = compare(place, tmp_path / "labels")
-    assert done.code == 2
-    assert "started from other weights (0000" in done.err
-    done = compare(place, tmp_path / "labels", f"from={other}")
-    assert done.code == 2
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["fractions=0.5,0.1"], "fractions=0.5,0.1: give fractions"),
-        (["fractions=a"], "fractions=a: give numbers"),
-        (["seeds=1,2,3"], "seeds=1,2,3: give one whole number from 1, or one for each of 2 fractions"),
-        (["epochs=0"], "epochs=0"),
-        (["init=null"], "has no init; give the run to start from with from=RUN"),
-        (["model.name=dgcn"], "dgcn"),
-        (["from=nowhere"], "init.from: nowhere: no checkpoint is here"),
-        (["seed=5"], "found 'seed=5'; seed is set for every run: give seeds=N"),
-        (["evaluate.select=test"], "evaluate.select is set for every run: with so few labels, nothing is held out"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused_before_any_run(
-    place: Path, tmp_path: Path, words: list[Any], told: str
-) -> None:
-    options = {"fractions": "0.1,1", "seeds": "1"} | dict(word.split("=") for word in words)
-    given = (f"{key}={value}" for key, value in options.items())
-    done = refuse("study", place / "fine.yaml", "--preset", "labels", "--out", tmp_path / "out", *given)
-    assert told in done
-    assert not (tmp_path / "out").exists()
-
-
-def cell(fraction: float, start: Any, seed: int, value: float) -> LabelRun:
-    return LabelRun(fraction, start, seed, StudyRun(Path(), ()), value)
-
-
-def test_where_a_low_figure_is_the_better_one() -> None:
-    """Errors of 0.5 and 0.6 from scratch, 0.3 and 0.2 pre-trained: 0.3 less, beyond the spread of 0.1."""
-    cells = [cell(0.1, "scratch", 0, 0.5), cell(0.1, "scratch", 1, 0.6)]
-    cells += [cell(0.1, "pretrained", 0, 0.3), cell(0.1, "pretrained", 1, 0.2)]
-    (low,), (high,) = label_rows(cells, {0.1: 72}, mode="min"), label_rows(cells, {0.1: 72}, mode="max")
-    assert low.difference == high.difference == pytest.approx(-0.3)
-    assert (low.is_beyond, high.is_beyond) == (True, False)
-    assert (low.num_ahead, high.num_ahead, low.num_pairs) == (2, 0, 2)
-
-
-def test_rows_by_hand() -> None:
-    """0.5 and 0.6 against 0.8 and 0.7: means 0.55 and 0.75, spreads 0.1, so 0.2 is beyond; one seed says nothing."""
-    cells = [cell(0.1, "scratch", 0, 0.5), cell(0.1, "pretrained", 0, 0.8)]
-    cells += [cell(0.1, "scratch", 1, 0.6), cell(0.1, "pretrained", 1, 0.7)]
-    cells += [cell(1.0, "scratch", 0, 0.9), cell(1.0, "pretrained", 0, 0.95)]
-    first, last = label_rows(cells, {0.1: 10, 1.0: 100})
-    assert (first.num_samples, last.num_samples) == (10, 100)
-    assert first.difference == pytest.approx(0.2)
-    assert first.spread == pytest.approx(0.1)
-    assert (first.is_beyond, last.is_beyond) == (True, None)
-    assert math.isnan(last.spread)
-    assert LabelRow(0.1, 10, (0.5, 0.75), (0.6, 0.8)).is_beyond is False
-
-
-def test_pairs_of_a_seed_by_hand() -> None:
-    """One better, one the same, one worse; a broken off comparison counts its whole pairs alone."""
-    row = LabelRow(0.1, 10, (0.5, 0.6, 0.7), (0.55, 0.6, 0.65))
-    assert (row.num_ahead, row.num_pairs, row.to_dict()["num_ahead"]) == (1, 3, 1)
-    begun = LabelRow(0.1, 10, (0.5,), (0.6, 0.8))
-    assert (begun.num_ahead, begun.num_pairs) == (1, 1)
-    assert table_cells(begun)[-1] == "1 of 1"
-    assert LabelRow(0.1, 10, (), (0.6,)).num_pairs == 0
-
-
-def test_a_run_without_a_figure_counts_in_nothing_and_its_seed_is_no_pair() -> None:
-    """Of three seeds, the first has no figure from scratch: means 0.5 and 0.6, and two pairs, both better by seed."""
-    values = {"scratch": (math.nan, 0.4, 0.6), "pretrained": (0.3, 0.7, 0.8)}
-    cells = [cell(0.1, start, seed, value) for start in STARTS for seed, value in enumerate(values[start])]
-    (row,) = label_rows(cells, {0.1: 10})
-    assert (row.num_ahead, row.num_pairs) == (2, 2)
-    assert row.difference == pytest.approx(0.6 - 0.5)
-    assert row.spread == pytest.approx(0.5)
-    assert row.to_dict()["scratch"]["std"] == pytest.approx(statistics.stdev((0.4, 0.6)))
-    assert label_panel([row], title="").series[0].ranges == ((0.4, 0.6),)
-    (nothing,) = label_rows([cell(0.1, "scratch", 0, math.nan)], {0.1: 10})
-    assert not any(series.points for series in label_panel([nothing], title="").series)
-    assert table_cells(nothing)[3:] == [None, None, None, None, None, "nothing to compare", "0 of 0"]
+    lineage = json.loads((cell / "lineage.json").read_text())
+    (cell / "lineage.json").write_text(json.dumps(lineage | {"sha256": "0" * 64}))
+    assert "started from other weights (0000" in refuse("study", *configs, *words)
 
 
 # --- the recipe of a frozen extractor: only its head learns, nothing else moves, and the checks are silen ------------

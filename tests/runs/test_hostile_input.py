@@ -251,7 +251,7 @@ def test_every_verb_prints_them_escaped(folder: Path) -> None:
         ("evaluate", run, "--device", "cpu"),
         ("predict", run, folder / "source", "--device", "cpu"),
         ("view", run, "--out", folder / "view"),
-        ("probe", run, "--device", "cpu", "--cache", folder / "cache"),
+        ("evaluate", run, "--probe", "svm", "--device", "cpu"),
     ):
         _, out, err = succeed(*command)
         printed = (out + err).replace("\n", "")

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from sightline.contract.errors import LostFolderError
@@ -21,7 +20,6 @@ from sightline.engine.session import TrainingSession
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
 from sightline.training import train_run
-from sightline.workbench.probe.features import FeatureCache, Features
 from tests.command import Outcome, run_here
 from tests.engine.snapshots import snapshot_of
 from tests.runs.broken_off import Bench, Forked, wait_for
@@ -255,18 +253,10 @@ def save_twice(run: RunDirectory) -> None:
         checkpoint.save(run.path, snapshot_of(step), keep_last=1, is_best=True, assert_own=run.assert_lock_held)
 
 
-def keep_features(run: RunDirectory) -> None:
-    features = Features(np.zeros((2, 3), dtype=np.float32), np.zeros(2, dtype=np.int64))
-    cache = FeatureCache(run.path / "features", run.assert_lock_held)
-    cache.assert_writable()
-    cache.save({"split": "train"}, features)
-
-
 WRITES: dict[str, Callable[[RunDirectory], None]] = {
     "checkpoints": save_twice,
     "a picture": lambda run: run.write_bytes("predictions/of/one.png", b"1"),
     "a line": lambda run: run.append_line("metrics.jsonl", {"step": 1}),
-    "features": keep_features,
 }
 
 

@@ -12,13 +12,11 @@ import pytest
 import torch
 
 from sightline.config import read_config
-from sightline.contract.errors import UserError
 from sightline.engine.build import build_data
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
 from sightline.parts.quantisation.activations import calibrate_activations, quantise_inputs
 from sightline.parts.quantisation.linear import halvable, quantisable_weights, round_to_half
 from sightline.parts.quantisation.parametrised import apply_policy, dense_state_dict
-from sightline.runs import lineage
 from sightline.runs.packed import (
     compression_ratios,
     packed_size,
@@ -31,8 +29,6 @@ from sightline.workbench.compress.packing import packed_layer_sizes
 from sightline.workbench.compress.policy import FP16, FP32, WeightFormat, policy_to_dict, read_policy
 from sightline.workbench.compress.policy_simulator import PolicySimulator, reestimate_batch_norm
 from sightline.workbench.compress.run_problem import CompressionOptions, RunProblem, calibration_part, make_simulator
-from sightline.workbench.study.study_runs import assert_same_source, init_override, scratch_overrides
-from tests.cases import run_each
 from tests.command import refuse, run_here, succeed
 from tests.processes import ROOT
 
@@ -192,8 +188,6 @@ def test_several_searches_share_a_record_and_a_table(floats: Path, tmp_path: Pat
     assert len(lines) == sum(row["new evaluations"] for row in rows.values())
     best = min(rows.values(), key=lambda row: (row["loss"], row["bytes"]))["method"]
     assert (tmp_path / "policy.json").read_text() == (tmp_path / f"{best}.policy.json").read_text()
-    for name in ("search.svg", "bits.svg"):
-        assert (tmp_path / name).read_text().startswith("<svg")
 
 
 def test_curvature_and_inputs_need_layers_that_are_called(floats: Path, tmp_path: Path) -> None:
@@ -417,43 +411,3 @@ def test_quantised_and_packed_runs_are_refused_by_name(floats: Path, packed: Pat
 def test_a_policy_of_the_search_is_one_that_training_reads(packed: Path, opened: OpenRun) -> None:
     policy = read_policy(packed / "work" / "policy.json", make_simulator(opened).names)
     assert set(policy) == set(make_simulator(opened).names)
-
-
-# --- where fine-tuning starts: overrides read back as what was meant, weights as they were ---------------------------
-
-
-FINE_TUNED_CONFIG = Path(__file__).parents[2] / "configs" / "segment" / "synthetic_shapes_dgcnn.yaml"
-OFF = {"frozen": "[]", "layer_decay": "null"}
-
-
-@run_each("name", ["runs/a: b", "runs/a #1", "007", "[x]", "it's", 'a "b"', "null"])
-def test_a_source_is_text_whatever_it_is_called(name: str) -> None:
-    config = read_config(FINE_TUNED_CONFIG, [init_override(name)])
-    assert config.init is not None
-    assert config.init.source == name
-
-
-def test_from_scratch_drops_what_serves_given_weights(tmp_path: Path) -> None:
-    frozen = "optimizer={name: adam, lr: 1e-3, frozen: [{modules: head, until_epoch: 1}]}"
-    config = read_config(FINE_TUNED_CONFIG, [init_override(tmp_path), frozen])
-    given = [init_override(tmp_path), "init.modules=points", "optimizer.frozen=[]", "seed=3"]
-    off = ["init=null", *(f"optimizer.{key}={to}" for key, to in OFF.items() if key in config.optimizer.arguments)]
-    assert scratch_overrides(config, given) == ["seed=3", *off]
-    assert "optimizer.frozen=[]" in off
-    assert read_config(FINE_TUNED_CONFIG, scratch_overrides(config)).init is None
-
-
-def test_weights_that_are_no_longer_those_are_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "source" / "checkpoints" / "step_00000001"
-    folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(b"weights")
-    run = tmp_path / "run"
-    assert_same_source(run, folder)  # nothing was begun
-    run.mkdir()
-    kept = {"from": "source", "checkpoint": "last", "match": {"matched": 1, "total": 1, "filled": []}}
-    kept |= {"modules": None, "source": None, "lineage": None, "sha256": lineage.evaluated_sha256(folder)}
-    (run / "lineage.json").write_text(json.dumps(kept))
-    assert_same_source(run, folder)
-    (folder / "model.safetensors").write_bytes(b"others")
-    with pytest.raises(UserError, match="started from other weights"):
-        assert_same_source(run, folder)

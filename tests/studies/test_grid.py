@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sightline.contract.errors import RunError
+from sightline.commands.look import StudyOptions
+from sightline.contract.errors import RunError, UserError
+from sightline.runs import lineage
 from sightline.training import train_run
 from sightline.workbench.study import grid, study_runs
-from sightline.workbench.study.grid import grid_panel, paired_differences, parse_factors, student_t
+from sightline.workbench.study.grid import GridStudy, grid_panel, paired_differences, parse_factors, student_t
 from tests.cases import run_each
 from tests.command import Outcome, run_here
 
@@ -105,11 +107,8 @@ def test_factors_of_a_command_line() -> None:
         (["--arm", "adam"], "give NAME='KEY=VALUE KEY=VALUE ...'"),
         (["--arm", "a=optimizer.lr = 1"], "give NAME='KEY=VALUE KEY=VALUE ...'"),
         (["--metric", "acuracy"], "no metric of this run is called 'acuracy'"),
-        (["optimizer.lr=1", "--vary", "optimizer.lr=1,2"], "is given twice on the command line"),
-        (
-            ["--vary", "optimizer.lr=1,2", "--arm", "slow=optimizer.lr=3"],
-            "optimizer.lr is given twice on the command line: --vary optimizer.lr (optimizer.lr=1) and --arm slow",
-        ),
+        (["optimizer.lr=1", "--vary", "optimizer.lr=1,2"], "optimizer.lr: is given twice on the command line"),
+        (["--vary", "optimizer.lr=1,2", "--arm", "slow=optimizer.lr=3"], "optimizer.lr: is given twice"),
         (["--seeds", "0"], "--seeds"),
     ],
 )
@@ -134,17 +133,15 @@ def test_a_run_draws_its_labels_by_its_own_seed(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(grid, "resolve_metric_mode", lambda *_: "max")  # opens the data, which is not there
     config = CONFIG.with_name("modelnet40_pct_cpu.yaml")
     for overrides, expected in (((), [0, 1]), (("data.fraction_seed=7",), [7, 7])):
-        factors = parse_factors([config], ["data.fraction=0.1"], [])
-        study = grid.GridStudy(study_runs.StudySettings(config), factors, tmp_path, num_seeds=2, overrides=overrides)
-        read = [run.config for run in study._runs]
+        asked = StudyOptions(configs=(config,), overrides=overrides, vary=("data.fraction=0.1",), seeds=2, out=tmp_path)
+        read = [cell.config for cell in GridStudy(asked)._cells]
         assert [each.data.arguments["fraction_seed"] for each in read] == expected
         assert [(each.seed, each.data.arguments["fraction"]) for each in read] == [(0, 0.1), (1, 0.1)]
 
 
-@pytest.mark.parametrize("preset", [(), ("--preset", "labels")], ids=" ".join)
-def test_a_file_is_no_folder_to_write_to(preset: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_file_is_no_folder_to_write_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    code, _, err = run_here("study", CONFIG, *preset, "--out", tmp_path / "file")
+    code, _, err = run_here("study", CONFIG, "--out", tmp_path / "file")
     assert code == 2
     assert err.startswith("error: --out")
     assert "is not a folder" in err
@@ -207,44 +204,25 @@ def test_a_broken_off_study_goes_on_and_repeats_nothing(
     again = json.loads((out / "study.json").read_text())
     before = json.loads((whole / "study.json").read_text())
     assert again["rows"] == before["rows"], "the same figures to the bit"
-    code, _, err = study(out, seeds=3, vary="optimizer.lr=1e-3")
-    assert code == 2
-    assert "has a study of other settings (optimizer.lr: 1e-3, 3e-2; 2 seeds)" in err
 
 
-@pytest.mark.parametrize(
-    ("words", "vary", "seeds", "expected"),
-    [
-        ((), "optimizer.lr=1e-3", 2, "has a study of other settings"),
-        ((), "optimizer.weight_decay=0,1", 2, "has a study of other settings"),
-        ((), "optimizer.lr=1e-3,3e-2", 1, "has a study of other settings"),
-        (
-            ("model.dropout=0.25",),
-            "optimizer.lr=1e-3,3e-2",
-            2,
-            "was trained with another config (1 key differs): model.dropout: 0.5 there, 0.25 here",
-        ),
-    ],
-)
-def test_other_settings_in_the_same_folder_are_refused(
-    finished: tuple[Path, Outcome], words: tuple[str, ...], vary: str, seeds: int, expected: str
-) -> None:
+def test_other_overrides_in_the_same_folder_are_refused(finished: tuple[Path, Outcome]) -> None:
     out, _ = finished
     before = (out / "study.json").read_bytes()
-    code, _, err = study(out, *words, vary=vary, seeds=seeds)
+    code, _, err = study(out, "model.dropout=0.25")
     assert code == 2
-    assert expected in err
+    assert "was trained with another config (1 key differs): model.dropout: 0.5 there, 0.25 here" in err
     assert (out / "study.json").read_bytes() == before
 
 
 def test_levels_and_seeds_may_be_added(finished: tuple[Path, Outcome]) -> None:
     out, _ = finished
-    factors = parse_factors([CONFIG], ["optimizer.lr=1e-3,3e-2,1e-1"], [])
-    grid.GridStudy(study_runs.StudySettings(CONFIG), factors, out, num_seeds=3, overrides=TINY)  # planned, not run
+    vary = ("optimizer.lr=1e-3,3e-2,1e-1",)
+    GridStudy(StudyOptions(configs=(CONFIG,), overrides=TINY, vary=vary, seeds=3, out=out))  # planned, not run
 
 
 def test_a_run_that_fails_does_not_end_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def metrics_of(cell: study_runs.StudyRun, *_: Any, **__: Any) -> dict[str, float | None]:
+    def metrics_of(cell: study_runs.StudyRun, _: Any) -> dict[str, float | None]:
         if "seed_1" in cell.path.parts and "lr_3e-2" in cell.path.parts:
             raise RunError("step 3: the gradient's norm is nan")
         return {"overall_accuracy": None if "seed_1" in cell.path.parts else 0.5}
@@ -264,21 +242,16 @@ def test_a_run_that_cannot_start_does_not_end_the_others_but_a_signal_does(tmp_p
         notes: list[str] = []
         done: list[int] = []
 
-        def metrics_of(cell: study_runs.StudyRun, *_: Any, **__: Any) -> dict[str, float]:
+        def metrics_of(cell: study_runs.StudyRun, _: Any) -> dict[str, float]:
             if cell.path.name == "0":
                 raise study_runs.UnfinishedError(code)
             return {}
 
-        setup = study_runs.StudySettings(CONFIG)
-        asked = [(study_runs.StudyRun(tmp_path / str(number), ()), setup, "") for number in range(3)]
+        asked = [("", study_runs.plan_run(CONFIG, tmp_path / str(number))) for number in range(3)]
         reporter: Any = SimpleNamespace(note=notes.append)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(study_runs, "train_or_read_metrics", metrics_of)
-            return (
-                study_runs.run_cells(asked, reporter, lambda place, _: done.append(place), keeps_going=True),
-                done,
-                notes,
-            )
+            return study_runs.run_all(asked, reporter, lambda place, _: done.append(place)), done, notes
 
     code, done, notes = ending(1)
     assert (code, done) == (1, [1, 2])
@@ -286,3 +259,19 @@ def test_a_run_that_cannot_start_does_not_end_the_others_but_a_signal_does(tmp_p
     code, done, notes = ending(130)
     assert (code, done) == (130, [])
     assert notes[-1].startswith("0 of 3 runs are done; the same command goes on")
+
+
+def test_weights_that_are_no_longer_those_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "source" / "checkpoints" / "step_00000001"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    run = tmp_path / "run"
+    study_runs._assert_same_source(run, folder)  # nothing was begun
+    run.mkdir()
+    kept = {"from": "source", "checkpoint": "last", "match": {"matched": 1, "total": 1, "filled": []}}
+    kept |= {"modules": None, "source": None, "lineage": None, "sha256": lineage.evaluated_sha256(folder)}
+    (run / "lineage.json").write_text(json.dumps(kept))
+    study_runs._assert_same_source(run, folder)
+    (folder / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(UserError, match="started from other weights"):
+        study_runs._assert_same_source(run, folder)

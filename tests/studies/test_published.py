@@ -14,15 +14,19 @@ import pytest
 from sightline.areas.detect.sets.coco import Coco
 from sightline.areas.scans.sets.semantic_kitti import SemanticKitti
 from sightline.config import read_config
+from sightline.config.run_config import to_plain
 from sightline.contract import registry
-from sightline.contract.types import CloudInputSpec, ComponentConfig, DataInfo, Folds
+from sightline.contract.types import CloudInputSpec, ComponentConfig, DataInfo, Field, Folds
+from sightline.runs.preprocessing_signature import format_setting, preprocessing_signature
 from sightline.training import published_results
 from sightline.training.published_results import (
+    ResultRow,
     compare_figures_with_published,
     compare_with_published,
     describe_foreign_data,
     explain_no_rows,
     format_figure,
+    protocol_differences,
     published_names,
     published_rows,
 )
@@ -289,6 +293,33 @@ def test_files_of_unknown_origin_see_all_rows_and_what_the_data_show_alone() -> 
     assert "there are no published results on 'concat'" in explain_no_rows(
         ComponentConfig("concat"), DataInfo({}, {}), ["x"]
     )
+
+
+def test_differences_are_named_in_both_directions() -> None:
+    ours, theirs = (
+        ResultRow("", "", "modelnet40", {**protocol, "points in the probe": 1024}, {})
+        for protocol in ({"pairs per step": 64, "neighbours": 20}, {"pairs per step": 20})
+    )
+    assert list(map(str, protocol_differences(ours, theirs))) == [
+        "pairs per step: 64 here, 20 there",
+        "neighbours: 20 here, not stated there",
+    ]
+    assert str(protocol_differences(theirs, ours)[-1]) == "neighbours: not stated here, 20 there"
+    assert protocol_differences(theirs, theirs) == []
+
+
+def test_the_recipe_to_the_paper_is_told_in_the_words_of_the_published_row() -> None:
+    config = read_config(CONFIGS / "contrast" / "shapenet_render_crosspoint_dgcnn.yaml")
+    stage = preprocessing_signature(
+        config, DataInfo({}, {"points": Field("points 3", "float32")}, clouds=CloudInputSpec(2048))
+    )
+    paper = next(
+        row for row in published_rows(["modelnet40"]) if row.who.startswith("CrossPoint, DGCNN (paper)")
+    ).protocol
+    assert format_setting(to_plain(config.losses)) == paper["losses"]
+    assert format_setting(stage["training"]) == paper["training transforms of points"]
+    assert format_setting(stage["training_images"]) == paper["training transforms of images"]
+    assert (stage["num_points"], config.train.batch_size) == (paper["points in pre-training"], paper["pairs per step"])
 
 
 def test_figures_are_printed_in_their_unit() -> None:

@@ -1,14 +1,8 @@
-"""Run to probe: its frozen network on a config's data, compared with random weights.
-
-Data and features of a probe: a config's data, encoded by a run's weights or by random ones.
-
-Warnings of a probe if its clouds differ from those of training.
-"""
+"""Run to probe: its frozen encoder, the data of a config to probe it on, and features by its weights or random ones."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,10 +12,8 @@ from typing import Any
 from torch import nn
 
 from sightline.config import RunConfig, read_config
-from sightline.config.run_config import to_plain
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
-from sightline.contract.members import DataMembers
 from sightline.contract.types import ComponentConfig, DataInfo, SampleKey
 from sightline.engine.build import DataSubset, build_model, build_part
 from sightline.engine.distributed import World
@@ -35,36 +27,13 @@ from sightline.runs.preprocessing_signature import (
     read_fields,
     signature_differences,
 )
-from sightline.runs.run_directory import read_version
 from sightline.runs.run_files import RunFiles, config_path_of_run
 from sightline.runs.weights import find_neighbour_graph
-from sightline.workbench.probe.classifiers import UnprobableError
-from sightline.workbench.probe.features import (
-    FeatureCache,
-    Features,
-    extract,
-    get_encode,
-    label_key,
-    plugin_digests,
-    share_errors,
-    source_sha256,
-    weights_digest,
-)
+from sightline.workbench.probe.features import Features, extract, get_encode, label_key
+from sightline.workbench.probe.methods import UnprobableError
 
 _VIEW_ARGUMENTS = frozenset({"views", "background"})
 """Arguments of a data set that add pictures of its clouds."""
-
-
-_LIBRARIES = ("sightline", "torch", "numpy", "numba")
-"""Libraries whose versions features may depend on; numba may be missing."""
-
-
-@dataclass(frozen=True)
-class EncoderRecipe:
-    """Settings of an encoder other than weights and data: the model's block, and the number format."""
-
-    model: ComponentConfig
-    precision: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,30 +74,6 @@ class ProbedData:
         batch = self.train.reader([SampleKey(int(self.train.indices[0]), 0, self.config.seed)])
         return int(batch["points"].shape[-2])
 
-    def identity(self, part: DataSubset) -> dict[str, Any] | None:
-        """Return everything that the clouds of a split depend on; None if the data set has no fingerprint.
-
-        The folder of a prepared data set is identified by the contents of its manifest, not by its path.
-        """
-        fingerprint = DataMembers.fingerprint.get(part.dataset)
-        if fingerprint is None:
-            return None
-        data = to_plain(self.config.data)
-        return {
-            "split": part.split,
-            "num_samples": len(part.indices),
-            "names": _hash_names(part),
-            "fingerprint": fingerprint,
-            "data": {name: value for name, value in data.items() if name != "root"},
-            "transforms": to_plain(self.config.transforms.evaluate),
-            "plugins": plugin_digests(
-                ("data", self.config.data),
-                *(("transforms", transform) for transform in self.config.transforms.evaluate),
-            ),
-            "batch_size": self.config.evaluate.batch_size,
-            "seed": self.config.seed,
-        }
-
 
 def open_data(config: RunConfig) -> ProbedData:
     """Open the splits to probe on. Raises UnprobableError without a test split or a class for each cloud."""
@@ -158,13 +103,10 @@ def open_data(config: RunConfig) -> ProbedData:
     return ProbedData(config, train, test, left_out)
 
 
-def extract_split(
-    model: nn.Module, recipe: EncoderRecipe, data: ProbedData, world: World, *, cache: FeatureCache | None
-) -> FeatureSplit:
-    """Extract the features of both splits; read them from the cache if possible, else store them there."""
-    digest = weights_digest(model)
+def extract_split(model: nn.Module, precision: str, data: ProbedData, world: World) -> FeatureSplit:
+    """Extract the features of both splits."""
     return FeatureSplit(
-        *(_extract_features(model, recipe, data, part, digest, world, cache) for part in (data.train, data.test))
+        *(extract(model, part, world, config=data.config, precision=precision) for part in (data.train, data.test))
     )
 
 
@@ -172,65 +114,6 @@ def random_model(config: RunConfig, facts: Mapping[str, Any], world: World, *, s
     """Build the config's network with random weights of another seed. Global random states do not change."""
     with preserve_random_state():
         return build_model(dataclasses.replace(config, seed=seed), facts, world)
-
-
-def _extract_features(
-    model: nn.Module,
-    recipe: EncoderRecipe,
-    data: ProbedData,
-    part: DataSubset,
-    digest: str,
-    world: World,
-    cache: FeatureCache | None,
-) -> Features:
-    identity = data.identity(part)
-    key = None
-    if cache is not None and identity is not None:
-        key = {
-            **identity,
-            "weights": digest,
-            "model": to_plain(recipe.model),
-            "model_plugins": plugin_digests(("models", recipe.model)),
-            "precision": recipe.precision,
-            "device": world.device.type,
-            "versions": {name: read_version(name) for name in _LIBRARIES},
-            "source": source_sha256(),
-        }
-    cached = _load_cached(cache, key, world)
-    if cached is not None:
-        return cached
-    if cache is not None and key is not None:
-        with share_errors(world):
-            world.rank_zero_only(cache.assert_writable)()
-    config = data.config
-    computed = extract(
-        model,
-        part,
-        world,
-        batch_size=config.evaluate.batch_size,
-        seed=config.seed,
-        precision=recipe.precision,
-        workers=config.loader.workers,
-    )
-    if cache is not None and key is not None:
-        with share_errors(world):  # the disk may be full
-            world.rank_zero_only(cache.save)(key, computed)
-    return computed
-
-
-def _load_cached(cache: FeatureCache | None, key: Mapping[str, Any] | None, world: World) -> Features | None:
-    """Load features from the cache, either on all processes or on none."""
-    if cache is None or key is None:
-        return None
-    cached = cache.load(key)
-    votes = world.gather_text("" if cached is None else "found", operation="kept features")
-    return cached if all(votes) else None
-
-
-def _hash_names(part: DataSubset) -> str:
-    """Hash the names of all samples in order: a data set may select samples by more than its arguments."""
-    names = "\n".join(part.sample_name(int(index)) for index in part.indices)
-    return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()  # also for file names that are not UTF-8
 
 
 def _remove_views(component: ComponentConfig) -> ComponentConfig:
@@ -252,10 +135,8 @@ def warnings_on_data(learnt: RunConfig, info: DataInfo, model: ComponentConfig, 
     `learnt` and `info` are the config and the data set of training, `model` is the block that is probed. The number of
     points may differ on purpose; its effect on the neighbour graph is reported.
     """
-    training, probing = (
-        preprocessing_signature(learnt, info),
-        preprocessing_signature(data.config, data.train.dataset.info),
-    )
+    training = preprocessing_signature(learnt, info)
+    probing = preprocessing_signature(data.config, data.train.dataset.info)
     probing["num_points"] = probing["encoder"] = None  # the model of the data's config is not the one that is probed
     lines = signature_differences(training, probing, names=("what was learnt on", "the data to probe on"))
     return [f"warning: {line}" for line in (*_reach_note(training, data.num_points, model), *lines)]
@@ -263,21 +144,18 @@ def warnings_on_data(learnt: RunConfig, info: DataInfo, model: ComponentConfig, 
 
 def _reach_note(training: Mapping[str, Any], num_points: int, model: ComponentConfig) -> list[str]:
     """Return a line if the probed neighbour graph has a smaller or larger reach than that of training."""
-    num_neighbours, training_points, graph = (
-        training["neighbours"],
-        training["num_points"],
-        find_neighbour_graph(model, num_points),
-    )
+    num_neighbours, training_points = training["neighbours"], training["num_points"]
+    graph = find_neighbour_graph(model, num_points)
     if num_neighbours is None or graph is None:
         return []
     equal_reach = scale_num_neighbours(num_neighbours, reference_num_points=training_points, num_points=num_points)
     if graph.neighbours == equal_reach:
         return []
-    advised = (
-        equal_reach
-        if graph.expected_num_points is None
-        else scale_num_neighbours(equal_reach, reference_num_points=num_points, num_points=graph.expected_num_points)
-    )
+    advised = equal_reach
+    if graph.expected_num_points is not None:
+        advised = scale_num_neighbours(
+            equal_reach, reference_num_points=num_points, num_points=graph.expected_num_points
+        )
     advice = f"{graph.path}.num_neighbours={advised}"
     if graph.can_grow and graph.expected_num_points is None and graph.neighbours == num_neighbours:
         advice = f"{graph.path}.neighbours_at={training_points}"  # PCT's second groups stay as they are
@@ -287,9 +165,6 @@ def _reach_note(training: Mapping[str, Any], num_points: int, model: ComponentCo
         f"reach {'less far' if graph.neighbours < equal_reach else 'farther'}: {advice} keeps their reach"
     ]
 
-
-CACHE = "features"
-"""Folder of cached features in a run."""
 
 _MODEL_PREFIX = "model."
 
@@ -319,19 +194,6 @@ class ProbedRun:
         model = open_run(self.files, config=self.config, checkpoint=str(self.checkpoint), world=world).model
         get_encode(model)
         return model
-
-    @property
-    def recipe(self) -> EncoderRecipe:
-        """Settings of the encoder: model and number format."""
-        return EncoderRecipe(self.config.model, self.config.train.precision)
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureComparison:
-    """Features by the run's weights, and by random weights of each seed."""
-
-    trained: FeatureSplit
-    random: Mapping[int, FeatureSplit]
 
 
 def open_probed(
@@ -375,15 +237,11 @@ def _best_checkpoint(run: Path) -> Path | None:
     return best.resolve() if best.exists() else None
 
 
-def extract_with_random_baselines(
-    probed: ProbedRun, world: World, *, num_random: int, cache: Path | None = None
-) -> FeatureComparison:
-    """Extract features by the run's weights and by `num_random` random ones, with the seeds after the run's own."""
-    feature_cache = FeatureCache(probed.run / CACHE if cache is None else cache)
-    trained = extract_split(probed.network(world), probed.recipe, probed.data, world, cache=feature_cache)
-    seeds = range(probed.config.seed + 1, probed.config.seed + 1 + num_random)
-    random = {}
-    for seed in seeds:
-        model = random_model(probed.config, probed.files.facts, world, seed=seed)
-        random[seed] = extract_split(model, probed.recipe, probed.data, world, cache=feature_cache)
-    return FeatureComparison(trained, random)
+def extract_with_random(probed: ProbedRun, world: World) -> tuple[FeatureSplit, FeatureSplit]:
+    """Extract features by the run's weights, and by random ones of the seed after the run's own."""
+    config = probed.config
+    random = random_model(config, probed.files.facts, world, seed=config.seed + 1)
+    trained, other = (
+        extract_split(model, config.train.precision, probed.data, world) for model in (probed.network(world), random)
+    )
+    return trained, other

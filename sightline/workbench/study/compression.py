@@ -15,7 +15,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from sightline.commands.run import TrainOptions
 from sightline.config import RunConfig, read_config, render_config
 from sightline.config.run_config import Compress, Init, Teacher
 from sightline.contract import registry
@@ -33,7 +32,6 @@ from sightline.runs.checkpoint import PACKED_FILE, evaluated_sha256, is_packed, 
 from sightline.runs.packed import tensor_specs
 from sightline.runs.run_directory import LOCK, RunDirectory, assert_writable, load_document, write_document, write_file
 from sightline.runs.run_files import is_run
-from sightline.training import train_run
 from sightline.training.train_run import Reporter, reread
 from sightline.workbench.check.compress_rules import search_split, size_promise, unreset_episode
 from sightline.workbench.compress.packing import FILES, packed_layer_sizes, write_evaluation, write_packed_run
@@ -48,7 +46,7 @@ from sightline.workbench.compress.search.base import (
     open_record,
     run_search,
 )
-from sightline.workbench.study.study_runs import UnfinishedError, assert_same_source
+from sightline.workbench.study.study_runs import plan_run, train_or_read_metrics
 
 REQUEST_FILE = "asked.json"
 """File in a study's folder with the options of the study."""
@@ -111,15 +109,11 @@ def finetuning_config(config: RunConfig, source: Path, policy: Policy | None, ho
 def _add_distillation(losses: Sequence[ComponentConfig]) -> tuple[ComponentConfig, ...]:
     """Scale the weights of the losses and add the distillation loss."""
     distillation, scale = ComponentConfig("distillation", weight=TEACHER_SHARE), 1 - TEACHER_SHARE
-    scaled = []
-    for loss in losses:
-        ramp = loss.weight
-        weight = (
-            LinearRamp(ramp.start * scale, ramp.end * scale, ramp.epochs)
-            if isinstance(ramp, LinearRamp)
-            else ramp * scale
-        )
-        scaled.append(dataclasses.replace(loss, weight=weight))
+    weights = [
+        LinearRamp(w.start * scale, w.end * scale, w.epochs) if isinstance(w, LinearRamp) else w * scale
+        for w in (loss.weight for loss in losses)
+    ]
+    scaled = [dataclasses.replace(loss, weight=weight) for loss, weight in zip(losses, weights, strict=True)]
     return (*scaled, distillation)
 
 
@@ -221,23 +215,15 @@ class Compression:
     Called with the same arguments, it resumes an interrupted call.
     """
 
-    def __init__(
-        self, run: OpenRun, out: Path, reporter: Reporter, *, work: Path | None = None, may_be_done: bool = False
-    ) -> None:
-        """`work` is the folder of intermediate files, by default `work` in `out`.
-
-        Raises UserError for a folder that cannot be written or has other contents.
-        """
+    def __init__(self, run: OpenRun, out: Path, reporter: Reporter, *, may_be_done: bool = False) -> None:
+        """Raise UserError for a folder that cannot be written or has other contents."""
         if (out / "final.json").exists() and is_packed(out) and not may_be_done:
             raise UserError(f"--out {out}: has a packed run already; give another folder")
-        if work is None:
-            assert_empty(out, allowed=FILES | {WORK, LOCK})
-        else:
-            assert_no_run(out)
+        assert_empty(out, allowed=FILES | {WORK, LOCK})
         assert_writable(out / PACKED_FILE, option="--out")
         self._run = run
         self._out = out
-        self._work = out / WORK if work is None else work
+        self._work = out / WORK
         self._reporter = reporter
 
     @contextlib.contextmanager
@@ -281,18 +267,10 @@ class Compression:
         config = finetuning_config(self._run.config, source, policy, how)
         file, path = self._work / FINE_TUNE, self._work / FINE_TUNED
         write_file(file, render_config(config, origins=False))
-        assert_same_source(path, source)
-        request = TrainOptions(
-            config=file,
-            overrides=how.overrides,
-            out=path,
-            processes=1,
-            resume="auto",
-            plugins=how.plugins,
-            device=how.device,
+        planned = plan_run(
+            file, path, how.overrides, source=source, plugins=how.plugins, device=how.device, processes=1
         )
-        if code := train_run.launch_training(request, self._reporter):
-            raise UnfinishedError(code)
+        train_or_read_metrics(planned, self._reporter)
         return path
 
     def pack(

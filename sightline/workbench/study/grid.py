@@ -1,7 +1,4 @@
-"""Grid of runs of any config: all combinations of varied settings and seeds, resumable run by run.
-
-Statistics of a grid of runs: mean and spread over seeds, paired differences with intervals, and the plot.
-"""
+"""Study: all combinations of varied settings with every seed, each a training; statistics, table and plot of them."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from sightline.commands.look import StudyOptions
 from sightline.config import RunConfig
 from sightline.config.overrides import parse_variants, split_values
 from sightline.contract import registry
@@ -23,12 +21,17 @@ from sightline.draw.charts import ChartPanel, Series, render_svg
 from sightline.engine.build import build_metrics, build_part
 from sightline.engine.records import resolve_mode
 from sightline.engine.resume import assert_same_run
-from sightline.runs.run_directory import load_document, write_document, write_file
+from sightline.runs.run_directory import write_document, write_file
 from sightline.training.train_run import Reporter, read_with_plugins, reread
-from sightline.workbench.study.study_runs import StudyRun, StudySettings, run_cells
+from sightline.workbench.study.study_runs import StudyRun, plan_run, run_all
 
+NAME = "study"
+"""Name of the files of table and plot, without extension."""
 GridResults = Mapping[tuple[str, ...], Mapping[int, float]]
 """Values of finished runs by seed, for each combination of levels; none is empty."""
+
+
+# --- statistics -------------------------------------------------------------------------------------------------------
 
 
 def grid_rows(factors: Sequence[str], grid: GridResults) -> list[dict[str, Any]]:
@@ -101,32 +104,19 @@ def student_t(degrees: int, *, confidence: float = 0.95) -> float:
 
 
 def grid_panel(factors: Sequence[str], grid: GridResults, *, title: str) -> ChartPanel:
-    """Plot the means over the levels of one factor, a curve per setting of the others, with the range over seeds.
+    """Plot the means over the levels of the first factor, a curve per setting of the others, with the range over seeds.
 
-    The factor on the x axis is the first whose levels are positive numbers, else the first one, with levels counted
-    from 1.
+    Levels that are positive numbers lie at their value, others are counted from 1.
     """
-    columns = [list(dict.fromkeys(levels[index] for levels in grid)) for index in range(len(factors))]
-    numbers = [[_number(level) for level in levels] for levels in columns]
-    numeric_factor = next(
-        (i for i, values in enumerate(numbers) if len(values) > 1 and all(x > 0 for x in values)), None
-    )
-    position, x_title = {}, ""
-    if numeric_factor is not None:
-        position, x_title = (
-            dict(zip(columns[numeric_factor], numbers[numeric_factor], strict=True)),
-            factors[numeric_factor],
-        )
-    elif factors:
-        position = {level: float(index) for index, level in enumerate(columns[0], start=1)}
-        x_title = ", ".join(f"{index:g} = {level}" for level, index in position.items())
+    columns = list(dict.fromkeys(levels[0] if levels else "" for levels in grid))
+    position, x_title = {level: _number(level) for level in columns}, factors[0] if factors else ""
+    if not all(x > 0 for x in position.values()):
+        position = {level: float(index) for index, level in enumerate(columns, start=1)}
+        x_title = ", ".join(f"{index:g} = {level}" for level, index in position.items() if level)
     curves: dict[str, dict[float, Mapping[int, float]]] = {}
     for levels, values in grid.items():
-        x_factor = numeric_factor or 0
-        setting = [
-            f"{n}={level}" for index, (n, level) in enumerate(zip(factors, levels, strict=True)) if index != x_factor
-        ]
-        curves.setdefault(", ".join(setting) or "mean", {})[position[levels[x_factor]] if position else 1.0] = values
+        setting = ", ".join(f"{n}={level}" for n, level in zip(factors[1:], levels[1:], strict=True))
+        curves.setdefault(setting or "mean", {})[position[levels[0] if levels else ""]] = values
     series = [
         Series(
             name,
@@ -145,8 +135,7 @@ def _number(text: str) -> float:
         return math.nan
 
 
-NAME = "study"
-"""Name of the files of table and plot, without extension."""
+# --- factors ----------------------------------------------------------------------------------------------------------
 
 
 class FactorLevel(NamedTuple):
@@ -158,16 +147,6 @@ class FactorLevel(NamedTuple):
 
 Factors = Mapping[str, Mapping[str, FactorLevel]]
 """Varied factors: name to levels by label; the other levels are compared with the first."""
-
-
-class _Run(NamedTuple):
-    """Cell of the grid with its level labels and seed."""
-
-    labels: tuple[str, ...]
-    seed: int
-    cell: StudyRun
-    setup: StudySettings
-    config: RunConfig
 
 
 def parse_factors(configs: Sequence[Path], vary: Sequence[str], arms: Sequence[str]) -> Factors:
@@ -198,51 +177,50 @@ def _parse_arm(text: str) -> tuple[str, FactorLevel]:
     return name, FactorLevel(key_values)
 
 
-class GridStudy:
-    """Planned grid of runs: all configs are read and the folder is checked to be this study's. A call runs it."""
+# --- the study --------------------------------------------------------------------------------------------------------
 
-    def __init__(
-        self,
-        setup: StudySettings,
-        factors: Factors,
-        out: Path,
-        *,
-        num_seeds: int = 3,
-        overrides: tuple[str, ...] = (),
-        metric: str | None = None,
-    ) -> None:
-        """`metric` is compared, by default `evaluate.metric` of the configs. Raises UserError for what cannot run."""
-        self._out, self._factors, self._overrides = out, factors, overrides
-        self._plan: dict[str, Any] = {
-            "factors": {name: list(levels) for name, levels in factors.items()},
-            "seeds": num_seeds,
-        }
-        self._assert_same_study()
-        read = read_with_plugins(setup.config, overrides, setup.plugins)  # the plugins, for all
+
+class _Cell(NamedTuple):
+    """Cell of the grid: level labels and seed, its training, and its config."""
+
+    labels: tuple[str, ...]
+    seed: int
+    run: StudyRun
+    config: RunConfig
+
+
+class GridStudy:
+    """Planned grid of trainings: all configs are read and checked. A call runs it."""
+
+    def __init__(self, options: StudyOptions) -> None:
+        """Raise UserError for what cannot run."""
+        self._options, metric = options, options.metric
+        self._factors = parse_factors(options.configs, options.vary, options.arms)
+        read = read_with_plugins(options.configs[0], options.overrides, options.plugins)  # the plugins, for all
         self.notes = read.notes
-        grid = itertools.product(itertools.product(*(levels.items() for levels in factors.values())), range(num_seeds))
-        self._runs = [self._make_run(setup, dict(levels), seed) for levels, seed in grid]
-        for run, other in itertools.combinations([run for run in self._runs if run.seed == 0], 2):
-            if run.config == other.config:
-                both = f"'{', '.join(run.labels)}' and '{', '.join(other.labels)}'"
+        combinations = itertools.product(*(levels.items() for levels in self._factors.values()))
+        grid = itertools.product(combinations, range(options.seeds))
+        self._cells = cells = [self._make_cell(dict(levels), seed) for levels, seed in grid]
+        for cell, other in itertools.combinations([cell for cell in cells if cell.seed == 0], 2):
+            if cell.config == other.config:
+                both = f"'{', '.join(cell.labels)}' and '{', '.join(other.labels)}'"
                 raise UserError(f"study: {both} are one and the same config; leave one out")
-        metrics = {metric or run.config.evaluate.metric for run in self._runs}
+        metrics = {metric or cell.config.evaluate.metric for cell in cells}
         if len(metrics) > 1:
             raise UserError(f"study: the configs evaluate by {', '.join(sorted(metrics))}; name one with --metric")
         self._metric = metrics.pop()
-        for run in self._runs:
-            if (run.cell.path / "config.yaml").exists() and assert_same_run(run.cell.path, run.config, read.plugins):
-                raise UserError(
-                    f"{run.cell.path}: was trained for fewer epochs than this study needs; give another --out"
-                )
-        by_config = {run.setup.config: run.config for run in self._runs}
+        for cell in cells:
+            path = cell.run.path
+            if (path / "config.yaml").exists() and assert_same_run(path, cell.config, read.plugins):
+                raise UserError(f"{path}: was trained for fewer epochs than this study needs; give another --out")
+        by_config = {cell.run.request.config: cell.config for cell in cells}
         modes = {resolve_metric_mode(config, self._metric) for config in by_config.values()}  # opens the data of each
         if len(modes) > 1:
             raise UserError(f"study: for some configs a higher {self._metric} is better, for others a lower one")
         self._mode = modes.pop()
 
     def __call__(self, reporter: Reporter) -> tuple[dict[str, Any], int]:
-        """Run all unfinished cells; return the document of the finished ones, and an exit code.
+        """Run all unfinished trainings; return the document of the finished ones, and an exit code.
 
         The document and a plot are written to the folder of the study after each run.
         """
@@ -252,21 +230,17 @@ class GridStudy:
             done[index] = metrics
             self._write(done)
 
-        self._write(done)  # marks the folder as this study's
-        cells = [(run.cell, run.setup, ", ".join((*run.labels, f"seed {run.seed}"))) for run in self._runs]
-        code = run_cells(cells, reporter, record_finished, keeps_going=True)
+        runs = [(", ".join((*cell.labels, f"seed {cell.seed}")), cell.run) for cell in self._cells]
+        code = run_all(runs, reporter, record_finished)
         return self._write(done), code
 
-    def _make_run(self, setup: StudySettings, levels: Mapping[str, FactorLevel], seed: int) -> _Run:
-        config_path = next((level.config for level in levels.values() if level.config is not None), setup.config)
-        all_overrides = [*self._overrides, *(override for level in levels.values() for override in level.overrides)]
+    def _make_cell(self, levels: Mapping[str, FactorLevel], seed: int) -> _Cell:
+        options = self._options
+        config_path = next((level.config for level in levels.values() if level.config is not None), options.configs[0])
+        all_overrides = [*options.overrides, *(override for level in levels.values() for override in level.overrides)]
         keys = [override.partition("=")[0].strip() for override in all_overrides]
         if "seed" in keys:
             raise UserError("study: found an override of seed; the seeds of all runs are 0 to N - 1, give --seeds N")
-        for key in keys:
-            if keys.count(key) > 1:
-                options = " and ".join(self._find_options(key, levels))
-                raise UserError(f"study: {key} is given twice on the command line: {options}; keep one")
         all_overrides.append(f"seed={seed}")
         config = reread(config_path, all_overrides)
         data_arguments = registry.data.entry(config.data).arguments
@@ -274,62 +248,43 @@ class GridStudy:
             all_overrides.append(f"data.fraction_seed={seed}")
             config = reread(config_path, all_overrides)
         names = [_file_name(name, label) for name, label in zip(self._factors, levels, strict=True)]
-        source = None if config.init is None else config.init.source
-        cell = StudyRun(self._out.joinpath(*names, f"seed_{seed}"), tuple(all_overrides), source)
-        return _Run(tuple(levels), seed, cell, dataclasses.replace(setup, config=config_path), config)
-
-    def _find_options(self, key: str, levels: Mapping[str, FactorLevel]) -> list[str]:
-        """List the command-line options that set a key."""
-        overrides_by_option = [(f"for all runs ({override})", override) for override in self._overrides]
-        for (name, labels), (label, level) in zip(self._factors.items(), levels.items(), strict=True):
-            option = f"--arm {label}" if name == "arm" and label in labels else f"--vary {name}"
-            overrides_by_option += [(f"{option} ({override})", override) for override in level.overrides]
-        return [
-            option_text for option_text, override in overrides_by_option if override.partition("=")[0].strip() == key
-        ]
-
-    def _assert_same_study(self) -> None:
-        """Raise UserError if the folder has a study of other factors, or one with more levels or seeds."""
-        path = self._out / f"{NAME}.json"
-        if not path.exists() or next(self._out.rglob("config.yaml"), None) is None:  # nothing was trained
-            return
-        stored = load_document(path)
-        stored_factors, factors = stored["factors"], self._plan["factors"]
-        is_part = list(stored_factors) == list(factors) and all(
-            set(stored_factors[name]) <= set(factors[name]) for name in stored_factors
+        run = plan_run(
+            config_path,
+            options.out.joinpath(*names, f"seed_{seed}"),
+            all_overrides,
+            source=None if config.init is None else config.init.source,
+            plugins=options.plugins,
+            device=options.device,
+            processes=options.processes,
         )
-        if not is_part or stored["seeds"] > self._plan["seeds"]:
-            stored_settings = "; ".join(f"{name}: {', '.join(levels)}" for name, levels in stored_factors.items())
-            raise UserError(
-                f"{path}: has a study of other settings ({stored_settings}; {stored['seeds']} seeds), which this one "
-                "does not contain; name all of them or give another --out"
-            )
+        return _Cell(tuple(levels), seed, run, config)
 
     def _write(self, done: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         """Write table and plot of the finished runs, and return the document."""
         grid: dict[tuple[str, ...], dict[int, float]] = {}
-        runs = [(self._runs[index], metrics) for index, metrics in done.items()]
-        for run, metrics in runs:
+        finished = [(self._cells[index], metrics) for index, metrics in done.items()]
+        for cell, metrics in finished:
             if metrics[self._metric] is not None:  # nothing to count gives no figure
-                grid.setdefault(run.labels, {})[run.seed] = float(metrics[self._metric])
+                grid.setdefault(cell.labels, {})[cell.seed] = float(metrics[self._metric])
         names, firsts = list(self._factors), [next(iter(levels)) for levels in self._factors.values()]
         document = {
-            "configs": sorted({str(run.setup.config) for run in self._runs}),
-            "overrides": list(self._overrides),
-            **self._plan,
+            "configs": sorted({str(cell.run.request.config) for cell in self._cells}),
+            "overrides": list(self._options.overrides),
+            "factors": {name: list(levels) for name, levels in self._factors.items()},
+            "seeds": self._options.seeds,
             "metric": self._metric,
             "mode": self._mode,
             "rows": grid_rows(names, grid),
             "differences": paired_differences(names, firsts, grid, mode=self._mode),
             "runs": [
-                {"run": str(run.cell.path), "levels": list(run.labels), "seed": run.seed, "metrics": dict(metrics)}
-                for run, metrics in runs
+                {"run": str(cell.run.path), "levels": list(cell.labels), "seed": cell.seed, "metrics": dict(metrics)}
+                for cell, metrics in finished
             ],
         }
-        write_document(self._out / f"{NAME}.json", document)
+        write_document(self._options.out / f"{NAME}.json", document)
         if grid:
-            panel = grid_panel(names, grid, title=f"{self._metric}, {self._runs[0].config.data.name}")
-            write_file(self._out / f"{NAME}.svg", render_svg([[panel]], panel_width=420))
+            panel = grid_panel(names, grid, title=self._metric)
+            write_file(self._options.out / f"{NAME}.svg", render_svg([[panel]], panel_width=420))
         return document
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,6 @@ _REFUSED = {
     "evaluate.mode": "trials with other directions cannot be compared",
     "evaluate.select": "trials that are chosen by other parts cannot be compared",
 }
-MAX_POINTS = 10_000
-"""Maximum number of points of a grid."""
 
 
 @dataclass(frozen=True)
@@ -56,32 +55,14 @@ class SearchDimension:
         """List the values to try on a config: all choices, or both ends of the range."""
         return list(self.choices) or [format_inline(self.low), format_inline(self.high)]
 
-    def list_points(self) -> list[str]:
-        """List all values, for a grid. Raises ConfigError for a range that has no steps."""
-        if self.choices:
-            return list(self.choices)
-        step = self.step or (1 if self.is_whole and not self.is_log else None)
-        if step is None:
-            raise ConfigError(f"{self.where}: a grid needs values; list them, or give the range a step and no log")
-        num_points = int((self.high - self.low) / step + 1e-9) + 1
-        if num_points > MAX_POINTS:
-            raise ConfigError(f"{self.where}: has {num_points:,} values; a grid has at most {MAX_POINTS:,} points")
-        points = [self.low + index * step for index in range(num_points)]
-        return [format_inline(point) if self.is_whole else _format_float(point) for point in points]
-
     def suggest(self, trial: Any) -> str:
-        """Return the value of a trial of Optuna as the text of an override."""
+        """Return the value of a trial of Optuna as the text of an override; a number has six digits, to be pasted."""
         if self.choices:
             return str(trial.suggest_categorical(self.key, list(self.choices)))
+        more = {"log": self.is_log} | ({} if self.step is None else {"step": self.step})
         if self.is_whole:
-            step = 1 if self.step is None else int(self.step)
-            return format_inline(trial.suggest_int(self.key, int(self.low), int(self.high), step=step, log=self.is_log))
-        return _format_float(trial.suggest_float(self.key, self.low, self.high, step=self.step, log=self.is_log))
-
-
-def _format_float(value: float) -> str:
-    """Format a number with six digits, which a reader can paste; the trial gets the same."""
-    return format_inline(float(f"{value:.6g}"))
+            return format_inline(trial.suggest_int(self.key, self.low, self.high, **more))
+        return format_inline(float(f"{trial.suggest_float(self.key, self.low, self.high, **more):.6g}"))
 
 
 def read_space(words: Sequence[str]) -> list[SearchDimension]:
@@ -141,41 +122,38 @@ def _parse_dimension(key: str, located: LocatedValue, faults: ConfigFaults) -> S
 def _parse_range(
     key: str, where: SourceLocation, block: dict[str, LocatedValue], faults: ConfigFaults
 ) -> SearchDimension | None:
+    """Parse a range by Optuna's rules; None with a fault noted."""
+    import optuna
+
     for name, child in block.items():
         if name not in _RANGE_KEYS:
             dotted = f"; a key of the config is written with dots, {key}.{name}: [...]"
             faults.add(child.where, f"is not a key of a range{suggest(name, _RANGE_KEYS, otherwise=dotted)}")
-    values = {name: child.value for name, child in block.items()}
+    values: dict[str, Any] = {name: child.value for name, child in block.items()}
     if values.keys() - set(_RANGE_KEYS):
         return None
-    low, high, step, is_log = values.get("low"), values.get("high"), values.get("step"), values.get("log", False)
-
-    def is_number(value: object) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-
-    rules: list[tuple[str, Callable[[], bool], str]] = [
-        ("low", lambda: is_number(low), "a number is needed"),
-        ("high", lambda: is_number(high), "a number is needed"),
-        ("high", lambda: high > low, "must be above low"),  # type: ignore[operator]
-        ("log", lambda: isinstance(is_log, bool), "true or false is needed"),
-        ("low", lambda: not is_log or low > 0, "must be above 0 with log"),  # type: ignore[operator]
-        ("step", lambda: step is None or (is_number(step) and step > 0), "a number above 0 is needed"),  # type: ignore[operator]
-        ("step", lambda: step is None or not is_log, "cannot be given with log"),
-        ("step", lambda: step is None or step <= high - low, "must be at most high less low"),  # type: ignore[operator]
-        (
-            "step",
-            lambda: not (isinstance(low, int) and isinstance(high, int)) or step is None or isinstance(step, int),
-            "must be a whole number, as low and high are",
-        ),
-    ]
-    for name, holds, rule in rules:
-        if not holds():
-            if name in block:
-                faults.add(block[name].where, f"found {format_value(values[name])}, {rule}")
-            else:
-                faults.add(where, f"{name} is missing; {rule}")
+    for name in ("low", "high", *(["step"] if "step" in values else [])):
+        if not isinstance(values.get(name), int | float) or isinstance(values[name], bool):
+            found = f"found {format_value(values[name])}" if name in values else f"{name} is missing"
+            faults.add(block[name].where if name in values else where, f"{found}, a number is needed")
             return None
-    return SearchDimension(key, where, (), low, high, bool(is_log), step)  # type: ignore[arg-type]
+    dimension = SearchDimension(
+        key, where, (), values["low"], values["high"], values.get("log", False), values.get("step")
+    )
+    if not isinstance(dimension.is_log, bool):
+        faults.add(block["log"].where, f"found {format_value(dimension.is_log)}, true or false is needed")
+        return None
+    if dimension.is_whole and not isinstance(dimension.step, int | None):
+        faults.add(block["step"].where, f"found {dimension.step}, must be a whole number, as low and high are")
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of a step that does not divide the range
+            dimension.suggest(optuna.trial.FixedTrial({key: dimension.low}))
+    except (ValueError, UserWarning) as error:
+        faults.add(where, f"is no range: {str(error).partition(' It will be')[0]}")
+        return None
+    return dimension
 
 
 def check_space(
@@ -206,15 +184,3 @@ def _relocate(fault: str, dimension: SearchDimension) -> str:
     if fault.startswith(at_key):
         return f"{dimension.where}{fault.removeprefix(at_key)}"
     return f"{dimension.where}: {fault.removeprefix(f'{COMMAND_LINE}: ')}"
-
-
-def list_grid(dimensions: Sequence[SearchDimension]) -> list[dict[str, str]]:
-    """List all combinations of the values of the dimensions, by their keys. Raises ConfigError for too many."""
-    columns = [dimension.list_points() for dimension in dimensions]
-    num_points = 1
-    for column in columns:
-        num_points *= len(column)
-    if num_points > MAX_POINTS:
-        raise ConfigError(f"--space: has {num_points:,} combinations; a grid has at most {MAX_POINTS:,} points")
-    keys = [dimension.key for dimension in dimensions]
-    return [dict(zip(keys, values, strict=True)) for values in itertools.product(*columns)]

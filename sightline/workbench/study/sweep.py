@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import math
+import copy
 import shlex
 import socket
 import threading
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from sightline.commands.look import SweepOptions
 from sightline.config.run_config import to_plain
 from sightline.contract.errors import RunError, UserError, assert_installed, summarise_error
 from sightline.engine.distributed import assert_device
@@ -28,52 +28,31 @@ from sightline.training.train_run import Reporter, TrainResult, read_with_plugin
 from sightline.training.train_run import train_run as train
 from sightline.workbench.compress.search.baselines import explain_storage, open_study
 from sightline.workbench.study.grid import resolve_metric_mode
-from sightline.workbench.study.search_space import SearchDimension, check_space, list_grid
+from sightline.workbench.study.search_space import check_space, read_space
 
 NAME = "sweep"
 BEAT_S = 60.0
 """Seconds between two signs of life of a worker."""
 MAX_SILENCE_S = 600.0
 """Seconds without a sign of life after which the trial of a worker on another host is taken up again."""
-MAX_ATTEMPTS = 3
+MAX_RETRIES = 4
+"""Number of times that a trial is taken up again whose worker has ended, as it may be the cause."""
 MAX_FAILURES = 3
 """Number of failed trials after which a sweep without a finished one ends: its config is at fault."""
 _NOT_COMPARED = ("data.root", "loader.", "log.", "distributed.", "checkpoint.")
 _SIGNALS = 128
 _SEED_DISTANCE = 100_003
 """Distance of the seeds of two sweeps, above their number of trials."""
-Sampler = Literal["tpe", "random", "grid"]
-
-
-@dataclass(frozen=True)
-class SweepSettings:
-    """Settings of a sweep: its config, folder and storage, and how trials are chosen.
-
-    `num_trials` is that of all workers together; None is the whole grid, or 20.
-    """
-
-    config: Path
-    out: Path
-    overrides: tuple[str, ...] = ()
-    plugins: tuple[Path, ...] = ()
-    device: str = "auto"
-    storage: str | None = None
-    sampler: Sampler = "tpe"
-    num_trials: int | None = None
-    seed: int = 0
-    is_pruned: bool = True
+_STATES = {"COMPLETE": "finished", "FAIL": "failed"}
 
 
 class TrialObserver:
     """Observer that reports every evaluation to a trial, and requests a stop where the pruner gives the trial up."""
 
-    def __init__(self, trial: Any, metric: str, stop: StopRequest, *, known: Container[int], is_pruned: bool) -> None:
-        """`known` are the epochs that were reported already, by an earlier worker of the trial."""
+    def __init__(self, trial: Any, metric: str, stop: StopRequest) -> None:
         self._trial = trial
-        self._known = known
         self._metric = metric
         self._stop = stop
-        self._may_prune = is_pruned
         self._is_last = False
         self.is_given_up = False
 
@@ -81,12 +60,13 @@ class TrialObserver:
         self._is_last = record.step == record.num_steps
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
-        value, epoch = record.metrics[self._metric], record.epoch + 1
-        if math.isnan(value):  # nothing was counted
+        value = record.metrics[self._metric]
+        if value != value:  # nothing was counted
             return
-        if epoch not in self._known:
-            self._trial.report(value, epoch)
-        if self._may_prune and not self._is_last and not self._stop and self._trial.should_prune():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an epoch that an earlier worker has reported
+            self._trial.report(value, record.epoch + 1)
+        if not self._is_last and not self._stop and self._trial.should_prune():
             self.is_given_up = True
             self._stop.request()
 
@@ -101,36 +81,33 @@ class Sweep:
     Raises UserError and ConfigError for what cannot run.
     """
 
-    def __init__(self, settings: SweepSettings, dimensions: Sequence[SearchDimension], reporter: Reporter) -> None:
+    def __init__(self, options: SweepOptions, reporter: Reporter) -> None:
         assert_installed("optuna", needed_by=NAME)
         if (launched_world_size() or 1) > 1:
             raise UserError("sweep: a worker is one process; start it several times, not by a launcher (--storage)")
-        self._settings, self._dimensions, self._reporter = settings, dimensions, reporter
-        read = read_with_plugins(settings.config, settings.overrides, settings.plugins)
+        self._options, self._reporter = options, reporter
+        self._dimensions = read_space(options.space)
+        read = read_with_plugins(options.config, options.overrides, options.plugins)
         self.notes, self._plugins, config = read.notes, read.plugins, read.config
-        check_space(dimensions, settings.overrides, lambda overrides: reread(settings.config, overrides))
-        self._grid = list_grid(dimensions) if settings.sampler == "grid" else []
-        num_trials = settings.num_trials or len(self._grid) or 20
-        self._num_trials = min(num_trials, len(self._grid)) if self._grid else num_trials
+        check_space(self._dimensions, options.overrides, lambda overrides: reread(options.config, overrides))
         self._metric, self._select = config.evaluate.metric, config.evaluate.select
         self._mode = resolve_metric_mode(config, self._metric)
-        self._storage = str(settings.out / f"{NAME}.journal") if settings.storage is None else settings.storage
-        self._name = config.name
-        assert_device(settings.device)
-        if is_run(settings.out):
-            raise UserError(f"--out {settings.out}: is the folder of a run; give one of the sweep's own")
+        self._sign = 1 if self._mode == "max" else -1
+        self._storage = str(options.out / f"{NAME}.journal") if options.storage is None else options.storage
+        assert_device(options.device)
+        if is_run(options.out):
+            raise UserError(f"--out {options.out}: is the folder of a run; give one of the sweep's own")
         direction: Literal["maximize", "minimize"] = "maximize" if self._mode == "max" else "minimize"
-        self._study = open_study(self._storage, name=self._name, directions=[direction], needed_by=f"{NAME}: storage")
+        self._study = open_study(self._storage, name=config.name, directions=[direction], needed_by=f"{NAME}: storage")
         with self._storage_explained():
             self._assert_same_sweep(flatten_config(to_plain(config)))
-        settings.out.mkdir(parents=True, exist_ok=True)
+        options.out.mkdir(parents=True, exist_ok=True)
 
     def __call__(self) -> tuple[dict[str, Any], int]:
         code = 0
         while code == 0:
             with self._storage_explained():
-                self._take_up_dead_trials()
-                trial = None if self._has_only_failures() else self._start_trial()
+                trial = self._start_trial()
             if trial is None:
                 break
             code = self._run_trial(trial)
@@ -145,105 +122,65 @@ class Sweep:
 
     def _assert_same_sweep(self, config: Mapping[str, str]) -> None:
         """Note what is searched in the storage, or raise UserError if it holds a sweep of something else."""
-        settings = self._settings
-        space = {dimension.key: dimension.describe() for dimension in self._dimensions}
-        compared = {key: value for key, value in config.items() if not key.startswith(_NOT_COMPARED)}
-        wanted = {"space": space, "sampler": settings.sampler, "seed": settings.seed, "config": compared}
+        wanted: dict[str, Any] = {"--sampler": self._options.sampler, "--seed": self._options.seed}
+        wanted |= {f"--space {dimension.key}": dimension.describe() for dimension in self._dimensions}
+        wanted |= {key: value for key, value in config.items() if not key.startswith(_NOT_COMPARED)}
         stored = self._study.user_attrs.get(NAME)
         if stored is None:
             self._study.set_user_attr(NAME, wanted)
             return
-        differing = [key for key in ("space", "sampler", "seed") if stored[key] != wanted[key]]
-        keys = stored["config"].keys() | compared.keys()
-        differing += sorted(key for key in keys if stored["config"].get(key) != compared.get(key))
+        differing = sorted(key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key))
         if differing:
             raise UserError(
-                f"sweep: storage: {self._storage}: holds a sweep '{self._name}' that differs in "
+                f"sweep: storage: {self._storage}: holds a sweep of this name that differs in "
                 f"{', '.join(differing[:5])}; give the same, or another --out or --storage"
             )
 
     def _list_trials(self, *states: str) -> list[Any]:
-        """List the trials of these states (of all states if none is given), without surplus ones."""
+        """List the trials of these states, of all states if none is given."""
         trials = self._study.get_trials(deepcopy=False)
-        return [t for t in trials if (not states or t.state.name in states) and not t.user_attrs.get("is_surplus")]
+        return [trial for trial in trials if not states or trial.state.name in states]
 
-    def _take_up_dead_trials(self) -> None:
-        """Queue the trials of workers that have ended without finishing them."""
-        for trial in self._list_trials("RUNNING"):
-            if _is_abandoned(trial):
-                self._queue_again(trial, is_fault=True)
-
-    def _queue_again(self, trial: Any, *, is_fault: bool) -> None:
-        """Queue a trial with the values, folder and figures that it has; its checkpoint is resumed.
-
-        A trial whose worker ended without a word, a fault, is taken up a few times only: it may be the cause.
-        """
+    def _queue_again(self, trial: Any, *, max_retry: int | None) -> None:
+        """Queue a trial with the values, folder and figures that it has, for any worker; its checkpoint is resumed."""
         import optuna
 
-        state = optuna.trial.TrialState
         try:
-            self._study.tell(trial.number, state=state.FAIL)
+            self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         except (ValueError, optuna.exceptions.UpdateFinishedTrialError):  # another worker was faster
             return
-        attributes = dict(trial.user_attrs)
-        attributes["attempt"] = attributes.get("attempt", 1) + is_fault
-        attributes["retry_of"] = number = attributes.get("retry_of", trial.number)
-        if attributes["attempt"] > MAX_ATTEMPTS:
-            self._reporter.note(f"trial {number}: {MAX_ATTEMPTS} workers ended while they trained it; it is left out")
-            return
-        self._study.add_trial(
-            optuna.create_trial(
-                state=state.WAITING,
-                params=trial.params,
-                distributions=trial.distributions,
-                user_attrs=attributes,
-                intermediate_values=trial.intermediate_values,
-            )
-        )
-        ended = "its worker ended; it is taken up again" if is_fault else "stopped; it waits to be taken up again"
-        self._reporter.note(f"trial {number}: {ended}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            callback = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry, inherit_intermediate_values=True)
+        callback(self._study, copy.deepcopy(trial))  # it appends to the history in place
+        is_left_out = max_retry is not None and len(_list_earlier(trial)) >= max_retry
+        then = "its workers ended too often; it is left out" if is_left_out else "it waits to be taken up again"
+        self._reporter.note(f"trial {_get_number(trial)}: stopped; {then}")
 
     def _start_trial(self) -> Any | None:
         """Start the next trial: a queued one, or a new one while there are fewer than the sweep needs; else None."""
         import optuna
 
-        is_complete = self._count_new_trials() >= self._num_trials
-        if is_complete and not self._list_trials("WAITING"):
+        for trial in self._list_trials("RUNNING"):
+            if _is_abandoned(trial):
+                self._queue_again(trial, max_retry=MAX_RETRIES)
+        failed = [trial for trial in self._list_trials("FAIL") if "reason" in trial.user_attrs]
+        has_only_failures = len(failed) >= MAX_FAILURES and not self._list_trials("COMPLETE", "PRUNED")
+        is_complete = sum(not _list_earlier(trial) for trial in self._list_trials()) >= self._options.trials
+        if has_only_failures or (is_complete and not self._list_trials("WAITING")):
             return None
-        self._study.sampler = optuna.samplers.RandomSampler(seed=0)  # draws nothing yet: values are drawn by number
+        self._study.sampler = optuna.samplers.RandomSampler(seed=0)  # draws nothing yet
+        self._study.pruner = optuna.pruners.NopPruner() if self._options.no_prune else optuna.pruners.MedianPruner()
         trial = self._study.ask()
-        place = trial.user_attrs.get("place", self._count_new_trials(before=trial.number))
-        if "retry_of" not in trial.user_attrs and place >= self._num_trials:  # another worker took the last one
-            trial.set_user_attr("is_surplus", True)
-            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            return None
+        place = sum(not _list_earlier(earlier) for earlier in self._list_trials()[: trial.number])
+        # a seed for each trial: repeated and parallel workers repeat no draw
+        seed = (self._options.seed * _SEED_DISTANCE + place) % 2**32
+        samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+        self._study.sampler = samplers[self._options.sampler](seed=seed)
         trial.set_user_attr("worker", ProcessIdentity.current(socket.gethostname()).to_dict())
         trial.set_user_attr("alive", time.time())
-        trial.set_user_attr("place", place)
-        self._study.sampler = self._make_sampler(place)
         trial.set_user_attr("values", {dimension.key: dimension.suggest(trial) for dimension in self._dimensions})
-        self._study.pruner = optuna.pruners.MedianPruner()
         return trial
-
-    def _count_new_trials(self, *, before: int | None = None) -> int:
-        """Count the trials that are no further attempt at an earlier one; with `before`, those of lower numbers."""
-        trials = [trial for trial in self._list_trials() if "retry_of" not in trial.user_attrs]
-        return sum(before is None or trial.number < before for trial in trials)
-
-    def _make_sampler(self, place: int) -> Any:
-        """Make the sampler of one trial, with a seed of its own: repeated and parallel workers repeat no draw."""
-        import optuna
-
-        seed = (self._settings.seed * _SEED_DISTANCE + place) % 2**32
-        if self._settings.sampler == "tpe":
-            return optuna.samplers.TPESampler(seed=seed, multivariate=False)
-        if self._settings.sampler == "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-        return _make_point_sampler(self._dimensions, self._grid[place])
-
-    def _has_only_failures(self) -> bool:
-        failed = [trial for trial in self._list_trials("FAIL") if "reason" in trial.user_attrs]
-        return len(failed) >= MAX_FAILURES and not self._list_trials("COMPLETE", "PRUNED")
 
     # --- trials -----------------------------------------------------------------------------------------------------
 
@@ -252,25 +189,23 @@ class Sweep:
         import optuna
 
         state = optuna.trial.TrialState
-        settings, number = self._settings, trial.user_attrs.get("retry_of", trial.number)
+        options, stop = self._options, StopRequest()
+        with self._storage_explained():
+            number = _get_number(self._list_trials()[trial.number])
         overrides = [f"{key}={text}" for key, text in trial.user_attrs["values"].items()]
         self._reporter.note(f"trial {number}: {shlex.join(overrides)}")
-        stop = StopRequest()
-        with self._storage_explained():
-            known = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
-        observer = TrialObserver(trial, self._metric, stop, known=known, is_pruned=settings.is_pruned)
-        path = settings.out / "trials" / f"{number:04d}"
-        holder = find_holder(path)
-        if holder is not None and holder != socket.gethostname():  # that worker was silent, and lost the trial
+        observer = TrialObserver(trial, self._metric, stop)
+        path = self._get_folder(number)
+        if find_holder(path) not in (None, socket.gethostname()):  # that worker was silent, and lost the trial
             (path / LOCK).unlink(missing_ok=True)
         try:
             with _beating(trial), restore_signal_handlers():
                 result = train(
-                    reread(settings.config, [*settings.overrides, *overrides]),
+                    reread(options.config, [*options.overrides, *overrides]),
                     plugins=self._plugins,
                     out=path,
                     resume="auto",
-                    device=settings.device,
+                    device=options.device,
                     reporter=self._reporter,
                     stop=stop,
                     observers=[observer],
@@ -284,7 +219,7 @@ class Sweep:
             if observer.is_given_up:
                 self._study.tell(trial, state=state.PRUNED)
             elif result.stopped_by is not None:
-                self._queue_again(self._study.get_trials(deepcopy=False)[trial.number], is_fault=False)
+                self._queue_again(self._list_trials()[trial.number], max_retry=None)
                 return _SIGNALS + result.stopped_by
             elif not reason and (best := self._read_best(path)) is not None:
                 trial.set_user_attr("epoch", best[1])
@@ -295,74 +230,61 @@ class Sweep:
                 self._reporter.note(f"error: trial {number}: {trial.user_attrs['reason']}; the sweep goes on")
         return 0
 
+    def _get_folder(self, number: int) -> Path:
+        return self._options.out / "trials" / f"{number:04d}"
+
     def _read_best(self, path: Path) -> tuple[float, int] | None:
         """Read the best figure of a run's own evaluations, and its epoch: that of its best checkpoint."""
         lines = [line for line in read_lines(path / "metrics.jsonl") if line["split"] != "train"]
         figures = [(line[self._metric], line["epoch"] + 1) for line in lines if line.get(self._metric) is not None]
-        sign = 1 if self._mode == "max" else -1
-        return max(figures, key=lambda figure: sign * figure[0], default=None)
+        return max(figures, key=lambda figure: self._sign * figure[0], default=None)
 
     # --- result -----------------------------------------------------------------------------------------------------
 
     def _write(self) -> dict[str, Any]:
         """Write the document of all trials so far into the folder, and return it."""
         with self._storage_explained():
-            trials = self._list_trials()
-        superseded = {trial.user_attrs.get("retry_of") for trial in trials}
-        attempts = {trial.user_attrs.get("retry_of", trial.number): trial for trial in trials}
+            attempts = {_get_number(trial): trial for trial in self._list_trials()}
         rows = [self._describe_trial(number, trial) for number, trial in sorted(attempts.items())]
         finished = [row for row in rows if row["state"] == "finished"]
-        sign = 1 if self._mode == "max" else -1
-        best = max(finished, key=lambda row: sign * row["value"], default=None)
         document = {
-            "config": str(self._settings.config),
-            "overrides": list(self._settings.overrides),
+            "config": str(self._options.config),
+            "overrides": list(self._options.overrides),
             "storage": self._storage,
             "metric": self._metric,
             "mode": self._mode,
             "part": self._select,
-            "sampler": self._settings.sampler,
+            "sampler": self._options.sampler,
             "space": {dimension.key: dimension.describe() for dimension in self._dimensions},
-            "num_trials": self._num_trials,
+            "num_trials": self._options.trials,
             "num_running": sum(row["state"] in ("running", "waiting") for row in rows),
-            "num_taken_up": len(superseded - {None}),
             "trials": rows,
-            "best": best,
+            "best": max(finished, key=lambda row: self._sign * row["value"], default=None),
         }
-        write_document(self._settings.out / f"{NAME}.json", document)
+        write_document(self._options.out / f"{NAME}.json", document)
         return document
 
     def _describe_trial(self, number: int, trial: Any) -> dict[str, Any]:
-        attributes, values = trial.user_attrs, trial.intermediate_values
-        names = {"COMPLETE": "finished", "FAIL": "failed"}
-        state = names.get(trial.state.name, trial.state.name.lower())
+        attributes = trial.user_attrs
         return {
             "trial": number,
-            "state": state,
+            "state": _STATES.get(trial.state.name, trial.state.name.lower()),
             "value": trial.value if trial.state.name in ("COMPLETE", "PRUNED") else None,
-            "epoch": attributes.get("epoch", max(values, default=None)),
+            "epoch": attributes.get("epoch", trial.last_step),
             "overrides": [f"{key}={text}" for key, text in attributes.get("values", {}).items()],
-            "attempt": attributes.get("attempt", 1),
-            "host": attributes.get("worker", {}).get("host"),
-            "run": str(self._settings.out / "trials" / f"{number:04d}"),
+            "run": str(self._get_folder(number)),
             "reason": attributes.get("reason"),
         }
 
 
-def _make_point_sampler(dimensions: Sequence[SearchDimension], point: Mapping[str, str]) -> Any:
-    """Make a sampler whose values are those of one point of a grid."""
-    import optuna
+def _list_earlier(trial: Any) -> list[int]:
+    """List the earlier attempts at a trial, the first of which has its number."""
+    earlier: list[int] = trial.system_attrs.get("retry_history", [])
+    return earlier
 
-    class PointSampler(optuna.samplers.RandomSampler):
-        """Sampler of one point."""
 
-        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-            is_number = not next(d for d in dimensions if d.key == param_name).choices
-            text = point[param_name]
-            whole = isinstance(param_distribution, optuna.distributions.IntDistribution)
-            return (int(text) if whole else float(text)) if is_number else text
-
-    return PointSampler()
+def _get_number(trial: Any) -> int:
+    return (*_list_earlier(trial), trial.number)[0]
 
 
 @contextlib.contextmanager
@@ -394,6 +316,4 @@ def _is_abandoned(trial: Any) -> bool:
         worker = ProcessIdentity(**attributes["worker"])
         if worker.is_reachable:
             return worker.is_gone
-    began = trial.datetime_start
-    began_s = began.timestamp() if isinstance(began, datetime.datetime) else 0.0
-    return time.time() - attributes.get("alive", began_s) > MAX_SILENCE_S
+    return time.time() - attributes.get("alive", trial.datetime_start.timestamp()) > MAX_SILENCE_S
