@@ -33,7 +33,7 @@ def test_the_loss_is_the_weighted_mean_of_a_step(tmp_path: Path) -> None:
     sums, counts = compute_batch_losses(job.task, step.model.eval(), step.batch, job.device, job.precision)
     outputs = step.model(points=step.batch["points"])
     wanted = 2 * float(sums["cross_entropy"].detach() / counts["cross_entropy"])
-    assert float(RunLoss(context.built)(outputs, step.batch).detach()) == pytest.approx(wanted)
+    assert float(RunLoss(job, step=job.step, precision=job.precision)(outputs, step.batch).detach()) == pytest.approx(wanted)
 
 
 class Mixed(PointNetPlain):

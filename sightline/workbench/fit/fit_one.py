@@ -24,7 +24,7 @@ from sightline.runs.curves import encode_curves
 from sightline.workbench.check.checks.model.first_step import missing_keys_explained
 from sightline.workbench.describe.trace import preserve_all_rng_states
 from sightline.workbench.fit.attempt import OWN, FitCurve, FitSetup, fit, own_rate
-from sightline.workbench.fit.loss_bounds import FITTED, LossBounds, RunLoss, measure_bounds
+from sightline.workbench.fit.loss_bounds import FITTED, LossBounds, final_loss, measure_bounds
 from sightline.workbench.fit.samples import Samples, choose_samples, first_keys, training_score
 
 Kept = Literal["augmentation", "dropout", "decay"]
@@ -195,7 +195,7 @@ def _explain(
     job = setup.built.job
     batch = to_device(batch, job.device, float_dtype=job.precision.parameter_dtype)
     with job.losses.preserve_state():
-        subject = make_subject(job.model, RunLoss(job), [batch], job.optimizer)
+        subject = make_subject(job.model, final_loss(job), [batch], job.optimizer)
         examination = examine_subject(subject)
     found = [finding for finding in examination.findings if finding.severity != "note"]
     fitting = next((curve for curve in others if curve.is_fitted), None)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from sightline.contract.pytree import ReadTrackingDict
 from sightline.contract.types import Batch
-from sightline.engine.step import divide_by_count, single_batch_step, weighted_sum
+from sightline.engine.device import Precision
+from sightline.engine.step import single_batch_step
 from sightline.engine.train import TrainState
+from sightline.workbench.check.core.fixed_outputs import FixedOutputs, RunLoss
 from sightline.workbench.check.core.sample_statistics import class_axis
-from sightline.workbench.check.oracles.results import FixedOutputs
 from sightline.workbench.fit.attempt import FitSetup, forward_once, prepare_model
 
 _STEPS = 150
@@ -66,20 +67,9 @@ class LossBounds:
         return self.floor is not None and abs(loss - self.constant) < 0.2 * (self.constant - self.floor)
 
 
-class RunLoss:
-    """Weighted mean losses of a run, at their final weights, as one function of outputs and batch."""
-
-    def __init__(self, job: TrainState) -> None:
-        self._job, self._weights = job, job.loss_weights_at(job.num_steps)
-
-    def __call__(self, outputs: Mapping[str, Any], batch: Batch) -> Tensor:
-        """Compute the loss that training minimises."""
-        model = FixedOutputs(outputs)
-        step = single_batch_step(self._job.task, model, batch, self._job.device)
-        sums = step.loss_sums(model)
-        return weighted_sum(
-            {n: divide_by_count(sums[n], step.counts[n]).double() for n in self._weights}, self._weights
-        )
+def final_loss(job: TrainState) -> RunLoss:
+    """Return the losses of a run at their final weights, in float32 or wider."""
+    return RunLoss(job, step=job.num_steps, precision=Precision("float32"))
 
 
 def measure_bounds(setup: FitSetup) -> LossBounds:
@@ -93,7 +83,7 @@ def measure_bounds(setup: FitSetup) -> LossBounds:
         if isinstance(value, Tensor) and value.is_floating_point()
     }
     tracked = ReadTrackingDict({**outputs, **free})
-    loss = RunLoss(job)
+    loss = final_loss(job)
     start = float(loss(tracked, batch).detach())
     read = tuple(sorted(tracked.read & free.keys()))
     counts = single_batch_step(job.task, FixedOutputs({**outputs, **free}), batch, job.device).counts

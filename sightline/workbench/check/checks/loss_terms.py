@@ -17,8 +17,8 @@ from sightline.engine.step import compute_batch_losses, divide_by_count
 from sightline.ops.priors import BACKGROUND, IGNORED
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.dry_run import DryRun
+from sightline.workbench.check.core.fixed_outputs import FixedOutputs
 from sightline.workbench.check.core.sample_statistics import class_axis
-from sightline.workbench.check.oracles.results import FixedOutputs
 
 _MAX_STD = 3.0
 

@@ -21,8 +21,8 @@ from sightline.engine.evaluate import BoundMetric
 from sightline.instrument import copy_metric
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.dry_run import read_batch, step_keys, take_samples
+from sightline.workbench.check.core.fixed_outputs import FixedOutputs
 from sightline.workbench.check.core.sample_statistics import class_axis, parts_by_category
-from sightline.workbench.check.oracles.results import FixedOutputs
 
 _LARGE_LOGIT = 100.0  # 1 + e^-100 is 1 in float32: the prediction has probability 1
 _THINNED = ("nearest", "point_range", "whole_label", "whole_offsets")

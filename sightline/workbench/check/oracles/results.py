@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sightline.contract import pytree
 
@@ -83,14 +83,3 @@ def float64(tensor: Tensor) -> Tensor:
 def with_history(tensor: Tensor) -> Tensor:
     """Clone a floating-point tensor with its autograd history, so that a layer may modify it in place."""
     return tensor.clone() if tensor.is_floating_point() else tensor
-
-
-class FixedOutputs(nn.Module):
-    """Stand-in for a model that returns fixed outputs for any input."""
-
-    def __init__(self, outputs: Mapping[str, Any]) -> None:
-        super().__init__()
-        self._outputs = outputs
-
-    def forward(self, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
-        return self._outputs
