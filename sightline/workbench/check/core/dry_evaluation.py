@@ -15,13 +15,11 @@ from torch import Tensor, nn
 
 from sightline.contract.members import MetricMembers
 from sightline.contract.metric import make_state, row_states
-from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.draw.pictures import encode_png
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.build import DataSubset, TrainingSetup
-from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluation, Evaluator
 from sightline.engine.observers import MetricsLog
@@ -36,7 +34,6 @@ from sightline.workbench.check.core.dry_run import (
     StepFailure,
     find_failure,
     isolated_copy,
-    take_rows_of,
 )
 
 _MAX_SECONDS = 20.0  # for four samples under `sightline check`; one sample has no limit there
@@ -67,7 +64,6 @@ class DryEvaluation:
     model: nn.Module | None = None
     forward_s: float = 0.0
     first_read: Batch | None = None
-    _rows_read: dict[tuple[int, ...], Batch] = field(default_factory=dict)
 
     def mark_progress(self, stage: str, component: str, path: str) -> None:
         """Record the stage, the component and its config path before a call."""
@@ -76,30 +72,6 @@ class DryEvaluation:
     def keep(self, batch: Batch, predictions: Mapping[str, Any]) -> None:
         """Store a batch and its predictions."""
         self.batch, self.predictions = batch, predictions
-
-    def rows(self, ranks: Sequence[int], names: Sequence[str]) -> tuple[Batch, dict[str, Any]] | None:
-        """Return the batch of some samples and their rows of the named predictions; None if a prediction has no rows.
-
-        The predictions are those of the whole batch, so that only the division into batches differs.
-        """
-        batch = self.read(ranks)
-        both = {**self.batch, **self.predictions}
-        division: dict[str, Tensor] = {
-            name: both[name] for name in ("sample_index", "cloud_offsets", "offsets") if name in both
-        }
-        wanted = {name: self.predictions[name] for name in names if name in self.predictions and name not in batch}
-        taken = {name: take_rows_of(value, division, ranks, name) for name, value in wanted.items()}
-        return None if any(taken[name] is value for name, value in wanted.items()) else (batch, taken)
-
-    def read(self, ranks: Sequence[int]) -> Batch:
-        """Return a copy of the batch of some samples, read once for all checks, on the run's device."""
-        batch = self._rows_read.get(tuple(ranks))
-        if batch is None:
-            batch = self.evaluator.reader([self.keys[rank] for rank in ranks])
-            batch = to_device(batch, self.device, float_dtype=self.evaluator.precision.parameter_dtype)
-            self._rows_read[tuple(ranks)] = batch
-        copied: Batch = tree_map(batch, lambda _, tensor: tensor.clone())
-        return copied
 
 
 def rehearse_evaluations(
@@ -152,7 +124,7 @@ def _rehearse(built: TrainingSetup, fresh: DryEvaluation, forward_s: float, *, i
     for count in (1,) if is_slow else limits_s:
         keys = keys_to_evaluate(fresh.evaluator, fresh.part, count)
         first_read = fresh.first_read if count == NUM_SAMPLES else None
-        result = dataclasses.replace(fresh, keys=keys, first_read=first_read, _rows_read={})
+        result = dataclasses.replace(fresh, keys=keys, first_read=first_read)
         try:
             _run_once(built, result, compute_seconds() + limits_s[count])
         except OutOfTimeError:
