@@ -171,7 +171,7 @@ class Slow(nn.Module):
     [
         (20.5, [(4, True)], "done"),
         (10.5, [(4, True), (2, True)], "done"),
-        (5.5, [(4, True), (2, True), (1, False)], "out"),
+        (5.5, [(4, True), (2, True)], "out"),
     ],
 )
 def test_the_sample_shrinks_before_a_step_is_given_up(
@@ -191,7 +191,7 @@ def test_the_sample_shrinks_before_a_step_is_given_up(
     found = dry_run(built.job, torch.device("cpu"), forward_s=forward_s)
     assert model.passes == sizes
     assert found.stage.startswith(stage)
-    assert found.seen_outputs["logits"].shape == (sizes[-1][0], num_classes)
+    assert [v.shape for v in found.seen_outputs.values()] == ([] if stage == "out" else [(sizes[-1][0], num_classes)])
     assert bool(found.skipped) == (stage == "out")
 
 

@@ -165,7 +165,7 @@ def frozen_parameters(run: Context) -> Iterator[Fault]:
     holds="scores of classes of either sign: below 0 a ReLU passes no gradient",
     do="take the activation off the end of the network",
 )
-def final_activation(first_step: DryRun) -> Fault | None:
+def final_activation(run: Context, first_step: DryRun) -> Fault | None:
     """Look for scores of classes that are nowhere below 0, and 0 in several places."""
     logits = first_step.seen_outputs.get("logits")
     if not isinstance(logits, Tensor) or "label" not in first_step.batch:
@@ -173,7 +173,7 @@ def final_activation(first_step: DryRun) -> Fault | None:
     zeros = float((logits == 0).double().mean())
     if bool((logits < 0).any()) or not _MIN_ZEROS < zeros < 1:
         return None
-    where = FindingLocation(layer=first_step.makers.get("logits"), config_path="model")
+    where = FindingLocation(layer=run.last_layer, config_path="model")
     return Fault("a ReLU ends the network", measured=f"{zeros:.0%} of 'logits' are 0, none below", where=where)
 
 
