@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,15 +14,11 @@ from torch import nn
 
 from sightline.config import RunConfig
 from sightline.contract.errors import CheckpointError
-from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
 from sightline.doctor.finding import FindingLocation
 from sightline.engine.build import TrainingSetup, build
-from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
-from sightline.parts.tasks.distillation import unwrap_distillation
-from sightline.workbench.check.core.assigned_boxes import AssignedBoxes, assigned_boxes
 from sightline.workbench.check.core.dry_evaluation import DryEvaluation, rehearse_evaluations
 from sightline.workbench.check.core.dry_run import DryRun, Outputs, dry_run, first_outputs
 from sightline.workbench.check.core.sample_statistics import (
@@ -32,12 +27,10 @@ from sightline.workbench.check.core.sample_statistics import (
     collect_statistics,
     count_classes,
     distinct_parts,
-    evenly_spaced_keys,
 )
 from sightline.workbench.check.examination import RunExamination
 
 _CPU = torch.device("cpu")
-_MAX_ASSIGNED = 64
 _READING_S, _QUICK_READING_S = 0.5, 0.125
 _THOROUGH_S = 1.5  # CPU time of this thread for the samples of one split
 
@@ -64,21 +57,6 @@ class Context:
     def first_outputs(self) -> tuple[Batch, Outputs]:
         """Batch of the first step and its outputs before any update (cached); at least the samples of the dry run."""
         return first_outputs(self.built.job, self.dry_run, self.world.device, is_quick=not self.is_thorough)
-
-    @cached_property
-    def assignments(self) -> AssignedBoxes | None:
-        """Assign boxes in samples of the first step, under `sightline check` also in 64 other samples (cached).
-
-        None for a task without boxes, and if the dry run did not succeed.
-        """
-        task = unwrap_distillation(self.built.job.task)
-        if TaskMembers.get_priors.get(task) is None or not self.dry_run.is_sound:
-            return None
-        part, batches = self.built.data.train, iter([self.first_outputs[0]])
-        if self.is_thorough:
-            key_chunks = evenly_spaced_keys(part, epoch=0, seed=self.config.seed, most_samples=_MAX_ASSIGNED)
-            batches = itertools.chain(batches, map(part.reader, key_chunks))
-        return assigned_boxes(task, self.built.job.model, (to_device(batch, _CPU) for batch in batches))
 
     @cached_property
     def dry_evaluations(self) -> list[DryEvaluation]:

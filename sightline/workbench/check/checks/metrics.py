@@ -14,8 +14,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from sightline.contract.errors import summarise_error
 from sightline.contract.members import MetricMembers
 from sightline.contract.pytree import is_float
@@ -220,12 +218,11 @@ def metric_unit(run: Context) -> Iterator[Fault]:
     if not any(pairs for _, pairs in pairs_of):
         raise NotApplicableError("no places in a unit")
     for metric, pairs in pairs_of:
-        if pairs and (fault := _judge_unit(run, metric, pairs)) is not None:
+        if pairs and (fault := _judge_unit(run.dry_run.batch, metric, pairs)) is not None:
             yield fault
 
 
-def _judge_unit(context: Context, metric: JudgedMetric, pairs: Sequence[tuple[str, str]]) -> Fault | None:
-    batch = context.dry_run.batch
+def _judge_unit(batch: Batch, metric: JudgedMetric, pairs: Sequence[tuple[str, str]]) -> Fault | None:
     moved: dict[str, Any] = {}
     for name, target in pairs:
         moved[name] = batch[target].clone()
@@ -242,7 +239,7 @@ def _judge_unit(context: Context, metric: JudgedMetric, pairs: Sequence[tuple[st
         return None
     name, value = next(iter(wrong.items()))
     return Fault(
-        f"'{name}' of the metric '{metric.name}' is not in {unit}{_explain_ratio(context, value / _OFFSET)}",
+        f"'{name}' of the metric '{metric.name}' is not in {unit}, but in one of {_OFFSET / value:.3g} {unit}",
         where=FindingLocation(config_path=metric.path),
         measured=f"{', '.join(f'{n} {v:.4g}' for n, v in wrong.items())} for predictions {_OFFSET:g} {unit} off",
         expected=f"{_OFFSET:g}",
@@ -265,14 +262,3 @@ def _iter_pairs(batch: Batch, metric: JudgedMetric) -> Iterator[tuple[str, str]]
 def _is_place(batch: Batch, name: str) -> bool:
     value = batch.get(name)
     return is_float(value) and value.shape[-1] in (2, 3)
-
-
-def _explain_ratio(context: Context, ratio: float) -> str:
-    """Explain the ratio of a metric to its unit by the cube and the grid of the run, if they do."""
-    cube = context.built.data.facts.get("cube_mm")
-    volume = context.dry_run.batch.get("volume")
-    if isinstance(cube, int | float) and isinstance(volume, Tensor) and ratio > 0:
-        for size in (volume.shape[-1], volume.shape[-1] / 2):
-            if abs(ratio * cube / size - 1) < _UNIT_TOLERANCE:
-                return f": it is in {'voxels' if size == volume.shape[-1] else 'cells'} of {cube / size:.3g} mm"
-    return ""

@@ -136,7 +136,7 @@ def find_kind(module: nn.Module) -> Any:
 
 
 def _make_signature(module: nn.Module) -> Any:
-    """Return type, plain attributes, parameter shapes and signatures of children; an instance's `forward` is distinct."""
+    """Return type, plain attributes, parameter shapes and signatures of children; an own `forward` is distinct."""
     plain = [(name, repr(value)) for name, value in sorted(vars(module).items()) if isinstance(value, _PLAIN)]
     plain = [(name, text) for name, text in plain if name != "training" and (name[0] != "_" or text != "None")]
     shapes = [(name, tuple(p.shape)) for name, p in module.named_parameters(recurse=False)]
@@ -194,8 +194,9 @@ def _compare_calls(module: nn.Module, calls: Sequence[ModuleCall], row: LayerRes
     results = []
     for call in calls[:_NUM_CALLS]:
         found = attempt("layer", compare_gradients, {"module": module, "call": call, "row": row})
-        note = f"{row.note}; {found.reason}" if row.note else getattr(found, "reason", "")
-        results.append(row._replace(note=note) if isinstance(found, MissingError) else found)
+        if isinstance(found, MissingError):
+            found = row._replace(note="; ".join(filter(None, [row.note, found.reason])))
+        results.append(found)
         if results[-1].is_wrong_backward:
             return results[-1]
     return results[0]
