@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
+from sightline.doctor.watch.gradients import is_frozen_by_kind
 from sightline.engine.optimizers import is_in_module
 from sightline.engine.step import weighted_sum
 from sightline.workbench.check.context import Context
@@ -132,13 +133,6 @@ def still_statistics(run: Context, first_step: DryRun) -> Iterator[Fault]:
                 where=FindingLocation(layer=name, config_path="model"),
             )
             return
-
-
-def is_frozen_by_kind(modules: Iterable[nn.Module]) -> bool:
-    """Return True if all biases train, and no other parameter of their modules: BitFit (Ben Zaken et al. 2022)."""
-    own = [list(module.named_parameters(recurse=False)) for module in modules]
-    mixed = [named for named in own if len({p.requires_grad for _, p in named}) == 2]
-    return len(mixed) > 1 and all(p.requires_grad == name.endswith("bias") for named in mixed for name, p in named)
 
 
 @rule(
