@@ -1,10 +1,9 @@
-"""Autograd graph of a tensor: its nodes, the last operation that changed values, and the range of these."""
+"""Autograd graph of a tensor: its nodes, and the last operation that changed values."""
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -15,38 +14,11 @@ _SHAPE_OPERATIONS = frozenset(
     "Contiguous AsStrided Narrow Flip MoveDim Index".split()
 )
 """Operations that move values without changing them."""
-_INF = math.inf
-_RANGES: dict[str, tuple[float, float]] = {
-    "Relu": (0.0, _INF),
-    "Threshold": (0.0, _INF),
-    "Sigmoid": (0.0, 1.0),
-    "Tanh": (-1.0, 1.0),
-    "Softmax": (0.0, 1.0),
-    "LogSoftmax": (-_INF, 0.0),
-    "LogSigmoid": (-_INF, 0.0),
-    "Softplus": (0.0, _INF),
-    "Exp": (0.0, _INF),
-    "Abs": (0.0, _INF),
-    "Gelu": (-0.17, _INF),
-    "Silu": (-0.2785, _INF),
-    "Elu": (-1.0, _INF),
-}
 
 
 def last_operation(tensor: Tensor) -> str:
     """Return the name of the last operation that changed values, such as `Relu`; "" for a tensor without history."""
     return get_node_name(last_node(tensor))
-
-
-def hidden_outputs(outputs: Mapping[str, Any]) -> frozenset[str]:
-    """Return the names of outputs from which other outputs are computed, such as features before logits."""
-    last_nodes = {name: last_node(value) for name, value in outputs.items() if isinstance(value, Tensor)}
-    ancestors = {name: {*iter_nodes([node])} - {node} for name, node in last_nodes.items()}
-    return frozenset(
-        name
-        for name, node in last_nodes.items()
-        if node is not None and any(node in nodes for nodes in ancestors.values())
-    )
 
 
 def iter_nodes(roots: Iterable[Any], *, until: Iterable[Any] = ()) -> Iterator[Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.areas.detect.losses import sigmoid_focal
+from sightline.areas.detect.rules import loss_normaliser
 from sightline.config.run_config import Checks
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, declared_outputs
@@ -29,7 +30,6 @@ from sightline.ops.box_overlaps import iou
 from sightline.parts.losses.embeddings import PairLoss
 from sightline.parts.tasks.distillation import DistillationTask, add_teacher_keys
 from sightline.parts.tasks.supervised import Classify
-from sightline.workbench.check.checks.loss_terms import loss_normaliser
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.run_subject import examine_losses
 from sightline.workbench.check.suite import all_rules, run_all

@@ -41,7 +41,6 @@ FOUND = {
     **dict.fromkeys("C1 C5 C8".split(), "misplaced-volume"),
     "N6": "no-gradient",
     "D5": "non-finite-data",
-    "O5": "not-optimised",
     "O15": "own-generator",
     "O20": "padded-points",
     **dict.fromkeys("O59 B36 B37".split(), "prior-bias"),

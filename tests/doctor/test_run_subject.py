@@ -13,8 +13,9 @@ from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainO
 from sightline.engine.distributed import World
 from sightline.engine.step import compute_batch_losses
 from sightline.workbench.check.context import Context
+from sightline.workbench.check.core.fixed_outputs import RunLoss
 from sightline.workbench.check.examination import RunExamination
-from sightline.workbench.check.run_subject import RunLoss, examine_relations, make_run_subject
+from sightline.workbench.check.run_subject import examine_relations, make_run_subject
 from tests.doctor.planting import make, with_model
 
 
@@ -33,7 +34,9 @@ def test_the_loss_is_the_weighted_mean_of_a_step(tmp_path: Path) -> None:
     sums, counts = compute_batch_losses(job.task, step.model.eval(), step.batch, job.device, job.precision)
     outputs = step.model(points=step.batch["points"])
     wanted = 2 * float(sums["cross_entropy"].detach() / counts["cross_entropy"])
-    assert float(RunLoss(context.built)(outputs, step.batch).detach()) == pytest.approx(wanted)
+    assert float(RunLoss(job, step=job.step, precision=job.precision)(outputs, step.batch).detach()) == pytest.approx(
+        wanted
+    )
 
 
 class Mixed(PointNetPlain):

@@ -54,8 +54,6 @@ def test_a_run_keeps_what_was_judged_at_its_start_and_is_checked_later(tmp_path:
     looked = succeed("check", run, "--device", "cpu", "--json", tmp_path / "found.json")
     assert "pairs: 0 errors, 0 warnings" in looked.err
     document = json.loads((tmp_path / "found.json").read_text())["examination"]
-    assert "unsound-checkpoint" in document["judged"]
-    assert "unsound-checkpoint" not in begun["judged"]
     assert all(f"{line}\n" in looked.err for line in document["verdict"])
     assert all(f"  {gap}\n" in looked.err for gap in document["not_covered"])
     succeed("train", config, "--out", tmp_path / "unchecked", "--device", "cpu", "--no-check", "train.steps=3")

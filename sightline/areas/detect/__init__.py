@@ -81,8 +81,9 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "prediction_writers": {"box_results": "DetectionWriter"},
     "predictors": {"predictor": "detect"},
     "rules": {
+        "evaluation_rules": "box-evaluation box-protocol",
         "rules": "anchor-coverage augmentation-mismatch broken-boxes decoded-boxes ignored-regions level-order "
-        "prior-bias swapped-canvas unmatched-boxes"
+        "loss-normaliser prior-bias swapped-canvas unmatched-boxes",
     },
     "scorings": {"scoring": "BoxScoring"},
     "suppressions": {"output": "greedy set soft_gaussian soft_linear"},

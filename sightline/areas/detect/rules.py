@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,17 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sightline.areas.detect.assigned_boxes import AssignedBoxes, assigned_boxes
+from sightline.contract.members import TaskMembers
 from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.evidence import Evidence, measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.engine.device import to_device
+from sightline.engine.step import compute_batch_losses, divide_by_count
 from sightline.instrument import copy_module
 from sightline.ops.box_overlaps import box_area, box_sizes, ioa, iou
-from sightline.ops.priors import BACKGROUND
+from sightline.ops.priors import BACKGROUND, IGNORED
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.store.loading.batch_reader import takes_others
+from sightline.workbench.check.core.fixed_outputs import FixedOutputs
+from sightline.workbench.check.core.sample_statistics import evenly_spaced_keys
 from sightline.workbench.check.loss_subjects import LossSubject, make_loss_subjects
 
 _BEYOND_PX, _MAX_SHARES_PX, _MIN_BOXES, _MIN_IMAGES = 1.0, 1.5, 5, 4
@@ -28,6 +35,7 @@ _MAX_OUTSIDE, _MIN_EXPLAINED, _MAX_LEFT, _MAX_GAIN = 0.05, 0.05, 0.33, 0.15
 _MIN_IOU, _MAX_UNCOVERED, _MAX_AVOIDABLE, _MIN_FOLLOWED, _NUM_PAINTED = 0.3, 0.02, 0.03, 0.7, 8
 _PRIOR, _FACTOR, _ROWS, _COLUMNS, _CORNER, _MIN_NEAR = 0.01, 10.0, 8, 11, 5, 0.5
 _MIN_DECODED_IOU, _CERTAIN = 0.95, 50.0
+_MAX_ASSIGNED = 64
 _FROM_CENTRE = "centre, centre + width and height"
 
 
@@ -176,11 +184,16 @@ def _follow_box(before: Any, apply: Callable[[Any], Any]) -> float | None:
 
 
 @measure()
-def assigned(run: Any) -> Any:
-    """Return the boxes of the first batches with their assignment to priors."""
-    if run.assignments is None:
+def assigned(run: Any) -> AssignedBoxes:
+    """Assign boxes in samples of the first step, under `sightline check` also in 64 other samples."""
+    task = unwrap_distillation(run.built.job.task)
+    if TaskMembers.get_priors.get(task) is None or not run.dry_run.is_sound:
         raise NotApplicableError("no boxes")
-    return run.assignments
+    part, batches = run.built.data.train, iter([run.first_outputs[0]])
+    if run.is_thorough:
+        key_chunks = evenly_spaced_keys(part, epoch=0, seed=run.config.seed, most_samples=_MAX_ASSIGNED)
+        batches = itertools.chain(batches, map(part.reader, key_chunks))
+    return assigned_boxes(task, run.built.job.model, (to_device(batch, torch.device("cpu")) for batch in batches))
 
 
 def _measure_fill(run: Any, assigned: Any) -> tuple[float, float]:
@@ -414,3 +427,69 @@ def _judge_codes(context: Any, loss: LossSubject) -> Fault | None:
 def _ratio(found: Tensor, wanted: Tensor) -> str:
     ratio = box_sizes(found)[:, 0] / box_sizes(wanted)[:, 0]
     return " to ".join(f"{float(value):.3g}" for value in ratio.aminmax()) if len(ratio) else "none"
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+_BACKGROUND_LOGIT = -50.0
+"""Logit of a prior that predicts background with certainty: its loss is 0."""
+_TOLERANCE = 2e-3
+_MAX_OTHER_PRIORS = 1000
+"""Number of priors without a box that are kept: enough for the sums, few enough for eighty classes."""
+
+
+@rule(
+    "loss-normaliser",
+    "error",
+    "loss.normaliser data.ignore_handling loss.form",
+    holds="a loss of priors that others, which are ignored or certainly background, do not change",
+    do="count priors with a box, (target >= 0).sum(), and leave those whose target is -2 out of the sum",
+)
+def loss_normaliser(run: Any, assigned: AssignedBoxes) -> Iterator[Fault]:
+    """Double the priors. Source: Lin et al. 2017, Focal Loss for Dense Object Detection, section 4.1."""
+    if not int(assigned.positives.sum()):
+        raise NotApplicableError("no boxes with priors")
+    original, with_background, with_ignored = (_compute_losses(run, target) for target in (None, BACKGROUND, IGNORED))
+    for name, (value, count) in original.items():
+        for what, enlarged in (("background, predicted for certain", with_background), ("ignored", with_ignored)):
+            other, other_count = enlarged[name]
+            if not math.isclose(value, other, rel_tol=_TOLERANCE, abs_tol=1e-9):
+                is_learned = enlarged is with_ignored and other_count == count
+                yield Fault(
+                    f"the loss '{name}' depends on how many priors are {what}",
+                    causes=("data.ignore_handling", "loss.normaliser", "loss.form") if is_learned else (),
+                    where=FindingLocation(config_path=run.loss_path(name)),
+                    measured=f"{value:.6g}, and {other:.6g} with twice as many priors, the new ones {what}; divided by "
+                    f"{count:g}, and by {other_count:g}",
+                    evidence={"field": name},
+                )
+
+
+def _compute_losses(context: Any, added: int | None) -> dict[str, tuple[float, float]]:
+    """Compute each mean loss and its count at some priors, plus as many with the target `added` unless None."""
+    job, (batch, outputs) = context.built.job, context.first_outputs
+    task: Any = copy.copy(job.task)
+    run_context = task.context(job.model, batch)
+    num_priors, is_selected = len(run_context["priors"]), (run_context["target"] >= 0).any(dim=0)
+    is_selected[:: 1 + num_priors // _MAX_OTHER_PRIORS] = True
+
+    def enlarge(value: Tensor, fill: float | None = None) -> Tensor:
+        axis = next((axis for axis in (1, 0) if value.shape[axis : axis + 1] == (num_priors,)), None)
+        if axis is None:
+            return value
+        selected = value.index_select(axis, is_selected.nonzero().flatten())
+        extra = selected if fill is None else torch.full_like(selected, fill)
+        return selected if added is None else torch.cat([selected, extra], dim=axis)
+
+    run_context = {
+        name: enlarge(value, added if name in ("target", "second_match") else None)
+        for name, value in run_context.items()
+    }
+    logit = _BACKGROUND_LOGIT if added == BACKGROUND else -_BACKGROUND_LOGIT
+    outputs = {
+        name: enlarge(value, logit if name in ("logits", "objectness") else None) for name, value in outputs.items()
+    }
+    task.context = lambda model, batch: run_context
+    with torch.no_grad():
+        sums, counts = compute_batch_losses(task, FixedOutputs(outputs), batch, context.world.device, job.precision)
+    return {name: (float(divide_by_count(total, counts[name])), float(counts[name])) for name, total in sums.items()}

@@ -6,7 +6,7 @@ Those of a search for bits read plain values, which its driver gives before and 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -277,41 +277,6 @@ def unfit_teacher(run: Context) -> Iterator[Fault]:
 
 
 # --- a search for bits ------------------------------------------------------------------------------------------------
-
-
-@rule(
-    "search-split",
-    "error",
-    "eval.protocol data.split",
-    holds="no sample in common: the policy was chosen on the samples that the search reads",
-    do="search on the held-out part of the training set, and report on test",
-)
-def search_split(searched: Iterable[Hashable], reported: Iterable[Hashable]) -> Fault | None:
-    """Compare the samples of a search with those of its report; they are named as (split, index) or otherwise."""
-    read = set(searched)
-    common = read & set(reported)
-    if not common:
-        return None
-    summary = f"the search uses {len(common)} samples that its result is reported on"
-    measured = f"{len(common)} of {len(read)}, {min(common, key=repr)} first"
-    return Fault(summary, measured=measured, where=FindingLocation(config_path="data"))
-
-
-@rule(
-    "unreset-episode",
-    "error",
-    "quant.state_leak eval.mode",
-    holds="the trained model, bit by bit, before and after each evaluation of a policy",
-    do="quantise a copy in evaluation mode, or reload the whole state, with strict names",
-)
-def unreset_episode(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Fault | None:
-    """Compare a model after evaluations with `before`, a copy of its state from before any."""
-    changed = _list_changes(before, after)
-    if not changed:
-        return None
-    measured = f"{len(changed)} tensors: {'; '.join(changed[:3])}"
-    where = FindingLocation(param=changed[0].split()[0])
-    return Fault("an evaluation changes the model", measured=measured, where=where)
 
 
 @rule(

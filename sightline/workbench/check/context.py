@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,32 +14,23 @@ from torch import nn
 
 from sightline.config import RunConfig
 from sightline.contract.errors import CheckpointError
-from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
-from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.finding import FindingLocation
 from sightline.engine.build import TrainingSetup, build
-from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
-from sightline.ops.numba_kernels import compute_seconds
-from sightline.parts.tasks.distillation import unwrap_distillation
-from sightline.workbench.check.core.assigned_boxes import AssignedBoxes, assigned_boxes
 from sightline.workbench.check.core.dry_evaluation import DryEvaluation, rehearse_evaluations
-from sightline.workbench.check.core.dry_run import DryRun, Outputs, dry_run, first_outputs, isolated_copy
+from sightline.workbench.check.core.dry_run import DryRun, Outputs, dry_run, first_outputs
 from sightline.workbench.check.core.sample_statistics import (
     ClassCounts,
     PartStatistics,
     collect_statistics,
     count_classes,
     distinct_parts,
-    evenly_spaced_keys,
 )
 from sightline.workbench.check.examination import RunExamination
 
 _CPU = torch.device("cpu")
-_MAX_ASSIGNED = 64
-_QUICK_PASS_S = 0.05
 _READING_S, _QUICK_READING_S = 0.5, 0.125
 _THOROUGH_S = 1.5  # CPU time of this thread for the samples of one split
 
@@ -67,21 +57,6 @@ class Context:
     def first_outputs(self) -> tuple[Batch, Outputs]:
         """Batch of the first step and its outputs before any update (cached); at least the samples of the dry run."""
         return first_outputs(self.built.job, self.dry_run, self.world.device, is_quick=not self.is_thorough)
-
-    @cached_property
-    def assignments(self) -> AssignedBoxes | None:
-        """Assign boxes in samples of the first step, under `sightline check` also in 64 other samples (cached).
-
-        None for a task without boxes, and if the dry run did not succeed.
-        """
-        task = unwrap_distillation(self.built.job.task)
-        if TaskMembers.get_priors.get(task) is None or not self.dry_run.is_sound:
-            return None
-        part, batches = self.built.data.train, iter([self.first_outputs[0]])
-        if self.is_thorough:
-            key_chunks = evenly_spaced_keys(part, epoch=0, seed=self.config.seed, most_samples=_MAX_ASSIGNED)
-            batches = itertools.chain(batches, map(part.reader, key_chunks))
-        return assigned_boxes(task, self.built.job.model, (to_device(batch, _CPU) for batch in batches))
 
     @cached_property
     def dry_evaluations(self) -> list[DryEvaluation]:
@@ -137,28 +112,6 @@ class Context:
         """True under `sightline check`, False at the start of a training."""
         return math.isinf(self.forward_s)
 
-    @cached_property
-    def pass_s(self) -> float:
-        """Processor time of a pass on the inputs of the first step; that of a rehearsed one, if that was slow.
-
-        A pass of the dry evaluation takes 0.7 to 1.6 times as long as one of the probe, with what is recorded of it.
-        """
-        if not self.is_thorough:
-            forward_s = [self.dry_run.forward_s, *(each.forward_s for each in self.dry_evaluations[:1])]
-            if min(forward_s) > _QUICK_PASS_S:
-                return min(forward_s)
-        seconds, model = 0.0, isolated_copy(self.built.job.model).eval()
-        for _ in range(2):
-            start_seconds = compute_seconds()
-            if isinstance(
-                attempt("model", _run_silently, {"model": model, "inputs": self.dry_run.inputs}), MissingError
-            ):
-                return math.inf  # a network may reject a batch in evaluation mode
-            seconds = compute_seconds() - start_seconds
-            if seconds > 4 * _QUICK_PASS_S:
-                break
-        return seconds
-
     def place(self, path: str, **more: Any) -> FindingLocation:
         """Return the location of a dotted config path: its file and line, or those of the block that contains it."""
         origins, known_path = self.config.origins, path
@@ -188,11 +141,6 @@ class Context:
     def loss_path(self, name: str) -> str:
         """Return the dotted config path of the loss of this name."""
         return get_loss_path(self.config, name)
-
-
-def _run_silently(model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    with torch.no_grad():
-        model(**inputs)
 
 
 def get_loss_path(config: RunConfig, name: str) -> str:

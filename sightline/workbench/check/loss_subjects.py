@@ -24,7 +24,7 @@ from sightline.ops.box_codes import encode_deltas, encode_distances
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.dry_run import take_samples
-from sightline.workbench.check.oracles.results import FixedOutputs
+from sightline.workbench.check.core.fixed_outputs import FixedOutputs
 
 _ROUNDING = {torch.float64: 1e-7, torch.float32: 1e-3}
 _ROUNDING_16_BIT = 5e-2

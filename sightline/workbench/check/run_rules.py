@@ -33,7 +33,7 @@ from sightline.workbench.check.core.sample_statistics import (
     distinct_parts,
 )
 
-_NUM_KEYS, _NUM_STEPS = 4, 2_000
+_NUM_KEYS = 4
 _COUNTED_BY = {"label": "num_classes", "part": "num_parts", "category": "num_categories"}
 _INPUTS = ("points", "image", "depth", "volume", "range_image", "features")
 _MIN_SAMPLES, _MIN_USED, _SLACK = 8, {"mm": 1 / 200}, 2.0**-10
@@ -60,11 +60,11 @@ def _locate(run: Context, survey: PartStatistics, sample: int | None = None) -> 
     "empty-loader",
     "error",
     "data.empty_loader data.path data.split",
-    holds="samples in each split, and each of training's once an epoch, over all processes",
-    do="check where the data set searches for its files, how it is split, and the ranks of processes",
+    holds="samples in each split, which its data set has, and enough of them for a batch",
+    do="check where the data set searches for its files, and how it is split",
 )
 def empty_loader(run: Context) -> Iterator[Fault]:
-    """Every split has batches of samples that its set has; two epochs visit each sample once, in another order."""
+    """Every split has batches of samples that its set has."""
     for part in distinct_parts(run.built.data):
         size, count = len(part.dataset), len(part.indices)
         outside = part.indices[(part.indices < 0) | (part.indices >= size)]
@@ -82,22 +82,6 @@ def empty_loader(run: Context) -> Iterator[Fault]:
         summary = f"train.batch_size is {plan.batch_size}, the training part has {len(plan.indices)} samples"
         causes = ["data.sampling"]
         yield Fault(summary, measured="1 step an epoch", severity="warning", causes=causes, where=where)
-    epochs = [_list_visits(plan, epoch) for epoch in (0, 1)]
-    strange = [index for epoch in epochs for index in epoch if index not in plan.indices]
-    if strange or any(len(set(epoch)) < len(epoch) for epoch in epochs):
-        causes = ["dist.sampler" if plan.num_processes > 1 else "data.sampling", "data.split"]
-        text = "samples of another part" if strange else "samples twice"
-        yield Fault(f"an epoch visits {text}", measured=f"{len(epochs[0])} visits", causes=causes, where=where)
-    elif len(epochs[0]) >= 20 and epochs[0] == epochs[1]:
-        summary = "every epoch visits the samples in the same order"
-        yield Fault(summary, measured=f"{epochs[0][:6]} first", causes=["data.ordering"], where=where)
-
-
-def _list_visits(plan: Any, epoch: int) -> list[int]:
-    """List the samples of the first steps of an epoch, over all processes."""
-    start = epoch * plan.steps_per_epoch
-    steps = range(start, start + min(plan.steps_per_epoch, max(1, _NUM_STEPS // plan.batch_size)))
-    return [key.index for step in steps for micro in plan.step_keys(step) for part in micro for key in part]
 
 
 # --- what the data set declares ---------------------------------------------------------------------------------------
@@ -138,13 +122,11 @@ def missing_keys(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]
     do="repair or leave out the sample; look for a division by zero in the transforms",
 )
 def non_finite_data(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
-    """Look for NaN and infinities in samples, and in the first batch."""
-    found = False
+    """Look for NaN and infinities in samples; `non-finite` names those of the first batch."""
     for survey in surveys:
         for name, statistics in survey.fields.items():
             number, field = statistics.non_finite, survey.part.dataset.info.fields.get(name)
             if number is not None and not (field is not None and field.may_be_nan and number.value != number.value):
-                found = True
                 measured = f"{number.value} at {number.leaf}{list(number.position)}"
                 measured += (
                     f" of {describe_sample(survey.part.dataset, number.sample)}; {statistics.num_non_finite} such"
@@ -155,12 +137,6 @@ def non_finite_data(run: Context, surveys: list[PartStatistics]) -> Iterator[Fau
                     where=_locate(run, survey, number.sample),
                     evidence={"field": name},
                 )
-    fields = run.built.data.train.dataset.info.fields
-    for name, value in run.dry_run.batch.items() if not found else ():
-        tensors = [] if name in fields and fields[name].may_be_nan else [tensor for _, tensor in array_leaves(value)]
-        if any(tensor.is_floating_point() and not bool(tensor.isfinite().all()) for tensor in tensors):
-            causes, where = ["data.normalisation"], run.locate("train", config_path="transforms.train")
-            yield Fault(f"transforms make '{name}' not finite", measured="the first batch", causes=causes, where=where)
 
 
 @rule(
@@ -198,28 +174,15 @@ def label_range(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
     "channel-contract",
     "error",
     "cfg.contract data.layout",
-    holds="shape, type, range and width as the data set declares",
+    holds="shape, type and range as the data set declares",
     do="correct what is read (axes, unit, columns), or the declaration in info",
 )
 def channel_contract(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
-    """Compare the fields of samples, and the width of the model's input, with the declaration."""
-    faults = False
+    """Compare the fields of samples with the declaration."""
     for survey in surveys:
         for name, field in survey.part.dataset.info.fields.items():
             for fault in _judge_field(survey, name, survey.fields.get(name), field):
-                faults = True
                 yield dataclasses.replace(fault, where=_locate(run, survey), evidence={"field": name})
-    survey = surveys[0]
-    info, batch = survey.part.dataset.info, run.dry_run.batch
-    shapes = [survey.fields[n].shapes for n in ("points", *info.features) if n in survey.fields]
-    widths = [next(iter(each))[-1] for each in shapes if all(len(shape) == 2 for shape in each)]
-    image, declared = batch.get("image"), info.facts.get("in_channels")
-    found, stated = sum(widths), declared
-    if isinstance(image, Tensor) and image.ndim == 4:
-        found, stated = image.shape[1], run.built.data.train.reader.facts.get("in_channels")
-    if not faults and isinstance(stated, int) and found and len(widths) == len(shapes) and found != stated:
-        summary = f"in_channels is {stated}, the samples have {found}"
-        yield Fault(summary, measured=f"{found} channels", where=_locate(run, survey))
 
 
 def _get_kind(dtype: str) -> str:
@@ -575,7 +538,7 @@ def broken_offsets(run: Context) -> Iterator[Fault]:
     do="repair the sample or leave it out; let a crop keep at least one point",
 )
 def empty_cloud(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
-    """Look for clouds without points, in samples and in the first batch."""
+    """Look for clouds without points."""
     severity: Any = "note" if "range_image" in run.built.data.train.reader.keys else None
     for survey in surveys:
         shapes = survey.fields["points"].shapes if "points" in survey.fields else {}
@@ -583,7 +546,3 @@ def empty_cloud(run: Context, surveys: list[PartStatistics]) -> Iterator[Fault]:
             summary = f"a cloud of the {survey.part.split} part has no points"
             yield Fault(summary, measured="0 points", severity=severity, where=_locate(run, survey, index))
             return
-    offsets = run.dry_run.batch.get("offsets")
-    if isinstance(offsets, Tensor) and bool((offsets.diff() == 0).any()):
-        where = run.locate("train", config_path="transforms.train")
-        yield Fault("a transform empties a cloud", measured="0 points", severity=severity, where=where)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -27,11 +25,10 @@ from sightline.doctor.subject import Batch, Subject
 from sightline.engine.build import DataSubset, TrainingSetup
 from sightline.engine.device import to_device
 from sightline.engine.optimizers import apply_freezing
-from sightline.engine.step import single_batch_step
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.dry_run import isolated_copy, read_batch, step_keys
+from sightline.workbench.check.core.fixed_outputs import RunLoss
 from sightline.workbench.check.loss_subjects import make_loss_subjects
-from sightline.workbench.check.oracles.results import FixedOutputs
 
 _BUDGETS_S = {True: 3.0, False: 1.0}
 """Processor time of the relations, by whether a check was asked for, or a training starts."""
@@ -55,12 +52,9 @@ _PLACES = {
 """Key of the config that the rules of a module judge, where a finding has none."""
 
 
-def examine_run(
-    context: Context, *, directory: Path | None = None, is_deep: bool = False
-) -> tuple[Examination, list[Finding]]:
-    """Judge a run by the rules of what a run alone has: its files, its config, its area; if asked for, its layers."""
-    given: dict[str, Any] = {"run": context}
-    given |= ({} if directory is None else {"directory": directory}) | ({"deep": context} if is_deep else {})
+def examine_run(context: Context, *, is_deep: bool = False) -> tuple[Examination, list[Finding]]:
+    """Judge a run by the rules of what a run alone has: its config, its data, its area; if asked for, its layers."""
+    given = {"run": context, **({"deep": context} if is_deep else {})}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         examination = examine(Evidence(given, math.inf), declared=context.config.checks.skip)
@@ -70,7 +64,7 @@ def examine_run(
 
 def examine_relations(context: Context) -> list[Finding]:
     """Judge the parts of a run by the relations, a slow one by few samples; findings are located in the config."""
-    pass_s = min(context.pass_s, context.dry_run.forward_s) / context.dry_run.num_samples
+    pass_s = context.dry_run.forward_s / context.dry_run.num_samples
     num_samples = min(_NUM_SAMPLES, max(2, int(_PASS_S / max(pass_s, 1e-9)))) if pass_s < _SLOW_S else 1
     if num_samples == 1:
         context.examination.gaps.append(f"relations of several samples: one takes {pass_s:.1f} s")
@@ -130,7 +124,7 @@ def make_run_subject(built: TrainingSetup, *, num_samples: int) -> Subject:
     apply_freezing(model, job.frozen, job.epoch)
     keys = [key for step in range(_NUM_BATCHES) for key in step_keys(job, step=step % max(1, job.num_steps))]
     batches = [read_batch(job, chunk, job.device) for chunk in _divide(keys, num_samples)]
-    loss, optimizers = RunLoss(built), [] if job.frozen else [job.optimizer]
+    loss, optimizers = RunLoss(job, step=job.step, precision=job.precision), [] if job.frozen else [job.optimizer]
     inputs = find_form(model, loss, batches[0], job.device).inputs
     form = BatchForm(inputs, _find_targets(loss, model, batches[0], inputs))
     evaluation = [Batch(*form.split(batch)) for batch in _read_evaluation(built, num_samples)]
@@ -192,19 +186,3 @@ class RunSamples(Dataset[RunBatch]):
         epoch = int(torch.randint(1000, ()))
         batch = self.part.reader([SampleKey(int(self.part.indices[number]), epoch, self.seed)])
         return {key: value[0] for key, value in batch.items() if isinstance(value, Tensor) and len(value) == 1}
-
-
-class RunLoss:
-    """Weighted mean losses of a run as one function of the outputs and the batch."""
-
-    def __init__(self, built: TrainingSetup) -> None:
-        self._job = built.job
-        self._weights = built.job.loss_weights_at(built.job.step)
-
-    def __call__(self, outputs: Mapping[str, Any], batch: RunBatch) -> Tensor:
-        """Compute the loss that a step of the run minimises."""
-        model = FixedOutputs(outputs)
-        step = single_batch_step(self._job.task, model, batch, self._job.device, self._job.precision)
-        means = step.loss_means(step.loss_sums(model))
-        total: Tensor = sum(self._weights[name] * mean for name, mean in means.items())  # type: ignore[assignment]
-        return total

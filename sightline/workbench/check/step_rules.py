@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,10 +18,11 @@ from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
+from sightline.doctor.watch.gradients import is_frozen_by_kind
 from sightline.engine.optimizers import is_in_module
 from sightline.engine.step import weighted_sum
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.dry_run import DryRun, forward_backward, isolated_copy
+from sightline.workbench.check.core.dry_run import DryRun, isolated_copy
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _STATISTICS = ("running", "moving", "ema")
@@ -71,9 +72,6 @@ def list_foreign_hooks(model: nn.Module) -> list[tuple[dict[int, Any], int, str]
             if owner.split(".")[0] not in ("torch", "sightline") and getattr(hook, "__self__", None) not in modules:
                 found.append((table, key, f"{owner}.{getattr(hook, '__qualname__', type(hook).__name__)} on '{name}'"))
     return found
-
-
-_OF_NO_GRADIENT = "model.activation model.constant_output loss.detached loss.weights"
 
 
 @rule(
@@ -137,13 +135,6 @@ def still_statistics(run: Context, first_step: DryRun) -> Iterator[Fault]:
             return
 
 
-def is_frozen_by_kind(modules: Iterable[nn.Module]) -> bool:
-    """Return True if all biases train, and no other parameter of their modules: BitFit (Ben Zaken et al. 2022)."""
-    own = [list(module.named_parameters(recurse=False)) for module in modules]
-    mixed = [named for named in own if len({p.requires_grad for _, p in named}) == 2]
-    return len(mixed) > 1 and all(p.requires_grad == name.endswith("bias") for named in mixed for name, p in named)
-
-
 @rule(
     "no-gradient",
     "warning",
@@ -168,7 +159,7 @@ def frozen_parameters(run: Context) -> Iterator[Fault]:
     holds="scores of classes of either sign: below 0 a ReLU passes no gradient",
     do="take the activation off the end of the network",
 )
-def final_activation(first_step: DryRun) -> Fault | None:
+def final_activation(run: Context, first_step: DryRun) -> Fault | None:
     """Look for scores of classes that are nowhere below 0, and 0 in several places."""
     logits = first_step.seen_outputs.get("logits")
     if not isinstance(logits, Tensor) or "label" not in first_step.batch:
@@ -176,53 +167,8 @@ def final_activation(first_step: DryRun) -> Fault | None:
     zeros = float((logits == 0).double().mean())
     if bool((logits < 0).any()) or not _MIN_ZEROS < zeros < 1:
         return None
-    where = FindingLocation(layer=first_step.makers.get("logits"), config_path="model")
+    where = FindingLocation(layer=run.last_layer, config_path="model")
     return Fault("a ReLU ends the network", measured=f"{zeros:.0%} of 'logits' are 0, none below", where=where)
-
-
-@rule(
-    "no-gradient",
-    "error",
-    "loss.detached model.structure",
-    holds="a gradient for each parameter of a loss",
-    do="use the parameter in the loss, or take it out",
-)
-def idle_parameters(run: Context, first_step: DryRun) -> Iterator[Fault]:
-    """Look for parameters of losses that a step gives no gradient."""
-    job = run.built.job
-    own = {name: p for name, p in job.trained_module.named_parameters() if job.losses.owner(name) and p.requires_grad}
-    if not own:
-        raise NotApplicableError("no losses with parameters")
-    forward_backward(job, isolated_copy(job.model), [first_step.batch], run.world.device)
-    prefixes = tuple(f"{entry['modules']}." for entry in job.frozen)
-    silent = [name for name, parameter in own.items() if parameter.grad is None and not name.startswith(prefixes)]
-    if silent:
-        summary, where = f"{len(silent)} parameter(s) of losses get no gradient", "losses"
-        yield Fault(
-            summary, measured=join_some(silent, most=4), where=FindingLocation(param=silent[0], config_path=where)
-        )
-
-
-@rule(
-    "no-gradient",
-    "error",
-    _OF_NO_GRADIENT,
-    holds="a gradient that is not 0, of some parameter",
-    do="look at the last activation, at the weights of the losses, and for a detach() between model and losses",
-)
-def any_gradient(run: Context, first_step: DryRun) -> Fault | None:
-    """Expect the first step to move something."""
-    states = [first_step.gradients[n] for n, _ in first_step.model.named_parameters() if n in first_step.gradients]
-    if not states or not set(states) <= {"zero", "none"}:
-        return None
-    is_weighed = any(run.built.job.loss_weights_at(run.built.job.step).values())
-    causes = ("loss.weights",) * (not is_weighed) + ("loss.detached",) * (set(states) == {"none"})
-    return Fault(
-        "no parameter of the model gets a gradient",
-        causes=(*causes, *_OF_NO_GRADIENT.split()),
-        measured=f"0 or none in all {len(states)}",
-        where=FindingLocation(config_path="losses"),
-    )
 
 
 @rule(
@@ -249,25 +195,6 @@ def silent_parameters(run: Context, first_step: DryRun) -> Fault | None:
 
 
 # --- the optimiser ----------------------------------------------------------------------------------------------------
-
-
-@rule(
-    "not-optimised",
-    "error",
-    "optim.param_coverage",
-    holds="the trainable parameters of the model and its learnt losses in the optimiser, and no others",
-    do="make the optimizer after the last layer, of the model that is trained",
-)
-def held_parameters(run: Context) -> Iterator[Fault]:
-    """Compare what the optimiser holds with what there is to train."""
-    own = dict(run.built.job.trained_module.named_parameters())
-    held = {id(p) for group in run.built.job.optimizer.param_groups for p in group["params"]}
-    missing = [name for name, parameter in own.items() if parameter.requires_grad and id(parameter) not in held]
-    foreign = len(held - {id(parameter) for parameter in own.values()})
-    if missing or foreign:
-        summary = f"the optimiser leaves out {len(missing)} trainable parameters, and holds {foreign} of another model"
-        where = FindingLocation(param=next(iter(missing), None), config_path="optimizer")
-        yield Fault(summary, measured=join_some(missing, most=4) or f"{foreign} others", where=where)
 
 
 class Rates(NamedTuple):

@@ -53,16 +53,15 @@ def run_all(
     built: TrainingSetup,
     world: World,
     *,
-    run: Path | None = None,
     deep: bool = False,
     examination: RunExamination | None = None,
 ) -> list[Finding]:
-    """Judge a run by all rules; with a `run` directory, also its files.
+    """Judge a run by all rules.
 
     `deep` includes the oracles, which compare every layer with references and finite differences. The `examination`
     receives what was judged.
     """
-    return _run(Context(built, world, examination=examination or RunExamination()), run, is_deep=deep)
+    return _run(Context(built, world, examination=examination or RunExamination()), is_deep=deep)
 
 
 def check_path(
@@ -77,17 +76,16 @@ def check_path(
     describe = partial(describe_command, "check", config, deep=deep)
     with start_world(device=device, timeout_s=config.distributed.timeout_s, describe=describe) as world:
         opened = open_run(path, config=config, world=world)
-        run = opened.files and opened.path
-        return run_all(opened.training_setup, world, run=run, deep=deep, examination=examination)
+        return run_all(opened.training_setup, world, deep=deep, examination=examination)
 
 
-def _run(context: Context, directory: Path | None = None, *, is_deep: bool = False) -> list[Finding]:
+def _run(context: Context, *, is_deep: bool = False) -> list[Finding]:
     """Return the findings by severity; one collective at the end gives all processes the same list."""
     assert_known(context.config)
     whole, started_s = context.examination, time.process_time()
     with _preserve_run_state(context.built):
         whole.doing = "judges the data, the first step and the evaluation"
-        examined, findings = examine_run(context, directory=directory, is_deep=is_deep)
+        examined, findings = examine_run(context, is_deep=is_deep)
         findings += [] if any(each.severity == "error" for each in findings) else _list_failed(examined)
         if context.world.size == 1 and context.dry_run.is_sound:
             whole.doing = "asks the relations of the model and the losses"

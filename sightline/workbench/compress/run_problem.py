@@ -231,7 +231,6 @@ class RunProblem:
         self.simulated = make_simulator(run)
         self.names = self.simulated.names
         problem = untraced_problem(self.simulated, asked)
-        self.reported = run.data.test
         self.part = calibration_part(config, run.data, asked.calibration, seed=asked.seed)
         self.weights = {
             component.name: component.weight.end if isinstance(component.weight, LinearRamp) else component.weight

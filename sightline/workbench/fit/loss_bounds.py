@@ -21,8 +21,8 @@ from sightline.engine.step import compute_batch_losses
 from sightline.engine.train import TrainState
 from sightline.instrument import record
 from sightline.workbench.check.core.dry_run import isolated_copy
+from sightline.workbench.check.core.fixed_outputs import RunLoss
 from sightline.workbench.check.core.sample_statistics import class_axis
-from sightline.workbench.check.run_subject import RunLoss
 from sightline.workbench.fit.samples import move_batch
 
 _STEPS = 150
@@ -90,11 +90,11 @@ def copy_without_dropout(job: TrainState) -> nn.Module:
 
 def measure_bounds(built: TrainingSetup, batch: Batch) -> LossBounds:
     """Measure the losses of a run on a batch, with outputs as free float64 variables in place of the model's."""
-    job = dataclasses.replace(built.job, step=built.job.num_steps, precision=Precision("float64"))
-    loss = RunLoss(dataclasses.replace(built, job=job))
+    job, precision = built.job, Precision("float64")
+    loss = RunLoss(job, step=job.num_steps, precision=precision)
     with torch.no_grad():
-        outputs = _run_model(built.job, batch)
-    batch = move_batch(batch, job, job.precision)
+        outputs = _run_model(job, batch)
+    batch = move_batch(batch, job, precision)
     free = {
         name: value.detach().double().contiguous()
         for name, value in outputs.items()

@@ -23,7 +23,6 @@ from sightline.contract.loss import teacher_keys
 from sightline.contract.types import ComponentConfig, LinearRamp
 from sightline.doctor.finding import Finding
 from sightline.doctor.rules import find_by
-from sightline.engine.build import DataSubset
 from sightline.engine.resume import assert_empty
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.parts.quantisation.linear import halvable, quantisable_weights, round_to_half
@@ -33,7 +32,7 @@ from sightline.runs.packed import tensor_specs
 from sightline.runs.run_directory import LOCK, RunDirectory, assert_writable, load_document, write_document, write_file
 from sightline.runs.run_files import is_run
 from sightline.training.train_run import Reporter, reread
-from sightline.workbench.check.compress_rules import search_split, size_promise, unreset_episode
+from sightline.workbench.check.compress_rules import size_promise
 from sightline.workbench.compress.packing import FILES, packed_layer_sizes, write_evaluation, write_packed_run
 from sightline.workbench.compress.policy import FP32, Policy, policy_to_dict
 from sightline.workbench.compress.policy_simulator import reestimate_batch_norm
@@ -134,21 +133,13 @@ def run_searches(
     problem: RunProblem, methods: Mapping[str, Search], record: Path, *, report: ProgressCallback = None
 ) -> tuple[list[SearchResult], EvaluationCache]:
     """Run the searches, which share the evaluations in the file `record`; recorded ones are not repeated."""
-    reported, part = problem.reported, problem.part
-    _raise_findings(find_by(search_split, searched=_sample_keys(part), reported=_sample_keys(reported)))
-    initial_state = {name: value.clone() for name, value in problem.simulated.model.state_dict().items()}
     recorded, append = open_record(record, subject=problem.subject, names=problem.names)
     evaluations = EvaluationCache(problem.loss, known=recorded, record=append)
     results = [
         run_search(name, method, problem.problem, evaluations, base_bytes=problem.base_bytes, report=report)
         for name, method in methods.items()
     ]
-    _raise_findings(find_by(unreset_episode, before=initial_state, after=problem.simulated.model.state_dict()))
     return results, evaluations
-
-
-def _sample_keys(part: DataSubset) -> list[tuple[str, int]]:
-    return [(part.split, int(index)) for index in part.indices]
 
 
 def _raise_findings(findings: Sequence[Finding]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline.workbench.check.oracles.derivatives import gradient_errors
-from sightline.workbench.check.oracles.results import GRADIENT
+from sightline.workbench.check.oracles.examine import GRADIENT
 
 __all__ = ["HEALTHY", "NUM_SEEDS", "PLANTED", "Planted", "alarms", "found"]
 

@@ -12,20 +12,17 @@ from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.engine.device import to_device
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.oracles.examine import examine
-from sightline.workbench.check.oracles.results import FORWARD, GRADIENT, OracleResult
+from sightline.workbench.check.oracles.examine import FORWARD, GRADIENT, LayerResult, examine
 
 
 @measure()
-def compared_layers(deep: Context) -> list[OracleResult]:
+def compared_layers(deep: Context) -> list[LayerResult]:
     """Compare every kind of layer with finite differences, and with the type it derives from: of a deep check."""
     if not deep.dry_run.is_sound:
         raise NotApplicableError("the first step fails")
     results = examine(deep.built.job, to_device(deep.dry_run.batch, torch.device("cpu")))
-    for each in results:
-        if each.verdict in ("declared", "not checked"):
-            reason = f"surrogate gradient of {', '.join(each.declared)}" if each.declared else each.note
-            deep.examination.gaps.append(f"the layer '{each.place}' alone: {reason}")
+    uncompared = [each for each in results if each.gradient is None and not each.is_wrong_forward]
+    deep.examination.gaps += [f"the layer '{each.place}' alone: {each.note}" for each in uncompared]
     return results
 
 
@@ -36,7 +33,7 @@ def compared_layers(deep: Context) -> list[OracleResult]:
     holds="outputs that are those of the type of torch's that a layer derives from",
     do="compare it with its definition; a layer that is meant to differ should derive from nn.Module",
 )
-def layer_forward(compared_layers: list[OracleResult]) -> Iterator[Fault]:
+def layer_forward(compared_layers: list[LayerResult]) -> Iterator[Fault]:
     """Compare the outputs of layers with those of the type that they derive from."""
     for row in compared_layers:
         if row.is_wrong_forward:
@@ -50,13 +47,13 @@ def layer_forward(compared_layers: list[OracleResult]) -> Iterator[Fault]:
             )
 
 
-def _locate(row: OracleResult) -> FindingLocation:
+def _locate(row: LayerResult) -> FindingLocation:
     """Return the file and line of a layer's class; that of the model in the config for one of a library."""
     file, line = row.file
     return FindingLocation(file=file, line=line, layer=row.place, config_path="model" if file is None else None)
 
 
-def _contains(row: OracleResult, other: OracleResult) -> bool:
+def _contains(row: LayerResult, other: LayerResult) -> bool:
     """Return True if the other layer is inside this one; the whole model contains all layers."""
     return row is not other and (row.place.startswith("(") or other.place.startswith(f"{row.place}."))
 
@@ -69,7 +66,7 @@ def _contains(row: OracleResult, other: OracleResult) -> bool:
     do="look for a custom backward, for .data, detach() and no_grad, and for in-place edits; an intended "
     "surrogate gradient is declared by @sightline.surrogate_gradient or surrogate_gradient = True",
 )
-def layer_gradient(compared_layers: list[OracleResult]) -> Iterator[Fault]:
+def layer_gradient(compared_layers: list[LayerResult]) -> Iterator[Fault]:
     """Compare gradients in float64 with finite differences; only the innermost wrong layer is named."""
     wrong = [row for row in compared_layers if row.is_wrong_backward]
     for row in wrong:
@@ -78,7 +75,7 @@ def layer_gradient(compared_layers: list[OracleResult]) -> Iterator[Fault]:
         yield Fault(
             f"the gradient of '{row.weakest}' in '{row.place}' is not the derivative of what it computes",
             where=_locate(row),
-            measured=f"{row.kind}: off by {row.gradient_error:.3g} of its size, in float64",
+            measured=f"{row.kind}: off by {row.gradient:.3g} of its size, in float64",
             expected=f"at most {GRADIENT:g}; correct gradients are a factor of ten below",
             evidence={"layers": row.count, "around": [other.place for other in wrong if _contains(other, row)]},
         )

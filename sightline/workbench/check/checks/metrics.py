@@ -11,12 +11,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from sightline.contract.errors import summarise_error
 from sightline.contract.members import MetricMembers
@@ -26,22 +22,18 @@ from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.workbench.check.checks.synthetic_predictions import (
+    LabelForm,
     Predicted,
-    PredictionMaker,
-    SyntheticBatch,
-    build_prediction_maker,
     can_score,
+    label_form,
     metric_values,
-    repeat_choices,
-    score_metric,
-    task_predictions,
+    take_predicted,
 )
 from sightline.workbench.check.context import Context, JudgedMetric, metrics
 from sightline.workbench.check.core.dry_run import error_location
 
 _BEST_IS_ONE = re.compile(r"(^|[_\W])(m?iou|accuracy|acc|precision|recall|dice|f1)([_\W]|$)", re.IGNORECASE)
 _ROUNDING = 1e-6  # the mean of a thousand float32 ones is nearer to 1
-_MAX_BATCHES = 64
 
 
 @rule(
@@ -51,27 +43,21 @@ _MAX_BATCHES = 64
     holds="1 for perfect predictions, for any set of classes",
     do="score a part that both lack as 1 (shapes with parts), or leave the class out of the mean (scenes); never as 0",
 )
-def absent_class_score(run: Context) -> Iterator[Fault]:
+def absent_class_score(run: Context, label_form: LabelForm) -> Iterator[Fault]:
     """Score perfect predictions by values named after an IoU, accuracy, precision, recall, Dice or F1."""
-    maker = build_prediction_maker(run)
-    if maker is None:
-        raise NotApplicableError("no class logits")
-    single, full = _make_one_class_batches(maker), _make_every_class_batches(maker)
+    single, full = label_form.predict_one_class(), label_form.predict_every_class()
     for metric in metrics(run):
         if full and can_score(run, metric.meter):
-            yield from _absent_class_faults(run, metric, single, full)
+            yield from _absent_class_faults(metric, single, full)
 
 
 def _absent_class_faults(
-    context: Context, metric: JudgedMetric, single: list[SyntheticBatch], full: list[SyntheticBatch]
+    metric: JudgedMetric, single: Sequence[Predicted], full: Sequence[Predicted]
 ) -> Iterator[Fault]:
-    scored = [
-        attempt("metric", score_metric, {"context": context, "meter": metric.meter, "sheets": batches})
-        for batches in (single, full)
-    ]
+    scored = [attempt("metric", metric_values, {"meter": metric.meter, "batches": each}) for each in (single, full)]
     if any(isinstance(values, MissingError) for values in scored):
         return  # `per-batch-metric` reports why a metric fails
-    single_values, full_values = scored
+    single_values, full_values = (values.used for values in scored)
     below_one = {name: value for name, value in full_values.items() if _falls_short(name, value)}
     absent = {name: value for name, value in single_values.items() if _falls_short(name, value)}
     name, figures = next(iter(below_one or absent), ""), below_one or absent
@@ -100,51 +86,10 @@ def _falls_short(name: str, value: float) -> bool:
     return _BEST_IS_ONE.search(name) is not None and not math.isnan(value) and value < 1 - _ROUNDING
 
 
-def _make_one_class_batches(maker: PredictionMaker) -> list[SyntheticBatch]:
-    """Make a batch of a single class: the first part of the category with the most parts, or the first class."""
-    richest = max(range(len(maker.choices)), key=lambda category: len(maker.choices[category]))
-
-    def choose_labels(rank: int, size: int, category: int) -> np.ndarray:
-        return np.full(size, maker.choices[category][0], dtype=np.int64)
-
-    ranks = range(maker.num_samples)
-    return [maker.make_batch(list(ranks), choose_labels, get_category=lambda rank: richest, wrong=False)]
-
-
-def _make_every_class_batches(maker: PredictionMaker) -> list[SyntheticBatch]:
-    """Make batches until every class and every category has occurred; an empty list if too few targets fit."""
-    used: set[int] = set()
-    categories: set[int] = set()
-    batches: list[SyntheticBatch] = []
-    num_targets = 0
-
-    def get_category(rank: int) -> int:
-        return rank % len(maker.choices)
-
-    def choose_labels(rank: int, size: int, category: int) -> np.ndarray:
-        nonlocal num_targets
-        choices = maker.choices[category]
-        start = 0 if len(maker.choices) > 1 else num_targets
-        num_targets += size
-        labels = repeat_choices(choices, start, size)
-        used.update(np.unique(labels).tolist())
-        categories.add(category)
-        return labels
-
-    wanted = {label for choices in maker.choices for label in choices}
-    is_of_parts = len(maker.choices) > 1
-    while (len(categories) < len(maker.choices) if is_of_parts else used < wanted) and len(batches) < _MAX_BATCHES:
-        first = len(batches) * maker.num_samples
-        ranks = list(range(first, first + maker.num_samples))
-        batches.append(maker.make_batch(ranks, choose_labels, get_category=get_category, wrong=False))
-    return batches if used >= wanted else []
-
-
 _TOLERANCE = (
     1e-6  # float32 sums in another order differ by less over the few samples here; a mean of batches by far more
 )
 
-_MIN_EVALUATED = 2
 _MIN_SAMPLES = 3  # two samples only split evenly; a step with fewer gives the form of one of them twice
 
 
@@ -156,82 +101,36 @@ _MIN_SAMPLES = 3  # two samples only split evenly; a step with fewer gives the f
     do="keep counts, or a row for each sample, in the state, and take no mean in `update`",
 )
 def per_batch_metric(run: Context) -> Iterator[Fault]:
-    """Compare each value for one batch and for two with the same predictions, and after the state alone."""
-    maker = build_prediction_maker(run)
+    """Compare each value for one batch and for two with the same predictions, and after the state alone.
+
+    The predictions are synthetic, some of them wrong, where labels follow from logits; then those of the model for a
+    few evaluated samples.
+    """
+    form, evaluation = attempt("form", label_form, {"run": run}), next(iter(run.dry_evaluations), None)
     for metric in metrics(run):
-        can_make = maker is not None and can_score(run, metric.meter)
-        fault = _judge_synthetic(run, metric, maker) if maker is not None and can_make else None
-        fault = fault or _judge_predictions(run, metric)
+        fault = None
+        if isinstance(form, LabelForm) and form.num_samples >= _MIN_SAMPLES and can_score(run, metric.meter):
+            fault = _judge_predicted(metric, form.predict(wrong=True), "synthetic predictions")
+        is_scored = evaluation is not None and evaluation.failure is None  # else `first-evaluation` reports it
+        if fault is None and is_scored and len(evaluation.batch.get("sample_index", ())) > 1:
+            fault = _judge_predicted(metric, (evaluation.batch, evaluation.predictions), "predictions")
         if fault is not None:
             yield fault
 
 
-def _judge_synthetic(context: Context, metric: JudgedMetric, maker: PredictionMaker) -> Fault | None:
-    """Compare synthetic predictions, some of them wrong, as one batch and as two uneven ones."""
-    ranks = list(range(max(_MIN_SAMPLES, maker.num_samples)))
+def _judge_predicted(metric: JudgedMetric, predicted: Predicted, kind: str) -> Fault | None:
+    """Compare the values for a batch with those for the same predictions in two, cut after one sample and in half."""
+    names, ranks = metric.meter.update.names, range(len(predicted[0]["sample_index"]))
+    splits = []
+    for cut in sorted({1, len(ranks) // 2}):
+        parts = [take_predicted(predicted, names, rows) for rows in (ranks[:cut], ranks[cut:])]
+        splits += [] if None in parts else [[part for part in parts if part is not None]]
 
     def judge() -> Fault | None:
-        joint, split = (
-            task_predictions(context, _make_batches(maker, *parts)) for parts in ([ranks], [ranks[:1], ranks[1:]])
-        )
-        return _judge_splits(metric, joint, [split], "synthetic predictions")
+        return _judge_splits(metric, [predicted], splits, kind)
 
-    return _take(metric, attempt("metric", judge, {}))
-
-
-def _judge_predictions(context: Context, metric: JudgedMetric) -> Fault | None:
-    """Compare the model's predictions of a few evaluated samples as one batch and as two.
-
-    If the evaluation fails, `first-evaluation` reports it.
-    """
-    dry = next(iter(context.dry_evaluations), None)
-    if dry is None or dry.failure is not None or len(dry.batch.get("sample_index", ())) < _MIN_EVALUATED:
-        return None
-    ranks = list(range(len(dry.keys)))
-    half = len(ranks) // 2
-
-    def judge() -> Fault | None:
-        joint, *splits = (
-            [row for part in split if (row := dry.rows(part, metric.meter.update.names)) is not None]
-            for split in ([ranks], [ranks[:1], ranks[1:]], [ranks[:half], ranks[half:]])
-        )
-        if not joint or not all(_reads_alike(joint, split, metric.meter.update.names) for split in splits):
-            return None  # samples that depend on their batch: `exchanged-rows` reports that
-        return _judge_splits(metric, joint, splits, "predictions")
-
-    return _take(metric, attempt("metric", judge, {}))
-
-
-def _take(metric: JudgedMetric, answer: Fault | MissingError | None) -> Fault | None:
-    """Return a fault, also of an error of a metric, which would end the first evaluation."""
+    answer = attempt("metric", judge, {})
     return _make_failure(metric, answer.__cause__) if isinstance(answer, MissingError) else answer
-
-
-def _reads_alike(joint: Sequence[Predicted], split: Sequence[Predicted], names: Iterable[str]) -> bool:
-    """Return True if what a metric reads of the samples has the same values in one batch and in several."""
-    for name in names:
-        whole, parts = ([batch.get(name) for batch, _ in batches] for batches in (joint, split))
-        rows = [value for value in (*whole, *parts) if isinstance(value, Tensor) and value.ndim]
-        if len(rows) != len(whole) + len(parts) or len({value.shape[1:] for value in rows}) != 1:
-            continue
-        if name.endswith("offsets") or sum(map(len, whole)) != sum(map(len, parts)):  # type: ignore[arg-type]
-            continue
-        one, other = torch.cat(rows[: len(whole)]), torch.cat(rows[len(whole) :])
-        if not bool(((one == other) | (one != one)).all()):
-            return False
-    return True
-
-
-def _make_batches(maker: PredictionMaker, *batches: list[int]) -> list[SyntheticBatch]:
-    """Make batches of these ranks, partly predicted wrongly, regardless of the split."""
-
-    def choose_labels(rank: int, size: int, category: int) -> np.ndarray:
-        return repeat_choices(maker.choices[category], rank, size)
-
-    def get_category(rank: int) -> int:
-        return rank % len(maker.choices)
-
-    return [maker.make_batch(batch, choose_labels, get_category=get_category, wrong=True) for batch in batches]
 
 
 def _judge_splits(
@@ -319,12 +218,11 @@ def metric_unit(run: Context) -> Iterator[Fault]:
     if not any(pairs for _, pairs in pairs_of):
         raise NotApplicableError("no places in a unit")
     for metric, pairs in pairs_of:
-        if pairs and (fault := _judge_unit(run, metric, pairs)) is not None:
+        if pairs and (fault := _judge_unit(run.dry_run.batch, metric, pairs)) is not None:
             yield fault
 
 
-def _judge_unit(context: Context, metric: JudgedMetric, pairs: Sequence[tuple[str, str]]) -> Fault | None:
-    batch = context.dry_run.batch
+def _judge_unit(batch: Batch, metric: JudgedMetric, pairs: Sequence[tuple[str, str]]) -> Fault | None:
     moved: dict[str, Any] = {}
     for name, target in pairs:
         moved[name] = batch[target].clone()
@@ -341,7 +239,7 @@ def _judge_unit(context: Context, metric: JudgedMetric, pairs: Sequence[tuple[st
         return None
     name, value = next(iter(wrong.items()))
     return Fault(
-        f"'{name}' of the metric '{metric.name}' is not in {unit}{_explain_ratio(context, value / _OFFSET)}",
+        f"'{name}' of the metric '{metric.name}' is not in {unit}, but in one of {_OFFSET / value:.3g} {unit}",
         where=FindingLocation(config_path=metric.path),
         measured=f"{', '.join(f'{n} {v:.4g}' for n, v in wrong.items())} for predictions {_OFFSET:g} {unit} off",
         expected=f"{_OFFSET:g}",
@@ -364,14 +262,3 @@ def _iter_pairs(batch: Batch, metric: JudgedMetric) -> Iterator[tuple[str, str]]
 def _is_place(batch: Batch, name: str) -> bool:
     value = batch.get(name)
     return is_float(value) and value.shape[-1] in (2, 3)
-
-
-def _explain_ratio(context: Context, ratio: float) -> str:
-    """Explain the ratio of a metric to its unit by the cube and the grid of the run, if they do."""
-    cube = context.built.data.facts.get("cube_mm")
-    volume = context.dry_run.batch.get("volume")
-    if isinstance(cube, int | float) and isinstance(volume, Tensor) and ratio > 0:
-        for size in (volume.shape[-1], volume.shape[-1] / 2):
-            if abs(ratio * cube / size - 1) < _UNIT_TOLERANCE:
-                return f": it is in {'voxels' if size == volume.shape[-1] else 'cells'} of {cube / size:.3g} mm"
-    return ""

@@ -5,126 +5,117 @@ Labels are synthetic as well, in the form of a training batch, so that neither d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.contract.members import DataMembers, TaskMembers
+from sightline.contract.members import TaskMembers
 from sightline.contract.metric import Meter
 from sightline.contract.types import Batch
-from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
+from sightline.doctor.evidence import measure
 from sightline.engine.evaluate import BoundMetric
 from sightline.instrument import copy_metric
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.dry_run import read_batch, step_keys, take_samples
+from sightline.workbench.check.core.dry_run import take_rows_of
+from sightline.workbench.check.core.fixed_outputs import FixedOutputs
 from sightline.workbench.check.core.sample_statistics import class_axis, parts_by_category
-from sightline.workbench.check.oracles.results import FixedOutputs
 
 _LARGE_LOGIT = 100.0  # 1 + e^-100 is 1 in float32: the prediction has probability 1
-_THINNED = ("nearest", "point_range", "whole_label", "whole_offsets")
-
-
-class SyntheticBatch(NamedTuple):
-    """Batch with synthetic labels, and the logits that replace those of the model."""
-
-    batch: Batch
-    logits: Tensor
-
+_MAX_BATCHES = 64
+_OF_PIXELS = frozenset({"nearest", "point_range", "whole_label", "whole_offsets"})
+"""Keys of a batch that belong to its own points, whatever the labels are."""
+_DIVISIONS = ("sample_index", "cloud_offsets", "offsets")
 
 Predicted = tuple[Batch, Mapping[str, Any]]
 """Batch and its predictions."""
-ChooseLabels = Callable[[int, int, int], np.ndarray]
-"""Function (rank, size, category) -> labels (size,) int64 of sample `rank`, which has this category."""
 
 
-@dataclass(frozen=True)
-class PredictionMaker:
-    """Maker of synthetic batches in the form of a run's training batches.
+class LabelForm(NamedTuple):
+    """Form of a run's targets: a training batch, and the axis and number of the classes of its logits.
 
     `choices` are the classes that targets may have: all that are not ignored, or the parts of each category.
     """
 
-    context: Context
-    num_samples: int
+    task: Any
+    batch: Batch
     num_classes: int
     axis: int
     choices: tuple[tuple[int, ...], ...]
-    has_category: bool
 
-    def make_batch(
-        self, ranks: Sequence[int], choose_labels: ChooseLabels, *, get_category: Callable[[int], int], wrong: bool
-    ) -> SyntheticBatch:
-        """Make the batch of these ranks, predicted correctly, or with `wrong` partly not; the same way in any batch."""
-        device = self.context.world.device
-        batch = {name: value for name, value in self._read(ranks).items() if name not in _THINNED}
-        labels, predictions = torch.zeros_like(batch["label"]), torch.zeros_like(batch["label"])
-        for row, rank in enumerate(ranks):
-            rows = _find_rows(batch, row)
-            size = labels[rows].numel()
-            target_labels = choose_labels(rank, size, get_category(rank))
-            predicted_labels = _make_partly_wrong(target_labels, rank) if wrong else target_labels
-            labels[rows] = torch.from_numpy(target_labels).to(device).view(labels[rows].shape)
-            predictions[rows] = torch.from_numpy(predicted_labels).to(device).view(labels[rows].shape)
-        batch["label"] = labels
-        batch["sample_index"] = torch.tensor(list(ranks), dtype=torch.int64, device=device)
-        if self.has_category:
-            batch["category"] = torch.tensor([get_category(rank) for rank in ranks], dtype=torch.int64, device=device)
-        logits = torch.nn.functional.one_hot(predictions, self.num_classes).float() * _LARGE_LOGIT
-        return SyntheticBatch(batch, logits.movedim(-1, self.axis))
+    @property
+    def num_samples(self) -> int:
+        return len(self.batch["sample_index"])
 
-    def _read(self, ranks: Sequence[int]) -> Batch:
-        """Return the training samples that give the batch its form: rows of the dry run's batch.
+    def predict(
+        self, first: int = 0, *, choices: Sequence[Sequence[int]] = (), category: int | None = None, wrong: bool = False
+    ) -> Predicted:
+        """Predict samples from number `first` on correctly, or with `wrong` partly not.
 
-        A set that makes its batches itself reads them, for it may put samples together in a way of its own.
+        Their labels are the choices of their category in turn; with one category they go on from sample to sample.
         """
-        dry_run, job = self.context.dry_run, self.context.built.job
-        rows = [rank % self.num_samples for rank in ranks]
-        if rows == list(range(self.num_samples)):
-            return dry_run.batch
-        if DataMembers.collate.get(self.context.built.data.train.dataset) is None:
-            return take_samples(dry_run.batch, dry_run.batch, rows)
-        keys = step_keys(job, step=0)
-        return read_batch(job, [keys[row] for row in rows], self.context.world.device)
+        choices, label = choices or self.choices, self.batch["label"]
+        labels, predicted = torch.zeros_like(label), torch.zeros_like(label)
+        categories = [(first + row) % len(choices) if category is None else category for row in range(self.num_samples)]
+        start = 0 if len(self.choices) > 1 else first // self.num_samples * label.numel()
+        for row, rows in enumerate(_list_rows(self.batch)):
+            size = labels[rows].numel()
+            own = np.asarray(choices[categories[row]], dtype=np.int64)
+            wanted = own[np.arange(start, start + size) % len(own)]
+            start += size if len(self.choices) == 1 else 0
+            for values, made in ((labels, wanted), (predicted, _make_partly_wrong(wanted, row) if wrong else wanted)):
+                values[rows] = torch.from_numpy(made).to(label).view(values[rows].shape)
+        batch = {name: value for name, value in self.batch.items() if name not in _OF_PIXELS} | {"label": labels}
+        batch["sample_index"] = first + torch.arange(self.num_samples, device=label.device)
+        if "category" in batch and len(self.choices) > 1:
+            batch["category"] = torch.tensor(categories, device=label.device)
+        logits = torch.nn.functional.one_hot(predicted, self.num_classes).float() * _LARGE_LOGIT
+        return batch, self.task.predict(FixedOutputs({"logits": logits.movedim(-1, self.axis)}), batch)
+
+    def predict_one_class(self) -> list[Predicted]:
+        """Predict a batch of one class: the first part of the category with the most parts, or the first class."""
+        richest = max(range(len(self.choices)), key=lambda category: len(self.choices[category]))
+        return [self.predict(choices=[own[:1] for own in self.choices], category=richest)]
+
+    def predict_every_class(self) -> list[Predicted]:
+        """Predict batches in which every class and category occurs; none if too few targets fit."""
+        wanted, found, batches = {label for own in self.choices for label in own}, set[int](), list[Predicted]()
+        is_open = True
+        while is_open and len(batches) < _MAX_BATCHES:
+            batches.append(self.predict(len(batches) * self.num_samples))
+            found.update(batches[-1][0]["label"].unique().tolist())
+            is_open = found < wanted if len(self.choices) == 1 else len(batches) * self.num_samples < len(self.choices)
+        return batches if found >= wanted else []
 
 
-def build_prediction_maker(context: Context) -> PredictionMaker | None:
-    """Build the maker for this run; None if its task does not predict targets of the batch from `logits`."""
-    dry_run, facts = context.dry_run, context.built.data.facts
-    logits, label = dry_run.seen_outputs.get("logits"), dry_run.batch.get("label")
+@measure()
+def label_form(run: Context) -> LabelForm:
+    """Find the form of the targets of a run whose task predicts them from `logits` alone."""
+    batch, facts, task = run.dry_run.batch, run.built.data.facts, run.built.job.task
+    logits, label = run.dry_run.seen_outputs.get("logits"), batch.get("label")
     if not isinstance(logits, Tensor) or not isinstance(label, Tensor) or label.is_floating_point():
-        return None
-    axis = class_axis(logits, label)
-    if axis is None or logits.shape[axis] < 2 or not _is_by_sample(dry_run.batch, label):
-        return None
-    num_classes = logits.shape[axis]
-    table = parts_by_category(facts)
-    has_category = table is not None and "category" in dry_run.batch
-    classes = tuple(number for number in range(num_classes) if number != facts.get("ignore_index"))
-    choices = tuple(map(tuple, table)) if has_category and table is not None else (classes,)
-    if not all(choices) or any(not 0 <= part < num_classes for parts in choices for part in parts):
-        return None
-    predict = context.built.job.task.predict
-    if isinstance(attempt("task", lambda: predict(FixedOutputs({"logits": logits}), dry_run.batch), {}), MissingError):
-        return None  # it needs more than logits; `first-step` reports other reasons
-    return PredictionMaker(context, dry_run.num_samples, num_classes, axis - logits.ndim, choices, has_category)
+        raise NotApplicableError("no class logits")
+    axis, parts = class_axis(logits, label), parts_by_category(facts)
+    if axis is None or logits.shape[axis] < 2 or not _is_by_sample(batch, label):
+        raise NotApplicableError("no class logits")
+    classes = tuple(number for number in range(logits.shape[axis]) if number != facts.get("ignore_index"))
+    choices = tuple(map(tuple, parts)) if parts is not None and "category" in batch else (classes,)
+    if not all(choices) or any(not 0 <= part < logits.shape[axis] for own in choices for part in own):
+        raise NotApplicableError("parts that are no classes")
+    asked = attempt("task", lambda: task.predict(FixedOutputs({"logits": logits}), batch), {})
+    if isinstance(asked, MissingError):
+        raise NotApplicableError("a task that needs more than logits")  # `first-step` reports other reasons
+    return LabelForm(task, batch, logits.shape[axis], axis - logits.ndim, choices)
 
 
 def can_score(context: Context, meter: BoundMetric) -> bool:
     """Return True if all that a metric reads is in batches or follows from logits; other outputs are not made."""
     available = {"logits", *context.dry_run.batch, *TaskMembers.predicts.get(context.built.job.task)}
-    return set(meter.update.names) <= available - set(_THINNED)
-
-
-def score_metric(context: Context, meter: BoundMetric, sheets: Sequence[SyntheticBatch]) -> dict[str, float]:
-    """Compute the values of a metric after these batches, in their order.
-
-    Errors of the metric and the task pass through.
-    """
-    return metric_values(meter, task_predictions(context, sheets)).used
+    return set(meter.update.names) <= available - _OF_PIXELS
 
 
 class MetricValues(NamedTuple):
@@ -148,15 +139,14 @@ def metric_values(meter: BoundMetric, batches: Sequence[Predicted]) -> MetricVal
     return MetricValues(values, {} if isinstance(again, MissingError) else again)
 
 
-def task_predictions(context: Context, sheets: Sequence[SyntheticBatch]) -> list[Predicted]:
-    """Return each batch with the task's predictions from its logits. Errors of the task pass through."""
-    task = context.built.job.task
-    return [(item.batch, task.predict(FixedOutputs({"logits": item.logits}), item.batch)) for item in sheets]
-
-
-def repeat_choices(choices: Sequence[int], start: int, size: int) -> np.ndarray:
-    """Repeat the choices in their order, from place `start` on: (size,) int64."""
-    return np.asarray(choices, dtype=np.int64)[np.arange(start, start + size) % len(choices)]
+def take_predicted(predicted: Predicted, names: Sequence[str], rows: Sequence[int]) -> Predicted | None:
+    """Take what a metric reads of some samples; None if a value has no rows of samples, or of points."""
+    both = {**predicted[0], **predicted[1]}
+    division = {name: both[name] for name in _DIVISIONS if name in both}
+    wanted = {name: both[name] for name in {*names, *division} if name in both}
+    taken = {name: take_rows_of(value, division, rows, name) for name, value in wanted.items()}
+    is_whole = any(isinstance(value, Tensor) and taken[name] is value for name, value in wanted.items())
+    return None if is_whole or not _OF_PIXELS.isdisjoint(names) else (taken, {})
 
 
 def _make_partly_wrong(labels: np.ndarray, rank: int) -> np.ndarray:
@@ -168,12 +158,12 @@ def _make_partly_wrong(labels: np.ndarray, rank: int) -> np.ndarray:
     return np.where(is_wrong, following[place], labels)
 
 
-def _find_rows(batch: Mapping[str, Any], row: int) -> slice | int:
-    """Return the rows of a sample's targets, or its row if it has a single target."""
+def _list_rows(batch: Mapping[str, Any]) -> list[slice | int]:
+    """List the rows of the targets of each sample, or its row if it has a single target."""
     if len(batch["label"]) == len(batch["sample_index"]):
-        return row
-    start, end = batch["offsets"][row : row + 2].tolist()
-    return slice(start, end)
+        return list(range(len(batch["label"])))
+    ends = batch["offsets"].tolist()
+    return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
 
 def _is_by_sample(batch: Mapping[str, Any], label: Tensor) -> bool:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sightline.config.run_config import Init
-from sightline.contract.errors import CheckpointError, join_some
+from sightline.contract.errors import CheckpointError
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.doctor.rules import rule
 from sightline.parts.quantisation.parametrised import bake_quantised_weights, dense_state_dict
-from sightline.runs import checkpoint
 from sightline.runs.checkpoint import load_trained_state
 from sightline.runs.packed import unique_tensors
-from sightline.runs.snapshots import Snapshot
-from sightline.runs.weights import describe_non_finite, find_non_finite, find_spoiled, load_weights, plain_state
+from sightline.runs.weights import load_weights
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.dry_run import isolated_copy
 
@@ -74,51 +72,7 @@ def checkpoint_match(run: Context, loaded_init: Init) -> Fault | None:
         text = f"{len(differing)} tensors of the model differ from the given weights, {', '.join(differing[:5])} first"
         causes = ("ckpt.stale", "model.init", "ckpt.alias")
         return mismatch("the given weights are not in the model", causes=causes, measured=text)
-    if report.matched == report.total:
-        return None
-    share = report.matched_elements / max(1, report.total_elements)
-    return Fault(
-        f"{share:.1%} of the model's elements start from the given weights, as declared",
-        severity="note",
-        causes=("ckpt.key_mismatch",),
-        where=FindingLocation(config_path="init.may_be_missing"),
-        measured=str(report),
-        expected="the patterns of may_be_missing name what differs, and nothing else",
-        action="nothing, if this is intended",
-    )
-
-
-@rule(
-    "unsound-checkpoint",
-    "error",
-    "data.corrupt_sample model.numerics optim.lr",
-    holds="files as they were saved, with finite numbers wherever a new model has them",
-    do="evaluate or resume an earlier checkpoint; look for a huge number in the samples, whose square overflows",
-)
-def unsound_checkpoint(run: Context, directory: Path) -> Iterator[Fault]:
-    """Read each checkpoint of a run's directory."""
-    for folder in checkpoint.list_checkpoints(directory):
-        causes: tuple[str, ...] = ()
-        try:
-            faults = _list_spoiled(run.built.job.model, checkpoint.load(folder))
-        except CheckpointError as error:
-            faults, causes = [str(error)], ("ckpt.corrupt",)
-        if faults:
-            summary = (
-                f"the checkpoint {folder.name} {'cannot be read' if causes else 'has numbers that are not finite'}"
-            )
-            place, named = FindingLocation(file=str(folder)), join_some(faults, most=3, separator="; ")
-            yield Fault(summary, causes=causes, measured=named, where=place)
-
-
-def _list_spoiled(model: nn.Module, saved: Snapshot) -> list[str]:
-    """Describe the tensors of a checkpoint that are not finite where a new model's are."""
-    new, parts = plain_state(model), {"model": saved.model, "EMA": saved.ema or {}, "optimiser": saved.optimizer}
-    return [
-        f"'{name}' of the {part}: {describe_non_finite(tensors[name])}"
-        for part, tensors in parts.items()
-        for name in (find_non_finite(tensors) if part == "optimiser" else find_spoiled(new, tensors))
-    ]
+    return None
 
 
 def _find_different_tensors(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+import traceback
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +15,11 @@ from torch import Tensor, nn
 
 from sightline.contract.members import MetricMembers
 from sightline.contract.metric import make_state, row_states
-from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.draw.pictures import encode_png
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.build import DataSubset, TrainingSetup
-from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluation, Evaluator
 from sightline.engine.observers import MetricsLog
@@ -36,7 +34,6 @@ from sightline.workbench.check.core.dry_run import (
     StepFailure,
     find_failure,
     isolated_copy,
-    take_rows_of,
 )
 
 _MAX_SECONDS = 20.0  # for four samples under `sightline check`; one sample has no limit there
@@ -47,9 +44,9 @@ _CORNER_PX = 8  # corner of a picture that is encoded, to test that it can be wr
 class DryEvaluation:
     """Evaluation of up to four samples of the split `part`; the run's own model, metrics and data are unchanged.
 
-    `component` and `path` are the last component that was called and its config path: after a failure, the one that
-    failed. `skipped` is the reason if nothing was evaluated for lack of time. `model` is the copy after the evaluation,
-    and `outputs` are those of its first call; `first_read` is the batch if it was read before.
+    After a failure, `stage`, `component` and `path` are the method, the component and its config path that failed.
+    `skipped` is the reason if nothing was evaluated for lack of time. `model` is the copy after the evaluation, and
+    `outputs` are those of its first call; `first_read` is the batch if it was read before.
     """
 
     part: DataSubset
@@ -59,7 +56,7 @@ class DryEvaluation:
     batch: Batch = field(default_factory=dict)
     predictions: Mapping[str, Any] = field(default_factory=dict)
     outputs: Mapping[str, Any] = field(default_factory=dict)
-    stage: str = "read"
+    stage: str = ""
     component: str = "the data set"
     path: str = "data"
     failure: StepFailure | None = None
@@ -67,7 +64,6 @@ class DryEvaluation:
     model: nn.Module | None = None
     forward_s: float = 0.0
     first_read: Batch | None = None
-    _rows_read: dict[tuple[int, ...], Batch] = field(default_factory=dict)
 
     def mark_progress(self, stage: str, component: str, path: str) -> None:
         """Record the stage, the component and its config path before a call."""
@@ -76,30 +72,6 @@ class DryEvaluation:
     def keep(self, batch: Batch, predictions: Mapping[str, Any]) -> None:
         """Store a batch and its predictions."""
         self.batch, self.predictions = batch, predictions
-
-    def rows(self, ranks: Sequence[int], names: Sequence[str]) -> tuple[Batch, dict[str, Any]] | None:
-        """Return the batch of some samples and their rows of the named predictions; None if a prediction has no rows.
-
-        The predictions are those of the whole batch, so that only the division into batches differs.
-        """
-        batch = self.read(ranks)
-        both = {**self.batch, **self.predictions}
-        division: dict[str, Tensor] = {
-            name: both[name] for name in ("sample_index", "cloud_offsets", "offsets") if name in both
-        }
-        wanted = {name: self.predictions[name] for name in names if name in self.predictions and name not in batch}
-        taken = {name: take_rows_of(value, division, ranks, name) for name, value in wanted.items()}
-        return None if any(taken[name] is value for name, value in wanted.items()) else (batch, taken)
-
-    def read(self, ranks: Sequence[int]) -> Batch:
-        """Return a copy of the batch of some samples, read once for all checks, on the run's device."""
-        batch = self._rows_read.get(tuple(ranks))
-        if batch is None:
-            batch = self.evaluator.reader([self.keys[rank] for rank in ranks])
-            batch = to_device(batch, self.device, float_dtype=self.evaluator.precision.parameter_dtype)
-            self._rows_read[tuple(ranks)] = batch
-        copied: Batch = tree_map(batch, lambda _, tensor: tensor.clone())
-        return copied
 
 
 def rehearse_evaluations(
@@ -152,7 +124,7 @@ def _rehearse(built: TrainingSetup, fresh: DryEvaluation, forward_s: float, *, i
     for count in (1,) if is_slow else limits_s:
         keys = keys_to_evaluate(fresh.evaluator, fresh.part, count)
         first_read = fresh.first_read if count == NUM_SAMPLES else None
-        result = dataclasses.replace(fresh, keys=keys, first_read=first_read, _rows_read={})
+        result = dataclasses.replace(fresh, keys=keys, first_read=first_read)
         try:
             _run_once(built, result, compute_seconds() + limits_s[count])
         except OutOfTimeError:
@@ -165,14 +137,17 @@ def _rehearse(built: TrainingSetup, fresh: DryEvaluation, forward_s: float, *, i
 def _run_once(built: TrainingSetup, result: DryEvaluation, deadline: float) -> None:
     step = DryRun(isolated_copy(built.job.evaluation_model), {})
     watch = ForwardWatcher(step, deadline)
-    result.evaluator = _wrap_evaluator(built, result)
+    result.evaluator = _copy_evaluator(result)
 
     def run() -> None:
         world = World(device=result.device)
-        _record(result, result.evaluator(step.model, world, pictures=True, on_batch=result.keep))
+        _record(result, built, result.evaluator(step.model, world, pictures=True, on_batch=result.keep))
 
     try:
-        result.failure = find_failure(attempt("evaluation", run, {}), result.stage, watch.current)
+        answer = attempt("evaluation", run, {})
+        if isinstance(answer, MissingError) and not result.stage:
+            result.stage, result.component, result.path = _find_component(result, built, answer.__cause__)
+        result.failure = find_failure(answer, result.stage, watch.current)
     finally:
         result.outputs, result.model, result.forward_s = watch.outputs or {}, step.model, watch.forward_s
         watch.remove()
@@ -181,78 +156,58 @@ def _run_once(built: TrainingSetup, result: DryEvaluation, deadline: float) -> N
         result.failure = None  # a metric may refuse non-finite outputs; `non-finite` reports them
 
 
-def _wrap_evaluator(built: TrainingSetup, result: DryEvaluation) -> Evaluator:
-    """Return an evaluator of a few samples that records progress; its metrics are copies."""
-    config = built.config
-    names = [component.name for component in config.metrics] + ["?"] * len(result.evaluator.metrics)
-    metrics = [
-        BoundMetric(
-            _ProgressProxy(copy_metric(metric.metric), result, f"the metric '{name}'", f"metrics.{index}"),
-            metric.update,
-        )
-        for index, (metric, name) in enumerate(zip(result.evaluator.metrics, names, strict=False))
-    ]
-    evaluator = result.evaluator
+def _copy_evaluator(result: DryEvaluation) -> Evaluator:
+    """Return an evaluator of a few samples, whose metrics are copies; the first batch may have been read before."""
+    reader, read = result.evaluator.reader, [] if result.first_read is None else [result.first_read]
     return dataclasses.replace(
-        evaluator,
-        task=_ProgressProxy(evaluator.task, result, f"the task '{config.task.name}'", "task"),
-        metrics=metrics,
-        reader=_wrap_reader(evaluator.reader, result, "data"),
-        voting_reader=None
-        if evaluator.voting_reader is None
-        else _wrap_reader(evaluator.voting_reader, result, "transforms.vote"),
-        indices=dataclasses.replace(result.part, indices=evaluator.indices).evenly_spaced_indices(len(result.keys)),
+        result.evaluator,
+        metrics=[BoundMetric(copy_metric(each.metric), each.update) for each in result.evaluator.metrics],
+        reader=lambda keys: read.pop() if read else reader(keys),
+        indices=dataclasses.replace(result.part, indices=result.evaluator.indices).evenly_spaced_indices(
+            len(result.keys)
+        ),
         batch_size=len(result.keys),
         workers=0,
         ensemble_models=(),
     )
 
 
-def _wrap_reader(reader: Any, result: DryEvaluation, path: str) -> Any:
-    def read(keys: Sequence[SampleKey]) -> Batch:
-        result.mark_progress("read", "the data set", path)
-        if path == "data" and result.first_read is not None:
-            batch, result.first_read = result.first_read, None
-        else:
-            batch = reader(keys)
-        return batch
-
-    return read
+def _list_components(result: DryEvaluation, built: TrainingSetup) -> Iterator[tuple[object, str, str]]:
+    """List the task and the metrics of an evaluation, with their names and config paths."""
+    yield result.evaluator.task, f"the task '{built.config.task.name}'", "task"
+    names = [component.name for component in built.config.metrics] + ["?"] * len(result.evaluator.metrics)
+    for index, (meter, name) in enumerate(zip(result.evaluator.metrics, names, strict=False)):
+        yield meter.metric, f"the metric '{name}'", f"metrics.{index}"
 
 
-class _ProgressProxy:
-    """Proxy of a component that records progress at every method call."""
-
-    def __init__(self, inner: Any, result: DryEvaluation, component: str, path: str) -> None:
-        self.inner = inner
-        self.note: Callable[[str], None] = lambda name: result.mark_progress(name, component, path)
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self.inner, name)
-        if not callable(value):
-            return value
-
-        @functools.wraps(value)  # errors name the author's method
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self.note(name)
-            return value(*args, **kwargs)
-
-        return call
+def _find_component(result: DryEvaluation, built: TrainingSetup, error: BaseException | None) -> tuple[str, str, str]:
+    """Return the method of the task or of a metric that an error comes from, its component, and its config path."""
+    components = list(_list_components(result, built))
+    for frame, _ in traceback.walk_tb(error.__traceback__ if error is not None else None):
+        owner = frame.f_locals.get("self")
+        for each, component, path in components:
+            if owner is each:
+                return frame.f_code.co_name, component, path
+    return "read", "the data set", "data"
 
 
-def _record(result: DryEvaluation, evaluation: Evaluation) -> None:
+def _record(result: DryEvaluation, built: TrainingSetup, evaluation: Evaluation) -> None:
     """Process an evaluation as a training session does; raise its errors for invalid states, numbers or pictures."""
+    (_, *task), *metrics = _list_components(result, built)
+    names = {id(metric): named for metric, *named in metrics}
+    result.mark_progress("show", *task)
     for picture in evaluation.pictures:
         encode_png(picture.pixels[:_CORNER_PX, :_CORNER_PX])
     for metric_result in evaluation.results:
-        metric: Any = metric_result.metric.metric
-        fresh = make_state(metric, num_samples=int(max(result.evaluator.indices)) + 1)
-        metric.note("update")
-        _assert_same_form(fresh, metric_result.state, row_states(metric))
-        _assert_plain("compute", metric.compute(metric_result.state))
-        for member in (MetricMembers.per_class, MetricMembers.tables):
-            if (compute_figures := member.get(metric)) is not None:
-                _assert_plain(member.name, compute_figures(metric_result.state))
+        own: Any = metric_result.metric.metric
+        named = names[id(own)]
+        result.mark_progress("update", *named)
+        fresh = make_state(own, num_samples=int(max(result.evaluator.indices)) + 1)
+        _assert_same_form(fresh, metric_result.state, row_states(own))
+        for member in (own.compute, *(each.get(own) for each in (MetricMembers.per_class, MetricMembers.tables))):
+            if member is not None:
+                result.mark_progress(member.__name__, *named)
+                _assert_plain(member.__name__, member(metric_result.state))
     result.mark_progress("record", "the metrics log", "metrics")
     numbers = (evaluation.metrics, evaluation.losses, evaluation.seconds, evaluation.num_samples)
     MetricsLog(_DiscardedLines()).on_evaluation(EvaluationRecord(0, 0, result.part.split, *numbers, is_best=False))

@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import math
 import traceback
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,6 @@ from sightline.contract.errors import OutputError, UserError
 from sightline.contract.pytree import ReadTrackingDict, tree_map
 from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.attempts import MissingError, attempt
-from sightline.doctor.autograd_graph import hidden_outputs, last_node, last_operation
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import apply_freezing
@@ -73,9 +71,8 @@ class DryRun:
     """Result of one training step on copies; the run's own model, optimiser and data are unchanged.
 
     `model` is the copy after the backward pass, with gradients, before any update; `inputs` are those of its first
-    call, by parameter. `ends` is the last operation of each output, `makers` the module that computes it, `hidden` the
-    outputs from which others are computed. `forward_s` is the processor time of the model's first call, with what is
-    recorded of it. `skipped` is the reason if there was no time for a step.
+    call, by parameter. `forward_s` is the processor time of the model's first call, with what is recorded of it.
+    `skipped` is the reason if there was no time for a step.
     """
 
     model: nn.Module
@@ -84,14 +81,10 @@ class DryRun:
     failure: StepFailure | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
     outputs: Outputs | None = None
-    ends: Mapping[str, str] = field(default_factory=dict)
-    makers: Mapping[str, str] = field(default_factory=dict)
-    hidden: frozenset[str] = frozenset()
     terms: Mapping[str, Tensor] = field(default_factory=dict)
     counts: Mapping[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Gradient] = field(default_factory=dict)
     batch_reads: set[str] = field(default_factory=set)
-    output_reads: set[str] = field(default_factory=set)
     executed: set[str] = field(default_factory=set)
     num_tries: int = 0
     seconds: float = 0.0
@@ -117,20 +110,15 @@ def dry_run(job: TrainState, device: torch.device, *, forward_s: float = math.in
     """Run forward and backward passes on four samples of the first step; on more if a parameter gets no gradient.
 
     If a forward pass needs more than `forward_s` seconds of this thread's own time (which neither other load nor
-    compiling changes), two samples are tried, then one forward pass of one sample in evaluation mode: `stage` and
-    `skipped` record this.
+    compiling changes), two samples are tried, then none: `stage` and `skipped` record this.
     """
     for num_samples in (NUM_SAMPLES, _MIN_SAMPLES):
         try:
             return _run_step(job, device, num_samples, compute_seconds() + forward_s)
         except OutOfTimeError:
             continue
-    result = _run_forward_only(job, device, compute_seconds() + forward_s)
-    result.stage, result.skipped = (
-        "out of time",
-        f"a forward pass of {_MIN_SAMPLES} samples needs over {forward_s:g} s of processor time",
-    )
-    return result
+    reason = f"a forward pass of {_MIN_SAMPLES} samples needs over {forward_s:g} s of processor time"
+    return DryRun(isolated_copy(job.model), {}, stage="out of time", skipped=reason)
 
 
 def _run_step(job: TrainState, device: torch.device, num_samples: int, deadline: float) -> DryRun:
@@ -148,33 +136,9 @@ def _run_step(job: TrainState, device: torch.device, num_samples: int, deadline:
     try:
         result.failure = find_failure(attempt("step", run, {}), result.stage, watcher.current)
     finally:
-        result.outputs, result.output_reads, result.ends = watcher.outputs, watcher.output_reads, watcher.ends
-        result.hidden, result.inputs, result.makers = watcher.hidden, watcher.inputs, watcher.makers
-        result.forward_s = watcher.forward_s
+        result.outputs, result.inputs, result.forward_s = watcher.outputs, watcher.inputs, watcher.forward_s
         watcher.remove()
     result.seconds = compute_seconds() - start_seconds
-    return result
-
-
-def _run_forward_only(job: TrainState, device: torch.device, deadline: float) -> DryRun:
-    """Compute outputs and losses of one sample in evaluation mode; they stay empty on an error or a time-out.
-
-    An error here is not recorded as `failure`, because training, with more samples, may succeed.
-    """
-    result = DryRun(isolated_copy(job.model), {})
-    watcher = ForwardWatcher(result, deadline)
-
-    def run() -> None:
-        result.batch = read_batch(job, step_keys(job, step=0)[:1], device)
-        batch = ReadTrackingDict(result.batch)
-        with torch.no_grad():
-            forward_backward(job, result.model, [batch], device, is_training=False)
-        result.batch_reads |= batch.read
-
-    with contextlib.suppress(OutOfTimeError):
-        attempt("step", run, {})
-    result.outputs, result.output_reads = watcher.outputs, watcher.output_reads
-    watcher.remove()
     return result
 
 
@@ -193,13 +157,13 @@ def step_keys(job: TrainState, *, step: int) -> list[SampleKey]:
 
 
 def forward_backward(
-    job: TrainState, model: nn.Module, micro_batches: Sequence[Batch], device: torch.device, *, is_training: bool = True
+    job: TrainState, model: nn.Module, micro_batches: Sequence[Batch], device: torch.device
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
     """Run the training loop's forward and backward passes as a single process; return loss sums and counts.
 
     Gradients are accumulated in `model`.
     """
-    model.train(is_training)
+    model.train()
     apply_freezing(model, job.frozen, job.epoch)
     weights = job.loss_weights_at(job.step)
     sums: dict[str, Tensor] = {}
@@ -224,7 +188,7 @@ def first_outputs(
     expected_s = rehearsal.seconds / 2 * len(keys) / max(1, rehearsal.num_samples)
     label = rehearsal.batch.get("label")
     has_many = isinstance(label, Tensor) and label.numel() > _MANY_TARGETS * rehearsal.num_samples
-    if len(keys) <= rehearsal.num_samples or expected_s > _FORWARD_S or (is_quick and has_many):
+    if rehearsal.skipped or len(keys) <= rehearsal.num_samples or expected_s > _FORWARD_S or (is_quick and has_many):
         return rehearsal.batch, rehearsal.seen_outputs
     model = isolated_copy(job.model).train()
     apply_freezing(model, job.frozen, job.epoch)
@@ -351,11 +315,6 @@ class ForwardWatcher:
         self.forward_s = 0.0
         self.inputs: dict[str, Any] = {}
         self.outputs: Outputs | None = None
-        self.ends: dict[str, str] = {}
-        self.makers: dict[str, str] = {}
-        self._nodes: dict[Any, str] = {}  # last node of each result in the autograd graph -> the module that made it
-        self.hidden: frozenset[str] = frozenset()
-        self.output_reads: set[str] = set()
         self._executed = result.executed
         self._owner = {id(value): name.rpartition(".")[0] for name, value in result.model.named_parameters()}
         self._recording = contextlib.ExitStack()
@@ -386,22 +345,7 @@ class ForwardWatcher:
             inputs = (*args, *kwargs.values())
             self._executed.update(owner for value in inputs if (owner := self._owner.get(id(value))) is not None)
 
-    def _leave(self, call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> Any:
-        if call.path and self.outputs is None and isinstance(outputs, Tensor):
-            self._nodes.setdefault(last_node(outputs), call.path)
-        if call.path or not isinstance(outputs, Mapping):
-            return None
-        recorded = ReadTrackingDict(outputs)
-        recorded.read = self.output_reads
-        if self.outputs is None:
+    def _leave(self, call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        if not call.path and isinstance(outputs, Mapping) and self.outputs is None:
             self.forward_s = compute_seconds() - self._started_s
             self.outputs = {name: detach(value) for name, value in outputs.items()}
-            self.hidden = hidden_outputs(outputs)
-            tensors = {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
-            self.ends = {name: last_operation(value) for name, value in tensors.items()}
-            self.makers = {name: self._nodes.get(last_node(value), "") for name, value in tensors.items()}
-            self._nodes.clear()
-        if type(outputs) not in (dict, OrderedDict):  # a class of its own may have attributes, which a task reads
-            self.output_reads.update(outputs)
-            return None
-        return recorded

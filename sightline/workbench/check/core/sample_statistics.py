@@ -68,9 +68,7 @@ class FieldStatistics:
     num_hashed: int = 0
     padded: dict[int, int] = field(default_factory=dict)
     low: float = float("inf")
-    low_at: int = -1
     high: float = float("-inf")
-    high_at: int = -1
     non_finite: NonFinite | None = None
     num_non_finite: int = 0
 
@@ -104,10 +102,7 @@ class FieldStatistics:
                 low, high = (bound.item() for bound in tensor.aminmax())
         elif tensor.dtype != torch.bool:
             self._add_values(index, tensor, int(low), int(high))
-        if low < self.low:
-            self.low, self.low_at = float(low), index
-        if high > self.high:
-            self.high, self.high_at = float(high), index
+        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
 
     def _add_values(self, index: int, tensor: Tensor, low: int, high: int) -> None:
         if len(self.values) < _MAX_VALUES:
@@ -176,7 +171,8 @@ def collect_statistics(
     result = PartStatistics(part)
     start_seconds, start_time = compute_seconds(), time.perf_counter()
     chunks = evenly_spaced_keys(part, epoch=epoch, seed=seed, most_samples=most_samples)
-    for keys in _split_reads(part, chunks, most_seconds):
+    size = _MIN_SAMPLES if _serves_batches(part.dataset) else 1
+    for keys in (chunk[start : start + size] for chunk in chunks for start in range(0, len(chunk), size)):
         samples = attempt("reading", read_samples, {"dataset": part.dataset, "keys": keys})
         if isinstance(samples, MissingError):
             result.unreadable = _find_unreadable(part.dataset, keys)
@@ -188,20 +184,6 @@ def collect_statistics(
         if is_late and result.num_sampled >= _MIN_SAMPLES:
             break
     return result
-
-
-def _split_reads(part: DataSubset, chunks: Iterator[list[SampleKey]], most_seconds: float) -> Iterator[list[SampleKey]]:
-    """Split keys into reads between two checks of the time limit: one sample each, or a chunk for batched sets.
-
-    A batched set of which a chunk takes more than half of the time is read by four samples.
-    """
-    is_batched, size = _serves_batches(part.dataset), _MIN_SAMPLES
-    for number, keys in enumerate(chunks):
-        started = compute_seconds()
-        pieces = range(0, len(keys), size if is_batched else 1)
-        yield from (keys[start : start + pieces.step] for start in pieces)
-        if number == 0 and compute_seconds() - started < most_seconds / 2:
-            size = _CHUNK_SIZE
 
 
 def _add_sample(result: PartStatistics, index: int, sample: Sample) -> None:

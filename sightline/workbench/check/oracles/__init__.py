@@ -1,1 +1,1 @@
-"""Oracles of the deep checks: layers in NumPy, finite differences, and inputs recorded in a real step."""
+"""Oracles of the deep checks: finite differences, on inputs recorded in a real step."""

@@ -8,15 +8,17 @@ otherwise its gradients are not compared. Layers with torch's own code are taken
 from __future__ import annotations
 
 import copy
-import dataclasses
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.engine.device import seed_torch
@@ -26,28 +28,22 @@ from sightline.instrument import ModuleCall, record
 from sightline.instrument.replay import computes_as
 from sightline.layers.surrogates import find_surrogates, note_surrogates
 from sightline.ops.numba_kernels import compute_seconds
+from sightline.store.loading.batch_reader import array_leaves
 from sightline.workbench.check.core.dry_run import isolated_copy
-from sightline.workbench.check.core.sample_statistics import array_leaves
 from sightline.workbench.check.oracles.derivatives import describe_uncompared, gradient_errors, worst_error
-from sightline.workbench.check.oracles.results import (
-    OracleResult,
-    class_location,
-    clone_detached,
-    float64,
-    tree_map,
-    with_history,
-)
 
-_MAX_SECONDS = 45.0  # CPU time of this thread
+FORWARD = 1e-3
+"""Maximum error of a float32 output against that of the known type, relative to the largest value or 1."""
+GRADIENT = 1e-3
+"""Maximum relative error of a gradient against finite differences; whole models stay below 1e-4."""
+_MAX_SECONDS, _MAX_LAYER_SECONDS = 45.0, 4.0  # CPU time of this thread
+_MAX_ELEMENTS = 20_000  # larger inputs with spatial axes are cropped
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _PLAIN = (bool, int, float, str, tuple, list, type(None), torch.dtype)
-_WIDTH_ARGUMENTS = (
-    *("in_features", "out_features", "in_channels", "out_channels", "num_features", "num_channels", "num_groups"),
-    *("normalized_shape", "groups", "p"),
-)
-"""Arguments of torch's layers that change their size, but not their operation."""
 _CPU = torch.device("cpu")
-_SIZES = (64, 128, 256)
+_SIZES, _CORNERS = (64, 128, 256), (8, 16, 32)
+_NUM_CALLS = 2
+_STEP, _PERTURBATION = 1e-8, 1e-2
 KNOWN = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     *(nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.Softmax, nn.LogSoftmax),
@@ -60,66 +56,108 @@ KNOWN = (
 """Types of torch's, of which each is the definition of what derives from it."""
 
 
+class LayerResult(NamedTuple):
+    """Errors of a kind of layer; None for what was not compared, `note` says why gradients were not.
+
+    `kind` is the type and arguments, `place` the first such module, `count` the number of modules, `weakest` the tensor
+    with the largest gradient error.
+    """
+
+    kind: str
+    place: str
+    count: int
+    file: tuple[str | None, int | None]
+    forward: float | None = None
+    gradient: float | None = None
+    weakest: str = ""
+    note: str = ""
+
+    @property
+    def is_wrong_forward(self) -> bool:
+        return self.forward is not None and not self.forward <= FORWARD
+
+    @property
+    def is_wrong_backward(self) -> bool:
+        return self.gradient is not None and not self.gradient <= GRADIENT
+
+
+def examine(job: TrainState, batch: Batch) -> list[LayerResult]:
+    """Compare each kind of layer, in the model's order; `batch` is of a training step, on the CPU."""
+    model = isolated_copy(job.model).to(_CPU)
+    return examine_layers(model, batch, lambda inputs: compute_batch_losses(job.task, model, inputs, _CPU))
+
+
+def examine_layers(model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) -> list[LayerResult]:
+    """Compare each kind of layer of a model on the CPU; `run` runs the model on a batch and may change statistics."""
+    started_s, small = compute_seconds(), _with_fewer_points(batch, run)
+    modules = {name: module for name, module in model.train().named_modules() if has_own_code(module)}
+    forward: dict[str, list[float]] = {}
+
+    def compare(call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        kind = find_kind(module)
+        if kind is not None and isinstance(outputs, Tensor):
+            forward.setdefault(call.path, []).append(_compute_derived_error(module, kind, call.inputs, outputs))
+
+    with record(modules, keep=("inputs",), each=_copy_leaf, leave=compare) as tape:
+        run(small)
+    groups: dict[Any, list[str]] = {}
+    for name, module in modules.items():
+        if name in tape.num_calls:
+            groups.setdefault(_make_signature(module), []).append(name)
+    results = []
+    for names in groups.values():
+        module, calls = modules[names[0]], [call for call in tape.calls if call.path == names[0]]
+        kind = f"{type(module).__name__}({module.extra_repr()})"
+        row = LayerResult(kind, names[0] or "(the whole model)", len(names), _locate_class(type(module)))
+        errors = [(error, -number, name) for name in names for number, error in enumerate(forward.get(name, ()))]
+        if errors:
+            error, number, name = max(errors)
+            differs = f"its call {1 - number} differs" if number and error > FORWARD else ""
+            row = row._replace(forward=error, place=name or row.place, note=differs)
+        is_late = compute_seconds() - started_s > _MAX_SECONDS
+        results.append(row._replace(note="no time was left") if is_late else _compare_calls(module, calls, row))
+    return results
+
+
+def has_own_code(module: nn.Module) -> bool:
+    """Return True for a layer that is no container, and not one of a known type with torch's own code.
+
+    Dropout, which draws, is taken as it is.
+    """
+    has_forward = type(module).forward is not nn.Module.forward or "forward" in vars(module)
+    if type(module) in _CONTAINERS or not has_forward or isinstance(module, nn.modules.dropout._DropoutNd):
+        return False
+    return find_kind(module) is None or not computes_as(module, list(KNOWN))
+
+
 def find_kind(module: nn.Module) -> Any:
     """Return the nearest known type of a layer, or base class of it; None for an unknown layer."""
     return next((kind for kind in type(module).__mro__ if kind in KNOWN), None)
 
 
-def is_known(module: nn.Module) -> bool:
-    """Return True for a layer of a known type, or of a class derived from it."""
-    return find_kind(module) is not None
+def _make_signature(module: nn.Module) -> Any:
+    """Return type, plain attributes, parameter shapes and signatures of children; an own `forward` is distinct."""
+    plain = [(name, repr(value)) for name, value in sorted(vars(module).items()) if isinstance(value, _PLAIN)]
+    plain = [(name, text) for name, text in plain if name != "training" and (name[0] != "_" or text != "None")]
+    shapes = [(name, tuple(p.shape)) for name, p in module.named_parameters(recurse=False)]
+    instance_id = id(module) if "forward" in vars(module) else 0
+    children = tuple((name, _make_signature(child)) for name, child in module.named_children())
+    return type(module), tuple(plain), tuple(shapes), instance_id, children
 
 
-def is_derived(module: nn.Module) -> bool:
-    """Return True for a layer of a known type with code of its own, except dropout, which draws."""
-    is_random = isinstance(module, nn.modules.dropout._DropoutNd)
-    return is_known(module) and not is_random and not computes_as(module, list(KNOWN))
-
-
-def examine(job: TrainState, batch: Batch) -> list[OracleResult]:
-    """Compare each kind of layer, in the model's order; layers without time for a check have a note.
-
-    `batch` is of a training step, on the CPU.
-    """
-    model = isolated_copy(job.model).to(_CPU)
-    return examine_layers(model, batch, lambda inputs: compute_batch_losses(job.task, model, inputs, _CPU))
-
-
-def examine_layers(model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) -> list[OracleResult]:
-    """Compare each kind of layer of a model on the CPU; `run` runs the model on a batch and may change statistics."""
-    start_seconds = compute_seconds()
-    step = _RecordedStep(model.train(), batch, run)
-    results = []
-    for names in step.kinds:
-        module = step.modules[names[0]]
-        row = OracleResult(
-            _describe(module), names[0] or "(the whole model)", len(names), file=class_location(type(module))
-        )
-        if compute_seconds() - start_seconds > _MAX_SECONDS:
-            results.append(dataclasses.replace(row, note="no time was left"))
-        elif is_known(module) and not is_derived(module):
-            results.append(dataclasses.replace(row, is_torch=True))
-        elif not step.is_read(names[0]):
-            results.append(_add_unlike(step, names, _examine_layer(step, names[0], row)))
-    return results
-
-
-def _add_unlike(step: _RecordedStep, names: Sequence[str], row: OracleResult) -> OracleResult:
-    """Put the worst error of the calls of these layers against their known type into the row, with that call."""
-    errors = [(error, call) for call, error in step.errors if call.path in names]
-    if not errors:
-        return row
-    error, call = max(errors, key=lambda pair: pair[0])
-    note = f"its call {call.call_index + 1} differs" if call.call_index and error > _MAX_DERIVED_ERROR else row.note
-    return dataclasses.replace(row, place=call.path or row.place, forward=error, note=note)
+def _locate_class(cls: type) -> tuple[str | None, int | None]:
+    """Return the file and first line of a class; None for classes of installed libraries."""
+    try:
+        file, line = inspect.getsourcefile(cls), inspect.getsourcelines(cls)[1]
+    except (OSError, TypeError):
+        return None, None
+    return (file, line) if file and "site-packages" not in Path(file).parts else (None, None)
 
 
 def _with_fewer_points(batch: Batch, run: Callable[[Batch], Any]) -> Batch:
     """Crop clouds (B, N, ...) to as few first points as `run` accepts; return the batch unchanged if none works."""
     points = batch.get("points")
-    if not isinstance(points, Tensor) or points.ndim != 3:
-        return batch
-    for size in _SIZES:
+    for size in _SIZES if isinstance(points, Tensor) and points.ndim == 3 else ():
         if size >= points.shape[1]:
             break
         small = {name: _crop_points(value, points.shape[:2], size) for name, value in batch.items()}
@@ -133,195 +171,78 @@ def _crop_points(value: Any, rows: Any, size: int) -> Any:
     return value[:, :size].contiguous() if has_points else value
 
 
-class _RecordedStep:
-    """Step on few points, with the modules called and the recorded calls of unknown and of derived layers.
-
-    A derived layer is of a known type, with code of its own; `errors` are those of its calls against that type.
-    """
-
-    def __init__(self, model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) -> None:
-        small = _with_fewer_points(batch, run)
-        self.modules = dict(model.named_modules())
-        with record(model) as tape:
-            run(small)
-        self.called = set(tape.num_calls)
-        self.kinds = [sorted(names, key=lambda name: name not in self.called) for names in distinct_layers(model)]
-        representatives = {names[0]: self.modules[names[0]] for names in self.kinds}
-        derived = {name: module for name, module in self.modules.items() if is_derived(module)}
-        unknown = {n: module for n, module in representatives.items() if not is_known(module) or is_derived(module)}
-        self.calls, self.errors = record_calls(unknown, derived, lambda: run(small))
-
-    def silent_below(self, name: str) -> set[str]:
-        """Return the modules inside this one that were not called, by their relative names."""
-        prefix = f"{name}." if name else ""
-        return {
-            module_name.removeprefix(prefix)
-            for module_name in self.modules
-            if module_name not in self.called and module_name.startswith(prefix)
-        }
-
-    def is_read(self, name: str) -> bool:
-        """Return True if a module was not called, but a layer that contains it was: that layer reads its parameters."""
-        parent = name
-        while parent := parent.rpartition(".")[0]:
-            if parent in self.called and type(self.modules[parent]) not in _CONTAINERS:
-                return name not in self.called
-        return False
-
-
-def _examine_layer(step: _RecordedStep, name: str, row: OracleResult) -> OracleResult:
-    """Compare one layer; if it raises an error in float64, or alone, it is not checked and the note has the error."""
-    if name not in step.calls:
-        return dataclasses.replace(row, note="it was not called in the step")
-    found = attempt("layer", _examine_calls, {"step": step, "name": name, "row": row})
-    return dataclasses.replace(row, note=found.reason) if isinstance(found, MissingError) else found
-
-
-def _examine_calls(step: _RecordedStep, name: str, row: OracleResult) -> OracleResult:
-    """Compare the first, second and last call of a layer; the first that is wrong counts."""
-    module, silent = step.modules[name], step.silent_below(name)
-    first, *later = step.calls[name]
-    result = examine_recorded(module, first, row, silent=silent)
-    for call in later[:1] + later[1:][-1:]:
-        repeated = examine_recorded(module, call, row, silent=silent)
-        if repeated.verdict == "wrong" and result.verdict != "wrong":
-            note = f"call {call.call_index + 1}"
-            result = dataclasses.replace(repeated, note=f"{note}; {repeated.note}" if repeated.note else note)
-    return result
-
-
-def distinct_layers(model: nn.Module) -> list[list[str]]:
-    """Group the names of modules by type and arguments; containers such as Sequential are left out."""
-    groups: dict[Any, list[str]] = {}
-    for name, module in model.named_modules():
-        has_forward = type(module).forward is not nn.Module.forward or "forward" in vars(module)
-        if type(module) not in _CONTAINERS and has_forward:
-            groups.setdefault(_make_signature(module), []).append(name)
-    return list(groups.values())
-
-
-def _make_signature(module: nn.Module) -> Any:
-    """Return type, plain attributes, parameter shapes and signatures of children; a `forward` per instance is distinct.
-
-    The width is left out for torch's own layers, whose operation does not depend on it.
-    """
-    plain = [
-        (name, repr(value))
-        for name, value in sorted(vars(module).items())
-        if name != "training" and isinstance(value, _PLAIN) and not (name.startswith("_") and value is None)
-    ]
-    if is_known(module) and type(module).__module__.startswith("torch.nn.") and "forward" not in vars(module):
-        parameter_names = [name for name, parameter in module.named_parameters(recurse=False)]
-        groups = min(2, getattr(module, "groups", 1))
-        return (
-            type(module),
-            tuple(attribute for attribute in plain if attribute[0] not in _WIDTH_ARGUMENTS),
-            tuple(parameter_names),
-            groups,
-        )
-    shapes = [(name, tuple(p.shape)) for name, p in module.named_parameters(recurse=False)]
-    instance_id = id(module) if "forward" in vars(module) else 0
-    children = tuple((name, _make_signature(child)) for name, child in module.named_children())
-    return type(module), tuple(plain), tuple(shapes), instance_id, children
-
-
-def _describe(module: nn.Module) -> str:
-    """Format the type and the arguments of a module, without its children."""
-    return f"{type(module).__name__}({module.extra_repr()})"
-
-
-_MAX_ELEMENTS = 20_000  # larger inputs with spatial axes are cropped
-_CORNERS = (8, 16, 32)
-_MAX_LAYER_SECONDS = 4.0
-_MAX_DERIVED_ERROR = 1e-3  # of float32 outputs; sums in another order stay below 1e-5
-_STEP = 1e-8
-_PERTURBATION = 1e-2
-_INNER_LAYERS = "its layers"
-
-
-def record_calls(
-    unknown: Mapping[str, nn.Module], derived: Mapping[str, nn.Module], run: Callable[[], Any]
-) -> tuple[dict[str, list[ModuleCall]], list[tuple[ModuleCall, float]]]:
-    """Record copies of the inputs of each module's calls during `run`, with `requires_grad` as they had it.
-
-    The second result are the calls of derived layers, with their errors against their known type on the same inputs.
-    """
-    errors: list[tuple[ModuleCall, float]] = []
-
-    def compare(call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        if call.path in derived and isinstance(outputs, Tensor):
-            error = _compute_derived_error(module, find_kind(module), call.inputs, outputs)
-            errors.extend([] if error is None else [(call, error)])
-
-    with record({**unknown, **derived}, keep=("inputs",), each=_copy_leaf, leave=compare) as tape:
-        run()
-    calls: dict[str, list[ModuleCall]] = {}
-    for call in tape.calls:
-        calls.setdefault(call.path, []).append(call)
-    return calls, errors
-
-
-def _compute_derived_error(module: nn.Module, kind: Any, inputs: Any, outputs: Tensor) -> float | None:
-    """Compute the relative error of outputs against those of the type with the same weights; None if it refuses."""
+def _compute_derived_error(module: nn.Module, kind: Any, inputs: Any, outputs: Tensor) -> float:
+    """Compute the relative error of outputs against those of the type with the same weights; 0 if it refuses."""
     plain = object.__new__(type(module))  # copy.copy refuses layers with parametrisations
     plain.__dict__ = dict(module.__dict__)
     plain._buffers = {name: None if b is None else b.clone() for name, b in module._buffers.items()}
     forward = torch.no_grad()(kind.forward)
     expected = attempt("layer", lambda: forward(plain, *inputs[0], **inputs[1]), {})
     if isinstance(expected, MissingError):
-        return None  # it takes other inputs than its known type
-    if expected.shape != outputs.shape:
+        return 0.0  # it takes other inputs than its known type
+    if expected.shape != outputs.shape or not bool(outputs.isfinite().all()):
         return math.inf
-    error = (outputs.detach() - expected).double().abs().max() / expected.double().abs().max().clamp(min=1.0)
-    return float(error) if bool(outputs.isfinite().all()) else math.inf
+    return float((outputs.detach() - expected).double().abs().max() / expected.double().abs().max().clamp(min=1.0))
 
 
 def _copy_leaf(tensor: Tensor) -> Tensor:
-    return clone_detached(tensor).requires_grad_(tensor.requires_grad)
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
-def examine_recorded(
-    module: nn.Module, call: ModuleCall, row: OracleResult, *, silent: set[str], seed: int = 0
-) -> OracleResult:
-    """Return the row with the gradient error; errors of the layer propagate.
+def _compare_calls(module: nn.Module, calls: Sequence[ModuleCall], row: LayerResult) -> LayerResult:
+    """Compare the first two calls of a layer; the first that is wrong counts."""
+    results = []
+    for call in calls[:_NUM_CALLS]:
+        found = attempt("layer", compare_gradients, {"module": module, "call": call, "row": row})
+        if isinstance(found, MissingError):
+            found = row._replace(note="; ".join(filter(None, [row.note, found.reason])))
+        results.append(found)
+        if results[-1].is_wrong_backward:
+            return results[-1]
+    return results[0]
 
-    `silent` are the modules inside the layer whose parameters it reads without calling them.
-    """
+
+def compare_gradients(module: nn.Module, call: ModuleCall, row: LayerResult, seed: int = 0) -> LayerResult:
+    """Return the row with the gradient error of a call, or why there is none; errors of the layer propagate."""
     layer = _perturb_parameters(copy.deepcopy(module).double().train(), seed)
-    given_args, given_kwargs = call.inputs
-    depends = {path for path, tensor in array_leaves([given_args, given_kwargs]) if tensor.requires_grad}
-    args, kwargs = _crop_inputs(layer, tree_map(given_args, float64), tree_map(given_kwargs, float64), seed)
-    inputs = {path: tensor for path, tensor in array_leaves([args, kwargs]) if path in depends}
-    for tensor in inputs.values():
-        tensor.requires_grad_(True)
-    parameters = _group_parameters(layer, silent)
-    groups = {f"input {path}": [tensor] for path, tensor in inputs.items()} | parameters
-    evaluate = _make_evaluation(layer, args, kwargs, seed)
+    depends = {path for path, tensor in array_leaves(list(call.inputs)) if tensor.requires_grad}
+    inputs = _crop_inputs(layer, _map_tensors(list(call.inputs), _to_float64), seed)
+    groups: dict[str, Sequence[Tensor]] = {
+        f"input {path}": [tensor.requires_grad_()] for path, tensor in array_leaves(inputs) if path in depends
+    }
+    for name, parameter in layer.named_parameters():
+        group = "its layers" if "." in name else name
+        groups[group] = [*groups.get(group, ()), parameter.requires_grad_()]
+    evaluate = _make_evaluation(layer, inputs, seed)
     with note_surrogates() as declared:
         outputs = evaluate()  # the first call may compile
     declared |= find_surrogates(outputs, layer.modules())
-    start_seconds = compute_seconds()
+    started_s = compute_seconds()
     repeated = evaluate()
-    seconds_per_pass = compute_seconds() - start_seconds
+    pass_s = compute_seconds() - started_s
+    if declared:
+        return row._replace(note=f"surrogate gradient of {', '.join(sorted(declared))}")
     if not outputs or not groups:
-        return dataclasses.replace(row, note="it has no differentiable inputs or parameters")
-    if seconds_per_pass > _MAX_LAYER_SECONDS / 4:
-        return dataclasses.replace(row, note=f"one pass takes {seconds_per_pass:.1f} s")
-    if not all(
-        torch.equal(first_output, second_output) for first_output, second_output in zip(outputs, repeated, strict=True)
-    ):
-        return dataclasses.replace(row, note="outputs differ from call to call under one seed")
-    if seconds_per_pass * (2 * len(groups) + 1) > _MAX_LAYER_SECONDS:
+        return row._replace(note="it has no differentiable inputs or parameters")
+    if pass_s > _MAX_LAYER_SECONDS / 4:
+        return row._replace(note=f"one pass takes {pass_s:.1f} s")
+    if not all(torch.equal(first, second) for first, second in zip(outputs, repeated, strict=True)):
+        return row._replace(note="outputs differ from call to call under one seed")
+    if pass_s * (2 * len(groups) + 1) > _MAX_LAYER_SECONDS:
         groups = {"all inputs and parameters": [tensor for tensors in groups.values() for tensor in tensors]}
-    errors = {} if declared else gradient_errors(evaluate, groups, seed=seed, step=_STEP)
-    weakest, gradient_error = worst_error(errors)
-    return dataclasses.replace(
-        row,
-        gradient_error=gradient_error,
-        weakest=weakest,
-        declared=tuple(sorted(declared)),
-        note="" if declared else describe_uncompared(groups, errors),
-    )
+    errors = gradient_errors(evaluate, groups, seed=seed, step=_STEP)
+    weakest, error = worst_error(errors)
+    notes = [row.note, f"call {call.call_index + 1}" if call.call_index else "", describe_uncompared(groups, errors)]
+    return row._replace(gradient=error, weakest=weakest, note="; ".join(filter(None, notes)))
+
+
+def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    return tree_map(value, lambda _, tensor: change(tensor))
+
+
+def _to_float64(tensor: Tensor) -> Tensor:
+    copied = tensor.detach().clone()
+    return copied.double() if copied.is_floating_point() else copied
 
 
 def _perturb_parameters(layer: nn.Module, seed: int) -> nn.Module:
@@ -330,55 +251,37 @@ def _perturb_parameters(layer: nn.Module, seed: int) -> nn.Module:
     with torch.no_grad():
         for parameter in layer.parameters():
             size = max(_PERTURBATION, float(parameter.abs().max())) if parameter.numel() else 0.0
-            parameter.add_(
-                torch.randn(parameter.shape, generator=generator, dtype=torch.float64), alpha=_PERTURBATION * size
-            )
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(drawn, alpha=_PERTURBATION * size)
     return layer
 
 
-def _group_parameters(layer: nn.Module, silent: set[str]) -> dict[str, Sequence[Tensor]]:
-    """Group parameters: one group each for direct parameters and those of silent modules, one for all other layers."""
-    groups: dict[str, Sequence[Tensor]] = {}
-    inner_parameters = []
-    for name, parameter in layer.named_parameters():
-        parameter.requires_grad_(True)
-        owner = name.rpartition(".")[0]
-        if not owner or owner in silent:
-            groups[name] = [parameter]
-        else:
-            inner_parameters.append(parameter)
-    return groups | ({_INNER_LAYERS: inner_parameters} if inner_parameters else {})
+def _make_evaluation(layer: nn.Module, inputs: Any, seed: int) -> Callable[[], list[Tensor]]:
+    """Make a function that calls the layer on clones, which it may modify in place; it draws the same each time."""
 
-
-def _make_evaluation(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> Callable[[], list[Tensor]]:
     def evaluate() -> list[Tensor]:
-        seed_torch(seed)  # repeats the random dropout
-        call_args, call_kwargs = tree_map(args, with_history), tree_map(kwargs, with_history)
-        tensors = [tensor for _, tensor in array_leaves(layer(*call_args, **call_kwargs))]
+        seed_torch(seed)
+        args, kwargs = _map_tensors(inputs, lambda tensor: tensor.clone() if tensor.is_floating_point() else tensor)
+        tensors = [tensor for _, tensor in array_leaves(layer(*args, **kwargs))]
         return [tensor for tensor in tensors if tensor.is_floating_point()]
 
     return evaluate
 
 
-def _crop_inputs(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> tuple[Any, Any]:
+def _crop_inputs(layer: nn.Module, inputs: Any, seed: int) -> Any:
     """Crop large images or volumes among the inputs to the smallest corner that the layer accepts."""
-    sizes = [tensor.numel() for _, tensor in array_leaves([args, kwargs]) if _has_space(tensor)]
-    if not sizes or max(sizes) <= _MAX_ELEMENTS:
-        return args, kwargs
-    for size in _CORNERS:
+    sizes = [tensor.numel() for _, tensor in array_leaves(inputs) if _has_space(tensor)]
+    for size in _CORNERS if sizes and max(sizes) > _MAX_ELEMENTS else ():
 
         def corner(tensor: Tensor, size: int = size) -> Tensor:
             window: Any = (..., *(slice(size),) * (tensor.ndim - 2))
             return tensor[window].clone() if _has_space(tensor) else tensor
 
-        small = tree_map(args, corner), tree_map(kwargs, corner)
-        try:
-            with torch.no_grad():
-                _make_evaluation(layer, *small, seed)()
-        except (RuntimeError, ValueError, IndexError, AssertionError):
-            continue
-        return small
-    return args, kwargs
+        small = _map_tensors(inputs, corner)
+        evaluate = torch.no_grad()(_make_evaluation(layer, small, seed))
+        if not isinstance(attempt("layer", evaluate, {}), MissingError):
+            return small
+    return inputs
 
 
 def _has_space(tensor: Tensor) -> bool:

@@ -30,7 +30,7 @@ def scaled(factor: float) -> Any:
 @pytest.mark.parametrize("seed", long_but([0], [0, 1, 2]))
 @pytest.mark.parametrize(
     ("factor", "words"),
-    [(44 / 200, "voxels of 4.55 mm"), (22 / 200, "cells of 9.09 mm"), (0.001, ""), (2.0, "")],
+    [(44 / 200, "one of 4.55 mm"), (22 / 200, "one of 9.09 mm"), (0.001, "one of 1e+03 mm"), (2.0, "one of 0.5 mm")],
     ids=["voxels", "cells", "metres", "twice"],
 )
 def test_another_unit(tmp_path: Path, factor: float, words: str, seed: int) -> None:

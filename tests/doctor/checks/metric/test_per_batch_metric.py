@@ -15,6 +15,7 @@ from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
 from sightline.parts.metrics.labels import class_ious, confusion_matrix
 from sightline.workbench.check.checks.metrics import per_batch_metric
+from sightline.workbench.check.checks.synthetic_predictions import take_predicted
 from sightline.workbench.check.context import Context
 from tests.doctor.pairing import make_pairs
 from tests.doctor.planting import assert_complete, caught, judge
@@ -153,7 +154,8 @@ def test_exact_metrics_are_healthy_on_every_task(tmp_path: Path) -> None:
         assert judge(per_batch_metric, context) == []
         (each, *_) = context.dry_evaluations
         assert len(each.keys) == 4
-        assert each.rows([0, 2], built.selection_evaluator.metrics[0].update.names) is not None, "nothing was compared"
+        names = built.selection_evaluator.metrics[0].update.names
+        assert take_predicted((each.batch, each.predictions), names, [0, 2]) is not None, "nothing was compared"
 
 
 def test_without_a_forward_pass_nothing_is_said(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from sightline.contract.errors import CheckpointError
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.runs import checkpoint
-from tests.doctor.planting import CONFIG, assert_healthy, caught, judge, make, with_model
+from tests.doctor.planting import CONFIG, assert_healthy, caught, make, with_model
 
 
 @pytest.fixture
@@ -36,21 +36,6 @@ def started(tmp_path: Path, source: Path, text: str = "") -> TrainingSetup:
 
 def test_healthy_start(tmp_path: Path, source: Path) -> None:
     assert_healthy(started(tmp_path, source))
-
-
-def test_declared_partial_start_is_told(tmp_path: Path, source: Path) -> None:
-    from sightline.workbench.check.checks.weights import checkpoint_match
-    from sightline.workbench.check.context import Context
-
-    path = tmp_path / "small.yaml"
-    path.write_text(
-        CONFIG.replace("embedding: 32", "embedding: 16")
-        + f"init: {{from: '{source}', may_be_missing: [encode.4, head.0]}}\n"
-    )
-    built = build(read_config(path), World())
-    findings = judge(checkpoint_match, Context(built, World()))
-    assert [finding.severity for finding in findings] == ["note"]
-    assert "matched" in findings[0].measured
 
 
 def test_weights_of_another_model(tmp_path: Path, source: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ from sightline.doctor.rules import get_rule, rule
 from sightline.engine.distributed import World
 from sightline.engine.finite_state import NonFiniteStateError
 from sightline.engine.learnt_losses import combine_modules
+from sightline.engine.optimizers import apply_freezing
+from sightline.engine.step import single_batch_step, weighted_sum
 from sightline.engine.train import NonFiniteGradientError, TrainState
 from sightline.instrument import ModuleCall, record, watch_gradient
 from sightline.store.loading.batch_reader import array_leaves
@@ -177,36 +179,33 @@ def _find_read_keys(job: TrainState, batch: Batch, device: torch.device) -> set[
 
 
 def _check_data(job: TrainState, batch: Batch, reads: set[str]) -> Fault | None:
-    number = next(find_non_finite(batch, sorted(reads & batch.keys())), None)
-    if number is None:
-        return None
-    measured = f"{number.value} at {number.leaf}{list(number.position)}{_describe_sample(job, number.sample)}"
-    return _diagnose("data", measured, number=number, sample=number.sample)
+    for key in sorted(reads & batch.keys()):
+        for leaf, tensor in array_leaves(batch[key], key):
+            position = _find_non_finite(tensor)
+            if position is not None:
+                value, sample = float(tensor[position]), _find_sample(batch, tensor, position)
+                measured = f"{value} at {leaf}{list(position)}{_describe_sample(job, sample)}"
+                return _diagnose("data", measured, key=key, value=value, sample=sample)
+    return None
 
 
 def _check_parameters(job: TrainState) -> Fault | None:
     for name, parameter in job.trained_module.named_parameters():
         count = int((~parameter.detach().isfinite()).sum())
         if count:
-            measured = f"{count} of {parameter.numel()} values, {_format_range(parameter)} the rest"
+            measured = f"{count} of {parameter.numel()} values, {_format_ranges([parameter])} the rest"
             return _diagnose("parameter", measured, param=name)
     return None
 
 
-@dataclass
-class _Event:
+class _Event(NamedTuple):
     """First value, in order of execution, that is not finite: its layer, the preceding layer and its inputs' range."""
 
     layer: str
-    kind: str
+    is_between: bool
     after: str | None
     tensor: Tensor
     before: str
-
-    @property
-    def position(self) -> tuple[int, ...]:
-        """Indices of the first such value in the tensor."""
-        return tuple((~self.tensor.isfinite()).nonzero()[0].tolist())
 
 
 @dataclass
@@ -221,82 +220,99 @@ class ForwardTrace:
     paths: list[str] = field(default_factory=list)
 
     def enter(self, call: ModuleCall, module: nn.Module, inputs: Any) -> None:
-        tensors = _find_floats(inputs)
-        self.inputs[call.path] = tensors
-        bad = next((t for t in tensors if not bool(t.isfinite().all())), None)
+        self.inputs[call.path] = tensors = _find_floats(inputs)
+        bad = next((t for t in tensors if _find_non_finite(t) is not None), None)
         if bad is not None and self.event is None:
             parent = "" if call.parent is None else self.paths[call.parent]
-            self.event = _Event(parent, "between", self.last_sound, bad.detach(), self._before(self.last_sound))
+            before = _format_ranges(self.outputs.get(self.last_sound or "", []))
+            self.event = _Event(parent, True, self.last_sound, bad.detach(), before)
         self.paths.append(call.path)
 
     def leave(self, call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        name, tensors = call.path, _find_floats(outputs)
-        self.outputs[name] = tensors
-        bad = next((t for t in tensors if not bool(t.isfinite().all())), None)
+        self.outputs[call.path] = tensors = _find_floats(outputs)
+        bad = next((t for t in tensors if _find_non_finite(t) is not None), None)
         if bad is None:
-            self.last_sound = name
+            self.last_sound = call.path
             self.largest = max([self.largest, *(float(t.detach().abs().max()) for t in tensors if t.numel())])
         elif self.event is None:
-            input_range = ", ".join(_format_range(t) for t in self.inputs[name]) or "nothing"
-            self.event = _Event(name, "output", self.last_sound, bad.detach(), input_range)
-
-    def _before(self, name: str | None) -> str:
-        return ", ".join(_format_range(t) for t in self.outputs.get(name or "", [])) or "nothing"
+            ranges = _format_ranges(self.inputs[call.path])
+            self.event = _Event(call.path, False, self.last_sound, bad.detach(), ranges)
 
 
 def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Fault | None:
     """Repeat one micro-batch on a copy with hooks; return the first fault of forward pass, losses, backward pass."""
-    model = isolated_copy(job.model)
-    trace = ForwardTrace()
-    backward = _BackwardTrace()
-    watched: Any = _WatchedJob(job, backward)
+    model, trace = isolated_copy(job.model).train(), ForwardTrace()
+    apply_freezing(model, job.frozen, job.epoch)
     with record(model, enter=trace.enter, leave=trace.leave):
-        terms, counts = forward_backward(watched, model, [batch], device)
+        step = single_batch_step(job.task, model, batch, device, job.precision)
+        terms = step.loss_sums(model)
     if trace.event is not None:
-        position = trace.event.position
-        index = sample_of_element(batch, trace.event.tensor, position)
-        return make_forward_fault(trace, trace.event, index, _describe_sample(job, index))
+        return _make_forward_fault(job, batch, trace, trace.event)
     for name, term in terms.items():
-        total, count = float(term.detach()), float(counts[name])
+        total, count = float(term.detach()), float(step.counts[name])
         if not math.isfinite(total) or not math.isfinite(count):
             measured = f"sum {total}, count {count}; largest activation {trace.largest:.4g}"
             return _diagnose("loss", measured, name=name, total=total, evidence={"loss": name})
-    return _judge_backward(combine_modules(model, job.losses), trace, backward)
+    graphs = {name: set(iter_nodes([term.grad_fn])) for name, term in terms.items()}
+    steps: list[_BackwardStep] = []
+    for node in set().union(*graphs.values()):
+        watch_gradient(node, _make_hook(node, steps))
+    loss = weighted_sum(step.loss_means(terms), job.loss_weights_at(job.step))
+    if loss.requires_grad:
+        loss.backward()
+    return _judge_backward(combine_modules(model, job.losses), trace, steps, graphs)
 
 
-def make_forward_fault(trace: ForwardTrace, event: _Event, index: int | None, sample: str) -> Fault:
-    """Make the fault of the first value of a forward pass that is not finite, with the index and name of its sample."""
-    position = event.position
+def _make_forward_fault(job: TrainState, batch: Batch, trace: ForwardTrace, event: _Event) -> Fault:
+    """Make the fault of the first value of a forward pass that is not finite, with its sample."""
+    position = _find_non_finite(event.tensor) or ()
     location = f"'{event.layer}'" if event.layer else "the model's own forward"
-    if event.kind == "between":
+    if event.is_between:
         location += f", after '{event.after}'" if event.after else ", before its first layer"
-    number = float(event.tensor[position])
-    measured = f"{number} at {list(position)} of {tuple(event.tensor.shape)}{sample}; its inputs: {event.before}"
+    number, sample = float(event.tensor[position]), _find_sample(batch, event.tensor, position)
+    place = f"{number} at {list(position)} of {tuple(event.tensor.shape)}{_describe_sample(job, sample)}"
     return _diagnose(
         "forward",
-        measured,
+        f"{place}; its inputs: {event.before}",
         number=number,
         location=location,
         layer=event.layer or event.after,
-        sample=index,
+        sample=sample,
         evidence={"largest_activation_before": trace.largest},
     )
 
 
-def _judge_backward(model: nn.Module, trace: ForwardTrace, back: _BackwardTrace) -> Fault | None:
+class _BackwardStep(NamedTuple):
+    """Node of the graph that turns finite gradients, of this range, into others."""
+
+    node: Any
+    before: str
+
+
+def _make_hook(node: Any, found: list[_BackwardStep]) -> Callable[..., None]:
+    def hook(to_inputs: Any, from_outputs: Any) -> None:
+        if not all(map(_is_finite, to_inputs)) and all(map(_is_finite, from_outputs)):
+            found.append(_BackwardStep(node, _format_ranges([t for t in from_outputs if t is not None])))
+
+    return hook
+
+
+def _judge_backward(
+    model: nn.Module, trace: ForwardTrace, steps: Sequence[_BackwardStep], graphs: Mapping[str, set[Any]]
+) -> Fault | None:
     affected = [n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
     if not affected:
         return None
-    layer = _find_layer(back.node, trace) if back.node is not None else None
-    loss = back.loss if layer is None else None
-    operation = back.name or "an operation that hooks do not see"
-    location = f"the loss '{loss}'" if layer is None else layer or "the model's own forward"
+    node, before = steps[0] if steps else _BackwardStep(None, "")
+    layer = None if node is None else _find_layer(node, trace)
+    loss = next((name for name, graph in graphs.items() if node in graph), None) if layer is None else None
+    operation = "an operation that hooks do not see" if node is None else node.name()
     reached = f"{len(affected)} parameters are reached, {affected[0]} first"
     return _diagnose(
         "backward",
-        f"{operation} turns a gradient of {back.before} into one that is not finite; {reached}",
+        f"{operation} turns a gradient of {before} into one that is not finite; {reached}",
         operation=operation,
-        location=location,
+        location=f"the loss '{loss}'" if layer is None else layer or "the model's own forward",
         causes=("model.numerics", "loss.form") if loss is None else ("loss.form", "model.numerics"),
         layer=layer or None,
         param=affected[0],
@@ -316,64 +332,6 @@ def _check_norm(job: TrainState, micro_batches: Sequence[Batch], device: torch.d
     if name is None or torch.isfinite(torch.tensor(norm)):
         return _diagnose("unknown", f"run again on a copy, the step is finite (gradient norm {norm:.4g})")
     return _diagnose("norm", f"norm {norm}, largest {largest[name]:.4g} in {name}", param=name)
-
-
-# --- the backward pass, node by node ---------------------------------------------------------------------------------
-
-
-class _BackwardTrace:
-    """Record of the backward pass: the first graph node that turns finite gradients into non-finite ones."""
-
-    def __init__(self) -> None:
-        self.node: Any = None
-        self.name = ""
-        self.before = ""
-        self._graphs: dict[str, set[Any]] = {}
-
-    def watch(self, terms: Mapping[str, Tensor]) -> None:
-        graphs = {name: set(iter_nodes([term.grad_fn])) for name, term in terms.items()}
-        for node in set().union(*graphs.values()):
-            watch_gradient(node, self._on(node))
-        self._graphs = graphs
-
-    @property
-    def loss(self) -> str | None:
-        """Name of the loss whose graph contains the node; None for a node of the model."""
-        return next((name for name, graph in self._graphs.items() if self.node in graph), None)
-
-    def _on(self, node: Any) -> Any:
-        def hook(to_inputs: Any, from_outputs: Any) -> None:
-            if self.node is not None or all(_is_finite(t) for t in to_inputs):
-                return
-            if all(_is_finite(t) for t in from_outputs):
-                self.node, self.name = node, node.name()
-                self.before = ", ".join(_format_range(t) for t in from_outputs if t is not None)
-
-        return hook
-
-
-class _WatchedJob:
-    """Stand-in for a job whose loss graphs are watched in the backward pass."""
-
-    def __init__(self, job: TrainState, back: _BackwardTrace) -> None:
-        self.task = _WatchedTask(job.task, back)
-        self.loss_weights_at = job.loss_weights_at
-        self.step = job.step
-        self.precision = job.precision
-        self.frozen = job.frozen
-        self.epoch = job.epoch
-
-
-class _WatchedTask:
-    def __init__(self, task: Any, back: _BackwardTrace) -> None:
-        self.prepare = task.prepare
-        self._losses = task.losses
-        self._back = back
-
-    def losses(self, model: nn.Module, batch: Batch, context: Any) -> Mapping[str, Tensor]:
-        terms = self._losses(model, batch, context)
-        self._back.watch(terms)
-        return terms
 
 
 def _find_layer(node: Any, trace: ForwardTrace) -> str | None:
@@ -398,10 +356,16 @@ def _is_finite(tensor: Tensor | None) -> bool:
     return tensor is None or not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
-def _format_range(tensor: Tensor) -> str:
-    values = tensor.detach()
-    values = values[values.isfinite()]
-    return f"{float(values.min()):.4g} .. {float(values.max()):.4g}" if values.numel() else "nothing finite"
+def _find_non_finite(tensor: Tensor) -> tuple[int, ...] | None:
+    """Return the position of the first number that is not finite; None without one."""
+    places = (~tensor.isfinite()).nonzero()
+    return tuple(places[0].tolist()) if len(places) else None
+
+
+def _format_ranges(tensors: Sequence[Tensor]) -> str:
+    finite = [values[values.isfinite()] for values in (tensor.detach() for tensor in tensors)]
+    ranges = [f"{float(v.min()):.4g} .. {float(v.max()):.4g}" if v.numel() else "nothing finite" for v in finite]
+    return ", ".join(ranges) or "nothing"
 
 
 def _describe_sample(job: TrainState, index: int | None) -> str:
@@ -411,41 +375,13 @@ def _describe_sample(job: TrainState, index: int | None) -> str:
     return f" of {describe_sample(dataset, index) if dataset is not None else f'sample {index}'}"
 
 
-def sample_of_element(batch: Mapping[str, Any], tensor: Tensor, position: tuple[int, ...]) -> int | None:
+def _find_sample(batch: Mapping[str, Any], tensor: Tensor, position: tuple[int, ...]) -> int | None:
     """Return the sample index of an element of a batch tensor: by its row, or by the offsets of ragged fields."""
-    indices = batch.get("sample_index")
+    indices, offsets = batch.get("sample_index"), batch.get("offsets")
     if indices is None or not position:
         return None
     if len(tensor) == len(indices):
         return int(indices[position[0]])
-    offsets = batch.get("offsets")
     if isinstance(offsets, Tensor) and len(tensor) == int(offsets[-1]):
         return int(indices[int((offsets <= position[0]).sum()) - 1])
     return None
-
-
-class NonFiniteNumber(NamedTuple):
-    """First NaN or infinity of a tensor in a batch: its key, leaf and position, and its sample if known."""
-
-    key: str
-    leaf: str
-    position: tuple[int, ...]
-    value: float
-    sample: int | None
-    num_bad: int
-    size: int
-
-
-def find_non_finite(
-    batch: Mapping[str, Any], keys: Iterable[str], may_be_nan: Callable[[str], bool] = lambda key: False
-) -> Iterator[NonFiniteNumber]:
-    """Find the first number that is not finite of each tensor under these keys; NaN is allowed where declared."""
-    for key in keys:
-        for leaf, tensor in array_leaves(batch[key], key):
-            is_unsound = ~tensor.isfinite()
-            if may_be_nan(key):
-                is_unsound &= ~tensor.isnan()
-            if bool(is_unsound.any()):
-                position = tuple(is_unsound.nonzero()[0].tolist())
-                sample, num_bad = sample_of_element(batch, tensor, position), int(is_unsound.sum())
-                yield NonFiniteNumber(key, leaf, position, float(tensor[position]), sample, num_bad, tensor.numel())
