@@ -297,7 +297,7 @@ def test_table_json_and_csv_hold_the_same_and_a_picture_each(run: Path, frames: 
         assert float(row["all ms"]) == answer["ms"]["all"]
         assert row["refused"] == ""
         picture = np.asarray(Image.open(answer["written"]["picture"]))
-        assert picture.shape == (480, 640, 3)
+        assert 352 < max(picture.shape) <= 640, "the window of the cube, enlarged"
         assert Path(answer["written"]["picture"]).name == f"{Path(answer['file']).stem}.pose.png"
     assert done.out.count("000.") == 1  # a long path may go on in the next line
 

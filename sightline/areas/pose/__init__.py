@@ -20,7 +20,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "references": {"sets.references": "centre_of_mass file truth"},
     "rules": {"rules": "misplaced-heatmap misplaced-joints misplaced-volume"},
     "stages": {"stages": "DepthStages"},
-    "tools": {"frame_centres": "find_centres"},
+    "tools": {"set_centres": "find_centres"},
     "transforms": {"transforms": "draw_heatmaps place_cube voxelize"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

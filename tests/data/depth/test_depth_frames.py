@@ -242,7 +242,7 @@ def test_the_kind_has_three_of_them() -> None:
 
 
 def test_the_truth_is_the_joint_in_the_middle_and_says_that_it_is_an_oracle() -> None:
-    locate = TrueJoint().points_for(order_of())
+    locate = TrueJoint().points_for(order_of()).find
     assert locate(frame_of(), 0).tolist() == [4, 5, 306]
     assert "oracle" in TrueJoint().title
     with pytest.raises(DataError, match="toy train: frame 2 has no labelled joint 1"):
@@ -253,7 +253,7 @@ def test_the_centre_of_mass_of_two_pixels() -> None:
     """(10, 12) at 200 mm lies at x = -12, (26, 12) at 100 mm at x = 10; y is 0 in row 12."""
     depth = np.zeros((24, 32), dtype=np.float32)
     depth[12, 10], depth[12, 26] = 200, 100
-    assert CentreOfMass().points_for(order_of())(frame_of(depth), 0).tolist() == [-1.0, 0.0, 150.0]
+    assert CentreOfMass().points_for(order_of()).find(frame_of(depth), 0).tolist() == [-1.0, 0.0, 150.0]
 
 
 def test_what_is_far_off_is_cropped_away() -> None:
@@ -264,13 +264,13 @@ def test_what_is_far_off_is_cropped_away() -> None:
     """
     depth = np.zeros((24, 32), dtype=np.float32)
     depth[10:15, 14:19], depth[20, 6:26] = 400, 500
-    found = CentreOfMass().points_for(order_of(cube_mm=100.0))(frame_of(depth), 0)
+    found = CentreOfMass().points_for(order_of(cube_mm=100.0)).find(frame_of(depth), 0)
     assert np.allclose(found, [0.0, 0.0, 400.0])
-    one = CentreOfMass(passes=0).points_for(order_of(cube_mm=100.0))(frame_of(depth), 0)
+    one = CentreOfMass(passes=0).points_for(order_of(cube_mm=100.0)).find(frame_of(depth), 0)
     assert np.isclose(one[2], 20_000 / 45)
-    assert CentreOfMass(far_mm=450.0, passes=0).points_for(order_of())(frame_of(depth), 0)[2] == 400
-    assert CentreOfMass(near_mm=450.0, passes=0).points_for(order_of())(frame_of(depth), 0)[2] == 500
-    region = CentreOfMass(passes=0).points_for(order_of())(frame_of(depth, region_px=(0, 20, 32, 24)), 0)
+    assert CentreOfMass(far_mm=450.0, passes=0).points_for(order_of()).find(frame_of(depth), 0)[2] == 400
+    assert CentreOfMass(near_mm=450.0, passes=0).points_for(order_of()).find(frame_of(depth), 0)[2] == 500
+    region = CentreOfMass(passes=0).points_for(order_of()).find(frame_of(depth, region_px=(0, 20, 32, 24)), 0)
     assert region[2] == 500
 
 
@@ -291,7 +291,7 @@ def test_the_centre_of_mass_moves_with_the_scene() -> None:
 
 def test_an_empty_image_has_no_centre_of_mass() -> None:
     with pytest.raises(DataError, match="toy train: frame 7 has no measured pixel"):
-        CentreOfMass().points_for(order_of())(frame_of(), 7)
+        CentreOfMass().points_for(order_of()).find(frame_of(), 7)
     with pytest.raises(ConfigError, match=r"far_mm: is 100, it must be larger than near_mm, which is 200"):
         CentreOfMass(near_mm=200.0, far_mm=100.0)
 
@@ -307,17 +307,19 @@ def written(tmp_path: Path, text: str) -> str:
 def test_a_file_answers_by_place(tmp_path: Path) -> None:
     path = written(tmp_path, "1 2 300\ninvalid 0 0 0\n-4.5 5e0 306.25\n")
     locate = ReferencePointFile(path=path).points_for(order_of())
-    assert locate(frame_of(), 2).tolist() == [-4.5, 5.0, 306.25]
+    assert locate.find(frame_of(), 2).tolist() == [-4.5, 5.0, 306.25]
     assert locate.is_known is not None
     assert locate.is_known.tolist() == [True, False, True]
     depth = np.zeros((24, 32), dtype=np.float32)
     depth[12, 16] = 250
-    assert locate(frame_of(depth), 1).tolist() == [0, 0, 250]
+    assert locate.find(frame_of(depth), 1).tolist() == [0, 0, 250]
 
 
 def test_metres_become_millimetres(tmp_path: Path) -> None:
     path = written(tmp_path, "0.1 0.2 2.5\n" * 3)
-    assert np.allclose(ReferencePointFile(path=path, unit="m").points_for(order_of())(frame_of(), 0), [100, 200, 2500])
+    assert np.allclose(
+        ReferencePointFile(path=path, unit="m").points_for(order_of()).find(frame_of(), 0), [100, 200, 2500]
+    )
     with pytest.raises(DataError, match=r"z reaches 2\.5 mm; the file is in metres: set unit: m"):
         ReferencePointFile(path=path).points_for(order_of())
 
