@@ -151,19 +151,18 @@ def test_kinds_of_files_that_hold_the_same_depths_give_the_same_joints(
 ) -> None:
     whole = given["depth"].round()
     write_frames(tmp_path / "npy", whole)
-    for kind in ("png", "raw", "msra", "tif", "marked", "metres"):
+    for kind in ("png", "msra", "tif", "marked", "metres"):
         (tmp_path / kind).mkdir()
     for number, depth in enumerate(whole.numpy()):
         name = f"{number:03d}"
         Image.fromarray(depth.astype(np.uint16)).save(tmp_path / "png" / f"{name}.png")
         Image.fromarray(depth.astype(np.float32)).save(tmp_path / "tif" / f"{name}.tif")
         np.save(tmp_path / "marked" / f"{name}.npy", np.where(depth > 0, depth, 65535))
-        depth.astype("<f4").tofile(tmp_path / "raw" / f"{name}.bin")
         header = struct.pack("<6i", 320, 240, 0, 0, 320, 240)
         (tmp_path / "msra" / f"{name}.bin").write_bytes(header + depth.astype("<f4").tobytes())
         np.save(tmp_path / "metres" / f"{name}.npy", depth.astype(np.float64) / 1000)
     expected = joints_of(told(run, tmp_path / "npy")[0])
-    for kind in ("png", "raw", "msra", "tif"):
+    for kind in ("png", "msra", "tif"):
         assert np.array_equal(joints_of(told(run, tmp_path / kind)[0]), expected), kind
     assert np.array_equal(joints_of(told(run, tmp_path / "marked", "camera.no_return=65535")[0]), expected)
     refused, _ = told(run, tmp_path / "marked", expect=2)
@@ -339,7 +338,6 @@ def test_files_that_cannot_be_predicted_are_refused_by_name(
             ("camera.fx=240", "camera.fy=240"),
             "camera.u0=, camera.v0=: is missing, other values of the camera are given",
         ),
-        (("camera.width_px=320",), "camera.height_px=: is missing, other values of the camera are given"),
         (("camera.fx=0", *CAMERA[1:]), "predict: camera.fx: found 0"),
         ((CAMERA[0], "camera.fy=0", *CAMERA[2:]), "fx must be positive, fy not 0 (negative: Y up)"),
         (("camera.focal=240",), "predict: camera.focal: is not an option"),

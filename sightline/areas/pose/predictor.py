@@ -24,7 +24,7 @@ from sightline.areas.pose.sets.references import CentreOfMass
 from sightline.areas.pose.stages import UNIT_CORNERS, project_cube
 from sightline.config.overrides import read_key_values
 from sightline.contract import registry
-from sightline.contract.arguments import Count, PositiveFloat
+from sightline.contract.arguments import PositiveFloat
 from sightline.contract.errors import ConfigError, UserError
 from sightline.draw.pictures import encode_png
 from sightline.engine.distributed import World
@@ -324,23 +324,16 @@ def _camera(
     fy: float | None = None,
     u0: float | None = None,
     v0: float | None = None,
-    width_px: Count | None = None,
-    height_px: Count | None = None,
     mm_per_unit: PositiveFloat = 1.0,
     no_return: float | None = None,
 ) -> dict[str, Any]:
     """Convert the arguments `camera.*` to those of `DepthFrameOptions`."""
     intrinsics: dict[str, float | None] = {"fx": fx, "fy": fy, "u0": u0, "v0": v0}
-    size = {"width_px": width_px, "height_px": height_px}
-    for group in (intrinsics, size):
-        missing = [f"camera.{name}=" for name, value in group.items() if value is None]
-        if missing and len(missing) < len(group):
-            raise UserError(
-                f"predict: {', '.join(missing)}: is missing, other values of the camera are given; give it too"
-            )
+    missing = [f"camera.{name}=" for name, value in intrinsics.items() if value is None]
+    if missing and len(missing) < len(intrinsics):
+        raise UserError(f"predict: {', '.join(missing)}: is missing, other values of the camera are given; give it too")
     return {
         "intrinsics": None if fx is None else tuple(intrinsics.values()),
-        "size_px": None if width_px is None else tuple(size.values()),
         "mm_per_unit": mm_per_unit,
         "no_return": no_return,
     }

@@ -83,14 +83,6 @@ def test_one_subject_is_tested_and_the_others_train(root: str) -> None:
     assert train.info.split_sizes == {"train": len(train), "validation": len(held), "test": 5}
     assert train.info.folds is not None
     assert (train.info.folds.names, train.info.folds.tested) == (("P0", "P1", "P2"), ("P0",))
-    by_subject = [
-        {
-            name[:2]
-            for name in names_of(MsraHands(split=s, root=root, validation_share=0.5, validation_groups="subjects"))
-        }
-        for s in ("train", "validation")
-    ]
-    assert sorted(map(sorted, by_subject)) == [["P1"], ["P2"]]
 
 
 def test_nine_runs_are_pooled_as_one(root: str) -> None:
@@ -138,15 +130,6 @@ def test_files_of_reference_points_follow_the_order_of_the_files(root: str, tmp_
         DataError, match=r"has 1 lines, msra_hands test has 2 frames: 1 too few.*76,391 and of 76,375 frames"
     ):
         MsraHands(split="test", root=root, subject=1, reference=ReferencePointFile(path=path))
-
-
-def test_the_image_can_lie_as_others_read_it(root: str) -> None:
-    """One pixel is z / f: 1.36 mm at 328 mm, and the two readings of others are two pixels apart."""
-    points = [
-        MsraHands(split="test", root=root, pixel_origin=origin)[SampleKey(0, 0, 0)]["camera"].tolist()
-        for origin in ("exact", "release", "port")
-    ]
-    assert [each[2:] for each in points] == [[160, 120], [161, 121], [159, 119]]
 
 
 def test_the_set_is_built_by_its_name(root: str) -> None:
