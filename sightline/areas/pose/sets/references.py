@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -59,6 +60,9 @@ class FrameOrder:
     if_counts_differ: str = ""
 
 
+Find: TypeAlias = Callable[[DepthFrame, int], np.ndarray]
+
+
 class Locator(NamedTuple):
     """Finder of the reference points of one split of a set.
 
@@ -66,7 +70,7 @@ class Locator(NamedTuple):
     the frames that have a point, None if all have one.
     """
 
-    find: Callable[[DepthFrame, int], np.ndarray]
+    find: Find
     is_known: np.ndarray | None = None
 
 
@@ -91,16 +95,7 @@ class TrueJoint:
         pass
 
     def points_for(self, order: FrameOrder) -> Locator:
-        def find(frame: DepthFrame, index: int) -> np.ndarray:
-            point = frame.joints[order.centre].astype(np.float64)
-            if not point.any():
-                raise DataError(
-                    f"{order.title}: frame {index} has no labelled joint {order.centre}, the reference point; set "
-                    "reference to centre_of_mass or file"
-                )
-            return point
-
-        return Locator(find)
+        return Locator(partial(_find_true_joint, order))
 
 
 @registry.references.add("centre_of_mass")
@@ -124,21 +119,7 @@ class CentreOfMass:
         self.far_mm = far_mm
 
     def points_for(self, order: FrameOrder) -> Locator:
-        def find(frame: DepthFrame, index: int) -> np.ndarray:
-            depth = frame.depth
-            if frame.region_px is not None:
-                left, top, right, bottom = frame.region_px
-                depth = np.zeros_like(depth)
-                depth[top:bottom, left:right] = frame.depth[top:bottom, left:right]
-            point = self.locate(depth, order.camera, cube_mm=order.cube_mm)
-            if point is None:
-                raise NoCentreError(
-                    f"{order.title}: frame {index} has no measured pixel between near_mm and far_mm, so it has no "
-                    "centre of mass; give wider bounds, or reference points in a file"
-                )
-            return point
-
-        return Locator(find)
+        return Locator(partial(_find_centre_of_mass, self, order))
 
     def locate(
         self, depth: np.ndarray, camera: np.ndarray, *, cube_mm: float, start: np.ndarray | None = None
@@ -199,11 +180,38 @@ class ReferencePointFile:
             split=order.path_placeholders.get("split", "test"),
         )
         fallback = CentreOfMass().points_for(order).find
+        return Locator(partial(_find_stored_point, points, is_known, fallback), is_known)
 
-        def find(frame: DepthFrame, index: int) -> np.ndarray:
-            return points[index].copy() if is_known[index] else fallback(frame, index)
 
-        return Locator(find, is_known)
+def _find_true_joint(order: FrameOrder, frame: DepthFrame, index: int) -> np.ndarray:
+    point = frame.joints[order.centre].astype(np.float64)
+    if not point.any():
+        raise DataError(
+            f"{order.title}: frame {index} has no labelled joint {order.centre}, the reference point; set "
+            "reference to centre_of_mass or file"
+        )
+    return point
+
+
+def _find_centre_of_mass(method: CentreOfMass, order: FrameOrder, frame: DepthFrame, index: int) -> np.ndarray:
+    depth = frame.depth
+    if frame.region_px is not None:
+        left, top, right, bottom = frame.region_px
+        depth = np.zeros_like(depth)
+        depth[top:bottom, left:right] = frame.depth[top:bottom, left:right]
+    point = method.locate(depth, order.camera, cube_mm=order.cube_mm)
+    if point is None:
+        raise NoCentreError(
+            f"{order.title}: frame {index} has no measured pixel between near_mm and far_mm, so it has no "
+            "centre of mass; give wider bounds, or reference points in a file"
+        )
+    return point
+
+
+def _find_stored_point(
+    points: np.ndarray, is_known: np.ndarray, fallback: Find, frame: DepthFrame, index: int
+) -> np.ndarray:
+    return points[index].copy() if is_known[index] else fallback(frame, index)
 
 
 def _cube_mask(axes: np.ndarray, centre: np.ndarray, half_mm: float) -> np.ndarray:
