@@ -1,7 +1,4 @@
-"""KITTI object detection scans as a segmentation set: each point has the type of its labelled box.
-
-Reader of KITTI object files: labelled objects, calibration, and the resulting type of every point.
-"""
+"""KITTI object detection scans as a segmentation set: each point has the type of its labelled box."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,28 +14,26 @@ from annotated_types import Ge, Le
 from PIL import Image
 
 from sightline.areas.scans.sets.boxes3d import Calibration
-from sightline.areas.scans.sets.labelled_scans import LabelledScans, ScanSampling
+from sightline.areas.scans.sets.labelled_scans import NamedScans
 from sightline.areas.scans.sets.scan_preparation import (
     BY_NAME,
     ListedScan,
     describe_split,
     read_name_lists,
     scan_plan,
-    survey_scans,
 )
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
 from sightline.contract.errors import DataError
 from sightline.ops.points_in_boxes import points_in_boxes
-from sightline.store.files.input_files import BoundedFile, assert_regular, expand_home, read_file
+from sightline.store.files.input_files import BoundedFile, assert_regular, read_file
 from sightline.store.files.scan_files import check_pose, read_bin, read_matrices
-from sightline.store.files.scan_samples import RawScan, SensorBlock, make_sensor
+from sightline.store.files.scan_samples import RawScan, Sensor, SensorBlock, make_sensor
 from sightline.store.label_maps import read_label_map
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import describe_contents
 from sightline.store.prepared.prepared_writer import PreparationPlan
-from sightline.store.prepared.splits import make_splits
 
 TYPES = ("Background", "Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc", "DontCare")
 """Types of objects; the id of a type is its index. Background are the points in no box."""
@@ -208,26 +203,25 @@ def read_frame(
     return RawScan(table[:, :3], table[:, 3], ids)
 
 
-LABEL_MAPS = {"kitti_object": Path(__file__).with_name("kitti_object.yaml")}
 _SUFFIX_BY_FOLDER = {"velodyne": ".bin", "label_2": ".txt", "calib": ".txt", "image_2": ".png"}
 _MAX_NAMED = 10
 Margin = Annotated[float, Ge(0.0), Le(1.0)]
 
 
 @registry.data.add("kitti_object")
-class KittiObject(LabelledScans):
+class KittiObject(NamedScans):
     """Scans of KITTI's object data set with the classes of SqueezeSeg, by the boxes that contain the points.
 
     `crop: camera` leaves out points outside the image, where nothing is labelled. `tested` are beginnings of frame
     numbers; without them the lists of the source decide, or the last `test_share` of the frames. Points in DontCare
     regions are neither trained on nor scored; background is.
-    Scans with less than `min_labelled` of labels are not trained on; `balanced` draws rare classes more often.
     Source: Geiger et al. 2012; the classes of Wu et al. 2018.
     """
 
+    own_map = Path(__file__).with_name("kitti_object.yaml")
     spec = SetSpec(
         name="kitti_object",
-        entries=lambda: {"classes": ", ".join(read_label_map("kitti_object", LABEL_MAPS).class_names)},
+        entries=lambda: {"classes": ", ".join(read_label_map(str(KittiObject.own_map), {}).class_names)},
     )
     _value_columns = ("image_size_px",)
 
@@ -238,25 +232,27 @@ class KittiObject(LabelledScans):
         root: str | None = None,
         crop: Literal["camera", "none"] = "camera",
         tested: tuple[str, ...] = (),
-        label_map: str = "kitti_object",
+        label_map: str | None = None,
         sensor: SensorBlock | None = None,
         test_share: FractionBelowOne = 0.2,
         validation_share: FractionBelowOne = 0.1,
-        min_labelled: FractionBelowOne = 0.0,
-        balanced: bool = False,
     ) -> None:
-        prepared = self.open_root(root)
-        front: SensorBlock = {"azimuth_deg": (45.0, -45.0)} if crop == "camera" else {}
         self._crop = crop
         super().__init__(
-            prepared=prepared,
             split=split,
-            parts=make_splits(
-                prepared, test_names=tested, test_share=test_share, validation_share=validation_share, what="scan"
-            ),
-            label_map=read_label_map(label_map, LABEL_MAPS),
-            sensor=make_sensor({**front, **(sensor or {})}, preset="hdl64", owner=self.set_name),
-            frames=ScanSampling(min_labelled, balanced),
+            root=root,
+            tested=tested,
+            label_map=label_map,
+            sensor=sensor,
+            test_share=test_share,
+            validation_share=validation_share,
+        )
+
+    def _make_sensor(self, block: SensorBlock | None) -> Sensor:
+        return (
+            super()._make_sensor(block)
+            if self._crop == "camera"
+            else make_sensor(block, preset="hdl64", owner=self.set_name)
         )
 
     @classmethod
@@ -298,28 +294,6 @@ class KittiObject(LabelledScans):
             options={"margin_m": margin_m, "ground_m": ground_m, "image_px": list(image_px) if image_px else None},
             notes=[*notes, *incomplete],
         )
-
-    @classmethod
-    def survey(cls, source: Path) -> dict[str, Any]:
-        """Survey point types and the sensor, and compare it with an HDL-64E's front view. Raises as `plan`.
-
-        Frames without an image are assumed to have 1242 x 375 pixels.
-        """
-        root = expand_home(source).resolve()
-        frames, _ = _find_complete_frames(_find_frame_folder(root), needs_image=False)
-        scans = [_list_scan("", name, paths, (1242, 375), PointsInBoxRule()) for name, paths in frames.items()]
-        readers = {
-            scan.files[0]: partial(
-                read_frame,
-                *scan.files,
-                size_px=scan.values["image_size_px"],
-                box_rule=PointsInBoxRule(),
-                visible_only=True,
-            )
-            for scan in scans
-        }
-        sensor = make_sensor({"azimuth_deg": (45.0, -45.0)}, preset="hdl64", owner=cls.set_name)
-        return survey_scans(readers, source=root, label_map=read_label_map("kitti_object", LABEL_MAPS), sensor=sensor)
 
     def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
         options = self._prepared.manifest["options"]
