@@ -232,7 +232,7 @@ def _open_loadtxt(inputs: dict[str, Any]) -> Iterator[Run]:
 @contextmanager
 def _open_room_reader(inputs: dict[str, Any]) -> Iterator[Run]:
     with _write_rooms(inputs) as folder:
-        (room,) = list_rooms(folder / "raw")
+        _, (room,) = list_rooms(folder / "raw", None)
 
         def run() -> RoomParts:
             table = read_room(room)
