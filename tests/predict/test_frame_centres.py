@@ -209,25 +209,14 @@ def test_a_refiner_that_saw_the_tested_subject_is_refused(
     assert not (tmp_path / "c.txt").exists()
 
 
-def test_so_is_one_whose_weights_come_from_such_a_run(refiner: Path, config: Path, tmp_path: Path) -> None:
-    """The lineage of a run that was trained on the second subject, put beside one that was not."""
-    source = {
-        "model": "refiner",
-        "task": "refine",
-        "data": {"name": "msra_hands", "subject": 0, "root": "/not/there"},
-    }
+def test_so_is_one_that_started_from_other_weights(refiner: Path, config: Path, tmp_path: Path) -> None:
     match = {"matched": 1, "total": 1, "filled": []}
     kept = {"checkpoint": "last", "sha256": "0", "match": match, "modules": None, "lineage": None}
-    (refiner / LINEAGE_FILE).write_text(json.dumps({"from": "runs/first", "source": source, **kept}))
+    (refiner / LINEAGE_FILE).write_text(json.dumps({"from": "a.pth", "source": None, **kept}))
     try:
         done = written(refiner, config, "--out", tmp_path / "c.txt")
         assert done.code == 2
-        assert (
-            f"{refiner}, which started from runs/first: was trained on P1, on which this config is tested" in done.err
-        )
-        (refiner / LINEAGE_FILE).write_text(json.dumps({"from": "a.pth", "source": None, **kept}))
-        done = written(refiner, config, "--out", tmp_path / "c.txt")
-        assert "does not record on which parts of 'msra_hands' it was trained" in done.err
+        assert f"{refiner}: started from a.pth, which may have been trained on P1, on which this" in done.err
     finally:
         (refiner / LINEAGE_FILE).unlink()
 

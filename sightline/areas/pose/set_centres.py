@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +15,7 @@ from sightline.areas.pose.sets.references import NoCentreError
 from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, UserError
-from sightline.contract.types import Batch, ComponentConfig, SampleKey
+from sightline.contract.types import Batch, SampleKey
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.loading.batch_reader import BatchReader
@@ -136,44 +136,27 @@ def _compute_errors(batch: Batch, centres_mm: np.ndarray, joint: int) -> np.ndar
 
 
 def _assert_unseen(refiner: TrainedRun, config: RunConfig, frames: DepthFrames) -> None:
-    """Raise UserError if the refiner, or a run that it started from, was trained on a fold that the config tests."""
+    """Raise UserError if the refiner was trained on a fold that the config tests, or on another run's weights."""
     tested = set(frames.info.folds.tested) if frames.info.folds is not None else set()
     if not tested:
         return
-    for trained_run, trained in _find_training_folds(refiner, config.data):
-        if trained is None:
-            raise UserError(
-                f"{trained_run}: does not record on which parts of '{config.data.name}' it was trained; train it again"
-            )
-        if shared := sorted(tested & trained):
-            raise UserError(
-                f"{trained_run}: was trained on {', '.join(shared)}, on which this config is tested: its centres would "
-                f"leak the test labels; give a refiner that was trained without {', '.join(shared)}"
-            )
-
-
-def _find_training_folds(refiner: TrainedRun, data: ComponentConfig) -> Iterator[tuple[str, set[str] | None]]:
-    """Yield the folds of a set on which a run, and every run that it started from, was trained; None: unknown."""
-    if refiner.config.data.name == data.name:
-        folds = refiner.files.inputs.folds
-        yield str(refiner.path), None if folds is None else set(folds.names) - set(folds.tested)
-    lineage = refiner.files.lineage
-    while lineage is not None and "layout" not in lineage:
-        trained_run, source = f"{refiner.path}, which started from {lineage['from']}", lineage["source"]
-        if source is None:
-            yield trained_run, None
-        elif source["data"]["name"] == data.name:
-            yield trained_run, _read_training_folds(source["data"], data)
-        lineage = lineage["lineage"]
-
-
-def _read_training_folds(data_block: Mapping[str, Any], data: ComponentConfig) -> set[str] | None:
-    """Build a set of another run's config; return the folds on which it trains, or None without folds."""
-    arguments = {name: value for name, value in data_block.items() if name not in ("name", "reference")}
-    if "root" in data.arguments:
-        arguments["root"] = data.arguments["root"]
-    folds = registry.data.build(ComponentConfig(data.name, arguments), facts={"split": "test"}).info.folds
-    return None if folds is None else set(folds.names) - set(folds.tested)
+    if refiner.files.lineage is not None:
+        raise UserError(
+            f"{refiner.path}: started from {refiner.files.lineage['from']}, which may have been trained on "
+            f"{', '.join(sorted(tested))}, on which this config is tested; give a refiner that started from no weights"
+        )
+    if refiner.config.data.name != config.data.name:
+        return
+    folds = refiner.files.inputs.folds
+    if folds is None:
+        raise UserError(
+            f"{refiner.path}: does not record on which parts of '{config.data.name}' it was trained; train it again"
+        )
+    if shared := sorted(tested & (set(folds.names) - set(folds.tested))):
+        raise UserError(
+            f"{refiner.path}: was trained on {', '.join(shared)}, on which this config is tested: its centres would "
+            f"leak the test labels; give a refiner that was trained without {', '.join(shared)}"
+        )
 
 
 def _make_notes(refiner: TrainedRun, config: RunConfig, split: FileSplit, is_known: np.ndarray) -> Sequence[str]:

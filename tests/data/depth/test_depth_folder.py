@@ -17,7 +17,7 @@ from sightline.areas.pose.depth_files import read_depth
 from sightline.areas.pose.depth_view import view_depth_file
 from sightline.areas.pose.sets.own_labels import read_camera, read_joint_labels
 from sightline.contract import registry
-from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.errors import DataError
 from sightline.contract.types import ComponentConfig, SampleKey
 from tests.cases import run_each
 from tests.command import run_here
@@ -149,7 +149,8 @@ def test_joints_upside_down_are_noted_and_images_without_a_label_are_counted(tmp
     root = tmp_path / "frames"
     write_own_frames(root, 12)
     np.save(root / "stray.npy", np.zeros((2, 2)))
-    manifest = prepare_set("depth_folder", root, tmp_path / "own", fx=241.42, fy=241.42, u0=160.0, v0=120.0)
+    (root / "camera.json").write_text(json.dumps({**CAMERA, "fy": 241.42}))
+    manifest = prepare_set("depth_folder", root, tmp_path / "own")
     assert "1 images have no label and are left out; the first is stray.npy" in manifest["differences"]
     assert any("upside down" in note and "fy is negative" in note for note in manifest["differences"])
 
@@ -212,7 +213,7 @@ def _repeat(root: Path) -> None:
         ),
         (
             lambda root: (root / "camera.json").unlink(),
-            "the intrinsics fx, fy, u0, v0 are missing; give fx= fy= u0= v0=",
+            "has no camera.json, the intrinsics in pixels; write camera.json: {",
         ),
         (_shrink, "003.png: the image is 10 x 10 pixels, the camera's 320 x 240"),
         (_make_colour, "003.png: has the mode RGB, one channel of 16 bits is needed"),
@@ -223,7 +224,7 @@ def test_what_cannot_be_used_is_refused_with_its_place(damage, told: str, tmp_pa
     shutil.rmtree(tmp_path / "frames", ignore_errors=True)
     write_own_frames(tmp_path / "frames", 6)
     damage(tmp_path / "frames")
-    with pytest.raises((DataError, ConfigError)) as caught:
+    with pytest.raises(DataError) as caught:
         prepare_set("depth_folder", tmp_path / "frames", tmp_path / "own")
     assert told in str(caught.value)
     assert not (tmp_path / "own").exists()
@@ -265,8 +266,11 @@ def test_a_camera_of_images_of_another_size_is_refused_and_distortion_is_noted(t
     (tmp_path / "frames" / "camera.json").write_text(json.dumps({**camera, "coeffs": [0], "k1": 0.1, "k2": 0}))
     notes = prepare_set("depth_folder", tmp_path / "frames", tmp_path / "azure")["differences"]
     assert notes[0] == "camera.json: k1 is not 0, and lens distortion is not applied"
+    (tmp_path / "frames" / "camera.json").write_text('{"fx": 9e9, "fy": 1.6, "cx": 0.5, "cy": 0.5}')
+    with pytest.raises(DataError, match=r"all four at most 1e[+]06 pixels"):
+        prepare_set("depth_folder", tmp_path / "frames", tmp_path / "large")
     (tmp_path / "frames" / "camera.json").write_text('{"fx": 1.25, "fy": 1.6, "cx": 0.5, "cy": 0.5}')
-    with pytest.raises(ConfigError, match=r"one above 4: they are no shares of the image's sides"):
+    with pytest.raises(DataError, match=r"one above 4: they are no shares of the image's sides"):
         prepare_set("depth_folder", tmp_path / "frames", tmp_path / "shares")
 
 
@@ -373,16 +377,6 @@ def test_damaged_cameras_labels_and_images_are_refused_in_a_line(tmp_path: Path)
             (tmp_path / name).write_bytes(changed[: generator.integers(1, 2 * len(changed))])
             with contextlib.suppress(DataError):
                 read(tmp_path / name)
-
-
-def test_options_that_do_not_fit_are_named(source, tmp_path: Path) -> None:
-    root, _ = source
-    for options, told in (
-        ({"fx": 240.0}, "fy, u0, v0 are missing"),
-        ({**CAMERA, "u0": 1e9}, "all four at most 1e[+]06 pixels"),
-    ):
-        with pytest.raises(ConfigError, match=told):
-            prepare_set("depth_folder", root, tmp_path / "own", **options)
 
 
 def test_the_preset_trains_evaluates_and_predicts(source, prepared: Path, tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ from sightline.areas.pose.sets.depth_sets import (
 from sightline.areas.pose.sets.joint_depths import MM_PER, compare_with_images
 from sightline.areas.pose.sets.own_labels import (
     CAMERA_FILE,
-    CAMERA_FORM,
     CAMERA_KEYS,
     LABEL_FILE,
     FrameLabel,
@@ -38,7 +37,7 @@ from sightline.areas.pose.sets.own_labels import (
 from sightline.areas.pose.sets.skeletons import Skeleton
 from sightline.contract import registry
 from sightline.contract.arguments import PositiveFloat, PositiveFraction, Seed
-from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.errors import DataError
 from sightline.store.files.input_files import natural_sort_key
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
@@ -77,10 +76,6 @@ class DepthFolder(PreparedFrames):
         cls,
         root: Path,
         *,
-        fx: PositiveFloat | None = None,
-        fy: float | None = None,
-        u0: float | None = None,
-        v0: float | None = None,
         joint_unit: Literal["mm", "cm", "m"] = "mm",
         mm_per_unit: PositiveFloat = 1.0,
         no_return: float | None = None,
@@ -90,7 +85,6 @@ class DepthFolder(PreparedFrames):
     ) -> PreparationPlan:
         """Plan to write the labelled frames of a folder in native form.
 
-        `fx`, `fy`, `u0` and `v0` are the intrinsics, by default those of `camera.json`; fy is negative if Y points up.
         `mm_per_unit` is the unit of the images' numbers, `no_return` the number of pixels without a measurement beside
         0 and NaN. `cube_mm` is the side of the cube around the figure, by default a quarter more than the joints need
         about the one nearest to all others. `test_share` of the recordings are tested, by a hash of `seed` and their
@@ -101,8 +95,7 @@ class DepthFolder(PreparedFrames):
         labels = read_joint_labels(root)
         joints = np.stack([label.joints for label in labels.frames]) * MM_PER[joint_unit]
         _check_joints(labels, joints, joint_unit)
-        given = {key: value for key, value in zip(CAMERA_KEYS, (fx, fy, u0, v0), strict=True) if value is not None}
-        stated = StatedCamera(given) if given else read_camera(root)
+        stated = read_camera(root)
         images = [root / label.frame for label in labels.frames]
         read = partial(read_depth, mm_per_unit=mm_per_unit, no_return=no_return)
         camera = _find_camera(root, labels, stated, read)
@@ -207,18 +200,12 @@ def _list_frames(
 
 
 def _find_camera(root: Path, labels: JointLabels, stated: StatedCamera, read: partial[np.ndarray]) -> DepthCamera:
-    """Return the camera of the options, or of `camera.json`, with the size of the first image."""
+    """Return the camera of `camera.json`, with the size of the first image."""
     frames, numbers = labels.frames, stated.intrinsics
-    missing = [key for key in CAMERA_KEYS if key not in numbers]
-    if missing:
-        raise ConfigError(
-            f"{root}: the intrinsics {', '.join(missing)} are missing; give {' '.join(f'{k}=' for k in missing)} in "
-            f"pixels, or write {CAMERA_FORM}"
-        )
     if numbers["fx"] <= 0 or numbers["fy"] == 0 or not _MIN_PX < max(map(abs, numbers.values())) <= _MAX_PX:
-        raise ConfigError(
-            f"{root}: fx must be positive, fy not 0 (negative: Y points up), and all four at most {_MAX_PX:g} pixels, "
-            f"one above {_MIN_PX:g}: they are no shares of the image's sides"
+        raise DataError(
+            f"{root / CAMERA_FILE}: fx must be positive, fy not 0 (negative: Y points up), and all four at most "
+            f"{_MAX_PX:g} pixels, one above {_MIN_PX:g}: they are no shares of the image's sides"
         )
     for label in frames:
         path = root / label.frame

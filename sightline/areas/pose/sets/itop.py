@@ -109,33 +109,25 @@ class Itop(PreparedFrames):
             for stored, files in _FILES.items()
             if any((root / f"{file}{end}").exists() for file in files for end in ("", ".gz"))
         ]
-        paths = {stored: [_require_unpacked(root / file) for file in _FILES[stored]] for stored in splits}
-        types = {stored: _read_depth_type(depth_path) for stored, (depth_path, _) in paths.items()}
-        depth_type = "float16" if set(types.values()) == {"float16"} else "float32"
-        lists = [_list_frames(stored, *paths[stored], depth_type) for stored in splits]
-        return DepthSource("hdf5", depth_type, lists, expected=splits)
+        lists = [
+            _list_frames(stored, *(_require_unpacked(root / file) for file in _FILES[stored])) for stored in splits
+        ]
+        return DepthSource("hdf5", "float16", lists, expected=splits)
 
     def _frame(self, frame_index: int) -> DepthFrame:
         frame = super()._frame(frame_index)
         return dataclasses.replace(frame, visible=frame.joints[:, 2] > 0)
 
 
-def _read_depth_type(path: Path) -> str:
-    """Return the dtype of the depth maps of a file. Raises DataError for an array of another shape."""
-    with open_hdf5(path) as file:
-        depth = file.array("data")
-        if depth.ndim != 3 or depth.shape[1:] != _SIZE or depth.dtype.name not in ("float16", "float32"):
-            raise get_again(
-                f"{path}: data is {depth.dtype} {depth.shape}, float16 (frames, {_SIZE[0]}, {_SIZE[1]}) is needed"
-            )
-        name: str = depth.dtype.name
-    return name
-
-
-def _list_frames(stored: str, depth_path: Path, path: Path, depth_type: str) -> FrameList:
+def _list_frames(stored: str, depth_path: Path, path: Path) -> FrameList:
     """Read the labels of a split and check the label file against the depth file."""
     with open_hdf5(depth_path) as file:
-        num_frames = len(file.array("data"))
+        depth = file.array("data")
+        if depth.ndim != 3 or depth.shape[1:] != _SIZE or depth.dtype.name != "float16":
+            raise get_again(
+                f"{depth_path}: data is {depth.dtype} {depth.shape}, float16 (frames, {_SIZE[0]}, {_SIZE[1]}) is needed"
+            )
+        num_frames = len(depth)
         depth_names = _read_names(file, depth_path, num_frames)
     num_joints = len(BODY_15)
     with open_hdf5(path) as file:
@@ -155,7 +147,7 @@ def _list_frames(stored: str, depth_path: Path, path: Path, depth_type: str) -> 
     return FrameList(
         split=stored,
         names=names,
-        depths=partial(_read_depths, depth_path, is_valid, depth_type),
+        depths=partial(_read_depths, depth_path, is_valid),
         joints=lambda first, last: joints[first:last],
         files=(depth_path, path),
         groups=_parse_people(names, path),
@@ -164,11 +156,9 @@ def _list_frames(stored: str, depth_path: Path, path: Path, depth_type: str) -> 
     )
 
 
-def _read_depths(
-    path: Path, is_valid: np.ndarray, depth_type: str, first: int, last: int
-) -> Iterator[np.ndarray | None]:
+def _read_depths(path: Path, is_valid: np.ndarray, first: int, last: int) -> Iterator[np.ndarray | None]:
     with open_hdf5(path) as file:
-        depths = file.array("data")[first:last].astype(depth_type)
+        depths = file.array("data")[first:last]
 
     def check(row: int) -> np.ndarray | None:
         return _check_depth(depths[row - first], f"{path}: data[{row}]") if is_valid[row] else None

@@ -21,7 +21,7 @@ from sightline.store.prepared.splits import SPLITS
 LABEL_FILE, CAMERA_FILE = "joints.csv", "camera.json"
 _AXES = "xyz"
 _FORM = "it has the columns frame, NAME_x, NAME_y and NAME_z of every joint, and split if you like"
-CAMERA_FORM = f'{CAMERA_FILE}: {{"fx": 475.0, "fy": 475.0, "u0": 320.0, "v0": 240.0}}'
+_CAMERA_FORM = f'{CAMERA_FILE}: {{"fx": 475.0, "fy": 475.0, "u0": 320.0, "v0": 240.0}}'
 CAMERA_KEYS: Mapping[str, tuple[str, ...]] = {
     "fx": ("fx",),
     "fy": ("fy",),
@@ -158,13 +158,10 @@ class StatedCamera:
 
 
 def read_camera(root: Path) -> StatedCamera:
-    """Read `camera.json` of a folder; without the file the camera has no numbers.
-
-    Raises DataError for a key that is missing, no number, or stated twice.
-    """
+    """Read `camera.json` of a folder. Raises DataError for a key that is missing, no number, or stated twice."""
     path = root / CAMERA_FILE
     if not path.is_file():
-        return StatedCamera({})
+        raise DataError(f"{root}: has no {CAMERA_FILE}, the intrinsics in pixels; write {_CAMERA_FORM}")
     try:
         document = parse_json(read_file(path))
     except (ValueError, RecursionError) as error:
@@ -175,7 +172,7 @@ def read_camera(root: Path) -> StatedCamera:
         stated = [key for key in spellings if key in keys]
         if len(stated) != 1:
             fault = f"states {' and '.join(stated)}" if stated else f"has no {' or '.join(spellings)}"
-            raise DataError(f"{path}: {fault}; it has {', '.join(keys)[:100] or 'no keys'}; write {CAMERA_FORM}")
+            raise DataError(f"{path}: {fault}; it has {', '.join(keys)[:100] or 'no keys'}; write {_CAMERA_FORM}")
         numbers[name] = _parse_number(path, stated[0], keys[stated[0]])
     size = [_parse_number(path, key, keys.get(key, 0)) for key in ("width", "height")]
     distorted = [key for key in _DISTORTION if key in keys and np.any(np.array(keys[key], dtype=object) != 0)]
