@@ -1,4 +1,4 @@
-"""ICVL, NYU, HANDS 2017 and ITOP from byte-exact trees: frames as written, parts, reference order, what is refused."""
+"""Published depth sets from byte-exact trees: frames as written, parts, reference order, what is refused."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-import torch
 from scipy.io import loadmat, savemat
 
 from sightline.areas.pose.sets.hand_sets import Hands2017, IcvlHands, NyuHands
 from sightline.areas.pose.sets.itop import Itop
 from sightline.areas.pose.sets.msra_hands import MsraHands
 from sightline.areas.pose.sets.references import CentreOfMass, ReferencePointFile, TrueJoint
-from sightline.areas.pose.sets.synthetic_hands import View
 from sightline.contract.errors import ConfigError, DataError
-from sightline.contract.types import Sample, SampleKey
+from sightline.contract.types import SampleKey
 from sightline.store.files.text_tables import LabelLines
-from tests.data.depth.depth_trees import Drawn, no_progress, png16, write_hands2017, write_icvl, write_itop, write_nyu
-from tests.data.depth.figure_trees import write_itop_bodies, write_msra_centres, write_msra_hands
+from tests.data.depth.depth_trees import (
+    Drawn,
+    no_progress,
+    png16,
+    write_hands2017,
+    write_icvl,
+    write_itop,
+    write_msra,
+    write_nyu,
+)
 from tests.data.preparing import replace_line, set_key
 
 PEOPLE = {
@@ -35,6 +41,7 @@ SETS: dict[str, tuple[Any, Callable[[Path], dict[str, Drawn]]]] = {
     "nyu_hands": (NyuHands, lambda root: write_nyu(root, {"train": 3, "test": 2})),
     "hands2017": (Hands2017, lambda root: write_hands2017(root, with_test_labels=True)),
     "itop": (Itop, lambda root: write_itop(root, PEOPLE)),
+    "msra_hands": (MsraHands, lambda root: write_msra(root, {"P0/1": 3, "P0/Y": 2, "P1/1": 2, "P2/MP": 1})),
 }
 
 
@@ -54,7 +61,7 @@ def frames_by_name(kind: Any, tmp_path: Path) -> dict[str, Any]:
     return found
 
 
-MIDDLE = {"icvl_hands": 0, "nyu_hands": 13, "hands2017": 3, "itop": 8}
+MIDDLE = {"icvl_hands": 0, "nyu_hands": 13, "hands2017": 3, "itop": 8, "msra_hands": 5}
 """Index of the joint in the middle."""
 
 
@@ -384,62 +391,3 @@ def test_a_view_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"set evaluate\.select: test"):
         Itop(split="validation", root=str(tmp_path / "set"), validation_share=0.0)
     assert dataclasses.is_dataclass(Itop(split="test", root=str(tmp_path / "set")).info)
-
-
-# --- Synthetic hands and people through the loaders of MSRA and ITOP: what comes out is what was drawn ---
-
-
-COUNTS = {"P0/1": 2, "P0/Y": 1, "P1/5": 2}
-FIGURES = {"train": ["00_00000", "02_00007"], "test": ["01_00000"]}
-
-
-def prepare_figures(kind: Any, source: Path, target: Path) -> str:
-    kind.prepare(source=source, target=target, name=kind.set_name, progress=no_progress)
-    return str(target)
-
-
-def by_name(frames: Any) -> dict[str, Sample]:
-    return {frames.sample_name(index): frames[SampleKey(index, 0, 0)] for index in range(len(frames))}
-
-
-def test_hands_written_as_msra_come_back_bit_for_bit(tmp_path: Path) -> None:
-    """Depth, joints, camera and centre of mass: the synthetic set and the loader agree on frame, axes and origin."""
-    made = write_msra_hands(tmp_path / "cvpr15_MSRAHandGestureDB", COUNTS)
-    root = prepare_figures(MsraHands, tmp_path / "cvpr15_MSRAHandGestureDB", tmp_path / "msra")
-    found = {}
-    for subject in (0, 1):
-        found |= by_name(MsraHands(split="test", root=root, subject=subject, reference=CentreOfMass()))
-    assert found.keys() == made.keys()
-    for name, sample in made.items():
-        for field in ("depth", "joints", "visible", "camera"):
-            assert torch.equal(found[name][field], sample[field]), (name, field)
-        assert (found[name]["reference"] - sample["reference"]).abs().max() < 1e-4
-
-
-def test_centre_files_written_for_them_are_taken_frame_by_frame(tmp_path: Path) -> None:
-    made = write_msra_hands(tmp_path / "source", COUNTS)
-    write_msra_centres(tmp_path / "centres", made, invalid=["P0/Y/000000"])
-    root = prepare_figures(MsraHands, tmp_path / "source", tmp_path / "msra")
-    points = ReferencePointFile(path=str(tmp_path / "centres" / "center_{split}_{subject}_refined.txt"))
-    arguments: dict[str, Any] = {"root": root, "reference": points, "validation_share": 0.0}
-    trained = by_name(MsraHands(split="train", subject=1, **arguments))
-    assert list(trained) == ["P0/1/000000", "P0/1/000001"], "the invalid one does not train"
-    tested = by_name(MsraHands(split="test", subject=0, **arguments))
-    assert list(tested) == [name for name in made if name.startswith("P0")]
-    for name, sample in (trained | tested).items():
-        assert (sample["reference"] - made[name]["reference"]).abs().max() < 1e-4, name
-
-
-@pytest.mark.parametrize("view", ["side", "top"])
-def test_people_written_as_itop_come_back_as_float16_holds_them(tmp_path: Path, view: View) -> None:
-    """The loader's own test, joints against pixels, passes in either view: both sides mean the same axes."""
-    made = write_itop_bodies(tmp_path / "ITOP", FIGURES, view=view)
-    root = prepare_figures(Itop, tmp_path / "ITOP", tmp_path / "itop")
-    found: dict[str, Sample] = {}
-    for split in ("train", "test"):
-        found |= by_name(Itop(split=split, root=root, view=view, validation_share=0.0))
-    assert found.keys() == made.keys()
-    for name, sample in made.items():
-        assert np.array_equal(found[name]["depth"].numpy(), sample["depth"].astype(np.float32))
-        assert np.abs(found[name]["joints"].numpy() - sample["joints"]).max() < 1e-3
-        assert (np.abs(found[name]["joints"].numpy() - found[name]["reference"].numpy()) < 1000).all()

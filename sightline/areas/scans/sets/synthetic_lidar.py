@@ -1,7 +1,4 @@
-"""Synthetic LiDAR scans of streets: points with remission, ring and class.
-
-Simulated LiDAR scans of a random street: exact ray casting, noise and lost returns.
-"""
+"""Synthetic LiDAR scans of random streets: exact ray casting, noise and lost returns, with the class of each point."""
 
 from __future__ import annotations
 
