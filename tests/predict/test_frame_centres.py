@@ -12,7 +12,6 @@ import pytest
 from sightline.api import load_run
 from sightline.areas.pose.frame_centres import (
     CentreFinder,
-    read_centres,
 )
 from sightline.areas.pose.set_centres import FrameCentres
 from sightline.areas.pose.sets.msra_hands import MsraHands
@@ -98,18 +97,6 @@ def test_a_lost_answer_falls_back_and_says_so(peaks: np.ndarray, where: tuple[in
     found = centres(FILE, blob(where))
     assert found.source == f"centre of mass ({told})"
     np.testing.assert_allclose(found.point_mm, point(*where), atol=1e-9)
-
-
-def test_points_of_a_file_are_those_of_its_lines(tmp_path: Path) -> None:
-    (tmp_path / "c.txt").write_text("1 2 400\ninvalid 0 0 0\n")
-    files = [Path("b.npy"), Path("a.npy")]
-    centres = finder(stored=read_centres(tmp_path / "c.txt", files, lambda points: points * [1, -1, 1]))
-    depth = blob((40, 30, 400.0))
-    assert centres(files[0], depth).point_mm.tolist() == [1, -2, 400]
-    assert centres(files[0], depth).source == "c.txt:1"
-    found = centres(files[1], depth)
-    assert found.source == "centre of mass (invalid in c.txt)"
-    np.testing.assert_allclose(found.point_mm, point(40, 30, 400), atol=1e-9)
 
 
 def test_a_refiner_is_given_what_the_others_find() -> None:

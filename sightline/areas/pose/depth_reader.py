@@ -24,9 +24,9 @@ class DepthFrameOptions:
 
     `intrinsics` are fx, fy, u0 and v0 in pixels, by default those of the run's own set; the sign of fy sets whether the
     prediction's Y points down (fy > 0) or up. `no_return` is a number that marks pixels without a measurement, as 0
-    does. The reference point is the centre of mass, computed as `centre_of_mass` states (default: as in the run); or
-    read from a file, `centres`; or, with `tracks_previous`, near the prediction for the previous frame. A `refiner`, a
-    run of the task `centre`, moves the point to the figure's middle joint.
+    does. The reference point is the centre of mass, computed as `centre_of_mass` states (default: as in the run); with
+    `tracks_previous`, near the prediction for the previous frame. A `refiner`, a run of the task `centre`, moves the
+    point to the figure's middle joint.
     """
 
     intrinsics: tuple[float, float, float, float] | None = None
@@ -34,15 +34,9 @@ class DepthFrameOptions:
     no_return: float | None = None
     centre_of_mass: CentreOfMass | None = None
     tracks_previous: bool = False
-    centres: Path | None = None
     refiner: TrainedRun | None = None
 
     def __post_init__(self) -> None:
-        if self.centres is not None and (self.tracks_previous or self.refiner is not None):
-            other = "refiner=" if self.refiner is not None else "reference=previous"
-            raise ConfigError(
-                f"centres={self.centres}: gives the position of every figure, as does {other}; give only one of them"
-            )
         if self.intrinsics is not None:
             fx, fy, *middle = self.intrinsics
             if not all(map(math.isfinite, self.intrinsics)) or fx <= 0 or fy == 0:

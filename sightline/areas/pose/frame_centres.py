@@ -1,10 +1,10 @@
-"""Reference points for depth images of the user's own camera: centre of mass, tracking, files, refiner."""
+"""Reference points for depth images of the user's own camera: centre of mass, tracking, refiner."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sightline.areas.pose.depth_reader import DepthFrameOptions, FrameReader
-from sightline.areas.pose.sets.references import CentreOfMass, read_points
+from sightline.areas.pose.sets.references import CentreOfMass
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.members import TaskMembers, TransformMembers
@@ -36,8 +36,7 @@ class FrameCentre(NamedTuple):
 class CentreFinder:
     """Finder of the reference point of each frame, of frames in order.
 
-    It is the point of the frame's line in a file (`stored`), or else the centre of mass; an `invalid` line gets the
-    latter. With `tracks_previous` the centre of mass is searched in the cube about the joints of the previous frame;
+    It is the centre of mass. With `tracks_previous` it is searched in the cube about the joints of the previous frame;
     the first frame, and a frame after a lost prediction, gets that of the whole image. A prediction is lost if at least
     half of its maps have no peak, or if nothing is measured near it any more. `refine` maps path, depths and point (3,)
     to the final point.
@@ -49,13 +48,11 @@ class CentreFinder:
         camera: np.ndarray,
         *,
         cube_mm: float,
-        stored: Mapping[Path, StoredCentre] | None = None,
         tracks_previous: bool = False,
         refine: Callable[[Path, np.ndarray, np.ndarray], np.ndarray] | None = None,
     ) -> None:
         self._settings = settings
         self._locate = partial(settings.locate, camera=camera, cube_mm=cube_mm)
-        self._stored = stored
         self._tracks_previous = tracks_previous
         self._refine = refine
         self._joints: np.ndarray | None = None
@@ -78,11 +75,6 @@ class CentreFinder:
 
     def _find(self, path: Path, depth: np.ndarray) -> FrameCentre:
         reason = ""
-        if self._stored is not None:
-            line = self._stored[path]
-            if line.point_mm is not None:
-                return FrameCentre(line.point_mm, line.where)
-            reason = f" (invalid in {line.where.rpartition(':')[0]})"
         if self._tracks_previous:
             if self._joints is not None:
                 point = self._locate(depth, start=self._joints.mean(axis=0))
@@ -101,37 +93,13 @@ class CentreFinder:
         return FrameCentre(point, f"centre of mass{reason}")
 
 
-class StoredCentre(NamedTuple):
-    """Line of a file of reference points: the point (3,) in mm in the run's frame, None if invalid; and its place."""
-
-    point_mm: np.ndarray | None
-    where: str
-
-
-def read_centres(
-    file: Path, frames: Sequence[Path], flip_y: Callable[[np.ndarray], np.ndarray]
-) -> dict[Path, StoredCentre]:
-    """Read a file with a line for each frame, in order; `flip_y` converts its points into the run's frame.
-
-    Raises DataError for a file of another length.
-    """
-    points, is_known = read_points(file, title="what is given", num_frames=len(frames))
-    return {
-        frame: StoredCentre(flip_y(points[index]) if is_known[index] else None, f"{file.name}:{index + 1}")
-        for index, frame in enumerate(frames)
-    }
-
-
-def make_centre_finder(
-    run: TrainedRun, reader: FrameReader, options: DepthFrameOptions, files: Sequence[Path], world: World
-) -> CentreFinder:
-    """Make the finder of reference points that `options` state, for the frames of `files` in the frame of `run`."""
+def make_centre_finder(run: TrainedRun, reader: FrameReader, options: DepthFrameOptions, world: World) -> CentreFinder:
+    """Make the finder of reference points that `options` state, in the frame of `run`."""
     source_run = options.refiner or run
     return CentreFinder(
         options.centre_of_mass or get_centre_of_mass(source_run),
         reader.camera,
         cube_mm=float(source_run.facts["cube_mm"]),
-        stored=None if options.centres is None else read_centres(options.centres, files, reader.flip_y),
         tracks_previous=options.tracks_previous,
         refine=None if options.refiner is None else Refiner(options.refiner, reader, options, world),
     )

@@ -97,9 +97,8 @@ class PosePredictor(Predictor[JointPrediction]):
     """Predictor of a `JointPrediction` per depth image, from the `joints_mm` and `peaks` of the task.
 
     `frames` states how the images are read, and where the figure is searched. If it tracks a video, frames are
-    predicted one by one. Raises UserError for a run whose camera is unknown and for a file of reference points that
-    does not fit; ConfigError for a run that was not trained on depth images, or whose set does not name its joints, and
-    for a refiner of another task. Source: made here.
+    predicted one by one. Raises UserError for a run whose camera is unknown; ConfigError for a run that was not trained
+    on depth images, or whose set does not name its joints, and for a refiner of another task. Source: made here.
     """
 
     reads = frozenset({"joints_mm", "peaks"})
@@ -136,13 +135,13 @@ class PosePredictor(Predictor[JointPrediction]):
 
     @classmethod
     def options(cls, run: TrainedRun, line: CommandLine) -> dict[str, Any]:
-        """Parse `frames` from the arguments `camera.*`, `reference.*`, `reference`, `centres` and `refiner`."""
+        """Parse `frames` from the arguments `camera.*`, `reference.*`, `reference` and `refiner`."""
         arguments: dict[str, list[str]] = {"camera.": [], "reference.": [], "": []}
         for argument in line.key_values:
             key = argument.partition("=")[0].strip()
-            prefix = "" if key in ("reference", "centres", "refiner") else f"{key.partition('.')[0]}."
+            prefix = "" if key in ("reference", "refiner") else f"{key.partition('.')[0]}."
             if prefix not in arguments:
-                allowed = "camera.*, reference.*, reference, centres and refiner"
+                allowed = "camera.*, reference.*, reference and refiner"
                 raise UserError(f"predict: found {argument!r}, allowed is key=value with {allowed}")
             arguments[prefix].append(argument)
         camera = read_key_values("camera", _camera, arguments["camera."], command="predict", prefix="camera.")
@@ -160,8 +159,8 @@ class PosePredictor(Predictor[JointPrediction]):
         return {"frames": frames}
 
     def start(self, files: Sequence[Path]) -> None:
-        """Open the file of reference points, which has a line for each frame."""
-        self._centres = make_centre_finder(self.run, self._reader, self._options, files, self._world)
+        """Make the finder of reference points."""
+        self._centres = make_centre_finder(self.run, self._reader, self._options, self._world)
 
     def close(self) -> None:
         """Move the refiner back to the CPU."""
@@ -241,11 +240,7 @@ class PosePredictor(Predictor[JointPrediction]):
         camera = self._reader.notes()
         trained = str(self.run.facts.get("reference_source", ""))
         source = "centre_of_mass" if self._options.refiner is None else "refiner"
-        if (
-            self._options.centres is not None
-            or not trained
-            or (trained == "centre_of_mass") == (source == "centre_of_mass")
-        ):
+        if not trained or (trained == "centre_of_mass") == (source == "centre_of_mass"):
             return camera
         point = "where a refiner puts the middle joint" if source == "refiner" else "the centre of mass"
         line = f"the run was trained about reference points of '{trained}', not {point}: its predictions may be worse"
@@ -310,12 +305,10 @@ class CentrePredictor(Predictor[Any]):
 def _reference(
     *,
     reference: Literal["centre_of_mass", "previous"] = "centre_of_mass",
-    centres: str | None = None,
     refiner: str | None = None,
 ) -> dict[str, Any]:
     """Convert the arguments about reference points to those of `DepthFrameOptions`, and the path of the refiner."""
-    path = None if centres is None else Path(centres)
-    return {"tracks_previous": reference == "previous", "centres": path, "refiner": refiner}
+    return {"tracks_previous": reference == "previous", "refiner": refiner}
 
 
 def _camera(

@@ -182,14 +182,14 @@ def _list_frames(
     known = np.where(visible[..., None], joints, 0.0)
     lists = []
     for split in dict.fromkeys(splits):
-        members = np.flatnonzero(np.array(splits) == split)
+        members = [index for index, name in enumerate(splits) if name == split]
         files = [images[index] for index in members]
         lists.append(
             FrameList(
                 split=split,
                 names=[labels.frames[index].frame for index in members],
                 depths=read_images(files, read),
-                joints=lambda first, last, of_split=known[members]: of_split[first:last],
+                joints=partial(_take_rows, known[members]),
                 files=(labels.path,),
                 images=files,
                 groups=groups[members],
@@ -197,6 +197,10 @@ def _list_frames(
             )
         )
     return lists
+
+
+def _take_rows(joints: np.ndarray, first: int, last: int) -> np.ndarray:
+    return joints[first:last]
 
 
 def _find_camera(root: Path, labels: JointLabels, stated: StatedCamera, read: partial[np.ndarray]) -> DepthCamera:

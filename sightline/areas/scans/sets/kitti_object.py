@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from annotated_types import Ge, Le
 from PIL import Image
 
 from sightline.areas.scans.sets.boxes3d import Calibration
@@ -61,13 +60,6 @@ class KittiObjects(NamedTuple):
     types: np.ndarray
     boxes_image_px: np.ndarray
     boxes_camera: np.ndarray
-
-
-class PointsInBoxRule(NamedTuple):
-    """Rule for the points of a box: it is widened by `margin_m`, and its lowest `ground_m` are left out."""
-
-    margin_m: float = 0.0
-    ground_m: float = 0.0
 
 
 def read_objects(path: Path) -> KittiObjects:
@@ -157,7 +149,6 @@ def label_points_by_boxes(
     calibration: Calibration,
     *,
     size_px: tuple[int, int],
-    box_rule: PointsInBoxRule,
 ) -> np.ndarray:
     """Compute the type (N,) int64 of every point (N, 3) of a scan: an index into `TYPES`, or OUTSIDE.
 
@@ -175,12 +166,8 @@ def label_points_by_boxes(
     box_indices = np.flatnonzero(objects.types != DONT_CARE)
     volumes = objects.boxes_camera[box_indices, 3:6].prod(axis=1)
     smallest_first = box_indices[np.argsort(-volumes, kind="stable")[::-1]]
-    box = points_in_boxes(
-        torch.from_numpy(camera),
-        torch.from_numpy(objects.boxes_camera[smallest_first]),
-        margin=box_rule.margin_m,
-        bottom=box_rule.ground_m,
-    ).numpy()
+    boxes = torch.from_numpy(objects.boxes_camera[smallest_first])
+    box = points_in_boxes(torch.from_numpy(camera), boxes).numpy()
     types[box >= 0] = objects.types[smallest_first[box[box >= 0]]]
     return types
 
@@ -191,13 +178,12 @@ def read_frame(
     calib: Path,
     *,
     size_px: tuple[int, int],
-    box_rule: PointsInBoxRule,
     visible_only: bool = False,
 ) -> RawScan:
     """Read a scan with the type of every point as its id; `visible_only` leaves out points outside the image."""
     table = read_bin(scan, num_columns=4)
     objects, calibration = read_objects(label), read_calibration(calib)
-    ids = label_points_by_boxes(table[:, :3], objects, calibration, size_px=size_px, box_rule=box_rule)
+    ids = label_points_by_boxes(table[:, :3], objects, calibration, size_px=size_px)
     if visible_only:
         table, ids = table[ids != OUTSIDE], ids[ids != OUTSIDE]
     return RawScan(table[:, :3], table[:, 3], ids)
@@ -205,7 +191,6 @@ def read_frame(
 
 _SUFFIX_BY_FOLDER = {"velodyne": ".bin", "label_2": ".txt", "calib": ".txt", "image_2": ".png"}
 _MAX_NAMED = 10
-Margin = Annotated[float, Ge(0.0), Le(1.0)]
 
 
 @registry.data.add("kitti_object")
@@ -261,12 +246,9 @@ class KittiObject(NamedScans):
         root: Path,
         *,
         image_px: tuple[Count, Count] | None = None,
-        margin_m: Margin = 0.0,
-        ground_m: Margin = 0.0,
     ) -> PreparationPlan:
         """Plan to list scans, labels and calibrations in place, and to count the points of each type.
 
-        Boxes are widened by `margin_m`; points less than `ground_m` above a box's bottom count as background.
         `image_px` (width, height) replaces missing images. Incomplete frames are left out, with a note. Raises
         DataError for damaged files and if no frame is complete.
         """
@@ -274,12 +256,7 @@ class KittiObject(NamedScans):
         frames, incomplete = _find_complete_frames(folder, needs_image=image_px is None)
         lists = next((path for path in (root / "ImageSets", root.parent / "ImageSets") if path.is_dir()), root)
         parts, notes = read_name_lists(lists, list(frames))
-        box_rule = PointsInBoxRule(margin_m, ground_m)
-        scans = [
-            _list_scan(part, frame, frames[frame], image_px, box_rule)
-            for part, names in parts.items()
-            for frame in names
-        ]
+        scans = [_list_scan(part, frame, frames[frame], image_px) for part, names in parts.items() for frame in names]
         return scan_plan(
             set_name=cls.set_name,
             layout="object",
@@ -291,15 +268,13 @@ class KittiObject(NamedScans):
                     parts, "lists of names", otherwise=f"{BY_NAME}, which may be neighbours in time"
                 )
             },
-            options={"margin_m": margin_m, "ground_m": ground_m, "image_px": list(image_px) if image_px else None},
+            options={"image_px": list(image_px) if image_px else None},
             notes=[*notes, *incomplete],
         )
 
     def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
-        options = self._prepared.manifest["options"]
         width, height = values["image_size_px"].tolist()
-        box_rule = PointsInBoxRule(options["margin_m"], options["ground_m"])
-        return read_frame(*files, size_px=(width, height), box_rule=box_rule, visible_only=self._crop == "camera")
+        return read_frame(*files, size_px=(width, height), visible_only=self._crop == "camera")
 
 
 def _find_frame_folder(root: Path) -> Path:
@@ -335,10 +310,8 @@ def _find_complete_frames(folder: Path, *, needs_image: bool) -> tuple[dict[str,
     return complete, [f"{len(lines)} frames left out: {'; '.join(lines[:_MAX_NAMED])}{more}"] if lines else []
 
 
-def _list_scan(
-    part: str, frame: str, paths: Mapping[str, Path], image_px: Sequence[int] | None, box_rule: PointsInBoxRule
-) -> ListedScan:
+def _list_scan(part: str, frame: str, paths: Mapping[str, Path], image_px: Sequence[int] | None) -> ListedScan:
     width, height = image_size_px(paths["image_2"]) if "image_2" in paths else image_px or (0, 0)
     files = (paths["velodyne"], paths["label_2"], paths["calib"])
-    read = partial(read_frame, *files, size_px=(width, height), box_rule=box_rule)
+    read = partial(read_frame, *files, size_px=(width, height))
     return ListedScan(part, frame, files, read, {"image_size_px": (width, height)})
