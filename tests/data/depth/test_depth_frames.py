@@ -24,7 +24,6 @@ from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.ops.pinhole import project_points
 from sightline.store.loading.batch_reader import BatchReader
-from tests.command import run_here
 
 CAMERA = DepthCamera(100.0, -100.0, 16.0, 12.0, 32, 24)
 
@@ -164,22 +163,6 @@ def test_the_cube_lies_about_the_middle_joint_even_where_it_is_left_out() -> Non
         all_of_it, sample = every[SampleKey(index, 0, 0)], some[SampleKey(index, 0, 0)]
         assert torch.equal(sample["reference"], all_of_it["reference"])
         assert torch.equal(sample["joints"][0], all_of_it["joints"][HAND_21.joint_names.index("thumb_tip")])
-
-
-def test_one_joint_trains_and_a_metric_that_needs_another_is_named(tmp_path: Path) -> None:
-    config = Path(__file__).parents[3] / "configs" / "pose" / "synthetic_hands_v2v_small.yaml"
-    small = ("data.joints=[thumb_tip]", "data.train_size=8", "data.test_size=4", "train.steps=1", "train.batch_size=4")
-    code, _, err = run_here("train", config, *small, "--device", "cpu", "--no-check", "--out", tmp_path / "a")
-    assert code == 2
-    assert "metric 'keypoints' needs pck_joints" in err
-    assert "data.joints must have both joints whose distance is the unit of PCK" in err
-    assert "take 'keypoints' out" in err
-    words = (*small, "metrics=[{name: joint_error}]")
-    code, out, err = run_here("train", config, *words, "--device", "cpu", "--no-check", "--out", tmp_path / "b")
-    assert code == 0, err
-    assert "thumb_tip" in out
-    assert "index_tip" not in out
-    assert read_config(tmp_path / "b" / "config.yaml").data.arguments["joints"] == ("thumb_tip",)
 
 
 # --- Reference points: the truth, the centre of mass against one computed by hand, and files with their counts ---

@@ -162,19 +162,6 @@ def test_no_scan_and_no_label_is_left_out_in_silence(tmp_path: Path, name: str) 
         prepare(tmp_path / "own", tmp_path / "set2", columns=(*COLUMNS[:4], "_"))
 
 
-def test_lists_have_a_name_a_line(tmp_path: Path) -> None:
-    """A name with a space was two others, and the first of a file of Windows, with its mark, was left out."""
-    write_own(tmp_path / "own", 3)
-    for number in range(3):
-        for suffix in (".bin", ".label"):
-            (tmp_path / f"own/00{number}{suffix}").rename(tmp_path / f"own/scan {number}{suffix}")
-    (tmp_path / "own/train.txt").write_bytes("\ufeffscan 0\r\n\r\nscan 2 \r\n".encode())
-    (tmp_path / "own/val.txt").write_text("scan 1")
-    listed = prepare(tmp_path / "own", tmp_path / "set", columns=(*COLUMNS[:4], "_"))
-    assert listed["differences"] == []
-    assert opened(tmp_path / "set", "test").sample_name(0) == "scan 1.bin"
-
-
 def test_what_is_refused(tmp_path: Path) -> None:
     write_own(tmp_path / "own", 2)
     with pytest.raises(DataError, match=r"000\.bin: its \d+ bytes .*the file does not state which; state them"):

@@ -107,15 +107,6 @@ def test_sequences_may_be_called_by_numbers_without_zeros(tmp_path: Path) -> Non
     assert part.info.split_sizes == {"train": 2, "validation": 1, "test": 1}
 
 
-def test_two_sequences_are_enough(tmp_path: Path) -> None:
-    write_semantic_kitti(tmp_path / "kitti", {"00": 2, "01": 1})
-    prepare(tmp_path / "kitti", tmp_path / "set")
-    part = opened(tmp_path / "set", test_sequences=(1,))
-    assert part.info.split_sizes == {"train": 1, "validation": 1, "test": 1}
-    batch = BatchReader(part)([SampleKey(0, 0, 0)])
-    assert batch["offsets"].tolist() == [0, len(batch["points"])]
-
-
 def test_sequences_without_labels_are_left_to_predict(tree: Path, tmp_path: Path) -> None:
     _, scan = street_scan(0)
     write_bin(tree / "sequences/11/velodyne/000000.bin", scan)
