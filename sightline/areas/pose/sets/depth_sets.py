@@ -205,7 +205,7 @@ class PreparedFrames(PreparedData, DepthFrames):
     """Base of prepared depth sets; frames are decompressed at access.
 
     A set defines the row `spec` and `read_source`; one with other splits than `train` and `test` of its own defines
-    `choose`, too. Source: of each set.
+    `choose`, too.
     """
 
     spec: ClassVar[DepthSpec]
