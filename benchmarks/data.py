@@ -220,7 +220,7 @@ def _write_rooms(inputs: dict[str, Any]) -> Iterator[Path]:
 @contextmanager
 def _open_loadtxt(inputs: dict[str, Any]) -> Iterator[Run]:
     with _write_rooms(inputs) as folder:
-        paths = [path for room in list_rooms(folder / "raw") for path, _ in room.files]
+        paths = [path for room in list_rooms(folder / "raw", None)[1] for path, _ in room.files]
 
         def run() -> RoomParts:
             table = np.concatenate([np.loadtxt(path) for path in paths])
@@ -232,7 +232,7 @@ def _open_loadtxt(inputs: dict[str, Any]) -> Iterator[Run]:
 @contextmanager
 def _open_room_reader(inputs: dict[str, Any]) -> Iterator[Run]:
     with _write_rooms(inputs) as folder:
-        (room,) = list_rooms(folder / "raw")
+        _, (room,) = list_rooms(folder / "raw", None)
 
         def run() -> RoomParts:
             table = read_room(room)

@@ -1,4 +1,4 @@
-"""Benchmarks of rendered clouds and hands, and of heat maps, each against its plain form."""
+"""Benchmarks of rendered clouds and of heat maps, each against its plain form."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from benchmarks.case import BenchmarkCase, allclose, equal, implementation
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
-from sightline.areas.pose.sets.capsules import CapsuleDepth, render_capsules, render_capsules_reference
-from sightline.areas.pose.sets.synthetic_hands import HAND_CAMERA, SyntheticHands
+from sightline.areas.pose.sets.synthetic_hands import SyntheticHands
 from sightline.areas.pose.transforms import PlaceCube
 from sightline.contract.draws import Draws
 from sightline.contract.types import SampleKey
@@ -38,15 +37,6 @@ def cases() -> list[BenchmarkCase]:
         ),
         BenchmarkCase(
             suite="data",
-            label="capsules_{frames}x24_320x240px",
-            size={"frames": 8},
-            quick={"frames": 1},
-            make=_make_hands,
-            baseline=implementation("plain", partial(_render_depths, render_capsules_reference), equal),
-            variants=(implementation("sightline", partial(_render_depths, render_capsules), equal),),
-        ),
-        BenchmarkCase(
-            suite="data",
             label="heatmaps_{frames}x21x{size}",
             size={"frames": 4, "size": 88},
             quick={"frames": 1, "size": 24},
@@ -65,17 +55,6 @@ def _make_clouds(*, clouds: int, points: int, views: int, size_px: int) -> dict[
 
 def _render_views(render: Callable[..., np.ndarray], inputs: dict[str, Any]) -> Tensor:
     return torch.stack([torch.from_numpy(render(cloud.numpy(), inputs["cameras"])) for cloud in inputs["points"]])
-
-
-def _make_hands(*, frames: int) -> dict[str, Any]:
-    hands = SyntheticHands(split="train", forearm=1.0).figures(range(frames))
-    return {"capsules": torch.from_numpy(hands.capsules)}
-
-
-def _render_depths(render: Callable[..., CapsuleDepth], inputs: dict[str, Any]) -> Tensor:
-    capsules, size = inputs["capsules"].numpy(), {"height_px": HAND_CAMERA.height_px, "width_px": HAND_CAMERA.width_px}
-    rendered = render(capsules, HAND_CAMERA.intrinsics, **size)
-    return torch.from_numpy(np.stack((rendered.depth, rendered.owner)))
 
 
 def make_frames(*, frames: int, size: int) -> dict[str, Any]:

@@ -102,8 +102,7 @@ class PredictOptions(DeviceCommand, name="predict", run="predict.predict", run_i
 
     A pose run predicts the joints in depth images of any camera with the intrinsics camera.fx= fy= u0= v0= [those of
     the run's data set]; fy is negative if Y points up. It looks for them about the centre of mass; with
-    reference=previous about the joints of the previous frame; or about the points of centres=FILE, a line x y z in mm
-    per frame. refiner=RUN moves this point.
+    reference=previous about the joints of the previous frame. refiner=RUN moves this point.
 
     A detector draws its boxes on the images, those of score=0.3 or more.
 

@@ -95,7 +95,7 @@ def _write_clouds(folder: Path, points: np.ndarray) -> list[Path]:
 
 
 def _depth(folder: Path) -> Iterator[Reader]:
-    from sightline.areas.pose.depth_files import read_colour_png, read_depth, read_raw_depth, read_windowed_depth
+    from sightline.areas.pose.depth_files import read_colour_png, read_depth, read_windowed_depth
 
     depth = np.random.default_rng(1).integers(300, 900, (12, 16)).astype(np.uint16)
     Image.fromarray(depth).save(folder / "depth.png")
@@ -103,11 +103,9 @@ def _depth(folder: Path) -> Iterator[Reader]:
     np.save(folder / "depth.npy", depth)
     window = depth[2:6, 3:9].astype("<f4")
     (folder / "window.bin").write_bytes(np.array([16, 12, 3, 2, 9, 6], "<i4").tobytes() + window.tobytes())
-    (folder / "raw.bin").write_bytes(depth.astype("<f4").tobytes())
     for name in ("depth.png", "depth.npy", "window.bin"):
         yield Reader(f"depth {name}", folder / name, lambda name=name: read_depth(folder / name))
     yield Reader("depth window", folder / "window.bin", lambda: read_windowed_depth(folder / "window.bin"))
-    yield Reader("depth raw", folder / "raw.bin", lambda: read_raw_depth(folder / "raw.bin", size_px=(16, 12)))
     yield Reader("depth colour.png", folder / "colour.png", lambda: read_colour_png(folder / "colour.png"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def _of_each_kind(source: Path) -> list[Path]:
 
 def _sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
     from tests.data.clouds import modelnet_writers, scanobjectnn_writers, shapenet_part_writers, shapenet_render_writers
-    from tests.data.depth import figure_trees, test_depth_sets
+    from tests.data.depth import test_depth_sets
     from tests.data.scenes import scene_writers, test_s3dis, test_s3dis_integers, test_scene_folder
 
     def frames(name: str) -> tuple[Callable[[Path], object], Prepare]:
@@ -57,7 +58,6 @@ def _sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
 
     part, modelnet = shapenet_part_writers.prepare, modelnet_writers.prepare
     rows = np.random.default_rng(0).integers(0, 9, (9, 7)).astype(np.float32)
-    msra = lambda root: figure_trees.write_msra_hands(root, {"P0/1": 2, "P1/5": 2})  # noqa: E731
     sets: dict[str, tuple[Callable[[Path], object], Prepare]] = {
         "modelnet_h5": (modelnet_writers.write_hdf5, lambda *places: modelnet(*places, progress=_quiet)),
         "modelnet_text": (modelnet_writers.write_text, lambda *places: modelnet(*places, progress=_quiet)),
@@ -66,29 +66,23 @@ def _sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
         "shapenet_part_h5": (shapenet_part_writers.write_hdf5, lambda *places: part(*places, progress=_quiet)),
         "shapenet_render": (shapenet_render_writers.write_release, shapenet_render_writers.prepare),
         "s3dis": (scene_writers.write_s3dis, test_s3dis.prepare),
-        "s3dis_bins": (lambda root: (root.mkdir(), test_s3dis_integers.write_bins(root, rows)), _integers),
+        "s3dis_npy": (lambda root: test_s3dis_integers.write_npy(root, rows), _integers),
         "scene_folder": (test_scene_folder.write_folder, test_scene_folder.prepare),
-        "msra_hands": (msra, lambda source, target: _prepared(_msra(), source, target)),
         **{name: frames(name) for name in test_depth_sets.SETS},
-        **{f"depth_folder_{form}": _own_frames(form) for form in ("csv", "json")},
+        "depth_folder": _own_frames(),
         **_box_sets(),
         **_scan_sets(),
     }
     return sets
 
 
-def _own_frames(form: str) -> tuple[Callable[[Path], object], Prepare]:
-    """Frames with joints.csv and camera.json, or with joints.json alone, which is then the file that is damaged."""
-    from tests.data.depth.own_frames import CAMERA, write_own_frames
+def _own_frames() -> tuple[Callable[[Path], object], Prepare]:
+    from tests.data.depth.own_frames import write_own_frames
     from tests.data.preparing import prepare_set
 
-    def write(root: Path) -> None:
-        write_own_frames(root, 2, form=form)
-        if form == "json":
-            (root / "camera.json").unlink()
-
-    options = CAMERA if form == "json" else {}
-    return write, lambda source, target: prepare_set("depth_folder", source, target, _quiet, **options)
+    return partial(write_own_frames, count=2), lambda source, target: prepare_set(
+        "depth_folder", source, target, _quiet
+    )
 
 
 def _box_sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
@@ -175,12 +169,6 @@ def _integers(source: Path, target: Path) -> object:
     from tests.data.scenes import test_s3dis_integers
 
     return test_s3dis_integers.prepare(source, target, order="A")
-
-
-def _msra() -> Any:
-    from sightline.areas.pose.sets.msra_hands import MsraHands
-
-    return MsraHands
 
 
 def _quiet(done: int, total: int, what: str) -> None:

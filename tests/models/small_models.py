@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.areas.scans.models.rangenet import RangeImageNetwork
+from sightline.areas.scans.models.range_image_network import RangeImageNetwork
 from sightline.contract import registry
 from sightline.contract.types import ComponentConfig
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sightline.areas.pose.losses import HeatmapCrossEntropy, HeatmapMSE
-from sightline.areas.pose.v2v import V2V, ResidualBlock3d, ScaleNet, UpsampleBlock3d, V2VSmall
+from sightline.areas.pose.scale_net import ScaleNet
+from sightline.areas.pose.v2v import V2V, ResidualBlock3d, UpsampleBlock3d, V2VSmall
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,

@@ -1,28 +1,24 @@
-"""Reference points of frames: where they are looked for, files of them, and pictures of joints."""
+"""Reference points of frames: where they are looked for, and files of them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sightline.api import load_run
 from sightline.areas.pose.frame_centres import (
-    CentreOfMassFinder,
-    FileCentreFinder,
-    FrameCentres,
-    RefinedCentreFinder,
-    TrackingCentreFinder,
+    CentreFinder,
 )
-from sightline.areas.pose.predictor import draw_pose
+from sightline.areas.pose.set_centres import FrameCentres
 from sightline.areas.pose.sets.msra_hands import MsraHands
 from sightline.areas.pose.sets.references import CentreOfMass
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.contract.types import ComponentConfig, Folds, SampleKey
-from sightline.draw.pictures import PALETTE
 from sightline.runs.lineage import LINEAGE_FILE
 from tests.command import Outcome, run_here, succeed
 from tests.data.depth.depth_trees import no_progress, write_msra
@@ -49,26 +45,26 @@ def point(u: float, v: float, z: float) -> np.ndarray:
     return np.array([(u - 40) * z / 100, (v - 30) * z / 100, z])
 
 
-def mass(**arguments: float) -> CentreOfMassFinder:
-    return CentreOfMassFinder(CentreOfMass(**arguments), CAMERA, cube_mm=100.0)  # type: ignore[arg-type]
+def finder(settings: CentreOfMass | None = None, **more: Any) -> CentreFinder:
+    return CentreFinder(settings or CentreOfMass(), CAMERA, cube_mm=100.0, **more)
 
 
 def test_the_centre_of_mass_starts_from_the_whole_image() -> None:
-    found = mass()(FILE, blob((40, 30, 400.0)))
+    found = finder()(FILE, blob((40, 30, 400.0)))
     np.testing.assert_allclose(found.point_mm, point(40, 30, 400), atol=1e-9)
     assert found.source == "centre of mass"
 
 
 def test_nothing_in_reach_is_told_in_one_line() -> None:
     with pytest.raises(DataError, match=r"a\.npy: has no measured pixel between 450 and 500 mm, .* reference.far_mm="):
-        mass(near_mm=450, far_mm=500)(FILE, blob((40, 30, 400.0)))
+        finder(CentreOfMass(near_mm=450, far_mm=500))(FILE, blob((40, 30, 400.0)))
     with pytest.raises(DataError, match="has no measured pixel, so that there is no figure in it"):
-        mass()(FILE, np.zeros((60, 80), dtype=np.float32))
+        finder()(FILE, np.zeros((60, 80), dtype=np.float32))
 
 
 def test_a_figure_is_followed_past_what_lies_elsewhere() -> None:
     """A second thing in view draws the mean of all between the two; from the last answer it is not in reach."""
-    centres = TrackingCentreFinder(mass())
+    centres = finder(tracks_previous=True)
     first = centres(FILE, blob((20, 30, 400.0)))
     assert first.source == "centre of mass (first frame)"
     centres.update(np.stack([first.point_mm] * 4), SURE)
@@ -76,12 +72,12 @@ def test_a_figure_is_followed_past_what_lies_elsewhere() -> None:
     followed = centres(FILE, both)
     assert followed.source == "previous frame"
     np.testing.assert_allclose(followed.point_mm, point(22, 31, 402), atol=1e-9)
-    alone = mass()(FILE, both).point_mm
+    alone = finder()(FILE, both).point_mm
     assert np.abs(alone - point(22, 31, 402)).max() > 50
 
 
 def test_a_frame_between_that_cannot_be_read_loses_nothing() -> None:
-    centres = TrackingCentreFinder(mass())
+    centres = finder(tracks_previous=True)
     centres.update(np.stack([point(20, 30, 400.0)] * 4), SURE)
     with pytest.raises(DataError, match="has no measured pixel"):
         centres(FILE, blob())
@@ -96,31 +92,15 @@ def test_a_frame_between_that_cannot_be_read_loses_nothing() -> None:
     ],
 )
 def test_a_lost_answer_falls_back_and_says_so(peaks: np.ndarray, where: tuple[int, int, float], told: str) -> None:
-    centres = TrackingCentreFinder(mass())
+    centres = finder(tracks_previous=True)
     centres.update(np.stack([point(20, 30, 400.0)] * 4), peaks)
     found = centres(FILE, blob(where))
     assert found.source == f"centre of mass ({told})"
     np.testing.assert_allclose(found.point_mm, point(*where), atol=1e-9)
 
 
-def test_points_of_a_file_are_those_of_its_lines(tmp_path: Path) -> None:
-    (tmp_path / "c.txt").write_text("1 2 400\ninvalid 0 0 0\n")
-    files = [Path("b.npy"), Path("a.npy")]
-    centres = FileCentreFinder(
-        tmp_path / "c.txt", files, mass(), camera=CAMERA, cube_mm=100.0, flip_y=lambda points: points * [1, -1, 1]
-    )
-    depth = blob((40, 30, 400.0))
-    assert centres(files[0], depth).point_mm.tolist() == [1, -2, 400]
-    assert centres(files[0], depth).source == "c.txt:1"
-    found = centres(files[1], depth)
-    assert found.source == "centre of mass (invalid in c.txt)"
-    np.testing.assert_allclose(found.point_mm, point(40, 30, 400), atol=1e-9)
-
-
 def test_a_refiner_is_given_what_the_others_find() -> None:
-    start = TrackingCentreFinder(mass())
-    centres = RefinedCentreFinder(start, lambda path, depth, found: found + MOVED)
-    assert centres.is_sequential
+    centres = finder(tracks_previous=True, refine=lambda path, depth, found: found + MOVED)
     first = centres(FILE, blob((40, 30, 400.0)))
     np.testing.assert_allclose(first.point_mm, point(40, 30, 400) + MOVED, atol=1e-9)
     assert first.source == "centre of mass (first frame), refined"
@@ -216,28 +196,28 @@ def test_a_refiner_that_saw_the_tested_subject_is_refused(
     assert not (tmp_path / "c.txt").exists()
 
 
-def test_so_is_one_whose_weights_come_from_such_a_run(refiner: Path, config: Path, tmp_path: Path) -> None:
-    """The lineage of a run that was trained on the second subject, put beside one that was not; or of unknown parts."""
-    data = {"name": "msra_hands", "subject": 0, "root": "/not/there"}
-    seen = {"from": "runs/first", "source": {"model": "refiner", "task": "refine", "data": data}}
+def test_so_is_one_that_started_from_other_weights(refiner: Path, config: Path, tmp_path: Path) -> None:
     match = {"matched": 1, "total": 1, "filled": []}
     kept = {"checkpoint": "last", "sha256": "0", "match": match, "modules": None, "lineage": None}
-    inputs = (refiner / "inputs.json").read_text()
-    unknown = "does not record on which parts of 'msra_hands' it was trained"
-    cases = [
-        (LINEAGE_FILE, {**seen, **kept}, f"{refiner}, which started from runs/first: was trained on P1, on which"),
-        (LINEAGE_FILE, {"from": "a.pth", "source": None, **kept}, unknown),
-        ("inputs.json", json.loads(inputs) | {"folds": None}, f"{unknown}; train it again"),
-    ]
-    for name, document, told in cases:
-        (refiner / name).write_text(json.dumps(document))
-        try:
-            done = written(refiner, config, "--out", tmp_path / "c.txt")
-        finally:
-            (refiner / LINEAGE_FILE).unlink(missing_ok=True)
-            (refiner / "inputs.json").write_text(inputs)
+    (refiner / LINEAGE_FILE).write_text(json.dumps({"from": "a.pth", "source": None, **kept}))
+    try:
+        done = written(refiner, config, "--out", tmp_path / "c.txt")
         assert done.code == 2
-        assert told in done.err
+        assert f"{refiner}: started from a.pth, which may have been trained on P1, on which this" in done.err
+    finally:
+        (refiner / LINEAGE_FILE).unlink()
+
+
+def test_a_run_that_did_not_note_its_parts_is_refused(refiner: Path, config: Path, tmp_path: Path) -> None:
+    kept = (refiner / "inputs.json").read_text()
+    document = json.loads(kept)
+    document["folds"] = None  # of a set that names none
+    (refiner / "inputs.json").write_text(json.dumps(document))
+    try:
+        done = written(refiner, config, "--out", tmp_path / "c.txt")
+        assert "does not record on which parts of 'msra_hands' it was trained; train it again" in done.err
+    finally:
+        (refiner / "inputs.json").write_text(kept)
 
 
 @pytest.mark.parametrize(
@@ -262,51 +242,3 @@ def test_lines_are_float32_to_the_last_bit() -> None:
     assert lines[1] == "invalid"
     assert np.array_equal(np.array([float(word) for word in lines[2].split()], dtype=np.float32), points[2])
     assert text.endswith("\n")
-
-
-# --- pictures of joints in a depth image: joints at their pixels, the cube's frame, what lies in it ------------------
-
-
-PICTURE_CAMERA = np.array([100.0, -100.0, 40.0, 30.0])
-
-
-def drawn(depth: np.ndarray, joints: np.ndarray) -> np.ndarray:
-    return draw_pose(
-        depth,
-        joints,
-        ((0, 1), (1, 2), (0, 3)),
-        reference_mm=np.array([0.0, 0.0, 400.0]),
-        camera=PICTURE_CAMERA,
-        cube_mm=160.0,
-    )
-
-
-def test_joints_are_drawn_on_their_pixels_in_the_colours_of_their_branches() -> None:
-    joints = np.array([[40.0, 40.0], [30.0, 30.0], [25.0, 20.0], [52.0, 22.0]])
-    picture = drawn(np.zeros((60, 80), dtype=np.float32), joints)
-    assert picture.shape == (480, 640, 3)
-    for joint, color in ((1, PALETTE[0]), (2, PALETTE[0]), (3, PALETTE[1])):
-        u, v = ((joints[joint] + 0.5) * 8).astype(int)
-        assert np.abs(picture[v, u].astype(int) - color).max() < 8, joint
-    assert picture[324, 324].min() > 240  # the root is white
-    between = (joints[1] + joints[2]) / 2
-    u, v = ((between + 0.5) * 8).astype(int)
-    assert np.abs(picture[v, u].astype(int) - PALETTE[0]).max() < 40
-
-
-def test_the_cube_has_a_frame_and_what_lies_outside_is_dim() -> None:
-    """Its half of 80 mm is 20 pixels at 400 mm: from 20 to 60 in columns, from 10 to 50 in rows."""
-    depth = np.full((60, 80), 400.0, dtype=np.float32)
-    depth[:, 60:], depth[25:35, 25:30], depth[0] = 900, 330, 0
-    picture = drawn(depth, np.full((4, 2), -50.0)).astype(int)
-    assert np.ptp(picture[160, 300]) == 0
-    assert picture[30 * 8, 27 * 8].mean() > picture[160, 300].mean() > picture[160, 620].mean() > 40
-    assert picture[2, 320].max() < 40  # not measured
-    blue = picture[:, :, 2] - picture[:, :, 0] > 60
-    rows, columns = np.nonzero(blue)
-    assert (columns.min() // 4, columns.max() // 4) == (41, 121)  # 20.5 and 60.5 pixels
-    assert (rows.min() // 4, rows.max() // 4) == (21, 101)
-
-
-def test_joints_far_outside_do_no_harm() -> None:
-    assert drawn(np.zeros((60, 80), dtype=np.float32), np.full((4, 2), 1e30)).shape == (480, 640, 3)

@@ -127,43 +127,23 @@ def test_pixels_are_those_of_the_camera(run: Path, frames: Path) -> None:
         assert row["camera"] == [241.42, -241.42, 160, 120]
 
 
-def test_another_reference_gives_what_evaluation_about_it_scores(
-    run: Path, frames: Path, given: dict[str, Tensor], tmp_path: Path, scored: Scored
-) -> None:
-    """The true middle joint, by a file of it here and by the set itself there."""
-    truth = given["joints"][:, 5].numpy()
-    (tmp_path / "centres.txt").write_text("".join(f"{x!r} {y!r} {z!r}\n" for x, y, z in truth.astype(float).tolist()))
-    config = tmp_path / "truth.yaml"
-    config.write_text(
-        f"base: {run / 'config.yaml'}\ndata: {{name: synthetic_hands, train_size: 12, test_size: {NUM_HANDS}, "
-        "reference: {name: truth}}\n"
-    )
-    expected = scored(run, "--data", config)
-    document, _ = told(run, frames, f"centres={tmp_path / 'centres.txt'}")
-    assert np.abs(joints_of(document) - expected).max() < ROUNDING_MM
-    assert [row["reference"] for row in document["predictions"]] == [f"centres.txt:{n + 1}" for n in range(NUM_HANDS)]
-    plain, _ = told(run, frames)
-    assert np.abs(joints_of(plain) - expected).max() > 1
-
-
 def test_kinds_of_files_that_hold_the_same_depths_give_the_same_joints(
     run: Path, given: dict[str, Tensor], tmp_path: Path
 ) -> None:
     whole = given["depth"].round()
     write_frames(tmp_path / "npy", whole)
-    for kind in ("png", "raw", "msra", "tif", "marked", "metres"):
+    for kind in ("png", "msra", "tif", "marked", "metres"):
         (tmp_path / kind).mkdir()
     for number, depth in enumerate(whole.numpy()):
         name = f"{number:03d}"
         Image.fromarray(depth.astype(np.uint16)).save(tmp_path / "png" / f"{name}.png")
         Image.fromarray(depth.astype(np.float32)).save(tmp_path / "tif" / f"{name}.tif")
         np.save(tmp_path / "marked" / f"{name}.npy", np.where(depth > 0, depth, 65535))
-        depth.astype("<f4").tofile(tmp_path / "raw" / f"{name}.bin")
         header = struct.pack("<6i", 320, 240, 0, 0, 320, 240)
         (tmp_path / "msra" / f"{name}.bin").write_bytes(header + depth.astype("<f4").tobytes())
         np.save(tmp_path / "metres" / f"{name}.npy", depth.astype(np.float64) / 1000)
     expected = joints_of(told(run, tmp_path / "npy")[0])
-    for kind in ("png", "raw", "msra", "tif"):
+    for kind in ("png", "msra", "tif"):
         assert np.array_equal(joints_of(told(run, tmp_path / kind)[0]), expected), kind
     assert np.array_equal(joints_of(told(run, tmp_path / "marked", "camera.no_return=65535")[0]), expected)
     refused, _ = told(run, tmp_path / "marked", expect=2)
@@ -183,11 +163,6 @@ def test_a_camera_whose_y_points_down_has_the_same_joints_turned(
         np.testing.assert_allclose(mirrored["joints_px"], straight["joints_px"], rtol=0, atol=1e-9)
         assert mirrored["treatment"] == "Y points down, in the run up: turned for the run, and back"
         assert mirrored["reference_mm"][1] == -straight["reference_mm"][1]
-    lines = "".join(f"{x:.6f} {-y:.6f} {z:.6f}\n" for x, y, z in given["reference"].tolist())
-    (tmp_path / "down.txt").write_text(lines)
-    words = ("camera.fy=241.42", f"centres={tmp_path / 'down.txt'}")
-    stored, _ = told(run, frames, CAMERA[0], *CAMERA[2:], *words)
-    assert np.abs(joints_of(stored) - joints_of(down)).max() < ROUNDING_MM
 
 
 def test_another_camera_sees_the_same_figure(run: Path, given: dict[str, Tensor], tmp_path: Path) -> None:
@@ -297,7 +272,7 @@ def test_table_json_and_csv_hold_the_same_and_a_picture_each(run: Path, frames: 
         assert float(row["all ms"]) == answer["ms"]["all"]
         assert row["refused"] == ""
         picture = np.asarray(Image.open(answer["written"]["picture"]))
-        assert picture.shape == (480, 640, 3)
+        assert 352 < max(picture.shape) <= 640, "the window of the cube, enlarged"
         assert Path(answer["written"]["picture"]).name == f"{Path(answer['file']).stem}.pose.png"
     assert done.out.count("000.") == 1  # a long path may go on in the next line
 
@@ -339,7 +314,6 @@ def test_files_that_cannot_be_predicted_are_refused_by_name(
             ("camera.fx=240", "camera.fy=240"),
             "camera.u0=, camera.v0=: is missing, other values of the camera are given",
         ),
-        (("camera.width_px=320",), "camera.height_px=: is missing, other values of the camera are given"),
         (("camera.fx=0", *CAMERA[1:]), "predict: camera.fx: found 0"),
         ((CAMERA[0], "camera.fy=0", *CAMERA[2:]), "fx must be positive, fy not 0 (negative: Y up)"),
         (("camera.focal=240",), "predict: camera.focal: is not an option"),
@@ -352,9 +326,6 @@ def test_files_that_cannot_be_predicted_are_refused_by_name(
             ("reference.near_mm=500", "reference.far_mm=400"),
             "far_mm: is 400, it must be larger than near_mm, which is 500",
         ),
-        (("centres={centres}", "reference=previous"), "as does reference=previous; give only one of them"),
-        (("centres={centres}",), "centres.txt: has 2 lines, what is given has 5 frames: 3 too few"),
-        (("centres={run}",), "run: cannot be read (Is a directory)"),
         (("refiner={run}",), "the task 'pose' predicts no centres; give a run of the task centre"),
         (
             ("--columns", "x,y,z"),
@@ -362,7 +333,7 @@ def test_files_that_cannot_be_predicted_are_refused_by_name(
         ),
         (
             ("category=mug",),
-            "found 'category=mug', allowed is key=value with camera.*, reference.*, reference, centres",
+            "found 'category=mug', allowed is key=value with camera.*, reference.*, reference and refiner",
         ),
         (("--out", "{frames}/000.npy"), "is a file; give a folder"),
     ],
@@ -370,8 +341,7 @@ def test_files_that_cannot_be_predicted_are_refused_by_name(
 def test_each_mistake_is_one_line(
     run: Path, frames: Path, tmp_path: Path, words: tuple[str, ...], expected: str
 ) -> None:
-    (tmp_path / "centres.txt").write_text("0 0 350\ninvalid\n")
-    places = {"{centres}": str(tmp_path / "centres.txt"), "{run}": str(run), "{frames}": str(frames)}
+    places = {"{run}": str(run), "{frames}": str(frames)}
     given = [word if "{" not in word else word.format(**{k[1:-1]: v for k, v in places.items()}) for word in words]
     done = refuse("predict", run, frames, *given, "--device", "cpu")
     (line,) = [line for line in done.splitlines() if "error" in line]

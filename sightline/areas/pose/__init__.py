@@ -15,12 +15,12 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "file_views": {"depth_view": "view_depth_file"},
     "losses": {"losses": "centre_mse heatmap_cross_entropy heatmap_mse joint_l1"},
     "metrics": {"metrics": "centre_error detection_rate joint_error keypoints"},
-    "models": {"v2v": "scale_net v2v v2v_small"},
+    "models": {"scale_net": "scale_net", "v2v": "v2v v2v_small"},
     "predictors": {"predictor": "centre pose"},
     "references": {"sets.references": "centre_of_mass file truth"},
     "rules": {"rules": "misplaced-heatmap misplaced-joints misplaced-volume"},
     "stages": {"stages": "DepthStages"},
-    "tools": {"frame_centres": "find_centres"},
+    "tools": {"set_centres": "find_centres"},
     "transforms": {"transforms": "draw_heatmaps place_cube voxelize"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

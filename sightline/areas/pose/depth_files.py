@@ -1,4 +1,4 @@
-"""Depth image files: PNG, TIFF, NPY, raw float32, and the windows of MSRA; in mm, 0 without a measurement."""
+"""Depth image files: PNG, TIFF, NPY, and the windows of MSRA; in mm, 0 without a measurement."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from sightline.contract.errors import DataError
 from sightline.store.files.array_files import check_decompressed_size, read_npy
 from sightline.store.files.image_files import DECODE_ERRORS, DEPTH_MODES, FREE_IMAGE_BYTES, PNG_END
-from sightline.store.files.input_files import assert_regular, damaged, file_size, read_file
+from sightline.store.files.input_files import assert_regular, damaged, read_file
 
 SizePx: TypeAlias = tuple[int, int]
 """Width and height of an image, in pixels."""
@@ -29,7 +29,7 @@ DEPTH_KINDS: Mapping[str, str] = {
     ".tif": "16 bits or float32",
     ".tiff": "16 bits or float32",
     ".npy": "numbers",
-    ".bin": "float32",
+    ".bin": "of MSRA",
 }
 """Suffixes of depth images, and what their pixels are."""
 
@@ -40,10 +40,9 @@ def read_depth(
     """Read the depth image (H, W) of a user's file, float32 in mm, 0 without a measurement.
 
     PNG and TIFF files have one channel, TIFF files also of float32; NPY files numbers of any type (H, W), NaN without a
-    measurement; BIN files either float32 row by row without a header, for which `size_px` (width, height) must be
-    known, or MSRA's header and window. `no_return` is a further number of the file that marks pixels without a
-    measurement. Raises DataError, one line, for other files, for images of another size than `size_px`, and if the
-    numbers cannot be depths in mm.
+    measurement; BIN files MSRA's header and window. `no_return` is a further number of the file that marks pixels
+    without a measurement. Raises DataError, one line, for other files, for images of another size than `size_px`
+    (width, height), and if the numbers cannot be depths in mm.
     """
     assert_regular(path)
     suffix = path.suffix.lower()
@@ -54,7 +53,7 @@ def read_depth(
     elif suffix == ".npy":
         image = _check_numbers(read_npy(path), path, no_return)
     elif suffix == ".bin":
-        image = _take_out(_read_bin(path, size_px), no_return)
+        image = _take_out(read_windowed_depth(path), no_return)
     else:
         kinds = ", ".join(f"{known} ({numbers})" for known, numbers in DEPTH_KINDS.items())
         raise DataError(f"{path}: is not a depth image of a known kind; convert it to one of {kinds}")
@@ -109,18 +108,6 @@ def read_colour_png(path: Path, *, size_px: SizePx | None = None) -> np.ndarray:
     return depth
 
 
-def read_raw_depth(path: Path, *, size_px: SizePx) -> np.ndarray:
-    """Read the depths (H, W) float32 of a file of little-endian float32, row by row, without a header."""
-    content = read_file(path)
-    width, height = size_px
-    if len(content) != 4 * width * height:
-        raise DataError(
-            f"{path}: has {len(content)} bytes, an image of {width} x {height} float32 has {4 * width * height}; the "
-            "file is damaged, or its image has another size: give that size"
-        )
-    return _check_depths(np.frombuffer(content, "<f4"), path, start=0).reshape(height, width)
-
-
 def read_windowed_depth(path: Path, *, size_px: SizePx | None = None) -> np.ndarray:
     """Read the depths (H, W) float32 of an MSRA file: a header and a window of the image; the rest is 0.
 
@@ -146,27 +133,16 @@ def read_windowed_depth(path: Path, *, size_px: SizePx | None = None) -> np.ndar
         )
     check_decompressed_size(str(path), 4 * width * height, len(content))
     depth = np.zeros((height, width), dtype=np.float32)
-    window = _check_depths(np.frombuffer(content, "<f4", offset=_HEADER.size), path, start=_HEADER.size)
+    window = np.frombuffer(content, "<f4", offset=_HEADER.size)
+    invalid = np.flatnonzero(~np.isfinite(window) | (window < 0))
+    if len(invalid):
+        index = int(invalid[0])
+        raise DataError(
+            f"{path}: the depth at byte {_HEADER.size + 4 * index} is {window[index]}; pixels without a measurement "
+            "must be 0: the file is damaged or in another format"
+        )
     depth[top:bottom, left:right] = window.reshape(bottom - top, right - left)
     return depth
-
-
-def _read_bin(path: Path, size_px: SizePx | None) -> np.ndarray:
-    """Read a BIN file, raw or with MSRA's header, by its size and first bytes."""
-    num_bytes = file_size(path)
-    if size_px is not None and num_bytes == 4 * size_px[0] * size_px[1]:
-        return read_raw_depth(path, size_px=size_px)
-    with path.open("rb") as file:
-        header = file.read(_HEADER.size)
-    if len(header) == _HEADER.size:
-        width, height, left, top, right, bottom = _HEADER.unpack(header)
-        if 0 <= left <= right <= width <= _MAX_SIZE_PX and 0 <= top <= bottom <= height <= _MAX_SIZE_PX:
-            return read_windowed_depth(path, size_px=size_px)
-    if size_px is None:
-        raise DataError(
-            f"{path}: has no header, so its {num_bytes} bytes may be an image of any shape; give its width and height"
-        )
-    return read_raw_depth(path, size_px=size_px)
 
 
 def _decode(path: Path, kind: Literal["PNG", "TIFF"]) -> tuple[str, np.ndarray]:
@@ -206,18 +182,6 @@ def _check_numbers(array: np.ndarray, path: Path, no_return: float | None) -> np
             advice += f"; if the number marks that: no_return={found} (camera.no_return={found} when predicting)"
         raise DataError(f"{path}: the depth in row {row}, column {column} is {found}; {advice}")
     return depth
-
-
-def _check_depths(depths: np.ndarray, path: Path, *, start: int) -> np.ndarray:
-    """Return the depths of a file, read from the byte `start` on, after a check that all are finite and >= 0."""
-    invalid = np.flatnonzero(~np.isfinite(depths) | (depths < 0))
-    if len(invalid):
-        index = int(invalid[0])
-        raise DataError(
-            f"{path}: the depth at byte {start + 4 * index} is {depths[index]}; pixels without a measurement must be "
-            "0: the file is damaged or in another format"
-        )
-    return depths.astype(np.float32, copy=False)
 
 
 def _check_size(image: np.ndarray, size_px: SizePx | None, path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.areas.pose.depth_files import DEPTH_KINDS, SizePx, read_depth
+from sightline.areas.pose.depth_files import DEPTH_KINDS, read_depth
 from sightline.areas.pose.sets.depth_frames import DepthCamera
 from sightline.areas.pose.sets.joint_depths import TYPE_MAXIMA, find_mark
 from sightline.areas.pose.sets.references import CentreOfMass
@@ -23,28 +23,20 @@ class DepthFrameOptions:
     """Options for reading depth images, and for the reference point of the figure in them.
 
     `intrinsics` are fx, fy, u0 and v0 in pixels, by default those of the run's own set; the sign of fy sets whether the
-    prediction's Y points down (fy > 0) or up. `size_px`, width and height, is only needed for raw files; `no_return`
-    is a number that marks pixels without a measurement, as 0 does. The reference point is the centre of mass, computed
-    as `centre_of_mass` states (default: as in the run); or read from a file, `centres`; or, with `tracks_previous`,
-    near the prediction for the previous frame. A `refiner`, a run of the task `centre`, moves the point to the figure's
-    middle joint.
+    prediction's Y points down (fy > 0) or up. `no_return` is a number that marks pixels without a measurement, as 0
+    does. The reference point is the centre of mass, computed as `centre_of_mass` states (default: as in the run); with
+    `tracks_previous`, near the prediction for the previous frame. A `refiner`, a run of the task `centre`, moves the
+    point to the figure's middle joint.
     """
 
     intrinsics: tuple[float, float, float, float] | None = None
-    size_px: SizePx | None = None
     mm_per_unit: float = 1.0
     no_return: float | None = None
     centre_of_mass: CentreOfMass | None = None
     tracks_previous: bool = False
-    centres: Path | None = None
     refiner: TrainedRun | None = None
 
     def __post_init__(self) -> None:
-        if self.centres is not None and (self.tracks_previous or self.refiner is not None):
-            other = "refiner=" if self.refiner is not None else "reference=previous"
-            raise ConfigError(
-                f"centres={self.centres}: gives the position of every figure, as does {other}; give only one of them"
-            )
         if self.intrinsics is not None:
             fx, fy, *middle = self.intrinsics
             if not all(map(math.isfinite, self.intrinsics)) or fx <= 0 or fy == 0:
@@ -88,11 +80,8 @@ class FrameReader:
     def read(self, path: Path) -> np.ndarray:
         """Read the depths (H, W) float32 in mm. Raises DataError for a file that cannot be predicted."""
         width, height = self._trained.width_px, self._trained.height_px
-        size = self._options.size_px
-        if size is None and path.suffix.lower() == ".bin" and path.is_file():
-            size = (width, height) if path.stat().st_size == 4 * width * height else None
         options = self._options
-        depth = read_depth(path, size_px=size, mm_per_unit=options.mm_per_unit, no_return=options.no_return)
+        depth = read_depth(path, mm_per_unit=options.mm_per_unit, no_return=options.no_return)
         for mark in find_mark(depth, options.mm_per_unit):
             if mark.number in TYPE_MAXIMA:
                 raise DataError(

@@ -1,9 +1,4 @@
-"""Losses of joints: heatmaps and centres.
-
-Losses of joint heat maps, summed over the visible joints; the engine divides once, over the whole step.
-
-Loss of a refined reference point, summed over the frames whose middle joint is labelled.
-"""
+"""Losses of joint heat maps and of a refined reference point, summed; the engine divides once, over the whole step."""
 
 from __future__ import annotations
 

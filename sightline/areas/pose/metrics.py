@@ -1,15 +1,4 @@
-"""Scores of joints, keypoints and centres.
-
-Joint errors: distances of predicted joints from true ones, their mean, and the shares within a threshold.
-
-Every distance has a slot of its own, so that the figures are those of all frames, regardless of the processes.
-
-COCO keypoint average precision of several people in an image.
-
-Keypoint metrics relative to the subject's size: PCK, and object keypoint similarity (OKS).
-
-Distance of reference points from the middle joint, before and after a refiner.
-"""
+"""Metrics of joints, keypoints and centres, by distances in slots of their own, so that any processes add up alike."""
 
 from __future__ import annotations
 

@@ -1,45 +1,37 @@
-"""Predictor of the task `pose`: joints in depth images in mm and in pixels, with peaks and times.
-
-Picture of a depth image with the predicted joints and the crop cube.
-"""
+"""Predictor of the task `pose`: joints in depth images in mm and in pixels, with peaks, times and a picture."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from sightline.areas.pose.depth_reader import DEPTH_SUFFIXES, DepthFrameOptions, FrameReader
 from sightline.areas.pose.frame_centres import (
     INPUTS,
     CentreFinder,
-    CentreOfMassFinder,
-    FileCentreFinder,
     FrameCentre,
-    RefinedCentreFinder,
-    Refiner,
-    TrackingCentreFinder,
     assert_depth_run,
     frame_sample,
-    get_centre_of_mass,
+    make_centre_finder,
     without_target_transforms,
 )
 from sightline.areas.pose.sets.references import CentreOfMass
+from sightline.areas.pose.stages import UNIT_CORNERS, project_cube
 from sightline.config.overrides import read_key_values
 from sightline.contract import registry
-from sightline.contract.arguments import Count, PositiveFloat
+from sightline.contract.arguments import PositiveFloat
 from sightline.contract.errors import ConfigError, UserError
-from sightline.draw.pictures import PALETTE, encode_png
+from sightline.draw.pictures import encode_png
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun, open_trained
 from sightline.ops.pinhole import project_points
 from sightline.store.loading.batch_reader import NamedTransform
+from sightline.view.panels import READ, JointFigure, depth_panel
 from sightline.workbench.predict.predictor import (
     CommandLine,
     Inference,
@@ -52,72 +44,12 @@ from sightline.workbench.predict.predictor import (
     report_write_errors,
 )
 
-_WIDTH_PX = 640
-"""Minimum width; smaller images are enlarged by an integer factor."""
-_FINER = 2  # factor of supersampling for lines
-_PAPER, _NEAR, _FAR, _OUTSIDE = (
-    np.array(c, dtype=np.float64) for c in ((28, 31, 36), (236,) * 3, (96,) * 3, (58,) * 3)
-)
-_CUBE = (120, 170, 255)
-
-
-def draw_pose(
-    depth: np.ndarray,
-    joints_px: np.ndarray,
-    bones: Sequence[tuple[int, int]],
-    *,
-    reference_mm: np.ndarray,
-    camera: np.ndarray,
-    cube_mm: float,
-) -> np.ndarray:
-    """Draw a pose as (H, W, 3) uint8: depths in the cube from light to dark, the rest of the image dim.
-
-    `depth` (H, W) in mm; `joints_px` (J, 2) columns and rows; `bones` a tree of pairs of joints, of which every branch
-    from the root has a colour. The frame is the cube's section through the reference point.
-    """
-    factor = max(1, math.ceil(_WIDTH_PX / depth.shape[1]))
-    shaded = _shade_depth(depth, float(reference_mm[2]), cube_mm).repeat(factor, axis=0).repeat(factor, axis=1)
-    height, width = shaded.shape[:2]
-    canvas = Image.fromarray(shaded).resize((width * _FINER, height * _FINER), Image.Resampling.NEAREST)
-    pen, step = ImageDraw.Draw(canvas), factor * _FINER
-    corners = [reference_mm + np.array([x, y, 0]) * cube_mm / 2 for x in (-1, 1) for y in (-1, 1)]
-    frame = (project_points(np.stack(corners), camera)[:, :2] + 0.5) * step  # pixel centres are at integers
-    pen.rectangle([*frame.min(axis=0), *frame.max(axis=0)], outline=_CUBE, width=_FINER)
-    positions = (np.clip(joints_px, -1e4, 1e4) + 0.5) * step
-    colors = _branch_colors(len(joints_px), bones)
-    for first, second in bones:
-        pen.line([*positions[first], *positions[second]], fill=colors[second], width=3 * _FINER)
-    for position, color in zip(positions, colors, strict=True):
-        radius = 3.5 * _FINER
-        pen.ellipse([*(position - radius), *(position + radius)], fill=color, outline=(255, 255, 255), width=_FINER)
-    return np.asarray(canvas.resize((width, height), Image.Resampling.LANCZOS))
-
-
-def _shade_depth(depth: np.ndarray, middle_mm: float, cube_mm: float) -> np.ndarray:
-    """Shade the depths (H, W) to grey values (H, W, 3) uint8 by their position in the cube."""
-    share = ((depth - middle_mm) / cube_mm + 0.5)[..., None]
-    shade = np.where((share >= 0) & (share <= 1), _NEAR + share * (_FAR - _NEAR), _OUTSIDE)
-    shaded: np.ndarray = np.where((depth > 0)[..., None], shade, _PAPER).round().astype(np.uint8)
-    return shaded
-
-
-def _branch_colors(num_joints: int, bones: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """Choose a colour per joint: that of its branch from the root; white for the root."""
-    parent = {second: first for first, second in bones}
-    colors = []
-    for joint in range(num_joints):
-        ancestor = joint
-        while parent.get(parent.get(ancestor, -1)) is not None:
-            ancestor = parent[ancestor]
-        roots = [second for first, second in bones if first not in parent]
-        red, green, blue = PALETTE[roots.index(ancestor)].tolist() if ancestor in roots else (255, 255, 255)
-        colors.append((red, green, blue))
-    return colors
-
-
 STAGES = ("read", "centre", "voxelise", "network", "decode")
 """Timed stages of each frame."""
 _PICTURE = ".pose.png"
+_WIDTH_PX = 640
+_MAX_PX = 1e4
+"""Columns and rows of joints that are drawn."""
 _COORDINATES = ("x_mm", "y_mm", "z_mm", "u_px", "v_px", "peak")
 
 
@@ -146,10 +78,6 @@ class JointPrediction:
     ms: Mapping[str, float]
     depth: np.ndarray | None = None
 
-    def without_depth(self) -> JointPrediction:
-        """Return the same prediction without its depth image, to save memory."""
-        return dataclasses.replace(self, depth=None)
-
     @property
     def total_ms(self) -> float:
         """Milliseconds of all stages."""
@@ -169,9 +97,8 @@ class PosePredictor(Predictor[JointPrediction]):
     """Predictor of a `JointPrediction` per depth image, from the `joints_mm` and `peaks` of the task.
 
     `frames` states how the images are read, and where the figure is searched. If it tracks a video, frames are
-    predicted one by one. Raises UserError for a run whose camera is unknown and for a file of reference points that
-    does not fit; ConfigError for a run that was not trained on depth images, or whose set does not name its joints, and
-    for a refiner of another task. Source: made here.
+    predicted one by one. Raises UserError for a run whose camera is unknown; ConfigError for a run that was not trained
+    on depth images, or whose set does not name its joints, and for a refiner of another task. Source: made here.
     """
 
     reads = frozenset({"joints_mm", "peaks"})
@@ -208,13 +135,13 @@ class PosePredictor(Predictor[JointPrediction]):
 
     @classmethod
     def options(cls, run: TrainedRun, line: CommandLine) -> dict[str, Any]:
-        """Parse `frames` from the arguments `camera.*`, `reference.*`, `reference`, `centres` and `refiner`."""
+        """Parse `frames` from the arguments `camera.*`, `reference.*`, `reference` and `refiner`."""
         arguments: dict[str, list[str]] = {"camera.": [], "reference.": [], "": []}
         for argument in line.key_values:
             key = argument.partition("=")[0].strip()
-            prefix = "" if key in ("reference", "centres", "refiner") else f"{key.partition('.')[0]}."
+            prefix = "" if key in ("reference", "refiner") else f"{key.partition('.')[0]}."
             if prefix not in arguments:
-                allowed = "camera.*, reference.*, reference, centres and refiner"
+                allowed = "camera.*, reference.*, reference and refiner"
                 raise UserError(f"predict: found {argument!r}, allowed is key=value with {allowed}")
             arguments[prefix].append(argument)
         camera = read_key_values("camera", _camera, arguments["camera."], command="predict", prefix="camera.")
@@ -232,8 +159,8 @@ class PosePredictor(Predictor[JointPrediction]):
         return {"frames": frames}
 
     def start(self, files: Sequence[Path]) -> None:
-        """Open the file of reference points, which has a line for each frame."""
-        self._centres = self._make_centres(files)
+        """Make the finder of reference points."""
+        self._centres = make_centre_finder(self.run, self._reader, self._options, self._world)
 
     def close(self) -> None:
         """Move the refiner back to the CPU."""
@@ -268,7 +195,7 @@ class PosePredictor(Predictor[JointPrediction]):
 
     def compact(self, prediction: JointPrediction) -> JointPrediction:
         """Return the prediction without its depth image."""
-        return prediction.without_depth()
+        return dataclasses.replace(prediction, depth=None)
 
     def document(self, prediction: JointPrediction) -> dict[str, Any]:
         """Return all fields except those of the run's set, which `about` has."""
@@ -297,20 +224,11 @@ class PosePredictor(Predictor[JointPrediction]):
         return [document["file"], document["reference"], *numbers, document["treatment"]]
 
     def write(self, prediction: JointPrediction, name: Path) -> dict[str, Path]:
-        """Write a picture of the joints and of the crop cube."""
-        assert prediction.depth is not None, "the depth is there while predictions come one by one"
-        pixels = draw_pose(
-            prediction.depth,
-            prediction.joints_px,
-            prediction.bones,
-            reference_mm=prediction.reference_mm,
-            camera=np.array(prediction.camera),
-            cube_mm=prediction.cube_mm,
-        )
+        """Write a picture of the part of the depth image about the cube, with the joints."""
         path = name.with_name(name.name + _PICTURE)
         with report_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode_png(pixels))
+            path.write_bytes(encode_png(draw_pose(prediction)))
         return {"picture": path}
 
     def about(self) -> dict[str, Any]:
@@ -322,11 +240,7 @@ class PosePredictor(Predictor[JointPrediction]):
         camera = self._reader.notes()
         trained = str(self.run.facts.get("reference_source", ""))
         source = "centre_of_mass" if self._options.refiner is None else "refiner"
-        if (
-            self._options.centres is not None
-            or not trained
-            or (trained == "centre_of_mass") == (source == "centre_of_mass")
-        ):
+        if not trained or (trained == "centre_of_mass") == (source == "centre_of_mass"):
             return camera
         point = "where a refiner puts the middle joint" if source == "refiner" else "the centre of mass"
         line = f"the run was trained about reference points of '{trained}', not {point}: its predictions may be worse"
@@ -360,21 +274,22 @@ class PosePredictor(Predictor[JointPrediction]):
             depth=source.depth,
         )
 
-    def _make_centres(self, files: Sequence[Path]) -> CentreFinder:
-        """Make the finder of reference points that `frames` states."""
-        options, reader = self._options, self._reader
-        refine = None if options.refiner is None else Refiner(options.refiner, reader, options, self._world)
-        source_run = options.refiner or self.run
-        cube_mm = float(source_run.facts["cube_mm"])
-        mass = CentreOfMassFinder(
-            options.centre_of_mass or get_centre_of_mass(source_run), reader.camera, cube_mm=cube_mm
-        )
-        if options.centres is not None:
-            return FileCentreFinder(
-                options.centres, files, mass, camera=reader.camera, cube_mm=cube_mm, flip_y=reader.flip_y
-            )
-        start: CentreFinder = TrackingCentreFinder(mass) if options.tracks_previous else mass
-        return start if refine is None else RefinedCentreFinder(start, refine)
+
+def draw_pose(prediction: JointPrediction) -> np.ndarray:
+    """Draw the joints of a prediction and its cube over the part of the depth image that shows the cube."""
+    assert prediction.depth is not None, "a prediction keeps its depth image until it is written"
+    corners = prediction.reference_mm + (UNIT_CORNERS - 0.5) * prediction.cube_mm
+    _, (left, top, right, bottom) = project_cube(corners, np.array(prediction.camera), prediction.depth.shape)
+    factor = max(1, _WIDTH_PX // max(right - left, bottom - top))
+    depth = prediction.depth[top:bottom, left:right].repeat(factor, axis=0).repeat(factor, axis=1)
+    shift = np.array([0.5, 0.5]) - (left, top)  # pixel centres are at integers
+    camera = np.concatenate([prediction.camera[:2], np.array(prediction.camera[2:]) + shift]) * factor
+    camera[2:] -= 0.5
+    is_near = (np.abs(prediction.joints_px) < _MAX_PX).all(axis=1)
+    joints = JointFigure("joints", prediction.joints_mm, is_near, prediction.bones, READ)
+    is_inside = np.abs(depth - prediction.reference_mm[2]) <= prediction.cube_mm / 2
+    cube, _ = project_cube(corners, camera, depth.shape)
+    return depth_panel("prediction", depth, camera, [joints], is_inside=is_inside, cube=cube).pixels
 
 
 @registry.predictors.add("centre")
@@ -390,12 +305,10 @@ class CentrePredictor(Predictor[Any]):
 def _reference(
     *,
     reference: Literal["centre_of_mass", "previous"] = "centre_of_mass",
-    centres: str | None = None,
     refiner: str | None = None,
 ) -> dict[str, Any]:
     """Convert the arguments about reference points to those of `DepthFrameOptions`, and the path of the refiner."""
-    path = None if centres is None else Path(centres)
-    return {"tracks_previous": reference == "previous", "centres": path, "refiner": refiner}
+    return {"tracks_previous": reference == "previous", "refiner": refiner}
 
 
 def _camera(
@@ -404,23 +317,16 @@ def _camera(
     fy: float | None = None,
     u0: float | None = None,
     v0: float | None = None,
-    width_px: Count | None = None,
-    height_px: Count | None = None,
     mm_per_unit: PositiveFloat = 1.0,
     no_return: float | None = None,
 ) -> dict[str, Any]:
     """Convert the arguments `camera.*` to those of `DepthFrameOptions`."""
     intrinsics: dict[str, float | None] = {"fx": fx, "fy": fy, "u0": u0, "v0": v0}
-    size = {"width_px": width_px, "height_px": height_px}
-    for group in (intrinsics, size):
-        missing = [f"camera.{name}=" for name, value in group.items() if value is None]
-        if missing and len(missing) < len(group):
-            raise UserError(
-                f"predict: {', '.join(missing)}: is missing, other values of the camera are given; give it too"
-            )
+    missing = [f"camera.{name}=" for name, value in intrinsics.items() if value is None]
+    if missing and len(missing) < len(intrinsics):
+        raise UserError(f"predict: {', '.join(missing)}: is missing, other values of the camera are given; give it too")
     return {
         "intrinsics": None if fx is None else tuple(intrinsics.values()),
-        "size_px": None if width_px is None else tuple(size.values()),
         "mm_per_unit": mm_per_unit,
         "no_return": no_return,
     }

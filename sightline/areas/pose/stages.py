@@ -2,14 +2,13 @@
 
 After the raw stage, coordinates are voxels of the placed cube's grid, as the network sees them. Joints decoded from a
 target are transformed back to mm by the inverse placement and compared with the raw joints, which no transform changed.
-
-Errors of joints as numbers and as text: in the placed cube, in the target, and as predicted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -64,37 +63,26 @@ def measure_placement(placement: CubePlacement, joints: Tensor, raw: Tensor, vis
 
 
 def measure_target(heatmaps: Tensor, placement: CubePlacement, raw: Tensor, visible: Tensor) -> dict[str, Any]:
-    """Measure the error of joints decoded from heat maps (J, V, V, V) against the raw joints (J, 3), in mm and cells.
+    """Measure the largest error of joints decoded from heat maps (J, V, V, V) against the raw joints (J, 3).
 
-    Decoded by argmax, which is at most half a cell off along each axis of the grid, and by a parabola around the
-    maximum. Only visible joints inside the cube count: the heat maps of the others have no peak.
+    They are decoded by argmax, which is at most half a cell off along each axis of the grid. Only visible joints inside
+    the cube count: the heat maps of the others have no peak.
     """
-    cell_voxels = placement.size / heatmaps.shape[-1]
-    exact = without_rounding(placement)
-    expected = to_voxels(raw[None], exact) / cell_voxels
-    is_inside = ((expected[0] >= 0) & (expected[0] < heatmaps.shape[-1])).all(dim=1)
-    counted = is_inside & visible
-    figures: dict[str, Any] = {
+    num_cells, exact = heatmaps.shape[-1], without_rounding(placement)
+    cell_voxels = placement.size / num_cells
+    expected = to_voxels(raw[None], exact)[0] / cell_voxels
+    counted = ((expected >= 0) & (expected < num_cells)).all(dim=1) & visible
+    decoded = decode_joints(heatmaps[None], placement, decoding="argmax")
+    off_cells = ((to_voxels(decoded, exact)[0] / cell_voxels) - expected)[counted].abs()
+    is_counted = bool(counted.any())
+    return {
         "cell_mm": placement.voxel_mm * cell_voxels / float(placement.scale[0]),
         "num_joints": int(visible.sum()),
         "num_joints_inside": int(counted.sum()),
+        "target_off_cells": float(off_cells.max()) if is_counted else None,
+        "target_off_max_mm": float((decoded[0] - raw).norm(dim=1)[counted].max()) if is_counted else None,
+        "is_sound": bool((off_cells <= _HALF_A_CELL).all()) if is_counted else None,
     }
-    names = ("target_off_cells", "target_off_mm", "target_off_max_mm", "parabola_off_max_mm", "is_sound")
-    if not bool(counted.any()):
-        return figures | dict.fromkeys(names)
-    decoded = decode_joints(heatmaps[None], placement, decoding="argmax")
-    max_error_cells = float(((to_voxels(decoded, exact) / cell_voxels) - expected)[0, counted].abs().max())
-    error_mm = (decoded[0] - raw).norm(dim=1)[counted]
-    smooth = decode_joints(heatmaps[None], placement, decoding="parabola")[0]
-    parabola_max_mm = float((smooth - raw).norm(dim=1)[counted].max())
-    values = (
-        max_error_cells,
-        float(error_mm.mean()),
-        float(error_mm.max()),
-        parabola_max_mm,
-        max_error_cells <= _HALF_A_CELL,
-    )
-    return figures | dict(zip(names, values, strict=True))
 
 
 def measure_joint_errors(found: Tensor, true: Tensor, visible: Tensor, names: Sequence[str]) -> dict[str, Any]:
@@ -146,9 +134,8 @@ def describe_target(figures: Mapping[str, Any]) -> str:
         return "no labelled joint is in the cube"
     num_outside = figures["num_joints"] - figures["num_joints_inside"]
     text = (
-        f"read back from the target, joints are {figures['target_off_mm']:.1f} mm from the raw ones "
-        f"({figures['target_off_max_mm']:.1f} at most), {figures['target_off_cells']:.2f} of a cell of "
-        f"{figures['cell_mm']:.1f} mm along an axis; by the parabola {figures['parabola_off_max_mm']:.2g} mm"
+        f"read back from the target, joints are at most {figures['target_off_max_mm']:.1f} mm from the raw ones, "
+        f"{figures['target_off_cells']:.2f} of a cell of {figures['cell_mm']:.1f} mm along an axis"
     )
     text += f"; {num_outside} joints outside of the cube" if num_outside else ""
     return text if figures["is_sound"] else f"MORE THAN HALF A CELL: {text}; target and raw joints disagree"
@@ -165,8 +152,9 @@ def describe_errors(figures: Mapping[str, Any]) -> str:
 _ADDED_FIELDS = ("heatmaps", "volume", "placement")
 """Fields that transforms add; a stage is drawn by the first of these that its transform added."""
 _MIN_DRAWN = 0.5
-_CORNERS = np.array([[x, y, z] for x in (0.0, 1.0) for y in (0.0, 1.0) for z in (0.0, 1.0)])
-_EDGES = tuple((a, b) for a in range(8) for b in range(a + 1, 8) if np.abs(_CORNERS[a] - _CORNERS[b]).sum() == 1)
+UNIT_CORNERS = np.array([[x, y, z] for x in (0.0, 1.0) for y in (0.0, 1.0) for z in (0.0, 1.0)])
+"""Corners (8, 3) of the unit cube."""
+_EDGES = tuple((a, b) for a, b in combinations(range(8), 2) if np.abs(UNIT_CORNERS[a] - UNIT_CORNERS[b]).sum() == 1)
 _CUBE = np.array([120, 128, 140], dtype=np.uint8)
 _MARGIN_PX = 4
 
@@ -214,7 +202,7 @@ class DepthStages:
             self._decoded_figure("predicted joints", joints_mm),
         )
         depth, camera = self._image(sample)
-        _, window = _project_cube(placement, camera, depth)
+        _, window = _project_placed_cube(placement, camera, depth)
         depth_picture = depth_panel("predicted and true", depth, camera, [true_figure, predicted_figure], window=window)
         cloud = self._heatmap_stage(
             "prediction", maps, placement, [true_figure, predicted_figure], behind=batch["volume"][0, 0].cpu()
@@ -254,7 +242,7 @@ class DepthStages:
         figures |= {"num_points_inside": int(is_inside.sum())}
         image = np.zeros(depth.shape, dtype=bool)
         image[depth > 0] = is_inside
-        cube, window = _project_cube(placement, camera, depth)
+        cube, window = _project_placed_cube(placement, camera, depth)
         skeleton = self._true_figure(sample["joints"].double())
         crop = depth_panel("in the cube", depth, camera, [skeleton], window=window, is_inside=image, cube=cube)
         inside_points = points[is_inside]
@@ -357,13 +345,20 @@ def _to_voxels(points_mm: np.ndarray, placement: CubePlacement) -> np.ndarray:
     return to_voxels(torch.from_numpy(points_mm.astype(np.float64))[None], without_rounding(placement))[0].numpy()
 
 
-def _project_cube(placement: CubePlacement, camera: np.ndarray, depth: np.ndarray) -> tuple[JointFigure | None, Window]:
-    """Return the edges of the placed cube in the camera frame, and the window of the image that shows the cube.
+def _project_placed_cube(
+    placement: CubePlacement, camera: np.ndarray, depth: np.ndarray
+) -> tuple[JointFigure | None, Window]:
+    corners = torch.from_numpy(UNIT_CORNERS * placement.size)
+    return project_cube(to_camera(corners[None], without_rounding(placement))[0].numpy(), camera, depth.shape)
 
-    If the cube reaches behind the camera or lies outside the image: None, and the whole image.
+
+def project_cube(corners: np.ndarray, camera: np.ndarray, shape: tuple[int, ...]) -> tuple[JointFigure | None, Window]:
+    """Return the edges of a cube with these corners (8, 3), and the window of the image of `shape` that shows it.
+
+    `corners` are those of `UNIT_CORNERS`, in the camera's frame. If the cube reaches behind the camera or lies outside
+    the image: None, and the whole image.
     """
-    height, width = depth.shape
-    corners = to_camera(torch.from_numpy(_CORNERS * placement.size)[None], without_rounding(placement))[0].numpy()
+    height, width = shape
     if corners[:, 2].min() < 1:
         return None, (0, 0, width, height)
     pixels = project_points(corners, camera)[:, :2]

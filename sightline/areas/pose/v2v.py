@@ -1,7 +1,4 @@
-"""V2V-PoseNet: occupied voxels to a likelihood of every joint at every voxel. Source: Moon et al. 2018.
-
-ScaleNet: the middle of a hand, refined from three crops about a guess. Source: Oberweger and Lepetit 2017.
-"""
+"""V2V-PoseNet: occupied voxels to a likelihood of every joint at every voxel. Source: Moon et al. 2018."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract import registry
-from sightline.contract.arguments import Probability
 from sightline.layers.images import checkpoint_activations
 
 
@@ -90,14 +86,33 @@ class V2VOutput(TypedDict):
 
 
 class _VolumeNetwork(nn.Module):
-    """Base of volumetric networks: initialisation, memory format, and activation checkpointing."""
+    """Base of volumetric networks: arguments, initialisation, memory format, and activation checkpointing."""
 
     size_divisor = 8
 
-    def __init__(self, *, channels_last: bool, recompute: bool) -> None:
+    def __init__(
+        self,
+        *,
+        num_joints: int,
+        shortcuts: bool = True,
+        init: Init = "v2v",
+        channels_last: bool = False,
+        recompute: bool = False,
+    ) -> None:
         super().__init__()
+        self.shortcuts = shortcuts
         self.channels_last = channels_last
         self.recompute = recompute
+        self._build(num_joints)
+        self._start(init)
+
+    def _build(self, num_joints: int) -> None:
+        """Make the layers."""
+        raise NotImplementedError
+
+    def block(self, in_channels: int, out_channels: int) -> ResidualBlock3d:
+        """Make a residual block, with or without its shortcut."""
+        return ResidualBlock3d(in_channels=in_channels, out_channels=out_channels, has_shortcut=self.shortcuts)
 
     def forward(self, *, volume: Tensor) -> V2VOutput:
         """Predict from `volume` (B, 1, X, Y, Z): 1 where a voxel is occupied, else 0."""
@@ -140,25 +155,13 @@ class V2V(_VolumeNetwork):
     memory. Source: Moon et al. 2018, figure 4; layout of V2V-PoseNet_RELEASE.
     """
 
-    def __init__(
-        self,
-        *,
-        num_joints: int,
-        shortcuts: bool = True,
-        init: Init = "v2v",
-        channels_last: bool = False,
-        recompute: bool = False,
-    ) -> None:
-        super().__init__(channels_last=channels_last, recompute=recompute)
-
-        def block(width_in: int, width_out: int) -> ResidualBlock3d:
-            return ResidualBlock3d(in_channels=width_in, out_channels=width_out, has_shortcut=shortcuts)
-
+    def _build(self, num_joints: int) -> None:
+        block = self.block
         self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=16, kernel_size=7), nn.MaxPool3d(2))
         self.front = nn.Sequential(block(16, 32), block(32, 32), block(32, 32))
-        self.outer_skip = block(32, 32) if shortcuts else None
+        self.outer_skip = block(32, 32) if self.shortcuts else None
         self.down = nn.Sequential(nn.MaxPool3d(2), block(32, 64))
-        self.inner_skip = block(64, 64) if shortcuts else None
+        self.inner_skip = block(64, 64) if self.shortcuts else None
         self.middle = nn.Sequential(nn.MaxPool3d(2), block(64, 128), block(128, 128), block(128, 128))
         self.inner_up = UpsampleBlock3d(in_channels=128, out_channels=64)
         self.inner = block(64, 64)
@@ -169,7 +172,6 @@ class V2V(_VolumeNetwork):
             VolumeBlock(in_channels=32, out_channels=32, kernel_size=1),
         )
         self.output = nn.Conv3d(32, num_joints, 1)
-        self._start(init)
 
     def likelihood(self, volume: Tensor) -> Tensor:
         outer = self.stage(self.front, self.stage(self.stem, volume))
@@ -192,27 +194,14 @@ class V2VSmall(_VolumeNetwork):
 
     size_divisor = 4
 
-    def __init__(
-        self,
-        *,
-        num_joints: int,
-        shortcuts: bool = True,
-        init: Init = "v2v",
-        channels_last: bool = False,
-        recompute: bool = False,
-    ) -> None:
-        super().__init__(channels_last=channels_last, recompute=recompute)
-
-        def block(width_in: int, width_out: int) -> ResidualBlock3d:
-            return ResidualBlock3d(in_channels=width_in, out_channels=width_out, has_shortcut=shortcuts)
-
+    def _build(self, num_joints: int) -> None:
+        block = self.block
         self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=8, kernel_size=5), nn.MaxPool3d(2))
         self.front = block(8, 16)
-        self.skip = block(16, 16) if shortcuts else None
+        self.skip = block(16, 16) if self.shortcuts else None
         self.middle = nn.Sequential(nn.MaxPool3d(2), block(16, 32))
         self.up = UpsampleBlock3d(in_channels=32, out_channels=16)
         self.output = nn.Conv3d(16, num_joints, 1)
-        self._start(init)
 
     def likelihood(self, volume: Tensor) -> Tensor:
         outer = self.stage(self.front, self.stage(self.stem, volume))
@@ -220,70 +209,3 @@ class V2VSmall(_VolumeNetwork):
         if self.skip is not None:
             raised = raised + self.stage(self.skip, outer)
         return cast(Tensor, self.output(raised))
-
-
-_SIZE = 128
-_CHANNELS = 8
-_POOLS = ((4, 2), (2, 2), (2, 1))
-"""Pool sizes of the first two convolutions of each branch, the whole crop's first; the third has none."""
-_FLAT = 968 + 968 + 512
-_WIDTH = 1024
-
-
-class ScaleNetOutput(TypedDict):
-    """`offset` (B, 3): from the middle of the crop, in halves of its side."""
-
-    offset: Tensor
-
-
-@registry.models.add("scale_net")
-class ScaleNet(nn.Module):
-    """ScaleNet: refines a reference point from the crop, its middle half and its middle quarter, at one scale.
-
-    Three branches of three valid convolutions, then layers of 1,024 values with `dropout` after each; 3,567,651
-    parameters. The crop is one of 128 by 128, by the transform `crop_depth`.
-    Source: Oberweger and Lepetit 2017, DeepPrior++, section 3.1; layers of the authors' scalenet.py.
-    """
-
-    def __init__(self, *, dropout: Probability = 0.3) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(_branch(*pools) for pools in _POOLS)
-        self.head = nn.Sequential(
-            nn.Linear(_FLAT, _WIDTH),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(_WIDTH, _WIDTH),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(_WIDTH, 3),
-        )
-
-    def forward(self, *, crop: Tensor) -> ScaleNetOutput:
-        """Predict from `crop` (B, 1, 128, 128), from -1 at the front to 1 at the back."""
-        if crop.shape[1:] != (1, _SIZE, _SIZE):
-            raise ValueError(
-                f"crop: found the shape {tuple(crop.shape)}, scale_net takes (B, 1, {_SIZE}, {_SIZE}); set size: "
-                f"{_SIZE} in crop_depth"
-            )
-        branch_features = [branch(_middle(crop, _SIZE >> level)) for level, branch in enumerate(self.branches)]
-        return {"offset": cast(Tensor, self.head(torch.cat(branch_features, dim=1)))}
-
-
-def _branch(first_pool: int, second_pool: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(1, _CHANNELS, 5),
-        nn.MaxPool2d(first_pool),
-        nn.ReLU(),
-        nn.Conv2d(_CHANNELS, _CHANNELS, 5),
-        nn.MaxPool2d(second_pool),
-        nn.ReLU(),
-        nn.Conv2d(_CHANNELS, _CHANNELS, 3),
-        nn.ReLU(),
-        nn.Flatten(),
-    )
-
-
-def _middle(crop: Tensor, size: int) -> Tensor:
-    """Return the `size` by `size` pixels in the middle."""
-    start = (crop.shape[-1] - size) // 2
-    return crop[..., start : start + size, start : start + size]

@@ -14,7 +14,8 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     },
     "descriptions": {"projections": "describe_projection"},
     "models": {
-        "models.rangenet": "deeplabv3 rangenet21 rangenet53",
+        "models.deeplabv3": "deeplabv3",
+        "models.rangenet": "rangenet21 rangenet53",
         "models.salsanext": "salsanext",
         "models.squeezeseg": "squeezeseg squeezesegv2",
     },

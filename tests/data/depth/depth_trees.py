@@ -108,7 +108,7 @@ def _put(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def write_icvl(root: Path, *, as_bin: bool = False) -> dict[str, Drawn]:
+def write_icvl(root: Path) -> dict[str, Drawn]:
     """Three recordings, one of them turned as well, and two test sequences; labels are columns, rows and depths."""
     made: dict[str, Drawn] = {}
     lists = {
@@ -124,8 +124,7 @@ def write_icvl(root: Path, *, as_bin: bool = False) -> dict[str, Drawn]:
             x, y, z = drawn.joints.T
             pixels = np.stack((160 + 241.42 * x / z, 120 + 241.42 * y / z, z), axis=-1)
             lines.append(f"{name}.png " + " ".join(repr(float(value)) for value in pixels.ravel()) + " ")
-            content = drawn.depth.astype("<f4").tobytes() if as_bin else png16(drawn.depth)
-            _put(root / file.split("/")[0] / "Depth" / f"{name}.{'bin' if as_bin else 'png'}", content)
+            _put(root / file.split("/")[0] / "Depth" / f"{name}.png", png16(drawn.depth))
             made[f"{name}.png"] = drawn
         (root / file).write_text("\n".join(lines) + "\n\n")
     return made
@@ -134,7 +133,7 @@ def write_icvl(root: Path, *, as_bin: bool = False) -> dict[str, Drawn]:
 NYU_EVALUATED = [0, 3, 6, 9, 12, 15, 18, 21, 24, 25, 27, 30, 31, 32]
 
 
-def write_nyu(root: Path, counts: Mapping[str, int], *, as_bin: bool = False) -> dict[str, Drawn]:
+def write_nyu(root: Path, counts: Mapping[str, int]) -> dict[str, Drawn]:
     """`counts` frames for train and test: joints of three views (the others are far off), images of the first."""
     made = {}
     for split, count in counts.items():
@@ -150,11 +149,8 @@ def write_nyu(root: Path, counts: Mapping[str, int], *, as_bin: bool = False) ->
         savemat(root / split / "joint_data.mat", {**joints, "joint_names": np.array(["a", "b"], dtype=object)})
         for number, each in enumerate(drawn):
             name = f"depth_1_{number + 1:07d}"
-            if as_bin:
-                _put(root / split / "parsed" / f"{name}.bin", each.depth.astype("<f4").tobytes())
-            else:
-                _put(root / split / f"{name}.png", png_colour(each.depth))
-                _put(root / split / f"{name.replace('_1_', '_2_')}.png", b"another view")
+            _put(root / split / f"{name}.png", png_colour(each.depth))
+            _put(root / split / f"{name.replace('_1_', '_2_')}.png", b"another view")
             made[f"{split}/{name}"] = Drawn(each.depth, each.joints[NYU_EVALUATED])
     return made
 

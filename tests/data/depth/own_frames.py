@@ -1,4 +1,4 @@
-"""Frames of one's own as a user has them: 16-bit images, joints.csv or joints.json, and camera.json."""
+"""Frames of one's own as a user has them: 16-bit images, joints.csv and camera.json."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ JOINTS = ("palm", "thumb_tip", "index_tip", "little_tip")
 CAMERA = {"fx": 241.42, "fy": -241.42, "u0": 160.0, "v0": 120.0}
 
 
-def write_own_frames(
-    root: Path, count: int, *, form: str = "csv", suffix: str = ".png", folders: int = 1
-) -> np.ndarray:
+def write_own_frames(root: Path, count: int, *, suffix: str = ".png", folders: int = 1) -> np.ndarray:
     """Write procedural hands with four joints; return the joints (count, 4, 3) in mm."""
     block = ComponentConfig("synthetic_hands", {"train_size": count})
     hands = registry.data.build(block, facts={"split": "train"})
@@ -38,15 +36,10 @@ def write_own_frames(
         else:
             np.save(root / name, np.where(depth > 0, depth / 1000, np.nan))
         frames.append(name)
-    if form == "csv":
-        with (root / "joints.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["frame", *(f"{joint}_{axis}" for joint in JOINTS for axis in "xyz")])
-            writer.writerows([name, *row] for name, row in zip(frames, joints.reshape(count, -1).tolist(), strict=True))
-    else:
-        listed = [{"frame": name, "joints": row} for name, row in zip(frames, joints.tolist(), strict=True)]
-        bones = [["palm", joint] for joint in JOINTS[1:]]
-        (root / "joints.json").write_text(json.dumps({"joint_names": JOINTS, "bones": bones, "frames": listed}))
+    with (root / "joints.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["frame", *(f"{joint}_{axis}" for joint in JOINTS for axis in "xyz")])
+        writer.writerows([name, *row] for name, row in zip(frames, joints.reshape(count, -1).tolist(), strict=True))
     (root / "camera.json").write_text(json.dumps(CAMERA))
     return joints
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from sightline.areas.scans.sets.kitti_object import TYPES, KittiObject, read_frame, read_objects
-from sightline.areas.scans.sets.kitti_object import PointsInBoxRule as Boxing
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
 from tests.data.scans.lidar_writers import TYPE_OF, quiet, write_kitti_object
@@ -47,7 +46,7 @@ def test_real_frames_have_the_specifications_counts(shared: Path, frame: str, ex
     paths = [
         folder / f"{part}/{frame}{end}" for part, end in (("velodyne", ".bin"), ("label_2", ".txt"), ("calib", ".txt"))
     ]
-    scan = read_frame(*paths, size_px=(1242, 375), box_rule=Boxing())
+    scan = read_frame(*paths, size_px=(1242, 375))
     found = {TYPES[raw]: int((scan.ids == raw).sum()) for raw in range(1, 9)}
     assert {name: count for name, count in found.items() if count} == expected
 
@@ -87,9 +86,9 @@ def test_real_frames_become_samples(real: Path) -> None:
 
 
 def test_every_point_of_a_generated_box_is_found(tmp_path: Path) -> None:
-    """Exact returns lie on faces: a centimetre more holds them all, and a millimetre less none of the ground."""
+    """Points of a car or person are in its box, those of the ground below it are not."""
     made = write_kitti_object(tmp_path / "kitti", 5)
-    prepare(tmp_path / "kitti", tmp_path / "set", margin_m=0.01, ground_m=0.001)
+    prepare(tmp_path / "kitti", tmp_path / "set")
     seen = 0
     for split in ("train", "validation", "test"):
         part = opened(tmp_path / "set", split, crop="none")
@@ -113,10 +112,10 @@ def test_every_point_of_a_generated_box_is_found(tmp_path: Path) -> None:
 def test_regions_that_nobody_labelled_are_ignored(tmp_path: Path) -> None:
     write_kitti_object(tmp_path / "kitti", 2)
     label = tmp_path / "kitti/training/label_2/000000.txt"
-    prepare(tmp_path / "kitti", tmp_path / "before", margin_m=0.01)
+    prepare(tmp_path / "kitti", tmp_path / "before")
     before = opened(tmp_path / "before", "train", test_share=0.5, validation_share=0)[SampleKey(0, 0, 0)]
     label.write_text(label.read_text() + "DontCare -1 -1 -10 60 40 140 70 -1 -1 -1 -1000 -1000 -1000 -10\n")
-    prepare(tmp_path / "kitti", tmp_path / "after", margin_m=0.01)
+    prepare(tmp_path / "kitti", tmp_path / "after")
     after = opened(tmp_path / "after", "train", test_share=0.5, validation_share=0)[SampleKey(0, 0, 0)]
     ahead, aside, up = before["points"].double().numpy().T
     column, row = 100 - 100 * aside / ahead, 50 - 100 * up / ahead
@@ -133,7 +132,7 @@ def test_the_smallest_of_overlapping_boxes_wins(tmp_path: Path) -> None:
     (folder / "label_2/000000.txt").write_text(
         "Truck 0 0 0 0 0 1 1 5 20 40 0 1.8 20 -1.5707963\nCyclist 0 0 0 0 0 1 1 5 2 2 0 1.8 8 -1.5707963\n"
     )
-    report = prepare(tmp_path / "kitti", tmp_path / "set", margin_m=0.01)
+    report = prepare(tmp_path / "kitti", tmp_path / "set")
     assert report["points_per_id"]["3"] > 100
     assert report["points_per_id"]["6"] > 10
 
@@ -147,8 +146,6 @@ def test_lists_and_options(tmp_path: Path) -> None:
     assert report["differences"] == ["1 scans in none of the lists of ImageSets, left out"]
     part = opened(tmp_path / "set", validation_share=0.0)
     assert [part.sample_name(0), part.sample_name(1)] == ["000000", "000003"]
-    with pytest.raises(DataError, match=r"was prepared with margin_m = 0\.0, now it is 0\.1"):
-        prepare(tmp_path / "kitti", tmp_path / "set", margin_m=0.1)
     for path in (tmp_path / "kitti/training/image_2").iterdir():
         path.unlink()
     with pytest.raises(DataError, match=r"no frame has all of .*; 000000 lacks image_2; if there are no images, give"):

@@ -33,37 +33,9 @@ def write_npy(root: Path, rows: np.ndarray) -> Path:
     return root
 
 
-def write_bins(root: Path, rows: np.ndarray) -> Path:
-    for folder, content in (("points", rows[:, :6].astype("<f4")), ("semantic_mask", rows[:, 6].astype("<i8"))):
-        (root / folder).mkdir(parents=True)
-        (root / folder / "Area_1_office_1.bin").write_bytes(content.tobytes())
-    return root
-
-
-def test_the_real_frame(shared: Path, tmp_path: Path) -> None:
-    source = shared / "data" / "mmdet3d_tests_data" / "tests" / "data" / "s3dis"
-    manifest = prepare(source, tmp_path / "set", order="A")
-    assert manifest["layout"] == "bin"
-    rooms = S3dis(split="test", root=str(tmp_path / "set"), test_area=1)
-    sample = rooms[SampleKey(0, 0, 0)]
-    assert rooms.sample_name(0) == "Area_1/office_2"
-    # read here with nothing but NumPy
-    given = np.fromfile(source / "points" / "Area_1_office_2.bin", "<f4").reshape(100, 6)
-    mask = np.fromfile(source / "semantic_mask" / "Area_1_office_2.bin", "<i8")
-    assert np.array_equal(sample["label"].numpy(), mask)
-    assert np.bincount(mask, minlength=13).tolist() == [19, 14, 39, 2, 2, 2, 6, 4, 2, 2, 3, 0, 5]
-    assert np.array_equal(sample["colours"].numpy(), given[:, 3:] / np.float32(255))
-    # two roundings to float32 of numbers up to 6 m
-    assert np.abs(sample["points"].numpy() - (given[:, :3] - given[:, :3].min(0))).max() < 1e-6
-    # ceiling above floor: the order is right
-    height = sample["points"][:, 2]
-    assert height[sample["label"] == 0].min() > height[sample["label"] == 1].max() + 2
-
-
-@pytest.mark.parametrize("write", [write_npy, write_bins])
-def test_both_orders_lead_to_the_same_classes(tmp_path: Path, write: Any) -> None:
+def test_both_orders_lead_to_the_same_classes(tmp_path: Path) -> None:
     rows = table()
-    source = write(tmp_path / "in", rows)
+    source = write_npy(tmp_path / "in", rows)
     labels = {}
     for order in ("A", "B"):
         prepare(source, tmp_path / order, order=order)
@@ -108,15 +80,8 @@ def test_wrong_tables_are_named(tmp_path: Path, change: Any, words: str) -> None
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:
-    source = write_bins(tmp_path / "in", table())
-    mask = source / "semantic_mask" / "Area_1_office_1.bin"
-    content = mask.read_bytes()
-    mask.write_bytes(content[:-8])
-    with pytest.raises(DataError, match=r"624 bytes of points.* and 200 of labels.* do not belong together"):
-        prepare(source, tmp_path / "set", order="A")
-    mask.unlink()
-    with pytest.raises(DataError, match=r"semantic_mask/Area_1_office_1.bin: there is no such file"):
-        prepare(source, tmp_path / "set", order="A")
+    source = tmp_path / "in"
+    source.mkdir()
     np.save(tmp_path / "in" / "office_1.npy", table())
     with pytest.raises(DataError, match=r"office_1.npy: is not named Area_<1 to 6>_<room>"):
         prepare(source, tmp_path / "set", order="A")

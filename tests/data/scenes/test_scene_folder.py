@@ -352,46 +352,6 @@ def test_labels_that_occur_are_the_classes(tmp_path: Path) -> None:
     assert scene["label"].tolist() == [0, 2] * 15
 
 
-MAP = """\
-labels: {0: nothing, 2: ground, 6: house, 64: house of my own}
-learning_map: {0: 0, 2: 1, 6: 2, 64: 2}
-learning_map_inv: {0: 0, 1: 2, 2: 6}
-learning_ignore: {0: true}
-"""
-
-
-def test_colours_that_only_later_scenes_have_are_reported(tmp_path: Path) -> None:
-    header = "X,Y,Z,R,G,B,Label"
-    for split, width in (("train", 3), ("test", 6)):
-        rows, names = table(0)[:, [*range(width), 6]], header.split(",")
-        path = _made(tmp_path / "in" / split) / "a.csv"
-        np.savetxt(path, rows, delimiter=",", header=",".join([*names[:width], names[6]]), comments="")
-    manifest = prepare(tmp_path / "in", tmp_path / "set", label="Label")
-    assert manifest["differences"] == [f"colours are not stored: the first scene has none (1 file, first: {path})"]
-    columns = ("x", "y", "z", "label")
-    assert prepare(tmp_path / "in", tmp_path / "set2", label="Label", columns=columns)["differences"] == []
-
-
-def test_labels_by_a_map(tmp_path: Path) -> None:
-    write_las(tmp_path / "in" / "train" / "a.las", labels=(2, 64, 0))
-    write_las(tmp_path / "in" / "test" / "b.las", labels=(6, 2, 7))
-    (tmp_path / "map.yaml").write_text(MAP)
-    options = {"label": "classification", "label_map": str(tmp_path / "map.yaml")}
-    with pytest.raises(
-        DataError, match=r"b\.las: classification\[2\] is 7, classes are 2, 6 by .*map\.yaml; .*unlabelled=N"
-    ):
-        prepare(tmp_path / "in", tmp_path / "set", **options)
-    manifest = prepare(tmp_path / "in", tmp_path / "set", unlabelled=7, **options)
-    assert manifest["class_names"] == ["ground", "house"]
-    for split, labels in (("train", [0, 1, 255]), ("test", [1, 0, 255])):
-        scene = SceneFolder(split=split, root=str(tmp_path / "set"))
-        assert scene[SampleKey(0, 0, 0)]["label"].tolist() == labels * 10
-        assert scene.info.facts["ignore_index"] == 255
-    (tmp_path / "in" / "classes.txt").write_text("ground\n")
-    with pytest.raises(ConfigError, match=r"names the classes, and so does .*classes\.txt; keep one"):
-        prepare(tmp_path / "in", tmp_path / "set2", **options)
-
-
 @pytest.mark.parametrize("suffix", [".labels", ".label"])
 def test_labels_in_a_file_beside_the_scene(tmp_path: Path, suffix: str) -> None:
     """As Semantic3D (text) and SemanticKITTI (32 bits, the lower half of which is the label) have them."""

@@ -25,8 +25,7 @@ from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.data.clouds import scanobjectnn_writers
 from tests.data.clouds.cloud_writers import prepare_folder, write_folder
 from tests.data.clouds.modelnet_writers import prepare, write_text
-from tests.data.depth.depth_trees import no_progress, write_hands2017
-from tests.data.depth.figure_trees import write_msra_hands
+from tests.data.depth.depth_trees import no_progress, write_hands2017, write_msra
 from tests.data.preparing import cut, prepare_set
 from tests.data.scenes.scene_writers import write_s3dis
 
@@ -154,7 +153,7 @@ def lines_of(caught: pytest.ExceptionInfo[DataError]) -> list[str]:
 
 def test_every_depth_image_of_a_list_is_named(tmp_path: Path) -> None:
     """Frames are read by the thousand; the first that is cut short does not hide the others."""
-    write_msra_hands(tmp_path / "hands", {"P0/1": 5, "P1/5": 1})
+    write_msra(tmp_path / "hands", {"P0/1": 5, "P1/5": 1})
     write_hands2017(tmp_path / "source")
     images = sorted((tmp_path / "source/training/images").iterdir())
     windows = sorted((tmp_path / "hands/P0/1").glob("*.bin"))
@@ -182,7 +181,7 @@ def test_every_shape_of_an_array_is_named(tmp_path: Path) -> None:
 
 def test_a_part_that_cannot_be_begun_does_not_hide_the_others(tmp_path: Path) -> None:
     """Labels of one gesture that are no numbers, and an image of another."""
-    write_msra_hands(tmp_path / "hands", {"P0/1": 2, "P1/5": 2})
+    write_msra(tmp_path / "hands", {"P0/1": 2, "P1/5": 2})
     (tmp_path / "hands/P0/1/joint.txt").write_text("2\n1 2\n1 2\n")
     cut(tmp_path / "hands/P1/5/000001_depth.bin")
     with pytest.raises(DataError, match=r"^2 of 4 samples") as caught:

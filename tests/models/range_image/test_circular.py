@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sightline
-from sightline.areas.scans.models.rangenet import RangeImageNetwork
+from sightline.areas.scans.models.range_image_network import RangeImageNetwork
 from sightline.contract.registry import models
 
 NETWORKS: dict[str, dict[str, Any]] = {

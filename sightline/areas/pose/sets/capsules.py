@@ -2,80 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.ops.pinhole import pixel_rays
 
-ROW = 18
+_ROW = 18
 """Row of a capsule: start, end (0:6), radius, axis (7:10), start x axis (10:13), length, columns, rows (14:18)."""
 
-PARALLEL = 1e-24
+_PARALLEL = 1e-24
 """Squared sine times the squared length of a ray, below which its angle with an axis is lost in rounding."""
-
-
-@numba_kernel
-def cast_capsules(
-    first: int, last: int, rows: np.ndarray, camera: np.ndarray, depth: np.ndarray, owner: np.ndarray
-) -> None:
-    """CPU kernel of `capsules.render_capsules`: rows (F, N, ROW), camera (4,); fills depth and owner (F, H, W).
-
-    `first` and `last` are frames.
-    """
-    height_px, width_px = depth.shape[1], depth.shape[2]
-    for frame in range(first, last):
-        depth[frame] = np.inf
-        owner[frame] = -1
-        for capsule in range(rows.shape[1]):
-            row = rows[frame, capsule]
-            if row[6] > 0:
-                for v in range(max(0, int(row[16])), min(height_px - 1, int(row[17])) + 1):
-                    y = (v - camera[3]) / camera[1]
-                    for u in range(max(0, int(row[14])), min(width_px - 1, int(row[15])) + 1):
-                        distance = _distance_kernel(row, (u - camera[2]) / camera[0], y)
-                        if distance < depth[frame, v, u]:
-                            depth[frame, v, u] = distance
-                            owner[frame, v, u] = capsule
-        for v in range(height_px):
-            for u in range(width_px):
-                if owner[frame, v, u] < 0:
-                    depth[frame, v, u] = 0.0
-
-
-@numba_kernel
-def _distance_kernel(row: np.ndarray, x: float, y: float) -> float:
-    radius, nx, ny, nz, mx, my, mz = row[6], row[7], row[8], row[9], row[10], row[11], row[12]
-    across_x, across_y, across_z = y * nz - ny, nx - x * nz, x * ny - y * nx
-    steepness = across_x * across_x + across_y * across_y + across_z * across_z
-    aside = x * mx + y * my + mz
-    share = steepness * (radius * radius) - aside * aside
-    along = x * nx + y * ny + nz
-    is_low = along > 0
-    if steepness > PARALLEL:
-        if share < 0:
-            return np.inf
-        entry = (across_x * mx + across_y * my + across_z * mz - math.sqrt(share)) / steepness
-        height = entry * along - (row[0] * nx + row[1] * ny + row[2] * nz)
-        if 0 < height < row[13]:
-            return entry
-        is_low = height <= 0
-    return (
-        _sphere_kernel(row[0], row[1], row[2], radius, x, y)
-        if is_low
-        else _sphere_kernel(row[3], row[4], row[5], radius, x, y)
-    )
-
-
-@numba_kernel
-def _sphere_kernel(a: float, b: float, c: float, radius: float, x: float, y: float) -> float:
-    square = x * x + y * y + 1
-    across_x, across_y, across_z = y * c - b, a - x * c, x * b - y * a
-    share = square * (radius * radius) - (across_x * across_x + across_y * across_y + across_z * across_z)
-    return (x * a + y * b + c - math.sqrt(share)) / square if share >= 0 else np.inf
 
 
 _REACH_PX = 2**20
@@ -97,52 +34,27 @@ def render_capsules(capsules: np.ndarray, camera: np.ndarray, *, height_px: int,
 
     `capsules` (F, N, 7): of each frame start, end (a sphere where they are one point) and radius, in the camera's frame
     with z forward; one of radius 0 is left out. `camera` is fx, fy, u0, v0 in pixels, pixel centres at integers: fy is
-    negative where y points up. Of equally near capsules the first is seen. The same bits in any process, on any number
-    of threads, with and without numba.
+    negative where y points up. Of equally near capsules the first is seen. The same bits in any process.
     Raises ValueError where a capsule does not lie wholly before the camera, and for values that are no radius or not
     finite.
     Source: the quadratic of a ray and a cylinder about the axis n, with the discriminant A r^2 - (d . (a x n))^2 of
     Lagrange's identity, which does not cancel where rays are nearly parallel to the axis.
     """
     rows = _build_rows(capsules, camera)
-    depth, owner = _new_frames(len(rows), height_px, width_px)
-    if can_use_numba(torch.from_numpy(rows)):
-        run_parallel(cast_capsules, len(rows), rows, np.asarray(camera, dtype=np.float64), depth, owner)
-    else:
-        _cast_reference(rows, camera, depth, owner)
-    return CapsuleDepth(depth, owner)
-
-
-def render_capsules_reference(
-    capsules: np.ndarray, camera: np.ndarray, *, height_px: int, width_px: int
-) -> CapsuleDepth:
-    """Compute the reference of `render_capsules`, capsules (F, N, 7) -> depth, owner (F, H, W).
-
-    Every capsule in every pixel, in NumPy.
-    The bits are the same.
-    """
-    rows = _build_rows(capsules, camera)
-    depth, owner = _new_frames(len(rows), height_px, width_px)
-    _cast_reference(rows, camera, depth, owner)
-    return CapsuleDepth(depth, owner)
-
-
-def _new_frames(count: int, height_px: int, width_px: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.empty((count, height_px, width_px)), np.empty((count, height_px, width_px), dtype=np.int64)
-
-
-def _cast_reference(rows: np.ndarray, camera: np.ndarray, depth: np.ndarray, owner: np.ndarray) -> None:
-    rays = pixel_rays(camera, width_px=depth.shape[2], height_px=depth.shape[1])
-    x, y = rays[..., 0], rays[..., 1]
-    depth[:], owner[:] = np.inf, -1
+    rays = pixel_rays(camera, width_px=width_px, height_px=height_px)
+    depth, owner = np.full((len(rows), height_px, width_px), np.inf), np.full((len(rows), height_px, width_px), -1)
     for frame, frame_rows in enumerate(rows):
         for capsule, row in enumerate(frame_rows):
-            if row[6] > 0:
-                distance = _distance(row, x, y)
-                is_nearer = distance < depth[frame]
-                depth[frame] = np.where(is_nearer, distance, depth[frame])
-                owner[frame] = np.where(is_nearer, capsule, owner[frame])
+            left, right, top, bottom = np.clip(row[14:18], 0, None).astype(int)
+            window = (slice(top, bottom + 1), slice(left, right + 1))
+            if row[6] == 0 or not rays[window].size:
+                continue
+            distance = _distance(row, rays[window][..., 0], rays[window][..., 1])
+            is_nearer = distance < depth[frame][window]
+            depth[frame][window][is_nearer] = distance[is_nearer]
+            owner[frame][window][is_nearer] = capsule
     depth[owner < 0] = 0
+    return CapsuleDepth(depth, owner)
 
 
 def _distance(row: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -157,7 +69,7 @@ def _distance(row: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         entry = (across[0] * mx + across[1] * my + across[2] * mz - np.sqrt(share)) / steepness
         height = entry * along - begin
     # A ray along the axis enters by the end that it comes to first.
-    is_parallel = steepness <= PARALLEL
+    is_parallel = steepness <= _PARALLEL
     is_low = np.where(is_parallel, along > 0, height <= 0)
     at_end = np.where(is_low, _sphere(start, radius, x, y), _sphere(end, radius, x, y))
     is_side = ~is_parallel & (height > 0) & (height < length)
@@ -174,7 +86,7 @@ def _sphere(centre: np.ndarray, radius: float, x: np.ndarray, y: np.ndarray) -> 
 
 
 def _build_rows(capsules: np.ndarray, camera: np.ndarray) -> np.ndarray:
-    """Check capsules (F, N, 7) and build the kernel's rows (F, N, ROW): with axis, moment, length and pixel window."""
+    """Check capsules (F, N, 7) and build the kernel's rows (F, N, _ROW): with axis, moment, length and pixel window."""
     if capsules.ndim != 3 or capsules.shape[2] != 7:
         raise ValueError(f"capsules are {capsules.shape}, (frames, capsules, 7) are needed: start, end, radius")
     if not (np.isfinite(capsules).all() and np.isfinite(camera).all()):
@@ -189,7 +101,7 @@ def _build_rows(capsules: np.ndarray, camera: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"capsules[{frame}, {capsule}]: reaches back to z = {nearest[frame, capsule]:.4g}; keep it above 0"
         )
-    rows = np.zeros((*capsules.shape[:2], ROW))
+    rows = np.zeros((*capsules.shape[:2], _ROW))
     rows[..., :7] = capsules
     offset = end - start
     length = np.sqrt(offset[..., 0] ** 2 + offset[..., 1] ** 2 + offset[..., 2] ** 2)

@@ -4,41 +4,46 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from sightline.areas.pose.depth_files import DEPTH_KINDS, MIN_RANGE_MM, SizePx, read_depth, read_depth_png
-from sightline.areas.pose.sets.camera_file import CAMERA_FILE, CAMERA_FORM, CAMERA_KEYS, StatedCamera, read_camera
+from sightline.areas.pose.depth_files import DEPTH_KINDS, MIN_RANGE_MM, read_depth, read_depth_png
 from sightline.areas.pose.sets.depth_frames import DepthCamera, FrameSplit
 from sightline.areas.pose.sets.depth_sets import (
     DepthSource,
     DepthSpec,
+    FrameList,
     PreparedFrames,
-    SourceFrame,
     StoredFrames,
     check_joint_range,
     choose_frames,
     plan_depth_set,
-    train_and_test,
+    read_images,
 )
 from sightline.areas.pose.sets.joint_depths import MM_PER, compare_with_images
-from sightline.areas.pose.sets.joint_labels import LABEL_FILES, FrameLabel, JointLabels, read_joint_labels
+from sightline.areas.pose.sets.own_labels import (
+    CAMERA_FILE,
+    CAMERA_KEYS,
+    LABEL_FILE,
+    FrameLabel,
+    JointLabels,
+    StatedCamera,
+    read_camera,
+    read_joint_labels,
+)
 from sightline.areas.pose.sets.skeletons import Skeleton
 from sightline.contract import registry
-from sightline.contract.arguments import FractionBelowOne, PositiveFloat, PositiveFraction, ReferencePoint, Seed
-from sightline.contract.errors import ConfigError, DataError
-from sightline.contract.schema import suggest
-from sightline.store.files.input_files import file_size, natural_sort_key
+from sightline.contract.arguments import PositiveFloat, PositiveFraction, Seed
+from sightline.contract.errors import DataError
+from sightline.store.files.input_files import natural_sort_key
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
-from sightline.store.prepared.prepared_writer import PreparationPlan, Shard, digest_json
+from sightline.store.prepared.prepared_writer import PreparationPlan, digest_json
 from sightline.store.prepared.splits import order_by_hash
 
-_FRAMES_PER_SHARD = 200
 _MIN_RECORDINGS = 5
 """Recordings below which stretches of frames stand for them when splits are made."""
 _STRETCHES = 10
@@ -59,189 +64,152 @@ class DepthFolder(PreparedFrames):
     Source: the user's files.
     """
 
-    spec = SetSpec(
+    spec = SetSpec(  # type: ignore[assignment]  # camera and joints are the user's
         name="depth_folder",
-        what=f"frames and {' or '.join(LABEL_FILES)}",
+        what=f"frames and {LABEL_FILE}",
         entries=lambda: {"files": ", ".join(f"{suffix} ({DEPTH_KINDS[suffix]})" for suffix in _KINDS)},
     )
-    expected_info: ClassVar[None] = None  # type: ignore[assignment]  # camera and joints are the user's
-
-    def __init__(
-        self,
-        *,
-        split: str,
-        root: str | None = None,
-        reference: ReferencePoint | None = None,
-        joints: tuple[str, ...] = (),
-        validation_share: FractionBelowOne = 0.1,
-        split_seed: Seed = 0,
-    ) -> None:
-        prepared = self.open_root(root)
-        about = prepared.manifest["figure"]
-        self.camera = DepthCamera(*prepared.manifest["camera_px"], *prepared.manifest["image_size_px"])
-        self.skeleton = Skeleton(
-            tuple(prepared.manifest["joint_names"]),
-            tuple((int(first), int(second)) for first, second in about["bones"]),
-            (),
-            None,
-            about["centre"],
-            about["cube_mm"],
-        )
-        choose = _choose_stated if "validation" in prepared.splits else train_and_test
-        frames, part = choose(prepared, split, share=validation_share, seed=split_seed)
-        super().__init__(frames=frames, part=part, reference=reference, joints=joints)
+    expected_info: ClassVar[None] = None  # type: ignore[assignment]
 
     @classmethod
     def plan(
         cls,
         root: Path,
         *,
-        fx: PositiveFloat | None = None,
-        fy: float | None = None,
-        u0: float | None = None,
-        v0: float | None = None,
         joint_unit: Literal["mm", "cm", "m"] = "mm",
         mm_per_unit: PositiveFloat = 1.0,
         no_return: float | None = None,
-        centre: str | None = None,
         cube_mm: PositiveFloat | None = None,
         test_share: PositiveFraction = 0.2,
         seed: Seed = 0,
     ) -> PreparationPlan:
         """Plan to write the labelled frames of a folder in native form.
 
-        `fx`, `fy`, `u0` and `v0` are the intrinsics, by default those of `camera.json`; fy is negative if Y points up.
         `mm_per_unit` is the unit of the images' numbers, `no_return` the number of pixels without a measurement beside
-        0 and NaN. `centre` names the joint in the middle of the figure, by
-        default the one nearest to all others; `cube_mm` is the side of the cube around it, by default a quarter more
-        than the joints need. `test_share` of the recordings are tested, by a hash of `seed` and their names, unless
-        the labels state splits. Raises DataError with file and line for labels, and with file and place for images,
-        that cannot be used; ConfigError for options that do not fit. A killed run is continued by the same call.
+        0 and NaN. `cube_mm` is the side of the cube around the figure, by default a quarter more than the joints need
+        about the one nearest to all others. `test_share` of the recordings are tested, by a hash of `seed` and their
+        names, unless the labels state splits. Raises DataError with file and line for labels, and with file and place
+        for images, that cannot be used; ConfigError for options that do not fit. A killed run is continued by the same
+        call.
         """
         labels = read_joint_labels(root)
         joints = np.stack([label.joints for label in labels.frames]) * MM_PER[joint_unit]
         _check_joints(labels, joints, joint_unit)
-        given = {key: value for key, value in zip(CAMERA_KEYS, (fx, fy, u0, v0), strict=True) if value is not None}
-        stated = StatedCamera(given) if given else read_camera(root)
-        is_png = mm_per_unit == 1.0 and all(label.frame.lower().endswith(".png") for label in labels.frames)
-        reader = _FrameReader(root, labels, joints, mm_per_unit, no_return, is_png)
-        camera = _find_camera(reader, stated)
-        skeleton = _make_skeleton(labels, joints, centre, cube_mm)
-        reader = replace(reader, size_px=camera.size_px)
-        notes = [*labels.notes, *stated.notes, *_note_unlabelled(root, labels)]
-        notes += compare_with_images(joints, camera, reader.read_mm, mm_per_unit=mm_per_unit, where=str(labels.path))
-        splits, groups, split_note = _assign_splits(labels.frames, test_share, seed)
-        reader = replace(reader, groups=groups)
-        content = DepthSource(
-            labels.path.name, "uint16" if is_png else "float32", _list_shards(reader, splits), (), notes
+        stated = read_camera(root)
+        images = [root / label.frame for label in labels.frames]
+        read = partial(read_depth, mm_per_unit=mm_per_unit, no_return=no_return)
+        camera = _find_camera(root, labels, stated, read)
+        read = partial(read, size_px=camera.size_px)
+        notes = [*stated.notes, *_note_unlabelled(root, labels)]
+        notes += compare_with_images(
+            joints, camera, lambda index: read(images[index]), mm_per_unit=mm_per_unit, where=str(labels.path)
         )
+        is_png = mm_per_unit == 1.0 and all(path.suffix.lower() == ".png" for path in images)
+        if is_png:
+            read = partial(read_depth_png, size_px=camera.size_px, no_return=no_return)
+        splits, groups, split_note = _assign_splits(labels.frames, test_share, seed)
+        lists = _list_frames(labels, images, joints, splits, groups, read)
+        skeleton = _make_skeleton(labels, joints, cube_mm)
         spec = DepthSpec(
             name=cls.set_name,
-            what="your own depth frames",
-            marks=LABEL_FILES,
             camera=camera,
             skeleton=skeleton,
             published={},
             orientation=f"camera's frame, x right, y {camera.y_points}, z forward",
             split_note=split_note,
         )
-        figure = {"bones": [list(bone) for bone in skeleton.bones], "centre": skeleton.centre}
+        bones = [list(bone) for bone in skeleton.bones]
         about = {
             "camera_px": camera.intrinsics.tolist(),
             "image_size_px": list(camera.size_px),
-            "figure": {**figure, "cube_mm": skeleton.cube_mm},
+            "figure": {"bones": bones, "centre": skeleton.centre, "cube_mm": skeleton.cube_mm},
             "joint_unit": joint_unit,
             "file_mm_per_unit": mm_per_unit,
             **({} if no_return is None else {"no_return": no_return}),
         }
         listed = [[label.frame, split] for label, split in zip(labels.frames, splits, strict=True)]
-        options = {**about, "frames": digest_json(listed), "labels": _digest(joints)}
+        digest = hashlib.sha256(np.ascontiguousarray(joints).tobytes()).hexdigest()
+        options = {**about, "frames": digest_json(listed), "labels": digest}
+        content = DepthSource(labels.path.name, "uint16" if is_png else "float32", lists, (), notes)
         return plan_depth_set(spec, content, root, about=about, options=options)
 
+    def choose(self, split: str, *, share: float, seed: int) -> tuple[StoredFrames, FrameSplit]:
+        """Choose the frames of a split; where the labels state the validation frames, nothing is drawn.
+
+        Those follow the frames of train in the order of the training frames, as in every set.
+        """
+        about = self._prepared.manifest["figure"]
+        self.camera = DepthCamera(*self._prepared.manifest["camera_px"], *self._prepared.manifest["image_size_px"])
+        self.skeleton = Skeleton(
+            tuple(self._prepared.manifest["joint_names"]),
+            tuple((int(first), int(second)) for first, second in about["bones"]),
+            (),
+            None,
+            about["centre"],
+            about["cube_mm"],
+        )
+        if "validation" not in self._prepared.splits:
+            return super().choose(split, share=share, seed=seed)
+        training = self.stored("train", "validation")
+        is_held = np.arange(training.starts()[-1]) >= training.starts()[1]
+        return choose_frames(split, training, self.stored("test"), is_held, share=share, seed=seed, is_held=is_held)
+
     @classmethod
-    def describe(cls, root: Path) -> dict[str, Any]:
-        """Summary of a prepared folder for `data info`."""
-        manifest = cls.open_folder(root).manifest
-        names, figure = manifest["joint_names"], manifest["figure"]
-        described = super().describe(root)
+    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
+        """Return the frames, the usable ones, and the figure and camera that were found."""
+        manifest, names = prepared.manifest, prepared.manifest["joint_names"]
+        figure = manifest["figure"]
         return {
-            **described,
+            **super().summarise(prepared),
             "image_size_px": manifest["image_size_px"],
             "camera_px": dict(zip(CAMERA_KEYS, manifest["camera_px"], strict=True)),
             "joints": ", ".join(names),
-            "bones": ", ".join(f"{names[first]}-{names[second]}" for first, second in figure["bones"]),
             "centre": names[figure["centre"]],
             "cube_mm": figure["cube_mm"],
         }
 
 
-def _choose_stated(prepared: PreparedSet, split: str, *, share: float, seed: int) -> tuple[StoredFrames, FrameSplit]:
-    """Choose the frames of a split where the labels state the validation frames, too; nothing is drawn.
-
-    They follow those of train in the order of the training frames, as in every set whose validation frames are dealt.
-    """
-    training, testing = StoredFrames(prepared, ("train", "validation")), StoredFrames(prepared, ("test",))
-    _, first, total = training.starts()
-    is_held = np.arange(total) >= first
-    return choose_frames(split, training, testing, is_held, share=share, seed=seed, is_held=is_held)
-
-
-@dataclass(frozen=True, eq=False)
-class _FrameReader:
-    """Reader of a labelled frame by its index in the file of labels."""
-
-    root: Path
-    labels: JointLabels
-    joints: np.ndarray
-    mm_per_unit: float
-    no_return: float | None
-    is_png: bool
-    size_px: SizePx | None = None
-    groups: np.ndarray | None = None
-
-    def __call__(self, index: int) -> SourceFrame:
-        label, path = self.labels.frames[index], self.root / self.labels.frames[index].frame
-        depth = (
-            read_depth_png(path, size_px=self.size_px, no_return=self.no_return) if self.is_png else self.read_mm(index)
-        )
-        visible = ~np.isnan(self.joints[index]).any(axis=1)
-        joints = np.where(visible[:, None], self.joints[index], 0.0)
-        group = 0 if self.groups is None else int(self.groups[index])
-        return SourceFrame(label.frame, str(path), depth, joints, visible, group)
-
-    def read_mm(self, index: int) -> np.ndarray:
-        """Read the depths (H, W) of a frame, float32 in mm."""
-        path = self.root / self.labels.frames[index].frame
-        return read_depth(path, size_px=self.size_px, mm_per_unit=self.mm_per_unit, no_return=self.no_return)
-
-
-def _list_shards(reader: _FrameReader, splits: Sequence[str]) -> list[Shard[SourceFrame]]:
-    shards = []
+def _list_frames(
+    labels: JointLabels,
+    images: Sequence[Path],
+    joints: np.ndarray,
+    splits: Sequence[str],
+    groups: np.ndarray,
+    read: partial[np.ndarray],
+) -> list[FrameList]:
+    """List the frames of each stored split; joints without a label are 0 and not visible."""
+    visible = ~np.isnan(joints).any(axis=2)
+    known = np.where(visible[..., None], joints, 0.0)
+    lists = []
     for split in dict.fromkeys(splits):
         members = [index for index, name in enumerate(splits) if name == split]
-        for first in range(0, len(members), _FRAMES_PER_SHARD):
-            indices = tuple(members[first : first + _FRAMES_PER_SHARD])
-            files = tuple(reader.root / reader.labels.frames[index].frame for index in indices)
-            title = f"{split} {first} to {first + len(indices) - 1}"
-            size = sum(map(file_size, files))
-            rows = partial(map, reader, indices)
-            shards.append(Shard(split, title, len(indices), (reader.labels.path, *files), rows, size))
-    return shards
-
-
-def _find_camera(reader: _FrameReader, stated: StatedCamera) -> DepthCamera:
-    """Return the camera of the options, or of `camera.json`, with the size of the first image."""
-    root, frames, numbers = reader.root, reader.labels.frames, stated.intrinsics
-    missing = [key for key in CAMERA_KEYS if key not in numbers]
-    if missing:
-        raise ConfigError(
-            f"{root}: the intrinsics {', '.join(missing)} are missing; give {' '.join(f'{k}=' for k in missing)} in "
-            f"pixels, or write {CAMERA_FORM}"
+        files = [images[index] for index in members]
+        lists.append(
+            FrameList(
+                split=split,
+                names=[labels.frames[index].frame for index in members],
+                depths=read_images(files, read),
+                joints=partial(_take_rows, known[members]),
+                files=(labels.path,),
+                images=files,
+                groups=groups[members],
+                visible=visible[members],
+            )
         )
+    return lists
+
+
+def _take_rows(joints: np.ndarray, first: int, last: int) -> np.ndarray:
+    return joints[first:last]
+
+
+def _find_camera(root: Path, labels: JointLabels, stated: StatedCamera, read: partial[np.ndarray]) -> DepthCamera:
+    """Return the camera of `camera.json`, with the size of the first image."""
+    frames, numbers = labels.frames, stated.intrinsics
     if numbers["fx"] <= 0 or numbers["fy"] == 0 or not _MIN_PX < max(map(abs, numbers.values())) <= _MAX_PX:
-        raise ConfigError(
-            f"{root}: fx must be positive, fy not 0 (negative: Y points up), and all four at most {_MAX_PX:g} pixels, "
-            f"one above {_MIN_PX:g}: they are no shares of the image's sides"
+        raise DataError(
+            f"{root / CAMERA_FILE}: fx must be positive, fy not 0 (negative: Y points up), and all four at most "
+            f"{_MAX_PX:g} pixels, one above {_MIN_PX:g}: they are no shares of the image's sides"
         )
     for label in frames:
         path = root / label.frame
@@ -249,7 +217,7 @@ def _find_camera(reader: _FrameReader, stated: StatedCamera) -> DepthCamera:
             raise DataError(f"{label.where}: there is no image {path}; put it there, or take the line out")
         if path.suffix.lower() not in _KINDS:
             raise DataError(f"{label.where}: {label.frame} is none of {', '.join(_KINDS)}; convert the image to one")
-    height, width = reader.read_mm(0).shape
+    height, width = read(root / frames[0].frame).shape
     if stated.size_px not in (None, (width, height)):
         raise DataError(
             f"{root / CAMERA_FILE}: is the camera of images of {'{} x {}'.format(*stated.size_px or ())}, "
@@ -285,44 +253,19 @@ def _check_joints(labels: JointLabels, joints: np.ndarray, unit: str) -> None:
         )
 
 
-def _make_skeleton(labels: JointLabels, joints: np.ndarray, centre: str | None, cube_mm: float | None) -> Skeleton:
-    """Return the skeleton: bones of the file or the shortest tree, the middle joint, and the cube around it."""
-    names = labels.joint_names
+def _make_skeleton(labels: JointLabels, joints: np.ndarray, cube_mm: float | None) -> Skeleton:
+    """Return the skeleton: the shortest tree as bones, the middle joint, and the cube around it."""
     with np.errstate(invalid="ignore"):
         distances = np.linalg.norm(joints[:, :, None] - joints[:, None], axis=-1)  # (frames, joints, joints)
     is_known = ~np.isnan(distances)
     mean = np.where(is_known, distances, 0).sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)
     mean = np.where(is_known.any(axis=0), mean, mean.max() + 1)
-    if centre is not None and centre not in names:
-        raise ConfigError(f"centre: '{centre}' is not a joint{suggest(centre, names)}")
-    middle = int(mean.sum(axis=1).argmin()) if centre is None else names.index(centre)
-    bones = _name_bones(labels) or _shortest_tree(mean, middle)
+    middle = int(mean.sum(axis=1).argmin())
+    bones = _shortest_tree(mean, middle)
     if cube_mm is None:
         reach = np.nanmax(np.abs(joints - joints[:, [middle]]))
         cube_mm = float(np.ceil(2 * _CUBE_MARGIN * reach / 10) * 10)
-    return Skeleton(names, bones, (), None, middle, cube_mm)
-
-
-def _name_bones(labels: JointLabels) -> tuple[tuple[int, int], ...]:
-    """Return the bones of the file as indices. Raises DataError unless they are a tree of the joints."""
-    names = labels.joint_names
-    if not labels.bones:
-        return ()
-    unknown = next((name for bone in labels.bones for name in bone if name not in names), None)
-    if unknown is not None:
-        raise DataError(f"{labels.path}: bones: '{unknown}' is not a joint{suggest(unknown, names)}")
-    bones = tuple((names.index(first), names.index(second)) for first, second in labels.bones)
-    reached, grew = {bones[0][0]}, True
-    while grew:
-        size = len(reached)
-        reached |= {joint for bone in bones if reached & {*bone} for joint in bone}
-        grew = len(reached) > size
-    if len(bones) != len(names) - 1 or len(reached) < len(names):
-        raise DataError(
-            f"{labels.path}: bones: {len(bones)} bones join {len(reached)} of {len(names)} joints; a tree has "
-            f"{len(names) - 1}, which join all"
-        )
-    return bones
+    return Skeleton(labels.joint_names, bones, (), None, middle, cube_mm)
 
 
 def _shortest_tree(distances: np.ndarray, root: int) -> tuple[tuple[int, int], ...]:
@@ -377,7 +320,3 @@ def _note_unlabelled(root: Path, labels: JointLabels) -> list[str]:
     names = sorted(path.relative_to(root).as_posix() for path in images)
     others = [name for name in names if name not in labelled and not name.startswith(".")]
     return [f"{len(others)} images have no label and are left out; the first is {others[0]}"] if others else []
-
-
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()

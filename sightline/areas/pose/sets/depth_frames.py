@@ -136,7 +136,7 @@ class DepthFrames:
             raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {index_B.tolist()}")
         frame_indices = [int(self._frame_indices[index]) for index in index_B]
         frames = self._frames(frame_indices)
-        references = [self._locate(frame, index) for frame, index in zip(frames, frame_indices, strict=True)]
+        references = [self._locate.find(frame, index) for frame, index in zip(frames, frame_indices, strict=True)]
         return {
             "depth": torch.from_numpy(np.stack([frame.depth for frame in frames])),
             "camera": torch.from_numpy(np.tile(self._camera.intrinsics, (len(frames), 1))),

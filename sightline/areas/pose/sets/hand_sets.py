@@ -1,34 +1,24 @@
-"""Sets of depth images of hands with joints: HANDS2017, ICVL and NYU.
-
-HANDS 2017: 957,032 depth images with 21 hand joints, and 295,510 test frames with bounding boxes.
-
-ICVL hands: 331,006 training and 1,596 test depth images with sixteen hand joints.
-
-NYU hands: 72,757 depth images of one subject to train, 8,252 of two to test; view 1, 14 of 36 joints.
-"""
+"""Sets of depth images of hands with a train and a test part of their own: HANDS 2017, ICVL and NYU."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from sightline.areas.pose.depth_files import read_colour_png, read_depth_png
 from sightline.areas.pose.sets.depth_frames import DepthCamera
 from sightline.areas.pose.sets.depth_sets import (
-    DepthSet,
     DepthSource,
     DepthSpec,
     FrameList,
-    ImageKind,
+    PreparedFrames,
     check_joint_range,
-    cut_blocks,
-    find_image_kind,
-    join_lists,
-    train_and_test,
+    read_images,
 )
 from sightline.areas.pose.sets.skeletons import HAND_14, HAND_16, HAND_21_BY_LEVEL
 from sightline.contract import registry
-from sightline.contract.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.contract.errors import DataError
 from sightline.ops.pinhole import project_points, unproject_pixels
 from sightline.store.files.array_files import read_mat
@@ -41,25 +31,8 @@ _TEST_LABELS = ("frame/test_annotation_frame.txt", "test_annotation_frame.txt")
 _STRETCHES = "train and test are the set's own; stretches of train are held out for validation"
 
 
-class _OfficialSplits(DepthSet):
-    """Base of sets with their own train and test split; a share of the training groups becomes the validation split."""
-
-    def __init__(
-        self,
-        *,
-        split: str,
-        root: str | None = None,
-        reference: ReferencePoint | None = None,
-        joints: tuple[str, ...] = (),
-        validation_share: FractionBelowOne = 0.1,
-        split_seed: Seed = 0,
-    ) -> None:
-        frames, part = train_and_test(self.open_root(root), split, share=validation_share, seed=split_seed)
-        super().__init__(frames=frames, part=part, reference=reference, joints=joints)
-
-
 @registry.data.add("hands2017")
-class Hands2017(_OfficialSplits):
+class Hands2017(PreparedFrames):
     """Hands of five subjects train; of ten test, for which labels came later. 21 joints, mm, y down, z forward.
 
     A test split without labels can be read, and is not scored. Its bounding boxes limit the search for the centre of
@@ -86,60 +59,48 @@ class Hands2017(_OfficialSplits):
 
         Raises DataError with file and line for labels that are not 63 numbers and boxes that are not four.
         """
-        return join_lists([_list_training(root), *([_list_testing(root)] if (root / _BOXES).is_file() else [])])
+        labels = LabelLines(root / _TRAINING, num_columns=63)
+        lists = [_hands2017_frames(root, "train", labels, labels)]
+        if (root / _BOXES).is_file():
+            boxes = LabelLines(root / _BOXES, num_columns=4)
+            path = next((root / file for file in _TEST_LABELS if (root / file).is_file()), None)
+            lists.append(
+                _hands2017_frames(root, "test", boxes, None if path is None else LabelLines(path, num_columns=63))
+            )
+        return DepthSource("png16", "uint16", lists)
 
 
-def _list_training(root: Path) -> FrameList:
-    labels = LabelLines(root / _TRAINING, num_columns=63)
-    return _hands2017_frames(root, "train", labels.names, labels, files=(labels.path,))
-
-
-def _list_testing(root: Path) -> FrameList:
-    boxes = LabelLines(root / _BOXES, num_columns=4)
-    path = next((root / file for file in _TEST_LABELS if (root / file).is_file()), None)
-    labels = None if path is None else LabelLines(path, num_columns=63)
-    if labels is not None:
-        _check_names(boxes, labels)
-    regions = _read_regions(boxes)
-    files = (boxes.path, *(() if labels is None else (labels.path,)))
-    return _hands2017_frames(root, "test", boxes.names, labels, files=files, regions=regions)
-
-
-def _hands2017_frames(
-    root: Path,
-    split: str,
-    names: list[str],
-    labels: LabelLines | None,
-    *,
-    files: tuple[Path, ...],
-    regions: np.ndarray | None = None,
-) -> FrameList:
-    for row, name in enumerate(names):
+def _hands2017_frames(root: Path, split: str, lines: LabelLines, labels: LabelLines | None) -> FrameList:
+    """List the frames that `lines` name: the labels of `train`, the boxes of `test`."""
+    is_test = split == "test"
+    for row, name in enumerate(lines.names):
         if not name.endswith(".png") or "/" in name or "\\" in name:
-            raise get_again(f"{files[0]}:{row + 1}: {name[:60]!r} is not the name of a PNG file")
-    folder = root / ("training" if split == "train" else "frame") / "images"
-    images = [folder / name for name in names]
-    bins = [image.with_suffix(".bin") for image in images]
-    kind = find_image_kind(images, "png16", bins)
+            raise get_again(f"{lines.path}:{row + 1}: {name[:60]!r} is not the name of a PNG file")
+    if is_test and labels is not None:
+        _check_names(lines, labels)
+    folder = root / ("frame" if is_test else "training") / "images"
+    images = [folder / name for name in lines.names]
     return FrameList(
         split=split,
-        names=[f"{split}/{name}" for name in names],
-        images=bins if kind == "bin" else images,
-        kind=kind,
-        size_px=Hands2017.spec.camera.size_px,
-        labels=files,
-        rows=None if labels is None else lambda first, count: labels.rows(first, count).reshape(count, -1, 3),
-        regions=regions,
+        names=[f"{split}/{name}" for name in lines.names],
+        depths=read_images(images, partial(read_depth_png, size_px=Hands2017.camera.size_px), all_needed=is_test),
+        joints=None if labels is None else lambda first, last: _read_rows(labels, first, last, 21),
+        files=tuple({file.path: None for file in (lines, labels) if file is not None}),
+        images=images,
+        regions=_read_regions(lines) if is_test else None,
     )
+
+
+def _read_rows(labels: LabelLines, first: int, last: int, num_joints: int) -> np.ndarray:
+    return labels.rows(first, last - first).reshape(last - first, num_joints, 3)
 
 
 def _read_regions(boxes: LabelLines) -> np.ndarray:
     """Read the bounding boxes (frames, 4) int64: left, top, right, bottom within the image, the last two excluded."""
-    blocks = cut_blocks(len(boxes), BLOCK_LINES)
-    corners = np.concatenate([boxes.rows(first, last - first) for first, last in blocks])
-    size = Hands2017.spec.camera.size_px
-    low = np.clip(np.floor(corners[:, :2]), 0, size)
-    high = np.clip(np.ceil(corners[:, 2:]) + 1, 0, size)
+    starts = range(0, len(boxes), BLOCK_LINES)
+    corners = np.concatenate([boxes.rows(first, min(BLOCK_LINES, len(boxes) - first)) for first in starts])
+    low = np.clip(np.floor(corners[:, :2]), 0, Hands2017.camera.size_px)
+    high = np.clip(np.ceil(corners[:, 2:]) + 1, 0, Hands2017.camera.size_px)
     empty = np.flatnonzero((corners[:, 2:] <= corners[:, :2]).any(axis=1) | (high <= low).any(axis=1))
     if len(empty):
         row = int(empty[0])
@@ -166,7 +127,7 @@ def _check_names(boxes: LabelLines, labels: LabelLines) -> None:
 
 
 @registry.data.add("icvl_hands")
-class IcvlHands(_OfficialSplits):
+class IcvlHands(PreparedFrames):
     """Hands of ten subjects with rotated copies; two sequences of others test. 16 joints, mm, y down, z forward.
 
     `validation_share` of the recordings, by `split_seed`, choose the checkpoint: a recording stays together with its
@@ -188,41 +149,34 @@ class IcvlHands(_OfficialSplits):
 
     @classmethod
     def read_source(cls, root: Path) -> DepthSource:
-        """List the frames of the training file and of both test sequences, all in the format of the first image.
+        """List the frames of the training file and of both test sequences.
 
         Raises DataError with file and line for labels that are not 48 numbers.
         """
         files = {"Training/labels.txt": "train", "Testing/test_seq_1.txt": "test", "Testing/test_seq_2.txt": "test"}
-        lists = [(split, LabelLines(root / file, num_columns=48)) for file, split in files.items()]
-        images = _list_images(root, *lists[0])
-        kind = find_image_kind(images, "png16", [image.with_suffix(".bin") for image in images])
-        return join_lists([_icvl_frames(root, split, labels, kind) for split, labels in lists])
+        return DepthSource("png16", "uint16", [_icvl_frames(root / file, split) for file, split in files.items()])
 
 
-def _list_images(root: Path, split: str, labels: LabelLines) -> list[Path]:
-    folder = root / ("Training" if split == "train" else "Testing") / "Depth"
+def _icvl_frames(path: Path, split: str) -> FrameList:
+    labels = LabelLines(path, num_columns=48)
+
+    def joints(first: int, last: int) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):  # of numbers beyond all cameras, which are refused
+            return unproject_pixels(_read_rows(labels, first, last, 16), IcvlHands.camera.intrinsics)
+
     for row, name in enumerate(labels.names):
         if not name.endswith(".png") or ".." in name or name.startswith("/"):
-            raise get_again(f"{labels.path}:{row + 1}: {name[:60]!r} is not the path of a PNG file")
-    return [folder / name for name in labels.names]
-
-
-def _icvl_frames(root: Path, split: str, labels: LabelLines, kind: ImageKind) -> FrameList:
-    def joints(first: int, count: int) -> np.ndarray:
-        pixels = labels.rows(first, count).reshape(count, len(HAND_16), 3)
-        with np.errstate(over="ignore", invalid="ignore"):  # of numbers beyond all cameras, which are refused
-            return unproject_pixels(pixels, IcvlHands.spec.camera.intrinsics)
-
-    images = _list_images(root, split, labels)
+            raise get_again(f"{path}:{row + 1}: {name[:60]!r} is not the path of a PNG file")
+    images = [path.parent / "Depth" / name for name in labels.names]
     recordings = [PurePosixPath(name).parent.name for name in labels.names]
+    read = partial(read_depth_png, size_px=IcvlHands.camera.size_px)
     return FrameList(
         split=split,
         names=labels.names,
-        images=[image.with_suffix(".bin") for image in images] if kind == "bin" else images,
-        kind=kind,
-        size_px=IcvlHands.spec.camera.size_px,
-        labels=(labels.path,),
-        rows=joints,
+        depths=read_images(images, read, all_needed=split == "test"),
+        joints=joints,
+        files=(path,),
+        images=images,
         groups=np.unique(recordings, return_inverse=True)[1],
     )
 
@@ -235,7 +189,7 @@ _MAX_OFFSET_PX = 10.0
 
 
 @registry.data.add("nyu_hands")
-class NyuHands(_OfficialSplits):
+class NyuHands(PreparedFrames):
     """Hands before the first of three cameras: 72,757 frames of one subject train. 14 joints, mm, y up, z forward.
 
     `validation_share` of the blocks of a thousand frames, by `split_seed`, choose the checkpoint.
@@ -261,35 +215,24 @@ class NyuHands(_OfficialSplits):
         Raises DataError for labels that are not (3, frames, 36, 3) or do not project to the labels in pixels, and for
         images without labels.
         """
-        return join_lists([_nyu_frames(root, split) for split in ("train", "test")])
+        return DepthSource("png_colour", "uint16", [_nyu_frames(root / split) for split in ("train", "test")])
 
 
-def _nyu_frames(root: Path, split: str) -> FrameList:
-    folder = root / split
+def _nyu_frames(folder: Path) -> FrameList:
     joints = _read_joints(folder / _LABELS)
-    names = [f"depth_1_{number:07d}" for number in range(1, len(joints) + 1)]
-    images = [folder / f"{name}.png" for name in names]
-    bins = [folder / "parsed" / f"{name}.bin" for name in names]
-    kind = find_image_kind(images, "png_colour", bins)
-    _check_counts(folder, kind, len(joints))
-    return FrameList(
-        split=split,
-        names=[f"{split}/{name}" for name in names],
-        images=bins if kind == "bin" else images,
-        kind=kind,
-        size_px=NyuHands.spec.camera.size_px,
-        labels=(folder / _LABELS,),
-        rows=lambda first, count: joints[first : first + count],
-    )
-
-
-def _check_counts(folder: Path, kind: ImageKind, num_labels: int) -> None:
-    """Raise DataError for images of view 1 that have no labels."""
-    beyond = folder / f"depth_1_{num_labels + 1:07d}.png"
-    if kind == "bin":
-        beyond = folder / "parsed" / beyond.with_suffix(".bin").name
+    images = [folder / f"depth_1_{number:07d}.png" for number in range(1, len(joints) + 2)]
+    beyond = images.pop()
     if beyond.is_file():
-        raise DataError(f"{beyond}: {folder / _LABELS} has labels for {num_labels} frames only; get both again")
+        raise DataError(f"{beyond}: {folder / _LABELS} has labels for {len(joints)} frames only; get both again")
+    read = partial(read_colour_png, size_px=NyuHands.camera.size_px)
+    return FrameList(
+        split=folder.name,
+        names=[f"{folder.name}/{image.stem}" for image in images],
+        depths=read_images(images, read, all_needed=folder.name == "test"),
+        joints=lambda first, last: joints[first:last],
+        files=(folder / _LABELS,),
+        images=images,
+    )
 
 
 def _read_joints(path: Path) -> np.ndarray:
@@ -300,13 +243,12 @@ def _read_joints(path: Path) -> np.ndarray:
             f"{path}: joint_xyz is {world.shape} and joint_uvd {pixels.shape}, (3, frames, 36, 3) are needed"
         )
     check_joint_range(world[0], f"{path}: joint_xyz[0]")
-    distance_px = np.abs(project_points(world[0], NyuHands.spec.camera.intrinsics)[..., :2] - pixels[0, ..., :2]).max(
-        axis=-1
-    )
-    if not np.median(distance_px) <= _MAX_OFFSET_PX:
+    projected = project_points(world[0], NyuHands.camera.intrinsics)[..., :2]
+    distance_px = float(np.median(np.abs(projected - pixels[0, ..., :2]).max(axis=-1)))
+    if not distance_px <= _MAX_OFFSET_PX:
         raise DataError(
-            f"{path}: the joints of view 1 appear {np.median(distance_px):.0f} px from where joint_uvd has them; the "
-            "two are of other views or units: get the file again"
+            f"{path}: the joints of view 1 appear {distance_px:.0f} px from where joint_uvd has them; the two are of "
+            "other views or units: get the file again"
         )
     joints: np.ndarray = world[0][:, _EVALUATED]
     return joints

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from sightline.areas.pose.sets.depth_frames import DepthCamera
+from sightline.areas.pose.sets.depth_frames import DepthCamera, FrameSplit
 from sightline.areas.pose.sets.depth_sets import (
-    DepthSet,
     DepthSource,
     DepthSpec,
-    SourceFrame,
-    cut_blocks,
-    train_and_test,
+    FrameList,
+    PreparedFrames,
+    StoredFrames,
+    choose_frames,
 )
 from sightline.areas.pose.sets.references import DepthFrame
 from sightline.areas.pose.sets.skeletons import BODY_15
@@ -27,33 +26,29 @@ from sightline.contract.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.contract.errors import DataError
 from sightline.ops.pinhole import project_points
 from sightline.store.files.array_files import TEXT, Hdf5File, open_hdf5
-from sightline.store.files.input_files import file_size, get_again
+from sightline.store.files.input_files import get_again
 from sightline.store.files.text_tables import parse_count
-from sightline.store.prepared.prepared_writer import Shard
 
 _CAMERA = DepthCamera(1 / 0.0035, -1 / 0.0035, 160.0, 120.0, 320, 240)
-_VIEWS = ("side", "top")
 _FRAMES = {"train": 39_795, "test": 10_501}
 _FILES = {
     f"{view}_{split}": (f"ITOP_{view}_{split}_depth_map.h5", f"ITOP_{view}_{split}_labels.h5")
-    for view in _VIEWS
+    for view in ("side", "top")
     for split in _FRAMES
 }
 """Names of the depth file and of the label file of each stored split."""
 _SIZE = (_CAMERA.height_px, _CAMERA.width_px)
-_BLOCK_FRAMES = 500
 _MAX_OFFSET_PX = 10.0
 """Maximum distance of projected joints from their pixel labels, which are rounded (float16: 2 mm at 3 m)."""
 _MM_PER_M = 1000.0
 
 
 @registry.data.add("itop")
-class Itop(DepthSet):
+class Itop(PreparedFrames):
     """People before a camera at the side, or under one above (`view`). 15 joints, mm, y up, z forward.
 
-    Frames that the set calls invalid are left out everywhere. Joints that are `hidden` have labels too, and count as
-    published figures do, unless they are `left_out`. `validation_share` of the people, by `split_seed`, choose the
-    checkpoint.
+    Frames that the set calls invalid are left out everywhere. Hidden joints have labels too, and count, as in published
+    figures. `validation_share` of the people, by `split_seed`, choose the checkpoint.
     Source: Haque et al. 2016, Towards Viewpoint Invariant 3D Human Pose Estimation.
     """
 
@@ -79,17 +74,28 @@ class Itop(DepthSet):
         view: Literal["side", "top"] = "side",
         reference: ReferencePoint | None = None,
         joints: tuple[str, ...] = (),
-        hidden: Literal["counted", "left_out"] = "counted",
         validation_share: FractionBelowOne = 0.1,
         split_seed: Seed = 0,
     ) -> None:
-        prepared = self.open_root(root)
-        if not any(stored.startswith(f"{view}_") for stored in prepared.splits):
-            available = ", ".join(prepared.splits)
-            raise DataError(f"{prepared.root}: has no frames from the {view}, it holds {available}; set data.view")
-        frames, part = train_and_test(prepared, split, share=validation_share, seed=split_seed, prefix=f"{view}_")
-        self._leaves_out_hidden = hidden == "left_out"
-        super().__init__(frames=frames, part=part, reference=reference, joints=joints)
+        self._view = view
+        super().__init__(
+            split=split,
+            root=root,
+            reference=reference,
+            joints=joints,
+            validation_share=validation_share,
+            split_seed=split_seed,
+        )
+
+    def choose(self, split: str, *, share: float, seed: int) -> tuple[StoredFrames, FrameSplit]:
+        """Choose the frames of a split. Raises DataError for a view that is not there."""
+        training, testing = self.stored(f"{self._view}_train"), self.stored(f"{self._view}_test")
+        if not (training.splits or testing.splits):
+            available = ", ".join(self._prepared.splits)
+            raise DataError(
+                f"{self._prepared.root}: has no frames from the {self._view}, it holds {available}; set data.view"
+            )
+        return choose_frames(split, training, testing, training.column("group"), share=share, seed=seed)
 
     @classmethod
     def read_source(cls, root: Path) -> DepthSource:
@@ -98,45 +104,30 @@ class Itop(DepthSet):
         Raises DataError for files that are compressed, cut short or of other shapes, for depth maps and labels of
         different frames, and for joints that do not project to their pixel labels.
         """
-        labels = {
-            stored: _read_labels(root, files)
+        splits = [
+            stored
             for stored, files in _FILES.items()
             if any((root / f"{file}{end}").exists() for file in files for end in ("", ".gz"))
-        }
-        is_half = all(split_labels.depth_type == "float16" for split_labels in labels.values())
-        depth_type = "float16" if is_half else "float32"
-        shards = [shard for stored in labels for shard in _make_shards(stored, labels[stored], depth_type)]
-        return DepthSource("hdf5", depth_type, shards, expected=tuple(labels))
+        ]
+        lists = [
+            _list_frames(stored, *(_require_unpacked(root / file) for file in _FILES[stored])) for stored in splits
+        ]
+        return DepthSource("hdf5", "float16", lists, expected=splits)
 
     def _frame(self, frame_index: int) -> DepthFrame:
         frame = super()._frame(frame_index)
-        return frame if self._leaves_out_hidden else dataclasses.replace(frame, visible=frame.joints[:, 2] > 0)
+        return dataclasses.replace(frame, visible=frame.joints[:, 2] > 0)
 
 
-@dataclass(frozen=True, eq=False)
-class _Labels:
-    """Labels of one split of one view; `depth_type` is the dtype of the depth maps next to the label file."""
-
-    depth_path: Path
-    path: Path
-    depth_type: str
-    names: list[str]
-    people: np.ndarray
-    is_valid: np.ndarray
-    visible: np.ndarray
-    joints_mm: np.ndarray
-
-
-def _read_labels(root: Path, files: tuple[str, str]) -> _Labels:
+def _list_frames(stored: str, depth_path: Path, path: Path) -> FrameList:
     """Read the labels of a split and check the label file against the depth file."""
-    depth_path, path = (_require_unpacked(root / file) for file in files)
     with open_hdf5(depth_path) as file:
         depth = file.array("data")
-        if depth.ndim != 3 or depth.shape[1:] != _SIZE or depth.dtype.name not in ("float16", "float32"):
+        if depth.ndim != 3 or depth.shape[1:] != _SIZE or depth.dtype.name != "float16":
             raise get_again(
                 f"{depth_path}: data is {depth.dtype} {depth.shape}, float16 (frames, {_SIZE[0]}, {_SIZE[1]}) is needed"
             )
-        num_frames, depth_type = len(depth), depth.dtype.name
+        num_frames = len(depth)
         depth_names = _read_names(file, depth_path, num_frames)
     num_joints = len(BODY_15)
     with open_hdf5(path) as file:
@@ -152,16 +143,27 @@ def _read_labels(root: Path, files: tuple[str, str]) -> _Labels:
             "two files are not of the same frames: get both again"
         )
     _check_joints(path, joints_m, pixels, is_valid)
-    return _Labels(
-        depth_path,
-        path,
-        depth_type,
-        names,
-        _parse_people(names, path),
-        is_valid,
-        visible,
-        joints_m.astype("f8") * _MM_PER_M,
+    joints = np.where(is_valid[:, None, None], joints_m.astype("f8") * _MM_PER_M, 0.0)
+    return FrameList(
+        split=stored,
+        names=names,
+        depths=partial(_read_depths, depth_path, is_valid),
+        joints=lambda first, last: joints[first:last],
+        files=(depth_path, path),
+        groups=_parse_people(names, path),
+        visible=visible & is_valid[:, None],
+        is_valid=is_valid,
     )
+
+
+def _read_depths(path: Path, is_valid: np.ndarray, first: int, last: int) -> Iterator[np.ndarray | None]:
+    with open_hdf5(path) as file:
+        depths = file.array("data")[first:last]
+
+    def check(row: int) -> np.ndarray | None:
+        return _check_depth(depths[row - first], f"{path}: data[{row}]") if is_valid[row] else None
+
+    return map(check, range(first, last))
 
 
 def _require_unpacked(path: Path) -> Path:
@@ -209,55 +211,14 @@ def _check_joints(path: Path, joints_m: np.ndarray, pixels: np.ndarray, is_valid
             f"{path}: real_world_coordinates[{rows[wrong[0]]}] has a joint at or behind the camera (z > 0 is needed, "
             "in metres)"
         )
-    projected = project_points(joints, _CAMERA.intrinsics)[..., :2]
-    # Distances of every joint from every label: (joints, labels), medians over the frames.
-    distances_px = np.array(
-        [np.median(np.abs(projected[:, [j]] - pixels[rows]).max(axis=-1), axis=0) for j in range(len(BODY_15))]
-    )
-    joint = int(np.argmax(distances_px.diagonal()))
-    if distances_px[joint, joint] > _MAX_OFFSET_PX:
-        nearest = int(distances_px[joint].argmin())
-        names = BODY_15.joint_names
-        other = f"; that is where {names[nearest]} is" if distances_px[joint, nearest] <= _MAX_OFFSET_PX else ""
+    distances_px = np.abs(project_points(joints, _CAMERA.intrinsics)[..., :2] - pixels[rows]).max(axis=-1)
+    medians = np.median(distances_px, axis=0)
+    joint = int(medians.argmax())
+    if medians[joint] > _MAX_OFFSET_PX:
         raise DataError(
-            f"{path}: {names[joint]} of real_world_coordinates appears {distances_px[joint, joint]:.0f} px from where "
-            f"image_coordinates has it{other}; the joints are in another order or in other units: get the file again"
+            f"{path}: {BODY_15.joint_names[joint]} of real_world_coordinates appears {medians[joint]:.0f} px from "
+            "where image_coordinates has it; the joints are in another order or in other units: get the file again"
         )
-
-
-def _make_shards(stored: str, labels: _Labels, depth_type: str) -> list[Shard[SourceFrame]]:
-    num_bytes, num_frames = file_size(labels.depth_path), len(labels.names)
-    return [
-        Shard(
-            stored,
-            f"{stored} {first} to {last - 1}",
-            last - first,
-            (labels.depth_path, labels.path),
-            partial(_iterate_frames, labels, first, last, depth_type),
-            num_bytes * (last - first) // num_frames,
-        )
-        for first, last in cut_blocks(num_frames, _BLOCK_FRAMES)
-    ]
-
-
-def _iterate_frames(labels: _Labels, first: int, last: int, depth_type: str) -> Iterator[SourceFrame]:
-    with open_hdf5(labels.depth_path) as file:
-        depths = file.array("data")[first:last].astype(depth_type)
-
-    def frame(row: int) -> SourceFrame:
-        where = f"{labels.depth_path}: data[{row}]"
-        is_valid = bool(labels.is_valid[row])
-        return SourceFrame(
-            name=labels.names[row],
-            where=where,
-            depth=_check_depth(depths[row - first], where) if is_valid else np.zeros((1, 1), dtype=depth_type),
-            joints=labels.joints_mm[row] if is_valid else None,
-            visible=labels.visible[row] & is_valid,
-            group=int(labels.people[row]),
-            is_valid=is_valid,
-        )
-
-    return map(frame, range(first, last))
 
 
 def _check_depth(depth: np.ndarray, where: str) -> np.ndarray:

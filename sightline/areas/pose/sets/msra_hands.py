@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,36 +11,32 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from sightline.areas.pose.depth_files import read_windowed_depth
-from sightline.areas.pose.sets.depth_frames import DepthCamera
+from sightline.areas.pose.sets.depth_frames import DepthCamera, FrameSplit
 from sightline.areas.pose.sets.depth_sets import (
-    DepthSet,
     DepthSource,
     DepthSpec,
-    SourceFrame,
+    FrameList,
+    PreparedFrames,
     StoredFrames,
     choose_frames,
+    read_images,
 )
 from sightline.areas.pose.sets.skeletons import HAND_21
 from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import Folds
-from sightline.store.files.input_files import file_size
 from sightline.store.files.text_tables import parse_count, parse_rows, read_text
-from sightline.store.prepared.prepared_set import PreparedSet
-from sightline.store.prepared.prepared_writer import Shard
 
 SubjectIndex = Annotated[int, Ge(0), Le(8)]
 """Index of one of the nine subjects."""
 _SUBJECTS = tuple(f"P{subject}" for subject in range(9))
 _GESTURES = ("1", "2", "3", "4", "5", "6", "7", "8", "9", "I", "IP", "L", "MP", "RP", "T", "TIP", "Y")
 _COUNTS = dict(zip(_SUBJECTS, (8499, 8499, 8406, 8498, 8500, 8497, 8498, 8498, 8496), strict=True))
-_OLDER_COPY = 76_375
 _TWO_COPIES = (
     "two copies of MSRA are about, of 76,391 and of 76,375 frames; they differ in several sequences, so that files "
     "made for the one do not fit the other"
 )
-_ORIGIN_PX = {"exact": 0.0, "release": 1.0, "port": -1.0}
 FAULTY = frozenset(
     f"{folder}/{number:06d}"
     for folder, numbers in {
@@ -56,13 +51,11 @@ FAULTY = frozenset(
 
 
 @registry.data.add("msra_hands")
-class MsraHands(DepthSet):
+class MsraHands(PreparedFrames):
     """Hands of the subjects but one to train on; the frames of `subject` test. 21 joints, mm, y up, z forward.
 
-    `validation_share` of the `validation_groups` of the training subjects, by `split_seed`, choose the checkpoint:
-    whole sequences (a gesture of a subject) or whole subjects. `faulty` frames are kept, or dropped from training and
-    validation; they are always tested. `pixel_origin` puts the image one pixel to the left and up (`release`) or to the
-    right and down (`port`), as the authors' code and its PyTorch port read it.
+    `validation_share` of the sequences (a gesture of a subject) of the training subjects, by `split_seed`, choose the
+    checkpoint. `faulty` frames are kept, or dropped from training and validation; they are always tested.
     Source: Sun et al. 2015, Cascaded Hand Pose Regression; the protocol of leaving one subject out.
     """
 
@@ -90,81 +83,68 @@ class MsraHands(DepthSet):
         joints: tuple[str, ...] = (),
         faulty: Literal["kept", "dropped"] = "kept",
         validation_share: FractionBelowOne = 0.1,
-        validation_groups: Literal["sequences", "subjects"] = "sequences",
         split_seed: Seed = 0,
-        pixel_origin: Literal["exact", "release", "port"] = "exact",
     ) -> None:
-        prepared = self.open_root(root)
-        training, testing = _split_subjects(prepared, f"P{subject}")
-        groups = _groups(training, by=validation_groups)
-        left_out = _faulty_mask(training) if faulty == "dropped" else None
-        frames, part = choose_frames(
-            split, training, testing, groups, share=validation_share, seed=split_seed, left_out=left_out
-        )
-        part = dataclasses.replace(part, words={"subject": str(subject)}, if_counts_differ=_TWO_COPIES)
-        self._subject_folds = Folds(tuple(prepared.splits), testing.splits)
+        self._subject = subject
+        self._drops_faulty = faulty == "dropped"
         super().__init__(
-            frames=frames, part=part, reference=reference, joints=joints, shift_px=_ORIGIN_PX[pixel_origin]
+            split=split,
+            root=root,
+            reference=reference,
+            joints=joints,
+            validation_share=validation_share,
+            split_seed=split_seed,
         )
+
+    def choose(self, split: str, *, share: float, seed: int) -> tuple[StoredFrames, FrameSplit]:
+        """Choose the frames of a split. Raises DataError for a subject that is not there."""
+        tested = f"P{self._subject}"
+        if tested not in self._prepared.splits:
+            available = ", ".join(self._prepared.splits)
+            raise DataError(
+                f"{self._prepared.root}: holds no {tested}, it holds {available}; set data.subject to one of these"
+            )
+        training, testing = self.stored(*(name for name in _SUBJECTS if name != tested)), self.stored(tested)
+        lengths = np.diff(training.starts())
+        sequences = np.repeat(np.arange(len(lengths)), lengths) * len(_GESTURES) + training.column("group")
+        left_out = np.array([name in FAULTY for name in training.names()], dtype=bool) & self._drops_faulty
+        frames, part = choose_frames(split, training, testing, sequences, share=share, seed=seed, left_out=left_out)
+        return frames, dataclasses.replace(part, words={"subject": str(self._subject)}, if_counts_differ=_TWO_COPIES)
 
     @classmethod
     def read_source(cls, root: Path) -> DepthSource:
         """List the gestures of each subject. Raises DataError where images and labels are not as many."""
-        shards, missing = _list_shards(root)
-        return DepthSource("msra_bin", "float32", shards, notes=missing)
-
-    @classmethod
-    def list_differences(cls, prepared: PreparedSet) -> list[str]:
-        """Return a note if there are as many frames as in the older copy."""
-        num_frames = sum(facts["num_rows"] for facts in prepared.manifest["splits"].values())
-        older = [f"{num_frames} frames, as many as the older copy has: {_TWO_COPIES}"]
-        return older if num_frames == _OLDER_COPY else []
+        lists, missing = [], []
+        for subject in _SUBJECTS:
+            if not (root / subject).is_dir():
+                missing.append(subject)
+                continue
+            for index, gesture in enumerate(_GESTURES):
+                folder = root / subject / gesture
+                if folder.is_dir():
+                    lists.append(_list_frames(folder, index))
+                else:
+                    missing.append(f"{subject}/{gesture}")
+        if not lists:
+            raise DataError(f"{root}: holds no gesture of any subject, such as P0/1/joint.txt; get the data again")
+        notes = [f"folders that are not there: {', '.join(missing)}"] if missing else []
+        return DepthSource("msra_bin", "float32", lists, notes=notes)
 
     def _folds(self) -> Folds:
-        return self._subject_folds
+        return Folds(tuple(self._prepared.splits), (f"P{self._subject}",))
 
 
-def _split_subjects(prepared: PreparedSet, tested: str) -> tuple[StoredFrames, StoredFrames]:
-    if tested not in prepared.splits:
-        available = ", ".join(prepared.splits)
-        raise DataError(f"{prepared.root}: holds no {tested}, it holds {available}; set data.subject to one of these")
-    others = tuple(subject for subject in _SUBJECTS if subject in prepared.splits and subject != tested)
-    return StoredFrames(prepared, others), StoredFrames(prepared, (tested,))
-
-
-def _groups(training: StoredFrames, *, by: str) -> np.ndarray:
-    """Return the group (num_frames,) of each training frame: its subject, or its sequence."""
-    lengths = np.diff(training.starts())
-    subjects = np.repeat(np.arange(len(lengths)), lengths)
-    return subjects if by == "subjects" else subjects * len(_GESTURES) + training.column("group")
-
-
-def _faulty_mask(training: StoredFrames) -> np.ndarray:
-    """Mask (num_frames,) of the training frames that are listed as faulty."""
-    names = [name for subject in training.splits for name in training.prepared.names(subject)]
-    return np.array([name in FAULTY for name in names], dtype=bool)
-
-
-def _list_shards(root: Path) -> tuple[list[Shard[SourceFrame]], list[str]]:
-    """Make a shard for each gesture of each subject, and a note on the missing folders."""
-    shards, missing = [], []
-    for subject in _SUBJECTS:
-        if not (root / subject).is_dir():
-            missing.append(subject)
-            continue
-        for gesture in _GESTURES:
-            folder = root / subject / gesture
-            if not folder.is_dir():
-                missing.append(f"{subject}/{gesture}")
-                continue
-            images = _list_images(folder)
-            num_bytes = sum(file_size(path) for path in images) // 2
-            read = partial(_frames, folder, images, _GESTURES.index(gesture))
-            files = (folder / "joint.txt", *images)
-            shards.append(Shard(subject, f"{subject}/{gesture}", len(images), files, read, num_bytes))
-    if not shards:
-        raise DataError(f"{root}: holds no gesture of any subject, such as P0/1/joint.txt; get the data again")
-    return shards, [f"folders that are not there: {', '.join(missing)}"] if missing else []
+def _list_frames(folder: Path, gesture: int) -> FrameList:
+    images, subject = _list_images(folder), folder.parent.name
+    return FrameList(
+        split=subject,
+        names=[f"{subject}/{folder.name}/{path.name.removesuffix('_depth.bin')}" for path in images],
+        depths=read_images(images, partial(read_windowed_depth, size_px=MsraHands.camera.size_px)),
+        joints=lambda first, last: _read_joints(folder / "joint.txt", len(images))[first:last],
+        files=(folder / "joint.txt",),
+        images=images,
+        groups=np.full(len(images), gesture),
+    )
 
 
 def _list_images(folder: Path) -> tuple[Path, ...]:
@@ -187,17 +167,6 @@ def _list_images(folder: Path) -> tuple[Path, ...]:
 
 def _image_name(number: int) -> str:
     return f"{number:06d}_depth.bin"
-
-
-def _frames(folder: Path, images: Sequence[Path], gesture: int) -> Iterator[SourceFrame]:
-    joints = _read_joints(folder / "joint.txt", len(images))
-
-    def make_frame(path: Path, frame_joints: np.ndarray) -> SourceFrame:
-        name = f"{folder.parent.name}/{folder.name}/{path.name.removesuffix('_depth.bin')}"
-        depth = read_windowed_depth(path, size_px=MsraHands.spec.camera.size_px)
-        return SourceFrame(name, str(path), depth, frame_joints, group=gesture)
-
-    return map(make_frame, images, joints)
 
 
 def _read_joints(path: Path, num_frames: int) -> np.ndarray:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -59,17 +60,18 @@ class FrameOrder:
     if_counts_differ: str = ""
 
 
-class Locator(Protocol):
-    """Interface that computes the reference points of one split of a set."""
+Find: TypeAlias = Callable[[DepthFrame, int], np.ndarray]
 
-    @property
-    def is_known(self) -> np.ndarray | None:
-        """Mask (frames,) of frames that have a reference point; None if all have one."""
-        ...
 
-    def __call__(self, frame: DepthFrame, place: int) -> np.ndarray:
-        """Return the reference point (3,) float64 in mm in the camera's frame; `place` is the index of the frame."""
-        ...
+class Locator(NamedTuple):
+    """Finder of the reference points of one split of a set.
+
+    `find` maps a frame and its index to the point (3,) float64 in mm in the camera's frame; `is_known` (frames,) masks
+    the frames that have a point, None if all have one.
+    """
+
+    find: Find
+    is_known: np.ndarray | None = None
 
 
 class Reference(Protocol):
@@ -93,7 +95,7 @@ class TrueJoint:
         pass
 
     def points_for(self, order: FrameOrder) -> Locator:
-        return _TrueJoints(order)
+        return Locator(partial(_find_true_joint, order))
 
 
 @registry.references.add("centre_of_mass")
@@ -117,7 +119,7 @@ class CentreOfMass:
         self.far_mm = far_mm
 
     def points_for(self, order: FrameOrder) -> Locator:
-        return _CentresOfMass(self, order)
+        return Locator(partial(_find_centre_of_mass, self, order))
 
     def locate(
         self, depth: np.ndarray, camera: np.ndarray, *, cube_mm: float, start: np.ndarray | None = None
@@ -169,7 +171,47 @@ class ReferencePointFile:
         if "{" in path:
             valid = ", ".join(f"{{{word}}}" for word in order.path_placeholders)
             raise ConfigError(f"path: {path} has a word in braces that is not one of {order.title}; these are {valid}")
-        return _StoredPoints(expand_home(path), self.unit, order)
+        points, is_known = read_points(
+            expand_home(path),
+            unit=self.unit,
+            title=order.title,
+            num_frames=order.num_frames,
+            hint=order.if_counts_differ,
+            split=order.path_placeholders.get("split", "test"),
+        )
+        fallback = CentreOfMass().points_for(order).find
+        return Locator(partial(_find_stored_point, points, is_known, fallback), is_known)
+
+
+def _find_true_joint(order: FrameOrder, frame: DepthFrame, index: int) -> np.ndarray:
+    point = frame.joints[order.centre].astype(np.float64)
+    if not point.any():
+        raise DataError(
+            f"{order.title}: frame {index} has no labelled joint {order.centre}, the reference point; set "
+            "reference to centre_of_mass or file"
+        )
+    return point
+
+
+def _find_centre_of_mass(method: CentreOfMass, order: FrameOrder, frame: DepthFrame, index: int) -> np.ndarray:
+    depth = frame.depth
+    if frame.region_px is not None:
+        left, top, right, bottom = frame.region_px
+        depth = np.zeros_like(depth)
+        depth[top:bottom, left:right] = frame.depth[top:bottom, left:right]
+    point = method.locate(depth, order.camera, cube_mm=order.cube_mm)
+    if point is None:
+        raise NoCentreError(
+            f"{order.title}: frame {index} has no measured pixel between near_mm and far_mm, so it has no "
+            "centre of mass; give wider bounds, or reference points in a file"
+        )
+    return point
+
+
+def _find_stored_point(
+    points: np.ndarray, is_known: np.ndarray, fallback: Find, frame: DepthFrame, index: int
+) -> np.ndarray:
+    return points[index].copy() if is_known[index] else fallback(frame, index)
 
 
 def _cube_mask(axes: np.ndarray, centre: np.ndarray, half_mm: float) -> np.ndarray:
@@ -180,71 +222,26 @@ def _cube_mask(axes: np.ndarray, centre: np.ndarray, half_mm: float) -> np.ndarr
     return mask
 
 
-class _TrueJoints:
-    is_known = None
+def read_points(
+    path: Path, *, title: str, num_frames: int, unit: str = "mm", hint: str = "", split: str = "test"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read points (frames, 3) float64 in mm and the mask of valid ones, from lines `x y z` and `invalid`.
 
-    def __init__(self, order: FrameOrder) -> None:
-        self._order = order
-
-    def __call__(self, frame: DepthFrame, place: int) -> np.ndarray:
-        point = frame.joints[self._order.centre].astype(np.float64)
-        if not point.any():
-            raise DataError(
-                f"{self._order.title}: frame {place} has no labelled joint {self._order.centre}, the reference point; "
-                "set reference to centre_of_mass or file"
-            )
-        return point
-
-
-class _CentresOfMass:
-    is_known = None
-
-    def __init__(self, method: CentreOfMass, order: FrameOrder) -> None:
-        self._method = method
-        self._order = order
-
-    def __call__(self, frame: DepthFrame, place: int) -> np.ndarray:
-        depth = frame.depth
-        if frame.region_px is not None:
-            left, top, right, bottom = frame.region_px
-            depth = np.zeros_like(depth)
-            depth[top:bottom, left:right] = frame.depth[top:bottom, left:right]
-        point = self._method.locate(depth, self._order.camera, cube_mm=self._order.cube_mm)
-        if point is None:
-            raise NoCentreError(
-                f"{self._order.title}: frame {place} has no measured pixel between near_mm and far_mm, so it has no "
-                "centre of mass; give wider bounds, or reference points in a file"
-            )
-        return point
-
-
-class _StoredPoints:
-    def __init__(self, path: Path, unit: str, order: FrameOrder) -> None:
-        self._points, self.is_known = _read_points(path, unit, order)
-        self._fallback = CentreOfMass().points_for(order)
-
-    def __call__(self, frame: DepthFrame, place: int) -> np.ndarray:
-        if self.is_known is not None and not self.is_known[place]:
-            return self._fallback(frame, place)
-        return self._points[place].copy()
-
-
-def _read_points(path: Path, unit: str, order: FrameOrder) -> tuple[np.ndarray, np.ndarray]:
-    """Read points (frames, 3) float64 in mm and the mask of valid ones, from lines `x y z` and `invalid`."""
+    Errors call the frames `title`, and end with `hint` if their number is another one.
+    """
     if not path.exists():
         raise DataError(
-            f"{path}: the file of the reference points of {order.title} is missing; set data.reference.path to its "
-            "path, train without it by data.reference.name=centre_of_mass, or write it with a refiner of your own: "
-            "sightline predict RUN --data CONFIG "
-            f"split={order.path_placeholders.get('split', 'test')} --out {path}"
+            f"{path}: the file of the reference points of {title} is missing; set data.reference.path to its path, "
+            "train without it by data.reference.name=centre_of_mass, or write it with a refiner of your own: "
+            f"sightline predict RUN --data CONFIG split={split} --out {path}"
         )
     lines = read_text(path).rstrip().splitlines()
-    if len(lines) != order.num_frames:
-        excess = len(lines) - order.num_frames
-        hint = f" ({order.if_counts_differ})" if order.if_counts_differ else ""
+    if len(lines) != num_frames:
+        excess = len(lines) - num_frames
         raise DataError(
-            f"{path}: has {len(lines)} lines, {order.title} has {order.num_frames} frames: {abs(excess)} too "
-            f"{'many' if excess > 0 else 'few'}; take the file that was made for these frames{hint}"
+            f"{path}: has {len(lines)} lines, {title} has {num_frames} frames: {abs(excess)} too "
+            f"{'many' if excess > 0 else 'few'}; take the file that was made for these frames"
+            f"{f' ({hint})' if hint else ''}"
         )
     points, is_known = np.zeros((len(lines), 3)), np.ones(len(lines), dtype=bool)
     for row, line in enumerate(lines):

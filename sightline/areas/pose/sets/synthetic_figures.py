@@ -1,7 +1,4 @@
-"""Base of synthetic hands and bodies: figures of capsules rendered by a depth camera.
-
-Posing of synthetic figures: scaling of random numbers, joint rotations, and capsules on bones.
-"""
+"""Base of synthetic hands and bodies: figures of capsules, posed by drawn angles and rendered by a depth camera."""
 
 from __future__ import annotations
 

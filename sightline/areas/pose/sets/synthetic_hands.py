@@ -1,9 +1,4 @@
-"""Depth images of procedural hands and bodies with joints.
-
-Synthetic depth images of hands: articulated hands of capsules before MSRA's camera, exact joints.
-
-Synthetic depth images of people: articulated bodies of capsules before ITOP's camera, exact joints.
-"""
+"""Depth images of procedural hands and people: jointed figures of capsules before MSRA's and ITOP's camera."""
 
 from __future__ import annotations
 
@@ -57,6 +52,13 @@ class HandPoses(TypedDict):
     shift_mm: NotRequired[tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]]
 
 
+_HAND_POSES: HandPoses = {
+    "turn_deg": (45.0, 30.0, 40.0),
+    "flexion_rad": (0.0, 1.4),
+    "splay_deg": 15.0,
+    "scale": (0.8, 1.2),
+    "shift_mm": (60.0, 40.0, 60.0),
+}
 # x to the right, y up, z away from the camera, in mm: MSRA's frame, the palm about the origin.
 _WRIST = (0.0, -45.0, 0.0)
 _KNUCKLES = ((25.0, 40.0, 0.0), (5.0, 45.0, 0.0), (-13.0, 42.0, 0.0), (-30.0, 33.0, 0.0))
@@ -125,15 +127,10 @@ class SyntheticHands(SyntheticFigures):
         joints: tuple[str, ...] = (),
         data_seed: Seed = 0,
     ) -> None:
-        overrides: HandPoses = {} if poses is None else poses
-        self._turn_deg = overrides.get("turn_deg", (45.0, 30.0, 40.0))
-        self._flexion_rad = overrides.get("flexion_rad", (0.0, 1.4))
-        self._splay_deg = overrides.get("splay_deg", 15.0)
-        self._scale = overrides.get("scale", (0.8, 1.2))
-        self._shift_mm = overrides.get("shift_mm", (60.0, 40.0, 60.0))
+        self._poses: HandPoses = {**_HAND_POSES, **(poses or {})}
         self._forearm = forearm
-        assert_in_order("poses.flexion_rad", self._flexion_rad)
-        assert_in_order("poses.scale", self._scale)
+        assert_in_order("poses.flexion_rad", self._poses["flexion_rad"])
+        assert_in_order("poses.scale", self._poses["scale"])
         super().__init__(
             split=split,
             sizes={"train": train_size, "test": test_size},
@@ -143,16 +140,17 @@ class SyntheticHands(SyntheticFigures):
             joints=joints,
             noise=SensorNoise(noise_mm, missing),
             data_seed=data_seed,
-            farthest_mm=2 * float(_PLACE_MM[2] + self._shift_mm[2]),
+            farthest_mm=2 * float(_PLACE_MM[2] + self._poses["shift_mm"][2]),
         )
 
     def _draw(self, draws: Draws, sample_draws: Draws) -> Figures:
+        poses = self._poses
         shape = HandShape(
-            flexion_rad=scale_to_range(draws.uniform(5), self._flexion_rad),
-            splay_rad=np.radians(scale_symmetric(draws.uniform(5), self._splay_deg)),
-            turn_rad=np.radians(scale_symmetric(draws.uniform(3), self._turn_deg)),
-            scale=scale_to_range(draws.uniform(1), self._scale)[:, 0],
-            place_mm=scale_symmetric(draws.uniform(3), self._shift_mm) + _PLACE_MM,
+            flexion_rad=scale_to_range(draws.uniform(5), poses["flexion_rad"]),
+            splay_rad=np.radians(scale_symmetric(draws.uniform(5), poses["splay_deg"])),
+            turn_rad=np.radians(scale_symmetric(draws.uniform(3), poses["turn_deg"])),
+            scale=scale_to_range(draws.uniform(1), poses["scale"])[:, 0],
+            place_mm=scale_symmetric(draws.uniform(3), poses["shift_mm"]) + _PLACE_MM,
             wrist_rad=np.radians(scale_symmetric(draws.uniform(2), _FOREARM_DEG)),
             has_forearm=sample_draws.uniform(1)[:, 0].numpy() < self._forearm,
         )
@@ -237,15 +235,20 @@ class BodyPoses(TypedDict):
     shift_mm: NotRequired[tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]]
 
 
-_SWINGS = {
+_BODY_POSES: BodyPoses = {
+    "turn_deg": (60.0, 8.0, 8.0),
+    "lean_deg": (25.0, 15.0),
     "arm_swing_deg": (-30.0, 90.0),
     "arm_raise_deg": (0.0, 100.0),
     "elbow_deg": (0.0, 120.0),
     "leg_swing_deg": (-15.0, 60.0),
     "leg_raise_deg": (0.0, 20.0),
     "knee_deg": (0.0, 80.0),
+    "scale": (0.8, 1.1),
+    "shift_mm": (400.0, 50.0, 400.0),
 }
-"""Default ranges of angles that are drawn for each side."""
+_SWINGS = ("arm_swing_deg", "arm_raise_deg", "elbow_deg", "leg_swing_deg", "leg_raise_deg", "knee_deg")
+"""Ranges of angles that are drawn for each side."""
 _REST_MM = 1000 * np.array(
     [
         *([0.0, 0.62, 0.0], [0.0, 0.42, 0.0], [-0.18, 0.38, 0.0], [0.18, 0.38, 0.0]),
@@ -316,15 +319,10 @@ class SyntheticBodies(SyntheticFigures):
         joints: tuple[str, ...] = (),
         data_seed: Seed = 0,
     ) -> None:
-        overrides: dict[str, Any] = {**(poses or {})}
+        self._poses: dict[str, Any] = {**_BODY_POSES, **(poses or {})}
         self._view = view
-        self._turn_deg = overrides.get("turn_deg", (60.0, 8.0, 8.0))
-        self._lean_deg = overrides.get("lean_deg", (25.0, 15.0))
-        self._swings_deg = [overrides.get(name, bounds) for name, bounds in _SWINGS.items()]
-        self._scale = overrides.get("scale", (0.8, 1.1))
-        self._shift_mm = overrides.get("shift_mm", (400.0, 50.0, 400.0))
-        for name, bounds in zip((*_SWINGS, "scale"), (*self._swings_deg, self._scale), strict=True):
-            assert_in_order(f"poses.{name}", bounds)
+        for name in (*_SWINGS, "scale"):
+            assert_in_order(f"poses.{name}", self._poses[name])
         super().__init__(
             split=split,
             sizes={"train": train_size, "test": test_size},
@@ -334,18 +332,17 @@ class SyntheticBodies(SyntheticFigures):
             joints=joints,
             noise=SensorNoise(noise_mm, missing),
             data_seed=data_seed,
-            farthest_mm=2 * (_DISTANCE_MM + max(self._shift_mm)),
+            farthest_mm=2 * (_DISTANCE_MM + max(self._poses["shift_mm"])),
         )
 
     def _draw(self, draws: Draws, sample_draws: Draws) -> Figures:
+        poses = self._poses
         shape = BodyShape(
-            lean=np.radians(scale_symmetric(draws.uniform(2), self._lean_deg)),
-            swings=np.radians(
-                np.stack([scale_to_range(draws.uniform(2), bounds) for bounds in self._swings_deg], axis=1)
-            ),
-            turn=np.radians(scale_symmetric(draws.uniform(3), self._turn_deg)),
-            scale=scale_to_range(draws.uniform(1), self._scale)[:, 0],
-            place_mm=scale_symmetric(draws.uniform(3), self._shift_mm),
+            lean=np.radians(scale_symmetric(draws.uniform(2), poses["lean_deg"])),
+            swings=np.radians(np.stack([scale_to_range(draws.uniform(2), poses[name]) for name in _SWINGS], axis=1)),
+            turn=np.radians(scale_symmetric(draws.uniform(3), poses["turn_deg"])),
+            scale=scale_to_range(draws.uniform(1), poses["scale"])[:, 0],
+            place_mm=scale_symmetric(draws.uniform(3), poses["shift_mm"]),
         )
         return build_bodies(shape, view=self._view)
 

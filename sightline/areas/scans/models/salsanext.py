@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.areas.scans.models.rangenet import RangeImageNetwork
+from sightline.areas.scans.models.range_image_network import RangeImageNetwork
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
 from sightline.layers.images import ConvBlock, join_channels

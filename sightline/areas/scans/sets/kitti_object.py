@@ -1,7 +1,4 @@
-"""KITTI object detection scans as a segmentation set: each point has the type of its labelled box.
-
-Reader of KITTI object files: labelled objects, calibration, and the resulting type of every point.
-"""
+"""KITTI object detection scans as a segmentation set: each point has the type of its labelled box."""
 
 from __future__ import annotations
 
@@ -9,36 +6,33 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from annotated_types import Ge, Le
 from PIL import Image
 
 from sightline.areas.scans.sets.boxes3d import Calibration
-from sightline.areas.scans.sets.labelled_scans import LabelledScans, ScanSampling
+from sightline.areas.scans.sets.labelled_scans import NamedScans
 from sightline.areas.scans.sets.scan_preparation import (
     BY_NAME,
     ListedScan,
     describe_split,
     read_name_lists,
     scan_plan,
-    survey_scans,
 )
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
 from sightline.contract.errors import DataError
 from sightline.ops.points_in_boxes import points_in_boxes
-from sightline.store.files.input_files import BoundedFile, assert_regular, expand_home, read_file
+from sightline.store.files.input_files import BoundedFile, assert_regular, read_file
 from sightline.store.files.scan_files import check_pose, read_bin, read_matrices
-from sightline.store.files.scan_samples import RawScan, SensorBlock, make_sensor
+from sightline.store.files.scan_samples import RawScan, Sensor, SensorBlock, make_sensor
 from sightline.store.label_maps import read_label_map
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import describe_contents
 from sightline.store.prepared.prepared_writer import PreparationPlan
-from sightline.store.prepared.splits import make_splits
 
 TYPES = ("Background", "Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc", "DontCare")
 """Types of objects; the id of a type is its index. Background are the points in no box."""
@@ -66,13 +60,6 @@ class KittiObjects(NamedTuple):
     types: np.ndarray
     boxes_image_px: np.ndarray
     boxes_camera: np.ndarray
-
-
-class PointsInBoxRule(NamedTuple):
-    """Rule for the points of a box: it is widened by `margin_m`, and its lowest `ground_m` are left out."""
-
-    margin_m: float = 0.0
-    ground_m: float = 0.0
 
 
 def read_objects(path: Path) -> KittiObjects:
@@ -162,7 +149,6 @@ def label_points_by_boxes(
     calibration: Calibration,
     *,
     size_px: tuple[int, int],
-    box_rule: PointsInBoxRule,
 ) -> np.ndarray:
     """Compute the type (N,) int64 of every point (N, 3) of a scan: an index into `TYPES`, or OUTSIDE.
 
@@ -180,12 +166,8 @@ def label_points_by_boxes(
     box_indices = np.flatnonzero(objects.types != DONT_CARE)
     volumes = objects.boxes_camera[box_indices, 3:6].prod(axis=1)
     smallest_first = box_indices[np.argsort(-volumes, kind="stable")[::-1]]
-    box = points_in_boxes(
-        torch.from_numpy(camera),
-        torch.from_numpy(objects.boxes_camera[smallest_first]),
-        margin=box_rule.margin_m,
-        bottom=box_rule.ground_m,
-    ).numpy()
+    boxes = torch.from_numpy(objects.boxes_camera[smallest_first])
+    box = points_in_boxes(torch.from_numpy(camera), boxes).numpy()
     types[box >= 0] = objects.types[smallest_first[box[box >= 0]]]
     return types
 
@@ -196,38 +178,35 @@ def read_frame(
     calib: Path,
     *,
     size_px: tuple[int, int],
-    box_rule: PointsInBoxRule,
     visible_only: bool = False,
 ) -> RawScan:
     """Read a scan with the type of every point as its id; `visible_only` leaves out points outside the image."""
     table = read_bin(scan, num_columns=4)
     objects, calibration = read_objects(label), read_calibration(calib)
-    ids = label_points_by_boxes(table[:, :3], objects, calibration, size_px=size_px, box_rule=box_rule)
+    ids = label_points_by_boxes(table[:, :3], objects, calibration, size_px=size_px)
     if visible_only:
         table, ids = table[ids != OUTSIDE], ids[ids != OUTSIDE]
     return RawScan(table[:, :3], table[:, 3], ids)
 
 
-LABEL_MAPS = {"kitti_object": Path(__file__).with_name("kitti_object.yaml")}
 _SUFFIX_BY_FOLDER = {"velodyne": ".bin", "label_2": ".txt", "calib": ".txt", "image_2": ".png"}
 _MAX_NAMED = 10
-Margin = Annotated[float, Ge(0.0), Le(1.0)]
 
 
 @registry.data.add("kitti_object")
-class KittiObject(LabelledScans):
+class KittiObject(NamedScans):
     """Scans of KITTI's object data set with the classes of SqueezeSeg, by the boxes that contain the points.
 
     `crop: camera` leaves out points outside the image, where nothing is labelled. `tested` are beginnings of frame
     numbers; without them the lists of the source decide, or the last `test_share` of the frames. Points in DontCare
     regions are neither trained on nor scored; background is.
-    Scans with less than `min_labelled` of labels are not trained on; `balanced` draws rare classes more often.
     Source: Geiger et al. 2012; the classes of Wu et al. 2018.
     """
 
+    own_map = Path(__file__).with_name("kitti_object.yaml")
     spec = SetSpec(
         name="kitti_object",
-        entries=lambda: {"classes": ", ".join(read_label_map("kitti_object", LABEL_MAPS).class_names)},
+        entries=lambda: {"classes": ", ".join(read_label_map(str(KittiObject.own_map), {}).class_names)},
     )
     _value_columns = ("image_size_px",)
 
@@ -238,25 +217,27 @@ class KittiObject(LabelledScans):
         root: str | None = None,
         crop: Literal["camera", "none"] = "camera",
         tested: tuple[str, ...] = (),
-        label_map: str = "kitti_object",
+        label_map: str | None = None,
         sensor: SensorBlock | None = None,
         test_share: FractionBelowOne = 0.2,
         validation_share: FractionBelowOne = 0.1,
-        min_labelled: FractionBelowOne = 0.0,
-        balanced: bool = False,
     ) -> None:
-        prepared = self.open_root(root)
-        front: SensorBlock = {"azimuth_deg": (45.0, -45.0)} if crop == "camera" else {}
         self._crop = crop
         super().__init__(
-            prepared=prepared,
             split=split,
-            parts=make_splits(
-                prepared, test_names=tested, test_share=test_share, validation_share=validation_share, what="scan"
-            ),
-            label_map=read_label_map(label_map, LABEL_MAPS),
-            sensor=make_sensor({**front, **(sensor or {})}, preset="hdl64", owner=self.set_name),
-            frames=ScanSampling(min_labelled, balanced),
+            root=root,
+            tested=tested,
+            label_map=label_map,
+            sensor=sensor,
+            test_share=test_share,
+            validation_share=validation_share,
+        )
+
+    def _make_sensor(self, block: SensorBlock | None) -> Sensor:
+        return (
+            super()._make_sensor(block)
+            if self._crop == "camera"
+            else make_sensor(block, preset="hdl64", owner=self.set_name)
         )
 
     @classmethod
@@ -265,12 +246,9 @@ class KittiObject(LabelledScans):
         root: Path,
         *,
         image_px: tuple[Count, Count] | None = None,
-        margin_m: Margin = 0.0,
-        ground_m: Margin = 0.0,
     ) -> PreparationPlan:
         """Plan to list scans, labels and calibrations in place, and to count the points of each type.
 
-        Boxes are widened by `margin_m`; points less than `ground_m` above a box's bottom count as background.
         `image_px` (width, height) replaces missing images. Incomplete frames are left out, with a note. Raises
         DataError for damaged files and if no frame is complete.
         """
@@ -278,12 +256,7 @@ class KittiObject(LabelledScans):
         frames, incomplete = _find_complete_frames(folder, needs_image=image_px is None)
         lists = next((path for path in (root / "ImageSets", root.parent / "ImageSets") if path.is_dir()), root)
         parts, notes = read_name_lists(lists, list(frames))
-        box_rule = PointsInBoxRule(margin_m, ground_m)
-        scans = [
-            _list_scan(part, frame, frames[frame], image_px, box_rule)
-            for part, names in parts.items()
-            for frame in names
-        ]
+        scans = [_list_scan(part, frame, frames[frame], image_px) for part, names in parts.items() for frame in names]
         return scan_plan(
             set_name=cls.set_name,
             layout="object",
@@ -295,37 +268,13 @@ class KittiObject(LabelledScans):
                     parts, "lists of names", otherwise=f"{BY_NAME}, which may be neighbours in time"
                 )
             },
-            options={"margin_m": margin_m, "ground_m": ground_m, "image_px": list(image_px) if image_px else None},
+            options={"image_px": list(image_px) if image_px else None},
             notes=[*notes, *incomplete],
         )
 
-    @classmethod
-    def survey(cls, source: Path) -> dict[str, Any]:
-        """Survey point types and the sensor, and compare it with an HDL-64E's front view. Raises as `plan`.
-
-        Frames without an image are assumed to have 1242 x 375 pixels.
-        """
-        root = expand_home(source).resolve()
-        frames, _ = _find_complete_frames(_find_frame_folder(root), needs_image=False)
-        scans = [_list_scan("", name, paths, (1242, 375), PointsInBoxRule()) for name, paths in frames.items()]
-        readers = {
-            scan.files[0]: partial(
-                read_frame,
-                *scan.files,
-                size_px=scan.values["image_size_px"],
-                box_rule=PointsInBoxRule(),
-                visible_only=True,
-            )
-            for scan in scans
-        }
-        sensor = make_sensor({"azimuth_deg": (45.0, -45.0)}, preset="hdl64", owner=cls.set_name)
-        return survey_scans(readers, source=root, label_map=read_label_map("kitti_object", LABEL_MAPS), sensor=sensor)
-
     def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
-        options = self._prepared.manifest["options"]
         width, height = values["image_size_px"].tolist()
-        box_rule = PointsInBoxRule(options["margin_m"], options["ground_m"])
-        return read_frame(*files, size_px=(width, height), box_rule=box_rule, visible_only=self._crop == "camera")
+        return read_frame(*files, size_px=(width, height), visible_only=self._crop == "camera")
 
 
 def _find_frame_folder(root: Path) -> Path:
@@ -361,10 +310,8 @@ def _find_complete_frames(folder: Path, *, needs_image: bool) -> tuple[dict[str,
     return complete, [f"{len(lines)} frames left out: {'; '.join(lines[:_MAX_NAMED])}{more}"] if lines else []
 
 
-def _list_scan(
-    part: str, frame: str, paths: Mapping[str, Path], image_px: Sequence[int] | None, box_rule: PointsInBoxRule
-) -> ListedScan:
+def _list_scan(part: str, frame: str, paths: Mapping[str, Path], image_px: Sequence[int] | None) -> ListedScan:
     width, height = image_size_px(paths["image_2"]) if "image_2" in paths else image_px or (0, 0)
     files = (paths["velodyne"], paths["label_2"], paths["calib"])
-    read = partial(read_frame, *files, size_px=(width, height), box_rule=box_rule)
+    read = partial(read_frame, *files, size_px=(width, height))
     return ListedScan(part, frame, files, read, {"image_size_px": (width, height)})

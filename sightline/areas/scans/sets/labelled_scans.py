@@ -1,38 +1,32 @@
-"""Base of the prepared data sets of LiDAR scans with a class at every point.
-
-Paths of predicted label files in the layout of the SemanticKITTI evaluator and server.
-"""
+"""Bases of the prepared data sets of LiDAR scans with a class at every point."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from sightline.areas.scans.sets.scan_preparation import guess_remission_max, id_counts
-from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.arguments import FractionBelowOne
+from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo, Sample, SampleKey, ScanInputSpec
-from sightline.store.files.scan_samples import FEATURES, RawScan, Sensor, mean_and_std, scan_fields
-from sightline.store.label_maps import LabelMap
+from sightline.store.files.scan_samples import (
+    FEATURES,
+    RawScan,
+    Sensor,
+    SensorBlock,
+    make_sensor,
+    mean_and_std,
+    scan_fields,
+)
+from sightline.store.label_maps import LabelMap, identity_map, read_label_map
 from sightline.store.prepared.prepared_data import PreparedData
 from sightline.store.prepared.prepared_set import PreparedSet
-from sightline.store.prepared.splits import RowRefs, SplitRows, check_part
-
-
-class ScanSampling(NamedTuple):
-    """Sampling of the training scans of an epoch.
-
-    Scans with a share of labelled points below `min_labelled` are left out. With `balanced` an epoch draws as many
-    scans as there are, with replacement, by the inverse square root of the share of scans with their rarest class.
-    Source: Gupta et al. 2019 (LVIS), repeat factors with the threshold 1.
-    """
-
-    min_labelled: float = 0.0
-    balanced: bool = False
+from sightline.store.prepared.splits import RowRefs, SplitRows, check_part, make_splits
 
 
 class LabelledScans(PreparedData):
@@ -53,14 +47,10 @@ class LabelledScans(PreparedData):
         parts: SplitRows,
         label_map: LabelMap,
         sensor: Sensor,
-        frames: ScanSampling,
     ) -> None:
         check_part(parts, split, root=prepared.root, what="scan")
         _check_remission(prepared, sensor)
         self._label_map = label_map
-        self._cumulative: np.ndarray | None = None
-        if frames != ScanSampling():
-            parts = self._select_training_scans(prepared, parts, frames, is_train=split == "train")
         self._prepared = prepared
         self._rows = parts.rows[split]
         self._sensor = sensor
@@ -82,10 +72,7 @@ class LabelledScans(PreparedData):
         """
         if not 0 <= key.index < len(self):
             raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {key.index}")
-        index = key.index
-        if self._cumulative is not None:
-            index = int(np.searchsorted(self._cumulative, key.generator().random(), side="right"))
-        stored, row = self._rows[index]
+        stored, row = self._rows[key.index]
         files = self._prepared.listing(stored).paths(row)
         scan = self._read_files(files, {name: self._prepared.row(stored, name, row) for name in self._value_columns})
         values = {
@@ -135,28 +122,6 @@ class LabelledScans(PreparedData):
         classes[scan.is_return] = return_classes
         return classes
 
-    def _select_training_scans(
-        self, prepared: PreparedSet, parts: SplitRows, frames: ScanSampling, *, is_train: bool
-    ) -> SplitRows:
-        """Filter the training scans by `frames`; for the training split also compute the sampling distribution.
-
-        Raises ConfigError if no scan remains.
-        """
-        train, where = parts.rows["train"], str(prepared.root)
-        counts = np.array([self._label_map.counts(*id_counts(prepared, [row]), where=where) for row in train])
-        scored_counts = np.delete(counts, 0, axis=1) if self._label_map.ignore_index == 0 else counts
-        sizes = np.array([prepared.array(split, "num_points")[row] for split, row in train])
-        selected_mask = scored_counts.sum(axis=1) >= frames.min_labelled * np.maximum(sizes, 1)
-        if not selected_mask.any():
-            raise ConfigError(f"min_labelled: no scan of {where} has {frames.min_labelled:g} of its points labelled")
-        if frames.balanced and is_train:
-            is_shown = scored_counts[selected_mask] > 0
-            rarity = 1 / np.sqrt(np.maximum(is_shown.mean(axis=0), 1 / len(train)))
-            weights = np.maximum((is_shown * rarity).max(axis=1), 1.0)
-            self._cumulative = np.cumsum(weights)[:-1] / weights.sum()
-        selected = tuple(row for row, is_selected in zip(train, selected_mask, strict=True) if is_selected)
-        return parts._replace(rows={**parts.rows, "train": selected})
-
     def _describe(self, parts: SplitRows) -> DataInfo:
         all_rows = tuple(row for rows in parts.rows.values() for row in rows)
         train = parts.rows["train"] or all_rows  # a set with test scans only uses these
@@ -178,6 +143,56 @@ class LabelledScans(PreparedData):
         )
         sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
         return DataInfo(facts, fields, sizes, features=FEATURES, folds=parts.folds, scans=self._input_spec())
+
+
+class NamedScans(LabelledScans):
+    """Base of sets whose scans are dealt to splits by their names, or by lists of the source.
+
+    `tested` are beginnings of names, whose scans are tested on; without them the source decides, or the last
+    `test_share` of the scans in the order of their names. The last `validation_share` of the rest chooses the
+    checkpoint. Without a `label_map` of the user's the set's own, `own_map`, is used, or every id is a class; `sensor`
+    replaces values of the set's.
+    """
+
+    own_map: ClassVar[Path | None] = None
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | None = None,
+        tested: tuple[str, ...] = (),
+        label_map: str | None = None,
+        sensor: SensorBlock | None = None,
+        test_share: FractionBelowOne = 0.2,
+        validation_share: FractionBelowOne = 0.1,
+    ) -> None:
+        full_sensor = self._make_sensor(sensor)
+        prepared = self.open_root(root)
+        self._check_sensor(prepared, full_sensor)
+        maps = {} if self.own_map is None else {self.set_name: self.own_map}
+        if label_map is None and not maps:
+            classes = _map_every_id(prepared)
+        else:
+            classes = read_label_map(label_map or self.set_name, maps)
+        parts = make_splits(
+            prepared, test_names=tested, test_share=test_share, validation_share=validation_share, what="scan"
+        )
+        super().__init__(prepared=prepared, split=split, parts=parts, label_map=classes, sensor=full_sensor)
+
+    def _make_sensor(self, block: SensorBlock | None) -> Sensor:
+        """Make the sensor of the set, an HDL-64E that looks ahead, with the values of a block."""
+        ahead: SensorBlock = {"azimuth_deg": (45.0, -45.0), **(block or {})}
+        return make_sensor(ahead, preset="hdl64", owner=self.set_name)
+
+    def _check_sensor(self, prepared: PreparedSet, sensor: Sensor) -> None:
+        """Raise ConfigError if the sensor is not that of the prepared scans."""
+
+
+def _map_every_id(prepared: PreparedSet) -> LabelMap:
+    rows = [(split, row) for split in prepared.splits for row in range(len(prepared.names(split)))]
+    id_names = {int(raw): name for raw, name in prepared.manifest.get("id_names", {}).items()}
+    return identity_map(id_counts(prepared, rows)[0].tolist(), id_names, where=str(prepared.root))
 
 
 def scan_facts(label_map: LabelMap, sensor: Sensor) -> dict[str, Any]:

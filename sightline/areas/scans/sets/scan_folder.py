@@ -11,19 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.areas.scans.sets.labelled_scans import LabelledScans, ScanSampling
+from sightline.areas.scans.sets.labelled_scans import NamedScans
 from sightline.areas.scans.sets.nuscenes_tables import COLUMNS, find_tables, list_labelled_files
 from sightline.areas.scans.sets.scan_preparation import (
     NO_RETURNS,
     ListedScan,
     describe_split,
-    id_counts,
     read_name_lists,
     scan_plan,
-    survey_scans,
 )
+from sightline.areas.scans.sets.scan_survey import survey_scans
 from sightline.contract import registry
-from sightline.contract.arguments import Count, FractionBelowOne
+from sightline.contract.arguments import Count
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import ScanInputSpec
 from sightline.store.files.cloud_files import check_columns, check_unlisted, list_skipped_files
@@ -37,13 +36,11 @@ from sightline.store.files.scan_reading import (
     scan_ids,
     to_raw_scan,
 )
-from sightline.store.files.scan_samples import RawScan, SensorBlock, make_sensor
-from sightline.store.label_maps import LabelMap, identity_map, read_label_map
+from sightline.store.files.scan_samples import RawScan, Sensor, SensorBlock, make_sensor
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan
-from sightline.store.prepared.splits import make_splits
 
 _FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 """Folders of each split."""
@@ -52,49 +49,16 @@ _LAYOUTS = "scans in one folder, or in its folders train, val and test, each fil
 
 
 @registry.data.add("scan_folder")
-class ScanFolder(LabelledScans):
+class ScanFolder(NamedScans):
     """The user's own scans with an id at every point, prepared by `sightline data prepare scan_folder`.
 
     `sensor` describes the sensor: its field of view and number of beams at least. Without a `label_map` every id is a
     class, in ascending order; id 0 is then ignored. `tested` are beginnings of names; without them folders or lists of
     the source decide, or the last `test_share` of the scans in the order of their names.
-    Scans with less than `min_labelled` of labels are not trained on; `balanced` draws rare classes more often.
     Source: the user's files.
     """
 
     spec = SetSpec(name="scan_folder", what="scans", entries=lambda: {"files": ", ".join(SCAN_SUFFIXES)})
-
-    def __init__(
-        self,
-        *,
-        split: str,
-        sensor: SensorBlock,
-        root: str | None = None,
-        label_map: str | None = None,
-        tested: tuple[str, ...] = (),
-        test_share: FractionBelowOne = 0.2,
-        validation_share: FractionBelowOne = 0.1,
-        min_labelled: FractionBelowOne = 0.0,
-        balanced: bool = False,
-    ) -> None:
-        prepared = self.open_root(root)
-        checked_sensor = make_sensor(sensor, preset=None, owner=self.set_name)
-        num_beams = prepared.manifest["options"]["num_beams"]
-        self.has_rings = num_beams is not None
-        if self.has_rings and checked_sensor.num_beams != num_beams:
-            raise ConfigError(
-                f"sensor: num_beams is {checked_sensor.num_beams}, {prepared.root} was prepared with {num_beams}"
-            )
-        super().__init__(
-            prepared=prepared,
-            split=split,
-            parts=make_splits(
-                prepared, test_names=tested, test_share=test_share, validation_share=validation_share, what="scan"
-            ),
-            label_map=_map_every_id(prepared) if label_map is None else read_label_map(label_map, {}),
-            sensor=checked_sensor,
-            frames=ScanSampling(min_labelled, balanced),
-        )
 
     @classmethod
     def plan(
@@ -147,10 +111,8 @@ class ScanFolder(LabelledScans):
         num_beams: Count | None = None,
         ring_order: RingOrder = "top_first",
         no_return: NoReturn | None = None,
-        label_map: str | None = None,
-        sensor: SensorBlock | None = None,
     ) -> dict[str, Any]:
-        """Survey unprepared scans, with or without labels, and propose a `sensor` block or compare with a given one.
+        """Survey unprepared scans, with or without labels, and propose a `sensor` block.
 
         Options as those of `plan`. Raises as `plan`.
         """
@@ -159,13 +121,17 @@ class ScanFolder(LabelledScans):
         names = found.columns if columns is None else check_columns(columns)
         reader = _ReaderOptions(names, label.lower(), num_beams, ring_order, no_return)
         scans = [files for members in found.parts.values() for files in members.values()]
-        return survey_scans(
-            {files[0]: partial(reader.read, *files, is_survey=True) for files in scans},
-            source=root,
-            id_names=found.id_names,
-            label_map=None if label_map is None else read_label_map(label_map, {}),
-            sensor=None if sensor is None else make_sensor(sensor, preset=None, owner=cls.set_name),
-        )
+        readers = {files[0]: partial(reader.read, *files, is_survey=True) for files in scans}
+        return survey_scans(readers, source=root, id_names=found.id_names)
+
+    def _make_sensor(self, block: SensorBlock | None) -> Sensor:
+        return make_sensor(block, preset=None, owner=self.set_name)
+
+    def _check_sensor(self, prepared: PreparedSet, sensor: Sensor) -> None:
+        num_beams = prepared.manifest["options"]["num_beams"]
+        self.has_rings = num_beams is not None
+        if self.has_rings and sensor.num_beams != num_beams:
+            raise ConfigError(f"sensor: num_beams is {sensor.num_beams}, {prepared.root} was prepared with {num_beams}")
 
     def _input_spec(self) -> ScanInputSpec:
         options = self._prepared.manifest["options"]
@@ -292,9 +258,3 @@ def _check_unlisted(root: Path, scans: Sequence[Path]) -> None:
 def _list_scans(folder: Path) -> list[Path]:
     files = (path for path in folder.iterdir() if path.suffix.lower() in SCAN_SUFFIXES and path.name not in _LISTS)
     return sorted(path for path in files if not path.name.startswith("."))
-
-
-def _map_every_id(prepared: PreparedSet) -> LabelMap:
-    rows = [(split, row) for split in prepared.splits for row in range(len(prepared.names(split)))]
-    id_names = {int(raw): name for raw, name in prepared.manifest.get("id_names", {}).items()}
-    return identity_map(id_counts(prepared, rows)[0].tolist(), id_names, where=str(prepared.root))

@@ -1,7 +1,4 @@
-"""Preparation of scans: each file is read once to count ids and take its hash, and stays in place.
-
-Survey of unprepared scans: label map, sensor estimate, and differences to an expected sensor.
-"""
+"""Preparation of scans: each file is read once to count ids and take its hash, and stays in place."""
 
 from __future__ import annotations
 
@@ -14,15 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from sightline.areas.scans.projection_summary import ProjectionSummary
 from sightline.contract.errors import DataError
-from sightline.ops.projection import RangeView, rows_by_file_order
 from sightline.store.files.cloud_files import note_mixed_units
 from sightline.store.files.input_files import read_file
-from sightline.store.files.scan_samples import RawScan, Sensor, channel_sums, check_scan, mean_and_std
-from sightline.store.label_maps import LabelMap, identity_map
+from sightline.store.files.scan_samples import RawScan, channel_sums, check_scan
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard, iterate_batches
@@ -30,6 +23,10 @@ from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow,
 _SCANS_PER_SHARD = 500
 BY_NAME = "by data.tested, else the last data.test_share in the order of names"
 """Split of a set whose source has no parts."""
+_MAX_REACH_M = 1000.0
+"""Largest plausible reach of a scan: LiDAR sensors see some 300 m, some of aircraft more."""
+_MIN_REACH_M = 0.5
+"""Smallest plausible reach of a scan."""
 _LISTS = {"train": ("train.txt",), "test": ("val.txt", "test.txt")}
 NO_RETURNS = "num_no_returns"
 """Column with the number of points without a return, for sets whose files mark such points."""
@@ -175,232 +172,6 @@ def describe_split(parts: Collection[str], source: str, *, otherwise: str = BY_N
     return otherwise if "all" in parts else f"{' and '.join(parts)} are given by {source}; data.tested overrides them"
 
 
-_MAX_REACH_M = 1000.0
-"""Largest plausible reach of a scan: LiDAR sensors see some 300 m, some of aircraft more."""
-_MIN_REACH_M = 0.5
-"""Smallest plausible reach of a scan."""
-MAX_SCANS = 200
-"""Maximum number of surveyed scans, evenly spaced over all."""
-_MAX_PROJECTED = 16
-"""Maximum number of scans that are also projected: with kNN voting a full scan takes a second."""
-_WIDTHS = (2048, 1024, 512)
-"""Widths of range images in columns of a full turn."""
-_WIDTH_STEP = 32
-"""Widths are multiples of it, as networks halve them up to five times."""
-_MIN_SHOWN = 0.95
-"""Share of points that an image of the proposed width shows; else the widest image is proposed."""
-_CHANNELS = ("range", "x", "y", "z", "remission")
-_MAX_OUTSIDE = 0.05
-"""Maximum share of points outside the field of view: real scans of KITTI have up to 0.044."""
-_MAX_DEVIATIONS = 3.0
-"""Maximum distance of a channel's mean from the expected mean, in standard deviations."""
-_TAIL = 0.001
-"""Share of points left out at either end of the elevations."""
-_MAX_RINGS = 256
-_NUMBERS_OF_BEAMS = (1, 4, 8, 16, 32, 40, 64, 80, 128, 256)
-"""Numbers of beams of sensors on the market."""
-_GUESSED_BEAMS = 64
-_MIN_RING_CORRELATION = 0.9
-"""Minimum correlation of ring number and elevation at which the file order counts as ring order."""
-_MIN_GAP_DEG = 20
-"""Minimum gap in the azimuths at which the sensor counts as covering a part of the turn."""
-
-
-@dataclass
-class _SurveyStatistics:
-    """Accumulated statistics of scans; histograms of elevations in tenths of a degree and azimuths in degrees."""
-
-    ids: np.ndarray = field(default_factory=lambda: np.zeros(2**16, dtype=np.int64))
-    sums: np.ndarray = field(default_factory=lambda: np.zeros((2, 5)))
-    elevations: np.ndarray = field(default_factory=lambda: np.zeros(1800, dtype=np.int64))
-    azimuths: np.ndarray = field(default_factory=lambda: np.zeros(360, dtype=np.int64))
-    rings: list[int] = field(default_factory=list)
-    has_ring_column: bool = False
-    num_points: int = 0
-    num_outside: int = 0
-    high: float = 0.0
-
-    def add(self, scan: RawScan, sensor: Sensor | None) -> None:
-        """Add the returns of a scan to the statistics."""
-        self.ids += np.bincount(scan.ids, minlength=2**16)
-        self.sums += channel_sums(scan.points, scan.remission[:, None])
-        distance = np.maximum(np.linalg.norm(scan.points, axis=1), 1e-6)
-        elevation = np.degrees(np.arcsin(np.clip(scan.points[:, 2] / distance, -1, 1)))
-        azimuth = np.degrees(np.arctan2(scan.points[:, 1], scan.points[:, 0]))
-        self.elevations += np.histogram(elevation, bins=1800, range=(-90, 90))[0]
-        self.azimuths += np.histogram(azimuth, bins=360, range=(-180, 180))[0]
-        if sensor is not None:
-            self.num_outside += int(((elevation < sensor.fov_deg[1]) | (elevation > sensor.fov_deg[0])).sum())
-        self.num_points += len(scan.points)
-        self.high = max(self.high, float(scan.remission.max(initial=0.0)))
-        self.has_ring_column |= scan.ring is not None
-        ring = rows_by_file_order(torch.tensor(scan.points)).numpy() if scan.ring is None else scan.ring
-        if len(ring) and ring.min() < ring.max() and -np.corrcoef(ring, elevation)[0, 1] >= _MIN_RING_CORRELATION:
-            self.rings.append(int(ring.max()) + 1)
-
-    def fov_deg(self) -> tuple[float, float]:
-        """Return the highest and lowest elevation to tenths, without a thousandth of the points at either end."""
-        share = self.elevations.cumsum() / max(1, self.elevations.sum())
-        low, high = np.searchsorted(share, [_TAIL, 1 - _TAIL])
-        return round(float(high) / 10 - 89.9, 1), round(float(low) / 10 - 90, 1)
-
-    def azimuth_deg(self) -> tuple[float, float]:
-        """Return the left and right border of the azimuths; a full turn if no 20 consecutive degrees are empty."""
-        degrees = np.flatnonzero(self.azimuths)
-        if not len(degrees):
-            return 180.0, -180.0
-        gaps = np.diff(np.append(degrees, degrees[0] + 360)) - 1
-        if gaps.max() < _MIN_GAP_DEG:
-            return 180.0, -180.0
-        right = int(degrees[(gaps.argmax() + 1) % len(degrees)]) - 180
-        left = int(degrees[gaps.argmax()]) - 179
-        left += 360 if left <= right else 0
-        behind = 360 if left + right > 360 else 0  # keeps the borders around forward (0)
-        return float(left - behind), float(right - behind)
-
-    def num_rings(self) -> int | None:
-        """Return the most frequent number of rings, by column or file order; None if there are no rings."""
-        counts = [count for count in self.rings if count <= _MAX_RINGS]
-        return max(set(counts), key=counts.count) if counts else None
-
-    def num_beams(self) -> tuple[int, list[str]]:
-        """Propose a number of beams, with doubts: a beam without a return leaves no ring."""
-        rings, hint = self.num_rings(), "look at the sensor's data sheet"
-        if rings is None:
-            return _GUESSED_BEAMS, [
-                f"num_beams: {_GUESSED_BEAMS} is a guess, there are no rings by a column or the order of files; {hint}"
-            ]
-        proposed = next(count for count in _NUMBERS_OF_BEAMS if count >= rings)
-        source = "a column" if self.has_ring_column else "the order of the files"
-        if proposed != rings:
-            return proposed, [
-                f"num_beams: there are {rings} rings by {source}, and beams without a return leave none; "
-                f"{proposed} is the next number that sensors have: {hint}"
-            ]
-        if (largest := max(self.rings)) > proposed:
-            return proposed, [f"num_beams: scans have up to {largest} rings by {source}, most have {rings}; {hint}"]
-        return proposed, []
-
-
-def survey_scans(
-    readers: Mapping[Path, Callable[[], RawScan]],
-    *,
-    source: Path,
-    label_map: LabelMap | None,
-    sensor: Sensor | None,
-    id_names: Mapping[int, str] | None = None,
-) -> dict[str, Any]:
-    """Survey scans for `data info NAME --from PATH`: ids, sensor, range images, statistics and differences.
-
-    If `label_map` lacks ids, a map with a class for each of them is proposed. Without a `sensor` to compare with, the
-    estimated one is proposed. `readers` maps files to functions that read them. Raises as the readers, and DataError
-    for a scan that cannot be prepared.
-    """
-    files = list(readers)
-    chosen = _choose_evenly(len(readers), MAX_SCANS)
-    statistics = _SurveyStatistics()
-    for index in chosen:
-        scan = check_scan(readers[files[index]](), where=str(files[index]))
-        statistics.add(scan.returns(), sensor)
-    mean, std = mean_and_std(statistics.sums, statistics.num_points)
-    ids = np.flatnonzero(statistics.ids).tolist()
-    labels = label_map or identity_map(ids, id_names or {}, where=str(source))
-    rings = statistics.num_rings()
-    document = {
-        "source": str(source),
-        "scans": f"{len(chosen)} of {len(readers)} looked at",
-        "points_per_id": {f"{raw} {labels.label_name(raw)}": int(statistics.ids[raw]) for raw in ids},
-        "sensor": {
-            "elevations_deg": list(statistics.fov_deg()),
-            "azimuths_deg": list(statistics.azimuth_deg()),
-            "rings": "none found" if rings is None else str(rings),
-            "remission_high": round(statistics.high, 4),
-        },
-        "input_mean": list(mean),
-        "input_std": list(std),
-    }
-    (num_beams, doubts), sensor_words = statistics.num_beams(), ""
-    view = sensor or Sensor(
-        statistics.fov_deg(), statistics.azimuth_deg(), (), num_beams, max(1.0, statistics.high), None, None
-    )
-    if sensor is None:
-        block = f"fov_deg: {list(view.fov_deg)}, azimuth_deg: {list(view.azimuth_deg)}, num_beams: {view.num_beams}"
-        block = f"{{{block}, remission_max: {guess_remission_max(statistics.high)}}}"
-        document["proposed"], sensor_words = f"sensor: {block}", f"'data.sensor={block}' "
-        if doubts:
-            document["doubts"] = doubts
-    else:
-        document["deviations_off"] = _compute_deviations(sensor, mean)
-        document["unlike"] = _list_differences(sensor, statistics, mean)
-    unknown = [raw for raw in ids if not labels.has_id(raw)]
-    if unknown:
-        labels = LabelMap(labels.tables_with(unknown), where=str(source))
-        document["label_map"] = labels.tables_with(())
-    scans = [readers[files[index]]().returns() for index in _choose_evenly(len(readers), _MAX_PROJECTED)]
-    turn = (view.azimuth_deg[0] - view.azimuth_deg[1]) / 360
-    widths = [max(1, round(width * turn / _WIDTH_STEP)) * _WIDTH_STEP for width in _WIDTHS]
-    figures = {width: _measure_projection(scans, labels, view, width) for width in widths}
-    document["projected"] = {f"{view.num_beams} x {width}": shares for width, shares in figures.items()}
-    fit = min((w for w in widths if figures[w]["points_shown"] >= _MIN_SHOWN), default=max(widths))
-    size = {"height": view.num_beams, "width": fit}
-    words = (f"transforms.{place}.{side}={px}" for place in ("train.2", "evaluate.0") for side, px in size.items())
-    document["for_configs_segment_own_scans"] = sensor_words + " ".join(words)
-    document["proposed_projection"] = (
-        f"{{name: project, height: {view.num_beams}, width: {fit}}} shows {figures[fit]['points_shown']:.0%} of points"
-    )
-    return document
-
-
 def guess_remission_max(high: float) -> int:
     """Return the end of the usual scale that contains the highest remission: 1, 8 bits, 16 bits, or beyond them."""
     return next((limit for limit in (1, 2**8 - 1, 2**16 - 1) if high <= limit), math.ceil(high))
-
-
-def _choose_evenly(count: int, max_chosen: int) -> list[int]:
-    return np.unique(np.linspace(0, count - 1, min(max_chosen, count)).astype(np.int64)).tolist()
-
-
-def _measure_projection(scans: Sequence[RawScan], labels: LabelMap, sensor: Sensor, width: int) -> dict[str, float]:
-    """Compute the coverage of a range projection, and the metrics of a network that is right in every pixel."""
-    view = RangeView(sensor.num_beams, width, "pitch", sensor.fov_deg, sensor.azimuth_deg)
-    summary = ProjectionSummary(view, labels.num_classes, labels.ignore_index)
-    for scan in scans:
-        label = torch.from_numpy(labels.classes(scan.ids, where="the survey"))
-        points = torch.tensor(scan.points)
-        summary.add(points, label=label, offsets=torch.tensor([0, len(points)]))
-    return summary.figures()
-
-
-def _compute_deviations(sensor: Sensor, mean: tuple[float, ...]) -> dict[str, float]:
-    """Return the offset of each channel's mean in standard deviations of the sensor; {} if it has no statistics."""
-    if sensor.input_mean is None or sensor.input_std is None:
-        return {}
-    stated = zip(_CHANNELS, mean, sensor.input_mean, sensor.input_std, strict=True)
-    return {name: round((actual - expected) / std, 2) for name, actual, expected, std in stated}
-
-
-def _list_differences(sensor: Sensor, statistics: _SurveyStatistics, mean: tuple[float, ...]) -> list[str]:
-    """List differences between these scans and the expected sensor (field of view, rings, range, remission)."""
-    notes = []
-    up, down = sensor.fov_deg
-    outside = statistics.num_outside / max(1, statistics.num_points)
-    if outside > _MAX_OUTSIDE:
-        high, low = statistics.fov_deg()
-        notes.append(
-            f"{outside:.0%} of the points are outside the field of view from {up:g} to {down:g} degrees: they lie from "
-            f"{high:g} to {low:g}"
-        )
-    left, right = statistics.azimuth_deg()
-    if left - right < sensor.azimuth_deg[0] - sensor.azimuth_deg[1] - _MIN_GAP_DEG:
-        notes.append(f"azimuths run from {left:g} to {right:g} degrees: set sensor.azimuth_deg=[{left:g}, {right:g}]")
-    if statistics.high > sensor.remission_max:
-        notes.append(
-            f"remissions run to {statistics.high:g}, to {sensor.remission_max:g} expected: set sensor.remission_max"
-        )
-    for name, deviations in _compute_deviations(sensor, mean).items():
-        if abs(deviations) > _MAX_DEVIATIONS:
-            index = _CHANNELS.index(name)
-            notes.append(
-                f"the mean {name} is {mean[index]:g}, {deviations:+.1f} deviations from that of the sensor's scans"
-            )
-    return notes

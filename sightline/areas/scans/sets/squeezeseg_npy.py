@@ -9,73 +9,37 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.areas.scans.sets.labelled_scans import LabelledScans, ScanSampling
+from sightline.areas.scans.sets.labelled_scans import NamedScans
 from sightline.areas.scans.sets.scan_preparation import ListedScan, describe_split, read_name_lists, scan_plan
 from sightline.contract import registry
-from sightline.contract.arguments import FractionBelowOne
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import ScanInputSpec
 from sightline.store.files.array_files import read_npy
 from sightline.store.files.range_images import range_image_shape, read_range_image
-from sightline.store.files.scan_samples import RawScan, SensorBlock, make_sensor
+from sightline.store.files.scan_samples import RawScan, Sensor
 from sightline.store.label_maps import read_label_map
 from sightline.store.prepared.prepared_data import SetSpec
-from sightline.store.prepared.prepared_set import describe_contents
+from sightline.store.prepared.prepared_set import PreparedSet, describe_contents
 from sightline.store.prepared.prepared_writer import PreparationPlan
-from sightline.store.prepared.splits import make_splits
-
-LABEL_MAPS = {"squeezeseg": Path(__file__).with_name("squeezeseg.yaml")}
 
 
 @registry.data.add("squeezeseg_npy")
-class SqueezeSegNpy(LabelledScans):
+class SqueezeSegNpy(NamedScans):
     """Range images of SqueezeSeg as scans: the filled pixels, row by row, with `ring` (the row) and `column`.
 
     `tested` are beginnings of names, such as drives, whose images are tested on; without them the lists of the source
     decide, or the last `test_share` of the images in the order of their names. The last `validation_share` of the rest
     chooses the checkpoint. Background is a class that is scored.
-    Scans with less than `min_labelled` of labels are not trained on; `balanced` draws rare classes more often.
     Source: Wu et al. 2018 (SqueezeSeg).
     """
 
+    own_map = Path(__file__).with_name("squeezeseg.yaml")
     spec = SetSpec(
         name="squeezeseg_npy",
-        entries=lambda: {"classes": ", ".join(read_label_map("squeezeseg", LABEL_MAPS).class_names)},
+        entries=lambda: {"classes": ", ".join(read_label_map(str(SqueezeSegNpy.own_map), {}).class_names)},
     )
     has_rings = True
     has_columns = True
-
-    def __init__(
-        self,
-        *,
-        split: str,
-        root: str | None = None,
-        tested: tuple[str, ...] = (),
-        label_map: str = "squeezeseg",
-        sensor: SensorBlock | None = None,
-        test_share: FractionBelowOne = 0.2,
-        validation_share: FractionBelowOne = 0.1,
-        min_labelled: FractionBelowOne = 0.0,
-        balanced: bool = False,
-    ) -> None:
-        prepared = self.open_root(root)
-        front: SensorBlock = {"azimuth_deg": (45.0, -45.0), **(sensor or {})}
-        full_sensor = make_sensor(front, preset="hdl64", owner=self.set_name)
-        height = prepared.manifest["image_size_px"][0]
-        if full_sensor.num_beams != height:
-            raise ConfigError(
-                f"sensor: num_beams is {full_sensor.num_beams}, the images of {prepared.root} have {height} rows"
-            )
-        super().__init__(
-            prepared=prepared,
-            split=split,
-            parts=make_splits(
-                prepared, test_names=tested, test_share=test_share, validation_share=validation_share, what="scan"
-            ),
-            label_map=read_label_map(label_map, LABEL_MAPS),
-            sensor=full_sensor,
-            frames=ScanSampling(min_labelled, balanced),
-        )
 
     @classmethod
     def plan(cls, root: Path) -> PreparationPlan:
@@ -106,6 +70,13 @@ class SqueezeSegNpy(LabelledScans):
             options={},
             notes=notes,
         )
+
+    def _check_sensor(self, prepared: PreparedSet, sensor: Sensor) -> None:
+        height = prepared.manifest["image_size_px"][0]
+        if sensor.num_beams != height:
+            raise ConfigError(
+                f"sensor: num_beams is {sensor.num_beams}, the images of {prepared.root} have {height} rows"
+            )
 
     def _input_spec(self) -> ScanInputSpec:
         height, width = self._prepared.manifest["image_size_px"]

@@ -1,16 +1,14 @@
-"""Synthetic LiDAR scans of streets: points with remission, ring and class.
-
-Simulated LiDAR scans of a random street: exact ray casting, noise and lost returns.
-"""
+"""Synthetic LiDAR scans of random streets: exact ray casting, noise and lost returns, with the class of each point."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from sightline.areas.scans.sets.beams import GROUND, NOTHING, Obstacles, cast_beams
+from sightline.areas.scans.sets.labelled_scans import scan_facts
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, NonNegativeFloat, Seed
 from sightline.contract.errors import ConfigError
@@ -25,7 +23,7 @@ from sightline.store.files.scan_samples import (
     mean_and_std,
     scan_fields,
 )
-from sightline.store.label_maps import LabelMap
+from sightline.store.label_maps import LabelMap, identity_map
 
 SENSOR_HEIGHT_M = 1.73
 NEAREST_M, FARTHEST_M = 0.9, 80.0
@@ -226,11 +224,8 @@ class SyntheticLidar(ComputedSet):
     @property
     def label_map(self) -> LabelMap:
         """Label map between the ids of SemanticKITTI and classes."""
-        names = dict(zip((0, *CLASS_IDS.values()), CLASS_NAMES, strict=True))
-        to_class = {raw: label for label, raw in enumerate(names)}
-        to_id = {label: raw for raw, label in to_class.items()}
-        tables = {"labels": names, "learning_map": to_class, "learning_map_inv": to_id, "learning_ignore": {0: True}}
-        return LabelMap(tables, where="synthetic_lidar")
+        names = {0: CLASS_NAMES[0], **{raw: name for name, raw in CLASS_IDS.items()}}
+        return identity_map(list(names), names, where="synthetic_lidar")
 
     def scan(self, split: str, index: int) -> Scan:
         """Cast a scan, with the ids of SemanticKITTI and the index of the object of every return."""
@@ -254,14 +249,7 @@ class SyntheticLidar(ComputedSet):
         return self._cache.put((split, index), arrays)
 
     def _describe(self, *, count_classes: bool, measures_input: bool) -> DataInfo:
-        facts: dict[str, Any] = {
-            "num_classes": len(CLASS_NAMES),
-            "class_names": CLASS_NAMES,
-            "ignore_index": 0,
-            "in_channels": 4,
-            "up_axis": "z",
-            **self._sensor.facts(),
-        }
+        facts = scan_facts(self.label_map, self._sensor)
         if measures_input:
             facts["input_mean"], facts["input_std"] = self._measure_input()
         if count_classes:

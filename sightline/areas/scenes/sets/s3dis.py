@@ -1,21 +1,12 @@
-"""S3DIS: 272 rooms of six areas in three buildings, thirteen classes, from raw text or converted files.
-
-One room of S3DIS from a single archive, halved along y: one half to train on, the other to test.
-
-Reader of converted S3DIS rooms with integer labels: NPY tables, or pairs of BIN files.
-
-`Area_<a>_<room>.npy`: numbers (points, 7), x y z red green blue label. `points/Area_<a>_<room>.bin`: float32, six per
-point; `semantic_mask/Area_<a>_<room>.bin`: int64, one per point. The files do not state the meaning of the labels.
-"""
+"""S3DIS: 272 rooms of six areas in three buildings, thirteen classes; and one of its rooms, halved along y."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -31,9 +22,7 @@ from sightline.areas.scenes.sets.labelled_scenes import (
 from sightline.areas.scenes.sets.s3dis_files import (
     AREAS,
     CLASS_NAMES,
-    ORDERS,
     Room,
-    RoomPoints,
     list_rooms,
     missing_notes,
     read_room,
@@ -43,8 +32,8 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Folds
-from sightline.store.files.array_files import check_array, npz_array, read_npy
-from sightline.store.files.input_files import file_size, get_again, natural_sort_key, read_file
+from sightline.store.files.array_files import check_array, npz_array
+from sightline.store.files.input_files import file_size, get_again
 from sightline.store.loading.batch_reader import stratified_split
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
@@ -132,79 +121,6 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-_NAME_PATTERN = re.compile(r"(?P<area>Area_\d+)_(?P<room>.+)")
-_NUM_COLUMNS = 7
-
-
-class IntegerRoom(NamedTuple):
-    """Room of converted S3DIS: area, name, and files (one NPY, or the BIN files of points and labels)."""
-
-    area: str
-    room: str
-    paths: tuple[Path, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.area}/{self.room}"
-
-
-def list_integer_rooms(root: Path) -> tuple[str, list[IntegerRoom]]:
-    """Find the layout (`npy` or `bin`) and list its rooms by name; [] if the folder contains neither.
-
-    Raises DataError for a name without an area, and for points without labels.
-    """
-    layout, paths = "npy", sorted(root.glob("*.npy"), key=lambda path: natural_sort_key(path.name))
-    if not paths:
-        layout, paths = "bin", sorted((root / "points").glob("*.bin"), key=lambda path: natural_sort_key(path.name))
-    rooms = []
-    for path in paths:
-        match = _NAME_PATTERN.fullmatch(path.stem)
-        if match is None or match["area"] not in AREAS:
-            raise DataError(f"{path}: is not named Area_<1 to 6>_<room>, so its area is not known; rename it")
-        files = (path,) if layout == "npy" else (path, root / "semantic_mask" / path.name)
-        if not files[-1].is_file():
-            raise DataError(f"{files[-1]}: there is no such file, {path.name} has no labels without it; get it again")
-        rooms.append(IntegerRoom(match["area"], match["room"], files))
-    return layout, rooms
-
-
-def read_integer_room(room: IntegerRoom, *, order: str) -> RoomPoints:
-    """Read all points of a room, labels in this project's order. Raises DataError with the file and the row."""
-    path = room.paths[-1]
-    points, colours, file_labels = _read_npy_room(path) if len(room.paths) == 1 else _read_bin_room(*room.paths)
-    is_label = (file_labels == np.floor(file_labels)) & (file_labels >= 0) & (file_labels < len(CLASS_NAMES))
-    is_colour = ((colours >= 0) & (colours <= 255)).all(axis=1)
-    for name, is_valid in (("label", is_label), ("colour", is_colour)):
-        if not is_valid.all():
-            row = int(np.flatnonzero(~is_valid)[0])
-            value = file_labels[row] if name == "label" else colours[row].tolist()
-            limit = f"0 to {len(CLASS_NAMES) - 1}" if name == "label" else "0 to 255"
-            raise get_again(f"{path}: the {name} of point {row} is {value}, {limit} is possible")
-    labels_by_order = np.array([CLASS_NAMES.index(class_name) for class_name in ORDERS[order]], dtype=np.uint8)
-    return RoomPoints(points, np.rint(colours).astype(np.uint8), labels_by_order[file_labels.astype(np.int64)], ())
-
-
-def _read_npy_room(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    table = read_npy(path)
-    if table.ndim != 2 or table.shape[1] != _NUM_COLUMNS or table.dtype.kind not in "fiu" or not len(table):
-        raise DataError(
-            f"{path}: holds {table.dtype} {table.shape}, numbers (points, {_NUM_COLUMNS}) are needed: x y z red green "
-            "blue label"
-        )
-    return table[:, :3].astype(np.float64), table[:, 3:6], table[:, 6]
-
-
-def _read_bin_room(path: Path, label_path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    content, labels = read_file(path), read_file(label_path)
-    if not content or len(content) % 24 or len(labels) * 3 != len(content):
-        raise DataError(
-            f"{label_path}: {len(content)} bytes of points, six float32 each, and {len(labels)} of labels, an int64 "
-            "each, do not belong together; one is cut short: get both again"
-        )
-    table = np.frombuffer(content, dtype="<f4").reshape(-1, 6)
-    return table[:, :3].astype(np.float64), table[:, 3:], np.frombuffer(labels, dtype="<i8")
-
-
 AreaNumber = Annotated[int, Ge(1), Le(6)]
 """Number of one of the six areas."""
 _BYTES_PER_POINT = 30
@@ -264,9 +180,9 @@ class S3dis(LabelledScenes):
         Raises DataError with file and line for a line that cannot be repaired, and for an order that is missing or not
         applicable. A killed run is continued by the same call.
         """
-        layout, rooms = _list_any_rooms(root, order)
+        layout, rooms = list_rooms(root, order)
         columns = scene_columns(len(CLASS_NAMES), ("colours", ColumnSpec((3,), "uint8", is_ragged=True)))
-        columns |= {"origin_m": ColumnSpec((3,), "float64"), "num_repairs": ColumnSpec((), "int64")}
+        columns |= {"origin_m": ColumnSpec((3,), "float64")}
         about = {
             "up_axis": "z",
             "unit": "m",
@@ -275,7 +191,7 @@ class S3dis(LabelledScenes):
             "source_order": order,
             "split": "a part for each area; data.test_area is the one for testing",
         }
-        summarise = partial(_summary, rooms=rooms, root=root)
+        summarise = partial(_summary, notes=[*unknown_notes(rooms), *missing_notes([room.area for room in rooms])])
         parts = tuple(_make_shard(room, order) for room in rooms)
         return PreparationPlan(cls.set_name, layout, root, columns, parts, about, summarise, {"order": order})
 
@@ -283,68 +199,30 @@ class S3dis(LabelledScenes):
         return _FORM
 
 
-def _list_any_rooms(root: Path, order: str | None) -> tuple[str, list[Room] | list[IntegerRoom]]:
-    """Find the layout and its rooms. Raises DataError if integer labels lack an `order`, or text has one."""
-    layout, integer_rooms = list_integer_rooms(root)
-    if not integer_rooms:
-        if order is not None:
-            raise DataError(f"{root}: raw text names its classes; leave order={order} out")
-        return "raw_text", list_rooms(root)
-    if order is None:
-        choices = "; ".join(f"order={key}: {', '.join(names[7:11])} are 7 to 10" for key, names in ORDERS.items())
-        raise DataError(
-            f"{integer_rooms[0].paths[-1]}: labels are bare integers, and two orders are in use; give one ({choices})"
-        )
-    return layout, integer_rooms
-
-
 def _feature_names(*, colours: bool, place: bool) -> tuple[str, ...]:
     """Return the names of the features in addition to the coordinates."""
     return (*(["colours"] if colours else []), *(["place"] if place else []))
 
 
-def _read_row(order: str | None, room: Room | IntegerRoom) -> SampleRow:
-    room_points = read_room(room) if isinstance(room, Room) else read_integer_room(room, order=order or "")
+def _read_row(order: str | None, room: Room) -> SampleRow:
+    room_points = read_room(room, order)
     points, origin = from_lowest_corner(room_points.points)
     values = {
         "points": points,
         "colours": room_points.colours,
         **scene_values(room_points.label, len(CLASS_NAMES)),
         "origin_m": origin,
-        "num_repairs": len(room_points.repairs),
     }
-    return SampleRow(room.name, str(room.paths[0]), values)
+    return SampleRow(room.name, str(room.paths[0]), values, notes=room_points.repairs)
 
 
-def _make_shard(room: Room | IntegerRoom, order: str | None) -> Shard:
+def _make_shard(room: Room, order: str | None) -> Shard:
     num_points = sum(map(file_size, room.paths)) // _BYTES_PER_POINT
     return Shard(room.area, room.name, 1, room.paths, partial(map, partial(_read_row, order), (room,)), num_points)
 
 
-def _summary(prepared: PreparedSet, *, rooms: Sequence[Room | IntegerRoom], root: Path) -> dict[str, Any]:
-    """Manifest entries computed from the written arrays, and the repairs.
-
-    A room with repairs is read again, because a previous run may have written it.
-    """
-    repaired_rooms = {
-        name
-        for area in prepared.splits
-        for name, count in zip(prepared.names(area), prepared.array(area, "num_repairs"), strict=True)
-        if count
-    }
-    text_rooms = [room for room in rooms if isinstance(room, Room)]
-    repairs = [
-        repair.describe(root)
-        for room in text_rooms
-        if room.name in repaired_rooms
-        for repair in read_room(room).repairs
-    ]
-    lines = [f"lines with stray bytes that were mended: {len(repairs)}"] if repairs else []
-    return {
-        **summarise_scenes(prepared),
-        "repairs": repairs,
-        "differences": [*lines, *repairs, *unknown_notes(text_rooms), *missing_notes([room.area for room in rooms])],
-    }
+def _summary(prepared: PreparedSet, *, notes: Sequence[str]) -> dict[str, Any]:
+    return {**summarise_scenes(prepared), "differences": list(notes)}
 
 
 def _choose_rooms(prepared: PreparedSet, split: str, test_area: str, *, share: float, seed: int) -> SceneSplit:

@@ -1,8 +1,7 @@
-"""Reader of the raw text of S3DIS: areas, rooms and annotation files, with repair of stray bytes.
+"""Files of S3DIS: the raw text of the release, with repair of stray bytes, and NPY files that others converted.
 
-`Area_<1..6>/<room>/Annotations/<class>_<number>.txt`, one point per line: x y z in metres, red green blue to 255.
-
-Thirteen classes of indoor scenes, and the two orders in which files number them.
+`Area_<1..6>/<room>/Annotations/<class>_<number>.txt` has one point per line: x y z in metres, red green blue to 255.
+`Area_<a>_<room>.npy` has numbers (points, 7), x y z red green blue label; it does not state the meaning of the labels.
 """
 
 from __future__ import annotations
@@ -15,11 +14,10 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from sightline.contract.errors import DataError
-from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel
-from sightline.store.files.input_files import file_size, get_again, list_folders, natural_sort_key, unreadable
+from sightline.store.files.array_files import read_npy
+from sightline.store.files.input_files import get_again, list_folders, natural_sort_key, unreadable
 from sightline.store.files.text_tables import parse_numbers, parse_numbers_reference, parse_rows, read_line_blocks
 from sightline.store.prepared.prepared_set import summarise_folder
 
@@ -43,36 +41,23 @@ ORDERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 ROOMS_PER_AREA = (44, 40, 23, 49, 68, 48)
 AREAS = tuple(f"Area_{number}" for number in range(1, 7))
 _NUM_COLUMNS = 6
-_MIN_LINE_BYTES = 2 * _NUM_COLUMNS
-"""Minimum length of a line: a digit and a separator for each number."""
 _LAYOUT = "Area_<1 to 6>/<room>/Annotations/<class>_<number>.txt"
 _STRAY_PATTERN = re.compile(rb"[^\t\r\x20-\x7e]")
 _FILE_NAME_PATTERN = re.compile(r"(?P<label>[A-Za-z]+)_\d+\.txt")
-
-
-class Repair(NamedTuple):
-    """Repaired line of a file: the stored text and the text that was read."""
-
-    path: Path
-    line: int
-    before: str
-    after: str
-
-    def describe(self, root: Path) -> str:
-        return f"{self.path.relative_to(root)}:{self.line}: {self.before!r} read as {self.after!r}"
+_NPY_NAME_PATTERN = re.compile(r"(?P<area>Area_\d+)_(?P<room>.+)")
 
 
 class Room(NamedTuple):
-    """Room of S3DIS: area, folder, annotation files with their labels, and names of unknown classes."""
+    """Room of S3DIS: area, name, files with their label, None for labels in the file, and names of unknown classes."""
 
     area: str
-    folder: Path
-    files: tuple[tuple[Path, int], ...]
-    unknown: tuple[str, ...]
+    room: str
+    files: tuple[tuple[Path, int | None], ...]
+    unknown: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        return f"{self.area}/{self.folder.name}"
+        return f"{self.area}/{self.room}"
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -80,52 +65,47 @@ class Room(NamedTuple):
 
 
 class RoomPoints(NamedTuple):
-    """Points (N, 3) float64 as in the files, colours (N, 3) uint8, labels (N,) uint8, and the repairs of a room."""
+    """Points (N, 3) float64 as in the files, colours (N, 3) uint8, labels (N,) uint8, and notes on repaired lines."""
 
     points: np.ndarray
     colours: np.ndarray
     label: np.ndarray
-    repairs: tuple[Repair, ...]
+    repairs: tuple[str, ...]
 
 
-def list_rooms(root: Path) -> list[Room]:
-    """List all rooms below `root` by area and name; no file is opened.
+def list_rooms(root: Path, order: str | None) -> tuple[str, list[Room]]:
+    """Find the layout, `raw_text` or `npy`, and its rooms by area and name; no file is opened.
 
     Raises DataError for a folder without areas, an unknown area, a room without annotations, and a file that is not
-    named after a class.
+    named after a class; and if integer labels lack an `order`, or text has one.
     """
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name.startswith("Area"))
-    if not folders:
-        raise DataError(f"{root}: holds no area, it holds {summarise_folder(root)}; S3DIS is laid out as {_LAYOUT}")
-    unknown = [folder for folder in folders if folder.name not in AREAS]
-    if unknown:
-        raise DataError(f"{unknown[0]}: is not one of the areas 1 to 6; S3DIS is laid out as {_LAYOUT}")
-    return [_list_room(area.name, folder) for area in folders for folder in _list_room_folders(area)]
+    paths = sorted(root.glob("*.npy"), key=lambda path: natural_sort_key(path.name))
+    if not paths:
+        if order is not None:
+            raise DataError(f"{root}: raw text names its classes; leave order={order} out")
+        return "raw_text", _list_text_rooms(root)
+    if order is None:
+        choices = "; ".join(f"order={key}: {', '.join(names[7:11])} are 7 to 10" for key, names in ORDERS.items())
+        raise DataError(f"{paths[0]}: labels are bare integers, and two orders are in use; give one ({choices})")
+    rooms = []
+    for path in paths:
+        match = _NPY_NAME_PATTERN.fullmatch(path.stem)
+        if match is None or match["area"] not in AREAS:
+            raise DataError(f"{path}: is not named Area_<1 to 6>_<room>, so its area is not known; rename it")
+        rooms.append(Room(match["area"], match["room"], ((path, None),)))
+    return "npy", rooms
 
 
-def read_room(room: Room) -> RoomPoints:
-    """Read all points of a room, files concatenated. Raises DataError with file and line if a repair is impossible."""
-    # Buffers for the most points that the files can contain. The unused rest is never touched, so it takes no memory.
-    max_points = sum(file_size(path) for path, _ in room.files) // _MIN_LINE_BYTES + len(room.files)
-    points, colours = np.empty((max_points, 3)), np.empty((max_points, 3), dtype=np.uint8)
-    sizes: list[int] = []
-    repairs: list[Repair] = []
-    for path, _ in room.files:
-        first = stop = sum(sizes)
-        for table, table_repairs in _read_tables(path):
-            rows = slice(stop, stop + len(table))
-            if rows.stop > max_points:
-                raise DataError(
-                    f"{path}: grew while it was read; let the program that writes it finish, then read it again"
-                )
-            _split(table, points[rows], colours[rows], path=path, num_before=stop - first)
-            stop = rows.stop
-            repairs += table_repairs
-        if stop == first:
-            raise DataError(f"{path}: holds no points; get the file again, or take it out")
-        sizes.append(stop - first)
-    label = np.repeat(np.array([file_label for _, file_label in room.files], dtype=np.uint8), sizes)
-    return RoomPoints(points[: len(label)], colours[: len(label)], label, tuple(repairs))
+def read_room(room: Room, order: str | None = None) -> RoomPoints:
+    """Read all points of a room, files concatenated; integer labels are in `order`.
+
+    Raises DataError with file and line, or point, for what cannot be read or repaired.
+    """
+    if room.files[0][1] is None:
+        return _read_npy(room.files[0][0], order or "A")
+    parts = [_read_text(path, label) for path, label in room.files if label is not None]
+    points, colours, labels = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:3])
+    return RoomPoints(points, colours, labels, tuple(repair for part in parts for repair in part.repairs))
 
 
 def unknown_notes(rooms: Sequence[Room]) -> list[str]:
@@ -142,6 +122,21 @@ def missing_notes(areas: Sequence[str]) -> list[str]:
         for area, published in zip(AREAS, ROOMS_PER_AREA, strict=True)
         if counts[area] != published
     ]
+
+
+def _list_text_rooms(root: Path) -> list[Room]:
+    """List all rooms below `root` by area and name; no file is opened.
+
+    Raises DataError for a folder without areas, an unknown area, a room without annotations, and a file that is not
+    named after a class.
+    """
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name.startswith("Area"))
+    if not folders:
+        raise DataError(f"{root}: holds no area, it holds {summarise_folder(root)}; S3DIS is laid out as {_LAYOUT}")
+    unknown = [folder for folder in folders if folder.name not in AREAS]
+    if unknown:
+        raise DataError(f"{unknown[0]}: is not one of the areas 1 to 6; S3DIS is laid out as {_LAYOUT}")
+    return [_list_room(area.name, folder) for area in folders for folder in _list_room_folders(area)]
 
 
 def _list_room_folders(area: Path) -> list[Path]:
@@ -172,17 +167,62 @@ def _list_room(area: str, folder: Path) -> Room:
         if name not in CLASS_NAMES:
             unknown.append(name)
         files.append((path, CLASS_NAMES.index(name) if name in CLASS_NAMES else CLUTTER))
-    return Room(area, folder, tuple(files), tuple(unknown))
+    return Room(area, folder.name, tuple(files), tuple(unknown))
 
 
-def _read_tables(path: Path) -> Iterator[tuple[np.ndarray, list[Repair]]]:
+def _read_npy(path: Path, order: str) -> RoomPoints:
+    table = read_npy(path)
+    if table.ndim != 2 or table.shape[1] != _NUM_COLUMNS + 1 or table.dtype.kind not in "fiu" or not len(table):
+        raise DataError(
+            f"{path}: holds {table.dtype} {table.shape}, numbers (points, {_NUM_COLUMNS + 1}) are needed: x y z red "
+            "green blue label"
+        )
+    colours, labels = table[:, 3:6], table[:, 6]
+    is_label = (labels == np.floor(labels)) & (labels >= 0) & (labels < len(CLASS_NAMES))
+    is_colour = ((colours >= 0) & (colours <= 255)).all(axis=1)
+    for name, is_valid, values, limit in (
+        ("label", is_label, labels, len(CLASS_NAMES) - 1),
+        ("colour", is_colour, colours, 255),
+    ):
+        if not is_valid.all():
+            row = int(np.flatnonzero(~is_valid)[0])
+            raise get_again(f"{path}: the {name} of point {row} is {values[row].tolist()}, 0 to {limit} is possible")
+    class_of_label = np.array([CLASS_NAMES.index(class_name) for class_name in ORDERS[order]], dtype=np.uint8)
+    colours = np.rint(colours).astype(np.uint8)
+    return RoomPoints(table[:, :3].astype(np.float64), colours, class_of_label[labels.astype(np.int64)], ())
+
+
+def _read_text(path: Path, label: int) -> RoomPoints:
+    """Read an annotation file, block by block. Raises DataError with the line of a wrong colour."""
+    points, colours, num_points = [], [], 0
+    repairs: list[str] = []
+    for table, block_repairs in _read_tables(path):
+        with np.errstate(invalid="ignore"):  # values out of range change by the cast, and then differ
+            block_colours = table[:, 3:].astype(np.uint8)
+        wrong = np.flatnonzero((block_colours != table[:, 3:]).any(axis=1))
+        if len(wrong):
+            colour = " ".join(f"{value:g}" for value in table[wrong[0], 3:])
+            raise get_again(
+                f"{path}:{num_points + int(wrong[0]) + 1}: the colour {colour} is not three whole numbers from 0 to 255"
+            )
+        num_points += len(table)
+        points.append(table[:, :3].copy())
+        colours.append(block_colours)
+        repairs += block_repairs
+    if not num_points:
+        raise DataError(f"{path}: holds no points; get the file again, or take it out")
+    labels = np.full(num_points, label, dtype=np.uint8)
+    return RoomPoints(np.concatenate(points), np.concatenate(colours), labels, tuple(repairs))
+
+
+def _read_tables(path: Path) -> Iterator[tuple[np.ndarray, list[str]]]:
     """Yield the tables (N, 6) of an annotation file block by block, each with its repaired lines."""
     try:
         with path.open("rb") as file:
             num_lines = 0
             for block in read_line_blocks(file):
                 table, irregular = parse_numbers(block, num_columns=_NUM_COLUMNS)
-                repairs = []
+                repairs: list[str] = []
                 lines = block.split(b"\n") if len(irregular) else []
                 for row in irregular:
                     table[row], repair = _read_line(path, num_lines + int(row) + 1, lines[row])
@@ -193,46 +233,7 @@ def _read_tables(path: Path) -> Iterator[tuple[np.ndarray, list[Repair]]]:
         raise unreadable(path, error) from error
 
 
-def _split(table: np.ndarray, points: np.ndarray, colours: np.ndarray, *, path: Path, num_before: int) -> None:
-    """Split a table (N, 6) into coordinates and colours, in place. Raises DataError with the line of a wrong colour.
-
-    `num_before` is the number of lines of the file before the table.
-    """
-    if can_use_numba(torch.empty(0)):
-        is_wrong = np.zeros(len(table), dtype=np.bool_)
-        run_parallel(_split_rows, len(table), table, points, colours, is_wrong)
-    else:
-        is_wrong = _split_reference(table, points, colours)
-    if is_wrong.any():
-        wrong = int(np.flatnonzero(is_wrong)[0])
-        colour = " ".join(f"{value:g}" for value in table[wrong, 3:])
-        raise get_again(
-            f"{path}:{num_before + wrong + 1}: the colour {colour} is not three whole numbers from 0 to 255"
-        )
-
-
-def _split_reference(table: np.ndarray, points: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Split a table without numba (reference); return the mask (N,) of rows with a wrong colour."""
-    points[:] = table[:, :3]
-    with np.errstate(invalid="ignore"):  # values out of range change by the cast, and then differ
-        colours[:] = table[:, 3:].astype(np.uint8)
-    is_wrong: np.ndarray = (colours != table[:, 3:]).any(axis=1)
-    return is_wrong
-
-
-@numba_kernel
-def _split_rows(
-    first: int, last: int, table: np.ndarray, points: np.ndarray, colours: np.ndarray, is_wrong: np.ndarray
-) -> None:
-    for row in range(first, last):
-        for axis in range(3):
-            points[row, axis] = table[row, axis]
-            value = table[row, 3 + axis]
-            colours[row, axis] = np.uint8(value) if 0 <= value <= 255 else np.uint8(0)
-            is_wrong[row] |= value != colours[row, axis]
-
-
-def _read_line(path: Path, number: int, line: bytes) -> tuple[np.ndarray, list[Repair]]:
+def _read_line(path: Path, number: int, line: bytes) -> tuple[np.ndarray, list[str]]:
     r"""Read the numbers of an irregular line: with long numbers, or with stray bytes.
 
     A stray byte is removed if six numbers remain, as in `103.0\x100000`, or replaced by a blank if that makes six, as
@@ -246,7 +247,8 @@ def _read_line(path: Path, number: int, line: bytes) -> tuple[np.ndarray, list[R
         repaired = _STRAY_PATTERN.sub(replacement, stripped)
         table, irregular = parse_numbers_reference(repaired, num_columns=_NUM_COLUMNS)
         if len(table) == 1 and not len(irregular):
-            return table[0], [Repair(path, number, stripped.decode("latin-1"), repaired.decode("ascii"))]
+            place = f"{'/'.join(path.parts[-4:])}:{number}"
+            return table[0], [f"{place}: {stripped.decode('latin-1')!r} read as {repaired.decode('ascii')!r}"]
     shown = stripped.decode("latin-1")[:60]
     raise DataError(
         f"{path}:{number}: {shown!r} has stray bytes and is not {_NUM_COLUMNS} numbers without them; correct the line"

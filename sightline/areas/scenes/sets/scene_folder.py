@@ -1,7 +1,4 @@
-"""The user's own scenes: point clouds with a label at every point.
-
-Listing of the user's own scenes by split: one folder of files, or a folder for each split.
-"""
+"""The user's own scenes: point clouds with a label at every point, in one folder or a folder for each split."""
 
 from __future__ import annotations
 
@@ -39,7 +36,6 @@ from sightline.store.files.column_names import COLOURS, NORMALS, POINTS
 from sightline.store.files.input_files import file_size, list_folders, natural_sort_key
 from sightline.store.files.scan_files import MAX_ID, read_label_ids
 from sightline.store.files.text_tables import read_table
-from sightline.store.label_maps import read_label_map
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
@@ -192,7 +188,6 @@ class SceneFolder(LabelledScenes):
         unit: LengthUnit,
         columns: tuple[str, ...] | None = None,
         label: str = "label",
-        label_map: str | None = None,
         colour_max: Literal[1, 255, 65535] | None = None,
         unlabelled: int | None = None,
         test_share: PositiveFraction = 0.2,
@@ -202,10 +197,10 @@ class SceneFolder(LabelledScenes):
         """Plan to write the scenes of a folder in native form, in metres.
 
         `columns` names the columns of files without column names; `label` is the column of labels, whole numbers from
-        0, where there is no file of labels beside a scene. `label_map` is a file that maps them to classes; without it
-        they are the classes that `classes.txt` in the folder names, else every label that occurs is a class.
-        `unlabelled` is one more label of points without a class. Colours are from 0 to `colour_max`, by default to 255,
-        or to 65535 in a file with colours of 16 bits. `seed` draws the splits if the folder has none.
+        0, where there is no file of labels beside a scene. They are the classes that `classes.txt` in the folder names,
+        else every label that occurs is a class. `unlabelled` is the label of points without a class. Colours are from 0
+        to `colour_max`, by default to 255, or to 65535 in a file with colours of 16 bits. `seed` draws the splits if
+        the folder has none.
         Raises DataError with file and point for a damaged source; ConfigError for options that do not fit. A killed run
         is continued by the same call.
         """
@@ -215,7 +210,7 @@ class SceneFolder(LabelledScenes):
             raise ConfigError(f"columns: [{', '.join(names)}] has no '{label}'; name the label's column, or set label=")
         check_unlisted(root, {file for item in scenes for file in item.files}, others=(CLASSES_FILE,), layout=_LAYOUTS)
         shares = {"test_share": test_share, "validation_share": validation_share, "seed": seed}
-        classes = _find_classes(root, scenes, names, label, label_map, unlabelled)
+        classes = _find_classes(root, scenes, names, label, unlabelled)
         first = read_cloud(scenes[0].path, columns=names, used=(*COLOURS, *NORMALS))
         reader = _SceneReader(
             columns=names,
@@ -227,6 +222,9 @@ class SceneFolder(LabelledScenes):
             has_colours=set(COLOURS) <= set(first.channels),
             has_normals=first.normals is not None,
         )
+        colours = ("colours", ColumnSpec((3,), "uint8", is_ragged=True))
+        normals = ("normals", ColumnSpec((3,), "float32", is_ragged=True))
+        features = [*[colours] * reader.has_colours, *[normals] * reader.has_normals]
         about = {
             "up_axis": up_axis,
             "unit": "m",
@@ -243,7 +241,7 @@ class SceneFolder(LabelledScenes):
             cls.set_name,
             layout,
             root,
-            scene_columns(len(classes.names), *_feature_columns(reader)),
+            scene_columns(len(classes.names), *features),
             tuple(_make_shard(scene, reader) for scene in scenes),
             about,
             partial(_summary, skipped_note=list_skipped_files(root, suffixes=(*CLOUD_SUFFIXES, *_LABEL_READERS))),
@@ -258,39 +256,23 @@ class SceneFolder(LabelledScenes):
 
 
 class _Classes(NamedTuple):
-    """Names of the classes, the label of each in the files, and the class (65536,) of each label, -1 for none."""
+    """Names of the classes, and the label of each in the files, ascending."""
 
     names: tuple[str, ...]
     labels: tuple[int, ...]
-    class_of_label: np.ndarray
     where: str
 
 
-def _make_classes(names: Sequence[str], labels: Sequence[int], where: str) -> _Classes:
-    class_of_label = np.full(MAX_ID + 1, -1, dtype=np.int64)
-    class_of_label[list(labels)] = np.arange(len(labels))
-    return _Classes(tuple(names), tuple(labels), class_of_label, where)
-
-
 def _find_classes(
-    root: Path,
-    scenes: Sequence[ListedScene],
-    columns: tuple[str, ...] | None,
-    label: str,
-    label_map: str | None,
-    unlabelled: int | None,
+    root: Path, scenes: Sequence[ListedScene], columns: tuple[str, ...] | None, label: str, unlabelled: int | None
 ) -> _Classes:
-    """Find the classes of a folder: of a label map, of classes.txt, or else one for each label that occurs.
+    """Find the classes of a folder: those of classes.txt, or else one for each label that occurs.
 
     Raises DataError for more labels than classes are possible.
     """
     names = read_class_names(root)
-    if label_map is not None:
-        if names is not None:
-            raise ConfigError(f"label_map: {label_map} names the classes, and so does {root / CLASSES_FILE}; keep one")
-        return _read_mapped_classes(label_map)
     if names is not None:
-        return _make_classes(names, range(len(names)), f"the lines of {CLASSES_FILE}")
+        return _Classes(names, tuple(range(len(names))), f"the lines of {CLASSES_FILE}")
     found: set[int] = set()
     for scene in scenes:
         values = _read_labels(scene, read_cloud(scene.path, columns=columns, used=(label,)), label)
@@ -301,18 +283,8 @@ def _find_classes(
                 f"{scene.path}: up to this file {label} has {len(found)} different numbers, {_MAX_CLASSES} classes are "
                 "possible; is that the label's column?"
             )
-    return _make_classes([f"class_{number}" for number in sorted(found)], sorted(found), "the labels of all files")
-
-
-def _read_mapped_classes(label_map: str) -> _Classes:
-    """Read the classes of a label map; the class 0 that it ignores is none of them."""
-    mapped = read_label_map(label_map, {})
-    first = 1 if mapped.ignore_index == 0 else 0
-    classes = _make_classes(mapped.class_names[first:], mapped.ids_of_classes[first:], label_map)
-    known = [raw for raw in range(MAX_ID + 1) if mapped.has_id(raw)]
-    of_known = mapped.classes(np.array(known), where=label_map)
-    classes.class_of_label[known] = np.where(of_known == mapped.ignore_index, IGNORE_INDEX, of_known - first)
-    return classes
+    labels = tuple(sorted(found))
+    return _Classes(tuple(f"class_{number}" for number in labels), labels, "the labels of all files")
 
 
 @dataclass(frozen=True)
@@ -341,33 +313,21 @@ class _SceneReader:
             where=where,
         )
         notes = (*cloud.notes, *(note_colour_max(cloud) if self.has_colours and self.colour_max is None else ()))
-        notes = (*notes, *self._note_unstored(cloud))
         return SampleRow(scene.name, where, {**prepared, **scene_values(label, len(self.classes.names))}, notes=notes)
-
-    def _note_unstored(self, cloud: PointCloud) -> list[str]:
-        """Return notes on colours and normals of a scene that are not stored, because the first one has none."""
-        stored = {"colours": (self.has_colours, COLOURS), "normals": (self.has_normals, NORMALS)}
-        given = set(cloud.column_names if self.columns is None else ())
-        unstored = [what for what, (is_stored, names) in stored.items() if not is_stored and set(names) <= given]
-        return [f"{what} are not stored: the first scene has none" for what in unstored]
 
     def _classify(self, values: np.ndarray, where: str) -> np.ndarray:
         """Convert labels (N,) to classes uint8. Raises DataError with the first point whose label is invalid."""
-        is_label = _is_label(values)
-        classes = self.classes.class_of_label[np.where(is_label, values, 0).astype(np.int64)]
-        is_ignored = values == self.unlabelled if self.unlabelled is not None else np.zeros(len(values), dtype=bool)
-        wrong = np.flatnonzero(~((is_label & (classes >= 0)) | is_ignored))
+        is_ignored = np.zeros(len(values), dtype=bool) if self.unlabelled is None else values == self.unlabelled
+        labels = self.classes.labels
+        classes = np.searchsorted(labels, values).clip(max=len(labels) - 1)
+        wrong = np.flatnonzero((np.array(labels)[classes] != values) & ~is_ignored)
         if len(wrong):
-            labels = self.classes.labels
-            listed = (
-                f"0 to {len(labels) - 1}"
-                if labels == (*range(len(labels)),)
-                else join_some([*map(str, labels)], most=_MAX_NAMED)
-            )
+            is_range = labels == (*range(len(labels)),)
+            listed = f"0 to {len(labels) - 1}" if is_range else join_some([*map(str, labels)], most=_MAX_NAMED)
             raise DataError(
                 f"{where}: {self.label}[{wrong[0]}] is {values[wrong[0]]:.9g}, classes are {listed} by "
-                f"{self.classes.where}; correct the file, complete classes.txt or the label map, or give the number of "
-                "points without a class: unlabelled=N"
+                f"{self.classes.where}; correct the file, complete classes.txt, or give the number of points without a "
+                "class: unlabelled=N"
             )
         return np.where(is_ignored, IGNORE_INDEX, classes).astype(np.uint8)
 
@@ -395,18 +355,9 @@ def _is_label(values: np.ndarray) -> np.ndarray:
     return is_label
 
 
-def _feature_columns(reader: _SceneReader) -> list[tuple[str, ColumnSpec]]:
-    columns = []
-    if reader.has_colours:
-        columns.append(("colours", ColumnSpec((3,), "uint8", is_ragged=True)))
-    if reader.has_normals:
-        columns.append(("normals", ColumnSpec((3,), "float32", is_ragged=True)))
-    return columns
-
-
 def _hash_scenes(scenes: Sequence[ListedScene], classes: _Classes) -> str:
     entries = [[str(scene.path), scene.split] for scene in scenes]
-    return digest_json([entries, classes.names, classes.class_of_label.tolist()])
+    return digest_json([entries, classes.names, classes.labels])
 
 
 def _summary(prepared: PreparedSet, *, skipped_note: str) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""Synthetic furnished rooms: clouds of different sizes with colours and the class of every point.
-
-Furnishing of `synthetic_rooms`: positions along walls and on the floor without overlap.
-"""
+"""Synthetic furnished rooms: clouds of different sizes with colours and the class of every point."""
 
 from __future__ import annotations
 
