@@ -17,44 +17,60 @@ from typer.core import TyperCommand, TyperGroup
 
 from sightline.commands.data import DATA_COMMANDS
 from sightline.commands.fields import Command, CommandParameter
-from sightline.commands.look import LOOK_COMMANDS, STUDY_COMMANDS
-from sightline.commands.prove import PROVE_COMMANDS
-from sightline.commands.run import COMPRESS_COMMANDS, RUN_COMMANDS
+from sightline.commands.look import (
+    CopyOptions,
+    DescribeOptions,
+    InitOptions,
+    ListOptions,
+    ProfileOptions,
+    ReportOptions,
+    RunsOptions,
+    ShowOptions,
+    StudyOptions,
+    SweepOptions,
+    ViewOptions,
+)
+from sightline.commands.prove import CheckOptions, CompareOptions
+from sightline.commands.run import (
+    CompressOptions,
+    EvaluateOptions,
+    ExportOptions,
+    PredictOptions,
+    ScoreOptions,
+    ServeOptions,
+    TrainOptions,
+)
 from sightline.contract.errors import UserError
 from sightline.contract.gc_pause import gc_paused
 from sightline.verbs.terminal import guard_streams, stdout_failure
 
-SECTIONS = {
-    "Run": (*RUN_COMMANDS, *COMPRESS_COMMANDS),
-    "Prove": PROVE_COMMANDS,
-    "Look": LOOK_COMMANDS,
-    "Study": STUDY_COMMANDS,
+SECTIONS: dict[str, tuple[type[Command], ...]] = {
+    "Begin": (InitOptions, CopyOptions, ShowOptions, ListOptions),
     "Data": DATA_COMMANDS,
+    "Train": (TrainOptions, EvaluateOptions, PredictOptions, ScoreOptions),
+    "Prove": (CheckOptions, CompareOptions),
+    "Look": (ViewOptions, ReportOptions, RunsOptions, DescribeOptions, ProfileOptions),
+    "Use": (CompressOptions, ExportOptions, ServeOptions),
+    "Search": (StudyOptions, SweepOptions),
 }
-"""Commands by the sections of `sightline --help`."""
+"""Commands by the sections of `sightline --help`, in the order of a day's work."""
 
 
 class _Group(TyperGroup):
-    """Group whose help lists commands by section, with whole summaries; `compress RUN` means `compress run RUN`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        is_named = not args or args[0] in (*self.commands, "--help")
-        is_named |= "run" not in self.commands
-        return super().parse_args(ctx, args if is_named else ["run", *args])
+    """Group whose help lists commands by section, with whole summaries."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the commands by section; those of a group as one table, in which the group alone is called RUN."""
+        """Write the commands by section; those of a group as one table."""
         if ctx.parent is not None:
-            prefix, records = f"{self.name} ", [record for section in SECTIONS.values() for record in section]
-            named = [(r.name.removeprefix(prefix), r.summary()) for r in records if r.name.startswith(prefix)]
-            rows = [("RUN" if name == "run" else name, summary) for name, summary in named]
+            prefix = f"{self.name} "
+            records = [r for section in SECTIONS.values() for r in section if r.name.startswith(prefix)]
             with formatter.section("Commands"):
-                formatter.write_dl(rows)
+                formatter.write_dl([(r.name.removeprefix(prefix), r.summary()) for r in records])
             return
-        width = max(len(record.shown_name) for section in SECTIONS.values() for record in section)
+        width = max(len(record.name) for section in SECTIONS.values() for record in section)
         for title, section in SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl([(f"{record.shown_name:<{width}}", record.summary()) for record in section])
+                formatter.write_dl([(f"{record.name:<{width}}", record.summary()) for record in section])
 
 
 app = typer.Typer(
@@ -67,13 +83,6 @@ app = typer.Typer(
 )
 _GROUPS = {
     "data": typer.Typer(cls=_Group, no_args_is_help=True, help="Prepare data sets and describe their contents."),
-    "compress": typer.Typer(
-        cls=_Group,
-        no_args_is_help=True,
-        rich_markup_mode=None,
-        help="Make a trained run small: 'sightline compress RUN --ratio 0.1 --out DIR' searches the bits of each "
-        "layer, fine-tunes, and packs.",
-    ),
 }
 
 

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any, get_type_hints
 
 import pytest
 import torch
+import typer
 
 from sightline.cli import SECTIONS, app
 from sightline.commands.data import RenderOptions
@@ -120,7 +122,7 @@ def test_a_slip_gets_one_line(words: list[object], expected: str, tmp_path: Path
 
 
 def test_every_layout_is_listed_and_the_list_named_where_none_is_given() -> None:
-    words = ("data", "convert-weights")
+    words = ("data", "convert")
     refused = run_here(*words, "x.pth", "--to", "there")
     assert refused.code == 2
     assert refused.err.count("\n") == 1
@@ -200,6 +202,21 @@ def test_a_value_longer_than_a_file_name_is_a_value() -> None:
 
 
 COMMANDS = [record for records in SECTIONS.values() for record in records]
+
+
+@pytest.mark.parametrize("record", COMMANDS, ids=lambda record: record.name)
+def test_examples_of_a_help_are_command_lines(record: type[Command]) -> None:
+    assert 1 <= len(record.examples) <= 3
+    for example in record.examples:
+        words = shlex.split(example)
+        command = next(other for other in COMMANDS if words[: len(other.name.split())] == other.name.split())
+        known = {flag for _, parameter in command.parameters() for flag in parameter.flag.split("/")}
+        assert {word for word in words if word.startswith("--")} <= known, example
+        with typer.main.get_command(app).make_context("sightline", words, resilient_parsing=True):
+            pass
+    assert len(COMMANDS) <= 25
+
+
 OPTIONS: tuple[Command, ...] = (
     TrainOptions(config=Path("a.yaml")),
     TrainOptions(
@@ -278,4 +295,4 @@ def test_no_summary_is_cut_at_80_columns(words: tuple[str, ...], monkeypatch: py
 
 def test_the_help_groups_the_commands() -> None:
     titles = re.findall(r"^(\w+):$", run_here("--help").out, flags=re.MULTILINE)
-    assert titles == ["Options", "Run", "Prove", "Look", "Study", "Data"]
+    assert titles == ["Options", "Begin", "Data", "Train", "Prove", "Look", "Use", "Search"]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from sightline.commands.fields import (
-    OVERRIDES,
     DocumentCommand,
     PluginCommand,
     argument,
@@ -15,8 +14,17 @@ from sightline.commands.fields import (
 )
 
 
-class PrepareOptions(PluginCommand, name="data prepare", run="data.prepare", help_rows="data.list_options"):
-    """Prepare a data set: a public one, your own files, or a plugin's.
+class PrepareOptions(
+    PluginCommand,
+    name="data prepare",
+    run="data.prepare",
+    help_rows="data.list_options",
+    examples=(
+        "data prepare modelnet40 --from ModelNet40 --to data/modelnet40",
+        "data prepare cloud_folder --from clouds --to data/clouds up_axis=z",
+    ),
+):
+    """Prepare a public data set, or your own files.
 
     Recognises its layout, verifies it, and writes it in a format that is fast to read; 'sightline data prepare NAME
     --help' lists the options of a set.
@@ -28,7 +36,12 @@ class PrepareOptions(PluginCommand, name="data prepare", run="data.prepare", hel
     options: tuple[str, ...] = argument("[KEY=VALUE]...", "options of the preparation: num_points=2048", default=())
 
 
-class RenderOptions(DocumentCommand, name="data render", run="data.render"):
+class RenderOptions(
+    DocumentCommand,
+    name="data render",
+    run="data.render",
+    examples=("data render data/modelnet40 --to data/views --size 64",),
+):
     """Render views of every cloud.
 
     They are written to a folder that data sets read images from (data.views=DIR). Cameras are evenly spaced around the
@@ -51,7 +64,15 @@ class RenderOptions(DocumentCommand, name="data render", run="data.render"):
     )
 
 
-class InfoOptions(PluginCommand, name="data info", run="data.info"):
+class InfoOptions(
+    PluginCommand,
+    name="data info",
+    run="data.info",
+    examples=(
+        "data info modelnet40",
+        "data info data/modelnet40",
+    ),
+):
     """Describe a data set or a prepared folder.
 
     Prints layouts, download page and licence, or counts, points per sample and ranges.
@@ -64,7 +85,7 @@ class InfoOptions(PluginCommand, name="data info", run="data.info"):
     source: Path | None = option("--from", "PATH", "inspect LiDAR scans or photos of a data set that are not prepared")
 
 
-class VerifyOptions(DocumentCommand, name="data verify", run="data.verify"):
+class VerifyOptions(DocumentCommand, name="data verify", run="data.verify", examples=("data verify data/modelnet40",)):
     """Verify the files of a prepared folder.
 
     Each is compared with the hash that was stored when it was written.
@@ -73,38 +94,32 @@ class VerifyOptions(DocumentCommand, name="data verify", run="data.verify"):
     folder: Path = argument("DIR", "a prepared folder")
 
 
-class UnpackOptions(DocumentCommand, name="data unpack", run="data.unpack"):
-    """Unpack the scans of a ROS bag.
+class ConvertOptions(
+    PluginCommand,
+    name="data convert",
+    run="data.convert",
+    examples=(
+        "data convert model.t7 --layout antao97_dgcnn_cls --to runs/antao97",
+        "data convert drive.bag --to scans",
+    ),
+):
+    """Convert published weights to a run, or a ROS bag to scans.
 
-    Every PointCloud2 message becomes a file NUMBER_STAMP.npy with the names of its fields, which all commands read.
+    With --layout, FILE has weights that other code wrote, and DIR becomes a run directory: it is evaluated, predicts
+    and is fine-tuned as any other. No code in the file is executed. The sizes of the model are read from the tensors.
+    Arguments that tensors do not show (neighbours, dropout) are taken from the publication and printed; key=value
+    overrides them: model.num_neighbours=40, data.root=PATH.
+
+    Without it, FILE is a .bag, .db3 or .mcap file or a folder of rosbag2, and every PointCloud2 message becomes a file
+    NUMBER_STAMP.npy with the names of its fields, which all commands read; topic=/points where several have scans.
     """
 
-    bag: Path = argument("BAG", "a .bag, .db3 or .mcap file, or a folder of rosbag2")
-    target: Path = option("--to", "DIR", "an empty or new folder", default=MISSING)
-    options: tuple[str, ...] = argument("[KEY=VALUE]...", "topic=/points, where several have scans", default=())
+    file: Path = argument("FILE", "published weights (.pth or similar, or a folder of its parts), or a ROS bag")
+    target: Path = option("--to", "DIR", "folder to write, new or empty", default=MISSING)
+    words: tuple[str, ...] = argument("[KEY=VALUE]...", "overrides of the run's config, or topic=/points", default=())
+    layout: str | None = option("--layout", "NAME", "the code that wrote weights: see 'sightline list layouts'")
+    config: Path | None = option("--config", "CONFIG", "of weights: data, transforms and training of this config")
+    data: str | None = option("--data", "NAME", "of weights: data set of their training [that of the layout]")
 
 
-class ConvertWeightsOptions(PluginCommand, name="data convert-weights", run="data.convert_weights"):
-    """Convert published weights to a run directory.
-
-    No code in the file is executed. The sizes of the model are read from the tensors. Arguments that tensors do not
-    show (neighbours, dropout) are taken from the publication and printed; key=value overrides them:
-    model.num_neighbours=40, data.root=PATH.
-    """
-
-    file: Path = argument("FILE", "published weights: a .pth file or similar, or a folder of its parts")
-    layout: str = option("--layout", "NAME", "the code that wrote it: see 'sightline list layouts'", default=MISSING)
-    target: Path = option("--to", "DIR", "run directory to write", default=MISSING)
-    overrides: tuple[str, ...] = OVERRIDES
-    config: Path | None = option("--config", "CONFIG", "take data, transforms and training from this config")
-    data: str | None = option("--data", "NAME", "data set of their training [that of the layout]")
-
-
-DATA_COMMANDS = (
-    InfoOptions,
-    PrepareOptions,
-    VerifyOptions,
-    RenderOptions,
-    UnpackOptions,
-    ConvertWeightsOptions,
-)
+DATA_COMMANDS = (InfoOptions, PrepareOptions, ConvertOptions, VerifyOptions, RenderOptions)

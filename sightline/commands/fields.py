@@ -51,15 +51,14 @@ def argument(metavar: str, help: str, *, default: Any = MISSING, key_values: str
 class Command:
     """Record of a command: the options of a call are an instance, made of keywords.
 
-    `name` is what the user types ("GROUP run" may be typed, and is shown, as GROUP), `run` the function below
-    `sightline.verbs` that takes the record, `run_if` names another one for a field that is given, and `environment` has
-    the variables that are set before its module is imported. The docstring of a command is its help text, which ends
-    with `examples`, lines as users type them, without "sightline"; `help_rows` names the function that returns more of
-    it, by the words that are typed: a title, and rows of option and text.
+    `name` is what the user types, `run` the function below `sightline.verbs` that takes the record, `run_if` names
+    another one for a field that is given, and `environment` has the variables that are set before its module is
+    imported. The docstring of a command is its help text, which ends with `examples`, lines as users type them, without
+    "sightline"; `help_rows` names the function that returns more of it, by the words that are typed: a title, and rows
+    of option and text.
     """
 
     name: ClassVar[str] = ""
-    shown_name: ClassVar[str] = ""
     run: ClassVar[str] = ""
     run_if: ClassVar[Mapping[str, str]] = {}
     environment: ClassVar[Mapping[str, str]] = {}
@@ -77,7 +76,6 @@ class Command:
     ) -> None:
         cls.name, cls.run, cls.run_if, cls.environment = name, run, run_if or {}, environment or {}
         cls.help_rows, cls.examples = help_rows, examples
-        cls.shown_name = name.removesuffix(" run")
         for field_name, value in list(vars(cls).items()):
             if isinstance(value, CommandParameter):
                 metadata = {_KEY: value}

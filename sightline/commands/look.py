@@ -19,7 +19,15 @@ from sightline.commands.fields import (
 )
 
 
-class DescribeOptions(DeviceCommand, name="describe", run="describe.describe"):
+class DescribeOptions(
+    DeviceCommand,
+    name="describe",
+    run="describe.describe",
+    examples=(
+        "describe CONFIG",
+        "describe CONFIG --svg model.svg",
+    ),
+):
     """Show the model of a config.
 
     Prints modules in order of execution, shapes, parameters and cost. One forward pass of a few samples is traced, and
@@ -37,6 +45,7 @@ class ProfileOptions(
     name="profile",
     run="describe.profile",
     environment={"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "99"},  # the profiler prints what it does
+    examples=("profile CONFIG", "profile CONFIG --try bf16 --try workers=4"),
 ):
     """Profile time and memory of training steps.
 
@@ -61,7 +70,15 @@ class ProfileOptions(
     processes: int | None = PROCESSES
 
 
-class ViewOptions(DeviceCommand, name="view", run="view.view"):
+class ViewOptions(
+    DeviceCommand,
+    name="view",
+    run="view.view",
+    examples=(
+        "view CONFIG --out pictures",
+        "view runs/a --out pictures --num 8",
+    ),
+):
     """Show samples and predictions.
 
     Shows raw samples, the result of each transform, and a run's predictions: clouds, depth frames with their cubes,
@@ -89,7 +106,15 @@ class ViewOptions(DeviceCommand, name="view", run="view.view"):
     score: float | None = None
 
 
-class ReportOptions(DeviceCommand, name="report", run="report.report"):
+class ReportOptions(
+    DeviceCommand,
+    name="report",
+    run="report.report",
+    examples=(
+        "report runs/a",
+        "report runs/a runs/b --out compared.html",
+    ),
+):
     """Write a page about a run, or one that compares runs.
 
     The page is one file that needs no network: figures, curves, classes, confusions, findings of the checks, pictures,
@@ -104,7 +129,15 @@ class ReportOptions(DeviceCommand, name="report", run="report.report"):
     samples: str | None = option("--samples", "hardest|0,5,NAME,...", "samples to show, by number or name")
 
 
-class RunsOptions(DocumentCommand, name="runs", run="runs.runs"):
+class RunsOptions(
+    DocumentCommand,
+    name="runs",
+    run="runs.runs",
+    examples=(
+        "runs",
+        "runs --diff runs/a runs/b",
+    ),
+):
     """List runs, compare two, slim or delete them.
 
     Prints the runs below a folder: task, data, steps, the figure that selected the best checkpoint, start, size on the
@@ -128,14 +161,22 @@ class RunsOptions(DocumentCommand, name="runs", run="runs.runs"):
     yes: bool = switch("--yes", "delete, or slim a run that is not finished, without a question")
 
 
-class ShowOptions(PluginCommand, name="show", run="show.show"):
+class ShowOptions(PluginCommand, name="show", run="show.show", examples=("show CONFIG train.epochs=10",)):
     """Print the resolved config, each value with its origin."""
 
     config: Path = CONFIG
     overrides: tuple[str, ...] = OVERRIDES
 
 
-class ListOptions(PluginCommand, name="list", run="show.list_components"):
+class ListOptions(
+    PluginCommand,
+    name="list",
+    run="show.list_components",
+    examples=(
+        "list models",
+        "list dgcnn",
+    ),
+):
     """List components, configs, layouts of weights.
 
     Without a word, prints an index of the kinds. With a kind, its entries: components with arguments, defaults and
@@ -147,7 +188,9 @@ class ListOptions(PluginCommand, name="list", run="show.list_components"):
     )
 
 
-class CopyOptions(DocumentCommand, name="copy", run="show.copy_config"):
+class CopyOptions(
+    DocumentCommand, name="copy", run="show.copy_config", examples=("copy configs/classify/modelnet40_dgcnn.yaml mine",)
+):
     """Copy a config of the package.
 
     The configs that it extends and the plugins that it uses are copied, too.
@@ -157,7 +200,15 @@ class CopyOptions(DocumentCommand, name="copy", run="show.copy_config"):
     to: Path = argument("[TO]", "target folder, in which it gets the same path", default=Path())
 
 
-class InitOptions(DocumentCommand, name="init", run="show.init_project"):
+class InitOptions(
+    DocumentCommand,
+    name="init",
+    run="show.init_project",
+    examples=(
+        "init my_project",
+        "init my_project --task segment",
+    ),
+):
     """Make a project with your own data set, network and loss.
 
     The folder NAME gets a plugin with these parts, a config that trains them, their tests, and a page of commands. All
@@ -172,7 +223,15 @@ class InitOptions(DocumentCommand, name="init", run="show.init_project"):
 # --- studies ---------------------------------------------------------------------------------------------------------
 
 
-class StudyOptions(DeviceCommand, name="study", run="study.study"):
+class StudyOptions(
+    DeviceCommand,
+    name="study",
+    run="study.study",
+    examples=(
+        "study CONFIG --vary optimizer.lr=0.01,0.1 --seeds 3 --out studies/rate",
+        "study a.yaml b.yaml --out studies/two",
+    ),
+):
     """Train and compare a grid of runs.
 
     Reports mean and spread over seeds, paired differences with their interval, and a plot. Runs of one seed are paired:
@@ -199,7 +258,12 @@ class StudyOptions(DeviceCommand, name="study", run="study.study"):
     processes: int | None = PROCESSES
 
 
-class SweepOptions(DeviceCommand, name="sweep", run="sweep.sweep"):
+class SweepOptions(
+    DeviceCommand,
+    name="sweep",
+    run="sweep.sweep",
+    examples=("sweep CONFIG --space optimizer.lr=0.001,0.01,0.1 --out sweeps/rate",),
+):
     """Search the best values of config keys.
 
     Trains trials until their number is reached, each in --out/trials, and chooses by the best validation figure
@@ -223,17 +287,3 @@ class SweepOptions(DeviceCommand, name="sweep", run="sweep.sweep"):
     storage: str | None = option("--storage", "FILE|URL", "shared journal file or database [DIR/sweep.journal]")
     seed: int = option("--seed", "N", "seed of the sampler", default=0, min=0)
     no_prune: bool = switch("--no-prune", "train every trial to its end")
-
-
-LOOK_COMMANDS = (
-    DescribeOptions,
-    ProfileOptions,
-    ViewOptions,
-    ReportOptions,
-    RunsOptions,
-    ShowOptions,
-    ListOptions,
-    CopyOptions,
-    InitOptions,
-)
-STUDY_COMMANDS = (StudyOptions, SweepOptions)

@@ -13,7 +13,16 @@ from sightline.commands.fields import (
 )
 
 
-class CheckOptions(DeviceCommand, name="check", run="check.check"):
+class CheckOptions(
+    DeviceCommand,
+    name="check",
+    run="check.check",
+    examples=(
+        "check configs/classify/synthetic_shapes_pointnet.yaml",
+        "check runs/a --verbose",
+        "check CONFIG --fit",
+    ),
+):
     """Look for silent bugs in a config or run.
 
     Checks config, data, model and one training step before a run, and the files of a finished run. With --fit, it also
@@ -32,7 +41,15 @@ class CheckOptions(DeviceCommand, name="check", run="check.check"):
     seconds: float | None = option("--seconds", "S", "of --fit: processor time for all steps [120]", min=0)
 
 
-class CompareOptions(DeviceCommand, name="compare", run="compare.compare_variants"):
+class CompareOptions(
+    DeviceCommand,
+    name="compare",
+    run="compare.compare_variants",
+    examples=(
+        "compare CONFIG --against float64",
+        "compare CONFIG --against other_network.py",
+    ),
+):
     """Find the first layer in which two variants diverge.
 
     That is the first layer in which they differ by more than rounding explains. Weights and inputs are the same, and
@@ -52,6 +69,3 @@ class CompareOptions(DeviceCommand, name="compare", run="compare.compare_variant
     keys: Path | None = option("--keys", "MAP.json", "JSON map from our names of weights to those of FILE.py")
     steps: int | None = option("--steps", "K", "optimiser steps of both variants [5; 2 for large samples]", min=0)
     samples: int | None = option("--samples", "N", "samples in the batch [4; 1 for large samples]", min=1)
-
-
-PROVE_COMMANDS = (CheckOptions, CompareOptions)

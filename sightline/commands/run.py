@@ -24,7 +24,16 @@ from sightline.commands.fields import (
 )
 
 
-class TrainOptions(DeviceCommand, name="train", run="train.train"):
+class TrainOptions(
+    DeviceCommand,
+    name="train",
+    run="train.train",
+    examples=(
+        "train configs/classify/synthetic_shapes_pointnet.yaml",
+        "train CONFIG train.epochs=10 optimizer.lr=0.01 --out runs/a",
+        "train CONFIG --out runs/a --resume auto",
+    ),
+):
     """Train what a config describes, then evaluate it."""
 
     config: Path = CONFIG
@@ -35,7 +44,17 @@ class TrainOptions(DeviceCommand, name="train", run="train.train"):
     no_check: bool = switch("--no-check", "skip the checks before training (recorded)")
 
 
-class EvaluateOptions(DeviceCommand, name="evaluate", run="evaluate.evaluate", run_if={"probe": "probe.probe"}):
+class EvaluateOptions(
+    DeviceCommand,
+    name="evaluate",
+    run="evaluate.evaluate",
+    run_if={"probe": "probe.probe"},
+    examples=(
+        "evaluate runs/a",
+        "evaluate runs/a --data other.yaml --save-predictions --out predicted",
+        "evaluate runs/a --probe svm",
+    ),
+):
     """Evaluate a trained run.
 
     Reproduces its final metrics exactly, evaluates it on other data, or pools the runs of all folds of a data set.
@@ -67,7 +86,12 @@ class EvaluateOptions(DeviceCommand, name="evaluate", run="evaluate.evaluate", r
     processes: int | None = PROCESSES
 
 
-class ScoreOptions(PluginCommand, name="score", run="score.score"):
+class ScoreOptions(
+    PluginCommand,
+    name="score",
+    run="score.score",
+    examples=("score predictions/ --data configs/segment/semantic_kitti_salsanext.yaml",),
+):
     """Score anyone's predictions on a data set.
 
     Scores files of labels of points, or of boxes, on the test split of a config's data and by its metrics; nothing else
@@ -87,7 +111,13 @@ class ScoreOptions(PluginCommand, name="score", run="score.score"):
     against: str | None = option("--against", "published", "compare with published results on this data set")
 
 
-class PredictOptions(DeviceCommand, name="predict", run="predict.predict", run_if={"data": "predict.predict_centres"}):
+class PredictOptions(
+    DeviceCommand,
+    name="predict",
+    run="predict.predict",
+    run_if={"data": "predict.predict_centres"},
+    examples=("predict runs/a chair.ply", "predict runs/a photos/ score=0.5 --out pictures --json found.json"),
+):
     """Predict files with a trained run.
 
     Predicts a class per file, a class per point, joints, boxes or an encoding, depending on the run's task. Files are
@@ -134,7 +164,15 @@ class PredictOptions(DeviceCommand, name="predict", run="predict.predict", run_i
     csv: Path | None = option("--csv", "FILE", "write the result as CSV", is_written=True)
 
 
-class ExportOptions(DocumentCommand, name="export", run="export.export"):
+class ExportOptions(
+    DocumentCommand,
+    name="export",
+    run="export.export",
+    examples=(
+        "export runs/a --out a.onnx",
+        "predict a.onnx chair.ply",
+    ),
+):
     """Write a trained run as a file that other programs run.
 
     The file is ONNX, with a description beside it (FILE.json): inputs with their shapes and units, classes, what is
@@ -153,7 +191,15 @@ class ExportOptions(DocumentCommand, name="export", run="export.export"):
     plugins: tuple[Path, ...] = PLUGINS
 
 
-class ServeOptions(TracedCommand, name="serve", run="serve.serve"):
+class ServeOptions(
+    TracedCommand,
+    name="serve",
+    run="serve.serve",
+    examples=(
+        "serve runs/a --port 8000",
+        "serve a.onnx --host 0.0.0.0",
+    ),
+):
     """Answer predictions of a run over HTTP.
 
     GET /health and /info; POST /predict takes a file (form field 'file') or JSON ('points', 'depth' or 'image', and
@@ -183,60 +229,27 @@ class ServeOptions(TracedCommand, name="serve", run="serve.serve"):
 
 # --- compress --------------------------------------------------------------------------------------------------------
 
-_BATCH_NORM = option("--batch-norm", "N", "training batches to re-estimate batch norm statistics on", default=50, min=0)
-
-
-class CompressedRun(Command):
-    """Run to compress; `words` are overrides of its fine-tuning (with a dot) and arguments of the search."""
-
-    runs: tuple[Path, ...] = argument(
-        "RUN [KEY=VALUE]...",
-        "a run directory; then arguments of the search (max_evaluations=100) and overrides of the config of "
-        "the fine-tuning (train.batch_size=32)",
-        key_values="words",
-    )
-    words: tuple[str, ...] = ()
-
-    @property
-    def overrides(self) -> tuple[str, ...]:
-        return tuple(word for word in self.words if "." in word.partition("=")[0])
-
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        return tuple(word for word in self.words if word not in self.overrides)
-
-
-class CompressedOutput(CompressedRun):
-    """Run to compress, and the folder of the result."""
-
-    out: Path = option("--out", "DIR", "folder to write", default=MISSING)
-
 
 class BudgetOptions(Command):
     """Budget and search space of a compression."""
 
-    ratio: float | None = option("--ratio", "R", "budget, as a ratio of the bytes in float32")
+    ratio: float | None = option("--ratio", "R", "budget, as a ratio of the bytes in float32 [report of steps: 0.1]")
     num_bytes: int | None = option("--bytes", "N", "budget in bytes, instead of --ratio")
-    on: str = option(
+    on: str | None = option(
         "--on",
         "file|codebook|weights",
-        "what the budget counts: the file, or layers with or without codebooks",
-        default="file",
+        "what the budget counts: the file, or layers with or without codebooks [file; of a report of steps weights]",
     )
     method: str = option("--method", "NAME", "see 'sightline list searches'", default="hybrid")
     bits: str = option("--bits", "N,N...", "bits to choose from per layer: 2,4 or 1-8", default="1-8")
     kind: str = option("--kind", "codebook|linear", "quantisation of the weights", default="codebook")
     per_channel: bool = switch("--per-channel", "one codebook or step size per output channel")
-    protect: tuple[str, ...] = ()
-    protect_ends: int = 0
-    protect_bits: int = 8
-    activations: int | None = None
     calibration: int = option("--calibration", "N", "samples that policies are evaluated on", default=256, min=1)
     seed: int = option("--seed", "N", "seed of the calibration samples and of the search", default=0, min=0)
 
 
-class ProtectedBudgetOptions(BudgetOptions):
-    """Budget of a search that may protect layers, and quantise their inputs."""
+class ProtectionOptions(Command):
+    """Layers that a search leaves at their bits, and bits of the layers' inputs."""
 
     protect: tuple[str, ...] = option(
         "--protect", "NAME", "layers to keep at --protect-bits: head.*; repeatable", default=()
@@ -257,82 +270,62 @@ class FineTuneOptions(Command):
         "--epochs", "N", "epochs of fine-tuning; 0 for none, except in a report [a quarter of the run's]", min=0
     )
     rate: float = option("--rate", "F", "learning rate of fine-tuning, as a factor of the run's", default=0.1)
-    is_distilled: bool | None = None
-
-
-class DistilledFineTuneOptions(FineTuneOptions):
-    """Options of fine-tuning that may distil."""
-
     is_distilled: bool | None = option(
         "--distil/--no-distil", None, "also learn from the float model's logits [if the run has labels]"
     )
 
 
-class CompressionStep(DeviceCommand):
-    """Base of the steps of a compression."""
-
-    checkpoint: str = CHECKPOINT
-    plugins: tuple[Path, ...] = PLUGINS
-
-
 class CompressOptions(
-    CompressedRun,
-    ProtectedBudgetOptions,
-    DistilledFineTuneOptions,
-    CompressionStep,
-    name="compress run",
+    BudgetOptions,
+    ProtectionOptions,
+    FineTuneOptions,
+    DeviceCommand,
+    name="compress",
     run="compress.compress",
+    examples=(
+        "compress runs/a --ratio 0.1 --out runs/small",
+        "compress runs/a --stop-after size",
+    ),
 ):
     """Search, fine-tune and pack a run.
 
-    Writes a run directory whose weights, model.slq, fit the budget to the byte. Repeat the command to resume it. The
-    reported metrics exclude the samples that policies were evaluated on. With --policy, nothing is searched; a run that
-    was trained with quantised weights is only packed. --stop-after ends after one stage: 'size' prints the size of the
-    packed file, by --policy or for 1 to 8 bits in all layers, and writes nothing; 'search' and 'finetune' leave their
-    results in DIR/work, from which the same command without --stop-after goes on.
+    Searches the bits of each layer, and writes a run directory whose weights, model.slq, fit the budget to the byte.
+    Repeat the command to resume it. The reported metrics exclude the samples that policies were evaluated on. With
+    --policy, nothing is searched; a run that was trained with quantised weights is only packed. --stop-after ends after
+    one stage: 'size' prints the size of the packed file, by --policy or for 1 to 8 bits in all layers, and writes
+    nothing; 'search' and 'finetune' leave their results in DIR/work, from which the same command without --stop-after
+    goes on.
+
+    --report searches compares searches: --method names several, or all; DIR gets the policy.json of the best one, and
+    a table. --report steps writes a table that leads from the float run to mixed bits, fine-tuned and distilled; for
+    comparison, the float run is trained for as long.
     """
 
+    runs: tuple[Path, ...] = argument(
+        "RUN [KEY=VALUE]...",
+        "a run directory; then arguments of the search (max_evaluations=100) and overrides of the config of "
+        "the fine-tuning (train.batch_size=32)",
+        key_values="words",
+    )
+    words: tuple[str, ...] = ()
     out: Path | None = option("--out", "DIR", "folder to write; it becomes a run directory")
     stop_after: Literal["size", "search", "finetune"] | None = option(
         "--stop-after", None, "end after this stage [pack]"
     )
+    report: Literal["searches", "steps"] | None = option("--report", None, "write a table instead of a run directory")
+    seeds: int = option("--seeds", "N", "runs per row of a report of steps, for its spread", default=1, min=1)
     policy: Path | None = option("--policy", "FILE", "weight format of each layer, instead of a search")
-    batch_norm: int = _BATCH_NORM
-
-
-class CompressSearchOptions(
-    CompressedOutput, ProtectedBudgetOptions, CompressionStep, name="compress search", run="compress.search"
-):
-    """Search the bits of each layer within a budget.
-
-    Writes policy.json, and prints a table of the methods.
-    """
-
-    method: str = option(
-        "--method", "NAME[,NAME...]", "see 'sightline list searches'; all, for each of them", default="hybrid"
+    batch_norm: int = option(
+        "--batch-norm", "N", "training batches to re-estimate batch norm statistics on", default=50, min=0
     )
+    checkpoint: str = CHECKPOINT
 
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Overrides of the fine-tuning's config: the words whose key has a dot."""
+        return tuple(word for word in self.words if "." in word.partition("=")[0])
 
-class CompressReportOptions(
-    CompressedOutput, BudgetOptions, FineTuneOptions, CompressionStep, name="compress report", run="compress.report"
-):
-    """Write a table of compression steps.
-
-    The rows lead from the float run to mixed bits, fine-tuned and distilled. For comparison, the float run is trained
-    for as long. Mix: 4 bits in all layers, 8 in the first and the last. Repeat the command to resume it. Writes
-    compression.json and compression.md into --out after every row.
-    """
-
-    ratio: float | None = option("--ratio", "R", "budget, as a ratio of the bytes in float32 [0.1, without --bytes]")
-    on: str = option(
-        "--on",
-        "file|codebook|weights",
-        "what the budget counts: the file, or layers with or without codebooks",
-        default="weights",
-    )
-    seeds: int = option("--seeds", "N", "runs per row, for its spread", default=1, min=1)
-    batch_norm: int = _BATCH_NORM
-
-
-RUN_COMMANDS = (TrainOptions, EvaluateOptions, ScoreOptions, PredictOptions, ExportOptions, ServeOptions)
-COMPRESS_COMMANDS = (CompressOptions, CompressSearchOptions, CompressReportOptions)
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Arguments of the search: the other words."""
+        return tuple(word for word in self.words if word not in self.overrides)

@@ -14,22 +14,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sightline.commands.fields import Command
-from sightline.commands.run import (
-    BudgetOptions,
-    CompressedRun,
-    CompressOptions,
-    CompressReportOptions,
-    CompressSearchOptions,
-    DistilledFineTuneOptions,
-    FineTuneOptions,
-    ProtectedBudgetOptions,
-)
+from sightline.commands.run import BudgetOptions, CompressOptions, FineTuneOptions, ProtectionOptions
 from sightline.config import read_config
 from sightline.config.reader import parse_component
 from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import load_plugins
-from sightline.contract.schema import suggest
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.observers import wants_live
@@ -63,15 +53,11 @@ POLICY = "policy.json"
 REPORTED_RATIO = 0.1
 """Budget of a report that is given none."""
 RECORD = "evaluations.jsonl"
-STEPS = ("search", "report")
 EVERY_S = 10.0
 """Seconds between two lines of progress if standard error is not a terminal."""
 
 
-CompressStep = CompressOptions | CompressSearchOptions | CompressReportOptions
-
-
-def _assert_without(options: CompressedRun, *, arguments: bool = False, overrides: bool = False) -> None:
+def _assert_without(options: CompressOptions, *, arguments: bool = False, overrides: bool = False) -> None:
     """Raise UserError for `words` that a step would ignore; `model.*` is allowed, as it changes the run itself."""
     ignored = [*(options.arguments if arguments else ())]
     ignored += [word for word in options.overrides if overrides and not word.startswith("model.")]
@@ -79,13 +65,10 @@ def _assert_without(options: CompressedRun, *, arguments: bool = False, override
         raise UserError(f"compress: found {ignored[0]!r}, which this step does not use; leave it out")
 
 
-def _open(options: CompressStep, world: World) -> OpenRun:
+def _open(options: CompressOptions, world: World) -> OpenRun:
     """Open the run. Raises UserError unless exactly one is given."""
     if world.size > 1:
         raise UserError("compress: runs in one process; start it without a launcher")
-    for path in options.runs if len(options.runs) > 1 else ():
-        if not path.exists():
-            raise UserError(f"compress: '{path}' is neither a step nor a run directory{suggest(str(path), STEPS)}")
     if len(options.runs) != 1:
         raise UserError(f"compress: takes one run directory, {len(options.runs)} are given")
     run = open_run(options.runs[0], checkpoint=options.checkpoint, plugins=options.plugins, world=world)
@@ -98,9 +81,10 @@ def _open(options: CompressStep, world: World) -> OpenRun:
     return run
 
 
-def _parse_budget(options: BudgetOptions) -> CompressionOptions:
+def _parse_budget(options: CompressOptions, *, counted: BudgetOn = "file") -> CompressionOptions:
     """Convert to CompressionOptions. Raises UserError naming the option if a value is invalid."""
-    choices = (("on", options.on, get_args(BudgetOn)), ("kind", options.kind, ("codebook", "linear")))
+    counted = options.on or counted  # type: ignore[assignment]
+    choices = (("on", counted, get_args(BudgetOn)), ("kind", options.kind, ("codebook", "linear")))
     for option, word, valid in choices:
         if word not in valid:
             raise UserError(f"--{option} {word}: not a valid choice; options: {', '.join(valid)}")
@@ -117,7 +101,7 @@ def _parse_budget(options: BudgetOptions) -> CompressionOptions:
     return CompressionOptions(
         ratio=options.ratio,
         num_bytes=options.num_bytes,
-        budget_on=options.on,  # type: ignore[arg-type]
+        budget_on=counted,
         bits=_parse_bits(options.bits, min_bits=2 if options.kind == "linear" else 1),
         kind=options.kind,  # type: ignore[arg-type]
         per_channel=options.per_channel,
@@ -128,7 +112,7 @@ def _parse_budget(options: BudgetOptions) -> CompressionOptions:
     )
 
 
-def _parse_fine_tuning(options: CompressOptions | CompressReportOptions) -> FineTuning:
+def _parse_fine_tuning(options: CompressOptions) -> FineTuning:
     """Convert to FineTuning. Raises UserError for numbers that would train nothing."""
     if not 0 < options.rate <= 100:
         raise UserError(f"--rate {options.rate}: a factor of the run's learning rate, above 0, at most 100")
@@ -150,6 +134,13 @@ def compress(options: CompressOptions) -> int:
         return _show_sizes(options)
     if options.out is None:
         raise UserError("compress: writes a run directory; give its folder with --out DIR")
+    if options.report is not None:
+        for flag, value in (("--stop-after", options.stop_after), ("--policy", options.policy)):
+            if value is not None:
+                raise UserError(f"{flag}: has no use in a report; leave it out")
+        return (_compare_searches if options.report == "searches" else _compare_steps)(options, options.out)
+    if options.seeds > 1:
+        raise UserError("--seeds: is for the rows of --report steps; leave it out")
     if options.ratio is not None or options.num_bytes is not None:
         if options.policy is not None:
             raise UserError("--policy: is used instead of a search; leave out --ratio and --bytes, the budget of one")
@@ -251,7 +242,8 @@ def _quantise_and_pack(options: CompressOptions, out: Path) -> int:
     if options.stop_after == "search":
         raise UserError("--stop-after search: needs the budget of a search; give --ratio or --bytes, and no --policy")
     _assert_without(options, arguments=True)
-    _assert_unused(options, ProtectedBudgetOptions, "is about a search, and none is made")
+    for group in (BudgetOptions, ProtectionOptions):
+        _assert_unused(options, group, "is about a search, and none is made")
     is_tuned = options.policy is not None and (options.epochs != 0 or options.stop_after == "finetune")
     fine_tuning = _parse_fine_tuning(options) if is_tuned else None
     with start_world(device=options.device) as world:
@@ -262,7 +254,7 @@ def _quantise_and_pack(options: CompressOptions, out: Path) -> int:
             raise UserError("compress: give either --ratio or --bytes, the budget of a search, or a --policy FILE")
         else:
             is_done = f"{run.path} was trained with quantised weights already"
-            _assert_unused(options, DistilledFineTuneOptions, is_done)
+            _assert_unused(options, FineTuneOptions, is_done)
             if options.stop_after is not None:
                 raise UserError(f"--stop-after {options.stop_after}: {is_done}; leave it out, to pack them")
             policy = policy_from_dict(
@@ -281,47 +273,46 @@ def _assert_unused(options: CompressOptions, group: type[Command], reason: str) 
         raise UserError(f"{flag}: {reason}; leave it out")
 
 
-def search(options: CompressSearchOptions) -> int:
+def _compare_searches(options: CompressOptions, out: Path) -> int:
     """Search by one or several methods, and write the best policy to policy.json."""
+    _assert_unused(options, FineTuneOptions, "is about fine-tuning, and a report of searches has none")
     load_plugins(options.plugins)  # one of them may hold a search
     names = registry.searches.names() if options.method == "all" else options.method.split(",")
     _assert_without(options, overrides=True)
     built = _build_searches(names, options.arguments, seed=options.seed)
     compression = _parse_budget(options)
-    assert_no_run(options.out)
-    assert_writable(options.out / POLICY, option="--out")
+    assert_no_run(out)
+    assert_writable(out / POLICY, option="--out")
     with start_world(device=options.device) as world, contextlib.ExitStack() as stack:
         run = _open(options, world)
         untraced_problem(make_simulator(run), compression)
-        stack.enter_context(lock_folder(options.out))
+        stack.enter_context(lock_folder(out))
         problem, results = RunProblem(run, compression), []
         for name, method in built.items():
             try:
-                (result,), _ = run_searches(problem, {name: method}, options.out / RECORD, report=_ProgressReport(name))
+                (result,), _ = run_searches(problem, {name: method}, out / RECORD, report=_ProgressReport(name))
             except UserError as error:
                 if len(built) == 1:
                     raise
                 print_note(f"search '{name}' left out: {error}")
                 continue
-            write_document(
-                options.out / f"{name}.{POLICY}", policy_to_dict(problem.with_quantised_inputs(result.policy))
-            )
+            write_document(out / f"{name}.{POLICY}", policy_to_dict(problem.with_quantised_inputs(result.policy)))
             results.append(result)
         if not results:
-            raise UserError("compress search: no method could be run on this run")
+            raise UserError("compress --report searches: no method could be run on this run")
         best = min(results, key=lambda result: (result.loss, result.bytes))
-        write_document(options.out / POLICY, policy_to_dict(problem.with_quantised_inputs(best.policy)))
+        write_document(out / POLICY, policy_to_dict(problem.with_quantised_inputs(best.policy)))
         _show_searches(results, problem)
     document = {"budget_bytes": problem.problem.budget_bytes, "best": best.method, "searches": search_rows(results)}
-    write_document(options.out / "search.json", document)
+    write_document(out / "search.json", document)
     write_document(options.json, document)
-    print_note(f"written: {options.out / POLICY}, found by '{best.method}'; {options.out}/search.json")
+    print_note(f"written: {out / POLICY}, found by '{best.method}'; {out}/search.json")
     return 0
 
 
 def _show_sizes(options: CompressOptions) -> int:
     """Print the bytes of packed files without writing them."""
-    for group in (ProtectedBudgetOptions, DistilledFineTuneOptions):
+    for group in (BudgetOptions, ProtectionOptions, FineTuneOptions):
         _assert_unused(options, group, "has no use with --stop-after size, which writes nothing")
     _assert_without(options, arguments=True, overrides=True)
     with start_world(device="cpu") as world:
@@ -344,29 +335,32 @@ def _show_sizes(options: CompressOptions) -> int:
     return 0
 
 
-def report(options: CompressReportOptions) -> int:
+def _compare_steps(options: CompressOptions, out: Path) -> int:
     """Compute the missing rows and print the table; return 0, or the exit code of a fine-tuning that was stopped."""
+    _assert_unused(options, ProtectionOptions, "has no use in a report of steps")
+    if options.is_distilled is not None:
+        raise UserError("--distil: a report of steps has a row of each; leave it out")
     if options.ratio is None and options.num_bytes is None:
         options = dataclasses.replace(options, ratio=REPORTED_RATIO)
-    compression, fine_tuning = _parse_budget(options), _parse_fine_tuning(options)
-    assert_no_run(options.out)
+    compression, fine_tuning = _parse_budget(options, counted="weights"), _parse_fine_tuning(options)
+    assert_no_run(out)
     with start_world(device=options.device) as world, contextlib.ExitStack() as stack:
         run = _open(options, world)
         study = CompressionReport(
             run,
-            options.out,
+            out,
             compression,
             fine_tuning,
             method=(options.method, *options.arguments),
             num_batches=options.batch_norm,
         )
-        stack.enter_context(lock_folder(options.out))
+        stack.enter_context(lock_folder(out))
         try:
             document = study(TerminalReporter(), num_seeds=options.seeds, report=_ProgressReport(options.method))
         except UnfinishedError as error:
             return _print_stopped(error)
     sys.stdout.write(compression_markdown(document))
-    print_note(f"written: {options.out / NAME}.json, {options.out / NAME}.md")
+    print_note(f"written: {out / NAME}.json, {out / NAME}.md")
     write_document(options.json, document)
     return 0
 

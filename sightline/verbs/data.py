@@ -10,14 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline.commands.data import (
-    ConvertWeightsOptions,
-    InfoOptions,
-    PrepareOptions,
-    RenderOptions,
-    UnpackOptions,
-    VerifyOptions,
-)
+from sightline.commands.data import ConvertOptions, InfoOptions, PrepareOptions, RenderOptions, VerifyOptions
 from sightline.config.overrides import read_key_values
 from sightline.contract import registry
 from sightline.contract.catalogue import load_member
@@ -33,6 +26,8 @@ from sightline.store.prepared.views import VIEWS_SET, Views
 from sightline.verbs.output import print_note
 from sightline.verbs.terminal import fail
 
+_WEIGHTS = (".pth", ".pt", ".t7", ".ckpt", ".weights", ".74", ".safetensors", ".bin")
+"""Suffixes of files of weights, which are no bags."""
 _WIDTH = 110
 _MAX_LISTED = 40
 _MAX_COUNTS = 100
@@ -170,12 +165,20 @@ def verify(options: VerifyOptions) -> int:
     return 0
 
 
-def unpack(options: UnpackOptions) -> int:
-    """Unpack the scans of a ROS bag, and print their number, columns and what to look at."""
+def convert(options: ConvertOptions) -> int:
+    """Convert published weights to a run directory, or the scans of a ROS bag to files."""
+    if options.layout is not None:
+        return _convert_weights(options, options.layout)
+    weights_only = (("--config", options.config), ("--data", options.data), ("--plugin", options.plugins or None))
+    for flag, value in weights_only:
+        if value is not None:
+            raise UserError(f"data convert: {flag}: is for weights; name the code that wrote them with --layout")
+    if options.file.suffix in _WEIGHTS:
+        raise UserError(f"data convert: {options.file}: weights need --layout NAME; see 'sightline list layouts'")
     arguments = read_key_values(
-        "unpack", unpack_bag, options.options, command="data unpack", exclude=("source", "target")
+        "convert", unpack_bag, options.words, command="data convert", exclude=("source", "target")
     )
-    report = unpack_bag(options.bag, options.target, **arguments)
+    report = unpack_bag(options.file, options.target, **arguments)
     _print_tree({key: value for key, value in report.items() if key != "differences"})
     for line in report["differences"]:
         print_note(escape_to_one_line(f"look at this: {line}"))
@@ -183,17 +186,17 @@ def unpack(options: UnpackOptions) -> int:
     return 0
 
 
-def convert_weights(options: ConvertWeightsOptions) -> int:
+def _convert_weights(options: ConvertOptions, layout: str) -> int:
     """Convert published weights to a run directory; print what was read and what was assumed."""
     from sightline.published.conversion import convert_published_weights
 
     converted = convert_published_weights(
         options.file,
-        layout=options.layout,
+        layout=layout,
         target=options.target,
         config_path=options.config,
         data_name=options.data,
-        overrides=options.overrides,
+        overrides=options.words,
         plugins=load_plugins(options.plugins),
     )
     for line in converted.notes:

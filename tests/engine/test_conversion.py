@@ -300,7 +300,7 @@ def test_every_layout_has_a_case() -> None:
 def test_what_is_written_is_a_run_and_tells_its_lineage(tmp_path: Path) -> None:
     file, target = saved(tmp_path / "a.pth", small_state()), tmp_path / "runs" / "x"
     done = succeed(
-        "data", "convert-weights", file, "--layout", "wangyueft_pointnet", "--to", target,
+        "data", "convert", file, "--layout", "wangyueft_pointnet", "--to", target,
         f"data.root={tmp_path / 'none'}", "--json", tmp_path / "out.json",
     )  # fmt: skip
     assert "no tensor shows model.dropout" in done.err

@@ -249,7 +249,7 @@ def test_a_head_of_other_classes_is_left_out_and_told(tmp_path: Path, has_head: 
     state = published_state("torchvision_resnet18", model)
     file = saved(tmp_path / "a.pth", {key: value for key, value in state.items() if has_head or "fc." not in key})
     succeed(
-        "data", "convert-weights", file, "--layout", "torchvision_resnet18", "--to", tmp_path / "run",
+        "data", "convert", file, "--layout", "torchvision_resnet18", "--to", tmp_path / "run",
         "--json", tmp_path / "out.json",
     )  # fmt: skip
     reason = "the file's head of 1000 classes is left out" if has_head else "the file has no head"

@@ -106,7 +106,7 @@ def convert(file: Path, layout: str, folder: Path) -> Outcome:
     config = folder / "config.yaml"
     config.write_text(RECIPE.replace("MODEL", MODELS[layout].model))
     return run_here(
-        "data", "convert-weights", file, "--layout", layout, "--config", config, "--to", folder / "run",
+        "data", "convert", file, "--layout", layout, "--config", config, "--to", folder / "run",
     )  # fmt: skip
 
 
@@ -176,7 +176,7 @@ def test_published_weights_label_a_scan_before_any_data_is_prepared(
     folder = in_parts(golden_state(golden), tmp_path / "published")
     small = ("transforms.evaluate.0.height=16", "transforms.evaluate.0.width=64")
     outcome = succeed(
-        "data", "convert-weights", folder, "--layout", "lidar_bonnetal_squeezesegv2", "--to", tmp_path / "run", *small
+        "data", "convert", folder, "--layout", "lidar_bonnetal_squeezesegv2", "--to", tmp_path / "run", *small
     )
     assert "semantic_kitti: its facts are the published ones" in outcome.err
     _, scan = street_scan(0)

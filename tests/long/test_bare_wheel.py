@@ -104,7 +104,7 @@ def test_a_file_of_each_family_of_layouts_is_converted(family: str, installed: P
     write_weights(tmp_path / "source", layout)
     site = write_bare_site(tmp_path / "site")
     environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{site}", "OMP_NUM_THREADS": "1"}
-    words = ("data", "convert-weights", "source/weights.pth", "--layout", layout, "--to", "run")
+    words = ("data", "convert", "source/weights.pth", "--layout", layout, "--to", "run")
     command = [sys.executable, "-m", "sightline", *words, *(() if family == "images" else ("data.root=none",))]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""`sightline compress report` on a small run: every row, its totals, and going on after an interrupt."""
+"""`sightline compress --report steps` on a small run: every row, its totals, and going on after an interrupt."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_row_is_measured_on_its_own_file(floats: Path) -> None:
     out = floats.parent / "report"
-    done = run_here("compress", "report", floats, *WORDS, "--out", out)
+    done = run_here("compress", floats, "--report", "steps", *WORDS, "--out", out)
     assert done.code == 0, done.err
     document = json.loads((out / "compression.json").read_text())
     rows = {row["name"]: row for row in document["rows"]}
@@ -70,7 +70,7 @@ def test_every_row_is_measured_on_its_own_file(floats: Path) -> None:
     assert rows["mix"]["ratios"]["weights"] > 4 / 32
     before = {path: path.stat().st_mtime_ns for path in out.rglob("model.slq")}
     (out / "compression.json").unlink()
-    assert run_here("compress", "report", floats, *WORDS, "--out", out).code == 0
+    assert run_here("compress", floats, "--report", "steps", *WORDS, "--out", out).code == 0
     assert {path: path.stat().st_mtime_ns for path in out.rglob("model.slq")} == before
     again = json.loads((out / "compression.json").read_text())
     assert again["rows"] == document["rows"]

@@ -244,6 +244,6 @@ def test_published_weights_are_evaluated_by_their_own_recipe(
     """Random weights in the shapes of the published ones: converted for the set that is there, scored on all of it."""
     file, run = saved(tmp_path / "a.pth", small_state(layout, **facts)), tmp_path / "run"
     given = (f"data.root={folder / data}", "log.tensorboard=false", *overrides)
-    succeed("data", "convert-weights", file, "--layout", layout, "--to", run, *given)
+    succeed("data", "convert", file, "--layout", layout, "--to", run, *given)
     succeed("evaluate", run, "--device", "cpu", "--json", tmp_path / "scores.json")
     assert 0 <= json.loads((tmp_path / "scores.json").read_text())["metrics"][figure] < 0.5

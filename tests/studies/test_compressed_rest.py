@@ -134,7 +134,9 @@ def test_a_weight_that_nothing_uses_gets_the_fewest_bits(floats: Path, tmp_path:
     """With half of the bytes to spare."""
     words = ("--bytes", "11000", "--calibration", "8", "--device", "cpu", "--out", tmp_path, "--method", method)
     arguments = {"uniform": (), "knapsack": ("table_evaluations=8",), "greedy": ("table_evaluations=8",)}
-    succeed("compress", "search", floats, *PLUGIN, *words, *arguments.get(method, ("max_evaluations=40",)))
+    succeed(
+        "compress", floats, "--report", "searches", *PLUGIN, *words, *arguments.get(method, ("max_evaluations=40",))
+    )
     policy = json.loads((tmp_path / "policy.json").read_text())
     assert policy["spare.weight"]["bits"] == 1
     assert max(entry["bits"] for entry in policy.values()) > 1
@@ -241,7 +243,9 @@ def reported(floats: Path, out: Path, *words: object, **methods: Any) -> Outcome
         for name, stand_in in methods.items():
             stack.enter_context(mock.patch.object(Compression, name, stand_in))
         search = ("--calibration", "8", "--device", "cpu", "--method", "knapsack", "table_evaluations=8")
-        return run_here("compress", "report", floats, *PLUGIN, *search, "--epochs", "1", *words, "--out", out)
+        return run_here(
+            "compress", floats, "--report", "steps", *PLUGIN, *search, "--epochs", "1", *words, "--out", out
+        )
 
 
 def test_a_report_refuses_a_budget_before_any_row(floats: Path, tmp_path: Path) -> None:

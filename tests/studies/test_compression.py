@@ -170,7 +170,9 @@ def test_an_interrupted_search_comes_to_the_same_policy(floats: Path, packed: Pa
     whole = (packed / "work" / "evaluations.jsonl").read_text().splitlines(keepends=True)
     cut = "".join(whole[: len(whole) // 2]) + whole[-1][:40]
     (tmp_path / "evaluations.jsonl").write_text(cut)
-    succeed("compress", "search", floats, "--bytes", BYTES, "--out", tmp_path, *SEARCH[:4], "--device", "cpu")
+    succeed(
+        "compress", floats, "--report", "searches", "--bytes", BYTES, "--out", tmp_path, *SEARCH[:4], "--device", "cpu"
+    )
     assert (tmp_path / "policy.json").read_text() == (packed / "work" / "policy.json").read_text()
     lines = (tmp_path / "evaluations.jsonl").read_text().splitlines()
     plain = [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
@@ -179,7 +181,7 @@ def test_an_interrupted_search_comes_to_the_same_policy(floats: Path, packed: Pa
 
 def test_several_searches_share_a_record_and_a_table(floats: Path, tmp_path: Path) -> None:
     words = ("--bytes", BYTES, "--calibration", "8", "table_evaluations=20", "--device", "cpu", "--out", tmp_path)
-    succeed("compress", "search", floats, "--method", "uniform,knapsack,greedy", *words)
+    succeed("compress", floats, "--report", "searches", "--method", "uniform,knapsack,greedy", *words)
     rows = {row["method"]: row for row in json.loads((tmp_path / "search.json").read_text())["searches"]}
     assert set(rows) == {"uniform", "knapsack", "greedy"}
     assert all(row["bytes"] <= BYTES for row in rows.values())
@@ -192,10 +194,10 @@ def test_several_searches_share_a_record_and_a_table(floats: Path, tmp_path: Pat
 
 def test_curvature_and_inputs_need_layers_that_are_called(floats: Path, tmp_path: Path) -> None:
     words = ("--bytes", BYTES, "--calibration", "8", "--device", "cpu")
-    fused = run_here("compress", "search", floats, *words, "--method", "hessian", "--out", tmp_path / "a")
+    fused = run_here("compress", floats, "--report", "searches", *words, "--method", "hessian", "--out", tmp_path / "a")
     assert (fused.code, "differentiated only once" in fused.err, "fused: false" in fused.err) == (2, True, True)
     words = (*words, "model.fused=false", "draws=3", "--activations", "8")
-    succeed("compress", "search", floats, *words, "--method", "hessian", "--out", tmp_path / "b")
+    succeed("compress", floats, "--report", "searches", *words, "--method", "hessian", "--out", tmp_path / "b")
     policy = json.loads((tmp_path / "b" / "policy.json").read_text())
     assert all(entry["activation"]["bits"] == 8 and entry["activation"]["range"] > 0 for entry in policy.values())
 
@@ -331,7 +333,7 @@ MISTAKES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "no such search": (("--ratio", "0.1", "--method", "hybird"), "hybrid"),
     "no such argument": (("--ratio", "0.1", "max_evaluation=50"), "max_evaluations"),
     "a word that nothing takes": (("--ratio", "0.1", "--method", "uniform", "nonsense=3"), "nonsense"),
-    "a step with a typing error": (("--ratio", "0.1", "serach"), "did you mean 'search'"),
+    "two runs": (("--ratio", "0.1", "another"), "takes one run directory, 2 are given"),
     "protected and uniform": (
         ("--ratio", "0.3", "--method", "uniform", "--protect", "head.*"),
         "take uniform_protected",

@@ -156,7 +156,7 @@ def test_one_of_several_topics_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=rf"topic={topic} has no PointCloud2; {listed}"):
             unpack_bag(bag, tmp_path / "out", topic=topic)
     assert list(tmp_path.iterdir()) == [bag], "nothing is left of what was refused"
-    done = run_here("data", "unpack", bag, "--to", tmp_path / "out", "topic=/rear")
+    done = run_here("data", "convert", bag, "--to", tmp_path / "out", "topic=/rear")
     assert done.code == 0, done.err
     assert "points: 6" in done.out
 

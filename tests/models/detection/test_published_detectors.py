@@ -254,7 +254,7 @@ def test_a_published_file_becomes_a_run_for_other_classes(
     torch.save({name: value.float() for name, value in state.items()}, file)
     config.write_text(RECIPE)
     outcome = succeed(
-        "data", "convert-weights", file, "--layout", layout, "--config", config, "--to", tmp_path / "run",
+        "data", "convert", file, "--layout", layout, "--config", config, "--to", tmp_path / "run",
     )  # fmt: skip
     assert "the file's head of 91 classes is left out" in outcome.err
     model = sightline.load_run(tmp_path / "run").model
