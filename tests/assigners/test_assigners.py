@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.peak_memory import peak_of_run
 from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment, PriorPredictions
 from sightline.areas.detect.assigners.optimal_transport import OTA, SimOTA
 from sightline.areas.detect.assigners.report import assignment_report
 from sightline.areas.detect.assigners.static import ATSS, FCOS, FreeAnchor, MaxIoU
 from sightline.contract import registry
 from sightline.contract.errors import MissingExtraError
-from sightline.instrument.memory import peak_of_run
 from sightline.ops import numba_kernels
 from sightline.ops.priors import AnchorShapes, Priors, make_anchors, make_points
 from tests.cases import run_each
