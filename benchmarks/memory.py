@@ -18,9 +18,9 @@ import sys
 from types import TracebackType
 from typing import Any
 
+from benchmarks.peak_memory import peak_of_run
 from benchmarks.suites import find_case, list_cases
 from sightline.contract.errors import RunError
-from sightline.instrument.memory import peak_of_run
 
 
 class MemoryMeter:

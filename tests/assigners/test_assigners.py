@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.peak_memory import peak_of_run
 from sightline.areas.detect.assigner import BACKGROUND, IGNORED, Assigner, Assignment, PriorPredictions
 from sightline.areas.detect.fcos import ATSS, FCOS
 from sightline.areas.detect.free_anchor import FreeAnchor
@@ -22,7 +23,6 @@ from sightline.areas.detect.retinanet import MaxIoU
 from sightline.areas.detect.yolo import SimOTA
 from sightline.contract import registry
 from sightline.contract.errors import MissingExtraError
-from sightline.instrument.memory import peak_of_run
 from sightline.ops import numba_kernels
 from sightline.ops.priors import AnchorShapes, Priors, make_anchors, make_points
 from tests.cases import run_each

@@ -206,14 +206,14 @@ def test_a_peak_is_what_was_held_at_once(mebibytes: int) -> None:
     """
     code = f"""
 import torch
-from sightline.instrument import memory
+from benchmarks import peak_memory
 def one_after_the_other(mebibytes):
     for _ in range(2):
         block = torch.ones(mebibytes * 2**20, dtype=torch.uint8)
         del block
     return 0
-memory.peak_of_run(lambda: one_after_the_other(1))
-print(memory.peak_of_run(lambda: one_after_the_other({mebibytes})))
+peak_memory.peak_of_run(lambda: one_after_the_other(1))
+print(peak_memory.peak_of_run(lambda: one_after_the_other({mebibytes})))
 """
     size = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert mebibytes * 2**20 * 0.99 <= size <= (mebibytes + 1) * 2**20

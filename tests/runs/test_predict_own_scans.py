@@ -15,7 +15,6 @@ import sightline
 from sightline.areas.scans.sets.kitti_object import KittiObject
 from sightline.areas.scans.sets.scan_folder import ScanFolder
 from sightline.areas.scans.sets.semantic_kitti import SemanticKitti
-from sightline.areas.scans.sets.synthetic_lidar import SyntheticLidar
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
 from sightline.workbench.predict.scan_samples import read_scan_sample
@@ -24,8 +23,6 @@ from tests.data.scans.lidar_writers import (
     OWN,
     own_scan,
     quiet,
-    street_scan,
-    write_bin,
     write_kitti_object,
     write_labels,
     write_semantic_kitti,
@@ -254,29 +251,11 @@ def test_files_without_rings_are_refused_in_the_words_of_predict(runs: Path, tmp
     ]
     reasons.append(run.predict([tmp_path / "four.bin"], columns=COLUMNS[:4]).refused[0].reason)
     assert "they fit 3 and 4 and 6 columns;" in reasons[0]
-    for reason in reasons[:2]:
-        assert reason.endswith("; without a column of rings give rings=order, too")
     assert "it was read as x, y, z, intensity, ring: --columns names others" in reasons[1]
-    assert "give rings=order" in reasons[2]
+    assert "name its column ring with --columns" in reasons[2]
     for reason in reasons:
         assert "--columns" in reason
         assert not any(word in reason for word in ("num_beams", "columns=[", "for data prepare", "rows: pitch"))
-
-
-def test_rings_by_the_order_of_a_file_that_holds_one_laser_after_another(tmp_path: Path) -> None:
-    """As KITTI's: the rings are those that were cast. Points in another order are refused."""
-    info = SyntheticLidar(split="train", train_size=1, test_size=1, num_columns=64).info
-    _, scan = street_scan(3, num_columns=512)
-    write_bin(tmp_path / "a.bin", scan)
-    fields = {name: info.fields[name] for name in ("points", "remission", "ring")}
-    columns = ("x", "y", "z", "remission")
-    found = read_scan_sample(tmp_path / "a.bin", info, fields, columns=columns, rings="order").fields["ring"]
-    assert (found == scan.ring).mean() > 0.999
-    order = np.random.default_rng(0).permutation(len(scan.ring))
-    table = np.fromfile(tmp_path / "a.bin", dtype="<f4").reshape(-1, 4)
-    table[order].tofile(tmp_path / "b.bin")
-    with pytest.raises(DataError, match="rings=order finds no rings that fall from the highest laser"):
-        read_scan_sample(tmp_path / "b.bin", info, fields, columns=columns, rings="order")
 
 
 def test_a_scan_to_predict_may_lack_the_column_of_labels(tmp_path: Path) -> None:

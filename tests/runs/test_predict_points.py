@@ -279,19 +279,6 @@ def test_mistakes_are_one_line(rooms: Run, tmp_path: Path, words: tuple[str, ...
     assert (tmp_path / "in" / "a.ply").read_bytes() == before
 
 
-def test_files_of_one_name_are_written_side_by_side(rooms: Run, tmp_path: Path) -> None:
-    first, second = rooms_of(rooms)[:2]
-    write(tmp_path / "in" / "north" / "hall.ply", columns_of(first))
-    write(tmp_path / "in" / "south" / "hall.ply", columns_of(second))
-    document = rooms.predict(tmp_path / "in", "--out", tmp_path / "out")
-    written = [Path(row["written"]["labels"]) for row in document["predictions"]]
-    assert [path.relative_to(tmp_path / "out") for path in written] == [
-        Path("north/hall.labels.npy"),
-        Path("south/hall.labels.npy"),
-    ]
-    assert [len(np.load(path)) for path in written] == [len(first["points"]), len(second["points"])]
-
-
 def test_names_that_cannot_be_written_take_no_other_along(rooms: Run, tmp_path: Path) -> None:
     """A name with room for no ending; a link that leads to itself; bytes that are no UTF-8, which are a name."""
     columns, folder = columns_of(rooms_of(rooms)[0]), tmp_path / "in"
@@ -306,22 +293,6 @@ def test_names_that_cannot_be_written_take_no_other_along(rooms: Run, tmp_path: 
     assert reasons.keys() == {long, "loop.ply"}
     assert "this name is too long for the disk" in reasons[long]
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(("n", "."))]
-
-
-def test_a_cloud_that_the_model_refuses_takes_no_other_along(rooms: Run, tmp_path: Path) -> None:
-    """Clouds of all sizes go through the model together; thinned, one of them has fewer points than it takes."""
-    held = rooms_of(rooms)[:2]
-    write(tmp_path / "a.ply", columns_of(held[0]))
-    write(tmp_path / "b.ply", {name: values[:5] for name, values in columns_of(held[0]).items()})
-    write(tmp_path / "c.ply", columns_of(held[1]))
-    document = rooms.predict(tmp_path, expect=2)
-    assert [Path(row["file"]).name for row in document["predictions"]] == ["a.ply", "c.ply"]
-    assert document["refused"] == [
-        {
-            "file": str(tmp_path / "b.ply"),
-            "reason": f"{tmp_path / 'b.ply'}: the model cannot process this cloud: clouds of fewer than 4 points",
-        }
-    ]
 
 
 def test_an_answer_that_is_no_number_is_the_models_failure(rooms: Run, tmp_path: Path) -> None:

@@ -336,7 +336,7 @@ def test_the_real_frame_of_five_columns_is_viewed_and_predicted(shared: Path, tm
     ids = np.fromfile(tmp_path / "out" / f"{frame.stem}.label", dtype="<u4")
     assert np.array_equal(ids - 1, found.labels)
     (refusal,) = run.predict([frame], columns=("x", "y", "z", "intensity", "_")).refused
-    assert "rings=order" in refusal.reason
+    assert "name its column ring with --columns" in refusal.reason
     assert "num_beams" not in refusal.reason
 
 

@@ -133,17 +133,6 @@ def test_scans_that_come_together_are_answered_each_with_its_own_labels(street: 
     assert len(client.post("/predict", json={"points": first.tolist()}).json()["labels"]) == len(first)
 
 
-def test_scans_without_rings_are_served_by_the_order_of_their_lasers(street: Street) -> None:
-    """Of four columns, as KITTI's: the synthetic scan is sorted by laser, the highest first, at each laser by angle."""
-    options = {"columns": COLUMNS[:4], "rings": "order"}
-    scan = street.scans[0]
-    assert (np.diff(scan[:, 4]) >= 0).all()
-    with open_app(sightline.load_run(street.file), World(), options=options) as app, TestClient(app) as client:
-        assert client.get("/info").json()["input"]["columns"] == list(COLUMNS[:4])
-        answer = client.post("/predict", files={"file": ("a.bin", scan[:, :4].tobytes())}).json()
-    assert count_other_labels(answer, street.expected[0]) <= 3
-
-
 def test_info_names_the_columns_of_a_row(client: TestClient) -> None:
     assert client.get("/info").json()["input"]["columns"] == list(COLUMNS)
 

@@ -61,8 +61,7 @@ PREPARING = Advice(
 )
 PREDICTING = Advice(
     columns="name them with --columns (_ skips a column), as in --columns {words}",
-    no_ring="name its column ring with --columns; for a file sorted by laser, highest first, as KITTI's, name the "
-    "existing columns and give rings=order",
+    no_ring="name its column ring with --columns",
     num_beams="name the column of rings with --columns, or give scans of the run's sensor",
     order="the run's set numbers the beams {stated}: name the columns of x, y, z and ring with --columns, or give "
     "scans of that form",

@@ -14,7 +14,7 @@ from sightline.store.files.cloud_files import CLOUD_SUFFIXES
 from sightline.store.files.scan_reading import SCAN_SUFFIXES, NoReturn
 from sightline.workbench.predict.cloud_samples import FileSample, read_sample
 from sightline.workbench.predict.predictor import Inference, Predictor, ReadFile, Refusal, refuse_non_finite
-from sightline.workbench.predict.scan_samples import Rings, read_scan_sample, scan_inputs
+from sightline.workbench.predict.scan_samples import read_scan_sample, scan_inputs
 
 Prediction = TypeVar("Prediction")
 
@@ -31,7 +31,6 @@ class CloudPredictor(Predictor[Prediction]):
     draws_meshes = True
     """True if points are sampled from a mesh, False if its vertices are the points."""
     no_return: NoReturn | None = None
-    rings: Rings | None = None
 
     def __init__(self, run: TrainedRun, *, columns: Sequence[str] | None, to_sphere: bool) -> None:
         super().__init__(run=run)
@@ -60,7 +59,6 @@ class CloudPredictor(Predictor[Prediction]):
                 self._file_fields,
                 columns=self.columns_of_files,
                 no_return=self.no_return,
-                rings=self.rings,
             )
         else:
             sample = read_sample(

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import numpy as np
-import torch
 
 from sightline.config import RunConfig
 from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo, Field, ScanInputSpec
-from sightline.ops.projection import rows_by_file_order
 from sightline.store.files.range_images import read_range_image
 from sightline.store.files.scan_reading import (
     PREDICTING,
@@ -21,7 +18,6 @@ from sightline.store.files.scan_reading import (
     NoReturn,
     has_remission,
     read_scan,
-    ring_column,
     to_raw_scan,
 )
 from sightline.store.files.scan_samples import RawScan, check_scan, count_others
@@ -34,12 +30,6 @@ from sightline.workbench.predict.cloud_samples import (
     is_far,
 )
 
-Rings: TypeAlias = Literal["order"]
-"""Source of rings other than a column: `order`, the lasers of a file are concatenated, the highest first."""
-_MIN_FALL = 0.9
-"""Minimum correlation of the file's order with falling elevation, from which it is that of rings."""
-_MAX_RINGS_RATIO = 1.1
-"""Maximum ratio of found rings to the sensor's beams; rings beyond the last beam are merged into it."""
 _REMISSION_SLACK = 2**-10
 """Relative tolerance of the maximum remission: the rounding of half precision, in which some are stored."""
 
@@ -63,12 +53,10 @@ def read_scan_sample(
     *,
     columns: Sequence[str] | None,
     no_return: NoReturn | None = None,
-    rings: Rings | None = None,
 ) -> FileSample:
     """Read the sample of a scan: every point of the file in order; from a range image its filled pixels, row by row.
 
-    `columns` and `no_return` replace those of the run's set; `rings` replaces a column of rings. A few far returns
-    (`is_far`) are accepted.
+    `columns` and `no_return` replace those of the run's set. A few far returns (`is_far`) are accepted.
     Raises DataError naming the file for columns that do not fit, remissions or rings that the run was trained with and
     the file lacks, and values outside those of the set.
     """
@@ -76,7 +64,7 @@ def read_scan_sample(
     assert spec is not None, "the run's set is not one of scans"
     spec = spec if no_return is None else replace(spec, no_return=no_return)
     try:
-        scan = _read_raw_scan(path, spec, columns, needs_ring="ring" in fields, rings=rings)
+        scan = _read_raw_scan(path, spec, columns, needs_ring="ring" in fields)
         values = {
             "points": scan.points,
             "remission": (scan.remission / np.float32(spec.remission_max))[:, None],
@@ -93,8 +81,7 @@ def read_scan_sample(
         if path.suffix.lower() != ".bin" or columns is not None or "--columns" in str(error):
             raise
         stated = ", ".join(spec.columns or ())
-        hint = _hint_rings(needs_ring="ring" in fields, rings=rings)
-        raise DataError(f"{error}; it was read as {stated}: --columns names others{hint}") from error
+        raise DataError(f"{error}; it was read as {stated}: --columns names others") from error
     positions = scan.points.astype(np.float64)
     return FileSample(
         sample, _describe_treatment(scan, num_far), PointOrigin(positions, positions, np.arange(len(positions)))
@@ -130,21 +117,14 @@ def _describe_treatment(scan: RawScan, num_far: int) -> str:
     return ", ".join(notes) or "as it is"
 
 
-def _hint_rings(*, needs_ring: bool, rings: Rings | None) -> str:
-    return "; without a column of rings give rings=order, too" if needs_ring and rings is None else ""
-
-
-def _read_raw_scan(
-    path: Path, form: ScanInputSpec, columns: Sequence[str] | None, *, needs_ring: bool, rings: Rings | None
-) -> RawScan:
+def _read_raw_scan(path: Path, form: ScanInputSpec, columns: Sequence[str] | None, *, needs_ring: bool) -> RawScan:
     """Read a scan with the columns, rings and returns of the run's set."""
     if path.suffix.lower() == ".npy" and form.image_px is not None and columns is None:
         return check_scan(read_range_image(path, height=form.image_px[0], width=form.image_px[1]), where=str(path))
     names = columns
     if columns is None and form.columns is not None and path.suffix.lower() in _NAMELESS:
         names = form.columns
-    advice = PREDICTING._replace(columns=PREDICTING.columns + _hint_rings(needs_ring=needs_ring, rings=rings))
-    cloud = read_scan(path, columns=names, used=SCAN_COLUMNS, no_return=form.no_return, advice=advice)
+    cloud = read_scan(path, columns=names, used=SCAN_COLUMNS, no_return=form.no_return, advice=PREDICTING)
     if not len(cloud.points):
         raise DataError(f"{path}: holds no points; leave the file out")
     if form.has_remission and not has_remission(cloud):
@@ -153,34 +133,12 @@ def _read_raw_scan(
             f"{path}: has no remission, which the run was trained with; it has {available}; name the column remission "
             "or intensity with --columns"
         )
-    ids = np.zeros(len(cloud.points), dtype=np.int64)
-    has_column = ring_column(cloud) is not None
-    scan = to_raw_scan(
+    return to_raw_scan(
         cloud,
-        ids,
+        np.zeros(len(cloud.points), dtype=np.int64),
         ring_order=form.ring_order,
-        num_beams=form.num_beams if needs_ring and (has_column or rings is None) else None,
+        num_beams=form.num_beams if needs_ring else None,
         path=path,
         no_return=form.no_return,
         advice=PREDICTING,
     )
-    if needs_ring and not has_column and rings == "order":
-        scan = scan._replace(ring=_compute_rings(scan.points, form, path))
-    return scan
-
-
-def _compute_rings(points: np.ndarray, form: ScanInputSpec, path: Path) -> np.ndarray:
-    """Compute the ring of each point (N,) int64 from the file's order. Raises DataError unless elevations fall."""
-    ring: np.ndarray = rows_by_file_order(torch.tensor(points)).numpy()
-    distance = np.linalg.norm(points, axis=1)
-    is_return = distance > 0
-    elevation = points[is_return, 2] / distance[is_return]
-    num_beams = form.num_beams or 1
-    falls = np.ptp(ring[is_return]) > 0 and -np.corrcoef(ring[is_return], elevation)[0, 1] >= _MIN_FALL
-    if not falls or ring.max() >= _MAX_RINGS_RATIO * num_beams:
-        fault = f"{int(ring.max()) + 1} rings" if falls else "no rings that fall from the highest laser"
-        raise DataError(
-            f"{path}: rings=order finds {fault} in the order of the points, the run's set has {num_beams} beams; name "
-            "the column ring with --columns"
-        )
-    return np.minimum(ring, num_beams - 1)

@@ -34,7 +34,6 @@ from sightline.workbench.predict.predictor import (
     refuse_non_finite,
     report_write_errors,
 )
-from sightline.workbench.predict.scan_samples import Rings
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,9 +103,8 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
     the category of all files; without it, that of a file is the name of its folder. `probabilities` is the type in
     which every class's probabilities are kept. `files` are the kinds of files that `write` makes for each cloud, by
     default all; for scans also `.label` files, in the ids of the set. `lift` replaces that of the run's task. For
-    scans, `no_return=nan` treats points that are NaN at x, y and z as missing returns, and `rings=order` computes the
-    ring of each point from the order of the file. Raises ConfigError for a name that the run's set does not have.
-    Source: made here.
+    scans, `no_return=nan` treats points that are NaN at x, y and z as missing returns. Raises ConfigError for a name
+    that the run's set does not have. Source: made here.
     """
 
     reads = frozenset({"probabilities", "cloud_offsets"})
@@ -124,7 +122,6 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         files: tuple[Literal["labels", "ply", "label"], ...] | None = None,
         lift: Literal["nearest", "knn"] | None = None,
         no_return: NoReturn | None = None,
-        rings: Rings | None = None,
     ) -> None:
         if lift is not None:
             task = replace(run.config.task, arguments={**run.config.task.arguments, "lift": lift})
@@ -133,11 +130,9 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         info, cloud_spec = self.info, self.info.clouds
         self._ids = None if info.scans is None else np.array(info.scans.ids_of_classes, dtype=np.uint32)
         self._label_paths: Mapping[Path, Path] = {}
-        self.no_return, self.rings = no_return, rings
-        if info.scans is None and (no_return or rings):
-            raise ConfigError(
-                "no_return, rings: are options for LiDAR scans, which the run was not trained on; leave them out"
-            )
+        self.no_return = no_return
+        if info.scans is None and no_return:
+            raise ConfigError("no_return: is an option for LiDAR scans, which the run was not trained on; leave it out")
         if info.scans is None and "label" in (files or ()):
             raise ConfigError("files: label files hold the ids of LiDAR scans, which the run was not trained on")
         self.kinds: list[str] = list(files or ("labels", "ply"))

@@ -27,7 +27,6 @@ _SECONDS_AT_LIMIT = 1.0
 _SECONDS_TO_FINISH = 20
 """Longest time of begun requests after a signal; ending them and the threads takes some more."""
 _SECONDS_TO_SAY = 3
-_SECONDS_BETWEEN_WARNINGS = 60.0
 
 
 def choose_max_connections(max_requests: int) -> int:
@@ -69,7 +68,7 @@ class ConnectionServer(uvicorn.Server):
         super().__init__(config)
         self._max_connections = max_connections
         self._noted: dict[Any, tuple[float, Any]] = {}
-        self._warned_at = -_SECONDS_BETWEEN_WARNINGS
+        self._has_warned = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, then accept connections of one listening socket."""
@@ -116,8 +115,8 @@ class ConnectionServer(uvicorn.Server):
 
     async def _make_room(self, reason: str) -> None:
         """Close the connection that has been silent for longest, or wait for one to end."""
-        if time.monotonic() - self._warned_at >= _SECONDS_BETWEEN_WARNINGS:
-            self._warned_at = time.monotonic()
+        if not self._has_warned:
+            self._has_warned = True
             logger.warning("%s: silent ones are closed, new ones wait", reason)
         silent = self._list_silent(_SECONDS_AT_LIMIT)
         if silent:
