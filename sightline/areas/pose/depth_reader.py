@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,38 +12,56 @@ from sightline.areas.pose.depth_files import DEPTH_KINDS, read_depth
 from sightline.areas.pose.sets.depth_frames import DepthCamera
 from sightline.areas.pose.sets.joint_depths import TYPE_MAXIMA, find_mark
 from sightline.areas.pose.sets.references import CentreOfMass
+from sightline.contract.arguments import PositiveFloat
 from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.engine.run_loading import TrainedRun
 
 DEPTH_SUFFIXES = tuple(DEPTH_KINDS)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CameraOptions:
+    """Camera of depth images: intrinsics in pixels, all or none, and the numbers of the files.
+
+    The default intrinsics are those of the run's own set; the sign of fy sets whether the prediction's Y points down
+    (fy > 0) or up. `no_return` is a number that marks pixels without a measurement, as 0 does.
+    """
+
+    fx: PositiveFloat | None = None
+    fy: float | None = None
+    u0: float | None = None
+    v0: float | None = None
+    mm_per_unit: PositiveFloat = 1.0
+    no_return: float | None = None
+
+    def __post_init__(self) -> None:
+        numbers = {name: getattr(self, name) for name in ("fx", "fy", "u0", "v0")}
+        missing = [f"camera.{name}=" for name, value in numbers.items() if value is None]
+        if missing and len(missing) < len(numbers):
+            raise ConfigError(f"{', '.join(missing)}: is missing, other values of the camera are given; give it too")
+        if not missing and (not all(map(math.isfinite, numbers.values())) or numbers["fx"] <= 0 or numbers["fy"] == 0):
+            listed = ", ".join(f"{value:g}" for value in numbers.values())
+            raise ConfigError(f"camera: fx, fy, u0, v0 are {listed}; fx must be positive, fy not 0 (negative: Y up)")
+
+    @property
+    def intrinsics(self) -> np.ndarray | None:
+        """Intrinsics fx, fy, u0, v0: (4,) float64, None if they are not given."""
+        return None if self.fx is None else np.array([self.fx, self.fy, self.u0, self.v0], dtype=np.float64)
+
+
 @dataclass(frozen=True)
 class DepthFrameOptions:
     """Options for reading depth images, and for the reference point of the figure in them.
 
-    `intrinsics` are fx, fy, u0 and v0 in pixels, by default those of the run's own set; the sign of fy sets whether the
-    prediction's Y points down (fy > 0) or up. `no_return` is a number that marks pixels without a measurement, as 0
-    does. The reference point is the centre of mass, computed as `centre_of_mass` states (default: as in the run); with
+    The reference point is the centre of mass, computed as `centre_of_mass` states (default: as in the run); with
     `tracks_previous`, near the prediction for the previous frame. A `refiner`, a run of the task `centre`, moves the
     point to the figure's middle joint.
     """
 
-    intrinsics: tuple[float, float, float, float] | None = None
-    mm_per_unit: float = 1.0
-    no_return: float | None = None
+    camera: CameraOptions = field(default_factory=CameraOptions)
     centre_of_mass: CentreOfMass | None = None
     tracks_previous: bool = False
     refiner: TrainedRun | None = None
-
-    def __post_init__(self) -> None:
-        if self.intrinsics is not None:
-            fx, fy, *middle = self.intrinsics
-            if not all(map(math.isfinite, self.intrinsics)) or fx <= 0 or fy == 0:
-                numbers = ", ".join(f"{value:g}" for value in (fx, fy, *middle))
-                raise ConfigError(
-                    f"camera: fx, fy, u0, v0 are {numbers}; fx must be positive, fy not 0 (negative: Y up)"
-                )
 
 
 class FrameReader:
@@ -53,11 +71,9 @@ class FrameReader:
     """
 
     def __init__(self, run: TrainedRun, options: DepthFrameOptions) -> None:
-        self._options = options
+        self._options = options.camera
         self._trained = load_camera(run)
-        intrinsics = np.array(
-            self._trained.intrinsics if options.intrinsics is None else options.intrinsics, dtype=np.float64
-        )
+        intrinsics = self._trained.intrinsics if self._options.intrinsics is None else self._options.intrinsics
         self.own_camera = intrinsics
         self.camera = intrinsics * [1.0, np.sign(self._trained.fy) * np.sign(intrinsics[1]), 1.0, 1.0]
 

@@ -143,6 +143,7 @@ class Refiner:
         info = run.files.inputs
         assert_depth_run(run, info)
         fx, fy, u0, v0 = other.own_camera.tolist()
+        camera = dataclasses.replace(options.camera, fx=fx, fy=fy, u0=u0, v0=v0)
         self._pipeline = InferencePipeline(
             run,
             info,
@@ -151,7 +152,7 @@ class Refiner:
             source="a depth image",
             transforms=without_target_transforms(run.transforms, info),
         )
-        self._reader = FrameReader(run, dataclasses.replace(options, intrinsics=(fx, fy, u0, v0)))
+        self._reader = FrameReader(run, dataclasses.replace(options, camera=camera))
         self._other = other
 
     def __call__(self, path: Path, depth: np.ndarray, point_mm: np.ndarray) -> np.ndarray:

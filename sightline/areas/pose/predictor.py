@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from sightline.areas.pose.depth_reader import DEPTH_SUFFIXES, DepthFrameOptions, FrameReader
+from sightline.areas.pose.depth_reader import DEPTH_SUFFIXES, CameraOptions, DepthFrameOptions, FrameReader
 from sightline.areas.pose.frame_centres import (
     INPUTS,
     CentreFinder,
@@ -24,7 +24,6 @@ from sightline.areas.pose.sets.references import CentreOfMass
 from sightline.areas.pose.stages import UNIT_CORNERS, project_cube
 from sightline.config.overrides import read_key_values
 from sightline.contract import registry
-from sightline.contract.arguments import PositiveFloat
 from sightline.contract.errors import ConfigError, UserError
 from sightline.draw.pictures import encode_png
 from sightline.engine.distributed import World
@@ -144,17 +143,19 @@ class PosePredictor(Predictor[JointPrediction]):
                 allowed = "camera.*, reference.*, reference and refiner"
                 raise UserError(f"predict: found {argument!r}, allowed is key=value with {allowed}")
             arguments[prefix].append(argument)
-        camera = read_key_values("camera", _camera, arguments["camera."], command="predict", prefix="camera.")
-        mass = read_key_values(
-            "centre_of_mass", CentreOfMass, arguments["reference."], command="predict", prefix="reference."
+        camera, mass, place = (
+            read_key_values(name, function, arguments[prefix], command="predict", prefix=prefix)
+            for name, function, prefix in (
+                ("camera", CameraOptions, "camera."),
+                ("centre_of_mass", CentreOfMass, "reference."),
+                ("pose", _search, ""),
+            )
         )
-        place = _reference(**read_key_values("pose", _reference, arguments[""], command="predict"))
-        refiner = place.pop("refiner")
         frames = DepthFrameOptions(
-            **_camera(**camera),
-            **place,
+            camera=CameraOptions(**camera),
             centre_of_mass=CentreOfMass(**mass) if mass else None,
-            refiner=None if refiner is None else open_trained(refiner, plugins=line.plugins),
+            tracks_previous=place.get("reference") == "previous",
+            refiner=open_trained(place["refiner"], plugins=line.plugins) if "refiner" in place else None,
         )
         return {"frames": frames}
 
@@ -302,31 +303,5 @@ class CentrePredictor(Predictor[Any]):
         )
 
 
-def _reference(
-    *,
-    reference: Literal["centre_of_mass", "previous"] = "centre_of_mass",
-    refiner: str | None = None,
-) -> dict[str, Any]:
-    """Convert the arguments about reference points to those of `DepthFrameOptions`, and the path of the refiner."""
-    return {"tracks_previous": reference == "previous", "refiner": refiner}
-
-
-def _camera(
-    *,
-    fx: PositiveFloat | None = None,
-    fy: float | None = None,
-    u0: float | None = None,
-    v0: float | None = None,
-    mm_per_unit: PositiveFloat = 1.0,
-    no_return: float | None = None,
-) -> dict[str, Any]:
-    """Convert the arguments `camera.*` to those of `DepthFrameOptions`."""
-    intrinsics: dict[str, float | None] = {"fx": fx, "fy": fy, "u0": u0, "v0": v0}
-    missing = [f"camera.{name}=" for name, value in intrinsics.items() if value is None]
-    if missing and len(missing) < len(intrinsics):
-        raise UserError(f"predict: {', '.join(missing)}: is missing, other values of the camera are given; give it too")
-    return {
-        "intrinsics": None if fx is None else tuple(intrinsics.values()),
-        "mm_per_unit": mm_per_unit,
-        "no_return": no_return,
-    }
+def _search(*, reference: Literal["centre_of_mass", "previous"] = "centre_of_mass", refiner: str | None = None) -> None:
+    """Signature of the arguments about reference points: how they are searched, and the path of the refiner."""

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.areas.scans.sets.boxes3d import Calibration
-from sightline.areas.scans.sets.kitti_object import read_calibration
+from sightline.areas.scans.sets.kitti_object import Calibration, read_calibration
 from sightline.ops.points_in_boxes import points_in_boxes
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
