@@ -121,7 +121,7 @@ class StepTimer:
         name = self._remainder if name == "forward" and self._is_split and not is_own else name
         self._is_split = is_own
         if profiler._is_profiler_enabled:
-            with profiler.record_function(PROFILER_END_PREFIX + name):  # `sightline profile` divides the step there
+            with profiler.record_function(PROFILER_END_PREFIX + name):  # a mark in the trace of `sightline profile`
                 pass
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
