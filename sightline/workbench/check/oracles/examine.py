@@ -59,7 +59,7 @@ KNOWN = (
 class LayerResult(NamedTuple):
     """Errors of a kind of layer; None for what was not compared, `note` says why gradients were not.
 
-    `kind` is the type and arguments, `place` the first such module, `number` how many such modules there are, `weakest` the tensor
+    `kind` is the type and arguments, `place` the first such module, `number` how many there are, `weakest` the tensor
     with the largest gradient error.
     """
 
@@ -176,7 +176,7 @@ def _compute_derived_error(module: nn.Module, kind: Any, inputs: Any, outputs: T
     plain = object.__new__(type(module))  # copy.copy refuses layers with parametrisations
     plain.__dict__ = dict(module.__dict__)
     plain._buffers = {name: None if b is None else b.clone() for name, b in module._buffers.items()}
-    forward = torch.no_grad()(kind.forward)
+    forward: Any = torch.no_grad()(kind.forward)
     expected: Any = attempt("layer", lambda: forward(plain, *inputs[0], **inputs[1]), {})
     if isinstance(expected, MissingError):
         return 0.0  # it takes other inputs than its known type
