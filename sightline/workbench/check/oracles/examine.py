@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -176,10 +176,11 @@ def _compute_derived_error(module: nn.Module, kind: Any, inputs: Any, outputs: T
     plain = object.__new__(type(module))  # copy.copy refuses layers with parametrisations
     plain.__dict__ = dict(module.__dict__)
     plain._buffers = {name: None if b is None else b.clone() for name, b in module._buffers.items()}
-    forward: Any = torch.no_grad()(kind.forward)
-    expected: Any = attempt("layer", lambda: forward(plain, *inputs[0], **inputs[1]), {})
-    if isinstance(expected, MissingError):
+    forward = torch.no_grad()(kind.forward)
+    answer = attempt("layer", lambda: forward(plain, *inputs[0], **inputs[1]), {})
+    if isinstance(answer, MissingError):
         return 0.0  # it takes other inputs than its known type
+    expected = cast(Tensor, answer)
     if expected.shape != outputs.shape or not bool(outputs.isfinite().all()):
         return math.inf
     return float((outputs.detach() - expected).double().abs().max() / expected.double().abs().max().clamp(min=1.0))
