@@ -22,7 +22,7 @@ from sightline.doctor.finding import Fault, FindingLocation
 from sightline.engine.distributed import World
 from sightline.instrument import copy_module
 from sightline.workbench.check.core.dry_run import dry_run
-from sightline.workbench.check.suite import run_quick
+from sightline.workbench.check.suite import all_rules, run_quick
 from tests.doctor.planting import make, with_losses, with_model
 from tests.doctor.segmenting import Logits
 
@@ -30,6 +30,7 @@ from tests.doctor.segmenting import Logits
 @pytest.fixture
 def own_rule() -> Iterator[Callable[[Callable[[Any], Any]], None]]:
     """Declare a rule as a plugin does; it is taken out again when the test ends."""
+    all_rules()
     kept = [*rules.RULES]
 
     def declare(function: Callable[[Any], Any]) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import sightline
 from sightline.contract.errors import UserError
@@ -40,69 +39,13 @@ def test_a_loss_that_fails_is_a_finding_and_no_exception() -> None:
     assert "passed: ValueError: no such unit" in report.verdict[-1]
 
 
-def test_a_declared_code_is_not_judged() -> None:
-    def flip(outputs: Tensor, target: Tensor) -> Tensor:
-        return -nn.functional.cross_entropy(outputs, target)
-
-    found = {finding.code for finding in check_module(nn.Linear(6, 3), flip, BATCH).findings}
-    assert "loss-direction" in found
-    report = check_module(nn.Linear(6, 3), flip, BATCH, declared=["loss-direction"])
-    assert "loss-direction" not in {finding.code for finding in report.findings}
-    assert "declared: loss-direction" in report.verdict[-1]
-
-
 def test_one_cause_is_one_finding() -> None:
     model = nn.Sequential(nn.Linear(6, 3), nn.Softmax(dim=1))
     causes = [finding.cause for finding in sightline.check(model, nn.CrossEntropyLoss(), BATCH).findings]
     assert causes.count("loss.double_softmax") == 1
 
 
-def test_loaders_draw_afterwards_what_they_would_have_drawn() -> None:
-    model, data = nn.Sequential(nn.Linear(6, 3), nn.Dropout()), TensorDataset(ROWS, LABELS)
-
-    def draw(*, is_checked: bool) -> tuple[list[int], list[int], float]:
-        torch.manual_seed(1)
-        loaders = [DataLoader(data, 8, shuffle=True, generator=torch.Generator().manual_seed(seed)) for seed in (2, 3)]
-        if is_checked:
-            check_module(model, nn.CrossEntropyLoss(), loaders[0], evaluation=loaders[1])
-        drawn = [[int(label) for _, labels in loader for label in labels] for loader in loaders]
-        return drawn[0], drawn[1], float(torch.rand(()))
-
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert draw(is_checked=True) == draw(is_checked=False)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
 @pytest.mark.parametrize("words", [{"batch_or_loader": 5}, {"batch_or_loader": BATCH, "evaluation": 5}])
 def test_what_is_no_batch_is_refused_in_a_line(words: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"^check: a batch is \(inputs, target\) or a mapping, .*; found 5$"):
         sightline.check(nn.Linear(6, 3), nn.CrossEntropyLoss(), **words)
-
-
-class Counting(nn.Module):
-    """Cross entropy that counts its calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("num_calls", torch.zeros(()))
-
-    def forward(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
-        self.num_calls += 1
-        return nn.functional.cross_entropy(outputs["scores"], batch["label"])
-
-
-class Named(nn.Module):
-    """Classifier whose batches are mappings."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Linear(6, 3)
-
-    def forward(self, rows: Tensor) -> dict[str, Tensor]:
-        return {"scores": self.body(rows)}
-
-
-def test_a_loss_with_a_state_keeps_it() -> None:
-    loss = Counting()
-    check_module(Named(), loss, {"rows": ROWS, "label": LABELS})
-    assert float(loss.num_calls) == 0

@@ -67,7 +67,7 @@ def test_layers_of_one_kind_are_compared_once() -> None:
         *(nn.Linear(3, 3), nn.BatchNorm1d(3), LinearNorm(in_channels=3, out_channels=3), patched),
         *(LinearNorm(in_channels=3, out_channels=3), LinearNorm(in_channels=3, out_channels=5)),
     )
-    assert {place: row.count for place, row in rows_of(model).items() if "norm" not in place} == {
+    assert {place: row.number for place, row in rows_of(model).items() if "norm" not in place} == {
         "2": 2,
         "3": 1,
         "5": 1,

@@ -43,7 +43,7 @@ def layer_forward(compared_layers: list[LayerResult]) -> Iterator[Fault]:
                 where=_locate(row),
                 measured=f"{row.kind}: off by {row.forward:.3g} of its largest value",
                 expected=f"at most {FORWARD:g}",
-                evidence={"layers": row.count, "off": row.forward},
+                evidence={"layers": row.number, "off": row.forward},
             )
 
 
@@ -77,5 +77,5 @@ def layer_gradient(compared_layers: list[LayerResult]) -> Iterator[Fault]:
             where=_locate(row),
             measured=f"{row.kind}: off by {row.gradient:.3g} of its size, in float64",
             expected=f"at most {GRADIENT:g}; correct gradients are a factor of ten below",
-            evidence={"layers": row.count, "around": [other.place for other in wrong if _contains(other, row)]},
+            evidence={"layers": row.number, "around": [other.place for other in wrong if _contains(other, row)]},
         )

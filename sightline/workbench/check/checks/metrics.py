@@ -106,14 +106,15 @@ def per_batch_metric(run: Context) -> Iterator[Fault]:
     The predictions are synthetic, some of them wrong, where labels follow from logits; then those of the model for a
     few evaluated samples.
     """
-    form, evaluation = attempt("form", label_form, {"run": run}), next(iter(run.dry_evaluations), None)
+    form = attempt("form", label_form, {"run": run})
+    scored = [each for each in run.dry_evaluations[:1] if each.failure is None]  # else `first-evaluation` reports it
+    several = [(each.batch, each.predictions) for each in scored if len(each.batch.get("sample_index", ())) > 1]
     for metric in metrics(run):
         fault = None
         if isinstance(form, LabelForm) and form.num_samples >= _MIN_SAMPLES and can_score(run, metric.meter):
             fault = _judge_predicted(metric, form.predict(wrong=True), "synthetic predictions")
-        is_scored = evaluation is not None and evaluation.failure is None  # else `first-evaluation` reports it
-        if fault is None and is_scored and len(evaluation.batch.get("sample_index", ())) > 1:
-            fault = _judge_predicted(metric, (evaluation.batch, evaluation.predictions), "predictions")
+        for predicted in several if fault is None else ():
+            fault = _judge_predicted(metric, predicted, "predictions")
         if fault is not None:
             yield fault
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,13 +59,13 @@ KNOWN = (
 class LayerResult(NamedTuple):
     """Errors of a kind of layer; None for what was not compared, `note` says why gradients were not.
 
-    `kind` is the type and arguments, `place` the first such module, `count` the number of modules, `weakest` the tensor
+    `kind` is the type and arguments, `place` the first such module, `number` how many there are, `weakest` the tensor
     with the largest gradient error.
     """
 
     kind: str
     place: str
-    count: int
+    number: int
     file: tuple[str | None, int | None]
     forward: float | None = None
     gradient: float | None = None
@@ -177,9 +177,10 @@ def _compute_derived_error(module: nn.Module, kind: Any, inputs: Any, outputs: T
     plain.__dict__ = dict(module.__dict__)
     plain._buffers = {name: None if b is None else b.clone() for name, b in module._buffers.items()}
     forward = torch.no_grad()(kind.forward)
-    expected = attempt("layer", lambda: forward(plain, *inputs[0], **inputs[1]), {})
-    if isinstance(expected, MissingError):
+    answer = attempt("layer", lambda: forward(plain, *inputs[0], **inputs[1]), {})
+    if isinstance(answer, MissingError):
         return 0.0  # it takes other inputs than its known type
+    expected = cast(Tensor, answer)
     if expected.shape != outputs.shape or not bool(outputs.isfinite().all()):
         return math.inf
     return float((outputs.detach() - expected).double().abs().max() / expected.double().abs().max().clamp(min=1.0))
