@@ -42,12 +42,12 @@ def file_readers(folder: Path) -> Iterator[Reader]:
 def _clouds(folder: Path) -> Iterator[Reader]:
     from scipy.io import savemat
 
-    from sightline.store.files.array_files import read_mat
-    from sightline.store.files.cloud_files import has_normals, read_cloud
+    from sightline.store.files.cloud_files import read_cloud
+    from sightline.store.files.mat_files import read_mat
 
     points = np.random.default_rng(0).normal(size=(12, 3))
     for path in _write_clouds(folder, points):
-        yield Reader(f"cloud{path.suffix} {path.stem}", path, lambda path=path: (has_normals(path), read_cloud(path)))
+        yield Reader(f"cloud{path.suffix} {path.stem}", path, lambda path=path: read_cloud(path))
     savemat(folder / "plain.mat", {"points": points})
     savemat(folder / "packed.mat", {"points": points}, do_compression=True)
     for path in (folder / "plain.mat", folder / "packed.mat"):

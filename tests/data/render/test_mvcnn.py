@@ -160,7 +160,7 @@ def test_pictures_that_do_not_fit_are_named(release: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"v0003\.png: is 8 by 5 pixels, squares are needed"):
         import_views(release, tmp_path / "views", progress=no_progress)
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(DataError, match=r"v0003\.png: does not read as a picture"):
+    with pytest.raises(DataError, match=r"v0003\.png: cannot be decoded"):
         import_views(release, tmp_path / "views", progress=no_progress)
 
 

@@ -255,7 +255,7 @@ def test_a_file_that_does_not_read_is_named_and_nothing_is_left(tmp_path: Path) 
     folder.mkdir()
     np.save(folder / "good.npy", np.eye(3))
     (folder / "sliced.off").write_text("OFF\n4 2 0\n1 0 0\n")
-    with pytest.raises(DataError, match=r"sliced\.off: announces 4 vertices, the file ends after 1"):
+    with pytest.raises(DataError, match=r"sliced\.off:3: 4 x vertex, 2 x face are announced, 1 lines follow"):
         render(FileObjects(folder, up_axis="z"), tmp_path / "views")
     assert not (tmp_path / "views").exists()
 

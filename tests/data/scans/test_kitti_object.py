@@ -224,7 +224,7 @@ def test_other_things_are_refused(tmp_path: Path) -> None:
     write_kitti_object(tmp_path / "kitti", 1)
     image = tmp_path / "kitti/training/image_2/000000.png"
     image.write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"000000\.png: cannot be read as an image"):
+    with pytest.raises(DataError, match=r"000000\.png: cannot be decoded"):
         prepare(tmp_path / "kitti", tmp_path / "set")
 
 

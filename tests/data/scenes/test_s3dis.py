@@ -17,7 +17,6 @@ from sightline.areas.scenes.sets.s3dis_files import CLASS_NAMES
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
 from sightline.store import scene_preparation
-from sightline.store.files import text_tables
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.prepared.prepared_set import verify
 from tests.data.preparing import prepare_set, read_files, record_messages, stop_at
@@ -73,33 +72,16 @@ def test_a_room_is_what_its_files_say(source: Path, root: Path) -> None:
     assert np.array_equal(manifest_origin, table[:, :3].min(0))
 
 
-def use_small_blocks(monkeypatch: pytest.MonkeyPatch, *, is_compiled: bool) -> None:
-    """A line of text is longer than a third of such a block."""
-    monkeypatch.setattr(text_tables, "_BLOCK_BYTES", 100)
-    if not is_compiled:
-        for module in (text_tables, s3dis_files, scene_preparation):
-            monkeypatch.setattr(module, "can_use_numba", lambda *tensors, **named: False)
-
-
-@pytest.mark.parametrize("is_compiled", [True, False])
-def test_blocks_and_the_plain_form_change_no_bit(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_compiled: bool
-) -> None:
+def test_the_plain_form_changes_no_bit(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change_line(file_of(source), 8, b"1.0 2.0 3.0 4 5\x006 7")
     whole = prepare(source, tmp_path / "whole")
-    use_small_blocks(monkeypatch, is_compiled=is_compiled)
-    found = prepare(source, tmp_path / "in_blocks")
+    for module in (s3dis_files, scene_preparation):
+        monkeypatch.setattr(module, "can_use_numba", lambda *tensors, **named: False)
+    found = prepare(source, tmp_path / "plain")
     assert found["files"] == whole["files"]
     assert found["repairs"] == whole["repairs"]
     assert found["repairs"][0].startswith("Area_1/office_1/Annotations/wall_1.txt:8: ")
-
-
-@pytest.mark.parametrize("is_compiled", [True, False])
-def test_a_wrong_line_of_a_later_block_is_named(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_compiled: bool
-) -> None:
     change_line(file_of(source), 9, b"1.0 2.0 3.0 4 5 256")
-    use_small_blocks(monkeypatch, is_compiled=is_compiled)
     with pytest.raises(DataError, match=r"wall_1.txt:9: the colour 4 5 256 is not"):
         prepare(source, tmp_path / "set")
 

@@ -12,14 +12,13 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 from annotated_types import Ge, Le
-from PIL import Image
 
 from sightline.contract.arguments import Count
 from sightline.contract.errors import DataError, join_some
 from sightline.ops.rendering import Background
 from sightline.parts.transforms.images import resize_images
-from sightline.store.files.image_files import composite_over
-from sightline.store.files.input_files import BoundedFile, damaged, expand_home, natural_sort_key
+from sightline.store.files.image_files import composite_over, open_image
+from sightline.store.files.input_files import expand_home, natural_sort_key
 from sightline.store.prepared.prepared_set import PreparedSet, read_manifest, summarise_folder
 from sightline.store.prepared.prepared_writer import (
     ColumnSpec,
@@ -126,12 +125,8 @@ def import_views(
 
 def read_picture(path: Path, *, background: Background) -> np.ndarray:
     """Read a picture on a background: (H, W, 3) uint8. Raises DataError naming the file if it is unreadable."""
-    try:
-        with BoundedFile(path) as file, Image.open(file) as picture:
-            return composite_over(np.asarray(picture.convert("RGBA")), background)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise damaged(f"{path}: does not read as a picture ({reason})") from error
+    with open_image(path) as picture:
+        return composite_over(np.asarray(picture.convert("RGBA")), background)
 
 
 def _make_sort_key(root: Path) -> Any:

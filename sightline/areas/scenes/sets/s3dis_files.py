@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -19,8 +19,8 @@ import torch
 
 from sightline.contract.errors import DataError
 from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel
-from sightline.store.files.input_files import file_size, get_again, list_folders, natural_sort_key, unreadable
-from sightline.store.files.text_tables import parse_numbers, parse_numbers_reference, parse_rows, read_line_blocks
+from sightline.store.files.input_files import get_again, list_folders, natural_sort_key
+from sightline.store.files.text_tables import parse_rows, read_text, split_lines
 from sightline.store.prepared.prepared_set import summarise_folder
 
 CLASS_NAMES = (
@@ -43,10 +43,9 @@ ORDERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 ROOMS_PER_AREA = (44, 40, 23, 49, 68, 48)
 AREAS = tuple(f"Area_{number}" for number in range(1, 7))
 _NUM_COLUMNS = 6
-_MIN_LINE_BYTES = 2 * _NUM_COLUMNS
-"""Minimum length of a line: a digit and a separator for each number."""
 _LAYOUT = "Area_<1 to 6>/<room>/Annotations/<class>_<number>.txt"
-_STRAY_PATTERN = re.compile(rb"[^\t\r\x20-\x7e]")
+_STRAY_PATTERN = re.compile(r"[^\t\x20-\x7e]")
+_NUMBER_PATTERN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 _FILE_NAME_PATTERN = re.compile(r"(?P<label>[A-Za-z]+)_\d+\.txt")
 
 
@@ -105,27 +104,19 @@ def list_rooms(root: Path) -> list[Room]:
 
 def read_room(room: Room) -> RoomPoints:
     """Read all points of a room, files concatenated. Raises DataError with file and line if a repair is impossible."""
-    # Buffers for the most points that the files can contain. The unused rest is never touched, so it takes no memory.
-    max_points = sum(file_size(path) for path, _ in room.files) // _MIN_LINE_BYTES + len(room.files)
-    points, colours = np.empty((max_points, 3)), np.empty((max_points, 3), dtype=np.uint8)
-    sizes: list[int] = []
+    tables: list[np.ndarray] = []
     repairs: list[Repair] = []
     for path, _ in room.files:
-        first = stop = sum(sizes)
-        for table, table_repairs in _read_tables(path):
-            rows = slice(stop, stop + len(table))
-            if rows.stop > max_points:
-                raise DataError(
-                    f"{path}: grew while it was read; let the program that writes it finish, then read it again"
-                )
-            _split(table, points[rows], colours[rows], path=path, num_before=stop - first)
-            stop = rows.stop
-            repairs += table_repairs
-        if stop == first:
-            raise DataError(f"{path}: holds no points; get the file again, or take it out")
-        sizes.append(stop - first)
+        table, table_repairs = _read_table(path)
+        tables.append(table)
+        repairs += table_repairs
+    sizes = [len(table) for table in tables]
+    points, colours = np.empty((sum(sizes), 3)), np.empty((sum(sizes), 3), dtype=np.uint8)
+    for (path, _), table, stop in zip(room.files, tables, np.cumsum(sizes), strict=True):
+        rows = slice(stop - len(table), stop)
+        _split(table, points[rows], colours[rows], path=path)
     label = np.repeat(np.array([file_label for _, file_label in room.files], dtype=np.uint8), sizes)
-    return RoomPoints(points[: len(label)], colours[: len(label)], label, tuple(repairs))
+    return RoomPoints(points, colours, label, tuple(repairs))
 
 
 def unknown_notes(rooms: Sequence[Room]) -> list[str]:
@@ -175,29 +166,24 @@ def _list_room(area: str, folder: Path) -> Room:
     return Room(area, folder, tuple(files), tuple(unknown))
 
 
-def _read_tables(path: Path) -> Iterator[tuple[np.ndarray, list[Repair]]]:
-    """Yield the tables (N, 6) of an annotation file block by block, each with its repaired lines."""
+def _read_table(path: Path) -> tuple[np.ndarray, list[Repair]]:
+    """Read the table (N, 6) of an annotation file, and its repaired lines. Raises DataError with the line."""
+    lines, repairs = split_lines(read_text(path)), []
+    if not lines:
+        raise DataError(f"{path}: holds no points; get the file again, or take it out")
+    numbers = range(1, len(lines) + 1)
     try:
-        with path.open("rb") as file:
-            num_lines = 0
-            for block in read_line_blocks(file):
-                table, irregular = parse_numbers(block, num_columns=_NUM_COLUMNS)
-                repairs = []
-                lines = block.split(b"\n") if len(irregular) else []
-                for row in irregular:
-                    table[row], repair = _read_line(path, num_lines + int(row) + 1, lines[row])
-                    repairs += repair
-                num_lines += len(table)
-                yield table, repairs
-    except OSError as error:
-        raise unreadable(path, error) from error
+        return parse_rows(lines, numbers, path=path, num_columns=_NUM_COLUMNS), []
+    except DataError:
+        for number, line in zip(numbers, lines, strict=True):
+            if _STRAY_PATTERN.search(line):
+                repairs.append(_repair(path, number, line))
+                lines[number - 1] = repairs[-1].after
+    return parse_rows(lines, numbers, path=path, num_columns=_NUM_COLUMNS), repairs
 
 
-def _split(table: np.ndarray, points: np.ndarray, colours: np.ndarray, *, path: Path, num_before: int) -> None:
-    """Split a table (N, 6) into coordinates and colours, in place. Raises DataError with the line of a wrong colour.
-
-    `num_before` is the number of lines of the file before the table.
-    """
+def _split(table: np.ndarray, points: np.ndarray, colours: np.ndarray, *, path: Path) -> None:
+    """Split a table (N, 6) into coordinates and colours, in place. Raises DataError with the line of a wrong colour."""
     if can_use_numba(torch.empty(0)):
         is_wrong = np.zeros(len(table), dtype=np.bool_)
         run_parallel(_split_rows, len(table), table, points, colours, is_wrong)
@@ -206,9 +192,7 @@ def _split(table: np.ndarray, points: np.ndarray, colours: np.ndarray, *, path: 
     if is_wrong.any():
         wrong = int(np.flatnonzero(is_wrong)[0])
         colour = " ".join(f"{value:g}" for value in table[wrong, 3:])
-        raise get_again(
-            f"{path}:{num_before + wrong + 1}: the colour {colour} is not three whole numbers from 0 to 255"
-        )
+        raise get_again(f"{path}:{wrong + 1}: the colour {colour} is not three whole numbers from 0 to 255")
 
 
 def _split_reference(table: np.ndarray, points: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -232,22 +216,19 @@ def _split_rows(
             is_wrong[row] |= value != colours[row, axis]
 
 
-def _read_line(path: Path, number: int, line: bytes) -> tuple[np.ndarray, list[Repair]]:
-    r"""Read the numbers of an irregular line: with long numbers, or with stray bytes.
+def _repair(path: Path, number: int, line: str) -> Repair:
+    r"""Repair a line with stray bytes.
 
     A stray byte is removed if six numbers remain, as in `103.0\x100000`, or replaced by a blank if that makes six, as
     in `185\x00187`; both are never possible. Raises DataError with the line for anything else.
     """
-    stripped = line.strip(b" \t\r")
-    if not _STRAY_PATTERN.search(stripped):
-        numbers = parse_rows([stripped.decode("ascii")], [number], path=path, num_columns=_NUM_COLUMNS)
-        return numbers[0], []
-    for replacement in (b"", b" "):
+    stripped = line.strip(" \t")
+    for replacement in ("", " "):
         repaired = _STRAY_PATTERN.sub(replacement, stripped)
-        table, irregular = parse_numbers_reference(repaired, num_columns=_NUM_COLUMNS)
-        if len(table) == 1 and not len(irregular):
-            return table[0], [Repair(path, number, stripped.decode("latin-1"), repaired.decode("ascii"))]
-    shown = stripped.decode("latin-1")[:60]
+        tokens = repaired.split()
+        if len(tokens) == _NUM_COLUMNS and all(map(_NUMBER_PATTERN.fullmatch, tokens)):
+            return Repair(path, number, stripped, repaired)
     raise DataError(
-        f"{path}:{number}: {shown!r} has stray bytes and is not {_NUM_COLUMNS} numbers without them; correct the line"
+        f"{path}:{number}: {stripped[:60]!r} has stray bytes and is not {_NUM_COLUMNS} numbers without them; correct "
+        "the line"
     )
