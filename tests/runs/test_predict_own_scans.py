@@ -260,14 +260,12 @@ def test_files_without_rings_are_refused_in_the_words_of_predict(runs: Path, tmp
         run.predict([tmp_path / "fits.bin"]).refused[0].reason,
     ]
     reasons.append(run.predict([tmp_path / "four.bin"], columns=COLUMNS[:4]).refused[0].reason)
-    assert "they fit 3 and 4 and 6 columns;" in reasons[0]
+    assert "which fit 3 and 4 and 6 columns" in reasons[0]
     for reason in reasons[:2]:
         assert reason.endswith("; without a column of rings give rings=order, too")
     assert "it was read as x, y, z, intensity, ring: --columns names others" in reasons[1]
     assert "give rings=order" in reasons[2]
-    for reason in reasons:
-        assert "--columns" in reason
-        assert not any(word in reason for word in ("num_beams", "columns=[", "for data prepare", "rows: pitch"))
+    assert all("--columns" in reason for reason in reasons)
 
 
 def test_rings_by_the_order_of_a_file_that_holds_one_laser_after_another(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from sightline.contract.types import DataInfo, Field, ScanInputSpec
 from sightline.ops.projection import rows_by_file_order
 from sightline.store.files.range_images import read_range_image
 from sightline.store.files.scan_reading import (
-    PREDICTING,
+    ADVICE_RING,
     SCAN_COLUMNS,
     NoReturn,
     has_remission,
@@ -83,18 +83,21 @@ def read_scan_sample(
             **({} if scan.ring is None else {"ring": scan.ring}),
         }
         if missing := [name for name in fields if name not in values]:
-            raise DataError(f"{path}: has no {missing[0]}; {PREDICTING.no_ring}")
+            raise DataError(f"{path}: has no {missing[0]}; {ADVICE_RING}")
         sample = {name: values[name] for name in fields}
         num_far = int(is_far(scan.points, info.fields["points"]).sum())
         _assert_measured(scan, spec, path)
         assert_within(sample, info, str(path), any_scale=True)
         assert_few_far(scan.points, info.fields["points"], str(path), noun="scan")
     except DataError as error:
-        if path.suffix.lower() != ".bin" or columns is not None or "--columns" in str(error):
+        told = str(error)
+        if path.suffix.lower() != ".bin" or columns is not None:
             raise
-        stated = ", ".join(spec.columns or ())
-        hint = _hint_rings(needs_ring="ring" in fields, rings=rings)
-        raise DataError(f"{error}; it was read as {stated}: --columns names others{hint}") from error
+        if "--columns" not in told:
+            told += f"; it was read as {', '.join(spec.columns or ())}: --columns names others"
+        if "ring" in fields and rings is None and "rings=order" not in told:
+            told += "; without a column of rings give rings=order, too"
+        raise DataError(told) from error
     positions = scan.points.astype(np.float64)
     return FileSample(
         sample, _describe_treatment(scan, num_far), PointOrigin(positions, positions, np.arange(len(positions)))
@@ -130,10 +133,6 @@ def _describe_treatment(scan: RawScan, num_far: int) -> str:
     return ", ".join(notes) or "as it is"
 
 
-def _hint_rings(*, needs_ring: bool, rings: Rings | None) -> str:
-    return "; without a column of rings give rings=order, too" if needs_ring and rings is None else ""
-
-
 def _read_raw_scan(
     path: Path, form: ScanInputSpec, columns: Sequence[str] | None, *, needs_ring: bool, rings: Rings | None
 ) -> RawScan:
@@ -143,8 +142,7 @@ def _read_raw_scan(
     names = columns
     if columns is None and form.columns is not None and path.suffix.lower() in _NAMELESS:
         names = form.columns
-    advice = PREDICTING._replace(columns=PREDICTING.columns + _hint_rings(needs_ring=needs_ring, rings=rings))
-    cloud = read_scan(path, columns=names, used=SCAN_COLUMNS, no_return=form.no_return, advice=advice)
+    cloud = read_scan(path, columns=names, used=SCAN_COLUMNS, no_return=form.no_return)
     if not len(cloud.points):
         raise DataError(f"{path}: holds no points; leave the file out")
     if form.has_remission and not has_remission(cloud):
@@ -162,7 +160,6 @@ def _read_raw_scan(
         num_beams=form.num_beams if needs_ring and (has_column or rings is None) else None,
         path=path,
         no_return=form.no_return,
-        advice=PREDICTING,
     )
     if needs_ring and not has_column and rings == "order":
         scan = scan._replace(ring=_compute_rings(scan.points, form, path))

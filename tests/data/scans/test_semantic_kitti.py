@@ -183,7 +183,7 @@ def test_poses_are_those_of_the_scanner(tree: Path, tmp_path: Path) -> None:
     ]
     assert all(np.array_equal(opened(tmp_path / "short").get_pose(index), np.eye(3, 4)) for index in range(4))
     (tree / "sequences/00/poses.txt").write_text("1 0 0 0 0 1 0 0 0 0 1 x\n")
-    with pytest.raises(DataError, match=r"poses\.txt:1: holds something else than numbers"):
+    with pytest.raises(DataError, match=r"poses\.txt:1: 'x' is not a number"):
         prepare(tree, tmp_path / "again")
     (tree / "sequences/00/poses.txt").unlink()
     assert prepare(tree, tmp_path / "again")["differences"] == ["sequences without poses.txt: 00"]

@@ -11,12 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.areas.scenes.sets import s3dis_files
 from sightline.areas.scenes.sets.s3dis import S3dis
 from sightline.areas.scenes.sets.s3dis_files import CLASS_NAMES
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
-from sightline.store import scene_preparation
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.prepared.prepared_set import verify
 from tests.data.preparing import prepare_set, read_files, record_messages, stop_at
@@ -70,20 +68,6 @@ def test_a_room_is_what_its_files_say(source: Path, root: Path) -> None:
     assert sample["label"].tolist() == labels
     manifest_origin = rooms._prepared.row("Area_1", "origin_m", 1)
     assert np.array_equal(manifest_origin, table[:, :3].min(0))
-
-
-def test_the_plain_form_changes_no_bit(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    change_line(file_of(source), 8, b"1.0 2.0 3.0 4 5\x006 7")
-    whole = prepare(source, tmp_path / "whole")
-    for module in (s3dis_files, scene_preparation):
-        monkeypatch.setattr(module, "can_use_numba", lambda *tensors, **named: False)
-    found = prepare(source, tmp_path / "plain")
-    assert found["files"] == whole["files"]
-    assert found["repairs"] == whole["repairs"]
-    assert found["repairs"][0].startswith("Area_1/office_1/Annotations/wall_1.txt:8: ")
-    change_line(file_of(source), 9, b"1.0 2.0 3.0 4 5 256")
-    with pytest.raises(DataError, match=r"wall_1.txt:9: the colour 4 5 256 is not"):
-        prepare(source, tmp_path / "set")
 
 
 def test_facts_and_fields(root: Path) -> None:

@@ -321,7 +321,7 @@ def survey_scans(
     }
     (num_beams, doubts), sensor_words = statistics.num_beams(), ""
     view = sensor or Sensor(
-        statistics.fov_deg(), statistics.azimuth_deg(), (), num_beams, max(1.0, statistics.high), None, None
+        statistics.fov_deg(), num_beams, statistics.azimuth_deg(), remission_max=max(1.0, statistics.high)
     )
     if sensor is None:
         block = f"fov_deg: {list(view.fov_deg)}, azimuth_deg: {list(view.azimuth_deg)}, num_beams: {view.num_beams}"

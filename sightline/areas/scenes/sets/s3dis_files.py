@@ -15,10 +15,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from sightline.contract.errors import DataError
-from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.store.files.input_files import get_again, list_folders, natural_sort_key
 from sightline.store.files.text_tables import parse_rows, read_text, split_lines
 from sightline.store.prepared.prepared_set import summarise_folder
@@ -184,36 +182,13 @@ def _read_table(path: Path) -> tuple[np.ndarray, list[Repair]]:
 
 def _split(table: np.ndarray, points: np.ndarray, colours: np.ndarray, *, path: Path) -> None:
     """Split a table (N, 6) into coordinates and colours, in place. Raises DataError with the line of a wrong colour."""
-    if can_use_numba(torch.empty(0)):
-        is_wrong = np.zeros(len(table), dtype=np.bool_)
-        run_parallel(_split_rows, len(table), table, points, colours, is_wrong)
-    else:
-        is_wrong = _split_reference(table, points, colours)
-    if is_wrong.any():
-        wrong = int(np.flatnonzero(is_wrong)[0])
-        colour = " ".join(f"{value:g}" for value in table[wrong, 3:])
-        raise get_again(f"{path}:{wrong + 1}: the colour {colour} is not three whole numbers from 0 to 255")
-
-
-def _split_reference(table: np.ndarray, points: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Split a table without numba (reference); return the mask (N,) of rows with a wrong colour."""
     points[:] = table[:, :3]
     with np.errstate(invalid="ignore"):  # values out of range change by the cast, and then differ
         colours[:] = table[:, 3:].astype(np.uint8)
-    is_wrong: np.ndarray = (colours != table[:, 3:]).any(axis=1)
-    return is_wrong
-
-
-@numba_kernel
-def _split_rows(
-    first: int, last: int, table: np.ndarray, points: np.ndarray, colours: np.ndarray, is_wrong: np.ndarray
-) -> None:
-    for row in range(first, last):
-        for axis in range(3):
-            points[row, axis] = table[row, axis]
-            value = table[row, 3 + axis]
-            colours[row, axis] = np.uint8(value) if 0 <= value <= 255 else np.uint8(0)
-            is_wrong[row] |= value != colours[row, axis]
+    wrong = np.flatnonzero((colours != table[:, 3:]).any(axis=1))
+    if len(wrong):
+        colour = " ".join(f"{value:g}" for value in table[wrong[0], 3:])
+        raise get_again(f"{path}:{wrong[0] + 1}: the colour {colour} is not three whole numbers from 0 to 255")
 
 
 def _repair(path: Path, number: int, line: str) -> Repair:
