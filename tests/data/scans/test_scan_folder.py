@@ -175,7 +175,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     write_own(tmp_path / "own", 2)
     with pytest.raises(DataError, match=r"000\.bin: its \d+ bytes .*the file does not state which; name them"):
         prepare(tmp_path / "own", tmp_path / "set")
-    with pytest.raises(DataError, match=r"has \d+ bytes, whole points of 7 float32 have a multiple of 28"):
+    with pytest.raises(DataError, match=r"has \d+ bytes, which fit 5 columns of float32, not 7"):
         prepare(tmp_path / "own", tmp_path / "set", columns=("x", "y", "z", "_", "_", "_", "_"))
     with pytest.raises(ConfigError, match="lacks z"):
         prepare(tmp_path / "own", tmp_path / "set", columns=("x", "y", "intensity", "ring"))
