@@ -165,7 +165,7 @@ def _read_table(
         raise DataError(f"{where}: {name}: is {_shorten(table)}, not a table; write it as semantic-kitti-api's maps")
     entries: dict[int, Any] = {}
     for raw_key, value in (table or {}).items():
-        key = parse_count(raw_key) if isinstance(raw_key, str) else raw_key
+        key: Any = parse_count(raw_key) if isinstance(raw_key, str) else raw_key
         if not _is_id(key):
             raise DataError(f"{where}: {name}: the key {raw_key} is not a whole number from 0 to {MAX_ID}")
         if key in entries:

@@ -64,14 +64,13 @@ def _find_variable(content: bytes, key: str, path: Path) -> Any:
     at = _HEADER_BYTES
     while at < len(content):
         part = _Part(content, order)
-        element = part.element(at, len(content))
-        at = element.stop if element.kind == _COMPRESSED else element.next
-        if element.kind == _COMPRESSED:
-            part = _Part(_decompress(content[element.start : element.stop], path), order)
-            element = part.element(0, len(part.data))
-        if element.kind != _MATRIX:
-            raise ValueError(f"an element at byte {element.start} is of type {element.kind}, not a variable")
-        name, value = part.array(element.start, element.stop, only=key)
+        kind, start, stop, at = part.element(at, len(content))
+        if kind == _COMPRESSED:
+            part, at = _Part(_decompress(content[start:stop], path), order), stop
+            kind, start, stop, _ = part.element(0, len(part.data))
+        if kind != _MATRIX:
+            raise ValueError(f"an element at byte {start} is of type {kind}, not a variable")
+        name, value = part.array(start, stop, only=key)
         if name == key:
             return value
     return None
@@ -84,23 +83,14 @@ def _decompress(stored: bytes, path: Path) -> bytes:
     return content
 
 
-class _Element(NamedTuple):
-    """Type of an element, the bytes of its content, and the start of the next element."""
-
-    kind: int
-    start: int
-    stop: int
-    next: int
-
-
 class _Part(NamedTuple):
     """Bytes of a file, or of a decompressed variable, and their order. Methods raise ValueError for damaged ones."""
 
     data: bytes
     order: str
 
-    def element(self, at: int, end: int) -> _Element:
-        """Read the tag of the element at a byte."""
+    def element(self, at: int, end: int) -> tuple[int, int, int, int]:
+        """Read the element at a byte: its type, the bytes of its content, and the start of the next element."""
         if at + 8 > end:
             raise ValueError(f"it is cut short at byte {at}")
         kind, size = struct.unpack_from(f"{self.order}II", self.data, at)
@@ -109,15 +99,15 @@ class _Part(NamedTuple):
             kind, size, start, next_start = kind & 0xFFFF, kind >> 16, at + 4, at + 8
         if start + size > end or (start == at + 4 and size > 4):
             raise ValueError(f"byte {at} states {size} bytes, {end - start} follow")
-        return _Element(kind, start, start + size, min(next_start, end))
+        return kind, start, start + size, min(next_start, end)
 
     def numbers(self, at: int, end: int, kinds: str = "iuf") -> tuple[np.ndarray, int]:
         """Read the numbers of the element at a byte, and return the start of the next one."""
-        element = self.element(at, end)
-        dtype, size = np.dtype(self.order + _ITEMS.get(element.kind, "V1")), element.stop - element.start
-        if dtype.kind not in kinds or size % dtype.itemsize:
-            raise ValueError(f"byte {at}: numbers of type {element.kind} in {size} bytes")
-        return np.frombuffer(self.data, dtype, size // dtype.itemsize, element.start), element.next
+        kind, start, stop, next_start = self.element(at, end)
+        dtype = np.dtype(self.order + _ITEMS.get(kind, "V1"))
+        if dtype.kind not in kinds or (stop - start) % dtype.itemsize:
+            raise ValueError(f"byte {at}: numbers of type {kind} in {stop - start} bytes")
+        return np.frombuffer(self.data, dtype, (stop - start) // dtype.itemsize, start), next_start
 
     def array(self, at: int, end: int, *, only: str | None = None, depth: int = 0) -> tuple[str, Any]:
         """Read the name and value of an array; of a name other than `only` the value is None."""
@@ -163,9 +153,8 @@ class _Part(NamedTuple):
             raise ValueError(f"byte {at}: {count} arrays in {end - at} bytes")
         values = []
         for _ in range(count):
-            element = self.element(at, end)
-            if element.kind != _MATRIX:
-                raise ValueError(f"byte {at} holds an element of type {element.kind}, an array was expected")
-            values.append(self.array(element.start, element.stop, depth=depth + 1)[1])
-            at = element.next
+            kind, start, stop, at = self.element(at, end)
+            if kind != _MATRIX:
+                raise ValueError(f"byte {start} holds an element of type {kind}, an array was expected")
+            values.append(self.array(start, stop, depth=depth + 1)[1])
         return values

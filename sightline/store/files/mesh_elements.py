@@ -230,10 +230,13 @@ def split_into_triangles(
 
     Raises DataError, led by `where` of its index, for a polygon without corners, and with a corner that is no vertex.
     """
-    lengths = np.array([len(polygon) for polygon in polygons], dtype=np.int64)
+    if isinstance(polygons, np.ndarray):
+        lengths, corners = np.full(len(polygons), polygons.shape[1]), polygons.reshape(-1)
+    else:
+        lengths = np.array([len(polygon) for polygon in polygons])
+        corners = np.concatenate([np.asarray(polygon) for polygon in polygons])
     if not lengths.all():
         raise copy_again(f"{where(int(lengths.argmin()))}: a face has no corners; the file is damaged")
-    corners = np.concatenate([np.asarray(polygon) for polygon in polygons]) if len(lengths) else np.zeros(0)
     wrong = np.flatnonzero(~((corners >= 0) & (corners < num_points) & (corners == np.floor(corners))))
     if len(wrong):
         index = int(np.searchsorted(np.cumsum(lengths), wrong[0], side="right"))

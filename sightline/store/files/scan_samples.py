@@ -208,7 +208,8 @@ def make_sensor(block: SensorBlock | None, *, preset: SensorName | None, owner: 
         raise ConfigError(
             f"sensor: {owner} needs {' and '.join(missing)} of the sensor; give them, or a preset: {', '.join(presets)}"
         )
-    sensor = Sensor(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    arguments: dict[str, Any] = {key: tuple(each) if isinstance(each, list) else each for key, each in values.items()}
+    sensor = Sensor(**arguments)
     _check(sensor)
     return sensor
 

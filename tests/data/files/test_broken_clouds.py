@@ -334,7 +334,7 @@ def test_every_truncation_of_a_mesh_is_refused(tmp_path: Path) -> None:
 
 def write_one_of_each_kind(folder: Path) -> list[Path]:
     """One small file of each kind of this page, of LAS and of other tools."""
-    colours = dict(zip("xyz", POINTS.T, strict=True)) | {"rgb": np.full(40, np.nan)}
+    colours = dict(zip("xyz", POINTS.T, strict=True)) | {"rgb": np.ones(40)}
     for suffix, write in WRITERS.items():
         write(folder / f"a{suffix}", POINTS)
     for form in ("ascii", "binary_big_endian"):
