@@ -9,7 +9,6 @@ A library that is exact and takes at most twice the time would replace ours (doc
 from __future__ import annotations
 
 import argparse
-import io
 import statistics
 import tempfile
 import time
@@ -22,9 +21,9 @@ import plyfile
 import trimesh
 
 from sightline.parts.quantisation.clustering import _cluster
-from sightline.store.files.cloud_formats import read_off
+from sightline.store.files.mesh_formats import read_off
 from sightline.store.files.ply import read_ply
-from sightline.store.files.text_tables import parse_numbers, read_rows
+from sightline.store.files.text_tables import read_rows
 
 Pair = tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]
 
@@ -62,7 +61,6 @@ def list_pairs(folder: Path) -> dict[str, Pair]:
     off.write_text("\n".join(["OFF", "20000 40000 0", *rows, ""]))
     table = folder / "table.csv"
     np.savetxt(table, draw.normal(size=(100_000, 6)), fmt="%.6f", delimiter=",")
-    lines = "\n".join(" ".join(f"{value:.6f}" for value in row) for row in draw.normal(size=(100_000, 6)).tolist())
     weights = draw.normal(size=100_000).astype(np.float32)
 
     def mesh_by_library() -> np.ndarray:
@@ -83,16 +81,12 @@ def list_pairs(folder: Path) -> dict[str, Pair]:
         "plyfile, text, 50,000 points": (lambda: _our_vertices(paths["ascii"]), lambda: _read_vertices(paths["ascii"])),
         "plyfile, binary mesh, 100,000 faces": (lambda: _our_faces(paths["mesh"]), mesh_by_library),
         "trimesh, OFF, 20,000 points and 40,000 faces": (
-            lambda: read_off(off).vertices,
+            lambda: np.stack([*read_off(off).vertex.values()], axis=1),
             lambda: np.asarray(trimesh.load_mesh(off, process=False).vertices),
         ),
         "numpy.loadtxt, commas, 100,000 x 6": (
             lambda: read_rows(table).table,
             lambda: np.loadtxt(table, delimiter=","),
-        ),
-        "numpy.loadtxt, blanks, 100,000 x 6": (
-            lambda: parse_numbers(lines.encode(), num_columns=6).table,
-            lambda: np.loadtxt(io.StringIO(lines)),
         ),
         "kmeans1d, 100,000 weights, 16 groups": (lambda: sum_squares(*_cluster(weights, 16)), cut_by_library),
     }

@@ -333,7 +333,7 @@ def test_only_one_module_builds_findings() -> None:
 def test_only_one_module_opens_hdf5_files() -> None:
     """HDF5 makes up zeros and reads other files on request: array_files.py alone opens it, and refuses both."""
     importing = {str(p.relative_to(PACKAGE)) for p in FILES if re.search(r"(import|from) h5py", p.read_text())}
-    assert importing == {"store/files/array_files.py"}
+    assert importing == {"store/files/hdf5_files.py"}
 
 
 def test_long_tests_can_be_imported() -> None:

@@ -1,15 +1,11 @@
-"""Point cloud preparation: sampling, normals, channel selection and normalisation.
-
-Estimated normals of labelled clouds, cached in memory if the set is small.
-
-Points sampled from the mesh of a shape, seeded by the shape's name.
-"""
+"""Preparation of point clouds: sampling of points or meshes, normals, channels and normalisation."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from operator import attrgetter
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +13,7 @@ import torch
 from sightline.contract.errors import DataError
 from sightline.ops.farthest_points import farthest_points
 from sightline.ops.surfaces import SurfacePoints, estimate_normals, sample_surface
+from sightline.store.computed_samples import SampleCache
 from sightline.store.files.cloud_files import PointCloud, check_strays
 from sightline.store.files.input_files import damaged, download_again
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
@@ -29,37 +26,27 @@ _MAX_CACHE_BYTES = 2**28
 
 
 class EstimatedNormals:
-    """Cache of the estimated normals of `size` clouds; the same bits alone and in any batch.
+    """Estimated normals of clouds, cached; the same bits alone and in any batch.
 
-    `sample_name` returns the name of a sample for error messages. The cache is not pickled.
+    `sample_name` returns the name of a sample for error messages.
     """
 
-    def __init__(self, size: int, num_points: int, sample_name: Callable[[int], str]) -> None:
-        self._shape = (size, num_points, 3)
+    def __init__(self, sample_name: Callable[[int], str]) -> None:
         self._sample_name = sample_name
-        self._cache: np.ndarray | None = None
-        self._is_cached = np.zeros(size, dtype=bool)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_cache": None, "_is_cached": np.zeros(self._shape[0], dtype=bool)}
+        self._cache: SampleCache[np.ndarray] = SampleCache(_MAX_CACHE_BYTES, attrgetter("nbytes"))
 
     def estimate(self, index: np.ndarray, points: np.ndarray) -> np.ndarray:
         """Estimate the normals (B, N, 3) float32, a new array, of the samples `index` (B,) with `points` (B, N, 3).
 
         Raises DataError naming the sample if a point has no normal.
         """
-        if np.prod(self._shape) * 4 > _MAX_CACHE_BYTES:
-            return np.stack([self._estimate(int(i), cloud) for i, cloud in zip(index, points, strict=True)])
-        if self._cache is None:
-            self._cache = np.empty(self._shape, dtype=np.float32)
-        for i, cloud in zip(index, points, strict=True):
-            if not self._is_cached[i]:
-                self._cache[i] = self._estimate(int(i), cloud)
-                self._is_cached[i] = True
-        return self._cache[index]
+        return np.stack([self._estimate(i, cloud) for i, cloud in zip(index.tolist(), points, strict=True)])
 
     def _estimate(self, index: int, cloud: np.ndarray) -> np.ndarray:
-        return estimated_normals(cloud, where=self._sample_name(index))
+        normals = self._cache.get(index)
+        if normals is None:
+            normals = self._cache.put(index, estimated_normals(cloud, where=self._sample_name(index)))
+        return normals
 
 
 def estimated_normals(points: np.ndarray, *, where: str) -> np.ndarray:

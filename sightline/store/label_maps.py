@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,36 @@ class LabelMap:
 
     def __init__(self, tables: Mapping[str, Any], *, where: str) -> None:
         self.where = where
-        to_class = _read_table(tables, "learning_map", where, int, high=MAX_ID)
-        to_id = _read_table(tables, "learning_map_inv", where, int, high=MAX_ID)
-        names = _read_table(tables, "labels", where, str, high=MAX_ID)
-        self.ignore_index = _read_ignore_index(tables, where)
+        read = partial(_read_table, tables, where)
+        to_class = read("learning_map", _is_id, f"a whole number from 0 to {MAX_ID}")
+        to_id = read("learning_map_inv", _is_id, f"a whole number from 0 to {MAX_ID}")
+        self._names = read("labels", lambda value: type(value) is str, "a name")
+        ignored = read("learning_ignore", lambda value: type(value) is bool, "true or false", optional=True)
+        shares = read("class_frequency", _is_share, "a share from 0 to 1", optional=True)
+        colors = read("color_map", _is_color, "blue, green and red from 0 to 255", optional=True)
+        self.ignore_index = 0 if ignored.get(0) else IGNORE_INDEX
         self.ids_of_classes = _check_inverse(to_class, to_id, self.ignore_index, where)
-        missing = [raw for raw in self.ids_of_classes if raw not in names]
-        if missing:
-            raise DataError(f"{where}: labels: has no name for the id {missing[0]}; name every id")
-        self.class_names = tuple(names[raw] for raw in self.ids_of_classes)
-        if len(set(self.class_names)) < len(self.class_names):
-            repeated = next(name for name in self.class_names if self.class_names.count(name) > 1)
-            raise DataError(f"{where}: labels: two classes are called '{repeated}'; give each a name of its own")
-        self.colors_rgb = _read_colors(tables, self.ids_of_classes, where)
-        self.frequencies = _read_frequencies(tables, len(to_id), where)
-        self._names = names
+        self.class_names = tuple(_look_up(self._names, self.ids_of_classes, f"{where}: labels", "id"))
+        self.colors_rgb = tuple(
+            (red, green, blue)
+            for blue, green, red in _look_up(colors, self.ids_of_classes if colors else (), f"{where}: color_map", "id")
+        )
+        classes = range(len(to_id) if shares else 0)
+        self.frequencies = tuple(_look_up(shares, classes, f"{where}: class_frequency", "class"))
+        repeated = [name for name in self.class_names if self.class_names.count(name) > 1]
+        wrong = [label for label, is_ignored in ignored.items() if label and is_ignored]
+        if repeated:
+            raise DataError(f"{where}: labels: two classes are called '{repeated[0]}'; give each a name of its own")
+        if wrong:
+            raise DataError(
+                f"{where}: learning_ignore: ignores class {wrong[0]}; map ids that are not scored to class 0, and "
+                f"ignore that, or map them to {IGNORE_INDEX}"
+            )
+        if len(shares) > len(self.frequencies) or (shares and not any(self.frequencies)):
+            raise DataError(
+                f"{where}: class_frequency: needs a share of each of the classes 0 to {len(to_id) - 1}, and of no "
+                f"other, and one above 0; has {_shorten(shares)}"
+            )
         self._class_by_id = np.full(MAX_ID + 1, _UNKNOWN, dtype=np.int16)
         self._class_by_id[list(to_class)] = list(to_class.values())
 
@@ -134,69 +150,52 @@ def read_label_map(name: str, builtin: Mapping[str, Path]) -> LabelMap:
     return LabelMap(tables, where=name if name in builtin else str(path))
 
 
-def _iterate_entries(tables: Mapping[str, Any], name: str, where: str, *, high: int) -> Iterator[tuple[int, Any]]:
-    """Yield the entries of a table with integer keys, which files may store as text; none without the table."""
+def _read_table(
+    tables: Mapping[str, Any],
+    where: str,
+    name: str,
+    is_valid: Callable[[Any], bool],
+    needed: str,
+    *,
+    optional: bool = False,
+) -> dict[int, Any]:
+    """Read a table from integers, which files may store as text, to valid values; empty without an optional table."""
     table = tables.get(name)
-    if table is None:
-        return
-    if not isinstance(table, Mapping):
+    if not isinstance(table, Mapping | None):
         raise DataError(f"{where}: {name}: is {_shorten(table)}, not a table; write it as semantic-kitti-api's maps")
-    keys: set[int] = set()
-    for raw_key, value in table.items():
-        key = parse_count(raw_key) if isinstance(raw_key, str) else raw_key
-        if type(key) is not int or key not in range(high + 1):
-            raise DataError(f"{where}: {name}: the key {raw_key} is not a whole number from 0 to {high}")
-        if key in keys:
+    entries: dict[int, Any] = {}
+    for raw_key, value in (table or {}).items():
+        key: Any = parse_count(raw_key) if isinstance(raw_key, str) else raw_key
+        if not _is_id(key):
+            raise DataError(f"{where}: {name}: the key {raw_key} is not a whole number from 0 to {MAX_ID}")
+        if key in entries:
             raise DataError(f"{where}: {name}: names {key} a second time; remove one")
-        keys.add(key)
-        yield key, value
-
-
-def _read_table(tables: Mapping[str, Any], name: str, where: str, kind: type, *, high: int) -> dict[int, Any]:
-    """Read a non-empty table from integers to values of one type."""
-    entries = {}
-    for key, value in _iterate_entries(tables, name, where, high=high):
-        if type(value) is not kind or (kind is int and value not in range(high + 1)):
-            needed = "a name" if kind is str else f"a whole number from 0 to {high}"
-            raise DataError(f"{where}: {name}: {key} maps to {_shorten(value)}, {needed} is needed")
+        if not is_valid(value):
+            raise DataError(f"{where}: {name}: {key} is {_shorten(value)}, {needed} is needed")
         entries[key] = value
-    if not entries:
+    if not entries and not optional:
         raise DataError(f"{where}: has no table '{name}'; write it as semantic-kitti-api's maps")
     return entries
 
 
-def _read_ignore_index(tables: Mapping[str, Any], where: str) -> int:
-    """Return 0 if the map ignores class 0, else 255. Raises DataError if it ignores any other class."""
-    marks = dict(_iterate_entries(tables, "learning_ignore", where, high=MAX_ID))
-    wrong = next((key for key, mark in marks.items() if mark not in (False, True)), None)
-    if wrong is not None:
-        raise DataError(f"{where}: learning_ignore: {wrong} is {_shorten(marks[wrong])}, true or false is needed")
-    ignored = [key for key, is_marked in marks.items() if is_marked]
-    if any(ignored):
-        raise DataError(
-            f"{where}: learning_ignore: ignores class {max(ignored)}; map ids that are not scored to class 0, and "
-            f"ignore that, or map them to {IGNORE_INDEX}"
-        )
-    return 0 if ignored else IGNORE_INDEX
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_ID
 
 
-def _read_frequencies(tables: Mapping[str, Any], num_classes: int, where: str) -> tuple[float, ...]:
-    """Read the share of every class in all points, class 0 first; () if the map has none."""
-    shares = dict(_iterate_entries(tables, "class_frequency", where, high=MAX_ID))
-    if not shares:
-        return ()
-    if sorted(shares) != list(range(num_classes)):
-        mismatch = min({*shares} ^ {*range(num_classes)})
-        raise DataError(
-            f"{where}: class_frequency: {'lacks' if mismatch < num_classes else 'has'} the class {mismatch}; a share "
-            f"for each of the classes 0 to {num_classes - 1} is needed"
-        )
-    for label, share in shares.items():
-        if type(share) not in (int, float) or not 0 <= share <= 1:
-            raise DataError(f"{where}: class_frequency: {label} has {_shorten(share)}, a share from 0 to 1 is needed")
-    if not any(shares.values()):
-        raise DataError(f"{where}: class_frequency: every share is 0; state those of your scans, or leave it out")
-    return tuple(shares[label] for label in range(num_classes))
+def _is_share(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
+
+
+def _is_color(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(type(each) is int and 0 <= each < 256 for each in value)
+
+
+def _look_up(entries: Mapping[int, Any], keys: Sequence[int], where: str, noun: str) -> list[Any]:
+    """Return the values of keys. Raises DataError for a missing one."""
+    missing = [key for key in keys if key not in entries]
+    if missing:
+        raise DataError(f"{where}: has no entry for the {noun} {missing[0]}; every {noun} needs one")
+    return [entries[key] for key in keys]
 
 
 def _check_inverse(
@@ -222,21 +221,6 @@ def _check_inverse(
                 f"{to_class.get(raw, 'nothing')}; they must agree"
             )
     return tuple(to_id[label] for label in range(num_classes))
-
-
-def _read_colors(tables: Mapping[str, Any], ids: tuple[int, ...], where: str) -> tuple[tuple[int, int, int], ...]:
-    """Read the RGB colours of every class from the map's BGR; () if the map has none."""
-    colors = dict(_iterate_entries(tables, "color_map", where, high=MAX_ID))
-    if tables.get("color_map") is None:
-        return ()
-    for raw in ids:
-        color = colors.get(raw)
-        numbers = color if isinstance(color, list) and len(color) == 3 else [None]
-        if not all(type(number) is int and number in range(256) for number in numbers):
-            raise DataError(
-                f"{where}: color_map: {raw} has {_shorten(color)}, blue, green and red from 0 to 255 are needed"
-            )
-    return tuple((red, green, blue) for blue, green, red in (colors[raw] for raw in ids))
 
 
 def _shorten(value: object) -> str:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from sightline.contract.errors import DataError
-from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.store.files.cloud_files import PointCloud, check_strays
 from sightline.store.files.column_names import COLOURS
 
 _MAX_8_BITS, _MAX_16_BITS = 2**8 - 1, 2**16 - 1
-_POINTS_PER_ROW = 256
-"""Number of points that `_find_lowest_corner` reduces side by side."""
 
 
 def prepare_scene(
@@ -47,30 +43,9 @@ def from_lowest_corner(points: np.ndarray, *, scale: float = 1.0) -> tuple[np.nd
     Differences are computed in float64. Values beyond float32 become infinite.
     """
     points = points.astype(np.float64, copy=False)
-    corner = _find_lowest_corner(points)
-    relative = np.empty(points.shape, dtype=np.float32)
-    if can_use_numba(torch.empty(0)):
-        run_parallel(_move, len(points), points, corner, scale, relative)
-    else:
-        with np.errstate(over="ignore"):
-            relative[:] = (points - corner) * scale
-    return relative, corner
-
-
-def _find_lowest_corner(points: np.ndarray) -> np.ndarray:
-    """Compute `points.min(axis=0)` (3,) over long rows of many points: rows of three numbers take ten times as long."""
-    num_in_rows = len(points) // _POINTS_PER_ROW * _POINTS_PER_ROW
-    rows = points[:num_in_rows].reshape(-1, 3 * _POINTS_PER_ROW)
-    lowest = [rows.min(axis=0).reshape(-1, 3)] if len(rows) else []
-    corner: np.ndarray = np.concatenate([*lowest, points[num_in_rows:]]).min(axis=0)
-    return corner
-
-
-@numba_kernel
-def _move(first: int, last: int, points: np.ndarray, corner: np.ndarray, scale: float, moved: np.ndarray) -> None:
-    for row in range(first, last):
-        for axis in range(3):
-            moved[row, axis] = np.float32((points[row, axis] - corner[axis]) * scale)
+    corner = points.min(axis=0)
+    with np.errstate(over="ignore"):
+        return ((points - corner) * scale).astype(np.float32), corner
 
 
 def normalised_position(points: np.ndarray) -> np.ndarray:

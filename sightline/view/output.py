@@ -20,7 +20,7 @@ from sightline.store.files.column_names import COLOURS
 from sightline.store.files.input_files import file_size
 from sightline.store.files.ply import write_ply
 from sightline.store.files.scan_files import read_label_ids
-from sightline.store.files.scan_reading import PREDICTING, read_scan
+from sightline.store.files.scan_reading import read_scan
 from sightline.view.page import Tile, draw_sheet, encode_page, make_tiles
 from sightline.view.stages import ClassColoring, Coloring, RgbColoring, Stage, ViewedSample, height_coloring
 from sightline.workbench.evaluate.saved_predictions import file_stems
@@ -38,7 +38,7 @@ def view_file(path: Path, *, name: str, columns: Sequence[str] | None = None, up
     `predict` wrote. Points that are NaN at x, y and z have no return and are left out, with their labels.
     Raises DataError naming the file.
     """
-    scan = read_scan(path, columns=columns, no_return="nan", advice=PREDICTING)
+    scan = read_scan(path, columns=columns, no_return="nan")
     is_shown = ~is_no_return(scan)
     cloud = scan.rows(is_shown)
     if not len(cloud.points):

@@ -42,56 +42,16 @@ def file_readers(folder: Path) -> Iterator[Reader]:
 def _clouds(folder: Path) -> Iterator[Reader]:
     from scipy.io import savemat
 
-    from sightline.store.files.array_files import read_mat
-    from sightline.store.files.cloud_files import has_normals, read_cloud
+    from sightline.store.files.cloud_files import read_cloud
+    from sightline.store.files.mat_files import read_mat
+    from tests.data.files.test_broken_clouds import write_one_of_each_kind
 
-    points = np.random.default_rng(0).normal(size=(12, 3))
-    for path in _write_clouds(folder, points):
-        yield Reader(f"cloud{path.suffix} {path.stem}", path, lambda path=path: (has_normals(path), read_cloud(path)))
-    savemat(folder / "plain.mat", {"points": points})
-    savemat(folder / "packed.mat", {"points": points}, do_compression=True)
-    for path in (folder / "plain.mat", folder / "packed.mat"):
-        yield Reader(f"mat {path.stem}", path, lambda path=path: read_mat(path, "points"))
-
-
-def _write_clouds(folder: Path, points: np.ndarray) -> list[Path]:
-    import h5py
-
-    from sightline.store.files.ply import write_ply
-
-    np.save(folder / "cloud.npy", points)
-    np.savez(folder / "cloud.npz", points=points, normals=points)
-    np.savez_compressed(folder / "packed.npz", points=points)
-    with h5py.File(folder / "cloud.h5", "w") as file:
-        file["points"] = points
-        file.create_dataset("normals", data=points, chunks=(4, 3), compression="gzip")
-    write_ply(folder / "binary.ply", points=points, colors=np.zeros((12, 3), np.uint8))
-    rows = "\n".join(" ".join(f"{number:.4f}" for number in row) for row in points)
-    header = "ply\nformat ascii 1.0\nelement vertex 12\nproperty float x\nproperty float y\nproperty float z\n"
-    faces = "3 0 1 2\n4 3 4 5 6"
-    (folder / "text.ply").write_text(
-        f"{header}element face 2\nproperty list uchar int vertex_indices\nend_header\n{rows}\n{faces}\n"
-    )
-    head = "VERSION .7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nWIDTH 12\nHEIGHT 1\n"
-    head += "VIEWPOINT 0 0 0 1 0 0 0\n"
-    (folder / "text.pcd").write_text(f"{head}POINTS 12\nDATA ascii\n{rows}\n")
-    binary = points.astype("<f4").tobytes()
-    (folder / "binary.pcd").write_bytes(f"{head}POINTS 12\nDATA binary\n".encode() + binary)
-    try:
-        from pypcd4 import Encoding, PointCloud
-    except ImportError:
-        pass
-    else:
-        PointCloud.from_xyz_points(points.astype(np.float32)).save(
-            folder / "packed.pcd", encoding=Encoding.BINARY_COMPRESSED
-        )
-    (folder / "mesh.off").write_text(f"OFF\n12 2 0\n{rows}\n{faces}\n")
-    (folder / "cloud.txt").write_text(f"x y z\n{rows}\n")
-    (folder / "cloud.xyz").write_text(f"{rows}\n")
-    (folder / "cloud.csv").write_text(f"x,y,z\n{rows.replace(' ', ',')}\n")
-    (folder / "cloud.pts").write_text(f"12\n{rows}\n")
-    kinds = {".npy", ".npz", ".h5", ".ply", ".pcd", ".off", ".txt", ".xyz", ".csv", ".pts"}
-    return sorted(path for path in folder.iterdir() if path.suffix in kinds)
+    for path in write_one_of_each_kind(folder):
+        yield Reader(f"cloud{path.suffix} {path.stem}", path, lambda path=path: read_cloud(path))
+    for name, is_packed in (("plain", False), ("packed", True)):
+        path = folder / f"{name}.mat"
+        savemat(path, {"points": np.ones((12, 3))}, do_compression=is_packed)
+        yield Reader(f"mat {name}", path, lambda path=path: read_mat(path, "points"))
 
 
 def _depth(folder: Path) -> Iterator[Reader]:

@@ -13,9 +13,15 @@ import numpy as np
 from PIL import Image
 
 from sightline.contract.errors import DataError
-from sightline.store.files.array_files import check_decompressed_size, read_npy
-from sightline.store.files.image_files import DECODE_ERRORS, DEPTH_MODES, FREE_IMAGE_BYTES, PNG_END
-from sightline.store.files.input_files import assert_regular, damaged, read_file
+from sightline.store.files.array_files import read_npy
+from sightline.store.files.image_files import DEPTH_MODES, FREE_IMAGE_BYTES, PNG_END
+from sightline.store.files.input_files import (
+    assert_regular,
+    check_decompressed_size,
+    convert_errors,
+    damaged,
+    read_file,
+)
 
 SizePx: TypeAlias = tuple[int, int]
 """Width and height of an image, in pixels."""
@@ -150,23 +156,15 @@ def _decode(path: Path, kind: Literal["PNG", "TIFF"]) -> tuple[str, np.ndarray]:
     content = read_file(path)
     if kind == "PNG" and not content.endswith(PNG_END):
         raise damaged(f"{path}: does not end as PNG files do, at byte {len(content)}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings about large images, which are checked below, and damaged tags
-            with Image.open(io.BytesIO(content), formats=[kind]) as image:
-                num_images = getattr(image, "n_frames", 1)
-                if num_images > 1:
-                    raise DataError(
-                        f"{path}: holds {num_images} images, one is needed; write each to a file of its own"
-                    )
-                num_bytes = 8 * image.width * image.height
-                check_decompressed_size(str(path), num_bytes, len(content), free_bytes=FREE_IMAGE_BYTES)
-                return image.mode, np.asarray(image)
-    except DataError:
-        raise
-    except DECODE_ERRORS as error:
-        reason = " ".join(str(error).partition(" <_io.")[0].split())
-        raise damaged(f"{path}: cannot be decoded ({reason})") from error
+    with convert_errors(path, "cannot be decoded"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # warnings about large images, which are checked below, and damaged tags
+        with Image.open(io.BytesIO(content), formats=[kind]) as image:
+            num_images = getattr(image, "n_frames", 1)
+            if num_images > 1:
+                raise DataError(f"{path}: holds {num_images} images, one is needed; write each to a file of its own")
+            num_bytes = 8 * image.width * image.height
+            check_decompressed_size(str(path), num_bytes, len(content), free_bytes=FREE_IMAGE_BYTES)
+            return image.mode, np.asarray(image)
 
 
 def _check_numbers(array: np.ndarray, path: Path, no_return: float | None) -> np.ndarray:

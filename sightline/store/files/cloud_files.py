@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,17 +10,18 @@ from typing import NamedTuple
 import numpy as np
 
 from sightline.contract.errors import ConfigError, DataError, escape_to_one_line, join_some
-from sightline.store.files.array_files import READ_ERRORS, hdf5_names, read_hdf5_arrays, read_npy, read_npz_arrays
-from sightline.store.files.cloud_formats import announces_faces, las_names, read_las, read_off, read_pcd
-from sightline.store.files.column_names import COLOURS, NORMALS, POINTS, NamedColumns, has_triple, rename_columns
+from sightline.store.files.array_files import read_npy, read_npz_arrays
+from sightline.store.files.column_names import COLOURS, NORMALS, POINTS, NamedColumns, rename_columns
 from sightline.store.files.e57_files import read_e57
+from sightline.store.files.hdf5_files import read_hdf5_arrays
 from sightline.store.files.input_files import assert_regular, damaged
-from sightline.store.files.mesh_formats import read_obj, read_stl
+from sightline.store.files.las_files import read_las
+from sightline.store.files.mesh_formats import read_obj, read_off, read_stl
+from sightline.store.files.pcd_files import read_pcd
 from sightline.store.files.ply import read_ply
-from sightline.store.files.text_tables import read_rows, split_lines
+from sightline.store.files.text_tables import read_rows
 
 _SKIPPED = "_"
-_HEAD_BYTES = 65_536
 _MAX_LISTED = 5
 _STRAY_RATIO = 1e3
 _MIN_POINTS_FOR_STRAYS = 100
@@ -121,47 +121,6 @@ def read_cloud(
 def is_no_return(cloud: PointCloud) -> np.ndarray:
     """Return a mask (N,) of points without a sensor return (x, y, z all NaN). Vertices of a mesh are False."""
     return np.isnan(cloud.points).all(axis=1) & (cloud.faces is None or not len(cloud.faces))
-
-
-def has_normals(path: Path, *, by_faces: bool = True) -> bool:
-    """Return True if the first bytes or array names of a file announce normals, or faces if these count.
-
-    Nothing else is checked: a file that is not of its format has none here, and is refused when it is read.
-    Raises DataError unless it is a regular file.
-    """
-    assert_regular(path)
-    suffix = path.suffix.lower()
-    if suffix in (".npy", ".npz", ".h5", ".hdf5", ".las", ".laz"):
-        names = {name.lower() for name in _array_names(path)}
-        return bool({"normals", "normal", *(["faces"] if by_faces else [])} & names) or has_triple([*names], NORMALS)
-    if suffix == ".e57":
-        return False
-    if suffix in _ANNOUNCE_FACES:
-        return by_faces and _ANNOUNCE_FACES[suffix](path)
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES).decode("latin-1").lower()
-    if suffix == ".ply":
-        header = split_lines(head.partition("end_header")[0])
-        lines = [line.split() for line in header]
-        return has_triple([fields[-1] for fields in lines if fields[:1] == ["property"]], NORMALS) or any(
-            by_faces and fields[:2] == ["element", "face"] and fields[2:] != ["0"] for fields in lines
-        )
-    return has_triple(head.replace(",", " ").replace('"', " ").replace("//", " ").split(), NORMALS)
-
-
-def _array_names(path: Path) -> list[str]:
-    """List the names of arrays (NPZ, HDF5), fields (NPY) or dimensions (LAS) of a file; empty if it is damaged."""
-    try:
-        if path.suffix.lower() in (".las", ".laz"):
-            return las_names(path)
-        if path.suffix.lower() == ".npy":
-            return list(np.load(path, mmap_mode="r").dtype.names or ())
-        if path.suffix.lower() == ".npz":
-            with zipfile.ZipFile(path) as archive:
-                return [name.removesuffix(".npy") for name in archive.namelist()]
-        return hdf5_names(path)
-    except READ_ERRORS:
-        return []
 
 
 def is_cloud_file(path: Path, *, suffixes: Sequence[str] | None = None) -> bool:
@@ -269,11 +228,6 @@ def _read_npy(path: Path) -> _Content:
     if table.dtype.names is None:
         return _Content(table)
     return _join_arrays(path, {name: table[name] for name in table.dtype.names})
-
-
-def _read_off(path: Path) -> _Content:
-    mesh = read_off(path, needs_faces=False)
-    return _Content(dict(zip(POINTS, mesh.vertices.T, strict=True)), mesh.faces if len(mesh.faces) else None)
 
 
 def _read_pcd(path: Path) -> _Content:
@@ -430,35 +384,20 @@ def _advise_columns(cloud: PointCloud, name: str) -> str:
     return f", or read it without {name}: 'columns=[{listed}]' or --columns {words} (_ skips a column without a name)"
 
 
-def _has_polygons(path: Path) -> bool:
-    """Return True if an OBJ file has a line of a polygon."""
-    return b"\nf " in path.read_bytes().replace(b"\r", b"\n")
-
-
-_ANNOUNCE_FACES: Mapping[str, Callable[[Path], bool]] = {
-    ".off": announces_faces,
-    ".obj": _has_polygons,
-    ".stl": lambda path: True,
-}
 _READERS: Mapping[str, Callable[[Path], _Content]] = {
     ".npy": _read_npy,
     ".npz": lambda path: _join_arrays(path, read_npz_arrays(path)),
-    ".h5": lambda path: _join_arrays(path, read_hdf5_arrays(path)),
-    ".hdf5": lambda path: _join_arrays(path, read_hdf5_arrays(path)),
+    **dict.fromkeys((".h5", ".hdf5"), lambda path: _join_arrays(path, read_hdf5_arrays(path))),
     ".ply": lambda path: _Content(*read_ply(path)),
     ".pcd": _read_pcd,
-    ".las": lambda path: _Content(read_las(path)),
-    ".laz": lambda path: _Content(read_las(path)),
+    **dict.fromkeys((".las", ".laz"), lambda path: _Content(read_las(path))),
     ".e57": lambda path: _Content(read_e57(path)),
-    ".off": _read_off,
+    ".off": lambda path: _Content(*read_off(path)),
     ".obj": lambda path: _Content(*read_obj(path)),
     ".stl": lambda path: _Content(*read_stl(path)),
-    ".txt": _read_text,
-    ".xyz": _read_text,
-    ".csv": _read_text,
-    ".pts": _read_text,
-    ".asc": _read_text,
+    **dict.fromkeys((".txt", ".xyz", ".csv", ".pts", ".asc"), _read_text),
 }
+"""Reader of each suffix; all results have columns by name, or a table that `columns` names."""
 
 CLOUD_SUFFIXES = tuple(_READERS)
 """Suffixes of the files that `read_cloud` reads."""

@@ -28,11 +28,6 @@ def rename_columns(names: Sequence[str]) -> dict[str, str]:
     return {new: old for old, new in new_names.items()}
 
 
-def has_triple(names: Sequence[str], triple: tuple[str, str, str]) -> bool:
-    """Return True if these columns, in any spelling, are among the names."""
-    return set(triple) <= set(rename_columns(names))
-
-
 class NamedColumns(Mapping[str, np.ndarray]):
     """Columns (N,) by the names by which they are read, in the dtype of the file; each is looked up when it is used."""
 

@@ -9,8 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from sightline.contract.errors import DataError, assert_installed
-from sightline.store.files.array_files import check_decompressed_size, convert_errors
-from sightline.store.files.input_files import assert_regular, copy_again, damaged, file_size, get_again
+from sightline.store.files.input_files import (
+    check_decompressed_size,
+    convert_errors,
+    copy_again,
+    damaged,
+    file_size,
+    get_again,
+    open_regular,
+)
 
 _HEADER = struct.Struct("<8s2I4Q")
 """Magic word, version, length of the file, place and length of its XML section, and length of a page."""
@@ -30,12 +37,11 @@ def read_e57(path: Path) -> dict[str, np.ndarray]:
     invalid are left out. Raises DataError for a damaged file and for one without scans; MissingExtraError without
     `pye57`. Source: ASTM E2807, the header, the pages and the XML section.
     """
-    assert_regular(path)
     _check_xml(path)
     assert_installed("pye57", needed_by=f"{path}: reading .e57 files")
     import pye57
 
-    with convert_errors(path, "does not read as E57", pye57.libe57.E57Exception):
+    with convert_errors(path, "does not read as E57"):
         pye57.libe57.ImageFile(str(path), "r").close()  # its reader hides the reason of a file that does not open
         file = pye57.E57(str(path))
         scans = range(file.scan_count)
@@ -54,7 +60,7 @@ def read_e57(path: Path) -> dict[str, np.ndarray]:
 
 def _check_xml(path: Path) -> None:
     """Raise DataError for a header that does not fit the file, and for XML that declares a type or entities."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head, size = file.read(_HEADER.size), file_size(path)
         if len(head) < _HEADER.size or head[:8] != b"ASTM-E57":
             raise damaged(f"{path}: does not begin as E57 files do")

@@ -1,14 +1,11 @@
-"""Image files of any kind as RGB: header, integrity check and pixels.
-
-PNG files of rendered views: integrity check, and composition with a background.
-"""
+"""Images of any kind: header, integrity check, pixels as RGB, and composition of views with a background."""
 
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,19 +18,52 @@ from PIL import ExifTags, Image
 from sightline.contract.errors import DataError
 from sightline.ops.rendering import Background
 from sightline.parts.transforms.images import resize_images
-from sightline.store.files.array_files import check_decompressed_size
-from sightline.store.files.input_files import BoundedFile, assert_regular, file_size, open_regular, read_file
+from sightline.store.files.input_files import assert_regular, check_decompressed_size, convert_errors, open_regular
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-DECODE_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError),
-    *(TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError),
-)
-"""Exceptions of Pillow for files that are damaged, or of an absurd size; the second line is of TIFF's tags."""
 FREE_IMAGE_BYTES = 2**28
 """Size up to which an image is decoded regardless of its compression: a drawing may have one colour."""
 _MAX_SIZE_PX = 4096
+_TIFF_DEPTHS = ("I;16", "I;16B", "I", "F")
+DEPTH_MODES = {".png": ("I;16", "I"), ".tif": _TIFF_DEPTHS, ".tiff": _TIFF_DEPTHS}
+"""Pillow's modes of images with one channel of 16 bits or more, in which depths are stored, by suffix."""
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""Suffixes of image files, in lower case."""
+_SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Transpositions that make the stored pixels upright. Source: Exif 2.32, tag 274."""
+
+
+class _BoundedFile(io.BufferedReader):
+    """Reader that never requests more bytes than the file has; Pillow requests as many as a chunk states."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._num_bytes = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(-1 if size is None or size > self._num_bytes else size)
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image. Raises DataError for a file that is damaged or has an absurd size, also while it is used."""
+    assert_regular(path)  # which says of a folder what it is
+    with convert_errors(path, "cannot be decoded"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # warnings about damaged EXIF data, and about large images
+        with _BoundedFile(path) as file, Image.open(file) as image:
+            num_bytes = 4 * image.width * image.height
+            check_decompressed_size(str(path), num_bytes, path.stat().st_size, free_bytes=FREE_IMAGE_BYTES)
+            yield image
 
 
 def png_fault(path: Path) -> str:
@@ -63,17 +93,12 @@ def read_view(path: Path, *, size_px: int, background: Background) -> np.ndarray
     fault = png_fault(path)
     if fault:
         raise DataError(f"{fault}; the file is damaged or in another format")
-    try:
-        with BoundedFile(path) as file, Image.open(file) as image:
-            mode, pixels = image.mode, np.asarray(image)
-    except DECODE_ERRORS as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path}: cannot be decoded ({reason}); the file is damaged or in another format") from error
+    with open_image(path) as image:
+        mode, pixels = image.mode, np.asarray(image)
     if mode != "RGBA":
         raise DataError(f"{path}: is {mode}, RGBA is needed, whose transparency marks the background; get the renders")
-    resized: np.ndarray = resize_images(
-        torch.from_numpy(composite_over(pixels, background)), size=(size_px, size_px)
-    ).numpy()
+    composed = torch.from_numpy(composite_over(pixels, background))
+    resized: np.ndarray = resize_images(composed, size=(size_px, size_px)).numpy()
     return resized
 
 
@@ -85,24 +110,6 @@ def composite_over(rgba: np.ndarray, background: Background) -> np.ndarray:
     colours, opacity = rgba[..., :3].astype(np.int32), rgba[..., 3:].astype(np.int32)
     background_value = 255 if background == "white" else 0
     return ((colours * opacity + background_value * (255 - opacity) + 127) // 255).astype(np.uint8)
-
-
-_TIFF_DEPTHS = ("I;16", "I;16B", "I", "F")
-DEPTH_MODES = {".png": ("I;16", "I"), ".tif": _TIFF_DEPTHS, ".tiff": _TIFF_DEPTHS}
-"""Pillow's modes of images with one channel of 16 bits or more, in which depths are stored, by suffix."""
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""Suffixes of image files, in lower case."""
-_SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""Transpositions that make the stored pixels upright. Source: Exif 2.32, tag 274."""
 
 
 class ImageHeader(NamedTuple):
@@ -120,44 +127,9 @@ class ImageHeader(NamedTuple):
 
 def read_header(path: Path) -> ImageHeader:
     """Read the header of an image. Raises DataError if the file is not an image, or has an absurd size."""
-    header = _read_plain_jpeg(path)
-    if header is not None:
-        _check_size(path, header.height, header.width)
-        return header
-    with _open_image(path) as image:
+    with open_image(path) as image:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         return ImageHeader(image.height, image.width, image.mode, orientation if orientation in _TURNS else 1)
-
-
-_JPEG_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
-_PLAIN_SEGMENTS = (0xDB, 0xC4, 0xDD, 0xFE, 0xE0, 0xEE)
-"""Markers of tables, restarts, comments, JFIF and Adobe: no orientation."""
-
-
-def _read_plain_jpeg(path: Path) -> ImageHeader | None:
-    """Read the header of a JPEG file that states no orientation; None for any other file, which Pillow is to read.
-
-    Segments before the pixels are passed over unread. Source: ITU T.81, annex B; Pillow takes ten times as long.
-    """
-    header = None
-    with open_regular(path) as file:
-        is_jpeg = file.read(2) == b"\xff\xd8"
-        while is_jpeg and len(head := file.read(4)) == 4 and head[0] == 0xFF:
-            marker, num_bytes = head[1], int.from_bytes(head[2:], "big") - 2
-            if marker == 0xDA:  # the pixels
-                return header
-            if marker in (0xC0, 0xC1, 0xC2) and header is None:
-                frame = file.read(num_bytes)
-                mode = _JPEG_MODES.get(frame[5]) if len(frame) == num_bytes >= 6 else None
-                if mode is None or frame[0] != 8 or num_bytes != 6 + 3 * frame[5]:
-                    return None
-                height, width = struct.unpack(">HH", frame[1:5])
-                header = ImageHeader(height, width, mode, 1) if height and width else None
-            elif marker in _PLAIN_SEGMENTS and num_bytes >= 0:
-                file.seek(num_bytes, 1)
-            else:  # Exif or XMP, which may state an orientation, several pictures, or damage
-                return None
-    return None
 
 
 def check_image(path: Path) -> None:
@@ -165,7 +137,7 @@ def check_image(path: Path) -> None:
 
     JPEG is decoded at an eighth of its size, which takes about half the time of reading it.
     """
-    with _open_image(path) as image:
+    with open_image(path) as image:
         image.draft(image.mode, (1, 1))
         image.load()
 
@@ -177,7 +149,7 @@ def read_image(path: Path, *, orientation: int = 1) -> np.ndarray:
     formulas; opacity is dropped, so that transparent pixels show the colours stored below. Of several frames the first
     is taken. Raises DataError for a file that is truncated, is not an image, or has other pixels (32-bit, Lab).
     """
-    with _open_image(path) as image:
+    with open_image(path) as image:
         image.load()
         upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
         return np.array(_convert_to_rgb(upright, path))
@@ -197,27 +169,3 @@ def _convert_to_rgb(image: Image.Image, path: Path) -> Image.Image:
     if "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
-
-
-def _check_size(path: Path, height: int, width: int) -> None:
-    check_decompressed_size(str(path), 4 * width * height, file_size(path), free_bytes=FREE_IMAGE_BYTES)
-
-
-@contextmanager
-def _open_image(path: Path) -> Iterator[Image.Image]:
-    """Open an image; convert the exceptions of a damaged file into a DataError."""
-    assert_regular(path)  # which says of a folder what it is
-    content = read_file(path)  # at once: Pillow reads some formats byte by byte
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings about damaged EXIF data, and about large images
-            with io.BytesIO(content) as file, Image.open(file) as image:
-                _check_size(path, image.height, image.width)
-                yield image
-    except DataError:
-        raise
-    except DECODE_ERRORS as error:
-        reason = " ".join(str(error).split()).partition(" <_io.BytesIO")[0]
-        raise DataError(
-            f"{path}: cannot be decoded ({reason}); the file is damaged or in another format: leave it out"
-        ) from error

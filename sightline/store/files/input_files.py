@@ -1,21 +1,24 @@
-"""Reading of user-given files: regular files only, because pipes and devices would block.
-
-Strict YAML reader for the user's own files, such as label maps and lists of classes.
-"""
+"""Reading of user-given files: regular files only, limits of size, and errors of one line that name the file."""
 
 from __future__ import annotations
 
 import errno
-import io
 import os
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sightline.config.yaml_tree import ConfigFaults, read_tables
-from sightline.contract.errors import ConfigError, DataError
-from sightline.contract.regular_files import check_regular_file, parse_json
+from sightline.contract.errors import ConfigError, DataError, UserError, summarise_error
+from sightline.contract.regular_files import check_regular_file, parse_json, read_regular_file
+
+_MAX_EXPANSION = 100
+"""Maximum ratio of memory to stored size of an entry. Clouds are compressed 2 to 10 times, bombs 1,000 times."""
+FREE_BYTES = 2**24
+"""Size up to which an entry is read regardless of its compression."""
 
 
 def _with_advice(advice: str) -> Callable[[str], DataError]:
@@ -31,18 +34,30 @@ prepare_again = _with_advice("; prepare the set again")
 """Makers of the DataError of a file by its location and fault, with the advice that most faults need."""
 
 
-class BoundedFile(io.BufferedReader):
-    """Reader that never requests more bytes than the file has; Pillow requests as many as a chunk states."""
+@contextmanager
+def convert_errors(where: Path | str, fault: str = "cannot be read") -> Iterator[None]:
+    """Convert whatever the reader of a format raises for damaged bytes into a DataError that says where."""
+    try:
+        yield
+    except UserError:
+        raise
+    except MemoryError as error:  # also raised by Python's parser for a header of ten thousand brackets
+        raise DataError(f"{where}: does not fit into memory, or the file is damaged") from error
+    except BaseException as error:
+        is_panic = type(error).__module__ == "pyo3_runtime"  # of a library that is written in Rust
+        if not isinstance(error, Exception) and not is_panic:
+            raise
+        reason = summarise_error(error, max_length=200).partition(" <_")[0]
+        raise damaged(f"{where}: {fault} ({reason})") from error
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path))
-        self._num_bytes = os.fstat(self.fileno()).st_size
 
-    def __repr__(self) -> str:
-        return repr(os.fspath(self.name))
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        return super().read(-1 if size is None or size > self._num_bytes else size)
+def check_decompressed_size(where: str, claimed: int, stored: int, *, free_bytes: int = FREE_BYTES) -> None:
+    """Raise DataError if more than `free_bytes` would be decompressed from far fewer bytes."""
+    if claimed > free_bytes and claimed > _MAX_EXPANSION * stored:
+        raise DataError(
+            f"{where}: {stored} stored bytes would become {claimed} in memory, which no cloud or image does; if it is "
+            "yours, store it uncompressed"
+        )
 
 
 def expand_home(path: str | Path) -> Path:
@@ -77,17 +92,13 @@ def open_regular(path: Path) -> BinaryIO:
 
 def read_file(path: Path) -> bytes:
     """Read the bytes of a regular file. Raises DataError if it cannot be read, or does not fit into memory."""
-    num_bytes = file_size(path)
+    file_size(path)
     if not path.is_dir():  # for a folder the system raises a clear error
         assert_regular(path)
-    if num_bytes > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):  # sparse files can be larger than the disk
-        raise _too_large(path, num_bytes)
     try:
-        return path.read_bytes()
+        return read_regular_file(path, max_bytes=sys.maxsize)
     except OSError as error:
         raise unreadable(path, error) from error
-    except MemoryError as error:
-        raise _too_large(path, num_bytes) from error
 
 
 def parse_json_content(content: bytes, *, where: str, advice: str) -> Any:
@@ -104,12 +115,6 @@ def file_size(path: Path) -> int:
         return path.stat().st_size
     except OSError as error:
         raise unreadable(path, error) from error
-
-
-def _too_large(path: Path, num_bytes: int) -> DataError:
-    return DataError(
-        f"{path}: its {num_bytes} bytes do not fit into memory; split the file, or use a machine with more memory"
-    )
 
 
 def unreadable(path: Path, error: OSError) -> DataError:

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sightline.contract.errors import DataError, UserError, assert_installed, join_some
-from sightline.store.files.array_files import summarise_error
+from sightline.contract.errors import DataError, UserError, assert_installed, join_some, summarise_error
 from sightline.store.files.atomic_write import whole_folder
 from sightline.store.files.input_files import assert_regular
 

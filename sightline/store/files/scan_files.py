@@ -10,6 +10,7 @@ import numpy as np
 from sightline.contract.errors import DataError
 from sightline.store.files.atomic_write import open_atomic
 from sightline.store.files.input_files import damaged, read_file
+from sightline.store.files.text_tables import parse_rows, read_text, split_lines
 
 MAX_ID = 2**16 - 1
 """Largest id: files store ids in 16 bits; the upper half of a label is an instance."""
@@ -69,13 +70,16 @@ def read_matrices(path: Path) -> dict[str, MatrixRow]:
     Raises DataError with the line for one in another form, and for a repeated name.
     """
     matrices: dict[str, MatrixRow] = {}
-    for number, line in _read_numbered_lines(path):
-        where, (name, colon, numbers) = f"{path}:{number}", line.partition(":")
+    for number, line in enumerate(split_lines(read_text(path)), start=1):
+        name, colon, numbers = line.partition(":")
+        if not line.strip():
+            continue
         if not colon:
-            raise damaged(f"{where}: is not `name: numbers`")
+            raise damaged(f"{path}:{number}: is not `name: numbers`")
         if (key := name.strip()) in matrices:
-            raise DataError(f"{where}: '{key[:40]}' is there twice, before in {matrices[key].where}; keep one of them")
-        matrices[key] = MatrixRow(_parse_numbers(numbers, where), where)
+            where = matrices[key].where
+            raise DataError(f"{path}:{number}: '{key[:40]}' is there twice, before in {where}; keep one of them")
+        matrices[key] = _parse_row(numbers, path, number)
     return matrices
 
 
@@ -102,42 +106,24 @@ def velodyne_poses(poses_path: Path, calib_path: Path) -> np.ndarray:
     Raises DataError with file and line unless a row is twelve numbers that form a pose.
     Source: Behley et al. 2019, semantic-kitti-api.
     """
-    rows = [
-        _make_pose(_parse_numbers(line, f"{poses_path}:{n}"), f"{poses_path}:{n}")
-        for n, line in _read_numbered_lines(poses_path)
-    ]
+    lines = enumerate(split_lines(read_text(poses_path)), start=1)
+    rows = [_make_pose(_parse_row(line, poses_path, number)) for number, line in lines if line.strip()]
     matrices = read_matrices(calib_path)
     if "Tr" not in matrices:
         raise damaged(f"{calib_path}: has no row 'Tr'")
-    transform = _make_pose(*matrices["Tr"])
+    transform = _make_pose(matrices["Tr"])
     poses: np.ndarray = (np.linalg.inv(transform) @ np.array(rows).reshape(-1, 4, 4) @ transform)[:, :3]
     return poses
 
 
-def _make_pose(numbers: np.ndarray, where: str) -> np.ndarray:
+def _make_pose(row: MatrixRow) -> np.ndarray:
     """Build the pose (4, 4) from the twelve numbers of its first three rows."""
-    if len(numbers) != 12:
-        raise damaged(f"{where}: has {len(numbers)} numbers, 12 are expected")
-    check_pose(numbers.reshape(3, 4), where=where)
-    return np.vstack([numbers.reshape(3, 4), [0.0, 0.0, 0.0, 1.0]])
+    if len(row.numbers) != 12:
+        raise damaged(f"{row.where}: has {len(row.numbers)} numbers, 12 are expected")
+    check_pose(row.numbers.reshape(3, 4), where=row.where)
+    return np.vstack([row.numbers.reshape(3, 4), [0.0, 0.0, 0.0, 1.0]])
 
 
-def _parse_numbers(text: str, where: str) -> np.ndarray:
-    try:
-        numbers = np.array([float(token) for token in text.split()])
-    except ValueError:
-        raise damaged(f"{where}: holds something else than numbers") from None
-    if not np.isfinite(numbers).all():
-        raise damaged(f"{where}: holds a number that is not finite")
-    return numbers
-
-
-def _read_numbered_lines(path: Path) -> list[tuple[int, str]]:
-    return [(number, line) for number, line in enumerate(_read_lines(path), start=1) if line.strip()]
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return read_file(path).decode("ascii").splitlines()
-    except UnicodeDecodeError as error:
-        raise damaged(f"{path}: is not text (byte {error.start})") from error
+def _parse_row(text: str, path: Path, number: int) -> MatrixRow:
+    table = parse_rows([text], [number], path=path, num_columns=len(text.split()))
+    return MatrixRow(table[0], f"{path}:{number}")

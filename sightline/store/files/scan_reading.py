@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -34,39 +34,15 @@ _REMISSION_NAMES = ("remission", "intensity", "reflectance", "reflectivity", "i"
 _RING_NAMES = ("ring", "laser", "beam")
 SCAN_COLUMNS = (*_REMISSION_NAMES, *_RING_NAMES)
 """Columns that `to_raw_scan` reads, besides x, y and z."""
-_MIN_FAN_RAD = 1e-3
-"""Minimum range of elevations from which the order of beams is checked."""
+_MIN_FAN = 1e-3
+"""Minimum range of the sines of elevations from which the order of beams is checked."""
 
 
-class Advice(NamedTuple):
-    """Advice in error messages about a file, worded for the command that reads it.
-
-    `columns` has the places `example` and `words`, for as many columns as fit the file.
-    """
-
-    columns: str
-    no_ring: str
-    num_beams: str
-    order: str
-    axes: str
-
-
-PREPARING = Advice(
-    columns="state them, for example 'columns=[{example}]' for data prepare, --columns {words} for other commands "
-    "(_ skips a column)",
-    no_ring="name the column ring in columns, or leave num_beams out, with rows: pitch",
-    num_beams="set num_beams",
-    order="set ring_order={other}, or correct the order of x, y and z",
-    axes="name the columns in the order of the file, as in columns=[x, z, y, intensity, ring]",
+_ADVICE_COLUMNS = "name them: 'columns=[{names}]' when preparing, --columns {words} otherwise (_ skips a column)"
+ADVICE_RING = (
+    "name the column ring in columns or --columns; without one, prepare without num_beams, with rows: pitch"
 )
-PREDICTING = Advice(
-    columns="name them with --columns (_ skips a column), as in --columns {words}",
-    no_ring="name its column ring with --columns",
-    num_beams="name the column of rings with --columns, or give scans of the run's sensor",
-    order="the run's set numbers the beams {stated}: name the columns of x, y, z and ring with --columns, or give "
-    "scans of that form",
-    axes="name the columns of x, y, z and ring with --columns in the order of the file",
-)
+_ADVICE_AXES = "name the columns in the order of the file: 'columns=[x, z, y, ...]' when preparing, --columns otherwise"
 
 
 def read_scan(
@@ -75,7 +51,6 @@ def read_scan(
     columns: Sequence[str] | None,
     used: Collection[str] | None = None,
     no_return: NoReturn | None = None,
-    advice: Advice = PREPARING,
 ) -> PointCloud:
     """Read all points of a file in file order. For raw binary (.bin, float32) `columns` must name every column.
 
@@ -92,16 +67,14 @@ def read_scan(
     if names is None and not num_bytes:
         raise DataError(f"{path}: is empty; leave the file out, or get it again")
     if names is None or num_bytes % (4 * len(names)):
-        fits = [str(count) for count in (3, 4, 5, 6) if num_bytes % (4 * count) == 0]
-        fit = f"fit {' and '.join(fits)} columns" if fits else "fit no number of columns from 3 to 6"
+        fits = [count for count in (3, 4, 5, 6) if num_bytes % (4 * count) == 0]
+        fit = f"fit {' and '.join(map(str, fits))} columns" if fits else "fit no number of columns from 3 to 6"
         fault = f"its {num_bytes} bytes {fit} of float32, and the file does not state which"
         if names is not None:
-            expected = f"whole points of {len(names)} float32 have a multiple of {4 * len(names)}"
-            fault = f"has {num_bytes} bytes, {expected} ({', '.join(names)}); they {fit}"
-        example = ("x", "y", "z", "intensity", "_", "_")[: 4 if "4" in fits or not fits else int(fits[0])]
-        raise DataError(
-            f"{path}: {fault}; {advice.columns.format(example=', '.join(example), words=','.join(example))}"
-        )
+            fault = f"has {num_bytes} bytes, which {fit} of float32, not {len(names)} ({', '.join(names)})"
+        example = ("x", "y", "z", "intensity", "_", "_")[: 4 if 4 in fits or not fits else fits[0]]
+        advice = _ADVICE_COLUMNS.format(names=", ".join(example), words=",".join(example))
+        raise DataError(f"{path}: {fault}; {advice}")
     table = read_bin(path, num_columns=len(names))
     column_by_name = dict(zip(names, table.T, strict=True))
     with np.errstate(invalid="ignore"):  # a signalling NaN is left out like any other NaN
@@ -161,7 +134,6 @@ def to_raw_scan(
     num_beams: int | None,
     path: Path,
     no_return: NoReturn | None = None,
-    advice: Advice = PREPARING,
 ) -> RawScan:
     """Convert a cloud to a RawScan; rings count from the highest beam, missing remissions are zeros.
 
@@ -186,47 +158,47 @@ def to_raw_scan(
     if num_beams is None:
         return scan
     if rings is None:
-        available = _list_columns(cloud)
-        raise DataError(f"{path}: has no column {' or '.join(_RING_NAMES)}, it has {available}; {advice.no_ring}")
+        names = " or ".join(_RING_NAMES)
+        raise DataError(f"{path}: has no column {names}, it has {_list_columns(cloud)}; {ADVICE_RING}")
     with np.errstate(invalid="ignore"):  # a ring that is not finite differs from every whole number
         ring = rings.astype(np.int64)
     if (is_part := ring != rings).any():
         index = int(is_part.argmax())
         raise DataError(
             f"{path}: the ring of point {index} is {rings[index]:g}, not a whole number"
-            f"{count_others(is_part, 'so are')}; {advice.axes}"
+            f"{count_others(is_part, 'so are')}; {_ADVICE_AXES}"
         )
     if ((ring < 0) | (ring >= num_beams)).any():
         raise DataError(
             f"{path}: rings run from {rings.min():g} to {rings.max():g}, and the sensor has {num_beams} beams, 0 to "
-            f"{num_beams - 1}; {advice.num_beams}"
+            f"{num_beams - 1}; set num_beams when preparing, or name the column of rings in columns or --columns"
         )
     if ring_order == "bottom_first":
         ring = num_beams - 1 - ring
-    _check_order(scan.points, ring, ring_order, path, advice)
+    _check_order(scan.points, ring, ring_order, path)
     return scan._replace(ring=ring)
 
 
-def _check_order(points: np.ndarray, ring: np.ndarray, order: RingOrder, path: Path, advice: Advice) -> None:
+def _check_order(points: np.ndarray, ring: np.ndarray, order: RingOrder, path: Path) -> None:
     """Raise DataError if elevations rise with the ring number; they must fall."""
     distance = np.linalg.norm(points, axis=1)
     is_far = distance > 0
-    if not is_far.any():
+    sines, ring = points[is_far] / distance[is_far, None], ring[is_far]
+    if len(ring) < 2 or not np.ptp(ring) or np.ptp(sines[:, 2]) < _MIN_FAN:
         return
-    angles, ring = np.arcsin(points[is_far] / distance[is_far, None]), ring[is_far]
-    if np.ptp(ring) and np.ptp(angles[:, 2]) > _MIN_FAN_RAD and np.corrcoef(ring, angles[:, 2])[0, 1] > 0:
-        with np.errstate(divide="ignore", invalid="ignore"):  # an axis may be constant
-            correlations = np.abs(np.corrcoef(ring, angles.T)[0, 1:])
-        up = "xyz"[int(np.nan_to_num(correlations).argmax())]
-        if up != "z":
-            raise DataError(
-                f"{path}: rings follow the column that is read as {up}, not z, which is up: x, y and z are in another "
-                f"order; {advice.axes}"
-            )
+    with np.errstate(divide="ignore", invalid="ignore"):  # an axis may be constant
+        correlations = np.nan_to_num(np.corrcoef(ring, sines.T)[0, 1:])
+    up = "xyz"[int(np.abs(correlations).argmax())]
+    if correlations[2] > 0 and up != "z":
+        raise DataError(
+            f"{path}: rings follow the column that is read as {up}, not z, which is up: x, y and z are in another "
+            f"order; {_ADVICE_AXES}"
+        )
+    if correlations[2] > 0:
         other = "bottom_first" if order == "top_first" else "top_first"
         raise DataError(
-            f"{path}: the points' elevations contradict ring_order={order}; "
-            f"{advice.order.format(other=other, stated=order)}"
+            f"{path}: the points' elevations contradict ring_order={order}; set ring_order={other} when preparing, or "
+            "correct the order of x, y, z and ring in columns or --columns"
         )
 
 

@@ -6,7 +6,6 @@ LiDAR sensors: presets, the config block that describes another sensor, and the 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -52,9 +51,8 @@ class RawScan(NamedTuple):
         """Return the scan without points that have no return."""
         if self.is_return is None:
             return self
-        ring, column = (None if array is None else array[self.is_return] for array in (self.ring, self.column))
-        points, remission, ids = (array[self.is_return] for array in (self.points, self.remission, self.ids))
-        return RawScan(points, remission, ids, ring, column)
+        arrays = (self.points, self.remission, self.ids, self.ring, self.column)
+        return RawScan(*(None if array is None else array[self.is_return] for array in arrays))  # type: ignore[arg-type]
 
 
 def check_scan(scan: RawScan, *, where: str) -> RawScan:
@@ -167,12 +165,12 @@ class Sensor:
     """
 
     fov_deg: tuple[float, float]
-    azimuth_deg: tuple[float, float]
-    beams_deg: tuple[float, ...]
     num_beams: int
-    remission_max: float
-    input_mean: tuple[float, ...] | None
-    input_std: tuple[float, ...] | None
+    azimuth_deg: tuple[float, float] = (180.0, -180.0)
+    beams_deg: tuple[float, ...] = ()
+    remission_max: float = 1.0
+    input_mean: tuple[float, ...] | None = None
+    input_std: tuple[float, ...] | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return the facts of a data set with this sensor, without unknown statistics."""
@@ -197,51 +195,30 @@ def make_sensor(block: SensorBlock | None, *, preset: SensorName | None, owner: 
     """
     overrides: dict[str, Any] = dict(block or {})
     name = overrides.pop("preset", preset)
-    base = {} if name is None else _read_presets()[name]
-    if any(
-        key in overrides and _to_tuple(overrides[key]) != base.get(key) for key in ("fov_deg", "beams_deg", "num_beams")
-    ):
-        dropped = (*_BEAM_KEYS, "fov_deg") if "beams_deg" in overrides else _BEAM_KEYS
+    presets = json.loads(Path(__file__).with_name("sensors.json").read_text(encoding="utf-8"))
+    base = {key: value for key, value in presets.get(name, {}).items() if key != "about"}
+    if any(key in overrides and [*_items(overrides[key])] != [*_items(base.get(key))] for key in _GEOMETRY):
+        dropped = ("beams_deg", "input_mean", "input_std", *(["fov_deg"] if "beams_deg" in overrides else []))
         base = {key: value for key, value in base.items() if key not in dropped}  # they belong to the preset's beams
-    values = {**_DEFAULTS, **base, **overrides}
-    if overrides.get("beams_deg"):
-        values = {"fov_deg": (overrides["beams_deg"][0], overrides["beams_deg"][-1]), **values}
-        values["num_beams"] = overrides.get("num_beams", len(overrides["beams_deg"]))
+    values = {**base, **overrides}
+    if beams := overrides.get("beams_deg"):
+        values = {"fov_deg": (beams[0], beams[-1]), **values, "num_beams": overrides.get("num_beams", len(beams))}
     missing = [key for key in ("fov_deg", "num_beams") if key not in values]
     if missing:
         raise ConfigError(
-            f"sensor: {owner} needs {' and '.join(missing)} of the sensor; give them, or a preset: "
-            f"{', '.join(_read_presets())}"
+            f"sensor: {owner} needs {' and '.join(missing)} of the sensor; give them, or a preset: {', '.join(presets)}"
         )
-    sensor = Sensor(**{key: _to_tuple(value) for key, value in values.items()})
+    arguments: dict[str, Any] = {key: tuple(each) if isinstance(each, list) else each for key, each in values.items()}
+    sensor = Sensor(**arguments)
     _check(sensor)
     return sensor
 
 
-_BEAM_KEYS = ("beams_deg", "input_mean", "input_std")
-_DEFAULTS: Mapping[str, Any] = {
-    "azimuth_deg": (180.0, -180.0),
-    "beams_deg": (),
-    "remission_max": 1.0,
-    "input_mean": None,
-    "input_std": None,
-}
+_GEOMETRY = ("fov_deg", "beams_deg", "num_beams")
 
 
-def _to_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _read_presets() -> dict[SensorName, dict[str, Any]]:
-    entries = json.loads(Path(__file__).with_name("sensors.json").read_text(encoding="utf-8"))
-    return {name: _expand_preset(entry) for name, entry in entries.items()}
-
-
-def _expand_preset(entry: Mapping[str, Any]) -> dict[str, Any]:
-    blocks = [np.linspace(first, last, count) for first, last, count in entry.get("beam_blocks_deg", ())]
-    beams = tuple(np.concatenate(blocks).round(6).tolist()) if blocks else ()
-    fields = {key: value for key, value in entry.items() if key not in ("about", "beam_blocks_deg")}
-    return {key: _to_tuple(value) for key, value in {**fields, "beams_deg": beams}.items()}
+def _items(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 def _check(sensor: Sensor) -> None:

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.contract.errors import DataError, MissingDataError, join_some
+from sightline.contract.errors import DataError, MissingDataError, join_some, summarise_error
 from sightline.contract.regular_files import check_regular_file, find_outward_link, parse_json, read_regular_file
-from sightline.store.files.array_files import READ_ERRORS, check_npy, summarise_error
+from sightline.store.files.array_files import check_npy
 from sightline.store.files.input_files import prepare_again, read_file
 from sightline.store.prepared.columns import OFFSETS
 
@@ -444,7 +444,7 @@ def _map_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarra
         check_npy(path)
         with np.errstate(over="ignore"):  # an absurdly large shape overflows, and is refused
             array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
-    except (*READ_ERRORS, MemoryError) as error:
+    except (OSError, ValueError, TypeError, MemoryError) as error:
         raise prepare_again(f"{path}: does not read as an array ({summarise_error(error)})") from error
     if (array.shape, array.dtype) != (shape, dtype):
         raise prepare_again(f"{path}: holds {array.dtype} {array.shape}, the manifest lists {dtype} {shape}")

@@ -13,7 +13,7 @@ from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo, Field, ScanInputSpec
 from sightline.store.files.range_images import read_range_image
 from sightline.store.files.scan_reading import (
-    PREDICTING,
+    ADVICE_RING,
     SCAN_COLUMNS,
     NoReturn,
     has_remission,
@@ -71,17 +71,19 @@ def read_scan_sample(
             **({} if scan.ring is None else {"ring": scan.ring}),
         }
         if missing := [name for name in fields if name not in values]:
-            raise DataError(f"{path}: has no {missing[0]}; {PREDICTING.no_ring}")
+            raise DataError(f"{path}: has no {missing[0]}; {ADVICE_RING}")
         sample = {name: values[name] for name in fields}
         num_far = int(is_far(scan.points, info.fields["points"]).sum())
         _assert_measured(scan, spec, path)
         assert_within(sample, info, str(path), any_scale=True)
         assert_few_far(scan.points, info.fields["points"], str(path), noun="scan")
     except DataError as error:
-        if path.suffix.lower() != ".bin" or columns is not None or "--columns" in str(error):
+        told = str(error)
+        if path.suffix.lower() != ".bin" or columns is not None:
             raise
-        stated = ", ".join(spec.columns or ())
-        raise DataError(f"{error}; it was read as {stated}: --columns names others") from error
+        if "--columns" not in told:
+            told += f"; it was read as {', '.join(spec.columns or ())}: --columns names others"
+        raise DataError(told) from error
     positions = scan.points.astype(np.float64)
     return FileSample(
         sample, _describe_treatment(scan, num_far), PointOrigin(positions, positions, np.arange(len(positions)))
@@ -124,7 +126,7 @@ def _read_raw_scan(path: Path, form: ScanInputSpec, columns: Sequence[str] | Non
     names = columns
     if columns is None and form.columns is not None and path.suffix.lower() in _NAMELESS:
         names = form.columns
-    cloud = read_scan(path, columns=names, used=SCAN_COLUMNS, no_return=form.no_return, advice=PREDICTING)
+    cloud = read_scan(path, columns=names, used=SCAN_COLUMNS, no_return=form.no_return)
     if not len(cloud.points):
         raise DataError(f"{path}: holds no points; leave the file out")
     if form.has_remission and not has_remission(cloud):
@@ -140,5 +142,4 @@ def _read_raw_scan(path: Path, form: ScanInputSpec, columns: Sequence[str] | Non
         num_beams=form.num_beams if needs_ring else None,
         path=path,
         no_return=form.no_return,
-        advice=PREDICTING,
     )

@@ -174,16 +174,16 @@ def test_estimated_normals_of_solids_are_near_the_exact_ones() -> None:
 def test_a_set_too_large_to_remember_gives_the_same_normals(monkeypatch: pytest.MonkeyPatch) -> None:
     points = SyntheticShapes(split="test", test_size=6, num_points=64).get_batch(keys(4, 1, 4))["points"].numpy()
     index = np.array([4, 1, 4])
-    small = EstimatedNormals(6, 64, str).estimate(index, points)
+    small = EstimatedNormals(str).estimate(index, points)
     monkeypatch.setattr("sightline.store.cloud_preparation._MAX_CACHE_BYTES", 0)
-    np.testing.assert_array_equal(EstimatedNormals(6, 64, str).estimate(index, points), small)
+    np.testing.assert_array_equal(EstimatedNormals(str).estimate(index, points), small)
     np.testing.assert_array_equal(small[1], estimate_normals(torch.from_numpy(points[1:2]))[0].numpy())
 
 
 def test_a_cloud_without_normals_is_named() -> None:
     line = np.linspace(0, 1, 32, dtype=np.float32)[:, None] * np.ones((1, 3), np.float32)
     with pytest.raises(DataError, match=r"^lamp_3: its normals cannot be estimated .*set normals: none"):
-        EstimatedNormals(9, 32, lambda index: f"lamp_{index}").estimate(np.array([3]), line[None])
+        EstimatedNormals(lambda index: f"lamp_{index}").estimate(np.array([3]), line[None])
 
 
 def test_modelnet_trains_on_a_fraction(tmp_path: Path) -> None:

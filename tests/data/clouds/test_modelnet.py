@@ -16,7 +16,7 @@ from sightline.areas.clouds.sets.modelnet import ModelNet10, ModelNet40
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.registry import data
 from sightline.contract.types import ComponentConfig, SampleKey
-from sightline.store.files.cloud_formats import read_off
+from sightline.store.files.cloud_files import read_cloud
 from tests.data.clouds.modelnet_writers import (
     CLASS_NAMES,
     LAYOUTS,
@@ -404,6 +404,6 @@ def test_a_real_mesh_with_flat_faces_is_drawn_inside_its_box(shared: Path, tmp_p
     prepare(tmp_path / "ModelNet40", tmp_path / "set")
     points = ModelNet40(split="test", root=str(tmp_path / "set"))[SampleKey(0, 0, 0)]["points"].numpy()
     assert np.linalg.norm(points, axis=1).max() == pytest.approx(1, abs=1e-6)
-    sides = np.ptp(read_off(folder / "toilet_0345.off").vertices, axis=0)
+    sides = np.ptp(read_cloud(folder / "toilet_0345.off").points, axis=0)
     # Drawn points reach almost to the sides, never beyond: the proportions of the box agree within a few per cent.
     np.testing.assert_allclose(np.ptp(points, axis=0) / np.ptp(points), sides / sides.max(), rtol=0.1)

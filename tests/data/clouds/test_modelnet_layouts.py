@@ -282,8 +282,8 @@ def test_a_release_without_any_of_the_ten_classes(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("OFF", "PLY", ":1: starts with 'PLY'"),
-        ("8 12 0", "9 12 0", ":11: 4 columns, 3 are needed"),
-        ("8 12 0", "99 12 0", ": announces 99 vertices, the file ends after 20"),
+        ("8 12 0", "9 12 0", ":22: 9 x vertex, 12 x face are announced, 20 lines follow"),
+        ("8 12 0", "9 11 0", ":11: 4 columns, 3 are needed"),
         ("3 0 1 3", "3 0 1 8", ":11: a face names vertex 8, there are 8"),
         ("0 2 2", "0 two 2", ":6: 'two' is not a number"),
     ],

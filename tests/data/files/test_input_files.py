@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
 import tracemalloc
-import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -20,156 +20,144 @@ from sightline.areas.clouds.sets.shapenet_part_files import Category, _make_shar
 from sightline.areas.contrast.shapenet_render import _fault
 from sightline.areas.pose.depth_files import read_depth, read_windowed_depth
 from sightline.contract.errors import DataError
-from sightline.store.files.array_files import check_array, read_mat
-from sightline.store.files.cloud_files import CLOUD_SUFFIXES, has_normals, read_cloud
-from sightline.store.files.image_files import read_image, read_view
+from sightline.store.files.array_files import check_array
+from sightline.store.files.cloud_files import CLOUD_SUFFIXES, read_cloud
+from sightline.store.files.image_files import PNG_END, read_image, read_view
 from sightline.store.files.input_files import read_file
+from sightline.store.files.mat_files import read_mat
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
+from tests.cases import run_each
 from tests.command import run_here
 from tests.data.clouds.cloud_writers import WRITERS, prepare_folder, solid, write_folder
-
-DIGITS = "1" * 5000
-"""More than Python turns into a number."""
-SQUARE = "0 0 0\n1 0 0\n0 1 0\n"
+from tests.data.files.refusals import refused
+from tests.data.files.test_broken_clouds import npy_bytes, npy_that_claims
 
 
-def refused(read: Callable[[Path], object], path: Path) -> str:
-    with pytest.raises(DataError) as caught:
-        read(path)
-    told = str(caught.value)
-    assert told.startswith(str(path))
-    assert len(told) < len(str(path)) + 400
-    assert told.isprintable()
-    return told
+def png(width: int, height: int, *, bits: int = 16, colour: int = 0) -> bytes:
+    """A PNG file of one colour, without its pixels."""
 
-
-def npy(header: str, *, data: bytes = b"\0" * 24) -> bytes:
-    return b"\x93NUMPY\1\0" + struct.pack("<H", len(header) + 1) + header.encode() + b"\n" + data
-
-
-def zipped(content: bytes, method: int = zipfile.ZIP_STORED) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", method) as archive:
-        archive.writestr("points.npy", content)
-    return file.getvalue()
-
-
-def damaged_lzma() -> bytes:
-    content = bytearray(zipped(npy("{'descr':'<f8','fortran_order':False,'shape':(1,3)}"), zipfile.ZIP_LZMA))
-    content[70] ^= 255
-    return bytes(content)
-
-
-def png(width: int, height: int) -> bytes:
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    head = struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"", 9)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
 
 
-HEADERS = {
-    "shape of 2^40": "{'descr':'<f8','fortran_order':False,'shape':(1099511627776,3)}",
-    "shape of 4,000 digits": "{'descr':'<f8','fortran_order':False,'shape':(%s,3)}" % ("1" * 4000),
-    "negative shape": "{'descr':'<f8','fortran_order':False,'shape':(-1,3)}",
-    "no bytes an element": "{'descr':'|V0','fortran_order':False,'shape':(1099511627776,3)}",
-    "brackets": "(" * 900,
-    "signs that Python's parser gives up": "-" * 9000 + "1",
-}
-CLOUDS: dict[str, bytes] = {
-    "vertices.off": f"OFF\n{DIGITS} 1 0\n{SQUARE}".encode(),
-    "faces.off": f"OFF\n3 {DIGITS} 0\n{SQUARE}".encode(),
-    "sides.off": f"OFF\n3 1 0\n{SQUARE}{DIGITS} 0 1 2\n".encode(),
-    "corner.off": f"OFF\n3 1 0\n{SQUARE}3 0 1 {DIGITS}\n".encode(),
-    "negative.off": f"OFF\n3 1 0\n{SQUARE}3 0 1 -{DIGITS}\n".encode(),
-    "huge.off": f"OFF\n1000000000000 1 0\n{SQUARE}".encode(),
-    "vertices.ply": f"ply\nformat ascii 1.0\nelement vertex {DIGITS}\nproperty float x\nend_header\n0\n".encode(),
-    "rows.pts": f"{DIGITS}\n0 0 0\n".encode(),
-    "number.txt": f"{DIGITS} 0 0\n".encode(),
-    "lzma.npz": damaged_lzma(),
-    **{f"{name}.npy": npy(header) for name, header in HEADERS.items()},
-    **{f"{name}.npz": zipped(npy(header)) for name, header in HEADERS.items()},
-}
+def mat(place: int, word: int, *, shape: tuple[int, int] = (4, 3), compressed: bool = False) -> bytes:
+    """Sound but for one word, in the variable that a sound file has at byte 128."""
+    from scipy.io import savemat
+
+    buffer = io.BytesIO()
+    savemat(buffer, {"points": np.ones(shape)})
+    content = bytearray(buffer.getvalue())
+    place %= len(content)
+    content[place : place + 4] = word.to_bytes(4, "little")
+    if compressed:
+        packed = zlib.compress(bytes(content[128:]))
+        content[128:] = struct.pack("<II", 15, len(packed)) + packed
+    return bytes(content)
 
 
-@pytest.mark.parametrize("name", CLOUDS)
-def test_hostile_numbers_in_clouds(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(CLOUDS[name])
-    refused(read_cloud, tmp_path / name)
+read_points = partial(read_mat, key="points")
+FORGED: list[tuple[Callable[..., object], str, bytes, str]] = [
+    (read_depth, "a.png", png(60_000, 60_000), "cannot be decoded"),
+    (read_depth, "a.png", png(11_000, 11_000), "no cloud or image does"),
+    (read_depth, "a.png", png(2**31 - 1, 2**31 - 1), "a.png"),
+    (read_depth, "a.png", png(0, 0), "a.png"),
+    (
+        read_depth,
+        "a.png",
+        b"\x89PNG" + bytes(64) + PNG_END,
+        r"cannot be decoded \(.*cannot identify image file\)",
+    ),
+    (read_depth, "a.bin", struct.pack("<6i", *[2**31 - 1] * 6), "a.bin"),
+    (read_depth, "a.npy", npy_that_claims("(1099511627776, 3)"), "claims to be"),
+    (read_depth, "a.npy", npy_bytes(np.full((2, 2), 1e300)), r"1e\+300, which cannot be in mm"),
+    (read_windowed_depth, "a.bin", struct.pack("<6i", 16_384, 16_384, 0, 0, 0, 0), "a.bin"),
+    (read_image, "a.png", png(12_000, 12_000, bits=8, colour=2), "no cloud or image does"),
+    (read_points, "a.mat", mat(132, 2**31 - 1), "points cannot be read"),
+    (read_points, "a.mat", mat(160, 2**30), "points cannot be read"),
+    (read_points, "a.mat", mat(144, 1), "points cannot be read"),
+    (read_points, "a.mat", mat(188, 2**30), "points cannot be read"),
+    (read_points, "a.mat", mat(160, 2**30, compressed=True), "points cannot be read"),
+    (read_points, "a.mat", mat(-8, 0, shape=(0, 3)), "numbers of type 0 in 0 bytes"),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("bomb.png", png(60_000, 60_000)),
-        ("largest.png", png(2**31 - 1, 2**31 - 1)),
-        ("empty.png", png(0, 0)),
-        ("huge.bin", struct.pack("<6i", *[2**31 - 1] * 6)),
-        *((f"{name}.npy", npy(header)) for name, header in HEADERS.items()),
-    ],
-)
-def test_hostile_numbers_in_depth_images(name: str, content: bytes, tmp_path: Path) -> None:
+@contextlib.contextmanager
+def little_memory() -> Iterator[None]:
+    """What the block allocates stays below 64 MB."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@run_each("read, name, content, words", FORGED)
+def test_forged_files_are_refused_before_memory_is_asked_for(
+    tmp_path: Path, read: Callable[..., object], name: str, content: bytes, words: str
+) -> None:
     (tmp_path / name).write_bytes(content)
-    refused(read_depth, tmp_path / name)
+    with little_memory():
+        refused(tmp_path / name, words, read=read)
 
 
-def test_a_depth_beyond_float32_is_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.full((2, 2), 1e300))
-    assert "1e+300, which cannot be in mm" in refused(read_depth, tmp_path / "a.npy")
+def test_no_more_is_asked_for_than_a_file_has(tmp_path: Path) -> None:
+    """Pillow reads what a chunk of pixels states beyond those that it needs."""
+    path = tmp_path / "small.png"
+    Image.new("RGB", (9, 9)).save(path)
+    content = path.read_bytes()
+    place = content.index(b"IDAT") - 4
+    path.write_bytes(content[:place] + (2**31 - 1).to_bytes(4, "big") + content[place + 4 :])
+    with little_memory():
+        assert read_image(path).shape == (9, 9, 3)
 
 
-@pytest.mark.parametrize(
-    ("suffix", "read"),
+@run_each(
+    "suffix, read",
     [*((s, read_cloud) for s in CLOUD_SUFFIXES), *((s, read_depth) for s in (".png", ".npy", ".bin"))],
 )
 def test_pipes_links_folders_and_devices_are_never_opened(
-    suffix: str, read: Callable[[Path], object], tmp_path: Path
+    suffix: str, read: Callable[[Path], object], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """A pipe without a writer would hold the reader for ever, /dev/zero would fill the memory."""
-    os.mkfifo(tmp_path / f"pipe{suffix}")
-    (tmp_path / f"broken{suffix}").symlink_to(tmp_path / "nowhere")
-    (tmp_path / f"loop{suffix}").symlink_to(tmp_path / f"loop{suffix}")
-    (tmp_path / f"device{suffix}").symlink_to("/dev/zero")
-    (tmp_path / f"folder{suffix}").mkdir()
-    for path in tmp_path.iterdir():
-        assert "is not a regular file" in refused(read, path)
-    assert "there is no such file" in refused(read, tmp_path / f"absent{suffix}")
-    assert "cannot be read (File name too long)" in refused(read, tmp_path / f"{'n' * 300}{suffix}")
+    folder = tmp_path_factory.mktemp("odd")
+    os.mkfifo(folder / f"pipe{suffix}")
+    (folder / f"broken{suffix}").symlink_to(folder / "nowhere")
+    (folder / f"loop{suffix}").symlink_to(folder / f"loop{suffix}")
+    (folder / f"device{suffix}").symlink_to("/dev/zero")
+    (folder / f"folder{suffix}").mkdir()
+    for path in folder.iterdir():
+        refused(path, "is not a regular file", read=read)
+    refused(folder / f"absent{suffix}", "there is no such file", read=read)
+    refused(folder / f"{'n' * 300}{suffix}", r"cannot be read \(File name too long\)", read=read)
 
 
 def test_a_file_of_holes_larger_than_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (tmp_path / "a.txt").open("wb") as file:
         file.truncate(2**43)
-    assert "its 8796093022208 bytes do not fit into memory" in refused(read_file, tmp_path / "a.txt")
+    refused(tmp_path / "a.txt", "takes 8,796,093,022,208 bytes, more than the memory that is free", read=read_file)
     monkeypatch.setattr(Path, "read_bytes", lambda path: (_ for _ in ()).throw(MemoryError))
     (tmp_path / "b.txt").write_text("0 0 0\n")
-    assert "its 6 bytes do not fit into memory" in refused(read_cloud, tmp_path / "b.txt")
+    refused(tmp_path / "b.txt", "takes 6 bytes, more than the memory that is free")
 
 
-def test_a_signalling_nan_is_a_nan(tmp_path: Path) -> None:
-    """Widening it is an invalid operation for the processor, of which NumPy warns."""
-    table = np.array([[0, 0, 0x7FA00000]], dtype="<u4").view("<f4")
-    properties = "property float x\nproperty float y\nproperty float z\n"
-    head = f"ply\nformat binary_little_endian 1.0\nelement vertex 1\n{properties}end_header\n"
-    (tmp_path / "a.ply").write_bytes(head.encode() + table.tobytes())
-    np.save(tmp_path / "a.npy", table)
-    for name in ("a.ply", "a.npy"):
-        assert "points[0, 2] is nan" in refused(read_cloud, tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    "make", [os.mkfifo, lambda path: path.symlink_to("nowhere"), lambda path: path.symlink_to(path)]
-)
-def test_no_set_is_prepared_without_a_file_that_cannot_be_read(make: Callable[[Path], None], tmp_path: Path) -> None:
+def test_no_set_is_prepared_without_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     """It used to be left out, and nothing said so."""
     write_folder(tmp_path / "in")
-    make(tmp_path / "in" / "rod" / "rod_99.ply")
-    with pytest.raises(DataError, match=r"rod_99\.ply: is not a regular file"):
-        prepare_folder(tmp_path / "in", tmp_path / "set")
-    assert not (tmp_path / "set").exists()
+    path = tmp_path / "in" / "rod" / "rod_99.ply"
+    for make in (os.mkfifo, lambda path: path.symlink_to("nowhere"), lambda path: path.symlink_to(path)):
+        make(path)
+        with pytest.raises(DataError, match=r"rod_99\.ply: is not a regular file"):
+            prepare_folder(tmp_path / "in", tmp_path / "set")
+        assert not (tmp_path / "set").exists()
+        path.unlink()
 
 
-@pytest.mark.parametrize("verb", [["data", "info"], ["data", "verify"], ["view", "--out", "out"]])
+@run_each("verb", [["data", "info"], ["data", "verify"], ["view", "--out", "out"]])
 def test_a_path_longer_than_any_name_is_one_line(verb: list[str], tmp_path: Path) -> None:
     done = run_here(*verb, tmp_path / ("n" * 300))
     assert done.code == 2
@@ -183,7 +171,6 @@ def test_a_name_that_is_no_utf8_is_a_name(tmp_path: Path) -> None:
     write_folder(tmp_path / "in")
     odd = Path(os.fsdecode(os.fsencode(tmp_path / "in" / "rod") + b"/\xff\n.off"))
     WRITERS[".off"](odd, solid("rod", 99))
-    assert not has_normals(odd, by_faces=False)
     manifest = prepare_folder(tmp_path / "in", tmp_path / "set", columns=("x", "y", "z"), faces="ignore")
     assert sum(split["num_rows"] for split in manifest["splits"].values()) == 31
     with pytest.raises(DataError, match=r"^\\udcff\\n\.off: all 2 points coincide"):
@@ -210,143 +197,25 @@ def test_what_is_no_regular_file_is_named_in_sets_of_many_files(tmp_path: Path) 
         _make_shard("train", Category("aeroplane", 0, "02691156", (0, 1)), [path])
 
 
-def test_a_depth_image_that_is_none_is_named_without_addresses_of_memory(tmp_path: Path) -> None:
-    path = tmp_path / "depth.png"
-    path.write_bytes(b"\xef\xbb\xbf\x89PNG\r\n\x1a\n" + b"\0" * 64 + b"\x00\x00\x00\x00IEND\xaeB`\x82")
-    with pytest.raises(DataError) as caught:
-        read_depth(path)
-    assert "cannot be decoded (cannot identify image file)" in str(caught.value)
-
-
-# --- Files of a few bytes that promise far more, each refused in a line before the memory is asked for ---
-
-
-PCD = "VERSION .7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nWIDTH 2\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\n"
-
-
-def window(path: Path) -> object:
-    path.write_bytes(struct.pack("<6i", 16_384, 16_384, 0, 0, 0, 0))
-    return read_windowed_depth(path)
-
-
-def forged_png(path: Path, width: int, height: int, bits: int, colour: int) -> Path:
-    """A PNG file of one colour, its pixels a thousandth of what they become."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    pixels = zlib.compress(b"", 9)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(map(chunk, (b"IHDR", b"IDAT", b"IEND"), (header, pixels, b""))))
-    return path
-
-
-def pcd_beyond_ten_lines(path: Path) -> object:
-    path = path.with_suffix(".pcd")
-    path.write_bytes((PCD + "POINTS 2\nCOUNT 1 1 1\nDATA binary\n").encode() + bytes(24))
-    return read_cloud(path)
-
-
-def pcd_compressed(path: Path) -> object:
-    path = path.with_suffix(".pcd")
-    packed = struct.pack("<II", 4, 2**30) + bytes(4)
-    path.write_bytes((PCD + "POINTS 2\nDATA binary_compressed\n").encode() + packed)
-    return read_cloud(path)
-
-
-def pcd_of_an_unknown_kind(path: Path) -> object:
-    path = path.with_suffix(".pcd")
-    path.write_bytes((PCD + "POINTS 2\nDATA !inary\n").encode() + struct.pack("<II", 2**30, 2**30) + bytes(24))
-    return read_cloud(path)
-
-
-def mat(path: Path, place: int, word: int, *, compressed: bool = False) -> object:
-    """Sound but for one word, in the variable that a sound file has at byte 128."""
-    from scipy.io import savemat
-
-    savemat(path, {"points": np.ones((4, 3))})
-    content = bytearray(path.read_bytes())
-    content[place : place + 4] = word.to_bytes(4, "little")
-    if compressed:
-        packed = zlib.compress(bytes(content[128:]))
-        content[128:] = struct.pack("<II", 15, len(packed)) + packed
-    path.write_bytes(content)
-    return read_mat(path, "points")
-
-
-@pytest.mark.parametrize(
-    "read",
-    [
-        window,
-        lambda path: read_depth(forged_png(path.with_suffix(".png"), 11_000, 11_000, 16, 0)),
-        lambda path: read_image(forged_png(path.with_suffix(".png"), 12_000, 12_000, 8, 2)),
-        pcd_beyond_ten_lines,
-        pcd_compressed,
-        pcd_of_an_unknown_kind,
-        lambda path: mat(path, 132, 2**31 - 1),
-        lambda path: mat(path, 160, 2**30),
-        lambda path: mat(path, 144, 1),
-        lambda path: mat(path, 188, 2**30),
-        lambda path: mat(path, 160, 2**30, compressed=True),
-    ],
-)
-def test_refused_before_memory_is_asked_for(read: Callable[[Path], object], tmp_path: Path) -> None:
-    tracemalloc.start()
-    try:
-        with pytest.raises(DataError) as caught:
-            read(tmp_path / "small")
-        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
-    finally:
-        tracemalloc.stop()
-    assert str(tmp_path / "small") in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_no_more_is_asked_for_than_a_file_has(tmp_path: Path) -> None:
-    """Pillow reads what a chunk of pixels states beyond those that it needs."""
-    path = tmp_path / "small.png"
-    Image.new("RGB", (9, 9)).save(path)
-    content = path.read_bytes()
-    place = content.index(b"IDAT") - 4
-    path.write_bytes(content[:place] + (2**31 - 1).to_bytes(4, "big") + content[place + 4 :])
-    tracemalloc.start()
-    try:
-        assert read_image(path).shape == (9, 9, 3)
-        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
-    finally:
-        tracemalloc.stop()
-
-
-def test_numbers_of_no_type_do_not_end_the_process(tmp_path: Path) -> None:
-    """SciPy takes the type of no numbers at all for a place in a table."""
-    from scipy.io import savemat
-
-    savemat(tmp_path / "small", {"points": np.ones((0, 3))}, appendmat=False)
-    content = bytearray((tmp_path / "small").read_bytes())
-    content[-8:-4] = bytes(4)
-    (tmp_path / "small").write_bytes(content)
-    with pytest.raises(DataError, match="0 numbers of type 0 in 0 bytes"):
-        read_mat(tmp_path / "small", "points")
-
-
-@pytest.mark.parametrize("length", range(0, 33, 4))
+@run_each("length", range(0, 33, 4))
 def test_a_view_cut_in_its_header_is_one_line(tmp_path: Path, length: int) -> None:
     path = tmp_path / "view.png"
     Image.new("RGBA", (8, 8)).save(path)
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(DataError, match=r"view\.png \(is "):
-        read_view(path, size_px=8, background="white")
+    refused(path, r"view\.png \(is ", read=partial(read_view, size_px=8, background="white"))
 
 
-@pytest.mark.parametrize("is_compressed", [False, True])
+@run_each("is_compressed", [False, True])
 def test_a_sound_file_of_matlab_is_read(tmp_path: Path, is_compressed: bool) -> None:
     from scipy.io import savemat
 
     cells = np.empty((1, 2), dtype=object)
-    cells[0, 0], cells[0, 1] = {"name": "a", "box": np.eye(2)}, np.arange(3) + 1j
+    cells[0, 0], cells[0, 1] = {"name": "a", "box": np.eye(2)}, np.arange(3)
     savemat(tmp_path / "a.mat", {"x": cells, "y": np.arange(6.0).reshape(2, 3)}, do_compression=is_compressed)
     assert read_mat(tmp_path / "a.mat", "y").tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert read_mat(tmp_path / "a.mat", "x", kinds="O")[0, 0]["name"][0, 0][0] == "a"
+    cells = read_mat(tmp_path / "a.mat", "x", kinds="O")
+    assert (cells.shape, cells[0, 0]["name"], cells[0, 1].tolist()) == ((1, 2), "a", [[0, 1, 2]])
+    assert cells[0, 0]["box"].tolist() == [[1, 0], [0, 1]]
 
 
 @pytest.mark.parametrize(

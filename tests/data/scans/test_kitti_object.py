@@ -164,7 +164,7 @@ def test_lists_and_options(tmp_path: Path) -> None:
         ("calib", "P2:", "P3:", r"000000\.txt: has no row 'P2', 12 numbers are expected"),
         ("calib", "R0_rect: 1 ", "R0_rect: ", r"000000\.txt:2: has 8 numbers in R0_rect, 9 numbers are expected"),
         ("calib", "P2: ", "P2 ", r"000000\.txt:1: is not `name: numbers`"),
-        ("calib", "P2: 100", "P2: nan", r"000000\.txt:1: holds a number that is not finite"),
+        ("calib", "P2: 100", "P2: nan", r"000000\.txt:1: nan is not a finite number"),
         ("calib", "P2: 100", "P2: 0", r"000000\.txt:1: P2 is not a camera"),
         ("calib", "P2: 100", "P2: -100", r"000000\.txt:1: P2 is not a camera"),
         ("calib", "P2: 100", "P2: 1e300", r"000000\.txt:1: P2 is not a camera"),
@@ -221,7 +221,7 @@ def test_other_things_are_refused(tmp_path: Path) -> None:
     write_kitti_object(tmp_path / "kitti", 1)
     image = tmp_path / "kitti/training/image_2/000000.png"
     image.write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"000000\.png: cannot be read as an image"):
+    with pytest.raises(DataError, match=r"000000\.png: cannot be decoded"):
         prepare(tmp_path / "kitti", tmp_path / "set")
 
 

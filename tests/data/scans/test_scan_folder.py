@@ -92,9 +92,7 @@ def test_every_kind_of_file_gives_the_same_sample(tmp_path: Path, kind: str) -> 
 def test_the_real_frame_of_five_columns(shared: Path, tmp_path: Path) -> None:
     """nuScenes: 173,440 float32 fit four columns and five, and ring 0 is the lowest beam."""
     (source,) = (shared / "data/mmdet3d_demo/nuscenes").glob("*.pcd.bin")
-    with pytest.raises(
-        DataError, match=r"its 693760 bytes fit 4 and 5 columns of float32.*state them, for example 'columns="
-    ):
+    with pytest.raises(DataError, match=r"its 693760 bytes fit 4 and 5 columns of float32.*name them: 'columns="):
         read_scan(source, columns=None)
     table = np.fromfile(source, dtype="<f4").reshape(-1, 5)
     folder = tmp_path / "own"
@@ -164,9 +162,9 @@ def test_no_scan_and_no_label_is_left_out_in_silence(tmp_path: Path, name: str) 
 
 def test_what_is_refused(tmp_path: Path) -> None:
     write_own(tmp_path / "own", 2)
-    with pytest.raises(DataError, match=r"000\.bin: its \d+ bytes .*the file does not state which; state them"):
+    with pytest.raises(DataError, match=r"000\.bin: its \d+ bytes .*the file does not state which; name them"):
         prepare(tmp_path / "own", tmp_path / "set")
-    with pytest.raises(DataError, match=r"has \d+ bytes, whole points of 7 float32 have a multiple of 28"):
+    with pytest.raises(DataError, match=r"has \d+ bytes, which fit 5 columns of float32, not 7"):
         prepare(tmp_path / "own", tmp_path / "set", columns=("x", "y", "z", "_", "_", "_", "_"))
     with pytest.raises(ConfigError, match="lacks z"):
         prepare(tmp_path / "own", tmp_path / "set", columns=("x", "y", "intensity", "ring"))
@@ -242,7 +240,7 @@ def test_the_example_has_as_many_columns_as_the_file(tmp_path: Path) -> None:
     for count, example in ((3, "x, y, z"), (4, "x, y, z, intensity"), (5, "x, y, z, intensity, _")):
         np.ones((7, count), dtype="<f4").tofile(tmp_path / "own/000.bin")
         for columns in (None, ("x", "y", "z", *"_" * 8)):
-            with pytest.raises(DataError, match=rf"'columns=\[{example}\]' for data prepare, --columns"):
+            with pytest.raises(DataError, match=rf"'columns=\[{example}\]' when preparing, --columns"):
                 prepare(tmp_path / "own", tmp_path / "set", columns=columns)
 
 

@@ -15,7 +15,6 @@ from sightline.areas.scenes.sets.s3dis import S3dis
 from sightline.areas.scenes.sets.s3dis_files import CLASS_NAMES
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
-from sightline.store.files import text_tables
 from sightline.store.loading.batch_reader import BatchReader
 from tests.data.preparing import prepare_set
 from tests.data.scenes.scene_writers import ROOMS, annotation, write_s3dis
@@ -68,21 +67,6 @@ def test_a_room_is_what_its_files_say(source: Path, root: Path) -> None:
     assert sample["label"].tolist() == labels
     manifest_origin = rooms._prepared.row("Area_1", "origin_m", 1)
     assert np.array_equal(manifest_origin, table[:, :3].min(0))
-
-
-def test_blocks_change_no_bit_and_lines_are_counted_over_them(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A line of text is longer than a third of such a block."""
-    change_line(file_of(source), 8, b"1.0 2.0 3.0 4 5\x006 7")
-    whole = prepare(source, tmp_path / "whole")
-    monkeypatch.setattr(text_tables, "_BLOCK_BYTES", 100)
-    found = prepare(source, tmp_path / "in_blocks")
-    assert found["files"] == whole["files"]
-    assert any(note.startswith("Area_1/office_1/Annotations/wall_1.txt:8: ") for note in found["differences"])
-    change_line(file_of(source), 9, b"1.0 2.0 3.0 4 5 256")
-    with pytest.raises(DataError, match=r"wall_1.txt:9: the colour 4 5 256 is not"):
-        prepare(source, tmp_path / "set")
 
 
 def test_facts_and_fields(root: Path) -> None:

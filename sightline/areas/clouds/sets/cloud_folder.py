@@ -22,8 +22,8 @@ from sightline.ops.rendering import Background
 from sightline.store.cloud_preparation import Normals, cloud_radius, prepare_cloud
 from sightline.store.files.cloud_files import (
     CLOUD_SUFFIXES,
+    PointCloud,
     check_columns,
-    has_normals,
     list_skipped_files,
     note_mixed_units,
     read_cloud,
@@ -197,6 +197,11 @@ def _read_row(
 ) -> SampleRow:
     used = (*preparation["channels"], *(NORMALS if preparation["with_normals"] else ()))
     points = read_cloud(cloud.path, columns=columns, used=used)
+    if columns is None and not preparation["with_normals"] and _has_normals(points, preparation["faces"]):
+        raise DataError(
+            f"{cloud.path}: has normals or faces, which the first file has not; take the points alone with "
+            "'columns=[x, y, z]', or write nx, ny, nz into every file"
+        )
     values = prepare_cloud(points, **preparation, where=str(cloud.path))
     label = class_names.index(cloud.label)
     return SampleRow(cloud.name, str(cloud.path), {**values, "label": label}, notes=points.notes)
@@ -224,33 +229,17 @@ def _channels(columns: tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _with_normals(clouds: Sequence[ListedCloud], columns: tuple[str, ...] | None, faces: str) -> bool:
-    """Return True if normals are stored: if `columns` names them, by default if the files have them.
-
-    Raises DataError if some files have normals and others have none, before any file is read as a whole.
-    """
+    """Return True if normals are stored: if `columns` names them, by default if the first file has them, or faces."""
     if columns is not None:
         return "nx" in columns
-    files_with: list[ListedCloud] = []
-    files_without: list[ListedCloud] = []
     for cloud in clouds:
-        with contextlib.suppress(DataError, OSError):  # unreadable files are reported later, all together
-            (files_with if has_normals(cloud.path, by_faces=faces == "sample") else files_without).append(cloud)
-    if files_with and files_without:
-        raise DataError(
-            f"{files_with[0].path.parent.parent}: {_file_count(files_with)} normals or faces "
-            f"({files_with[0].path.name}), {len(files_without)} {'has' if len(files_without) == 1 else 'have'} none "
-            f"({files_without[0].path.name}); take the points "
-            "alone with 'columns=[x, y, z]', or write nx, ny, nz into every file"
-        )
-    for cloud in files_with:  # the list of faces may be empty
-        with contextlib.suppress(DataError):
-            first = read_cloud(cloud.path, used=NORMALS)
-            return first.normals is not None or (faces == "sample" and first.faces is not None and len(first.faces) > 0)
+        with contextlib.suppress(DataError):  # unreadable files are reported later, all together
+            return _has_normals(read_cloud(cloud.path, used=()), faces)
     return False
 
 
-def _file_count(clouds: Sequence[ListedCloud]) -> str:
-    return "1 file has" if len(clouds) == 1 else f"{len(clouds)} files have"
+def _has_normals(cloud: PointCloud, faces: str) -> bool:
+    return set(NORMALS) <= {*cloud.column_names} or (faces == "sample" and cloud.faces is not None)
 
 
 def _describe_split(test_share: float, validation_share: float, seed: int) -> str:

@@ -58,7 +58,7 @@ class LabelledClouds(PreparedData):
         self._features = self._select_features(normals)
         self._estimated: EstimatedNormals | None = None
         if normals == "estimated":
-            self._estimated = EstimatedNormals(len(self), self.num_points, self._describe_sample)
+            self._estimated = EstimatedNormals(self._describe_sample)
         self._pictures: StoredViews | None = None
         if store is not None:
             names = [self.sample_name(index) for index in range(len(self))]

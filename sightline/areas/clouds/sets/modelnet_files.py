@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +21,9 @@ from sightline.areas.clouds.sets.labelled_clouds import check_labelled_clouds
 from sightline.contract.errors import DataError
 from sightline.contract.schema import suggest
 from sightline.store.cloud_preparation import NUM_MESH_POINTS, draw_points
-from sightline.store.files.array_files import READ_ERRORS, npz_array, npz_header, open_hdf5
-from sightline.store.files.cloud_formats import read_off
+from sightline.store.files.array_files import npz_array, npz_header, npz_names
+from sightline.store.files.cloud_files import read_cloud
+from sightline.store.files.hdf5_files import open_hdf5
 from sightline.store.files.input_files import download_again, natural_sort_key, unpack_again
 from sightline.store.files.text_tables import read_table, read_text
 from sightline.store.prepared.prepared_writer import (
@@ -155,7 +155,10 @@ def _read_text_shape(num_points: int, path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_mesh(path: Path) -> dict[str, np.ndarray]:
-    drawn = draw_points(*read_off(path), name=path.stem, where=str(path))
+    mesh = read_cloud(path)
+    if mesh.faces is None:
+        raise DataError(f"{path}: has no faces, so no surface; leave the file out")
+    drawn = draw_points(mesh.points, mesh.faces, name=path.stem, where=str(path))
     return {"points": drawn.points, "normals": drawn.normals}
 
 
@@ -257,9 +260,8 @@ def _make_hdf5_shard(split: str, path: Path, labels: np.ndarray, *, has_normals:
 def has_npz_keys(path: Path) -> bool:
     """Return True if an archive has the entries of a set of labelled clouds; only its directory is read."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return {f"{key}.npy" for key in _NPZ_KEYS} <= set(archive.namelist())
-    except READ_ERRORS:
+        return set(_NPZ_KEYS) <= set(npz_names(path))
+    except DataError:
         return False
 
 

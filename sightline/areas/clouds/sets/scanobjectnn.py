@@ -21,7 +21,8 @@ from sightline.contract.arguments import Count, PositiveFraction, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, SampleKey, UnitSphere
 from sightline.store.cloud_preparation import Normals, check_finite, check_labels
-from sightline.store.files.array_files import check_array, open_hdf5
+from sightline.store.files.array_files import check_array
+from sightline.store.files.hdf5_files import open_hdf5
 from sightline.store.files.text_tables import read_text
 from sightline.store.prepared.columns import prepared_root
 from sightline.store.prepared.prepared_data import SetSpec

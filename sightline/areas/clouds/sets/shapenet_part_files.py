@@ -23,7 +23,8 @@ from sightline.contract.errors import DataError
 from sightline.contract.regular_files import parse_json
 from sightline.contract.schema import suggest
 from sightline.store.cloud_preparation import check_finite, check_labels
-from sightline.store.files.array_files import Hdf5File, check_array, open_hdf5
+from sightline.store.files.array_files import check_array
+from sightline.store.files.hdf5_files import Hdf5File, open_hdf5
 from sightline.store.files.input_files import download_again, file_size, natural_sort_key, read_file, unpack_again
 from sightline.store.files.text_tables import read_table, read_text
 from sightline.store.prepared.prepared_writer import ColumnSpec, SampleRow, Shard, normalize_to_unit_sphere

@@ -83,7 +83,7 @@ class SyntheticShapes(ComputedSet):
             self.info = _to_part_info(self.info)
         self._estimated: EstimatedNormals | None = None
         if normals == "estimated":
-            self._estimated = EstimatedNormals(len(self), num_points, self._describe_sample)
+            self._estimated = EstimatedNormals(self._describe_sample)
         self._pictures = make_rendered_views(views, len(self), up_axis="z")
         if self._pictures is not None:
             fields = {**self.info.fields, IMAGE: image_field(self._pictures.background)}

@@ -25,8 +25,8 @@ from sightline.areas.detect.sets.image_listing import (
 )
 from sightline.contract.errors import DataError
 from sightline.contract.regular_files import parse_json
-from sightline.store.files.array_files import read_mat
 from sightline.store.files.input_files import expand_home, get_again, parse_json_content, read_file
+from sightline.store.files.mat_files import read_mat
 from sightline.store.files.text_tables import parse_count
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_set import describe_contents
@@ -284,9 +284,7 @@ def read_citypersons(source: Path) -> PeopleFiles:
         for number, cell in enumerate(read_mat(file, f"{file.stem}_aligned", kinds="O").ravel(), start=1):
             where = f"{file}: image {number}"
             try:
-                entry = cell[0, 0]
-                name, rows = str(entry["im_name"][0]), np.asarray(entry["bbs"])
-                city = str(entry["cityname"][0])
+                name, city, rows = str(cell["im_name"]), str(cell["cityname"]), np.asarray(cell["bbs"])
                 if not {"/", "\0"}.isdisjoint(name + city):
                     raise ValueError(f"'{city}' and '{name}' are no names of a folder and a file")
                 if rows.size and (rows.ndim != 2 or rows.shape[1] != 10 or rows.dtype.kind not in "fiu"):

@@ -21,8 +21,8 @@ from sightline.areas.pose.sets.skeletons import HAND_14, HAND_16, HAND_21_BY_LEV
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.ops.pinhole import project_points, unproject_pixels
-from sightline.store.files.array_files import read_mat
 from sightline.store.files.input_files import get_again
+from sightline.store.files.mat_files import read_mat
 from sightline.store.files.text_tables import BLOCK_LINES, LabelLines
 
 _TRAINING = "training/Training_Annotation.txt"

@@ -10,7 +10,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from sightline.areas.scans.sets.labelled_scans import NamedScans
 from sightline.areas.scans.sets.scan_preparation import (
@@ -24,7 +23,8 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
 from sightline.contract.errors import DataError
 from sightline.ops.points_in_boxes import points_in_boxes
-from sightline.store.files.input_files import BoundedFile, assert_regular, read_file
+from sightline.store.files.image_files import read_header
+from sightline.store.files.input_files import read_file
 from sightline.store.files.scan_files import check_pose, read_bin, read_matrices
 from sightline.store.files.scan_samples import RawScan, Sensor, SensorBlock, make_sensor
 from sightline.store.label_maps import read_label_map
@@ -173,12 +173,8 @@ def read_calibration(path: Path) -> Calibration:
 
 def image_size_px(path: Path) -> tuple[int, int]:
     """Read width and height of an image from its header. Raises DataError for a file that is not an image."""
-    assert_regular(path)
-    try:
-        with BoundedFile(path) as file, Image.open(file) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as an image; get the file again") from error
+    header = read_header(path)
+    return header.width, header.height
 
 
 def label_points_by_boxes(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -17,8 +17,8 @@ import numpy as np
 
 from sightline.contract.errors import DataError
 from sightline.store.files.array_files import read_npy
-from sightline.store.files.input_files import get_again, list_folders, natural_sort_key, unreadable
-from sightline.store.files.text_tables import parse_numbers, parse_numbers_reference, parse_rows, read_line_blocks
+from sightline.store.files.input_files import get_again, list_folders, natural_sort_key
+from sightline.store.files.text_tables import parse_rows, read_text, split_lines
 from sightline.store.prepared.prepared_set import summarise_folder
 
 CLASS_NAMES = (
@@ -42,7 +42,8 @@ ROOMS_PER_AREA = (44, 40, 23, 49, 68, 48)
 AREAS = tuple(f"Area_{number}" for number in range(1, 7))
 _NUM_COLUMNS = 6
 _LAYOUT = "Area_<1 to 6>/<room>/Annotations/<class>_<number>.txt"
-_STRAY_PATTERN = re.compile(rb"[^\t\r\x20-\x7e]")
+_STRAY_PATTERN = re.compile(r"[^\t\x20-\x7e]")
+_NUMBER_PATTERN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 _FILE_NAME_PATTERN = re.compile(r"(?P<label>[A-Za-z]+)_\d+\.txt")
 _NPY_NAME_PATTERN = re.compile(r"(?P<area>Area_\d+)_(?P<room>.+)")
 
@@ -103,7 +104,7 @@ def read_room(room: Room, order: str | None = None) -> RoomPoints:
     """
     if room.files[0][1] is None:
         return _read_npy(room.files[0][0], order or "A")
-    parts = [_read_text(path, label) for path, label in room.files if label is not None]
+    parts = [_read_annotation(path, label) for path, label in room.files if label is not None]
     points, colours, labels = (np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:3])
     return RoomPoints(points, colours, labels, tuple(repair for part in parts for repair in part.repairs))
 
@@ -192,64 +193,47 @@ def _read_npy(path: Path, order: str) -> RoomPoints:
     return RoomPoints(table[:, :3].astype(np.float64), colours, class_of_label[labels.astype(np.int64)], ())
 
 
-def _read_text(path: Path, label: int) -> RoomPoints:
-    """Read an annotation file, block by block. Raises DataError with the line of a wrong colour."""
-    points, colours, num_points = [], [], 0
-    repairs: list[str] = []
-    for table, block_repairs in _read_tables(path):
-        with np.errstate(invalid="ignore"):  # values out of range change by the cast, and then differ
-            block_colours = table[:, 3:].astype(np.uint8)
-        wrong = np.flatnonzero((block_colours != table[:, 3:]).any(axis=1))
-        if len(wrong):
-            colour = " ".join(f"{value:g}" for value in table[wrong[0], 3:])
-            raise get_again(
-                f"{path}:{num_points + int(wrong[0]) + 1}: the colour {colour} is not three whole numbers from 0 to 255"
-            )
-        num_points += len(table)
-        points.append(table[:, :3].copy())
-        colours.append(block_colours)
-        repairs += block_repairs
-    if not num_points:
+def _read_annotation(path: Path, label: int) -> RoomPoints:
+    """Read an annotation file. Raises DataError with the line of a wrong colour."""
+    table, repairs = _read_table(path)
+    with np.errstate(invalid="ignore"):  # values out of range change by the cast, and then differ
+        colours = table[:, 3:].astype(np.uint8)
+    wrong = np.flatnonzero((colours != table[:, 3:]).any(axis=1))
+    if len(wrong):
+        colour = " ".join(f"{value:g}" for value in table[wrong[0], 3:])
+        raise get_again(f"{path}:{wrong[0] + 1}: the colour {colour} is not three whole numbers from 0 to 255")
+    return RoomPoints(table[:, :3].copy(), colours, np.full(len(table), label, dtype=np.uint8), tuple(repairs))
+
+
+def _read_table(path: Path) -> tuple[np.ndarray, list[str]]:
+    """Read the table (N, 6) of an annotation file, with notes on repaired lines. Raises DataError with the line."""
+    lines, repairs = split_lines(read_text(path)), []
+    if not lines:
         raise DataError(f"{path}: holds no points; get the file again, or take it out")
-    labels = np.full(num_points, label, dtype=np.uint8)
-    return RoomPoints(np.concatenate(points), np.concatenate(colours), labels, tuple(repairs))
-
-
-def _read_tables(path: Path) -> Iterator[tuple[np.ndarray, list[str]]]:
-    """Yield the tables (N, 6) of an annotation file block by block, each with its repaired lines."""
+    numbers = range(1, len(lines) + 1)
     try:
-        with path.open("rb") as file:
-            num_lines = 0
-            for block in read_line_blocks(file):
-                table, irregular = parse_numbers(block, num_columns=_NUM_COLUMNS)
-                repairs: list[str] = []
-                lines = block.split(b"\n") if len(irregular) else []
-                for row in irregular:
-                    table[row], repair = _read_line(path, num_lines + int(row) + 1, lines[row])
-                    repairs += repair
-                num_lines += len(table)
-                yield table, repairs
-    except OSError as error:
-        raise unreadable(path, error) from error
+        return parse_rows(lines, numbers, path=path, num_columns=_NUM_COLUMNS), []
+    except DataError:
+        for number, line in zip(numbers, lines, strict=True):
+            if _STRAY_PATTERN.search(line):
+                lines[number - 1], note = _repair(path, number, line)
+                repairs.append(note)
+    return parse_rows(lines, numbers, path=path, num_columns=_NUM_COLUMNS), repairs
 
 
-def _read_line(path: Path, number: int, line: bytes) -> tuple[np.ndarray, list[str]]:
-    r"""Read the numbers of an irregular line: with long numbers, or with stray bytes.
+def _repair(path: Path, number: int, line: str) -> tuple[str, str]:
+    r"""Repair a line with stray bytes, and return it with a note.
 
     A stray byte is removed if six numbers remain, as in `103.0\x100000`, or replaced by a blank if that makes six, as
     in `185\x00187`; both are never possible. Raises DataError with the line for anything else.
     """
-    stripped = line.strip(b" \t\r")
-    if not _STRAY_PATTERN.search(stripped):
-        numbers = parse_rows([stripped.decode("ascii")], [number], path=path, num_columns=_NUM_COLUMNS)
-        return numbers[0], []
-    for replacement in (b"", b" "):
+    stripped = line.strip(" \t")
+    for replacement in ("", " "):
         repaired = _STRAY_PATTERN.sub(replacement, stripped)
-        table, irregular = parse_numbers_reference(repaired, num_columns=_NUM_COLUMNS)
-        if len(table) == 1 and not len(irregular):
-            place = f"{'/'.join(path.parts[-4:])}:{number}"
-            return table[0], [f"{place}: {stripped.decode('latin-1')!r} read as {repaired.decode('ascii')!r}"]
-    shown = stripped.decode("latin-1")[:60]
+        tokens = repaired.split()
+        if len(tokens) == _NUM_COLUMNS and all(map(_NUMBER_PATTERN.fullmatch, tokens)):
+            return repaired, f"{'/'.join(path.parts[-4:])}:{number}: {stripped!r} read as {repaired!r}"
     raise DataError(
-        f"{path}:{number}: {shown!r} has stray bytes and is not {_NUM_COLUMNS} numbers without them; correct the line"
+        f"{path}:{number}: {stripped[:60]!r} has stray bytes and is not {_NUM_COLUMNS} numbers without them; correct "
+        "the line"
     )
