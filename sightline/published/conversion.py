@@ -32,11 +32,10 @@ from sightline.published.files import PublishedFile, make_meta_model, read_sourc
 from sightline.published.rows import FACTS, PublishedLayout, list_names, read_layout
 from sightline.published.translation import convert_state_dict, find_layouts, published_name, unused_names, with_axes
 from sightline.runs import checkpoint
-from sightline.runs.atomic_files import disk_failure
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE, inputs_document
 from sightline.runs.run_directory import RunDirectory, collect_environment
 from sightline.runs.weights import load_weights
-from sightline.store.files.atomic_write import sync_folder
+from sightline.store.files.atomic_write import disk_failure, sync_folder
 from sightline.store.prepared.prepared_set import compute_sha256
 
 _MAX_LISTED = 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -20,8 +19,7 @@ from torch import Tensor
 
 from sightline.contract.errors import CheckpointError
 from sightline.contract.regular_files import MAX_BYTES, check_regular_file, parse_json, read_regular_file
-from sightline.runs.atomic_files import create_atomic
-from sightline.store.files.atomic_write import sync_folder
+from sightline.store.files.atomic_write import create_synced, sync_folder
 
 FORMAT_VERSION = 1
 
@@ -34,7 +32,6 @@ _ALLOWED = _REQUIRED | {*_TENSORS.values()}
 OWN_FILES = _ALLOWED | {_MANIFEST, _SLIMMED}
 """Names of the files of a checkpoint; any other file in its folder is the user's."""
 _MAX_MANIFEST_BYTES = 1 << 16
-_COMPARED_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 100_000_000
 """Limit of the library that reads these files."""
 _MAX_TENSORS = 1 << 16
@@ -77,19 +74,20 @@ class Snapshot:
         return self.losses_ema or self.losses or {}
 
 
-def write_snapshot(folder: Path, snapshot: Snapshot, *, best_step: int | None, twin: Path | None = None) -> None:
-    """Write a checkpoint into a new folder, the manifest last, and sync it to disk.
-
-    A file of the folder `twin` with the same bytes is linked instead of written again, where the file system has hard
-    links. Every byte of it is compared first, and it is synced too.
-    """
+def write_snapshot(folder: Path, snapshot: Snapshot, *, best_step: int | None) -> None:
+    """Write a checkpoint into a new folder, the manifest last, and sync it to disk."""
     folder.mkdir()
     files = {}
     for name, data in _render_files(snapshot, best_step=best_step):
-        _link_or_create(folder / name, data, twin=None if twin is None else twin / name)
+        _write(folder / name, data)
         files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    create_atomic(folder / _MANIFEST, _render_manifest({"format_version": FORMAT_VERSION, "files": files}))
+    _write(folder / _MANIFEST, _render_manifest({"format_version": FORMAT_VERSION, "files": files}))
     sync_folder(folder)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with create_synced(path) as file:
+        file.write(data)
 
 
 def remove_optimizer(folder: Path) -> int:
@@ -103,30 +101,6 @@ def remove_optimizer(folder: Path) -> int:
     sync_folder(folder)
     path.unlink()
     return num_bytes
-
-
-def _link_or_create(path: Path, data: bytes, *, twin: Path | None) -> None:
-    """Make a file of these bytes that is on the disk: a hard link to `twin` if that has them, else a new file."""
-    if twin is not None and _is_stored(twin, data):
-        with contextlib.suppress(OSError):  # a file system without hard links, or a file with too many of them
-            os.link(twin, path)
-            return
-    create_atomic(path, data)
-
-
-def _is_stored(path: Path, data: bytes) -> bool:
-    """Return True if a regular file has exactly these bytes and is synced to disk."""
-    try:
-        if check_regular_file(path, allow_link=False) != len(data):
-            return False
-        with open(path, "rb") as file:
-            for start in range(0, len(data), _COMPARED_BYTES):
-                if file.read(_COMPARED_BYTES) != data[start : start + _COMPARED_BYTES]:
-                    return False
-            os.fsync(file.fileno())
-    except OSError:
-        return False
-    return True
 
 
 def is_sound(folder: Path) -> bool:

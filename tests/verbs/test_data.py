@@ -77,7 +77,7 @@ def test_a_limit_on_the_size_of_a_file_is_one_line_and_the_same_command_goes_on(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert code == 1
     line = err.splitlines()[-1]
-    assert line.startswith(f"error: {tmp_path / 'set.partial'}: cannot write: File too large; raise the limit")
+    assert line.startswith(f"error: {tmp_path / 'set.partial'}: cannot write: file too large; raise the limit")
     assert "Traceback" not in err
     succeed(*words)
 

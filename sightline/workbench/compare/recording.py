@@ -30,8 +30,8 @@ from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.instrument import ModuleCall, Tape, record
 from sightline.instrument.formats import FORMATS, TF32, Format, coarser, result_format
 from sightline.layers import pyramid as levels
-from sightline.runs.atomic_files import disk_failure
 from sightline.runs.run_directory import RunDirectory
+from sightline.store.files.atomic_write import disk_failure
 
 
 @dataclass

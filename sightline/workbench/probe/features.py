@@ -35,8 +35,7 @@ from sightline.engine.batch_stream import evaluation_keys, read_batches
 from sightline.engine.build import DataSubset
 from sightline.engine.device import Precision, to_device
 from sightline.engine.distributed import World
-from sightline.runs.atomic_files import disk_failure, replace_atomic
-from sightline.store.files.atomic_write import open_atomic
+from sightline.store.files.atomic_write import disk_failure, open_atomic, replace_atomic
 from sightline.store.prepared.prepared_set import compute_sha256
 
 

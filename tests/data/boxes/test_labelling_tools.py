@@ -149,9 +149,6 @@ def test_the_commands_know_the_tools(tmp_path: Path) -> None:
     assert "dropped: pose, 3 times" in done.err
     refused = run_here("data", "convert", "--layout", "coco", *words, "--as", "voc")
     assert (refused.code, "--as voc: no such layout" in refused.err) == (2, True)
-    refused = run_here("data", "prepare", "coco", "--from", str(source), "--to", str(tmp_path / "set"))
-    assert refused.code == 2
-    assert f"its files are those of voc: sightline data prepare voc --from {source} --to DIR" in refused.err
 
 
 def test_the_lists_of_voc_state_splits(tmp_path: Path) -> None:

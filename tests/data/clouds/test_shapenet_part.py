@@ -299,7 +299,7 @@ def test_the_command_prepares_and_tells(tmp_path: Path) -> None:
     assert list(info["part_points"]["test"].values()) == np.bincount(labels, minlength=50).tolist()
     assert info["counts"]["test"] == {name.lower(): 1 for name in NAMES}
     assert "shuffled_{train,val,test}_file_list.json" in run_here("data", "info", "shapenet_part").out
-    assert ShapeNetPart.verify(target) == 3 * 6  # points, normals, label, category, offsets and name of each split
+    assert ShapeNetPart.verify(target) == 3 * 5  # points, normals, label, category and offsets of each split
 
 
 # --- Every broken ShapeNetPart is refused in one line that names the file and the line; nothing appears at the target
