@@ -19,7 +19,7 @@ from sightline.contract.types import CloudInputSpec, DataInfo, Dealing, Field, F
 from sightline.parts.quantisation.parametrised import weight_sizes
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import assert_sha256, evaluated_sha256, resolve_weights
-from sightline.runs.preprocessing_signature import preprocessing_signature, signature_differences, training_differences
+from sightline.runs.preprocessing_signature import preprocessing_signature, signature_differences
 from sightline.runs.run_directory import load_document, read_facts
 from sightline.runs.weights import WeightLoadReport
 
@@ -123,9 +123,9 @@ def _check_kinds(document: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
 def trace_lineage(config: RunConfig, info: DataInfo, report: WeightLoadReport) -> dict[str, Any]:
     """Build the document of `lineage.json`: source, loaded modules, both stages and their differences.
 
-    `differences` compare the evaluation inputs of both, `training_differences` the training inputs. `info` belongs to
-    the run's data. `source` is null, and `unknown` states the reason, if the checkpoint is not in a run, or in one
-    whose data is unknown. `lineage` is the lineage of the source.
+    `differences` compare the evaluation inputs of both. `info` belongs to the run's data. `source` is null, and
+    `unknown` states the reason, if the checkpoint is not in a run, or in one whose data is unknown. `lineage` is the
+    lineage of the source.
     """
     assert config.init is not None, "only a run that starts from weights has a lineage"
     folder = resolve_weights(Path(config.init.source)).resolve()
@@ -144,7 +144,6 @@ def trace_lineage(config: RunConfig, info: DataInfo, report: WeightLoadReport) -
         "unknown": unknown,
         "here": signature,
         "differences": [] if source is None else signature_differences(source, signature),
-        "training_differences": [] if source is None else training_differences(source, signature),
         "lineage": None if run is None else read_lineage(run),
     }
 

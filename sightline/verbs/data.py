@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from sightline.runs.run_directory import write_document
 from sightline.store.files.ros_bags import unpack_bag
 from sightline.store.prepared import prepared_set
 from sightline.store.prepared.prepared_data import PreparedData
+from sightline.store.prepared.prepared_writer import Progress
 from sightline.store.prepared.views import VIEWS_SET, Views
-from sightline.verbs.output import print_note
+from sightline.verbs.output import print_note, show_progress
 from sightline.verbs.terminal import fail
 
 _WIDTH = 110
@@ -56,7 +58,7 @@ def prepare(options: PrepareOptions) -> int:
     arguments = read_key_values(
         name, _builder(name).prepare, options.options, command="data prepare", exclude=_SET_BY_PREPARE
     )
-    with _ProgressBar(name) as progress:
+    with _counting(name) as progress:
         report = _builder(name).prepare(
             source=options.source, target=options.target, name=name, progress=progress, **arguments
         )
@@ -91,7 +93,7 @@ def _import_views(options: PrepareOptions) -> int:
     import_views = load_member("tools", "import_views")
     excluded = ("source", "target", "progress")
     arguments = read_key_values(VIEWS_SET, import_views, options.options, command="data prepare", exclude=excluded)
-    with _ProgressBar("views") as progress:
+    with _counting("views") as progress:
         report = import_views(options.source, options.target, progress=progress, **arguments)
     _print_report(report, Views, options.json)
     return 0
@@ -99,7 +101,7 @@ def _import_views(options: PrepareOptions) -> int:
 
 def render(options: RenderOptions) -> int:
     """Render views of every object of a set, or of a folder of files, into a view store."""
-    with _ProgressBar("views") as progress:
+    with _counting("views") as progress:
         report = load_member("tools", "render_views")(options, progress=progress)
     _print_report(report, Views, options.json)
     return 0
@@ -109,9 +111,13 @@ def _print_report(report: Mapping[str, Any], describer: Any, json: Path | None) 
     """Print what was written, and then every difference from what was expected."""
     written = {key: value for key, value in describer.describe(Path(report["root"])).items() if key != "differences"}
     _print_tree({"outcome": report["outcome"], **written})
+    _print_differences(report)
+    write_document(json, report)
+
+
+def _print_differences(report: Mapping[str, Any]) -> None:
     for line in report.get("differences", ()):
         print_note(escape_to_one_line(f"look at this: {line}"))
-    write_document(json, report)
 
 
 def info(options: InfoOptions) -> int:
@@ -196,8 +202,7 @@ def convert(options: ConvertOptions) -> int:
     )
     report = convert_annotations(options.source, options.layout, options.target, options.as_layout, **arguments)
     _print_tree({key: value for key, value in report.items() if key not in ("dropped", "differences")})
-    for line in report["differences"]:
-        print_note(escape_to_one_line(f"look at this: {line}"))
+    _print_differences(report)
     for reason, dropped in report["dropped"].items():
         print_note(escape_to_one_line(f"dropped: {reason}, {dropped['count']} times: {'; '.join(dropped['examples'])}"))
     write_document(options.json, report)
@@ -211,8 +216,7 @@ def unpack(options: UnpackOptions) -> int:
     )
     report = unpack_bag(options.bag, options.target, **arguments)
     _print_tree({key: value for key, value in report.items() if key != "differences"})
-    for line in report["differences"]:
-        print_note(escape_to_one_line(f"look at this: {line}"))
+    _print_differences(report)
     write_document(options.json, report)
     return 0
 
@@ -295,39 +299,14 @@ def _join(texts: Sequence[str], *, most: int) -> str:
     return ", ".join(texts[:most]) + (f", ... ({len(texts)} in all)" if len(texts) > most else "")
 
 
-class _ProgressBar:
-    """Progress bar on a terminal, else a line per tenth; called with number done, total and current item."""
+@contextlib.contextmanager
+def _counting(name: str) -> Iterator[Progress]:
+    """Give a callback with number done, total and current item, which are shown as progress."""
+    doing = "begins"
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def count(done: int, total: int, what: str) -> None:
+        nonlocal doing
+        doing = f"{done} of {total}, {what}"
 
-    def __enter__(self) -> _ProgressBar:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._console = Console(stderr=True)
-        self._progress = Progress(console=self._console) if self._console.is_terminal else None
-        self._task = None
-        self._last_printed, self._total, self._last_what = -1, 0, ""
-        if self._progress is not None:
-            self._progress.start()
-            self._task = self._progress.add_task(self.name)
-        return self
-
-    def __call__(self, done: int, total: int, what: str) -> None:
-        from rich.markup import escape
-
-        if total != self._total:  # another phase, such as listing files before reading them
-            self._last_printed, self._total = -1, total
-        if self._progress is not None and self._task is not None:
-            description = escape(escape_to_one_line(f"{self.name} {what}"))
-            self._progress.update(self._task, completed=done, total=total, description=description)
-        elif total and done * 10 // total > self._last_printed:
-            self._last_printed = done * 10 // total
-            title = "" if what == self._last_what else f" {what}"  # a shard's title is that of many lines
-            self._last_what = what
-            print_note(escape_to_one_line(f"{self.name}: {done} of {total}{title}"))
-
-    def __exit__(self, *error: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+    with show_progress(name, lambda: doing):
+        yield count
