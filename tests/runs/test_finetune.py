@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import sightline
 from sightline.config import read_config
@@ -77,20 +76,6 @@ def tuned(place: Path) -> tuple[Path, Outcome]:
 # --- what is taken ---------------------------------------------------------------------------------------------------
 
 
-def test_an_encoder_goes_into_the_classifier_that_derives_from_it(place: Path) -> None:
-    """DGCNN: 4 edge convolutions and an embedding, 6 tensors each; the head, of 6 + 7 + 2, stays."""
-    built = build(read_config(place / "fine.yaml"), World())
-    report = built.init_report
-    assert report is not None
-    assert report.matched == 5 * 6
-    assert {name.split(".")[0] for name in report.missing} == {"head"}
-    weights = load_file(place / "pre_dgcnn/checkpoints/last/model.safetensors")
-    state = built.job.model.state_dict()
-    taken = {name.removeprefix("points."): tensor for name, tensor in weights.items() if name.startswith("points.")}
-    assert len(taken) == report.matched
-    assert all((state[name] == tensor).all() for name, tensor in taken.items())
-
-
 def test_the_segmentation_encoder_lacks_the_head_alone(place: Path) -> None:
     """25 tensors as in the authors' fine-tuning: their conv7 to conv11 are category, join and head here."""
     text = (FINETUNE % (place / "pre_dgcnn_parts")).replace("name: dgcnn,", "name: dgcnn_parts,")
@@ -126,8 +111,6 @@ def test_the_report_and_the_rates_are_told_logged_and_kept(place: Path, tuned: t
         "pre_dgcnn: 30 of 45 tensors",
         "rates: edges.0",
         "until epoch 1",
-        "stages: training transforms of points: rotate {",
-        "in dgcnn (synthetic_shapes) alone, none in fine (synthetic_shapes) alone",
     ):
         assert line in done.err, line
         assert line in log, line
@@ -143,7 +126,6 @@ def test_the_report_and_the_rates_are_told_logged_and_kept(place: Path, tuned: t
     assert lineage["lineage"] is None
     assert [each["name"] for each in lineage["source"]["training"]] == ["rotate", "jitter"]
     assert lineage["here"]["training"] == []
-    assert len(lineage["training_differences"]) == 1
 
 
 def test_clouds_of_another_form_are_told_logged_and_kept(place: Path, tmp_path: Path) -> None:

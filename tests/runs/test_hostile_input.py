@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from sightline.contract.errors import CheckpointError, PluginError, UserError
 from sightline.contract.plugins import check_recorded
@@ -201,13 +200,6 @@ def test_the_last_checkpoint_does_not_lead_out(tmp_path: Path) -> None:
         resolve(tmp_path / "run")
 
 
-def test_escape_codes_in_names_are_shown_escaped(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        load_document(tmp_path / "a\x1b[31m.json")
-    assert "\\x1b[31m" in str(caught.value)
-    assert str(caught.value).isprintable()
-
-
 # --- names of files and classes with escape codes, line ends and bytes that are no text, in what every ve ------------
 
 
@@ -260,18 +252,3 @@ def test_every_verb_prints_them_escaped(folder: Path) -> None:
         assert not odd, (command[0], odd)
         # Where a name holds a line end, what follows it does not begin a line.
         assert not [line for line in (out + err).split("\n") if line.startswith(("end", "l.xyz"))], command[0]
-
-
-def test_labels_of_images_whose_names_are_not_utf_8_are_converted(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    (source / "images").mkdir(parents=True)
-    (source / "labels").mkdir()
-    name = os.fsdecode(b"\xff")
-    Image.new("RGB", (8, 8)).save(source / "images" / f"{name}.png")
-    (source / "labels" / f"{name}.txt").write_text("0 .5 .5 .5 .5\n")
-    (source / "classes.txt").write_text("thing\n")
-    words = ("--from", source, "--layout", "yolo_txt", "--to", tmp_path / "coco", "--as", "coco")
-    succeed("data", "convert", *words)
-    (labels,) = [path for path in (tmp_path / "coco").rglob("*.json") if path.name != "conversion.json"]
-    (image,) = json.loads(labels.read_text())["images"]
-    assert os.fsencode(image["file_name"]).endswith(b"\xff.png")

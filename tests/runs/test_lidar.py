@@ -47,11 +47,6 @@ def assert_same(found: dict[str, Any], whole: dict[str, Any]) -> None:
     assert found["last"] == pytest.approx(whole["last"], rel=1e-6)
 
 
-def test_three_micro_batches_are_one_batch(whole: dict[str, Any]) -> None:
-    assert np.array(whole["confusion"]).sum() > 5_000
-    assert_same(run_steps(World(), micro_batches=3), whole)
-
-
 @pytest.mark.processes
 def test_processes_with_uneven_scans_are_one(whole: dict[str, Any], tmp_path: Path) -> None:
     """Three; two: tests/long/test_launched_processes.py."""

@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 
 import sightline
-from sightline.areas.scans.sets.kitti_object import KittiObject
 from sightline.areas.scans.sets.scan_folder import ScanFolder
-from sightline.areas.scans.sets.semantic_kitti import SemanticKitti
 from sightline.areas.scans.sets.synthetic_lidar import SyntheticLidar
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
@@ -26,9 +24,7 @@ from tests.data.scans.lidar_writers import (
     quiet,
     street_scan,
     write_bin,
-    write_kitti_object,
     write_labels,
-    write_semantic_kitti,
 )
 
 COLUMNS = ("x", "y", "z", "intensity", "ring")
@@ -141,22 +137,6 @@ def test_one_name_for_the_labels_of_a_scan(runs: Path, tmp_path: Path) -> None:
     assert "none/000004.label" in refused.err
 
 
-def test_labels_of_parts_in_folders_are_found_as_predict_names_them(runs: Path, tmp_path: Path) -> None:
-    for part, numbers in (("train", (0, 1)), ("test", (0, 2))):
-        (tmp_path / "own" / part).mkdir(parents=True)
-        for number in numbers:
-            for end in (".bin", ".label"):
-                shutil.copy(runs / f"cut/{number:06d}{end}", tmp_path / "own" / part)
-    words = ("--from", tmp_path / "own", "--to", tmp_path / "set", f"columns=[{', '.join(COLUMNS)}]", "num_beams=16")
-    command("data", "prepare", "scan_folder", *words)
-    found = []
-    for place in (tmp_path / "own", tmp_path / "own/test"):  # the first gives train/000000, the second 000000
-        out = tmp_path / f"out_{place.name}"
-        command("predict", runs / "cut_run", place, "--device", "cpu", "--out", out, "files=[label]")
-        found.append(score(tmp_path, out, runs / "cut.yaml", f"data.root={tmp_path / 'set'}")["metrics"])
-    assert found[0] == found[1]
-
-
 def test_a_few_returns_far_beyond_the_set_are_predicted_with_a_warning(
     runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -211,27 +191,6 @@ def test_a_stray_point_is_refused_by_name_when_preparing(runs: Path, tmp_path: P
             ScanFolder.prepare(**words, num_beams=16)
         with pytest.raises(DataError, match=told.replace("+", r"\+")):
             ScanFolder.survey(folder)
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("made", [SemanticKitti, KittiObject])
-def test_a_stray_point_of_kittis_layouts_is_named_before_and_when_preparing(
-    tmp_path: Path, made: type[SemanticKitti] | type[KittiObject]
-) -> None:
-    if made is SemanticKitti:
-        write_semantic_kitti(tmp_path / "tree", {"00": 2, "08": 1})
-        stray = tmp_path / "tree/sequences/00/velodyne/000001.bin"
-    else:
-        write_kitti_object(tmp_path / "tree", 2)
-        stray = tmp_path / "tree/training/velodyne/000001.bin"
-    table = np.fromfile(stray, "<f4").reshape(-1, 4)
-    table[5, 0] = 1e30
-    table.tofile(stray)
-    told = rf"{stray}: point \d+ lies 1e\+30 m away"
-    with pytest.raises(DataError, match=told):
-        made.survey(tmp_path / "tree")
-    with pytest.raises(DataError, match=told):
-        made.prepare(source=tmp_path / "tree", target=tmp_path / "set", name=made.set_name, progress=quiet)
 
 
 def test_without_the_option_nan_is_refused_and_the_option_named(runs: Path, tmp_path: Path) -> None:

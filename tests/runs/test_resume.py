@@ -333,22 +333,6 @@ def test_a_run_is_never_begun_again_over_its_checkpoints(
     assert state_of(run) == before
 
 
-def test_files_of_a_user_beside_checkpoints_are_no_damage(bench: Bench, copied: Path, unbroken: Unbroken) -> None:
-    for folder in (copied / "checkpoints").iterdir():
-        if not folder.is_symlink():
-            (folder / ".DS_Store").write_bytes(b"\x00")
-    before = state_of(copied)
-    code, text = again(bench, copied)
-    assert (code, "this run is finished" in text) == (0, True), text
-    assert state_of(copied) == before
-    code, text = again(bench, copied, resume=str(copied / "checkpoints/step_00000014"))
-    assert (code, "resumed at step 14" in text) == (0, True), text
-    assert (copied / "checkpoints/step_00000015.kept/.DS_Store").exists()
-    for path in (copied / "checkpoints").glob("step_*/.DS_Store"):
-        path.unlink()
-    assert differences(copied, unbroken(1)) == []
-
-
 def test_a_finished_run_whose_checkpoints_were_deleted_is_left_alone(bench: Bench, copied: Path) -> None:
     shutil.rmtree(copied / "checkpoints")
     before = state_of(copied)

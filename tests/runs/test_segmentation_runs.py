@@ -175,15 +175,6 @@ def test_figures_are_those_of_all_points_by_an_independent_evaluation(folder: Pa
     assert num_points == sum(len(label) for _, label, _ in shapes(folder / "text", "test"))
 
 
-def test_a_run_evaluated_again_says_the_same(folder: Path) -> None:
-    trained(folder, "run")
-    words = ("evaluate", folder / "run", "--plugin", folder / "plugin.py", "--device", "cpu")
-    succeed(*words, "--json", folder / "again.json")
-    final = json.loads((folder / "run/final.json").read_text())
-    again = json.loads((folder / "again.json").read_text())  # and why the classes are hard, which a run does not write
-    assert {key: value for key, value in again.items() if key in final} == final
-
-
 def test_a_run_stopped_and_resumed_is_the_unbroken_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(folder, "run")
     monkeypatch.setenv("STOP_AT", "53")
@@ -194,10 +185,6 @@ def test_a_run_stopped_and_resumed_is_the_unbroken_one(folder: Path, monkeypatch
     succeed(*words, "--no-check", "--resume", "auto")
     for name in ("final.json", "checkpoints/last/model.safetensors"):
         assert (folder / "run" / name).read_bytes() == (folder / "stopped" / name).read_bytes()
-
-
-def test_whole_shapes_of_one_size_need_no_sampling(folder: Path) -> None:
-    assert trained(folder, "arrays", *WHOLE, layout="hdf5")["instance_miou"] > blind_miou(folder / "hdf5")
 
 
 def test_whole_shapes_of_any_size_feed_a_model_that_takes_them(folder: Path) -> None:
@@ -217,29 +204,6 @@ def test_shapes_with_too_few_points_are_named_before_anything_is_trained(folder:
     assert "the clouds have 20 points, num_points asks for 21" in done
     repeated = "transforms.train=[{name: sample_points, num_points: 21, if_fewer: repeat}]"
     succeed(*words_of(folder, "enough", repeated, "train.epochs=1"), "--no-check")
-
-
-def test_a_recipe_is_described_before_its_data_is_there(folder: Path) -> None:
-    many = "transforms.train=[{name: sample_points, num_points: 2048}]"
-    words = ("describe", folder / "parts.yaml", f"data.root={folder / 'none'}", many, "train.batch_size=2")
-    done = succeed(*words, "--plugin", folder / "plugin.py", "--device", "cpu")
-    assert "random samples as data set 'shapenet_part' declares them" in done.out + done.err
-    assert "2 × 2048 × 19" in done.out  # xyz, and a place for each category
-
-
-@pytest.mark.processes
-def test_two_processes_with_workers_give_the_figures_of_one(folder: Path) -> None:
-    """Without dropout a step is the same arithmetic in two halves, to rounding.
-
-    A point whose two best parts are that close may change sides; one of 360 moves no figure by more than 0.01.
-    """
-    exact = ("model.dropout=0", "train.epochs=4")
-    alone = trained(folder, "alone", *exact)
-    words = [*words_of(folder, "shared", *exact, "loader.workers=1"), "--no-check"]
-    code, text = run_forked([str(word) for word in words], folder / "shared.log", num_processes=2)
-    assert code == 0, text
-    shared = json.loads((folder / "shared/final.json").read_text())["metrics"]
-    assert shared == pytest.approx(alone, abs=0.01)
 
 
 # --- whole small runs on scenes: every transform of the recipe, every point scored, the same numbers on t ------------
