@@ -29,7 +29,6 @@ from sightline.contract.regular_files import find_outward_link, parse_json
 from sightline.runs.packed import assert_whole, read_packed
 from sightline.runs.snapshots import (
     OWN_FILES,
-    NewerFormatError,
     Snapshot,
     has_optimizer,
     is_sound,
@@ -255,8 +254,6 @@ def load(path: Path, *, remedy: str = _REMEDY) -> Snapshot:
     checkpoint = resolve(path, remedy)
     try:
         return read_snapshot(checkpoint)
-    except NewerFormatError:
-        raise
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {_format_sound_hint(checkpoint, remedy)}") from error
 
@@ -267,16 +264,11 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def newest_valid(directory: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest checkpoint that verifies, and one line for each newer one that does not.
-
-    Raises NewerFormatError for a newer one of a later format: it is not damaged.
-    """
+    """Find the newest checkpoint that verifies, and one line for each newer one that does not."""
     rejected = []
     for folder in reversed(_list_step_folders(_checkpoint_folder(directory))):
         try:
             read_snapshot(folder)
-        except NewerFormatError:
-            raise
         except CheckpointError as error:
             rejected.append(str(error))
         else:
@@ -380,8 +372,6 @@ def _restore_links(folder: Path) -> None:
             continue
         try:
             step, _ = read_steps(copied)
-        except NewerFormatError:
-            raise
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {copied} is a copy instead of a link: remove it") from error
         target = folder / _format_folder_name(step)
@@ -493,10 +483,7 @@ def enclosing_run(path: Path) -> Path | None:
 
 
 def _format_sound_hint(damaged: Path, remedy: str) -> str:
-    try:
-        sound, _ = newest_valid(damaged.parent)
-    except NewerFormatError as error:
-        return f"beside it: {error}"
+    sound, _ = newest_valid(damaged.parent)
     return f"the newest sound one is {sound}; {remedy}" if sound else "no other checkpoint in its folder is sound"
 
 

@@ -15,7 +15,8 @@ from torch import nn
 
 from sightline.config import RunConfig, read_config
 from sightline.contract.errors import UserError
-from sightline.contract.types import CloudInputSpec, DataInfo, Dealing, Field, Folds, ScanInputSpec
+from sightline.contract.types import DataInfo, Field
+from sightline.contract.validation import TypeAdapter, ValidationError
 from sightline.parts.quantisation.parametrised import weight_sizes
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import assert_sha256, evaluated_sha256, resolve_weights
@@ -45,32 +46,13 @@ def read_inputs(run: Path, facts: Mapping[str, Any]) -> DataInfo:
     """
     document = load_document(run / INPUTS_FILE)
     try:
-        fields = {name: Field(**values) for name, values in document["fields"].items()}
-        form = None if document["clouds"] is None else CloudInputSpec(**document["clouds"])
-        stated_folds = document["folds"]
-        folds = None if stated_folds is None else Folds(tuple(stated_folds["names"]), tuple(stated_folds["tested"]))
-        stated_scans = document["scans"]
-        scans = (
-            None
-            if stated_scans is None
-            else ScanInputSpec(**{key: _list_to_tuple(value) for key, value in stated_scans.items()})
-        )
-        stated_dealing = document.get("split")
-        dealing = (
-            None
-            if stated_dealing is None
-            else Dealing(stated_dealing["rule"], stated_dealing["seed"], tuple(stated_dealing["parts"]))
-        )
-        features = tuple(document["features"])
-        return DataInfo(facts, fields, features=features, clouds=form, folds=folds, scans=scans, dealing=dealing)
-    except (KeyError, TypeError, AttributeError) as error:
+        return TypeAdapter(DataInfo).validate_python({**document, "facts": facts, "dealing": document.get("split")})
+    except ValidationError as error:
+        fault = error.errors()[0]
         raise UserError(
-            f"{run / INPUTS_FILE}: is not a document of a run's inputs ({error}); make the run again"
+            f"{run / INPUTS_FILE}: is not a document of a run's inputs ({'.'.join(map(str, fault['loc']))}: "
+            f"{fault['msg']}); make the run again"
         ) from None
-
-
-def _list_to_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _field_to_plain(field: Field) -> dict[str, Any]:

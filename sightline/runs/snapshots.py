@@ -41,10 +41,6 @@ _STEP = re.compile(r"step_(\d{8,})(\.replaced)?", re.ASCII)
 _NON_FINITE = "non_finite"
 
 
-class NewerFormatError(CheckpointError):
-    """Checkpoint of a later format: it is sound, and only a newer sightline reads it."""
-
-
 @dataclass(frozen=True)
 class Snapshot:
     """Content of a checkpoint.
@@ -104,11 +100,9 @@ def remove_optimizer(folder: Path) -> int:
 
 
 def is_sound(folder: Path) -> bool:
-    """Return True if a checkpoint is read whole. Raises NewerFormatError for one of a later format."""
+    """Return True if a checkpoint is read whole."""
     try:
         read_snapshot(folder)
-    except NewerFormatError:
-        raise
     except CheckpointError:
         return False
     return True
@@ -305,12 +299,8 @@ def _read_state(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
 
 def _assert_readable_version(path: Path, document: Mapping[str, Any]) -> None:
     version = document.get("format_version")
-    if type(version) is not int or version < 1:
-        raise CheckpointError(f"{path}: has no format version; it is not a checkpoint of sightline")
-    if version > FORMAT_VERSION:
-        raise NewerFormatError(
-            f"{path}: written by a newer sightline (format {version}, this one reads up to {FORMAT_VERSION}); update it"
-        )
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: has the format {version!r:.20}, this sightline reads {FORMAT_VERSION}")
 
 
 def _parse_json(path: Path, data: bytes) -> dict[str, Any]:

@@ -19,7 +19,6 @@ import torch
 
 from sightline.contract.errors import CheckpointError
 from sightline.runs.checkpoint import Snapshot, enclosing_run, load, newest_valid, resolve, rewind, save, slim
-from sightline.runs.snapshots import NewerFormatError
 from tests.cases import run_each
 from tests.engine.snapshots import assert_same, bits, snapshot_of
 
@@ -332,24 +331,6 @@ def test_a_checkpoint_that_was_set_aside_returns_where_its_replacement_is_damage
     assert (folder.with_name("step_00000001.damaged") / "model.safetensors").read_bytes() == data
 
 
-def test_a_newer_format_is_never_taken_for_damage(tmp_path: Path) -> None:
-    """Neither in the search for a sound one, nor by what removes checkpoints."""
-    for step in (1, 2):
-        newer = save(tmp_path, snapshot_of(step), keep_last=2, is_best=False)
-    edit_state(newer, format_version=99)
-    for change in (
-        lambda: newest_valid(tmp_path),
-        lambda: rewind(tmp_path, step=1),
-        lambda: save(tmp_path, snapshot_of(2), keep_last=2, is_best=False),
-        lambda: slim(tmp_path),
-    ):
-        with pytest.raises(NewerFormatError, match=r"step_00000002/state.json: written by a newer .*format 99"):
-            change()
-        assert newer.is_dir()
-    flip(newer.parent / "step_00000001/model.safetensors")
-    assert "beside it: " in assert_refused(newer.parent / "step_00000001", "model.safetensors")
-
-
 def test_damaged_last_names_the_newest_sound_one(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         damaged = save(tmp_path, snapshot_of(step), keep_last=3, is_best=False) / "model.safetensors"
@@ -372,6 +353,13 @@ def test_paths_without_a_checkpoint_say_what_to_give(tmp_path: Path, folder: Pat
     (tmp_path / "empty").mkdir()
     assert_refused(tmp_path / "empty", "manifest.json")
     assert newest_valid(tmp_path / "absent") == (None, [])
+
+
+def test_another_format_is_refused_by_name(folder: Path) -> None:
+    reseal(folder, format_version=2)
+    assert "has the format 2, this sightline reads 1" in assert_refused(folder, "manifest.json")
+    edit_state(folder, format_version=3)
+    assert "has the format 3, this sightline reads 1" in assert_refused(folder, "state.json")
 
 
 def test_a_folder_under_another_step_is_refused_but_any_other_name_is_fine(folder: Path) -> None:

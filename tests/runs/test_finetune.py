@@ -381,12 +381,6 @@ def test_nothing_but_the_head_moves(run: Path) -> None:
     assert all(torch.equal(ended[name], started[name]) for name in ended.keys() - changed)
 
 
-def test_the_head_learns_what_the_frozen_feature_holds(run: Path) -> None:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss/cross_entropy"] for line in lines if line["split"] == "train"]
-    assert losses[-1] < losses[0]
-
-
 def test_the_run_is_an_extractor(run: Path) -> None:
     """`encode` gives the same feature whatever company a cloud is in: batch statistics are those stored."""
     model = sightline.load_run(run).model

@@ -188,17 +188,6 @@ def test_every_set_that_is_prepared_has_printable_options() -> None:
         assert all(len(row) == 2 for row in rows)
 
 
-def test_lines_of_progress_do_not_repeat_what_is_read(tmp_path: Path) -> None:
-    done = run_here(
-        "data", "prepare", "cloud_folder", "--from", scans(tmp_path / "in"), "--to", tmp_path / "set", "up_axis=z"
-    )
-    lines = [line for line in done.err.splitlines() if re.match(r"cloud_folder: \d+ of 10", line)]
-    assert len(lines) == 10
-    titles = [title for line in lines if (title := line.partition(" of 10")[2])]
-    assert titles == list(dict.fromkeys(titles))
-    assert len(titles) < len(lines)
-
-
 # --- tables as a terminal of some width shows them -------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from sightline.areas.clouds.render.rendering import (
 )
 from sightline.areas.clouds.sets.modelnet import ModelNet40
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
-from sightline.contract.errors import ConfigError, DataError, RunError
+from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
 from sightline.ops.pinhole import ring_cameras
 from sightline.ops.rendering import on_background, render_cloud, render_mesh
@@ -35,7 +35,6 @@ from tests.command import run_here
 from tests.data.clouds.modelnet_writers import SHAPES, prepare, write_npz, write_off
 from tests.data.preparing import read_files, record_messages, stop_at
 from tests.data.scenes.scene_writers import no_progress
-from tests.processes import run_program
 
 LOOK = RenderSettings(num_views=3, size_px=16)
 
@@ -200,31 +199,6 @@ def test_a_kill_leaves_no_process_and_is_continued(tmp_path: Path, monkeypatch: 
     messages = record_messages(render, shapes_of(), tmp_path / "views")
     assert "kept" in messages[0]
     assert read_files(tmp_path / "views") == read_files(tmp_path / "whole")
-
-
-@pytest.mark.processes
-def test_a_disk_that_fills_is_told_and_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A limit on the size of a file stands for the full disk: both fail the write."""
-    before = (
-        "import resource; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))"
-    )
-    program = PROGRAM.format(before=before, jobs=1, progress="lambda *told: None")
-    failed = run_program(program.replace("sys.argv[1]", repr(str(tmp_path / "views"))))
-    assert "RunError" in failed.stderr
-    assert "cannot write: file too large; raise the limit" in failed.stderr
-    monkeypatch.setattr(rendering, "_OBJECTS_PER_SHARD", 5)
-    render(shapes_of(), tmp_path / "whole")
-    render(shapes_of(), tmp_path / "views")
-    assert read_files(tmp_path / "views") == read_files(tmp_path / "whole")
-
-
-def test_too_little_room_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=24 * 3 * 16 * 16 - 1)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(RunError, match="GiB are needed"):
-        render(shapes_of(), tmp_path / "views")
-    assert not list(tmp_path.iterdir())
 
 
 def test_views_that_are_there_are_left_alone(tmp_path: Path, prepared: Path) -> None:
