@@ -30,11 +30,9 @@ from sightline.contract.schema import Parameter, describe_type, signature_parame
 from sightline.runs.run_directory import write_document
 from sightline.store.files.ros_bags import unpack_bag
 from sightline.store.prepared import prepared_set
-from sightline.store.prepared.prepared_data import PreparedData
 from sightline.store.prepared.prepared_writer import Progress
 from sightline.store.prepared.views import VIEWS_SET, Views
 from sightline.verbs.output import print_note, show_progress
-from sightline.verbs.terminal import fail
 
 _WIDTH = 110
 _MAX_LISTED = 40
@@ -123,20 +121,17 @@ def _print_differences(report: Mapping[str, Any]) -> None:
 def info(options: InfoOptions) -> int:
     """Describe a data set by its name, a prepared folder, or (`source`) files that are not prepared yet.
 
-    `options` are `key=value` arguments of the survey of such files. Labels outside of the classes end it with code 1.
+    `options` are `key=value` arguments of the survey of such files.
     """
     load_plugins(options.plugins)
     name, source = options.dataset, options.source
     folder = Path(name)
-    faults: list[str] = []
     if options.options and source is None:
         raise UserError(f"data info: {options.options[0]}: options need --from PATH, the files to read")
     if source is not None:
         document = _survey(name, options.options, source)
     elif (folder / "manifest.json").is_file():
-        describer = _find_describer(folder)
-        document = describer.describe(folder)
-        faults = describer.list_label_faults(folder) if issubclass(describer, PreparedData) else []
+        document = _find_describer(folder).describe(folder)
     elif name in registry.data.names():
         card = DataMembers.card.get(_builder(name))
         document = {"summary": registry.data.get_entry(name).summary} if card is None else card()
@@ -151,7 +146,7 @@ def info(options: InfoOptions) -> int:
         )
     _print_tree({key: value for key, value in document.items() if key != "label_map"})
     write_document(options.json, document)
-    return fail("; ".join(faults), 1, None) if faults else 0
+    return 0
 
 
 def _survey(name: str, options: Sequence[str], source: Path) -> dict[str, Any]:

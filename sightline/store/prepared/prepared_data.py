@@ -97,8 +97,6 @@ class PreparedData:
     """Names of other sets whose prepared folders can be opened, too."""
     printed: ClassVar[tuple[str, ...]] = ("layout", "options", "differences")
     """Entries of the manifest that `sightline data info` prints, where there are any."""
-    unlabelled: ClassVar[int | None] = None
-    """Stored label of points without a class, in sets that have such points."""
     plan: ClassVar[Callable[..., PreparationPlan]]
     prepare: ClassVar[Callable[..., dict[str, Any]]]
     survey: ClassVar[Callable[..., dict[str, Any]]]
@@ -149,24 +147,18 @@ class PreparedData:
         return {"samples": {split: facts["num_rows"] for split, facts in prepared.manifest["splits"].items()}}
 
     @classmethod
-    def list_label_faults(cls, root: Path) -> list[str]:
-        """List, for each split of a prepared folder, the first label that is none of its classes, if there is one."""
-        prepared = cls.open_folder(root)
-        return [*filter(None, (describe_foreign_label(prepared, split, cls.unlabelled) for split in prepared.splits))]
-
-    @classmethod
     def verify(cls, root: Path) -> int:
         """Compare the hash of every file and return their number. Raises DataError with the first that differs."""
         return verify(root)
 
 
-def describe_foreign_label(prepared: PreparedSet, split: str, unlabelled: int | None = None) -> str:
+def describe_foreign_label(prepared: PreparedSet, split: str) -> str:
     """Describe the first label of a split that is none of the classes in the manifest; empty if all are."""
     names = prepared.manifest.get("class_names") or prepared.manifest.get("classes", {}).get("names")
     labels = prepared.array(split, "label") if names and "label" in prepared.manifest["columns"] else np.zeros(0)
     for start in range(0, len(labels), _LABELS_AT_ONCE):
         part = labels[start : start + _LABELS_AT_ONCE]
-        is_foreign = ((part < 0) | (part >= len(names))) & (True if unlabelled is None else part != unlabelled)
+        is_foreign = (part < 0) | (part >= len(names))
         if is_foreign.any():
             row = start + int(is_foreign.argmax())
             return (

@@ -20,14 +20,12 @@ from sightline.areas.scans.sets.scan_folder import ScanFolder
 from sightline.contract.errors import DataError
 from sightline.store.prepared.prepared_set import add_digest, read_manifest, verify
 from tests.command import run_here
-from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.data.clouds import scanobjectnn_writers
 from tests.data.clouds.cloud_writers import prepare_folder, write_folder
 from tests.data.clouds.modelnet_writers import prepare, write_text
 from tests.data.depth.depth_trees import no_progress, write_hands2017
 from tests.data.depth.figure_trees import write_msra_hands
-from tests.data.preparing import cut, prepare_set
-from tests.data.scenes.scene_writers import write_s3dis
+from tests.data.preparing import cut
 
 
 def prepare_by_command(source: Path, target: Path) -> tuple[int, list[str]]:
@@ -214,37 +212,6 @@ def test_a_label_without_a_class_is_named(root: Path) -> None:
     message = "label 1 of 'train' is 4119, there are 40 classes (0 to 39); prepare the set again"
     with pytest.raises(DataError, match=re.escape(message)):
         ModelNet40(root=str(root), split="train")
-    done = run_here("data", "info", root)
-    assert done.code == 1
-    assert done.err == f"error: {root}: {message}\n"
-    assert "modelnet40" in done.out
-
-
-def test_labels_of_points_are_classes_or_none(tmp_path: Path) -> None:
-    """255 is stored for points without a class."""
-    prepare_set("s3dis", write_s3dis(tmp_path / "in"), tmp_path / "set")
-    file = next((tmp_path / "set").glob("*.label.npy"))
-    sound = np.load(file)
-    for place, label, count in ((3, 255, 0), (3, 13, 1), (0, 254, 1)):
-        labels = sound.copy()
-        labels[place] = label
-        np.save(file, labels)
-        done = run_here("data", "info", tmp_path / "set")
-        assert done.code == done.err.count("\n") == count
-        assert (f"label {place} of '{file.name.split('.')[0]}' is {label}, " in done.err) == bool(count)
-
-
-@pytest.mark.parametrize("label", [-1, 3])
-def test_labels_of_boxes_are_classes(tmp_path: Path, label: int) -> None:
-    write_image(tmp_path / "in" / "a.png", pattern(6, 8))
-    box = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4]}
-    write_coco(tmp_path / "in" / "all.json", [(1, "a.png", 8, 6)], [box] * 3)
-    prepare_set("coco", tmp_path / "in", tmp_path / "set")
-    file = next((tmp_path / "set").glob("*.label.npy"))
-    np.save(file, np.array([0, 1, label]))
-    done = run_here("data", "info", tmp_path / "set")
-    assert done.code == 1
-    assert f"label 2 of 'all' is {label}, there are " in done.err
 
 
 def test_a_header_of_a_gigabyte_is_not_waited_for(root: Path) -> None:
