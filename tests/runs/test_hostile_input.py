@@ -161,12 +161,6 @@ def test_a_forged_list_of_plugins_is_one_line(tmp_path: Path, listed: Any) -> No
         check_recorded(listed, (), run=tmp_path)
 
 
-@pytest.mark.parametrize("key", ["name", "path"])
-def test_a_plugin_of_a_name_too_long_for_a_disk_is_one_line(tmp_path: Path, key: str) -> None:
-    with pytest.raises(PluginError, match="was made with the plugin "):
-        check_recorded([{**PLUGIN, key: "x" * 5000}], (), run=tmp_path)
-
-
 @pytest.mark.parametrize("depth", [300, 900, 100_000])
 def test_deep_json_is_one_line(tmp_path: Path, depth: int) -> None:
     (tmp_path / "final.json").write_text('{"a": ' + "[" * depth + "]" * depth + "}")

@@ -60,16 +60,6 @@ def _train(config: str, out: Path, *words: str) -> dict:
     return json.loads((out / "final.json").read_text())["metrics"]
 
 
-def test_photos_from_scratch_and_from_pretrained_weights(photos: Path, tmp_path: Path) -> None:
-    data = ["data.name=yolo_txt", f"data.root={photos}", "train.batch_size=2", *SMALL_CANVAS]
-    assert "ap50" in _train("detect/photos_scratch.yaml", tmp_path / "scratch", *data)
-    source = tmp_path / "source"  # stands for the converted file: a run whose model has this backbone under `images`
-    narrow = ["model.backbone.width=8", "model.neck.width=16"]
-    _train("detect/photos_imagenet.yaml", source, *data, *narrow, "init=null")
-    words = [*data, *narrow, f"init.from={source}", "init.modules=backbone"]
-    assert "ap50" in _train("detect/photos_imagenet.yaml", tmp_path / "imagenet", *words)
-
-
 def test_a_published_detector_is_fine_tuned_on_other_classes(photos: Path, tmp_path: Path) -> None:
     narrow = ["train.batch_size=2", *SMALL_CANVAS, "model.backbone.width=8", "model.neck.width=16"]
     others = tmp_path / "others"

@@ -308,27 +308,15 @@ def test_files_that_cannot_be_predicted_are_refused_by_name(
             ("camera.fx=240", "camera.fy=240"),
             "camera.u0=, camera.v0=: is missing, other values of the camera are given",
         ),
-        (("camera.width_px=320",), "camera.height_px=: is missing, other values of the camera are given"),
         (("camera.fx=0", *CAMERA[1:]), "predict: camera.fx: found 0"),
         ((CAMERA[0], "camera.fy=0", *CAMERA[2:]), "fx must be positive, fy not 0 (negative: Y up)"),
-        (("camera.focal=240",), "predict: camera.focal: is not an option"),
-        (
-            ("train.epochs=2",),
-            "found 'train.epochs=2', allowed is key=value with camera.*, reference.*, ",
-        ),
-        (("reference.passes=-1",), "predict: reference.passes: found -1"),
         (
             ("reference.near_mm=500", "reference.far_mm=400"),
             "far_mm: is 400, it must be larger than near_mm, which is 500",
         ),
         (("centres={centres}", "reference=previous"), "as does reference=previous; give only one of them"),
         (("centres={centres}",), "centres.txt: has 2 lines, what is given has 5 frames: 3 too few"),
-        (("centres={run}",), "run: cannot be read (Is a directory)"),
         (("refiner={run}",), "the task 'pose' predicts no centres; give a run of the task centre"),
-        (
-            ("--columns", "x,y,z"),
-            "for the task 'pose'; leave it out",
-        ),
         (
             ("category=mug",),
             "found 'category=mug', allowed is key=value with camera.*, reference.*, reference, centres",
