@@ -90,7 +90,7 @@ def _of_files() -> list[Mistake]:
         Mistake(
             "all at once",
             PREPARE,
-            (r"\nerror: 2 of \d+ samples cannot be used", r"\n  .*a\.ply", r"\n  .*b\.ply"),
+            (r"error: 2 of \d+ samples cannot be used", r"\n  .*a\.ply", r"\n  .*b\.ply"),
             _all_of(_write("scans/ball/a.ply", b""), lambda: os.mkfifo("scans/rod/b.ply")),
         ),
         Mistake(
