@@ -154,7 +154,6 @@ class RunsOptions(
     filters: tuple[str, ...] = option(
         "--filter", "TEXT|KEY=VALUE", "only runs with this text in a column, or task=segment; repeatable", default=()
     )
-    best: bool = switch("--best", "only the finished run with the best figure of each task, data set and metric")
     diff: tuple[Path, Path] | None = option("--diff", "A B", "print the differences of two runs")
     slim: tuple[Path, ...] = option("--slim", "RUN", "remove the optimiser's state of a run; repeatable", default=())
     delete: tuple[Path, ...] = option("--delete", "RUN", "delete a run; repeatable", default=())

@@ -19,7 +19,7 @@ from sightline.contract.errors import escape_to_one_line
 from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.engine.step import StepAverager, average_records, evaluation_scalars, format_rate, samples_per_s
 from sightline.instrument.random_state import preserve_random_state
-from sightline.runs.atomic_files import assert_appendable, disk_failure
+from sightline.store.files.atomic_write import assert_appendable, disk_failure
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar

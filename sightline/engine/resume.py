@@ -22,7 +22,6 @@ from sightline.runs.checkpoint import assert_sha256, is_packed
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE
 from sightline.runs.run_directory import create_numbered_folder
 from sightline.runs.run_files import RunFiles
-from sightline.runs.snapshots import NewerFormatError
 
 # None of these changes a number of the run.
 _MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "data.root", "teacher.from")
@@ -205,10 +204,7 @@ def _find_newest_checkpoint(run: Path, *, is_longer: bool) -> tuple[Path | None,
 
     Raises RunError where the run would otherwise begin again over checkpoints, or over a finished run.
     """
-    try:
-        newest, rejected = checkpoint.newest_valid(run)
-    except NewerFormatError as error:
-        raise RunError(f"{error}; to go on without this checkpoint, move its folder out of {run}") from None
+    newest, rejected = checkpoint.newest_valid(run)
     is_over = (run / "final.json").exists()
     advice = "put them back from a copy, or start a new run in another --out"
     if rejected and newest is None:

@@ -282,7 +282,6 @@ class TrainingSession:
         if built.lineage is not None:
             lines += [describe_lineage(built.lineage), f"init from {built.lineage['from']}: {built.init_report}"]
             lines += [f"stages: {built.lineage['unknown']}"] if built.lineage["unknown"] else []
-            lines += [f"stages: {line}" for line in built.lineage["training_differences"]]
         return lines + format_module_rates(built.module_rates)
 
     # --- the run ----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, NoReturn, Protocol
 
 from sightline.contract.errors import RunError, UserError, escape_to_one_line
-from sightline.runs.atomic_files import ProcessIdentity
+from sightline.runs.process_identity import ProcessIdentity
 
 LAUNCH_FOLDER = "sightline_launch_"
 """Prefix of the name of a launcher's folder, which contains the failures of its processes."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,11 +29,10 @@ from sightline.published.files import PublishedFile, make_meta_model, read_sourc
 from sightline.published.rows import FACTS, PublishedLayout, list_names, read_layout
 from sightline.published.translation import convert_state_dict, find_layouts, published_name, unused_names
 from sightline.runs import checkpoint
-from sightline.runs.atomic_files import disk_failure
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE, inputs_document
 from sightline.runs.run_directory import RunDirectory, collect_environment
 from sightline.runs.weights import load_weights
-from sightline.store.files.atomic_write import sync_folder
+from sightline.store.files.atomic_write import whole_folder
 from sightline.store.prepared.prepared_set import compute_sha256
 
 _MAX_LISTED = 5
@@ -247,14 +244,9 @@ def _write_run(
     lineage: Mapping[str, Any],
     plugins: Sequence[Plugin],
 ) -> None:
-    """Write the run's files to a temporary folder, then rename it to `target`."""
-    staging = target.with_name(f".{target.name}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if staging.exists():
-            shutil.rmtree(staging)
-        staging.mkdir()
-        directory = RunDirectory(staging, is_writer=True)
+    """Write the run's files to a folder that is renamed to `target` when all of them are there."""
+    with whole_folder(target) as folder:
+        directory = RunDirectory(folder, is_writer=True)
         record = {"plugins": [plugin.record() for plugin in plugins], "checked": False, "num_processes": 1}
         directory.write_json("environment.json", collect_environment() | record)
         for plugin in plugins:
@@ -263,14 +255,8 @@ def _write_run(
         directory.write_json("facts.json", to_plain(dict(facts)))
         directory.write_json(INPUTS_FILE, inputs_document(info))
         directory.write_json(LINEAGE_FILE, lineage)
-        checkpoint.save(staging, _make_snapshot(config, model), keep_last=1, is_best=True)
+        checkpoint.save(folder, _make_snapshot(config, model), keep_last=1, is_best=True)
         directory.write_text("config.yaml", render_config(config, origins=False))
-        os.rename(staging, target)
-        sync_folder(target.parent)
-    except OSError as error:
-        raise disk_failure(error, target) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _make_snapshot(config: RunConfig, model: nn.Module) -> checkpoint.Snapshot:

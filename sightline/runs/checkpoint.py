@@ -26,11 +26,9 @@ from torch.optim import Optimizer
 
 from sightline.contract.errors import CheckpointError
 from sightline.contract.regular_files import find_outward_link, parse_json
-from sightline.runs.atomic_files import disk_failure
 from sightline.runs.packed import assert_whole, read_packed
 from sightline.runs.snapshots import (
     OWN_FILES,
-    NewerFormatError,
     Snapshot,
     has_optimizer,
     is_sound,
@@ -41,7 +39,7 @@ from sightline.runs.snapshots import (
     write_snapshot,
 )
 from sightline.runs.weights import describe_non_finite, find_non_finite, plain_name
-from sightline.store.files.atomic_write import sync_folder
+from sightline.store.files.atomic_write import disk_failure, sync_folder
 from sightline.store.prepared.prepared_set import compute_sha256
 
 
@@ -212,10 +210,10 @@ def save(
     """Add a checkpoint to a run directory; at any moment, the newest complete one is on disk.
 
     `checkpoints/last`, and `best` if `is_best`, link to it; the oldest beyond `keep_last` are removed, except the
-    linked ones. An earlier checkpoint of this step is replaced; of its files, those with the same bytes are not written
-    again. A checkpoint that does not verify is kept as `step_<number>.damaged`; those of `verified_steps`, which this
-    process has read or written, are not read for that. `assert_own` raises if the directory is another run's by now,
-    before each step that replaces or removes; with it, the directory must exist.
+    linked ones. An earlier checkpoint of this step is replaced. A checkpoint that does not verify is kept as
+    `step_<number>.damaged`; those of `verified_steps`, which this process has read or written, are not read for that.
+    `assert_own` raises if the directory is another run's by now, before each step that replaces or removes; with it,
+    the directory must exist.
     Raises RunError if the disk is full or read-only; earlier checkpoints are then intact.
     """
     assert keep_last >= 1, f"keep_last is {keep_last}, must be at least 1"
@@ -228,7 +226,7 @@ def save(
         _clean_up(folder)
         best_step = snapshot.step if is_best else _read_linked_step(folder, "best")
         partial = _with_suffix(target, "partial")
-        write_snapshot(partial, snapshot, best_step=best_step, twin=target)
+        write_snapshot(partial, snapshot, best_step=best_step)
         assert_own()
         _replace_checkpoint(target, partial, is_verified=snapshot.step in verified_steps)
         for link in ("best", "last") if is_best else ("last",):
@@ -256,8 +254,6 @@ def load(path: Path, *, remedy: str = _REMEDY) -> Snapshot:
     checkpoint = resolve(path, remedy)
     try:
         return read_snapshot(checkpoint)
-    except NewerFormatError:
-        raise
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {_format_sound_hint(checkpoint, remedy)}") from error
 
@@ -268,16 +264,11 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def newest_valid(directory: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest checkpoint that verifies, and one line for each newer one that does not.
-
-    Raises NewerFormatError for a newer one of a later format: it is not damaged.
-    """
+    """Find the newest checkpoint that verifies, and one line for each newer one that does not."""
     rejected = []
     for folder in reversed(_list_step_folders(_checkpoint_folder(directory))):
         try:
             read_snapshot(folder)
-        except NewerFormatError:
-            raise
         except CheckpointError as error:
             rejected.append(str(error))
         else:
@@ -349,7 +340,7 @@ def _replace_checkpoint(target: Path, new: Path, *, is_verified: bool = False) -
     old = _with_suffix(target, "replaced")
     if target.exists() and (is_verified or is_sound(target)):
         os.rename(target, old)
-    _keep_damaged(target)
+    _keep(target, "damaged")
     os.rename(new, target)
     sync_folder(target.parent)
     if old.exists():
@@ -368,7 +359,7 @@ def _clean_up(folder: Path) -> None:
             if target.exists() and is_sound(target):
                 _remove(leftover)
             else:
-                _keep_damaged(target)
+                _keep(target, "damaged")
                 os.rename(leftover, target)
     _restore_links(folder)
 
@@ -381,8 +372,6 @@ def _restore_links(folder: Path) -> None:
             continue
         try:
             step, _ = read_steps(copied)
-        except NewerFormatError:
-            raise
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {copied} is a copy instead of a link: remove it") from error
         target = folder / _format_folder_name(step)
@@ -396,36 +385,30 @@ def _list_removable(folder: Path, keep_last: int) -> list[Path]:
 
 
 def _remove(folder: Path, *, is_verified: bool = False) -> None:
-    """Delete a checkpoint that verifies; files of a user in it move to its replacement, or to a folder `.kept`.
+    """Delete a checkpoint that verifies, unless a user has put files into it: that one is renamed to `.kept`.
 
     It is renamed first, so that one half deleted is never mistaken for a damaged one.
     """
     if not is_verified and not is_sound(folder):
-        _keep_damaged(folder)
+        _keep(folder, "damaged")
         return
-    home = folder.with_suffix("") if _is_set_aside(folder) else _with_suffix(folder, "kept")
-    for path in sorted(folder.iterdir()):
-        if path.name not in OWN_FILES:
-            home.mkdir(exist_ok=True)
-            os.rename(path, _find_free(home / path.name))
+    if any(name not in OWN_FILES and not name.startswith(".") for name in os.listdir(folder)):
+        _keep(folder, "kept")
+        return
     doomed = _with_suffix(folder, "removed")
     os.rename(folder, doomed)
     shutil.rmtree(doomed)
 
 
-def _keep_damaged(folder: Path) -> None:
-    """Rename a checkpoint, if it is there, to a name under which nothing looks for one."""
-    if folder.exists():
-        os.rename(folder, _find_free(folder.with_name(f"{folder.name.removesuffix('.replaced')}.damaged")))
-
-
-def _find_free(path: Path) -> Path:
-    """Find a path that does not exist: `path`, else with a number behind it."""
-    free, number = path, 1
+def _keep(folder: Path, reason: str) -> None:
+    """Rename a checkpoint, if it is there, to a name that ends in the reason, under which nothing looks for one."""
+    if not folder.exists():
+        return
+    free, number = folder.with_name(f"{folder.name.removesuffix('.replaced')}.{reason}"), 1
     while os.path.lexists(free):
         number += 1
-        free = path.with_name(f"{path.name}.{number}")
-    return free
+        free = folder.with_name(f"{folder.name.removesuffix('.replaced')}.{reason}.{number}")
+    os.rename(folder, free)
 
 
 def _replace_link(folder: Path, link: str, target: str) -> None:
@@ -500,10 +483,7 @@ def enclosing_run(path: Path) -> Path | None:
 
 
 def _format_sound_hint(damaged: Path, remedy: str) -> str:
-    try:
-        sound, _ = newest_valid(damaged.parent)
-    except NewerFormatError as error:
-        return f"beside it: {error}"
+    sound, _ = newest_valid(damaged.parent)
     return f"the newest sound one is {sound}; {remedy}" if sound else "no other checkpoint in its folder is sound"
 
 

@@ -15,11 +15,12 @@ from torch import nn
 
 from sightline.config import RunConfig, read_config
 from sightline.contract.errors import UserError
-from sightline.contract.types import CloudInputSpec, DataInfo, Dealing, Field, Folds, ScanInputSpec
+from sightline.contract.types import DataInfo, Field
+from sightline.contract.validation import TypeAdapter, ValidationError
 from sightline.parts.quantisation.parametrised import weight_sizes
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import assert_sha256, evaluated_sha256, resolve_weights
-from sightline.runs.preprocessing_signature import preprocessing_signature, signature_differences, training_differences
+from sightline.runs.preprocessing_signature import preprocessing_signature, signature_differences
 from sightline.runs.run_directory import load_document, read_facts
 from sightline.runs.weights import WeightLoadReport
 
@@ -45,32 +46,13 @@ def read_inputs(run: Path, facts: Mapping[str, Any]) -> DataInfo:
     """
     document = load_document(run / INPUTS_FILE)
     try:
-        fields = {name: Field(**values) for name, values in document["fields"].items()}
-        form = None if document["clouds"] is None else CloudInputSpec(**document["clouds"])
-        stated_folds = document["folds"]
-        folds = None if stated_folds is None else Folds(tuple(stated_folds["names"]), tuple(stated_folds["tested"]))
-        stated_scans = document["scans"]
-        scans = (
-            None
-            if stated_scans is None
-            else ScanInputSpec(**{key: _list_to_tuple(value) for key, value in stated_scans.items()})
-        )
-        stated_dealing = document.get("split")
-        dealing = (
-            None
-            if stated_dealing is None
-            else Dealing(stated_dealing["rule"], stated_dealing["seed"], tuple(stated_dealing["parts"]))
-        )
-        features = tuple(document["features"])
-        return DataInfo(facts, fields, features=features, clouds=form, folds=folds, scans=scans, dealing=dealing)
-    except (KeyError, TypeError, AttributeError) as error:
+        return TypeAdapter(DataInfo).validate_python({**document, "facts": facts, "dealing": document.get("split")})
+    except ValidationError as error:
+        fault = error.errors()[0]
         raise UserError(
-            f"{run / INPUTS_FILE}: is not a document of a run's inputs ({error}); make the run again"
+            f"{run / INPUTS_FILE}: is not a document of a run's inputs ({'.'.join(map(str, fault['loc']))}: "
+            f"{fault['msg']}); make the run again"
         ) from None
-
-
-def _list_to_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _field_to_plain(field: Field) -> dict[str, Any]:
@@ -123,9 +105,9 @@ def _check_kinds(document: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
 def trace_lineage(config: RunConfig, info: DataInfo, report: WeightLoadReport) -> dict[str, Any]:
     """Build the document of `lineage.json`: source, loaded modules, both stages and their differences.
 
-    `differences` compare the evaluation inputs of both, `training_differences` the training inputs. `info` belongs to
-    the run's data. `source` is null, and `unknown` states the reason, if the checkpoint is not in a run, or in one
-    whose data is unknown. `lineage` is the lineage of the source.
+    `differences` compare the evaluation inputs of both. `info` belongs to the run's data. `source` is null, and
+    `unknown` states the reason, if the checkpoint is not in a run, or in one whose data is unknown. `lineage` is the
+    lineage of the source.
     """
     assert config.init is not None, "only a run that starts from weights has a lineage"
     folder = resolve_weights(Path(config.init.source)).resolve()
@@ -144,7 +126,6 @@ def trace_lineage(config: RunConfig, info: DataInfo, report: WeightLoadReport) -
         "unknown": unknown,
         "here": signature,
         "differences": [] if source is None else signature_differences(source, signature),
-        "training_differences": [] if source is None else training_differences(source, signature),
         "lineage": None if run is None else read_lineage(run),
     }
 

@@ -33,7 +33,7 @@ from sightline.parts.quantisation.parametrised import (
     dense_state_dict,
     quantised_weights,
 )
-from sightline.runs.atomic_files import disk_failure, replace_atomic
+from sightline.store.files.atomic_write import disk_failure, replace_atomic
 
 
 def packed_length(count: int, bits: int) -> int:

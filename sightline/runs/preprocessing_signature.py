@@ -63,33 +63,6 @@ def preprocessing_signature(config: RunConfig, info: DataInfo) -> dict[str, Any]
     }
 
 
-def training_differences(source: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Describe different training transforms of points of two stages, in at most one line; often intended.
-
-    A network that was never trained on rotated clouds will not recognise them: transforms of one stage alone are named.
-    """
-    theirs, ours = source["training"], here["training"]
-    if theirs == ours:
-        return []
-    names = _format_stage(source), _format_stage(here)
-    alone = _subtract(theirs, ours), _subtract(ours, theirs)
-    if not any(alone):
-        return [f"training transforms of points: the same in another order in {names[0]} and in {names[1]}"]
-    return [
-        f"training transforms of points: {format_setting(alone[0])} in {names[0]} alone, "
-        f"{format_setting(alone[1])} in {names[1]} alone"
-    ]
-
-
-def _subtract(blocks: Sequence[Any], others: Sequence[Any]) -> list[Any]:
-    """Remove one equal block for each of `others`."""
-    remaining = list(blocks)
-    for other in others:
-        if other in remaining:
-            remaining.remove(other)
-    return remaining
-
-
 def signature_differences(
     source: Mapping[str, Any], here: Mapping[str, Any], *, names: tuple[str, str] | None = None
 ) -> list[str]:

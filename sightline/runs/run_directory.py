@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sightline.contract.errors import DataError, LostFolderError, UserError
-from sightline.contract.regular_files import find_outward_link, parse_json, read_regular_file
-from sightline.runs.atomic_files import assert_appendable, disk_failure, make_below, process_start_time, replace_atomic
+from sightline.contract.regular_files import check_regular_file, find_outward_link, parse_json, read_regular_file
+from sightline.runs.process_identity import process_start_time
+from sightline.store.files.atomic_write import assert_appendable, disk_failure, make_below, replace_atomic
 
 LOCK = ".lock"
 _MAX_LINE_BYTES = 1 << 24
@@ -246,16 +247,13 @@ def _read_raw_lines(path: Path) -> list[bytes]:
 
 
 def _parse_lines(path: Path, lines: Sequence[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    for number, line in enumerate(lines, start=1):
-        is_torn = number == len(lines) and not line.endswith(b"\n")
+    """Yield the lines with their entries. A torn last one, which has no line end, is left out."""
+    whole = lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
+    for number, line in enumerate(whole, start=1):
         try:
             entry = parse_json(line)
         except ValueError as error:
-            if is_torn:
-                return
             raise DataError(f"{path}:{number}: is not JSON: {error}; remove the line") from error
-        if is_torn:
-            return
         if not isinstance(entry, dict):
             raise DataError(f"{path}:{number}: is not a JSON object; remove the line")
         yield line, entry
@@ -510,23 +508,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises UserError if the file is missing, DataError for any other line that is not a mapping.
     """
     try:
-        texts = read_regular_file(path).decode("utf-8").removesuffix("\n").split("\n")  # text in them may hold U+2028
+        check_regular_file(path)
+        lines = _read_raw_lines(path)
     except FileNotFoundError:
         raise UserError(f"{path}: is missing; training writes it; give a run directory") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"{path}: cannot be read: {_format_reason(error)}") from None
-    lines = []
-    for number, text in enumerate(texts, start=1):
-        try:
-            line = parse_json(text)
-        except ValueError as error:
-            if number == len(texts):
-                break
-            raise DataError(f"{path}:{number}: is not JSON ({error}); the line was cut or edited") from None
-        if not isinstance(line, dict):
-            raise DataError(f"{path}:{number}: found {text[:40]}, allowed is a mapping of names to numbers")
-        lines.append(line)
-    return lines
+    return [entry for _, entry in _parse_lines(path, lines)]
 
 
 def _format_reason(error: Exception) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 from sightline.contract.call_arguments import to_path
 from sightline.contract.errors import UserError
 from sightline.contract.regular_files import check_regular_file, parse_json, read_regular_file
-from sightline.runs.atomic_files import disk_failure
 from sightline.runs.run_directory import LOCK, RunDirectory, find_holder, load_document
+from sightline.store.files.atomic_write import disk_failure
 
 SORT_KEYS = ("name", "task", "data", "steps", "figure", "when", "size", "state")
 _MARKS = ("config.yaml", "environment.json", "facts.json")
@@ -255,34 +255,12 @@ def filter_runs(runs: Sequence[RunSummary], words: Sequence[str]) -> list[RunSum
     return [run for run in runs if all(_matches(run, word) for word in words)]
 
 
-def describe_filters(runs: Sequence[RunSummary], words: Sequence[str]) -> str:
-    """Describe the values of these runs for the filters that none of them meets; empty if each is met by some."""
-    unmet = [word for word in words if not any(_matches(run, word) for run in runs)] if runs else []
-    notes = []
-    for word in unmet:
-        key, equals, _ = word.partition("=")
-        if equals and key in _FIELDS:
-            notes.append(f"; {key} is {', '.join(sorted({str(getattr(run, key)) for run in runs} - {''})[:8])}")
-        elif equals:
-            notes.append(f"; {key} is text here, as KEY=VALUE takes {', '.join(_FIELDS)}")
-    return "".join(notes)
-
-
 def _matches(run: RunSummary, word: str) -> bool:
     fields = {name: str(getattr(run, name)) for name in _FIELDS}
     key, equals, value = word.partition("=")
     if equals and key in fields:
         return fields[key] == value
     return any(word.lower() in text.lower() for text in fields.values())
-
-
-def select_best(runs: Sequence[RunSummary]) -> list[RunSummary]:
-    """Select the finished run with the best figure for each task, data set, metric and split."""
-    best: dict[tuple[str, ...], RunSummary] = {}
-    for run in sort_runs(runs, "figure"):
-        if run.state == "finished" and run.figure is not None:
-            best.setdefault((run.task, run.data, run.metric, run.split), run)
-    return list(best.values())
 
 
 def find_run(name: Path, folder: Path) -> Path:

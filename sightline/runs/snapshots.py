@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -20,8 +19,7 @@ from torch import Tensor
 
 from sightline.contract.errors import CheckpointError
 from sightline.contract.regular_files import MAX_BYTES, check_regular_file, parse_json, read_regular_file
-from sightline.runs.atomic_files import create_atomic
-from sightline.store.files.atomic_write import sync_folder
+from sightline.store.files.atomic_write import create_synced, sync_folder
 
 FORMAT_VERSION = 1
 
@@ -34,7 +32,6 @@ _ALLOWED = _REQUIRED | {*_TENSORS.values()}
 OWN_FILES = _ALLOWED | {_MANIFEST, _SLIMMED}
 """Names of the files of a checkpoint; any other file in its folder is the user's."""
 _MAX_MANIFEST_BYTES = 1 << 16
-_COMPARED_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 100_000_000
 """Limit of the library that reads these files."""
 _MAX_TENSORS = 1 << 16
@@ -42,10 +39,6 @@ _DATA_END = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d{1,19}\s*,\s*(\d{1,19})\s*
 """Entry of a tensor in the header of its file, with the end of its bytes."""
 _STEP = re.compile(r"step_(\d{8,})(\.replaced)?", re.ASCII)
 _NON_FINITE = "non_finite"
-
-
-class NewerFormatError(CheckpointError):
-    """Checkpoint of a later format: it is sound, and only a newer sightline reads it."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +70,20 @@ class Snapshot:
         return self.losses_ema or self.losses or {}
 
 
-def write_snapshot(folder: Path, snapshot: Snapshot, *, best_step: int | None, twin: Path | None = None) -> None:
-    """Write a checkpoint into a new folder, the manifest last, and sync it to disk.
-
-    A file of the folder `twin` with the same bytes is linked instead of written again, where the file system has hard
-    links. Every byte of it is compared first, and it is synced too.
-    """
+def write_snapshot(folder: Path, snapshot: Snapshot, *, best_step: int | None) -> None:
+    """Write a checkpoint into a new folder, the manifest last, and sync it to disk."""
     folder.mkdir()
     files = {}
     for name, data in _render_files(snapshot, best_step=best_step):
-        _link_or_create(folder / name, data, twin=None if twin is None else twin / name)
+        _write(folder / name, data)
         files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    create_atomic(folder / _MANIFEST, _render_manifest({"format_version": FORMAT_VERSION, "files": files}))
+    _write(folder / _MANIFEST, _render_manifest({"format_version": FORMAT_VERSION, "files": files}))
     sync_folder(folder)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with create_synced(path) as file:
+        file.write(data)
 
 
 def remove_optimizer(folder: Path) -> int:
@@ -105,36 +99,10 @@ def remove_optimizer(folder: Path) -> int:
     return num_bytes
 
 
-def _link_or_create(path: Path, data: bytes, *, twin: Path | None) -> None:
-    """Make a file of these bytes that is on the disk: a hard link to `twin` if that has them, else a new file."""
-    if twin is not None and _is_stored(twin, data):
-        with contextlib.suppress(OSError):  # a file system without hard links, or a file with too many of them
-            os.link(twin, path)
-            return
-    create_atomic(path, data)
-
-
-def _is_stored(path: Path, data: bytes) -> bool:
-    """Return True if a regular file has exactly these bytes and is synced to disk."""
-    try:
-        if check_regular_file(path, allow_link=False) != len(data):
-            return False
-        with open(path, "rb") as file:
-            for start in range(0, len(data), _COMPARED_BYTES):
-                if file.read(_COMPARED_BYTES) != data[start : start + _COMPARED_BYTES]:
-                    return False
-            os.fsync(file.fileno())
-    except OSError:
-        return False
-    return True
-
-
 def is_sound(folder: Path) -> bool:
-    """Return True if a checkpoint is read whole. Raises NewerFormatError for one of a later format."""
+    """Return True if a checkpoint is read whole."""
     try:
         read_snapshot(folder)
-    except NewerFormatError:
-        raise
     except CheckpointError:
         return False
     return True
@@ -331,12 +299,8 @@ def _read_state(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
 
 def _assert_readable_version(path: Path, document: Mapping[str, Any]) -> None:
     version = document.get("format_version")
-    if type(version) is not int or version < 1:
-        raise CheckpointError(f"{path}: has no format version; it is not a checkpoint of sightline")
-    if version > FORMAT_VERSION:
-        raise NewerFormatError(
-            f"{path}: written by a newer sightline (format {version}, this one reads up to {FORMAT_VERSION}); update it"
-        )
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: has the format {version!r:.20}, this sightline reads {FORMAT_VERSION}")
 
 
 def _parse_json(path: Path, data: bytes) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sightline.config.run_config import to_plain
 from sightline.contract import registry
-from sightline.contract.errors import CheckpointError
+from sightline.contract.errors import CheckpointError, join_some
 from sightline.contract.schema import suggest
 from sightline.contract.types import ComponentConfig
 from sightline.ops.grouping import scale_num_neighbours
@@ -246,7 +246,7 @@ def _matches_pattern(pattern: str, name: str) -> bool:
 def _assert_patterns_needed(patterns: Sequence[str], differing: Sequence[str]) -> None:
     for pattern in patterns:
         if not any(_matches_pattern(pattern, name) for name in differing):
-            missing = f"missing are {_join_first(differing)}" if differing else "nothing is missing"
+            missing = f"missing are {join_some(differing, most=_MAX_LISTED)}" if differing else "nothing is missing"
             raise CheckpointError(
                 f"may_be_missing: '{pattern}' names nothing that is missing; {missing}; remove or mend it"
             )
@@ -284,7 +284,7 @@ def _describe_faults(
     return "; ".join(
         [
             f"{counted} matched",
-            *(f"{kind}: {_join_first(names)}" for kind, names in kinds.items() if names),
+            *(f"{kind}: {join_some(names, most=_MAX_LISTED)}" for kind, names in kinds.items() if names),
             *filter(None, [_guess_renaming(missing, unexpected)]),
             "name in may_be_missing what may stay as it is",
         ]
@@ -325,11 +325,6 @@ def _summarise_names(names: Sequence[str]) -> str:
         return ", ".join(names)
     counts = Counter(name.split(".")[0] for name in names)
     return f"{len(names)} tensors (" + ", ".join(f"{module} {count}" for module, count in counts.items()) + ")"
-
-
-def _join_first(names: Sequence[str]) -> str:
-    num_more = len(names) - _MAX_LISTED
-    return ", ".join(names[:_MAX_LISTED]) + (f" and {num_more} more" if num_more > 0 else "")
 
 
 def get_argument(kind: str, component: ComponentConfig, name: str) -> Any:

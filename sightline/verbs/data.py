@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,9 @@ from sightline.contract.schema import Parameter, describe_type, signature_parame
 from sightline.runs.run_directory import write_document
 from sightline.store.files.ros_bags import unpack_bag
 from sightline.store.prepared import prepared_set
-from sightline.store.prepared.prepared_data import PreparedData
+from sightline.store.prepared.prepared_writer import Progress
 from sightline.store.prepared.views import VIEWS_SET, Views
-from sightline.verbs.output import print_note
-from sightline.verbs.terminal import fail
+from sightline.verbs.output import print_note, show_progress
 
 _WEIGHTS = (".pth", ".pt", ".t7", ".ckpt", ".weights", ".74", ".safetensors", ".bin")
 """Suffixes of files of weights, which are no bags."""
@@ -48,7 +48,7 @@ def prepare(options: PrepareOptions) -> int:
     arguments = read_key_values(
         name, _builder(name).prepare, options.options, command="data prepare", exclude=_SET_BY_PREPARE
     )
-    with _ProgressBar(name) as progress:
+    with _counting(name) as progress:
         report = _builder(name).prepare(
             source=options.source, target=options.target, name=name, progress=progress, **arguments
         )
@@ -81,7 +81,7 @@ def _describe_option(parameter: Parameter) -> str:
 
 def render(options: RenderOptions) -> int:
     """Render views of every cloud of a prepared set into a view store."""
-    with _ProgressBar("views") as progress:
+    with _counting("views") as progress:
         report = load_member("tools", "render_views")(options, progress=progress)
     _print_report(report, Views, options.json)
     return 0
@@ -91,28 +91,29 @@ def _print_report(report: Mapping[str, Any], describer: Any, json: Path | None) 
     """Print what was written, and then every difference from what was expected."""
     written = {key: value for key, value in describer.describe(Path(report["root"])).items() if key != "differences"}
     _print_tree({"outcome": report["outcome"], **written})
+    _print_differences(report)
+    write_document(json, report)
+
+
+def _print_differences(report: Mapping[str, Any]) -> None:
     for line in report.get("differences", ()):
         print_note(escape_to_one_line(f"look at this: {line}"))
-    write_document(json, report)
 
 
 def info(options: InfoOptions) -> int:
     """Describe a data set by its name, a prepared folder, or (`source`) files that are not prepared yet.
 
-    `options` are `key=value` arguments of the survey of such files. Labels outside of the classes end it with code 1.
+    `options` are `key=value` arguments of the survey of such files.
     """
     load_plugins(options.plugins)
     name, source = options.dataset, options.source
     folder = Path(name)
-    faults: list[str] = []
     if options.options and source is None:
         raise UserError(f"data info: {options.options[0]}: options need --from PATH, the files to read")
     if source is not None:
         document = _survey(name, options.options, source)
     elif (folder / "manifest.json").is_file():
-        describer = _find_describer(folder)
-        document = describer.describe(folder)
-        faults = describer.list_label_faults(folder) if issubclass(describer, PreparedData) else []
+        document = _find_describer(folder).describe(folder)
     elif name in registry.data.names():
         card = DataMembers.card.get(_builder(name))
         document = {"summary": registry.data.get_entry(name).summary} if card is None else card()
@@ -127,7 +128,7 @@ def info(options: InfoOptions) -> int:
         )
     _print_tree({key: value for key, value in document.items() if key != "label_map"})
     write_document(options.json, document)
-    return fail("; ".join(faults), 1, None) if faults else 0
+    return 0
 
 
 def _survey(name: str, options: Sequence[str], source: Path) -> dict[str, Any]:
@@ -180,8 +181,7 @@ def convert(options: ConvertOptions) -> int:
     )
     report = unpack_bag(options.file, options.target, **arguments)
     _print_tree({key: value for key, value in report.items() if key != "differences"})
-    for line in report["differences"]:
-        print_note(escape_to_one_line(f"look at this: {line}"))
+    _print_differences(report)
     write_document(options.json, report)
     return 0
 
@@ -262,39 +262,14 @@ def _join(texts: Sequence[str], *, most: int) -> str:
     return ", ".join(texts[:most]) + (f", ... ({len(texts)} in all)" if len(texts) > most else "")
 
 
-class _ProgressBar:
-    """Progress bar on a terminal, else a line per tenth; called with number done, total and current item."""
+@contextlib.contextmanager
+def _counting(name: str) -> Iterator[Progress]:
+    """Give a callback with number done, total and current item, which are shown as progress."""
+    doing = "begins"
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def count(done: int, total: int, what: str) -> None:
+        nonlocal doing
+        doing = f"{done} of {total}, {what}"
 
-    def __enter__(self) -> _ProgressBar:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._console = Console(stderr=True)
-        self._progress = Progress(console=self._console) if self._console.is_terminal else None
-        self._task = None
-        self._last_printed, self._total, self._last_what = -1, 0, ""
-        if self._progress is not None:
-            self._progress.start()
-            self._task = self._progress.add_task(self.name)
-        return self
-
-    def __call__(self, done: int, total: int, what: str) -> None:
-        from rich.markup import escape
-
-        if total != self._total:  # another phase, such as listing files before reading them
-            self._last_printed, self._total = -1, total
-        if self._progress is not None and self._task is not None:
-            description = escape(escape_to_one_line(f"{self.name} {what}"))
-            self._progress.update(self._task, completed=done, total=total, description=description)
-        elif total and done * 10 // total > self._last_printed:
-            self._last_printed = done * 10 // total
-            title = "" if what == self._last_what else f" {what}"  # a shard's title is that of many lines
-            self._last_what = what
-            print_note(escape_to_one_line(f"{self.name}: {done} of {total}{title}"))
-
-    def __exit__(self, *error: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+    with show_progress(name, lambda: doing):
+        yield count

@@ -15,12 +15,10 @@ from sightline.runs.run_folders import (
     RunSummary,
     assert_deletable,
     delete_run,
-    describe_filters,
     filter_runs,
     find_run,
     list_runs,
     measure_bytes,
-    select_best,
     sort_runs,
 )
 from sightline.verbs.output import print_note, show_table
@@ -37,7 +35,7 @@ def runs(options: RunsOptions) -> int:
         raise UserError(f"{asked[1]}: is given with {asked[0]}; give one of them")
     if options.yes and not {*asked} & {"--slim", "--delete"}:
         raise UserError("--yes: answers --delete and --slim; give the runs of one of them, or leave it out")
-    if asked and (unread := [flag for flag in given if flag in ("--sort", "--filter", "--best")]):
+    if asked and (unread := [flag for flag in given if flag in ("--sort", "--filter")]):
         raise UserError(
             f"{unread[0]}: chooses rows of the table, and {asked[0]} takes the runs that it names; leave it out"
         )
@@ -45,17 +43,14 @@ def runs(options: RunsOptions) -> int:
 
 
 def _list(options: RunsOptions) -> int:
-    below = list_runs(options.folder)
-    found = filter_runs(below, options.filters)
-    chosen = sort_runs(select_best(found) if options.best else found, options.sort)
+    chosen = sort_runs(filter_runs(list_runs(options.folder), options.filters), options.sort)
     if chosen:
         size = _format_size(sum(run.num_bytes for run in chosen))
         title = f"{len(chosen)} {'run' if len(chosen) == 1 else 'runs'} below {options.folder}, {size}"
         rows = [_make_row(run) for run in chosen]
         show_table(escape_to_one_line(title), _COLUMNS, rows, unbroken="run", droppable=("name", "size", "steps"))
     else:
-        kind = ("finished " if options.best else "") + ("run of this kind" if options.filters else "run")
-        print_note(f"{options.folder}: has no {kind}{describe_filters(below, options.filters)}")
+        print_note(f"{options.folder}: has no {'run of this kind' if options.filters else 'run'}")
     for run in chosen:
         if run.state == "damaged":
             print_note(f"warning: {run.path}: {run.note}")

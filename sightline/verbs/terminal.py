@@ -13,7 +13,7 @@ from typing import Any, TextIO, get_type_hints
 
 from sightline.contract.errors import CountError, RunError, UserError, escape_to_one_line
 from sightline.engine.watchdog import describe_failed_kernel, report_failure, worker_exit_message
-from sightline.runs.atomic_files import disk_failure
+from sightline.store.files.atomic_write import disk_failure
 
 _READER_GONE = frozenset({errno.EPIPE, errno.EIO, errno.ECONNRESET})
 """Errors of a pipe that was closed, as `head` does, or of a closed terminal."""

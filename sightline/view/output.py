@@ -12,9 +12,9 @@ import numpy as np
 
 from sightline.contract.errors import DataError
 from sightline.draw.pictures import Axis, encode_png
-from sightline.runs.atomic_files import disk_failure
 from sightline.runs.run_directory import RunDirectory
 from sightline.store.files.array_files import read_npy
+from sightline.store.files.atomic_write import disk_failure
 from sightline.store.files.cloud_files import is_no_return
 from sightline.store.files.column_names import COLOURS
 from sightline.store.files.input_files import file_size

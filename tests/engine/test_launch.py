@@ -26,7 +26,7 @@ from sightline.engine.launcher import (
 )
 from sightline.engine.session import StopRequest
 from sightline.engine.watchdog import Failure, Watchdog, exit_process, read_failure, report_failure
-from sightline.runs.atomic_files import ProcessIdentity, process_start_time
+from sightline.runs.process_identity import ProcessIdentity, process_start_time
 from sightline.verbs.terminal import format_error
 from tests.cases import run_each
 from tests.command import run_here

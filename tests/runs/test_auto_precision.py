@@ -9,14 +9,12 @@ import pytest
 import torch
 
 from sightline.config import read_config
-from sightline.engine.build import build
 from sightline.engine.device import resolve_precision
-from sightline.engine.distributed import World
 from tests.cases import run_each
 from tests.command import refuse, succeed
 from tests.processes import ROOT
 from tests.runs.broken_off import differences, run_forked
-from tests.runs.small import PLAIN, SMALL, small_config
+from tests.runs.small import PLAIN, SMALL
 from tests.trained import break_off
 
 CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
@@ -50,13 +48,6 @@ def test_auto_is_bf16_where_the_device_computes_in_it(
         pretend(monkeypatch, **machine)
         assert resolve_precision("auto", device) == expected
         assert [resolve_precision(name, device) for name in ("float64", "fp16")] == ["float64", "fp16"]
-
-
-def test_everything_that_is_built_has_the_format_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, bf16=True)
-    built = build(small_config(AUTO), World())
-    assert built.config.train.precision == "bf16"
-    assert {built.job.precision.name, built.test_evaluator.precision.name} == {"bf16"}
 
 
 def test_a_run_has_the_bits_of_one_that_names_the_format_and_keeps_it_elsewhere(

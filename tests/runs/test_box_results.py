@@ -15,7 +15,7 @@ import torch
 from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from tests.command import Outcome, refuse, run_here, succeed
+from tests.command import Outcome, run_here, succeed
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.metrics.box_references import COCO_NAMES
 from tests.processes import ROOT
@@ -141,19 +141,6 @@ def test_rows_of_the_training_part_are_counted_and_unknown_ones_refused(made: Pa
         assert done.code == 2
         assert message in done.err
         assert "Traceback" not in done.err
-
-
-def test_the_file_names_of_the_annotations_name_images_too(made: Path) -> None:
-    """As they stand in the JSON file, which lies beside the folder that the prepared set's names begin with."""
-    truth = truth_of(made)
-    names = {each["id"]: each["file_name"] for each in truth["images"]}
-    rows = results_of(truth)
-    assert "/" not in "".join(names.values())
-    (alone, figures), (done, ours) = (
-        score(made, each) for each in (rows, [row | {"image_id": names[row["image_id"]]} for row in rows])
-    )
-    assert (alone.code, done.code) == (0, 0), done.err
-    assert ours["metrics"] == figures["metrics"]
 
 
 def test_boxes_written_as_corners_are_named(tmp_path: Path) -> None:
@@ -285,19 +272,6 @@ def test_errors_of_a_run_and_of_its_file_are_the_same(run: Path, tmp_path: Path)
     assert "box_errors" in json.loads((tmp_path / "run.json").read_text())
     assert len(ours["worst"]) == 6
     assert sum(lost for _, lost, _ in ours["worst"]) == ours["labels"]["not_found"]
-
-
-def test_errors_are_of_boxes_and_have_a_place(run: Path, made: Path) -> None:
-    for words, message in (
-        (
-            ("score", made / "found.json", "--data", made / "data.yaml", "--errors"),
-            "give its folder with --out DIR",
-        ),
-        (("evaluate", run, "--out", made / "x"), "is the folder of --save-predictions and --errors; neither is given"),
-        (("evaluate", run, "--errors", "--data", CONFIG), "give --out DIR"),
-    ):
-        done = refuse(*words)
-        assert message in done
 
 
 def test_category_ids_may_count_from_another_number(made: Path) -> None:

@@ -19,7 +19,6 @@ import torch
 
 from sightline.contract.errors import CheckpointError
 from sightline.runs.checkpoint import Snapshot, enclosing_run, load, newest_valid, resolve, rewind, save, slim
-from sightline.runs.snapshots import NewerFormatError
 from tests.cases import run_each
 from tests.engine.snapshots import assert_same, bits, snapshot_of
 
@@ -97,15 +96,6 @@ def test_plain_values_come_back_exactly(tmp_path: Path) -> None:
     assert math.copysign(1, found["floats"][2]) == -1
 
 
-def test_state_files_are_standard_json(tmp_path: Path) -> None:
-    def refuse(word: str) -> None:
-        pytest.fail(f"{word} is not JSON")
-
-    saved = save(tmp_path, Snapshot(1, {}, {}, None, {"best": math.nan}), keep_last=1, is_best=False)
-    for name in ("state.json", "manifest.json"):
-        json.loads((saved / name).read_text(), parse_constant=refuse)
-
-
 def test_tied_tensors_are_stored_once_and_tied_again(folder: Path) -> None:
     stored = (folder / "model.safetensors").read_bytes()
     header = json.loads(stored[8 : 8 + int.from_bytes(stored[:8], "little")])
@@ -145,13 +135,6 @@ def test_layout_and_every_way_to_name_a_checkpoint(tmp_path: Path) -> None:
     assert (os.readlink(shelf / "best"), os.readlink(shelf / "last")) == ("step_00000001", "step_00000002")
     ways = {tmp_path: 2, shelf: 2, shelf / "last": 2, newest: 2, shelf / "best": 1, shelf / "step_00000001": 1}
     assert {path: load(path).step for path in ways} == ways
-
-
-def test_a_moved_folder_keeps_its_links(tmp_path: Path) -> None:
-    save(tmp_path / "a", snapshot_of(1), keep_last=3, is_best=True)
-    shutil.move(tmp_path / "a", tmp_path / "b")
-    assert_same(load(tmp_path / "b" / "checkpoints" / "best"), snapshot_of(1))
-    assert_same(load(tmp_path / "b"), snapshot_of(1))
 
 
 @pytest.mark.parametrize("lost", [None, "step_00000002"])
@@ -288,20 +271,20 @@ def test_files_of_a_user_are_no_damage_and_survive_their_checkpoint(tmp_path: Pa
     put_notes(shelf, 1, 2)
     assert_same(load(tmp_path), snapshot_of(2))
     assert newest_valid(tmp_path) == (shelf / "step_00000002", [])
-    save(tmp_path, snapshot_of(2, attempt=1), keep_last=2, is_best=False)
-    assert (shelf / "step_00000002/notes.txt").read_text() == "of 2", "of a checkpoint that was saved again"
     save(tmp_path, snapshot_of(3), keep_last=2, is_best=False)
     assert sorted(os.listdir(shelf)) == ["last", "step_00000001.kept", "step_00000002", "step_00000003"]
-    assert sorted(os.listdir(shelf / "step_00000001.kept")) == [".DS_Store", "notes.txt", "pictures"]
-    put_notes(shelf, 3)
+    assert {".DS_Store", "notes.txt", "pictures"} <= set(os.listdir(shelf / "step_00000001.kept"))
+    for _ in range(2):
+        put_notes(shelf, 3)
+        rewind(tmp_path, step=2)
+        save(tmp_path, snapshot_of(3), keep_last=2, is_best=False)
+    assert {"step_00000003.kept", "step_00000003.kept.2"} <= set(os.listdir(shelf)), "none is replaced"
+    (shelf / "step_00000003/.DS_Store").touch()
     rewind(tmp_path, step=2)
-    save(tmp_path, snapshot_of(3), keep_last=2, is_best=False)
-    put_notes(shelf, 3)
-    rewind(tmp_path, step=2)
-    assert sorted(os.listdir(shelf / "step_00000003.kept"))[2:4] == ["notes.txt", "notes.txt.2"], "none is replaced"
+    assert not (shelf / "step_00000003.kept.3").exists()
     slim(tmp_path)
     assert (shelf / "step_00000002/notes.txt").read_text() == "of 2"
-    assert_same(load(tmp_path), replace(snapshot_of(2, attempt=1), optimizer={}))
+    assert_same(load(tmp_path), replace(snapshot_of(2), optimizer={}))
 
 
 def test_slimming_that_was_cut_short_has_removed_all_or_nothing(folder: Path) -> None:
@@ -348,24 +331,6 @@ def test_a_checkpoint_that_was_set_aside_returns_where_its_replacement_is_damage
     assert (folder.with_name("step_00000001.damaged") / "model.safetensors").read_bytes() == data
 
 
-def test_a_newer_format_is_never_taken_for_damage(tmp_path: Path) -> None:
-    """Neither in the search for a sound one, nor by what removes checkpoints."""
-    for step in (1, 2):
-        newer = save(tmp_path, snapshot_of(step), keep_last=2, is_best=False)
-    edit_state(newer, format_version=99)
-    for change in (
-        lambda: newest_valid(tmp_path),
-        lambda: rewind(tmp_path, step=1),
-        lambda: save(tmp_path, snapshot_of(2), keep_last=2, is_best=False),
-        lambda: slim(tmp_path),
-    ):
-        with pytest.raises(NewerFormatError, match=r"step_00000002/state.json: written by a newer .*format 99"):
-            change()
-        assert newer.is_dir()
-    flip(newer.parent / "step_00000001/model.safetensors")
-    assert "beside it: " in assert_refused(newer.parent / "step_00000001", "model.safetensors")
-
-
 def test_damaged_last_names_the_newest_sound_one(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         damaged = save(tmp_path, snapshot_of(step), keep_last=3, is_best=False) / "model.safetensors"
@@ -390,11 +355,11 @@ def test_paths_without_a_checkpoint_say_what_to_give(tmp_path: Path, folder: Pat
     assert newest_valid(tmp_path / "absent") == (None, [])
 
 
-def test_a_newer_format_says_so(folder: Path) -> None:
+def test_another_format_is_refused_by_name(folder: Path) -> None:
     reseal(folder, format_version=2)
-    assert "newer sightline (format 2" in assert_refused(folder, "manifest.json")
+    assert "has the format 2, this sightline reads 1" in assert_refused(folder, "manifest.json")
     edit_state(folder, format_version=3)
-    assert "newer sightline (format 3" in assert_refused(folder, "state.json")
+    assert "has the format 3, this sightline reads 1" in assert_refused(folder, "state.json")
 
 
 def test_a_folder_under_another_step_is_refused_but_any_other_name_is_fine(folder: Path) -> None:
@@ -534,12 +499,6 @@ def test_links_and_pipes_are_not_opened(folder: Path, tmp_path: Path) -> None:
     assert "not a plain file" in assert_refused(folder, "model.safetensors")
 
 
-def test_a_link_to_itself_is_no_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "last").symlink_to("last")
-    assert_refused(tmp_path, "checkpoints/last")
-
-
 # --- the run around --------------------------------------------------------------------------------------------------
 
 
@@ -550,10 +509,3 @@ def test_the_run_around_a_checkpoint_is_found_from_everywhere_in_it(folder: Path
         assert enclosing_run(place) == tmp_path
     (tmp_path / "elsewhere").symlink_to(folder)
     assert enclosing_run(tmp_path / "elsewhere") == tmp_path
-
-
-def test_a_config_far_above_weights_says_nothing_of_them(folder: Path, tmp_path: Path) -> None:
-    copied = tmp_path / "kept" / "of" / "others" / "weights"
-    shutil.copytree(folder, copied)
-    (tmp_path / "config.yaml").write_text("")
-    assert enclosing_run(copied) is None

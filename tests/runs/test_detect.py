@@ -20,7 +20,7 @@ from sightline.contract.types import SampleKey
 from sightline.engine.run_loading import open_trained
 from tests.command import Outcome, refuse, run_here, succeed
 from tests.processes import ROOT
-from tests.trained import DETECT, break_off, copy_run
+from tests.trained import DETECT, copy_run
 
 CONFIG = ROOT / "configs" / "detect" / "synthetic_crowds_retinanet.yaml"
 
@@ -143,18 +143,6 @@ def test_boxes_are_viewed_at_every_stage_and_after_prediction(run: Path, tmp_pat
     reports = next(each["figures"]["assigners"] for each in stages if each["stage"] == "assignment")
     assert list(reports) == ["max_iou (this config's)", "atss", "free_anchor"]
     assert (tmp_path / "view" / "view.html").stat().st_size > 10_000
-
-
-def test_a_killed_run_goes_on_to_the_same_bits(run: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    words = (*DETECT, "--device", "cpu", "--no-check")
-    keep_two = "checkpoint.keep_last=2"
-    succeed("train", CONFIG, *words, "train.epochs=2", keep_two, "--out", broken)
-    last = max((broken / "checkpoints").glob("step_*"))
-    expected = (last / "model.safetensors").read_bytes()
-    break_off(broken)
-    succeed("train", CONFIG, *words, "train.epochs=2", keep_two, "--out", broken, "--resume", "auto")
-    assert (last / "model.safetensors").read_bytes() == expected
 
 
 @pytest.mark.parametrize("kept", ["none", "every second"])

@@ -10,18 +10,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from scipy.special import softmax
-from scipy.stats import entropy
 
-from sightline.config import read_config, render_config
+from sightline.config import render_config
 from sightline.config.run_config import to_plain
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import SampleKey
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.engine.run_loading import open_run, open_trained
 from sightline.engine.step import compute_batch_losses
-from sightline.parts.quantisation.linear import quantisable_weights
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
 from tests.command import Outcome, refuse, run_here, succeed
@@ -57,18 +53,6 @@ def run(teacher: Path) -> Path:
     assert done.code == 0, done.err
     assert " error " not in done.err
     return path
-
-
-def test_the_loss_of_an_evaluation_is_the_divergence_by_scipy(teacher: Path, run: Path) -> None:
-    evaluation = json.loads((run / "final.json").read_text())
-    opened = open_run(run)
-    part, logits = opened.data.test, []
-    batch = part.reader([_key(int(index)) for index in part.indices])
-    for trained in (open_trained(run).model, open_trained(teacher).model.float()):
-        with torch.no_grad():
-            logits.append(trained(points=batch["points"])["logits"].double().numpy() / 3)
-    rows = entropy(softmax(logits[1], axis=1), softmax(logits[0], axis=1), axis=1)
-    assert evaluation["losses"]["distillation"] == pytest.approx(9 * rows.mean(), rel=2e-4)
 
 
 def _key(index: int) -> SampleKey:
@@ -127,18 +111,6 @@ def test_a_run_is_evaluated_with_its_teacher_a_moved_one_or_none(teacher: Path, 
         succeed("predict", run, cloud, "--device", "cpu")
     finally:
         away.rename(teacher)
-
-
-def test_the_student_may_be_quantised(teacher: Path, tmp_path: Path) -> None:
-    names = [weight.name for weight in quantisable_weights(open_trained(teacher).model)]
-    policy = "{" + ", ".join(f"{name}: {{kind: codebook, bits: 2}}" for name in names) + "}"
-    words = ("model.name=pointnet_plain", f"init={{from: {teacher}}}", f"compress={{policy: {policy}}}")
-    done = train(tmp_path / "run", BOTH, f"teacher={{from: {teacher}}}", *words, "--no-check")
-    assert done.code == 0, done.err
-    held = load_file(tmp_path / "run" / "checkpoints" / "last" / "model.safetensors")
-    assert all(held[name].numel() <= 4 for name in names)
-    losses = json.loads((tmp_path / "run" / "final.json").read_text())["losses"]
-    assert losses["distillation"] > 0
 
 
 @pytest.mark.parametrize(
@@ -208,40 +180,3 @@ def test_parts_of_fused_layers_have_no_features(tmp_path: Path) -> None:
     config = (tmp_path / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(config.replace("fused: true", "fused: false"))
     assert first_loss("model.fused=false") > 0
-
-
-def test_layers_are_not_compared_past_a_loss_of_features(teacher: Path) -> None:
-    words = (f"teacher={{from: {teacher}, features: [head]}}", "losses=[{name: feature_distillation}]")
-    done = refuse("compare", CONFIG, *SMALL, *words, "--against", "float64")
-    assert "leave out that loss, and set teacher.features=[]" in done
-
-
-def test_a_checkpoint_without_its_run_is_refused(teacher: Path, tmp_path: Path) -> None:
-    shutil.copytree((teacher / "checkpoints" / "last").resolve(), tmp_path / "copied")
-    with pytest.raises(ConfigError, match="is not in a run directory"):
-        build(small_config(BOTH, f"teacher={{from: {tmp_path / 'copied'}}}"), World())
-    built = build(small_config(BOTH, f"teacher={{from: {teacher / 'checkpoints' / 'best'}}}"), World())
-    assert built.config.teacher is not None
-    assert len(str(built.config.teacher.sha256)) == 64
-
-
-def test_a_plugin_of_the_teacher_must_be_given(teacher: Path, tmp_path: Path) -> None:
-    theirs = tmp_path / "teacher"
-    shutil.copytree(teacher, theirs, symlinks=True)
-    record = json.loads((theirs / "environment.json").read_text())
-    plugin = {"name": "no_such_plugin.py", "path": "/somewhere/no_such_plugin.py", "sha256": "0", "modules": {}}
-    (theirs / "environment.json").write_text(json.dumps(record | {"plugins": [plugin]}))
-    with pytest.raises(ConfigError, match=r"was made with the plugin /somewhere/.*give it again: --plugin /somewhere/"):
-        build(small_config(BOTH, f"teacher={{from: {theirs}}}"), World())
-
-
-def test_relative_paths_are_those_of_the_working_directory(
-    teacher: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(teacher.parent)
-    config = small_config(BOTH, "teacher={from: teacher}")
-    assert config.teacher is not None
-    assert config.teacher.source == str(teacher)
-    file = tmp_path / "config.yaml"
-    file.write_text(f"base: {CONFIG}\nteacher: {{from: teacher}}\n")
-    assert read_config(file).teacher == config.teacher

@@ -13,7 +13,6 @@ import torch
 import sightline
 from sightline.contract.types import SampleKey
 from sightline.engine.build import build_part
-from sightline.verbs import evaluate as verb
 from sightline.workbench.evaluate.saved_predictions import file_stems
 from tests.command import run_here, succeed
 from tests.runs.broken_off import run_forked
@@ -48,14 +47,6 @@ def test_overrides_are_followed_and_noted(run: Path, tmp_path: Path) -> None:
     assert "overall_accuracy_vote3" in voted["metrics"]
 
 
-def test_with_other_data_overrides_are_laid_over_its_config(run: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other.yaml"
-    other.write_text(f"base: {CONFIG}\ndata: {{test_size: 12, num_points: 32}}\n")
-    voted = json.loads(evaluated(run, tmp_path / "a.json", *VOTES, "--data", other))
-    assert (voted["votes"], voted["data"]["num_samples"]) == (3, 12)
-    assert "overall_accuracy_vote3" in voted["metrics"]
-
-
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
@@ -72,13 +63,6 @@ def test_what_would_be_another_run_is_refused_in_one_line(run: Path, override: s
     code, out, err = run_here("evaluate", run, override)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert expected in err
-
-
-def test_launched_processes_are_told_the_same(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[list[str]] = []
-    monkeypatch.setattr(verb, "launch", lambda words, num_processes: told.append(words) or 0)
-    succeed("evaluate", run, *VOTES, "loader.workers=1", "--processes", "2")
-    assert told[0][:5] == ["evaluate", str(run), *VOTES, "loader.workers=1"]
 
 
 # --- `evaluate --save-predictions`: the very labels that were scored, by name, from one process or two ---------------

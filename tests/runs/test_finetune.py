@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import sightline
 from sightline.config import read_config
@@ -72,20 +71,6 @@ def tuned(place: Path) -> tuple[Path, Outcome]:
 # --- what is taken ---------------------------------------------------------------------------------------------------
 
 
-def test_an_encoder_goes_into_the_classifier_that_derives_from_it(place: Path) -> None:
-    """DGCNN: 4 edge convolutions and an embedding, 6 tensors each; the head, of 6 + 7 + 2, stays."""
-    built = build(read_config(place / "fine.yaml"), World())
-    report = built.init_report
-    assert report is not None
-    assert report.matched == 5 * 6
-    assert {name.split(".")[0] for name in report.missing} == {"head"}
-    weights = load_file(place / "pre_dgcnn/checkpoints/last/model.safetensors")
-    state = built.job.model.state_dict()
-    taken = {name.removeprefix("points."): tensor for name, tensor in weights.items() if name.startswith("points.")}
-    assert len(taken) == report.matched
-    assert all((state[name] == tensor).all() for name, tensor in taken.items())
-
-
 def test_the_segmentation_encoder_lacks_the_head_alone(place: Path) -> None:
     """25 tensors as in the authors' fine-tuning: their conv7 to conv11 are category, join and head here."""
     text = (FINETUNE % (place / "pre_dgcnn_parts")).replace("name: dgcnn,", "name: dgcnn_parts,")
@@ -121,8 +106,6 @@ def test_the_report_and_the_rates_are_told_logged_and_kept(place: Path, tuned: t
         "pre_dgcnn: 30 of 45 tensors",
         "rates: edges.0",
         "until epoch 1",
-        "stages: training transforms of points: rotate {",
-        "in dgcnn (synthetic_shapes) alone, none in fine (synthetic_shapes) alone",
     ):
         assert line in done.err, line
         assert line in log, line
@@ -138,7 +121,6 @@ def test_the_report_and_the_rates_are_told_logged_and_kept(place: Path, tuned: t
     assert lineage["lineage"] is None
     assert [each["name"] for each in lineage["source"]["training"]] == ["rotate", "jitter"]
     assert lineage["here"]["training"] == []
-    assert len(lineage["training_differences"]) == 1
 
 
 def test_clouds_of_another_form_are_told_logged_and_kept(place: Path, tmp_path: Path) -> None:
@@ -258,12 +240,6 @@ def test_nothing_but_the_head_moves(run: Path) -> None:
     changed = {name for name, value in ended.items() if (value - started[name]).abs().max() > 1e-6}
     assert changed == {"head.0.weight", "head.0.bias", "head.3.weight", "head.3.bias"}
     assert all(torch.equal(ended[name], started[name]) for name in ended.keys() - changed)
-
-
-def test_the_head_learns_what_the_frozen_feature_holds(run: Path) -> None:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss/cross_entropy"] for line in lines if line["split"] == "train"]
-    assert losses[-1] < losses[0]
 
 
 def test_the_run_is_an_extractor(run: Path) -> None:

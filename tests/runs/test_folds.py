@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.command import refuse, run_here, succeed
+from tests.command import run_here, succeed
+from tests.trained import trained_run
 
 PLUGIN = '''
 from typing import TypedDict
@@ -88,7 +89,7 @@ def trained(folder: Path, name: str, *overrides: str) -> None:
     succeed(*words, "--no-check", "--out", folder / name)
 
 
-def pooled(folder: Path, *names: str):
+def pooled(folder: Path, *names: str | Path):
     out = folder / "pooled.json"
     out.unlink(missing_ok=True)
     runs = [folder / name for name in names]
@@ -121,41 +122,15 @@ def test_predictions_of_folds_go_into_each_runs_own_folder(folder: Path) -> None
         assert [entry["file"] for entry in manifest["samples"]] == ["0.npy", "1.npy", "2.npy"]
 
 
-def test_a_missing_fold_is_refused_by_name(folder: Path) -> None:
-    done, out = pooled(folder, "north", "south")
-    assert done.code == 2
-    assert "no run tests west; the figures of 2 of 3 folds" in done.err
-    assert not out.exists()
-
-
-def test_a_fold_tested_twice_is_refused_by_name(folder: Path) -> None:
+def test_folds_that_do_not_fit_together_are_refused(folder: Path) -> None:
     trained(folder, "again", "data.test_area=south", "seed=1")
-    done, _ = pooled(folder, "north", "south", "again")
-    assert done.code == 2
-    assert f"south is tested by {folder / 'south'}, {folder / 'again'}; its points would count 2 times" in done.err
-
-
-def test_folds_of_another_set_are_refused(folder: Path) -> None:
     trained(folder, "two", "data.test_area=south", "data.areas=[north, south]")
-    done, _ = pooled(folder, "north", "two")
-    assert done.code == 2
-    assert "only folds of one set are pooled" in done.err
-
-
-def test_a_set_without_folds_is_refused(folder: Path) -> None:
-    demo = Path(__file__).resolve().parents[2] / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
-    cuts = ("data.train_size=24", "data.test_size=12", "data.num_points=16", "train.epochs=1", "train.batch_size=12")
-    succeed("train", demo, *cuts, "--no-check", "--device", "cpu", "--out", folder / "shapes")
-    done, _ = pooled(folder, "shapes", "north")
-    assert done.code == 2
-    assert "'synthetic_shapes' is not tested part by part" in done.err
-
-
-def test_data_of_another_config_are_not_pooled(folder: Path) -> None:
-    done = refuse("evaluate", folder / "north", folder / "south", "--data", folder / "areas.yaml")
-    assert "--data works with one run" in done
-
-
-def test_overrides_alone_are_no_run() -> None:
-    done = refuse("evaluate", "evaluate.votes=3")
-    assert "no run directory is given" in done
+    for names, told in (
+        (("north", "south"), "no run tests west; the figures of 2 of 3 folds"),
+        (("north", "south", "again"), f"south is tested by {folder / 'south'}, {folder / 'again'}; its points would"),
+        (("north", "two"), "only folds of one set are pooled"),
+        (("north", trained_run("classify")), "'synthetic_shapes' is not tested part by part"),
+    ):
+        done, out = pooled(folder, *names)
+        assert (done.code, out.exists()) == (2, False)
+        assert told in done.err

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -115,20 +113,6 @@ def test_a_finished_run_in_its_place_is_left_alone(moment: str, kind: str, run: 
     assert tree(run.out) == before
 
 
-def test_a_run_that_trains_in_its_place_is_left_alone(run: Disturbed, other: Path) -> None:
-    """Whose checkpoints are not there yet, so that nothing is in the way of ours."""
-    lock = json.dumps({"pid": os.getppid(), "host": socket.gethostname(), "started": None})
-
-    def replace() -> None:
-        run.out.rename(run.moved)
-        run.out.mkdir()
-        (run.out / ".lock").write_text(lock)
-
-    run.at("step", replace)
-    assert "is no longer the folder of this run" in run.error_of()
-    assert tree(run.out) == {".lock": hashlib.sha256(lock.encode()).hexdigest()}
-
-
 @pytest.mark.parametrize(
     ("moment", "kind"),
     [
@@ -174,19 +158,6 @@ def test_a_lock_that_another_run_took_is_left_to_it(run: Disturbed) -> None:
     run.at("step", lambda: (run.out / ".lock").write_text('{"pid": 1, "host": "elsewhere"}'))
     assert f"{run.out}/.lock: was taken by another run" in run.error_of()
     assert (run.out / ".lock").read_text() == '{"pid": 1, "host": "elsewhere"}'
-
-
-def test_a_logger_makes_no_file_in_anothers_folder(run: Disturbed, other: Path) -> None:
-    """Neither has begun its file by the second step; both write once more as the run ends."""
-
-    def replace() -> None:
-        run.out.rename(run.moved)
-        shutil.copytree(other, run.out, symlinks=True)
-
-    run.at("step", replace, step=2)
-    before = tree(other)
-    run.error_of("log.wandb=offline", "evaluate.every=2")
-    assert tree(run.out) == before
 
 
 def test_a_run_that_finished_while_this_one_was_built_is_left_alone(

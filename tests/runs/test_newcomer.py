@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -17,7 +16,6 @@ from tests.command import Outcome, run_here, succeed
 from tests.data.clouds.cloud_writers import write_folder
 from tests.privileges import as_anybody
 from tests.runs.mistakes import CONFIG, MISTAKES, PREPARE, SMALL, Mistake
-from tests.runs.newcomer import CLASS_NAMES, NAMES, PASSED_OVER, write_sixty
 
 CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
@@ -27,31 +25,6 @@ def done(*words: object) -> Outcome:
     outcome = succeed(*words)
     assert not CONTROLS.search(outcome.out + outcome.err)
     return outcome
-
-
-def test_sixty_clouds_become_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In eleven formats; where some have normals and others none, the message names the way out."""
-    monkeypatch.chdir(tmp_path)
-    copy_shipped(CONFIG, tmp_path)
-    write_sixty(tmp_path / "scans")
-    prepare = ("data", "prepare", "cloud_folder", "--from", "scans", "--to", "prepared", "up_axis=z", "num_points=32")
-    mixed = run_here(*prepare)
-    assert (mixed.code, "take the points alone with 'columns=[x, y, z]'" in mixed.err) == (2, True), mixed.err
-    printed = done(*prepare, "columns=[x, y, z]")
-    assert f"2 files of other kinds passed over: {CLASS_NAMES[0]}/mesh.gltf" in printed.out + printed.err
-    assert "train 42, validation 6, test 12" in done("data", "info", "prepared").out
-    done("check", CONFIG, "data.root=prepared", *SMALL)
-    done("train", CONFIG, "data.root=prepared", "train.epochs=1", *SMALL, "--no-check", "--out", "run")
-    done("evaluate", "run")
-    done("predict", "run", "scans", "--csv", "found.csv", "--json", "found.json")
-    with open("found.csv", newline="") as file:
-        assert len(list(csv.reader(file))) == 61
-    found = json.loads(Path("found.json").read_text())
-    assert {Path(row["file"]).name for row in found["predictions"]} == {
-        each.name for each in Path("scans").rglob("*") if each.is_file() and each.name not in PASSED_OVER
-    }
-    done("view", f"scans/{CLASS_NAMES[0]}/{NAMES[13]}.npy", "--out", "view")
-    done("view", "run", "--num", "1", "--out", "view")
 
 
 @pytest.fixture(scope="module")
@@ -113,24 +86,6 @@ def test_a_mistake_gets_place_and_remedy(
         assert re.search(pattern, printed), f"{pattern}\n{printed}"
 
 
-def test_links_are_followed_and_named(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """To a data folder, to a folder of sources and to a file in it."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "linked").symlink_to(trained / "prepared")
-    shutil.copytree(trained / "scans", tmp_path / "scans")
-    cloud = tmp_path / "scans/ball/ball_00.ply"
-    shutil.move(cloud, tmp_path / "elsewhere.ply")
-    cloud.symlink_to(tmp_path / "elsewhere.ply")
-    (tmp_path / "sources").symlink_to("scans")
-    prepare = ("data", "prepare", "cloud_folder", "--from", "sources", "--to", "new", "up_axis=z", "num_points=64")
-    assert f"source: {tmp_path / 'scans'}" in done(*prepare).out
-    done("evaluate", trained / "run", "data.root=linked")
-    assert caplog.text.count(f"data-link: linked leads to {trained / 'prepared'}") == 1
-    assert f"root: {trained / 'prepared'}" in done("data", "info", "linked").out
-
-
 @pytest.mark.parametrize(
     ("words", "locked", "said"),
     [
@@ -162,13 +117,3 @@ def test_what_may_not_be_read_is_named(
     assert outcome.code == 2, outcome
     assert "Traceback" not in outcome.err
     assert re.search(said, outcome.err), outcome.err
-
-
-def test_the_clouds_have_every_name_and_form(tmp_path: Path) -> None:
-    """Sixty, twenty ways to write a cloud in eleven formats, in each class once."""
-    write_sixty(tmp_path)
-    files = [each for each in tmp_path.rglob("*") if each.is_file() and each.name not in PASSED_OVER]
-    assert len(files) == 3 * len(NAMES) == 60
-    assert {each.suffix.lower() for each in files} == {
-        *(".ply", ".off", ".xyz", ".txt", ".csv", ".pts", ".npy", ".npz", ".h5", ".pcd", ".las")
-    }

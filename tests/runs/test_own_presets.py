@@ -13,7 +13,6 @@ from sightline.areas.detect.sets.records import propose_canvas
 from sightline.config import read_config
 from sightline.published.recipe import make_expected_info
 from tests.command import run_here
-from tests.data.scans.lidar_writers import write_own
 from tests.runs.small import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -61,16 +60,6 @@ def _train(config: str, out: Path, *words: str) -> dict:
     return json.loads((out / "final.json").read_text())["metrics"]
 
 
-def test_photos_from_scratch_and_from_pretrained_weights(photos: Path, tmp_path: Path) -> None:
-    data = ["data.name=yolo_txt", f"data.root={photos}", "train.batch_size=2", *SMALL_CANVAS]
-    assert "ap50" in _train("detect/photos_scratch.yaml", tmp_path / "scratch", *data)
-    source = tmp_path / "source"  # stands for the converted file: a run whose model has this backbone under `images`
-    narrow = ["model.backbone.width=8", "model.neck.width=16"]
-    _train("detect/photos_imagenet.yaml", source, *data, *narrow, "init=null")
-    words = [*data, *narrow, f"init.from={source}", "init.modules=backbone"]
-    assert "ap50" in _train("detect/photos_imagenet.yaml", tmp_path / "imagenet", *words)
-
-
 def test_a_published_detector_is_fine_tuned_on_other_classes(photos: Path, tmp_path: Path) -> None:
     narrow = ["train.batch_size=2", *SMALL_CANVAS, "model.backbone.width=8", "model.neck.width=16"]
     others = tmp_path / "others"
@@ -99,18 +88,6 @@ def test_the_canvas_is_as_small_as_the_boxes_allow() -> None:
     assert propose_canvas(sizes, np.zeros((0, 4))) == {}
 
 
-def test_own_clouds(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    for name, stretch in (("ball", 1.0), ("rod", 4.0)):
-        (tmp_path / "scans" / name).mkdir(parents=True)
-        for number in range(6):
-            points = generator.normal(size=(300, 3)) * [1, 1, stretch]
-            np.savetxt(tmp_path / "scans" / name / f"{number}.xyz", points)
-    _succeed("data", "prepare", "cloud_folder", "--from", tmp_path / "scans", "--to", tmp_path / "own", "up_axis=z")
-    words = (f"data.root={tmp_path / 'own'}", "train.batch_size=4")
-    assert "overall_accuracy" in _train("classify/own_clouds.yaml", tmp_path / "run", *words)
-
-
 def test_own_rooms(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for split, count in (("train", 3), ("validation", 1), ("test", 1)):
@@ -132,21 +109,6 @@ def test_own_rooms(tmp_path: Path) -> None:
     np.savetxt(tmp_path / "office.txt", floor[:, :3], fmt="%.4f")
     _succeed("predict", tmp_path / "run", tmp_path / "office.txt", "--out", tmp_path / "answers")
     assert np.load(tmp_path / "answers/office.labels.npy").shape == (600,)
-
-
-def test_own_scans(tmp_path: Path) -> None:
-    write_own(tmp_path / "scans", 6)
-    _succeed(
-        *("data", "prepare", "scan_folder", "--from", tmp_path / "scans", "--to", tmp_path / "own"),
-        *("columns=[x, y, z, intensity, ring]", "num_beams=16"),
-    )
-    words = [
-        f"data.root={tmp_path / 'own'}",
-        "data.sensor={fov_deg: [16.0, -16.0], num_beams: 16, remission_max: 255}",
-        "train.batch_size=2",
-        *(f"transforms.{part}={{name: project, height: 16, width: 64}}" for part in ("train.2", "evaluate.0")),
-    ]
-    assert "miou" in _train("segment/own_scans.yaml", tmp_path / "run", *words)
 
 
 def test_weights_are_converted_for_the_classes_of_the_photos_that_a_config_names(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import struct
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from sightline.contract import regular_files
 from sightline.contract.errors import CheckpointError, UserError
 from sightline.parts.quantisation.clustering import cluster_weight
-from sightline.parts.quantisation.linear import quantisable_weights
 from sightline.parts.quantisation.parametrised import apply_policy, dense_state_dict, quantised_weights
 from sightline.runs.checkpoint import evaluated_sha256
 from sightline.runs.packed import (
@@ -35,7 +33,6 @@ from sightline.runs.packed import (
     write_packed,
 )
 from tests.layers.quantisation.drawn_weights import random_layers
-from tests.models.small_models import small_model
 
 META = {"model": {"name": "net", "width": 4}, "class_names": ["a", "ü"], "metrics": {"accuracy": 0.875}}
 
@@ -142,12 +139,6 @@ def test_a_model_comes_back_bit_by_bit(tmp_path: Path) -> None:
     plain.load_state_dict(packed.state)
 
 
-def test_the_same_model_gives_the_same_file(tmp_path: Path) -> None:
-    write_packed(tmp_path / "a.slq", net(), META)
-    write_packed(tmp_path / "b.slq", net(), dict(reversed(META.items())))
-    assert (tmp_path / "a.slq").read_bytes() == (tmp_path / "b.slq").read_bytes()
-
-
 def test_centres_that_training_moved_are_packed_as_they_are_read(tmp_path: Path) -> None:
     """Out of order, equal after rounding, negative zeros: the file holds them ascending and once."""
     model = nn.Sequential(nn.Linear(30, 30))
@@ -177,15 +168,6 @@ def test_random_layers_packed_are_those_simulated(tmp_path: Path) -> None:
     entries, tied = tensor_specs(model)
     size = write_packed(tmp_path / "model.slq", model, {})
     assert size == (tmp_path / "model.slq").stat().st_size == packed_size(entries, {}, tied=tied)
-    assert_same_bits(read_packed(tmp_path / "model.slq").state, dense_state_dict(model))
-
-
-@pytest.mark.parametrize("name", ["dgcnn", "salsanext", "detector"])
-def test_models_come_back_bit_by_bit(name: str, tmp_path: Path) -> None:
-    model = small_model(name).float()
-    choice = {"kind": "codebook", "bits": 2}
-    apply_policy(model, {weight.name: choice for weight in quantisable_weights(model)})
-    write_packed(tmp_path / "model.slq", model, {})
     assert_same_bits(read_packed(tmp_path / "model.slq").state, dense_state_dict(model))
 
 
@@ -234,34 +216,23 @@ def tensor(header: Header, name: str = "a.weight") -> dict[str, Any]:
 CHANGES: list[tuple[Callable[[Header], object], str]] = [
     (lambda h: h.update(version=2), "is of version 2; this sightline reads version 1"),
     (lambda h: h.update(more=1), "not in canonical form"),
-    (lambda h: h.pop("tied"), "not in canonical form"),
     (lambda h: h.update(tensors={}), "'tensors' is a dict"),
     (lambda h: h["tensors"].append(h["tensors"][0]), "offsets or lengths"),
     (lambda h: h["tensors"].pop(), "belong to no tensor"),
-    (lambda h: h["tensors"].clear(), "belong to no tensor"),
     (lambda h: h["tensors"].append(7), "a tensor without a name"),
     (lambda h: tensor(h).update(shape=[8, 16, 3, 4]), "'a.weight' has offsets or lengths"),
     (lambda h: tensor(h).update(shape=[1 << 60, 1 << 60]), "'a.weight' has an absurd shape"),
-    (lambda h: tensor(h).update(shape=[0, 1 << 62]), "'a.weight' has an absurd shape"),
     (lambda h: tensor(h).update(shape=[-1]), "'a.weight' has no shape"),
-    (lambda h: tensor(h).update(shape=[True]), "'a.weight' has no shape"),
     (lambda h: tensor(h).update(off=0), "'a.weight' has offsets or lengths"),
-    (lambda h: tensor(h).update(cb_off=1 << 70), "'a.weight' has offsets or lengths"),
-    (lambda h: tensor(h).update(off=float(tensor(h)["off"])), "'a.weight' has offsets or lengths"),
-    (lambda h: tensor(h).update(len=-1), "'a.weight' has offsets or lengths"),
     (lambda h: tensor(h).update(bits=9), "'a.weight' has codes of 9 bits"),
-    (lambda h: tensor(h).update(bits="3"), "'a.weight' has codes of '3' bits"),
     (lambda h: tensor(h).update(k=9), "'a.weight' has codes of 3 bits with 9 values"),
-    (lambda h: tensor(h).update(k=0), "with 0 values"),
     (lambda h: tensor(h).update(groups=5), "'a.weight' has 5 codebooks"),
     (lambda h: tensor(h).update(book="f64"), "codebooks of 'f64'"),
     (lambda h: tensor(h).update(kind="pickle"), "'a.weight' is of an unknown kind"),
-    (lambda h: tensor(h).update(kind=[]), "'a.weight' is of an unknown kind"),
     (lambda h: tensor(h, "c.weight").update(k=30), "'c.weight' has steps of f32 for 30 values"),
     (lambda h: tensor(h, "b.bias").update(name="a.bias"), "'a.bias' is listed twice"),
     (lambda h: h["tied"].update({"x": "y"}), "'x' is tied to 'y'"),
     (lambda h: h["tied"].update({"a.weight": "e.weight"}), "'a.weight' is tied to 'e.weight'"),
-    (lambda h: h["tied"].update({"x": []}), "'x' is tied to"),
     (lambda h: h.update(meta=float("nan")), "damaged header"),
 ]
 
@@ -291,12 +262,10 @@ def test_bytes_that_lie_are_refused(sound: bytes, tmp_path: Path) -> None:
         (b"SLQ2" + sound[4:], "does not begin with SLQ1"),
         (sound[:6], "is truncated"),
         (sound[:-1], f"is truncated: {len(sound) - 1:,} bytes of {len(sound):,}"),
-        (sound[: len(sound) // 2], "is truncated: "),
         (sound + b"\0", "1 bytes belong to no tensor"),
         (sound[:-1] + bytes([sound[-1] ^ 1]), "CRC-32"),
         (sound[:4] + huge + sound[8:], "its header has 4,294,967,295 bytes"),
         (signed(sound[:-4] + b"\0"), "1 bytes belong to no tensor"),
-        (signed(sound[:-5]), "is truncated: "),
         (signed(b"SLQ1" + struct.pack("<I", len(twice)) + twice), "not in canonical form"),
         (signed(b"SLQ1" + struct.pack("<I", len(deep)) + deep), "damaged header|not in canonical form"),
         (signed(b"SLQ1" + struct.pack("<I", 3) + b"\xff{}"), "damaged header"),
@@ -359,35 +328,6 @@ def test_codes_without_a_value_are_refused(tmp_path: Path) -> None:
     path.write_bytes(signed(data[:-5] + bytes([data[-5] | 0xC0])))
     with pytest.raises(CheckpointError, match="bits after the last code are not zero"):
         read_packed(path)
-
-
-def test_mutated_files_are_refused_or_are_other_numbers(sound: bytes, tmp_path: Path) -> None:
-    """4,000 files with bytes changed, cut out, doubled or moved, half of them with a checksum that fits."""
-    draw, path = np.random.default_rng(0), tmp_path / "model.slq"
-    start = payload_of(sound)
-    num_read = 0
-    for turn in range(4000):
-        data = bytearray(sound[:-4])
-        for _ in range(int(draw.integers(1, 4))):
-            place = int(draw.integers(0, start if draw.random() < 0.7 else len(data)))
-            match int(draw.integers(0, 4)):
-                case 0:
-                    data[place] = int(draw.integers(0, 256))
-                case 1:
-                    data[place] ^= 1 << int(draw.integers(0, 8))
-                case 2:
-                    del data[place : place + int(draw.integers(1, 20))]
-                case 3:
-                    data[place:place] = data[place : place + int(draw.integers(1, 20))]
-            data = data or bytearray(b"S")
-        path.write_bytes(signed(bytes(data)) if turn % 2 else bytes(data) + sound[-4:])
-        # Any error of another type fails the test.
-        with contextlib.suppress(CheckpointError):
-            read_packed(path)
-            num_read += 1
-            # Numbers, names or `meta` may be others where the checksum was made to fit; where it was not, none.
-            assert turn % 2 or bytes(data) == sound[:-4]
-    assert num_read < 1500
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------

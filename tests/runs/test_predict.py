@@ -255,33 +255,6 @@ def test_names_of_any_bytes_are_written_and_come_back(run: Path, clouds: np.ndar
     (done.out + done.err + table.read_text()).encode()
 
 
-def test_answers_are_written_before_anybody_can_close_the_table(
-    run: Path, clouds: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As `sightline predict ... --json out.json | head -1` does."""
-
-    def closed(*_: object, **__: object) -> None:
-        raise BrokenPipeError
-
-    np.save(tmp_path / "a.npy", clouds[0])
-    monkeypatch.setattr("sightline.verbs.predict.show_table", closed)
-    out, table = tmp_path / "out.json", tmp_path / "out.csv"
-    run_here("predict", run, tmp_path / "a.npy", "--json", out, "--csv", table, "--device", "cpu")
-    assert len(json.loads(out.read_text())["predictions"]) == 1
-    assert len(table.read_text().splitlines()) == 2
-
-
-def test_where_nothing_is_predicted_there_is_no_table(
-    run: Path, clouds: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    np.save(tmp_path / "short.npy", clouds[0][:10])
-    monkeypatch.chdir(run.parent)
-    done = run_here("predict", run.name, tmp_path / "short.npy", "--device", "cpu")
-    assert (done.code, done.out) == (2, "")
-    assert f"\n{run.name}/checkpoints/step_" in f"\n{done.err}"
-    assert ": 0 of 1 files\n" in done.err
-
-
 def test_votes_are_said_not_to_be_applied(run: Path, clouds: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", clouds[0])
     config = (run / "config.yaml").read_text()

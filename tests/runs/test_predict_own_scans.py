@@ -134,22 +134,6 @@ def test_one_name_for_the_labels_of_a_scan(runs: Path, tmp_path: Path) -> None:
     assert "none/000004.label" in refused.err
 
 
-def test_labels_of_parts_in_folders_are_found_as_predict_names_them(runs: Path, tmp_path: Path) -> None:
-    for part, numbers in (("train", (0, 1)), ("test", (0, 2))):
-        (tmp_path / "own" / part).mkdir(parents=True)
-        for number in numbers:
-            for end in (".bin", ".label"):
-                shutil.copy(runs / f"cut/{number:06d}{end}", tmp_path / "own" / part)
-    words = ("--from", tmp_path / "own", "--to", tmp_path / "set", f"columns=[{', '.join(COLUMNS)}]", "num_beams=16")
-    command("data", "prepare", "scan_folder", *words)
-    found = []
-    for place in (tmp_path / "own", tmp_path / "own/test"):  # the first gives train/000000, the second 000000
-        out = tmp_path / f"out_{place.name}"
-        command("predict", runs / "cut_run", place, "--device", "cpu", "--out", out, "files=[label]")
-        found.append(score(tmp_path, out, runs / "cut.yaml", f"data.root={tmp_path / 'set'}")["metrics"])
-    assert found[0] == found[1]
-
-
 def test_a_few_returns_far_beyond_the_set_are_predicted(runs: Path, tmp_path: Path) -> None:
     """Quantiles decide: four far points are taken, one in fifty is not, nor is another unit; a stray point is named."""
     table = np.fromfile(runs / "cut/000004.bin", dtype="<f4").reshape(-1, 5)

@@ -15,11 +15,9 @@ from scipy.spatial import cKDTree
 
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.contract import registry
-from sightline.contract.errors import ConfigError
-from sightline.contract.types import ComponentConfig, SampleKey
+from sightline.contract.types import SampleKey
 from sightline.draw.pictures import PALETTE
 from sightline.store.files.ply import read_ply
-from sightline.store.loading.batch_reader import NamedTransform
 from sightline.workbench.predict.prediction import predict_each
 from sightline.workbench.predict.segment import SegmentPrediction
 from tests.command import succeed
@@ -166,17 +164,6 @@ def test_points_that_transforms_drop_get_the_answer_of_the_nearest_kept(
         assert row["treatment"] == f"as it is, {others} of {len(labels)} points as the nearest of {len(rows)}"
 
 
-def test_rooms_answered_window_by_window_are_so_for_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(tmp_path, "run", ROOMS, "task.max_points=90")
-    held = rooms_of(run)
-    for index, room in enumerate(held):
-        write(tmp_path / "in" / f"{index}.ply", columns_of(room))
-    document = run.predict(tmp_path / "in", "--out", tmp_path / "out")
-    expected = scored_by(run, monkeypatch).probabilities
-    for index, row in enumerate(document["predictions"]):
-        assert np.load(row["written"]["labels"]).tolist() == expected[index].argmax(axis=1).tolist()
-
-
 def test_larger_clouds_and_meshes_get_a_label_for_every_point_of_the_file(
     parts: Run, shapes: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
@@ -196,15 +183,6 @@ def test_larger_clouds_and_meshes_get_a_label_for_every_point_of_the_file(
         assert np.array_equal(answer.probability, answer.probabilities[np.arange(answer.num_points), answer.labels])
     assert found[0].treatment.endswith("chosen by the file's name, 96 of 144 points as the nearest of 48")
     assert found[1].treatment.endswith("9 of 9 points as the nearest of 48")
-
-
-def test_vertices_of_a_scanned_mesh_are_its_points(rooms: Run, tmp_path: Path) -> None:
-    room = rooms_of(rooms)[0]
-    write(tmp_path / "bare.ply", columns_of(room))
-    write_ply(tmp_path / "mesh.ply", columns_of(room), faces=[(0, 1, 2), (3, 4, 5)])
-    bare, mesh = rooms.load().predict([tmp_path]).predicted
-    assert np.array_equal(bare.labels, mesh.labels)
-    assert (mesh.treatment, mesh.num_points) == ("as it is", len(room["points"]))
 
 
 def test_python_gives_what_the_command_wrote(rooms: Run, tmp_path: Path) -> None:
@@ -229,14 +207,6 @@ def test_python_gives_what_the_command_wrote(rooms: Run, tmp_path: Path) -> None
         assert {name: share for name, share in shares.items() if share} == answer.shares
         assert (line["file"], line["num_points"], line["refused"]) == (row["file"], str(answer.num_points), "")
     assert rooms.load().predict([tmp_path / "in"]).predicted[0].probabilities is None
-
-
-def test_nothing_is_written_where_no_folder_is_given(rooms: Run, tmp_path: Path) -> None:
-    write(tmp_path / "a.ply", columns_of(rooms_of(rooms)[0]))
-    told = rooms("predict", rooms.path, tmp_path)
-    assert "a.ply" in told
-    assert "mean probability" in told
-    assert [path.name for path in tmp_path.iterdir()] == ["a.ply"]
 
 
 def test_categories_come_from_folders_or_by_name_or_are_asked_for(
@@ -305,20 +275,6 @@ def test_an_answer_that_is_no_number_is_the_models_failure(rooms: Run, tmp_path:
     assert found.exit_code == 1
 
 
-def test_a_transform_that_drops_points_and_not_their_numbers_is_named(
-    rooms: Run, parts: Run, shapes: dict[str, np.ndarray], tmp_path: Path
-) -> None:
-    """It could not be evaluated by: labels would be those of other points."""
-    write(tmp_path / "a.ply", columns_of(rooms_of(rooms)[0]))
-    forget = (NamedTransform("forget", registry.transforms.build(ComponentConfig("forget"), facts={})),)
-    refused = dataclasses.replace(rooms.load(), transforms=forget).predict([tmp_path]).refused
-    num_points = len(rooms_of(rooms)[0]["points"])
-    assert f"'label' has {num_points} rows, other concatenated fields have {-(-num_points // 2)}" in refused[0].reason
-    paths = write_shapes(tmp_path / "in", shapes, ".npy")[:1]
-    with pytest.raises(ConfigError, match="the run's transforms leave 24 points and 48 labels of points"):
-        dataclasses.replace(parts.load(), transforms=forget).predict(paths)
-
-
 def test_large_files_are_held_one_at_a_time(rooms: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of six files of 30,000 points, read, answered and let go, no more memory is taken than of one."""
     room = columns_of(rooms_of(rooms)[0])
@@ -337,20 +293,6 @@ def test_large_files_are_held_one_at_a_time(rooms: Run, tmp_path: Path, monkeypa
         tracemalloc.stop()
     # a second file held beside the first would add its points, 24 bytes each, and its sample, 24 more
     assert peaks[6] < peaks[1] + 24 * 30_000
-
-
-def test_a_full_disk_is_one_line_and_leaves_no_half_file(
-    rooms: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path / "a.ply", columns_of(rooms_of(rooms)[0]))
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("sightline.store.files.atomic_write.os.fsync", full)
-    told = rooms("predict", rooms.path, tmp_path / "a.ply", "--out", tmp_path / "out", expect=1)
-    assert "a.labels.npy: cannot write: no space left on device" in told
-    assert not list((tmp_path / "out").iterdir())
 
 
 # --- files of the sets that come with sightline, as their publishers lay them out, are answered as evalua ------------

@@ -12,11 +12,7 @@ import pytest
 
 import sightline
 from sightline.areas.scans.sets.semantic_kitti import LABEL_MAPS
-from sightline.contract.errors import UserError
-from sightline.engine.run_loading import open_trained
 from sightline.store.label_maps import read_label_map
-from sightline.workbench.predict.prediction import build_predictor
-from sightline.workbench.predict.segment import PointPredictor
 from tests.command import Outcome, run_here
 from tests.data.clouds.cloud_writers import write_ply
 from tests.data.scans.lidar_writers import write_semantic_kitti
@@ -354,13 +350,3 @@ def test_range_images_get_the_labels_that_evaluation_scored(shared: Path, tmp_pa
         labels = np.load(tmp_path / "out" / f"{file.stem}.labels.npy")
         assert len(labels) == (np.load(source / file.name)[..., 4] > 0).sum()
         assert np.array_equal(np.load(file), labels)
-
-
-def test_options_about_scans_are_refused_elsewhere_and_the_other_way_round(street: Path) -> None:
-    run = open_trained(street / "run")
-    with pytest.raises(UserError, match="--unit-sphere: the run was trained on scans"):
-        build_predictor(run, to_sphere=True)
-    predictor = build_predictor(run, lift="knn")
-    assert isinstance(predictor, PointPredictor)
-    assert predictor.run.config.task.arguments["lift"] == "knn"
-    assert run.config.task.arguments.get("lift", "nearest") == "nearest"

@@ -81,23 +81,6 @@ def test_the_input_of_a_layer_is_rounded_in_the_trained_run(run: Path) -> None:
     assert codes.min() == 0
 
 
-def test_checkpoints_have_plain_names_and_the_run_needs_no_policy_file(policy: Path, run: Path, tmp_path: Path) -> None:
-    names = load_file(run / "checkpoints" / "last" / "model.safetensors").keys()
-    assert not [name for name in names if "parametrizations" in name]
-    assert {"encode.0.linear.weight", "encode.0.linear.weight.labels"} <= names
-    moved = tmp_path / "moved"
-    shutil.copytree(run, moved, symlinks=True)
-    policy.rename(policy.with_suffix(".away"))
-    try:
-        done = run_here("evaluate", moved, "--device", "cpu", "--json", tmp_path / "found.json")
-    finally:
-        policy.with_suffix(".away").rename(policy)
-    assert done.code == 0, done.err
-    found, recorded = (json.loads(file.read_text()) for file in (tmp_path / "found.json", run / "final.json"))
-    assert found["metrics"] == recorded["metrics"]
-    succeed("check", moved, "--device", "cpu")
-
-
 def test_a_run_that_was_broken_off_ends_with_the_same_bits(
     floats: Path, policy: Path, run: Path, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from tests.runs.recipe_traces import NUM_STEPS, trace
 pytestmark = pytest.mark.processes
 
 RECIPES = ("detect/synthetic_crowds_fcos", "pose/synthetic_hands_scale_net")
-"""Other tasks have two processes in test_processes, test_contrast, test_lidar and test_segmentation_runs."""
+"""Other tasks have two processes in test_processes, test_lidar and test_segmentation_runs."""
 
 # Batch norms over five samples amplify the rounding of sums in another order. A bias ahead of a batch norm has nothing
 # but such rounding for a gradient, up to 1e-13; Adam divides it by its eps of 1e-8 and moves the bias by 1e-5 of the

@@ -204,6 +204,14 @@ def assert_parts_are_trained(folder: Path, layout: str, config: str) -> None:
     assert_trains_and_repeats(config, folder / f"{layout}_{config}", *overrides, figure="instance_miou")
 
 
+def test_a_model_for_one_size_says_what_to_do_with_ragged_shapes(folder: Path, tmp_path: Path) -> None:
+    whole = (f"data.root={folder / 'text'}", "transforms.train=[]", "transforms.evaluate=[]", "--device", "cpu")
+    recipe = ROOT / "configs/segment/shapenet_part_pointnet.yaml"
+    done = run_here("train", recipe, *whole, "--no-check", "--out", tmp_path / "run")
+    assert done.code != 0
+    assert "let a transform choose as many of each (sample_points)" in done.err
+
+
 def test_recipe_for_scenes(folder: Path) -> None:
     """Rooms of 65 m with some 30 points: blocks of 40 m, 12 points at a time."""
     overrides = (

@@ -53,13 +53,6 @@ def test_no_number_is_claimed_twice(tmp_path: Path) -> None:
     assert sorted(int(path.name) for path in claimed) == list(range(1, 65))
 
 
-def test_a_base_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"file/base: cannot write: not a directory") as caught:
-        create_numbered_folder(tmp_path / "file" / "base")
-    assert "\n" not in str(caught.value)
-
-
 # --- the lock --------------------------------------------------------------------------------------------------------
 
 
@@ -132,12 +125,6 @@ def test_a_lock_that_became_anothers_is_left_to_it(run: RunDirectory) -> None:
     with run.lock():
         path = lock_text(run, host="elsewhere")
     assert path.exists()
-
-
-def test_the_lock_goes_when_the_run_fails(run: RunDirectory) -> None:
-    with pytest.raises(KeyError), run.lock():
-        raise KeyError
-    assert not (run.path / ".lock").exists()
 
 
 @pytest.mark.parametrize("left", ["dead", "reused", "never written"])

@@ -18,7 +18,6 @@ from sightline.contract import registry
 from sightline.contract.types import SampleKey
 from sightline.doctor.rules import RULES
 from tests.command import Outcome, run_here
-from tests.runs.broken_off import run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG, PLUGIN = ROOT / "examples" / "angle_task.yaml", ROOT / "examples" / "angle_task.py"
@@ -79,20 +78,6 @@ def test_a_resumed_run_ends_with_the_same_bits(run: Path, tmp_path: Path) -> Non
     assert "resumed at step 20" in done.err
     for name in ("final.json", "checkpoints/last/model.safetensors"):
         assert (run / name).read_bytes() == (tmp_path / "run" / name).read_bytes(), name
-
-
-@pytest.mark.processes
-def test_two_processes_give_the_figures_of_one(tmp_path: Path) -> None:
-    figures = []
-    for number in (1, 2):
-        out = tmp_path / str(number)
-        places = ("--no-check", "--plugin", str(PLUGIN), "--device", "cpu", "--out", str(out))
-        words = ["train", str(CONFIG), *SHORT, "train.epochs=1", *places]
-        code, text = run_forked(words, out.with_suffix(".log"), num_processes=number)
-        assert code == 0, text
-        figures.append(json.loads((out / "final.json").read_text())["metrics"])
-    # 8 float32 steps of a sum in another order
-    assert figures[0] == pytest.approx(figures[1], abs=0.01)
 
 
 def test_files_are_predicted_by_its_predictor(run: Path, images: Path, tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def open_storage(out: Path) -> Any:
 def test_trials_of_silent_workers_are_taken_up(
     worker: Mapping[str, object] | None, silent_s: float, is_taken_up: bool, trainer: Trainer, tmp_path: Path
 ) -> None:
-    from sightline.runs.atomic_files import ProcessIdentity
+    from sightline.runs.process_identity import ProcessIdentity
 
     run_sweep(tmp_path, trials=1)
     study = open_storage(tmp_path)

@@ -78,7 +78,7 @@ def _of_runs() -> Iterator[VerbMistake]:
         (".", "--delete", ".", "--yes"): f"{not_ours}",
         (".", "--json", "empty"): "--json empty: is a folder; give a file in it",
         (".", "--json", "/proc/runs.json"): "cannot be written: .*; give another place",
-        (".", "--besst"): "No such option: --besst .*--best",
+        (".", "--delet"): "No such option: --delet .*--delete",
     }.items():
         yield VerbMistake(("runs", *words), said)
 

@@ -77,7 +77,7 @@ def test_a_limit_on_the_size_of_a_file_is_one_line_and_the_same_command_goes_on(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert code == 1
     line = err.splitlines()[-1]
-    assert line.startswith(f"error: {tmp_path / 'set.partial'}: cannot write: File too large; raise the limit")
+    assert line.startswith(f"error: {tmp_path / 'set.partial'}: cannot write: file too large; raise the limit")
     assert "Traceback" not in err
     succeed(*words)
 
@@ -186,17 +186,6 @@ def test_every_set_that_is_prepared_has_printable_options() -> None:
         title, rows = list_options((name,))
         assert name in title
         assert all(len(row) == 2 for row in rows)
-
-
-def test_lines_of_progress_do_not_repeat_what_is_read(tmp_path: Path) -> None:
-    done = run_here(
-        "data", "prepare", "cloud_folder", "--from", scans(tmp_path / "in"), "--to", tmp_path / "set", "up_axis=z"
-    )
-    lines = [line for line in done.err.splitlines() if re.match(r"cloud_folder: \d+ of 10", line)]
-    assert len(lines) == 10
-    titles = [title for line in lines if (title := line.partition(" of 10")[2])]
-    assert titles == list(dict.fromkeys(titles))
-    assert len(titles) < len(lines)
 
 
 # --- tables as a terminal of some width shows them -------------------------------------------------------------------

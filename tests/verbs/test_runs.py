@@ -18,7 +18,7 @@ import pytest
 import sightline
 from sightline.runs import run_folders
 from sightline.runs.run_directory import RunDirectory
-from sightline.runs.run_folders import filter_runs, select_best, sort_runs
+from sightline.runs.run_folders import filter_runs, sort_runs
 from tests.command import refuse, run_here, succeed
 from tests.processes import ROOT
 from tests.trained import trained_run
@@ -114,14 +114,13 @@ def test_the_table_is_sorted_filtered_and_written(folder: Path, tmp_path: Path) 
     assert succeed("runs", folder, "--filter", "CROWDS", "--filter", "state=finished").out.count("finished") == 1
 
 
-def test_the_best_run_is_the_best_in_the_metrics_direction(folder: Path) -> None:
+def test_figures_are_sorted_in_the_direction_of_their_metric(folder: Path) -> None:
     runs = sightline.list_runs(folder)
     values = {"shapes/1": 0.5, "shapes/3": 0.75, "shapes/2": 0.9, "crowds/1": 0.1}
     for run in runs:
         name = str(run.path.relative_to(folder))
         object.__setattr__(run, "figure", values[name])
-    best = {str(run.path.relative_to(folder)) for run in select_best(runs)}
-    assert best == {"shapes/3", "crowds/1"}, "shapes/2 is not finished"
+    assert [run.path.name for run in sort_runs(filter_runs(runs, ["classify"]), "figure")] == ["2", "3", "1"]
     for run in runs:
         object.__setattr__(run, "mode", "min")
     assert [run.path.name for run in sort_runs(filter_runs(runs, ["classify"]), "figure")] == ["1", "3", "2"]
@@ -252,7 +251,7 @@ def test_a_damaged_checkpoint_is_not_slimmed(folder: Path) -> None:
 
 
 def test_what_chooses_rows_deletes_none(folder: Path) -> None:
-    for words in (("--best",), ("--filter", "state=stopped"), ("--sort", "size")):
+    for words in (("--filter", "state=stopped"), ("--sort", "size")):
         told = refuse("runs", folder, *words, "--delete", "shapes/1", "--yes")
         assert f"{words[0]}: chooses rows of the table, and --delete takes the runs that it names" in told
     assert (folder / "shapes" / "1").is_dir(), "a filter that does not fit its run deletes nothing"

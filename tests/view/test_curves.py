@@ -213,7 +213,7 @@ def test_what_is_no_run_or_edited_is_named_and_a_cut_last_line_left_out(tmp_path
     with pytest.raises(DataError, match=r"metrics\.jsonl:1: is not JSON"):
         read_lines(file)
     file.write_text('12\n{"step": 2}\n')
-    with pytest.raises(DataError, match=r"metrics\.jsonl:1: found 12, allowed is a mapping"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl:1: is not a JSON object"):
         read_lines(file)
 
 

@@ -1,20 +1,24 @@
-"""Atomic writes: files and folders that are complete or absent after any crash."""
+"""Atomic writes: files and folders that are complete or absent after any crash, and errors of a disk."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from sightline.contract.errors import RunError, UserError
+from sightline.contract.errors import DataError, RunError
+from sightline.contract.regular_files import check_regular_file, parse_json, read_regular_file
 
-_MARK = ".unfinished"
-"""Marker file of an unfinished folder: a folder with it may be deleted and started again."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_CLOSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_NOTE = "unfinished.json"
+"""Note in a partial folder on what is written there; a folder without it is not ours."""
 
 
 @contextlib.contextmanager
@@ -27,10 +31,8 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.partial")
     temporary.unlink(missing_ok=True)
     try:
-        with open(temporary, "xb") as file:
+        with create_synced(temporary) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -39,33 +41,59 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-@contextlib.contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """Make a folder for writing that is renamed to `target` when all of it is written, or discarded.
+def replace_atomic(path: Path, data: bytes) -> None:
+    """Replace the content of `path` atomically: a reader, or a crash, sees the old file or the new one."""
+    with open_atomic(path) as file:
+        file.write(data)
 
-    It is called `<target>.partial` meanwhile and is locked (flock) until the process ends; the remains of a killed
-    process are removed. Raises UserError for a target or a partial folder that contains something else, and RunError if
-    another process writes it, or the disk fails.
+
+@contextlib.contextmanager
+def create_synced(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file for writing that is on the disk in the end. Raises FileExistsError if it exists."""
+    with open(path, "xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path, *, note: Mapping[str, Any] | None = None) -> Iterator[Path]:
+    """Make a folder for writing that is renamed to `target` when all of it is written.
+
+    It is `<target>.partial/content` meanwhile; the partial folder is locked (flock) until the process ends. Without a
+    `note`, what a failed or killed process left is removed. With one it is kept if there is anything in
+    `<target>.partial/parts`, for a later call with an equal note to continue; one with the same `what` and other
+    entries begins anew. Raises DataError for a target or a partial folder that contains something else, and RunError if
+    another process writes it, if it is moved meanwhile, or if the disk fails.
     """
     target = target.resolve()
     work = target.with_name(f"{target.name}.partial")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DataError(f"{target}: exists and is not empty; give another folder with --to")
     with contextlib.ExitStack() as stack:
         try:
-            _claim(work, target, stack)
-            yield work
-            (work / _MARK).unlink()
-            os.rename(work, target)
+            descriptor = _claim(work, target, stack, {"what": ""} if note is None else note)
+            try:
+                yield work / "content"
+            except (OSError, DataError):
+                _assert_unmoved(work, descriptor)
+                raise
+            _assert_unmoved(work, descriptor)
+            os.rename(work / "content", target)
             sync_folder(target.parent)
+            shutil.rmtree(work)
         except OSError as error:
-            where = next((name for name in (error.filename2, error.filename) if name is not None), work)
-            raise RunError(
-                f"{target}: cannot be written ({error.strerror or error}: {where}); correct that, or give another "
-                "folder with --to: the unfinished folder is removed"
-            ) from error
+            name = next((name for name in (error.filename2, error.filename) if name is not None), work)
+            if not (Path(name).is_relative_to(work) or target.is_relative_to(name)):  # a file that is read
+                raise
+            raise disk_failure(error, Path(name), again="run the same command again") from error
 
 
-def _claim(work: Path, target: Path, stack: contextlib.ExitStack) -> None:
-    """Make the partial folder, empty and locked; the exit stack removes it if it still exists."""
+def _claim(work: Path, target: Path, stack: contextlib.ExitStack, note: Mapping[str, Any]) -> int:
+    """Make and lock the partial folder, or one that an equal note left; return its descriptor.
+
+    The exit stack removes it in the end, unless there are finished parts in it.
+    """
     work.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
     stack.callback(os.close, descriptor)
@@ -73,22 +101,59 @@ def _claim(work: Path, target: Path, stack: contextlib.ExitStack) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise RunError(f"{target}: another process writes this folder; wait for it") from None
-    if not work.exists() or not os.path.samestat(os.fstat(descriptor), os.stat(work)):
+    if not _is_unmoved(work, descriptor):
         raise RunError(f"{target}: another process wrote this folder meanwhile; look at it first")
-    if any(work.iterdir()) and not (work / _MARK).is_file():
-        raise UserError(f"{work}: exists and is not unfinished work of sightline; delete it or give another --to")
-    stack.callback(_remove, work, os.fstat(descriptor))
-    for path in work.iterdir():
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    (work / _MARK).touch()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target}: exists and is not empty; give another folder with --to")
+    earlier = read_note(work / _NOTE)
+    if any(work.iterdir()) and earlier.get("what") != note["what"]:
+        whose = f"unfinished work on {earlier['what']}" if earlier.get("what") else "not unfinished work of sightline"
+        wanted = f", not on {note['what']}" if note["what"] else ""
+        raise DataError(f"{work}: is {whose}{wanted}; delete it or give another folder with --to")
+    stack.callback(_remove_without_parts, work, descriptor)
+    if earlier != note or not _has_parts(work):
+        for path in sorted(work.iterdir(), key=lambda path: path.name == _NOTE):  # the note last: it says whose it is
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        replace_atomic(work / _NOTE, json.dumps(note).encode())
+    for folder in (work / "parts", work / "content"):
+        folder.mkdir(exist_ok=True)
+    return descriptor
 
 
-def _remove(work: Path, status: os.stat_result) -> None:
+def _is_unmoved(work: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(work))
+    except OSError:
+        return False
+
+
+def _assert_unmoved(work: Path, descriptor: int) -> None:
+    if not _is_unmoved(work, descriptor):
+        raise RunError(f"{work}: was moved or deleted while it was written; run the command again")
+
+
+def _remove_without_parts(work: Path, descriptor: int) -> None:
     with contextlib.suppress(OSError):
-        if os.path.samestat(status, os.stat(work)):
+        if _is_unmoved(work, descriptor) and not _has_parts(work):
             shutil.rmtree(work)
+
+
+def _has_parts(work: Path) -> bool:
+    return (work / "parts").is_dir() and any((work / "parts").iterdir())
+
+
+def remove_leftover(target: Path) -> None:
+    """Remove the partial folder that a process left which was killed after it had put `target` in place."""
+    work = target.with_name(f"{target.name}.partial")
+    if read_note(work / _NOTE) and not (work / "content").exists():
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """Read a note of an earlier process, a mapping in JSON; empty if it is missing or damaged."""
+    try:
+        note = parse_json(read_regular_file(path))
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
 
 
 def sync_folder(folder: Path) -> None:
@@ -101,3 +166,40 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def make_below(root: Path, folder: Path) -> None:
+    """Create a folder and its parents below `root`, which must exist: a root that was moved is not created again."""
+    for path in reversed((folder, *folder.parents)):
+        if root in path.parents:
+            path.mkdir(exist_ok=True)
+
+
+def assert_appendable(path: Path) -> int:
+    """Return the size of a regular file, 0 if it does not exist. Raises DataError for anything else, like a pipe."""
+    try:
+        return check_regular_file(path)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}; remove it") from error
+
+
+def disk_failure(error: OSError, path: Path, *, still_intact: str = "", again: str = "resume") -> RunError:
+    """Build the error of a failed write: path, reason and remedy, after which the user does `again`.
+
+    `still_intact` names what was not damaged.
+    """
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        advice = f"free some space there and {again}"
+    elif error.errno == errno.EFBIG:
+        advice = f"raise the limit on the size of a file (ulimit -f) and {again}"
+    elif error.errno in _CLOSED:
+        advice = f"make it writable, or choose another folder with {'--out' if again == 'resume' else '--to'}"
+    else:
+        advice = f"mend the cause and {again}"
+    return RunError(
+        f"{path}: cannot write: {reason[:1].lower()}{reason[1:]}; "
+        f"{advice}{f' ({still_intact})' if still_intact else ''}"
+    )

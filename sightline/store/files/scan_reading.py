@@ -39,9 +39,7 @@ _MIN_FAN = 1e-3
 
 
 _ADVICE_COLUMNS = "name them: 'columns=[{names}]' when preparing, --columns {words} otherwise (_ skips a column)"
-ADVICE_RING = (
-    "name the column ring in columns or --columns; without one, prepare without num_beams, with rows: pitch"
-)
+ADVICE_RING = "name the column ring in columns or --columns; without one, prepare without num_beams, with rows: pitch"
 _ADVICE_AXES = "name the columns in the order of the file: 'columns=[x, z, y, ...]' when preparing, --columns otherwise"
 
 

@@ -1,4 +1,4 @@
-"""Array files of the columns of a split while they are written: fixed rows are mapped, ragged rows are appended.
+"""Array files of the columns of a split while they are written: rows are appended, headers are completed at the end.
 
 A ragged column contains the elements (points) of all rows, concatenated; all ragged columns of a set have the same
 number of elements in a row, and `<split>.offsets.npy` contains the start of each row.
@@ -14,14 +14,13 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.contract.errors import DataError, RunError
+from sightline.contract.errors import DataError
 from sightline.store.files.input_files import expand_home
 
 OFFSETS = "offsets"
@@ -69,88 +68,81 @@ class SplitWriter:
 
     def __init__(self, folder: Path, split: str, num_rows: int, columns: Mapping[str, ColumnSpec]) -> None:
         assert OFFSETS not in columns, f"'{OFFSETS}' cannot be the name of a column"
-        self._columns = columns
+        self._is_ragged = any(column.is_ragged for column in columns.values())
         self._offsets = np.zeros(num_rows + 1, dtype=np.int64)
         self._offsets_path = folder / f"{split}.{OFFSETS}.npy"
-        paths = {name: folder / f"{split}.{name}.npy" for name in columns}
-        self._ragged = {name: _RaggedFile(paths[name], column) for name, column in columns.items() if column.is_ragged}
-        self._fixed = {
-            name: _open_array(paths[name], (num_rows, *column.shape), column.dtype)
-            for name, column in columns.items()
-            if not column.is_ragged
-        }
+        self._files = {name: _ColumnFile(folder / f"{split}.{name}.npy", column) for name, column in columns.items()}
         self._start = self._row = 0
 
     def __enter__(self) -> SplitWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for file in self._ragged.values():
+        for file in self._files.values():
             file.close()
 
     def begin(self) -> None:
         """Begin a shard at the next row."""
         self._start = self._row
-        for file in self._ragged.values():
-            file.cut(int(self._offsets[self._row]))
+        for file in self._files.values():
+            file.cut(self._place(file, self._row))
 
     def put(self, row: SampleRow) -> None:
-        """Write the next row. Raises DataError for values of another shape or not finite; RunError for a full disk."""
-        values = {name: _check_value(row, name, column) for name, column in self._columns.items()}
-        lengths = {len(values[name]) for name in self._ragged}
+        """Write the next row. Raises DataError for values of another shape or not finite."""
+        values = {name: _check_value(row, name, file.column) for name, file in self._files.items()}
+        lengths = {len(values[name]) for name, file in self._files.items() if file.column.is_ragged}
         assert len(lengths) < 2, f"{row.where}: ragged columns of {sorted(lengths)} elements"
-        for name, array in self._fixed.items():
-            array[self._row] = values[name]
-        for name, file in self._ragged.items():
+        for name, file in self._files.items():
             file.append(values[name])
         self._row += 1
         self._offsets[self._row] = self._offsets[self._row - 1] + max(lengths, default=0)
 
     def lengths(self) -> list[int] | None:
         """Return the number of elements of each row written since `begin()`, or None if no column is ragged."""
-        return np.diff(self._offsets[self._start : self._row + 1]).tolist() if self._ragged else None
+        return np.diff(self._offsets[self._start : self._row + 1]).tolist() if self._is_ragged else None
 
     def checksums(self) -> dict[str, int]:
         """Return the CRC-32 of the rows of this shard, by column."""
-        return self._checksum_fixed(self._row) | {name: file.checksum_put() for name, file in self._ragged.items()}
+        return {name: file.checksum_put() for name, file in self._files.items()}
 
     def keep(self, num_rows: int, lengths: Sequence[int] | None, checksums: Mapping[str, int]) -> bool:
         """Keep the next rows if the files match the notes of an earlier run; return True if they are kept."""
-        self._start = self._row
-        if (lengths is not None) != bool(self._ragged) or len(lengths or []) not in (0, num_rows):
+        if (lengths is not None) != self._is_ragged or len(lengths or []) not in (0, num_rows):
             return False
-        first, count = int(self._offsets[self._row]), sum(lengths or [])
-        ragged = {name: file.checksum(first, count) for name, file in self._ragged.items()}
-        if self._checksum_fixed(self._row + num_rows) | ragged != checksums:
-            return False
-        begin, end = self._row, self._row + num_rows
+        start, end = self._row, self._row + num_rows
         if lengths is not None:
-            self._offsets[begin + 1 : end + 1] = self._offsets[begin] + np.cumsum(lengths, dtype=np.int64)
+            self._offsets[start + 1 : end + 1] = self._offsets[start] + np.cumsum(lengths, dtype=np.int64)
+        stored = {
+            name: file.checksum(self._place(file, start), self._place(file, end)) for name, file in self._files.items()
+        }
+        if stored != checksums:
+            return False
         self._row = end
         return True
 
     def finish(self) -> int:
         """Complete the files after the last row; return the number of elements of the ragged columns, 0 without any."""
         assert self._row == len(self._offsets) - 1, f"{self._row} of {len(self._offsets) - 1} rows were written"
-        for array in self._fixed.values():
-            array.flush()
-        for file in self._ragged.values():
-            file.finish(int(self._offsets[-1]))
-        if self._ragged:
+        for file in self._files.values():
+            file.finish(self._place(file, self._row))
+        if self._is_ragged:
             np.save(self._offsets_path, self._offsets)
         return int(self._offsets[-1])
 
-    def _checksum_fixed(self, end: int) -> dict[str, int]:
-        """Compute the CRC-32 of the rows up to `end` of this shard, by fixed column."""
-        return {name: zlib.crc32(array[self._start : end].data) for name, array in self._fixed.items()}
+    def _place(self, file: _ColumnFile, row: int) -> int:
+        """Return the number of elements of a file before a row."""
+        return int(self._offsets[row]) if file.column.is_ragged else row
 
 
-class _RaggedFile:
-    """File of a ragged column: elements are appended, and the header is completed at the end."""
+class _ColumnFile:
+    """File of a column: elements are appended, and the header is completed at the end.
+
+    Elements are rows, or where those are ragged, what they consist of.
+    """
 
     def __init__(self, path: Path, column: ColumnSpec) -> None:
         self._path = path
-        self._column = column
+        self.column = column
         self._header_bytes = len(self._header(0))
         self._checksum_put = 0
         if not path.exists():
@@ -164,54 +156,41 @@ class _RaggedFile:
         self._checksum_put = 0
 
     def append(self, values: np.ndarray) -> None:
-        with self._writing():
-            self._file.write(values.data)
-        self._checksum_put = zlib.crc32(values.data, self._checksum_put)
+        data = values.reshape(-1).data
+        self._file.write(data)
+        self._checksum_put = zlib.crc32(data, self._checksum_put)
 
     def checksum_put(self) -> int:
         """Return the CRC-32 of the data since the last cut, which is then flushed to the file."""
-        with self._writing():
-            self._file.flush()
+        self._file.flush()
         return self._checksum_put
 
-    def checksum(self, first: int, count: int) -> int:
-        """Compute the CRC-32 of `count` elements from the `first` on, or of fewer if the file ends."""
-        self._file.seek(self._place(first))
-        remaining, checksum = count * self._column.num_bytes, 0
+    def checksum(self, start: int, end: int) -> int:
+        """Compute the CRC-32 of the elements from `start` to `end`, or of fewer if the file ends."""
+        self._file.seek(self._place(start))
+        remaining, checksum = (end - start) * self.column.num_bytes, 0
         while remaining and (block := self._file.read(min(remaining, _BLOCK_BYTES))):
             checksum = zlib.crc32(block, checksum)
             remaining -= len(block)
         return checksum
 
     def finish(self, num_elements: int) -> None:
-        with self._writing():
-            self._file.truncate(self._place(num_elements))
-            self._file.seek(0)
-            self._file.write(self._header(num_elements))
-            self._file.flush()
+        self._file.truncate(self._place(num_elements))
+        self._file.seek(0)
+        self._file.write(self._header(num_elements))
+        self._file.flush()
 
     def close(self) -> None:
-        with self._writing():
-            self._file.close()
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise RunError(
-                f"{self._path}: cannot be written ({error.strerror}); make room and run the command again, which "
-                "continues where this one stopped"
-            ) from error
+        self._file.close()
 
     def _place(self, element: int) -> int:
-        return self._header_bytes + element * self._column.num_bytes
+        return self._header_bytes + element * self.column.num_bytes
 
     def _header(self, num_elements: int) -> bytes:
         """Build the header that numpy.save writes, of the same length for any number of rows."""
         header = io.BytesIO()
-        descr = np.lib.format.dtype_to_descr(np.dtype(self._column.dtype))
-        shape = (num_elements, *self._column.shape)
+        descr = np.lib.format.dtype_to_descr(np.dtype(self.column.dtype))
+        shape = (num_elements, *self.column.shape)
         np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
         return header.getvalue()
 
@@ -241,17 +220,6 @@ def _check_value(row: SampleRow, name: str, column: ColumnSpec) -> np.ndarray:
             f"{row.where}: {name}{list(position)} is {value[position]}; mend the file or leave the shape out"
         )
     return value
-
-
-def _open_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
-    """Open the array file of an earlier run if it matches, else create a new one."""
-    try:
-        array = np.lib.format.open_memmap(path, mode="r+")
-        if (array.shape, array.dtype) == (shape, np.dtype(dtype)):
-            return array
-    except (OSError, ValueError):
-        pass
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
 
 
 def prepared_root(root: str | None, set_name: str) -> Path:

@@ -5,17 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import shlex
-import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.files.input_files import expand_home, file_size
 from sightline.store.prepared.columns import prepared_root
@@ -25,7 +21,6 @@ from sightline.store.prepared.prepared_set import (
     PreparedSet,
     open_prepared,
     prepare_command,
-    read_manifest,
     summarise_folder,
     verify,
 )
@@ -102,8 +97,6 @@ class PreparedData:
     """Names of other sets whose prepared folders can be opened, too."""
     printed: ClassVar[tuple[str, ...]] = ("layout", "options", "differences")
     """Entries of the manifest that `sightline data info` prints, where there are any."""
-    unlabelled: ClassVar[int | None] = None
-    """Stored label of points without a class, in sets that have such points."""
     plan: ClassVar[Callable[..., PreparationPlan]]
     prepare: ClassVar[Callable[..., dict[str, Any]]]
     survey: ClassVar[Callable[..., dict[str, Any]]]
@@ -135,8 +128,7 @@ class PreparedData:
     def open_folder(cls, folder: Path, *, options: str = "") -> PreparedSet:
         """Open a prepared folder; errors name the command that makes one, with `options`."""
         names = tuple(dict.fromkeys((cls.set_name, *cls.readable_sets)))
-        with _name_other_set(cls.set_name, folder):
-            return open_prepared(folder, set_names=names, options=options)
+        return open_prepared(folder, set_names=names, options=options)
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
@@ -155,24 +147,18 @@ class PreparedData:
         return {"samples": {split: facts["num_rows"] for split, facts in prepared.manifest["splits"].items()}}
 
     @classmethod
-    def list_label_faults(cls, root: Path) -> list[str]:
-        """List, for each split of a prepared folder, the first label that is none of its classes, if there is one."""
-        prepared = cls.open_folder(root)
-        return [*filter(None, (describe_foreign_label(prepared, split, cls.unlabelled) for split in prepared.splits))]
-
-    @classmethod
     def verify(cls, root: Path) -> int:
         """Compare the hash of every file and return their number. Raises DataError with the first that differs."""
         return verify(root)
 
 
-def describe_foreign_label(prepared: PreparedSet, split: str, unlabelled: int | None = None) -> str:
+def describe_foreign_label(prepared: PreparedSet, split: str) -> str:
     """Describe the first label of a split that is none of the classes in the manifest; empty if all are."""
     names = prepared.manifest.get("class_names") or prepared.manifest.get("classes", {}).get("names")
     labels = prepared.array(split, "label") if names and "label" in prepared.manifest["columns"] else np.zeros(0)
     for start in range(0, len(labels), _LABELS_AT_ONCE):
         part = labels[start : start + _LABELS_AT_ONCE]
-        is_foreign = ((part < 0) | (part >= len(names))) & (True if unlabelled is None else part != unlabelled)
+        is_foreign = (part < 0) | (part >= len(names))
         if is_foreign.any():
             row = start + int(is_foreign.argmax())
             return (
@@ -216,8 +202,7 @@ def _make_prepare(plan: Callable[..., PreparationPlan]) -> Callable[..., dict[st
         cls: type[PreparedData], *, source: Path, target: Path, name: str, progress: Progress, **options: Any
     ) -> dict[str, Any]:
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        with _name_other_set(name, source):
-            planned = _call_plan(cls, source, target=target, progress=progress, options=options)
+        planned = _call_plan(cls, source, target=target, progress=progress, options=options)
         assert planned.set_name == name, f"{cls.__name__}.plan is about '{planned.set_name}', not '{name}'"
         return write_prepared_set(planned, target, progress=progress)
 
@@ -288,48 +273,6 @@ def _call_plan(
     named = inspect.signature(cls.plan).parameters
     passed = {key: value for key, value in (("target", target), ("progress", progress)) if key in named}
     return cls.plan(cls.spec.find(source), **options, **passed)
-
-
-class _RecognisedError(Exception):
-    """Raised at the first file that a plan reads."""
-
-
-def _recognises(name: str, source: Path) -> bool:
-    """Return True if a set can plan the preparation of a source, up to the first file that it reads."""
-
-    def stop(*words: object) -> None:
-        raise _RecognisedError
-
-    builder = registry.data.get_entry(name).builder
-    try:
-        _call_plan(typing.cast(Any, builder), source, target=source, progress=stop, options={})
-    except (AttributeError, TypeError, ValueError, OSError):  # no plan, an option that it needs, or another layout
-        return False
-    except _RecognisedError:
-        return True
-    return True
-
-
-@contextmanager
-def _name_other_set(name: str, folder: Path) -> Iterator[None]:
-    """Context that adds to a DataError which other set of the same area a folder is one of, if it is none of `name`."""
-    try:
-        yield
-    except DataError as error:
-        area = registry.data.modules.get(name, "").rpartition(".")[0]
-        others = [n for n, m in registry.data.modules.items() if m.rpartition(".")[0] == area and n != name]
-        is_prepared = (folder / MANIFEST).is_file()
-        with suppress(DataError):
-            if is_prepared and (made_as := read_manifest(folder)["set"]) in others:
-                error = DataError(f"{error}; it opens with data.name={made_as} data.root={shlex.quote(str(folder))}")
-        is_of_another = others and not is_prepared and not _recognises(name, folder)
-        fitting = [other for other in others if is_of_another and _recognises(other, folder)]
-        if not fitting:
-            raise error from None
-        command = prepare_command(fitting[0], "DIR").replace("PATH", shlex.quote(str(folder)))
-        raise type(error)(
-            f"{error}; its files are those of {fitting[0]}: {command}, then data.name={fitting[0]}"
-        ) from None
 
 
 def _make_card(cls: type[PreparedData]) -> dict[str, Any]:

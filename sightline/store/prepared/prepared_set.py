@@ -1,13 +1,11 @@
 """Native form of a prepared data set: one array file per split and column, and a manifest that verifies them.
 
-A prepared folder contains `<split>.<column>.npy`, `<split>.name.json` and `manifest.json`; none of them is ever
-written again. The manifest carries a digest of its own text, and the size and SHA-256 of every file. Rows of ragged
-columns are concatenated, and `<split>.offsets.npy` contains the start of each row (columns.py). A set may list files
-of its source in `<split>.listed.json` instead of copying them.
-
-The manifest names one absolute folder, the source that the user gave; `<split>.listed.json` lists the files of every
-row below it, with their size, modification time and SHA-256. No entry leads out of that folder by its name; links that
-the user keeps in it are followed, since large sets are spread over disks that way.
+A prepared folder contains `<split>.<column>.npy` and `manifest.json`; none of them is ever written again. The manifest
+carries a digest of its own text, the size and SHA-256 of every file, and the name of every row. Rows of ragged columns
+are concatenated, and `<split>.offsets.npy` contains the start of each row (columns.py). A set may list files of its
+source instead of copying them: the manifest then names one absolute folder, the source that the user gave, and for
+every row the files below it, with their size, modification time and SHA-256. No entry leads out of that folder by its
+name; links that the user keeps in it are followed, since large sets are spread over disks that way.
 """
 
 from __future__ import annotations
@@ -18,14 +16,16 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from sightline.contract.errors import DataError, MissingDataError, join_some, summarise_error
 from sightline.contract.regular_files import check_regular_file, find_outward_link, parse_json, read_regular_file
+from sightline.contract.validation import Ge, Lt, TypeAdapter, ValidationError
 from sightline.store.files.array_files import check_npy
 from sightline.store.files.input_files import prepare_again, read_file
 from sightline.store.prepared.columns import OFFSETS
@@ -50,24 +50,18 @@ def list_file(path: Path, root: Path) -> ListedFile:
 
 
 class FileListing:
-    """Listed files of a split by row, below `root`; `where` is the document that lists them.
+    """Listed files of a split by row, below `root`; `folder` is the prepared folder that lists them.
 
-    Raises DataError for a document of another form, and for a path that leads out of the folder.
+    Raises DataError for a path that leads out of `root`.
     """
 
-    def __init__(self, root: Path, rows: Any, *, where: Path) -> None:
+    def __init__(self, root: Path, rows: Sequence[Sequence[Sequence[Any]]], *, folder: Path) -> None:
         self._root = root
-        self._where = where
-        try:
-            self._rows = [[ListedFile(*entry) for entry in row] for row in rows]
-            outside = next((entry.path for row in self._rows for entry in row if not _is_below(entry.path)), None)
-        except TypeError as error:
-            raise prepare_again(f"{where}: is not a list of files") from error
+        self._folder = folder
+        self._rows = [[ListedFile(*entry) for entry in row] for row in rows]
+        outside = next((entry.path for row in self._rows for entry in row if not _is_below(entry.path)), None)
         if outside is not None:
-            raise prepare_again(f"{where}: lists '{outside}', which is not below {root}")
-
-    def __len__(self) -> int:
-        return len(self._rows)
+            raise prepare_again(f"{folder / MANIFEST}: lists '{outside}', which is not below {root}")
 
     def paths(self, row: int) -> tuple[Path, ...]:
         """Return the files of a row. Raises DataError naming the first that is missing or has changed."""
@@ -100,10 +94,9 @@ class FileListing:
         return path
 
     def _changed_error(self, path: Path, fault: str) -> DataError:
-        folder = self._where.parent
         return DataError(
-            f"{path}: {fault}; {folder} lists it and has no copy: put the file back, or delete {folder} and prepare "
-            "the set again"
+            f"{path}: {fault}; {self._folder} lists it and has no copy: put the file back, or delete "
+            f"{self._folder} and prepare the set again"
         )
 
 
@@ -116,29 +109,96 @@ def _time_text(mtime_ns: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(mtime_ns // 10**9)) + f".{mtime_ns % 10**9:09d} UTC"
 
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+NAMES = "names"
 LISTED = "listed"
-"""Manifest entry about files listed in place, and part of the names of the documents that list them."""
-_ENTRIES = {"format", "set", "source", "columns", "splits", "files", "digest"}
+"""Manifest entry about the files that are listed in place."""
+LISTING = "listed_files"
+"""Manifest entry with these files, by split and row."""
+ROW_ENTRIES = (NAMES, LISTING)
+"""Manifest entries with a value for every row."""
+
+_Count = Annotated[int, Ge(0), Lt(2**48)]
+_NumberType = Literal[
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"
+]
+
+
+class _Column(TypedDict):
+    shape: list[_Count]
+    dtype: _NumberType
+    is_ragged: NotRequired[bool]
+
+
+class _Split(TypedDict):
+    num_rows: _Count
+    class_counts: NotRequired[list[_Count]]
+
+
+class _File(TypedDict):
+    bytes: _Count
+    sha256: str
+
+
+class _Listed(TypedDict):
+    root: str
+
+
+class _Manifest(TypedDict):
+    """Form of the entries that readers of any set use; a set adds others."""
+
+    set: str
+    source: dict[str, Any]
+    columns: dict[str, _Column]
+    splits: dict[str, _Split]
+    names: dict[str, list[str]]
+    files: dict[str, _File]
+    num_elements: NotRequired[dict[str, _Count]]
+    listed: NotRequired[_Listed]
+    listed_files: NotRequired[dict[str, list[list[tuple[str, int, int, str]]]]]
+    ranges: NotRequired[dict[str, tuple[float, float]]]
+    options: NotRequired[dict[str, Any]]
+    preparation: NotRequired[dict[str, Any]]
+    classes: NotRequired[dict[str, Any]]
+    statistics: NotRequired[dict[str, Any]]
+    pairs: NotRequired[dict[str, Any]]
+    class_names: NotRequired[list[str]]
+    channels: NotRequired[list[Any]]
+    image_size_px: NotRequired[list[Any]]
+    radii: NotRequired[list[Any]]
+    joint_names: NotRequired[list[Any]]
+    differences: NotRequired[list[Any]]
+    duplicates: NotRequired[list[Any]]
+    layout: NotRequired[str]
+    up_axis: NotRequired[str | None]
+    unit: NotRequired[str | None]
+    file_unit: NotRequired[str | None]
+    normalisation: NotRequired[str]
+    depth_type: NotRequired[str]
+    remission_high: NotRequired[float | None]
+    mm_per_unit: NotRequired[float | None]
+    num_ignored: NotRequired[int]
+    fewest_points: NotRequired[int]
 
 
 class PreparedSet:
     """Prepared folder with a checked manifest and file sizes. Arrays are mapped on first use, read-only.
 
-    Pickling carries the path and the manifest only, so that a worker process maps the files itself. The folder stays
-    the same where a program changes its working directory; `root` is its path as it was given.
+    Pickling carries the path and the manifest without what it says of every row, so that a worker process maps the
+    files itself. The folder stays the same where a program changes its working directory; `root` is its path as given.
     """
 
     def __init__(self, root: Path, manifest: Mapping[str, Any]) -> None:
         self.root = root
         self._folder = root.absolute()
-        self.manifest = manifest
+        self.manifest = _Entries({key: value for key, value in manifest.items() if key not in ROW_ENTRIES})
+        self._row_entries: Mapping[str, Any] | None = {key: manifest[key] for key in ROW_ENTRIES if key in manifest}
         self._arrays: dict[str, np.ndarray] = {}
         self._listings: dict[str, FileListing] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_arrays": {}, "_listings": {}}
+        return {**vars(self), "_arrays": {}, "_listings": {}, "_row_entries": None}
 
     @property
     def splits(self) -> list[str]:
@@ -186,38 +246,35 @@ class PreparedSet:
         return (self.row(split, column, index) for index in range(self._num_rows(split)))
 
     def names(self, split: str) -> list[str]:
-        """Read the name of every row of a split."""
-        path = self._folder / f"{split}.name.json"
-        names = _read_json(path)
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise prepare_again(f"{path}: is not a list of names")
-        if len(names) != self._num_rows(split):
-            raise prepare_again(f"{path}: names {len(names)} rows of {self._num_rows(split)}")
-        return names
+        """Return the name of every row of a split."""
+        return list(self._get_row_entry(NAMES, split))
 
     def listing(self, split: str) -> FileListing:
-        """Return the files that the rows of a split list in place. Raises DataError if the document has another form.
+        """Return the files that the rows of a split list in place, if they do.
 
-        A set without listed files has no such document.
+        Raises DataError for a path that leads out of the listed folder.
         """
         if split not in self._listings:
-            document = self._folder / f"{split}.{LISTED}.json"
-            listing = FileListing(Path(self.manifest[LISTED]["root"]), _read_json(document), where=document)
-            if len(listing) != self._num_rows(split):
-                raise prepare_again(f"{document}: lists {len(listing)} rows of {self._num_rows(split)}")
-            self._listings[split] = listing
+            rows = self._get_row_entry(LISTING, split)
+            self._listings[split] = FileListing(Path(self.manifest[LISTED]["root"]), rows, folder=self._folder)
         return self._listings[split]
+
+    def _get_row_entry(self, key: str, split: str) -> Sequence[Any]:
+        if self._row_entries is None:
+            self._row_entries = _read_json(self._folder / MANIFEST)
+        rows: Sequence[Any] = self._row_entries[key][split]
+        return rows
 
     def content_sha256(self) -> str:
         """Compute a digest of all that the folder contains and lists, wherever its source is and whenever it was made.
 
-        Files are not read: the manifest and the documents that list files have their digests.
+        Files are not read: the manifest has their digests.
         """
         entries = {key: self.manifest[key] for key in self.manifest.keys() - {"digest", "files", "source", LISTED}}
+        names = {split: self.names(split) for split in self.splits}
         files = {name: entry["sha256"] for name, entry in self.manifest["files"].items()}
         listed = {split: self.listing(split).digests() for split in self.splits if LISTED in self.manifest}
-        contents = [entries, {name: digest for name, digest in files.items() if not name.endswith(f".{LISTED}.json")}]
-        return hashlib.sha256(json.dumps([*contents, listed], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([entries, names, files, listed], sort_keys=True).encode()).hexdigest()
 
     def _num_rows(self, split: str) -> int:
         return int(self.manifest["splits"][split]["num_rows"])
@@ -283,12 +340,9 @@ def read_manifest(root: Path) -> dict[str, Any]:
     manifest = _read_json(path)
     if not _is_sealed(manifest):
         raise prepare_again(f"{path}: its text was altered after it was written (digest differs)")
-    if manifest["format"] != FORMAT_VERSION:
-        raise DataError(
-            f"{path}: has format version {manifest['format']}, this release reads {FORMAT_VERSION}; prepare it again"
-        )
-    fault = _form_fault(manifest)
-    if fault:
+    if manifest.get("format") != FORMAT_VERSION:
+        raise prepare_again(f"{path}: has format version {manifest.get('format')}, {FORMAT_VERSION} is read")
+    if fault := _find_fault(manifest):
         raise prepare_again(f"{path}: {fault}")
     outside = next((name for key in ("files", "splits", "columns") for name in manifest[key] if "/" in name), None)
     if outside is not None:
@@ -301,82 +355,25 @@ def read_manifest(root: Path) -> dict[str, Any]:
     return manifest
 
 
-def _form_fault(manifest: Mapping[str, Any]) -> str:
-    """Describe the first missing or mistyped entry that every reader of a set needs; empty if there is none."""
-    if not isinstance(manifest["set"], str):
-        return "its 'set' is not a name"
-    for key, kinds in _FORMS.items():
-        if not isinstance(manifest[key], dict):
-            return f"its '{key}' is a {type(manifest[key]).__name__}, a mapping is needed"
-        for name, entry in manifest[key].items():
-            for field, is_sound in kinds.items():
-                if not isinstance(entry, dict) or field not in entry or not is_sound(entry[field]):
-                    return f"the '{field}' of '{name}' in its '{key}' is missing, or not what a set is described by"
-    names = manifest.get("class_names", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return "its 'class_names' are not a list of names"
-    for key, kind in _TYPES.items():
-        value = manifest.get(key)
-        is_fine = value is None or isinstance(value, kind) or (kind is float and type(value) is int)
-        if not is_fine:
-            return f"its '{key}' is a {type(value).__name__}, and must be a {kind.__name__}"
-    for name, ends in (manifest.get("ranges") or {}).items():
-        if not (isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends)):
-            return f"its 'ranges' have no two ends of '{name}'"
-    for split, facts in manifest["splits"].items():
-        if "class_counts" in facts and not _counts_classes(facts["class_counts"], names):
-            return f"the 'class_counts' of '{split}' do not count its classes"
-    counts = manifest.get("num_elements", {})
+def _find_fault(manifest: Mapping[str, Any]) -> str:
+    """Describe the first entry that is missing or has another form; empty if there is none."""
+    try:
+        TypeAdapter(_Manifest).validate_python(manifest)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        return f"its '{'.'.join(map(str, fault['loc']))}' is wrong: {fault['msg']}"
+    rows = {split: facts["num_rows"] for split, facts in manifest["splits"].items()}
+    for key in ROW_ENTRIES:
+        if key in manifest and {split: len(values) for split, values in manifest[key].items()} != rows:
+            return f"its '{key}' are not those of the {rows} rows of its splits"
     is_ragged = any(column.get("is_ragged") for column in manifest["columns"].values())
-    if not isinstance(counts, dict) or (is_ragged and counts.keys() < manifest["splits"].keys()):
-        return "its 'num_elements' do not count those of every part"
-    if not all(map(_is_count, counts.values())):
-        return "its 'num_elements' are not counts"
-    if LISTED in manifest and not (
-        isinstance(manifest[LISTED], dict) and isinstance(manifest[LISTED].get("root"), str)
-    ):
-        return f"its '{LISTED}' has no 'root'"
-    return ""
+    if is_ragged and manifest.get("num_elements", {}).keys() != rows.keys():
+        return "its 'num_elements' do not count those of every split"
+    return "" if (LISTED in manifest) == (LISTING in manifest) else f"it has one of '{LISTED}' and '{LISTING}' alone"
 
 
 def _shorten(text: str, max_length: int = 80) -> str:
     return text if len(text) <= max_length else f"{text[:max_length].rpartition(', ')[0]}, ..."
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**48
-
-
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= 32 and all(map(_is_count, value))
-
-
-def _counts_classes(value: Any, names: Sequence[str]) -> bool:
-    """Return True if `value` counts classes; `names` are empty if the manifest names no classes."""
-    return isinstance(value, list) and len(value) == (len(names) or len(value)) and all(map(_is_count, value))
-
-
-def _is_number_type(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and np.dtype(value).kind in "biuf"
-    except (TypeError, ValueError, SyntaxError):
-        return False
-
-
-_FORMS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
-    "files": {"bytes": _is_count, "sha256": lambda value: isinstance(value, str)},
-    "splits": {"num_rows": _is_count},
-    "columns": {"shape": _is_shape, "dtype": _is_number_type},
-}
-
-_TYPES: Mapping[str, type] = {
-    **dict.fromkeys(("source", "options", "preparation", "ranges", "classes", "statistics", "pairs"), dict),
-    **dict.fromkeys(("channels", "image_size_px", "radii", "joint_names", "differences", "duplicates"), list),
-    **dict.fromkeys(("layout", "up_axis", "unit", "file_unit", "normalisation", "depth_type"), str),
-    **dict.fromkeys(("remission_high", "mm_per_unit"), float),
-    **dict.fromkeys(("num_ignored", "fewest_points"), int),
-}
-"""Type of each optional entry."""
 
 
 def check_sizes(root: Path, manifest: Mapping[str, Any]) -> None:
@@ -412,11 +409,9 @@ def add_digest(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_sealed(manifest: Any) -> bool:
-    """Return True if this is a manifest with all required entries and the digest of its own text."""
-    if not isinstance(manifest, dict) or not manifest.keys() >= _ENTRIES:
-        return False
+    """Return True if this is a mapping with the digest of its own text."""
     try:
-        return add_digest(manifest)["digest"] == manifest["digest"]
+        return isinstance(manifest, dict) and add_digest(manifest)["digest"] == manifest.get("digest")
     except ValueError:  # a number that is not finite, which no manifest contains
         return False
 

@@ -1,14 +1,10 @@
 """Atomic writer of prepared data sets; a killed run is continued.
 
-The partial result is in `<target>.partial`: `set/` is the folder to be, `parts/` contains one note per finished shard
-(names and hashes), `origin.json` names what is being prepared. At the end `set/` is renamed to the target.
+The partial folder, that of `whole_folder`, contains one note per finished shard in `parts/` (names and hashes).
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import hashlib
 import itertools
 import json
@@ -16,7 +12,7 @@ import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,15 +22,17 @@ import numpy as np
 from typing_extensions import TypeVar
 
 from sightline.contract.errors import DataError, RunError
-from sightline.contract.regular_files import parse_json, read_regular_file
-from sightline.store.files.atomic_write import sync_folder
+from sightline.store.files.atomic_write import read_note, remove_leftover, replace_atomic, sync_folder, whole_folder
 from sightline.store.files.input_files import damaged, download_again, file_size
 from sightline.store.prepared.columns import ColumnSpec, SampleRow, SplitWriter
 from sightline.store.prepared.faulty_files import FaultCollector
 from sightline.store.prepared.prepared_set import (
     FORMAT_VERSION,
     LISTED,
+    LISTING,
     MANIFEST,
+    NAMES,
+    ROW_ENTRIES,
     ListedFile,
     PreparedSet,
     add_digest,
@@ -122,42 +120,41 @@ def write_prepared_set(plan: PreparationPlan, target: Path, *, progress: Progres
     contains something else.
     """
     target = target.resolve()
-    work = target.with_name(target.name + ".partial")
     existing_manifest = _read_existing(plan, target)
     if existing_manifest is not None:
-        if _read_note(work / "origin.json") and not (work / "set").exists():  # left by a run killed after the renaming
-            shutil.rmtree(work, ignore_errors=True)
-        return {**existing_manifest, "root": str(target), "outcome": "already there"}
-    _claim(work, plan)
-    with _lock_folder(work), _report_full_disk(work):
-        written = _fill(work, plan, progress, FaultCollector(target))
-        manifest = _finish(work / "set", plan, written)
-    try:
-        os.rename(work / "set", target)
-    except OSError as error:
+        remove_leftover(target)
+        return _make_report(existing_manifest, target, "already there")
+    note = {
+        "what": f"'{plan.set_name}' from {plan.source}",
+        "format": FORMAT_VERSION,
+        "layout": plan.layout,
+        "columns": _columns_json(plan),
+        "split_sizes": plan.split_sizes,
+        "options": dict(plan.options),
+    }
+    with whole_folder(target, note=json.loads(json.dumps(note))) as folder:
+        _assert_room(folder, plan)
+        written = _fill(folder, plan, progress, FaultCollector(target))
+        manifest = _finish(folder, plan, written)
+    return _make_report(manifest, target, "prepared")
+
+
+def _make_report(manifest: Mapping[str, Any], target: Path, outcome: str) -> dict[str, Any]:
+    """Return the manifest without what it says of every row, and what became of the command."""
+    entries = {key: value for key, value in manifest.items() if key not in ROW_ENTRIES}
+    return {**entries, "root": str(target), "outcome": outcome}
+
+
+def _assert_room(folder: Path, plan: PreparationPlan) -> None:
+    """Raise RunError if the disk has less room than the arrays need, unless an earlier run has made them."""
+    num_rows, num_elements = sum(plan.split_sizes.values()), sum(shard.estimated_elements for shard in plan.shards)
+    columns = plan.columns.values()
+    needed = sum(column.num_bytes * (num_elements if column.is_ragged else num_rows) for column in columns)
+    free = shutil.disk_usage(folder).free
+    if needed > free and not any(folder.iterdir()):
         raise RunError(
-            f"{target}: cannot be put in place ({error.strerror}); the prepared files are in {work / 'set'}"
-        ) from error
-    sync_folder(target.parent)
-    shutil.rmtree(work)
-    return {**manifest, "root": str(target), "outcome": "prepared"}
-
-
-@contextmanager
-def _report_full_disk(work: Path) -> Iterator[None]:
-    """Raise RunError if the disk, or the limit on a file's size, has no room for the data."""
-    try:
-        yield
-    except OSError as error:
-        is_source = error.filename is not None and not Path(error.filename).is_relative_to(work)
-        if is_source or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        advice = (
-            "raise the limit on the size of a file (ulimit -f)" if error.errno == errno.EFBIG else "free some space"
+            f"{folder.parent.parent}: {needed / 2**30:.2f} GiB are needed, {free / 2**30:.2f} GiB are free; make room"
         )
-        raise RunError(
-            f"{work}: cannot write: {error.strerror}; {advice} and run the same command again, which continues there"
-        ) from error
 
 
 def normalize_to_unit_sphere(points: np.ndarray, *, where: str) -> np.ndarray:
@@ -225,90 +222,6 @@ def _read_existing(plan: PreparationPlan, target: Path) -> dict[str, Any] | None
     return manifest
 
 
-def _claim(work: Path, plan: PreparationPlan) -> None:
-    """Make the partial folder, or check that it is an unfinished preparation of the very same set."""
-    origin = {
-        "format": FORMAT_VERSION,
-        "set": plan.set_name,
-        "layout": plan.layout,
-        "source": str(plan.source),
-        "columns": _columns_json(plan),
-        "split_sizes": plan.split_sizes,
-        **({"options": dict(plan.options)} if plan.options else {}),
-    }
-    note = work / "origin.json"
-    if _read_note(note) == origin:
-        (work / "set").mkdir(exist_ok=True)
-        return
-    _forget_earlier(work, plan)
-    if work.exists():
-        raise DataError(
-            f"{work}: is an unfinished preparation of something else (see {note.name} in it), not of "
-            f"'{plan.set_name}' from {plan.source} as it is now; delete it or give another folder with --to"
-        )
-    try:
-        for folder in (work / "parts", work / "set"):
-            folder.mkdir(parents=True)
-    except OSError as error:
-        raise DataError(f"{work}: cannot be made ({error.strerror}); give another folder with --to") from error
-    needed = _estimate_bytes(plan)
-    free = shutil.disk_usage(work).free
-    if needed > free:
-        shutil.rmtree(work)
-        raise RunError(
-            f"{work.parent}: {needed / 2**30:.2f} GiB are needed, {free / 2**30:.2f} GiB are free; make room"
-        )
-    _write_json(note, origin)
-
-
-def _forget_earlier(work: Path, plan: PreparationPlan) -> None:
-    """Remove an unfinished preparation of the same set and source with other files or options."""
-    origin = _read_note(work / "origin.json")
-    if (origin.get("set"), origin.get("source")) == (plan.set_name, str(plan.source)):
-        with _lock(work):
-            shutil.rmtree(work)
-
-
-@contextlib.contextmanager
-def _lock_folder(work: Path) -> Iterator[None]:
-    """Lock the partial folder, and remove it in the end if no shard was finished in it.
-
-    Raises RunError if another process has locked it, or if it was moved or deleted meanwhile.
-    """
-    with _lock(work) as status:
-        lost = RunError(f"{work}: was moved or deleted while the set was prepared in it; prepare it again")
-        try:
-            yield
-        except OSError as error:
-            if not _is_unmoved(work, status):
-                raise lost from error
-            raise
-        finally:
-            if _is_unmoved(work, status) and (work / "parts").is_dir() and not any((work / "parts").iterdir()):
-                shutil.rmtree(work)
-        if not _is_unmoved(work, status):
-            raise lost
-
-
-@contextlib.contextmanager
-def _lock(work: Path) -> Iterator[os.stat_result]:
-    """Lock the origin note of a partial folder (flock), until the block or the process ends."""
-    with (work / "origin.json").open("rb") as note:
-        try:
-            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{work}: another process prepares this set; wait for it") from None
-        yield os.fstat(note.fileno())
-
-
-def _is_unmoved(work: Path, status: os.stat_result) -> bool:
-    """Return True if the origin note is still the file of this status."""
-    try:
-        return os.path.samestat(status, os.stat(work / "origin.json"))
-    except OSError:
-        return False
-
-
 class _Written(NamedTuple):
     """Names of written rows, the files that each row lists, and pairs of a note and the file that it is about."""
 
@@ -324,7 +237,7 @@ class _Filled(NamedTuple):
     num_elements: dict[str, int]
 
 
-def _fill(work: Path, plan: PreparationPlan, progress: Progress, unusable: FaultCollector) -> _Filled:
+def _fill(folder: Path, plan: PreparationPlan, progress: Progress, unusable: FaultCollector) -> _Filled:
     """Write the rows of every unfinished shard; return their names and numbers of elements.
 
     After the first unreadable row the others are only read, to find all unreadable rows.
@@ -333,12 +246,12 @@ def _fill(work: Path, plan: PreparationPlan, progress: Progress, unusable: Fault
     num_done, num_all = 0, sum(plan.split_sizes.values())
     with ExitStack() as stack:
         writers = {
-            split: stack.enter_context(SplitWriter(work / "set", split, size, plan.columns))
+            split: stack.enter_context(SplitWriter(folder, split, size, plan.columns))
             for split, size in plan.split_sizes.items()
         }
         for index, shard in enumerate(shard for shard in plan.shards if shard.num_rows):
             writer = writers[shard.split]
-            note = work / "parts" / f"{index:05d}.json"
+            note = folder.parent / "parts" / f"{index:05d}.json"
             shard_rows = _load_kept_rows(note, shard, writer)
             if shard_rows is None:
                 note.unlink(missing_ok=True)
@@ -349,7 +262,7 @@ def _fill(work: Path, plan: PreparationPlan, progress: Progress, unusable: Fault
                 listed = {LISTED: shard_rows.listed} if plan.lists_files else {}
                 lengths = {} if (counts := writer.lengths()) is None else {"lengths": counts}
                 result = {"crc32": writer.checksums(), **lengths, "names": shard_rows.names, "notes": shard_rows.notes}
-                _write_json(note, {**_shard_state(shard), **result, **listed})
+                replace_atomic(note, json.dumps({**_shard_state(shard), **result, **listed}).encode())
             else:
                 progress(num_done + shard.num_rows, num_all, f"{shard.title}: kept from the run before")
             rows[shard.split].names.extend(shard_rows.names)
@@ -389,7 +302,7 @@ def _write_rows(
 
 def _load_kept_rows(note: Path, shard: Shard, writer: SplitWriter) -> _Written | None:
     """Return the rows of a finished shard if its files, number of rows and column checksums still agree."""
-    state = _read_note(note)
+    state = read_note(note)
     names, lengths, checksums = state.pop("names", None), state.pop("lengths", None), state.pop("crc32", None)
     listed, notes = state.pop(LISTED, []), state.pop("notes", [])
     is_kept = checksums and state == _shard_state(shard) and writer.keep(shard.num_rows, lengths, checksums)
@@ -403,11 +316,7 @@ def _shard_state(shard: Shard) -> dict[str, Any]:
 
 
 def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, Any]:
-    """Write names and manifest, and flush everything to the disk."""
-    for split in plan.split_sizes:
-        _write_json(folder / f"{split}.name.json", filled.rows[split].names)
-        if plan.lists_files:
-            _write_json(folder / f"{split}.{LISTED}.json", filled.rows[split].listed, indent=None)
+    """Write the manifest, and flush everything to the disk."""
     draft: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "set": plan.set_name,
@@ -416,9 +325,9 @@ def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, A
         "columns": _columns_json(plan),
         "splits": {split: {"num_rows": size} for split, size in plan.split_sizes.items()},
         **({"num_elements": filled.num_elements} if any(array.is_ragged for array in plan.columns.values()) else {}),
-        "num_nonfinite": 0,
+        NAMES: {split: rows.names for split, rows in filled.rows.items()},
         **({"options": dict(plan.options)} if plan.options else {}),
-        **({LISTED: _summarise_listed_files(plan, filled)} if plan.lists_files else {}),
+        **(_list_files(plan, filled) if plan.lists_files else {}),
         **plan.manifest_extra,
     }
     prepared = PreparedSet(folder, draft)
@@ -431,10 +340,11 @@ def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, A
     notes = [note for rows in filled.rows.values() for note in rows.notes]
     if notes:
         draft["differences"] = [*draft.get("differences", ()), *_group_notes(notes)]
-    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    files = sorted(folder.glob("*.npy"))
     draft["files"] = {path.name: {"bytes": path.stat().st_size, "sha256": compute_sha256(path)} for path in files}
     manifest = add_digest(draft)
-    _write_json(folder / MANIFEST, manifest)
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in manifest.items())
+    replace_atomic(folder / MANIFEST, f"{{{lines}}}\n".encode())
     for path in files:
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -450,10 +360,11 @@ def _group_notes(notes: Sequence[Sequence[str]]) -> list[str]:
     return [f"{note} ({len(paths)} file{'s' * (len(paths) > 1)}, first: {paths[0]})" for note, paths in files.items()]
 
 
-def _summarise_listed_files(plan: PreparationPlan, filled: _Filled) -> dict[str, Any]:
-    """Summarise the listed files: root, number and total bytes."""
-    files = {file.path: file.num_bytes for rows in filled.rows.values() for row in rows.listed for file in row}
-    return {"root": str(plan.source), "num_files": len(files), "num_bytes": sum(files.values())}
+def _list_files(plan: PreparationPlan, filled: _Filled) -> dict[str, Any]:
+    """Return the manifest entries of the listed files: root, number and total bytes, and those of every row."""
+    num_bytes = {file.path: file.num_bytes for rows in filled.rows.values() for row in rows.listed for file in row}
+    summary = {"root": str(plan.source), "num_files": len(num_bytes), "num_bytes": sum(num_bytes.values())}
+    return {LISTED: summary, LISTING: {split: rows.listed for split, rows in filled.rows.items()}}
 
 
 def _columns_json(plan: PreparationPlan) -> dict[str, Any]:
@@ -468,27 +379,6 @@ def _columns_json(plan: PreparationPlan) -> dict[str, Any]:
     }
 
 
-def _estimate_bytes(plan: PreparationPlan) -> int:
-    num_rows, num_elements = sum(plan.split_sizes.values()), sum(shard.estimated_elements for shard in plan.shards)
-    columns = plan.columns.values()
-    return sum(column.num_bytes * (num_elements if column.is_ragged else num_rows) for column in columns)
-
-
 def digest_json(value: Any) -> str:
     """Return the SHA-256 of a value as JSON, in hexadecimal."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _read_note(path: Path) -> dict[str, Any]:
-    """Read a note of an earlier run; empty if it is missing or damaged."""
-    try:
-        return parse_json(read_regular_file(path))
-    except (OSError, ValueError):
-        return {}
-
-
-def _write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=indent, allow_nan=False))  # at once: `dump` encodes in Python
-        file.flush()
-        os.fsync(file.fileno())

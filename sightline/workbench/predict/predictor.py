@@ -26,7 +26,7 @@ from sightline.contract.schema import signature_parameters
 from sightline.contract.types import Batch, DataInfo, Field, Sample
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
-from sightline.runs.atomic_files import disk_failure
+from sightline.store.files.atomic_write import disk_failure
 from sightline.store.loading.batch_reader import NamedTransform
 
 

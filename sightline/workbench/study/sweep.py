@@ -20,7 +20,7 @@ from sightline.engine.distributed import assert_device
 from sightline.engine.launcher import launched_world_size
 from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.engine.session import StopRequest
-from sightline.runs.atomic_files import ProcessIdentity
+from sightline.runs.process_identity import ProcessIdentity
 from sightline.runs.run_directory import LOCK, find_holder, read_lines, write_document
 from sightline.runs.run_files import is_run
 from sightline.runs.run_records import flatten_config

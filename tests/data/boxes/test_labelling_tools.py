@@ -17,7 +17,6 @@ from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.files.xml_files import read_xml
 from sightline.store.prepared.prepared_set import verify
-from tests.command import run_here
 from tests.data.boxes.box_writers import pattern, quiet, write_image
 from tests.long.mutations import mutated
 
@@ -106,13 +105,6 @@ def test_boxes_are_those_of_the_files(name: str, tmp_path: Path) -> None:
         DataError, match=r"3 images that are missing or damaged, first: .*there is no image '.*a\.png' below"
     ):
         prepare(name, source, tmp_path / "none")
-
-
-def test_the_commands_know_the_tools(tmp_path: Path) -> None:
-    source = write_voc(tmp_path / "in")
-    refused = run_here("data", "prepare", "coco", "--from", str(source), "--to", str(tmp_path / "set"))
-    assert refused.code == 2
-    assert f"its files are those of voc: sightline data prepare voc --from {source} --to DIR" in refused.err
 
 
 def test_the_lists_of_voc_state_splits(tmp_path: Path) -> None:

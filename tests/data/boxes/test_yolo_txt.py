@@ -12,9 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.areas.clouds.sets.modelnet import ModelNet40
-from sightline.areas.detect.sets.coco import Coco
-from sightline.areas.detect.sets.people import CrowdHuman
 from sightline.areas.detect.sets.yolo_txt import YoloTxt
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
@@ -129,31 +126,6 @@ def test_layouts_are_recognised(tmp_path: Path, layout: str, names: str) -> None
     assert [images.record(index).label.tolist() for index in range(2)] == [[1], [0]]
     assert images.record(0).boxes.tolist() == [[7.5, 2.5, 12.5, 7.5]]
     assert images.record(0).area.tolist() == [25]
-
-
-def test_another_set_that_its_folder_is_given_to_names_this_one(tmp_path: Path) -> None:
-    """As files and prepared; files of no set, and a set that is no neighbour, are refused as before."""
-    source, made = tmp_path / "my in", tmp_path / "set"
-    write_tree(source, "images first")
-    with pytest.raises(DataError, match=r"give the file itself$"):
-        Coco.prepare(source=source, target=tmp_path / "coco", name="coco", progress=quiet)
-    (source / "classes.txt").write_text("person\nrider\n")
-    command = re.escape(
-        f"; its files are those of yolo_txt: sightline data prepare yolo_txt --from '{source}' --to DIR"
-    )
-    for refused in (
-        lambda: Coco(split="train", root=str(source)),
-        lambda: Coco.prepare(source=source, target=tmp_path / "coco", name="coco", progress=quiet),
-        lambda: CrowdHuman.prepare(source=source, target=tmp_path / "crowd", name="crowdhuman", progress=quiet),
-    ):
-        with pytest.raises(DataError, match=rf"{command}, then data\.name=yolo_txt$"):
-            refused()
-    assert sorted(tmp_path.iterdir()) == [source]
-    prepare(source, made)
-    with pytest.raises(DataError, match=rf"coco is needed; .*; it opens with data\.name=yolo_txt data\.root={made}$"):
-        Coco(split="train", root=str(made))
-    with pytest.raises(DataError, match=r"modelnet40 .*is needed; to make one: [^;]*$"):
-        ModelNet40(split="train", root=str(made), num_points=8)
 
 
 @pytest.mark.parametrize(

@@ -199,10 +199,10 @@ def test_the_manifest_tells_what_was_found(prepared: Path) -> None:
     assert facts["duplicates"] == []
     manifest = json.loads((prepared / "manifest.json").read_text())
     assert set(manifest["files"]) == {
-        f"{split}.{name}" for split in SHAPES for name in ("points.npy", "normals.npy", "label.npy", "name.json")
+        f"{split}.{name}" for split in SHAPES for name in ("points.npy", "normals.npy", "label.npy")
     }
     assert manifest["published"]["train"]["chair"] == 889
-    assert ModelNet40.verify(prepared) == 8
+    assert ModelNet40.verify(prepared) == 6
 
 
 def test_exact_duplicates_are_found_across_splits(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_writing_into_a_sample_changes_nothing_stored(prepared: Path) -> None:
             value.zero_()
     for name, value in shapes[SampleKey(1, 0, 0)].items():
         assert torch.equal(value, before[name])
-    assert ModelNet40.verify(prepared) == 8
+    assert ModelNet40.verify(prepared) == 6
 
 
 def test_the_first_points_are_taken(prepared: Path) -> None:

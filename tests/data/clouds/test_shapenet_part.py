@@ -32,7 +32,7 @@ from tests.data.clouds.shapenet_part_writers import (
     write_layout,
     write_text,
 )
-from tests.data.preparing import kill_process, read_files, record_messages, refuse, replace_line, set_key, stop_at
+from tests.data.preparing import refuse, replace_line, set_key
 
 OURS = {"train": "train", "val": "validation", "test": "test"}
 
@@ -180,25 +180,6 @@ def test_shapes_keep_the_names_of_the_release(prepared: Path, layout: str) -> No
 # --- preparing --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("last", [1, 4, 30, 33, 60, 64])
-def test_a_stopped_run_is_continued_to_the_same_bits(tmp_path: Path, layout: str, last: int) -> None:
-    source = write_layout(layout, tmp_path / "in")
-    prepare(source, tmp_path / "whole")
-    stop_at(last, prepare, source, tmp_path / "set")
-    messages = record_messages(prepare, source, tmp_path / "set")
-    assert any("kept" in message for message in messages) == (last > 3)
-    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
-
-
-@pytest.mark.processes
-def test_a_process_killed_for_good_is_continued(tmp_path: Path) -> None:
-    source = write_text(tmp_path / "in")
-    prepare(source, tmp_path / "whole")
-    kill_process("tests.data.clouds.shapenet_part_writers", 40, source, tmp_path / "set")
-    prepare(source, tmp_path / "set")
-    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
-
-
 def test_a_hand_read_point(text_set: Path) -> None:
     """The fourth point of the first guitar, worked from its file with the standard library alone."""
     lines = (text_set.parent / "in/03467517/a.txt").read_text().splitlines()
@@ -299,7 +280,7 @@ def test_the_command_prepares_and_tells(tmp_path: Path) -> None:
     assert list(info["part_points"]["test"].values()) == np.bincount(labels, minlength=50).tolist()
     assert info["counts"]["test"] == {name.lower(): 1 for name in NAMES}
     assert "shuffled_{train,val,test}_file_list.json" in run_here("data", "info", "shapenet_part").out
-    assert ShapeNetPart.verify(target) == 3 * 6  # points, normals, label, category, offsets and name of each split
+    assert ShapeNetPart.verify(target) == 3 * 5  # points, normals, label, category and offsets of each split
 
 
 # --- Every broken ShapeNetPart is refused in one line that names the file and the line; nothing appears at the target

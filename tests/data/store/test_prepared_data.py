@@ -101,7 +101,7 @@ def test_a_row_and_a_plan_are_a_set_of_the_command_line(plugin: Path, tmp_path: 
 
     opened = registry.data.get_entry("my_numbers").builder(split="test", root=str(tmp_path / "out"))
     assert opened.values.tolist() == [30, -40]
-    assert registry.data.get_entry("my_numbers").builder.verify(tmp_path / "out") == 2
+    assert registry.data.get_entry("my_numbers").builder.verify(tmp_path / "out") == 1
 
     written = succeed("data", "info", "my_numbers", "--json", tmp_path / "card.json").out
     assert "home: https://example.org" in written

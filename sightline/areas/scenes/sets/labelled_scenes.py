@@ -36,7 +36,6 @@ class LabelledScenes(PreparedData):
     """
 
     printed = ("layout", "up_axis", "orientation", "unit", "split", "ranges", "differences")
-    unlabelled = IGNORE_INDEX
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from sightline.config import read_config
 from sightline.contract.types import CloudInputSpec, DataInfo, Field
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.runs.preprocessing_signature import preprocessing_signature, signature_differences, training_differences
+from sightline.runs.preprocessing_signature import preprocessing_signature, signature_differences
 from tests.command import run_here
 from tests.doctor.planting import CONFIG, assert_healthy, caught
 
@@ -104,21 +104,6 @@ def test_views_of_a_method_are_no_transform_of_its_data(tmp_path: Path) -> None:
     plain = stage(CloudInputSpec(64), tmp_path=tmp_path)
     views = "{name: two_views, each: [{name: rotate}, {name: jitter}]}"
     assert signature_differences(plain, stage(CloudInputSpec(64), views, tmp_path=tmp_path)) == []
-
-
-def test_training_transforms_are_told_apart_one_by_one(tmp_path: Path) -> None:
-    """Of two alike that one stage has, the other's one takes one away; what stands in both is not told."""
-    jitter, scale = "{name: jitter, std: 0.5}", "{name: scale}"
-    orders = (f"{jitter}, {scale}, {jitter}", f"{scale}, {jitter}", f"{jitter}, {scale}")
-    stages = [signature(tmp_path, f"transforms.train=[{blocks}]", None) for blocks in orders]
-    (told,) = training_differences(stages[0], stages[1])
-    assert told == (
-        "training transforms of points: jitter {std: 0.5, clip: 0.05} in stage (synthetic_shapes) alone, none in stage "
-        "(synthetic_shapes) alone"
-    )
-    (told,) = training_differences(stages[1], stages[2])
-    assert "the same in another order" in told
-    assert training_differences(stages[1], stages[1]) == []
 
 
 def test_what_is_not_known_is_no_difference(tmp_path: Path) -> None:
