@@ -64,7 +64,7 @@ def examine_run(context: Context, *, is_deep: bool = False) -> tuple[Examination
 
 def examine_relations(context: Context) -> list[Finding]:
     """Judge the parts of a run by the relations, a slow one by few samples; findings are located in the config."""
-    pass_s = context.dry_run.forward_s / context.dry_run.num_samples
+    pass_s = min(context.pass_s, context.dry_run.forward_s) / context.dry_run.num_samples
     num_samples = min(_NUM_SAMPLES, max(2, int(_PASS_S / max(pass_s, 1e-9)))) if pass_s < _SLOW_S else 1
     if num_samples == 1:
         context.examination.gaps.append(f"relations of several samples: one takes {pass_s:.1f} s")

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -157,9 +157,9 @@ def _locate_class(cls: type) -> tuple[str | None, int | None]:
 def _with_fewer_points(batch: Batch, run: Callable[[Batch], Any]) -> Batch:
     """Crop clouds (B, N, ...) to as few first points as `run` accepts; return the batch unchanged if none works."""
     points = batch.get("points")
-    for size in _SIZES if isinstance(points, Tensor) and points.ndim == 3 else ():
-        if size >= points.shape[1]:
-            break
+    if not isinstance(points, Tensor) or points.ndim != 3:
+        return batch
+    for size in (size for size in _SIZES if size < points.shape[1]):
         small = {name: _crop_points(value, points.shape[:2], size) for name, value in batch.items()}
         if not isinstance(attempt("model", torch.no_grad()(partial(run, small)), {}), MissingError):
             return small  # a model may reject small clouds
@@ -180,7 +180,7 @@ def _compute_derived_error(module: nn.Module, kind: Any, inputs: Any, outputs: T
     answer = attempt("layer", lambda: forward(plain, *inputs[0], **inputs[1]), {})
     if isinstance(answer, MissingError):
         return 0.0  # it takes other inputs than its known type
-    expected = cast(Tensor, answer)
+    expected: Tensor = answer
     if expected.shape != outputs.shape or not bool(outputs.isfinite().all()):
         return math.inf
     return float((outputs.detach() - expected).double().abs().max() / expected.double().abs().max().clamp(min=1.0))
