@@ -94,7 +94,7 @@ OTHER_KINDS = {
     "prediction_writers": 2,
     "scorings": 1,
     "stages": 1,
-    "tools": 3,
+    "tools": 2,
     "view_summaries": 1,
 }
 """Kinds of parts without a registry, which verbs and tools find by name."""

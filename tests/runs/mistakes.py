@@ -71,7 +71,7 @@ def _of_files() -> list[Mistake]:
         _file("a.csv", "1,2,3\n1,nan,3\n", ":2: nan is not a finite number", "mend the line"),
         _file("a.csv", "1,2,3\n1,2\n", ":2: 2 columns, 3 are needed"),
         _file("a.csv", "1,2,3\n".encode("utf-16"), "is UTF-16 text, two bytes a character; save it as UTF-8"),
-        _file("a.csv", "x;y;z\n1;2;3\n", ":1: '1;2;3' has semicolons|:1: 'x;y;z'", "commas or blanks"),
+        _file("a.csv", "x;y;z\n1;2;3\n", ":[12]: '(1;2;3|x;y;z)' has semicolons", "commas or blanks"),
         _file("a.txt", "1 2 three\n", ":1: 'three' is not a number"),
         Mistake("no up axis", PREPARE[:-1], ("up_axis: is required", "one of 'x', 'y', 'z'")),
         Mistake("source", (*PREPARE[:4], "scnas", *PREPARE[5:]), ("scnas: there is no such", "with clouds: CLASS")),

@@ -50,7 +50,6 @@ def limit() -> Iterator[None]:
         (RESUME, "environment.json", "pipe device giant"),
         (EVALUATE, "facts.json", "pipe giant"),
         (PREDICT, "inputs.json", "pipe"),
-        (("view", "RUN", "--out", "OUT"), "metrics.jsonl", "pipe giant"),
         (RESUME, "metrics.jsonl", "pipe device giant"),
         (RESUME, "final.json", "pipe device giant"),
         (RESUME, "sessions.jsonl", "pipe device"),

@@ -138,8 +138,8 @@ def test_info_names_the_columns_of_a_row(client: TestClient) -> None:
 
 
 BROKEN_FILES: dict[str, tuple[str, Callable[[np.ndarray], bytes], str]] = {
-    "cut": ("a.bin", lambda scan: scan.tobytes()[:-3], "whole points of 5 float32 have a multiple of 20"),
-    "four columns": ("a.bin", lambda scan: scan[:-1, :4].tobytes(), "name them with --columns"),
+    "cut": ("a.bin", lambda scan: scan.tobytes()[:-3], "which fit no number of columns from 3 to 6 of float32, not 5"),
+    "four columns": ("a.bin", lambda scan: scan[:-1, :4].tobytes(), "name them: 'columns="),
     "no bytes": ("a.bin", lambda scan: b"", "file: is empty; send its content"),
     "text": ("a.bin", lambda scan: b"1 2 3 4 5\n" * 50, r"the ring of point 0 is 8\.72\S+, not a whole number"),
     "noise": ("a.bin", lambda scan: bytes(range(256)) * 5, "coordinates must be finite"),

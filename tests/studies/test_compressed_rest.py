@@ -207,20 +207,20 @@ def test_a_second_call_is_refused_before_its_search(floats: Path, tmp_path: Path
     (tmp_path / "policy.json").write_text("{}")
     words = (*PLUGIN, "--device", "cpu", "--out", tmp_path / "out")
     budget = ("--bytes", "20000", "--calibration", "8")
-    steps = [("run", *budget), ("search", *budget), ("report", *budget)]
-    steps.append(("run", "--policy", tmp_path / "policy.json", "--epochs", 0))
+    steps = [budget, *((*budget, "--report", name) for name in ("searches", "steps"))]
+    steps.append(("--policy", tmp_path / "policy.json", "--epochs", 0))
     with RunDirectory(tmp_path / "out", is_writer=True).lock():
-        for step, *more in steps:
-            done = run_here("compress", step, floats, *words, *more)
+        for more in steps:
+            done = run_here("compress", floats, *words, *more)
             assert (done.code, "in use by process" in done.err, "search " in done.err) == (2, True, False), done.err
         assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock"}
 
 
-@pytest.mark.parametrize("step", ["search", "report"])
-def test_a_run_directory_is_no_place_for_the_files_of_a_step(floats: Path, tmp_path: Path, step: str) -> None:
-    more = ("--bytes", "20000")
+@pytest.mark.parametrize("report", ["searches", "steps"])
+def test_a_run_directory_is_no_place_for_a_report(floats: Path, report: str) -> None:
+    more = ("--bytes", "20000", "--report", report)
     before = {path: path.stat().st_mtime_ns for path in floats.rglob("*")}
-    done = run_here("compress", step, floats, *PLUGIN, *more, "--device", "cpu", "--out", floats)
+    done = run_here("compress", floats, *PLUGIN, *more, "--device", "cpu", "--out", floats)
     assert (done.code, f"{floats}: is a run directory" in done.err, "search " in done.err) == (2, True, False), done.err
     assert {path: path.stat().st_mtime_ns for path in floats.rglob("*")} == before
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import multiprocessing
 import os
@@ -62,7 +61,7 @@ def unbroken(config: Path) -> Path:
     return out
 
 
-def test_published_figures_that_apply_are_in_the_folder_and_its_report(
+def test_published_figures_that_apply_are_in_the_folder(
     config: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if the drawn clouds were ModelNet40: the rows and their differences are those of the comparison itself."""
@@ -76,9 +75,6 @@ def test_published_figures_that_apply_are_in_the_folder_and_its_report(
     with_accuracy = [row for row in rows if any(name.endswith("_accuracy") for name in row.metrics)]
     assert {row["who"] for row in stored} <= {row.who for row in with_accuracy}
     assert len(stored) > 3
-    succeed("report", tmp_path / "run")
-    text = (tmp_path / "run" / "report.html").read_text()
-    assert all(f"<td>{html.escape(row['who'], quote=False)}</td>" in text for row in stored[:3])
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:

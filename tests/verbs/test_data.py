@@ -170,7 +170,6 @@ def test_the_help_of_prepare_lists_the_options_of_the_set() -> None:
     assert re.search(r"num_points=VALUE +a whole number, at least 1  \[default: 1024\]\n", folder)
     assert "source" not in folder
     assert "target" not in folder
-    assert "min_views=VALUE" in run_here("data", "prepare", "views", "--help").out
     assert "faulty=VALUE" in run_here("data", "prepare", "--help", "yolo_txt").out
 
 

@@ -22,7 +22,7 @@ from sightline.doctor.watch.gradients import is_frozen_by_kind
 from sightline.engine.optimizers import is_in_module
 from sightline.engine.step import weighted_sum
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.dry_run import DryRun, isolated_copy
+from sightline.workbench.check.core.dry_run import DryRun, forward_backward, isolated_copy
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _STATISTICS = ("running", "moving", "ema")
@@ -173,6 +173,29 @@ def final_activation(run: Context, first_step: DryRun) -> Fault | None:
 
 @rule(
     "no-gradient",
+    "error",
+    "loss.detached model.structure",
+    holds="a gradient for each parameter of a loss",
+    do="use the parameter in the loss, or take it out",
+)
+def idle_parameters(run: Context, first_step: DryRun) -> Iterator[Fault]:
+    """Look for parameters of losses that a step gives no gradient."""
+    job = run.built.job
+    own = {name: p for name, p in job.trained_module.named_parameters() if job.losses.owner(name) and p.requires_grad}
+    if not own:
+        raise NotApplicableError("no losses with parameters")
+    forward_backward(job, isolated_copy(job.model), [first_step.batch], run.world.device)
+    prefixes = tuple(f"{entry['modules']}." for entry in job.frozen)
+    silent = [name for name, parameter in own.items() if parameter.grad is None and not name.startswith(prefixes)]
+    if silent:
+        summary, where = f"{len(silent)} parameter(s) of losses get no gradient", "losses"
+        yield Fault(
+            summary, measured=join_some(silent, most=4), where=FindingLocation(param=silent[0], config_path=where)
+        )
+
+
+@rule(
+    "no-gradient",
     "warning",
     "loss.detached model.structure",
     holds="a gradient for each parameter that the optimizer holds, of a layer that runs",
@@ -195,6 +218,25 @@ def silent_parameters(run: Context, first_step: DryRun) -> Fault | None:
 
 
 # --- the optimiser ----------------------------------------------------------------------------------------------------
+
+
+@rule(
+    "not-optimised",
+    "error",
+    "optim.param_coverage",
+    holds="the trainable parameters of the model and its learnt losses in the optimiser, and no others",
+    do="make the optimizer after the last layer, of the model that is trained",
+)
+def held_parameters(run: Context) -> Iterator[Fault]:
+    """Compare what the optimiser holds with what there is to train."""
+    own = dict(run.built.job.trained_module.named_parameters())
+    held = {id(p) for group in run.built.job.optimizer.param_groups for p in group["params"]}
+    missing = [name for name, parameter in own.items() if parameter.requires_grad and id(parameter) not in held]
+    foreign = len(held - {id(parameter) for parameter in own.values()})
+    if missing or foreign:
+        summary = f"the optimiser leaves out {len(missing)} trainable parameters, and holds {foreign} of another model"
+        where = FindingLocation(param=next(iter(missing), None), config_path="optimizer")
+        yield Fault(summary, measured=join_some(missing, most=4) or f"{foreign} others", where=where)
 
 
 class Rates(NamedTuple):

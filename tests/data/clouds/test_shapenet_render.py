@@ -167,8 +167,6 @@ def test_commands(release: Path, tmp_path: Path) -> None:
     done = run_here(*words, "size_px=8")
     assert done.code == 0, done.err
     assert "look at this: 6 pairs, published 43783" in done.err
-    assert "shapenet_render: 13 of 13 synsets looked at, 6 pairs" in done.err
-    assert "shapenet_render: 1 of 6 02691156 from 0" in done.err  # the rows are told, too, from the first on
     assert "03001627 chair: clouds 3, image_folders 3, pairs 3" in done.out
     assert "pictures: 24 an object, 8 x 8 on black" in done.out
     assert "already there" in run_here(*words, "size_px=8").out
