@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import yaml
@@ -191,28 +191,6 @@ def resolve_machine(config: RunConfig, world: World) -> RunConfig:
         lambda: resolve_precision("auto", world.device), operation="the number format"
     )
     return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=cast(PrecisionName, name)))
-
-
-class UnusedFormat(NamedTuple):
-    """Number format that a config leaves unused: the overrides that set it, and the config with them."""
-
-    overrides: tuple[str, ...]
-    config: RunConfig
-
-
-def find_unused_format(config: RunConfig, world: World) -> UnusedFormat | None:
-    """Find the settings by which the machine computes in bf16, with channels last where the model has such a layout.
-
-    None if the config computes so already, in a format of its own choice, or if the machine has no bf16 instructions.
-    """
-    if config.train.precision != "float32" or resolve_precision("auto", world.device) != "bf16":
-        return None
-    name, arguments = config.model.name, config.model.arguments
-    has_layout = name in registry.models.names() and "channels_last" in registry.models.get_entry(name).parameters
-    layout = {"channels_last": True} if has_layout and not arguments.get("channels_last", False) else {}
-    model = dataclasses.replace(config.model, arguments={**arguments, **layout}) if layout else config.model
-    lowered = dataclasses.replace(config, train=dataclasses.replace(config.train, precision="bf16"), model=model)
-    return UnusedFormat(("train.precision=bf16", *(f"model.{key}=true" for key in layout)), lowered)
 
 
 def log_linked_data_folder(config: RunConfig, world: World) -> None:

@@ -29,6 +29,7 @@ from sightline.contract.regular_files import find_outward_link, parse_json
 from sightline.runs.packed import assert_whole, read_packed
 from sightline.runs.snapshots import (
     OWN_FILES,
+    OtherFormatError,
     Snapshot,
     has_optimizer,
     is_sound,
@@ -264,7 +265,10 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def newest_valid(directory: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest checkpoint that verifies, and one line for each newer one that does not."""
+    """Find the newest checkpoint that verifies, and one line for each newer one that does not.
+
+    Raises OtherFormatError for a newer one of another format.
+    """
     rejected = []
     for folder in reversed(_list_step_folders(_checkpoint_folder(directory))):
         try:
@@ -452,7 +456,7 @@ def is_resumable(path: Path) -> bool:
     """Return True if there is a checkpoint at a user's path, and it was not slimmed."""
     try:
         assert_resumable(path)
-    except CheckpointError:
+    except (CheckpointError, OtherFormatError):
         return False
     return True
 

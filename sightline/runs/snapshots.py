@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sightline.contract.errors import CheckpointError
+from sightline.contract.errors import CheckpointError, UserError
 from sightline.contract.regular_files import MAX_BYTES, check_regular_file, parse_json, read_regular_file
 from sightline.store.files.atomic_write import create_synced, sync_folder
 
@@ -39,6 +39,10 @@ _DATA_END = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d{1,19}\s*,\s*(\d{1,19})\s*
 """Entry of a tensor in the header of its file, with the end of its bytes."""
 _STEP = re.compile(r"step_(\d{8,})(\.replaced)?", re.ASCII)
 _NON_FINITE = "non_finite"
+
+
+class OtherFormatError(UserError):
+    """Checkpoint of another format, which may be sound: never taken for damage, set aside or replaced."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def remove_optimizer(folder: Path) -> int:
 
 
 def is_sound(folder: Path) -> bool:
-    """Return True if a checkpoint is read whole."""
+    """Return True if a checkpoint is read whole. Raises OtherFormatError for one of another format."""
     try:
         read_snapshot(folder)
     except CheckpointError:
@@ -300,7 +304,10 @@ def _read_state(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
 def _assert_readable_version(path: Path, document: Mapping[str, Any]) -> None:
     version = document.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: has the format {version!r:.20}, this sightline reads {FORMAT_VERSION}")
+        raise OtherFormatError(
+            f"{path}: has the format {version!r:.20}, this sightline reads {FORMAT_VERSION}; use the version that "
+            "wrote it, or move this checkpoint out of the run"
+        )
 
 
 def _parse_json(path: Path, data: bytes) -> dict[str, Any]:

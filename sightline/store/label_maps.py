@@ -94,24 +94,6 @@ class LabelMap:
         """Return the map's name of an id; `id 5` if it has none."""
         return self._names.get(raw, f"id {raw}")
 
-    def has_id(self, raw: int) -> bool:
-        """Return True if the map has the id, for a class or to be ignored."""
-        return bool(self._class_by_id[raw] != _UNKNOWN)
-
-    def tables_with(self, ids: Sequence[int]) -> dict[str, Any]:
-        """Return the tables of this map, extended by a class `id_<n>` for each of the missing `ids`."""
-        mapped_ids = np.flatnonzero(self._class_by_id != _UNKNOWN).tolist()
-        to_class = {raw: int(self._class_by_id[raw]) for raw in mapped_ids}
-        to_id = dict(enumerate(self.ids_of_classes))
-        for raw in ids:
-            to_class[raw], to_id[len(to_id)] = len(to_id), raw
-        return {
-            "labels": {raw: self._names.get(raw, f"id_{raw}") for raw in sorted(to_class)},
-            "learning_map": dict(sorted(to_class.items())),
-            "learning_map_inv": to_id,
-            "learning_ignore": {0: self.ignore_index == 0},
-        }
-
     def _format_unknown_ids(self, ids: np.ndarray, counts: np.ndarray) -> str:
         texts = [f"{raw} ({count} points)" for raw, count in zip(ids.tolist(), counts.tolist(), strict=True)]
         subject = "the label id" if len(texts) == 1 else "the label ids"

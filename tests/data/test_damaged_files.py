@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +14,7 @@ from sightline.areas.detect.sets.people_files import read_citypersons, read_crow
 from sightline.areas.detect.sets.yolo_txt import find_yolo
 from sightline.contract.errors import DataError
 from sightline.store.files.range_images import read_range_image
-from sightline.store.files.scan_files import velodyne_poses
 from tests.data.boxes.box_writers import pattern, write_image
-
-IDENTITY = "1 0 0 0 0 1 0 0 0 0 1 0"
-
-
-def poses(folder: Path, *, camera: str = IDENTITY, calib: str = f"Tr: {IDENTITY}") -> object:
-    (folder / "poses.txt").write_text(f"{IDENTITY}\n{camera}\n")
-    (folder / "calib.txt").write_text(f"{calib}\n")
-    return velodyne_poses(folder / "poses.txt", folder / "calib.txt")
 
 
 def pixel_beyond_float(folder: Path) -> object:
@@ -61,15 +51,6 @@ def modelnet_outside(folder: Path) -> object:
 @pytest.mark.parametrize(
     ("read", "word"),
     [
-        (partial(poses, calib=f"Tr: {'0 ' * 12}"), r"calib\.txt:1: is not a rotation: R R\^T is 1 off the identity"),
-        (
-            partial(poses, calib=f"Tr: {IDENTITY.replace('1', '2')}"),
-            r"calib\.txt:1: is not a rotation: R R\^T is 3 off",
-        ),
-        (partial(poses, calib=f"Tr: {IDENTITY}\nTr: {IDENTITY}"), r"calib\.txt:2: 'Tr' is there twice, before in .*:1"),
-        (partial(poses, camera="0 " * 12), r"poses\.txt:2: is not a rotation: R R\^T is 1 off the identity"),
-        (partial(poses, camera=f"-{IDENTITY}"), r"poses\.txt:2: mirrors space"),
-        (partial(poses, camera="1 0 0 1e308 0 1 0 0 0 0 1 0"), r"poses\.txt:2: is 1e\+308 m away"),
         (pixel_beyond_float, r"range\.npy: pixel \(0, 0\) lies inf m away"),
         (odgt_outside, r"annotation_train\.odgt:1: .*'\.\./one' leads out"),
         (citypersons_outside, r"anno_train\.mat: image 1: .*'\.\./\.\.' and 'a\.png' are no names"),

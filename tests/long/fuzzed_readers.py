@@ -72,7 +72,7 @@ def _depth(folder: Path) -> Iterator[Reader]:
 def _scans(folder: Path) -> Iterator[Reader]:
     from sightline.areas.scans.sets.kitti_object import image_size_px, read_calibration, read_objects
     from sightline.store.files.range_images import read_range_image
-    from sightline.store.files.scan_files import read_bin, read_label_ids, velodyne_poses
+    from sightline.store.files.scan_files import read_bin, read_label_ids
     from sightline.store.files.scan_reading import read_scan
     from tests.data.scans.lidar_writers import street_scan, write_kitti_object, write_semantic_kitti, write_squeezeseg
 
@@ -83,8 +83,6 @@ def _scans(folder: Path) -> Iterator[Reader]:
     yield Reader("scan .bin", scan, lambda: read_bin(scan, num_columns=4))
     yield Reader("scan of one's own", scan, lambda: read_scan(scan, columns=["x", "y", "z", "remission"]))
     yield Reader("scan .label", labels, lambda: read_label_ids(labels, num_points=count, points_path=scan))
-    yield Reader("poses", tree / "poses.txt", lambda: velodyne_poses(tree / "poses.txt", tree / "calib.txt"))
-    yield Reader("calib", tree / "calib.txt", lambda: velodyne_poses(tree / "poses.txt", tree / "calib.txt"))
     write_kitti_object(folder / "kitti", 1)
     training = folder / "kitti/training"
     yield Reader("kitti label", training / "label_2/000000.txt", lambda: read_objects(training / "label_2/000000.txt"))

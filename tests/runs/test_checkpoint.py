@@ -19,6 +19,7 @@ import torch
 
 from sightline.contract.errors import CheckpointError
 from sightline.runs.checkpoint import Snapshot, enclosing_run, load, newest_valid, resolve, rewind, save, slim
+from sightline.runs.snapshots import OtherFormatError
 from tests.cases import run_each
 from tests.engine.snapshots import assert_same, bits, snapshot_of
 
@@ -203,7 +204,7 @@ def test_rewind_forgets_the_abandoned_future(tmp_path: Path) -> None:
 
 
 def assert_refused(path: Path, name: str) -> str:
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises((CheckpointError, OtherFormatError)) as caught:
         load(path)
     message = str(caught.value)
     assert name in message.split(": ")[0], message
@@ -329,6 +330,22 @@ def test_a_checkpoint_that_was_set_aside_returns_where_its_replacement_is_damage
     rewind(tmp_path, step=1)
     assert_same(load(tmp_path), snapshot_of(1))
     assert (folder.with_name("step_00000001.damaged") / "model.safetensors").read_bytes() == data
+
+
+def test_another_format_is_never_taken_for_damage(tmp_path: Path) -> None:
+    """Neither in the search for a sound one, nor by what removes checkpoints."""
+    for step in (1, 2):
+        other = save(tmp_path, snapshot_of(step), keep_last=2, is_best=False)
+    edit_state(other, format_version=99)
+    for change in (
+        lambda: newest_valid(tmp_path),
+        lambda: rewind(tmp_path, step=1),
+        lambda: save(tmp_path, snapshot_of(2), keep_last=2, is_best=False),
+        lambda: slim(tmp_path),
+    ):
+        with pytest.raises(OtherFormatError, match=r"step_00000002/state.json: has the format 99, .* move this check"):
+            change()
+        assert other.is_dir()
 
 
 def test_damaged_last_names_the_newest_sound_one(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from tests.runs.broken_off import (
     wait_for,
     with_variable,
 )
+from tests.runs.test_checkpoint import reseal
 
 pytestmark = pytest.mark.processes
 
@@ -310,6 +311,20 @@ def test_a_run_is_never_begun_again_over_its_checkpoints(bench: Bench, unbroken:
         code, text = again(bench, run, *overrides)
         assert (code, len(text.strip().splitlines())) == (1, 1), text
         assert f"no checkpoint can be resumed: {run}/checkpoints/step_00000015/" in text
+    assert state_of(run) == before
+
+
+def test_a_newest_checkpoint_of_another_format_is_not_passed_over(bench: Bench, unbroken: Unbroken) -> None:
+    """It may be sound: to go on from an older one would train again what is there."""
+    run = Path(shutil.copytree(unbroken(1), bench.folder / "other_format", symlinks=True))
+    (run / "final.json").unlink()
+    newest = run / "checkpoints/step_00000015"
+    reseal(newest, format_version=99)
+    before = state_of(run)
+    code, told = again(bench, run)
+    assert (code, len(told.strip().splitlines())) == (2, 1), told
+    assert f"{newest}/manifest.json: has the format 99, this sightline reads 1" in told
+    assert "move this checkpoint out of the run" in told
     assert state_of(run) == before
 
 

@@ -99,31 +99,6 @@ def check_pose(matrix: np.ndarray, *, where: str) -> None:
         raise damaged(f"{where}: is {farthest:.3g} m away")
 
 
-def velodyne_poses(poses_path: Path, calib_path: Path) -> np.ndarray:
-    """Read the poses (N, 3, 4) float64 of a sequence's scans, in the scanner's frame at the start of the sequence.
-
-    A pose P in `poses.txt` is the camera's; with Tr of `calib.txt` the scanner's is inverse(Tr) P Tr.
-    Raises DataError with file and line unless a row is twelve numbers that form a pose.
-    Source: Behley et al. 2019, semantic-kitti-api.
-    """
-    lines = enumerate(split_lines(read_text(poses_path)), start=1)
-    rows = [_make_pose(_parse_row(line, poses_path, number)) for number, line in lines if line.strip()]
-    matrices = read_matrices(calib_path)
-    if "Tr" not in matrices:
-        raise damaged(f"{calib_path}: has no row 'Tr'")
-    transform = _make_pose(matrices["Tr"])
-    poses: np.ndarray = (np.linalg.inv(transform) @ np.array(rows).reshape(-1, 4, 4) @ transform)[:, :3]
-    return poses
-
-
-def _make_pose(row: MatrixRow) -> np.ndarray:
-    """Build the pose (4, 4) from the twelve numbers of its first three rows."""
-    if len(row.numbers) != 12:
-        raise damaged(f"{row.where}: has {len(row.numbers)} numbers, 12 are expected")
-    check_pose(row.numbers.reshape(3, 4), where=row.where)
-    return np.vstack([row.numbers.reshape(3, 4), [0.0, 0.0, 0.0, 1.0]])
-
-
 def _parse_row(text: str, path: Path, number: int) -> MatrixRow:
     table = parse_rows([text], [number], path=path, num_columns=len(text.split()))
     return MatrixRow(table[0], f"{path}:{number}")

@@ -64,13 +64,6 @@ class Shard(Generic[Row]):
     rows: Callable[[], Iterator[Row]]
     estimated_elements: int = 0
 
-    def map_rows(self, convert: Callable[[Row], SampleRow]) -> Shard[SampleRow]:
-        """Return the shard with its rows converted; reading goes on after a row that cannot be."""
-        rows = self.rows
-        return Shard(
-            self.split, self.title, self.num_rows, self.files, lambda: map(convert, rows()), self.estimated_elements
-        )
-
 
 @dataclass(frozen=True)
 class PreparationPlan:
