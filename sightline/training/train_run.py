@@ -49,7 +49,7 @@ from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory, collect_environment, load_document
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
 from sightline.training.mean_pose import pose_baselines
-from sightline.training.published_results import compare_with_published
+from sightline.training.published_results import list_published
 
 if TYPE_CHECKING:
     from sightline.doctor.finding import Finding
@@ -475,7 +475,8 @@ class _TrainRun:
         test = built.data.test
         if "mean_error_mm" in document["metrics"]:  # centre refinement has no metric to compare with it
             document |= pose_baselines(test, built.data)
-        rows = compare_with_published(built.config, test, document["metrics"], which="last", lineage=built.lineage)
+        config = built.config
+        rows = list_published(config.data, test.dataset.info, document["metrics"], model=config.model)
         if rows:
             document |= {"published": rows}
             directory.write_json("published.json", {"rows": rows})

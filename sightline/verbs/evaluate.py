@@ -28,7 +28,7 @@ from sightline.engine.session import evaluation_document
 from sightline.runs.run_directory import assert_writable, write_document
 from sightline.runs.run_files import RunFiles
 from sightline.training.mean_pose import pose_baselines
-from sightline.training.published_results import compare_with_published, explain_no_rows
+from sightline.training.published_results import explain_no_rows, list_published
 from sightline.training.run_evaluation import assert_about_evaluation, compare_training_data, override_evaluation
 from sightline.training.train_run import probe_metrics
 from sightline.verbs.output import print_note, show_evaluation, show_findings
@@ -88,7 +88,7 @@ def _report(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> None:
     """Print the metrics, and write them to the file of `--json`."""
     document = _document(trials, options)
     if options.against:
-        document["published"] = _published_rows(trials, document["metrics"], options)
+        document["published"] = _published_rows(trials, document["metrics"])
     if len(trials) == 1 and "mean_error_mm" in document["metrics"]:
         document |= pose_baselines(trials[0].part, trials[0].run.data)
     show_evaluation(document, title=_title(trials), dataset=trials[0].part.dataset)
@@ -103,15 +103,12 @@ def _report(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> None:
     write_document(options.json, document)
 
 
-def _published_rows(
-    trials: Sequence[EvaluatedRun], metrics: Mapping[str, float], options: EvaluateOptions
-) -> list[dict[str, Any]]:
+def _published_rows(trials: Sequence[EvaluatedRun], metrics: Mapping[str, float]) -> list[dict[str, Any]]:
     """Return the published rows of this data set and these metrics; print the reason if there are none."""
-    first, config = trials[0], trials[0].run.config
-    tested, lineage = sorted(fold for trial in trials for fold in tested_folds(trial.part)), first.files.lineage
-    rows = compare_with_published(config, first.part, metrics, which=options.checkpoint, lineage=lineage, tested=tested)
+    config, info = trials[0].run.config, trials[0].part.dataset.info
+    rows = list_published(config.data, info, metrics, model=config.model)
     if not rows:
-        print_note(f"--against published: {explain_no_rows(config.data, first.part.dataset.info, metrics)}")
+        print_note(f"--against published: {explain_no_rows(config.data, info, metrics)}")
     return rows
 
 

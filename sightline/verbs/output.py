@@ -167,28 +167,18 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
 
 
 def show_published(rows: Sequence[Mapping[str, Any]], ours: str) -> None:
-    """Print published rows next to a run, as `compare_with_published` makes them.
-
-    Rows of the run's own model are followed by the differences of both protocols.
-    """
-    from sightline.training.published_results import Difference, format_figure
+    """Print published rows next to a run, as `list_published` makes them, each followed by its stated protocol."""
+    from sightline.training.published_results import format_figure
 
     names = list(dict.fromkeys(name for row in rows for name in row["here"]))
     our_metrics = {name: value for row in reversed(rows) for name, value in row["here"].items()}
-    cells = [[ours, "", *(format_figure(our_metrics, name) for name in names), ""]]
-    remarks = []
+    cells = [[ours, "", *(format_figure(our_metrics, name) for name in names)]]
+    cells += [[row["who"], row["source"], *(format_figure(row["metrics"], name) for name in names)] for row in rows]
+    show_table("published figures on this data set (percent, or mm)", ["", "source", *names], cells)
     for row in rows:
-        differences = [Difference(**values) for values in row["differences"]]
-        stated, unstated = ([d for d in differences if (d.there is None) == is_open] for is_open in (False, True))
-        differs = ", ".join(difference.name for difference in stated)
-        cells.append([row["who"], row["source"], *(format_figure(row["metrics"], name) for name in names), differs])
-        missing = [f"not stated there: {', '.join(f'{d.name} ({d.here} here)' for d in unstated)}"][: len(unstated)]
-        if differences and not any(difference.name == "model" for difference in stated):
-            remarks.append(f"{row['who']} ({row['source']}): {'; '.join([*map(str, stated), *missing])}")
-        remarks += [f"{row['who']} ({row['source']}): {line}" for line in row["remarks"]]
-    show_table("published figures on this data set (percent, or mm)", ["", "source", *names, "differs in"], cells)
-    for line in remarks:
-        print_note(line)
+        stated = ", ".join(f"{name} {value}" for name, value in row["protocol"].items())
+        for line in (*([f"protocol: {stated}"] if stated else []), *row["remarks"]):
+            print_note(f"{row['who']} ({row['source']}): {line}")
 
 
 def show_findings(findings: Sequence[Any], *, is_verbose: bool = False) -> None:

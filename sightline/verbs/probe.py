@@ -13,12 +13,13 @@ from sightline.engine.distributed import start_world
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.process_inputs import describe_command
 from sightline.runs.run_directory import write_document
+from sightline.training.published_results import list_published
 from sightline.verbs.output import print_note, show_published, show_table
 from sightline.verbs.score import assert_against
 from sightline.workbench.probe.measure import Comparison, compare_with_random
 from sightline.workbench.probe.methods import Probe, assert_fits, build_probes, split_words
 from sightline.workbench.probe.probed_run import FeatureSplit, ProbedRun, extract_with_random, open_probed
-from sightline.workbench.study.probe_notes import check_input_scale, list_published
+from sightline.workbench.study.probe_notes import check_input_scale
 
 Extracted = tuple[ProbedRun, FeatureSplit, FeatureSplit]
 """Run with its features, and those of random weights."""
@@ -68,8 +69,10 @@ def _report(options: EvaluateOptions, probes: Mapping[str, Probe], extracted: Se
         _show(comparison)
         documents.append(words | comparison.to_dict())
         if options.against:
-            documents[-1]["published"] = list_published(comparison, probes, which=options.checkpoint)
-            show_published(documents[-1]["published"], str(probed.run))
+            data = probed.data
+            rows = list_published(data.config.data, data.test.dataset.info, comparison.metrics)
+            documents[-1]["published"] = rows
+            show_published(rows, str(probed.run))
     write_document(options.json, {"runs": documents})
 
 

@@ -15,7 +15,7 @@ from sightline.engine.build import DataSubset
 from sightline.runs.run_directory import RunDirectory, write_document
 from sightline.runs.run_files import config_path_of_run
 from sightline.store.loading.batch_reader import BatchReader
-from sightline.training.published_results import compare_figures_with_published, explain_no_rows
+from sightline.training.published_results import explain_no_rows, list_published
 from sightline.training.run_evaluation import score_document
 from sightline.verbs.output import print_note, show_evaluation, show_table, split_options
 from sightline.workbench.evaluate.scoring import ErrorReport, find_scoring
@@ -48,7 +48,7 @@ def score(options: ScoreOptions) -> int:
         print_note(f"not computed from {scoring.scored}: {', '.join(scored.not_computed)}")
     document = score_document(sections["data"], part, predictions, scored)
     if options.against:
-        document["published"] = compare_figures_with_published(sections["data"], dataset.info, evaluation.metrics)
+        document["published"] = list_published(sections["data"], dataset.info, evaluation.metrics)
         if not document["published"]:
             print_note(f"--against published: {explain_no_rows(sections['data'], dataset.info, evaluation.metrics)}")
     show_evaluation(document, title=f"{predictions} on test", dataset=dataset)

@@ -24,7 +24,6 @@ from sightline.training import published_results
 from sightline.workbench.probe import probed_run
 from sightline.workbench.probe.classifiers import SVM
 from sightline.workbench.probe.probed_run import FeatureSplit, extract_with_random, open_probed
-from sightline.workbench.study.probe_notes import probe_protocol
 from tests.command import Outcome, run_here
 from tests.probe.contrast import THIN, train_thin
 from tests.trained import copy_run
@@ -150,7 +149,7 @@ def test_runs_and_methods_have_a_row_each_beside_chance_random_weights_and_publi
     """Figures of a method are the same alone and beside others; published rows stand beside those that they share."""
     entry = {"who": "Others", "source": "a paper", "data": "synthetic_shapes", "protocol": {}, "unverified": None}
     entry["metrics"] = {"probe_svm_accuracy": 0.75}
-    monkeypatch.setattr(published_results, "_read_table", lambda: {"protocols": {}, "rows": [entry]})
+    monkeypatch.setattr(published_results, "_read_table", lambda: {"protocols": {}, "samples": {}, "rows": [entry]})
     other = train_thin(tmp_path, "seed=1", name="other")
     words = (other, "--probe", "svm,few-shot", *QUICK, "--against", "published")
     outcome = run_here("evaluate", run, *words, "--device", "cpu", "--json", tmp_path / "both.json")
@@ -168,17 +167,6 @@ def test_runs_and_methods_have_a_row_each_beside_chance_random_weights_and_publi
     assert alone["metrics"].items() <= documents[0]["metrics"].items()
     assert "transforms.evaluate two_views" in outcome.err
     assert "75.00" in outcome.out
-
-
-def test_the_protocol_tells_pre_training_and_probe_apart(tmp_path: Path) -> None:
-    views = "[{name: two_views, each: [{name: sample_points, num_points: 32}, {name: jitter}]}]"
-    grown = "model.points.neighbours_at=32"
-    run = train_thin(tmp_path, f"transforms.train={views}", f"transforms.evaluate={views}", grown)
-    probed = open_probed(run, checkpoint="last", data=None)
-    protocol = probe_protocol(probed, which="last", probes={"svm": SVM(C=(1.0,))})
-    assert (protocol["points in pre-training"], protocol["points in the probe"]) == (32, 64)
-    assert (protocol["neighbours"], protocol["neighbours in the probe"]) == (8, 16)
-    assert (protocol["pairs per step"], protocol["C"]) == (16, "1, given")
 
 
 # --- what cannot be probed --------------------------------------------------------------------------------------------

@@ -1,12 +1,10 @@
-"""Figures of others beside a run: the table as data, and which rows and differences a run gets to see."""
+"""Figures of others beside a run: the table as data, and which rows a run gets to see."""
 
 from __future__ import annotations
 
 import functools
 import json
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,20 +17,9 @@ from sightline.contract import registry
 from sightline.contract.types import CloudInputSpec, ComponentConfig, DataInfo, Field, Folds
 from sightline.runs.preprocessing_signature import format_setting, preprocessing_signature
 from sightline.training import published_results
-from sightline.training.published_results import (
-    ResultRow,
-    compare_figures_with_published,
-    compare_with_published,
-    describe_foreign_data,
-    explain_no_rows,
-    format_figure,
-    protocol_differences,
-    published_names,
-    published_rows,
-)
+from sightline.training.published_results import describe_foreign_data, explain_no_rows, format_figure, list_published
 from tests.cases import run_each
 from tests.command import run_here, succeed
-from tests.published_layouts import MODELS
 from tests.trained import copy_run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -51,46 +38,35 @@ WORDS = {
 SECTIONS = {"data": "data", "model": "models", "optimizer": "optimizers", "task": "tasks", "transforms": "transforms"}
 
 
-def rows() -> list[Any]:
-    return [
-        row
-        for row in published_rows(published_names())
-        if "pre-training" not in row.protocol or "model" in row.protocol
-    ]
+def rows() -> list[dict[str, Any]]:
+    return list(published_results._read_table()["rows"])
 
 
-def beside(
-    config: str,
-    metrics: dict[str, float],
-    *overrides: str,
-    folds: Folds | None = None,
-    points: int | None = None,
-    **more: Any,
-) -> Any:
-    clouds = None if points is None else CloudInputSpec(num_points=points, unit_sphere="promised")
-    part = SimpleNamespace(dataset=SimpleNamespace(info=DataInfo({}, {}, folds=folds, clouds=clouds)))
-    read = read_config(CONFIGS / config, overrides)
-    return compare_with_published(read, part, metrics, **{"which": "last", "lineage": None, **more})  # type: ignore[arg-type]
+def of_models() -> list[dict[str, Any]]:
+    """Rows of trained models and of features by hand; those of other probes state their protocol in words."""
+    return [row for row in rows() if "model" in row["protocol"] or "by_hand_accuracy" in row["metrics"]]
 
 
-def named(entry: Any) -> dict[str, tuple[Any, Any]]:
-    return {each["name"]: (each["here"], each["there"]) for each in entry["differences"]}
+def beside(config: str, metrics: dict[str, float]) -> list[dict[str, Any]]:
+    read = read_config(CONFIGS / config)
+    return list_published(read.data, DataInfo({}, {}), metrics, model=read.model)
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
 
 
 def test_rows_are_of_data_sets_metrics_and_keys_that_the_package_has() -> None:
-    for row in rows():
-        assert row.data in registry.data.names()
-        assert row.source
-        assert {name.removesuffix("_to") for name in row.metrics} <= FIGURES, row
-        assert all(1 < value < 20 if name.endswith("_mm") else 0 < value < 1 for name, value in row.metrics.items())
-        for name in row.protocol:
+    for row in of_models():
+        metrics = row["metrics"]
+        assert row["data"] in registry.data.names()
+        assert row["source"]
+        assert {name.removesuffix("_to") for name in metrics} <= FIGURES, row
+        assert all(1 < value < 20 if name.endswith("_mm") else 0 < value < 1 for name, value in metrics.items())
+        for name in row["protocol"]:
             section, *names = name.split(".")
-            assert (name in WORDS or "by_hand_accuracy" in row.metrics) if not names else section in SECTIONS, name
+            assert (name in WORDS or "by_hand_accuracy" in metrics) if not names else section in SECTIONS, name
             if section == "data":
-                entry = registry.data.entry(read_config(CONFIGS / config_on(row.data)).data)
+                entry = registry.data.entry(read_config(CONFIGS / config_on(row["data"])).data)
                 assert names[0] in entry.arguments, name
             elif names:  # a key that some component of the kind has; a slip would read "not stated here"
                 kind = registry.REGISTRIES[SECTIONS[section]]
@@ -123,9 +99,8 @@ def config_on(data: str) -> str:
     ],
 )
 def test_the_row_that_a_recipe_reproduces_comes_first(config: str, metrics: dict[str, float], who: str) -> None:
-    first, *_ = beside(config, metrics, points=1024)
+    first, *_ = beside(config, metrics)
     assert first["who"] == who
-    assert "model" not in named(first)
     assert first["here"] == metrics
 
 
@@ -161,8 +136,7 @@ def test_a_set_of_ones_own_in_a_published_layout_gets_no_rows(config: str, info:
     path = "segment/semantic_kitti_salsanext" if config == "kitti" else f"detect/{config}"
     read = read_config(CONFIGS / f"{path}.yaml")
     figures = {"miou": 0.5, "ap": 0.3, "mr2": 0.6}
-    part: Any = SimpleNamespace(dataset=SimpleNamespace(info=info))
-    found = compare_with_published(read, part, figures, which="last", lineage=None)
+    found = list_published(read.data, info, figures, model=read.model)
     told = describe_foreign_data(read.data, info)
     if reason is None:
         assert (told, len(found) > 5) == (None, True)
@@ -174,73 +148,11 @@ def test_a_set_of_ones_own_in_a_published_layout_gets_no_rows(config: str, info:
 
 def test_sources_are_papers_and_repositories() -> None:
     """What we wrote down for ourselves is no source; PointNet's rows state what its paper does."""
-    assert not [row.source for row in rows() if "spec" in row.source]
-    stated = {row.source: row.protocol for row in rows() if row.data == "modelnet40" and row.who.startswith("PointNet")}
+    assert not [row for row in rows() if "spec" in row["source"] or "not stated" in row["protocol"].values()]
+    of_pointnet = [row for row in rows() if row["data"] == "modelnet40" and row["who"].startswith("PointNet")]
+    stated = {row["source"]: row["protocol"] for row in of_pointnet}
     assert stated["Qi et al. 2017"]["points"] == 1024
     assert stated["yanx27/Pointnet_Pointnet2_pytorch"]["epochs"] == 200
-
-
-def test_differences_of_the_protocol_are_named_with_both_values() -> None:
-    pair = beside("pose/itop_v2v.yaml", {"detection_rate": 0.8}, "train.epochs=3", "data.reference.name=truth")
-    side, top = map(named, pair)
-    assert side["epochs"] == (3, 10)
-    assert side["checkpoints averaged"] == (1, 10)
-    assert side["data.reference.name"] == ("truth", "file")
-    assert "batch size" not in side
-    assert "data.view" not in side
-    assert top["data.view"] == ("side", "top")
-    kitti = beside("segment/semantic_kitti_salsanext.yaml", {"miou": 0.5}, folds=Folds(("08", "09"), ("08",)))
-    (paper,) = [named(entry) for entry in kitti if entry["source"] == "Cortinhal et al. 2020"]
-    assert paper["tested on"] == ("08", "11 to 21, the test server")
-    assert not {"task.lift", "transforms.evaluate.project.width"} & set(paper)
-    drawn = beside("classify/modelnet40_dgcnn.yaml", {"overall_accuracy": 0.9}, "data.fraction=0.1")
-    assert named(drawn[0])["data.fraction"] == (0.1, None)
-
-
-def test_what_a_row_states_is_not_listed_as_unstated_and_no_place_is_protocol() -> None:
-    paper, *_ = beside("classify/modelnet40_dgcnn.yaml", {"overall_accuracy": 0.9}, points=1024)
-    assert not {"neighbours", "points", "model"} & set(named(paper))
-    hands = beside("pose/nyu_v2v.yaml", {"mean_error_mm": 9.0})
-    listed = [set(named(entry)) for entry in hands if "V2V" in entry["who"]]
-    assert not any("data.reference" in names for names in listed)
-    assert "centers" not in str([entry["differences"] for entry in hands]), "the path of a file of centres"
-    unstated = [row for row in published_rows(published_names()) if "not stated" in row.protocol.values()]
-    assert not unstated, "a row that does not state a thing lacks it: 'not stated' is not another value"
-
-
-def test_another_assigner_is_a_difference() -> None:
-    figures = {"mr2": 0.6, "crowd_ap": 0.8}
-    same, *_ = beside("detect/crowdhuman_retinanet.yaml", figures)
-    assert "task.assigner.name" not in named(same)
-    other, *_ = beside("detect/crowdhuman_retinanet_freeanchor.yaml", figures)
-    assert named(other)["task.assigner.name"] == ("free_anchor", "max_iou")
-
-
-def test_a_schedule_is_compared_in_epochs() -> None:
-    found = beside("detect/coco_retinanet.yaml", {"ap": 0.3}, "train.epochs=12")
-    detectron = [named(entry).get("epochs") for entry in found if entry["source"] == "detectron2"]
-    assert detectron == [None, (12, 37), (12, 37)], "1x and 3x, in the words of detectron2's model zoo about 12 and 37"
-
-
-def test_weights_of_others_are_not_a_training_of_ours() -> None:
-    converted = {"file": "w.pth", "sha256": "0", "layout": "lulutang0608_point_bert_cls"}
-    first, *_ = beside("classify/modelnet40_point_bert.yaml", {"overall_accuracy": 0.9}, lineage=converted)
-    assert named(first)["weights"] == ("published, layout lulutang0608_point_bert_cls", None)
-    assert not {"epochs", "batch size", "checkpoint"} & set(named(first))
-    before = {**converted, "layout": "lulutang0608_point_bert_pretrained"}
-    tuned = {"source": {"data": {"name": "modelnet40"}}, "lineage": before}
-    first, *_ = beside("classify/modelnet40_point_bert.yaml", {"overall_accuracy": 0.9}, lineage=tuned)
-    assert "pre-training" not in named(first), "Point-BERT's own weights, whatever data its folder names"
-
-
-def test_layouts_of_pre_training_exist() -> None:
-    assert set(published_results._read_table()["pretrained"]) <= set(MODELS)
-
-
-def test_pooled_folds_stand_beside_the_figures_of_six_areas() -> None:
-    areas = tuple(f"Area_{number}" for number in range(1, 7))
-    found = beside("segment/s3dis_point_transformer.yaml", {"miou": 0.7}, tested=areas)
-    assert [entry["metrics"]["miou"] for entry in found if "tested on" not in named(entry)] == [0.735, 0.561, 0.592]
 
 
 def test_voted_and_averaged_figures_stand_beside_those_made_alike() -> None:
@@ -248,64 +160,24 @@ def test_voted_and_averaged_figures_stand_beside_those_made_alike() -> None:
     found = beside("classify/modelnet40_point_bert.yaml", figures)
     here = {entry["metrics"]["overall_accuracy"]: entry["here"]["overall_accuracy"] for entry in found}
     assert (here[0.9267], here[0.9324]) == (0.92, 0.93)
-    hands = {"mean_error_mm": 9.0, "mean_error_mm_ensemble10": 8.0}
-    first, *_ = beside("pose/icvl_v2v.yaml", hands)
+    first, *_ = beside("pose/icvl_v2v.yaml", {"mean_error_mm": 9.0, "mean_error_mm_ensemble10": 8.0})
     assert first["here"] == {"mean_error_mm": 8.0}
-    assert "checkpoints averaged" not in named(first)
 
 
-def test_a_run_on_parts_sees_those_fine_tuned_after_pre_training() -> None:
-    lineage = {"source": {"data": {"name": "shapenet_render"}}}
-    found = beside("segment/shapenet_part_dgcnn.yaml", {"instance_miou_all_parts": 0.84}, lineage=lineage)
-    (theirs,) = [entry for entry in found if "CrossPoint" in entry["who"]]
-    assert theirs["metrics"] == {"instance_miou_all_parts": 0.855}
-    assert not {"model", "pre-training", "data"} & set(named(theirs))
-
-
-def test_a_contrast_run_is_compared_by_the_words_of_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the probe's package, too: hours of training are not lost for a table."""
-    monkeypatch.setitem(sys.modules, "sklearn", None)
+def test_a_contrast_run_stands_beside_probes_with_the_whole_protocol() -> None:
     found = beside("contrast/modelnet40_crosspoint_cpu.yaml", {"probe_svm_accuracy": 0.8})
-    differing = named(next(entry for entry in found if "DGCNN (paper)" in entry["who"]))
-    assert differing["pre-training"] == ("modelnet40", "shapenet_render")
-    assert "pairs per step" in differing
-    assert {entry["who"] for entry in found} == {
-        row.who for row in published_rows(["modelnet40"]) if "probe_svm_accuracy" in row.metrics
-    }
+    paper = next(entry for entry in found if "DGCNN (paper)" in entry["who"])["protocol"]
+    assert (paper["encoder"], paper["pre-training"], paper["pairs per step"]) == ("dgcnn", "shapenet_render", 20)
 
 
 def test_nothing_fits_other_metrics_or_data() -> None:
     assert beside("classify/modelnet40_dgcnn.yaml", {"other": 0.9}) == []
     assert beside("classify/synthetic_shapes_dgcnn.yaml", {"overall_accuracy": 0.9}) == []
-
-
-def test_files_of_unknown_origin_see_all_rows_and_what_the_data_show_alone() -> None:
-    data = ComponentConfig("modelnet40", {"num_points": 512, "views": "a"})
-    rows = compare_figures_with_published(data, DataInfo({}, {}), {"overall_accuracy": 0.9, "x": 1.0})
-    published = [row for row in published_rows(["modelnet40"]) if "overall_accuracy" in row.metrics]
-    assert [row["who"] for row in rows] == [row.who for row in published]
-    assert {name for row in rows for name in row["here"]} == {"overall_accuracy"}
-    assert all(named(row) == {} for row in rows)
-    assert compare_figures_with_published(data, DataInfo({}, {}), {"x": 1.0}) == []
-    assert explain_no_rows(data, DataInfo({}, {}), ["x"]) == (
+    info = DataInfo({}, {})
+    assert explain_no_rows(ComponentConfig("modelnet40"), info, ["x"]) == (
         "the published results on 'modelnet40' have other metrics than x"
     )
-    assert "there are no published results on 'concat'" in explain_no_rows(
-        ComponentConfig("concat"), DataInfo({}, {}), ["x"]
-    )
-
-
-def test_differences_are_named_in_both_directions() -> None:
-    ours, theirs = (
-        ResultRow("", "", "modelnet40", {**protocol, "points in the probe": 1024}, {})
-        for protocol in ({"pairs per step": 64, "neighbours": 20}, {"pairs per step": 20})
-    )
-    assert list(map(str, protocol_differences(ours, theirs))) == [
-        "pairs per step: 64 here, 20 there",
-        "neighbours: 20 here, not stated there",
-    ]
-    assert str(protocol_differences(theirs, ours)[-1]) == "neighbours: not stated here, 20 there"
-    assert protocol_differences(theirs, theirs) == []
+    assert "there are no published results on 'concat'" in explain_no_rows(ComponentConfig("concat"), info, ["x"])
 
 
 def test_the_recipe_to_the_paper_is_told_in_the_words_of_the_published_row() -> None:
@@ -313,9 +185,7 @@ def test_the_recipe_to_the_paper_is_told_in_the_words_of_the_published_row() -> 
     stage = preprocessing_signature(
         config, DataInfo({}, {"points": Field("points 3", "float32")}, clouds=CloudInputSpec(2048))
     )
-    paper = next(
-        row for row in published_rows(["modelnet40"]) if row.who.startswith("CrossPoint, DGCNN (paper)")
-    ).protocol
+    paper = published_results._read_table()["protocols"]["crosspoint"]
     assert format_setting(to_plain(config.losses)) == paper["losses"]
     assert format_setting(stage["training"]) == paper["training transforms of points"]
     assert format_setting(stage["training_images"]) == paper["training transforms of images"]
@@ -350,7 +220,7 @@ def test_on_synthetic_data_one_line_says_that_nothing_is_published(run: Path, tm
 def test_evaluate_and_train_print_the_rows_that_fit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"who": "Others", "source": "a paper", "data": "synthetic_shapes", "metrics": {"overall_accuracy": 0.75}}
     row |= {"protocol": {"model": read_config(run / "config.yaml").model.name, "epochs": 77}, "unverified": "all of it"}
-    monkeypatch.setattr(published_results, "_read_table", lambda: {"protocols": {}, "rows": [row]})
+    monkeypatch.setattr(published_results, "_read_table", lambda: {"protocols": {}, "samples": {}, "rows": [row]})
     asked = (
         ["evaluate", run, "--against", "published"],
         ["train", run / "config.yaml", "train.steps=1", "--out", tmp_path / "new"],
@@ -359,7 +229,7 @@ def test_evaluate_and_train_print_the_rows_that_fit(run: Path, tmp_path: Path, m
         _, out, err = succeed(*words, "--device", "cpu", "--json", tmp_path / f"{number}.json")
         assert "published figures on this data set" in out
         assert "75.00" in out
-        assert "77 there" in err
+        assert "epochs 77" in err
         assert "Others (a paper): unverified: all of it" in err
         (entry,) = json.loads((tmp_path / f"{number}.json").read_text())["published"]
         assert entry["metrics"] == {"overall_accuracy": 0.75}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -65,11 +65,6 @@ class CrossValidated:
         self.num_folds = folds
         self.seed = seed
 
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """Entries of the protocol by the names that published rows have."""
-        return {self.setting: describe_choice(self.values, self.num_folds)}
-
     def make_pipeline(self) -> Any:
         """Make scikit-learn's unfitted pipeline."""
         raise NotImplementedError
@@ -128,8 +123,8 @@ def _fit(search: Any, rows: np.ndarray, labels: np.ndarray, *, num_threads: int)
         search.fit(rows, labels)
 
 
-def describe_choice(values: Sequence[float] = COSTS, num_folds: int = _FOLDS) -> str:
-    """Describe how a setting is chosen; without arguments, C of the SVM at the end of training."""
+def describe_choice(values: Sequence[float], num_folds: int) -> str:
+    """Describe how a setting is chosen."""
     if len(values) == 1:
         return f"{values[0]:g}, given"
     return f"by {num_folds}-fold cross-validation on the training part"

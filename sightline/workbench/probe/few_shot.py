@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -67,12 +66,6 @@ class FewShot:
         self.queries = queries
         self.runs = runs
         self.seed = seed
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """Entries of the protocol by the names that published rows have."""
-        queries = f"training part, {self.queries} of a class, the points of the probe"
-        return {"few-shot queries": queries, "few-shot runs": self.runs}
 
     def __call__(self, train: Features, test: Features) -> Outcome:
         """Compute mean accuracy and deviation of each setting."""

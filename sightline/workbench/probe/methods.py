@@ -49,14 +49,10 @@ class Outcome:
 class Probe(Protocol):
     """Probe: trained on training features and scored on test features; deterministic to the bit.
 
-    `most_rows` is the maximum number of training features, None for no limit. `facts` are its entries of the protocol
-    by the names that published rows have.
+    `most_rows` is the maximum number of training features, None for no limit.
     """
 
     most_rows: ClassVar[int | None]
-
-    @property
-    def facts(self) -> Mapping[str, Any]: ...
 
     def __call__(self, train: Features, test: Features) -> Outcome: ...
 
