@@ -28,6 +28,16 @@ class SceneSplit(NamedTuple):
     sizes: Mapping[str, int]
 
 
+COLOURS = ("colours", ColumnSpec((3,), "uint8", is_ragged=True))
+"""Column of colours, 0 to 255, for `scene_columns`."""
+
+
+def stored_scenes(prepared: PreparedSet, split: str) -> SceneSplit:
+    """Return the scenes of a split of the prepared folder, none of one that it does not have."""
+    sizes = {name: facts["num_rows"] for name, facts in prepared.manifest["splits"].items()}
+    return SceneSplit(tuple((split, row) for row in range(sizes.get(split, 0))), sizes)
+
+
 class LabelledScenes(PreparedData):
     """Base of sets of scenes; prepared files are memory-mapped, a sample is a copy of a whole scene.
 

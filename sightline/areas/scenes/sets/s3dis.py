@@ -12,6 +12,7 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from sightline.areas.scenes.sets.labelled_scenes import (
+    COLOURS,
     LabelledScenes,
     SceneSplit,
     scene_columns,
@@ -181,7 +182,7 @@ class S3dis(LabelledScenes):
         applicable. A killed run is continued by the same call.
         """
         layout, rooms = list_rooms(root, order)
-        columns = scene_columns(len(CLASS_NAMES), ("colours", ColumnSpec((3,), "uint8", is_ragged=True)))
+        columns = scene_columns(len(CLASS_NAMES), COLOURS)
         columns |= {"origin_m": ColumnSpec((3,), "float64")}
         about = {
             "up_axis": "z",

@@ -10,12 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from sightline.areas.scenes.sets import labelled_scenes
 from sightline.areas.scenes.sets.labelled_scenes import (
     IGNORE_INDEX,
     LabelledScenes,
-    SceneSplit,
     scene_columns,
     scene_values,
+    stored_scenes,
     summarise_scenes,
 )
 from sightline.contract import registry
@@ -166,17 +167,15 @@ class SceneFolder(LabelledScenes):
         repeats: Count = 1,
     ) -> None:
         prepared = self.open_root(root)
-        splits = prepared.manifest["splits"]
-        sizes = {name: splits[name]["num_rows"] for name in SPLITS if name in splits}
+        scenes = stored_scenes(prepared, split)
         if split not in SPLITS:
-            raise DataError(f"{prepared.root}: has no part '{split}'; it has {', '.join(sizes)}")
+            raise DataError(f"{prepared.root}: has no part '{split}'; it has {', '.join(scenes.sizes)}")
         for name, is_requested in (("colours", colours), ("normals", normals)):
             if is_requested and name not in prepared.manifest["columns"]:
                 raise DataError(
                     f"{prepared.root}: holds no {name}; set data.{name}=false, or prepare it from files that have them"
                 )
         features = tuple(name for name, is_added in (("colours", colours), ("normals", normals)) if is_added)
-        scenes = SceneSplit(tuple((split, row) for row in range(sizes.get(split, 0))), sizes)
         super().__init__(prepared=prepared, split=split, scenes=scenes, features=features, repeats=repeats)
 
     @classmethod
@@ -222,9 +221,8 @@ class SceneFolder(LabelledScenes):
             has_colours=set(COLOURS) <= set(first.channels),
             has_normals=first.normals is not None,
         )
-        colours = ("colours", ColumnSpec((3,), "uint8", is_ragged=True))
         normals = ("normals", ColumnSpec((3,), "float32", is_ragged=True))
-        features = [*[colours] * reader.has_colours, *[normals] * reader.has_normals]
+        features = [*[labelled_scenes.COLOURS] * reader.has_colours, *[normals] * reader.has_normals]
         about = {
             "up_axis": up_axis,
             "unit": "m",
