@@ -23,7 +23,6 @@ from sightline.parts.transforms.images import (
     ChromaticAutoContrast,
     ChromaticJitter,
     ChromaticTranslation,
-    DropColour,
     HueSaturation,
     hsv_from_rgb,
     rgb_from_hsv,
@@ -296,7 +295,6 @@ ALL = {
     "chromatic_translation": ChromaticTranslation(probability=1.0),
     "chromatic_jitter": ChromaticJitter(probability=1.0),
     "hue_saturation": HueSaturation(),
-    "drop_colour": DropColour(probability=1.0),
 }
 
 
