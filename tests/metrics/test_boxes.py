@@ -221,14 +221,6 @@ def test_confusions_count_every_label_and_detection_once(seed: int) -> None:
     assert (counts[:, :-1].sum(axis=0) <= np.bincount(shown, minlength=4)).all()
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_without_numba_equals_pycocotools(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also a region of no class, which is one of each. The exam of metrics holds the compiled form to the same."""
-    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: False)
-    images = [Image(one["truth"], one["detections"]) for one in draw_images(np.random.default_rng(seed))]
-    assert_same(scored(images, 3), coco_evaluation(spread_regions(images, 3), 3).stats)
-
-
 # --- Errors at the limits of their kinds, their tables, and a repair, by hand ---
 
 

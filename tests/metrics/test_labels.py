@@ -16,7 +16,6 @@ from sightline.contract.metric import Meter, State, make_state
 from sightline.contract.types import ComponentConfig
 from sightline.parts.metrics import Accuracy, IoU, PartIoU, confusion_matrix, mean_class_accuracy, overall_accuracy
 from sightline.parts.metrics.labels import DistanceIoU, PixelIoU, predict_labels
-from sightline.parts.metrics.part_iou import count_parts, count_parts_reference
 from tests.cases import run_each
 from tests.data.clouds.shapenet_part_writers import CATEGORIES
 from tests.golden_parity import load_golden
@@ -494,46 +493,6 @@ def test_labels_answers_and_categories_out_of_place_are_named() -> None:
 
 
 # --- the compiled counts ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("levels", [2, 5, 10_000])
-def test_compiled_counts_are_those_of_the_plain_form(dtype: torch.dtype, levels: int) -> None:
-    """Few levels make ties of every kind; infinities stand where they may."""
-    generator = torch.Generator().manual_seed(levels)
-    sizes = torch.randint(1, 200, (40,), generator=generator)
-    category = torch.randint(0, 16, (40,), generator=generator)
-    probabilities = torch.randint(0, levels, (int(sizes.sum()), 50), generator=generator).to(dtype)
-    probabilities[::7, 3] = -torch.inf
-    probabilities[5::7, 20] = torch.inf
-    target = torch.cat(
-        [torch.tensor(PARTS[c])[torch.arange(n) % len(PARTS[c])] for c, n in zip(category, sizes, strict=True)]
-    )
-    given = (probabilities, target, torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]), category, PARTS)
-    for found, expected in zip(count_parts(*given), count_parts_reference(*given), strict=True):
-        assert torch.equal(found, expected)
-
-
-def test_both_forms_find_the_first_fault_of_each_shape() -> None:
-    probabilities = torch.rand(9, 50)
-    probabilities[[4, 5], 49] = torch.nan
-    probabilities[7, 4] = torch.nan
-    given = (probabilities, torch.tensor([4, 5, 5, 4, 4, 4, 6, 6, -1]), torch.tensor([0, 3, 6, 9]))
-    for form in (count_parts, count_parts_reference):
-        assert form(*given, torch.tensor([BAG, BAG, CAP]), PARTS).faults.tolist() == [[-1, -1], [4, -1], [7, 8]]
-
-
-def test_no_shapes_and_points_apart_in_memory_are_taken() -> None:
-    nothing = (
-        torch.zeros(0, 50),
-        torch.zeros(0, dtype=torch.int64),
-        torch.tensor([0]),
-        torch.zeros(0, dtype=torch.int64),
-    )
-    assert count_parts(*nothing, PARTS).predicted.shape == (0, 2, 50)
-    given = (torch.rand(50, 80).T, torch.full((80,), 4), torch.tensor([0, 80]), torch.tensor([BAG]), PARTS)
-    for found, expected in zip(count_parts(*given), count_parts_reference(*given), strict=True):
-        assert torch.equal(found, expected)
 
 
 @run_each("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32])

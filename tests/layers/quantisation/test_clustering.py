@@ -94,11 +94,8 @@ def test_optima_of_one_price_are_joined() -> None:
 def test_kernels_give_what_their_plain_forms_give(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).standard_normal(1500).astype(np.float32)
     compiled = cuts_of(values, 3)
-    bits, spare = values.view(np.uint32).copy(), np.empty(len(values), np.uint32)
     monkeypatch.setattr("sightline.ops.numba_kernels._has_numba", lambda: False)
     assert np.array_equal(cuts_of(values, 3), compiled)
-    clustering.sort_bits(bits, spare, np.zeros((3, 2048), np.int64))
-    assert np.array_equal(spare.view(np.float32), np.sort(values))
 
 
 def test_signs_and_extremes_are_sorted() -> None:
