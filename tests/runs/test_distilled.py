@@ -11,7 +11,6 @@ import pytest
 from safetensors.torch import load_file
 
 from sightline.contract.errors import ConfigError
-from sightline.contract.types import SampleKey
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from tests.command import Outcome, refuse, run_here, succeed
@@ -47,10 +46,6 @@ def run(teacher: Path) -> Path:
     assert done.code == 0, done.err
     assert " error " not in done.err
     return path
-
-
-def _key(index: int) -> SampleKey:
-    return SampleKey(index, 0, 0)
 
 
 def test_a_teacher_without_weight_changes_no_bit_and_is_in_no_checkpoint(teacher: Path, tmp_path: Path) -> None:
