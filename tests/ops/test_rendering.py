@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.ops import rendering
+from sightline.ops import numba_kernels, rendering
 from sightline.ops.pinhole import Projection, ring_cameras
-from sightline.ops.rendering import Style, on_background, render_cloud, render_cloud_reference
+from sightline.ops.rendering import Style, on_background, render_cloud
 from sightline.ops.surfaces import sample_surface
-from tests.cases import run_each
 
 LIGHT = np.array([-0.3, 0.4, 0.85]) / np.linalg.norm([0.3, 0.4, 0.85])
 
@@ -44,32 +43,13 @@ def pixel_grid(size_px: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("projection", ["parallel", "pinhole"])
 @pytest.mark.parametrize("style", ["shaded", "depth"])
-def test_both_forms_draw_the_same_bits(monkeypatch: pytest.MonkeyPatch, projection: Projection, style: Style) -> None:
+def test_without_numba_the_bits_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, projection: Projection, style: Style
+) -> None:
     cameras = ring_cameras(3, size_px=33, projection=projection, elevations_deg=(25,))
-    clouds = [random_cloud(seed) for seed in range(3)]
-    fast = [render_cloud(cloud, cameras, style=style) for cloud in clouds]
-    for cloud, drawn in zip(clouds, fast, strict=True):
-        assert np.array_equal(render_cloud_reference(cloud, cameras, style=style), drawn)
-    monkeypatch.setattr(rendering, "can_use_numba", lambda *tensors, **named: False)  # as where numba is not
-    assert np.array_equal(render_cloud(clouds[0], cameras, style=style), fast[0])
-
-
-@run_each(
-    "points",
-    [
-        np.zeros((1, 3)),
-        np.zeros((40, 3)),
-        np.linspace(-1, 1, 30)[:, None] * [[0.5, 0.6, 0.6]],
-        np.repeat(even_sphere(5), 20, axis=0),
-        even_sphere(3),
-    ],
-)
-@run_each("projection", ["parallel", "pinhole"])
-def test_degenerate_clouds_are_drawn_alike_by_both(points: np.ndarray, projection: Projection) -> None:
-    cameras = ring_cameras(2, size_px=24, projection=projection)
-    drawn = render_cloud(points, cameras)
-    assert (drawn.max(axis=(1, 2)) > 0).all()
-    assert np.array_equal(render_cloud_reference(points, cameras), drawn)
+    compiled = render_cloud(random_cloud(0), cameras, style=style)
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: False)
+    assert np.array_equal(render_cloud(random_cloud(0), cameras, style=style), compiled)
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:

@@ -17,8 +17,6 @@ from sightline.ops.projection import (
     RangeView,
     count_coverage,
     gather_to_image,
-    nearest_returns,
-    nearest_returns_reference,
     project_scans,
     rows_by_file_order,
 )
@@ -172,16 +170,6 @@ def test_pixels_are_those_of_a_loop_in_float64() -> None:
     assert {int(pixel): int(shown[pixel]) for pixel in (shown >= 0).nonzero()} == {
         pixel: number for pixel, (_, number) in nearest.items()
     }
-
-
-@pytest.mark.parametrize("num_points", [0, 1, 5, 4000])
-def test_the_minimum_finds_what_sorting_finds(num_points: int) -> None:
-    generator = torch.Generator().manual_seed(num_points)
-    ranges = torch.randint(1, 9, (num_points,), generator=generator).float()  # many ties
-    ranges[torch.rand(num_points, generator=generator) < 0.1] = torch.inf
-    place = torch.randint(0, 300, (num_points,), generator=generator)
-    found = nearest_returns(ranges, pixel=place, num_places=300)
-    assert torch.equal(found, nearest_returns_reference(ranges, place=place, num_places=300))
 
 
 @pytest.mark.parametrize("rows", ["pitch", "table", "scan", "ring"])
