@@ -27,7 +27,6 @@ from sightline.ops.projection import (
     RangeView,
     compute_pixels,
     gather_to_image,
-    nearest_returns_reference,
     project_scans,
 )
 
@@ -377,8 +376,12 @@ def _make_labelled_scan(*, beams: int, azimuths: int, width: int) -> dict[str, A
 def _project_by_sorting(inputs: dict[str, Any]) -> Tensor:
     """Project by sorting all points by range and writing them from the farthest to the nearest."""
     pixels = compute_pixels(inputs["points"], view=inputs["view"], offsets=inputs["offsets"])
-    point_index = nearest_returns_reference(pixels.ranges, place=pixels.pixel, num_places=inputs["view"].num_pixels)
-    return point_index.view(1, inputs["view"].height, -1)
+    ranges = pixels.ranges.numpy()
+    order = np.argsort(ranges, kind="stable")[::-1]
+    order = order[np.isfinite(ranges[order])]
+    point_index = np.full(inputs["view"].num_pixels, -1)
+    point_index[pixels.pixel.numpy()[order]] = order
+    return torch.from_numpy(point_index).view(1, inputs["view"].height, -1)
 
 
 def _project(inputs: dict[str, Any]) -> Tensor:

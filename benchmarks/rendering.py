@@ -1,40 +1,26 @@
-"""Benchmarks of rendered clouds and of heat maps, each against its plain form."""
+"""Benchmark of heat maps against their dense form."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.case import BenchmarkCase, allclose, equal, implementation
-from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from benchmarks.case import BenchmarkCase, allclose, implementation
 from sightline.areas.pose.sets.synthetic_hands import SyntheticHands
 from sightline.areas.pose.transforms import PlaceCube
 from sightline.contract.draws import Draws
 from sightline.contract.types import SampleKey
-from sightline.ops.heat_maps import gaussian_heatmaps, gaussian_heatmaps_reference
-from sightline.ops.pinhole import ring_cameras
-from sightline.ops.rendering import render_cloud, render_cloud_reference
+from sightline.ops.heat_maps import gaussian_heatmaps
 from sightline.ops.voxels import CubePlacement, to_voxels
 
 _CUBE_MM = 200.0
+_SIGMA = 1.7
 
 
 def cases() -> list[BenchmarkCase]:
     return [
-        BenchmarkCase(
-            suite="data",
-            label="render_{clouds}x{points}_{views}x{size_px}px",
-            size={"clouds": 4, "points": 1024, "views": 12, "size_px": 96},
-            quick={"clouds": 1, "points": 64, "views": 2, "size_px": 24},
-            make=_make_clouds,
-            baseline=implementation("plain", partial(_render_views, render_cloud_reference), equal),
-            variants=(implementation("sightline", partial(_render_views, render_cloud), equal),),
-        ),
         BenchmarkCase(
             suite="data",
             label="heatmaps_{frames}x21x{size}",
@@ -45,16 +31,6 @@ def cases() -> list[BenchmarkCase]:
             variants=(implementation("sightline", _make_heatmaps, allclose(1e-6)),),
         ),
     ]
-
-
-def _make_clouds(*, clouds: int, points: int, views: int, size_px: int) -> dict[str, Any]:
-    shapes = SyntheticShapes(split="train", train_size=clouds, num_points=points)
-    batch = shapes.get_batch([SampleKey(index, 0, 0) for index in range(clouds)])
-    return {"points": batch["points"], "cameras": ring_cameras(views, size_px=size_px)}
-
-
-def _render_views(render: Callable[..., np.ndarray], inputs: dict[str, Any]) -> Tensor:
-    return torch.stack([torch.from_numpy(render(cloud.numpy(), inputs["cameras"])) for cloud in inputs["points"]])
 
 
 def make_frames(*, frames: int, size: int) -> dict[str, Any]:
@@ -69,7 +45,10 @@ def make_frames(*, frames: int, size: int) -> dict[str, Any]:
 
 
 def _make_dense_heatmaps(inputs: dict[str, Any]) -> Tensor:
-    return gaussian_heatmaps_reference(inputs["cells"], cells=inputs["placement"].size // 2).float()
+    centres = torch.arange(inputs["placement"].size // 2, dtype=torch.float64) + 0.5
+    grid = torch.stack(torch.meshgrid(centres, centres, centres, indexing="ij"), dim=-1)
+    squared = ((grid - inputs["cells"][:, :, None, None, None]) ** 2).sum(dim=-1)
+    return torch.exp(-squared / (2 * _SIGMA**2)).float()
 
 
 def _make_heatmaps(inputs: dict[str, Any]) -> Tensor:

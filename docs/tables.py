@@ -63,7 +63,6 @@ MEANING = {
     "compress.gradient": "at a codebook's number, the mean or the sum over its weights",
     "teacher": "a trained run that losses compare with, see [compression](../run/compress.md#distil)",
     "teacher.from": "a run directory or a checkpoint",
-    "teacher.features": "modules of both networks whose outputs the loss `feature_distillation` compares",
     "teacher.sha256": "of its weights; others are refused. A run notes it, leave it out",
     "checkpoint.every": "epochs between checkpoints; every evaluated step has one too",
     "checkpoint.every_steps": "steps between checkpoints, besides",

@@ -104,12 +104,11 @@ class Compress:
 class Teacher:
     """A trained run whose network predicts every batch, too: losses read its outputs as `teacher_<output>`.
 
-    A run directory or one of its checkpoints. `features` names modules of both networks whose outputs a loss compares.
-    `sha256` is that of its weights, which a run notes when it is trained: others are then refused.
+    A run directory or one of its checkpoints. `sha256` is that of its weights, which a run notes when it is trained:
+    others are then refused.
     """
 
     source: str = field(metadata={"key": "from"})
-    features: tuple[str, ...] = ()
     sha256: str | None = None
 
 

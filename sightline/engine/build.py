@@ -431,9 +431,7 @@ def _missing_keys_located(losses: Sequence[ComponentConfig]) -> Iterator[None]:
                 location = dataclasses.replace(component.location, path="")
                 removal = _describe_removal(component, losses)
                 advice = f"{removal}, or base the config on another"
-                if error.key == "teacher_modules":
-                    advice = "name modules of model and teacher: teacher: {from: RUN, features: [MODULE]}"
-                elif error.key.startswith("teacher_"):
+                if error.key.startswith("teacher_"):
                     advice = f"add a trained run as teacher: {{from: RUN}}, whose model returns it, or {removal}"
                 raise UnknownKeyError(f"{location}: {error}; {advice}") from error
         builders = {name: registry.transforms.get_entry(name).builder for name in registry.transforms.names()}

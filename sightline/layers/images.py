@@ -3,16 +3,14 @@
 Activation checkpointing: inner values are recomputed in the backward pass instead of stored.
 
 Normalisation layers of backbones by name, and freezing of parts of a network.
-
-Attention over channels and positions of a feature map: SE, CBAM, ECA and SimAM; each keeps the shape.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +18,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sightline.layers.range_image import column_padding
-from sightline.ops.waits import is_recording, is_transformed
 
 
 class ConvBlock(nn.Module):
@@ -93,30 +90,6 @@ class ConvNorm(ConvBlock):
             circular=circular,
         )
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
-
-
-def join_channels(parts: Sequence[Tensor]) -> Tensor:
-    """Concatenate feature maps (B, C_i, H, W) along their channels.
-
-    The gradients of parts in channels_last are contiguous. Those of `torch.cat` are views with gaps, for which batch
-    norm has no fast path on the CPU.
-    """
-    is_last = all(part.is_contiguous(memory_format=torch.channels_last) for part in parts)
-    is_plain = is_recording() or is_transformed()  # which hold no function with a backward of its own
-    if is_last and not is_plain:
-        return cast(Tensor, _JoinedChannels.apply(*parts))
-    return torch.cat([*parts], dim=1)
-
-
-class _JoinedChannels(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *parts: Tensor) -> Tensor:
-        ctx.sizes = [part.shape[1] for part in parts]
-        return torch.cat(parts, dim=1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        return tuple(part.contiguous(memory_format=torch.channels_last) for part in gradient.split(ctx.sizes, dim=1))
 
 
 def assert_images(image: Tensor, *, channels: int = 3) -> None:
@@ -225,93 +198,3 @@ def freeze_module(part: nn.Module) -> None:
         for name, parameter in list(module.named_parameters(recurse=False)):
             delattr(module, name)
             module.register_buffer(name, parameter.detach())
-
-
-AttentionName = Literal["none", "se", "cbam", "eca", "simam"]
-
-
-class SqueezeExcitation(nn.Module):
-    """Squeeze-and-excitation (SE): x times the sigmoid of an MLP of its mean over the map; (B, C, H, W) -> the same.
-
-    The inner width is C / `reduction`. Source: Hu et al. 2018, Squeeze-and-Excitation Networks, eq. 2 to 4.
-    """
-
-    def __init__(self, channels: int, *, reduction: int = 16, bias: bool = False) -> None:
-        super().__init__()
-        inner = max(channels // reduction, 1)
-        self.reduce = nn.Linear(channels, inner, bias=bias)
-        self.expand = nn.Linear(inner, channels, bias=bias)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Scale the channels of a map: (B, C, H, W) -> (B, C, H, W)."""
-        weights = self.expand(self.reduce(image.mean(dim=(2, 3))).relu()).sigmoid()
-        return cast(Tensor, image * weights[:, :, None, None])
-
-
-class CBAM(nn.Module):
-    """CBAM: channel attention from the map's mean and maximum, then spatial attention from those over the channels.
-
-    Source: Woo et al. 2018, CBAM, eq. 2 and 3, without a bias.
-    """
-
-    def __init__(self, channels: int, *, reduction: int = 16, size: int = 7) -> None:
-        super().__init__()
-        inner = max(channels // reduction, 1)
-        self.channels = nn.Sequential(
-            nn.Linear(channels, inner, bias=False), nn.ReLU(), nn.Linear(inner, channels, bias=False)
-        )
-        self.places = nn.Conv2d(2, 1, size, padding=size // 2, bias=False)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Scale channels, then positions of a map: (B, C, H, W) -> (B, C, H, W)."""
-        weights = self.channels(image.mean(dim=(2, 3))) + self.channels(image.amax(dim=(2, 3)))
-        image = image * weights.sigmoid()[:, :, None, None]
-        both = torch.cat([image.mean(dim=1, keepdim=True), image.amax(dim=1, keepdim=True)], dim=1)
-        return cast(Tensor, image * self.places(both).sigmoid())
-
-
-class ECA(nn.Module):
-    """ECA: x times the sigmoid of a convolution over the channels of its mean over the map.
-
-    The kernel has t = (log2 C + 1) / 2 taps, rounded down, or one more if that is even.
-    Source: Wang et al. 2020, ECA-Net, eq. 12; layout of BangguWu/ECANet.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        taps = int((math.log2(channels) + 1) / 2)
-        taps += 1 - taps % 2
-        self.conv = nn.Conv1d(1, 1, taps, padding=taps // 2, bias=False)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Scale the channels of a map: (B, C, H, W) -> (B, C, H, W)."""
-        weights = self.conv(image.mean(dim=(2, 3))[:, None])[:, 0].sigmoid()
-        return cast(Tensor, image * weights[:, :, None, None])
-
-
-class SimAM(nn.Module):
-    """SimAM: x times the sigmoid of its squared distance from the channel's mean, without parameters.
-
-    A map of one pixel has no variance: it is scaled by the sigmoid of 1/2.
-    Source: Yang et al. 2021, SimAM, eq. 5 and figure 3, lambda 1e-4.
-    """
-
-    def __init__(self, channels: int, *, regularisation: float = 1e-4) -> None:
-        super().__init__()
-        self.regularisation = regularisation
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Scale the values of a map: (B, C, H, W) -> (B, C, H, W)."""
-        squares = (image - image.mean(dim=(2, 3), keepdim=True)).square()
-        spread = squares.sum(dim=(2, 3), keepdim=True) / max(image.shape[2] * image.shape[3] - 1, 1)
-        return image * (squares / (4 * (spread + self.regularisation)) + 0.5).sigmoid()
-
-
-ATTENTIONS: Mapping[AttentionName, Callable[[int], nn.Module] | None] = {
-    "none": None,
-    "se": SqueezeExcitation,
-    "cbam": CBAM,
-    "eca": ECA,
-    "simam": SimAM,
-}
-"""Attention layers by config name: functions of the number of channels."""

@@ -1,10 +1,4 @@
-"""Final layer of a point network's encoder: linear map, batch norm, leaky activation, then pooling over the points.
-
-CPU kernels of fused batch norm, leaky activation and pooling over the points of a cloud.
-
-`values` (B, N, C) are the inputs of the norm, which is `(values - mean) * scale + offset` per channel. Sums are taken
-over blocks of points in the input's dtype and then in float64: exact enough for any number of points.
-"""
+"""Final layer of a point network's encoder: linear map, batch norm, activation, then pooling over the points."""
 
 from __future__ import annotations
 
@@ -30,7 +24,6 @@ from sightline.ops.numba_kernels import (
     cpu_autocast_dtype,
     numba_kernel,
     run_parallel,
-    widen_in_parts,
 )
 
 _ENTRIES_AT_ONCE = 2**21
@@ -83,148 +76,6 @@ def linear_extremes_gradient(values: Tensor, weight: Tensor, place: Tensor, *, c
     arrays = [tensor.contiguous().numpy() for tensor in (values, weight, place, chosen)]
     run_parallel(_spread_extremes, num_parts, _CHUNK_SIZE, *arrays, to_values.numpy(), parts.numpy())
     return to_values, parts.sum(dim=0)
-
-
-def sums_about(values: Tensor, shift: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the sums over all points (B, N, C) of values - shift and of its square, (C,) float64."""
-    parts = []
-    for _, wide in widen_in_parts(values, shift.dtype):
-        parts.append(np.zeros((2, len(wide), values.shape[2])))
-        run_parallel(_sum_about, len(wide), wide.numpy(), shift.numpy(), parts[-1])
-    sums = np.concatenate(parts, axis=1)
-    return sums[0].sum(axis=0), sums[1].sum(axis=0)
-
-
-def pool(
-    values: Tensor, *, mean: Tensor, scale: Tensor, offset: Tensor, negative_slope: float
-) -> tuple[Tensor, Tensor, Tensor, np.ndarray]:
-    """Compute maximum (B, C), its first point (B, C) int64, mean (B, C), and slopes (2, B, C) float64 for backward.
-
-    The slopes are the sums over the points of the activation's derivative, and of derivative times (value - mean). NaN
-    wins the maximum.
-    """
-    shape = (len(values), values.shape[2])
-    best, argmax, average = mean.new_empty(shape), torch.empty(shape, dtype=torch.int64), mean.new_empty(shape)
-    slopes = []
-    leak = mean.numpy().dtype.type(negative_slope)
-    for part, wide in widen_in_parts(values, mean.dtype):
-        tensors = (wide, mean, scale, offset, best[part], argmax[part], average[part])
-        slopes.append(np.zeros((2, len(wide), values.shape[2])))
-        run_parallel(_pool, len(wide), leak, *(tensor.numpy() for tensor in tensors), slopes[-1])
-    return best, argmax, average, np.concatenate(slopes, axis=1)
-
-
-def pool_gradient(
-    values: Tensor,
-    *,
-    mean: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    negative_slope: float,
-    to_average: Tensor,
-    to_best: Tensor,
-    place: Tensor,
-    constant: Tensor,
-    slope: Tensor,
-) -> Tensor:
-    """Compute the gradient of `values` (B, N, C): activation, norm and batch statistics, in one pass.
-
-    `to_average` (B, C) is the gradient of the mean, `to_best` (B, C) that of the maximum at point `place`; `constant`
-    and `slope` (C,) are the two terms of batch statistics, - constant - slope * (values - mean).
-    """
-    result, scratch = torch.empty_like(values), None
-    leak = mean.numpy().dtype.type(negative_slope)
-    for part, wide in widen_in_parts(values, mean.dtype):
-        if scratch is None:
-            scratch = result if wide is values else torch.empty_like(wide)
-        target = scratch[: len(wide)]
-        inputs = (wide, mean, scale, offset, to_average[part], to_best[part], place[part], constant, slope)
-        run_parallel(_spread, len(wide), leak, *(t.contiguous().numpy() for t in inputs), target.numpy())
-        if wide is not values:
-            result[part] = target
-    return result
-
-
-@numba_kernel
-def _sum_about(first, last, values, shift, sums):  # type: ignore[no-untyped-def]
-    num_points, width = values.shape[1], values.shape[2]
-    total, squares = np.empty(width, values.dtype), np.empty(width, values.dtype)
-    for sample in range(first, last):
-        for start in range(0, num_points, 64):
-            total[:] = 0
-            squares[:] = 0
-            for point in range(start, min(start + 64, num_points)):
-                row = values[sample, point]
-                for channel in range(width):
-                    moved = row[channel] - shift[channel]
-                    total[channel] += moved
-                    squares[channel] += moved * moved
-            for channel in range(width):
-                sums[0, sample, channel] += total[channel]
-                sums[1, sample, channel] += squares[channel]
-
-
-@numba_kernel
-def _pool(first, last, leak, values, mean, scale, offset, best, argmax, average, slopes):  # type: ignore[no-untyped-def]
-    num_points, width = values.shape[1], values.shape[2]
-    one = values.dtype.type(1)
-    total = np.empty(width, values.dtype)
-    derivative, weighted = np.empty(width, values.dtype), np.empty(width, values.dtype)
-    grand_total = np.empty(width, np.float64)
-    where = np.empty(width, np.int32)
-    for sample in range(first, last):
-        grand_total[:] = 0
-        where[:] = 0
-        top = best[sample]
-        top[:] = -np.inf
-        for start in range(0, num_points, 64):
-            total[:] = 0
-            derivative[:] = 0
-            weighted[:] = 0
-            for point in range(start, min(start + 64, num_points)):
-                row = values[sample, point]
-                for channel in range(width):
-                    moved = row[channel] - mean[channel]
-                    normed = moved * scale[channel] + offset[channel]
-                    factor = one if normed > 0 else leak
-                    active = normed * factor
-                    total[channel] += active
-                    derivative[channel] += factor
-                    weighted[channel] += factor * moved
-                    is_better = active > top[channel] or active != active
-                    top[channel] = active if is_better else top[channel]
-                    where[channel] = point if is_better else where[channel]
-            for channel in range(width):
-                grand_total[channel] += total[channel]
-                slopes[0, sample, channel] += derivative[channel]
-                slopes[1, sample, channel] += weighted[channel]
-        for channel in range(width):
-            average[sample, channel] = grand_total[channel] / num_points
-            argmax[sample, channel] = where[channel]
-
-
-@numba_kernel
-def _spread(  # type: ignore[no-untyped-def]
-    first, last, leak, values, mean, scale, offset, to_average, to_best, argmax, constant, slope, result
-):
-    num_points, width = values.shape[1], values.shape[2]
-    one = values.dtype.type(1)
-    spread = np.empty(width, values.dtype)
-    for sample in range(first, last):
-        for channel in range(width):
-            spread[channel] = to_average[sample, channel] * scale[channel] / num_points
-        for point in range(num_points):
-            row, target = values[sample, point], result[sample, point]
-            for channel in range(width):
-                moved = row[channel] - mean[channel]
-                normed = moved * scale[channel] + offset[channel]
-                factor = one if normed > 0 else leak
-                target[channel] = spread[channel] * factor - constant[channel] - slope[channel] * moved
-        for channel in range(width):
-            point = argmax[sample, channel]
-            normed = (values[sample, point, channel] - mean[channel]) * scale[channel] + offset[channel]
-            factor = one if normed > 0 else leak
-            result[sample, point, channel] += to_best[sample, channel] * scale[channel] * factor
 
 
 @numba_kernel
@@ -312,87 +163,18 @@ class LinearNormMax(LinearNorm):
 class LinearNormPool(LinearNorm):
     """`LinearNorm` with a leaky activation, then max and mean pooling: (B, N, in_channels) -> (B, 2 * out_channels).
 
-    The maxima come first. On the CPU only the linear map's values are stored, one of the five arrays of their size that
-    the plain form (`fused=False`, the tested reference) stores; numbers, gradients and running statistics are the same.
-    Of equal maxima the first point gets the gradient.
+    The maxima come first.
     """
 
-    def __init__(self, *, in_channels: int, out_channels: int, negative_slope: float, fused: bool = True) -> None:
+    def __init__(self, *, in_channels: int, out_channels: int, negative_slope: float) -> None:
         super().__init__(
             in_channels=in_channels, out_channels=out_channels, activation=nn.LeakyReLU(negative_slope=negative_slope)
         )
-        self.negative_slope = negative_slope
-        self.fused = fused
 
     def forward(self, values: Tensor) -> Tensor:
         """Map values (B, N, in_channels) -> (B, 2 * out_channels)."""
-        mapped = self.linear(values)
-        if self.fused and can_use_numba(mapped, self.norm.weight, self.norm.bias, extra_dtype=torch.bfloat16):
-            pooled = _NormedPool.apply(mapped, self.norm.weight, self.norm.bias, self.norm, self.negative_slope)
-            return torch.cat(pooled, dim=-1)
-        active = self.normalise_and_activate(mapped)
+        active = super().forward(values)
         return torch.cat([active.max(dim=1).values, active.mean(dim=1)], dim=-1)
-
-
-class _NormedPool(Function):
-    """Maximum and mean over N of leaky(batch_norm(values)), from `values` (B, N, C)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d, negative_slope: float
-    ) -> tuple[Tensor, Tensor]:
-        values = values.contiguous()
-        sums = _sums_near_their_mean(values, weight.dtype) if uses_batch_statistics(norm) else None
-        count, mean, inverse_deviation = normalisation_statistics(norm, sums, weight.dtype)
-        scale = weight * inverse_deviation
-        maximum, argmax, average, slopes = pool(
-            values, mean=mean, scale=scale, offset=bias, negative_slope=negative_slope
-        )
-        ctx.norm, ctx.count, ctx.negative_slope, ctx.slopes = norm, count, negative_slope, slopes
-        # `weight` is kept so that autograd sees it change between the passes, as the plain form does.
-        ctx.save_for_backward(values, mean, scale, weight, bias, inverse_deviation, argmax)
-        return maximum, average
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        values, mean, scale, _, bias, inverse_deviation, argmax = ctx.saved_tensors
-        to_best, to_average = gradients
-        best = values.gather(1, argmax[:, None]).squeeze(1) - mean
-        factor = torch.where(best * scale + bias > 0, best.new_ones(()), best.new_tensor(ctx.negative_slope))
-        derivative, weighted = torch.from_numpy(ctx.slopes).to(mean.dtype)
-        share = to_average / values.shape[1]
-        to_bias = (share * derivative + to_best * factor).sum(dim=0)
-        to_weight = inverse_deviation * (share * weighted + to_best * factor * best).sum(dim=0)
-        constant, slope = batch_statistics_gradients(
-            ctx.norm,
-            ctx.count,
-            grad_bias=to_bias,
-            to_weight=to_weight,
-            scale=scale,
-            inverse_deviation=inverse_deviation,
-        )
-        to_values = pool_gradient(
-            values,
-            mean=mean,
-            scale=scale,
-            offset=bias,
-            negative_slope=ctx.negative_slope,
-            to_average=to_average,
-            to_best=to_best,
-            place=argmax,
-            constant=constant,
-            slope=slope,
-        )
-        return to_values, to_weight, to_bias, None, None
-
-
-def _sums_near_their_mean(values: Tensor, dtype: torch.dtype) -> ShiftedSums:
-    """Return the sums of all points about the mean of some of them."""
-    some = values[:, :: max(1, values.shape[1] // 16)].to(dtype)
-    near_mean = some.mean(dim=(0, 1)).nan_to_num()  # NaN: a part without samples
-    total, total_of_squares = (torch.from_numpy(array) for array in sums_about(values, near_mean))
-    return ShiftedSums(near_mean.double(), total, total_of_squares, values.shape[0] * values.shape[1])
 
 
 class _LinearNormedMax(Function):

@@ -8,26 +8,12 @@ from __future__ import annotations
 
 from sightline.ops.ball_query import ball_query, packed_ball_query, radius, radius_graph
 from sightline.ops.batch_statistics import batch_statistics, statistics_gradients
-from sightline.ops.box_forms import box_convert, clip_boxes_to_image, masks_to_boxes, remove_small_boxes
-from sightline.ops.box_overlaps import (
-    box_area,
-    box_ioa,
-    box_iou,
-    complete_box_iou,
-    distance_box_iou,
-    generalized_box_iou,
-)
+from sightline.ops.box_overlaps import box_area, box_ioa, box_iou, clip_boxes_to_image
 from sightline.ops.edge_convolution import EdgeSums, edge_extremes, edge_gradients
 from sightline.ops.farthest_points import farthest_points, fps, packed_farthest_points, sample_farthest_points
 from sightline.ops.grouping import gather_points
 from sightline.ops.interpolation import interpolate, packed_interpolate
-from sightline.ops.losses import (
-    complete_box_iou_loss,
-    distance_box_iou_loss,
-    generalized_box_iou_loss,
-    lovasz_softmax,
-    sigmoid_focal_loss,
-)
+from sightline.ops.losses import sigmoid_focal_loss
 from sightline.ops.neighbours import (
     KNN,
     Neighbours,
@@ -39,7 +25,6 @@ from sightline.ops.neighbours import (
     packed_nearest_neighbours,
 )
 from sightline.ops.points_in_boxes import points_in_boxes
-from sightline.ops.roi_align import roi_align
 from sightline.ops.rotations import (
     axis_rotation,
     euler_matrix,
@@ -62,15 +47,10 @@ __all__ = [
     "batch_to_offsets",
     "batched_nms",
     "box_area",
-    "box_convert",
     "box_ioa",
     "box_iou",
     "chamfer_distance",
     "clip_boxes_to_image",
-    "complete_box_iou",
-    "complete_box_iou_loss",
-    "distance_box_iou",
-    "distance_box_iou_loss",
     "edge_extremes",
     "edge_gradients",
     "estimate_normals",
@@ -78,14 +58,10 @@ __all__ = [
     "farthest_points",
     "fps",
     "gather_points",
-    "generalized_box_iou",
-    "generalized_box_iou_loss",
     "interpolate",
     "knn",
     "knn_graph",
     "knn_points",
-    "lovasz_softmax",
-    "masks_to_boxes",
     "nearest_neighbours",
     "nms",
     "offsets_to_batch",
@@ -98,8 +74,6 @@ __all__ = [
     "quaternion_matrix",
     "radius",
     "radius_graph",
-    "remove_small_boxes",
-    "roi_align",
     "rotate_points",
     "sample_farthest_points",
     "sample_surface",

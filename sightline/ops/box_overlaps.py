@@ -59,17 +59,20 @@ def assert_boxes(boxes: Tensor, *, name: str = "boxes", form: str = "(..., 4)") 
         raise ValueError(f"{name}: found {boxes.dtype}, expected numbers such as torch.float32")
 
 
-def assert_box_sets(boxes1: Tensor, boxes2: Tensor, *, is_aligned: bool = False) -> None:
-    """Raise ValueError unless boxes are (N, 4) and (M, 4), or of one shape (..., 4), on one device."""
-    form = "(..., 4)" if is_aligned else "(N, 4)"
-    assert_boxes(boxes1, name="boxes1", form=form)
-    assert_boxes(boxes2, name="boxes2", form=form)
+def assert_box_sets(boxes1: Tensor, boxes2: Tensor) -> None:
+    """Raise ValueError unless boxes are (N, 4) and (M, 4), on one device."""
+    assert_boxes(boxes1, name="boxes1", form="(N, 4)")
+    assert_boxes(boxes2, name="boxes2", form="(N, 4)")
     if boxes1.device != boxes2.device:
         raise ValueError(f"boxes2: found on {boxes2.device}, boxes1 on {boxes1.device}; move one to the other's device")
-    if is_aligned and boxes1.shape != boxes2.shape:
-        raise ValueError(
-            f"boxes2: found the shape {tuple(boxes2.shape)}, expected that of boxes1 {tuple(boxes1.shape)}"
-        )
+
+
+def clip_boxes_to_image(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut boxes (..., 4) to an image of `size` (height, width): coordinates are 0 to its sides."""
+    assert_boxes(boxes)
+    height, width = size
+    columns, rows = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
+    return torch.stack([columns, rows], dim=-1).flatten(-2)
 
 
 def _multiply_sides(sizes: Tensor) -> Tensor:
@@ -162,24 +165,6 @@ def box_ioa(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     Of finite boxes, the bits of `ioa(boxes1[:, None], boxes2)` on every device. It is COCO's overlap with a crowd.
     """
     return _overlap_all(_box_ioa, boxes1, boxes2)
-
-
-def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Compute the GIoU (N, M) of all pairs of boxes (N, 4) and (M, 4), -1 to 1. Source: that of `giou`."""
-    assert_box_sets(boxes1, boxes2)
-    return giou(boxes1[:, None], boxes2)
-
-
-def distance_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Compute the DIoU (N, M) of all pairs of boxes (N, 4) and (M, 4), -1 to 1. Source: that of `diou`."""
-    assert_box_sets(boxes1, boxes2)
-    return diou(boxes1[:, None], boxes2)
-
-
-def complete_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Compute the CIoU (N, M) of all pairs of boxes (N, 4) and (M, 4). Source: that of `ciou`."""
-    assert_box_sets(boxes1, boxes2)
-    return ciou(boxes1[:, None], boxes2)
 
 
 def _overlap_all(overlap: Operator[[Tensor, Tensor], Tensor], boxes1: Tensor, boxes2: Tensor) -> Tensor:

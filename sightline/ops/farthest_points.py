@@ -31,7 +31,7 @@ from sightline.ops.segments import (
     pack,
     read_sizes,
 )
-from sightline.ops.trees import LEAF_SIZE, build_curve_trees
+from sightline.ops.trees import LEAF_SIZE, build_trees
 from sightline.ops.waits import read_list, require, send_list
 
 FAN = 16
@@ -266,7 +266,7 @@ def _(points: Tensor, first: Tensor, num_samples: int, max_distance: float, min_
     points, first = points.contiguous(), first.contiguous()
     index = np.empty((len(points), num_samples), dtype=np.int64)
     nearest = _initial(points, max_distance, min_squared_norm).numpy()
-    trees = build_curve_trees(points)
+    trees = build_trees(points)
     run_parallel(_sample, len(points), points.numpy(), nearest, first.numpy(), *trees, index)
     return torch.from_numpy(index)
 

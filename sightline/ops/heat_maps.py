@@ -34,14 +34,6 @@ def gaussian_heatmaps(
     return x.to(dtype)[..., :, None, None] * plane[..., None, :, :]
 
 
-def gaussian_heatmaps_reference(joints: Tensor, *, cells: int, sigma: float = 1.7, middle: float = 0.5) -> Tensor:
-    """Compute the reference of `gaussian_heatmaps`: joints (B, J, 3) -> (B, J, V, V, V) float64."""
-    centres = torch.arange(cells, dtype=torch.float64, device=joints.device) + middle
-    grid = torch.stack(torch.meshgrid(centres, centres, centres, indexing="ij"), dim=-1)
-    squared = ((grid - joints.double()[:, :, None, None, None]) ** 2).sum(dim=-1)
-    return torch.exp(-squared / (2 * sigma**2))
-
-
 def one_hot_heatmaps(joints: Tensor, *, cells: int) -> Tensor:
     """Compute trilinear weights of the eight cells around joints (B, J, 3), with sum 1: (B, J, V, V, V) float32.
 

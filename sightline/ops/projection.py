@@ -15,7 +15,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -175,19 +174,6 @@ def nearest_returns(ranges: Tensor, *, pixel: Tensor, num_places: int) -> Tensor
 
 _NO_RETURN = 0x7F800000 << 32
 """Key of an empty pixel: the bits of an infinite range above those of row 0."""
-
-
-def nearest_returns_reference(ranges: Tensor, *, place: Tensor, num_places: int) -> Tensor:
-    """Compute the reference of `nearest_returns`, ranges (P,) -> (num_places,) int64.
-
-    Points written from the farthest to the nearest.
-    Source: the published code of Milioto et al. 2019, with a stable sort, so that the lowest of equal rows comes last.
-    """
-    order = np.argsort(ranges.numpy(), kind="stable")[::-1]
-    order = order[np.isfinite(ranges.numpy()[order])]
-    shown = np.full(num_places, -1, dtype=np.int64)
-    shown[place.numpy()[order]] = order
-    return torch.from_numpy(shown)
 
 
 def gather_to_image(shown: Tensor, values: Tensor, *, empty: float | Tensor) -> Tensor:

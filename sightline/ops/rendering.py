@@ -9,18 +9,18 @@ import math
 from typing import Literal
 
 import numpy as np
-import torch
 
-from sightline.ops.numba_kernels import can_use_numba, numba_kernel, run_parallel
+from sightline.ops.numba_kernels import numba_kernel, run_parallel
 from sightline.ops.pinhole import Cameras
 from sightline.ops.surfaces import Surfels, fit_surfels
 
 
 @numba_kernel
 def draw_surfels(first: int, last: int, discs: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
-    """CPU kernel of `rendering.draw_surfels_reference`.
+    """Draw discs (V, N, 12) of `_project_discs` into depth keys and shades (V, H, W); the key is -inf for background.
 
-    Discs (V, N, 12) into key and shade (V, H, W), views first to last.
+    First the foremost key of each pixel, then the mean over the discs within the band behind it, weighted by
+    (1 - q)^2, q the squared distance from the centre in radii.
     """
     size = key.shape[1]
     nearest = np.empty((size, size))
@@ -98,21 +98,7 @@ def render_cloud(points: np.ndarray, cameras: Cameras, *, style: Style = "shaded
     """
     discs = _project_discs(_fit_surfels(points), cameras)
     key, shade = _new_maps(cameras)
-    if can_use_numba(torch.from_numpy(discs)):
-        run_parallel(draw_surfels, len(cameras), discs, key, shade)
-    else:
-        draw_surfels_reference(discs, key, shade)
-    return _levels(key, shade, cameras, style)
-
-
-def render_cloud_reference(points: np.ndarray, cameras: Cameras, *, style: Style = "shaded") -> np.ndarray:
-    """Compute the reference of `render_cloud`, points (N, 3) -> (V, H, W) uint8.
-
-    The same bits by NumPy alone, one disc at a time.
-    """
-    discs = _project_discs(_fit_surfels(points), cameras)
-    key, shade = _new_maps(cameras)
-    draw_surfels_reference(discs, key, shade)
+    run_parallel(draw_surfels, len(cameras), discs, key, shade)
     return _levels(key, shade, cameras, style)
 
 
@@ -122,50 +108,10 @@ def on_background(levels: np.ndarray, background: Background) -> np.ndarray:
     return np.repeat(shown[..., None], 3, axis=-1)
 
 
-def draw_surfels_reference(discs: np.ndarray, key: np.ndarray, shade: np.ndarray) -> None:
-    """Draw discs (V, N, 12) of `_project_discs` into depth keys and shades (V, H, W); the key is -inf for background.
-
-    First the foremost key of each pixel, then the mean over the discs within the band behind it, weighted by
-    (1 - q)^2, q the squared distance from the centre in radii.
-    """
-    size = key.shape[1]
-    for view, view_discs in enumerate(discs):
-        nearest = np.full((size, size), -np.inf)
-        for disc in view_discs:
-            where, share, keys = _window(disc, size)
-            nearest[where] = np.where(share < 1, np.maximum(nearest[where], keys), nearest[where])
-        sums = np.zeros((3, size, size))
-        for disc in view_discs:
-            where, share, keys = _window(disc, size)
-            is_front = (share < 1) & (keys >= nearest[where] - disc[10])
-            weight = np.where(is_front, (1 - share) * (1 - share), 0)
-            for total, term in zip(sums, (weight, weight * keys, weight * disc[11]), strict=True):
-                total[where] += term
-        is_there = sums[0] > 0
-        safe = np.where(is_there, sums[0], 1)
-        key[view] = np.where(is_there, sums[1] / safe, -np.inf)
-        shade[view] = np.where(is_there, sums[2] / safe, 0)
-
-
 def _fit_surfels(points: np.ndarray) -> Surfels:
     if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0:
         raise ValueError(f"points are {points.shape}, (points, 3) with at least one point are needed")
     return fit_surfels(points)
-
-
-def _window(disc: np.ndarray, size: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
-    """Return the pixels about a disc, their squared distances from its centre in radii, and the disc's keys there."""
-    u, v, key, key_u, key_v, a, b, c, half_u, half_v = disc[:10]
-    where = _pixel_slice(v - half_v, v + half_v, size), _pixel_slice(u - half_u, u + half_u, size)
-    rows, columns = np.mgrid[where]
-    dv, du = rows - v, columns - u
-    return where, a * du * du + b * du * dv + c * dv * dv, key + key_u * du + key_v * dv
-
-
-def _pixel_slice(low: float, high: float, size: int) -> slice:
-    """Return the slice of pixels from `low` to `high`, both included."""
-    first = max(0, math.ceil(low))
-    return slice(first, max(first, min(size - 1, math.floor(high)) + 1))
 
 
 def _new_maps(cameras: Cameras) -> tuple[np.ndarray, np.ndarray]:

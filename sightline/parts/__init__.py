@@ -11,7 +11,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "models.vit": "vit vit_base vit_small vit_tiny",
     },
     "losses": {
-        "losses.classification": "cross_entropy distillation feature_distillation focal_cross_entropy lovasz_softmax",
+        "losses.classification": "cross_entropy distillation lovasz_softmax",
         "losses.embeddings": "cross_modal feature_transform_penalty intra_modal",
     },
     "metrics": {
@@ -25,11 +25,10 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "tasks.supervised": "centre classify pose",
     },
     "transforms": {
-        "transforms.images": "chromatic_auto_contrast chromatic_jitter chromatic_translation color_jitter crop_image "
-        "drop_colour flip_image hue_saturation normalize_image resize_image",
+        "transforms.images": "chromatic_auto_contrast chromatic_jitter chromatic_translation color_jitter flip_image "
+        "hue_saturation normalize_image resize_image",
         "transforms.point_selection": "crop_depth drop_points farthest_points sample_points shuffle_points",
-        "transforms.points": "elastic flip jitter normalize_unit_sphere perturb_rotation rotate scale translate "
-        "two_views",
+        "transforms.points": "elastic flip jitter normalize_unit_sphere rotate scale translate two_views",
     },
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from sightline.commands.prove import CompareOptions
 from sightline.contract import registry
-from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_leaves
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.device import set_backends
@@ -47,10 +46,6 @@ def make_subject(
 ) -> tuple[ComparisonSubject, int]:
     """Build what is compared of an opened run or config, and the number of optimiser steps; both have defaults."""
     config = opened.config
-    if config.teacher is not None and config.teacher.features:
-        raise UserError(
-            "compare: losses of teacher.features are not supported; leave out that loss, and set teacher.features=[]"
-        )
     set_backends(config.train)
     built = _build_setup(opened, note)
     recipe = registry.optimizers.build(config.optimizer, facts=built.data.facts)

@@ -63,7 +63,7 @@ def test_the_sizes_of_the_bars_are_there() -> None:
 
 def test_names_are_unique_and_so_are_those_of_forms() -> None:
     everything = names(list_cases())
-    assert len(everything) == 65
+    assert len(everything) == 64
     assert len(set(everything)) == len(everything)
     for case in list_cases():
         forms = [form.name for form in case.forms]

@@ -71,7 +71,7 @@ MODELS = ("crosspoint", "detector", "dgcnn", "point_transformer", "rangenet21", 
 
 @pytest.mark.parametrize("name", long_but(["crosspoint", "dgcnn", "scale_net"], MODELS))
 def test_a_model_of_the_registry_equals_itself(name: str) -> None:
-    """The others: tests/long/test_layers_of_models.py."""
+    """The others: tests/long/test_networks.py."""
     assert_equals_itself(name)
 
 

@@ -125,5 +125,5 @@ def test_the_ring_forgets_the_oldest() -> None:
 
 
 def test_it_closes_the_gap_between_uniform_and_the_optimum() -> None:
-    """With a third of the episodes of `tests/long/test_ddpg_toy.py`."""
+    """With a third of the episodes of `tests/long/test_compression.py`."""
     assert closed_by_ddpg(seed=234, episodes=100) >= 0.95

@@ -43,7 +43,7 @@ SMALLER = {
     "segment/synthetic_shapes_dgcnn": _FEW_CLOUDS,
 }
 """A few recipes, made smaller where counting the labels of thousands of clouds takes seconds. All of them, as they are
-shipped: tests/long/test_healthy_recipes.py.
+shipped: tests/long/test_recipes.py.
 """
 
 
@@ -63,7 +63,7 @@ def assert_shipped_is_healthy(name: str, overrides: Sequence[str] = ()) -> None:
 
 @pytest.mark.parametrize("model", ["pointnet", "dgcnn"])
 def test_small_runs_are_healthy_whatever_the_seed(tmp_path: Path, model: str) -> None:
-    """More seeds: tests/long/test_healthy_recipes.py."""
+    """More seeds: tests/long/test_recipes.py."""
     assert_small_is_healthy(tmp_path, model, seed=1)
 
 
@@ -73,7 +73,7 @@ def assert_small_is_healthy(tmp_path: Path, model: str, seed: int) -> None:
 
 
 def test_small_runs_on_parts_are_healthy_whatever_the_seed(tmp_path: Path) -> None:
-    """More seeds: tests/long/test_healthy_recipes.py."""
+    """More seeds: tests/long/test_recipes.py."""
     assert_parts_are_healthy(tmp_path, seed=1)
 
 

@@ -29,7 +29,7 @@ TRANSFORMS = {
     "modelnet40_pointnet": "[{name: drop_points}, {name: scale, low: 0.8, high: 1.25, isotropic: true}, "
     "{name: translate, max_shift: 0.1}]",
     "modelnet40_dgcnn": "[{name: scale}, {name: translate}, {name: shuffle_points}]",
-    "all": "[{name: sample_points, num_points: 16}, {name: rotate}, {name: perturb_rotation}, {name: jitter}, "
+    "all": "[{name: sample_points, num_points: 16}, {name: rotate}, {name: jitter}, "
     "{name: flip}, {name: normalize_unit_sphere}, {name: translate, relative: true}]",
 }
 

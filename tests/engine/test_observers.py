@@ -257,15 +257,6 @@ def test_an_epochs_line_holds_loss_rate_and_shares(caplog: pytest.LogCaptureFixt
     assert caplog.records[-1].getMessage().startswith("epoch 2/10: step 11, ")
 
 
-def test_the_last_epochs_line_reaches_the_log(tmp_path: Path) -> None:
-    observers = Observers([TrainLog(tmp_path / "train.log"), EpochTimes()])
-    for number in range(1, 16):
-        observers.on_step(step(number))
-    observers.on_end("finished")
-    lines = (tmp_path / "train.log").read_text().splitlines()
-    assert [line.split("INFO    ")[1].split(":")[0] for line in lines] == ["epoch 1/10", "epoch 2/10", "end"]
-
-
 def loader_warnings(
     caplog: pytest.LogCaptureFixture, data_s: Callable[[int], float], num_steps: int = 100
 ) -> list[str]:
@@ -282,13 +273,6 @@ def test_slow_data_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     assert "40.0 of 100.0 ms a step" in line
     assert "loader.workers" in line
     assert "memory" in line
-
-
-def test_slow_data_in_one_long_epoch_is_named_before_its_end(caplog: pytest.LogCaptureFixture) -> None:
-    times = EpochTimes()
-    for number in range(1, 121):
-        times.on_step(step(number, steps_per_epoch=10_000, data_s=0.04))
-    assert [getattr(record, "code", "") for record in caplog.records] == ["loader-bound"]
 
 
 @pytest.mark.parametrize(
@@ -330,13 +314,6 @@ def test_time_left_by_hand() -> None:
     for number in range(4, 101):
         pace.add(step(number, wall_s=34.0 + (number - 3)))
     assert pace.left_s == 0
-
-
-def test_a_resumed_run_counts_its_own_steps_alone() -> None:
-    pace = Pace()
-    pace.add(step(60, wall_s=5.0))
-    pace.add(step(61, wall_s=7.0))
-    assert pace.left_s == 39 * 2.0
 
 
 def test_rate_is_samples_over_time_in_steps() -> None:

@@ -34,7 +34,7 @@ CASES = {
     "salsanext": "salsanext",
 }
 LARGEST = "lidar_bonnetal_darknet53"
-"""Its case is in tests/long/test_published_outputs.py."""
+"""Its case is in tests/long/test_networks.py."""
 PARTS = {
     "backbone": "backbone",
     "decoder": "segmentation_decoder",

@@ -121,7 +121,7 @@ CASES = {
     ),
     "classify/synthetic_shapes_pct": ("data.num_points=64", "model={num_centres: [32, 16], num_neighbours: 8}"),
 }
-"""Larger ones: tests/long/test_larger_recipes.py."""
+"""Larger ones: tests/long/test_recipes.py."""
 
 
 def assert_fitted(name: str, overrides: tuple[str, ...]) -> None:

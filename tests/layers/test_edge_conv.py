@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sightline.layers.edge_conv import (
     EdgeConv,
@@ -126,23 +126,6 @@ def test_statistics_of_all_processes(sizes: tuple[int, ...]) -> None:
     assert_processes_agree(fused, given, weight, sizes, expected)
 
 
-def test_the_same_bits_for_any_number_of_threads() -> None:
-    _, fused = pair_of_layers(channels=8)
-    fused = fused.float()
-    features, weight = torch.randn(5, 70, 8), torch.randn(5, 70, 24)
-    index = torch.randint(0, 70, (5, 70, 6))
-    threads, passes = torch.get_num_threads(), []
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
-            sums = edge_extremes(features, index, sign=torch.ones(4), shift=torch.zeros(4))
-            chosen = {"chosen": weight[..., :4].contiguous(), "constant": torch.ones(4), "slope": torch.ones(4)}
-            passes.append([*sums, edge_gradients(features, index, sums.position, shift=torch.zeros(4), **chosen)])
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(one, three) for one, three in zip(*passes, strict=True))
-
-
 @pytest.mark.parametrize("has_numba", [True, False])
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_kernels_read_bfloat16_as_if_it_were_widened(
@@ -191,28 +174,6 @@ def test_no_samples_of_edges_in_bfloat16() -> None:
     layer = EdgeConv(in_channels=3, out_channels=4).eval()
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.zeros(0, 6, 3), torch.zeros(0, 6, 2, dtype=torch.int64)).shape == (0, 6, 4)
-
-
-def test_one_value_per_channel_is_refused() -> None:
-    layer = EdgeConv(in_channels=2, out_channels=3)
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        layer(torch.randn(1, 1, 2), torch.zeros(1, 1, 1, dtype=torch.int64))
-
-
-def test_gradients_are_those_of_the_weights_that_were_used() -> None:
-    """Weights that stand in for the layer's own during the forward pass alone, as meta-learning has them."""
-    layers = pair_of_layers()
-    given = {name: torch.randn_like(value).requires_grad_() for name, value in layers[0].named_parameters()}
-    features, index = torch.randn(2, 10, 5, dtype=torch.float64), torch.randint(0, 10, (2, 10, 4))
-    weight = torch.randn(2, 10, 24, dtype=torch.float64)
-    plain, fused = (
-        torch.autograd.grad(
-            (torch.func.functional_call(layer, given, (features, index)) * weight).sum(), list(given.values())
-        )
-        for layer in layers
-    )
-    for found, expected in zip(fused, plain, strict=True):
-        torch.testing.assert_close(found, expected, rtol=BOUND, atol=BOUND * expected.abs().max().item())
 
 
 @pytest.mark.parametrize(
@@ -269,23 +230,3 @@ def test_quick_form_agrees_with_the_plain_one(
     features, weight = torch.randn(3, 40, 4).double() + 30, torch.randn(3, 40, 5).double()
     given = {"features": features, "index": torch.randint(0, 40, (3, 40, 7))}
     assert_passes_agree(run(quick, given, weight), run(plain, given, weight), BOUND)
-
-
-@NETWORKS
-def test_a_negative_response_leaks(kind: type[PlainEdgeMLP]) -> None:
-    """As torch's LeakyReLU: with a last bias far below zero every response is a fifth of what it would be."""
-    layer = kind(in_channels=2, widths=(3, 3)).double().eval()
-    nn.init.constant_(layer.network.layers[-1].norm.bias, -100)
-    features = torch.randn(1, 6, 2).double()
-    found = layer(features, nearest_neighbours(features, num_neighbours=3))
-    assert ((found < -19) & (found > -21)).all()
-
-
-def test_half_precision_is_near() -> None:
-    _, quick = pair_of_networks()
-    quick = quick.float().eval()
-    features, index = torch.randn(2, 20, 4), torch.randint(0, 20, (2, 20, 5))
-    exact = quick(features, index)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = quick(features, index)
-    assert (rounded.float() - exact).abs().mean() < 0.05 * exact.abs().mean()  # 8 bits in three layers

@@ -251,28 +251,6 @@ def test_the_same_bits_for_any_number_of_threads() -> None:
     assert all(torch.equal(one, three) for one, three in zip(*found, strict=True))
 
 
-def test_one_value_per_channel_is_refused() -> None:
-    _, quick = pair_of_networks()
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        quick(**groups(num_clouds=1, num_groups=1, num_members=1))
-
-
-def test_gradients_are_those_of_the_weights_that_were_used() -> None:
-    """Weights that stand in for the network's own during the forward pass alone, as meta-learning has them."""
-    networks, given = pair_of_networks(), groups()
-    weights = {name: torch.randn_like(value).requires_grad_() for name, value in networks[0].named_parameters()}
-    del weights["layers.0.linear.weight"], weights["layers.0.linear.bias"]  # callers apply them
-    plain, quick = (
-        torch.autograd.grad(
-            torch.func.functional_call(network, weights, (), given).square().sum(), list(weights.values())
-        )
-        for network in networks
-    )
-    largest = max(gradient.abs().max().item() for gradient in plain)
-    for found, expected in zip(quick, plain, strict=True):
-        torch.testing.assert_close(found, expected, rtol=BOUND, atol=BOUND * largest)
-
-
 def test_members_that_leave_the_cloud_are_refused() -> None:
     _, quick = pair_of_networks()
     given = groups()

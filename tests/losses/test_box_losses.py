@@ -146,41 +146,6 @@ def test_earth_mover_is_that_of_crowddet(shared: Path, case: int) -> None:
         assert (gradient - expected).abs().max() <= 1e-12 * expected.abs().max(), name
 
 
-@pytest.mark.parametrize("case", range(3))
-def test_earth_mover_of_scores_is_that_of_crowddet(shared: Path, case: int) -> None:
-    """Softmax of background and one class is the sigmoid of their difference; boxes are those of the class."""
-    golden = load_golden(shared, "classification_regression_losses", area="detect")
-    stored = {
-        key.partition("/")[2]: golden.tensor(key) for key in golden.arrays if key.startswith(f"emd_softmax{case}/")
-    }
-    scores, boxes = (
-        [stored[f"{name}{place}"].clone().requires_grad_() for place in (0, 1)] for name in ("score", "box")
-    )
-    logits, codes = torch.stack(scores, dim=1).diff(dim=2), torch.stack(boxes, dim=1)[:, :, 4:]
-    labels, true = stored["labels"], stored["targets"].unflatten(1, (2, 4))
-
-    def of(rows: slice, order: list[int]) -> dict[str, Tensor]:
-        chosen = labels[rows][:, order]
-        given = {"is_target": (chosen == 1)[..., None], "true_codes": true[rows][:, order]}
-        return {**given, "is_counted": chosen >= 0, "has_box": chosen >= 1}
-
-    for row in range(len(labels)):
-        one = slice(row, row + 1)
-        costs = []
-        for order in ([0, 1], [1, 0]):
-            given = of(one, order)
-            of_class = sigmoid_bce(logits[one], given["is_target"], weight=given["is_counted"][..., None])
-            of_box = smooth_l1(codes[one], given["true_codes"], beta=1.0, weight=given["has_box"][..., None])
-            costs.append(float((of_class + of_box).detach()))
-        assert costs == pytest.approx([float(stored[name][row]) for name in ("loss_01", "loss_10")], abs=1e-12)
-        found = earth_mover(logits[one], codes[one], **of(one, [0, 1]), alpha=None, gamma=0.0, beta=1.0)
-        assert float(found.detach()) == pytest.approx(float(stored["loss_min"][row]), abs=1e-12)
-    total = earth_mover(logits, codes, **of(slice(None), [0, 1]), alpha=None, gamma=0.0, beta=1.0)
-    gradients = torch.autograd.grad(total, (*scores, *boxes))
-    for name, gradient in zip(("score0", "score1", "box0", "box1"), gradients, strict=True):
-        assert (gradient - stored[f"grad_{name}"]).abs().max() <= 1e-12, name
-
-
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
 def test_gradients_of_focal_losses_are_finite_at_the_target(gamma: float) -> None:
     logits, target = torch.tensor([200.0, -200.0, 0.0], requires_grad=True), torch.tensor([1.0, 0.0, 0.5])

@@ -1,4 +1,4 @@
-"""Losses of classes: cross entropy, focal, distillation and Lovasz-softmax against references, with their gradients."""
+"""Losses of classes: cross entropy, distillation and Lovasz-softmax against references, with their gradients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -28,59 +28,11 @@ from sightline.parts.losses.classification import (
     ClassLoss,
     CrossEntropy,
     Distillation,
-    FocalCrossEntropy,
     LovaszSoftmax,
     resolve_class_weights,
 )
 from tests.cases import run_each
 from tests.golden_parity import load_golden
-
-
-def focal(
-    logits: np.ndarray,
-    label: np.ndarray,
-    *,
-    gamma: float,
-    weights: Sequence[float] | None,
-    by_weights: bool,
-    ignore_index: int | None,
-) -> float:
-    """Compute the focal loss of logits (N, C) and labels (N,): the mean of -w (1 - p)^gamma log p.
-
-    The sum is divided by the weights or by the number of targets. Source: Lin et al. 2017, eq. 5.
-    """
-    by_class = [1.0] * logits.shape[1] if weights is None else list(weights)
-    total, count = 0.0, 0.0
-    for row, target in zip(logits, label, strict=True):
-        if target != ignore_index:
-            log_p = -math.log(math.fsum(math.exp(z - row[target]) for z in row))
-            total += -by_class[target] * (1 - math.exp(log_p)) ** gamma * log_p
-            count += by_class[target] if by_weights else 1.0
-    return total / count if count else 0.0
-
-
-def lovasz(images: Sequence[np.ndarray], labels: Sequence[np.ndarray], *, ignore_index: int | None) -> float:
-    """Compute Lovász-softmax: the mean over images of the Lovász extension of 1 - IoU, an integral over error levels.
-
-    `images` are logits (P, C), `labels` (P,). Source: Berman et al. 2018, eq. 8; Choquet's integral.
-    """
-    image_losses = []
-    for logits, label in zip(images, labels, strict=True):
-        is_counted = np.ones(len(label), dtype=bool) if ignore_index is None else label != ignore_index
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        p, counted_labels = (shifted / shifted.sum(axis=1, keepdims=True))[is_counted], label[is_counted]
-        losses = []
-        for number in np.unique(counted_labels):
-            is_class = counted_labels == number
-            errors = np.abs(is_class - p[:, number])
-            order = np.argsort(-errors, kind="stable")
-            missed = np.cumsum(is_class[order])
-            added = np.cumsum(~is_class[order])
-            level_loss = 1 - (is_class.sum() - missed) / (is_class.sum() + added)
-            steps = errors[order] - np.append(errors[order][1:], 0.0)
-            losses.append(math.fsum(steps * level_loss))
-        image_losses += [math.fsum(losses) / len(losses)] if losses else []
-    return math.fsum(image_losses) / len(image_losses) if image_losses else 0.0
 
 
 def mean(loss: CrossEntropy, logits: Tensor, label: Tensor) -> Tensor:
@@ -121,26 +73,17 @@ def test_floor_of_smoothing(num_classes: int, published: float) -> None:
     torch.testing.assert_close(logits.grad, torch.zeros_like(logits), rtol=0, atol=1e-15)
 
 
-@run_each("smoothing", [0.0, 0.1, 1.0])
 @run_each("weights", [None, (0.5, 0.0, 2.0, 1.0, 3.0, 0.25)])
 @run_each("ignore_index", [None, 255, 2])
-def test_over_all_classes_it_is_torch(
-    smoothing: float, weights: tuple[float, ...] | None, ignore_index: int | None
-) -> None:
+def test_without_smoothing_it_is_torch(weights: tuple[float, ...] | None, ignore_index: int | None) -> None:
     logits, label = samples()
     label[:3] = torch.tensor([2, 4, 2])
     if ignore_index is not None:
         label[4] = ignore_index
-    loss = CrossEntropy(
-        num_classes=6,
-        ignore_index=ignore_index,
-        label_smoothing=smoothing,
-        smoothing_over="all",
-        class_weights=weights,
-    )
+    loss = CrossEntropy(num_classes=6, ignore_index=ignore_index, class_weights=weights)
     weight = None if weights is None else torch.tensor(weights, dtype=torch.float64)
     other = -100 if ignore_index is None else ignore_index
-    arguments = {"weight": weight, "ignore_index": other, "label_smoothing": smoothing}
+    arguments = {"weight": weight, "ignore_index": other}
     torch.testing.assert_close(mean(loss, logits, label), F.cross_entropy(logits, label, **arguments))
     total = F.cross_entropy(logits, label, reduction="sum", **arguments)
     torch.testing.assert_close(loss(logits=logits, label=label), total, rtol=1e-13, atol=0)
@@ -156,17 +99,10 @@ def test_over_the_others_it_is_a_sum_over_written_out_targets() -> None:
     assert loss(logits=logits, label=label).item() == pytest.approx(expected, rel=1e-13)
 
 
-@pytest.mark.parametrize("smoothing_over", ["others", "all"])
-def test_gradients_agree_with_finite_differences(smoothing_over: str) -> None:
+def test_gradients_agree_with_finite_differences() -> None:
     logits, label = samples(num_classes=4, count=5)
     label[1] = 9
-    loss = CrossEntropy(
-        num_classes=4,
-        ignore_index=9,
-        label_smoothing=0.2,
-        smoothing_over=smoothing_over,
-        class_weights=(1.0, 2.0, 0.5, 0.0),
-    )
+    loss = CrossEntropy(num_classes=4, ignore_index=9, label_smoothing=0.2, class_weights=(1.0, 2.0, 0.5, 0.0))
     assert torch.autograd.gradcheck(lambda values: loss(logits=values, label=label), (logits,))
 
 
@@ -191,11 +127,6 @@ def test_an_ignored_target_is_as_if_it_were_not_there() -> None:
     assert loss.count(label=label) == 8
 
 
-def test_counts_are_whole_numbers_without_weights() -> None:
-    count = CrossEntropy(num_classes=3).count(label=torch.tensor([0, 1, 2, 2]))
-    assert (count.item(), count.dtype) == (4, torch.int64)
-
-
 def test_weights_are_not_part_of_a_checkpoint() -> None:
     assert not CrossEntropy(num_classes=2, class_weights=(1.0, 2.0)).state_dict()
 
@@ -206,7 +137,7 @@ def test_wrong_number_of_weights_names_both() -> None:
         registry.losses.build(component, facts={"num_classes": 3})
 
 
-@pytest.mark.parametrize("make", [CrossEntropy, FocalCrossEntropy, LovaszSoftmax, Distillation])
+@pytest.mark.parametrize("make", [CrossEntropy, LovaszSoftmax, Distillation])
 @run_each("num_classes, ignore_index, is_refused", [(1, None, True), (1, 255, True), (2, 0, True), (2, 255, False)])
 def test_one_class_leaves_nothing_to_learn(
     make: Callable[..., ClassLoss], num_classes: int, ignore_index: int | None, is_refused: bool
@@ -223,55 +154,6 @@ def test_one_class_leaves_nothing_to_learn(
 def test_wrong_shape_names_both(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"logits: found the shape .*expected \(4, 3\)"):
         CrossEntropy(num_classes=3)(logits=torch.zeros(shape), label=torch.zeros(4, dtype=torch.int64))
-
-
-# --- Focal cross entropy and class weights by rule: against NumPy, cross entropy itself, and the frequencies of others
-
-
-WEIGHTS = (0.5, 1.0, 2.0, 4.0)
-
-
-def made(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    random = torch.Generator().manual_seed(seed)
-    return torch.randn(2, 5, 4, generator=random, dtype=torch.float64), torch.randint(0, 4, (2, 5), generator=random)
-
-
-@pytest.mark.parametrize("gamma", [0.5, 2.0, 5.0])
-def test_agrees_with_numpy(gamma: float) -> None:
-    logits, label = made()
-    p = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(-1, keepdims=True)
-    expected = 0.0
-    for row, target in zip(p.reshape(-1, 4), label.flatten().tolist(), strict=True):
-        if target != 1:
-            expected += -WEIGHTS[target] * (1 - row[target]) ** gamma * np.log(row[target])
-    loss = FocalCrossEntropy(num_classes=4, ignore_index=1, gamma=gamma, class_weights=WEIGHTS)
-    assert loss(logits=logits, label=label).item() == pytest.approx(expected, abs=1e-12)
-    counted = [WEIGHTS[target] for target in label.flatten().tolist() if target != 1]
-    assert loss.count(label=label).item() == sum(counted)
-    once = FocalCrossEntropy(num_classes=4, ignore_index=1, class_weights=WEIGHTS, divide_by="targets")
-    assert once.count(label=label).item() == len(counted)
-
-
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
-def test_gradients_agree_with_finite_differences_also_at_certainty(gamma: float) -> None:
-    """Below 1 the power has an infinite slope at 0: the gradient of a sure and right prediction was NaN."""
-    logits, label = made()
-    loss = FocalCrossEntropy(num_classes=4, gamma=gamma, class_weights=WEIGHTS)
-    assert torch.autograd.gradcheck(lambda values: loss(logits=values, label=label), logits.requires_grad_())
-    for gamma in (0.0, 0.5, 1.0, 2.0):
-        sure = torch.tensor([[100.0, 0.0, 0.0, 0.0]], requires_grad=True)
-        FocalCrossEntropy(num_classes=4, gamma=gamma)(logits=sure, label=torch.tensor([0])).backward()
-        assert sure.grad is not None
-        assert sure.grad.abs().max() < 1e-10
-
-
-def test_focal_of_ignored_labels_is_zero_with_zero_gradients() -> None:
-    logits = torch.randn(2, 3, 4, requires_grad=True)
-    loss = FocalCrossEntropy(num_classes=4, ignore_index=0)
-    found = loss(logits=logits, label=torch.zeros(2, 3, dtype=torch.int64))
-    found.backward()
-    assert found.item() == 0
-    assert not logits.grad.any()
 
 
 # --- class weights ----------------------------------------------------------------------------------------------------
@@ -317,17 +199,6 @@ def test_a_class_that_never_occurs_weighs_nothing_and_is_named(caplog: pytest.Lo
 def test_a_rule_needs_the_counts_of_the_data_set() -> None:
     with pytest.raises(ConfigError, match="inverse needs the fact class_counts, which this data set does not state"):
         weights("inverse", None)
-
-
-@pytest.mark.parametrize("divide_by", ["weights", "targets"])
-def test_check_deep_compares_it_with_numpy(divide_by: str) -> None:
-    logits, label = made()
-    loss = FocalCrossEntropy(num_classes=4, ignore_index=1, class_weights=WEIGHTS, divide_by=divide_by)  # type: ignore[arg-type]
-    mean = loss(logits=logits, label=label) / loss.count(label=label)
-    rows = logits.numpy().reshape(-1, 4), label.numpy().ravel()
-    by_weights = divide_by == "weights"
-    expected = focal(*rows, gamma=2.0, weights=WEIGHTS, by_weights=by_weights, ignore_index=1)
-    assert mean.item() == pytest.approx(expected, abs=1e-12)
 
 
 # --- The distillation loss: golden numbers, SciPy, its gradients, and ignored points ---
@@ -476,25 +347,10 @@ def test_images_without_a_label_change_nothing() -> None:
     assert loss(logits=logits, label=label) == loss(logits=logits[kept], label=label[kept])
 
 
-def test_check_deep_compares_it_with_an_integral() -> None:
-    """The oracle's own form gives the same mean, for images and for joined clouds."""
-    torch.manual_seed(0)
-    logits, label, offsets = (
-        torch.randn(12, 4, dtype=torch.float64),
-        torch.randint(0, 4, (12,)),
-        torch.tensor([0, 5, 12]),
-    )
-    loss = LovaszSoftmax(num_classes=4, ignore_index=0)
-    mean = loss(logits=logits, label=label, offsets=offsets) / loss.count(label=label, offsets=offsets)
-    rows = [logits[:5].numpy(), logits[5:].numpy()], [label[:5].numpy(), label[5:].numpy()]
-    assert lovasz(*rows, ignore_index=0) == pytest.approx(mean.item(), abs=1e-12)
-
-
 MANY_WEIGHTS = tuple(1 + number % 3 for number in range(300))
 OF_LABELS: tuple[Callable[..., ClassLoss], ...] = (
     CrossEntropy,
     partial(CrossEntropy, label_smoothing=0.2, class_weights=MANY_WEIGHTS),
-    partial(FocalCrossEntropy, class_weights=MANY_WEIGHTS),
     LovaszSoftmax,
     Distillation,
 )
@@ -528,7 +384,7 @@ def test_labels_of_any_integer_dtype_give_the_loss_of_int64(
 
 def test_labels_that_are_no_whole_numbers_are_refused() -> None:
     logits = torch.randn(3, 5)
-    for make in (CrossEntropy, FocalCrossEntropy, Distillation):
+    for make in (CrossEntropy, Distillation):
         loss = make(num_classes=5)
         outputs = {"logits": logits} | ({"teacher_logits": logits} if make is Distillation else {})
         with pytest.raises(ValueError, match=r"label: found torch\.float32, expected whole numbers"):
@@ -540,11 +396,10 @@ def test_labels_that_are_no_whole_numbers_are_refused() -> None:
     [
         CrossEntropy(num_classes=5, ignore_index=-1),
         CrossEntropy(num_classes=5, ignore_index=-1, label_smoothing=0.2, class_weights=(1, 2, 0.5, 1, 3)),
-        FocalCrossEntropy(num_classes=5, ignore_index=-1),
         LovaszSoftmax(num_classes=5, ignore_index=-1),
         Distillation(num_classes=5, ignore_index=-1),
     ],
-    ids=["cross_entropy", "smoothed", "focal", "lovasz", "distillation"],
+    ids=["cross_entropy", "smoothed", "lovasz", "distillation"],
 )
 def test_half_precision_logits_are_computed_in_float32(loss: ClassLoss) -> None:
     """Neither autocast nor logits of bf16 give sums of bf16's digits, which are 64 apart at 10,000; nor gradients."""

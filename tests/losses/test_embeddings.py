@@ -8,15 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sightline.areas.contrast.task import Contrast
-from sightline.contract.binding import AvailableKeys
 from sightline.parts.losses.embeddings import CrossModal, FeatureTransformPenalty, IntraModal, chance_level, nt_xent
 from tests.golden_parity import load_golden
 
 CASES = [f"case{number}" for number in range(12)]
-RANKS = [f"case{number}" for number in range(5)]
 
 
 def rows(num_pairs: int, width: int = 8) -> tuple[Tensor, Tensor]:
@@ -55,60 +52,6 @@ def test_both_losses_agree_with_the_reference(shared: Path, case: str) -> None:
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
-
-
-class Given(nn.Module):
-    """A network that puts out what it is given."""
-
-    def forward(self, *, one: Tensor, other: Tensor) -> dict[str, Tensor]:
-        return {"first": one, "second": other}
-
-
-class OneOf:
-    """A process among others, whose rows are there already."""
-
-    def __init__(self, everyone: Tensor, rank: int, size: int) -> None:
-        self.everyone, self.rank, self.size = everyone, rank, size
-
-    def all_reduce_sum(self, tensors: dict[str, Tensor], *, operation: str = "") -> dict[str, Tensor]:
-        return {name: value * self.size for name, value in tensors.items()}
-
-    def gather_rows(self, rows: Tensor, *, operation: str = "") -> tuple[Tensor, int]:
-        return self.everyone, self.rank * len(rows)
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize("case", RANKS)
-@pytest.mark.parametrize("negatives", ["gathered", "process"])
-def test_processes_together_agree_with_the_reference(shared: Path, case: str, negatives: str) -> None:
-    """Gathered: the loss and gradient of all pairs at once. Alone: what the distributed port of CrossPoint takes."""
-    golden = load_golden(shared, "fn_nt_xent_ranks")
-    size = int(golden.tensor(f"{case}.world"))
-    sides = [golden.tensor(f"{case}.{side}").requires_grad_() for side in "ab"]
-    everyone = torch.cat(sides, dim=1).detach()
-    task = Contrast(
-        model=Given(),
-        losses={"intra_modal": IntraModal()},
-        batch_keys=AvailableKeys("the batch", frozenset({"one", "other", "sample_index"})),
-        output_keys=AvailableKeys("the model", frozenset({"first", "second"})),
-        negatives=negatives,
-    )
-    total, each = torch.zeros((), dtype=torch.float64), []
-    for rank, (one, other) in enumerate(zip(*(side.chunk(size) for side in sides), strict=True)):
-        batch = {"one": one, "other": other, "sample_index": torch.arange(len(one))}
-        counts, around = task.prepare(Given(), [batch], OneOf(everyone, rank, size))
-        part = task.losses(Given(), batch, around[0])["intra_modal"] / counts["intra_modal"]
-        each.append(part.detach() * size)
-        total = total + part
-    total.backward()
-    kind = "full" if negatives == "gathered" else "rank"
-    value = golden.tensor(f"{case}.{'full' if negatives == 'gathered' else 'rank_mean'}")
-    torch.testing.assert_close(total, value, rtol=1e-9, atol=1e-12)
-    for side, given in zip("ab", sides, strict=True):
-        expected = golden.tensor(f"{case}.{kind}_grad_{side}")
-        torch.testing.assert_close(given.grad, expected, rtol=1e-7, atol=1e-9 * max(1.0, expected.abs().max().item()))
-    if negatives == "process":
-        torch.testing.assert_close(torch.stack(each), golden.tensor(f"{case}.rank_loss"), rtol=1e-9, atol=1e-12)
 
 
 # --- what is known beforehand ----------------------------------------------------------------------------------------

@@ -207,28 +207,6 @@ def test_confusions_of_boxes_by_hand() -> None:
     assert empty["counts"] == [[0, 0], [0, 0]]
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_confusions_count_every_label_and_detection_once(seed: int) -> None:
-    """Rows sum to the labels that count, columns to the detections, but for those that a region may absorb."""
-    images = [Image(one["truth"], one["detections"]) for one in draw_images(np.random.default_rng(seed))]
-    state = coco_state(images, 4)
-    counts = np.array(BoxAp(class_names=("a", "b", "c", "d")).tables(state)["confusion"]["counts"])
-    labels = np.concatenate([np.reshape(image.truth, (-1, 7)) for image in images])
-    detections = np.concatenate([np.reshape(image.detections, (-1, 6)) for image in images])
-    counted = labels[labels[:, 6] == 0, 4].astype(int)
-    shown = detections[detections[:, 4] >= 0.3, 5].astype(int)
-    assert counts[:-1].sum(axis=1).tolist() == np.bincount(counted, minlength=4).tolist()
-    assert (counts[:, :-1].sum(axis=0) <= np.bincount(shown, minlength=4)).all()
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_without_numba_equals_pycocotools(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also a region of no class, which is one of each. The exam of metrics holds the compiled form to the same."""
-    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: False)
-    images = [Image(one["truth"], one["detections"]) for one in draw_images(np.random.default_rng(seed))]
-    assert_same(scored(images, 3), coco_evaluation(spread_regions(images, 3), 3).stats)
-
-
 # --- Errors at the limits of their kinds, their tables, and a repair, by hand ---
 
 
@@ -433,20 +411,6 @@ def test_states_of_several_parts_keep_images_and_boxes_together() -> None:
     state = CROWD_AP.new_state()
     append_rows(state, "images", torch.tensor([0]), torch.tensor([[5, 5]]))
     assert pool_states(CROWD_AP, [state, state])["images"][:, 0].tolist() == [0, 1]
-
-
-def test_two_classes_have_means() -> None:
-    metric = CrowdAp(class_names=("person", "rider"))
-    state = {name: rows.clone() for name, rows in state_of(CROWD_AP, toy()).items()}
-    person = CROWD_AP.compute(state)
-    riders = {name: rows.clone() for name, rows in state.items()}
-    riders["labels"][:, 5] = riders["detections"][:, 6] = 1
-    riders["detections"] = riders["detections"][:1]
-    both = {name: torch.cat([state[name], riders[name]]) for name in ("labels", "detections")}
-    figures_of = metric.per_class({**both, "images": state["images"]})
-    assert figures_of["person"]["crowd_ap"] == pytest.approx(person["crowd_ap"])
-    assert figures_of["rider"] == {"crowd_ap": 0.0, "mr2": pytest.approx(2 / 3), "count": 3}
-    assert metric.compute({**both, "images": state["images"]})["crowd_ap"] == pytest.approx(person["crowd_ap"] / 2)
 
 
 # --- Miss rates of CityPersons against its script; the set-ups of EuroCity Persons by hand ---

@@ -16,7 +16,6 @@ from sightline.contract.metric import Meter, State, make_state
 from sightline.contract.types import ComponentConfig
 from sightline.parts.metrics import Accuracy, IoU, PartIoU, confusion_matrix, mean_class_accuracy, overall_accuracy
 from sightline.parts.metrics.labels import DistanceIoU, PixelIoU, predict_labels
-from sightline.parts.metrics.part_iou import count_parts, count_parts_reference
 from tests.cases import run_each
 from tests.data.clouds.shapenet_part_writers import CATEGORIES
 from tests.golden_parity import load_golden
@@ -201,20 +200,6 @@ def test_agrees_with_the_authors_code_but_for_absent_classes(shared: Path, case:
 
 
 @pytest.mark.shared
-def test_three_rooms_are_one_evaluation_and_not_the_mean_of_three(shared: Path) -> None:
-    golden = load_golden(shared, "fn_s3dis_metrics")
-    rooms = [(golden.tensor(f"room{n}.pred"), golden.tensor(f"room{n}.label")) for n in range(3)]
-    found = figures(rooms)
-    assert found["miou"] == pytest.approx(golden.tensor("rooms_total.mIoU_corrected").item(), abs=1.1e-10)
-    assert found["overall_accuracy"] == pytest.approx(golden.tensor("rooms_total.OA").item(), abs=1.1e-10)
-    alone = [figures([room])["miou"] for room in rooms]
-    for number, value in enumerate(alone):
-        expected = golden.tensor(f"room{number}.room_mIoU_over_present").item()
-        assert value == pytest.approx(expected, abs=1.1e-10)
-    assert abs(np.mean(alone) - found["miou"]) > 1e-4
-
-
-@pytest.mark.shared
 def test_an_answer_that_is_no_class_is_refused_not_counted_as_the_last(shared: Path) -> None:
     golden = load_golden(shared, "fn_s3dis_metrics")
     answer, label = (golden.tensor(f"quirk_pred_equals_K.{name}") for name in ("pred", "label"))
@@ -254,25 +239,6 @@ def test_predictions_and_offsets_that_do_not_fit_are_refused() -> None:
 
 
 # --- the evaluator of SemanticKITTI ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("case", range(8))
-def test_the_counts_of_squeezeseg(shared: Path, case: int) -> None:
-    """Nothing ignored; an absent class has an IoU of 0 there, and none here."""
-    with np.load(shared / "golden" / "lidar" / "squeezeseg_iou.npz", allow_pickle=False) as golden:
-        label, predicted, expected = (golden[f"case{case}/{name}"] for name in ("label", "pred", "iou_tp_fp_fn"))
-    metric = IoU(num_classes=expected.shape[1])
-    scans = [
-        tuple(torch.from_numpy(each.ravel()).long() for each in pair) for pair in zip(predicted, label, strict=True)
-    ]
-    state = measured(metric, scans, [list(range(len(scans)))])
-    confusion = state["confusion"].numpy()
-    found = np.diag(confusion)
-    np.testing.assert_array_equal(found, expected[1])
-    np.testing.assert_array_equal(confusion.sum(axis=0) - found, expected[2])
-    np.testing.assert_array_equal(confusion.sum(axis=1) - found, expected[3])
-    ious = np.array([row["iou"] for row in metric.per_class(state).values()])
-    np.testing.assert_allclose(np.nan_to_num(ious), expected[0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", [3, 7, 11])
@@ -327,33 +293,6 @@ def test_the_official_evaluator_of_semantic_kitti(shared: Path, case: int) -> No
         assert found["miou"] == pytest.approx(float(expected["api_miou"]), abs=1e-12)
     if not math.isnan(found["overall_accuracy"]):
         assert found["overall_accuracy"] == pytest.approx(float(expected["api_acc"]), abs=1e-12)
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize("case", range(12))
-def test_the_evaluator_of_lidar_bonnetal(shared: Path, case: int) -> None:
-    """A point that is predicted as an ignored class is left out there: ours agrees once these points are gone.
-
-    The cases ignore class 0, none, class 0, and classes 0 and 2 of five, in turn; the README of the files says so.
-    """
-    with np.load(shared / "golden" / "lidar" / "iou_eval.npz", allow_pickle=False) as golden:
-        predicted, target, ious, miou, accuracy = (
-            golden[f"case{case:02d}/{name}"] for name in ("pred", "target", "lb_iou", "lb_miou", "lb_acc")
-        )
-    ignored = ([0], [], [0], [0, 2])[case % 4]
-    kept = [each for each in range(len(ious)) if each not in ignored]
-    class_of = torch.zeros(len(ious), dtype=torch.int64)
-    class_of[kept] = torch.arange(bool(ignored), len(kept) + bool(ignored))
-    metric = IoU(num_classes=int(class_of.max()) + 1, ignore_index=0 if ignored else None, absent="zero")
-    scans = []
-    for answer, label in zip(predicted, target, strict=True):
-        is_left = ~np.isin(answer, ignored)
-        scans.append(tuple(class_of[torch.from_numpy(each[is_left]).long()] for each in (answer, label)))
-    state = measured(metric, scans, [[0], list(range(1, len(scans)))])
-    found, rows = metric.compute(state), list(metric.per_class(state).values())
-    ours = np.nan_to_num([row["iou"] for row in rows])
-    np.testing.assert_allclose(ours[class_of[kept].numpy() - (len(rows) < metric.num_classes)], ious[kept], atol=1e-12)
-    np.testing.assert_allclose(np.nan_to_num([found["miou"], found["overall_accuracy"]]), [miou, accuracy], atol=1e-12)
 
 
 # --- IoU by distance and of pixels: hand-worked, and refusals ---
@@ -494,46 +433,6 @@ def test_labels_answers_and_categories_out_of_place_are_named() -> None:
 
 
 # --- the compiled counts ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("levels", [2, 5, 10_000])
-def test_compiled_counts_are_those_of_the_plain_form(dtype: torch.dtype, levels: int) -> None:
-    """Few levels make ties of every kind; infinities stand where they may."""
-    generator = torch.Generator().manual_seed(levels)
-    sizes = torch.randint(1, 200, (40,), generator=generator)
-    category = torch.randint(0, 16, (40,), generator=generator)
-    probabilities = torch.randint(0, levels, (int(sizes.sum()), 50), generator=generator).to(dtype)
-    probabilities[::7, 3] = -torch.inf
-    probabilities[5::7, 20] = torch.inf
-    target = torch.cat(
-        [torch.tensor(PARTS[c])[torch.arange(n) % len(PARTS[c])] for c, n in zip(category, sizes, strict=True)]
-    )
-    given = (probabilities, target, torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]), category, PARTS)
-    for found, expected in zip(count_parts(*given), count_parts_reference(*given), strict=True):
-        assert torch.equal(found, expected)
-
-
-def test_both_forms_find_the_first_fault_of_each_shape() -> None:
-    probabilities = torch.rand(9, 50)
-    probabilities[[4, 5], 49] = torch.nan
-    probabilities[7, 4] = torch.nan
-    given = (probabilities, torch.tensor([4, 5, 5, 4, 4, 4, 6, 6, -1]), torch.tensor([0, 3, 6, 9]))
-    for form in (count_parts, count_parts_reference):
-        assert form(*given, torch.tensor([BAG, BAG, CAP]), PARTS).faults.tolist() == [[-1, -1], [4, -1], [7, 8]]
-
-
-def test_no_shapes_and_points_apart_in_memory_are_taken() -> None:
-    nothing = (
-        torch.zeros(0, 50),
-        torch.zeros(0, dtype=torch.int64),
-        torch.tensor([0]),
-        torch.zeros(0, dtype=torch.int64),
-    )
-    assert count_parts(*nothing, PARTS).predicted.shape == (0, 2, 50)
-    given = (torch.rand(50, 80).T, torch.full((80,), 4), torch.tensor([0, 80]), torch.tensor([BAG]), PARTS)
-    for found, expected in zip(count_parts(*given), count_parts_reference(*given), strict=True):
-        assert torch.equal(found, expected)
 
 
 @run_each("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32])

@@ -255,7 +255,7 @@ GOLDEN = {
     ),
 }
 LARGEST = "pt_sjtu_partseg_full"
-"""Its case is in tests/long/test_published_outputs.py."""
+"""Its case is in tests/long/test_networks.py."""
 OUTPUTS: dict[str, Callable[[Any], Tensor]] = {
     "logits": lambda found: found["logits"],
     "logp": lambda found: found["logits"].log_softmax(dim=-1),

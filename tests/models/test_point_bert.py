@@ -32,15 +32,13 @@ from tests.golden_parity import (
     load_golden,
     stored_part,
 )
-from tests.layers import plain_point_bert as plain
 from tests.layers.passes import BOUND, assert_passes_agree, run, unsettle
 from tests.marks import long_but
 
-# --- point-BERT's point transformer: published sizes, a slow reading in NumPy, the authors' numbers, what ------------
+# --- point-BERT's point transformer: published sizes, the authors' numbers, what ------------
 
 
 LAYOUT = "lulutang0608_point_bert_cls"
-LEAST = 1e-3
 GOLDEN: dict[str, dict[str, Any]] = {
     "pointbert_cls_full": {"num_classes": 40},
     "pointbert_cls_small": {
@@ -60,52 +58,7 @@ def small(**changes: Any) -> PointBERT:
     return PointBERT(**SMALL | {"num_classes": 4} | changes).double().eval()
 
 
-def state_of(module: nn.Module) -> dict[str, np.ndarray]:
-    return {name: value.numpy() for name, value in module.state_dict().items()}
-
-
-def cloud_with_points_near_the_origin(num_clouds: int = 2, num_points: int = 40) -> Tensor:
-    """The first point of each and three others are nearer to the origin than the library's rule allows."""
-    points = torch.randn(num_clouds, num_points, 3, dtype=torch.float64)
-    points[:, [0, 5, 6, 20]] *= 1e-3
-    return points
-
-
 # --- the slow reading ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("least", [None, LEAST])
-def test_groups_are_those_of_a_plain_loop(least: float | None) -> None:
-    """Points on a grid as well, where distances tie: lower indices come first, among centres and among members."""
-    grid = torch.stack(torch.meshgrid(*[torch.arange(3.0).double()] * 3, indexing="ij"), dim=-1).view(1, 27, 3) - 1
-    for points in (cloud_with_points_near_the_origin(), grid):
-        centres, index = group_points(points, num_groups=9, group_size=7, min_squared_norm=least)
-        for cloud, found, members in zip(points, centres, index, strict=True):
-            expected, expected_members = plain.groups(cloud.numpy(), 9, 7, least)
-            assert torch.equal(found, cloud[expected])
-            assert np.array_equal(members.numpy(), expected_members)
-
-
-def test_block_is_that_of_a_plain_loop() -> None:
-    block = TransformerBlock(width=12, num_heads=3, qkv_bias=True).double()
-    for parameter in block.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    tokens = torch.randn(2, 7, 12, dtype=torch.float64)
-    expected = np.stack([plain.block(each, state_of(block), 3) for each in tokens.numpy()])
-    # Sums of at most 48 terms of size 10: 48 * 10 * 2e-16, over some ten steps.
-    np.testing.assert_allclose(block(tokens).detach().numpy(), expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("least", [None, LEAST])
-def test_feature_is_that_of_a_plain_loop(least: float | None) -> None:
-    model = small(min_squared_norm=least)
-    unsettle(model)
-    points = cloud_with_points_near_the_origin()
-    sizes = {name: SMALL[name] for name in ("num_groups", "group_size", "depth", "num_heads")}
-    expected = [plain.feature(cloud, state_of(model), least=least, **sizes) for cloud in points.numpy()]
-    with torch.no_grad():
-        found = model.encode(points=points)
-    np.testing.assert_allclose(found.numpy(), np.stack(expected), rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("is_training", [True, False])
@@ -129,7 +82,7 @@ def test_groups_are_those_of_the_reference(shared: Path, case: str) -> None:
     golden = load_golden(shared, "fn_pointbert_group")
     num_groups, group_size = (int(golden.arrays[f"{case}.{name}"]) for name in ("num_group", "group_size"))
     points = golden.tensor(f"{case}.xyz")
-    centres, index = group_points(points, num_groups=num_groups, group_size=group_size, min_squared_norm=LEAST)
+    centres, index = group_points(points, num_groups=num_groups, group_size=group_size, min_squared_norm=1e-3)
     assert torch.equal(centres, golden.tensor(f"{case}.centre"))
     rows = torch.arange(len(points))[:, None, None]
     relative = points[rows, index] - centres[:, :, None]
@@ -210,7 +163,7 @@ def assert_same_members(golden: Golden, groups: Tensor) -> None:
 @pytest.mark.parametrize("name", long_but(["pointbert_cls_small"], GOLDEN))
 def test_agrees_with_the_reference(shared: Path, name: str) -> None:
     golden = load_golden(shared, name)
-    model = PointBERT(in_channels=3, min_squared_norm=LEAST, **GOLDEN[name]).double()
+    model = PointBERT(in_channels=3, min_squared_norm=1e-3, **GOLDEN[name]).double()
     model.load_state_dict(convert_state_dict(golden.state(), LAYOUT))
     loss = CrossEntropy(num_classes=GOLDEN[name]["num_classes"], label_smoothing=0.2)
     points, label = golden.tensor("in.x"), golden.tensor("in.label")

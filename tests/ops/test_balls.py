@@ -14,7 +14,6 @@ from sightline.ops.grouping import gather_points
 from sightline.ops.neighbours import nearest_neighbours
 from tests.cases import run_each
 from tests.golden_parity import load_golden
-from tests.ops.threads import with_one_and_two_threads
 
 
 @pytest.fixture(params=["compiled", "plain"])
@@ -103,12 +102,6 @@ def test_an_empty_ball_is_reported(shared, form: str) -> None:
     both = torch.cat([points[:, :1], centres], dim=1)
     with pytest.raises(ValueError, match=r"centres\[0\]: centre 1 has no point"):
         ball_query(points, centres=both, radius=0.5, num_neighbours=3)
-
-
-def test_one_thread_and_two_give_the_same_bits() -> None:
-    points = torch.rand(3, 300, 3)
-    one, two = with_one_and_two_threads(lambda: ball_query(points, centres=points, radius=0.3, num_neighbours=8))
-    assert torch.equal(one, two)
 
 
 def test_not_finite_names_the_sample() -> None:

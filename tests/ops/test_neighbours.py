@@ -17,7 +17,6 @@ from sightline.ops.neighbour_kernels import neighbours_by_product, neighbours_by
 from sightline.ops.neighbours import nearest_neighbours
 from tests.cases import run_each
 from tests.golden_parity import load_golden
-from tests.ops.threads import with_one_and_two_threads
 
 
 @pytest.mark.shared
@@ -197,12 +196,6 @@ def test_products_in_reduced_precision_are_not_relied_on() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.parametrize("num_channels", [3, 16])
-def test_one_thread_and_two_give_the_same_bits(num_channels: int) -> None:
-    points = torch.randint(0, 9, (3, 400, num_channels)).float()
-    assert torch.equal(*with_one_and_two_threads(lambda: nearest_neighbours(points, num_neighbours=10)))
-
-
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.randint(0, 5, (2, 50, 4)).float()
     plain = operator.OPERATORS["nearest_neighbours"].plain
@@ -268,18 +261,6 @@ def test_queries_that_do_not_belong_to_the_points(queries: Tensor) -> None:
         ValueError, match=r"queries \(\d, 4, \d\) torch.float\d\d on cpu do not go with points \(2, 6, 3\)"
     ):
         nearest_neighbours(torch.zeros(2, 6, 3), num_neighbours=2, queries=queries)
-
-
-def test_gather_takes_the_rows_named() -> None:
-    values, index = torch.randn(2, 6, 4), torch.randint(0, 6, (2, 5, 3))
-    expected = np.stack([values[b].numpy()[index[b].numpy()] for b in range(2)])
-    np.testing.assert_array_equal(gather_points(values, index), expected)
-
-
-def test_gather_passes_gradients_back() -> None:
-    values = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
-    index = torch.randint(0, 4, (2, 5, 3))
-    assert torch.autograd.gradcheck(lambda v: gather_points(v, index), (values,))
 
 
 @run_each("num_channels", [3, 16])

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.ops import rendering
+from sightline.ops import numba_kernels, rendering
 from sightline.ops.pinhole import Projection, ring_cameras
-from sightline.ops.rendering import Style, on_background, render_cloud, render_cloud_reference
-from sightline.ops.surfaces import fit_surfels, sample_surface
-from tests.cases import run_each
+from sightline.ops.rendering import Style, on_background, render_cloud
+from sightline.ops.surfaces import sample_surface
 
 LIGHT = np.array([-0.3, 0.4, 0.85]) / np.linalg.norm([0.3, 0.4, 0.85])
 
@@ -44,32 +43,13 @@ def pixel_grid(size_px: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("projection", ["parallel", "pinhole"])
 @pytest.mark.parametrize("style", ["shaded", "depth"])
-def test_both_forms_draw_the_same_bits(monkeypatch: pytest.MonkeyPatch, projection: Projection, style: Style) -> None:
+def test_without_numba_the_bits_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, projection: Projection, style: Style
+) -> None:
     cameras = ring_cameras(3, size_px=33, projection=projection, elevations_deg=(25,))
-    clouds = [random_cloud(seed) for seed in range(3)]
-    fast = [render_cloud(cloud, cameras, style=style) for cloud in clouds]
-    for cloud, drawn in zip(clouds, fast, strict=True):
-        assert np.array_equal(render_cloud_reference(cloud, cameras, style=style), drawn)
-    monkeypatch.setattr(rendering, "can_use_numba", lambda *tensors, **named: False)  # as where numba is not
-    assert np.array_equal(render_cloud(clouds[0], cameras, style=style), fast[0])
-
-
-@run_each(
-    "points",
-    [
-        np.zeros((1, 3)),
-        np.zeros((40, 3)),
-        np.linspace(-1, 1, 30)[:, None] * [[0.5, 0.6, 0.6]],
-        np.repeat(even_sphere(5), 20, axis=0),
-        even_sphere(3),
-    ],
-)
-@run_each("projection", ["parallel", "pinhole"])
-def test_degenerate_clouds_are_drawn_alike_by_both(points: np.ndarray, projection: Projection) -> None:
-    cameras = ring_cameras(2, size_px=24, projection=projection)
-    drawn = render_cloud(points, cameras)
-    assert (drawn.max(axis=(1, 2)) > 0).all()
-    assert np.array_equal(render_cloud_reference(points, cameras), drawn)
+    compiled = render_cloud(random_cloud(0), cameras, style=style)
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: False)
+    assert np.array_equal(render_cloud(random_cloud(0), cameras, style=style), compiled)
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:
@@ -81,13 +61,6 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         assert np.array_equal(render_cloud(cloud, cameras), before)
     finally:
         torch.set_num_threads(num_threads)
-
-
-def test_points_may_be_read_only_and_strided() -> None:
-    cloud, cameras = random_cloud(4), ring_cameras(2, size_px=32)
-    locked = np.asfortranarray(cloud)
-    locked.flags.writeable = False
-    assert np.array_equal(render_cloud(locked, cameras), render_cloud(cloud, cameras))
 
 
 def test_a_view_has_the_same_bits_alone_and_among_others() -> None:
@@ -131,19 +104,6 @@ def test_depth_is_that_of_the_sphere() -> None:
         assert np.abs(view[inside] - expected).max() < 1 + 254 * 0.85 / 2 * disc**2
 
 
-@pytest.mark.parametrize("size_px", [24, 32])
-def test_depth_is_that_of_a_tilted_plane(size_px: int) -> None:
-    """Forty points fix the plane, so every pixel within them has the plane's own depth, rounded to a level."""
-    across, along = np.random.default_rng(0).uniform(-0.6, 0.6, (2, 40))
-    plane = np.column_stack([0.7 * along, across, along])
-    view = render_cloud(plane, ring_cameras(1, size_px=size_px, elevations_deg=(0,)), style="depth")[0]
-    right, up = pixel_grid(size_px)
-    inside = (np.maximum(np.abs(right), np.abs(up)) < 0.4) & (view > 0)
-    expected = 1 + 254 * (0.15 + 0.85 * (0.7 * up[inside] + 1) / 2)
-    assert inside.sum() > 90
-    assert np.abs(view[inside] - expected).max() < 0.51
-
-
 def test_shades_are_those_of_a_matt_sphere() -> None:
     right, up = pixel_grid(96)
     inside = np.hypot(right, up) < 0.7
@@ -169,41 +129,6 @@ def test_what_is_in_front_hides_what_is_behind() -> None:
     around = view[(reach > 0.4) & (reach < 0.55)].astype(int)
     assert np.abs(around[around > 0] - levels[-0.5]).max() <= 2
     assert (around == 0).mean() < 0.01  # points at random leave a hole here and there: one place in 900, and at the rim
-
-
-def test_the_order_of_points_does_not_matter() -> None:
-    cloud = random_cloud(6, 400)
-    order = np.random.default_rng(0).permutation(len(cloud))
-    cameras = ring_cameras(3, size_px=48)
-    before, after = render_cloud(cloud, cameras).astype(int), render_cloud(cloud[order], cameras).astype(int)
-    assert (np.abs(before - after) > 2).mean() < 0.005
-
-
-def test_a_rod_stays_as_thin_as_its_points_allow() -> None:
-    """Discs are long along a rod: 60 points on one of 0.02 radii cover no more than 5 pixels across it."""
-    generator = np.random.default_rng(0)
-    rod = np.column_stack([generator.uniform(-0.02, 0.02, (60, 2)), np.linspace(-0.9, 0.9, 60)])
-    view = render_cloud(rod, ring_cameras(1, size_px=96, elevations_deg=(0,)))[0]
-    rows = (view > 0).sum(axis=1)[10:-10]
-    assert rows.min() >= 1
-    assert np.median(rows) <= 5
-
-
-def test_discs_lie_in_the_plane_and_end_where_it_ends() -> None:
-    generator = np.random.default_rng(0)
-    points = np.column_stack([generator.uniform(-1, 1, (2000, 2)), np.zeros(2000)])
-    surfels = fit_surfels(points)
-    assert np.allclose(np.abs(surfels.normals), [0, 0, 1])
-    assert np.abs(surfels.half_axes[..., 2]).max() < 1e-12
-    radii = np.linalg.norm(surfels.half_axes, axis=2)
-    inside = np.abs(points[:, :2]).max(axis=1) < 0.8
-    # Pi r^2 holds 15 points but its own on average, 500 to a unit: 14 scatter by r^2 / 4 along an axis, the farthest by
-    # r^2 / 2, its own by 0; about their mean a sixteenth less.
-    expected = 1.3 * math.sqrt((14 / 4 + 1 / 2) * 15 / 16 / 16 * 15 / 500 / math.pi)
-    assert abs(math.sqrt((radii[inside] ** 2).mean()) / expected - 1) < 0.03
-    at_rim = np.abs(points[:, 0]) > 0.98
-    across, along = (np.linalg.norm(surfels.half_axes[at_rim, :, axis], axis=1).mean() for axis in (0, 1))
-    assert across < 0.7 * along  # half a disc scatters 0.53 as far across its straight side as along it
 
 
 # --- colours and refusals --------------------------------------------------------------------------------------------

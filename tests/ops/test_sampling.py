@@ -14,7 +14,6 @@ from sightline.ops.interpolation import Weighting, interpolate, inverse_distance
 from sightline.ops.neighbours import nearest_neighbours
 from tests.cases import run_each
 from tests.golden_parity import load_golden
-from tests.ops.threads import with_one_and_two_threads
 
 
 @pytest.fixture(params=["compiled", "plain"])
@@ -125,11 +124,6 @@ def test_choice_of_mmdetection3d_on_real_features(shared, form: str) -> None:
     assert torch.equal(farthest_points(points, num_samples=16), expected)
 
 
-def test_one_thread_and_two_give_the_same_bits() -> None:
-    points = torch.rand(3, 300, 3)
-    assert torch.equal(*with_one_and_two_threads(lambda: farthest_points(points, num_samples=99)))
-
-
 def test_half_precision_is_compared_in_float32(form: str) -> None:
     points = torch.randn(1, 50, 3).half()
     expected = farthest_points(points.float(), num_samples=20)
@@ -160,10 +154,6 @@ def test_a_compiled_graph_has_one_operator_for_all_turns() -> None:
     called = [node.target for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
     assert called.count(torch.ops.sightline.farthest_points.default) == 1
     assert not any("argmax" in str(target) for target in called)
-
-
-def test_points_without_coordinates_are_all_alike(form: str) -> None:
-    assert farthest_points(torch.zeros(1, 100, 0), num_samples=3, start=7).tolist() == [[7, 0, 0]]
 
 
 # --- Interpolation: by hand, SciPy, the published numbers, float32 against float64 ---

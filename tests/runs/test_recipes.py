@@ -98,7 +98,7 @@ def categories() -> list[dict[str, Any]]:
     "config", long_but(["coco_retinanet"], ["coco_retinanet", "crowdhuman_fcos_atss", "crowdhuman_retinanet_emd"])
 )
 def test_a_published_recipe_is_checked_and_trained(detection_folder: Path, tmp_path: Path, config: str) -> None:
-    """The others: tests/long/test_published_recipes.py."""
+    """The others: tests/long/test_recipes.py."""
     assert_checked_and_trained(detection_folder, tmp_path, config)
 
 
@@ -192,7 +192,7 @@ KEPT = [pair for pair in IN_THE_SUITE if pair[1] in ("shapenet_part_pct", "shape
 
 @pytest.mark.parametrize(("layout", "config"), long_but(KEPT, IN_THE_SUITE))
 def test_recipes_for_parts(folder: Path, layout: str, config: str) -> None:
-    """Each in one layout; in all of them: tests/long/test_published_recipes.py."""
+    """Each in one layout; in all of them: tests/long/test_recipes.py."""
     assert_parts_are_trained(folder, layout, config)
 
 

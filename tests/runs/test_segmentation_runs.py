@@ -30,7 +30,6 @@ transforms:
     - {{name: chromatic_translation}}
     - {{name: chromatic_jitter}}
     - {{name: hue_saturation}}
-    - {{name: drop_colour}}
     - {{name: voxel_sample, size_m: 4.0}}
     - {{name: crop_points, max_points: 24}}
     - {{name: elastic, granularities: [8.0], magnitudes: [0.5]}}

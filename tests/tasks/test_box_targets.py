@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from sightline.areas.detect.fcos import FCOS
 from sightline.areas.detect.pictures import (
-    COLORS,
     LEVEL_COLORS,
     compare_assigners,
     report_assignment,
@@ -100,28 +96,3 @@ def test_assigners_are_compared_by_hand() -> None:
 def test_an_image_without_boxes_has_a_report() -> None:
     empty = report_assignment(MaxIoU()(ANCHORS, BOXES[:0], HIDDEN[:0]), ANCHORS, BOXES[:0], HIDDEN[:0])
     assert compare_assigners({"max_iou": [empty]})[0]["of_size"] == {}
-
-
-def seen(color: tuple[int, ...], kind: str | None) -> Tensor:
-    """L*a*b* of a colour as readers without one kind of cones see it (Vienot et al. 1999)."""
-    values = torch.tensor(color, dtype=torch.float64) / 255
-    linear = torch.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-    blind = {
-        "protan": [[0.11238, 0.88762, 0.0], [0.11238, 0.88762, 0.0], [0.00401, -0.00401, 1.0]],
-        "deutan": [[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]],
-    }
-    if kind is not None:
-        linear = (torch.tensor(blind[kind], dtype=torch.float64) @ linear).clamp(0, 1)
-    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
-    xyz = torch.tensor(to_xyz, dtype=torch.float64) @ linear / torch.tensor([0.9505, 1.0, 1.089])
-    x, y, z = torch.where(xyz > 0.008856, xyz.clamp(min=1e-9) ** (1 / 3), 7.787 * xyz + 16 / 116)
-    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)])
-
-
-@pytest.mark.parametrize("kind", [None, "protan", "deutan"])
-def test_colours_that_stand_side_by_side_differ_for_colour_blind_readers(kind: str | None) -> None:
-    """A difference of 2.3 is just noticeable (Mahy et al. 1994); thin lines need several times as much."""
-    together = [[COLORS[name] for name in ("found", "made up", "missed", "ignored")], LEVEL_COLORS, [(255,) * 3, RED]]
-    for colors in together:
-        for one, other in combinations(colors, 2):
-            assert (seen(one, kind) - seen(other, kind)).norm() > 12, (kind, one, other)

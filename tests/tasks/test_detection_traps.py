@@ -49,35 +49,6 @@ def test_boxes_do_not_drift_over_epochs() -> None:
     assert all(not array.flags.writeable for array in vars(crowds.record(0)).values() if array is not None)
 
 
-def test_mirrored_images_share_no_memory() -> None:
-    """T2: a flip is a copy that lies in memory in order, not a view of what is stored."""
-    crowds = SyntheticCrowds(split="train", train_size=1)
-    stored = crowds[SampleKey(0, 0, 0)]
-    sample = {name: value[None] for name, value in stored.items()}
-    for name, value in BatchReader(crowds, [NamedTransform("flip", FlipImage(probability=1.0))])(
-        [SampleKey(0, 0, 0)]
-    ).items():
-        assert not torch.is_tensor(value) or value.is_contiguous(), name
-    before = stored["image"].clone()
-    crowds[SampleKey(0, 0, 0)]["image"].zero_()
-    assert torch.equal(crowds[SampleKey(0, 0, 0)]["image"], before)
-    assert torch.equal(sample["image"][0], before)
-
-
-@pytest.mark.parametrize("head", ["retina", "fcos"])
-def test_a_box_at_the_right_edge_is_a_target_of_a_wide_canvas(head: str) -> None:
-    """T7: rows and columns exchanged anywhere would leave the right of 192 x 320 pixels without priors."""
-    task, _ = detect(head)
-    box = torch.tensor([[270.0, 20.0, 318.0, 140.0]])
-    context = task.context(torch.nn.Identity(), batch_of(box))
-    chosen = context["target"][0] >= 0
-    assert chosen.any()
-    priors = context["priors"][chosen]
-    centres = priors if priors.shape[1] == 2 else (priors[:, :2] + priors[:, 2:]) / 2
-    assert ((centres[:, 0] > 260) & (centres[:, 1] < 160)).all()
-    assert torch.equal(context["matched_boxes"][0][chosen], box.expand(int(chosen.sum()), 4))
-
-
 def batch_of(boxes: torch.Tensor, label: int = 0, *, is_ignored: bool = False) -> dict[str, Any]:
     count = len(boxes)
     return {

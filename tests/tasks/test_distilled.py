@@ -1,4 +1,4 @@
-"""A task with a teacher: its numbers by hand, what else is its parent's, windows, and features of modules."""
+"""A task with a teacher: its numbers by hand, what else is its parent's, and windows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.contract.binding import AvailableKeys
-from sightline.contract.errors import ConfigError
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
 from sightline.engine.distributed import World
 from sightline.engine.step import StepTimer, prepare_step, single_batch_step
-from sightline.parts.losses.classification import CrossEntropy, Distillation, FeatureDistillation
+from sightline.parts.losses.classification import CrossEntropy, Distillation
 from sightline.parts.tasks.distillation import DistillationTask, add_teacher_keys, unwrap_distillation
 from sightline.parts.tasks.segment import Segment
 from sightline.parts.tasks.supervised import Supervised
@@ -52,13 +51,11 @@ def scene(*sizes: int, seed: int = 0) -> Batch:
     return {"points": points, "offsets": torch.tensor([0, *np.cumsum(sizes)]), "label": label}
 
 
-def distilled(
-    student: nn.Module, teacher: nn.Module, losses: Any = None, features: tuple[str, ...] = (), **of_task: Any
-) -> DistillationTask:
+def distilled(student: nn.Module, teacher: nn.Module, **of_task: Any) -> DistillationTask:
     lessons = Segment(model=teacher, losses={}, batch_keys=KEYS, output_keys=OUTPUTS, **of_task)
-    keys = add_teacher_keys(KEYS, OUTPUTS, features=features)
-    parent = Segment(model=student, losses=losses or LOSSES, batch_keys=keys, output_keys=OUTPUTS, **of_task)
-    return DistillationTask(parent, teacher=teacher, teacher_task=lessons, features=features)
+    keys = add_teacher_keys(KEYS, OUTPUTS)
+    parent = Segment(model=student, losses=LOSSES, batch_keys=keys, output_keys=OUTPUTS, **of_task)
+    return DistillationTask(parent, teacher=teacher, teacher_task=lessons)
 
 
 def kl_of(student: Tensor, teacher: Tensor, label: Tensor, *, temperature: float = 2.0) -> float:
@@ -171,76 +168,6 @@ class _OfBlocks(nn.Module):
         return {"logits": self.net.net(torch.cat([points, points.amax(dim=-2, keepdim=True).expand_as(points)], -1))}
 
 
-FEATURES = {"features": FeatureDistillation()}
-
-
-def test_features_are_compared_where_modules_are_called() -> None:
-    student, teacher = net(0).eval(), net(1)
-    parts = [scene(5, 9), scene(7, seed=1)]
-    task = distilled(student, teacher, FEATURES, features=("net.0", "net.3"))
-    step = prepare_step(task, student, parts, World())
-    found = sum(step.loss_means(step.loss_sums(student, index))["features"] for index in range(2))
-    found.backward()
-    gradient = student.net[0].weight.grad
-    squares, count = 0.0, 0
-    for part in parts:
-        kept: dict[nn.Module, list[Tensor]] = {}
-        for network in (student, teacher):
-            inputs: list[Tensor] = kept.setdefault(network, [])
-            handle = network.net[0].register_forward_pre_hook(lambda _, given, kept=inputs: kept.append(given[0]))
-            network(points=part["points"], offsets=part["offsets"])
-            handle.remove()
-        own, other = kept[student][0], kept[teacher][0]
-        for until in (1, 4):
-            difference = student.net[:until](own) - teacher.net[:until](other)
-            squares, count = squares + difference.square().sum(), count + difference.numel()
-    assert found.item() == pytest.approx((squares / count).item(), rel=1e-12)
-    expected = torch.autograd.grad(squares / count, student.net[0].weight)[0]
-    torch.testing.assert_close(gradient, expected, rtol=1e-11, atol=1e-14)
-    assert not [module for network in (student, teacher) for module in network.modules() if module._forward_hooks]
-
-
-def test_features_in_windows_are_those_of_every_window() -> None:
-    student, teacher = net(0).eval(), net(1)
-    task, batch = distilled(student, teacher, FEATURES, features=("net.3",), max_points=6), scene(20)
-    step = single_batch_step(task, student, batch, CPU)
-    sums, _ = step.loss_sums_and_predictions(student)
-    taught = step.contexts[0][0]
-    assert len(taught["student_modules"]["net.3"]) == len(taught["teacher_modules"]["net.3"]) > 3
-    pairs = zip(taught["student_modules"]["net.3"], taught["teacher_modules"]["net.3"], strict=True)
-    assert sums["features"].item() == pytest.approx(sum((one - other).square().sum().item() for one, other in pairs))
-
-
-@pytest.mark.parametrize("of_teacher", [False, True])
-def test_features_of_a_module_that_is_not_called_are_refused(of_teacher: bool) -> None:
-    """A fused layer reads the weight of its part."""
-
-    class Fused(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.net = inner.net
-
-        def forward(self, *, points: Tensor, offsets: Tensor) -> dict[str, Tensor]:
-            both = torch.cat([points, points], dim=1)
-            return {"logits": self.net[1:](F.linear(both, self.net[0].weight, self.net[0].bias))}
-
-    student, teacher = net(0), net(1)
-    student, teacher = (student, Fused(teacher)) if of_teacher else (Fused(student), teacher)
-    task = distilled(student, teacher, FEATURES, features=("net.0",))
-    with pytest.raises(ConfigError, match=r"teacher.features: 'net.0' is not called .*fused: false"):
-        single_batch_step(task, student, scene(5), CPU).loss_sums(student)
-
-
-def test_features_of_other_shapes_and_kinds_are_refused() -> None:
-    student = net(0)
-    task = distilled(student, net(1, width=20), FEATURES, features=("net.0",))
-    with pytest.raises(ConfigError, match=r"'net.0' returns \[\(5, 12\)\], the teacher's \[\(5, 20\)\]"):
-        single_batch_step(task, student, scene(5), CPU).loss_sums(student)
-    task = distilled(student, net(1), FEATURES, features=("",))
-    with pytest.raises(ConfigError, match="returns a dict, not a tensor"):
-        single_batch_step(task, student, scene(5), CPU).loss_sums(student)
-
-
 def test_a_step_in_another_format_has_a_teacher_in_it() -> None:
     """As `sightline compare` and `check --fit` run one; the teacher itself stays as it is."""
     teacher = net(1).float()
@@ -252,12 +179,11 @@ def test_a_step_in_another_format_has_a_teacher_in_it() -> None:
     assert {parameter.dtype for parameter in teacher.parameters()} == {torch.float32}
 
 
-def test_a_stand_in_that_has_outputs_alone_has_the_features_of_the_teacher() -> None:
-    """Checks ask what losses make of outputs; those of modules are then no part of it."""
-    task, batch = distilled(net(0), net(1), {**LOSSES, **FEATURES}, features=("net.0",)), scene(6)
+def test_a_stand_in_that_has_outputs_alone_is_taught() -> None:
+    """Checks ask what losses make of outputs."""
+    task, batch = distilled(net(0), net(1)), scene(6)
     logits = torch.zeros(6, CLASSES, dtype=torch.float64, requires_grad=True)
     sums = single_batch_step(task, FixedOutputs({"logits": logits}), batch, CPU).loss_sums(
         FixedOutputs({"logits": logits})
     )
-    assert sums["features"] == 0
     assert sums["kl"] > 0

@@ -19,7 +19,6 @@ from sightline.parts.tasks.segment import (
     SphereWindows,
     column_windows,
     sphere_windows,
-    split_clouds,
 )
 
 # --- the task of labels for points: one form of answers for every form of batches ------------------------------------
@@ -307,11 +306,6 @@ def cloud(points: Tensor, features: Tensor | None = None) -> dict:
     return whole if features is None else {**whole, "features": features}
 
 
-def test_a_small_cloud_is_one_sphere_in_its_own_order() -> None:
-    (index,) = sphere_windows(room(50), max_points=50)
-    assert index.tolist() == list(range(50))
-
-
 def test_spheres_cover_everything_and_hold_the_nearest() -> None:
     points = room(500)
     seen: set[int] = set()
@@ -336,11 +330,6 @@ def test_blocks_cover_everything_and_hold_what_lies_over_their_square(size_m: fl
         assert float((points[index] - middle)[:, :2].abs().max()) <= size_m / 2 + 1e-9
         covered[index] = True
     assert bool(covered.all())
-
-
-def test_half_strides_see_a_point_in_the_middle_four_times() -> None:
-    points = torch.cat([torch.tensor([[0.0, 0, 0], [4.0, 4, 0]]), torch.tensor([[1.75, 1.75, 1.0]])])
-    assert sum(2 in index.tolist() for _, index in column_windows(points, size_m=1.0, stride_m=0.5)) == 4
 
 
 def test_a_point_on_the_far_edge_is_not_lost_to_rounding() -> None:
@@ -423,10 +412,3 @@ def test_windows_of_a_column_each_see_all_of_it() -> None:
     heights = torch.cat(asked)[..., 2]
     assert heights.shape == (4, 16)
     assert float((heights.mean(dim=1) - by_height[:, 2].mean()).abs().max()) < 0.1
-
-
-def test_clouds_of_a_batch_come_one_by_one() -> None:
-    batch = {"points": room(9), "offsets": torch.tensor([0, 4, 9]), "category": torch.tensor([3, 1])}
-    first, second = split_clouds(batch)
-    assert (len(first["points"]), first["category"].tolist(), first["offsets"].tolist()) == (4, [3], [0, 4])
-    assert torch.equal(second["points"], batch["points"][4:])

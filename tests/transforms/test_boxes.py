@@ -17,7 +17,7 @@ from sightline.contract.registry import transforms
 from sightline.contract.types import ComponentConfig, DataInfo, Field, SampleKey
 from sightline.ops.priors import warp_boxes
 from sightline.parts.transforms import images
-from sightline.parts.transforms.images import ColorJitter, CropImage, FlipImage, NormalizeImage, ResizeImage, crop_boxes
+from sightline.parts.transforms.images import ColorJitter, FlipImage, NormalizeImage, ResizeImage
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from tests.cases import run_each
 from tests.transforms.scenes import draws_of
@@ -184,7 +184,6 @@ def test_a_transform_that_leaves_boxes_behind_is_refused() -> None:
 
 ALL = {
     "resize_image": ResizeImage(size_px=17),
-    "crop_image": CropImage(size_px=17),
     "flip_image": FlipImage(),
     "color_jitter": ColorJitter(),
     "normalize_image": NormalizeImage(),
@@ -242,48 +241,6 @@ def test_sizes_are_changed_as_pillow_does(size_px: int) -> None:
     exact = ResizeImage(size_px=size_px)(draws_of(), image=given.float())["image"][0]
     # Two passes rounded by half a level each, the first one's error averaged by the second.
     assert (exact - found.float()).abs().max() <= 1.01
-
-
-def test_crops_are_those_of_their_boxes() -> None:
-    given = pictures(20)
-    boxes = crop_boxes(draws_of(20), height=23, width=31, low=0.08, high=1.0)
-    found = CropImage(size_px=12)(draws_of(20), image=given)["image"]
-    for each, (top, left, height, width), part in zip(given, boxes, found, strict=True):
-        picture = Image.fromarray(each.numpy()).crop((left, top, left + width, top + height))
-        expected = np.asarray(picture.resize((12, 12), Image.Resampling.BILINEAR)).astype(int)
-        assert np.abs(part.numpy() - expected).max() <= 1
-
-
-def test_boxes_keep_to_their_law() -> None:
-    """2,000 boxes in a large square: shares uniform in 0.2..0.6, logarithms of ratios uniform, places all over."""
-    boxes = np.array(crop_boxes(draws_of(2000), height=1000, width=1000, low=0.2, high=0.6))
-    top, left, height, width = boxes.T
-    assert (top >= 0).all()
-    assert (left >= 0).all()
-    assert (top + height <= 1000).all()
-    assert (left + width <= 1000).all()
-    share, log_ratio = height * width / 1e6, np.log(width / height)
-    assert share.min() > 0.199
-    assert share.max() < 0.601
-    assert np.abs(log_ratio).max() < np.log(4 / 3) + 0.005
-    # Means of 2,000 uniform numbers: four standard errors, (high - low) / sqrt(12 * 2000).
-    assert abs(share.mean() - 0.4) < 4 * 0.4 / np.sqrt(24_000)
-    assert abs(log_ratio.mean()) < 4 * 2 * np.log(4 / 3) / np.sqrt(24_000)
-    spot = top / np.maximum(1000 - height, 1)
-    assert abs(spot.mean() - 0.5) < 4 / np.sqrt(24_000)
-    assert spot.min() < 0.01
-    assert spot.max() > 0.99
-
-
-def test_where_no_box_fits_the_largest_in_the_middle_is_taken() -> None:
-    """A strip of 4 x 100: a part of at least half of it would be 16 high at the widest ratio."""
-    boxes = crop_boxes(draws_of(5), height=4, width=100, low=0.5, high=1.0)
-    assert boxes == [(0, 48, 4, 5)] * 5  # 4 * 4/3, rounded; in the middle
-
-
-def test_crop_refuses_shares_the_wrong_way_round() -> None:
-    with pytest.raises(ConfigError, match=r"crop_image: low 0\.9 is above high 0\.5"):
-        CropImage(low=0.9, high=0.5)
 
 
 # --- mirror ----------------------------------------------------------------------------------------------------------

@@ -23,12 +23,10 @@ from sightline.parts.transforms.images import (
     ChromaticAutoContrast,
     ChromaticJitter,
     ChromaticTranslation,
-    DropColour,
     HueSaturation,
     hsv_from_rgb,
     rgb_from_hsv,
     stretch_contrast,
-    turn_hue,
 )
 from sightline.parts.transforms.points import Elastic, Flip, Jitter, Rotate, Scale, bend, smooth
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
@@ -296,7 +294,6 @@ ALL = {
     "chromatic_translation": ChromaticTranslation(probability=1.0),
     "chromatic_jitter": ChromaticJitter(probability=1.0),
     "hue_saturation": HueSaturation(),
-    "drop_colour": DropColour(probability=1.0),
 }
 
 
@@ -344,18 +341,6 @@ def test_hsv_is_that_of_the_standard_library() -> None:
     back = torch.tensor([colorsys.hsv_to_rgb(*each) for each in expected.tolist()], dtype=torch.float64)
     assert (rgb_from_hsv(expected) - back).abs().max() < 1e-12
     assert (rgb_from_hsv(hsv_from_rgb(colours)) - colours).abs().max() < 1e-12
-
-
-def test_a_turn_of_a_third_exchanges_the_channels() -> None:
-    colours = make_scene(200)["colours"].double()
-    third, one = torch.full((1, 1), 1 / 3, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
-    assert (turn_hue(colours, third, one) - colours.roll(1, dims=-1)).abs().max() < 1e-12
-    assert (turn_hue(colours, one, one) - colours).abs().max() < 1e-12
-
-
-def test_grey_has_no_hue_and_black_no_saturation() -> None:
-    grey = torch.linspace(0, 1, 7)[None, :, None].expand(1, 7, 3)
-    assert torch.equal(HueSaturation()(draws_of(), colours=grey)["colours"], grey)
 
 
 @pytest.mark.parametrize("name", ALL)

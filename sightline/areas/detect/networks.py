@@ -19,7 +19,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Backbone, Count, Head, Neck
 from sightline.contract.binding import model_output_keys
 from sightline.contract.errors import ConfigError
-from sightline.layers.images import ATTENTIONS, NORMS, AttentionName, ConvBlock, NormName, assert_images, freeze_module
+from sightline.layers.images import NORMS, ConvBlock, NormName, assert_images, freeze_module
 from sightline.ops.priors import PriorKind
 from sightline.parts.models.resnet import BASIC, BOTTLENECK, RESNET_DEPTHS, ResidualStages
 
@@ -40,7 +40,6 @@ class _ResNet(ResidualStages):
         width: Count = 64,
         norm: NormName = "bn",
         frozen_stages: FrozenStages = 0,
-        attention: AttentionName = "none",
     ) -> None:
         expansion = 4 if self.sizes is BOTTLENECK else 1
         super().__init__(
@@ -50,7 +49,6 @@ class _ResNet(ResidualStages):
             in_channels=in_channels,
             width=width,
             norm=NORMS[norm],
-            attention=ATTENTIONS[attention],
         )
         self.in_channels = in_channels
         self.channels = tuple(expansion * width * 2**level for level in (1, 2, 3))
@@ -68,7 +66,7 @@ class ResNet18(_ResNet):
     """ResNet-18; 11,176,512 parameters, maps of 128, 256 and 512 channels.
 
     `norm`: batch norm, batch norm frozen as it was loaded, or group norm. `frozen_stages` parts are not trained, the
-    stem counted first: 2 are the stem and the stage of C2. `attention` ends the residual branch of every block.
+    stem counted first: 2 are the stem and the stage of C2.
     Source: He et al. 2016, Deep Residual Learning, table 1; layout of pytorch/vision.
     """
 

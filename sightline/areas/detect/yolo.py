@@ -35,15 +35,12 @@ from sightline.areas.detect.networks import (
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat
 from sightline.layers.images import (
-    ATTENTIONS,
     NORMS,
-    AttentionName,
     ConvBlock,
     ConvNorm,
     NormName,
     assert_images,
     freeze_module,
-    join_channels,
 )
 from sightline.ops.box_overlaps import box_iou, box_sizes, column_blocks, promote_to_float32
 from sightline.ops.priors import PriorKind, Priors
@@ -69,12 +66,9 @@ class Darknet53Backbone(Darknet):
         width: Count = 32,
         norm: NormName = "bn",
         frozen_stages: FrozenStages = 0,
-        attention: AttentionName = "none",
         slope: NonNegativeFloat = 0.1,
     ) -> None:
-        super().__init__(
-            in_channels=in_channels, width=width, norm=NORMS[norm], attention=ATTENTIONS[attention], slope=slope
-        )
+        super().__init__(in_channels=in_channels, width=width, norm=NORMS[norm], slope=slope)
         self.in_channels = in_channels
         self.channels = self.channels[3:]
         for part in [self.stem, *self.stages][:frozen_stages]:
@@ -127,7 +121,7 @@ class _CSPBlock(nn.Module):
         self.leave = _unit(2 * inner, out_channels, 1, norm)
 
     def forward(self, image: Tensor) -> Tensor:
-        both = join_channels([self.blocks(self.enter(image)), self.past(image)])
+        both = torch.cat([self.blocks(self.enter(image)), self.past(image)], dim=1)
         return cast(Tensor, self.leave(both))
 
 
@@ -145,7 +139,7 @@ class _PyramidPooling(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         values = self.enter(image)
         pooled = [F.max_pool2d(values, size, stride=1, padding=size // 2) for size in _POOLED]
-        return cast(Tensor, self.leave(join_channels([values, *pooled])))
+        return cast(Tensor, self.leave(torch.cat([values, *pooled], dim=1)))
 
 
 @registry.backbones.add("cspdarknet")
@@ -224,10 +218,10 @@ class PathAggregation(nn.Module):
         for level in range(len(maps) - 2, -1, -1):
             reduced.insert(0, self.reduce[level](values))
             upsampled = F.interpolate(reduced[0], maps[level].shape[2:])
-            values = self.down[level](join_channels([upsampled, maps[level]]))
+            values = self.down[level](torch.cat([upsampled, maps[level]], dim=1))
         outputs = [values]
         for strided, up, lateral in zip(self.strided, self.up, reduced, strict=True):
-            outputs.append(up(join_channels([strided(outputs[-1]), lateral])))
+            outputs.append(up(torch.cat([strided(outputs[-1]), lateral], dim=1)))
         return outputs
 
 
@@ -290,7 +284,7 @@ class YOLOv3Neck(nn.Module):
         outputs = [self.blocks[-1](maps[-1])]
         for level in range(len(maps) - 2, -1, -1):
             upsampled = F.interpolate(self.routes[level](outputs[0]), maps[level].shape[2:])
-            outputs.insert(0, self.blocks[level](join_channels([maps[level], upsampled])))
+            outputs.insert(0, self.blocks[level](torch.cat([maps[level], upsampled], dim=1)))
         return outputs
 
 

@@ -1,23 +1,13 @@
-"""Losses of classification: cross-entropy, focal, Lovász, distillation, and class weights.
+"""Losses of classification: cross entropy with class weights, Lovász-softmax, and distillation of a teacher's classes.
 
 Half-precision logits are computed in float32, as the sum of many has bf16's digits otherwise.
-
-Cross entropy over classes, with label smoothing, class weights and ignored targets.
-
-Focal loss: cross entropy in which easy targets weigh little.
-
-Lovász-softmax loss: the Lovász extension of the Jaccard loss, a differentiable surrogate of the mean IoU.
-
-Base of losses over classes: counted targets, and class weights given or derived from class frequencies.
-
-Knowledge distillation: a teacher's class probabilities, softened by a temperature, or its features as targets.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -31,7 +21,7 @@ from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
 from sightline.ops.box_overlaps import promote_to_float32
 from sightline.ops.labels import widen_labels
-from sightline.ops.losses import MIN_FOCAL_BASE, lovasz_of_image, masked_lovasz_of_image
+from sightline.ops.losses import lovasz_of_image, masked_lovasz_of_image
 from sightline.ops.waits import is_free_to_read, read_list
 
 logger = logging.getLogger(__name__)
@@ -153,10 +143,9 @@ def _by_rule(rule: str, share: float) -> float:
 class CrossEntropy(ClassLoss):
     """Cross entropy with label smoothing and class weights: the sum over targets of -sum_c w_c q_c log p_c.
 
-    q is 1 - label_smoothing on the label and the rest elsewhere. `smoothing_over` distributes the rest: evenly to the
-    `others` (the code of the DGCNN family), or evenly to `all` classes, the label included (torch). Every target that
-    is not ignored counts, with its class's weight; `class_weights` are numbers, or a rule for the classes' shares of
-    the training data: `inverse`, `inverse_log`.
+    q is 1 - label_smoothing on the label, and the rest evenly on the other classes, as in the code of the DGCNN family
+    (torch gives the label its part of the rest, too). Every target that is not ignored counts, with its class's weight;
+    `class_weights` are numbers, or a rule for the classes' shares of the training data: `inverse`, `inverse_log`.
     Source: Szegedy et al. 2016, section 7 (smoothing).
     """
 
@@ -166,7 +155,6 @@ class CrossEntropy(ClassLoss):
         num_classes: int,
         ignore_index: int | None = None,
         label_smoothing: Probability = 0.0,
-        smoothing_over: Literal["others", "all"] = "others",
         class_weights: ClassWeights = None,
         class_counts: tuple[int, ...] | None = None,
     ) -> None:
@@ -177,9 +165,8 @@ class CrossEntropy(ClassLoss):
             class_weights=class_weights,
             class_counts=class_counts,
         )
-        num_sharing = num_classes - 1 if smoothing_over == "others" else num_classes
-        self.share = label_smoothing / num_sharing if label_smoothing > 0 else 0.0
-        self.extra_on_label = 1.0 - label_smoothing - (self.share if smoothing_over == "others" else 0.0)
+        self.share = label_smoothing / (num_classes - 1)
+        self.extra_on_label = 1.0 - label_smoothing - self.share
 
     def count(self, *, label: Tensor) -> Tensor:
         """Count the labels (...) that are not ignored (int64), or sum their class weights (float64)."""
@@ -200,50 +187,6 @@ class CrossEntropy(ClassLoss):
         if self.share > 0:
             loss = loss + self.share * negative.sum(dim=-1)
         return (loss if is_counted is None else torch.where(is_counted, loss, 0.0)).sum()
-
-
-@registry.losses.add("focal_cross_entropy")
-class FocalCrossEntropy(ClassLoss):
-    """Focal loss with a softmax: the sum over targets of -w_c (1 - p)^gamma log p, p the probability of the class c.
-
-    Targets that are not ignored count: `divide_by: weights` counts each with the weight of its class, `targets`
-    each once (the code of SqueezeSeg). Source: Lin et al. 2017, equation 5.
-    """
-
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        class_counts: tuple[int, ...] | None = None,
-        ignore_index: int | None = None,
-        gamma: NonNegativeFloat = 2.0,
-        class_weights: ClassWeights = None,
-        divide_by: Literal["weights", "targets"] = "weights",
-    ) -> None:
-        super().__init__(
-            "focal_cross_entropy",
-            num_classes=num_classes,
-            ignore_index=ignore_index,
-            class_weights=class_weights,
-            class_counts=class_counts,
-        )
-        self.gamma = gamma
-        self.divide_by = divide_by
-
-    def count(self, *, label: Tensor) -> Tensor:
-        """Count the labels (...) that are not ignored (int64), or sum their class weights (float64)."""
-        return self.is_counted(label).sum() if self.divide_by == "targets" else self.label_weight(label)
-
-    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
-        """Compute the loss sum from `logits` (..., C) with `label` (...): classes last, labels 0 .. C-1 or ignored."""
-        label = self.check_labels(logits, label)
-        is_counted = self.is_counted(label)
-        target = torch.where(is_counted, label, 0)
-        log_p = F.log_softmax(promote_to_float32(logits), dim=-1).gather(-1, target[..., None]).squeeze(-1)
-        loss = -((1 - log_p.exp()).clamp(min=MIN_FOCAL_BASE) ** self.gamma) * log_p
-        if self.class_weights is not None:
-            loss = loss * self.get_weights(loss).to(loss.dtype)[target]
-        return torch.where(is_counted, loss, 0.0).sum()
 
 
 @registry.losses.add("lovasz_softmax")
@@ -317,35 +260,3 @@ class Distillation(ClassLoss):
         teacher = F.log_softmax(promote_to_float32(teacher_logits.detach()) / self.temperature, dim=-1)
         divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)
         return torch.where(self.is_counted(label), self.temperature**2 * divergence, 0.0).sum()
-
-
-@registry.losses.add("feature_distillation")
-class FeatureDistillation(Loss):
-    """Feature distillation: the sum of squared differences between outputs of the same modules of student and teacher.
-
-    Numbers are counted, so the mean is over all numbers of all modules that `teacher.features` names; its weight is
-    beta. The task provides the outputs of every call of a module; those of the teacher get no gradient. Raises
-    ConfigError for modules of different shapes. Source: Romero et al. 2015 (FitNets), eq. 3, without its regressor.
-    """
-
-    def count(self, *, teacher_modules: Mapping[str, Sequence[Tensor]]) -> Tensor:
-        """Count the numbers in the outputs (...) of `teacher_modules`."""
-        return torch.tensor(sum(output.numel() for outputs in teacher_modules.values() for output in outputs))
-
-    def forward(
-        self, *, student_modules: Mapping[str, Sequence[Tensor]], teacher_modules: Mapping[str, Sequence[Tensor]]
-    ) -> Tensor:
-        """Compute the loss sum from outputs (...) by module name, of the same shapes in both."""
-        sums = []
-        for name, outputs in teacher_modules.items():
-            student_shapes, teacher_shapes = (
-                [tuple(tensor.shape) for tensor in tensors] for tensors in (student_modules[name], outputs)
-            )
-            if student_shapes != teacher_shapes:
-                raise ConfigError(
-                    f"teacher.features: '{name}' returns {student_shapes}, the teacher's {teacher_shapes}; name others"
-                )
-            for student, teacher in zip(student_modules[name], outputs, strict=True):
-                student = promote_to_float32(student)
-                sums.append((student - teacher.detach().to(student.dtype)).square().sum())
-        return torch.stack(sums).sum()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.metric import State, append_rows
-from sightline.ops.numba_kernels import can_use_numba, run_parallel
+from sightline.ops.numba_kernels import run_parallel
 from sightline.parts.metrics.match_kernels import match_boxes
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -252,10 +252,7 @@ class BoxGroups(NamedTuple):
         boxes, labels = self.boxes[:, DetectionColumn.BOX], self.labels[:, LabelColumn.BOX]
         arrays = (boxes, self.box_starts, labels, self.label_starts, label_ignored)
         arguments = (*map(np.ascontiguousarray, (*arrays, is_crowd, levels)), most, epsilon, reuses)
-        if can_use_numba(torch.from_numpy(self.boxes)):
-            run_parallel(match_boxes, len(self.box_starts) - 1, *arguments, *result)
-        else:
-            _match_reference(self, label_ignored, is_crowd, levels, most, epsilon, reuses, result)
+        run_parallel(match_boxes, len(self.box_starts) - 1, *arguments, *result)
         return result
 
 
@@ -299,38 +296,3 @@ def iou_or_ioa(boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray | boo
     box_areas, label_areas = ((corners[:, 2:] - corners[:, :2]).prod(axis=1) for corners in (boxes, labels))
     union = box_areas[:, None] + np.where(is_crowd, 0, label_areas - shared) + epsilon
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-
-
-def _match_reference(
-    groups: BoxGroups,
-    label_ignored: np.ndarray,
-    is_crowd: np.ndarray,
-    levels: np.ndarray,
-    most: int,
-    epsilon: float,
-    reuses: bool,
-    result: GroupMatches,
-) -> None:
-    """Compute the reference of `match_boxes`, group by group through `match_predictions`."""
-    for detection_rows, label_rows in groups.groups():
-        detection_rows = slice(detection_rows.start, min(detection_rows.stop, detection_rows.start + most))
-        overlap = iou_or_ioa(
-            groups.boxes[detection_rows, 1:5], groups.labels[label_rows, 1:5], is_crowd[label_rows], epsilon
-        )
-        for kind, is_ignored in enumerate(label_ignored[:, label_rows]):
-            matches: Matches = match_predictions(
-                overlap,
-                groups.boxes[detection_rows, 5],
-                is_ignored=is_ignored,
-                is_crowd=is_crowd[label_rows] | (is_ignored & reuses),
-                is_outside_area=np.zeros(len(overlap), dtype=bool),
-                max_detections=most,
-                iou_thresholds=levels,
-            )
-            result.is_matched[kind][:, detection_rows], result.is_ignored[kind][:, detection_rows] = (
-                matches.is_found,
-                matches.is_ignored,
-            )
-            assert matches.label is not None
-            for row, label in enumerate(matches.label):
-                result.is_label_matched[kind, row, label_rows.start + label[label >= 0]] = True

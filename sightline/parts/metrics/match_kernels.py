@@ -1,7 +1,6 @@
 """CPU kernels of detection matching: greedy by score, and by the largest sum of overlaps.
 
-The reference of `match_boxes` is `box_groups.match_predictions`; `count_pairs` has none, and runs uncompiled
-without numba.
+`match_boxes` has the rules of `box_groups.match_predictions`. Without numba both run uncompiled.
 """
 
 from __future__ import annotations

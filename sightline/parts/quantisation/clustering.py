@@ -37,34 +37,6 @@ _SPLITTER = 134217729.0
 
 
 @numba_kernel
-def sort_bits(bits, spare, counts):  # type: ignore[no-untyped-def]
-    """Radix sort of float32 numbers, passed as their bits, in three passes of 11 bits; the result is in `spare`."""
-    for index in range(len(bits)):
-        # Bits that sort as the numbers do: all turned of negative ones, the sign of others.
-        key = bits[index] ^ (np.uint32(0xFFFFFFFF) if bits[index] >> 31 else np.uint32(0x80000000))
-        bits[index] = key
-        counts[0, key & 2047] += 1
-        counts[1, (key >> 11) & 2047] += 1
-        counts[2, key >> 22] += 1
-    source, target = bits, spare
-    for turn in range(3):
-        total = 0
-        for digit in range(2048):
-            count = counts[turn, digit]
-            counts[turn, digit] = total
-            total += count
-        shift = 11 * turn
-        for key in source:
-            digit = (key >> shift) & 2047
-            target[counts[turn, digit]] = key
-            counts[turn, digit] += 1
-        source, target = target, source
-    for index in range(len(spare)):
-        key = spare[index]
-        spare[index] = key ^ (np.uint32(0x80000000) if key >> 31 else np.uint32(0xFFFFFFFF))
-
-
-@numba_kernel
 def cut_sorted(values, most, cuts):  # type: ignore[no-untyped-def]
     """Write the starts of at most `most` clusters of sorted numbers, and the end, to `cuts`; return their number."""
     table = np.zeros((len(values) // _EVERY + 1, 4))
@@ -369,7 +341,7 @@ def cluster_weight(weight: Tensor, *, bits: int, name: str, per_channel: bool = 
     cluster, distinct weights, and within 1e-5 of it for more (measured; see the tests). Centres are then rounded to
     half precision, and those that became equal are merged. Same weights, same bits. `name` is the tensor's, for errors.
     Raises UserError for weights that are empty or not finite.
-    Source: the objective of Han et al. 2016, section 3; the search of `cluster_kernels`.
+    Source: the objective of Han et al. 2016, section 3.
     """
     assert 1 <= bits <= 8, f"{name}: {bits} bits"
     check_weight(weight, name)
@@ -407,7 +379,7 @@ def needs_float32(centres: np.ndarray) -> bool:
 
 def _cluster(values: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Return centres (K,) float64 and the code of each value."""
-    ordered = _sort_values(values)
+    ordered = np.sort(values)
     cuts = np.zeros(most + 1, np.int64)
     cuts = cuts[: cut_sorted(ordered, most, cuts) + 1]
     centres = np.add.reduceat(ordered.astype(np.float64), cuts[:-1]) / np.diff(cuts)
@@ -415,15 +387,6 @@ def _cluster(values: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     for start in ordered[cuts[1:-1]]:
         labels += np.greater_equal(values, start, out=is_beyond)
     return centres, labels
-
-
-def _sort_values(values: np.ndarray) -> np.ndarray:
-    if len(values) < 4096:
-        return np.sort(values)
-    bits = np.empty((2, len(values)), np.uint32)
-    bits[0] = values.view(np.uint32)
-    sort_bits(bits[0], bits[1], np.zeros((3, 2048), np.int64))
-    return bits[1].view(np.float32)
 
 
 def _round_centres(centres: np.ndarray, labels: np.ndarray, is_float32: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,13 @@ from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, model_output_keys
 from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.loss import TEACHER_PREFIX, teacher_keys
-from sightline.contract.schema import suggest
 from sightline.contract.types import Batch, SourceLocation
-from sightline.instrument import ModuleCall, record
 from sightline.parts.tasks.supervised import AllReduce, Supervised
 
-_FEATURES = ("student_modules", "teacher_modules")
-"""Keys of mappings: name of a module -> its outputs, one for each of its calls."""
 
-
-def add_teacher_keys(batch: AvailableKeys, outputs: AvailableKeys, *, features: Sequence[str] = ()) -> AvailableKeys:
+def add_teacher_keys(batch: AvailableKeys, outputs: AvailableKeys) -> AvailableKeys:
     """Add a teacher's outputs, called `teacher_<output>`, to the keys of a batch."""
-    taught = {TEACHER_PREFIX + name for name in outputs.keys} | ({*_FEATURES} if features else set())
+    taught = {TEACHER_PREFIX + name for name in outputs.keys}
     return AvailableKeys(f"{batch.source}, with {outputs.source},", {*batch.keys, *taught})
 
 
@@ -37,21 +31,17 @@ class DistillationTask:
 
     The teacher predicts a micro-batch once, in `prepare`: in evaluation mode, without gradient, in the number format
     of the step. `teacher_task` is the parent's task bound to the teacher's forward; if evaluation divides a sample into
-    windows, the teacher gets the same windows. Losses read the outputs of the modules `features` of both networks as
-    `student_modules` and `teacher_modules`, name -> one tensor for each call. Predictions, metrics, pictures and all
-    else are the parent's, whose attributes this task has. Source: Hinton, Vinyals and Dean 2015, section 2.
+    windows, the teacher gets the same windows. Predictions, metrics, pictures and all else are the parent's, whose
+    attributes this task has. Source: Hinton, Vinyals and Dean 2015, section 2.
     """
 
     prepare_outputs = losses_of = None  # the parent's know no teacher
 
-    def __init__(
-        self, parent: Any, *, teacher: nn.Module, teacher_task: Supervised, features: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, parent: Any, *, teacher: nn.Module, teacher_task: Supervised) -> None:
         self.parent = parent
         self.teacher = teacher.eval().requires_grad_(False)
         self._teachers = {(parameter.dtype, parameter.device): teacher for parameter in teacher.parameters()}
         self._teacher_task = teacher_task
-        self._features = tuple(features)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "parent":  # `copy` looks up attributes before they exist
@@ -87,8 +77,7 @@ class DistillationTask:
     def losses(self, model: nn.Module, batch: Batch, context: Any) -> Mapping[str, Tensor]:
         """Return the parent's loss sums over this micro-batch."""
         teacher_outputs, parent_context = context
-        with _module_outputs_recorded(model, self._features, teacher_outputs, "student_modules"):
-            sums: Mapping[str, Tensor] = self.parent.losses(model, _merge_keys(batch, teacher_outputs), parent_context)
+        sums: Mapping[str, Tensor] = self.parent.losses(model, _merge_keys(batch, teacher_outputs), parent_context)
         return sums
 
     def losses_and_predictions(
@@ -96,22 +85,16 @@ class DistillationTask:
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         """Return the parent's loss sums and predictions of one forward pass."""
         teacher_outputs, parent_context = context
-        with _module_outputs_recorded(model, self._features, teacher_outputs, "student_modules"):
-            result: tuple[Any, Any] = self.parent.losses_and_predictions(
-                model, _merge_keys(batch, teacher_outputs), parent_context
-            )
+        result: tuple[Any, Any] = self.parent.losses_and_predictions(
+            model, _merge_keys(batch, teacher_outputs), parent_context
+        )
         return result
 
     @torch.no_grad()
     def _predict_teacher(self, batch: Batch, *, in_windows: bool) -> dict[str, Any]:
         run = self._teacher_task.evaluated_outputs if in_windows else self._teacher_task.outputs
-        teacher_outputs: dict[str, Any] = {}
-        teacher = self._match_teacher(self._teacher_task.inputs(batch).values())
-        with _module_outputs_recorded(teacher, self._features, teacher_outputs, "teacher_modules"):
-            outputs = run(teacher, batch)
-        for name in self._features:
-            teacher_outputs["teacher_modules"][name]
-        return teacher_outputs | {TEACHER_PREFIX + name: value for name, value in outputs.items()}
+        outputs = run(self._match_teacher(self._teacher_task.inputs(batch).values()), batch)
+        return {TEACHER_PREFIX + name: value for name, value in outputs.items()}
 
     def _match_teacher(self, inputs: Iterable[Any]) -> nn.Module:
         """Return the teacher in the dtype and on the device of its inputs, which differ when steps are compared."""
@@ -137,19 +120,8 @@ def build_distillation(
     assert config.teacher is not None, "it is the section that asks for this"
     where = config.origins.get("teacher.from", "teacher.from")
     teacher, owner = _load_teacher(config.teacher, load_network, where), f"the teacher '{config.teacher.source}'"
-    read, features = set().union(*map(teacher_keys, config.losses)), config.teacher.features
-    if not read:
+    if not any(map(teacher_keys, config.losses)):
         raise ConfigError(f"{where}: no loss reads a teacher's outputs; add {{name: distillation}} to losses")
-    if features and "teacher_modules" not in read:
-        raise ConfigError(f"{where}: no loss compares teacher.features; add {{name: feature_distillation}} to losses")
-    if features and config.train.compile:
-        raise ConfigError(
-            f"{where}: torch.compile calls no hooks on modules; leave out teacher.features or train.compile"
-        )
-    for network, whose in ((facts["model"], "the model"), (teacher, owner)):
-        module_names = [name for name, _ in network.named_modules()]
-        for name in set(features) - set(module_names):
-            raise ConfigError(f"{where}: teacher.features: {whose} has no module '{name}'{suggest(name, module_names)}")
     outputs = AvailableKeys(owner, model_output_keys(teacher, owner=owner))
     try:
         teacher_facts = {**facts, "model": teacher, "losses": {}, "output_keys": outputs}
@@ -158,9 +130,9 @@ def build_distillation(
         raise ConfigError(*(f"{where}: {owner}: {fault}" for fault in error.faults)) from error
     if not isinstance(teacher_task, Supervised):
         raise ConfigError(f"{where}: the task '{config.task.name}' takes no teacher; only tasks by labels do")
-    keys = add_teacher_keys(facts["batch_keys"], outputs, features=features)
+    keys = add_teacher_keys(facts["batch_keys"], outputs)
     parent = registry.tasks.build(config.task, facts={**facts, "batch_keys": keys})
-    return DistillationTask(parent, teacher=teacher, teacher_task=teacher_task, features=features)
+    return DistillationTask(parent, teacher=teacher, teacher_task=teacher_task)
 
 
 def _load_teacher(teacher: Teacher, load_network: Callable[..., nn.Module], where: SourceLocation | str) -> nn.Module:
@@ -181,34 +153,3 @@ def unwrap_distillation(task: Any) -> Any:
 def _merge_keys(batch: Batch, teacher_outputs: dict[str, Any]) -> Any:
     """Add keys to a batch, without a copy, so that a batch which records the keys that are read still does."""
     return ChainMap(teacher_outputs, batch)
-
-
-class _Outputs(dict[str, list[Tensor]]):
-    """Outputs of modules by name; a module that was not called raises ConfigError on access."""
-
-    def __missing__(self, name: str) -> list[Tensor]:
-        raise ConfigError(
-            f"teacher.features: '{name}' is not called in a forward pass: fused layers read the weights of their "
-            "parts; build model and teacher with fused: false, or name another module"
-        )
-
-
-@contextmanager
-def _module_outputs_recorded(model: nn.Module, names: Sequence[str], into: dict[str, Any], key: str) -> Iterator[None]:
-    """Record the outputs of the named modules in `into[key]` while the model runs.
-
-    For a stand-in, which has outputs and no modules, the teacher's are used.
-    """
-    outputs = into[key] = _Outputs()
-    modules = dict(model.named_modules(remove_duplicate=False)) if names and isinstance(model, nn.Module) else {}
-    if not modules.keys() >= {*names}:
-        outputs.update(into["teacher_modules"])
-
-    def note(call: ModuleCall, module: nn.Module, inputs: Any, output: Any) -> None:
-        if not isinstance(output, Tensor):
-            kind = type(output).__name__
-            raise ConfigError(f"teacher.features: '{call.path}' returns a {kind}, not a tensor; name another")
-        outputs.setdefault(call.path, []).append(output)
-
-    with record({name: modules[name] for name in names if name in modules}, leave=note):
-        yield

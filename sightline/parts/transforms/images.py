@@ -1,19 +1,18 @@
-"""Image transforms: resize, crop, flip, colour jitter, and the final normalisation.
+"""Image transforms: resize, flip, colour jitter, and the final normalisation.
 
 Pure and batched: `image` (B, H, W, 3), red, green and blue from 0 to 255, uint8 or float32, comes in and goes out;
 `normalize_image` comes last and gives (B, 3, H, W). Each image draws from its own stream and is computed by itself or
 element by element, so that it gets the same bits alone and in any batch.
 
-Colour augmentation of clouds: contrast, shift, noise, hue and saturation, or dropping.
+Colour augmentation of clouds: contrast, shift, noise, hue and saturation.
 
 Pure and batched: `colours` (B, N, 3), red, green and blue from 0 to 1, come in and go out. Each cloud draws from its
-own stream. Source of all but `drop_colour`: Choy et al. 2019 (Minkowski networks), as the S3DIS training of
+own stream. Source: Choy et al. 2019 (Minkowski networks), as the S3DIS training of
 POSTECH-CVLab's Point Transformer, after Zhao et al. 2021, uses them.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sightline.contract import registry
-from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, PositiveFraction, Probability
+from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 
@@ -45,34 +44,6 @@ class ResizeImage:
     def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
         _assert_rows_of_colours(image)
         return {"image": torch.stack([resize_images(single, size=(self.size_px, self.size_px)) for single in image])}
-
-
-@registry.transforms.add("crop_image")
-class CropImage:
-    """Random resized crop of `size_px` pixels a side, resized as in `resize_image`.
-
-    The part has a share of the area uniform in [low, high) and a ratio of width to height whose logarithm is uniform
-    between those of 3/4 and 4/3; if ten draws do not fit into the image, it is the largest part in the middle that
-    does. Source: Szegedy et al. 2015, section 6; the draws as torchvision's RandomResizedCrop makes them.
-    """
-
-    moves_pixels = True
-
-    def __init__(self, *, size_px: Count = 224, low: PositiveFraction = 0.08, high: PositiveFraction = 1.0) -> None:
-        if low > high:
-            raise ConfigError(f"crop_image: low {low:g} is above high {high:g}; exchange them")
-        self.size_px = size_px
-        self.low = low
-        self.high = high
-
-    def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
-        _assert_rows_of_colours(image)
-        boxes = crop_boxes(draws, height=image.shape[1], width=image.shape[2], low=self.low, high=self.high)
-        parts = [
-            resize_images(single[top : top + height, left : left + width], size=(self.size_px, self.size_px))
-            for single, (top, left, height, width) in zip(image, boxes, strict=True)
-        ]
-        return {"image": torch.stack(parts)}
 
 
 @registry.transforms.add("flip_image")
@@ -191,29 +162,6 @@ def resize_images(image: Tensor, *, size: tuple[int, int]) -> Tensor:
     return resized.permute(0, 2, 3, 1).reshape(*image.shape[:-3], *size, 3).contiguous()
 
 
-def crop_boxes(draws: Draws, *, height: int, width: int, low: float, high: float) -> list[tuple[int, int, int, int]]:
-    """Draw the crop of each image, as for `crop_image`: top, left, height and width."""
-    shares = draws.uniform(_TRIES, low=low, high=high).double()
-    ratios = draws.uniform(_TRIES, low=-math.log(_WIDEST), high=math.log(_WIDEST)).double().exp()
-    widths = (shares * height * width * ratios).sqrt().round().long()
-    heights = (shares * height * width / ratios).sqrt().round().long()
-    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
-    first = fits.long().argmax(dim=1, keepdim=True)
-    widest = (min(height, round(width * _WIDEST)), min(width, round(height * _WIDEST)))
-    has_one = fits.any(dim=1)
-    rows = torch.where(has_one, heights.gather(1, first)[:, 0], widest[0])
-    columns = torch.where(has_one, widths.gather(1, first)[:, 0], widest[1])
-    offsets = draws.uniform(2).double()
-    offsets = torch.where(has_one[:, None], offsets, 0.5)
-    top = (offsets[:, 0] * (height - rows + 1)).long()
-    left = (offsets[:, 1] * (width - columns + 1)).long()
-    return [(t, s, r, c) for t, s, r, c in torch.stack((top, left, rows, columns), dim=1).tolist()]
-
-
-_TRIES = 10
-_WIDEST = 4 / 3
-
-
 def _blend(image: Tensor, which: Tensor, factor: Tensor) -> Tensor:
     """Blend the image by `factor` with black (which = 0), the mean of its grey (1) or its grey (2)."""
     red, green, blue = image.split(1, dim=3)
@@ -314,20 +262,6 @@ class HueSaturation:
         turn = draws.uniform(1, low=-self.max_hue, high=self.max_hue).to(colours.dtype)
         ratio = draws.uniform(1, low=1 - self.max_saturation, high=1 + self.max_saturation).to(colours.dtype)
         return {"colours": turn_hue(colours, turn, ratio)}
-
-
-@registry.transforms.add("drop_colour")
-class DropColour:
-    """Colour dropping with a probability: all colours of a cloud become 0.
-
-    A model thereby learns not to depend on them. Source: Qian et al. 2022 (PointNeXt), section 3.1 (0.2 on S3DIS).
-    """
-
-    def __init__(self, *, probability: Probability = 0.2) -> None:
-        self.probability = probability
-
-    def __call__(self, draws: Draws, *, colours: Tensor) -> dict[str, Tensor]:
-        return {"colours": torch.where(_gate(draws, self.probability), torch.zeros_like(colours), colours)}
 
 
 def stretch_contrast(colours: Tensor, blend: Tensor) -> Tensor:

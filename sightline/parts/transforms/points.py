@@ -26,7 +26,6 @@ from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import Field, Transform
 from sightline.ops.rotations import (
     axis_rotation,
-    euler_matrix,
     quaternion_matrix,
     rotate_points,
     uniform_quaternion,
@@ -106,24 +105,6 @@ class Rotate:
         if self.axis == "any":
             return quaternion_matrix(uniform_quaternion(draws.uniform(3)))
         return axis_rotation(self.axis, draws.uniform(low=-self.max_angle_rad, high=self.max_angle_rad))
-
-
-@registry.transforms.add("perturb_rotation")
-class PerturbRotation:
-    """Small random rotation of each cloud, with its normals.
-
-    Normal angles within +-clip radians, about x, then y, then z.
-    Source: Qi et al. 2017 (PointNet++), its training code: 0.06 rad, clipped at 0.18.
-    """
-
-    def __init__(self, *, std: NonNegativeFloat = 0.06, clip: NonNegativeFloat = 0.18) -> None:
-        self.std = std
-        self.clip = clip
-
-    def __call__(self, draws: Draws, *, points: Tensor, normals: Tensor | None = None) -> dict[str, Tensor]:
-        return _rotate_fields(
-            euler_matrix(clipped_noise(draws.normal(3), std=self.std, clip=self.clip)), points, normals
-        )
 
 
 _Ranges = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]

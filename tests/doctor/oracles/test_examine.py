@@ -79,7 +79,7 @@ MODELS = (
     *("deeplabv3", "squeezesegv2", "point_bert_parts", "dgcnn", "scale_net", "pointnet_scenes", "pointnet2_parts"),
     *("pct", "dgcnn_parts", "point_transformer_dense", "detector"),
 )
-"""Hold every kind of layer of the package, in few seconds; the others: tests/long/test_layers_of_models.py."""
+"""Hold every kind of layer of the package, in few seconds; the others: tests/long/test_networks.py."""
 
 
 def test_the_models_hold_every_kind_of_layer() -> None:

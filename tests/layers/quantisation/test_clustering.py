@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,6 @@ from torch import Tensor
 from sightline.contract.errors import UserError
 from sightline.parts.quantisation import clustering
 from sightline.parts.quantisation.clustering import Clusters, cluster_weight
-from tests.golden_parity import Golden, load_golden
 from tests.layers.quantisation.drawn_weights import drawn, random_layers
 
 INERTIA_BOUND = 1e-5
@@ -94,11 +91,8 @@ def test_optima_of_one_price_are_joined() -> None:
 def test_kernels_give_what_their_plain_forms_give(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).standard_normal(1500).astype(np.float32)
     compiled = cuts_of(values, 3)
-    bits, spare = values.view(np.uint32).copy(), np.empty(len(values), np.uint32)
     monkeypatch.setattr("sightline.ops.numba_kernels._has_numba", lambda: False)
     assert np.array_equal(cuts_of(values, 3), compiled)
-    clustering.sort_bits(bits, spare, np.zeros((3, 2048), np.int64))
-    assert np.array_equal(spare.view(np.float32), np.sort(values))
 
 
 def test_signs_and_extremes_are_sorted() -> None:
@@ -162,70 +156,3 @@ def test_what_cannot_be_clustered_is_refused_by_name() -> None:
 
 
 # --- HAQ -------------------------------------------------------------------------------------------------------------
-
-
-NUM_CASES = 30
-"""Of weights in the golden file, which must have as many."""
-
-
-@pytest.fixture(scope="module")
-def haq(shared: Path) -> Golden:
-    golden = load_golden(shared, "kmeans", area="compress")
-    assert len(golden.info["cases"]) == NUM_CASES
-    return golden
-
-
-def lloyd(values: np.ndarray, centres: np.ndarray, most: int, *, is_plain: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Lloyd's iterations; unless plain as scikit-learn's, which centres the data, fills empty clusters and stops early.
-
-    An empty cluster takes the point that is farthest from its centre, out of that point's cluster.
-    """
-    offset = 0 if is_plain else values.mean()
-    values, centres = values - offset, centres - offset
-    tolerance, labels = 1e-4 * values.var(), np.full(len(values), -1)
-    is_settled = False
-    for _ in range(most):
-        nearest = ((values[:, None] - centres) ** 2).argmin(axis=1)
-        counts = np.bincount(nearest, minlength=len(centres))
-        sums = np.bincount(nearest, weights=values, minlength=len(centres))
-        if not is_plain:
-            far = np.argsort(-((values - centres[nearest]) ** 2), kind="stable")
-            for empty, point in zip(np.flatnonzero(counts == 0), far, strict=False):
-                sums[nearest[point]] -= values[point]
-                counts[nearest[point]] -= 1
-                sums[empty], counts[empty] = values[point], 1
-        moved = np.where(counts > 0, sums / np.maximum(counts, 1), centres)
-        shift, centres = ((moved - centres) ** 2).sum(), moved
-        is_settled = not is_plain and np.array_equal(nearest, labels)
-        labels = nearest
-        if is_settled or (not is_plain and shift <= tolerance):
-            break
-    if not is_settled:
-        labels = ((values[:, None] - centres) ** 2).argmin(axis=1)
-    return centres + offset, labels
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize("number", range(NUM_CASES))
-def test_numbers_of_haq(haq: Golden, number: int) -> None:
-    case, info = f"case{number:02d}/", haq.info["cases"][number]
-    arrays = {name: haq.arrays[case + name] for name in ("weight", "init_centroids", "centroids", "labels", "counts")}
-    weight = arrays["weight"].astype(np.float64)
-    bound = 1e-6 if info["dtype"] == "float32" else 1e-12
-    labels = arrays["labels"].reshape(-1)
-    recorded = float(haq.arrays[case + "inertia"])
-    # Where every point lies on its centre all are equally far, and any may fill an empty cluster.
-    is_tie = recorded < 1e-12 and info["empty_clusters_in_result"] > 0
-    for is_plain in (True, False):
-        start = arrays["init_centroids"].astype(np.float64)
-        centres, found = lloyd(weight.reshape(-1), start, info["max_iter"], is_plain=is_plain)
-        if is_plain or not is_tie:
-            expected = haq.arrays[case + ("plain_lloyd_centroids" if is_plain else "centroids")]
-            np.testing.assert_allclose(centres, expected, rtol=bound, atol=bound)
-            assert is_plain or np.array_equal(found, labels)
-    assert np.array_equal(np.bincount(labels, minlength=info["K"]), arrays["counts"])
-    moved = centres[found].reshape(weight.shape)
-    np.testing.assert_allclose(moved, haq.arrays[case + "weight_q"], rtol=1e-6, atol=1e-6)
-    assert ((weight - moved) ** 2).sum() == pytest.approx(recorded, rel=1e-5, abs=1e-12)
-    cuts = cuts_of(arrays["weight"].reshape(-1), 2 ** info["bits"])
-    assert inertia(weight.reshape(-1), cuts) <= recorded * (1 + 1e-6) + 1e-12

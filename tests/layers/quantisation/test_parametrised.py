@@ -258,48 +258,6 @@ def test_assigned_weights_are_projected_to_the_means_of_their_clusters_by_hand()
     assert Codebook(rows, bits=1).right_inverse(given).tolist() == [[2.5, 2.0], [0.0, 1.0]]
 
 
-def test_steps_on_centres_are_haqs_steps_on_weights_each_followed_by_a_projection() -> None:
-    """HAQ's loop in NumPy: momentum on every weight by itself, then each cluster's mean; of a linear regression."""
-    draws = np.random.default_rng(0)
-    x, y = draws.normal(size=(20, 6)), draws.normal(size=(20, 3))
-    labels, start = draws.integers(0, 4, (3, 6)), np.asarray([-0.7, -0.1, 0.2, 0.9])
-    layer = nn.Linear(6, 3, bias=False).double()
-    quantiser = Codebook(Clusters(torch.from_numpy(start), torch.from_numpy(labels).to(torch.uint8), False), bits=2)
-    quantiser.as_stored = lambda numbers: numbers  # the reference does not round centres
-    nn.utils.parametrize.register_parametrization(layer, "weight", quantiser, unsafe=True)
-    with torch.no_grad():
-        layer.parametrizations.weight.original.copy_(torch.from_numpy(start))
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
-    weight, speed = start[labels], np.zeros((3, 6))
-    for _ in range(5):
-        optimizer.zero_grad()
-        (layer(torch.from_numpy(x)) - torch.from_numpy(y)).square().mean().backward()
-        optimizer.step()
-        speed = 0.9 * speed + 2 * (x @ weight.T - y).T @ x / y.size
-        weight = weight - 0.1 * speed
-        for label in range(4):
-            weight[labels == label] = weight[labels == label].mean()
-    np.testing.assert_allclose(layer.weight.detach(), weight, rtol=1e-12, atol=1e-13)
-
-
-@pytest.mark.shared
-def test_assigned_weights_are_projected_as_by_haq_without_its_empty_clusters(shared: Path) -> None:
-    golden = load_golden(shared, "kmeans", area="compress")
-    for number, info in enumerate(golden.info["cases"]):
-        case = f"case{number:02d}/"
-        labels, updated = golden.tensor(case + "labels"), golden.tensor(case + "updated_weight")
-        bits = max(1, int(labels.max()).bit_length(), info["bits"])
-        clusters = Clusters(torch.zeros(2**bits), labels.to(torch.uint8), True)
-        quantiser = Codebook(clusters, bits=bits)
-        found = quantiser.right_inverse(updated)[labels.long()]
-        expected = golden.tensor(case + "projected_weight")
-        assert bool(expected.isnan().all()) == info["all_nan"]
-        if info["all_nan"]:
-            means = [updated[labels == label].mean() for label in labels.unique()]
-            expected = torch.stack(means)[torch.searchsorted(labels.unique(), labels)]
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-
-
 def chain_net() -> nn.Sequential:
     conv = [nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()]
     return nn.Sequential(*conv, nn.Linear(24, 12), nn.ReLU(), nn.Linear(12, 4)).double()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.areas.scans.models.squeezeseg import Compat, RangeImageCRF
-from sightline.layers.images import ConvBlock, join_channels
+from sightline.layers.images import ConvBlock
 from sightline.layers.range_image import CircularPad, MeanPool2d, UpsampleColumns, build_pool, column_padding
 from tests.cases import run_each
 
@@ -183,26 +183,11 @@ def test_gradients_have_the_bits_of_concatenated_slices(
     assert torch.autograd.gradgradcheck(lambda values: CircularPad(2)(values) ** 2, small)
 
 
-@run_each("layout, own", [(torch.contiguous_format, False), (torch.channels_last, True)])
-def test_joined_channels_have_the_bits_of_a_concatenation(layout: torch.memory_format, own: bool) -> None:
-    """Gradients of parts in channels_last are contiguous, which those of a concatenation are not."""
-    generator = torch.Generator().manual_seed(0)
-    parts = [torch.randn(2, size, 3, 4, generator=generator, dtype=torch.float64) for size in (2, 3)]
-    parts = [part.contiguous(memory_format=layout).requires_grad_() for part in parts]
-    gradient = torch.randn(2, 5, 3, 4, generator=generator, dtype=torch.float64).contiguous(memory_format=layout)
-    plain, ours = torch.cat(parts, dim=1), join_channels(parts)
-    assert torch.equal(plain, ours)
-    expected, found = (torch.autograd.grad(form, parts, gradient) for form in (plain, ours))
-    assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True))
-    assert all(part.is_contiguous(memory_format=layout) for part in found) == own
-    assert torch.autograd.gradgradcheck(lambda *values: join_channels(values) ** 2, parts)
-
-
-def test_torch_func_passes_through_padding_and_joined_channels() -> None:
+def test_torch_func_passes_through_padding() -> None:
     image = torch.randn(1, 2, 3, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
 
     def total(values: Tensor) -> Tensor:
-        return (CircularPad(2)(join_channels([values, 2 * values])) ** 2).sum()
+        return (CircularPad(2)(torch.cat([values, 2 * values], dim=1)) ** 2).sum()
 
     leaf = image.clone().requires_grad_()
     total(leaf).backward()

@@ -15,7 +15,7 @@ from sightline.contract import registry
 from sightline.contract.binding import model_output_keys
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig
-from sightline.layers.images import FrozenBatchNorm, SqueezeExcitation
+from sightline.layers.images import FrozenBatchNorm
 from tests.cases import run_each
 
 BACKBONES = {
@@ -167,9 +167,8 @@ def test_yolox_is_as_published(width: int, depth: int, expected: int) -> None:
 
 @run_each("name", ["resnet18", "resnet50", "darknet53"])
 @run_each("norm", ["bn", "frozen_bn", "gn"])
-@run_each("attention", ["none", "eca"])
-def test_backbones_give_three_maps_at_their_strides(name: str, norm: str, attention: str) -> None:
-    built = backbone(name, width=4, norm=norm, attention=attention)
+def test_backbones_give_three_maps_at_their_strides(name: str, norm: str) -> None:
+    built = backbone(name, width=4, norm=norm)
     image = torch.randn(2, 3, 64, 96)
     assert [tuple(each.shape[1:]) for each in built(image)] == [
         (channels, 64 // stride, 96 // stride) for channels, stride in zip(built.channels, built.strides, strict=True)
@@ -177,23 +176,6 @@ def test_backbones_give_three_maps_at_their_strides(name: str, norm: str, attent
     kinds = {type(each) for each in built.modules()}
     norms = {"bn": nn.BatchNorm2d, "frozen_bn": FrozenBatchNorm, "gn": nn.GroupNorm}
     assert kinds & set(norms.values()) == {norms[norm]}
-
-
-@pytest.mark.parametrize(("name", "blocks"), [("resnet18", 8), ("resnet50", 16), ("darknet53", 23)])
-def test_attention_ends_every_residual_branch(name: str, blocks: int) -> None:
-    """With all its weights zero the layer halves the branch."""
-    built = backbone(name, width=16, attention="se")
-    layers = [each for each in built.modules() if isinstance(each, SqueezeExcitation)]
-    assert len(layers) == blocks
-    assert count(built) == count(backbone(name, width=16)) + sum(count(each) for each in layers)
-    block = built.stages[1][1]
-    assert block.layers[-1] is layers[[id(each) for each in layers].index(id(block.layers[-1]))]
-    nn.init.zeros_(block.layers[-1].expand.weight)
-    width = block.layers[0].conv.in_channels
-    image = torch.randn(2, width, 4, 4)
-    branch = block.layers[:-1](image) / 2
-    expected = image + branch if name == "darknet53" else (image + branch).relu()
-    torch.testing.assert_close(block(image), expected)
 
 
 @pytest.mark.parametrize("name", ["resnet50", "darknet53"])

@@ -15,12 +15,8 @@ from sightline.areas.scans.projection_summary import ProjectionSummary
 from sightline.ops.projection import (
     Projection,
     RangeView,
-    compute_pixels,
     count_coverage,
     gather_to_image,
-    nearest_returns,
-    nearest_returns_reference,
-    point_ranges,
     project_scans,
     rows_by_file_order,
 )
@@ -174,35 +170,6 @@ def test_pixels_are_those_of_a_loop_in_float64() -> None:
     assert {int(pixel): int(shown[pixel]) for pixel in (shown >= 0).nonzero()} == {
         pixel: number for pixel, (_, number) in nearest.items()
     }
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_ranges_alone_are_those_of_the_pixels_and_of_numpy(dtype: torch.dtype) -> None:
-    points = random_points(200).to(dtype)
-    pixels = compute_pixels(points, view=RangeView(32, 256), offsets=torch.tensor([0, 200]))
-    assert torch.equal(point_ranges(points), pixels.ranges)
-    assert np.allclose(pixels.ranges, np.linalg.norm(points.double().numpy(), axis=1), rtol=2e-7)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_points_stay_as_they_are_however_they_lie_in_memory(dtype: torch.dtype) -> None:
-    by_axis = random_points(50).to(dtype).mT.contiguous().mT  # columns that need no copy
-    before = by_axis.clone()
-    for rows in ("pitch", "scan"):
-        view = RangeView(8, 64, rows=rows, azimuth_deg=(200, 20))  # type: ignore[arg-type]
-        found, expected = projected(by_axis, view), projected(before, view)
-        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-        assert torch.equal(by_axis, before)
-
-
-@pytest.mark.parametrize("num_points", [0, 1, 5, 4000])
-def test_the_minimum_finds_what_sorting_finds(num_points: int) -> None:
-    generator = torch.Generator().manual_seed(num_points)
-    ranges = torch.randint(1, 9, (num_points,), generator=generator).float()  # many ties
-    ranges[torch.rand(num_points, generator=generator) < 0.1] = torch.inf
-    place = torch.randint(0, 300, (num_points,), generator=generator)
-    found = nearest_returns(ranges, pixel=place, num_places=300)
-    assert torch.equal(found, nearest_returns_reference(ranges, place=place, num_places=300))
 
 
 @pytest.mark.parametrize("rows", ["pitch", "table", "scan", "ring"])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.areas.scans.models.range_image_network import RangeImageNetwork
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
-from sightline.layers.images import ConvBlock, join_channels
+from sightline.layers.images import ConvBlock
 from sightline.layers.range_image import CircularPad
 from sightline.parts.models.resnet import ResidualNetwork
 
@@ -57,7 +58,7 @@ class _Pyramid(nn.Module):
                 "distributed.sync_batch_norm"
             )
         mean = self.mean(values.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *values.shape[2:])
-        joined: Tensor = self.join(join_channels([*(view(values) for view in self.views), mean]))
+        joined: Tensor = self.join(torch.cat([*(view(values) for view in self.views), mean], dim=1))
         return self.dropout(joined)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.areas.scans.models.range_image_network import RangeImageNetwork
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne
-from sightline.layers.images import ConvBlock, join_channels
+from sightline.layers.images import ConvBlock
 from sightline.layers.range_image import MeanPool2d, build_pool
 
 
@@ -64,7 +65,7 @@ class _Fields(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         narrow = self.first(image)
         wide = self.second(narrow)
-        return cast(Tensor, self.join(join_channels([narrow, wide, self.third(wide)])))
+        return cast(Tensor, self.join(torch.cat([narrow, wide, self.third(wide)], dim=1)))
 
 
 class _Down(nn.Module):
@@ -98,7 +99,7 @@ class _Up(nn.Module):
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
         fine = self.dropout(F.pixel_shuffle(coarse, 2))
-        joined = self.dropout(join_channels([fine, skip]))
+        joined = self.dropout(torch.cat([fine, skip], dim=1))
         return cast(Tensor, self.dropout(self.fields(joined)))
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sightline.areas.scans.models.range_image_network import RangeImageNetwork
 from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne
-from sightline.layers.images import ConvBlock, join_channels
+from sightline.layers.images import ConvBlock
 from sightline.layers.range_image import CircularPad, UpsampleColumns, build_pool
 
 Compat = Literal["mean_field", "as_published"]
@@ -134,7 +134,7 @@ class _Fire(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         values = self.upsample(self.squeeze(image))
-        return join_channels([self.narrow(values), self.wide(values)])
+        return torch.cat([self.narrow(values), self.wide(values)], dim=1)
 
 
 class _Context(nn.Module):

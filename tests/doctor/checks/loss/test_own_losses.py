@@ -15,7 +15,7 @@ from sightline.config import read_config
 from sightline.contract import registry
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.parts.losses.classification import CrossEntropy, Distillation, FeatureDistillation
+from sightline.parts.losses.classification import CrossEntropy, Distillation
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.dry_run import take_samples
 from sightline.workbench.check.loss_subjects import make_loss_subjects
@@ -80,12 +80,7 @@ SHIPPED: dict[str, Any] = {
         folder,
         f"losses=[{{name: cross_entropy, label_smoothing: 0.3, class_weights: {[*range(1, 13)]}}}]",
     ),
-    "focal_cross_entropy": lambda folder: make(
-        folder, "data.imbalance=20", "losses=[{name: focal_cross_entropy, class_weights: inverse}]"
-    ),
-    "lovasz_softmax focal_cross_entropy": lambda folder: make_parts(
-        folder, "losses=[{name: lovasz_softmax}, {name: focal_cross_entropy}]"
-    ),
+    "lovasz_softmax": lambda folder: make_parts(folder, "losses=[{name: lovasz_softmax}]"),
     "intra_modal": make_pairs,
     "intra_modal cross_modal": make_pictured,
     "distillation": lambda folder: make_taught(make(folder), Distillation(num_classes=12)),
@@ -126,10 +121,7 @@ def test_shipped_losses_hold_every_relation(tmp_path: Path, losses: str) -> None
 
 
 def test_every_shipped_loss_is_among_them() -> None:
-    """That of features reads no outputs, and no relation applies to it."""
-    judged = {loss for losses in SHIPPED for loss in losses.split()}
-    assert judged | {"feature_distillation"} == {*registry.losses.modules}
-    assert FeatureDistillation.forward.__annotations__.keys() == {"student_modules", "teacher_modules", "return"}
+    assert {loss for losses in SHIPPED for loss in losses.split()} == {*registry.losses.modules}
 
 
 # --- details ----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""A checkpoint of a real run with any byte flipped, or cut anywhere, is refused with the file named."""
+"""Runs that are killed, and checkpoints that are damaged, at a hundred and a thousand places."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Iterator
@@ -12,7 +13,24 @@ import pytest
 
 from sightline.contract.errors import CheckpointError
 from sightline.runs.checkpoint import load, newest_valid
+from tests.long.kill_resume import main
 from tests.runs.broken_off import Bench, run_forked
+
+# --- 100 random kills, 25 in each of 1 and 2 processes with 0 and 2 workers: 100 resumed runs equal to the bit ---
+
+
+def test_a_hundred_killed_runs_are_resumed_to_the_same_bits(tmp_path: Path) -> None:
+    out = tmp_path / "kill_resume.json"
+    code = main(["--kills-per-cell", "25", "--seed", "1", "--out", str(out), "--folder", str(tmp_path / "runs")])
+    result = json.loads(out.read_text())
+    assert [run for run in result["runs"] if run["differences"]] == []
+    assert (code, result["num_runs"]) == (0, 100)
+    assert result["num_kills"] >= 100
+    assert result["slowest_end_s"] < 10
+
+
+# --- A checkpoint of a real run with any byte flipped, or cut anywhere, is refused with the file named ---
+
 
 NAMES = ("model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json", "manifest.json")
 NUM_FLIPS, NUM_CUTS = 1000, 100

@@ -1,4 +1,4 @@
-"""`sightline compress --report steps` on a small run: every row, its totals, and going on after an interrupt."""
+"""Compression: every row of the report, and HAQ's agent on a toy whose optimum is known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 from tests.command import run_here
+from tests.compress.toys import closed_by_ddpg
 from tests.processes import ROOT
+
+# --- `sightline compress --report steps` on a small run: every row, its totals, and going on after an interrupt ---
+
 
 CONFIG = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
 MODEL = ("model.embedding=64", "data.train_size=120", "--device", "cpu", "--no-check")
@@ -74,3 +78,11 @@ def test_every_row_is_measured_on_its_own_file(floats: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in out.rglob("model.slq")} == before
     again = json.loads((out / "compression.json").read_text())
     assert again["rows"] == document["rows"]
+
+
+# --- HAQ's agent on a toy whose optimum is known, for three seeds: some 20 s of CPU time ---
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_it_closes_the_gap_between_uniform_and_the_optimum(seed: int) -> None:
+    assert closed_by_ddpg(seed=seed, episodes=300) >= 0.95

@@ -1,0 +1,105 @@
+"""Pages: their blocks, notebooks, quoted lines and pictures are those of the code."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.command import run_here
+from tests.doc_blocks import OTHER_PAGES, ROOT, TOUR, blocks_of, lay_out, run_block
+from tests.long.report_pictures import FOLDER, MAX_BYTES, RUNS, make_page, take_picture
+from tests.view.test_browser import BROWSER
+
+# --- Every block of the pages but the tour runs, in the order of its page, unless it is marked as needing more ---
+
+
+PAGES = [page for page in OTHER_PAGES if page != TOUR and any(block.needs is None for block in blocks_of(page))]
+TOUR_RUN = (
+    "configs/classify/synthetic_shapes_pointnet.yaml",
+    "train.epochs=1",
+    "data.train_size=96",
+    "data.test_size=24",
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the configs lies what the tour leaves: runs/tour."""
+    lay_out(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    tour = run_here("train", *TOUR_RUN, "--no-check", "--out", "runs/tour")
+    assert tour.code == 0, tour.err
+    for block in blocks_of(page):
+        if block.needs is None:
+            run_block(block)
+
+
+# --- The notebooks of the docs run from their first cell to their last, each within a minute of processor time ---
+
+
+NOTEBOOK_FOLDER = ROOT / "docs" / "start" / "notebooks"
+NOTEBOOKS = sorted(NOTEBOOK_FOLDER.glob("*.ipynb"))
+MAX_CPU_S = 60.0
+
+
+def test_there_is_one_for_each_task() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["classify", "contrast", "detect", "lidar", "pose", "segment"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def test_a_notebook_runs_and_keeps_small_outputs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    stored = nbformat.read(path, as_version=4)
+    code = [cell for cell in stored.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code), "stored without its outputs: run docs/start/notebooks/run.py"
+    assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
+    assert path.stat().st_size < MAX_BYTES
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    runpy.run_path(str(NOTEBOOK_FOLDER / "run.py"))["execute"](path, tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime - before.ru_utime < MAX_CPU_S
+
+
+# --- The page of ten bugs prints what the doctor prints ---
+
+
+PAGE = ROOT / "docs" / "prove" / "ten_bugs.md"
+
+
+def test_the_page_quotes_what_is_printed(tmp_path: Path) -> None:
+    cases = dict(re.findall(r"\(`([A-Z]\d+)`\):\n\n```text\n(.*?)\n```", PAGE.read_text(), flags=re.DOTALL))
+    assert len(cases) == 10
+    path = tmp_path / "lines.jsonl"
+    subprocess.run([sys.executable, "-m", "tests.doctor", *cases, "--out", path], cwd=ROOT, check=True)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    printed = {line["id"]: line["alarms"][0]["text"] for line in lines if line["has_bug"]}
+    assert {case: text.replace(f"{ROOT}/", "") for case, text in printed.items()} == cases
+
+
+# --- The report of a run of every task in a real browser: its scripts complain of nothing, and it is drawn ---
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
+@pytest.mark.parametrize("task", RUNS)
+def test_the_page_of_every_task_is_drawn(task: str, tmp_path: Path) -> None:
+    assert take_picture(make_page(task, tmp_path), tmp_path / "picture.png") == ""
+    shown, stored = (Image.open(path).convert("L") for path in (tmp_path / "picture.png", FOLDER / f"{task}.png"))
+    assert shown.width == stored.width
+    assert shown.height == pytest.approx(stored.height, rel=0.1), "look at it, and write it again"
+    assert len(np.unique(np.asarray(shown))) > 30
+
+
+@pytest.mark.parametrize("task", RUNS)
+def test_the_pictures_in_the_docs_are_small(task: str) -> None:
+    assert (FOLDER / f"{task}.png").stat().st_size < MAX_BYTES
