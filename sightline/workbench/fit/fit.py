@@ -17,7 +17,7 @@ from sightline.doctor.rules import Rule
 from sightline.engine.build import TrainingSetup
 from sightline.engine.device import seed_everything
 from sightline.engine.train import TrainState
-from sightline.workbench.check.checks.model.first_step import missing_keys_explained
+from sightline.workbench.check.first_step_rules import missing_keys_explained
 from sightline.workbench.compare.steps import train_on_batch
 from sightline.workbench.describe.trace import preserve_all_rng_states
 from sightline.workbench.fit.loss_bounds import FITTED, LossBounds, copy_without_dropout, measure_bounds

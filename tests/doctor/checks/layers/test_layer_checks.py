@@ -12,8 +12,8 @@ from sightline.areas.clouds.models.pointnet import PointNetPlainOutput
 from sightline.doctor.finding import Finding
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.workbench.check.checks.layers import layer_forward, layer_gradient
 from sightline.workbench.check.examination import RunExamination
+from sightline.workbench.check.layer_rules import layer_forward, layer_gradient
 from sightline.workbench.check.suite import run_all
 from tests.doctor.oracles.test_examine import Scaled
 from tests.doctor.planting import assert_complete, judge, make, with_model

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainOutput
 from sightline.engine.distributed import World
-from sightline.workbench.check.checks.loss_terms import initial_loss
 from sightline.workbench.check.context import Context
+from sightline.workbench.check.step_rules import initial_loss
 from tests.doctor.planting import assert_complete, judge, make, with_model
 
 

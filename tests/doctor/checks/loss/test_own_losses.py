@@ -17,7 +17,7 @@ from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.parts.losses.classification import CrossEntropy, Distillation, FeatureDistillation
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.dry_run import take_samples
+from sightline.workbench.check.dry_run import take_samples
 from sightline.workbench.check.loss_subjects import make_loss_subjects
 from sightline.workbench.check.run_subject import examine_losses
 from tests.conftest import ROOT

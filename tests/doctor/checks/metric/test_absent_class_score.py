@@ -8,8 +8,8 @@ from torch import Tensor
 
 from sightline.engine.distributed import World
 from sightline.parts.metrics.labels import IoU, confusion_matrix
-from sightline.workbench.check.checks.metrics import _falls_short, absent_class_score
 from sightline.workbench.check.context import Context
+from sightline.workbench.check.evaluation_rules import _falls_short, absent_class_score
 from tests.cases import run_each
 from tests.doctor.planting import assert_healthy, caught, judge, make
 from tests.doctor.segmenting import make_parts, make_rooms, with_metric

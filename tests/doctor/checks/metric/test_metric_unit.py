@@ -9,8 +9,8 @@ import pytest
 
 from sightline.areas.pose.metrics import JointError
 from sightline.engine.distributed import World
-from sightline.workbench.check.checks.metrics import metric_unit
 from sightline.workbench.check.context import Context
+from sightline.workbench.check.evaluation_rules import metric_unit
 from tests.doctor.planting import assert_complete, judge, make
 from tests.doctor.posing import make_pose
 from tests.marks import long_but
@@ -20,7 +20,7 @@ from tests.planted.planting import Planter, change_result
 def judge_pose(folder: Path, change: Any, *words: str) -> list[Any]:
     with Planter() as planter:
         change_result(JointError, "compute", change)(planter)
-        return judge(metric_unit, Context(make_pose(folder, *words), World(), forward_s=1.5))
+        return judge(metric_unit, Context(make_pose(folder, *words), World(), is_quick=True))
 
 
 def scaled(factor: float) -> Any:

@@ -14,9 +14,8 @@ from sightline.areas.contrast.metrics import Pairs
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
 from sightline.parts.metrics.labels import class_ious, confusion_matrix
-from sightline.workbench.check.checks.metrics import per_batch_metric
-from sightline.workbench.check.checks.synthetic_predictions import take_predicted
 from sightline.workbench.check.context import Context
+from sightline.workbench.check.evaluation_rules import per_batch_metric, take_predicted
 from tests.doctor.pairing import make_pairs
 from tests.doctor.planting import assert_complete, caught, judge
 from tests.doctor.posing import make_pose
@@ -156,9 +155,3 @@ def test_exact_metrics_are_healthy_on_every_task(tmp_path: Path) -> None:
         assert len(each.keys) == 4
         names = built.selection_evaluator.metrics[0].update.names
         assert take_predicted((each.batch, each.predictions), names, [0, 2]) is not None, "nothing was compared"
-
-
-def test_without_a_forward_pass_nothing_is_said(tmp_path: Path) -> None:
-    """How a model answers is then not known."""
-    context = Context(with_metric(make_parts(tmp_path), MeanOfBatches(30)), World(), forward_s=0.0)
-    assert judge(per_batch_metric, context) == []

@@ -21,9 +21,9 @@ from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.parts.tasks.supervised import Classify
 from sightline.workbench.check import suite
-from sightline.workbench.check.checks.model.first_step import failed_evaluation
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.dry_evaluation import rehearse_evaluations
+from sightline.workbench.check.dry_evaluation import rehearse_evaluations
+from sightline.workbench.check.first_step_rules import failed_evaluation
 from sightline.workbench.check.suite import run_quick
 from tests.command import run_here
 from tests.doctor.pairing import make_pairs
@@ -351,14 +351,3 @@ def test_the_metric_of_the_run_is_not_updated(tmp_path: Path) -> None:
     own = Counts()
     suite.run_all(with_metric(make(tmp_path), own), World())
     assert own.calls == 0
-
-
-def test_where_time_is_short_one_sample_or_none_is_evaluated(tmp_path: Path) -> None:
-    built = make(tmp_path)
-    context = Context(built, World(), forward_s=0.0)
-    assert judge(failed_evaluation, context) == []
-    assert [each.skipped for each in context.dry_evaluations] == [
-        "the evaluation of one sample needs over 0 s of processor time"
-    ]
-    (one,) = rehearse_evaluations(built, torch.device("cpu"), is_slow=True)
-    assert (len(one.keys), one.stage) == (1, "record")

@@ -15,8 +15,8 @@ from sightline.config import read_config
 from sightline.contract.errors import DataError
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.workbench.check.checks.model.first_step import failed_step
 from sightline.workbench.check.context import Context
+from sightline.workbench.check.first_step_rules import failed_step
 from tests.doctor.planting import CONFIG, Wrapped, assert_healthy, caught, judge, make, with_data, with_model
 
 

@@ -15,8 +15,8 @@ from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.engine.loop import train
 from sightline.runs import checkpoint
-from sightline.workbench.check.checks.weights_scale import feature_scale, layer_scales
 from sightline.workbench.check.context import Context
+from sightline.workbench.check.pretrained_rules import feature_scale, layer_scales
 from tests.doctor.planting import CONFIG, Wrapped, assert_complete, caught, judge, make, with_data
 
 MODELS = {

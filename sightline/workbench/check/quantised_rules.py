@@ -23,7 +23,7 @@ from sightline.parts.tasks.distillation import DistillationTask
 from sightline.runs.packed import compression_ratios
 from sightline.store.loading.batch_reader import array_leaves
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.dry_run import DryRun, isolated_copy
+from sightline.workbench.check.dry_run import DryRun, isolated_copy
 
 _TOLERANCE = 1e-4  # of a reported ratio, which is rounded
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +27,9 @@ from sightline.engine.train import NonFiniteGradientError, TrainState
 from sightline.instrument import ModuleCall, record, watch_gradient
 from sightline.store.loading.batch_reader import array_leaves
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.dry_run import forward_backward, isolated_copy
-from sightline.workbench.check.core.finding import gather_findings
-from sightline.workbench.check.core.sample_statistics import describe_sample
+from sightline.workbench.check.dry_run import forward_backward, isolated_copy
+from sightline.workbench.check.sample_statistics import describe_sample
+from sightline.workbench.check.suite import gather_findings
 
 _ROWS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 _MAX_WEIGHT = 1e3
@@ -65,8 +65,10 @@ def diagnose_non_finite(error: NonFiniteGradientError | NonFiniteStateError, wor
     with error.job.losses.preserve_state():
         asked = {"job": error.job, "micro_batches": error.micro_batches, "device": world.device}
         found = attempt("the step could not be run again on a copy", _locate, asked)
-    fault = _diagnose("unknown", found.reason) if isinstance(found, MissingError) else _name_loss(error, found)
-    stages = ("data", "parameter", "forward", "loss", "backward", "norm", "unknown loss", "unknown")
+    fault = _diagnose("unknown", found.reason) if isinstance(found, MissingError) else found
+    if fault.evidence["stage"] == "unknown" and (spoiled := _list_spoiled(error)):
+        fault = replace(fault, measured=f"{fault.measured}; in the run {spoiled}")
+    stages = ("data", "parameter", "forward", "loss", "backward", "norm", "unknown")
     findings = gather_findings([_build(error.job, fault)], world)
     first = min(findings, key=lambda candidate: stages.index(candidate.evidence["stage"]))
     return _blame_learning_rate(error.job, first)
@@ -158,13 +160,11 @@ def _locate(job: TrainState, micro_batches: Sequence[Batch], device: torch.devic
     return fault or _check_norm(job, micro_batches, device)
 
 
-def _name_loss(error: NonFiniteGradientError, fault: Fault) -> Fault:
-    """Name the loss that was not finite in the run's step, if the step is finite when it is run again."""
-    spoiled = [(name, value) for name, value in error.losses.items() if not math.isfinite(value)]
-    if not spoiled or fault.evidence["stage"] != "unknown":
-        return fault
-    (name, value), *_ = spoiled
-    return _diagnose("unknown loss", fault.measured, name=name, value=value, evidence={"loss": name})
+def _list_spoiled(error: NonFiniteGradientError) -> str:
+    """List the losses that were not finite in the run's step."""
+    return ", ".join(
+        f"the loss '{name}' was {value}" for name, value in error.losses.items() if not math.isfinite(value)
+    )
 
 
 # --- the stages, in the order in which a fault would arise -----------------------------------------------------------
@@ -208,35 +208,33 @@ class _Event(NamedTuple):
     before: str
 
 
-@dataclass
 class ForwardTrace:
-    """Record of the forward pass of a copy: inputs and outputs of each module, and the first non-finite value."""
+    """Record of the forward pass of a copy: the first value that is not finite, and the module of each node."""
 
-    event: _Event | None = None
-    largest: float = 0.0
-    last_sound: str | None = None
-    outputs: dict[str, list[Tensor]] = field(default_factory=dict)
-    inputs: dict[str, list[Tensor]] = field(default_factory=dict)
-    paths: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.event: _Event | None = None
+        self.owners: dict[Any, str] = {}
+        self._last_sound: tuple[str | None, list[Tensor]] = None, []
+        self._running: list[tuple[str, list[Tensor]]] = []
 
     def enter(self, call: ModuleCall, module: nn.Module, inputs: Any) -> None:
-        self.inputs[call.path] = tensors = _find_floats(inputs)
-        bad = next((t for t in tensors if _find_non_finite(t) is not None), None)
-        if bad is not None and self.event is None:
-            parent = "" if call.parent is None else self.paths[call.parent]
-            before = _format_ranges(self.outputs.get(self.last_sound or "", []))
-            self.event = _Event(parent, True, self.last_sound, bad.detach(), before)
-        self.paths.append(call.path)
+        tensors = _find_floats(inputs)
+        name, outputs = self._last_sound
+        self._note(tensors, self._running[-1][0] if self._running else "", True, name, outputs)
+        self._running.append((call.path, tensors))
 
     def leave(self, call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        self.outputs[call.path] = tensors = _find_floats(outputs)
-        bad = next((t for t in tensors if _find_non_finite(t) is not None), None)
-        if bad is None:
-            self.last_sound = call.path
-            self.largest = max([self.largest, *(float(t.detach().abs().max()) for t in tensors if t.numel())])
-        elif self.event is None:
-            ranges = _format_ranges(self.inputs[call.path])
-            self.event = _Event(call.path, False, self.last_sound, bad.detach(), ranges)
+        tensors, (path, given) = _find_floats(outputs), self._running.pop()
+        for node in iter_nodes([t.grad_fn for t in tensors], until=[t.grad_fn for t in given]):
+            self.owners.setdefault(node, path)  # inner modules leave first
+        if not self._note(tensors, path, False, self._last_sound[0], given):
+            self._last_sound = path, tensors
+
+    def _note(self, tensors: Sequence[Tensor], layer: str, is_between: bool, after: str | None, before: Any) -> bool:
+        bad = next((tensor for tensor in tensors if not _is_finite(tensor)), None)
+        if bad is not None and self.event is None:
+            self.event = _Event(layer, is_between, after, bad.detach(), _format_ranges(before))
+        return bad is not None
 
 
 def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Fault | None:
@@ -247,23 +245,39 @@ def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Fault | 
         step = single_batch_step(job.task, model, batch, device, job.precision)
         terms = step.loss_sums(model)
     if trace.event is not None:
-        return _make_forward_fault(job, batch, trace, trace.event)
+        return _make_forward_fault(job, batch, trace.event)
     for name, term in terms.items():
         total, count = float(term.detach()), float(step.counts[name])
         if not math.isfinite(total) or not math.isfinite(count):
-            measured = f"sum {total}, count {count}; largest activation {trace.largest:.4g}"
-            return _diagnose("loss", measured, name=name, total=total, evidence={"loss": name})
+            return _diagnose("loss", f"sum {total}, count {count}", name=name, total=total, evidence={"loss": name})
     graphs = {name: set(iter_nodes([term.grad_fn])) for name, term in terms.items()}
-    steps: list[_BackwardStep] = []
+    first_bad: list[Any] = []
     for node in set().union(*graphs.values()):
-        watch_gradient(node, _make_hook(node, steps))
+        watch_gradient(node, _make_hook(node, first_bad))
     loss = weighted_sum(step.loss_means(terms), job.loss_weights_at(job.step))
     if loss.requires_grad:
         loss.backward()
-    return _judge_backward(combine_modules(model, job.losses), trace, steps, graphs)
+    named = combine_modules(model, job.losses).named_parameters()
+    affected = [name for name, p in named if not _is_finite(p.grad)]
+    if not affected:
+        return None
+    node = first_bad[0] if first_bad else None
+    layer = trace.owners.get(node)
+    name = next((name for name, graph in graphs.items() if node in graph), None) if layer is None else None
+    operation = "an operation that hooks do not see" if node is None else node.name()
+    return _diagnose(
+        "backward",
+        f"{operation} turns a finite gradient into another; it reaches {len(affected)} parameters, {affected[0]} first",
+        operation=operation,
+        location=f"the loss '{name}'" if layer is None else layer or "the model's own forward",
+        causes=("model.numerics", "loss.form") if name is None else ("loss.form", "model.numerics"),
+        layer=layer or None,
+        param=affected[0],
+        evidence={"operation": operation, "loss": name},
+    )
 
 
-def _make_forward_fault(job: TrainState, batch: Batch, trace: ForwardTrace, event: _Event) -> Fault:
+def _make_forward_fault(job: TrainState, batch: Batch, event: _Event) -> Fault:
     """Make the fault of the first value of a forward pass that is not finite, with its sample."""
     position = _find_non_finite(event.tensor) or ()
     location = f"'{event.layer}'" if event.layer else "the model's own forward"
@@ -271,53 +285,16 @@ def _make_forward_fault(job: TrainState, batch: Batch, trace: ForwardTrace, even
         location += f", after '{event.after}'" if event.after else ", before its first layer"
     number, sample = float(event.tensor[position]), _find_sample(batch, event.tensor, position)
     place = f"{number} at {list(position)} of {tuple(event.tensor.shape)}{_describe_sample(job, sample)}"
-    return _diagnose(
-        "forward",
-        f"{place}; its inputs: {event.before}",
-        number=number,
-        location=location,
-        layer=event.layer or event.after,
-        sample=sample,
-        evidence={"largest_activation_before": trace.largest},
-    )
+    measured, layer = f"{place}; its inputs: {event.before}", event.layer or event.after
+    return _diagnose("forward", measured, number=number, location=location, layer=layer, sample=sample)
 
 
-class _BackwardStep(NamedTuple):
-    """Node of the graph that turns finite gradients, of this range, into others."""
-
-    node: Any
-    before: str
-
-
-def _make_hook(node: Any, found: list[_BackwardStep]) -> Callable[..., None]:
+def _make_hook(node: Any, found: list[Any]) -> Callable[..., None]:
     def hook(to_inputs: Any, from_outputs: Any) -> None:
         if not all(map(_is_finite, to_inputs)) and all(map(_is_finite, from_outputs)):
-            found.append(_BackwardStep(node, _format_ranges([t for t in from_outputs if t is not None])))
+            found.append(node)
 
     return hook
-
-
-def _judge_backward(
-    model: nn.Module, trace: ForwardTrace, steps: Sequence[_BackwardStep], graphs: Mapping[str, set[Any]]
-) -> Fault | None:
-    affected = [n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
-    if not affected:
-        return None
-    node, before = steps[0] if steps else _BackwardStep(None, "")
-    layer = None if node is None else _find_layer(node, trace)
-    loss = next((name for name, graph in graphs.items() if node in graph), None) if layer is None else None
-    operation = "an operation that hooks do not see" if node is None else node.name()
-    reached = f"{len(affected)} parameters are reached, {affected[0]} first"
-    return _diagnose(
-        "backward",
-        f"{operation} turns a gradient of {before} into one that is not finite; {reached}",
-        operation=operation,
-        location=f"the loss '{loss}'" if layer is None else layer or "the model's own forward",
-        causes=("model.numerics", "loss.form") if loss is None else ("loss.form", "model.numerics"),
-        layer=layer or None,
-        param=affected[0],
-        evidence={"operation": operation, "loss": loss, "largest_activation": trace.largest},
-    )
 
 
 def _check_norm(job: TrainState, micro_batches: Sequence[Batch], device: torch.device) -> Fault:
@@ -327,22 +304,11 @@ def _check_norm(job: TrainState, micro_batches: Sequence[Batch], device: torch.d
     named = combine_modules(model, job.losses).named_parameters()
     gradients = {name: p.grad for name, p in named if p.grad is not None and p.grad.numel()}
     largest = {name: float(gradient.abs().max()) for name, gradient in gradients.items()}
-    name = max(largest, key=lambda parameter_name: largest[parameter_name], default=None)
     norm = float(nn.utils.get_total_norm(list(gradients.values())))
-    if name is None or torch.isfinite(torch.tensor(norm)):
+    if not largest or math.isfinite(norm):
         return _diagnose("unknown", f"run again on a copy, the step is finite (gradient norm {norm:.4g})")
+    name = max(largest, key=lambda name: largest[name])
     return _diagnose("norm", f"norm {norm}, largest {largest[name]:.4g} in {name}", param=name)
-
-
-def _find_layer(node: Any, trace: ForwardTrace) -> str | None:
-    """Return the innermost module whose graph contains a node; "" for the model itself, None for no module."""
-    best: tuple[int, str] | None = None
-    for name, outputs in trace.outputs.items():
-        ends, starts = ([t.grad_fn for t in tensors] for tensors in (outputs, trace.inputs.get(name, [])))
-        inside = list(iter_nodes(ends, until=starts))
-        if node in inside and (best is None or len(inside) < best[0]):
-            best = (len(inside), name)
-    return None if best is None else best[1]
 
 
 # --- small things ----------------------------------------------------------------------------------------------------

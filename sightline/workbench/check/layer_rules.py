@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +20,11 @@ from torch import Tensor, nn
 
 from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch
-from sightline.doctor.attempts import MissingError, attempt
-from sightline.engine.device import seed_torch
+from sightline.doctor.attempts import MissingError, NotApplicableError, attempt
+from sightline.doctor.evidence import measure
+from sightline.doctor.finding import Fault, FindingLocation
+from sightline.doctor.rules import rule
+from sightline.engine.device import seed_torch, to_device
 from sightline.engine.step import compute_batch_losses
 from sightline.engine.train import TrainState
 from sightline.instrument import ModuleCall, record
@@ -29,8 +32,9 @@ from sightline.instrument.replay import computes_as
 from sightline.layers.surrogates import find_surrogates, note_surrogates
 from sightline.ops.numba_kernels import compute_seconds
 from sightline.store.loading.batch_reader import array_leaves
-from sightline.workbench.check.core.dry_run import isolated_copy
-from sightline.workbench.check.oracles.derivatives import describe_uncompared, gradient_errors, worst_error
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.derivatives import describe_uncompared, gradient_errors, worst_error
+from sightline.workbench.check.dry_run import isolated_copy
 
 FORWARD = 1e-3
 """Maximum error of a float32 output against that of the known type, relative to the largest value or 1."""
@@ -287,3 +291,72 @@ def _crop_inputs(layer: nn.Module, inputs: Any, seed: int) -> Any:
 
 def _has_space(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.ndim >= 4
+
+
+# --- rules ---
+
+
+@measure()
+def compared_layers(deep: Context) -> list[LayerResult]:
+    """Compare every kind of layer with finite differences, and with the type it derives from: of a deep check."""
+    if not deep.dry_run.is_sound:
+        raise NotApplicableError("the first step fails")
+    results = examine(deep.built.job, to_device(deep.dry_run.batch, torch.device("cpu")))
+    uncompared = [each for each in results if each.gradient is None and not each.is_wrong_forward]
+    deep.examination.gaps += [f"the layer '{each.place}' alone: {each.note}" for each in uncompared]
+    return results
+
+
+@rule(
+    "layer-forward",
+    "error",
+    "model.structure sys.backend",
+    holds="outputs that are those of the type of torch's that a layer derives from",
+    do="compare it with its definition; a layer that is meant to differ should derive from nn.Module",
+)
+def layer_forward(compared_layers: list[LayerResult]) -> Iterator[Fault]:
+    """Compare the outputs of layers with those of the type that they derive from."""
+    for row in compared_layers:
+        if row.is_wrong_forward:
+            yield Fault(
+                f"the layer '{row.place}' does not compute the definition of its type"
+                + (f" ({row.note})" if row.note else ""),
+                where=_locate(row),
+                measured=f"{row.kind}: off by {row.forward:.3g} of its largest value",
+                expected=f"at most {FORWARD:g}",
+                evidence={"layers": row.number, "off": row.forward},
+            )
+
+
+def _locate(row: LayerResult) -> FindingLocation:
+    """Return the file and line of a layer's class; that of the model in the config for one of a library."""
+    file, line = row.file
+    return FindingLocation(file=file, line=line, layer=row.place, config_path="model" if file is None else None)
+
+
+def _contains(row: LayerResult, other: LayerResult) -> bool:
+    """Return True if the other layer is inside this one; the whole model contains all layers."""
+    return row is not other and (row.place.startswith("(") or other.place.startswith(f"{row.place}."))
+
+
+@rule(
+    "layer-gradient",
+    "error",
+    "model.numerics loss.inplace",
+    holds="gradients of a layer that are the derivative of what it computes",
+    do="look for a custom backward, for .data, detach() and no_grad, and for in-place edits; an intended "
+    "surrogate gradient is declared by @sightline.surrogate_gradient or surrogate_gradient = True",
+)
+def layer_gradient(compared_layers: list[LayerResult]) -> Iterator[Fault]:
+    """Compare gradients in float64 with finite differences; only the innermost wrong layer is named."""
+    wrong = [row for row in compared_layers if row.is_wrong_backward]
+    for row in wrong:
+        if any(_contains(row, other) for other in wrong):
+            continue
+        yield Fault(
+            f"the gradient of '{row.weakest}' in '{row.place}' is not the derivative of what it computes",
+            where=_locate(row),
+            measured=f"{row.kind}: off by {row.gradient:.3g} of its size, in float64",
+            expected=f"at most {GRADIENT:g}; correct gradients are a factor of ten below",
+            evidence={"layers": row.number, "around": [other.place for other in wrong if _contains(other, row)]},
+        )

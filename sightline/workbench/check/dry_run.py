@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from sightline.instrument import Inputs, ModuleCall, copy_module, record
 from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.ops.numba_kernels import compute_seconds
 
-_PACKAGE = Path(__file__).resolve().parents[3]
+_PACKAGE = Path(__file__).resolve().parents[2]
 _RUNNERS = (
     _PACKAGE / "workbench" / "check",
     _PACKAGE / "workbench" / "fit",
@@ -37,7 +36,6 @@ _RUNNERS = (
     _PACKAGE / "instrument",
 )  # they run a step, but do not cause its faults
 NUM_SAMPLES = 4  # batch norm over two rows gives +-1 for any input; three is the number of coordinates
-_MIN_SAMPLES = 2
 _MAX_TRIES = 8
 _MAX_SECONDS = 3.0
 _FIRST_SAMPLES = 16
@@ -72,7 +70,6 @@ class DryRun:
 
     `model` is the copy after the backward pass, with gradients, before any update; `inputs` are those of its first
     call, by parameter. `forward_s` is the processor time of the model's first call, with what is recorded of it.
-    `skipped` is the reason if there was no time for a step.
     """
 
     model: nn.Module
@@ -89,7 +86,6 @@ class DryRun:
     num_tries: int = 0
     seconds: float = 0.0
     forward_s: float = 0.0
-    skipped: str = ""
 
     @property
     def num_samples(self) -> int:
@@ -106,31 +102,17 @@ class DryRun:
         return self.failure is None and self.stage == "done" and "not finite" not in self.gradients.values()
 
 
-def dry_run(job: TrainState, device: torch.device, *, forward_s: float = math.inf) -> DryRun:
-    """Run forward and backward passes on four samples of the first step; on more if a parameter gets no gradient.
-
-    If a forward pass needs more than `forward_s` seconds of this thread's own time (which neither other load nor
-    compiling changes), two samples are tried, then none: `stage` and `skipped` record this.
-    """
-    for num_samples in (NUM_SAMPLES, _MIN_SAMPLES):
-        try:
-            return _run_step(job, device, num_samples, compute_seconds() + forward_s)
-        except OutOfTimeError:
-            continue
-    reason = f"a forward pass of {_MIN_SAMPLES} samples needs over {forward_s:g} s of processor time"
-    return DryRun(isolated_copy(job.model), {}, stage="out of time", skipped=reason)
-
-
-def _run_step(job: TrainState, device: torch.device, num_samples: int, deadline: float) -> DryRun:
+def dry_run(job: TrainState, device: torch.device) -> DryRun:
+    """Run forward and backward passes on four samples of the first step; on more if a parameter gets no gradient."""
     start_seconds = compute_seconds()
     result = DryRun(isolated_copy(job.model), {})
     keys = step_keys(job, step=0)
-    watcher = ForwardWatcher(result, deadline)
+    watcher = ForwardWatcher(result)
 
     def run() -> None:
-        result.batch = read_batch(job, keys[:num_samples], device)
+        result.batch = read_batch(job, keys[:NUM_SAMPLES], device)
         _run_first_pass(job, result, watcher, device)
-        _run_further_passes(job, result, keys[num_samples:], device, start_seconds)
+        _run_further_passes(job, result, keys[NUM_SAMPLES:], device, start_seconds)
         result.stage = "done"
 
     try:
@@ -188,7 +170,7 @@ def first_outputs(
     expected_s = rehearsal.seconds / 2 * len(keys) / max(1, rehearsal.num_samples)
     label = rehearsal.batch.get("label")
     has_many = isinstance(label, Tensor) and label.numel() > _MANY_TARGETS * rehearsal.num_samples
-    if rehearsal.skipped or len(keys) <= rehearsal.num_samples or expected_s > _FORWARD_S or (is_quick and has_many):
+    if len(keys) <= rehearsal.num_samples or expected_s > _FORWARD_S or (is_quick and has_many):
         return rehearsal.batch, rehearsal.seen_outputs
     model = isolated_copy(job.model).train()
     apply_freezing(model, job.frozen, job.epoch)
@@ -298,19 +280,13 @@ def _return_unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
-class OutOfTimeError(BaseException):
-    """Forward pass that exceeds its time limit: no Exception, which a network or an attempt would take."""
-
-
 class ForwardWatcher:
     """Recorder of the modules run, the current module, and the first outputs of the whole model.
 
-    A layer also counts as run if an operation reads its parameters, without a call. The watcher ends a forward pass
-    that exceeds `deadline`.
+    A layer also counts as run if an operation reads its parameters, without a call.
     """
 
-    def __init__(self, result: DryRun, deadline: float) -> None:
-        self._deadline = deadline
+    def __init__(self, result: DryRun) -> None:
         self._started_s = 0.0
         self.forward_s = 0.0
         self.inputs: dict[str, Any] = {}
@@ -332,8 +308,6 @@ class ForwardWatcher:
         self._recording.close()
 
     def _enter(self, call: ModuleCall, module: nn.Module, inputs: Inputs) -> None:
-        if compute_seconds() > self._deadline:
-            raise OutOfTimeError
         self._executed.add(call.path)
         if not call.path and not self.inputs:
             self._started_s = compute_seconds()

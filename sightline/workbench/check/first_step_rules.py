@@ -24,9 +24,9 @@ from sightline.doctor.rules import rule
 from sightline.engine.build import DataSubset
 from sightline.engine.step import compute_batch_losses
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.dry_evaluation import DryEvaluation
-from sightline.workbench.check.core.dry_run import StepFailure, error_location, find_failure, isolated_copy, read_batch
-from sightline.workbench.check.core.sample_statistics import PartStatistics
+from sightline.workbench.check.dry_evaluation import DryEvaluation
+from sightline.workbench.check.dry_run import StepFailure, error_location, find_failure, isolated_copy, read_batch
+from sightline.workbench.check.sample_statistics import PartStatistics
 
 _PACKAGE = Path(sightline.__file__).parent
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm

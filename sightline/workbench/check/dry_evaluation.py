@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import traceback
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sightline.contract.members import MetricMembers
 from sightline.contract.metric import make_state, row_states
@@ -25,18 +24,15 @@ from sightline.engine.evaluate import BoundMetric, Evaluation, Evaluator
 from sightline.engine.observers import MetricsLog
 from sightline.engine.records import EvaluationRecord
 from sightline.instrument import copy_metric
-from sightline.ops.numba_kernels import compute_seconds
-from sightline.workbench.check.core.dry_run import (
+from sightline.workbench.check.dry_run import (
     NUM_SAMPLES,
     DryRun,
     ForwardWatcher,
-    OutOfTimeError,
     StepFailure,
     find_failure,
     isolated_copy,
 )
 
-_MAX_SECONDS = 20.0  # for four samples under `sightline check`; one sample has no limit there
 _CORNER_PX = 8  # corner of a picture that is encoded, to test that it can be written
 
 
@@ -45,8 +41,7 @@ class DryEvaluation:
     """Evaluation of up to four samples of the split `part`; the run's own model, metrics and data are unchanged.
 
     After a failure, `stage`, `component` and `path` are the method, the component and its config path that failed.
-    `skipped` is the reason if nothing was evaluated for lack of time. `model` is the copy after the evaluation, and
-    `outputs` are those of its first call; `first_read` is the batch if it was read before.
+    `outputs` are those of the model's first call; `first_read` is the batch if it was read before.
     """
 
     part: DataSubset
@@ -60,8 +55,6 @@ class DryEvaluation:
     component: str = "the data set"
     path: str = "data"
     failure: StepFailure | None = None
-    skipped: str = ""
-    model: nn.Module | None = None
     forward_s: float = 0.0
     first_read: Batch | None = None
 
@@ -74,35 +67,22 @@ class DryEvaluation:
         self.batch, self.predictions = batch, predictions
 
 
-def rehearse_evaluations(
-    built: TrainingSetup, device: torch.device, *, forward_s: float = math.inf, is_slow: bool = False
-) -> list[DryEvaluation]:
-    """Evaluate a few samples of the selection split, and of the test split if its batches have another form.
-
-    Four samples, or one if the model `is_slow` or needs more than `forward_s` seconds of this thread's own time for
-    four.
-    """
+def rehearse_evaluations(built: TrainingSetup, device: torch.device) -> list[DryEvaluation]:
+    """Evaluate four samples of the selection split, and of the test split if its batches have another form."""
     evaluations: list[DryEvaluation] = []
     forms: list[object] = []
     for part, evaluator in ((built.data.selection, built.selection_evaluator), (built.data.test, built.test_evaluator)):
         if not len(evaluator.indices):
             continue
-        single = _try_to_read(evaluator, part, 1) if forms and math.isfinite(forward_s) else None
-        if single is not None and _describe_batch_form(single) in forms:
-            continue
-        batch = _try_to_read(evaluator, part, NUM_SAMPLES)
-        form = None if batch is None else _describe_batch_form(batch)
+        keys = keys_to_evaluate(evaluator, part, NUM_SAMPLES)
+        batch = attempt("reading", evaluator.reader, {"keys": keys})
+        read = None if isinstance(batch, MissingError) else batch  # the evaluation reads it again, and reports it
+        form = None if read is None else _describe_batch_form(read)
         if form is None or form not in forms:
-            fresh = DryEvaluation(part, evaluator, device, first_read=batch)
-            evaluations.append(_rehearse(built, fresh, forward_s, is_slow=is_slow))
+            evaluations.append(DryEvaluation(part, evaluator, device, keys, first_read=read))
+            _run(built, evaluations[-1])
             forms.append(form)
     return evaluations
-
-
-def _try_to_read(evaluator: Evaluator, part: DataSubset, count: int) -> Batch | None:
-    """Read up to `count` samples of a split; None if they cannot be read."""
-    batch = attempt("reading", lambda: evaluator.reader(keys_to_evaluate(evaluator, part, count)), {})
-    return None if isinstance(batch, MissingError) else batch  # the dry evaluation reads it again, and reports it
 
 
 def _describe_batch_form(batch: Batch) -> dict[str, object]:
@@ -119,24 +99,9 @@ def keys_to_evaluate(evaluator: Evaluator, part: DataSubset, count: int) -> list
     return evaluation_keys(indices, count, epoch=0, seed=evaluator.seed)[0]
 
 
-def _rehearse(built: TrainingSetup, fresh: DryEvaluation, forward_s: float, *, is_slow: bool) -> DryEvaluation:
-    limits_s = {NUM_SAMPLES: min(forward_s, _MAX_SECONDS), 1: forward_s}
-    for count in (1,) if is_slow else limits_s:
-        keys = keys_to_evaluate(fresh.evaluator, fresh.part, count)
-        first_read = fresh.first_read if count == NUM_SAMPLES else None
-        result = dataclasses.replace(fresh, keys=keys, first_read=first_read)
-        try:
-            _run_once(built, result, compute_seconds() + limits_s[count])
-        except OutOfTimeError:
-            continue
-        return result
-    reason = f"the evaluation of one sample needs over {forward_s:g} s of processor time"
-    return dataclasses.replace(fresh, skipped=reason)
-
-
-def _run_once(built: TrainingSetup, result: DryEvaluation, deadline: float) -> None:
+def _run(built: TrainingSetup, result: DryEvaluation) -> None:
     step = DryRun(isolated_copy(built.job.evaluation_model), {})
-    watch = ForwardWatcher(step, deadline)
+    watch = ForwardWatcher(step)
     result.evaluator = _copy_evaluator(result)
 
     def run() -> None:
@@ -149,7 +114,7 @@ def _run_once(built: TrainingSetup, result: DryEvaluation, deadline: float) -> N
             result.stage, result.component, result.path = _find_component(result, built, answer.__cause__)
         result.failure = find_failure(answer, result.stage, watch.current)
     finally:
-        result.outputs, result.model, result.forward_s = watch.outputs or {}, step.model, watch.forward_s
+        result.outputs, result.forward_s = watch.outputs or {}, watch.forward_s
         watch.remove()
     is_of_outputs = result.path.startswith("metrics") or result.stage == "show"
     if is_of_outputs and not all(map(_is_finite, result.outputs.values())):
