@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from sightline.contract.members import MetricMembers
-from sightline.contract.metric import make_state, row_states
 from sightline.contract.types import Batch, SampleKey
 from sightline.doctor.attempts import MissingError, attempt
 from sightline.draw.pictures import encode_png
@@ -166,9 +165,6 @@ def _record(result: DryEvaluation, built: TrainingSetup, evaluation: Evaluation)
     for metric_result in evaluation.results:
         own: Any = metric_result.metric.metric
         named = names[id(own)]
-        result.mark_progress("update", *named)
-        fresh = make_state(own, num_samples=int(max(result.evaluator.indices)) + 1)
-        _assert_same_form(fresh, metric_result.state, row_states(own))
         for member in (own.compute, *(each.get(own) for each in (MetricMembers.per_class, MetricMembers.tables))):
             if member is not None:
                 result.mark_progress(member.__name__, *named)
@@ -182,16 +178,6 @@ class _DiscardedLines:
     """Log that discards its lines."""
 
     def append_line(self, name: str, line: Mapping[str, Any], /) -> None: ...
-
-
-def _assert_same_form(fresh: Mapping[str, Tensor], state: Mapping[str, Tensor], ragged: Collection[str]) -> None:
-    for name in fresh.keys() | state.keys():
-        first_axis = 1 if name in ragged else 0  # the number of rows is free
-        forms = [
-            f"{t[name].dtype} {tuple(t[name].shape[first_axis:])}" if name in t else "nothing" for t in (fresh, state)
-        ]
-        if forms[0] != forms[1]:
-            raise TypeError(f"update turns state '{name}' from {forms[0]} into {forms[1]}; add to it in place (+=)")
 
 
 def _assert_plain(name: str, returned: object) -> None:

@@ -52,14 +52,7 @@ def loaded_init(run: Context) -> Init:
 def checkpoint_match(run: Context, loaded_init: Init) -> Fault | None:
     """Load the weights of `init` again, and compare."""
     init = loaded_init
-    expected = (
-        "all tensors and elements of the model"
-        + (f" taken from '{init.modules}'" if init.modules else "")
-        + (f" under '{init.into}'" if init.into else "")
-        + " matched by name and shape"
-        + (f", but for {', '.join(init.may_be_missing)}" if init.may_be_missing else "")
-    )
-    mismatch = partial(Fault, expected=expected, evidence={"from": init.source}, where=_FROM)
+    mismatch = partial(Fault, evidence={"from": init.source}, where=_FROM)
     model = run.built.job.model
     try:
         weights = load_trained_state(Path(init.source))

@@ -216,14 +216,6 @@ class GivesTables(Sound):
         return {"counts": np.zeros(3)}
 
 
-class Drifts(Sound):
-    """An int64 count that an assignment turns into a running float sum."""
-
-    def update(self, state: State, *, probabilities: Tensor, label: Tensor) -> None:
-        state["right"] = state["right"] + (probabilities.argmax(1) == label).float().sum()
-        state["seen"] += label.numel()
-
-
 class CalledStep(Sound):
     def compute(self, state: State) -> dict[str, Any]:
         return {"accuracy": (state["right"] / state["seen"]).item(), "step": 1.0}
@@ -237,7 +229,6 @@ class CalledStep(Sound):
         (DiesPerClass, "per_class", "unhashable"),
         (GivesTensors, "compute", "compute returns values that JSON cannot represent"),
         (GivesTables, "tables", "tables returns values that JSON cannot represent"),
-        (Drifts, "update", "update turns state 'right' from torch.int64 () into torch.float32 ()"),
         (CalledStep, "record", "a metric may not be called ['step']"),
     ],
 )
