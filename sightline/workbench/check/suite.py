@@ -36,7 +36,10 @@ _ROOM = "sightline.workbench.check"
 
 
 def all_rules() -> list[Rule]:
-    """Import and return all rules: of the doctor, of runs, and of areas."""
+    """Import and return all rules: of the doctor, of runs, and of areas.
+
+    They are in the order of the names of their modules: of two findings of one fault the first explains the other.
+    """
     own = [module.name for module in pkgutil.walk_packages(importlib.import_module(_ROOM).__path__, f"{_ROOM}.")]
     for module in (*own, *find_modules("rules").values()):
         if module.endswith("rules"):

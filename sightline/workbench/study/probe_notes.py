@@ -21,7 +21,7 @@ from sightline.training.published_results import (
     pretraining_protocol,
     published_rows,
 )
-from sightline.workbench.check.pretrained_rules import layer_scales, other_scale, sampled_batch
+from sightline.workbench.check.init_rules import layer_scales, other_scale, sampled_batch
 from sightline.workbench.probe.features import get_encode, share_errors
 from sightline.workbench.probe.measure import Comparison
 from sightline.workbench.probe.methods import Probe

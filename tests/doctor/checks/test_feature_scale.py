@@ -16,7 +16,7 @@ from sightline.engine.distributed import World
 from sightline.engine.loop import train
 from sightline.runs import checkpoint
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.pretrained_rules import feature_scale, layer_scales
+from sightline.workbench.check.init_rules import feature_scale, layer_scales
 from tests.doctor.planting import CONFIG, Wrapped, assert_complete, caught, judge, make, with_data
 
 MODELS = {
