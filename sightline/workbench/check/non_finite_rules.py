@@ -263,17 +263,17 @@ def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Fault | 
         return None
     node = first_bad[0] if first_bad else None
     layer = trace.owners.get(node)
-    name = next((name for name, graph in graphs.items() if node in graph), None) if layer is None else None
+    loss_name = next((name for name, graph in graphs.items() if node in graph), None) if layer is None else None
     operation = "an operation that hooks do not see" if node is None else node.name()
     return _diagnose(
         "backward",
         f"{operation} turns a finite gradient into another; it reaches {len(affected)} parameters, {affected[0]} first",
         operation=operation,
-        location=f"the loss '{name}'" if layer is None else layer or "the model's own forward",
-        causes=("model.numerics", "loss.form") if name is None else ("loss.form", "model.numerics"),
+        location=f"the loss '{loss_name}'" if layer is None else layer or "the model's own forward",
+        causes=("model.numerics", "loss.form") if loss_name is None else ("loss.form", "model.numerics"),
         layer=layer or None,
         param=affected[0],
-        evidence={"operation": operation, "loss": name},
+        evidence={"operation": operation, "loss": loss_name},
     )
 
 

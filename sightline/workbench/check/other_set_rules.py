@@ -40,7 +40,8 @@ def sample_clouds(
 ) -> CloudSample:
     """Measure up to 256 clouds of a part, evenly spread, in a bounded time; none if the part has no clouds."""
     reader = BatchReader(part.dataset, build_transforms(config.transforms.evaluate, part.dataset.info.facts))
-    is_ragged, started, sizes = "offsets" in reader.keys, compute_seconds(), []
+    is_ragged, started = "offsets" in reader.keys, compute_seconds()
+    sizes: list[float] = []
     reader = part.reader if is_training and not is_ragged else reader
     chunks = evenly_spaced_keys(part, epoch=0, seed=config.seed) if "points" in reader.keys else iter(())
     for keys in (keys for chunk in chunks for keys in ([[key] for key in chunk] if is_ragged else [chunk])):
