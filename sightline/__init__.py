@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sightline.contract.errors import assert_installed, assert_workbench_installed
+from sightline.contract.errors import assert_workbench_installed
 
 if TYPE_CHECKING:
     from sightline import ops
@@ -26,13 +26,9 @@ if TYPE_CHECKING:
     from sightline.parts import metrics
     from sightline.runs.run_folders import list_runs
     from sightline.workbench.check.check import check
-    from sightline.workbench.frameworks.lightning_watch import LightningWatch
-    from sightline.workbench.frameworks.transformers_watch import TransformersWatch
 
 __all__ = [
-    "LightningWatch",
     "LoadedRun",
-    "TransformersWatch",
     "__version__",
     "build_model",
     "check",
@@ -57,8 +53,6 @@ _MODULE_BY_NAME = {name: "sightline.api" for name in _API}
 _MODULE_BY_NAME |= {"check": "sightline.workbench.check.check", "watch": "sightline.doctor.watch.watch"}
 _MODULE_BY_NAME["list_runs"] = "sightline.runs.run_folders"
 _MODULE_BY_NAME["surrogate_gradient"] = "sightline.layers.surrogates"
-_FRAMEWORKS = {"LightningWatch": "lightning", "TransformersWatch": "transformers"}
-_MODULE_BY_NAME |= {name: f"sightline.workbench.frameworks.{each}_watch" for name, each in _FRAMEWORKS.items()}
 _FACES = {"ops": "sightline.ops", "metrics": "sightline.parts.metrics"}
 _NEEDS_TORCH_ALONE = ("ops", "surrogate_gradient")
 
@@ -69,8 +63,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'sightline' has no attribute '{name}'")
     if name not in _NEEDS_TORCH_ALONE:
         assert_workbench_installed(f"sightline.{name}")
-    if name in _FRAMEWORKS:
-        assert_installed(_FRAMEWORKS[name], needed_by=f"sightline.{name}")
     return (
         importlib.import_module(_FACES[name])
         if name in _FACES

@@ -117,7 +117,6 @@ _EXTRAS = {
     **dict.fromkeys(("laspy", "lazrs"), "las"),
     "pye57": "e57",
     "rosbags": "rosbags",
-    **dict.fromkeys(("lightning", "transformers"), "loops"),
 }
 """Extra of pyproject.toml that brings a module."""
 _PACKAGES = {

@@ -32,7 +32,7 @@ from sightline.engine.session import describe_data_subset, evaluation_document
 from sightline.runs.run_files import RunFiles, config_path_of_run
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.training.train_run import ConfigSource, probe_metrics
-from sightline.workbench.check.compared_sets import CODE, CloudSample, compare_sets, sample_clouds
+from sightline.workbench.check.other_set_rules import CODE, CloudSample, compare_sets, sample_clouds
 from sightline.workbench.evaluate.scoring import ScoredFiles, find_scoring
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from sightline.training.run_evaluation import assert_about_evaluation, compare_t
 from sightline.training.train_run import probe_metrics
 from sightline.verbs.output import print_note, show_evaluation, show_findings
 from sightline.verbs.score import assert_against, show_errors
-from sightline.workbench.check.compared_sets import CODE
+from sightline.workbench.check.other_set_rules import CODE
 from sightline.workbench.evaluate.saved_predictions import MANIFEST, assert_folds, tested_folds
 from sightline.workbench.evaluate.scoring import find_scoring
 

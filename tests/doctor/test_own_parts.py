@@ -21,7 +21,7 @@ from sightline.doctor import rules
 from sightline.doctor.finding import Fault, FindingLocation
 from sightline.engine.distributed import World
 from sightline.instrument import copy_module
-from sightline.workbench.check.core.dry_run import dry_run
+from sightline.workbench.check.dry_run import dry_run
 from sightline.workbench.check.suite import all_rules, run_quick
 from tests.doctor.planting import make, with_losses, with_model
 from tests.doctor.segmenting import Logits

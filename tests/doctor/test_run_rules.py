@@ -33,7 +33,6 @@ FOUND = {
     **dict.fromkeys("O56 B30 B31 B32".split(), "ignored-regions"),
     "D6": "label-range",
     **dict.fromkeys("O19 D8 D10".split(), "label-outside-parts"),
-    "O79": "leftover-hooks",
     **dict.fromkeys("B39 B40 B41 B42 B43".split(), "level-order"),
     "D12": "mismatched-labels",
     **dict.fromkeys("O43 O46 C6 C7".split(), "misplaced-heatmap"),

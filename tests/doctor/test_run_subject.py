@@ -13,8 +13,8 @@ from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainO
 from sightline.engine.distributed import World
 from sightline.engine.step import compute_batch_losses
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.fixed_outputs import RunLoss
 from sightline.workbench.check.examination import RunExamination
+from sightline.workbench.check.loss_subjects import RunLoss
 from sightline.workbench.check.run_subject import examine_relations, make_run_subject
 from tests.doctor.planting import make, with_model
 

@@ -15,7 +15,7 @@ from sightline.parts.quantisation.parametrised import (
     apply_policy,
 )
 from sightline.runs.packed import compression_ratios, packed_size, tensor_specs, write_packed
-from sightline.workbench.check.compress_rules import size_promise
+from sightline.workbench.check.quantised_rules import size_promise
 from tests.doctor.planting import assert_complete
 
 POLICY = {"0.weight": {"kind": "codebook", "bits": 3}}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sightline.contract.errors import ConfigError
 from sightline.doctor import causes
@@ -21,19 +21,13 @@ from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.loop import train
 from sightline.engine.train import TrainState
-from sightline.ops import numba_kernels
 from sightline.verbs.output import show_findings
-from sightline.workbench.check import suite
-from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.dry_run import dry_run
-from sightline.workbench.check.core.finding import gather_findings, join_parts
-from sightline.workbench.check.run_subject import examine_run
-from sightline.workbench.check.suite import all_rules, run_all, run_quick
+from sightline.workbench.check.suite import all_rules, gather_findings, join_parts, run_all, run_quick
 from tests.conftest import ROOT
 from tests.doctor.detecting import make_crowds
 from tests.doctor.pairing import STRONG, make_pairs
-from tests.doctor.planting import CONFIG, assert_complete, make, with_model
-from tests.doctor.segmenting import Logits, make_parts, make_rooms
+from tests.doctor.planting import CONFIG, assert_complete, make
+from tests.doctor.segmenting import make_parts, make_rooms
 from tests.processes import run_ranks
 
 
@@ -135,95 +129,6 @@ def test_the_page_of_checks_names_every_code() -> None:
     assert {*re.findall(r"(?m)^\| `([a-z-]+)` \|", page)} == codes
 
 
-def test_a_model_too_slow_for_the_start_is_left_to_the_check_verb(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    built = make(tmp_path)
-    context = Context(built, World(), forward_s=0.0)
-    assert context.dry_run.stage == "out of time"
-    _, found = examine_run(context)
-    assert [finding.code for finding in found if finding.severity != "note"] == ["check-skipped"]
-    monkeypatch.setattr(suite, "_FORWARD_S", 0.0)
-    (finding,) = [finding for finding in run_quick(built, World()) if finding.severity != "note"]
-    assert (finding.code, finding.severity, finding.cause) == ("check-skipped", "warning", "sys.resource")
-    assert finding.summary == "check could not run: a forward pass of 2 samples needs over 0 s of processor time"
-    assert_complete(finding)
-
-
-class Slow(nn.Module):
-    """Takes five turns of work for every sample, on a clock that only it moves."""
-
-    def __init__(self, clock: list[float], num_classes: int) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, num_classes)
-        self.clock = clock
-        self.passes: list[tuple[int, bool]] = []
-
-    def forward(self, points: Tensor) -> Logits:
-        features = self.first(points).mean(1)
-        self.passes.append((len(points), self.training))
-        self.clock[0] += 5 * len(points)
-        return {"logits": self.last(features)}
-
-
-@pytest.mark.parametrize(
-    ("forward_s", "sizes", "stage"),
-    [
-        (20.5, [(4, True)], "done"),
-        (10.5, [(4, True), (2, True)], "done"),
-        (5.5, [(4, True), (2, True)], "out"),
-    ],
-)
-def test_the_sample_shrinks_before_a_step_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forward_s: float, sizes: list[tuple[int, bool]], stage: str
-) -> None:
-    """Only this thread's own clock counts; that on the wall, which other load speeds up, may run as it likes.
-
-    Limits lie half a turn beyond a pass: less the time of compiled kernels, an equal one is rounded to either side.
-    """
-    clock = [0.0]
-    built = make(tmp_path)
-    model = Slow(clock, num_classes := len(built.data.facts["class_names"]))
-    built = with_model(built, model)
-    monkeypatch.setattr(Slow, "__deepcopy__", lambda self, memo: shared_clock(self), raising=False)
-    monkeypatch.setattr("time.thread_time", lambda: clock[0])
-    monkeypatch.setattr("time.perf_counter", iter(range(0, 10**9, 1000)).__next__)
-    found = dry_run(built.job, torch.device("cpu"), forward_s=forward_s)
-    assert model.passes == sizes
-    assert found.stage.startswith(stage)
-    assert [v.shape for v in found.seen_outputs.values()] == ([] if stage == "out" else [(sizes[-1][0], num_classes)])
-    assert bool(found.skipped) == (stage == "out")
-
-
-def test_compiling_on_the_way_makes_no_model_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forty turns of processor time, half of them numba's: the sample need not shrink to be done in 21."""
-    clock = [0.0]
-    built = make(tmp_path)
-    model = Slow(clock, len(built.data.facts["class_names"]))
-    built = with_model(built, model)
-    monkeypatch.setattr(Slow, "__deepcopy__", lambda self, memo: shared_clock(self), raising=False)
-    monkeypatch.setattr("time.thread_time", lambda: clock[0])
-    before = Slow.forward
-
-    def compiling(self: Slow, points: Tensor) -> Logits:
-        with numba_kernels._get_compile_timer().measure():
-            clock[0] += 20
-        return before(self, points)
-
-    monkeypatch.setattr(Slow, "forward", compiling)
-    # a margin: what this process compiled before is among the seconds that are subtracted, and rounds
-    assert dry_run(built.job, torch.device("cpu"), forward_s=21).stage == "done"
-    assert model.passes == [(4, True)]
-
-
-def shared_clock(model: Slow) -> Slow:
-    """A copy that moves the same clock and notes its passes in the same list."""
-    copied = Slow(model.clock, model.last.out_features)
-    copied.passes = model.passes
-    copied.load_state_dict(model.state_dict())
-    return copied
-
-
 def test_notes_take_one_line_unless_asked_for_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     note, warning = told("data-mutation", "note"), told("label-range", "warning")
     show_findings([warning, note])
@@ -253,14 +158,6 @@ def test_a_check_is_skipped_by_its_code(tmp_path: Path) -> None:
     (finding,) = run_quick(make(tmp_path, *words), World())
     assert str(finding).startswith("[update-size warning optim.lr]")
     assert run_quick(make(tmp_path, *words, "checks.skip=[update-size]"), World()) == []
-
-
-def test_the_warning_of_skipped_checks_can_be_skipped_itself(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(suite, "_FORWARD_S", 0.0)
-    assert "check-skipped" in {each.code for each in run_quick(make(tmp_path), World())}
-    assert "check-skipped" not in {
-        each.code for each in run_quick(make(tmp_path, "checks.skip=[check-skipped]"), World())
-    }
 
 
 def of(code: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,10 +16,9 @@ from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch, Field, SampleKey
 from sightline.engine.build import TrainingSetup
-from sightline.instrument import hang
 from tests.planted import networks
 from tests.planted.networks import OwnNetwork, change_layers, change_network
-from tests.planted.planting import OWN, Plant, Planter, add_class_loss, edit, wrap
+from tests.planted.planting import Plant, Planter, add_class_loss, edit, wrap
 
 # --- the optimiser ----------------------------------------------------------------------------------------------------
 
@@ -49,16 +47,6 @@ class _ShortSchedule(NoSchedule):
 
 def plant_schedule(schedule: type[NoSchedule]) -> Plant:
     return lambda planter: planter.add("schedules", schedule, "schedule={name: own}")
-
-
-def _scale_outputs(built: TrainingSetup) -> None:
-    """Hang a monitor on the network that returns what it looked at, times 1.001."""
-
-    def monitor(module: nn.Module, inputs: Any, options: Any, outputs: Any) -> dict[str, Tensor]:
-        return {name: value * 1.001 for name, value in outputs.items()}
-
-    monitor.__module__ = OWN
-    hang(built.job.model, after=monitor)
 
 
 def _freeze_encoder(built: TrainingSetup) -> None:
@@ -171,36 +159,6 @@ def _divide_by_spread(logits: Tensor, label: Tensor) -> Tensor:
     return F.cross_entropy(logits / logits.std(0, keepdim=True).detach().square(), label, reduction="sum")
 
 
-class _SecondProcess:
-    """Stands for torch's processes as the second of two sees them, before they are joined."""
-
-    @staticmethod
-    def is_initialized() -> bool:
-        return False
-
-    @staticmethod
-    def get_rank() -> int:
-        return 1
-
-
-@functools.lru_cache
-def _find_rank() -> int:
-    return _SecondProcess.get_rank() if _SecondProcess.is_initialized() else 0
-
-
-def _sum_on_rank(logits: Tensor, label: Tensor) -> Tensor:
-    """Take the device of the process by its rank, here always the CPU."""
-    return F.cross_entropy(logits, label.to("cpu" if _find_rank() >= 0 else "meta"), reduction="sum")
-
-
-def _ask_too_early(planter: Planter) -> None:
-    """Ask for the rank before the processes are joined; the first answer is remembered."""
-    _find_rank.cache_clear()
-    _find_rank()
-    planter.wrap(_SecondProcess, "is_initialized", lambda own: True)
-    add_class_loss(_sum_on_rank)(planter)
-
-
 CLASSIFY_PLANTS: dict[str, Plant] = {
     "O3": add_class_loss(lambda z, y: F.cross_entropy(z.softmax(-1), y, reduction="sum")),
     "O4": add_class_loss(lambda z, y: -F.cross_entropy(z, y, reduction="sum")),
@@ -215,8 +173,6 @@ CLASSIFY_PLANTS: dict[str, Plant] = {
     "O14": wrap(SyntheticShapes, "_draw_labels", _leave_classes_out),
     "O15": _draw_from_own_generator,
     "O16": _edit_batch(_sleep, "data.train_size=760"),
-    "O71": _ask_too_early,
-    "O79": edit(_scale_outputs),
     "L1": add_class_loss(lambda z, y: -z.softmax(-1).gather(-1, y[:, None]).sum()),
     "L2": add_class_loss(lambda z, y: F.cross_entropy(z, y)),
     "L3": add_class_loss(lambda z, y: F.cross_entropy(z, y, reduction="sum") * len(y)),

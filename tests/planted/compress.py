@@ -29,7 +29,7 @@ from sightline.parts.quantisation.parametrised import (
 from sightline.parts.tasks.distillation import DistillationTask
 from sightline.parts.tasks.supervised import Supervised
 from sightline.runs import packed
-from sightline.workbench.check.compress_rules import size_promise
+from sightline.workbench.check.quantised_rules import size_promise
 from tests.planted.planting import BENCHES, Plant, Planter, edit, join, wrap
 
 # --- codebooks --------------------------------------------------------------------------------------------------------

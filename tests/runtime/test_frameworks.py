@@ -1,4 +1,4 @@
-"""Loops of Lightning, accelerate and transformers, with three bugs and with none (`pip install sightline[loops]`)."""
+"""Loops of Lightning, accelerate and transformers, with three bugs and with none."""
 
 from __future__ import annotations
 
@@ -75,13 +75,6 @@ def test_lightning(bug: str, calls_itself: bool) -> None:
     expected = [("mode", "model.norm_mode", 6)] if bug == "evaluation mode" else BUGS[bug]
     assert [(f.code, f.cause, f.where.step) for f in watch.findings] == expected
     assert watch.report.figures["updates"] == 20
-    watching = sightline.LightningWatch()
-    trainer = lightning.Trainer(
-        max_epochs=2, accelerator="cpu", enable_model_summary=False, callbacks=[watching], **options
-    )
-    trainer.fit(Module(), make_loader(), make_loader(32))
-    assert watching.report is not None
-    assert [(f.code, f.cause) for f in watching.report.findings] == [entry[:2] for entry in expected]
 
 
 @pytest.mark.parametrize("bug", [*BUGS, "a schedule of epochs"])
@@ -122,7 +115,7 @@ class Scored(nn.Module):
 
 
 @pytest.mark.parametrize("bug", ["", "softmax twice"])
-def test_callback_of_transformers(bug: str, tmp_path: Path) -> None:
+def test_transformers(bug: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     points = torch.randn(160, 10)
     samples = [{"points": each, "labels": each[:4].argmax()} for each in points]
@@ -130,8 +123,8 @@ def test_callback_of_transformers(bug: str, tmp_path: Path) -> None:
         output_dir=str(tmp_path), num_train_epochs=2, per_device_train_batch_size=16, use_cpu=True, report_to=[],
         save_strategy="no", disable_tqdm=True, learning_rate=1e-2,
     )  # fmt: skip
-    watching = sightline.TransformersWatch()
-    transformers.Trainer(Scored(bug), arguments, train_dataset=samples, callbacks=[watching]).train()
-    assert watching.report is not None
-    assert [(f.code, f.cause, f.where.step) for f in watching.report.findings] == BUGS[bug]
-    assert watching.report.figures["updates"] == 20
+    model = Scored(bug)
+    with sightline.watch(model) as watch:
+        transformers.Trainer(model, arguments, train_dataset=samples).train()
+    assert [(f.code, f.cause, f.where.step) for f in watch.findings] == BUGS[bug]
+    assert watch.report.figures["updates"] == 20

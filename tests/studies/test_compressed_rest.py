@@ -22,7 +22,7 @@ from sightline.parts.quantisation.parametrised import apply_policy, dense_state_
 from sightline.runs.lineage import describe_stage
 from sightline.runs.packed import float_bytes, read_packed
 from sightline.runs.run_directory import RunDirectory
-from sightline.workbench.check.checks.weights import _find_different_tensors
+from sightline.workbench.check.init_rules import _find_different_tensors
 from sightline.workbench.compress.policy import Policy
 from sightline.workbench.compress.policy_simulator import PolicySimulator
 from sightline.workbench.compress.run_problem import CompressionOptions, RunProblem

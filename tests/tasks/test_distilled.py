@@ -22,7 +22,7 @@ from sightline.parts.losses.classification import CrossEntropy, Distillation
 from sightline.parts.tasks.distillation import DistillationTask, add_teacher_keys, unwrap_distillation
 from sightline.parts.tasks.segment import Segment
 from sightline.parts.tasks.supervised import Supervised
-from sightline.workbench.check.core.fixed_outputs import FixedOutputs
+from sightline.workbench.check.loss_subjects import FixedOutputs
 from tests.contract.clouds import RaggedNet
 
 CPU = torch.device("cpu")

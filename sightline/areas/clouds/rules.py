@@ -32,7 +32,7 @@ def label_outside_parts(run: Any, surveys: list[Any]) -> Iterator[Fault]:
         table = [set(parts) for parts in facts.get("parts_of_category", ())] if "num_parts" not in facts else []
         if not table:
             raise NotApplicableError("no parts")
-        survey, where = run.thorough_statistics(survey), run.locate(survey.part.split, config_path="data")
+        where = run.locate(survey.part.split, config_path="data")
         if survey.num_sampled and "category" not in survey.fields:
             yield Fault("samples have no 'category'", measured=f"{len(table)} lists of parts", where=where)
             return

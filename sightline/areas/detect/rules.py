@@ -25,9 +25,8 @@ from sightline.ops.box_overlaps import box_area, box_sizes, ioa, iou
 from sightline.ops.priors import BACKGROUND, IGNORED
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.store.loading.batch_reader import takes_others
-from sightline.workbench.check.core.fixed_outputs import FixedOutputs
-from sightline.workbench.check.core.sample_statistics import evenly_spaced_keys
-from sightline.workbench.check.loss_subjects import LossSubject, make_loss_subjects
+from sightline.workbench.check.loss_subjects import FixedOutputs, LossSubject, make_loss_subjects
+from sightline.workbench.check.sample_statistics import evenly_spaced_keys
 
 _BEYOND_PX, _MAX_SHARES_PX, _MIN_BOXES, _MIN_IMAGES = 1.0, 1.5, 5, 4
 _MAX_OUTSIDE, _MIN_EXPLAINED, _MAX_LEFT, _MAX_GAIN = 0.05, 0.05, 0.33, 0.15
@@ -190,7 +189,7 @@ def assigned(run: Any) -> AssignedBoxes:
     if TaskMembers.get_priors.get(task) is None or not run.dry_run.is_sound:
         raise NotApplicableError("no boxes")
     part, batches = run.built.data.train, iter([run.first_outputs[0]])
-    if run.is_thorough:
+    if not run.is_quick:
         key_chunks = evenly_spaced_keys(part, epoch=0, seed=run.config.seed, most_samples=_MAX_ASSIGNED)
         batches = itertools.chain(batches, map(part.reader, key_chunks))
     return assigned_boxes(task, run.built.job.model, (to_device(batch, torch.device("cpu")) for batch in batches))

@@ -21,21 +21,20 @@ from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
 from sightline.ops.numba_kernels import compute_seconds
-from sightline.workbench.check.core.dry_evaluation import DryEvaluation, rehearse_evaluations
-from sightline.workbench.check.core.dry_run import DryRun, Outputs, dry_run, first_outputs, isolated_copy
-from sightline.workbench.check.core.sample_statistics import (
+from sightline.workbench.check.dry_evaluation import DryEvaluation, rehearse_evaluations
+from sightline.workbench.check.dry_run import DryRun, Outputs, dry_run, first_outputs, isolated_copy
+from sightline.workbench.check.examination import RunExamination
+from sightline.workbench.check.sample_statistics import (
     ClassCounts,
     PartStatistics,
     collect_statistics,
     count_classes,
     distinct_parts,
 )
-from sightline.workbench.check.examination import RunExamination
 
 _CPU = torch.device("cpu")
 _QUICK_PASS_S = 0.05
 _READING_S, _QUICK_READING_S = 0.5, 0.125
-_THOROUGH_S = 1.5  # CPU time of this thread for the samples of one split
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Context:
 
     built: TrainingSetup
     world: World
-    forward_s: float = math.inf
+    is_quick: bool = False
     examination: RunExamination = field(default_factory=RunExamination, compare=False)
 
     @property
@@ -54,29 +53,28 @@ class Context:
     @cached_property
     def dry_run(self) -> DryRun:
         """One training step on copies (cached; computed on first use)."""
-        return dry_run(self.built.job, self.world.device, forward_s=self.forward_s)
+        return dry_run(self.built.job, self.world.device)
 
     @cached_property
     def first_outputs(self) -> tuple[Batch, Outputs]:
         """Batch of the first step and its outputs before any update (cached); at least the samples of the dry run."""
-        return first_outputs(self.built.job, self.dry_run, self.world.device, is_quick=not self.is_thorough)
+        return first_outputs(self.built.job, self.dry_run, self.world.device, is_quick=self.is_quick)
 
     @cached_property
     def dry_evaluations(self) -> list[DryEvaluation]:
         """Evaluate a few samples on copies, once per evaluated split with another batch form (cached)."""
-        is_slow = bool(self.dry_run.skipped)
-        return rehearse_evaluations(self.built, self.world.device, forward_s=self.forward_s, is_slow=is_slow)
+        return rehearse_evaluations(self.built, self.world.device)
 
     @cached_property
     def statistics(self) -> list[PartStatistics]:
         """Statistics of samples of each split (cached; samples are read on first use)."""
         parts, seed = distinct_parts(self.built.data), self.config.seed
-        return [collect_statistics(part, seed=seed, most_seconds=self.reading_s) for part in parts]
+        return [collect_statistics(part, seed=seed, is_quick=self.is_quick) for part in parts]
 
     @cached_property
     def class_counts(self) -> list[ClassCounts | None]:
         """Class counts of each split, in the order of `statistics` (cached); None for a split without class labels."""
-        return [count_classes(statistics, self.thorough_statistics) for statistics in self.statistics]
+        return [count_classes(statistics) for statistics in self.statistics]
 
     @cached_property
     def float_model(self) -> nn.Module | None:
@@ -90,30 +88,10 @@ class Context:
         except CheckpointError:  # `checkpoint-match` reports it
             return None
 
-    def thorough_statistics(self, survey: PartStatistics) -> PartStatistics:
-        """Return the statistics of a split; under `sightline check`, of all that 1.5 s allow."""
-        if survey.is_whole or not self.is_thorough:
-            return survey
-        statistics = self._thorough.get(id(survey))
-        if statistics is None:
-            seed, size = self.config.seed, len(survey.part.indices)
-            statistics = collect_statistics(survey.part, seed=seed, most_samples=size, most_seconds=_THOROUGH_S)
-            self._thorough[id(survey)] = statistics
-        return statistics
-
-    @cached_property
-    def _thorough(self) -> dict[int, PartStatistics]:
-        return {}
-
     @property
     def reading_s(self) -> float:
         """CPU time of this thread for the samples that a check reads of a split."""
-        return _READING_S if self.is_thorough else _QUICK_READING_S
-
-    @property
-    def is_thorough(self) -> bool:
-        """True under `sightline check`, False at the start of a training."""
-        return math.isinf(self.forward_s)
+        return _QUICK_READING_S if self.is_quick else _READING_S
 
     @cached_property
     def pass_s(self) -> float:
@@ -121,7 +99,7 @@ class Context:
 
         A pass of the dry evaluation takes 0.7 to 1.6 times as long as one of the probe, with what is recorded of it.
         """
-        if not self.is_thorough:
+        if self.is_quick:
             forward_s = [self.dry_run.forward_s, *(each.forward_s for each in self.dry_evaluations[:1])]
             if min(forward_s) > _QUICK_PASS_S:
                 return min(forward_s)

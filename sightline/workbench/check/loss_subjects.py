@@ -1,4 +1,4 @@
-"""Each loss of a run as a subject of its own: recorded outputs of the model times one weight, and its arguments."""
+"""Losses of a run as functions of outputs: the sum that a step minimises, and each loss as a subject of its own."""
 
 from __future__ import annotations
 
@@ -19,18 +19,44 @@ from sightline.doctor.attempts import MissingError, attempt
 from sightline.doctor.batches import BatchForm
 from sightline.doctor.objects import find_read_values
 from sightline.doctor.subject import Batch, LossTerm, Subject
-from sightline.engine.step import single_batch_step
+from sightline.engine.device import Precision
+from sightline.engine.step import single_batch_step, weighted_sum
+from sightline.engine.train import TrainState
 from sightline.ops.box_codes import encode_deltas, encode_distances
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.dry_run import take_samples
-from sightline.workbench.check.core.fixed_outputs import FixedOutputs
+from sightline.workbench.check.dry_run import take_samples
 
 _ROUNDING = {torch.float64: 1e-7, torch.float32: 1e-3}
 _ROUNDING_16_BIT = 5e-2
 _NUM_SAMPLES, _MAX_OUTPUTS = 16, 200_000
 _FEW_OUTPUTS = 2_000
 """Outputs up to which samples are repeated: relations of labels ask for several places."""
+
+
+class FixedOutputs(nn.Module):
+    """Stand-in for a model that returns fixed outputs for any input."""
+
+    def __init__(self, outputs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._outputs = outputs
+
+    def forward(self, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
+        return self._outputs
+
+
+class RunLoss:
+    """Weighted mean losses of a run, at the weights of a step, as one function of the outputs and the batch."""
+
+    def __init__(self, job: TrainState, *, step: int, precision: Precision) -> None:
+        self._job, self._weights, self._precision = job, job.loss_weights_at(step), precision
+
+    def __call__(self, outputs: Mapping[str, Any], batch: RunBatch) -> Tensor:
+        """Compute the loss that training minimises, in float64."""
+        model = FixedOutputs(outputs)
+        step = single_batch_step(self._job.task, model, batch, self._job.device, self._precision)
+        means = step.loss_means(step.loss_sums(model))
+        return weighted_sum({name: mean.double() for name, mean in means.items()}, self._weights)
 
 
 class LossSubject(NamedTuple):
@@ -105,7 +131,7 @@ def _make(
     context: Context, batch: RunBatch, name: str, loss: LossAlone, values: dict[str, Any], keys: Sequence[str]
 ) -> LossSubject:
     """Make the subject of a few samples in which something counts, in float64 if the loss takes that."""
-    num, most = len(batch["sample_index"]), _NUM_SAMPLES if context.is_thorough else 8
+    num, most = len(batch["sample_index"]), 8 if context.is_quick else _NUM_SAMPLES
     size = sum(values[key].numel() for key in keys if is_float(values[key])) / num
     chosen = list(range(num))[: max(2, min(most, int(_MAX_OUTPUTS / size)))]
     if len(chosen) * size < _FEW_OUTPUTS and loss.counter is not None:
@@ -142,7 +168,7 @@ def _make(
 def _count_classes(context: Context) -> Sequence[float] | None:
     """Return the training targets of each class: by the facts, under `sightline check` by the samples."""
     counts: Sequence[float] | None = context.built.data.facts.get("class_counts")
-    if counts is None and context.is_thorough and context.class_counts and context.class_counts[0] is not None:
+    if counts is None and not context.is_quick and context.class_counts and context.class_counts[0] is not None:
         counts = context.class_counts[0].targets.tolist()
     return counts
 

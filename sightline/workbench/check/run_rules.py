@@ -24,7 +24,7 @@ from sightline.engine.build import DataSubset
 from sightline.instrument.random_state import preserve_random_state
 from sightline.store.loading.batch_reader import BatchReader, array_leaves, as_bytes
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.sample_statistics import (
+from sightline.workbench.check.sample_statistics import (
     ClassCounts,
     FieldStatistics,
     PartStatistics,
@@ -390,7 +390,7 @@ def keyed_reads(run: Context) -> list[KeyedReads]:
     found = []
     for part in distinct_parts(run.built.data):
         generators = find_generators(part)
-        for index in part.evenly_spaced_indices(_NUM_KEYS if run.is_thorough else 1):
+        for index in part.evenly_spaced_indices(1 if run.is_quick else _NUM_KEYS):
             key, started, same = SampleKey(int(index), 0, run.config.seed), time.perf_counter(), []
             for _ in range(2):
                 with preserve_random_state(), preserve_generators(generators):

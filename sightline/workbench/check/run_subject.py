@@ -26,12 +26,11 @@ from sightline.engine.build import DataSubset, TrainingSetup
 from sightline.engine.device import to_device
 from sightline.engine.optimizers import apply_freezing
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.dry_run import isolated_copy, read_batch, step_keys
-from sightline.workbench.check.core.fixed_outputs import RunLoss
-from sightline.workbench.check.loss_subjects import make_loss_subjects
+from sightline.workbench.check.dry_run import isolated_copy, read_batch, step_keys
+from sightline.workbench.check.loss_subjects import RunLoss, make_loss_subjects
 
-_BUDGETS_S = {True: 3.0, False: 1.0}
-"""Processor time of the relations, by whether a check was asked for, or a training starts."""
+_BUDGETS_S = {False: 3.0, True: 1.0}
+"""Processor time of the relations, by whether a check is the quick one with which a training starts."""
 _NUM_BATCHES, _NUM_SAMPLES, _PASS_S, _SLOW_S = 4, 8, 0.1, 1.0
 _JUDGED_OTHERWISE = {"first-step", "large-update"}
 """Relations that a check of the run asks of its own steps, which know the schedule and the whole batch."""
@@ -73,7 +72,7 @@ def examine_relations(context: Context) -> list[Finding]:
         context.examination.gaps.append(f"relations: {subject.reason}")
         return []
     skipped = {*context.config.checks.skip}
-    declared, budget_s = skipped | _JUDGED_OTHERWISE, _BUDGETS_S[context.is_thorough]
+    declared, budget_s = skipped | _JUDGED_OTHERWISE, _BUDGETS_S[context.is_quick]
     examination = examine_subject(subject, declared=declared, budget_s=budget_s)
     judged = [each for each in examination.judgements if each.outcome != "declared" or each.rule.code in skipped]
     context.examination.judgements += judged
@@ -89,7 +88,7 @@ def examine_losses(context: Context) -> list[Finding]:
     declared = {*context.config.checks.skip, *others}
     found, judged = [], set()
     for name, subject, term in make_loss_subjects(context):
-        budget_s = _BUDGETS_S[context.is_thorough] / 2
+        budget_s = _BUDGETS_S[context.is_quick] / 2
         examination = examine_subject(subject, declared=declared, budget_s=budget_s, term=term)
         judged.add(name)
         found += [_locate(each, context, context.loss_path(name)) for each in examination.findings]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-import functools
-import sys
+import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
-from sightline.contract.pytree import tree_leaves
 from sightline.doctor.attempts import NotApplicableError
 from sightline.doctor.evidence import measure
 from sightline.doctor.finding import Fault, FindingLocation
@@ -22,12 +20,13 @@ from sightline.doctor.watch.gradients import is_frozen_by_kind
 from sightline.engine.optimizers import is_in_module
 from sightline.engine.step import weighted_sum
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.dry_run import DryRun, forward_backward, isolated_copy
+from sightline.workbench.check.dry_run import DryRun, forward_backward, isolated_copy
+from sightline.workbench.check.sample_statistics import class_axis
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _STATISTICS = ("running", "moving", "ema")
 _KINDS = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 """Words in the names of buffers that a training step changes."""
+_MAX_STD = 3.0
 _MAX_STEPS, _MAX_ZERO_START, _MAX_ZERO_END, _MIN_ZEROS = 2_000, 0.2, 0.05, 0.05
 _MAX_RATIO, _MIN_MOVE, _NUM_UPDATES, _MIN_DEPENDENCE, _MAX_PENALTY = 10.0, 1e-4, 1000, 0.2, 10.0
 """Size of an update by that of the weights (some 0.01; 1 where these start at 0.001), and of all updates together
@@ -42,64 +41,7 @@ def first_step(run: Context) -> DryRun:
     return run.dry_run
 
 
-@rule(
-    "check-skipped",
-    "warning",
-    "sys.resource",
-    holds="a step and an evaluation within the time that the start of a training allows",
-    do="run `sightline check`, which has no time limit",
-)
-def short_time(run: Context) -> Fault | None:
-    """Look for what was skipped for lack of time."""
-    reason = next(filter(None, [run.dry_run.skipped, *(each.skipped for each in run.dry_evaluations)]), "")
-    where = FindingLocation(config_path="model")
-    return Fault(f"check could not run: {reason}", measured=reason, where=where) if reason else None
-
-
 # --- the model --------------------------------------------------------------------------------------------------------
-
-
-def list_foreign_hooks(model: nn.Module) -> list[tuple[dict[int, Any], int, str]]:
-    """List the hooks on a model, and on all modules, that belong neither to torch, this package nor the model."""
-    shared = [(vars(sys.modules[nn.Module.__module__])[f"_global{slot}"], "every module") for slot in _HOOKS]
-    tables = [(getattr(module, slot), name) for name, module in model.named_modules() for slot in _HOOKS]
-    found, modules = [], set(model.modules())
-    for table, name in [*shared, *tables]:
-        for key, hook in table.items():
-            while isinstance(hook, functools.partial | nn.modules.module._WrappedHook):
-                hook = hook.func if isinstance(hook, functools.partial) else hook.hook
-            owner = f"{getattr(hook, '__module__', None) or type(hook).__module__}"
-            if owner.split(".")[0] not in ("torch", "sightline") and getattr(hook, "__self__", None) not in modules:
-                found.append((table, key, f"{owner}.{getattr(hook, '__qualname__', type(hook).__name__)} on '{name}'"))
-    return found
-
-
-@rule(
-    "leftover-hooks",
-    "warning",
-    "dist.hook model.structure dist.logging",
-    holds="no hooks of others: observers receive numbers and no model",
-    do="remove the hook's handle before training, or the call that registers it",
-)
-def leftover_hooks(run: Context, first_step: DryRun) -> Fault | None:
-    """Compare what the model predicts with the hooks that somebody left on it, and without."""
-    hooks = list_foreign_hooks(run.built.job.model)
-    if not hooks:
-        return None
-    job, batch, predicted = run.built.job, first_step.batch, []
-    for keeps in (True, False):
-        model = isolated_copy(job.model).eval()
-        with torch.no_grad(), job.precision.autocast(run.world.device):
-            for table, key, _ in () if keeps else list_foreign_hooks(model):
-                del table[key]
-            predicted.append([tensor for _, tensor in tree_leaves(job.task.predict(model, batch))])
-    changes = any(not torch.equal(one, other) for one, other in zip(*predicted, strict=True))
-    return Fault(
-        "the model has hooks of others" + (", which change its outputs" if changes else ""),
-        measured=join_some([text for _, _, text in hooks], most=3, separator="; "),
-        severity="error" if changes else None,
-        where=FindingLocation(config_path="model"),
-    )
 
 
 @rule(
@@ -217,26 +159,34 @@ def silent_parameters(run: Context, first_step: DryRun) -> Fault | None:
     )
 
 
-# --- the optimiser ----------------------------------------------------------------------------------------------------
-
-
 @rule(
-    "not-optimised",
-    "error",
-    "optim.param_coverage",
-    holds="the trainable parameters of the model and its learnt losses in the optimiser, and no others",
-    do="make the optimizer after the last layer, of the model that is trained",
+    "initial-loss",
+    "warning",
+    "model.init model.numerics data.normalisation",
+    holds="logits of an untrained model that have a standard deviation of at most 3 over the classes",
+    do="scale the initial weights by 1/sqrt(fan-in), or normalise what goes into the last layer",
 )
-def held_parameters(run: Context) -> Iterator[Fault]:
-    """Compare what the optimiser holds with what there is to train."""
-    own = dict(run.built.job.trained_module.named_parameters())
-    held = {id(p) for group in run.built.job.optimizer.param_groups for p in group["params"]}
-    missing = [name for name, parameter in own.items() if parameter.requires_grad and id(parameter) not in held]
-    foreign = len(held - {id(parameter) for parameter in own.values()})
-    if missing or foreign:
-        summary = f"the optimiser leaves out {len(missing)} trainable parameters, and holds {foreign} of another model"
-        where = FindingLocation(param=next(iter(missing), None), config_path="optimizer")
-        yield Fault(summary, measured=join_some(missing, most=4) or f"{foreign} others", where=where)
+def initial_loss(run: Context, first_step: DryRun) -> Fault | None:
+    """Measure the logits of an untrained model."""
+    batch, outputs = run.first_outputs
+    logits, label = outputs.get("logits"), batch.get("label")
+    if not run.is_fresh or not isinstance(logits, Tensor) or not isinstance(label, Tensor):
+        raise NotApplicableError("no class logits of an untrained model")
+    axis = class_axis(logits, label)
+    if axis is None or logits.shape[axis] < 2 or not bool(logits.isfinite().all()):
+        raise NotApplicableError("no class logits of an untrained model")
+    std = float((logits - logits.mean(dim=axis, keepdim=True)).double().std(correction=0))
+    if std <= _MAX_STD:
+        return None
+    return Fault(
+        f"the untrained model is over-confident: its logits have standard deviation {std:.3g}",
+        measured=f"{std:.4g}",
+        expected=f"at most {_MAX_STD:g}; a loss near ln {logits.shape[axis]} = {math.log(logits.shape[axis]):.4g}",
+        where=FindingLocation(layer=run.last_layer, config_path="model"),
+    )
+
+
+# --- the optimiser ----------------------------------------------------------------------------------------------------
 
 
 class Rates(NamedTuple):

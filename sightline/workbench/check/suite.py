@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import json
 import pkgutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,7 @@ from sightline.contract.errors import ConfigError
 from sightline.contract.schema import suggest
 from sightline.doctor.causes import merge_findings
 from sightline.doctor.examine import Examination, list_rules
-from sightline.doctor.finding import Fault, Finding
+from sightline.doctor.finding import Fault, Finding, finding_from_dict
 from sightline.doctor.objects import find_generators, preserve_generators
 from sightline.doctor.rules import Rule
 from sightline.engine.build import TrainingSetup
@@ -27,26 +29,27 @@ from sightline.engine.process_inputs import describe_command
 from sightline.engine.run_loading import open_run
 from sightline.instrument.random_state import preserve_random_state
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.core.finding import gather_findings, join_parts
 from sightline.workbench.check.examination import RunExamination
 from sightline.workbench.check.run_subject import examine_relations, examine_run
 
-_FORWARD_S = 1.5  # for the forward pass of the one step of a quick check, which takes less than ten seconds in all
 _ROOM = "sightline.workbench.check"
 
 
 def all_rules() -> list[Rule]:
-    """Import and return all rules: of the doctor, of runs, and of areas."""
+    """Import and return all rules: of the doctor, of runs, and of areas.
+
+    They are in the order of the names of their modules: of two findings of one fault the first explains the other.
+    """
     own = [module.name for module in pkgutil.walk_packages(importlib.import_module(_ROOM).__path__, f"{_ROOM}.")]
     for module in (*own, *find_modules("rules").values()):
-        if ".checks." in module or module.endswith(("rules", "compared_sets")):
+        if module.endswith("rules"):
             importlib.import_module(module)
     return list_rules()
 
 
 def run_quick(built: TrainingSetup, world: World, *, examination: RunExamination | None = None) -> list[Finding]:
-    """Judge a run with which a training starts, in a limited time."""
-    return _run(Context(built, world, _FORWARD_S, examination or RunExamination()))
+    """Judge a run with which a training starts, by fewer samples than a check that was asked for."""
+    return _run(Context(built, world, is_quick=True, examination=examination or RunExamination()))
 
 
 def run_all(
@@ -119,12 +122,11 @@ def _list_failed(examination: Examination) -> list[Finding]:
 def _list_gaps(context: Context, *, is_deep: bool) -> Iterator[str]:
     """List what of this run nothing covered, from the measurements that were made."""
     for survey in vars(context).get("statistics", ()):
-        survey = context.thorough_statistics(survey) if id(survey) in context._thorough else survey
         if not survey.is_whole:
             left = len(survey.part.indices) - survey.num_sampled
             yield f"{left:,} of {len(survey.part.indices):,} samples of the {survey.part.split} part"
     if not is_deep:
-        yield f"single layers ({'check --deep' if context.is_thorough else 'sightline check --deep'})"
+        yield f"single layers ({'sightline ' * context.is_quick}check --deep)"
 
 
 def assert_known(config: RunConfig) -> None:
@@ -162,3 +164,36 @@ def _preserve_run_state(built: TrainingSetup) -> Iterator[None]:
         finally:
             for name, module in model.named_modules():
                 module.training = flags[name]
+
+
+def gather_findings(findings: Sequence[Finding], world: World) -> list[Finding]:
+    """Gather the findings of all processes without duplicates; a collective, with the same result on every process."""
+    if world.size == 1:
+        return list(findings)
+    texts = world.gather_text(json.dumps([f.to_dict() for f in findings], default=str), operation="findings")
+    gathered: dict[tuple[str, str, str], Finding] = {}
+    for rank, text in enumerate(texts):
+        for document in json.loads(text):
+            finding = finding_from_dict(document)
+            key = (finding.code, finding.cause, str(finding.where))
+            gathered.setdefault(key, _set_rank(finding, rank))
+    return list(gathered.values())
+
+
+def _set_rank(finding: Finding, rank: int) -> Finding:
+    return finding if rank == 0 else dataclasses.replace(finding, where=dataclasses.replace(finding.where, rank=rank))
+
+
+def join_parts(findings: Iterable[Finding]) -> list[Finding]:
+    """Join findings of the same fault and field in several splits into one."""
+    groups: dict[object, list[Finding]] = {}
+    for finding in findings:
+        field = finding.evidence.get("field")
+        key = id(finding) if field is None else (finding.code, finding.cause, finding.severity, field)
+        groups.setdefault(key, []).append(finding)
+    return [_add_evidence(first, "also", [str(other.where) for other in others]) for first, *others in groups.values()]
+
+
+def _add_evidence(finding: Finding, key: str, lines: Sequence[str]) -> Finding:
+    """Return the finding with the lines added to its evidence; unchanged if there are none."""
+    return dataclasses.replace(finding, evidence={**finding.evidence, key: list(lines)}) if lines else finding

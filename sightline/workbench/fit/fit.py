@@ -17,7 +17,7 @@ from sightline.doctor.rules import Rule
 from sightline.engine.build import TrainingSetup
 from sightline.engine.device import seed_everything
 from sightline.engine.train import TrainState
-from sightline.workbench.check.checks.model.first_step import missing_keys_explained
+from sightline.workbench.check.first_step_rules import missing_keys_explained
 from sightline.workbench.compare.steps import train_on_batch
 from sightline.workbench.describe.trace import preserve_all_rng_states
 from sightline.workbench.fit.loss_bounds import FITTED, LossBounds, copy_without_dropout, measure_bounds
@@ -31,8 +31,6 @@ STEPS, SECONDS = 100, 120.0
 OWN = "recipe"
 _FACTORS = (1.0, 0.1, 10.0)
 """Factors of the recipe's own rate, which was chosen for another batch and a schedule: any of these may fit."""
-_LONGER = 4
-"""Factor by which the best attempt is prolonged if its loss is still falling at its last step."""
 _ADAM_RATES = (1e-2, 1e-3, 1e-1)
 """Rates of the optimiser that is compared with a recipe's that fails."""
 _END = 0.01
@@ -77,12 +75,6 @@ class Attempt:
     @property
     def is_fitted(self) -> bool:
         return self.fitted_after is not None
-
-    @property
-    def is_falling(self) -> bool:
-        """True if the last quarter still got a tenth lower than all steps before it."""
-        shares, cut = self.shares, len(self.losses) * 3 // 4
-        return self.stop in ("steps", "time") and cut > 0 and min(shares[cut:]) < 0.9 * min(shares[:cut])
 
     @property
     def rank(self) -> tuple[bool, float]:
@@ -165,17 +157,14 @@ class _Fitter:
     note: Note
 
     def try_recipe(self) -> list[Attempt]:
-        """Try the recipe's optimiser at a few rates, up to the first that fits; the best may go on while it falls."""
+        """Try the recipe's optimiser at a few rates, up to the first that fits."""
         config, facts = self.built.config, self.built.data.facts
         recipe = registry.optimizers.build(config.optimizer, facts=facts)
         tried: list[Attempt] = []
         for factor in _FACTORS:
-            tried.append(self._train(OWN, recipe, factor, self.steps))
+            tried.append(self._train(OWN, recipe, factor))
             if tried[-1].is_fitted:
                 return tried
-        best = min(tried, key=lambda each: each.rank)
-        if best.stop == "steps" and best.is_falling:
-            tried.append(self._train(OWN, recipe, _FACTORS[tried.index(best)], _LONGER * self.steps))
         return tried
 
     def try_adam(self) -> list[Attempt]:
@@ -183,12 +172,12 @@ class _Fitter:
         tried: list[Attempt] = []
         for rate in _ADAM_RATES:
             adam = ComponentConfig("adam", {"lr": rate, "weight_decay": 0.0})
-            tried.append(self._train("adam", registry.optimizers.build(adam, facts={}), 1.0, self.steps))
+            tried.append(self._train("adam", registry.optimizers.build(adam, facts={}), 1.0))
             if tried[-1].is_fitted:
                 break
         return tried
 
-    def _train(self, name: str, recipe: Any, factor: float, steps: int) -> Attempt:
+    def _train(self, name: str, recipe: Any, factor: float) -> Attempt:
         """Train a copy until a hundredth of the way is left; each from the same weights and random state."""
         built = self.built
         with built.job.losses.preserve_state():
@@ -198,12 +187,12 @@ class _Fitter:
             batch = move_batch(self.samples.batch, job, job.precision)
             losses: list[float] = []
             stop: Stop | None = None
-            for loss in train_on_batch(job, job.model, batch, num_steps=steps + 1):
+            for loss in train_on_batch(job, job.model, batch, num_steps=self.steps + 1):
                 losses.append(loss)
                 stop = self._find_end(losses)
                 if stop is not None:
                     break
-            stop = stop or ("steps" if len(losses) > steps else "not finite")
+            stop = stop or ("steps" if len(losses) > self.steps else "not finite")
             found = Attempt(name, rate, self.bounds, tuple(losses) or (math.nan,), stop)
             if found.is_fitted:
                 with missing_keys_explained(built.config, job.model):
@@ -270,9 +259,6 @@ def _explain(built: TrainingSetup, bounds: LossBounds, own: Sequence[Attempt], o
     if fitting is not None:
         return _blame_optimizer(built, own, best, fitting)
     left = f"{best.lowest_share:.3g} of the way left after {len(best.losses) - 1} steps"
-    if best.is_falling:
-        do = "give more --steps, or more --seconds"
-        return _find("the loss was still falling: nothing is decided", "optim.lr", left, do, path="optimizer.lr")
     if bounds.is_stuck(min(best.losses)):
         return _find(
             "the network reaches what constants reach: its outputs do not follow its inputs",
@@ -281,7 +267,8 @@ def _explain(built: TrainingSetup, bounds: LossBounds, own: Sequence[Attempt], o
             "see by `sightline view` that the samples differ, and that every input reaches the output",
         )
     causes = "model.structure model.init model.geometry"
-    return _find("these samples cannot be fitted, by the recipe or by Adam", causes, left)
+    do = "give more --steps or --seconds if the losses in --json still fall; see the other findings of this check"
+    return _find("these samples were not fitted, by the recipe or by Adam", causes, left, do)
 
 
 def _blame_optimizer(built: TrainingSetup, own: Sequence[Attempt], best: Attempt, fitting: Attempt) -> Finding:

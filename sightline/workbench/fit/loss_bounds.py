@@ -20,9 +20,9 @@ from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import compute_batch_losses
 from sightline.engine.train import TrainState
 from sightline.instrument import record
-from sightline.workbench.check.core.dry_run import isolated_copy
-from sightline.workbench.check.core.fixed_outputs import RunLoss
-from sightline.workbench.check.core.sample_statistics import class_axis
+from sightline.workbench.check.dry_run import isolated_copy
+from sightline.workbench.check.loss_subjects import RunLoss
+from sightline.workbench.check.sample_statistics import class_axis
 from sightline.workbench.fit.samples import move_batch
 
 _STEPS = 150

@@ -32,7 +32,7 @@ from sightline.runs.packed import tensor_specs
 from sightline.runs.run_directory import LOCK, RunDirectory, assert_writable, load_document, write_document, write_file
 from sightline.runs.run_files import is_run
 from sightline.training.train_run import Reporter, reread
-from sightline.workbench.check.compress_rules import size_promise
+from sightline.workbench.check.quantised_rules import size_promise
 from sightline.workbench.compress.packing import FILES, packed_layer_sizes, write_evaluation, write_packed_run
 from sightline.workbench.compress.policy import FP32, Policy, policy_to_dict
 from sightline.workbench.compress.policy_simulator import reestimate_batch_norm

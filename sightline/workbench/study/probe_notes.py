@@ -11,7 +11,7 @@ from sightline.contract.binding import AvailableKeys, bind
 from sightline.contract.types import Batch
 from sightline.engine.device import Precision, to_device
 from sightline.engine.distributed import World
-from sightline.workbench.check.checks.weights_scale import layer_scales, other_scale, sampled_batch
+from sightline.workbench.check.init_rules import layer_scales, other_scale, sampled_batch
 from sightline.workbench.probe.features import get_encode, share_errors
 from sightline.workbench.probe.probed_run import ProbedRun
 

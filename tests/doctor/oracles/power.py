@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.workbench.check.oracles.derivatives import gradient_errors
-from sightline.workbench.check.oracles.examine import GRADIENT
+from sightline.workbench.check.derivatives import gradient_errors
+from sightline.workbench.check.layer_rules import GRADIENT
 
 __all__ = ["HEALTHY", "NUM_SEEDS", "PLANTED", "Planted", "alarms", "found"]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.workbench.check.oracles.derivatives import describe_uncompared, gradient_errors
+from sightline.workbench.check.derivatives import describe_uncompared, gradient_errors
 
 
 def drawn(*shape: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from sightline.contract import registry
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.surrogates import note_surrogates, surrogate_gradient
-from sightline.workbench.check.oracles.examine import LayerResult, examine_layers, has_own_code
+from sightline.workbench.check.layer_rules import LayerResult, examine_layers, has_own_code
 from tests.marks import long_but
 from tests.models.small_models import make_inputs, small_model
 

@@ -1,0 +1,353 @@
+"""The origin of a gradient that is not finite: data, weights, forward pass, a loss or the backward pass."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sightline.contract.pytree import ReadTrackingDict
+from sightline.contract.types import Batch
+from sightline.doctor.attempts import MissingError, attempt
+from sightline.doctor.autograd_graph import iter_nodes
+from sightline.doctor.finding import Fault, Finding, FindingLocation
+from sightline.doctor.rules import get_rule, rule
+from sightline.engine.distributed import World
+from sightline.engine.finite_state import NonFiniteStateError
+from sightline.engine.learnt_losses import combine_modules
+from sightline.engine.optimizers import apply_freezing
+from sightline.engine.step import single_batch_step, weighted_sum
+from sightline.engine.train import NonFiniteGradientError, TrainState
+from sightline.instrument import ModuleCall, record, watch_gradient
+from sightline.store.loading.batch_reader import array_leaves
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.dry_run import forward_backward, isolated_copy
+from sightline.workbench.check.sample_statistics import describe_sample
+from sightline.workbench.check.suite import gather_findings
+
+_ROWS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+_MAX_WEIGHT = 1e3
+"""Bound of trained weights, which are of the order of 1; a diverging learning rate multiplies them at every step."""
+_NUM_TRIES = 3  # dropout draws differ each time
+
+
+@rule(
+    "non-finite",
+    "error",
+    "model.numerics optim.lr loss.form",
+    holds="a finite loss and finite gradients",
+    do="guard the division, root, logarithm or exponential there, or lower the learning rate",
+)
+def non_finite(run: Context) -> Fault | None:
+    """Locate the origin of a gradient that is not finite: data, weights, forward pass, a loss or the backward pass."""
+    rehearsal, job = run.dry_run, run.built.job
+    if rehearsal.failure is not None or "not finite" not in rehearsal.gradients.values():
+        return None
+    return _place(job, _locate(job, [rehearsal.batch], run.world.device))
+
+
+def diagnose_non_finite(error: NonFiniteGradientError | NonFiniteStateError, world: World) -> Finding:
+    """Locate the origin of a run's non-finite gradient or loss; one finding for all processes.
+
+    The step is repeated on a copy: the run's model is unchanged. Every process with the error must call this function:
+    the processes exchange findings.
+    """
+    if isinstance(error, NonFiniteStateError):
+        steps = f"{error.sound_step + 1} to {error.job.step}"
+        fault = _diagnose("state", error.measured, name=error.name, sound_step=error.sound_step, steps=steps)
+        return _blame_learning_rate(error.job, _build(error.job, fault))
+    with error.job.losses.preserve_state():
+        asked = {"job": error.job, "micro_batches": error.micro_batches, "device": world.device}
+        found = attempt("the step could not be run again on a copy", _locate, asked)
+    fault = _diagnose("unknown", found.reason) if isinstance(found, MissingError) else found
+    if fault.evidence["stage"] == "unknown" and (spoiled := _list_spoiled(error)):
+        fault = replace(fault, measured=f"{fault.measured}; in the run {spoiled}")
+    stages = ("data", "parameter", "forward", "loss", "backward", "norm", "unknown")
+    findings = gather_findings([_build(error.job, fault)], world)
+    first = min(findings, key=lambda candidate: stages.index(candidate.evidence["stage"]))
+    return _blame_learning_rate(error.job, first)
+
+
+def explain_fault(error: Exception, job: TrainState) -> Finding | None:
+    """Explain a fault of a run, such as NaN predictions, by the learning rate; None if the weights have a usual size.
+
+    Not every overflow shows in a gradient: distances and metrics refuse numbers that are not finite.
+    """
+    reason = " ".join(str(error).split()).partition("; find where with")[0]
+    fault = Fault(reason, causes=("optim.lr", "model.numerics"), measured=reason, evidence={"stage": "fault"})
+    finding = _build(job, fault)
+    explained = _blame_learning_rate(job, finding)
+    return None if explained is finding else explained
+
+
+def _blame_learning_rate(job: TrainState, finding: Finding) -> Finding:
+    """Return the finding with the learning rate as its cause if training has made a weight larger than 1000.
+
+    The location of the overflow is then only the symptom. Findings on data are returned unchanged.
+    """
+    if job.step == 0 or finding.evidence["stage"] == "data":
+        return finding
+    largest = {
+        name: _largest_weight(p) for name, p in job.trained_module.named_parameters() if p.requires_grad and p.numel()
+    }
+    name = max(largest, key=lambda parameter_name: largest[parameter_name], default=None)
+    if name is None or largest[name] < _MAX_WEIGHT:
+        return finding
+    rate = max(group["lr"] for group in job.optimizer.param_groups)
+    causes = dict.fromkeys((finding.cause, *finding.alternatives))
+    return replace(
+        finding,
+        summary=f"the training diverges at a learning rate of {rate:.3g}: after {job.step} steps weights reach "
+        f"{largest[name]:.3g}; {finding.summary}",
+        cause="optim.lr",
+        alternatives=tuple(cause for cause in causes if cause != "optim.lr"),
+        where=replace(finding.where, param=name),
+        expected=f"weights below {_MAX_WEIGHT:,.0f}, as networks with normalised inputs have them",
+        action="lower optimizer.lr by a factor of 10 or more, warm up (schedule.warmup_epochs), or bound the gradient "
+        "(train.clip_norm)",
+        evidence={**finding.evidence, "largest_weight": largest[name], "lr": rate},
+    )
+
+
+def _diagnose(stage: str, measured: str, *, evidence: Mapping[str, Any] | None = None, **words: Any) -> Fault:
+    """Make the fault of a stage, which is part of its evidence, by its row in the file of JSON beside this one."""
+    row = _ROWS[stage]
+    return Fault(
+        row["says"].format(**words),
+        measured=measured,
+        expected=row["expected"],
+        action=row["do"].format(**words),
+        causes=words.get("causes", row["causes"]),
+        where=FindingLocation(**{name: words[name] for name in ("layer", "param", "sample") if name in words}),
+        evidence={"stage": stage, **(evidence or {})},
+    )
+
+
+def _largest_weight(parameter: Tensor) -> float:
+    """Return the largest absolute value of the finite weights of a parameter."""
+    values = parameter.detach().abs()
+    return float(torch.where(values.isfinite(), values, 0.0).max())
+
+
+def _place(job: TrainState, fault: Fault) -> Fault:
+    """Return the fault with the job's step and data set."""
+    dataset = getattr(job.stream.reader, "dataset", None)
+    name = type(dataset).__name__ if dataset is not None else None
+    return replace(fault, where=replace(fault.where, step=job.step, dataset=name))
+
+
+def _build(job: TrainState, fault: Fault) -> Finding:
+    """Build the finding of a fault of the job's step."""
+    return replace(get_rule(non_finite).build(_place(job, fault)), phase="runtime")
+
+
+def _locate(job: TrainState, micro_batches: Sequence[Batch], device: torch.device) -> Fault:
+    reads = _find_read_keys(job, micro_batches[0], device)
+    for batch in micro_batches:
+        fault = _check_data(job, batch, reads)
+        if fault is not None:
+            return fault
+    fault = _check_parameters(job)
+    for _ in range(_NUM_TRIES if fault is None else 0):
+        for batch in micro_batches:
+            fault = fault or _check_step(job, batch, device)
+    return fault or _check_norm(job, micro_batches, device)
+
+
+def _list_spoiled(error: NonFiniteGradientError) -> str:
+    """List the losses that were not finite in the run's step."""
+    return ", ".join(
+        f"the loss '{name}' was {value}" for name, value in error.losses.items() if not math.isfinite(value)
+    )
+
+
+# --- the stages, in the order in which a fault would arise -----------------------------------------------------------
+
+
+def _find_read_keys(job: TrainState, batch: Batch, device: torch.device) -> set[str]:
+    """Return the batch keys that a step reads; all keys if it fails."""
+    tracked = ReadTrackingDict(batch)
+    run = {"job": job, "model": isolated_copy(job.model), "micro_batches": [tracked], "device": device}
+    is_read = not isinstance(attempt("step", forward_backward, run), MissingError)
+    return tracked.read if is_read else set(batch)  # if the step fails, every key is suspect
+
+
+def _check_data(job: TrainState, batch: Batch, reads: set[str]) -> Fault | None:
+    for key in sorted(reads & batch.keys()):
+        for leaf, tensor in array_leaves(batch[key], key):
+            position = _find_non_finite(tensor)
+            if position is not None:
+                value, sample = float(tensor[position]), _find_sample(batch, tensor, position)
+                measured = f"{value} at {leaf}{list(position)}{_describe_sample(job, sample)}"
+                return _diagnose("data", measured, key=key, value=value, sample=sample)
+    return None
+
+
+def _check_parameters(job: TrainState) -> Fault | None:
+    for name, parameter in job.trained_module.named_parameters():
+        count = int((~parameter.detach().isfinite()).sum())
+        if count:
+            measured = f"{count} of {parameter.numel()} values, {_format_ranges([parameter])} the rest"
+            return _diagnose("parameter", measured, param=name)
+    return None
+
+
+class _Event(NamedTuple):
+    """First value, in order of execution, that is not finite: its layer, the preceding layer and its inputs' range."""
+
+    layer: str
+    is_between: bool
+    after: str | None
+    tensor: Tensor
+    before: str
+
+
+class ForwardTrace:
+    """Record of the forward pass of a copy: the first value that is not finite, and the module of each node."""
+
+    def __init__(self) -> None:
+        self.event: _Event | None = None
+        self.owners: dict[Any, str] = {}
+        self._last_sound: tuple[str | None, list[Tensor]] = None, []
+        self._running: list[tuple[str, list[Tensor]]] = []
+
+    def enter(self, call: ModuleCall, module: nn.Module, inputs: Any) -> None:
+        tensors = _find_floats(inputs)
+        name, outputs = self._last_sound
+        self._note(tensors, self._running[-1][0] if self._running else "", True, name, outputs)
+        self._running.append((call.path, tensors))
+
+    def leave(self, call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        tensors, (path, given) = _find_floats(outputs), self._running.pop()
+        for node in iter_nodes([t.grad_fn for t in tensors], until=[t.grad_fn for t in given]):
+            self.owners.setdefault(node, path)  # inner modules leave first
+        if not self._note(tensors, path, False, self._last_sound[0], given):
+            self._last_sound = path, tensors
+
+    def _note(self, tensors: Sequence[Tensor], layer: str, is_between: bool, after: str | None, before: Any) -> bool:
+        bad = next((tensor for tensor in tensors if not _is_finite(tensor)), None)
+        if bad is not None and self.event is None:
+            self.event = _Event(layer, is_between, after, bad.detach(), _format_ranges(before))
+        return bad is not None
+
+
+def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Fault | None:
+    """Repeat one micro-batch on a copy with hooks; return the first fault of forward pass, losses, backward pass."""
+    model, trace = isolated_copy(job.model).train(), ForwardTrace()
+    apply_freezing(model, job.frozen, job.epoch)
+    with record(model, enter=trace.enter, leave=trace.leave):
+        step = single_batch_step(job.task, model, batch, device, job.precision)
+        terms = step.loss_sums(model)
+    if trace.event is not None:
+        return _make_forward_fault(job, batch, trace.event)
+    for name, term in terms.items():
+        total, count = float(term.detach()), float(step.counts[name])
+        if not math.isfinite(total) or not math.isfinite(count):
+            return _diagnose("loss", f"sum {total}, count {count}", name=name, total=total, evidence={"loss": name})
+    graphs = {name: set(iter_nodes([term.grad_fn])) for name, term in terms.items()}
+    first_bad: list[Any] = []
+    for node in set().union(*graphs.values()):
+        watch_gradient(node, _make_hook(node, first_bad))
+    loss = weighted_sum(step.loss_means(terms), job.loss_weights_at(job.step))
+    if loss.requires_grad:
+        loss.backward()
+    named = combine_modules(model, job.losses).named_parameters()
+    affected = [name for name, p in named if not _is_finite(p.grad)]
+    if not affected:
+        return None
+    node = first_bad[0] if first_bad else None
+    layer = trace.owners.get(node)
+    loss_name = next((name for name, graph in graphs.items() if node in graph), None) if layer is None else None
+    operation = "an operation that hooks do not see" if node is None else node.name()
+    return _diagnose(
+        "backward",
+        f"{operation} turns a finite gradient into another; it reaches {len(affected)} parameters, {affected[0]} first",
+        operation=operation,
+        location=f"the loss '{loss_name}'" if layer is None else layer or "the model's own forward",
+        causes=("model.numerics", "loss.form") if loss_name is None else ("loss.form", "model.numerics"),
+        layer=layer or None,
+        param=affected[0],
+        evidence={"operation": operation, "loss": loss_name},
+    )
+
+
+def _make_forward_fault(job: TrainState, batch: Batch, event: _Event) -> Fault:
+    """Make the fault of the first value of a forward pass that is not finite, with its sample."""
+    position = _find_non_finite(event.tensor) or ()
+    location = f"'{event.layer}'" if event.layer else "the model's own forward"
+    if event.is_between:
+        location += f", after '{event.after}'" if event.after else ", before its first layer"
+    number, sample = float(event.tensor[position]), _find_sample(batch, event.tensor, position)
+    place = f"{number} at {list(position)} of {tuple(event.tensor.shape)}{_describe_sample(job, sample)}"
+    measured, layer = f"{place}; its inputs: {event.before}", event.layer or event.after
+    return _diagnose("forward", measured, number=number, location=location, layer=layer, sample=sample)
+
+
+def _make_hook(node: Any, found: list[Any]) -> Callable[..., None]:
+    def hook(to_inputs: Any, from_outputs: Any) -> None:
+        if not all(map(_is_finite, to_inputs)) and all(map(_is_finite, from_outputs)):
+            found.append(node)
+
+    return hook
+
+
+def _check_norm(job: TrainState, micro_batches: Sequence[Batch], device: torch.device) -> Fault:
+    """Return a fault of summed gradients, or their norm, that overflow although all parts are finite."""
+    model = isolated_copy(job.model)
+    forward_backward(job, model, micro_batches, device)
+    named = combine_modules(model, job.losses).named_parameters()
+    gradients = {name: p.grad for name, p in named if p.grad is not None and p.grad.numel()}
+    largest = {name: float(gradient.abs().max()) for name, gradient in gradients.items()}
+    norm = float(nn.utils.get_total_norm(list(gradients.values())))
+    if not largest or math.isfinite(norm):
+        return _diagnose("unknown", f"run again on a copy, the step is finite (gradient norm {norm:.4g})")
+    name = max(largest, key=lambda name: largest[name])
+    return _diagnose("norm", f"norm {norm}, largest {largest[name]:.4g} in {name}", param=name)
+
+
+# --- small things ----------------------------------------------------------------------------------------------------
+
+
+def _find_floats(values: Any) -> list[Tensor]:
+    return [tensor for _, tensor in array_leaves(values) if tensor.is_floating_point()]
+
+
+def _is_finite(tensor: Tensor | None) -> bool:
+    return tensor is None or not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+def _find_non_finite(tensor: Tensor) -> tuple[int, ...] | None:
+    """Return the position of the first number that is not finite; None without one."""
+    places = (~tensor.isfinite()).nonzero()
+    return tuple(places[0].tolist()) if len(places) else None
+
+
+def _format_ranges(tensors: Sequence[Tensor]) -> str:
+    finite = [values[values.isfinite()] for values in (tensor.detach() for tensor in tensors)]
+    ranges = [f"{float(v.min()):.4g} .. {float(v.max()):.4g}" if v.numel() else "nothing finite" for v in finite]
+    return ", ".join(ranges) or "nothing"
+
+
+def _describe_sample(job: TrainState, index: int | None) -> str:
+    dataset = getattr(job.stream.reader, "dataset", None)
+    if index is None:
+        return ""
+    return f" of {describe_sample(dataset, index) if dataset is not None else f'sample {index}'}"
+
+
+def _find_sample(batch: Mapping[str, Any], tensor: Tensor, position: tuple[int, ...]) -> int | None:
+    """Return the sample index of an element of a batch tensor: by its row, or by the offsets of ragged fields."""
+    indices, offsets = batch.get("sample_index"), batch.get("offsets")
+    if indices is None or not position:
+        return None
+    if len(tensor) == len(indices):
+        return int(indices[position[0]])
+    if isinstance(offsets, Tensor) and len(tensor) == int(offsets[-1]):
+        return int(indices[int((offsets <= position[0]).sum()) - 1])
+    return None

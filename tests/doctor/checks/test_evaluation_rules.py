@@ -1,0 +1,256 @@
+"""Metrics: perfect answers, the split of samples into batches, and the unit of errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sightline.areas.contrast.metrics import Pairs
+from sightline.areas.pose.metrics import JointError
+from sightline.engine.distributed import World
+from sightline.engine.evaluate import BoundMetric
+from sightline.parts.metrics.labels import IoU, class_ious, confusion_matrix
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.evaluation_rules import (
+    _falls_short,
+    absent_class_score,
+    metric_unit,
+    per_batch_metric,
+    take_predicted,
+)
+from tests.cases import run_each
+from tests.doctor.pairing import make_pairs
+from tests.doctor.planting import assert_complete, assert_healthy, caught, judge, make
+from tests.doctor.posing import make_pose
+from tests.doctor.segmenting import make_parts, make_rooms, with_metric
+from tests.marks import long_but
+from tests.planted.planting import Planter, change_result
+
+State = dict[str, Tensor]
+
+
+class OverAllClasses(IoU):
+    """A scene's class that nothing shows counts 0 in the mean."""
+
+    def compute(self, state: State) -> dict[str, float]:
+        confusion = state["confusion"]
+        common = confusion.diagonal().double()
+        union = confusion.sum(0) + confusion.sum(1) - common
+        return {"mIoU": (common / union.clamp(min=1)).mean().item(), "points": float(confusion.sum())}
+
+
+class OffByOne(IoU):
+    """Takes the answer among all classes but the first."""
+
+    def update(
+        self, state: State, *, probabilities: Tensor, target: Tensor, cloud_offsets: Tensor, sample_index: Tensor
+    ) -> None:
+        state["confusion"] += confusion_matrix(
+            1 + probabilities[:, 1:].argmax(1), target, num_classes=self.num_classes, ignore_index=self.ignore_index
+        )
+
+
+def test_an_absent_class_of_scenes_that_counts_nothing(tmp_path: Path) -> None:
+    finding = caught(
+        with_metric(make_rooms(tmp_path), OverAllClasses(num_classes=4)), "absent-class-score", "eval.absent_class"
+    )
+    assert finding.evidence["figures"] == {"mIoU": 0.25}  # one class of four
+
+
+def test_answers_decoded_wrongly(tmp_path: Path) -> None:
+    """With every class there the score still falls short, so absence does not explain it."""
+    finding = caught(with_metric(make_rooms(tmp_path), OffByOne(num_classes=4)), "absent-class-score", "eval.decode")
+    assert set(finding.evidence["figures"]) == {"miou", "overall_accuracy", "mean_class_accuracy"}
+
+
+@run_each(
+    "name, is_short",
+    [
+        *[(name, True) for name in ("miou", "mIoU", "instance_miou_all_parts", "iou_chair", "point_accuracy", "f1")],
+        *[(name, False) for name in ("previous", "loss", "error_mm", "points", "chamfer", "macula")],
+    ],
+)
+def test_only_figures_whose_best_is_known_to_be_one(name: str, is_short: bool) -> None:
+    assert _falls_short(name, 0.5) == is_short
+    assert not _falls_short(name, 1.0)
+    assert not _falls_short(name, float("nan"))
+
+
+def test_healthy_runs(tmp_path: Path) -> None:
+    for built in (make_parts(tmp_path), make_rooms(tmp_path), make(tmp_path, "data.train_size=480")):
+        assert judge(absent_class_score, Context(built, World())) == []
+    assert_healthy(with_metric(make_rooms(tmp_path), IoU(num_classes=4, ignore_index=0)))
+
+
+class MeanOfBatches:
+    """The mean over batches of each batch's mIoU: what the notes of S2 computed first."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+
+    def new_state(self) -> State:
+        return {"sum": torch.zeros((), dtype=torch.float64), "batches": torch.zeros((), dtype=torch.int64)}
+
+    def update(self, state: State, *, probabilities: Tensor, target: Tensor) -> None:
+        confusion = confusion_matrix(probabilities.argmax(1), target, num_classes=self.num_classes)
+        state["sum"] += class_ious(confusion).nanmean()
+        state["batches"] += 1
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"miou": float(state["sum"] / state["batches"])}
+
+
+class OfClouds:
+    """The mean over clouds of the share answered rightly: a mean of samples is no mean of batches."""
+
+    def new_state(self) -> State:
+        return {"sum": torch.zeros((), dtype=torch.float32), "clouds": torch.zeros((), dtype=torch.int64)}
+
+    def update(self, state: State, *, probabilities: Tensor, target: Tensor, cloud_offsets: Tensor) -> None:
+        is_right = (probabilities.argmax(1) == target).float()
+        for start, end in zip(cloud_offsets[:-1].tolist(), cloud_offsets[1:].tolist(), strict=True):
+            state["sum"] += is_right[start:end].mean()
+            state["clouds"] += 1
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"share": float(state["sum"] / state["clouds"])}
+
+
+def test_a_metric_per_batch_on_parts(tmp_path: Path) -> None:
+    finding = caught(with_metric(make_parts(tmp_path), MeanOfBatches(30)), "per-batch-metric", "eval.aggregation")
+    assert finding.where.config_path == "metrics.0"
+    assert "'miou' of the metric 'part_iou'" in finding.summary
+    assert "4 samples as one batch" in finding.measured
+    one, other = finding.evidence["figures"]["miou"]
+    assert one != other
+
+
+def test_means_of_samples_are_healthy(tmp_path: Path) -> None:
+    """Summed in float32, in another order: within rounding."""
+    assert judge(per_batch_metric, Context(with_metric(make_rooms(tmp_path), OfClouds()), World())) == []
+    assert judge(per_batch_metric, Context(with_metric(make_parts(tmp_path), OfClouds()), World())) == []
+
+
+# --- on the model's own predictions, whatever the task ----------------------------------------------------------------
+
+
+class OfJoints:
+    """The mean error over frames, exact: in slots."""
+
+    slots = frozenset({"error", "seen"})
+
+    def new_state(self, *, num_samples: int = 0) -> State:
+        error = torch.zeros(num_samples, dtype=torch.float64)
+        return {"error": error, "seen": torch.zeros(num_samples, dtype=torch.int64), "batches": torch.tensor(0)}
+
+    def update(self, state: State, *, joints_mm: Tensor, joints: Tensor, sample_index: Tensor) -> None:
+        errors = (joints_mm.double() - joints.double()).norm(dim=-1).mean(dim=1)
+        self.note(state, errors, sample_index)
+        state["batches"] += 1
+
+    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
+        state["error"][sample_index] += errors
+        state["seen"][sample_index] += 1
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"error_mm": state["error"][state["seen"] > 0].mean().item()}
+
+
+class OnItself(OfJoints):
+    """Python numbers on the object, which no process adds up and which the next evaluation goes on with."""
+
+    def __init__(self) -> None:
+        self.total, self.seen = 0.0, 0
+
+    def note(self, state: State, errors: Tensor, sample_index: Tensor) -> None:
+        self.total += float(errors.sum())
+        self.seen += len(errors)
+
+    def compute(self, state: State) -> dict[str, float]:
+        return {"error_mm": self.total / self.seen if self.seen else math.nan}
+
+
+class DiesWithoutItself(OnItself):
+    def compute(self, state: State) -> dict[str, float]:
+        return {"error_mm": self.total / self.seen}
+
+
+@pytest.mark.parametrize(("metric", "other"), [(OnItself, "nan"), (DiesWithoutItself, "nothing")])
+def test_a_metric_that_keeps_its_state_on_itself(tmp_path: Path, metric: type[OnItself], other: str) -> None:
+    own = metric()
+    (finding,) = judge(per_batch_metric, Context(with_metric(make_pose(tmp_path), own), World()))
+    assert finding.summary == "'error_mm' of the metric 'joint_error' does not follow from its state alone"
+    assert finding.measured.endswith(f" and {other}")
+    assert "int64 counts, or a row for each sample" in finding.action
+    assert (own.total, own.seen) == (0.0, 0), "the run's own metric was updated"
+    assert_complete(finding)
+
+
+class Undeclared(Pairs):
+    """Compares the samples of a batch, as `pairs` does, and does not say so."""
+
+    within_batch = frozenset()
+
+
+def test_numbers_that_compare_the_samples_of_a_batch_are_declared(tmp_path: Path) -> None:
+    """Rows of one batch are compared with one another by definition: `pairs` names these numbers."""
+    built = make_pairs(tmp_path)
+    assert judge(per_batch_metric, Context(built, World())) == []
+    meter = BoundMetric(Undeclared(), built.selection_evaluator.metrics[0].update)
+    changed = dataclasses.replace(
+        built, selection_evaluator=dataclasses.replace(built.selection_evaluator, metrics=[meter])
+    )
+    (finding,) = judge(per_batch_metric, Context(changed, World()))
+    assert set(finding.evidence["figures"]) <= {"uniformity", "retrieval_accuracy"}
+
+
+def test_exact_metrics_are_healthy_on_every_task(tmp_path: Path) -> None:
+    poses = make_pose(tmp_path, "metrics=[{name: joint_error}, {name: keypoints}, {name: detection_rate}]")
+    for built in (poses, with_metric(poses, OfJoints()), make_parts(tmp_path), make_rooms(tmp_path)):
+        context = Context(built, World())
+        assert judge(per_batch_metric, context) == []
+        (each, *_) = context.dry_evaluations
+        assert len(each.keys) == 4
+        names = built.selection_evaluator.metrics[0].update.names
+        assert take_predicted((each.batch, each.predictions), names, [0, 2]) is not None, "nothing was compared"
+
+
+def judge_pose(folder: Path, change: Any, *words: str) -> list[Any]:
+    with Planter() as planter:
+        change_result(JointError, "compute", change)(planter)
+        return judge(metric_unit, Context(make_pose(folder, *words), World(), is_quick=True))
+
+
+def scaled(factor: float) -> Any:
+    return lambda figures: {n: v * factor if n.endswith("_mm") else v for n, v in figures.items()}
+
+
+@pytest.mark.parametrize("seed", long_but([0], [0, 1, 2]))
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [(44 / 200, "one of 4.55 mm"), (22 / 200, "one of 9.09 mm"), (0.001, "one of 1e+03 mm"), (2.0, "one of 0.5 mm")],
+    ids=["voxels", "cells", "metres", "twice"],
+)
+def test_another_unit(tmp_path: Path, factor: float, words: str, seed: int) -> None:
+    (finding,) = judge_pose(tmp_path, scaled(factor), f"seed={seed}", f"data.data_seed={seed}")
+    assert_complete(finding)
+    assert (finding.cause, finding.severity) == ("eval.coordinate", "error")
+    assert words in finding.summary
+
+
+def test_metrics_of_the_package(tmp_path: Path) -> None:
+    """Shares of joints within a distance are in no unit."""
+    built = make_pose(tmp_path, "metrics=[{name: joint_error}, {name: detection_rate}]")
+    assert judge(metric_unit, Context(built, World())) == []
+
+
+def test_a_figure_of_another_kind_is_not_judged(tmp_path: Path) -> None:
+    """Where some figures in mm are right, one that is not may be no mean distance."""
+    assert judge_pose(tmp_path, lambda figures: {**figures, "error_span_mm": 3.0}) == []
+    assert judge(metric_unit, Context(make(tmp_path), World())) == []

@@ -1,0 +1,93 @@
+"""Steps that cannot be taken, told before the run begins."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainOutput
+from sightline.config import read_config
+from sightline.contract.errors import DataError
+from sightline.engine.build import build
+from sightline.engine.distributed import World
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.first_step_rules import failed_step
+from tests.doctor.planting import CONFIG, Wrapped, assert_healthy, caught, judge, make, with_data, with_model
+
+
+class Misshapen(PointNetPlain):
+    def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
+        wide = torch.cat([points, points], dim=-1)
+        return {"logits": self.head(self.encode(wide))}
+
+
+def test_shapes_that_do_not_fit(tmp_path: Path) -> None:
+    model = Misshapen(num_classes=12, in_channels=3, embedding=32)
+    finding = caught(with_model(make(tmp_path), model), "first-step", "cfg.contract")
+    assert finding.where.layer == "encode.0.linear"
+    assert finding.where.step == 0
+    assert "points (4, 32, 3)" in finding.evidence["batch"]
+
+
+def test_the_advice_of_a_layer_is_what_to_do(tmp_path: Path) -> None:
+    """Too few points for PointNet++: its own message says how to go on, so the config is where to look."""
+    path = tmp_path / "few.yaml"
+    path.write_text(re.sub(r"(?m)^model:.*$", "model: {name: pointnet2}", CONFIG))
+    finding = caught(build(read_config(path), World()), "first-step", "cfg.contract")
+    assert finding.action == "give clouds of at least 512 points or lower num_centres"
+    assert finding.where.config_path == "transforms or model.num_centres"
+    assert (finding.where.file, finding.where.line) == (str(path), 2)
+
+
+@pytest.mark.parametrize("part", ["train", "evaluate"])
+def test_clouds_too_small_for_a_transform_are_no_damaged_samples(tmp_path: Path, part: str) -> None:
+    path = tmp_path / "few.yaml"
+    path.write_text(CONFIG)
+    given = f"transforms.{part}=[{{name: farthest_points, num_points: 500}}]"
+    findings = judge(failed_step, Context(build(read_config(path, [given]), World()), World()))
+    assert len(findings) == (1 if part == "train" else 2), "of the validation and the test part"
+    for finding in findings:
+        assert finding.cause == "cfg.contract"
+        assert finding.action == "set num_points to at most 32"
+        assert finding.where.config_path == f"transforms.{part}"
+        assert "the clouds have 32 points, num_points asks for 500" in finding.measured
+
+
+def test_a_last_batch_of_one_sample_under_batch_norm(tmp_path: Path) -> None:
+    """216 samples in batches of 43 leave one; the head's batch norm needs two rows."""
+    finding = caught(make(tmp_path, "train.batch_size=43"), "first-step", "model.norm_mode")
+    assert finding.where.step == 5
+    assert "tail: drop" in finding.action
+    assert finding.measured.endswith("]); 216 training samples in batches of 43: a part of the last has one")
+
+
+def test_a_share_of_the_data_that_leaves_a_last_batch_of_one_sample(tmp_path: Path) -> None:
+    words = ("data.fraction=0.5", "train.batch_size=107")
+    size = len(make(tmp_path, *words).data.train.indices)
+    finding = caught(make(tmp_path, words[0], f"train.batch_size={size - 1}"), "first-step", "model.norm_mode")
+    assert f"{size} training samples, which data.fraction=0.5 leaves, in batches of {size - 1}" in finding.measured
+
+
+def test_a_last_batch_of_one_sample_that_is_dropped(tmp_path: Path) -> None:
+    assert_healthy(make(tmp_path, "train.batch_size=43", "train.tail=drop"))
+
+
+def test_micro_batches_of_one_sample(tmp_path: Path) -> None:
+    finding = caught(make(tmp_path, "train.micro_batches=16"), "first-step", "model.norm_mode")
+    assert finding.where.step == 0
+
+
+def test_a_damaged_sample(tmp_path: Path) -> None:
+    def edit(batch: dict[str, Any], keys: Any) -> None:
+        if any(key.index == 9 for key in keys):
+            raise DataError("cloud_9.txt: line 3 has 5 columns, expected 6")
+
+    finding = caught(with_data(make(tmp_path), lambda inner: Wrapped(inner, edit)), "first-step", "data.corrupt_sample")
+    assert finding.where.sample == 9
+    assert "cloud_9.txt" in finding.measured
+    assert finding.where.file == __file__
