@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import contextlib
 import errno
 import json
 import os
@@ -341,30 +340,6 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(small_disk: Callable[[
     assert_stopped_in_one_line(train(out), str(out / "checkpoints"), "no space left on device", "free some space there")
     small_disk("size=32m")
     assert_goes_on_to_the_same_end(out, unbroken)
-
-
-def fill(disk: Path) -> None:
-    """Write until there is no byte left."""
-    with contextlib.suppress(OSError), open(disk / "ballast", "ab", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-
-
-def test_a_full_disk_lets_runs_be_slimmed_and_deleted(small_disk: Callable[[str], Path], unbroken: Path) -> None:
-    """And what does need room leaves neither a lock nor half a file."""
-    disk = small_disk("size=32m")
-    slimmed, deleted = (Path(shutil.copytree(unbroken, disk / name, symlinks=True)) for name in ("a", "b"))
-    fill(disk)
-    assert_stopped_in_one_line(
-        train(slimmed, "--resume", "auto", "train.epochs=9"), f"{slimmed}/.lock: cannot write: no space left on device"
-    )
-    assert "bytes saved" in succeed("runs", disk, "--slim", slimmed).err
-    fill(disk)
-    assert "bytes saved" in succeed("runs", disk, "--delete", deleted, "--yes").err
-    assert not deleted.exists()
-    assert not any(disk.rglob(".lock"))
-    assert not any(disk.rglob("optimizer.safetensors"))
-    assert "overall_accuracy" in succeed("evaluate", slimmed).out
 
 
 def test_a_read_only_disk_is_named_at_the_start(small_disk: Callable[[str], Path]) -> None:
