@@ -20,8 +20,6 @@ EXTRAS = (
         "pypcd4",
         "laspy",
         "lazrs",
-        "pye57",
-        "rosbags",
         "pycocotools",
         "faiss",
     ),

@@ -115,8 +115,6 @@ _EXTRAS = {
     **dict.fromkeys(("fastapi", "uvicorn", "python_multipart"), "serve"),
     "pypcd4": "pcd",
     **dict.fromkeys(("laspy", "lazrs"), "las"),
-    "pye57": "e57",
-    "rosbags": "rosbags",
     **dict.fromkeys(("lightning", "transformers"), "loops"),
 }
 """Extra of pyproject.toml that brings a module."""

@@ -1,4 +1,4 @@
-"""Point cloud reader for one file: NPY, NPZ, HDF5, PLY, PCD, LAS, E57, OFF, OBJ, STL, or text."""
+"""Point cloud reader for one file: NPY, NPZ, HDF5, PLY, PCD, LAS, OFF, OBJ, STL, or text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 from sightline.contract.errors import ConfigError, DataError, escape_to_one_line, join_some
 from sightline.store.files.array_files import read_npy, read_npz_arrays
 from sightline.store.files.column_names import COLOURS, NORMALS, POINTS, NamedColumns, rename_columns
-from sightline.store.files.e57_files import read_e57
 from sightline.store.files.hdf5_files import read_hdf5_arrays
 from sightline.store.files.input_files import assert_regular, damaged
 from sightline.store.files.las_files import read_las
@@ -391,7 +390,6 @@ _READERS: Mapping[str, Callable[[Path], _Content]] = {
     ".ply": lambda path: _Content(*read_ply(path)),
     ".pcd": _read_pcd,
     **dict.fromkeys((".las", ".laz"), lambda path: _Content(read_las(path))),
-    ".e57": lambda path: _Content(read_e57(path)),
     ".off": lambda path: _Content(*read_off(path)),
     ".obj": lambda path: _Content(*read_obj(path)),
     ".stl": lambda path: _Content(*read_stl(path)),
