@@ -62,17 +62,10 @@ def _resume(*more: str) -> tuple[str, ...]:
 def _of_files() -> list[Mistake]:
     points = np.arange(60.0).reshape(20, 3)
     return [
-        _file("a.ply", b"", "cut short or not a PLY file"),
         _file("a.ply", "<html>not found</html>", "starts with '<html>not ", "download it again"),
-        _file("a.npy", np.full((9, 3), np.nan), r"points\[0, 0\] is nan", "take these points out"),
         _file("a.npy", points[:, :2], "2 columns and no names", r"columns=\[x, y, z"),
-        _file("a.npy", points.reshape(-1, 6), "6 columns and no names", r"columns=\[x, y, z"),
         _file("a.npy", np.ones((9, 3)), r"all \d+ points coincide", "leave the file out"),
         _file("a.csv", "1,2,3\n1,nan,3\n", ":2: nan is not a finite number", "mend the line"),
-        _file("a.csv", "1,2,3\n1,2\n", ":2: 2 columns, 3 are needed"),
-        _file("a.csv", "1,2,3\n".encode("utf-16"), "is UTF-16 text, two bytes a character; save it as UTF-8"),
-        _file("a.csv", "x;y;z\n1;2;3\n", ":[12]: '(1;2;3|x;y;z)' has semicolons", "commas or blanks"),
-        _file("a.txt", "1 2 three\n", ":1: 'three' is not a number"),
         Mistake("no up axis", PREPARE[:-1], ("up_axis: is required", "one of 'x', 'y', 'z'")),
         Mistake("source", (*PREPARE[:4], "scnas", *PREPARE[5:]), ("scnas: there is no such", "with clouds: CLASS")),
         Mistake("set", ("data", "prepare", "cloudfolder", *PREPARE[3:]), ("did you mean 'cloud_folder'",)),
