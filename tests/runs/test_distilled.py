@@ -8,21 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 
-from sightline.config import render_config
-from sightline.config.run_config import to_plain
 from sightline.contract.errors import ConfigError
-from sightline.contract.types import SampleKey
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.engine.step import compute_batch_losses
-from sightline.runs import checkpoint
-from sightline.runs.run_directory import RunDirectory
 from tests.command import Outcome, refuse, run_here, succeed
 from tests.processes import ROOT
-from tests.runs.small import SMALL, small_config, small_run
+from tests.runs.small import SMALL, small_config
 from tests.trained import break_off
 
 CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
@@ -53,10 +46,6 @@ def run(teacher: Path) -> Path:
     assert done.code == 0, done.err
     assert " error " not in done.err
     return path
-
-
-def _key(index: int) -> SampleKey:
-    return SampleKey(index, 0, 0)
 
 
 def test_a_teacher_without_weight_changes_no_bit_and_is_in_no_checkpoint(teacher: Path, tmp_path: Path) -> None:
@@ -150,33 +139,3 @@ def test_what_does_not_fit_is_refused_with_advice(teacher: Path, words: tuple[st
     placed = [word.replace("TEACHER", str(teacher)) for word in words]
     with pytest.raises(ConfigError, match=expected.replace("TEACHER", str(teacher))):
         build(small_config(*placed), World())
-
-
-def test_parts_of_fused_layers_have_no_features(tmp_path: Path) -> None:
-    """Four of DGCNN's linear layers are read, not called; with `fused: false` they are."""
-    built = small_run("data.num_points=24", config="synthetic_shapes_dgcnn")
-    directory = RunDirectory(tmp_path, is_writer=True)
-    directory.write_json("environment.json", {})
-    directory.write_json("facts.json", to_plain(dict(built.data.facts)))
-    directory.write_text("config.yaml", render_config(built.config, origins=False))
-    weights = dict(built.job.model.state_dict())
-    checkpoint.save(tmp_path, checkpoint.Snapshot(0, weights, {}, None, {}), keep_last=1, is_best=False)
-
-    def first_loss(*words: str) -> float:
-        of_features = ("losses=[{name: feature_distillation}]", "data.num_points=24", "seed=3", *words)
-        taught = small_run(
-            f"teacher={{from: {tmp_path}, features: [edges.0.edge.linear, embed.linear]}}",
-            *of_features,
-            config="synthetic_shapes_dgcnn",
-        )
-        batch = taught.data.train.reader([_key(0), _key(1)])
-        sums, _ = compute_batch_losses(taught.job.task, taught.job.model, batch, torch.device("cpu"))
-        return sums["feature_distillation"].item()
-
-    with pytest.raises(ConfigError, match=r"'edges.0.edge.linear' is not called in a forward pass: .*fused: false"):
-        first_loss()
-    with pytest.raises(ConfigError, match=r"'edges.0.edge.linear' is not called"):
-        first_loss("model.fused=false")  # the teacher is fused still
-    config = (tmp_path / "config.yaml").read_text()
-    (tmp_path / "config.yaml").write_text(config.replace("fused: true", "fused: false"))
-    assert first_loss("model.fused=false") > 0

@@ -275,34 +275,6 @@ def test_scores_are_those_of_the_published_evaluator(shared: Path, tmp_path: Pat
 
 
 @pytest.mark.shared
-def test_the_real_frame_goes_through_the_same_commands(shared: Path, street: Path, tmp_path: Path) -> None:
-    """50 points: prepared, projected, predicted, scored; the ids that are written lead back to the same classes."""
-    tree = shared / "data/mmdet3d_tests_data/tests/data/semantickitti"
-    document, _ = predict(street, tree, "--out", tmp_path)
-    (row,) = document["predictions"]
-    ids = np.fromfile(tmp_path / "sequences/00/predictions/000000.label", dtype="<u4")
-    labels = np.load(row["written"]["labels"])
-    assert len(ids) == row["num_points"] == 50
-    assert np.array_equal(MAP.classes(ids.astype(np.int64), where="the file"), labels)
-    command("data", "prepare", "semantic_kitti", "--from", tree, "--to", tmp_path / "set")
-    words = (street / "run.yaml", f"data.root={tmp_path / 'set'}", "data.test_sequences=[0]")
-    found = score(tmp_path, tmp_path, *words)
-    truth = np.fromfile(tree / "sequences/00/labels/000000.label", dtype="<u4") & 0xFFFF
-    target = MAP.classes(truth.astype(np.int64), where="the file")
-    is_right = (target == labels) & (target > 0)
-    assert found["metrics"]["overall_accuracy"] == is_right.sum() / ((target > 0) & (labels > 0)).sum()
-    theirs = tmp_path / "theirs/sequences/00/predictions/000000.label"
-    theirs.parent.mkdir(parents=True)
-    theirs.write_bytes(MAP.ids(target).astype("<u4").tobytes())
-    perfect = score(tmp_path, tmp_path / "theirs", *words)["metrics"]
-    assert perfect["miou"] == pytest.approx(len({*target.tolist()} - {0}) / 19)
-    command("view", tree / "sequences/00/velodyne/000000.bin", "--columns", "x,y,z,remission", "--out", tmp_path / "v",
-            "--json", tmp_path / "view.json")  # fmt: skip
-    (stage,) = json.loads((tmp_path / "view.json").read_text())["samples"][0]["stages"]
-    assert stage["classes"] == {"label file": {"0": 2, "50": 25, "52": 1, "70": 17, "71": 3, "80": 2}}
-
-
-@pytest.mark.shared
 def test_the_real_frame_of_five_columns_is_viewed_and_predicted(shared: Path, tmp_path: Path) -> None:
     """By a set whose sensor has remissions up to 255; as it was written by a run on four columns it is refused."""
     (frame,) = (shared / "data/mmdet3d_demo/nuscenes").glob("*.pcd.bin")
