@@ -334,23 +334,6 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
 
 
-@pytest.mark.shared
-@pytest.mark.parametrize(
-    ("golden", "layout", "key"),
-    [
-        ("dgcnn_cls_antao", "antao97_dgcnn_cls", "bn1.weight"),
-        ("pct_cls", "strawberry_pct_cls", "pt_last.sa1.q_conv.weight"),
-        ("pct_partseg_jittor", "menghaoguo_pct_parts", "sa4.k_conv.conv.weight"),
-    ],
-)
-def test_two_names_of_one_tensor_must_agree(shared: Path, tmp_path: Path, golden: str, layout: str, key: str) -> None:
-    state = load_golden(shared, golden).state()
-    state[key] = state[key] + 1e-6
-    with pytest.raises(CheckpointError, match=r"are one tensor in the layout .* but hold different values"):
-        convert_published_weights(saved(tmp_path / "a.pth", state), layout=layout, target=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize(
     ("facts", "options", "message"),
     [
