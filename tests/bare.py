@@ -21,7 +21,6 @@ EXTRAS = (
         "laspy",
         "lazrs",
         "pye57",
-        "rosbags",
         "pycocotools",
         "faiss",
     ),

@@ -98,28 +98,24 @@ class ConvertOptions(
     PluginCommand,
     name="data convert",
     run="data.convert",
-    examples=(
-        "data convert model.t7 --layout antao97_dgcnn_cls --to runs/antao97",
-        "data convert drive.bag --to scans",
-    ),
+    examples=("data convert model.t7 --layout antao97_dgcnn_cls --to runs/antao97",),
 ):
-    """Convert published weights to a run, or a ROS bag to scans.
+    """Convert published weights to a run.
 
-    With --layout, FILE has weights that other code wrote, and DIR becomes a run directory: it is evaluated, predicts
+    FILE has weights that other code wrote, and DIR becomes a run directory: it is evaluated, predicts
     and is fine-tuned as any other. No code in the file is executed. The sizes of the model are read from the tensors.
     Arguments that tensors do not show (neighbours, dropout) are taken from the publication and printed; key=value
     overrides them: model.num_neighbours=40, data.root=PATH.
-
-    Without it, FILE is a .bag, .db3 or .mcap file or a folder of rosbag2, and every PointCloud2 message becomes a file
-    NUMBER_STAMP.npy with the names of its fields, which all commands read; topic=/points where several have scans.
     """
 
-    file: Path = argument("FILE", "published weights (.pth or similar, or a folder of its parts), or a ROS bag")
+    file: Path = argument("FILE", "published weights (.pth or similar, or a folder of its parts)")
     target: Path = option("--to", "DIR", "folder to write, new or empty", default=MISSING)
-    words: tuple[str, ...] = argument("[KEY=VALUE]...", "overrides of the run's config, or topic=/points", default=())
-    layout: str | None = option("--layout", "NAME", "the code that wrote weights: see 'sightline list layouts'")
-    config: Path | None = option("--config", "CONFIG", "of weights: data, transforms and training of this config")
-    data: str | None = option("--data", "NAME", "of weights: data set of their training [that of the layout]")
+    words: tuple[str, ...] = argument("[KEY=VALUE]...", "overrides of the run's config", default=())
+    layout: str = option(
+        "--layout", "NAME", "the code that wrote the weights: see 'sightline list layouts'", default=MISSING
+    )
+    config: Path | None = option("--config", "CONFIG", "data, transforms and training of this config")
+    data: str | None = option("--data", "NAME", "data set of their training [that of the layout]")
 
 
 DATA_COMMANDS = (InfoOptions, PrepareOptions, ConvertOptions, VerifyOptions, RenderOptions)

@@ -138,15 +138,13 @@ class RunsOptions(
         "runs --diff runs/a runs/b",
     ),
 ):
-    """List runs, compare two, slim or delete them.
+    """List runs, or compare two.
 
     Prints the runs below a folder: task, data, steps, the figure that selected the best checkpoint, start, size on the
     disk, and state. A run that is not finished shows its last evaluation. Links below the folder are not followed. RUN
     is a path, or a path below DIR.
 
-    --diff prints the figures and the keys of the configs that differ; 'sightline report A B' is its page. --slim
-    removes the optimiser's state from a run's checkpoints: it is evaluated, predicts and starts other runs as before,
-    but its training cannot go on. --delete deletes run directories, and nothing that links in them lead to.
+    --diff prints the figures and the keys of the configs that differ; 'sightline report A B' is its page.
     """
 
     folder: Path = argument("[DIR]", "folder of the runs", default=Path("runs"))
@@ -155,9 +153,6 @@ class RunsOptions(
         "--filter", "TEXT|KEY=VALUE", "only runs with this text in a column, or task=segment; repeatable", default=()
     )
     diff: tuple[Path, Path] | None = option("--diff", "A B", "print the differences of two runs")
-    slim: tuple[Path, ...] = option("--slim", "RUN", "remove the optimiser's state of a run; repeatable", default=())
-    delete: tuple[Path, ...] = option("--delete", "RUN", "delete a run; repeatable", default=())
-    yes: bool = switch("--yes", "delete, or slim a run that is not finished, without a question")
 
 
 class ShowOptions(PluginCommand, name="show", run="show.show", examples=("show CONFIG train.epochs=10",)):

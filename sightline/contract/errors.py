@@ -116,7 +116,6 @@ _EXTRAS = {
     "pypcd4": "pcd",
     **dict.fromkeys(("laspy", "lazrs"), "las"),
     "pye57": "e57",
-    "rosbags": "rosbags",
 }
 """Extra of pyproject.toml that brings a module."""
 _PACKAGES = {

@@ -193,8 +193,6 @@ def _locate_run(config: RunConfig, plugins: Sequence[Plugin], *, out: Path | Non
     run_files = _list_run_files(path)
     newest, rejected = _find_newest_checkpoint(path, is_longer=is_longer)
     is_finished = (path / "final.json").exists() and not is_longer
-    if newest is not None and not is_finished:
-        checkpoint.assert_resumable(newest)
     notes = tuple(f"damaged checkpoint passed over: {line}; its folder is kept, as .damaged" for line in rejected)
     return RunLocation(str(path), str(newest) if newest else None, is_finished, is_longer, run_files, notes)
 
@@ -233,7 +231,7 @@ def _locate_named_run(path: Path, config: RunConfig, plugins: Sequence[Plugin], 
     _, rejected = checkpoint.newest_valid(run)
     is_finished = is_finished and not rejected
     if not is_finished:
-        checkpoint.assert_resumable(path)
+        checkpoint.resolve(path)
     return RunLocation(str(run), str(path), is_finished, is_longer, _list_run_files(run))
 
 

@@ -29,14 +29,11 @@ from sightline.contract.regular_files import find_outward_link, parse_json
 from sightline.runs.packed import assert_whole, read_packed
 from sightline.runs.snapshots import (
     OWN_FILES,
-    OtherFormatError,
     Snapshot,
-    has_optimizer,
     is_sound,
     parse_step,
     read_snapshot,
     read_steps,
-    remove_optimizer,
     write_snapshot,
 )
 from sightline.runs.weights import describe_non_finite, find_non_finite, plain_name
@@ -308,34 +305,6 @@ def rewind(directory: Path, *, step: int, assert_own: Callable[[], None] = lambd
         raise disk_failure(error, folder) from error
 
 
-def slim(directory: Path) -> int:
-    """Remove the optimiser's state from all checkpoints of a run; return the bytes that are saved.
-
-    Nothing is written. Raises CheckpointError before any is removed if a checkpoint is damaged, RunError if the disk
-    refuses it.
-    """
-    folder = _checkpoint_folder(directory)
-    try:
-        _clean_up(folder)
-        targets = [target for target in _list_step_folders(folder) if has_optimizer(target)]
-        for target in targets:
-            read_snapshot(target)
-        return sum(map(remove_optimizer, targets))
-    except OSError as error:
-        raise disk_failure(error, folder) from error
-
-
-def assert_resumable(path: Path) -> None:
-    """Raise CheckpointError if the checkpoint at a user's path was slimmed, so that no training can go on from it."""
-    checkpoint = resolve(path)
-    if not has_optimizer(checkpoint):
-        run = enclosing_run(checkpoint) or checkpoint
-        raise CheckpointError(
-            f"{checkpoint}: has no optimiser state, which 'sightline runs --slim' removed: training cannot go on from "
-            f"it; start a new run from its weights: init.from={run}"
-        )
-
-
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -450,15 +419,6 @@ def _read_linked_step(folder: Path, link: str) -> int | None:
 
 def _checkpoint_folder(directory: Path) -> Path:
     return directory / _FOLDER if (directory / _FOLDER).is_dir() else directory
-
-
-def is_resumable(path: Path) -> bool:
-    """Return True if there is a checkpoint at a user's path, and it was not slimmed."""
-    try:
-        assert_resumable(path)
-    except (CheckpointError, OtherFormatError):
-        return False
-    return True
 
 
 def resolve(path: Path, remedy: str = _REMEDY) -> Path:

@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from sightline.contract.errors import DataError, LostFolderError, UserError
 from sightline.contract.regular_files import check_regular_file, find_outward_link, parse_json, read_regular_file
@@ -100,20 +100,6 @@ class RunDirectory:
         finally:
             locked_folder, self._held = self._held, None
             locked_folder.release(self.path)
-
-    @contextlib.contextmanager
-    def lock_to_shrink(self) -> Iterator[None]:
-        """Lock an existing folder to remove files from it: no byte is written, so a full disk does not refuse it.
-
-        A run that starts meanwhile waits for the end of it. Raises UserError if another run holds the lock.
-        """
-        path = self.path / LOCK
-        with self._writing(LOCK), _open_lock(path) as file:
-            try:
-                yield
-            finally:
-                if _is_same_file(path, file.fileno()):
-                    path.unlink()
 
     def assert_lock_held(self) -> None:
         """Raise LostFolderError if the folder, or the lock in it, is not the one that `lock` took."""
@@ -316,25 +302,10 @@ class _LockedFolder:
 
 
 def _acquire_lock(path: Path, mine: bytes) -> _LockedFolder:
-    """Write this process into the lock file, unless a running process owns it.
+    """Write this process into the lock file, unless a running process owns it; it is made if it is missing.
 
     The kernel's lock on the file is held only for this moment: it settles races, and no orphan can keep it.
     """
-    with _open_lock(path) as file:
-        try:
-            file.truncate(0)
-            file.write(mine)
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError:
-            path.unlink()  # an empty lock says nothing
-            raise
-        return _LockedFolder(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY), mine)
-
-
-@contextlib.contextmanager
-def _open_lock(path: Path) -> Iterator[BinaryIO]:
-    """Open the lock file under the kernel's lock, unless a running process owns it; it is made if it is missing."""
     while True:
         assert_appendable(path)
         with open(path, "a+b") as file:
@@ -343,8 +314,15 @@ def _open_lock(path: Path) -> Iterator[BinaryIO]:
                 continue  # removed by the run that held it, between our open and our lock
             file.seek(0)
             _assert_free(path, file.read(_MAX_LOCK_BYTES))
-            yield file
-            return
+            try:
+                file.truncate(0)
+                file.write(mine)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                path.unlink()  # an empty lock says nothing
+                raise
+            return _LockedFolder(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY), mine)
 
 
 def _is_same_file(path: Path, descriptor: int) -> bool:

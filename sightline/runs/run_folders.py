@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,7 @@ from typing import Any
 from sightline.contract.call_arguments import to_path
 from sightline.contract.errors import UserError
 from sightline.contract.regular_files import check_regular_file, parse_json, read_regular_file
-from sightline.runs.run_directory import LOCK, RunDirectory, find_holder, load_document
-from sightline.store.files.atomic_write import disk_failure
+from sightline.runs.run_directory import find_holder, load_document
 
 SORT_KEYS = ("name", "task", "data", "steps", "figure", "when", "size", "state")
 _MARKS = ("config.yaml", "environment.json", "facts.json")
@@ -31,11 +29,6 @@ _RECORDS = (
     r"config\.yaml|(environment|facts|inputs|lineage|findings|checks|final|policy|search|published|compression"
     r"|conversion)\.json|(sessions|metrics|evaluations)\.jsonl|train\.log|model\.slq"
 )
-_WRITTEN = re.compile(
-    rf"\.lock|\..*\.partial|{_RECORDS}|checkpoints|predictions|features|plugins|errors|work|wandb|report\.html"
-    r"|results\.png|[\w.-]*\.svg|compression\.md|events\.out\.tfevents\..*"
-)
-"""Names at the top of a run's folder that commands write; a folder that holds others is not deleted."""
 _RESULT_ENDINGS = {"--json": ".json", "--csv": ".csv", "--svg": ".svg", "--html": ".html", "--write": ".md"}
 NETWORK_ENDINGS = (".onnx",)
 
@@ -271,38 +264,3 @@ def find_run(name: Path, folder: Path) -> Path:
     if not is_own_run(path):
         raise UserError(f"{path}: is not a run directory ({', '.join(_MARKS)} in it); 'sightline runs' lists them")
     return path
-
-
-# --- deletion --------------------------------------------------------------------------------------------------------
-
-
-def assert_deletable(run: Path) -> None:
-    """Raise UserError for a run that is active, and for a folder with files that no command writes there."""
-    if holder := find_holder(run):
-        raise UserError(f"{run}: is in use by a process on {holder}; stop that first")
-    if foreign := sorted(name for name in os.listdir(run) if not _WRITTEN.fullmatch(name)):
-        names = f"{', '.join(foreign[:5])}{', ...' if len(foreign) > 5 else ''}"
-        raise UserError(f"{run}: also holds {names}, which no command writes there; move that elsewhere first")
-
-
-def delete_run(run: Path) -> int:
-    """Delete a run's folder, never what its links lead to; return its bytes.
-
-    The files that make it a run go last, so that an interrupted deletion can be repeated. Raises UserError as
-    `find_run` and `assert_deletable`, RunError if the disk refuses it.
-    """
-    find_run(run, run.parent)
-    assert_deletable(run)
-    num_bytes = measure_bytes(run)
-    with RunDirectory(run, is_writer=True).lock_to_shrink():
-        try:
-            for name in sorted(os.listdir(run), key=lambda name: (name == LOCK, name in _MARKS, name)):
-                path = run / name
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
-            run.absolute().rmdir()
-        except OSError as error:
-            raise disk_failure(error, run) from error
-    return num_bytes

@@ -25,11 +25,9 @@ FORMAT_VERSION = 1
 
 _TENSORS = {part: f"{part}.safetensors" for part in ("model", "optimizer", "ema", "losses", "losses_ema")}
 _STATE, _MANIFEST = "state.json", "manifest.json"
-_SLIMMED = "optimizer.removed"
-"""Empty file beside a manifest: the optimiser's state that this lists was removed to save space."""
 _REQUIRED = frozenset({_TENSORS["model"], _STATE})
 _ALLOWED = _REQUIRED | {*_TENSORS.values()}
-OWN_FILES = _ALLOWED | {_MANIFEST, _SLIMMED}
+OWN_FILES = _ALLOWED | {_MANIFEST}
 """Names of the files of a checkpoint; any other file in its folder is the user's."""
 _MAX_MANIFEST_BYTES = 1 << 16
 _MAX_HEADER_BYTES = 100_000_000
@@ -50,7 +48,7 @@ class Snapshot:
     """Content of a checkpoint.
 
     `model` is a state dict (parameters and buffers, names without `module.` or `_orig_mod.`); `optimizer` is keyed
-    `<parameter name>/<slot>`, empty where the checkpoint was slimmed; `losses` and their average `losses_ema`, keyed
+    `<parameter name>/<slot>`; `losses` and their average `losses_ema`, keyed
     `<loss>.<parameter>`, are there where losses learn; `state` holds plain values (numbers, text, lists, mappings with
     text keys): tuples come back as lists, everything else as it was, NaN and infinities included.
     """
@@ -90,19 +88,6 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def remove_optimizer(folder: Path) -> int:
-    """Remove the optimiser's state from a sound checkpoint; return the bytes that are saved.
-
-    No byte is written, so a full disk does not refuse it: an empty file marks the state as removed, before it is.
-    """
-    path = folder / _TENSORS["optimizer"]
-    num_bytes = path.stat().st_size
-    (folder / _SLIMMED).touch()
-    sync_folder(folder)
-    path.unlink()
-    return num_bytes
-
-
 def is_sound(folder: Path) -> bool:
     """Return True if a checkpoint is read whole. Raises OtherFormatError for one of another format."""
     try:
@@ -110,11 +95,6 @@ def is_sound(folder: Path) -> bool:
     except CheckpointError:
         return False
     return True
-
-
-def has_optimizer(folder: Path) -> bool:
-    """Return True if a checkpoint lists an optimiser's state. Raises CheckpointError for a damaged manifest."""
-    return _TENSORS["optimizer"] in _read_manifest(folder)
 
 
 def _render_files(snapshot: Snapshot, *, best_step: int | None) -> Iterator[tuple[str, bytes]]:
@@ -225,7 +205,7 @@ def _read_verified(folder: Path) -> dict[str, bytes]:
 
 
 def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
-    """Read size and SHA-256 of each file from a checkpoint's manifest, verified first; without a removed one."""
+    """Read size and SHA-256 of each file from a checkpoint's manifest, verified first."""
     path = folder / _MANIFEST
     data = _read_bytes(path, None)
     entries = _parse_json(path, data)
@@ -239,9 +219,6 @@ def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
     for name in sorted(files.keys() ^ _REQUIRED):
         if name not in _ALLOWED or name in _REQUIRED:
             raise CheckpointError(f"{path}: lists no '{name}'" if name in _REQUIRED else f"{path}: lists {name!r}")
-    optimizer = _TENSORS["optimizer"]
-    if os.path.lexists(folder / _SLIMMED) and not os.path.lexists(folder / optimizer):
-        files.pop(optimizer, None)
     return {name: _parse_entry(path, name, entry) for name, entry in files.items()}
 
 

@@ -344,7 +344,7 @@ class _TrainRun:
         length = self._config.train
         key, value = ("epochs", length.epochs) if length.steps is None else ("steps", length.steps)
         longer = f"sightline train {shlex.quote(str(path))} --resume auto train.{key}={2 * value} (now {value})"
-        advice = f" To train it longer, name a later end: {longer}" if checkpoint.is_resumable(path) else ""
+        advice = f" To train it longer, name a later end: {longer}" if checkpoint.list_checkpoints(path) else ""
         self._reporter.note(f"{path}: this run is finished; nothing to do. Figures: {final}.{advice}")
         document = load_document(final)
         self._reporter.final_document(document)

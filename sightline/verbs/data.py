@@ -20,13 +20,11 @@ from sightline.contract.members import DataMembers
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import Parameter, describe_type, signature_parameters, suggest
 from sightline.runs.run_directory import write_document
-from sightline.store.files.ros_bags import unpack_bag
 from sightline.store.prepared import prepared_set
 from sightline.store.prepared.prepared_writer import Progress
 from sightline.store.prepared.views import VIEWS_SET, Views
 from sightline.verbs.output import print_note, show_progress
 
-_WEIGHTS = (".pth", ".pt", ".t7", ".ckpt", ".weights", ".74", ".safetensors", ".bin")
 """Suffixes of files of weights, which are no bags."""
 _WIDTH = 110
 _MAX_LISTED = 40
@@ -167,32 +165,12 @@ def verify(options: VerifyOptions) -> int:
 
 
 def convert(options: ConvertOptions) -> int:
-    """Convert published weights to a run directory, or the scans of a ROS bag to files."""
-    if options.layout is not None:
-        return _convert_weights(options, options.layout)
-    weights_only = (("--config", options.config), ("--data", options.data), ("--plugin", options.plugins or None))
-    for flag, value in weights_only:
-        if value is not None:
-            raise UserError(f"data convert: {flag}: is for weights; name the code that wrote them with --layout")
-    if options.file.suffix in _WEIGHTS:
-        raise UserError(f"data convert: {options.file}: weights need --layout NAME; see 'sightline list layouts'")
-    arguments = read_key_values(
-        "convert", unpack_bag, options.words, command="data convert", exclude=("source", "target")
-    )
-    report = unpack_bag(options.file, options.target, **arguments)
-    _print_tree({key: value for key, value in report.items() if key != "differences"})
-    _print_differences(report)
-    write_document(options.json, report)
-    return 0
-
-
-def _convert_weights(options: ConvertOptions, layout: str) -> int:
     """Convert published weights to a run directory; print what was read and what was assumed."""
     from sightline.published.conversion import convert_published_weights
 
     converted = convert_published_weights(
         options.file,
-        layout=layout,
+        layout=options.layout,
         target=options.target,
         config_path=options.config,
         data_name=options.data,

@@ -1,45 +1,26 @@
-"""`sightline runs`: the table of runs below a folder, the differences of two, slimmer and deleted ones."""
+"""`sightline runs`: the table of runs below a folder, and the differences of two."""
 
 from __future__ import annotations
 
 import datetime
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from sightline.commands.look import RunsOptions
 from sightline.contract.errors import UserError, escape_to_one_line
-from sightline.runs.run_directory import RunDirectory, write_document
-from sightline.runs.run_folders import (
-    RunSummary,
-    assert_deletable,
-    delete_run,
-    filter_runs,
-    find_run,
-    list_runs,
-    measure_bytes,
-    sort_runs,
-)
+from sightline.runs.run_directory import write_document
+from sightline.runs.run_folders import RunSummary, filter_runs, find_run, list_runs, sort_runs
 from sightline.verbs.output import print_note, show_table
 
 _COLUMNS = ("run", "name", "task", "data", "steps", "figure", "when", "size", "state")
 
 
 def runs(options: RunsOptions) -> int:
-    """Print the table of runs, or do the one thing that is asked with some of them."""
-    actions: dict[str, Callable[[RunsOptions], int]] = {"--diff": _show_diff, "--slim": _slim, "--delete": _delete}
-    given = options.list_flags(RunsOptions)
-    asked = [flag for flag in given if flag in actions]
-    if len(asked) > 1:
-        raise UserError(f"{asked[1]}: is given with {asked[0]}; give one of them")
-    if options.yes and not {*asked} & {"--slim", "--delete"}:
-        raise UserError("--yes: answers --delete and --slim; give the runs of one of them, or leave it out")
-    if asked and (unread := [flag for flag in given if flag in ("--sort", "--filter")]):
-        raise UserError(
-            f"{unread[0]}: chooses rows of the table, and {asked[0]} takes the runs that it names; leave it out"
-        )
-    return actions[asked[0]](options) if asked else _list(options)
+    """Print the table of runs, or the differences of two."""
+    if options.diff is None:
+        return _list(options)
+    if unread := [flag for flag in options.list_flags(RunsOptions) if flag in ("--sort", "--filter")]:
+        raise UserError(f"{unread[0]}: chooses rows of the table, and --diff takes two runs; leave it out")
+    return _show_diff(options)
 
 
 def _list(options: RunsOptions) -> int:
@@ -101,56 +82,3 @@ def _show_diff(options: RunsOptions) -> int:
         print_note("the configs are the same")
     write_document(options.json, {"runs": list(map(str, paths)), **compared.to_dict()})
     return 0
-
-
-def _slim(options: RunsOptions) -> int:
-    from sightline.runs import checkpoint
-
-    def slim(path: Path) -> int:
-        with RunDirectory(path, is_writer=True).lock_to_shrink():
-            return checkpoint.slim(path)
-
-    paths = _find_once(options.slim, options.folder)
-    unfinished = [path for path in paths if not (path / "final.json").exists()]
-    if unfinished:
-        _confirm(f"slim {_join(unfinished)}, whose training is not finished and could not go on", options)
-    return _apply(paths, slim, "no optimiser state any more; its training cannot go on", options)
-
-
-def _delete(options: RunsOptions) -> int:
-    paths = _find_once(options.delete, options.folder)
-    for path in paths:
-        assert_deletable(path)
-    _confirm(f"delete {_join(paths)} ({_format_size(sum(map(measure_bytes, paths)))})", options)
-    return _apply(paths, delete_run, "deleted", options)
-
-
-def _find_once(names: Sequence[Path], folder: Path) -> list[Path]:
-    """Find runs, each once even if it is named twice."""
-    return list({path.resolve(): path for path in (find_run(name, folder) for name in names)}.values())
-
-
-def _apply(paths: Sequence[Path], change: Callable[[Path], int], done: str, options: RunsOptions) -> int:
-    """Change runs in turn, and print the bytes that each frees."""
-    freed = {}
-    for path in paths:
-        freed[str(path)] = change(path)
-        print_note(f"{path}: {done}; {freed[str(path)]:,} bytes saved")
-    write_document(options.json, {"saved_bytes": freed})
-    return 0
-
-
-def _join(paths: Sequence[Path]) -> str:
-    return ", ".join(map(str, paths))
-
-
-def _confirm(action: str, options: RunsOptions) -> None:
-    """Ask on the terminal. Raises UserError for another answer than yes, and without a terminal or --yes."""
-    if options.yes:
-        return
-    if not sys.stdin.isatty():
-        raise UserError(f"runs: would {action}; add --yes to do it")
-    sys.stderr.write(escape_to_one_line(f"{action}? [y/N] "))
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise UserError("runs: nothing was changed")

@@ -1,4 +1,4 @@
-"""Preparations as the command line runs them, stopped or killed on the way, and the damage that files come with."""
+"""Preparations as the command line runs them, or killed on the way, and the damage that files come with."""
 
 from __future__ import annotations
 
@@ -20,16 +20,10 @@ __all__ = [
     "kill_process",
     "prepare_set",
     "read_files",
-    "record_messages",
     "refuse",
     "replace_line",
     "set_key",
-    "stop_at",
 ]
-
-
-class Killed(BaseException):
-    """Stands for a process that ends in the middle."""
 
 
 def expect_progress(done: int, total: int, message: str) -> None:
@@ -44,19 +38,8 @@ def prepare_set(name: str, source: Path, target: Path, progress: Any = expect_pr
     return builder.prepare(source=source, target=target, name=name, progress=progress, **options)
 
 
-def stop_at(last: int, prepare: Callable[..., object], *arguments: Any, **options: Any) -> None:
-    """A preparation that ends in the middle, when its progress has come to `last`."""
-
-    def die(done: int, total: int, message: str) -> None:
-        if done == last:
-            raise Killed
-
-    with pytest.raises(Killed):
-        prepare(*arguments, progress=die, **options)
-
-
 def kill_process(module: str, last: int, source: Path, target: Path) -> None:
-    """As `stop_at`, `prepare` of this module in a process of its own, which gets no chance to clear up."""
+    """Run `prepare` of a module in a process that is killed when its progress has come to `last`."""
     killed = run_program(
         f"import os, signal; from pathlib import Path; from {module} import prepare;"
         f"prepare(Path({str(source)!r}), Path({str(target)!r}),"
@@ -64,13 +47,6 @@ def kill_process(module: str, last: int, source: Path, target: Path) -> None:
     )
     assert killed.returncode == -9, killed.stderr
     assert not target.exists()
-
-
-def record_messages(prepare: Callable[..., object], *arguments: Any, **options: Any) -> list[str]:
-    """The messages that the progress of a preparation gets."""
-    messages: list[str] = []
-    prepare(*arguments, progress=lambda done, total, message: messages.append(message), **options)
-    return messages
 
 
 def read_files(root: Path) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from sightline.areas.clouds.sets.modelnet_files import ClassSubset, text_content
 from sightline.areas.detect.sets.people_files import read_citypersons, read_crowdhuman
 from sightline.areas.detect.sets.yolo_txt import find_yolo
 from sightline.contract.errors import DataError
-from sightline.store.files.range_images import read_range_image
+from sightline.store.files.scan_reading import read_range_image
 from tests.data.boxes.box_writers import pattern, write_image
 
 

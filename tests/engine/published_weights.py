@@ -1,14 +1,16 @@
-"""Small random weights in files, under the names of published layouts."""
+"""Small random weights in files, under the names of published layouts, and the parts of a set that they label."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import sightline
+from sightline.contract.types import DataInfo, Field
 from tests.published_layouts import LAYOUTS, MODELS
 
 
@@ -25,3 +27,31 @@ def small_state(layout: str = "wangyueft_pointnet", **facts: int) -> dict[str, T
 def saved(path: Path, state: Mapping[str, Tensor]) -> Path:
     torch.save({"epoch": 1, "model_state_dict": dict(state)}, path)
     return path
+
+
+PARTS_OF_CATEGORY = (4, 2, 2, 4, 4, 3, 3, 2, 4, 2, 6, 2, 3, 3, 3, 3)
+"""Of ShapeNetPart, 50 in all."""
+
+
+class Fifty:
+    """Fifty parts of sixteen categories, with or without normals. Source: this test."""
+
+    def __init__(self, *, split: str, has_normals: bool = False) -> None:
+        names = ("points", *(("normals",) if has_normals else ()))
+        ends = list(accumulate(PARTS_OF_CATEGORY))
+        self.info = DataInfo(
+            facts={
+                "num_classes": 50,
+                "class_names": tuple(f"part_{i}" for i in range(50)),
+                "in_channels": 3 * len(names),
+                "up_axis": "y",
+                "num_categories": 16,
+                "category_names": tuple(f"category_{i}" for i in range(16)),
+                "parts_of_category": tuple(
+                    tuple(range(end - size, end)) for size, end in zip(PARTS_OF_CATEGORY, ends, strict=True)
+                ),
+            },
+            fields={name: Field("points 3", "float32") for name in names}
+            | {"label": Field("points", "int64"), "category": Field("", "int64")},
+            features=names[1:],
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from sightline.published.conversion import convert_published_weights
 from sightline.runs import checkpoint
 from tests.command import run_here, succeed
 from tests.data.depth.depth_trees import no_progress, write_msra
-from tests.engine.published_weights import saved, small_state
+from tests.engine.published_weights import Fifty, saved, small_state
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, cloud_inputs, load_golden, stored_part
 from tests.models.test_point_transformer import padded_as_theirs, ragged_input
 from tests.published_layouts import MODELS
@@ -75,8 +74,6 @@ LARGE = {
     *("pointnet_cls_normal", "pct_cls_posenc", "pointnet2_ssg_semseg"),
 }
 """Take up to seconds each, and their networks have tests of their own in tests/models."""
-PARTS_OF_CATEGORY = (4, 2, 2, 4, 4, 3, 3, 2, 4, 2, 6, 2, 3, 3, 3, 3)
-"""Of ShapeNetPart, 50 in all."""
 
 
 def params_of(cases: Sequence[Case]) -> list[Any]:
@@ -96,30 +93,6 @@ class Fifteen:
                 "up_axis": "z",
             },
             fields={name: Field("points 3", "float32") for name in names} | {"label": Field("", "int64")},
-            features=names[1:],
-        )
-
-
-class Fifty:
-    """Fifty parts of sixteen categories, with or without normals. Source: this test."""
-
-    def __init__(self, *, split: str, has_normals: bool = False) -> None:
-        names = ("points", *(("normals",) if has_normals else ()))
-        ends = list(accumulate(PARTS_OF_CATEGORY))
-        self.info = DataInfo(
-            facts={
-                "num_classes": 50,
-                "class_names": tuple(f"part_{i}" for i in range(50)),
-                "in_channels": 3 * len(names),
-                "up_axis": "y",
-                "num_categories": 16,
-                "category_names": tuple(f"category_{i}" for i in range(16)),
-                "parts_of_category": tuple(
-                    tuple(range(end - size, end)) for size, end in zip(PARTS_OF_CATEGORY, ends, strict=True)
-                ),
-            },
-            fields={name: Field("points 3", "float32") for name in names}
-            | {"label": Field("points", "int64"), "category": Field("", "int64")},
             features=names[1:],
         )
 

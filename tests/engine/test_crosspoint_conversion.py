@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,10 @@ from sightline.published.conversion import convert_published_weights
 from sightline.published.translation import published_name
 from sightline.runs.weights import load_weights
 from tests.command import succeed
+from tests.engine.published_weights import Fifty, saved
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, cloud_inputs, load_golden
 from tests.models.test_image_encoders import SIZES
-from tests.published_layouts import LAYOUTS, MODELS
 
-LAYOUTS_HERE = {name for name in LAYOUTS if name.startswith(("crosspoint_", "timm_", "torchvision_resnet"))}
 IMAGES = {"vit_tiny": "timm_vit_tiny", "resnet18": "torchvision_resnet18"}
 
 
@@ -36,27 +35,6 @@ class Thousand:
         self.info = DataInfo(facts={"num_classes": 1000, "class_names": names}, fields=fields)
 
 
-class Fifty:
-    """Fifty parts of sixteen categories. Source: this test."""
-
-    def __init__(self, *, split: str) -> None:
-        self.info = DataInfo(
-            facts={
-                "num_classes": 50,
-                "class_names": tuple(f"part_{number}" for number in range(50)),
-                "in_channels": 3,
-                "num_categories": 16,
-                "category_names": tuple(f"category_{number}" for number in range(16)),
-                "parts_of_category": tuple((3 * number, 3 * number + 1, 3 * number + 2) for number in range(16)),
-            },
-            fields={
-                "points": Field("points 3", "float32"),
-                "label": Field("points", "int64"),
-                "category": Field("", "int64"),
-            },
-        )
-
-
 @pytest.fixture(autouse=True)
 def _sets() -> Iterator[None]:
     registry.data.names()
@@ -66,11 +44,6 @@ def _sets() -> Iterator[None]:
     yield
     for name in sets:
         registry.data._entries.pop(name)
-
-
-def saved(path: Path, state: Mapping[str, Tensor]) -> Path:
-    torch.save({"state_dict": dict(state)}, path)
-    return path
 
 
 def published_state(layout: str, model: torch.nn.Module) -> dict[str, Tensor]:
@@ -177,19 +150,6 @@ def test_a_converted_run_starts_fine_tuning(shared: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.shared
-def test_a_file_of_another_stage_is_named(shared: Path, tmp_path: Path) -> None:
-    file = saved(tmp_path / "a.pth", load_golden(shared, "crosspoint_seg_finetune").state())
-    with pytest.raises(CheckpointError, match=r"25 of \d+ names do not belong .*'crosspoint_seg': conv7.*--layout "):
-        convert_published_weights(file, layout="crosspoint_seg", target=tmp_path / "run")
-    file = saved(tmp_path / "b.pth", load_golden(shared, "crosspoint_seg_pretrain").state())
-    with pytest.raises(
-        CheckpointError, match=r"lacks .*layout 'crosspoint_parts'.*its names are those of --layout crosspoint_seg"
-    ):
-        convert_published_weights(file, layout="crosspoint_parts", target=tmp_path / "run", data_name="fifty")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.shared
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
@@ -278,19 +238,3 @@ def test_a_file_older_than_the_counts_of_batch_norms_is_converted(tmp_path: Path
     norm = sightline.load_run(tmp_path / "run").model.images.stem.norm
     assert torch.equal(norm.running_var, state["bn1.running_var"].to(norm.running_var))
     assert norm.num_batches_tracked == 0
-
-
-def test_a_renamed_tensor_of_an_image_network_is_named(tmp_path: Path) -> None:
-    state = published_state("torchvision_resnet18", image_classifier("resnet18"))
-    state["layer1.0.conv9.weight"] = state.pop("layer1.0.conv1.weight")
-    with pytest.raises(
-        CheckpointError, match=r"1 of 122 names do not belong to the layout .*: layer1\.0\.conv9\.weight"
-    ):
-        convert_published_weights(
-            saved(tmp_path / "a.pth", state), layout="torchvision_resnet18", target=tmp_path / "run"
-        )
-
-
-def test_every_layout_of_these_is_of_a_model() -> None:
-    assert set(MODELS) >= LAYOUTS_HERE
-    assert len(LAYOUTS_HERE) == 14

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import sightline
-from sightline.areas.clouds.models.dgcnn import DGCNN, DGCNNEncoder, DGCNNParts, DGCNNPartsEncoder, DGCNNScenes
-from sightline.areas.clouds.models.pct import PCT, PCTParts
-from sightline.areas.clouds.models.point_bert import PointBERT, PointBERTParts
-from sightline.areas.clouds.models.point_transformer_dense import DensePointTransformer
-from sightline.areas.clouds.models.pointnet import PointNet, PointNetParts, PointNetPlain, PointNetScenes
-from sightline.areas.clouds.models.pointnet2 import PointNet2, PointNet2MultiScale, PointNet2Parts, PointNet2Scenes
-from sightline.areas.contrast.crosspoint import CrossPoint, IntraPoint
-from sightline.areas.scenes.point_transformer import PointTransformer
 from sightline.contract.errors import CheckpointError
-from sightline.parts.models.resnet import (
-    ImageClassifier,
-    ResNet18Encoder,
-    ResNet34Encoder,
-    ResNet50Encoder,
-    ResNet101Encoder,
-)
-from sightline.parts.models.vit import ViTTinyEncoder
 from sightline.published.files import read_published
 from sightline.published.translation import convert_state_dict
-from tests.published_layouts import LAYOUTS, MODELS
 
 # --- names of published weights: doubled names, foreign names, wrapped names -----------------------------------------
 
@@ -46,13 +26,6 @@ def doubled() -> dict[str, Tensor]:
 
 def test_two_names_for_one_tensor_become_one() -> None:
     assert list(convert_state_dict(doubled(), "antao97_dgcnn_cls")) == ["edges.0.edge.norm.weight"]
-
-
-def test_two_names_with_different_values_are_refused() -> None:
-    state = doubled()
-    state["conv1.1.weight"][1] += 1e-6
-    with pytest.raises(CheckpointError, match=r"'bn1.weight' and 'conv1.1.weight' are one tensor"):
-        convert_state_dict(state, "antao97_dgcnn_cls")
 
 
 def test_queries_and_keys_of_pct_become_one_or_are_refused() -> None:
@@ -109,73 +82,6 @@ def test_a_name_that_two_norms_were_given_is_that_of_the_second() -> None:
     state = {"transform_net.bn3.weight": torch.ones(512), "transform_net.conv3.1.weight": torch.ones(1024)}
     shapes = {name: value.shape for name, value in convert_state_dict(state, "antao97_dgcnn_parts").items()}
     assert shapes == {"alignment.head.0.norm.weight": (512,), "alignment.embed.norm.weight": (1024,)}
-
-
-def crosspoint(
-    points: type[DGCNNEncoder] | type[DGCNNPartsEncoder], images: type[ResNet18Encoder] | type[ResNet50Encoder]
-) -> CrossPoint:
-    return CrossPoint(points=points(in_channels=3, embedding=8), images=images())
-
-
-def detector(head: str, **arguments: bool) -> torch.nn.Module:
-    blocks = {"backbone": {"name": "resnet50"}, "neck": {"name": "fpn"}, "head": {"name": head, **arguments}}
-    return sightline.build_model("detector", num_classes=2, **blocks)
-
-
-@pytest.mark.parametrize(
-    ("layout", "make"),
-    [
-        ("antao97_dgcnn_cls", lambda: DGCNN(num_classes=2, in_channels=3, embedding=8)),
-        ("antao97_dgcnn_parts", lambda: DGCNNParts(num_classes=2, in_channels=3, num_categories=2, embedding=8)),
-        ("antao97_dgcnn_scenes", lambda: DGCNNScenes(num_classes=2, in_channels=9, embedding=8)),
-        ("crosspoint_cls", lambda: IntraPoint(points=DGCNNEncoder(in_channels=3, embedding=8))),
-        *(
-            (f"crosspoint_{name}_{network}", partial(crosspoint, points, images))
-            for name, points in (("cls", DGCNNEncoder), ("seg", DGCNNPartsEncoder))
-            for network, images in (("resnet18", ResNet18Encoder), ("resnet50", ResNet50Encoder))
-        ),
-        ("crosspoint_parts", lambda: DGCNNParts(num_classes=2, in_channels=3, num_categories=2, embedding=8)),
-        ("crosspoint_seg", lambda: IntraPoint(points=DGCNNPartsEncoder(in_channels=3, embedding=8))),
-        ("timm_vit_tiny", lambda: ImageClassifier(num_classes=2, images=ViTTinyEncoder())),
-        ("torchvision_resnet18", lambda: ImageClassifier(num_classes=2, images=ResNet18Encoder())),
-        ("torchvision_resnet34", lambda: ImageClassifier(num_classes=2, images=ResNet34Encoder())),
-        ("torchvision_resnet50", lambda: ImageClassifier(num_classes=2, images=ResNet50Encoder())),
-        ("torchvision_resnet101", lambda: ImageClassifier(num_classes=2, images=ResNet101Encoder())),
-        ("torchvision_fcos_resnet50_fpn", lambda: detector("fcos", scales=False)),
-        ("torchvision_retinanet_resnet50_fpn", lambda: detector("retina")),
-        ("lulutang0608_point_bert_cls", lambda: PointBERT(num_classes=2, in_channels=3, width=24)),
-        (
-            "lulutang0608_point_bert_parts",
-            lambda: PointBERTParts(num_classes=2, in_channels=3, num_categories=2, width=24),
-        ),
-        ("lulutang0608_point_bert_pretrained", lambda: PointBERT(num_classes=2, in_channels=3, width=24)),
-        ("menghaoguo_pct_parts", lambda: PCTParts(num_classes=2, in_channels=3, num_categories=2)),
-        ("wangyueft_dgcnn_cls", lambda: DGCNN(num_classes=2, in_channels=3, embedding=8)),
-        ("postech_point_transformer_seg", lambda: PointTransformer(num_classes=2, in_channels=3)),
-        ("qq456cvb_pct_cls", lambda: PCT(num_classes=2, in_channels=6, head_activation="relu")),
-        (
-            "qq456cvb_point_transformer_cls",
-            lambda: DensePointTransformer(num_classes=2, in_channels=3, per="cloud", width=8),
-        ),
-        ("qq456cvb_point_transformer_parts", lambda: DensePointTransformer(num_classes=2, in_channels=3, width=8)),
-        ("strawberry_pct_cls", lambda: PCT(num_classes=2, in_channels=3)),
-        ("strawberry_pct_cls_new", lambda: PCT(num_classes=2, in_channels=3, codes_positions=True)),
-        ("wangyueft_pointnet", lambda: PointNetPlain(num_classes=2, in_channels=3, embedding=8)),
-        ("yanx27_pointnet2_msg_cls", lambda: PointNet2MultiScale(num_classes=2, in_channels=3)),
-        ("yanx27_pointnet2_ssg_cls", lambda: PointNet2(num_classes=2, in_channels=3)),
-        ("yanx27_pointnet2_ssg_parts", lambda: PointNet2Parts(num_classes=2, in_channels=3, num_categories=2)),
-        ("yanx27_pointnet2_ssg_scenes", lambda: PointNet2Scenes(num_classes=2, in_channels=9)),
-        ("yanx27_pointnet_cls", lambda: PointNet(num_classes=2, in_channels=3)),
-        ("yanx27_pointnet_parts", lambda: PointNetParts(num_classes=2, in_channels=3, num_categories=2)),
-        ("yanx27_pointnet_scenes", lambda: PointNetScenes(num_classes=2, in_channels=9)),
-    ],
-)
-def test_tables_reach_every_module_with_state_and_no_other(layout: str, make: Callable[[], torch.nn.Module]) -> None:
-    """A parameter that stands in no module of theirs has its own row."""
-    with torch.device("meta"):  # names alone are compared
-        model = make()
-    places = set(LAYOUTS[layout].values())
-    assert places == {key if key in places else key.rpartition(".")[0] for key in model.state_dict()}
 
 
 # --- third-party files of weights: what is unwrapped, what is refused, and that nothing in them is ever r ------------
@@ -291,10 +197,6 @@ def test_what_is_no_file_of_weights_is_named(tmp_path: Path) -> None:
     ]:
         with pytest.raises(CheckpointError, match=told):
             read_published(tmp_path / name)
-
-
-def test_every_layout_is_of_a_model() -> None:
-    assert MODELS.keys() == LAYOUTS.keys()
 
 
 def test_a_file_that_contains_itself_is_refused(tmp_path: Path) -> None:

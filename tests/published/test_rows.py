@@ -11,7 +11,7 @@ import pytest
 from sightline.contract.errors import DataError
 from sightline.published import rows
 from sightline.published.files import make_meta_model
-from sightline.published.rows import AxisSize, ImageSide, expand_names, list_layouts, list_names
+from sightline.published.rows import AxisSize, ImageSide, NumModules, expand_names, list_layouts, list_names
 from sightline.published.translation import CHANGES
 from tests.cases import run_each
 
@@ -108,10 +108,14 @@ def test_a_name_of_two_rows_is_refused(planted: Path) -> None:
 
 @pytest.mark.parametrize("layout", list_layouts(), ids=lambda layout: layout.name)
 def test_a_row_fits_its_model(layout: rows.PublishedLayout) -> None:
-    """Its sizes and changes are of tensors that the model has, and its address can be opened."""
+    """Its names reach every module with state and no other, a parameter outside any module by a name of its own."""
     assert re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", layout.url)
     assert layout.makes.startswith(layout.model)
     state = make_meta_model(layout, **FACTS).state_dict()
+    places = {*layout.names.values()}
+    reached = {name if name in places else name.rpartition(".")[0] for name in state}
+    has_depths = any(isinstance(size, NumModules) for size in layout.sizes.values())
+    assert reached <= places if has_depths else reached == places  # a network of another depth has fewer modules
     for size in layout.sizes.values():
         if isinstance(size, AxisSize):
             assert size.axis < state[size.name].ndim

@@ -118,14 +118,6 @@ class Thin:
             return thinned
         nearest = torch.cdist(points.double(), thinned["points"].double()).argmin(dim=2)
         return {**thinned, "nearest": nearest, "whole_label": label}
-
-
-@registry.transforms.add("forget")
-class Forget:
-    """Drops points and not their labels."""
-
-    def __call__(self, draws, *, points: Tensor, colours: Tensor | None = None) -> dict[str, Tensor]:
-        return {"points": points[:, ::2]} | ({} if colours is None else {"colours": colours[:, ::2]})
 '''
 CONFIG = """
 task: {name: segment}

@@ -10,7 +10,6 @@ import pickle
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import pytest
 import torch
 
 from sightline.contract.errors import CheckpointError
-from sightline.runs.checkpoint import Snapshot, enclosing_run, load, newest_valid, resolve, rewind, save, slim
+from sightline.runs.checkpoint import Snapshot, enclosing_run, load, newest_valid, resolve, rewind, save
 from sightline.runs.snapshots import OtherFormatError
 from tests.cases import run_each
 from tests.engine.snapshots import assert_same, bits, snapshot_of
@@ -283,19 +282,6 @@ def test_files_of_a_user_are_no_damage_and_survive_their_checkpoint(tmp_path: Pa
     (shelf / "step_00000003/.DS_Store").touch()
     rewind(tmp_path, step=2)
     assert not (shelf / "step_00000003.kept.3").exists()
-    slim(tmp_path)
-    assert (shelf / "step_00000002/notes.txt").read_text() == "of 2"
-    assert_same(load(tmp_path), replace(snapshot_of(2), optimizer={}))
-
-
-def test_slimming_that_was_cut_short_has_removed_all_or_nothing(folder: Path) -> None:
-    (folder / "optimizer.removed").touch()
-    assert_same(load(folder), snapshot_of(7))
-    size = (folder / "optimizer.safetensors").stat().st_size
-    assert [slim(folder.parent), slim(folder.parent)] == [size, 0]
-    assert_same(load(folder), replace(snapshot_of(7), optimizer={}))
-    (folder / "optimizer.removed").unlink()
-    assert "is missing" in assert_refused(folder, "optimizer.safetensors")
 
 
 def flip(path: Path) -> bytes:
@@ -341,7 +327,6 @@ def test_another_format_is_never_taken_for_damage(tmp_path: Path) -> None:
         lambda: newest_valid(tmp_path),
         lambda: rewind(tmp_path, step=1),
         lambda: save(tmp_path, snapshot_of(2), keep_last=2, is_best=False),
-        lambda: slim(tmp_path),
     ):
         with pytest.raises(OtherFormatError, match=r"step_00000002/state.json: has the format 99, .* move this check"):
             change()

@@ -17,7 +17,7 @@ from sightline.contract.plugins import check_recorded
 from sightline.engine.observers import Progress
 from sightline.engine.records import Observers
 from sightline.runs.checkpoint import resolve
-from sightline.runs.lineage import describe_lineage, read_lineage
+from sightline.runs.lineage import read_lineage
 from sightline.runs.run_directory import assert_own_files, load_document, read_facts
 from tests.cases import run_each
 from tests.command import succeed
@@ -119,12 +119,6 @@ LINEAGE = {
     "lineage": None,
 }
 CONVERTED = {"file": "a.pth", "layout": "x", "sha256": "0" * 64}
-
-
-@pytest.mark.parametrize("sound", [LINEAGE, CONVERTED, {**LINEAGE, "lineage": CONVERTED}])
-def test_a_sound_lineage_is_described(tmp_path: Path, sound: dict[str, Any]) -> None:
-    (tmp_path / "lineage.json").write_text(json.dumps(sound))
-    assert describe_lineage(read_lineage(tmp_path))
 
 
 @pytest.mark.parametrize(

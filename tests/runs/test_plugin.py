@@ -21,7 +21,6 @@ from sightline.contract.types import DataInfo
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from tests.runs.broken_off import Forked, run_forked
-from tests.runs.small import PLAIN, SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "examples" / "my_plugin.yaml"
@@ -92,42 +91,6 @@ def assert_loads(path: Path) -> None:
     )
     with pytest.raises(PluginError, match=forgotten):
         sightline.load_run(path)
-
-
-BESIDE = '''\
-from beside import FACTOR
-
-from sightline.contract import registry
-
-
-@registry.transforms.add("scaled")
-class Scaled:
-    """Scales the points by a number of another module. Source: ours."""
-
-    def __call__(self, draws, *, points):
-        return {"points": points * FACTOR}
-'''
-
-
-@pytest.mark.processes
-def test_a_run_keeps_the_modules_beside_its_plugin_and_its_copies_repeat_it(tmp_path: Path) -> None:
-    plugin, out, log = tmp_path / "scaled.py", tmp_path / "run", tmp_path / "run.log"
-    plugin.write_text(BESIDE)
-    (tmp_path / "beside.py").write_text("FACTOR = 1.0\n")
-    config = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
-    words = ["train", str(config), *SMALL, *PLAIN, "transforms.train=[{name: scaled}]", "--no-check"]
-    run(log, *words, "--plugin", str(plugin), "--out", str(out))
-    (tmp_path / "beside.py").write_text("FACTOR = 2.0\n")
-    further = [*words, "--out", str(out), "--resume", "auto"]
-    code, text = run_forked([*further, "--plugin", str(plugin)], log, num_processes=1)
-    assert code == 2
-    copy = out / "plugins" / "beside.py"
-    assert f"{tmp_path / 'beside.py'} is not what {out} was made with (its copy: {copy})" in text
-    text = run(log, "evaluate", str(out), "--plugin", str(plugin))
-    assert f"warning: plugin-changed: {tmp_path / 'beside.py'}" in text
-    again = tmp_path / "again"
-    run(log, *words, "--plugin", str(out / "plugins" / "scaled.py"), "--out", str(again))
-    assert (again / WEIGHTS).read_bytes() == (out / WEIGHTS).read_bytes()
 
 
 @pytest.mark.processes

@@ -181,19 +181,6 @@ def test_the_users_own_files_are_prepared_as_their_set_was(tmp_path: Path, score
     assert_as_scored(document, scored(run))
 
 
-def test_columns_of_files_without_names_can_be_named(mesh_run: tuple[Path, Path], tmp_path: Path) -> None:
-    run, _ = mesh_run
-    draw = np.random.default_rng(3)
-    np.savetxt(tmp_path / "a.txt", draw.standard_normal((200, 6)))
-    np.savetxt(tmp_path / "bare.txt", draw.standard_normal((200, 3)))
-    refused = predicted(run, tmp_path, expect=2)["refused"]
-    assert "a.txt: has 6 columns and no names" in refused[0]["reason"]
-    assert "bare.txt: has no normals, which the run was trained with" in refused[1]["reason"]
-    done = run_here("predict", run, tmp_path / "a.txt", "--columns", "x,y,z,nx,ny,nz", "--device", "cpu")
-    assert (done.code, "128 of 200 points" in done.out) == (2, False), "normals of length 3 are no unit vectors"
-    assert "normals run from" in done.err
-
-
 def test_bad_files_are_named_and_the_good_ones_predicted(run: Path, clouds: np.ndarray, tmp_path: Path) -> None:
     good = [tmp_path / "a.npy", tmp_path / "z.ply"]
     WRITERS[".npy"](good[0], clouds[0])

@@ -14,19 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 import sightline
-from sightline.areas.pose.depth_reader import DepthFrameOptions
-from sightline.contract import registry
 from sightline.contract.errors import ConfigError
-from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.parts.tasks.supervised import CentreRefinement, Pose
-from tests.command import Outcome, refuse, run_here, succeed
+from tests.command import Outcome, refuse, run_here
 from tests.runs.poses import NUM_HANDS, hands, train_refiner, write_frames
-from tests.runs.small import ROOT
 from tests.trained import copy_run
 
 CAMERA = ("camera.fx=241.42", "camera.fy=-241.42", "camera.u0=160", "camera.v0=120")
@@ -176,55 +171,6 @@ def test_a_refiner_moves_the_point_to_where_its_evaluation_does(
     np.testing.assert_allclose(
         [row["reference_mm"] for row in down["predictions"]], points * [1, -1, 1], rtol=0, atol=1e-9
     )
-
-
-def test_a_written_file_of_centres_is_read_back_to_the_last_bit(
-    refiner: Path, scored: Scored, tmp_path: Path, given: dict[str, Tensor]
-) -> None:
-    config = ROOT / "configs" / "pose" / "synthetic_hands_v2v_small.yaml"
-    file, sizes = tmp_path / "centres.txt", ("data.train_size=12", f"data.test_size={NUM_HANDS}")
-    words = ("--data", config, *sizes, "--out", file, "--device", "cpu", "--json", tmp_path / "out.json")
-    succeed("predict", refiner, *words)
-    block = {"name": "file", "path": str(file)}
-    data = registry.data.build(
-        ComponentConfig("synthetic_hands", {"train_size": 12, "test_size": NUM_HANDS, "reference": block}),
-        facts={"split": "test"},
-    )
-    read = np.stack([data[SampleKey(n, 0, 0)]["reference"].numpy() for n in range(NUM_HANDS)])
-    assert np.array_equal(read, scored(refiner, task=CentreRefinement, key="centre_mm").astype(np.float32))
-    document = json.loads((tmp_path / "out.json").read_text())
-    true = given["joints"][:, 5].double().numpy()
-    assert document["centre_error_mm"] == pytest.approx(np.linalg.norm(read - true, axis=1).mean(), abs=1e-3)
-    before = np.linalg.norm(given["reference"].double().numpy() - true, axis=1).mean()
-    assert document["reference_error_mm"] == pytest.approx(before, abs=1e-3)
-    assert (document["frames"], document["points"]) == (NUM_HANDS, NUM_HANDS)
-    done = run_here("predict", refiner, *words, "split=train")
-    assert "the refiner was trained on frames of this part" in done.err
-    assert len(file.read_text().splitlines()) == 12
-
-
-def sure(run: Path) -> sightline.LoadedRun:
-    """The run with maps whose peaks are high: untrained ones have none."""
-    loaded = sightline.load_run(run)
-    assert isinstance(loaded.model.output, nn.Conv3d)
-    with torch.no_grad():
-        loaded.model.output.bias += 1.0
-    return loaded
-
-
-def test_a_video_is_followed_from_frame_to_frame(run: Path, given: dict[str, Tensor], tmp_path: Path) -> None:
-    depth = given["depth"][:1]
-    paths = write_frames(tmp_path / "video", torch.cat([depth, depth, depth * 0, depth, depth + 5]))
-    found = sure(run).predict([tmp_path / "video"], frames=DepthFrameOptions(tracks_previous=True))
-    assert [answer.reference for answer in found.predicted] == [
-        "centre of mass (first frame)",
-        *["previous frame"] * 3,
-    ]
-    assert [refusal.file for refusal in found.refused] == [paths[2]]
-    assert "has no measured pixel, so that there is no figure in it" in found.refused[0].reason
-    dead = sightline.load_run(run).predict([tmp_path / "video"], frames=DepthFrameOptions(tracks_previous=True))
-    lost = "centre of mass (previous prediction lost: 21 of 21 peaks below 0.1)"
-    assert [answer.reference for answer in dead.predicted] == ["centre of mass (first frame)", *[lost] * 3]
 
 
 def test_table_json_and_csv_hold_the_same_and_a_picture_each(run: Path, frames: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from sightline.areas.scans.sets.semantic_kitti import SemanticKitti
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
 from sightline.workbench.predict.scan_samples import read_scan_sample
-from tests.command import Outcome, run_here
+from tests.command import refuse, succeed
 from tests.data.scans.lidar_writers import (
     OWN,
     own_scan,
@@ -45,12 +45,6 @@ log: {tensorboard: false}
 """
 
 
-def command(*words: object, expect: int = 0) -> Outcome:
-    done = run_here(*words)
-    assert done.code == expect, done.err
-    return done
-
-
 def tables(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A scan as rows of five columns in which a third has no return, their ids, and which have a return."""
     scan = own_scan(seed)
@@ -74,22 +68,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sensor = "{fov_deg: [12.0, -18.0], azimuth_deg: [50.0, -50.0], num_beams: 16, remission_max: 255}"
     for name, more in (("nan", ["no_return=nan"]), ("cut", [])):
         words = ("--from", folder / name, "--to", folder / f"{name}_set", f"columns=[{', '.join(COLUMNS)}]")
-        done = command("data", "prepare", "scan_folder", *words, "num_beams=16", *more)
+        done = succeed("data", "prepare", "scan_folder", *words, "num_beams=16", *more)
         assert ("points without a return" in done.out + done.err) == bool(more)
         config = CONFIG.replace("ROOT", str(folder / f"{name}_set")).replace("SENSOR", sensor)
         (folder / f"{name}.yaml").write_text(config)
-        command("train", folder / f"{name}.yaml", "--no-check", "--device", "cpu", "--out", folder / f"{name}_run")
+        succeed("train", folder / f"{name}.yaml", "--no-check", "--device", "cpu", "--out", folder / f"{name}_run")
     return folder
 
 
 def evaluate(folder: Path, *words: object) -> dict[str, Any]:
-    command("evaluate", *words, "--device", "cpu", "--json", folder / "evaluated.json")
+    succeed("evaluate", *words, "--device", "cpu", "--json", folder / "evaluated.json")
     document: dict[str, Any] = json.loads((folder / "evaluated.json").read_text())
     return document
 
 
 def score(folder: Path, predictions: Path, config: Path, *words: object) -> dict[str, Any]:
-    command("score", predictions, "--data", config, *words, "--json", folder / "scored.json")
+    succeed("score", predictions, "--data", config, *words, "--json", folder / "scored.json")
     document: dict[str, Any] = json.loads((folder / "scored.json").read_text())
     return document
 
@@ -101,7 +95,7 @@ def test_points_without_a_return_change_nothing_but_the_length_of_files(runs: Pa
     _, ids, is_return = tables(4)
     sample, cut = (sets[name][SampleKey(0, 0, 0)] for name in ("nan", "cut"))
     assert not sample["points"][~is_return].any()
-    described = [command("describe", runs / f"{name}.yaml", "--depth", 1) for name in ("nan", "cut")]
+    described = [succeed("describe", runs / f"{name}.yaml", "--depth", 1) for name in ("nan", "cut")]
     shown = [re.findall(r"\S+ of\s+the points\s+shown", done.out + done.err) for done in described]
     assert shown[0] == shown[1] != []
     assert all(np.array_equal(sample[name][is_return], cut[name]) for name in ("points", "remission", "label", "ring"))
@@ -112,7 +106,7 @@ def test_points_without_a_return_change_nothing_but_the_length_of_files(runs: Pa
     found = {}
     for name in ("nan", "cut"):
         words = (runs / name, "--device", "cpu", "--out", tmp_path / name)
-        command("predict", runs / f"{name}_run", *words, "--json", tmp_path / "p.json")
+        succeed("predict", runs / f"{name}_run", *words, "--json", tmp_path / "p.json")
         document = json.loads((tmp_path / "p.json").read_text())
         found[name] = np.fromfile(tmp_path / name / "000004.label", dtype="<u4")
         treatment = f"{(~is_return).sum()} of {len(ids)} points without a return" if name == "nan" else "as it is"
@@ -124,14 +118,13 @@ def test_points_without_a_return_change_nothing_but_the_length_of_files(runs: Pa
 def test_one_name_for_the_labels_of_a_scan(runs: Path, tmp_path: Path) -> None:
     """What predict wrote is scored as it lies, and what evaluate keeps is called the same."""
     expected = evaluate(tmp_path, runs / "nan_run", "--save-predictions", "--out", tmp_path / "kept")
-    command(
+    succeed(
         "predict", runs / "nan_run", runs / "nan", "--device", "cpu", "--out", tmp_path / "answers", "files=[label]"
     )
     assert (tmp_path / "kept/000004.label").read_bytes() == (tmp_path / "answers/000004.label").read_bytes()
     assert score(tmp_path, tmp_path / "answers", runs / "nan.yaml")["metrics"] == expected["metrics"]
     (tmp_path / "none").mkdir()
-    refused = command("score", tmp_path / "none", "--data", runs / "nan.yaml", expect=2)
-    assert "none/000004.label" in refused.err
+    assert "none/000004.label" in refuse("score", tmp_path / "none", "--data", runs / "nan.yaml")
 
 
 def test_a_few_returns_far_beyond_the_set_are_predicted(runs: Path, tmp_path: Path) -> None:
@@ -216,7 +209,7 @@ def test_without_the_option_nan_is_refused_and_the_option_named(runs: Path, tmp_
     is_return = tables(4)[2]
     assert np.array_equal(found.labels[is_return], expected.labels)
     words = (runs / "nan/000004.bin", "--columns", ",".join(COLUMNS), "--out", tmp_path / "view")
-    command("view", *words, "--json", tmp_path / "view.json")
+    succeed("view", *words, "--json", tmp_path / "view.json")
     (stage,) = json.loads((tmp_path / "view.json").read_text())["samples"][0]["stages"]
     assert stage["num_points"] == is_return.sum()
     assert sum(stage["classes"]["label file"].values()) == is_return.sum()
@@ -246,7 +239,7 @@ def test_a_scan_to_predict_may_lack_the_column_of_labels(tmp_path: Path) -> None
         table = np.column_stack([scan.points, scan.remission, scan.ring, scan.ids])
         np.save(tmp_path / f"own/{number}.npy", table)
     words = ("--from", tmp_path / "own", "--to", tmp_path / "set", "num_beams=16")
-    command("data", "prepare", "scan_folder", *words, f"columns=[{', '.join(COLUMNS)}, label]")
+    succeed("data", "prepare", "scan_folder", *words, f"columns=[{', '.join(COLUMNS)}, label]")
     info = ScanFolder(split="test", root=tmp_path / "set", sensor=OWN).info
     fields = {name: info.fields[name] for name in ("points", "remission", "ring")}
     np.save(tmp_path / "labelled.npy", table)

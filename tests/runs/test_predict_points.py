@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
-import os
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from scipy.spatial import cKDTree
 
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
-from sightline.contract import registry
 from sightline.contract.types import SampleKey
 from sightline.draw.pictures import PALETTE
 from sightline.store.files.ply import read_ply
-from sightline.workbench.predict.prediction import predict_each
 from sightline.workbench.predict.segment import SegmentPrediction
 from tests.command import succeed
 from tests.data.clouds.cloud_writers import write_off, write_ply
-from tests.data.clouds.shapenet_part_writers import CATEGORIES, prepare, write_layout
 from tests.runs.point_runs import CONFIG, PARTS, ROOMS, Run, columns_of, rooms_of, scored_by, write
 
 # --- `sightline predict` gives every point of a file the very label that `sightline evaluate` scored, in -------------
@@ -249,81 +242,7 @@ def test_mistakes_are_one_line(rooms: Run, tmp_path: Path, words: tuple[str, ...
     assert (tmp_path / "in" / "a.ply").read_bytes() == before
 
 
-def test_names_that_cannot_be_written_take_no_other_along(rooms: Run, tmp_path: Path) -> None:
-    """A name with room for no ending; a link that leads to itself; bytes that are no UTF-8, which are a name."""
-    columns, folder = columns_of(rooms_of(rooms)[0]), tmp_path / "in"
-    long, odd = "n" * 245 + ".ply", os.fsdecode(b"\xff.ply")
-    for name in ("a.ply", long, odd, "z.ply"):
-        write(folder / name, columns)
-    (folder / "loop.ply").symlink_to(folder / "loop.ply")
-    document = rooms.predict(folder, "--out", tmp_path / "out", expect=2)
-    assert [Path(row["file"]).name for row in document["predictions"]] == ["a.ply", "z.ply", odd]
-    assert all(Path(row["written"]["labels"]).is_file() for row in document["predictions"])
-    reasons = {Path(row["file"]).name: row["reason"] for row in document["refused"]}
-    assert reasons.keys() == {long, "loop.ply"}
-    assert "this name is too long for the disk" in reasons[long]
-    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(("n", "."))]
-
-
-def test_an_answer_that_is_no_number_is_the_models_failure(rooms: Run, tmp_path: Path) -> None:
-    write(tmp_path / "a.ply", columns_of(rooms_of(rooms)[0]))
-    run = rooms.load()
-    with torch.no_grad():
-        run.model.net[2].bias[0] = torch.nan
-    found = run.predict([tmp_path])
-    assert "the model's output is not finite" in found.refused[0].reason
-    assert found.exit_code == 1
-
-
-def test_large_files_are_held_one_at_a_time(rooms: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of six files of 30,000 points, read, answered and let go, no more memory is taken than of one."""
-    room = columns_of(rooms_of(rooms)[0])
-    large = {name: np.resize(values, 30_000) for name, values in room.items()}
-    for number in range(6):
-        write(tmp_path / f"{number}.ply", large)
-    monkeypatch.setattr("sightline.workbench.predict.prediction._MAX_SIZE", 10_000)
-    run = dataclasses.replace(rooms.load(), transforms=())
-    peaks = {}
-    for number in (1, 1, 6):  # the first time, things are imported and compiled
-        tracemalloc.start()
-        for _, answer in predict_each(run, [tmp_path / f"{each}.ply" for each in range(number)]):
-            assert answer.num_points == 30_000
-            del answer
-        peaks[number] = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    # a second file held beside the first would add its points, 24 bytes each, and its sample, 24 more
-    assert peaks[6] < peaks[1] + 24 * 30_000
-
-
 # --- files of the sets that come with sightline, as their publishers lay them out, are answered as evalua ------------
-
-
-def test_raw_shapes_of_shapenet_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shifted and scaled as the text release has them, every point answered for though the run sees sixteen."""
-    raw = write_layout("text", tmp_path / "raw")
-    prepare(raw, tmp_path / "data")
-    config = f"""
-data: {{name: shapenet_part, root: {tmp_path / "data"}}}
-model: {{name: parts_toy}}
-metrics: [{{name: part_iou}}]
-transforms: {{evaluate: [{{name: sample_points, num_points: 16, order: first, score_all: true}}]}}
-evaluate: {{metric: instance_miou, batch_size: 5, select: test}}
-{CONFIG}"""
-    run = Run(tmp_path, "run", config)
-    expected, kept, _ = scored_by(run, monkeypatch)
-    held = registry.data.get_entry("shapenet_part").builder(split="test", root=str(tmp_path / "data"))
-    categories = [int(held[SampleKey(index, 0, 0)]["category"]) for index in range(len(held))]
-    assert sorted(categories) == list(range(16))
-    for name, (synset, first, last) in list(CATEGORIES.items())[::5]:
-        words = ("--columns", "x,y,z,_,_,_,_", f"category={name}", "--out", tmp_path / "out")
-        (row,) = run.predict(raw / synset / "d.txt", *words)["predictions"]
-        index = categories.index(list(CATEGORIES).index(name))
-        scored = expected[index]
-        labels = np.load(row["written"]["labels"])
-        assert labels.tolist() == (first + scored[:, first : last + 1].argmax(axis=1)).tolist()
-        assert np.array_equal(labels, kept[index])
-        assert (row["num_points"], row["category"]) == (len(scored), name.lower())
-        assert row["treatment"] == "moved to its mean, scaled to radius 1"
 
 
 def test_scenes_of_the_users_own_in_centimetres(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

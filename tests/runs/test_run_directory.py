@@ -85,39 +85,11 @@ def test_a_second_run_is_refused_and_the_lock_goes_with_the_first(run: RunDirect
         pass
 
 
-def test_a_lock_on_a_full_disk_leaves_no_file_and_one_to_shrink_the_folder_needs_no_room(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_on_a_full_disk_leaves_no_file(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     run.path.mkdir()
     monkeypatch.setattr(os, "fsync", fail(errno.ENOSPC))
     with pytest.raises(RunError, match=r"\.lock: cannot write: no space left on device"), run.lock():
         pytest.fail("was locked")
-    with run.lock_to_shrink():
-        assert (run.path / ".lock").read_bytes() == b"", "the kernel's lock on it, and no byte"
-    with pytest.raises(KeyError), run.lock_to_shrink():
-        raise KeyError
-    with run.lock_to_shrink():
-        (run.path / ".lock").unlink()
-        anothers = lock_text(run, host="elsewhere")
-    assert anothers.read_text(), "of a run that began in the meantime"
-    with pytest.raises(UserError, match=r"in use by process .* on elsewhere"), run.lock_to_shrink():
-        pytest.fail("was locked")
-
-
-def test_a_run_waits_for_the_lock_of_what_makes_its_folder_smaller(run: RunDirectory) -> None:
-    run.path.mkdir()
-    began = threading.Event()
-
-    def begin() -> None:
-        with RunDirectory(run.path, is_writer=True).lock():
-            began.set()
-
-    with run.lock_to_shrink():
-        thread = threading.Thread(target=begin)
-        thread.start()
-        assert not began.wait(0.2)
-    thread.join(10)
-    assert began.is_set()
     assert not (run.path / ".lock").exists()
 
 

@@ -128,14 +128,6 @@ def test_order_of_groups_does_not_matter() -> None:
     assert torch.equal(other.state[model.first.weight]["momentum_buffer"], tensors["first.weight/momentum_buffer"])
 
 
-def test_wrappers_are_no_part_of_a_slot() -> None:
-    model, optimizer = start("adam")
-    advance(model, optimizer, range(1))
-    wrapper = nn.Module()
-    wrapper.module = model
-    assert optimizer_tensors(wrapper, optimizer).keys() == optimizer_tensors(model, optimizer).keys()
-
-
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
@@ -192,13 +184,6 @@ def test_the_same_draws_come_again() -> None:
     assert draw() != first
     assert set_rng_state(state) == ()
     assert draw() == first
-
-
-@pytest.mark.usefixtures("_own_random_state")
-def test_taking_the_state_draws_nothing() -> None:
-    before = get_rng_state()
-    assert get_rng_state() == before
-    assert all(type(name) is str and type(text) is str for name, text in before.items())
 
 
 def test_devices_that_are_not_here_are_named() -> None:

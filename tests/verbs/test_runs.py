@@ -1,10 +1,9 @@
-"""Runs below a folder: what the table states, and what slimming and deleting change on the disk."""
+"""Runs below a folder: what the table states."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -93,7 +92,6 @@ def test_a_locked_run_is_running(folder: Path) -> None:
     run = folder / "shapes" / "2"
     with RunDirectory(run, is_writer=True).lock():
         assert by_path(folder)["shapes/2"].state == "running"
-        assert "in use" in refuse("runs", folder, "--delete", run, "--yes")
     assert by_path(folder)["shapes/2"].state == "stopped"
     dead = {"pid": 2**22 + 1, "host": socket.gethostname(), "started": "never"}
     (run / ".lock").write_text(json.dumps(dead))
@@ -133,11 +131,7 @@ def test_links_and_folders_of_others_are_left_alone(folder: Path, tmp_path_facto
     (folder / "foreign").mkdir()
     (folder / "foreign" / "config.yaml").write_text("model: theirs\n")
     assert len(sightline.list_runs(folder)) == 4
-    assert "is a link to" in refuse("runs", folder, "--delete", "link", "--yes")
-    assert "is not a run directory" in refuse("runs", folder, "--delete", "foreign", "--yes")
-    assert "is not a run directory" in refuse("runs", folder, "--delete", folder, "--yes")
-    assert (elsewhere / "config.yaml").exists()
-    assert (folder / "foreign" / "config.yaml").exists()
+    assert "is not a run directory" in refuse("runs", folder, "--diff", "foreign", "shapes/1")
 
 
 BREAKS: dict[str, Callable[[Path], object]] = {
@@ -182,79 +176,6 @@ def test_differences_are_those_of_the_report(folder: Path, tmp_path: Path) -> No
         assert documents[0][key] == documents[1][key]
     assert documents[0]["config_differences"] == {"optimizer.lr": ["0.05", "0.125"]}
     assert "the configs are the same" in succeed("runs", folder, "--diff", "shapes/1", "shapes/2").err
-
-
-def test_a_deleted_run_takes_nothing_else_along(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    outside = tmp_path_factory.mktemp("outside")
-    (outside / "kept.txt").write_text("kept")
-    run = folder / "shapes" / "1"
-    (run / "predictions" / "linked").symlink_to(outside)
-    (run / "features").symlink_to(outside)
-    before = run_folders.measure_bytes(run)
-    assert f"would delete {run}" in refuse("runs", folder, "--delete", run)
-    (run / "notes.txt").write_text("mine")
-    assert "also holds notes.txt" in refuse("runs", folder, "--delete", run, "--yes")
-    (run / "notes.txt").unlink()
-    assert f"{run}: deleted; {before:,} bytes saved" in succeed("runs", folder, "--delete", run, "--yes").err
-    assert not run.exists()
-    assert (outside / "kept.txt").read_text() == "kept"
-    assert set(by_path(folder)) == {"shapes/2", "shapes/3", "crowds/1"}
-
-
-def test_a_run_that_is_named_twice_is_slimmed_and_deleted_once(folder: Path) -> None:
-    run = folder / "shapes" / "1"
-    for action in ("--slim", "--delete"):
-        assert succeed("runs", folder, action, run, action, "shapes/1", "--yes").err.count("bytes saved") == 1
-
-
-def test_every_file_of_the_page_on_runs_may_be_deleted_with_its_run(folder: Path) -> None:
-    """The page lists what commands write; a trained run holds `checks.json` as well."""
-    page = (ROOT / "docs" / "reference" / "run_files.md").read_text().partition("## ")[0]
-    names = re.findall(r"^\| `([^`/]+)`", page, flags=re.MULTILINE)
-    assert {"checks.json", "published.json", "train.log"} <= set(names)
-    run = folder / "shapes" / "1"
-    for name in names:
-        (run / name.replace("*", "1")).touch()
-    run_folders.assert_deletable(run)
-
-
-def test_a_slim_run_evaluates_as_before_and_is_not_resumed(folder: Path) -> None:
-    run = folder / "shapes" / "1"
-    succeed("evaluate", run, "--device", "cpu", "--json", folder / "a.json")
-    optimizer = sum(path.stat().st_size for path in run.glob("checkpoints/step_*/optimizer.safetensors"))
-    size = run_folders.measure_bytes(run)
-    assert f"{optimizer:,} bytes saved" in succeed("runs", folder, "--slim", run).err
-    assert size - run_folders.measure_bytes(run) >= optimizer
-    succeed("evaluate", run, "--device", "cpu", "--json", folder / "b.json")
-    assert (folder / "b.json").read_text() == (folder / "a.json").read_text()
-    for words in (("--resume", "auto"), ("--resume", run)):
-        text = refuse("train", run, *words, "--out", run, "train.epochs=3", "--device", "cpu")
-        assert "has no optimiser state, which 'sightline runs --slim' removed" in text
-        assert f"init.from={run}" in text
-    told = succeed("train", run, "--resume", "auto", "--device", "cpu").err
-    assert "this run is finished; nothing to do" in told
-    assert "To train it longer" not in told, "that would be refused"
-    assert " 0 bytes saved" in succeed("runs", folder, "--slim", run).err, "a second time there is nothing to do"
-
-
-def test_an_unfinished_run_is_slimmed_on_request_alone(folder: Path) -> None:
-    assert "is not finished and could not go on" in refuse("runs", folder, "--slim", "shapes/2")
-    assert "bytes saved" in succeed("runs", folder, "--slim", "shapes/2", "--yes").err
-    assert " 0 bytes saved" in succeed("runs", folder, "--slim", copy(trained_run("packed"), folder / "packed")).err
-
-
-def test_a_damaged_checkpoint_is_not_slimmed(folder: Path) -> None:
-    path = next((folder / "shapes" / "1" / "checkpoints").glob("step_*/model.safetensors"))
-    path.write_bytes(path.read_bytes()[:-1])
-    assert f"{path}: damaged" in refuse("runs", folder, "--slim", "shapes/1")
-    assert (path.parent / "optimizer.safetensors").exists()
-
-
-def test_what_chooses_rows_deletes_none(folder: Path) -> None:
-    for words in (("--filter", "state=stopped"), ("--sort", "size")):
-        told = refuse("runs", folder, *words, "--delete", "shapes/1", "--yes")
-        assert f"{words[0]}: chooses rows of the table, and --delete takes the runs that it names" in told
-    assert (folder / "shapes" / "1").is_dir(), "a filter that does not fit its run deletes nothing"
 
 
 def test_many_runs_cost_what_reading_them_does_and_no_torch(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Renderer of view stores: pictures of every cloud of a prepared set, atomically; a killed run is continued."""
+"""Renderer of view stores: pictures of every cloud of a prepared set, atomically."""
 
 from __future__ import annotations
 
@@ -72,9 +72,8 @@ class RenderedClouds:
 def render_views(options: RenderOptions, *, progress: Progress) -> dict[str, Any]:
     """Render every cloud of a prepared set into a view store; return its manifest with `root` and `outcome`.
 
-    A killed run is continued by the same call, to the same bits. Raises UserError for an unknown set or option;
-    DataError for a cloud that cannot be drawn, two of one name, and a target that contains something else; RunError if
-    the disk is full.
+    Raises UserError for an unknown set or option; DataError for a cloud that cannot be drawn, two of one name, and a
+    target that contains something else; RunError if the disk is full.
     """
     elevations = _parse_elevations(options.elevations)
     make_cameras = functools.partial(

@@ -42,7 +42,7 @@ CLOUDS, IMAGES = "ShapeNet", "ShapeNetRendering"
 """The two folders of the release: clouds and images."""
 _MAX_NAMED = 10
 _OBJECTS_PER_SHARD = 256
-"""Objects per shard, the most that are read again after a killed preparation."""
+"""Objects per shard."""
 
 
 def published_counts() -> dict[str, Any]:
@@ -333,7 +333,7 @@ class ShapeNetRender(LabelledClouds):
         Pictures are stored as bytes, `size_px` wide and high on a `background`: 43,783 objects need 29 GB at 96 pixels,
         59 GB at the 137 of the release. Raises DataError if one of the two folders is missing or nothing matches, for a
         broken file (`broken: leave_out` leaves out objects with truncated files), and for a target that contains
-        something else. A killed run is continued by the same call.
+        something else.
         """
         pairing = find_pairs(root, broken=broken, progress=progress)
         reader = PairReader.from_first_cloud(pairing, size_px=size_px, background=background)

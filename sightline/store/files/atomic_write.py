@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from sightline.contract.errors import DataError, RunError
-from sightline.contract.regular_files import check_regular_file, parse_json, read_regular_file
+from sightline.contract.regular_files import check_regular_file
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CLOSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
-_NOTE = "unfinished.json"
-"""Note in a partial folder on what is written there; a folder without it is not ours."""
+_MARK = "unfinished"
+"""Empty file in a partial folder; a folder without it is not ours."""
 
 
 @contextlib.contextmanager
@@ -57,14 +56,12 @@ def create_synced(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def whole_folder(target: Path, *, note: Mapping[str, Any] | None = None) -> Iterator[Path]:
+def whole_folder(target: Path) -> Iterator[Path]:
     """Make a folder for writing that is renamed to `target` when all of it is written.
 
-    It is `<target>.partial/content` meanwhile; the partial folder is locked (flock) until the process ends. Without a
-    `note`, what a failed or killed process left is removed. With one it is kept if there is anything in
-    `<target>.partial/parts`, for a later call with an equal note to continue; one with the same `what` and other
-    entries begins anew. Raises DataError for a target or a partial folder that contains something else, and RunError if
-    another process writes it, if it is moved meanwhile, or if the disk fails.
+    It is `<target>.partial/content` meanwhile; the partial folder is locked (flock) until the process ends, and what a
+    failed or killed process left there is removed. Raises DataError for a target or a partial folder that contains
+    something else, and RunError if another process writes it, if it is moved meanwhile, or if the disk fails.
     """
     target = target.resolve()
     work = target.with_name(f"{target.name}.partial")
@@ -72,7 +69,7 @@ def whole_folder(target: Path, *, note: Mapping[str, Any] | None = None) -> Iter
         raise DataError(f"{target}: exists and is not empty; give another folder with --to")
     with contextlib.ExitStack() as stack:
         try:
-            descriptor = _claim(work, target, stack, {"what": ""} if note is None else note)
+            descriptor = _claim(work, target, stack)
             try:
                 yield work / "content"
             except (OSError, DataError):
@@ -81,7 +78,6 @@ def whole_folder(target: Path, *, note: Mapping[str, Any] | None = None) -> Iter
             _assert_unmoved(work, descriptor)
             os.rename(work / "content", target)
             sync_folder(target.parent)
-            shutil.rmtree(work)
         except OSError as error:
             name = next((name for name in (error.filename2, error.filename) if name is not None), work)
             if not (Path(name).is_relative_to(work) or target.is_relative_to(name)):  # a file that is read
@@ -89,11 +85,8 @@ def whole_folder(target: Path, *, note: Mapping[str, Any] | None = None) -> Iter
             raise disk_failure(error, Path(name), again="run the same command again") from error
 
 
-def _claim(work: Path, target: Path, stack: contextlib.ExitStack, note: Mapping[str, Any]) -> int:
-    """Make and lock the partial folder, or one that an equal note left; return its descriptor.
-
-    The exit stack removes it in the end, unless there are finished parts in it.
-    """
+def _claim(work: Path, target: Path, stack: contextlib.ExitStack) -> int:
+    """Make and lock the partial folder, and return its descriptor; the exit stack removes it in the end."""
     work.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
     stack.callback(os.close, descriptor)
@@ -103,18 +96,13 @@ def _claim(work: Path, target: Path, stack: contextlib.ExitStack, note: Mapping[
         raise RunError(f"{target}: another process writes this folder; wait for it") from None
     if not _is_unmoved(work, descriptor):
         raise RunError(f"{target}: another process wrote this folder meanwhile; look at it first")
-    earlier = read_note(work / _NOTE)
-    if any(work.iterdir()) and earlier.get("what") != note["what"]:
-        whose = f"unfinished work on {earlier['what']}" if earlier.get("what") else "not unfinished work of sightline"
-        wanted = f", not on {note['what']}" if note["what"] else ""
-        raise DataError(f"{work}: is {whose}{wanted}; delete it or give another folder with --to")
-    stack.callback(_remove_without_parts, work, descriptor)
-    if earlier != note or not _has_parts(work):
-        for path in sorted(work.iterdir(), key=lambda path: path.name == _NOTE):  # the note last: it says whose it is
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        replace_atomic(work / _NOTE, json.dumps(note).encode())
-    for folder in (work / "parts", work / "content"):
-        folder.mkdir(exist_ok=True)
+    if any(work.iterdir()) and not (work / _MARK).is_file():
+        raise DataError(f"{work}: is not unfinished work of sightline; delete it or give another folder with --to")
+    stack.callback(_remove_own, work, descriptor)
+    (work / _MARK).touch()
+    if (work / "content").is_dir():
+        shutil.rmtree(work / "content")
+    (work / "content").mkdir()
     return descriptor
 
 
@@ -130,30 +118,10 @@ def _assert_unmoved(work: Path, descriptor: int) -> None:
         raise RunError(f"{work}: was moved or deleted while it was written; run the command again")
 
 
-def _remove_without_parts(work: Path, descriptor: int) -> None:
+def _remove_own(work: Path, descriptor: int) -> None:
     with contextlib.suppress(OSError):
-        if _is_unmoved(work, descriptor) and not _has_parts(work):
+        if _is_unmoved(work, descriptor):
             shutil.rmtree(work)
-
-
-def _has_parts(work: Path) -> bool:
-    return (work / "parts").is_dir() and any((work / "parts").iterdir())
-
-
-def remove_leftover(target: Path) -> None:
-    """Remove the partial folder that a process left which was killed after it had put `target` in place."""
-    work = target.with_name(f"{target.name}.partial")
-    if read_note(work / _NOTE) and not (work / "content").exists():
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def read_note(path: Path) -> dict[str, Any]:
-    """Read a note of an earlier process, a mapping in JSON; empty if it is missing or damaged."""
-    try:
-        note = parse_json(read_regular_file(path))
-    except (OSError, ValueError):
-        return {}
-    return note if isinstance(note, dict) else {}
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,7 +14,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,6 @@ from sightline.store.files.input_files import expand_home
 
 OFFSETS = "offsets"
 """File name part, in place of a column's name, of the row starts (and the last end) of the ragged columns."""
-_BLOCK_BYTES = 2**24
 
 
 class ColumnSpec(NamedTuple):
@@ -60,19 +59,18 @@ class SampleRow(NamedTuple):
 
 
 class SplitWriter:
-    """Writer of the array files of a split: rows in order, over the files that an earlier run may have left.
-
-    Rows are written in shards: each is either kept as the files have it (`keep`), or begun and `put` row by row.
-    `lengths` and `checksums` are those of the current shard. A context manager, which closes the files.
-    """
+    """Writer of the array files of a split, row by row; a context manager, which closes the files."""
 
     def __init__(self, folder: Path, split: str, num_rows: int, columns: Mapping[str, ColumnSpec]) -> None:
         assert OFFSETS not in columns, f"'{OFFSETS}' cannot be the name of a column"
         self._is_ragged = any(column.is_ragged for column in columns.values())
         self._offsets = np.zeros(num_rows + 1, dtype=np.int64)
         self._offsets_path = folder / f"{split}.{OFFSETS}.npy"
-        self._files = {name: _ColumnFile(folder / f"{split}.{name}.npy", column) for name, column in columns.items()}
-        self._start = self._row = 0
+        self._columns = dict(columns)
+        self._files = {name: (folder / f"{split}.{name}.npy").open("xb") for name in columns}
+        for name, file in self._files.items():
+            file.write(_make_header(columns[name], 0))
+        self._row = 0
 
     def __enter__(self) -> SplitWriter:
         return self
@@ -81,118 +79,36 @@ class SplitWriter:
         for file in self._files.values():
             file.close()
 
-    def begin(self) -> None:
-        """Begin a shard at the next row."""
-        self._start = self._row
-        for file in self._files.values():
-            file.cut(self._place(file, self._row))
-
     def put(self, row: SampleRow) -> None:
         """Write the next row. Raises DataError for values of another shape or not finite."""
-        values = {name: _check_value(row, name, file.column) for name, file in self._files.items()}
-        lengths = {len(values[name]) for name, file in self._files.items() if file.column.is_ragged}
+        values = {name: _check_value(row, name, column) for name, column in self._columns.items()}
+        lengths = {len(values[name]) for name, column in self._columns.items() if column.is_ragged}
         assert len(lengths) < 2, f"{row.where}: ragged columns of {sorted(lengths)} elements"
         for name, file in self._files.items():
-            file.append(values[name])
+            file.write(values[name].reshape(-1).data)
         self._row += 1
         self._offsets[self._row] = self._offsets[self._row - 1] + max(lengths, default=0)
 
-    def lengths(self) -> list[int] | None:
-        """Return the number of elements of each row written since `begin()`, or None if no column is ragged."""
-        return np.diff(self._offsets[self._start : self._row + 1]).tolist() if self._is_ragged else None
-
-    def checksums(self) -> dict[str, int]:
-        """Return the CRC-32 of the rows of this shard, by column."""
-        return {name: file.checksum_put() for name, file in self._files.items()}
-
-    def keep(self, num_rows: int, lengths: Sequence[int] | None, checksums: Mapping[str, int]) -> bool:
-        """Keep the next rows if the files match the notes of an earlier run; return True if they are kept."""
-        if (lengths is not None) != self._is_ragged or len(lengths or []) not in (0, num_rows):
-            return False
-        start, end = self._row, self._row + num_rows
-        if lengths is not None:
-            self._offsets[start + 1 : end + 1] = self._offsets[start] + np.cumsum(lengths, dtype=np.int64)
-        stored = {
-            name: file.checksum(self._place(file, start), self._place(file, end)) for name, file in self._files.items()
-        }
-        if stored != checksums:
-            return False
-        self._row = end
-        return True
-
     def finish(self) -> int:
-        """Complete the files after the last row; return the number of elements of the ragged columns, 0 without any."""
+        """Complete the headers after the last row; return the number of elements of ragged columns, 0 without any."""
         assert self._row == len(self._offsets) - 1, f"{self._row} of {len(self._offsets) - 1} rows were written"
-        for file in self._files.values():
-            file.finish(self._place(file, self._row))
+        for name, file in self._files.items():
+            column = self._columns[name]
+            file.seek(0)
+            file.write(_make_header(column, int(self._offsets[-1]) if column.is_ragged else self._row))
+            file.flush()
         if self._is_ragged:
             np.save(self._offsets_path, self._offsets)
         return int(self._offsets[-1])
 
-    def _place(self, file: _ColumnFile, row: int) -> int:
-        """Return the number of elements of a file before a row."""
-        return int(self._offsets[row]) if file.column.is_ragged else row
 
-
-class _ColumnFile:
-    """File of a column: elements are appended, and the header is completed at the end.
-
-    Elements are rows, or where those are ragged, what they consist of.
-    """
-
-    def __init__(self, path: Path, column: ColumnSpec) -> None:
-        self._path = path
-        self.column = column
-        self._header_bytes = len(self._header(0))
-        self._checksum_put = 0
-        if not path.exists():
-            path.touch()
-        self._file = path.open("r+b")
-
-    def cut(self, num_elements: int) -> None:
-        """Truncate the file after its first `num_elements` elements and continue there."""
-        self._file.truncate(self._place(num_elements))
-        self._file.seek(self._place(num_elements))
-        self._checksum_put = 0
-
-    def append(self, values: np.ndarray) -> None:
-        data = values.reshape(-1).data
-        self._file.write(data)
-        self._checksum_put = zlib.crc32(data, self._checksum_put)
-
-    def checksum_put(self) -> int:
-        """Return the CRC-32 of the data since the last cut, which is then flushed to the file."""
-        self._file.flush()
-        return self._checksum_put
-
-    def checksum(self, start: int, end: int) -> int:
-        """Compute the CRC-32 of the elements from `start` to `end`, or of fewer if the file ends."""
-        self._file.seek(self._place(start))
-        remaining, checksum = (end - start) * self.column.num_bytes, 0
-        while remaining and (block := self._file.read(min(remaining, _BLOCK_BYTES))):
-            checksum = zlib.crc32(block, checksum)
-            remaining -= len(block)
-        return checksum
-
-    def finish(self, num_elements: int) -> None:
-        self._file.truncate(self._place(num_elements))
-        self._file.seek(0)
-        self._file.write(self._header(num_elements))
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _place(self, element: int) -> int:
-        return self._header_bytes + element * self.column.num_bytes
-
-    def _header(self, num_elements: int) -> bytes:
-        """Build the header that numpy.save writes, of the same length for any number of rows."""
-        header = io.BytesIO()
-        descr = np.lib.format.dtype_to_descr(np.dtype(self.column.dtype))
-        shape = (num_elements, *self.column.shape)
-        np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
-        return header.getvalue()
+def _make_header(column: ColumnSpec, num_elements: int) -> bytes:
+    """Make the header that numpy.save writes, of the same length for any number of rows."""
+    header = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(np.dtype(column.dtype))
+    shape = (num_elements, *column.shape)
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    return header.getvalue()
 
 
 def _check_value(row: SampleRow, name: str, column: ColumnSpec) -> np.ndarray:

@@ -300,14 +300,13 @@ def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "") ->
     """
     if not root.is_dir():
         raise MissingDataError(
-            f"{root}: there is no such folder{describe_unfinished(root)}; {_describe_start(root)}{_ELSEWHERE}; "
+            f"{root}: there is no such folder; {_describe_start(root)}{_ELSEWHERE}; "
             f"to make it: {prepare_command(set_names[0], str(root), options)}"
         )
     command = prepare_command(set_names[0], "DIR", options)
     if not (root / MANIFEST).is_file():
         raise MissingDataError(
-            f"{root}: is not a prepared set, it holds {summarise_folder(root)}{describe_unfinished(root)}; "
-            f"{_ELSEWHERE}; to make one: {command}"
+            f"{root}: is not a prepared set, it holds {summarise_folder(root)}; {_ELSEWHERE}; to make one: {command}"
         )
     manifest = read_manifest(root)
     if manifest["set"] not in set_names:
@@ -444,12 +443,6 @@ def _map_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarra
     if (array.shape, array.dtype) != (shape, dtype):
         raise prepare_again(f"{path}: holds {array.dtype} {array.shape}, the manifest lists {dtype} {shape}")
     return array
-
-
-def describe_unfinished(root: Path) -> str:
-    """Describe the partial folder of an unfinished preparation; empty if there is none."""
-    work = root.with_name(root.name + ".partial")
-    return f" ({work} is unfinished; the command that made it continues it)" if work.is_dir() else ""
 
 
 class _Entries(dict[str, Any]):

@@ -1,10 +1,8 @@
-"""Atomic writer of prepared data sets; a killed run is continued.
-
-The partial folder, that of `whole_folder`, contains one note per finished shard in `parts/` (names and hashes).
-"""
+"""Atomic writer of prepared data sets: all rows in a partial folder, which then becomes the set."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -22,10 +20,9 @@ import numpy as np
 from typing_extensions import TypeVar
 
 from sightline.contract.errors import DataError, RunError
-from sightline.store.files.atomic_write import read_note, remove_leftover, replace_atomic, sync_folder, whole_folder
+from sightline.store.files.atomic_write import replace_atomic, sync_folder, whole_folder
 from sightline.store.files.input_files import damaged, download_again, file_size
 from sightline.store.prepared.columns import ColumnSpec, SampleRow, SplitWriter
-from sightline.store.prepared.faulty_files import FaultCollector
 from sightline.store.prepared.prepared_set import (
     FORMAT_VERSION,
     LISTED,
@@ -51,7 +48,7 @@ Progress: TypeAlias = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Shard(Generic[Row]):
-    """Consecutive rows of a split, prepared as one unit: a continued run reads an unfinished shard from its first row.
+    """Consecutive rows of a split, of one title in reports of progress.
 
     `files` are the files that the rows are read from. `estimated_elements` estimates the number of elements, such as
     points, that these rows add to each ragged column: if the disk has too little space, nothing is prepared.
@@ -107,25 +104,14 @@ class PreparationPlan:
 def write_prepared_set(plan: PreparationPlan, target: Path, *, progress: Progress) -> dict[str, Any]:
     """Prepare a set at `target`; return its manifest with `root` and `outcome` (`prepared` or `already there`).
 
-    A killed run is continued: shards whose files, count and checksum still agree are kept, and the result has the same
-    bits. A partial folder of the same set and source in an earlier state is started again.
     Raises DataError for a faulty source, with every file that cannot be used, and for a target or a partial folder that
     contains something else.
     """
     target = target.resolve()
     existing_manifest = _read_existing(plan, target)
     if existing_manifest is not None:
-        remove_leftover(target)
         return _make_report(existing_manifest, target, "already there")
-    note = {
-        "what": f"'{plan.set_name}' from {plan.source}",
-        "format": FORMAT_VERSION,
-        "layout": plan.layout,
-        "columns": _columns_json(plan),
-        "split_sizes": plan.split_sizes,
-        "options": dict(plan.options),
-    }
-    with whole_folder(target, note=json.loads(json.dumps(note))) as folder:
+    with whole_folder(target) as folder:
         _assert_room(folder, plan)
         written = _fill(folder, plan, progress, FaultCollector(target))
         manifest = _finish(folder, plan, written)
@@ -139,12 +125,12 @@ def _make_report(manifest: Mapping[str, Any], target: Path, outcome: str) -> dic
 
 
 def _assert_room(folder: Path, plan: PreparationPlan) -> None:
-    """Raise RunError if the disk has less room than the arrays need, unless an earlier run has made them."""
+    """Raise RunError if the disk has less room than the arrays need."""
     num_rows, num_elements = sum(plan.split_sizes.values()), sum(shard.estimated_elements for shard in plan.shards)
     columns = plan.columns.values()
     needed = sum(column.num_bytes * (num_elements if column.is_ragged else num_rows) for column in columns)
     free = shutil.disk_usage(folder).free
-    if needed > free and not any(folder.iterdir()):
+    if needed > free:
         raise RunError(
             f"{folder.parent.parent}: {needed / 2**30:.2f} GiB are needed, {free / 2**30:.2f} GiB are free; make room"
         )
@@ -185,6 +171,63 @@ def iterate_batches(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
     iterator = iter(items)
     while batch := tuple(itertools.islice(iterator, size)):
         yield batch
+
+
+_MAX_PRINTED = 8
+"""Maximum number of printed faults; with the line before and the line after them ten lines."""
+_MAX_FAULTS = 10_000
+
+
+class FaultCollector:
+    """Collector of the errors of reading a set's rows; `report` is the file that lists all if there are many."""
+
+    def __init__(self, target: Path) -> None:
+        self.report = target.with_name(f"{target.name}.unusable.txt")
+        self._faults: list[str] = []
+        self._last: DataError | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._faults)
+
+    def skip_unusable(self, begin: Callable[[], Iterator[SampleRow]]) -> Iterator[SampleRow]:
+        """Iterate over the readable rows of `begin()` and collect the errors of the others.
+
+        Reading goes on after an error if the iterator does: a `map` does, a generator does not.
+        """
+        try:
+            rows = begin()
+        except DataError as error:
+            self.add(error)
+            return
+        while len(self._faults) < _MAX_FAULTS:
+            try:
+                yield next(rows)
+            except StopIteration:
+                return
+            except DataError as error:
+                self.add(error)
+
+    def add(self, error: DataError) -> None:
+        """Add the fault of one more file or shard."""
+        self._faults.append(str(error))
+        self._last = error
+
+    def raise_any(self, num_rows: int) -> None:
+        """Raise DataError with every fault: a single one unchanged, several below a line that counts them."""
+        self.report.unlink(missing_ok=True)
+        if self._last is None:
+            return
+        if len(self._faults) == 1:
+            raise self._last
+        lines = [f"{len(self._faults)} of {num_rows} samples cannot be used; mend their files, or leave them out:"]
+        lines += self._faults[:_MAX_PRINTED]
+        if len(self._faults) > _MAX_PRINTED:
+            lines.append(f"and {len(self._faults) - _MAX_PRINTED} more")
+            with contextlib.suppress(OSError):
+                text = "".join(f"{line}\n" for line in self._faults)
+                self.report.write_text(text, encoding="utf-8", errors="replace")
+                lines[-1] += f"; all are in {self.report}"
+        raise DataError.from_lines(lines)
 
 
 def _read_existing(plan: PreparationPlan, target: Path) -> dict[str, Any] | None:
@@ -231,9 +274,9 @@ class _Filled(NamedTuple):
 
 
 def _fill(folder: Path, plan: PreparationPlan, progress: Progress, unusable: FaultCollector) -> _Filled:
-    """Write the rows of every unfinished shard; return their names and numbers of elements.
+    """Write the rows of every shard; return their names and numbers of elements.
 
-    After the first unreadable row the others are only read, to find all unreadable rows.
+    After the first unreadable row the others are read too, to find all unreadable rows.
     """
     rows = {split: _Written([], [], []) for split in plan.split_sizes}
     num_done, num_all = 0, sum(plan.split_sizes.values())
@@ -242,25 +285,10 @@ def _fill(folder: Path, plan: PreparationPlan, progress: Progress, unusable: Fau
             split: stack.enter_context(SplitWriter(folder, split, size, plan.columns))
             for split, size in plan.split_sizes.items()
         }
-        for index, shard in enumerate(shard for shard in plan.shards if shard.num_rows):
-            writer = writers[shard.split]
-            note = folder.parent / "parts" / f"{index:05d}.json"
-            shard_rows = _load_kept_rows(note, shard, writer)
-            if shard_rows is None:
-                note.unlink(missing_ok=True)
-                advance = partial(_advance, progress, shard.title, num_done, num_all)
-                shard_rows = _write_rows(shard, writer, plan.source if plan.lists_files else None, advance, unusable)
-                if unusable:
-                    continue
-                listed = {LISTED: shard_rows.listed} if plan.lists_files else {}
-                lengths = {} if (counts := writer.lengths()) is None else {"lengths": counts}
-                result = {"crc32": writer.checksums(), **lengths, "names": shard_rows.names, "notes": shard_rows.notes}
-                replace_atomic(note, json.dumps({**_shard_state(shard), **result, **listed}).encode())
-            else:
-                progress(num_done + shard.num_rows, num_all, f"{shard.title}: kept from the run before")
-            rows[shard.split].names.extend(shard_rows.names)
-            rows[shard.split].listed.extend(shard_rows.listed)
-            rows[shard.split].notes.extend(shard_rows.notes)
+        for shard in (shard for shard in plan.shards if shard.num_rows):
+            advance = partial(_advance, progress, shard.title, num_done, num_all)
+            root = plan.source if plan.lists_files else None
+            _write_rows(shard, writers[shard.split], root, advance, unusable, rows[shard.split])
             num_done += shard.num_rows
         unusable.raise_any(num_all)
         return _Filled(rows, {split: writer.finish() for split, writer in writers.items()})
@@ -271,11 +299,15 @@ def _advance(progress: Progress, title: str, num_before: int, num_all: int, done
 
 
 def _write_rows(
-    shard: Shard, writer: SplitWriter, root: Path | None, done: Callable[[int], None], unusable: FaultCollector
-) -> _Written:
+    shard: Shard,
+    writer: SplitWriter,
+    root: Path | None,
+    done: Callable[[int], None],
+    unusable: FaultCollector,
+    written: _Written,
+) -> None:
     """Write the rows of a shard; `root` is the folder below which they list files, None if they list none."""
-    written = _Written([], [], [])
-    writer.begin()
+    num_written = 0
     for row in unusable.skip_unusable(shard.rows):
         try:
             writer.put(row)
@@ -286,26 +318,11 @@ def _write_rows(
         written.notes.extend([note, row.where] for note in row.notes)
         if root is not None:
             written.listed.append([list_file(path, root) for path in row.files])
-        done(len(written.names))
-    assert unusable or len(written.names) == shard.num_rows, (
-        f"{shard.title}: {len(written.names)} rows, {shard.num_rows} were promised"
+        num_written += 1
+        done(num_written)
+    assert unusable or num_written == shard.num_rows, (
+        f"{shard.title}: {num_written} rows, {shard.num_rows} were promised"
     )
-    return written
-
-
-def _load_kept_rows(note: Path, shard: Shard, writer: SplitWriter) -> _Written | None:
-    """Return the rows of a finished shard if its files, number of rows and column checksums still agree."""
-    state = read_note(note)
-    names, lengths, checksums = state.pop("names", None), state.pop("lengths", None), state.pop("crc32", None)
-    listed, notes = state.pop(LISTED, []), state.pop("notes", [])
-    is_kept = checksums and state == _shard_state(shard) and writer.keep(shard.num_rows, lengths, checksums)
-    files = [[ListedFile(*entry) for entry in row] for row in listed]
-    return _Written(names, files, notes) if is_kept else None
-
-
-def _shard_state(shard: Shard) -> dict[str, Any]:
-    files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in shard.files]
-    return {"files": digest_json(files), "num_rows": shard.num_rows}
 
 
 def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from sightline.contract.errors import ConfigError, DataError, MissingDataError, 
 from sightline.contract.types import Field, SampleKey
 from sightline.ops.rendering import Background, on_background
 from sightline.store.files.input_files import expand_home
-from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, check_sizes, describe_unfinished, read_manifest
+from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, check_sizes, read_manifest
 
 VIEWS_SET = "views"
 """Name of the set in the manifest of a view store."""
@@ -50,7 +50,7 @@ class Views:
         folder = expand_home(root)
         if not (folder / MANIFEST).is_file():
             raise MissingDataError(
-                f"{folder}: is not a view store{describe_unfinished(folder)}; if it is elsewhere, give "
+                f"{folder}: is not a view store; if it is elsewhere, give "
                 f"data.views=FOLDER; to make one: {_command('SET', folder)}"
             )
         manifest = read_manifest(folder)

@@ -11,12 +11,12 @@ import numpy as np
 from sightline.config import RunConfig
 from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo, Field, ScanInputSpec
-from sightline.store.files.range_images import read_range_image
 from sightline.store.files.scan_reading import (
     ADVICE_RING,
     SCAN_COLUMNS,
     NoReturn,
     has_remission,
+    read_range_image,
     read_scan,
     to_raw_scan,
 )

@@ -33,9 +33,8 @@ from tests.data.clouds.shapenet_render_writers import (
     view_of,
     write_cloud,
     write_release,
-    write_views,
 )
-from tests.data.preparing import record_messages, refuse
+from tests.data.preparing import refuse
 
 
 @pytest.fixture(scope="module")
@@ -173,24 +172,6 @@ def test_commands(release: Path, tmp_path: Path) -> None:
     assert run_here("data", "verify", str(tmp_path / "set")).code == 0
     assert "chair 6778" in run_here("data", "info", "shapenet_render").out.replace("\u00a0", " ")
     assert "was prepared with size_px = 8, now it is 16" in run_here(*words, "size_px=16").err
-
-
-def test_a_killed_preparation_goes_on_and_ends_in_the_same_bits(release: Path, tmp_path: Path, prepared: Path) -> None:
-    class Killed(Exception):  # noqa: N818
-        pass
-
-    def kill(done: int, total: int, what: str) -> None:
-        if what.startswith("03001627") and done == 4:
-            raise Killed
-
-    with pytest.raises(Killed):
-        prepare(release, tmp_path / "set", kill, size_px=SIZE_PX)
-    assert not (tmp_path / "set").exists()
-    told = record_messages(prepare, release, tmp_path / "set", size_px=SIZE_PX)
-    assert "02691156 from 0: kept from the run before" in told
-    for path in prepared.iterdir():
-        if path.name != "manifest.json":
-            assert (tmp_path / "set" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 # --- a half that is missing -------------------------------------------------------------------------------------------
@@ -341,11 +322,3 @@ def test_all_broken_files_are_told_at_once_and_may_be_left_out(own: Path) -> Non
     assert "2 objects have broken files, left out: 02691156/1a04, 03001627/c2e9" in found["left_out"]
     assert found["pairs"]["02691156 airplane"] == {"clouds": 2, "image_folders": 2, "pairs": 1}
     assert len(opened(own.parent / "set")) == 4
-
-
-def test_a_mended_release_is_prepared_from_where_it_stopped(own: Path) -> None:
-    corrupt(own / IMAGE)
-    refused(own, "cannot be decoded")
-    write_views(own / "ShapeNetRendering/03001627/c2e9/rendering", "03001627/c2e9")
-    told = record_messages(prepare, own, own.parent / "target", size_px=SIZE_PX)
-    assert "02691156 from 0: kept from the run before" in told

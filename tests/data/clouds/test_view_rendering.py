@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.areas.clouds import rendering
 from sightline.areas.clouds.rendering import render_views
 from sightline.areas.clouds.sets.modelnet import ModelNet40
 from sightline.commands.data import RenderOptions
@@ -23,7 +22,7 @@ from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
 from sightline.store.prepared.views import Views
 from tests.command import run_here
 from tests.data.clouds.modelnet_writers import SHAPES, prepare, write_npz, write_off
-from tests.data.preparing import read_files, record_messages, stop_at
+from tests.data.preparing import read_files
 from tests.data.scenes.scene_writers import no_progress
 
 
@@ -60,21 +59,6 @@ def test_views_are_those_of_the_clouds_of_their_names(
     assert np.allclose(manifest["rotations"], cameras.rotations)
     assert manifest["up_axis"] == "z"
     assert verify(tmp_path / "views") == 4
-
-
-@pytest.mark.parametrize("last", [1, 2, 4, 5, 7])
-def test_what_was_stopped_is_continued_to_the_same_bits(
-    tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch, last: int
-) -> None:
-    """Six clouds of training and two of the test, in shards of two."""
-    monkeypatch.setattr(rendering, "_OBJECTS_PER_SHARD", 2)
-    render(prepared, tmp_path / "whole")
-    stop_at(last, render, prepared, tmp_path / "views")
-    assert not (tmp_path / "views").exists()
-    messages = record_messages(render, prepared, tmp_path / "views")
-    assert sum("kept" in message for message in messages) == sum(last > end for end in (2, 4, 6))
-    assert read_files(tmp_path / "views") == read_files(tmp_path / "whole")
-    assert not (tmp_path / "views.partial").exists()
 
 
 def test_views_that_are_there_are_left_alone(tmp_path: Path, prepared: Path) -> None:

@@ -16,8 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.areas.clouds.sets.shapenet_part_files import Category, _make_shard
-from sightline.areas.contrast.shapenet_render import _fault
 from sightline.areas.pose.depth_files import read_depth, read_windowed_depth
 from sightline.contract.errors import DataError
 from sightline.store.files.array_files import check_array
@@ -175,26 +173,6 @@ def test_a_name_that_is_no_utf8_is_a_name(tmp_path: Path) -> None:
     assert sum(split["num_rows"] for split in manifest["splits"].values()) == 31
     with pytest.raises(DataError, match=r"^\\udcff\\n\.off: all 2 points coincide"):
         normalize_to_unit_sphere(np.zeros((2, 3)), where=odd.name)
-
-
-def test_what_is_no_regular_file_is_named_in_sets_of_many_files(tmp_path: Path) -> None:
-    """A folder, a link to itself or to nothing, and a pipe, which would block, in the place of a view or a cloud."""
-    for ending in (".png", ".ply"):
-        path = tmp_path / f"view{ending}"
-        makers: list[Callable[[], object]] = [
-            path.mkdir,
-            partial(path.symlink_to, path.name),
-            partial(path.symlink_to, "nowhere"),
-            partial(os.mkfifo, path),
-        ]
-        for make in makers:
-            make()
-            with pytest.raises(DataError, match=f"view{ending}: (is not a regular file|cannot be read)"):
-                _fault(path)
-            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-    path.symlink_to(path.name)
-    with pytest.raises(DataError, match=r"view.ply: .*symbolic links"):
-        _make_shard("train", Category("aeroplane", 0, "02691156", (0, 1)), [path])
 
 
 @run_each("length", range(0, 33, 4))

@@ -11,10 +11,9 @@ import numpy as np
 import pypcd4
 import pytest
 
-from sightline.contract.errors import DataError
 from sightline.store.files.cloud_files import read_cloud
 from tests.cases import run_each
-from tests.data.clouds.cloud_writers import prepare_folder, solid, write_ply
+from tests.data.clouds.cloud_writers import solid, write_ply
 from tests.data.files.refusals import refused
 
 POINTS = solid("ball", 0, 30).astype(np.float32)
@@ -72,25 +71,6 @@ def test_normals_of_every_spelling(tmp_path: Path, suffix: str, names: tuple[str
         lower = ", ".join(names).lower()
         assert cloud.notes == (() if names[0] == "nx" else (f"{lower} are read as nx, ny, nz",))
     assert read_cloud(path, used=()).notes == ()
-
-
-def test_notes_of_files_that_an_earlier_preparation_read(tmp_path: Path) -> None:
-    """The first class is read before the damaged file of the second stops the preparation, and not again."""
-    for kind in ("ball", "rod"):
-        (tmp_path / "in" / kind).mkdir(parents=True)
-        for number in range(4):
-            cloud = dict(zip("xyz", solid(kind, number, 80).astype(np.float32).T, strict=True))
-            write_pcd(
-                tmp_path / "in" / kind / f"{number}.pcd", cloud | dict(zip(NORMALS[0], cloud.values(), strict=True))
-            )
-    path = tmp_path / "in" / "rod" / "0.pcd"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-4])
-    with pytest.raises(DataError, match="promises 80 points"):
-        prepare_folder(tmp_path / "in", tmp_path / "set")
-    path.write_bytes(whole)
-    (note,) = prepare_folder(tmp_path / "in", tmp_path / "set")["differences"]
-    assert note.startswith("normal_x, normal_y, normal_z are read as nx, ny, nz (8 files, first: ")
 
 
 @run_each(

@@ -141,27 +141,6 @@ def test_arrays_of_big_endian_machines_and_strided_ones_are_taken(tmp_path: Path
     assert (tmp_path / "other.ply").read_bytes() == (tmp_path / "plain.ply").read_bytes()
 
 
-@run_each(
-    "name, wrong, told",
-    [
-        ("points", np.zeros((4, 2)), r"points: found float64 \(4, 2\)"),
-        ("points", np.zeros((0, 3)), r"points: found float64 \(0, 3\)"),
-        ("points", np.zeros((4, 3), dtype=np.int64), "points: found int64"),
-        ("colors", np.zeros((4, 3)), "colors: found float64"),
-        ("colors", np.zeros((3, 3), dtype=np.uint8), r"colors: found uint8 \(3, 3\), expected uint8 \(4, 3\)"),
-        ("label", np.zeros(3, dtype=np.int64), r"label: found int64 \(3,\)"),
-        ("label", np.zeros(4), "label: found float64"),
-        ("label", np.full(4, 2**31), "label: found 2147483648 to 2147483648"),
-    ],
-)
-def test_arrays_of_another_form_are_refused_before_a_file_is_there(
-    tmp_path: Path, name: str, wrong: np.ndarray, told: str
-) -> None:
-    with pytest.raises(ValueError, match=told):
-        write_ply(tmp_path / "a.ply", **{**cloud(4, np.float64), name: wrong})
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_disk_that_fills_up_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_ply(tmp_path / "a.ply", **cloud(5, np.float32))
     older = (tmp_path / "a.ply").read_bytes()

@@ -23,7 +23,7 @@ from sightline.store.prepared.prepared_writer import (
     find_duplicates,
     write_prepared_set,
 )
-from tests.data.preparing import cut, flip_bit, kill_process, read_files, record_messages, stop_at
+from tests.data.preparing import read_files
 from tests.processes import run_program
 
 SIZES = {"train": [3, 1, 700, 20], "test": [5, 9]}
@@ -109,45 +109,6 @@ def test_a_worker_is_sent_paths_and_maps_the_files_itself(prepared: PreparedSet)
     np.testing.assert_array_equal(copy.row("train", "points", 2), prepared.row("train", "points", 2))
     with pytest.raises(ValueError, match="read-only"):
         copy.row("train", "points", 2)[0, 0] = 1.0
-
-
-@pytest.mark.parametrize("last", range(1, NUM_ROWS + 1))
-def test_a_stopped_run_is_continued_to_the_same_bits(source: Path, tmp_path: Path, last: int) -> None:
-    prepare(source, tmp_path / "whole")
-    stop_at(last, prepare, source, tmp_path / "set")
-    assert not (tmp_path / "set").exists()
-    kept = record_messages(prepare, source, tmp_path / "set")
-    assert sum("kept" in message for message in kept) == (last - 1) // 2
-    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
-
-
-@pytest.mark.processes
-def test_a_process_killed_for_good_is_continued(source: Path, tmp_path: Path) -> None:
-    prepare(source, tmp_path / "whole")
-    kill_process("tests.data.loading.test_ragged_sets", 4, source, tmp_path / "set")
-    messages = record_messages(prepare, source, tmp_path / "set")
-    assert messages[0] == "train/0: kept from the run before"
-    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
-
-
-@pytest.mark.parametrize("harm", [flip_bit, cut, Path.unlink])
-def test_what_a_run_left_is_read_again_where_it_differs(source: Path, tmp_path: Path, harm: Any) -> None:
-    prepare(source, tmp_path / "whole")
-    stop_at(3, prepare, source, tmp_path / "set")
-    harm(tmp_path / "set.partial/content/train.points.npy")
-    prepare(source, tmp_path / "set")
-    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
-
-
-def test_what_follows_a_cloud_that_changed_its_length_moves(source: Path, tmp_path: Path) -> None:
-    stop_at(5, prepare, source, tmp_path / "set")
-    np.savetxt(source / "train/0.txt", np.ones((8, 4)))
-    messages = record_messages(prepare, source, tmp_path / "set")
-    assert not any("kept" in message for message in messages)  # train/2 begins elsewhere now
-    found = open_prepared(tmp_path / "set", set_names=("toy",))
-    assert found.offsets("train").tolist() == [0, 8, 9, 709, 729]
-    prepare(source, tmp_path / "whole")
-    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Preparing is all or nothing, goes on where it was killed, and leaves what it did not make alone; damage is found."""
+"""Preparing is all or nothing, begins again after a kill, and leaves what is not its own alone; damage is found."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from sightline.store.prepared.prepared_set import (
     verify,
 )
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard, write_prepared_set
-from tests.data.clouds.modelnet_writers import LAYOUTS, prepare, write_layout, write_off, write_text
-from tests.data.preparing import flip_bit, read_files, record_messages, stop_at
+from tests.data.clouds.modelnet_writers import prepare, write_off, write_text
+from tests.data.preparing import flip_bit, kill_process, read_files
 from tests.data.scans.lidar_writers import quiet, write_semantic_kitti
 
 
@@ -38,62 +38,20 @@ def prepared(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("last", [1, 2, 4, 5, 8])
-def test_a_killed_run_is_continued_to_the_same_bits(tmp_path: Path, layout: str, last: int) -> None:
-    source = write_layout(layout, tmp_path / "in")
+@pytest.mark.processes
+def test_a_killed_preparation_begins_again_and_what_is_not_its_own_is_refused(tmp_path: Path) -> None:
+    source, work = write_text(tmp_path / "in"), tmp_path / "set.partial"
     prepare(source, tmp_path / "whole")
-    stop_at(last, prepare, source, tmp_path / "set")
-    assert not (tmp_path / "set").exists()
+    kill_process("tests.data.clouds.modelnet_writers", 5, source, tmp_path / "set")
+    assert (work / "content/train.points.npy").exists()
+    (work / "unfinished").rename(tmp_path / "kept")
+    with pytest.raises(DataError, match=r"set\.partial: is not unfinished work of sightline; delete it"):
+        prepare(source, tmp_path / "set")
+    assert (work / "content/train.points.npy").exists()
+    (tmp_path / "kept").rename(work / "unfinished")
     prepare(source, tmp_path / "set")
     assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
-    assert not (tmp_path / "set.partial").exists()
-
-
-def test_finished_classes_are_kept_and_faulty_ones_redone(tmp_path: Path) -> None:
-    source = write_text(tmp_path / "in")
-    prepare(source, tmp_path / "whole")
-    stop_at(5, prepare, source, tmp_path / "set")
-    held = tmp_path / "set.partial/content/train.points.npy"
-    row = np.load(tmp_path / "whole/train.points.npy")[0]
-    flip_bit(held, 128 + 3 * row.nbytes)  # bed, the second of the two finished classes
-    messages = record_messages(prepare, source, tmp_path / "set")
-    assert messages[0] == "train/airplane: kept from the run before"
-    assert messages[1] == "train/bed"
-    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
-
-
-def test_a_mended_file_is_read_again_and_the_rest_kept(tmp_path: Path) -> None:
-    source = write_text(tmp_path / "in")
-    faulty = source / "night_stand/night_stand_0002.txt"
-    sound = faulty.read_text()
-    faulty.write_text("nan" + sound[sound.index(",") :])
-    with pytest.raises(DataError, match=r"night_stand_0002\.txt:1: nan is not a finite number"):
-        prepare(source, tmp_path / "set")
-    assert not (tmp_path / "set").exists()
-    faulty.write_text(sound)
-    messages = record_messages(prepare, source, tmp_path / "set")
-    assert [message for message in messages if "kept" in message] == [
-        "train/airplane: kept from the run before",
-        "train/bed: kept from the run before",
-    ]
-
-
-def test_a_partial_folder_of_another_source_is_refused(tmp_path: Path) -> None:
-    source = write_text(tmp_path / "in")
-    other = write_text(tmp_path / "other")
-    stop_at(5, prepare, source, tmp_path / "set")
-    for faulty in (
-        lambda: prepare(other, tmp_path / "set"),
-        lambda: prepare(source, tmp_path / "set", "modelnet10"),
-    ):
-        with pytest.raises(DataError, match=r"set\.partial: is unfinished work on 'modelnet40' from .*/in, not on "):
-            faulty()
-    with pytest.raises(DataError, match=r"set\.partial is unfinished"):
-        ModelNet40(split="train", root=str(tmp_path / "set"))
-    (tmp_path / "set.partial/unfinished.json").write_text("{")
-    with pytest.raises(DataError, match="is not unfinished work of sightline"):
-        prepare(source, tmp_path / "set")
+    assert not work.exists()
 
 
 def test_a_prepared_target_is_left_alone(tmp_path: Path) -> None:
@@ -111,17 +69,6 @@ def test_a_prepared_target_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="before its files changed"):
         prepare(source, tmp_path / "set")
     assert read_files(tmp_path / "set") == before
-
-
-def test_what_a_run_killed_after_renaming_left_is_swept_away(tmp_path: Path) -> None:
-    source = write_text(tmp_path / "in")
-    prepare(source, tmp_path / "set")
-    (tmp_path / "set.partial/parts").mkdir(parents=True)
-    assert prepare(source, tmp_path / "set")["outcome"] == "already there"
-    assert (tmp_path / "set.partial").exists()  # nothing says that it is ours
-    (tmp_path / "set.partial/unfinished.json").write_text('{"what": "modelnet40"}')
-    assert prepare(source, tmp_path / "set")["outcome"] == "already there"
-    assert not (tmp_path / "set.partial").exists()
 
 
 def test_a_target_with_something_else_is_refused(tmp_path: Path) -> None:
@@ -279,13 +226,13 @@ def test_two_processes_do_not_prepare_one_set(tmp_path: Path) -> None:
     assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
 
 
-# --- Rows without elements: kept where columns allow them, refused where they do not, and continued to the same bits -
+# --- Rows without elements: kept where columns allow them, refused where they do not ---
 
 
 LENGTHS = {"train": [0, 2, 0, 0, 3, 0], "test": [0, 0]}
 
 
-def plan(root: Path, *, can_be_empty: bool, killed: bool = False) -> PreparationPlan:
+def plan(root: Path, *, can_be_empty: bool) -> PreparationPlan:
     """Rows of these lengths that count up, in two parts a split."""
     columns = {
         "values": ColumnSpec((2,), "float64", True, can_be_empty),
@@ -294,8 +241,6 @@ def plan(root: Path, *, can_be_empty: bool, killed: bool = False) -> Preparation
 
     def rows(split: str, lengths: Sequence[int], first: int) -> Iterator[SampleRow]:
         for number, length in enumerate(lengths, start=first):
-            if killed and (split, number) == ("test", 1):
-                raise KeyboardInterrupt
             values = np.arange(2 * length, dtype=np.float64).reshape(length, 2) + number
             yield SampleRow(
                 f"{split}{number}", f"row {number}", {"values": values, "flag": np.ones(length, dtype=bool)}
@@ -326,7 +271,7 @@ def test_empty_rows_are_refused_elsewhere(tmp_path: Path) -> None:
         write_prepared_set(plan(tmp_path, can_be_empty=False), tmp_path / "set", progress=quiet)
 
 
-# --- Files listed in place: contents by verify, unfinished preparations, and listings that lead elsewhere ---
+# --- Files listed in place: contents by verify, and listings that lead elsewhere ---
 
 
 def prepare_listed(source: Path, target: Path, progress: Any = quiet) -> dict[str, Any]:
@@ -349,15 +294,6 @@ def test_a_byte_that_changed_in_place_is_found_by_verify_alone(listed_set: Path,
     SemanticKitti(split="test", root=str(listed_set))[SampleKey(0, 0, 0)]
     with pytest.raises(DataError, match=r"08/velodyne/000000\.bin: differs from what it held when .* \(SHA-256\)"):
         verify(listed_set)
-
-
-def test_a_killed_preparation_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    write_semantic_kitti(tmp_path / "kitti", {"00": 2, "01": 2, "08": 1})
-    prepare_listed(tmp_path / "kitti", tmp_path / "whole")
-    stop_at(3, prepare_listed, tmp_path / "kitti", tmp_path / "set")
-    messages = record_messages(prepare_listed, tmp_path / "kitti", tmp_path / "set")
-    assert messages[0] == "00/000000 to 00/000001: kept from the run before"
-    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
 
 
 def test_an_opened_set_stays_the_same_where_the_program_changes_its_folder(

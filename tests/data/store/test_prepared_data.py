@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -162,27 +161,6 @@ def test_a_class_without_a_plan_is_not_prepared() -> None:
 
     assert DataMembers.prepare.get(Opened) is None
     assert DataMembers.card.get(Opened) is None
-
-
-def test_members_in_the_old_way_come_first(tmp_path: Path) -> None:
-    """A set that writes its own `prepare` and `card`, below a base or below a set with a plan."""
-
-    class Own(CloudFolder):
-        set_name = "own"
-
-        @classmethod
-        def prepare(cls, *, source: Path, target: Path, name: str, progress: Any, room: int = 1) -> dict[str, Any]:
-            assert name == cls.set_name
-            return {"root": str(target), "outcome": "prepared", "room": room}
-
-        @classmethod
-        def card(cls) -> dict[str, Any]:
-            return {"home": "here"}
-
-    made = Own.prepare(source=tmp_path, target=tmp_path / "out", name="own", progress=expect_progress, room=3)
-    assert (made["room"], Own.card()) == (3, {"home": "here"})
-    with pytest.raises(DataError, match="sightline data prepare own --from PATH"):
-        Own.open_folder(tmp_path / "none")
 
 
 def test_a_derived_set_is_prepared_and_opened_under_its_name(tmp_path: Path) -> None:

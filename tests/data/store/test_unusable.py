@@ -16,7 +16,6 @@ import pytest
 from sightline.areas.clouds.sets.modelnet import ModelNet40
 from sightline.areas.pose.sets.hand_sets import Hands2017
 from sightline.areas.pose.sets.msra_hands import MsraHands
-from sightline.areas.scans.sets.scan_folder import ScanFolder
 from sightline.contract.errors import DataError
 from sightline.store.prepared.prepared_set import add_digest, read_manifest, verify
 from tests.command import run_here
@@ -75,31 +74,13 @@ def test_after_the_repair_no_folder_is_in_the_way(tmp_path: Path, repair: str) -
     cut(faulty)
     with pytest.raises(DataError):
         prepare_folder(source, tmp_path / "set")
-    assert (tmp_path / "set.partial").exists(), "the classes before it are kept"
+    assert not (tmp_path / "set.partial").exists()
     faulty.unlink() if repair == "left out" else faulty.write_bytes(sound)
     options = {"num_points": 32} if repair == "other option" else {}
     manifest = prepare_folder(source, tmp_path / "set", **options)
     assert manifest["outcome"] == "prepared"
     assert not (tmp_path / "set.partial").exists()
     assert manifest["files"] == prepare_folder(source, tmp_path / "whole", **options)["files"]
-
-
-def test_scans_are_all_named(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    for number in range(12):
-        folder = tmp_path / "in" / ("test" if number == 0 else "train")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{number:06d}.bin").write_bytes(random.random((50, 4)).astype("<f4").tobytes())
-        (folder / f"{number:06d}.label").write_bytes(np.ones(50, "<u4").tobytes())
-    faulty = [tmp_path / "in" / "train" / f"{number:06d}.bin" for number in (2, 7, 9)]
-    for path in faulty:
-        path.write_bytes(np.full((50, 4), np.nan, "<f4").tobytes())
-    with pytest.raises(DataError) as caught:
-        ScanFolder.prepare(
-            source=tmp_path / "in", target=tmp_path / "set", name="scan_folder", progress=lambda *_: None,
-            columns=("x", "y", "z", "intensity"),
-        )  # fmt: skip
-    assert all(str(path) in str(caught.value) for path in faulty), str(caught.value)
 
 
 def lines_of(caught: pytest.ExceptionInfo[DataError]) -> list[str]:

@@ -145,7 +145,7 @@ class CloudFolder(LabelledClouds):
         `columns` names the columns of files without a header, and the values to store besides points and normals. The
         other arguments are those of `prepare_cloud` and `split_clouds`; `seed` splits the clouds if the source names no
         splits. Raises DataError for a source that is damaged, empty or of one class, with file and position;
-        ConfigError for options that do not fit each other. A killed run is continued by the same call.
+        ConfigError for options that do not fit each other.
         """
         if normalisation == "none" and unit is None:
             raise ConfigError("normalisation: none keeps the unit of the files, which must be named: unit=m, cm or mm")

@@ -130,7 +130,7 @@ class _ModelNet(LabelledClouds):
         """Plan to write the set in native form from any public layout.
 
         Raises DataError for a source that is damaged or unknown, naming file and position, and for a target that
-        contains something else. A killed run is continued by the same call.
+        contains something else.
         """
         layout, root = detect_layout(root)
         classes = ClassSubset.from_set_name(cls.set_name)

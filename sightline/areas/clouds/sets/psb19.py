@@ -38,8 +38,7 @@ class Psb19(LabelledClouds):
     def plan(cls, root: Path) -> PreparationPlan:
         """Plan to write the set in native form from one NPZ archive.
 
-        Raises DataError for an archive that is damaged or contains something else, naming the entry. A killed run is
-        continued by the same call.
+        Raises DataError for an archive that is damaged or contains something else, naming the entry.
         """
         arrays = _read_archive(root)
         category_ids = np.unique(arrays["category"])

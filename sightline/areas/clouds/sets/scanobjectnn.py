@@ -287,7 +287,7 @@ class ScanObjectNN(LabelledClouds):
 
         `division` is the split into training and test; `unit_sphere: false` keeps coordinates in metres. Raises
         DataError for files that are missing or damaged, naming file, key and index, and for a target that contains
-        something else. A killed run is continued by the same call.
+        something else.
         """
         files = find_variant_files(root, variant, division)
         parts, num_points = variant_parts(files, to_sphere=unit_sphere)

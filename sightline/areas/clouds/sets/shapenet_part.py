@@ -142,7 +142,7 @@ class ShapeNetPart(PreparedData):
         """Plan to write the set in native form from either layout.
 
         Raises DataError for a source that is damaged or unknown, naming file and line or key, and for a target that
-        contains something else. A killed run is continued by the same call.
+        contains something else.
         """
         layouts = published_counts()["layouts"]
         layout, root = find_layout(root, _match_layouts, inner=_INNER_FOLDERS, name="ShapeNetPart", layouts=layouts)

@@ -89,8 +89,7 @@ class DepthFolder(PreparedFrames):
         0 and NaN. `cube_mm` is the side of the cube around the figure, by default a quarter more than the joints need
         about the one nearest to all others. `test_share` of the recordings are tested, by a hash of `seed` and their
         names, unless the labels state splits. Raises DataError with file and line for labels, and with file and place
-        for images, that cannot be used; ConfigError for options that do not fit. A killed run is continued by the same
-        call.
+        for images, that cannot be used; ConfigError for options that do not fit.
         """
         labels = read_joint_labels(root)
         joints = np.stack([label.joints for label in labels.frames]) * MM_PER[joint_unit]

@@ -244,8 +244,7 @@ class PreparedFrames(PreparedData, DepthFrames):
     def plan(cls, root: Path) -> PreparationPlan:
         """Plan to write the frames in native form.
 
-        Raises DataError with file, and line or byte, for labels and images that cannot be used. A killed run is
-        continued by the same call.
+        Raises DataError with file, and line or byte, for labels and images that cannot be used.
         """
         return plan_depth_set(cls.spec, cls.read_source(root), root)
 

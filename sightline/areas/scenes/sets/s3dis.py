@@ -179,7 +179,7 @@ class S3dis(LabelledScenes):
         Lines of raw text with stray bytes are repaired and listed; files of an unknown class count as clutter, with a
         note. `order` is the class order of files with integer labels: A of PointNet, B of the Point Transformer code.
         Raises DataError with file and line for a line that cannot be repaired, and for an order that is missing or not
-        applicable. A killed run is continued by the same call.
+        applicable.
         """
         layout, rooms = list_rooms(root, order)
         columns = scene_columns(len(CLASS_NAMES), COLOURS)

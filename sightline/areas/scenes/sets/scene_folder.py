@@ -200,8 +200,7 @@ class SceneFolder(LabelledScenes):
         else every label that occurs is a class. `unlabelled` is the label of points without a class. Colours are from 0
         to `colour_max`, by default to 255, or to 65535 in a file with colours of 16 bits. `seed` draws the splits if
         the folder has none.
-        Raises DataError with file and point for a damaged source; ConfigError for options that do not fit. A killed run
-        is continued by the same call.
+        Raises DataError with file and point for a damaged source; ConfigError for options that do not fit.
         """
         names, label = None if columns is None else check_columns(columns), label.lower()
         layout, scenes = list_scenes(root, test_share=test_share, validation_share=validation_share, seed=seed)
