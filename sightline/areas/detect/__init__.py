@@ -59,7 +59,6 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "backbones": {"networks": "resnet101 resnet18 resnet34 resnet50", "yolo": "cspdarknet darknet53"},
     "data": {
         "sets.coco": "coco",
-        "sets.labelling_tools": "labelme voc",
         "sets.people": "citypersons crowdhuman ecp widerperson",
         "sets.synthetic_crowds": "synthetic_crowds",
         "sets.yolo_txt": "yolo_txt",

@@ -29,7 +29,6 @@ from sightline.areas.detect.sets.image_listing import (
 from sightline.areas.detect.sets.labelled_images import BoxColumns, LabelledImages
 from sightline.areas.detect.sets.records import box_facts
 from sightline.contract import registry
-from sightline.contract.arguments import ExifUse
 from sightline.contract.errors import DataError
 from sightline.contract.regular_files import JsonEntries, parse_json
 from sightline.contract.types import DataInfo
@@ -322,7 +321,6 @@ class Coco(LabelledImages):
         annotations: tuple[str, ...] | None = None,
         images: str | None = None,
         faulty: FaultPolicy = "refuse",
-        exif: ExifUse | None = None,
     ) -> PreparationPlan:
         """Plan to list the images of a JSON file, or of a folder with some, and to keep their boxes.
 
@@ -332,7 +330,7 @@ class Coco(LabelledImages):
         listed = find_coco(root, annotations=annotations, images=images)
         options = {"annotations": None if annotations is None else list(annotations), "images": images}
         return plan_image_set(
-            listed, set_name=cls.set_name, faulty=faulty, options=options, progress=progress, target=target, exif=exif
+            listed, set_name=cls.set_name, faulty=faulty, options=options, progress=progress, target=target
         )
 
     @classmethod
@@ -342,7 +340,6 @@ class Coco(LabelledImages):
         *,
         annotations: tuple[str, ...] | None = None,
         images: str | None = None,
-        exif: ExifUse | None = None,
     ) -> dict[str, Any]:
         """Survey images, sizes, classes and faults of unprepared files. Raises as `find_coco`."""
-        return survey_images(find_coco(source, annotations=annotations, images=images), exif=exif)
+        return survey_images(find_coco(source, annotations=annotations, images=images))

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from sightline.areas.detect.sets.image_listing import CategoryIds, ListedImageSet
-from sightline.areas.detect.sets.labelled_images import BoxColumns, LabelledImages, SplitRule
+from sightline.areas.detect.sets.labelled_images import BoxColumns, LabelledImages
 from sightline.areas.detect.sets.people_files import (
     BOX_KEYS,
     CITYPERSONS,
@@ -56,7 +56,6 @@ class _People(LabelledImages):
         clip: bool = False,
         ignore_below_px: NonNegativeFloat = 0.0,
         validation_share: FractionBelowOne = 0.1,
-        split_rule: SplitRule = "seeded",
         split_seed: Seed = 0,
     ) -> None:
         self._kinds, self._clip = (box, scored_box), clip
@@ -73,7 +72,6 @@ class _People(LabelledImages):
             other_classes="ignored",
             ignore_below_px=ignore_below_px,
             validation_share=validation_share,
-            split_rule=split_rule,
             split_seed=split_seed,
         )
         if not apart:  # one class in all of these sets, which can then be mixed
