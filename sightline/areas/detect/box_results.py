@@ -86,13 +86,9 @@ def box_images(part: DataSubset) -> BoxImages:
 
 _MAX_LOWEST_SCORE = 0.05
 _MAX_DUPLICATE_SHARE, _MAX_EMPTY_SHARE = 1e-3, 0.02
-_MIN_LABELS = 20
-_MIN_FACTOR = 1.5
-"""Minimal factor by which another reading must match more labels to be the likelier one."""
+_MIN_FACTOR, _MIN_LABELS = 1.5, 20
+"""Another order of the numbers is likelier if it matches this many times as many labels, and this many at least."""
 
-
-_MIN_LABEL_SHARE = 0.05
-"""Minimal share of the labels that another reading must match; boxes anywhere match some by chance."""
 _MAX_SHARE_COORDINATE = 2.0
 """Maximal coordinate of boxes in shares of an image (boxes may exceed its border), not in pixels."""
 _PLAIN = "left, top, width, height"
@@ -109,18 +105,10 @@ _ORDERS: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
 """Functions from the four columns of rows to corners (D, 4), for each possible order."""
 
 
-def results_faults(
-    results: Sequence[Detections],
-    truths: Sequence[np.ndarray],
-    class_names: Sequence[str],
-    *,
-    most: int,
-    category_offset: int = 0,
-) -> Iterator[str]:
+def results_faults(results: Sequence[Detections], truths: Sequence[np.ndarray], *, most: int) -> Iterator[str]:
     """Yield sentences on implausible detections, compared with `truths` (G, 7) by image, and what to do.
 
-    `most` detections per image and class are evaluated by the metrics of the config; the file was read with
-    `category_offset`.
+    `most` detections per image and class are evaluated by the metrics of the config.
     """
     scores = np.concatenate([result.scores for result in results]) if results else np.zeros(0)
     if not len(scores):
@@ -158,66 +146,24 @@ def results_faults(
             "set `most` of the metrics"
         )
     yield from _find_box_faults(results, truths)
-    if len(class_names) > 1:
-        yield from _find_class_faults(results, truths, class_names, category_offset)
 
 
 def _find_box_faults(results: Sequence[Detections], truths: Sequence[np.ndarray]) -> Iterator[str]:
-    """Report another reading of the boxes (order of columns, rescaled canvas) that matches more labels."""
-    num_labels = sum(int((truth[:, 6] == 0).sum()) for truth in truths)
-    num_matched = _count_matched_labels([result.boxes for result in results], results, truths)
-    min_matches = max(_MIN_FACTOR * num_matched, _MIN_LABEL_SHARE * num_labels)
-    is_share = max((np.abs(result.boxes).max(initial=0) for result in results), default=0) <= _MAX_SHARE_COORDINATE
-    for readings, min_significant in (
-        (_reorder_boxes(results, is_share=is_share), _min_significant_count(num_matched)),
-        ({} if is_share else _rescale_boxes(results), _MIN_LABELS),
-    ):
-        counts = {reading: _count_matched_labels(boxes, results, truths) for reading, (boxes, _) in readings.items()}
-        best = max(counts, key=counts.__getitem__, default="")
-        if counts.get(best, 0) >= max(min_matches, min_significant):
-            yield (
-                f"boxes look like {best}: so read they find {counts[best]} labels, as they are {num_matched}; write "
-                f"{readings[best][1]}"
-            )
-            return
-
-
-def _min_significant_count(plain: int) -> int:
-    """Return the number of labels that chance does not match if `plain` are: three deviations more, 20 at most."""
-    return next(
-        (count for count in range(plain + 1, _MIN_LABELS) if (count - plain) ** 2 >= 9 * (count + plain)), _MIN_LABELS
-    )
-
-
-def _reorder_boxes(results: Sequence[Detections], *, is_share: bool) -> dict[str, tuple[list[np.ndarray], str]]:
-    """Read the boxes by other orders of the columns; as shares of the image if `is_share`."""
-    rows = [
-        np.concatenate([result.boxes[:, :2], result.boxes[:, 2:] - result.boxes[:, :2]], axis=1) for result in results
-    ]
-    readings = {}
-    for name, corners in _ORDERS.items():
-        if is_share:
-            sizes = [np.array([result.image.width, result.image.height] * 2) for result in results]
-            boxes = [corners(*row.T) * size for row, size in zip(rows, sizes, strict=True)]
-            readings[f"{name} as shares of the image"] = boxes, _WANTED
-        elif name != _PLAIN:
-            readings[name] = [corners(*row.T) for row in rows], _WANTED
-    return readings
-
-
-def _rescale_boxes(results: Sequence[Detections]) -> dict[str, tuple[list[np.ndarray], str]]:
-    """Rescale the boxes from a resized or letterboxed canvas, estimated from their extent, to the files."""
-    canvas = np.quantile(np.concatenate([result.boxes[:, 2:] for result in results]), 0.999, axis=0)
-    sizes = np.array([(result.image.width, result.image.height) for result in results])
-    stretched = sizes / canvas
-    ways = {"stretched to": stretched, "padded to": stretched.max(axis=1, keepdims=True).repeat(2, axis=1)}
-    return {
-        f"those of images {way} about {canvas[0]:.0f} x {canvas[1]:.0f} pixels": (
-            [result.boxes * np.tile(factor, 2) for result, factor in zip(results, factors, strict=True)],
-            "them in pixels of the files",
-        )
-        for way, factors in ways.items()
+    """Report boxes in shares of the image, or another order of their four numbers that matches more labels."""
+    if max(np.abs(result.boxes).max(initial=0) for result in results) <= _MAX_SHARE_COORDINATE:
+        yield f"boxes look like shares of the image; write {_WANTED}"
+        return
+    rows = [np.concatenate([result.boxes[:, :2], result.boxes[:, 2:] - result.boxes[:, :2]], 1) for result in results]
+    counts = {
+        order: _count_matched_labels([corners(*row.T) for row in rows], results, truths)
+        for order, corners in _ORDERS.items()
     }
+    best = max(counts, key=counts.__getitem__)
+    if counts[best] >= max(_MIN_FACTOR * counts[_PLAIN], _MIN_LABELS):
+        yield (
+            f"boxes look like {best}: so read they find {counts[best]} labels, as they are {counts[_PLAIN]}; write "
+            f"{_WANTED}"
+        )
 
 
 def _count_matched_labels(
@@ -230,27 +176,3 @@ def _count_matched_labels(
         top_boxes = image_boxes[np.argsort(-result.scores, kind="stable")[: len(valid_truth)]]
         count += int((iou_or_ioa(top_boxes, valid_truth[:, :4], False).max(axis=0, initial=0) >= 0.5).sum())
     return count
-
-
-def _find_class_faults(
-    results: Sequence[Detections], truths: Sequence[np.ndarray], class_names: Sequence[str], category_offset: int
-) -> Iterator[str]:
-    """Report if the classes of well-placed boxes match those of the labels after a shift by one."""
-    shifts: list[np.ndarray] = []
-    for result, truth in zip(results, truths, strict=True):
-        valid_truth = truth[truth[:, 6] == 0]
-        if len(valid_truth) and len(result.boxes):
-            iou = iou_or_ioa(result.boxes, valid_truth[:, :4], False)
-            shifts.append((result.label - valid_truth[iou.argmax(axis=1), 4])[iou.max(axis=1) >= 0.5])
-    shift = np.concatenate(shifts) if shifts else np.zeros(0)
-    num_equal = int((shift == 0).sum())
-    for offset in (1, -1):
-        count = int((shift == offset).sum())
-        if count >= max(_MIN_LABELS, _MIN_FACTOR * num_equal):
-            other = class_names[max(0, -offset)], class_names[max(0, offset)]
-            yield (
-                f"category ids look shifted by {offset}: of {len(shift)} well-placed boxes {num_equal} have the class "
-                f"of their label, and {count} the {'next' if offset > 0 else 'previous'} one "
-                f"('{other[1]}' for '{other[0]}'); if they count from another number than the set's, give "
-                f"category_offset={category_offset + offset}"
-            )

@@ -72,9 +72,7 @@ class BoxScoring(Scoring):
         limits = [result.metric.metric.most for result in evaluation.results if isinstance(result.metric.metric, BoxAp)]
         truths = [ground_truth_rows(images.record(index)) for index in range(len(images))]
         most = min(limits, default=NO_LIMIT)
-        faults = results_faults(
-            predictions.detections, truths, images.classes.names, most=most, category_offset=category_offset
-        )
+        faults = results_faults(predictions.detections, truths, most=most)
         notes += [f"warning: {path}: {fault}" for fault in faults]
         return ScoredFiles(evaluation, others, notes, {}, scoring_order(images).tolist())
 

@@ -11,7 +11,8 @@ import pytest
 
 from sightline.areas.detect.sets.coco import Coco
 from sightline.areas.detect.sets.labelled_images import hold_out_images
-from sightline.config import read_config
+from sightline.config import read_config, read_sections, render_config
+from sightline.contract.errors import ConfigError
 from sightline.engine.build import build_data, log_unused_validation
 from sightline.engine.distributed import World
 from sightline.runs.lineage import inputs_document
@@ -119,3 +120,26 @@ def test_a_part_that_is_held_out_and_not_scored_is_named(
     assert (
         caplog.text.count("the 3 samples of the validation part are neither trained on nor scored; data.vali") == count
     )
+
+
+@pytest.mark.parametrize(
+    ("data", "path"),
+    [("{name: coco, root: ROOT}", "data"), ("{name: concat, sets: [{name: coco, root: ROOT}]}", "data.sets.0")],
+)
+def test_a_recorded_config_without_the_seed_of_the_parts_is_refused(
+    root: Path, tmp_path: Path, data: str, path: str
+) -> None:
+    """It never follows today's default; what the command line replaces has it."""
+    base, recorded = Path(__file__).parents[3] / "configs/detect/synthetic_crowds_retinanet.yaml", tmp_path / "run"
+    recorded.mkdir()
+    (recorded / "facts.json").write_text("{}")
+    (tmp_path / "new.yaml").write_text(f"base: {base}\ndata: {data.replace('ROOT', str(root))}\n")
+    text = render_config(read_config(tmp_path / "new.yaml"), origins=False)
+    lines = [line for line in text.splitlines(keepends=True) if "split_seed" not in line]
+    (recorded / "config.yaml").write_text("".join(lines))
+    for read in (read_config, lambda path: read_sections(path, ("data",))):
+        with pytest.raises(ConfigError, match=rf"config\.yaml: lacks {path}\.split_seed, which"):
+            read(recorded / "config.yaml")
+    (recorded / "config.yaml").write_text(text)
+    replaced = read_config(recorded / "config.yaml", [f"data={{name: coco, root: {root}}}"])
+    assert replaced.data.arguments["split_seed"] == 0
