@@ -32,10 +32,7 @@ from sightline.store.prepared.prepared_set import summarise_folder
 from sightline.workbench.evaluate.scoring import ErrorReport, ScoredFiles, Scoring
 
 _MAX_IMAGES = 12
-_READ_KEYS = (
-    *("detections", "detection_offsets", "truth", "truth_visible", "truth_offsets", "file_px", "sample_index"),
-    *("candidates", "candidate_offsets"),
-)
+_READ_KEYS = ("detections", "detection_offsets", "truth", "truth_visible", "truth_offsets", "file_px", "sample_index")
 
 
 class BoxScoring(Scoring):
@@ -80,7 +77,6 @@ class BoxScoring(Scoring):
         """Return the evaluator with the error metric added. Raises UserError for a task without boxes."""
         if not isinstance(run.task, Detect):
             return super().add_errors(evaluator, part, run)
-        run.task.keeps_candidates = True
         others = [meter for meter in evaluator.metrics if not isinstance(meter.metric, BoxErrors)]
         return replace(evaluator, metrics=[*others, bind_error_metric(part)])
 
@@ -118,7 +114,7 @@ class BoxScoring(Scoring):
 
 
 def bind_error_metric(part: DataSubset) -> BoundMetric:
-    """Bind the error metric with its defaults; it reads candidates before suppression if they are predicted."""
+    """Bind the error metric with its defaults."""
     metric: Any = BoxErrors(class_names=tuple(part.dataset.info.facts["class_names"]))
     return BoundMetric(
         metric, bind(metric.update, AvailableKeys("evaluation", _READ_KEYS), owner="--errors", exclude=("state",))

@@ -133,11 +133,10 @@ class DetectionColumn(BoxColumn):
 class LabelColumn(BoxColumn):
     """Columns of a metric's `labels`: image, box, class, area in square pixels, 1 if ignored; in `BoxRows` more.
 
-    The visible share is the ninth column. The tenth, the label's index in its image, is there only where a metric
-    added it.
+    The visible share is the ninth column.
     """
 
-    CLASS, AREA, IS_IGNORED, VISIBLE, INDEX = 5, 6, 7, 8, 9
+    CLASS, AREA, IS_IGNORED, VISIBLE = 5, 6, 7, 8
 
 
 class BoxRows:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sightline.areas.detect.metrics.miss_rate import nan_mean, protocol_header
 from sightline.contract import registry
@@ -70,47 +69,6 @@ class BoxErrors(BoxRows):
         self.class_names = tuple(class_names)
         self.most = most
 
-    def new_state(self) -> State:
-        """Return empty states; labels' tenth column is their largest IoU with a candidate of their class, or NaN."""
-        return super().new_state() | {"labels": torch.zeros(0, 10, dtype=torch.float64)}
-
-    def update(
-        self,
-        state: State,
-        *,
-        detections: Tensor,
-        detection_offsets: Tensor,
-        truth: Tensor,
-        truth_visible: Tensor,
-        truth_offsets: Tensor,
-        file_px: Tensor,
-        sample_index: Tensor,
-        candidates: Tensor | None = None,
-        candidate_offsets: Tensor | None = None,
-    ) -> None:
-        """Add the images of a batch; `candidates` (C, 6) are detections before suppression."""
-        best = torch.full((len(truth), 1), torch.nan, dtype=torch.float64)
-        if candidates is not None and candidate_offsets is not None:
-            ends = (itertools.pairwise(tensor.tolist()) for tensor in (candidate_offsets, truth_offsets))
-            for candidate_bounds, label_bounds in zip(*ends, strict=True):
-                rows, labels = (
-                    tensor[slice(*at)].double().cpu()
-                    for tensor, at in ((candidates, candidate_bounds), (truth, label_bounds))
-                )
-                overlap = iou_or_ioa(rows[:, :4].numpy(), labels[:, :4].numpy(), False)
-                overlap = overlap * (rows[:, 5:] == labels[:, 4]).numpy()
-                best[slice(*label_bounds), 0] = torch.from_numpy(overlap.max(axis=0, initial=0))
-        super().update(
-            state,
-            detections=detections,
-            detection_offsets=detection_offsets,
-            truth=truth,
-            truth_visible=torch.cat([truth_visible.double()[:, None], best.to(truth_visible.device)], dim=1),
-            truth_offsets=truth_offsets,
-            file_px=file_px,
-            sample_index=sample_index,
-        )
-
     def compute(self, state: State) -> dict[str, float]:
         """Compute AP50, and the cost of each error type."""
         num_classes = len(self.class_names)
@@ -127,7 +85,6 @@ class BoxErrors(BoxRows):
             "labels": int(is_real.sum()),
             "not_found": int((is_real & ~errors.is_label_found).sum()),
             "missed": int(errors.is_missed.sum()),
-            "suppressed": None if np.isnan(errors.before).all() else int(errors.is_suppressed.sum()),
         }
         counts = {kind: int((errors.kind == kind_index).sum()) for kind_index, kind in enumerate(KINDS[:-1])}
         about = {
@@ -142,7 +99,7 @@ class DetectionErrors(NamedTuple):
     """Error type of each detection of `groups` (D,), an index into `KINDS` or -1, and the index of the label concerned.
 
     `is_found` and `is_ignored` (D,) mask true positives, and detections that do not count; `is_label_found` and
-    `is_missed` mask labels (G,), `before` is their largest IoU with a candidate before suppression, NaN if unknown.
+    `is_missed` mask labels (G,).
     """
 
     groups: BoxGroups
@@ -152,13 +109,6 @@ class DetectionErrors(NamedTuple):
     is_ignored: np.ndarray
     is_label_found: np.ndarray
     is_missed: np.ndarray
-    before: np.ndarray
-
-    @property
-    def is_suppressed(self) -> np.ndarray:
-        """Mask (G,) of unmatched labels that a candidate had matched before suppression."""
-        lost: np.ndarray = ~self.is_label_found & ~self.groups.is_ignored & (self.before >= _MATCH_IOU)
-        return lost
 
 
 def classify_errors(state: State, num_classes: int, most: int) -> DetectionErrors:
@@ -192,7 +142,6 @@ def classify_errors(state: State, num_classes: int, most: int) -> DetectionError
         ignored,
         matched.is_label_matched[0, 0],
         is_missed,
-        groups.labels[:, LabelColumn.INDEX],
     )
 
 
