@@ -62,14 +62,13 @@ class AnchorBlock(TypedDict, total=False):
     """Anchors of a cell: a preset of `ops.priors`, of which single values may be replaced.
 
     `sizes` replace all other values, which may come from a base config: widths and heights in pixels of the anchors
-    of a cell, level by level, the finest first. `keeps` is `preserves` of `AnchorShapes`.
+    of a cell, level by level, the finest first.
     """
 
     preset: Literal["retinanet", "crowddet", "s3"]
     scales: tuple[PositiveFloat, ...]
     ratios: tuple[PositiveFloat, ...]
     base_strides: PositiveFloat
-    keeps: Literal["area", "width"]
     whole_px: bool
     sizes: tuple[tuple[tuple[PositiveFloat, PositiveFloat], ...], ...]
 
@@ -433,8 +432,6 @@ def _make_anchor_shapes(block: AnchorBlock | None, head: Any) -> AnchorShapes | 
     if head.priors_per_cell == 1 and block is None:
         return AnchorShapes((1.0,), (1.0,), base_strides=8.0)
     values: dict[str, Any] = dict(block or {})
-    if "keeps" in values:
-        values["preserves"] = values.pop("keeps")
     sizes = values.pop("sizes", None)
     if sizes is not None and (len(sizes) != len(head.strides) or len({*map(len, sizes)}) != 1):
         raise ConfigError(
