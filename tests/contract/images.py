@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from sightline.areas.detect.metrics.box_ap import BoxAp
 from sightline.areas.detect.metrics.box_errors import BoxErrors
-from sightline.areas.detect.metrics.crowd_ap import CrowdAp
-from sightline.areas.detect.metrics.miss_rate import MissRate
+from sightline.areas.detect.metrics.crowds import CrowdAp, MissRate
 from sightline.areas.detect.sets.records import BoxRecord, make_sample
 from sightline.areas.detect.transforms import CutImage, FitImage, ScaleSteps
 from sightline.contract import registry

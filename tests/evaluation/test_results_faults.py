@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.areas.detect.box_results import results_faults
+from sightline.areas.detect.scoring import results_faults
 from sightline.areas.detect.sets.detections import Detections, ImageRef
 
 Rows = list[np.ndarray]

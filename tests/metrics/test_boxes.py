@@ -14,8 +14,16 @@ import torch
 
 from sightline.areas.detect.metrics.box_ap import BoxAp, _curves
 from sightline.areas.detect.metrics.box_errors import KINDS, BoxErrors, classify_errors
-from sightline.areas.detect.metrics.crowd_ap import BINS, CrowdAp, _score, jaccard_counts, jaccard_index
-from sightline.areas.detect.metrics.miss_rate import MISS_RATE_RULES, DetectionCurve, MissRate
+from sightline.areas.detect.metrics.crowds import (
+    BINS,
+    MISS_RATE_RULES,
+    CrowdAp,
+    DetectionCurve,
+    MissRate,
+    _score,
+    jaccard_counts,
+    jaccard_index,
+)
 from sightline.contract.metric import Meter, State, append_rows, pool_states
 from sightline.ops import numba_kernels
 from sightline.parts.metrics.box_groups import match_predictions

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.areas.detect.metrics.box_ap import BoxAp
-from sightline.areas.detect.metrics.miss_rate import MissRate
+from sightline.areas.detect.metrics.crowds import MissRate
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.areas.detect.task import Detect
 from sightline.areas.detect.transforms import FitImage, ScaleSteps

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from sightline.areas.detect.metrics.miss_rate import nan_mean, protocol_header
+from sightline.areas.detect.metrics.crowds import nan_mean, protocol_header
 from sightline.contract import registry
 from sightline.contract.arguments import Count
 from sightline.contract.metric import State
