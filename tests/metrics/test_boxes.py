@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from sightline.areas.detect.metrics.box_ap import BoxAp, _curves
-from sightline.areas.detect.metrics.box_errors import KINDS, BoxErrors, classify_errors
 from sightline.areas.detect.metrics.crowds import (
     BINS,
     MISS_RATE_RULES,
@@ -235,68 +234,6 @@ def test_without_numba_equals_pycocotools(seed: int, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(numba_kernels, "_has_numba", lambda: False)
     images = [Image(one["truth"], one["detections"]) for one in draw_images(np.random.default_rng(seed))]
     assert_same(scored(images, 3), coco_evaluation(spread_regions(images, 3), 3).stats)
-
-
-# --- Errors at the limits of their kinds, their tables, and a repair, by hand ---
-
-
-ERRORS = BoxErrors(class_names=("person", "rider", "car"))
-
-
-def error_state(labels: np.ndarray, detections: np.ndarray) -> State:
-    unknown = np.full((len(labels), 1), np.nan)
-    images = np.unique(np.concatenate([labels[:, 0], detections[:, 0]]))
-    rows = {"labels": np.hstack([labels, unknown]), "detections": detections}
-    rows["images"] = np.column_stack([images, np.full((len(images), 2), 900)])
-    return {name: torch.from_numpy(each) for name, each in rows.items()}
-
-
-def test_a_repaired_detection_must_not_become_a_second_one() -> None:
-    """By hand: the label is found at 0.6; another detection beside it, moved onto it, would be a duplicate."""
-    labels = np.array([[0, 0, 0, 40, 40, 0, 1600, 0]], dtype=float)
-    found = np.array([[0, 20, 0, 60, 40, 0.9, 0], [0, 0, 0, 40, 40, 0.6, 0]], dtype=float)
-    figures = ERRORS.compute(error_state(labels, found))
-    assert figures["error_ap50"] == pytest.approx(0.5)
-    assert figures["gain_localisation"] == pytest.approx(0.5)
-    assert figures["gain_missed"] == 0
-
-
-def test_ignored_detections_are_no_errors() -> None:
-    """By hand: of two labels one is found first, then a detection is wrong, one is ignored, one finds it again."""
-    labels = [[0, 0, 0, 40, 40, 0, 1600, 0], [1, 0, 0, 40, 40, 0, 1600, 0], [1, 90, 0, 130, 40, 0, 1600, 1]]
-    places = [(0, 0, 0.9), (1, 200, 0.8), (1, 90, 0.7), (0, 0, 0.6)]
-    found = [[image, left, 0, left + 40, 40, score, 0] for image, left, score in places]
-    about = ERRORS.tables(error_state(np.array(labels, dtype=float), np.array(found)))["box_errors"]
-    assert {kind: count for kind, count in about["counts"].items() if count} == {
-        "background": 1,
-        "duplicate": 1,
-        "missed": 1,
-    }
-
-
-def test_confused_classes_are_counted() -> None:
-    """By hand: of three cars two are called riders and one is found; a rider is called a person, and found at 0.4."""
-    labels = [[image, 0, 0, 20, 20, label, 400, 0] for image, label in enumerate((2, 2, 2, 1))]
-    rows = [(0, 1, 0.9), (1, 1, 0.8), (2, 2, 0.7), (3, 0, 0.9), (3, 1, 0.4)]
-    found = [[image, 0, 0, 20, 20, score, label] for image, label, score in rows]
-    about = ERRORS.tables(error_state(np.array(labels, dtype=float), np.array(found)))["box_errors"]
-    assert about["counts"]["classification"] == 3
-
-
-def test_an_iou_equal_to_a_limit_has_its_kind() -> None:
-    """By hand: detections that overlap a label of 20 x 20 by exactly 1/2 or 1/10, each in an image of its own."""
-    found = [
-        ("classification", [0, 0, 20, 10], 1),
-        ("localisation", [0, 0, 20, 2], 0),
-        ("background", [0, 0, 20, 2], 1),
-        ("duplicate", [0, 0, 20, 10], 0),
-    ]
-    labels = np.array([[image, 0, 0, 20, 20, 0, 400, 0] for image in range(4)], dtype=float)
-    rows = [[image, *box, 0.5, label] for image, (_, box, label) in enumerate(found)]
-    errors = classify_errors(error_state(labels, np.array([*rows, [3, 0, 0, 20, 20, 0.9, 0]], dtype=float)), 3, 100)
-    image = errors.groups.boxes[:, 0].astype(int)
-    kinds = {(int(at), KINDS[kind] if kind >= 0 else "right") for at, kind in zip(image, errors.kind, strict=True)}
-    assert kinds == {*((at, kind) for at, (kind, *_) in enumerate(found)), (3, "right")}
 
 
 # --- CrowdHuman's figures against its own evaluation, and numbers worked by hand ---

@@ -1,12 +1,10 @@
-"""Files of detections: written by an evaluation, scored as those of any detector, their errors as tables and JSON."""
+"""Files of detections: written by an evaluation, and scored, as those of any detector."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ import torch
 from torch import Tensor
 
 from sightline.areas.detect.metrics.box_ap import BoxAp
-from sightline.areas.detect.metrics.box_errors import KINDS, BoxErrors, DetectionErrors, classify_errors
 from sightline.areas.detect.sets.detections import (
     BoxImages,
     DetectionResults,
@@ -25,19 +22,17 @@ from sightline.areas.detect.sets.detections import (
     read_results,
 )
 from sightline.areas.detect.sets.records import ground_truth_rows, visible_fractions
-from sightline.areas.detect.task import Detect
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.metric import make_state, sorted_rows
-from sightline.contract.types import Batch, ComponentConfig, PrintedTable
+from sightline.contract.types import Batch, ComponentConfig
 from sightline.engine.build import DataSubset, build_metrics
 from sightline.engine.distributed import World
-from sightline.engine.evaluate import BoundMetric, Evaluation, Evaluator, MetricResult, make_evaluation
-from sightline.engine.run_loading import OpenRun
-from sightline.parts.metrics.box_groups import NO_LIMIT, DetectionColumn, LabelColumn, iou_or_ioa
+from sightline.engine.evaluate import BoundMetric, Evaluation, MetricResult, make_evaluation
+from sightline.parts.metrics.box_groups import NO_LIMIT, iou_or_ioa
 from sightline.store.prepared.prepared_set import summarise_folder
 from sightline.workbench.evaluate.saved_predictions import MANIFEST
-from sightline.workbench.evaluate.scoring import ErrorReport, ScoredFiles, Scoring
+from sightline.workbench.evaluate.scoring import ScoredFiles, Scoring
 
 RESULTS = "detections.json"
 """Name of the COCO result file, with the image and category ids of the data set's own files."""
@@ -98,16 +93,11 @@ def box_images(part: DataSubset) -> BoxImages:
     return part.dataset
 
 
-_MAX_IMAGES = 12
-_READ_KEYS = ("detections", "detection_offsets", "truth", "truth_visible", "truth_offsets", "file_px", "sample_index")
-
-
 class BoxScoring(Scoring):
-    """Scoring of COCO result files by the metrics of boxes, and the errors of detections."""
+    """Scoring of COCO result files by the metrics of boxes."""
 
     needs = frozenset({"truth"})
     scored = "boxes"
-    has_errors = True
 
     def score(
         self,
@@ -115,14 +105,10 @@ class BoxScoring(Scoring):
         metrics: Sequence[ComponentConfig],
         path: Path,
         *,
-        with_errors: bool,
         category_offset: int = 0,
     ) -> ScoredFiles:
         """Compute the metrics of a file of detections."""
-        if with_errors:
-            metrics = [metric for metric in metrics if metric.name != "box_errors"]
-        more = [bind_error_metric(part)] if with_errors else []
-        evaluation, others, predictions = score_boxes(part, metrics, path, more=more, category_offset=category_offset)
+        evaluation, others, predictions = score_boxes(part, metrics, path, category_offset=category_offset)
         notes = [*predictions.notes]
         notes += [
             f"not scored: {count} boxes of {kind}"
@@ -138,80 +124,7 @@ class BoxScoring(Scoring):
         most = min(limits, default=NO_LIMIT)
         faults = results_faults(predictions.detections, truths, most=most)
         notes += [f"warning: {path}: {fault}" for fault in faults]
-        return ScoredFiles(evaluation, others, notes, {}, scoring_order(images).tolist())
-
-    def add_errors(self, evaluator: Evaluator, part: DataSubset, run: OpenRun) -> Evaluator:
-        """Return the evaluator with the error metric added. Raises UserError for a task without boxes."""
-        if not isinstance(run.task, Detect):
-            return super().add_errors(evaluator, part, run)
-        others = [meter for meter in evaluator.metrics if not isinstance(meter.metric, BoxErrors)]
-        return replace(evaluator, metrics=[*others, bind_error_metric(part)])
-
-    def report_errors(
-        self,
-        evaluation: Evaluation,
-        part: DataSubset,
-        document: Mapping[str, Any],
-        *,
-        order: Sequence[int] | None = None,
-    ) -> ErrorReport:
-        """Report the errors as tables and as `errors.json`.
-
-        `order` are the subset's sample indices in the order of the evaluation, if they differ.
-        """
-        result = next(r for r in evaluation.results if isinstance(r.metric.metric, BoxErrors))
-        metric: Any = result.metric.metric
-        about, metrics = document["box_errors"], document["metrics"]
-        rows = [(kind, about["counts"][kind], metrics[f"gain_{kind}"]) for kind in KINDS]
-        title, columns = f"errors; AP50 {metrics['error_ap50']:.4f}", ("error", "count", "AP50 gained by repair")
-        errors = classify_errors(result.state, len(metric.class_names), metric.most)
-        score, images = find_best_score(errors), box_images(part)
-        worst = [
-            (images.image(image if order is None else int(order[image])).name, num_lost, num_wrong)
-            for image, num_lost, num_wrong in find_worst_images(errors, score, most=_MAX_IMAGES)
-        ]
-        tables = [
-            PrintedTable(title, columns, rows),
-            PrintedTable("labels that were not found", tuple(about["labels"]), [tuple(about["labels"].values())]),
-            PrintedTable(f"worst images, from a score of {score:.3f} on", ("image", "not found", "wrong"), worst),
-        ]
-        gains = {name: value for name, value in metrics.items() if name == "error_ap50" or name.startswith("gain_")}
-        header = {**document["scored_boxes_errors"], "data": document["data"]}
-        return ErrorReport(tables, {"errors.json": {**about, "metrics": gains, **header, "worst": worst}})
-
-
-def bind_error_metric(part: DataSubset) -> BoundMetric:
-    """Bind the error metric with its defaults."""
-    metric: Any = BoxErrors(class_names=tuple(part.dataset.info.facts["class_names"]))
-    return BoundMetric(
-        metric, bind(metric.update, AvailableKeys("evaluation", _READ_KEYS), owner="--errors", exclude=("state",))
-    )
-
-
-def find_best_score(errors: DetectionErrors) -> float:
-    """Return the score threshold with the largest F1 score; 0 if no detection is correct."""
-    counts = ~errors.is_ignored
-    scores, is_found = errors.groups.boxes[counts, 5], errors.is_found[counts]
-    order = np.argsort(-scores, kind="stable")
-    num_found = is_found[order].cumsum()
-    f1 = num_found / (np.arange(1, len(num_found) + 1) + (~errors.groups.is_ignored).sum())
-    return float(scores[order][f1.argmax()]) if num_found.any() else 0.0
-
-
-def find_worst_images(errors: DetectionErrors, score: float, *, most: int) -> list[tuple[int, int, int]]:
-    """List the images with the most errors, worst first, with their numbers of labels not found and of errors.
-
-    Only errors from this score on count.
-    """
-    is_lost = ~errors.groups.is_ignored & ~errors.is_label_found
-    is_wrong = (errors.kind >= 0) & (errors.groups.boxes[:, DetectionColumn.SCORE] >= score)
-    lost = Counter(errors.groups.labels[is_lost, LabelColumn.IMAGE].astype(int).tolist())
-    wrong = Counter(errors.groups.boxes[is_wrong, DetectionColumn.IMAGE].astype(int).tolist())
-    return [(image, lost[image], wrong[image]) for image, _ in sorted((lost + wrong).items(), key=_by_count)[:most]]
-
-
-def _by_count(item: tuple[int, int]) -> tuple[int, int]:
-    return -item[1], item[0]
+        return ScoredFiles(evaluation, others, notes, {})
 
 
 def score_boxes(
@@ -219,12 +132,11 @@ def score_boxes(
     components: Sequence[ComponentConfig],
     path: Path,
     *,
-    more: Sequence[BoundMetric] = (),
     category_offset: int = 0,
 ) -> tuple[Evaluation, list[str], DetectionResults]:
     """Compute metrics for a file of detections; also return names of metrics that need more, and the read results.
 
-    `path` is a file, or a folder with one; `more` are further metrics; category ids are `category_offset` too high.
+    `path` is a file, or a folder with one; category ids are `category_offset` too high.
     Images are not decoded. Raises ConfigError if no metric can be computed, DataError for a file that does not fit.
     """
     started = time.perf_counter()
@@ -261,7 +173,7 @@ def score_boxes(
             f"metrics: none of {', '.join(others)} is computed from boxes; box_ap, crowd_ap and miss_rate are"
         )
     metric_results = []
-    for meter in (*bound_metrics, *more):
+    for meter in bound_metrics:
         state = make_state(meter.metric, num_samples=len(images))
         meter.update.function(state, **meter.update.select(batch))
         metric_results.append(MetricResult(meter, "", state))
