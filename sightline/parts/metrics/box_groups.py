@@ -167,8 +167,7 @@ class BoxRows:
         """
         assert_scored(detections)
         append_rows(state, "detections", sample_index.repeat_interleave(detection_offsets.diff()), detections)
-        columns = truth_visible.double()[:, None] if truth_visible.ndim == 1 else truth_visible
-        labels = torch.cat([truth.double(), columns], dim=1)
+        labels = torch.cat([truth.double(), truth_visible.double()[:, None]], dim=1)
         append_rows(state, "labels", sample_index.repeat_interleave(truth_offsets.diff()), labels)
         append_rows(state, "images", sample_index, file_px)
 
