@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.case import BenchmarkCase, Implementation, Run, allclose, implementation
 from sightline.areas.clouds.sets.shapenet_part import ShapeNetPart
 from sightline.areas.detect.metrics.box_ap import BoxAp
-from sightline.areas.detect.metrics.crowd_ap import CrowdAp
+from sightline.areas.detect.metrics.crowds import CrowdAp
 from sightline.contract.metric import State
 from sightline.parts.metrics.part_iou import PartIoU
 

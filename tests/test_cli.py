@@ -229,7 +229,7 @@ OPTIONS: tuple[Command, ...] = (
         device="cpu",
         json=Path("f.json"),
     ),
-    EvaluateOptions(runs=(Path("a"), Path("b")), overrides=("evaluate.votes=2",), checkpoint="best", errors=True),
+    EvaluateOptions(runs=(Path("a"), Path("b")), overrides=("evaluate.votes=2",), checkpoint="best"),
     EvaluateOptions(runs=(Path("a"),), overrides=("C=1", "data.x=2"), probe="knn,svm", data=Path("c")),
     CheckOptions(config=Path("a"), overrides=("a=1",), fit=True, steps=7, seconds=0.5),
     ProfileOptions(config=Path("a"), tries=("bf16", "threads=2"), rounds=3),

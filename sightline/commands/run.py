@@ -75,10 +75,7 @@ class EvaluateOptions(
     data: Path | None = option("--data", "CONFIG", "evaluate on the data of this config")
     probe: str | None = option("--probe", "METHOD[,METHOD...]", "probe features by: svm few-shot knn")
     save_predictions: bool = switch("--save-predictions", "save the predicted labels or boxes")
-    out: Path | None = option(
-        "--out", "DIR", "folder for --save-predictions and --errors [RUN/predictions/<split>, RUN/errors/<split>]"
-    )
-    errors: bool = switch("--errors", "for boxes: kinds of errors, the AP50 that each costs, and the worst images")
+    out: Path | None = option("--out", "DIR", "folder for --save-predictions [RUN/predictions/<split>]")
     ensemble: bool = switch("--ensemble", "also average the predictions of all checkpoints of the run")
     against: str | None = option(
         "--against", "published", "compare with published results on this data set, and list the differences"
@@ -106,8 +103,6 @@ class ScoreOptions(
         default=(),
     )
     data: Path = option("--data", "CONFIG", "a config or a run: its data and metrics", default=MISSING)
-    errors: bool = switch("--errors", "for boxes: kinds of errors, the AP50 that each costs, and the worst images")
-    out: Path | None = option("--out", "DIR", "folder for --errors")
     against: str | None = option("--against", "published", "compare with published results on this data set")
 
 

@@ -31,8 +31,6 @@ UpAxis: TypeAlias = Literal["x", "y", "z"]
 """The axis that points up."""
 LengthUnit: TypeAlias = Literal["m", "cm", "mm"]
 """The unit of coordinates in files."""
-ExifUse: TypeAlias = Literal["upright", "stored"]
-"""Pixels that an image stands for: turned as its EXIF orientation says, or as they are stored."""
 PointEncoder = Annotated[Any, Block("point_encoders")]
 """A network from clouds to vectors: `feature_width`, and `encode(*, points, features) -> (B, feature_width)`."""
 ImageEncoder = Annotated[Any, Block("image_encoders")]

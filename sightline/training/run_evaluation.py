@@ -121,7 +121,7 @@ def score_predictions(path: Path, config: RunConfig) -> RunEvaluation:
     """Score prediction files on the test split of a config's data; notes are logged."""
     dataset = registry.data.build(config.data, facts={"split": "test"})
     part = DataSubset(dataset, np.arange(len(dataset)), BatchReader(dataset), "test")
-    scored = find_scoring(dataset.info).score(part, config.metrics, path, with_errors=False)
+    scored = find_scoring(dataset.info).score(part, config.metrics, path)
     for note in scored.notes:
         logger.warning("%s", note)
     return RunEvaluation(f"{path} on test", score_document(config.data, part, path, scored))

@@ -32,10 +32,9 @@ from sightline.training.published_results import explain_no_rows, list_published
 from sightline.training.run_evaluation import assert_about_evaluation, compare_training_data, override_evaluation
 from sightline.training.train_run import probe_metrics
 from sightline.verbs.output import print_note, show_evaluation, show_findings
-from sightline.verbs.score import assert_against, show_errors
+from sightline.verbs.score import assert_against
 from sightline.workbench.check.other_set_rules import CODE
 from sightline.workbench.evaluate.saved_predictions import MANIFEST, assert_folds, tested_folds
-from sightline.workbench.evaluate.scoring import find_scoring
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def evaluate(options: EvaluateOptions) -> int:
     num_processes = resolve_num_processes(options.processes)
     if num_processes > 1:
         return launch(options.command_line(), num_processes)
-    flags = {"errors": options.errors, "ensemble": options.ensemble, "save-predictions": options.save_predictions}
+    flags = {"ensemble": options.ensemble, "save-predictions": options.save_predictions}
     describe = partial(describe_command, "evaluate", *(config for _, config, _ in configs), **flags)
     timeout_s = configs[0][1].distributed.timeout_s
     with start_world(device=options.device, timeout_s=timeout_s, describe=describe) as world:
@@ -96,10 +95,6 @@ def _report(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> None:
         print_note(
             f"time: {trials[0].evaluation.seconds:.1f} s ({describe_shares(trials[0].evaluation.phase_seconds)})"
         )
-        if options.errors:
-            folder = options.out or trials[0].files.path / "errors" / trials[0].part.split
-            scoring = find_scoring(trials[0].part.dataset.info)
-            show_errors(scoring.report_errors(trials[0].evaluation, trials[0].part, document), folder)
     write_document(options.json, document)
 
 
@@ -120,8 +115,6 @@ def _evaluate_run(run: OpenRun, files: RunFiles, options: EvaluateOptions) -> Ev
     if config.data != files.config.data and not _is_comparable(run, files, part):
         return None
     evaluator = run.evaluator(part)
-    if options.errors:
-        evaluator = find_scoring(part.dataset.info).add_errors(evaluator, part, run)
     if options.ensemble:
         evaluator = dataclasses.replace(evaluator, ensemble_models=_ensemble_models(run))
     writer: Any = None
@@ -170,15 +163,13 @@ def _make_writer(part: DataSubset, path: Path, run: OpenRun) -> Any:
 
 
 def _assert_output(options: EvaluateOptions) -> None:
-    """Raise UserError if predictions or errors cannot be written to `--out`, or need it and it is missing."""
+    """Raise UserError if predictions cannot be written to `--out`, or need it and it is missing."""
     if options.out is None:
-        if options.errors and (options.data is not None or len(options.runs) > 1):
-            raise UserError("--errors: works with one run, and with --data has no folder to write to; give --out DIR")
         if options.save_predictions and options.data is not None:
             raise UserError("--save-predictions: with --data there is no folder to write to; give --out DIR")
         return
-    if not options.save_predictions and not options.errors:
-        raise UserError("--out: is the folder of --save-predictions and --errors; neither is given")
+    if not options.save_predictions:
+        raise UserError("--out: is the folder of --save-predictions, which is not given")
     if len(options.runs) > 1:
         raise UserError("--out: works with one run; leave it out, and predictions go into each run's folder")
     assert_writable(options.out / MANIFEST, option="--out")

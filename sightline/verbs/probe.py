@@ -30,7 +30,7 @@ def probe(options: EvaluateOptions) -> int:
     assert_against(options.against)
     if not options.runs:
         raise UserError("evaluate: no run directory is given; sightline evaluate RUN --probe METHOD [KEY=VALUE]...")
-    unused = set(options.list_flags(EvaluateOptions)) & {"--save-predictions", "--errors", "--ensemble", "--out"}
+    unused = set(options.list_flags(EvaluateOptions)) & {"--save-predictions", "--ensemble", "--out"}
     if unused:
         raise UserError(f"{min(unused)}: has no use with --probe; leave it out")
     overrides, arguments = split_words(options.overrides)

@@ -1,8 +1,6 @@
-"""`sightline score`: scoring of anyone's prediction files; a detector's errors as tables, as JSON and as a page."""
+"""`sightline score`: scoring of anyone's prediction files."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 
@@ -12,35 +10,27 @@ from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import load_plugins
 from sightline.engine.build import DataSubset
-from sightline.runs.run_directory import RunDirectory, write_document
+from sightline.runs.run_directory import write_document
 from sightline.runs.run_files import config_path_of_run
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.training.published_results import explain_no_rows, list_published
 from sightline.training.run_evaluation import score_document
-from sightline.verbs.output import print_note, show_evaluation, show_table, split_options
-from sightline.workbench.evaluate.scoring import ErrorReport, find_scoring
+from sightline.verbs.output import print_note, show_evaluation, split_options
+from sightline.workbench.evaluate.scoring import find_scoring
 
 
 def score(options: ScoreOptions) -> int:
     """Score files on the test split of a config's data by its metrics; nothing else of the config is read."""
     assert_against(options.against)
-    if options.errors != (options.out is not None):
-        raise UserError(
-            "--errors: writes a page with the worst images; give its folder with --out DIR, which serves only this"
-        )
-    errors, predictions = options.out, options.predictions
     load_plugins(options.plugins)
+    predictions = options.predictions
     values, overrides = split_options(options.overrides, ("category_offset",))
     offset = _parse_offset(values.get("category_offset", "0"))
     sections = read_sections(config_path_of_run(options.data), ("data", "metrics"), overrides)
     dataset = registry.data.build(sections["data"], facts={"split": "test"})
     part = DataSubset(dataset, np.arange(len(dataset)), BatchReader(dataset), "test")
     scoring = find_scoring(dataset.info)
-    if errors is not None and not scoring.has_errors:
-        raise UserError(f"--errors: is about boxes; {sections['data'].name} has none")
-    scored = scoring.score(
-        part, sections["metrics"], predictions, with_errors=errors is not None, category_offset=offset
-    )
+    scored = scoring.score(part, sections["metrics"], predictions, category_offset=offset)
     evaluation = scored.evaluation
     for note in scored.notes:
         print_note(note)
@@ -52,8 +42,6 @@ def score(options: ScoreOptions) -> int:
         if not document["published"]:
             print_note(f"--against published: {explain_no_rows(sections['data'], dataset.info, evaluation.metrics)}")
     show_evaluation(document, title=f"{predictions} on test", dataset=dataset)
-    if errors is not None:
-        show_errors(scoring.report_errors(evaluation, part, document, order=scored.order), errors)
     write_document(options.json, document)
     return 0
 
@@ -71,14 +59,3 @@ def assert_against(against: str | None) -> None:
     """Raise UserError for anything but published results to compare with."""
     if against not in (None, "published"):
         raise UserError(f"--against {against}: must be published")
-
-
-def show_errors(report: ErrorReport, folder: Path) -> None:
-    """Print the tables of errors, and write the files of the report into a folder."""
-    for table in report.tables:
-        show_table(*table)
-    folder.mkdir(parents=True, exist_ok=True)
-    target = RunDirectory(folder, is_writer=True)
-    for name, content in report.files.items():
-        (target.write_text if isinstance(content, str) else target.write_json)(name, content)
-    print_note(f"errors: {folder / 'errors.json'}")

@@ -293,7 +293,6 @@ def test_wrong_calls_are_refused() -> None:
         (ATSS(), ANCHORS, box, torch.zeros(1), r"is_ignored is torch.float32, expected torch.bool"),
         (FCOS(), POINTS, box / 0, flags(0), r"boxes\[0\] is \[nan, nan, inf, inf\]; give finite corners"),
         (SimOTA(), POINTS, box, flags(0), "SimOTA: needs labels and predictions at 252 priors, found none"),
-        (FCOS(limits_px=(64.0,)), POINTS, box, flags(0), "limits_px: found 1 limits for 3 levels"),
     ):
         with pytest.raises(ValueError, match=text):
             assigner(priors, boxes, is_ignored)
@@ -302,8 +301,6 @@ def test_wrong_calls_are_refused() -> None:
 def test_wrong_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"negative: found 0\.6, expected at most positive=0\.5"):
         MaxIoU(negative=0.6)
-    with pytest.raises(ValueError, match=r"limits_px: found \[64\.0, 32\.0\], expected rising limits"):
-        FCOS(limits_px=(64.0, 32.0))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"needs the package 'scipy': pip install 'sightline\[detect\]'$"):
         MaxIoU()
@@ -317,13 +314,13 @@ def test_assigners_declare_the_priors_that_they_take() -> None:
     assert takes == {**expected, "atss": {"anchors", "points"}}
 
 
-def test_limits_move_boxes_between_levels() -> None:
-    """A box of 96 x 96: points near its middle lie 48 to 60 from a side, below the default limit of P3, 64."""
+def test_a_box_is_assigned_to_the_level_of_its_size() -> None:
+    """A box of 96 x 96: points near its middle lie 48 to 60 from a side, below the limit of P3, 64; twice the size."""
     box = torch.tensor([[0.0, 0, 96, 96]])
     level = POINTS.prior_level[FCOS()(POINTS, box, flags(0)).matched == 0]
     assert level.unique().tolist() == [0]
-    level = POINTS.prior_level[FCOS(limits_px=(32.0, 40.0))(POINTS, box, flags(0)).matched == 0]
-    assert level.unique().tolist() == [2]
+    level = POINTS.prior_level[FCOS()(POINTS, 2 * box, flags(0)).matched == 0]
+    assert level.unique().tolist() == [1]
     few, all_inside = FCOS()(POINTS, box, flags(0)).matched, FCOS(radius=0.0)(POINTS, box, flags(0)).matched
     assert (all_inside == 0).sum() > (few == 0).sum()
 

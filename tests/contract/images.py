@@ -14,9 +14,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from sightline.areas.detect.metrics.box_ap import BoxAp
-from sightline.areas.detect.metrics.box_errors import BoxErrors
-from sightline.areas.detect.metrics.crowd_ap import CrowdAp
-from sightline.areas.detect.metrics.miss_rate import MissRate
+from sightline.areas.detect.metrics.crowds import CrowdAp, MissRate
 from sightline.areas.detect.sets.records import BoxRecord, make_sample
 from sightline.areas.detect.transforms import CutImage, FitImage, ScaleSteps
 from sightline.contract import registry
@@ -101,7 +99,7 @@ class _AllFigures:
     """Every metric of boxes as one; the rows of each stand under its number."""
 
     def __init__(self) -> None:
-        self._metrics: list[Any] = [made(class_names=CLASSES) for made in (BoxAp, CrowdAp, MissRate, BoxErrors)]
+        self._metrics: list[Any] = [made(class_names=CLASSES) for made in (BoxAp, CrowdAp, MissRate)]
         self.rows = tuple(self.new_state())
 
     def new_state(self) -> State:

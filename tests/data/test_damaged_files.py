@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sightline.areas.clouds.sets.modelnet_files import ClassSubset, text_contents
-from sightline.areas.detect.sets.people_files import read_citypersons, read_crowdhuman
+from sightline.areas.detect.sets.people import read_citypersons, read_crowdhuman
 from sightline.areas.detect.sets.yolo_txt import find_yolo
 from sightline.contract.errors import DataError
 from sightline.store.files.scan_reading import read_range_image

@@ -198,10 +198,8 @@ def _annotations(folder: Path) -> Iterator[Reader]:
     from sightline.areas.detect.sets.coco import Coco
     from sightline.areas.detect.sets.people import CityPersons, CrowdHuman, EuroCityPersons, WiderPerson
     from sightline.areas.detect.sets.yolo_txt import YoloTxt
-    from sightline.contract import registry
     from tests.data.boxes.box_writers import pattern, write_coco, write_image
     from tests.data.boxes.test_crowdhuman import CROWD, write_set
-    from tests.data.boxes.test_labelling_tools import WRITERS
     from tests.data.boxes.test_people import written
 
     source = folder / "coco"
@@ -223,8 +221,6 @@ def _annotations(folder: Path) -> Iterator[Reader]:
     people = {"widerperson": WiderPerson, "citypersons": CityPersons, "ecp": EuroCityPersons}
     trees |= {name: (builder, written(name, folder / name)) for name, builder in people.items()}
     trees["crowdhuman"] = CrowdHuman, write_set(folder / "crowdhuman", train={"a": CROWD})
-    for name, write in WRITERS.items():
-        trees[name] = registry.data.get_entry(name).builder, write(folder / name)
     for name, (builder, tree) in trees.items():
         for path in _texts(tree):
             yield Reader(f"boxes {name} {path.name}", path, lambda builder=builder, tree=tree: builder.survey(tree))

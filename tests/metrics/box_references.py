@@ -272,77 +272,6 @@ def spread_regions(images: list[Image], num_classes: int) -> list[Image]:
     return spread
 
 
-# --- TIDE -------------------------------------------------------------------------------------------------------------
-
-
-def coco_ap50(images: list[Image], num_classes: int, most: int) -> tuple[float, Any]:
-    """AP at an IoU of 0.5, a mean over classes with labels, of the `most` best detections; and the evaluation."""
-    whole = {"maxDets": [most], "areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
-    evaluation = coco_evaluation(images, num_classes, iouThrs=np.array([0.5]), **whole)
-    precision = evaluation.eval["precision"][0, :, :, 0, 0]
-    return float(precision[precision > -1].mean()), evaluation
-
-
-def literal_errors(images: list[Image], num_classes: int, most: int = 500) -> dict[str, float]:
-    """AP50 by pycocotools, and what it gains by mending the errors of each kind, found one detection at a time."""
-    before, evaluation = coco_ap50(images, num_classes, most)
-    wrong, reached = set(), set()
-    for one in filter(None, evaluation.evalImgs):
-        wrong |= {number for number, match in zip(one["dtIds"], one["dtMatches"][0], strict=True) if not match}
-        reached |= {number for number, match in zip(one["gtIds"], one["gtMatches"][0], strict=True) if match}
-    labels, detections = (
-        [(index, row) for index, image in enumerate(images) for row in getattr(image, name)]
-        for name in ("truth", "detections")
-    )
-    real = [number for number, (_, row) in enumerate(labels, start=1) if not row[6]]
-    errors: dict[int, tuple[str, int]] = {}
-    for number, (index, row) in enumerate(detections, start=1):
-        if number in wrong:
-            beside = sorted((each for each in real if labels[each - 1][0] == index), key=lambda e: labels[e - 1][1][4])
-            errors[number] = _error_kind(row, [(each, labels[each - 1][1]) for each in beside])
-    about = {label for kind, label in errors.values() if kind in ("classification", "localisation")}
-    figures = {"error_ap50": before}
-    for kind in ("classification", "localisation", "both", "duplicate", "background", "missed"):
-        rows = {number: row for number, (_, row) in enumerate(detections, start=1)}
-        own = sorted((n for n, (name, _) in errors.items() if name == kind), key=lambda n: -rows[n][4])
-        moved: set[int] = set()
-        for number in own:
-            label = errors[number][1]
-            if kind not in ("classification", "localisation") or label in reached | moved:
-                del rows[number]
-                continue
-            moved.add(label)
-            target = labels[label - 1][1]
-            rows[number] = np.array([*target[:4], rows[number][4], target[4]])
-        gone = set(real) - reached - about if kind == "missed" else set()
-        mended = [
-            Image(
-                [row for n, (at, row) in enumerate(labels, start=1) if at == index and n not in gone],
-                [rows[n] for n, (at, _) in enumerate(detections, start=1) if at == index and n in rows],
-            )
-            for index in range(len(images))
-        ]
-        figures[f"gain_{kind}"] = coco_ap50(mended, num_classes, most)[0] - before
-    return figures
-
-
-def _error_kind(row: np.ndarray, labels: list[tuple[int, np.ndarray]]) -> tuple[str, int]:
-    """Kind of a detection's error, and the number of the label that it is about, 0 if none."""
-    best = {True: (0.0, 0), False: (0.0, 0)}  # by whether the class is the detection's
-    for number, label in labels:
-        is_same, overlap = bool(label[4] == row[5]), plain_iou(row[:4].tolist(), label[:4].tolist())
-        if overlap > best[is_same][0]:
-            best[is_same] = (overlap, number)
-    (same, same_label), (other, other_label) = best[True], best[False]
-    if 0.1 <= same < 0.5:
-        return "localisation", same_label
-    if other >= 0.5:
-        return "classification", other_label
-    if same >= 0.5:
-        return "duplicate", same_label
-    return ("background" if max(same, other) <= 0.1 else "both"), 0
-
-
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 
@@ -373,7 +302,7 @@ The fifth is right, and beyond the border. The last two find one label, which is
 """
 
 
-def draw_images(random: np.random.Generator, *, has_ties: bool = True) -> list[Sample]:
+def draw_images(random: np.random.Generator) -> list[Sample]:
     """Images of few boxes in quarters of a pixel, at the limits of sizes, visible shares and overlaps.
 
     Some labels are doubled, ignored or beyond the border. Detections overlap a label by all, 3/4, 1/2 or 1/10, or by
@@ -403,7 +332,7 @@ def draw_images(random: np.random.Generator, *, has_ties: bool = True) -> list[S
             random.random(len(found)) < 0.7, label[chosen] if count else 0, random.integers(0, 3, len(found))
         )
         scores = random.permutation(len(found)) / 64 + number / 1024
-        scores = np.round(scores * 8 + 1) / 16 if has_ties else scores
+        scores = np.round(scores * 8 + 1) / 16
         visible = random.choice([0.1, 0.2, 0.4, 0.6, 0.65, 1.0, 1.0, 1.0, np.nan], count)
         truth = np.column_stack([boxes, label, area, is_ignored])
         detections = np.column_stack([found, scores, np.maximum(classes, 0)])

@@ -15,7 +15,6 @@ from tests.metrics.box_references import (
     Scene,
     coco_evaluation,
     draw_images,
-    literal_errors,
     literal_figures,
     literal_rates,
     spread_regions,
@@ -438,16 +437,6 @@ CASES = [
     Case("pairs", draw_pairs, pairs_reference),
     Case("cross_pairs", draw_pairs, lambda batches: pairs_reference(batches, prefix="cross_")),
     Case("box_ap", draw_images, box_ap_reference, BOX_CLASSES, **BOXES),
-    *(
-        Case(
-            "box_errors",
-            lambda random: draw_images(random, has_ties=False),
-            lambda batches, most=most: literal_errors(images_of(batches), 4, most),
-            {**BOX_CLASSES, "most": most},
-            **BOXES,
-        )
-        for most in (500, 3)
-    ),
     Case("miss_rate", draw_images, miss_rate_reference, BOX_CLASSES, **BOXES),
     *(
         Case(

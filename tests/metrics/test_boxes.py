@@ -13,9 +13,16 @@ import pytest
 import torch
 
 from sightline.areas.detect.metrics.box_ap import BoxAp, _curves
-from sightline.areas.detect.metrics.box_errors import KINDS, BoxErrors, classify_errors
-from sightline.areas.detect.metrics.crowd_ap import BINS, CrowdAp, _score, jaccard_counts, jaccard_index
-from sightline.areas.detect.metrics.miss_rate import MISS_RATE_RULES, DetectionCurve, MissRate
+from sightline.areas.detect.metrics.crowds import (
+    BINS,
+    MISS_RATE_RULES,
+    CrowdAp,
+    DetectionCurve,
+    MissRate,
+    _score,
+    jaccard_counts,
+    jaccard_index,
+)
 from sightline.contract.metric import Meter, State, append_rows, pool_states
 from sightline.ops import numba_kernels
 from sightline.parts.metrics.box_groups import match_predictions
@@ -207,88 +214,26 @@ def test_confusions_of_boxes_by_hand() -> None:
     assert empty["counts"] == [[0, 0], [0, 0]]
 
 
-# --- Errors at the limits of their kinds, their tables, and a repair, by hand ---
+@pytest.mark.parametrize("seed", range(20))
+def test_confusions_count_every_label_and_detection_once(seed: int) -> None:
+    """Rows sum to the labels that count, columns to the detections, but for those that a region may absorb."""
+    images = [Image(one["truth"], one["detections"]) for one in draw_images(np.random.default_rng(seed))]
+    state = coco_state(images, 4)
+    counts = np.array(BoxAp(class_names=("a", "b", "c", "d")).tables(state)["confusion"]["counts"])
+    labels = np.concatenate([np.reshape(image.truth, (-1, 7)) for image in images])
+    detections = np.concatenate([np.reshape(image.detections, (-1, 6)) for image in images])
+    counted = labels[labels[:, 6] == 0, 4].astype(int)
+    shown = detections[detections[:, 4] >= 0.3, 5].astype(int)
+    assert counts[:-1].sum(axis=1).tolist() == np.bincount(counted, minlength=4).tolist()
+    assert (counts[:, :-1].sum(axis=0) <= np.bincount(shown, minlength=4)).all()
 
 
-ERRORS = BoxErrors(class_names=("person", "rider", "car"))
-
-
-def error_state(labels: np.ndarray, detections: np.ndarray) -> State:
-    unknown = np.full((len(labels), 2), np.nan)
-    images = np.unique(np.concatenate([labels[:, 0], detections[:, 0]]))
-    rows = {"labels": np.hstack([labels, unknown]), "detections": detections}
-    rows["images"] = np.column_stack([images, np.full((len(images), 2), 900)])
-    return {name: torch.from_numpy(each) for name, each in rows.items()}
-
-
-def test_a_repaired_detection_must_not_become_a_second_one() -> None:
-    """By hand: the label is found at 0.6; another detection beside it, moved onto it, would be a duplicate."""
-    labels = np.array([[0, 0, 0, 40, 40, 0, 1600, 0]], dtype=float)
-    found = np.array([[0, 20, 0, 60, 40, 0.9, 0], [0, 0, 0, 40, 40, 0.6, 0]], dtype=float)
-    figures = ERRORS.compute(error_state(labels, found))
-    assert figures["error_ap50"] == pytest.approx(0.5)
-    assert figures["gain_localisation"] == pytest.approx(0.5)
-    assert figures["gain_missed"] == 0
-
-
-def test_suppressed_labels_are_counted() -> None:
-    """Two people side by side, of whom suppression left one; a third was never found. By hand."""
-    state = ERRORS.new_state()
-    truth = torch.tensor([[0, 0, 40, 80, 0, 3200, 0], [10, 0, 50, 80, 0, 3200, 0], [200, 0, 240, 80, 0, 3200, 0.0]])
-    candidates = torch.tensor([[0, 0, 40, 80, 0.9, 0], [10, 0, 50, 80, 0.8, 0], [200, 0, 240, 80, 0.7, 1]])
-    arguments: dict[str, Any] = {
-        "detections": candidates[:1],
-        "detection_offsets": torch.tensor([0, 1]),
-        "truth": truth,
-        "truth_visible": torch.tensor([1, 0.5, 1]),
-        "truth_offsets": torch.tensor([0, 3]),
-        "file_px": torch.tensor([[100, 300]]),
-        "sample_index": torch.tensor([0]),
-    }
-    ERRORS.update(state, **arguments, candidates=candidates, candidate_offsets=torch.tensor([0, 3]))
-    about = ERRORS.tables(state)["box_errors"]
-    assert about["labels"] == {"labels": 3, "not_found": 2, "missed": 2, "suppressed": 1}
-    state = ERRORS.new_state()
-    ERRORS.update(state, **arguments)
-    assert ERRORS.tables(state)["box_errors"]["labels"]["suppressed"] is None
-
-
-def test_ignored_detections_are_no_errors() -> None:
-    """By hand: of two labels one is found first, then a detection is wrong, one is ignored, one finds it again."""
-    labels = [[0, 0, 0, 40, 40, 0, 1600, 0], [1, 0, 0, 40, 40, 0, 1600, 0], [1, 90, 0, 130, 40, 0, 1600, 1]]
-    places = [(0, 0, 0.9), (1, 200, 0.8), (1, 90, 0.7), (0, 0, 0.6)]
-    found = [[image, left, 0, left + 40, 40, score, 0] for image, left, score in places]
-    about = ERRORS.tables(error_state(np.array(labels, dtype=float), np.array(found)))["box_errors"]
-    assert {kind: count for kind, count in about["counts"].items() if count} == {
-        "background": 1,
-        "duplicate": 1,
-        "missed": 1,
-    }
-
-
-def test_confused_classes_are_counted() -> None:
-    """By hand: of three cars two are called riders and one is found; a rider is called a person, and found at 0.4."""
-    labels = [[image, 0, 0, 20, 20, label, 400, 0] for image, label in enumerate((2, 2, 2, 1))]
-    rows = [(0, 1, 0.9), (1, 1, 0.8), (2, 2, 0.7), (3, 0, 0.9), (3, 1, 0.4)]
-    found = [[image, 0, 0, 20, 20, score, label] for image, label, score in rows]
-    about = ERRORS.tables(error_state(np.array(labels, dtype=float), np.array(found)))["box_errors"]
-    assert about["counts"]["classification"] == 3
-
-
-def test_an_iou_equal_to_a_limit_has_its_kind() -> None:
-    """By hand: detections that overlap a label of 20 x 20 by exactly 1/2 or 1/10, each in an image of its own."""
-    found = [
-        ("classification", [0, 0, 20, 10], 1),
-        ("localisation", [0, 0, 20, 2], 0),
-        ("background", [0, 0, 20, 2], 1),
-        ("duplicate", [0, 0, 20, 10], 0),
-    ]
-    labels = np.array([[image, 0, 0, 20, 20, 0, 400, 0] for image in range(4)], dtype=float)
-    rows = [[image, *box, 0.5, label] for image, (_, box, label) in enumerate(found)]
-    errors = classify_errors(error_state(labels, np.array([*rows, [3, 0, 0, 20, 20, 0.9, 0]], dtype=float)), 3, 100)
-    image = errors.groups.boxes[:, 0].astype(int)
-    kinds = {(int(at), KINDS[kind] if kind >= 0 else "right") for at, kind in zip(image, errors.kind, strict=True)}
-    assert kinds == {*((at, kind) for at, (kind, *_) in enumerate(found)), (3, "right")}
+@pytest.mark.parametrize("seed", range(20))
+def test_without_numba_equals_pycocotools(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a region of no class, which is one of each. The exam of metrics holds the compiled form to the same."""
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: False)
+    images = [Image(one["truth"], one["detections"]) for one in draw_images(np.random.default_rng(seed))]
+    assert_same(scored(images, 3), coco_evaluation(spread_regions(images, 3), 3).stats)
 
 
 # --- CrowdHuman's figures against its own evaluation, and numbers worked by hand ---
@@ -411,6 +356,20 @@ def test_states_of_several_parts_keep_images_and_boxes_together() -> None:
     state = CROWD_AP.new_state()
     append_rows(state, "images", torch.tensor([0]), torch.tensor([[5, 5]]))
     assert pool_states(CROWD_AP, [state, state])["images"][:, 0].tolist() == [0, 1]
+
+
+def test_two_classes_have_means() -> None:
+    metric = CrowdAp(class_names=("person", "rider"))
+    state = {name: rows.clone() for name, rows in state_of(CROWD_AP, toy()).items()}
+    person = CROWD_AP.compute(state)
+    riders = {name: rows.clone() for name, rows in state.items()}
+    riders["labels"][:, 5] = riders["detections"][:, 6] = 1
+    riders["detections"] = riders["detections"][:1]
+    both = {name: torch.cat([state[name], riders[name]]) for name in ("labels", "detections")}
+    figures_of = metric.per_class({**both, "images": state["images"]})
+    assert figures_of["person"]["crowd_ap"] == pytest.approx(person["crowd_ap"])
+    assert figures_of["rider"] == {"crowd_ap": 0.0, "mr2": pytest.approx(2 / 3), "count": 3}
+    assert metric.compute({**both, "images": state["images"]})["crowd_ap"] == pytest.approx(person["crowd_ap"] / 2)
 
 
 # --- Miss rates of CityPersons against its script; the set-ups of EuroCity Persons by hand ---

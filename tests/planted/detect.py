@@ -16,7 +16,7 @@ from sightline.areas.detect import task as detect
 from sightline.areas.detect.assigner import BACKGROUND, IGNORED, Assigner, Assignment
 from sightline.areas.detect.losses import SigmoidFocal, sigmoid_focal
 from sightline.areas.detect.metrics.box_ap import BoxAp
-from sightline.areas.detect.metrics.crowd_ap import CrowdAp
+from sightline.areas.detect.metrics.crowds import CrowdAp
 from sightline.areas.detect.networks import DenseHead
 from sightline.areas.detect.retinanet import RetinaHead
 from sightline.areas.detect.sets import synthetic_crowds

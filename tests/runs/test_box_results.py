@@ -255,25 +255,6 @@ def test_a_run_is_scored_by_metrics_that_it_was_not_trained_with(run: Path, tmp_
     assert (done.code, "found 'metrics=" in done.err) == (2, True)
 
 
-def test_errors_of_a_run_and_of_its_file_are_the_same(run: Path, tmp_path: Path) -> None:
-    """A run has what it predicted before suppression, a file does not; all else is equal."""
-    kept = ("--errors", "--save-predictions", "--out", tmp_path / "run", "--json", tmp_path / "run.json")
-    done = succeed("evaluate", run, *kept, "--device", "cpu", "task.suppression={name: greedy, iou_threshold: 0.2}")
-    assert "AP50 gained by repair" in done.out
-    words = (tmp_path / "run" / "detections.json", "--data", run)
-    succeed("score", *words, "--errors", "--out", tmp_path / "file")
-    ours, theirs = (json.loads((tmp_path / name / "errors.json").read_text()) for name in ("run", "file"))
-    assert ours["labels"]["suppressed"] > 0
-    assert theirs["labels"]["suppressed"] is None
-    for document in (ours, theirs):
-        assert document["counts"]["missed"] == document["labels"]["missed"]
-        del document["labels"]["suppressed"]
-    assert ours == theirs | {"data": ours["data"]}
-    assert "box_errors" in json.loads((tmp_path / "run.json").read_text())
-    assert len(ours["worst"]) == 6
-    assert sum(lost for _, lost, _ in ours["worst"]) == ours["labels"]["not_found"]
-
-
 def test_category_ids_may_count_from_another_number(made: Path) -> None:
     rows = results_of(truth_of(made))
     moved = [row | {"category_id": row["category_id"] + 100} for row in rows]

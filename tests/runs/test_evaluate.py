@@ -188,7 +188,7 @@ def test_two_processes_keep_the_files_of_one(kind: str, request: pytest.FixtureR
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--out", "there"], "--out: is the folder of --save-predictions and --errors; neither is given"),
+        (["--out", "there"], "--out: is the folder of --save-predictions, which is not given"),
         (["--save-predictions", "--data", "other.yaml"], "there is no folder to write to; give --out DIR"),
         (["--save-predictions", "--out", "there", "again"], "--out: works with one run"),
     ],

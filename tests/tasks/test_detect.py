@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.areas.detect.metrics.box_ap import BoxAp
-from sightline.areas.detect.metrics.miss_rate import MissRate
+from sightline.areas.detect.metrics.crowds import MissRate
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.areas.detect.task import Detect
 from sightline.areas.detect.transforms import FitImage, ScaleSteps
@@ -235,16 +235,6 @@ def test_maps_of_another_size_are_named(batch: dict[str, Any]) -> None:
 def test_pairs_that_cannot_be_are_refused_when_built(head: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         detect(head, **arguments)
-
-
-@pytest.mark.parametrize(("keeps", "ratio_of_areas"), [("area", 1.0), ("width", 0.5)])
-def test_anchors_keep_their_area_or_their_width(keeps: str, ratio_of_areas: float) -> None:
-    """Of a cell's anchors of one scale: heights over widths are 0.5, 1 and 2."""
-    task, _ = detect("retina", anchors={"keeps": keeps})
-    boxes = task.get_priors(torch.zeros(1, 3, 256, 256)).coordinates
-    width, height = (boxes[:3, 2:] - boxes[:3, :2]).T
-    assert (height / width).tolist() == pytest.approx([0.5, 1.0, 2.0])
-    assert (width * height)[0] / (width * height)[1] == pytest.approx(ratio_of_areas)
 
 
 def test_a_model_without_a_head_is_refused() -> None:

@@ -108,7 +108,7 @@ def _write_photos(root: Path) -> list[str]:
     categories = [{"id": number, "name": f"kind{number}"} for number in range(200)]
     boxes = [{"image_id": 1, "category_id": 3, "bbox": [1, 1, 3, 3]}]
     write_coco(root / "mine" / "boxes.json", [(1, "a.png", 8, 6)], boxes, categories=categories)
-    return ["annotations=[mine/boxes.json]", "images=.", "exif=stored"]
+    return ["annotations=[mine/boxes.json]", "images=."]
 
 
 def _write_frames(root: Path) -> list[str]:

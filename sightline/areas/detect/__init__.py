@@ -59,7 +59,6 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "backbones": {"networks": "resnet101 resnet18 resnet34 resnet50", "yolo": "cspdarknet darknet53"},
     "data": {
         "sets.coco": "coco",
-        "sets.labelling_tools": "labelme voc",
         "sets.people": "citypersons crowdhuman ecp widerperson",
         "sets.synthetic_crowds": "synthetic_crowds",
         "sets.yolo_txt": "yolo_txt",
@@ -72,13 +71,11 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     },
     "metrics": {
         "metrics.box_ap": "box_ap",
-        "metrics.box_errors": "box_errors",
-        "metrics.crowd_ap": "crowd_ap",
-        "metrics.miss_rate": "miss_rate",
+        "metrics.crowds": "crowd_ap miss_rate",
     },
     "models": {"networks": "detector"},
     "necks": {"networks": "fpn", "yolo": "pafpn yolov3"},
-    "prediction_writers": {"box_results": "DetectionWriter"},
+    "prediction_writers": {"scoring": "DetectionWriter"},
     "predictors": {"predictor": "detect"},
     "rules": {
         "evaluation_rules": "box-evaluation box-protocol",

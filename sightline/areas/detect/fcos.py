@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sightline.areas.detect.assigner import BACKGROUND, Assigner, Assignment, argmax_by_group
 from sightline.areas.detect.networks import DenseHead, HeadOutput, PriorProbability, flatten_to_priors
 from sightline.contract import registry
-from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat
+from sightline.contract.arguments import Count, NonNegativeFloat
 from sightline.layers.images import ConvBlock, make_group_norm
 from sightline.ops.box_codes import encode_distances
 from sightline.ops.box_overlaps import box_area, box_centres, column_blocks, iou
@@ -121,26 +121,23 @@ class FCOS(Assigner):
     """FCOS: points near the middle of a box, whose farthest side is within their level's range; the smallest box wins.
 
     A point near the middle is less than `radius` strides from it in x and in y; with a radius of 0, any point in the
-    box is near. A level takes a point if the distance to the box's farthest side is within the level's range.
-    `limits_px` has one number less than there are levels: where a level's range ends and the next one's begins, by
-    default eight strides of the level. Both ranges contain the limit. A small box may get no point.
+    box is near. A level takes a point if the distance to the box's farthest side is within the level's range, which
+    ends where the next one's begins, at eight strides of the level. Both ranges contain the limit. A small box may get
+    no point.
     Source: Tian et al. 2019, section 3.2; the centre region is that of their code and of Tian et al. 2020.
     """
 
     prior_kinds: ClassVar[frozenset[PriorKind]] = frozenset({"points"})
 
-    def __init__(self, *, radius: NonNegativeFloat = 1.5, limits_px: tuple[PositiveFloat, ...] | None = None) -> None:
-        if limits_px is not None and list(limits_px) != sorted(set(limits_px)):
-            raise ValueError(f"limits_px: found {list(limits_px)}, expected rising limits")
+    def __init__(self, *, radius: NonNegativeFloat = 1.5) -> None:
         self.radius = radius
-        self.limits_px = limits_px
 
     def match(self, priors: Priors, boxes: Tensor) -> Assignment:
         """Match points (P) to boxes (M, 4): `matched` and `num_claims` (P,)."""
         matched = torch.full((len(priors),), BACKGROUND, device=boxes.device)
         num_claims = torch.zeros_like(matched)
         order = box_area(boxes).argsort(stable=True)
-        limits = [-1.0, *self._limits(priors), torch.inf]
+        limits = [-1.0, *(float(_LIMIT_STRIDES * stride) for stride in priors.strides[:-1]), torch.inf]
         for stride, rows, low, high in zip(priors.strides, priors.level_slices, limits[:-1], limits[1:], strict=True):
             region = self._regions(boxes[order], stride)[:, :, None]
             sides = boxes[order][:, :, None]
@@ -152,15 +149,6 @@ class FCOS(Assigner):
                 num_claims[prior_rows] = claims
                 matched[prior_rows] = torch.where(claims > 0, order[first], BACKGROUND)
         return Assignment(matched, num_claims)
-
-    def _limits(self, priors: Priors) -> tuple[float, ...]:
-        limits = self.limits_px or tuple(float(_LIMIT_STRIDES * stride) for stride in priors.strides[:-1])
-        if len(limits) != len(priors.strides) - 1:
-            raise ValueError(
-                f"limits_px: found {len(limits)} limits for {len(priors.strides)} levels; give one for each but the "
-                "last"
-            )
-        return limits
 
     def _regions(self, boxes: Tensor, stride: int) -> Tensor:
         """Return the part (M, 4) of each box whose points may predict it."""

@@ -13,7 +13,7 @@ import torch
 
 from sightline.areas.detect.sets.detections import Detections, ImageRef
 from sightline.contract import registry
-from sightline.contract.arguments import ExifUse, Probability
+from sightline.contract.arguments import Probability
 from sightline.draw.boxes import DrawnBox, draw_boxes, name_class
 from sightline.draw.pictures import PALETTE, encode_png
 from sightline.engine.run_loading import TrainedRun
@@ -54,7 +54,7 @@ class ImagePrediction:
 class BoxPredictor(Predictor[ImagePrediction]):
     """Predictor of an `ImagePrediction` per image, made upright by its EXIF orientation; boxes are in its pixels.
 
-    `exif` predicts the stored pixels instead. `score` is the minimum score of a detection, for viewing and not for
+    `score` is the minimum score of a detection, for viewing and not for
     evaluation. `--out` writes the images with their boxes, JSON also has rows in the form of COCO's results; image ids
     count the files of a document from 1.
     Source: made here.
@@ -68,10 +68,9 @@ class BoxPredictor(Predictor[ImagePrediction]):
     columns = ("file", "boxes", "classes", "highest score")
     csv_columns = ("file", "height", "width", "num_boxes")
 
-    def __init__(self, *, run: TrainedRun, score: Probability = 0.3, exif: ExifUse = "upright") -> None:
+    def __init__(self, *, run: TrainedRun, score: Probability = 0.3) -> None:
         super().__init__(run=run)
-        self.score, self.exif = score, exif
-        self._oriented: set[Path] = set()
+        self.score = score
         self.fields = {name: field_spec for name, field_spec in BOX_FIELDS.items() if not name.startswith("truth")}
         self.names = run.class_names or tuple(map(str, range(run.facts["num_classes"])))
         self._numbers: dict[Path, int] = {}
@@ -83,9 +82,7 @@ class BoxPredictor(Predictor[ImagePrediction]):
     def read(self, path: Path) -> ReadFile:
         """Read the image at its own size, without boxes."""
         orientation = read_header(path).orientation
-        pixels = read_image(path, orientation=orientation if self.exif == "upright" else 1)
-        if orientation > 1:
-            self._oriented.add(path)
+        pixels = read_image(path, orientation=orientation)
         sample = {
             "image": torch.from_numpy(pixels),
             "to_canvas": torch.eye(3, dtype=torch.float64)[:2],
@@ -108,16 +105,6 @@ class BoxPredictor(Predictor[ImagePrediction]):
         image = ImageRef(file.path.stem, self._numbers.get(file.path, 1), height, width)
         detections = Detections(image, selected[:, :4], selected[:, 4], selected[:, 5].astype(np.int64))
         return ImagePrediction(file.path, detections, self.names, file.source)
-
-    def summary(self, documents: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Return the number of images with an EXIF orientation, and what was done with it."""
-        if not self._oriented:
-            return []
-        done, other = ("turned by it", "stored") if self.exif == "upright" else ("not turned by it", "upright")
-        return [
-            f"{len(self._oriented)} images have an EXIF orientation that is not 1, first {min(self._oriented)}; they "
-            f"are {done}, exif={other} does the other"
-        ]
 
     def compact(self, prediction: ImagePrediction) -> ImagePrediction:
         """Return the prediction without the pixels."""

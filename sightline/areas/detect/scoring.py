@@ -1,11 +1,10 @@
-"""Scoring of files of detections, and a detector's errors as tables and as JSON."""
+"""Files of detections: written by an evaluation, and scored, as those of any detector."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,36 +13,91 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.box_results import RESULTS, box_images, results_faults
 from sightline.areas.detect.metrics.box_ap import BoxAp
-from sightline.areas.detect.metrics.box_errors import KINDS, BoxErrors, DetectionErrors, classify_errors
-from sightline.areas.detect.sets.detections import BoxImages, DetectionResults, read_results
+from sightline.areas.detect.sets.detections import (
+    BoxImages,
+    DetectionResults,
+    Detections,
+    duplicate_image_ids,
+    read_results,
+)
 from sightline.areas.detect.sets.records import ground_truth_rows, visible_fractions
-from sightline.areas.detect.task import Detect
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind
 from sightline.contract.errors import ConfigError, DataError
-from sightline.contract.metric import make_state
-from sightline.contract.types import ComponentConfig, PrintedTable
+from sightline.contract.metric import make_state, sorted_rows
+from sightline.contract.types import Batch, ComponentConfig
 from sightline.engine.build import DataSubset, build_metrics
-from sightline.engine.evaluate import BoundMetric, Evaluation, Evaluator, MetricResult, make_evaluation
-from sightline.engine.run_loading import OpenRun
-from sightline.parts.metrics.box_groups import NO_LIMIT, DetectionColumn, LabelColumn
+from sightline.engine.distributed import World
+from sightline.engine.evaluate import BoundMetric, Evaluation, MetricResult, make_evaluation
+from sightline.parts.metrics.box_groups import NO_LIMIT, iou_or_ioa
 from sightline.store.prepared.prepared_set import summarise_folder
-from sightline.workbench.evaluate.scoring import ErrorReport, ScoredFiles, Scoring
+from sightline.workbench.evaluate.saved_predictions import MANIFEST
+from sightline.workbench.evaluate.scoring import ScoredFiles, Scoring
 
-_MAX_IMAGES = 12
-_READ_KEYS = (
-    *("detections", "detection_offsets", "truth", "truth_visible", "truth_offsets", "file_px", "sample_index"),
-    *("candidates", "candidate_offsets"),
-)
+RESULTS = "detections.json"
+"""Name of the COCO result file, with the image and category ids of the data set's own files."""
+
+
+class DetectionWriter:
+    """Writer of an evaluation's detections as `RESULTS`, called by an `Evaluator` batch by batch; and of a manifest.
+
+    Raises DataError for a part whose images have no ids, or share one.
+    """
+
+    writes = "detections"
+    """Predictions of a task that are written."""
+
+    def __init__(self, path: Path, part: DataSubset, world: World) -> None:
+        self.path = path
+        self._images = box_images(part)
+        if shared := duplicate_image_ids(map(self._images.image, range(len(self._images)))):
+            raise DataError(
+                f"--save-predictions: {next(iter(shared.values()))}, and rows would be of either; evaluate the images "
+                "of each annotation file by themselves (data.tested, or prepare with annotations=[FILE])"
+            )
+        self._rows: list[Tensor] = [torch.zeros(0, 7, dtype=torch.float64)]
+        self._world = world
+        self._directory = world.run_directory(path)
+        self._directory.remove(MANIFEST)
+
+    def __call__(self, batch: Batch, predictions: Mapping[str, Any]) -> None:
+        """Store the detections of a batch."""
+        index = batch["sample_index"].cpu().repeat_interleave(predictions["detection_offsets"].diff().cpu())
+        self._rows.append(torch.cat([index.double()[:, None], predictions["detections"].double().cpu()], dim=1))
+
+    def finish(self, evaluation: Evaluation, about: Mapping[str, Any]) -> None:
+        """Write the detections by image, and the manifest, which begins with `about`. Called on every process."""
+        gathered, _ = self._world.gather_rows(torch.cat(self._rows).to(self._world.device), operation="detections")
+        rows = sorted_rows(gathered).cpu().numpy()
+        ids = self._images.classes.ids
+        lines = []
+        for image_rows in np.split(rows, np.flatnonzero(np.diff(rows[:, 0])) + 1):
+            if len(image_rows):
+                detections = Detections(
+                    self._images.image(int(image_rows[0, 0])), image_rows[:, 1:5], image_rows[:, 5], image_rows[:, 6]
+                )
+                lines += [json.dumps(row) for row in detections.to_coco(ids)]
+        self._directory.write_text(RESULTS, "[" + ",\n".join(lines) + "]\n")
+        classes = {"class_names": list(self._images.classes.names), "category_ids": list(ids)}
+        counts = {"num_images": evaluation.num_samples, "num_detections": len(lines)}
+        self._directory.write_json(MANIFEST, {**about, **classes, **counts, "file": RESULTS})
+
+
+def box_images(part: DataSubset) -> BoxImages:
+    """Return the data set of a split. Raises DataError if its images have no ids."""
+    if not isinstance(part.dataset, BoxImages):
+        raise DataError(
+            f"files of detections are of one set of images with boxes; {type(part.dataset).__name__} is not one, its "
+            "samples have no image ids of their own"
+        )
+    return part.dataset
 
 
 class BoxScoring(Scoring):
-    """Scoring of COCO result files by the metrics of boxes, and the errors of detections."""
+    """Scoring of COCO result files by the metrics of boxes."""
 
     needs = frozenset({"truth"})
     scored = "boxes"
-    has_errors = True
 
     def score(
         self,
@@ -51,14 +105,10 @@ class BoxScoring(Scoring):
         metrics: Sequence[ComponentConfig],
         path: Path,
         *,
-        with_errors: bool,
         category_offset: int = 0,
     ) -> ScoredFiles:
         """Compute the metrics of a file of detections."""
-        if with_errors:
-            metrics = [metric for metric in metrics if metric.name != "box_errors"]
-        more = [bind_error_metric(part)] if with_errors else []
-        evaluation, others, predictions = score_boxes(part, metrics, path, more=more, category_offset=category_offset)
+        evaluation, others, predictions = score_boxes(part, metrics, path, category_offset=category_offset)
         notes = [*predictions.notes]
         notes += [
             f"not scored: {count} boxes of {kind}"
@@ -72,85 +122,9 @@ class BoxScoring(Scoring):
         limits = [result.metric.metric.most for result in evaluation.results if isinstance(result.metric.metric, BoxAp)]
         truths = [ground_truth_rows(images.record(index)) for index in range(len(images))]
         most = min(limits, default=NO_LIMIT)
-        faults = results_faults(
-            predictions.detections, truths, images.classes.names, most=most, category_offset=category_offset
-        )
+        faults = results_faults(predictions.detections, truths, most=most)
         notes += [f"warning: {path}: {fault}" for fault in faults]
-        return ScoredFiles(evaluation, others, notes, {}, scoring_order(images).tolist())
-
-    def add_errors(self, evaluator: Evaluator, part: DataSubset, run: OpenRun) -> Evaluator:
-        """Return the evaluator with the error metric added. Raises UserError for a task without boxes."""
-        if not isinstance(run.task, Detect):
-            return super().add_errors(evaluator, part, run)
-        run.task.keeps_candidates = True
-        others = [meter for meter in evaluator.metrics if not isinstance(meter.metric, BoxErrors)]
-        return replace(evaluator, metrics=[*others, bind_error_metric(part)])
-
-    def report_errors(
-        self,
-        evaluation: Evaluation,
-        part: DataSubset,
-        document: Mapping[str, Any],
-        *,
-        order: Sequence[int] | None = None,
-    ) -> ErrorReport:
-        """Report the errors as tables and as `errors.json`.
-
-        `order` are the subset's sample indices in the order of the evaluation, if they differ.
-        """
-        result = next(r for r in evaluation.results if isinstance(r.metric.metric, BoxErrors))
-        metric: Any = result.metric.metric
-        about, metrics = document["box_errors"], document["metrics"]
-        rows = [(kind, about["counts"][kind], metrics[f"gain_{kind}"]) for kind in KINDS]
-        title, columns = f"errors; AP50 {metrics['error_ap50']:.4f}", ("error", "count", "AP50 gained by repair")
-        errors = classify_errors(result.state, len(metric.class_names), metric.most)
-        score, images = find_best_score(errors), box_images(part)
-        worst = [
-            (images.image(image if order is None else int(order[image])).name, num_lost, num_wrong)
-            for image, num_lost, num_wrong in find_worst_images(errors, score, most=_MAX_IMAGES)
-        ]
-        tables = [
-            PrintedTable(title, columns, rows),
-            PrintedTable("labels that were not found", tuple(about["labels"]), [tuple(about["labels"].values())]),
-            PrintedTable(f"worst images, from a score of {score:.3f} on", ("image", "not found", "wrong"), worst),
-        ]
-        gains = {name: value for name, value in metrics.items() if name == "error_ap50" or name.startswith("gain_")}
-        header = {**document["scored_boxes_errors"], "data": document["data"]}
-        return ErrorReport(tables, {"errors.json": {**about, "metrics": gains, **header, "worst": worst}})
-
-
-def bind_error_metric(part: DataSubset) -> BoundMetric:
-    """Bind the error metric with its defaults; it reads candidates before suppression if they are predicted."""
-    metric: Any = BoxErrors(class_names=tuple(part.dataset.info.facts["class_names"]))
-    return BoundMetric(
-        metric, bind(metric.update, AvailableKeys("evaluation", _READ_KEYS), owner="--errors", exclude=("state",))
-    )
-
-
-def find_best_score(errors: DetectionErrors) -> float:
-    """Return the score threshold with the largest F1 score; 0 if no detection is correct."""
-    counts = ~errors.is_ignored
-    scores, is_found = errors.groups.boxes[counts, 5], errors.is_found[counts]
-    order = np.argsort(-scores, kind="stable")
-    num_found = is_found[order].cumsum()
-    f1 = num_found / (np.arange(1, len(num_found) + 1) + (~errors.groups.is_ignored).sum())
-    return float(scores[order][f1.argmax()]) if num_found.any() else 0.0
-
-
-def find_worst_images(errors: DetectionErrors, score: float, *, most: int) -> list[tuple[int, int, int]]:
-    """List the images with the most errors, worst first, with their numbers of labels not found and of errors.
-
-    Only errors from this score on count.
-    """
-    is_lost = ~errors.groups.is_ignored & ~errors.is_label_found
-    is_wrong = (errors.kind >= 0) & (errors.groups.boxes[:, DetectionColumn.SCORE] >= score)
-    lost = Counter(errors.groups.labels[is_lost, LabelColumn.IMAGE].astype(int).tolist())
-    wrong = Counter(errors.groups.boxes[is_wrong, DetectionColumn.IMAGE].astype(int).tolist())
-    return [(image, lost[image], wrong[image]) for image, _ in sorted((lost + wrong).items(), key=_by_count)[:most]]
-
-
-def _by_count(item: tuple[int, int]) -> tuple[int, int]:
-    return -item[1], item[0]
+        return ScoredFiles(evaluation, others, notes, {})
 
 
 def score_boxes(
@@ -158,12 +132,11 @@ def score_boxes(
     components: Sequence[ComponentConfig],
     path: Path,
     *,
-    more: Sequence[BoundMetric] = (),
     category_offset: int = 0,
 ) -> tuple[Evaluation, list[str], DetectionResults]:
     """Compute metrics for a file of detections; also return names of metrics that need more, and the read results.
 
-    `path` is a file, or a folder with one; `more` are further metrics; category ids are `category_offset` too high.
+    `path` is a file, or a folder with one; category ids are `category_offset` too high.
     Images are not decoded. Raises ConfigError if no metric can be computed, DataError for a file that does not fit.
     """
     started = time.perf_counter()
@@ -200,7 +173,7 @@ def score_boxes(
             f"metrics: none of {', '.join(others)} is computed from boxes; box_ap, crowd_ap and miss_rate are"
         )
     metric_results = []
-    for meter in (*bound_metrics, *more):
+    for meter in bound_metrics:
         state = make_state(meter.metric, num_samples=len(images))
         meter.update.function(state, **meter.update.select(batch))
         metric_results.append(MetricResult(meter, "", state))
@@ -226,3 +199,99 @@ def _find_results_file(path: Path) -> Path:
 def _concatenate(name: str, parts: Sequence[np.ndarray], offsets: str) -> dict[str, Tensor]:
     ends = list(accumulate((len(part) for part in parts), initial=0))
     return {name: torch.from_numpy(np.concatenate(parts)), offsets: torch.tensor(ends)}
+
+
+# --- plausibility of a file's detections ------------------------------------------------------------------------------
+
+_MAX_LOWEST_SCORE = 0.05
+_MAX_DUPLICATE_SHARE, _MAX_EMPTY_SHARE = 1e-3, 0.02
+_MIN_FACTOR, _MIN_LABELS = 1.5, 20
+"""Another order of the numbers is likelier if it matches this many times as many labels, and this many at least."""
+
+_MAX_SHARE_COORDINATE = 2.0
+"""Maximal coordinate of boxes in shares of an image (boxes may exceed its border), not in pixels."""
+_PLAIN = "left, top, width, height"
+_WANTED = "left, top, width, height in pixels of the files"
+_ORDERS: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    _PLAIN: lambda a, b, c, d: np.column_stack([a, b, a + c, b + d]),
+    "left, top, right, bottom": lambda a, b, c, d: np.column_stack([a, b, c, d]),
+    "middle x, middle y, width, height": lambda a, b, c, d: np.column_stack(
+        [a - c / 2, b - d / 2, a + c / 2, b + d / 2]
+    ),
+    "top, left, height, width": lambda a, b, c, d: np.column_stack([b, a, b + d, a + c]),
+    "top, left, bottom, right": lambda a, b, c, d: np.column_stack([b, a, d, c]),
+}
+"""Functions from the four columns of rows to corners (D, 4), for each possible order."""
+
+
+def results_faults(results: Sequence[Detections], truths: Sequence[np.ndarray], *, most: int) -> Iterator[str]:
+    """Yield sentences on implausible detections, compared with `truths` (G, 7) by image, and what to do.
+
+    `most` detections per image and class are evaluated by the metrics of the config.
+    """
+    scores = np.concatenate([result.scores for result in results]) if results else np.zeros(0)
+    if not len(scores):
+        yield "no detection is of these images; check that the file is of this part, and that it was written to its end"
+        return
+    if scores.min() > _MAX_LOWEST_SCORE:
+        yield (
+            f"the lowest score is {scores.min():.3g}: detections below it were dropped, and curves end early; write "
+            f"all from {_MAX_LOWEST_SCORE:g} on, for crowds from 0.01 on"
+        )
+    pairs = list(zip(results, truths, strict=True))
+    empty = [result.image.name for result, truth in pairs if (truth[:, 6] == 0).any() and not len(result.scores)]
+    if len(empty) > _MAX_EMPTY_SHARE * len(results):
+        yield (
+            f"{len(empty)} of {len(results)} images have labels and no detections, such as '{empty[0]}'; their labels "
+            "count as missed: write the results of all images"
+        )
+    rows = [np.column_stack([result.boxes, result.scores, result.label]) for result in results]
+    num_duplicates = sum(len(image_rows) - len(np.unique(image_rows, axis=0)) for image_rows in rows)
+    if num_duplicates > _MAX_DUPLICATE_SHARE * len(scores):
+        yield (
+            f"{num_duplicates} of {len(scores)} rows are there twice, and count as wrong: "
+            "merge the parts of the file once"
+        )
+    max_counts = [max(np.bincount(result.label, minlength=1)) for result in results]
+    if max(max_counts) > most:
+        yield (
+            f"{sum(count > most for count in max_counts)} images have more than {most} detections of a class, "
+            f"{max(max_counts)} at most; the others are not looked at: set `most` of the metrics"
+        )
+    num_labels = max((np.bincount(t[t[:, 6] == 0, 4].astype(int), minlength=1).max() for t in truths), default=0)
+    if num_labels > most:
+        yield (
+            f"an image has {num_labels} labels of a class, and {most} detections are looked at: "
+            "set `most` of the metrics"
+        )
+    yield from _find_box_faults(results, truths)
+
+
+def _find_box_faults(results: Sequence[Detections], truths: Sequence[np.ndarray]) -> Iterator[str]:
+    """Report boxes in shares of the image, or another order of their four numbers that matches more labels."""
+    if max(np.abs(result.boxes).max(initial=0) for result in results) <= _MAX_SHARE_COORDINATE:
+        yield f"boxes look like shares of the image; write {_WANTED}"
+        return
+    rows = [np.concatenate([result.boxes[:, :2], result.boxes[:, 2:] - result.boxes[:, :2]], 1) for result in results]
+    counts = {
+        order: _count_matched_labels([corners(*row.T) for row in rows], results, truths)
+        for order, corners in _ORDERS.items()
+    }
+    best = max(counts, key=counts.__getitem__)
+    if counts[best] >= max(_MIN_FACTOR * counts[_PLAIN], _MIN_LABELS):
+        yield (
+            f"boxes look like {best}: so read they find {counts[best]} labels, as they are {counts[_PLAIN]}; write "
+            f"{_WANTED}"
+        )
+
+
+def _count_matched_labels(
+    boxes: Sequence[np.ndarray], results: Sequence[Detections], truths: Sequence[np.ndarray]
+) -> int:
+    """Count labels with IoU >= 0.5 to one of the image's top-scoring boxes (as many as labels), of any class."""
+    count = 0
+    for image_boxes, result, truth in zip(boxes, results, truths, strict=True):
+        valid_truth = truth[truth[:, 6] == 0]
+        top_boxes = image_boxes[np.argsort(-result.scores, kind="stable")[: len(valid_truth)]]
+        count += int((iou_or_ioa(top_boxes, valid_truth[:, :4], False).max(axis=0, initial=0) >= 0.5).sum())
+    return count

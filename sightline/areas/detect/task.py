@@ -62,14 +62,13 @@ class AnchorBlock(TypedDict, total=False):
     """Anchors of a cell: a preset of `ops.priors`, of which single values may be replaced.
 
     `sizes` replace all other values, which may come from a base config: widths and heights in pixels of the anchors
-    of a cell, level by level, the finest first. `keeps` is `preserves` of `AnchorShapes`.
+    of a cell, level by level, the finest first.
     """
 
     preset: Literal["retinanet", "crowddet", "s3"]
     scales: tuple[PositiveFloat, ...]
     ratios: tuple[PositiveFloat, ...]
     base_strides: PositiveFloat
-    keeps: Literal["area", "width"]
     whole_px: bool
     sizes: tuple[tuple[tuple[PositiveFloat, PositiveFloat], ...], ...]
 
@@ -109,8 +108,6 @@ class Detect(Supervised):
     predicts = frozenset({"detections", "detection_offsets"})
     context_keys = frozenset({"priors", "prior_stride", "target", "matched_boxes", "second_match", "is_unmatched"})
     evaluation_arguments = frozenset({"suppression", "score", "per_level", "most", "clip"})
-    keeps_candidates = False
-    """True if predictions also contain `candidates` (C, 6) and `candidate_offsets`: detections before suppression."""
 
     def __init__(
         self,
@@ -284,29 +281,15 @@ class Detect(Supervised):
     def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """Convert outputs to detections (D, 6) in pixels of the files."""
         priors, canvas_maps = self.get_priors(batch["image"]), [batch[name] for name in ("to_canvas", "file_px")]
-        decoded, device = self._select.decode(outputs, priors), outputs["codes"].device
-        on_host = fetch(canvas_maps)
-
-        def in_files(rows: Sequence[Tensor]) -> list[Tensor]:
-            return [
-                to_file_pixels(rows_of_image, *maps, clip=self._clip)
-                for rows_of_image, maps in zip(rows, zip(*on_host, strict=True), strict=True)
-            ]
+        decoded = self._select.decode(outputs, priors)
 
         canvas_px = torch.tensor(batch["image"].shape[2:])
         about = {"to_canvas": canvas_maps[0], "file_px": canvas_maps[1], "canvas_px": canvas_px}  # `vote` reads them
-        predictions = {
-            **outputs,
-            **about,
-            **_concatenate_detections(in_files([self._select.suppress(each) for each in decoded]), device),
-        }
-        if self.keeps_candidates:
-            unsuppressed = _concatenate_detections(in_files([each.detections for each in decoded]), device)
-            predictions["candidates"], predictions["candidate_offsets"] = (
-                unsuppressed["detections"],
-                unsuppressed["detection_offsets"],
-            )
-        return predictions
+        detections = [
+            to_file_pixels(self._select.suppress(each), *maps, clip=self._clip)
+            for each, maps in zip(decoded, zip(*fetch(canvas_maps), strict=True), strict=True)
+        ]
+        return {**outputs, **about, **_concatenate_detections(detections, outputs["codes"].device)}
 
     @property
     def left_to_caller(self) -> tuple[str, ...]:
@@ -449,8 +432,6 @@ def _make_anchor_shapes(block: AnchorBlock | None, head: Any) -> AnchorShapes | 
     if head.priors_per_cell == 1 and block is None:
         return AnchorShapes((1.0,), (1.0,), base_strides=8.0)
     values: dict[str, Any] = dict(block or {})
-    if "keeps" in values:
-        values["preserves"] = values.pop("keeps")
     sizes = values.pop("sizes", None)
     if sizes is not None and (len(sizes) != len(head.strides) or len({*map(len, sizes)}) != 1):
         raise ConfigError(

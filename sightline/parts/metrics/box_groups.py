@@ -133,11 +133,10 @@ class DetectionColumn(BoxColumn):
 class LabelColumn(BoxColumn):
     """Columns of a metric's `labels`: image, box, class, area in square pixels, 1 if ignored; in `BoxRows` more.
 
-    The visible share is the ninth column. The tenth, the label's index in its image, is there only where a metric
-    added it.
+    The visible share is the ninth column.
     """
 
-    CLASS, AREA, IS_IGNORED, VISIBLE, INDEX = 5, 6, 7, 8, 9
+    CLASS, AREA, IS_IGNORED, VISIBLE = 5, 6, 7, 8
 
 
 class BoxRows:
@@ -168,8 +167,7 @@ class BoxRows:
         """
         assert_scored(detections)
         append_rows(state, "detections", sample_index.repeat_interleave(detection_offsets.diff()), detections)
-        columns = truth_visible.double()[:, None] if truth_visible.ndim == 1 else truth_visible
-        labels = torch.cat([truth.double(), columns], dim=1)
+        labels = torch.cat([truth.double(), truth_visible.double()[:, None]], dim=1)
         append_rows(state, "labels", sample_index.repeat_interleave(truth_offsets.diff()), labels)
         append_rows(state, "images", sample_index, file_px)
 

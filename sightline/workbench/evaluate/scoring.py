@@ -8,42 +8,29 @@ from typing import Any, NamedTuple
 
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import UserError
-from sightline.contract.types import ComponentConfig, DataInfo, PrintedTable
+from sightline.contract.types import ComponentConfig, DataInfo
 from sightline.engine.build import DataSubset
-from sightline.engine.evaluate import Evaluation, Evaluator
-from sightline.engine.run_loading import OpenRun
+from sightline.engine.evaluate import Evaluation
 from sightline.workbench.evaluate.saved_predictions import ExternalPredictions, score_labels
 
 
 class ScoredFiles(NamedTuple):
-    """Metrics of prediction files, names of metrics that need more, notes to print, and more of the document.
-
-    `order` are the indices of the samples in the order of the evaluation, if they differ.
-    """
+    """Metrics of prediction files, names of metrics that need more, notes to print, and more of the document."""
 
     evaluation: Evaluation
     not_computed: list[str]
     notes: list[str]
     document: Mapping[str, Any]
-    order: list[int] | None = None
-
-
-class ErrorReport(NamedTuple):
-    """Errors of predictions: tables to print, and files by name, each a text or a document."""
-
-    tables: list[PrintedTable]
-    files: Mapping[str, Any]
 
 
 class Scoring:
     """Scoring of prediction files of data sets that have the fields `needs`: here of labels of points, of any set.
 
-    `scored` names the predictions in messages. An area with errors of its own to report overrides `has_errors`.
+    `scored` names the predictions in messages.
     """
 
     needs: frozenset[str] = frozenset()
     scored = "labels of points"
-    has_errors = False
 
     def score(
         self,
@@ -51,10 +38,9 @@ class Scoring:
         metrics: Sequence[ComponentConfig],
         path: Path,
         *,
-        with_errors: bool,
         category_offset: int = 0,
     ) -> ScoredFiles:
-        """Compute the metrics of predictions in a file or folder; `with_errors` adds those that the report needs.
+        """Compute the metrics of predictions in a file or folder.
 
         Category ids in the files are `category_offset` above those of the set; labels of points have none.
         """
@@ -66,24 +52,6 @@ class Scoring:
             surplus = len(predictions.surplus)
             notes.append(f"not scored: {surplus} files of samples outside the test part, such as {examples}")
         return ScoredFiles(*score_labels(part, metrics, predictions), notes, {})
-
-    def add_errors(self, evaluator: Evaluator, part: DataSubset, run: OpenRun) -> Evaluator:
-        """Return the evaluator of a run with the metrics that the report needs. Raises UserError for other tasks."""
-        raise UserError(f"--errors: needs boxes; the task '{run.config.task.name}' does not predict any")
-
-    def report_errors(
-        self,
-        evaluation: Evaluation,
-        part: DataSubset,
-        document: Mapping[str, Any],
-        *,
-        order: Sequence[int] | None = None,
-    ) -> ErrorReport:
-        """Report the errors of an evaluation.
-
-        `order` are the subset's sample indices in the order of the evaluation, if they differ.
-        """
-        return ErrorReport([], {})
 
 
 def find_scoring(info: DataInfo) -> Scoring:

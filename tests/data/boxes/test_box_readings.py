@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from sightline.areas.detect.sets.coco import Coco
-from sightline.areas.detect.sets.image_listing import AnnotationFaults
-from sightline.areas.detect.sets.people import WiderPerson
-from sightline.areas.detect.sets.people_files import PeopleFiles, read_crowdhuman, read_ecp
+from sightline.areas.detect.sets.image_listing import AnnotationFaults, ListedImageSet
+from sightline.areas.detect.sets.people import WiderPerson, read_crowdhuman, read_ecp
 from sightline.areas.detect.sets.yolo_txt import YoloTxt
 from sightline.contract.errors import DataError
 from tests.command import run_here
@@ -57,7 +56,7 @@ def test_labels_of_several_images_and_images_listed_twice_are_noted(tmp_path: Pa
     ]
 
 
-def faults_of(read: Callable[[Path], PeopleFiles], root: Path) -> str:
+def faults_of(read: Callable[[Path], ListedImageSet], root: Path) -> str:
     with pytest.raises(DataError) as caught:
         read(root).faults.raise_or_note("refuse", root=root)
     return str(caught.value)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from sightline.areas.detect.sets.detections import BoxImages, Detections, read_results
-from sightline.areas.detect.sets.people import CityPersons, EuroCityPersons, WiderPerson
-from sightline.areas.detect.sets.people_files import ecp_visible_share
+from sightline.areas.detect.sets.people import CityPersons, EuroCityPersons, WiderPerson, ecp_visible_share
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError
@@ -74,10 +73,8 @@ def test_widerperson_has_three_kinds_of_people(roots: dict[str, str]) -> None:
     assert sample["is_ignored"].tolist() == [False, False, False, True, True]
     assert sample["truth"][:, 4].tolist() == [0, 0, 0, -1, -1]
     assert sample["truth_visible"].isnan().all()
-    apart = WiderPerson(split="train", root=roots["widerperson"], validation_share=0.0, apart=True, people=("rider",))
-    assert apart.info.facts["class_names"] == ("rider",)
-    assert apart.record(0).is_ignored.tolist() == [True, False, True, True, True]
-    assert apart.classes.ids == (2,)
+    riders = WiderPerson(split="train", root=roots["widerperson"], validation_share=0.0, people=("rider",))
+    assert riders.record(0).is_ignored.tolist() == [True, False, True, True, True]
     manifest = json.loads((Path(roots["widerperson"]) / "manifest.json").read_text())
     left, bare = manifest["differences"][:2]
     assert "011765.jpg.txt is left out" in left
@@ -96,8 +93,8 @@ def test_citypersons_has_full_and_visible_boxes(roots: dict[str, str]) -> None:
     scored = [CITY[0][6:], CITY[1][6:], CITY[2][1:5], CITY[3][6:], CITY[4][6:]]
     assert sample["truth"][:, :4].tolist() == [[a, b, a + c, b + d] for a, b, c, d in scored]
     np.testing.assert_array_equal(sample["truth_visible"], [0.5, 1, np.nan, 0.75, np.nan])
-    both = CityPersons(split="test", root=roots["citypersons"], people=("pedestrian", "rider"), apart=True)
-    assert both.classes == (("pedestrian", "rider"), (1, 2))
+    both = CityPersons(split="test", root=roots["citypersons"], people=("pedestrian", "rider"))
+    assert both.classes == (("person",), (1,))
     assert both.image(0).image_id == 1
     assert both.sample_name(0) == "leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png"
 
@@ -138,9 +135,6 @@ def test_all_of_them_are_trained_on_as_one(roots: dict[str, str], tmp_path: Path
     found = Detections(both.image(1), np.ones((1, 4)), np.ones(1), np.zeros(1)).to_coco(both.classes.ids)
     (tmp_path / "found.json").write_text(json.dumps(found))
     assert [len(each.boxes) for each in read_results(tmp_path / "found.json", both).detections][:3] == [0, 1, 0]
-    apart = EuroCityPersons(split="train", root=roots["ecp"], apart=True, validation_share=0.3)
-    with pytest.raises(ConfigError, match=r"sets: facts must agree; 'class_names' is \('pedestrian',\) in set 2"):
-        Concat(sets=(crowds, apart), split="train")
 
 
 def broken(name: str, root: Path, place: str, old: str, new: str) -> Path:

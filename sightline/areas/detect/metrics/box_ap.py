@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.metrics.miss_rate import protocol_header
+from sightline.areas.detect.metrics.crowds import protocol_header
 from sightline.contract import registry
 from sightline.contract.arguments import Count
 from sightline.contract.metric import State, append_rows

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sightline.areas.detect.sets.coco_boxes import CocoBoxes, parse_id
+import numpy as np
+
 from sightline.areas.detect.sets.image_listing import (
     BOX_COLUMNS,
+    MAX_PX,
     AnnotationFaults,
+    BoxCorners,
     CategoryIds,
     FaultPolicy,
     ListedImage,
@@ -22,14 +25,16 @@ from sightline.areas.detect.sets.image_listing import (
     NameEnds,
     Values,
     guess_split,
+    is_valid_box,
     list_images,
+    parse_number,
     plan_image_set,
     survey_images,
+    xywh_to_xyxy,
 )
 from sightline.areas.detect.sets.labelled_images import BoxColumns, LabelledImages
 from sightline.areas.detect.sets.records import box_facts
 from sightline.contract import registry
-from sightline.contract.arguments import ExifUse
 from sightline.contract.errors import DataError
 from sightline.contract.regular_files import JsonEntries, parse_json
 from sightline.contract.types import DataInfo
@@ -42,6 +47,8 @@ from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 _KEYS = ("images", "annotations", "categories")
 _IMAGE_KEYS = ("id", "file_name", "height", "width")
 _SPLITS = ("train", "validation", "test", "all")
+_UNPLACED = "annotations of images that are not in the file"
+_UNKNOWN, _IMPOSSIBLE = "boxes of unknown categories", "impossible boxes"
 
 
 def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | None) -> ListedImageSet:
@@ -69,10 +76,10 @@ def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | 
         notes += note
         missing += lost
         sizes = {key: _stated_size(entry) for key, entry in entries.items()}
-        boxes = document.boxes.assign(names, classes, faults)
+        make_columns = document.boxes.assign(names, classes, faults)
         listed += [
             ListedImage(
-                *(split, str(paths[key])[num_root:], paths[key], partial(_get_values, boxes[key])),
+                *(split, str(paths[key])[num_root:], paths[key], partial(make_columns, key)),
                 *(key, sizes[key], (file,)),
             )
             for key in entries
@@ -92,8 +99,118 @@ def find_coco(source: Path, *, annotations: Sequence[str] | None, images: str | 
     return ListedImageSet(root, layout, classes, listed, BOX_COLUMNS, "boxes", faults, notes)
 
 
-def _get_values(values: Values, size_px: tuple[int, int], faults: AnnotationFaults) -> Values:
-    return values
+class _Box(NamedTuple):
+    """Box of the annotation at a place of its list, which has an id, or -1: left, top, right, bottom, in pixels."""
+
+    corners: BoxCorners
+    area: float
+    category: int
+    is_ignored: bool
+    place: int
+    number: int
+
+
+class _Boxes:
+    """Boxes of a file by the id of their image, and faults, which wait for the names of their images."""
+
+    def __init__(self) -> None:
+        self.categories: set[int] = set()
+        self._num_annotations = 0
+        self._boxes: defaultdict[int, list[_Box]] = defaultdict(list)
+        self._faults: list[tuple[int, int, str, str]] = []  # place, id of the image, kind, text
+
+    def add(self, annotation: Any) -> None:
+        """Add the box of the next annotation, or what is wrong with it."""
+        stated: Mapping[str, Any] = annotation if isinstance(annotation, dict) else {}
+        image_id, category, number = (_get_id(stated, key) for key in ("image_id", "category_id", "id"))
+        place, self._num_annotations = self._num_annotations, self._num_annotations + 1
+        self.categories.add(category)
+        if image_id < 0 or category < 0:
+            kind = _UNPLACED if image_id < 0 else _UNKNOWN
+            self._faults.append((place, image_id, kind, f"{_name_annotation(place, number)} is {str(annotation)[:80]}"))
+            return
+        try:
+            corners = _read_box(stated)
+            is_ignored, area = _is_marked(stated), stated.get("area")
+            area = (corners[2] - corners[0]) * (corners[3] - corners[1]) if area is None else parse_number(area)
+            if not (is_valid_box(corners, is_ignored=is_ignored) and abs(area) <= MAX_PX**2):
+                raise ValueError(f"width and height above 0, and numbers of pixels up to {MAX_PX:,}, are needed")
+            self._boxes[image_id].append(_Box(corners, area, category, is_ignored, place, number))
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            bbox = str(stated.get("bbox", "missing"))[:160]
+            text = f"{_name_annotation(place, number)}: bbox is {bbox} ({error})"
+            self._faults.append((place, image_id, _IMPOSSIBLE, text))
+
+    def assign(
+        self, names: Mapping[int, str], classes: CategoryIds, faults: AnnotationFaults
+    ) -> Callable[[int, tuple[int, int], AnnotationFaults], Values]:
+        """Add faults, and return a function that reads the boxes of an image by its id, in their order.
+
+        `names` are those of images by id.
+        """
+        label_by_id = {number: label for label, number in enumerate(classes.ids)}
+        for image_id, boxes in self._boxes.items():
+            for box in boxes:
+                if image_id not in names or box.category not in label_by_id:
+                    is_placed = image_id in names
+                    text = f"has the category {box.category}" if is_placed else f"has the image_id {image_id}"
+                    text = f"{_name_annotation(box.place, box.number)} {text}"
+                    self._faults.append((box.place, image_id, _UNKNOWN if is_placed else _UNPLACED, text))
+        for _, image_id, kind, text in sorted(self._faults):
+            where = f"{names[image_id]}: " if image_id in names else ""
+            faults.add(kind if where else _UNPLACED, where + text)
+
+        def make_columns(image_id: int, size_px: tuple[int, int], faults: AnnotationFaults) -> Values:
+            boxes = [box for box in self._boxes.get(image_id, ()) if box.category in label_by_id]
+            return {
+                "boxes": np.array([box.corners for box in boxes], dtype=np.float64).reshape(-1, 4),
+                "label": np.array([label_by_id[box.category] for box in boxes], dtype=np.int64),
+                "area": np.array([box.area for box in boxes], dtype=np.float64),
+                "is_ignored": np.array([box.is_ignored for box in boxes], dtype=bool),
+            }
+
+        return make_columns
+
+
+def _name_annotation(place: int, number: int) -> str:
+    return f"annotations[{place}]" if number < 0 else f"annotation {number}"
+
+
+def _is_marked(annotation: Mapping[str, Any]) -> bool:
+    """Return True if an annotation is marked as ignored (iscrowd, ignore). Raises TypeError for a mark that is text."""
+    marks = (annotation.get("iscrowd"), annotation.get("ignore"))
+    return any([mark is True or parse_number(mark) != 0 for mark in marks if mark])
+
+
+def _read_box(annotation: Mapping[str, Any]) -> BoxCorners:
+    """Return left, top, right, bottom of the bbox.
+
+    Raises LookupError, ValueError, TypeError without one, and for a box that CVAT states as turned.
+    """
+    turn = attributes.get("rotation") if isinstance(attributes := annotation.get("attributes"), dict) else None
+    if turn and parse_number(turn) % 360:
+        raise ValueError(f"it is turned by {turn} degrees, which is not read")
+    if not annotation.get("bbox"):
+        raise ValueError("there is no bbox; export boxes beside masks and polygons")
+    return xywh_to_xyxy(annotation["bbox"])
+
+
+def _get_id(annotation: Mapping[str, Any], key: str) -> int:
+    """Return the id under `key` as an integer, or -1, which is never an id, for anything else."""
+    value = annotation.get(key)
+    if type(value) is int and 0 <= value < 2**63:
+        return value
+    try:
+        return _parse_id(value)
+    except (TypeError, ValueError):
+        return -1
+
+
+def _parse_id(value: Any) -> int:
+    """Return an id as int. Raises ValueError for anything but a whole number from 0 to 2^63."""
+    if isinstance(value, bool | str) or not 0 <= value < 2**63 or int(value) != value:
+        raise ValueError(f"{value!r} is not a whole number")
+    return int(value)
 
 
 class _Document:
@@ -103,7 +220,7 @@ class _Document:
         self.path = path
         self.images: list[Any] = []
         self.categories: list[Any] = []
-        self.boxes = CocoBoxes()
+        self.boxes = _Boxes()
         self.contents: list[str] = []
         self.is_instances = self._read()
 
@@ -139,8 +256,8 @@ class _Document:
         ids: dict[str, int] = {}
         for entry in self.images:
             try:
-                key, name = parse_id(entry["id"]), str(entry["file_name"])
-                _ = [parse_id(entry[side]) for side in ("height", "width") if entry.get(side) is not None]
+                key, name = _parse_id(entry["id"]), str(entry["file_name"])
+                _ = [_parse_id(entry[side]) for side in ("height", "width") if entry.get(side) is not None]
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(
                     f"{self.path}: the image {str(entry)[:80]} lacks a file_name, or whole numbers as id, height and "
@@ -158,7 +275,7 @@ class _Document:
     def read_categories(self) -> dict[int, tuple[str, str]]:
         """Return name and supercategory by id. Raises DataError for a category without an id or a name."""
         try:
-            rows = [(parse_id(c["id"]), str(c["name"]), str(c.get("supercategory"))) for c in self.categories]
+            rows = [(_parse_id(c["id"]), str(c["name"]), str(c.get("supercategory"))) for c in self.categories]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{self.path}: a category lacks a whole number 'id' or a 'name' ({error}); export it again"
@@ -291,7 +408,7 @@ def _find_images(
 def _stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return the height and width of an image, None if the file does not state both; some tools write 0 for that."""
     height, width = entry.get("height"), entry.get("width")
-    return (parse_id(height), parse_id(width)) if height and width else None
+    return (_parse_id(height), _parse_id(width)) if height and width else None
 
 
 @registry.data.add("coco")
@@ -322,7 +439,6 @@ class Coco(LabelledImages):
         annotations: tuple[str, ...] | None = None,
         images: str | None = None,
         faulty: FaultPolicy = "refuse",
-        exif: ExifUse | None = None,
     ) -> PreparationPlan:
         """Plan to list the images of a JSON file, or of a folder with some, and to keep their boxes.
 
@@ -332,7 +448,7 @@ class Coco(LabelledImages):
         listed = find_coco(root, annotations=annotations, images=images)
         options = {"annotations": None if annotations is None else list(annotations), "images": images}
         return plan_image_set(
-            listed, set_name=cls.set_name, faulty=faulty, options=options, progress=progress, target=target, exif=exif
+            listed, set_name=cls.set_name, faulty=faulty, options=options, progress=progress, target=target
         )
 
     @classmethod
@@ -342,7 +458,6 @@ class Coco(LabelledImages):
         *,
         annotations: tuple[str, ...] | None = None,
         images: str | None = None,
-        exif: ExifUse | None = None,
     ) -> dict[str, Any]:
         """Survey images, sizes, classes and faults of unprepared files. Raises as `find_coco`."""
-        return survey_images(find_coco(source, annotations=annotations, images=images), exif=exif)
+        return survey_images(find_coco(source, annotations=annotations, images=images))

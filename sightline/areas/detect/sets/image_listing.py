@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from sightline.areas.detect.sets.records import propose_canvas
-from sightline.contract.arguments import ExifUse
 from sightline.contract.errors import DataError, escape_to_one_line
 from sightline.store.files.image_files import IMAGE_SUFFIXES, ImageHeader, check_image, read_header
 from sightline.store.prepared.columns import ColumnSpec
@@ -151,14 +150,14 @@ BOX_COLUMNS = {
 """Stored columns of a box: left, top, right, bottom; class; area as stated in the file; is ignored."""
 
 
-def box_values(corners: Sequence[Any], labels: Sequence[int], is_ignored: Sequence[bool] | None = None) -> Values:
-    """Return the columns `BOX_COLUMNS` of boxes, left, top, right, bottom, whose files state no areas."""
+def box_values(corners: Sequence[Any], labels: Sequence[int]) -> Values:
+    """Return the columns `BOX_COLUMNS` of boxes, left, top, right, bottom, whose files state no areas or marks."""
     boxes = np.array(corners, dtype=np.float64).reshape(-1, 4)
     return {
         "boxes": boxes,
         "label": np.array(labels, dtype=np.int64),
         "area": (boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
-        "is_ignored": np.zeros(len(boxes), dtype=bool) if is_ignored is None else np.array(is_ignored, dtype=bool),
+        "is_ignored": np.zeros(len(boxes), dtype=bool),
     }
 
 
@@ -255,16 +254,15 @@ def plan_image_set(
     options: Mapping[str, Any],
     progress: Progress,
     target: Path,
-    exif: ExifUse | None = None,
 ) -> PreparationPlan:
     """Build the preparation plan of a set of images with boxes; every image is decoded once to check it.
 
-    `exif` states which pixels the boxes are about; by default the stated sizes tell, else they are upright.
+    Boxes are about the pixels whose size the annotations state, else about upright images.
     Faults of headers and annotations are reported before images are decoded. Raises DataError with the first image
     that is missing, damaged or not of the stated size, the first invalid box, and their counts; they are left out if
     `faulty` is `leave_out`. A file next to `target` lists all.
     """
-    checked = _read_headers(listed, progress=progress, exif=exif)
+    checked = _read_headers(listed, progress=progress)
     listed.faults.raise_or_note(faulty, root=listed.root, target=target)
     checked = _decode(listed, checked, progress=progress)
     notes = [
@@ -303,15 +301,15 @@ def plan_image_set(
         "differences": notes,
     }
     columns = {**_COLUMNS, **listed.columns}
-    options = {**options, "faulty": faulty, **({} if exif is None else {"exif": exif})}
+    options = {**options, "faulty": faulty}
     return PreparationPlan(
         set_name, listed.layout, listed.root, columns, tuple(shards), about, lambda _: {}, options, True
     )
 
 
-def survey_images(listed: ListedImageSet, *, exif: ExifUse | None = None) -> dict[str, Any]:
+def survey_images(listed: ListedImageSet) -> dict[str, Any]:
     """Summary of unprepared files for `data info NAME --from PATH`; reads image headers only, refuses nothing."""
-    checked = _read_headers(listed, progress=lambda *_: None, exif=exif)
+    checked = _read_headers(listed, progress=lambda *_: None)
     notes = [
         *listed.notes,
         *listed.faults.raise_or_note("leave_out", root=listed.root),
@@ -326,7 +324,7 @@ def survey_images(listed: ListedImageSet, *, exif: ExifUse | None = None) -> dic
     }
 
 
-def _read_headers(listed: ListedImageSet, *, progress: Progress, exif: ExifUse | None = None) -> list[_CheckedImage]:
+def _read_headers(listed: ListedImageSet, *, progress: Progress) -> list[_CheckedImage]:
     """Read the header and the boxes of every image; add faults. Raises DataError if no image is usable."""
     headers: list[tuple[ListedImage, ImageHeader]] = []
     images = _assign_splits(listed)
@@ -341,8 +339,7 @@ def _read_headers(listed: ListedImageSet, *, progress: Progress, exif: ExifUse |
     }
     checked = []
     for image, header in headers:
-        is_upright = _is_upright(image, header, otherwise=True not in stored_px) if exif is None else exif == "upright"
-        is_turned = header.orientation > 1 and is_upright
+        is_turned = header.orientation > 1 and _is_upright(image, header, otherwise=True not in stored_px)
         size_px = header.size_px(upright=is_turned)
         if image.size_px in (None, size_px):
             orientation = header.orientation if is_turned else 1
@@ -458,7 +455,7 @@ def _collect_notes(checked: Sequence[_CheckedImage], listed: ListedImageSet) -> 
     modes = ", ".join(f"{count} {mode}" for mode, count in sorted(Counter(i.header.mode for i in non_rgb).items()))
     notes = (
         (non_rgb, f"are not RGB and are converted ({modes})"),
-        (rotated, "are turned as their EXIF orientation says (exif=stored: boxes are about the stored pixels)"),
+        (rotated, "are turned as their EXIF orientation says"),
         (not_rotated, "are not turned as their EXIF orientation says, for the annotations are about the stored pixels"),
         (in_two_splits, "are in two splits"),
         (repeated, "are listed more than once in one split"),

@@ -32,15 +32,7 @@ from sightline.store.files.image_files import read_image
 from sightline.store.prepared.prepared_data import PreparedData
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
-from sightline.store.prepared.splits import Deal, RowRefs, check_part, count_held, make_splits, split_off_last
-
-SplitRule = Literal["seeded", "sorted"]
-"""Rule for splits that the source does not state: drawn by `split_seed` (`seeded`), or the last names (`sorted`)."""
-
-
-def deal_by(rule: SplitRule, prepared: PreparedSet, *, seed: int) -> Deal:
-    """Return the function that splits the images of a set into two parts by the rule."""
-    return split_off_last if rule == "sorted" else partial(_deal_seeded, prepared, seed)
+from sightline.store.prepared.splits import RowRefs, check_part, count_held, make_splits
 
 
 def _deal_seeded(
@@ -81,9 +73,8 @@ def hold_out_images(
     """Return the hold-out mask of a stratified split: `count` images are True.
 
     Images are drawn at even distances from a list that is ordered by the rarest class of each, then by folder, then
-    randomly. A class of two images or more is in both parts, unless another class would be lost by it, or `count` is
-    too small for all; a class of a single image is trained on, if there are enough others. Source: systematic sampling,
-    Cochran 1977, chapter 8.
+    randomly; a class of a single image is trained on, if there are enough others. Source: systematic sampling, Cochran
+    1977, chapter 8.
     """
     num_images, num_classes = len(folders), int(labels.max(initial=-1)) + 1
     sizes = np.bincount(labels, minlength=num_classes)
@@ -101,54 +92,7 @@ def hold_out_images(
     if count:
         start = float(draws.stream("first of the held out").uniform().item())
         is_held[candidates[((np.arange(count) + start) * len(candidates) / count).astype(np.int64)]] = True
-        sides = _Sides(is_held, images, labels)
-        sides.spread(np.argsort(sizes, kind="stable"), order)
-        sides.even_out(count, order)
     return is_held.tolist()
-
-
-class _Sides:
-    """Assignment of images to the remaining part (side 0) or the held-out part (side 1), with class counts of both."""
-
-    def __init__(self, is_held: np.ndarray, images: np.ndarray, labels: np.ndarray) -> None:
-        self._is_held, self._labels = is_held, labels
-        self._begins = np.searchsorted(images, np.arange(len(is_held) + 1))
-        self._shows = np.zeros(len(is_held), dtype=bool)
-        self._images = images
-        num_classes = int(labels.max(initial=-1)) + 1
-        self._counts = np.stack(
-            [np.bincount(labels[is_held[images] == side], minlength=num_classes) for side in (0, 1)]
-        )
-
-    def spread(self, classes: np.ndarray, order: np.ndarray) -> None:
-        """Move one image of every class that has several images but all on one side, if no class is lost by it."""
-        for label in classes:
-            side_counts = self._counts[:, label]
-            if side_counts.min() > 0 or side_counts.max() < 2:
-                continue
-            self._shows[:] = False
-            self._shows[self._images[self._labels == label]] = True
-            self._move(order[self._shows[order]], side=int(side_counts.argmin()), num_moves=1)
-
-    def even_out(self, count: int, order: np.ndarray) -> None:
-        """Move images until `count` are held out, first those by which no class is lost, then those that lose few."""
-        for max_lost in range(self._counts.shape[1] + 1):
-            if not (surplus := int(self._is_held.sum()) - count):
-                return
-            images = order[self._is_held[order] == (surplus > 0)]
-            self._move(images, side=int(surplus < 0), num_moves=abs(surplus), max_lost=max_lost)
-
-    def _move(self, images: np.ndarray, *, side: int, num_moves: int, max_lost: int = 0) -> None:
-        """Move up to `num_moves` of the images, in order, to `side`, but those by which more classes leave theirs."""
-        for image in images:
-            if not num_moves:
-                return
-            labels = self._labels[self._begins[image] : self._begins[image + 1]]
-            if (self._counts[1 - side, labels] <= 1).sum() <= max_lost:
-                self._is_held[image] = bool(side)
-                self._counts[side, labels] += 1
-                self._counts[1 - side, labels] -= 1
-                num_moves -= 1
 
 
 OtherClasses = Literal["left_out", "ignored"]
@@ -176,7 +120,7 @@ class LabelledImages(PreparedData):
     """Base of sets of images with boxes; images are decoded at each access, boxes are in pixels of the file.
 
     Boxes narrower or lower than `ignore_below_px` pixels of the file are ignored in training and scoring. Splits
-    that the source does not state follow `split_rule`: `seeded` (stratified by class and folder), or the last by name.
+    that the source does not state are drawn by `split_seed`, stratified by class and folder.
 
     Pure: the same key gives the same sample, and changes to a sample do not reach the stored arrays.
     """
@@ -194,7 +138,6 @@ class LabelledImages(PreparedData):
         tested: tuple[str, ...] = (),
         test_share: FractionBelowOne = 0.2,
         validation_share: FractionBelowOne = 0.1,
-        split_rule: SplitRule = "seeded",
         split_seed: Seed = 0,
     ) -> None:
         prepared = self.open_root(root)
@@ -205,7 +148,7 @@ class LabelledImages(PreparedData):
             test_share=test_share,
             validation_share=validation_share,
             what="image",
-            deal=deal_by(split_rule, prepared, seed=split_seed),
+            deal=partial(_deal_seeded, prepared, split_seed),
         )
         check_part(parts, split, root=prepared.root, what="image")
         self._prepared = prepared
@@ -219,7 +162,7 @@ class LabelledImages(PreparedData):
         self._class_of = np.array([chosen.get(name, -1) for name in prepared.manifest["classes"]["names"]])
         facts = box_facts(self.classes.names, self._columns.box_type)
         sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
-        dealing = Dealing(split_rule, split_seed if split_rule == "seeded" else None, parts.dealt)
+        dealing = Dealing("seeded", split_seed, parts.dealt)
         self.info = DataInfo(facts, BOX_FIELDS, split_sizes=sizes, folds=parts.folds, dealing=dealing)
 
     def __len__(self) -> int:

@@ -32,7 +32,6 @@ from sightline.areas.detect.sets.image_listing import (
 )
 from sightline.areas.detect.sets.labelled_images import LabelledImages
 from sightline.contract import registry
-from sightline.contract.arguments import ExifUse
 from sightline.contract.errors import DataError
 from sightline.store.files.input_files import expand_home, parsed_yaml, read_file
 from sightline.store.files.text_tables import parse_count
@@ -348,7 +347,6 @@ class YoloTxt(LabelledImages):
         progress: Progress,
         names: tuple[str, ...] | None = None,
         faulty: FaultPolicy = "refuse",
-        exif: ExifUse | None = None,
     ) -> PreparationPlan:
         """Plan to list the images below a folder, and to keep the boxes of their text files.
 
@@ -358,12 +356,10 @@ class YoloTxt(LabelledImages):
         listed = find_yolo(root, names=names)
         options = {"names": None if names is None else list(names)}
         return plan_image_set(
-            listed, set_name=cls.set_name, faulty=faulty, options=options, progress=progress, target=target, exif=exif
+            listed, set_name=cls.set_name, faulty=faulty, options=options, progress=progress, target=target
         )
 
     @classmethod
-    def survey(
-        cls, source: Path, *, names: tuple[str, ...] | None = None, exif: ExifUse | None = None
-    ) -> dict[str, Any]:
+    def survey(cls, source: Path, *, names: tuple[str, ...] | None = None) -> dict[str, Any]:
         """Survey images, sizes, classes and faults of unprepared files. Raises as `find_yolo`."""
-        return survey_images(find_yolo(source, names=names), exif=exif)
+        return survey_images(find_yolo(source, names=names))
