@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sightline.ops import operator
 from sightline.ops.ball_query import ball_query
-from sightline.ops.heat_maps import gaussian_heatmaps, gaussian_heatmaps_reference, one_hot_heatmaps
+from sightline.ops.heat_maps import gaussian_heatmaps, gaussian_heatmaps_reference
 from sightline.ops.pinhole import CropPlacement, crop_depth
 from sightline.ops.suppression import batched_nms, soft_nms
 from sightline.ops.voxels import CubePlacement, occupancy
@@ -47,7 +47,6 @@ CALLS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "gaussian_heatmaps": (partial(gaussian_heatmaps, cells=6), (JOINTS,)),
     "gaussian_heatmaps_reference": (partial(gaussian_heatmaps_reference, cells=6), (JOINTS,)),
     "occupancy": (occupy, (DEPTH, CAMERA, CENTRE)),
-    "one_hot_heatmaps": (partial(one_hot_heatmaps, cells=6), (JOINTS,)),
     "soft_nms": (weaken, (BOXES, SCORES, LABELS)),
 }
 

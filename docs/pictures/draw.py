@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.pose.sets.depth_frames import DepthFrames
 from sightline.areas.pose.sets.synthetic_hands import SyntheticBodies, SyntheticHands
-from sightline.areas.pose.transforms import DrawHeatmaps, PlaceCube, Voxelize
+from sightline.areas.pose.v2v import DrawHeatmaps, PlaceCube, Voxelize
 from sightline.contract.types import SampleKey
 from sightline.draw.pictures import PALETTE, encode_png, label_colors, render_clouds
 from sightline.ops.pinhole import project_points, ring_cameras

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from sightline.api import LoadedRun, load_run
-from sightline.areas.pose.depth_reader import DepthFrameOptions
+from sightline.areas.pose.predictor import DepthFrameOptions
 from sightline.config import RunConfig
 from sightline.contract.draws import Draws
 from sightline.contract.types import Batch, DataInfo, Dataset, Sample, SampleKey
@@ -79,7 +79,7 @@ def offset_curve(
 
 
 def own_camera(run: LoadedRun, data: Data, *, num: int, own: DepthFrameOptions) -> dict[str, Any]:
-    """What a run finds in depth files of test frames: mean error, and ms of each stage, medians over frames."""
+    """What a run finds in depth files of test frames: the mean error."""
     keys = [SampleKey(int(index), 0, 0) for index in data.test.indices[:num]]
     with tempfile.TemporaryDirectory() as folder:
         files, joints = [], []
@@ -93,11 +93,7 @@ def own_camera(run: LoadedRun, data: Data, *, num: int, own: DepthFrameOptions) 
     errors = [
         np.linalg.norm(answer.joints_mm - true, axis=1) for answer, true in zip(found.predicted, joints, strict=True)
     ]
-    stages = found.predicted[0].ms
-    return {
-        "mean_error_mm": float(np.mean(errors)),
-        "ms": {stage: float(np.median([answer.ms[stage] for answer in found.predicted])) for stage in stages},
-    }
+    return {"mean_error_mm": float(np.mean(errors))}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,7 +119,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"files alone: {own['mean_error_mm']:.2f} mm, {shares['run']:.3f} of that about the run's own points, "
         f"{shares['truth']:.3f} of that about the true joint"
     )
-    _say("ms a frame: " + ", ".join(f"{stage} {ms:.1f}" for stage, ms in own["ms"].items()))
     if given.json:
         given.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     if given.svg:

@@ -14,12 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 import sightline
-from sightline.areas.pose.depth_reader import DepthFrameOptions
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig, SampleKey
@@ -96,7 +94,6 @@ def test_frames_give_the_joints_that_evaluation_scored(run: Path, frames: Path, 
     assert document["joint_names"][5] == "middle_mcp"
     assert {row["reference"] for row in document["predictions"]} == {"centre of mass"}
     assert {row["treatment"] for row in document["predictions"]} == {"as it is"}
-    assert "ms a frame, the median of 5: read " in done.err
     assert "about" in done.out
 
 
@@ -146,7 +143,9 @@ def test_kinds_of_files_that_hold_the_same_depths_give_the_same_joints(
         assert np.array_equal(joints_of(told(run, tmp_path / kind)[0]), expected), kind
     assert np.array_equal(joints_of(told(run, tmp_path / "marked", "camera.no_return=65535")[0]), expected)
     refused, _ = told(run, tmp_path / "marked", expect=2)
-    assert refused["refused"][0]["reason"].endswith("a measurement; give camera.no_return=65535")
+    assert refused["refused"][0]["reason"].endswith(
+        "a measurement; give no_return=65535 (camera.no_return= when predicting)"
+    )
     metres = joints_of(told(run, tmp_path / "metres", "camera.mm_per_unit=1000")[0])
     assert np.abs(metres - expected).max() < ROUNDING_MM
 
@@ -178,9 +177,7 @@ def test_a_refiner_moves_the_point_to_where_its_evaluation_does(
     )
 
 
-def test_a_written_file_of_centres_is_read_back_to_the_last_bit(
-    refiner: Path, scored: Scored, tmp_path: Path, given: dict[str, Tensor]
-) -> None:
+def test_a_written_file_of_centres_is_read_back_to_the_last_bit(refiner: Path, scored: Scored, tmp_path: Path) -> None:
     config = ROOT / "configs" / "pose" / "synthetic_hands_v2v_small.yaml"
     file, sizes = tmp_path / "centres.txt", ("data.train_size=12", f"data.test_size={NUM_HANDS}")
     words = ("--data", config, *sizes, "--out", file, "--device", "cpu", "--json", tmp_path / "out.json")
@@ -193,38 +190,10 @@ def test_a_written_file_of_centres_is_read_back_to_the_last_bit(
     read = np.stack([data[SampleKey(n, 0, 0)]["reference"].numpy() for n in range(NUM_HANDS)])
     assert np.array_equal(read, scored(refiner, task=CentreRefinement, key="centre_mm").astype(np.float32))
     document = json.loads((tmp_path / "out.json").read_text())
-    true = given["joints"][:, 5].double().numpy()
-    assert document["centre_error_mm"] == pytest.approx(np.linalg.norm(read - true, axis=1).mean(), abs=1e-3)
-    before = np.linalg.norm(given["reference"].double().numpy() - true, axis=1).mean()
-    assert document["reference_error_mm"] == pytest.approx(before, abs=1e-3)
     assert (document["frames"], document["points"]) == (NUM_HANDS, NUM_HANDS)
     done = run_here("predict", refiner, *words, "split=train")
     assert "the refiner was trained on frames of this part" in done.err
     assert len(file.read_text().splitlines()) == 12
-
-
-def sure(run: Path) -> sightline.LoadedRun:
-    """The run with maps whose peaks are high: untrained ones have none."""
-    loaded = sightline.load_run(run)
-    assert isinstance(loaded.model.output, nn.Conv3d)
-    with torch.no_grad():
-        loaded.model.output.bias += 1.0
-    return loaded
-
-
-def test_a_video_is_followed_from_frame_to_frame(run: Path, given: dict[str, Tensor], tmp_path: Path) -> None:
-    depth = given["depth"][:1]
-    paths = write_frames(tmp_path / "video", torch.cat([depth, depth, depth * 0, depth, depth + 5]))
-    found = sure(run).predict([tmp_path / "video"], frames=DepthFrameOptions(tracks_previous=True))
-    assert [answer.reference for answer in found.predicted] == [
-        "centre of mass (first frame)",
-        *["previous frame"] * 3,
-    ]
-    assert [refusal.file for refusal in found.refused] == [paths[2]]
-    assert "has no measured pixel, so that there is no figure in it" in found.refused[0].reason
-    dead = sightline.load_run(run).predict([tmp_path / "video"], frames=DepthFrameOptions(tracks_previous=True))
-    lost = "centre of mass (previous prediction lost: 21 of 21 peaks below 0.1)"
-    assert [answer.reference for answer in dead.predicted] == ["centre of mass (first frame)", *[lost] * 3]
 
 
 def test_table_json_and_csv_hold_the_same_and_a_picture_each(run: Path, frames: Path, tmp_path: Path) -> None:
@@ -237,8 +206,7 @@ def test_table_json_and_csv_hold_the_same_and_a_picture_each(run: Path, frames: 
         assert found == answer["joints_mm"][20]
         assert [float(row["wrist u_px"]), float(row["wrist v_px"])] == answer["joints_px"][0]
         assert float(row["middle_mcp peak"]) == answer["peaks"][5]
-        assert sum(value for name, value in answer["ms"].items() if name != "all") == pytest.approx(answer["ms"]["all"])
-        assert float(row["all ms"]) == answer["ms"]["all"]
+        assert [float(row[f"reference {axis}_mm"]) for axis in "xyz"] == answer["reference_mm"]
         assert row["refused"] == ""
         picture = np.asarray(Image.open(answer["written"]["picture"]))
         assert 352 < max(picture.shape) <= 640, "the window of the cube, enlarged"
@@ -292,7 +260,7 @@ def test_files_that_cannot_be_predicted_are_refused_by_name(
         (("refiner={run}",), "the task 'pose' predicts no centres; give a run of the task centre"),
         (
             ("category=mug",),
-            "found 'category=mug', allowed is key=value with camera.*, reference.*, reference and refiner",
+            "found 'category=mug', allowed is key=value with camera.*, reference.* and refiner",
         ),
         (("--out", "{frames}/000.npy"), "is a file; give a folder"),
     ],

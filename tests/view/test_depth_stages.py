@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.areas.pose.transforms import Voxelize
+from sightline.areas.pose.v2v import Voxelize
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.draws import Draws
 from sightline.contract.types import Sample, SampleKey

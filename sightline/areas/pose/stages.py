@@ -9,19 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.areas.pose.depth_files import MIN_RANGE_MM, read_depth
 from sightline.contract.types import Batch, DataInfo, Sample
 from sightline.draw.pictures import PALETTE, Frame
 from sightline.ops.pinhole import depth_points, project_points
 from sightline.ops.voxels import CubePlacement, permute_axes, to_camera, to_voxels
 from sightline.parts.tasks.supervised import decode_joints
+from sightline.store.files.array_files import read_npy
+from sightline.store.files.image_files import DEPTH_MODES, read_header
+from sightline.view.image_stages import picture_stage
 from sightline.view.panels import READ, TRUE, JointFigure, Volume, Window, depth_panel, volume_panels
-from sightline.view.stages import ClassColoring, RgbColoring, SamplePredictor, Stage
+from sightline.view.stages import ClassColoring, RgbColoring, SamplePredictor, Stage, ViewedSample
 
 _ROUND_TRIP_MM = 1e-9
 """Rounding error of coordinates of some thousand mm in float64 after a dozen operations."""
@@ -368,3 +373,36 @@ def project_cube(corners: np.ndarray, camera: np.ndarray, shape: tuple[int, ...]
     if window[0] >= window[2] or window[1] >= window[3]:
         return None, (0, 0, width, height)
     return JointFigure("cube", corners, np.ones(8, dtype=bool), _EDGES, _CUBE), window
+
+
+# --- depth images of the user -----------------------------------------------------------------------------------------
+
+_MIN_COLUMNS = 33
+"""Columns from which on an array is an image: clouds have x, y, z and some channels."""
+_MM_PER_M = 1000.0
+
+
+def view_depth_file(path: Path, *, name: str) -> ViewedSample | None:
+    """View a depth image: PNG or TIFF with one channel of 16 bits or float32, or an array (height, width).
+
+    None for a file of another kind. Raises DataError for a damaged one.
+    """
+    suffix = path.suffix.lower()
+    array = read_npy(path) if suffix == ".npy" else None
+    is_image = array is not None and array.ndim == 2 and array.shape[1] >= _MIN_COLUMNS
+    mode = read_header(path).mode if suffix in DEPTH_MODES else ""
+    if not (is_image or mode in DEPTH_MODES.get(suffix, ())):
+        return None
+    depth, is_metres = read_depth(path, mm_per_unit=_MM_PER_M), False
+    if array is not None or mode == "F":
+        is_metres = 0 < depth.max(initial=0) < MIN_RANGE_MM * _MM_PER_M
+    depth = depth if is_metres else read_depth(path)
+    measured = depth[depth > 0]
+    figures = {"height_px": depth.shape[0], "width_px": depth.shape[1], "measured": len(measured) / max(depth.size, 1)}
+    text = f"{depth.shape[1]} x {depth.shape[0]} pixels, {figures['measured']:.0%} measured"
+    if len(measured):
+        figures |= {"nearest_mm": float(measured.min()), "farthest_mm": float(measured.max())}
+        text += f", {measured.min():.4g} to {measured.max():.4g} mm"
+        text += ", from numbers in metres (mm_per_unit=1000)" if is_metres else ""
+    stage = picture_stage("as read", text, (depth_panel("depth", depth, np.ones(4), ()),), figures)
+    return ViewedSample(name, (stage,), "camera_y_down", {"file": str(path)})

@@ -103,7 +103,6 @@ class ClassPredictor(CloudPredictor[ClassPrediction]):
 
     reads = frozenset({"probabilities"})
     columns = ("file", "class", "probability", "margin")
-    csv_columns = ("file", "class", "label", "probability", "margin", "num_points", "treatment")
 
     def __init__(self, *, run: TrainedRun, columns: Sequence[str] | None = None, to_sphere: bool = False) -> None:
         super().__init__(run, columns=columns, to_sphere=to_sphere)

@@ -10,7 +10,6 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from sightline.workbench.predict.predictor import (
     Predictor,
     ReadFile,
     Refusal,
-    StageTimer,
     predictor_class,
 )
 
@@ -118,21 +116,8 @@ class InferencePipeline:
 
     def predict(self, inputs: Batch) -> Mapping[str, Any]:
         """Run model and task; return the predictions."""
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self._precision.autocast(self._device):
             return self.task.predict(self.model, inputs)
-
-    def predict_in_steps(self, inputs: Batch, end: Callable[[str], None]) -> Mapping[str, Any]:
-        """Run the task in its two steps; `end` is called with the name of each finished step."""
-        with torch.no_grad(), self._autocast():
-            outputs = self.task.outputs(self.model, inputs)
-            end("network")
-            predictions: Mapping[str, Any] = self.task.postprocess(outputs, inputs)
-        end("decode")
-        return predictions
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        """Return the autocast context of the run's precision."""
-        return self._precision.autocast(self._device)
 
     def _build_task(self, keys: frozenset[str]) -> Any:
         """Build the run's task without losses, bound to the keys of files."""
@@ -259,14 +244,13 @@ def predict_each(
 ) -> Iterator[tuple[Path, Any | Refusal]]:
     """Yield files and predictions one by one, with the run's evaluation transforms and weights; no votes.
 
-    A file's prediction does not depend on the others, unless the predictor is sequential. A file that is damaged or
-    outside what the run was trained on is refused with its reason, and the others go on. Memory is needed for one large
-    file, or a few batches of small ones. `batch_size` is by default that of evaluation, `predictor` that of the run's
-    task without options. Raises ConfigError for a run whose transforms, model or task do not take the fields of the
-    files.
+    A file's prediction does not depend on the others. A file that is damaged or outside what the run was trained on is
+    refused with its reason, and the others go on. Memory is needed for one large file, or a few batches of small ones.
+    `batch_size` is by default that of evaluation, `predictor` that of the run's task without options. Raises
+    ConfigError for a run whose transforms, model or task do not take the fields of the files.
     """
     predictor = predictor or build_predictor(run, world=world)
-    size = 1 if predictor.is_sequential else batch_size or run.config.evaluate.batch_size
+    size = batch_size or run.config.evaluate.batch_size
     try:
         predictor.start(files)
         yield from FilePredictor(predictor, world or World(), batch_size=size)(files)
@@ -280,8 +264,7 @@ class FilePredictor:
 
     def __init__(self, predictor: Predictor[Any], world: World, *, batch_size: int) -> None:
         self.num_batches = 0
-        self._predictor, self._world, self._batch_size = predictor, world, batch_size
-        self._is_warm = not predictor.is_timed
+        self._predictor, self._batch_size = predictor, batch_size
         self._pipeline = InferencePipeline(
             predictor.run,
             predictor.info,
@@ -324,9 +307,6 @@ class FilePredictor:
     def _predict(self, files: Sequence[ReadFile]) -> list[tuple[Path, Any | Refusal]]:
         """Predict each file; if the model refuses several at once, each is predicted alone."""
         try:
-            if not self._is_warm:  # the first pass loads and compiles
-                self._infer(files[:1])
-                self._is_warm = True
             inference = self._infer(files)
         except (UserError, ValueError, MemoryError) as error:
             if len(files) > 1:
@@ -337,12 +317,6 @@ class FilePredictor:
         return list(zip([file.path for file in files], self._predictor.predict(files, inference), strict=True))
 
     def _infer(self, files: Sequence[ReadFile]) -> Inference:
-        """Run one batch through transforms, model and task, with times if the predictor is timed."""
-        timer = StageTimer(self._world)
+        """Run one batch through transforms, model and task."""
         batch = self._pipeline.make_batch([file.path for file in files], [file.sample for file in files])
-        inputs = self._pipeline.model_inputs(batch)
-        if not self._predictor.is_timed:
-            return Inference(batch, self._pipeline.predict(inputs), {})
-        timer.end_stage("transforms")
-        predictions = self._pipeline.predict_in_steps(inputs, timer.end_stage)
-        return Inference(batch, predictions, timer.ms)
+        return Inference(batch, self._pipeline.predict(self._pipeline.model_inputs(batch)))

@@ -36,8 +36,7 @@ def open_app(
 ) -> Iterator[Any]:
     """Open the application of a run, with a folder of its own for inputs, which is deleted at the end.
 
-    Raises ConfigError for a task without a predictor and for unknown options, UserError if predictions depend on each
-    other.
+    Raises ConfigError for a task without a predictor and for unknown options.
     """
     assert_servable()
     from sightline.workbench.serve.app import Limits, make_app
@@ -45,8 +44,6 @@ def open_app(
     from sightline.workbench.serve.inputs import InputStore, describe_inputs
 
     predictor = build_predictor(run, world=world, **(options or {}))
-    if predictor.is_sequential:
-        raise UserError("serve: reference=previous makes a prediction depend on the one before; take another reference")
     batcher = MicroBatcher(
         predictor, world, batch_size=batch_size or min(run.config.evaluate.batch_size, 32), wait_ms=wait_ms
     )

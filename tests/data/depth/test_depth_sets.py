@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
 
-from sightline.areas.pose.sets.hand_sets import Hands2017, IcvlHands, NyuHands
+from sightline.areas.pose.sets.depth_frames import CentreOfMass, ReferencePointFile, TrueJoint
+from sightline.areas.pose.sets.hand_sets import Hands2017, IcvlHands, MsraHands, NyuHands
 from sightline.areas.pose.sets.itop import Itop
-from sightline.areas.pose.sets.msra_hands import MsraHands
-from sightline.areas.pose.sets.references import CentreOfMass, ReferencePointFile, TrueJoint
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
 from sightline.store.files.text_tables import LabelLines
@@ -234,29 +233,9 @@ def test_a_test_part_without_labels_is_read_and_not_scored(tmp_path: Path) -> No
         Hands2017(split="test", root=str(tmp_path / "set"), reference=TrueJoint())[SampleKey(0, 0, 0)]
 
 
-def test_the_centre_of_mass_is_looked_for_in_the_box(tmp_path: Path) -> None:
-    made = write_hands2017(tmp_path / "source")
-    depth = made["test/image_D00000001.png"].depth.copy()
-    depth[:60] = 900  # somebody's face, above the box
-    (tmp_path / "source/frame/images/image_D00000001.png").write_bytes(png16(depth))
-    prepare(Hands2017, tmp_path)
-    sample = Hands2017(split="test", root=str(tmp_path / "set"), reference=CentreOfMass(passes=0))[SampleKey(0, 0, 0)]
-    inside = depth[120:360, 200:440]
-    assert np.isclose(sample["reference"][2].item(), inside[inside > 0].mean())
-    assert sample["depth"][0, 0] == 900
-
-
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (
-            lambda r: replace_line(r / "frame/BoundingBox.txt", 2, lambda line: line.replace("439", "139")),
-            r"BoundingBox.txt:2: 200 120 139 359 is not a box",
-        ),
-        (
-            lambda r: replace_line(r / "frame/BoundingBox.txt", 2, lambda line: line.rsplit("\t", 1)[0]),
-            r"BoundingBox.txt:2: 3 columns, 4 are needed",
-        ),
         (
             lambda r: replace_line(
                 r / "frame/test_annotation_frame.txt", 2, lambda line: line.replace("D00000002", "D00000003")
