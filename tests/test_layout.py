@@ -73,7 +73,7 @@ COMPONENTS = {
     "data": 31,
     "heads": 6,
     "image_encoders": 9,
-    "losses": 22,
+    "losses": 20,
     "metrics": 13,
     "models": 32,
     "necks": 3,

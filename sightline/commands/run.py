@@ -131,8 +131,8 @@ class PredictOptions(
     classes. One that segments parts needs the category of the objects: category=NAME, or the name of their folder.
 
     A pose run predicts the joints in depth images of any camera with the intrinsics camera.fx= fy= u0= v0= [those of
-    the run's data set]; fy is negative if Y points up. It looks for them about the centre of mass; with
-    reference=previous about the joints of the previous frame. refiner=RUN moves this point.
+    the run's data set]; fy is negative if Y points up. It looks for them about the centre of mass; refiner=RUN moves
+    this point.
 
     A detector draws its boxes on the images, those of score=0.3 or more.
 
