@@ -5,9 +5,8 @@ The name of an upload gives nothing but its ending, and no text of a client beco
 
 from __future__ import annotations
 
-import gc
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,36 +37,27 @@ class StoredInput(NamedTuple):
     name: str
 
 
-def catch_refusal(store: Callable[[], StoredInput]) -> StoredInput | RequestError:
-    """Store an input, or return why it is refused: an error with a traceback would keep the content in memory."""
-    gc.disable()  # collections would go through a growing document again and again, and hold up other requests
-    try:
-        return store()
-    except RequestError as error:
-        return RequestError(error.status, str(error))
-    finally:
-        gc.enable()
-
-
-_MEMORY = {b"[": 100, b"{": 200, b",": 64}
-"""Bytes that Python needs at most for what each of these stands for in a document; 8 for any other byte of text."""
-
-
-def estimate_memory(text: bytes) -> int:
-    """Estimate an upper bound of the bytes in memory that a document of JSON needs while it is parsed.
-
-    The estimates of its parts add up to that of the whole.
-    """
-    return 8 * len(text) + sum(text.count(sign) * size for sign, size in _MEMORY.items())
-
-
 class InputStore:
     """Store of inputs, each in a folder that its request gives, for one predictor."""
 
     def __init__(self, predictor: Predictor[Any]) -> None:
+        self._predictor = predictor
         self._suffixes = predictor.suffixes
         self._categories: Sequence[str] = getattr(predictor, "categories", ())
         self.json_key = next((name for name in _KINDS if name in predictor.fields), "points")
+
+    def describe(self, columns: Sequence[str] | None) -> dict[str, Any]:
+        """Describe what requests may hold; `columns` are those of a row of points, where the server was given them."""
+        known = self._predictor.run.files.inputs
+        form = known.scans or known.clouds
+        if not columns and self.json_key == "points" and form is not None:
+            columns = form.columns or (None if known.features else ("x", "y", "z"))
+        return {
+            "endings": list(self._suffixes),
+            "json": self.json_key,
+            "columns": list(columns or ()),
+            "categories": list(self._categories),
+        }
 
     def store_upload(self, folder: Path, filename: str, content: bytes, category: str | None) -> StoredInput:
         """Store an uploaded file. Raises RequestError for an ending that the run's predictor does not read."""
@@ -141,17 +131,3 @@ def _encode_image(values: np.ndarray) -> bytes:
     content = io.BytesIO()
     Image.fromarray(values.astype(np.uint8)).save(content, "PNG", compress_level=1)
     return content.getvalue()
-
-
-def describe_inputs(store: InputStore, predictor: Predictor[Any], columns: Sequence[str] | None) -> Mapping[str, Any]:
-    """Describe what requests may hold; `columns` are those of a row of points, where the server was given them."""
-    known = predictor.run.files.inputs
-    form = known.scans or known.clouds
-    if not columns and store.json_key == "points" and form is not None:
-        columns = form.columns or (None if known.features else ("x", "y", "z"))
-    return {
-        "endings": list(predictor.suffixes),
-        "json": store.json_key,
-        "columns": list(columns or ()),
-        "categories": list(store._categories),
-    }
