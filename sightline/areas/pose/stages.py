@@ -209,9 +209,7 @@ class DepthStages:
         depth, camera = self._image(sample)
         _, window = _project_placed_cube(placement, camera, depth)
         depth_picture = depth_panel("predicted and true", depth, camera, [true_figure, predicted_figure], window=window)
-        cloud = self._heatmap_stage(
-            "prediction", maps, placement, [true_figure, predicted_figure], behind=batch["volume"][0, 0].cpu()
-        )
+        cloud = self._heatmap_stage("prediction", maps, placement, [true_figure, predicted_figure])
         return replace(
             cloud, description=describe_errors(figures), panels=(depth_picture, *cloud.panels[:3]), figures=figures
         ), figures
@@ -281,7 +279,6 @@ class DepthStages:
             figures["is_sound"],
             skeletons=(skeleton,),
             panels=tuple(volume_panels(volume, [skeleton])),
-            volume=volume,
             figures=figures,
         )
 
@@ -291,26 +288,16 @@ class DepthStages:
         joints_mm = decode_joints(sample["heatmaps"][None], placement, decoding="argmax")[0]
         skeletons = [self._true_figure(self._joints), self._decoded_figure("joints read from the target", joints_mm)]
         maps = self._maps(sample["heatmaps"].float(), placement)
-        behind = sample["volume"][0] if "volume" in sample else None
-        cloud = self._heatmap_stage(stage, maps, placement, skeletons, behind=behind)
+        cloud = self._heatmap_stage(stage, maps, placement, skeletons)
         return replace(cloud, description=describe_target(figures), is_right=figures["is_sound"], figures=figures)
 
     # --- parts --------------------------------------------------------------------------------------------------------
 
     def _heatmap_stage(
-        self,
-        stage: str,
-        maps: np.ndarray,
-        placement: CubePlacement,
-        skeletons: Sequence[JointFigure],
-        *,
-        behind: Tensor | None,
+        self, stage: str, maps: np.ndarray, placement: CubePlacement, skeletons: Sequence[JointFigure]
     ) -> Stage:
         """Build the stage of the cells above 0.5, coloured by joint; maps (J, V, V, V) are indexed x, y, z."""
         volume = Volume.from_heatmaps(maps, cell=placement.size / maps.shape[-1], is_y_up=self._y_is_up)
-        shade = None
-        if behind is not None:
-            shade = Volume.from_voxels(permute_axes(behind.float(), placement.axes).numpy(), is_y_up=self._y_is_up)
         middles, owners = volume.cell_centres_above(_MIN_DRAWN)
         grid_skeletons = [self._to_grid(skeleton, placement) for skeleton in skeletons]
         palette = PALETTE[np.arange(len(maps)) % len(PALETTE)]
@@ -320,8 +307,7 @@ class DepthStages:
             (ClassColoring("joint", owners, self._names, np.arange(len(maps)), palette),),
             "voxels",
             skeletons=tuple(grid_skeletons),
-            panels=tuple(volume_panels(volume, grid_skeletons, behind=shade)),
-            volume=volume,
+            panels=tuple(volume_panels(volume, grid_skeletons)),
         )
 
     def _maps(self, maps: Tensor, placement: CubePlacement) -> np.ndarray:

@@ -6,10 +6,9 @@ import dataclasses
 import hashlib
 import logging
 import os
-import re
 import zipfile
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from sightline.engine.device import Precision, to_device
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.files.cloud_files import is_cloud_file, list_skipped_files
+from sightline.store.files.input_files import natural_sort_key
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform, TransformPipeline, batch_keys
 from sightline.workbench.predict.predictor import (
     Inference,
@@ -58,20 +58,13 @@ def collect_files(paths: Iterable[Path], *, suffixes: Sequence[str]) -> tuple[li
             continue
         matches = [file for file in path.rglob("*") if is_cloud_file(file, suffixes=suffixes)]
         scans = [file for file in matches if file.parent.name == "velodyne"]
-        selected = sorted(scans or matches, key=_make_sort_key)
+        selected = sorted(scans or matches, key=lambda file: (list(map(natural_sort_key, file.parts)), file))
         files |= dict.fromkeys(selected)
         if skipped := list_skipped_files(path, suffixes=suffixes):
             logger.warning("%s: %s", path, skipped)
         if not selected:
             refused.append(Refusal(path, f"{path}: holds no file of the kinds {', '.join(suffixes)}"))
     return list(files), refused
-
-
-def _make_sort_key(path: Path) -> tuple[list[list[tuple[bool, int, str]]], Path]:
-    """Make a sort key of paths: folder by folder, with numbers in names compared as numbers."""
-    parts = [[part for part in re.split(r"(\d+)", name) if part] for name in path.parts]
-    key = [[(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name] for name in parts]
-    return key, path
 
 
 class InferencePipeline:
@@ -151,43 +144,8 @@ def _compute_sample_index(path: Path) -> int:
     return int.from_bytes(hashlib.sha256(path.stem.encode(errors="surrogateescape")).digest()[:7], "little")
 
 
-_MAX_WAITING_BATCHES = 8
-"""Maximum number of waiting files of all kinds, in batches."""
 _MAX_SIZE = 2**18
-"""Maximum size of a batch, regardless of the batch size, unless a single file is larger; twice as much may wait."""
-
-
-class SizeBatcher:
-    """Files that wait for others of their kind, until there are `batch_size` of them or they are large enough."""
-
-    def __init__(
-        self, batch_size: int, *, kind_of: Callable[[ReadFile], Hashable], size_of: Callable[[ReadFile], int]
-    ) -> None:
-        self.batch_size = batch_size
-        self._groups: dict[Hashable, list[ReadFile]] = {}
-        self._kind_of = kind_of
-        self._size_of = size_of
-
-    def add(self, file: ReadFile) -> Iterator[list[ReadFile]]:
-        """Add a file; yield batches that are full, or would be too large, or the largest if too many files wait."""
-        kind = self._kind_of(file)
-        if self._size(self._groups.get(kind, [])) + self._size_of(file) > _MAX_SIZE and kind in self._groups:
-            yield self._groups.pop(kind)
-        group = self._groups.setdefault(kind, [])
-        group.append(file)
-        if len(group) >= self.batch_size or self._size(group) >= _MAX_SIZE:
-            yield self._groups.pop(kind)
-        waiting = [waiting_file for group in self._groups.values() for waiting_file in group]
-        if len(waiting) >= _MAX_WAITING_BATCHES * self.batch_size or self._size(waiting) > 2 * _MAX_SIZE:
-            yield self._groups.pop(max(self._groups, key=lambda kind: len(self._groups[kind])))
-
-    def flush(self) -> Iterator[list[ReadFile]]:
-        """Yield every remaining batch, full or not."""
-        while self._groups:
-            yield self._groups.pop(next(iter(self._groups)))
-
-    def _size(self, files: Sequence[ReadFile]) -> int:
-        return sum(map(self._size_of, files))
+"""Maximum size of a batch, regardless of the batch size, unless a single file is larger."""
 
 
 READER_ERRORS = (ValueError, OSError, MemoryError, EOFError, ArithmeticError, zlib.error, zipfile.BadZipFile)
@@ -278,19 +236,33 @@ class FilePredictor:
 
     def __call__(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Any | Refusal]]:
         """Yield each file with its prediction or its refusal, as they come."""
-        batcher = SizeBatcher(self._batch_size, kind_of=self._predictor.batch_key, size_of=self._predictor.sample_size)
+        group: list[ReadFile] = []
         for path in paths:
             file = self._read(path)
             if isinstance(file, Refusal):
                 yield path, file
                 continue
-            for group in batcher.add(file):
-                yield from self._predict(group)
-                group.clear()  # else its files would stay in memory with those of the next group
+            if group and not self._fits(group, file):
+                yield from self._end(group)
+            group.append(file)
             del file
-        for group in batcher.flush():
+            if len(group) == self._batch_size or self._size(group) >= _MAX_SIZE:
+                yield from self._end(group)
+        yield from self._end(group)
+
+    def _end(self, group: list[ReadFile]) -> Iterator[tuple[Path, Any | Refusal]]:
+        """Predict a batch and empty it: else its files would stay in memory with those of the next one."""
+        if group:
             yield from self._predict(group)
             group.clear()
+
+    def _fits(self, group: Sequence[ReadFile], file: ReadFile) -> bool:
+        """Return True if a file may join a batch: of its kind, with room for it."""
+        is_alike = self._predictor.batch_key(group[0]) == self._predictor.batch_key(file)
+        return is_alike and self._size((*group, file)) <= _MAX_SIZE
+
+    def _size(self, files: Sequence[ReadFile]) -> int:
+        return sum(map(self._predictor.sample_size, files))
 
     def _read(self, path: Path) -> ReadFile | Refusal:
         try:

@@ -51,10 +51,10 @@ def make_server(app: Any) -> uvicorn.Server:
 
 def serve_forever(app: Any, listener: socket.socket) -> None:
     """Serve an application until SIGINT or SIGTERM; requests that have begun are finished first, within 30 s."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a connection and the file of its request are open at once
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each connection is one, and each input
     server = make_server(app)
-    # uvicorn sends itself the signal again once it has stopped: it must meet a handler that does not end the process.
+    # uvicorn sends itself the signal again once it has stopped: a handler that does not end the process takes it.
     previous = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run(sockets=[listener])

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -30,7 +30,6 @@ from sightline.contract import registry
 from sightline.contract.arguments import PositiveFloat, PositiveFraction, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.regular_files import parse_json
-from sightline.ops.pinhole import project_points
 from sightline.store.files.input_files import natural_sort_key, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
@@ -51,14 +50,12 @@ CAMERA_KEYS: Mapping[str, tuple[str, ...]] = {
 _DISTORTION = ("coeffs", "k1", "k2", "k3", "p1", "p2")
 _MAX_NUMBER = 1e300
 _MM_PER = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
-_NUM_COMPARED, _FARTHEST_PX = 8, 1e6
 _MIN_RECORDINGS = 5
 """Recordings below which stretches of frames stand for them when splits are made."""
 _STRETCHES = 10
 _MIN_PX, _MAX_PX = 4.0, 1e6
 """Range of the largest number of a camera's intrinsics: below it they are shares of the image's sides."""
 _CUBE_MARGIN = 1.25
-_MIN_RATIOS = 4
 _KINDS = tuple(suffix for suffix in DEPTH_KINDS if suffix != ".bin")
 """Suffixes of the frames: those whose files state the size of the image."""
 
@@ -110,7 +107,6 @@ class DepthFolder(PreparedFrames):
         camera = _find_camera(root, labels, stated, read)
         read = partial(read, size_px=camera.size_px)
         notes = [*stated.notes, *_note_unlabelled(root, labels)]
-        notes += _compare_with_images(joints, images, camera, read, mm_per_unit=mm_per_unit, where=str(labels.path))
         is_png = mm_per_unit == 1.0 and all(path.suffix.lower() == ".png" for path in images)
         if is_png:
             read = partial(read_depth_png, size_px=camera.size_px, no_return=no_return)
@@ -222,7 +218,9 @@ def _find_camera(root: Path, labels: JointLabels, stated: StatedCamera, read: pa
             raise DataError(f"{label.where}: there is no image {path}; put it there, or take the line out")
         if path.suffix.lower() not in _KINDS:
             raise DataError(f"{label.where}: {label.frame} is none of {', '.join(_KINDS)}; convert the image to one")
-    height, width = read(root / frames[0].frame).shape
+    first = read(root / frames[0].frame)
+    check_marks(first, root / frames[0].frame, mm_per_unit=read.keywords["mm_per_unit"])
+    height, width = first.shape
     if stated.size_px not in (None, (width, height)):
         raise DataError(
             f"{root / CAMERA_FILE}: is the camera of images of {'{} x {}'.format(*stated.size_px or ())}, "
@@ -325,67 +323,6 @@ def _note_unlabelled(root: Path, labels: JointLabels) -> list[str]:
     names = sorted(path.relative_to(root).as_posix() for path in images)
     others = [name for name in names if name not in labelled and not name.startswith(".")]
     return [f"{len(others)} images have no label and are left out; the first is {others[0]}"] if others else []
-
-
-def _compare_with_images(
-    joints: np.ndarray,
-    images: Sequence[Path],
-    camera: DepthCamera,
-    read: Callable[[Path], np.ndarray],
-    *,
-    mm_per_unit: float,
-    where: str,
-) -> list[str]:
-    """Compare joints (frames, J, 3) with the depths at their pixels in some frames; return notes on what is doubtful.
-
-    `read` reads the depths of a frame in mm, whose file has numbers of `mm_per_unit`. Raises DataError, beginning with
-    `where`, if most joints lie outside of the image, or if depths are the same multiple of the joints'.
-    """
-    compared: list[np.ndarray] = []
-    for index in np.unique(np.linspace(0, len(joints) - 1, _NUM_COMPARED).astype(int)).tolist():
-        depth, known = read(images[index]), joints[index][~np.isnan(joints[index]).any(axis=1)]
-        check_marks(depth, images[index], mm_per_unit=mm_per_unit)
-        upright, mirrored = (_depths_at(depth, known * [1, sign, 1], camera) for sign in (1, -1))
-        compared.append(np.stack([known[:, 2], upright, mirrored]))
-    z, upright, mirrored = np.concatenate(compared, axis=1)
-    outside = int(np.isnan(upright).sum())
-    if len(z) and outside > len(z) / 2:
-        raise DataError(
-            f"{where}: {outside} of {len(z)} joints lie outside of the image of {camera.width_px} x "
-            f"{camera.height_px}; fx, fy, u0 and v0, or the unit of the joints, are of something else"
-        )
-    near, near_mirrored = (int((np.abs(depths - z) < 0.1 * z).sum()) for depths in (upright, mirrored))
-    if near_mirrored > 2 * near and near_mirrored > len(z) / 4:
-        return [
-            f"joints fit the depths at their pixels better upside down ({near_mirrored} of {len(z)}, as they are "
-            f"{near}): does Y point up? then fy is negative"
-        ]
-    if near > len(z) / 10:
-        return []
-    depths, z = upright[upright > 0], z[upright > 0]
-    if not len(z):
-        return ["nothing is measured at the pixels of the joints; is the camera another one?"]
-    ratios = depths / z
-    ratio = float(np.median(ratios))
-    both = f"the joints are {np.median(z):.4g} mm from the camera and the image has {np.median(depths):.4g} mm"
-    is_constant = len(ratios) >= _MIN_RATIOS and float(np.mean(np.abs(ratios / ratio - 1) < 0.1)) >= 0.75
-    if is_constant and not 0.8 < ratio < 1.25:
-        raise DataError(
-            f"{where}: {both} at their pixels, {ratio:.4g} times as much at all of them; the units differ: give "
-            f"another joint_unit, or mm_per_unit={mm_per_unit / ratio:.4g}"
-        )
-    return [f"no joint lies near the depth at its pixel: {both} there (medians); check camera, units and axes"]
-
-
-def _depths_at(depth: np.ndarray, joints: np.ndarray, camera: DepthCamera) -> np.ndarray:
-    """Return the depths (J,) at the pixels of joints, NaN outside of the image."""
-    with np.errstate(over="ignore"):  # of a joint a hair's breadth before the camera
-        pixels = project_points(joints, camera.intrinsics)[:, :2]
-    column, row = np.clip(np.round(pixels), -_FARTHEST_PX, _FARTHEST_PX).astype(int).T
-    is_inside = (column >= 0) & (column < camera.width_px) & (row >= 0) & (row < camera.height_px)
-    values = np.full(len(joints), np.nan)
-    values[is_inside] = depth[row[is_inside], column[is_inside]]
-    return values
 
 
 class FrameLabel(NamedTuple):

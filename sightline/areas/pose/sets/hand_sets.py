@@ -33,7 +33,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import Folds
-from sightline.ops.pinhole import project_points, unproject_pixels
+from sightline.ops.pinhole import unproject_pixels
 from sightline.store.files.input_files import get_again
 from sightline.store.files.mat_files import read_mat
 from sightline.store.files.text_tables import LabelLines, parse_count, parse_rows, read_text
@@ -177,8 +177,6 @@ def _icvl_frames(path: Path, split: str) -> FrameList:
 _LABELS = "joint_data.mat"
 _EVALUATED = (0, 3, 6, 9, 12, 15, 18, 21, 24, 25, 27, 30, 31, 32)
 """Indices of the evaluated joints among 36: tips and middles from the little finger on, wrist and palm."""
-_MAX_OFFSET_PX = 10.0
-"""Maximum median distance between the labels in mm and in pixels; in the release it is below one pixel."""
 
 
 @registry.data.add("nyu_hands")
@@ -205,8 +203,7 @@ class NyuHands(PreparedFrames):
     def read_source(cls, root: Path) -> DepthSource:
         """List the frames of both splits.
 
-        Raises DataError for labels that are not (3, frames, 36, 3) or do not project to the labels in pixels, and for
-        images without labels.
+        Raises DataError for labels that are not (3, frames, 36, 3), and for images without labels.
         """
         return DepthSource("png_colour", "uint16", [_nyu_frames(root / split) for split in ("train", "test")])
 
@@ -230,19 +227,10 @@ def _nyu_frames(folder: Path) -> FrameList:
 
 def _read_joints(path: Path) -> np.ndarray:
     """Read the evaluated joints (frames, 14, 3) of view 1, in mm."""
-    world, pixels = (read_mat(path, key).astype(np.float64) for key in ("joint_xyz", "joint_uvd"))
-    if world.ndim != 4 or world.shape[0] != 3 or world.shape[2:] != (36, 3) or pixels.shape != world.shape:
-        raise get_again(
-            f"{path}: joint_xyz is {world.shape} and joint_uvd {pixels.shape}, (3, frames, 36, 3) are needed"
-        )
+    world = read_mat(path, "joint_xyz").astype(np.float64)
+    if world.ndim != 4 or world.shape[0] != 3 or world.shape[2:] != (36, 3):
+        raise get_again(f"{path}: joint_xyz is {world.shape}, (3, frames, 36, 3) are needed")
     check_joint_range(world[0], f"{path}: joint_xyz[0]")
-    projected = project_points(world[0], NyuHands.camera.intrinsics)[..., :2]
-    distance_px = float(np.median(np.abs(projected - pixels[0, ..., :2]).max(axis=-1)))
-    if not distance_px <= _MAX_OFFSET_PX:
-        raise DataError(
-            f"{path}: the joints of view 1 appear {distance_px:.0f} px from where joint_uvd has them; the two are of "
-            "other views or units: get the file again"
-        )
     joints: np.ndarray = world[0][:, _EVALUATED]
     return joints
 
