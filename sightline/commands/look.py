@@ -126,7 +126,7 @@ class ReportOptions(
     out: Path | None = option(
         "--out", "FILE", "the page [RUN/report.html; of several runs: report.html]", is_written=True
     )
-    samples: str | None = option("--samples", "hardest|0,5,NAME,...", "samples to show, by number or name")
+    samples: str | None = option("--samples", "0,5,NAME,...", "samples to show, by number or name")
 
 
 class RunsOptions(

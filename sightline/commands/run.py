@@ -202,8 +202,8 @@ class ServeOptions(
 ):
     """Answer predictions of a run over HTTP.
 
-    GET /health and /info; POST /predict takes a file (form field 'file') or JSON ('points', 'depth' or 'image', and
-    'category' of a run on parts). Requests that arrive together are predicted together. Further words are options of
+    GET /health and /info; POST /predict takes a file (form field 'file') or JSON ('points', and 'category' of a run on
+    parts). Requests that arrive together are predicted together. Further words are options of
     the run's predictor, as of 'sightline predict'. The server listens on this machine alone, unless --host says
     otherwise; it knows no passwords. SIGTERM and SIGINT let begun requests finish, and end those that do not within
     20 s.

@@ -12,9 +12,8 @@ from sightline.contract.errors import ConfigError
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.files.cloud_files import CLOUD_SUFFIXES
 from sightline.store.files.scan_reading import SCAN_SUFFIXES, NoReturn
-from sightline.workbench.predict.cloud_samples import FileSample, read_sample
+from sightline.workbench.predict.file_samples import FileSample, read_sample, read_scan_sample, scan_inputs
 from sightline.workbench.predict.predictor import Inference, Predictor, ReadFile, Refusal, refuse_non_finite
-from sightline.workbench.predict.scan_samples import read_scan_sample, scan_inputs
 
 Prediction = TypeVar("Prediction")
 

@@ -26,7 +26,7 @@ from sightline.store.files.ply import write_ply
 from sightline.store.files.scan_files import write_label_ids
 from sightline.store.files.scan_reading import NoReturn, label_path, scan_name
 from sightline.workbench.predict.classify import CloudPredictor
-from sightline.workbench.predict.cloud_samples import FileSample, PointOrigin
+from sightline.workbench.predict.file_samples import FileSample, PointOrigin
 from sightline.workbench.predict.predictor import (
     Inference,
     ReadFile,

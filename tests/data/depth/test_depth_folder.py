@@ -196,7 +196,10 @@ def _repeat(root: Path) -> None:
         (lambda root: (root / "joints.csv").unlink(), "has no joints.csv; write one"),
         (lambda root: _replace_rows(root, "000.png,,,,,,,,,,,,"), "labels no joint of any frame"),
         (lambda root: _replace_rows(root, ""), "labels no frame"),
-        (lambda root: _replace_rows(root, "000.png" + ",0,0,-5" * 4), "joints.csv:2: palm is at z = -5 mm"),
+        (
+            lambda root: _replace_rows(root, "000.png" + ",0,0,-5" * 4 + "\n001.png" + ",0,0,400" * 4),
+            "(000.png): a joint is at z = -5 mm, behind the camera",
+        ),
         (lambda root: _replace_rows(root, "000.png" + ",0,0,0.4" * 4), "the joints are 0.4 mm from the camera"),
         (lambda root: _replace_rows(root, "000.png" + ",0,0,400" * 4 + ",eval", ",split"), "the split is 'eval'"),
         (lambda root: _replace_rows(root, "000.png" + ",0,0,400" * 4 + ",test", ",split"), "the split of every frame"),

@@ -21,7 +21,6 @@ from sightline.areas.pose.sets.depth_sets import (
     FrameList,
     PreparedFrames,
     StoredFrames,
-    check_joint_range,
     choose_frames,
     plan_depth_set,
     read_images,
@@ -230,21 +229,12 @@ def _find_camera(root: Path, labels: JointLabels, stated: StatedCamera, read: pa
 
 
 def _check_joints(labels: JointLabels, joints: np.ndarray, unit: str) -> None:
-    """Raise DataError for joints at or behind the camera, in another unit, and a set without any."""
+    """Raise DataError for joints in another unit, one without any label, and a set without any."""
     depths = joints[..., 2]
     if np.isnan(depths).all():
         raise DataError(f"{labels.path}: labels no joint of any frame")
-    for label, frame_joints in zip(labels.frames, joints, strict=True):
-        check_joint_range(np.nan_to_num(frame_joints), label.where)
-    behind = np.argwhere(depths <= 0)
-    if len(behind):
-        frame, joint = behind[0]
-        raise DataError(
-            f"{labels.frames[frame].where}: {labels.joint_names[joint]} is at z = {depths[frame, joint]:g} mm, at or "
-            "behind the camera; z points forward"
-        )
     median = float(np.nanmedian(depths))
-    if median < MIN_RANGE_MM:
+    if 0 < median < MIN_RANGE_MM:
         raise DataError(
             f"{labels.path}: the joints are {median:.3g} mm from the camera (median), nearer than any camera measures; "
             f"name their unit, which is not {unit}: joint_unit=m or cm"

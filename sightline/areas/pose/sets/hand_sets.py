@@ -88,8 +88,8 @@ def _hands2017_frames(root: Path, split: str, lines: LabelLines, labels: LabelLi
     for row, name in enumerate(lines.names):
         if not name.endswith(".png") or "/" in name or "\\" in name:
             raise get_again(f"{lines.path}:{row + 1}: {name[:60]!r} is not the name of a PNG file")
-    if is_test and labels is not None:
-        _check_names(lines, labels)
+    if labels is not None and len(labels) != len(lines):
+        raise DataError(f"{labels.path}: has {len(labels)} lines, {lines.path.name} has {len(lines)}; get both again")
     folder = root / ("frame" if is_test else "training") / "images"
     images = [folder / name for name in lines.names]
     return FrameList(
@@ -104,19 +104,6 @@ def _hands2017_frames(root: Path, split: str, lines: LabelLines, labels: LabelLi
 
 def _read_rows(labels: LabelLines, first: int, last: int, num_joints: int) -> np.ndarray:
     return labels.rows(first, last - first).reshape(last - first, num_joints, 3)
-
-
-def _check_names(boxes: LabelLines, labels: LabelLines) -> None:
-    """Raise DataError unless the labels of the test split list the same images in the same order as its boxes."""
-    if len(boxes) != len(labels):
-        raise DataError(
-            f"{labels.path}: has {len(labels)} lines, {boxes.path.name} has {len(boxes)}; get both files again"
-        )
-    for row, (name, label) in enumerate(zip(boxes.names, labels.names, strict=True)):
-        if label.replace("\\", "/").rpartition("/")[2] != name:
-            raise DataError(
-                f"{labels.path}:{row + 1}: is of {label[-40:]}, {boxes.path.name} has {name} there; get both again"
-            )
 
 
 @registry.data.add("icvl_hands")
