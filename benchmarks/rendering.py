@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.case import BenchmarkCase, allclose, implementation
 from sightline.areas.pose.sets.synthetic_hands import SyntheticHands
-from sightline.areas.pose.transforms import PlaceCube
+from sightline.areas.pose.v2v import PlaceCube
 from sightline.contract.draws import Draws
 from sightline.contract.types import SampleKey
 from sightline.ops.heat_maps import gaussian_heatmaps

@@ -32,13 +32,11 @@ _SECONDS_TO_START = 180
 class Server:
     """Server of a run in a process of its own; `log` is what it said, once it has ended."""
 
-    def __init__(self, run: Path, *options: str, num_handles: int | None = None) -> None:
+    def __init__(self, run: Path, *options: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         words = [sys.executable, "-m", "sightline", "serve", str(run), "--port", str(self.port), *options]
-        if num_handles is not None:
-            words = ["sh", "-c", f'ulimit -n {num_handles}; exec "$@"', "sh", *words]
         self._process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.pid = self._process.pid
         self.log = ""

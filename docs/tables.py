@@ -74,7 +74,7 @@ MEANING = {
     "log.tensorboard": "write TensorBoard event files",
     "log.wandb": "write to Weights & Biases",
     "log.gradients": "also write and draw the norm of each layer's gradient",
-    "log.curves": "draw losses and metrics over the steps as `results.png` when the training ends",
+    "log.curves": "draw losses and metrics over the steps as `results.svg` when the training ends",
     "checks.skip": "codes of checks that this run declares it does not want",
     "distributed.sync_batch_norm": "batch statistics over all processes",
     "distributed.timeout_s": "seconds after which a collective that other processes do not join ends the run",

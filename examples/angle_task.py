@@ -176,7 +176,7 @@ class AnglePredictor(Predictor[AnglePrediction]):
     suffixes = (".png",)
     endings = (".upright.png",)
     noun = "image"
-    columns = csv_columns = ("file", "angle_deg")
+    columns = ("file", "angle_deg")
 
     def __init__(self, *, run: TrainedRun, dark_on_light: bool = False) -> None:
         super().__init__(run=run)

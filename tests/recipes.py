@@ -23,7 +23,6 @@ SMALLER = {
     "detect/synthetic_crowds_retinanet": _DETECTOR,
     "detect/synthetic_crowds_yolov3": _DETECTOR,
     "detect/synthetic_crowds_yolox": _CROWDS,
-    "pose/synthetic_bodies_v2v_small": _CUBE,
     "pose/synthetic_hands_v2v": tuple(word.replace("size: 16", "size: 32") for word in _CUBE),  # 16 diverges
     "pose/synthetic_hands_v2v_small": _CUBE,
     "segment/synthetic_lidar_deeplabv3": (*_NARROW, "model.width=4"),

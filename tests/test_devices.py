@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sightline.ops import operator
 from sightline.ops.ball_query import ball_query
-from sightline.ops.heat_maps import gaussian_heatmaps, one_hot_heatmaps
+from sightline.ops.heat_maps import gaussian_heatmaps
 from sightline.ops.pinhole import CropPlacement, crop_depth
 from sightline.ops.suppression import batched_nms, soft_nms
 from sightline.ops.voxels import CubePlacement, occupancy
@@ -46,7 +46,6 @@ CALLS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "crop_depth": (crop, (DEPTH, CENTRE, CAMERA)),
     "gaussian_heatmaps": (partial(gaussian_heatmaps, cells=6), (JOINTS,)),
     "occupancy": (occupy, (DEPTH, CAMERA, CENTRE)),
-    "one_hot_heatmaps": (partial(one_hot_heatmaps, cells=6), (JOINTS,)),
     "soft_nms": (weaken, (BOXES, SCORES, LABELS)),
 }
 

@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.pose.sets.depth_frames import DepthFrames
-from sightline.areas.pose.sets.synthetic_hands import SyntheticBodies, SyntheticHands
-from sightline.areas.pose.transforms import DrawHeatmaps, PlaceCube, Voxelize
+from sightline.areas.pose.sets.synthetic_hands import SyntheticHands
+from sightline.areas.pose.v2v import DrawHeatmaps, PlaceCube, Voxelize
 from sightline.contract.types import SampleKey
 from sightline.draw.pictures import PALETTE, encode_png, label_colors, render_clouds
 from sightline.ops.pinhole import project_points, ring_cameras
@@ -23,8 +23,6 @@ from sightline.view.samples import Branch, view_sample
 
 CHOSEN = (1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 """Which solid of each class."""
-BODY_COLORS = (4, 4, 0, 1, 0, 1, 0, 1, 4, 2, 3, 2, 3, 2, 3)
-"""Which colour leads to each joint of a body: arms and legs, right and left, and the trunk."""
 STYLES: tuple[Style, ...] = ("shaded", "depth")
 
 
@@ -61,7 +59,7 @@ def draw_stages(path: Path) -> None:
 
 def draw_hand(path: Path) -> None:
     """A hand from its depth image to its heat maps, as `sightline view` draws it."""
-    hands = SyntheticHands(split="train", train_size=4, forearm=0.0)
+    hands = SyntheticHands(split="train", train_size=4)
     place = PlaceCube(cube_mm=200.0, size=44, scale=(0.8, 1.2), max_angle_rad=0.698, max_shift=2.0)
     transforms = [
         NamedTransform("place_cube", place),
@@ -90,12 +88,9 @@ def draw_views(path: Path) -> None:
 
 
 def draw_figures(path: Path) -> None:
-    """Eight hands; below four people from the side and four from the top: depths, near ones dark, and bones."""
-    rows = (
-        [(SyntheticHands(split="train"), range(8))],
-        [(SyntheticBodies(split="train"), range(4)), (SyntheticBodies(split="train", view="top"), range(4))],
-    )
-    strips = [np.concatenate([_figure(frames, i) for frames, chosen in row for i in chosen], axis=1) for row in rows]
+    """Sixteen hands in two rows: depths, near ones dark, and bones."""
+    hands = SyntheticHands(split="train")
+    strips = [np.concatenate([_figure(hands, first + i) for i in range(8)], axis=1) for first in (0, 8)]
     path.write_bytes(encode_png(np.concatenate(strips)))
 
 
@@ -113,8 +108,7 @@ def _figure(frames: DepthFrames, index: int, *, tile_px: int = 144) -> np.ndarra
     picture = Image.fromarray(np.repeat(levels[..., None], 3, axis=-1)).resize((tile_px,) * 2, Image.Resampling.BICUBIC)
     pencil, places = ImageDraw.Draw(picture), (joints - corner + 0.5) * tile_px / side_px
     for bone in frames.info.facts["bones"]:
-        is_hand = len(places) == 21
-        color = PALETTE[(bone[1] - 1) // 4 if is_hand else BODY_COLORS[bone[1]]]
+        color = PALETTE[(bone[1] - 1) // 4]
         pencil.line([tuple(places[joint]) for joint in bone], fill=tuple(color.tolist()), width=2)
     return np.asarray(picture)
 

@@ -82,8 +82,8 @@ class ViewOptions(
     """Show samples and predictions.
 
     Shows raw samples, the result of each transform, and a run's predictions: clouds, depth frames with their cubes,
-    voxels and heat maps, and images with detections of score=0.3 or more. Writes a PNG of each sample, coloured PLY
-    files, and view.html, a self-contained page in which clouds can be rotated.
+    voxels and heat maps, and images with detections of score=0.3 or more. Writes a PNG of each sample,
+    and view.html, a self-contained page in which clouds can be rotated.
     """
 
     paths: tuple[Path, ...] = argument(
@@ -92,7 +92,7 @@ class ViewOptions(
         key_values="overrides",
     )
     overrides: tuple[str, ...] = ()
-    out: Path = option("--out", "DIR", "folder for pictures, clouds and the page", default=MISSING)
+    out: Path = option("--out", "DIR", "folder for pictures and the page", default=MISSING)
     split: Literal["train", "validation", "test"] | None = option(
         "--split", None, "split to show [train; for a run: test]"
     )
@@ -126,7 +126,7 @@ class ReportOptions(
     out: Path | None = option(
         "--out", "FILE", "the page [RUN/report.html; of several runs: report.html]", is_written=True
     )
-    samples: str | None = option("--samples", "hardest|0,5,NAME,...", "samples to show, by number or name")
+    samples: str | None = option("--samples", "0,5,NAME,...", "samples to show, by number or name")
 
 
 class RunsOptions(

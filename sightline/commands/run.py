@@ -126,8 +126,8 @@ class PredictOptions(
     classes. One that segments parts needs the category of the objects: category=NAME, or the name of their folder.
 
     A pose run predicts the joints in depth images of any camera with the intrinsics camera.fx= fy= u0= v0= [those of
-    the run's data set]; fy is negative if Y points up. It looks for them about the centre of mass; with
-    reference=previous about the joints of the previous frame. refiner=RUN moves this point.
+    the run's data set]; fy is negative if Y points up. It looks for them about the centre of mass; refiner=RUN moves
+    this point.
 
     A detector draws its boxes on the images, those of score=0.3 or more.
 
@@ -197,8 +197,8 @@ class ServeOptions(
 ):
     """Answer predictions of a run over HTTP.
 
-    GET /health and /info; POST /predict takes a file (form field 'file') or JSON ('points', 'depth' or 'image', and
-    'category' of a run on parts). Requests that arrive together are predicted together. Further words are options of
+    GET /health and /info; POST /predict takes a file (form field 'file') or JSON ('points', and 'category' of a run on
+    parts). Requests that arrive together are predicted together. Further words are options of
     the run's predictor, as of 'sightline predict'. The server listens on this machine alone, unless --host says
     otherwise; it knows no passwords. SIGTERM and SIGINT let begun requests finish, and end those that do not within
     20 s.

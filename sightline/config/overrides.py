@@ -85,7 +85,7 @@ def parse_variants(varied: Sequence[str]) -> list[tuple[str, ...]]:
         key, equals, values = text.partition("=")
         split = split_values(values)
         if not equals or not key or not all(split):
-            raise UserError(f"--vary {text}: give key=value,value, as --vary model.shortcuts=true,false")
+            raise UserError(f"--vary {text}: give key=value,value, as --vary model.channels_last=true,false")
         overrides_by_option.append([f"{key}={value}" for value in split])
     keys = [text.partition("=")[0] for text in varied]
     if len(set(keys)) < len(keys):

@@ -50,7 +50,7 @@ SuppressionBlock = Annotated[Any, Block("suppressions")]
 TransformBlock = Annotated[Any, Block("transforms")]
 """A transform inside another."""
 ReferencePoint = Annotated[Any, Block("references")]
-"""Position of the cube in a depth image: `of(order)`, as described in `sightline/areas/pose/sets/references.py`."""
+"""Position of the cube in a depth image: `of(order)`, as described in `sightline/areas/pose/sets/depth_frames.py`."""
 QuantisedKind: TypeAlias = Literal["codebook", "linear", "fp16", "fp32"]
 """Storage of a weight: codebook, linear grid, half precision, or unchanged."""
 

@@ -29,7 +29,6 @@ DATA_FACTS = frozenset(
         "input_mean",
         "input_std",
         "joint_names",
-        "keypoint_sigmas",
         "num_beams",
         "num_categories",
         "num_classes",
@@ -37,7 +36,6 @@ DATA_FACTS = frozenset(
         "num_parts",
         "part_names",
         "parts_of_category",
-        "pck_joints",
         "range_m",
         "reference_source",
         "up_axis",
@@ -64,12 +62,6 @@ RUN_FACTS = frozenset(
 """Arguments that the run itself gives."""
 FACTS = DATA_FACTS | RUN_FACTS
 """Arguments that no config may give: one given by hand as well would have two sources."""
-
-REMEDIES: Mapping[str, str] = {
-    "centre_joint": "data.joints must have the joint in the middle (docs/reference/data_depth.md)",
-    "pck_joints": "data.joints must have both joints whose distance is the unit of PCK (docs/reference/data_depth.md)",
-}
-"""Remedies for facts that a data set states only with certain settings."""
 
 BLOCK_FACTS = frozenset({"channels", "strides"})
 """Arguments that one block of a component gives to the blocks after it, where their kinds form a chain.

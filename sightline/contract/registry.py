@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from sightline.contract.binding import UnknownKeyError
 from sightline.contract.catalogue import find_modules
 from sightline.contract.errors import ConfigError, DataError, UserError
-from sightline.contract.facts import BLOCK_FACTS, DATA_FACTS, FACTS, REMEDIES
+from sightline.contract.facts import BLOCK_FACTS, DATA_FACTS, FACTS
 from sightline.contract.gc_pause import gc_paused
 from sightline.contract.members import MEMBERS, find_misspelt_members
 from sightline.contract.regular_files import read_regular_file
@@ -345,10 +345,9 @@ class BoundBlock(NamedTuple):
         entry = self.entry
         missing = [name for name in entry.facts if entry.parameters[name].is_required and name not in facts]
         if missing:
-            remedies = (f"; {REMEDIES[name]}, or take '{entry.name}' out" for name in missing if name in REMEDIES)
             yield (
                 f"{self.component.location}: {self.kind.noun} '{entry.name}' needs {', '.join(missing)}; the data set "
-                f"offers {', '.join(sorted(facts)) or 'no facts'}{''.join(remedies)}"
+                f"offers {', '.join(sorted(facts)) or 'no facts'}"
             )
 
     def _find_misstated_facts(self, stated: BlockFacts | None) -> Iterator[str]:

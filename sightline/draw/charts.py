@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Literal, TypeAlias
-
-import numpy as np
 
 from sightline.contract.errors import escape_to_one_line
 
@@ -22,7 +19,6 @@ Scale: TypeAlias = Literal["logarithmic", "linear"]
 _SMALL_FONT_SIZE = 10
 _LETTER = 0.65
 """Width of a letter of a tick at most, of the size of its font."""
-_LEAST_SHORTENED = 10_000
 _LEAST_SPAN = 1e-9
 """Smallest span of a linear axis, of its largest value: ticks of twelve digits could not divide a smaller one."""
 MAX_DOTS = 24
@@ -82,7 +78,6 @@ class Drawing:
         return "\n".join([start, *head, *paper.elements, *self.elements, "</svg>"]) + "\n"
 
 
-_LENGTHS = frozenset(("x", "y", "cx", "cy", "r", "width", "height", "stroke-width", "font-size"))
 CHART_STYLE = {"font_family": "system-ui, sans-serif", "font_size": FONT_SIZE, "fill": INK}
 """Attributes of a chart's root element."""
 
@@ -108,48 +103,6 @@ def render_svg(
                 drawn = _draw_panel(panel, names, panel_width, panel_height)
                 drawing.add_group(column * panel_width, row_index * panel_height + head, drawn)
     return drawing.encode(width, len(rows) * panel_height + head, **CHART_STYLE)
-
-
-def rasterise(svg: str, *, scale: float = 2.0) -> np.ndarray:
-    """Draw a chart's SVG as pixels (H, W, 3) uint8, `scale` a unit: for programs that show no SVG.
-
-    Draws what `Drawing` is given here: lines, polylines, circles, filled rectangles, texts and moved groups.
-    """
-    from PIL import Image, ImageDraw, ImageFont
-
-    root = ElementTree.fromstring(svg)
-    size = [math.ceil(scale * float(root.attrib[side])) for side in ("width", "height")]
-    image = Image.new("RGB", (size[0], size[1]), "#ffffff")
-    draw = ImageDraw.Draw(image)
-
-    def paint(element: ElementTree.Element, left: float, top: float) -> None:
-        name, facts = element.tag.rpartition("}")[2], element.attrib
-        numbers = {key: scale * float(value) for key, value in facts.items() if key in _LENGTHS}
-        across, down = scale * left, scale * top
-        thick = max(1, round(numbers.get("stroke-width", scale)))
-        if name == "g":
-            x, y = facts["transform"].removeprefix("translate(").removesuffix(")").split()
-            for child in element:
-                paint(child, left + float(x), top + float(y))
-        elif name == "rect":
-            draw.rectangle((across, down, across + numbers["width"], down + numbers["height"]), facts["fill"])
-        elif name in ("line", "polyline"):
-            ends = facts.get("points") or "{x1},{y1} {x2},{y2}".format_map(facts)
-            pairs = [tuple(map(float, pair.split(","))) for pair in ends.split()]
-            points = [(across + scale * x, down + scale * y) for x, y in pairs]
-            draw.line(points if len(points) > 1 else 2 * points, facts["stroke"], thick, joint="curve")
-        elif name == "circle":
-            draw.circle((across + numbers["cx"], down + numbers["cy"]), numbers["r"], facts["fill"])
-        elif name == "text":
-            font = ImageFont.load_default(numbers.get("font-size", scale * FONT_SIZE))
-            place = (across + numbers["x"], down + numbers["y"])
-            anchor = {"middle": "ms", "end": "rs"}.get(facts.get("text-anchor", ""), "ls")
-            stroke = round(scale / 4) if "font-weight" in facts else 0
-            draw.text(place, element.text or "", facts.get("fill", INK), font, anchor=anchor, stroke_width=stroke)
-
-    for element in root:
-        paint(element, 0.0, 0.0)
-    return np.asarray(image)
 
 
 def _draw_panel(panel: ChartPanel, names: Sequence[str], width: int, height: int) -> Drawing:
@@ -187,24 +140,8 @@ def _draw_panel(panel: ChartPanel, names: Sequence[str], width: int, height: int
 
 
 def _format_ticks(ticks: Sequence[float], scale: Scale) -> list[str]:
-    """Format the ticks of an axis: from 10,000 in k, M or G (10^3, 10^6, 10^9) where that is shorter.
-
-    Those of a linear axis have one unit and are exact, so no two are alike; those of a logarithmic one have six digits.
-    """
-    if scale == "logarithmic":
-        return [min(_write_in_units([tick], digits=6), key=lambda texts: len(texts[0]))[0] for tick in ticks]
-    return min(_write_in_units(ticks, digits=12), key=lambda texts: max(map(len, texts)))
-
-
-def _write_in_units(ticks: Sequence[float], *, digits: int) -> list[list[str]]:
-    """Write ticks in every unit that is not too large for them, the plain number first."""
-    highest = max(map(abs, ticks))
-    units = {1.0: "", 1e3: "k", 1e6: "M", 1e9: "G"} if highest >= _LEAST_SHORTENED else {1.0: ""}
-    return [
-        [f"{tick / unit:.{digits}g}{sign if tick else ''}" for tick in ticks]
-        for unit, sign in units.items()
-        if unit <= highest or not sign
-    ]
+    """Format the ticks of an axis: those of a linear one exactly, those of a logarithmic one with six digits."""
+    return [f"{tick:.{6 if scale == 'logarithmic' else 12}g}" for tick in ticks]
 
 
 def _place_below(places: Sequence[float], texts: Sequence[str], width: int) -> list[tuple[float, str]]:

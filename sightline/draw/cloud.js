@@ -11,14 +11,13 @@ const AXES = {  // right-handed with their signs, the upward one last
   x: [1, 2, 0], y: [2, 0, 1], z: [0, 1, 2], camera_y_up: [2, 0, 1], camera_y_down: [2, 0, 1],
 };
 const SIGNS = { camera_y_up: [-1, 1, 1], camera_y_down: [-1, 1, -1] };
-const PLANES = { z: [0, 1, 2], y: [0, 2, 1], x: [2, 1, 0] };  // of a slice: the axes of its columns, its rows, its number
 const RAMP = [[52, 58, 120], [38, 120, 160], [60, 170, 120], [190, 200, 80], [245, 225, 140]];
 const FAR = 1e9;
 const MOST_PIXELS = 1.6e6;
 const MOST_RADIUS = 14;
 const SPARSE = 1.8;  // so many times the size of its bulk a cloud has, and yet is shown as a whole
 
-const chosen = { subject: 0, stage: 0, coloring: "", hidden: new Set(data.hidden), along: "z", slice: null };
+const chosen = { subject: 0, stage: 0, coloring: "", hidden: new Set(data.hidden) };
 const start = { yaw: 35 * Math.PI / 180, pitch: 24 * Math.PI / 180, distance: 3, target: [0, 0, 0] };
 const isAlone = document.body.classList.contains("bare");  // else the page scrolls, and other keys are its own
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
@@ -38,11 +37,6 @@ function bytesOf(text) {
 function shortsOf(text) {  // little-endian, whatever the machine is
   const view = new DataView(bytesOf(text).buffer);
   return Uint16Array.from({ length: view.byteLength / 2 }, (_, i) => view.getUint16(2 * i, true));
-}
-
-function wordsOf(text) {
-  const view = new DataView(bytesOf(text).buffer);
-  return Uint32Array.from({ length: view.byteLength / 4 }, (_, i) => view.getUint32(4 * i, true));
 }
 
 function decoded(cloud, up) {  // coordinates in the data's unit, axes turned so that the last one is up
@@ -321,6 +315,26 @@ function choose(change) {
   show();
 }
 
+function showFlat(cloud) {  // the pictures of the stage, below its cloud or alone
+  element("flat").hidden = !cloud.panels.length;
+  const columns = Math.ceil(Math.sqrt(cloud.panels.length)) || 1;  // where pictures stand alone they fill the page
+  element("flat").className = cloud.isStrips ? "strips" : "";
+  element("flat").classList.toggle("alone", cloud.isFlat);
+  element("panels").style.setProperty("--columns", cloud.isStrips ? 1 : columns);
+  element("panels").style.setProperty("--rows", Math.ceil(cloud.panels.length / columns));
+  if (element("panels").shows !== cloud) {
+    element("panels").replaceChildren();
+    for (const panel of cloud.panels) {
+      const figure = made("figure", "", element("panels"));
+      const image = made("img", "", figure);
+      image.src = panel.picture;
+      image.alt = panel.name;
+      made("figcaption", panel.name, figure);
+    }
+    element("panels").shows = cloud;
+  }
+}
+
 function show() {
   const subject = data.subjects[chosen.subject];
   const cloud = subject.clouds[chosen.stage];
@@ -341,7 +355,7 @@ function show() {
   for (const id of ["space", "colours", "controls"]) element(id).hidden = cloud.isFlat;
   element("kind").textContent = cloud.isFlat ? "image" : "cloud";
   showLegend(currentColoring(cloud), cloud.skeletons);
-  showFlat(cloud, subject.up);
+  showFlat(cloud);
   redraw();
 }
 

@@ -25,7 +25,6 @@ from sightline.config import RunConfig, read_config, render_config
 from sightline.config.run_config import to_plain
 from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, RunError, summarise_error
-from sightline.draw.charts import rasterise
 from sightline.draw.pictures import encode_png
 from sightline.engine.build import DataSubset, TrainingSetup
 from sightline.engine.distributed import World
@@ -476,7 +475,7 @@ class TrainingSession:
             name = re.sub(r"[^\w .-]+", "_", picture.name)[:100].strip("._ ") or "picture"  # a plugin's may be anything
             self.directory.write_bytes(f"predictions/{name}.png", encode_png(picture.pixels))
         if self.config.log.curves and self.directory.is_writer:
-            self.directory.write_bytes(RESULTS_PICTURE, encode_png(rasterise(draw_runs([self.directory.path]))))
+            self.directory.write_text(RESULTS_PICTURE, draw_runs([self.directory.path]))
         document = evaluation_document(self.config, final, self.built.data.test, "last")
         self.directory.write_json("final.json", document)  # last: a run that has it is finished
         return document

@@ -1,21 +1,17 @@
 """Convolution blocks of image networks, and the check of their input images.
 
-Activation checkpointing: inner values are recomputed in the backward pass instead of stored.
-
 Normalisation layers of backbones by name, and freezing of parts of a network.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from sightline.layers.range_image import column_padding
 
@@ -111,29 +107,6 @@ def assert_images(image: Tensor, *, channels: int = 3) -> None:
             f"image: found {image.dtype}, expected normalised floating-point colours; end the transforms with "
             "normalize_image"
         )
-
-
-def checkpoint_activations(layers: nn.Module, values: Tensor) -> Tensor:
-    """Apply `layers` to `values` (any shape) and keep only `values` for the backward pass.
-
-    The second pass leaves running statistics of batch norm as the first one made them; counted twice they would move
-    at almost twice their momentum. Source: Chen et al. 2016, Training deep nets with sublinear memory cost.
-    """
-    contexts = lambda: (contextlib.nullcontext(), _preserve_running_statistics(layers))  # noqa: E731
-    return cast(Tensor, checkpoint(layers, values, use_reentrant=False, context_fn=contexts))
-
-
-@contextlib.contextmanager
-def _preserve_running_statistics(layers: nn.Module) -> Iterator[None]:
-    """Context that restores the running statistics of `layers` on exit."""
-    norms = [m for m in layers.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    saved = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(norms, saved, strict=True):
-            for name, value in buffers.items():
-                getattr(norm, name).copy_(value)
 
 
 NormName = Literal["bn", "frozen_bn", "gn"]

@@ -14,7 +14,6 @@ from torch import Tensor
 
 Decoding = Literal["parabola", "argmax", "soft", "centroid"]
 """Decoding of a coordinate from a heat map; `parabola` fits the logarithm around the largest cell."""
-Targets = Literal["gaussian", "one_hot"]
 
 _SOFT_SHARPNESS = 50.0  # below it the volume's middle draws: 16.8 cells for a true 10.3 at 10, the middle itself at 1
 _CENTROID_SHARE = 0.5
@@ -32,18 +31,6 @@ def gaussian_heatmaps(
     x, y, z = _axis_factors(joints, cells, sigma, middle).unbind(2)
     plane = (y[..., :, None] * z[..., None, :]).to(dtype)
     return x.to(dtype)[..., :, None, None] * plane[..., None, :, :]
-
-
-def one_hot_heatmaps(joints: Tensor, *, cells: int) -> Tensor:
-    """Compute trilinear weights of the eight cells around joints (B, J, 3), with sum 1: (B, J, V, V, V) float32.
-
-    Coordinates count from cell to cell here, without a half, and are clipped to [0, cells - 2]. Source: the integral
-    variant of the PyTorch port of V2V-PoseNet, after Sun et al. 2018, Integral human pose regression.
-    """
-    clipped = joints.double().clamp(0, cells - 2)
-    offset = torch.arange(cells, dtype=torch.float64, device=joints.device) - clipped[..., None]
-    x, y, z = (1 - offset.abs()).clamp_min(0).unbind(2)
-    return (x[..., :, None, None] * y[..., None, :, None] * z[..., None, None, :]).float()
 
 
 def decode(heatmaps: Tensor, *, decoding: Decoding = "parabola") -> Tensor:

@@ -15,7 +15,7 @@ from sightline.runs.run_records import Line
 _NO_CURVE = frozenset({"step", "epoch", "split", "time_s", "num_samples", "grad_norm", "negatives", "samples_per_s"})
 """Keys without a curve: those that identify a line, and those that only grow or never change."""
 _COLUMNS = 3
-RESULTS_PICTURE = "results.png"
+RESULTS_PICTURE = "results.svg"
 """Picture of the curves in a run's folder, where `log.curves` is on."""
 
 

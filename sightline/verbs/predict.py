@@ -167,11 +167,7 @@ def predict_centres(options: PredictOptions) -> int:
     write_file(options.out, predicted.to_text())
     for line in predicted.notes:
         print_note(escape_to_one_line(f"look at this: {line}"))
-    rows: list[tuple[str, int | float]] = [
-        ("frames", len(predicted.points_mm)),
-        ("points", int(predicted.is_known.sum())),
-    ]
-    rows += [("centre_error_mm", predicted.error_mm), ("reference_error_mm", predicted.reference_error_mm)]
+    rows = [("frames", len(predicted.points_mm)), ("points", int(predicted.is_known.sum()))]
     show_table(f"{options.out}: {config.data.name}, {split}", ("what", "value"), rows)
     source = {"file": str(options.out), "run": str(options.run_path), "data": config.data.name, "split": split}
     write_document(options.json, {**source, **dict(rows), "notes": list(predicted.notes)})

@@ -13,9 +13,8 @@ from sightline.runs.run_directory import assert_writable, write_document, write_
 from sightline.runs.run_records import ReportedRun, compare_runs, read_reported_run
 from sightline.verbs.output import print_note
 from sightline.verbs.view import view_run_or_config
-from sightline.view.run_report import list_hardest_samples, make_report, make_samples
+from sightline.view.run_report import make_report, make_samples
 
-_NUM_HARDEST = 6
 _MAX_BYTES = 5_000_000
 
 
@@ -45,8 +44,8 @@ def _view_samples(runs: Sequence[ReportedRun], options: ReportOptions) -> tuple[
     """View the asked samples of the only run; also return notes on those that do not fit."""
     if len(runs) > 1:
         raise UserError("--samples: are those of one run; give one run, or leave it out")
-    asked = options.samples
-    names = ",".join(list_hardest_samples(runs[0], most=_NUM_HARDEST)) if asked == "hardest" else asked
     path = runs[0].path
-    wanted = ViewOptions(paths=(path,), out=path, samples=names, device=options.device, plugins=options.plugins)
+    wanted = ViewOptions(
+        paths=(path,), out=path, samples=options.samples, device=options.device, plugins=options.plugins
+    )
     return make_samples(view_run_or_config(path, wanted)[0])

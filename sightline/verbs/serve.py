@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 from sightline.commands.run import ServeOptions
+from sightline.contract.errors import assert_installed
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.watchdog import exit_process
@@ -13,15 +14,15 @@ from sightline.store.files.cloud_files import check_columns
 from sightline.verbs.output import print_note
 from sightline.workbench.export.onnx_file import open_run_or_file
 from sightline.workbench.predict.predictor import CommandLine, parse_options, predictor_class
-from sightline.workbench.serve.server import assert_servable, open_app, open_listener, serve_forever
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def serve(options: ServeOptions) -> int:
     """Serve until a signal ends it; return 0."""
-    assert_servable()
-    from sightline.workbench.serve.app import Limits
+    assert_installed("fastapi", "uvicorn", "python_multipart", needed_by="serve")
+    from sightline.workbench.serve.app import Limits, open_app
+    from sightline.workbench.serve.server import open_listener, serve_forever
 
     flags: dict[str, Any] = {} if options.columns is None else {"columns": check_columns(options.columns.split(","))}
     flags |= {"to_sphere": True} if options.to_sphere else {}
@@ -43,6 +44,6 @@ def serve(options: ServeOptions) -> int:
         print_note(f"serving {options.run_path} at http://{options.host}:{options.port}; /info states what it takes")
         serve_forever(app, listener)
     print_note("stopped")
-    if app.places:  # a thread that cannot be ended would keep the process
+    if app.state.places:  # a thread that cannot be ended would keep the process
         exit_process(0)
     return 0

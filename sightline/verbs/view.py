@@ -62,8 +62,7 @@ def view(options: ViewOptions) -> int:
     rows = [(s.name, cloud.stage, len(cloud.points), cloud.description) for s in subjects for cloud in s.stages]
     show_table(title, ("sample", "stage", "points", "description"), rows, droppable=("description",))
     provenance |= _show_summaries(subjects)
-    num_of = {kind: sum(file.endswith(kind) for file in written) for kind in (".png", ".ply")}
-    print_note(f"written: {num_of['.png']} pictures and {num_of['.ply']} PLY files in {options.out}, and")
+    print_note(f"written: {len(written) - 1} pictures in {options.out}, and")
     print_note(f"{options.out / 'view.html'}: open it in a browser")
     document = {**provenance, "out": str(options.out), "files": written, "samples": [s.to_dict() for s in subjects]}
     write_document(options.json, document)

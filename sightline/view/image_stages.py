@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,50 +20,14 @@ from sightline.view.stages import RgbColoring, SamplePredictor, Stage
 _NO_POINTS = np.zeros((0, 3), dtype=np.float32)
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """Values that are drawn black (`low`) and white (`high`), per channel (3,) float64."""
-
-    low: np.ndarray
-    high: np.ndarray
-
-    @classmethod
-    def between(cls, low: float, high: float) -> _Scale:
-        return cls(np.full(3, low), np.full(3, high))
-
-    def pixels(self, rows_of_colors: np.ndarray) -> np.ndarray:
-        """Convert values (H, W, 3) to uint8; values beyond the scale are clipped."""
-        span = np.maximum(self.high - self.low, np.finfo(np.float32).tiny)
-        return ((rows_of_colors - self.low) / span * 255).clip(0, 255).round().astype(np.uint8)
-
-    def fits(self, rows_of_colors: np.ndarray) -> bool:
-        """Return True if values lie within the scale and span part of it, so that they may be in its unit."""
-        low, high = rows_of_colors.min(), rows_of_colors.max()
-        span = self.high.max() - self.low.min()
-        is_within = low >= self.low.min() - _SLACK * span and high <= self.high.max() + _SLACK * span
-        return bool(is_within and (high - low >= _SLACK * span or high == low))
-
-    def match_normalized(self, before: np.ndarray, after: np.ndarray) -> _Scale | None:
-        """Return the scale of `after` if each channel is an affine map of that of `before`, else None."""
-        x, y = before.reshape(-1, 3).astype(np.float64), after.reshape(-1, 3).astype(np.float64)
-        spread = x - x.mean(axis=0)
-        square = (spread**2).sum(axis=0)
-        is_flat = square < np.finfo(np.float32).eps  # a constant channel: any factor fits
-        factor = np.where(is_flat, 1.0, (spread * y).sum(axis=0) / np.where(is_flat, 1.0, square))
-        shift = y.mean(axis=0) - factor * x.mean(axis=0)
-        if (factor <= 0).any() or np.abs(x * factor + shift - y).max() > 1e-3 * max(float(np.ptp(y)), 1e-6):
-            return None
-        return _Scale(factor * self.low + shift, factor * self.high + shift)
-
-
 _SLACK = 0.02
 
 
 class ImageStages:
-    """Stages of samples with an `image` (1 or 3, H, W) or (H, W, 3), drawn in their true brightness.
+    """Stages of samples with an `image` (1 or 3, H, W) or (H, W, 3), drawn alike.
 
-    All stages share a scale: the bounds of the field if it has any, else the lowest and highest value of the raw image;
-    a normalisation is undone. A stage in another unit is drawn from its own lowest to its own highest value. Boxes are
+    Stages share a scale: the bounds of the field if it has any, else the lowest and highest value of the raw image. A
+    stage in another unit, such as a normalised one, is drawn from its own lowest to its own highest value. Boxes are
     drawn on each stage as it is, so that a box that did not move with its pixels is seen.
     """
 
@@ -81,22 +44,18 @@ class ImageStages:
         promise, values = info.fields.get("image"), raw["image"].float()
         low = values.min().item() if promise is None or promise.low is None else promise.low
         high = values.max().item() if promise is None or promise.high is None else promise.high
-        self._raw_scale = _Scale.between(low, high)
+        self._low, self._high = low, high
         self._class_names: Sequence[str] = facts.get("class_names", ())
-        self._last: tuple[Tensor, _Scale] = (raw["image"], self._raw_scale)
-        self.pixels = self._raw_scale.pixels(_rows_of_colors(raw["image"]))
+        self.pixels = self._draw(raw["image"])
         """Pixels (H, W, 3) uint8 of the stage that was drawn last, without boxes."""
 
     def raw_stage(self, sample: Sample) -> Stage:
         """Build the stage of the image as the data set returns it."""
-        return self._stage("raw", sample, self._raw_scale)
+        return self._stage("raw", sample)
 
     def after_transform(self, stage: str, before: Sample, sample: Sample) -> Iterator[Stage]:
         """Build the stage of the image after a transform."""
-        image, scale = self._last
-        if before["image"] is not image:  # another branch begins with the raw sample
-            scale = self._raw_scale
-        yield self._stage(stage, sample, self._scale_after(scale, before["image"], sample["image"]))
+        yield self._stage(stage, sample)
 
     def prediction_stages(
         self, clouds: Sequence[Stage], batch: Batch, predictions: Mapping[str, Any], predictor: SamplePredictor
@@ -114,17 +73,19 @@ class ImageStages:
         panels = tuple(ImagePanel(picture.name, picture.pixels, is_photo=True) for picture in pictures)
         return picture_stage("prediction", text, panels), figures
 
-    def _scale_after(self, scale: _Scale, before: Tensor, after: Tensor) -> _Scale:
-        earlier, later = _rows_of_colors(before), _rows_of_colors(after)
-        is_changed = before.shape != after.shape or not scale.fits(later)  # channels moved first, or another unit
-        normalised = scale.match_normalized(earlier, later) if is_changed and earlier.shape == later.shape else None
-        if normalised is not None or scale.fits(later):
-            return normalised or scale
-        return _Scale.between(float(later.min()), float(later.max()))
+    def _draw(self, image: Tensor) -> np.ndarray:
+        """Draw an image as pixels (H, W, 3) uint8, in the scale of all stages if its values are within it."""
+        values, low, high = _rows_of_colors(image), self._low, self._high
+        slack = _SLACK * (high - low)
+        is_within = values.min() >= low - slack and values.max() <= high + slack
+        if not is_within or (0 < np.ptp(values) < slack):
+            low, high = float(values.min()), float(values.max())
+        span = max(high - low, float(np.finfo(np.float32).tiny))
+        return ((values.astype(np.float64) - low) / span * 255).clip(0, 255).round().astype(np.uint8)
 
-    def _stage(self, stage: str, sample: Sample, scale: _Scale) -> Stage:
+    def _stage(self, stage: str, sample: Sample) -> Stage:
         image = sample["image"]
-        self._last, self.pixels = (image, scale), scale.pixels(_rows_of_colors(image))
+        self.pixels = self._draw(image)
         low, high = image.float().min(), image.float().max()
         pixels = self.pixels
         size = f"{pixels.shape[1]} x {pixels.shape[0]} pixels, {low:.4g} to {high:.4g}"

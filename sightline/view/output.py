@@ -1,4 +1,4 @@
-"""Files that `sightline view` writes: per sample a picture and coloured clouds, and one page of all.
+"""Files that `sightline view` writes: a picture of each sample, and one page of all.
 
 View of a user's cloud file, coloured by its columns and by label files next to it.
 """
@@ -14,14 +14,12 @@ from sightline.contract.errors import DataError
 from sightline.draw.pictures import Axis, encode_png
 from sightline.runs.run_directory import RunDirectory
 from sightline.store.files.array_files import read_npy
-from sightline.store.files.atomic_write import disk_failure
 from sightline.store.files.cloud_files import is_no_return
 from sightline.store.files.column_names import COLOURS
 from sightline.store.files.input_files import file_size
-from sightline.store.files.ply import write_ply
 from sightline.store.files.scan_files import read_label_ids
 from sightline.store.files.scan_reading import read_scan
-from sightline.view.page import Tile, draw_sheet, encode_page, make_tiles
+from sightline.view.page import draw_sheet, encode_page
 from sightline.view.stages import ClassColoring, Coloring, RgbColoring, Stage, ViewedSample, height_coloring
 from sightline.workbench.evaluate.saved_predictions import file_stems
 
@@ -105,29 +103,14 @@ _PAGE = "view.html"
 def write_views(
     folder: RunDirectory, subjects: Sequence[ViewedSample], *, title: str, hidden: Sequence[str]
 ) -> list[str]:
-    """Write `<sample>.png`, a PLY file of each cloud on it, and `view.html`; return the names of all files.
+    """Write `<sample>.png` and `view.html`; return the names of all files.
 
-    PLY files contain all points and classes; `hidden` classes are left out of pictures and hidden at first in the page.
+    `hidden` classes are left out of pictures and hidden at first in the page.
     """
     written = []
     for stem, subject in zip(file_stems([subject.name for subject in subjects]), subjects, strict=True):
         tile_px = 400 if all(cloud.is_flat for cloud in subject.stages) else 300  # boxes and dots on pictures are small
-        folder.write_bytes(f"{stem}.png", encode_png(draw_sheet(subject, hidden=hidden, tile_px=tile_px)))
         written.append(f"{stem}.png")
-        tiles = [tile for tile in make_tiles(subject) if tile.panel is None]
-        views = file_stems([f"{index}_{t.cloud.stage}_{t.coloring.name}" for index, t in enumerate(tiles)])
-        for view, tile in zip(views, tiles, strict=True):
-            labels = tile.coloring.labels() if isinstance(tile.coloring, ClassColoring) else None
-            if not len(tile.cloud.points):
-                continue
-            written.append(f"{stem}.{view}.ply")
-            _write_ply(folder.path / written[-1], tile, labels)
+        folder.write_bytes(written[-1], encode_png(draw_sheet(subject, hidden=hidden, tile_px=tile_px)))
     folder.write_text(_PAGE, encode_page(subjects, title=title, hidden=hidden))
     return [*written, _PAGE]
-
-
-def _write_ply(path: Path, tile: Tile, labels: np.ndarray | None) -> None:
-    try:
-        write_ply(path, points=tile.cloud.points, colors=tile.coloring.colors(), label=labels)
-    except OSError as error:
-        raise disk_failure(error, path) from error

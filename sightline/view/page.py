@@ -16,7 +16,7 @@ import numpy as np
 
 from sightline.draw.page import PHOTO_PX, PageClouds, encode_picture, render_page
 from sightline.draw.pictures import INK, PAGE, Lines, draw_legend, fit_text, render_clouds, render_strips
-from sightline.view.panels import ImagePanel, Volume
+from sightline.view.panels import ImagePanel
 from sightline.view.stages import ClassColoring, Coloring, RgbColoring, Stage, ViewedSample
 
 MAX_DRAWN = 60_000
@@ -209,8 +209,7 @@ _STEPS = 65_535
 def encode_page(subjects: Sequence[ViewedSample], *, title: str, hidden: Sequence[str] = ()) -> str:
     """Encode the page of these samples: selection of sample, stage and colouring, and a legend that hides classes.
 
-    The flat pictures of a stage and the slices of its volume are shown below its cloud; a stage of pictures only fills
-    the page.
+    The flat pictures of a stage are shown below its cloud; a stage of pictures only fills the page.
     """
     return render_page(title, [make_clouds(subjects, title=title, hidden=hidden)])
 
@@ -272,7 +271,6 @@ def _encode_cloud(cloud: Stage, count: int) -> dict[str, Any]:
         "isFlat": cloud.is_flat,
         "isStrips": all(_is_strip(panel.pixels) for panel in cloud.panels),
         "panels": [_encode_panel(panel, len(cloud.panels)) for panel in cloud.panels],
-        "volume": None if cloud.volume is None else _encode_volume(cloud.volume),
     }
 
 
@@ -298,20 +296,6 @@ def _encode_coloring(coloring: Coloring, rows: np.ndarray) -> dict[str, Any]:
         "kind": "classes",
         "values": _base64(indices[np.maximum(coloring.codes[rows], -1)]),
         "classes": [{"name": name, "color": color.tolist(), "count": count} for name, color, count in legend],
-    }
-
-
-def _encode_volume(volume: Volume) -> dict[str, Any]:
-    """Encode the filled cells of a volume: flat index (z fastest), value in 255 steps, and owner."""
-    steps = (volume.values * 255).round().astype(np.uint8).ravel()
-    indices = np.flatnonzero(steps)
-    return {
-        "size": list(volume.values.shape),
-        "cell": volume.cell,
-        "palette": volume.palette.tolist(),
-        "places": _base64(indices.astype("<u4")),
-        "values": _base64(steps[indices]),
-        "owners": _base64(volume.owners.ravel()[indices].astype("<u2")),
     }
 
 

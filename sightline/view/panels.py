@@ -1,8 +1,8 @@
-"""Flat pictures of a stage with the joints drawn over them: depth image, volume from three sides, slices.
+"""Flat pictures of a stage with the joints drawn over them: depth image, volume from three sides.
 
 Skeletons: joints and bones for pictures, pages and files.
 
-Volumes for viewing: maximum projections along the axes, slices, and the filled cells.
+Volumes for viewing: maximum projections along the axes, and the filled cells.
 
 A volume is indexed (x, y, z). In pictures of xy and xz, columns are x; in those of yz they are z, the depth. Rows are
 y, upwards if the set's y points up, or the depth, upwards: front, top and side view as in an engineering drawing.
@@ -139,7 +139,7 @@ class Volume:
 
 
 _SIDE_PX = 352
-_PAPER, _OUTSIDE, _SHADE = (252, 252, 252), (222, 226, 231), (226, 230, 235)
+_PAPER, _OUTSIDE = (252, 252, 252), (222, 226, 231)
 _NAMES: dict[Plane, str] = {"xy": "xy, front", "xz": "xz, from above", "yz": "yz, side"}
 
 Window = tuple[int, int, int, int]
@@ -186,20 +186,13 @@ def depth_panel(
     return ImagePanel(name, _draw_figures(_enlarge(pixels, scale), figures, num_thin=1 if cube else 0))
 
 
-def volume_panels(
-    volume: Volume, skeletons: Sequence[JointFigure], *, behind: Volume | None = None
-) -> list[ImagePanel]:
-    """Draw the maximum projections of a volume along its three axes, with joint figures in its cloud's frame.
-
-    `behind` is another volume of the same space, drawn as a grey shade behind it.
-    """
+def volume_panels(volume: Volume, skeletons: Sequence[JointFigure]) -> list[ImagePanel]:
+    """Draw the maximum projections of a volume along its three axes, with joint figures in its cloud's frame."""
     panels = []
     for plane in PLANES:
         values, owners = volume.projection(plane)
         scale = _pixels_per_cell(values.shape)
         pixels = _enlarge(volume.colors(values, owners), scale)
-        if behind is not None:
-            pixels = _shade_behind(pixels, behind.projection(plane)[0])
         figures = [skeleton.with_joints(volume.to_pixels(skeleton.joints, plane) * scale) for skeleton in skeletons]
         panels.append(ImagePanel(_NAMES[plane], _draw_figures(pixels, figures)))
     return panels
@@ -212,13 +205,6 @@ def _pixels_per_cell(shape: Sequence[int]) -> int:
 
 def _enlarge(pixels: np.ndarray, times: int) -> np.ndarray:
     return pixels.repeat(times, axis=0).repeat(times, axis=1)
-
-
-def _shade_behind(pixels: np.ndarray, behind: np.ndarray) -> np.ndarray:
-    """Darken the picture to grey where the volume behind it is filled."""
-    rows, columns = (np.arange(n) * m // n for n, m in zip(pixels.shape, behind.shape, strict=False))
-    darkness = behind[np.ix_(rows, columns)][..., None] * (1 - np.array(_SHADE) / _PAPER[0])
-    return (pixels * (1 - darkness)).round().astype(np.uint8)
 
 
 def _draw_figures(pixels: np.ndarray, figures: Sequence[JointFigure], *, num_thin: int = 0) -> np.ndarray:

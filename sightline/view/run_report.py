@@ -1,6 +1,6 @@
 """Report of runs: the blocks of one page from what their folders hold, without data, weights or plugins.
 
-Samples of a run, for which its data are needed: the hardest ones by its saved predictions, and a viewer of them.
+A viewer of samples of a run, for which its data are needed.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from sightline.contract.errors import UserError
 from sightline.draw.page import PageBlock, PageChart, PageClouds, PageImage, PageTable, PageText, encode_picture
 from sightline.runs.curves import Line, encode_curves, make_curve_panels
-from sightline.runs.run_directory import load_document
 from sightline.runs.run_records import ReportedRun, compare_runs, format_fact, note_figures, read_part
 from sightline.store.files.image_files import read_image
 from sightline.view.page import make_clouds
@@ -28,30 +26,6 @@ _MAX_LINES = 400
 _MAX_MATRIX = 24
 """Maximum number of classes of a confusion matrix; of more classes the most frequent confusions are listed."""
 _NUM_CONFUSIONS = 20
-
-
-def list_hardest_samples(run: ReportedRun, *, most: int) -> list[str]:
-    """List the samples that the run's saved predictions get wrong: of lowest IoU, or most confident, first.
-
-    Raises UserError without any.
-    """
-    path = run.path / "predictions" / "test" / "manifest.json"
-    advice = f"write it by: {shlex.join(['sightline', 'evaluate', str(run.path), '--save-predictions'])}, or give names"
-    if not path.exists():
-        raise UserError(f"--samples hardest: {path} is missing; {advice}")
-
-    def find(run: ReportedRun) -> list[str]:
-        samples = [row for row in manifest["samples"] if row.get("iou", 0) is not None]  # nothing to find, no IoU
-        values = [(float(row["iou"] if "iou" in row else row["answer"] == row["label"]), row) for row in samples]
-        values.sort(key=lambda value: (value[0], -value[1].get("probability", 0.0)))
-        return [str(row["index"]) for value, row in values[:most] if value < 1]
-
-    manifest = load_document(path)
-    if "samples" not in manifest:  # boxes are in one file, and scored together
-        raise UserError(f"--samples hardest: {path} states no figure for each sample; give names, or numbers as 0,5")
-    if not (names := read_part(run, find, str(path.relative_to(run.path)))):
-        raise UserError(f"--samples hardest: {path} has no sample with an error; give the names of samples")
-    return names
 
 
 def make_samples(subjects: Sequence[ViewedSample]) -> tuple[PageClouds, list[str]]:

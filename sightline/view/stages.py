@@ -19,7 +19,7 @@ from sightline.engine.device import Precision, to_device
 from sightline.engine.step import Task
 from sightline.parts.tasks.segment import WRONG
 from sightline.store.loading.batch_reader import BatchReader
-from sightline.view.panels import ImagePanel, JointFigure, Volume
+from sightline.view.panels import ImagePanel, JointFigure
 
 _RIGHT = np.array([196, 201, 208], dtype=np.uint8)
 _UP: dict[Axis, int] = {"x": 0, "y": 1, "z": 2}
@@ -112,8 +112,8 @@ class Stage:
     """Stage of a sample: `points` (N, 3), float32 or float64, and their colourings, the default one first.
 
     `description` is a further line of text, `figures` the same in numbers. `is_right`: the prediction for the whole
-    sample is correct, or an exact property of the stage was verified. `skeletons` are in the frame of the points; so is
-    `volume`, whose filled cells the points may be. `panels` are flat pictures of the stage.
+    sample is correct, or an exact property of the stage was verified. `skeletons` are in the frame of the points.
+    `panels` are flat pictures of the stage.
     """
 
     stage: str
@@ -124,7 +124,6 @@ class Stage:
     is_right: bool | None = None
     skeletons: tuple[JointFigure, ...] = ()
     panels: tuple[ImagePanel, ...] = ()
-    volume: Volume | None = None
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     def coloring(self, name: str) -> Coloring | None:
@@ -134,7 +133,7 @@ class Stage:
     @property
     def is_flat(self) -> bool:
         """True if the stage has pictures only."""
-        return bool(self.panels) and not len(self.points) and self.volume is None
+        return bool(self.panels) and not len(self.points)
 
     def extent(self) -> tuple[list[float], list[float]] | None:
         """Return the lowest and highest coordinate per axis over the finite points; None if there are none."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import sightline
 from sightline.areas.clouds.sets.modelnet import ModelNet40
-from sightline.areas.pose.sets.msra_hands import MsraHands
+from sightline.areas.pose.sets.hand_sets import MsraHands
 from sightline.areas.scenes import point_transformer
 from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, ConfigError

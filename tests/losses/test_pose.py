@@ -1,110 +1,60 @@
-"""Losses of heat maps and of the refined reference point: closed forms, finite differences, the PyTorch port."""
+"""Losses of heat maps and of the refined reference point: closed forms, finite differences."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from sightline.areas.pose.losses import CentreMSE, HeatmapCrossEntropy, HeatmapMSE, JointL1
+from sightline.areas.pose.refiner import CentreMSE
+from sightline.areas.pose.v2v import HeatmapMSE
 from sightline.ops.heat_maps import gaussian_heatmaps
 from sightline.ops.pinhole import CropPlacement
-from sightline.ops.voxels import CubePlacement
-from tests.golden_parity import load_golden
 
 CELLS = 6
 
 
 def batch() -> dict[str, Tensor]:
-    """Two samples of three joints in cubes of 12 voxels, one of them not visible, and any answer."""
-    placement = CubePlacement.identity(torch.zeros(2, 3), cube_mm=120.0, size=2 * CELLS, original=2 * CELLS)
+    """Two samples of three joints in maps of 6 cells, one of them not visible, and any answer."""
     joints = torch.empty(2, 3, 3, dtype=torch.float64).uniform_(-50, 50)
     return {
         "likelihood": torch.randn(2, 3, CELLS, CELLS, CELLS, dtype=torch.float64),
         "heatmaps": gaussian_heatmaps(joints / 20 + 3, cells=CELLS, dtype=torch.float64),
         "visible": torch.tensor([[True, True, False], [True, True, True]]),
-        "joints": joints,
-        "placement": placement.to_rows(),
     }
 
 
-LOSSES = {
-    HeatmapMSE: ("likelihood", "heatmaps", "visible"),
-    HeatmapCrossEntropy: ("likelihood", "heatmaps", "visible"),
-    JointL1: ("likelihood", "joints", "visible", "placement"),
-}
-COUNTED = {HeatmapMSE: ("heatmaps", "visible"), HeatmapCrossEntropy: ("visible",), JointL1: ("visible",)}
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_gradient_is_that_of_finite_differences(loss: type) -> None:
-    given = {name: batch()[name] for name in LOSSES[loss]}
+def test_gradient_is_that_of_finite_differences() -> None:
+    given = batch()
     likelihood = given.pop("likelihood").requires_grad_()
-    assert torch.autograd.gradcheck(lambda value: loss()(likelihood=value, **given), (likelihood,))
+    assert torch.autograd.gradcheck(lambda value: HeatmapMSE()(likelihood=value, **given), (likelihood,))
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_where_nothing_is_visible_loss_and_gradient_are_zero(loss: type) -> None:
-    given = {name: batch()[name] for name in LOSSES[loss]}
-    given["visible"] = torch.zeros_like(given["visible"])
-    if "heatmaps" in given:
-        given["heatmaps"] = torch.zeros_like(given["heatmaps"])
+def test_where_nothing_is_visible_loss_and_gradient_are_zero() -> None:
+    given = batch()
+    given |= {"visible": torch.zeros_like(given["visible"]), "heatmaps": torch.zeros_like(given["heatmaps"])}
     likelihood = given.pop("likelihood").requires_grad_()
-    total = loss()(likelihood=likelihood, **given)
+    total = HeatmapMSE()(likelihood=likelihood, **given)
     total.backward()
     assert total.item() == 0
     assert not likelihood.grad.any()  # and so no NaN
-    assert loss().count(**{name: given[name] for name in COUNTED[loss]}).item() == 0
+    assert HeatmapMSE().count(**given).item() == 0
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_a_hidden_joint_changes_nothing(loss: type) -> None:
-    given = {name: batch()[name] for name in LOSSES[loss]}
+def test_a_hidden_joint_changes_nothing() -> None:
+    given = batch()
     other = {**given, "likelihood": given["likelihood"].clone()}
     other["likelihood"][0, 2] += 100
-    assert loss()(**given).item() == loss()(**other).item()
+    assert HeatmapMSE()(**given).item() == HeatmapMSE()(**other).item()
 
 
 def test_mean_square_is_that_of_its_definition() -> None:
-    given = {name: batch()[name] for name in LOSSES[HeatmapMSE]}
+    given = batch()
     shown = given["visible"]
     squares = (given["likelihood"] - given["heatmaps"])[shown].square()
     loss = HeatmapMSE()
     mean = loss(**given) / loss.count(heatmaps=given["heatmaps"], visible=shown)
     assert mean.item() == pytest.approx(squares.mean().item(), rel=1e-13)
-
-
-def test_coordinates_are_found_in_either_order_of_axes() -> None:
-    given = {name: batch()[name] for name in LOSSES[JointL1]}
-    straight = JointL1()(**given)
-    turned = given["placement"].clone()
-    turned[:, 11] = 1  # zyx
-    permuted = {**given, "placement": turned, "likelihood": given["likelihood"].transpose(-1, -3)}
-    assert JointL1()(**permuted).item() == pytest.approx(straight.item(), rel=1e-12)
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize("number", range(3))
-def test_entropy_and_mixed_loss_agree_with_the_port(shared: Path, number: int) -> None:
-    golden, case = load_golden(shared, "fn_decode", area="pose"), f"case{number}"
-    likelihood = golden.tensor(f"{case}.heat").requires_grad_()
-    target = golden.tensor(f"{case}.target_heat")
-    visible = torch.ones(likelihood.shape[:2], dtype=torch.bool)
-    entropy = HeatmapCrossEntropy()(likelihood=likelihood, heatmaps=target, visible=visible) / visible.sum()
-    entropy.backward()
-    assert entropy.item() == pytest.approx(golden.arrays[f"{case}.ce"].item(), rel=1e-9)
-    torch.testing.assert_close(likelihood.grad, golden.tensor(f"{case}.ce_grad"), rtol=0, atol=1e-10)
-    # A cube of as many mm as voxels, about its own middle: a coordinate in cells is half of one in voxels.
-    size = 2 * likelihood.shape[-1]
-    wanted = (golden.tensor(f"{case}.target_coord") + 0.5) * 2 - size / 2
-    placement = CubePlacement.identity(torch.zeros(len(wanted), 3), cube_mm=float(size), size=size, original=size)
-    distance = JointL1()(
-        likelihood=likelihood.detach(), joints=wanted, visible=visible, placement=placement.to_rows()
-    ) / (3 * visible.sum())
-    mixed = 0.5 * entropy.item() + 0.5 * distance.item()
-    assert mixed == pytest.approx(golden.arrays[f"{case}.mixed"].item(), rel=1e-9)
 
 
 # --- The loss of a refined reference point: by hand, its gradient, its count, and frames without the joint ---

@@ -249,32 +249,6 @@ def rate_reference(batches: Batches) -> dict[str, float]:
     return {"detection_rate": mean(rates), **alone}
 
 
-SIGMAS = (0.02, 0.03, 0.04, 0.05, 0.06)
-
-
-def keypoints_reference(batches: Batches) -> dict[str, float]:
-    samples = [one for batch in batches for one in batch]
-    near, similarities = [], []
-    for one, frame in zip(samples, distances(samples), strict=True):
-        if one["visible"][:2].all():
-            limit = 0.5 * math.dist(one["joints"][0], one["joints"][1])
-            near += [float(value <= limit) for value in known(frame)]
-        if one["visible"].any():
-            extents = sorted(np.ptp(one["joints"][one["visible"]], axis=0).tolist())
-            area = 0.53 * extents[2] * max(extents[1], extents[2] / 4)
-            widths = [2 * area * (2 * sigma) ** 2 for sigma in SIGMAS]
-            close = [_gauss(value, width) for value, width in zip(frame, widths, strict=True)]
-            similarities.append(mean(close))
-    levels = [level / 100 for level in range(50, 100, 5)]
-    above = mean(float(value > level) for value in similarities for level in levels)
-    return {"pck": mean(near), "oks": mean(similarities), "oks_ap": above}
-
-
-def _gauss(distance: float, width: float) -> float:
-    """exp(-d^2 / width): at no distance 1, also where a single joint spans no area."""
-    return math.exp(-(distance**2) / width) if width else float(distance == 0)
-
-
 def centre_reference(batches: Batches) -> dict[str, float]:
     samples = [one for batch in batches for one in batch]
     refined, before = (
@@ -426,13 +400,6 @@ CASES = [
     ),
     Case("joint_error", draw_joints, joint_reference, {**JOINTS, "threshold_mm": 15.0}, ignore=invisible),
     Case("detection_rate", draw_joints, rate_reference, {**JOINTS, "threshold_mm": 15.0}, ignore=invisible),
-    Case(
-        "keypoints",
-        draw_joints,
-        keypoints_reference,
-        {"num_joints": 5, "pck_joints": (0, 1), "keypoint_sigmas": SIGMAS, "share": 0.5},
-        ignore=invisible,
-    ),
     Case("centre_error", draw_joints, centre_reference, {"centre_joint": 2}, ignore=invisible),
     Case("pairs", draw_pairs, pairs_reference),
     Case("cross_pairs", draw_pairs, lambda batches: pairs_reference(batches, prefix="cross_")),

@@ -1,4 +1,4 @@
-"""Errors of joints and the precision of key points: others' own numbers, and cases worked by hand."""
+"""Errors of joints: others' own numbers, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.areas.pose.metrics import (
-    JointError,
-    keypoint_similarity,
-)
+from sightline.areas.pose.metrics import JointError
 from sightline.contract.metric import State, make_state
 from tests.golden_parity import load_golden
 
@@ -66,28 +63,3 @@ def test_no_answer_is_refused() -> None:
 def test_joints_in_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="all are"):
         scored(joint_error(2), torch.zeros(2, 3, 3), torch.zeros(2, 2, 3))
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize("number", range(5))
-def test_similarity_is_that_of_coco(shared: Path, number: int) -> None:
-    """Every detection of an image against each of its labelled people."""
-    golden = load_golden(shared, "fn_oks", area="pose")
-
-    def of(name: str) -> np.ndarray:
-        return golden.arrays[f"case{number}.{name}"]
-
-    image = next(i for i in range(1, 20) if f"case{number}.image{i}_oks" in golden.arrays)
-    expected = of(f"image{image}_oks")
-    theirs, people = of(f"image{image}_dt_order"), of(f"image{image}_gt_order")
-    sigmas = torch.from_numpy(of("sigmas"))
-    for column, person in enumerate(people):
-        joints = torch.from_numpy(of("gt_keypoints")[person])
-        shown = (joints[:, 2] > 0).expand(len(theirs), -1)
-        if not shown.any():  # COCO measures these against their box; no frame of a pose set is like that
-            continue
-        detected = torch.from_numpy(of("dt_keypoints")[theirs])
-        distance = (detected[..., :2] - joints[:, :2]).norm(dim=-1)
-        area = torch.full((len(theirs),), float(of("gt_area")[person]), dtype=torch.float64)
-        similarity = keypoint_similarity(distance, area, sigmas, shown)
-        np.testing.assert_allclose(similarity, expected[:, column], rtol=1e-9, atol=1e-12)

@@ -13,7 +13,7 @@ from sightline.areas.clouds.models.point_bert import PointBERT, PointBERTEncoder
 from sightline.areas.clouds.models.point_transformer_dense import DensePointTransformer
 from sightline.areas.clouds.models.pointnet import PointNet, PointNetParts, PointNetPlain, PointNetScenes, TNet
 from sightline.areas.clouds.models.pointnet2 import PointNet2, PointNet2MultiScale, PointNet2Parts, PointNet2Scenes
-from sightline.areas.pose.scale_net import ScaleNet
+from sightline.areas.pose.refiner import ScaleNet
 from sightline.areas.scenes.point_transformer import PointTransformer
 from sightline.contract.registry import models
 from sightline.parts.models.darknet import DARKNET21, DARKNET53, Darknet

@@ -16,7 +16,8 @@ from sightline.areas.clouds.sets.patches import (
     sphere_patch,
     torus_patch,
 )
-from sightline.areas.pose.sets.capsules import CapsuleDepth, render_capsules
+from sightline.areas.pose.sets.depth_frames import DepthCamera
+from sightline.areas.pose.sets.synthetic_hands import render_capsules
 from sightline.contract.draws import Draws
 from sightline.contract.types import SampleKey
 from tests.cases import run_each
@@ -26,8 +27,8 @@ HEIGHT, WIDTH = 60, 80
 EPS = np.finfo(np.float64).eps
 
 
-def seen(capsules: np.ndarray, camera: np.ndarray = CAMERA) -> CapsuleDepth:
-    return render_capsules(np.asarray(capsules, dtype=np.float64), camera, height_px=HEIGHT, width_px=WIDTH)
+def seen(capsules: np.ndarray) -> np.ndarray:
+    return render_capsules(np.asarray(capsules, dtype=np.float64), DepthCamera(*CAMERA.tolist(), WIDTH, HEIGHT))
 
 
 def one(start: list[float], end: list[float], radius: float) -> np.ndarray:
@@ -65,9 +66,9 @@ def distances(points: np.ndarray, capsules: np.ndarray) -> np.ndarray:
 def test_a_frame_has_the_same_bits_alone_and_among_others() -> None:
     capsules = random_capsules(7, frames=5)
     together = seen(capsules)
-    assert 0.1 < (together.depth > 0).mean() < 0.9
+    assert 0.1 < (together > 0).mean() < 0.9
     for frame in range(5):
-        assert np.array_equal(seen(capsules[frame : frame + 1]).depth[0], together.depth[frame])
+        assert np.array_equal(seen(capsules[frame : frame + 1])[0], together[frame])
 
 
 # --- worked by hand --------------------------------------------------------------------------------------------------
@@ -77,22 +78,19 @@ def test_a_frame_has_the_same_bits_alone_and_among_others() -> None:
 def test_a_sphere_before_the_camera_is_a_disc_of_the_right_size(distance: float) -> None:
     """The tangents from the pinhole have the slope r / sqrt(z^2 - r^2); the middle pixel sees the nearest point."""
     radius = 30.0
-    depth, owner = (maps[0] for maps in seen(one([0, 0, distance], [0, 0, distance], radius)))
+    depth = seen(one([0, 0, distance], [0, 0, distance], radius))[0]
     assert depth[30, 40] == pytest.approx(distance - radius, abs=4 * EPS * distance)
     slope = radius / math.sqrt(distance**2 - radius**2)
     assert (depth[30] > 0).sum() == 2 * math.floor(200 * slope) + 1
     assert (depth[:, 40] > 0).sum() == 2 * math.floor(210 * slope) + 1
     x, y, _ = np.moveaxis(rays(), -1, 0)
     assert np.array_equal(depth > 0, x**2 + y**2 <= slope**2)
-    assert np.array_equal(owner >= 0, depth > 0)
 
 
-def test_the_nearest_is_seen_and_of_equals_the_first() -> None:
+def test_the_nearest_is_seen() -> None:
     near, far = one([0, 0, 300], [0, 0, 300], 20), one([-50, 0, 400], [50, 0, 400], 20)
     both = seen(np.concatenate((far, near, near), axis=1))
-    assert both.owner[0, 30, 40] == 1
-    assert both.depth[0, 30, 40] == pytest.approx(280)
-    assert set(np.unique(both.owner)) == {-1, 0, 1}
+    assert both[0, 30, 40] == pytest.approx(280)
 
 
 # --- against what needs no formula ------------------------------------------------------------------------------------
@@ -104,7 +102,7 @@ def test_an_independent_ray_marcher_sees_the_same() -> None:
     It stops 1e-7 away: where a ray grazes a surface of radius r, sqrt(2 r 1e-7) before the hit, 2.3e-3 for 25 mm.
     """
     capsules = np.delete(random_capsules(11, frames=1), 1, axis=1)
-    depth, owner = (maps[0].reshape(-1) for maps in seen(capsules))
+    depth = seen(capsules)[0].reshape(-1)
     chosen = np.random.default_rng(0).permutation(HEIGHT * WIDTH)[:400]
     directions = rays().reshape(-1, 3)[chosen]
     length = np.linalg.norm(directions, axis=1)
@@ -123,32 +121,11 @@ def test_an_independent_ray_marcher_sees_the_same() -> None:
     assert beyond.min() > -1e-9
     assert beyond.max() < 2.3e-3
     assert np.median(beyond) < 1e-6
-    away = distances(directions * along[:, None], capsules[0])
-    assert (owner[chosen][is_hit] == away.argmin(axis=1)[is_hit]).mean() > 0.99
-
-
-# --- refused ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("capsules", "told"),
-    [
-        (np.zeros((3, 7)), r"\(3, 7\), \(frames, capsules, 7\) are needed"),
-        (one([0, 0, np.nan], [0, 0, 300], 1), "must be finite"),
-        (one([0, 0, 300], [0, 0, 300], -1), "radii down to -1"),
-        (one([0, 0, 300], [0, 0, 9], 10), r"capsules\[0, 0\]: reaches back to z = -1; keep it above 0"),
-    ],
-)
-def test_what_is_refused(capsules: np.ndarray, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        seen(capsules)
 
 
 def test_nothing_to_see_is_background() -> None:
     for capsules in (np.zeros((2, 3, 7)), np.zeros((2, 0, 7))):
-        depth, owner = seen(capsules)
-        assert not depth.any()
-        assert (owner == -1).all()
+        assert not seen(capsules).any()
 
 
 # --- Surface patches: their equations, areas from textbooks, uniform spread, and one answer for any batch ---

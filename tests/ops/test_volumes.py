@@ -15,7 +15,6 @@ from sightline.ops.heat_maps import (
     Decoding,
     decode,
     gaussian_heatmaps,
-    one_hot_heatmaps,
     peaks,
     soft_cells,
 )
@@ -452,16 +451,6 @@ def test_targets_agree_with_the_port(shared: Path, number: int) -> None:
     placement, joints = of_golden(golden, case), golden.tensor(f"{case}.keypoints")[None]
     cells = to_voxels(joints, placement) / 2
     assert_golden_maps(golden, case, gaussian_heatmaps(cells, cells=placement.size // 2, dtype=torch.float64))
-    if f"{case}.onehot_index" in golden.arrays:  # it stands for maps of 44 cells alone, and scales the other way round
-        fields = [getattr(placement, name) for name in CubePlacement.__dataclass_fields__]
-        fields[1] = 1 / placement.scale
-        cells = to_voxels(joints, CubePlacement(*fields)) / 2
-        expected = torch.zeros(5, 44, 44, 44)
-        places = golden.tensor(f"{case}.onehot_index").long().T
-        expected[tuple(places)] = golden.tensor(f"{case}.onehot_value").float()
-        torch.testing.assert_close(one_hot_heatmaps(cells, cells=44)[0], expected, rtol=0, atol=1e-7)
-        clipped = cells[0].clamp(0, 42)
-        torch.testing.assert_close(clipped, golden.tensor(f"{case}.volume_coord"), rtol=0, atol=1e-9)
 
 
 @pytest.mark.shared

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from sightline.areas.pose.metrics import JointError
 from sightline.areas.pose.sets.synthetic_hands import SyntheticHands
-from sightline.areas.pose.transforms import DrawHeatmaps, Voxelize
-from sightline.areas.pose.v2v import V2VSmall
+from sightline.areas.pose.v2v import DrawHeatmaps, V2VSmall, Voxelize
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
 from sightline.ops.voxels import CubePlacement

@@ -86,7 +86,7 @@ def test_clouds_of_many_sizes_are_batched_by_size_and_come_back_in_order(tmp_pat
         assert prediction.class_name == str(prediction.label), "the data has no class names"
 
 
-def test_no_more_clouds_wait_than_a_few_batches(tmp_path: Path) -> None:
+def test_no_more_clouds_wait_than_a_batch(tmp_path: Path) -> None:
     run = run_of(tmp_path)
     paths = write(tmp_path / "clouds", list(range(4, 44)))
     waiting, most = 0, 0
@@ -106,7 +106,7 @@ def test_no_more_clouds_wait_than_a_few_batches(tmp_path: Path) -> None:
     found = dict(module.predict_each(run, paths, predictor=Counting(run=run), batch_size=2))
     assert found.keys() == set(paths)
     assert not any(isinstance(each, Refusal) for each in found.values())
-    assert most <= module._MAX_WAITING_BATCHES * 2
+    assert most <= 2
 
 
 def test_a_file_given_twice_or_by_its_folder_too_is_predicted_once(

@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial import cKDTree
 
 from sightline.contract.errors import UserError
-from sightline.workbench.predict.cloud_samples import PointOrigin
+from sightline.workbench.predict.file_samples import PointOrigin
 from sightline.workbench.predict.predictor import output_names
 from sightline.workbench.predict.segment import ENDINGS, nearest_predicted_row
 

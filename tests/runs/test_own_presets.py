@@ -56,7 +56,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _train(config: str, out: Path, *words: str) -> dict:
     _succeed("train", CONFIGS / config, *words, "train.steps=2", "--no-check", "--out", out, "--device", "cpu")
-    assert (out / "results.png").stat().st_size > 5000
+    assert (out / "results.svg").stat().st_size > 5000
     return json.loads((out / "final.json").read_text())["metrics"]
 
 

@@ -17,7 +17,7 @@ from sightline.areas.scans.sets.scan_folder import ScanFolder
 from sightline.areas.scans.sets.semantic_kitti import SemanticKitti
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
-from sightline.workbench.predict.scan_samples import read_scan_sample
+from sightline.workbench.predict.file_samples import read_scan_sample
 from tests.command import refuse, succeed
 from tests.data.scans.lidar_writers import (
     OWN,

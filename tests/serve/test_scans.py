@@ -20,7 +20,7 @@ from sightline.contract.types import SampleKey
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import open_run
 from sightline.workbench.predict.segment import SegmentPrediction
-from sightline.workbench.serve.server import open_app
+from sightline.workbench.serve.app import open_app
 from tests.command import succeed
 from tests.marks import long_but
 from tests.processes import ROOT, free_port
@@ -112,7 +112,7 @@ def test_uploads_and_json_get_the_labels_of_the_run_at_every_point(
                 answers.append((name, client.post("/predict", files={"file": (name, scan.tobytes())})))
                 answers.append(("points", client.post("/predict", json={"points": scan.tolist()})))
 
-    with mock.patch("sightline.verbs.serve.serve_forever", ask):
+    with mock.patch("sightline.workbench.serve.server.serve_forever", ask):
         succeed("serve", street.file, "--port", port, "--device", "cpu")
     expected = [prediction for prediction in street.expected for _ in range(2)]
     assert sum(len(prediction.points) for prediction in street.expected) > 7_000

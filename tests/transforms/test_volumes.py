@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.areas.pose.losses import CentreMSE
+from sightline.areas.pose.refiner import CentreMSE
 from sightline.areas.pose.sets.synthetic_hands import SyntheticHands
-from sightline.areas.pose.transforms import DrawHeatmaps, PlaceCube, Voxelize
+from sightline.areas.pose.v2v import DrawHeatmaps, PlaceCube, Voxelize
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import SampleKey
@@ -72,20 +72,6 @@ def test_targets_mean_the_true_joints_back_in_the_camera(axes: str) -> None:
         "heatmaps"
     ]
     found = decode_joints(heatmaps, CubePlacement.from_rows(placement), decoding="parabola")
-    assert (found - given["joints"]).abs().max() < 1e-3
-
-
-def test_one_hot_targets_mean_the_true_joints_back_as_well() -> None:
-    """The mean of the eight cells is the joint itself, which the loss on coordinates wants too."""
-    given = sample()
-    placement = place(given, draws(0, 1, 2, 3))
-    made = DrawHeatmaps(targets="one_hot")(
-        draws(0), joints=given["joints"], visible=given["visible"], placement=placement
-    )
-    placed = CubePlacement.from_rows(placement)
-    cells = torch.arange(22, dtype=torch.float64) + 0.5
-    means = [(made["heatmaps"].double().sum(dim=axes) * cells).sum(dim=-1) for axes in ((3, 4), (2, 4), (2, 3))]
-    found = to_camera(torch.stack(means, dim=-1) * 2, placed)
     assert (found - given["joints"]).abs().max() < 1e-3
 
 

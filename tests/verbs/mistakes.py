@@ -42,7 +42,6 @@ def _of_report() -> Iterator[VerbMistake]:
         ("run", "--samples", "99999999999999999999"): "not a sample of the test part; it has 24, from 0 to 23",
         ("run", "--samples", "-1"): "found '-1', which is not a sample",
         ("run", "--samples", ""): "--samples: names no sample of the test part; give numbers or names, as in 0,5",
-        ("run", "--samples", "hardest"): "manifest.json is missing; write it by: sightline evaluate run",
         ("bare", "--samples", "0"): "bare has no checkpoint yet .* go on with: sightline train bare",
         ("damaged", "--samples", "0"): r"model\.safetensors: damaged: .*give it by --checkpoint",
         ("run", "my run é", "--samples", "0"): "--samples: are those of one run; give one run",

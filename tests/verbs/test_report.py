@@ -17,7 +17,7 @@ from PIL import Image
 from sightline.runs.run_records import list_differences, note_figures, read_reported_run
 from sightline.view import run_report
 from sightline.view.panels import ImagePanel
-from sightline.view.run_report import list_hardest_samples, make_report, make_samples
+from sightline.view.run_report import make_report, make_samples
 from sightline.view.stages import Stage, ViewedSample, height_coloring
 from tests.cases import run_each
 from tests.command import run_here
@@ -263,27 +263,6 @@ def test_samples_are_on_the_page_of_a_run_whose_data_are_at_hand(task: str, tmp_
         assert told["pictures"] or task == "plain"
 
 
-def save_manifest(run: Path, samples: object = None, **others: object) -> None:
-    (run / "predictions" / "test").mkdir(parents=True)
-    document = others or {"samples": samples}
-    (run / "predictions" / "test" / "manifest.json").write_text(json.dumps(document))
-
-
-def test_the_hardest_samples_are_those_of_saved_predictions(run: Path, tmp_path: Path) -> None:
-    answers = [(4, "a", "a", 0.5), (2, "a", "b", 0.4), (7, "b", "a", 0.9), (1, "b", "b", 1.0)]
-    names = ("index", "answer", "label", "probability")
-    save_manifest(run, [dict(zip(names, answer, strict=True)) for answer in answers])
-    known = read_reported_run(run, "run")
-    assert list_hardest_samples(known, most=9) == ["7", "2"]  # the more confident one first
-    assert list_hardest_samples(known, most=1) == ["7"]
-    shutil.rmtree(run / "predictions" / "test")
-    save_manifest(run, [{"index": i, "iou": iou} for i, iou in enumerate((0.5, None, 0.25, 1.0, 0.75))])
-    assert list_hardest_samples(known, most=3) == ["2", "0", "4"]
-    done = run_here("report", run, "--samples", "hardest", "--device", "cpu", "--out", tmp_path / "page.html")
-    assert done.code == 0, done.err
-    assert len(data_of((tmp_path / "page.html").read_text())["subjects"]) == 3
-
-
 def test_samples_that_do_not_fit_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     points = np.random.default_rng(0).uniform(-1, 1, (2000, 3))
     noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3)).astype(np.uint8)
@@ -294,24 +273,6 @@ def test_samples_that_do_not_fit_are_counted(monkeypatch: pytest.MonkeyPatch) ->
     assert len(clouds.data["subjects"]) == 2
     assert len(clouds.encode()) <= 130_000
     assert notes == ["2 samples do not fit into the page"]
-
-
-SAMPLE_MISTAKES = {
-    "no errors": (lambda run: save_manifest(run, [{"index": 0, "iou": 1.0}]), "hardest", "no sample with an error"),
-    "other predictions": (lambda run: save_manifest(run, 3), "hardest", "not of the form"),
-    "no names": (lambda run: save_manifest(run, [{"iou": 0.5}]), "hardest", "KeyError"),
-    "boxes": (lambda run: save_manifest(run, boxes=3), "hardest", "states no figure for each sample; give names, or"),
-}
-
-
-@pytest.mark.parametrize("name", SAMPLE_MISTAKES)
-def test_mistakes_with_samples_are_one_line(name: str, run: Path) -> None:
-    make, samples, expected = SAMPLE_MISTAKES[name]
-    make(run)
-    done = run_here("report", run, "--samples", samples, "--device", "cpu")
-    assert (done.code, done.err.count("\n")) == (2, 1)
-    assert expected in done.err
-    assert not (run / "report.html").exists()
 
 
 @run_each(

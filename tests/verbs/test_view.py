@@ -16,7 +16,7 @@ import sightline
 from sightline.contract.types import SampleKey
 from sightline.draw.pictures import PALETTE
 from sightline.engine.build import build_data, build_part
-from sightline.store.files.ply import read_ply, write_ply
+from sightline.store.files.ply import write_ply
 from tests.command import Outcome, run_here, succeed
 from tests.runs.segments import SCENES
 from tests.trained import copy_run
@@ -59,24 +59,18 @@ def test_a_config_shows_training_samples_at_every_stage(parts: Path, tmp_path: P
     assert [stage["num_points"] for stage in document["samples"][0]["stages"]] == [64, 64, 64, 48]
     files = {path.name for path in tmp_path.iterdir()} - {"out.json"}
     assert set(document["files"]) == files
-    assert len(files) == 2 * (1 + 4) + 1
-    assert f"2 pictures and 8 PLY files in {tmp_path}" in done.err
+    assert len(files) == 2 + 1
+    assert f"2 pictures in {tmp_path}" in done.err
     assert "train 3: sample_points" in done.out
 
 
 def test_what_is_written_is_what_training_saw(parts: Path, tmp_path: Path) -> None:
-    """PLY bit for bit with its labels, the page to its step, and the extent of the JSON."""
+    """The page to its step, and the extent and classes of the JSON."""
     data = build_data(sightline.load_run(parts, plugins=[parts.parent / "plugin.py"]).config)
     index = int(data.train.indices[3])
     document, _ = view(parts.with_name("parts.yaml"), tmp_path, "--samples", str(index), "--epoch", "2")
     batch = data.train.reader([SampleKey(index, 2, 0)])
     points, labels = batch["points"][0].numpy(), batch["label"][0].numpy()
-    vertex = read_ply(tmp_path / f"train_train_{index:05d}.3_train_3_sample_points_ground_truth.ply").vertex
-    assert list(vertex) == ["x", "y", "z", "red", "green", "blue", "label"]
-    assert np.array_equal(np.stack([vertex[axis] for axis in "xyz"], axis=1), points.astype(np.float64))
-    assert np.array_equal(vertex["label"], labels)
-    colors = np.stack([vertex[name] for name in ("red", "green", "blue")], axis=1)
-    assert np.array_equal(colors, PALETTE[labels % 50])
     stage = document["samples"][0]["stages"][-1]
     assert stage["extent"] == {"min": points.min(axis=0).tolist(), "max": points.max(axis=0).tolist()}
     names = data.facts["class_names"]
@@ -102,13 +96,9 @@ def test_the_answers_of_a_run_are_those_that_evaluate_keeps(parts: Path, scenes:
         for sample in document["samples"]:
             entry = manifest[sample["index"]]
             labels = np.load(out / "kept" / entry["file"])
-            stem = re.sub(r"[^\w.-]+", "_", sample["name"])
-            (file,) = (out / "view").glob(f"{stem}.*_prediction_prediction.ply")
-            vertex = read_ply(file).vertex
-            assert np.array_equal(vertex["label"], labels)
-            raw = dataset[SampleKey(sample["index"], 0, 0)]
-            assert np.array_equal(vertex["x"], raw["points"][:, 0].double().numpy())
-            truth = raw["label"].numpy()
+            truth = dataset[SampleKey(sample["index"], 0, 0)]["label"].numpy()
+            counts = sample["stages"][-1]["classes"]["prediction"]
+            assert sorted(counts.values()) == sorted(np.unique(labels, return_counts=True)[1].tolist())
             is_counted = truth != 255
             figures = sample["prediction"]
             assert figures["accuracy"] == (labels == truth)[is_counted].mean()
@@ -119,8 +109,7 @@ def test_scenes_show_their_colours_and_may_hide_a_class(scenes: Path, tmp_path: 
     document, _ = view(config, tmp_path, "--split", "test", "--samples", "Area_1/room 2", "--hide", "high")
     (sample,) = document["samples"]
     assert (sample["name"], sample["index"]) == ("test/Area_1/room 2", 2)
-    assert "test_Area_1_room_2.0_raw_colours.ply" in document["files"]
-    assert "test_Area_1_room_2.1_raw_ground_truth.ply" in document["files"]
+    assert document["files"] == ["test_Area_1_room_2.png", "view.html"]
     assert page_of(tmp_path)["hidden"] == ["high"]
     assert sample["stages"][0]["classes"]["ground truth"]["unlabelled"] > 0
 
@@ -273,7 +262,7 @@ def test_a_config_of_hands_shows_them_from_the_image_to_the_target(tmp_path: Pat
     for stage in sample["stages"][1:]:
         assert stage["figures"]["is_sound"] is True
         assert "the raw ones" in stage["description"]
-    assert "1 pictures and 7 PLY files" in done.err
+    assert "1 pictures in " in done.err
     (subject,) = page_of(tmp_path / "out")["subjects"]
     assert subject["up"] == "camera_y_up"
     assert [len(stage["panels"]) for stage in subject["clouds"]] == [1, 1, 3, 3, 1, 3, 3]

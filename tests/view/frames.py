@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sightline.areas.pose.transforms import DrawHeatmaps, PlaceCube, Voxelize
+from sightline.areas.pose.v2v import DrawHeatmaps, PlaceCube, Voxelize
 from sightline.contract.draws import Draws
 from sightline.contract.types import DataInfo, Field, Sample, SampleKey
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform

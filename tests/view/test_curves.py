@@ -7,14 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import ImageFont
 
 from sightline.contract.errors import DataError, UserError
 from sightline.draw.charts import (
     BOTTOM,
-    COLORS,
     FONT_SIZE,
     HEIGHT,
     LEFT,
@@ -23,7 +21,6 @@ from sightline.draw.charts import (
     WIDTH,
     ChartPanel,
     Series,
-    rasterise,
     render_svg,
 )
 from sightline.runs.curves import draw_runs, encode_curves
@@ -78,16 +75,12 @@ def test_losses_come_first_and_stand_against_chance() -> None:
     assert legend(svg) == ["train", "train, chance", "validation"]
 
 
-def number(text: str) -> float:
-    return float(text.rstrip("kMG")) * {"k": 1e3, "M": 1e6, "G": 1e9}.get(text[-1], 1.0)
-
-
 def heights(svg: str, title: str) -> list[list[float]]:
     """The curves of a panel in its own units, read off its axis of even steps."""
     for group in ET.fromstring(svg).iter(f"{SVG}g"):
         texts = list(group.iter(f"{SVG}text"))
         if texts[0].text == title:
-            ticks = [(float(t.get("y", "")) - 4, number(t.text or "")) for t in texts if t.get("text-anchor") == "end"]
+            ticks = [(float(t.get("y", "")) - 4, float(t.text or "")) for t in texts if t.get("text-anchor") == "end"]
             (low, first), (high, last) = ticks[0], ticks[-1]
             lines = (line.attrib["points"].split() for line in group.iter(f"{SVG}polyline"))
             return [
@@ -152,19 +145,6 @@ def text_width(text: ET.Element) -> float:
     return float(ImageFont.load_default(float(text.get("font-size", FONT_SIZE))).getlength(text.text or ""))
 
 
-def test_large_ticks_are_short_and_of_one_unit() -> None:
-    def labels(*values: float) -> list[str]:
-        curve = Series("c", tuple((float(i), value) for i, value in enumerate(values)))
-        svg = render_svg([[ChartPanel("a", "b", (curve,), x_scale="linear", y_scale="linear")]])
-        return [t.text or "" for t in ET.fromstring(svg).iter(f"{SVG}text") if t.get("text-anchor") == "end"]
-
-    assert labels(0, 15_000) == ["0", "5k", "10k", "15k"]
-    assert labels(0, 1000) == ["0", "200", "400", "600", "800", "1000"]
-    assert labels(-200_000, 400_000) == ["-200k", "0", "200k", "400k"]
-    assert labels(0, 1_000_000) == ["0", "0.2M", "0.4M", "0.6M", "0.8M", "1M"]
-    assert labels(123_456, 123_458) == ["123456", "123456.5", "123457", "123457.5", "123458"]
-
-
 @pytest.mark.parametrize("value", [0.0, 0.7, -3.0, 1e-12, 1e9])
 def test_a_single_value_has_an_axis_too(value: float) -> None:
     svg = render_svg([[ChartPanel("flat", "step", (Series("a", ((5, value),)),), x_scale="linear", y_scale="linear")]])
@@ -217,42 +197,15 @@ def test_what_is_no_run_or_edited_is_named_and_a_cut_last_line_left_out(tmp_path
         read_lines(file)
 
 
-def _is_color(pixels: np.ndarray, color: str) -> np.ndarray:
-    rgb = [int(color[start : start + 2], 16) for start in (1, 3, 5)]
-    return (np.abs(pixels.astype(int) - rgb) < 8).all(axis=-1)
-
-
-@pytest.mark.parametrize("scale", [1.0, 2.0, 3.0])
-def test_pixels_show_the_curves_where_the_drawing_has_them(scale: float) -> None:
-    """The second panel of the second row: a curve from its lower left to its upper right corner, by hand."""
-    rising = ChartPanel("rises", "step", (Series("one", ((0.0, 0.0), (10.0, 10.0))),), "linear", "linear")
-    level = ChartPanel("stays", "step", (Series("two", ((0.0, 5.0), (10.0, 5.0))),), "linear", "linear")
-    pixels = rasterise(render_svg([[level, level], [level, rising]]), scale=scale)
-    head = 34
-    assert pixels.shape == (scale * (2 * HEIGHT + head), scale * 2 * WIDTH, 3)
-    rows, columns = np.nonzero(_is_color(pixels, COLORS[1])[int(scale * head) :])
-    left, right = WIDTH + LEFT, 2 * WIDTH - RIGHT
-    low, high = 2 * HEIGHT - BOTTOM, HEIGHT + TOP
-    expected = scale * np.array([[left, low], [(left + right) / 2, (low + high) / 2], [right, high]])
-    for x, y in expected:
-        assert np.hypot(columns - x, rows - y).min() <= 1.5 * scale
-    away = np.abs((columns / scale - left) / (right - left) - (low - rows / scale) / (low - high))
-    assert away.max() < 0.04  # nothing of that colour but the line and its dots
-    assert (pixels[: int(scale * head)] != 255).any()  # the names of the curves
-    assert (pixels[0] == 255).all()
-
-
 def test_a_training_draws_its_curves_where_the_config_asks_for_it(tmp_path: Path) -> None:
     words = [*SMALL, "train.steps=2", "--no-check", "--device", "cpu"]
     config = ROOT / "configs/classify/synthetic_shapes_pointnet.yaml"
     for name, more in (("plain", []), ("drawn", ["log.curves=true"]), ("again", ["log.curves=true"])):
         done = run_here("train", config, *words, *more, "--out", tmp_path / name)
         assert done.code == 0, done.err
-    assert not (tmp_path / "plain" / "results.png").exists()
-    picture = (tmp_path / "drawn" / "results.png").read_bytes()
-    assert picture == (tmp_path / "again" / "results.png").read_bytes()  # no time is drawn
-    drawn = np.asarray(Image.open(tmp_path / "drawn" / "results.png"))
-    assert drawn.tolist() == rasterise(draw_runs([tmp_path / "drawn"])).tolist()
-    assert _is_color(drawn, COLORS[0]).sum() > 100
+    assert not (tmp_path / "plain" / "results.svg").exists()
+    picture = (tmp_path / "drawn" / "results.svg").read_text()
+    assert picture == (tmp_path / "again" / "results.svg").read_text()  # no time is drawn
+    assert picture == draw_runs([tmp_path / "drawn"])
     weights = [tmp_path / name / "checkpoints/last/model.safetensors" for name in ("plain", "drawn")]
     assert weights[0].read_bytes() == weights[1].read_bytes()

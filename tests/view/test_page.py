@@ -43,7 +43,7 @@ def drawn_stage(name: str = "voxels") -> Stage:
     figure = JointFigure(name, joints, np.array([True, True, True]), ((0, 1), (0, 2)), TRUE)
     panel = ImagePanel(name, np.arange(36, dtype=np.uint8).reshape(3, 4, 3))
     coloring = ClassColoring.from_labels("joint", owners, ("wrist", "tip"))
-    return Stage(name, points, (coloring,), "voxels", skeletons=(figure,), panels=(panel,), volume=volume)
+    return Stage(name, points, (coloring,), "voxels", skeletons=(figure,), panels=(panel,))
 
 
 def data_of(page: str) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def test_names_cannot_break_out_of_the_page() -> None:
     assert data["subjects"][0]["name"] == data["title"] == data["hidden"][0] == name
 
 
-def test_the_pictures_the_skeleton_and_the_volume_of_a_stage_are_in_the_page() -> None:
+def test_the_pictures_and_the_skeleton_of_a_stage_are_in_the_page() -> None:
     stage = drawn_stage()
     subject = data_of(encode_page([ViewedSample("a", (stage,), "camera_y_up")], title="t"))["subjects"][0]
     (shown,) = subject["clouds"]
@@ -142,13 +142,6 @@ def test_the_pictures_the_skeleton_and_the_volume_of_a_stage_are_in_the_page() -
     assert shown["skeletons"] == [
         {"name": "voxels", "color": TRUE.tolist(), "joints": [[2.5, 5.0, 1.0], [0.5, 3.0, 7.0]], "bones": [[0, 1]]}
     ]
-    volume = shown["volume"]
-    assert (volume["size"], volume["cell"]) == ([2, 3, 4], 2.0)
-    places = np.unravel_index(decoded(volume["places"], "<u4", -1), (2, 3, 4))
-    assert np.array_equal(np.stack(places, axis=1), [[0, 1, 3], [1, 2, 0]])
-    assert decoded(volume["values"], "u1", -1).tolist() == [153, 255]  # 0.6 and 1 of 255
-    assert decoded(volume["owners"], "<u2", -1).tolist() == [1, 0]
-    assert volume["palette"] == PALETTE[:2].tolist()
 
 
 def test_points_that_are_not_finite_and_clouds_without_points() -> None:

@@ -1,4 +1,4 @@
-"""Projections and slices of volumes: against sums written out by hand, on sides of three different lengths."""
+"""Projections of volumes: against sums written out by hand, on sides of three different lengths."""
 
 from __future__ import annotations
 

@@ -5,15 +5,13 @@ from typing import TypedDict
 import numpy as np
 from torch import Tensor, nn
 
-from sightline.areas.pose.sets.depth_frames import DepthCamera, DepthFrames, FrameSplit
-from sightline.areas.pose.sets.references import DepthFrame
-from sightline.areas.pose.sets.skeletons import Skeleton
+from sightline.areas.pose.sets.depth_frames import DepthCamera, DepthFrame, DepthFrames, FrameSplit, Skeleton
 from sightline.contract import registry
 from sightline.contract.arguments import Count
 from sightline.contract.loss import Loss
 
 CAMERA = DepthCamera(fx=60.0, fy=60.0, u0=32.0, v0=32.0, width_px=64, height_px=64)  # fy < 0 where Y points up
-SKELETON = Skeleton(("middle", "left", "right"), ((0, 1), (0, 2)), (), None, 0, 240.0)
+SKELETON = Skeleton(("middle", "left", "right"), ((0, 1), (0, 2)), 0, 240.0)
 RADII_MM = (40.0, 28.0, 20.0)
 
 

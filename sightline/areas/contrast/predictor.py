@@ -61,7 +61,6 @@ class EncodingPredictor(CloudPredictor[Encoding]):
 
     endings = (".encoding.npy",)
     columns = ("file", "width", "norm", "treatment")
-    csv_columns = ("file", "norm", "treatment")
 
     def __init__(self, *, run: TrainedRun, columns: Sequence[str] | None = None, to_sphere: bool = False) -> None:
         super().__init__(run, columns=columns, to_sphere=to_sphere)

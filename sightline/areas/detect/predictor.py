@@ -66,7 +66,6 @@ class BoxPredictor(Predictor[ImagePrediction]):
     hidden = frozenset({*_NO_BOXES, BOX_FIELDS["boxes"].offsets})
     noun = "image"
     columns = ("file", "boxes", "classes", "highest score")
-    csv_columns = ("file", "height", "width", "num_boxes")
 
     def __init__(self, *, run: TrainedRun, score: Probability = 0.3) -> None:
         super().__init__(run=run)

@@ -28,6 +28,7 @@ SizePx: TypeAlias = tuple[int, int]
 _HEADER = struct.Struct("<6i")
 """Header of MSRA's files: width and height of the image, then left, top, right, bottom (exclusive)."""
 _MAX_SIZE_PX = 16_384
+_TYPE_MAXIMA, _MIN_MARK_SHARE = (2.0**15 - 1, 2.0**16 - 1, 2.0**31 - 1, 2.0**32 - 1), 0.001
 MIN_RANGE_MM = 20.0
 """Shortest range of any depth camera: an image whose largest depth is below it is in metres."""
 DEPTH_KINDS: Mapping[str, str] = {
@@ -74,6 +75,17 @@ def read_depth(
             "metres, set mm_per_unit to 1000"
         )
     return depth
+
+
+def check_marks(depth: np.ndarray, path: Path, *, mm_per_unit: float) -> None:
+    """Raise DataError if many pixels of a depth image in mm have the largest number of an integer type."""
+    farthest, measured = depth.max(initial=0), np.count_nonzero(depth)
+    number, share = round(float(farthest) / mm_per_unit, 6), (depth == farthest).sum() / max(measured, 1)
+    if number in _TYPE_MAXIMA and share >= _MIN_MARK_SHARE:
+        raise DataError(
+            f"{path}: {share:.0%} of the measured pixels are {number:.9g}, the largest number of their type, which "
+            f"marks pixels without a measurement; give no_return={number:.9g} (camera.no_return= when predicting)"
+        )
 
 
 def read_depth_png(path: Path, *, size_px: SizePx | None = None, no_return: float | None = None) -> np.ndarray:

@@ -1,30 +1,31 @@
-"""Predictor of the task `pose`: joints in depth images in mm and in pixels, with peaks, times and a picture."""
+"""Predictor of the task `pose`: joints in depth images of any camera, in mm and in pixels, with peaks and a picture."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from sightline.areas.pose.depth_reader import DEPTH_SUFFIXES, CameraOptions, DepthFrameOptions, FrameReader
-from sightline.areas.pose.frame_centres import (
+from sightline.areas.pose.centres import (
     INPUTS,
-    CentreFinder,
-    FrameCentre,
+    Refiner,
     assert_depth_run,
     frame_sample,
-    make_centre_finder,
+    get_centre_of_mass,
     without_target_transforms,
 )
-from sightline.areas.pose.sets.references import CentreOfMass
+from sightline.areas.pose.depth_files import DEPTH_KINDS, check_marks, read_depth
+from sightline.areas.pose.sets.depth_frames import CentreOfMass, DepthCamera
 from sightline.areas.pose.stages import UNIT_CORNERS, project_cube
 from sightline.config.overrides import read_key_values
 from sightline.contract import registry
-from sightline.contract.errors import ConfigError, UserError
+from sightline.contract.arguments import PositiveFloat
+from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.draw.pictures import encode_png
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun, open_trained
@@ -37,19 +38,58 @@ from sightline.workbench.predict.predictor import (
     Predictor,
     ReadFile,
     Refusal,
-    StageTimer,
-    median_times,
     refuse_non_finite,
     report_write_errors,
 )
 
-STAGES = ("read", "centre", "voxelise", "network", "decode")
-"""Timed stages of each frame."""
 _PICTURE = ".pose.png"
 _WIDTH_PX = 640
 _MAX_PX = 1e4
 """Columns and rows of joints that are drawn."""
 _COORDINATES = ("x_mm", "y_mm", "z_mm", "u_px", "v_px", "peak")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraOptions:
+    """Camera of depth images: intrinsics in pixels, all or none, and the numbers of the files.
+
+    The default intrinsics are those of the run's own set; the sign of fy sets whether the prediction's Y points down
+    (fy > 0) or up. `no_return` is a number that marks pixels without a measurement, as 0 does.
+    """
+
+    fx: PositiveFloat | None = None
+    fy: float | None = None
+    u0: float | None = None
+    v0: float | None = None
+    mm_per_unit: PositiveFloat = 1.0
+    no_return: float | None = None
+
+    def __post_init__(self) -> None:
+        numbers = {name: getattr(self, name) for name in ("fx", "fy", "u0", "v0")}
+        missing = [f"camera.{name}=" for name, value in numbers.items() if value is None]
+        if missing and len(missing) < len(numbers):
+            raise ConfigError(f"{', '.join(missing)}: is missing, other values of the camera are given; give it too")
+        if not missing and (not all(map(math.isfinite, numbers.values())) or numbers["fx"] <= 0 or numbers["fy"] == 0):
+            listed = ", ".join(f"{value:g}" for value in numbers.values())
+            raise ConfigError(f"camera: fx, fy, u0, v0 are {listed}; fx must be positive, fy not 0 (negative: Y up)")
+
+    @property
+    def intrinsics(self) -> np.ndarray | None:
+        """Intrinsics fx, fy, u0, v0: (4,) float64, None if they are not given."""
+        return None if self.fx is None else np.array([self.fx, self.fy, self.u0, self.v0], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class DepthFrameOptions:
+    """Options for reading depth images, and for the reference point of the figure in them.
+
+    The reference point is the centre of mass, computed as `centre_of_mass` states (default: as in the run). A
+    `refiner`, a run of the task `centre`, moves the point to the figure's middle joint.
+    """
+
+    camera: CameraOptions = field(default_factory=CameraOptions)
+    centre_of_mass: CentreOfMass | None = None
+    refiner: TrainedRun | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +99,8 @@ class JointPrediction:
     `joints_mm` (J, 3) float64 and `reference_mm` (3,) are in the frame of the image's `camera` (fx, fy, u0, v0), whose
     Y points up if fy is negative. `joints_px` (J, 2) are columns and rows. `peaks` (J,) are the largest values of
     the joints' heat maps: 1 for a confident prediction, near 0 for a dead map. `reference` names the source of the
-    reference point, `treatment` describes what was done to the frame. `ms` are the milliseconds of each of `STAGES`;
-    frames of one batch share them evenly. `depth` (H, W) is kept while predictions come one by one.
+    reference point, `treatment` describes what was done to the frame. `depth` (H, W) is kept while predictions come one
+    by one.
     """
 
     file: Path
@@ -74,38 +114,24 @@ class JointPrediction:
     camera: tuple[float, ...]
     cube_mm: float
     treatment: str
-    ms: Mapping[str, float]
     depth: np.ndarray | None = None
-
-    @property
-    def total_ms(self) -> float:
-        """Milliseconds of all stages."""
-        return sum(self.ms.values())
-
-
-class _Source(NamedTuple):
-    """Depth image (H, W), its reference point, and the milliseconds of both."""
-
-    depth: np.ndarray
-    centre: FrameCentre
-    ms: Mapping[str, float]
 
 
 @registry.predictors.add("pose")
 class PosePredictor(Predictor[JointPrediction]):
     """Predictor of a `JointPrediction` per depth image, from the `joints_mm` and `peaks` of the task.
 
-    `frames` states how the images are read, and where the figure is searched. If it tracks a video, frames are
-    predicted one by one. Raises UserError for a run whose camera is unknown; ConfigError for a run that was not trained
-    on depth images, or whose set does not name its joints, and for a refiner of another task. Source: made here.
+    `frames` states how the images are read, and where the figure is searched. The run sees them in its own frame, in
+    which Y points as in its set. Raises UserError for a run whose camera is unknown; ConfigError for a run that was not
+    trained on depth images, or whose set does not name its joints, and for a refiner of another task.
+    Source: made here.
     """
 
     reads = frozenset({"joints_mm", "peaks"})
-    suffixes = DEPTH_SUFFIXES
+    suffixes = tuple(DEPTH_KINDS)
     endings = (_PICTURE,)
     noun = "frame"
-    is_timed = True
-    columns = ("file", "looked for about", "mean peak", *(f"{stage} ms" for stage in STAGES), "all ms")
+    columns = ("file", "looked for about", "mean peak")
 
     def __init__(self, *, run: TrainedRun, world: World, frames: DepthFrameOptions | None = None) -> None:
         super().__init__(run=run)
@@ -115,32 +141,29 @@ class PosePredictor(Predictor[JointPrediction]):
             raise ConfigError(f"{run.path}: its data set states no {', '.join(missing)}; predict needs them for joints")
         self._options = frames or DepthFrameOptions()
         self._world = world
-        self._reader = FrameReader(run, self._options)
-        self._centres: CentreFinder
+        self._trained = _load_camera(run)
+        given = self._options.camera.intrinsics
+        self._own_camera = self._trained.intrinsics if given is None else given
+        self._turn = np.array([1.0, np.sign(self._trained.fy * self._own_camera[1]), 1.0])
+        self._camera = self._own_camera * [*self._turn, 1.0]
         self.fields = {name: self.info.fields[name] for name in INPUTS}
-        self.is_sequential = self._options.tracks_previous
         self._names = tuple(run.facts["joint_names"])
         self._bones = tuple((int(first), int(second)) for first, second in run.facts["bones"])
         self._cube_mm = float(run.facts["cube_mm"])
-        self._camera = tuple(self._reader.own_camera.tolist())
         self._treatment = "as it is"
-        if self._reader.is_turned:
-            direction, trained = ("down", "up") if self._reader.own_camera[1] > 0 else ("up", "down")
+        if self._turn[1] < 0:
+            direction, trained = ("down", "up") if self._own_camera[1] > 0 else ("up", "down")
             self._treatment = f"Y points {direction}, in the run {trained}: turned for the run, and back"
-        joints = (f"{name} {coordinate}" for name in self._names for coordinate in _COORDINATES)
-        reference = ("reference x_mm", "reference y_mm", "reference z_mm")
-        times = (f"{stage} ms" for stage in STAGES)
-        self.csv_columns = ("file", "reference", *reference, *joints, *times, "all ms", "treatment")
 
     @classmethod
     def options(cls, run: TrainedRun, line: CommandLine) -> dict[str, Any]:
-        """Parse `frames` from the arguments `camera.*`, `reference.*`, `reference` and `refiner`."""
+        """Parse `frames` from the arguments `camera.*`, `reference.*` and `refiner`."""
         arguments: dict[str, list[str]] = {"camera.": [], "reference.": [], "": []}
         for argument in line.key_values:
             key = argument.partition("=")[0].strip()
-            prefix = "" if key in ("reference", "refiner") else f"{key.partition('.')[0]}."
+            prefix = "" if key == "refiner" else f"{key.partition('.')[0]}."
             if prefix not in arguments:
-                allowed = "camera.*, reference.*, reference and refiner"
+                allowed = "camera.*, reference.* and refiner"
                 raise UserError(f"predict: found {argument!r}, allowed is key=value with {allowed}")
             arguments[prefix].append(argument)
         camera, mass, place = (
@@ -154,14 +177,15 @@ class PosePredictor(Predictor[JointPrediction]):
         frames = DepthFrameOptions(
             camera=CameraOptions(**camera),
             centre_of_mass=CentreOfMass(**mass) if mass else None,
-            tracks_previous=place.get("reference") == "previous",
             refiner=open_trained(place["refiner"], plugins=line.plugins) if "refiner" in place else None,
         )
         return {"frames": frames}
 
     def start(self, files: Sequence[Path]) -> None:
         """Make the finder of reference points."""
-        self._centres = make_centre_finder(self.run, self._reader, self._options, self._world)
+        refiner = self._options.refiner
+        self._mass = self._options.centre_of_mass or get_centre_of_mass(refiner or self.run)
+        self._refine = None if refiner is None else Refiner(refiner, self._camera, self._world)
 
     def close(self) -> None:
         """Move the refiner back to the CPU."""
@@ -173,24 +197,37 @@ class PosePredictor(Predictor[JointPrediction]):
         return without_target_transforms(self.run.transforms, self.info)
 
     def read(self, path: Path) -> ReadFile:
-        """Read the depths, the camera and the reference point of a frame."""
-        laps = StageTimer(self._world)
-        depth = self._reader.read(path)
-        laps.end_stage("read")
-        centre = self._centres(path, depth)
-        laps.end_stage("centre")
-        return ReadFile(
-            path, frame_sample(depth, self._reader.camera, centre.point_mm), _Source(depth, centre, laps.ms)
-        )
+        """Read the depths, the camera and the reference point of a frame; `source` is the point."""
+        width, height = self._trained.size_px
+        camera = self._options.camera
+        depth = read_depth(path, mm_per_unit=camera.mm_per_unit, no_return=camera.no_return)
+        check_marks(depth, path, mm_per_unit=camera.mm_per_unit)
+        if camera.intrinsics is None and depth.shape != (height, width):
+            raise DataError(
+                f"{path}: the image is {depth.shape[1]} x {depth.shape[0]} pixels, those of the run's camera are "
+                f"{width} x {height}; give this camera's own camera.fx=, camera.fy=, camera.u0= and camera.v0="
+            )
+        point = self._locate(path, depth)
+        return ReadFile(path, frame_sample(depth, self._camera, point), point)
+
+    def _locate(self, path: Path, depth: np.ndarray) -> np.ndarray:
+        """Locate the reference point (3,) of a frame in mm, in the run's frame. Raises DataError if there is none."""
+        near, far = self._mass.near_mm, self._mass.far_mm
+        cube_mm = float((self._options.refiner or self.run).facts["cube_mm"])
+        point = self._mass.locate(depth, self._camera, cube_mm=cube_mm)
+        if point is None:
+            reach = f" between {near:g} and {far:g} mm" if far is not None else f" beyond {near:g} mm" if near else ""
+            raise DataError(
+                f"{path}: has no measured pixel{reach}, so that there is no figure in it; give another image, or other "
+                "reference.near_mm= and reference.far_mm="
+            )
+        return point if self._refine is None else self._refine(path, depth, point)
 
     def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[JointPrediction | Refusal]:
-        """Make the prediction of each frame; frames of one batch share their time evenly."""
+        """Make the prediction of each frame."""
         joints, peaks = (inference.predictions[name].double().cpu().numpy() for name in ("joints_mm", "peaks"))
-        shares = {{"transforms": "voxelise"}.get(stage, stage): ms / len(files) for stage, ms in inference.ms.items()}
-        if self.is_sequential:
-            self._centres.update(joints[0], peaks[0])
         return [
-            self._make_prediction(file, joints_mm, joint_peaks, shares)
+            self._make_prediction(file, joints_mm, joint_peaks)
             for file, joints_mm, joint_peaks in zip(files, joints, peaks, strict=True)
         ]
 
@@ -209,20 +246,23 @@ class PosePredictor(Predictor[JointPrediction]):
             "reference": prediction.reference,
             "camera": list(prediction.camera),
             "treatment": prediction.treatment,
-            "ms": {**prediction.ms, "all": prediction.total_ms},
         }
 
     def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
-        """Return file, reference, mean peak and times."""
-        times = (f"{ms:.1f}" for ms in document["ms"].values())
-        return [document["file"], document["reference"], float(np.mean(document["peaks"])), *times]
+        """Return file, reference and mean peak."""
+        return [document["file"], document["reference"], float(np.mean(document["peaks"]))]
 
-    def csv_row(self, document: Mapping[str, Any]) -> Sequence[Any]:
-        """Return the coordinates and peaks of every joint, with reference and times."""
+    def csv_cells(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the coordinates and peaks of every joint, and the reference point."""
         peaks = np.array(document["peaks"])[:, None]
         joints = np.concatenate([document["joints_mm"], document["joints_px"], peaks], axis=1)
-        numbers = [*document["reference_mm"], *joints.ravel().tolist(), *document["ms"].values()]
-        return [document["file"], document["reference"], *numbers, document["treatment"]]
+        names = [f"{name} {coordinate}" for name in self._names for coordinate in _COORDINATES]
+        reference = zip(("x_mm", "y_mm", "z_mm"), document["reference_mm"], strict=True)
+        return {
+            **super().csv_cells(document),
+            **{f"reference {axis}": value for axis, value in reference},
+            **dict(zip(names, joints.ravel().tolist(), strict=True)),
+        }
 
     def write(self, prediction: JointPrediction, name: Path) -> dict[str, Path]:
         """Write a picture of the part of the depth image about the cube, with the joints."""
@@ -238,42 +278,48 @@ class PosePredictor(Predictor[JointPrediction]):
 
     def notes(self) -> list[str]:
         """List notes if the camera is that of the run's set, or if training used other reference points."""
-        camera = self._reader.notes()
-        trained = str(self.run.facts.get("reference_source", ""))
-        source = "centre_of_mass" if self._options.refiner is None else "refiner"
-        if not trained or (trained == "centre_of_mass") == (source == "centre_of_mass"):
-            return camera
-        point = "where a refiner puts the middle joint" if source == "refiner" else "the centre of mass"
-        line = f"the run was trained about reference points of '{trained}', not {point}: its predictions may be worse"
-        return [*camera, line]
+        notes = []
+        if self._options.camera.intrinsics is None:
+            fx, fy, u0, v0 = (f"{value:g}" for value in self._own_camera)
+            notes.append(
+                f"no camera.* is given: frames of {self._trained.width_px} x {self._trained.height_px} pixels are "
+                f"taken for those of the run's camera, fx {fx}, fy {fy}, u0 {u0}, v0 {v0}; another needs its own "
+                "camera.fx=, camera.fy=, camera.u0=, camera.v0="
+            )
+        trained, is_refined = str(self.run.facts.get("reference_source", "")), self._options.refiner is not None
+        if trained and (trained == "centre_of_mass") == is_refined:
+            point = "where a refiner puts the middle joint" if is_refined else "the centre of mass"
+            notes.append(
+                f"the run was trained about reference points of '{trained}', not {point}: its predictions may be worse"
+            )
+        return notes
 
-    def summary(self, documents: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Return the median time of each stage."""
-        return [median_times(documents, STAGES, noun="frame")] if documents else []
-
-    def _make_prediction(
-        self, file: ReadFile, joints: np.ndarray, peaks: np.ndarray, ms: Mapping[str, float]
-    ) -> JointPrediction | Refusal:
+    def _make_prediction(self, file: ReadFile, joints: np.ndarray, peaks: np.ndarray) -> JointPrediction | Refusal:
         if not (np.isfinite(joints).all() and np.isfinite(peaks).all()):
             return refuse_non_finite(file.path)
-        source: _Source = file.source
-        joints_mm = self._reader.flip_y(joints)
-        times = {**source.ms, **ms}
+        joints_mm = joints * self._turn
         return JointPrediction(
             file=file.path,
             joints_mm=joints_mm,
-            joints_px=project_points(joints_mm, self._reader.own_camera)[:, :2],
+            joints_px=project_points(joints_mm, self._own_camera)[:, :2],
             peaks=peaks,
             joint_names=self._names,
             bones=self._bones,
-            reference_mm=self._reader.flip_y(source.centre.point_mm),
-            reference=source.centre.source,
-            camera=self._camera,
+            reference_mm=file.source * self._turn,
+            reference="centre of mass" if self._refine is None else "centre of mass, refined",
+            camera=tuple(self._own_camera.tolist()),
             cube_mm=self._cube_mm,
             treatment=self._treatment,
-            ms={stage: times[stage] for stage in STAGES},
-            depth=source.depth,
+            depth=np.asarray(file.sample["depth"]),
         )
+
+
+def _load_camera(run: TrainedRun) -> DepthCamera:
+    """Load the camera of the set that a run was trained on. Raises UserError if the run does not record it."""
+    size, intrinsics = run.facts.get("image_size_px"), run.facts.get("camera_px")
+    if size is None or intrinsics is None:
+        raise UserError(f"{run.path}: does not record its camera and the size of its images; make the run again")
+    return DepthCamera(*intrinsics, *size)
 
 
 def draw_pose(prediction: JointPrediction) -> np.ndarray:
@@ -303,5 +349,5 @@ class CentrePredictor(Predictor[Any]):
         )
 
 
-def _search(*, reference: Literal["centre_of_mass", "previous"] = "centre_of_mass", refiner: str | None = None) -> None:
-    """Signature of the arguments about reference points: how they are searched, and the path of the refiner."""
+def _search(*, refiner: str | None = None) -> None:
+    """Signature of the arguments about reference points: the path of the refiner."""

@@ -9,19 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.areas.pose.depth_files import MIN_RANGE_MM, read_depth
 from sightline.contract.types import Batch, DataInfo, Sample
 from sightline.draw.pictures import PALETTE, Frame
 from sightline.ops.pinhole import depth_points, project_points
 from sightline.ops.voxels import CubePlacement, permute_axes, to_camera, to_voxels
 from sightline.parts.tasks.supervised import decode_joints
+from sightline.store.files.array_files import read_npy
+from sightline.store.files.image_files import DEPTH_MODES, read_header
+from sightline.view.image_stages import picture_stage
 from sightline.view.panels import READ, TRUE, JointFigure, Volume, Window, depth_panel, volume_panels
-from sightline.view.stages import ClassColoring, RgbColoring, SamplePredictor, Stage
+from sightline.view.stages import ClassColoring, RgbColoring, SamplePredictor, Stage, ViewedSample
 
 _ROUND_TRIP_MM = 1e-9
 """Rounding error of coordinates of some thousand mm in float64 after a dozen operations."""
@@ -204,9 +209,7 @@ class DepthStages:
         depth, camera = self._image(sample)
         _, window = _project_placed_cube(placement, camera, depth)
         depth_picture = depth_panel("predicted and true", depth, camera, [true_figure, predicted_figure], window=window)
-        cloud = self._heatmap_stage(
-            "prediction", maps, placement, [true_figure, predicted_figure], behind=batch["volume"][0, 0].cpu()
-        )
+        cloud = self._heatmap_stage("prediction", maps, placement, [true_figure, predicted_figure])
         return replace(
             cloud, description=describe_errors(figures), panels=(depth_picture, *cloud.panels[:3]), figures=figures
         ), figures
@@ -276,7 +279,6 @@ class DepthStages:
             figures["is_sound"],
             skeletons=(skeleton,),
             panels=tuple(volume_panels(volume, [skeleton])),
-            volume=volume,
             figures=figures,
         )
 
@@ -286,26 +288,16 @@ class DepthStages:
         joints_mm = decode_joints(sample["heatmaps"][None], placement, decoding="argmax")[0]
         skeletons = [self._true_figure(self._joints), self._decoded_figure("joints read from the target", joints_mm)]
         maps = self._maps(sample["heatmaps"].float(), placement)
-        behind = sample["volume"][0] if "volume" in sample else None
-        cloud = self._heatmap_stage(stage, maps, placement, skeletons, behind=behind)
+        cloud = self._heatmap_stage(stage, maps, placement, skeletons)
         return replace(cloud, description=describe_target(figures), is_right=figures["is_sound"], figures=figures)
 
     # --- parts --------------------------------------------------------------------------------------------------------
 
     def _heatmap_stage(
-        self,
-        stage: str,
-        maps: np.ndarray,
-        placement: CubePlacement,
-        skeletons: Sequence[JointFigure],
-        *,
-        behind: Tensor | None,
+        self, stage: str, maps: np.ndarray, placement: CubePlacement, skeletons: Sequence[JointFigure]
     ) -> Stage:
         """Build the stage of the cells above 0.5, coloured by joint; maps (J, V, V, V) are indexed x, y, z."""
         volume = Volume.from_heatmaps(maps, cell=placement.size / maps.shape[-1], is_y_up=self._y_is_up)
-        shade = None
-        if behind is not None:
-            shade = Volume.from_voxels(permute_axes(behind.float(), placement.axes).numpy(), is_y_up=self._y_is_up)
         middles, owners = volume.cell_centres_above(_MIN_DRAWN)
         grid_skeletons = [self._to_grid(skeleton, placement) for skeleton in skeletons]
         palette = PALETTE[np.arange(len(maps)) % len(PALETTE)]
@@ -315,8 +307,7 @@ class DepthStages:
             (ClassColoring("joint", owners, self._names, np.arange(len(maps)), palette),),
             "voxels",
             skeletons=tuple(grid_skeletons),
-            panels=tuple(volume_panels(volume, grid_skeletons, behind=shade)),
-            volume=volume,
+            panels=tuple(volume_panels(volume, grid_skeletons)),
         )
 
     def _maps(self, maps: Tensor, placement: CubePlacement) -> np.ndarray:
@@ -368,3 +359,36 @@ def project_cube(corners: np.ndarray, camera: np.ndarray, shape: tuple[int, ...]
     if window[0] >= window[2] or window[1] >= window[3]:
         return None, (0, 0, width, height)
     return JointFigure("cube", corners, np.ones(8, dtype=bool), _EDGES, _CUBE), window
+
+
+# --- depth images of the user -----------------------------------------------------------------------------------------
+
+_MIN_COLUMNS = 33
+"""Columns from which on an array is an image: clouds have x, y, z and some channels."""
+_MM_PER_M = 1000.0
+
+
+def view_depth_file(path: Path, *, name: str) -> ViewedSample | None:
+    """View a depth image: PNG or TIFF with one channel of 16 bits or float32, or an array (height, width).
+
+    None for a file of another kind. Raises DataError for a damaged one.
+    """
+    suffix = path.suffix.lower()
+    array = read_npy(path) if suffix == ".npy" else None
+    is_image = array is not None and array.ndim == 2 and array.shape[1] >= _MIN_COLUMNS
+    mode = read_header(path).mode if suffix in DEPTH_MODES else ""
+    if not (is_image or mode in DEPTH_MODES.get(suffix, ())):
+        return None
+    depth, is_metres = read_depth(path, mm_per_unit=_MM_PER_M), False
+    if array is not None or mode == "F":
+        is_metres = 0 < depth.max(initial=0) < MIN_RANGE_MM * _MM_PER_M
+    depth = depth if is_metres else read_depth(path)
+    measured = depth[depth > 0]
+    figures = {"height_px": depth.shape[0], "width_px": depth.shape[1], "measured": len(measured) / max(depth.size, 1)}
+    text = f"{depth.shape[1]} x {depth.shape[0]} pixels, {figures['measured']:.0%} measured"
+    if len(measured):
+        figures |= {"nearest_mm": float(measured.min()), "farthest_mm": float(measured.max())}
+        text += f", {measured.min():.4g} to {measured.max():.4g} mm"
+        text += ", from numbers in metres (mm_per_unit=1000)" if is_metres else ""
+    stage = picture_stage("as read", text, (depth_panel("depth", depth, np.ones(4), ()),), figures)
+    return ViewedSample(name, (stage,), "camera_y_down", {"file": str(path)})

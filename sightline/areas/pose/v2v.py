@@ -1,15 +1,133 @@
-"""V2V-PoseNet: occupied voxels to a likelihood of every joint at every voxel. Source: Moon et al. 2018."""
+"""V2V-PoseNet: a cube about a reference point, its voxels, the network, and the heat map of every joint.
+
+`place_cube` sets the position and augmentation of the cube, once for input and target; `voxelize` and `draw_heatmaps`
+follow it, and the task `pose` decodes with it. Source: Moon et al. 2018.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, TypedDict, cast
+from typing import ClassVar, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 
 from sightline.contract import registry
-from sightline.layers.images import checkpoint_activations
+from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat
+from sightline.contract.draws import Draws
+from sightline.contract.errors import ConfigError
+from sightline.contract.loss import Loss
+from sightline.contract.types import Field
+from sightline.ops.heat_maps import gaussian_heatmaps
+from sightline.ops.voxels import (
+    PLACEMENT_WIDTH,
+    Axes,
+    Compat,
+    CubePlacement,
+    occupancy,
+    original_size,
+    permute_axes,
+    to_voxels,
+)
+
+HEATMAP_STRIDE = 2
+"""Voxels along a side of a cell of a heat map."""
+
+
+@registry.transforms.add("place_cube")
+class PlaceCube:
+    """Cube of `size` voxels a side around each reference point, `side_mm` wide or as the data set states.
+
+    For training the grid is scaled by a factor uniform in `scale`, turned about the optical axis by up to
+    `max_angle_rad`, and shifted by up to `max_shift` voxels along each axis: input and target alike. `axes: zyx` and
+    `compat: release` are the order and the roundings of the authors' own files.
+    Source: Moon et al. 2018, section 5 (0.8 to 1.2, 40 degrees, 8 voxels).
+    """
+
+    adds: ClassVar[dict[str, Field]] = {"placement": Field(str(PLACEMENT_WIDTH), "float64")}
+
+    def __init__(
+        self,
+        *,
+        cube_mm: float,
+        size: Count = 88,
+        side_mm: PositiveFloat | None = None,
+        scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0),
+        max_angle_rad: NonNegativeFloat = 0.0,
+        max_shift: NonNegativeFloat = 0.0,
+        axes: Axes = "xyz",
+        compat: Compat = "none",
+    ) -> None:
+        if size % 4:
+            raise ConfigError(
+                f"place_cube: size {size} is not a multiple of 4; networks halve the volume twice at least"
+            )
+        if scale[0] > scale[1]:
+            raise ConfigError(
+                f"place_cube: scale [{scale[0]:g}, {scale[1]:g}] is empty; the smaller factor comes first"
+            )
+        self.cube_mm = float(cube_mm if side_mm is None else side_mm)
+        self.size = size
+        self.scale = scale
+        self.max_angle_rad = max_angle_rad
+        self.max_shift = max_shift
+        self.axes: Axes = axes
+        self.compat: Compat = compat
+
+    def __call__(self, draws: Draws, *, reference: Tensor) -> dict[str, Tensor]:
+        neutral = CubePlacement.identity(reference, cube_mm=self.cube_mm, size=self.size)
+        scale = draws.uniform(low=self.scale[0], high=self.scale[1]).double()
+        angle = draws.uniform(low=-self.max_angle_rad, high=self.max_angle_rad).double()
+        moved = draws.uniform(3, low=-self.max_shift, high=self.max_shift).double()
+        if self.compat == "release":
+            moved = moved.round()
+        placement = CubePlacement(
+            neutral.reference_mm,
+            scale,
+            angle,
+            neutral.shift + moved,
+            self.cube_mm,
+            self.size,
+            original_size(self.size),
+            self.axes,
+            self.compat,
+        )
+        return {"placement": placement.to_rows()}
+
+
+@registry.transforms.add("voxelize")
+class Voxelize:
+    """Voxelisation of the frame's measured points: occupied voxels of the cube as `volume` (B, 1, S, S, S), 0 or 1.
+
+    A voxel is 1 if at least one point falls into it. A pixel without depth gives no point; points outside the cube are
+    left out. Source: Moon et al. 2018, section 4.
+    """
+
+    adds: ClassVar[dict[str, Field]] = {"volume": Field("1 S S S", "float32", low=0.0, high=1.0)}
+
+    def __call__(self, draws: Draws, *, depth: Tensor, camera: Tensor, placement: Tensor) -> dict[str, Tensor]:
+        return {"volume": occupancy(depth, camera, CubePlacement.from_rows(placement))}
+
+
+@registry.transforms.add("draw_heatmaps")
+class DrawHeatmaps:
+    """Target `heatmaps` (B, J, S/2, S/2, S/2) of the joints: Gaussians of peak 1, `sigma` cells wide.
+
+    A joint that is not visible has an empty map, which no loss counts; one outside the cube keeps the tail that reaches
+    in. Source: Moon et al. 2018, eq. 1 (1.7 cells).
+    """
+
+    adds: ClassVar[dict[str, Field]] = {"heatmaps": Field("joints V V V", "float32", low=0.0, high=1.0)}
+
+    def __init__(self, *, sigma: PositiveFloat = 1.7) -> None:
+        self.sigma = sigma
+
+    def __call__(self, draws: Draws, *, joints: Tensor, visible: Tensor, placement: Tensor) -> dict[str, Tensor]:
+        placed = CubePlacement.from_rows(placement)
+        cells = to_voxels(joints.double(), placed) / HEATMAP_STRIDE
+        middle = 0.0 if placed.compat == "release" else 0.5
+        maps = gaussian_heatmaps(cells, cells=placed.size // HEATMAP_STRIDE, sigma=self.sigma, middle=middle)
+        maps = maps * visible[:, :, None, None, None]
+        return {"heatmaps": permute_axes(maps, placed.axes).contiguous()}
 
 
 class VolumeBlock(nn.Module):
@@ -27,27 +145,23 @@ class VolumeBlock(nn.Module):
 
 
 class ResidualBlock3d(nn.Module):
-    """3D residual block: two 3x3x3 convolutions plus a shortcut, a 1x1x1 convolution if the channels change.
+    """3D residual block: two 3x3x3 convolutions plus a shortcut, a 1x1x1 convolution if the channels change."""
 
-    Without `has_shortcut` nothing is added, to measure the effect of the shortcut.
-    """
-
-    def __init__(self, *, in_channels: int, out_channels: int, has_shortcut: bool = True) -> None:
+    def __init__(self, *, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.first = nn.Conv3d(in_channels, out_channels, 3, padding=1)
         self.first_norm = nn.BatchNorm3d(out_channels)
         self.second = nn.Conv3d(out_channels, out_channels, 3, padding=1)
         self.second_norm = nn.BatchNorm3d(out_channels)
-        self.has_shortcut = has_shortcut
         self.shortcut: nn.Module = nn.Identity()
-        if has_shortcut and in_channels != out_channels:
+        if in_channels != out_channels:
             self.shortcut = nn.Sequential(nn.Conv3d(in_channels, out_channels, 1), nn.BatchNorm3d(out_channels))
 
     def forward(self, volume: Tensor) -> Tensor:
         """Map a volume (B, in_channels, X, Y, Z) -> (B, out_channels, X, Y, Z)."""
         inner = torch.relu(self.first_norm(self.first(volume)))
         residual = cast(Tensor, self.second_norm(self.second(inner)))
-        return torch.relu(residual + self.shortcut(volume) if self.has_shortcut else residual)
+        return torch.relu(residual + self.shortcut(volume))
 
 
 class UpsampleBlock3d(nn.Module):
@@ -75,7 +189,6 @@ def assert_volumes(volume: Tensor, *, multiple: int) -> None:
         )
 
 
-Init = Literal["v2v", "torch_default", "kaiming"]
 _INIT_STD = 0.001
 
 
@@ -86,33 +199,24 @@ class V2VOutput(TypedDict):
 
 
 class _VolumeNetwork(nn.Module):
-    """Base of volumetric networks: arguments, initialisation, memory format, and activation checkpointing."""
+    """Base of volumetric networks: initialisation and memory format."""
 
     size_divisor = 8
 
-    def __init__(
-        self,
-        *,
-        num_joints: int,
-        shortcuts: bool = True,
-        init: Init = "v2v",
-        channels_last: bool = False,
-        recompute: bool = False,
-    ) -> None:
+    def __init__(self, *, num_joints: int, channels_last: bool = False) -> None:
         super().__init__()
-        self.shortcuts = shortcuts
         self.channels_last = channels_last
-        self.recompute = recompute
         self._build(num_joints)
-        self._start(init)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+                nn.init.normal_(module.weight, std=_INIT_STD)
+                nn.init.zeros_(cast(Tensor, module.bias))
+        if channels_last:
+            self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def _build(self, num_joints: int) -> None:
         """Make the layers."""
         raise NotImplementedError
-
-    def block(self, in_channels: int, out_channels: int) -> ResidualBlock3d:
-        """Make a residual block, with or without its shortcut."""
-        return ResidualBlock3d(in_channels=in_channels, out_channels=out_channels, has_shortcut=self.shortcuts)
 
     def forward(self, *, volume: Tensor) -> V2VOutput:
         """Predict from `volume` (B, 1, X, Y, Z): 1 where a voxel is occupied, else 0."""
@@ -125,64 +229,43 @@ class _VolumeNetwork(nn.Module):
         """Compute the likelihood (B, J, X/2, Y/2, Z/2) of a volume (B, 1, X, Y, Z)."""
         raise NotImplementedError
 
-    def stage(self, layers: nn.Module, volume: Tensor) -> Tensor:
-        """Apply `layers` to a volume.
 
-        With `recompute`, its inner values are recomputed in backward instead of stored.
-        """
-        return checkpoint_activations(layers, volume) if self.recompute and torch.is_grad_enabled() else layers(volume)
-
-    def _start(self, init: Init) -> None:
-        starts: dict[Init, Callable[[Tensor], object]] = {
-            "v2v": lambda weight: nn.init.normal_(weight, std=_INIT_STD),
-            "kaiming": lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"),
-        }
-        for module in self.modules():
-            if init in starts and isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-                starts[init](module.weight)
-                nn.init.zeros_(cast(Tensor, module.bias))
-        if self.channels_last:
-            self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+def _block(in_channels: int, out_channels: int) -> ResidualBlock3d:
+    return ResidualBlock3d(in_channels=in_channels, out_channels=out_channels)
 
 
 @registry.models.add("v2v")
 class V2V(_VolumeNetwork):
     """V2V-PoseNet as published: sides halved three times and doubled twice, with residual blocks and two skips.
 
-    The sides of a volume are multiples of 8, 88 in the paper; 3,410,453 parameters for 21 joints. `shortcuts: false`
-    removes the shortcuts of residual blocks and the skips, `init` is the initialisation of the weights (a deviation of
-    0.001 as published), `channels_last` the memory format that bf16 on a CPU is fast in, `recompute` trades time for
-    memory. Source: Moon et al. 2018, figure 4; layout of V2V-PoseNet_RELEASE.
+    The sides of a volume are multiples of 8, 88 in the paper; 3,410,453 parameters for 21 joints. Weights begin with a
+    deviation of 0.001, as published; `channels_last` is the memory format that bf16 on a CPU is fast in.
+    Source: Moon et al. 2018, figure 4; layout of V2V-PoseNet_RELEASE.
     """
 
     def _build(self, num_joints: int) -> None:
-        block = self.block
         self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=16, kernel_size=7), nn.MaxPool3d(2))
-        self.front = nn.Sequential(block(16, 32), block(32, 32), block(32, 32))
-        self.outer_skip = block(32, 32) if self.shortcuts else None
-        self.down = nn.Sequential(nn.MaxPool3d(2), block(32, 64))
-        self.inner_skip = block(64, 64) if self.shortcuts else None
-        self.middle = nn.Sequential(nn.MaxPool3d(2), block(64, 128), block(128, 128), block(128, 128))
+        self.front = nn.Sequential(_block(16, 32), _block(32, 32), _block(32, 32))
+        self.outer_skip = _block(32, 32)
+        self.down = nn.Sequential(nn.MaxPool3d(2), _block(32, 64))
+        self.inner_skip = _block(64, 64)
+        self.middle = nn.Sequential(nn.MaxPool3d(2), _block(64, 128), _block(128, 128), _block(128, 128))
         self.inner_up = UpsampleBlock3d(in_channels=128, out_channels=64)
-        self.inner = block(64, 64)
+        self.inner = _block(64, 64)
         self.outer_up = UpsampleBlock3d(in_channels=64, out_channels=32)
         self.back = nn.Sequential(
-            block(32, 32),
+            _block(32, 32),
             VolumeBlock(in_channels=32, out_channels=32, kernel_size=1),
             VolumeBlock(in_channels=32, out_channels=32, kernel_size=1),
         )
         self.output = nn.Conv3d(32, num_joints, 1)
 
     def likelihood(self, volume: Tensor) -> Tensor:
-        outer = self.stage(self.front, self.stage(self.stem, volume))
-        inner = self.stage(self.down, outer)
-        raised = self.stage(self.inner_up, self.stage(self.middle, inner))
-        if self.inner_skip is not None:
-            raised = raised + self.stage(self.inner_skip, inner)
-        raised = self.stage(self.outer_up, self.stage(self.inner, raised))
-        if self.outer_skip is not None:
-            raised = raised + self.stage(self.outer_skip, outer)
-        return cast(Tensor, self.output(self.stage(self.back, raised)))
+        outer = self.front(self.stem(volume))
+        inner = self.down(outer)
+        raised = self.inner_up(self.middle(inner)) + self.inner_skip(inner)
+        raised = self.outer_up(self.inner(raised)) + self.outer_skip(outer)
+        return cast(Tensor, self.output(self.back(raised)))
 
 
 @registry.models.add("v2v_small")
@@ -195,17 +278,32 @@ class V2VSmall(_VolumeNetwork):
     size_divisor = 4
 
     def _build(self, num_joints: int) -> None:
-        block = self.block
         self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=8, kernel_size=5), nn.MaxPool3d(2))
-        self.front = block(8, 16)
-        self.skip = block(16, 16) if self.shortcuts else None
-        self.middle = nn.Sequential(nn.MaxPool3d(2), block(16, 32))
+        self.front = _block(8, 16)
+        self.skip = _block(16, 16)
+        self.middle = nn.Sequential(nn.MaxPool3d(2), _block(16, 32))
         self.up = UpsampleBlock3d(in_channels=32, out_channels=16)
         self.output = nn.Conv3d(16, num_joints, 1)
 
     def likelihood(self, volume: Tensor) -> Tensor:
-        outer = self.stage(self.front, self.stage(self.stem, volume))
-        raised = self.stage(self.up, self.stage(self.middle, outer))
-        if self.skip is not None:
-            raised = raised + self.stage(self.skip, outer)
+        outer = self.front(self.stem(volume))
+        raised = self.up(self.middle(outer)) + self.skip(outer)
         return cast(Tensor, self.output(raised))
+
+
+@registry.losses.add("heatmap_mse")
+class HeatmapMSE(Loss):
+    """Mean squared error of the heat maps, over visible joints and all cells.
+
+    A prediction of zero everywhere has the mean square of the targets, 3.2115e-4 for joints inside a map of 44 cells
+    and a sigma of 1.7: a loss that stays there has learnt nothing. Source: Moon et al. 2018, eq. 2.
+    """
+
+    def count(self, *, heatmaps: Tensor, visible: Tensor) -> Tensor:
+        """Count the cells of visible joints; `heatmaps` (B, J, V, V, V), `visible` (B, J)."""
+        return visible.sum() * heatmaps[0, 0].numel()
+
+    def forward(self, *, likelihood: Tensor, heatmaps: Tensor, visible: Tensor) -> Tensor:
+        """Compute the loss sum from `likelihood` and `heatmaps` (B, J, V, V, V), `visible` (B, J)."""
+        difference = likelihood.to(heatmaps.dtype) - heatmaps
+        return (difference.square().flatten(2).sum(dim=-1) * visible).sum()

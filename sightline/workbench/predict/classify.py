@@ -12,9 +12,8 @@ from sightline.contract.errors import ConfigError
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.files.cloud_files import CLOUD_SUFFIXES
 from sightline.store.files.scan_reading import SCAN_SUFFIXES, NoReturn
-from sightline.workbench.predict.cloud_samples import FileSample, read_sample
+from sightline.workbench.predict.file_samples import FileSample, read_sample, read_scan_sample, scan_inputs
 from sightline.workbench.predict.predictor import Inference, Predictor, ReadFile, Refusal, refuse_non_finite
-from sightline.workbench.predict.scan_samples import read_scan_sample, scan_inputs
 
 Prediction = TypeVar("Prediction")
 
@@ -103,7 +102,6 @@ class ClassPredictor(CloudPredictor[ClassPrediction]):
 
     reads = frozenset({"probabilities"})
     columns = ("file", "class", "probability", "margin")
-    csv_columns = ("file", "class", "label", "probability", "margin", "num_points", "treatment")
 
     def __init__(self, *, run: TrainedRun, columns: Sequence[str] | None = None, to_sphere: bool = False) -> None:
         super().__init__(run, columns=columns, to_sphere=to_sphere)

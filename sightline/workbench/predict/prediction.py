@@ -6,11 +6,9 @@ import dataclasses
 import hashlib
 import logging
 import os
-import re
 import zipfile
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from sightline.engine.device import Precision, to_device
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.files.cloud_files import is_cloud_file, list_skipped_files
+from sightline.store.files.input_files import natural_sort_key
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform, TransformPipeline, batch_keys
 from sightline.workbench.predict.predictor import (
     Inference,
@@ -32,7 +31,6 @@ from sightline.workbench.predict.predictor import (
     Predictor,
     ReadFile,
     Refusal,
-    StageTimer,
     predictor_class,
 )
 
@@ -60,20 +58,13 @@ def collect_files(paths: Iterable[Path], *, suffixes: Sequence[str]) -> tuple[li
             continue
         matches = [file for file in path.rglob("*") if is_cloud_file(file, suffixes=suffixes)]
         scans = [file for file in matches if file.parent.name == "velodyne"]
-        selected = sorted(scans or matches, key=_make_sort_key)
+        selected = sorted(scans or matches, key=lambda file: (list(map(natural_sort_key, file.parts)), file))
         files |= dict.fromkeys(selected)
         if skipped := list_skipped_files(path, suffixes=suffixes):
             logger.warning("%s: %s", path, skipped)
         if not selected:
             refused.append(Refusal(path, f"{path}: holds no file of the kinds {', '.join(suffixes)}"))
     return list(files), refused
-
-
-def _make_sort_key(path: Path) -> tuple[list[list[tuple[bool, int, str]]], Path]:
-    """Make a sort key of paths: folder by folder, with numbers in names compared as numbers."""
-    parts = [[part for part in re.split(r"(\d+)", name) if part] for name in path.parts]
-    key = [[(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name] for name in parts]
-    return key, path
 
 
 class InferencePipeline:
@@ -118,21 +109,8 @@ class InferencePipeline:
 
     def predict(self, inputs: Batch) -> Mapping[str, Any]:
         """Run model and task; return the predictions."""
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self._precision.autocast(self._device):
             return self.task.predict(self.model, inputs)
-
-    def predict_in_steps(self, inputs: Batch, end: Callable[[str], None]) -> Mapping[str, Any]:
-        """Run the task in its two steps; `end` is called with the name of each finished step."""
-        with torch.no_grad(), self._autocast():
-            outputs = self.task.outputs(self.model, inputs)
-            end("network")
-            predictions: Mapping[str, Any] = self.task.postprocess(outputs, inputs)
-        end("decode")
-        return predictions
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        """Return the autocast context of the run's precision."""
-        return self._precision.autocast(self._device)
 
     def _build_task(self, keys: frozenset[str]) -> Any:
         """Build the run's task without losses, bound to the keys of files."""
@@ -166,43 +144,8 @@ def _compute_sample_index(path: Path) -> int:
     return int.from_bytes(hashlib.sha256(path.stem.encode(errors="surrogateescape")).digest()[:7], "little")
 
 
-_MAX_WAITING_BATCHES = 8
-"""Maximum number of waiting files of all kinds, in batches."""
 _MAX_SIZE = 2**18
-"""Maximum size of a batch, regardless of the batch size, unless a single file is larger; twice as much may wait."""
-
-
-class SizeBatcher:
-    """Files that wait for others of their kind, until there are `batch_size` of them or they are large enough."""
-
-    def __init__(
-        self, batch_size: int, *, kind_of: Callable[[ReadFile], Hashable], size_of: Callable[[ReadFile], int]
-    ) -> None:
-        self.batch_size = batch_size
-        self._groups: dict[Hashable, list[ReadFile]] = {}
-        self._kind_of = kind_of
-        self._size_of = size_of
-
-    def add(self, file: ReadFile) -> Iterator[list[ReadFile]]:
-        """Add a file; yield batches that are full, or would be too large, or the largest if too many files wait."""
-        kind = self._kind_of(file)
-        if self._size(self._groups.get(kind, [])) + self._size_of(file) > _MAX_SIZE and kind in self._groups:
-            yield self._groups.pop(kind)
-        group = self._groups.setdefault(kind, [])
-        group.append(file)
-        if len(group) >= self.batch_size or self._size(group) >= _MAX_SIZE:
-            yield self._groups.pop(kind)
-        waiting = [waiting_file for group in self._groups.values() for waiting_file in group]
-        if len(waiting) >= _MAX_WAITING_BATCHES * self.batch_size or self._size(waiting) > 2 * _MAX_SIZE:
-            yield self._groups.pop(max(self._groups, key=lambda kind: len(self._groups[kind])))
-
-    def flush(self) -> Iterator[list[ReadFile]]:
-        """Yield every remaining batch, full or not."""
-        while self._groups:
-            yield self._groups.pop(next(iter(self._groups)))
-
-    def _size(self, files: Sequence[ReadFile]) -> int:
-        return sum(map(self._size_of, files))
+"""Maximum size of a batch, regardless of the batch size, unless a single file is larger."""
 
 
 READER_ERRORS = (ValueError, OSError, MemoryError, EOFError, ArithmeticError, zlib.error, zipfile.BadZipFile)
@@ -259,14 +202,13 @@ def predict_each(
 ) -> Iterator[tuple[Path, Any | Refusal]]:
     """Yield files and predictions one by one, with the run's evaluation transforms and weights; no votes.
 
-    A file's prediction does not depend on the others, unless the predictor is sequential. A file that is damaged or
-    outside what the run was trained on is refused with its reason, and the others go on. Memory is needed for one large
-    file, or a few batches of small ones. `batch_size` is by default that of evaluation, `predictor` that of the run's
-    task without options. Raises ConfigError for a run whose transforms, model or task do not take the fields of the
-    files.
+    A file's prediction does not depend on the others. A file that is damaged or outside what the run was trained on is
+    refused with its reason, and the others go on. Memory is needed for one large file, or a few batches of small ones.
+    `batch_size` is by default that of evaluation, `predictor` that of the run's task without options. Raises
+    ConfigError for a run whose transforms, model or task do not take the fields of the files.
     """
     predictor = predictor or build_predictor(run, world=world)
-    size = 1 if predictor.is_sequential else batch_size or run.config.evaluate.batch_size
+    size = batch_size or run.config.evaluate.batch_size
     try:
         predictor.start(files)
         yield from FilePredictor(predictor, world or World(), batch_size=size)(files)
@@ -280,8 +222,7 @@ class FilePredictor:
 
     def __init__(self, predictor: Predictor[Any], world: World, *, batch_size: int) -> None:
         self.num_batches = 0
-        self._predictor, self._world, self._batch_size = predictor, world, batch_size
-        self._is_warm = not predictor.is_timed
+        self._predictor, self._batch_size = predictor, batch_size
         self._pipeline = InferencePipeline(
             predictor.run,
             predictor.info,
@@ -295,19 +236,33 @@ class FilePredictor:
 
     def __call__(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Any | Refusal]]:
         """Yield each file with its prediction or its refusal, as they come."""
-        batcher = SizeBatcher(self._batch_size, kind_of=self._predictor.batch_key, size_of=self._predictor.sample_size)
+        group: list[ReadFile] = []
         for path in paths:
             file = self._read(path)
             if isinstance(file, Refusal):
                 yield path, file
                 continue
-            for group in batcher.add(file):
-                yield from self._predict(group)
-                group.clear()  # else its files would stay in memory with those of the next group
+            if group and not self._fits(group, file):
+                yield from self._end(group)
+            group.append(file)
             del file
-        for group in batcher.flush():
+            if len(group) == self._batch_size or self._size(group) >= _MAX_SIZE:
+                yield from self._end(group)
+        yield from self._end(group)
+
+    def _end(self, group: list[ReadFile]) -> Iterator[tuple[Path, Any | Refusal]]:
+        """Predict a batch and empty it: else its files would stay in memory with those of the next one."""
+        if group:
             yield from self._predict(group)
             group.clear()
+
+    def _fits(self, group: Sequence[ReadFile], file: ReadFile) -> bool:
+        """Return True if a file may join a batch: of its kind, with room for it."""
+        is_alike = self._predictor.batch_key(group[0]) == self._predictor.batch_key(file)
+        return is_alike and self._size((*group, file)) <= _MAX_SIZE
+
+    def _size(self, files: Sequence[ReadFile]) -> int:
+        return sum(map(self._predictor.sample_size, files))
 
     def _read(self, path: Path) -> ReadFile | Refusal:
         try:
@@ -324,9 +279,6 @@ class FilePredictor:
     def _predict(self, files: Sequence[ReadFile]) -> list[tuple[Path, Any | Refusal]]:
         """Predict each file; if the model refuses several at once, each is predicted alone."""
         try:
-            if not self._is_warm:  # the first pass loads and compiles
-                self._infer(files[:1])
-                self._is_warm = True
             inference = self._infer(files)
         except (UserError, ValueError, MemoryError) as error:
             if len(files) > 1:
@@ -337,12 +289,6 @@ class FilePredictor:
         return list(zip([file.path for file in files], self._predictor.predict(files, inference), strict=True))
 
     def _infer(self, files: Sequence[ReadFile]) -> Inference:
-        """Run one batch through transforms, model and task, with times if the predictor is timed."""
-        timer = StageTimer(self._world)
+        """Run one batch through transforms, model and task."""
         batch = self._pipeline.make_batch([file.path for file in files], [file.sample for file in files])
-        inputs = self._pipeline.model_inputs(batch)
-        if not self._predictor.is_timed:
-            return Inference(batch, self._pipeline.predict(inputs), {})
-        timer.end_stage("transforms")
-        predictions = self._pipeline.predict_in_steps(inputs, timer.end_stage)
-        return Inference(batch, predictions, timer.ms)
+        return Inference(batch, self._pipeline.predict(self._pipeline.model_inputs(batch)))

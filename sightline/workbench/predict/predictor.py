@@ -6,8 +6,6 @@ import csv
 import errno
 import io
 import os
-import statistics
-import time
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 
 from sightline.config.overrides import read_key_values
 from sightline.contract import registry
@@ -24,34 +21,9 @@ from sightline.contract.errors import ConfigError, DataError, UserError, escape_
 from sightline.contract.members import TaskMembers
 from sightline.contract.schema import signature_parameters
 from sightline.contract.types import Batch, DataInfo, Field, Sample
-from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
 from sightline.store.files.atomic_write import disk_failure
 from sightline.store.loading.batch_reader import NamedTransform
-
-
-class StageTimer:
-    """Milliseconds of consecutive stages, including the GPU's work."""
-
-    def __init__(self, world: World) -> None:
-        self.ms: dict[str, float] = {}
-        self._is_gpu = world.device.type == "cuda"
-        self._at = time.perf_counter_ns()
-
-    def end_stage(self, stage: str) -> None:
-        """End the current stage now."""
-        if self._is_gpu:
-            torch.cuda.synchronize()
-        now = time.perf_counter_ns()
-        self.ms[stage] = (now - self._at) / 1e6
-        self._at = now
-
-
-def median_times(documents: Sequence[Mapping[str, Any]], stages: Sequence[str], *, noun: str) -> str:
-    """Format the median time of each stage over the documents that have it under `ms`, in one line."""
-    medians = (f"{stage} {statistics.median(document['ms'][stage] for document in documents):.1f}" for stage in stages)
-    times = ", ".join(medians)
-    return f"ms a {noun}, the median of {len(documents)}: {times}; {noun}s that went together share their time"
 
 
 def output_names(files: Sequence[Path], out: Path, *, endings: Collection[str]) -> dict[Path, Path]:
@@ -157,14 +129,10 @@ class ReadFile(NamedTuple):
 
 
 class Inference(NamedTuple):
-    """One pass of a batch: the batch after the transforms, the predictions of the task, and the milliseconds taken.
-
-    `ms` has the stages `transforms`, `network` and `decode`; it is empty unless the predictor is timed.
-    """
+    """One pass of a batch: the batch after the transforms, and the predictions of the task."""
 
     batch: Batch
     predictions: Mapping[str, Any]
-    ms: Mapping[str, float]
 
 
 class CommandLine(NamedTuple):
@@ -194,16 +162,10 @@ class Predictor(Generic[PredictionT]):
     """Endings of the files that `write` makes; without any, `--out` is refused."""
     noun: str = "sample"
     """Noun for the content of a file, for messages."""
-    is_timed: bool = False
-    """True if the stages of inference are timed; the first pass then runs twice, first to warm up."""
-    is_sequential: bool = False
-    """True if a file's prediction depends on the previous one; files are then predicted one by one, in order."""
     hidden: ClassVar[frozenset[str]] = frozenset()
     """Keys of the batch that are passed to transforms but not to the model."""
     columns: tuple[str, ...] = ("file",)
     """Columns of the table on the screen."""
-    csv_columns: tuple[str, ...] = ("file",)
-    """Columns of the CSV file."""
 
     def __init__(self, *, run: TrainedRun) -> None:
         self.run = run
@@ -271,9 +233,9 @@ class Predictor(Generic[PredictionT]):
         """Return the cells of `columns`."""
         return [document[name] for name in self.columns]
 
-    def csv_row(self, document: Mapping[str, Any]) -> Sequence[Any]:
-        """Return the cells of `csv_columns`; floats are written with all their digits."""
-        return [document[name] for name in self.csv_columns]
+    def csv_cells(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the cells of a row of the CSV file by their columns: the single values of the document."""
+        return {name: value for name, value in document.items() if not isinstance(value, list | dict)}
 
     def output_names(self, files: Sequence[Path], out: Path) -> Mapping[Path, Path]:
         """Choose the path without ending of each prediction's files; called once, before any prediction.
@@ -359,12 +321,13 @@ def build_document(
 
 def format_csv(predictor: Predictor[Any], documents: Sequence[Mapping[str, Any]], refused: Sequence[Refusal]) -> str:
     """Format the CSV text: a row per file, line breaks in its name escaped; refused files have only their reason."""
+    rows = [predictor.csv_cells(document) for document in documents]
+    rows += [{"file": str(refusal.file), "refused": refusal.reason} for refusal in refused]
+    columns = [*dict.fromkeys(name for row in rows for name in row if name != "refused"), "refused"]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*predictor.csv_columns, "refused"))
-    rows: list[Sequence[Any]] = [[*predictor.csv_row(document), ""] for document in documents]
-    rows += [(str(r.file), *[""] * (len(predictor.csv_columns) - 1), r.reason) for r in refused]
-    writer.writerows([[_format_csv_cell(cell) for cell in row] for row in rows])
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _format_csv_cell(cell) for name, cell in row.items()} for row in rows)
     return text.getvalue()
 
 

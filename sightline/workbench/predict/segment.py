@@ -26,7 +26,7 @@ from sightline.store.files.ply import write_ply
 from sightline.store.files.scan_files import write_label_ids
 from sightline.store.files.scan_reading import NoReturn, label_path, scan_name
 from sightline.workbench.predict.classify import CloudPredictor
-from sightline.workbench.predict.cloud_samples import FileSample, PointOrigin
+from sightline.workbench.predict.file_samples import FileSample, PointOrigin
 from sightline.workbench.predict.predictor import (
     Inference,
     ReadFile,
@@ -161,8 +161,7 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
             hint = suggest(category, self.categories, otherwise="")
             raise ConfigError(f"category={category}: is none of {', '.join(self.categories)}{hint}")
         classes = run.class_names or tuple(map(str, range(run.facts["num_classes"])))
-        self.shares = {f"share of {name}": name for name in classes}
-        self.csv_columns = ("file", "category", "num_points", "mean_probability", "treatment", *self.shares)
+        self._names = classes
 
     def make_extra_fields(self, path: Path, sample: FileSample) -> dict[str, Any]:
         """Make the number of every point, and the category."""
@@ -214,12 +213,10 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         shares = _format_largest(document["shares"])
         return [document["file"], document["num_points"], shares, document["mean_probability"]]
 
-    def csv_row(self, document: Mapping[str, Any]) -> Sequence[Any]:
-        """Return a column for each class, 0 if no point has it."""
-        shares = document["shares"]
-        return [
-            shares.get(self.shares[name], 0.0) if name in self.shares else document[name] for name in self.csv_columns
-        ]
+    def csv_cells(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a column for each class, too, 0 if no point has it."""
+        shares = {f"share of {name}": document["shares"].get(name, 0.0) for name in self._names}
+        return {**super().csv_cells(document), **shares}
 
     def output_names(self, files: Sequence[Path], out: Path) -> Mapping[Path, Path]:
         """Choose the paths as for any cloud; `.label` files of SemanticKITTI go where its evaluator reads them."""

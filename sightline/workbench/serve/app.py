@@ -1,17 +1,18 @@
-"""Application of FastAPI: health, info and predictions, with limits of size, time and concurrency."""
+"""Application of FastAPI: health, info and predictions of a run, with limits of size, time and number."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -19,17 +20,19 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from sightline.contract.errors import summarise_error
+from sightline.engine.distributed import World
+from sightline.engine.run_loading import TrainedRun
+from sightline.workbench.predict.prediction import build_predictor
 from sightline.workbench.serve.batching import MicroBatcher
-from sightline.workbench.serve.exchange import Exchange, RequestPlace
-from sightline.workbench.serve.inputs import (
-    InputStore,
-    RequestError,
-    StoredInput,
-    catch_refusal,
-    estimate_memory,
-)
+from sightline.workbench.serve.inputs import InputStore, RequestError, StoredInput
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_MAX_DRAINED = 16
+"""Maximum of bytes that are read and dropped, in times of what a body may have: a client that still sends its body, and
+whose connection is closed, sees "connection reset" in place of the answer."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,48 @@ class Limits:
     max_requests: int = 64
 
     @property
-    def max_json_memory(self) -> int:
-        """Bytes that a document of JSON may need: lists and numbers of Python take many times their text."""
-        return 8 * self.max_bytes
+    def max_json_bytes(self) -> int:
+        """Bytes that a document of JSON may have: lists and numbers of Python take many times their text."""
+        return self.max_bytes // 8
 
 
-def make_app(
-    batcher: MicroBatcher, store: InputStore, info: dict[str, Any], limits: Limits, folder: Path
-) -> LimitedApp:
-    """Make the application; its life begins and ends with that of the batcher's thread."""
+@contextmanager
+def open_app(
+    run: TrainedRun,
+    world: World,
+    *,
+    limits: Limits | None = None,
+    batch_size: int | None = None,
+    wait_ms: float = 5.0,
+    options: Mapping[str, Any] | None = None,
+) -> Iterator[FastAPI]:
+    """Open the application of a run, with a folder of its own for inputs, which is deleted at the end.
+
+    Raises ConfigError for a task without a predictor and for unknown options.
+    """
+    predictor = build_predictor(run, world=world, **(options or {}))
+    size = batch_size or min(run.config.evaluate.batch_size, 32)
+    batcher = MicroBatcher(predictor, world, batch_size=size, wait_ms=wait_ms)
+    with tempfile.TemporaryDirectory(prefix="sightline-serve-") as folder:
+        store = InputStore(predictor)
+        info = {
+            "run": run.config.name,
+            "task": run.config.task.name,
+            "model": run.config.model.name,
+            "class_names": list(run.class_names),
+            "input": store.describe((options or {}).get("columns")),
+            **predictor.about(),
+        }
+        yield _make_app(batcher, store, info, limits or Limits(), Path(folder))
+
+
+def _make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], limits: Limits, folder: Path) -> FastAPI:
+    """Make the application; its life begins and ends with that of the batcher's thread.
+
+    Its state has the `places` of requests that threads work for, and the `folder` of their inputs.
+    """
     storing = ThreadPoolExecutor(1, "sightline-store")  # one at a time: a document takes many times its text
+    places: set[RequestPlace] = set()
 
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncIterator[None]:
@@ -67,6 +102,7 @@ def make_app(
         docs_url=None,  # FastAPI's own pages load scripts from a public address
         redoc_url=None,
     )
+    app.state.places, app.state.folder = places, folder
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -81,18 +117,30 @@ def make_app(
     @app.post("/predict")
     async def predict(request: Request) -> JSONResponse:
         """Predict one file (form field `file`), or the numbers of a JSON document."""
-        place: RequestPlace = request.state.place
-        stored = await place.wait_for(storing.submit(catch_refusal, await _receive(request, store, limits)))
-        if isinstance(stored, RequestError):
-            return _make_error(stored.status, str(stored))
-        answer = await place.wait_for(batcher.submit(stored.path))
+        if len(places) >= limits.max_requests:
+            return _make_error(503, "the server is busy; try again")
+        place = RequestPlace(folder / secrets.token_hex(16))
+        places.add(place)
+        try:
+            async with asyncio.timeout(limits.max_seconds):
+                stored = await _receive(request, place, store, storing, limits)
+                answer = await place.wait_for(batcher.submit(stored.path))
+        except TimeoutError:
+            return _make_error(504, f"the request took more than {limits.max_seconds:g} s")
+        except asyncio.CancelledError:
+            return _make_error(503, "the server stops, and did not finish the request in time")
+        except RequestError as error:
+            return _make_error(error.status, str(error))
+        except HTTPException:
+            raise
+        except Exception as failure:  # noqa: BLE001 - the last place: every failure becomes one sentence
+            logger.error("a request failed: %s", summarise_error(failure))
+            return _make_error(500, "the server failed; its log has the reason")
+        finally:
+            place.leave(places)
         if answer.document is None:
             return _make_error(422, answer.reason)
         return JSONResponse({"input": stored.name, **answer.document})
-
-    @app.exception_handler(RequestError)
-    async def refuse(_: Request, error: RequestError) -> JSONResponse:
-        return _make_error(error.status, str(error))
 
     @app.exception_handler(HTTPException)
     async def refuse_address(request: Request, error: HTTPException) -> JSONResponse:
@@ -100,34 +148,48 @@ def make_app(
         text = {404: "there is no such address", 405: "is not allowed"}.get(error.status_code, "the body is malformed")
         return _make_error(error.status_code, f"{found}: {text}; /info states what there is")
 
-    return LimitedApp(app, limits, folder)
+    return app
 
 
-async def _receive(request: Request, store: InputStore, limits: Limits) -> Callable[[], StoredInput]:
-    """Receive the body; return what stores it. Raises RequestError for one that is neither a form nor JSON."""
-    folder = request.state.place.folder
+async def _receive(
+    request: Request, place: RequestPlace, store: InputStore, storing: ThreadPoolExecutor, limits: Limits
+) -> StoredInput:
+    """Receive and store the input of a request. Raises RequestError for a body that is neither a form nor JSON."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        return partial(store.store_json, folder, await _receive_json(request, max_memory=limits.max_json_memory))
+        text = await _receive_body(request, most=limits.max_json_bytes)
+        return await place.wait_for(storing.submit(store.store_json, place.folder, text))
     if kind != "multipart/form-data":
         raise RequestError(415, "body: send a form with the field 'file', or JSON, and say so in Content-Type")
-    async with request.form(max_files=1, max_fields=2, max_part_size=4096) as form:
+    body = await _receive_body(request, most=limits.max_bytes)
+
+    async def replay() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async with Request(request.scope, replay).form(max_files=1, max_fields=2, max_part_size=4096) as form:
         file, category = form.get("file"), form.get("category")
         if not isinstance(file, UploadFile) or not isinstance(category, str | None):
             raise RequestError(422, "form: the field 'file' with a file is needed")
-        return partial(store.store_upload, folder, file.filename or "", await file.read(), category)
+        content, name = await file.read(), file.filename or ""
+    return await place.wait_for(storing.submit(store.store_upload, place.folder, name, content, category))
 
 
-async def _receive_json(request: Request, *, max_memory: int) -> bytes:
-    """Receive a document of JSON. Raises RequestError as soon as it would need more memory than allowed."""
-    content, needed = bytearray(), 0
+async def _receive_body(request: Request, *, most: int) -> bytes:
+    """Receive a body of at most so many bytes. Raises RequestError for more, after some that are read and dropped."""
+    content, num_bytes = bytearray(), 0
     async for part in request.stream():
-        content += part
-        needed += estimate_memory(part)
-        if needed > max_memory:
-            content.clear()  # the error's traceback would keep it
-            raise RequestError(413, f"body: this JSON needs more than {max_memory:,} bytes of memory; send a file")
+        num_bytes += len(part)
+        if num_bytes <= most:
+            content += part
+        elif num_bytes > _MAX_DRAINED * most:
+            break
+    if num_bytes > most:
+        raise RequestError(413, f"body: has more than {most:,} bytes, the limit for {_describe_kind(request)}")
     return bytes(content)
+
+
+def _describe_kind(request: Request) -> str:
+    return "JSON; send a file" if "json" in request.headers.get("content-type", "") else "a form"
 
 
 def _make_error(status: int, message: str) -> JSONResponse:
@@ -135,47 +197,24 @@ def _make_error(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": message}, status_code=status, headers=headers)
 
 
-class LimitedApp:
-    """Application around another that holds its limits, and answers its failures with one sentence.
+class RequestPlace:
+    """Place of a request among those that the server works on, and the folder of its input."""
 
-    `places` are those of requests that threads work for, and `folder` has their inputs. While `is_stopping`, the rest
-    of a body is not waited for.
-    """
-
-    def __init__(self, app: Any, limits: Limits, folder: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.limits = limits
-        self.places: set[RequestPlace] = set()
-        self.is_stopping = False
-        self._app = app
+        self._work: Future[Any] = Future()
+        self._work.cancel()
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
-            await self._app(scope, receive, send)
-            return
-        exchange = Exchange(scope, receive, send, max_bytes=self.limits.max_bytes)
-        error = await self._answer(scope, exchange)
-        if error is not None and not exchange.status:
-            await _make_error(*error)(scope, exchange.receive, exchange.send)
-        await exchange.finish(seconds=1 if self.is_stopping else 10)
+    async def wait_for(self, work: Future[T]) -> T:
+        """Wait for the work of a thread, which keeps the place until it ends, also if nobody waits any more."""
+        self._work = work
+        return await asyncio.wrap_future(work)
 
-    async def _answer(self, scope: Any, exchange: Exchange) -> tuple[int, str] | None:
-        """Answer a request, or return status and sentence of an error."""
-        if len(self.places) >= self.limits.max_requests:
-            return 503, "the server is busy; try again"
-        place = RequestPlace(self.folder / secrets.token_hex(16))
-        scope.setdefault("state", {})["place"] = place
-        self.places.add(place)
-        try:
-            async with asyncio.timeout(self.limits.max_seconds):
-                await self._app(scope, exchange.receive, exchange.send)
-            return None
-        except TimeoutError:
-            return 504, f"the request took more than {self.limits.max_seconds:g} s"
-        except asyncio.CancelledError:
-            return 503, "the server stops, and did not finish the request in time"
-        except Exception as failure:  # noqa: BLE001 - the last place: every failure becomes one sentence
-            logger.error("a request failed: %s", summarise_error(failure))
-            return 500, "the server failed; its log has the reason"
-        finally:
-            place.leave(self.places)
+    def leave(self, places: set[RequestPlace]) -> None:
+        """Free the place, and delete the folder, now or when the work has ended: a thread cannot be cancelled."""
+
+        def free(_: Any) -> None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            places.discard(self)
+
+        self._work.add_done_callback(free)

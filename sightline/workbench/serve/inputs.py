@@ -5,22 +5,17 @@ The name of an upload gives nothing but its ending, and no text of a client beco
 
 from __future__ import annotations
 
-import gc
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from sightline.contract.errors import UserError
 from sightline.contract.regular_files import parse_json
 from sightline.workbench.predict.predictor import Predictor
-
-_KINDS = {"points": 2, "depth": 2, "image": 3}
-"""Keys of JSON that hold numbers, and their number of axes."""
 
 
 class RequestError(UserError):
@@ -38,36 +33,27 @@ class StoredInput(NamedTuple):
     name: str
 
 
-def catch_refusal(store: Callable[[], StoredInput]) -> StoredInput | RequestError:
-    """Store an input, or return why it is refused: an error with a traceback would keep the content in memory."""
-    gc.disable()  # collections would go through a growing document again and again, and hold up other requests
-    try:
-        return store()
-    except RequestError as error:
-        return RequestError(error.status, str(error))
-    finally:
-        gc.enable()
-
-
-_MEMORY = {b"[": 100, b"{": 200, b",": 64}
-"""Bytes that Python needs at most for what each of these stands for in a document; 8 for any other byte of text."""
-
-
-def estimate_memory(text: bytes) -> int:
-    """Estimate an upper bound of the bytes in memory that a document of JSON needs while it is parsed.
-
-    The estimates of its parts add up to that of the whole.
-    """
-    return 8 * len(text) + sum(text.count(sign) * size for sign, size in _MEMORY.items())
-
-
 class InputStore:
     """Store of inputs, each in a folder that its request gives, for one predictor."""
 
     def __init__(self, predictor: Predictor[Any]) -> None:
+        self._predictor = predictor
         self._suffixes = predictor.suffixes
         self._categories: Sequence[str] = getattr(predictor, "categories", ())
-        self.json_key = next((name for name in _KINDS if name in predictor.fields), "points")
+        self.takes_json = "points" in predictor.fields
+
+    def describe(self, columns: Sequence[str] | None) -> dict[str, Any]:
+        """Describe what requests may hold; `columns` are those of a row of points, where the server was given them."""
+        known = self._predictor.run.files.inputs
+        form = known.scans or known.clouds
+        if not columns and self.takes_json and form is not None:
+            columns = form.columns or (None if known.features else ("x", "y", "z"))
+        return {
+            "endings": list(self._suffixes),
+            "json": "points" if self.takes_json else None,
+            "columns": list(columns or ()),
+            "categories": list(self._categories),
+        }
 
     def store_upload(self, folder: Path, filename: str, content: bytes, category: str | None) -> StoredInput:
         """Store an uploaded file. Raises RequestError for an ending that the run's predictor does not read."""
@@ -80,26 +66,25 @@ class InputStore:
 
     def store_json(self, folder: Path, text: bytes) -> StoredInput:
         """Store the numbers of a JSON document. Raises RequestError for any other text and for unknown keys."""
+        if not self.takes_json:
+            raise RequestError(415, "body: JSON holds points, which the run does not take; send a file")
         try:
             document = parse_json(text)
         except (ValueError, RecursionError) as error:
             raise RequestError(400, f"body: is not JSON ({' '.join(str(error).split())[:200]})") from None
         if not isinstance(document, dict):
-            raise RequestError(422, f"body: a mapping with the key '{self.json_key}' is needed")
-        unknown = sorted(set(map(str, document)) - {self.json_key, "category"})
-        if unknown or self.json_key not in document:
-            keys = f"'{self.json_key}'" + (" and 'category'" if self._categories else "")
+            raise RequestError(422, "body: a mapping with the key 'points' is needed")
+        unknown = sorted(set(map(str, document)) - {"points", "category"})
+        if unknown or "points" not in document:
+            keys = "'points'" + (" and 'category'" if self._categories else "")
             found = f"'{unknown[0][:60]}'" if unknown else "none"
             raise RequestError(422, f"body: takes the key {keys}, found {found}")
         category = document.get("category")
         if not isinstance(category, str | None):
             raise RequestError(422, "category: a text is needed")
-        values = _to_numbers(document[self.json_key], self.json_key)
-        if self.json_key == "image":
-            return self._store(folder / "input.png", _encode_image(values), category, "image")
         content = io.BytesIO()
-        np.save(content, values.astype(np.float32 if self.json_key == "depth" else np.float64))
-        return self._store(folder / "input.npy", content.getvalue(), category, self.json_key)
+        np.save(content, _to_numbers(document["points"]))
+        return self._store(folder / "input.npy", content.getvalue(), category, "points")
 
     def _store(self, path: Path, content: bytes, category: str | None, called: str) -> StoredInput:
         inner = self._find_category(category)
@@ -120,38 +105,14 @@ class InputStore:
         return names[category.casefold()]
 
 
-def _to_numbers(value: Any, key: str) -> np.ndarray:
+def _to_numbers(rows: Any) -> np.ndarray:
+    """Convert rows of points (N, C) to float64. Raises RequestError unless all are numbers in rows of equal length."""
     try:
-        numbers = np.asarray(value, dtype=np.float64)
+        numbers = np.asarray(rows, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
-        raise RequestError(422, f"{key}: lists of numbers of equal length are needed") from None
-    if numbers.ndim != _KINDS[key] or not numbers.size:
-        raise RequestError(422, f"{key}: found the shape {list(numbers.shape)}, {_KINDS[key]} axes are needed")
-    for _ in range(_KINDS[key] - 1):
-        value = chain.from_iterable(value)
-    if not set(map(type, value)) <= {int, float}:  # NumPy takes texts, true and false for numbers
-        raise RequestError(422, f"{key}: numbers are needed, without quotes, and no true or false")
+        raise RequestError(422, "points: lists of numbers of equal length are needed") from None
+    if numbers.ndim != 2 or not numbers.size:
+        raise RequestError(422, f"points: found the shape {list(numbers.shape)}, 2 axes are needed")
+    if not set(map(type, chain.from_iterable(rows))) <= {int, float}:  # NumPy takes texts, true and false for numbers
+        raise RequestError(422, "points: numbers are needed, without quotes, and no true or false")
     return numbers
-
-
-def _encode_image(values: np.ndarray) -> bytes:
-    """Encode pixels (H, W, 3) as PNG. Raises RequestError unless they are whole numbers of 0 to 255."""
-    if values.shape[2] != 3 or not ((values >= 0) & (values <= 255) & (values == np.floor(values))).all():
-        raise RequestError(422, "image: rows of pixels with red, green and blue of 0 to 255 are needed")
-    content = io.BytesIO()
-    Image.fromarray(values.astype(np.uint8)).save(content, "PNG", compress_level=1)
-    return content.getvalue()
-
-
-def describe_inputs(store: InputStore, predictor: Predictor[Any], columns: Sequence[str] | None) -> Mapping[str, Any]:
-    """Describe what requests may hold; `columns` are those of a row of points, where the server was given them."""
-    known = predictor.run.files.inputs
-    form = known.scans or known.clouds
-    if not columns and store.json_key == "points" and form is not None:
-        columns = form.columns or (None if known.features else ("x", "y", "z"))
-    return {
-        "endings": list(predictor.suffixes),
-        "json": store.json_key,
-        "columns": list(columns or ()),
-        "categories": list(store._categories),
-    }

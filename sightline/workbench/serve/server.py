@@ -1,66 +1,20 @@
-"""Server of a run: its predictor, its application, and uvicorn around it until a signal ends it."""
+"""Socket of a server, and uvicorn around its application until a signal ends it."""
 
 from __future__ import annotations
 
 import errno
+import resource
 import signal
 import socket
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from sightline.contract.errors import UserError, assert_installed
-from sightline.engine.distributed import World
-from sightline.engine.run_loading import TrainedRun
-from sightline.workbench.predict.prediction import build_predictor
+import uvicorn
 
-_EXTRA = ("fastapi", "uvicorn", "python_multipart")
+from sightline.contract.errors import UserError
 
-
-def assert_servable() -> None:
-    """Raise MissingExtraError if a module of the extra `serve` is not installed."""
-    assert_installed(*_EXTRA, needed_by="serve")
-
-
-@contextmanager
-def open_app(
-    run: TrainedRun,
-    world: World,
-    *,
-    limits: Any = None,
-    batch_size: int | None = None,
-    wait_ms: float = 5.0,
-    options: Mapping[str, Any] | None = None,
-) -> Iterator[Any]:
-    """Open the application of a run, with a folder of its own for inputs, which is deleted at the end.
-
-    Raises ConfigError for a task without a predictor and for unknown options, UserError if predictions depend on each
-    other.
-    """
-    assert_servable()
-    from sightline.workbench.serve.app import Limits, make_app
-    from sightline.workbench.serve.batching import MicroBatcher
-    from sightline.workbench.serve.inputs import InputStore, describe_inputs
-
-    predictor = build_predictor(run, world=world, **(options or {}))
-    if predictor.is_sequential:
-        raise UserError("serve: reference=previous makes a prediction depend on the one before; take another reference")
-    batcher = MicroBatcher(
-        predictor, world, batch_size=batch_size or min(run.config.evaluate.batch_size, 32), wait_ms=wait_ms
-    )
-    with tempfile.TemporaryDirectory(prefix="sightline-serve-") as folder:
-        store = InputStore(predictor)
-        info = {
-            "run": run.config.name,
-            "task": run.config.task.name,
-            "model": run.config.model.name,
-            "class_names": list(run.class_names),
-            "input": describe_inputs(store, predictor, (options or {}).get("columns")),
-            **predictor.about(),
-        }
-        yield make_app(batcher, store, info, limits or Limits(), Path(folder))
+_MAX_CONNECTIONS = 1000
+_SECONDS_TO_FINISH = 20
+"""Longest time of begun requests after a signal; ending them and the threads takes some more."""
 
 
 def open_listener(host: str, port: int) -> socket.socket:
@@ -80,12 +34,27 @@ def open_listener(host: str, port: int) -> socket.socket:
         ) from None
 
 
+def make_server(app: Any) -> uvicorn.Server:
+    """Make the server of an application, with limits of its connections."""
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        log_level="warning",
+        server_header=False,
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=_SECONDS_TO_FINISH,
+        h11_max_incomplete_event_size=16384,
+    )
+    return uvicorn.Server(config)
+
+
 def serve_forever(app: Any, listener: socket.socket) -> None:
     """Serve an application until SIGINT or SIGTERM; requests that have begun are finished first, within 30 s."""
-    from sightline.workbench.serve.connections import make_server
-
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each connection is one, and each input
     server = make_server(app)
-    # uvicorn sends itself the signal again once it has stopped: it must meet a handler that does not end the process.
+    # uvicorn sends itself the signal again once it has stopped: a handler that does not end the process takes it.
     previous = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run(sockets=[listener])

@@ -21,7 +21,7 @@ from sightline.store.cloud_preparation import prepare_cloud
 from sightline.store.files.cloud_files import read_cloud
 from sightline.store.prepared.prepared_set import verify
 from sightline.verbs.data import prepare as prepare_verb
-from sightline.workbench.predict.cloud_samples import read_sample
+from sightline.workbench.predict.file_samples import read_sample
 from tests.data.clouds.cloud_writers import CLASSES, prepare_folder, solid, write_folder, write_ply
 
 

@@ -1,4 +1,4 @@
-"""What every depth set shares: samples, dropped frames, facts, skeletons, chosen joints and reference points."""
+"""What every depth set shares: samples, dropped frames, facts, skeletons and reference points."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.areas.pose.sets.depth_frames import DepthCamera, DepthFrames, FrameSplit
-from sightline.areas.pose.sets.references import (
+from sightline.areas.pose.sets.depth_frames import (
+    BODY_15,
+    HAND_14,
+    HAND_16,
+    HAND_21,
+    HAND_21_BY_LEVEL,
     CentreOfMass,
+    DepthCamera,
     DepthFrame,
+    DepthFrames,
     FrameOrder,
+    FrameSplit,
     Reference,
     ReferencePointFile,
     TrueJoint,
 )
-from sightline.areas.pose.sets.skeletons import BODY_15, HAND_14, HAND_16, HAND_21, HAND_21_BY_LEVEL, Skeleton
 from sightline.config import read_config
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError
-from sightline.contract.types import ComponentConfig, SampleKey
+from sightline.contract.types import SampleKey
 from sightline.ops.pinhole import project_points
 from sightline.store.loading.batch_reader import BatchReader
 
@@ -105,64 +111,6 @@ def test_orders_of_joints() -> None:
     assert HAND_16.joint_names[:4] == ("palm", "thumb_root", "thumb_middle", "thumb_tip")
     assert " ".join(HAND_14.joint_names[7:]) == "index_middle thumb_tip thumb_middle thumb_root wrist_1 wrist_2 palm"
     assert BODY_15.joint_names[8:10] == ("torso", "right_hip")
-    same = dict(zip(HAND_21.joint_names, HAND_21.sigmas, strict=True))
-    assert same == dict(zip(HAND_21_BY_LEVEL.joint_names, HAND_21_BY_LEVEL.sigmas, strict=True))
-    for skeleton in (HAND_21, HAND_21_BY_LEVEL):
-        assert [skeleton.joint_names[j] for j in skeleton.pck_joints] == ["wrist", "middle_mcp"]
-
-
-# --- Some of a set's joints: their coordinates, their bones, and what needs a joint that is left out ---
-
-
-TIPS = ("wrist", "index_tip", "thumb_tip", "middle_mcp")
-
-
-def test_bones_lead_past_the_joints_that_are_left_out() -> None:
-    """By hand: from the wrist to both tips and to the knuckle; from the neck by way of the torso to both feet."""
-    chosen = HAND_21.select_joints(TIPS)
-    assert chosen.joint_names == TIPS
-    assert sorted(chosen.bones) == [(0, 1), (0, 2), (0, 3)]
-    assert chosen.facts["pck_joints"] == (0, 3)
-    assert chosen.facts["centre_joint"] == 3
-    body = BODY_15.select_joints(("left_foot", "neck", "torso", "right_foot"))
-    assert {frozenset(bone) for bone in body.bones} == {frozenset(bone) for bone in ((1, 2), (2, 0), (2, 3))}
-    assert body.sigmas == (0.089, 0.079, 0.079, 0.089)
-    alone = HAND_21.select_joints(("index_tip",))
-    assert (alone.bones, len(alone)) == ((), 1)
-    assert {"pck_joints", "centre_joint"}.isdisjoint(alone.facts)
-
-
-@pytest.mark.parametrize("skeleton", [HAND_14, HAND_16, HAND_21, HAND_21_BY_LEVEL, BODY_15])
-def test_no_name_is_all_of_them_and_any_choice_is_a_tree(skeleton: Skeleton) -> None:
-    assert skeleton.select_joints(()) == skeleton
-    for start in range(len(skeleton)):
-        names = skeleton.joint_names[start::2]
-        chosen = skeleton.select_joints(names)
-        reached = {0}
-        for _ in names:
-            reached |= {b for a, b in chosen.bones if a in reached} | {a for a, b in chosen.bones if b in reached}
-        assert reached == set(range(len(names)))
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [(("index_tap",), "'index_tap' is not a joint; did you mean 'index_tip'"), (("wrist", "wrist"), "given twice")],
-)
-def test_a_wrong_name_is_refused(names: tuple[str, ...], expected: str) -> None:
-    with pytest.raises(ConfigError, match=expected):
-        registry.data.build(ComponentConfig("synthetic_hands", {"joints": list(names)}), facts={"split": "train"})
-
-
-def test_the_cube_lies_about_the_middle_joint_even_where_it_is_left_out() -> None:
-    given = {"train_size": 2, "test_size": 1, "reference": {"name": "truth"}}
-    every = registry.data.build(ComponentConfig("synthetic_hands", given), facts={"split": "train"})
-    some = registry.data.build(
-        ComponentConfig("synthetic_hands", {**given, "joints": ["thumb_tip"]}), facts={"split": "train"}
-    )
-    for index in range(2):
-        all_of_it, sample = every[SampleKey(index, 0, 0)], some[SampleKey(index, 0, 0)]
-        assert torch.equal(sample["reference"], all_of_it["reference"])
-        assert torch.equal(sample["joints"][0], all_of_it["joints"][HAND_21.joint_names.index("thumb_tip")])
 
 
 # --- Reference points: the truth, the centre of mass against one computed by hand, and files with their counts ---
@@ -212,8 +160,6 @@ def test_what_is_far_off_is_cropped_away() -> None:
     assert np.isclose(one[2], 20_000 / 45)
     assert CentreOfMass(far_mm=450.0, passes=0).points_for(order_of()).find(frame_of(depth), 0)[2] == 400
     assert CentreOfMass(near_mm=450.0, passes=0).points_for(order_of()).find(frame_of(depth), 0)[2] == 500
-    region = CentreOfMass(passes=0).points_for(order_of()).find(frame_of(depth, region_px=(0, 20, 32, 24)), 0)
-    assert region[2] == 500
 
 
 def test_the_centre_of_mass_moves_with_the_scene() -> None:
@@ -302,15 +248,3 @@ def test_the_missing_file_of_a_shipped_recipe_names_the_ways_out(name: str, monk
     for way in ("data.reference.path", "data.reference.name=centre_of_mass", "predict RUN --data CONFIG split=train"):
         assert way in str(error.value)
     assert str(error.value).endswith(f"split=train --out {path}")
-
-
-def test_a_start_takes_the_place_of_the_first_mean() -> None:
-    """Two squares 400 mm apart: from a start the near one alone is found; without passes it is the start itself."""
-    depth = np.zeros((40, 100), dtype=np.float32)
-    depth[18:21, 10:13], depth[18:21, 90:93] = 500, 500
-    camera = np.array([100.0, 100.0, 50.0, 20.0])
-    near = np.array([-170.0, 10.0, 510.0])
-    found = CentreOfMass().locate(depth, camera, cube_mm=100.0, start=near)
-    np.testing.assert_allclose(found, [(11 - 50) * 5.0, (19 - 20) * 5.0, 500.0], atol=1e-9)
-    assert np.array_equal(CentreOfMass(passes=0).locate(depth, camera, cube_mm=100.0, start=near), near)
-    assert CentreOfMass().locate(depth, camera, cube_mm=100.0, start=np.array([0.0, 0.0, 500.0])) is None

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.areas.pose.sets import msra_hands
-from sightline.areas.pose.sets.msra_hands import FAULTY, MsraHands
-from sightline.areas.pose.sets.references import ReferencePointFile
+from sightline.areas.pose.sets.depth_frames import ReferencePointFile
+from sightline.areas.pose.sets.hand_sets import MsraHands
 from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.store.loading.batch_reader import BatchReader
@@ -82,15 +81,6 @@ def test_all_of_them_train_without_validation(root: str) -> None:
         MsraHands(split="train", root=root, subject=7)
     with pytest.raises(DataError, match="has no part 'dev'"):
         MsraHands(split="dev", root=root)
-
-
-def test_faulty_frames_can_be_dropped_from_training(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(FAULTY) == 3 + 16 + 2 + 1
-    assert sum(name.startswith("P2/MP/") for name in FAULTY) == 16
-    monkeypatch.setattr(msra_hands, "FAULTY", frozenset({"P2/TIP/000001", "P0/1/000000"}))
-    train = MsraHands(split="train", root=root, faulty="dropped", validation_share=0.0)
-    assert names_of(train) == ["P1/1/000000", "P1/1/000001", "P2/MP/000000", "P2/TIP/000000"]
-    assert len(MsraHands(split="test", root=root, faulty="dropped")) == 5
 
 
 def test_files_of_reference_points_follow_the_order_of_the_files(root: str, tmp_path: Path) -> None:

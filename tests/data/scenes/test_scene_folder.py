@@ -19,7 +19,7 @@ from sightline.contract.types import SampleKey
 from sightline.engine.build import build_data
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.scene_preparation import from_lowest_corner
-from sightline.workbench.predict.cloud_samples import read_sample
+from sightline.workbench.predict.file_samples import read_sample
 from tests.data.clouds.cloud_writers import write_ply
 from tests.data.scenes.scene_writers import no_progress
 

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from sightline.areas.clouds.sets.modelnet import ModelNet40
-from sightline.areas.pose.sets.hand_sets import Hands2017
-from sightline.areas.pose.sets.msra_hands import MsraHands
+from sightline.areas.pose.sets.hand_sets import Hands2017, MsraHands
 from sightline.contract.errors import DataError
 from sightline.store.prepared.prepared_set import add_digest, read_manifest, verify
 from tests.command import run_here

@@ -1,40 +1,29 @@
-"""Synthetic hands and bodies: the measured hand, exact joints, purity, noise as it is said, and pinned bits."""
+"""Synthetic hands: the measured hand, exact joints, purity, noise as it is said, and pinned bits."""
 
 from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from sightline.areas.pose.sets.depth_frames import DepthCamera
-from sightline.areas.pose.sets.references import CentreOfMass, TrueJoint
-from sightline.areas.pose.sets.synthetic_figures import Figures, SyntheticFigures, render_figures
+from sightline.areas.pose.sets.depth_frames import CentreOfMass, TrueJoint
 from sightline.areas.pose.sets.synthetic_hands import (
-    BODY_CAMERA,
     HAND_CAMERA,
-    SyntheticBodies,
+    Figures,
+    HandShape,
     SyntheticHands,
-    default_body,
-    default_hand,
+    build_hands,
+    render_capsules,
 )
-from sightline.contract import registry
 from sightline.contract.errors import ConfigError
-from sightline.contract.types import Batch, ComponentConfig, SampleKey
+from sightline.contract.types import Batch, SampleKey
 from sightline.ops.pinhole import depth_points, project_points
 
-Make = Callable[..., SyntheticFigures]
-
-
-def top_bodies(**arguments: Any) -> SyntheticBodies:
-    return SyntheticBodies(view="top", **arguments)
-
-
-SETS: list[Make] = [SyntheticHands, SyntheticBodies, top_bodies]
 QUIET: dict[str, Any] = {"noise_mm": (0.0, 0.0), "missing": (0.0, 0.0)}
 
 
@@ -43,9 +32,16 @@ def keys(index: Sequence[int], *, epoch: int = 0, seed: int = 0) -> list[SampleK
 
 
 @pytest.fixture(scope="module")
-def quiet() -> dict[str, Batch]:
-    """40 frames of each set without noise."""
-    return {make.__name__: make(split="train", **QUIET).get_batch(keys(range(40))) for make in SETS}
+def quiet() -> Batch:
+    """40 frames without noise."""
+    return SyntheticHands(split="train", **QUIET).get_batch(keys(range(40)))
+
+
+def default_hand() -> Figures:
+    """The reference hand: fingers bent by 0.2 rad, thumb straight, no forearm, at 350 mm."""
+    zero, place_mm = np.zeros((1, 5)), np.array([[0.0, 0.0, 350.0]])
+    bends = np.array([[0.2, 0.2, 0.2, 0.2, 0.0]])
+    return build_hands(HandShape(bends, zero, zero[:, :3], np.ones(1), place_mm, zero[:, :2], np.zeros(1, dtype=bool)))
 
 
 # --- the hand that was measured ---------------------------------------------------------------------------------------
@@ -54,7 +50,7 @@ def quiet() -> dict[str, Batch]:
 def test_the_default_hand_is_the_one_that_was_measured() -> None:
     """The numbers of the specification, section 7.9."""
     hand = default_hand()
-    depth = render_figures(hand, HAND_CAMERA).depth[0]
+    depth = render_capsules(hand.capsules, HAND_CAMERA)[0]
     points = depth_points(depth, HAND_CAMERA.intrinsics)
     assert depth.shape == (240, 320)
     assert len(points) == 6784
@@ -70,7 +66,7 @@ def test_the_default_hand_is_the_one_that_was_measured() -> None:
 
 def test_every_point_of_the_default_hand_is_a_radius_away_from_the_nearest_bone() -> None:
     hand = default_hand()
-    points = depth_points(render_figures(hand, HAND_CAMERA).depth[0], HAND_CAMERA.intrinsics)
+    points = depth_points(render_capsules(hand.capsules, HAND_CAMERA)[0], HAND_CAMERA.intrinsics)
     surplus = np.full(len(points), np.inf)
     for row in hand.capsules[0, :23]:
         start, along = row[:3], row[3:6] - row[:3]
@@ -99,9 +95,7 @@ def test_a_mirrored_hand_gives_a_mirrored_picture() -> None:
     hand = default_hand()
     mirrored = hand.capsules.copy()
     mirrored[..., [0, 3]] *= -1
-    first, second = (
-        render_figures(Figures(hand.joints, capsules), HAND_CAMERA).depth[0] for capsules in (hand.capsules, mirrored)
-    )
+    first, second = (render_capsules(capsules, HAND_CAMERA)[0] for capsules in (hand.capsules, mirrored))
     assert first.any()
     assert np.array_equal(first[:, 1:], second[:, :0:-1])
 
@@ -114,62 +108,30 @@ def test_a_hand_farther_away_shrinks_as_the_pinhole_says() -> None:
     assert np.abs(offsets[1] - offsets[0] * (near.joints[..., 2:] / far[..., 2:])).max() < 1e-12
     moved = near.capsules.copy()
     moved[..., [2, 5]] += 175.0
-    sizes = [np.sqrt((render_figures(Figures(far, c), HAND_CAMERA).depth > 0).sum()) for c in (near.capsules, moved)]
+    sizes = [np.sqrt((render_capsules(capsules, HAND_CAMERA) > 0).sum()) for capsules in (near.capsules, moved)]
     # areas go as 1 / z^2; pixels on the rim, at most a tenth, are there or not
     assert sizes[1] / sizes[0] == pytest.approx(333.247 / 508.247, rel=0.02)
-    double = render_figures(Figures(2 * near.joints, 2 * near.capsules), HAND_CAMERA)
-    assert np.array_equal(double.depth, 2 * render_figures(near, HAND_CAMERA).depth)
-
-
-# --- the body ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_default_body_stands_where_each_view_has_it() -> None:
-    side, top = default_body().joints[0], default_body(view="top").joints[0]
-    assert side[0].tolist() == [0, 620, 2800]
-    assert side[2, 0] < 0 < side[3, 0], "one who faces the camera has the right shoulder to the left"
-    assert top[0] == pytest.approx([0, 0, 2800 - 620])
-    assert top[13] == pytest.approx([-120, 0, 2800 + 950])
-    # hands are 50 mm before the body: nearer from the side, lower in the picture from the top
-    assert side[6, 2] == pytest.approx(2750)
-    assert top[6, 1] == pytest.approx(-50)
-    depth = render_figures(default_body(view="top"), BODY_CAMERA).depth[0]
-    assert depth[120, 160] == pytest.approx(2800 - 620 - 110), "the crown of the head"
-    assert depth[depth > 0].min() == depth[120, 160]
-
-
-def test_the_top_view_is_no_mirror_image() -> None:
-    """What the shoulders, the trunk and the forearm span, as bodies draw it, turns the same way in both views."""
-    poses: Any = {"elbow_deg": (60.0, 60.0), "arm_raise_deg": (0.0, 0.0), "arm_swing_deg": (0.0, 0.0)}
-    for view in ("side", "top"):
-        bodies = SyntheticBodies(split="train", view=view, poses=poses)  # type: ignore[arg-type]
-        joints = bodies.figures(range(10)).joints
-        spans = np.stack([joints[:, 3] - joints[:, 2], joints[:, 1] - joints[:, 8], joints[:, 7] - joints[:, 5]], 1)
-        assert (np.linalg.det(spans) < 0).all(), "to the left, up, and forwards: z away, in a left-handed frame"
+    double = render_capsules(2 * near.capsules, HAND_CAMERA)
+    assert np.array_equal(double, 2 * render_capsules(near.capsules, HAND_CAMERA))
 
 
 # --- joints and pictures ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("make", "rest"), [(SyntheticHands, default_hand), (SyntheticBodies, default_body)])
-def test_bones_keep_their_lengths(make: Make, rest: Callable[[], Figures]) -> None:
-    """However a figure is posed: all of them in one proportion, its scale, within the range."""
-    figures = make(split="train")
-    joints, still = figures.figures(range(60)).joints, rest().joints
-    first, second = np.array(figures.info.facts["bones"]).T
-    if make is SyntheticBodies:  # the leaning trunk moves against the hips: their distance is no bone of the builder's
-        is_rigid = ~np.isin(second, (9, 10))
-        first, second = first[is_rigid], second[is_rigid]
+def test_bones_keep_their_lengths() -> None:
+    """However a hand is posed: all of them in one proportion, its scale, within the range."""
+    hands = SyntheticHands(split="train")
+    joints, still = hands.figures(range(60))[0].joints, default_hand().joints
+    first, second = np.array(hands.info.facts["bones"]).T
     lengths, rests = (np.linalg.norm(each[:, first] - each[:, second], axis=2) for each in (joints, still))
     scale = lengths / rests
     assert np.ptp(scale, axis=1).max() < 1e-12
-    low, high = (0.8, 1.2) if make is SyntheticHands else (0.8, 1.1)
-    assert low <= scale.min() < scale.max() <= high
-    assert np.ptp(scale[:, 0]) > 0.6 * (high - low)
+    assert 0.8 <= scale.min() < scale.max() <= 1.2
+    assert np.ptp(scale[:, 0]) > 0.6 * 0.4
 
 
 def test_fingers_bend_by_the_same_angle_at_each_joint() -> None:
-    joints = SyntheticHands(split="train").figures(range(30)).joints
+    joints = SyntheticHands(split="train").figures(range(30))[0].joints
     for finger in range(4):
         chain = joints[:, [1 + 4 * finger + level for level in range(4)]]
         bones = np.diff(chain, axis=1)
@@ -180,10 +142,9 @@ def test_fingers_bend_by_the_same_angle_at_each_joint() -> None:
         assert bends.max() <= 1.4
 
 
-@pytest.mark.parametrize("make", SETS)
-def test_joints_appear_where_the_figure_is_and_behind_its_surface(make: Make, quiet: dict[str, Batch]) -> None:
+def test_joints_appear_where_the_figure_is_and_behind_its_surface(quiet: Batch) -> None:
     """Every joint is inside a capsule more than a pixel wide, so the ray of the nearest pixel meets a surface first."""
-    batch = quiet[make.__name__]
+    batch = quiet
     pixels = project_points(batch["joints"], batch["camera"][:, None])
     u, v = (pixels[..., axis].round().long() for axis in (0, 1))
     depth = batch["depth"][torch.arange(len(u))[:, None], v, u]
@@ -191,12 +152,11 @@ def test_joints_appear_where_the_figure_is_and_behind_its_surface(make: Make, qu
     assert (depth < pixels[..., 2]).all()
 
 
-@pytest.mark.parametrize("make", SETS)
-def test_every_joint_can_be_answered(make: Make) -> None:
+def test_every_joint_can_be_answered() -> None:
     """Inside of the cube about the truth and about the centre of mass of the noisy frame, and in the picture."""
-    cube_mm = {"SyntheticHands": 200}.get(make.__name__, 2000)
+    cube_mm = 200
     for reference in (TrueJoint(), CentreOfMass()):
-        figures = make(split="test", reference=reference)
+        figures = SyntheticHands(split="test", reference=reference)
         assert figures.info.facts["cube_mm"] == cube_mm
         batch = figures.get_batch(keys(range(16)))
         away = (batch["joints"] - batch["reference"][:, None]).abs()
@@ -206,34 +166,18 @@ def test_every_joint_can_be_answered(make: Make) -> None:
         assert 0 <= v.min() <= v.max() <= 239
 
 
-def test_poses_that_leave_the_cube_are_drawn_again() -> None:
-    """With larger hands fewer fit: those that are left are smaller than what was drawn. Where none fits it is said."""
-    large = SyntheticHands(split="train", poses={"scale": (1.0, 1.6)})
-    joints = large.figures(range(24)).joints
-    scale = np.linalg.norm(joints[:, 5] - joints[:, 0], axis=1) / np.hypot(5, 90)
-    assert scale.mean() < 1.3 - 3 * 0.6 / np.sqrt(12 * 24)
-    with pytest.raises(ConfigError, match=r"none of 100 poses drawn for sample 0 fits into a cube of 200 mm"):
-        SyntheticHands(split="train", poses={"scale": (3.0, 3.0)}).figures([0])
-    with pytest.raises(ConfigError, match=r"synthetic_bodies: none of 100 poses .* narrower ranges in poses"):
-        SyntheticBodies(split="train", poses={"shift_mm": (0.0, 0.0, 0.0), "scale": (2.0, 2.0)}).figures([0])
-
-
-def test_forearms_are_as_frequent_as_asked_for() -> None:
+def test_forearms_are_as_frequent_as_said() -> None:
     """Though a pose with a forearm fits less often: 100 of probability 0.5, 4 deviations."""
-    thickness = SyntheticHands(split="train").figures(range(100)).capsules[:, 23, 6]
+    thickness = SyntheticHands(split="train").figures(range(100))[0].capsules[:, 23, 6]
     assert abs((thickness > 0).sum() - 50) < 4 * np.sqrt(25)
-    for share, expected in ((0.0, 0), (1.0, 10)):
-        capsules = SyntheticHands(split="train", forearm=share).figures(range(10)).capsules
-        assert (capsules[:, 23, 6] > 0).sum() == expected
 
 
 # --- what the camera does ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [SyntheticHands, SyntheticBodies])
-def test_depth_errors_are_normal_and_as_large_as_said(make: Make, quiet: dict[str, Batch]) -> None:
-    noisy = make(split="train", noise_mm=(2.0, 2.0), missing=(0.0, 0.0)).get_batch(keys(range(40)))
-    clean = quiet[make.__name__]
+def test_depth_errors_are_normal_and_as_large_as_said(quiet: Batch) -> None:
+    noisy = SyntheticHands(split="train", noise_mm=(2.0, 2.0), missing=(0.0, 0.0)).get_batch(keys(range(40)))
+    clean = quiet
     assert torch.equal(noisy["joints"], clean["joints"])
     is_there = clean["depth"] > 0
     assert torch.equal(noisy["depth"] > 0, is_there)
@@ -253,9 +197,9 @@ def test_an_error_that_leads_behind_the_camera_leaves_no_depth() -> None:
     assert 0 < depth[depth > 0].min() < 100
 
 
-def test_missing_pixels_are_as_many_as_said_and_anywhere(quiet: dict[str, Batch]) -> None:
+def test_missing_pixels_are_as_many_as_said_and_anywhere(quiet: Batch) -> None:
     gappy = SyntheticHands(split="train", noise_mm=(0.0, 0.0), missing=(0.05, 0.05)).get_batch(keys(range(40)))
-    clean = quiet["SyntheticHands"]["depth"]
+    clean = quiet["depth"]
     is_there, is_left = clean > 0, gappy["depth"] > 0
     assert torch.equal(gappy["depth"][is_left], clean[is_left])
     gone, count = int((is_there & ~is_left).sum()), int(is_there.sum())
@@ -266,10 +210,10 @@ def test_missing_pixels_are_as_many_as_said_and_anywhere(quiet: dict[str, Batch]
     assert abs(both - expected) < 5 * np.sqrt(expected)
 
 
-def test_by_default_each_frame_has_a_noise_and_a_share_of_its_own(quiet: dict[str, Batch]) -> None:
+def test_by_default_each_frame_has_a_noise_and_a_share_of_its_own(quiet: Batch) -> None:
     """Uniform in 0 to 2 mm and in 0 to 5 %: means of 40 within 4 deviations, and both ends come near."""
     noisy = SyntheticHands(split="train").get_batch(keys(range(40)))["depth"]
-    clean = quiet["SyntheticHands"]["depth"]
+    clean = quiet["depth"]
     both = (noisy > 0) & (clean > 0)
     deviations = np.array([float((n - c)[b].std()) for n, c, b in zip(noisy, clean, both, strict=True)])
     shares = 1 - (both.sum((1, 2)) / (clean > 0).sum((1, 2))).numpy()
@@ -287,9 +231,8 @@ def assert_same(first: Batch, second: Batch) -> None:
     assert all(torch.equal(first[name], second[name]) and first[name].dtype == second[name].dtype for name in first)
 
 
-@pytest.mark.parametrize("make", SETS)
-def test_a_frame_is_a_pure_function_of_seed_split_and_index(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = make(split="train", train_size=60)
+def test_a_frame_is_a_pure_function_of_seed_split_and_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = SyntheticHands(split="train", train_size=60)
     index = [7, 3, 58, 3, 20]
     batch = figures.get_batch(keys(index))
     bits = {name: value.clone() for name, value in batch.items()}
@@ -297,19 +240,19 @@ def test_a_frame_is_a_pure_function_of_seed_split_and_index(make: Make, monkeypa
         value.zero_()
     assert_same(figures.get_batch(keys(index)), bits)
     assert_same(pickle.loads(pickle.dumps(figures)).get_batch(keys(index)), bits)
-    monkeypatch.setattr("sightline.areas.pose.sets.synthetic_figures._MAX_CACHE_BYTES", 0)
-    longer = make(split="train", train_size=900)
+    monkeypatch.setattr("sightline.areas.pose.sets.synthetic_hands._MAX_CACHE_BYTES", 0)
+    longer = SyntheticHands(split="train", train_size=900)
     for row, place in reversed(list(enumerate(index))):
         sample = longer[SampleKey(place, epoch=4, seed=9)]
         assert all(torch.equal(sample[name], bits[name][row]) for name in sample)
-    others = (make(split="test"), make(split="train", data_seed=1))
+    others = (SyntheticHands(split="test"), SyntheticHands(split="train", data_seed=1))
     seen = {other.get_batch(keys(range(5)))["joints"].numpy().tobytes() for other in (*others, longer)}
     assert len(seen) == 3
 
 
 def test_a_frame_that_does_not_fit_into_memory_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     one = SyntheticHands(split="train").get_batch(keys([0]))
-    monkeypatch.setattr("sightline.areas.pose.sets.synthetic_figures._MAX_CACHE_BYTES", 100_000)
+    monkeypatch.setattr("sightline.areas.pose.sets.synthetic_hands._MAX_CACHE_BYTES", 100_000)
     hands = SyntheticHands(split="train")
     hands.get_batch(keys(range(10)))
     assert 1 <= len(hands._cache) < 4
@@ -318,34 +261,22 @@ def test_a_frame_that_does_not_fit_into_memory_is_made_again(monkeypatch: pytest
     assert_same(hands.get_batch(keys([0])), one)
 
 
-PINNED = {
-    "SyntheticHands": "680436628ba2f563",
-    "SyntheticBodies": "b5251de3ab023b0b",
-    "top_bodies": "6985ecaac6796d17",
-}
-
-
-@pytest.mark.parametrize("make", SETS)
-def test_pinned_bits(make: Make, quiet: dict[str, Batch]) -> None:
+def test_pinned_bits(quiet: Batch) -> None:
     """An alarm for any change of the content, on any platform: pixels exactly, lengths to a hundredth of a mm."""
-    batch, digest = quiet[make.__name__], hashlib.sha256()
+    batch, digest = quiet, hashlib.sha256()
     digest.update(np.packbits(batch["depth"].numpy() > 0).tobytes())
     for name in ("depth", "joints"):
         digest.update(np.floor(batch[name].double().numpy() * 100 + 0.5).astype("<i4").tobytes())
-    assert digest.hexdigest()[:16] == PINNED[make.__name__]
-    noisy = make(split="test").get_batch(keys(range(20)))
-    assert noisy["depth"].double().mean().item() == pytest.approx(PINNED_MEANS[make.__name__], rel=1e-6)
-
-
-PINNED_MEANS = {"SyntheticHands": 20.18928967, "SyntheticBodies": 161.22654243, "top_bodies": 80.49414592}
+    assert digest.hexdigest()[:16] == "680436628ba2f563"
+    noisy = SyntheticHands(split="test").get_batch(keys(range(20)))
+    assert noisy["depth"].double().mean().item() == pytest.approx(20.18928967, rel=1e-6)
 
 
 # --- what they say of themselves --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", SETS)
-def test_samples_keep_what_the_set_promises(make: Make) -> None:
-    figures = make(split="test", test_size=30)
+def test_samples_keep_what_the_set_promises() -> None:
+    figures = SyntheticHands(split="test", test_size=30)
     batch, facts = figures.get_batch(keys(range(30))), figures.info.facts
     assert set(batch) == {*figures.info.fields, "sample_index"}
     for name, field in figures.info.fields.items():
@@ -354,8 +285,7 @@ def test_samples_keep_what_the_set_promises(make: Make) -> None:
         if field.low is not None and field.high is not None:
             assert field.low <= batch[name].min()
             assert batch[name].max() <= field.high
-    camera: DepthCamera = HAND_CAMERA if make is SyntheticHands else BODY_CAMERA
-    assert torch.equal(batch["camera"][0], torch.from_numpy(camera.intrinsics))
+    assert torch.equal(batch["camera"][0], torch.from_numpy(HAND_CAMERA.intrinsics))
     assert batch["visible"].all()
     assert len(facts["joint_names"]) == facts["num_joints"] == batch["joints"].shape[1]
     assert figures.info.split_sizes == {"train": 1920, "test": 30}
@@ -365,34 +295,15 @@ def test_samples_keep_what_the_set_promises(make: Make) -> None:
 
 
 def test_the_true_reference_is_the_middle_joint() -> None:
-    for make, joint in ((SyntheticHands, "middle_mcp"), (SyntheticBodies, "torso")):
-        truth = make(split="test", reference=TrueJoint())
-        batch, names = truth.get_batch(keys(range(5))), truth.info.facts["joint_names"]
-        assert torch.equal(batch["reference"], batch["joints"][:, names.index(joint)])
-
-
-def test_the_set_is_built_by_its_name_and_told_its_ranges() -> None:
-    """Lists as a config has them; a range of one number is that number."""
-    arguments = {"poses": {"scale": [1.0, 1.0], "flexion_rad": [0.7, 0.7]}, "reference": {"name": "truth"}}
-    hands = registry.data.build(ComponentConfig("synthetic_hands", arguments), facts={"split": "train"})
-    assert hands.info.facts["reference_source"] == "truth (oracle)"
-    joints = hands.figures(range(10)).joints
-    assert np.linalg.norm(joints[:, 6] - joints[:, 5], axis=1) == pytest.approx(44)
-    assert np.linalg.norm(joints[:, 7] - joints[:, 5], axis=1) == pytest.approx(
-        np.hypot(44 + 28 * np.cos(0.7), 28 * np.sin(0.7))
-    )
+    truth = SyntheticHands(split="test", reference=TrueJoint())
+    batch, names = truth.get_batch(keys(range(5))), truth.info.facts["joint_names"]
+    assert torch.equal(batch["reference"], batch["joints"][:, names.index("middle_mcp")])
 
 
 def test_what_is_refused() -> None:
     with pytest.raises(ConfigError, match="synthetic_hands: there is no split 'validation'; it has train and test"):
         SyntheticHands(split="validation")
-    with pytest.raises(ConfigError, match=r"poses.scale: is from 1.2 to 0.8; give the lower number first"):
-        SyntheticHands(split="train", poses={"scale": (1.2, 0.8)})
     with pytest.raises(ConfigError, match=r"noise_mm: is from 3 to 2"):
-        SyntheticBodies(split="train", noise_mm=(3.0, 2.0))
+        SyntheticHands(split="train", noise_mm=(3.0, 2.0))
     with pytest.raises(IndexError, match="synthetic_hands has the samples 0 to 479"):
         SyntheticHands(split="test")[SampleKey(480, 0, 0)]
-    wrong = ComponentConfig("synthetic_bodies", {"view": "front", "poses": {"scal": [1, 1]}, "missing": [0, 2]})
-    told = [str(fault) for fault in registry.data.bind(wrong).faults]
-    assert len(told) == 3
-    assert any("did you mean 'scale'?" in each for each in told)

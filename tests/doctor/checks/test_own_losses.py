@@ -84,9 +84,7 @@ SHIPPED: dict[str, Any] = {
     "intra_modal": make_pairs,
     "intra_modal cross_modal": make_pictured,
     "distillation": lambda folder: make_taught(make(folder), Distillation(num_classes=12)),
-    "heatmap_mse heatmap_cross_entropy joint_l1": lambda folder: make_pose(
-        folder, "losses=[{name: heatmap_mse}, {name: heatmap_cross_entropy}, {name: joint_l1}]"
-    ),
+    "heatmap_mse": make_pose,
     "centre_mse": lambda folder: build(
         read_config(ROOT / "configs/pose/synthetic_hands_scale_net.yaml", ["data.train_size=16", "data.test_size=4"]),
         World(),

@@ -1,49 +1,54 @@
-"""The user's own depth frames with joints, from a folder of images, a file of joints, and the camera's intrinsics."""
+"""The user's own depth frames with joints, from a folder of images, `joints.csv`, and intrinsics in `camera.json`."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
-from collections.abc import Sequence
+import io
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from pathlib import Path, PureWindowsPath
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from sightline.areas.pose.depth_files import DEPTH_KINDS, MIN_RANGE_MM, read_depth, read_depth_png
-from sightline.areas.pose.sets.depth_frames import DepthCamera, FrameSplit
+from sightline.areas.pose.depth_files import DEPTH_KINDS, MIN_RANGE_MM, check_marks, read_depth, read_depth_png
+from sightline.areas.pose.sets.depth_frames import DepthCamera, FrameSplit, Skeleton
 from sightline.areas.pose.sets.depth_sets import (
     DepthSource,
     DepthSpec,
     FrameList,
     PreparedFrames,
     StoredFrames,
-    check_joint_range,
     choose_frames,
     plan_depth_set,
     read_images,
 )
-from sightline.areas.pose.sets.joint_depths import MM_PER, compare_with_images
-from sightline.areas.pose.sets.own_labels import (
-    CAMERA_FILE,
-    CAMERA_KEYS,
-    LABEL_FILE,
-    FrameLabel,
-    JointLabels,
-    StatedCamera,
-    read_camera,
-    read_joint_labels,
-)
-from sightline.areas.pose.sets.skeletons import Skeleton
 from sightline.contract import registry
 from sightline.contract.arguments import PositiveFloat, PositiveFraction, Seed
 from sightline.contract.errors import DataError
-from sightline.store.files.input_files import natural_sort_key
+from sightline.contract.regular_files import parse_json
+from sightline.store.files.input_files import natural_sort_key, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, digest_json
-from sightline.store.prepared.splits import order_by_hash
+from sightline.store.prepared.splits import SPLITS, order_by_hash
 
+LABEL_FILE, CAMERA_FILE = "joints.csv", "camera.json"
+_AXES = "xyz"
+_FORM = "it has the columns frame, NAME_x, NAME_y and NAME_z of every joint, and split if you like"
+_CAMERA_FORM = f'{CAMERA_FILE}: {{"fx": 475.0, "fy": 475.0, "u0": 320.0, "v0": 240.0}}'
+CAMERA_KEYS: Mapping[str, tuple[str, ...]] = {
+    "fx": ("fx",),
+    "fy": ("fy",),
+    "u0": ("u0", "cx", "ppx"),
+    "v0": ("v0", "cy", "ppy"),
+}
+"""Keys of a camera's numbers: ours, those of OpenCV, and those of RealSense."""
+_DISTORTION = ("coeffs", "k1", "k2", "k3", "p1", "p2")
+_MAX_NUMBER = 1e300
+_MM_PER = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
 _MIN_RECORDINGS = 5
 """Recordings below which stretches of frames stand for them when splits are made."""
 _STRETCHES = 10
@@ -92,7 +97,7 @@ class DepthFolder(PreparedFrames):
         for images, that cannot be used; ConfigError for options that do not fit.
         """
         labels = read_joint_labels(root)
-        joints = np.stack([label.joints for label in labels.frames]) * MM_PER[joint_unit]
+        joints = np.stack([label.joints for label in labels.frames]) * _MM_PER[joint_unit]
         _check_joints(labels, joints, joint_unit)
         stated = read_camera(root)
         images = [root / label.frame for label in labels.frames]
@@ -100,9 +105,6 @@ class DepthFolder(PreparedFrames):
         camera = _find_camera(root, labels, stated, read)
         read = partial(read, size_px=camera.size_px)
         notes = [*stated.notes, *_note_unlabelled(root, labels)]
-        notes += compare_with_images(
-            joints, camera, lambda index: read(images[index]), mm_per_unit=mm_per_unit, where=str(labels.path)
-        )
         is_png = mm_per_unit == 1.0 and all(path.suffix.lower() == ".png" for path in images)
         if is_png:
             read = partial(read_depth_png, size_px=camera.size_px, no_return=no_return)
@@ -142,8 +144,6 @@ class DepthFolder(PreparedFrames):
         self.skeleton = Skeleton(
             tuple(self._prepared.manifest["joint_names"]),
             tuple((int(first), int(second)) for first, second in about["bones"]),
-            (),
-            None,
             about["centre"],
             about["cube_mm"],
         )
@@ -216,7 +216,9 @@ def _find_camera(root: Path, labels: JointLabels, stated: StatedCamera, read: pa
             raise DataError(f"{label.where}: there is no image {path}; put it there, or take the line out")
         if path.suffix.lower() not in _KINDS:
             raise DataError(f"{label.where}: {label.frame} is none of {', '.join(_KINDS)}; convert the image to one")
-    height, width = read(root / frames[0].frame).shape
+    first = read(root / frames[0].frame)
+    check_marks(first, root / frames[0].frame, mm_per_unit=read.keywords["mm_per_unit"])
+    height, width = first.shape
     if stated.size_px not in (None, (width, height)):
         raise DataError(
             f"{root / CAMERA_FILE}: is the camera of images of {'{} x {}'.format(*stated.size_px or ())}, "
@@ -226,21 +228,12 @@ def _find_camera(root: Path, labels: JointLabels, stated: StatedCamera, read: pa
 
 
 def _check_joints(labels: JointLabels, joints: np.ndarray, unit: str) -> None:
-    """Raise DataError for joints at or behind the camera, in another unit, and a set without any."""
+    """Raise DataError for joints in another unit, one without any label, and a set without any."""
     depths = joints[..., 2]
     if np.isnan(depths).all():
         raise DataError(f"{labels.path}: labels no joint of any frame")
-    for label, frame_joints in zip(labels.frames, joints, strict=True):
-        check_joint_range(np.nan_to_num(frame_joints), label.where)
-    behind = np.argwhere(depths <= 0)
-    if len(behind):
-        frame, joint = behind[0]
-        raise DataError(
-            f"{labels.frames[frame].where}: {labels.joint_names[joint]} is at z = {depths[frame, joint]:g} mm, at or "
-            "behind the camera; z points forward"
-        )
     median = float(np.nanmedian(depths))
-    if median < MIN_RANGE_MM:
+    if 0 < median < MIN_RANGE_MM:
         raise DataError(
             f"{labels.path}: the joints are {median:.3g} mm from the camera (median), nearer than any camera measures; "
             f"name their unit, which is not {unit}: joint_unit=m or cm"
@@ -264,7 +257,7 @@ def _make_skeleton(labels: JointLabels, joints: np.ndarray, cube_mm: float | Non
     if cube_mm is None:
         reach = np.nanmax(np.abs(joints - joints[:, [middle]]))
         cube_mm = float(np.ceil(2 * _CUBE_MARGIN * reach / 10) * 10)
-    return Skeleton(labels.joint_names, bones, (), None, middle, cube_mm)
+    return Skeleton(labels.joint_names, bones, middle, cube_mm)
 
 
 def _shortest_tree(distances: np.ndarray, root: int) -> tuple[tuple[int, int], ...]:
@@ -319,3 +312,153 @@ def _note_unlabelled(root: Path, labels: JointLabels) -> list[str]:
     names = sorted(path.relative_to(root).as_posix() for path in images)
     others = [name for name in names if name not in labelled and not name.startswith(".")]
     return [f"{len(others)} images have no label and are left out; the first is {others[0]}"] if others else []
+
+
+class FrameLabel(NamedTuple):
+    """Label of one frame: its image's path relative to the folder, its split or "", its joints, and its place.
+
+    `joints` (J, 3) float64 in the unit of the file, NaN for an unlabelled joint.
+    """
+
+    frame: str
+    split: str
+    joints: np.ndarray
+    where: str
+
+
+class JointLabels(NamedTuple):
+    """Labels of all frames, in the order of the file."""
+
+    path: Path
+    joint_names: tuple[str, ...]
+    frames: Sequence[FrameLabel]
+
+
+def read_joint_labels(root: Path) -> JointLabels:
+    """Read `joints.csv` of a folder. Raises DataError with file and line for labels that cannot be used."""
+    path = root / LABEL_FILE
+    if not path.is_file():
+        raise DataError(f"{root}: has no {LABEL_FILE}; write one: {_FORM}")
+    try:
+        rows = list(csv.reader(io.StringIO(read_file(path).decode("utf-8-sig")), strict=True))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except csv.Error as error:
+        raise DataError(f"{path}: is not a CSV file ({error}); {_FORM}") from error
+    header = [name.strip() for name in rows[0]] if rows else []
+    names = _read_joint_names(path, header)
+    frames = [
+        _read_row(root, f"{path}:{number}", header, row, names)
+        for number, row in enumerate(rows[1:], start=2)
+        if any(cell.strip() for cell in row)
+    ]
+    _check_frames(path, names, frames)
+    return JointLabels(path, names, frames)
+
+
+def _read_joint_names(path: Path, header: Sequence[str]) -> tuple[str, ...]:
+    """Return the joints that the header names, in its order. Raises DataError for a header of another form."""
+    names = list(dict.fromkeys(column[:-2] for column in header if column[-2:] in ("_x", "_y", "_z")))
+    needed = ["frame", *(f"{name}_{axis}" for name in names for axis in _AXES)]
+    faults = ["names no joint"] if not names else []
+    faults += [f"has no column '{column}'" for column in needed if column not in header]
+    faults += [f"has the column '{column}' twice" for column in header if header.count(column) > 1]
+    faults += [
+        f"has the column '{column}', which is none of a joint" for column in header if column not in [*needed, "split"]
+    ]
+    if faults:
+        raise DataError(f"{path}:1: {faults[0]}; {_FORM}")
+    return tuple(names)
+
+
+def _read_row(root: Path, where: str, header: Sequence[str], row: Sequence[str], names: Sequence[str]) -> FrameLabel:
+    if len(row) != len(header):
+        raise DataError(f"{where}: has {len(row)} columns, the first line has {len(header)}; mend the line")
+    cells = dict(zip(header, map(str.strip, row), strict=True))
+    frame = cells["frame"]
+    if "\\" in frame and not (root / frame).is_file():  # as Windows writes paths
+        frame = PureWindowsPath(frame).as_posix()
+    return FrameLabel(
+        frame, cells.get("split", ""), np.array([_parse_joint(where, name, cells) for name in names]), where
+    )
+
+
+def _parse_joint(where: str, name: str, cells: Mapping[str, str]) -> list[float]:
+    """Parse the coordinates of a joint; NaN where all three cells are empty."""
+    texts = {f"{name}_{axis}": cells[f"{name}_{axis}"] for axis in _AXES}
+    if not any(texts.values()):
+        return [math.nan] * 3
+    numbers = []
+    for column, text in texts.items():
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise DataError(
+                f"{where}: {column} is {text[:40]!r}, a number is needed; leave all three cells of an unlabelled joint "
+                "empty"
+            )
+        numbers.append(number)
+    return numbers
+
+
+def _check_frames(path: Path, names: Sequence[str], frames: Sequence[FrameLabel]) -> None:
+    """Raise DataError for no frames, one joint, a frame twice, a path out of the folder, and wrong splits."""
+    if not frames:
+        raise DataError(f"{path}: labels no frame; {_FORM}")
+    if len(names) < 2:
+        raise DataError(f"{path}: names {len(names)} joint, at least two are needed")
+    places: dict[str, str] = {}
+    for label in frames:
+        image = Path(label.frame)
+        if not label.frame or image.is_absolute() or PureWindowsPath(label.frame).drive or ".." in image.parts:
+            raise DataError(
+                f"{label.where}: {label.frame[:60]!r} is not a path in the folder; name the image from there on"
+            )
+        if label.frame in places:
+            raise DataError(f"{label.where}: {label.frame} is labelled a second time, first in {places[label.frame]}")
+        if label.split not in ("", *SPLITS):
+            raise DataError(f"{label.where}: the split is {label.split[:40]!r}, it must be {', '.join(SPLITS)}")
+        places[label.frame] = label.where
+    splits = {label.split for label in frames}
+    if splits != {""} and ("" in splits or not {"train", "test"} <= splits):
+        first = next((label for label in frames if not label.split), frames[0])
+        raise DataError(f"{first.where}: name the split of every frame, train and test among them, or of none")
+
+
+class StatedCamera(NamedTuple):
+    """Intrinsics in pixels by the names of `CAMERA_KEYS`; width and height of the images if stated; notes."""
+
+    intrinsics: Mapping[str, float]
+    size_px: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_camera(root: Path) -> StatedCamera:
+    """Read `camera.json` of a folder. Raises DataError for a key that is missing, no number, or stated twice."""
+    path = root / CAMERA_FILE
+    if not path.is_file():
+        raise DataError(f"{root}: has no {CAMERA_FILE}, the intrinsics in pixels; write {_CAMERA_FORM}")
+    try:
+        document = parse_json(read_file(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is not JSON ({' '.join(str(error).split())[:80]})") from error
+    keys = document if isinstance(document, dict) else {}
+    numbers = {}
+    for name, spellings in CAMERA_KEYS.items():
+        stated = [key for key in spellings if key in keys]
+        if len(stated) != 1:
+            fault = f"states {' and '.join(stated)}" if stated else f"has no {' or '.join(spellings)}"
+            raise DataError(f"{path}: {fault}; it has {', '.join(keys)[:100] or 'no keys'}; write {_CAMERA_FORM}")
+        numbers[name] = _parse_number(path, stated[0], keys[stated[0]])
+    size = [_parse_number(path, key, keys.get(key, 0)) for key in ("width", "height")]
+    distorted = [key for key in _DISTORTION if key in keys and np.any(np.array(keys[key], dtype=object) != 0)]
+    notes = tuple(f"{CAMERA_FILE}: {key} is not 0, and lens distortion is not applied" for key in distorted)
+    return StatedCamera(numbers, (int(size[0]), int(size[1])) if min(size) > 0 else None, notes)
+
+
+def _parse_number(path: Path, key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MAX_NUMBER:
+        raise DataError(f"{path}: {key} is {str(value)[:40]!r}, a number of pixels is needed")
+    return float(value)

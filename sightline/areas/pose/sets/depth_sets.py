@@ -16,9 +16,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from sightline.areas.pose.sets.depth_frames import DepthCamera, DepthFrames, FrameSplit, frames_info
-from sightline.areas.pose.sets.references import DepthFrame
-from sightline.areas.pose.sets.skeletons import Skeleton
+from sightline.areas.pose.sets.depth_frames import (
+    DepthCamera,
+    DepthFrame,
+    DepthFrames,
+    FrameSplit,
+    Skeleton,
+    frames_info,
+)
 from sightline.contract.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo
@@ -50,7 +55,6 @@ class DepthSpec(SetSpec):
     split_note: str
     mm_per_unit: float = 1.0
     invalid_note: str = _MISSING
-    has_regions: bool = False
 
     def list_entries(self) -> dict[str, Any]:
         """Return the entries of the card that are computed."""
@@ -66,7 +70,7 @@ class FrameList:
     listed and whose image is missing; `joints(first, last)` returns their joints (count, J, 3) float64 in mm in the
     camera's frame, and is None without labels. `images` are the files of the frames, if each has its own; `files` are
     all others. `visible` (frames, J) and `is_valid` (frames,) are None if all are. `groups` is the recording of each
-    frame, or None where stretches of a thousand stand for recordings; `regions` (frames, 4) the figure's rectangle.
+    frame, or None where stretches of a thousand stand for recordings.
     """
 
     split: str
@@ -78,7 +82,6 @@ class FrameList:
     groups: np.ndarray | None = None
     visible: np.ndarray | None = None
     is_valid: np.ndarray | None = None
-    regions: np.ndarray | None = None
 
     def list_shards(self, spec: DepthSpec, depth_type: str) -> Iterator[Shard]:
         """Divide the list into shards of a thousand frames."""
@@ -126,8 +129,6 @@ class FrameList:
             "group": index // BLOCK_LINES if self.groups is None else self.groups[index],
             "is_valid": is_valid,
         }
-        if spec.has_regions:
-            values["region_px"] = np.zeros(4) if self.regions is None else self.regions[index]
         return SampleRow(name, where, values)
 
     def _check_before_camera(self, joints: np.ndarray, first: int) -> None:
@@ -219,7 +220,6 @@ class PreparedFrames(PreparedData, DepthFrames):
         split: str,
         root: str | None = None,
         reference: ReferencePoint | None = None,
-        joints: tuple[str, ...] = (),
         validation_share: FractionBelowOne = 0.1,
         split_seed: Seed = 0,
     ) -> None:
@@ -227,7 +227,7 @@ class PreparedFrames(PreparedData, DepthFrames):
         self._frames_stored, part = self.choose(split, share=validation_share, seed=split_seed)
         self._starts = self._frames_stored.starts()
         self._names: list[str] = []
-        super().__init__(part=part, camera=self.camera, skeleton=self.skeleton, reference=reference, joints=joints)
+        super().__init__(part=part, camera=self.camera, skeleton=self.skeleton, reference=reference)
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -249,9 +249,9 @@ class PreparedFrames(PreparedData, DepthFrames):
         return plan_depth_set(cls.spec, cls.read_source(root), root)
 
     @classmethod
-    def expected_info(cls, *, joints: tuple[str, ...] = ()) -> DataInfo:
+    def expected_info(cls) -> DataInfo:
         """Return the DataInfo expected before preparation, without counts."""
-        return frames_info(cls.camera, cls.skeleton.select_joints(joints), farthest_mm=cls.farthest_mm)
+        return frames_info(cls.camera, cls.skeleton, farthest_mm=cls.farthest_mm)
 
     def choose(self, split: str, *, share: float, seed: int) -> tuple[StoredFrames, FrameSplit]:
         """Choose the frames of a split of a set that is stored as `train` and `test`."""
@@ -291,13 +291,10 @@ class PreparedFrames(PreparedData, DepthFrames):
             width_px=self._camera.width_px,
             height_px=self._camera.height_px,
         )
-        edges = self._prepared.row(split, "region_px", row) if "region_px" in manifest["columns"] else np.zeros(4)
-        left, top, right, bottom = (int(edge) for edge in edges)
         return DepthFrame(
             depth.astype(np.float32) * np.float32(manifest["mm_per_unit"]),
             np.array(self._prepared.row(split, "joints", row)),
             np.array(self._prepared.row(split, "visible", row)),
-            (left, top, right, bottom) if right > left else None,
         )
 
 
@@ -309,14 +306,13 @@ def choose_frames(
     *,
     share: float,
     seed: int,
-    left_out: np.ndarray | None = None,
     is_held: np.ndarray | None = None,
 ) -> tuple[StoredFrames, FrameSplit]:
     """Choose the frames of a split; whole groups of training frames (`share` of them) are held out for validation.
 
-    `is_held` marks the held-out frames where the set states them: then none are drawn. Frames marked in `left_out`, and
-    unusable frames, do not train. Every valid frame is tested; a test split without labels can be read, but is missing
-    from `sizes`, so that nothing is scored on it. Raises DataError for an unknown split.
+    `is_held` marks the held-out frames where the set states them: then none are drawn. Unusable frames do not train.
+    Every valid frame is tested; a test split without labels can be read, but is missing from `sizes`, so that nothing
+    is scored on it. Raises DataError for an unknown split.
     """
     root = training.prepared.root
     if split not in SPLITS:
@@ -327,7 +323,7 @@ def choose_frames(
         names, group = np.unique(groups, return_inverse=True)
         drawn = stratified_split(len(names), None, share=share, seed=seed)[1] if share else np.zeros(0, dtype=np.int64)
         is_held = np.isin(group, drawn)
-    usable = training.usable_mask() if left_out is None else training.usable_mask() & ~left_out
+    usable = training.usable_mask()
     indices = {
         "train": np.flatnonzero(usable & ~is_held),
         "validation": np.flatnonzero(usable & is_held),
@@ -364,7 +360,6 @@ def plan_depth_set(
         "num_measured": ColumnSpec((), "int32"),
         "group": ColumnSpec((), "int32"),
         "is_valid": ColumnSpec((), "bool"),
-        **({"region_px": ColumnSpec((4,), "int32")} if spec.has_regions else {}),
     }
     return PreparationPlan(
         set_name=spec.name,

@@ -1,29 +1,42 @@
-"""Sets of depth images of hands with a train and a test part of their own: HANDS 2017, ICVL and NYU."""
+"""Sets of depth images of hands: HANDS 2017, ICVL and NYU with their own test part, MSRA with a subject left out."""
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Le
 
-from sightline.areas.pose.depth_files import read_colour_png, read_depth_png
-from sightline.areas.pose.sets.depth_frames import DepthCamera
+from sightline.areas.pose.depth_files import read_colour_png, read_depth_png, read_windowed_depth
+from sightline.areas.pose.sets.depth_frames import (
+    HAND_14,
+    HAND_16,
+    HAND_21,
+    HAND_21_BY_LEVEL,
+    DepthCamera,
+    FrameSplit,
+)
 from sightline.areas.pose.sets.depth_sets import (
     DepthSource,
     DepthSpec,
     FrameList,
     PreparedFrames,
+    StoredFrames,
     check_joint_range,
+    choose_frames,
     read_images,
 )
-from sightline.areas.pose.sets.skeletons import HAND_14, HAND_16, HAND_21_BY_LEVEL
 from sightline.contract import registry
+from sightline.contract.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.contract.errors import DataError
-from sightline.ops.pinhole import project_points, unproject_pixels
+from sightline.contract.types import Folds
+from sightline.ops.pinhole import unproject_pixels
 from sightline.store.files.input_files import get_again
 from sightline.store.files.mat_files import read_mat
-from sightline.store.files.text_tables import BLOCK_LINES, LabelLines
+from sightline.store.files.text_tables import LabelLines, parse_count, parse_rows, read_text
 
 _TRAINING = "training/Training_Annotation.txt"
 _BOXES = "frame/BoundingBox.txt"
@@ -35,8 +48,8 @@ _STRETCHES = "train and test are the set's own; stretches of train are held out 
 class Hands2017(PreparedFrames):
     """Hands of five subjects train; of ten test, for which labels came later. 21 joints, mm, y down, z forward.
 
-    A test split without labels can be read, and is not scored. Its bounding boxes limit the search for the centre of
-    mass. `validation_share` of the blocks of a thousand frames, by `split_seed`, choose the checkpoint.
+    A test split without labels can be read, and is not scored. `validation_share` of the blocks of a thousand frames,
+    by `split_seed`, choose the checkpoint.
     Source: Yuan et al. 2017, The 2017 Hands in the Million Challenge on 3D Hand Pose Estimation.
     """
 
@@ -50,14 +63,13 @@ class Hands2017(PreparedFrames):
         published={"train": 957_032, "test": 295_510},
         orientation="camera's frame, x right, y down, z forward",
         split_note=_STRETCHES,
-        has_regions=True,
     )
 
     @classmethod
     def read_source(cls, root: Path) -> DepthSource:
         """List the frames of both splits, if there are test images.
 
-        Raises DataError with file and line for labels that are not 63 numbers and boxes that are not four.
+        Raises DataError with file and line for labels that are not 63 numbers.
         """
         labels = LabelLines(root / _TRAINING, num_columns=63)
         lists = [_hands2017_frames(root, "train", labels, labels)]
@@ -76,8 +88,8 @@ def _hands2017_frames(root: Path, split: str, lines: LabelLines, labels: LabelLi
     for row, name in enumerate(lines.names):
         if not name.endswith(".png") or "/" in name or "\\" in name:
             raise get_again(f"{lines.path}:{row + 1}: {name[:60]!r} is not the name of a PNG file")
-    if is_test and labels is not None:
-        _check_names(lines, labels)
+    if labels is not None and len(labels) != len(lines):
+        raise DataError(f"{labels.path}: has {len(labels)} lines, {lines.path.name} has {len(lines)}; get both again")
     folder = root / ("frame" if is_test else "training") / "images"
     images = [folder / name for name in lines.names]
     return FrameList(
@@ -87,43 +99,11 @@ def _hands2017_frames(root: Path, split: str, lines: LabelLines, labels: LabelLi
         joints=None if labels is None else lambda first, last: _read_rows(labels, first, last, 21),
         files=tuple({file.path: None for file in (lines, labels) if file is not None}),
         images=images,
-        regions=_read_regions(lines) if is_test else None,
     )
 
 
 def _read_rows(labels: LabelLines, first: int, last: int, num_joints: int) -> np.ndarray:
     return labels.rows(first, last - first).reshape(last - first, num_joints, 3)
-
-
-def _read_regions(boxes: LabelLines) -> np.ndarray:
-    """Read the bounding boxes (frames, 4) int64: left, top, right, bottom within the image, the last two excluded."""
-    starts = range(0, len(boxes), BLOCK_LINES)
-    corners = np.concatenate([boxes.rows(first, min(BLOCK_LINES, len(boxes) - first)) for first in starts])
-    low = np.clip(np.floor(corners[:, :2]), 0, Hands2017.camera.size_px)
-    high = np.clip(np.ceil(corners[:, 2:]) + 1, 0, Hands2017.camera.size_px)
-    empty = np.flatnonzero((corners[:, 2:] <= corners[:, :2]).any(axis=1) | (high <= low).any(axis=1))
-    if len(empty):
-        row = int(empty[0])
-        edges = " ".join(f"{edge:g}" for edge in corners[row])
-        raise DataError(
-            f"{boxes.path}:{row + 1}: {edges} is not a box in the image; left, top, right and bottom are needed: get "
-            "the file again"
-        )
-    regions: np.ndarray = np.concatenate((low, high), axis=1).astype(np.int64)
-    return regions
-
-
-def _check_names(boxes: LabelLines, labels: LabelLines) -> None:
-    """Raise DataError unless the labels of the test split list the same images in the same order as its boxes."""
-    if len(boxes) != len(labels):
-        raise DataError(
-            f"{labels.path}: has {len(labels)} lines, {boxes.path.name} has {len(boxes)}; get both files again"
-        )
-    for row, (name, label) in enumerate(zip(boxes.names, labels.names, strict=True)):
-        if label.replace("\\", "/").rpartition("/")[2] != name:
-            raise DataError(
-                f"{labels.path}:{row + 1}: is of {label[-40:]}, {boxes.path.name} has {name} there; get both again"
-            )
 
 
 @registry.data.add("icvl_hands")
@@ -184,8 +164,6 @@ def _icvl_frames(path: Path, split: str) -> FrameList:
 _LABELS = "joint_data.mat"
 _EVALUATED = (0, 3, 6, 9, 12, 15, 18, 21, 24, 25, 27, 30, 31, 32)
 """Indices of the evaluated joints among 36: tips and middles from the little finger on, wrist and palm."""
-_MAX_OFFSET_PX = 10.0
-"""Maximum median distance between the labels in mm and in pixels; in the release it is below one pixel."""
 
 
 @registry.data.add("nyu_hands")
@@ -212,8 +190,7 @@ class NyuHands(PreparedFrames):
     def read_source(cls, root: Path) -> DepthSource:
         """List the frames of both splits.
 
-        Raises DataError for labels that are not (3, frames, 36, 3) or do not project to the labels in pixels, and for
-        images without labels.
+        Raises DataError for labels that are not (3, frames, 36, 3), and for images without labels.
         """
         return DepthSource("png_colour", "uint16", [_nyu_frames(root / split) for split in ("train", "test")])
 
@@ -237,18 +214,147 @@ def _nyu_frames(folder: Path) -> FrameList:
 
 def _read_joints(path: Path) -> np.ndarray:
     """Read the evaluated joints (frames, 14, 3) of view 1, in mm."""
-    world, pixels = (read_mat(path, key).astype(np.float64) for key in ("joint_xyz", "joint_uvd"))
-    if world.ndim != 4 or world.shape[0] != 3 or world.shape[2:] != (36, 3) or pixels.shape != world.shape:
-        raise get_again(
-            f"{path}: joint_xyz is {world.shape} and joint_uvd {pixels.shape}, (3, frames, 36, 3) are needed"
-        )
+    world = read_mat(path, "joint_xyz").astype(np.float64)
+    if world.ndim != 4 or world.shape[0] != 3 or world.shape[2:] != (36, 3):
+        raise get_again(f"{path}: joint_xyz is {world.shape}, (3, frames, 36, 3) are needed")
     check_joint_range(world[0], f"{path}: joint_xyz[0]")
-    projected = project_points(world[0], NyuHands.camera.intrinsics)[..., :2]
-    distance_px = float(np.median(np.abs(projected - pixels[0, ..., :2]).max(axis=-1)))
-    if not distance_px <= _MAX_OFFSET_PX:
-        raise DataError(
-            f"{path}: the joints of view 1 appear {distance_px:.0f} px from where joint_uvd has them; the two are of "
-            "other views or units: get the file again"
-        )
     joints: np.ndarray = world[0][:, _EVALUATED]
     return joints
+
+
+SubjectIndex = Annotated[int, Ge(0), Le(8)]
+"""Index of one of the nine subjects."""
+_SUBJECTS = tuple(f"P{subject}" for subject in range(9))
+_GESTURES = ("1", "2", "3", "4", "5", "6", "7", "8", "9", "I", "IP", "L", "MP", "RP", "T", "TIP", "Y")
+_COUNTS = dict(zip(_SUBJECTS, (8499, 8499, 8406, 8498, 8500, 8497, 8498, 8498, 8496), strict=True))
+_TWO_COPIES = (
+    "two copies of MSRA are about, of 76,391 and of 76,375 frames; they differ in several sequences, so that files "
+    "made for the one do not fit the other"
+)
+
+
+@registry.data.add("msra_hands")
+class MsraHands(PreparedFrames):
+    """Hands of the subjects but one to train on; the frames of `subject` test. 21 joints, mm, y up, z forward.
+
+    `validation_share` of the sequences (a gesture of a subject) of the training subjects, by `split_seed`, choose the
+    checkpoint.
+    Source: Sun et al. 2015, Cascaded Hand Pose Regression; the protocol of leaving one subject out.
+    """
+
+    spec = DepthSpec(
+        name="msra_hands",
+        what="cvpr15_MSRAHandGestureDB (P<0 to 8>/<gesture>/joint.txt and <000000>_depth.bin)",
+        marks=_SUBJECTS,
+        inner=("cvpr15_MSRAHandGestureDB",),
+        camera=DepthCamera(241.42, -241.42, 160.0, 120.0, 320, 240),
+        skeleton=HAND_21,
+        published=_COUNTS,
+        orientation="camera's frame, x right, y up, z forward (negated: files have it negative)",
+        split_note="a part for each subject; data.subject is the one for testing",
+        invalid_note="",
+        entries=lambda: {"frames": sum(_COUNTS.values())},
+    )
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | None = None,
+        subject: SubjectIndex = 0,
+        reference: ReferencePoint | None = None,
+        validation_share: FractionBelowOne = 0.1,
+        split_seed: Seed = 0,
+    ) -> None:
+        self._subject = subject
+        super().__init__(
+            split=split, root=root, reference=reference, validation_share=validation_share, split_seed=split_seed
+        )
+
+    def choose(self, split: str, *, share: float, seed: int) -> tuple[StoredFrames, FrameSplit]:
+        """Choose the frames of a split. Raises DataError for a subject that is not there."""
+        tested = f"P{self._subject}"
+        if tested not in self._prepared.splits:
+            available = ", ".join(self._prepared.splits)
+            raise DataError(
+                f"{self._prepared.root}: holds no {tested}, it holds {available}; set data.subject to one of these"
+            )
+        training, testing = self.stored(*(name for name in _SUBJECTS if name != tested)), self.stored(tested)
+        lengths = np.diff(training.starts())
+        sequences = np.repeat(np.arange(len(lengths)), lengths) * len(_GESTURES) + training.column("group")
+        frames, part = choose_frames(split, training, testing, sequences, share=share, seed=seed)
+        return frames, dataclasses.replace(part, words={"subject": str(self._subject)}, if_counts_differ=_TWO_COPIES)
+
+    @classmethod
+    def read_source(cls, root: Path) -> DepthSource:
+        """List the gestures of each subject. Raises DataError where images and labels are not as many."""
+        lists, missing = [], []
+        for subject in _SUBJECTS:
+            if not (root / subject).is_dir():
+                missing.append(subject)
+                continue
+            for index, gesture in enumerate(_GESTURES):
+                folder = root / subject / gesture
+                if folder.is_dir():
+                    lists.append(_msra_frames(folder, index))
+                else:
+                    missing.append(f"{subject}/{gesture}")
+        if not lists:
+            raise DataError(f"{root}: holds no gesture of any subject, such as P0/1/joint.txt; get the data again")
+        notes = [f"folders that are not there: {', '.join(missing)}"] if missing else []
+        return DepthSource("msra_bin", "float32", lists, notes=notes)
+
+    def _folds(self) -> Folds:
+        return Folds(tuple(self._prepared.splits), (f"P{self._subject}",))
+
+
+def _msra_frames(folder: Path, gesture: int) -> FrameList:
+    images, subject = _list_images(folder), folder.parent.name
+    return FrameList(
+        split=subject,
+        names=[f"{subject}/{folder.name}/{path.name.removesuffix('_depth.bin')}" for path in images],
+        depths=read_images(images, partial(read_windowed_depth, size_px=MsraHands.camera.size_px)),
+        joints=lambda first, last: _read_msra_joints(folder / "joint.txt", len(images))[first:last],
+        files=(folder / "joint.txt",),
+        images=images,
+        groups=np.full(len(images), gesture),
+    )
+
+
+def _list_images(folder: Path) -> tuple[Path, ...]:
+    """List the images of a sequence: one for each line of its labels, numbered from 0 without a gap."""
+    labels = folder / "joint.txt"
+    first = read_text(labels).split("\n", 1)[0].strip()
+    num_frames = parse_count(first)
+    if num_frames is None:
+        raise DataError(f"{labels}:1: {first[:40]!r} is not the number of frames; get the file again")
+    existing = {path.name for path in folder.glob("*_depth.bin")}
+    missing = next((name for name in map(_image_name, range(num_frames)) if name not in existing), None)
+    if missing is not None or len(existing) != num_frames:
+        fault = f"{missing} is missing" if missing else "there are images without labels"
+        raise DataError(
+            f"{folder}: has {len(existing)} images, joint.txt announces {num_frames}, and {fault}; the download is not "
+            "complete: get the folder again"
+        )
+    return tuple(folder / _image_name(number) for number in range(num_frames))
+
+
+def _image_name(number: int) -> str:
+    return f"{number:06d}_depth.bin"
+
+
+def _read_msra_joints(path: Path, num_frames: int) -> np.ndarray:
+    """Read the joints (frames, 21, 3) in mm, z forward; the first line of the file is the number of frames."""
+    lines = read_text(path).rstrip().split("\n")[1:]
+    if len(lines) != num_frames:
+        raise DataError(f"{path}:1: announces {num_frames} frames, {len(lines)} lines follow; get the file again")
+    numbers = range(2, len(lines) + 2)
+    joints = parse_rows(lines, numbers, path=path, num_columns=3 * len(HAND_21)).reshape(num_frames, -1, 3)
+    behind = np.flatnonzero((joints[..., 2] >= 0).any(axis=1))
+    if len(behind):
+        raise DataError(
+            f"{path}:{int(behind[0]) + 2}: a joint has z = {joints[behind[0], :, 2].max():g}, in files of this set z "
+            "is negative before the camera; these are labels of another version"
+        )
+    flipped: np.ndarray = joints * (1.0, 1.0, -1.0)
+    return flipped

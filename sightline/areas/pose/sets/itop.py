@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from sightline.areas.pose.sets.depth_frames import DepthCamera, FrameSplit
+from sightline.areas.pose.sets.depth_frames import BODY_15, DepthCamera, DepthFrame, FrameSplit
 from sightline.areas.pose.sets.depth_sets import (
     DepthSource,
     DepthSpec,
@@ -19,8 +19,6 @@ from sightline.areas.pose.sets.depth_sets import (
     StoredFrames,
     choose_frames,
 )
-from sightline.areas.pose.sets.references import DepthFrame
-from sightline.areas.pose.sets.skeletons import BODY_15
 from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.contract.errors import DataError
@@ -73,18 +71,12 @@ class Itop(PreparedFrames):
         root: str | None = None,
         view: Literal["side", "top"] = "side",
         reference: ReferencePoint | None = None,
-        joints: tuple[str, ...] = (),
         validation_share: FractionBelowOne = 0.1,
         split_seed: Seed = 0,
     ) -> None:
         self._view = view
         super().__init__(
-            split=split,
-            root=root,
-            reference=reference,
-            joints=joints,
-            validation_share=validation_share,
-            split_seed=split_seed,
+            split=split, root=root, reference=reference, validation_share=validation_share, split_seed=split_seed
         )
 
     def choose(self, split: str, *, share: float, seed: int) -> tuple[StoredFrames, FrameSplit]:

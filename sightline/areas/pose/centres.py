@@ -1,27 +1,110 @@
-"""Reference points of a data set, predicted by a refiner and written as files of V2V-PoseNet's format."""
+"""Reference points that a refiner predicts, a run of the task `centre`: of single frames, and of a whole data set."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
 
-from sightline.areas.pose.frame_centres import assert_refiner, get_centre_of_mass
-from sightline.areas.pose.sets.depth_frames import DepthFrames
-from sightline.areas.pose.sets.references import NoCentreError
+from sightline.areas.pose.sets.depth_frames import CentreOfMass, DepthFrames, NoCentreError
 from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, UserError
-from sightline.contract.types import Batch, SampleKey
+from sightline.contract.members import TaskMembers, TransformMembers
+from sightline.contract.types import Batch, DataInfo, Sample, SampleKey
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
-from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from sightline.workbench.predict.prediction import InferencePipeline
 
 FileSplit = Literal["train", "test"]
+INPUTS = ("depth", "camera", "reference")
+"""Fields of a frame's sample, without labels."""
+
+
+def assert_refiner(run: TrainedRun) -> None:
+    """Raise ConfigError for a run that does not refine reference points."""
+    if "centre_mm" not in TaskMembers.predicts.get(registry.tasks.entry(run.config.task).builder):
+        raise ConfigError(
+            f"{run.path}: the task '{run.config.task.name}' predicts no centres; give a run of the task centre"
+        )
+
+
+def assert_depth_run(run: TrainedRun, info: DataInfo) -> None:
+    """Raise ConfigError for a run that was not trained on depth images."""
+    missing = [name for name in INPUTS if name not in info.fields]
+    if missing:
+        raise ConfigError(
+            f"{run.path}: was trained on {', '.join(info.fields)}, without {', '.join(missing)}; not on depth images"
+        )
+
+
+def get_centre_of_mass(run: TrainedRun) -> CentreOfMass:
+    """Return the centre-of-mass settings of a run's set; the defaults if it uses other reference points."""
+    for block in registry.data.bind(run.config.data).blocks.get("reference", ()):
+        if block.entry.name == "centre_of_mass":
+            settings: CentreOfMass = block.build(facts={})
+            return settings
+    return CentreOfMass()
+
+
+def frame_sample(depth: np.ndarray, camera: np.ndarray, point_mm: np.ndarray) -> Sample:
+    """Make the sample of a frame for a depth run."""
+    return {"depth": depth, "camera": camera, "reference": point_mm.astype(np.float32)}
+
+
+def without_target_transforms(transforms: Sequence[NamedTransform], info: DataInfo) -> list[NamedTransform]:
+    """Return the transforms without those that draw targets: these need labels, and only add fields.
+
+    A transform that needs labels and adds nothing changes the network's input by them, and stays, to raise an error.
+    """
+    labels = info.fields.keys() - set(INPUTS)
+
+    def draws_targets(transform: NamedTransform) -> bool:
+        needs_labels = labels & inspect.signature(transform.apply.__call__).parameters.keys()
+        return bool(needs_labels and TransformMembers.adds.get(transform.apply))
+
+    return [transform for transform in transforms if not draws_targets(transform)]
+
+
+class Refiner:
+    """Run of the task `centre` on one frame at a time, before the `camera` (4,) of the run that it refines for."""
+
+    def __init__(self, run: TrainedRun, camera: np.ndarray, world: World) -> None:
+        assert_refiner(run)
+        info = run.files.inputs
+        assert_depth_run(run, info)
+        _assert_same_y(run, camera[1], "the run that it refines for")
+        self._camera = camera
+        self._pipeline = InferencePipeline(
+            run,
+            info,
+            world,
+            fields={name: info.fields[name] for name in INPUTS},
+            source="a depth image",
+            transforms=without_target_transforms(run.transforms, info),
+        )
+
+    def __call__(self, path: Path, depth: np.ndarray, point_mm: np.ndarray) -> np.ndarray:
+        """Refine the point (3,) in mm of the depth image (H, W) of a file."""
+        batch = self._pipeline.make_batch([path], [frame_sample(depth, self._camera, point_mm)])
+        centre: np.ndarray = _predict_centres(self._pipeline, batch)[0]
+        return centre
+
+
+def _predict_centres(pipeline: InferencePipeline, batch: Batch) -> np.ndarray:
+    """Predict the centres (B, 3) float64 in mm of a batch."""
+    centres: np.ndarray = pipeline.predict(pipeline.model_inputs(batch))["centre_mm"].double().cpu().numpy()
+    return centres
+
+
+def _assert_same_y(refiner: TrainedRun, fy: float, other: str) -> None:
+    if refiner.facts["camera_px"][1] * fy < 0:
+        raise ConfigError(f"{refiner.path}: was trained with Y pointing the other way than in {other}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,15 +112,12 @@ class FrameCentres:
     """Reference points of the frames of a split of a set's files, in the order of the files.
 
     `points_mm` (F, 3) float32 and `is_known` (F,): false for frames without a measured pixel, and for those that the
-    set leaves out. `error_mm` is the mean distance from the true middle joint over the frames that show it, and
-    `reference_error_mm` that of the centres of mass; NaN if there are none. `notes` are lines for the user.
+    set leaves out. `notes` are lines for the user.
     """
 
     points_mm: np.ndarray
     is_known: np.ndarray
-    error_mm: float
-    reference_error_mm: float
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def to_text(self) -> str:
         """Format the text of a file: `x y z` in mm for every frame, exact in float32, or `invalid`.
@@ -60,42 +140,27 @@ def find_centres(refiner: TrainedRun, config: RunConfig, *, split: FileSplit, wo
     assert_refiner(refiner)
     sets = _build_sets(refiner, config, split)
     _assert_unseen(refiner, config, sets[0])
-    pipeline = InferencePipeline(
-        refiner, sets[0].info, world, fields=sets[0].info.fields, source=f"data set '{config.data.name}'"
-    )
+    info = sets[0].info
+    pipeline = InferencePipeline(refiner, info, world, fields=info.fields, source=f"data set '{config.data.name}'")
     points = np.zeros((sets[0].part.num_ordered, 3), dtype=np.float32)
     is_known = np.zeros(len(points), dtype=bool)
-    errors: list[np.ndarray] = []
-    joint = int(refiner.facts["centre_joint"])
     try:
         for frames in sets:
             for batch in _read_batches(frames, refiner):
-                centres_mm = pipeline.predict(pipeline.model_inputs(batch))["centre_mm"].double().cpu().numpy()
                 frame_indices = frames.frame_indices[batch["sample_index"].numpy()]
-                points[frame_indices], is_known[frame_indices] = centres_mm, True
-                errors.append(_compute_errors(batch, centres_mm, joint))
+                points[frame_indices], is_known[frame_indices] = _predict_centres(pipeline, batch), True
     finally:
         refiner.model.cpu()  # a loaded run keeps its model on the CPU
-    all_errors = np.concatenate([*errors, np.zeros((0, 2))])
-    error_mm, reference_error_mm = all_errors.mean(axis=0).tolist() if len(all_errors) else (np.nan, np.nan)
-    return FrameCentres(
-        points, is_known, error_mm, reference_error_mm, tuple(_make_notes(refiner, config, split, is_known))
-    )
+    return FrameCentres(points, is_known, tuple(_make_notes(refiner, config, split, is_known)))
 
 
 def _build_sets(refiner: TrainedRun, config: RunConfig, split: FileSplit) -> list[DepthFrames]:
     """Build the splits of a config's set in one split of its files, about the refiner's reference points."""
-    centre_of_mass = get_centre_of_mass(refiner)
-    reference = {
-        "name": "centre_of_mass",
-        "passes": centre_of_mass.passes,
-        "near_mm": centre_of_mass.near_mm,
-        "far_mm": centre_of_mass.far_mm,
-    }
+    mass = get_centre_of_mass(refiner)
+    reference = {"name": "centre_of_mass", "passes": mass.passes, "near_mm": mass.near_mm, "far_mm": mass.far_mm}
     data = config.data
     if issubclass(registry.data.entry(data).builder, DepthFrames):  # type: ignore[arg-type]
-        joints = refiner.config.data.arguments.get("joints", ())  # not the joints of the poses to be trained
-        data = dataclasses.replace(data, arguments={**data.arguments, "reference": reference, "joints": joints})
+        data = dataclasses.replace(data, arguments={**data.arguments, "reference": reference})
     first = registry.data.build(data, facts={"split": split})
     if not isinstance(first, DepthFrames):
         raise ConfigError(f"{data.location}: data set '{data.name}' has no depth images; give a config of one that has")
@@ -105,8 +170,7 @@ def _build_sets(refiner: TrainedRun, config: RunConfig, split: FileSplit) -> lis
                 f"{refiner.path}: was trained with {name} = {refiner.facts[name]}; data set '{data.name}' has "
                 f"{first.info.facts[name]}"
             )
-    if first.info.facts["camera_px"][1] * refiner.facts["camera_px"][1] < 0:
-        raise ConfigError(f"{refiner.path}: was trained with Y pointing the other way than in data set '{data.name}'")
+    _assert_same_y(refiner, first.info.facts["camera_px"][1], f"data set '{data.name}'")
     other_splits = [name for name in first.info.split_sizes if name not in ("train", "test")]
     other_sets = [registry.data.build(data, facts={"split": name}) for name in other_splits] if split == "train" else []
     return [first, *(frames for frames in other_sets if frames.part.file_split == split)]
@@ -125,14 +189,6 @@ def _read_batches(frames: DepthFrames, refiner: TrainedRun) -> Iterator[Batch]:
                     yield reader([key])
                 except NoCentreError:
                     continue
-
-
-def _compute_errors(batch: Batch, centres_mm: np.ndarray, joint: int) -> np.ndarray:
-    """Compute the distances (F, 2) in mm of prediction and reference from the joint, for frames that show it."""
-    joints: Tensor = batch["joints"][:, joint].double()
-    points = np.stack([centres_mm, batch["reference"].double().numpy()], axis=1)
-    distances: np.ndarray = np.sqrt(((points - joints.numpy()[:, None]) ** 2).sum(axis=-1))
-    return distances[batch["visible"][:, joint].numpy()]
 
 
 def _assert_unseen(refiner: TrainedRun, config: RunConfig, frames: DepthFrames) -> None:
@@ -159,16 +215,12 @@ def _assert_unseen(refiner: TrainedRun, config: RunConfig, frames: DepthFrames) 
         )
 
 
-def _make_notes(refiner: TrainedRun, config: RunConfig, split: FileSplit, is_known: np.ndarray) -> Sequence[str]:
-    """List the notes for the user about training frames, frames without a point and other references."""
-    notes = []
+def _make_notes(refiner: TrainedRun, config: RunConfig, split: FileSplit, is_known: np.ndarray) -> Iterator[str]:
+    """Yield the notes for the user about training frames, frames without a point and other references."""
     if split == "train" and refiner.config.data.name == config.data.name:
-        notes.append(
-            "the refiner was trained on frames of this part: their points are nearer than those of unseen frames"
-        )
+        yield "the refiner was trained on frames of this part: their points are nearer than those of unseen frames"
     if num_unknown := int((~is_known).sum()):
-        notes.append(f"{num_unknown} of {len(is_known)} frames have no point; their lines are 'invalid'")
+        yield f"{num_unknown} of {len(is_known)} frames have no point; their lines are 'invalid'"
     source = refiner.facts.get("reference_source")
     if source != "centre_of_mass":
-        notes.append(f"the refiner was trained about reference points of '{source}', and is given centres of mass here")
-    return notes
+        yield f"the refiner was trained about reference points of '{source}', and is given centres of mass here"

@@ -15,7 +15,7 @@ from sightline.store.cloud_preparation import draw_points
 from sightline.store.files.cloud_files import PointCloud
 from sightline.store.files.column_names import COLOURS
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
-from sightline.workbench.predict.cloud_samples import FileSample, make_sample, read_sample
+from sightline.workbench.predict.file_samples import FileSample, make_sample, read_sample
 from tests.data.clouds.cloud_writers import write_off
 from tests.data.clouds.modelnet_writers import prepare
 from tests.data.scenes.scene_writers import no_progress, write_s3dis
