@@ -45,27 +45,18 @@ class ProfileOptions(
     name="profile",
     run="describe.profile",
     environment={"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "99"},  # the profiler prints what it does
-    examples=("profile CONFIG", "profile CONFIG --try bf16 --try workers=4"),
+    examples=("profile CONFIG", "profile CONFIG train.precision=bf16 --trace trace.json.gz"),
 ):
     """Profile time and memory of training steps.
 
     Reports data loading, transfer, forward, backward and optimiser, and the slowest modules and operators. Runs real
-    training steps on the run's data, from new weights; no run directory is written or changed. With --try, the same
-    steps are measured under other settings. With --processes, the tables are those of the first process, and each
-    states how long it waited for the gradients of the others.
+    training steps on the run's data, from new weights; no run directory is written or changed. With --processes, the
+    tables are those of the first process, and each states how long it waited for the gradients of the others.
     """
 
     config: Path = CONFIG
     overrides: tuple[str, ...] = OVERRIDES
     steps: int = option("--steps", "N", "number of measured steps, after two warm-up steps", default=5, min=1)
-    tries: tuple[str, ...] = option(
-        "--try",
-        "SETTING,...",
-        "measure the same steps under: bf16 fp16 tf32 float32 threads=N KEY=VALUE; several at once: bf16+threads=2;"
-        " repeatable",
-        default=(),
-    )
-    rounds: int = option("--rounds", "N", "rounds of --try; each round runs all settings in turn", default=5, min=1)
     trace: Path | None = option("--trace", "FILE", "write the trace for a viewer: trace.json.gz", is_written=True)
     processes: int | None = PROCESSES
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -14,33 +13,27 @@ from sightline.commands.look import DescribeOptions, ProfileOptions
 from sightline.config import RunConfig
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import UserError
-from sightline.engine.build import TrainingSetup, build
+from sightline.engine.build import build
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.process_inputs import describe_command
+from sightline.engine.train import TrainState
 from sightline.runs.run_directory import write_document, write_file
-from sightline.training.train_run import reread
 from sightline.verbs.output import load_config, print_note, show_table
 from sightline.workbench.describe.drawing import build_figure, draw, short_number, show_shape
 from sightline.workbench.describe.profiling import (
     NUM_WARM,
-    SettingTrial,
     mean_num_samples,
     measure_parts,
     measure_processes,
-    name_setting_in_errors,
-    parse_settings,
     profile_steps,
     run_steps,
-    try_settings,
 )
 from sightline.workbench.describe.report import DataDescription, description_document, trace_run
 from sightline.workbench.describe.trace import Node, Trace
 
 _COLUMNS = ("module", "class", "inputs", "outputs", "parameters", "MAC/sample")
-_OF_DATA = [attrgetter(name) for name in ("data", "transforms", "seed", "evaluate.select", "train.epochs")]
-"""Settings that a run's data depend on."""
 _NUM_MODULES, _NUM_OPERATORS = 20, 10
 """Numbers of modules and of operators that `profile` prints, the slowest first."""
 
@@ -108,28 +101,17 @@ def _format_count(parameters: int, shared: int) -> str:
 
 
 def profile(options: ProfileOptions) -> int:
-    """Run a few steps without and with the profiler, show their cost, then try the requested settings."""
-    settings = parse_settings(options.tries)  # the first is the config as it is, if others are tried
+    """Run a few steps without and with the profiler, and show their cost."""
     config = load_config(options.config, options.overrides, options.plugins)
-    configs = []
-    for setting in settings:
-        keys = {text.partition("=")[0] for text in setting.overrides}
-        kept = [text for text in options.overrides if text.partition("=")[0].strip() not in keys]
-        with name_setting_in_errors(setting):
-            configs.append(reread(options.config, [*kept, *setting.overrides]))
     num_processes = resolve_num_processes(options.processes)
     if num_processes > 1:
         return launch(options.command_line(), num_processes)
-    inputs = partial(describe_command, "profile", *configs, config, steps=options.steps, rounds=options.rounds)
+    inputs = partial(describe_command, "profile", config, steps=options.steps)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s, describe=inputs) as world:
         set_backends(config.train)
-        built = _build(config, world, options.steps)
-        trials = []
-        for setting, trial_config in zip(settings, configs, strict=True):
-            with name_setting_in_errors(setting):
-                trials.append(SettingTrial(setting, _build(trial_config, world, options.steps, base=built)))
-        plain = run_steps(built.job, world, NUM_WARM + options.steps, lambda record: None)
-        built.job.step = 0
+        job = _build(config, world, options.steps)
+        plain = run_steps(job, world, NUM_WARM + options.steps, lambda record: None)
+        job.step = 0
         document = {
             "config": str(options.config),
             "device": str(world.device),
@@ -139,38 +121,26 @@ def profile(options: ProfileOptions) -> int:
             "untraced_step_s": (plain[-1].wall_s - plain[NUM_WARM - 1].wall_s) / options.steps,
             "parts": measure_parts(plain[NUM_WARM:]),
             **measure_processes(plain[NUM_WARM:], world),
-            **profile_steps(built.job, world, num_steps=options.steps, trace=options.trace),
+            **profile_steps(job, world, num_steps=options.steps, trace=options.trace),
         }
-        world.rank_zero_only(_report)(document, options)  # so that it is kept if a step fails below
-        if settings:
-            note = world.rank_zero_only(print_note)
-            tried = try_settings(trials, world, num_steps=options.steps, num_rounds=options.rounds, note=note)
-            world.rank_zero_only(_report)(document | {"tried": tried}, options)
+        world.rank_zero_only(_show_profile)(document)
+        world.rank_zero_only(write_document)(options.json, document)
         if options.trace is not None:
             world.rank_zero_only(print_note)(f"trace: {options.trace}, for https://ui.perfetto.dev or chrome://tracing")
     return 0
 
 
-def _report(document: Mapping[str, Any], options: ProfileOptions) -> None:
-    if "tried" in document:
-        _show_settings(document["tried"])
-    else:
-        _show_profile(document)
-    write_document(options.json, document)
-
-
-def _build(config: RunConfig, world: World, num_steps: int, *, base: TrainingSetup | None = None) -> TrainingSetup:
-    """Build the run with new weights, sharing the data of `base` if equal. Raises UserError for too few steps."""
-    has_data = base is not None and all(of_data(config) == of_data(base.config) for of_data in _OF_DATA)
-    built = build(config, world, is_resumed=True, data=base.data if base is not None and has_data else None)
+def _build(config: RunConfig, world: World, num_steps: int) -> TrainState:
+    """Build the run with new weights. Raises UserError for too few steps."""
+    job = build(config, world, is_resumed=True).job
     needed = NUM_WARM + num_steps
-    if built.job.num_steps < needed:
-        epochs = -(-needed // built.job.stream.plan.steps_per_epoch)
+    if job.num_steps < needed:
+        epochs = -(-needed // job.stream.plan.steps_per_epoch)
         longer = f"train.epochs={epochs}" if config.train.steps is None else f"train.steps={needed}"
         raise UserError(
-            f"--steps {num_steps}: training has {built.job.num_steps} steps, {NUM_WARM} of which warm up; give {longer}"
+            f"--steps {num_steps}: training has {job.num_steps} steps, {NUM_WARM} of which warm up; give {longer}"
         )
-    return built
+    return job
 
 
 def _show_profile(document: Mapping[str, Any]) -> None:
@@ -200,17 +170,6 @@ def _show_profile(document: Mapping[str, Any]) -> None:
     show_table(title, columns, rows, unbroken="module", droppable=("class", "calls"))
     rows = [[row["operator"], *_format_time(row["seconds"], traced)] for row in document["operators"][:_NUM_OPERATORS]]
     show_table("by operator of torch", ("operator", "ms", "share"), rows, unbroken="operator")
-
-
-def _show_settings(tried: Sequence[Mapping[str, Any]]) -> None:
-    rows = []
-    for row in tried:
-        speed = (_format_ms(row["step_s"]), f"{row['num_samples'] / row['step_s']:.1f}", f"{row['data_share']:.0%}")
-        ratio = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-        verdict = "" if row is tried[0] else row["verdict"]
-        rows.append((row["name"], *speed, ratio, verdict, _format_bytes(row["peak_bytes"]), f"{row['loss']:.5g}"))
-    columns = ("setting", "ms a step", "samples/s", "data", "times as fast", "verdict", "peak", "loss")
-    show_table("the same steps under other settings, in turn", columns, rows)
 
 
 def _format_time(seconds: float, step: float) -> tuple[str, str]:

@@ -15,22 +15,10 @@ from torch import Tensor, nn
 from torch.profiler import profile
 
 from sightline.config import read_config
-from sightline.contract.errors import RunError, UserError
+from sightline.contract.errors import RunError
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.workbench.describe.profiling import (
-    NUM_WARM,
-    Setting,
-    SettingTrial,
-    _compare_rounds,
-    _peak_rise,
-    compute_costs,
-    parse_settings,
-    profile_steps,
-    run_steps,
-    try_settings,
-)
-from tests.cases import run_each
+from sightline.workbench.describe.profiling import NUM_WARM, _peak_rise, compute_costs, profile_steps, run_steps
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = ("data.num_points=64", "data.train_size=96", "data.test_size=24", "train.batch_size=8")
@@ -180,99 +168,6 @@ def test_the_peak_is_the_largest_rise_in_the_order_of_time() -> None:
     changes = [change(3, 300), change(1, 100), change(2, -50), change(4, -200), change(2, 9000, "CUDA")]
     assert _peak_rise(changes, torch.device("cpu")) == 350
     assert _peak_rise([], torch.device("cpu")) == 0
-
-
-def test_settings_by_their_words() -> None:
-    own = Setting("as configured")
-    assert parse_settings(
-        ["bf16,loader.workers=2+threads=3", "model.norm={name: x, y: 1}, optimizer.lr=1e+3", "bf16"]
-    ) == [
-        own,
-        Setting("bf16", ("train.precision=bf16",)),
-        Setting("loader.workers=2+threads=3", ("loader.workers=2",), 3),
-        Setting("model.norm={name: x, y: 1}", ("model.norm={name: x, y: 1}",)),
-        Setting("optimizer.lr=1e+3", ("optimizer.lr=1e+3",)),
-    ]
-    whole = "model={name: dgcnn, k: 3}"
-    assert parse_settings([f"{whole},seed=3"]) == [own, Setting(whole, (whole,)), Setting("seed=3", ("seed=3",))]
-    assert parse_settings([]) == []
-
-
-@run_each(
-    "text, expected",
-    [
-        ("bf61", "did you mean 'bf16'?"),
-        ("threads=0", "found 'threads=0', allowed is threads=N, N from 1 to 1024"),
-        ("threads=" + "9" * 5000, "N from 1 to 1024"),
-        ("bf16,,fp16", "found ''"),
-    ],
-)
-def test_a_word_that_is_no_setting_is_refused(text: str, expected: str) -> None:
-    with pytest.raises(UserError, match=r"--try") as caught:
-        parse_settings([text])
-    assert expected in str(caught.value)
-
-
-def test_settings_take_the_same_steps_in_turn() -> None:
-    texts = {"own": (), "workers": ("loader.workers=1",), "bf16": ("train.precision=bf16",)}
-    trials = []
-    for name, overrides in texts.items():
-        built = built_of(*overrides)
-        trials.append(SettingTrial(Setting(name, overrides), built))
-    order: list[str] = []
-    own, workers, bf16 = try_settings(trials, World(), num_steps=2, num_rounds=2, note=order.append)
-    assert order == ["round 1 of 2", "round 2 of 2"]
-    assert (own["ratio"], own["low"], own["high"]) == (1.0, 1.0, 1.0)
-    assert workers["loss"] == own["loss"], "the same samples, the same dropout"
-    assert bf16["loss"] != own["loss"]
-    assert bf16["loss"] == pytest.approx(own["loss"], rel=0.2)
-    for row in (own, workers, bf16):
-        assert row["low"] <= row["ratio"] <= row["high"]
-        assert row["peak_bytes"] > 0
-        assert len(row["seconds"]) == 2
-
-
-def test_samples_of_a_step_are_those_that_it_read() -> None:
-    """Of a part with fewer samples than the batch size, twice the batch size is no step of twice the samples."""
-    small = ("data.num_points=32", "data.train_size=24", "data.test_size=12", "model={name: pointnet_plain}")
-    trials = []
-    for size in (50, 100):
-        words = (f"train.batch_size={size}", "losses=[{name: cross_entropy}]", *small)
-        built = build(read_config(CONFIGS / "classify/synthetic_shapes_dgcnn.yaml", words), World())
-        trials.append(SettingTrial(Setting(str(size)), built))
-    rows = try_settings(trials, World(), num_steps=1, num_rounds=1, note=lambda text: None)
-    assert [row["num_samples"] for row in rows] == [12, 12], "and 12 are held out"
-    step_s = [row["step_s"] for row in rows]
-    assert rows[1]["ratio"] == step_s[0] / step_s[1]
-
-
-def test_ratios_are_of_rounds_beside_each_other() -> None:
-    def compared(first: list[float], row: list[float], shares: list[float], *, num_samples: int = 4) -> dict[str, Any]:
-        return _compare_rounds(
-            {"seconds": first, "num_samples": 4}, {"seconds": row, "num_samples": num_samples}, shares
-        )
-
-    found = compared([2.0, 6.0, 6.0], [1.0, 2.0, 4.0], [0.5, 0.1, 0.3])
-    assert found == {
-        "step_s": 2.0,
-        "data_share": 0.3,
-        "ratio": 2.0,
-        "low": 1.5,
-        "high": 3.0,
-        "verdict": "faster",
-    }
-    assert compared([2.0, 6.0], [1.0, 2.0], [0.0, 0.0])["verdict"] == "no clear difference"
-    assert compared([1.0, 1.0, 1.0], [1.1, 2.0, 0.9], [0.0] * 3)["verdict"] == "no clear difference"
-    assert compared([1.0, 1.0, 1.0], [1.1, 2.0, 1.2], [0.0] * 3)["verdict"] == "slower"
-    twice_the_samples = compared([1.0, 1.0, 1.0], [2.0, 2.0, 1.0], [0.0] * 3, num_samples=8)
-    assert (twice_the_samples["low"], twice_the_samples["high"]) == (1.0, 2.0), "samples per second, not steps"
-
-
-def test_a_step_that_fails_names_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    built = built_of()
-    monkeypatch.setattr(type(built.job.task), "losses", lambda *_: 1 / 0)
-    with pytest.raises(RunError, match="--try odd: a training step failed: ZeroDivisionError"):
-        try_settings([SettingTrial(Setting("odd"), built)], World(), num_steps=1, num_rounds=1, note=print)
 
 
 def test_a_step_that_fails_before_the_trace_ends_the_profiler_unheard(monkeypatch: pytest.MonkeyPatch) -> None:

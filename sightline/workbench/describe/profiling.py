@@ -1,33 +1,24 @@
-"""Profiling of a few real training steps by torch's profiler, in the engine's own unchanged loop.
-
-Comparison of training steps under several settings, interleaved so that slow minutes affect all of them.
-"""
+"""Profiling of a few real training steps by torch's profiler, in the engine's own unchanged loop."""
 
 from __future__ import annotations
 
 import gzip
 import itertools
 import json
-import re
 import statistics
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerAction, ProfilerActivity, profile, record_function, schedule
 
-from sightline.config.overrides import split_values
 from sightline.contract.errors import RunError, UserError, summarise_error
 from sightline.contract.pytree import tree_leaves
-from sightline.contract.schema import suggest
-from sightline.engine.build import TrainingSetup
-from sightline.engine.device import seed_everything, set_backends
 from sightline.engine.distributed import World
 from sightline.engine.loop import train
 from sightline.engine.records import StepRecord
@@ -232,129 +223,3 @@ def measure_processes(records: Sequence[StepRecord], world: World) -> dict[str, 
     }
     texts = world.gather_text(json.dumps(means), operation="times of steps")
     return {"processes": [{"rank": rank, **json.loads(text)} for rank, text in enumerate(texts)]}
-
-
-_PRECISIONS = ("bf16", "fp16", "tf32", "float32", "float64")
-_MAX_THREADS = 1024
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Setting to try: overrides of the config, and the number of threads if it differs from the process's."""
-
-    name: str
-    overrides: tuple[str, ...] = ()
-    threads: int | None = None
-
-
-class SettingTrial(NamedTuple):
-    """Setting with the run built under it."""
-
-    setting: Setting
-    built: TrainingSetup
-
-
-def parse_settings(texts: Sequence[str]) -> list[Setting]:
-    """Parse the settings of `--try bf16,loader.workers=0+threads=2`: commas between settings, plus signs within one.
-
-    The first is the config as it is, if there are others. Raises UserError for unknown settings.
-    """
-    names = dict.fromkeys(name for text in texts for name in split_values(text))
-    return [Setting("as configured"), *map(_parse_setting, names)] if names else []
-
-
-def try_settings(
-    trials: Sequence[SettingTrial], world: World, *, num_steps: int, num_rounds: int, note: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    """Run the same steps under every setting, in rounds A B C, C B A; return a row each, compared with the first.
-
-    `seconds` of a row are the medians of its rounds, `step_s` their median, `ratio` the speed-up over the first setting
-    in the same round (`low` to `high`), `data_share` the share of time waiting for data, `num_samples` the mean of a
-    step, `loss` that of the last step.
-    The first step of a round, in which workers start, is not counted. `peak_bytes` is that of a traced step. Raises
-    RunError naming the setting if a step fails.
-    """
-    rows: dict[str, dict[str, Any]] = {}
-    for trial in trials:
-        with _apply_setting(trial):
-            peak = profile_steps(trial.built.job, world, num_steps=1)["peak_bytes"]
-        row = {"name": trial.setting.name, "batch_size": trial.built.config.train.batch_size, "peak_bytes": peak}
-        rows[trial.setting.name] = {**row, "seconds": [], "shares": []}
-    for number in range(num_rounds):
-        note(f"round {number + 1} of {num_rounds}")
-        for trial in trials if number % 2 == 0 else reversed(trials):
-            with _apply_setting(trial):
-                records = run_steps(trial.built.job, world, 1 + num_steps, lambda record: None)
-            times = [later.wall_s - earlier.wall_s for earlier, later in itertools.pairwise(records)]
-            row = rows[trial.setting.name]
-            row["seconds"].append(statistics.median(times))
-            row["shares"].append(sum(record.seconds.get("data", 0.0) for record in records[1:]) / sum(times))
-            row["num_samples"] = mean_num_samples(records[1:])
-            row["loss"] = records[-1].losses["total"]
-    first = rows[trials[0].setting.name]
-    return [row | _compare_rounds(first, row, row.pop("shares")) for row in rows.values()]
-
-
-def _compare_rounds(first: Mapping[str, Any], row: Mapping[str, Any], shares: Sequence[float]) -> dict[str, Any]:
-    """Compare the rounds of a setting with those of the first; a verdict needs at least three rounds that all agree.
-
-    If the number of samples of a step differs, the time per sample is compared.
-    """
-    seconds, samples = row["seconds"], row["num_samples"] / first["num_samples"]
-    ratios = sorted(
-        samples * baseline_s / setting_s for baseline_s, setting_s in zip(first["seconds"], seconds, strict=True)
-    )
-    verdict = "faster" if ratios[0] > 1.0 else "slower" if ratios[-1] < 1.0 else ""
-    return {
-        "step_s": statistics.median(seconds),
-        "data_share": statistics.median(shares),
-        "ratio": statistics.median(ratios),
-        "low": ratios[0],
-        "high": ratios[-1],
-        "verdict": verdict if verdict and len(ratios) >= 3 else "no clear difference",
-    }
-
-
-@contextmanager
-def _apply_setting(trial: SettingTrial) -> Iterator[None]:
-    """Context in which a trial's settings are applied and its job is at step 0; restores the number of threads."""
-    threads, config = torch.get_num_threads(), trial.built.config
-    set_backends(config.train)
-    seed_everything(config.seed, 1)  # all settings draw the same numbers
-    trial.built.job.step = 0
-    try:
-        torch.set_num_threads(trial.setting.threads or threads)
-        with name_setting_in_errors(trial.setting):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
-def name_setting_in_errors(setting: Setting) -> Iterator[None]:
-    """Context that adds the setting's name to errors."""
-    try:
-        yield
-    except (UserError, RunError) as error:
-        error.args = (f"--try {setting.name}: {error}",)
-        raise
-
-
-def _parse_setting(name: str) -> Setting:
-    overrides: list[str] = []
-    threads = None
-    for part in re.split(r"\+(?=[A-Za-z])", name):
-        key, equals, value = (word.strip() for word in part.partition("="))
-        if key == "threads" and equals:
-            if not (value.isascii() and value.isdecimal() and len(value) <= 4 and 1 <= int(value) <= _MAX_THREADS):
-                raise UserError(f"--try {name}: found {part!r}, allowed is threads=N, N from 1 to {_MAX_THREADS}")
-            threads = int(value)
-        elif equals:
-            overrides.append(f"{key}={value}")
-        elif part.strip() in _PRECISIONS:
-            overrides.append(f"train.precision={key}")
-        else:
-            allowed = f"{', '.join(_PRECISIONS)}, threads=N and KEY=VALUE of the config"
-            hint = suggest(key, [*_PRECISIONS, "threads"], otherwise="")
-            raise UserError(f"--try {name}: found {part!r}, allowed are {allowed}{hint}")
-    return Setting(name, tuple(overrides), threads)
