@@ -80,7 +80,7 @@ COMPONENTS = {
     "optimizers": 4,
     "point_encoders": 8,
     "predictors": 6,
-    "probes": 3,
+    "probes": 2,
     "references": 3,
     "schedules": 5,
     "searches": 9,

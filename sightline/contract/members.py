@@ -256,7 +256,7 @@ REQUIRED: Mapping[str, frozenset[str]] = {
     "tasks": frozenset({"prepare", "losses", "predict", "losses_and_predictions", "outputs", "postprocess"}),
     "losses": frozenset({"count", "forward"}),
     "metrics": frozenset({"new_state", "update", "compute"}),
-    "probes": frozenset({"facts", "most_rows"}),
+    "probes": frozenset({"most_rows"}),
     "searches": frozenset({"max_num_evaluations", "fills_budget", "max_evaluations", "run"}),
     "suppressions": frozenset({"keep"}),
 }

@@ -13,13 +13,10 @@ from sightline.engine.distributed import start_world
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.process_inputs import describe_command
 from sightline.runs.run_directory import write_document
-from sightline.training.published_results import list_published
-from sightline.verbs.output import print_note, show_published, show_table
-from sightline.verbs.score import assert_against
+from sightline.verbs.output import print_note, show_table
 from sightline.workbench.probe.measure import Comparison, compare_with_random
 from sightline.workbench.probe.methods import Probe, assert_fits, build_probes, split_words
 from sightline.workbench.probe.probed_run import FeatureSplit, ProbedRun, extract_with_random, open_probed
-from sightline.workbench.study.probe_notes import check_input_scale
 
 Extracted = tuple[ProbedRun, FeatureSplit, FeatureSplit]
 """Run with its features, and those of random weights."""
@@ -27,10 +24,9 @@ Extracted = tuple[ProbedRun, FeatureSplit, FeatureSplit]
 
 def probe(options: EvaluateOptions) -> int:
     """Extract features of each run once, train probes on those of its training split, and score on the test split."""
-    assert_against(options.against)
     if not options.runs:
         raise UserError("evaluate: no run directory is given; sightline evaluate RUN --probe METHOD [KEY=VALUE]...")
-    unused = set(options.list_flags(EvaluateOptions)) & {"--save-predictions", "--ensemble", "--out"}
+    unused = set(options.list_flags(EvaluateOptions)) & {"--save-predictions", "--ensemble", "--out", "--against"}
     if unused:
         raise UserError(f"{min(unused)}: has no use with --probe; leave it out")
     overrides, arguments = split_words(options.overrides)
@@ -51,8 +47,7 @@ def probe(options: EvaluateOptions) -> int:
     timeout_s = runs[0].config.distributed.timeout_s
     with start_world(device=options.device, timeout_s=timeout_s, describe=describe) as world:
         extracted: list[Extracted] = []
-        for opened in runs:
-            probed = check_input_scale(opened, world)
+        for probed in runs:
             for line in probed.notes:
                 world.rank_zero_only(print_note)(line)
             extracted.append((probed, *extract_with_random(probed, world)))
@@ -68,11 +63,6 @@ def _report(options: EvaluateOptions, probes: Mapping[str, Probe], extracted: Se
         comparison = compare_with_random(probes, probed, trained, random)
         _show(comparison)
         documents.append(words | comparison.to_dict())
-        if options.against:
-            data = probed.data
-            rows = list_published(data.config.data, data.test.dataset.info, comparison.metrics)
-            documents[-1]["published"] = rows
-            show_published(rows, str(probed.run))
     write_document(options.json, {"runs": documents})
 
 

@@ -6,16 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from sightline.contract.errors import ConfigError, DataError
-from sightline.workbench.probe.classifiers import COSTS, KNN, SVM, assign_folds
+from sightline.contract.errors import DataError
+from sightline.workbench.probe.classifiers import COSTS, SVM, assign_folds
 from sightline.workbench.probe.features import Features
-from sightline.workbench.probe.methods import Probe, chance_accuracy
+from sightline.workbench.probe.methods import chance_accuracy
 from tests.golden_parity import load_golden
 from tests.probe.blobs import blobs
 
@@ -27,38 +24,34 @@ def test_golden_linear_machines(shared: Path, case: int) -> None:
     golden = {name.partition(".")[2]: value for name, value in arrays.items() if name.startswith(f"linear{case}.")}
     train, test = golden["train"].astype(np.float64), golden["test"].astype(np.float64)
     probe = SVM(C=(float(golden["C"]),))
-    rows, queries = probe.prepare(train, test)
-    machine = probe.make_pipeline().set_params(svc__C=probe.values[0]).fit(rows, golden["train_y"])
+    machine = probe.make_machine().set_params(C=probe.values[0]).fit(train @ train.T, golden["train_y"])
+    queries = test @ train.T
     predicted = machine.predict(queries)
     assert np.array_equal(predicted, golden["pred"])
     assert (predicted == golden["test_y"]).mean() == golden["accuracy"]
-    assert np.array_equal(machine[-1].n_support_, golden["n_support"])
+    assert np.array_equal(machine.n_support_, golden["n_support"])
     # Both stop where no pair of multipliers breaks the optimality conditions by more than 1e-3.
     assert np.allclose(machine.decision_function(queries), golden["decision_ovr"], atol=1e-3)
 
 
-@pytest.mark.parametrize("is_standardised", [False, True])
-def test_the_table_is_that_of_a_grid_search(is_standardised: bool) -> None:
-    """With the scaler inside the search, so that no fold is scaled by rows that it is scored on."""
+def test_the_table_is_that_of_a_grid_search() -> None:
     train, test = blobs(240, apart=0.5)
-    machine = make_pipeline(StandardScaler(), SVC(kernel="linear")) if is_standardised else SVC(kernel="linear")
-    key = "svc__C" if is_standardised else "C"
     folds = PredefinedSplit(assign_folds(train.labels, num_folds=4, seed=3))
-    search = GridSearchCV(machine, {key: list(COSTS)}, cv=folds).fit(train.rows.astype(np.float64), train.labels)
-    outcome = SVM(folds=4, standardise=is_standardised, seed=3)(train, test)
+    search = GridSearchCV(SVC(kernel="linear"), {"C": list(COSTS)}, cv=folds)
+    search.fit(train.rows.astype(np.float64), train.labels)
+    outcome = SVM(folds=4, seed=3)(train, test)
     costs, means, deviations, marks = zip(*outcome.table.rows, strict=True)
     assert costs == tuple(f"{cost:g}" for cost in COSTS)
     assert np.allclose(means, search.cv_results_["mean_test_score"])
     assert np.allclose(deviations, search.cv_results_["std_test_score"])
-    assert marks.index("chosen") == COSTS.index(search.best_params_[key])
+    assert marks.index("chosen") == COSTS.index(search.best_params_["C"])
     assert list(outcome.metrics.values()) == [search.score(test.rows.astype(np.float64), test.labels)]
 
 
-@pytest.mark.parametrize("probe", [SVM(), KNN()])
-def test_the_choice_does_not_see_the_test_part(probe: Probe) -> None:
+def test_the_choice_does_not_see_the_test_part() -> None:
     """Test labels that are all wrong change the figures and not the choice."""
     train, test = blobs(240, apart=0.5)
-    honest, fooled = (probe(train, Features(test.rows, (test.labels + wrong) % 5)) for wrong in (0, 1))
+    honest, fooled = (SVM()(train, Features(test.rows, (test.labels + wrong) % 5)) for wrong in (0, 1))
     assert honest.table == fooled.table
     assert honest.metrics != fooled.metrics
 
@@ -72,27 +65,12 @@ def test_a_choice_at_the_end_of_the_grid_is_told(costs: tuple[float, ...]) -> No
     assert is_told == (len(costs) > 1 and float(chosen) in (costs[0], costs[-1]))
 
 
-@pytest.mark.parametrize("is_standardised", [False, True])
-def test_a_machine_that_stopped_early_is_told(is_standardised: bool) -> None:
+def test_a_machine_that_stopped_early_is_told() -> None:
     """Labels without any relation to the features: C=1e4 needs far more than 500 iterations, C=1e-5 does not."""
     train, test = blobs(600, apart=0.0)
-    stopped, finished = (
-        SVM(standardise=is_standardised, C=(cost,), max_iterations=500)(train, test).warnings for cost in (1e4, 1e-5)
-    )
+    stopped, finished = (SVM(C=(cost,), max_iterations=500)(train, test).warnings for cost in (1e4, 1e-5))
     assert [line.partition(",")[0] for line in stopped] == ["C=10000: stopped at 500 iterations"]
     assert finished == ()
-
-
-def test_neighbours_are_those_by_cosine() -> None:
-    """Of one neighbour by hand; the length of features changes nothing."""
-    train, test = blobs(240, apart=0.4)
-    nearest = train.labels[cosine_similarity(test.rows, train.rows).argmax(axis=1)]
-    lengths = np.random.default_rng(0).uniform(0.1, 9, (len(train), 1)).astype(np.float32)
-    for rows in (train.rows, train.rows * lengths):
-        metrics = KNN(k=(1,))(Features(rows, train.labels), test).metrics
-        assert metrics == {"probe_knn_accuracy": (nearest == test.labels).mean()}
-    with pytest.raises(ConfigError, match="a fold has 128 training samples"):
-        KNN(k=(129,))(train, test)
 
 
 @pytest.mark.parametrize("num_folds", [2, 3, 5])
