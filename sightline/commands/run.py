@@ -180,8 +180,8 @@ class ExportOptions(
     done inside the file, and what has to be done before and after it. Normalisation, the decoding of joints and boxes
     and greedy suppression are inside; batches, and in most networks clouds, may have any size. The file is compared
     with the run on 20 inputs, by the judge of 'sightline compare'; one that computes something else is not written.
-    'sightline predict FILE.onnx PATH...' predicts with it. With --int8 its layers are quantised, with scales of training
-    samples; size, time and metrics are measured beside those in float.
+    'sightline predict FILE.onnx PATH...' predicts with it. With --int8 its layers are quantised, with scales of
+    training samples; size, time and metrics are measured beside those in float.
     """
 
     run_path: Path = argument("RUN", "a run directory, also one that 'sightline compress' wrote")

@@ -417,6 +417,7 @@ def read_version(package: str) -> str | None:
 
 
 def read_processor() -> str:
+    """Read the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -23,7 +23,7 @@ from sightline.workbench.export.checking import NUM_CHECKED, ExportCheck, check_
 from sightline.workbench.export.description import describe_export, write_description
 from sightline.workbench.export.formats import ENDING, load_written, write_onnx
 from sightline.workbench.export.graph import GraphNetwork, SplitTransforms, record_graph, split_transforms
-from sightline.workbench.export.int8 import FileMeasure, Int8Report, quantise, time_file, weights_in_float
+from sightline.workbench.export.int8 import FileMeasure, Int8Report, quantise, time_files, weights_in_float
 from sightline.workbench.export.onnx_file import MAX_SECONDS, OnnxSession, make_session_model
 from sightline.workbench.predict.prediction import InferencePipeline, build_predictor, collect_files
 
@@ -116,8 +116,10 @@ def _quantise(
     kept = weights_in_float(run.config)
     quantised, num_layers = quantise(content, samples, keep_float=kept)
     one = tuple(value[:1] for value in example)
+    files = (content, quantised)
     float32, int8 = (
-        FileMeasure(len(file), time_file(file, one), _score(opened, split, file)) for file in (content, quantised)
+        FileMeasure(len(file), milliseconds, _score(opened, split, file))
+        for file, milliseconds in zip(files, time_files(files, one), strict=True)
     )
     return quantised, Int8Report(float32, int8, num_layers, tuple(kept), len(samples), 1, read_processor())
 
