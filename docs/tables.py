@@ -47,6 +47,8 @@ MEANING = {
     "train.cudnn": "which layers may use cuDNN on a GPU, see [training](../run/train.md#kernels-of-a-gpu)",
     "train.compile": "run the model through `torch.compile`",
     "train.early_stopping": "end after evaluations without [progress](../run/train.md#what-a-step-is)",
+    "train.early_stopping.patience": "how many of them, in a row",
+    "train.early_stopping.min_change": "a smaller gain of `evaluate.metric` is none",
     "train.graph": "on a GPU, replay steps as a [CUDA graph](../run/speed.md#fixed-shapes) where it can; `off` never",
     "evaluate.metric": "what chooses the best checkpoint; any number that a metric of the run computes",
     "evaluate.every": "epochs between evaluations; the last step is always evaluated",
