@@ -246,12 +246,14 @@ def export(
     out: str | Path | None = None,
     inputs: Sequence[str | Path] = (),
     plugins: Sequence[str | Path] = (),
+    int8: int | None = None,
 ) -> ExportResult:
     """Write a trained run as ONNX, checked and described, as `sightline export`.
 
     `run` is a run directory, whose plugin files are `plugins`, or a loaded run. A config has no trained weights: export
     the run that `train_run` made of it. `inputs` are files to check with, by default samples of the run's test split.
-    The result has the path, the free sizes of the inputs and the check. Raises UserError and RunError as the command.
+    `int8` quantises the layers by that many training samples. The result has the path, the free sizes of the inputs,
+    the check and, for int8, both files' bytes, times and metrics. Raises UserError and RunError as the command.
     """
     from sightline.workbench.export.export import export_run
 
@@ -259,7 +261,7 @@ def export(
     loaded = run if isinstance(run, TrainedRun) else load_run(to_path(run, name="export", what=what), plugins=plugins)
     files = to_paths(inputs, name="inputs", what="a file to check with")
     path = None if out is None else to_path(out, name="out", what="the file to write")
-    return export_run(loaded, out=path, files=files)
+    return export_run(loaded, out=path, files=files, int8=int8)
 
 
 def train_run(

@@ -165,6 +165,7 @@ class ExportOptions(
     run="export.export",
     examples=(
         "export runs/a --out a.onnx",
+        "export runs/a --int8 --out a_int8.onnx",
         "predict a.onnx chair.ply",
     ),
 ):
@@ -174,7 +175,8 @@ class ExportOptions(
     done inside the file, and what has to be done before and after it. Normalisation, the decoding of joints and boxes
     and greedy suppression are inside; batches, and in most networks clouds, may have any size. The file is compared
     with the run on 20 inputs, by the judge of 'sightline compare'; one that computes something else is not written.
-    'sightline predict FILE.onnx PATH...' predicts with it.
+    'sightline predict FILE.onnx PATH...' predicts with it. With --int8 its layers are quantised, with scales of
+    training samples; size, time and metrics are measured beside those in float.
     """
 
     run_path: Path = argument("RUN", "a run directory, also one that 'sightline compress' wrote")
@@ -182,6 +184,8 @@ class ExportOptions(
     inputs: tuple[Path, ...] = option(
         "--inputs", "PATH", "files to check with, instead of the run's test split; repeatable", default=()
     )
+    int8: bool = switch("--int8", "quantise the layers, and measure the file beside the one in float")
+    calibrate: int = option("--calibrate", "N", "training samples that choose the scales of --int8", default=64, min=1)
     checkpoint: str = CHECKPOINT
     plugins: tuple[Path, ...] = PLUGINS
 

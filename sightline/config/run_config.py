@@ -18,7 +18,7 @@ from annotated_types import Ge, Le, Lt
 
 from sightline.config.yaml_tree import ConfigFaults
 from sightline.contract import registry
-from sightline.contract.arguments import Count, PositiveFloat, Seed, WeightQuantisation
+from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, Seed, WeightQuantisation
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import ComponentConfig, SourceLocation
 
@@ -42,6 +42,17 @@ class Transforms:
 
 
 @dataclass(frozen=True)
+class EarlyStopping:
+    """End of a training whose metric stays as it is.
+
+    It ends after `patience` evaluations in a row that do not improve `evaluate.metric` by more than `min_change`.
+    """
+
+    patience: Count
+    min_change: NonNegativeFloat = 0.0
+
+
+@dataclass(frozen=True)
 class Train:
     """Training settings: `batch_size` is samples per optimiser step over all processes and micro-batches."""
 
@@ -57,6 +68,7 @@ class Train:
     cudnn: Cudnn = "on"
     compile: bool = False
     graph: Literal["auto", "off"] = "auto"
+    early_stopping: EarlyStopping | None = None
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -102,17 +103,28 @@ class StopRequest:
             os._exit(128 + number)
 
 
-@dataclass
+@dataclass(frozen=True)
 class BestCheckpoint:
-    """The best checkpoint so far, by the metric that the config names."""
+    """The best checkpoint so far, by the metric that the config names.
+
+    `stale` evaluations in a row did not improve on `mark`, the value of the last that did, by more than the smallest
+    change that counts.
+    """
 
     step: int | None = None
     value: float | None = None
+    mark: float | None = None
+    stale: int = 0
 
-    def is_beaten_by(self, value: float, mode: str) -> bool:
-        if value != value:  # NaN: nothing was counted
-            return False
-        return self.value is None or (value > self.value if mode == "max" else value < self.value)
+    def after(self, step: int, value: float, mode: str, *, min_change: float = 0.0) -> BestCheckpoint:
+        """Return the best checkpoint after an evaluation; a value of NaN, of which nothing was counted, is stale."""
+
+        def beats(other: float | None, by: float = 0.0) -> bool:
+            gain = math.inf if other is None else value - other if mode == "max" else other - value
+            return gain > by and value == value
+
+        best = (step, value) if beats(self.value) else (self.step, self.value)
+        return BestCheckpoint(*best, *((value, 0) if beats(self.mark, min_change) else (self.mark, self.stale + 1)))
 
 
 @dataclass(frozen=True)
@@ -205,7 +217,7 @@ class TrainingSession:
         job.losses.load(snapshot.losses, where=path)
         checkpoint.restore_optimizer(job.trained_module, job.optimizer, snapshot.optimizer)
         try:
-            _SAVED_STATE.validate_json(json.dumps(state), strict=True)
+            best = _SAVED_STATE.validate_json(json.dumps(state), strict=True).best
             for group, saved in zip(job.optimizer.param_groups, state["groups"], strict=True):
                 group["lr"] = saved["lr"]  # every step sets it; a save before the next step has to repeat it
             job.scaler.load_state_dict(state["scaler"])
@@ -224,7 +236,7 @@ class TrainingSession:
         job.step = self._finite_state.sound_step = snapshot.step
         self._planned_steps = state["num_steps"]
         self._verified_steps.add(snapshot.step)
-        self.best = BestCheckpoint(state["best"]["step"], state["best"]["value"])
+        self.best = best
         if len(state["random"]) == self.world.size:
             checkpoint.set_rng_state(state["random"][self.world.rank])
         else:
@@ -309,8 +321,17 @@ class TrainingSession:
                 logger.info("step %d: its evaluation was not finished; evaluating it now", self.job.step)
                 self._evaluate()
                 self._save()
-            train(self.job, self.world, self._on_step_end, self.stop, self._is_read_after)
-            final = self._finish() if self.job.step == self.job.num_steps else None
+            if not self._is_stale():
+                train(self.job, self.world, self._on_step_end, self.stop, self._is_read_after)
+            if self._is_stale() and self.job.step < self.job.num_steps:
+                logger.info(
+                    "early-stopping: the last %d evaluations did not improve %s; the training ends after step %d of %d",
+                    self.best.stale,
+                    self.config.evaluate.metric,
+                    self.job.step,
+                    self.job.num_steps,
+                )
+            final = self._finish() if self.job.step == self.job.num_steps or self._is_stale() else None
             if final is None:
                 reason = f"stopped by signal {self.stop.signal} after step {self.job.step}; state saved"
             else:
@@ -348,7 +369,12 @@ class TrainingSession:
             self._evaluate()
         if is_evaluated or is_saved or stop_asked:
             self._save()
-        return stop_asked
+        return stop_asked or self._is_stale()
+
+    def _is_stale(self) -> bool:
+        """Return True if the metric has not improved for so long that the training ends."""
+        stopping = self.config.train.early_stopping
+        return stopping is not None and self.best.stale >= stopping.patience
 
     def _find_dues(self, step: int) -> tuple[bool, bool]:
         """Return whether an evaluation and a checkpoint are due after so many steps."""
@@ -372,8 +398,10 @@ class TrainingSession:
         value = evaluation.metrics[config.evaluate.metric]
         self._latest = (job.step, evaluation)
         assert config.evaluate.mode is not None, "build sets it"
-        if self.best.is_beaten_by(value, config.evaluate.mode):
-            self.best, self._is_new_best = BestCheckpoint(job.step, value), True
+        stopping, step = config.train.early_stopping, self.best.step
+        min_change = 0.0 if stopping is None else stopping.min_change
+        self.best = self.best.after(job.step, value, config.evaluate.mode, min_change=min_change)
+        self._is_new_best = self._is_new_best or self.best.step != step
         self.observers.on_evaluation(
             EvaluationRecord(
                 step=job.step,
@@ -427,7 +455,7 @@ class TrainingSession:
             "num_steps": job.num_steps,
             "epoch": job.epoch,
             "groups": [{k: v for k, v in group.items() if k != "params"} for group in job.optimizer.param_groups],
-            "best": {"step": self.best.step, "value": self.best.value, "metric": self.config.evaluate.metric},
+            "best": {**asdict(self.best), "metric": self.config.evaluate.metric},
             "random": [json.loads(text) for text in random_states],
             "scaler": job.scaler.state_dict(),
             "unwritten": self.metrics_log.state(),
@@ -456,7 +484,8 @@ class TrainingSession:
     def _are_pictures_read(self) -> bool:
         """Return True if an observer may read the pictures of an evaluation now, or the run keeps them as its last."""
         log, job = self.config.log, self.job
-        is_kept = job.step == job.num_steps and self._is_selected_on_test()
+        may_be_last = job.step == job.num_steps or self.config.train.early_stopping is not None
+        is_kept = may_be_last and self._is_selected_on_test()
         return is_kept or log.tensorboard or log.wandb != "off" or bool(self._extra)
 
     def _is_selected_on_test(self) -> bool:
@@ -477,6 +506,8 @@ class TrainingSession:
         if self.config.log.curves and self.directory.is_writer:
             self.directory.write_text(RESULTS_PICTURE, draw_runs([self.directory.path]))
         document = evaluation_document(self.config, final, self.built.data.test, "last")
+        if self.job.step < self.job.num_steps:
+            document["ended_early"] = {"step": self.job.step, "of": self.job.num_steps}
         self.directory.write_json("final.json", document)  # last: a run that has it is finished
         return document
 

@@ -208,7 +208,7 @@ def collect_environment() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **packages, "cuda": torch.version.cuda},
         "platform": platform.platform(),
         "host": socket.gethostname(),
-        "cpu": _read_cpu_model(),
+        "cpu": read_processor(),
         "num_cores": os.cpu_count(),
         "num_usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "num_threads": torch.get_num_threads(),
@@ -394,7 +394,8 @@ def read_version(package: str) -> str | None:
         return None
 
 
-def _read_cpu_model() -> str:
+def read_processor() -> str:
+    """Read the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -16,10 +17,11 @@ import torch
 from sightline.contract.errors import CheckpointError
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.engine.session import StopRequest, TrainingSession
+from sightline.engine.session import BestCheckpoint, StopRequest, TrainingSession
 from sightline.parts.tasks.supervised import Classify
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
+from tests.cases import run_each
 from tests.doctor.planting import make
 from tests.marks import long_but
 from tests.runs.broken_off import Bench, Forked, differences, run_forked
@@ -155,11 +157,16 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 EVERY_STEP = ("log.every=1",)  # the training line of the evaluated step is written before its checkpoint
 OPEN = ("log.every=50",)  # it is written by the evaluation
 ONE_STEP_EPOCHS = ("train.batch_size=24", "train.epochs=3", "log.every=2")  # an evaluation after every step
+STALE = (
+    *("train.batch_size=24", "train.epochs=9", "optimizer={name: adam, lr: 1e-30}"),
+    "train.early_stopping={patience: 2}",
+)  # the first evaluation is the best, the third ends the training
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize(
-    ("overrides", "step"), long_but([(OPEN, 6)], [(EVERY_STEP, 3), (OPEN, 6), (ONE_STEP_EPOCHS, 2)])
+    ("overrides", "step"),
+    long_but([(OPEN, 6), (STALE, 3)], [(EVERY_STEP, 3), (OPEN, 6), (ONE_STEP_EPOCHS, 2), (STALE, 3)]),
 )
 def test_a_run_that_ends_around_an_evaluation_is_the_unbroken_one(
     tmp_path: Path, unbroken: Any, overrides: tuple[str, ...], step: int, moment: Callable[..., None]
@@ -172,6 +179,38 @@ def test_a_run_that_ends_around_an_evaluation_is_the_unbroken_one(
     assert resumed._is_evaluation_due == (moment is not after_its_outcome)
     assert resumed.run() is not None
     assert differences(folder, reference) == []
+
+
+def test_a_training_ends_early_after_evaluations_that_do_not_improve(unbroken: Any) -> None:
+    folder = unbroken(*STALE)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "validation"] == [1, 2, 3]
+    assert json.loads((folder / "final.json").read_text())["ended_early"] == {"step": 3, "of": 9}
+    assert "the last 2 evaluations did not improve" in (folder / "train.log").read_text()
+    assert os.readlink(folder / "checkpoints" / "best") == "step_00000001"
+
+
+@run_each(
+    "mode, min_change, values, stale",
+    [
+        ("max", 0.0, [0.1, 0.2, 0.2, 0.1, math.nan], [0, 0, 1, 2, 3]),
+        ("max", 0.0, [0.1, 0.05, 0.11, 0.11], [0, 1, 0, 1]),
+        ("min", 0.0, [3.0, 4.0, 2.0, 2.5], [0, 1, 0, 1]),
+        ("max", 0.1, [0.5, 0.55, 0.58, 0.61, 0.7], [0, 1, 2, 0, 1]),
+        ("min", 0.1, [math.nan, 1.0, 0.95, 0.85], [1, 0, 1, 0]),
+    ],
+)
+def test_evaluations_without_progress_are_counted(
+    mode: str, min_change: float, values: list[float], stale: list[int]
+) -> None:
+    """Small gains add up: each is compared with the last value that counted; the best is the best of all."""
+    best, counts = BestCheckpoint(), []
+    for step, value in enumerate(values, start=1):
+        best = best.after(step, value, mode, min_change=min_change)
+        counts.append(best.stale)
+    assert counts == stale
+    extreme = (max if mode == "max" else min)(value for value in values if value == value)
+    assert (best.value, best.step) == (extreme, values.index(extreme) + 1)
 
 
 def test_it_ends_twice(tmp_path: Path, unbroken: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +16,15 @@ from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.distributed import World
-from sightline.engine.run_loading import TrainedRun, open_run
-from sightline.runs.run_directory import assert_writable, write_file
+from sightline.engine.run_loading import OpenRun, TrainedRun, open_run
+from sightline.runs.run_directory import assert_writable, read_processor, write_file
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.export.checking import NUM_CHECKED, ExportCheck, check_file
 from sightline.workbench.export.description import describe_export, write_description
 from sightline.workbench.export.formats import ENDING, load_written, write_onnx
 from sightline.workbench.export.graph import GraphNetwork, SplitTransforms, record_graph, split_transforms
+from sightline.workbench.export.int8 import FileMeasure, Int8Report, quantise, time_files, weights_in_float
+from sightline.workbench.export.onnx_file import MAX_SECONDS, OnnxSession, make_session_model
 from sightline.workbench.predict.prediction import InferencePipeline, build_predictor, collect_files
 
 
@@ -35,6 +37,7 @@ class ExportResult:
     num_bytes: int
     inputs: dict[str, list[int | str]]
     check: ExportCheck
+    int8: Int8Report | None = None
 
 
 class Examples(NamedTuple):
@@ -45,10 +48,14 @@ class Examples(NamedTuple):
     source: str
 
 
-def export_run(run: TrainedRun, *, out: Path | None = None, files: Sequence[Path] = ()) -> ExportResult:
+def export_run(
+    run: TrainedRun, *, out: Path | None = None, files: Sequence[Path] = (), int8: int | None = None
+) -> ExportResult:
     """Write a run's network as ONNX, check it on 20 inputs, and describe it in a JSON file beside it.
 
     The inputs are those of `files`, by default of the run's test split. Nothing is written unless the check was made.
+    With `int8`, the layers of the checked network are quantised by that many training samples, and both files measured
+    on the test split.
     Raises UserError for an exported file and a run whose data is not at hand, RunError for a network that ONNX cannot
     hold, or whose file computes something else.
     """
@@ -76,13 +83,53 @@ def export_run(run: TrainedRun, *, out: Path | None = None, files: Sequence[Path
     check = check_file(call, network, inputs, is_batch_free=is_batch_free, source=examples.source)
     if not check.is_equal:
         raise RunError(f"export: the file computes something else than torch: {check.describe()}; nothing was written")
+    report = None
+    if int8 is not None:
+        content, report = _quantise(run, split, network, content, inputs[0], num_calibrated=int8)
     document = describe_export(
         run, examples.task, split, network, content=content, free_axes=recorded.free_axes, values=inputs[0], check=check
     )
+    if report is not None:
+        document["int8"] = report.to_dict()
     write_file(path, content)
     description_path = write_description(path, document)
     shapes = {entry["name"]: entry["shape"] for entry in document["inputs"]}
-    return ExportResult(path, description_path, len(content), shapes, check)
+    return ExportResult(path, description_path, len(content), shapes, check, report)
+
+
+def _quantise(
+    run: TrainedRun,
+    split: SplitTransforms,
+    network: GraphNetwork,
+    content: bytes,
+    example: tuple[Tensor, ...],
+    *,
+    num_calibrated: int,
+) -> tuple[bytes, Int8Report]:
+    """Quantise a file by training samples, and measure both on the test split and one thread."""
+    opened = open_run(run.files, config=run.config)
+    train = opened.data.train
+    reader = BatchReader(train.dataset, split.outside)
+    indices = train.evenly_spaced_indices(num_calibrated)
+    batches = [reader(keys) for keys in evaluation_keys(indices, 1, epoch=0, seed=run.config.seed)]
+    samples = [tuple(map(_to_float32, values)) for batch in batches for values in network.arrange(batch)]
+    kept = weights_in_float(run.config)
+    quantised, num_layers = quantise(content, samples, keep_float=kept)
+    one = tuple(value[:1] for value in example)
+    files = (content, quantised)
+    float32, int8 = (
+        FileMeasure(len(file), milliseconds, _score(opened, split, file))
+        for file, milliseconds in zip(files, time_files(files, one), strict=True)
+    )
+    return quantised, Int8Report(float32, int8, num_layers, tuple(kept), len(samples), 1, read_processor())
+
+
+def _score(opened: OpenRun, split: SplitTransforms, content: bytes) -> Mapping[str, float]:
+    """Evaluate a file on the run's test split; its last transforms are inside."""
+    part = opened.data.test
+    reader = BatchReader(part.dataset, split.outside)
+    model = make_session_model(opened, OnnxSession(opened.path, content, max_seconds=MAX_SECONDS))
+    return replace(opened.evaluator(), reader=reader)(model, World()).metrics
 
 
 def _to_float32(value: Tensor) -> Tensor:

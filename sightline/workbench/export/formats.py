@@ -100,12 +100,12 @@ def load_written(content: bytes, outputs: Sequence[str]) -> Callable[..., dict[s
     return call
 
 
-def make_session(content: bytes) -> Any:
-    """Make a session of onnxruntime on the CPU, with torch's number of threads."""
+def make_session(content: bytes, *, num_threads: int | None = None) -> Any:
+    """Make a session of onnxruntime on the CPU, by default with torch's number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = num_threads or torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -28,12 +28,12 @@ from sightline.workbench.export.description import DOCUMENTS, read_description
 from sightline.workbench.export.formats import ENDING, MAX_ONNX_BYTES, make_run_options, make_session, run_session
 from sightline.workbench.export.graph import split_transforms
 
-_MAX_SECONDS = 300.0
+MAX_SECONDS = 300.0
 """Longest time of one run of a file: far above that of a network, far below forever."""
 
 
 def open_run_or_file(
-    path: Path, *, checkpoint: str = "last", plugins: Sequence[str | Path] = (), max_seconds: float = _MAX_SECONDS
+    path: Path, *, checkpoint: str = "last", plugins: Sequence[str | Path] = (), max_seconds: float = MAX_SECONDS
 ) -> TrainedRun:
     """Open a run directory, or a file of ONNX that `sightline export` wrote, and ends a batch after `max_seconds`.
 
@@ -46,7 +46,7 @@ def open_run_or_file(
     return open_trained(path, checkpoint=checkpoint, plugins=plugins)
 
 
-def open_onnx(path: Path, *, plugins: Sequence[str | Path] = (), max_seconds: float = _MAX_SECONDS) -> TrainedRun:
+def open_onnx(path: Path, *, plugins: Sequence[str | Path] = (), max_seconds: float = MAX_SECONDS) -> TrainedRun:
     """Open an exported file as a run whose network is computed by onnxruntime.
 
     Global random states stay as they are. Raises UserError for a file that is too large, holds data in other files or
@@ -73,7 +73,7 @@ def _make_run(
             raise UserError(
                 f"{path}: another version of sightline wrote it, with other transforms inside; export it again"
             )
-        return TrainedRun(files, path.resolve(), run.config, _make_model(run, session), split.outside)
+        return TrainedRun(files, path.resolve(), run.config, make_session_model(run, session), split.outside)
 
 
 def _read_content(path: Path) -> bytes:
@@ -137,7 +137,7 @@ def _restore_files(path: Path, description: Any, folder: Path) -> RunFiles:
     return files
 
 
-def _make_model(run: OpenRun, session: OnnxSession) -> torch.nn.Module:
+def make_session_model(run: OpenRun, session: OnnxSession) -> torch.nn.Module:
     """Build the run's network, whose `forward`, or `encode` of an encoder, is computed by the session."""
     model = run.untrained_model().eval().requires_grad_(False)
     is_encoder = TaskMembers.compares_rows.get(registry.tasks.entry(run.config.task).builder)

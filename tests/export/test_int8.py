@@ -1,0 +1,122 @@
+"""Files in int8: the same network up to the size of a step, what stays float, and the measures beside float."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor, nn
+
+import sightline
+from sightline.workbench.export.formats import make_session, run_session, write_onnx
+from sightline.workbench.export.graph import GraphNetwork, record_graph
+from sightline.workbench.export.int8 import fold_batch_norms, quantise
+from tests.command import succeed
+from tests.trained import copy_run
+
+
+class Points(nn.Module):
+    """Rows through matrices and batch norms, their maximum, and a head: the body of a PointNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(3, 16), nn.Linear(16, 32), nn.Linear(32, 4)
+        self.norms = nn.ModuleList([nn.BatchNorm1d(16), nn.BatchNorm1d(32)])
+        for norm in self.norms:
+            assert isinstance(norm, nn.BatchNorm1d)
+            nn.init.uniform_(norm.weight, 0.5, 2)
+            nn.init.normal_(norm.running_mean)  # type: ignore[arg-type]
+            nn.init.uniform_(norm.running_var, 0.5, 2)  # type: ignore[arg-type]
+
+    def forward(self, *, points: Tensor) -> dict[str, Tensor]:
+        rows = points
+        for layer, norm in zip((self.first, self.second), self.norms, strict=True):
+            rows = layer(rows)
+            rows = torch.relu(norm(rows.flatten(0, 1)).unflatten(0, rows.shape[:2]))
+        return {"logits": self.head(rows.amax(dim=1))}
+
+
+class NoTask:
+    """Task without anything that files contain."""
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[bytes, list[tuple[Tensor, ...]]]:
+    """A file of float numbers, and inputs."""
+    torch.manual_seed(0)
+    example = {"points": torch.randn(4, 50, 3)}
+    network = GraphNetwork(Points(), NoTask(), example).eval()
+    recorded = record_graph(network, network.arrange(example)[0])
+    return write_onnx(recorded, ("logits",), suppression=None), [(torch.randn(4, 50, 3),) for _ in range(8)]
+
+
+def logits(content: bytes, values: tuple[Tensor, ...]) -> Any:
+    return run_session(make_session(content), ["logits"], {"points": values[0].numpy()})[0]
+
+
+def test_folded_batch_norms_change_nothing_but_rounding(made: Any, tmp_path: Path) -> None:
+    content, inputs = made
+    (tmp_path / "net.onnx").write_bytes(content)
+    quant_pre_process(str(tmp_path / "net.onnx"), str(tmp_path / "plain.onnx"), skip_symbolic_shape=True)
+    model = onnx.load(tmp_path / "plain.onnx")
+    assert fold_batch_norms(model.graph) == 2
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+    found, expected = logits(model.SerializeToString(), inputs[0]), logits(content, inputs[0])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_quantised_file_differs_by_steps_and_its_maxima_are_of_codes(made: Any) -> None:
+    content, inputs = made
+    quantised, num_layers = quantise(content, inputs)
+    assert num_layers == 3
+    expected, found = (np.stack([logits(file, values) for values in inputs]) for file in (content, quantised))
+    assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    nodes = onnx.load_model_from_string(quantised).graph.node
+    makers = {name: node.op_type for node in nodes for name in node.output}
+    (maximum,) = [node for node in nodes if node.op_type == "ReduceMax"]
+    assert makers[maximum.input[0]] == "QuantizeLinear"
+
+
+def test_a_layer_that_stays_float_has_no_codes(made: Any) -> None:
+    content, inputs = made
+    _, every = quantise(content, inputs)
+    quantised, num_layers = quantise(content, inputs, keep_float=("first.weight", "head.weight"))
+    assert num_layers == every - 2
+    codes = [
+        t for t in onnx.load_model_from_string(quantised).graph.initializer if t.data_type == onnx.TensorProto.INT8
+    ]
+    assert (16, 32) in {tuple(t.dims) for t in codes} or (32, 16) in {tuple(t.dims) for t in codes}
+    assert not {(3, 16), (16, 3), (32, 4), (4, 32)} & {tuple(t.dims) for t in codes}
+
+
+def test_a_run_is_quantised_measured_and_predicts(tmp_path: Path) -> None:
+    run, file = copy_run("classify", tmp_path), tmp_path / "net.onnx"
+    done = succeed("export", run, "--int8", "--calibrate", 8, "--out", file, "--json", tmp_path / "done.json")
+    document = json.loads((tmp_path / "done.json").read_text())["int8"]
+    assert document == json.loads((tmp_path / "net.onnx.json").read_text())["int8"]
+    assert document["num_calibrated"] == 8
+    assert document["int8"]["num_bytes"] == file.stat().st_size < document["float32"]["num_bytes"] / 3
+    assert (
+        document["float32"]["metrics"]["overall_accuracy"]
+        == json.loads(
+            (succeed("evaluate", run, "--device", "cpu", "--json", tmp_path / "e.json"), tmp_path / "e.json")[
+                1
+            ].read_text()
+        )["metrics"]["overall_accuracy"]
+    )
+    assert document["int8"]["metrics"].keys() == document["float32"]["metrics"].keys()
+    assert document["processor"] in done.err
+    assert "int8 beside float" in done.out
+    cloud = tmp_path / "cloud.npy"
+    np.save(cloud, np.random.default_rng(0).normal(size=(40, 3)))
+    by_file, by_run = (sightline.load_run(path).predict([cloud]).predicted[0] for path in (file, run))
+    np.testing.assert_allclose(by_file.probability, by_run.probability, atol=0.05)
+    again = succeed("export", run, "--int8", "--calibrate", 8, "--out", tmp_path / "again.onnx")
+    assert again.code == 0
+    assert (tmp_path / "again.onnx").read_bytes() == file.read_bytes()
