@@ -73,7 +73,7 @@ COMPONENTS = {
     "data": 31,
     "heads": 6,
     "image_encoders": 9,
-    "losses": 20,
+    "losses": 19,
     "metrics": 13,
     "models": 32,
     "necks": 3,
