@@ -73,7 +73,7 @@ COMPONENTS = {
     "data": 31,
     "heads": 6,
     "image_encoders": 9,
-    "losses": 19,
+    "losses": 18,
     "metrics": 13,
     "models": 32,
     "necks": 3,
