@@ -14,9 +14,10 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
 import sightline
+from sightline.runs.packed import read_packed
 from sightline.workbench.export.formats import make_session, run_session, write_onnx
 from sightline.workbench.export.graph import GraphNetwork, record_graph
-from sightline.workbench.export.int8 import fold_batch_norms, quantise
+from sightline.workbench.export.int8 import fold_batch_norms, quantise, weights_in_float
 from tests.command import succeed
 from tests.trained import copy_run
 
@@ -93,6 +94,16 @@ def test_a_layer_that_stays_float_has_no_codes(made: Any) -> None:
     ]
     assert (16, 32) in {tuple(t.dims) for t in codes} or (32, 16) in {tuple(t.dims) for t in codes}
     assert not {(3, 16), (16, 3), (32, 4), (4, 32)} & {tuple(t.dims) for t in codes}
+
+
+def test_a_packed_run_keeps_in_float_what_it_stores_without_codes(tmp_path: Path) -> None:
+    run = sightline.load_run(copy_run("packed", tmp_path))
+    coded = {entry.name for entry in read_packed(run.checkpoint).entries if entry.bits}
+    kept = weights_in_float(run)
+    assert coded
+    assert not coded & set(kept)
+    assert coded | set(kept) >= {name for name, value in run.model.state_dict().items() if value.ndim >= 2}
+    assert weights_in_float(sightline.load_run(copy_run("classify", tmp_path / "plain"))) == []
 
 
 def test_a_run_is_quantised_measured_and_predicts(tmp_path: Path) -> None:

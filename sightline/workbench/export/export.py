@@ -113,7 +113,7 @@ def _quantise(
     indices = train.evenly_spaced_indices(num_calibrated)
     batches = [reader(keys) for keys in evaluation_keys(indices, 1, epoch=0, seed=run.config.seed)]
     samples = [tuple(map(_to_float32, values)) for batch in batches for values in network.arrange(batch)]
-    kept = weights_in_float(run.config)
+    kept = weights_in_float(run)
     quantised, num_layers = quantise(content, samples, keep_float=kept)
     one = tuple(value[:1] for value in example)
     files = (content, quantised)

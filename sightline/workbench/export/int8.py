@@ -1,7 +1,7 @@
 """Exported files in int8: static quantisation by onnxruntime, calibrated on training samples, and measured.
 
 A weight has a scale a channel and signed codes, an input of a layer one scale and unsigned codes, as processors with
-VNNI multiply them. Where a network's policy of `compress` keeps a layer in float, so does the file.
+VNNI multiply them. A layer that a packed run stores without codes, by the policy of `compress`, stays float.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sightline.config import RunConfig
 from sightline.contract.errors import RunError, summarise_error
+from sightline.engine.run_loading import TrainedRun
+from sightline.runs.checkpoint import PACKED_FILE
+from sightline.runs.packed import read_packed
 from sightline.workbench.export.formats import make_session, run_session
 
 NUM_CALIBRATED = 64
@@ -140,11 +142,11 @@ def quantise(
         return made.SerializeToString(), len(layers)
 
 
-def weights_in_float(config: RunConfig) -> list[str]:
-    """List the weights of a compressed run that its policy leaves in float: those without bits."""
-    if config.compress is None:
+def weights_in_float(run: TrainedRun) -> list[str]:
+    """List the matrices and kernels that a packed run stores without codes; of other runs none."""
+    if run.checkpoint.name != PACKED_FILE:
         return []
-    return [name for name, rule in config.compress.policy.items() if "bits" not in rule]
+    return [entry.name for entry in read_packed(run.checkpoint).entries if len(entry.shape) >= 2 and not entry.bits]
 
 
 def time_files(files: Sequence[bytes], inputs: Sequence[Tensor]) -> list[float]:
