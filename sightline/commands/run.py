@@ -185,7 +185,7 @@ class ExportOptions(
         "--inputs", "PATH", "files to check with, instead of the run's test split; repeatable", default=()
     )
     int8: bool = switch("--int8", "quantise the layers, and measure the file beside the one in float")
-    calibrate: int = option("--calibrate", "N", "training samples that choose the scales of --int8", default=64, min=1)
+    calibrate: int | None = option("--calibrate", "N", "training samples that choose the scales of --int8 [64]", min=1)
     checkpoint: str = CHECKPOINT
     plugins: tuple[Path, ...] = PLUGINS
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from sightline.commands.run import ExportOptions
+from sightline.contract.errors import UserError
 from sightline.engine.run_loading import open_trained
 from sightline.runs.run_directory import write_document
 from sightline.verbs.output import print_note, show_table
 from sightline.workbench.export.export import export_run
+from sightline.workbench.export.int8 import NUM_CALIBRATED
 
 
 def export(options: ExportOptions) -> int:
     """Write the file and its description, and print inputs, size and check."""
+    if options.calibrate is not None and not options.int8:
+        raise UserError("--calibrate: chooses the scales of int8; give --int8, too, or leave it out")
     run = open_trained(options.run_path, checkpoint=options.checkpoint, plugins=options.plugins)
-    result = export_run(run, out=options.out, files=options.inputs, int8=options.calibrate if options.int8 else None)
+    int8 = (options.calibrate or NUM_CALIBRATED) if options.int8 else None
+    result = export_run(run, out=options.out, files=options.inputs, int8=int8)
     inputs = {name: " x ".join(map(str, shape)) for name, shape in result.inputs.items()}
     rows = [("file", str(result.path)), ("bytes", result.num_bytes), ("description", str(result.description_path))]
     rows += [(f"input {name}", shape) for name, shape in inputs.items()]

@@ -18,7 +18,7 @@ from sightline.runs.packed import read_packed
 from sightline.workbench.export.formats import make_session, run_session, write_onnx
 from sightline.workbench.export.graph import GraphNetwork, record_graph
 from sightline.workbench.export.int8 import fold_batch_norms, quantise, weights_in_float
-from tests.command import succeed
+from tests.command import refuse, succeed
 from tests.trained import copy_run
 
 
@@ -128,6 +128,7 @@ def test_a_run_is_quantised_measured_and_predicts(tmp_path: Path) -> None:
     np.save(cloud, np.random.default_rng(0).normal(size=(40, 3)))
     by_file, by_run = (sightline.load_run(path).predict([cloud]).predicted[0] for path in (file, run))
     np.testing.assert_allclose(by_file.probability, by_run.probability, atol=0.05)
+    assert "--calibrate: chooses the scales of int8" in refuse("export", run, "--calibrate", 8, "--out", file)
     again = succeed("export", run, "--int8", "--calibrate", 8, "--out", tmp_path / "again.onnx")
     assert again.code == 0
     assert (tmp_path / "again.onnx").read_bytes() == file.read_bytes()
