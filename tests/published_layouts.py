@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sightline.config import RunConfig
-from sightline.published.recipe import make_config
 from sightline.published.rows import PublishedLayout, expand_names, list_layouts
+from sightline.workbench.weights.recipe import make_config
 
 MODELS: Mapping[str, PublishedLayout] = {layout.name: layout for layout in list_layouts()}
 LAYOUTS: Mapping[str, Mapping[str, str]] = {name: layout.names for name, layout in MODELS.items()}

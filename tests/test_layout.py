@@ -32,12 +32,13 @@ parts.losses parts.metrics parts.models parts.quantisation parts.transforms
 parts.tasks store.files
 store.box_fields store.computed_samples store.prepared store.loading
 store.cloud_preparation store.scene_preparation
+published
 runs
 engine
-published
 workbench.predict workbench.evaluate
 workbench.describe view workbench.probe workbench.compare
 workbench.compress workbench.export
+workbench.weights
 workbench.check workbench.serve
 workbench.fit
 training

@@ -88,7 +88,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Init:
-    """Initial weights from another run.
+    """Initial weights from another run, from a file of published weights, or from either on a hub (hf://OWNER/REPO).
 
     `modules` takes one sub-module of them, `into` fills one sub-module of this model: where it is null the one of the
     same name, if the model has it, and else the whole model. `may_be_missing` names what need not match.

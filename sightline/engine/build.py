@@ -46,6 +46,7 @@ from sightline.runs import checkpoint
 from sightline.runs.checkpoint import assert_sha256
 from sightline.runs.lineage import record_teacher, trace_lineage
 from sightline.runs.run_files import RunFiles
+from sightline.runs.weight_sources import WeightSource, open_source
 from sightline.runs.weights import WeightLoadReport, load_weights, plain_state
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform, stratified_split
 from sightline.store.prepared.columns import prepared_root
@@ -130,7 +131,7 @@ def describe_data(facts: Mapping[str, Any], *parts: DataSubset) -> dict[str, Any
 class TrainingSetup:
     """All components built from a config; its `evaluate.mode` is set.
 
-    `init_report` exists if it starts from weights, `module_rates` if modules have different rates.
+    `init_report` and `init_source` exist if it starts from weights, `module_rates` if modules have different rates.
     """
 
     config: RunConfig
@@ -138,6 +139,7 @@ class TrainingSetup:
     job: TrainState
     selection_evaluator: Evaluator
     test_evaluator: Evaluator
+    init_source: WeightSource | None = None
     init_report: WeightLoadReport | None = None
     module_rates: tuple[ModuleRate, ...] = ()
 
@@ -145,7 +147,9 @@ class TrainingSetup:
     def lineage(self) -> Mapping[str, Any] | None:
         """The document of `lineage.json` (cached); None for a run that does not start from weights."""
         report = self.init_report
-        return None if report is None else trace_lineage(self.config, self.data.train.dataset.info, report)
+        if report is None or self.init_source is None:
+            return None
+        return trace_lineage(self.config, self.data.train.dataset.info, report, self.init_source)
 
 
 def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Data | None = None) -> TrainingSetup:
@@ -162,7 +166,7 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
             log_linked_data_folder(config, world)
             log_unused_validation(config, data, world)
         model = _build_unchanged_model(config, data.facts, world)
-        report = None if is_resumed else _load_initial_weights(model, config)
+        config, source, report = (config, None, None) if is_resumed else _load_initial_weights(model, config)
         model = apply_model_changes(model, config, world)
         losses = build_losses(config, data.facts, world)
         task, meters = build_task(config, data, model, world, losses=losses)
@@ -175,7 +179,7 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
         selection = build_evaluator(config, data.selection, task, meters)
         test = build_evaluator(config, data.test, task, meters)
         rates = recipe.module_rates(model, job.losses) if recipe.has_module_rates else ()
-    return TrainingSetup(config, data, job, selection, test, report, rates)
+    return TrainingSetup(config, data, job, selection, test, source, report, rates)
 
 
 def resolve_machine(config: RunConfig, world: World) -> RunConfig:
@@ -212,9 +216,12 @@ def log_unused_validation(config: RunConfig, data: Data, world: World) -> None:
         )
 
 
-def _load_initial_weights(model: nn.Module, config: RunConfig) -> WeightLoadReport | None:
+def _load_initial_weights(
+    model: nn.Module, config: RunConfig
+) -> tuple[RunConfig, WeightSource | None, WeightLoadReport | None]:
     """Load the weights that `init` names: the EMA of a run's weights, if it has one.
 
+    In the returned config, a name on a hub has the commit that was fetched: later commits are other weights.
     Raises ConfigError for a model of which checkpoints would lose a tensor.
     """
     try:
@@ -222,19 +229,21 @@ def _load_initial_weights(model: nn.Module, config: RunConfig) -> WeightLoadRepo
     except CheckpointError as error:
         raise ConfigError(f"{config.model.location}: {error}") from None
     if config.init is None:
-        return None
+        return config, None, None
     try:
-        return load_weights(
+        source = open_source(config.init.source)
+        report = load_weights(
             model,
-            checkpoint.load_trained_state(Path(config.init.source)),
+            source.read(),
             may_be_missing=config.init.may_be_missing,
             modules=config.init.modules,
             into=config.init.into,
         )
     except CheckpointError as error:
         where = config.origins.get("init.from", "init.from")
-        source = "" if config.init.source in str(error) else f"{config.init.source}: "
-        raise CheckpointError(f"{where}: {source}{error}") from None
+        prefix = "" if config.init.source in str(error) else f"{config.init.source}: "
+        raise CheckpointError(f"{where}: {prefix}{error}") from None
+    return dataclasses.replace(config, init=dataclasses.replace(config.init, source=source.name)), source, report
 
 
 def build_data(config: RunConfig) -> Data:

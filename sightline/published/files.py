@@ -1,4 +1,4 @@
-"""Files of published weights: `.pth` files, and folders of parts. The one caller of torch.load.
+"""Files of published weights: `.pth` and `.safetensors` files, and folders of parts. The one caller of torch.load.
 
 Published weights come as pickles, and a pickle is a program. torch's weights-only reader runs none of it: it knows
 tensors and plain containers, and stops at the name of anything else. NumPy's scalars are allowed, too, because
@@ -18,19 +18,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from sightline.contract import registry
-from sightline.contract.errors import CheckpointError, join_some
+from sightline.contract.errors import CheckpointError, escape_to_one_line, join_some
+from sightline.contract.regular_files import read_regular_file
 from sightline.contract.types import ComponentConfig
 from sightline.instrument.random_state import preserve_random_state
-from sightline.published.rows import PublishedLayout, list_layouts, model_arguments, nest_paths
+from sightline.published.rows import PublishedLayout, list_layouts, model_arguments, nest_paths, read_layout
+from sightline.published.translation import convert_state_dict, find_layouts
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "base_model", "net", "network", "weights")
 """Entries under which training scripts keep a model's weights, next to epoch, optimiser and the like."""
 
+_FACTS = {"num_classes": 2, "in_channels": 9, "num_categories": 2, "num_joints": 2}
+"""Facts of models whose names alone matter, and shapes that do not depend on a data set."""
 _WRAPPER = "module."
 _MAX_NAMES_SHOWN = 5
+_MAX_BYTES = 1 << 36
 _MAX_DEPTH = 10
 """Highest depth of nested containers; training scripts have one or two."""
 _GLOBAL = re.compile(r"(?:GLOBAL|[Uu]nsupported (?:global|class)[: ]+(?:GLOBAL )?)\s*([\w.]+)")
@@ -68,7 +75,7 @@ def read_source(file: Path, layout: PublishedLayout) -> PublishedFile:
 
 
 def read_published(path: Path) -> PublishedFile:
-    """Read the weights in a `.pth` file, on the CPU, without the entries of `CONTAINERS` and a leading `module.`.
+    """Read the weights in a `.pth` or `.safetensors` file, on the CPU, without `CONTAINERS` and a leading `module.`.
 
     Raises CheckpointError for a file that is missing, truncated or of another format, that contains any object but
     tensors, numbers, text and containers of them, and that contains no weights or more than one set of them.
@@ -76,11 +83,30 @@ def read_published(path: Path) -> PublishedFile:
     return _unwrap(_load(path), path)
 
 
+def choose_layout(state: Mapping[str, Tensor]) -> str | tuple[str, ...]:
+    """Choose the layout of a state by its names, and by its shapes among those that read these names alike.
+
+    Returns all of them if they read the names differently, and an empty tuple if the names are of none.
+    """
+    fitting = [read_layout(name) for name in find_layouts(state)]
+    if len(fitting) == 1:
+        return fitting[0].name
+    if any(layout.names != fitting[0].names or layout.changes != fitting[0].changes for layout in fitting):
+        return tuple(layout.name for layout in fitting)
+    weights = convert_state_dict(state, fitting[0].name) if fitting else {}
+
+    def count_equal_shapes(layout: PublishedLayout) -> int:
+        expected = make_meta_model(layout).state_dict()
+        return sum(name in weights and weights[name].shape == value.shape for name, value in expected.items())
+
+    return max(fitting, key=count_equal_shapes).name if fitting else ()
+
+
 def make_meta_model(layout: PublishedLayout, **facts: int) -> nn.Module:
-    """Build a layout's model for these facts on the meta device, with the authors' arguments."""
+    """Build a layout's model on the meta device, with the authors' arguments and these facts of a data set."""
     block = ComponentConfig(layout.model, nest_paths(model_arguments(layout)))
     with preserve_random_state(), torch.device("meta"):
-        model: nn.Module = registry.models.build(block, facts=facts)
+        model: nn.Module = registry.models.build(block, facts={**_FACTS, **facts})
     return model
 
 
@@ -91,6 +117,8 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         problem = "is a folder, a file of weights is needed" if path.is_dir() else "there is no such file"
         raise CheckpointError(f"{path}: {problem}")
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
     try:
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of protocols that torch itself does not write: such a file fails anyway
@@ -102,6 +130,15 @@ def _load(path: Path) -> Any:
     except Exception as error:  # noqa: BLE001  a damaged file breaks the reader anywhere: struct, zip, text, memory
         raise CheckpointError(
             f"{path}: cannot be read ({type(error).__name__}: {_reason(error)}); get the file again"
+        ) from None
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load(read_regular_file(path, max_bytes=_MAX_BYTES))
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: is no safetensors file, or damaged ({escape_to_one_line(str(error))[:160]}); get the file again"
         ) from None
 
 

@@ -18,10 +18,11 @@ from sightline.contract.errors import UserError
 from sightline.contract.types import DataInfo, Field
 from sightline.contract.validation import TypeAdapter, ValidationError
 from sightline.parts.quantisation.parametrised import weight_sizes
-from sightline.runs import checkpoint
-from sightline.runs.checkpoint import assert_sha256, evaluated_sha256, resolve_weights
+from sightline.published.hub import is_hub_name
+from sightline.runs.checkpoint import assert_sha256
 from sightline.runs.preprocessing_signature import preprocessing_signature, signature_differences
 from sightline.runs.run_directory import load_document, read_facts
+from sightline.runs.weight_sources import WeightSource
 from sightline.runs.weights import WeightLoadReport
 
 INPUTS_FILE = "inputs.json"
@@ -102,22 +103,23 @@ def _check_kinds(document: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
             raise TypeError(f"'{key}' is a {type(document[key]).__name__}")
 
 
-def trace_lineage(config: RunConfig, info: DataInfo, report: WeightLoadReport) -> dict[str, Any]:
+def trace_lineage(config: RunConfig, info: DataInfo, report: WeightLoadReport, weights: WeightSource) -> dict[str, Any]:
     """Build the document of `lineage.json`: source, loaded modules, both stages and their differences.
 
+    The source of published weights is their file, its digest and its layout, as of a conversion.
     `differences` compare the evaluation inputs of both. `info` belongs to the run's data. `source` is null, and
     `unknown` states the reason, if the checkpoint is not in a run, or in one whose data is unknown. `lineage` is the
     lineage of the source.
     """
     assert config.init is not None, "only a run that starts from weights has a lineage"
-    folder = resolve_weights(Path(config.init.source)).resolve()
-    run = checkpoint.enclosing_run(folder)
+    run, is_own, sha256 = weights.run, weights.layout is None, weights.compute_sha256()
     source, unknown = _read_signature(run)
+    converted = {"file": weights.name, "sha256": sha256, "layout": weights.layout}
     signature = preprocessing_signature(config, info)
     return {
-        "from": str(run or folder),
-        "checkpoint": folder.name,
-        "sha256": evaluated_sha256(folder),
+        "from": weights.name if is_hub_name(weights.name) else str(run or weights.path),
+        "checkpoint": weights.path.name,
+        "sha256": sha256,
         "modules": config.init.modules,
         "into": config.init.into,
         "may_be_missing": list(config.init.may_be_missing),
@@ -126,7 +128,7 @@ def trace_lineage(config: RunConfig, info: DataInfo, report: WeightLoadReport) -
         "unknown": unknown,
         "here": signature,
         "differences": [] if source is None else signature_differences(source, signature),
-        "lineage": None if run is None else read_lineage(run),
+        "lineage": (None if run is None else read_lineage(run)) if is_own else converted,
     }
 
 

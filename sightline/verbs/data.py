@@ -166,7 +166,7 @@ def verify(options: VerifyOptions) -> int:
 
 def convert(options: ConvertOptions) -> int:
     """Convert published weights to a run directory; print what was read and what was assumed."""
-    from sightline.published.conversion import convert_published_weights
+    from sightline.workbench.weights.conversion import convert_published_weights
 
     converted = convert_published_weights(
         options.file,

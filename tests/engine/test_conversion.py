@@ -19,8 +19,8 @@ from sightline.areas.scenes import point_transformer
 from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, ConfigError
 from sightline.contract.types import DataInfo, Field
-from sightline.published.conversion import convert_published_weights
 from sightline.runs import checkpoint
+from sightline.workbench.weights.conversion import convert_published_weights
 from tests.command import run_here, succeed
 from tests.data.depth.depth_trees import no_progress, write_msra
 from tests.engine.published_weights import Fifty, saved, small_state

@@ -15,9 +15,9 @@ import sightline
 from sightline.contract import registry
 from sightline.contract.errors import CheckpointError, ConfigError
 from sightline.contract.types import ComponentConfig, DataInfo, Field
-from sightline.published.conversion import convert_published_weights
 from sightline.published.translation import published_name
 from sightline.runs.weights import load_weights
+from sightline.workbench.weights.conversion import convert_published_weights
 from tests.command import succeed
 from tests.engine.published_weights import Fifty, saved
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, cloud_inputs, load_golden

@@ -15,8 +15,8 @@ import sightline
 from sightline.api import load_run
 from sightline.areas.clouds.models.point_bert import PointBERT
 from sightline.contract.errors import CheckpointError, ConfigError, UserError
-from sightline.published.conversion import convert_published_weights
 from sightline.runs import checkpoint
+from sightline.workbench.weights.conversion import convert_published_weights
 from tests.command import Outcome, run_here, succeed
 from tests.engine.published_weights import saved, small_state
 from tests.golden_parity import assert_near_largest, load_golden, stored_part

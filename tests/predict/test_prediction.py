@@ -18,12 +18,12 @@ from sightline.api import LoadedRun
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, escape_to_one_line
 from sightline.contract.types import DataInfo, Field
-from sightline.published.conversion import convert_published_weights
 from sightline.workbench.predict import classify
 from sightline.workbench.predict import prediction as module
 from sightline.workbench.predict.classify import ClassPredictor
 from sightline.workbench.predict.prediction import predict_files
 from sightline.workbench.predict.predictor import Inference, ReadFile, Refusal
+from sightline.workbench.weights.conversion import convert_published_weights
 from tests.engine.published_weights import saved, small_state
 
 NUM_CLASSES = 4

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sightline.areas.detect.sets.records import propose_canvas
 from sightline.config import read_config
-from sightline.published.recipe import make_expected_info
+from sightline.workbench.weights.recipe import make_expected_info
 from tests.command import run_here
 from tests.runs.small import ROOT
 

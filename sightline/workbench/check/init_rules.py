@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +20,8 @@ from sightline.doctor.rules import find_by, rule
 from sightline.engine.build import DataSubset
 from sightline.engine.device import to_device
 from sightline.parts.quantisation.parametrised import bake_quantised_weights, dense_state_dict
-from sightline.runs.checkpoint import load_trained_state
 from sightline.runs.packed import unique_tensors
+from sightline.runs.weight_sources import open_source
 from sightline.runs.weights import load_weights
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.dry_run import isolated_copy
@@ -55,7 +54,7 @@ def checkpoint_match(run: Context, loaded_init: Init) -> Fault | None:
     mismatch = partial(Fault, evidence={"from": init.source}, where=_FROM)
     model = run.built.job.model
     try:
-        weights = load_trained_state(Path(init.source))
+        weights = open_source(init.source).read()
     except CheckpointError as error:
         causes = ("ckpt.corrupt", "ckpt.incomplete_state", "ckpt.stale")
         return mismatch("the initial weights cannot be read", causes=causes, measured=str(error))

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from sightline.commands.run import TrainOptions
 from sightline.contract.errors import RunError, UserError
-from sightline.runs.checkpoint import evaluated_sha256, resolve_weights
 from sightline.runs.lineage import read_lineage
 from sightline.runs.run_directory import load_document
+from sightline.runs.weight_sources import open_source
 from sightline.training import train_run
 from sightline.training.train_run import Reporter
 
@@ -106,7 +106,7 @@ def train_or_read_metrics(run: StudyRun, reporter: Reporter) -> Mapping[str, Any
 def _assert_same_source(run: Path, source: str | Path) -> None:
     """Raise UserError if a run was started from weights that its source no longer has."""
     lineage = read_lineage(run)
-    current = None if lineage is None else evaluated_sha256(resolve_weights(Path(source)))
+    current = None if lineage is None else open_source(str(source)).compute_sha256()
     if lineage is not None and current is not None and lineage["sha256"] != current:
         raise UserError(
             f"{run}: started from other weights ({lineage['sha256'][:16]}...) than {source} has now "

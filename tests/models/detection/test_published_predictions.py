@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sightline.contract.types import DataInfo
 from sightline.engine.run_loading import open_trained
-from sightline.published.conversion import select_classes as _select_classes
+from sightline.workbench.weights.conversion import select_classes as _select_classes
 from tests.command import succeed
 from tests.golden_parity import rule_made_state
 from tests.models.detection.test_published_detectors import FCOS, NUM_CLASSES, RETINA, entries, evaluate

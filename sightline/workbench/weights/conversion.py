@@ -24,7 +24,6 @@ from sightline.engine.build import build_model
 from sightline.engine.device import Precision, seed_everything
 from sightline.engine.distributed import World
 from sightline.instrument.random_state import preserve_random_state
-from sightline.published import recipe
 from sightline.published.files import PublishedFile, make_meta_model, read_source
 from sightline.published.rows import FACTS, PublishedLayout, list_names, read_layout
 from sightline.published.translation import convert_state_dict, find_layouts, published_name, unused_names
@@ -34,6 +33,7 @@ from sightline.runs.run_directory import RunDirectory, collect_environment
 from sightline.runs.weights import load_weights
 from sightline.store.files.atomic_write import whole_folder
 from sightline.store.prepared.prepared_set import compute_sha256
+from sightline.workbench.weights import recipe
 
 _MAX_LISTED = 5
 
@@ -178,7 +178,7 @@ def _translate_weights(source: PublishedFile, published: PublishedLayout, file: 
         weights = convert_state_dict(source.state, layout)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}{_suggest_layout(source.state, layout)}") from None
-    model = make_meta_model(published, num_classes=2, in_channels=9, num_categories=2, num_joints=2)
+    model = make_meta_model(published)
     needed = _without_module(model.state_dict(), _find_absent_module(weights, published.optional))
     missing = [published_name(name, layout) for name in needed if name not in weights]
     if missing:

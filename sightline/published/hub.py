@@ -1,0 +1,278 @@
+"""Files of a hub that speaks Hugging Face's API: chosen, limited, verified, and kept in that library's own cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from sightline.contract.errors import CheckpointError, UserError, assert_installed, escape_to_one_line, join_some
+from sightline.contract.schema import suggest
+
+PREFIX = "hf://"
+RUN_MARKS = ("config.yaml", "model.slq")
+"""Files by which a repository is a pushed run."""
+_NAME = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+?)(/(?P<file>[\w./-]+?))?(@(?P<revision>[\w./-]+))?", re.ASCII)
+_SUFFIX = ".safetensors"
+_MAX_BYTES = 8 << 30
+"""Most bytes of what one name brings: above any network here, below what would fill a disk unasked."""
+_TIMEOUT_S = 10.0
+_COMMIT = re.compile("[0-9a-f]{40}")
+_MAX_LISTED = 5
+
+
+class HubName(NamedTuple):
+    """Name of a repository, and of a file and a revision (branch, tag or commit) in it, as `hf://OWNER/REPO/FILE@REV`."""
+
+    repo: str
+    file: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        file = "" if self.file is None else f"/{self.file}"
+        return f"{PREFIX}{self.repo}{file}{'' if self.revision is None else f'@{self.revision}'}"
+
+
+class HubFile(NamedTuple):
+    """A file on this disk; `name` has the commit that it is of, `is_run` tells that it is the packed file of a run."""
+
+    name: HubName
+    path: Path
+    is_run: bool
+
+
+class _Stated(NamedTuple):
+    """What the hub states of a file: bytes, and its SHA-256, or git's SHA-1 of a small one."""
+
+    num_bytes: int
+    digest: str | None
+
+
+def is_hub_name(text: str) -> bool:
+    """Return True for a name that begins as those of hubs do, whole or not."""
+    return text.startswith(PREFIX)
+
+
+def parse_name(text: str) -> HubName:
+    """Parse `hf://OWNER/REPO[/FILE][@REVISION]`. Raises CheckpointError for another form."""
+    match = _NAME.fullmatch(text)
+    if match is None or ".." in text:
+        raise CheckpointError(f"{text}: is not a name of a hub's file; write hf://OWNER/REPO[/FILE][@REVISION]")
+    return HubName(match["repo"], match["file"], match["revision"])
+
+
+def fetch_weights(text: str) -> HubFile:
+    """Fetch the file that `text` names, or the weights of the repository, and verify it against the hub's digest.
+
+    Of a pushed run, its other documents come along. What is in the cache is not fetched again, and found without a
+    network. Raises MissingExtraError without huggingface_hub; CheckpointError for what is not there, is no safetensors
+    file, is larger than 8 GiB or damaged, and for a hub that does not answer about files that the cache lacks.
+    """
+    name = parse_name(text)
+    _assert_extra(text)
+    if name.file is not None and not name.file.endswith((_SUFFIX, *RUN_MARKS)):
+        raise CheckpointError(f"{name}: {_describe_other(name.file)}")
+    commit, files = _list_files(name)
+    if name.file is None:
+        is_run = files.keys() >= {*RUN_MARKS}
+        name = name._replace(file=RUN_MARKS[-1] if is_run else _choose_file(name, files))
+    elif name.file not in files:
+        peers = [file for file in files if file.endswith(_SUFFIX)]
+        raise CheckpointError(f"{name}: has no such file{suggest(str(name.file), peers, otherwise=_list_some(peers))}")
+    wanted = [str(name.file)]
+    if is_run := name.file == RUN_MARKS[-1] and RUN_MARKS[0] in files:
+        wanted += [file for file in files if file.endswith((".json", ".yaml")) and "/" not in file]
+    paths = _fetch(name, commit, {file: files[file] for file in wanted})
+    return HubFile(name._replace(revision=commit), paths[0], is_run)
+
+
+def fetch_run(text: str) -> tuple[HubName, list[tuple[str, Path]]]:
+    """Fetch every file of a pushed run, and return each with its name in the run. Raises as `fetch_weights`."""
+    name = parse_name(text)
+    _assert_extra(text)
+    commit, files = _list_files(name)
+    if name.file is not None or not files.keys() >= {*RUN_MARKS}:
+        raise CheckpointError(
+            f"{name}: is not a run that 'sightline runs RUN --push' made; init.from takes its weights"
+        )
+    own = {file: stated for file, stated in files.items() if file != "README.md" and not file.startswith(".")}
+    return name._replace(revision=commit), list(zip(own, _fetch(name, commit, own), strict=True))
+
+
+def push_folder(folder: Path, text: str, *, is_public: bool, replaced: Sequence[str]) -> str:
+    """Upload a folder's files as one commit, to a repository that is made if need be; return the commit's address.
+
+    Files there of the patterns `replaced` that the folder lacks are deleted. Raises UserError where that is refused.
+    """
+    name = parse_name(text)
+    _assert_extra(text)
+    if name.file is not None or name.revision is not None:
+        raise UserError(f"{name}: names a file or a revision; a run is pushed to {PREFIX}{name.repo}")
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with _explained(name, action="write to"):
+        api.create_repo(name.repo, private=not is_public, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=name.repo, folder_path=folder, delete_patterns=[*replaced], commit_message="sightline: a packed run"
+        )
+    return str(commit.commit_url)
+
+
+def _assert_extra(text: str) -> None:
+    assert_installed("huggingface_hub", needed_by=text)
+
+
+# --- the hub, or the cache of what it once gave ----------------------------------------------------------------------
+
+
+def _list_files(name: HubName) -> tuple[str, dict[str, _Stated]]:
+    """Return the commit of a revision, and its files; without a network, those that are in the cache."""
+    import httpx
+    from huggingface_hub import HfApi
+
+    try:
+        with _explained(name, action="read"):
+            info = HfApi().model_info(name.repo, revision=name.revision, files_metadata=True, timeout=_TIMEOUT_S)
+    except CheckpointError as error:
+        is_silent = (
+            isinstance(error.__cause__, OSError | httpx.HTTPError) and not 0 < _get_status(error.__cause__) < 500
+        )
+        cached = _list_cached(name) if is_silent else None
+        if cached is None:
+            raise
+        return cached
+    siblings = info.siblings or []
+    stated = {
+        each.rfilename: _Stated(each.size or 0, each.blob_id if each.lfs is None else each.lfs.sha256)
+        for each in siblings
+    }
+    return str(info.sha), stated
+
+
+def _list_cached(name: HubName) -> tuple[str, dict[str, _Stated]] | None:
+    """List what the cache has of a revision, each file's digest by the name of its blob; None if it has nothing."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{name.repo.replace('/', '--')}"
+    revision = name.revision or "main"
+    reference = folder / "refs" / revision
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    snapshot = folder / "snapshots" / commit
+    if _COMMIT.fullmatch(commit) is None or not snapshot.is_dir():
+        return None
+    files = [path for path in sorted(snapshot.rglob("*")) if path.is_file()]
+    return commit, {
+        path.relative_to(snapshot).as_posix(): _Stated(
+            path.stat().st_size, Path(os.readlink(path)).name if path.is_symlink() else None
+        )
+        for path in files
+    }
+
+
+def _fetch(name: HubName, commit: str, files: Mapping[str, _Stated]) -> list[Path]:
+    from huggingface_hub import hf_hub_download
+
+    total = sum(stated.num_bytes for stated in files.values())
+    if total > _MAX_BYTES:
+        raise CheckpointError(
+            f"{name}: {total / 1e9:.1f} GB, at most {_MAX_BYTES / 1e9:.1f} GB are fetched; download it yourself, and "
+            "give the path"
+        )
+    paths = []
+    for file, stated in files.items():
+        with _explained(name, action="read"):
+            path = Path(hf_hub_download(name.repo, file, revision=commit))
+        found = None if stated.digest is None else _compute_digest(path, len(stated.digest))
+        if found != stated.digest:
+            raise CheckpointError(
+                f"{name}: {file} has the digest {str(found)[:16]}..., the hub states {str(stated.digest)[:16]}...; it "
+                f"was damaged on its way or since: delete {path.resolve()}, and fetch it again"
+            )
+        paths.append(path)
+    return paths
+
+
+def _compute_digest(path: Path, num_digits: int) -> str:
+    """Compute the SHA-256 of a file, or the SHA-1 that git names it by."""
+    with open(path, "rb") as file:
+        if num_digits == 64:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        content = file.read()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _choose_file(name: HubName, files: Mapping[str, Any]) -> str:
+    """Choose the weights of a repository: `model.safetensors`, or its only file of this kind."""
+    found = [file for file in files if file.endswith(_SUFFIX)]
+    if f"model{_SUFFIX}" in found:
+        return f"model{_SUFFIX}"
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CheckpointError(
+            f"{name}: has {len(found)} files of weights; name one, {name.repo}/FILE{_list_some(found)}"
+        )
+    others = [file for file in files if PurePosixPath(file).suffix in (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".t7")]
+    reason = f"has no safetensors file{_list_some(list(files))}" if not others else _describe_other(others[0])
+    raise CheckpointError(f"{name}: {reason}")
+
+
+def _describe_other(file: str) -> str:
+    return (
+        f"{file} is not a safetensors file; of a hub nothing else is read, since a pickle is a program: ask for "
+        "safetensors, or download a file that you trust and give its path"
+    )
+
+
+def _list_some(files: Sequence[str]) -> str:
+    return f"; there are {join_some(files, most=_MAX_LISTED)}" if files else ""
+
+
+@contextmanager
+def _explained(name: HubName, *, action: str) -> Iterator[None]:
+    """Turn errors of the hub and of the way to it into one line."""
+    import httpx
+    from huggingface_hub import constants, errors
+
+    hub = constants.ENDPOINT
+    try:
+        yield
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(f"{name}: the repository has no revision '{name.revision}' on {hub}") from error
+    except errors.GatedRepoError as error:
+        raise CheckpointError(
+            f"{name}: its authors let in whom they know; ask for access on {hub}/{name.repo}, and log in: hf auth login"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{name}: {hub} has no such repository, or shows it to others alone; look at the name, or log in: hf auth "
+            "login, or HF_TOKEN"
+        ) from error
+    except errors.HFValidationError as error:
+        raise CheckpointError(f"{name}: {_first_line(error)}") from error
+    except (OSError, httpx.HTTPError) as error:
+        status = _get_status(error)
+        if status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
+            reason = f"may not {action} it with these credentials; log in: hf auth login, or HF_TOKEN"
+        elif status:
+            reason = f"{hub} answered {status}: {_first_line(error)}; try again later"
+        else:
+            reason = (
+                f"{hub} cannot be reached ({_first_line(error)}), and {constants.HF_HUB_CACHE} has no copy; connect "
+                "once, or give the path of a file"
+            )
+        raise CheckpointError(f"{name}: {reason}") from error
+
+
+def _get_status(error: BaseException | None) -> int:
+    """Return the status of the answer that an error is about; 0 if there was none."""
+    return int(getattr(getattr(error, "response", None), "status_code", 0) or 0)
+
+
+def _first_line(error: Exception) -> str:
+    return escape_to_one_line((str(error).splitlines() or [type(error).__name__])[0])[:160]

@@ -1,0 +1,76 @@
+"""Sources that `init.from` names: a run of ours, a file of published weights, or either of them on a hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from sightline.contract.errors import CheckpointError, join_some
+from sightline.published.files import choose_layout, read_published
+from sightline.published.hub import fetch_weights, is_hub_name
+from sightline.published.translation import convert_state_dict
+from sightline.runs import checkpoint
+from sightline.store.prepared.prepared_set import compute_sha256
+
+_MAX_NAMES = 3
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """Weights on this disk: a checkpoint folder, a packed file or a published one at `path`, of `run` if of any.
+
+    `name` is what the config says, of a hub with the commit that was fetched; `layout` is that of a published file.
+    """
+
+    name: str
+    path: Path
+    run: Path | None
+    layout: str | None = None
+
+    def compute_sha256(self) -> str:
+        """Compute the SHA-256 of the weights."""
+        return checkpoint.evaluated_sha256(self.path) if self.layout is None else compute_sha256(self.path)
+
+    def read(self) -> Mapping[str, Tensor]:
+        """Read the weights under our names, the EMA of a run that has one. Raises CheckpointError for damaged files."""
+        if self.layout is None:
+            return checkpoint.load_trained_state(self.path)
+        try:
+            return convert_state_dict(read_published(self.path).state, self.layout)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {error}") from None
+
+
+def open_source(name: str) -> WeightSource:
+    """Find the weights that a name leads to, on the disk or on a hub.
+
+    Raises CheckpointError if it leads to none, and for a published file whose names are of no layout, or of several
+    that read them differently.
+    """
+    path, run = Path(name), None
+    if is_hub_name(name):
+        file = fetch_weights(name)
+        name, path, run = str(file.name), file.path, file.path.parent if file.is_run else None
+    elif not path.is_file() or path.suffix == ".slq":
+        path = checkpoint.resolve_weights(path).resolve()
+        run = checkpoint.enclosing_run(path)
+    return WeightSource(name, path, run, None if path.is_dir() or path.suffix == ".slq" else _choose_layout(name, path))
+
+
+def _choose_layout(name: str, path: Path) -> str:
+    state = read_published(path).state
+    chosen = choose_layout(state)
+    if isinstance(chosen, str):
+        return chosen
+    if chosen:
+        raise CheckpointError(
+            f"{name}: its names are those of the layouts {', '.join(chosen)}, which read them differently; convert it "
+            "by the one that it is of: sightline data convert FILE --layout NAME --to RUN, then init.from=RUN"
+        )
+    raise CheckpointError(
+        f"{name}: its {len(state)} names ({join_some(list(state), most=_MAX_NAMES)}) are of no layout that is known; "
+        "'sightline list layouts' prints those"
+    )
