@@ -121,29 +121,36 @@ class ReportOptions(
 
 
 class RunsOptions(
-    DocumentCommand,
+    PluginCommand,
     name="runs",
     run="runs.runs",
     examples=(
         "runs",
         "runs --diff runs/a runs/b",
+        "runs runs/a --push hf://me/my-run",
+        "runs --pull hf://me/my-run --out runs/b",
     ),
 ):
-    """List runs, or compare two.
+    """List runs, compare two, or exchange one with a hub.
 
     Prints the runs below a folder: task, data, steps, the figure that selected the best checkpoint, start, size on the
     disk, and state. A run that is not finished shows its last evaluation. Links below the folder are not followed. RUN
     is a path, or a path below DIR.
 
-    --diff prints the figures and the keys of the configs that differ; 'sightline report A B' is its page.
+    --diff prints the figures and the keys of the configs that differ; 'sightline report A B' is its page. --push
+    uploads a finished run, packed, with a card of its figures; --pull makes a run directory of one.
     """
 
-    folder: Path = argument("[DIR]", "folder of the runs", default=Path("runs"))
+    folder: Path = argument("[DIR]", "folder of the runs, or with --push the run", default=Path("runs"))
     sort: str = option("--sort", "KEY", "name, task, data, steps, figure, when, size or state", default="when")
     filters: tuple[str, ...] = option(
         "--filter", "TEXT|KEY=VALUE", "only runs with this text in a column, or task=segment; repeatable", default=()
     )
     diff: tuple[Path, Path] | None = option("--diff", "A B", "print the differences of two runs")
+    push: str | None = option("--push", "hf://OWNER/REPO", "upload the run DIR; private, unless --public")
+    public: bool = switch("--public", "with --push: let everybody read it")
+    pull: str | None = option("--pull", "hf://OWNER/REPO", "fetch a run that was pushed, into --out")
+    out: Path | None = option("--out", "DIR", "with --pull: a new folder")
 
 
 class ShowOptions(PluginCommand, name="show", run="show.show", examples=("show CONFIG train.epochs=10",)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ _SUFFIX = ".safetensors"
 _MAX_BYTES = 8 << 30
 """Most bytes of what one name brings: above any network here, below what would fill a disk unasked."""
 _TIMEOUT_S = 10.0
+_READ = "read"
 _COMMIT = re.compile("[0-9a-f]{40}")
 _MAX_LISTED = 5
 
@@ -52,6 +53,14 @@ class _Stated(NamedTuple):
     digest: str | None
 
 
+class _Listing(NamedTuple):
+    """Files of a commit, as the hub lists them, or as the cache has them where the hub is silent."""
+
+    commit: str
+    files: dict[str, _Stated]
+    is_cached: bool = False
+
+
 def is_hub_name(text: str) -> bool:
     """Return True for a name that begins as those of hubs do, whole or not."""
     return text.startswith(PREFIX)
@@ -76,7 +85,8 @@ def fetch_weights(text: str) -> HubFile:
     _assert_extra(text)
     if name.file is not None and not name.file.endswith((_SUFFIX, *RUN_MARKS)):
         raise CheckpointError(f"{name}: {_describe_other(name.file)}")
-    commit, files = _list_files(name)
+    listing = _list_files(name)
+    files = listing.files
     if name.file is None:
         is_run = files.keys() >= {*RUN_MARKS}
         name = name._replace(file=RUN_MARKS[-1] if is_run else _choose_file(name, files))
@@ -86,21 +96,25 @@ def fetch_weights(text: str) -> HubFile:
     wanted = [str(name.file)]
     if is_run := name.file == RUN_MARKS[-1] and RUN_MARKS[0] in files:
         wanted += [file for file in files if file.endswith((".json", ".yaml")) and "/" not in file]
-    paths = _fetch(name, commit, {file: files[file] for file in wanted})
-    return HubFile(name._replace(revision=commit), paths[0], is_run)
+    paths = _fetch(name, listing, wanted)
+    return HubFile(name._replace(revision=listing.commit), paths[0], is_run)
 
 
-def fetch_run(text: str) -> tuple[HubName, list[tuple[str, Path]]]:
-    """Fetch every file of a pushed run, and return each with its name in the run. Raises as `fetch_weights`."""
+def fetch_run(text: str, *, is_own: Callable[[str], bool]) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Fetch the files of a pushed run that `is_own` accepts, each with its name there; return the other names, too.
+
+    Raises as `fetch_weights`.
+    """
     name = parse_name(text)
     _assert_extra(text)
-    commit, files = _list_files(name)
-    if name.file is not None or not files.keys() >= {*RUN_MARKS}:
+    listing = _list_files(name)
+    if name.file is not None or not listing.files.keys() >= {*RUN_MARKS}:
         raise CheckpointError(
-            f"{name}: is not a run that 'sightline runs RUN --push' made; init.from takes its weights"
+            f"{name}: is not a run that 'sightline runs RUN --push' made; init.from takes weights alone"
         )
-    own = {file: stated for file, stated in files.items() if file != "README.md" and not file.startswith(".")}
-    return name._replace(revision=commit), list(zip(own, _fetch(name, commit, own), strict=True))
+    own = [file for file in listing.files if is_own(file)]
+    others = [file for file in listing.files if file not in own]
+    return list(zip(own, _fetch(name, listing, own), strict=True)), others
 
 
 def push_folder(folder: Path, text: str, *, is_public: bool, replaced: Sequence[str]) -> str:
@@ -130,19 +144,15 @@ def _assert_extra(text: str) -> None:
 # --- the hub, or the cache of what it once gave ----------------------------------------------------------------------
 
 
-def _list_files(name: HubName) -> tuple[str, dict[str, _Stated]]:
-    """Return the commit of a revision, and its files; without a network, those that are in the cache."""
-    import httpx
+def _list_files(name: HubName) -> _Listing:
+    """List the files of a revision; where the hub is silent, those that the cache has."""
     from huggingface_hub import HfApi
 
     try:
-        with _explained(name, action="read"):
+        with _explained(name, action=_READ):
             info = HfApi().model_info(name.repo, revision=name.revision, files_metadata=True, timeout=_TIMEOUT_S)
     except CheckpointError as error:
-        is_silent = (
-            isinstance(error.__cause__, OSError | httpx.HTTPError) and not 0 < _get_status(error.__cause__) < 500
-        )
-        cached = _list_cached(name) if is_silent else None
+        cached = None if 0 < _get_status(error.__cause__) < 500 else _list_cached(name)
         if cached is None:
             raise
         return cached
@@ -151,10 +161,10 @@ def _list_files(name: HubName) -> tuple[str, dict[str, _Stated]]:
         each.rfilename: _Stated(each.size or 0, each.blob_id if each.lfs is None else each.lfs.sha256)
         for each in siblings
     }
-    return str(info.sha), stated
+    return _Listing(str(info.sha), stated)
 
 
-def _list_cached(name: HubName) -> tuple[str, dict[str, _Stated]] | None:
+def _list_cached(name: HubName) -> _Listing | None:
     """List what the cache has of a revision, each file's digest by the name of its blob; None if it has nothing."""
     from huggingface_hub import constants
 
@@ -166,31 +176,36 @@ def _list_cached(name: HubName) -> tuple[str, dict[str, _Stated]] | None:
     if _COMMIT.fullmatch(commit) is None or not snapshot.is_dir():
         return None
     files = [path for path in sorted(snapshot.rglob("*")) if path.is_file()]
-    return commit, {
+    stated = {
         path.relative_to(snapshot).as_posix(): _Stated(
             path.stat().st_size, Path(os.readlink(path)).name if path.is_symlink() else None
         )
         for path in files
     }
+    return _Listing(commit, stated, is_cached=True)
 
 
-def _fetch(name: HubName, commit: str, files: Mapping[str, _Stated]) -> list[Path]:
-    from huggingface_hub import hf_hub_download
+def _fetch(name: HubName, listing: _Listing, files: Sequence[str]) -> list[Path]:
+    """Fetch files of a listing to the cache, or find them there, and verify them."""
+    from huggingface_hub import HfApi
 
-    total = sum(stated.num_bytes for stated in files.values())
+    api = HfApi()
+    revision = listing.commit if listing.is_cached else name.revision
+    total = sum(listing.files[file].num_bytes for file in files)
     if total > _MAX_BYTES:
         raise CheckpointError(
             f"{name}: {total / 1e9:.1f} GB, at most {_MAX_BYTES / 1e9:.1f} GB are fetched; download it yourself, and "
             "give the path"
         )
     paths = []
-    for file, stated in files.items():
-        with _explained(name, action="read"):
-            path = Path(hf_hub_download(name.repo, file, revision=commit))
-        found = None if stated.digest is None else _compute_digest(path, len(stated.digest))
-        if found != stated.digest:
+    for file in files:
+        digest = listing.files[file].digest
+        with _explained(name, action=_READ):
+            path = Path(api.hf_hub_download(name.repo, file, revision=revision))
+        found = None if digest is None else _compute_digest(path, len(digest))
+        if found != digest:
             raise CheckpointError(
-                f"{name}: {file} has the digest {str(found)[:16]}..., the hub states {str(stated.digest)[:16]}...; it "
+                f"{name}: {file} has the digest {str(found)[:16]}..., the hub states {str(digest)[:16]}...; it "
                 f"was damaged on its way or since: delete {path.resolve()}, and fetch it again"
             )
         paths.append(path)
@@ -236,7 +251,6 @@ def _list_some(files: Sequence[str]) -> str:
 @contextmanager
 def _explained(name: HubName, *, action: str) -> Iterator[None]:
     """Turn errors of the hub and of the way to it into one line."""
-    import httpx
     from huggingface_hub import constants, errors
 
     hub = constants.ENDPOINT
@@ -255,17 +269,15 @@ def _explained(name: HubName, *, action: str) -> Iterator[None]:
         ) from error
     except errors.HFValidationError as error:
         raise CheckpointError(f"{name}: {_first_line(error)}") from error
-    except (OSError, httpx.HTTPError) as error:
+    except Exception as error:  # of the client's network library, another one in other versions
         status = _get_status(error)
         if status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError):
             reason = f"may not {action} it with these credentials; log in: hf auth login, or HF_TOKEN"
         elif status:
             reason = f"{hub} answered {status}: {_first_line(error)}; try again later"
         else:
-            reason = (
-                f"{hub} cannot be reached ({_first_line(error)}), and {constants.HF_HUB_CACHE} has no copy; connect "
-                "once, or give the path of a file"
-            )
+            copy = f", and {constants.HF_HUB_CACHE} has no copy" if action == _READ else ""
+            reason = f"{hub} cannot be reached ({_first_line(error)}){copy}; connect, or give the path of a file"
         raise CheckpointError(f"{name}: {reason}") from error
 
 
@@ -274,5 +286,8 @@ def _get_status(error: BaseException | None) -> int:
     return int(getattr(getattr(error, "response", None), "status_code", 0) or 0)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    """Return the first line of what an error began with."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return escape_to_one_line((str(error).splitlines() or [type(error).__name__])[0])[:160]

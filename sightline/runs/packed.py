@@ -239,6 +239,8 @@ def compression_ratios(
     count = sum(size for size, _, _ in layers)
     coded = sum(packed_length(size, bits) + book for size, bits, book in layers)
     file = file_bytes / float_bytes(state)
+    if not count:  # every tensor is stored as it is
+        return CompressionRatios(1.0, 1.0, file)
     return CompressionRatios(sum(size * bits for size, bits, _ in layers) / (32 * count), coded / (4 * count), file)
 
 

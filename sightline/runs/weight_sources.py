@@ -71,6 +71,6 @@ def _choose_layout(name: str, path: Path) -> str:
             "by the one that it is of: sightline data convert FILE --layout NAME --to RUN, then init.from=RUN"
         )
     raise CheckpointError(
-        f"{name}: its {len(state)} names ({join_some(list(state), most=_MAX_NAMES)}) are of no layout that is known; "
-        "'sightline list layouts' prints those"
+        f"{name}: its {len(state)} names ({join_some(sorted(state), most=_MAX_NAMES)}) are of no known layout "
+        "by names alone; see 'sightline list layouts', and data convert --layout NAME"
     )

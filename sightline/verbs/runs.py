@@ -11,16 +11,44 @@ from sightline.runs.run_directory import write_document
 from sightline.runs.run_folders import RunSummary, filter_runs, find_run, list_runs, sort_runs
 from sightline.verbs.output import print_note, show_table
 
+_TABLE = ("--sort", "--filter", "--json")
+_ACTIONS = {
+    "--diff": ("--diff", "--json"),
+    "--push": ("--push", "--public", "--plugin", "--json"),
+    "--pull": ("--pull", "--out", "--json"),
+}
+"""Options that each action reads; the table reads its own."""
 _COLUMNS = ("run", "name", "task", "data", "steps", "figure", "when", "size", "state")
 
 
 def runs(options: RunsOptions) -> int:
-    """Print the table of runs, or the differences of two."""
-    if options.diff is None:
-        return _list(options)
-    if unread := [flag for flag in options.list_flags(RunsOptions) if flag in ("--sort", "--filter")]:
-        raise UserError(f"{unread[0]}: chooses rows of the table, and --diff takes two runs; leave it out")
-    return _show_diff(options)
+    """Print the table of runs or the differences of two, or exchange one with a hub."""
+    given = options.list_flags(RunsOptions)
+    action = next((flag for flag in _ACTIONS if flag in given), None)
+    if unread := [flag for flag in given if flag not in _ACTIONS.get(action, _TABLE)]:
+        raise UserError(f"{unread[0]}: is not read with {action or 'the table of runs'}; leave it out")
+    if action == "--diff":
+        return _show_diff(options)
+    return _list(options) if action is None else _exchange(options)
+
+
+def _exchange(options: RunsOptions) -> int:
+    """Push or pull a run."""
+    from sightline.workbench.weights.sharing import pull_run, push_run
+
+    if options.push is not None:
+        address = push_run(options.folder, options.push, is_public=options.public, plugins=options.plugins)
+        print_note(f"{options.folder}: is at {address}")
+        write_document(options.json, {"run": str(options.folder), "address": address})
+        return 0
+    assert options.pull is not None
+    if options.out is None:
+        raise UserError("runs --pull: needs the folder of the run: --out DIR")
+    for file in pull_run(options.pull, options.out):
+        print_note(f"{options.pull}: {file} is no file of a packed run, and stays there")
+    print_note(f"{options.out}: evaluate it, predict with it, or start from it: init.from={options.out}")
+    write_document(options.json, {"run": str(options.out), "from": options.pull})
+    return 0
 
 
 def _list(options: RunsOptions) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
@@ -18,6 +19,7 @@ from sightline.layers.images import ConvNorm
 from sightline.parts.models.darknet import Darknet53Encoder
 from sightline.parts.models.resnet import ResNet18Encoder, ResNet50Encoder
 from sightline.parts.models.vit import ViTEncoder
+from sightline.published.translation import convert_state_dict
 
 SIZES = {
     "darknet53": (40_584_928, 1024),
@@ -192,3 +194,50 @@ def test_another_size_of_image_is_refused_with_both() -> None:
 def test_sizes_that_do_not_fit_are_refused(arguments: dict[str, int], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         ViTEncoder(**arguments)
+
+
+# --- torchvision's ViT, read from its equations over torch's own attention -------------------------------------------
+
+
+class TheirBlock(nn.Module):
+    """A block of torchvision's encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(12, eps=1e-6), nn.LayerNorm(12, eps=1e-6)
+        self.self_attention = nn.MultiheadAttention(12, 3, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(12, 48), nn.GELU(), nn.Identity(), nn.Linear(48, 12), nn.Identity())
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        normed = self.ln_1(tokens)
+        tokens = tokens + self.self_attention(normed, normed, normed, need_weights=False)[0]
+        return tokens + self.mlp(self.ln_2(tokens))
+
+
+class TheirViT(nn.Module):
+    """torchvision's vision transformer of the depth of vit_b_16, 12 channels wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_proj = nn.Conv2d(3, 12, 4, stride=4)
+        self.class_token = nn.Parameter(torch.randn(1, 1, 12))
+        self.encoder = nn.Module()
+        self.encoder.pos_embedding = nn.Parameter(torch.randn(1, 17, 12))
+        self.encoder.layers = nn.Sequential(OrderedDict((f"encoder_layer_{i}", TheirBlock()) for i in range(12)))
+        self.encoder.ln = nn.LayerNorm(12, eps=1e-6)
+        self.heads = nn.Sequential(OrderedDict(head=nn.Linear(12, 5)))
+
+    def forward(self, image: Tensor) -> Tensor:
+        patches = self.conv_proj(image).flatten(2).permute(0, 2, 1)
+        tokens = torch.cat([self.class_token.expand(len(image), -1, -1), patches], dim=1) + self.encoder.pos_embedding
+        return self.encoder.ln(self.encoder.layers(tokens))[:, 0]
+
+
+def test_torchvision_s_vit_is_ours() -> None:
+    torch.manual_seed(0)
+    theirs, image = TheirViT().double().eval(), images()
+    weights = convert_state_dict(theirs.state_dict(), "torchvision_vit_base")
+    ours = ViTEncoder(size_px=16, patch_px=4, width=12, depth=12, num_heads=3).double().eval()
+    ours.load_state_dict({name.removeprefix("images."): value for name, value in weights.items() if "head" not in name})
+    torch.testing.assert_close(ours.encode(image=image), theirs(image), rtol=0, atol=1e-12)
+    assert weights["head.weight"].shape == (5, 12)

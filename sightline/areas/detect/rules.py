@@ -466,9 +466,9 @@ def loss_normaliser(run: Any, assigned: AssignedBoxes) -> Iterator[Fault]:
 
 def _compute_losses(context: Any, added: int | None) -> dict[str, tuple[float, float]]:
     """Compute each mean loss and its count at some priors, plus as many with the target `added` unless None."""
-    job, (batch, outputs) = context.built.job, context.first_outputs
+    job, (batch, raw_outputs) = context.built.job, context.first_outputs
     task: Any = copy.copy(job.task)
-    run_context = task.context(job.model, batch)
+    run_context, outputs = task.context(job.model, batch), task.outputs(FixedOutputs(raw_outputs), batch)
     num_priors, is_selected = len(run_context["priors"]), (run_context["target"] >= 0).any(dim=0)
     is_selected[:: 1 + num_priors // _MAX_OTHER_PRIORS] = True
 
@@ -488,7 +488,7 @@ def _compute_losses(context: Any, added: int | None) -> dict[str, tuple[float, f
     outputs = {
         name: enlarge(value, logit if name in ("logits", "objectness") else None) for name, value in outputs.items()
     }
-    task.context = lambda model, batch: run_context
+    task.context, task.outputs = (lambda model, batch: run_context), (lambda model, batch: outputs)
     with torch.no_grad():
-        sums, counts = compute_batch_losses(task, FixedOutputs(outputs), batch, context.world.device, job.precision)
+        sums, counts = compute_batch_losses(task, job.model, batch, context.world.device, job.precision)
     return {name: (float(divide_by_count(total, counts[name])), float(counts[name])) for name, total in sums.items()}
