@@ -10,7 +10,7 @@ import pytest
 from tests.doc_blocks import OTHER_PAGES, README, ROOT, TOUR, Block, blocks_of, lay_out, run_block
 from tests.processes import launched_as_forks
 
-NEEDS = ("DATA", "GPU", "TIME", "SHELL", "FILE")
+NEEDS = ("DATA", "GPU", "TIME", "SHELL", "FILE", "NETWORK")
 PAGES = [README, *OTHER_PAGES]
 
 
