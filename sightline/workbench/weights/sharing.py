@@ -97,8 +97,8 @@ def make_card(run: OpenRun, reported: ReportedRun, name: str, packed: Path) -> s
         "| | |\n|---|---|\n" + "\n".join(f"| {row[0]} | {_escape(row[1])} |" for row in summary),
         *(f"- {note}" for note in notes),
         "## Use",
-        "```sh\npip install 'sightline[hub]'\n"
-        f"sightline runs --pull {PREFIX}{repository} --out {repository.rpartition('/')[2]}\n"
+        "With sightline and its extra `hub`:",
+        f"```sh\nsightline runs --pull {PREFIX}{repository} --out {repository.rpartition('/')[2]}\n"
         f"sightline predict {repository.rpartition('/')[2]} FILE\n```",
         f"Another training starts from these weights by `init: {{from: {PREFIX}{repository}}}`.",
         "## Training",
@@ -109,8 +109,8 @@ def make_card(run: OpenRun, reported: ReportedRun, name: str, packed: Path) -> s
 
 
 def _describe_findings(reported: ReportedRun) -> str:
-    if reported.findings is None:
-        return "It was not checked."
+    if reported.findings is None or not reported.environment.get("checked"):
+        return "It keeps no findings of checks."
     if not reported.findings:
         return "The checks before the first step found nothing."
     return "The checks before the first step found: " + "; ".join(
