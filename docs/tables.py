@@ -36,7 +36,8 @@ MEANING = {
     "transforms.evaluate": "applied to evaluated batches, and stored with the run",
     "transforms.vote": "applied after those of `evaluate`, before every voting pass but the first",
     "train.epochs": "passes over the training part",
-    "train.batch_size": "samples per optimiser step, over all processes and micro-batches",
+    "train.batch_size": "samples per optimiser step, over all processes and micro-batches; `auto`: "
+    "[the largest that fits on the GPU](../run/train.md#the-largest-batch-that-fits)",
     "train.steps": "end after this many steps, where that is earlier",
     "train.micro_batches": "split each step into this many backward passes; the numbers stay the same",
     "train.tail": "train on an epoch's shorter last batch, or drop it",

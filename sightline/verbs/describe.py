@@ -126,7 +126,7 @@ def profile(options: ProfileOptions) -> int:
             "config": str(options.config),
             "device": str(world.device),
             "threads": torch.get_num_threads(),
-            "batch_size": config.train.batch_size,
+            "batch_size": job.stream.plan.batch_size,
             "num_samples": mean_num_samples(plain[NUM_WARM:]),
             "untraced_step_s": (plain[-1].wall_s - plain[NUM_WARM - 1].wall_s) / steps,
             "parts": measure_parts(plain[NUM_WARM:]),
@@ -145,7 +145,7 @@ def _find_rate(options: ProfileOptions, config: RunConfig, world: World) -> int:
     rates = make_rates(options.steps or NUM_STEPS)
     built = build(config, world)
     test = run_rate_test(built.job, world, rates, configured=built.config.optimizer.arguments["lr"])
-    about = {"config": str(options.config), "device": str(world.device), "batch_size": config.train.batch_size}
+    about = {"config": str(options.config), "device": str(world.device), "batch_size": built.config.train.batch_size}
     world.rank_zero_only(_show_rates)(test, world.device)
     world.rank_zero_only(write_document)(options.json, {**about, "num_steps": len(rates), **test.to_dict()})
     if options.svg is not None:

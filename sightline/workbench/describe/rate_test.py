@@ -52,7 +52,7 @@ class RateTest:
         return self.diverged_at is not None
 
     def fail(self, reason: str) -> None:
-        """End the test by a step that cannot be computed. Raises RunError if it is the first, which no rate has moved."""
+        """End the test by a step that cannot be computed. Raises RunError for the first: no rate matters yet."""
         if not self.losses:
             raise RunError(
                 f"the first step fails, before a learning rate matters: {reason}; `sightline check` says why"
