@@ -77,6 +77,7 @@ MEANING = {
     "log.every": "steps between training lines",
     "log.tensorboard": "write TensorBoard event files",
     "log.wandb": "write to Weights & Biases",
+    "log.mlflow": "write to MLflow at this tracking URI: a folder, a database, a server ([logs](../run/train.md#logs))",
     "log.gradients": "also write and draw the norm of each layer's gradient",
     "log.curves": "draw losses and metrics over the steps as `results.svg` when the training ends",
     "checks.skip": "codes of checks that this run declares it does not want",

@@ -154,11 +154,12 @@ class Loader:
 
 @dataclass(frozen=True)
 class Log:
-    """Log settings: a training line every `every` steps, and other loggers."""
+    """Log settings: a training line every `every` steps, and other loggers; `mlflow` is a tracking URI."""
 
     every: Count = 50
     tensorboard: bool = False
     wandb: Literal["off", "offline", "online"] = "off"
+    mlflow: str | None = None
     gradients: bool = False
     curves: bool = False
 

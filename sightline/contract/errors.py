@@ -108,6 +108,7 @@ _EXTRAS = {
     **dict.fromkeys(_WORKBENCH, "workbench"),
     "tensorboard": "tensorboard",
     "wandb": "wandb",
+    "mlflow": "mlflow",
     "sklearn": "probe",
     "scipy": "detect",
     "optuna": "search",

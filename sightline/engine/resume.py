@@ -16,7 +16,7 @@ from sightline.config.run_config import Log, PrecisionName, flatten, format_inli
 from sightline.contract.errors import RunError, UserError, join_some
 from sightline.contract.plugins import Plugin
 from sightline.engine.distributed import World
-from sightline.engine.loggers import TensorBoard, Wandb
+from sightline.engine.loggers import Mlflow, TensorBoard, Wandb
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import assert_sha256, is_packed
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE
@@ -163,6 +163,8 @@ def _assert_loggers_installed(log: Log) -> None:
         TensorBoard.assert_installed()
     if log.wandb != "off":
         Wandb.assert_installed()
+    if log.mlflow is not None:
+        Mlflow.assert_installed(log.mlflow)
 
 
 def _format_value(values: Mapping[str, Any], key: str) -> str:
