@@ -23,7 +23,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from sightline.config.run_config import flatten, format_inline
-from sightline.contract.errors import ConfigError, assert_installed
+from sightline.contract.errors import ConfigError, RunError, assert_installed
 from sightline.contract.regular_files import read_regular_file
 from sightline.draw.pictures import Picture, encode_png
 from sightline.engine.records import EvaluationRecord, StepRecord
@@ -301,11 +301,14 @@ class Mlflow(IntervalLogger):
             for key in client.get_run(self._run_id).data.metrics:
                 self._last[key] = max(metric.step for metric in client.get_metric_history(self._run_id, key))
         else:
-            if client.get_experiment_by_name(_PROJECT) is None:
-                with suppress(mlflow.MlflowException):  # another run has made it by now
+            experiment = client.get_experiment_by_name(_PROJECT)
+            if experiment is None:
+                with suppress(mlflow.MlflowException):  # another run may have made it by now
                     client.create_experiment(_PROJECT)
-            experiment = client.get_experiment_by_name(_PROJECT).experiment_id
-            self._run_id = client.create_run(experiment, run_name=self._name).info.run_id
+                experiment = client.get_experiment_by_name(_PROJECT)
+            if experiment is None:
+                raise RunError(f"log.mlflow: {self._uri} has no experiment '{_PROJECT}' and lets none be made")
+            self._run_id = client.create_run(experiment.experiment_id, run_name=self._name).info.run_id
             self._id_file.write_text(self._run_id, encoding="utf-8")
             values = {_NO_METRIC_NAME.sub("_", key): value for key, value in flatten(self._config).items()}
             texts = {key: value if isinstance(value, str) else format_inline(value) for key, value in values.items()}

@@ -344,7 +344,7 @@ class TrainingSession:
         log, path, assert_own = self.config.log, self.directory.path, self.directory.assert_lock_held
         observers: list[Observer] = [TrainLog(path / "train.log"), EpochTimes(), self.metrics_log]
         if not self._is_quiet:
-            observers.append(Progress())
+            observers.append(Progress(metric=self.config.evaluate.metric))
         if log.tensorboard:
             observers.append(TensorBoard(path, every=log.every, assert_own=assert_own))
         if log.wandb != "off":
