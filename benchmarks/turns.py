@@ -36,7 +36,7 @@ def serve(config_path: Path, num_steps: int, overrides: Sequence[str]) -> None:
             times: list[float] = []
             train(built.job, world, lambda record, stop, times=times: bool(times.append(time.perf_counter())))
             if world.rank == 0:
-                print(config.train.batch_size * num_steps / (times[-1] - times[0]), flush=True)  # noqa: T201
+                print(config.train.num_samples * num_steps / (times[-1] - times[0]), flush=True)  # noqa: T201
 
 
 class Run:

@@ -36,7 +36,8 @@ MEANING = {
     "transforms.evaluate": "applied to evaluated batches, and stored with the run",
     "transforms.vote": "applied after those of `evaluate`, before every voting pass but the first",
     "train.epochs": "passes over the training part",
-    "train.batch_size": "samples per optimiser step, over all processes and micro-batches",
+    "train.batch_size": "samples per optimiser step, over all processes and micro-batches; `auto`: "
+    "[the largest that fits on the GPU](../run/train.md#the-largest-batch-that-fits)",
     "train.steps": "end after this many steps, where that is earlier",
     "train.micro_batches": "split each step into this many backward passes; the numbers stay the same",
     "train.tail": "train on an epoch's shorter last batch, or drop it",
@@ -76,6 +77,7 @@ MEANING = {
     "log.every": "steps between training lines",
     "log.tensorboard": "write TensorBoard event files",
     "log.wandb": "write to Weights & Biases",
+    "log.mlflow": "write to MLflow at this tracking URI: a folder, a database, a server ([logs](../run/train.md#logs))",
     "log.gradients": "also write and draw the norm of each layer's gradient",
     "log.curves": "draw losses and metrics over the steps as `results.svg` when the training ends",
     "checks.skip": "codes of checks that this run declares it does not want",

@@ -282,10 +282,10 @@ def train_run(
     values of it ("train.epochs=10"). `out` is the run's folder, by default a new one below `runs/`; `resume` is `auto`,
     a run directory or a checkpoint. The result contains the findings of the checks; the run is not started if one is an
     error. `reporter` receives them, and everything else that the command prints, at once. `progress` prints a line
-    every few seconds, by default in a notebook alone. Components that a notebook registered are recorded in the file
-    `plugins/notebook.py` of the run. SIGTERM and SIGINT save the state and end the run, in the main thread. Global
-    random states and torch's backends are set as the run needs them. Raises ConfigError, DataError, CheckpointError or
-    UserError if the run cannot start, RunError if it fails.
+    every few seconds, in a notebook it updates one output with curves; by default it is on there alone. Components that
+    a notebook registered are recorded in the file `plugins/notebook.py` of the run. SIGTERM and SIGINT save the state
+    and end the run, in the main thread. Global random states and torch's backends are set as the run needs them. Raises
+    ConfigError, DataError, CheckpointError or UserError if the run cannot start, RunError if it fails.
 
     >>> import sightline
     >>> recipe = {"base": "configs/classify/synthetic_shapes_pointnet.yaml", "train": {"epochs": 1}}

@@ -14,6 +14,7 @@ EXTRAS = (
     *(
         "tensorboard",
         "wandb",
+        "mlflow",
         "sklearn",
         "scipy",
         "optuna",

@@ -47,7 +47,7 @@ VERBS = (
     "data info",
     "",
 )
-HEAVY = ("torch", "numpy", "yaml", "scipy", "h5py", "PIL", "tensorboard", "wandb")
+HEAVY = ("torch", "numpy", "yaml", "scipy", "h5py", "PIL", "tensorboard", "wandb", "mlflow")
 HEALTHY = Path(__file__).parent / "broken_configs" / "_healthy.yaml"
 SHIPPED = Path(__file__).parents[1] / "configs" / "classify"
 

@@ -45,19 +45,30 @@ class ProfileOptions(
     name="profile",
     run="describe.profile",
     environment={"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "99"},  # the profiler prints what it does
-    examples=("profile CONFIG", "profile CONFIG train.precision=bf16 --trace trace.json.gz"),
+    examples=(
+        "profile CONFIG",
+        "profile CONFIG train.precision=bf16 --trace trace.json.gz",
+        "profile CONFIG --find-rate --svg rates.svg",
+    ),
 ):
     """Profile time and memory of training steps.
 
     Reports data loading, transfer, forward, backward and optimiser, and the slowest modules and operators. Runs real
     training steps on the run's data, from new weights; no run directory is written or changed. With --processes, the
     tables are those of the first process, and each states how long it waited for the gradients of the others.
+
+    --find-rate finds a learning rate instead: it trains steps at rates that grow from 1e-7 to 10 until the loss
+    diverges, and suggests one.
     """
 
     config: Path = CONFIG
     overrides: tuple[str, ...] = OVERRIDES
-    steps: int = option("--steps", "N", "number of measured steps, after two warm-up steps", default=5, min=1)
+    steps: int | None = option(
+        "--steps", "N", "number of measured steps, after two warm-up steps [5; with --find-rate 100]", min=1
+    )
     trace: Path | None = option("--trace", "FILE", "write the trace for a viewer: trace.json.gz", is_written=True)
+    find_rate: bool = switch("--find-rate", "find a learning rate by a range test")
+    svg: Path | None = option("--svg", "FILE", "with --find-rate: draw the loss by rate", is_written=True)
     processes: int | None = PROCESSES
 
 

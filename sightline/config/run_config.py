@@ -57,7 +57,7 @@ class Train:
     """Training settings: `batch_size` is samples per optimiser step over all processes and micro-batches."""
 
     epochs: Count
-    batch_size: Count
+    batch_size: Count | Literal["auto"]
     steps: Count | None = None
     micro_batches: Count = 1
     tail: Literal["keep", "drop"] = "keep"
@@ -69,6 +69,13 @@ class Train:
     compile: bool = False
     graph: Literal["auto", "off"] = "auto"
     early_stopping: EarlyStopping | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """Samples per step. Raises ConfigError for `auto`, which is a number once a run is built on a GPU."""
+        if self.batch_size == "auto":
+            raise ConfigError("train.batch_size: auto is searched where a run is built on a GPU; give a number here")
+        return self.batch_size
 
 
 @dataclass(frozen=True)
@@ -147,11 +154,12 @@ class Loader:
 
 @dataclass(frozen=True)
 class Log:
-    """Log settings: a training line every `every` steps, and other loggers."""
+    """Log settings: a training line every `every` steps, and other loggers; `mlflow` is a tracking URI."""
 
     every: Count = 50
     tensorboard: bool = False
     wandb: Literal["off", "offline", "online"] = "off"
+    mlflow: str | None = None
     gradients: bool = False
     curves: bool = False
 
@@ -299,7 +307,7 @@ def check_consistency(values: Mapping[str, Any], origins: Mapping[str, SourceLoc
         faults.add(origins.get(path, SourceLocation("default", path=path)), text)
 
     train, evaluate, transforms = (values.get(section) for section in ("train", "evaluate", "transforms"))
-    if train is not None and _exceeds(train.micro_batches, train.batch_size):
+    if train is not None and train.batch_size != "auto" and _exceeds(train.micro_batches, train.batch_size):
         actual = f"{train.micro_batches} micro-batches of a batch of {train.batch_size} samples"
         add("train.micro_batches", f"found {actual}, allowed is at most one per sample")
     if evaluate is not None and transforms is not None and _exceeds(evaluate.votes, 1) and transforms.vote == ():

@@ -109,6 +109,7 @@ _EXTRAS = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
     "huggingface_hub": "hub",
+    "mlflow": "mlflow",
     "sklearn": "probe",
     "scipy": "detect",
     "optuna": "search",

@@ -257,7 +257,7 @@ def describe_type(annotation: Any, *, beside: object = None) -> str:
     if origin is typing.Annotated:
         return _describe_bounds(inner[0], inner[1:], beside)
     if origin is typing.Literal:
-        return "one of " + ", ".join(repr(choice) for choice in inner)
+        return ("one of " if len(inner) > 1 else "") + ", ".join(repr(choice) for choice in inner)
     if origin in _UNIONS:
         descriptions = [describe_type(choice, beside=beside) for choice in inner]
         return (", or " if any("," in description for description in descriptions) else " or ").join(descriptions)

@@ -31,10 +31,11 @@ from sightline.contract.metric import Metric, find_state_fault
 from sightline.contract.plugins import loaded_plugins
 from sightline.contract.types import ComponentConfig, Dataset
 from sightline.engine.batch_stream import BatchSampler, BatchStream
-from sightline.engine.device import Precision, resolve_precision, seed_everything
+from sightline.engine.device import Precision, is_memory_bound, resolve_precision, seed_everything
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
+from sightline.engine.loop import find_batch_size
 from sightline.engine.optimizers import ModuleRate, OptimizerSpec
 from sightline.engine.records import resolve_mode
 from sightline.engine.step import Task
@@ -165,6 +166,8 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
             world.assert_equal(partial(describe_data, data.facts, data.train, data.selection, data.test))
             log_linked_data_folder(config, world)
             log_unused_validation(config, data, world)
+        if config.train.batch_size == "auto":
+            config = _resolve_batch_size(config, data, world)
         model = _build_unchanged_model(config, data.facts, world)
         config, source, report = (config, None, None) if is_resumed else _load_initial_weights(model, config)
         model = apply_model_changes(model, config, world)
@@ -183,7 +186,15 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
 
 
 def resolve_machine(config: RunConfig, world: World) -> RunConfig:
-    """Set `train.precision: auto` to what suits the machine of the first process."""
+    """Set `train.precision: auto` to what suits the machine of the first process.
+
+    Raises ConfigError for `train.batch_size: auto` without a GPU.
+    """
+    if config.train.batch_size == "auto" and not is_memory_bound(world.device):
+        raise ConfigError(
+            f"{config.origins.get('train.batch_size', 'train.batch_size')}: auto searches the largest batch that fits "
+            f"into the memory of a GPU, and this run is on the {world.device.type}; give a number: train.batch_size=32"
+        )
     if config.train.precision == "tf32" and world.device.type != "cuda":
         world.rank_zero_only(logger.warning)(
             "tf32-elsewhere: train.precision: tf32 rounds products on NVIDIA GPUs alone; on this %s it is float32",
@@ -195,6 +206,21 @@ def resolve_machine(config: RunConfig, world: World) -> RunConfig:
         lambda: resolve_precision("auto", world.device), operation="the number format"
     )
     return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=cast(PrecisionName, name)))
+
+
+def _resolve_batch_size(config: RunConfig, data: Data, world: World) -> RunConfig:
+    """Set `train.batch_size: auto` to the largest number whose steps fit on every process, by steps of such a run."""
+
+    train, num_samples = config.train, len(data.train.indices)
+
+    def build_alone(size: int) -> TrainState:
+        full = dataclasses.replace(train, batch_size=size, tail="drop")  # a short last batch may train no batch norm
+        trial = dataclasses.replace(config, train=full, loader=dataclasses.replace(config.loader, workers=0))
+        return build(trial, World(device=world.device), is_resumed=True, data=data).job
+
+    is_cut = train.tail == "drop"
+    size = find_batch_size(build_alone, world, num_samples, micro_batches=train.micro_batches, is_cut=is_cut)
+    return dataclasses.replace(config, train=dataclasses.replace(train, batch_size=size))
 
 
 def log_linked_data_folder(config: RunConfig, world: World) -> None:
@@ -368,7 +394,7 @@ def build_task(
         else:
             wrap = registry.task_wrappers.get_entry("teacher").builder
             task = wrap(config=config, facts={**facts, **wiring}, load_network=load_network)
-    if TaskMembers.compares_rows.get(task) and config.train.batch_size == 1:
+    if TaskMembers.compares_rows.get(task) and config.train.num_samples == 1:
         raise ConfigError(
             f"train.batch_size: the task '{config.task.name}' compares each sample with the others of its step, and 1 "
             "leaves none, so that the loss would be 0; give at least 2, better tens"
@@ -502,7 +528,7 @@ def _build_job(
         )
     plan = BatchSampler(
         indices=data.train.indices,
-        batch_size=train.batch_size,
+        batch_size=train.num_samples,
         seed=config.seed,
         micro_batches=train.micro_batches,
         tail=train.tail,

@@ -163,6 +163,11 @@ class Precision:
         return torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 
 
+def is_memory_bound(device: torch.device) -> bool:
+    """Return True for a GPU, whose memory is full at a certain size of batches; a host would begin to swap."""
+    return device.type == "cuda"
+
+
 def resolve_precision(name: str, device: torch.device) -> str:
     """Return the number format that `auto` stands for on this machine: bf16 if the device computes in it, else float32.
 

@@ -1,6 +1,6 @@
 """Observers that write train.log, metrics.jsonl, and the shares of time of each epoch.
 
-Progress of a run: a live bar on a terminal, plain lines elsewhere.
+Progress of a run: a live bar on a terminal, a display with curves in a notebook, plain lines elsewhere.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ import contextlib
 import logging
 import math
 import os
+import statistics
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from sightline.contract.errors import escape_to_one_line
+from sightline.draw.charts import ChartPanel, Series, render_svg
 from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.engine.step import StepAverager, average_records, evaluation_scalars, format_rate, samples_per_s
 from sightline.instrument.random_state import preserve_random_state
@@ -228,25 +231,36 @@ def describe_shares(parts: Mapping[str, float]) -> str:
 
 _WINDOW_STEPS = 50
 _REFRESH_S = 0.5  # a refresh costs milliseconds; twice a second keeps it well below 1 % of the run
+_MAX_POINTS = 400
+"""Points of a curve in a notebook."""
 _STYLES = {"loss": "bold", "rate": "cyan", "left": "magenta"}
 
 
 class Progress:
     """Progress display: epoch, step, loss, learning rate, samples per second and the time left.
 
-    A live bar where `is_live` (left out: where `stream` is a terminal that wants one). Else plain lines: the first
+    A live bar where `is_live` (left out: where `stream` is a terminal that wants one). In a notebook, where both are
+    left out, one output that is updated in place, with curves of the loss and of `metric`. Else plain lines: the first
     step, then one every `every_s` seconds of the run, one for each epoch's last step, and one for each evaluation.
     `stream` is standard error if left out, in a notebook standard output, which it does not colour red.
     """
 
     def __init__(
-        self, *, stream: TextIO | None = None, is_live: bool | None = None, every_s: float | None = None
+        self,
+        *,
+        stream: TextIO | None = None,
+        is_live: bool | None = None,
+        every_s: float | None = None,
+        metric: str | None = None,
     ) -> None:
+        output = sys.modules.get("IPython.display") if stream is None and is_live is None and is_notebook() else None
         if stream is None:
             stream = sys.stdout if is_notebook() else sys.stderr
         is_live = wants_live(stream, os.environ) if is_live is None else is_live
         self._display: _LiveDisplay | _PlainDisplay = _LiveDisplay(stream) if is_live else _PlainDisplay(stream)
-        self._every_s = (_REFRESH_S if is_live else 5.0) if every_s is None else every_s
+        if output is not None:
+            self._display = _NotebookDisplay(stream, output, metric)
+        self._every_s = (_REFRESH_S if is_live or output is not None else 5.0) if every_s is None else every_s
         self._pace = Pace()
         self._shown: StepRecord | None = None
         self._last: StepRecord | None = None
@@ -263,7 +277,7 @@ class Progress:
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
         self._show_last()
-        self._display.write(describe_evaluation(record))
+        self._display.show_evaluation(record)
 
     def on_end(self, reason: str) -> None:
         self._show_last()
@@ -306,6 +320,11 @@ class Pace:
         return samples_per_s(self._recent)
 
     @property
+    def loss(self) -> float:
+        """Mean total loss of the last 50 steps."""
+        return statistics.fmean(record.losses.get("total", math.nan) for record in self._recent)
+
+    @property
     def left_s(self) -> float:
         """Seconds left if the rest goes like all steps after the first, evaluations included; NaN after one step."""
         if self._first is None or self._recent[-1].step == self._first.step:
@@ -346,12 +365,63 @@ class _PlainDisplay:
     def show(self, record: StepRecord, pace: Pace) -> None:
         self.write("  ".join(_format_fields(record, pace).values()))
 
+    def show_evaluation(self, record: EvaluationRecord) -> None:
+        self.write(describe_evaluation(record))
+
     def write(self, line: str) -> None:
         self._stream.write(line + "\n")
         self._stream.flush()
 
     def close(self) -> None:
         """Do nothing: plain lines use no resources."""
+
+
+class _NotebookDisplay(_PlainDisplay):
+    """Output of a notebook's cell that is updated in place, by `IPython.display`; warnings are plain lines below it."""
+
+    def __init__(self, stream: TextIO, output: Any, metric: str | None) -> None:
+        super().__init__(stream)
+        self._output, self._metric = output, metric
+        self._handle: Any = None
+        self._line, self._evaluation, self._share = "", "", 0.0
+        self._losses: list[tuple[float, float]] = []
+        self._metrics: list[tuple[float, float]] = []
+
+    def show(self, record: StepRecord, pace: Pace) -> None:
+        fields = _format_fields(record, pace)
+        steps_per_s = format_rate(pace.samples_per_s / record.num_samples)
+        self._line = "  ".join((fields | {"rate": f"{fields['rate']}  {steps_per_s} steps/s"}).values())
+        self._share = record.step / record.num_steps
+        self._losses = _add_point(self._losses, record.step, pace.loss)
+        self._update()
+
+    def show_evaluation(self, record: EvaluationRecord) -> None:
+        self._evaluation = describe_evaluation(record)
+        self._metrics = _add_point(self._metrics, record.step, record.metrics.get(self._metric or "", math.nan))
+        self._update()
+
+    @preserve_random_state()
+    def _update(self) -> None:
+        curves = {f"loss, mean of {_WINDOW_STEPS} steps": self._losses, self._metric or "": self._metrics}
+        panels = [
+            ChartPanel(name, "step", (Series(name, tuple(points)),), "linear", "linear")
+            for name, points in curves.items()
+            if points
+        ]
+        lines = [line for line in (self._line, self._evaluation) if line]
+        bar = f'<progress value="{self._share:.4f}" max="1" style="width: 100%"></progress>'
+        page = "".join([bar, *(f"<pre>{escape(line)}</pre>" for line in lines), render_svg([panels]) if panels else ""])
+        shown = {"text/html": page, "text/plain": "\n".join(lines)}
+        if self._handle is None:
+            self._handle = self._output.display(shown, raw=True, display_id=True)
+        else:
+            self._handle.update(shown, raw=True)
+
+
+def _add_point(points: list[tuple[float, float]], step: int, value: float) -> list[tuple[float, float]]:
+    """Add a point to a curve; every second one goes where there are too many to see. NaN has none."""
+    added = [*points, (step, value)] if math.isfinite(value) else points
+    return added if len(added) <= _MAX_POINTS else added[1::2]
 
 
 class _LiveDisplay:
@@ -370,6 +440,9 @@ class _LiveDisplay:
         if self._bar is None:
             self._bar = _start_bar(self._stream, record, fields)
         self._bar.update(self._bar.task_ids[0], completed=record.step, refresh=True, **fields)
+
+    def show_evaluation(self, record: EvaluationRecord) -> None:
+        self.write(describe_evaluation(record))
 
     @preserve_random_state()
     def write(self, line: str) -> None:

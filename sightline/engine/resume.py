@@ -16,7 +16,7 @@ from sightline.config.run_config import Log, PrecisionName, flatten, format_inli
 from sightline.contract.errors import RunError, UserError, join_some
 from sightline.contract.plugins import Plugin
 from sightline.engine.distributed import World
-from sightline.engine.loggers import TensorBoard, Wandb
+from sightline.engine.loggers import Mlflow, TensorBoard, Wandb
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import assert_sha256, is_packed
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE
@@ -29,8 +29,13 @@ _MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "data.
 # A run may go on for longer; neither may become less.
 _LENGTH = ("train.epochs", "train.steps")
 
-# A run records the mode that its metric stated, the weights of its teacher, and what its number format was.
-_RECORDED = (("evaluate.mode", None), ("teacher.sha256", None), ("train.precision", "auto"))
+# A run records the mode that its metric stated, the weights of its teacher, its number format and size of batches.
+_RECORDED = (
+    ("evaluate.mode", None),
+    ("teacher.sha256", None),
+    ("train.precision", "auto"),
+    ("train.batch_size", "auto"),
+)
 
 # Files of a run that was killed before it wrote its config, which makes a folder a run.
 _BEFORE_CONFIG = frozenset(
@@ -45,7 +50,8 @@ class RunLocation:
 
     `path` is None if the run gets a new folder below `runs/`. `is_longer` is True if the run goes on past the
     end that its own config names. `existing_files` names files and checkpoints that the folder contained when it was
-    read, `notes` the damaged checkpoints that were skipped. `precision` is the number format of a run that is resumed.
+    read, `notes` the damaged checkpoints that were skipped. `precision` and `batch_size` are those of a run that is
+    resumed.
     """
 
     path: str | None
@@ -55,12 +61,15 @@ class RunLocation:
     existing_files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     precision: PrecisionName | None = None
+    batch_size: int | None = None
 
-    def keep_precision(self, config: RunConfig) -> RunConfig:
-        """Give a config with `train.precision: auto` the number format that its run has recorded, if it has one."""
-        if config.train.precision != "auto" or self.precision is None:
-            return config
-        return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=self.precision))
+    def keep_recorded(self, config: RunConfig) -> RunConfig:
+        """Give a config with `auto` as precision or batch size what its run has recorded, if it has."""
+        recorded = {"precision": self.precision, "batch_size": self.batch_size}
+        kept: dict[str, Any] = {
+            key: value for key, value in recorded.items() if getattr(config.train, key) == "auto" and value is not None
+        }
+        return dataclasses.replace(config, train=dataclasses.replace(config.train, **kept))
 
     def assert_unchanged(self, path: Path) -> None:
         """Raise UserError if another run has written to the folder since it was read."""
@@ -82,8 +91,8 @@ def resolve_run_location(
     def locate() -> str:
         location = _locate_run(config, plugins, out=out, resume=resume)
         if "config.yaml" in location.existing_files:
-            files = RunFiles(Path(location.path or ""))
-            location = dataclasses.replace(location, precision=files.config.train.precision)
+            train = RunFiles(Path(location.path or "")).config.train
+            location = dataclasses.replace(location, precision=train.precision, batch_size=train.num_samples)
         if not location.is_finished:
             _assert_loggers_installed(config.log)
         return json.dumps(dataclasses.asdict(location))
@@ -154,6 +163,8 @@ def _assert_loggers_installed(log: Log) -> None:
         TensorBoard.assert_installed()
     if log.wandb != "off":
         Wandb.assert_installed()
+    if log.mlflow is not None:
+        Mlflow.assert_installed(log.mlflow)
 
 
 def _format_value(values: Mapping[str, Any], key: str) -> str:

@@ -31,7 +31,7 @@ from sightline.engine.build import DataSubset, TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluation
 from sightline.engine.finite_state import FiniteState
-from sightline.engine.loggers import TensorBoard, Wandb
+from sightline.engine.loggers import Mlflow, TensorBoard, Wandb
 from sightline.engine.loop import train
 from sightline.engine.observers import EpochTimes, MetricsLog, Progress, TrainLog
 from sightline.engine.optimizers import format_module_rates
@@ -344,7 +344,7 @@ class TrainingSession:
         log, path, assert_own = self.config.log, self.directory.path, self.directory.assert_lock_held
         observers: list[Observer] = [TrainLog(path / "train.log"), EpochTimes(), self.metrics_log]
         if not self._is_quiet:
-            observers.append(Progress())
+            observers.append(Progress(metric=self.config.evaluate.metric))
         if log.tensorboard:
             observers.append(TensorBoard(path, every=log.every, assert_own=assert_own))
         if log.wandb != "off":
@@ -356,6 +356,19 @@ class TrainingSession:
                     mode=log.wandb,
                     config=to_plain(self.config),
                     every=log.every,
+                    assert_own=assert_own,
+                )
+            )
+        if log.mlflow is not None:
+            observers.append(
+                Mlflow(
+                    path,
+                    uri=log.mlflow,
+                    name=self.config.name,
+                    config=to_plain(self.config),
+                    text=render_config(self.config, origins=False),
+                    every=log.every,
+                    unwritten=self.metrics_log.state(),
                     assert_own=assert_own,
                 )
             )
@@ -486,7 +499,8 @@ class TrainingSession:
         log, job = self.config.log, self.job
         may_be_last = job.step == job.num_steps or self.config.train.early_stopping is not None
         is_kept = may_be_last and self._is_selected_on_test()
-        return is_kept or log.tensorboard or log.wandb != "off" or bool(self._extra)
+        is_logged = log.tensorboard or log.wandb != "off" or log.mlflow is not None
+        return is_kept or is_logged or bool(self._extra)
 
     def _is_selected_on_test(self) -> bool:
         part, selection = self.built.data.test, self.built.data.selection

@@ -81,7 +81,7 @@ class SplitData:
         train, evaluate = self._config.train, self._config.evaluate
         is_shuffled = self.split == "train" if shuffle is None else shuffle
         size = (
-            (train.batch_size if self.split == "train" else evaluate.batch_size) if batch_size is None else batch_size
+            (train.num_samples if self.split == "train" else evaluate.batch_size) if batch_size is None else batch_size
         )
         size = to_count(size, name="loader: batch_size", least=1)
         workers = to_count(workers, name="loader: workers", least=0)

@@ -303,10 +303,11 @@ class _TrainRun:
                 Path(location.path), document=world.rank_zero_only(self._report_finished_run)(Path(location.path))
             )
         set_backends(config.train)
-        built = build(location.keep_precision(config), world, is_resumed=bool(location.checkpoint))
+        built = build(location.keep_recorded(config), world, is_resumed=bool(location.checkpoint))
         _ = built.lineage  # traced before a folder is made: that of the source may be damaged
-        if config.train.precision == "auto":
-            self._note(f"train.precision: auto is {built.config.train.precision} in this run")
+        for key in ("precision", "batch_size"):
+            if getattr(config.train, key) == "auto":
+                self._note(f"train.{key}: auto is {getattr(built.config.train, key)} in this run")
         config = built.config
         findings = self._preflight(built)
         if any(finding.severity == "error" for finding in findings):

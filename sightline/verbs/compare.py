@@ -50,7 +50,7 @@ def make_subject(
     built = _build_setup(opened, note)
     recipe = registry.optimizers.build(config.optimizer, facts=built.data.facts)
     is_large = _count_inputs(built) > _MAX_NUMBERS
-    count = samples or min(1 if is_large else 4, config.train.batch_size)
+    count = samples or min(1 if is_large else 4, built.config.train.num_samples)
     num_steps = steps if steps is not None else 2 if is_large else 5
     return ComparisonSubject(built, recipe, tuple(first_samples(built.job, count)), opened.world.device), num_steps
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -30,10 +31,12 @@ from sightline.workbench.describe.profiling import (
     profile_steps,
     run_steps,
 )
+from sightline.workbench.describe.rate_test import NUM_STEPS, RULE, RateTest, make_rates, run_rate_test
 from sightline.workbench.describe.report import DataDescription, description_document, trace_run
 from sightline.workbench.describe.trace import Node, Trace
 
 _COLUMNS = ("module", "class", "inputs", "outputs", "parameters", "MAC/sample")
+_NUM_PROFILED = 5
 _NUM_MODULES, _NUM_OPERATORS = 20, 10
 """Numbers of modules and of operators that `profile` prints, the slowest first."""
 
@@ -106,28 +109,70 @@ def profile(options: ProfileOptions) -> int:
     num_processes = resolve_num_processes(options.processes)
     if num_processes > 1:
         return launch(options.command_line(), num_processes)
-    inputs = partial(describe_command, "profile", config, steps=options.steps)
+    if options.find_rate and options.trace is not None:
+        raise UserError("--trace: there is no trace with --find-rate; leave one of the two out")
+    if options.svg is not None and not options.find_rate:
+        raise UserError("--svg: draws the curve of --find-rate; give both")
+    steps = options.steps or _NUM_PROFILED
+    inputs = partial(describe_command, "profile", config, steps=options.steps, **{"find-rate": options.find_rate})
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s, describe=inputs) as world:
         set_backends(config.train)
-        job = _build(config, world, options.steps)
-        plain = run_steps(job, world, NUM_WARM + options.steps, lambda record: None)
+        if options.find_rate:
+            return _find_rate(options, config, world)
+        job = _build(config, world, steps)
+        plain = run_steps(job, world, NUM_WARM + steps, lambda record: None)
         job.step = 0
         document = {
             "config": str(options.config),
             "device": str(world.device),
             "threads": torch.get_num_threads(),
-            "batch_size": config.train.batch_size,
+            "batch_size": job.stream.plan.batch_size,
             "num_samples": mean_num_samples(plain[NUM_WARM:]),
-            "untraced_step_s": (plain[-1].wall_s - plain[NUM_WARM - 1].wall_s) / options.steps,
+            "untraced_step_s": (plain[-1].wall_s - plain[NUM_WARM - 1].wall_s) / steps,
             "parts": measure_parts(plain[NUM_WARM:]),
             **measure_processes(plain[NUM_WARM:], world),
-            **profile_steps(job, world, num_steps=options.steps, trace=options.trace),
+            **profile_steps(job, world, num_steps=steps, trace=options.trace),
         }
         world.rank_zero_only(_show_profile)(document)
         world.rank_zero_only(write_document)(options.json, document)
         if options.trace is not None:
             world.rank_zero_only(print_note)(f"trace: {options.trace}, for https://ui.perfetto.dev or chrome://tracing")
     return 0
+
+
+def _find_rate(options: ProfileOptions, config: RunConfig, world: World) -> int:
+    """Run a learning rate range test on a run that is built like one that starts, and show what it suggests."""
+    rates = make_rates(options.steps or NUM_STEPS)
+    built = build(config, world)
+    test = run_rate_test(built.job, world, rates, configured=built.config.optimizer.arguments["lr"])
+    about = {"config": str(options.config), "device": str(world.device), "batch_size": built.config.train.batch_size}
+    world.rank_zero_only(_show_rates)(test, world.device)
+    world.rank_zero_only(write_document)(options.json, {**about, "num_steps": len(rates), **test.to_dict()})
+    if options.svg is not None:
+        world.rank_zero_only(write_file)(options.svg, test.draw())
+        world.rank_zero_only(print_note)(f"drawing: {options.svg}")
+    return 0
+
+
+def _show_rates(test: RateTest, device: torch.device) -> None:
+    """Print what a range test found, and the line that sets the suggested rate."""
+    diverged = "not reached" if test.diverged_at is None else f"{test.diverged_at:.2g}"
+    rows = [
+        ("at the start", "", f"{test.start:.4g}, {test.spread:.2g} between batches"),
+        ("smoothed loss lowest", f"{test.rates[test.best]:.2g}", f"{test.smoothed[test.best]:.4g}"),
+        ("diverged", diverged, test.reason),
+        ("suggested", "none" if test.suggestion is None else f"{test.suggestion:g}", ""),
+    ]
+    title = f"learning rate range test, {len(test.losses)} of {len(test.rates)} steps on {device}"
+    show_table(title, ("", "learning rate", "loss"), rows)
+    if test.suggestion is None:
+        print_note(
+            "no rate is suggested: the smoothed loss never fell by more than twice the spread between batches; "
+            "take more --steps or a larger batch, and see `sightline check --fit` whether the network can learn"
+        )
+    else:
+        print_note(f"the suggestion is {RULE}")
+        sys.stdout.write(f"optimizer.lr={test.suggestion:g}\n")
 
 
 def _build(config: RunConfig, world: World, num_steps: int) -> TrainState:

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sightline.config import read_config
 from sightline.contract.errors import MissingExtraError
-from sightline.engine.loggers import TensorBoard, Wandb
+from sightline.engine.loggers import Mlflow, TensorBoard, Wandb
 from sightline.engine.records import Observers
 from sightline.training.train_run import train_run
 from tests.command import run_here
@@ -70,12 +70,16 @@ def test_tensorboard_after_a_resume_voids_the_abandoned_future(tmp_path: Path, m
     assert [event.step for event in events(tmp_path).Scalars("train/lr")] == list(range(1, 10))
 
 
-@pytest.mark.parametrize("package", ["tensorboard", "wandb"])
+@pytest.mark.parametrize("package", ["tensorboard", "wandb", "mlflow"])
 def test_a_missing_package_is_named_with_its_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    build = {"tensorboard": lambda: TensorBoard(tmp_path), "wandb": lambda: Wandb(tmp_path, project="p", name="n")}
+    build: dict[str, Any] = {
+        "tensorboard": lambda: TensorBoard(tmp_path),
+        "wandb": lambda: Wandb(tmp_path, project="p", name="n"),
+        "mlflow": lambda: Mlflow(tmp_path, uri="mlruns", name="n", config={}, text=""),
+    }
     with pytest.raises(MissingExtraError, match=rf"pip install 'sightline\[{package}\]'"):
         build[package]()
     config = read_config(

@@ -29,6 +29,18 @@ def test_tables_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert slowest["path"] or "(model)" in printed
 
 
+def test_a_learning_rate_is_found_and_nothing_else_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--find-rate", "--json", "found.json", "--svg", "found.svg"]
+    done = succeed("profile", CONFIG, *TINY, "loader.workers=0", *words)
+    document = json.loads(Path("found.json").read_text())
+    assert done.out.splitlines()[-1] == f"optimizer.lr={document['suggestion']:g}"
+    assert document["suggestion"] == pytest.approx(document["best_rate"] / 10, rel=0.05)
+    assert len(document["losses"]) == len(document["rates"]) <= document["num_steps"] == 100
+    assert Path("found.svg").read_text().count("<polyline") == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["found.json", "found.svg"]
+
+
 @pytest.mark.processes
 def test_of_two_processes_each_states_how_long_it_waited_for_gradients(tmp_path: Path) -> None:
     """The first one prints and writes alone; the part of the step is in its table."""
@@ -50,6 +62,9 @@ def test_of_two_processes_each_states_how_long_it_waited_for_gradients(tmp_path:
         (["--steps", "5"], "--steps 5: training has 6 steps, 2 of which warm up; give train.steps=7"),
         (["--steps", "0"], "--steps"),
         (["--trace", CONFIG.parent], "is a folder"),
+        (["--find-rate", "--steps", "5"], "give at least 20 steps"),
+        (["--find-rate", "--trace", "trace.json.gz"], "leave one of the two out"),
+        (["--svg", "rates.svg"], "draws the curve of --find-rate; give both"),
         (["train.epochss=1"], "did you mean 'epochs'?"),
         (["--epochs", "1"], "write train.epochs=VALUE"),
     ],

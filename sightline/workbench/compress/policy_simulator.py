@@ -159,7 +159,7 @@ def reestimate_batch_norm(model: nn.Module, run: OpenRun, *, num_batches: int) -
     if not norms or num_batches == 0:
         return 0
     config, part = run.config, run.data.train
-    size = config.train.batch_size
+    size = config.train.num_samples
     indices = np.random.Generator(np.random.PCG64(config.seed)).permutation(part.indices)  # sets are sorted by class
     num_complete = min(num_batches, max(1, len(indices) // size))
     keys = evaluation_keys(indices[: num_complete * size], size, epoch=0, seed=config.seed)

@@ -36,7 +36,7 @@ def first_samples(job: TrainState, count: int) -> list[SampleKey]:
 def trace_run(built: TrainingSetup) -> Trace:
     """Trace the forward pass of a training step on three samples. Raises RunError naming a module that fails."""
     job = built.job
-    num_samples = min(NUM_SAMPLES, built.config.train.batch_size)
+    num_samples = min(NUM_SAMPLES, built.config.train.num_samples)
     batch = job.stream.reader(first_samples(job, num_samples))
     batch = to_device(batch, job.device, float_dtype=job.precision.parameter_dtype)
 
