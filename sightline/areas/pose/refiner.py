@@ -87,7 +87,16 @@ def _middle(crop: Tensor, size: int) -> Tensor:
 class CentreMSE(Loss):
     """Squared distance of the predicted offset to the middle joint, in halves of the crop's side.
 
-    The mean over the frames in which this joint is visible. Source: Oberweger and Lepetit 2017, DeepPrior++.
+    The mean over the frames in which this joint is visible.
+
+    >>> import torch
+    >>> from sightline.areas.pose.refiner import CentreMSE
+    >>> placement = torch.tensor([[0.0, 0, 500, 100, 100, 0, 0, 200, 0]])  # 200 mm about (0, 0, 500), not turned
+    >>> batch = {"joints": torch.tensor([[[50.0, 0, 500]]]), "visible": torch.tensor([[True]])}
+    >>> CentreMSE(centre_joint=0)(offset=torch.zeros(1, 3), crop_placement=placement, **batch)  # (50 / 100)^2
+    tensor(0.2500)
+
+    Source: Oberweger and Lepetit 2017, DeepPrior++.
     """
 
     def __init__(self, *, centre_joint: int) -> None:
