@@ -35,13 +35,12 @@ _KINDS = ("metrics", "losses", "transforms")
 
 def _list_parts(kind: str) -> str:
     """Return a page with the docstrings of all registered components of a kind, and of what one is called with."""
-    entries = [REGISTRIES[kind].get_entry(name) for name in REGISTRIES[kind].names()]
+    text = f"# {kind.capitalize()}\n\n`sightline list {kind}` prints their arguments.\n\n"
     members = "{show_root_heading: false, members: [__init__, forward, count, update, values, __call__]}"
-    parts = [
-        f"## `{each.name}`\n\n::: {each.builder.__module__}.{each.builder.__qualname__}\n    options: {members}\n\n"
-        for each in entries
-    ]
-    return f"# {kind.capitalize()}\n\n`sightline list {kind}` prints their arguments.\n\n" + "".join(parts)
+    for name in REGISTRIES[kind].names():
+        builder = REGISTRIES[kind].get_entry(name).builder
+        text += f"## `{name}`\n\n::: {builder.__module__}.{builder.__qualname__}\n    options: {members}\n\n"
+    return text
 
 
 def on_config(config: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +12,8 @@ import pytest
 from sightline.contract.metric import MeanMetric
 from sightline.contract.registry import REGISTRIES
 
-ENTRIES = [
-    REGISTRIES[kind].get_entry(name)
-    for kind in ("metrics", "losses", "transforms")
-    for name in REGISTRIES[kind].names()
-]
-SUBJECTS = {entry.name: entry.builder for entry in ENTRIES if entry.builder.__module__.startswith("sightline.")}
+KINDS = [REGISTRIES[kind] for kind in ("metrics", "losses", "transforms")]
+SUBJECTS = [(name, each.get_entry(name).builder) for each in KINDS for name in each.names() if name in each.modules]
 """Without the plugins that other tests register in this process."""
 _NUMBER = re.compile(r"nan|-?\d+\.?\d*(?:e[-+]\d+)?")
 
@@ -32,7 +27,7 @@ class Figures(doctest.OutputChecker):
         return len(frames) == 1 and ours == pytest.approx(shown, rel=1e-12, abs=1e-12, nan_ok=True)
 
 
-@pytest.mark.parametrize(("name", "builder"), [*SUBJECTS.items(), ("mean_metric", MeanMetric)])
+@pytest.mark.parametrize(("name", "builder"), [*SUBJECTS, ("mean_metric", MeanMetric)])
 def test_the_example_of_the_docstring_runs(name: str, builder: Callable[..., Any]) -> None:
     """In a namespace that has imported nothing: what it imports, makes and prints is what a user would."""
     [example] = doctest.DocTestFinder(recurse=False, exclude_empty=False).find(builder, name, globs={})
@@ -50,4 +45,3 @@ def test_other_numbers_and_other_text_are_told_apart() -> None:
     assert judge("{'a': 0.5, 'b': nan}\n", "{'a': 0.5000000000000001,\n 'b': nan}\n", 0)
     assert not judge("tensor([1., 2.])", "tensor([1., 2.1])", 0)
     assert not judge("tensor(1.)", "tensor(True)", 0)
-    assert not judge(f"{math.nan}", "1.0", 0)

@@ -141,10 +141,8 @@ class MeanMetric:
     def compute(self, state: State) -> dict[str, float]:
         """Compute the mean of each figure."""
         sums, weights = (map(math.fsum, state[name].T.tolist()) for name in ("sums", "weights"))
-        return {
-            name: total / weight if weight else math.nan
-            for name, total, weight in zip(self.figures, sums, weights, strict=True)
-        }
+        ratios = (total / weight if weight else math.nan for total, weight in zip(sums, weights, strict=True))
+        return dict(zip(self.figures, ratios, strict=True))
 
     def per_sample(self, state: State) -> Tensor:
         """Return the mean (num_samples,) float64 of the first figure in each sample; NaN where nothing counts."""
@@ -152,10 +150,9 @@ class MeanMetric:
 
     def sums(self, state: State) -> dict[str, SampleSums]:
         """Return the sums of each figure that does not depend on the batch, of each sample."""
-        columns = {name: slice(column, column + 1) for column, name in enumerate(self.figures)}
         return {
-            name: SampleSums(state["sums"][:, column], state["weights"][:, column])
-            for name, column in columns.items()
+            name: SampleSums(state["sums"][:, [column]], state["weights"][:, [column]])
+            for column, name in enumerate(self.figures)
             if name not in MetricMembers.within_batch.get(self)
         }
 
