@@ -1,7 +1,7 @@
 """Hooks of mkdocs.yml: the pages of docs/ as a site of their own, without a repository behind it.
 
-The site opens with the README, and has a page for every source file that a page links to, and one with the docstrings
-of the Python API and of operators.
+The site opens with the README, and has a page for every source file that a page links to, and some with the docstrings
+of the Python API and of operators, of metrics, of losses and of transforms.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import griffe
 from mkdocs.structure.files import File, Files
 
 import sightline
+from sightline.contract.registry import REGISTRIES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -29,6 +30,17 @@ _PUBLIC += [f"ops.{name}" for name in sorted(sightline.ops.__all__, key=str.lowe
 _API = "# Python API: classes and functions\n\nExamples are on the page [Python API](python.md).\n\n" + "".join(
     f"::: sightline.{name}\n\n" for name in _PUBLIC
 )
+_KINDS = ("metrics", "losses", "transforms")
+
+
+def _list_parts(kind: str) -> str:
+    """Return a page with the docstrings of all registered components of a kind, and of what one is called with."""
+    text = f"# {kind.capitalize()}\n\n`sightline list {kind}` prints their arguments.\n\n"
+    members = "{show_root_heading: false, members: [__init__, forward, count, update, values, __call__]}"
+    for name in REGISTRIES[kind].names():
+        builder = REGISTRIES[kind].get_entry(name).builder
+        text += f"## `{name}`\n\n::: {builder.__module__}.{builder.__qualname__}\n    options: {members}\n\n"
+    return text
 
 
 def on_config(config: Any) -> Any:
@@ -50,6 +62,7 @@ def on_files(files: Files, config: Any) -> Files:
         "index.md": _resolve_links(front, ROOT, DOCS),
         "pages.md": _resolve_links(contents.replace("# Documentation", "# All pages"), DOCS, DOCS),
         "reference/api.md": _API,
+        **{f"reference/{kind}.md": _list_parts(kind) for kind in _KINDS},
     }
     texts = [*pages.values(), *(_read_page(file) for file in files if file.is_documentation_page())]
     sources = {link for text in texts for link in re.findall(r"\]\((?:\.\./)*source/([^)\s#]+)\.md", text)}

@@ -19,7 +19,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count
 from sightline.contract.errors import DataError
 from sightline.contract.loss import Loss
-from sightline.contract.metric import State
+from sightline.contract.metric import MeanMetric, State
 from sightline.contract.types import Batch, DataInfo, Field, Sample, SampleKey
 from sightline.doctor.finding import Fault
 from sightline.doctor.rules import rule
@@ -107,30 +107,19 @@ class DirectionLoss(Loss):
 
 
 @registry.metrics.add("angle_error")
-class AngleError:
+class AngleError(MeanMetric):
     """The mean and the largest difference of angles, the short way round, in degrees."""
 
-    slots = frozenset({"error_deg", "seen"})
+    figures = ("angle_error_deg",)
     higher_is_better = False
 
-    def new_state(self, *, num_samples: int = 0) -> State:
-        return {
-            "error_deg": torch.zeros(num_samples, dtype=torch.float64),
-            "seen": torch.zeros(num_samples, dtype=torch.int64),
-        }
-
-    def update(self, state: State, *, found_angle: Tensor, angle: Tensor, sample_index: Tensor) -> None:
+    def values(self, *, found_angle: Tensor, angle: Tensor) -> Tensor:
         turn = (found_angle - angle).double()
-        state["error_deg"][sample_index] = torch.atan2(turn.sin(), turn.cos()).abs().rad2deg()
-        state["seen"][sample_index] += 1
+        return torch.atan2(turn.sin(), turn.cos()).abs().rad2deg()
 
     def compute(self, state: State) -> dict[str, float]:
-        errors = state["error_deg"][state["seen"] > 0]
-        figures = (errors.mean(), errors.max()) if len(errors) else (torch.nan, torch.nan)
-        return {name: float(figure) for name, figure in zip(("angle_error_deg", "max_error_deg"), figures, strict=True)}
-
-    def per_class(self, state: State) -> dict[str, dict[str, float]]:
-        return {}
+        errors = state["sums"][state["weights"] > 0]
+        return super().compute(state) | {"max_error_deg": float(errors.max()) if len(errors) else math.nan}
 
 
 @registry.tasks.add("angle")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, Probability
 from sightline.contract.loss import Loss
-from sightline.contract.metric import State
+from sightline.contract.metric import MeanMetric
 from sightline.contract.types import Batch, DataInfo, Field, Sample, SampleKey
 
 KINDS = {"round": (1.0, 1.0, 1.0), "flat": (1.0, 1.0, 0.5), "long": (0.6, 0.6, 1.0)}
@@ -75,22 +75,16 @@ class Focal(Loss):
 
 
 @registry.metrics.add("top_k")
-class TopK:
+class TopK(MeanMetric):
     """The share of clouds whose class is among the `k` most probable."""
 
     higher_is_better = True
 
     def __init__(self, *, k: Count = 1) -> None:
         self.k = k
+        self.figures = (f"top_{k}_accuracy",)
 
-    def new_state(self) -> State:
-        return {"hits": torch.tensor(0), "seen": torch.tensor(0)}
-
-    def update(self, state: State, *, probabilities: Tensor, label: Tensor) -> None:
-        if bool(probabilities.isnan().any()):
+    def values(self, *, probabilities: Tensor, label: Tensor) -> Tensor:
+        if bool(probabilities.isnan().any()):  # the most probable class of NaN is a number like any other
             raise ValueError("probabilities are NaN; find where with `sightline check`")
-        state["hits"] += (probabilities.topk(self.k).indices == label[:, None]).sum()
-        state["seen"] += label.numel()
-
-    def compute(self, state: State) -> dict[str, float]:
-        return {f"top_{self.k}_accuracy": (state["hits"].double() / state["seen"]).item()}
+        return (probabilities.topk(self.k).indices == label[:, None]).any(dim=1)

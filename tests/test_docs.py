@@ -114,15 +114,20 @@ def test_broken_pages_are_found() -> None:
     assert broken_pages(text) == ["docs/gone.md", "docs/inside/how_to_add.md#a-guest"]
 
 
-@pytest.mark.parametrize("name", ["my_plugin.py", "my_transform.py", "my_plugin.yaml"])
+@pytest.mark.parametrize("name", ["my_metric.py", "my_plugin.py", "my_transform.py", "my_plugin.yaml"])
 def test_the_plugin_in_the_docs_is_the_tested_file(name: str) -> None:
     language = "python" if name.endswith(".py") else "yaml"
     assert (ROOT / "examples" / name).read_text() in blocks(ROOT / "docs" / "start" / "plugins.md", language)
 
 
-def test_the_plugin_is_as_short_as_is_said() -> None:
-    lines = (ROOT / "examples" / "my_plugin.py").read_text().splitlines()
-    assert sum(bool(line.strip()) and not line.startswith(("import ", "from ")) for line in lines) <= 60
+def test_the_plugins_are_as_short_as_is_said() -> None:
+    plugin, metric = (read_lines(ROOT / "examples" / f"my_{name}.py") for name in ("plugin", "metric"))
+    assert sum(not line.startswith(("import ", "from ")) for line in plugin) <= 60
+    assert len(metric) <= 1 + 10  # with its first line, which is of the file
+
+
+def read_lines(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line.strip()]
 
 
 # --- commands --------------------------------------------------------------------------------------------------------

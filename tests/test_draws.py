@@ -13,6 +13,11 @@ from sightline.contract.types import SampleKey
 KEYS = [SampleKey(index, epoch=2, seed=9) for index in range(64)]
 
 
+def test_streams_of_a_seed_are_those_of_its_first_samples() -> None:
+    samples = Draws.for_samples([SampleKey(index, 0, 5) for index in range(3)])
+    assert torch.equal(Draws.from_seed(5, num_samples=3).uniform(2), samples.uniform(2))
+
+
 def test_bits_are_splitmix64() -> None:
     """The published first outputs of SplitMix64 from state 1234567 (Vigna's test vector)."""
     draws = Draws(np.array([1234567], dtype=np.uint64))

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from sightline.contract.registry import REGISTRIES
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -55,6 +57,13 @@ def test_sources_that_pages_link_to_are_pages(site: Path) -> None:
 def test_docstrings_of_the_python_api_are_a_page(site: Path) -> None:
     text = (site / "reference/api.html").read_text()
     assert all(f'id="sightline.{name}"' in text for name in ("load_run", "train_run", "check", "watch"))
+
+
+def test_registered_parts_are_pages_with_their_examples(site: Path) -> None:
+    for kind in ("metrics", "losses", "transforms"):
+        text, names = (site / f"reference/{kind}.html").read_text(), REGISTRIES[kind].modules
+        assert all(f'<code>{name}</code><a class="headerlink"' in text for name in names)
+        assert text.count('<code><span class="gp">') == len(names)
 
 
 def test_nothing_is_read_from_the_network(site: Path) -> None:

@@ -183,7 +183,8 @@ class ListOptions(
     """List components, configs, layouts of weights.
 
     Without a word, prints an index of the kinds. With a kind, its entries: components with arguments, defaults and
-    sources, the configs of the package, or the layouts of published weights. With the name of a component, it alone.
+    sources, the configs of the package, or the layouts of published weights. With the name of a component, it alone,
+    with its example.
     """
 
     subject: str | None = argument(

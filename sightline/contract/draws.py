@@ -38,6 +38,11 @@ class Draws:
         step_key = _hash_rows([*steps]) if len(steps) == 1 else None
         return cls(_hash_rows([(key.seed, key.epoch, key.index) for key in keys]), step_key)
 
+    @classmethod
+    def from_seed(cls, seed: int, *, num_samples: int = 1) -> Draws:
+        """Create the streams of samples 0, 1, ... of the first epoch, to call a transform without a run."""
+        return cls.for_samples([SampleKey(index, 0, seed) for index in range(num_samples)])
+
     @property
     def keys(self) -> tuple[Tensor, Tensor]:
         """Keys of the samples (B,) and of their one step (1,), or of none (0,), int64: all that draws depend on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,120 @@ class SampleSums:
         figures = np.where(is_valid, ratios, 0).sum(axis=1) / is_valid.sum(axis=1)  # one row at least counts
         low, high = np.quantile(figures, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]).tolist()
         return {"low": low, "high": high, "level": _LEVEL, "num_samples": len(rows)}
+
+
+class MeanMetric:
+    """Metric of means over all samples of a split: a subclass names its `figures`, and defines `values`.
+
+    `values` names batch keys and prediction keys. It returns a number for each sample (B,), or for each of its elements
+    (B, ...), such as joints; with weights of the same shape, `(values, weights)`. For several figures it returns a dict
+    of these. A figure is the sum of all weighted values by the sum of all weights, 1 each by default; a value of weight
+    0 does not count, and NaN is the mean of none. The sum of a sample's elements, and that of all samples, is exact and
+    rounded once: the figure has the same bits in batches of any size and order, and on any number of processes.
+
+    `update` raises ValueError for anything but a number per sample, for values that are not finite, for weights below
+    0, and for values on another device than the batch.
+
+    >>> import torch
+    >>> from sightline.contract.metric import MeanMetric, Meter
+    >>> class AbsoluteError(MeanMetric):
+    ...     figures = ("absolute_error",)
+    ...     def values(self, *, predicted, target):
+    ...         return (predicted - target).abs()
+    >>> meter = Meter(AbsoluteError())
+    >>> meter.update(predicted=torch.tensor([1.0, 4.0]), target=torch.tensor([0.0, 2.0]), sample_index=torch.arange(2))
+    >>> meter.compute()
+    {'absolute_error': 1.5}
+    """
+
+    figures: tuple[str, ...] = ()
+    slots = frozenset({"sums", "weights"})
+    values: Callable[..., Any]
+    update: Callable[..., None]
+
+    def __init_subclass__(cls) -> None:
+        """Give a class that defines `values` an `update` with its arguments, the state and `sample_index`."""
+        super().__init_subclass__()
+        if not hasattr(cls, "values"):
+            return
+        names = inspect.signature(cls.values).parameters
+
+        def update(self: MeanMetric, state: State, *, sample_index: Tensor, **tensors: Any) -> None:
+            index = {"sample_index": sample_index} if "sample_index" in names else {}
+            self._add(state, self.values(**tensors, **index), sample_index)
+
+        keyword, positional = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters = {name: inspect.Parameter(name, positional) for name in ("self", "state")}
+        parameters |= {"sample_index": inspect.Parameter("sample_index", keyword)}
+        parameters |= {name: each.replace(kind=keyword) for name, each in names.items() if name != "self"}
+        update.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
+        cls.update = update
+
+    def new_state(self, *, num_samples: int = 0) -> State:
+        """Return a row of 0 per sample: the `sums` of its weighted values, and of its `weights`, by figure."""
+        if not (hasattr(self, "values") and self.figures and isinstance(self.figures, tuple)):
+            raise TypeError('a MeanMetric has a method `values`, and a tuple of names `figures`: ("mean_error",)')
+        return {name: torch.zeros(num_samples, len(self.figures), dtype=torch.float64) for name in ("sums", "weights")}
+
+    def _add(self, state: State, returned: Any, sample_index: Tensor) -> None:
+        by_figure = returned if isinstance(returned, Mapping) else {self.figures[0]: returned}
+        if by_figure.keys() != {*self.figures}:
+            raise ValueError(f"values returned {', '.join(by_figure)}; figures names {', '.join(self.figures)}")
+        for column, name in enumerate(self.figures):
+            sums, weights = _sum_samples(name, by_figure[name], sample_index)
+            state["sums"][sample_index, column] += sums.to(state["sums"].device)
+            state["weights"][sample_index, column] += weights.to(state["sums"].device)
+
+    def compute(self, state: State) -> dict[str, float]:
+        """Compute the mean of each figure."""
+        sums, weights = (map(math.fsum, state[name].T.tolist()) for name in ("sums", "weights"))
+        ratios = (total / weight if weight else math.nan for total, weight in zip(sums, weights, strict=True))
+        return dict(zip(self.figures, ratios, strict=True))
+
+    def per_sample(self, state: State) -> Tensor:
+        """Return the mean (num_samples,) float64 of the first figure in each sample; NaN where nothing counts."""
+        return state["sums"][:, 0] / state["weights"][:, 0]
+
+    def sums(self, state: State) -> dict[str, SampleSums]:
+        """Return the sums of each figure that does not depend on the batch, of each sample."""
+        return {
+            name: SampleSums(state["sums"][:, [column]], state["weights"][:, [column]])
+            for column, name in enumerate(self.figures)
+            if name not in MetricMembers.within_batch.get(self)
+        }
+
+
+def _sum_samples(name: str, returned: Any, sample_index: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum the weighted values of a figure, and the weights, of each sample (B,) float64, exactly."""
+    values, weights = returned if isinstance(returned, tuple) else (returned, None)
+    weights = torch.ones_like(values) if weights is None and isinstance(values, Tensor) else weights
+    for noun, tensor in (("values", values), ("weights", weights)):
+        size, what = len(sample_index), f"figure '{name}': its {noun}"
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{what} are a {type(tensor).__name__}; return a tensor ({size},), a number per sample")
+        if tensor.shape[:1] != (size,) or tensor.shape != values.shape:
+            raise ValueError(
+                f"{what} have the shape {tuple(tensor.shape)} for {size} samples; return a number per sample ({size},) "
+                f"or per element ({size}, ...), and weights of the same shape"
+            )
+        if tensor.device != sample_index.device:
+            raise ValueError(
+                f"{what} are on {tensor.device}, the batch is on {sample_index.device}; make them from its tensors"
+            )
+    values, weights = (tensor.detach().double()[:, None].flatten(1) for tensor in (values, weights))
+    for noun, is_bad in (
+        ("values are not finite", ~values.isfinite() & (weights != 0)),
+        ("weights are below 0 or not finite", ~((weights >= 0) & weights.isfinite())),
+    ):
+        if bool(is_bad.any()):
+            sample = int(sample_index[is_bad.any(dim=1)][0])
+            raise ValueError(
+                f"figure '{name}': {int(is_bad.sum())} of {is_bad.numel()} {noun}, first in sample {sample}; look for "
+                "NaN in what the model predicts (`sightline check`), or give what does not count a weight of 0"
+            )
+    rows = torch.where(weights != 0, values * weights, 0.0), weights
+    sums, totals = (torch.tensor([*map(math.fsum, row.tolist())], dtype=torch.float64) for row in rows)
+    return sums, totals
 
 
 def make_state(metric: Metric, *, num_samples: int = 0) -> State:

@@ -71,6 +71,12 @@ class RegistryEntry(NamedTuple):
         return (inspect.getdoc(self.builder) or "").split("\n", 1)[0].partition("Source:")[0].strip()
 
     @property
+    def example(self) -> str:
+        """The docstring's lines from the first `>>>` to the next blank one; empty if there are none."""
+        found = re.search(r"^>>> .*?(?=\n\n|\Z)", inspect.getdoc(self.builder) or "", flags=re.DOTALL | re.MULTILINE)
+        return found[0] if found else ""
+
+    @property
     def arguments(self) -> dict[str, Parameter]:
         """The parameters that a config may set: all except facts."""
         injected = FACTS | self.block_facts

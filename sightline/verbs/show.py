@@ -123,6 +123,10 @@ def list_components(options: ListOptions) -> int:
         document = {kind: [_describe(registry.get_entry(subject))] for kind, registry in holders.items()}
     for kind, components in document.items():
         sys.stdout.write(f"{kind}\n" + "".join(map(_format_component, components)) + "\n")
+        if subject not in REGISTRIES:
+            sys.stdout.write(
+                "".join(textwrap.indent(f"{each['example']}\n\n", " " * 6) for each in components if each["example"])
+            )
     write_document(options.json, document)
     return 0
 
@@ -173,6 +177,7 @@ def _describe(entry: RegistryEntry) -> dict[str, Any]:
         "name": entry.name,
         "summary": entry.summary,
         "source": entry.source,
+        "example": entry.example,
         "plugin": None if plugin is None else str(plugin),
         "arguments": arguments,
         "facts": facts,

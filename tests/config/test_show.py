@@ -196,6 +196,8 @@ def test_list_of_a_name_prints_one_component() -> None:
     out = run("list", "dgcnn")
     assert out.startswith("models\n  dgcnn\n")
     assert "\n  pointnet\n" not in out
+    assert "\n      >>> loss.count(label=label)\n      tensor(2)\n" in run("list", "cross_entropy")
+    assert ">>>" not in run("list", "losses")
 
 
 def test_list_of_one_kind_says_who_gives_what_a_config_may_not() -> None:

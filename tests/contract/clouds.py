@@ -18,7 +18,7 @@ from sightline.parts.tasks.distillation import DistillationTask, add_teacher_key
 from sightline.parts.tasks.segment import Segment
 from sightline.parts.tasks.supervised import Classify, Supervised
 from sightline.store.loading.batch_reader import NamedTransform
-from tests.contract.toy import NUM_CLASSES, CrossEntropySum, Logits, Made, Toy, field, supervised
+from tests.contract.toy import NUM_CLASSES, CrossEntropySum, Hits, Logits, Made, Toy, field, supervised
 
 # classify: clouds of one size
 
@@ -165,6 +165,15 @@ class Centre(Loss):
         return ((logits - self.centres[label]).square().sum(1) * (label != 2)).sum()
 
 
+class PackedHits(Hits):
+    def values(self, *, logits: Tensor, label: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        is_right, is_asked = super().values(logits=logits, label=label)
+        hits, asked = (
+            torch.segment_reduce(each.double(), "sum", offsets=offsets) for each in (is_right & is_asked, is_asked)
+        )
+        return hits / asked, asked
+
+
 CLOUDS: dict[str, Toy] = {
     "learnt": Toy(
         CloudNet,
@@ -184,6 +193,7 @@ CLOUDS: dict[str, Toy] = {
         supervised({"ce": CrossEntropySum, "size": LogitSize}),
         Made(_ragged, points=field("concatenate"), label=field("concatenate")),
         {"ce": 1.0, "size": 0.1},
+        PackedHits,
     ),
     "scans": Toy(
         ScanNet,

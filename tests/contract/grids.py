@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.loss import Loss
-from tests.contract.toy import NUM_CLASSES, NUM_SAMPLES, CrossEntropySum, Logits, Made, Toy, field, supervised
+from sightline.contract.metric import MeanMetric
+from tests.contract.toy import NUM_CLASSES, CrossEntropySum, Logits, Made, Toy, field, supervised
 
 # pose: voxel grids to heat maps; the count is visible joints x voxels
 
@@ -41,17 +42,11 @@ class HeatError(Loss):
         return ((heat - target).square().flatten(2).sum(2) * visible).sum()
 
 
-class Peaks:
-    """Slots: each sample's own error in its own row, so the sum over processes is a disjoint union."""
+class Peaks(MeanMetric):
+    figures = ("peak_error",)
 
-    def new_state(self) -> dict[str, Tensor]:
-        return {"error": torch.zeros(NUM_SAMPLES, dtype=torch.float64)}
-
-    def update(self, state: dict[str, Tensor], *, heat: Tensor, target: Tensor, sample_index: Tensor) -> None:
-        state["error"][sample_index] = (heat - target).abs().flatten(1).amax(1).double()
-
-    def compute(self, state: dict[str, Tensor]) -> dict[str, float]:
-        return {"peak_error": state["error"].mean().item()}
+    def values(self, *, heat: Tensor, target: Tensor) -> Tensor:
+        return (heat - target).abs().flatten(1).amax(1)
 
 
 # range image: ignored pixels, class weights

@@ -13,9 +13,10 @@ from sightline.areas.contrast.crosspoint import CrossPointOutput
 from sightline.areas.contrast.metrics import CrossPairs
 from sightline.areas.contrast.task import Contrast as OwnContrast
 from sightline.contract.binding import AvailableKeys
+from sightline.contract.metric import MeanMetric
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.parts.losses.embeddings import CrossModal, IntraModal, PairLoss, nt_xent
-from tests.contract.toy import NUM_SAMPLES, Made, Toy, field
+from tests.contract.toy import Made, Toy, field
 
 
 def _pair(draw: np.random.Generator) -> dict[str, Any]:
@@ -73,17 +74,13 @@ class Contrast:
         return torch.stack([out["first"], out["second"]], dim=1)
 
 
-class Aligned:
-    """How many pairs point the same way; counted, so exact in any order."""
+class Aligned(MeanMetric):
+    """The share of pairs that point the same way."""
 
-    def new_state(self) -> dict[str, Tensor]:
-        return {"same": torch.zeros(1, dtype=torch.int64)}
+    figures = ("aligned",)
 
-    def update(self, state: dict[str, Tensor], *, first: Tensor, second: Tensor) -> None:
-        state["same"] += ((first * second).sum(1) > 0).sum()
-
-    def compute(self, state: dict[str, Tensor]) -> dict[str, float]:
-        return {"aligned": state["same"].item() / NUM_SAMPLES}
+    def values(self, *, first: Tensor, second: Tensor) -> Tensor:
+        return (first * second).sum(1) > 0
 
 
 # the same through the task of the package: two clouds and an image of each object, two losses

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from sightline.contract.binding import AvailableKeys, bind, declared_outputs
 from sightline.contract.loss import Loss
 from sightline.contract.members import TaskMembers
+from sightline.contract.metric import MeanMetric
 from sightline.contract.types import DataInfo, Field, SampleKey
 from sightline.engine.evaluate import BoundMetric
 from sightline.engine.learnt_losses import LearntLosses
@@ -42,18 +43,13 @@ class CrossEntropySum(Loss):
         return F.cross_entropy(logits, label, weight=self.weights, ignore_index=-1, reduction="sum")
 
 
-class Hits:
-    """Right arg-max answers, and how many were asked."""
+class Hits(MeanMetric):
+    """The share of right arg-max answers, of samples or of their pixels with a label."""
 
-    def new_state(self) -> dict[str, Tensor]:
-        return {"hits": torch.zeros(2, dtype=torch.int64)}
+    figures = ("accuracy",)
 
-    def update(self, state: dict[str, Tensor], *, logits: Tensor, label: Tensor) -> None:
-        asked = label >= 0
-        state["hits"] += torch.stack([((logits.argmax(1) == label) & asked).sum(), asked.sum()])
-
-    def compute(self, state: dict[str, Tensor]) -> dict[str, float]:
-        return {"accuracy": state["hits"][0].item() / max(1, state["hits"][1].item())}
+    def values(self, *, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        return logits.argmax(1) == label, label >= 0
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,6 @@ def test_the_largest_error_is_the_worst() -> None:
     state = {
         "distance_mm": torch.tensor([[1.0, 8.0, 0.0], [3.0, 4.0, 0.0]], dtype=torch.float64),
         "labelled": torch.tensor([[1, 1, 0], [1, 1, 0]]),
-        "seen": torch.ones(2, dtype=torch.int64),
     }
     found = evaluated("joint_error", state, num_joints=3, joint_names=("wrist", "tip", "palm")).hard_classes
     assert found == {"figure": "error_mm", "classes": {"tip": 6.0}}

@@ -293,7 +293,9 @@ def pairs_reference(batches: Batches, *, prefix: str = "") -> dict[str, float]:
             hits.append(float(min(range(len(batch)), key=lambda at: math.dist(cloud, partners[at])) == place))
     uniformity = math.log(mean(potentials)) if potentials else math.nan
     names = ("alignment", "uniformity", "retrieval_accuracy")
-    return {f"{prefix}{name}": value for name, value in zip(names, (mean(apart), uniformity, mean(hits)), strict=True)}
+    numbers = dict(zip(names, (mean(apart), uniformity, mean(hits)), strict=True))
+    alone = {f"sample {number}": value for number, value in enumerate(apart)}
+    return {f"{prefix}{name}": value for name, value in numbers.items()} | alone
 
 
 # --- boxes ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
-from sightline.contract.metric import Meter, SampleSums, append_rows, find_state_fault, pool_states, sorted_rows
+from sightline.contract.metric import (
+    MeanMetric,
+    Meter,
+    SampleSums,
+    append_rows,
+    find_state_fault,
+    pool_states,
+    sorted_rows,
+)
 from sightline.contract.registry import RegistryEntry
 from sightline.contract.schema import signature_parameters
 from sightline.parts.metrics import Accuracy
@@ -129,6 +137,64 @@ def test_the_build_names_metric_state_and_place(tmp_path: Path, monkeypatch: pyt
     given = ("metrics=[{name: surprise}]", "evaluate.metric=mean_surprise")
     with pytest.raises(ConfigError, match=r"command line: metrics.0: metric 'surprise': state 'total' is float64 \(\)"):
         make(tmp_path, *given)
+
+
+# --- means ------------------------------------------------------------------------------------------------------------
+
+
+class Given(MeanMetric):
+    """What is given, of two samples whose indices are 4 and 7."""
+
+    figures = ("off",)
+
+    def values(self, *, given: Any) -> Any:
+        return given
+
+
+def measured(given: Any) -> dict[str, float]:
+    meter = Meter(Given())
+    meter.update(given=given, sample_index=torch.tensor([4, 7]))
+    return meter.compute()
+
+
+@run_each(
+    "given, told",
+    [
+        (torch.ones(3), r"figure 'off': its values have the shape \(3,\) for 2 samples; return a number per"),
+        (torch.tensor(1.0), r"its values have the shape \(\) for 2 samples"),
+        (0.5, r"figure 'off': its values are a float; return a tensor \(2,\)"),
+        ((torch.ones(2, 3), torch.ones(2)), r"its weights have the shape \(2,\) for 2 samples"),
+        (torch.tensor([1.0, math.nan]), r"figure 'off': 1 of 2 values are not finite, first in sample 7"),
+        ((torch.ones(2), torch.tensor([-1.0, 0.0])), r"1 of 2 weights are below 0 or not finite, first in sample 4"),
+        (torch.ones(2, device="meta"), "figure 'off': its values are on meta, the batch is on cpu"),
+        ({"on": torch.ones(2)}, "values returned on; figures names off"),
+    ],
+)
+def test_what_is_no_number_per_sample_is_refused_in_one_line(given: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told) as error:
+        measured(given)
+    assert "\n" not in str(error.value)
+
+
+@run_each(
+    "given, mean",
+    [
+        (torch.tensor([True, False]), 0.5),
+        (torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 9.0]]), 4.0),
+        ((torch.tensor([1.0, math.nan]), torch.tensor([3, 0])), 1.0),
+        ((torch.tensor([2.0, 8.0]), torch.tensor([2.0, 1.0])), 4.0),
+        (torch.tensor([[1e300, 1.0, -1e300], [0, 0, 5]], dtype=torch.float64), 1.0),  # nothing is lost to the large
+        ((torch.ones(2), torch.zeros(2)), math.nan),
+    ],
+)
+def test_a_mean_is_of_all_that_counts(given: Any, mean: float) -> None:
+    assert measured(given) == pytest.approx({"off": mean}, rel=0, nan_ok=True)
+
+
+@run_each("members", [{"figures": ("off",)}, {"values": Given.values}, {"values": Given.values, "figures": "off"}])
+def test_a_mean_without_its_parts_is_refused(members: dict[str, Any]) -> None:
+    fault = find_state_fault(type("Mine", (MeanMetric,), members)())
+    assert "a MeanMetric has a method `values`, and a tuple of names `figures`" in (fault or "")
 
 
 # --- intervals --------------------------------------------------------------------------------------------------------

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import doctest
-import itertools
 import json
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,7 @@ from sightline.contract import registry
 from sightline.contract.plugins import load_plugins
 from sightline.engine.distributed import World
 from tests.metrics.cases import CASES
-from tests.metrics.exam import CHECKS, Case, bits, evaluate
+from tests.metrics.exam import CHECKS, Case, Sample, bits, evaluate
 from tests.metrics.run_exam import BATCH_SIZE, evaluated
 from tests.processes import ROOT, run_ranks
 
@@ -40,12 +37,23 @@ def test_a_metric(check: Callable[[Case], None], case: Case) -> None:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_a_metric_of_a_plugin(check: Callable[[Case], None]) -> None:
-    load_plugins([ROOT / "examples" / "my_plugin.py"])
-    draw = lambda random: [{"probabilities": random.random(4), "label": np.array(1)} for _ in range(7)]  # noqa: E731
-    samples_of = itertools.chain.from_iterable
-    right = lambda batches: [one["probabilities"].argmax() == 1 for one in samples_of(batches)]  # noqa: E731
-    check(Case("top_k", draw, lambda batches: {"top_1_accuracy": float(np.mean(right(batches)))}))
+@pytest.mark.parametrize("name", ["top_k", "true_class_probability"])
+def test_a_metric_of_a_plugin(check: Callable[[Case], None], name: str) -> None:
+    load_plugins([ROOT / "examples" / "my_plugin.py", ROOT / "examples" / "my_metric.py"])
+
+    def reference(batches: Sequence[Sequence[Sample]]) -> dict[str, float]:
+        rows = [one["probabilities"] for batch in batches for one in batch]
+        values = [float(row.argmax() == 1) if name == "top_k" else float(row[1]) for row in rows]
+        figure = {"top_k": "top_1_accuracy"}.get(name, name)
+        return {figure: np.mean(values).item()} | {f"sample {number}": value for number, value in enumerate(values)}
+
+    check(
+        Case(
+            name,
+            lambda random: [{"probabilities": random.random(4), "label": np.array(1)} for _ in range(7)],
+            reference,
+        )
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -61,23 +69,3 @@ def test_several_processes_have_the_bits_of_one(tmp_path: Path, size: int) -> No
     out = tmp_path / "results.json"
     run_ranks(["-W", "error", "-m", "tests.metrics.run_exam", str(out)], size)
     assert json.loads(out.read_text()) == {str(case): evaluated(case, World()) for case in CASES}
-
-
-@pytest.mark.parametrize("entry", METRICS, ids=lambda entry: entry.name)
-def test_the_example_of_the_docstring_runs(entry: registry.RegistryEntry) -> None:
-    """In an interpreter that has imported nothing: what it imports, makes and prints is what a user would."""
-    [example] = doctest.DocTestFinder(recurse=False).find(entry.builder, entry.name, globs={})
-    sources = [line.source for line in example.examples]
-    assert [f"Meter({entry.builder.__name__}(" in source for source in sources].count(True) == 1
-    assert sources[-1] == "meter.compute()\n"
-    printed: list[str] = []
-    doctest.DocTestRunner(Figures(), verbose=False).run(example, out=printed.append)
-    assert not printed, "".join(printed)
-
-
-class Figures(doctest.OutputChecker):
-    """Compares dictionaries of figures, to the rounding of another CPU's functions."""
-
-    def check_output(self, want: str, got: str, optionflags: int) -> bool:
-        ours, shown = (eval(text or "{}", {"nan": math.nan}) for text in (got, want))
-        return ours == pytest.approx(shown, rel=1e-12, abs=1e-12, nan_ok=True)

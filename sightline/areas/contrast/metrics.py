@@ -4,53 +4,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sightline.contract import registry
-from sightline.contract.metric import State
+from sightline.contract.metric import MeanMetric, State
 
 _T = 2.0
 """Scale of the Gaussian potential, and the exponent of the distance: the values of the paper."""
 
 
-class _PairMetric:
+class _PairMetric(MeanMetric):
     """Base of pair metrics. Per sample: the squared distance to its partner, its mean potential, and its retrieval.
 
     The last two, the mean potential within its batch and if its partner is the nearest of the batch, need other samples
     in the batch.
     """
 
-    slots = frozenset({"distance", "potential", "is_nearest", "seen", "compared"})
-    prefix = ""
-
-    def new_state(self, *, num_samples: int = 0) -> State:
-        floats = {name: torch.zeros(num_samples, dtype=torch.float64) for name in ("distance", "potential")}
-        counts = {name: torch.zeros(num_samples, dtype=torch.int64) for name in ("is_nearest", "seen", "compared")}
-        return floats | counts
+    figures: tuple[str, ...] = ("alignment", "uniformity", "retrieval_accuracy")
+    within_batch = frozenset({"uniformity", "retrieval_accuracy"})
+    higher_is_better: Mapping[str, bool] = {"alignment": False, "uniformity": False, "retrieval_accuracy": True}
 
     def compute(self, state: State) -> dict[str, float]:
-        is_seen, is_compared = state["seen"] > 0, state["compared"] > 0
-        potential = state["potential"][is_compared].mean().item()
-        return {
-            f"{self.prefix}alignment": state["distance"][is_seen].mean().item(),
-            f"{self.prefix}uniformity": math.log(potential) if potential > 0 else math.nan,
-            f"{self.prefix}retrieval_accuracy": state["is_nearest"][is_compared].double().mean().item(),
-        }
+        alignment, potential, retrieval = super().compute(state).values()
+        uniformity = math.log(potential) if potential > 0 else math.nan
+        return dict(zip(self.figures, (alignment, uniformity, retrieval), strict=True))
 
-    def _note(self, state: State, anchors: Tensor, partners: Tensor, spread: Tensor, sample_index: Tensor) -> None:
+    def _measure(self, anchors: Tensor, partners: Tensor, spread: Tensor) -> dict[str, Any]:
         anchors, partners, spread = (F.normalize(rows.double(), dim=1) for rows in (anchors, partners, spread))
-        index = sample_index.to(state["seen"].device)
-        values_by_name = {"distance": (anchors - partners).square().sum(dim=1), "seen": torch.ones_like(index)}
-        if len(anchors) > 1:  # a row alone in its batch has nothing to be compared with
-            row_index = torch.arange(len(anchors), device=anchors.device)
-            values_by_name["potential"] = _mean_potential(spread)
-            values_by_name["is_nearest"] = torch.cdist(anchors, partners).argmin(dim=1) == row_index
-            values_by_name["compared"] = torch.ones_like(index)
-        for name, values in values_by_name.items():
-            state[name][index] += values.to(state[name])
+        is_compared = torch.full((len(anchors),), len(anchors) > 1, device=anchors.device)  # with others of its batch
+        distance = (anchors - partners).square().sum(dim=1)
+        is_nearest = torch.zeros_like(is_compared)
+        if len(anchors):
+            is_nearest = torch.cdist(anchors, partners).argmin(dim=1) == torch.arange(
+                len(anchors), device=anchors.device
+            )
+        values = distance, (_mean_potential(spread), is_compared), (is_nearest, is_compared)
+        return dict(zip(self.figures, values, strict=True))
 
 
 @registry.metrics.add("pairs")
@@ -73,12 +66,9 @@ class Pairs(_PairMetric):
     Source: Wang and Isola 2020, sections 4.1 and 4.2, with exponent and scale 2.
     """
 
-    within_batch = frozenset({"uniformity", "retrieval_accuracy"})
-    higher_is_better: Mapping[str, bool] = {"alignment": False, "uniformity": False, "retrieval_accuracy": True}
-
-    def update(self, state: State, *, first: Tensor, second: Tensor, sample_index: Tensor) -> None:
-        """Add a batch of embeddings `first` and `second` (B, D), in any scale."""
-        self._note(state, first, second, first, sample_index)
+    def values(self, *, first: Tensor, second: Tensor) -> dict[str, Any]:
+        """Measure embeddings `first` and `second` (B, D), in any scale."""
+        return self._measure(first, second, first)
 
 
 @registry.metrics.add("cross_pairs")
@@ -98,16 +88,16 @@ class CrossPairs(_PairMetric):
     Source: Wang and Isola 2020, sections 4.1 and 4.2; Afham et al. 2022, eq. 3 (the mean).
     """
 
-    prefix = "cross_"
+    figures = tuple(f"cross_{name}" for name in Pairs.figures)
     within_batch = frozenset(f"cross_{name}" for name in Pairs.within_batch)
     higher_is_better: Mapping[str, bool] = {f"cross_{name}": better for name, better in Pairs.higher_is_better.items()}
 
-    def update(self, state: State, *, first: Tensor, second: Tensor, pictured: Tensor, sample_index: Tensor) -> None:
-        """Add a batch of embeddings, all (B, D), in any scale."""
-        self._note(state, (first.double() + second) / 2, pictured, pictured, sample_index)
+    def values(self, *, first: Tensor, second: Tensor, pictured: Tensor) -> dict[str, Any]:
+        """Measure embeddings, all (B, D), in any scale."""
+        return self._measure((first.double() + second) / 2, pictured, pictured)
 
 
 def _mean_potential(rows: Tensor) -> Tensor:
-    """Return the mean of exp(-2 d^2) of every row to the others (B,); for two rows at least."""
+    """Return the mean of exp(-2 d^2) of every row to the others (B,); 0 for a row alone."""
     potential = (-_T * torch.cdist(rows, rows).square()).exp().fill_diagonal_(0.0)
-    return potential.sum(dim=1) / (len(rows) - 1)
+    return potential.sum(dim=1) / max(1, len(rows) - 1)

@@ -151,7 +151,17 @@ class _PositivesLoss(Loss):
 class SigmoidFocal(_PositivesLoss):
     """Focal loss with a sigmoid per class, over all priors but the ignored, divided by the number of positives.
 
-    Dividing by all samples would let background dominate. Source: Lin et al. 2017, equation 5 and section 4.1.
+    Dividing by all samples would let background dominate.
+
+    >>> import torch
+    >>> from sightline.areas.detect.losses import SigmoidFocal
+    >>> loss, target = SigmoidFocal(), torch.tensor([[0, -1, -2]])  # a prior with a box of class 0, background, ignored
+    >>> loss(logits=torch.zeros(1, 3, 1), target=target)  # (0.25 + 0.75) 0.5^2 ln 2
+    tensor(0.1733)
+    >>> loss.count(target=target)
+    tensor(1)
+
+    Source: Lin et al. 2017, equation 5 and section 4.1.
     """
 
     def __init__(self, *, alpha: Probability = 0.25, gamma: NonNegativeFloat = 2.0) -> None:
@@ -171,6 +181,15 @@ class ClassBCE(_PositivesLoss):
     """Binary cross entropy of each class at the priors that have a box; background is left to objectness.
 
     With `quality: iou`, the target of a box's class is the IoU of the predicted box with it, not 1.
+
+    >>> import torch
+    >>> from sightline.areas.detect.losses import ClassBCE
+    >>> priors = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10]])
+    >>> batch = {"codes": torch.zeros(1, 2, 4), "priors": priors, "matched_boxes": priors[None]}
+    >>> target = torch.tensor([[0, -1]])  # the second prior has no box
+    >>> ClassBCE()(logits=torch.zeros(1, 2, 2), target=target, **batch)  # 2 ln 2, of two classes
+    tensor(1.3863)
+
     Source: Redmon and Farhadi 2018, YOLOv3, section 2.2; Ge et al. 2021, YOLOX, for the IoU.
     """
 
@@ -194,7 +213,17 @@ class ClassBCE(_PositivesLoss):
 class Objectness(_PositivesLoss):
     """Binary cross entropy of objectness over all priors but the ignored: target 1 if they have a box.
 
-    Divided by the number of positives. Source: Redmon and Farhadi 2018, YOLOv3, section 2.1; Ge et al. 2021, YOLOX.
+    Divided by the number of positives.
+
+    >>> import torch
+    >>> from sightline.areas.detect.losses import Objectness
+    >>> loss, target = Objectness(), torch.tensor([[0, -1, -2]])  # a prior with a box, background, ignored
+    >>> loss(objectness=torch.zeros(1, 3), target=target)  # 2 ln 2
+    tensor(1.3863)
+    >>> loss.count(target=target)
+    tensor(1)
+
+    Source: Redmon and Farhadi 2018, YOLOv3, section 2.1; Ge et al. 2021, YOLOX.
     """
 
     def __init__(self) -> None:
@@ -211,6 +240,14 @@ class BoxSmoothL1(_PositivesLoss):
     """Smooth L1 of the box deltas of the priors that have a box; L1 for a `beta` of 0.
 
     Points count as squares of one stride, whose deltas are what the head yolox predicts, and their L1 that of YOLOX.
+
+    >>> import torch
+    >>> from sightline.areas.detect.losses import BoxSmoothL1
+    >>> priors, boxes = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[[5.0, 0, 15, 10]]])
+    >>> batch = {"priors": priors, "matched_boxes": boxes, "target": torch.tensor([[0]])}
+    >>> BoxSmoothL1()(codes=torch.zeros(1, 1, 4), **batch)  # off by half a width: 0.5 - beta / 2
+    tensor(0.4444)
+
     Source: Girshick 2015, equation 3; beta of 1/9 is that of RetinaNet's common code.
     """
 
@@ -248,6 +285,14 @@ class BoxOverlap(Loss):
     """Overlap loss (IoU, GIoU, DIoU, CIoU, SIoU): 1 - X, -log IoU (`form: log`) or 1 - IoU^2 (`form: square`).
 
     `weigh: centreness` weighs each box by the centre-ness of its prior, and divides by the sum of these weights.
+
+    >>> import torch
+    >>> from sightline.areas.detect.losses import BoxOverlap
+    >>> priors, boxes = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[[0.0, 0, 10, 5]]])
+    >>> batch = {"priors": priors, "matched_boxes": boxes, "target": torch.tensor([[0]])}
+    >>> BoxOverlap(overlap="giou")(codes=torch.zeros(1, 1, 4), **batch)  # the box is half of the predicted one
+    tensor(0.5000)
+
     Source: Rezatofighi et al. 2019 (GIoU); Zhang et al. 2020, ATSS, for the weights.
     """
 
@@ -291,7 +336,17 @@ class BoxOverlap(Loss):
 
 @registry.losses.add("centreness")
 class CentreNess(_PositivesLoss):
-    """Binary cross entropy of the centre-ness of each prior that has a box. Source: Tian et al. 2019, equation 3."""
+    """Binary cross entropy of the centre-ness of each prior that has a box.
+
+    >>> import torch
+    >>> from sightline.areas.detect.losses import CentreNess
+    >>> priors, boxes = torch.tensor([[2.0, 5]]), torch.tensor([[[0.0, 0, 10, 10]]])  # a point; its centre-ness is 0.5
+    >>> batch = {"priors": priors, "matched_boxes": boxes, "target": torch.tensor([[0]])}
+    >>> CentreNess()(centreness=torch.tensor([[3.0]]).log(), **batch)  # of 0.75: -0.5 ln 0.75 - 0.5 ln 0.25
+    tensor(0.8370)
+
+    Source: Tian et al. 2019, equation 3.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -307,6 +362,16 @@ class EarthMover(_PositivesLoss):
     """EMD loss: focal and smooth L1 losses of two predictions at each prior with its two boxes, in the cheaper order.
 
     A missing second box is background. Divided by the number of priors with a first box.
+
+    >>> import torch
+    >>> from sightline.areas.detect.losses import EarthMover
+    >>> boxes = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10]])  # the prior itself, and one half a width beside it
+    >>> batch = {"priors": boxes[:1], "target": torch.tensor([[0]]), "matched_boxes": boxes[None, :1], "boxes": boxes}
+    >>> batch |= {"second_match": torch.tensor([[1]]), "label": torch.tensor([0, 0])}
+    >>> codes = torch.tensor([[[[0.5, 0, 0, 0], [0, 0, 0, 0]]]])  # the two boxes, the second first: no box loss
+    >>> EarthMover()(logits=torch.zeros(1, 1, 2, 1), codes=codes, **batch)  # 2 (0.25 0.5^2 ln 2)
+    tensor(0.0866)
+
     Source: Chu et al. 2020, Detection in Crowded Scenes, equation 3; focal loss and divisor of Purkialo/CrowdDet.
     """
 
@@ -360,7 +425,16 @@ class EarthMover(_PositivesLoss):
 class BoxIouBce(_PositivesLoss):
     """IoU branch loss: binary cross entropy of `centreness` with the IoU of each predicted box as its target.
 
-    The IoU has no gradient. Source: Ge et al. 2021, OTA, section 3.3, with the IoU branch of Wu et al. 2020.
+    The IoU has no gradient.
+
+    >>> import torch
+    >>> from sightline.areas.detect.losses import BoxIouBce
+    >>> priors, boxes = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[[0.0, 0, 10, 5]]])  # the IoU is 0.5
+    >>> batch = {"priors": priors, "matched_boxes": boxes, "target": torch.tensor([[0]]), "codes": torch.zeros(1, 1, 4)}
+    >>> BoxIouBce()(centreness=torch.tensor([[3.0]]).log(), **batch)  # of 0.75: -0.5 ln 0.75 - 0.5 ln 0.25
+    tensor(0.8370)
+
+    Source: Ge et al. 2021, OTA, section 3.3, with the IoU branch of Wu et al. 2020.
     """
 
     def __init__(self) -> None:

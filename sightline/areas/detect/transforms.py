@@ -49,8 +49,17 @@ class FitImage:
     shorter side `short_px` long, or the longer one `long_px` if it would be longer. The canvas is the config's and
     never the batch's: a network's prediction for an image must not depend on the others. The rest is `fill`, a grey or
     a red, green and blue.
-    Raises DataError for an image larger than the canvas. Source: Lin et al. 2017, RetinaNet, section 4.1
-    (short_side, 800 and 1333).
+    Raises DataError for an image larger than the canvas.
+
+    >>> import torch
+    >>> from sightline.areas.detect.transforms import FitImage
+    >>> from sightline.contract.draws import Draws
+    >>> batch = {"image": torch.full((1, 1, 2, 3), 10.0), "boxes": torch.tensor([[[0.0, 0, 1, 1]]])}
+    >>> fitted = FitImage(height=4, width=4)(Draws.from_seed(0), **batch, to_canvas=torch.eye(2, 3)[None])
+    >>> fitted["image"][0, :, 0, 0], fitted["boxes"]  # two rows of the image, twice as large, and two of grey
+    (tensor([ 10.,  10., 114., 114.]), tensor([[[0., 0., 2., 2.]]]))
+
+    Source: Lin et al. 2017, RetinaNet, section 4.1 (short_side, 800 and 1333).
     """
 
     moves_pixels = True
@@ -103,7 +112,18 @@ class ScaleSteps:
 
     The draw belongs to the step: its samples agree on it in every worker and on every process. The canvas's sides are
     rounded to multiples of `multiple`. It follows `fit_image`; it may follow `normalize_image`, for `transforms.vote`,
-    where the draw belongs to the pass. Source: Redmon and Farhadi 2017, YOLO9000, section 2.
+    where the draw belongs to the pass.
+
+    >>> import torch
+    >>> from sightline.areas.detect.transforms import ScaleSteps
+    >>> from sightline.contract.draws import Draws
+    >>> batch = {"image": torch.zeros(1, 2, 4, 3), "boxes": torch.tensor([[[0.0, 0, 1, 1]]])}
+    >>> scale_steps = ScaleSteps(low=2.0, high=2.0, multiple=1)
+    >>> scaled = scale_steps(Draws.from_seed(0), **batch, to_canvas=torch.eye(2, 3)[None])
+    >>> scaled["image"].shape, scaled["boxes"]
+    (torch.Size([1, 4, 8, 3]), tensor([[[0., 0., 2., 2.]]]))
+
+    Source: Redmon and Farhadi 2017, YOLO9000, section 2.
     """
 
     moves_pixels = True
@@ -161,6 +181,17 @@ class CutImage(BoxCroppingTransform):
 
     A box of which less than `min_visible` is left is ignored; `clip` cuts boxes at the border of the crop. Crops differ
     in size, so that `fit_image` follows.
+
+    >>> import torch
+    >>> from sightline.areas.detect.transforms import CutImage
+    >>> from sightline.contract.draws import Draws
+    >>> batch = {"image": torch.zeros(1, 8, 8, 3), "label": torch.tensor([[0]]), "is_ignored": torch.tensor([[False]])}
+    >>> batch |= {"boxes": torch.tensor([[[0.0, 0, 8, 8]]]), "to_canvas": torch.eye(2, 3)[None]}
+    >>> cut = CutImage(low=0.5, probability=1.0)(Draws.from_seed(0), **batch)
+    >>> height, width = cut["image"].shape[1:3]  # from 4 to 8 each
+    >>> cut["boxes"].tolist() == [[[0, 0, width, height]]]  # the box was the image, and is the crop
+    True
+
     Source: Liu et al. 2016, SSD, section 2.2.
     """
 
@@ -199,6 +230,16 @@ class TurnImage(BoxCroppingTransform):
     within +-`shift` of each side. A box becomes the bounding box of its four corners. The canvas is unchanged, or gets
     the height and width `canvas`, with the middle of the image in its own, as after `mosaic`. A box is ignored of which
     less than `min_visible` is left, or a side of at most `min_side_px`, or one `max_aspect` times the other.
+
+    >>> import torch
+    >>> from sightline.areas.detect.transforms import TurnImage
+    >>> from sightline.contract.draws import Draws
+    >>> batch = {"image": torch.zeros(1, 4, 4, 3), "label": torch.tensor([[0]]), "is_ignored": torch.tensor([[False]])}
+    >>> batch |= {"boxes": torch.tensor([[[0.0, 0, 4, 4]]]), "to_canvas": torch.eye(2, 3)[None]}
+    >>> turned = TurnImage(scale=0.0, shift=0.0, canvas=(8, 8))(Draws.from_seed(0), **batch)
+    >>> turned["image"].shape, turned["boxes"]  # in the middle of the canvas
+    (torch.Size([1, 8, 8, 3]), tensor([[[2., 2., 6., 6.]]]))
+
     Source: the affine augmentation of YOLOv5 and YOLOv6 (Li et al. 2022, section 2.5).
     """
 
@@ -298,6 +339,17 @@ class Mosaic(BoxCroppingTransform):
     `min_visible` is left is ignored; `clip` cuts boxes at the visible border of their own image. Without a mosaic, as
     in the last `plain_epochs` of a run, the image is alone in the middle. `turn_image` with `canvas: [height, width]`
     follows.
+
+    >>> import torch
+    >>> from sightline.areas.detect.transforms import Mosaic
+    >>> from sightline.contract.draws import Draws
+    >>> batch = {"image": torch.zeros(1, 4, 4, 3), "label": torch.tensor([[0]]), "is_ignored": torch.tensor([[False]])}
+    >>> batch |= {"boxes": torch.tensor([[[0.0, 0, 4, 4]]]), "to_canvas": torch.eye(2, 3)[None]}
+    >>> others = lambda count: [{**batch, "label": torch.tensor([[1]])}] * count
+    >>> joined = Mosaic(height=4, width=4)(Draws.from_seed(0), others, **batch)
+    >>> joined["image"].shape, joined["label"]
+    (torch.Size([1, 8, 8, 3]), tensor([[0, 1, 1, 1]]))
+
     Source: Bochkovskiy et al. 2020, YOLOv4, section 3.4, as YOLOv5 draws it; plain epochs: Ge et al. 2021, YOLOX, 2.1.
     """
 
@@ -378,6 +430,17 @@ class MixUp:
     The weight of the first image is drawn from Beta(`alpha`, `alpha`). The other has been through the transforms before
     this one, such as a mosaic, with random numbers of its own. Nothing is blended in the last `plain_epochs` epochs of
     a run. Raises DataError for images of two sizes.
+
+    >>> import torch
+    >>> from sightline.areas.detect.transforms import MixUp
+    >>> from sightline.contract.draws import Draws
+    >>> batch = {"image": torch.ones(1, 1, 1, 3), "label": torch.tensor([[0]]), "is_ignored": torch.tensor([[False]])}
+    >>> batch |= {"boxes": torch.tensor([[[0.0, 0, 1, 1]]]), "to_canvas": torch.eye(2, 3)[None]}
+    >>> others = lambda count: [{**batch, "label": torch.tensor([[1]])}] * count
+    >>> mixed = MixUp(probability=1.0)(Draws.from_seed(0), others, **batch)
+    >>> mixed["image"], mixed["label"]  # of two equal images
+    (tensor([[[[1., 1., 1.]]]]), tensor([[0, 1]]))
+
     Source: Zhang et al. 2018, mixup, section 2; with boxes as YOLOX (Ge et al. 2021) has it.
     """
 

@@ -15,57 +15,43 @@ from sightline.contract.metric import SampleSums, State
 _CURVE_MM = range(81)
 
 
-def distance_slots(num_samples: int, num_joints: int) -> State:
-    """Allocate a slot for every joint of every frame: its distance in mm, and if it is labelled."""
-    return {
-        "distance_mm": torch.zeros(num_samples, num_joints, dtype=torch.float64),
-        "labelled": torch.zeros(num_samples, num_joints, dtype=torch.int64),
-        "seen": torch.zeros(num_samples, dtype=torch.int64),
-    }
-
-
-def record_distances(state: State, joints_mm: Tensor, joints: Tensor, visible: Tensor, sample_index: Tensor) -> None:
-    """Record the distances of joints_mm and joints (B, J, 3), visible (B, J), in their slots.
-
-    Raises ValueError for shapes that differ and for NaN.
-    """
-    if joints_mm.shape != joints.shape or visible.shape != joints.shape[:2]:
-        raise ValueError(
-            f"joints_mm: found the shape {tuple(joints_mm.shape)} for joints {tuple(joints.shape)} of which "
-            f"{tuple(visible.shape)} are the flags of visible ones; all are (B, J, 3) and (B, J)"
-        )
-    bad = ~torch.isfinite(joints_mm).all(dim=-1) & visible
-    if bool(bad.any()):
-        sample = int(sample_index[bad.any(dim=1)][0])
-        raise ValueError(
-            f"joints_mm: {int(bad.sum())} joints are not finite, first in sample {sample}; find where with "
-            "`sightline check`"
-        )
-    distance = (joints_mm.double() - joints.double()).norm(dim=-1)
-    device = state["distance_mm"].device
-    state["distance_mm"][sample_index] += torch.where(visible, distance, 0.0).to(device)
-    state["labelled"][sample_index] += visible.long().to(device)
-    state["seen"][sample_index] += 1
-
-
 class _DistanceMetric:
-    """Base of metrics of joint distances, with a state of slots."""
+    """Base of metrics of joint distances, with a state of slots: a joint's distance in mm, and if it is labelled."""
 
-    slots = frozenset({"distance_mm", "labelled", "seen"})
+    slots = frozenset({"distance_mm", "labelled"})
 
     def __init__(self, *, num_joints: int, joint_names: Sequence[str]) -> None:
         self.num_joints = num_joints
         self.joint_names = tuple(joint_names)
 
     def new_state(self, *, num_samples: int = 0) -> State:
-        return distance_slots(num_samples, self.num_joints)
+        return {
+            "distance_mm": torch.zeros(num_samples, self.num_joints, dtype=torch.float64),
+            "labelled": torch.zeros(num_samples, self.num_joints, dtype=torch.int64),
+        }
 
     def update(self, state: State, *, joints_mm: Tensor, joints: Tensor, visible: Tensor, sample_index: Tensor) -> None:
         """Add a batch: `joints_mm` predicted and `joints` true (B, J, 3), in mm.
 
-        Joints that are not `visible` (B, J) do not count.
+        Joints that are not `visible` (B, J) do not count. Raises ValueError for shapes that differ and for NaN.
         """
-        record_distances(state, joints_mm, joints, visible.bool(), sample_index)
+        if joints_mm.shape != joints.shape or visible.shape != joints.shape[:2]:
+            raise ValueError(
+                f"joints_mm: found the shape {tuple(joints_mm.shape)} for joints {tuple(joints.shape)} of which "
+                f"{tuple(visible.shape)} are the flags of visible ones; all are (B, J, 3) and (B, J)"
+            )
+        visible = visible.bool()
+        bad = ~torch.isfinite(joints_mm).all(dim=-1) & visible
+        if bool(bad.any()):
+            sample = int(sample_index[bad.any(dim=1)][0])
+            raise ValueError(
+                f"joints_mm: {int(bad.sum())} joints are not finite, first in sample {sample}; find where with "
+                "`sightline check`"
+            )
+        distance = (joints_mm.double() - joints.double()).norm(dim=-1)
+        device = state["distance_mm"].device
+        state["distance_mm"][sample_index] += torch.where(visible, distance, 0.0).to(device)
+        state["labelled"][sample_index] += visible.long().to(device)
 
 
 @registry.metrics.add("joint_error")

@@ -5,16 +5,15 @@ Source: Oberweger and Lepetit 2017.
 
 from __future__ import annotations
 
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 
-from sightline.areas.pose.metrics import distance_slots, record_distances
 from sightline.contract import registry
 from sightline.contract.arguments import Probability
 from sightline.contract.loss import Loss
-from sightline.contract.metric import SampleSums, State
+from sightline.contract.metric import MeanMetric, State
 from sightline.ops.pinhole import CropPlacement, to_crop_coordinates
 
 _SIZE = 128
@@ -88,7 +87,16 @@ def _middle(crop: Tensor, size: int) -> Tensor:
 class CentreMSE(Loss):
     """Squared distance of the predicted offset to the middle joint, in halves of the crop's side.
 
-    The mean over the frames in which this joint is visible. Source: Oberweger and Lepetit 2017, DeepPrior++.
+    The mean over the frames in which this joint is visible.
+
+    >>> import torch
+    >>> from sightline.areas.pose.refiner import CentreMSE
+    >>> placement = torch.tensor([[0.0, 0, 500, 100, 100, 0, 0, 200, 0]])  # 200 mm about (0, 0, 500), not turned
+    >>> batch = {"joints": torch.tensor([[[50.0, 0, 500]]]), "visible": torch.tensor([[True]])}
+    >>> CentreMSE(centre_joint=0)(offset=torch.zeros(1, 3), crop_placement=placement, **batch)  # (50 / 100)^2
+    tensor(0.2500)
+
+    Source: Oberweger and Lepetit 2017, DeepPrior++.
     """
 
     def __init__(self, *, centre_joint: int) -> None:
@@ -109,7 +117,7 @@ class CentreMSE(Loss):
 
 
 @registry.metrics.add("centre_error")
-class CentreError:
+class CentreError(MeanMetric):
     """Centre error: the mean distance of refined points from the middle joint, its median and maximum.
 
     `centre_error_mm` is the mean, `reference_error_mm` that of the points which were refined: a refiner that does not
@@ -128,56 +136,25 @@ class CentreError:
     >>> meter = Meter(CentreError(centre_joint=0))
     >>> meter.update(**batch)
     >>> meter.compute()
-    {'centre_error_mm': 5.0, 'median_centre_error_mm': 5.0, 'max_centre_error_mm': 5.0, 'reference_error_mm': 10.0}
+    {'centre_error_mm': 5.0, 'reference_error_mm': 10.0, 'median_centre_error_mm': 5.0, 'max_centre_error_mm': 5.0}
 
     Source: Oberweger and Lepetit 2017, DeepPrior++.
     """
 
-    slots = frozenset({"distance_mm", "labelled", "seen"})
+    figures = ("centre_error_mm", "reference_error_mm")
     higher_is_better = False
 
     def __init__(self, *, centre_joint: int) -> None:
         self.centre_joint = centre_joint
 
-    def new_state(self, *, num_samples: int = 0) -> State:
-        return distance_slots(num_samples, 2)
-
-    def update(
-        self,
-        state: State,
-        *,
-        centre_mm: Tensor,
-        reference: Tensor,
-        joints: Tensor,
-        visible: Tensor,
-        sample_index: Tensor,
-    ) -> None:
-        """Add a batch: `centre_mm` refined and `reference` (B, 3), `joints` true (B, J, 3), all in mm.
-
-        `visible` (B, J).
-        """
-        estimates = torch.stack([centre_mm, reference.to(centre_mm)], dim=1)
-        middle = joints[:, self.centre_joint, None].expand(-1, 2, -1)
-        record_distances(
-            state, estimates, middle, visible[:, self.centre_joint, None].bool().expand(-1, 2), sample_index
-        )
+    def values(self, *, centre_mm: Tensor, reference: Tensor, joints: Tensor, visible: Tensor) -> dict[str, Any]:
+        """Measure `centre_mm` refined and `reference` (B, 3) by `joints` true (B, J, 3), in mm; `visible` (B, J)."""
+        middle, is_labelled = joints[:, self.centre_joint].double(), visible[:, self.centre_joint].bool()
+        points = zip(self.figures, (centre_mm, reference), strict=True)
+        return {name: ((point.double() - middle).norm(dim=1), is_labelled) for name, point in points}
 
     def compute(self, state: State) -> dict[str, float]:
-        is_labelled = state["labelled"][:, 0] > 0
-        refined, unrefined = state["distance_mm"][is_labelled].unbind(dim=1)
-        names = ("centre_error_mm", "median_centre_error_mm", "max_centre_error_mm", "reference_error_mm")
-        if not len(refined):
-            return dict.fromkeys(names, torch.nan)
-        figures = (refined.mean(), refined.median(), refined.max(), unrefined.mean())
-        return {name: figure.item() for name, figure in zip(names, figures, strict=True)}
-
-    def sums(self, state: State) -> dict[str, SampleSums]:
-        """Return the sums of `centre_error_mm`, of each frame."""
-        return {"centre_error_mm": SampleSums(state["distance_mm"][:, :1], state["labelled"][:, :1])}
-
-    def per_sample(self, state: State) -> Tensor:
-        """Return the distance (num_samples,) float64 of each frame's refined point.
-
-        NaN if its joint is not labelled.
-        """
-        return state["distance_mm"][:, 0] / state["labelled"][:, 0]
+        refined = state["sums"][state["weights"][:, 0] > 0, 0]
+        figures = (refined.median().item(), refined.max().item()) if len(refined) else (torch.nan, torch.nan)
+        names = ("median_centre_error_mm", "max_centre_error_mm")
+        return super().compute(state) | dict(zip(names, figures, strict=True))

@@ -40,6 +40,14 @@ class PlaceCube:
     For training the grid is scaled by a factor uniform in `scale`, turned about the optical axis by up to
     `max_angle_rad`, and shifted by up to `max_shift` voxels along each axis: input and target alike. `axes: zyx` and
     `compat: release` are the order and the roundings of the authors' own files.
+
+    >>> import torch
+    >>> from sightline.areas.pose.v2v import PlaceCube
+    >>> from sightline.contract.draws import Draws
+    >>> placed = PlaceCube(cube_mm=200.0, size=4)(Draws.from_seed(0), reference=torch.tensor([[0.0, 0, 500]]))
+    >>> placed["placement"][0, :5]  # the middle in mm, the scale and the angle
+    tensor([  0.,   0., 500.,   1.,   0.], dtype=torch.float64)
+
     Source: Moon et al. 2018, section 5 (0.8 to 1.2, 40 degrees, 8 voxels).
     """
 
@@ -99,7 +107,18 @@ class Voxelize:
     """Voxelisation of the frame's measured points: occupied voxels of the cube as `volume` (B, 1, S, S, S), 0 or 1.
 
     A voxel is 1 if at least one point falls into it. A pixel without depth gives no point; points outside the cube are
-    left out. Source: Moon et al. 2018, section 4.
+    left out.
+
+    >>> import torch
+    >>> from sightline.areas.pose.v2v import PlaceCube, Voxelize
+    >>> from sightline.contract.draws import Draws
+    >>> placement = PlaceCube(cube_mm=200.0, size=4)(Draws.from_seed(0), reference=torch.tensor([[0.0, 0, 500]]))
+    >>> frame = {"depth": torch.tensor([[[510.0, 0]]]), "camera": torch.tensor([[10.0, 10, 0, 0]])}  # one is measured
+    >>> volume = Voxelize()(Draws.from_seed(0), **frame, **placement)["volume"]
+    >>> volume.shape, volume.nonzero()  # in the voxel behind the middle
+    (torch.Size([1, 1, 4, 4, 4]), tensor([[0, 0, 2, 2, 2]]))
+
+    Source: Moon et al. 2018, section 4.
     """
 
     adds: ClassVar[dict[str, Field]] = {"volume": Field("1 S S S", "float32", low=0.0, high=1.0)}
@@ -113,7 +132,18 @@ class DrawHeatmaps:
     """Target `heatmaps` (B, J, S/2, S/2, S/2) of the joints: Gaussians of peak 1, `sigma` cells wide.
 
     A joint that is not visible has an empty map, which no loss counts; one outside the cube keeps the tail that reaches
-    in. Source: Moon et al. 2018, eq. 1 (1.7 cells).
+    in.
+
+    >>> import torch
+    >>> from sightline.areas.pose.v2v import DrawHeatmaps, PlaceCube
+    >>> from sightline.contract.draws import Draws
+    >>> placement = PlaceCube(cube_mm=200.0, size=8)(Draws.from_seed(0), reference=torch.tensor([[0.0, 0, 500]]))
+    >>> batch = {"joints": torch.tensor([[[25.0, 25, 525]]]), "visible": torch.ones(1, 1)}  # in the middle of a cell
+    >>> heatmaps = DrawHeatmaps()(Draws.from_seed(0), **batch, **placement)["heatmaps"]
+    >>> heatmaps.shape, heatmaps[0, 0, 2, 2, 2]
+    (torch.Size([1, 1, 4, 4, 4]), tensor(1.))
+
+    Source: Moon et al. 2018, eq. 1 (1.7 cells).
     """
 
     adds: ClassVar[dict[str, Field]] = {"heatmaps": Field("joints V V V", "float32", low=0.0, high=1.0)}
@@ -296,7 +326,18 @@ class HeatmapMSE(Loss):
     """Mean squared error of the heat maps, over visible joints and all cells.
 
     A prediction of zero everywhere has the mean square of the targets, 3.2115e-4 for joints inside a map of 44 cells
-    and a sigma of 1.7: a loss that stays there has learnt nothing. Source: Moon et al. 2018, eq. 2.
+    and a sigma of 1.7: a loss that stays there has learnt nothing.
+
+    >>> import torch
+    >>> from sightline.areas.pose.v2v import HeatmapMSE
+    >>> loss, heatmaps, visible = HeatmapMSE(), torch.zeros(1, 1, 2, 2, 2), torch.ones(1, 1)
+    >>> heatmaps[0, 0, 0, 0, 0] = 1.0
+    >>> loss(likelihood=torch.zeros_like(heatmaps), heatmaps=heatmaps, visible=visible)
+    tensor(1.)
+    >>> loss.count(heatmaps=heatmaps, visible=visible)
+    tensor(8.)
+
+    Source: Moon et al. 2018, eq. 2.
     """
 
     def count(self, *, heatmaps: Tensor, visible: Tensor) -> Tensor:

@@ -38,6 +38,17 @@ class Project:
     own image, and `point_range`. `rows` as in `ops.projection.RangeView`. Draws nothing; transforms that
     move or drop points come before it.
     Raises DataError for rings outside the image and points that are not finite; ConfigError for a view without area.
+
+    >>> import torch
+    >>> from sightline.areas.scans.range_projection import Project
+    >>> from sightline.contract.draws import Draws
+    >>> view = {"fov_deg": (10.0, -10.0), "azimuth_deg": (180.0, -180.0), "height": 2, "width": 4, "ignore_index": 0}
+    >>> project = Project(**view, input_mean=(0.0,) * 5, input_std=(1.0,) * 5)
+    >>> points = torch.tensor([[[3.0, -3, 0.1], [6, -6, 0.1], [-2, 2, -0.1]]])  # two on the right in front, one behind
+    >>> project(Draws.from_seed(0), points=points, remission=torch.zeros(1, 3, 1))["range_image"]  # the nearest, in m
+    tensor([[[-1.0000, -1.0000,  4.2438, -1.0000],
+             [ 2.8302, -1.0000, -1.0000, -1.0000]]])
+
     Source: Milioto et al. 2019 (RangeNet++), section III-A; Wu et al. 2018 and 2019 (SqueezeSeg, without zeros; V2,
     with the mask).
     """
@@ -120,7 +131,16 @@ class RingFromOrder:
     """The `ring` of each point's laser, 0 to `num_beams` - 1, from a file that lists one laser after another.
 
     It comes first, before points are rotated, moved or dropped; then `project` may use `rows: ring` after all of them.
-    Points after the last laser count to it. Draws nothing. Source: Triess et al. 2020, scan unfolding.
+    Points after the last laser count to it. Draws nothing.
+
+    >>> import torch
+    >>> from sightline.areas.scans.range_projection import RingFromOrder
+    >>> from sightline.contract.draws import Draws
+    >>> turn = [[1.0, 0.1, 0], [-1, 1, 0], [-1, -1, 0], [1, -0.1, 0]]  # a laser's points, all around
+    >>> RingFromOrder(num_beams=2)(Draws.from_seed(0), points=torch.tensor([turn + turn]))
+    {'ring': tensor([[0, 0, 0, 0, 1, 1, 1, 1]])}
+
+    Source: Triess et al. 2020, scan unfolding.
     """
 
     adds: ClassVar[dict[str, Field]] = {"ring": Field("points", "int64", low=0, collate="concatenate")}

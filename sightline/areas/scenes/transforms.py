@@ -30,6 +30,15 @@ class VoxelSample(PointSelector):
     `nearest` to its centre. `score_all` lets evaluation score the removed points, too: it adds `nearest`, the row of
     the kept point closest to each, and `whole_label`; then no transform that chooses or reorders points may follow.
     Raises DataError for stacked batches, in which clouds cannot come to differ in size.
+
+    >>> import torch
+    >>> from sightline.areas.scenes.transforms import VoxelSample
+    >>> from sightline.contract.draws import Draws
+    >>> points = torch.tensor([[[0.0, 0, 0], [0.25, 0, 0], [1.5, 0, 0]]])  # two in the first cube, one in the second
+    >>> VoxelSample(size_m=1.0, choice="nearest")(Draws.from_seed(0), points=points)["points"]
+    tensor([[[0.2500, 0.0000, 0.0000],
+             [1.5000, 0.0000, 0.0000]]])
+
     Source: the voxel sampling of Choy et al. 2019 and of the Point Transformer's training, Zhao et al. 2021 (0.04 m).
     """
 
@@ -65,6 +74,15 @@ class CropPoints(PointSelector):
     """Crop of each cloud of more than `max_points` to the points nearest to a random one, in their original order.
 
     `distance` is measured in `space`, which gives a ball, or along the `floor`, which gives an upright column.
+
+    >>> import torch
+    >>> from sightline.areas.scenes.transforms import CropPoints
+    >>> from sightline.contract.draws import Draws
+    >>> points = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [10, 0, 0], [11, 0, 0]]])  # two pairs
+    >>> cropped = CropPoints(up_axis="z", max_points=2)(Draws.from_seed(0), points=points)["points"]
+    >>> cropped[0, 1] - cropped[0, 0]  # one of the pairs
+    tensor([1., 0., 0.])
+
     Source: the training of POSTECH-CVLab's Point Transformer, after Zhao et al. 2021 (80,000 points, in space).
     """
 
@@ -90,6 +108,16 @@ class SampleBlock(PointSelector):
     The block's axis goes through a random point; a block with fewer than `fewest` points is drawn again, and after 64
     draws the fullest is used. No point comes twice while there is another. The block's axis moves to the origin;
     heights are unchanged. Raises DataError for stacked batches.
+
+    >>> import torch
+    >>> from sightline.areas.scenes.transforms import SampleBlock
+    >>> from sightline.contract.draws import Draws
+    >>> points = torch.tensor([[[5.0, 5, 0], [5, 5, 2]]])  # a column of two points, whose axis moves to the origin
+    >>> block = SampleBlock(up_axis="z", size_m=1.0, num_points=2, fewest=1)(Draws.from_seed(0), points=points)
+    >>> block["points"].sort(dim=1).values  # in a random order
+    tensor([[[0., 0., 0.],
+             [0., 0., 2.]]])
+
     Source: Qi et al. 2017 (PointNet), section C, and its S3DIS training code (1 m, 4,096 points).
     """
 
@@ -137,6 +165,15 @@ class PlaceOnFloor:
     """Translation of each cloud: its ground plan begins at the origin, or is centred there, its lowest point is at 0.
 
     `up: keep` leaves heights unchanged: a crop may not contain the floor. Draws nothing.
+
+    >>> import torch
+    >>> from sightline.areas.scenes.transforms import PlaceOnFloor
+    >>> from sightline.contract.draws import Draws
+    >>> points = torch.tensor([[[1.0, 2, 3], [3, 2, 5]]])
+    >>> PlaceOnFloor(up_axis="z")(Draws.from_seed(0), points=points)
+    {'points': tensor([[[0., 0., 0.],
+             [2., 0., 2.]]])}
+
     Source: the training of POSTECH-CVLab's Point Transformer, after Zhao et al. 2021 (the minimum of every axis at 0).
     """
 

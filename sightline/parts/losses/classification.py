@@ -146,6 +146,15 @@ class CrossEntropy(ClassLoss):
     q is 1 - label_smoothing on the label, and the rest evenly on the other classes, as in the code of the DGCNN family
     (torch gives the label its part of the rest, too). Every target that is not ignored counts, with its class's weight;
     `class_weights` are numbers, or a rule for the classes' shares of the training data: `inverse`, `inverse_log`.
+
+    >>> import torch
+    >>> from sightline.parts.losses.classification import CrossEntropy
+    >>> loss, label = CrossEntropy(num_classes=2), torch.tensor([0, 1])
+    >>> loss(logits=torch.zeros(2, 2), label=label)  # 2 ln 2: the sum over two targets of which nothing is known
+    tensor(1.3863)
+    >>> loss.count(label=label)
+    tensor(2)
+
     Source: Szegedy et al. 2016, section 7 (smoothing).
     """
 
@@ -195,7 +204,16 @@ class LovaszSoftmax(ClassLoss):
 
     It is 0 to 1. An image is a row of the batch, for packed points a cloud. Images with a label that is not ignored
     count; one without gives a loss and gradients of 0. From random weights it learns worse alone than combined with
-    cross entropy. Source: Berman et al. 2018, equations 8 and 9, algorithm 1.
+    cross entropy.
+
+    >>> import torch
+    >>> from sightline.parts.losses.classification import LovaszSoftmax
+    >>> label = torch.tensor([[0, 0, 1, 1]])  # an image of four pixels
+    >>> logits = 100 * torch.eye(2)[[0, 0, 0, 1]][None]  # certain, and wrong of the third: IoUs of 2/3 and 1/2
+    >>> LovaszSoftmax(num_classes=2)(logits=logits, label=label)
+    tensor(0.4167)
+
+    Source: Berman et al. 2018, equations 8 and 9, algorithm 1.
     """
 
     def __init__(self, *, num_classes: int, ignore_index: int | None = None) -> None:
@@ -240,8 +258,16 @@ class Distillation(ClassLoss):
     """Knowledge distillation: the sum over targets of T^2 KL(softmax(teacher / T), softmax(student / T)).
 
     Targets that are not ignored count. Combined with the task's own loss, use the weights alpha and 1 - alpha, such as
-    0.7 and 0.3. `teacher_logits` come from a task with a teacher, and get no gradient. Source: Hinton, Vinyals and Dean
-    2015, section 2.
+    0.7 and 0.3. `teacher_logits` come from a task with a teacher, and get no gradient.
+
+    >>> import torch
+    >>> from sightline.parts.losses.classification import Distillation
+    >>> loss = Distillation(num_classes=2, temperature=1.0)
+    >>> student, teacher = torch.tensor([[0.75, 0.25]]).log(), torch.tensor([[0.5, 0.5]]).log()
+    >>> loss(logits=student, teacher_logits=teacher, label=torch.tensor([0]))  # 0.5 ln(0.5 / 0.75) + 0.5 ln(0.5 / 0.25)
+    tensor(0.1438)
+
+    Source: Hinton, Vinyals and Dean 2015, section 2.
     """
 
     def __init__(self, *, num_classes: int, ignore_index: int | None = None, temperature: PositiveFloat = 4.0) -> None:

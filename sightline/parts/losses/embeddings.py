@@ -43,7 +43,18 @@ class PairLoss(Loss):
 
 @registry.losses.add("intra_modal")
 class IntraModal(PairLoss):
-    """NT-Xent between two augmented clouds of every object (IMID). Source: Afham et al. 2022, eq. 1 and 2."""
+    """NT-Xent between two augmented clouds of every object (IMID).
+
+    >>> import torch
+    >>> from sightline.parts.losses.embeddings import IntraModal
+    >>> loss = IntraModal(temperature=1.0)
+    >>> loss(first=torch.ones(2, 4), second=torch.ones(2, 4))  # of equal rows, ln 3: the pair is one of three
+    tensor([1.0986, 1.0986])
+    >>> loss(first=torch.eye(2), second=torch.eye(2))  # ln(1 + 2 / e): the other rows are at right angles
+    tensor([0.5514, 0.5514])
+
+    Source: Afham et al. 2022, eq. 1 and 2.
+    """
 
     def __init__(self, *, temperature: Temperature = 0.1) -> None:
         super().__init__()
@@ -57,6 +68,12 @@ class IntraModal(PairLoss):
 @registry.losses.add("cross_modal")
 class CrossModal(PairLoss):
     """NT-Xent between the mean of an object's two clouds, before normalisation, and an image of the object (CMID).
+
+    >>> import torch
+    >>> from sightline.parts.losses.embeddings import CrossModal
+    >>> rows = {"first": torch.tensor([[1.0, 1], [0, 1]]), "second": torch.tensor([[1.0, -1], [0, 1]])}
+    >>> CrossModal(temperature=1.0)(**rows, pictured=torch.eye(2))  # ln(1 + 2 / e): the means are the images' rows
+    tensor([0.5514, 0.5514])
 
     Source: Afham et al. 2022, eq. 3 to 5.
     """
@@ -97,8 +114,15 @@ def chance_level(num_pairs: int) -> float:
 class FeatureTransformPenalty(Loss):
     """T-Net orthogonality penalty: the sum over samples of the Frobenius norm of A A^T - I.
 
-    Zero, with zero gradient, if A is exactly orthogonal. PointNet uses weight 0.001. Source: Qi et al. 2017, equation
-    2, without the square, as in yanx27/Pointnet_Pointnet2_pytorch.
+    Zero, with zero gradient, if A is exactly orthogonal. PointNet uses weight 0.001.
+
+    >>> import torch
+    >>> from sightline.parts.losses.embeddings import FeatureTransformPenalty
+    >>> transforms = torch.stack([torch.eye(2), 2 * torch.eye(2)])
+    >>> FeatureTransformPenalty()(feature_transform=transforms)  # 0, and the norm of 3 I: 3 times the root of 2
+    tensor(4.2426)
+
+    Source: Qi et al. 2017, equation 2, without the square, as in yanx27/Pointnet_Pointnet2_pytorch.
     """
 
     def count(self, *, sample_index: Tensor) -> Tensor:

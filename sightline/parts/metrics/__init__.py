@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sightline.contract.metric import Meter, Metric, State
+from sightline.contract.metric import MeanMetric, Meter, Metric, State
 from sightline.parts.metrics.labels import (
     Accuracy,
     IoU,
@@ -16,6 +16,7 @@ from sightline.parts.metrics.part_iou import PartIoU, category_means, shape_ious
 __all__ = [
     "Accuracy",
     "IoU",
+    "MeanMetric",
     "Meter",
     "Metric",
     "PartIoU",

@@ -33,7 +33,16 @@ _LUMA = (0.299, 0.587, 0.114)
 class ResizeImage:
     """Resizing of each image to height and width `size_px`, with a triangle filter as wide as the larger pixel.
 
-    uint8 is rounded and stays uint8. Source: bilinear resizing of Pillow, which torchvision's recipes use.
+    uint8 is rounded and stays uint8.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.images import ResizeImage
+    >>> image = torch.tensor([[0.0, 4.0], [8.0, 12.0]])[None, :, :, None].expand(1, 2, 2, 3)
+    >>> ResizeImage(size_px=1)(Draws.from_seed(0), image=image)["image"]
+    tensor([[[[6., 6., 6.]]]])
+
+    Source: bilinear resizing of Pillow, which torchvision's recipes use.
     """
 
     moves_pixels = True
@@ -51,6 +60,15 @@ class FlipImage:
     """Random horizontal flip of each image, with its boxes if there are any.
 
     It may follow `normalize_image`, for `transforms.vote`.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.images import FlipImage
+    >>> batch = {"image": torch.tensor([[[[1.0, 1, 1], [2, 2, 2]]]]), "boxes": torch.tensor([[[0.0, 0, 1, 1]]])}
+    >>> FlipImage(probability=1.0)(Draws.from_seed(0), **batch)
+    {'image': tensor([[[[2., 2., 2.],
+              [1., 1., 1.]]]]), 'boxes': tensor([[[1., 0., 2., 1.]]])}
+
     Source: Krizhevsky et al. 2012, section 4.1.
     """
 
@@ -84,6 +102,15 @@ class ColorJitter:
 
     A factor is uniform in [1 - amount, 1 + amount), at least 0. It blends the image with black, with the mean of its
     grey, or with its grey; values outside 0..255 are clipped after each. Becomes float32, not rounded in between.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.images import ColorJitter
+    >>> jitter = ColorJitter(brightness=0.5, contrast=0.0, saturation=0.0)
+    >>> bright = jitter(Draws.from_seed(0), image=torch.full((1, 2, 2, 3), 100.0))["image"]
+    >>> bool((bright >= 50).all() and (bright < 150).all())  # times a factor from 0.5 to 1.5
+    True
+
     Source: Howard 2013, section 2.2; the blends as torchvision's ColorJitter makes them, whose recipes take 0.4 each.
     """
 
@@ -116,6 +143,15 @@ class NormalizeImage:
 
     Colours over 255, less `mean`, over `std`, ImageNet's by default.
     It comes last: the others take rows of pixels with colours of 0..255.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.images import NormalizeImage
+    >>> normalize = NormalizeImage(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    >>> image = normalize(Draws.from_seed(0), image=torch.tensor([[[[0.0, 127.5, 255.0]]]]))["image"]
+    >>> image.shape, image.flatten()
+    (torch.Size([1, 3, 1, 1]), tensor([-1.,  0.,  1.]))
+
     Source: the mean and deviation of ImageNet's training images, as torchvision's weights were trained with.
     """
 
@@ -201,7 +237,17 @@ def _assert_rows_of_colours(image: Tensor) -> None:
 class ChromaticAutoContrast:
     """Auto-contrast with a probability: every channel of a cloud is stretched to 0..1 and blended with the original.
 
-    The share of the stretched one is uniform in [0, 1). Source: Choy et al. 2019, training code (0.2).
+    The share of the stretched one is uniform in [0, 1).
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.images import ChromaticAutoContrast
+    >>> colours = torch.tensor([[[0.25, 0.0, 0.5], [0.75, 1.0, 0.5]]])  # red has little contrast, green all
+    >>> changed = ChromaticAutoContrast(probability=1.0)(Draws.from_seed(0), colours=colours)["colours"]
+    >>> (changed[0, 1] - changed[0, 0]) > (colours[0, 1] - colours[0, 0])
+    tensor([ True, False, False])
+
+    Source: Choy et al. 2019, training code (0.2).
     """
 
     def __init__(self, *, probability: Probability = 0.2) -> None:
@@ -216,7 +262,17 @@ class ChromaticAutoContrast:
 class ChromaticTranslation:
     """Colour shift of a cloud with a probability, each channel uniformly within +-`max_shift`.
 
-    Values outside 0..1 are clipped. Source: Choy et al. 2019, training code (0.95, a shift of 0.05 of the range).
+    Values outside 0..1 are clipped.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.images import ChromaticTranslation
+    >>> colours = torch.full((1, 2, 3), 0.5)
+    >>> shift = ChromaticTranslation(probability=1.0)(Draws.from_seed(0), colours=colours)["colours"] - colours
+    >>> shift.abs().max() <= 0.05, (shift[0, 0] == shift[0, 1]).all()  # one shift for all points
+    (tensor(True), tensor(True))
+
+    Source: Choy et al. 2019, training code (0.95, a shift of 0.05 of the range).
     """
 
     def __init__(self, *, max_shift: Probability = 0.05, probability: Probability = 0.95) -> None:
@@ -232,6 +288,14 @@ class ChromaticTranslation:
 @registry.transforms.add("chromatic_jitter")
 class ChromaticJitter:
     """Colour jitter with a probability: independent normal noise on every channel of every point, clipped to 0..1.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.images import ChromaticJitter
+    >>> jitter, colours = ChromaticJitter(std=0.1, probability=1.0), torch.tensor([[[0.0, 0.5, 1.0]]])
+    >>> noisy = jitter(Draws.from_seed(0), colours=colours)["colours"]
+    >>> (noisy >= 0) & (noisy <= 1), (noisy != colours).any()
+    (tensor([[[True, True, True]]]), tensor(True))
 
     Source: Choy et al. 2019, training code (0.95; 0.005 of the range in the Point Transformer's).
     """
@@ -251,6 +315,15 @@ class HueSaturation:
     """Random hue and saturation of a cloud, within `max_hue` of the circle and 1 +- `max_saturation`.
 
     Both uniform. Colours stay exact; the reference rounds them down to 8 bits.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.images import HueSaturation
+    >>> colours = torch.tensor([[[0.8, 0.2, 0.2], [0.3, 0.3, 0.3]]])  # a red point and a grey one
+    >>> changed = HueSaturation()(Draws.from_seed(0), colours=colours)["colours"]
+    >>> changed.amax(dim=2), changed[0, 1]  # the largest channel stays, and grey has no hue
+    (tensor([[0.8000, 0.3000]]), tensor([0.3000, 0.3000, 0.3000]))
+
     Source: Choy et al. 2019, training code (0.5 and 0.2).
     """
 

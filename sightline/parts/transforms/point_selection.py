@@ -83,6 +83,15 @@ class SamplePoints(PointSelector):
     `score_all` lets evaluation score the removed points, too: it adds `nearest`, the row of the kept point closest to
     each (a kept point's is its own), and `whole_label`; then no transform that chooses or reorders points may follow.
     Raises DataError for clouds with fewer points; ConfigError for `score_all` if the labels are of whole clouds.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.point_selection import SamplePoints
+    >>> cloud = {"points": torch.tensor([[[0.0, 0, 0], [1, 0, 0], [2, 0, 0]]]), "label": torch.tensor([[7, 8, 9]])}
+    >>> SamplePoints(num_points=2, order="first")(Draws.from_seed(0), **cloud)
+    {'points': tensor([[[0., 0., 0.],
+             [1., 0., 0.]]]), 'label': tensor([[7, 8]])}
+
     Source: simple random sampling by a random permutation's head.
     """
 
@@ -117,6 +126,14 @@ class SamplePoints(PointSelector):
 class ShufflePoints(PointSelector):
     """Random order of each cloud's points, uniform over all orders.
 
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.point_selection import ShufflePoints
+    >>> cloud = {"points": torch.tensor([[[0.0, 0, 0], [1, 0, 0], [2, 0, 0]]]), "label": torch.tensor([[0, 1, 2]])}
+    >>> shuffled = ShufflePoints()(Draws.from_seed(0), **cloud)
+    >>> shuffled["points"][..., 0] == shuffled["label"], shuffled["label"].sort().values  # all, each with its own label
+    (tensor([[True, True, True]]), tensor([[0, 1, 2]]))
+
     Source: Wang et al. 2019 (DGCNN), whose training shuffles the points of each cloud.
     """
 
@@ -131,6 +148,16 @@ class FarthestPoints(PointSelector):
     Draws nothing. With `min_squared_norm`, points whose squared norm is not above it are never kept after the first, as
     in the CUDA library of the published codes (1e-3 there); if no other is left, the first is repeated.
     Raises DataError for clouds with fewer points.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.point_selection import FarthestPoints
+    >>> points = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [5, 0, 0], [2, 0, 0]]])
+    >>> FarthestPoints(num_points=3)(Draws.from_seed(0), points=points)["points"]
+    tensor([[[0., 0., 0.],
+             [5., 0., 0.],
+             [2., 0., 0.]]])
+
     Source: Qi et al. 2017 (PointNet++), section 3.2; before the model, Yu et al. 2022 (Point-BERT), its training code.
     """
 
@@ -155,6 +182,15 @@ class DropPoints(PointSelector):
 
     The number of points is unchanged; the copies have the first point's normal, channels, features and part too. With
     `fill: none` there are no copies, and the cloud has fewer points. Raises DataError for stacked batches there.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.point_selection import DropPoints
+    >>> points = torch.tensor([[[7.0, 0, 0], [1, 0, 0], [2, 0, 0], [3, 0, 0]]])
+    >>> dropped = DropPoints(max_ratio=0.5)(Draws.from_seed(0), points=points)["points"]
+    >>> ((dropped == points) | (dropped == points[:, :1])).all()  # a point is there, or a copy of the first is
+    tensor(True)
+
     Source: Qi et al. 2017 (PointNet++), section 3.3 (random input dropout, 95 % there; 0.875 in its training code);
     Cortinhal et al. 2020 (SalsaNext), its training code (no copies, 0.5).
     """
@@ -237,6 +273,16 @@ class CropDepth:
     Depths run from -1 at the cube's front to 1 at its back, which is the background too. For training the point is
     moved by a normal error of `moved_mm` along each axis, the side multiplied by a factor uniform in `scale`, and the
     crop turned by up to `max_angle_rad`; `crop_placement` records this, for loss and task.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.point_selection import CropDepth
+    >>> depth = torch.tensor([[[500.0, 500, 500, 500], [500, 400, 500, 550], [500, 500, 500, 500], [500, 600, 500, 0]]])
+    >>> frame = {"camera": torch.tensor([[10.0, 10, 1.5, 1.5]]), "reference": torch.tensor([[0.0, 0, 500]])}
+    >>> CropDepth(cube_mm=200.0, size=2)(Draws.from_seed(0), depth=depth, **frame)["crop"]  # from 400 to 600 mm
+    tensor([[[[-1.0000,  0.5000],
+              [ 1.0000,  1.0000]]]])
+
     Source: Oberweger and Lepetit 2017 (DeepPrior++), section 3.3: 5 mm, any angle.
     """
 

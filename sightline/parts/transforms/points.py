@@ -38,7 +38,17 @@ class NormalizeUnitSphere:
     """Normalisation of clouds to the unit sphere: mean at the origin, farthest point at distance 1.
 
     Zero for equal points.
-    Draws nothing; normals are unchanged. Source: Qi et al. 2017 (PointNet), section 5.1, and its code for the mean.
+    Draws nothing; normals are unchanged.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.points import NormalizeUnitSphere
+    >>> points = torch.tensor([[[1.0, 0, 0], [5.0, 0, 0]]])
+    >>> NormalizeUnitSphere()(Draws.from_seed(0), points=points)
+    {'points': tensor([[[-1.,  0.,  0.],
+             [ 1.,  0.,  0.]]])}
+
+    Source: Qi et al. 2017 (PointNet), section 5.1, and its code for the mean.
     """
 
     makes_unit_sphere = True
@@ -55,8 +65,17 @@ class NormalizeUnitSphere:
 class Scale:
     """Random scaling of each cloud about the origin by factors uniform in [low, high): one per axis, or one for all.
 
-    Normals follow as S^-1 n, normalised, if the axes differ. Source: Wang et al. 2019 (DGCNN), its training code (per
-    axis, 2/3 to 3/2); Qi et al. 2017 (PointNet++), its training code (one factor, 0.8 to 1.25).
+    Normals follow as S^-1 n, normalised, if the axes differ.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.points import Scale
+    >>> points = torch.tensor([[[1.0, 2.0, 3.0]]])
+    >>> Scale(low=2.0, high=2.0)(Draws.from_seed(0), points=points)
+    {'points': tensor([[[2., 4., 6.]]])}
+
+    Source: Wang et al. 2019 (DGCNN), its training code (per axis, 2/3 to 3/2); Qi et al. 2017 (PointNet++), its
+    training code (one factor, 0.8 to 1.25).
     """
 
     def __init__(self, *, low: PositiveFloat = 2 / 3, high: PositiveFloat = 3 / 2, isotropic: bool = False) -> None:
@@ -80,6 +99,15 @@ class Rotate:
     """Random rotation of each cloud about the origin, with its normals, by an angle uniform in [-max, max).
 
     The `axis` `up` is the data set's own up axis; `any` draws uniformly from all rotations of space.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.points import Rotate
+    >>> points = torch.tensor([[[3.0, 4.0, 7.0]]])
+    >>> turned = Rotate(up_axis="z")(Draws.from_seed(0), points=points)["points"]
+    >>> turned[..., 2], turned[..., :2].norm(dim=2)  # height and distance from the axis stay
+    (tensor([[7.]]), tensor([[5.]]))
+
     Source: Qi et al. 2017 (PointNet), section 5.1 (about the up axis); Shoemake 1992 (all rotations).
     """
 
@@ -116,6 +144,15 @@ class Translate:
 
     `relative` measures the shift of an axis in extents of the cloud's bounding box along it. Points of LiDAR scans
     without a return stay at the origin, as with `jitter`.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.points import Translate
+    >>> points = torch.tensor([[[0.0, 0, 0], [1.0, 0, 0]]])
+    >>> Translate(ranges=((2.0, 2.0), (0.0, 0.0), (-1.0, -1.0)))(Draws.from_seed(0), points=points)
+    {'points': tensor([[[ 2.,  0., -1.],
+             [ 3.,  0., -1.]]])}
+
     Source: Wang et al. 2019 (DGCNN), its training code (absolute, 0.2); Afham et al. 2022 (CrossPoint), its training
     code (relative, 0.5); Cortinhal et al. 2020 (SalsaNext), its training code (ranges [-5, 5], [-3, 3], [-1, 0]).
     """
@@ -148,6 +185,13 @@ class Translate:
 class Jitter:
     """Jitter: independent normal noise on every coordinate, clipped to +-clip; normals are unchanged.
 
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.points import Jitter
+    >>> points = torch.zeros(1, 100, 3)
+    >>> Jitter(std=0.1, clip=0.05)(Draws.from_seed(0), points=points)["points"].abs().max()  # clipped
+    tensor(0.0500)
+
     Source: Qi et al. 2017 (PointNet), section 5.1; 0.01 and 0.05 are those of its training code (the paper: 0.02).
     """
 
@@ -164,6 +208,13 @@ class Jitter:
 @registry.transforms.add("flip")
 class Flip:
     """Random flip of each cloud, with its normals, along each named axis with a probability.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.points import Flip
+    >>> points = torch.tensor([[[1.0, 2.0, 3.0]]])
+    >>> Flip(axes=("x",), probability=1.0)(Draws.from_seed(0), points=points)
+    {'points': tensor([[[-1.,  2.,  3.]]])}
 
     Source: the scene training of POSTECH-CVLab's Point Transformer, after Zhao et al. 2021 (x and y, one half each).
     """
@@ -257,8 +308,18 @@ class Elastic:
 
     At each scale normal noise on a grid of `granularities` is smoothed by two passes of a moving mean of three nodes
     along every axis, interpolated between the nodes, and multiplied by `magnitudes`, both in the unit of the points.
-    Normals are unchanged. Points of LiDAR scans without a return stay at the origin, as with `jitter`. Source: Choy et
-    al. 2019 (Minkowski networks), training code (0.2 and 0.8 m, 0.4 and 1.6 m), after Simard et al. 2003.
+    Normals are unchanged. Points of LiDAR scans without a return stay at the origin, as with `jitter`.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.points import Elastic
+    >>> points = torch.tensor([[[0.0, 0, 0], [0.001, 0, 0], [1.0, 0, 0]]])
+    >>> shift = Elastic(probability=1.0)(Draws.from_seed(0), points=points)["points"] - points
+    >>> (shift[0, 0] - shift[0]).norm(dim=1) < 0.01  # neighbours move alike, distant points do not
+    tensor([ True,  True, False])
+
+    Source: Choy et al. 2019 (Minkowski networks), training code (0.2 and 0.8 m, 0.4 and 1.6 m), after Simard et al.
+    2003.
     """
 
     def __init__(
@@ -332,6 +393,16 @@ class TwoViews:
     """Two augmented views of each cloud, `points` and `other_points`, both by the transforms of `each`.
 
     The two draw from streams of their own. A transform of `each` takes points alone, and keeps their number.
+
+    >>> import torch
+    >>> from sightline.contract.draws import Draws
+    >>> from sightline.parts.transforms.points import Jitter, TwoViews
+    >>> views = TwoViews(each=(Jitter(),))(Draws.from_seed(0), points=torch.zeros(1, 2, 3))
+    >>> {name: tuple(view.shape) for name, view in views.items()}
+    {'points': (1, 2, 3), 'other_points': (1, 2, 3)}
+    >>> torch.equal(views["points"], views["other_points"])
+    False
+
     Source: Afham et al. 2022, CrossPoint, section 3.1.
     """
 
