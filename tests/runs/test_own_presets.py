@@ -11,12 +11,15 @@ from PIL import Image
 
 from sightline.areas.detect.sets.records import propose_canvas
 from sightline.config import read_config
+from sightline.contract.types import SampleKey
+from sightline.engine.build import build_data
 from sightline.workbench.weights.recipe import make_expected_info
 from tests.command import run_here
 from tests.runs.small import ROOT
 
 CONFIGS = ROOT / "configs"
-SMALL_CANVAS = [f"transforms.{part}.{side}=64" for part in ("train.2", "evaluate.0") for side in ("height", "width")]
+SMALL_CANVAS = [f"transforms.{part}.{side}=64" for part in ("train.0", "evaluate.0") for side in ("height", "width")]
+SMALL_CANVAS.append("transforms.train.1.canvas=[64, 64]")
 
 
 def _succeed(*words: object) -> str:
@@ -58,6 +61,26 @@ def _train(config: str, out: Path, *words: str) -> dict:
     _succeed("train", CONFIGS / config, *words, "train.steps=2", "--no-check", "--out", out, "--device", "cpu")
     assert (out / "results.svg").stat().st_size > 5000
     return json.loads((out / "final.json").read_text())["metrics"]
+
+
+def test_boxes_of_the_photos_presets_stay_on_what_they_are_about(photos: Path) -> None:
+    """Through mosaic, scale, flip and colour a square keeps its label, and none is empty; the last epoch is plain."""
+    words = [f"data.root={photos}", "data.name=yolo_txt", "train.epochs=5", *SMALL_CANVAS]
+    reader = build_data(read_config(CONFIGS / "detect/photos_scratch.yaml", words)).train.reader
+    counts = []
+    for epoch in range(5):
+        batch = reader([SampleKey(index, epoch, 0) for index in range(8)])
+        counts.append(len(batch["boxes"]))
+        image_of_box = np.repeat(np.arange(8), np.diff(batch["box_offsets"]))
+        for image, box, label, ignored in zip(
+            image_of_box, batch["boxes"], batch["label"], batch["is_ignored"], strict=True
+        ):
+            assert (box[2:] > box[:2]).all()
+            left, top, right, bottom = (round(float(side)) for side in box)
+            if not ignored and min(right - left, bottom - top) > 4:
+                inside = batch["image"][image, :, top + 1 : bottom - 1, left + 1 : right - 1]
+                assert int(inside.mean(dim=(1, 2)).argmax()) == int(label)
+    assert counts[4] <= 8 < min(counts[:4])
 
 
 def test_a_published_detector_is_fine_tuned_on_other_classes(photos: Path, tmp_path: Path) -> None:

@@ -37,9 +37,8 @@ SMALL = (
 def canvas(config: str) -> list[str]:
     """Less than a tenth of the sizes of the recipe, and a narrow neck where it has a width of its own."""
     if config == "crowdhuman_yolox_simota":
-        mosaic, turned = ("transforms.train.0.plain_epochs=0", "transforms.train.2.plain_epochs=0"), "canvas=[64, 96]"
         sizes = [f"{place}.{side}" for place in ("train.0", "evaluate.0") for side in ("height=64", "width=96")]
-        return [*mosaic, f"transforms.train.1.{turned}", *(f"transforms.{size}" for size in sizes)]
+        return ["transforms.train.1.canvas=[64, 96]", *(f"transforms.{size}" for size in sizes)]
     sizes = {"height": 64, "width": 96}
     if not config.endswith("_s3"):
         sizes |= {"short_px": 64, "long_px": 96}

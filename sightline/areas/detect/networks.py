@@ -1,6 +1,7 @@
 """Networks of RetinaNet and FCOS: ResNets, the feature pyramid, towers of heads, and the detector that joins them.
 
-Backbones map images to the feature maps C3, C4 and C5, with strides 8, 16 and 32. Source: Lin et al. 2017, FPN.
+Backbones map images to the feature maps C3, C4 and C5, with strides 8, 16 and 32; with `finest_stride: 4` also to C2,
+and neck, head and priors have that level, too. Source: Lin et al. 2017, FPN.
 """
 
 from __future__ import annotations
@@ -25,13 +26,18 @@ from sightline.parts.models.resnet import BASIC, BOTTLENECK, RESNET_DEPTHS, Resi
 
 FrozenStages = Annotated[int, Ge(0), Le(4)]
 """Number of frozen parts, from the image on: the stem is the first, then the stages."""
-STRIDES = (8, 16, 32)
+FinestStride = Literal[4, 8]
+"""Stride of the finest map of a backbone: 4 adds C2, for small objects."""
+
+
+def strides_from(finest: FinestStride) -> tuple[int, ...]:
+    """Return the strides of a backbone's maps, finest first."""
+    return (4, 8, 16, 32) if finest == 4 else (8, 16, 32)
 
 
 class _ResNet(ResidualStages):
     depths: ClassVar[Sequence[int]]
     sizes: ClassVar[Sequence[int]]
-    strides = STRIDES
 
     def __init__(
         self,
@@ -40,6 +46,7 @@ class _ResNet(ResidualStages):
         width: Count = 64,
         norm: NormName = "bn",
         frozen_stages: FrozenStages = 0,
+        finest_stride: FinestStride = 8,
     ) -> None:
         expansion = 4 if self.sizes is BOTTLENECK else 1
         super().__init__(
@@ -51,19 +58,20 @@ class _ResNet(ResidualStages):
             norm=NORMS[norm],
         )
         self.in_channels = in_channels
-        self.channels = tuple(expansion * width * 2**level for level in (1, 2, 3))
+        self.strides = strides_from(finest_stride)
+        self.channels = tuple(expansion * width * stride // 4 for stride in self.strides)
         for part in [self.stem, *self.stages][:frozen_stages]:
             freeze_module(part)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Map `image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
+        """Map `image` (B, in_channels, H, W), normalised -> a map of each stride. Raises ValueError for others."""
         assert_images(image, channels=self.in_channels)
-        return self.forward_features(image)[1:]
+        return self.forward_features(image)[-len(self.strides) :]
 
 
 @registry.backbones.add("resnet18")
 class ResNet18(_ResNet):
-    """ResNet-18; 11,176,512 parameters, maps of 128, 256 and 512 channels.
+    """ResNet-18; 11,176,512 parameters, maps of 128, 256 and 512 channels, with `finest_stride: 4` of 64 before these.
 
     `norm`: batch norm, batch norm frozen as it was loaded, or group norm. `frozen_stages` parts are not trained, the
     stem counted first: 2 are the stem and the stage of C2.
@@ -104,8 +112,9 @@ _COARSER = 2
 
 @registry.necks.add("fpn")
 class FPN(nn.Module):
-    """FPN: a pyramid of `width` channels on a backbone's maps: levels 3 to 5, or up to 7 by convolutions of stride 2.
+    """FPN: a pyramid of `width` channels on a backbone's maps, and up to two coarser maps by convolutions of stride 2.
 
+    Level n has the stride 2^n. `levels` are all of these by default: 3 to 7, or 2 to 7 with `finest_stride: 4`.
     P6 is computed from C5, as RetinaNet's authors did, or from P5, as in most code; P7 from the ReLU of P6. A coarse
     map is resized to the exact size of the next by `upsample`. On ResNet-50, 3 levels have 2,688,512 parameters, 5
     levels 3,868,672 with P6 of P5 and 7,997,440 with P6 of C5. Source: Lin et al. 2017, Feature Pyramid Networks,
@@ -118,7 +127,7 @@ class FPN(nn.Module):
         channels: tuple[int, ...],
         strides: tuple[int, ...],
         width: Count = 256,
-        levels: tuple[int, ...] = (3, 4, 5, 6, 7),
+        levels: tuple[int, ...] | None = None,
         p6_source: Literal["c5", "p5"] = "p5",
         upsample: Literal["nearest", "bilinear"] = "nearest",
     ) -> None:
@@ -128,6 +137,7 @@ class FPN(nn.Module):
             backbone_levels + tuple(backbone_levels[-1] + 1 + more for more in range(count))
             for count in range(_COARSER + 1)
         ]
+        levels = possible[-1] if levels is None else levels
         if levels not in possible:
             allowed = " or ".join(str(list(level_channels)) for level_channels in possible)
             raise ConfigError(f"levels: found {list(levels)}; on a backbone of strides {strides} give {allowed}")

@@ -24,7 +24,6 @@ from sightline.contract import registry
 from sightline.contract.arguments import (
     Count,
     FractionBelowOne,
-    Index,
     NonNegativeFloat,
     PositiveFloat,
     PositiveFraction,
@@ -337,8 +336,8 @@ class Mosaic(BoxCroppingTransform):
     The point is in the middle half of each side. Each image is fitted into `height` x `width` and has a corner at that
     point, the sample itself at the upper left; pixels outside the canvas are cut off. A box of which less than
     `min_visible` is left is ignored; `clip` cuts boxes at the visible border of their own image. Without a mosaic, as
-    in the last `plain_epochs` of a run, the image is alone in the middle. `turn_image` with `canvas: [height, width]`
-    follows.
+    in the last `plain_share` of a run's epochs, the image is alone in the middle. `turn_image` with `canvas: [height,
+    width]` follows.
 
     >>> import torch
     >>> from sightline.areas.detect.transforms import Mosaic
@@ -350,7 +349,8 @@ class Mosaic(BoxCroppingTransform):
     >>> joined["image"].shape, joined["label"]
     (torch.Size([1, 8, 8, 3]), tensor([[0, 1, 1, 1]]))
 
-    Source: Bochkovskiy et al. 2020, YOLOv4, section 3.4, as YOLOv5 draws it; plain epochs: Ge et al. 2021, YOLOX, 2.1.
+    Source: Bochkovskiy et al. 2020, YOLOv4, section 3.4, as YOLOv5 draws it; plain epochs: Ge et al. 2021, YOLOX, 2.1,
+    the last 15 of 300.
     """
 
     def __init__(
@@ -359,7 +359,7 @@ class Mosaic(BoxCroppingTransform):
         height: Count,
         width: Count,
         probability: Probability = 1.0,
-        plain_epochs: Index = 15,
+        plain_share: FractionBelowOne = 0.05,
         min_visible: FractionBelowOne = 0.1,
         clip: bool = True,
         fill: NonNegativeFloat = PAD_VALUE,
@@ -368,7 +368,7 @@ class Mosaic(BoxCroppingTransform):
         super().__init__(min_visible=min_visible, clip=clip)
         self.size = (height, width)
         self.probability = probability
-        self.until_epoch = _until("mosaic", plain_epochs, num_epochs)
+        self.until_epoch = _until(plain_share, num_epochs)
         self.fill = fill
 
     def __call__(
@@ -428,8 +428,8 @@ class MixUp:
     """Mix-up with a probability: an image is blended with another of the same size; the boxes of both are kept.
 
     The weight of the first image is drawn from Beta(`alpha`, `alpha`). The other has been through the transforms before
-    this one, such as a mosaic, with random numbers of its own. Nothing is blended in the last `plain_epochs` epochs of
-    a run. Raises DataError for images of two sizes.
+    this one, such as a mosaic, with random numbers of its own. Nothing is blended in the last `plain_share` of a
+    run's epochs. Raises DataError for images of two sizes.
 
     >>> import torch
     >>> from sightline.areas.detect.transforms import MixUp
@@ -451,11 +451,11 @@ class MixUp:
         *,
         probability: Probability = 0.243,
         alpha: PositiveFloat = 32.0,
-        plain_epochs: Index = 15,
+        plain_share: FractionBelowOne = 0.05,
         num_epochs: int | None = None,
     ) -> None:
         self.probability, self.alpha = probability, alpha
-        self.until_epoch = _until("mix_up", plain_epochs, num_epochs)
+        self.until_epoch = _until(plain_share, num_epochs)
 
     def __call__(
         self,
@@ -488,17 +488,9 @@ class MixUp:
         }
 
 
-def _until(name: str, plain_epochs: int, num_epochs: int | None) -> int | None:
-    """Return the first epoch, counted from 0, in which images are no longer combined; None if `num_epochs` is None.
-
-    Raises ConfigError if images would be combined in no epoch.
-    """
-    if num_epochs is not None and plain_epochs >= num_epochs:
-        raise ConfigError(
-            f"{name}: plain_epochs {plain_epochs} leave none of {num_epochs} epochs; lower plain_epochs, or leave "
-            f"{name} out"
-        )
-    return None if num_epochs is None else num_epochs - plain_epochs
+def _until(plain_share: float, num_epochs: int | None) -> int | None:
+    """Return the first epoch, from 1 on, in which images are no longer combined; None if `num_epochs` is None."""
+    return None if num_epochs is None else max(1, num_epochs - round(plain_share * num_epochs))
 
 
 def _concatenate_boxes(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -25,12 +25,13 @@ from sightline.areas.detect.assigner import (
     is_within_reach,
 )
 from sightline.areas.detect.networks import (
-    STRIDES,
+    FinestStride,
     FrozenStages,
     HeadOutput,
     PriorProbability,
     flatten_to_priors,
     init_prior_bias,
+    strides_from,
 )
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat
@@ -57,8 +58,6 @@ class Darknet53Backbone(Darknet):
     Source: Redmon and Farhadi 2018, YOLOv3, table 1.
     """
 
-    strides = STRIDES
-
     def __init__(
         self,
         *,
@@ -67,17 +66,19 @@ class Darknet53Backbone(Darknet):
         norm: NormName = "bn",
         frozen_stages: FrozenStages = 0,
         slope: NonNegativeFloat = 0.1,
+        finest_stride: FinestStride = 8,
     ) -> None:
         super().__init__(in_channels=in_channels, width=width, norm=NORMS[norm], slope=slope)
         self.in_channels = in_channels
-        self.channels = self.channels[3:]
+        self.strides = strides_from(finest_stride)
+        self.channels = self.channels[-len(self.strides) :]
         for part in [self.stem, *self.stages][:frozen_stages]:
             freeze_module(part)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Map `image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
+        """Map `image` (B, in_channels, H, W), normalised -> a map of each stride. Raises ValueError for others."""
         assert_images(image, channels=self.in_channels)
-        return super().forward(image)[3:]
+        return super().forward(image)[-len(self.strides) :]
 
 
 _POOLED = (5, 9, 13)
@@ -148,10 +149,9 @@ class CSPDarknet(nn.Module):
 
     YOLOX-tiny has the width 24 and a depth of 1, -s 32 and 1, -m 48 and 2, -l 64 and 3, -x 80 and 4; that of -s has
     4,212,672 parameters. The stem (Focus) stacks every second pixel of every second row as four images of a quarter's
-    size. `norm` and `frozen_stages` are those of resnet18. Source: Ge et al. 2021, YOLOX; Wang et al. 2020, CSPNet.
+    size. `norm`, `frozen_stages` and `finest_stride` are those of resnet18.
+    Source: Ge et al. 2021, YOLOX; Wang et al. 2020, CSPNet.
     """
-
-    strides = STRIDES
 
     def __init__(
         self,
@@ -161,10 +161,12 @@ class CSPDarknet(nn.Module):
         depth: Count = 1,
         norm: NormName = "bn",
         frozen_stages: FrozenStages = 0,
+        finest_stride: FinestStride = 8,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.channels = tuple(width * 2**level for level in (2, 3, 4))
+        self.strides = strides_from(finest_stride)
+        self.channels = tuple(width * stride // 2 for stride in self.strides)
         self.stem = _unit(4 * in_channels, width, 3, norm)
         stages = []
         for stage, num_blocks in enumerate((depth, 3 * depth, 3 * depth, depth)):
@@ -177,7 +179,7 @@ class CSPDarknet(nn.Module):
             freeze_module(part)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Map `image` (B, in_channels, H, W), normalised -> C3, C4, C5. Raises ValueError for any other layout."""
+        """Map `image` (B, in_channels, H, W), normalised -> a map of each stride. Raises ValueError for others."""
         assert_images(image, channels=self.in_channels)
         image = F.pad(image, (0, image.shape[3] % 2, 0, image.shape[2] % 2))
         corners = [image[:, :, row::2, column::2] for column in (0, 1) for row in (0, 1)]
@@ -185,7 +187,7 @@ class CSPDarknet(nn.Module):
         for stage in self.stages:
             values = stage(values)
             maps.append(values)
-        return maps[1:]
+        return maps[-len(self.strides) :]
 
 
 @registry.necks.add("pafpn")

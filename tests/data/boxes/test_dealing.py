@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,6 +84,23 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "set"
 
 
+@pytest.mark.parametrize(
+    ("test_share", "validation_share", "sizes"), [(0.2, 0.1, (29, 3, 8)), (0.5, 0.5, (10, 10, 20))]
+)
+def test_parts_are_disjoint_whole_and_of_the_shares_asked_for(
+    root: Path, test_share: float, validation_share: float, sizes: tuple[int, int, int]
+) -> None:
+    """The share of validation is of what the test part leaves. What a seed draws is pinned, for any machine."""
+    shares: dict[str, float] = {"test_share": test_share, "validation_share": validation_share}
+    parts = [names_of(Coco(split=split, root=str(root), **shares)) for split in ("train", "validation", "test")]
+    assert tuple(map(len, parts)) == sizes
+    assert sorted(itertools.chain(*parts)) == [
+        f"{'a' if number < 30 else 'b'}/{number:02d}.png" for number in range(40)
+    ]
+    if test_share == 0.2:
+        assert " ".join(name[2:4] for name in parts[2]) == "01 12 16 22 28 30 37 38"
+
+
 def names_of(images: Coco) -> list[str]:
     return [images.sample_name(index) for index in range(len(images))]
 
@@ -91,11 +109,7 @@ def test_parts_that_files_do_not_state_are_seeded(root: Path) -> None:
     """Images of both folders are tested, and other ones with another seed."""
     parts = {split: Coco(split=split, root=str(root)) for split in ("train", "validation", "test")}
     names = {split: names_of(images) for split, images in parts.items()}
-    assert sorted(name for each in names.values() for name in each) == sorted(
-        f"{'a' if number < 30 else 'b'}/{number:02d}.png" for number in range(40)
-    )
     assert all(each == sorted(each) for each in names.values())
-    assert {split: len(each) for split, each in names.items()} == {"train": 29, "validation": 3, "test": 8}
     assert {name[0] for name in names["test"]} == {"a", "b"}
     assert names_of(Coco(split="test", root=str(root), classes=("hat",))) == names["test"]
     assert names_of(Coco(split="test", root=str(root), split_seed=1)) != names["test"]

@@ -77,8 +77,12 @@ _SMALLEST_BOX_PX = 16.0
 _MIN_LONG_PX, _MAX_LONG_PX = 320, 1344
 _MULTIPLE = 32
 """Stride of the coarsest level that backbones compute."""
-_WORDS = "transforms.train.2.{side}={px} transforms.evaluate.0.{side}={px}"
-"""Position of `fit_image` in the presets `configs/detect/photos_*.yaml`."""
+_WORDS = (
+    "transforms.train.0.height={height} transforms.train.0.width={width} "
+    "'transforms.train.1.canvas=[{height}, {width}]' "
+    "transforms.evaluate.0.height={height} transforms.evaluate.0.width={width}"
+)
+"""Positions of `mosaic`, `turn_image` and `fit_image` in the presets `configs/detect/photos_*.yaml`."""
 
 
 def propose_canvas(sizes_px: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
@@ -96,11 +100,10 @@ def propose_canvas(sizes_px: np.ndarray, boxes: np.ndarray) -> dict[str, Any]:
     long_px = max(height, width)
     scale = min(1.0, max(_SMALLEST_BOX_PX / small, _MIN_LONG_PX / long_px), _MAX_LONG_PX / long_px)
     canvas = {"height": _round_up(height * scale), "width": _round_up(width * scale)}
-    words = " ".join(_WORDS.format(side=side, px=px) for side, px in canvas.items())
     return {
         **canvas,
         "small_box_px": round(small * scale, 1),
-        "for_configs_detect_photos": words,
+        "for_configs_detect_photos": _WORDS.format(**canvas),
     }
 
 
