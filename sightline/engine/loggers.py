@@ -268,13 +268,19 @@ class Mlflow(IntervalLogger):
             self._intervals.flush()
         if self._client is not None:
             status = {"done": "FINISHED", "failed": "FAILED"}.get(reason, "KILLED")
-            self._client.set_terminated(self._run_id, status)
+            with _environment(self._variables):
+                self._client.set_terminated(self._run_id, status)
+
+    @property
+    def _variables(self) -> dict[str, str]:
+        """Variables of MLflow: no usage data, folders are allowed, four retries where a server does not answer."""
+        retries = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+        values = {"MLFLOW_DISABLE_TELEMETRY": "true", retries: os.environ.get(retries, "4")}
+        return values | ({"MLFLOW_ALLOW_FILE_STORE": "true"} if urlsplit(self._uri).scheme in ("", "file") else {})
 
     def _write(self, step: int, split: str, numbers: Mapping[str, float], pictures: Sequence[Picture] = ()) -> None:
         self._assert_own()
-        is_local = urlsplit(self._uri).scheme in ("", "file")
-        values = {"MLFLOW_DISABLE_TELEMETRY": "true"} | ({"MLFLOW_ALLOW_FILE_STORE": "true"} if is_local else {})
-        with preserve_random_state(), _environment(values):
+        with preserve_random_state(), _environment(self._variables):
             if self._client is None:
                 self._start()
             from mlflow.entities import Metric
