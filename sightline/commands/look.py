@@ -136,7 +136,6 @@ class RunsOptions(
     name="runs",
     run="runs.runs",
     examples=(
-        "runs",
         "runs --diff runs/a runs/b",
         "runs runs/a --push hf://me/my-run",
         "runs --pull hf://me/my-run --out runs/b",
