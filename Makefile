@@ -49,7 +49,7 @@ bench-all: .venv/.installed-peers
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed
-	$(PIP) install -c constraints.txt -e '.[tensorboard,probe,pcd,las,detect,wandb,mlflow,dev]'
+	$(PIP) install -c constraints.txt -e '.[tensorboard,probe,pcd,las,detect,wandb,mlflow,hub,dev]'
 	@touch $@
 
 .venv/.installed-peers: .venv/.installed-dev

@@ -273,11 +273,7 @@ class Mlflow(IntervalLogger):
 
     @property
     def _variables(self) -> dict[str, str]:
-<<<<<<< HEAD
-        """Variables of MLflow: no usage data, folders are allowed, and four retries where a server is gone, not seven."""
-=======
         """Variables of MLflow: no usage data, folders are allowed, four retries where a server does not answer."""
->>>>>>> d6e4a50c6576e7bd50d25de7309acd11d2d546a7
         retries = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
         values = {"MLFLOW_DISABLE_TELEMETRY": "true", retries: os.environ.get(retries, "4")}
         return values | ({"MLFLOW_ALLOW_FILE_STORE": "true"} if urlsplit(self._uri).scheme in ("", "file") else {})
