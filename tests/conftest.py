@@ -96,7 +96,7 @@ def _quick_sync() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def unchecked() -> Iterator[None]:
-    """Trainings inside commands that cannot be told `--no-check` begin without their checks, which take most of them."""
+    """Trainings in commands without `--no-check` begin without their checks, which take most of a small one."""
     with mock.patch("sightline.workbench.check.suite.run_quick", return_value=[]):
         yield
 

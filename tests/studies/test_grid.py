@@ -22,6 +22,7 @@ from sightline.workbench.study.grid import GridStudy, grid_panel, paired_differe
 from tests.cases import run_each
 from tests.command import Outcome, run_here
 
+pytestmark = pytest.mark.usefixtures("unchecked")
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "synthetic_shapes_dgcnn.yaml"
 TINY = (
     "model={num_neighbours: 4, embedding: 16}",
