@@ -25,6 +25,7 @@ from tests.engine.told import evaluation, step
 from tests.marks import long_but
 from tests.processes import ROOT, forked, free_port
 from tests.runs.broken_off import Bench
+from tests.runs.small import PLAIN
 
 # --- standard streams that are closed, full, or read no further: a run goes on, and no command ends in a -------------
 
@@ -194,7 +195,7 @@ def test_the_last_checkpoint_does_not_lead_out(tmp_path: Path) -> None:
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "cloud_folder_pointnet.yaml"
 CLASSES = ("<b>round", "\x1b[31mred\x07", "line\nend")
 FILES = ("u.xyz", "e\x1b[2J.xyz", "n\nl.xyz", "<img src=x>.xyz", os.fsdecode(b"\xff.xyz"))
-SMALL = ("train.epochs=1", "train.batch_size=4", "train.tail=drop", "log.tensorboard=false", "--device", "cpu")
+SMALL = ("train.epochs=1", "train.batch_size=4", "train.tail=drop", "log.tensorboard=false", *PLAIN, "--device", "cpu")
 
 
 @pytest.fixture
@@ -224,11 +225,11 @@ def test_every_verb_prints_them_escaped(folder: Path) -> None:
             "--to",
             prepared,
             "up_axis=z",
-            "num_points=256",
+            "num_points=64",
         ),
         ("data", "info", prepared),
         ("check", *words),
-        ("train", *words, "--out", run),
+        ("train", *words, "--no-check", "--out", run),
         ("evaluate", run, "--device", "cpu"),
         ("predict", run, folder / "source", "--device", "cpu"),
         ("view", run, "--out", folder / "view"),
