@@ -116,11 +116,7 @@ MAP = SemanticKitti.expected_info(label_map="multi").facts
         ("coco_retinanet", DataInfo({"class_names": COCO_NAMES}, {}, {"test": 5000}), None),
         ("coco_retinanet", DataInfo({"class_names": COCO_NAMES[::-1]}, {}, {"test": 4952}), None),
         ("coco_retinanet", DataInfo({"class_names": ("cup", "pen")}, {}, {"test": 5000}), "classes are cup, pen here"),
-        (
-            "coco_retinanet",
-            DataInfo({"class_names": COCO_NAMES[:1]}, {}),
-            "are person here, person, bicycle, c",
-        ),
+        ("coco_retinanet", DataInfo({"class_names": COCO_NAMES[:1]}, {}), "are person here, person, bicycle, c"),
         ("coco_retinanet", DataInfo({"class_names": COCO_NAMES}, {}, {"test": 37}), "are 37 here, 5,000 there"),
         ("crowdhuman_retinanet", DataInfo({"class_names": ("person",)}, {}, {"test": 60}), "are 60 here, 4,370 there"),
         ("kitti", DataInfo(HDL64, {}, {"test": 4071}, folds=Folds(("00", "08"), ("08",))), None),

@@ -12,7 +12,10 @@ from tests.command import run_here, succeed
 from tests.runs.broken_off import run_forked
 
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "synthetic_shapes_dgcnn.yaml"
-TINY = ("data.train_size=48", "data.test_size=24", "data.num_points=32", "train.batch_size=8")
+TINY = (
+    *("data.train_size=48", "data.test_size=24", "data.num_points=32", "train.batch_size=8"),
+    "model={num_neighbours: 4, embedding: 16}",
+)
 
 
 def test_tables_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
