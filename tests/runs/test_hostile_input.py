@@ -25,7 +25,6 @@ from tests.engine.told import evaluation, step
 from tests.marks import long_but
 from tests.processes import ROOT, forked, free_port
 from tests.runs.broken_off import Bench
-from tests.runs.small import PLAIN
 
 # --- standard streams that are closed, full, or read no further: a run goes on, and no command ends in a -------------
 
@@ -195,7 +194,7 @@ def test_the_last_checkpoint_does_not_lead_out(tmp_path: Path) -> None:
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "cloud_folder_pointnet.yaml"
 CLASSES = ("<b>round", "\x1b[31mred\x07", "line\nend")
 FILES = ("u.xyz", "e\x1b[2J.xyz", "n\nl.xyz", "<img src=x>.xyz", os.fsdecode(b"\xff.xyz"))
-SMALL = ("train.epochs=1", "train.batch_size=4", "train.tail=drop", "log.tensorboard=false", *PLAIN, "--device", "cpu")
+SMALL = ("train.epochs=1", "train.batch_size=4", "train.tail=drop", "log.tensorboard=false", "--device", "cpu")
 
 
 @pytest.fixture
@@ -215,18 +214,9 @@ def folder(tmp_path: Path) -> Path:
 def test_every_verb_prints_them_escaped(folder: Path) -> None:
     prepared, run = folder / "prepared", folder / "run"
     words = (CONFIG, f"data.root={prepared}", *SMALL)
+    make = ("data", "prepare", "cloud_folder", "--from", folder / "source", "--to", prepared)
     for command in (
-        (
-            "data",
-            "prepare",
-            "cloud_folder",
-            "--from",
-            folder / "source",
-            "--to",
-            prepared,
-            "up_axis=z",
-            "num_points=64",
-        ),
+        (*make, "up_axis=z", "num_points=256"),
         ("data", "info", prepared),
         ("check", *words),
         ("train", *words, "--no-check", "--out", run),

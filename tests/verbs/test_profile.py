@@ -80,7 +80,7 @@ def test_a_model_that_fails_is_one_line(tmp_path: Path) -> None:
         "    def forward(self, *, points: Tensor) -> Out:\n"
         "        return {'logits': self.layer(points.mean(dim=1))}\n"
     )
-    code, _, err = run_here("profile", CONFIG, *TINY, "model={name: broken}", "--plugin", plugin)
+    code, _, err = run_here("profile", CONFIG, *TINY[:-1], "model={name: broken}", "--plugin", plugin)
     assert code == 1
     assert "error: a training step failed: RuntimeError: mat1 and mat2 shapes cannot be multiplied (8x3 and 5x" in err
     assert "Traceback" not in err
