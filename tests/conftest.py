@@ -94,6 +94,13 @@ def _quick_sync() -> Iterator[None]:
     os.fsync = sync
 
 
+@pytest.fixture(scope="module")
+def unchecked() -> Iterator[None]:
+    """Trainings in commands without `--no-check` begin without their checks, which take most of a small one."""
+    with mock.patch("sightline.workbench.check.suite.run_quick", return_value=[]):
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _shared_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """All workers of a session find the same trained runs (tests/trained.py)."""

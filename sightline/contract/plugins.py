@@ -67,10 +67,11 @@ class Plugin:
         Each is named by the path that its import follows (`lab/nets.py` for `lab.nets`). Installed packages, which may
         be in a virtual environment below the folder, are left out.
         """
+        folders = (os.path.abspath(self.path.parent), str(self.folder))
         return {
             _module_path(name, module): _read_source(module)
             for name, module in [*sys.modules.items()]
-            if name != "__main__" and not name.startswith(_MODULE_PREFIX) and self._is_own(module)
+            if name != "__main__" and not name.startswith(_MODULE_PREFIX) and _is_own(module, folders)
         }
 
     def files(self) -> dict[str, bytes]:
@@ -103,17 +104,18 @@ class Plugin:
             changes += [] if now.get(name) == digest else [(name, path)]
         return changes
 
-    def _is_own(self, module: ModuleType) -> bool:
-        """Return True for a module whose Python file is below the plugin's folder, and not in an installed package."""
-        file = getattr(module, "__dict__", {}).get("__file__")
-        if not isinstance(file, str) or not file.endswith(".py") or file.startswith(_PACKAGE):
-            return False
-        for folder in (os.path.abspath(self.path.parent), str(self.folder)):
-            if file.startswith(f"{folder}{os.sep}"):
-                names = (os.path.basename(folder), *file[len(folder) :].split(os.sep))
-                is_environment = sys.prefix.startswith(f"{folder}{os.sep}") and file.startswith(f"{sys.prefix}{os.sep}")
-                return not is_environment and not any(name in _LIBRARIES for name in names)
+
+def _is_own(module: ModuleType, folders: Sequence[str]) -> bool:
+    """Return True for a module whose Python file is below one of `folders`, and not in an installed package."""
+    file = getattr(module, "__dict__", {}).get("__file__")
+    if not isinstance(file, str) or not file.endswith(".py") or file.startswith(_PACKAGE):
         return False
+    for folder in folders:
+        if file.startswith(f"{folder}{os.sep}"):
+            names = (os.path.basename(folder), *file[len(folder) :].split(os.sep))
+            is_environment = sys.prefix.startswith(f"{folder}{os.sep}") and file.startswith(f"{sys.prefix}{os.sep}")
+            return not is_environment and not any(name in _LIBRARIES for name in names)
+    return False
 
 
 def load_plugins(paths: Sequence[Path]) -> list[Plugin]:

@@ -70,7 +70,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
     from PIL import Image
 
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="PNG")
+    Image.fromarray(pixels).save(stream, format="PNG", compress_level=4)  # 4 % larger than by 6, in 60 % of its time
     return stream.getvalue()
 
 

@@ -131,10 +131,7 @@ def test_max_iou_is_the_literal_one(low_quality: str | None) -> None:
 
 @pytest.mark.parametrize("kind", ["fcos", "atss"])
 def test_fcos_and_atss_are_the_literal_ones(kind: str) -> None:
-    assigner, priors, literal = {
-        "fcos": (FCOS(), POINTS, literal_fcos),
-        "atss": (ATSS(), ANCHORS, literal_atss),
-    }[kind]
+    assigner, priors, literal = {"fcos": (FCOS(), POINTS, literal_fcos), "atss": (ATSS(), ANCHORS, literal_atss)}[kind]
     for seed in SEEDS:
         boxes, is_ignored = scene(seed)
         expected = in_all_boxes(literal(boxes[~is_ignored].numpy()), is_ignored)
@@ -208,10 +205,5 @@ def test_a_box_that_overlaps_nothing_gets_the_nearest_anchor_of_its_size() -> No
     ]
     assert levels == [1, 1, 2, 0]
     middles = ANCHORS.centres.tolist()
-    assert [[middles[prior] for prior in each] for each in priors] == [
-        [[120, 40]],
-        [[120, 40]],
-        [[16, 16]],
-        [[52, 52]],
-    ]
+    assert [[middles[prior] for prior in each] for each in priors] == [[[120, 40]], [[120, 40]], [[16, 16]], [[52, 52]]]
     assert priors[0] != priors[1]

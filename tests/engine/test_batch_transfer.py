@@ -18,7 +18,7 @@ from sightline.engine import loop as training
 from sightline.engine.device import BatchTransfer
 from sightline.engine.distributed import World
 from sightline.engine.loop import train
-from tests.runs.small import small_run
+from tests.runs.small import PLAIN, small_run
 
 CPU = torch.device("cpu")
 
@@ -114,7 +114,7 @@ def test_a_run_that_reads_ahead_has_the_bits_of_one_that_does_not(monkeypatch: p
         monkeypatch.setattr(
             training, "BatchTransfer", lambda steps, device, dtype, _, c=copies: BatchTransfer(steps, device, dtype, c)
         )
-        job = small_run("train.steps=6", "train.micro_batches=2").job
+        job = small_run("train.steps=6", "train.micro_batches=2", *PLAIN).job
         torch.manual_seed(1)
         train(job, World(), lambda record, stop: record.step == 2)
         train(job, World(), lambda record, stop: False)

@@ -100,11 +100,7 @@ def test_both_branches_in_one_file_become_a_run(shared: Path, tmp_path: Path) ->
         file,
         layout=layout,
         target=tmp_path / "run",
-        overrides=(
-            "train.precision=float64",
-            "model.points.num_neighbours=10",
-            f"data.root={tmp_path / 'none'}",
-        ),
+        overrides=("train.precision=float64", "model.points.num_neighbours=10", f"data.root={tmp_path / 'none'}"),
     )
     assert converted.notes[0].startswith("shapenet_render: its facts are the published ones")
     assert converted.lineage["parameters"] == golden.info["param_count"]

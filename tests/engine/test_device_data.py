@@ -21,7 +21,7 @@ from sightline.engine.loop import train
 from sightline.engine.train import TrainState
 from sightline.ops.waits import deferred_checks
 from tests.engine.graph_emulator import emulated_graphs
-from tests.runs.small import small_run
+from tests.runs.small import PLAIN, small_run
 
 CPU = torch.device("cpu")
 KEYS = [SampleKey(index, 3, 7, 11) for index in (5, 0, 123456)]
@@ -35,7 +35,7 @@ TRANSFORMS = {
 
 
 def make_job(transforms: str, *overrides: str) -> TrainState:
-    return small_run(f"transforms.train={TRANSFORMS[transforms]}", *overrides).job
+    return small_run(f"transforms.train={TRANSFORMS[transforms]}", *PLAIN, *overrides).job
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (33, 3)])

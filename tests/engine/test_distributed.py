@@ -39,17 +39,10 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize(
     ("rank", "address", "expected"),
-    [
-        ("1", "127.0.0.1", "Connection refused"),
-        ("0", "no-such-host.invalid", "Name or service not known"),
-    ],
+    [("1", "127.0.0.1", "Connection refused"), ("0", "no-such-host.invalid", "Name or service not known")],
 )
 def test_a_first_process_that_cannot_be_reached_is_one_line_in_time(
-    rank: str,
-    address: str,
-    expected: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    rank: str, address: str, expected: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     port = free_port()
     _launch_as(monkeypatch, rank, address, port)
@@ -88,10 +81,7 @@ def test_an_address_that_cannot_be_a_hosts_is_named_at_once(monkeypatch: pytest.
 @pytest.mark.parametrize("leave", [sys.exit, exit])
 def test_code_that_ends_the_program_is_named(leave: Any) -> None:
     """Its code is 0: else a command would end as if all were well, without a word."""
-    with (
-        pytest.raises(RunError, match=rf"code called sys.exit\(0\) at {__file__}:\d+, before the end"),
-        start_world(),
-    ):
+    with pytest.raises(RunError, match=rf"code called sys.exit\(0\) at {__file__}:\d+, before the end"), start_world():
         leave(0)
 
 

@@ -17,7 +17,7 @@ from sightline.engine.queued_step import Gate
 from sightline.engine.records import StepRecord
 from sightline.engine.train import NonFiniteGradientError, TrainState
 from sightline.ops.waits import require
-from tests.runs.small import small_run
+from tests.runs.small import PLAIN, small_run
 from tests.waits import counted_waits, device_form
 
 EVERY = 4
@@ -29,7 +29,7 @@ def is_fourth(step: int) -> bool:
 
 
 def make_job(*overrides: str) -> TrainState:
-    job = small_run(f"train.steps={NUM_STEPS}", "train.ema_decay=0.9", *overrides).job
+    job = small_run(f"train.steps={NUM_STEPS}", "train.ema_decay=0.9", *PLAIN, *overrides).job
     torch.manual_seed(1)
     return job
 
@@ -85,7 +85,7 @@ def test_a_step_that_failed_leaves_the_weights_before_it(
         require(torch.tensor(not is_failing), lambda: ValueError("a planted check"))
         return output
 
-    failed.model.embed.register_forward_hook(plant)
+    failed.model.encode[0].register_forward_hook(plant)
     expected = pytest.raises(NonFiniteGradientError, match=f"step {step}: the gradient's norm is nan")
     with device_form(monkeypatch):
         if step:
@@ -102,7 +102,7 @@ def test_a_step_that_failed_leaves_the_weights_before_it(
 
 def test_a_failure_that_does_not_repeat_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     job, calls = make_job(), iter(range(100))
-    job.model.embed.register_forward_hook(lambda module, inputs, out: out * math.nan if next(calls) == 1 else out)
+    job.model.encode[0].register_forward_hook(lambda module, inputs, out: out * math.nan if next(calls) == 1 else out)
     with device_form(monkeypatch), pytest.raises(RunError, match=r"step 1: .* computed again, the step has neither"):
         run(job, is_read_after=is_fourth)
 

@@ -24,7 +24,7 @@ from sightline.engine.train import TrainState
 from sightline.ops.waits import read_list, send_list
 from tests.engine.graph_emulator import CPU, emulated_graphs
 from tests.recipe_steps import SmallStep
-from tests.runs.small import small_run
+from tests.runs.small import PLAIN, small_run
 
 NUM_STEPS = 24
 READY = NUM_WARM + 4
@@ -32,7 +32,7 @@ READY = NUM_WARM + 4
 
 
 def make_job(*overrides: str) -> TrainState:
-    job = small_run(f"train.steps={NUM_STEPS}", "train.epochs=50", "train.tail=drop", *overrides).job
+    job = small_run(f"train.steps={NUM_STEPS}", "train.epochs=50", "train.tail=drop", *PLAIN, *overrides).job
     torch.manual_seed(1)
     return job
 

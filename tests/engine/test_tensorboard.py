@@ -18,6 +18,7 @@ from sightline.training.train_run import train_run
 from tests.command import run_here
 from tests.conftest import ROOT
 from tests.engine.told import evaluation, random_states, step
+from tests.runs.small import PLAIN
 
 # --- tensorBoard and wandb: what was written is read back, and neither can hurt a run --------------------------------
 
@@ -178,7 +179,7 @@ class Drawn(Accuracy):
 def trained(tmp_path: Path, name: str, made: str, checks: str = "--no-check") -> tuple[int, str]:
     plugin = tmp_path / f"{name}.py"
     plugin.write_text(PLUGIN.replace("NAME", name).replace("MADE", made))
-    words = (*SMALL, f"metrics=[{{name: {name}}}]", "log.tensorboard=true")
+    words = (*SMALL, *PLAIN, f"metrics=[{{name: {name}}}]", "log.tensorboard=true")
     code, _, err = run_here(
         *("train", CONFIG, *words, "--plugin", plugin, "--device", "cpu", *checks.split(), "--out", tmp_path / name)
     )

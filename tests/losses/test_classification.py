@@ -359,9 +359,7 @@ OF_LABELS: tuple[Callable[..., ClassLoss], ...] = (
 @run_each(
     "make, dtype, ignore_index",
     itertools.product(
-        OF_LABELS,
-        (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.bool),
-        (None, -1, 1, 255),
+        OF_LABELS, (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.bool), (None, -1, 1, 255)
     ),
 )
 def test_labels_of_any_integer_dtype_give_the_loss_of_int64(

@@ -399,10 +399,7 @@ def test_equals_the_script_of_citypersons(
     for number in range(first, first + num_images):
         own, its = labels[labels[:, 0] == number, 1:], found[found[:, 0] == number, 1:]
         scenes.append(Scene((1024, 2048), own[:, [0, 1, 2, 3, 5, 4]], its))
-    for protocol, key in (
-        ("citypersons_script", "MR_reasonable_small_heavy_all"),
-        ("citypersons", "MR_corrected"),
-    ):
+    for protocol, key in (("citypersons_script", "MR_reasonable_small_heavy_all"), ("citypersons", "MR_corrected")):
         ours = np.nan_to_num(list(rates(scenes, protocol).values()), nan=-1.0)
         assert ours == pytest.approx(arrays[f"case{case:02d}/{key}"], abs=1e-12)
 

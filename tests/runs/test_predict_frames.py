@@ -236,10 +236,7 @@ def test_files_that_cannot_be_predicted_are_refused_by_name(
             "far_mm: is 400, it must be larger than near_mm, which is 500",
         ),
         (("refiner={run}",), "the task 'pose' predicts no centres; give a run of the task centre"),
-        (
-            ("category=mug",),
-            "found 'category=mug', allowed is key=value with camera.*, reference.* and refiner",
-        ),
+        (("category=mug",), "found 'category=mug', allowed is key=value with camera.*, reference.* and refiner"),
         (("--out", "{frames}/000.npy"), "is a file; give a folder"),
     ],
 )

@@ -19,14 +19,7 @@ from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
 from sightline.workbench.predict.file_samples import read_scan_sample
 from tests.command import refuse, succeed
-from tests.data.scans.lidar_writers import (
-    OWN,
-    own_scan,
-    quiet,
-    write_kitti_object,
-    write_labels,
-    write_semantic_kitti,
-)
+from tests.data.scans.lidar_writers import OWN, own_scan, quiet, write_kitti_object, write_labels, write_semantic_kitti
 
 COLUMNS = ("x", "y", "z", "intensity", "ring")
 CONFIG = """

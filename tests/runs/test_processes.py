@@ -40,10 +40,7 @@ WORDS = (
     "--no-check",
     "--device=cpu",
 )
-MODELS = {
-    "pointnet": (),
-    "dgcnn": ("model.num_neighbours=6", "model.embedding=64"),
-}
+MODELS = {"pointnet": (), "dgcnn": ("model.num_neighbours=6", "model.embedding=64")}
 NUM_STEPS = 20
 # The bound. Through batch norms of few samples and Adam, rounding of 1e-16 grows by orders of magnitude in
 # twenty steps.

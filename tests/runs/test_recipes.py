@@ -174,11 +174,7 @@ def assert_trains_and_repeats(config: str, run: Path, *overrides: str, figure: s
     assert not math.isnan(repeated[figure])
 
 
-WITH_NORMALS = {
-    "shapenet_part_pointnet2",
-    "shapenet_part_point_transformer",
-    "shapenet_part_point_transformer_dense",
-}
+WITH_NORMALS = {"shapenet_part_pointnet2", "shapenet_part_point_transformer", "shapenet_part_point_transformer_dense"}
 """The HDF5 release has none; its refusal is tested with the set."""
 
 

@@ -60,7 +60,7 @@ def unbroken_of(bench: Bench) -> Unbroken:
     def made(num_processes: int) -> Path:
         run = bench.folder / f"unbroken_{num_processes}"
         if not run.exists():
-            words = bench.words(run.name, *OVERRIDES[num_processes])
+            words = bench.words(run.name, *OVERRIDES[num_processes], slow=num_processes > 1)
             code, text = run_forked(words, bench.folder / "unbroken.log", num_processes=num_processes)
             assert code == 0, text
         return run
@@ -99,7 +99,7 @@ def wait_for_step(run: Path, step: int, started: Forked | Launched) -> None:
 
 
 def assert_resumes(bench: Bench, run: Path, reference: Path, *overrides: str, num_processes: int = 1) -> str:
-    """Resume to the end without the checks, compare with the unbroken run, which had them; what was printed."""
+    """Resume to the end without the checks, compare with the unbroken run; one process of that had them."""
     log = run.with_suffix(".resumed.log")
     words = bench.words(run.name, *OVERRIDES[num_processes], *overrides, resume="auto", slow=True)
     code, text = run_forked(words, log, num_processes=num_processes)
@@ -226,10 +226,8 @@ def copied(bench: Bench, unbroken: Unbroken, request: pytest.FixtureRequest) -> 
     return Path(shutil.copytree(unbroken(1), run, symlinks=True))
 
 
-def again(
-    bench: Bench, run: Path, *overrides: str, resume: str | None = "auto", is_checked: bool = False
-) -> tuple[int, str]:
-    words = bench.words(run.name, *OVERRIDES[1], *overrides, resume=resume, slow=not is_checked)
+def again(bench: Bench, run: Path, *overrides: str, resume: str | None = "auto") -> tuple[int, str]:
+    words = bench.words(run.name, *OVERRIDES[1], *overrides, resume=resume, slow=True)
     return run_forked(words, log_of(run))
 
 
@@ -284,7 +282,7 @@ def test_a_damaged_last_falls_back_to_the_newest_sound_one(bench: Bench, copied:
     assert f"to train its end again from the newest sound one: --resume {copied}/checkpoints/step_00000014" in text
     assert state_of(copied / "checkpoints") == before
     (copied / "final.json").unlink()
-    code, text = again(bench, copied, is_checked=True)
+    code, text = again(bench, copied)
     assert code == 0, text
     assert f"damaged checkpoint passed over: {damaged}" in text
     assert "resumed at step 14" in text

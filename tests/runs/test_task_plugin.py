@@ -44,7 +44,7 @@ def verb(*words: object, expect: int = 0) -> Outcome:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("angle") / "run"
-    verb("train", CONFIG, *SHORT, EPOCHS, "--out", out)
+    verb("train", CONFIG, *SHORT, EPOCHS, "--no-check", "--out", out)
     return out
 
 
@@ -74,7 +74,8 @@ def test_it_learns_and_evaluation_repeats_its_figures(run: Path, tmp_path: Path)
 
 def test_a_resumed_run_ends_with_the_same_bits(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run", symlinks=True)
-    done = verb("train", CONFIG, *SHORT, EPOCHS, "--resume", tmp_path / "run" / "checkpoints" / "step_00000020")
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000020"
+    done = verb("train", CONFIG, *SHORT, EPOCHS, "--no-check", "--resume", checkpoint)
     assert "resumed at step 20" in done.err
     for name in ("final.json", "checkpoints/last/model.safetensors"):
         assert (run / name).read_bytes() == (tmp_path / "run" / name).read_bytes(), name

@@ -124,10 +124,7 @@ def schedule_of_epochs(bug: bool) -> Watch:
 
 LOOPS: dict[str, tuple[str, Callable[[bool], Watch]]] = {
     "overlapping_split": ("data.split", overlapping_split),
-    "overlapping_split_of_two_evaluations": (
-        "data.split",
-        partial(overlapping_split, evaluates="training validation"),
-    ),
+    "overlapping_split_of_two_evaluations": ("data.split", partial(overlapping_split, evaluates="training validation")),
     "keys_of_another_model": ("ckpt.key_mismatch", lambda bug: load_keys(lambda key: f"{'module.' * bug}{key}")),
     "keys_of_a_part": ("ckpt.key_mismatch", lambda bug: load_keys(lambda key: f"{'body.' * bug}{key}", 0)),
     "accumulation_cleared": ("optim.grad_accumulation", accumulation_cleared),

@@ -118,10 +118,7 @@ def ends_from_left_to_right(seed: int, coin: str, *, bug: bool) -> DataLoader[An
         places = places[places[:, 0].argsort()]
         samples.append((draw(places).sum(dim=0, keepdim=True), places / SIDE))
     return load(
-        samples,
-        COINS[coin](seed),
-        flip(-1),
-        lambda t: turn_points(t * SIDE, order=(0, 1) if bug else (1, 0)) / SIDE,
+        samples, COINS[coin](seed), flip(-1), lambda t: turn_points(t * SIDE, order=(0, 1) if bug else (1, 0)) / SIDE
     )
 
 

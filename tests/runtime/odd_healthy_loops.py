@@ -390,10 +390,7 @@ LOOPS: dict[str, Callable[[], list[Any]]] = {
             *(a_line_search_on_the_whole_set, a_term_that_is_ramped_up_from_zero),
             *(a_loss_that_reads_a_parameter_itself, relative_boxes_and_their_overlap),
             *(an_encoder_with_two_heads_and_three_optimisers, a_key_encoder_whose_batch_norm_follows),
-            *(
-                sequences_padded_with_an_ignored_label,
-                maps_as_rows_with_exchanged_axes,
-            ),
+            *(sequences_padded_with_an_ignored_label, maps_as_rows_with_exchanged_axes),
         )
     },
 }

@@ -455,8 +455,7 @@ PAIRS: dict[str, tuple[str, Make]] = {
     "checkpointed": (
         "loss.double_softmax",
         partial(
-            wrapped,
-            wrap=lambda m: Call(lambda x, a, b: checkpoint(b, a(x), use_reentrant=True), nn.Linear(8, 8), m),
+            wrapped, wrap=lambda m: Call(lambda x, a, b: checkpoint(b, a(x), use_reentrant=True), nn.Linear(8, 8), m)
         ),
     ),
     "beside_a_sparse_tensor": ("loss.form", beside_a_sparse_tensor),

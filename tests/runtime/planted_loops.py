@@ -201,12 +201,7 @@ PLANTS = {
         3,
         lambda: train(clear=None, after_backward=lambda optimizer: optimizer.zero_grad(set_to_none=False)),
     ),
-    "step twice": Plant(
-        "step-without-backward",
-        "optim.step_order",
-        2,
-        steps_twice,
-    ),
+    "step twice": Plant("step-without-backward", "optim.step_order", 2, steps_twice),
     "loss of another model": Plant("no-gradient", "loss.detached", 1, loss_of_another_model),
     "layers in a list": Plant("unregistered", "model.unregistered", 1, lambda: train(InList())),
     "features detached": Plant("no-gradient", "model.frozen_unintended", 1, lambda: train(cut())),
@@ -214,37 +209,22 @@ PLANTS = {
     "optimiser before the new head": Plant("not-optimised", "optim.param_coverage", 1, replaced_after_the_optimizer),
     "a part in no optimiser": Plant("not-optimised", "optim.param_coverage", 1, train_the_head),
     "a part in no optimiser, found": Plant(
-        "not-optimised",
-        "optim.param_coverage",
-        21,
-        partial(train_the_head, names_optimizer=False),
+        "not-optimised", "optim.param_coverage", 21, partial(train_the_head, names_optimizer=False)
     ),
-    "NaN in the data": Plant(
-        "non-finite",
-        "data.corrupt_sample",
-        7,
-        lambda: train(data=with_nan()),
-    ),
+    "NaN in the data": Plant("non-finite", "data.corrupt_sample", 7, lambda: train(data=with_nan())),
     "infinite derivative": Plant("non-finite", "model.numerics", 3, lambda: train(RootOfZero())),
     "infinite activation": Plant("non-finite", "model.numerics", 4, lambda: train(Overflow(), bisect=True)),
     "log of zero in the loss": Plant(
         "non-finite", "loss.form", 1, lambda: train(loss=lambda o, y: (o.softmax(1) * 0).log().mean())
     ),
-    "the scaler skips for ever": Plant(
-        "skipped-updates",
-        "optim.amp",
-        1,
-        skips_for_ever,
-    ),
+    "the scaler skips for ever": Plant("skipped-updates", "optim.amp", 1, skips_for_ever),
     "learning rate 0": Plant("no-update", "optim.lr", 10, lambda: train(optimizer=partial(SGD, lr=0.0))),
     "updates below the weights' last bit": Plant(
         "no-update",
         "model.numerics",
         2,
         lambda: train(
-            nn.Linear(10, 4).bfloat16(),
-            optimizer=partial(SGD, lr=1e-6),
-            data=[(p.bfloat16(), y) for p, y in batches()],
+            nn.Linear(10, 4).bfloat16(), optimizer=partial(SGD, lr=1e-6), data=[(p.bfloat16(), y) for p, y in batches()]
         ),
     ),
     "learning rate 10 of Adam": Plant("large-update", "optim.lr", 3, lambda: train(optimizer=partial(Adam, lr=10.0))),
@@ -276,10 +256,7 @@ PLANTS = {
     ),
     "momenta lost at a resume": Plant("lost-state", "ckpt.incomplete_state", 8, lambda: train(clear=forget_at(8))),
     "Adam's squares lost at a resume": Plant(
-        "lost-state",
-        "ckpt.incomplete_state",
-        8,
-        lambda: train(optimizer=Adam, clear=forget_at(8)),
+        "lost-state", "ckpt.incomplete_state", 8, lambda: train(optimizer=Adam, clear=forget_at(8))
     ),
     "one label for ever": Plant("same-label", "data.label_mapping", 5, lambda: train(data=constant_labels())),
     "an average that nobody updates": Plant("ema", "optim.state", 21, never_averaged),
@@ -289,9 +266,6 @@ PLANTS = {
     ),
     "a cosine of epochs stepped per batch": Plant("schedule", "optim.scheduler", 13, lambda: train(scheduler=cosine)),
     "a decay of epochs stepped per batch": Plant(
-        "no-update",
-        "optim.scheduler",
-        60,
-        lambda: train(scheduler=exponential),
+        "no-update", "optim.scheduler", 60, lambda: train(scheduler=exponential)
     ),
 }

@@ -376,50 +376,16 @@ def instances_that_are_numbered_anew_after_a_crop() -> Program:
 PROGRAMS: dict[str, Callable[[], Program]] = {
     make.__name__: make
     for make in (
-        *(
-            batches_of_some_classes_from_a_sorted_set,
-            a_cache_that_the_first_read_fills,
-        ),
-        *(
-            digits_of_a_few_levels_resized_and_learned_back,
-            labels_of_masked_frames_alone,
-        ),
-        *(
-            the_object_at_a_clicked_point,
-            rows_that_begin_with_the_number_of_their_image,
-        ),
-        *(
-            one_row_an_image_of_class_zero,
-            negatives_that_are_drawn_where_samples_are_collated,
-        ),
-        *(
-            numbers_of_rows_as_labels_of_pairs,
-            heads_with_a_margin_on_a_plain_background,
-        ),
-        *(
-            two_views_that_are_flipped_on_their_own,
-            a_model_that_is_told_of_mirror_images,
-        ),
-        *(
-            places_of_samples_that_are_drawn_equally_often,
-            few_samples_with_labels_drawn_again,
-        ),
-        *(
-            padding_that_neither_model_nor_loss_reads,
-            minus_one_where_nothing_came_back,
-        ),
-        *(
-            the_hardest_quarter_and_an_ignored_label,
-            places_in_pixels_of_frames_that_are_360_high,
-        ),
-        *(
-            equal_channels_of_recordings,
-            shares_of_four_classes,
-            overlap_of_boxes_as_corner_and_size,
-        ),
-        *(
-            logarithms_of_maps_below_one,
-            instances_that_are_numbered_anew_after_a_crop,
-        ),
+        *(batches_of_some_classes_from_a_sorted_set, a_cache_that_the_first_read_fills),
+        *(digits_of_a_few_levels_resized_and_learned_back, labels_of_masked_frames_alone),
+        *(the_object_at_a_clicked_point, rows_that_begin_with_the_number_of_their_image),
+        *(one_row_an_image_of_class_zero, negatives_that_are_drawn_where_samples_are_collated),
+        *(numbers_of_rows_as_labels_of_pairs, heads_with_a_margin_on_a_plain_background),
+        *(two_views_that_are_flipped_on_their_own, a_model_that_is_told_of_mirror_images),
+        *(places_of_samples_that_are_drawn_equally_often, few_samples_with_labels_drawn_again),
+        *(padding_that_neither_model_nor_loss_reads, minus_one_where_nothing_came_back),
+        *(the_hardest_quarter_and_an_ignored_label, places_in_pixels_of_frames_that_are_360_high),
+        *(equal_channels_of_recordings, shares_of_four_classes, overlap_of_boxes_as_corner_and_size),
+        *(logarithms_of_maps_below_one, instances_that_are_numbered_anew_after_a_crop),
     )
 }

@@ -23,7 +23,8 @@ from tests.runtime.blind_loaders import Items
 from tests.runtime.healthy_loops import batches, net
 from tests.runtime.odd_healthy_loops import classes, mlp
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs/classify/synthetic_shapes_pointnet.yaml"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs/classify/synthetic_shapes_pointnet.yaml"
 BATCH = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 4
 
 
@@ -82,8 +83,9 @@ def test_a_healthy_module_raises_nothing_and_is_unchanged(name: str) -> None:
 
 def test_a_config_and_a_mapping_give_the_findings_of_the_command() -> None:
     tiny = {"name": "scale", "low": 0.001, "high": 0.001, "isotropic": True}
-    whole = {"base": str(CONFIG), "transforms": {"train": [tiny]}}
-    assert sightline.check(CONFIG).findings == []
+    config = ROOT / "tests/broken_configs/_healthy.yaml"
+    whole = {"base": str(config), "transforms": {"train": [tiny]}}
+    assert sightline.check(config).findings == []
     assert [finding.code for finding in sightline.check(whole).findings][:1] == ["dataset-mismatch"]
 
 

@@ -11,9 +11,17 @@ import pytest
 import sightline
 from sightline.runs.run_directory import load_document
 from sightline.training.train_run import TrainResult
+from tests.runs.small import PLAIN
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/classify/synthetic_shapes_pointnet.yaml"
-SMALL = ("data.train_size=64", "data.test_size=24", "data.num_points=32", "train.batch_size=16", "train.epochs=2")
+SMALL = (
+    "data.train_size=64",
+    "data.test_size=24",
+    "data.num_points=32",
+    "train.batch_size=16",
+    "train.epochs=2",
+    *PLAIN,
+)
 
 
 def run(folder: Path, *overrides: str, checks: bool = True) -> TrainResult:

@@ -32,6 +32,7 @@ from sightline.workbench.study.compression_report import report_row
 from tests.command import Outcome, run_here, succeed
 from tests.processes import ROOT
 
+pytestmark = pytest.mark.usefixtures("unchecked")
 CONFIG = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
 PLUGIN = ("--plugin", Path(__file__).with_name("shared_nets.py"))
 WORDS = ("model={name: shared_net}", "optimizer={name: sgd, lr: 0.1, frozen: [{modules: spare}]}")

@@ -35,6 +35,7 @@ from tests.processes import ROOT
 # --- `sightline compress` on a small trained run: sizes to the byte, the search's samples, packing, resum ------------
 
 
+pytestmark = pytest.mark.usefixtures("unchecked")
 CONFIG = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
 MODEL = ("model.embedding=64", "data.train_size=200", "--device", "cpu")
 SEARCH = ("--calibration", "8", "max_evaluations=40", "table_evaluations=20", "--batch-norm", "2", "--device", "cpu")

@@ -22,6 +22,7 @@ from sightline.workbench.study.grid import GridStudy, grid_panel, paired_differe
 from tests.cases import run_each
 from tests.command import Outcome, run_here
 
+pytestmark = pytest.mark.usefixtures("unchecked")
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "synthetic_shapes_dgcnn.yaml"
 TINY = (
     "model={num_neighbours: 4, embedding: 16}",
@@ -54,19 +55,10 @@ def test_paired_differences_against_scipy() -> None:
 
 
 def test_only_seeds_that_both_have_make_pairs_and_all_else_is_equal() -> None:
-    grid = {
-        ("1", "p"): {0: 1.0, 1: 2.0},
-        ("1", "q"): {0: 4.0},
-        ("2", "p"): {1: 5.0},
-        ("2", "q"): {0: 7.0},
-    }
+    grid = {("1", "p"): {0: 1.0, 1: 2.0}, ("1", "q"): {0: 4.0}, ("2", "p"): {1: 5.0}, ("2", "q"): {0: 7.0}}
     found = paired_differences(["n", "s"], ["1", "p"], grid)
     shown = [(each["factor"], each["level"], each["others"], each["pairs"]) for each in found]
-    assert shown == [
-        ("n", "2", {"s": "p"}, [3.0]),
-        ("n", "2", {"s": "q"}, [3.0]),
-        ("s", "q", {"n": "1"}, [3.0]),
-    ]
+    assert shown == [("n", "2", {"s": "p"}, [3.0]), ("n", "2", {"s": "q"}, [3.0]), ("s", "q", {"n": "1"}, [3.0])]
     assert found[0]["is_beyond_chance"] is None
     assert math.isnan(found[0]["low"])
     panel = grid_panel(["n", "s"], grid, title="t")

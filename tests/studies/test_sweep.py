@@ -30,7 +30,7 @@ from sightline.workbench.study.search_space import check_space, read_space
 from sightline.workbench.study.sweep import Sweep, TrialObserver
 from tests.cases import run_each
 from tests.command import refuse, succeed
-from tests.runs.small import ROOT, SMALL
+from tests.runs.small import PLAIN, ROOT, SMALL
 
 CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
 LR = "optimizer.lr={low: 1e-4, high: 1e-1, log: true}"
@@ -358,7 +358,7 @@ def test_several_processes_and_a_missing_package_are_refused(monkeypatch: pytest
 
 
 def test_a_sweep_trains_prints_its_table_and_the_words_to_paste(tmp_path: Path) -> None:
-    words = (CONFIG, *OVERRIDES, "--space", LR, "--space", SIZES, "--out", tmp_path, "--device", "cpu")
+    words = (CONFIG, *OVERRIDES, *PLAIN, "--space", LR, "--space", SIZES, "--out", tmp_path, "--device", "cpu")
     done = succeed("sweep", *words, "--trials", "2", "--sampler", "random", "--json", tmp_path / "copy.json")
     document = json.loads((tmp_path / "copy.json").read_text())
     best = document["best"]

@@ -68,7 +68,7 @@ def test_published_figures_that_apply_are_in_the_folder(
     table = published_results._read_table()
     rows = [row | {"data": "synthetic_shapes"} for row in table["rows"] if row["data"] == "modelnet40"]
     monkeypatch.setattr(published_results, "_read_table", lambda: table | {"rows": rows})
-    result = sightline.train_run(config, [SHORT], out=tmp_path / "run", device="cpu")
+    result = sightline.train_run(config, [SHORT, "train.steps=1"], out=tmp_path / "run", device="cpu", checks=False)
     assert result.document is not None
     stored = json.loads((tmp_path / "run" / "published.json").read_text())["rows"]
     assert stored == json.loads(json.dumps(result.document["published"]))
@@ -115,11 +115,12 @@ def test_a_run_that_a_signal_stopped_is_resumed(
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patched:
         stop_at(patched, 4, number)
-        stopped = sightline.train_run(config, [SHORT], out=tmp_path / "run", device="cpu")
+        stopped = sightline.train_run(config, [SHORT], out=tmp_path / "run", device="cpu", checks=False)
     assert (stopped.stopped_by, stopped.is_finished, stopped.exit_code) == (number, False, 128 + number)
     assert stopped.document is None
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-    assert sightline.train_run(config, [SHORT], out=tmp_path / "run", device="cpu", resume="auto").is_finished
+    resumed = sightline.train_run(config, [SHORT], out=tmp_path / "run", device="cpu", resume="auto", checks=False)
+    assert resumed.is_finished
     assert differences(unbroken, tmp_path / "run") == []
 
 
@@ -138,9 +139,9 @@ def test_a_stop_of_the_caller_ends_the_run(config: Path, unbroken: Path, tmp_pat
 
     out, words = tmp_path / "run", read_config(config, [SHORT])
     with restore_signal_handlers():
-        stopped = train_run(words, out=out, device="cpu", stop=stop, observers=[Pruner()])
+        stopped = train_run(words, out=out, device="cpu", stop=stop, observers=[Pruner()], checks=False)
     assert (stopped.stopped_by, last_step(out)) == (signal.SIGTERM, 4)
-    assert train_run(words, out=out, device="cpu", resume="auto").is_finished
+    assert train_run(words, out=out, device="cpu", resume="auto", checks=False).is_finished
     assert differences(unbroken, out) == []
 
 
@@ -153,7 +154,7 @@ def test_a_run_that_was_killed_is_resumed(config: Path, unbroken: Path, tmp_path
     child.kill()
     child.join()
     assert child.exitcode == -signal.SIGKILL
-    assert sightline.train_run(config, [SHORT], out=out, device="cpu", resume="auto").is_finished
+    assert sightline.train_run(config, [SHORT], out=out, device="cpu", resume="auto", checks=False).is_finished
     assert differences(unbroken, out) == []
 
 
@@ -166,7 +167,7 @@ def _train_slowly(config: Path, out: Path) -> None:
 
     MetricsLog.on_step = then  # type: ignore[method-assign]
     torch.set_num_threads(1)
-    sightline.train_run(config, [SHORT], out=out, device="cpu")
+    sightline.train_run(config, [SHORT], out=out, device="cpu", checks=False)
 
 
 def test_an_error_of_the_checks_keeps_a_run_from_starting(
@@ -192,7 +193,7 @@ def test_a_run_trains_beside_the_main_thread(config: Path, tmp_path: Path) -> No
     results: list[TrainResult] = []
 
     def train() -> None:
-        results.append(sightline.train_run(config, [SHORT, "train.steps=2"], out=tmp_path / "run", device="cpu"))
+        results.append(sightline.train_run(config, [SHORT, "train.steps=2"], out=tmp_path / "run", checks=False))
 
     thread = threading.Thread(target=train)
     thread.start()

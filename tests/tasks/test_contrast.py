@@ -178,8 +178,5 @@ def test_features_that_the_model_would_not_compare_are_refused() -> None:
 def test_other_losses_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"losses.cross_entropy: the task 'contrast' takes losses between rows"):
         Contrast(
-            model=net(),
-            losses={"cross_entropy": CrossEntropy(num_classes=3)},
-            batch_keys=KEYS,
-            output_keys=OUTPUTS,
+            model=net(), losses={"cross_entropy": CrossEntropy(num_classes=3)}, batch_keys=KEYS, output_keys=OUTPUTS
         )

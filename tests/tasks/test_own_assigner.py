@@ -189,11 +189,7 @@ class Texted(Odd):
 @run_each(
     "head, assigner, message",
     [
-        (
-            "retina",
-            {"name": "fcos"},
-            "fcos needs priors points; RetinaHead offers anchors; tak",
-        ),
+        ("retina", {"name": "fcos"}, "fcos needs priors points; RetinaHead offers anchors; tak"),
         (
             "yolov3",
             {"name": "free_anchor"},
@@ -211,11 +207,7 @@ class Texted(Odd):
             {"name": "odd"},
             "odd needs priors that its `prior_kinds` name, such as frozenset.*; RetinaHead offers",
         ),
-        (
-            "retina",
-            {"name": "texted"},
-            "texted needs priors that its `prior_kinds` name, such as frozenset",
-        ),
+        ("retina", {"name": "texted"}, "texted needs priors that its `prior_kinds` name, such as frozenset"),
     ],
 )
 def test_the_reason_is_named(head: str, assigner: dict[str, Any], message: str) -> None:

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
-from sightline.contract.registry import transforms
-from sightline.contract.types import ComponentConfig, SampleKey
+from sightline.contract.types import SampleKey
 from sightline.ops.rotations import axis_rotation, euler_matrix, rotate_points
 from sightline.parts.transforms.point_selection import (
     DropPoints,
@@ -123,13 +122,6 @@ def test_types_stay_and_the_same_key_repeats(name: str) -> None:
     if name not in ("normalize_unit_sphere", "sample_points_first", "farthest_points"):
         other = apply(name, batch, draws_of(NUM_CLOUDS, seed=4))
         assert not torch.equal(first["points"], other["points"])
-
-
-@run_each("name", sorted({name.removesuffix("_first") for name in CHOOSING} | {"scale", "rotate", "flip"}))
-def test_config_builds_it_by_name(name: str) -> None:
-    arguments = {"num_points": 40} if name in ("sample_points", "farthest_points") else {}
-    transform = transforms.build(ComponentConfig(name, arguments), facts={"up_axis": "z"})
-    assert transform(draws_of(2), points=make_batch(2)["points"])["points"].shape[0] == 2
 
 
 # --- what each keeps --------------------------------------------------------------------------------------------------

@@ -99,20 +99,6 @@ def test_stacked_clouds_are_refused_where_sizes_would_differ(name: str) -> None:
         apply(name, make_scene(num_clouds=2))
 
 
-def test_configs_build_them_by_name() -> None:
-    facts = {"up_axis": "z"}
-    for name, arguments in (
-        ("voxel_sample", {"size_m": 0.1, "score_all": True}),
-        ("crop_points", {"max_points": 100}),
-        ("sample_block", {"num_points": 100}),
-        ("place_on_floor", {"plan": "centre"}),
-    ):
-        changed = transforms.build(ComponentConfig(name, arguments), facts=facts)(
-            draws_of(), points=make_scene()["points"]
-        )
-        assert changed["points"].shape[2] == 3
-
-
 # --- voxels -----------------------------------------------------------------------------------------------------------
 
 

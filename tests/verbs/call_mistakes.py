@@ -1,9 +1,8 @@
-"""Twenty mistakes for each of four functions of the Python API, with a pattern of the message."""
+"""Mistakes with four functions of the Python API, with a pattern of the message."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,13 +78,7 @@ EVALUATE = [
     _call("evaluate", said, run)
     for run, said in (
         ("runs/nothing", f"runs/nothing: {NO_RUN}"),
-        (CONFIG, rf"config\.yaml: {NO_RUN}"),
-        ("empty", f"empty: {NO_RUN}"),
-        ("net.onnx", rf"net\.onnx: {NO_RUN}"),
-        ("kein Lauf 日本", f"kein Lauf 日本: {NO_RUN}"),
         ("bare", "bare has no checkpoint yet"),
-        ("cut", r"cut/config\.yaml:2: not valid YAML"),
-        ("damaged", r"model\.safetensors: damaged"),
         (LONG, "evaluate: n+: File name too long; check the path"),
         ("", "evaluate: found the text '', allowed is the path of a run directory"),
         (None, "evaluate: found null, allowed is the path of a run directory"),
@@ -94,10 +87,7 @@ EVALUATE = [
 ] + [
     _loaded("evaluate", "evaluate: found a LoadedRun, allowed is the path of a run directory"),
     _call("evaluate", "there is no bset; .*did you mean 'best'", "run", checkpoint="bset"),
-    _call("evaluate", r"file\.txt: is a file, not a checkpoint folder", "run", checkpoint=Path("file.txt")),
     _call("evaluate", "checkpoint: found 8, allowed is the path of a checkpoint, or last or best", "run", checkpoint=8),
-    _call("evaluate", r"nowhere\.yaml: no such file; give a YAML file", "run", data="nowhere.yaml"),
-    _call("evaluate", FOLDER, "run", data="empty"),
     _call("evaluate", "config: found a int, allowed is a path", "run", data=3),
     _call("evaluate", "run: was trained with num_classes = 12; this data set has 1", "run", data="detect"),
     _call("evaluate", "found 'model.dropout=0.1', allowed is key=value with", "run", overrides=["model.dropout=0.1"]),
@@ -111,59 +101,40 @@ SCORE = [
     _call("score", said, predictions, "detect")
     for predictions, said in (
         ("nothing", r"nothing: cannot be read \(No such file or directory\); check the file"),
-        ("kein Lauf 日本", "kein Lauf 日本: cannot be read"),
         ("empty", "empty: holds nothing; give the file of results itself"),
         ("detect", "detect: holds .*; give the file of results itself"),
         ("file.txt", r"file\.txt: does not read as JSON .*; write the results again"),
-        ("cut.json", r"cut\.json: does not read as JSON"),
-        ("few.npy", r"few\.npy: does not read as JSON"),
         ("list.json", r"list\.json: row 0 is 1; it needs image_id"),
         ("nan.json", r"nan\.json: row 0 is .*; it needs .* all finite numbers"),
-        (LONG, "score: n+: File name too long; check the path"),
         ("", "score: found the text '', allowed is the path of a file or folder of predictions"),
         (None, "score: found null, allowed is the path"),
         (3, "score: found 3, allowed is the path"),
     )
 ] + [
     _loaded("score", "score: found a LoadedRun, allowed is the path", config="detect"),
-    _call("score", r"nothing\.yaml: no such file; did you mean", "file.txt", "nothing.yaml"),
-    _call("score", FOLDER, "file.txt", "empty"),
     _call("score", "config: found a NoneType, allowed is a path", "file.txt", None),
     _call("score", r"empty: has no manifest\.json", "empty", CONFIG),
     _call(
         "score", "metrics: found an empty list, allowed is at least one", "file.txt", "detect", overrides=["metrics=[]"]
     ),
     _call("score", "overrides: found the text 'a=b', allowed is a list", "file.txt", "detect", overrides="a=b"),
-    _call("score", r"--plugin a\.py: no such file", "file.txt", "detect", plugins=["a.py"]),
 ]
 
 EXPORT = [
     _call("export", said, run)
     for run, said in (
         ("runs/nothing", f"runs/nothing: {NO_RUN}"),
-        (CONFIG, rf"config\.yaml: {NO_RUN}"),
-        ("file.txt", rf"file\.txt: {NO_RUN}"),
-        ("bare", "bare has no checkpoint yet"),
-        ("cut", r"cut/config\.yaml:2: not valid YAML"),
-        ("damaged", r"model\.safetensors: damaged"),
         ("net.onnx", r"net\.onnx: is not a file of ONNX, or is damaged"),
-        (LONG, "export: n+: File name too long; check the path"),
         ({"base": CONFIG}, "export: found a mapping with base, .*a config has no trained weights: train it first"),
         (None, "export: found null, allowed is the path of a run directory"),
         ("", "export: found the text '', allowed is the path of a run directory"),
     )
 ] + [
-    _call("export", r"--out net\.pt: a file of ONNX ends in \.onnx", "run", out="net.pt"),
     _call("export", r"--out run/config\.yaml: a file of ONNX ends in \.onnx", "run", out="run/config.yaml"),
-    _call("export", r"--out dir\.onnx: is a folder; give a file in it", "run", out="dir.onnx"),
-    _call("export", "file.txt is not a folder; give another place", "run", out="file.txt/net.onnx"),
-    _call("export", "cannot be written: .*; give another place", "run", out="/proc/net.onnx"),
     _call("export", "out: found 3, allowed is the path of the file to write", "run", out=3),
     _call("export", r"inputs: found the text 'few\.npy', allowed is a list: \['few\.npy'\]", "run", inputs="few.npy"),
     _call("export", "inputs: found 3, allowed is the path of a file to check with", "run", inputs=[3]),
     _call("export", r"none\.npy: there is no such file", "run", inputs=["none.npy"]),
-    _call("export", r"few\.npy: holds 4 points, the run takes 64; give a denser cloud", "run", inputs=["few.npy"]),
-    _call("export", r"--plugin a\.py: no such file; check the path", "run", plugins=["a.py"]),
 ]
 
 CALLS = [*LOAD_DATA, *EVALUATE, *SCORE, *EXPORT]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import socket
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from tests.verbs.call_mistakes import CALLS, CallMistake
 from tests.verbs.mistakes import MISTAKES, list_mistakes
 
 CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
-NUM_MISTAKES = 20
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(folder / "run" / "config.yaml", folder)
     for name in ("empty", "dir.onnx"):
         (folder / name).mkdir()
-    for name, text in {"file.txt": "notes\n", "empty.yaml": "", "list.yaml": "- a\n", "cut.json": "{"}.items():
+    for name, text in {"file.txt": "notes\n", "empty.yaml": "", "list.yaml": "- a\n"}.items():
         (folder / name).write_text(text)
     (folder / "torn.journal").write_text('{"op_code": 0, "worker_id": "a", "study_n')
     (folder / "bad.journal").write_text('{"op_code": 0}\n{"op_code": 0, "worker_id"{"op_code": 1}\n{"op_code": 2}\n')
@@ -107,13 +105,3 @@ def test_a_mistake_in_a_call_is_one_line(mistake: CallMistake, folder: Path, mon
         mistake.call()
     assert not CONTROLS.search(str(caught.value))
     assert read_tree(folder) == before
-
-
-def test_there_are_twenty_of_each() -> None:
-    """Each with words of its own."""
-    assert len({each.words for each in MISTAKES}) == len(MISTAKES)
-    of_verbs = Counter(each.words[0] for each in MISTAKES)
-    of_calls = Counter(each.function for each in CALLS)
-    assert set(of_verbs) == {"report", "runs", "export", "serve", "sweep", "init"}
-    assert set(of_calls) == {"load_data", "evaluate", "score", "export"}
-    assert min(*of_verbs.values(), *of_calls.values()) >= NUM_MISTAKES

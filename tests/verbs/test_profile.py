@@ -12,7 +12,10 @@ from tests.command import run_here, succeed
 from tests.runs.broken_off import run_forked
 
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "synthetic_shapes_dgcnn.yaml"
-TINY = ("data.train_size=48", "data.test_size=24", "data.num_points=32", "train.batch_size=8")
+TINY = (
+    *("data.train_size=48", "data.test_size=24", "data.num_points=32", "train.batch_size=8"),
+    "model={num_neighbours: 4, embedding: 16}",
+)
 
 
 def test_tables_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +95,7 @@ def test_a_model_that_fails_is_one_line(tmp_path: Path) -> None:
         "    def forward(self, *, points: Tensor) -> Out:\n"
         "        return {'logits': self.layer(points.mean(dim=1))}\n"
     )
-    code, _, err = run_here("profile", CONFIG, *TINY, "model={name: broken}", "--plugin", plugin)
+    code, _, err = run_here("profile", CONFIG, *TINY[:-1], "model={name: broken}", "--plugin", plugin)
     assert code == 1
     assert "error: a training step failed: RuntimeError: mat1 and mat2 shapes cannot be multiplied (8x3 and 5x" in err
     assert "Traceback" not in err

@@ -101,10 +101,7 @@ def test_findings_pictures_and_the_command_are_on_the_page(run: Path) -> None:
     ("sessions", "expected"),
     [
         ([], "Whether the training was checked is not recorded (no sessions.jsonl). No finding."),
-        (
-            [{"checked": True}],
-            "The quick checks ran before the training. No",
-        ),
+        ([{"checked": True}], "The quick checks ran before the training. No"),
         ([{"checked": True}, {"checked": False}], "1 of 2 sessions of the training were not checked (--no-check). No"),
         ([{}], "1 of 1 sessions of the training were not checked"),
     ],

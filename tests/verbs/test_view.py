@@ -152,10 +152,7 @@ def test_files_and_folders_of_clouds(tmp_path: Path) -> None:
         (["{config}", "--columns", "x,y,z"], "view: --columns can be used only with files"),
         (["{config}", "--checkpoint", "best"], "can be used only with a run; a config has no weights"),
         (["{config}", "score=0.5"], "view: score= can be used only with a run; a config has no weights"),
-        (
-            ["{run}", "score=0.5"],
-            "view: score= applies to detections, and the task 'segment' draws none; leave it out",
-        ),
+        (["{run}", "score=0.5"], "view: score= applies to detections, and the task 'segment' draws none; leave it out"),
         (["{file}", "score=0.5"], "view: score= can be used only with a data set; files have none"),
         (["{run}", "score=2"], "score=2: give a number from 0 to 1"),
         (["{config}", "--split", "tset"], "'--split': 'tset' is not one of 'train', 'validation', 'test'"),

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sightline.areas.detect.sets.coco import Coco, find_coco
-from sightline.areas.detect.sets.detections import read_results
+from sightline.areas.detect.sets.coco import find_coco
 from sightline.areas.detect.sets.image_listing import ListedImageSet
 from sightline.contract.errors import DataError
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
-from tests.data.boxes.test_coco import BOX, ONE, all_of, prepare
-from tests.long.mutations import mutated
+from tests.data.boxes.test_coco import BOX, ONE, prepare
 
 ROOT = {"id": 0, "name": "cars", "supercategory": "none"}
 CAR = {"id": 1, "name": "cars", "supercategory": "cars"}
@@ -149,29 +145,3 @@ def test_a_size_of_zero_is_not_stated(tmp_path: Path) -> None:
         manifest, labelled = both(tmp_path / "in", tmp_path / f"set{size}")
         assert manifest["statistics"]["image_sizes"] == {"8x6": 1}
         assert labelled.images[0].size_px is None
-
-
-def test_damaged_files_are_refused_in_a_line(tmp_path: Path) -> None:
-    """Bytes changed at random, 400 times: they are read, or refused by one line; nothing else is raised, or hangs."""
-    write_image(tmp_path / "in/a.png", pattern(6, 8))
-    boxes = [BOX, BOX | {"segmentation": [[1.0, 2, 4, 2, 4, 5]], "iscrowd": 1}]
-    path = write_coco(tmp_path / "in/x.json", ONE, boxes, categories=[ROOT, CAR | {"id": 3, "name": "car"}])
-    prepare(tmp_path / "in", tmp_path / "set")
-    images = all_of(tmp_path / "set")
-    results = tmp_path / "found.json"
-    rows = [{"image_id": 1, "category_id": 3, "bbox": [1, 2, 3.5, 4], "score": 0.5}, {"file_name": "a.png"}]
-    results.write_text(json.dumps([rows[0], rows[0] | rows[1]]))
-    readers: list[tuple[Path, Callable[[], object]]] = [
-        (path, lambda: Coco.survey(tmp_path / "in")),
-        (results, lambda: read_results(results, images)),
-    ]
-    for file, read in readers:
-        content = file.read_bytes()
-        for seed in range(400):
-            file.write_bytes(mutated(content, random.Random(f"{file.name} {seed}")))
-            try:
-                read()
-            except DataError as error:
-                assert "\n" not in str(error), seed  # noqa: PT017 - one line
-        file.write_bytes(content)
-        read()

@@ -66,13 +66,7 @@ def test_full_boxes_are_kept_beyond_the_image(root: Path) -> None:
     assert images.info.split_sizes == {"train": 3, "test": 1}
     assert [images.sample_name(index) for index in range(3)] == ["a,1", "b,2", "c,3"]
     sample = images[SampleKey(0, 0, 0)]
-    assert sample["boxes"].tolist() == [
-        [-3, 2, 7, 22.5],
-        [25, -4, 45, 8],
-        [4, 4, 9, 9],
-        [0, 0, 32, 3],
-        [40, 2, 50, 12],
-    ]
+    assert sample["boxes"].tolist() == [[-3, 2, 7, 22.5], [25, -4, 45, 8], [4, 4, 9, 9], [0, 0, 32, 3], [40, 2, 50, 12]]
     assert sample["is_ignored"].tolist() == [False, False, True, True, False]
     assert sample["truth"][:, :4].tolist() == sample["boxes"].tolist()
     assert sample["truth"][:, 5].tolist() == [205, 240, 25, 96, 100]

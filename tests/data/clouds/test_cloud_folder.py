@@ -237,11 +237,7 @@ def test_fewer_points_than_any_cloud_of_the_set_are_refused(clouds: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("factor", "words"),
-    [
-        (1e3, "times larger; bring the file to m"),
-        (0.1, "times smaller; bring"),
-    ],
+    ("factor", "words"), [(1e3, "times larger; bring the file to m"), (0.1, "times smaller; bring")]
 )
 def test_another_unit_is_refused_where_size_means_something(
     clouds: Path, tmp_path: Path, factor: float, words: str
@@ -516,10 +512,7 @@ def test_a_broken_cloud_is_named_and_nothing_is_left(clouds: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        (
-            "ball_00.ply",
-            "(?s)29 of 30 samples cannot be used.*has no normals; leave those of the other files out",
-        ),
+        ("ball_00.ply", "(?s)29 of 30 samples cannot be used.*has no normals; leave those of the other files out"),
         ("ball_07.ply", "ball_07.ply: has normals or faces, which the first file has not; .*'columns="),
     ],
 )

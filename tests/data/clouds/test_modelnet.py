@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 import time
 from pathlib import Path
@@ -13,9 +12,8 @@ import pytest
 import torch
 
 from sightline.areas.clouds.sets.modelnet import ModelNet10, ModelNet40
-from sightline.contract.errors import ConfigError, DataError
-from sightline.contract.registry import data
-from sightline.contract.types import ComponentConfig, SampleKey
+from sightline.contract.errors import DataError
+from sightline.contract.types import SampleKey
 from sightline.store.files.cloud_files import read_cloud
 from tests.data.clouds.modelnet_writers import (
     CLASS_NAMES,
@@ -245,18 +243,6 @@ def test_samples_and_batches_have_the_same_bits(prepared: Path) -> None:
             assert value.dtype == batch[name].dtype
 
 
-def test_writing_into_a_sample_changes_nothing_stored(prepared: Path) -> None:
-    shapes = ModelNet40(split="train", root=str(prepared), normals="file")
-    before = {name: value.clone() for name, value in shapes[SampleKey(1, 0, 0)].items()}
-    sample, batch = shapes[SampleKey(1, 0, 0)], shapes.get_batch(_keys(1, 2))
-    for held in (sample, batch):
-        for value in held.values():
-            value.zero_()
-    for name, value in shapes[SampleKey(1, 0, 0)].items():
-        assert torch.equal(value, before[name])
-    assert ModelNet40.verify(prepared) == 6
-
-
 def test_the_first_points_are_taken(prepared: Path) -> None:
     every = ModelNet40(split="test", root=str(prepared))
     few = ModelNet40(split="test", root=str(prepared), num_points=2)
@@ -282,27 +268,6 @@ def test_strata_are_the_labels_and_read_only(prepared: Path) -> None:
     assert shapes.strata.tolist() == [label_of(name) for name in SHAPES["train"]]
     with pytest.raises(ValueError, match="read-only"):
         shapes.strata[0] = 1
-
-
-def test_a_pickled_set_carries_no_clouds(prepared: Path) -> None:
-    shapes = ModelNet40(split="train", root=str(prepared))
-    expected = shapes[SampleKey(3, 0, 0)]["points"]
-    frozen = pickle.dumps(shapes)
-    assert shapes._prepared.array("train", "points").tobytes() not in frozen
-    assert torch.equal(pickle.loads(frozen)[SampleKey(3, 0, 0)]["points"], expected)
-
-
-@pytest.mark.parametrize("index", [-1, 6])
-def test_an_index_outside_is_refused(prepared: Path, index: int) -> None:
-    with pytest.raises(IndexError, match="samples 0 to 5"):
-        ModelNet40(split="train", root=str(prepared))[SampleKey(index, 0, 0)]
-
-
-def test_config_builds_the_set_with_the_split_as_a_fact(prepared: Path) -> None:
-    component = ComponentConfig("modelnet40", {"root": str(prepared), "num_points": 3, "normals": "file"})
-    assert len(data.build(component, facts={"split": "test"})) == 2
-    with pytest.raises(ConfigError, match="num_points"):
-        data.build(ComponentConfig("modelnet40", {"num_points": 0}), facts={"split": "test"})
 
 
 def test_the_default_root(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

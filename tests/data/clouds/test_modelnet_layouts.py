@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import struct
 import zipfile
 from collections.abc import Callable
@@ -14,7 +13,6 @@ import h5py
 import numpy as np
 import pytest
 
-from sightline.contract.errors import DataError
 from tests.data.clouds.modelnet_writers import (
     CLASS_NAMES,
     NUM_POINTS,
@@ -77,10 +75,7 @@ def test_a_prepared_folder_is_no_source(tmp_path: Path) -> None:
             r"train10\.h5: 'data' has 5 points a shape, .*train0\.h5 has 6",
         ),
         (set_key("data", np.zeros((0, NUM_POINTS, 3), np.float32)), r"train10\.h5: 'data' is float32 \(0, 6, 3\)"),
-        (
-            set_key("label", np.zeros((3, 1), np.uint8)),
-            r"train10\.h5: 'label' is uint8 \(3, 1\), integers \(2, 1\)",
-        ),
+        (set_key("label", np.zeros((3, 1), np.uint8)), r"train10\.h5: 'label' is uint8 \(3, 1\), integers \(2, 1\)"),
         (set_key("label", np.zeros((2, 1), np.float32)), r"train10\.h5: 'label' is float32"),
         (
             set_key("label", np.array([[0], [40]])),
@@ -307,15 +302,3 @@ def test_a_tree_with_an_unknown_class(tmp_path: Path) -> None:
     root = write_off(tmp_path / "in")
     (root / "bed").rename(root / "boat")
     refused(root, "boat: 'boat' is not one of ModelNet's 40 classes")
-
-
-def test_errors_are_written_for_the_one_who_reads_them(tmp_path: Path) -> None:
-    """Where, what was found, what to do: a path first, a remedy last."""
-    root = write_text(tmp_path / "in")
-    replace_line(root / "bed/bed_0001.txt", 2, lambda line: "x")
-    with pytest.raises(DataError) as caught:
-        prepare(root, tmp_path / "set")
-    assert re.fullmatch(
-        r"/.*/bed_0001\.txt:2: 1 columns, 6 are needed; found 'x'; the file is damaged or in another format",
-        str(caught.value),
-    )

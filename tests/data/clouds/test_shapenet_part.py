@@ -448,10 +448,7 @@ def with_value(key: str, place: tuple[int, ...], value: float) -> Callable[[h5py
             r"ply_data_train10\.h5: has no key 'data', it has label, pid; is it a file of ShapeNetPart\?",
         ),
         (set_key("pid"), r"ply_data_train10\.h5: has no key 'pid'"),
-        (
-            set_key("data", np.zeros((2, NUM_POINTS, 6), np.float32)),
-            r"'data' is float32 \(2, 24, 6\), floats \(shapes",
-        ),
+        (set_key("data", np.zeros((2, NUM_POINTS, 6), np.float32)), r"'data' is float32 \(2, 24, 6\), floats \(shapes"),
         (set_key("data", np.zeros((0, NUM_POINTS, 3), np.float32)), r"'data' is float32 \(0, 24, 3\)"),
         (set_key("label", np.zeros((5, 1), np.uint8)), r"'label' is uint8 \(5, 1\), integers \(2, 1\) are needed"),
         (set_key("label", np.zeros((2, 1), np.float32)), r"'label' is float32"),

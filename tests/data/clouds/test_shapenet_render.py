@@ -294,10 +294,7 @@ CLOUD = "ShapeNet/03001627/c2e9.ply"
             lambda root: write_cloud(root / CLOUD, np.where(np.eye(NUM_POINTS, 3, k=-4) > 0, np.nan, cloud_of("b"))),
             r"^\S*c2e9\.ply: vertex 4: x is nan; download the file again",
         ),
-        (
-            lambda root: write_cloud(root / CLOUD, np.ones((NUM_POINTS, 3))),
-            r"^\S*c2e9\.ply: all 32 points coincide",
-        ),
+        (lambda root: write_cloud(root / CLOUD, np.ones((NUM_POINTS, 3))), r"^\S*c2e9\.ply: all 32 points coincide"),
         (
             lambda root: (root / CLOUD).write_text(
                 "ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float y\nend_header\n0 0\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -13,8 +12,7 @@ import torch
 from PIL import Image
 
 from sightline.areas.detect.predictor import view_photo
-from sightline.areas.pose.depth_files import read_depth
-from sightline.areas.pose.sets.depth_folder import read_camera, read_joint_labels
+from sightline.areas.pose.sets.depth_folder import read_camera
 from sightline.areas.pose.stages import view_depth_file
 from sightline.contract import registry
 from sightline.contract.errors import DataError
@@ -317,27 +315,6 @@ def test_tiff_frames_are_read_and_others_named(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("0.tif", "0.exr", 1))
     with pytest.raises(DataError, match=r"joints.csv:2: 0.exr is none of .png, .tif, .tiff, .npy; convert the image"):
         prepare_set("depth_folder", tmp_path / "1", tmp_path / "own")
-
-
-def test_damaged_cameras_labels_and_images_are_refused_in_a_line(tmp_path: Path) -> None:
-    """Four hundred changes of bytes of each kind of file: read, or refused in one line."""
-    write_disc_frames(tmp_path, count=1)
-    Image.fromarray(np.full((6, 8), 500, dtype=np.float32)).save(tmp_path / "0.tif")
-    (tmp_path / "camera.json").write_text(json.dumps({"fx": 200, "fy": 200, "cx": 80, "cy": 60, "width": 160}))
-    generator = np.random.default_rng(5)
-    readers = {"camera.json": lambda path: read_camera(path.parent), "joints.csv": lambda path: read_joint_labels(
-        path.parent
-    ), "0.tif": read_depth}  # fmt: skip
-    for name, read in readers.items():
-        content = (tmp_path / name).read_bytes()
-        for _ in range(400):
-            changed = bytearray(content)
-            places = generator.integers(0, min(len(content), 400), generator.integers(1, 5))
-            for place in [*places, len(content) - 1 - places[0]]:
-                changed[place] = generator.integers(0, 256)
-            (tmp_path / name).write_bytes(changed[: generator.integers(1, 2 * len(changed))])
-            with contextlib.suppress(DataError):
-                read(tmp_path / name)
 
 
 def test_the_preset_trains_evaluates_and_predicts(source, prepared: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_one_subject_is_tested_and_the_others_train(root: str) -> None:
     train = MsraHands(split="train", root=root, subject=0, validation_share=0.34)
     held = MsraHands(split="validation", root=root, subject=0, validation_share=0.34)
     assert sorted(names_of(train) + names_of(held)) == [
-        *("P1/1/000000", "P1/1/000001", "P2/MP/000000", "P2/TIP/000000", "P2/TIP/000001"),
+        *("P1/1/000000", "P1/1/000001", "P2/MP/000000", "P2/TIP/000000", "P2/TIP/000001")
     ]
     assert (
         len({name.rpartition("/")[0] for name in names_of(train)} & {n.rpartition("/")[0] for n in names_of(held)}) == 0

@@ -63,12 +63,7 @@ FORGED: list[tuple[Callable[..., object], str, bytes, str]] = [
     (read_depth, "a.png", png(11_000, 11_000), "no cloud or image does"),
     (read_depth, "a.png", png(2**31 - 1, 2**31 - 1), "a.png"),
     (read_depth, "a.png", png(0, 0), "a.png"),
-    (
-        read_depth,
-        "a.png",
-        b"\x89PNG" + bytes(64) + PNG_END,
-        r"cannot be decoded \(.*cannot identify image file\)",
-    ),
+    (read_depth, "a.png", b"\x89PNG" + bytes(64) + PNG_END, r"cannot be decoded \(.*cannot identify image file\)"),
     (read_depth, "a.bin", struct.pack("<6i", *[2**31 - 1] * 6), "a.bin"),
     (read_depth, "a.npy", npy_that_claims("(1099511627776, 3)"), "claims to be"),
     (read_depth, "a.npy", npy_bytes(np.full((2, 2), 1e300)), r"1e\+300, which cannot be in mm"),
@@ -115,8 +110,7 @@ def test_no_more_is_asked_for_than_a_file_has(tmp_path: Path) -> None:
 
 
 @run_each(
-    "suffix, read",
-    [*((s, read_cloud) for s in CLOUD_SUFFIXES), *((s, read_depth) for s in (".png", ".npy", ".bin"))],
+    "suffix, read", [*((s, read_cloud) for s in CLOUD_SUFFIXES), *((s, read_depth) for s in (".png", ".npy", ".bin"))]
 )
 def test_pipes_links_folders_and_devices_are_never_opened(
     suffix: str, read: Callable[[Path], object], tmp_path_factory: pytest.TempPathFactory

@@ -130,7 +130,4 @@ def test_an_stl_file_by_hand(tmp_path: Path, content: bytes) -> None:
     cloud = read_cloud(tmp_path / "a.stl")
     assert cloud.faces is not None
     assert cloud.points.tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]]
-    assert cloud.points[cloud.faces].tolist() == [
-        [[0, 0, 0], [1, 0, 0], [0, 1, 0]],
-        [[0, 0, 0], [0, 1, 0], [0, 0, 1]],
-    ]
+    assert cloud.points[cloud.faces].tolist() == [[[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 0, 0], [0, 1, 0], [0, 0, 1]]]

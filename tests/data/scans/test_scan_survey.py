@@ -17,11 +17,7 @@ from sightline.contract.registry import DATA_FACTS
 from sightline.store.files.scan_samples import SensorBlock, SensorName, make_sensor
 from sightline.verbs import data
 from tests.cases import run_each
-from tests.data.scans.lidar_writers import (
-    street_scan,
-    write_bin,
-    write_own,
-)
+from tests.data.scans.lidar_writers import street_scan, write_bin, write_own
 from tests.runs.small import ROOT
 
 

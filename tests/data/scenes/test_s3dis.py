@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,18 +137,6 @@ def test_repeats_go_through_the_rooms_again(root: Path) -> None:
     for index in range(len(once)):
         assert torch.equal(once[SampleKey(index, 0, 0)]["points"], thrice[SampleKey(index + len(once), 0, 0)]["points"])
     assert len(S3dis(split="test", root=str(root), repeats=3)) == 2
-
-
-def test_samples_are_copies_and_pickles_read_the_same(root: Path) -> None:
-    rooms = S3dis(split="train", root=str(root))
-    first = rooms[SampleKey(0, 0, 0)]
-    for field in first.values():
-        field.zero_()
-    again, copied = rooms[SampleKey(0, 5, 9)], pickle.loads(pickle.dumps(rooms))[SampleKey(0, 0, 0)]
-    assert again["points"].any()
-    assert all(torch.equal(again[name], copied[name]) for name in again)
-    with pytest.raises(IndexError, match=f"has the samples 0 to {len(rooms) - 1}, asked for {len(rooms)}"):
-        rooms[SampleKey(len(rooms), 0, 0)]
 
 
 def test_without_a_held_out_share_all_rooms_train(root: Path) -> None:

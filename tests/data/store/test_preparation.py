@@ -19,12 +19,7 @@ from sightline.areas.scans.sets.semantic_kitti import SemanticKitti
 from sightline.contract.errors import DataError, RunError
 from sightline.contract.types import SampleKey
 from sightline.store.prepared.columns import ColumnSpec
-from sightline.store.prepared.prepared_set import (
-    add_digest,
-    open_prepared,
-    read_manifest,
-    verify,
-)
+from sightline.store.prepared.prepared_set import add_digest, open_prepared, read_manifest, verify
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard, write_prepared_set
 from tests.data.clouds.modelnet_writers import prepare, write_off, write_text
 from tests.data.preparing import flip_bit, kill_process, read_files
