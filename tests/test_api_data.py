@@ -172,23 +172,24 @@ def test_wrong_arguments_are_refused_before_any_work(function: str, arguments: d
 
 
 def test_one_rule_for_configs_dicts_paths_and_runs(tmp_path: Path) -> None:
-    result = sightline.train_run({**SMALL, "evaluate": {"batch_size": 20}}, ["train.steps=2"], out=tmp_path / "run")
+    recipe, out = {**SMALL, "evaluate": {"batch_size": 20}}, tmp_path / "run"
+    result = sightline.train_run(recipe, ["train.steps=2"], out=out, checks=False)
     assert result.is_finished
     assert repr(result).startswith(f"TrainResult({tmp_path / 'run'}, overall_accuracy ")
-    as_dict, as_run = sightline.load_data(SMALL, "test"), sightline.load_data(tmp_path / "run", "test")
+    as_dict, as_run = sightline.load_data(SMALL, "test"), sightline.load_data(out, "test")
     assert torch.equal(as_dict[4]["points"], as_run[4]["points"])
-    final = json.loads((tmp_path / "run" / "final.json").read_text())
+    final = json.loads((out / "final.json").read_text())
     assert result.document is not None
     assert result.document["metrics"] == final["metrics"]
-    evaluated = sightline.evaluate(tmp_path / "run")
+    evaluated = sightline.evaluate(out)
     assert evaluated.metrics == final["metrics"]
-    assert sightline.evaluate(tmp_path / "run", data=SMALL).metrics == final["metrics"]
-    assert sightline.evaluate(tmp_path / "run", overrides=["evaluate.batch_size=7"]).metrics == final["metrics"]
+    assert sightline.evaluate(out, data=SMALL).metrics == final["metrics"]
+    assert sightline.evaluate(out, overrides=["evaluate.batch_size=7"]).metrics == final["metrics"]
     with pytest.raises(UserError, match=r"evaluate: found 'model.dropout=0'"):
-        sightline.evaluate(tmp_path / "run", overrides=["model.dropout=0"])
-    assert "\n" not in repr(evaluated) + repr(sightline.load_run(tmp_path / "run")) + repr(as_run.loader())
-    again = sightline.train_run(tmp_path / "run", ["train.steps=3"], resume="auto")
-    assert (again.path, again.is_finished) == (tmp_path / "run", True)
+        sightline.evaluate(out, overrides=["model.dropout=0"])
+    assert "\n" not in repr(evaluated) + repr(sightline.load_run(out)) + repr(as_run.loader())
+    again = sightline.train_run(out, ["train.steps=3"], resume="auto", checks=False)
+    assert (again.path, again.is_finished) == (out, True)
 
 
 def test_a_model_of_a_config_has_its_arguments_and_the_facts_of_its_data() -> None:

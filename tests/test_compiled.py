@@ -17,20 +17,19 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sightline.areas.clouds.models.dgcnn import DGCNNParts, DGCNNScenes
-from sightline.areas.scenes.point_transformer import PointTransformer
 from sightline.ops import numba_kernels
 from sightline.ops.numba_kernels import can_use_numba, run_parallel
 from sightline.ops.waits import send_list
 from tests.cases import run_each
 from tests.layers.passes import BOUND, assert_passes_agree, run
+from tests.marks import long_but
+from tests.models.small_models import small_model, without_dropout
 from tools import compile_kernels
 
 
@@ -102,10 +101,13 @@ def test_work_is_timed_without_compiling(tmp_path: Path) -> None:
     assert 0.5 < min(works) < 2, "the kernel's own work is counted"
 
 
-def test_kernels_run_where_numba_is_told_not_to_compile() -> None:
-    command = "import numpy as np; from tests.test_compiled import add_rows; total = np.zeros(2); "
-    command += "add_rows(0, 2, np.ones((2, 3)), total); assert total.tolist() == [3, 3]"
-    subprocess.run([sys.executable, "-c", command], env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, check=True)
+def test_kernels_run_where_numba_is_told_not_to_compile(tmp_path: Path) -> None:
+    (tmp_path / "kernels.py").write_text(KERNEL)
+    command = "import kernels, numpy as np; from sightline.ops.numba_kernels import numba_kernel; total = np.zeros(2); "
+    command += "numba_kernel(kernels.add_up)(0, 2, np.ones(2), total); assert total[0] == total[1] > 1"
+    search = os.pathsep.join([str(tmp_path), str(Path(numba_kernels.__file__).parents[2])])
+    own = {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": search}
+    subprocess.run([sys.executable, "-c", command], env={**os.environ, **own}, check=True)
 
 
 READ_ONLY = """
@@ -213,46 +215,26 @@ def test_what_kernels_can_take(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- Whole networks in one graph ---
 
 
-DENSE: dict[str, Any] = {"num_classes": 5, "in_channels": 3, "num_neighbours": 4, "embedding": 16, "dropout": 0.0}
-PACKED: dict[str, Any] = {
-    "num_classes": 5,
-    "in_channels": 3,
-    "widths": (8, 16),
-    "strides": (1, 2),
-    "num_neighbours": (4, 4),
-    "num_blocks": (1, 1),
+GENERATOR = torch.Generator().manual_seed(0)
+CLOUDS = {"points": torch.rand(3, 32, 3, dtype=torch.float64, generator=GENERATOR)}
+PACKED = {
+    "points": torch.randn(54, 3, dtype=torch.float64, generator=GENERATOR),
+    "offsets": send_list([0, 3, 30, 54], torch.device("cpu")),
 }
-
-
-def draw(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+GIVEN: dict[str, dict[str, Tensor]] = {
+    **dict.fromkeys(("dgcnn", "dgcnn_scenes", "pct", "pointnet", "pointnet2", "point_transformer"), CLOUDS),
+    **dict.fromkeys(("dgcnn_parts", "point_transformer_dense"), CLOUDS | {"category": torch.tensor([0, 2, 1])}),
+    "packed point_transformer": PACKED,
+}
+COMPILED = ("dgcnn_scenes", "packed point_transformer")
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch 2.13 does, and warns
-@pytest.mark.parametrize(
-    ("kind", "arguments", "given"),
-    [
-        pytest.param(DGCNNScenes, DENSE, {"points": draw(3, 24, 3)}, id="dgcnn_scenes"),
-        pytest.param(
-            DGCNNParts,
-            DENSE | {"num_categories": 3},
-            {"points": draw(3, 24, 3), "category": torch.tensor([0, 2, 1])},
-            id="dgcnn_parts",
-            marks=pytest.mark.long,
-        ),
-        pytest.param(PointTransformer, PACKED, {"points": draw(3, 24, 3)}, id="point_transformer"),
-        pytest.param(
-            PointTransformer,
-            PACKED,
-            {"points": draw(54, 3), "offsets": send_list([0, 3, 30, 54], torch.device("cpu"))},
-            id="point_transformer of packed clouds",
-        ),
-    ],
-)
-def test_a_network_is_one_graph(kind: type[nn.Module], arguments: dict[str, Any], given: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize("name", long_but(COMPILED, GIVEN))
+def test_a_network_is_one_graph(name: str) -> None:
     """Training in float64, without a break, gives the numbers of the same network that runs line by line."""
     torch.compiler.reset()
-    plain = kind(**arguments).double()
+    given, plain = GIVEN[name], without_dropout(small_model(name.removeprefix("packed ")).train())
     whole = copy.deepcopy(plain)
     whole.compile(fullgraph=True, backend="aot_eager")  # the graph is tested, not the code that a compiler makes of it
     weight = torch.randn(plain(**given)["logits"].shape, dtype=torch.float64)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import run_each
 from tests.doc_blocks import OTHER_PAGES, README, ROOT, TOUR, Block, blocks_of, lay_out, run_block
 from tests.processes import launched_as_forks
 
@@ -14,7 +15,7 @@ NEEDS = ("DATA", "GPU", "TIME", "SHELL", "FILE", "NETWORK")
 PAGES = [README, *OTHER_PAGES]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+@run_each("page", PAGES)
 def test_a_block_that_cannot_be_run_is_marked(page: Path) -> None:
     for block in blocks_of(page):
         for mark in block.marks:

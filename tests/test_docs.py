@@ -19,6 +19,7 @@ from sightline.cli import app
 from sightline.contract.registry import REGISTRIES
 from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.engine.step import average_records, evaluation_scalars
+from tests.cases import run_each
 from tests.command import built_once
 from tests.doctor import __main__ as doctor
 
@@ -28,10 +29,6 @@ PARSERS = {"benchmarks": benchmarks.parse, "benchmarks.gpu": gpu.parse, "tests.d
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _REFERENCE_PAGES = sorted((ROOT / "docs" / "reference").glob("[!d]*.md"))  # without the data sets
 REFERENCE = "\n".join(page.read_text() for page in _REFERENCE_PAGES)
-
-
-def names(pages: list[Path]) -> list[str]:
-    return [str(page.relative_to(ROOT)) for page in pages]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +62,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+@run_each("page", PAGES)
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     broken = []
@@ -144,7 +141,7 @@ def parsed(words: list[str]) -> dict[str, Any]:
     return command.make_context("sightline", list(words)).params
 
 
-@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+@run_each("page", PAGES)
 def test_commands_exist(page: Path) -> None:
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     for line in commands(page):
@@ -162,7 +159,7 @@ def test_commands_exist(page: Path) -> None:
             assert missing == [], line
 
 
-@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+@run_each("page", PAGES)
 def test_python_of_the_pages_compiles(page: Path) -> None:
     for block in blocks(page, "python"):
         compile(block, str(page), "exec")

@@ -69,17 +69,15 @@ def examine(evidence: Evidence, *, declared: Collection[str] = ()) -> Examinatio
     examination = Examination()
     open_rules = [rule for rule in list_rules() if evidence.offers(rule.reads)]
     places = {rule.code: place for place, rule in enumerate(open_rules)}
+    needs: list[frozenset[str]] = []
+    num_known = -1
     while open_rules:
-        needs = [frozenset(evidence.list_open(rule.reads)) for rule in open_rules]
-        counts = Counter(needs)
-        prices = {
-            need: (
-                not evidence.affords(need),
-                evidence.count_passes(need) / sum(num for other, num in counts.items() if other <= need),
-            )
-            for need in counts
-        }
-        rule = open_rules.pop(min(range(len(needs)), key=lambda place: prices[needs[place]]))
+        if num_known != evidence.num_known:
+            num_known = evidence.num_known
+            needs = [frozenset(evidence.list_open(rule.reads)) for rule in open_rules]
+        place = _find_cheapest(needs, evidence)
+        needs.pop(place)
+        rule = open_rules.pop(place)
         if rule.code in declared:
             examination.judgements.append(Judgement(rule, "declared", rule.code))
         else:
@@ -89,6 +87,20 @@ def examine(evidence: Evidence, *, declared: Collection[str] = ()) -> Examinatio
     findings = [finding for judgement in examination.judgements for finding in judgement.findings]
     examination.findings = sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
     return examination
+
+
+def _find_cheapest(needs: Sequence[frozenset[str]], evidence: Evidence) -> int:
+    """Return the place of the first rule that needs no passes, or else of the one whose passes serve most rules."""
+    counts = Counter(needs)
+    passes = {need: evidence.count_passes(need) for need in counts}
+    free = next((need for need in counts if not passes[need]), None)
+    if free is not None:
+        return needs.index(free)
+    prices = {
+        need: (not evidence.affords(need), passes[need] / sum(num for other, num in counts.items() if other <= need))
+        for need in counts
+    }
+    return min(range(len(needs)), key=lambda place: prices[needs[place]])
 
 
 def _judge(rule: Rule, evidence: Evidence, examination: Examination) -> None:

@@ -15,7 +15,6 @@ from benchmarks.case import BenchmarkResult, Quartiles, Seconds, allclose, equal
 from benchmarks.geometry import farthest_each_time, same_neighbours
 from benchmarks.growth import describe_growth, fit_exponent, growth_cases, panels
 from benchmarks.runner import ENOUGH_S, interleave, ratios, read_clocks
-from sightline.contract.errors import UserError
 from sightline.draw.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ChartPanel, Series, render_svg
 
 # --- forms in turn, medians and ratios: numbers worked by hand, with a clock that the test moves ---------------------
@@ -197,13 +196,6 @@ def test_what_was_not_measured_is_not_drawn() -> None:
     assert [len(line.points) for line in seconds.series] == [1, 1]
     assert memory is None
     assert render_svg([[seconds], [memory]]).count("<g ") == 1
-
-
-def test_axes_and_suites_that_are_not_there_are_refused() -> None:
-    with pytest.raises(UserError, match="found 'point', allowed are points, neighbours, batch, all"):
-        growth_cases((), "point", is_quick=False)
-    with pytest.raises(UserError, match="--grow is for geometry, models; found data"):
-        growth_cases(("data", "models"), "batch", is_quick=False)
 
 
 def test_curves_lie_where_their_numbers_say() -> None:

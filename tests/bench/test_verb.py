@@ -11,10 +11,9 @@ from unittest import mock
 import pytest
 import torch
 
-from benchmarks import command, runner
+from benchmarks import runner
 from benchmarks.__main__ import main
 from benchmarks.memory import MemoryMeter
-from benchmarks.suites import SUITES
 from sightline.contract.errors import RunError
 from tests.command import Outcome, run_here
 
@@ -37,10 +36,6 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture
 def _without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MemoryMeter, "peak_bytes", lambda self, case, variant, is_quick: 1000)
-
-
-def test_the_help_names_every_suite() -> None:
-    assert f"{', '.join(SUITES)} or all" in " ".join(run_bench("--help").out.split())
 
 
 def test_the_list_names_cases_and_their_forms() -> None:
@@ -72,16 +67,6 @@ def test_a_slip_gets_one_line(words: list[str], expected: str, tmp_path: Path, m
     assert (code, out) == (2, ""), err
     assert expected in err.splitlines()[-1]
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("seconds", "told"), [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (4.56e-5, "45.6 µs")])
-def test_times_are_told_in_a_unit_that_fits(seconds: float, told: str) -> None:
-    assert command.format_time(seconds) == told
-
-
-@pytest.mark.parametrize(("size", "told"), [(None, "?"), (52_224, "51.0 KiB"), (3 * 2**20, "3.0 MiB")])
-def test_peaks_are_told_in_a_unit_that_fits(size: int | None, told: str) -> None:
-    assert command._format_memory(size) == told
 
 
 @pytest.mark.processes

@@ -9,6 +9,7 @@ import pytest
 
 from sightline.areas.clouds.sets import synthetic_shapes
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.areas.detect.sets.synthetic_crowds import Scene, SyntheticCrowds
 from sightline.areas.scans.sets.synthetic_lidar import Scan, SyntheticLidar
 
 
@@ -51,4 +52,21 @@ def _streets_are_cast_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SyntheticLidar, "scan", remembered)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _crowds_are_painted_once() -> Iterator[None]:
+    """The same for the scenes of crowds."""
+    made: dict[tuple[object, ...], Scene] = {}
+    own = SyntheticCrowds.scene
+
+    def remembered(dataset: SyntheticCrowds, index: int) -> Scene:
+        key = (dataset._split, dataset._size, dataset._data_seed, index)
+        if key not in made:
+            made[key] = own(dataset, index)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SyntheticCrowds, "scene", remembered)
         yield

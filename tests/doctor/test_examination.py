@@ -13,9 +13,13 @@ from tests.doctor.planting import make
 
 
 def test_what_was_judged_and_what_was_not_is_said_with_reasons(tmp_path: Path) -> None:
+    """A rate that moves nothing is an `update-size`: what stands in its brackets is what `checks.skip` takes."""
     examination = RunExamination()
-    words = ("data.train_size=600", "checks.skip=[update-size, no-gradient]")
-    run_quick(make(tmp_path, *words), World(), examination=examination)
+    words = ("data.train_size=600", "optimizer.lr=1e-9")
+    (finding,) = run_quick(make(tmp_path, *words), World())
+    assert str(finding).startswith("[update-size warning optim.lr]")
+    words += ("checks.skip=[update-size, no-gradient]",)
+    assert run_quick(make(tmp_path, *words), World(), examination=examination) == []
     document = examination.to_dict()
     assert {"label-range", "first-step", "loss-direction"} <= set(document["judged"])
     assert document["not_judged"]["update-size"] == "update-size"

@@ -47,9 +47,7 @@ shipped: tests/long/test_recipes.py.
 """
 
 
-@pytest.mark.parametrize(
-    "name", long_but(["detect/synthetic_crowds_retinanet", "pose/synthetic_hands_scale_net"], SMALLER)
-)
+@pytest.mark.parametrize("name", long_but(["detect/synthetic_crowds_retinanet"], SMALLER))
 def test_configs_that_need_no_files_are_healthy(name: str) -> None:
     assert_shipped_is_healthy(name, SMALLER[name])
 
@@ -61,7 +59,7 @@ def assert_shipped_is_healthy(name: str, overrides: Sequence[str] = ()) -> None:
     assert_healthy(build(read_config(path, words), World()))
 
 
-@pytest.mark.parametrize("model", ["pointnet", "dgcnn"])
+@pytest.mark.parametrize("model", long_but(["dgcnn"], ["pointnet", "dgcnn"]))
 def test_small_runs_are_healthy_whatever_the_seed(tmp_path: Path, model: str) -> None:
     """More seeds: tests/long/test_recipes.py."""
     assert_small_is_healthy(tmp_path, model, seed=1)

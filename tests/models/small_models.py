@@ -13,7 +13,7 @@ from sightline.areas.scans.models.range_image_network import RangeImageNetwork
 from sightline.contract import registry
 from sightline.contract.types import ComponentConfig
 
-__all__ = ["FACTS", "INPUTS", "LARGER", "make_inputs", "small_model"]
+__all__ = ["FACTS", "INPUTS", "LARGER", "make_inputs", "small_model", "without_dropout"]
 
 FACTS = {
     "num_classes": 5,
@@ -75,6 +75,14 @@ def small_model(name: str) -> nn.Module:
     """The registered model for clouds of 32 points, in float64 and evaluation mode."""
     component = ComponentConfig(name, ARGUMENTS.get(name, {}))
     return registry.models.build(component, facts=FACTS).double().eval()
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """The model, whose dropout draws nothing from now on."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    return model
 
 
 def make_inputs(model: nn.Module, batch: int) -> dict[str, Tensor]:

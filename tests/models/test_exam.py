@@ -16,7 +16,7 @@ from sightline.engine.learnt_losses import flatten_gradients, set_gradients
 from sightline.engine.optimizers import SGD
 from tests.marks import long_but
 from tests.memory_order import ORDERS
-from tests.models.small_models import LARGER, make_inputs, small_model
+from tests.models.small_models import LARGER, make_inputs, small_model, without_dropout
 
 
 @pytest.fixture(params=long_but({*registry.models.names()} - LARGER, registry.models.names()))
@@ -28,23 +28,20 @@ def call(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
     return dict(model(**inputs))
 
 
-def test_outputs_are_those_declared(model: nn.Module) -> None:
-    assert set(call(model, make_inputs(model, 2))) == model_output_keys(model, owner="the model")
+def test_outputs_are_those_declared_the_same_bits_each_time_and_inputs_are_left_alone(model: nn.Module) -> None:
+    inputs = make_inputs(model, 2)
+    before = {name: value.clone() for name, value in inputs.items()}
+    first, second = call(model, inputs), call(model, inputs)
+    assert set(first) == model_output_keys(model, owner="the model")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    call(model.train(), inputs)
+    assert all(torch.equal(inputs[name], before[name]) for name in inputs)
 
 
 def test_every_argument_has_a_default_or_is_a_fact_or_an_encoder(model: nn.Module) -> None:
     """Which encoder a model is made of is for its config to say."""
     required = [p for p in signature_parameters(type(model)).values() if p.is_required and p.name not in registry.FACTS]
     assert all(get_block_marker(parameter.annotation) is not None for parameter in required)
-
-
-def test_batch_of_one_is_the_same_as_in_company(model: nn.Module) -> None:
-    inputs = make_inputs(model, 3)
-    together = call(model, inputs)
-    alone = call(model, {name: value[:1] for name, value in inputs.items()})
-    for name, value in alone.items():
-        # Matrix products of other shapes add in another order: float64 rounding, amplified tenfold or so by layer.
-        torch.testing.assert_close(value, together[name][:1], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", [name for name in registry.models.names() if name.endswith(("_parts", "_scenes"))])
@@ -55,7 +52,10 @@ def test_no_clouds_have_no_logits(name: str) -> None:
 
 
 def test_a_sample_a_million_times_as_large_changes_nothing_for_another(model: nn.Module) -> None:
-    """Shifts and sums over a batch would take the digits of the small sample."""
+    """Alone it is the same as in company, too. Shifts and sums over a batch would take the digits of the small sample.
+
+    Matrix products of other shapes add in another order: float64 rounding, amplified tenfold or so by layer.
+    """
     inputs = make_inputs(model, 2)
     for values in inputs.values():
         if values.is_floating_point():
@@ -72,19 +72,6 @@ def test_permuted_batch_gives_permuted_outputs(model: nn.Module) -> None:
     permuted = call(model, {name: value[order] for name, value in inputs.items()})
     for name, value in permuted.items():
         torch.testing.assert_close(value, straight[name][order], rtol=1e-10, atol=1e-10)
-
-
-def test_eval_twice_is_bit_identical(model: nn.Module) -> None:
-    inputs = make_inputs(model, 2)
-    first, second = call(model, inputs), call(model, inputs)
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_inputs_are_left_as_they_were(model: nn.Module) -> None:
-    inputs = make_inputs(model, 2)
-    before = {name: value.clone() for name, value in inputs.items()}
-    call(model.train(), inputs)
-    assert all(torch.equal(inputs[name], before[name]) for name in inputs)
 
 
 def test_gradient_reaches_every_parameter(model: nn.Module) -> None:
@@ -115,25 +102,6 @@ def test_gradients_by_torch_func_are_those_of_backward(name: str) -> None:
         assert weight.grad is not None
         # Plain and fused forms add in another order.
         torch.testing.assert_close(found[name], weight.grad, rtol=1e-9, atol=1e-9, msg=name)
-
-
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own tracing does
-@pytest.mark.parametrize("name", ["dgcnn", "pct", "pointnet", "pointnet2", "point_transformer_dense"])
-def test_a_network_compiles_to_one_graph(name: str) -> None:
-    model = without_dropout(small_model(name).train())
-    inputs = make_inputs(model, 3)
-    torch.compiler.reset()
-    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
-    found, expected = compiled(**inputs)["logits"], model(**inputs)["logits"]
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-    found.square().sum().backward()
-
-
-def without_dropout(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-    return model
 
 
 def trained(model: nn.Module, order: str) -> dict[str, Tensor]:

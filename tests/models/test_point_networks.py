@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sightline.areas.clouds.models.dgcnn import DGCNN, DGCNNParts, DGCNNScenes, SpatialTransform
 from sightline.areas.clouds.models.pct import PCT
@@ -25,28 +25,18 @@ def test_alignment_starts_from_the_identity() -> None:
     assert torch.equal(alignment(torch.randn(2, 10, 3)), torch.eye(3).expand(2, 3, 3))
 
 
-def test_features_are_not_turned_by_the_input_alignment() -> None:
+@pytest.mark.parametrize("is_of_parts", [False, True])
+def test_features_are_not_turned_by_the_input_alignment(is_of_parts: bool) -> None:
     """Only xyz is multiplied: with the matrix at zero, points count for nothing but features still do."""
-    model = PointNet(num_classes=4, in_channels=6).eval()
-    model.input_alignment.register_forward_hook(lambda module, given, output: torch.zeros_like(output))
+    model: Any = PointNet(num_classes=4, in_channels=6)
+    given = {}
+    if is_of_parts:
+        model, given = PointNetParts(num_classes=4, in_channels=6, num_categories=2), {"category": torch.tensor([0, 1])}
+    model.eval().input_alignment.register_forward_hook(lambda module, given, output: torch.zeros_like(output))
     points, features = torch.randn(2, 2, 10, 3).unbind(0)
-    moved = model(points=points + 1, features=features)["logits"]
-    assert torch.equal(moved, model(points=points, features=features)["logits"])
-    assert not torch.equal(moved, model(points=points, features=features + 1)["logits"])
-
-
-# --- pointNet for parts and scenes against its published sizes and the widely used code ------------------------------
-
-
-def test_features_of_parts_are_not_turned_by_the_input_alignment() -> None:
-    """Only xyz is multiplied: with the matrix at zero, points count for nothing but features still do."""
-    model = PointNetParts(num_classes=4, in_channels=6, num_categories=2).eval()
-    model.input_alignment.register_forward_hook(lambda module, given, output: torch.zeros_like(output))
-    points, features = torch.randn(2, 2, 10, 3).unbind(0)
-    category = torch.tensor([0, 1])
-    logits = model(points=points, features=features, category=category)["logits"]
-    assert torch.equal(model(points=points + 1, features=features, category=category)["logits"], logits)
-    assert not torch.equal(model(points=points, features=features + 1, category=category)["logits"], logits)
+    moved = model(points=points + 1, features=features, **given)["logits"]
+    assert torch.equal(moved, model(points=points, features=features, **given)["logits"])
+    assert not torch.equal(moved, model(points=points, features=features + 1, **given)["logits"])
 
 
 # --- pointNet++ for parts and scenes against its published sizes and the authors' port -------------------------------
@@ -69,15 +59,28 @@ def small_dgcnn(**changes: int) -> DGCNN:
     return DGCNN(**arguments).double().eval()
 
 
-def test_first_graph_reads_coordinates_alone() -> None:
+@pytest.mark.parametrize("is_of_parts", [False, True])
+def test_first_graph_reads_coordinates_alone(is_of_parts: bool) -> None:
     """Features a hundred times as large leave the first graph as it is."""
-    model, points = small_dgcnn(in_channels=5), torch.randn(1, 20, 3, dtype=torch.float64)
-    features = torch.randn(1, 20, 2, dtype=torch.float64)
-    seen = []
-    model.edges[0].register_forward_hook(lambda module, given, output: seen.append(given[1]))
-    model(points=points, features=features)
-    model(points=points, features=100 * features)
+    points, features = torch.randn(2, 20, 3).double(), torch.randn(2, 20, 2).double()
+    given: dict[str, Tensor] = {"points": points}
+    model: Any = small_dgcnn(in_channels=5)
+    if is_of_parts:
+        model = DGCNNParts(num_classes=4, in_channels=5, num_categories=2, num_neighbours=5).double().eval()
+        given["category"] = torch.tensor([0, 1])
+    edges = model.levels.edges[0] if is_of_parts else model.edges[0]
+    seen: list[Tensor] = []
+    edges.register_forward_hook(lambda module, given, output: seen.append(given[1]))
+    for factor in (1, 100):
+        model(features=factor * features, **given)
     assert torch.equal(seen[0], seen[1])
+
+
+def test_networks_meant_for_fewer_points_than_neighbours_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"neighbours_at: found 8, expected at least num_neighbours=10"):
+        small_dgcnn(num_neighbours=10, neighbours_at=8)
+    with pytest.raises(ConfigError, match=r"neighbours_at: found 2, expected at least num_neighbours="):
+        small_pct(neighbours_at=2)
 
 
 @pytest.mark.parametrize("copies", [2, 4])
@@ -94,40 +97,12 @@ def test_dgcnn_in_proportion_sees_repeated_points_as_one(copies: int, fused: boo
     assert not torch.allclose(model(points=repeated)["logits"], expected)
 
 
-@pytest.mark.parametrize(
-    ("num_points", "expected"), [(256, 10), (1024, 40), (512, 20), (128, 5), (2, 1), (243, 9), (244, 10)]
-)
-def test_neighbours_in_proportion_are_rounded(num_points: int, expected: int) -> None:
-    model = small_dgcnn(num_neighbours=10)
-    given = small_dgcnn(num_neighbours=expected)
-    given.load_state_dict(model.state_dict())
-    model.neighbours_at = 256
-    points = torch.rand(1, num_points, 3, dtype=torch.float64)
-    assert torch.equal(model(points=points)["logits"], given(points=points)["logits"])
-
-
-def test_dgcnn_meant_for_fewer_points_than_neighbours_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"neighbours_at: found 8, expected at least num_neighbours=10"):
-        small_dgcnn(num_neighbours=10, neighbours_at=8)
-
-
 # --- DGCNN for parts and scenes against its published sizes and the authors' code ------------------------------------
 
 
 def test_transform_starts_from_the_identity() -> None:
     transform = SpatialTransform(num_neighbours=4, fused=True).eval()
     assert torch.equal(transform(torch.randn(2, 10, 3)), torch.eye(3).expand(2, 3, 3))
-
-
-def test_first_graph_of_parts_reads_coordinates_alone() -> None:
-    """Features a hundred times as large leave the first graph as it is."""
-    model = DGCNNParts(num_classes=4, in_channels=5, num_categories=2, num_neighbours=5).eval()
-    points, features, category = torch.randn(2, 20, 3), torch.randn(2, 20, 2), torch.tensor([0, 1])
-    seen = []
-    model.levels.edges[0].register_forward_hook(lambda module, given, output: seen.append(given[1]))
-    for factor in (1, 100):
-        model(points=points, features=factor * features, category=category)
-    assert torch.equal(seen[0], seen[1])
 
 
 @pytest.mark.parametrize(("first_graph", "moved"), [("points", slice(0, 3)), ("place", slice(6, 9))])
@@ -171,8 +146,3 @@ def test_pct_in_proportion_sees_repeated_points_as_one(fused: bool) -> None:
     group: Any = model.groups[0]
     group.neighbours_at = None
     assert not torch.allclose(model(points=repeated)["logits"], expected)
-
-
-def test_pct_meant_for_fewer_points_than_neighbours_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"neighbours_at: found 2, expected at least num_neighbours="):
-        small_pct(neighbours_at=2)

@@ -15,13 +15,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import sightline.ops  # registers all operators
 from sightline.ops.operator import OPERATORS
 from tests.cases import run_each
+from tests.marks import long_but
 from tests.ops.exam_cases import CASES, OperatorCase
 from tests.ops.gpu_builds import build, recorded_launches
 from tests.ops.results import find_difference, tensors_of
 from tests.ops.threads import with_one_and_two_threads
 from tests.processes import ROOT
 
+FIRST = [*{case.operator: case for case in reversed(CASES)}.values()]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
+each_operator = pytest.mark.parametrize("case", long_but(FIRST, CASES), ids=str)
+"""What torch asks of an operator takes no notice of which kernel computes it: one case of each in `make test`."""
 TABLE = [case for case in CASES if case.table is not None]
 ARCHITECTURES = (80, 86, 89, 90, 100)
 MAX_REGISTERS = 144
@@ -51,7 +55,7 @@ def with_gaps(value: Any) -> Any:
     return torch.stack([value, value], dim=-1)[..., 0] if isinstance(value, Tensor) else value
 
 
-@each_case
+@each_operator
 def test_torch_takes_it_for_an_operator(case: OperatorCase) -> None:
     operator = OPERATORS[case.operator]
     arguments = case.make(torch.float32)
@@ -60,7 +64,7 @@ def test_torch_takes_it_for_an_operator(case: OperatorCase) -> None:
     torch.library.opcheck(operator.definition, arguments)
 
 
-@each_case
+@each_operator
 def test_a_compiled_graph_has_it_as_one_node(case: OperatorCase) -> None:
     operator, arguments = OPERATORS[case.operator], case.make(torch.float32)
     torch.compiler.reset()
@@ -68,7 +72,7 @@ def test_a_compiled_graph_has_it_as_one_node(case: OperatorCase) -> None:
     assert find_difference(compiled(*arguments), operator(*arguments), 0.0) is None
 
 
-@each_case
+@each_operator
 def test_an_exported_graph_has_operations_of_torch_alone(case: OperatorCase) -> None:
     class Calling(torch.nn.Module):
         def forward(self, *tensors: Tensor) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -24,18 +26,23 @@ def idle_buffers(subject: Subject, repeats: dict[str, Repeat]) -> list[str]:
     names = [name for name in names if name not in repeats["train"].changed]
     if not names:
         raise NotApplicableError("no buffers that training leaves as they are")
-    read = [name for name in names if _is_read(subject, [name], "eval")]
-    return [] if not read or _is_read(subject, read, "train") else read
+    plain = {mode: _call(subject, subject.copy(mode)) for mode in ("eval", "train")}
+    read: list[str] = []
+    for name in names:
+        if _is_read(subject, [name], "eval", plain):
+            if not read and _is_read(subject, [name], "train", plain):
+                return []  # as all of frozen statistics are
+            read.append(name)
+    return [] if not read or _is_read(subject, read, "train", plain) else read
 
 
-def _is_read(subject: Subject, names: list[str], mode: str) -> bool:
-    """Return True if the outputs of a mode move with buffers."""
-    model, other = subject.copy(mode), subject.copy(mode)
+def _is_read(subject: Subject, names: list[str], mode: str, plain: Mapping[str, list[Tensor]]) -> bool:
+    """Return True if the outputs of a mode move with buffers from what they are with the model as it is."""
+    other = subject.copy(mode)
     for name in names:
         parent, _, last = name.rpartition(".")
         other.get_submodule(parent)._buffers[last] = 1.5 * other.get_buffer(name) + 0.5
-    first, second = (_call(subject, each) for each in (model, other))
-    return any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    return any(not torch.equal(a, b) for a, b in zip(plain[mode], _call(subject, other), strict=True))
 
 
 def _call(subject: Subject, model: nn.Module) -> list[Tensor]:

@@ -14,7 +14,9 @@ from sightline.contract.errors import CheckpointError
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.runs import checkpoint
-from tests.doctor.planting import CONFIG, assert_healthy, caught, make, with_model
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.init_rules import checkpoint_match
+from tests.doctor.planting import CONFIG, assert_healthy, caught, judge, make, with_model
 
 
 @pytest.fixture
@@ -59,7 +61,8 @@ def test_everything_may_be_missing(tmp_path: Path, source: Path) -> None:
     renamed.other = built.job.model  # type: ignore[assignment]
     renamed.forward = built.job.model.forward  # type: ignore[method-assign]
     built = dataclasses.replace(built, config=dataclasses.replace(built.config, init=init))
-    finding = caught(with_model(built, renamed), "checkpoint-match", "ckpt.key_mismatch")
+    (finding,) = judge(checkpoint_match, Context(with_model(built, renamed), World()))
+    assert (finding.cause, finding.severity) == ("ckpt.key_mismatch", "error")
     assert "nothing is loaded" in finding.summary
 
 
@@ -84,4 +87,4 @@ def test_weights_that_did_not_stay(tmp_path: Path, source: Path) -> None:
 def test_a_resumed_run_has_its_weights_from_elsewhere(tmp_path: Path, source: Path) -> None:
     path = tmp_path / "small.yaml"
     path.write_text(CONFIG + "init: {from: 'gone'}\n")
-    assert_healthy(build(read_config(path), World(), is_resumed=True))
+    assert judge(checkpoint_match, Context(build(read_config(path), World(), is_resumed=True), World())) == []

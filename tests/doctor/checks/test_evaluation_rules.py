@@ -26,7 +26,7 @@ from sightline.workbench.check.evaluation_rules import (
 )
 from tests.cases import run_each
 from tests.doctor.pairing import make_pairs
-from tests.doctor.planting import assert_complete, assert_healthy, caught, judge, make
+from tests.doctor.planting import assert_complete, caught, judge, make
 from tests.doctor.posing import make_pose
 from tests.doctor.segmenting import make_parts, make_rooms, with_metric
 from tests.marks import long_but
@@ -65,7 +65,9 @@ def test_an_absent_class_of_scenes_that_counts_nothing(tmp_path: Path) -> None:
 
 def test_answers_decoded_wrongly(tmp_path: Path) -> None:
     """With every class there the score still falls short, so absence does not explain it."""
-    finding = caught(with_metric(make_rooms(tmp_path), OffByOne(num_classes=4)), "absent-class-score", "eval.decode")
+    built = with_metric(make_rooms(tmp_path), OffByOne(num_classes=4))
+    (finding,) = judge(absent_class_score, Context(built, World()))
+    assert (finding.cause, finding.severity) == ("eval.decode", "error")
     assert set(finding.evidence["figures"]) == {"miou", "overall_accuracy", "mean_class_accuracy"}
 
 
@@ -85,7 +87,8 @@ def test_only_figures_whose_best_is_known_to_be_one(name: str, is_short: bool) -
 def test_healthy_runs(tmp_path: Path) -> None:
     for built in (make_parts(tmp_path), make_rooms(tmp_path), make(tmp_path, "data.train_size=480")):
         assert judge(absent_class_score, Context(built, World())) == []
-    assert_healthy(with_metric(make_rooms(tmp_path), IoU(num_classes=4, ignore_index=0)))
+    ignoring = with_metric(make_rooms(tmp_path), IoU(num_classes=4, ignore_index=0))
+    assert judge(absent_class_score, Context(ignoring, World())) == []
 
 
 class MeanOfBatches:

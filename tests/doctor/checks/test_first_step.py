@@ -17,7 +17,7 @@ from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.first_step_rules import failed_step
-from tests.doctor.planting import CONFIG, Wrapped, assert_healthy, caught, judge, make, with_data, with_model
+from tests.doctor.planting import CONFIG, Wrapped, caught, judge, make, with_data, with_model
 
 
 class Misshapen(PointNetPlain):
@@ -69,16 +69,18 @@ def test_a_last_batch_of_one_sample_under_batch_norm(tmp_path: Path) -> None:
 def test_a_share_of_the_data_that_leaves_a_last_batch_of_one_sample(tmp_path: Path) -> None:
     words = ("data.fraction=0.5", "train.batch_size=107")
     size = len(make(tmp_path, *words).data.train.indices)
-    finding = caught(make(tmp_path, words[0], f"train.batch_size={size - 1}"), "first-step", "model.norm_mode")
+    (finding,) = judge(failed_step, Context(make(tmp_path, words[0], f"train.batch_size={size - 1}"), World()))
+    assert finding.cause == "model.norm_mode"
     assert f"{size} training samples, which data.fraction=0.5 leaves, in batches of {size - 1}" in finding.measured
 
 
 def test_a_last_batch_of_one_sample_that_is_dropped(tmp_path: Path) -> None:
-    assert_healthy(make(tmp_path, "train.batch_size=43", "train.tail=drop"))
+    assert judge(failed_step, Context(make(tmp_path, "train.batch_size=43", "train.tail=drop"), World())) == []
 
 
 def test_micro_batches_of_one_sample(tmp_path: Path) -> None:
-    finding = caught(make(tmp_path, "train.micro_batches=16"), "first-step", "model.norm_mode")
+    (finding,) = judge(failed_step, Context(make(tmp_path, "train.micro_batches=16"), World()))
+    assert finding.cause == "model.norm_mode"
     assert finding.where.step == 0
 
 

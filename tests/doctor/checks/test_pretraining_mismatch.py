@@ -12,8 +12,10 @@ from sightline.contract.types import CloudInputSpec, DataInfo, Field
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.runs.preprocessing_signature import preprocessing_signature, signature_differences
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.init_rules import pretraining_mismatch
 from tests.command import run_here
-from tests.doctor.planting import CONFIG, assert_healthy, caught
+from tests.doctor.planting import CONFIG, assert_healthy, caught, judge
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,8 @@ def test_stages_alike_are_healthy(tmp_path: Path, source: Path) -> None:
     ],
 )
 def test_other_clouds_are_named_with_both_stages(tmp_path: Path, source: Path, override: str, told: str) -> None:
-    finding = caught(tuned(tmp_path, source, override), "pretraining-mismatch", "data.normalisation", "warning")  # type: ignore[arg-type]
+    (finding,) = judge(pretraining_mismatch, Context(tuned(tmp_path, source, override), World()))  # type: ignore[arg-type]
+    assert (finding.cause, finding.severity) == ("data.normalisation", "warning")
     assert told in finding.measured
     assert finding.where.config_path == "init.from"
 
