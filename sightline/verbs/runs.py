@@ -24,12 +24,12 @@ _COLUMNS = ("run", "name", "task", "data", "steps", "figure", "when", "size", "s
 def runs(options: RunsOptions) -> int:
     """Print the table of runs or the differences of two, or exchange one with a hub."""
     given = options.list_flags(RunsOptions)
-    action = next((flag for flag in _ACTIONS if flag in given), None)
+    action = next((flag for flag in _ACTIONS if flag in given), "the table of runs")
     if unread := [flag for flag in given if flag not in _ACTIONS.get(action, _TABLE)]:
-        raise UserError(f"{unread[0]}: is not read with {action or 'the table of runs'}; leave it out")
+        raise UserError(f"{unread[0]}: is not read with {action}; leave it out")
     if action == "--diff":
         return _show_diff(options)
-    return _list(options) if action is None else _exchange(options)
+    return _exchange(options) if action in _ACTIONS else _list(options)
 
 
 def _exchange(options: RunsOptions) -> int:
