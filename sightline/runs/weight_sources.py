@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sightline.contract.errors import CheckpointError, join_some
 from sightline.published.files import choose_layout, read_published
-from sightline.published.hub import fetch_weights, is_hub_name
+from sightline.published.hub import PREFIX, fetch_weights, is_hub_name
 from sightline.published.translation import convert_state_dict
 from sightline.runs import checkpoint
 from sightline.store.prepared.prepared_set import compute_sha256
@@ -54,6 +54,8 @@ def open_source(name: str) -> WeightSource:
     if is_hub_name(name):
         file = fetch_weights(name)
         name, path, run = str(file.name), file.path, file.path.parent if file.is_run else None
+    elif not path.exists() and path.suffix:
+        raise CheckpointError(f"{name}: there is no such file or folder; names on a hub begin with {PREFIX}")
     elif not path.is_file() or path.suffix == ".slq":
         path = checkpoint.resolve_weights(path).resolve()
         run = checkpoint.enclosing_run(path)
