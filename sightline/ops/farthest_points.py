@@ -66,7 +66,7 @@ def farthest_points(
             f"of at least {num_samples} points"
         )
     first = start if isinstance(start, Tensor) else torch.full((), start, dtype=torch.int64, device=points.device)
-    first = first.to(points.device, torch.int64).expand(len(points))
+    first = first.to(points.device, torch.int64).expand(points.shape[0])  # not len, which makes a number of a free size
     barred = -1.0 if min_squared_norm is None else min_squared_norm
     return _farthest_points(upcast_for_comparison(points), first, num_samples, max_distance, barred)
 
@@ -168,8 +168,11 @@ def _check(points: Tensor, first: Tensor, num_samples: int, max_distance: float,
 def _farthest_points(
     points: Tensor, first: Tensor, num_samples: int, max_distance: float, min_squared_norm: float
 ) -> Tensor:
-    rows, nearest = torch.arange(len(points), device=points.device), _initial(points, max_distance, min_squared_norm)
-    index = torch.empty((len(points), num_samples), dtype=torch.int64, device=points.device)
+    rows, nearest = (
+        torch.arange(points.shape[0], device=points.device),
+        _initial(points, max_distance, min_squared_norm),
+    )
+    index = torch.empty((points.shape[0], num_samples), dtype=torch.int64, device=points.device)
     for sample in range(num_samples):
         index[:, sample] = first
         distance_BN = paired_squared_distances(points, points[rows, first][:, None])
@@ -189,7 +192,7 @@ def _initial(points: Tensor, max_distance: float, min_squared_norm: float) -> Te
 
 @_farthest_points.fake
 def _(points: Tensor, first: Tensor, num_samples: int, max_distance: float, min_squared_norm: float) -> Tensor:
-    return first.new_empty((len(points), num_samples))
+    return first.new_empty((points.shape[0], num_samples))
 
 
 def _sample_in_graph(

@@ -293,7 +293,7 @@ def _packed_nearest_neighbours(
     points: Tensor, offsets: Tensor, queries: Tensor | None, query_offsets: Tensor | None, num_neighbours: int
 ) -> tuple[Tensor, Tensor]:
     asking = points if queries is None else queries
-    index = offsets.new_zeros((len(asking), num_neighbours), dtype=torch.int64)
+    index = offsets.new_zeros((asking.shape[0], num_neighbours), dtype=torch.int64)
     is_valid = torch.zeros_like(index, dtype=torch.bool)
     for run in list_runs(*read_both_sizes(points, offsets, queries, query_offsets)):
         count = min(num_neighbours, run.size)
@@ -310,7 +310,7 @@ def _packed_nearest_neighbours(
 def _(
     points: Tensor, offsets: Tensor, queries: Tensor | None, query_offsets: Tensor | None, num_neighbours: int
 ) -> tuple[Tensor, Tensor]:
-    shape = len(points if queries is None else queries), num_neighbours
+    shape = (points if queries is None else queries).shape[0], num_neighbours
     return points.new_empty(shape, dtype=torch.int64), points.new_empty(shape, dtype=torch.bool)
 
 

@@ -9,10 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 import torch
+from optuna.storages.journal import JournalFileBackend, JournalStorage
 
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError, MissingExtraError, RunError, UserError
@@ -255,20 +258,29 @@ def test_a_search_that_breaks_the_budget_is_refused() -> None:
 def test_nsga2_shares_its_storage_and_needs_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, loss_of = made(0)
     monkeypatch.setitem(QUICK, "nsga2", {"max_evaluations": 40, "population": 6})
-    for storage in (str(tmp_path / "journal.log"), f"sqlite:///{tmp_path}/trials.db"):
-        evaluations, asked = counted(loss_of)
-        first = run_search("nsga2", built("nsga2", storage=storage), problem, evaluations, base_bytes=base_of(problem))
-        other, asked_there = counted(loss_of)
-        second = run_search("nsga2", built("nsga2", storage=storage), problem, other, base_bytes=base_of(problem))
-        assert second.loss == first.loss
-        assert asked
-        assert len(asked_there) <= 20  # the best of all, the float model, and filling up; the first drew without a seed
-        for another in (replace(problem, subject="other weights"), replace(problem, choices=problem.choices[:2])):
-            separate, asked_there = counted(loss_of)
-            run_search("nsga2", built("nsga2", storage=storage), another, separate, base_bytes=base_of(problem))
-            assert len(asked_there) > 20, "the trials of another run or other bits are none of this search"
+    journal, url = str(tmp_path / "journal.log"), f"sqlite:///{tmp_path}/trials.db"
+    for storage, opened in ((journal, lambda: JournalStorage(JournalFileBackend(journal))), (url, lambda: url)):
+
+        def search(which: Problem, storage: str = storage) -> SearchResult:
+            method, evaluations = built("nsga2", storage=storage), EvaluationCache(loss_of)
+            return run_search("nsga2", method, which, evaluations, base_bytes=base_of(problem))
+
+        def count_trials(opened: Callable[[], Any] = opened) -> dict[str, int]:
+            return {study.study_name: study.n_trials for study in optuna.get_all_study_summaries(opened())}
+
+        first = search(problem)
+        ((name, num_trials),) = count_trials().items()
+        assert 0 < num_trials <= 40
+        assert search(problem).loss == first.loss
+        assert count_trials() == {name: num_trials}
+        search(replace(problem, subject="other weights"))
+        search(replace(problem, choices=problem.choices[:2]))
+        counts = count_trials()
+        assert counts.pop(name) == num_trials
+        assert list(counts.values()) == [num_trials] * 2, "trials of another run or other bits are none of this search"
+    method = built("nsga2", storage="nosuch://x")
     with pytest.raises(UserError, match="search 'nsga2': storage: nosuch://x: "):
-        run_search("nsga2", built("nsga2", storage="nosuch://x"), problem, evaluations, base_bytes=base_of(problem))
+        run_search("nsga2", method, problem, EvaluationCache(loss_of), base_bytes=base_of(problem))
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'sightline\[search\]'"):
         built("nsga2")

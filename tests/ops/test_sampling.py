@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial import cKDTree
-from torch import Tensor
+from torch import Tensor, nn
+from torch.export import Dim
 
 from sightline.ops import operator
 from sightline.ops.farthest_points import farthest_points
+from sightline.ops.grouping import gather_points
 from sightline.ops.interpolation import Weighting, interpolate, inverse_distance_weights
-from sightline.ops.neighbours import nearest_neighbours
+from sightline.ops.neighbours import nearest_neighbours, packed_nearest_neighbours
+from sightline.ops.waits import send_list
 from tests.cases import run_each
 from tests.golden_parity import load_golden
 
@@ -250,3 +253,31 @@ def test_half_precision_features() -> None:
     assert found.dtype == torch.bfloat16
     expected = interpolate(features.float(), points=points, queries=queries)
     assert (found - expected).abs().max() < 4 * torch.finfo(torch.bfloat16).eps * features.abs().max()
+
+
+class Sampling(nn.Module):
+    """Coarse clouds of 4 points, and features of all at them."""
+
+    free = (0, 1)
+
+    def forward(self, points: Tensor) -> Tensor:
+        coarse = gather_points(points, farthest_points(points, num_samples=4)[:, None])[:, 0]
+        return interpolate(points, points=points, queries=coarse)
+
+
+class PackedSearch(nn.Module):
+    """Neighbours in a packed cloud whose size the graph knows."""
+
+    free = (1,)
+
+    def forward(self, points: Tensor) -> Tensor:
+        offsets = send_list([0, points.shape[1]], points.device)
+        return packed_nearest_neighbours(points[0], offsets=offsets, num_neighbours=3).index
+
+
+@pytest.mark.parametrize("network", [Sampling(), PackedSearch()], ids=["dense", "packed"])
+def test_exported_graphs_take_other_numbers_of_clouds_and_points(network: Sampling | PackedSearch) -> None:
+    axes = {axis: Dim.DYNAMIC for axis in network.free}  # refused for an axis whose size becomes a number
+    program = torch.export.export(network, (torch.randn(3, 9, 3),), dynamic_shapes=(axes,))
+    others = torch.randn(5 if 0 in axes else 3, 17, 3)
+    torch.testing.assert_close(program.module()(others), network(others))

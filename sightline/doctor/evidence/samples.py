@@ -209,44 +209,61 @@ def _find_lengths(leaf: Tensor) -> Tensor | None:
     return leaf.shape[1] - tail
 
 
-class Taught(NamedTuple):
-    """Loss of a trained copy on a batch kept back, its mean and spread over exchanges of the targets, and the fall.
+class Told(NamedTuple):
+    """Loss of a batch, with its mean and spread over exchanges of the targets."""
 
-    `ease` is the mean loss while it was trained, as a share of that of a copy trained with exchanged targets; NaN where
-    the loss on the batch kept back tells enough.
-    """
-
-    kept: float
+    own: float
     mean: float
     spread: float
-    fell: float
-    steps: int
-    ease: float
 
     @property
     def z(self) -> float:
         """How many spreads the loss is below that of exchanged targets."""
-        return (self.mean - self.kept) / max(self.spread, 1e-12)
+        return (self.mean - self.own) / max(self.spread, 1e-12)
+
+
+class Taught(NamedTuple):
+    """A trained copy on a batch kept back, the fall of its loss, and its steps.
+
+    `by_heart` is the mean z of the batches that it was trained on, less that of the batch kept back; `ease` the mean
+    loss while it was trained, as a share of that of a copy trained with exchanged targets. Both are NaN where the loss
+    on the batch kept back tells enough.
+    """
+
+    kept: Told
+    fell: float
+    steps: int
+    by_heart: float
+    ease: float
 
 
 @measure(passes=120)
 def taught(subject: Subject, num_samples: int) -> Taught:
     """Train a copy for about a second on all batches but one; compare its loss there with that of exchanged targets."""
     *others, kept = subject.batches
-    num = count_samples(kept)
-    if not others or num < 16:
+    if not others or count_samples(kept) < 16:
         raise NotApplicableError("fewer than two batches of 16 samples")
     model, values = _teach(subject, others, _MAX_STEPS)
-    with torch.no_grad():
-        outputs = subject.call(model.eval(), kept.inputs)
-        own, *exchanged = (float(subject.evaluate(outputs, target)) for target in _exchange(kept.target, num))
-    if max(exchanged) - min(exchanged) <= 1e-6 * abs(own):
-        raise NotApplicableError("the loss reads no order of targets")
+    told = _tell(subject, model, kept)
     near = len(others) * 2
     first, last = (sum(part) / len(part) for part in (values[:near], values[-near:]))
-    fell, spread = 1 - last / first if first > 0 else 0.0, torch.tensor(exchanged).double()
-    found = Taught(own, float(spread.mean()), float(spread.std()), fell, len(values), math.nan)
-    return found if found.z >= MIN_Z else found._replace(ease=_measure_ease(subject, others, values))
+    fell = 1 - last / first if first > 0 else 0.0
+    if told.z >= MIN_Z:
+        return Taught(told, fell, len(values), math.nan, math.nan)
+    by_heart = sum(_tell(subject, model, batch).z for batch in others) / len(others) - told.z
+    return Taught(told, fell, len(values), by_heart, _measure_ease(subject, others, values))
+
+
+def _tell(subject: Subject, model: nn.Module, batch: Batch) -> Told:
+    """Compare the loss of a batch with that of exchanged targets."""
+    with torch.no_grad():
+        outputs = subject.call(model.eval(), batch.inputs)
+        targets = _exchange(batch.target, count_samples(batch))
+        own, *exchanged = (float(subject.evaluate(outputs, target)) for target in targets)
+    if max(exchanged) - min(exchanged) <= 1e-6 * abs(own):
+        raise NotApplicableError("the loss reads no order of targets")
+    spread = torch.tensor(exchanged).double()
+    return Told(own, float(spread.mean()), float(spread.std()))
 
 
 def _measure_ease(subject: Subject, batches: Sequence[Batch], values: Sequence[float]) -> float:

@@ -97,16 +97,18 @@ def padding_counts(padding: list[Padding]) -> Iterator[Fault]:
     do="look for a shuffle, sort or filter of inputs or targets alone, and for labels of another file",
 )
 def labels_of_others(taught: Taught) -> Fault | None:
-    """Compare the loss of a trained copy on a batch kept back with that of exchanged targets."""
+    """Find a copy that tells whose targets are whose in the batches it was trained on, and not in one kept back."""
     if taught.fell > _MEMORISED:
         raise NotApplicableError("a copy memorises its batches")
-    if taught.z >= MIN_Z or taught.fell < 0.1 or taught.ease < _LEARNT:
+    kept = taught.kept
+    if kept.z >= MIN_Z or taught.fell < 0.1 or not taught.by_heart >= MIN_Z or taught.ease < _LEARNT:
         return None
     return Fault(
         "what a copy learns does not tell a sample's target from those of others",
-        measured=f"loss {taught.kept:.4g} on a batch kept back, {taught.mean:.4g} ± {taught.spread:.2g} with targets "
-        f"exchanged (z {taught.z:.1f}), after {taught.steps} steps that lowered it by {taught.fell:.0%}; learnt from "
-        f"exchanged ones, it was {1 / taught.ease:.2f} times as high on the way",
+        measured=f"loss {kept.own:.4g} on a batch kept back, {kept.mean:.4g} ± {kept.spread:.2g} with targets "
+        f"exchanged (z {kept.z:.1f}, and {kept.z + taught.by_heart:.1f} on the batches it learnt from), after "
+        f"{taught.steps} steps that lowered it by {taught.fell:.0%}; learnt from exchanged ones, it was "
+        f"{1 / taught.ease:.2f} times as high on the way",
     )
 
 
