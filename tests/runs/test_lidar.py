@@ -177,7 +177,8 @@ def test_the_commands_of_the_page(place: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "100.0% of the points shown" in told["describe"]
     assert "0 errors, 0 warnings" in told["check"]
     assert "on test, 2 samples" in told["evaluate"]
-    assert list((place / "view").glob("*.ply"))
+    assert (place / "view/view.html").is_file()  # and a picture a sample
+    assert list((place / "view").glob("*.png"))
 
 
 WRONG = {

@@ -66,7 +66,7 @@ class Disturbed:
             "step": (TrainingSession, "_on_step_end"),
             "writing a checkpoint": (checkpoint, "_replace_checkpoint"),
             "final evaluation": (TrainingSession, "_finish"),
-            "after the end": (train_run, "compare_with_published"),
+            "after the end": (train_run, "list_published"),
         }[moment]
         before = getattr(owner, name)
 

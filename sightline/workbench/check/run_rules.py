@@ -310,10 +310,10 @@ def counted_classes(
         return
     stated = np.asarray(run.built.data.facts.get("class_counts") or (), dtype=np.float64)
     ignored = run.built.data.facts.get("ignore_index")
-    if len(stated) != len(counts.targets) or not np.delete(stated, ignored or []).sum():
-        raise NotApplicableError("no class counts")
-    if isinstance(ignored, int) and 0 <= ignored < len(stated):
+    if isinstance(ignored, int) and 0 <= ignored < len(stated):  # 255 is no class
         stated[ignored] = 0
+    if len(stated) != len(counts.targets) or not stated.sum():
+        raise NotApplicableError("no class counts")
     expected, found = stated / stated.sum(), counts.targets / counts.targets.sum()
     low, high = np.minimum(expected, found), np.maximum(expected, found)
     is_off = (high >= 0.05) & (3 * low < high)
